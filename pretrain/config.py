@@ -1,0 +1,115 @@
+"""Schema of the page's `model`, `masking`, `optim`, `schedule` and `run` sections."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from robustly.config import Section
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Model(Section):
+    """A RoBERTa encoder (post-LayerNorm, GELU, learned positions, tied head)."""
+
+    layers: Positive
+    hidden: Positive
+    heads: Positive
+    feed_forward: Positive
+    positions: Positive
+    """Rows of the position table: longest input + 2, because the first position has id 2 (pad id + 1)."""
+    token_types: Positive
+    dropout: Share
+    attention_dropout: Share
+    layer_norm_eps: Annotated[float, Field(gt=0)]
+    init_std: Annotated[float, Field(gt=0)]
+    """Standard deviation of the normal distribution that weights start from; biases start at 0."""
+
+    @model_validator(mode="after")
+    def _heads_divide_hidden(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError(f"model.hidden ({self.hidden}) is not a multiple of model.heads ({self.heads})")
+        return self
+
+
+class Masking(Section):
+    """Which tokens the model must restore."""
+
+    probability: Annotated[float, Field(gt=0, lt=1)]
+    """Share of a block's positions that are targets; rounded up or down at random so that the mean is exact."""
+    mask: Share
+    """Share of the targets shown as <mask>."""
+    random: Share
+    """Share of the targets shown as a random token; the rest is shown as it is."""
+    style: Literal["fairseq", "bert"]
+    """fairseq: any position may be a target, random tokens are any but the first four ids;
+    bert: <s>, </s> are never targets, and <mask> is never a random token."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.mask + self.random > 1 + 1e-9:
+            raise ValueError(f"masking.mask ({self.mask}) + masking.random ({self.random}) is more than 1")
+        return self
+
+
+class Optim(Section):
+    """AdamW with decoupled weight decay."""
+
+    batch_size: Positive
+    """Blocks per update, over all ranks and micro-batches (full blocks' worth, where a format leaves some short)."""
+    peak_lr: Annotated[float, Field(gt=0)]
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
+    eps: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    decay: Literal["all", "weights"]
+    """Which parameters decay: all (fairseq, RoBERTa) or all but biases and LayerNorms (BERT)."""
+    clip_norm: Annotated[float, Field(ge=0)]
+    """Largest gradient norm; 0 turns clipping off. The norm is logged either way."""
+
+
+class Schedule(Section):
+    """The learning rate, counted in updates."""
+
+    updates: Positive
+    warmup: Annotated[int, Field(ge=0)]
+    """Updates over which the rate rises linearly to its peak."""
+    decay: Literal["linear", "cosine", "constant"]
+    """How it goes from the peak to 0 at the last update (constant: not at all)."""
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.warmup > self.updates:
+            raise ValueError(f"schedule.warmup ({self.warmup}) is longer than schedule.updates ({self.updates})")
+        return self
+
+
+class Run(Section):
+    """What must not change the result beyond rounding: hardware, speed, intervals. Everything has a default."""
+
+    ranks: Positive = 1
+    """Processes that train together on this machine, one per GPU; launchers set it for several machines."""
+    micro_batch: Positive = 8
+    """Blocks that a rank passes through the model at a time."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 keeps weights, gradients' sums and moments in fp32 beside it; needs zero_stage 1 or more."""
+    zero_stage: Literal[0, 1, 2] = 1
+    """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 gradients too."""
+    workers: Positive | None = None
+    """Processes for the tokenizer and data stages; default: the machine's cores."""
+    log_every: Positive = 10
+    """Updates between lines of metrics.jsonl."""
+    evaluate_every: Positive = 1000
+    checkpoint_every: Positive = 1000
+    keep_checkpoints: Positive = 2
+    """Newest checkpoints that are kept; older ones go when a newer one is complete."""
+    evaluate_blocks: Positive | None = None
+    """Validation blocks per evaluation; default: all."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Extra keys for DeepSpeed's JSON, laid over ours."""
+
+    @model_validator(mode="after")
+    def _bf16_keeps_fp32(self) -> Self:
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError("run.precision bf16 needs run.zero_stage 1 or 2: stage 0 would train in bf16 alone")
+        return self

@@ -1,0 +1,10 @@
+"""The spine: config, manifest, log, rng, which import none of the stages; and cli, the roof, which knows them all."""
+
+__version__ = "0.1.0"
+
+
+class UserError(ValueError):
+    """A fault that the user can mend: printed as one message without a traceback, exit code 2.
+
+    The message says what was found, what was expected and what to do.
+    """

@@ -1,0 +1,271 @@
+"""One YAML page per experiment, parsed into frozen, typed sections; every fault is reported at once.
+
+A page is a mapping of sections (`optim`, `schedule`, ...). `base: other.yaml` takes another page as the
+start and states only the differences; `a.b=value` on the command line has the last word. Each stage owns
+the schema of its section (a `Section` subclass in its `config.py`); `robustly.cli` composes them.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+
+from robustly import UserError
+
+SHIPPED_PAGES = Path(__file__).resolve().parent.parent / "configs"
+
+
+class Section(BaseModel):
+    """A part of a page: immutable, refuses keys that it does not know, documents each field below it.
+
+    A field without a default is part of the recipe: every shipped page states it and every hash covers it.
+    A field that is added later gets a default that means "as before"; at that value it stays out of the
+    hash, so that old pages keep working and keep their hash.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, populate_by_name=True
+    )
+
+    def recipe(self) -> dict[str, Any]:
+        """The section as plain data for hashing: recipe fields always, others only off their default."""
+        return self.model_dump(mode="json", exclude_defaults=True, by_alias=True)
+
+
+class Paths(Section):
+    """Where an experiment lies. `root` holds one folder per stage; any of them can be another's."""
+
+    root: Path | None = None
+    """Folder of the experiment; default: runs/<name> under the working directory."""
+    tokenizer: Path | None = None
+    data: Path | None = None
+    train: Path | None = None
+    published: Path | None = None
+
+
+class Page(Section):
+    """What every composed page has besides the stages' sections."""
+
+    schema_version: int
+    """Version of the page format (key `schema`); this release reads version 1."""
+    name: str
+    """Name of the experiment; its folder is runs/<name> unless `paths.root` says otherwise."""
+    paths: Paths = Paths()
+
+    _origin: Path = PrivateAttr(default=Path())
+
+    @property
+    def root(self) -> Path:
+        return self.paths.root or Path("runs") / self.name
+
+    def folder(self, stage: str) -> Path:
+        """The folder of a stage: the one that `paths` names, else `<root>/<stage>`."""
+        return getattr(self.paths, stage) or self.root / stage
+
+    @property
+    def origin(self) -> Path:
+        """The page that this was read from."""
+        return self._origin
+
+
+PageType = TypeVar("PageType", bound=Page)
+
+
+# ---------------------------------------------------------------------------------------------- YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's core scalars: `6e-4` is a number (PyYAML: a string), `no` is a word (PyYAML: False)."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        line = key_node.start_mark.line + 1
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} stands twice (lines {seen[key]} and {line})", key_node.start_mark
+            )
+        seen[key] = line
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse one YAML document by the rules of a page. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)  # a SafeLoader underneath
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def find(path: str | Path, beside: Path) -> list[Path]:
+    """Where an input path may lie: absolute, beside the page that names it, or in the working directory."""
+    path = Path(path).expanduser()
+    return [path] if path.is_absolute() else [beside / path, Path.cwd() / path]
+
+
+def read_page(page: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a page and the pages that it is based on into one mapping.
+
+    Raises UserError when a page is missing, is not YAML, or is its own base.
+    """
+    page = page.resolve()
+    if page in seen:
+        raise UserError(f"{page}: this page is its own base ({' -> '.join(p.name for p in (*seen, page))})")
+    try:
+        text = page.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        pages = ", ".join(sorted(p.stem for p in SHIPPED_PAGES.glob("*.yaml")))
+        raise UserError(f"{page}: no such page. Shipped pages, in {SHIPPED_PAGES}: {pages}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{page}: cannot be read: {error}") from None
+    try:
+        raw = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{page}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{page}: expected a mapping of sections, found {type(raw).__name__}")
+    if (base := raw.pop("base", None)) is None:
+        return raw
+    candidates = [*find(str(base), page.parent), SHIPPED_PAGES / str(base)]
+    found = next((c for c in candidates if c.is_file()), None)
+    if found is None:
+        raise UserError(f"{page}: base: {base} not found; looked at " + ", ".join(map(str, candidates)))
+    return merge(read_page(found, (*seen, page)), raw)
+
+
+def merge(start: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`start` with `changes` laid over it, section by section; lists and scalars are replaced whole."""
+    result = dict(start)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def override(raw: dict[str, Any], assignment: str) -> dict[str, Any]:
+    """Lay one `a.b=value` over a page. The value is read as YAML. Raises UserError on another form."""
+    key, equals, text = assignment.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"{assignment!r}: expected KEY=VALUE, such as optim.peak_lr=6e-4")
+    try:
+        value = parse_yaml(text) if text.strip() else None
+    except yaml.YAMLError as error:
+        raise UserError(f"{assignment!r}: the value is not valid YAML: {error}") from None
+    change = {keys[-1]: value}
+    for part in reversed(keys[:-1]):
+        change = {part: change}
+    return merge(raw, change)
+
+
+def load(page: Path | str, overrides: Sequence[str], schema: type[PageType]) -> PageType:
+    """Read a page, lay the overrides over it and check it whole.
+
+    Raises UserError that lists every fault: key, value found, what was expected, the nearest right key.
+    """
+    page = Path(page)
+    if not page.exists() and not page.suffix and (SHIPPED_PAGES / f"{page}.yaml").exists():
+        page = SHIPPED_PAGES / f"{page}.yaml"
+    raw = read_page(page)
+    for assignment in overrides:
+        raw = override(raw, assignment)
+    try:
+        parsed = schema.model_validate(raw)
+    except ValidationError as error:
+        faults = sorted({_describe(fault, schema) for fault in error.errors()})
+        noun = "fault" if len(faults) == 1 else "faults"
+        raise UserError(f"{page}: {len(faults)} {noun}\n" + "\n".join(f"  {fault}" for fault in faults)) from None
+    parsed._origin = page.resolve()
+    return parsed
+
+
+def _describe(fault: Mapping[str, Any], schema: type[BaseModel]) -> str:
+    """One fault of a page in the user's words."""
+    location = [part for part in fault["loc"] if not (isinstance(part, str) and ("[" in part or part[:1].isupper()))]
+    key = ".".join(str(part) for part in location)
+    value = fault["input"]
+    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: unknown key (value {shown}){_nearest(key, schema)}"
+    if fault["type"] == "missing":
+        return f"{key}: missing; a page states every key of the recipe (start from `base: roberta_base.yaml`)"
+    message = fault["msg"].removeprefix("Value error, ")
+    message = re.sub(r"^Input should be", "expected", message)
+    if isinstance(value, dict):  # a fault between the keys of a section: the message names them
+        return f"{key}: {message}" if key else message
+    return f"{key} = {shown}: {message}"
+
+
+def _nearest(key: str, schema: type[BaseModel]) -> str:
+    known = list(keys(schema))
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    if not close:  # right word, wrong section
+        leaf = key.rpartition(".")[2]
+        leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
+        close = [leaves[name] for name in difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.7)]
+    if close:
+        return f"; did you mean {close[0]}?"
+    section = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == section]
+    return f"; known here: {', '.join(name.rpartition('.')[2] for name in siblings)}" if siblings else ""
+
+
+def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every key that a page of this schema may set, as `a.b`."""
+    for name, field in schema.model_fields.items():
+        key = prefix + (field.alias or name)
+        yield key
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from keys(kind, key + ".")
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 of a JSON-like value, the same whatever the order of its keys."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """What two recipes disagree on, a line per key: `optim.peak_lr: 0.001 there, 0.002 now`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+    elif old != new:
+        yield f"{key}: {_short(old)} there, {_short(new)} now"
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "absent"
+    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    return text if len(text) <= 60 else text[:57] + "..."

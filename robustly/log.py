@@ -1,0 +1,133 @@
+"""What a user sees: headers, tables, progress, warnings; and the metrics of a run as JSON lines and TensorBoard.
+
+People read stderr, programs read stdout: with `--json` a command prints one JSON object on stdout and
+nothing else there. Bars are drawn on a terminal; elsewhere a plain line is written now and then.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    console.print(message, markup=False)
+
+
+def warn(message: str) -> None:
+    console.print(f"warning: {message}", markup=False, style="yellow")
+
+
+def error(message: str) -> None:
+    console.print(f"error: {message}", markup=False, style="red")
+
+
+def show(value: Any) -> str:
+    """A figure for people: thousands set off, floats to four digits."""
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return str(value)
+
+
+def table(title: str, rows: Mapping[str, Any]) -> None:
+    """A table of two columns: what, and how much."""
+    grid = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows.items():
+        grid.add_row(name.replace("_", " "), show(value))
+    console.print(grid)
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show progress on work of `total` units; yields `advance(n)`."""
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn(unit),
+            TimeElapsedColumn(), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=console, transient=True) as bars:
+            task = bars.add_task(what, total=total)
+            yield lambda n: bars.advance(task, n)
+        return
+    started = said = time.monotonic()
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done, said
+        done += n
+        now = time.monotonic()
+        if now - said >= PLAIN_EVERY:
+            said = now
+            rate = done / (now - started)
+            left = f", {(total - done) / rate:.0f} s left" if rate else ""
+            say(f"{what}: {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s{left}")
+
+    yield advance
+
+
+class Metrics:
+    """`metrics.jsonl`, one object per line, and the same figures for TensorBoard."""
+
+    def __init__(self, folder: Path, resume_at: int):
+        """Cuts the file back to lines of updates up to `resume_at` (0: begin anew), keeping whole lines only."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(self.path) if line["update"] <= resume_at]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_at + 1)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Write one line; it is on its way to the disk when this returns."""
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in line.items():
+            if name != "update" and isinstance(value, int | float):
+                self._board.add_scalar(name, value, line["update"])
+
+    def close(self) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line that was cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """The one object that `--json` prints on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.flush()

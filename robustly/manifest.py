@@ -1,0 +1,244 @@
+"""Stage folders: begun with `recipe.json`, ended with `manifest.json`, written last and by rename.
+
+A folder without a manifest is unfinished. A stage asks `Stage.finished()` before it works, so the same
+command again does nothing; a folder of another recipe is refused with the keys that differ.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from robustly import UserError, __version__
+from robustly.config import differences, fingerprint
+
+MANIFEST = "manifest.json"
+RECIPE = "recipe.json"
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that it is either wholly there or not: beside, flushed to disk, renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as out:
+            out.write(data.encode() if isinstance(data, str) else data)
+            out.flush()
+            os.fsync(out.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def commit() -> str:
+    """The git commit of this code, `-dirty` where files differ from it, or "" outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return ""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished stage left behind. Sizes in bytes; hashes are hex sha256."""
+
+    stage: str
+    hash: str
+    """Fingerprint of recipe and inputs: what the stage's output depends on, and nothing else."""
+    recipe: dict[str, Any]
+    inputs: dict[str, str]
+    """Name of each input -> its hash."""
+    outputs: dict[str, dict[str, Any]]
+    """Path within the folder -> {"bytes": size, "sha256": hash}."""
+    counts: dict[str, Any]
+    seconds: float
+    version: str = __version__
+    commit: str = ""
+    finished: str = ""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What helps people and caches (such as file times) but changes nothing: never hashed."""
+
+
+def read(folder: Path) -> Manifest | None:
+    """The manifest of a folder, or None where the stage has not finished. Raises UserError if unreadable."""
+    path = folder / MANIFEST
+    try:
+        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a manifest of this program ({error}); delete the folder to make it anew"
+        ) from None
+
+
+def require(folder: Path, stage: str, command: str) -> Manifest:
+    """The manifest of a stage that must have finished, its files all there at their sizes.
+
+    Raises UserError that names what is missing and the command that makes it.
+    """
+    if (manifest := read(folder)) is None:
+        raise UserError(f"{folder}: no finished {stage} stage here (no {MANIFEST}); run `{command}` first")
+    if manifest.stage != stage:
+        raise UserError(f"{folder}: holds the output of the {manifest.stage} stage, expected {stage}")
+    check_sizes(folder, manifest)
+    return manifest
+
+
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """Raises UserError naming the first output that is missing or was cut off."""
+    for name, facts in manifest.outputs.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing, though {MANIFEST} lists it; delete {folder} and run the stage again")
+        if (size := path.stat().st_size) != facts["bytes"]:
+            raise UserError(
+                f"{path}: {size:,} bytes, expected {facts['bytes']:,}: cut off or changed; "
+                f"delete {folder} and run the stage again"
+            )
+
+
+class Stage:
+    """One stage's folder from `begin` to `finish`.
+
+    `recipe` is what the output depends on, as plain data; `inputs` the hashes of what it reads.
+    """
+
+    def __init__(self, folder: Path, name: str, recipe: Mapping[str, Any], inputs: Mapping[str, str]):
+        self.folder = folder
+        self.name = name
+        self.recipe = json.loads(json.dumps(dict(recipe)))  # as it reads back, so that comparison is exact
+        self.inputs = dict(inputs)
+        self.hash = fingerprint({"stage": name, "recipe": self.recipe, "inputs": self.inputs})
+        self._started = time.monotonic()
+
+    def finished(self) -> Manifest | None:
+        """The manifest if this very work is already done and whole; None if it is still to do.
+
+        Raises UserError if the folder holds work of another recipe, finished or begun.
+        """
+        self.refuse_other_work()
+        if (manifest := read(self.folder)) is None:
+            return None
+        check_sizes(self.folder, manifest)
+        return manifest
+
+    def refuse_other_work(self) -> None:
+        """Raises UserError, with the keys that differ, if the folder was begun by another recipe."""
+        manifest = read(self.folder)
+        try:
+            begun = asdict(manifest) if manifest else json.loads((self.folder / RECIPE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{self.folder / RECIPE}: unreadable ({error}); delete {self.folder} to begin anew"
+            ) from None
+        if begun["hash"] == self.hash:
+            return
+        changed = [
+            *differences({"stage": begun["stage"], **begun["recipe"]}, {"stage": self.name, **self.recipe}),
+            *differences(begun["inputs"], self.inputs, "input"),
+        ]
+        raise UserError(
+            f"{self.folder}: holds the {begun['stage']} stage of another recipe; nothing was changed\n"
+            + "\n".join(f"  {line}" for line in changed)
+            + "\nGive `--new-run NAME` to begin a sibling experiment that reuses what still fits, "
+            "set the keys back, or delete the folder."
+        )
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator["Stage"]:
+        """Hold the folder for this process alone while it works, and write down what it works on."""
+        with lock(self.folder):
+            self.refuse_other_work()
+            if not (self.folder / RECIPE).exists():
+                write_json(
+                    self.folder / RECIPE,
+                    {"stage": self.name, "hash": self.hash, "recipe": self.recipe, "inputs": self.inputs},
+                )
+            self._started = time.monotonic()
+            yield self
+
+    def finish(
+        self, outputs: list[Path], counts: Mapping[str, Any], notes: Mapping[str, Any] | None = None
+    ) -> Manifest:
+        """Write the manifest, last of all. `outputs` are files below the folder."""
+        manifest = Manifest(
+            stage=self.name,
+            hash=self.hash,
+            recipe=self.recipe,
+            inputs=self.inputs,
+            outputs={
+                path.relative_to(self.folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+                for path in sorted(outputs)
+            },
+            counts=dict(counts),
+            seconds=round(time.monotonic() - self._started, 3),
+            commit=commit(),
+            finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            notes=dict(notes or {}),
+        )
+        write_json(self.folder / MANIFEST, asdict(manifest))
+        return manifest
+
+
+@contextlib.contextmanager
+def lock(folder: Path, patience: float = 15.0) -> Iterator[None]:
+    """Hold a folder for one process: two runs of the same command must not write into each other's files.
+
+    Waits `patience` seconds, long enough for the children of a run that was just killed to die.
+    Raises UserError if another process keeps it, or if the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written: {error.strerror or error}; set paths.root to another place"
+        ) from None
+    with file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"{folder}: another process is at work here; wait for it or stop it") from None
+                time.sleep(0.1)
+        yield

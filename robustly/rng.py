@@ -1,0 +1,97 @@
+"""All randomness: pure functions of (seed, purpose, index), by the counter-based generator Philox-4x32-10.
+
+Philox (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011) turns a 64-bit key and a
+128-bit counter into 128 random bits without any state, so that a value can be asked for anywhere, in any
+order, on any rank. Ours is written here because numpy's and torch's own streams change between versions.
+
+Key = (seed, purpose); counter = (draw, index low, index high, epoch).
+"""
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+U32 = NDArray[np.uint32]
+
+_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_WEYL = 0x9E3779B9, 0xBB67AE85
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+
+
+class Purpose(IntEnum):
+    """Second half of the key, one value per use, so that no two uses share a stream. Never renumber."""
+
+    ORDER = 1
+    MASK_COUNT = 2
+    MASK_POSITION = 3
+    MASK_KIND = 4
+    DROPOUT = 5
+    INIT = 6
+    EVALUATION = 7
+
+
+def philox(
+    key: tuple[int, int], counter: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]
+) -> tuple[U32, U32, U32, U32]:
+    """Philox-4x32-10, vectorised: four words of 32 random bits per counter.
+
+    `key` holds two 32-bit words; the four counter words are arrays that broadcast against each other
+    (values below 2**32). Returns four arrays of the broadcast shape.
+    """
+    # uint64 lanes hold 32-bit words, so that one multiplication gives high and low half.
+    c0, c1, c2, c3 = (np.asarray(word).astype(np.uint64) for word in counter)
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            (p1 >> _HALF) ^ c1 ^ np.uint64(k0),
+            p1 & _LOW,
+            (p0 >> _HALF) ^ c3 ^ np.uint64(k1),
+            p0 & _LOW,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    shape = np.broadcast_shapes(c0.shape, c1.shape, c2.shape, c3.shape)
+    w0, w1, w2, w3 = (np.broadcast_to(word, shape).astype(np.uint32) for word in (c0, c1, c2, c3))
+    return w0, w1, w2, w3
+
+
+def words(
+    seed: int, purpose: Purpose, epoch: ArrayLike, index: ArrayLike, draw: ArrayLike
+) -> tuple[U32, U32, U32, U32]:
+    """Four random words for each (epoch, index, draw); index may have 64 bits, the others 32."""
+    wide = np.asarray(index).astype(np.uint64)
+    return philox((seed, int(purpose)), (draw, wide & _LOW, wide >> _HALF, epoch))
+
+
+def seed64(seed: int, purpose: Purpose, epoch: int, index: int) -> int:
+    """A 64-bit seed for a generator that is not ours (torch's dropout), from the same function."""
+    high, low, _, _ = words(seed, purpose, epoch, index, 0)
+    return int(high) << 32 | int(low)
+
+
+def permute(position: ArrayLike, size: int, seed: int, epoch: ArrayLike) -> NDArray[np.int64]:
+    """Where each position of an epoch points: a keyed permutation of range(size), asked for anywhere.
+
+    A balanced Feistel network over the next even power of two, with Philox as round function; values
+    that fall outside are sent through again until they fall inside ("cycle walking", Black and Rogaway
+    2002; fewer than 4 passes on average). Constant time and memory per position. `position` and `epoch`
+    broadcast against each other; positions lie in [0, size).
+    """
+    assert size > 0
+    position, epoch = np.broadcast_arrays(np.asarray(position, np.uint64), np.asarray(epoch, np.uint64))
+    assert position.size == 0 or int(position.max()) < size
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    half, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    value = position.copy().reshape(-1)
+    epochs = epoch.reshape(-1)
+    walking = np.arange(value.size)
+    while walking.size:
+        left, right = value[walking] >> half, value[walking] & mask
+        for round_number in range(8):  # 4 suffice in theory (Luby and Rackoff 1988); more help tiny sizes
+            scrambled, _, _, _ = words(seed, Purpose.ORDER, epochs[walking], right, round_number)
+            left, right = right, left ^ (scrambled.astype(np.uint64) & mask)
+        value[walking] = left << half | right
+        walking = walking[value[walking] >= size]
+    return value.reshape(position.shape).astype(np.int64)
