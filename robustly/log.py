@@ -45,6 +45,14 @@ def show(value: Any) -> str:
     return str(value)
 
 
+def duration(seconds: float) -> str:
+    """A time span for people: 45 s, 12 min, 3.5 h, 2.1 d."""
+    for unit, size in (("d", 86_400), ("h", 3_600)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
 def table(title: str, rows: Mapping[str, Any]) -> None:
     """A table of two columns: what, and how much."""
     grid = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
@@ -84,33 +92,40 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
 
 
 class Metrics:
-    """`metrics.jsonl`, one object per line, and the same figures for TensorBoard."""
+    """A run's figures over time: `metrics.jsonl` and `evaluations.jsonl`, a line per object, and TensorBoard."""
 
     def __init__(self, folder: Path, resume_at: int):
-        """Cuts the file back to lines of updates up to `resume_at` (0: begin anew), keeping whole lines only."""
+        """Cuts both files back to lines of updates up to `resume_at` (0: begin anew), keeping whole lines only."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(self.path) if line["update"] <= resume_at]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        beside = self.path.with_suffix(".tmp")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._files = {}
+        for name in ("metrics", "evaluations"):
+            path = folder / f"{name}.jsonl"
+            kept = [line for line in read_metrics(path) if line["update"] <= resume_at] if resume_at else []
+            beside = path.with_suffix(".tmp")
+            beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            beside.replace(path)
+            self._files[name] = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_at + 1)
 
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Write one line; it is on its way to the disk when this returns."""
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in line.items():
-            if name != "update" and isinstance(value, int | float):
-                self._board.add_scalar(name, value, line["update"])
+    def write(self, name: str, line: Mapping[str, Any]) -> None:
+        """Add a line to `<name>.jsonl`; it has left this process when this returns."""
+        self._files[name].write(json.dumps(line, allow_nan=False) + "\n")
+        self._files[name].flush()
+        for key, value in line.items():
+            if key != "update" and isinstance(value, int | float):
+                self._board.add_scalar(key, value, line["update"])
+
+    def sync(self) -> None:
+        """Make all lines durable, before a checkpoint says that they are there."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
 
     def close(self) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
+        self.sync()
+        for file in self._files.values():
+            file.close()
         self._board.close()
 
 

@@ -29,7 +29,6 @@ class Purpose(IntEnum):
     MASK_KIND = 4
     DROPOUT = 5
     INIT = 6
-    EVALUATION = 7
 
 
 def philox(

@@ -1,0 +1,162 @@
+"""Checkpoints that are complete or absent, and that load on any number of ranks and ZeRO stage.
+
+A checkpoint is a folder `checkpoints/update-00001000/`:
+
+    weights.safetensors     fp32, by parameter name
+    moments.safetensors     fp32, `exp_avg.NAME` and `exp_avg_sq.NAME`
+    state.json              counters, recipe hash, and size and sha256 of the two files: the mark of completion
+
+It is written in a hidden folder beside, flushed to disk and renamed, so that a kill or a full disk at any
+moment leaves the older ones as they were. At most 4.3 GB for RoBERTa-large.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from robustly import UserError, log
+from robustly.manifest import sha256, sync_folder, write_json
+
+WEIGHTS = "weights.safetensors"
+MOMENTS = "moments.safetensors"
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """All that a resumed run needs besides the tensors."""
+
+    update: int
+    """Updates done."""
+    recipe_hash: str
+    """Fingerprint of the train stage: a checkpoint of another recipe is refused."""
+    tokens: int = 0
+    """Tokens seen, without padding."""
+    seconds: float = 0.0
+    """Time spent in training so far."""
+    interval: dict[str, float] = field(default_factory=dict)
+    """Sums of the logging interval that is under way, so that its line is the same after a resume."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    folder: Path
+    progress: Progress
+    files: dict[str, dict[str, Any]]
+
+    def tensors(self, names: list[str]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(weight, first moment, second moment) of each parameter, in the order of `names`, read one by one."""
+        with (
+            safe_open(self.folder / WEIGHTS, "pt") as weights,
+            safe_open(self.folder / MOMENTS, "pt") as moments,
+        ):
+            if unfit := set(names) ^ set(weights.keys()):
+                raise UserError(f"{self.folder}: parameters do not fit the model: {', '.join(sorted(unfit)[:5])}")
+            for name in names:
+                yield (
+                    weights.get_tensor(name),
+                    moments.get_tensor(f"exp_avg.{name}"),
+                    moments.get_tensor(f"exp_avg_sq.{name}"),
+                )
+
+    def weights(self) -> dict[str, Tensor]:
+        with safe_open(self.folder / WEIGHTS, "pt") as weights:
+            return {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 - not a mapping
+
+    def paths(self) -> list[Path]:
+        return [self.folder / name for name in (WEIGHTS, MOMENTS, STATE)]
+
+
+def folder_of(folder: Path, update: int) -> Path:
+    return folder / f"update-{update:08d}"
+
+
+def save(
+    folder: Path, progress: Progress, tensors: Iterator[tuple[str, Tensor, Tensor, Tensor]], write: bool, keep: int
+) -> None:
+    """Write the checkpoint of `progress.update` below `folder`, then drop all but the newest `keep`.
+
+    Collective: every rank passes its iterator of full tensors, rank 0 alone has `write`. Raises UserError
+    if the disk is full; what was there before stays.
+    """
+    weights, moments = {}, {}
+    for name, weight, first, second in tensors:
+        if write:
+            weights[name] = weight.cpu().contiguous()
+            moments[f"exp_avg.{name}"], moments[f"exp_avg_sq.{name}"] = first.cpu(), second.cpu()
+    if not write:
+        return
+    final = folder_of(folder, progress.update)
+    beside = folder / f".{final.name}.tmp"
+    try:
+        for left_over in folder.glob(".update-*.tmp"):
+            shutil.rmtree(left_over)
+        beside.mkdir(parents=True)
+        for name, values in ((WEIGHTS, weights), (MOMENTS, moments)):
+            save_file(values, beside / name, metadata={"format": "pt"})
+            _flush(beside / name)
+        files = {
+            name: {"bytes": (beside / name).stat().st_size, "sha256": sha256(beside / name)}
+            for name in (WEIGHTS, MOMENTS)
+        }
+        write_json(beside / STATE, {**asdict(progress), "files": files})
+        if final.exists():  # of an earlier try, found damaged
+            shutil.rmtree(final)
+        beside.rename(final)
+        sync_folder(folder)
+    except Exception as error:  # safetensors reports a full disk by an exception of its own
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        shutil.rmtree(beside, ignore_errors=True)
+        if not full:
+            raise
+        raise UserError(
+            f"{final}: the disk is full; the checkpoint of update {progress.update} was not written, older ones are "
+            "whole. Make room (or lower run.keep_checkpoints) and give the same command again."
+        ) from None
+    for old in sorted(folder.glob("update-*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def newest(folder: Path, recipe_hash: str | None = None) -> Checkpoint | None:
+    """The newest complete checkpoint below `folder`; a damaged one is named in a warning and passed over.
+
+    Raises UserError if it is of another recipe than `recipe_hash`.
+    """
+    for path in sorted(folder.glob("update-*"), reverse=True):
+        try:
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+            files = state.pop("files")
+            progress = Progress(**state)
+            damaged = next((name for name, facts in files.items() if not _whole(path / name, facts)), None)
+        except (OSError, ValueError, KeyError, TypeError):
+            damaged = STATE
+        if damaged is not None:
+            log.warn(f"{path / damaged}: missing, cut off or changed; falling back to an older checkpoint")
+            continue
+        if recipe_hash is not None and progress.recipe_hash != recipe_hash:
+            raise UserError(f"{path}: a checkpoint of another recipe; nothing was changed")
+        return Checkpoint(path, progress, files)
+    return None
+
+
+def _whole(path: Path, facts: dict[str, Any]) -> bool:
+    return path.is_file() and path.stat().st_size == facts["bytes"] and sha256(path) == facts["sha256"]
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,222 @@
+"""DeepSpeed, and only here: distributed start, ZeRO, gradients of a global sum, full tensors for checkpoints.
+
+What DeepSpeed 0.19.8 does by itself and what this module undoes or settles:
+
+* `backward` divides the loss by the accumulation steps and gradients are averaged over the ranks. We want
+  the gradient of (sum over the update's masked tokens) / (number of them), so the sum is multiplied by
+  steps x ranks / tokens first. Both factors cancel exactly: they are small integers.
+* Gradient clipping is 1.0 unless set; gradients accumulate in the model's dtype (bf16) unless set.
+* On CPU it compiles a shared-memory op that training never uses and that leaves 66 MB per rank behind
+  in /dev/shm; we switch it off.
+* Its learning-rate schedulers and checkpoints are not used (see schedule.py, checkpoint.py).
+"""
+
+import contextlib
+import io
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pretrain.config import Optim, Run
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # else it warns on CPU
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import deepspeed
+    from deepspeed.utils import (
+        safe_get_full_fp32_param,
+        safe_get_full_optimizer_state,
+        safe_set_full_fp32_param,
+        safe_set_full_optimizer_state,
+    )
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's first and second moment
+
+
+def start_ranks(local_rank: int) -> torch.device:
+    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+
+    Returns the device of this rank.
+    """
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        deepspeed.init_distributed("nccl", verbose=False)
+        return device
+    deepspeed.init_distributed("gloo", verbose=False)
+    return torch.device("cpu")
+
+
+def stop_ranks() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
+    """Add each value over all ranks, in float64 (counts up to 2**53 are exact)."""
+    # NCCL adds float64 too; the vector is tiny
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def deepspeed_config(optim: Optim, run: Run, accumulation: int) -> dict[str, Any]:
+    """DeepSpeed's JSON for a recipe: everything whose default would change the result is stated.
+
+    `run.deepspeed` is laid over it, section by section.
+    """
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": run.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": optim.clip_norm,
+        "zero_optimization": {"stage": run.zero_stage},
+        "zero_allow_untested_optimizer": True,  # torch's own AdamW
+        "bf16": {"enabled": run.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "steps_per_print": 10**12,
+    }
+    for key, value in run.deepspeed.items():
+        old = config.get(key)
+        config[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    return config
+
+
+def parameter_groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
+    """One group with decay, and one without where the recipe exempts biases and LayerNorms (1-d tensors)."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if optim.decay == "all":
+        return [{"params": parameters, "weight_decay": optim.weight_decay}]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+class Engine:
+    """A model on this rank's device, trained together with the other ranks.
+
+    An update is `accumulation` calls of `backward` on every rank, then one of `step`.
+    """
+
+    def __init__(self, model: nn.Module, optim: Optim, run: Run, accumulation: int, device: torch.device):
+        self.config = deepspeed_config(optim, run, accumulation)
+        self.accumulation = accumulation
+        self.ranks = dist.get_world_size()
+        self.rank = dist.get_rank()
+        self.device = device
+        self._names = [name for name, p in model.named_parameters() if p.requires_grad]
+        weights = {name: p.detach().float().clone() for name, p in model.named_parameters()}
+        # Decoupled decay, eps after bias correction (Loshchilov and Hutter 2019; apex's FusedAdam likewise).
+        # One kernel for all parameters ("fused") where torch has it; lr is set before every step.
+        adam = torch.optim.AdamW(parameter_groups(model, optim), lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory use, without a switch
+            self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=adam, config=self.config)
+        self.model: nn.Module = self._deepspeed.module
+        self._adam = adam
+        self._prepare_moments()
+        # bf16: DeepSpeed made its fp32 weights from the rounded ones
+        for name, parameter in self._parameters():
+            self._set_weight(parameter, weights[name])
+
+    # ------------------------------------------------------------------------------------ an update
+
+    def backward(self, loss_sum: Tensor, tokens_in_update: float) -> None:
+        """Add one micro-batch's gradient. `loss_sum`: sum over its masked tokens, fp32.
+
+        `tokens_in_update`: masked tokens of the whole update, over all micro-batches and ranks.
+        """
+        self._deepspeed.backward(loss_sum * (self.accumulation * self.ranks / tokens_in_update))
+        if not self._deepspeed.is_gradient_accumulation_boundary():
+            self._deepspeed.step()  # counts the micro-batch; updates nothing
+
+    def step(self, lr: float) -> float:
+        """Update the weights at rate `lr`; returns the norm of the whole gradient before clipping."""
+        for group in self._deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+        unsharded_norm = None if self._sharded else self._norm()
+        assert self._deepspeed.is_gradient_accumulation_boundary()
+        self._deepspeed.step()
+        norm = self._deepspeed.get_global_grad_norm() if unsharded_norm is None else unsharded_norm
+        return float(norm)
+
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
+        return self._deepspeed(*inputs)
+
+    def _norm(self) -> float:
+        """ZeRO stage 0 in fp32 computes no norm; every rank holds the whole, averaged gradient."""
+        squares = [
+            p.grad.float().square().sum(dtype=torch.float64) for _, p in self._parameters() if p.grad is not None
+        ]
+        return math.sqrt(sum(float(grad.square().sum(dtype=torch.float64)) for grad in grads))
+
+    # ------------------------------------------------------------------------------------ full tensors
+
+    @property
+    def _sharded(self) -> bool:
+        return self._deepspeed.optimizer is not self._adam
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from zip(self._names, (p for p in self.model.parameters() if p.requires_grad), strict=True)
+
+    def _prepare_moments(self) -> None:
+        """Give Adam its zero moments now: DeepSpeed would make and link them in the first step only."""
+        for group in self._adam.param_groups:
+            for flat in group["params"]:  # a rank's flat fp32 share under ZeRO, a parameter without
+                self._adam.state[flat] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=flat.device),
+                    **{moment: torch.zeros_like(flat, dtype=torch.float32) for moment in MOMENTS},
+                }
+        if self._sharded:
+            self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        parameter.data.copy_(value)
+        if self._sharded:
+            safe_set_full_fp32_param(parameter, value)
+
+    def full_tensors(self) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+        """(name, fp32 weight, first moment, second moment) of each parameter, whole, one at a time.
+
+        Collective: every rank must go through all of them.
+        """
+        for name, parameter in self._parameters():
+            if self._sharded:
+                first, second = (safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS)
+                yield name, safe_get_full_fp32_param(parameter), first, second
+            else:
+                state = self._adam.state[parameter]
+                yield name, parameter.detach(), state[MOMENTS[0]], state[MOMENTS[1]]
+
+    def restore(self, tensors: Iterator[tuple[Tensor, Tensor, Tensor]] | None, update: int) -> None:
+        """Put back what `full_tensors` gave after `update` updates, on any number of ranks and ZeRO stage.
+
+        Rank 0 passes the tensors in order and sends them to the others, which pass None: only rank 0
+        needs to see the checkpoint's files, and no rank can start from another one.
+        """
+        for _, parameter in self._parameters():
+            shape = parameter.shape
+            given = next(tensors) if tensors is not None else tuple(torch.empty(shape) for _ in range(3))
+            weight, first, second = (value.to(self.device, torch.float32).contiguous() for value in given)
+            for value in (weight, first, second):
+                dist.broadcast(value, src=0)
+            self._set_weight(parameter, weight)
+            if self._sharded:
+                safe_set_full_optimizer_state(parameter, first, MOMENTS[0])
+                safe_set_full_optimizer_state(parameter, second, MOMENTS[1])
+            else:
+                self._adam.state[parameter][MOMENTS[0]].copy_(first)
+                self._adam.state[parameter][MOMENTS[1]].copy_(second)
+        for state in self._adam.state.values():
+            state["step"].fill_(float(update))

@@ -1,0 +1,74 @@
+"""Held-out masked-LM loss, on the same masks every time, by global sums over the ranks."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from data_prep.blocks import Blocks
+from torch.nn import functional
+
+from pretrain.batches import make_micro_batch
+from pretrain.config import Masking
+from pretrain.engine import sum_over_ranks
+from pretrain.masking import Vocabulary
+from pretrain.objective import MaskedLanguageModel
+
+# Masks of the validation blocks: of a seed and epoch that are no run's, so that all runs meet the same ones.
+EVALUATION_SEED = 0
+EVALUATION_EPOCH = 2**32 - 1
+
+
+class Evaluation(NamedTuple):
+    """Means over all masked tokens of the validation blocks."""
+
+    loss: float
+    """Nats per masked token."""
+    accuracy: float
+    """Share of masked tokens whose best guess is right."""
+    masked_tokens: int
+
+    def line(self) -> dict[str, float | int]:
+        """The figures under the names that evaluations.jsonl and the model card use."""
+        return {
+            "validation_loss": self.loss,
+            "validation_bits": self.loss / math.log(2),
+            "validation_perplexity": math.exp(min(self.loss, 700.0)),
+            "validation_accuracy": self.accuracy,
+            "validation_masked_tokens": self.masked_tokens,
+        }
+
+
+@torch.no_grad()
+def evaluate(
+    model: MaskedLanguageModel,
+    blocks: Blocks,
+    limit: int | None,
+    masking: Masking,
+    vocabulary: Vocabulary,
+    micro_batch: int,
+    rank: int,
+    ranks: int,
+    device: torch.device,
+) -> Evaluation:
+    """Evaluate on the first `limit` validation blocks (None: all), dealt to the ranks; collective.
+
+    The same for any number of ranks and any micro-batch, to rounding.
+    """
+    count = min(len(blocks), limit or len(blocks))
+    begin, end = rank * count // ranks, (rank + 1) * count // ranks
+    was_training = model.training
+    model.eval()
+    loss, right, masked = 0.0, 0, 0
+    for first in range(begin, end, micro_batch):
+        block = np.arange(first, min(first + micro_batch, end), dtype=np.int64)
+        epoch = np.full_like(block, EVALUATION_EPOCH)
+        made, _ = make_micro_batch(blocks, epoch, block, masking, vocabulary, EVALUATION_SEED, first)
+        batch = made.to(device)
+        logits = model.logits(batch.inputs, batch.attention, batch.positions)
+        loss += float(functional.cross_entropy(logits, batch.labels, reduction="sum"))
+        right += int((logits.argmax(-1) == batch.labels).sum())
+        masked += len(batch.labels)
+    model.train(was_training)
+    total_loss, total_right, total_masked = sum_over_ranks([loss, right, masked], device)
+    return Evaluation(total_loss / max(1.0, total_masked), total_right / max(1.0, total_masked), int(total_masked))

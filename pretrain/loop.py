@@ -1,0 +1,379 @@
+"""One rank's pretraining, in the order in which things happen: prepare, resume, update after update, finish."""
+
+import contextlib
+import math
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+from data_prep.blocks import Blocks
+
+import tokenizer
+from data_prep.config import Data
+from pretrain import checkpoint
+from pretrain.batches import Batches, Share, blocks_per_update
+from pretrain.checkpoint import Checkpoint, Progress
+from pretrain.config import Masking, Model, Optim, Run, Schedule
+from pretrain.engine import Engine, start_ranks, stop_ranks, sum_over_ranks
+from pretrain.evaluation import Evaluation, evaluate
+from pretrain.masking import Vocabulary
+from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from pretrain.schedule import learning_rate
+from robustly import UserError, log, manifest
+from robustly.manifest import Manifest, Stage
+from robustly.rng import Purpose, seed64
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What one pretraining needs to know: the recipe's sections and the folders it reads and writes."""
+
+    name: str
+    seed: int
+    data: Data
+    model: Model
+    masking: Masking
+    optim: Optim
+    schedule: Schedule
+    run: Run
+    tokenizer_folder: Path
+    data_folder: Path
+    folder: Path
+    page: dict[str, Any]
+    """The whole resolved page, written into the folder for people and for the published checkpoint."""
+
+    def stage(self) -> Stage:
+        """The train stage of this recipe on these inputs. Raises UserError where an input is not finished."""
+        data = manifest.require(self.data_folder, "data", "robustly prepare CONFIG")
+        vocabulary = manifest.require(self.tokenizer_folder, "tokenizer", "robustly tokenizer CONFIG")
+        if data.inputs["tokenizer"] != vocabulary.hash:
+            raise UserError(
+                f"{self.data_folder}: its tokens were made with another tokenizer than {self.tokenizer_folder}; "
+                "point paths.tokenizer and paths.data to folders that belong together, or prepare the data anew"
+            )
+        recipe = {
+            "seed": self.seed,
+            "data": {"block_length": self.data.block_length, "format": self.data.format},
+            "model": self.model.recipe(),
+            "masking": self.masking.recipe(),
+            "optim": self.optim.recipe(),
+            "schedule": self.schedule.recipe(),
+        }
+        return Stage(self.folder, "train", recipe, {"data": data.hash, "tokenizer": vocabulary.hash})
+
+
+class Stopped(Exception):
+    """The run was asked to stop and wrote a checkpoint first."""
+
+    def __init__(self, signal_number: int, update: int):
+        super().__init__(f"stopped after update {update}")
+        self.signal_number = signal_number
+
+
+def pretrain(config: Pretraining, rank: int, local_rank: int, ranks: int) -> Manifest | None:
+    """Train this rank's part, from the newest checkpoint if there is one. Rank 0 returns the manifest.
+
+    Raises UserError for what the user can mend, Stopped after SIGINT or SIGTERM.
+    """
+    stage = config.stage()
+    if finished := stage.finished():
+        return finished
+    with contextlib.ExitStack() as exits:
+        if rank == 0:
+            exits.enter_context(stage.begin())
+            manifest.write_atomic(config.folder / "config.yaml", yaml.safe_dump(config.page, sort_keys=False))
+        device = start_ranks(local_rank)
+        exits.callback(stop_ranks)
+        trainer = Trainer(config, stage, rank, ranks, device)
+        return trainer.run()
+
+
+class Trainer:
+    """The state of one rank while it trains."""
+
+    def __init__(self, config: Pretraining, stage: Stage, rank: int, ranks: int, device: torch.device):
+        self.config, self.stage, self.rank, self.ranks, self.device = config, stage, rank, ranks, device
+        encoder = tokenizer.load(config.tokenizer_folder)
+        self.vocabulary = Vocabulary(
+            encoder.vocab_size, encoder.bos_id, encoder.pad_id, encoder.eos_id, encoder.mask_id
+        )
+        length, format = config.data.block_length, config.data.format
+        self.train_blocks = Blocks(config.data_folder, "train", length, format)
+        self.validation_blocks = self._validation_blocks()
+        batch = blocks_per_update(config.optim, length, self.train_blocks.mean_length, format)
+        self.batches = Batches(
+            self.train_blocks, batch, config.masking, self.vocabulary, config.seed, rank, ranks, config.run.micro_batch
+        )
+        model_config = roberta_config(config.model, self.vocabulary)
+        model = MaskedLanguageModel(new_model(model_config, seed64(config.seed, Purpose.INIT, 0, 0)))
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.engine = Engine(model, config.optim, config.run, self.batches.accumulation, device)
+        self.checkpoints = config.folder / "checkpoints"
+        self.progress = Progress(0, stage.hash)
+        self.metrics: log.Metrics | None = None
+
+    def _validation_blocks(self) -> Blocks | None:
+        data = self.config.data
+        manifest_counts = manifest.require(self.config.data_folder, "data", "robustly prepare CONFIG").counts
+        if not manifest_counts["validation_tokens"]:
+            return None
+        return Blocks(self.config.data_folder, "validation", data.block_length, data.format)
+
+    # ------------------------------------------------------------------------------------ the run
+
+    def run(self) -> Manifest | None:
+        config, schedule = self.config, self.config.schedule
+        self._resume()
+        if self.rank == 0:
+            self.metrics = log.Metrics(config.folder, self.progress.update)
+            self._header()
+        if self.progress.update == 0:
+            self._evaluate(0)
+        session_start = time.monotonic() - self.progress.seconds
+        window = Window(**self.progress.interval) if self.progress.interval else Window()
+        self.engine.model.train()
+        with _signals() as asked:
+            shares = iter(self.batches.ahead(self.progress.update + 1, schedule.updates))
+            while self.progress.update < schedule.updates:
+                before = time.monotonic()
+                share = next(shares)
+                waited = time.monotonic() - before
+
+                loss_sum, masked, tokens, norm, stop = self._update(share, asked)
+                update = share.update
+                window.add(loss_sum, masked, tokens, waited, time.monotonic() - before)
+                self.progress = Progress(
+                    update, self.stage.hash, self.progress.tokens + tokens, time.monotonic() - session_start
+                )
+                if update % config.run.log_every == 0 or update == schedule.updates:
+                    self._log(window, norm)
+                    window = Window()
+                if update % config.run.evaluate_every == 0 or update == schedule.updates:
+                    self._evaluate(update)
+                if update % config.run.checkpoint_every == 0 or update == schedule.updates or stop:
+                    self._save(window)
+                if stop and update < schedule.updates:
+                    raise Stopped(stop, update)
+        return self._finish() if self.rank == 0 else None
+
+    def _update(self, share: Share, asked: list[int]) -> tuple[float, int, int, float, int]:
+        """One update of the weights. Returns loss sum, masked tokens, tokens (of all ranks), norm, stop signal."""
+        # every rank must divide by the same count, and stop after the same update if any was asked to
+        masked, tokens, interrupt, terminate = sum_over_ranks(
+            [share.masked_tokens, share.tokens, signal.SIGINT in asked, signal.SIGTERM in asked], self.device
+        )
+        stop = signal.SIGINT if interrupt else signal.SIGTERM if terminate else 0
+        local_loss = 0.0
+        for micro_batch in share.micro_batches:
+            batch = micro_batch.to(self.device)
+            # ranks draw different noise, and the same layout draws the same again
+            torch.manual_seed(seed64(self.config.seed, Purpose.DROPOUT, share.update, batch.first))
+            loss = self.engine(batch.inputs, batch.attention, batch.positions, batch.labels)
+            self.engine.backward(loss, max(1.0, masked))
+            local_loss += float(loss.detach())
+        (loss_sum,) = sum_over_ranks([local_loss], self.device)
+        if not math.isfinite(loss_sum):
+            raise self._diverged(share.update, "loss", loss_sum)
+        norm = self.engine.step(learning_rate(share.update, self.config.optim, self.config.schedule))
+        if not math.isfinite(norm):
+            raise self._diverged(share.update, "gradient norm", norm)
+        return loss_sum, int(masked), int(tokens), norm, int(stop)
+
+    def _diverged(self, update: int, what: str, value: float) -> UserError:
+        kept = checkpoint.newest(self.checkpoints)
+        rest = f"; the checkpoint of update {kept.progress.update} is whole" if kept else ""
+        return UserError(
+            f"update {update}: the {what} is {value}: training diverged{rest}. Lower optim.peak_lr or lengthen "
+            "schedule.warmup and give it a new name (--new-run NAME)"
+        )
+
+    # ------------------------------------------------------------------------------------ around the updates
+
+    def _resume(self) -> None:
+        """Go on from the newest complete checkpoint: rank 0 chooses and reads it, and sends it to the others."""
+        found = checkpoint.newest(self.checkpoints, self.stage.hash) if self.rank == 0 else None
+        (update,) = sum_over_ranks([found.progress.update if found else 0], self.device)
+        if not update:
+            return
+        if found:
+            self.progress = found.progress
+            log.say(f"going on from {found.folder}")
+        names = self._names()
+        self.engine.restore(found.tensors(names) if found else None, int(update))
+        counted = self.progress
+        tokens, seconds = sum_over_ranks([counted.tokens, counted.seconds], self.device)
+        self.progress = Progress(int(update), self.stage.hash, int(tokens), seconds, counted.interval)
+
+    def _names(self) -> list[str]:
+        """Parameter names as transformers has them: a checkpoint knows nothing of our wrapper."""
+        return [name.removeprefix("model.") for name, _ in self.engine.model.named_parameters()]
+
+    def _save(self, window: "Window") -> None:
+        if self.metrics:
+            self.metrics.sync()
+        self.progress = Progress(
+            self.progress.update, self.stage.hash, self.progress.tokens, self.progress.seconds, vars(window).copy()
+        )
+        tensors = ((name.removeprefix("model."), *rest) for name, *rest in self.engine.full_tensors())
+        checkpoint.save(self.checkpoints, self.progress, tensors, self.rank == 0, self.config.run.keep_checkpoints)
+
+    def _evaluate(self, update: int) -> Evaluation | None:
+        if self.validation_blocks is None:
+            return None
+        config = self.config
+        result = evaluate(
+            self.engine.model,
+            self.validation_blocks,
+            config.run.evaluate_blocks,
+            config.masking,
+            self.vocabulary,
+            config.run.micro_batch,
+            self.rank,
+            self.ranks,
+            self.device,
+        )
+        if self.metrics:
+            line = result.line()
+            self.metrics.write("evaluations", {"update": update, **line})
+            log.say(
+                f"validation  update {update:>7}  loss {result.loss:.4f} nats, {line['validation_bits']:.4f} bits  "
+                f"perplexity {line['validation_perplexity']:.2f}  accuracy {result.accuracy:.2%}  "
+                f"({result.masked_tokens:,} masked tokens)"
+            )
+        return result
+
+    def _log(self, window: "Window", norm: float) -> None:
+        if not self.metrics:
+            return
+        update, schedule = self.progress.update, self.config.schedule
+        rate = window.tokens / window.seconds
+        left = (schedule.updates - update) * window.seconds / window.updates
+        line: dict[str, Any] = {
+            "update": update,
+            "epoch": update * self.batches.batch / len(self.train_blocks),
+            "loss": window.loss_sum / max(1.0, window.masked_tokens),
+            "lr": learning_rate(update, self.config.optim, schedule),
+            "grad_norm": norm,
+            "masked_tokens": int(window.masked_tokens),
+            "tokens": self.progress.tokens,
+            "tokens_per_second": rate,
+            "data_wait": window.waited / window.seconds,
+            "memory_gb": _memory(self.device) / 1e9,
+            "seconds": self.progress.seconds,
+        }
+        self.metrics.write("metrics", line)
+        log.say(
+            f"update {update:>7}/{schedule.updates}  epoch {line['epoch']:7.3f}  loss {line['loss']:7.4f}  "
+            f"lr {line['lr']:.3e}  norm {norm:8.3f}  {rate:>9,.0f} tokens/s  wait {line['data_wait']:4.0%}  "
+            f"{line['memory_gb']:5.1f} GB  left {log.duration(left)}"
+        )
+
+    def _header(self) -> None:
+        config, optim = self.config, self.config.optim
+        per_update = self.batches.batch * self.train_blocks.mean_length
+        log.table(
+            f"pretraining {config.name}",
+            {
+                "recipe": f"{self.stage.hash[:12]}  (code {manifest.commit()[:12] or 'not from a checkout'})",
+                "versions": f"torch {torch.__version__}, python {sys.version.split()[0]}",
+                "devices": f"{self.ranks} x {_device_name(self.device)}, {config.run.precision}, "
+                f"ZeRO stage {config.run.zero_stage}",
+                "parameters": self.parameters,
+                "blocks": f"{len(self.train_blocks):,} of {config.data.block_length} ({config.data.format})",
+                "update": f"{self.batches.batch:,} blocks, {per_update:,.0f} tokens: {self.ranks} ranks x "
+                f"{config.run.micro_batch} x {self.batches.accumulation}",
+                "updates": f"{config.schedule.updates:,}, "
+                f"{config.schedule.updates * self.batches.batch / len(self.train_blocks):,.2f} epochs",
+                "rate": f"{optim.peak_lr:g} after {config.schedule.warmup:,} updates",
+                "folder": config.folder,
+            },
+        )
+        if self.batches.batch > len(self.train_blocks):
+            log.warn(
+                f"an update ({self.batches.batch:,} blocks) is larger than the corpus ({len(self.train_blocks):,}): "
+                "it meets blocks more than once, under other masks"
+            )
+
+    def _finish(self) -> Manifest:
+        assert self.metrics
+        self.metrics.close()
+        last = checkpoint.newest(self.checkpoints, self.stage.hash)
+        assert last and last.progress.update == self.config.schedule.updates
+        evaluations = log.read_metrics(self.config.folder / "evaluations.jsonl")
+        counts = {
+            "updates": self.progress.update,
+            "tokens": self.progress.tokens,
+            "parameters": self.parameters,
+            "training_seconds": round(self.progress.seconds, 1),
+            **(evaluations[-1] if evaluations else {}),
+        }
+        counts.pop("update", None)
+        outputs = [*last.paths(), self.config.folder / "metrics.jsonl", self.config.folder / "evaluations.jsonl"]
+        notes = {"ranks": self.ranks, "run": self.config.run.model_dump(mode="json"), "deepspeed": self.engine.config}
+        return self.stage.finish(outputs, counts, notes)
+
+
+@dataclass
+class Window:
+    """Sums over the updates of one logging interval."""
+
+    loss_sum: float = 0.0
+    masked_tokens: float = 0.0
+    tokens: float = 0.0
+    waited: float = 0.0
+    seconds: float = 0.0
+    updates: float = 0.0
+
+    def add(self, loss_sum: float, masked: int, tokens: int, waited: float, seconds: float) -> None:
+        self.loss_sum += loss_sum
+        self.masked_tokens += masked
+        self.tokens += tokens
+        self.waited += waited
+        self.seconds += seconds
+        self.updates += 1
+
+
+def last_checkpoint(folder: Path) -> Checkpoint:
+    """The last checkpoint of a finished train folder. Raises UserError if there is none."""
+    manifest.require(folder, "train", "robustly pretrain CONFIG")
+    if (found := checkpoint.newest(folder / "checkpoints")) is None:
+        raise UserError(f"{folder / 'checkpoints'}: no complete checkpoint")
+    return found
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM while training; the update under way is finished first."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes at the peak: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({torch.get_num_threads()} threads)"

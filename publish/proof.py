@@ -1,0 +1,90 @@
+"""The proof that a published folder is the trained model: reloaded by plain transformers in a fresh process."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from data_prep.blocks import Blocks
+from safetensors.torch import save_file
+from tokenizer.encoder import Encoder
+from transformers import RobertaForMaskedLM
+
+TOLERANCE = 1e-5  # of logits, which have magnitude 10; fp32 on the same machine differs by rounding alone
+
+# Runs isolated (-I): without the working directory, user packages or PYTHON* variables, and without our code.
+_RELOAD = """
+import json, sys
+from safetensors.torch import load_file
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+folder, given = sys.argv[1:]
+sent = load_file(given + "/probes.safetensors")
+asked = json.load(open(given + "/texts.json", encoding="utf-8"))
+model, loading = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+model.eval()
+with torch.no_grad():
+    logits = model(input_ids=sent["ids"], attention_mask=sent["attention"]).logits
+tokenizer = AutoTokenizer.from_pretrained(folder)
+fill = pipeline("fill-mask", model=folder, tokenizer=folder, top_k=5)
+real = sent["attention"].bool()
+json.dump({
+    "difference": float((logits - sent["logits"])[real].abs().max()),
+    "keys": sorted(str(key) for found in loading.values() for key in found),
+    "ids": [tokenizer(text)["input_ids"] for text in asked["texts"]],
+    "filled": {text: [guess["token_str"] for guess in fill(text)] for text in asked["blanks"]},
+    "ours": sorted(set(sys.modules) & {"robustly", "tokenizer", "data_prep", "pretrain", "publish"}),
+}, sys.stdout)
+"""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the fresh process found."""
+
+    max_logit_difference: float
+    texts_with_equal_ids: int
+    filled: dict[str, list[str]]
+    """A text with a blank -> the five best guesses."""
+
+    def counts(self) -> dict[str, Any]:
+        found = asdict(self)
+        found.pop("filled")
+        return found
+
+
+def prove(folder: Path, model: RobertaForMaskedLM, encoder: Encoder, data_folder: Path, view: dict[str, Any]) -> Proof:
+    """Reload `folder` in a fresh process and compare logits (padded and full blocks, length 1) and token ids.
+
+    Raises AssertionError if anything differs: that is our fault, never the user's.
+    """
+    blocks = Blocks(data_folder, "train", view["block_length"], view["format"])
+    ids, lengths = blocks.gather(np.arange(min(4, len(blocks)), dtype=np.int64))
+    ids = np.concatenate([ids, ids[:1], ids[:1]]).astype(np.int64)
+    lengths = np.concatenate([lengths, [1, max(1, int(lengths[0]) // 2)]])
+    attention = np.arange(ids.shape[1]) < lengths[:, None]
+    ids[~attention] = encoder.pad_id
+    probes = {"ids": torch.from_numpy(ids), "attention": torch.from_numpy(attention.astype(np.int64))}
+    with torch.no_grad():
+        logits = model(input_ids=probes["ids"], attention_mask=probes["attention"]).logits
+    texts = [encoder.decode(row[1:length].tolist()) for row, length in zip(ids, lengths, strict=True)]
+    texts += ["Hello world", " two  spaces\n", "naïve café 日本 🙂"]
+    blanks = ["The <mask> is on the table.", "She opened the <mask> and looked at him."]
+    with tempfile.TemporaryDirectory() as given:
+        save_file({**probes, "logits": logits.contiguous()}, Path(given) / "probes.safetensors")
+        Path(given, "texts.json").write_text(json.dumps({"texts": texts, "blanks": blanks}), encoding="utf-8")
+        command = [sys.executable, "-I", "-W", "ignore", "-c", _RELOAD, str(folder.resolve()), given]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=given)
+    assert done.returncode == 0, f"the published folder does not load:\n{done.stderr}"
+    found = json.loads(done.stdout)
+    ours = [[encoder.bos_id, *encoded.tolist(), encoder.eos_id] for encoded in encoder.encode_documents(texts)]
+    assert not found["ours"], f"the fresh process imported our code: {found['ours']}"
+    assert not found["keys"], f"missing or unexpected weights: {found['keys']}"
+    assert found["difference"] <= TOLERANCE, f"logits differ by {found['difference']}"
+    assert found["ids"] == ours, "the published tokenizer gives other ids"
+    return Proof(found["difference"], len(texts), found["filled"])

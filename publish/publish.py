@@ -1,0 +1,83 @@
+"""The last checkpoint as a folder that plain transformers loads: the contract with whoever uses the model.
+
+Files: model.safetensors (fp32, tied head), config.json, the tokenizer's files, config.yaml (the resolved
+page), metrics.jsonl, evaluations.jsonl, README.md (the model card), manifest.json.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import RobertaForMaskedLM
+
+import tokenizer
+from pretrain.config import Model
+from pretrain.loop import last_checkpoint
+from pretrain.masking import Vocabulary
+from pretrain.objective import roberta_config
+from publish.card import model_card
+from publish.config import Publish
+from publish.proof import prove
+from robustly import UserError, manifest
+from robustly.manifest import Manifest, Stage, write_atomic, write_json
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+RECORDS = ("config.yaml", "metrics.jsonl", "evaluations.jsonl")
+
+
+def publish(
+    publish: Publish, name: str, train_folder: Path, data_folder: Path, tokenizer_folder: Path, folder: Path
+) -> Manifest:
+    """Publish the last checkpoint of a finished train folder into `folder`, and prove that it is the same model.
+
+    Raises UserError if an input is unfinished, or if `folder` holds another model.
+    """
+    train = manifest.require(train_folder, "train", "robustly pretrain CONFIG")
+    data = manifest.require(data_folder, "data", "robustly prepare CONFIG")
+    vocabulary = manifest.require(tokenizer_folder, "tokenizer", "robustly tokenizer CONFIG")
+    if (train.inputs["data"], train.inputs["tokenizer"]) != (data.hash, vocabulary.hash):
+        raise UserError(f"{train_folder}: was trained on other data than {data_folder} or another tokenizer")
+    checkpoint = last_checkpoint(train_folder)
+    inputs = {"train": train.hash, "weights": checkpoint.files["weights.safetensors"]["sha256"]}
+    stage = Stage(folder, "published", {"name": name, "publish": publish.recipe()}, inputs)
+    if finished := stage.finished():
+        return finished
+    with stage.begin():
+        model_section = Model(**train.recipe["model"])
+        encoder = tokenizer.load(tokenizer_folder)
+        model = _model(
+            model_section,
+            Vocabulary(encoder.vocab_size, encoder.bos_id, encoder.pad_id, encoder.eos_id, encoder.mask_id),
+            checkpoint.weights(),
+        )
+        model.save_pretrained(folder)
+        for file in TOKENIZER_FILES:
+            shutil.copyfile(tokenizer_folder / file, folder / file)
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        write_json(folder / "tokenizer_config.json", {**settings, "model_max_length": model_section.positions - 2})
+        for file in RECORDS:
+            shutil.copyfile(train_folder / file, folder / file)
+        proof = prove(folder, model, encoder, data_folder, train.recipe["data"])
+        write_atomic(folder / "README.md", model_card(publish, name, model_section, train, data, vocabulary, proof))
+        files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+        outputs = [path for path in files if path.name not in (manifest.RECIPE, manifest.MANIFEST)]
+        counts = {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "bytes": sum(path.stat().st_size for path in outputs),
+            **{key: value for key, value in train.counts.items() if key.startswith("validation_")},
+            **proof.counts(),
+        }
+        return stage.finish(outputs, counts)
+
+
+def _model(section: Model, vocabulary: Vocabulary, weights: dict[str, torch.Tensor]) -> RobertaForMaskedLM:
+    """The checkpoint's weights in transformers' class, fp32. Every parameter must be there, and no other."""
+    model = RobertaForMaskedLM(roberta_config(section, vocabulary))
+    parameters = dict(model.named_parameters())
+    if unfit := parameters.keys() ^ weights.keys():
+        raise UserError(f"the checkpoint does not fit the model: {', '.join(sorted(unfit)[:5])}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    return model.eval()

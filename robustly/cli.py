@@ -1,0 +1,370 @@
+"""The command line, the one place that knows every stage; each is imported when its command is called."""
+
+import contextlib
+import errno
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+from pydantic import Field, model_validator
+
+from data_prep.config import Data
+from pretrain.config import Masking, Model, Optim, Run, Schedule
+from publish.config import Publish
+from robustly import UserError, __version__, config, log
+from robustly.config import Page
+from robustly.manifest import Manifest, Stage
+from tokenizer.config import Corpus, Tokenizer
+
+if TYPE_CHECKING:
+    from pretrain.loop import Pretraining
+
+app = typer.Typer(
+    name="robustly",
+    help="Pretrain encoders by the RoBERTa recipe: raw text -> tokenizer -> token store -> checkpoint -> "
+    "published folder.",
+    epilog="CONFIG is a YAML page (see configs/); any of its keys can be set as a.b=value. The same command again "
+    "goes on where the last one stopped, or does nothing if all is done.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+SCHEMA_VERSION = 1
+
+
+class Experiment(Page):
+    """A whole page."""
+
+    schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
+    """Version of the page format; this release reads version 1."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """Masks, order, dropout and initial weights are functions of it."""
+    corpus: Corpus
+    tokenizer: Tokenizer
+    data: Data
+    model: Model
+    masking: Masking
+    optim: Optim
+    schedule: Schedule
+    run: Run = Run()
+    publish: Publish = Publish()
+
+    @property
+    def workers(self) -> int:
+        return self.run.workers or os.cpu_count() or 1
+
+    @model_validator(mode="after")
+    def _block_fits_positions(self) -> Self:
+        if self.data.block_length > self.model.positions - 2:
+            raise ValueError(
+                f"data.block_length = {self.data.block_length} does not fit model.positions = {self.model.positions}: "
+                f"expected at most {self.model.positions - 2}, because positions are counted from 2"
+            )
+        return self
+
+
+def load_experiment(page: Path | str, overrides: list[str] | None = None) -> Experiment:
+    """Read and check a page. Raises UserError with every fault."""
+    return config.load(page, overrides or [], Experiment)
+
+
+# ---------------------------------------------------------------------------------------------- stages
+
+
+def tokenizer_stage(experiment: Experiment) -> Stage:
+    from tokenizer.build import stage
+
+    return stage(experiment.corpus, experiment.tokenizer, experiment.folder("tokenizer"), experiment.origin.parent)
+
+
+def data_stage(experiment: Experiment) -> Stage:
+    from data_prep.prepare import stage
+
+    return stage(
+        experiment.corpus,
+        experiment.data,
+        experiment.folder("data"),
+        experiment.folder("tokenizer"),
+        experiment.origin.parent,
+    )
+
+
+def pretraining(experiment: Experiment) -> "Pretraining":
+    from pretrain.loop import Pretraining
+
+    return Pretraining(
+        name=experiment.name,
+        seed=experiment.seed,
+        data=experiment.data,
+        model=experiment.model,
+        masking=experiment.masking,
+        optim=experiment.optim,
+        schedule=experiment.schedule,
+        run=experiment.run,
+        tokenizer_folder=experiment.folder("tokenizer"),
+        data_folder=experiment.folder("data"),
+        folder=experiment.folder("train"),
+        page=experiment.model_dump(mode="json", by_alias=True),
+    )
+
+
+def train_stage(experiment: Experiment) -> Stage:
+    return pretraining(experiment).stage()
+
+
+STAGES: dict[str, Callable[[Experiment], Stage]] = {
+    "tokenizer": tokenizer_stage,
+    "data": data_stage,
+    "train": train_stage,
+}
+
+
+def build_tokenizer(experiment: Experiment) -> Manifest:
+    from tokenizer.build import build
+
+    return build(
+        experiment.corpus,
+        experiment.tokenizer,
+        experiment.folder("tokenizer"),
+        experiment.origin.parent,
+        experiment.workers,
+    )
+
+
+def prepare_data(experiment: Experiment) -> Manifest:
+    from data_prep.prepare import prepare
+
+    return prepare(
+        experiment.corpus,
+        experiment.data,
+        experiment.folder("data"),
+        experiment.folder("tokenizer"),
+        experiment.origin.parent,
+        experiment.workers,
+    )
+
+
+def train(experiment: Experiment, arguments: list[str]) -> Manifest:
+    """Check what can be checked, then start the ranks and wait for them."""
+    from launch import local
+
+    stage = train_stage(experiment)
+    if finished := stage.finished():
+        return finished
+    # -P: a working directory that holds a folder of one of our packages' names must not shadow it
+    command = [sys.executable, "-P", "-m", "robustly.cli", "pretrain", *arguments]
+    code = local.run(command, experiment.run.ranks, {})
+    if code:
+        raise typer.Exit(code)
+    manifest = stage.finished()
+    assert manifest is not None, "the ranks ended well without a manifest"
+    return manifest
+
+
+def publish_checkpoint(experiment: Experiment) -> Manifest:
+    from publish.publish import publish
+
+    return publish(
+        experiment.publish,
+        experiment.name,
+        experiment.folder("train"),
+        experiment.folder("data"),
+        experiment.folder("tokenizer"),
+        experiment.folder("published"),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML page of the experiment.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys to set, such as optim.peak_lr=6e-4.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON object on stdout.")]
+NewRun = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Work in the sibling folder NAME; stages that still fit are reused."),
+]
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn a user's mistake into one message and exit code 2, and Ctrl-C into a word of comfort."""
+    try:
+        yield
+    except UserError as fault:
+        log.error(str(fault))
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        log.say("stopped; nothing that was finished is lost, and the same command goes on")
+        raise typer.Exit(128 + signal.SIGINT) from None
+    except OSError as fault:
+        if fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        log.error(
+            f"{fault.filename or 'the disk'}: {fault.strerror}. Nothing finished is lost; the same command goes on"
+        )
+        raise typer.Exit(2) from None
+
+
+def settle(experiment: Experiment, new_run: str | None) -> Experiment:
+    """The experiment in the sibling folder `new_run`, with the old folders of the stages that still fit."""
+    if new_run is None:
+        return experiment
+    paths = experiment.paths.model_copy(update={"root": experiment.root.parent / new_run})
+    for name, stage in STAGES.items():
+        if getattr(paths, name) is not None:
+            continue
+        old = experiment.root / name
+        candidate = experiment.model_copy(update={"paths": paths.model_copy(update={name: old})})
+        candidate._origin = experiment.origin
+        with contextlib.suppress(UserError):  # it does not fit: this stage is made anew
+            if stage(candidate).finished():
+                paths = candidate.paths
+    settled = experiment.model_copy(update={"paths": paths, "name": new_run})
+    settled._origin = experiment.origin
+    return settled
+
+
+def arguments_of(page: str, overrides: list[str] | None, new_run: str | None) -> list[str]:
+    return [page, *(overrides or []), *(["--new-run", new_run] if new_run else [])]
+
+
+def report(folder: Path, manifest: Manifest, next_command: str | None, as_json: bool) -> None:
+    """The table at the end of a stage, and what to type next."""
+    log.table(
+        f"{manifest.stage}: {folder}",
+        {**{k: v for k, v in manifest.counts.items() if not isinstance(v, dict | list)}, "seconds": manifest.seconds},
+    )
+    if next_command:
+        log.say(f"next: {next_command}")
+    if as_json:
+        log.print_json({"folder": str(folder), **asdict(manifest)})
+
+
+@app.command(name="run")
+def run_command(
+    page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
+) -> None:
+    """All stages in order: tokenizer, prepare, pretrain, publish. A finished stage is skipped."""
+    with user_errors():
+        experiment = settle(load_experiment(page, overrides), new_run)
+        arguments = arguments_of(page, overrides, new_run)
+        steps: dict[str, Callable[[], Manifest]] = {
+            "tokenizer": lambda: build_tokenizer(experiment),
+            "data": lambda: prepare_data(experiment),
+            "train": lambda: train(experiment, arguments),
+            "published": lambda: publish_checkpoint(experiment),
+        }
+        manifests = {}
+        for name, step in steps.items():
+            log.say(f"--- {name}")
+            manifests[name] = step()
+            report(experiment.folder(name), manifests[name], None, False)
+        log.say(f"done: {experiment.folder('published')} loads with plain transformers")
+        if as_json:
+            log.print_json({name: asdict(manifest) for name, manifest in manifests.items()})
+
+
+@app.command(name="tokenizer")
+def tokenizer_command(
+    page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
+) -> None:
+    """Train the byte-level BPE tokenizer on the corpus."""
+    with user_errors():
+        experiment = settle(load_experiment(page, overrides), new_run)
+        following = shlex.join(["robustly", "prepare", *arguments_of(page, overrides, new_run)])
+        report(experiment.folder("tokenizer"), build_tokenizer(experiment), following, as_json)
+
+
+@app.command(name="prepare")
+def prepare_command(
+    page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
+) -> None:
+    """Turn the corpus into the token store."""
+    with user_errors():
+        experiment = settle(load_experiment(page, overrides), new_run)
+        following = shlex.join(["robustly", "pretrain", *arguments_of(page, overrides, new_run)])
+        report(experiment.folder("data"), prepare_data(experiment), following, as_json)
+
+
+@app.command(name="pretrain")
+def pretrain_command(
+    page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
+) -> None:
+    """Train the model, from the newest checkpoint if there is one. Starts run.ranks processes on this machine;
+    started by a launcher (torchrun, srun, `robustly launch`), it is one of its ranks."""
+    from launch.environment import rank_from_environment
+
+    if rank_from_environment() is not None:
+        _be_rank(page, overrides, new_run)
+        return
+    with user_errors():
+        experiment = settle(load_experiment(page, overrides), new_run)
+        following = shlex.join(["robustly", "publish", *arguments_of(page, overrides, new_run)])
+        manifest = train(experiment, arguments_of(page, overrides, new_run))
+        report(experiment.folder("train"), manifest, following, as_json)
+
+
+def _be_rank(page: str, overrides: list[str] | None, new_run: str | None) -> None:
+    """The body of one rank's process."""
+    from launch.environment import export, rank_from_environment
+    from launch.local import watch_parent
+
+    watch_parent()
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print; stdout belongs to the command that was typed
+    me = rank_from_environment()
+    assert me is not None
+    export(me)
+    with user_errors():
+        from pretrain.loop import Stopped, pretrain
+
+        experiment = settle(load_experiment(page, overrides), new_run)
+        try:
+            pretrain(pretraining(experiment), me.rank, me.local_rank, me.world_size)
+        except Stopped as stopped:
+            if me.rank == 0:
+                log.say(f"{stopped}, with a checkpoint; the same command goes on")
+            raise typer.Exit(128 + stopped.signal_number) from None
+
+
+@app.command(name="publish")
+def publish_command(
+    page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
+) -> None:
+    """Make a folder of the last checkpoint that plain transformers loads, and prove it."""
+    with user_errors():
+        experiment = settle(load_experiment(page, overrides), new_run)
+        report(experiment.folder("published"), publish_checkpoint(experiment), None, as_json)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"robustly {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point of the command `robustly`."""
+    return app(arguments)
+
+
+if __name__ == "__main__":
+    main()
