@@ -1,0 +1,30 @@
+"""One plan, many launchers: how the ranks of a training run are started, on one machine or many.
+
+`launch.plan.Plan` says what runs; each launcher turns the same plan into processes (`start`) or into the
+text that it would run (`render`). A rank learns who it is from `launch.environment`. Nothing here imports
+a stage or torch.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from launch import hostfile, local, slurm, torchrun
+from launch.plan import LaunchOptions, Plan
+
+
+class Launcher(Protocol):
+    """What every launcher module offers."""
+
+    def render(self, plan: Plan, options: LaunchOptions) -> str:
+        """What `start` would run, as shell text. Raises UserError if the options do not suffice."""
+
+    def start(self, plan: Plan, options: LaunchOptions) -> int:
+        """Run it; the exit code is 0 only if every rank's was (Slurm: if the job was accepted)."""
+
+
+LAUNCHERS: Mapping[str, Launcher] = {
+    "local": local,
+    "hostfile": hostfile,
+    "slurm": slurm,
+    "torchrun": torchrun,
+}

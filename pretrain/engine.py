@@ -156,9 +156,7 @@ class Engine:
 
     def _norm(self) -> float:
         """ZeRO stage 0 in fp32 computes no norm; every rank holds the whole, averaged gradient."""
-        squares = [
-            p.grad.float().square().sum(dtype=torch.float64) for _, p in self._parameters() if p.grad is not None
-        ]
+        grads = (p.grad for _, p in self._parameters() if p.grad is not None)
         return math.sqrt(sum(float(grad.square().sum(dtype=torch.float64)) for grad in grads))
 
     # ------------------------------------------------------------------------------------ full tensors

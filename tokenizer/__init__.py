@@ -1,0 +1,22 @@
+"""Byte-level BPE: count words, train merges, save and load, encode fast.
+
+`corpus` reads the raw text, for this stage and the next; `words` counts; `merges` trains; `vocabulary` is the files;
+`encoder` turns text into ids; `build` is the stage.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizer.encoder import Encoder
+
+
+def load(folder: Path) -> "Encoder":
+    """The encoder of a finished tokenizer stage, a published folder, or RoBERTa's `vocab.json` and `merges.txt`.
+
+    Raises UserError if the files are missing or are not a byte-level vocabulary in RoBERTa's layout.
+    """
+    from tokenizer.encoder import Encoder
+    from tokenizer.vocabulary import read
+
+    return Encoder(read(folder))

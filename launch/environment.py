@@ -1,0 +1,140 @@
+"""Who am I? What a launcher tells a rank through its environment."""
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from robustly import UserError
+
+# Ports handed out by a number lie below 32768, where Linux begins to pick ports for outgoing connections:
+# ranks import for seconds before they listen, and nobody should take the port meanwhile.
+FIRST_PORT, PORTS = 20000, 12000
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One process of a training run."""
+
+    rank: int
+    """Number among all, from 0."""
+    local_rank: int
+    """Number among those of this machine, from 0: the number of its GPU."""
+    world_size: int
+    local_size: int
+    """Ranks on this machine."""
+    master_addr: str
+    """Machine of rank 0, where all meet."""
+    master_port: int
+
+
+def rank_from_environment(environment: Mapping[str, str] = os.environ) -> Rank | None:
+    """What torchrun, deepspeed, our launchers, srun or mpirun say; None if none of them started this process.
+
+    Inside a Slurm job the variables alone do not tell: the batch script, and the shell that `salloc` or
+    `srun --pty` opens, carry them as well. A rank belongs to a step of several tasks and has no terminal.
+    A step or an mpirun of one task counts as not launched: `run.ranks` of the page applies there.
+    Raises UserError if the variables contradict each other or some are missing.
+    """
+    if "RANK" in environment:
+        return _rank(environment, "RANK", "LOCAL_RANK", "WORLD_SIZE", ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"))
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not _has_terminal():
+        return _slurm_rank(environment)
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:  # Open MPI
+        names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE")
+        return _rank(environment, *names, ("OMPI_COMM_WORLD_LOCAL_SIZE",))
+    if int(environment.get("PMI_SIZE", "1")) > 1:  # Hydra, the mpirun of MPICH and Intel MPI
+        return _rank(environment, "PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", ("MPI_LOCALNRANKS",))
+    return None
+
+
+def export(rank: Rank) -> None:
+    """Set the variables that torch's `env://` rendezvous and the libraries on top of it read."""
+    os.environ.update(variables(rank))
+
+
+def variables(rank: Rank) -> dict[str, str]:
+    """A rank as torchrun would announce it."""
+    return {
+        "RANK": str(rank.rank),
+        "LOCAL_RANK": str(rank.local_rank),
+        "WORLD_SIZE": str(rank.world_size),
+        "LOCAL_WORLD_SIZE": str(rank.local_size),
+        "MASTER_ADDR": rank.master_addr,
+        "MASTER_PORT": str(rank.master_port),
+    }
+
+
+def _rank(
+    environment: Mapping[str, str], rank: str, local_rank: str, world_size: str, local_size: tuple[str, ...]
+) -> Rank:
+    """A rank from variables of these names, and MASTER_ADDR and MASTER_PORT."""
+    local = next((name for name in local_size if name in environment), local_size[0])
+    needed = (rank, local_rank, world_size, local, "MASTER_ADDR", "MASTER_PORT")
+    shown = " ".join(f"{name}={environment[name]}" for name in needed if name in environment)
+    if missing := [name for name in needed if name not in environment]:
+        raise UserError(
+            f"{shown}: a launcher started this process, but did not set {', '.join(missing)}; set them too "
+            f"(mpirun: -x NAME=VALUE), or unset {rank} to run without a launcher"
+        )
+    try:
+        found = Rank(
+            rank=int(environment[rank]),
+            local_rank=int(environment[local_rank]),
+            world_size=int(environment[world_size]),
+            local_size=int(environment[local]),
+            master_addr=environment["MASTER_ADDR"],
+            master_port=int(environment["MASTER_PORT"]),
+        )
+    except ValueError:
+        raise UserError(f"{shown}: all but MASTER_ADDR must be whole numbers") from None
+    if not (0 <= found.local_rank < found.local_size <= found.world_size and 0 <= found.rank < found.world_size):
+        raise UserError(f"{shown}: no such rank; expected 0 <= rank < world size, and the same on this machine")
+    return found
+
+
+def _slurm_rank(environment: Mapping[str, str]) -> Rank:
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
+    return Rank(
+        rank=int(environment["SLURM_PROCID"]),
+        local_rank=int(environment["SLURM_LOCALID"]),
+        world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
+        local_size=tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])[int(environment["SLURM_NODEID"])],
+        master_addr=environment.get("MASTER_ADDR") or first_host(nodes),
+        master_port=int(environment.get("MASTER_PORT") or numbered_port(int(environment["SLURM_JOB_ID"]))),
+    )
+
+
+def numbered_port(number: int) -> int:
+    """A port that all who know a job's number arrive at."""
+    return FIRST_PORT + number % PORTS
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Slurm's short form of tasks per node: `2(x3),1` -> [2, 2, 2, 1]."""
+    counts: list[int] = []
+    for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(tasks)] * int(times or 1)
+    return counts
+
+
+def first_host(nodes: str) -> str:
+    """The first of a Slurm node list: `gpu[03-07,12],login` -> gpu03."""
+    plain = re.match(r"([^\[,]+)(?:\[(\d+)[-\d,]*\])?(?:,|$)", nodes)
+    if plain:
+        return plain[1] + (plain[2] or "")
+    try:
+        listing = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"cannot tell the first host of {nodes} ({error}); set MASTER_ADDR to it") from None
+    return listing.stdout.split()[0]
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal, wherever its streams lead."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,62 @@
+"""The ranks of one machine, for a launcher on another one: `python -m launch.node`, at the far end of ssh.
+
+Standard input is the tie between the two. A line holds the name of a signal that the ranks are to get; its
+end means that the launcher stopped, died or can no longer be reached, and then the ranks must not live on.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import TextIO
+
+from launch.local import Share, run_share
+from launch.supervise import GRACE
+from robustly import log
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="launch.node", description=__doc__)
+    parser.add_argument("--first-rank", type=int, required=True)
+    parser.add_argument("--ranks", type=int, required=True, help="ranks on this machine")
+    parser.add_argument("--world-size", type=int, required=True)
+    parser.add_argument("--master-addr", required=True)
+    parser.add_argument("--master-port", type=int, required=True)
+    parser.add_argument("command", nargs="+")
+    given = parser.parse_args()
+    if given.world_size > given.ranks and "GLOO_SOCKET_IFNAME" not in os.environ:
+        _warn_of_loopback()
+    threading.Thread(target=_obey, args=(sys.stdin,), daemon=True).start()
+    share = Share(given.first_rank, given.ranks, given.world_size, given.master_addr, given.master_port)
+    return run_share(given.command, share, os.environ)
+
+
+def _obey(orders: TextIO) -> None:
+    """Turn orders into signals to this process, where `supervise` passes them on."""
+    for line in orders:
+        os.kill(os.getpid(), signal.Signals[line.strip()])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    for _ in range(2):  # the second one kills
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def _warn_of_loopback() -> None:
+    """Debian writes `127.0.1.1 HOSTNAME` into /etc/hosts; gloo then offers other machines that address."""
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        return  # a name that does not resolve: gloo then looks at the interfaces
+    if address.startswith("127."):
+        log.warn(
+            f"{name} resolves to {address} on {name} itself, where other machines cannot reach it over gloo; "
+            "correct /etc/hosts, or export GLOO_SOCKET_IFNAME with the name of the network interface"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

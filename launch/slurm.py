@@ -1,0 +1,84 @@
+"""Ranks as the tasks of a Slurm job."""
+
+import shlex
+import subprocess
+
+from launch.environment import FIRST_PORT, PORTS
+from launch.plan import LaunchOptions, Plan
+from robustly import UserError
+
+LAST_CHECKPOINT = 120  # seconds before the time limit at which the ranks are told
+USERS_MISTAKE = 2  # exit code of a command that would fail again in the same way
+
+SCRIPT = """\
+#!/bin/bash
+{directives}
+{exports}
+export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_PORT=$(({first_port} + SLURM_JOB_ID % {ports}))
+if [ -n "${{SLURM_CPUS_PER_TASK:-}}" ]; then  # srun does not take it over from the job by itself
+    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK OMP_NUM_THREADS=${{OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}}
+fi
+
+srun --kill-on-bad-exit=1 {command}
+code=$?
+
+# Ranks that were told to leave exit with 0 too: only the manifest means that the work is complete.
+if [ $code = 0 ] && [ -e {finished} ]; then exit 0; fi
+if [ $code = {users_mistake} ]; then exit $code; fi
+if [ $code = 0 ] || [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
+    # A job that was cancelled is not running any more, and must not come back.
+    if [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
+        echo "incomplete (exit code $code): back into the queue"
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60  # Slurm ends this attempt meanwhile
+    fi
+fi
+exit $((code ? code : 1))
+"""
+
+
+def render(plan: Plan, options: LaunchOptions) -> str:
+    """The batch script.
+
+    The ranks read SLURM_* themselves (`launch.environment`), so that srun runs the command as it is. When
+    the job's time runs out the ranks get SIGUSR1, write a checkpoint and leave. A job that ends with the
+    work incomplete puts itself back into the queue; Slurm does so itself after a preemption or the loss of
+    a node. All attempts append to one output file.
+    """
+    directives = {
+        "job-name": plan.name,
+        "chdir": str(plan.folder),
+        "nodes": str(options.nodes or 1),
+        "ntasks-per-node": str(options.ranks_per_node or plan.ranks),
+        "requeue": "",
+        "open-mode": "append",
+        "signal": f"USR1@{LAST_CHECKPOINT}",  # to the ranks; `B:` would mean this script
+        "partition": options.partition or "",
+        "time": options.time or "",
+    }
+    lines = [_directive(name, value) for name, value in directives.items() if value or name == "requeue"]
+    lines += [_directive(*option.removeprefix("--").partition("=")[::2]) for option in options.sbatch]
+    return SCRIPT.format(
+        directives="\n".join(lines),
+        exports="\n".join(f"export {name}={shlex.quote(value)}" for name, value in plan.environment.items()),
+        first_port=FIRST_PORT,
+        ports=PORTS,
+        command=shlex.join(plan.command),
+        finished=shlex.quote(str(plan.finished)),
+        users_mistake=USERS_MISTAKE,
+        restarts=options.restarts,
+    )
+
+
+def _directive(name: str, value: str) -> str:
+    return f"#SBATCH --{name}={shlex.quote(value)}" if value else f"#SBATCH --{name}"
+
+
+def start(plan: Plan, options: LaunchOptions) -> int:
+    """Hand the script to sbatch, which prints the job's number. Raises UserError where there is no sbatch."""
+    try:
+        return subprocess.run(["sbatch"], input=render(plan, options), text=True).returncode
+    except FileNotFoundError:
+        raise UserError(
+            "sbatch: not found; run this where jobs are submitted, or print the script with --dry-run"
+        ) from None

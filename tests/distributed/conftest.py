@@ -1,0 +1,54 @@
+"""A small tokenizer and token store, made once by the real stages."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pretrain.loop import Pretraining
+from robustly import cli
+
+CORPUS = Path(__file__).resolve().parents[2] / "data_prep" / "corpora" / "prose_cc0.txt"
+
+SMALL = [
+    "tokenizer.vocab_size=500",
+    "corpus.validation=0.1",
+    "data.block_length=64",
+    "model.layers=2",
+    "model.hidden=32",
+    "model.heads=2",
+    "model.feed_forward=64",
+    "model.positions=66",
+    "optim.batch_size=24",
+    "schedule.updates=12",
+    "schedule.warmup=3",
+    "run.micro_batch=4",
+    "run.log_every=1",
+    "run.evaluate_every=6",
+    "run.evaluate_blocks=16",
+    "run.checkpoint_every=2",
+    "run.workers=1",
+]
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a finished tokenizer/ and data/ of 150 kB of the bundled corpus."""
+    root = tmp_path_factory.mktemp("prepared")
+    text = CORPUS.read_text(encoding="utf-8")
+    (root / "corpus.txt").write_text(text[: text.index("\n\n", 150_000)], encoding="utf-8")
+    experiment = cli.load_experiment("configs/tiny.yaml", [*SMALL, f"corpus.sources={root / 'corpus.txt'}", f"paths.root={root}"])
+    cli.build_tokenizer(experiment)
+    cli.prepare_data(experiment)
+    return root
+
+
+@pytest.fixture
+def pretraining(prepared: Path, tmp_path: Path) -> Callable[..., Pretraining]:
+    """Make a Pretraining on the prepared data whose train folder is `tmp_path/<name>`."""
+
+    def make(name: str = "train", *changes: str) -> Pretraining:
+        paths = [f"paths.root={prepared}", f"paths.train={tmp_path / name}", f"corpus.sources={prepared / 'corpus.txt'}"]
+        return cli.pretraining(cli.load_experiment("configs/tiny.yaml", [*SMALL, *paths, *changes]))
+
+    return make

@@ -1,0 +1,185 @@
+"""The same losses, gradients and weights on every layout, ZeRO stage and after a change of ranks."""
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_distributed
+from synthetic import VOCABULARY, RandomBlocks, masking, model, optim, run, schedule
+from torch.nn import functional
+
+from pretrain.batches import Batches
+from pretrain.engine import Engine, deepspeed_config, start_ranks, stop_ranks, sum_over_ranks
+from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from pretrain.schedule import learning_rate
+
+pytestmark = pytest.mark.distributed
+UPDATES = 6
+Curve = list[tuple[float, float]]
+
+
+def make_engine(accumulation: int, stage: int, precision: str, **changes: Any) -> Engine:
+    objective = MaskedLanguageModel(new_model(roberta_config(model(), VOCABULARY), 7))
+    settings = run(zero_stage=stage, precision=precision)
+    return Engine(objective, optim(**changes), settings, accumulation, torch.device("cpu"))
+
+
+def make_batches(rank: int, ranks: int, micro_batch: int, seed: int = 1) -> Batches:
+    return Batches(RandomBlocks(), 32, masking(), VOCABULARY, seed, rank, ranks, micro_batch)  # type: ignore[arg-type]
+
+
+def train(
+    rank: int, ranks: int, micro_batch: int, stage: int = 1, precision: str = "fp32", restart: int = 0, fault: str = "",
+    changes: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Six updates as the loop makes them; `fault` is a mutation that a test must notice."""
+    torch.set_num_threads(1)
+    start_ranks(rank)
+    changes = changes or {}
+    batches = make_batches(rank, ranks, micro_batch, seed=1 + rank if fault == "rank-dependent order" else 1)
+    engine = make_engine(batches.accumulation, stage, precision, **changes)
+    curve: Curve = []
+    for update in range(1, UPDATES + 1):
+        share = batches.share(update)
+        (masked,) = sum_over_ranks([share.masked_tokens], engine.device)
+        loss_sum = 0.0
+        for batch in share.micro_batches:
+            loss = engine(batch.inputs, batch.attention, batch.positions, batch.labels)
+            divisor = masked
+            if fault == "mean of means":
+                divisor = max(1, len(batch.labels)) * ranks * batches.accumulation
+            engine.backward(loss, divisor)
+            loss_sum += loss.item()
+        (loss_sum,) = sum_over_ranks([loss_sum], engine.device)
+        curve.append((loss_sum / masked, engine.step(learning_rate(update, optim(), schedule()))))
+        if update == restart:
+            saved = [tuple(t.clone() for t in rest) for _, *rest in engine.full_tensors()]
+            engine = make_engine(batches.accumulation, stage, precision, **changes)
+            engine.restore(iter(saved) if rank == 0 else None, update)  # type: ignore[arg-type]
+    weights = {name: [t.double().sum().item(), t.double().square().sum().item()] for name, t, *_ in engine.full_tensors()}
+    stop_ranks()
+    return {"curve": curve, "weights": weights, "shm": os.listdir("/dev/shm")}
+
+
+def curve_of(ranks: int, *arguments: Any, **options: Any) -> Curve:
+    def go(rank: int, count: int) -> dict[str, Any]:
+        return train(rank, count, *arguments, **options)
+
+    return [tuple(point) for point in run_distributed(ranks, go)[0]["curve"]]
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Any]:
+    """One process, one batch, plain torch: no DeepSpeed, no accumulation."""
+
+    def go(rank: int, ranks: int) -> dict[str, Any]:
+        torch.set_num_threads(1)
+        objective = MaskedLanguageModel(new_model(roberta_config(model(), VOCABULARY), 7))
+        section = optim()
+        adam = torch.optim.AdamW(
+            objective.parameters(), lr=0, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay
+        )
+        curve = []
+        for update in range(1, UPDATES + 1):
+            (batch,) = make_batches(0, 1, 32).share(update).micro_batches
+            logits = objective.logits(batch.inputs, batch.attention, batch.positions)
+            loss = functional.cross_entropy(logits, batch.labels)  # the mean over all masked tokens
+            adam.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.get_total_norm([p.grad for p in objective.parameters()])  # type: ignore[misc]
+            adam.param_groups[0]["lr"] = learning_rate(update, section, schedule())
+            adam.step()
+            curve.append((loss.item(), norm.item()))
+        weights = {n: [p.double().sum().item(), p.double().square().sum().item()] for n, p in objective.named_parameters()}
+        return {"curve": curve, "weights": weights}
+
+    return run_distributed(1, go)[0]
+
+
+LAYOUTS = [(1, 8), (2, 4), (2, 8), (1, 32), (3, 8)]  # ranks, micro-batch: accumulation 4, 4, 2, 1, 2
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch"), LAYOUTS)
+def test_every_layout_gives_the_losses_and_norms_of_plain_torch(
+    ranks: int, micro_batch: int, reference: dict[str, Any]
+) -> None:
+    found = curve_of(ranks, micro_batch)
+    for (loss, norm), (expected_loss, expected_norm) in zip(found, reference["curve"], strict=True):
+        assert loss == pytest.approx(expected_loss, rel=1e-4)
+        assert norm == pytest.approx(expected_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (3, 2)])
+def test_every_zero_stage_ends_at_the_weights_of_plain_torch(
+    ranks: int, stage: int, reference: dict[str, Any]
+) -> None:
+    def go(rank: int, count: int) -> dict[str, Any]:
+        return train(rank, count, 8, stage)
+
+    for result in run_distributed(ranks, go):
+        assert [tuple(p) for p in result["curve"]] == [pytest.approx(tuple(p), rel=1e-4) for p in reference["curve"]]
+        for name, (total, squares) in reference["weights"].items():
+            assert result["weights"][name][1] == pytest.approx(squares, rel=1e-5), name
+            assert result["weights"][name][0] == pytest.approx(total, rel=1e-3, abs=1e-3), name
+        assert not [name for name in result["shm"] if "deepspeed" in name]
+
+
+@pytest.mark.parametrize("fault", ["mean of means", "rank-dependent order"])
+def test_the_classic_faults_are_noticed(fault: str, reference: dict[str, Any]) -> None:
+    found = curve_of(2, 4, fault=fault)
+    off = [
+        abs(loss / expected_loss - 1) > 1e-4 or abs(norm / expected_norm - 1) > 1e-4
+        for (loss, norm), (expected_loss, expected_norm) in zip(found, reference["curve"], strict=True)
+    ]
+    assert any(off)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_bf16_follows_fp32_and_keeps_fp32_weights(stage: int, reference: dict[str, Any]) -> None:
+    found = curve_of(2, 8, stage, "bf16")
+    for (loss, norm), (expected_loss, expected_norm) in zip(found, reference["curve"], strict=True):
+        assert loss == pytest.approx(expected_loss, rel=2e-3)
+        assert norm == pytest.approx(expected_norm, rel=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "precision"), [(1, 0, "fp32"), (2, 1, "fp32"), (2, 2, "fp32"), (2, 1, "bf16")]
+)
+def test_restoring_full_tensors_changes_nothing(ranks: int, stage: int, precision: str) -> None:
+    straight = curve_of(ranks, 8, stage, precision)
+    assert curve_of(ranks, 8, stage, precision, restart=3) == straight  # to the bit
+
+
+def test_clipping_bounds_the_update_and_leaves_the_logged_norm(reference: dict[str, Any]) -> None:
+    clipped = curve_of(2, 8, changes={"clip_norm": 0.01})
+    assert clipped[0][1] == pytest.approx(reference["curve"][0][1], rel=1e-4)
+    for stage in (0, 1):  # the same clipped path, whoever clips
+        assert curve_of(1, 8, stage, changes={"clip_norm": 0.01}) == [pytest.approx(p, rel=1e-4) for p in clipped]
+
+
+def test_decay_on_all_or_on_matrices_alone() -> None:
+    from pretrain.engine import parameter_groups
+
+    objective = MaskedLanguageModel(new_model(roberta_config(model(), VOCABULARY), 7))
+    everything, *none = parameter_groups(objective, optim())
+    assert not none and everything["weight_decay"] == 0.01
+    assert len(everything["params"]) == len(list(objective.parameters()))
+    decayed, spared = parameter_groups(objective, optim(decay="weights"))
+    names = {id(p): name for name, p in objective.named_parameters()}
+    assert all("bias" in names[id(p)] or "norm" in names[id(p)].lower() for p in spared["params"])
+    assert not any("bias" in names[id(p)] or "norm" in names[id(p)].lower() for p in decayed["params"])
+    assert spared["weight_decay"] == 0
+
+
+def test_the_json_for_deepspeed_states_what_its_defaults_would_change() -> None:
+    config = deepspeed_config(optim(), run(precision="bf16", zero_stage=2), 4)
+    assert config["gradient_clipping"] == 0.0
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert config["communication_data_type"] == "fp32"
+    assert config["bf16"] == {"enabled": True}
+    assert config["gradient_accumulation_steps"] == 4
+    extra = run(deepspeed={"zero_optimization": {"overlap_comm": True}, "steps_per_print": 5})
+    laid_over = deepspeed_config(optim(), extra, 1)
+    assert laid_over["zero_optimization"] == {"stage": 1, "overlap_comm": True}
+    assert laid_over["steps_per_print"] == 5

@@ -1,0 +1,226 @@
+"""The whole loop on several ranks: killed, stopped, resumed, moved to other ranks, and refused where it must be."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_distributed
+
+from pretrain import checkpoint, loop
+from pretrain.loop import Pretraining, Stopped, last_checkpoint, pretrain
+from robustly import UserError, log
+
+pytestmark = pytest.mark.distributed
+NO_DROPOUT = ("model.dropout=0.0", "model.attention_dropout=0.0")
+REPEATED = ("update", "epoch", "loss", "lr", "grad_norm", "masked_tokens", "tokens")  # the rest are timings
+MakePretraining = Callable[..., Pretraining]
+
+
+def go(rank: int, ranks: int, config: Pretraining, kill_after: float | None = None) -> None:
+    torch.set_num_threads(1)
+    if kill_after is not None:
+        threading.Timer(kill_after, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+    pretrain(config, rank, rank, ranks)
+
+
+def train(config: Pretraining, ranks: int) -> None:
+    run_distributed(ranks, go, config)
+
+
+def metrics(config: Pretraining) -> list[dict[str, Any]]:
+    return [{key: line[key] for key in REPEATED} for line in log.read_metrics(config.folder / "metrics.jsonl")]
+
+
+def evaluations(config: Pretraining) -> list[dict[str, Any]]:
+    return log.read_metrics(config.folder / "evaluations.jsonl")
+
+
+def assert_same_run(one: Pretraining, other: Pretraining) -> None:
+    """To the bit: every logged figure, evaluation and final weight and moment."""
+    assert metrics(one) == metrics(other)
+    assert evaluations(one) == evaluations(other)
+    first, second = (last_checkpoint(config.folder) for config in (one, other))
+    for name in ("weights.safetensors", "moments.safetensors"):
+        assert first.files[name]["sha256"] == second.files[name]["sha256"], name
+
+
+def test_metrics_manifest_and_checkpoints_of_a_run(pretraining: MakePretraining) -> None:
+    config = pretraining()
+    train(config, 2)
+    lines = log.read_metrics(config.folder / "metrics.jsonl")
+    assert [line["update"] for line in lines] == list(range(1, 13))
+    wanted = {"update", "epoch", "loss", "lr", "grad_norm", "masked_tokens", "tokens", "tokens_per_second", "seconds"}
+    assert wanted <= lines[0].keys()
+    assert lines[2]["lr"] == config.optim.peak_lr and lines[-1]["lr"] == 0
+    assert [line["update"] for line in evaluations(config)] == [0, 6, 12]
+    assert evaluations(config)[-1]["validation_loss"] < evaluations(config)[0]["validation_loss"]
+    assert sorted(p.name for p in (config.folder / "checkpoints").iterdir()) == ["update-00000010", "update-00000012"]
+    assert list((config.folder / "tensorboard").iterdir())
+    manifest = config.stage().finished()
+    assert manifest is not None
+    assert manifest.counts["updates"] == 12
+    assert manifest.counts["validation_loss"] == evaluations(config)[-1]["validation_loss"]
+    before = (config.folder / "metrics.jsonl").stat()
+    train(config, 2)  # does nothing
+    assert (config.folder / "metrics.jsonl").stat() == before
+
+
+def test_loss_is_logged_over_the_interval(pretraining: MakePretraining) -> None:
+    every, third = pretraining("every"), pretraining("third", "run.log_every=5")
+    train(every, 1)
+    train(third, 1)
+    single = metrics(every)
+    for line in metrics(third):  # updates 5, 10 and the last, 12
+        window = [one for one in single if line["update"] - (5 if line["update"] < 12 else 2) < one["update"] <= line["update"]]
+        total = sum(one["loss"] * one["masked_tokens"] for one in window)
+        assert line["masked_tokens"] == sum(one["masked_tokens"] for one in window)
+        assert line["loss"] == pytest.approx(total / line["masked_tokens"])
+
+
+def test_killed_at_random_moments_and_started_again_it_is_the_same_run(pretraining: MakePretraining) -> None:
+    straight, killed = pretraining("straight", "run.log_every=3"), pretraining("killed", "run.log_every=3")
+    started = time.monotonic()
+    train(straight, 2)
+    whole = time.monotonic() - started
+    kills = 0
+    for _ in range(4):
+        try:
+            run_distributed(2, go, killed, random.uniform(0.3 * whole, 0.9 * whole))
+            break
+        except AssertionError as died:
+            assert "died without a word" in str(died)  # SIGKILL, not an error of ours
+            kills += 1
+    assert kills, "the run ended before any kill"
+    train(killed, 2)
+    assert_same_run(straight, killed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on(
+    pretraining: MakePretraining, number: signal.Signals
+) -> None:
+    straight, stopped = pretraining("straight"), pretraining("stopped", "run.checkpoint_every=100")
+    train(straight, 2)
+
+    def stop_after_5(rank: int, ranks: int) -> int:
+        torch.set_num_threads(1)
+        original = loop.Trainer._update
+
+        def update(self: loop.Trainer, share: Any, asked: list[int]) -> Any:
+            if share.update == 5 and rank == 1:  # one rank alone is told; all must stop together
+                os.kill(os.getpid(), number)
+            return original(self, share, asked)
+
+        loop.Trainer._update = update  # type: ignore[method-assign]
+        try:
+            pretrain(stopped, rank, rank, ranks)
+        except Stopped as asked_to:
+            return asked_to.signal_number
+        return 0
+
+    assert run_distributed(2, stop_after_5) == [number, number]
+    found = checkpoint.newest(stopped.folder / "checkpoints")
+    assert found is not None and found.progress.update == 5
+    assert len(metrics(stopped)) == 5
+    train(stopped, 2)
+    assert_same_run(straight, stopped)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_resumed_on_other_ranks_and_stage_it_sees_the_same_batches(pretraining: MakePretraining, ranks: int) -> None:
+    straight = pretraining("straight", *NO_DROPOUT)
+    train(straight, 2)
+    moved = pretraining("moved", *NO_DROPOUT)
+
+    def half(rank: int, count: int) -> None:
+        torch.set_num_threads(1)
+        original = loop.Trainer._save
+
+        def save_and_die(self: loop.Trainer, window: Any) -> None:
+            original(self, window)
+            if self.progress.update == 6:
+                raise KeyboardInterrupt
+
+        loop.Trainer._save = save_and_die  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(moved, rank, rank, count)
+
+    run_distributed(2, half)
+    elsewhere = pretraining("moved", *NO_DROPOUT, f"run.zero_stage={2 if ranks == 3 else 0}", "run.micro_batch=5")
+    train(elsewhere, ranks)
+    for one, other in zip(metrics(straight), metrics(elsewhere), strict=True):
+        assert {k: one[k] for k in ("update", "lr", "masked_tokens", "tokens")} == {
+            k: other[k] for k in ("update", "lr", "masked_tokens", "tokens")
+        }
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+def test_evaluation_is_the_same_on_any_layout(pretraining: MakePretraining) -> None:
+    results = []
+    for ranks, micro_batch in ((1, 16), (2, 3), (3, 4)):
+        config = pretraining(f"on{ranks}", "schedule.updates=1", "schedule.warmup=1", f"run.micro_batch={micro_batch}")
+        train(config, ranks)
+        results.append(evaluations(config)[0])
+    for result in results[1:]:
+        assert result["validation_masked_tokens"] == results[0]["validation_masked_tokens"]
+        assert result["validation_accuracy"] == results[0]["validation_accuracy"]
+        assert result["validation_loss"] == pytest.approx(results[0]["validation_loss"], rel=1e-6)
+
+
+def test_dropout_repeats_itself_on_the_same_layout_and_differs_between_ranks(pretraining: MakePretraining) -> None:
+    one, again, plain = pretraining("one"), pretraining("again"), pretraining("plain", *NO_DROPOUT)
+    for config in (one, again, plain):
+        train(config, 2)
+    assert_same_run(one, again)
+    assert metrics(one)[0]["loss"] != metrics(plain)[0]["loss"]
+
+
+def test_another_recipe_is_refused_and_nothing_is_lost(pretraining: MakePretraining) -> None:
+    config = pretraining()
+    train(config, 1)
+    files = {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError) as refused:
+        pretraining("train", "optim.peak_lr=1e-2", "masking.mask=0.7").stage().finished()
+    message = str(refused.value)
+    assert "optim.peak_lr: 0.002 there, 0.01 now" in message and "masking.mask: 0.8 there, 0.7 now" in message
+    assert "--new-run" in message
+    assert {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()} == files
+    assert pretraining("train", "run.micro_batch=3", "run.log_every=7").stage().finished()  # `run` is no recipe
+
+
+def test_divergence_stops_before_a_checkpoint_is_spoilt(pretraining: MakePretraining) -> None:
+    config = pretraining("wild", "optim.peak_lr=1e30", "schedule.warmup=0", "run.checkpoint_every=1")
+    with pytest.raises(AssertionError, match=r"UserError: update \d+: the (loss|gradient norm) is (nan|inf)"):
+        train(config, 1)
+    found = checkpoint.newest(config.folder / "checkpoints")
+    assert found is None or all(bool(torch.isfinite(w).all()) for w in found.weights().values())
+
+
+def test_two_runs_at_once_do_not_mix(pretraining: MakePretraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = pretraining()
+    stage = config.stage()
+    with stage.begin(), pytest.raises(AssertionError, match="another process is at work here"):
+        monkeypatch.setattr("robustly.manifest.lock.__wrapped__.__defaults__", (0.5,))
+        run_distributed(1, go, config)
+
+
+def test_inputs_that_do_not_belong_together_are_refused(pretraining: MakePretraining, tmp_path: Path) -> None:
+    config = pretraining()
+    with pytest.raises(UserError, match="robustly prepare"):
+        pretraining("train", f"paths.data={tmp_path / 'nowhere'}").stage()
+    shard = next(iter(config.data_folder.glob("*.tokens.npy")))
+    content = shard.read_bytes()
+    try:
+        shard.write_bytes(content[:-10])
+        with pytest.raises(UserError, match="cut off"):
+            config.stage()
+    finally:
+        shard.write_bytes(content)

@@ -1,0 +1,75 @@
+"""Small stand-ins for tests of the trainer: random blocks instead of a token store, and a small recipe."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.config import Masking, Model, Optim, Run, Schedule
+from pretrain.masking import Vocabulary
+
+VOCABULARY = Vocabulary(size=300, bos=0, pad=1, eos=2, mask=299)
+
+
+class RandomBlocks:
+    """Blocks of random ids and lengths, <s> first, padded with 1: what data_prep.blocks.Blocks gives."""
+
+    def __init__(self, count: int = 100, length: int = 32, shortest: int = 10):
+        draw = np.random.default_rng(0)
+        self.ids = draw.integers(4, VOCABULARY.size - 1, (count, length))
+        self.lengths = draw.integers(shortest, length + 1, count)
+        self.ids[:, 0] = VOCABULARY.bos
+        self.ids[np.arange(count), self.lengths - 1] = VOCABULARY.eos
+        self.ids[np.arange(length) >= self.lengths[:, None]] = VOCABULARY.pad
+        self.mean_length = float(self.lengths.mean())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def gather(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+        return self.ids[indices], self.lengths[indices]
+
+
+def model(**changes: Any) -> Model:
+    return Model(
+        **{
+            "layers": 2,
+            "hidden": 64,
+            "heads": 2,
+            "feed_forward": 128,
+            "positions": 40,
+            "token_types": 1,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "layer_norm_eps": 1e-5,
+            "init_std": 0.02,
+            **changes,
+        }
+    )
+
+
+def masking(**changes: Any) -> Masking:
+    return Masking(**{"probability": 0.15, "mask": 0.8, "random": 0.1, "style": "fairseq", **changes})
+
+
+def optim(**changes: Any) -> Optim:
+    return Optim(
+        **{
+            "batch_size": 32,
+            "peak_lr": 1e-3,
+            "betas": (0.9, 0.98),
+            "eps": 1e-6,
+            "weight_decay": 0.01,
+            "decay": "all",
+            "clip_norm": 0.0,
+            **changes,
+        }
+    )
+
+
+def schedule(**changes: Any) -> Schedule:
+    return Schedule(**{"updates": 10, "warmup": 3, "decay": "linear", **changes})
+
+
+def run(**changes: Any) -> Run:
+    return Run(**{"micro_batch": 8, **changes})

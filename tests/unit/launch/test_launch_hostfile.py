@@ -1,0 +1,225 @@
+"""Ranks on the machines of a hostfile; a stand-in for ssh runs each machine's line here, as sshd would."""
+
+import io
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rank_program import alive, notes, signals, wait_for
+
+from launch import LaunchOptions, Plan, hostfile, node
+from launch.hostfile import Host
+from robustly import UserError
+
+# Joins the last argument with a shell whose environment is bare, in a session of its own, and passes standard
+# input on until it ends. The host `off` cannot be reached. Each connection leaves its process id.
+SSH = """#!{python} -S
+import os, subprocess, sys, threading
+*options, host, line = sys.argv[1:]
+if host == "off":
+    print("ssh: connect to host off port 22: No route to host", file=sys.stderr)
+    sys.exit(255)
+open({folder!r} + "/ssh." + host, "w").write(str(os.getpid()))
+bare = {{"PATH": "/usr/bin:/bin", "HOME": "/"}}
+there = subprocess.Popen(["bash", "-c", line], stdin=subprocess.PIPE, env=bare, start_new_session=True)
+def pump():
+    while data := os.read(0, 1000):
+        os.write(there.stdin.fileno(), data)
+    there.stdin.close()
+threading.Thread(target=pump, daemon=True).start()
+sys.exit(there.wait() % 256)
+"""
+SPECIAL = ("two words", "it's", '{"lr": 1e-3}', "$HOME", "*.py", "a;b && c", "two\nlines", "é", "")
+
+
+@pytest.fixture
+def ssh(tmp_path, monkeypatch):
+    """Put the stand-in first on PATH."""
+    program = tmp_path / "bin" / "ssh"
+    program.parent.mkdir()
+    program.write_text(SSH.format(python=sys.executable, folder=str(tmp_path)))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+
+
+def options(tmp_path: Path, hosts: str, **more) -> LaunchOptions:
+    (tmp_path / "hosts").write_text(hosts)
+    return LaunchOptions(hostfile=tmp_path / "hosts", **more)
+
+
+def plan(tmp_path: Path, command: list[str], **environment: str) -> Plan:
+    return Plan(tuple(command), tmp_path, tmp_path / "manifest.json", environment=environment)
+
+
+def test_parse():
+    text = "# two machines\nnodea slots=8\n\n  user@nodeb   slots=4  # the old one\n"
+    assert hostfile.parse(text, "hosts") == [Host("nodea", 8), Host("user@nodeb", 4)]
+    assert Host("user@nodeb", 4).address == "nodeb"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nodea slots=8\nnodeb\n", r"hosts:2: found 'nodeb', expected `HOST slots=N`"),
+        ("nodea slots=0\n", r"hosts:1: found 'nodea slots=0'"),
+        ("nodea slots=two\n", r"hosts:1: found 'nodea slots=two'"),
+        ("nodea slots=1\n# again\nnodea slots=1\n", r"hosts:3: nodea stands here twice"),
+        ("# nobody\n", r"hosts: no hosts"),
+    ],
+)
+def test_parse_refuses(text, message):
+    with pytest.raises(UserError, match=message):
+        hostfile.parse(text, "hosts")
+
+
+def test_what_does_not_fit_the_hostfile_is_refused(tmp_path):
+    some = plan(tmp_path, ["true"])
+    with pytest.raises(UserError, match="needs --hostfile FILE"):
+        hostfile.render(some, LaunchOptions())
+    with pytest.raises(UserError, match="missing: cannot be read"):
+        hostfile.render(some, LaunchOptions(hostfile=tmp_path / "missing"))
+    with pytest.raises(UserError, match="--nodes 3: .*hosts lists 2 hosts"):
+        hostfile.render(some, options(tmp_path, "nodea slots=1\nnodeb slots=1\n", nodes=3))
+    for name in ("localhost", "127.0.0.1", "user@localhost"):
+        with pytest.raises(UserError, match="which the other machines cannot reach"):
+            hostfile.render(some, options(tmp_path, f"{name} slots=1\nnodeb slots=1\n"))
+
+
+def test_render(tmp_path):
+    some = plan(tmp_path, ["robustly", "pretrain", "page.yaml", "data.language=it's"], NCCL_DEBUG="INFO")
+    text = hostfile.render(some, options(tmp_path, "user@nodea slots=2\nnodeb slots=1\n"))
+    ssh = "ssh -T -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+    first, second = text.splitlines()
+    assert shlex.split(first)[:-2] == shlex.split(ssh)
+    assert shlex.split(first)[-2:] == [
+        "user@nodea",
+        f"cd {tmp_path} && exec env NCCL_DEBUG=INFO {sys.executable} -P -m launch.node --first-rank 0 --ranks 2 "
+        "--world-size 3 --master-addr nodea --master-port 29500 -- "
+        """robustly pretrain page.yaml 'data.language=it'"'"'s'""",
+    ]
+    assert shlex.split(second)[-2] == "nodeb"
+    assert "--first-rank 2 --ranks 1 --world-size 3 --master-addr nodea" in second
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_nodes_and_ranks_per_node_overrule_the_hostfile(tmp_path):
+    three = "a slots=8\nb slots=4\nc slots=2\n"
+    text = hostfile.render(plan(tmp_path, ["true"]), options(tmp_path, three, nodes=2, ranks_per_node=3, master_port=5))
+    assert re.findall(r"first-rank (\d) --ranks (\d) --world-size (\d) --master-addr a --master-port (\d)", text) == [
+        ("0", "3", "6", "5"),
+        ("3", "3", "6", "5"),
+    ]
+
+
+def test_every_rank_gets_its_place_environment_and_arguments(tmp_path, rank, ssh):
+    some = plan(tmp_path, rank("end", *SPECIAL), NCCL_DEBUG="INFO", GLOO_SOCKET_IFNAME="it's $HOME")
+    assert hostfile.start(some, options(tmp_path, "nodea slots=1\nnodeb slots=2\n", master_port=20123)) == 0
+    ranks = notes(tmp_path)
+    names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    assert [tuple(r[name] for name in names) for r in ranks] == [
+        ("0", "0", "1", "3", "nodea", "20123"),
+        ("1", "0", "2", "3", "nodea", "20123"),
+        ("2", "1", "2", "3", "nodea", "20123"),
+    ]
+    for r in ranks:
+        assert r["arguments"] == list(SPECIAL)
+        assert (r["NCCL_DEBUG"], r["GLOO_SOCKET_IFNAME"]) == ("INFO", "it's $HOME")
+        assert r["folder"] == str(tmp_path)
+        assert "VIRTUAL_ENV" not in r
+        assert r["HOME"] == "/"  # the far end's own
+
+
+def test_one_host_is_reached_over_ssh_too(tmp_path, rank, ssh):
+    assert hostfile.start(plan(tmp_path, rank("end")), options(tmp_path, "nodea slots=1\n")) == 0
+    assert (tmp_path / "ssh.nodea").exists()
+    assert len(notes(tmp_path)) == 1
+
+
+def test_a_failure_on_one_host_stops_the_others(tmp_path, rank, ssh, capfd):
+    both = options(tmp_path, "nodea slots=2\nnodeb slots=1\n")
+    begun = time.monotonic()
+    assert hostfile.start(plan(tmp_path, rank("fail:7:2")), both) == 7
+    assert time.monotonic() - begun < 10
+    assert signals(tmp_path) == ["SIGTERM\n", "SIGTERM\n"]
+    assert not any(alive(int(r["pid"])) for r in notes(tmp_path))
+    assert "nodeb ended with exit code 7" in capfd.readouterr().err
+
+
+def test_a_host_that_cannot_be_reached_stops_the_run(tmp_path, rank, ssh):
+    assert hostfile.start(plan(tmp_path, rank("leave")), options(tmp_path, "nodea slots=1\noff slots=1\n")) == 255
+    assert not any(alive(int(r["pid"])) for r in notes(tmp_path))
+
+
+def test_a_folder_that_a_host_lacks_stops_the_run(tmp_path, rank, ssh, capfd):
+    some = Plan(tuple(rank("end")), tmp_path / "absent", tmp_path / "manifest.json")
+    assert hostfile.start(some, options(tmp_path, "nodea slots=1\n")) != 0
+    assert "absent" in capfd.readouterr().err
+
+
+def launched(launcher, tmp_path, rank, behaviour):
+    """A launcher of one rank on each of two hosts, in a process of its own, once both ranks are there."""
+    program = f"""
+import sys; from pathlib import Path; from launch import LaunchOptions, Plan, hostfile
+plan = Plan({tuple(rank(behaviour))!r}, Path({str(tmp_path)!r}), Path("manifest.json"))
+sys.exit(hostfile.start(plan, LaunchOptions(hostfile=Path({str(tmp_path / "hosts")!r}))))
+"""
+    options(tmp_path, "nodea slots=1\nnodeb slots=1\n")
+    process = launcher(program)
+    wait_for(lambda: len(notes(tmp_path)) == 2 or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read()
+    return process
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_signals_reach_the_ranks_of_all_hosts_once(tmp_path, rank, ssh, launcher, name):
+    process = launched(launcher, tmp_path, rank, "leave")
+    process.send_signal(signal.Signals[name])
+    assert process.wait(10) == 0
+    assert signals(tmp_path) == [f"{name}\n"] * 2
+
+
+def test_a_second_ctrl_c_kills_on_all_hosts(tmp_path, rank, ssh, launcher):
+    process = launched(launcher, tmp_path, rank, "deaf")
+    pids = [int(r["pid"]) for r in notes(tmp_path)]
+    process.send_signal(signal.SIGINT)
+    wait_for(lambda: signals(tmp_path) == ["SIGINT\n"] * 2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    wait_for(lambda: not any(map(alive, pids)))
+
+
+def test_ranks_end_when_the_launcher_is_killed(tmp_path, rank, ssh, launcher):
+    process = launched(launcher, tmp_path, rank, "leave")
+    pids = [int(r["pid"]) for r in notes(tmp_path)]
+    process.kill()
+    wait_for(lambda: not any(map(alive, pids)))
+    assert signals(tmp_path) == ["SIGTERM\n"] * 2
+
+
+def test_a_lost_connection_stops_the_run_on_both_sides(tmp_path, rank, ssh, launcher):
+    process = launched(launcher, tmp_path, rank, "leave")
+    pids = [int(r["pid"]) for r in notes(tmp_path)]
+    os.kill(int((tmp_path / "ssh.nodeb").read_text()), signal.SIGKILL)
+    assert process.wait(10) == 137
+    wait_for(lambda: not any(map(alive, pids)))
+
+
+def test_deaf_ranks_of_a_lost_launcher_are_killed_after_the_grace_period(monkeypatch):
+    got: list[int] = []
+    monkeypatch.setattr(node, "GRACE", 0.01)
+    monkeypatch.setattr(node.os, "kill", lambda pid, number: got.append(number))
+    node._obey(io.StringIO("SIGUSR1\nSIGINT\n"))
+    assert got == [signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGINT]
+
+
+@pytest.mark.parametrize(("address", "warned"), [("127.0.1.1", True), ("10.0.0.3", False)])
+def test_a_host_that_names_itself_by_a_loopback_address_is_told(monkeypatch, capsys, address, warned):
+    monkeypatch.setattr(node.socket, "gethostbyname", lambda name: address)
+    node._warn_of_loopback()
+    assert ("GLOO_SOCKET_IFNAME" in capsys.readouterr().err) == warned

@@ -1,0 +1,166 @@
+"""Ranks on this machine live and die together."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rank_program import alive, notes, signals, wait_for
+
+from launch import LaunchOptions, Plan, local
+from launch.environment import FIRST_PORT, PORTS
+from robustly import UserError
+
+
+def test_each_rank_knows_its_place(tmp_path, rank):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    assert local.run(rank("end", "a b", "$HOME"), 3, environment) == 0
+    ranks = notes(tmp_path)
+    assert [(r["RANK"], r["LOCAL_RANK"], r["WORLD_SIZE"], r["LOCAL_WORLD_SIZE"]) for r in ranks] == [
+        ("0", "0", "3", "3"),
+        ("1", "1", "3", "3"),
+        ("2", "2", "3", "3"),
+    ]
+    assert {r["MASTER_ADDR"] for r in ranks} == {"127.0.0.1"}
+    assert len({r["MASTER_PORT"] for r in ranks}) == 1
+    assert {r["OMP_NUM_THREADS"] for r in ranks} == {str(max(1, len(os.sched_getaffinity(0)) // 3))}
+    assert ranks[0]["arguments"] == ["a b", "$HOME"]
+
+
+def test_threads_that_the_user_set_stay(tmp_path, rank):
+    assert local.run(rank("end"), 1, {**os.environ, "OMP_NUM_THREADS": "5"}) == 0
+    assert notes(tmp_path)[0]["OMP_NUM_THREADS"] == "5"
+
+
+@pytest.mark.parametrize(("code", "expected"), [(7, 7), (2, 2), (-signal.SIGKILL, 137), (-signal.SIGSEGV, 139)])
+def test_one_failure_stops_all_with_its_code(tmp_path, rank, code, expected, capsys):
+    assert local.run(rank(f"fail:{code}:1"), 3, os.environ) == expected
+    assert signals(tmp_path) == ["SIGTERM\n", "SIGTERM\n"]  # ranks 0 and 2 were asked; nobody was asked twice
+    assert not any(alive(int(r["pid"])) for r in notes(tmp_path))
+    assert f"rank 1 ended with exit code {expected}" in capsys.readouterr().err
+
+
+def test_a_deaf_rank_is_killed_after_the_grace_period(tmp_path, rank):
+    program = f"""
+import os, sys
+if os.environ["RANK"] == "0":
+    sys.exit(3)
+os.execv(sys.executable, {rank("deaf")!r})
+"""
+    begun = time.monotonic()
+    assert local.run([sys.executable, "-c", program], 2, os.environ, grace=0.5) == 3
+    assert time.monotonic() - begun < 5
+    assert not any(alive(int(r["pid"])) for r in notes(tmp_path))
+
+
+def test_what_a_failed_rank_started_ends_with_it(tmp_path):
+    program = f"""
+import pathlib, subprocess, sys
+pathlib.Path({str(tmp_path / "helper")!r}).write_text(str(subprocess.Popen(["sleep", "100"]).pid))
+sys.exit(1)
+"""
+    assert local.run([sys.executable, "-c", program], 1, os.environ) == 1
+    wait_for(lambda: not alive(int((tmp_path / "helper").read_text())))
+
+
+def started(launcher: Callable[..., subprocess.Popen[str]], tmp_path: Path, command: list[str], ranks: int = 2):
+    """A launcher in a process of its own, once its ranks are all there."""
+    process = launcher(
+        f"import os, sys; from launch import local; sys.exit(local.run({command!r}, {ranks}, os.environ))"
+    )
+    wait_for(lambda: len(notes(tmp_path)) == ranks or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read()
+    return process
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_signals_are_passed_on_once_and_ranks_may_leave(tmp_path, rank, launcher, name):
+    process = started(launcher, tmp_path, rank("leave"))
+    process.send_signal(signal.Signals[name])
+    assert process.wait(10) == 0  # all ranks left with 0
+    assert signals(tmp_path) == [f"{name}\n"] * 2
+
+
+def test_a_second_ctrl_c_kills(tmp_path, rank, launcher):
+    process = started(launcher, tmp_path, rank("deaf"))
+    process.send_signal(signal.SIGINT)
+    wait_for(lambda: signals(tmp_path) == ["SIGINT\n"] * 2)
+    time.sleep(0.3)
+    assert process.poll() is None  # one Ctrl-C waits for the ranks as long as it takes
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    assert signals(tmp_path) == ["SIGINT\n"] * 2
+    assert not any(alive(int(r["pid"])) for r in notes(tmp_path))
+
+
+def test_hangup_stays_ignored_under_nohup(tmp_path, rank, launcher):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited by the launcher
+    try:
+        process = started(launcher, tmp_path, rank("leave"))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    assert signals(tmp_path) == []
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+
+
+def test_ranks_die_with_a_launcher_that_is_killed(tmp_path, launcher):
+    # sum() never leaves C and keeps the GIL: no thread and no Python signal handler of the rank would run.
+    program = (
+        "import itertools, os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); name = os.environ['RANK'];"
+        f"open({str(tmp_path)!r} + '/' + name + '.pid', 'w').write(str(os.getpid())); sum(itertools.repeat(0))"
+    )
+    process = launcher(
+        f"import os; from launch import local; local.run({[sys.executable, '-c', program]!r}, 2, os.environ)"
+    )
+    files = [tmp_path / "0.pid", tmp_path / "1.pid"]
+    wait_for(lambda: all(file.exists() and file.read_text() for file in files))
+    pids = [int(file.read_text()) for file in files]
+    assert all(map(alive, pids))
+    process.kill()
+    wait_for(lambda: not any(map(alive, pids)), seconds=2)
+
+
+def test_free_port_passes_over_one_in_use(rank):
+    port = local.free_port()
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", port))
+        busy.listen()
+        other = local.free_port()
+    assert other != port
+    assert all(FIRST_PORT <= p < FIRST_PORT + PORTS <= 32768 for p in (port, other))
+    with socket.socket() as again:
+        again.bind(("", other))  # nobody kept it
+
+
+def test_start_runs_the_plan_in_its_folder(tmp_path, rank, monkeypatch):
+    monkeypatch.chdir("/")
+    plan = Plan(tuple(rank("end")), tmp_path, tmp_path / "manifest.json", ranks=1, environment={"NCCL_DEBUG": "INFO"})
+    assert local.start(plan, LaunchOptions(ranks_per_node=2)) == 0
+    assert [(r["RANK"], r["NCCL_DEBUG"], r["folder"]) for r in notes(tmp_path)] == [
+        ("0", "INFO", str(tmp_path)),
+        ("1", "INFO", str(tmp_path)),
+    ]
+
+
+def test_the_rendered_lines_run_the_same_ranks(tmp_path, rank):
+    plan = Plan(tuple(rank("end", "it's $HOME")), tmp_path, tmp_path / "manifest.json", ranks=2)
+    text = local.render(plan, LaunchOptions(master_port=20123))
+    subprocess.run(["bash", "-e"], input=text, text=True, check=True)
+    assert [(r["RANK"], r["WORLD_SIZE"], r["MASTER_PORT"], r["arguments"]) for r in notes(tmp_path)] == [
+        ("0", "2", "20123", ["it's $HOME"]),
+        ("1", "2", "20123", ["it's $HOME"]),
+    ]
+
+
+def test_several_machines_are_refused(tmp_path):
+    with pytest.raises(UserError, match="--nodes 2: the local launcher uses this machine alone"):
+        local.render(Plan(("true",), tmp_path, tmp_path), LaunchOptions(nodes=2))

@@ -1,0 +1,87 @@
+"""The batch of update k is the same for any ranks and micro-batch; every epoch meets every block once."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from synthetic import VOCABULARY, RandomBlocks, masking, optim
+
+from pretrain.batches import Batches, accumulation_steps, blocks_per_update, stream
+
+
+def batches(rank: int = 0, ranks: int = 1, micro_batch: int = 8, batch: int = 32, seed: int = 5) -> Batches:
+    return Batches(
+        RandomBlocks(), batch, masking(), VOCABULARY, seed, rank, ranks, micro_batch  # type: ignore[arg-type]
+    )
+
+
+def rows(share_batches: list[Batches], update: int) -> list[torch.Tensor]:
+    """All inputs of an update, in the order of the stream."""
+    found = {}
+    for one in share_batches:
+        for micro_batch in one.share(update).micro_batches:
+            if len(micro_batch.labels):
+                for row, ids in enumerate(micro_batch.inputs):
+                    assert micro_batch.first + row not in found
+                    found[micro_batch.first + row] = ids
+    assert sorted(found) == list(range(len(found)))
+    return [found[i] for i in range(len(found))]
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 32), (2, 4), (2, 8), (3, 8), (5, 3), (7, 1)])
+def test_the_global_batch_does_not_depend_on_the_layout(ranks: int, micro_batch: int) -> None:
+    for update in (1, 2, 9):  # 9 lies across the end of an epoch of 100 blocks
+        expected = rows([batches()], update)
+        found = rows([batches(rank, ranks, micro_batch) for rank in range(ranks)], update)
+        assert len(found) == 32
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 40])
+def test_every_rank_makes_as_many_micro_batches(ranks: int) -> None:
+    shares = [batches(rank, ranks).share(1) for rank in range(ranks)]
+    assert {len(share.micro_batches) for share in shares} == {accumulation_steps(32, ranks, 8)}
+    whole = batches().share(1)
+    assert sum(share.masked_tokens for share in shares) == whole.masked_tokens
+    assert sum(share.tokens for share in shares) == whole.tokens
+
+
+def test_every_epoch_is_another_order_of_all_blocks() -> None:
+    epoch, block = stream(0, 300, 100, seed=5)
+    assert epoch.tolist() == [0] * 100 + [1] * 100 + [2] * 100
+    orders = block.reshape(3, 100)
+    assert all(sorted(order.tolist()) == list(range(100)) for order in orders)
+    assert all((orders[a] == orders[b]).sum() < 10 for a, b in [(0, 1), (0, 2), (1, 2)])
+    assert (stream(137, 161, 100, seed=5)[1] == block[137:161]).all()
+    assert (stream(0, 100, 100, seed=6)[1] != orders[0]).sum() > 80
+
+
+def test_ahead_gives_the_same_shares_in_order_and_leaves_no_thread() -> None:
+    made = batches(1, 3)
+    before = threading.active_count()
+    shares = list(made.ahead(3, 7))
+    assert [share.update for share in shares] == [3, 4, 5, 6, 7]
+    assert torch.equal(shares[2].micro_batches[0].inputs, made.share(5).micro_batches[0].inputs)
+    partly = made.ahead(1, 1000)
+    next(partly)
+    partly.close()
+    assert threading.active_count() == before
+
+
+def test_ahead_raises_what_the_maker_raised() -> None:
+    class Broken(RandomBlocks):
+        def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            raise OSError("the disk went away")
+
+    made = batches()
+    made.blocks = Broken()  # type: ignore[assignment]
+    with pytest.raises(OSError, match="went away"):
+        list(made.ahead(1, 2))
+
+
+def test_doc_sentences_gets_more_blocks_for_as_many_tokens() -> None:
+    assert blocks_per_update(optim(batch_size=8192), 512, 512.0, "full_sentences") == 8192
+    assert blocks_per_update(optim(batch_size=8192), 512, 400.0, "full_sentences") == 8192
+    more = blocks_per_update(optim(batch_size=8192), 512, 320.0, "doc_sentences")
+    assert more * 320 == pytest.approx(8192 * 512, rel=1e-3)

@@ -1,0 +1,122 @@
+"""Checkpoints are complete or absent, whatever happens while they are written."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pretrain import checkpoint
+from pretrain.checkpoint import Progress
+from robustly import UserError
+
+NAMES = ["roberta.a", "lm_head.b"]
+
+
+def tensors(value: float) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    for name in NAMES:
+        yield (name, *(torch.full((3, 2), float(value + i)) for i in range(3)))  # type: ignore[misc]
+
+
+def save(folder: Path, update: int, recipe: str = "r", keep: int = 2) -> None:
+    progress = Progress(update, recipe, tokens=10 * update, seconds=0.1 * update, interval={"loss_sum": 1 / 3})
+    checkpoint.save(folder, progress, tensors(update), write=True, keep=keep)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
+    save(tmp_path, 7)
+    found = checkpoint.newest(tmp_path, "r")
+    assert found is not None
+    assert found.progress == Progress(7, "r", tokens=70, seconds=0.1 * 7, interval={"loss_sum": 1 / 3})
+    for weight, first, second in found.tensors(NAMES):
+        assert (weight == 7).all() and (first == 8).all() and (second == 9).all()
+        assert weight.dtype == torch.float32
+    assert found.weights().keys() == set(NAMES)
+    with pytest.raises(UserError, match=r"do not fit the model: roberta\.c"):
+        list(found.tensors([*NAMES, "roberta.c"]))
+
+
+def test_only_the_newest_are_kept_and_only_rank_0_writes(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, Progress(1, "r"), tensors(1), write=False, keep=1)
+    assert not names_in(tmp_path)
+    for update in (5, 10, 100):
+        save(tmp_path, update)
+    assert names_in(tmp_path) == ["update-00000010", "update-00000100"]
+
+
+@pytest.mark.parametrize("damage", ["weights.safetensors", "moments.safetensors", "state.json"])
+@pytest.mark.parametrize("how", ["missing", "cut off", "changed"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    tmp_path: Path, damage: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+    file = tmp_path / "update-00000010" / damage
+    content = file.read_bytes()
+    if how == "missing":
+        file.unlink()
+    elif how == "cut off":
+        file.write_bytes(content[:-9])
+    else:
+        file.write_bytes(content[:-9] + b"~" * 9)
+    found = checkpoint.newest(tmp_path, "r")
+    assert found is not None and found.progress.update == 5
+    message = capsys.readouterr().err
+    assert damage in message and "update-00000010" in message
+    save(tmp_path, 10)  # the resumed run writes it again
+    again = checkpoint.newest(tmp_path, "r")
+    assert again is not None and again.progress.update == 10
+
+
+def test_another_recipes_checkpoint_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    with pytest.raises(UserError, match="another recipe"):
+        checkpoint.newest(tmp_path, "other")
+
+
+def test_a_full_disk_leaves_the_older_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 5)
+
+    def full(values: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="disk is full"):
+        save(tmp_path, 10)
+    assert names_in(tmp_path) == ["update-00000005"]
+
+
+@pytest.mark.parametrize("moment", ["save_file", "_flush", "sha256", "write_json", "sync_folder"])
+def test_killed_at_any_moment_of_saving(tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 5)
+    original = getattr(checkpoint, moment)
+    if (child := os.fork()) == 0:
+        calls = []
+
+        def killed(*arguments: object, **options: object) -> object:
+            calls.append(1)
+            if len(calls) == (1 if moment in ("write_json", "sync_folder") else 2):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **options)
+
+        setattr(checkpoint, moment, killed)
+        try:
+            save(tmp_path, 10, keep=1)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    found = checkpoint.newest(tmp_path, "r")
+    assert found is not None
+    # the rename is the moment of truth; before it the old one counts, after it the new one
+    assert found.progress.update == (10 if moment == "sync_folder" else 5)
+    save(tmp_path, 15, keep=1)
+    assert names_in(tmp_path) == ["update-00000015"]

@@ -1,0 +1,118 @@
+"""Masks: pure functions of (seed, epoch, block), with the probabilities of the paper."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from synthetic import VOCABULARY, RandomBlocks, masking
+
+from pretrain.masking import Masked, mask_blocks
+
+FULL = 512
+
+
+def full_blocks(count: int) -> tuple[np.ndarray, np.ndarray]:
+    ids = (4 + np.arange(count * FULL) * 7919 % 295).reshape(count, FULL)
+    ids[:, 0], ids[:, -1] = VOCABULARY.bos, VOCABULARY.eos
+    return ids, np.full(count, FULL)
+
+
+def draw(count: int = 2000, epoch: int = 0, seed: int = 1, **changes: object) -> tuple[np.ndarray, Masked]:
+    ids, lengths = full_blocks(count)
+    index = np.arange(count)
+    return ids, mask_blocks(ids, lengths, np.full(count, epoch), index, masking(**changes), VOCABULARY, seed)
+
+
+def chi_square(observed: np.ndarray, expected: np.ndarray | float) -> float:
+    """In standard deviations above its mean: a fair draw stays below 5 but once in 3 million."""
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    freedom = observed.size - 1
+    return float((statistic - freedom) / np.sqrt(2 * freedom))
+
+
+@pytest.mark.parametrize(
+    ("style", "digest"),
+    [("fairseq", "a70f3ac38f4514ce"), ("bert", "6918839b58b0a3df")],
+)
+def test_golden_masks(style: str, digest: str) -> None:
+    """Whatever changes these changes every run that is under way."""
+    _, masked = draw(64, epoch=3, seed=7, style=style)
+    found = hashlib.sha256(masked.inputs.astype("<i8").tobytes() + np.packbits(masked.targets).tobytes()).hexdigest()
+    assert found[:16] == digest
+
+
+def test_count_is_76_or_77_of_512_and_76_8_in_the_mean() -> None:
+    _, masked = draw(10_000)
+    counts = masked.targets.sum(1)
+    assert set(counts.tolist()) == {76, 77}
+    # standard deviation of the mean: 0.4 / sqrt(10,000) = 0.004
+    assert abs(counts.mean() - 76.8) < 0.02
+
+
+def test_every_position_is_a_target_equally_often() -> None:
+    _, masked = draw(10_000)
+    per_position = masked.targets.sum(0)
+    # counts are drawn without replacement, so they vary a little less than a chi-square would
+    assert chi_square(per_position, per_position.mean()) < 5
+    assert per_position.min() > 0.8 * per_position.mean()
+
+
+def test_shares_of_mask_random_and_unchanged() -> None:
+    ids, masked = draw(5_000)
+    shown, was = masked.inputs[masked.targets], ids[masked.targets]
+    total = len(shown)
+    # a random token equals the old one, or <mask>, once in 296 each
+    chance = 1 / (VOCABULARY.size - 4)
+    expected = np.array([0.8 + 0.1 * chance, 0.1 + 0.1 * chance, 0.1 * (1 - 2 * chance)]) * total
+    observed = np.array([(shown == 299).sum(), (shown == was).sum(), ((shown != 299) & (shown != was)).sum()])
+    assert chi_square(observed, expected) < 5
+    assert (masked.inputs[~masked.targets] == ids[~masked.targets]).all()
+
+
+def test_random_tokens_are_uniform_over_all_ids_but_the_first_four() -> None:
+    _, masked = draw(5_000, mask=0.0, random=1.0)
+    drawn = np.bincount(masked.inputs[masked.targets], minlength=VOCABULARY.size)
+    assert not drawn[:4].any()
+    assert drawn[VOCABULARY.mask] > 0  # fairseq's rule
+    assert chi_square(drawn[4:], drawn[4:].mean()) < 5
+
+
+def test_bert_style_spares_specials_and_never_draws_the_mask_token() -> None:
+    ids, masked = draw(5_000, style="bert", mask=0.0, random=1.0)
+    specials = (ids == VOCABULARY.bos) | (ids == VOCABULARY.eos)
+    assert not masked.targets[specials].any()
+    assert VOCABULARY.mask not in masked.inputs[masked.targets]
+    assert abs(masked.targets.sum(1).mean() - 0.15 * 510) < 0.05
+
+
+def test_fairseq_style_may_choose_specials() -> None:
+    ids, masked = draw(2_000)
+    share = masked.targets[ids == VOCABULARY.bos].mean()
+    assert 0.12 < share < 0.18
+
+
+def test_padding_is_never_a_target_and_short_blocks_keep_the_share() -> None:
+    blocks = RandomBlocks(4000)
+    ids, lengths = blocks.gather(np.arange(4000))
+    masked = mask_blocks(ids, lengths, np.zeros(4000, int), np.arange(4000), masking(), VOCABULARY, 1)
+    assert not masked.targets[ids == VOCABULARY.pad].any()
+    assert abs(masked.targets.sum() / lengths.sum() - 0.15) < 0.002
+
+
+def test_a_mask_depends_on_seed_epoch_and_block_alone() -> None:
+    ids, lengths = full_blocks(50)
+    epoch, index = np.full(50, 4), np.arange(50) + 2**40  # beyond 32 bits
+    together = mask_blocks(ids, lengths, epoch, index, masking(), VOCABULARY, 9)
+    for row in (0, 17, 49):
+        alone = mask_blocks(
+            ids[[row]], lengths[[row]], epoch[[row]], index[[row]], masking(), VOCABULARY, 9
+        )
+        assert (alone.inputs[0] == together.inputs[row]).all()
+        assert (alone.targets[0] == together.targets[row]).all()
+    for changed in (
+        mask_blocks(ids, lengths, epoch + 1, index, masking(), VOCABULARY, 9),
+        mask_blocks(ids, lengths, epoch, index + 1, masking(), VOCABULARY, 9),
+        mask_blocks(ids, lengths, epoch, index, masking(), VOCABULARY, 10),
+    ):
+        agreement = (changed.targets & together.targets).sum() / together.targets.sum()
+        assert abs(agreement - 0.15) < 0.03  # no more than chance

@@ -1,0 +1,77 @@
+"""The objective against transformers' own masked-LM loss."""
+
+import pytest
+import torch
+from synthetic import VOCABULARY, RandomBlocks, masking, model
+
+from pretrain.batches import MicroBatch, make_micro_batch
+from pretrain.config import Model
+from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.cli import load_experiment
+
+
+def batch(count: int) -> MicroBatch:
+    import numpy as np
+
+    made, _ = make_micro_batch(
+        RandomBlocks(), np.zeros(count, int), np.arange(count), masking(), VOCABULARY, 3, 0  # type: ignore[arg-type]
+    )
+    return made
+
+
+def test_loss_is_transformers_loss_times_the_number_of_targets() -> None:
+    plain = new_model(roberta_config(model(), VOCABULARY), 1)
+    made = batch(8)
+    labels = torch.full(made.inputs.shape, -100)
+    labels.view(-1)[made.positions] = made.labels
+    expected = plain(input_ids=made.inputs, attention_mask=made.attention, labels=labels).loss * len(made.labels)
+    found = MaskedLanguageModel(plain)(made.inputs, made.attention, made.positions, made.labels)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+    expected_grads = torch.autograd.grad(expected, list(plain.parameters()))
+    found_grads = torch.autograd.grad(found, list(plain.parameters()))
+    for one, other in zip(expected_grads, found_grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_without_targets_loss_and_gradients_are_zero() -> None:
+    objective = MaskedLanguageModel(new_model(roberta_config(model(), VOCABULARY), 1))
+    made = batch(0)
+    loss = objective(made.inputs, made.attention, made.positions, made.labels)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is not None and not p.grad.any() for p in objective.parameters())
+
+
+def test_fresh_weights_follow_fairseq() -> None:
+    fresh = new_model(roberta_config(model(hidden=256, layers=2, feed_forward=1024), VOCABULARY), 1)
+    for name, parameter in fresh.named_parameters():
+        if "LayerNorm.weight" in name or "layer_norm.weight" in name:
+            assert (parameter == 1).all(), name
+        elif parameter.ndim == 1:
+            assert not parameter.any(), name
+        elif parameter.shape[0] > 1:
+            assert 0.018 < parameter.std().item() < 0.022, name
+    embeddings = fresh.roberta.embeddings
+    assert not embeddings.word_embeddings.weight[VOCABULARY.pad].any()
+    assert not embeddings.position_embeddings.weight[VOCABULARY.pad].any()
+    assert fresh.lm_head.decoder.weight is embeddings.word_embeddings.weight
+    same = new_model(roberta_config(model(hidden=256, layers=2, feed_forward=1024), VOCABULARY), 1)
+    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), same.parameters(), strict=True))
+
+
+def test_the_recipe_is_roberta_bases_published_configuration() -> None:
+    section: Model = load_experiment("configs/roberta_base.yaml").model
+    config = roberta_config(section, VOCABULARY._replace(size=50_265, mask=50_264))
+    published = {
+        "attention_probs_dropout_prob": 0.1, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1,
+        "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02,
+        "intermediate_size": 3072, "layer_norm_eps": 1e-5, "max_position_embeddings": 514, "model_type": "roberta",
+        "num_attention_heads": 12, "num_hidden_layers": 12, "type_vocab_size": 1, "vocab_size": 50_265,
+    }  # fmt: skip
+    assert {key: getattr(config, key) for key in published} == published
+    with torch.device("meta"):
+        from transformers import RobertaForMaskedLM
+
+        parameters = sum(p.numel() for p in RobertaForMaskedLM(config).parameters())
+    assert parameters == 124_697_433  # roberta-base with its MLM head
