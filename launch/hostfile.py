@@ -124,8 +124,11 @@ class _Remote:
             self._orders.close()
 
     def kill(self) -> None:
-        self.stop()
-        self._popen.kill()
+        if self._orders.closed:
+            self._popen.kill()
+        else:  # leave ssh a moment to pass it on; the end of the input alone would give the ranks time
+            self.send(signal.SIGQUIT)
+            self.stop()
 
 
 def render(plan: Plan, options: LaunchOptions) -> str:

@@ -43,8 +43,8 @@ class Share:
 def run(command: Sequence[str], ranks: int, environment: Mapping[str, str], grace: float = GRACE) -> int:
     """Run `ranks` processes of a command here and wait for them; they share this process's output.
 
-    `environment` is the whole environment that they start from; what tells them apart is added, and
-    OMP_NUM_THREADS, so that together they use each core once. Returns 0 or the exit code of the rank that
+    Their environment is this process's with `environment` over it, what tells them apart, and, unless set,
+    OMP_NUM_THREADS so that together they use each core once. Returns 0 or the exit code of the rank that
     failed first (128 + n: killed by signal n). See `supervise` for what happens on failures and signals.
     """
     return run_share(command, Share(0, ranks, ranks, "127.0.0.1", free_port()), environment, grace)
@@ -54,7 +54,7 @@ def run_share(command: Sequence[str], share: Share, environment: Mapping[str, st
     """As `run`, for the ranks of this machine in a run of several machines."""
     assert share.ranks > 0
     threads = max(1, len(os.sched_getaffinity(0)) // share.ranks)
-    common = {"OMP_NUM_THREADS": str(threads), **environment}
+    common = {"OMP_NUM_THREADS": str(threads), **os.environ, **environment}
     die_with_us = partial(_die_with, os.getpid(), ctypes.CDLL(None).prctl)
     return supervise(
         [partial(_Process, command, share.rank(i), common, die_with_us) for i in range(share.ranks)], grace
@@ -132,7 +132,7 @@ def render(plan: Plan, options: LaunchOptions) -> str:
 def start(plan: Plan, options: LaunchOptions) -> int:
     share = _share(plan, options, options.master_port or free_port())
     os.chdir(plan.folder)
-    return run_share(plan.command, share, {**os.environ, **plan.environment})
+    return run_share(plan.command, share, plan.environment)
 
 
 def _share(plan: Plan, options: LaunchOptions, port: int) -> Share:

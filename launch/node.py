@@ -31,7 +31,7 @@ def main() -> int:
         _warn_of_loopback()
     threading.Thread(target=_obey, args=(sys.stdin,), daemon=True).start()
     share = Share(given.first_rank, given.ranks, given.world_size, given.master_addr, given.master_port)
-    return run_share(given.command, share, os.environ)
+    return run_share(given.command, share, {})
 
 
 def _obey(orders: TextIO) -> None:
@@ -40,8 +40,7 @@ def _obey(orders: TextIO) -> None:
         os.kill(os.getpid(), signal.Signals[line.strip()])
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
-    for _ in range(2):  # the second one kills
-        os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGQUIT)
 
 
 def _warn_of_loopback() -> None:

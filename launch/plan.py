@@ -9,18 +9,7 @@ MASTER_PORT = 29500  # the default of torch and DeepSpeed, so that an opened fir
 
 # What changes how ranks talk, compute and find their caches. Credentials (HF_TOKEN, WANDB_API_KEY) stay out:
 # a command line can be read by every user of a machine.
-EXPORTED = (
-    "NCCL_",
-    "GLOO_",
-    "TORCH_",
-    "OMP_",
-    "MKL_",
-    "CUDA_",
-    "PYTHON",
-    "LD_LIBRARY_PATH",
-    "HF_HOME",
-    "HF_HUB_OFFLINE",
-)
+EXPORTED = ("NCCL_", "GLOO_", "TORCH_", "OMP_", "MKL_", "PYTHON", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_OFFLINE")
 
 
 @dataclass(frozen=True)

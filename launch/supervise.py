@@ -14,7 +14,7 @@ GRACE = 15.0  # seconds between asking to stop and killing
 POLL = 0.05
 
 # SIGUSR1 is how Slurm announces the end of a job's time; left alone, each of these would end this process.
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+NOTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT)
 
 
 class Child(Protocol):
@@ -32,20 +32,21 @@ class Child(Protocol):
         """Ask it to end."""
 
     def kill(self) -> None:
-        """End it and all that it started; harmless once it has ended."""
+        """End it and all that it started; harmless once it has ended, and when called again."""
 
 
 def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> int:
     """Start all and wait for all. Returns 0 if every exit code was 0, else the first other one.
 
     When one fails, the others are asked to stop and killed `grace` seconds later. Signals that reach this
-    process are passed on, so that ranks can write a last checkpoint and leave; a second SIGINT kills.
-    A code of 128 + n stands for a death by signal n, as in a shell. Nothing is left running, whatever
-    happens short of SIGKILL. To be called in the main thread.
+    process are passed on, and whoever leaves because of signal n (exit code 128 + n, as in a shell) does
+    not count as a failure: the others get the time that their last checkpoint takes. A second SIGINT
+    kills, and so does SIGQUIT. Nothing is left running, whatever happens short of SIGKILL. To be called
+    in the main thread.
     """
     running: list[Child] = []
+    passed_on: list[int] = []
     result = 0
-    interrupts = 0
     deadline: float | None = None
     with _received_signals() as received:
         try:
@@ -54,45 +55,49 @@ def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> int:
             while running:
                 while received:
                     number = received.popleft()
-                    interrupts += number == signal.SIGINT
-                    if interrupts > 1:
-                        result, deadline = result or 128 + signal.SIGINT, 0.0
+                    if number == signal.SIGQUIT or number == signal.SIGINT in passed_on:
+                        result, deadline = result or 128 + number, 0.0
                     else:
+                        passed_on.append(number)
                         for child in running:
                             child.send(number)
-                ended = [(child, code) for child in running if (code := child.poll()) is not None]
-                for child, _ in ended:
+                for child, code in _ended(running):
                     running.remove(child)
                     child.kill()  # what it left behind
-                failed = [(child, code) for child, code in ended if code]
-                if failed and deadline is None:
-                    child, code = failed[0]
-                    result = 128 - code if code < 0 else code
-                    log.error(f"{child.name} ended with exit code {result}; the run stops")
-                    deadline = time.monotonic() + grace
-                    for other in running:
-                        other.stop()
+                    if code - 128 in passed_on:
+                        result = result or code
+                    elif code and deadline is None:
+                        log.error(f"{child.name} ended with exit code {code}; the run stops")
+                        result, deadline = code, time.monotonic() + grace
+                        for other in running:
+                            other.stop()
                 if deadline is not None and time.monotonic() > deadline:
                     for child in running:
                         child.kill()
                 time.sleep(POLL)
         finally:
-            for child in running:
-                child.kill()
-            while any(child.poll() is None for child in running):
+            while running := [child for child in running if child.poll() is None]:
+                for child in running:
+                    child.kill()
                 time.sleep(POLL)
     return result
 
 
+def _ended(running: Iterable[Child]) -> list[tuple[Child, int]]:
+    """Those that have ended, and their exit codes as a shell gives them."""
+    codes = [(child, child.poll()) for child in running]
+    return [(child, 128 - code if code < 0 else code) for child, code in codes if code is not None]
+
+
 @contextmanager
 def _received_signals() -> Iterator[deque[int]]:
-    """Collect the forwarded signals instead of acting on them. Ignored ones (nohup) stay ignored."""
+    """Collect signals instead of acting on them. Ignored ones (nohup) stay ignored."""
     received: deque[int] = deque()
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
-    before = {number: signal.getsignal(number) for number in FORWARDED}
+    before = {number: signal.getsignal(number) for number in NOTED}
     try:
         for number, handler in before.items():
             if handler != signal.SIG_IGN:

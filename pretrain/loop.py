@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 import yaml
-from data_prep.blocks import Blocks
 
 import tokenizer
+from data_prep.blocks import Blocks
 from data_prep.config import Data
 from pretrain import checkpoint
 from pretrain.batches import Batches, Share, blocks_per_update
@@ -30,6 +30,8 @@ from pretrain.schedule import learning_rate
 from robustly import UserError, log, manifest
 from robustly.manifest import Manifest, Stage
 from robustly.rng import Purpose, seed64
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,13 @@ class Pretraining:
 
 
 class Stopped(Exception):
-    """The run was asked to stop and wrote a checkpoint first."""
-
-    def __init__(self, signal_number: int, update: int):
-        super().__init__(f"stopped after update {update}")
-        self.signal_number = signal_number
+    """The run was asked to stop by a signal; it wrote a checkpoint first."""
 
 
 def pretrain(config: Pretraining, rank: int, local_rank: int, ranks: int) -> Manifest | None:
     """Train this rank's part, from the newest checkpoint if there is one. Rank 0 returns the manifest.
 
-    Raises UserError for what the user can mend, Stopped after SIGINT or SIGTERM.
+    Raises UserError for what the user can mend, Stopped after SIGINT, SIGTERM or SIGUSR1.
     """
     stage = config.stage()
     if finished := stage.finished():
@@ -161,16 +159,14 @@ class Trainer:
                 if update % config.run.checkpoint_every == 0 or update == schedule.updates or stop:
                     self._save(window)
                 if stop and update < schedule.updates:
-                    raise Stopped(stop, update)
+                    sum_over_ranks([0], self.device)  # no rank leaves, and so ends the others, before rank 0 has saved
+                    raise Stopped(f"stopped after update {update}, with a checkpoint")
         return self._finish() if self.rank == 0 else None
 
-    def _update(self, share: Share, asked: list[int]) -> tuple[float, int, int, float, int]:
-        """One update of the weights. Returns loss sum, masked tokens, tokens (of all ranks), norm, stop signal."""
+    def _update(self, share: Share, asked: list[int]) -> tuple[float, int, int, float, bool]:
+        """One update. Returns loss sum, masked tokens and tokens of all ranks, gradient norm, whether to stop."""
         # every rank must divide by the same count, and stop after the same update if any was asked to
-        masked, tokens, interrupt, terminate = sum_over_ranks(
-            [share.masked_tokens, share.tokens, signal.SIGINT in asked, signal.SIGTERM in asked], self.device
-        )
-        stop = signal.SIGINT if interrupt else signal.SIGTERM if terminate else 0
+        masked, tokens, stop = sum_over_ranks([share.masked_tokens, share.tokens, bool(asked)], self.device)
         local_loss = 0.0
         for micro_batch in share.micro_batches:
             batch = micro_batch.to(self.device)
@@ -185,7 +181,7 @@ class Trainer:
         norm = self.engine.step(learning_rate(share.update, self.config.optim, self.config.schedule))
         if not math.isfinite(norm):
             raise self._diverged(share.update, "gradient norm", norm)
-        return loss_sum, int(masked), int(tokens), norm, int(stop)
+        return loss_sum, int(masked), int(tokens), norm, stop > 0
 
     def _diverged(self, update: int, what: str, value: float) -> UserError:
         kept = checkpoint.newest(self.checkpoints)
@@ -351,13 +347,14 @@ def last_checkpoint(folder: Path) -> Checkpoint:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM while training; the update under way is finished first."""
+    """Collect the signals that ask to stop (SIGUSR1: Slurm's word that the time is nearly over); the update under
+    way is finished first."""
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
     try:
         yield asked
     finally:

@@ -19,7 +19,7 @@ from pretrain.config import Masking, Model, Optim, Run, Schedule
 from publish.config import Publish
 from robustly import UserError, __version__, config, log
 from robustly.config import Page
-from robustly.manifest import Manifest, Stage
+from robustly.manifest import MANIFEST, Manifest, Stage
 from tokenizer.config import Corpus, Tokenizer
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ app = typer.Typer(
 )
 
 SCHEMA_VERSION = 1
+MISTAKE = 2  # exit code of what the user can mend
+STOPPED = 128 + signal.SIGINT
 
 
 class Experiment(Page):
@@ -159,14 +161,17 @@ def train(experiment: Experiment, arguments: list[str]) -> Manifest:
     stage = train_stage(experiment)
     if finished := stage.finished():
         return finished
-    # -P: a working directory that holds a folder of one of our packages' names must not shadow it
-    command = [sys.executable, "-P", "-m", "robustly.cli", "pretrain", *arguments]
-    code = local.run(command, experiment.run.ranks, {})
-    if code:
+    if code := local.run(rank_command(arguments), experiment.run.ranks, os.environ):
         raise typer.Exit(code)
-    manifest = stage.finished()
-    assert manifest is not None, "the ranks ended well without a manifest"
+    if (manifest := stage.finished()) is None:
+        log.say("the same command goes on")
+        raise typer.Exit(STOPPED)
     return manifest
+
+
+def rank_command(arguments: list[str]) -> list[str]:
+    """What every rank runs. -P: a working directory that holds a folder of our packages' names must not shadow them."""
+    return [sys.executable, "-P", "-m", "robustly.cli", "pretrain", *arguments]
 
 
 def publish_checkpoint(experiment: Experiment) -> Manifest:
@@ -202,17 +207,17 @@ def user_errors() -> Iterator[None]:
         yield
     except UserError as fault:
         log.error(str(fault))
-        raise typer.Exit(2) from None
+        raise typer.Exit(MISTAKE) from None
     except KeyboardInterrupt:
         log.say("stopped; nothing that was finished is lost, and the same command goes on")
-        raise typer.Exit(128 + signal.SIGINT) from None
+        raise typer.Exit(STOPPED) from None
     except OSError as fault:
         if fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         log.error(
             f"{fault.filename or 'the disk'}: {fault.strerror}. Nothing finished is lost; the same command goes on"
         )
-        raise typer.Exit(2) from None
+        raise typer.Exit(MISTAKE) from None
 
 
 def settle(experiment: Experiment, new_run: str | None) -> Experiment:
@@ -304,7 +309,9 @@ def pretrain_command(
     started by a launcher (torchrun, srun, `robustly launch`), it is one of its ranks."""
     from launch.environment import rank_from_environment
 
-    if rank_from_environment() is not None:
+    with user_errors():
+        launched = rank_from_environment() is not None
+    if launched:
         _be_rank(page, overrides, new_run)
         return
     with user_errors():
@@ -317,23 +324,20 @@ def pretrain_command(
 def _be_rank(page: str, overrides: list[str] | None, new_run: str | None) -> None:
     """The body of one rank's process."""
     from launch.environment import export, rank_from_environment
-    from launch.local import watch_parent
 
-    watch_parent()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print; stdout belongs to the command that was typed
-    me = rank_from_environment()
-    assert me is not None
-    export(me)
     with user_errors():
+        me = rank_from_environment()
+        assert me is not None
+        export(me)
         from pretrain.loop import Stopped, pretrain
 
         experiment = settle(load_experiment(page, overrides), new_run)
         try:
             pretrain(pretraining(experiment), me.rank, me.local_rank, me.world_size)
-        except Stopped as stopped:
+        except Stopped as stopped:  # exit code 0: another would have launchers kill the ranks that are still leaving
             if me.rank == 0:
-                log.say(f"{stopped}, with a checkpoint; the same command goes on")
-            raise typer.Exit(128 + stopped.signal_number) from None
+                log.say(str(stopped))
 
 
 @app.command(name="publish")
@@ -344,6 +348,54 @@ def publish_command(
     with user_errors():
         experiment = settle(load_experiment(page, overrides), new_run)
         report(experiment.folder("published"), publish_checkpoint(experiment), None, as_json)
+
+
+@app.command(name="launch")
+def launch_command(
+    launcher: Annotated[str, typer.Argument(metavar="LAUNCHER", help="local, hostfile, slurm or torchrun.")],
+    page: ConfigArgument,
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Machines.")] = None,
+    ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks on each; default: run.ranks.")] = None,
+    hostfile: Annotated[Path | None, typer.Option(help="hostfile: lines of HOST slots=N.")] = None,
+    master: Annotated[str | None, typer.Option(help="torchrun: the first machine, as the others reach it.")] = None,
+    master_port: Annotated[int | None, typer.Option(help="Port on the first machine where ranks meet.")] = None,
+    restarts: Annotated[int, typer.Option(min=0, help="slurm, torchrun: new starts after a failure.")] = 3,
+    partition: Annotated[str | None, typer.Option(help="slurm: partition.")] = None,
+    time: Annotated[str | None, typer.Option(help="slurm: time limit, such as 1-00:00:00.")] = None,
+    sbatch: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="slurm: a further option of sbatch; repeatable.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and run nothing.")] = False,
+    new_run: NewRun = None,
+) -> None:
+    """Pretrain on one or many machines. Tokenizer and data must be finished."""
+    from launch import LAUNCHERS
+    from launch.plan import LaunchOptions, Plan, exported
+
+    with user_errors():
+        if launcher not in LAUNCHERS:
+            raise UserError(f"{launcher!r}: no such launcher; expected one of {', '.join(LAUNCHERS)}")
+        experiment = settle(load_experiment(page, overrides), new_run)
+        if not dry_run and train_stage(experiment).finished():
+            log.say(f"{experiment.folder('train')}: finished already")
+            return
+        plan = Plan(
+            command=tuple(rank_command(arguments_of(page, overrides, new_run))),
+            folder=Path.cwd(),
+            finished=experiment.folder("train").absolute() / MANIFEST,
+            name=experiment.name,
+            ranks=experiment.run.ranks,
+            environment=exported(),
+        )
+        options = LaunchOptions(
+            nodes, ranks_per_node, hostfile, master, master_port, restarts, partition, time, tuple(sbatch or ())
+        )
+        if dry_run:
+            typer.echo(LAUNCHERS[launcher].render(plan, options), nl=False)
+            return
+        if code := LAUNCHERS[launcher].start(plan, options):
+            raise typer.Exit(code)
 
 
 def _version(wanted: bool) -> None:

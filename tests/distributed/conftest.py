@@ -37,7 +37,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("prepared")
     text = CORPUS.read_text(encoding="utf-8")
     (root / "corpus.txt").write_text(text[: text.index("\n\n", 150_000)], encoding="utf-8")
-    experiment = cli.load_experiment("configs/tiny.yaml", [*SMALL, f"corpus.sources={root / 'corpus.txt'}", f"paths.root={root}"])
+    experiment = cli.load_experiment(
+        "configs/tiny.yaml", [*SMALL, f"corpus.sources={root / 'corpus.txt'}", f"paths.root={root}"]
+    )
     cli.build_tokenizer(experiment)
     cli.prepare_data(experiment)
     return root
@@ -48,7 +50,11 @@ def pretraining(prepared: Path, tmp_path: Path) -> Callable[..., Pretraining]:
     """Make a Pretraining on the prepared data whose train folder is `tmp_path/<name>`."""
 
     def make(name: str = "train", *changes: str) -> Pretraining:
-        paths = [f"paths.root={prepared}", f"paths.train={tmp_path / name}", f"corpus.sources={prepared / 'corpus.txt'}"]
+        paths = [
+            f"paths.root={prepared}",
+            f"paths.train={tmp_path / name}",
+            f"corpus.sources={prepared / 'corpus.txt'}",
+        ]
         return cli.pretraining(cli.load_experiment("configs/tiny.yaml", [*SMALL, *paths, *changes]))
 
     return make

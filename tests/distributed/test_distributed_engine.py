@@ -57,7 +57,9 @@ def train(
             saved = [tuple(t.clone() for t in rest) for _, *rest in engine.full_tensors()]
             engine = make_engine(batches.accumulation, stage, precision, **changes)
             engine.restore(iter(saved) if rank == 0 else None, update)  # type: ignore[arg-type]
-    weights = {name: [t.double().sum().item(), t.double().square().sum().item()] for name, t, *_ in engine.full_tensors()}
+    weights = {
+        name: [t.double().sum().item(), t.double().square().sum().item()] for name, t, *_ in engine.full_tensors()
+    }
     stop_ranks()
     return {"curve": curve, "weights": weights, "shm": os.listdir("/dev/shm")}
 
@@ -91,7 +93,9 @@ def reference() -> dict[str, Any]:
             adam.param_groups[0]["lr"] = learning_rate(update, section, schedule())
             adam.step()
             curve.append((loss.item(), norm.item()))
-        weights = {n: [p.double().sum().item(), p.double().square().sum().item()] for n, p in objective.named_parameters()}
+        weights = {
+            n: [p.double().sum().item(), p.double().square().sum().item()] for n, p in objective.named_parameters()
+        }
         return {"curve": curve, "weights": weights}
 
     return run_distributed(1, go)[0]
@@ -111,9 +115,7 @@ def test_every_layout_gives_the_losses_and_norms_of_plain_torch(
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (3, 2)])
-def test_every_zero_stage_ends_at_the_weights_of_plain_torch(
-    ranks: int, stage: int, reference: dict[str, Any]
-) -> None:
+def test_every_zero_stage_ends_at_the_weights_of_plain_torch(ranks: int, stage: int, reference: dict[str, Any]) -> None:
     def go(rank: int, count: int) -> dict[str, Any]:
         return train(rank, count, 8, stage)
 

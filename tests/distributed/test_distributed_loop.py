@@ -78,7 +78,11 @@ def test_loss_is_logged_over_the_interval(pretraining: MakePretraining) -> None:
     train(third, 1)
     single = metrics(every)
     for line in metrics(third):  # updates 5, 10 and the last, 12
-        window = [one for one in single if line["update"] - (5 if line["update"] < 12 else 2) < one["update"] <= line["update"]]
+        window = [
+            one
+            for one in single
+            if line["update"] - (5 if line["update"] < 12 else 2) < one["update"] <= line["update"]
+        ]
         total = sum(one["loss"] * one["masked_tokens"] for one in window)
         assert line["masked_tokens"] == sum(one["masked_tokens"] for one in window)
         assert line["loss"] == pytest.approx(total / line["masked_tokens"])
@@ -102,14 +106,12 @@ def test_killed_at_random_moments_and_started_again_it_is_the_same_run(pretraini
     assert_same_run(straight, killed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on(
-    pretraining: MakePretraining, number: signal.Signals
-) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on(pretraining: MakePretraining, number: signal.Signals) -> None:
     straight, stopped = pretraining("straight"), pretraining("stopped", "run.checkpoint_every=100")
     train(straight, 2)
 
-    def stop_after_5(rank: int, ranks: int) -> int:
+    def stop_after_5(rank: int, ranks: int) -> str:
         torch.set_num_threads(1)
         original = loop.Trainer._update
 
@@ -121,11 +123,11 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on(
         loop.Trainer._update = update  # type: ignore[method-assign]
         try:
             pretrain(stopped, rank, rank, ranks)
-        except Stopped as asked_to:
-            return asked_to.signal_number
-        return 0
+        except Stopped as stop:
+            return str(stop)
+        return ""
 
-    assert run_distributed(2, stop_after_5) == [number, number]
+    assert run_distributed(2, stop_after_5) == ["stopped after update 5, with a checkpoint"] * 2
     found = checkpoint.newest(stopped.folder / "checkpoints")
     assert found is not None and found.progress.update == 5
     assert len(metrics(stopped)) == 5

@@ -15,6 +15,8 @@ def note(number, frame):
         print(signal.Signals(number).name, file=out)
     if behaviour == "leave":
         sys.exit(0)
+    if behaviour == "resign":
+        sys.exit(128 + number)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
     signal.signal(number, note)
 with open(me + ".tmp", "w") as out:

@@ -126,7 +126,7 @@ def test_mpirun_of_open_mpi_and_of_mpich():
     mpich = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4"}
     for variables in (open_mpi, mpich):
         assert rank_from_environment({**variables, **master}) == Rank(5, 1, 8, 4, "nodea", 29500)
-        with pytest.raises(UserError, match="did not set MASTER_ADDR, MASTER_PORT; set them too .mpirun: -x"):
+        with pytest.raises(UserError, match=r"did not set MASTER_ADDR, MASTER_PORT; set them too \(mpirun: -x"):
             rank_from_environment(variables)
     assert rank_from_environment({**open_mpi, "OMPI_COMM_WORLD_SIZE": "1"}) is None
 

@@ -17,9 +17,9 @@ from launch.environment import FIRST_PORT, PORTS
 from robustly import UserError
 
 
-def test_each_rank_knows_its_place(tmp_path, rank):
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    assert local.run(rank("end", "a b", "$HOME"), 3, environment) == 0
+def test_each_rank_knows_its_place(tmp_path, rank, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert local.run(rank("end", "a b", "$HOME"), 3, {}) == 0
     ranks = notes(tmp_path)
     assert [(r["RANK"], r["LOCAL_RANK"], r["WORLD_SIZE"], r["LOCAL_WORLD_SIZE"]) for r in ranks] == [
         ("0", "0", "3", "3"),
@@ -32,14 +32,17 @@ def test_each_rank_knows_its_place(tmp_path, rank):
     assert ranks[0]["arguments"] == ["a b", "$HOME"]
 
 
-def test_threads_that_the_user_set_stay(tmp_path, rank):
-    assert local.run(rank("end"), 1, {**os.environ, "OMP_NUM_THREADS": "5"}) == 0
+def test_what_the_user_or_the_caller_set_stays(tmp_path, rank, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.setenv("NCCL_DEBUG", "WARN")
+    assert local.run(rank("end"), 1, {"NCCL_DEBUG": "INFO"}) == 0
     assert notes(tmp_path)[0]["OMP_NUM_THREADS"] == "5"
+    assert notes(tmp_path)[0]["NCCL_DEBUG"] == "INFO"
 
 
 @pytest.mark.parametrize(("code", "expected"), [(7, 7), (2, 2), (-signal.SIGKILL, 137), (-signal.SIGSEGV, 139)])
 def test_one_failure_stops_all_with_its_code(tmp_path, rank, code, expected, capsys):
-    assert local.run(rank(f"fail:{code}:1"), 3, os.environ) == expected
+    assert local.run(rank(f"fail:{code}:1"), 3, {}) == expected
     assert signals(tmp_path) == ["SIGTERM\n", "SIGTERM\n"]  # ranks 0 and 2 were asked; nobody was asked twice
     assert not any(alive(int(r["pid"])) for r in notes(tmp_path))
     assert f"rank 1 ended with exit code {expected}" in capsys.readouterr().err
@@ -53,7 +56,7 @@ if os.environ["RANK"] == "0":
 os.execv(sys.executable, {rank("deaf")!r})
 """
     begun = time.monotonic()
-    assert local.run([sys.executable, "-c", program], 2, os.environ, grace=0.5) == 3
+    assert local.run([sys.executable, "-c", program], 2, {}, grace=0.5) == 3
     assert time.monotonic() - begun < 5
     assert not any(alive(int(r["pid"])) for r in notes(tmp_path))
 
@@ -64,14 +67,14 @@ import pathlib, subprocess, sys
 pathlib.Path({str(tmp_path / "helper")!r}).write_text(str(subprocess.Popen(["sleep", "100"]).pid))
 sys.exit(1)
 """
-    assert local.run([sys.executable, "-c", program], 1, os.environ) == 1
+    assert local.run([sys.executable, "-c", program], 1, {}) == 1
     wait_for(lambda: not alive(int((tmp_path / "helper").read_text())))
 
 
-def started(launcher: Callable[..., subprocess.Popen[str]], tmp_path: Path, command: list[str], ranks: int = 2):
+def started(launcher: Callable[..., subprocess.Popen[str]], tmp_path: Path, command: list[str], grace: float = 15.0):
     """A launcher in a process of its own, once its ranks are all there."""
     process = launcher(
-        f"import os, sys; from launch import local; sys.exit(local.run({command!r}, {ranks}, os.environ))"
+        f"import os, sys; from launch import local; sys.exit(local.run({command!r}, {ranks}, {}))"
     )
     wait_for(lambda: len(notes(tmp_path)) == ranks or process.poll() is not None)
     assert process.poll() is None, process.stderr.read()
@@ -84,6 +87,29 @@ def test_signals_are_passed_on_once_and_ranks_may_leave(tmp_path, rank, launcher
     process.send_signal(signal.Signals[name])
     assert process.wait(10) == 0  # all ranks left with 0
     assert signals(tmp_path) == [f"{name}\n"] * 2
+
+
+def test_leaving_when_asked_is_no_failure(tmp_path, rank, launcher):
+    """Rank 1 leaves at once; rank 0 still writes its checkpoint and must neither be asked again nor killed."""
+    program = f"""
+import os, signal, sys, time
+if os.environ["RANK"] == "1":
+    os.execv(sys.executable, {rank("resign")!r})
+def write(number, frame):
+    time.sleep(1)
+    open({str(tmp_path / "checkpoint")!r}, "w").write(signal.Signals(number).name)
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGINT, write)
+open({str(tmp_path / "notes" / "0.json")!r}, "w").write("{{}}")
+time.sleep(100)
+"""
+    process = started(launcher, tmp_path, [sys.executable, "-c", program], grace=0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert (tmp_path / "checkpoint").read_text() == "SIGINT"
+    assert errors == ""  # the user knows
 
 
 def test_a_second_ctrl_c_kills(tmp_path, rank, launcher):
@@ -119,7 +145,7 @@ def test_ranks_die_with_a_launcher_that_is_killed(tmp_path, launcher):
         f"open({str(tmp_path)!r} + '/' + name + '.pid', 'w').write(str(os.getpid())); sum(itertools.repeat(0))"
     )
     process = launcher(
-        f"import os; from launch import local; local.run({[sys.executable, '-c', program]!r}, 2, os.environ)"
+        f"import os; from launch import local; local.run({[sys.executable, '-c', program]!r}, 2, {})"
     )
     files = [tmp_path / "0.pid", tmp_path / "1.pid"]
     wait_for(lambda: all(file.exists() and file.read_text() for file in files))

@@ -12,7 +12,14 @@ from pretrain.batches import Batches, accumulation_steps, blocks_per_update, str
 
 def batches(rank: int = 0, ranks: int = 1, micro_batch: int = 8, batch: int = 32, seed: int = 5) -> Batches:
     return Batches(
-        RandomBlocks(), batch, masking(), VOCABULARY, seed, rank, ranks, micro_batch  # type: ignore[arg-type]
+        RandomBlocks(),
+        batch,
+        masking(),
+        VOCABULARY,
+        seed,
+        rank,
+        ranks,
+        micro_batch,  # type: ignore[arg-type]
     )
 
 

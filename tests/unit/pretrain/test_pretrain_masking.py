@@ -104,9 +104,7 @@ def test_a_mask_depends_on_seed_epoch_and_block_alone() -> None:
     epoch, index = np.full(50, 4), np.arange(50) + 2**40  # beyond 32 bits
     together = mask_blocks(ids, lengths, epoch, index, masking(), VOCABULARY, 9)
     for row in (0, 17, 49):
-        alone = mask_blocks(
-            ids[[row]], lengths[[row]], epoch[[row]], index[[row]], masking(), VOCABULARY, 9
-        )
+        alone = mask_blocks(ids[[row]], lengths[[row]], epoch[[row]], index[[row]], masking(), VOCABULARY, 9)
         assert (alone.inputs[0] == together.inputs[row]).all()
         assert (alone.targets[0] == together.targets[row]).all()
     for changed in (

@@ -14,7 +14,13 @@ def batch(count: int) -> MicroBatch:
     import numpy as np
 
     made, _ = make_micro_batch(
-        RandomBlocks(), np.zeros(count, int), np.arange(count), masking(), VOCABULARY, 3, 0  # type: ignore[arg-type]
+        RandomBlocks(),
+        np.zeros(count, int),
+        np.arange(count),
+        masking(),
+        VOCABULARY,
+        3,
+        0,  # type: ignore[arg-type]
     )
     return made
 

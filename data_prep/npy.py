@@ -1,0 +1,78 @@
+"""Arrays on disk: .npy files that are written as they grow and read by memory map."""
+
+import os
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from robustly import UserError
+from robustly.manifest import sync_folder
+
+
+class GrowingArray:
+    """A one-dimensional .npy file whose length is known only at its end; visible by rename, once it is whole.
+
+    As a context manager it is finished on leaving, and removed if an exception passes.
+    """
+
+    def __init__(self, path: Path, dtype: DTypeLike):
+        self.path = path
+        self.dtype = np.dtype(dtype)
+        self.length = 0
+        # a name of its own, because ranks on several machines may write the same view at once
+        self._beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        self._file = self._beside.open("wb")
+        self._write_header()
+
+    def _write_header(self) -> None:
+        # numpy pads the header so that it keeps its size whatever the length
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, values: NDArray[Any]) -> None:
+        assert values.dtype == self.dtype and values.ndim == 1
+        self._file.write(values.tobytes())
+        self.length += values.size
+
+    def finish(self) -> None:
+        """Write the length, flush to disk, rename into place."""
+        self._file.seek(0)
+        self._write_header()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._beside.replace(self.path)
+        sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        self._file.close()
+        self._beside.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.discard()
+
+
+def read(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArray[Any]:
+    """Map an array into memory, read-only. Raises UserError if it is missing, cut off or another's."""
+    try:
+        array = np.asarray(np.load(path, mmap_mode="r"))  # a plain view of the map: slicing it is faster
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): missing, cut off or changed; prepare the data anew") from None
+    if array.dtype != np.dtype(dtype) or array.ndim != 1 or length not in (None, array.size):
+        raise UserError(
+            f"{path}: {array.shape} of {array.dtype}, expected {'' if length is None else length} of {np.dtype(dtype)}: "
+            "changed since it was written; prepare the data anew"
+        )
+    return array

@@ -1,0 +1,227 @@
+"""The token store: every document as token ids, with the ends of its units and the white space between them.
+
+A store is a folder of shards, one for each part of the corpus and split, listed in `store.json`; docs/data_format.md
+describes it. The tokens of a split, its shards one after the other, are its *stream*: the tokens of each unit, then
+</s>, and one more </s> after the last unit of a document. Every input format is a choice of slices of the stream.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep import npy
+from robustly import UserError
+from robustly.manifest import write_json
+
+if TYPE_CHECKING:
+    from tokenizer.encoder import Encoder
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, Split] = ("train", "validation")
+STORE = "store.json"
+FORMAT = 1  # version of the files; a reader refuses another
+LIMIT = 2**32  # ends within a shard are uint32
+
+
+def split_of(text: str, validation: float) -> Split:
+    """The split of a document, by the sha256 of its UTF-8 text: the same whatever else the corpus holds.
+
+    The first 8 bytes, as a fraction of 2**64, are compared with `validation`, the share that is held out; so a
+    larger share holds out what a smaller one does, and copies of a document fall into one split.
+    """
+    head = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return "validation" if head < validation * 2**64 else "train"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one part of the corpus gave to one split: the files `<name>.*.npy`."""
+
+    name: str
+    source: int
+    """Place of its source in `corpus.sources`."""
+    documents: int
+    units: int
+    tokens: int
+    """All of the stream: the text's, a </s> for each unit, one more for each document."""
+
+
+class ShardWriter:
+    """Writes one shard. Its files appear when it is closed, and none if it got no document or an exception passes."""
+
+    def __init__(self, folder: Path, name: str, source: int, eos_id: int, dtype: np.dtype[Any]):
+        self.name, self.source = name, source
+        self._tokens = npy.GrowingArray(folder / f"{name}.tokens.npy", dtype)
+        self._unit_ends = npy.GrowingArray(folder / f"{name}.units.npy", np.uint32)
+        self._document_ends = npy.GrowingArray(folder / f"{name}.documents.npy", np.uint32)
+        self._gaps = npy.GrowingArray(folder / f"{name}.gaps.npy", np.uint8)
+        self._gap_ends = npy.GrowingArray(folder / f"{name}.gap_ends.npy", np.uint32)
+        self._files = (self._tokens, self._unit_ends, self._document_ends, self._gaps, self._gap_ends)
+        self._eos = np.full(1, eos_id, dtype)
+
+    def append(self, units: Sequence[NDArray[Any]], gaps: Sequence[str]) -> None:
+        """Write a document: the ids of its units, and the white space before each of them and after the last.
+
+        Raises UserError if the shard would not fit its 32-bit ends.
+        """
+        assert units and len(gaps) == len(units) + 1
+        tokens = np.concatenate([piece for unit in units for piece in (unit, self._eos)] + [self._eos])
+        white_space = [gap.encode() for gap in gaps]
+        unit_ends = self._tokens.length + np.cumsum([unit.size + 1 for unit in units], dtype=np.int64)
+        gap_ends = self._gaps.length + np.cumsum([len(gap) for gap in white_space], dtype=np.int64)
+        if max(unit_ends[-1] + 1, gap_ends[-1]) >= LIMIT:
+            raise UserError(
+                f"{self.name}: {LIMIT:,} tokens or more from one file, which is read as one part because it is "
+                "compressed, or a document of its own; cut it into smaller files"
+            )
+        self._tokens.append(tokens)
+        self._unit_ends.append(unit_ends.astype(np.uint32))
+        self._document_ends.append(np.array([self._unit_ends.length], np.uint32))
+        self._gaps.append(np.frombuffer(b"".join(white_space), np.uint8))
+        self._gap_ends.append(gap_ends.astype(np.uint32))
+
+    @property
+    def shard(self) -> Shard | None:
+        """What was written so far; None if that is nothing."""
+        documents, units, tokens = (f.length for f in (self._document_ends, self._unit_ends, self._tokens))
+        return Shard(self.name, self.source, documents, units, tokens) if documents else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files:
+            if kind is None and self.shard:
+                file.finish()
+            else:
+                file.discard()
+
+
+def write_store(
+    folder: Path, stage_hash: str, encoder: "Encoder", source_names: Sequence[str], shards: dict[Split, list[Shard]]
+) -> list[Path]:
+    """Write `store.json`, which makes the shards a store; returns all its files."""
+    write_json(
+        folder / STORE,
+        {
+            "format": FORMAT,
+            "hash": stage_hash,
+            "vocabulary": encoder.fingerprint,
+            "vocab_size": encoder.vocab_size,
+            "dtype": encoder.dtype.name,
+            "bos_id": encoder.bos_id,
+            "pad_id": encoder.pad_id,
+            "eos_id": encoder.eos_id,
+            "sources": list(source_names),
+            "splits": {split: [asdict(shard) for shard in shards[split]] for split in SPLITS},
+        },
+    )
+    kinds = ("tokens", "units", "documents", "gaps", "gap_ends")
+    files = [folder / f"{shard.name}.{kind}.npy" for split in SPLITS for shard in shards[split] for kind in kinds]
+    return [folder / STORE, *files]
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    path = folder / STORE
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no token store here (no {STORE}); run `robustly prepare CONFIG` first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: unreadable ({error}); delete {folder} and prepare the data anew") from None
+    if facts.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: a token store of format {facts.get('format')}, this release reads {FORMAT}; prepare the data anew"
+        )
+    return cast(dict[str, Any], facts)
+
+
+def check_tokenizer(folder: Path, encoder: "Encoder") -> None:
+    """Raises UserError if the store in `folder` was not written with the vocabulary of `encoder`."""
+    facts = _facts(folder)
+    if facts["vocabulary"] != encoder.fingerprint:
+        raise UserError(
+            f"{folder}: its tokens are of another tokenizer ({facts['vocab_size']:,} entries, fingerprint "
+            f"{facts['vocabulary'][:12]}) than the one given ({encoder.vocab_size:,} entries, "
+            f"{encoder.fingerprint[:12]}); give the tokenizer that it was prepared with, or prepare the data anew"
+        )
+
+
+class Store:
+    """One split of a token store, read by memory map.
+
+    Raises UserError if the folder holds no store that this release reads; a shard that is missing or cut off is named
+    when it is first used.
+    """
+
+    def __init__(self, folder: Path, split: Split):
+        facts = _facts(folder)
+        self.folder, self.split = folder, split
+        self.hash: str = facts["hash"]
+        """Of the stage that wrote it."""
+        self.dtype = np.dtype(facts["dtype"])
+        self.bos_id, self.pad_id, self.eos_id = (int(facts[name]) for name in ("bos_id", "pad_id", "eos_id"))
+        self.shards = tuple(Shard(**shard) for shard in facts["splits"][split])
+        self.documents = sum(shard.documents for shard in self.shards)
+        self.units = sum(shard.units for shard in self.shards)
+        self.starts: NDArray[np.int64] = np.cumsum([0, *(shard.tokens for shard in self.shards)], dtype=np.int64)
+        """Where in the stream each shard begins, and the stream's length: (shards + 1,)."""
+
+    @property
+    def stream_tokens(self) -> int:
+        """Length of the stream, every </s> included."""
+        return int(self.starts[-1])
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the text alone."""
+        return self.stream_tokens - self.units - self.documents
+
+    def _read(self, shard: Shard, kind: str, dtype: Any, length: int | None) -> NDArray[Any]:
+        return npy.read(self.folder / f"{shard.name}.{kind}.npy", dtype, length)
+
+    def tokens(self, shard: Shard) -> NDArray[Any]:
+        """A shard's piece of the stream: (tokens,) of `dtype`."""
+        return self._read(shard, "tokens", self.dtype, shard.tokens)
+
+    def unit_ends(self, shard: Shard) -> NDArray[np.uint32]:
+        """Where in the shard each unit ends, after its </s>: (units,)."""
+        return self._read(shard, "units", np.uint32, shard.units)
+
+    def document_ends(self, shard: Shard) -> NDArray[np.uint32]:
+        """How many units of the shard there are up to the end of each document: (documents,)."""
+        return self._read(shard, "documents", np.uint32, shard.documents)
+
+    def lines(self, shard: Shard) -> NDArray[np.int64]:
+        """Sizes of the lines of the shard's stream, </s> included: a unit's tokens + 1; 1 where a document ends."""
+        unit_ends = self.unit_ends(shard).astype(np.int64)
+        document_ends = self.document_ends(shard).astype(np.int64)
+        ends = np.insert(unit_ends, document_ends, unit_ends[document_ends - 1] + 1)
+        return np.diff(ends, prepend=0)
+
+    def texts(self, encoder: "Encoder") -> Iterator[str]:
+        """The documents, to the byte, in the order of the store. Raises UserError if `encoder` is another's."""
+        check_tokenizer(self.folder, encoder)
+        for shard in self.shards:
+            tokens, unit_ends = self.tokens(shard), self.unit_ends(shard)
+            gaps = self._read(shard, "gaps", np.uint8, None)
+            gap_ends = self._read(shard, "gap_ends", np.uint32, shard.units + shard.documents)
+            gap_starts = np.concatenate([np.zeros(1, np.uint32), gap_ends[:-1]])
+            white_space = (bytes(gaps[begin:end]).decode() for begin, end in zip(gap_starts, gap_ends, strict=True))
+            begin = unit = 0
+            for document_end in self.document_ends(shard).tolist():
+                pieces = []
+                for end in unit_ends[unit:document_end].tolist():
+                    pieces += [next(white_space), encoder.decode(tokens[begin : end - 1])]
+                    begin = end
+                yield "".join([*pieces, next(white_space)])
+                begin, unit = begin + 1, document_end

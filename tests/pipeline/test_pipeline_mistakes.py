@@ -1,0 +1,89 @@
+"""A user's mistakes: one clear message, exit code 2, no traceback, nothing lost."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.pipeline
+ROOT = Path(__file__).resolve().parents[2]
+ROBUSTLY = Path(sys.executable).with_name("robustly")
+GOOD = "A sentence of some words. Another one follows it.\n\n" * 3
+
+
+def mistake(cwd: Path, *arguments: str) -> str:
+    done = subprocess.run([str(ROBUSTLY), *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, f"exit code {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    return done.stderr
+
+
+def tiny(cwd: Path, content: bytes | str = GOOD, *changes: str) -> list[str]:
+    """Arguments for a run on a file with this content."""
+    (cwd / "corpus.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    small = ["tokenizer.vocab_size=270", "tokenizer.min_frequency=1", "corpus.validation=0", "run.workers=1"]
+    return [str(ROOT / "configs" / "tiny.yaml"), "corpus.sources=corpus.txt", *small, *changes]
+
+
+def test_all_faults_of_a_page_at_once(tmp_path: Path) -> None:
+    message = mistake(
+        tmp_path, "run", str(ROOT / "configs" / "tiny.yaml"),
+        "optim.peek_lr=1e-3", "schedule.updates=many", "model.heads=7", "tokenizer.vocab_size=5", "colour=red",
+    )  # fmt: skip
+    assert "5 faults" in message
+    assert "optim.peek_lr: unknown key" in message and "did you mean optim.peak_lr?" in message
+    assert "schedule.updates = 'many': expected a valid integer" in message
+    assert "model.heads (7)" in message
+    assert "at least 261" in message
+    assert "colour: unknown key" in message
+
+
+def test_a_block_longer_than_the_positions(tmp_path: Path) -> None:
+    message = mistake(tmp_path, "run", *tiny(tmp_path, GOOD, "data.block_length=129"))
+    assert "data.block_length = 129" in message and "at most 128" in message
+
+
+def test_missing_page_and_wrong_command(tmp_path: Path) -> None:
+    assert "no such page" in mistake(tmp_path, "run", "nowhere.yaml")
+    assert "fly" in mistake(tmp_path, "fly", "tiny.yaml")
+
+
+def test_missing_corpus(tmp_path: Path) -> None:
+    message = mistake(tmp_path, "run", *tiny(tmp_path, GOOD, "corpus.sources=nowhere.txt"))
+    assert "nowhere.txt" in message and "corpus.sources" in message
+
+
+@pytest.mark.parametrize("content", ["", "\n\n\n", " \n \n\t\n"])
+def test_empty_corpus(tmp_path: Path, content: str) -> None:
+    message = mistake(tmp_path, "run", *tiny(tmp_path, content))
+    assert "document" in message or "empty" in message
+
+
+def test_bytes_that_are_not_utf_8(tmp_path: Path) -> None:
+    message = mistake(tmp_path, "run", *tiny(tmp_path, b"fine\n\nna\xefve\n"))
+    assert "UTF-8" in message and "corpus.txt" in message
+
+
+def test_a_corpus_too_small_for_the_vocabulary(tmp_path: Path) -> None:
+    message = mistake(tmp_path, "run", *tiny(tmp_path, GOOD, "tokenizer.vocab_size=5000"))
+    assert "tokenizer.vocab_size" in message
+
+
+def test_a_corpus_with_nothing_held_out(tmp_path: Path) -> None:
+    message = mistake(tmp_path, "run", *tiny(tmp_path, GOOD, "corpus.validation=0.000001"))
+    assert "validation" in message
+
+
+def test_stages_out_of_order(tmp_path: Path) -> None:
+    arguments = tiny(tmp_path)
+    assert "robustly tokenizer" in mistake(tmp_path, "prepare", *arguments)
+    assert "robustly" in mistake(tmp_path, "pretrain", *arguments)
+    assert "robustly" in mistake(tmp_path, "publish", *arguments)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    message = mistake(tmp_path, "tokenizer", *tiny(tmp_path, GOOD, "paths.root=file/inside"))
+    assert "paths.root" in message
