@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from data_prep.blocks import Blocks
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_prep.blocks import Blocks
 from pretrain.config import Masking, Optim
 from pretrain.masking import Vocabulary, mask_blocks
 from robustly.rng import permute
@@ -37,8 +37,12 @@ class MicroBatch(NamedTuple):
     """Position of the first block within the update, over all ranks: dropout is seeded by it."""
 
     def to(self, device: torch.device) -> "MicroBatch":
-        moved = (t if t is None else t.to(device, non_blocking=True) for t in self[:4])
-        return MicroBatch(*moved, self.first)
+        return self._replace(
+            inputs=self.inputs.to(device, non_blocking=True),
+            attention=None if self.attention is None else self.attention.to(device, non_blocking=True),
+            positions=self.positions.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+        )
 
 
 class Share(NamedTuple):

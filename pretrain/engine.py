@@ -123,7 +123,7 @@ class Engine:
         adam = torch.optim.AdamW(parameter_groups(model, optim), lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory use, without a switch
             self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=adam, config=self.config)
-        self.model: nn.Module = self._deepspeed.module
+        self._model = model
         self._adam = adam
         self._prepare_moments()
         # bf16: DeepSpeed made its fp32 weights from the rounded ones
@@ -166,7 +166,7 @@ class Engine:
         return self._deepspeed.optimizer is not self._adam
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from zip(self._names, (p for p in self.model.parameters() if p.requires_grad), strict=True)
+        yield from zip(self._names, (p for p in self._model.parameters() if p.requires_grad), strict=True)
 
     def _prepare_moments(self) -> None:
         """Give Adam its zero moments now: DeepSpeed would make and link them in the first step only."""

@@ -111,9 +111,9 @@ class Trainer:
             self.train_blocks, batch, config.masking, self.vocabulary, config.seed, rank, ranks, config.run.micro_batch
         )
         model_config = roberta_config(config.model, self.vocabulary)
-        model = MaskedLanguageModel(new_model(model_config, seed64(config.seed, Purpose.INIT, 0, 0)))
-        self.parameters = sum(p.numel() for p in model.parameters())
-        self.engine = Engine(model, config.optim, config.run, self.batches.accumulation, device)
+        self.model = MaskedLanguageModel(new_model(model_config, seed64(config.seed, Purpose.INIT, 0, 0)))
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.engine = Engine(self.model, config.optim, config.run, self.batches.accumulation, device)
         self.checkpoints = config.folder / "checkpoints"
         self.progress = Progress(0, stage.hash)
         self.metrics: log.Metrics | None = None
@@ -137,7 +137,7 @@ class Trainer:
             self._evaluate(0)
         session_start = time.monotonic() - self.progress.seconds
         window = Window(**self.progress.interval) if self.progress.interval else Window()
-        self.engine.model.train()
+        self.model.train()
         with _signals() as asked:
             shares = iter(self.batches.ahead(self.progress.update + 1, schedule.updates))
             while self.progress.update < schedule.updates:
@@ -210,7 +210,7 @@ class Trainer:
 
     def _names(self) -> list[str]:
         """Parameter names as transformers has them: a checkpoint knows nothing of our wrapper."""
-        return [name.removeprefix("model.") for name, _ in self.engine.model.named_parameters()]
+        return [name.removeprefix("model.") for name, _ in self.model.named_parameters()]
 
     def _save(self, window: "Window") -> None:
         if self.metrics:
@@ -218,7 +218,7 @@ class Trainer:
         self.progress = Progress(
             self.progress.update, self.stage.hash, self.progress.tokens, self.progress.seconds, vars(window).copy()
         )
-        tensors = ((name.removeprefix("model."), *rest) for name, *rest in self.engine.full_tensors())
+        tensors = ((name.removeprefix("model."), w, m, v) for name, w, m, v in self.engine.full_tensors())
         checkpoint.save(self.checkpoints, self.progress, tensors, self.rank == 0, self.config.run.keep_checkpoints)
 
     def _evaluate(self, update: int) -> Evaluation | None:
@@ -226,7 +226,7 @@ class Trainer:
             return None
         config = self.config
         result = evaluate(
-            self.engine.model,
+            self.model,
             self.validation_blocks,
             config.run.evaluate_blocks,
             config.masking,

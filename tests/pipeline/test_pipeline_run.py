@@ -1,7 +1,6 @@
 """From raw text to a published folder through the command line, as a user would."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -60,7 +59,7 @@ def weights_of(train: Path) -> str:
 
 
 def test_raw_text_to_a_published_folder_and_again(work: Path) -> None:
-    before = set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
+    before = set(Path("/dev/shm").glob("*"))
     first = robustly("run", "page.yaml", "--json", cwd=work)
     manifests = json.loads(first.stdout)  # nothing else on stdout
     assert list(manifests) == ["tokenizer", "data", "train", "published"]
@@ -69,8 +68,7 @@ def test_raw_text_to_a_published_folder_and_again(work: Path) -> None:
         assert json.loads((root / stage / "manifest.json").read_text()) == manifests[stage]
     assert len(metrics(root / "train")) == 30
     assert manifests["published"]["counts"]["max_logit_difference"] <= 1e-5
-    if before or Path("/dev/shm").exists():
-        assert set(os.listdir("/dev/shm")) <= before
+    assert set(Path("/dev/shm").glob("*")) <= before
 
     stamps = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file() and path.name != ".lock"}
     started = time.monotonic()
@@ -82,8 +80,9 @@ def test_raw_text_to_a_published_folder_and_again(work: Path) -> None:
     check_published(root / "published", work)
     check_changed_recipe(work, root)
     # the packages import from inside a run folder, which holds folders of their names
+    imports = "import tokenizer, data_prep, pretrain.loop, publish.publish, launch; print(tokenizer.__file__)"
     inside = subprocess.run(
-        [sys.executable, "-c", "import tokenizer, data_prep, pretrain.loop, publish.publish, launch; print(tokenizer.__file__)"],
+        [sys.executable, "-c", imports],
         cwd=root, capture_output=True, text=True,
     )  # fmt: skip
     assert inside.stdout.strip() == str(ROOT / "tokenizer" / "__init__.py"), inside.stderr

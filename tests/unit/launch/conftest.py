@@ -12,7 +12,8 @@ from rank_program import RANK
 
 @pytest.fixture
 def rank(tmp_path: Path) -> Callable[..., list[str]]:
-    """The command of a rank that behaves as told: end, leave or resign (when asked, with 0 or 128 + signal), deaf, fail:CODE:RANK."""
+    """The command of a rank that behaves as told: end; leave when asked, with 0; resign when asked, with
+    128 + the signal; deaf; fail:CODE:RANK."""
     program = tmp_path / "rank.py"
     program.write_text(RANK)
     (tmp_path / "notes").mkdir()

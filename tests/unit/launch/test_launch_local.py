@@ -72,11 +72,9 @@ sys.exit(1)
 
 
 def started(launcher: Callable[..., subprocess.Popen[str]], tmp_path: Path, command: list[str], grace: float = 15.0):
-    """A launcher in a process of its own, once its ranks are all there."""
-    process = launcher(
-        f"import os, sys; from launch import local; sys.exit(local.run({command!r}, {ranks}, {}))"
-    )
-    wait_for(lambda: len(notes(tmp_path)) == ranks or process.poll() is not None)
+    """A launcher of two ranks in a process of its own, once both are there."""
+    process = launcher(f"import sys; from launch import local; sys.exit(local.run({command!r}, 2, {{}}, {grace}))")
+    wait_for(lambda: len(notes(tmp_path)) == 2 or process.poll() is not None)
     assert process.poll() is None, process.stderr.read()
     return process
 
@@ -144,9 +142,8 @@ def test_ranks_die_with_a_launcher_that_is_killed(tmp_path, launcher):
         "import itertools, os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); name = os.environ['RANK'];"
         f"open({str(tmp_path)!r} + '/' + name + '.pid', 'w').write(str(os.getpid())); sum(itertools.repeat(0))"
     )
-    process = launcher(
-        f"import os; from launch import local; local.run({[sys.executable, '-c', program]!r}, 2, {})"
-    )
+    command = [sys.executable, "-c", program]
+    process = launcher(f"from launch import local; local.run({command!r}, 2, {{}})")
     files = [tmp_path / "0.pid", tmp_path / "1.pid"]
     wait_for(lambda: all(file.exists() and file.read_text() for file in files))
     pids = [int(file.read_text()) for file in files]
