@@ -138,9 +138,7 @@ class Blocks:
         offsets = blocks["start"] - self.store.starts[shards]
         ids = np.full((len(blocks), self.block_length), self.store.pad_id, np.int32)
         ids[:, 0] = self.store.bos_id
-        for row, shard, offset, length in zip(
-            ids, shards.tolist(), offsets.tolist(), lengths.tolist(), strict=True
-        ):
+        for row, shard, offset, length in zip(ids, shards.tolist(), offsets.tolist(), lengths.tolist(), strict=True):
             at = 1
             while True:
                 piece = self._tokens(shard)[offset : offset + length - at]

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from robustly import UserError
-from robustly.manifest import sync_folder
 
 
 class GrowingArray:
@@ -39,14 +38,13 @@ class GrowingArray:
         self.length += values.size
 
     def finish(self) -> None:
-        """Write the length, flush to disk, rename into place."""
+        """Write the length, flush to disk, rename into place; the caller makes the rename durable where it must be."""
         self._file.seek(0)
         self._write_header()
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         self._beside.replace(self.path)
-        sync_folder(self.path.parent)
 
     def discard(self) -> None:
         self._file.close()
@@ -69,10 +67,13 @@ def read(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArray[Any
     try:
         array = np.asarray(np.load(path, mmap_mode="r"))  # a plain view of the map: slicing it is faster
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): missing, cut off or changed; prepare the data anew") from None
-    if array.dtype != np.dtype(dtype) or array.ndim != 1 or length not in (None, array.size):
         raise UserError(
-            f"{path}: {array.shape} of {array.dtype}, expected {'' if length is None else length} of {np.dtype(dtype)}: "
-            "changed since it was written; prepare the data anew"
+            f"{path}: cannot be read ({error}): missing, cut off or changed; prepare the data anew"
+        ) from None
+    if array.dtype != np.dtype(dtype) or array.ndim != 1 or length not in (None, array.size):
+        expected = f"{'an array' if length is None else f'{length:,}'} of {np.dtype(dtype)}"
+        raise UserError(
+            f"{path}: shape {array.shape} of {array.dtype}, expected {expected}: changed since it was written; "
+            "prepare the data anew"
         )
     return array

@@ -8,17 +8,17 @@ describes it. The tokens of a split, its shards one after the other, are its *st
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from data_prep import npy
 from robustly import UserError
-from robustly.manifest import write_json
+from robustly.manifest import sync_folder, write_json
 
 if TYPE_CHECKING:
     from tokenizer.encoder import Encoder
@@ -27,7 +27,12 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
 STORE = "store.json"
 FORMAT = 1  # version of the files; a reader refuses another
-LIMIT = 2**32  # ends within a shard are uint32
+KINDS = ("tokens", "units", "documents", "gaps", "gap_ends")
+"""The files of a shard: `<name>.<kind>.npy`."""
+END = np.uint32
+"""Type of the ends of units, documents and gaps within a shard."""
+LIMIT = 2**32 - 1
+WAITING = 2**16  # pieces of a stream that a writer collects before it writes them: some MB
 
 
 def split_of(text: str, validation: float) -> Split:
@@ -58,13 +63,12 @@ class ShardWriter:
 
     def __init__(self, folder: Path, name: str, source: int, eos_id: int, dtype: np.dtype[Any]):
         self.name, self.source = name, source
-        self._tokens = npy.GrowingArray(folder / f"{name}.tokens.npy", dtype)
-        self._unit_ends = npy.GrowingArray(folder / f"{name}.units.npy", np.uint32)
-        self._document_ends = npy.GrowingArray(folder / f"{name}.documents.npy", np.uint32)
-        self._gaps = npy.GrowingArray(folder / f"{name}.gaps.npy", np.uint8)
-        self._gap_ends = npy.GrowingArray(folder / f"{name}.gap_ends.npy", np.uint32)
-        self._files = (self._tokens, self._unit_ends, self._document_ends, self._gaps, self._gap_ends)
+        self._folder = folder
         self._eos = np.full(1, eos_id, dtype)
+        dtypes: dict[str, DTypeLike] = {"tokens": dtype, "gaps": np.uint8}
+        self._files = {kind: npy.GrowingArray(folder / f"{name}.{kind}.npy", dtypes.get(kind, END)) for kind in KINDS}
+        self._documents = self._units = self._tokens = self._gap_bytes = 0  # so far
+        self._waiting = _Waiting()
 
     def append(self, units: Sequence[NDArray[Any]], gaps: Sequence[str]) -> None:
         """Write a document: the ids of its units, and the white space before each of them and after the last.
@@ -72,26 +76,45 @@ class ShardWriter:
         Raises UserError if the shard would not fit its 32-bit ends.
         """
         assert units and len(gaps) == len(units) + 1
-        tokens = np.concatenate([piece for unit in units for piece in (unit, self._eos)] + [self._eos])
-        white_space = [gap.encode() for gap in gaps]
-        unit_ends = self._tokens.length + np.cumsum([unit.size + 1 for unit in units], dtype=np.int64)
-        gap_ends = self._gaps.length + np.cumsum([len(gap) for gap in white_space], dtype=np.int64)
-        if max(unit_ends[-1] + 1, gap_ends[-1]) >= LIMIT:
+        waiting = self._waiting
+        for unit in units:
+            self._tokens += unit.size + 1
+            waiting.tokens += (unit, self._eos)
+            waiting.unit_ends.append(self._tokens)
+        for gap in gaps:
+            white_space = gap.encode()
+            self._gap_bytes += len(white_space)
+            waiting.gaps.append(white_space)
+            waiting.gap_ends.append(self._gap_bytes)
+        self._tokens += 1
+        waiting.tokens.append(self._eos)
+        self._units += len(units)
+        waiting.document_ends.append(self._units)
+        self._documents += 1
+        if max(self._tokens, self._gap_bytes) > LIMIT:
             raise UserError(
-                f"{self.name}: {LIMIT:,} tokens or more from one file, which is read as one part because it is "
-                "compressed, or a document of its own; cut it into smaller files"
+                f"{self.name}: more than {LIMIT:,} tokens in one part of the corpus: one compressed file, or one "
+                "document; cut the file into smaller ones"
             )
-        self._tokens.append(tokens)
-        self._unit_ends.append(unit_ends.astype(np.uint32))
-        self._document_ends.append(np.array([self._unit_ends.length], np.uint32))
-        self._gaps.append(np.frombuffer(b"".join(white_space), np.uint8))
-        self._gap_ends.append(gap_ends.astype(np.uint32))
+        if len(waiting.tokens) > WAITING:
+            self._write()
+
+    def _write(self) -> None:
+        """Write what is waiting, many documents at a time: most are short."""
+        waiting, self._waiting = self._waiting, _Waiting()
+        if waiting.tokens:
+            self._files["tokens"].append(np.concatenate(waiting.tokens))
+            self._files["units"].append(np.array(waiting.unit_ends, END))
+            self._files["documents"].append(np.array(waiting.document_ends, END))
+            self._files["gaps"].append(np.frombuffer(b"".join(waiting.gaps), np.uint8))
+            self._files["gap_ends"].append(np.array(waiting.gap_ends, END))
 
     @property
     def shard(self) -> Shard | None:
-        """What was written so far; None if that is nothing."""
-        documents, units, tokens = (f.length for f in (self._document_ends, self._unit_ends, self._tokens))
-        return Shard(self.name, self.source, documents, units, tokens) if documents else None
+        """What was written; None if that is nothing."""
+        if not self._documents:
+            return None
+        return Shard(self.name, self.source, self._documents, self._units, self._tokens)
 
     def __enter__(self) -> Self:
         return self
@@ -99,17 +122,41 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files:
-            if kind is None and self.shard:
+        if kind is None and self._documents:
+            self._write()
+            for file in self._files.values():
                 file.finish()
-            else:
+            sync_folder(self._folder)
+        else:
+            for file in self._files.values():
                 file.discard()
 
 
+@dataclass
+class _Waiting:
+    """Documents on their way to the files of a shard."""
+
+    tokens: list[NDArray[Any]] = field(default_factory=list)
+    unit_ends: list[int] = field(default_factory=list)
+    document_ends: list[int] = field(default_factory=list)
+    gaps: list[bytes] = field(default_factory=list)
+    gap_ends: list[int] = field(default_factory=list)
+
+
 def write_store(
-    folder: Path, stage_hash: str, encoder: "Encoder", source_names: Sequence[str], shards: dict[Split, list[Shard]]
+    folder: Path,
+    work: Path,
+    stage_hash: str,
+    encoder: "Encoder",
+    sources: Sequence[str],
+    shards: dict[Split, list[Shard]],
 ) -> list[Path]:
-    """Write `store.json`, which makes the shards a store; returns all its files."""
+    """Move the shards from `work` into `folder` and list them in `store.json`; returns all files of the store."""
+    names = [f"{shard.name}.{kind}.npy" for split in SPLITS for shard in shards[split] for kind in KINDS]
+    for name in names:
+        if (work / name).exists():  # else a run that was killed has moved it
+            (work / name).rename(folder / name)
+    sync_folder(folder)
     write_json(
         folder / STORE,
         {
@@ -121,13 +168,11 @@ def write_store(
             "bos_id": encoder.bos_id,
             "pad_id": encoder.pad_id,
             "eos_id": encoder.eos_id,
-            "sources": list(source_names),
+            "sources": list(sources),
             "splits": {split: [asdict(shard) for shard in shards[split]] for split in SPLITS},
         },
     )
-    kinds = ("tokens", "units", "documents", "gaps", "gap_ends")
-    files = [folder / f"{shard.name}.{kind}.npy" for split in SPLITS for shard in shards[split] for kind in kinds]
-    return [folder / STORE, *files]
+    return [folder / name for name in (STORE, *names)]
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -195,11 +240,11 @@ class Store:
 
     def unit_ends(self, shard: Shard) -> NDArray[np.uint32]:
         """Where in the shard each unit ends, after its </s>: (units,)."""
-        return self._read(shard, "units", np.uint32, shard.units)
+        return self._read(shard, "units", END, shard.units)
 
     def document_ends(self, shard: Shard) -> NDArray[np.uint32]:
         """How many units of the shard there are up to the end of each document: (documents,)."""
-        return self._read(shard, "documents", np.uint32, shard.documents)
+        return self._read(shard, "documents", END, shard.documents)
 
     def lines(self, shard: Shard) -> NDArray[np.int64]:
         """Sizes of the lines of the shard's stream, </s> included: a unit's tokens + 1; 1 where a document ends."""
@@ -214,8 +259,8 @@ class Store:
         for shard in self.shards:
             tokens, unit_ends = self.tokens(shard), self.unit_ends(shard)
             gaps = self._read(shard, "gaps", np.uint8, None)
-            gap_ends = self._read(shard, "gap_ends", np.uint32, shard.units + shard.documents)
-            gap_starts = np.concatenate([np.zeros(1, np.uint32), gap_ends[:-1]])
+            gap_ends = self._read(shard, "gap_ends", END, shard.units + shard.documents)
+            gap_starts = np.concatenate([np.zeros(1, END), gap_ends[:-1]])
             white_space = (bytes(gaps[begin:end]).decode() for begin, end in zip(gap_starts, gap_ends, strict=True))
             begin = unit = 0
             for document_end in self.document_ends(shard).tolist():

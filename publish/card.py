@@ -61,7 +61,7 @@ def model_card(
                 "peak learning rate": optim["peak_lr"],
                 "warmup updates": schedule["warmup"],
                 "training tokens in the corpus": data.counts["train_tokens"],
-                "documents in the corpus": data.counts["documents"],
+                "documents in the corpus": data.counts["train_documents"] + data.counts["validation_documents"],
                 "hours of training": train.counts["training_seconds"] / 3600,
                 "ranks": train.notes["ranks"],
                 "precision": train.notes["run"]["precision"],

@@ -72,7 +72,10 @@ def prove(folder: Path, model: RobertaForMaskedLM, encoder: Encoder, data_folder
     probes = {"ids": torch.from_numpy(ids), "attention": torch.from_numpy(attention.astype(np.int64))}
     with torch.no_grad():
         logits = model(input_ids=probes["ids"], attention_mask=probes["attention"]).logits
-    texts = [encoder.decode(row[1:length].tolist()) for row, length in zip(ids, lengths, strict=True)]
+    # as text, without the names of special tokens, which transformers reads as the tokens themselves
+    texts = [
+        encoder.decode(row[:length][row[:length] > encoder.unk_id]) for row, length in zip(ids, lengths, strict=True)
+    ]
     texts += ["Hello world", " two  spaces\n", "naïve café 日本 🙂"]
     blanks = ["The <mask> is on the table.", "She opened the <mask> and looked at him."]
     with tempfile.TemporaryDirectory() as given:

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import RobertaForMaskedLM
 
 import tokenizer
@@ -43,6 +44,7 @@ def publish(
     stage = Stage(folder, "published", {"name": name, "publish": publish.recipe()}, inputs)
     if finished := stage.finished():
         return finished
+    transformers.utils.logging.disable_progress_bar()  # there is one file
     with stage.begin():
         model_section = Model(**train.recipe["model"])
         encoder = tokenizer.load(tokenizer_folder)
@@ -52,6 +54,7 @@ def publish(
             checkpoint.weights(),
         )
         model.save_pretrained(folder)
+        (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
         for file in TOKENIZER_FILES:
             shutil.copyfile(tokenizer_folder / file, folder / file)
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))

@@ -114,7 +114,7 @@ def pretraining(experiment: Experiment) -> "Pretraining":
         tokenizer_folder=experiment.folder("tokenizer"),
         data_folder=experiment.folder("data"),
         folder=experiment.folder("train"),
-        page=experiment.model_dump(mode="json", by_alias=True),
+        page=experiment.model_dump(mode="json", by_alias=True, exclude={"paths"}),
     )
 
 

@@ -42,6 +42,10 @@ class Corpus(Section):
     max_bad_lines: Annotated[int, Field(ge=0)] = 100
     """Broken JSON lines in the whole corpus that are counted and skipped before it is an error."""
 
+    def reading(self) -> dict[str, str]:
+        """The part of the recipe that decides what text the files hold; the files themselves are hashed."""
+        return {"documents": self.documents, "text_key": self.text_key}
+
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as in fairseq; <mask> is the last id
 MASK_TOKEN = "<mask>"

@@ -261,7 +261,7 @@ def _runs_of_lines(part: Part) -> Iterator[str]:
 def _json_rows(part: Part, corpus: Corpus, bad_lines: list[BadLine]) -> Iterator[str]:
     with _open(part.path) as stream:
         for start, line in filter(_holds_text, _lines(stream, _seek_line(stream, part.start), part.end)):
-            row = _decode(line, part.path, start)
+            row = _decode(line.removesuffix(b"\n"), part.path, start)
             try:
                 text = _text_of(row, corpus.text_key)
             except ValueError as fault:

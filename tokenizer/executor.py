@@ -52,8 +52,8 @@ class LocalExecutor(LocalPipelineExecutor):
                 logger.enable("datatrove")
 
     def _run_on_workers(self, waiting: Sequence[int], advance: Callable[[int], None]) -> None:
-        # forkserver: a forked child would inherit our threads' locks and the lock on the stage's folder
-        context = multiprocessing.get_context("forkserver")
+        # spawn: a forked child would inherit our threads' locks, and the lock on the stage's folder
+        context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.workers, mp_context=context, initializer=_begin_worker) as pool:
             futures = [pool.submit(self._run_for_rank, rank) for rank in waiting]
             try:

@@ -12,6 +12,7 @@ entry whose count is still right is the largest.
 import heapq
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,27 @@ from tokenizer.vocabulary import byte_symbols
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
+Int = int | np.integer[Any]  # numba makes no difference
 
 POLL_SECONDS = 0.2
 NONE = -1  # no position, no symbol
 EMPTY = -1  # key of a free slot of the table
 
 
-def train(words: Iterable[tuple[str, int]], merges: int, min_frequency: int) -> list[tuple[str, str]]:
-    """The first `merges` merges, as pairs of byte-level symbols; fewer where the words have no more.
+@dataclass(frozen=True)
+class Training:
+    """What training gives."""
+
+    merges: list[tuple[str, str]]
+    """Pairs of byte-level symbols in the order in which they merge."""
+    words: int
+    """Distinct words."""
+    tokens: int
+    """Tokens of the whole corpus, once all merges are done."""
+
+
+def train(words: Iterable[tuple[str, int]], merges: int, min_frequency: int) -> Training:
+    """Find the first `merges` merges; fewer where the words have no more.
 
     `words` are distinct words with their counts. A pair that occurs less than `min_frequency` times is not merged.
     """
@@ -42,12 +56,13 @@ def train(words: Iterable[tuple[str, int]], merges: int, min_frequency: int) -> 
         while not wait([result], POLL_SECONDS).done:
             advance(int(made[0]) - shown)
             shown = int(made[0])
-    tokens = sorted(byte_symbols())
+    found, total = result.result()
+    symbols = sorted(byte_symbols())
     pairs = []
-    for left, right in result.result().tolist():
-        pairs.append((tokens[left], tokens[right]))
-        tokens.append(tokens[left] + tokens[right])
-    return pairs
+    for left, right in found.tolist():
+        pairs.append((symbols[left], symbols[right]))
+        symbols.append(symbols[left] + symbols[right])
+    return Training(pairs, len(lengths), int(total))
 
 
 def _lay_out(words: Iterable[tuple[str, int]]) -> tuple[I32, I64, I64]:
@@ -66,16 +81,22 @@ def _lay_out(words: Iterable[tuple[str, int]]) -> tuple[I32, I64, I64]:
     return symbol_of[np.frombuffer(raw, np.uint8)], np.array(lengths, np.int64), np.array(counts, np.int64)
 
 
-# Table of pairs: open addressing; a slot holds a pair (left << 32 | right), its count and the first of its positions.
+# The table of pairs: open addressing, at most half full. A slot holds a pair, its count and its newest position.
 
 
 @njit(cache=True)
-def _slot(keys: I64, key: int) -> int:
-    """Where a key is, or would be, in the table."""
+def _pair(left: Int, right: Int) -> Int:
+    """A pair as one number, which sorts as (left, right) does."""
+    return np.int64(left) << 32 | np.int64(right)
+
+
+@njit(cache=True)
+def _slot(keys: I64, pair: Int) -> Int:
+    """Where a pair is in the table, or would be."""
     mask = len(keys) - 1
-    place = (np.uint64(key) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(20)) & np.uint64(mask)
-    slot = np.int64(place)
-    while keys[slot] != EMPTY and keys[slot] != key:
+    # Fibonacci hashing; the upper half of the product is the well-mixed one
+    slot = np.int64(np.uint64(pair) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)) & mask
+    while keys[slot] != EMPTY and keys[slot] != pair:
         slot = (slot + 1) & mask
     return slot
 
@@ -94,19 +115,24 @@ def _grown(keys: I64, counts: I64, heads: I32) -> tuple[I64, I64, I32]:
 
 
 @njit(cache=True)
-def _link(position: int, slot: int, weight: int, counts: I64, heads: I32, after: I32, before: I32) -> None:
-    """Put a position at the head of a pair's list and count it."""
+def _link(position: Int, pair: Int, weight: Int, keys: I64, counts: I64, heads: I32, after: I32, before: I32) -> bool:
+    """Put a position at the head of a pair's list and count it; returns whether the pair is new to the table."""
+    slot = _slot(keys, pair)
+    new = keys[slot] == EMPTY
+    keys[slot] = pair
     counts[slot] += weight
     head = heads[slot]
     after[position], before[position] = head, NONE
     if head != NONE:
         before[head] = position
     heads[slot] = position
+    return new
 
 
 @njit(cache=True)
-def _unlink(position: int, slot: int, weight: int, counts: I64, heads: I32, after: I32, before: I32) -> None:
+def _unlink(position: Int, pair: Int, weight: Int, keys: I64, counts: I64, heads: I32, after: I32, before: I32) -> None:
     """Take a position out of a pair's list and its count."""
+    slot = _slot(keys, pair)
     counts[slot] -= weight
     if before[position] == NONE:
         heads[slot] = after[position]
@@ -118,15 +144,17 @@ def _unlink(position: int, slot: int, weight: int, counts: I64, heads: I32, afte
 
 @njit(cache=True, nogil=True)
 def _train(text: I32, lengths: I64, words: I64, merges: int, min_frequency: int, made: I64) -> Any:
-    """Pairs of symbols in the order in which they merge, shape (at most `merges`, 2); `made[0]` says how far it is."""
-    size = len(text)
+    """Pairs of symbols in the order in which they merge, shape (at most `merges`, 2), and the tokens that remain.
+
+    `text` as `_lay_out` makes it, `words` the count of each word; `made[0]` tells how far it is.
+    """
     symbols = text.copy()
-    right = np.empty(size, np.int32)  # where the next symbol of the word starts
-    left = np.empty(size, np.int32)
-    weights = np.empty(size, np.int64)  # count of the word
-    after = np.empty(size, np.int32)  # next position with the same pair
-    before = np.empty(size, np.int32)
-    keys = np.full(1 << 18, EMPTY, np.int64)
+    right = np.empty(len(text), np.int32)  # position of the next symbol in the word
+    left = np.empty(len(text), np.int32)
+    weights = np.empty(len(text), np.int64)  # count of the word
+    after = np.empty(len(text), np.int32)  # older position with the same pair
+    before = np.empty(len(text), np.int32)
+    keys = np.full(2**17, EMPTY, np.int64)  # for at most 2**16 pairs of bytes
     counts = np.zeros(len(keys), np.int64)
     heads = np.full(len(keys), NONE, np.int32)
     used = 0
@@ -135,15 +163,12 @@ def _train(text: I32, lengths: I64, words: I64, merges: int, min_frequency: int,
     for word in range(len(lengths)):
         end = start + lengths[word]
         for position in range(start, end):
+            weights[position] = words[word]
             left[position] = position - 1 if position > start else NONE
             right[position] = position + 1 if position + 1 < end else NONE
-            weights[position] = words[word]
-            if position + 1 < end:
-                key = np.int64(symbols[position]) << 32 | np.int64(symbols[position + 1])
-                slot = _slot(keys, key)
-                used += keys[slot] == EMPTY  # at most 2**16 pairs of bytes: the table need not grow here
-                keys[slot] = key
-                _link(position, slot, words[word], counts, heads, after, before)
+            if right[position] != NONE:
+                pair = _pair(symbols[position], symbols[position + 1])
+                used += _link(position, pair, words[word], keys, counts, heads, after, before)
         start = end
 
     heap = [(-counts[slot], keys[slot]) for slot in range(len(keys)) if counts[slot] >= min_frequency]
@@ -151,61 +176,48 @@ def _train(text: I32, lengths: I64, words: I64, merges: int, min_frequency: int,
     pairs = np.empty((merges, 2), np.int32)
     done = 0
     while done < merges and len(heap) > 0:
-        count, key = heapq.heappop(heap)
-        slot = _slot(keys, key)
-        if counts[slot] != -count:
+        negative, pair = heapq.heappop(heap)
+        slot = _slot(keys, pair)
+        if counts[slot] != -negative:  # it has fallen since
             if counts[slot] >= min_frequency:
-                heapq.heappush(heap, (-counts[slot], key))
+                heapq.heappush(heap, (-counts[slot], pair))
             continue
-        first, second = np.int32(key >> 32), np.int32(key & 0xFFFFFFFF)
+        first, second, merged = np.int32(pair >> 32), np.int32(pair & 0xFFFFFFFF), np.int32(256 + done)
         pairs[done] = first, second
-        symbol = np.int32(256 + done)
-
         places = []
         position = heads[slot]
         while position != NONE:
             places.append(position)
             position = after[position]
-        fresh = []  # slots may move as the table grows, so keys
+        fresh = []  # pairs that this merge makes
         # From the left, because pairs overlap in a run of one symbol. A list holds a word's last position first: words
         # are laid out from the left, and a pair's positions are linked while one merge goes over them from the left.
         for position in places[::-1]:
             other = right[position]
             if symbols[position] != first or other == NONE or symbols[other] != second:
-                continue  # the pair to the left has taken it
-            weight = weights[position]
-            previous, following = left[position], right[other]
+                continue  # the merge before took one of the two
+            previous, following, weight = left[position], right[other], weights[position]
             if used + 2 > len(keys) // 2:
                 keys, counts, heads = _grown(keys, counts, heads)
+            _unlink(position, pair, weight, keys, counts, heads, after, before)
             if previous != NONE:
-                head = np.int64(symbols[previous]) << 32
-                _unlink(previous, _slot(keys, head | np.int64(first)), weight, counts, heads, after, before)
-                key = head | np.int64(symbol)
-                slot = _slot(keys, key)
-                if keys[slot] == EMPTY:
-                    keys[slot] = key
+                _unlink(previous, _pair(symbols[previous], first), weight, keys, counts, heads, after, before)
+                new = _pair(symbols[previous], merged)
+                if _link(previous, new, weight, keys, counts, heads, after, before):
+                    fresh.append(new)
                     used += 1
-                    fresh.append(key)
-                _link(previous, slot, weight, counts, heads, after, before)
-            _unlink(
-                position, _slot(keys, np.int64(first) << 32 | np.int64(second)), weight, counts, heads, after, before
-            )
             if following != NONE:
-                tail = np.int64(symbols[following])
-                _unlink(other, _slot(keys, np.int64(second) << 32 | tail), weight, counts, heads, after, before)
-                key = np.int64(symbol) << 32 | tail
-                slot = _slot(keys, key)
-                if keys[slot] == EMPTY:
-                    keys[slot] = key
+                _unlink(other, _pair(second, symbols[following]), weight, keys, counts, heads, after, before)
+                new = _pair(merged, symbols[following])
+                if _link(position, new, weight, keys, counts, heads, after, before):
+                    fresh.append(new)
                     used += 1
-                    fresh.append(key)
-                _link(position, slot, weight, counts, heads, after, before)
                 left[following] = position
-            symbols[position], symbols[other], right[position] = symbol, NONE, following
-        for key in fresh:
-            total = counts[_slot(keys, key)]
-            if total >= min_frequency:
-                heapq.heappush(heap, (-total, key))
+            symbols[position], symbols[other], right[position] = merged, NONE, following
+        for new in fresh:
+            count = counts[_slot(keys, new)]
+            if count >= min_frequency:
+                heapq.heappush(heap, (-count, new))
         done += 1
         made[0] = done
-    return pairs[:done]
+    return pairs[:done], weights[symbols != NONE].sum()

@@ -95,7 +95,7 @@ _SPECIAL_TOKENS_MAP = {
     "sep_token": "</s>",
     "pad_token": "<pad>",
     "unk_token": "<unk>",
-    "mask_token": _added_token(MASK_TOKEN),
+    "mask_token": MASK_TOKEN,
 }
 
 

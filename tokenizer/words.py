@@ -7,7 +7,6 @@ counted as it stands there. Counts are Python's integers and 64 bits from there 
 import heapq
 import itertools
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,17 +21,13 @@ PATTERN = r"'(?:[stmd]|re|ve|ll)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\
 FAN_IN = 256  # files that are open at once while counts are merged
 
 
-def count(texts: Iterable[str]) -> Counter[str]:
-    """How often each word occurs in the texts.
+def split(text: str) -> list[str]:
+    """The words of a text in order; joined, they are the text.
 
     `regex` knows newer Unicode tables than the engines that encode: a letter younger than Unicode 16 is counted within
     its word, where they split it off. Ids are not affected, only what such rare words teach the merges.
     """
-    split = regex.compile(PATTERN).findall
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(split(text))
-    return counts
+    return regex.findall(PATTERN, text)
 
 
 def write_counts(path: Path, counts: Iterable[tuple[str, int]]) -> None:
@@ -50,15 +45,13 @@ def read_counts(path: Path) -> Iterator[tuple[str, int]]:
 
 def merge_counts(paths: Sequence[Path], folder: Path) -> Iterator[tuple[str, int]]:
     """The sums of sorted counts, sorted by word, streamed; `folder` takes what lies between where files are many."""
-    for level in itertools.count():
-        if len(paths) <= FAN_IN:
-            break
-        groups = itertools.batched(paths, FAN_IN)
-        merged = []
-        for number, group in enumerate(groups):
-            merged.append(folder / f"merged-{level}-{number:05d}.tsv")
-            write_counts(merged[-1], _sum(group))
-        paths = merged
+    level = 0
+    while len(paths) > FAN_IN:
+        groups = [paths[first : first + FAN_IN] for first in range(0, len(paths), FAN_IN)]
+        paths = [folder / f"merged-{level}-{number:05d}.tsv" for number in range(len(groups))]
+        for path, group in zip(paths, groups, strict=True):
+            write_counts(path, _sum(group))
+        level += 1
     return _sum(paths)
 
 

@@ -45,16 +45,21 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def pretraining(prepared: Path, tmp_path: Path) -> Callable[..., Pretraining]:
-    """Make a Pretraining on the prepared data whose train folder is `tmp_path/<name>`."""
+def maker(prepared: Path, parent: Path) -> Callable[..., Pretraining]:
+    """Makes a Pretraining on the prepared data whose train folder is `parent/<name>`."""
 
     def make(name: str = "train", *changes: str) -> Pretraining:
-        paths = [
-            f"paths.root={prepared}",
-            f"paths.train={tmp_path / name}",
-            f"corpus.sources={prepared / 'corpus.txt'}",
-        ]
-        return cli.pretraining(cli.load_experiment("configs/tiny.yaml", [*SMALL, *paths, *changes]))
+        places = [f"corpus.sources={prepared / 'corpus.txt'}", f"paths.root={prepared}", f"paths.train={parent / name}"]
+        return cli.pretraining(cli.load_experiment("configs/tiny.yaml", [*SMALL, *places, *changes]))
 
     return make
+
+
+@pytest.fixture(scope="module")
+def make_pretraining(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pretraining]:
+    return maker(prepared, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def pretraining(prepared: Path, tmp_path: Path) -> Callable[..., Pretraining]:
+    return maker(prepared, tmp_path)

@@ -153,7 +153,6 @@ def test_sigkill_at_random_moments_changes_nothing(work: Path) -> None:
             kills += 1
     assert kills
     robustly("run", "page.yaml", "paths.root=killed", cwd=work)
-    assert time.monotonic() - started < 240
     assert metrics(work / "killed" / "train") == metrics(work / "straight" / "train")
     assert weights_of(work / "killed" / "train") == weights_of(work / "straight" / "train")
     for name in ("tokenizer/vocab.json", "tokenizer/merges.txt"):

@@ -26,10 +26,12 @@ def rank(tmp_path: Path) -> Callable[..., list[str]]:
 def launcher() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Run a piece of Python in a process of its own, as a user's shell would; ended with the test."""
     started: list[subprocess.Popen[str]] = []
+    # A shell lets its background jobs ignore these two; so would everything below them, were it not for this.
+    listen = "import signal\nfor n in (signal.SIGINT, signal.SIGQUIT): signal.signal(n, signal.SIG_DFL)\n"
 
     def run(program: str, **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", program],
+            [sys.executable, "-c", listen + program],
             env={**os.environ, **environment},
             stderr=subprocess.PIPE,
             text=True,

@@ -1,0 +1,231 @@
+"""Blocks: fairseq's, but that nothing is dropped; equal to the slow and obvious way of making them."""
+
+import itertools
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_stores import BOS, EOS, PAD, NumberedStore, packed
+
+from data_prep import blocks as module
+from data_prep.blocks import BLOCK, Blocks, long_units, plan
+from data_prep.store import Store
+from robustly import UserError
+
+FORMATS = ["full_sentences", "doc_sentences"]
+SIZES = st.integers(1, 4) | st.integers(1, 40)  # of units, around and far beyond the block lengths below
+SHARDS = st.lists(st.lists(st.lists(SIZES, min_size=1, max_size=6), max_size=6), max_size=4)
+
+
+def planned(shards, block_length, format):
+    """The plan for shards of lines, as (start, length) pairs."""
+    return np.concatenate([*plan([np.array(s, np.int64) for s in shards], block_length, format), np.empty(0, BLOCK)])
+
+
+def every_block(folder, block_length, format, split="train"):
+    blocks = Blocks(folder, split, block_length, format)
+    ids, lengths = blocks.gather(np.arange(len(blocks)))
+    assert ids.shape == (len(blocks), block_length)
+    assert all((row[length:] == PAD).all() for row, length in zip(ids, lengths, strict=True))
+    return [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
+
+
+# -------------------------------------------------------------------------------------------------- properties
+
+
+@given(shards=SHARDS, block_length=st.integers(8, 24), format=st.sampled_from(FORMATS))
+def test_blocks_are_those_of_the_slow_way(tmp_path_factory, shards, block_length, format):
+    store = NumberedStore(tmp_path_factory.mktemp("store"), shards)
+    expected = packed(store.documents, block_length, format) if store.documents else []
+    assert every_block(store.folder, block_length, format) == expected
+
+
+@settings(max_examples=40)
+@given(shards=SHARDS, block_length=st.integers(8, 24), format=st.sampled_from(FORMATS))
+def test_blocks_hold_every_body_once_and_in_order(tmp_path_factory, shards, block_length, format):
+    store = NumberedStore(tmp_path_factory.mktemp("store"), shards)
+    blocks = every_block(store.folder, block_length, format)
+    added = (BOS, EOS)
+    bodies = [token for document in store.documents for unit in document for token in unit]
+    assert [token for block in blocks for token in block if token not in added] == bodies
+    assert all(block[0] == BOS and BOS not in block[1:] for block in blocks)
+    assert all(2 <= len(block) <= block_length for block in blocks)
+
+    ends = {unit[-1] for document in store.documents for unit in document}
+    for block in blocks:  # an </s> after the last token of a unit, and nowhere else but between documents
+        for token, following in zip(block, [*block[1:], None], strict=True):
+            if token in ends:
+                assert following == EOS
+            elif token not in added:
+                assert following != EOS
+    separators = sum(block.count(EOS) for block in blocks) - len(ends)
+    assert separators == (max(0, len(store.documents) - 1) if format == "full_sentences" else 0)
+
+
+@settings(max_examples=40)
+@given(shards=SHARDS, block_length=st.integers(8, 24))
+def test_doc_sentences_never_cross_a_document(tmp_path_factory, shards, block_length):
+    store = NumberedStore(tmp_path_factory.mktemp("store"), shards)
+    document_of = {
+        token: number for number, document in enumerate(store.documents) for unit in document for token in unit
+    }
+    for block in every_block(store.folder, block_length, "doc_sentences"):
+        assert len({document_of[token] for token in block if token not in (BOS, EOS)}) == 1
+
+
+@settings(max_examples=40)
+@given(shards=SHARDS, block_length=st.integers(8, 24))
+def test_full_sentences_leave_no_room_that_the_next_line_could_take(tmp_path_factory, shards, block_length):
+    store = NumberedStore(tmp_path_factory.mktemp("store"), shards)
+    blocks = every_block(store.folder, block_length, "full_sentences")
+    for block, following in itertools.pairwise(blocks):
+        if EOS in following:
+            line = following.index(EOS)  # tokens of its first line, </s> included
+            assert len(block) + line > block_length or block[-1] != EOS
+
+
+# ------------------------------------------------------------------------------------------ fairseq's layouts
+
+
+def test_whole_lines_fill_a_block():
+    assert planned([[5, 5, 5, 5, 1]], 11, "full_sentences").tolist() == [(0, 11), (10, 11)]
+    assert planned([[5, 5, 5, 5, 1]], 15, "full_sentences").tolist() == [(0, 11), (10, 11)]
+    assert planned([[5, 5, 5, 5, 1]], 16, "full_sentences").tolist() == [(0, 16), (15, 6)]
+    assert planned([[8, 2, 2, 6, 1]], 11, "full_sentences").tolist() == [(0, 11), (10, 9)]
+
+
+def test_two_eos_separate_documents(tmp_path):
+    NumberedStore(tmp_path, [[[2, 3], [1]]])
+    assert every_block(tmp_path, 16, "full_sentences") == [[BOS, 10, 11, EOS, 12, 13, 14, EOS, EOS, 15, EOS]]
+    assert every_block(tmp_path, 16, "doc_sentences") == [[BOS, 10, 11, EOS, 12, 13, 14, EOS], [BOS, 15, EOS]]
+
+
+def test_a_separator_may_begin_a_block():
+    assert planned([[5, 5, 1, 4, 1]], 11, "full_sentences").tolist() == [(0, 11), (10, 6)]
+    assert planned([[5, 5, 1, 4, 1]], 11, "doc_sentences").tolist() == [(0, 11), (11, 5)]
+
+
+def test_a_block_goes_on_in_the_next_shard(tmp_path):
+    assert planned([[5, 1], [], [3, 1]], 16, "full_sentences").tolist() == [(0, 10)]
+    assert planned([[5, 1], [], [3, 1]], 16, "doc_sentences").tolist() == [(0, 6), (6, 4)]
+    NumberedStore(tmp_path, [[[4]], [[1]], [[2]]])
+    assert every_block(tmp_path, 16, "full_sentences") == [[BOS, 10, 11, 12, 13, EOS, EOS, 14, EOS, EOS, 15, 16, EOS]]
+
+
+# -------------------------------------------------------------------------------------------------- long lines
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_long_line_begins_a_block_and_fills_whole_ones(format):
+    # 3, then 25 = 10 + 10 + 5, then 4 in what the last piece leaves free
+    assert planned([[3, 25, 4, 1]], 11, format).tolist() == [(0, 4), (3, 11), (13, 11), (23, 10)]
+    assert planned([[20, 4, 1]], 11, format).tolist() == [(0, 11), (10, 11), (20, 5)]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_eos_is_never_cut_off_from_its_unit(tmp_path, format):
+    assert planned([[11, 4, 1]], 11, format).tolist() == [(0, 10), (9, 7)]
+    assert planned([[31, 1]], 11, format).tolist() == [(0, 11), (10, 11), (20, 10), (29, 3)]
+    NumberedStore(tmp_path, [[[8]]])
+    assert every_block(tmp_path, 9, format) == [[BOS, 10, 11, 12, 13, 14, 15, 16], [BOS, 17, EOS]]
+
+
+@settings(max_examples=40)
+@given(shards=SHARDS, block_length=st.integers(8, 24))
+def test_long_units_are_those_that_are_cut(tmp_path_factory, shards, block_length):
+    store = NumberedStore(tmp_path_factory.mktemp("store"), shards)
+    blocks = [set(block) for block in every_block(store.folder, block_length, "full_sentences")]
+    cut = sum(sum(bool(block & set(unit)) for block in blocks) > 1 for doc in store.documents for unit in doc)
+    assert long_units(Store(store.folder, "train"), block_length) == cut
+
+
+def test_offsets_beyond_2_to_the_32():
+    billions = [[3 * 10**9, 1], [3 * 10**9, 5, 1]]
+    length = 2**20 + 1
+    blocks = planned(billions, length, "full_sentences")
+    assert blocks["start"][-1] > 2**32
+    assert (np.diff(blocks["start"]) == blocks["length"][:-1] - 1).all()
+    assert blocks["start"][-1] + blocks["length"][-1] - 1 == 6 * 10**9 + 6
+    assert len(blocks) == 2 * -(-3 * 10**9 // 2**20)
+    assert (planned(billions, length, "doc_sentences")["start"][-1]) > 2**32
+
+
+# ------------------------------------------------------------------------------------------------------ Blocks
+
+
+def test_gather_takes_any_blocks_in_any_order(tmp_path):
+    store = NumberedStore(tmp_path, [[[4, 7], [3, 3]], [[9, 2], [1]]])
+    expected = packed(store.documents, 9, "full_sentences")
+    blocks = Blocks(tmp_path, "train", 9, "full_sentences")
+    order = np.array([3, 0, 0, len(blocks) - 1, 1])
+    ids, lengths = blocks.gather(order)
+    assert ids.dtype == lengths.dtype == blocks.lengths.dtype == np.int32
+    assert lengths.tolist() == [len(expected[i]) for i in order] == blocks.lengths[order].tolist()
+    assert ids.tolist() == [expected[i] + [PAD] * (9 - len(expected[i])) for i in order]
+    assert blocks.mean_length == pytest.approx(np.mean([len(block) for block in expected]))
+    ids, lengths = blocks.gather(np.array([], np.int64))
+    assert ids.shape == (0, 9) and lengths.shape == (0,)
+    with pytest.raises(IndexError):
+        blocks.gather(np.array([len(blocks)]))
+
+
+def test_gather_opens_shards_again_when_there_are_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "OPEN_SHARDS", 2)
+    store = NumberedStore(tmp_path, [[[size]] for size in (3, 9, 20, 1, 5, 8)])
+    assert every_block(tmp_path, 8, "full_sentences") == packed(store.documents, 8, "full_sentences")
+    blocks = Blocks(tmp_path, "train", 8, "full_sentences")
+    blocks.gather(np.arange(len(blocks)))
+    assert blocks._tokens.cache_info().currsize == 2
+
+
+def test_a_split_without_documents_has_no_blocks(tmp_path):
+    NumberedStore(tmp_path, [[[3]]])
+    blocks = Blocks(tmp_path, "validation", 8, "full_sentences")
+    assert len(blocks) == 0 and blocks.mean_length == 0
+
+
+def test_a_plan_is_made_once(tmp_path, monkeypatch):
+    NumberedStore(tmp_path, [[[4, 7], [3, 3]]])
+    made = [every_block(tmp_path, 9, format) for format in FORMATS]
+    assert len(list((tmp_path / "views").iterdir())) == 2
+    monkeypatch.setattr(module, "plan", None)  # not called again
+    assert [every_block(tmp_path, 9, format) for format in FORMATS] == made
+    with pytest.raises(TypeError):
+        Blocks(tmp_path, "train", 10, "full_sentences")
+
+
+def test_a_plan_of_another_store_is_not_used(tmp_path):
+    NumberedStore(tmp_path, [[[4, 7], [3, 3]]])
+    every_block(tmp_path, 9, "full_sentences")
+    store = NumberedStore(tmp_path, [[[2, 2]]])
+    facts = (tmp_path / "store.json").read_text()
+    (tmp_path / "store.json").write_text(facts.replace('"hash": "0', '"hash": "1'))
+    assert every_block(tmp_path, 9, "full_sentences") == packed(store.documents, 9, "full_sentences")
+
+
+def test_a_damaged_plan_is_named(tmp_path):
+    NumberedStore(tmp_path, [[[4, 7], [3, 3]]])
+    every_block(tmp_path, 9, "full_sentences")
+    (view,) = (tmp_path / "views").iterdir()
+    view.write_bytes(view.read_bytes()[:-1])
+    with pytest.raises(UserError, match=view.name):
+        Blocks(tmp_path, "train", 9, "full_sentences")
+
+
+def test_many_may_ask_for_a_plan_at_once(tmp_path):
+    store = NumberedStore(tmp_path, [[[4, 7], [3, 3]], [[9] * 200]])
+    start, results = threading.Barrier(8), []
+
+    def ask():
+        start.wait()
+        results.append(every_block(tmp_path, 9, "full_sentences"))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [packed(store.documents, 9, "full_sentences")] * 8
+    assert len(list((tmp_path / "views").iterdir())) == 1

@@ -1,0 +1,246 @@
+"""Stage folders: a kill at any moment leaves either nothing or a whole, and no work is overwritten."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from robustly import UserError, __version__, manifest
+from robustly.manifest import MANIFEST, RECIPE, Stage, check_sizes, lock, read, require, write_atomic
+
+RECIPE_A = {"optim": {"peak_lr": 1e-3, "betas": [0.9, 0.98]}, "seed": 1}
+
+
+def finished_stage(folder: Path, recipe: dict | None = None) -> Stage:
+    stage = Stage(folder, "data", recipe or RECIPE_A, {"tokenizer": "abc"})
+    with stage.begin():
+        (folder / "shards").mkdir()
+        (folder / "shards" / "0.bin").write_bytes(b"x" * 1000)
+        (folder / "ends.npy").write_bytes(b"y" * 10)
+        stage.finish([folder / "shards" / "0.bin", folder / "ends.npy"], {"tokens": 500}, {"took": "long"})
+    return stage
+
+
+# ------------------------------------------------------------------------------------------------ atomic writes
+
+
+def test_write_atomic(tmp_path):
+    write_atomic(tmp_path / "file", "é\n")
+    assert (tmp_path / "file").read_bytes() == b"\xc3\xa9\n"
+    write_atomic(tmp_path / "file", b"\x00")
+    assert (tmp_path / "file").read_bytes() == b"\x00"
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch, failing):
+    write_atomic(tmp_path / "file", "old")
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*{"fsync": (manifest.os, "fsync", fail), "replace": (Path, "replace", fail)}[failing])
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_the_bytes_are_on_disk_before_the_name_is(tmp_path, monkeypatch):
+    events: list[tuple[str, Path]] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor):
+        events.append(("synced", Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    def renamed(path, to):
+        events.append(("renamed", to))
+        return replace(path, to)
+
+    monkeypatch.setattr(manifest.os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    write_atomic(tmp_path / "file", "new")
+    assert [event for event, _ in events] == ["synced", "renamed", "synced"]
+    beside, file, folder = (path for _, path in events)
+    assert beside.parent == tmp_path and beside != file
+    assert (file, folder) == (tmp_path / "file", tmp_path)  # the rename itself is made durable
+
+
+def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
+    write_atomic(tmp_path / "file", "old")
+    program = f"""
+import os, signal
+from pathlib import Path
+from robustly import manifest
+manifest.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+manifest.write_atomic(Path({str(tmp_path / "file")!r}), "new" * 10_000)
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -9
+    assert (tmp_path / "file").read_text() == "old"
+
+
+# ------------------------------------------------------------------------------------------------ stages
+
+
+def test_a_stage_that_finished_says_what_it_left(tmp_path):
+    stage = finished_stage(tmp_path / "data")
+    found = stage.finished()
+    assert found == read(tmp_path / "data")
+    assert (found.stage, found.hash, found.recipe, found.inputs) == ("data", stage.hash, RECIPE_A, {"tokenizer": "abc"})
+    assert list(found.outputs) == ["ends.npy", "shards/0.bin"]
+    shard = subprocess.run(["sha256sum", tmp_path / "data/shards/0.bin"], capture_output=True, text=True).stdout.split()
+    assert found.outputs["shards/0.bin"] == {"bytes": 1000, "sha256": shard[0]}
+    assert (found.counts, found.notes, found.version) == ({"tokens": 500}, {"took": "long"}, __version__)
+    assert 0 <= found.seconds < 10
+    time.strptime(found.finished, "%Y-%m-%dT%H:%M:%S%z")
+
+
+def test_the_manifest_comes_last(tmp_path):
+    stage = Stage(tmp_path, "data", RECIPE_A, {})
+    assert stage.finished() is None
+    with stage.begin():
+        assert json.loads((tmp_path / RECIPE).read_text())["recipe"] == RECIPE_A
+        (tmp_path / "file").write_text("x")
+        assert stage.finished() is None
+        stage.finish([tmp_path / "file"], {})
+        assert stage.finished() is not None
+
+
+def test_the_hash_covers_recipe_and_inputs_and_ignores_the_order_of_keys(tmp_path):
+    def stage(**changes):
+        given = {"name": "data", "recipe": {"a": 1, "b": [1, 2]}, "inputs": {"x": "1", "y": "2"}, **changes}
+        return Stage(tmp_path, **given).hash
+
+    assert stage(recipe={"b": [1, 2], "a": 1}, inputs={"y": "2", "x": "1"}) == stage()
+    assert stage(recipe={"b": (1, 2), "a": 1}) == stage()  # as it reads back from JSON
+    others = [stage(recipe={"a": 1, "b": [2, 1]}), stage(inputs={"x": "1", "y": "3"}), stage(name="train")]
+    assert len({stage(), *others}) == 4
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "begun"])
+def test_work_of_another_recipe_is_refused_with_what_differs(tmp_path, finished):
+    finished_stage(tmp_path)
+    if not finished:
+        (tmp_path / MANIFEST).unlink()
+    content = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    other = Stage(tmp_path, "data", {"optim": {"peak_lr": 2e-3, "betas": [0.9, 0.98]}}, {"tokenizer": "def"})
+    for attempt in (other.finished, other.begin().__enter__):
+        with pytest.raises(UserError) as caught:
+            attempt()
+        assert str(caught.value).splitlines() == [
+            f"{tmp_path}: holds the data stage of another recipe; nothing was changed",
+            "  optim.peak_lr: 0.001 there, 0.002 now",
+            "  seed: 1 there, absent now",
+            "  input.tokenizer: abc there, def now",
+            "Give `--new-run NAME` to begin a sibling experiment that reuses what still fits, "
+            "set the keys back, or delete the folder.",
+        ]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == content
+
+
+def test_begun_work_of_the_same_recipe_goes_on(tmp_path):
+    finished_stage(tmp_path)
+    (tmp_path / MANIFEST).unlink()
+    again = Stage(tmp_path, "data", RECIPE_A, {"tokenizer": "abc"})
+    assert again.finished() is None
+    with again.begin():
+        assert (tmp_path / "ends.npy").exists()
+
+
+def test_an_output_that_was_cut_off_or_removed_is_named(tmp_path):
+    stage = finished_stage(tmp_path)
+    shard = tmp_path / "shards" / "0.bin"
+    shard.write_bytes(b"x" * 999)
+    with pytest.raises(UserError, match=r"shards/0.bin: 999 bytes, expected 1,000: cut off or changed; delete"):
+        stage.finished()
+    shard.unlink()
+    with pytest.raises(UserError, match=r"shards/0.bin: missing, though manifest.json lists it"):
+        check_sizes(tmp_path, read(tmp_path))
+
+
+def test_require(tmp_path):
+    with pytest.raises(UserError, match=r"no finished data stage here .* run `robustly prepare X` first"):
+        require(tmp_path / "nowhere", "data", "robustly prepare X")
+    finished_stage(tmp_path)
+    assert require(tmp_path, "data", "robustly prepare X").counts == {"tokens": 500}
+    with pytest.raises(UserError, match="holds the output of the data stage, expected tokenizer"):
+        require(tmp_path, "tokenizer", "robustly tokenizer X")
+    (tmp_path / "ends.npy").unlink()
+    with pytest.raises(UserError, match=r"ends.npy: missing"):
+        require(tmp_path, "data", "robustly prepare X")
+
+
+@pytest.mark.parametrize("text", ["", '{"stage": "da', "[]", '{"colour": "red"}', "\x80"])
+def test_a_manifest_that_is_none_of_ours(tmp_path, text):
+    (tmp_path / MANIFEST).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"manifest.json: not a manifest of this program .* delete the folder"):
+        read(tmp_path)
+
+
+def test_a_recipe_file_that_was_cut_off(tmp_path):
+    (tmp_path / RECIPE).write_text('{"stage": "da')
+    with pytest.raises(UserError, match=r"recipe.json: unreadable .* to begin anew"):
+        Stage(tmp_path, "data", RECIPE_A, {}).finished()
+
+
+def test_commit_is_this_checkouts():
+    here = Path(manifest.__file__).parent
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
+    expected = asked.stdout.strip() if asked.returncode == 0 else ""
+    assert manifest.commit().removesuffix("-dirty") == expected
+
+
+# ------------------------------------------------------------------------------------------------ the lock
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from robustly.manifest import lock
+with lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_two_processes_cannot_hold_a_folder(tmp_path, holder):
+    with pytest.raises(UserError, match="another process is at work here"), lock(tmp_path, patience=0.2):
+        pass
+
+
+def test_a_killed_process_lets_go(tmp_path, holder):
+    holder.kill()
+    begun = time.monotonic()
+    with lock(tmp_path, patience=5):
+        assert time.monotonic() - begun < 2
+
+
+def test_the_lock_waits_for_a_process_that_is_about_to_end(tmp_path, holder):
+    begun = time.monotonic()
+    with subprocess.Popen(["sh", "-c", f"sleep 0.5; kill {holder.pid}"]), lock(tmp_path, patience=5):
+        assert 0.4 < time.monotonic() - begun < 4
+
+
+def test_the_lock_makes_the_folder_or_says_why_not(tmp_path):
+    with lock(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match=r"file/folder: cannot be written: .*; set paths.root"),
+        lock(tmp_path / "file" / "folder"),
+    ):
+        pass

@@ -1,0 +1,221 @@
+"""Encoding: the ids of `tokenizers` and transformers, and every text back to the byte."""
+
+import json
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_tokenizer_words import TEXT
+from tokenizers import Tokenizer
+
+import tokenizer
+from robustly import UserError
+from tokenizer.encoder import LONG_RUN, Encoder
+from tokenizer.vocabulary import byte_symbols, lay_out, read, save
+
+ROBERTA = Path(__file__).resolve().parents[4] / "shared" / "data" / "tokenizer"
+
+
+@pytest.fixture(scope="session")
+def encoder(trained):
+    return tokenizer.load(trained)
+
+
+@pytest.fixture(scope="session")
+def reference(trained):
+    file = Tokenizer.from_file(str(trained / "tokenizer.json"))
+    file.encode_special_tokens = True  # special tokens in a text are text, as for our encoder
+    return file
+
+
+@pytest.fixture(scope="session")
+def roberta(tmp_path_factory):
+    """A folder with RoBERTa's own vocabulary."""
+    if not (ROBERTA / "roberta_vocab.json").exists():
+        pytest.skip(f"RoBERTa's vocabulary is not at {ROBERTA}")
+    folder = tmp_path_factory.mktemp("roberta")
+    shutil.copy(ROBERTA / "roberta_vocab.json", folder / "vocab.json")
+    shutil.copy(ROBERTA / "vocab.bpe", folder / "merges.txt")
+    return folder
+
+
+def ids_of(encoder, text):
+    return encoder.encode_documents([text])[0].tolist()
+
+
+# ---------------------------------------------------------------------------------------------------------- lossless
+
+
+def test_every_byte_is_a_token(encoder):
+    for byte, symbol in enumerate(byte_symbols()):
+        assert encoder.decode_bytes([4 + sorted(byte_symbols()).index(symbol)]) == bytes([byte])
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_every_text_comes_back(encoder, text):
+    assert encoder.decode(ids_of(encoder, text)) == text
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=20), max_size=5))
+def test_documents_are_encoded_one_by_one(encoder, texts):
+    together = encoder.encode_documents(texts)
+    assert [ids.tolist() for ids in together] == [ids_of(encoder, text) for text in texts]
+    assert all(ids.dtype == encoder.dtype == np.uint16 for ids in together)
+
+
+@pytest.mark.parametrize("text", ["<s>", "a <mask> b", "<pad></s>", " <mask>", "<unk>"])
+def test_special_tokens_in_a_text_are_text(encoder, reference, text):
+    ids = ids_of(encoder, text)
+    assert encoder.decode(ids) == text
+    assert ids == reference.encode(text, add_special_tokens=False).ids
+    assert not {0, 1, 2, 3, encoder.mask_id} & set(ids)
+
+
+def test_special_tokens_are_decoded_by_name(encoder):
+    assert encoder.decode([0, *ids_of(encoder, "x"), encoder.mask_id, 2]) == "<s>x<mask></s>"
+
+
+def test_half_a_character_is_decoded_as_such(encoder):
+    (first, *rest) = ids_of(encoder, "\U0001f600")
+    assert encoder.decode_bytes([first, *rest]) == "\U0001f600".encode()
+    assert encoder.decode([first]) == "\ufffd"
+
+
+@pytest.mark.parametrize("text", ["ab\ud83d", "\ude00", "a" * LONG_RUN + "\ud800"])
+def test_half_a_surrogate_pair_is_refused(encoder, text):
+    with pytest.raises(
+        UserError, match=rf"\\u{ord(text[-1]):04x}, half of a surrogate pair, at character {len(text) - 1}"
+    ):
+        encoder.encode_documents(["fine", text])
+
+
+# -------------------------------------------------------------------------------------------------------- equal ids
+
+
+def test_ids_of_documents_are_those_of_tokenizers(encoder, reference, prose):
+    expected = [encoding.ids for encoding in reference.encode_batch(prose, add_special_tokens=False)]
+    assert [ids.tolist() for ids in encoder.encode_documents(prose)] == expected
+
+
+@given(TEXT)
+def test_ids_of_any_text_are_those_of_tokenizers(encoder, reference, text):
+    assert ids_of(encoder, text) == reference.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("run", [" ", "\n", " \t", "\u3000", "a", "ab", ".", "é", "'s"])
+@pytest.mark.parametrize("around", [("", ""), ("a", "b"), ("a ", "."), ("\n", "12"), ("", "\nx")])
+def test_ids_of_long_runs_are_those_of_tokenizers(monkeypatch, encoder, reference, run, around):
+    for size in (2, 49, 50, 51, 3000):
+        for long_run in (50, LONG_RUN):  # 50: as if runs of 50 characters were too long for the engine
+            monkeypatch.setattr("tokenizer.encoder.LONG_RUN", long_run)
+            monkeypatch.setattr("tokenizer.encoder._LONG_RUN", re.compile(rf"\s{{{long_run},}}"))
+            text = run.join(around) if size == 2 else around[0] + run * size + around[1]
+            assert ids_of(encoder, text) == reference.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("text", [" " * 2_000_000, "\n" * 2_000_000 + "x", "a" + " \t" * 1_000_000 + "b" + " " * 10**6])
+def test_two_million_spaces(encoder, text):
+    assert encoder.decode(ids_of(encoder, text)) == text
+
+
+def test_ids_are_those_of_transformers(trained, encoder, prose):
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(trained)
+    for text in [*prose[:20], " leading", "two  spaces \n"]:
+        assert fast(text)["input_ids"] == [0, *ids_of(encoder, text), 2]
+        assert fast.decode(ids_of(encoder, text)) == text
+
+
+def test_transformers_knows_the_special_tokens(trained, encoder):
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(trained)
+    assert fast.is_fast
+    assert len(fast) == fast.vocab_size == encoder.vocab_size == 1000
+    names = ("bos", "cls", "pad", "eos", "sep", "unk", "mask")
+    assert [getattr(fast, f"{name}_token_id") for name in names] == [0, 0, 1, 2, 2, 3, 999]
+    assert (encoder.bos_id, encoder.pad_id, encoder.eos_id, encoder.unk_id, encoder.mask_id) == (0, 1, 2, 3, 999)
+    assert fast.model_max_length == 512
+    a, b = ids_of(encoder, "one"), ids_of(encoder, " two")
+    assert fast("one <mask> two")["input_ids"] == [0, *a, 999, *b, 2]  # <mask> takes the space on its left
+    pair = fast("one", " two", return_token_type_ids=True)
+    assert pair["input_ids"] == [0, *a, 2, 2, *b, 2]
+    assert set(pair["token_type_ids"]) == {0}
+    assert fast("one", return_offsets_mapping=True)["offset_mapping"][-2][1] == 3
+
+
+# ---------------------------------------------------------------------------------------------- RoBERTa's vocabulary
+
+
+def test_roberta_ids_of_hard_cases(roberta):
+    encoder = tokenizer.load(roberta)
+    assert (encoder.vocab_size, encoder.mask_id) == (50265, 50264)
+    cases = [json.loads(line) for line in (ROBERTA / "roberta_golden_ids.jsonl").read_text().splitlines()]
+    wrong = [case["text"] for case in cases if ids_of(encoder, case["text"]) != case["ids"]]
+    assert len(cases) == 743 and not wrong
+    assert all(encoder.decode(case["ids"]) == case["text"] for case in cases)
+
+
+def test_roberta_vocabulary_saved_anew_loads_in_transformers(roberta, tmp_path):
+    from transformers import AutoTokenizer
+
+    vocabulary = read(roberta)
+    save(vocabulary, tmp_path)
+    assert read(tmp_path) == vocabulary
+    fast = AutoTokenizer.from_pretrained(tmp_path)
+    assert fast("Hello world")["input_ids"] == [0, 31414, 232, 2]
+    sentence = fast("A, <mask> AllenNLP sentence.")["input_ids"]
+    assert sentence == [0, 250, 6, 50264, 3823, 487, 21992, 3645, 4, 2]
+
+
+# ----------------------------------------------------------------------------------------------------------- loading
+
+
+def test_large_vocabularies_have_wide_ids():
+    symbols = byte_symbols()
+    pairs = [(left, right) for left in symbols for right in symbols][: 2**16 - 260]
+    assert Encoder(lay_out(pairs[:-1])).dtype == np.uint16
+    encoder = Encoder(lay_out(pairs))
+    assert (encoder.dtype, encoder.vocab_size, encoder.mask_id) == (np.uint32, 2**16 + 1, 2**16)
+    assert encoder.decode(encoder.encode_documents(["some text"])[0]) == "some text"
+
+
+def test_the_fingerprint_is_of_the_vocabulary(trained, encoder, tmp_path):
+    assert tokenizer.load(trained).fingerprint == encoder.fingerprint
+    merges = read(trained).merges
+    swapped = [merges[1], merges[0], *merges[2:]]
+    assert Encoder(lay_out(swapped)).fingerprint != encoder.fingerprint
+
+
+def test_an_encoder_goes_to_another_process(encoder):
+    assert ids_of(pickle.loads(pickle.dumps(encoder)), "to and fro") == ids_of(encoder, "to and fro")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("vocab.json", lambda text: None, "cannot be read"),
+        ("merges.txt", lambda text: None, "cannot be read"),
+        ("vocab.json", lambda text: text[:-20], "not JSON"),
+        ("vocab.json", lambda text: "[]", "expected an object"),
+        ("vocab.json", lambda text: text.replace('"<pad>": 1', '"<pad>": 0'), "expected an object"),
+        ("vocab.json", lambda text: text.replace("<mask>", "[MASK]"), "in RoBERTa's layout: without <mask>"),
+        ("merges.txt", lambda text: text + "Ġthe qx\n", "line 741: 'Ġthe qx' is not a merge"),
+        ("merges.txt", lambda text: text + "justone\n", "line 741: 'justone' is not a merge"),
+    ],
+)
+def test_folders_without_a_vocabulary_are_refused(trained, tmp_path, file, change, message):
+    for name in ("vocab.json", "merges.txt"):
+        text = (trained / name).read_text(encoding="utf-8")
+        if name == file and (text := change(text)) is None:
+            continue
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        tokenizer.load(tmp_path)
+    assert str(tmp_path / file) in str(error.value)
