@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robustly import UserError, log
+from robustly import UserError, log, manifest
 from robustly.manifest import sha256, sync_folder, write_json
 
 WEIGHTS = "weights.safetensors"
@@ -148,6 +148,15 @@ def newest(folder: Path, recipe_hash: str | None = None) -> Checkpoint | None:
             raise UserError(f"{path}: a checkpoint of another recipe; nothing was changed")
         return Checkpoint(path, progress, files)
     return None
+
+
+def last_checkpoint(folder: Path) -> Checkpoint:
+    """The last checkpoint of a finished train folder. Raises UserError if there is none, or if the
+    folder is not finished."""
+    manifest.require(folder, "train", "robustly pretrain CONFIG")
+    if (found := newest(folder / "checkpoints")) is None:
+        raise UserError(f"{folder / 'checkpoints'}: no complete checkpoint")
+    return found
 
 
 def _whole(path: Path, facts: dict[str, Any]) -> bool:

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.config import Optim, Run
+from robustly import UserError
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # else it warns on CPU
 with warnings.catch_warnings():
@@ -43,12 +44,17 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's first and second 
 def start_ranks(local_rank: int) -> torch.device:
     """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
-    Returns the device of this rank.
+    Returns the device of this rank. Raises UserError if this machine has GPUs, but too few.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"more ranks on this machine than its {torch.cuda.device_count()} GPUs: expected one each; "
+                "lower run.ranks, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on CPU"
+            )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         deepspeed.init_distributed("nccl", verbose=False)
@@ -122,7 +128,12 @@ class Engine:
         # One kernel for all parameters ("fused") where torch has it; lr is set before every step.
         adam = torch.optim.AdamW(parameter_groups(model, optim), lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory use, without a switch
-            self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=adam, config=self.config)
+            try:
+                self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=adam, config=self.config)
+            except Exception as error:
+                if not run.deepspeed:
+                    raise
+                raise UserError(f"run.deepspeed = {run.deepspeed}: DeepSpeed refuses it: {error}") from error
         self._model = model
         self._adam = adam
         self._prepare_moments()

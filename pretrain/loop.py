@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -17,59 +16,20 @@ import yaml
 
 import tokenizer
 from data_prep.blocks import Blocks
-from data_prep.config import Data
 from pretrain import checkpoint
 from pretrain.batches import Batches, Share, blocks_per_update
-from pretrain.checkpoint import Checkpoint, Progress
-from pretrain.config import Masking, Model, Optim, Run, Schedule
+from pretrain.checkpoint import Progress
 from pretrain.engine import Engine, start_ranks, stop_ranks, sum_over_ranks
 from pretrain.evaluation import Evaluation, evaluate
 from pretrain.masking import Vocabulary
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from pretrain.schedule import learning_rate
+from pretrain.stage import Pretraining
 from robustly import UserError, log, manifest
 from robustly.manifest import Manifest, Stage
 from robustly.rng import Purpose, seed64
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """What one pretraining needs to know: the recipe's sections and the folders it reads and writes."""
-
-    name: str
-    seed: int
-    data: Data
-    model: Model
-    masking: Masking
-    optim: Optim
-    schedule: Schedule
-    run: Run
-    tokenizer_folder: Path
-    data_folder: Path
-    folder: Path
-    page: dict[str, Any]
-    """The whole resolved page, written into the folder for people and for the published checkpoint."""
-
-    def stage(self) -> Stage:
-        """The train stage of this recipe on these inputs. Raises UserError where an input is not finished."""
-        data = manifest.require(self.data_folder, "data", "robustly prepare CONFIG")
-        vocabulary = manifest.require(self.tokenizer_folder, "tokenizer", "robustly tokenizer CONFIG")
-        if data.inputs["tokenizer"] != vocabulary.hash:
-            raise UserError(
-                f"{self.data_folder}: its tokens were made with another tokenizer than {self.tokenizer_folder}; "
-                "point paths.tokenizer and paths.data to folders that belong together, or prepare the data anew"
-            )
-        recipe = {
-            "seed": self.seed,
-            "data": {"block_length": self.data.block_length, "format": self.data.format},
-            "model": self.model.recipe(),
-            "masking": self.masking.recipe(),
-            "optim": self.optim.recipe(),
-            "schedule": self.schedule.recipe(),
-        }
-        return Stage(self.folder, "train", recipe, {"data": data.hash, "tokenizer": vocabulary.hash})
 
 
 class Stopped(Exception):
@@ -335,14 +295,6 @@ class Window:
         self.waited += waited
         self.seconds += seconds
         self.updates += 1
-
-
-def last_checkpoint(folder: Path) -> Checkpoint:
-    """The last checkpoint of a finished train folder. Raises UserError if there is none."""
-    manifest.require(folder, "train", "robustly pretrain CONFIG")
-    if (found := checkpoint.newest(folder / "checkpoints")) is None:
-        raise UserError(f"{folder / 'checkpoints'}: no complete checkpoint")
-    return found
 
 
 @contextlib.contextmanager

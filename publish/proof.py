@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from data_prep.blocks import Blocks
 from safetensors.torch import save_file
-from tokenizer.encoder import Encoder
 from transformers import RobertaForMaskedLM
+
+from data_prep.blocks import Blocks
+from tokenizer.encoder import Encoder
 
 TOLERANCE = 1e-5  # of logits, which have magnitude 10; fp32 on the same machine differs by rounding alone
 

@@ -13,8 +13,8 @@ import transformers
 from transformers import RobertaForMaskedLM
 
 import tokenizer
+from pretrain.checkpoint import last_checkpoint
 from pretrain.config import Model
-from pretrain.loop import last_checkpoint
 from pretrain.masking import Vocabulary
 from pretrain.objective import roberta_config
 from publish.card import model_card

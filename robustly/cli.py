@@ -23,7 +23,7 @@ from robustly.manifest import MANIFEST, Manifest, Stage
 from tokenizer.config import Corpus, Tokenizer
 
 if TYPE_CHECKING:
-    from pretrain.loop import Pretraining
+    from pretrain.stage import Pretraining
 
 app = typer.Typer(
     name="robustly",
@@ -100,7 +100,7 @@ def data_stage(experiment: Experiment) -> Stage:
 
 
 def pretraining(experiment: Experiment) -> "Pretraining":
-    from pretrain.loop import Pretraining
+    from pretrain.stage import Pretraining
 
     return Pretraining(
         name=experiment.name,
@@ -212,7 +212,7 @@ def user_errors() -> Iterator[None]:
         log.say("stopped; nothing that was finished is lost, and the same command goes on")
         raise typer.Exit(STOPPED) from None
     except OSError as fault:
-        if fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
             raise
         log.error(
             f"{fault.filename or 'the disk'}: {fault.strerror}. Nothing finished is lost; the same command goes on"

@@ -98,7 +98,7 @@ def read(folder: Path) -> Manifest | None:
     path = folder / MANIFEST
     try:
         return Manifest(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
         raise UserError(
@@ -162,7 +162,7 @@ class Stage:
         manifest = read(self.folder)
         try:
             begun = asdict(manifest) if manifest else json.loads((self.folder / RECIPE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(

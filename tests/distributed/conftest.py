@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.loop import Pretraining
+from pretrain.stage import Pretraining
 from robustly import cli
 
 CORPUS = Path(__file__).resolve().parents[2] / "data_prep" / "corpora" / "prose_cc0.txt"

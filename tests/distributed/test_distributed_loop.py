@@ -13,7 +13,9 @@ import torch
 from ranks import run_distributed
 
 from pretrain import checkpoint, loop
-from pretrain.loop import Pretraining, Stopped, last_checkpoint, pretrain
+from pretrain.checkpoint import last_checkpoint
+from pretrain.loop import Stopped, pretrain
+from pretrain.stage import Pretraining
 from robustly import UserError, log
 
 pytestmark = pytest.mark.distributed

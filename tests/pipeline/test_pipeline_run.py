@@ -168,6 +168,7 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(work: Path)
     with subprocess.Popen(
         [str(ROBUSTLY), "pretrain", "page.yaml", "schedule.updates=5000", "run.checkpoint_every=100000"],
         cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as process:  # fmt: skip
         train = work / "runs" / "small" / "train"
         while not (train / "metrics.jsonl").exists() or len(metrics_so_far(train)) < 3:

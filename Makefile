@@ -1,0 +1,33 @@
+# make quickstart | test | check | clean. Another Python: make PYTHON=python3.12 quickstart
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/installed
+
+.PHONY: quickstart test check clean
+
+quickstart: $(INSTALLED)
+	$(VENV)/bin/robustly run configs/tiny.yaml
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+check: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# Made once, and again when pyproject.toml changes. pip takes torch from the indexes that it is configured with.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+	    echo "robustly needs Python 3.11 to 3.13; $(PYTHON) is: $$($(PYTHON) --version 2>&1)"; \
+	    echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@echo "Installing robustly and what it needs into $(VENV): about two minutes, longer on a slow network ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# Runs stay: they are somebody's work.
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,48 @@
+"""What a pretraining is made of: its part of the page, its inputs, its folder. Imports no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.config import Data
+from pretrain.config import Masking, Model, Optim, Run, Schedule
+from robustly import UserError, manifest
+from robustly.manifest import Stage
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What one pretraining needs to know: the recipe's sections and the folders it reads and writes."""
+
+    name: str
+    seed: int
+    data: Data
+    model: Model
+    masking: Masking
+    optim: Optim
+    schedule: Schedule
+    run: Run
+    tokenizer_folder: Path
+    data_folder: Path
+    folder: Path
+    page: dict[str, Any]
+    """The whole resolved page, written into the folder for people and for the published checkpoint."""
+
+    def stage(self) -> Stage:
+        """The train stage of this recipe on these inputs. Raises UserError where an input is not finished."""
+        data = manifest.require(self.data_folder, "data", "robustly prepare CONFIG")
+        vocabulary = manifest.require(self.tokenizer_folder, "tokenizer", "robustly tokenizer CONFIG")
+        if data.inputs["tokenizer"] != vocabulary.hash:
+            raise UserError(
+                f"{self.data_folder}: its tokens were made with another tokenizer than {self.tokenizer_folder}; "
+                "point paths.tokenizer and paths.data to folders that belong together, or prepare the data anew"
+            )
+        recipe = {
+            "seed": self.seed,
+            "data": {"block_length": self.data.block_length, "format": self.data.format},
+            "model": self.model.recipe(),
+            "masking": self.masking.recipe(),
+            "optim": self.optim.recipe(),
+            "schedule": self.schedule.recipe(),
+        }
+        return Stage(self.folder, "train", recipe, {"data": data.hash, "tokenizer": vocabulary.hash})
