@@ -47,6 +47,8 @@ class Paths(Section):
     data: Path | None = None
     train: Path | None = None
     published: Path | None = None
+    delta: Path | None = None
+    """Folder of one delta; default: `deltas/<name>` in the root."""
 
 
 class Page(Section):

@@ -14,7 +14,7 @@ from robustly.config import fingerprint
 from robustly.manifest import Manifest, Stage
 from tokenizer import load
 from tokenizer.config import MIN_VOCAB_SIZE, Corpus, Tokenizer
-from tokenizer.corpus import BadLine, Part, documents, hashes, parts, process, refuse_many
+from tokenizer.corpus import BadLine, Hashes, Part, documents, hashes, parts, process, refuse_many
 from tokenizer.encoder import Encoder
 from tokenizer.merges import Training, train
 from tokenizer.vocabulary import lay_out, save
@@ -23,6 +23,18 @@ from tokenizer.words import merge_counts, split, write_counts
 SAMPLE_PARTS = 16
 SAMPLE_DOCUMENTS = 16  # of each part
 SAMPLE_CHARACTERS = 4096  # of each document
+
+
+def stage(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path) -> Stage:
+    """What the tokenizer in `folder` depends on. Raises UserError if the corpus cannot be read."""
+    return _stage(corpus, tokenizer, folder, beside)[0]
+
+
+def _stage(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path) -> tuple[Stage, Hashes]:
+    earlier = manifest.read(folder)
+    contents = hashes(corpus, beside, earlier.notes["files"] if earlier else {})
+    recipe = {"tokenizer": tokenizer.recipe(), "corpus": corpus.reading()}
+    return Stage(folder, "tokenizer", recipe, {"corpus": contents.corpus}), contents
 
 
 def build(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, workers: int) -> Manifest:
@@ -34,26 +46,21 @@ def build(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, work
 
     Raises UserError if the corpus cannot be read, is empty or too small for `tokenizer.vocab_size`.
     """
-    earlier = manifest.read(folder)
-    contents = hashes(corpus, beside, earlier.notes["files"] if earlier else {})
-    stage = Stage(
-        folder,
-        "tokenizer",
-        recipe={"tokenizer": tokenizer.recipe(), "corpus": corpus.reading()},
-        inputs={"corpus": contents.corpus},
-    )
-    if finished := stage.finished():
+    made, contents = _stage(corpus, tokenizer, folder, beside)
+    if finished := made.finished():
         return finished
 
     # Counts depend on the text alone, and the stage begins when merges are found: a fault of the corpus or of the
     # vocabulary's size must not leave a folder that refuses the mended page.
     work = folder / "work" / fingerprint({"corpus": contents.corpus, "reading": corpus.reading()})[:16]
     with manifest.lock(work):
+        if finished := made.finished():  # by another process, while this one waited
+            return finished
         pieces = parts(corpus, beside)
         process(partial(_count_part, corpus, work), pieces, work / "tasks", workers, "counting words")
         tally = _add_up(work, len(pieces), corpus)
         training = _train(work, len(pieces), tokenizer)
-    with stage.begin():
+    with made.begin():
         outputs = save(lay_out(training.merges), folder)
         _try_out(load(folder), folder / "tokenizer.json", _sample(pieces, corpus))
         counts = {
@@ -64,7 +71,7 @@ def build(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, work
             "tokens": training.tokens,
             "bytes_per_token": round(tally["bytes"] / training.tokens, 4),
         }
-        result = stage.finish(outputs, counts, notes={"files": contents.files})
+        result = made.finish(outputs, counts, notes={"files": contents.files})
     shutil.rmtree(folder / "work")
     return result
 

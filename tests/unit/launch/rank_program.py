@@ -8,6 +8,7 @@ from pathlib import Path
 # A rank: notes its environment and arguments, then each signal that it gets. `behaviour` says how it ends.
 RANK = """
 import json, os, signal, subprocess, sys, time
+signal.alarm(60)  # a rank that a test failed to end ends then
 folder, behaviour, *arguments = sys.argv[1:]
 me = os.path.join(folder, os.environ["RANK"])
 def note(number, frame):

@@ -64,7 +64,7 @@ os.execv(sys.executable, {rank("deaf")!r})
 def test_what_a_failed_rank_started_ends_with_it(tmp_path):
     program = f"""
 import pathlib, subprocess, sys
-pathlib.Path({str(tmp_path / "helper")!r}).write_text(str(subprocess.Popen(["sleep", "100"]).pid))
+pathlib.Path({str(tmp_path / "helper")!r}).write_text(str(subprocess.Popen(["sleep", "60"]).pid))
 sys.exit(1)
 """
     assert local.run([sys.executable, "-c", program], 1, {}) == 1
@@ -97,9 +97,12 @@ def write(number, frame):
     time.sleep(1)
     open({str(tmp_path / "checkpoint")!r}, "w").write(signal.Signals(number).name)
     sys.exit(128 + number)
+signal.alarm(60)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 signal.signal(signal.SIGINT, write)
-open({str(tmp_path / "notes" / "0.json")!r}, "w").write("{{}}")
+with open({str(tmp_path / "0.tmp")!r}, "w") as out:
+    out.write("{{}}")
+os.rename({str(tmp_path / "0.tmp")!r}, {str(tmp_path / "notes" / "0.json")!r})
 time.sleep(100)
 """
     process = started(launcher, tmp_path, [sys.executable, "-c", program], grace=0.2)
@@ -138,10 +141,14 @@ def test_hangup_stays_ignored_under_nohup(tmp_path, rank, launcher):
 
 def test_ranks_die_with_a_launcher_that_is_killed(tmp_path, launcher):
     # sum() never leaves C and keeps the GIL: no thread and no Python signal handler of the rank would run.
-    program = (
-        "import itertools, os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); name = os.environ['RANK'];"
-        f"open({str(tmp_path)!r} + '/' + name + '.pid', 'w').write(str(os.getpid())); sum(itertools.repeat(0))"
-    )
+    program = f"""
+import itertools, os, signal
+signal.alarm(60)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with open({str(tmp_path)!r} + "/" + os.environ["RANK"] + ".pid", "w") as out:
+    out.write(str(os.getpid()))
+sum(itertools.repeat(0))
+"""
     command = [sys.executable, "-c", program]
     process = launcher(f"from launch import local; local.run({command!r}, 2, {{}})")
     files = [tmp_path / "0.pid", tmp_path / "1.pid"]

@@ -276,6 +276,10 @@ def test_columns_of_parquet_are_checked(page, tmp_path):
     bad_lines = []
     assert read(page(tmp_path / "a.parquet"), bad_lines=bad_lines) == ["one", "two"]
     assert [line.place for line in bad_lines] == [1]
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "b.parquet", row_group_size=1)
+    with mock.patch.object(raw_text, "PART_BYTES", 1):
+        assert read(page(tmp_path / "b.parquet"), bad_lines=bad_lines) == ["one", "two"]
+    assert [line.place for line in bad_lines] == [1, 1]
     for key, message in (
         ("words", "its columns: text, number, nul"),
         ("number", "found int64"),

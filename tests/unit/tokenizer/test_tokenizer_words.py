@@ -42,6 +42,14 @@ def test_words_are_those_of_tokenizers(text):
     assert ["".join(symbols[byte] for byte in word.encode()) for word in split(text)] == [word for word, _ in reference]
 
 
+def test_contractions_are_words():
+    text = "I'd she'll we've they're it's can't I'm he'D o'clock"
+    assert split(text) == GPT2.findall(text)
+    assert [word for word in split(text) if word[0] == "'"] == [
+        "'d", "'ll", "'ve", "'re", "'s", "'t", "'m", "'", "'",
+    ]  # fmt: skip
+
+
 def test_white_space_leaves_its_last_character_to_the_next_word():
     assert split("a   b \n\nc  ") == ["a", "  ", " b", " \n", "\n", "c", "  "]
 
