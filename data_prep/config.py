@@ -19,6 +19,6 @@ class Data(Section):
     format: Literal["full_sentences", "doc_sentences"]
     """Input format (Liu et al. 2019, section 4.2): sentences packed across documents, or never across."""
 
-    def stored(self) -> dict[str, str]:
+    def stored(self) -> dict[str, str | None]:
         """The part of the recipe that the token store depends on; the rest is a view of it."""
-        return {"unit": self.unit, "language": self.language if self.unit == "sentence" else ""}
+        return {"unit": self.unit, "language": self.language if self.unit == "sentence" else None}

@@ -16,6 +16,7 @@ import yaml
 
 import tokenizer
 from data_prep.blocks import Blocks
+from data_prep.store import check_tokenizer
 from pretrain import checkpoint
 from pretrain.batches import Batches, Share, blocks_per_update
 from pretrain.checkpoint import Progress
@@ -60,6 +61,7 @@ class Trainer:
     def __init__(self, config: Pretraining, stage: Stage, rank: int, ranks: int, device: torch.device):
         self.config, self.stage, self.rank, self.ranks, self.device = config, stage, rank, ranks, device
         encoder = tokenizer.load(config.tokenizer_folder)
+        check_tokenizer(config.data_folder, encoder)
         self.vocabulary = Vocabulary(
             encoder.vocab_size, encoder.bos_id, encoder.pad_id, encoder.eos_id, encoder.mask_id
         )

@@ -195,7 +195,7 @@ def load(page: Path | str, overrides: Sequence[str], schema: type[PageType]) -> 
     Raises UserError that lists every fault: key, value found, what was expected, the nearest right key.
     """
     page = Path(page)
-    if not page.exists() and not page.suffix and (SHIPPED_PAGES / f"{page}.yaml").exists():
+    if not page.is_file() and not page.suffix and (SHIPPED_PAGES / f"{page}.yaml").exists():
         page = SHIPPED_PAGES / f"{page}.yaml"
     raw = read_page(page)
     for assignment in overrides:

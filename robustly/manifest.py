@@ -191,7 +191,6 @@ class Stage:
                     self.folder / RECIPE,
                     {"stage": self.name, "hash": self.hash, "recipe": self.recipe, "inputs": self.inputs},
                 )
-            self._started = time.monotonic()
             yield self
 
     def finish(

@@ -153,6 +153,7 @@ def test_a_finished_store_serves_other_views(tmp_path, trained):
     made = prepare(page, VIEW, folder, trained, tmp_path, 1)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
     assert prepare(page, VIEW, folder, trained, tmp_path, 2) == made
+    assert not (folder / "work").exists()
 
     wider = VIEW.model_copy(update={"block_length": 64, "format": "doc_sentences"})
     again = prepare(page, wider, folder, trained, tmp_path, 1)

@@ -270,6 +270,7 @@ def test_a_long_value_is_shown_short(page):
 def test_keys():
     assert list(config.keys(Recipe)) == [
         "schema", "name", "paths", "paths.root", "paths.tokenizer", "paths.data", "paths.train", "paths.published",
+        "paths.delta",
         "oven", "oven.heat", "oven.minutes", "oven.mode", "oven.fan", "dough", "dough.flour", "dough.spices",
         "dough.ratios",
     ]  # fmt: skip
