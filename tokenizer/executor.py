@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from datatrove.executor.local import LocalPipelineExecutor
-from loguru import logger
+from datatrove.utils.logging import logger
 
 from robustly import UserError
 from robustly.log import progress

@@ -128,7 +128,7 @@ def test_work_of_another_recipe_is_refused_with_what_differs(tmp_path, finished)
     if not finished:
         (tmp_path / MANIFEST).unlink()
     content = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    other = Stage(tmp_path, "data", {"optim": {"peak_lr": 2e-3, "betas": [0.9, 0.98]}}, {"tokenizer": "def"})
+    other = Stage(tmp_path, "data", {"optim": {"peak_lr": 2e-3, "betas": (0.9, 0.98)}}, {"tokenizer": "def"})
     for attempt in (other.finished, other.begin().__enter__):
         with pytest.raises(UserError) as caught:
             attempt()

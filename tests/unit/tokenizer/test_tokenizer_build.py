@@ -80,6 +80,7 @@ def test_the_same_command_again_does_nothing(trained, prose_file, page):
     with mock.patch.object(stage, "process", side_effect=AssertionError("counted again")):
         done = build(page(prose_file), Tokenizer(vocab_size=1000, min_frequency=2), trained, Path(), 1)
     assert done == manifest.read(trained)
+    assert not (trained / "work").exists()
     assert contents(trained) == before
 
 
@@ -147,13 +148,17 @@ def test_a_corpus_without_text_is_refused(page, tmp_path, text):
 
 
 def test_a_mended_corpus_is_not_refused(page, tmp_path):
-    file = tmp_path / "a.txt"
-    file.write_bytes(b"abc \xff abc")
-    arguments = (page(file), Tokenizer(vocab_size=262, min_frequency=2), tmp_path / "t", Path(), 1)
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    first.write_bytes(b"xyz xyz xyz xyz")  # counted before the fault is found
+    second.write_bytes(b"abc \xff abc")
+    arguments = (page(first, second), Tokenizer(vocab_size=262, min_frequency=2), tmp_path / "t", Path(), 1)
     with pytest.raises(UserError, match="not UTF-8"):
         build(*arguments)
-    file.write_bytes(b"abc abc")
-    assert build(*arguments).counts["bytes"] == 7
+    assert len(words_files(tmp_path / "t")) == 1
+    first.write_bytes(b"abd")
+    second.write_bytes(b"abc abc")
+    assert build(*arguments).counts["bytes"] == 10
+    assert read(tmp_path / "t").merges == [("a", "b")]
 
 
 def test_bad_rows_are_held_against_the_whole_corpus(page, tmp_path):

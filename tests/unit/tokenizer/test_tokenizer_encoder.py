@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 import tokenizer
 from robustly import UserError
 from tokenizer.encoder import LONG_RUN, Encoder
-from tokenizer.vocabulary import byte_symbols, lay_out, read, save
+from tokenizer.merges import train
+from tokenizer.vocabulary import Vocabulary, byte_symbols, fast_tokenizer, lay_out, read, save
 
 ROBERTA = Path(__file__).resolve().parents[4] / "shared" / "data" / "tokenizer"
 
@@ -42,6 +43,15 @@ def roberta(tmp_path_factory):
     shutil.copy(ROBERTA / "roberta_vocab.json", folder / "vocab.json")
     shutil.copy(ROBERTA / "vocab.bpe", folder / "merges.txt")
     return folder
+
+
+@pytest.fixture(scope="session")
+def spaced():
+    """Two encoders of a vocabulary that knows runs of white space of many lengths."""
+    runs = {run * size: 1 for run in (" ", "\n", " \t", "\u3000", "ab", " .") for size in range(1, 40)}
+    vocabulary = lay_out(train(runs.items(), 60, 1).merges)
+    assert {"ĠĠĠ", "ĊĊĊ", "ĠĉĠĉ", "ĠĠĠĠĠĠĠĠĠĠĠĠ"} <= vocabulary.ids.keys()
+    return Encoder(vocabulary), fast_tokenizer(vocabulary)
 
 
 def ids_of(encoder, text):
@@ -109,7 +119,8 @@ def test_ids_of_any_text_are_those_of_tokenizers(encoder, reference, text):
 
 @pytest.mark.parametrize("run", [" ", "\n", " \t", "\u3000", "a", "ab", ".", "é", "'s"])
 @pytest.mark.parametrize("around", [("", ""), ("a", "b"), ("a ", "."), ("\n", "12"), ("", "\nx")])
-def test_ids_of_long_runs_are_those_of_tokenizers(monkeypatch, encoder, reference, run, around):
+def test_ids_of_long_runs_are_those_of_tokenizers(monkeypatch, spaced, run, around):
+    encoder, reference = spaced
     for size in (2, 49, 50, 51, 3000):
         for long_run in (50, LONG_RUN):  # 50: as if runs of 50 characters were too long for the engine
             monkeypatch.setattr("tokenizer.encoder.LONG_RUN", long_run)
@@ -191,6 +202,17 @@ def test_the_fingerprint_is_of_the_vocabulary(trained, encoder, tmp_path):
     merges = read(trained).merges
     swapped = [merges[1], merges[0], *merges[2:]]
     assert Encoder(lay_out(swapped)).fingerprint != encoder.fingerprint
+    assert Encoder(Vocabulary(read(trained).ids, swapped)).fingerprint != encoder.fingerprint
+
+
+def test_ids_need_not_follow_the_order_of_the_merges(trained, encoder, prose):
+    """As in RoBERTa's vocabulary, whose ids follow the frequency of the tokens."""
+    vocabulary = read(trained)
+    turned = np.array([0, 1, 2, 3, *range(998, 3, -1), 999])
+    other = Encoder(Vocabulary({token: int(turned[n]) for token, n in vocabulary.ids.items()}, vocabulary.merges))
+    for ids, expected in zip(other.encode_documents(prose), encoder.encode_documents(prose), strict=True):
+        assert ids.tolist() == turned[expected].tolist()
+        assert other.decode_bytes(ids) == encoder.decode_bytes(expected)
 
 
 def test_an_encoder_goes_to_another_process(encoder):
