@@ -91,11 +91,14 @@ def _ended(running: Iterable[Child]) -> list[tuple[Child, int]]:
 
 @contextmanager
 def _received_signals() -> Iterator[deque[int]]:
-    """Collect signals instead of acting on them. Ignored ones (nohup) stay ignored."""
+    """Collect signals instead of acting on them. Ignored ones (nohup) stay ignored.
+
+    A terminal that was closed (SIGHUP) asks to stop, as SIGTERM does.
+    """
     received: deque[int] = deque()
 
     def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+        received.append(signal.SIGTERM if number == signal.SIGHUP else number)
 
     before = {number: signal.getsignal(number) for number in NOTED}
     try:

@@ -38,8 +38,8 @@ name: small
 corpus: {{sources: corpus.txt, validation: 0.1}}
 tokenizer: {{vocab_size: 500}}
 data: {{block_length: 64}}
-model: {{layers: 2, hidden: 32, heads: 2, feed_forward: 64, positions: 66}}
-optim: {{batch_size: 24}}
+model: {{layers: 2, hidden: 32, heads: 2, feed_forward: 64, positions: 66, dropout: 0.1, attention_dropout: 0.1}}
+optim: {{batch_size: 24, peak_lr: 2e-3}}
 schedule: {{updates: 30, warmup: 3}}
 run: {{micro_batch: 4, log_every: 1, evaluate_every: 15, evaluate_blocks: 16, checkpoint_every: 3, workers: 1}}
 """,
