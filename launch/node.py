@@ -15,7 +15,7 @@ from typing import TextIO
 
 from launch.local import Share, run_share
 from launch.supervise import GRACE
-from robustly import log
+from robustly import UserError, log
 
 
 def main() -> int:
@@ -27,8 +27,12 @@ def main() -> int:
     parser.add_argument("--master-port", type=int, required=True)
     parser.add_argument("command", nargs="+")
     given = parser.parse_args()
-    if given.world_size > given.ranks and "GLOO_SOCKET_IFNAME" not in os.environ:
-        _warn_of_loopback()
+    if given.world_size > given.ranks:
+        try:
+            check_names(given.master_addr)
+        except UserError as fault:
+            log.error(str(fault))
+            return 2
     threading.Thread(target=_obey, args=(sys.stdin,), daemon=True).start()
     share = Share(given.first_rank, given.ranks, given.world_size, given.master_addr, given.master_port)
     return run_share(given.command, share, {})
@@ -43,14 +47,25 @@ def _obey(orders: TextIO) -> None:
     os.kill(os.getpid(), signal.SIGQUIT)
 
 
-def _warn_of_loopback() -> None:
-    """Debian writes `127.0.1.1 HOSTNAME` into /etc/hosts; gloo then offers other machines that address."""
+def check_names(master_addr: str) -> None:
+    """Look up the names that ranks on several machines meet under, because what they do with a bad one is wait.
+
+    Raises UserError where this machine does not know the first one's name. Warns if it knows itself by a
+    loopback address: Debian writes `127.0.1.1 HOSTNAME` into /etc/hosts, and gloo would offer that to others.
+    """
     name = socket.gethostname()
+    try:
+        socket.getaddrinfo(master_addr, None)
+    except OSError as error:
+        raise UserError(
+            f"{name}: does not know the first host, {master_addr} ({error.strerror}); name it in the hostfile as all "
+            "hosts know it"
+        ) from None
     try:
         address = socket.gethostbyname(name)
     except OSError:
-        return  # a name that does not resolve: gloo then looks at the interfaces
-    if address.startswith("127."):
+        return  # gloo then looks at the interfaces
+    if address.startswith("127.") and "GLOO_SOCKET_IFNAME" not in os.environ:
         log.warn(
             f"{name} resolves to {address} on {name} itself, where other machines cannot reach it over gloo; "
             "correct /etc/hosts, or export GLOO_SOCKET_IFNAME with the name of the network interface"

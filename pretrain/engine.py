@@ -122,6 +122,7 @@ class Engine:
         self.ranks = dist.get_world_size()
         self.rank = dist.get_rank()
         self.device = device
+        model.to(device)
         self._names = [name for name, p in model.named_parameters() if p.requires_grad]
         weights = {name: p.detach().float().clone() for name, p in model.named_parameters()}
         # Decoupled decay, eps after bias correction (Loshchilov and Hutter 2019; apex's FusedAdam likewise).

@@ -129,15 +129,15 @@ class Trainer:
         """One update. Returns loss sum, masked tokens and tokens of all ranks, gradient norm, whether to stop."""
         # every rank must divide by the same count, and stop after the same update if any was asked to
         masked, tokens, stop = sum_over_ranks([share.masked_tokens, share.tokens, bool(asked)], self.device)
-        local_loss = 0.0
+        local_loss = torch.zeros((), dtype=torch.float64, device=self.device)  # read once: reading waits for the GPU
         for micro_batch in share.micro_batches:
             batch = micro_batch.to(self.device)
             # ranks draw different noise, and the same layout draws the same again
             torch.manual_seed(seed64(self.config.seed, Purpose.DROPOUT, share.update, batch.first))
             loss = self.engine(batch.inputs, batch.attention, batch.positions, batch.labels)
             self.engine.backward(loss, max(1.0, masked))
-            local_loss += float(loss.detach())
-        (loss_sum,) = sum_over_ranks([local_loss], self.device)
+            local_loss += loss.detach()
+        (loss_sum,) = sum_over_ranks([float(local_loss)], self.device)
         if not math.isfinite(loss_sum):
             raise self._diverged(share.update, "loss", loss_sum)
         norm = self.engine.step(learning_rate(share.update, self.config.optim, self.config.schedule))

@@ -18,7 +18,8 @@ from launch.hostfile import Host
 from robustly import UserError
 
 # Joins the last argument with a shell whose environment is bare, in a session of its own, and passes standard
-# input on until it ends. The host `off` cannot be reached. Each connection leaves its process id.
+# input on until it ends. The host `off` cannot be reached. Each connection leaves its process id. Hosts are
+# numbers where ranks are started, because they look up the first one's name.
 SSH = """#!{python} -S
 import os, subprocess, sys, threading
 *options, host, line = sys.argv[1:]
@@ -119,13 +120,13 @@ def test_nodes_and_ranks_per_node_overrule_the_hostfile(tmp_path):
 
 def test_every_rank_gets_its_place_environment_and_arguments(tmp_path, rank, ssh):
     some = plan(tmp_path, rank("end", *SPECIAL), NCCL_DEBUG="INFO", GLOO_SOCKET_IFNAME="it's $HOME")
-    assert hostfile.start(some, options(tmp_path, "nodea slots=1\nnodeb slots=2\n", master_port=20123)) == 0
+    assert hostfile.start(some, options(tmp_path, "10.0.0.1 slots=1\n10.0.0.2 slots=2\n", master_port=20123)) == 0
     ranks = notes(tmp_path)
     names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     assert [tuple(r[name] for name in names) for r in ranks] == [
-        ("0", "0", "1", "3", "nodea", "20123"),
-        ("1", "0", "2", "3", "nodea", "20123"),
-        ("2", "1", "2", "3", "nodea", "20123"),
+        ("0", "0", "1", "3", "10.0.0.1", "20123"),
+        ("1", "0", "2", "3", "10.0.0.1", "20123"),
+        ("2", "1", "2", "3", "10.0.0.1", "20123"),
     ]
     for r in ranks:
         assert r["arguments"] == list(SPECIAL)
@@ -136,29 +137,29 @@ def test_every_rank_gets_its_place_environment_and_arguments(tmp_path, rank, ssh
 
 
 def test_one_host_is_reached_over_ssh_too(tmp_path, rank, ssh):
-    assert hostfile.start(plan(tmp_path, rank("end")), options(tmp_path, "nodea slots=1\n")) == 0
-    assert (tmp_path / "ssh.nodea").exists()
+    assert hostfile.start(plan(tmp_path, rank("end")), options(tmp_path, "10.0.0.1 slots=1\n")) == 0
+    assert (tmp_path / "ssh.10.0.0.1").exists()
     assert len(notes(tmp_path)) == 1
 
 
 def test_a_failure_on_one_host_stops_the_others(tmp_path, rank, ssh, capfd):
-    both = options(tmp_path, "nodea slots=2\nnodeb slots=1\n")
+    both = options(tmp_path, "10.0.0.1 slots=2\n10.0.0.2 slots=1\n")
     begun = time.monotonic()
     assert hostfile.start(plan(tmp_path, rank("fail:7:2")), both) == 7
     assert time.monotonic() - begun < 10
     assert signals(tmp_path) == ["SIGTERM\n", "SIGTERM\n"]
     assert not any(alive(int(r["pid"])) for r in notes(tmp_path))
-    assert "nodeb ended with exit code 7" in capfd.readouterr().err
+    assert "10.0.0.2 ended with exit code 7" in capfd.readouterr().err
 
 
 def test_a_host_that_cannot_be_reached_stops_the_run(tmp_path, rank, ssh):
-    assert hostfile.start(plan(tmp_path, rank("leave")), options(tmp_path, "nodea slots=1\noff slots=1\n")) == 255
+    assert hostfile.start(plan(tmp_path, rank("leave")), options(tmp_path, "10.0.0.1 slots=1\noff slots=1\n")) == 255
     assert not any(alive(int(r["pid"])) for r in notes(tmp_path))
 
 
 def test_a_folder_that_a_host_lacks_stops_the_run(tmp_path, rank, ssh, capfd):
     some = Plan(tuple(rank("end")), tmp_path / "absent", tmp_path / "manifest.json")
-    assert hostfile.start(some, options(tmp_path, "nodea slots=1\n")) != 0
+    assert hostfile.start(some, options(tmp_path, "10.0.0.1 slots=1\n")) != 0
     assert "absent" in capfd.readouterr().err
 
 
@@ -169,7 +170,7 @@ import sys; from pathlib import Path; from launch import LaunchOptions, Plan, ho
 plan = Plan({tuple(rank(behaviour))!r}, Path({str(tmp_path)!r}), Path("manifest.json"))
 sys.exit(hostfile.start(plan, LaunchOptions(hostfile=Path({str(tmp_path / "hosts")!r}))))
 """
-    options(tmp_path, "nodea slots=1\nnodeb slots=1\n")
+    options(tmp_path, "10.0.0.1 slots=1\n10.0.0.2 slots=1\n")
     process = launcher(program)
     wait_for(lambda: len(notes(tmp_path)) == 2 or process.poll() is not None)
     assert process.poll() is None, process.stderr.read()
@@ -205,7 +206,7 @@ def test_ranks_end_when_the_launcher_is_killed(tmp_path, rank, ssh, launcher):
 def test_a_lost_connection_stops_the_run_on_both_sides(tmp_path, rank, ssh, launcher):
     process = launched(launcher, tmp_path, rank, "leave")
     pids = [int(r["pid"]) for r in notes(tmp_path)]
-    os.kill(int((tmp_path / "ssh.nodeb").read_text()), signal.SIGKILL)
+    os.kill(int((tmp_path / "ssh.10.0.0.2").read_text()), signal.SIGKILL)
     assert process.wait(10) == 137
     wait_for(lambda: not any(map(alive, pids)))
 
@@ -218,8 +219,23 @@ def test_deaf_ranks_of_a_lost_launcher_are_killed_after_the_grace_period(monkeyp
     assert got == [signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT]
 
 
-@pytest.mark.parametrize(("address", "warned"), [("127.0.1.1", True), ("10.0.0.3", False)])
-def test_a_host_that_names_itself_by_a_loopback_address_is_told(monkeypatch, capsys, address, warned):
+@pytest.mark.parametrize(
+    ("address", "interface", "warned"),
+    [("127.0.1.1", None, True), ("127.0.1.1", "eth0", False), ("10.0.0.3", None, False)],
+)
+def test_a_host_that_knows_itself_by_a_loopback_address_is_told(monkeypatch, capsys, address, interface, warned):
     monkeypatch.setattr(node.socket, "gethostbyname", lambda name: address)
-    node._warn_of_loopback()
-    assert ("GLOO_SOCKET_IFNAME" in capsys.readouterr().err) == warned
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    if interface:
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", interface)
+    node.check_names("localhost")
+    assert ("export GLOO_SOCKET_IFNAME" in capsys.readouterr().err) == warned
+
+
+def test_a_first_host_that_the_others_do_not_know_stops_the_run(tmp_path, rank, ssh, capfd):
+    """Ranks would wait for it, deaf to signals, until their time runs out."""
+    assert (
+        hostfile.start(plan(tmp_path, rank("end")), options(tmp_path, "no.such.host.invalid slots=1\nb slots=1\n")) == 2
+    )
+    assert "does not know the first host, no.such.host.invalid" in capfd.readouterr().err
+    assert not notes(tmp_path)
