@@ -156,7 +156,7 @@ def test_a_page_states_only_what_differs_from_its_base(page):
 def test_a_base_is_also_looked_for_among_the_shipped_pages(page):
     raw = config.read_page(page("base: tiny.yaml\nname: mine\n"))
     assert raw["name"] == "mine"
-    assert raw["model"]["dropout"] == 0.1  # from roberta_base.yaml, the base of tiny.yaml
+    assert raw["optim"]["betas"] == [0.9, 0.98]  # from roberta_base.yaml, the base of tiny.yaml
 
 
 def test_a_base_that_is_missing_or_is_the_page_itself(page, tmp_path):
