@@ -69,7 +69,7 @@ def prepare(corpus: Corpus, data: Data, folder: Path, tokenizer_folder: Path, be
             outputs = write_store(folder, work, made.hash, encoder, sources, shards)
             counts = {**_count(folder, done), **_view(folder, data)}
             result = made.finish(outputs, counts, notes={"files": contents.files})
-    shutil.rmtree(folder / "work")
+    shutil.rmtree(folder / "work", ignore_errors=True)  # another process may wait in there to see that all is done
     return result
 
 

@@ -7,11 +7,12 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from launch.environment import FIRST_PORT, PORTS, Rank, numbered_port, variables
+from launch.environment import FIRST_PORT, PORTS, Rank, cores, numbered_port, variables
 from launch.plan import LaunchOptions, Plan
 from launch.supervise import GRACE, supervise
 from robustly import UserError
@@ -53,9 +54,10 @@ def run(command: Sequence[str], ranks: int, environment: Mapping[str, str], grac
 def run_share(command: Sequence[str], share: Share, environment: Mapping[str, str], grace: float = GRACE) -> int:
     """As `run`, for the ranks of this machine in a run of several machines."""
     assert share.ranks > 0
-    threads = max(1, len(os.sched_getaffinity(0)) // share.ranks)
+    threads = max(1, cores() // share.ranks)
     common = {"OMP_NUM_THREADS": str(threads), **os.environ, **environment}
-    die_with_us = partial(_die_with, os.getpid(), ctypes.CDLL(None).prctl)
+    # elsewhere than on Linux, ranks outlive a launcher that is SIGKILLed
+    die_with_us = partial(_die_with, os.getpid(), ctypes.CDLL(None).prctl) if sys.platform == "linux" else None
     return supervise(
         [partial(_Process, command, share.rank(i), common, die_with_us) for i in range(share.ranks)], grace
     )
@@ -65,7 +67,7 @@ class _Process:
     """One rank, in a session of its own: the terminal's Ctrl-C reaches its launcher alone, which passes it on once."""
 
     def __init__(
-        self, command: Sequence[str], rank: Rank, environment: Mapping[str, str], before_exec: Callable[[], None]
+        self, command: Sequence[str], rank: Rank, environment: Mapping[str, str], before_exec: Callable[[], None] | None
     ):
         self.name = f"rank {rank.rank}"
         self._popen = subprocess.Popen(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_prep.blocks import Blocks
 from pretrain.config import Masking, Optim
-from pretrain.masking import Vocabulary, mask_blocks
+from pretrain.masking import TokenIds, mask_blocks
 from robustly.rng import permute
 
 
@@ -82,7 +82,7 @@ class Batches:
         blocks: Blocks,
         batch: int,
         masking: Masking,
-        vocabulary: Vocabulary,
+        vocabulary: TokenIds,
         seed: int,
         rank: int,
         ranks: int,
@@ -152,7 +152,7 @@ def make_micro_batch(
     epoch: NDArray[np.int64],
     block: NDArray[np.int64],
     masking: Masking,
-    vocabulary: Vocabulary,
+    vocabulary: TokenIds,
     seed: int,
     first: int,
 ) -> tuple[MicroBatch, int]:

@@ -10,9 +10,9 @@ It is written in a hidden folder beside, flushed to disk and renamed, so that a 
 moment leaves the older ones as they were. At most 4.3 GB for RoBERTa-large.
 """
 
-import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -29,6 +29,7 @@ from robustly.manifest import sha256, sync_folder, write_json
 WEIGHTS = "weights.safetensors"
 MOMENTS = "moments.safetensors"
 STATE = "state.json"
+NAME = re.compile(r"update-\d{8}")
 
 
 @dataclass(frozen=True)
@@ -115,48 +116,88 @@ def save(
             shutil.rmtree(final)
         beside.rename(final)
         sync_folder(folder)
-    except Exception as error:  # safetensors reports a full disk by an exception of its own
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
-        if not full:
+        if not manifest.disk_full(error):
             raise
         raise UserError(
             f"{final}: the disk is full; the checkpoint of update {progress.update} was not written, older ones are "
             "whole. Make room (or lower run.keep_checkpoints) and give the same command again."
         ) from None
-    for old in sorted(folder.glob("update-*"))[:-keep]:
-        shutil.rmtree(old)
+    # Newer ones were found damaged when this run began; they must not count among those that are kept.
+    older = [path for path in _folders(folder) if path.name <= final.name]
+    for path in {*_folders(folder)} - {*older[-keep:]}:
+        shutil.rmtree(path)
 
 
 def newest(folder: Path, recipe_hash: str | None = None) -> Checkpoint | None:
     """The newest complete checkpoint below `folder`; a damaged one is named in a warning and passed over.
 
-    Raises UserError if it is of another recipe than `recipe_hash`.
+    None where there is no checkpoint at all. Raises UserError if there are some but none is whole, if one cannot be
+    read, or if the newest is of another recipe than `recipe_hash`.
     """
-    for path in sorted(folder.glob("update-*"), reverse=True):
+    folders = _folders(folder)
+    for path in reversed(folders):
         try:
-            state = json.loads((path / STATE).read_text(encoding="utf-8"))
-            files = state.pop("files")
-            progress = Progress(**state)
-            damaged = next((name for name, facts in files.items() if not _whole(path / name, facts)), None)
-        except (OSError, ValueError, KeyError, TypeError):
-            damaged = STATE
-        if damaged is not None:
-            log.warn(f"{path / damaged}: missing, cut off or changed; falling back to an older checkpoint")
+            found = read(path)
+        except Damaged as damage:
+            log.warn(f"{damage}; falling back to an older checkpoint")
             continue
-        if recipe_hash is not None and progress.recipe_hash != recipe_hash:
+        if recipe_hash is not None and found.progress.recipe_hash != recipe_hash:
             raise UserError(f"{path}: a checkpoint of another recipe; nothing was changed")
-        return Checkpoint(path, progress, files)
+        return found
+    if folders:
+        raise UserError(
+            f"{folder}: none of its {len(folders)} checkpoints is whole; nothing was changed. Restore one, or move "
+            "them away to begin anew"
+        )
     return None
 
 
+class Damaged(UserError):
+    """A checkpoint that is not what was written."""
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint in a folder, its files compared with their recorded sizes and sha256.
+
+    Raises Damaged if they differ, UserError if they cannot be read.
+    """
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        files = state.pop("files")
+        progress = Progress(**state)
+        damaged = next((name for name, facts in files.items() if not _whole(path / name, facts)), None)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        damaged = STATE
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}; nothing was changed") from None
+    if damaged is not None:
+        raise Damaged(f"{path / damaged}: missing, cut off or changed")
+    return Checkpoint(path, progress, files)
+
+
 def last_checkpoint(folder: Path) -> Checkpoint:
-    """The last checkpoint of a finished train folder. Raises UserError if there is none, or if the
-    folder is not finished."""
-    manifest.require(folder, "train", "robustly pretrain CONFIG")
-    if (found := newest(folder / "checkpoints")) is None:
-        raise UserError(f"{folder / 'checkpoints'}: no complete checkpoint")
-    return found
+    """The checkpoint that a finished train folder ended with. Raises UserError if it is not what was written."""
+    finished = manifest.require(folder, "train", "robustly pretrain CONFIG")
+    (state,) = (folder / name for name in finished.outputs if name.endswith(STATE))
+    try:
+        return read(state.parent)
+    except Damaged as damage:
+        raise UserError(
+            f"{damage} since the run finished; restore it, or delete {folder / manifest.MANIFEST} and {state.parent} "
+            "and give `robustly pretrain CONFIG` again, which goes on from the checkpoint before"
+        ) from None
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The checkpoints below a folder, oldest first; nothing else that lies there."""
+    try:
+        return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error}; nothing was changed") from None
 
 
 def _whole(path: Path, facts: dict[str, Any]) -> bool:

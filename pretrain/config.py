@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from robustly.config import Section
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -20,8 +20,8 @@ class Model(Section):
     positions: Positive
     """Rows of the position table: longest input + 2, because the first position has id 2 (pad id + 1)."""
     token_types: Positive
-    dropout: Share
-    attention_dropout: Share
+    dropout: Fraction
+    attention_dropout: Fraction
     layer_norm_eps: Annotated[float, Field(gt=0)]
     init_std: Annotated[float, Field(gt=0)]
     """Standard deviation of the normal distribution that weights start from; biases start at 0."""
@@ -37,11 +37,11 @@ class Masking(Section):
     """Which tokens the model must restore."""
 
     probability: Annotated[float, Field(gt=0, lt=1)]
-    """Share of a block's positions that are targets; rounded up or down at random so that the mean is exact."""
-    mask: Share
-    """Share of the targets shown as <mask>."""
-    random: Share
-    """Share of the targets shown as a random token; the rest is shown as it is."""
+    """Fraction of a block's positions that are targets; rounded up or down at random so that the mean is exact."""
+    mask: Fraction
+    """Fraction of the targets shown as <mask>."""
+    random: Fraction
+    """Fraction of the targets shown as a random token; the rest is shown as it is."""
     style: Literal["fairseq", "bert"]
     """fairseq: any position may be a target, random tokens are any but the first four ids;
     bert: <s>, </s> are never targets, and <mask> is never a random token."""
@@ -84,6 +84,26 @@ class Schedule(Section):
         return self
 
 
+# Keys of DeepSpeed's JSON that would change the result behind the recipe's back, and where the page says it.
+OWNED_BY_THE_PAGE = {
+    "train_batch_size": "optim.batch_size",
+    "train_micro_batch_size_per_gpu": "run.micro_batch",
+    "gradient_accumulation_steps": "optim.batch_size and run.micro_batch",
+    "gradient_clipping": "optim.clip_norm",
+    "optimizer": "optim",
+    "scheduler": "schedule",
+    "bf16": "run.precision",
+    "fp16": "run.precision",
+    "torch_autocast": "run.precision",
+    "data_types": "run.precision",
+    "communication_data_type": "run.precision",
+    "prescale_gradients": "optim",
+    "gradient_predivide_factor": "optim",
+    "zero_allow_untested_optimizer": "optim",
+    "zero_optimization.stage": "run.zero_stage",
+}
+
+
 class Run(Section):
     """What must not change the result beyond rounding: hardware, speed, intervals. Everything has a default."""
 
@@ -106,10 +126,19 @@ class Run(Section):
     evaluate_blocks: Positive | None = None
     """Validation blocks per evaluation; default: all."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Extra keys for DeepSpeed's JSON, laid over ours."""
+    """Extra keys for DeepSpeed's JSON, laid over ours; those that the page states itself are refused."""
 
     @model_validator(mode="after")
     def _bf16_keeps_fp32(self) -> Self:
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("run.precision bf16 needs run.zero_stage 1 or 2: stage 0 would train in bf16 alone")
         return self
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _leaves_the_recipe_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
+        zero = value.get("zero_optimization")
+        given = {*value, *(f"zero_optimization.{key}" for key in (zero if isinstance(zero, dict) else {}))}
+        if owned := sorted(given & OWNED_BY_THE_PAGE.keys()):
+            raise ValueError("; ".join(f"{key} is set by {OWNED_BY_THE_PAGE[key]}" for key in owned))
+        return value

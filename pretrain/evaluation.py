@@ -5,14 +5,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from data_prep.blocks import Blocks
 from torch.nn import functional
 
+from data_prep.blocks import Blocks
 from pretrain.batches import make_micro_batch
 from pretrain.config import Masking
 from pretrain.engine import sum_over_ranks
-from pretrain.masking import Vocabulary
+from pretrain.masking import TokenIds
 from pretrain.objective import MaskedLanguageModel
+from robustly.rng import permute
 
 # Masks of the validation blocks: of a seed and epoch that are no run's, so that all runs meet the same ones.
 EVALUATION_SEED = 0
@@ -45,13 +46,13 @@ def evaluate(
     blocks: Blocks,
     limit: int | None,
     masking: Masking,
-    vocabulary: Vocabulary,
+    vocabulary: TokenIds,
     micro_batch: int,
     rank: int,
     ranks: int,
     device: torch.device,
 ) -> Evaluation:
-    """Evaluate on the first `limit` validation blocks (None: all), dealt to the ranks; collective.
+    """Evaluate on `limit` validation blocks from all over (None: all of them), dealt to the ranks; collective.
 
     The same for any number of ranks and any micro-batch, to rounding.
     """
@@ -61,7 +62,8 @@ def evaluate(
     model.eval()
     loss, right, masked = 0.0, 0, 0
     for first in range(begin, end, micro_batch):
-        block = np.arange(first, min(first + micro_batch, end), dtype=np.int64)
+        positions = np.arange(first, min(first + micro_batch, end))
+        block = permute(positions, len(blocks), EVALUATION_SEED, EVALUATION_EPOCH)
         epoch = np.full_like(block, EVALUATION_EPOCH)
         made, _ = make_micro_batch(blocks, epoch, block, masking, vocabulary, EVALUATION_SEED, first)
         batch = made.to(device)

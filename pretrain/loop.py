@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from types import FrameType
 from typing import Any
 
@@ -21,13 +22,13 @@ from pretrain import checkpoint
 from pretrain.batches import Batches, Share, blocks_per_update
 from pretrain.checkpoint import Progress
 from pretrain.engine import Engine, start_ranks, stop_ranks, sum_over_ranks
-from pretrain.evaluation import Evaluation, evaluate
-from pretrain.masking import Vocabulary
+from pretrain.evaluation import evaluate
+from pretrain.masking import TokenIds
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from pretrain.schedule import learning_rate
 from pretrain.stage import Pretraining
 from robustly import UserError, log, manifest
-from robustly.manifest import Manifest, Stage
+from robustly.manifest import Manifest, Stage, write_json
 from robustly.rng import Purpose, seed64
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -37,10 +38,15 @@ class Stopped(Exception):
     """The run was asked to stop by a signal; it wrote a checkpoint first."""
 
 
+class FailedElsewhere(Exception):
+    """Another rank met a fault and says so; this one leaves with it."""
+
+
 def pretrain(config: Pretraining, rank: int, local_rank: int, ranks: int) -> Manifest | None:
     """Train this rank's part, from the newest checkpoint if there is one. Rank 0 returns the manifest.
 
-    Raises UserError for what the user can mend, Stopped after SIGINT, SIGTERM or SIGUSR1.
+    Raises UserError for what the user can mend (FailedElsewhere on the ranks that have nothing to say of it), Stopped
+    after SIGINT, SIGTERM or SIGUSR1.
     """
     stage = config.stage()
     if finished := stage.finished():
@@ -62,9 +68,7 @@ class Trainer:
         self.config, self.stage, self.rank, self.ranks, self.device = config, stage, rank, ranks, device
         encoder = tokenizer.load(config.tokenizer_folder)
         check_tokenizer(config.data_folder, encoder)
-        self.vocabulary = Vocabulary(
-            encoder.vocab_size, encoder.bos_id, encoder.pad_id, encoder.eos_id, encoder.mask_id
-        )
+        self.vocabulary = TokenIds.of(encoder)
         length, format = config.data.block_length, config.data.format
         self.train_blocks = Blocks(config.data_folder, "train", length, format)
         self.validation_blocks = self._validation_blocks()
@@ -92,9 +96,11 @@ class Trainer:
     def run(self) -> Manifest | None:
         config, schedule = self.config, self.config.schedule
         self._resume()
-        if self.rank == 0:
-            self.metrics = log.Metrics(config.folder, self.progress.update)
-            self._header()
+        with self._together():
+            if self.rank == 0:
+                write_json(config.folder / "deepspeed.json", self.engine.config)
+                self.metrics = log.Metrics(config.folder, self.progress.update)
+                self._header()
         if self.progress.update == 0:
             self._evaluate(0)
         session_start = time.monotonic() - self.progress.seconds
@@ -121,7 +127,6 @@ class Trainer:
                 if update % config.run.checkpoint_every == 0 or update == schedule.updates or stop:
                     self._save(window)
                 if stop and update < schedule.updates:
-                    sum_over_ranks([0], self.device)  # no rank leaves, and so ends the others, before rank 0 has saved
                     raise Stopped(f"stopped after update {update}, with a checkpoint")
         return self._finish() if self.rank == 0 else None
 
@@ -145,7 +150,24 @@ class Trainer:
             raise self._diverged(share.update, "gradient norm", norm)
         return loss_sum, int(masked), int(tokens), norm, stop > 0
 
-    def _diverged(self, update: int, what: str, value: float) -> UserError:
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """Work that can fail on one rank alone, such as writing: all know how it ended before any goes on. Otherwise
+        the others would die in their next collective, with a traceback that hides the reason."""
+        fault: Exception | None = None
+        try:
+            yield
+        except (UserError, OSError) as error:
+            fault = error
+        (failed,) = sum_over_ranks([fault is not None], self.device)
+        if fault:
+            raise fault
+        if failed:
+            raise FailedElsewhere
+
+    def _diverged(self, update: int, what: str, value: float) -> UserError | FailedElsewhere:
+        if self.rank:
+            return FailedElsewhere()
         kept = checkpoint.newest(self.checkpoints)
         rest = f"; the checkpoint of update {kept.progress.update} is whole" if kept else ""
         return UserError(
@@ -157,7 +179,10 @@ class Trainer:
 
     def _resume(self) -> None:
         """Go on from the newest complete checkpoint: rank 0 chooses and reads it, and sends it to the others."""
-        found = checkpoint.newest(self.checkpoints, self.stage.hash) if self.rank == 0 else None
+        found = None
+        with self._together():
+            if self.rank == 0:
+                found = checkpoint.newest(self.checkpoints, self.stage.hash)
         (update,) = sum_over_ranks([found.progress.update if found else 0], self.device)
         if not update:
             return
@@ -181,11 +206,12 @@ class Trainer:
             self.progress.update, self.stage.hash, self.progress.tokens, self.progress.seconds, vars(window).copy()
         )
         tensors = ((name.removeprefix("model."), w, m, v) for name, w, m, v in self.engine.full_tensors())
-        checkpoint.save(self.checkpoints, self.progress, tensors, self.rank == 0, self.config.run.keep_checkpoints)
+        with self._together():
+            checkpoint.save(self.checkpoints, self.progress, tensors, self.rank == 0, self.config.run.keep_checkpoints)
 
-    def _evaluate(self, update: int) -> Evaluation | None:
+    def _evaluate(self, update: int) -> None:
         if self.validation_blocks is None:
-            return None
+            return
         config = self.config
         result = evaluate(
             self.model,
@@ -198,6 +224,8 @@ class Trainer:
             self.ranks,
             self.device,
         )
+        if not math.isfinite(result.loss):
+            raise self._diverged(update, "validation loss", result.loss)
         if self.metrics:
             line = result.line()
             self.metrics.write("evaluations", {"update": update, **line})
@@ -206,7 +234,6 @@ class Trainer:
                 f"perplexity {line['validation_perplexity']:.2f}  accuracy {result.accuracy:.2%}  "
                 f"({result.masked_tokens:,} masked tokens)"
             )
-        return result
 
     def _log(self, window: "Window", norm: float) -> None:
         if not self.metrics:
@@ -241,7 +268,8 @@ class Trainer:
             f"pretraining {config.name}",
             {
                 "recipe": f"{self.stage.hash[:12]}  (code {manifest.commit()[:12] or 'not from a checkout'})",
-                "versions": f"torch {torch.__version__}, python {sys.version.split()[0]}",
+                "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "deepspeed"))
+                + f", python {sys.version.split()[0]}",
                 "devices": f"{self.ranks} x {_device_name(self.device)}, {config.run.precision}, "
                 f"ZeRO stage {config.run.zero_stage}",
                 "parameters": self.parameters,
@@ -270,12 +298,14 @@ class Trainer:
             "updates": self.progress.update,
             "tokens": self.progress.tokens,
             "parameters": self.parameters,
+            "blocks_per_update": self.batches.batch,
             "training_seconds": round(self.progress.seconds, 1),
             **(evaluations[-1] if evaluations else {}),
         }
         counts.pop("update", None)
-        outputs = [*last.paths(), self.config.folder / "metrics.jsonl", self.config.folder / "evaluations.jsonl"]
-        notes = {"ranks": self.ranks, "run": self.config.run.model_dump(mode="json"), "deepspeed": self.engine.config}
+        records = ("config.yaml", "deepspeed.json", "metrics.jsonl", "evaluations.jsonl")
+        outputs = [*last.paths(), *(self.config.folder / name for name in records)]
+        notes = {"ranks": self.ranks, "run": self.config.run.model_dump(mode="json")}
         return self.stage.finish(outputs, counts, notes)
 
 

@@ -12,18 +12,24 @@ from numpy.typing import NDArray
 
 from pretrain.config import Masking
 from robustly.rng import Purpose, words
+from tokenizer.encoder import Encoder
 
 FIRST_ORDINARY_ID = 4  # <s> <pad> </s> <unk> come first
 
 
-class Vocabulary(NamedTuple):
-    """The ids that masking must know."""
+class TokenIds(NamedTuple):
+    """The ids of a vocabulary that the model and its masks must know."""
 
     size: int
+    """Of the vocabulary."""
     bos: int
     pad: int
     eos: int
     mask: int
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> "TokenIds":
+        return cls(encoder.vocab_size, encoder.bos_id, encoder.pad_id, encoder.eos_id, encoder.mask_id)
 
 
 class Masked(NamedTuple):
@@ -41,7 +47,7 @@ def mask_blocks(
     epoch: NDArray[np.integer],
     index: NDArray[np.integer],
     masking: Masking,
-    vocabulary: Vocabulary,
+    vocabulary: TokenIds,
     seed: int,
 ) -> Masked:
     """Mask N padded blocks of shape (N, L) with `lengths` (N,) at their (epoch, index), each (N,).

@@ -6,10 +6,10 @@ from torch.nn import functional
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from pretrain.config import Model
-from pretrain.masking import Vocabulary
+from pretrain.masking import TokenIds
 
 
-def roberta_config(model: Model, vocabulary: Vocabulary) -> RobertaConfig:
+def roberta_config(model: Model, vocabulary: TokenIds) -> RobertaConfig:
     """transformers' configuration with every number that RoBERTa's published one has and the defaults lack."""
     return RobertaConfig(
         vocab_size=vocabulary.size,

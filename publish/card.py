@@ -55,7 +55,7 @@ def model_card(
                 "layers / hidden / heads": f"{model.layers} / {model.hidden} / {model.heads}",
                 "vocabulary": vocabulary.counts["entries"],
                 "updates": train.counts["updates"],
-                "blocks per update": optim["batch_size"],
+                "blocks per update": train.counts["blocks_per_update"],
                 "block length": train.recipe["data"]["block_length"],
                 "tokens seen": train.counts["tokens"],
                 "peak learning rate": optim["peak_lr"],

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import RobertaForMaskedLM
 
 from data_prep.blocks import Blocks
+from tokenizer.config import MASK_TOKEN, SPECIAL_TOKENS
 from tokenizer.encoder import Encoder
 
 TOLERANCE = 1e-5  # of logits, which have magnitude 10; fp32 on the same machine differs by rounding alone
@@ -74,9 +75,9 @@ def prove(folder: Path, model: RobertaForMaskedLM, encoder: Encoder, data_folder
     with torch.no_grad():
         logits = model(input_ids=probes["ids"], attention_mask=probes["attention"]).logits
     # as text, without the names of special tokens, which transformers reads as the tokens themselves
-    texts = [
-        encoder.decode(row[:length][row[:length] > encoder.unk_id]) for row, length in zip(ids, lengths, strict=True)
-    ]
+    texts = [encoder.decode(row[:length]) for row, length in zip(ids, lengths, strict=True)]
+    for name in (*SPECIAL_TOKENS, MASK_TOKEN):
+        texts = [text.replace(name, " ") for text in texts]
     texts += ["Hello world", " two  spaces\n", "naïve café 日本 🙂"]
     blanks = ["The <mask> is on the table.", "She opened the <mask> and looked at him."]
     with tempfile.TemporaryDirectory() as given:

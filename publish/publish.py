@@ -13,9 +13,9 @@ import transformers
 from transformers import RobertaForMaskedLM
 
 import tokenizer
-from pretrain.checkpoint import last_checkpoint
+from pretrain.checkpoint import WEIGHTS, last_checkpoint
 from pretrain.config import Model
-from pretrain.masking import Vocabulary
+from pretrain.masking import TokenIds
 from pretrain.objective import roberta_config
 from publish.card import model_card
 from publish.config import Publish
@@ -39,20 +39,17 @@ def publish(
     vocabulary = manifest.require(tokenizer_folder, "tokenizer", "robustly tokenizer CONFIG")
     if (train.inputs["data"], train.inputs["tokenizer"]) != (data.hash, vocabulary.hash):
         raise UserError(f"{train_folder}: was trained on other data than {data_folder} or another tokenizer")
-    checkpoint = last_checkpoint(train_folder)
-    inputs = {"train": train.hash, "weights": checkpoint.files["weights.safetensors"]["sha256"]}
+    (weights,) = (facts["sha256"] for name, facts in train.outputs.items() if name.endswith(WEIGHTS))
+    inputs = {"train": train.hash, "weights": weights}
     stage = Stage(folder, "published", {"name": name, "publish": publish.recipe()}, inputs)
     if finished := stage.finished():
         return finished
+    checkpoint = last_checkpoint(train_folder)
     transformers.utils.logging.disable_progress_bar()  # there is one file
     with stage.begin():
         model_section = Model(**train.recipe["model"])
         encoder = tokenizer.load(tokenizer_folder)
-        model = _model(
-            model_section,
-            Vocabulary(encoder.vocab_size, encoder.bos_id, encoder.pad_id, encoder.eos_id, encoder.mask_id),
-            checkpoint.weights(),
-        )
+        model = _model(model_section, TokenIds.of(encoder), checkpoint.weights())
         model.save_pretrained(folder)
         (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
         for file in TOKENIZER_FILES:
@@ -74,7 +71,7 @@ def publish(
         return stage.finish(outputs, counts)
 
 
-def _model(section: Model, vocabulary: Vocabulary, weights: dict[str, torch.Tensor]) -> RobertaForMaskedLM:
+def _model(section: Model, vocabulary: TokenIds, weights: dict[str, torch.Tensor]) -> RobertaForMaskedLM:
     """The checkpoint's weights in transformers' class, fp32. Every parameter must be there, and no other."""
     model = RobertaForMaskedLM(roberta_config(section, vocabulary))
     parameters = dict(model.named_parameters())

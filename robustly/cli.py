@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import shlex
 import signal
@@ -19,7 +20,7 @@ from pretrain.config import Masking, Model, Optim, Run, Schedule
 from publish.config import Publish
 from robustly import UserError, __version__, config, log
 from robustly.config import Page
-from robustly.manifest import MANIFEST, Manifest, Stage
+from robustly.manifest import MANIFEST, Manifest, Stage, disk_full
 from tokenizer.config import Corpus, Tokenizer
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ class Experiment(Page):
 
     @property
     def workers(self) -> int:
-        return self.run.workers or os.cpu_count() or 1
+        from launch.environment import cores
+
+        return self.run.workers or cores()
 
     @model_validator(mode="after")
     def _block_fits_positions(self) -> Self:
@@ -154,24 +157,19 @@ def prepare_data(experiment: Experiment) -> Manifest:
     )
 
 
-def train(experiment: Experiment, arguments: list[str]) -> Manifest:
+def train(experiment: Experiment, command: list[str]) -> Manifest:
     """Check what can be checked, then start the ranks and wait for them."""
     from launch import local
 
     stage = train_stage(experiment)
     if finished := stage.finished():
         return finished
-    if code := local.run(rank_command(arguments), experiment.run.ranks, os.environ):
+    if code := local.run(command, experiment.run.ranks, os.environ):
         raise typer.Exit(code)
     if (manifest := stage.finished()) is None:
         log.say("the same command goes on")
         raise typer.Exit(STOPPED)
     return manifest
-
-
-def rank_command(arguments: list[str]) -> list[str]:
-    """What every rank runs. -P: a working directory that holds a folder of our packages' names must not shadow them."""
-    return [sys.executable, "-P", "-m", "robustly.cli", "pretrain", *arguments]
 
 
 def publish_checkpoint(experiment: Experiment) -> Manifest:
@@ -211,19 +209,23 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         log.say("stopped; nothing that was finished is lost, and the same command goes on")
         raise typer.Exit(STOPPED) from None
-    except OSError as fault:
-        if fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
+    except Exception as fault:
+        refused = getattr(fault, "errno", None) in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+        if not (refused or disk_full(fault)):
             raise
-        log.error(
-            f"{fault.filename or 'the disk'}: {fault.strerror}. Nothing finished is lost; the same command goes on"
-        )
+        log.error(f"{fault}. Nothing that was finished is lost; the same command goes on")
         raise typer.Exit(MISTAKE) from None
 
 
 def settle(experiment: Experiment, new_run: str | None) -> Experiment:
-    """The experiment in the sibling folder `new_run`, with the old folders of the stages that still fit."""
+    """The experiment in the sibling folder `new_run`, with the old folders of the stages that still fit.
+
+    Raises UserError if that is no new name.
+    """
     if new_run is None:
         return experiment
+    if not config.is_folder_name(new_run) or experiment.root.name == new_run:
+        raise UserError(f"--new-run {new_run!r}: expected the name of another folder beside {experiment.root}")
     paths = experiment.paths.model_copy(update={"root": experiment.root.parent / new_run})
     for name, stage in STAGES.items():
         if getattr(paths, name) is not None:
@@ -240,7 +242,16 @@ def settle(experiment: Experiment, new_run: str | None) -> Experiment:
 
 
 def arguments_of(page: str, overrides: list[str] | None, new_run: str | None) -> list[str]:
+    """What the user typed, for the next command to type."""
     return [page, *(overrides or []), *(["--new-run", new_run] if new_run else [])]
+
+
+def rank_command(page: str, overrides: list[str] | None, experiment: Experiment, new_run: str | None) -> list[str]:
+    """What every rank runs. The folders are settled here, once: no rank may come to another choice."""
+    chosen = {"name": experiment.name, **{f"paths.{key}": path for key, path in experiment.paths if path}}
+    settled = [f"{key}={json.dumps(str(value))}" for key, value in chosen.items()] if new_run else []
+    # -P: a working directory that holds a folder of our packages' names must not shadow them
+    return [sys.executable, "-P", "-m", "robustly.cli", "pretrain", page, *(overrides or []), *settled]
 
 
 def report(folder: Path, manifest: Manifest, next_command: str | None, as_json: bool) -> None:
@@ -262,11 +273,11 @@ def run_command(
     """All stages in order: tokenizer, prepare, pretrain, publish. A finished stage is skipped."""
     with user_errors():
         experiment = settle(load_experiment(page, overrides), new_run)
-        arguments = arguments_of(page, overrides, new_run)
+        command = rank_command(page, overrides, experiment, new_run)
         steps: dict[str, Callable[[], Manifest]] = {
             "tokenizer": lambda: build_tokenizer(experiment),
             "data": lambda: prepare_data(experiment),
-            "train": lambda: train(experiment, arguments),
+            "train": lambda: train(experiment, command),
             "published": lambda: publish_checkpoint(experiment),
         }
         manifests = {}
@@ -312,16 +323,16 @@ def pretrain_command(
     with user_errors():
         launched = rank_from_environment() is not None
     if launched:
-        _be_rank(page, overrides, new_run)
+        _be_rank(page, overrides)
         return
     with user_errors():
         experiment = settle(load_experiment(page, overrides), new_run)
         following = shlex.join(["robustly", "publish", *arguments_of(page, overrides, new_run)])
-        manifest = train(experiment, arguments_of(page, overrides, new_run))
+        manifest = train(experiment, rank_command(page, overrides, experiment, new_run))
         report(experiment.folder("train"), manifest, following, as_json)
 
 
-def _be_rank(page: str, overrides: list[str] | None, new_run: str | None) -> None:
+def _be_rank(page: str, overrides: list[str] | None) -> None:
     """The body of one rank's process."""
     from launch.environment import export, rank_from_environment
 
@@ -330,14 +341,15 @@ def _be_rank(page: str, overrides: list[str] | None, new_run: str | None) -> Non
         me = rank_from_environment()
         assert me is not None
         export(me)
-        from pretrain.loop import Stopped, pretrain
+        from pretrain.loop import FailedElsewhere, Stopped, pretrain
 
-        experiment = settle(load_experiment(page, overrides), new_run)
         try:
-            pretrain(pretraining(experiment), me.rank, me.local_rank, me.world_size)
+            pretrain(pretraining(load_experiment(page, overrides)), me.rank, me.local_rank, me.world_size)
         except Stopped as stopped:  # exit code 0: another would have launchers kill the ranks that are still leaving
             if me.rank == 0:
                 log.say(str(stopped))
+        except FailedElsewhere:
+            raise typer.Exit(MISTAKE) from None
 
 
 @app.command(name="publish")
@@ -381,7 +393,7 @@ def launch_command(
             log.say(f"{experiment.folder('train')}: finished already")
             return
         plan = Plan(
-            command=tuple(rank_command(arguments_of(page, overrides, new_run))),
+            command=tuple(rank_command(page, overrides, experiment, new_run)),
             folder=Path.cwd(),
             finished=experiment.folder("train").absolute() / MANIFEST,
             name=experiment.name,
@@ -396,6 +408,9 @@ def launch_command(
             return
         if code := LAUNCHERS[launcher].start(plan, options):
             raise typer.Exit(code)
+        if launcher in ("local", "hostfile") and not plan.finished.exists():  # the others leave before it is done
+            log.say("the same command goes on")
+            raise typer.Exit(STOPPED)
 
 
 def _version(wanted: bool) -> None:

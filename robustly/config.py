@@ -5,16 +5,17 @@ start and states only the differences; `a.b=value` on the command line has the l
 the schema of its section (a `Section` subclass in its `config.py`); `robustly.cli` composes them.
 """
 
+import contextlib
 import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator
 
 from robustly import UserError
 
@@ -38,6 +39,11 @@ class Section(BaseModel):
         return self.model_dump(mode="json", exclude_defaults=True, by_alias=True)
 
 
+def is_folder_name(text: str) -> bool:
+    """Whether a text names one folder: not a path, nor this folder or the one above."""
+    return bool(text.strip(". ")) and "/" not in text
+
+
 class Paths(Section):
     """Where an experiment lies. `root` holds one folder per stage; any of them can be another's."""
 
@@ -50,6 +56,11 @@ class Paths(Section):
     delta: Path | None = None
     """Folder of one delta; default: `deltas/<name>` in the root."""
 
+    @field_validator("*")
+    @classmethod
+    def _home(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value else value  # a shell leaves the ~ of `paths.root=~/runs` as it is
+
 
 class Page(Section):
     """What every composed page has besides the stages' sections."""
@@ -61,6 +72,13 @@ class Page(Section):
     paths: Paths = Paths()
 
     _origin: Path = PrivateAttr(default=Path())
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if not is_folder_name(value):
+            raise ValueError("expected the name of a folder, without /")
+        return value
 
     @property
     def root(self) -> Path:
@@ -83,17 +101,23 @@ PageType = TypeVar("PageType", bound=Page)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core scalars: `6e-4` is a number (PyYAML: a string), `no` is a word (PyYAML: False)."""
+    """YAML 1.2's core scalars: `6e-4` is a number (PyYAML: a string), `no` is a word (PyYAML: False), and so are
+    `1:30` (90) and `2024-01-01` (a date)."""
 
 
 _Loader.yaml_implicit_resolvers = {
     first: [
-        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag.rpartition(":")[2] not in ("bool", "float", "int", "timestamp")
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$|^0x[0-9a-fA-F]+$|^0o[0-7]+$"), list("-+0123456789")
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -104,11 +128,26 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    """`010` is ten and `0o10` is eight (YAML 1.1 has `010` for eight)."""
+    text = loader.construct_scalar(node)
+    return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+
+
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: dict[Any, int] = {}
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue  # `<<: *other`: its keys may be set again
+        key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
+        if not isinstance(key, Hashable):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{key!r} cannot be a key (a template that was not filled in?)", key_node.start_mark
+            )
         if key in seen:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key {key!r} stands twice (lines {seen[key]} and {line})", key_node.start_mark
@@ -130,7 +169,9 @@ def parse_yaml(text: str) -> Any:
 
 def find(path: str | Path, beside: Path) -> list[Path]:
     """Where an input path may lie: absolute, beside the page that names it, or in the working directory."""
-    path = Path(path).expanduser()
+    with contextlib.suppress(RuntimeError):  # no such user: then `~name` is a name like others
+        path = Path(path).expanduser()
+    path = Path(path)
     return [path] if path.is_absolute() else [beside / path, Path.cwd() / path]
 
 
@@ -212,7 +253,10 @@ def load(page: Path | str, overrides: Sequence[str], schema: type[PageType]) -> 
 
 def _describe(fault: Mapping[str, Any], schema: type[BaseModel]) -> str:
     """One fault of a page in the user's words."""
-    location = [part for part in fault["loc"] if not (isinstance(part, str) and ("[" in part or part[:1].isupper()))]
+    *location, last = fault["loc"] or ("",)
+    location = [part for part in location if not _is_tag(part)]
+    if fault["type"] == "extra_forbidden" or not _is_tag(last):
+        location.append(last)
     key = ".".join(str(part) for part in location)
     value = fault["input"]
     shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
@@ -225,6 +269,11 @@ def _describe(fault: Mapping[str, Any], schema: type[BaseModel]) -> str:
     if isinstance(value, dict):  # a fault between the keys of a section: the message names them
         return f"{key}: {message}" if key else message
     return f"{key} = {shown}: {message}"
+
+
+def _is_tag(part: str | int) -> bool:
+    """Whether a part of a fault's location is pydantic's name for a type instead of a key."""
+    return isinstance(part, str) and ("[" in part or part[:1].isupper())
 
 
 def _nearest(key: str, schema: type[BaseModel]) -> str:

@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from robustly.manifest import write_atomic
+
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -103,9 +105,7 @@ class Metrics:
         for name in ("metrics", "evaluations"):
             path = folder / f"{name}.jsonl"
             kept = [line for line in read_metrics(path) if line["update"] <= resume_at] if resume_at else []
-            beside = path.with_suffix(".tmp")
-            beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            beside.replace(path)
+            write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
             self._files[name] = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_at + 1)
 
@@ -130,15 +130,19 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that was cut off by a kill is left out."""
+    """The lines of a metrics file. Broken ones are left out, with a warning unless it is the last, which a kill may
+    have cut off."""
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    *earlier, last = path.read_bytes().split(b"\n")
+    for number, text in enumerate([*earlier, last], start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            line = json.loads(text)
+            lines.append({**line, "update": int(line["update"])})
+        except (ValueError, TypeError, KeyError):
+            if number <= len(earlier):
+                warn(f"{path}, line {number}: not a line of metrics; left out")
     return lines
 
 

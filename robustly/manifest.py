@@ -5,6 +5,7 @@ command again does nothing; a folder of another recipe is refused with the keys 
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -45,6 +46,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error says that the disk or a quota is full; safetensors says so in words alone."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
+        words in str(error) for words in ("No space left", "quota exceeded")
+    )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -121,15 +129,13 @@ def require(folder: Path, stage: str, command: str) -> Manifest:
 
 def check_sizes(folder: Path, manifest: Manifest) -> None:
     """Raises UserError naming the first output that is missing or was cut off."""
+    remedy = f"restore it, or delete {folder / MANIFEST} and give the stage's command again, which mends it"
     for name, facts in manifest.outputs.items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path}: missing, though {MANIFEST} lists it; delete {folder} and run the stage again")
+            raise UserError(f"{path}: missing, though {MANIFEST} lists it; {remedy}")
         if (size := path.stat().st_size) != facts["bytes"]:
-            raise UserError(
-                f"{path}: {size:,} bytes, expected {facts['bytes']:,}: cut off or changed; "
-                f"delete {folder} and run the stage again"
-            )
+            raise UserError(f"{path}: {size:,} bytes, expected {facts['bytes']:,}: cut off or changed; {remedy}")
 
 
 class Stage:
@@ -168,17 +174,20 @@ class Stage:
             raise UserError(
                 f"{self.folder / RECIPE}: unreadable ({error}); delete {self.folder} to begin anew"
             ) from None
-        if begun["hash"] == self.hash:
-            return
-        changed = [
-            *differences({"stage": begun["stage"], **begun["recipe"]}, {"stage": self.name, **self.recipe}),
-            *differences(begun["inputs"], self.inputs, "input"),
-        ]
+        try:
+            if begun["hash"] == self.hash:
+                return
+            changed = [
+                *differences({"stage": begun["stage"], **begun["recipe"]}, {"stage": self.name, **self.recipe}),
+                *differences(begun["inputs"], self.inputs, "input"),
+            ]
+        except (KeyError, TypeError):
+            raise UserError(f"{self.folder / RECIPE}: not a recipe; delete {self.folder} to begin anew") from None
         raise UserError(
             f"{self.folder}: holds the {begun['stage']} stage of another recipe; nothing was changed\n"
             + "\n".join(f"  {line}" for line in changed)
-            + "\nGive `--new-run NAME` to begin a sibling experiment that reuses what still fits, "
-            "set the keys back, or delete the folder."
+            + "\nTo begin a sibling experiment that reuses what still fits, give `--new-run NAME` (a new name, and no "
+            "`paths` to this folder); or set the keys back, or delete the folder."
         )
 
     @contextlib.contextmanager
@@ -240,4 +249,9 @@ def lock(folder: Path, patience: float = 15.0) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise UserError(f"{folder}: another process is at work here; wait for it or stop it") from None
                 time.sleep(0.1)
+            except OSError as error:
+                raise UserError(
+                    f"{folder}: its file system keeps no locks ({error.strerror}); mount it with flock, or set "
+                    "paths.root to another place"
+                ) from None
         yield

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.config import Masking, Model, Optim, Run, Schedule
-from pretrain.masking import Vocabulary
+from pretrain.masking import TokenIds
 
-VOCABULARY = Vocabulary(size=300, bos=0, pad=1, eos=2, mask=299)
+VOCABULARY = TokenIds(size=300, bos=0, pad=1, eos=2, mask=299)
 
 
 class RandomBlocks:

@@ -60,19 +60,19 @@ def build(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, work
         process(partial(_count_part, corpus, work), pieces, work / "tasks", workers, "counting words")
         tally = _add_up(work, len(pieces), corpus)
         training = _train(work, len(pieces), tokenizer)
-    with made.begin():
-        outputs = save(lay_out(training.merges), folder)
-        _try_out(load(folder), folder / "tokenizer.json", _sample(pieces, corpus))
-        counts = {
-            **tally,
-            "distinct_words": training.words,
-            "entries": tokenizer.vocab_size,
-            "merges": len(training.merges),
-            "tokens": training.tokens,
-            "bytes_per_token": round(tally["bytes"] / training.tokens, 4),
-        }
-        result = made.finish(outputs, counts, notes={"files": contents.files})
-    shutil.rmtree(folder / "work")
+        with made.begin():
+            outputs = save(lay_out(training.merges), folder)
+            _try_out(load(folder), folder / "tokenizer.json", _sample(pieces, corpus))
+            counts = {
+                **tally,
+                "distinct_words": training.words,
+                "entries": tokenizer.vocab_size,
+                "merges": len(training.merges),
+                "tokens": training.tokens,
+                "bytes_per_token": round(tally["bytes"] / training.tokens, 4),
+            }
+            result = made.finish(outputs, counts, notes={"files": contents.files})
+    shutil.rmtree(folder / "work", ignore_errors=True)  # another process may wait in there to see that all is done
     return result
 
 

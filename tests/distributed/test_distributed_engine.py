@@ -1,18 +1,19 @@
 """The same losses, gradients and weights on every layout, ZeRO stage and after a change of ranks."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ranks import run_distributed
-from synthetic import VOCABULARY, RandomBlocks, masking, model, optim, run, schedule
 from torch.nn import functional
 
 from pretrain.batches import Batches
 from pretrain.engine import Engine, deepspeed_config, start_ranks, stop_ranks, sum_over_ranks
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from pretrain.schedule import learning_rate
+from ranks import run_distributed
+from synthetic import VOCABULARY, RandomBlocks, masking, model, optim, run, schedule
 
 pytestmark = pytest.mark.distributed
 UPDATES = 6
@@ -163,6 +164,27 @@ def test_clipping_bounds_the_update_and_leaves_the_logged_norm(reference: dict[s
     assert clipped[0][1] == pytest.approx(reference["curve"][0][1], rel=1e-4)
     for stage in (0, 1):  # the same clipped path, whoever clips
         assert curve_of(1, 8, stage, changes={"clip_norm": 0.01}) == [pytest.approx(p, rel=1e-4) for p in clipped]
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_shows_in_the_norm(stage: int, precision: str, value: float) -> None:
+    """The loop stops by it; DeepSpeed must not turn it into a number."""
+
+    def go(rank: int, ranks: int) -> bool:
+        torch.set_num_threads(1)
+        start_ranks(rank)
+        batches = make_batches(rank, ranks, 32)
+        engine = make_engine(batches.accumulation, stage, precision)
+        (batch,) = batches.share(1).micro_batches
+        loss = engine(batch.inputs, batch.attention, batch.positions, batch.labels)
+        loss.register_hook(lambda gradient: gradient * value)
+        engine.backward(loss, 100.0)
+        norm = engine.step(1e-3)
+        stop_ranks()
+        return math.isfinite(norm)
+
+    assert run_distributed(1, go) == [False]
 
 
 def test_decay_on_all_or_on_matrices_alone() -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_distributed
 
 from pretrain import checkpoint, loop
 from pretrain.checkpoint import last_checkpoint
 from pretrain.loop import Stopped, pretrain
 from pretrain.stage import Pretraining
+from ranks import run_distributed
 from robustly import UserError, log
 
 pytestmark = pytest.mark.distributed
@@ -33,6 +33,21 @@ def go(rank: int, ranks: int, config: Pretraining, kill_after: float | None = No
 
 def train(config: Pretraining, ranks: int) -> None:
     run_distributed(ranks, go, config)
+
+
+def die_after(rank: int, ranks: int, config: Pretraining, update: int) -> None:
+    """Train up to the checkpoint of an update and leave without another word."""
+    torch.set_num_threads(1)
+    original = loop.Trainer._save
+
+    def save_and_die(self: loop.Trainer, window: Any) -> None:
+        original(self, window)
+        if self.progress.update == update:
+            raise KeyboardInterrupt
+
+    loop.Trainer._save = save_and_die  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config, rank, rank, ranks)
 
 
 def metrics(config: Pretraining) -> list[dict[str, Any]]:
@@ -88,7 +103,9 @@ def test_metrics_manifest_and_checkpoints_of_a_run(straight: Pretraining) -> Non
 
 
 def test_loss_is_logged_over_the_interval(pretraining: MakePretraining, straight: Pretraining) -> None:
+    """Also the interval during which the run was killed and resumed: updates 6 to 10, with a checkpoint at 8."""
     fifth = pretraining("fifth", "run.log_every=5")
+    run_distributed(2, die_after, fifth, 8)
     train(fifth, 2)
     single = metrics(straight)
     for line in metrics(fifth):  # updates 5, 10 and the last, 12
@@ -154,20 +171,7 @@ def test_resumed_on_other_ranks_and_stage_it_sees_the_same_batches(
 ) -> None:
     moved = pretraining("moved", *NO_DROPOUT)
 
-    def half(rank: int, count: int) -> None:
-        torch.set_num_threads(1)
-        original = loop.Trainer._save
-
-        def save_and_die(self: loop.Trainer, window: Any) -> None:
-            original(self, window)
-            if self.progress.update == 6:
-                raise KeyboardInterrupt
-
-        loop.Trainer._save = save_and_die  # type: ignore[method-assign]
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(moved, rank, rank, count)
-
-    run_distributed(2, half)
+    run_distributed(2, die_after, moved, 6)
     elsewhere = pretraining("moved", *NO_DROPOUT, f"run.zero_stage={2 if ranks == 3 else 0}", "run.micro_batch=5")
     train(elsewhere, ranks)
     for one, other in zip(metrics(straight_without_dropout), metrics(elsewhere), strict=True):
@@ -219,6 +223,28 @@ def test_divergence_stops_before_a_checkpoint_is_spoilt(pretraining: MakePretrai
         train(config, 1)
     found = checkpoint.newest(config.folder / "checkpoints")
     assert found is None or all(bool(torch.isfinite(w).all()) for w in found.weights().values())
+
+
+def test_a_spoilt_evaluation_stops_before_the_weights_are_saved(pretraining: MakePretraining) -> None:
+    wild = ("optim.peak_lr=1e30", "schedule.warmup=0", "run.checkpoint_every=1", "run.evaluate_every=1")
+    config = pretraining("wild", *wild)
+    with pytest.raises(AssertionError, match="UserError: update 1: the validation loss is (nan|inf)"):
+        train(config, 1)
+    assert checkpoint.newest(config.folder / "checkpoints") is None
+
+
+def test_broken_lines_of_metrics_are_left_out_with_a_warning(
+    pretraining: MakePretraining, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = pretraining()
+    run_distributed(1, die_after, config, 6)
+    file = config.folder / "metrics.jsonl"
+    whole = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*whole[:2], b"42\n", b"\xff\n", *whole[2:], b'{"update": 7, "lo']))
+    train(config, 1)
+    assert [line["update"] for line in metrics(config)] == list(range(1, 13))
+    messages = capfd.readouterr().err
+    assert "line 3: not a line of metrics" in messages and "line 4: not a line of metrics" in messages
 
 
 def test_two_runs_at_once_do_not_mix(pretraining: MakePretraining, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,3 +87,40 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     message = mistake(tmp_path, "tokenizer", *tiny(tmp_path, GOOD, "paths.root=file/inside"))
     assert "paths.root" in message
+
+
+def test_a_corpus_too_small_for_one_block(tmp_path: Path) -> None:
+    content = "A sentence of some words. Another one follows it."
+    message = mistake(tmp_path, "run", *tiny(tmp_path, content, "tokenizer.vocab_size=261"))
+    assert "data.block_length = 128" in message and "too few for one block" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "page_key"),
+    [("gradient_clipping=0.1", "optim.clip_norm"), ("zero_optimization.stage=3", "run.zero_stage")],
+)
+def test_deepspeed_keys_that_the_page_owns(tmp_path: Path, key: str, page_key: str) -> None:
+    message = mistake(tmp_path, "run", *tiny(tmp_path, GOOD, f"run.deepspeed.{key}"))
+    assert f"{key.split('=')[0]} is set by {page_key}" in message
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "..", ""])
+def test_a_new_run_that_is_no_name(tmp_path: Path, name: str) -> None:
+    assert "--new-run" in mistake(tmp_path, "tokenizer", *tiny(tmp_path), "--new-run", name)
+
+
+def test_a_name_that_is_a_path(tmp_path: Path) -> None:
+    assert "name = 'x/../../y'" in mistake(tmp_path, "tokenizer", *tiny(tmp_path, GOOD, "name=x/../../y"))
+
+
+def test_a_fault_of_one_rank_is_the_only_message(tmp_path: Path) -> None:
+    """Rank 0 alone finds the checkpoint damaged; rank 1 must leave with it, not die in its next collective."""
+    text = (ROOT / "data_prep" / "corpora" / "prose_cc0.txt").read_text(encoding="utf-8")
+    arguments = tiny(tmp_path, text[:30_000], "corpus.documents=line", "data.block_length=32", "run.ranks=2")
+    for stage in ("tokenizer", "prepare"):
+        subprocess.run([str(ROBUSTLY), stage, *arguments], cwd=tmp_path, check=True, capture_output=True)
+    damaged = tmp_path / "runs" / "tiny" / "train" / "checkpoints" / "update-00000005"
+    damaged.mkdir(parents=True)
+    message = mistake(tmp_path, "pretrain", *arguments)
+    assert message.count("none of its 1 checkpoints is whole") == 1
+    assert damaged.exists()

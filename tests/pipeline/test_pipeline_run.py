@@ -30,7 +30,9 @@ def robustly(*arguments: str, cwd: Path, code: int = 0, timeout: float = 300) ->
 def working_directory(folder: Path) -> Path:
     """A small corpus and a page that trains in seconds."""
     text = CORPUS.read_text(encoding="utf-8")
-    (folder / "corpus.txt").write_text(text[: text.index("\n\n", 150_000)], encoding="utf-8")
+    # names of special tokens are plain text in a corpus, as in HTML's <s>
+    struck_out = "From <s>10</s> to 5 <mask> and <pad> words.\n\n"
+    (folder / "corpus.txt").write_text(struck_out + text[: text.index("\n\n", 150_000)], encoding="utf-8")
     (folder / "page.yaml").write_text(
         f"""
 base: {ROOT}/configs/tiny.yaml
@@ -163,6 +165,22 @@ def test_a_folder_that_is_not_the_trained_model_is_not_published(
         prove(copy, model, encoder, root / "data", view)
 
 
+def test_only_the_checkpoint_that_the_run_ended_with_is_published(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(finished[0], work)
+    root = work / "runs" / "small"
+    shutil.rmtree(root / "published")
+    weights = root / "train" / "checkpoints" / "update-00000030" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    refused = robustly("publish", "page.yaml", cwd=work, code=2)  # not: update 27 under the name of 30
+    assert "update-00000030/weights.safetensors: missing, cut off or changed since the run finished" in refused.stderr
+    assert not (root / "published" / "model.safetensors").exists()
+
+
 def test_a_changed_recipe_is_refused_and_a_sibling_reuses_what_fits(
     finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -173,6 +191,8 @@ def test_a_changed_recipe_is_refused_and_a_sibling_reuses_what_fits(
     assert "optim.peak_lr: 0.002 there, 0.001 now" in refused.stderr and "Traceback" not in refused.stderr
     other_vocabulary = robustly("tokenizer", "page.yaml", "tokenizer.vocab_size=400", cwd=work, code=2)
     assert "tokenizer.vocab_size: 500 there, 400 now" in other_vocabulary.stderr
+    again = robustly("pretrain", "page.yaml", "--new-run", "small", cwd=work, code=2)
+    assert "expected the name of another folder" in again.stderr
     sibling = robustly("pretrain", "page.yaml", "schedule.updates=4", "--new-run", "sibling", "--json", cwd=work)
     assert json.loads(sibling.stdout)["counts"]["updates"] == 4
     assert sorted(path.name for path in (work / "runs" / "sibling").iterdir()) == ["train"]

@@ -5,9 +5,9 @@ import threading
 import numpy as np
 import pytest
 import torch
-from synthetic import VOCABULARY, RandomBlocks, masking, optim
 
 from pretrain.batches import Batches, accumulation_steps, blocks_per_update, stream
+from synthetic import VOCABULARY, RandomBlocks, masking, optim
 
 
 def batches(rank: int = 0, ranks: int = 1, micro_batch: int = 8, batch: int = 32, seed: int = 5) -> Batches:

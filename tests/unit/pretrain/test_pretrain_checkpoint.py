@@ -120,3 +120,35 @@ def test_killed_at_any_moment_of_saving(tmp_path: Path, moment: str, monkeypatch
     assert found.progress.update == (10 if moment == "sync_folder" else 5)
     save(tmp_path, 15, keep=1)
     assert names_in(tmp_path) == ["update-00000015"]
+
+
+def test_without_one_whole_checkpoint_nothing_begins_anew(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path / "nowhere", "r") is None
+    save(tmp_path, 5)
+    (tmp_path / "update-00000005" / "state.json").unlink()
+    with pytest.raises(UserError, match="none of its 1 checkpoints is whole"):
+        checkpoint.newest(tmp_path, "r")
+
+
+def test_an_unreadable_checkpoint_is_no_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoint, "sha256", refuse)
+    with pytest.raises(UserError, match="cannot be read"):  # not: falling back, and losing five updates
+        checkpoint.newest(tmp_path, "r")
+
+
+def test_damaged_newer_checkpoints_do_not_push_out_whole_ones(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+    (tmp_path / "update-00000010" / "weights.safetensors").write_bytes(b"")
+    (tmp_path / "update-00000003.mine").mkdir()  # a user's copy, and a file that only looks like one
+    (tmp_path / "update-00000001.tar").write_bytes(b"")
+    found = checkpoint.newest(tmp_path, "r")
+    assert found is not None and found.progress.update == 5
+    save(tmp_path, 7, keep=1)
+    assert names_in(tmp_path) == ["update-00000001.tar", "update-00000003.mine", "update-00000007"]

@@ -4,9 +4,9 @@ import hashlib
 
 import numpy as np
 import pytest
-from synthetic import VOCABULARY, RandomBlocks, masking
 
 from pretrain.masking import Masked, mask_blocks
+from synthetic import VOCABULARY, RandomBlocks, masking
 
 FULL = 512
 

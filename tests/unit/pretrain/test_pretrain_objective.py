@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from synthetic import VOCABULARY, RandomBlocks, masking, model
 
 from pretrain.batches import MicroBatch, make_micro_batch
 from pretrain.config import Model
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.cli import load_experiment
+from synthetic import VOCABULARY, RandomBlocks, masking, model
 
 
 def batch(count: int) -> MicroBatch:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from synthetic import optim, schedule
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from pretrain.schedule import learning_rate
+from synthetic import optim, schedule
 
 
 def test_the_papers_table() -> None:

@@ -105,6 +105,11 @@ def test_folders(page):
         ("e5", "e5"),
         ("'6e-4'", "6e-4"),
         ("[1, 2e-1, no]", [1, 0.2, "no"]),
+        ("010", 10),  # YAML 1.1: 8
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("1:30", "1:30"),  # YAML 1.1: 90
+        ("2024-01-01", "2024-01-01"),  # YAML 1.1: a date
     ],
 )
 def test_scalars_are_those_of_yaml_1_2(text, value):
@@ -123,10 +128,27 @@ def test_a_key_that_stands_twice(page):
     assert "the key 'dough' stands twice (lines 4 and 6)" in text
 
 
+def test_a_key_that_is_a_mapping_is_a_template_that_was_not_filled_in(page):
+    assert "{'flour': None} cannot be a key" in message(page(GOOD.replace("rye", "{{flour}}")))
+
+
+def test_merge_keys(page):
+    text = GOOD.replace("oven: {", "usual: &usual {heat: 180, minutes: 99}\noven: {<<: *usual, ").replace(
+        "heat: 180, minutes: 40}", "minutes: 40}"
+    )
+    assert config.parse_yaml(text)["oven"] == {"heat": 180, "minutes": 40}
+
+
 def test_a_shipped_page_is_found_beside_a_folder_of_its_name(tmp_path, monkeypatch):
     (tmp_path / "tiny").mkdir()
     monkeypatch.chdir(tmp_path)
     assert cli.load_experiment("tiny").name == "tiny"
+
+
+def test_home_in_paths(page, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    recipe = config.load(page(GOOD), ["paths.root=~/runs", "paths.data=data"], Recipe)
+    assert (recipe.folder("train"), recipe.folder("data")) == (Path("/home/me/runs/train"), Path("data"))
 
 
 def test_a_page_that_cannot_be_read(page, tmp_path):
@@ -249,6 +271,7 @@ def test_a_key_of_the_recipe_that_is_missing(page):
         ("dough.minutes", "oven.minutes"),  # the right word in the wrong section
         ("flour", "dough.flour"),
         ("path.root", "paths"),
+        ("Dough", "dough"),
     ],
 )
 def test_the_nearest_right_key(page, key, meant):
