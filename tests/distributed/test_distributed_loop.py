@@ -228,7 +228,7 @@ def test_divergence_stops_before_a_checkpoint_is_spoilt(pretraining: MakePretrai
 def test_a_spoilt_evaluation_stops_before_the_weights_are_saved(pretraining: MakePretraining) -> None:
     wild = ("optim.peak_lr=1e30", "schedule.warmup=0", "run.checkpoint_every=1", "run.evaluate_every=1")
     config = pretraining("wild", *wild)
-    with pytest.raises(AssertionError, match="UserError: update 1: the validation loss is (nan|inf)"):
+    with pytest.raises(AssertionError, match=r"UserError: update 1: the validation loss is (nan|inf)"):
         train(config, 1)
     assert checkpoint.newest(config.folder / "checkpoints") is None
 

@@ -137,8 +137,8 @@ def test_work_of_another_recipe_is_refused_with_what_differs(tmp_path, finished)
             "  optim.peak_lr: 0.001 there, 0.002 now",
             "  seed: 1 there, absent now",
             "  input.tokenizer: abc there, def now",
-            "Give `--new-run NAME` to begin a sibling experiment that reuses what still fits, "
-            "set the keys back, or delete the folder.",
+            "To begin a sibling experiment that reuses what still fits, give `--new-run NAME` (a new name, and no "
+            "`paths` to this folder); or set the keys back, or delete the folder.",
         ]
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == content
 
@@ -156,7 +156,7 @@ def test_an_output_that_was_cut_off_or_removed_is_named(tmp_path):
     stage = finished_stage(tmp_path)
     shard = tmp_path / "shards" / "0.bin"
     shard.write_bytes(b"x" * 999)
-    with pytest.raises(UserError, match=r"shards/0.bin: 999 bytes, expected 1,000: cut off or changed; delete"):
+    with pytest.raises(UserError, match=r"shards/0.bin: 999 bytes, expected 1,000: cut off or changed; restore it, or delete"):
         stage.finished()
     shard.unlink()
     with pytest.raises(UserError, match=r"shards/0.bin: missing, though manifest.json lists it"):
