@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from data_prep import npy
 from robustly import UserError
-from robustly.manifest import sync_folder, write_json
+from robustly.manifest import flush, write_json
 
 if TYPE_CHECKING:
     from tokenizer.encoder import Encoder
@@ -126,7 +126,7 @@ class ShardWriter:
             self._write()
             for file in self._files.values():
                 file.finish()
-            sync_folder(self._folder)
+            flush(self._folder)
         else:
             for file in self._files.values():
                 file.discard()
@@ -156,7 +156,7 @@ def write_store(
     for name in names:
         if (work / name).exists():  # else a run that was killed has moved it
             (work / name).rename(folder / name)
-    sync_folder(folder)
+    flush(folder)
     write_json(
         folder / STORE,
         {

@@ -11,7 +11,6 @@ moment leaves the older ones as they were. At most 4.3 GB for RoBERTa-large.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robustly import UserError, log, manifest
-from robustly.manifest import sha256, sync_folder, write_json
+from robustly.manifest import flush, sha256, write_json
 
 WEIGHTS = "weights.safetensors"
 MOMENTS = "moments.safetensors"
@@ -106,7 +105,7 @@ def save(
         beside.mkdir(parents=True)
         for name, values in ((WEIGHTS, weights), (MOMENTS, moments)):
             save_file(values, beside / name, metadata={"format": "pt"})
-            _flush(beside / name)
+            flush(beside / name)
         files = {
             name: {"bytes": (beside / name).stat().st_size, "sha256": sha256(beside / name)}
             for name in (WEIGHTS, MOMENTS)
@@ -115,7 +114,7 @@ def save(
         if final.exists():  # of an earlier try, found damaged
             shutil.rmtree(final)
         beside.rename(final)
-        sync_folder(folder)
+        flush(folder)
     except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
         if not manifest.disk_full(error):
@@ -202,11 +201,3 @@ def _folders(folder: Path) -> list[Path]:
 
 def _whole(path: Path, facts: dict[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == facts["bytes"] and sha256(path) == facts["sha256"]
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -77,6 +77,9 @@ def permute(position: ArrayLike, size: int, seed: int, epoch: ArrayLike) -> NDAr
     that fall outside are sent through again until they fall inside ("cycle walking", Black and Rogaway
     2002; fewer than 4 passes on average). Constant time and memory per position. `position` and `epoch`
     broadcast against each other; positions lie in [0, size).
+
+    From 16 values on a network of this kind yields even permutations alone; cycle walking adds odd ones, not in
+    equal parts. Half of all permutations are more than training can tell apart.
     """
     assert size > 0
     position, epoch = np.broadcast_arrays(np.asarray(position, np.uint64), np.asarray(epoch, np.uint64))
