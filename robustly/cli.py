@@ -189,7 +189,7 @@ def publish_checkpoint(experiment: Experiment) -> Manifest:
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML page of the experiment.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys to set, such as optim.peak_lr=6e-4.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to set, such as optim.peak_lr=6e-4.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON object on stdout.")]
 NewRun = Annotated[

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,19 @@ REPEATED = ("update", "epoch", "loss", "lr", "grad_norm", "masked_tokens", "toke
 MakePretraining = Callable[..., Pretraining]
 
 
-def go(rank: int, ranks: int, config: Pretraining, kill_after: float | None = None) -> None:
+def go(rank: int, ranks: int, config: Pretraining, kill_after: int | None = None) -> None:
     torch.set_num_threads(1)
     if kill_after is not None:
-        threading.Timer(kill_after, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+        threading.Thread(target=kill_this_process, args=(config, kill_after), daemon=True).start()
     pretrain(config, rank, rank, ranks)
+
+
+def kill_this_process(config: Pretraining, updates: int) -> None:
+    """SIGKILL at a random moment of the update or two after the given one: an update takes some 50 ms here."""
+    while len(log.read_metrics(config.folder / "metrics.jsonl")) < updates:
+        time.sleep(0.002)
+    time.sleep(random.uniform(0, 0.1))
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def train(config: Pretraining, ranks: int) -> None:
@@ -123,15 +132,11 @@ def test_killed_at_random_moments_and_started_again_it_is_the_same_run(
     pretraining: MakePretraining, straight: Pretraining
 ) -> None:
     killed = pretraining("killed")
-    kills, whole = 0, log.read_metrics(straight.folder / "metrics.jsonl")[-1]["seconds"] + 1.0
-    for _ in range(4):
-        try:
-            run_distributed(2, go, killed, random.uniform(0.2, 0.8) * whole)
-            break
-        except AssertionError as died:
-            assert "died without a word" in str(died)  # SIGKILL, not an error of ours
-            kills += 1
-    assert kills, "the run ended before any kill"
+    for updates in (3, 5, 7):
+        with pytest.raises(AssertionError, match="died without a word"):  # SIGKILL, not an error of ours
+            run_distributed(2, go, killed, updates)
+        found = checkpoint.newest(killed.folder / "checkpoints")
+        assert found is not None and updates - 2 <= found.progress.update < 12
     train(killed, 2)
     assert_same_run(straight, killed)
 

@@ -201,20 +201,17 @@ def test_a_changed_recipe_is_refused_and_a_sibling_reuses_what_fits(
 
 def test_sigkill_at_random_moments_changes_nothing(work: Path, finished: tuple[Path, dict[str, Any]]) -> None:
     straight = finished[0] / "runs" / "small"
-    kills = 0
-    while kills < 4:
-        process = subprocess.Popen(
+    for updates in (0, 0, 4, 16):  # 0: in the first seconds, during tokenizer, data or start
+        with subprocess.Popen(
             [str(ROBUSTLY), "run", "page.yaml", "paths.root=killed"],
             cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            process.wait(timeout=random.uniform(2, 11))
-            break
-        except subprocess.TimeoutExpired:
+        ) as process:  # fmt: skip
+            while updates and len(metrics_so_far(work / "killed" / "train")) < updates:
+                assert process.poll() is None
+                time.sleep(0.01)
+            time.sleep(random.uniform(0, 0.3 if updates else 8))
             process.send_signal(signal.SIGKILL)  # the parent alone: its ranks must not outlive it
-            process.wait()
-            kills += 1
-    assert kills
+    assert list((work / "killed" / "train" / "checkpoints").glob("update-*"))
     robustly("run", "page.yaml", "paths.root=killed", cwd=work)
     assert metrics(work / "killed" / "train") == metrics(straight / "train")
     assert weights_of(work / "killed" / "train") == weights_of(straight / "train")
