@@ -10,21 +10,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any
 
 import typer
-from pydantic import Field, model_validator
 
-from data_prep.config import Data
-from pretrain.config import Masking, Model, Optim, Run, Schedule
-from publish.config import Publish
-from robustly import UserError, __version__, config, log
-from robustly.config import Page
-from robustly.manifest import MANIFEST, Manifest, Stage, disk_full
-from tokenizer.config import Corpus, Tokenizer
-
-if TYPE_CHECKING:
-    from pretrain.stage import Pretraining
+from robustly import UserError, __version__, log
+from robustly.experiment import Experiment, load_experiment, pretraining, settle, train_stage
+from robustly.manifest import MANIFEST, Manifest, disk_full
 
 app = typer.Typer(
     name="robustly",
@@ -38,98 +30,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-SCHEMA_VERSION = 1
 MISTAKE = 2  # exit code of what the user can mend
 STOPPED = 128 + signal.SIGINT
 
 
-class Experiment(Page):
-    """A whole page."""
-
-    schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
-    """Version of the page format; this release reads version 1."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
-    """Masks, order, dropout and initial weights are functions of it."""
-    corpus: Corpus
-    tokenizer: Tokenizer
-    data: Data
-    model: Model
-    masking: Masking
-    optim: Optim
-    schedule: Schedule
-    run: Run = Run()
-    publish: Publish = Publish()
-
-    @property
-    def workers(self) -> int:
-        from launch.environment import cores
-
-        return self.run.workers or cores()
-
-    @model_validator(mode="after")
-    def _block_fits_positions(self) -> Self:
-        if self.data.block_length > self.model.positions - 2:
-            raise ValueError(
-                f"data.block_length = {self.data.block_length} does not fit model.positions = {self.model.positions}: "
-                f"expected at most {self.model.positions - 2}, because positions are counted from 2"
-            )
-        return self
-
-
-def load_experiment(page: Path | str, overrides: list[str] | None = None) -> Experiment:
-    """Read and check a page. Raises UserError with every fault."""
-    return config.load(page, overrides or [], Experiment)
-
-
 # ---------------------------------------------------------------------------------------------- stages
-
-
-def tokenizer_stage(experiment: Experiment) -> Stage:
-    from tokenizer.build import stage
-
-    return stage(experiment.corpus, experiment.tokenizer, experiment.folder("tokenizer"), experiment.origin.parent)
-
-
-def data_stage(experiment: Experiment) -> Stage:
-    from data_prep.prepare import stage
-
-    return stage(
-        experiment.corpus,
-        experiment.data,
-        experiment.folder("data"),
-        experiment.folder("tokenizer"),
-        experiment.origin.parent,
-    )
-
-
-def pretraining(experiment: Experiment) -> "Pretraining":
-    from pretrain.stage import Pretraining
-
-    return Pretraining(
-        name=experiment.name,
-        seed=experiment.seed,
-        data=experiment.data,
-        model=experiment.model,
-        masking=experiment.masking,
-        optim=experiment.optim,
-        schedule=experiment.schedule,
-        run=experiment.run,
-        tokenizer_folder=experiment.folder("tokenizer"),
-        data_folder=experiment.folder("data"),
-        folder=experiment.folder("train"),
-        page=experiment.model_dump(mode="json", by_alias=True, exclude={"paths"}),
-    )
-
-
-def train_stage(experiment: Experiment) -> Stage:
-    return pretraining(experiment).stage()
-
-
-STAGES: dict[str, Callable[[Experiment], Stage]] = {
-    "tokenizer": tokenizer_stage,
-    "data": data_stage,
-    "train": train_stage,
-}
 
 
 def build_tokenizer(experiment: Experiment) -> Manifest:
@@ -215,30 +120,6 @@ def user_errors() -> Iterator[None]:
             raise
         log.error(f"{fault}. Nothing that was finished is lost; the same command goes on")
         raise typer.Exit(MISTAKE) from None
-
-
-def settle(experiment: Experiment, new_run: str | None) -> Experiment:
-    """The experiment in the sibling folder `new_run`, with the old folders of the stages that still fit.
-
-    Raises UserError if that is no new name.
-    """
-    if new_run is None:
-        return experiment
-    if not config.is_folder_name(new_run) or experiment.root.name == new_run:
-        raise UserError(f"--new-run {new_run!r}: expected the name of another folder beside {experiment.root}")
-    paths = experiment.paths.model_copy(update={"root": experiment.root.parent / new_run})
-    for name, stage in STAGES.items():
-        if getattr(paths, name) is not None:
-            continue
-        old = experiment.root / name
-        candidate = experiment.model_copy(update={"paths": paths.model_copy(update={name: old})})
-        candidate._origin = experiment.origin
-        with contextlib.suppress(UserError):  # it does not fit: this stage is made anew
-            if stage(candidate).finished():
-                paths = candidate.paths
-    settled = experiment.model_copy(update={"paths": paths, "name": new_run})
-    settled._origin = experiment.origin
-    return settled
 
 
 def arguments_of(page: str, overrides: list[str] | None, new_run: str | None) -> list[str]:

@@ -2,7 +2,7 @@
 
 A page is a mapping of sections (`optim`, `schedule`, ...). `base: other.yaml` takes another page as the
 start and states only the differences; `a.b=value` on the command line has the last word. Each stage owns
-the schema of its section (a `Section` subclass in its `config.py`); `robustly.cli` composes them.
+the schema of its section (a `Section` subclass in its `config.py`); `robustly.experiment` composes them.
 """
 
 import contextlib

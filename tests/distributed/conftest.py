@@ -7,6 +7,7 @@ import pytest
 
 from pretrain.stage import Pretraining
 from robustly import cli
+from robustly import experiment as experiments
 
 CORPUS = Path(__file__).resolve().parents[2] / "data_prep" / "corpora" / "prose_cc0.txt"
 
@@ -40,7 +41,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("prepared")
     text = CORPUS.read_text(encoding="utf-8")
     (root / "corpus.txt").write_text(text[: text.index("\n\n", 150_000)], encoding="utf-8")
-    experiment = cli.load_experiment(
+    experiment = experiments.load_experiment(
         "configs/tiny.yaml", [*SMALL, f"corpus.sources={root / 'corpus.txt'}", f"paths.root={root}"]
     )
     cli.build_tokenizer(experiment)
@@ -53,7 +54,7 @@ def maker(prepared: Path, parent: Path) -> Callable[..., Pretraining]:
 
     def make(name: str = "train", *changes: str) -> Pretraining:
         places = [f"corpus.sources={prepared / 'corpus.txt'}", f"paths.root={prepared}", f"paths.train={parent / name}"]
-        return cli.pretraining(cli.load_experiment("configs/tiny.yaml", [*SMALL, *places, *changes]))
+        return experiments.pretraining(experiments.load_experiment("configs/tiny.yaml", [*SMALL, *places, *changes]))
 
     return make
 

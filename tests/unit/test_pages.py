@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from robustly.cli import Experiment, load_experiment
 from robustly.config import SHIPPED_PAGES
+from robustly.experiment import Experiment, load_experiment
 
 PAGES = sorted(SHIPPED_PAGES.glob("*.yaml"))
 RECIPE = ("corpus", "tokenizer", "data", "model", "masking", "optim", "schedule")

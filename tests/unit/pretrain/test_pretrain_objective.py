@@ -6,7 +6,7 @@ import torch
 from pretrain.batches import MicroBatch, make_micro_batch
 from pretrain.config import Model
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
-from robustly.cli import load_experiment
+from robustly.experiment import load_experiment
 from synthetic import VOCABULARY, RandomBlocks, masking, model
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
-from robustly import UserError, cli, config
+from robustly import UserError, config
 from robustly.config import Page, Section
+from robustly.experiment import Experiment, load_experiment
 
 
 class Oven(Section):
@@ -142,7 +143,7 @@ def test_merge_keys(page):
 def test_a_shipped_page_is_found_beside_a_folder_of_its_name(tmp_path, monkeypatch):
     (tmp_path / "tiny").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert cli.load_experiment("tiny").name == "tiny"
+    assert load_experiment("tiny").name == "tiny"
 
 
 def test_home_in_paths(page, monkeypatch):
@@ -356,7 +357,7 @@ def test_differences():
 @pytest.mark.parametrize("name", sorted(path.stem for path in config.SHIPPED_PAGES.glob("*.yaml")))
 def test_shipped_pages_are_whole_and_called_by_their_name(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # a shipped page is found by its name from anywhere
-    experiment = cli.load_experiment(name)
+    experiment = load_experiment(name)
     assert experiment.name == name
 
 
@@ -364,14 +365,14 @@ def test_the_base_page_states_every_key_of_the_recipe():
     """Keys with a default do not change the result, or mean `as before`: only those may be left out."""
     raw = config.read_page(config.SHIPPED_PAGES / "roberta_base.yaml")
     for section in ("corpus", "tokenizer", "data", "model", "masking", "optim", "schedule"):
-        fields = cli.Experiment.model_fields[section].annotation.model_fields
+        fields = Experiment.model_fields[section].annotation.model_fields
         required = {name for name, field in fields.items() if field.is_required()}
         assert required <= raw[section].keys() <= fields.keys()
 
 
 def test_the_papers_numbers():
     """Liu et al. 2019, Table 9 and sections 2.3, 4.2, 4.4: RoBERTa-base and -large."""
-    base, large = cli.load_experiment("roberta_base"), cli.load_experiment("roberta_large")
+    base, large = load_experiment("roberta_base"), load_experiment("roberta_large")
     assert [(e.model.layers, e.model.hidden, e.model.feed_forward, e.model.heads) for e in (base, large)] == [
         (12, 768, 3072, 12),
         (24, 1024, 4096, 16),

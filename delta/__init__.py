@@ -1,0 +1,1 @@
+"""Delta tuning: small modules that attach to a published checkpoint."""
