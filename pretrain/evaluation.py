@@ -1,6 +1,7 @@
 """Held-out masked-LM loss, on the same masks every time, by global sums over the ranks."""
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from data_prep.blocks import Blocks
-from pretrain.batches import make_micro_batch
+from pretrain.batches import MicroBatch, make_micro_batch
 from pretrain.config import Masking
 from pretrain.engine import sum_over_ranks
 from pretrain.masking import TokenIds
@@ -40,6 +41,25 @@ class Evaluation(NamedTuple):
         }
 
 
+def masked_batches(
+    blocks: Blocks,
+    limit: int | None,
+    masking: Masking,
+    vocabulary: TokenIds,
+    micro_batch: int,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Iterator[MicroBatch]:
+    """This rank's part of `limit` validation blocks from all over (None: all of them), under their fixed masks."""
+    count = min(len(blocks), limit or len(blocks))
+    begin, end = rank * count // ranks, (rank + 1) * count // ranks
+    for first in range(begin, end, micro_batch):
+        positions = np.arange(first, min(first + micro_batch, end))
+        block = permute(positions, len(blocks), EVALUATION_SEED, EVALUATION_EPOCH)
+        epoch = np.full_like(block, EVALUATION_EPOCH)
+        yield make_micro_batch(blocks, epoch, block, masking, vocabulary, EVALUATION_SEED, first)[0]
+
+
 @torch.no_grad()
 def evaluate(
     model: MaskedLanguageModel,
@@ -52,20 +72,14 @@ def evaluate(
     ranks: int,
     device: torch.device,
 ) -> Evaluation:
-    """Evaluate on `limit` validation blocks from all over (None: all of them), dealt to the ranks; collective.
+    """Evaluate on `limit` validation blocks (None: all of them), dealt to the ranks; collective.
 
     The same for any number of ranks and any micro-batch, to rounding.
     """
-    count = min(len(blocks), limit or len(blocks))
-    begin, end = rank * count // ranks, (rank + 1) * count // ranks
     was_training = model.training
     model.eval()
     loss, right, masked = 0.0, 0, 0
-    for first in range(begin, end, micro_batch):
-        positions = np.arange(first, min(first + micro_batch, end))
-        block = permute(positions, len(blocks), EVALUATION_SEED, EVALUATION_EPOCH)
-        epoch = np.full_like(block, EVALUATION_EPOCH)
-        made, _ = make_micro_batch(blocks, epoch, block, masking, vocabulary, EVALUATION_SEED, first)
+    for made in masked_batches(blocks, limit, masking, vocabulary, micro_batch, rank, ranks):
         batch = made.to(device)
         logits = model.logits(batch.inputs, batch.attention, batch.positions)
         loss += float(functional.cross_entropy(logits, batch.labels, reduction="sum"))
@@ -74,3 +88,20 @@ def evaluate(
     model.train(was_training)
     total_loss, total_right, total_masked = sum_over_ranks([loss, right, masked], device)
     return Evaluation(total_loss / max(1.0, total_masked), total_right / max(1.0, total_masked), int(total_masked))
+
+
+def unigram_loss(train: Blocks, validation: Blocks, limit: int | None, masking: Masking, vocabulary: TokenIds) -> float:
+    """What guessing the same masked tokens by their frequency in the training text costs, in nats per token.
+
+    Each entry is counted once more than it occurs. Where a model stays at this loss, it has learnt nothing of context.
+    """
+    counts = np.ones(vocabulary.size)
+    for shard in train.store.shards:
+        counts += np.bincount(train.store.tokens(shard), minlength=vocabulary.size)
+    counts[vocabulary.bos] += len(train)
+    if masking.style == "bert":
+        counts[[vocabulary.bos, vocabulary.eos]] = 1  # they are never targets
+    nats = -np.log(counts / counts.sum())
+    batches = masked_batches(validation, limit, masking, vocabulary, micro_batch=64)
+    labels = np.concatenate([batch.labels.numpy() for batch in batches])
+    return float(nats[labels].mean())

@@ -1,14 +1,14 @@
 """The model card, written from the run's own records."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from pretrain.config import Model
 from publish.config import Publish
-from publish.proof import Proof
 from robustly.log import show
 from robustly.manifest import Manifest
 
@@ -20,7 +20,8 @@ def model_card(
     train: Manifest,
     data: Manifest,
     vocabulary: Manifest,
-    proof: Proof,
+    losses: Mapping[str, float],
+    examples: Sequence[Mapping[str, Any]],
 ) -> str:
     """README.md: what the model is, how to load it, what it was trained on and how, and how well it does."""
     title = publish.title or name
@@ -42,12 +43,10 @@ def model_card(
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```\n',
         f"Texts may have up to {model.positions - 2} tokens, `<s>` and `</s>` included.\n",
         "## Held-out loss\n",
-        _table({key.removeprefix("validation_"): v for key, v in train.counts.items() if key.startswith("validation_")})
-        if "validation_loss" in train.counts
-        else "The run held no documents out.\n",
-        "Loss is in nats per masked token, over documents that were never trained on.\n",
+        _losses(train.counts, losses) if losses else "The run held no documents out.\n",
+        "![loss over the updates](curve.png)\n",
         "## Examples\n",
-        _examples(proof.filled),
+        _examples(examples),
         "## Training\n",
         _table(
             {
@@ -81,6 +80,23 @@ def _table(rows: Mapping[str, Any]) -> str:
     return "\n".join(["| | |", "| --- | --- |", *lines]) + "\n"
 
 
-def _examples(filled: Mapping[str, list[str]]) -> str:
-    lines = [f"| {text} | {', '.join(repr(guess) for guess in guesses)} |" for text, guesses in filled.items()]
-    return "\n".join(["| text | five best guesses |", "| --- | --- |", *lines]) + "\n"
+def _losses(counts: Mapping[str, Any], losses: Mapping[str, float]) -> str:
+    rows = {
+        "this model": counts["validation_loss"],
+        "by frequency": losses["unigram_loss"],
+        "untrained": losses["untrained_loss"],
+    }
+    lines = [f"| {who} | {x:.3f} | {x / math.log(2):.3f} | {math.exp(x):,.1f} |" for who, x in rows.items()]
+    head = ["| | nats per masked token | bits | perplexity |", "| --- | --- | --- | --- |"]
+    accuracy = (
+        f"Best guess right: {counts['validation_accuracy']:.1%} of {counts['validation_masked_tokens']:,} tokens.\n"
+    )
+    return "\n".join([*head, *lines]) + "\n\n" + accuracy
+
+
+def _examples(examples: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        f"| {example['text']} | {', '.join(repr(guess) for guess in example['guesses'])} | {example['answer'] or ''} |"
+        for example in examples
+    ]
+    return "\n".join(["| text | five best guesses | was |", "| --- | --- | --- |", *lines]) + "\n"

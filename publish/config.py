@@ -1,8 +1,9 @@
-"""Schema of the page's `publish` section: what the model card says beyond the run's own records."""
+"""Schema of the page's `publish` section, what the model card says beyond the run's own records, and of `report`."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from robustly.config import Section
+from tokenizer.config import MASK_TOKEN
 
 
 class Publish(Section):
@@ -16,3 +17,21 @@ class Publish(Section):
     """Licence of the weights, as an SPDX identifier."""
     description: str | None = None
     """One paragraph on what the corpus is and what the model is for."""
+    examples: list[str] = Field(default_factory=list)
+    """Texts with one <mask> each, whose best guesses the card shows; default: sentences of the held-out documents."""
+
+    @field_validator("examples")
+    @classmethod
+    def _one_blank_each(cls, value: list[str]) -> list[str]:
+        for text in value:
+            if text.count(MASK_TOKEN) != 1:
+                raise ValueError(f"expected {MASK_TOKEN} once in each text, found {text.count(MASK_TOKEN)} in {text!r}")
+        return value
+
+
+class Report(Section):
+    """What a run ends with beside its losses and examples."""
+
+    delta: str | None = None
+    """Page of a delta that is tuned on the published model and on an untrained one, to compare; default: none.
+    A relative path is looked up beside the page, then in the working directory."""

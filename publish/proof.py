@@ -60,8 +60,16 @@ class Proof:
         return found
 
 
-def prove(folder: Path, model: RobertaForMaskedLM, encoder: Encoder, data_folder: Path, view: dict[str, Any]) -> Proof:
-    """Reload `folder` in a fresh process and compare logits (padded and full blocks, length 1) and token ids.
+def prove(
+    folder: Path,
+    model: RobertaForMaskedLM,
+    encoder: Encoder,
+    data_folder: Path,
+    view: dict[str, Any],
+    blanks: list[str] | None = None,
+) -> Proof:
+    """Reload `folder` in a fresh process and compare logits (padded and full blocks, length 1) and token ids; fill
+    `blanks`, texts with a <mask>, there too.
 
     Raises AssertionError if anything differs: that is our fault, never the user's.
     """
@@ -79,10 +87,9 @@ def prove(folder: Path, model: RobertaForMaskedLM, encoder: Encoder, data_folder
     for name in (*SPECIAL_TOKENS, MASK_TOKEN):
         texts = [text.replace(name, " ") for text in texts]
     texts += ["Hello world", " two  spaces\n", "naïve café 日本 🙂"]
-    blanks = ["The <mask> is on the table.", "She opened the <mask> and looked at him."]
     with tempfile.TemporaryDirectory() as given:
         save_file({**probes, "logits": logits.contiguous()}, Path(given) / "probes.safetensors")
-        Path(given, "texts.json").write_text(json.dumps({"texts": texts, "blanks": blanks}), encoding="utf-8")
+        Path(given, "texts.json").write_text(json.dumps({"texts": texts, "blanks": blanks or []}), encoding="utf-8")
         command = [sys.executable, "-I", "-W", "ignore", "-c", _RELOAD, str(folder.resolve()), given]
         done = subprocess.run(command, capture_output=True, text=True, cwd=given)
     assert done.returncode == 0, f"the published folder does not load:\n{done.stderr}"

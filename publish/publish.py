@@ -1,7 +1,7 @@
 """The last checkpoint as a folder that plain transformers loads: the contract with whoever uses the model.
 
 Files: model.safetensors (fp32, tied head), config.json, the tokenizer's files, config.yaml (the resolved
-page), metrics.jsonl, evaluations.jsonl, README.md (the model card), manifest.json.
+page), metrics.jsonl, evaluations.jsonl, curve.png, README.md (the model card), manifest.json.
 """
 
 import json
@@ -13,14 +13,20 @@ import transformers
 from transformers import RobertaForMaskedLM
 
 import tokenizer
+from data_prep.blocks import Blocks
+from data_prep.store import SPLITS, Store
 from pretrain.checkpoint import WEIGHTS, last_checkpoint
-from pretrain.config import Model
+from pretrain.config import Masking, Model
+from pretrain.evaluation import unigram_loss
 from pretrain.masking import TokenIds
 from pretrain.objective import roberta_config
 from publish.card import model_card
 from publish.config import Publish
+from publish.curve import draw_curve
+from publish.examples import Blank, held_out_blanks
 from publish.proof import prove
 from robustly import UserError, manifest
+from robustly.log import read_metrics
 from robustly.manifest import Manifest, Stage, write_atomic, write_json
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -58,17 +64,39 @@ def publish(
         write_json(folder / "tokenizer_config.json", {**settings, "model_max_length": model_section.positions - 2})
         for file in RECORDS:
             shutil.copyfile(train_folder / file, folder / file)
-        proof = prove(folder, model, encoder, data_folder, train.recipe["data"])
-        write_atomic(folder / "README.md", model_card(publish, name, model_section, train, data, vocabulary, proof))
+        unigram = _unigram(train, data_folder, TokenIds.of(encoder)) if "validation_loss" in train.counts else None
+        draw_curve(train_folder, unigram, folder / "curve.png")
+        blanks = [Blank(text, None) for text in publish.examples]
+        blanks = blanks or held_out_blanks(Store(data_folder, "validation"), encoder)
+        proof = prove(folder, model, encoder, data_folder, train.recipe["data"], [blank.text for blank in blanks])
+        examples = [{**blank._asdict(), "guesses": proof.filled[blank.text]} for blank in blanks]
+        evaluations = read_metrics(train_folder / "evaluations.jsonl")
+        losses = (
+            {} if unigram is None else {"unigram_loss": unigram, "untrained_loss": evaluations[0]["validation_loss"]}
+        )
+        write_atomic(
+            folder / "README.md",
+            model_card(publish, name, model_section, train, data, vocabulary, losses, examples),
+        )
         files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
         outputs = [path for path in files if path.name not in (manifest.RECIPE, manifest.MANIFEST)]
         counts = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "bytes": sum(path.stat().st_size for path in outputs),
             **{key: value for key, value in train.counts.items() if key.startswith("validation_")},
+            **losses,
             **proof.counts(),
+            "examples": examples,
         }
         return stage.finish(outputs, counts)
+
+
+def _unigram(train: Manifest, data_folder: Path, vocabulary: TokenIds) -> float:
+    """On the masked tokens of the run's own evaluations."""
+    view = train.recipe["data"]
+    training, validation = (Blocks(data_folder, split, view["block_length"], view["format"]) for split in SPLITS)
+    limit = train.notes["run"]["evaluate_blocks"]
+    return unigram_loss(training, validation, limit, Masking(**train.recipe["masking"]), vocabulary)
 
 
 def _model(section: Model, vocabulary: TokenIds, weights: dict[str, torch.Tensor]) -> RobertaForMaskedLM:

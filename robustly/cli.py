@@ -10,13 +10,18 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustly import UserError, __version__, log
+from robustly import UserError, __version__, config, log
 from robustly.experiment import Experiment, load_experiment, pretraining, settle, train_stage
 from robustly.manifest import MANIFEST, Manifest, disk_full
+
+if TYPE_CHECKING:
+    from delta.config import DeltaPage
+    from pretrain.plan import Machine, Speed
+    from robustly.description import Description
 
 app = typer.Typer(
     name="robustly",
@@ -90,6 +95,24 @@ def publish_checkpoint(experiment: Experiment) -> Manifest:
     )
 
 
+def compared_delta(experiment: Experiment) -> "DeltaPage | None":
+    """The delta that the report tunes on the published model, with that model as its base; None without one."""
+    from delta.config import load_page
+
+    if (name := experiment.report.delta) is None:
+        return None
+    base = f"paths.published={json.dumps(str(experiment.folder('published')))}"
+    return load_page(config.find_page(name, experiment.origin, "report.delta"), [base])
+
+
+def compare_delta(experiment: Experiment) -> Manifest:
+    from publish.report import compare
+
+    page = compared_delta(experiment)
+    assert page
+    return compare(page, experiment.folder("published"), experiment.folder("report"))
+
+
 # ---------------------------------------------------------------------------------------------- commands
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML page of the experiment.")]
@@ -147,26 +170,42 @@ def report(folder: Path, manifest: Manifest, next_command: str | None, as_json: 
         log.print_json({"folder": str(folder), **asdict(manifest)})
 
 
+def summarize(experiment: Experiment, manifests: dict[str, Manifest]) -> None:
+    """The last words of a run: what the model is worth, where it is, and what to do with it."""
+    from publish.report import summary
+    from robustly.description import show_listing
+
+    published = experiment.folder("published")
+    for listing in summary(manifests["published"], manifests["report"].counts if "report" in manifests else None):
+        show_listing(listing)
+    log.say(f"\nthe curve: {published / 'curve.png'}")
+    log.say(f"the model: {published}, which plain transformers loads; its card: {published / 'README.md'}")
+    log.say(f"next: {shlex.join(['robustly', 'inspect', str(published)])}")
+    log.say("      docs/howto/: your own text, your own language, a delta on your own task")
+
+
 @app.command(name="run")
 def run_command(
     page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
 ) -> None:
-    """All stages in order: tokenizer, prepare, pretrain, publish. A finished stage is skipped."""
+    """All stages in order: tokenizer, prepare, pretrain, publish, report. A finished stage is skipped."""
     with user_errors():
         experiment = settle(load_experiment(page, overrides), new_run)
+        compared_delta(experiment)  # a fault of its page is said now, not after the training
         command = rank_command(page, overrides, experiment, new_run)
         steps: dict[str, Callable[[], Manifest]] = {
             "tokenizer": lambda: build_tokenizer(experiment),
             "data": lambda: prepare_data(experiment),
             "train": lambda: train(experiment, command),
             "published": lambda: publish_checkpoint(experiment),
+            **({"report": lambda: compare_delta(experiment)} if experiment.report.delta else {}),
         }
-        manifests = {}
+        manifests: dict[str, Manifest] = {}
         for name, step in steps.items():
             log.say(f"--- {name}")
             manifests[name] = step()
             report(experiment.folder(name), manifests[name], None, False)
-        log.say(f"done: {experiment.folder('published')} loads with plain transformers")
+        summarize(experiment, manifests)
         if as_json:
             log.print_json({name: asdict(manifest) for name, manifest in manifests.items()})
 
@@ -241,6 +280,211 @@ def publish_command(
     with user_errors():
         experiment = settle(load_experiment(page, overrides), new_run)
         report(experiment.folder("published"), publish_checkpoint(experiment), None, as_json)
+
+
+@app.command(name="evaluate")
+def evaluate_command(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Published folder, or a RoBERTa-like checkpoint on this machine.")
+    ],
+    more: Annotated[list[str] | None, typer.Argument(metavar="", hidden=True)] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILES", help="Files, folders or globs of .txt, .jsonl, .parquet; repeatable."),
+    ] = None,
+    minimal_pairs: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="JSON lines with sentence_good and sentence_bad; repeatable."),
+    ] = None,
+    block_length: Annotated[
+        int | None, typer.Option(help="Tokens per block of text; default: the model's longest input, 512 at most.")
+    ] = None,
+    mask_rate: Annotated[float, typer.Option(help="Share of the tokens that are targets.")] = 0.15,
+    batch_size: Annotated[int, typer.Option(min=1, help="Blocks at a time; changes nothing but speed.")] = 32,
+    documents: Annotated[
+        str, typer.Option(help="What a document is in .txt: blank_line, file or line.")
+    ] = "blank_line",
+    text_key: Annotated[str, typer.Option(help="Key (.jsonl) or column (.parquet) that holds the text.")] = "text",
+    max_bad_lines: Annotated[int, typer.Option(min=0, help="Broken rows that are skipped before it is an error.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON object on stdout.")] = False,
+) -> None:
+    """Masked-LM loss of a model on any text, and its accuracy on minimal pairs.
+
+    Text is cut into blocks, <s> first and </s> last, never across documents. 15% of the tokens (--mask-rate) are
+    targets: 80% of them shown as <mask>, 10% as a random token, 10% as they are; <s> and </s> never are. The masks are
+    the same every time and depend on nothing but a block's place in its file. Bits per byte compare models with
+    different tokenizers; loss and perplexity do not.
+
+    Minimal pairs are scored by pseudo-log-likelihood (Salazar et al. 2020); a tie counts half.
+    """
+    with user_errors():
+        if more and text and minimal_pairs:
+            raise UserError(f"{more[0]}: of which option? Repeat --text or --minimal-pairs before each file")
+        if more and not (text or minimal_pairs):
+            raise UserError(f"{more[0]}: expected an option before it: --text FILES or --minimal-pairs FILE")
+        if not (text or minimal_pairs):
+            raise UserError("nothing to evaluate on: expected --text FILES, --minimal-pairs FILE, or both")
+        from publish.evaluate import evaluate_folder
+
+        # a shell that expands a glob gives the option its first file and leaves the others bare
+        texts = [*(text or []), *(more if more and text else [])]
+        pairs = [*(minimal_pairs or []), *(map(Path, more) if more and minimal_pairs else [])]
+        found = evaluate_folder(
+            folder, texts, pairs, block_length, mask_rate, batch_size, documents, text_key, max_bad_lines
+        )
+        if as_json:
+            log.print_json(found)
+
+
+@app.command(name="delta")
+def delta_command(
+    page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
+) -> None:
+    """Attach a delta (LoRA) to a published folder, train and score it on a task, and save it."""
+    from delta.config import load_page
+
+    with user_errors():
+        named = [f"name={json.dumps(new_run)}"] if new_run else []
+        settled = load_page(page, [*(overrides or []), *named])
+        from delta.stage import make_delta
+
+        folder = settled.folder("delta")
+        report(folder, make_delta(settled), shlex.join(["robustly", "inspect", str(folder)]), as_json)
+
+
+@app.command(name="inspect")
+def inspect_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A stage's folder, a run, or a checkpoint.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one JSON object on stdout.")] = False,
+) -> None:
+    """What a folder holds, in words, figures and examples: tokenizer, data, train, published, report, delta, a whole
+    run, or a Hugging Face checkpoint."""
+    from robustly import description
+
+    with user_errors():
+        found = describe(folder, description.kind(folder))
+        if as_json:
+            log.print_json(found.json())
+        else:
+            description.show(found)
+
+
+def describe(folder: Path, kind: str) -> "Description":
+    """Each package describes its own folder; only that one is imported."""
+    from robustly import description
+
+    match kind:
+        case "tokenizer":
+            from tokenizer.description import describe
+        case "data":
+            from data_prep.description import describe
+        case "train":
+            from pretrain.description import describe
+        case "delta":
+            from delta.description import describe
+        case "published" | "checkpoint":
+            from publish.description import describe
+        case "report":
+            from publish.description import describe_report as describe
+        case _:
+            describe = description.describe_run
+    return describe(folder)
+
+
+@app.command(name="plan")
+def plan_command(
+    page: ConfigArgument,
+    overrides: Overrides = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Ranks in all; default: run.ranks.")] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.1, metavar="GB", help="Memory of one GPU; default: this machine's.")
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=0.001, metavar="N", help="Speed of all ranks together.")
+    ] = None,
+    tflops: Annotated[
+        float | None, typer.Option(min=0.001, metavar="N", help="Operations a rank reaches, 10^12 per second.")
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure this machine's speed: some 20 seconds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON object on stdout.")] = False,
+) -> None:
+    """What a page will take, before anything runs: parameters, epochs, memory of a rank, time, disk."""
+    from pretrain.plan import plan, show
+
+    with user_errors():
+        experiment = load_experiment(page, overrides)
+        settings = pretraining(experiment)
+        total = ranks or experiment.run.ranks
+        machine = _machine(experiment, total, memory)
+        speed = _speed(experiment, total, tokens_per_second, tflops, measure)
+        found = plan(
+            settings, experiment.corpus, experiment.tokenizer, experiment.origin.parent, total, machine, speed
+        )
+        show(found)
+        if as_json:
+            log.print_json(asdict(found))
+
+
+def _machine(experiment: Experiment, ranks: int, gigabytes: float | None) -> "Machine":
+    """What a rank runs on: the GPU whose memory is given, this machine's, or, for fp32 without one, its CPU."""
+    from launch import doctor
+    from pretrain.plan import Machine
+
+    if gigabytes is not None:
+        return Machine("cuda", round(gigabytes * 1e9), "--memory")
+    if here := doctor.gpus():
+        least = min(here, key=lambda gpu: gpu.memory)
+        return Machine("cuda", least.memory, f"this machine's {least.name}")
+    if experiment.run.precision == "bf16":
+        return Machine("cuda", None, "no GPU on this machine: say --memory GB")
+    available = doctor.available_memory()
+    if available is None:
+        return Machine("cpu", None, "this machine does not say: give --memory GB for a GPU")
+    return Machine("cpu", available // ranks, f"this machine's free RAM / {ranks} {'rank' if ranks == 1 else 'ranks'}")
+
+
+def _speed(
+    experiment: Experiment, ranks: int, tokens_per_second: float | None, tflops: float | None, measured: bool
+) -> "Speed | None":
+    """The speed that was given or is to be measured. Raises UserError for more than one of them."""
+    from pretrain import budget, plan
+
+    if (tokens_per_second is not None) + (tflops is not None) + measured > 1:
+        raise UserError("--tokens-per-second, --tflops, --measure: give one of them")
+    if tokens_per_second is not None:
+        return plan.Speed(tokens_per_second, "--tokens-per-second")
+    vocabulary = experiment.tokenizer.vocab_size
+    if tflops is not None:
+        per_token = budget.flops_per_token(
+            experiment.model, vocabulary, experiment.data.block_length, experiment.masking.probability
+        )
+        return plan.speed_at(tflops, ranks, per_token, f"--tflops {tflops:g}, {ranks} ranks")
+    if not measured:
+        return None
+    from launch.environment import Rank, cores, export
+    from launch.local import free_port
+
+    log.say("measuring one rank's speed on this machine ...")
+    export(Rank(0, 0, 1, 1, "127.0.0.1", free_port()))
+    from pretrain.speed import measure
+
+    return measure(pretraining(experiment), vocabulary, ranks, cores())
+
+
+@app.command(name="doctor")
+def doctor_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object on stdout.")] = False,
+) -> None:
+    """What this machine has and lacks for training, each line with what to do. Exit code 1: not even tiny can run."""
+    from launch import doctor
+
+    with user_errors():
+        report = doctor.examine()
+        doctor.show(report)
+        if as_json:
+            log.print_json(asdict(report))
+        if not report.able:
+            raise typer.Exit(1)
 
 
 @app.command(name="launch")

@@ -53,6 +53,7 @@ class Paths(Section):
     data: Path | None = None
     train: Path | None = None
     published: Path | None = None
+    report: Path | None = None
     delta: Path | None = None
     """Folder of one delta; default: `deltas/<name>` in the root."""
 
@@ -198,11 +199,19 @@ def read_page(page: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{page}: expected a mapping of sections, found {type(raw).__name__}")
     if (base := raw.pop("base", None)) is None:
         return raw
-    candidates = [*find(str(base), page.parent), SHIPPED_PAGES / str(base)]
-    found = next((c for c in candidates if c.is_file()), None)
+    return merge(read_page(find_page(str(base), page, "base"), (*seen, page)), raw)
+
+
+def find_page(name: str, page: Path, key: str) -> Path:
+    """A page that another one names under `key`: beside it, in the working directory, or a shipped one.
+
+    Raises UserError where there is none.
+    """
+    candidates = [*find(name, page.parent), SHIPPED_PAGES / name]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
-        raise UserError(f"{page}: base: {base} not found; looked at " + ", ".join(map(str, candidates)))
-    return merge(read_page(found, (*seen, page)), raw)
+        raise UserError(f"{page}: {key}: {name} not found; looked at " + ", ".join(map(str, candidates)))
+    return found
 
 
 def merge(start: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from data_prep.config import Data
 from pretrain.config import Masking, Model, Optim, Run, Schedule
-from publish.config import Publish
+from publish.config import Publish, Report
 from robustly import UserError, config
 from robustly.config import Page
 from robustly.manifest import Stage
@@ -37,6 +37,7 @@ class Experiment(Page):
     schedule: Schedule
     run: Run = Run()
     publish: Publish = Publish()
+    report: Report = Report()
 
     @property
     def workers(self) -> int:

@@ -44,6 +44,7 @@ model: {{layers: 2, hidden: 32, heads: 2, feed_forward: 64, positions: 66, dropo
 optim: {{batch_size: 24, peak_lr: 2e-3}}
 schedule: {{updates: 30, warmup: 3}}
 run: {{micro_batch: 4, log_every: 1, evaluate_every: 15, evaluate_blocks: 16, checkpoint_every: 3, workers: 1}}
+report: {{delta: null}}
 """,
         encoding="utf-8",
     )

@@ -1,0 +1,223 @@
+"""What a model costs: parameters, floating-point operations, memory of a rank, bytes on disk. Plain arithmetic.
+
+Nothing here runs or imports torch; docs/budget.md compares each formula with what was measured. Symbols: V entries of
+the vocabulary, H hidden units, F units of the feed-forward, A heads, L tokens of a block, N blocks of a micro-batch,
+M masked tokens of it, P parameters, R ranks.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pretrain.config import Model, Run
+
+Device = Literal["cuda", "cpu"]
+
+DTYPE_BYTES = {"fp32": 4, "bf16": 2}
+REDUCE_BUCKET = 500_000_000
+"""Elements of the buffer in which DeepSpeed gathers gradients (its zero/config.py), unless `run.deepspeed` says other."""
+OVERHEAD: dict[Device, int] = {"cuda": 1_500_000_000, "cpu": 600_000_000}
+"""Bytes of a rank that is not yet training. GPU: CUDA's context, NCCL's and cuBLAS's buffers: an assumption, 0.5 to 1.5
+GB are usual. CPU: the interpreter with torch and DeepSpeed, measured 0.5 GB."""
+FRAGMENTATION = 1.1
+"""Bytes that torch's caching allocator holds on a GPU for one that is used by activations: an assumption."""
+TOKENIZER_BYTES = 100
+"""Bytes of the tokenizer's files for an entry of the vocabulary: 93 in runs/tiny/published."""
+
+
+# ---------------------------------------------------------------------------------------------- parameters
+
+
+def embedding_parameters(model: Model, vocabulary: int) -> int:
+    """Weights of the three embedding tables; the first is the head's output matrix too (tied)."""
+    return (vocabulary + model.positions + model.token_types) * model.hidden
+
+
+def parameters(model: Model, vocabulary: int) -> int:
+    """Weights of transformers' RobertaForMaskedLM, tied head included: 124,697,433 for RoBERTa-base."""
+    h, f = model.hidden, model.feed_forward
+    layer_norm = 2 * h
+    attention = 4 * (h * h + h)  # queries, keys, values, output
+    feed_forward = (h * f + f) + (f * h + h)
+    head = (h * h + h) + layer_norm + vocabulary  # dense, LayerNorm, bias of the tied output matrix
+    layers = model.layers * (attention + feed_forward + 2 * layer_norm)
+    return embedding_parameters(model, vocabulary) + layer_norm + layers + head
+
+
+# ---------------------------------------------------------------------------------------------- operations
+
+
+def flops_per_token(model: Model, vocabulary: int, block_length: int, masked: float) -> float:
+    """Floating-point operations of one position of a full block, forward and backward: its matrix products.
+
+    A product of (m x k) by (k x n) is 2 m k n operations, and its backward pass is two products of that size (Kaplan et
+    al. 2020, section 2.1). Attention's scores and their use are counted whole, since an encoder looks both ways. The
+    head counts for the share `masked` of positions, as the objective runs it. Not counted: elementwise work, and the
+    scores that a fused attention kernel computes anew in its backward pass; so it is what the model needs, the
+    numerator of "model FLOPs utilization" (Chowdhery et al. 2022, appendix B).
+    """
+    h, f = model.hidden, model.feed_forward
+    matrices = 2 * (4 * h * h + 2 * h * f)
+    attention = 2 * 2 * block_length * h  # scores, and their sum over values
+    head = 2 * (h * h + h * vocabulary)
+    return 3 * (model.layers * (matrices + attention) + masked * head)
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank. `peak` is not their plain sum: activations are gone when the update's end needs its own."""
+
+    weights: int
+    """What the forward pass reads."""
+    optimizer: int
+    """The rank's share of both moments and, under ZeRO, of fp32 weights."""
+    gradients: int
+    """As they add up over the micro-batches."""
+    bucket: int
+    """DeepSpeed's buffer for gradients on their way, held from the first gradient of a backward pass on."""
+    activations: int
+    """What autograd keeps of a micro-batch from the forward pass to the backward pass."""
+    logits: int
+    """Scores of the masked positions in fp32: log-probabilities, their gradient, and that of the scores."""
+    update: int
+    """At the end of an update, when activations and logits are gone: gradients of the tied embeddings, flat copies."""
+    overhead: int
+
+    @property
+    def peak(self) -> int:
+        held = self.weights + self.optimizer + self.gradients + self.bucket + self.overhead
+        return held + max(self.activations + self.logits, self.update)
+
+
+def activation_bytes(
+    model: Model, blocks: int, block_length: int, masked: float, precision: str, device: Device, padded: bool
+) -> int:
+    """Bytes that autograd keeps of N blocks between the forward and the backward pass, without the logits.
+
+    A layer keeps 8 H + 2 F numbers of a token: its input, queries, keys, values, what attention gives, the sums
+    before both LayerNorms, what the first gives, and the feed-forward before and after GELU. With F = 4 H and dropout
+    on a GPU this is the 34 H bytes of Korthikanti et al. 2022, section 4.1, less the L x L scores, which torch's fused
+    attention does not keep. On CPU it has no kernel with dropout: there attention dropout costs three (A x L x L)
+    tensors of a layer. `padded`: a mask of (L x L) is kept for each layer and block.
+    """
+    size = DTYPE_BYTES[precision]
+    h, f, heads, tokens = model.hidden, model.feed_forward, model.heads, blocks * block_length
+    mask_bytes = 1 if device == "cuda" else size  # of dropout: torch keeps booleans on a GPU, factors on CPU
+    dropout = mask_bytes * h if model.dropout else 0
+    layer = (8 * h + 2 * f) * size + 2 * dropout + 16  # 16: mean and deviation of two LayerNorms
+    if device == "cpu" and model.attention_dropout:
+        layer += 3 * heads * block_length * 4
+    else:
+        layer += 4 * heads + (size * block_length if padded else 0)
+    embeddings = h * size + dropout + 8 + 3 * 8  # one LayerNorm; ids of tokens, positions and types
+    head = 4 * h * size
+    return round(tokens * (model.layers * layer + embeddings + masked * head))
+
+
+def memory(
+    model: Model,
+    vocabulary: int,
+    run: Run,
+    ranks: int,
+    block_length: int,
+    masked: float,
+    device: Device,
+    micro_batch: int | None = None,
+    padded: bool = True,
+) -> Memory:
+    """Bytes of a rank at its peak, as the engine has DeepSpeed 0.19.8 hold them.
+
+    Bytes of a parameter, R ranks (measured; tests/unit/pretrain/test_pretrain_budget.py):
+
+        stage 0 fp32   weights 4, moments 8,             gradients 4,        flat copy of them 4
+        stage 1 fp32   weights 4, fp32 copy and moments 12/R, gradients 4,        bucket
+        stage 2 fp32   weights 4, fp32 copy and moments 12/R, gradients 4 + 4/R,  bucket
+        stage 1 bf16   weights 2, fp32 copy and moments 12/R, gradients 4 + 2,    no bucket
+        stage 2 bf16   weights 2, fp32 copy and moments 12/R, gradients 2 + 4/R,  bucket and its fp32 copy
+
+    `micro_batch`: blocks; default: the page's. What `run.deepspeed` changes is not followed, but for the bucket's size.
+    """
+    count = parameters(model, vocabulary)
+    size = DTYPE_BYTES[run.precision]
+    blocks = micro_batch or run.micro_batch
+    share = math.ceil(count / ranks)
+    sharded = run.zero_stage > 0
+    plain = run.precision == "fp32"
+    if run.zero_stage == 0:
+        gradients = 4 * count
+    elif plain:
+        gradients = 4 * count + (4 * share if run.zero_stage == 2 else 0)
+    else:
+        gradients = 2 * count + (4 * share if run.zero_stage == 2 else 4 * count)
+    # the tied matrix gets a gradient as output and another as input, and they are added
+    tied = 3 * size * vocabulary * model.hidden
+    flat_copy = 4 * count if run.zero_stage == 0 else 4 * share if plain else size * count
+    masked_tokens = blocks * block_length * masked
+    on_gpu = device == "cuda"
+    return Memory(
+        weights=size * count,
+        optimizer=12 * share if sharded else 8 * count,
+        gradients=gradients,
+        bucket=_bucket(run, count, on_gpu),
+        activations=round(
+            activation_bytes(model, blocks, block_length, masked, run.precision, device, padded)
+            * (FRAGMENTATION if on_gpu else 1)
+        ),
+        logits=round(masked_tokens * vocabulary * 12),
+        update=max(tied, flat_copy),
+        overhead=OVERHEAD[device],
+    )
+
+
+def _bucket(run: Run, count: int, on_gpu: bool) -> int:
+    """Only BF16_Optimizer (stage 1, bf16) and stage 0 have none. A GPU gives the whole buffer; a CPU the pages that are
+    written."""
+    if run.zero_stage == 0 or (run.zero_stage, run.precision) == (1, "bf16"):
+        return 0
+    zero: Any = run.deepspeed.get("zero_optimization")
+    elements = int(zero.get("reduce_bucket_size", REDUCE_BUCKET)) if isinstance(zero, dict) else REDUCE_BUCKET
+    used = min(elements, count)
+    fp32_copy = 4 * used if run.precision == "bf16" else 0  # reduced in fp32
+    return DTYPE_BYTES[run.precision] * (elements if on_gpu else used) + fp32_copy
+
+
+def largest_micro_batch(
+    model: Model, vocabulary: int, run: Run, ranks: int, block_length: int, masked: float, device: Device, limit: int
+) -> int:
+    """The most blocks of a micro-batch whose peak is at most `limit` bytes; 0 if not even one fits."""
+
+    def fits(blocks: int) -> bool:
+        return memory(model, vocabulary, run, ranks, block_length, masked, device, blocks).peak <= limit
+
+    if not fits(1):
+        return 0
+    above = 2
+    while fits(above) and above < 2**20:
+        above *= 2
+    below = above // 2
+    while above - below > 1:
+        middle = (above + below) // 2
+        below, above = (middle, above) if fits(middle) else (below, middle)
+    return below
+
+
+# ---------------------------------------------------------------------------------------------- disk
+
+
+def checkpoint_bytes(count: int) -> int:
+    """fp32 weights and both moments (checkpoint.py)."""
+    return 12 * count
+
+
+def published_bytes(count: int, vocabulary: int) -> int:
+    """fp32 weights and the tokenizer's files."""
+    return 4 * count + TOKENIZER_BYTES * vocabulary
+
+
+def store_bytes(tokens: float, units: float, documents: float, vocabulary: int) -> float:
+    """The token store: ids in 2 bytes, 4 above 65,536 entries; 4 for the end of a unit, 4 and about 1 for the white
+    space before it, 12 for a document."""
+    return (2 if vocabulary <= 2**16 else 4) * tokens + 9 * units + 12 * documents

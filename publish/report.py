@@ -1,0 +1,125 @@
+"""Is the model worth its training? What a run's last words and its `report/` folder say.
+
+Held-out loss beside guessing by frequency and beside the untrained model, on the same masked tokens; examples; and,
+where the page names a delta, the accuracy of that delta on the published model and on an untrained one of the same
+configuration, with the same examples, budget and seeds.
+"""
+
+import math
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from delta.base import Base
+from delta.config import DeltaPage
+from delta.stage import recipe
+from delta.task import read_task
+from delta.tuning import Score, score
+from robustly import log, manifest
+from robustly.description import Listing
+from robustly.manifest import Manifest, Stage, write_atomic
+
+README = "README.md"
+CURVE = "curve.png"
+
+
+def compare(page: DeltaPage, published_folder: Path, folder: Path) -> Manifest:
+    """Tune the page's delta on the published model and on an untrained one, and write the report of both.
+
+    Raises UserError if the model is not published, the task's files are at fault, or `folder` holds another report.
+    """
+    published = manifest.require(published_folder, "published", "robustly publish CONFIG")
+    data = read_task(page.task, page.origin.parent)
+    stage = Stage(folder, "report", {"delta": recipe(page, data)}, {"published": published.hash})
+    if finished := stage.finished():
+        return finished
+    with stage.begin():
+        base = Base.load(published_folder)
+        log.say(f"{page.name} on {published_folder} and on an untrained model: {page.seeds} seeds each")
+        ours = score(base, page, data)
+        untrained = score(base.untrained(page.seed), page, data)
+        counts = {
+            "task": page.name,
+            "training_examples": page.task.examples or len(data.train),
+            "test_examples": len(data.test),
+            "seeds": page.seeds,
+            "chance_accuracy": data.majority,
+            **_figures(ours, untrained),
+        }
+        shutil.copyfile(published_folder / CURVE, folder / CURVE)
+        write_atomic(folder / README, _markdown(summary(published, counts)))
+        return stage.finish([folder / README, folder / CURVE], counts)
+
+
+def _figures(ours: Sequence[Score], untrained: Sequence[Score]) -> dict[str, Any]:
+    """Accuracies per seed, mean and sample deviation; their paired difference with its standard error."""
+    accuracies = {"ours": [s.accuracy for s in ours], "untrained": [s.accuracy for s in untrained]}
+    gains = [a - b for a, b in zip(*accuracies.values(), strict=True)]
+    several = len(gains) > 1
+    return {
+        **{f"{who}_accuracies": each for who, each in accuracies.items()},
+        **{f"{who}_accuracy": statistics.fmean(each) for who, each in accuracies.items()},
+        **{f"{who}_deviation": statistics.stdev(each) if several else None for who, each in accuracies.items()},
+        "gain": statistics.fmean(gains),
+        "gain_standard_error": statistics.stdev(gains) / math.sqrt(len(gains)) if several else None,
+    }
+
+
+def summary(published: Manifest, compared: Mapping[str, Any] | None) -> list[Listing]:
+    """The tables that a run ends with, from the records of its published folder and, where made, its report."""
+    counts = published.counts
+    listings = []
+    if "unigram_loss" in counts:
+        losses = {
+            "this model": counts["validation_loss"],
+            "guessing by frequency": counts["unigram_loss"],
+            "untrained": counts["untrained_loss"],
+        }
+        rows = [
+            {
+                "held-out text": who,
+                "nats": f"{x:.3f}",
+                "bits": f"{x / math.log(2):.3f}",
+                "perplexity": f"{math.exp(x):,.0f}",
+            }
+            for who, x in losses.items()
+        ]
+        listings.append(Listing(f"Loss on the same {counts['validation_masked_tokens']:,} masked tokens", rows))
+    blanks = [
+        {
+            "text": example["text"],
+            "guesses": " · ".join(guess.strip() for guess in example["guesses"]),
+            **({"was": example["answer"]} if example["answer"] else {}),
+        }
+        for example in counts["examples"]
+    ]
+    listings.append(Listing("Fill in the blank", blanks))
+    if compared:
+        rows = [
+            {"base": who, "accuracy": _accuracy(compared[f"{key}_accuracy"], compared[f"{key}_deviation"])}
+            for who, key in (("this model", "ours"), ("untrained", "untrained"))
+        ]
+        rows.append({"base": "gain", "accuracy": _accuracy(compared["gain"], compared["gain_standard_error"])})
+        title = (
+            f"{compared['task']}: {compared['training_examples']} training examples, "
+            f"{compared['test_examples']} test texts, {compared['seeds']} seeds: mean ± deviation (gain: ± standard "
+            f"error); chance {compared['chance_accuracy']:.1%}"
+        )
+        listings.append(Listing(title, rows))
+    return listings
+
+
+def _accuracy(mean: float, spread: float | None) -> str:
+    return f"{mean:.1%}" + (f" ± {spread:.1%}" if spread is not None else "")
+
+
+def _markdown(listings: Sequence[Listing]) -> str:
+    lines = ["# Report", "", "![loss over the updates](curve.png)"]
+    for listing in listings:
+        lines += ["", f"## {listing.title}", ""]
+        names = list(listing.rows[0]) if listing.rows else []
+        lines += [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
+        lines += [f"| {' | '.join(str(cell) for cell in row.values())} |" for row in listing.rows]
+    return "\n".join(lines) + "\n"

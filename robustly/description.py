@@ -1,0 +1,224 @@
+"""What a folder holds, in words, figures and examples: each package describes its own, and this is the form.
+
+`kind` tells whose a folder is; `tokenizer.description.describe` and its like look inside. A whole run is described
+here, because its stages' manifests say all that is shown.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from robustly import UserError, log, manifest
+from robustly.manifest import MANIFEST, RECIPE, Manifest
+
+COMMANDS = {
+    "tokenizer": "robustly tokenizer CONFIG",
+    "data": "robustly prepare CONFIG",
+    "train": "robustly pretrain CONFIG",
+    "published": "robustly publish CONFIG",
+    "report": "robustly run CONFIG",
+    "delta": "robustly delta CONFIG",
+}
+"""Kind of a stage's folder -> the command that makes it."""
+RUN_STAGES = ("tokenizer", "data", "train", "published")  # folders of a run, in the order in which they are made
+RUN = "run"
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Examples of one sort, a row each; the rows have the same keys."""
+
+    title: str
+    rows: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Description:
+    """A folder for people and programs."""
+
+    folder: Path
+    kind: str
+    """A key of COMMANDS, RUN or CHECKPOINT."""
+    summary: str
+    """In a sentence or two."""
+    figures: Mapping[str, Any]
+    """Name -> a number or a short text."""
+    examples: Sequence[Listing] = ()
+    notes: Sequence[str] = field(default=())
+    """What could not be shown, and why; what to do next."""
+
+    def json(self) -> dict[str, Any]:
+        """The same facts as one JSON object; `examples` is keyed by the listings' titles."""
+        return {
+            "folder": str(self.folder),
+            "kind": self.kind,
+            "summary": self.summary,
+            "figures": dict(self.figures),
+            "examples": {listing.title: [dict(row) for row in listing.rows] for listing in self.examples},
+            "notes": list(self.notes),
+        }
+
+
+def show(description: Description) -> None:
+    """Print a description; on a narrow terminal, cells fold."""
+    _print(Text(f"{description.kind}: {description.folder}\n{description.summary}"))
+    figures = Table(show_header=False, box=None, pad_edge=False)
+    figures.add_column(style="dim", overflow="fold")
+    figures.add_column(overflow="fold")
+    for name, value in description.figures.items():
+        figures.add_row(Text(name.replace("_", " ")), _cell(value))
+    _print(figures)
+    for listing in description.examples:
+        show_listing(listing)
+    for note in description.notes:
+        _print(Text(f"\n{note}"))
+
+
+def show_listing(listing: Listing) -> None:
+    """Print the rows of a listing below each other; nothing where there are none."""
+    if not listing.rows:
+        return
+    grid = Table(box=None, pad_edge=False, header_style="dim")
+    for name, value in listing.rows[0].items():
+        number = isinstance(value, int | float)
+        widest = max(len(_cell(row[name])) for row in listing.rows)
+        header = name.replace("_", " ")
+        grid.add_column(
+            Text(header),
+            justify="right" if number else "left",
+            overflow="fold",
+            # a number that is folded is a number misread
+            min_width=max(widest if number else min(widest, 10), *map(len, header.split())),
+        )
+    for row in listing.rows:
+        grid.add_row(*map(_cell, row.values()))
+    _print(Text(f"\n{listing.title}"))
+    _print(grid)
+
+
+def _cell(value: Any) -> Text:
+    """Text, not a string: rich would read [brackets] in a string as its own markup."""
+    return Text("-" if value is None else log.show(value), overflow="fold")
+
+
+def _print(what: Text | Table) -> None:
+    log.console.print(what, soft_wrap=False)
+
+
+# ------------------------------------------------------------------------------------------------------ folders
+
+
+def kind(folder: Path) -> str:
+    """What a folder is: a key of COMMANDS, RUN or CHECKPOINT.
+
+    Raises UserError if it is not there, or if nothing in it is known: the message lists what was found.
+    """
+    if not folder.is_dir():
+        what = "a file, not a folder" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {what}; expected a folder that robustly made, or a Hugging Face checkpoint")
+    if (stage := stage_of(folder)) in COMMANDS:
+        return stage
+    if any(stage_of(folder / name) for name in RUN_STAGES):
+        return RUN
+    if (folder / "config.json").is_file():
+        return CHECKPOINT
+    found = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    shown = ", ".join(found[:12]) + (f" and {len(found) - 12:,} more" if len(found) > 12 else "")
+    raise UserError(
+        f"{folder}: not a kind of folder that is known here. It holds {shown or 'nothing'}. Known are the folders of "
+        f"stages ({', '.join(COMMANDS)}), of a whole run (runs/NAME), and Hugging Face checkpoints (config.json)"
+    )
+
+
+def stage_of(folder: Path) -> str | None:
+    """The stage whose folder this is, finished or begun; None if it is no stage's."""
+    if begun := recipe(folder):
+        return str(begun["stage"])
+    # The first two stages work in `work/` before they begin, so that a faulty corpus leaves no recipe behind.
+    return folder.name if folder.name in COMMANDS and (folder / "work").is_dir() else None
+
+
+def recipe(folder: Path) -> dict[str, Any] | None:
+    """What a stage's folder was begun for: `stage`, `hash`, `recipe`, `inputs`; None if none was.
+
+    Raises UserError if its manifest or recipe cannot be read.
+    """
+    if finished := manifest.read(folder):
+        return {name: getattr(finished, name) for name in ("stage", "hash", "recipe", "inputs")}
+    path = folder / RECIPE
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: unreadable ({error}); delete {folder} to begin anew") from None
+    if not isinstance(begun, dict) or not {"stage", "hash", "recipe", "inputs"} <= begun.keys():
+        raise UserError(f"{path}: not a recipe of this program; delete {folder} to begin anew")
+    return begun
+
+
+def unfinished(folder: Path, stage: str) -> Description:
+    """A stage's folder that holds no manifest yet."""
+    begun = recipe(folder)
+    return Description(
+        folder,
+        stage,
+        f"The {stage} stage, begun and not finished: there is no {MANIFEST} yet.",
+        {**({"recipe": begun["hash"][:16]} if begun else {}), "bytes_on_disk": disk_bytes(folder)},
+        notes=[f"next: {COMMANDS[stage]}, with the page that began it, goes on"],
+    )
+
+
+def provenance(finished: Manifest) -> dict[str, Any]:
+    """Where a finished folder comes from, in figures."""
+    return {
+        "recipe": finished.hash[:16],
+        "made_by": f"robustly {finished.version}" + (f", commit {finished.commit[:12]}" if finished.commit else ""),
+        "finished": finished.finished,
+        "seconds": finished.seconds,
+    }
+
+
+def disk_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def describe_run(folder: Path) -> Description:
+    """A whole run: its stages, finished or begun, and the next command.
+
+    Raises UserError if a manifest cannot be read.
+    """
+    places = [folder / stage for stage in RUN_STAGES]
+    places += [path for path in (folder / "report", *sorted(folder.glob("deltas/*"))) if stage_of(path)]
+    stages = []
+    following = f"robustly evaluate {folder / 'published'} --text FILES"
+    for place in reversed(places):  # the first that is not finished has the last word
+        finished = manifest.read(place)
+        state = "finished" if finished else "begun" if stage_of(place) else "not begun"
+        if not finished:
+            following = COMMANDS[stage_of(place) or place.name]
+        stages.append(
+            {
+                "folder": place.relative_to(folder).as_posix(),
+                "state": state,
+                "bytes_on_disk": disk_bytes(place),
+                "finished": finished.finished if finished else None,
+            }
+        )
+    stages.reverse()
+    done = sum(stage["state"] == "finished" for stage in stages)
+    return Description(
+        folder,
+        RUN,
+        f"A run: {done} of {len(stages)} stages finished.",
+        {"bytes_on_disk": disk_bytes(folder)},
+        [Listing("stages", stages)],
+        [f"next: {following}"],
+    )

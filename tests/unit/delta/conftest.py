@@ -1,0 +1,99 @@
+"""A small base as transformers saves it, a task that can be learnt, and a page: 2 layers, 32 hidden units."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import RobertaConfig, RobertaForMaskedLM
+
+from delta.base import Base
+from delta.config import DeltaPage, load_page
+from delta.task import TaskData, read_task
+from pretrain.objective import new_model
+from tokenizer.vocabulary import lay_out, save
+
+WORDS = {
+    "fruit": ["apple", "pear", "plum", "cherry"],
+    "tool": ["hammer", "saw", "drill", "chisel"],
+    "bird": ["heron", "finch", "crow", "owl"],
+}
+PAGE = {
+    "schema": 1,
+    "name": "words",
+    "seed": 3,
+    "seeds": 2,
+    "task": {
+        "train": "train.jsonl", "test": "test.jsonl", "text": "text", "label": "label", "examples": 60,
+        "max_length": 40,
+    },
+    "method": {"name": "lora", "rank": 4, "alpha": 8, "dropout": 0.1, "targets": ["query", "value"]},
+    "optim": {
+        "batch_size": 8, "peak_lr": 1e-2, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01, "decay": "all",
+        "clip_norm": 1.0,
+    },
+    "schedule": {"updates": 60, "warmup": 4, "decay": "linear"},
+}  # fmt: skip
+
+
+def small_model(seed: int) -> RobertaForMaskedLM:
+    """Vocabulary: 4 special tokens, 256 bytes, <mask>."""
+    config = RobertaConfig(
+        vocab_size=261, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=42, type_vocab_size=1, layer_norm_eps=1e-5, initializer_range=0.1,
+    )  # fmt: skip
+    return new_model(config, seed)
+
+
+def write_base(folder: Path, seed: int) -> Path:
+    small_model(seed).save_pretrained(folder)
+    save(lay_out([]), folder)
+    return folder
+
+
+def write_task(folder: Path) -> None:
+    """The label is the kind of the one word that stands amid the same others."""
+    draw = random.Random(0)
+    for name, lines in (("train", 150), ("test", 90)):
+        rows = []
+        for number in range(lines):
+            label = list(WORDS)[number % 3]
+            text = f"{name} {number}: the {draw.choice(WORDS[label])}" + " is here" * draw.randrange(2)
+            rows.append(json.dumps({"text": text, "label": label}))
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with base/, other/ (same shape, other weights), the task's files and page.yaml. Left as it is by tests."""
+    folder = tmp_path_factory.mktemp("place")
+    torch.set_num_threads(1)
+    write_base(folder / "base", seed=1)
+    write_base(folder / "other", seed=2)
+    write_task(folder)
+    (folder / "page.yaml").write_text(yaml.safe_dump(PAGE))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(place: Path) -> Base:
+    return Base.load(place / "base")
+
+
+@pytest.fixture
+def make_page(place: Path, tmp_path: Path) -> Callable[..., DeltaPage]:
+    """Makes the page with changes; its delta goes into the test's own folder."""
+
+    def make(*changes: str) -> DeltaPage:
+        places = [f"paths.published={place / 'base'}", f"paths.root={tmp_path}"]
+        return load_page(place / "page.yaml", [*places, *changes])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def data(place: Path) -> TaskData:
+    return read_task(load_page(place / "page.yaml").task, place)

@@ -1,0 +1,116 @@
+"""The base: what may be one, its fingerprint, and the classifiers made from it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import RobertaModel
+
+from delta.base import Base
+from robustly import UserError
+
+LABELS = ("a", "b")
+
+
+def test_the_fingerprint_is_of_the_encoders_weights(place: Path, base: Base, tmp_path: Path) -> None:
+    """The same without the language-modeling head and in several files; another for one changed bit."""
+    model = RobertaModel.from_pretrained(place / "base", add_pooling_layer=False)
+    sharded = shutil.copytree(place / "base", tmp_path / "sharded")
+    (sharded / "model.safetensors").unlink()
+    model.save_pretrained(sharded, max_shard_size="20kB")
+    assert len(list(sharded.glob("*.safetensors"))) > 1
+    assert Base.load(sharded).fingerprint == base.fingerprint
+    changed = Base(base.name, model, base.tokenizer)
+    assert changed.fingerprint == base.fingerprint
+    del changed.__dict__["fingerprint"]
+    with torch.no_grad():
+        bias = model.encoder.layer[1].output.LayerNorm.bias
+        bias[3] = torch.nextafter(bias[3], torch.tensor(1.0))
+    assert changed.fingerprint != base.fingerprint
+    assert Base.load(place / "other").fingerprint != base.fingerprint
+
+
+def test_the_longest_input_is_what_the_positions_hold(base: Base) -> None:
+    assert base.longest_input == 40
+    classifier = base.classifier(LABELS, seed=0)
+    assert classifier(torch.full((1, 40), 5)).logits.shape == (1, 2)
+    with pytest.raises((IndexError, RuntimeError)):
+        classifier(torch.full((1, 41), 5))
+
+
+def test_the_head_is_a_function_of_the_seed(base: Base) -> None:
+    one, again, other = (base.classifier(LABELS, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not torch.equal(one["classifier.out_proj.weight"], other["classifier.out_proj.weight"])
+    encoder = base.model.state_dict()
+    assert all(torch.equal(other["roberta." + name], tensor) for name, tensor in encoder.items())
+    assert base.classifier(LABELS, 1).config.id2label == {0: "a", 1: "b"}
+
+
+def test_making_a_classifier_leaves_torchs_random_state_alone(base: Base) -> None:
+    before = torch.get_rng_state()
+    base.classifier(LABELS, 1)
+    base.untrained(1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_untrained_base_shares_the_configuration_alone(base: Base) -> None:
+    fresh = base.untrained(seed=1)
+    assert fresh.model.config.to_dict() == base.model.config.to_dict() and fresh.parameters == base.parameters
+    matrix = fresh.model.encoder.layer[0].intermediate.dense.weight
+    assert matrix.std().item() == pytest.approx(base.model.config.initializer_range, rel=0.1)
+    assert fresh.fingerprint != base.fingerprint == Base.load(base.name).fingerprint
+    assert base.untrained(seed=1).fingerprint == fresh.fingerprint
+
+
+def changed_copy(place: Path, tmp_path: Path, **changes: object) -> Path:
+    copy = shutil.copytree(place / "base", tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **changes}))
+    return copy
+
+
+def test_another_model_type(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a model of type 'bert'"):
+        Base.load(changed_copy(place, tmp_path, model_type="bert"))
+
+
+def test_weights_that_the_encoder_lacks(place: Path, tmp_path: Path) -> None:
+    """transformers would fill them with random numbers."""
+    with pytest.raises(UserError, match=r"lacks 16 weights of the encoder, such as encoder\.layer\.2\.attention"):
+        Base.load(changed_copy(place, tmp_path, num_hidden_layers=3))
+
+
+def test_a_tokenizer_of_another_checkpoint(place: Path, tmp_path: Path) -> None:
+    copy = changed_copy(place, tmp_path)
+    ids = json.loads((copy / "vocab.json").read_text())
+    (copy / "vocab.json").write_text(json.dumps({**ids, "more": len(ids)}))
+    with pytest.raises(UserError, match="has 262 entries .* not of one checkpoint"):
+        Base.load(copy)
+
+
+def test_folders_that_hold_no_base(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder; paths.published"):
+        Base.load(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: not a folder"):
+        Base.load(tmp_path / "file")
+    with pytest.raises(UserError, match=r"config\.json: .*No such file"):
+        Base.load(tmp_path)
+    copy = changed_copy(place, tmp_path)
+    (copy / "merges.txt").unlink()
+    with pytest.raises(UserError, match=r"merges\.txt: cannot be read"):
+        Base.load(copy)
+
+
+def test_a_cut_off_or_unfinished_base(place: Path, tmp_path: Path) -> None:
+    copy = changed_copy(place, tmp_path)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="copy: transformers cannot load the model"):
+        Base.load(copy)
+    (copy / "recipe.json").write_text("{}")  # begun by us, never finished
+    with pytest.raises(UserError, match="no finished published stage here"):
+        Base.load(copy)

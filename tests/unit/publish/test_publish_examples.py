@@ -1,0 +1,61 @@
+"""Blanks are real sentences of held-out documents with one word missing."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+import tokenizer
+from data_prep.store import Store
+from publish.config import Publish
+from publish.examples import WORDS, held_out_blanks
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_the_answer_in_the_blank_gives_a_sentence_of_a_held_out_document(prepared: Path) -> None:
+    encoder = tokenizer.load(prepared / "tokenizer")
+    validation, train = (
+        squeezed(" ".join(Store(prepared / "data", split).texts(encoder))) for split in ("validation", "train")
+    )
+    blanks = held_out_blanks(Store(prepared / "data", "validation"), encoder, 40)
+    assert len(blanks) == 40
+    assert len(set(blanks)) == 40
+    for text, answer in blanks:
+        assert text.count("<mask>") == 1
+        assert answer and " " not in answer and len(answer) >= 3
+        sentence = text.replace("<mask>", answer)
+        assert sentence in validation and sentence not in train
+        assert len(sentence.split()) in WORDS
+        ids = encoder.encode_documents([" " + answer])[0]
+        assert len(ids) == 1, "a blank stands for one token"
+        assert len(encoder.encode_documents([sentence])[0]) > 5
+
+
+def test_the_same_blanks_each_time_and_from_all_over(prepared: Path) -> None:
+    encoder = tokenizer.load(prepared / "tokenizer")
+    store = Store(prepared / "data", "validation")
+    blanks = held_out_blanks(store, encoder)
+    assert blanks == held_out_blanks(store, encoder) and len(blanks) == 5
+    text = squeezed(" ".join(store.texts(encoder)))
+    places = [text.index(blank.text.partition("<mask>")[0]) for blank in blanks]
+    assert max(places) - min(places) > len(text) / 4
+
+
+def test_an_empty_split_has_none(prepared: Path, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    shutil.copytree(prepared / "data", tmp_path / "data")
+    facts = json.loads((tmp_path / "data" / "store.json").read_text())
+    facts["splits"]["validation"] = []
+    (tmp_path / "data" / "store.json").write_text(json.dumps(facts))
+    assert held_out_blanks(Store(tmp_path / "data", "validation"), tokenizer.load(prepared / "tokenizer")) == []
+
+
+@pytest.mark.parametrize("text", ["no blank", "two <mask> of <mask> them"])
+def test_own_examples_have_one_blank_each(text: str) -> None:
+    with pytest.raises(ValidationError, match="expected <mask> once"):
+        Publish(examples=["The <mask> was here.", text])
