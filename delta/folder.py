@@ -84,11 +84,15 @@ def reload(base: Base, folder: Path, head_seed: int = 0) -> Classifier:
             "vocabulary, so its ids would mean other words"
         )
     stored = _tensor_names(folder / ADAPTER)
-    with methods.without_peft_warnings():
-        model = PeftModel.from_pretrained(base.classifier(record.labels, head_seed), folder, torch_device="cpu").eval()
+    classifier = base.classifier(record.labels, head_seed)
+    try:
+        with methods.without_peft_warnings():
+            model = PeftModel.from_pretrained(classifier, folder, torch_device="cpu").eval()
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: peft cannot load it ({error}); restore it, or make the delta anew") from error
     expected = set(peft.get_peft_model_state_dict(model))
     if unfit := sorted(stored ^ expected):  # peft would warn, and leave random weights where some are missing
-        raise UserError(f"{folder / ADAPTER}: does not fit its configuration: {unfit[0]} and {len(unfit) - 1} more")
+        raise UserError(f"{folder / ADAPTER}: does not fit {ADAPTER_CONFIG}: {unfit[0]} is missing or unexpected")
     return Classifier(model, base.tokenizer, tuple(record.labels), record.max_length)
 
 

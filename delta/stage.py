@@ -98,26 +98,28 @@ def inputs(base: Base) -> dict[str, str]:
 
 
 def _header(page: DeltaPage, base: Base, data: TaskData, sizes: dict[str, int], examples: int) -> None:
-    share = sizes["delta"] / base.parameters
-    method = ", ".join(
-        f"{key} {', '.join(map(str, value)) if isinstance(value, list) else value}"
-        for key, value in page.method.model_dump(exclude={"name"}).items()
-    )
-    epochs = page.schedule.updates * page.optim.batch_size / examples
+    """What is about to be trained, for people."""
+    method = page.method.model_dump(exclude={"name"})
+    updates, batch = page.schedule.updates, page.optim.batch_size
+    more = ", ..." if len(data.labels) > LABELS_SHOWN else ""
     log.table(
         f"delta: {page.folder('delta')}",
         {
             "base": f"{base.name}, {base.parameters:,} parameters",
-            "method": f"{page.method.name}: {method}",
-            "delta": f"{sizes['delta']:,} parameters, {share:.2%} of the base",
+            "method": f"{page.method.name}: " + ", ".join(f"{key} {_plain(value)}" for key, value in method.items()),
+            "delta": f"{sizes['delta']:,} parameters, {sizes['delta'] / base.parameters:.2%} of the base",
             "head": f"{sizes['head']:,} parameters",
-            "training": f"{examples:,} of {len(data.train):,} examples, {show(page.schedule.updates)} updates of "
-            f"{page.optim.batch_size} ({show(epochs)} epochs)",
+            "training": f"{examples:,} of {len(data.train):,} examples, {updates:,} updates of {batch:,} "
+            f"({show(updates * batch / examples)} epochs)",
             "left out": f"{data.left_out:,} training lines whose text stands in the test file",
             "test": f"{len(data.test):,} examples; always the most frequent label: {data.majority:.2%}",
-            "labels": f"{len(data.labels)}: {', '.join(data.labels[:LABELS_SHOWN])}{', ...' if len(data.labels) > LABELS_SHOWN else ''}",
+            "labels": f"{len(data.labels)}: {', '.join(data.labels[:LABELS_SHOWN])}{more}",
         },
     )
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else show(value)
 
 
 def _prove(page: DeltaPage, tuned: Tuned, data: TaskData, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Training a delta and its head on a task, and scoring it on the test file."""
 
+import itertools
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -111,10 +112,10 @@ def tune(base: Base, page: DeltaPage, data: TaskData, seed: int) -> Tuned:
 
 def _batches(examples: int, page: DeltaPage, seed: int) -> Iterator[list[int]]:
     """The places of each update's examples: epochs, each in an order of its own, cut where an update is full."""
-    size = page.optim.batch_size
-    for update in range(page.schedule.updates):
-        epochs, positions = np.divmod(np.arange(update * size, (update + 1) * size), examples)
-        yield permute(positions, examples, seed, 1 + epochs).tolist()
+    every = np.arange(examples)
+    places = (place for epoch in itertools.count(1) for place in permute(every, examples, seed, epoch).tolist())
+    for _ in range(page.schedule.updates):
+        yield list(itertools.islice(places, page.optim.batch_size))
 
 
 def _trained(model: PeftModel) -> list[torch.nn.Parameter]:

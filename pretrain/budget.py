@@ -15,7 +15,7 @@ Device = Literal["cuda", "cpu"]
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2}
 REDUCE_BUCKET = 500_000_000
-"""Elements of the buffer in which DeepSpeed gathers gradients (its zero/config.py), unless `run.deepspeed` says other."""
+"""Elements of the buffer in which DeepSpeed gathers gradients (zero/config.py there), unless run.deepspeed says it."""
 OVERHEAD: dict[Device, int] = {"cuda": 1_500_000_000, "cpu": 600_000_000}
 """Bytes of a rank that is not yet training. GPU: CUDA's context, NCCL's and cuBLAS's buffers: an assumption, 0.5 to 1.5
 GB are usual. CPU: the interpreter with torch and DeepSpeed, measured 0.5 GB."""
@@ -136,7 +136,7 @@ def memory(
         stage 1 fp32   weights 4, fp32 copy and moments 12/R, gradients 4,        bucket
         stage 2 fp32   weights 4, fp32 copy and moments 12/R, gradients 4 + 4/R,  bucket
         stage 1 bf16   weights 2, fp32 copy and moments 12/R, gradients 4 + 2,    no bucket
-        stage 2 bf16   weights 2, fp32 copy and moments 12/R, gradients 2 + 4/R,  bucket and its fp32 copy
+        stage 2 bf16   weights 2, fp32 copy and moments 12/R, gradients 2 + 4/R,  bucket, at the end its fp32 copy
 
     `micro_batch`: blocks; default: the page's. What `run.deepspeed` changes is not followed, but for the bucket's size.
     """
@@ -154,14 +154,15 @@ def memory(
         gradients = 2 * count + (4 * share if run.zero_stage == 2 else 4 * count)
     # the tied matrix gets a gradient as output and another as input, and they are added
     tied = 3 * size * vocabulary * model.hidden
-    flat_copy = 4 * count if run.zero_stage == 0 else 4 * share if plain else size * count
+    bucket, reduced = _bucket(run, count, device == "cuda")
+    flat_copy = 4 * count if run.zero_stage == 0 else 4 * share if plain else max(size * count, reduced)
     masked_tokens = blocks * block_length * masked
     on_gpu = device == "cuda"
     return Memory(
         weights=size * count,
         optimizer=12 * share if sharded else 8 * count,
         gradients=gradients,
-        bucket=_bucket(run, count, on_gpu),
+        bucket=bucket,
         activations=round(
             activation_bytes(model, blocks, block_length, masked, run.precision, device, padded)
             * (FRAGMENTATION if on_gpu else 1)
@@ -172,16 +173,18 @@ def memory(
     )
 
 
-def _bucket(run: Run, count: int, on_gpu: bool) -> int:
-    """Only BF16_Optimizer (stage 1, bf16) and stage 0 have none. A GPU gives the whole buffer; a CPU the pages that are
-    written."""
+def _bucket(run: Run, count: int, on_gpu: bool) -> tuple[int, int]:
+    """Bytes of the bucket, and of the copy of its content that is reduced in fp32 where it is bf16.
+
+    Only stage 0 and BF16_Optimizer (stage 1, bf16) have none. A GPU gives the whole buffer, a CPU the pages that are
+    written.
+    """
     if run.zero_stage == 0 or (run.zero_stage, run.precision) == (1, "bf16"):
-        return 0
+        return 0, 0
     zero: Any = run.deepspeed.get("zero_optimization")
     elements = int(zero.get("reduce_bucket_size", REDUCE_BUCKET)) if isinstance(zero, dict) else REDUCE_BUCKET
     used = min(elements, count)
-    fp32_copy = 4 * used if run.precision == "bf16" else 0  # reduced in fp32
-    return DTYPE_BYTES[run.precision] * (elements if on_gpu else used) + fp32_copy
+    return DTYPE_BYTES[run.precision] * (elements if on_gpu else used), 4 * used if run.precision == "bf16" else 0
 
 
 def largest_micro_batch(

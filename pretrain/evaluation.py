@@ -1,5 +1,6 @@
 """Held-out masked-LM loss, on the same masks every time, by global sums over the ranks."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from pretrain.config import Masking
 from pretrain.engine import sum_over_ranks
 from pretrain.masking import TokenIds
 from pretrain.objective import MaskedLanguageModel
+from robustly import log
 from robustly.rng import permute
 
 # Masks of the validation blocks: of a seed and epoch that are no run's, so that all runs meet the same ones.
@@ -79,12 +81,17 @@ def evaluate(
     was_training = model.training
     model.eval()
     loss, right, masked = 0.0, 0, 0
-    for made in masked_batches(blocks, limit, masking, vocabulary, micro_batch, rank, ranks):
-        batch = made.to(device)
-        logits = model.logits(batch.inputs, batch.attention, batch.positions)
-        loss += float(functional.cross_entropy(logits, batch.labels, reduction="sum"))
-        right += int((logits.argmax(-1) == batch.labels).sum())
-        masked += len(batch.labels)
+    batches = masked_batches(blocks, limit, masking, vocabulary, micro_batch, rank, ranks)
+    share = min(len(blocks), limit or len(blocks)) // ranks  # rank 0's, which speaks for all
+    bar = log.progress("validation", share, "blocks") if rank == 0 else contextlib.nullcontext(lambda n: None)
+    with bar as done:
+        for made in batches:
+            batch = made.to(device)
+            logits = model.logits(batch.inputs, batch.attention, batch.positions)
+            loss += float(functional.cross_entropy(logits, batch.labels, reduction="sum"))
+            right += int((logits.argmax(-1) == batch.labels).sum())
+            masked += len(batch.labels)
+            done(len(batch.inputs))
     model.train(was_training)
     total_loss, total_right, total_masked = sum_over_ranks([loss, right, masked], device)
     return Evaluation(total_loss / max(1.0, total_masked), total_right / max(1.0, total_masked), int(total_masked))

@@ -17,6 +17,7 @@ from pretrain.budget import Device, Memory
 from pretrain.config import Run
 from pretrain.stage import Pretraining
 from robustly import UserError, log, manifest
+from robustly.config import parse_yaml
 from robustly.manifest import Manifest
 from tokenizer.config import Corpus, Tokenizer
 from tokenizer.corpus import files
@@ -168,10 +169,11 @@ def corpus_size(config: Pretraining, corpus: Corpus, tokenizer: Tokenizer, besid
         found = {}
     vocabulary, train_share = tokenizer.vocab_size, 1 - corpus.validation
     data_recipe = {"corpus": {**corpus.reading(), "validation": corpus.validation}, "data": config.data.stored()}
-    if prepared := _finished(config.data_folder, "data", data_recipe, found):
-        return _prepared_size(prepared, config.data, config.data_folder)
     tokenizer_recipe = {"tokenizer": tokenizer.recipe(), "corpus": corpus.reading()}
     if trained := _finished(config.tokenizer_folder, "tokenizer", tokenizer_recipe, found):
+        prepared = _finished(config.data_folder, "data", data_recipe, found)
+        if prepared and prepared.inputs["tokenizer"] == trained.hash:
+            return _prepared_size(prepared, config.data, config.data_folder)
         tokens, documents = trained.counts["tokens"], trained.counts["documents"]
         units = tokens / TOKENS_PER_UNIT
         return CorpusSize(
@@ -236,7 +238,7 @@ def speed_at(tflops: float, ranks: int, flops_per_token: float, source: str) -> 
 def speed_in(folder: Path, config: Pretraining, ranks: int) -> Speed | None:
     """The median speed of the run in a train folder, if its model, blocks, precision and ranks are these."""
     try:
-        page = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        page = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return None
     keys = (
@@ -357,10 +359,11 @@ def show(found: Plan) -> None:
         for name in ("weights", "optimizer", "gradients", "bucket", "activations", "logits", "update", "overhead")
     }
     fits = {None: "not tried", 0: "none"}.get(memory["largest_micro_batch"], memory["largest_micro_batch"])
-    kind = "GPU" if memory["device"] == "cuda" else "CPU"
+    on_gpu = memory["device"] == "cuda"
+    kind, certainty = ("GPU", "not measured on one") if on_gpu else ("CPU", "measured within 15%")
     log.table(
         f"memory of a rank ({kind}, {memory['precision']}, ZeRO stage {memory['zero_stage']}, micro-batch "
-        f"{memory['micro_batch']}), within 15% for what torch holds (docs/budget.md)",
+        f"{memory['micro_batch']}; {certainty}: docs/budget.md)",
         {
             **parts,
             "peak": _gigabytes(memory["peak"]),
@@ -370,8 +373,9 @@ def show(found: Plan) -> None:
             "largest micro-batch": fits,
         },
     )
+    estimated = len(found.time) > 1  # on GPU types
     log.table(
-        "time",
+        "time (none measured; `--measure` measures this machine)" if estimated else "time",
         {
             f"{entry['tokens_per_second']:,.0f} tokens/s": f"{log.duration(entry['seconds'])}  ({entry['source']})"
             for entry in found.time

@@ -35,19 +35,27 @@ def _measure(config: Pretraining, vocabulary: int, ranks: int, device: torch.dev
     ids = TokenIds(vocabulary, 0, 1, 2, vocabulary - 1)
     objective = MaskedLanguageModel(new_model(roberta_config(config.model, ids), config.seed)).train()
     engine = Engine(objective, config.optim, config.run, 1, device)
-    _one(engine, config, vocabulary, 1)  # warms up
-    alone, _ = _one(engine, config, vocabulary, 1)
-    blocks = max(1, min(config.run.micro_batch, int(STEP_SECONDS / alone)))
-    passes, updates = 0.0, 0.0
-    repeats = 0
+    blocks = 1
+    times = [_one(engine, config, vocabulary, blocks)]  # warms up
+    if sum(times[0]) < SECONDS / 3:  # else it is too slow here for anything but this one
+        alone, _ = _one(engine, config, vocabulary, blocks)
+        blocks = max(1, min(config.run.micro_batch, int(STEP_SECONDS / alone)))
+        times = _repeat(engine, config, vocabulary, blocks)
+    passed, updated = (sum(column) / len(times) for column in zip(*times, strict=True))
+    return speed_of(config, ranks, blocks, passed, updated, device.type)
+
+
+def _repeat(engine: Engine, config: Pretraining, vocabulary: int, blocks: int) -> list[tuple[float, float]]:
+    """The times of micro-batches, as many as begin within `SECONDS`."""
+    times: list[tuple[float, float]] = []
+    shown, begin = 0, time.monotonic()
     with log.progress("measuring", SECONDS, "s") as advance:
-        shown, begin = 0, time.monotonic()
-        while (spent := time.monotonic() - begin) < SECONDS or repeats < 2:
-            advance(min(int(spent), SECONDS) - shown)
-            shown = min(int(spent), SECONDS)
-            passed, updated = _one(engine, config, vocabulary, blocks)
-            passes, updates, repeats = passes + passed, updates + updated, repeats + 1
-    return speed_of(config, ranks, blocks, passes / repeats, updates / repeats, engine.device.type)
+        while (spent := time.monotonic() - begin) < SECONDS:
+            advance(int(spent) - shown)
+            shown = int(spent)
+            times.append(_one(engine, config, vocabulary, blocks))
+        advance(SECONDS - shown)
+    return times
 
 
 def speed_of(config: Pretraining, ranks: int, blocks: int, passed: float, updated: float, kind: str) -> Speed:
@@ -55,11 +63,8 @@ def speed_of(config: Pretraining, ranks: int, blocks: int, passed: float, update
     share = config.optim.batch_size / ranks
     seconds = share / blocks * passed + updated
     tokens = config.optim.batch_size * config.data.block_length
-    fewer = f" of {blocks} blocks" if blocks < config.run.micro_batch else ""
     times = f", times {ranks} ranks without communication" if ranks > 1 else ""
-    return Speed(
-        tokens / seconds, f"measured here: one rank on {kind}, micro-batches{fewer or ' as on the page'}{times}"
-    )
+    return Speed(tokens / seconds, f"measured here: one rank on {kind}, micro-batches of {blocks}{times}")
 
 
 def _one(engine: Engine, config: Pretraining, vocabulary: int, blocks: int) -> tuple[float, float]:

@@ -125,10 +125,12 @@ def _fill(folder: Path, blanks: Sequence[str]) -> tuple[list[dict[str, Any]], li
         lm = open_folder(folder, torch.device("cpu"))
     except UserError as fault:
         return [], [f"no blanks are filled: {fault}"]
+    texts = [text.replace("<mask>", lm.tokens.mask_token) for text in blanks]
+    texts = [text for text in texts if len(lm.tokens(text)["input_ids"]) <= lm.longest]
     with quiet():
         fill = transformers.pipeline("fill-mask", model=lm.model, tokenizer=lm.tokens, top_k=3, device="cpu")
-        found = [fill(text.replace("<mask>", lm.tokens.mask_token)) for text in blanks]
+        found = [fill(text) for text in texts]
     return [
         {"text": text, "guesses": ", ".join(f"{g['token_str'].strip()} ({g['score']:.1%})" for g in guesses)}
-        for text, guesses in zip(blanks, found, strict=True)
+        for text, guesses in zip(texts, found, strict=True)
     ], []

@@ -48,7 +48,8 @@ class MaskedLM:
         self._bytes = np.array(sizes, np.int64)  # of each token
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """The tokens of each text; names of special tokens in a text are plain text."""
+        """The tokens of each text. Names of special tokens in it are plain text; only a SentencePiece vocabulary, which
+        holds them among its pieces, reads them as the tokens."""
         if self.encoder:
             return [Encoded(ids.astype(np.int64), self._bytes[ids]) for ids in self.encoder.encode_documents(texts)]
         found = _encode(self.tokens, texts, return_offsets_mapping=True)

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -145,6 +146,12 @@ def user_errors() -> Iterator[None]:
         raise typer.Exit(MISTAKE) from None
 
 
+def command_line(*words: str) -> str:
+    """What to type next, with this program under the name that a shell finds here."""
+    found = shutil.which("robustly") or Path(sys.argv[0]).name != "robustly"
+    return shlex.join(["robustly" if found else sys.argv[0], *words])
+
+
 def arguments_of(page: str, overrides: list[str] | None, new_run: str | None) -> list[str]:
     """What the user typed, for the next command to type."""
     return [page, *(overrides or []), *(["--new-run", new_run] if new_run else [])]
@@ -180,7 +187,7 @@ def summarize(experiment: Experiment, manifests: dict[str, Manifest]) -> None:
         show_listing(listing)
     log.say(f"\nthe curve: {published / 'curve.png'}")
     log.say(f"the model: {published}, which plain transformers loads; its card: {published / 'README.md'}")
-    log.say(f"next: {shlex.join(['robustly', 'inspect', str(published)])}")
+    log.say(f"next: {command_line('inspect', str(published))}")
     log.say("      docs/howto/: your own text, your own language, a delta on your own task")
 
 
@@ -217,7 +224,7 @@ def tokenizer_command(
     """Train the byte-level BPE tokenizer on the corpus."""
     with user_errors():
         experiment = settle(load_experiment(page, overrides), new_run)
-        following = shlex.join(["robustly", "prepare", *arguments_of(page, overrides, new_run)])
+        following = command_line("prepare", *arguments_of(page, overrides, new_run))
         report(experiment.folder("tokenizer"), build_tokenizer(experiment), following, as_json)
 
 
@@ -228,7 +235,7 @@ def prepare_command(
     """Turn the corpus into the token store."""
     with user_errors():
         experiment = settle(load_experiment(page, overrides), new_run)
-        following = shlex.join(["robustly", "pretrain", *arguments_of(page, overrides, new_run)])
+        following = command_line("pretrain", *arguments_of(page, overrides, new_run))
         report(experiment.folder("data"), prepare_data(experiment), following, as_json)
 
 
@@ -247,7 +254,7 @@ def pretrain_command(
         return
     with user_errors():
         experiment = settle(load_experiment(page, overrides), new_run)
-        following = shlex.join(["robustly", "publish", *arguments_of(page, overrides, new_run)])
+        following = command_line("publish", *arguments_of(page, overrides, new_run))
         manifest = train(experiment, rank_command(page, overrides, experiment, new_run))
         report(experiment.folder("train"), manifest, following, as_json)
 
@@ -279,7 +286,30 @@ def publish_command(
     """Make a folder of the last checkpoint that plain transformers loads, and prove it."""
     with user_errors():
         experiment = settle(load_experiment(page, overrides), new_run)
-        report(experiment.folder("published"), publish_checkpoint(experiment), None, as_json)
+        folder = experiment.folder("published")
+        following = "report", *arguments_of(page, overrides, new_run)
+        report(
+            folder,
+            publish_checkpoint(experiment),
+            command_line(*following) if experiment.report.delta else command_line("inspect", str(folder)),
+            as_json,
+        )
+
+
+@app.command(name="report")
+def report_command(
+    page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
+) -> None:
+    """Compare a delta on the published model and on an untrained one."""
+    with user_errors():
+        experiment = settle(load_experiment(page, overrides), new_run)
+        if compared_delta(experiment) is None:
+            raise UserError(
+                f"{page}: names no delta to compare; set report.delta, such as report.delta=delta/lora.yaml"
+            )
+        manifests = {"published": publish_checkpoint(experiment), "report": compare_delta(experiment)}
+        report(experiment.folder("report"), manifests["report"], None, as_json)
+        summarize(experiment, manifests)
 
 
 @app.command(name="evaluate")
@@ -287,7 +317,7 @@ def evaluate_command(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Published folder, or a RoBERTa-like checkpoint on this machine.")
     ],
-    more: Annotated[list[str] | None, typer.Argument(metavar="", hidden=True)] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="FILES", hidden=True)] = None,
     text: Annotated[
         list[str] | None,
         typer.Option(metavar="FILES", help="Files, folders or globs of .txt, .jsonl, .parquet; repeatable."),
@@ -349,7 +379,7 @@ def delta_command(
         from delta.stage import make_delta
 
         folder = settled.folder("delta")
-        report(folder, make_delta(settled), shlex.join(["robustly", "inspect", str(folder)]), as_json)
+        report(folder, make_delta(settled), command_line("inspect", str(folder)), as_json)
 
 
 @app.command(name="inspect")
@@ -417,9 +447,7 @@ def plan_command(
         total = ranks or experiment.run.ranks
         machine = _machine(experiment, total, memory)
         speed = _speed(experiment, total, tokens_per_second, tflops, measure)
-        found = plan(
-            settings, experiment.corpus, experiment.tokenizer, experiment.origin.parent, total, machine, speed
-        )
+        found = plan(settings, experiment.corpus, experiment.tokenizer, experiment.origin.parent, total, machine, speed)
         show(found)
         if as_json:
             log.print_json(asdict(found))

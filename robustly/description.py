@@ -68,12 +68,7 @@ class Description:
 def show(description: Description) -> None:
     """Print a description; on a narrow terminal, cells fold."""
     _print(Text(f"{description.kind}: {description.folder}\n{description.summary}"))
-    figures = Table(show_header=False, box=None, pad_edge=False)
-    figures.add_column(style="dim", overflow="fold")
-    figures.add_column(overflow="fold")
-    for name, value in description.figures.items():
-        figures.add_row(Text(name.replace("_", " ")), _cell(value))
-    _print(figures)
+    _print(_pairs(description.figures))
     for listing in description.examples:
         show_listing(listing)
     for note in description.notes:
@@ -81,9 +76,11 @@ def show(description: Description) -> None:
 
 
 def show_listing(listing: Listing) -> None:
-    """Print the rows of a listing below each other; nothing where there are none."""
+    """Print the rows of a listing below each other, or, on a terminal too narrow for its numbers, one after the other;
+    nothing where there are none."""
     if not listing.rows:
         return
+    _print(Text(f"\n{listing.title}"))
     grid = Table(box=None, pad_edge=False, header_style="dim")
     for name, value in listing.rows[0].items():
         number = isinstance(value, int | float)
@@ -93,13 +90,26 @@ def show_listing(listing: Listing) -> None:
             Text(header),
             justify="right" if number else "left",
             overflow="fold",
-            # a number that is folded is a number misread
             min_width=max(widest if number else min(widest, 10), *map(len, header.split())),
         )
     for row in listing.rows:
         grid.add_row(*map(_cell, row.values()))
-    _print(Text(f"\n{listing.title}"))
-    _print(grid)
+    needed = sum(column.min_width or 0 for column in grid.columns) + 2 * (len(grid.columns) - 1)
+    if needed <= log.console.width:
+        _print(grid)
+    else:  # a number that is folded is a number misread
+        for row in listing.rows:
+            _print(_pairs(row))
+            _print(Text())
+
+
+def _pairs(facts: Mapping[str, Any]) -> Table:
+    grid = Table(show_header=False, box=None, pad_edge=False)
+    grid.add_column(style="dim", overflow="fold")
+    grid.add_column(overflow="fold")
+    for name, value in facts.items():
+        grid.add_row(Text(name.replace("_", " ")), _cell(value))
+    return grid
 
 
 def _cell(value: Any) -> Text:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pretrain.plan import BYTES_PER_TOKEN, Machine, Plan, plan
 from robustly.config import SHIPPED_PAGES
-from robustly.experiment import Experiment, load_experiment
+from robustly.experiment import Experiment, load_experiment, pretraining
 
 PAGES = sorted(SHIPPED_PAGES.glob("*.yaml"))
 RECIPE = ("corpus", "tokenizer", "data", "model", "masking", "optim", "schedule")
@@ -68,3 +69,68 @@ def test_roberta_large_differs_as_in_table_9() -> None:
     assert (large.corpus, large.tokenizer, large.data, large.masking) == (
         base.corpus, base.tokenizer, base.data, base.masking,
     )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- the budget pages
+
+DAY, WEEK = 86_400, 7 * 86_400
+BUDGETS = {
+    "gpu_24gb_day": ("RTX 4090", 24e9, DAY),
+    "gpu_80gb_day": ("A100", 80e9, DAY),
+    "node_week": ("A100", 80e9, WEEK),
+}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory without runs: a plan would take the speed of one."""
+    monkeypatch.chdir(tmp_path)
+
+
+def budget_plan(name: str) -> Plan:
+    page = load_experiment(name)
+    gpu = Machine("cuda", round(BUDGETS[name][1]), "said")
+    config, beside = pretraining(page), page.origin.parent
+    return plan(config, page.corpus, page.tokenizer, beside, page.run.ranks, gpu, None)
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_budget_page_fits_its_memory_and_its_time(name: str) -> None:
+    card, memory, seconds = BUDGETS[name]
+    found = budget_plan(name)
+    (on_card,) = [entry for entry in found.time if card in entry["source"]]
+    assert 0.8 * seconds < on_card["seconds"] < 0.9 * seconds  # room for evaluations, checkpoints and a wrong guess
+    assert found.memory["peak"] < 0.6 * memory  # not tried on the card yet
+    assert not found.warnings
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_the_head_of_a_budget_page_says_what_plan_says(name: str) -> None:
+    text = (SHIPPED_PAGES / f"{name}.yaml").read_text(encoding="utf-8")
+    head = " ".join(line.removeprefix("#").strip() for line in text[: text.index("base:")].splitlines())
+    found = budget_plan(name)
+    (on_card,) = [entry for entry in found.time if BUDGETS[name][0] in entry["source"]]
+    for said in (
+        "Not run yet.",
+        f"{found.model['parameters'] / 1e6:.1f} million parameters",
+        f"{found.work['tokens'] / 1e9:.2f} billion tokens",
+        f"{on_card['seconds'] / 3600:.1f} hours at {on_card['tokens_per_second']:,.0f} tokens/s",
+        f"40% of {'eight times' if name == 'node_week' else 'the card'}",
+        f"{found.memory['peak'] / 1e9:.1f} GB of memory",
+    ):
+        assert said in head, said
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_an_epoch_of_a_budget_page_is_as_much_text_as_it_says(name: str) -> None:
+    text = (SHIPPED_PAGES / f"{name}.yaml").read_text(encoding="utf-8")
+    needed = budget_plan(name).work["tokens"] * BYTES_PER_TOKEN
+    said = f"{needed / 1e12:.1f} TB" if needed > 1e12 else f"{needed / 1e9:.0f} GB"
+    assert f"your own text here: {said} of it are one epoch" in text
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_every_number_of_a_budget_page_has_its_reason_on_the_line(name: str) -> None:
+    lines = (SHIPPED_PAGES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    bare = [line for line in lines if line.startswith("  ") and ":" in line and "#" not in line]
+    assert bare in ([], ["  ranks: 8"])

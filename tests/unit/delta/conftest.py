@@ -16,14 +16,10 @@ from delta.task import TaskData, read_task
 from pretrain.objective import new_model
 from tokenizer.vocabulary import lay_out, save
 
-WORDS = {
-    "fruit": ["apple", "pear", "plum", "cherry"],
-    "tool": ["hammer", "saw", "drill", "chisel"],
-    "bird": ["heron", "finch", "crow", "owl"],
-}
+LETTERS = {"early": "abcd", "middle": "jklm", "late": "wxyz"}  # label -> of what letters its texts are
 PAGE = {
     "schema": 1,
-    "name": "words",
+    "name": "letters",
     "seed": 3,
     "seeds": 2,
     "task": {
@@ -55,13 +51,13 @@ def write_base(folder: Path, seed: int) -> Path:
 
 
 def write_task(folder: Path) -> None:
-    """The label is the kind of the one word that stands amid the same others."""
+    """Texts of random letters, from another part of the alphabet for each label."""
     draw = random.Random(0)
     for name, lines in (("train", 150), ("test", 90)):
         rows = []
         for number in range(lines):
-            label = list(WORDS)[number % 3]
-            text = f"{name} {number}: the {draw.choice(WORDS[label])}" + " is here" * draw.randrange(2)
+            label = list(LETTERS)[number % 3]
+            text = f"{name[1]} {number} " + "".join(draw.choices(LETTERS[label], k=draw.randint(8, 20)))
             rows.append(json.dumps({"text": text, "label": label}))
         (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
 

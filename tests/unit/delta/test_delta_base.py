@@ -87,12 +87,12 @@ def test_a_tokenizer_of_another_checkpoint(place: Path, tmp_path: Path) -> None:
     copy = changed_copy(place, tmp_path)
     ids = json.loads((copy / "vocab.json").read_text())
     (copy / "vocab.json").write_text(json.dumps({**ids, "more": len(ids)}))
-    with pytest.raises(UserError, match="has 262 entries .* not of one checkpoint"):
+    with pytest.raises(UserError, match=r"has 262 entries .* not of one checkpoint"):
         Base.load(copy)
 
 
 def test_folders_that_hold_no_base(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder; paths.published"):
+    with pytest.raises(UserError, match=r"no such folder; paths.published"):
         Base.load(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: not a folder"):

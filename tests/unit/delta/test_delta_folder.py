@@ -51,7 +51,7 @@ def test_reloads_to_the_bit_under_any_head_seed(
         assert torch.equal(reload(base, finished, head_seed).logits(texts), trained)
     classifier = delta.load(str(place / "base"), str(finished))
     assert torch.equal(classifier.logits(texts), trained)
-    assert classifier.labels == ("bird", "fruit", "tool") and set(classifier.predict(texts)) <= set(classifier.labels)
+    assert classifier.labels == ("early", "late", "middle") and set(classifier.predict(texts)) <= set(classifier.labels)
 
 
 def test_plain_peft_opens_it(place: Path, base: Base, finished: Path) -> None:
@@ -64,12 +64,14 @@ def test_plain_peft_opens_it(place: Path, base: Base, finished: Path) -> None:
 
 
 def test_what_the_folder_says(base: Base, finished: Path) -> None:
-    record, scores, manifest = (json.loads((finished / f"{n}.json").read_text()) for n in ("delta", "scores", "manifest"))
+    record, scores, manifest = (
+        json.loads((finished / f"{n}.json").read_text()) for n in ("delta", "scores", "manifest")
+    )
     assert record["parameters"] == {"delta": 4 * 4 * 64, "head": 32 * 33 + 3 * 33, "base": base.parameters}
     stored = sum(tensor.numel() for tensor in load_file(finished / ADAPTER).values())
     assert stored == record["parameters"]["delta"] + record["parameters"]["head"]
     assert record["base"]["fingerprint"] == base.fingerprint == manifest["inputs"]["base"]
-    assert record["labels"] == scores["labels"] == ["bird", "fruit", "tool"]
+    assert record["labels"] == scores["labels"] == ["early", "late", "middle"]
     assert (record["seed"], scores["saved_seed"], [one["seed"] for one in scores["seeds"]]) == (3, 3, [3, 4])
     accuracies = [one["accuracy"] for one in scores["seeds"]]
     assert scores["accuracy"] == pytest.approx(sum(accuracies) / 2) == manifest["counts"]["accuracy"]
@@ -81,11 +83,11 @@ def test_what_the_folder_says(base: Base, finished: Path) -> None:
     assert everything == manifest["outputs"].keys()
     card = (finished / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: peft\n") and f"{scores['accuracy']:.4g}" in card
-    assert base.fingerprint in card and "| bird | 30 |" in card
+    assert base.fingerprint in card and "| early | 30 |" in card
 
 
 def test_another_base_is_refused_by_both_names(place: Path, finished: Path) -> None:
-    with pytest.raises(UserError, match="made for the base .*place.*/base .*found .*/other .*would mean nothing"):
+    with pytest.raises(UserError, match=r"made for the base .*place.*/base .*found .*/other .*would mean nothing"):
         delta.load(place / "other", finished)
 
 
@@ -99,15 +101,19 @@ def test_another_vocabulary_is_refused(place: Path, finished: Path, tmp_path: Pa
 
 
 def test_the_same_command_does_nothing_and_another_recipe_is_refused(
-    place: Path, finished: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    place: Path, finished: Path, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in finished.iterdir() if path.name != ".lock"}
-    make_delta(load_page(place / "page.yaml", arguments))
+    moved = Path(shutil.copy(place / "test.jsonl", tmp_path / "moved.jsonl"))
+    make_delta(load_page(place / "page.yaml", [*arguments, f"task.test={moved}", "name=other"]))
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(moved.read_text().replace("e 0 ", "e 00 "))
     assert "seed 3" not in capsys.readouterr().err
     for change, message in [
         ("method.rank=2", "method.rank: 4 there, 2 now"),
         ("seeds=1", "seeds: 2 there, 1 now"),
         ("task.max_length=39", "task.max_length: 40 there, 39 now"),
+        (f"task.test={changed}", "task.test: "),
         (f"paths.published={place / 'other'}", "input.base: "),
     ]:
         with pytest.raises(UserError, match=f"of another recipe; nothing was changed\n.*{message}"):
@@ -117,7 +123,7 @@ def test_the_same_command_does_nothing_and_another_recipe_is_refused(
 
 def test_a_mistake_leaves_no_folder(place: Path, tmp_path: Path) -> None:
     arguments = [f"paths.published={place / 'base'}", f"paths.delta={tmp_path / 'delta'}", *SHORT]
-    for change in ("method.targets=[q_proj]", "task.examples=149", "task.text=words"):
+    for change in ("method.targets=[q_proj]", "task.examples=300", "task.text=words"):
         with pytest.raises(UserError):
             make_delta(load_page(place / "page.yaml", [*arguments, change]))
     assert not (tmp_path / "delta").exists()
@@ -172,11 +178,18 @@ def without_the_head(folder: Path) -> None:
     save_file(tensors, folder / ADAPTER)
 
 
+def without_a_lora_matrix(folder: Path) -> None:
+    tensors = load_file(folder / ADAPTER)
+    del tensors[next(name for name in tensors if "lora_B" in name)]
+    save_file(tensors, folder / ADAPTER)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (cut_off, "adapter_model.safetensors: missing, cut off or damaged"),
-        (without_the_head, r"does not fit its configuration: .*classifier.* and 3 more"),
+        (without_the_head, "peft cannot load it .*classifier"),
+        (without_a_lora_matrix, r"does not fit adapter_config.json: .*lora_B.* is missing"),
         (lambda folder: (folder / ADAPTER).unlink(), "missing, cut off or damaged"),
         (lambda folder: (folder / RECORD).write_text("{"), "not a delta's record"),
         (lambda folder: (folder / RECORD).write_text("{}"), "not a delta's record"),
@@ -196,5 +209,5 @@ def test_a_cut_off_file_of_a_finished_folder(place: Path, copy: Path) -> None:
 
 
 def test_folders_that_are_no_deltas(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no finished delta stage here .* run `robustly delta CONFIG` first"):
+    with pytest.raises(UserError, match=r"no finished delta stage here .* run `robustly delta CONFIG` first"):
         delta.load(place / "base", tmp_path)

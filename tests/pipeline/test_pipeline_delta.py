@@ -1,0 +1,55 @@
+"""From a published folder to a delta through the command line, as a user would."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from test_pipeline_run import ROBUSTLY, ROOT, robustly, working_directory
+
+pytestmark = pytest.mark.pipeline
+SMALL = ["schedule.updates=20", "schedule.warmup=2", "seeds=2", "paths.root=runs/small"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a published folder."""
+    folder = working_directory(tmp_path_factory.mktemp("work"))
+    robustly("run", "page.yaml", "schedule.updates=4", "schedule.warmup=1", cwd=folder)
+    return folder
+
+
+def test_a_delta_from_the_shipped_page(work: Path) -> None:
+    command = ["delta", str(ROOT / "configs" / "delta" / "lora.yaml"), *SMALL]
+    folder = work / "runs" / "small" / "deltas" / "snips_lora"
+
+    with subprocess.Popen(
+        [str(ROBUSTLY), *command, "schedule.updates=100000"],
+        cwd=work, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as process:  # fmt: skip
+        while not (folder / "recipe.json").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in messages and "Traceback" not in messages
+
+    refused = robustly(*command, cwd=work, code=2)
+    assert "schedule.updates: 100000 there, 20 now" in refused.stderr and "Traceback" not in refused.stderr
+
+    done = robustly(*command, "--new-run", "short", "--json", cwd=work)
+    manifest = json.loads(done.stdout)  # nothing else on stdout
+    assert Path(manifest.pop("folder")) == Path("runs/small/deltas/short")
+    assert json.loads((folder.with_name("short") / "manifest.json").read_text()) == manifest
+    counts = manifest["counts"]
+    assert (counts["training_examples"], counts["test_examples"], counts["seeds"]) == (70, 700, 2)
+    assert counts["delta_parameters"] == 2 * 2 * 8 * 64 and counts["head_parameters"] == 32 * 33 + 7 * 33
+    for words in ("base", "left out", "6 training lines", "seed 1  accuracy", "seed 2  accuracy", "majority class"):
+        assert words in done.stderr
+    assert "robustly inspect runs/small/deltas/short" in done.stderr
+    assert "Warning" not in done.stderr

@@ -1,0 +1,114 @@
+"""`robustly inspect` and `robustly evaluate` on the folders of a small run, through the command line."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.loop import pretrain
+from ranks import run_distributed
+from robustly import cli
+from robustly.experiment import Experiment, load_experiment, pretraining
+
+pytestmark = pytest.mark.pipeline
+CORPORA = Path(__file__).resolve().parents[2] / "data_prep" / "corpora"
+STAGES = ("tokenizer", "data", "train", "published")
+
+
+CHANGES = {
+    "corpus.validation": 0.2, "tokenizer.vocab_size": 800, "model.layers": 2, "model.hidden": 32, "model.heads": 2,
+    "model.feed_forward": 64, "optim.batch_size": 8, "schedule.updates": 4, "schedule.warmup": 1, "run.workers": 1,
+    "run.log_every": 1, "run.evaluate_every": 2, "run.evaluate_blocks": 8, "run.checkpoint_every": 2,
+}  # fmt: skip
+
+
+def train(rank: int, ranks: int, experiment: Experiment) -> None:
+    torch.set_num_threads(1)
+    pretrain(pretraining(experiment), rank, rank, ranks)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, beside its corpus.txt. Left as it is by the tests."""
+    work = tmp_path_factory.mktemp("inspected")
+    text = (CORPORA / "prose_cc0.txt").read_text(encoding="utf-8")
+    (work / "corpus.txt").write_text(text[: text.index("\n\n", 100_000)], encoding="utf-8")
+    places = [f"corpus.sources={work / 'corpus.txt'}", f"paths.root={work / 'run'}"]
+    experiment = load_experiment("tiny", [*(f"{key}={value}" for key, value in CHANGES.items()), *places])
+    cli.build_tokenizer(experiment)
+    cli.prepare_data(experiment)
+    run_distributed(1, train, experiment)
+    cli.publish_checkpoint(experiment)
+    return work / "run"
+
+
+def robustly(capfd: pytest.CaptureFixture[str], *arguments: Any, code: int = 0) -> tuple[str, str]:
+    """stdout and stderr of a command, in this process: most of the time would go into importing torch anew."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as leaving:
+        cli.main([str(argument) for argument in arguments])
+    captured = capfd.readouterr()
+    assert (leaving.value.code or 0) == code, captured.err
+    assert "Traceback" not in captured.err and "\x1b" not in captured.err
+    return captured.out, captured.err
+
+
+@pytest.mark.parametrize("stage", ["", *STAGES])
+def test_every_folder_of_a_run_is_described(run: Path, stage: str, capfd: pytest.CaptureFixture[str]) -> None:
+    out, err = robustly(capfd, "inspect", run / stage)
+    assert out == "" and str(run / stage) in err.replace("\n", "")
+    out, _ = robustly(capfd, "inspect", run / stage, "--json")
+    found = json.loads(out)
+    assert found["kind"] == (stage or "run")
+    assert found["figures"]["bytes_on_disk"] > 1000
+    assert all(rows for rows in found["examples"].values())
+    assert ("not finished" not in err) and found["summary"]
+
+
+def test_a_run_that_was_stopped(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stopped = tmp_path / "stopped"
+    shutil.copytree(run, stopped)
+    shutil.rmtree(stopped / "published")
+    (stopped / "train" / "manifest.json").unlink()
+    shutil.rmtree(stopped / "train" / "checkpoints" / "update-00000004")
+    found = json.loads(robustly(capfd, "inspect", stopped, "--json")[0])
+    assert found["notes"] == ["next: robustly pretrain CONFIG"]
+    assert [row["state"] for row in found["examples"]["stages"]] == ["finished", "finished", "begun", "not begun"]
+    _, err = robustly(capfd, "inspect", stopped / "train")
+    assert "not finished" in err and "checkpoint of update 2" in err
+    (stopped / "data" / "manifest.json").unlink()
+    assert "not finished" in robustly(capfd, "inspect", stopped / "data")[1]
+    assert "no such folder" in robustly(capfd, "inspect", stopped / "published", code=2)[1]
+    assert "It holds" in robustly(capfd, "inspect", tmp_path, code=2)[1]
+
+
+def test_evaluate(run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One JSON object on stdout, words on stderr."""
+    pairs = CORPORA / "minimal_pairs.jsonl"
+    monkeypatch.chdir(run.parent)
+    Path("more.txt").write_text("A few words more.\n\nAnd again some words.\n\n" * 9, encoding="utf-8")
+    out, err = robustly(capfd, "evaluate", "run/published", "--minimal-pairs", pairs, "--text", "*.txt", "--json")
+    found = json.loads(out)
+    assert sorted(Path(path).name for path in found["text"]["files"]) == ["corpus.txt", "more.txt"]
+    total = found["text"]["total"]
+    assert total["documents"] == sum(figures["documents"] for figures in found["text"]["files"].values())
+    assert 5 < total["loss"] < 7 and total["loss_standard_error"] > 0
+    assert found["minimal_pairs"]["pairs"] == len(pairs.read_text().splitlines())
+    assert "bits per byte" in err and "a tie counts half" in err
+
+
+def test_what_to_evaluate_on_must_be_said(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model, text, pairs = run / "published", run.parent / "corpus.txt", CORPORA / "minimal_pairs.jsonl"
+    assert "nothing to evaluate on" in robustly(capfd, "evaluate", model, code=2)[1]
+    assert "--text FILES" in robustly(capfd, "evaluate", model, text, code=2)[1]
+    _, err = robustly(capfd, "evaluate", model, "--text", text, "--minimal-pairs", pairs, text, code=2)
+    assert "of which option" in err
+    # what a shell makes of --text *.txt
+    out, _ = robustly(capfd, "evaluate", model, "--text", text, run.parent / "corpus.txt", "--json")
+    assert len(json.loads(out)["text"]["files"]) == 1
+    out, _ = robustly(capfd, "evaluate", model, "--minimal-pairs", pairs, pairs, "--json")
+    assert json.loads(out)["minimal_pairs"]["pairs"] == len(pairs.read_text().splitlines())
+    assert "are not downloaded" in robustly(capfd, "evaluate", "roberta-base", "--text", text, code=2)[1]

@@ -1,0 +1,38 @@
+"""What a delta's folder says of itself."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from delta.config import DeltaPage
+from delta.description import describe
+from delta.folder import read_record
+from delta.stage import make_delta
+from robustly import UserError
+from robustly.manifest import Stage
+
+
+def test_a_delta(make_page: Callable[..., DeltaPage]) -> None:
+    page = make_page("schedule.updates=4", "schedule.warmup=1")
+    folder = page.folder("delta")
+    made = make_delta(page)
+    found = describe(folder)
+    assert json.loads(json.dumps(found.json(), allow_nan=False))["kind"] == "delta"
+    assert "lora delta" in found.summary and "3 labels" in found.summary
+    figures = found.figures
+    assert (figures["rank"], figures["targets"]) == (4, "query, value")
+    assert figures["accuracy"] == made.counts["accuracy"]
+    assert figures["delta_parameters"] == made.counts["delta_parameters"] == 2 * 2 * 2 * 32 * 4
+    assert figures["labels"] == ", ".join(read_record(folder).labels)
+    assert len(found.examples[0].rows) == page.seeds
+    (folder / "scores.json").write_text("")
+    with pytest.raises(UserError, match=r"scores\.json: 0 bytes"):
+        describe(folder)
+
+
+def test_an_unfinished_delta(make_page: Callable[..., DeltaPage]) -> None:
+    folder = make_page().folder("delta")
+    with Stage(folder, "delta", {}, {}).begin():
+        found = describe(folder)
+    assert "not finished" in found.summary and "robustly delta CONFIG" in found.notes[0]

@@ -1,0 +1,260 @@
+"""What a machine has and lacks; each check on machines that are made up."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch import doctor
+from launch.doctor import Finding, Gpu, gpu_findings, library, parse_gpus, verdict
+from robustly import cli
+
+A100 = Gpu("NVIDIA A100-SXM4-80GB", 81920 * 2**20, (8, 0), "535.104.05")
+V100 = Gpu("Tesla V100", 32768 * 2**20, (7, 0), "535.104.05")
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in the place of /proc and /sys/fs/cgroup."""
+    for name, file in (("CPUINFO", "cpuinfo"), ("MEMINFO", "meminfo"), ("CGROUP", "")):
+        monkeypatch.setattr(doctor, name, tmp_path / file)
+    return tmp_path
+
+
+# ---------------------------------------------------------------------------------------------- software
+
+
+@pytest.mark.parametrize(
+    ("name", "specifier", "status"),
+    [
+        ("pytest", ">=1", "ok"), ("pytest", "<1", "note"), ("no-such-thing", ">=1", "problem"), ("numpy", "", "ok"),
+    ],
+)  # fmt: skip
+def test_a_library(name: str, specifier: str, status: str) -> None:
+    finding = library(name, specifier)
+    assert finding.status == status
+    assert bool(finding.do) is (status != "ok")
+
+
+def test_a_library_that_pretraining_does_without_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert {name: library(name, ">=1").status for name in ("peft", "torch")} == {"peft": "note", "torch": "problem"}
+
+
+def test_a_build_with_a_local_version_is_in_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: "2.13.0+cpu")
+    assert library("torch", ">=2.11,<2.14").status == "ok"
+
+
+@pytest.mark.parametrize(("version", "status"), [("3.12.1", "ok"), ("3.10.9", "problem"), ("3.14.0", "problem")])
+def test_python(version: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.platform, "python_version", lambda: version)
+    assert doctor.python().status == status
+
+
+def test_what_is_not_installed_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "metadata", missing)
+    monkeypatch.setattr(metadata, "requires", missing)
+    assert (doctor.python().status, doctor.libraries()) == ("problem", [])
+
+
+def test_another_package_of_our_name_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.packages().status == "ok"
+    (tmp_path / "publish").mkdir()
+    (tmp_path / "publish" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "publish", raising=False)
+    found = doctor.packages()
+    assert found.status == "problem"
+    assert str(tmp_path / "publish") in found.found
+
+
+# ---------------------------------------------------------------------------------------------- GPUs
+
+
+def test_the_drivers_listing() -> None:
+    listing = (
+        "NVIDIA A100-SXM4-80GB, 81920, 8.0, 535.104.05\nOdd card, [N/A], 8.0, 1\nTesla V100, 32768, 7.0, 535.104.05\n"
+    )
+    assert parse_gpus(listing) == [A100, V100]
+    assert parse_gpus("No devices were found\n") == []
+    assert (A100.bf16, V100.bf16) == (True, False)
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_hidden_gpus_are_none(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = subprocess.CompletedProcess([], 0, "NVIDIA A100-SXM4-80GB, 81920, 8.0, 535.104.05\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: listed)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert doctor.gpus() == [A100]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert doctor.gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "usable", "cuda", "status", "words"),
+    [
+        ([], 0, None, "note", "none"),
+        ([A100], 0, None, "note", "cannot use it"),
+        ([A100, A100], 0, "13.0", "note", "cannot use them"),
+        ([A100] * 8, 8, "13.0", "ok", "8 x NVIDIA A100-SXM4-80GB, 86 GB, compute capability 8.0"),
+        ([V100], 1, "12.6", "note", "no fast bf16"),
+    ],
+)
+def test_gpus(seen: list[Gpu], usable: int, cuda: str | None, status: str, words: str) -> None:
+    first = gpu_findings(seen, usable, "2.13.0", cuda, "2.27.3")[0]
+    assert (first.status, bool(first.do)) == (status, status != "ok")
+    assert words in first.found
+
+
+def test_a_gpu_that_torch_cannot_use_says_why() -> None:
+    assert "CUDA build" in gpu_findings([A100], 0, "2.13.0+cpu", None, "")[0].do
+    assert "driver" in gpu_findings([A100], 0, "2.13.0+cu130", "13.0", "")[0].do
+
+
+# ---------------------------------------------------------------------------------------------- the machine
+
+
+@pytest.mark.parametrize(
+    ("kilobytes", "limit", "used", "status"),
+    [(16e6, None, 0, "ok"), (3e6, None, 0, "note"), (1e6, None, 0, "problem"), (16e6, 5e9, 4.5e9, "problem")],
+)
+def test_memory(system: Path, kilobytes: float, limit: float | None, used: float, status: str) -> None:
+    (system / "meminfo").write_text(f"MemTotal: 99999999 kB\nMemAvailable: {kilobytes:.0f} kB\n")
+    if limit is not None:
+        (system / "memory.max").write_text(f"{limit:.0f}\n")
+        (system / "memory.current").write_text(f"{used:.0f}\n")
+    assert doctor.memory().status == status
+
+
+def test_memory_without_a_limit_is_the_systems(system: Path) -> None:
+    (system / "meminfo").write_text("MemAvailable: 5000 kB\n")
+    (system / "memory.max").write_text("max\n")
+    (system / "memory.current").write_text("1\n")
+    assert doctor.available_memory() == 5000 * 1024
+
+
+def test_memory_that_cannot_be_read_is_no_problem(system: Path) -> None:
+    assert doctor.memory().status == "note"
+
+
+def test_processor(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "cores", lambda: 8)
+    monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
+    (system / "cpuinfo").write_text("model name: some\nflags\t\t: sse avx2 avx512f amx_tile\n")
+    assert doctor.processor() == Finding("cpu", "ok", "8 cores, AVX2, AVX-512, AMX")
+    (system / "cpu.max").write_text("150000 100000\n")
+    limited = doctor.processor()
+    assert (limited.status, "1.5 cores" in limited.found) == ("note", True)
+    (system / "cpu.max").write_text("max 100000\n")
+    (system / "cpuinfo").write_text("flags : sse\n")
+    assert "without AVX2" in doctor.processor().found
+
+
+@pytest.mark.parametrize(("free", "status"), [(1e12, "ok"), (5e9, "note"), (1e8, "problem")])
+def test_disk(free: float, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    usage = type("Usage", (), {"free": free})
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+    assert doctor.disk(tmp_path).status == status
+
+
+def test_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 64 * 2**20})  # Docker's default
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+    assert "--shm-size" in doctor.shared_memory().do
+
+
+def test_a_working_directory(tmp_path: Path) -> None:
+    assert doctor.locks(tmp_path).status == "ok"
+    assert not list(tmp_path.iterdir())
+    assert doctor.locks(tmp_path / "missing").status == "problem"
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: Any, operation: int) -> None:
+        raise OSError(os.strerror(38))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    found = doctor.locks(tmp_path)
+    assert (found.status, "keeps no locks" in found.found) == ("problem", True)
+
+
+def test_a_folder_that_shadows(tmp_path: Path) -> None:
+    assert doctor.shadows(tmp_path).status == "ok"
+    assert doctor.shadows(Path(doctor.__file__).parent.parent).status == "ok"  # the checkout itself
+    (tmp_path / "tokenizer").mkdir()
+    found = doctor.shadows(tmp_path)
+    assert (found.status, "tokenizer" in found.found) == ("note", True)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "do"), [(256, 512, "ulimit -n 512"), (256, -1, "ulimit -n 4096"), (-1, -1, "")]
+)
+def test_open_files(soft: int, hard: int, do: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, hard))
+    found = doctor.open_files()
+    assert (found.status == "note") is bool(do)
+    assert do in found.do
+
+
+def test_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_which", lambda program: "/usr/bin/ssh" if program == "ssh" else None)
+    found = doctor.launchers()
+    assert found.found == "local, hostfile"
+    assert "slurm (sbatch)" in found.do
+
+
+@pytest.mark.parametrize(
+    ("environment", "status"),
+    [({}, "ok"), ({"HF_HOME": "/models"}, "ok"), ({"RANK": "0"}, "note"), ({"OMP_NUM_THREADS": "1"}, "note")],
+)
+def test_variables(environment: dict[str, str], status: str) -> None:
+    assert doctor.variables(environment).status == status
+
+
+# ---------------------------------------------------------------------------------------------- the whole
+
+
+@pytest.mark.parametrize(
+    ("problems", "gpus", "cluster", "words"),
+    [
+        (["disk"], 8, True, "nothing can be trained here before this is mended: disk"),
+        ([], 0, False, "CPU only"),
+        ([], 1, False, "one GPU"),
+        ([], 8, True, "run.ranks=8, or configs/tiny.yaml to begin with; Slurm is here"),
+    ],
+)
+def test_verdict(problems: list[str], gpus: int, cluster: bool, words: str) -> None:
+    assert words in verdict(problems, gpus, cluster)
+
+
+def test_the_command_says_by_its_exit_code_whether_tiny_can_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "torch_and_gpus", lambda seen: (gpu_findings(seen, 0, "2.13.0", None, ""), 0))
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["doctor", "--json"])
+    output = capsys.readouterr()
+    report = json.loads(output.out)  # nothing else on stdout
+    assert leaving.value.code == 0, report
+    assert report["able"] and "CPU only" in report["verdict"] and report["verdict"] in output.err
+    assert all(finding["do"] for finding in report["findings"] if finding["status"] != "ok")
+
+    monkeypatch.setattr(doctor, "memory", lambda: Finding("memory", "problem", "none", "buy some"))
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["doctor"])
+    assert leaving.value.code == 1
+    assert "-> buy some" in capsys.readouterr().err

@@ -1,0 +1,214 @@
+"""The arithmetic of the budget, against the real model, torch's counters and what torch really holds."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretrain import budget, checkpoint
+from pretrain.checkpoint import Progress
+from pretrain.config import Run
+from pretrain.engine import Engine, start_ranks
+from pretrain.masking import TokenIds
+from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from ranks import run_distributed
+from robustly.experiment import load_experiment
+from synthetic import model, optim
+
+BLOCKS, LENGTH, ENTRIES, MASKED = 8, 64, 3000, 0.125
+VOCABULARY = TokenIds(ENTRIES, 0, 1, 2, ENTRIES - 1)
+SHAPE = {"layers": 4, "hidden": 128, "heads": 4, "feed_forward": 512, "positions": LENGTH + 2}
+
+
+def objective(attention: str = "sdpa", **changes: Any) -> MaskedLanguageModel:
+    config = roberta_config(model(**{**SHAPE, **changes}), VOCABULARY)
+    config._attn_implementation = attention
+    return MaskedLanguageModel(new_model(config, 1)).train()
+
+
+def micro_batch(padded: bool) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randint(4, ENTRIES - 1, (BLOCKS, LENGTH), generator=draw)
+    positions = torch.randperm(inputs.numel(), generator=draw)[: round(MASKED * inputs.numel())]
+    attention = torch.ones_like(inputs) if padded else None
+    if attention is not None:
+        attention[:, -3:] = 0
+    return inputs, attention, positions, inputs.flatten()[positions]
+
+
+# ---------------------------------------------------------------------------------------------- counts
+
+
+@pytest.mark.parametrize("page", ["roberta_base", "roberta_large", "tiny"])
+def test_parameters_are_those_of_the_real_model(page: str) -> None:
+    experiment = load_experiment(page)
+    size = experiment.tokenizer.vocab_size
+    with torch.device("meta"):
+        real = new_model(roberta_config(experiment.model, TokenIds(size, 0, 1, 2, size - 1)), 0)
+    assert budget.parameters(experiment.model, size) == sum(p.numel() for p in real.parameters())
+    tables = [m.weight.numel() for m in real.modules() if isinstance(m, torch.nn.Embedding)]
+    assert budget.embedding_parameters(experiment.model, size) == sum(tables)
+
+
+def test_roberta_base_has_the_parameters_of_the_published_one() -> None:
+    assert budget.parameters(load_experiment("roberta_base").model, 50_265) == 124_697_433
+
+
+@pytest.mark.parametrize("changes", [{}, {"heads": 8, "feed_forward": 200, "layers": 1, "hidden": 64}], ids=str)
+def test_operations_are_those_that_torch_counts(changes: dict[str, Any]) -> None:
+    """With attention written out: torch has no count for its fused kernel on CPU."""
+    network = objective("eager", **changes)
+    batch = micro_batch(padded=False)
+    with FlopCounterMode(display=False) as counter:
+        network(*batch).backward()
+    per_token = budget.flops_per_token(model(**{**SHAPE, **changes}), ENTRIES, LENGTH, MASKED)
+    assert per_token * BLOCKS * LENGTH == counter.get_total_flops()
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("padded", "changes"),
+    [(False, {}), (True, {}), (True, {"dropout": 0.1}), (True, {"dropout": 0.1, "attention_dropout": 0.1})],
+    ids=["full", "padded", "dropout", "attention dropout"],
+)
+def test_activations_are_what_autograd_keeps(padded: bool, changes: dict[str, Any], precision: str) -> None:
+    if precision == "bf16" and changes.get("attention_dropout"):
+        pytest.skip("torch's unfused attention keeps fp32 copies on CPU; bf16 is for GPUs")
+    network = objective(**changes).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held, so that no address is given out twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = network(*micro_batch(padded))
+    measured = sum(storage.nbytes() for storage in kept.values())
+    log_probabilities = 4 * ENTRIES * MASKED * BLOCKS * LENGTH
+    sizes = model(**{**SHAPE, **changes})
+    expected = budget.activation_bytes(sizes, BLOCKS, LENGTH, MASKED, precision, "cpu", padded)
+    assert loss.requires_grad
+    assert measured == pytest.approx(expected + log_probabilities, rel=0.01)
+
+
+LAYOUTS = [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16")]
+RANKS = 2
+
+
+def peaks_of_training(rank: int, ranks: int) -> list[int]:
+    """For each layout, the bytes that torch holds at the peak of an update of two micro-batches, as its profiler sees
+    every allocation."""
+    torch.set_num_threads(1)
+    device = start_ranks(rank)
+    return [peak_of_training(ranks, stage, precision, device) for stage, precision in LAYOUTS]
+
+
+def peak_of_training(ranks: int, stage: int, precision: str, device: torch.device) -> int:
+    others = living()  # of earlier tests and layouts; held, so that no address is given out twice
+    engine = Engine(objective(), optim(), run(stage, precision), 2, device)
+    batch = micro_batch(padded=True)
+
+    def update() -> None:
+        for _ in range(2):
+            engine.backward(engine(*batch), 2.0 * ranks * len(batch[2]))
+        engine.step(1e-4)
+
+    update()
+    before = sum(storage.nbytes() for address, storage in living().items() if address not in others)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        update()
+    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return before + peak
+
+
+def living() -> dict[int, torch.UntypedStorage]:
+    """The storages of all tensors that Python knows of, by address."""
+    gc.collect()
+    tensors = [o for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter)]
+    return {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors if t.device.type == "cpu"}
+
+
+def run(stage: int, precision: str) -> Run:
+    bucket = {"zero_optimization": {"reduce_bucket_size": 1_000_000}}
+    return Run(zero_stage=stage, precision=precision, micro_batch=BLOCKS, deepspeed=bucket)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def measured_peaks() -> dict[tuple[int, str], int]:
+    return dict(zip(LAYOUTS, run_distributed(RANKS, peaks_of_training)[0], strict=True))
+
+
+@pytest.mark.parametrize(("stage", "precision"), LAYOUTS)
+def test_memory_is_what_torch_holds(stage: int, precision: str, measured_peaks: dict[tuple[int, str], int]) -> None:
+    measured = measured_peaks[stage, precision]
+    expected = budget.memory(model(**SHAPE), ENTRIES, run(stage, precision), RANKS, LENGTH, MASKED, "cpu")
+    assert 0.97 * measured <= expected.peak - expected.overhead <= 1.15 * measured
+
+
+def test_what_a_gpu_holds_more_than_a_cpu() -> None:
+    """The whole bucket, and reserve; and less: dropout's masks as booleans, no L x L scores."""
+    sizes, settings = model(**SHAPE, dropout=0.1, attention_dropout=0.1), Run(zero_stage=1)
+    cpu, gpu = (budget.memory(sizes, ENTRIES, settings, 1, LENGTH, MASKED, device) for device in ("cpu", "cuda"))  # type: ignore[arg-type]
+    assert gpu.bucket == 4 * 500_000_000
+    assert cpu.bucket == 4 * budget.parameters(sizes, ENTRIES)
+    assert gpu.activations < cpu.activations
+    assert (gpu.weights, gpu.optimizer, gpu.gradients, gpu.logits) == (
+        cpu.weights, cpu.optimizer, cpu.gradients, cpu.logits,
+    )  # fmt: skip
+
+
+def test_a_layer_of_four_times_its_width_keeps_34_h_bytes_as_korthikanti_et_al_count() -> None:
+    """Their count leaves out softmax's sums, LayerNorms' statistics and the padding mask: 4 A + 16 bytes here."""
+    two, three = (
+        budget.activation_bytes(model(**{**SHAPE, "layers": n}, dropout=0.1), 1, LENGTH, MASKED, "bf16", "cuda", False)
+        for n in (2, 3)
+    )
+    assert (three - two) / LENGTH == 34 * 128 + 4 * 4 + 16
+
+
+@pytest.mark.parametrize("limit", [1.7e9, 3e9, 24e9])
+def test_the_largest_micro_batch_fits_and_one_more_does_not(limit: float) -> None:
+    sizes, settings = model(**SHAPE), Run(zero_stage=1, precision="bf16")
+    shape = (sizes, ENTRIES, settings, 4, LENGTH, MASKED, "cuda")
+    largest = budget.largest_micro_batch(*shape, round(limit))  # type: ignore[arg-type]
+    assert budget.memory(*shape, largest).peak <= limit < budget.memory(*shape, largest + 1).peak  # type: ignore[arg-type]
+
+
+def test_no_micro_batch_fits_into_too_little() -> None:
+    settings = Run(zero_stage=1, precision="bf16")
+    assert budget.largest_micro_batch(model(**SHAPE), ENTRIES, settings, 1, LENGTH, MASKED, "cuda", 10**9) == 0
+
+
+def test_more_ranks_hold_less_each() -> None:
+    sizes = model(**SHAPE)
+    for stage in (1, 2):
+        one, four = (
+            budget.memory(sizes, ENTRIES, run(stage, "bf16"), ranks, LENGTH, MASKED, "cuda") for ranks in (1, 4)
+        )
+        assert four.optimizer * 4 == pytest.approx(one.optimizer, rel=1e-4)
+        assert four.peak < one.peak
+
+
+# ---------------------------------------------------------------------------------------------- disk
+
+
+def test_a_checkpoint_has_the_bytes_that_are_planned(tmp_path: Path) -> None:
+    network = objective().model
+    tensors = ((name, p.detach(), torch.zeros_like(p), torch.zeros_like(p)) for name, p in network.named_parameters())
+    checkpoint.save(tmp_path, Progress(1, "hash"), tensors, True, 1)
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    assert written == pytest.approx(budget.checkpoint_bytes(sum(p.numel() for p in network.parameters())), rel=0.02)

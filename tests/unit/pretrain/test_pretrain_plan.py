@@ -1,0 +1,261 @@
+"""What `robustly plan` says before anything runs, and where it has it from."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data_prep.store import Store
+from pretrain import budget
+from pretrain import plan as plans
+from pretrain import speed as speeds
+from pretrain.plan import Machine, Plan, Speed, plan
+from ranks import run_distributed
+from robustly import cli
+from robustly.experiment import Experiment, load_experiment, pretraining
+
+CORPUS = Path(__file__).resolve().parents[3] / "data_prep" / "corpora" / "prose_cc0.txt"
+SMALL = [
+    "name=small", "tokenizer.vocab_size=500", "corpus.validation=0.1", "data.block_length=64", "model.layers=2",
+    "model.hidden=32", "model.heads=2", "model.feed_forward=64", "model.positions=66", "optim.batch_size=24",
+    "schedule.updates=100", "schedule.warmup=6", "run.ranks=2", "run.micro_batch=4", "run.workers=1",
+]  # fmt: skip
+NO_MEMORY = Machine("cpu", None, "not looked at")
+
+
+def planned(experiment: Experiment, ranks: int = 2, machine: Machine = NO_MEMORY, speed: Speed | None = None) -> Plan:
+    beside = experiment.origin.parent
+    return plan(pretraining(experiment), experiment.corpus, experiment.tokenizer, beside, ranks, machine, speed)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory without runs: a developer's runs/tiny would count."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small corpus; the stages are made by the test that needs them."""
+    folder = tmp_path_factory.mktemp("planned")
+    text = CORPUS.read_text(encoding="utf-8")
+    (folder / "corpus.txt").write_text(text[: text.index("\n\n", 150_000)], encoding="utf-8")
+    return folder
+
+
+def small(place: Path, *changes: str) -> Experiment:
+    places = [f"corpus.sources={place / 'corpus.txt'}", f"paths.root={place}"]
+    return load_experiment("tiny", [*SMALL, *places, *changes])
+
+
+# ---------------------------------------------------------------------------------------------- the corpus
+
+
+def test_a_corpus_that_is_not_there_is_unknown_and_no_error() -> None:
+    found = planned(load_experiment("roberta_base"))
+    assert (found.work["epochs"], found.work["corpus_tokens"], found.disk["token_store"]) == (None, None, None)
+    assert "not found (corpora/bookcorpus_wikipedia/*.txt.zst" in found.work["corpus_source"]
+    assert found.work["tokens"] == 8192 * 512 * 500_000
+
+
+def test_tokens_are_counted_where_that_was_done_and_estimated_elsewhere(place: Path) -> None:
+    experiment = small(place)
+    size = (place / "corpus.txt").stat().st_size
+    estimated = planned(experiment)
+    assert estimated.work["corpus_tokens"] == round(size / 4.4 * 0.9)
+    assert f"estimated from {size:,} bytes in 1 files" in estimated.work["corpus_source"]
+
+    cli.build_tokenizer(experiment)
+    from_words = planned(experiment)
+    assert "counted in" in from_words.work["corpus_source"] and "tokenizer" in from_words.work["corpus_source"]
+
+    cli.prepare_data(experiment)
+    counted = planned(experiment)
+    truth = Store(place / "data", "train").stream_tokens
+    assert counted.work["corpus_tokens"] == truth
+    assert from_words.work["corpus_tokens"] == pytest.approx(truth, rel=0.1)
+    assert counted.work["corpus_source"] == f"counted in {place / 'data'}"
+    assert counted.work["tokens_per_update"] < 24 * 64  # some of a block is padding
+    assert counted.work["epochs"] == pytest.approx(counted.work["tokens"] / truth)
+    assert counted.disk["token_store"] == pytest.approx(from_words.disk["token_store"], rel=0.15)
+
+    # A page that the folders do not fit: their counts are another corpus's, or another tokenizer's.
+    assert "tokens counted in" in planned(small(place, "corpus.validation=0.2")).work["corpus_source"]
+    assert "estimated" in planned(small(place, "tokenizer.vocab_size=600")).work["corpus_source"]
+    again = json.loads((place / "tokenizer" / "manifest.json").read_text(encoding="utf-8"))
+    (place / "again").mkdir()
+    (place / "again" / "manifest.json").write_text(json.dumps({**again, "hash": "other"}), encoding="utf-8")
+    retrained = planned(small(place, f"paths.tokenizer={place / 'again'}"))
+    assert f"tokens counted in {place / 'again'}" in retrained.work["corpus_source"]
+    (place / "more.txt").write_text("One more text.\n", encoding="utf-8")
+    both = f"corpus.sources=[{place / 'corpus.txt'}, {place / 'more.txt'}]"
+    assert "in 2 files" in planned(small(place, both)).work["corpus_source"]
+
+
+def test_compressed_files_count_for_more(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(b"x" * 44_000)
+    (tmp_path / "b.txt").write_bytes(b"x" * 44_000)
+    sources = f"corpus.sources=[{tmp_path / 'a.txt.gz'}, {tmp_path / 'b.txt'}]"
+    found = planned(load_experiment("tiny", ["name=none", sources, "corpus.validation=0"]))
+    assert found.work["corpus_tokens"] == 40_000
+    assert "3 bytes of text for one of .gz" in found.work["corpus_source"]
+
+
+# ---------------------------------------------------------------------------------------------- time
+
+
+def test_a_given_speed_is_taken() -> None:
+    (entry,) = planned(load_experiment("tiny"), speed=Speed(1000.0, "said")).time
+    assert entry["seconds"] == pytest.approx(load_experiment("tiny").schedule.updates * 32 * 128 / 1000)
+    assert entry["source"] == "said"
+
+
+def test_gpu_types_are_estimates_that_say_so() -> None:
+    found = planned(load_experiment("roberta_base"), ranks=8)
+    per_token = budget.flops_per_token(load_experiment("roberta_base").model, 50_265, 512, 0.15)
+    a100 = next(entry for entry in found.time if "A100" in entry["source"])
+    assert a100["tokens_per_second"] == pytest.approx(8 * 0.4 * 312e12 / per_token)
+    assert all("assumed" in entry["source"] for entry in found.time)
+
+
+def test_the_speed_of_a_run_counts_if_it_is_of_this_model(tmp_path: Path) -> None:
+    experiment = small(tmp_path)
+    train = tmp_path / "train"
+    train.mkdir()
+    (train / "config.yaml").write_text(yaml.safe_dump(pretraining(experiment).page), encoding="utf-8")
+    rates = [10.0, 500.0, 400.0, 600.0]  # the first interval warms up
+    lines = [json.dumps({"update": 10 * n, "tokens_per_second": rate}) for n, rate in enumerate(rates, 1)]
+    (train / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    assert [entry["tokens_per_second"] for entry in planned(experiment).time] == [500.0]
+    assert f"measured in {train}" in planned(experiment).time[0]["source"]
+    for other in ("model.layers=3", "data.block_length=32", "run.micro_batch=8", "tokenizer.vocab_size=600"):
+        assert all("assumed" in entry["source"] for entry in planned(small(tmp_path, other)).time), other
+    assert all("assumed" in entry["source"] for entry in planned(experiment, ranks=1).time)
+
+
+def test_a_measured_pass_and_update_make_a_speed() -> None:
+    """24 blocks of 64 on 2 ranks: 3 passes of 4 blocks at 0.5 s, and an update of 0.1 s."""
+    config = pretraining(load_experiment("tiny", SMALL))
+    assert speeds.speed_of(config, 2, 4, 0.5, 0.1, "cpu").tokens_per_second == pytest.approx(24 * 64 / 1.6)
+
+
+def measured(rank: int, ranks: int) -> list[Any]:
+    speeds.SECONDS = 1
+    found = speeds.measure(pretraining(load_experiment("tiny", SMALL)), 500, 2, 1)
+    return [found.tokens_per_second, found.source]
+
+
+def test_this_machine_is_measured() -> None:
+    rate, source = run_distributed(1, measured)[0]
+    assert rate > 100
+    assert source == "measured here: one rank on cpu, micro-batches of 4, times 2 ranks without communication"
+
+
+# ---------------------------------------------------------------------------------------------- memory and disk
+
+
+def test_the_largest_micro_batch_is_for_the_memory_that_there_is() -> None:
+    page = load_experiment("roberta_base")
+    found = planned(page, machine=Machine("cuda", 24 * 10**9, "said"))
+    largest = found.memory["largest_micro_batch"]
+    assert found.memory["peak"] < 24e9
+    assert largest > 32
+    above = planned(
+        load_experiment("roberta_base", [f"run.micro_batch={largest + 1}"]), 2, Machine("cuda", 24 * 10**9, "")
+    )
+    assert above.memory["peak"] > 24e9
+    assert f"take run.micro_batch={largest}" in above.warnings[0]
+
+
+def test_one_checkpoint_more_than_is_kept_has_to_fit() -> None:
+    disk = planned(load_experiment("roberta_base")).disk
+    assert disk["checkpoint"] == 12 * 124_697_433
+    assert disk["checkpoints"] == 3 * disk["checkpoint"]
+
+
+# ---------------------------------------------------------------------------------------------- warnings
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["optim.batch_size=100000"], "more tokens than the corpus"),
+        (["schedule.updates=100000"], "epochs: the corpus is small"),
+        (["run.micro_batch=16"], "a rank's share of an update is 12 blocks"),
+        (["optim.batch_size=1", "run.micro_batch=1"], "nothing to do"),
+        (["schedule.warmup=0"], "diverge"),
+        (["schedule.warmup=60"], "more than half of 100 updates"),
+        (["run.micro_batch=11"], "run.micro_batch=6 fills them"),
+    ],
+)
+def test_a_warning(changes: list[str], words: str, place: Path) -> None:
+    assert not planned(small(place)).warnings
+    found = planned(small(place, *changes)).warnings
+    assert any(words in warning for warning in found), found
+
+
+@pytest.mark.parametrize(("size", "odd"), [(50_265, True), (50_304, False)])
+def test_tensor_cores_like_multiples_of_64(size: int, odd: bool) -> None:
+    gpu = Machine("cuda", None, "")
+    found = planned(load_experiment("roberta_base", [f"tokenizer.vocab_size={size}"]), machine=gpu).warnings
+    assert any("50,304 is" in warning for warning in found) is odd
+
+
+# ---------------------------------------------------------------------------------------------- the command
+
+
+PROGRAM = """
+import sys
+import robustly.cli
+try:
+    robustly.cli.main(["plan", *sys.argv[1:]])
+except SystemExit as leaving:
+    assert not leaving.code, leaving.code
+assert not {"torch", "transformers", "deepspeed", "datatrove"} & set(sys.modules)
+"""
+
+
+def test_the_command_needs_no_torch_and_prints_one_object() -> None:
+    arguments = ["roberta_base", "optim.batch_size=4096", "--ranks", "8", "--memory", "80", "--tflops", "100", "--json"]
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["model"]["parameters"] == 124_697_433
+    assert found["work"]["tokens_per_update"] == 4096 * 512
+    assert found["memory"]["limit"] == 80e9
+    (entry,) = found["time"]
+    assert entry["tokens_per_second"] == pytest.approx(8 * 100e12 / found["model"]["flops_per_token"], rel=1e-6)
+    for said in ("parameters", "124,697,433", "largest micro-batch", "(--tflops 100, 8 ranks)"):
+        assert said in done.stderr
+
+
+def test_one_speed_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["plan", "tiny", "--tflops", "1", "--measure"])
+    assert leaving.value.code == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpu", "device", "memory"),
+    [([], None, "cpu", 4e9), (["run.precision=bf16"], None, "cuda", None), ([], 24 * 10**9, "cuda", 24e9)],
+)
+def test_what_a_rank_runs_on(
+    changes: list[str], gpu: int | None, device: str, memory: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launch import doctor
+
+    monkeypatch.setattr(doctor, "gpus", lambda: [doctor.Gpu("Card", gpu, (8, 0), "1")] if gpu else [])
+    monkeypatch.setattr(doctor, "available_memory", lambda: 8 * 10**9)
+    machine = cli._machine(load_experiment("tiny", changes), 2, None)
+    assert (machine.device, machine.memory) == (device, memory)
+    assert cli._machine(load_experiment("tiny"), 2, 40.0) == Machine("cuda", 40 * 10**9, "--memory")
+
+
+def test_the_assumptions_are_named() -> None:
+    assert (plans.BYTES_PER_TOKEN, plans.UTILISATION) == (4.4, 0.4)  # docs/budget.md and the budget pages say so

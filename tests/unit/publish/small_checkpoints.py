@@ -1,0 +1,77 @@
+"""Small checkpoints of three kinds: ours, one with a tokenizer that `tokenizers` trained, one like XLM-R's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM, XLMRobertaForMaskedLM
+
+from tokenizer.vocabulary import lay_out, save
+
+NAMES = {
+    "bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>",
+    "unk_token": "<unk>", "mask_token": "<mask>",
+}  # fmt: skip
+TEXT = ["The children were playing in the garden.", "It began to rain, and they went into the house."] * 20
+
+
+def config(size: int, **changes: Any) -> RobertaConfig:
+    return RobertaConfig(
+        **{
+            "vocab_size": size, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "intermediate_size": 64, "max_position_embeddings": 42, "type_vocab_size": 1, "layer_norm_eps": 1e-5,
+            "initializer_range": 0.3, **changes,
+        }
+    )  # fmt: skip
+
+
+def model(size: int, kind: Any = RobertaForMaskedLM, **changes: Any) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return kind(config(size, **changes))
+
+
+def ours(folder: Path, merges: Sequence[str] = ("t h", "th e", "Ġ the", "i n", "Ã ¤")) -> Path:
+    """As `robustly publish` writes it, without its records."""
+    vocabulary = lay_out([tuple(merge.split()) for merge in merges])
+    model(len(vocabulary.ids)).save_pretrained(folder)
+    save(vocabulary, folder)
+    return folder
+
+
+def byte_level(folder: Path) -> Path:
+    """A byte-level tokenizer that `tokenizers` trained, in one file, <mask> not the last entry."""
+    tokens = Tokenizer(models.BPE())
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokens.train_from_iterator(TEXT, trainer)
+    return _saved(folder, tokens, RobertaForMaskedLM)
+
+
+def unigram(folder: Path) -> Path:
+    """Pieces with ▁ for spaces, as SentencePiece makes them for XLM-R."""
+    tokens = Tokenizer(models.Unigram())
+    tokens.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokens.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=80,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokens.train_from_iterator(TEXT, trainer)
+    return _saved(folder, tokens, XLMRobertaForMaskedLM)
+
+
+def _saved(folder: Path, tokens: Tokenizer, kind: Any) -> Path:
+    tokens.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    PreTrainedTokenizerFast(tokenizer_object=tokens, **NAMES).save_pretrained(folder)
+    model(tokens.get_vocab_size(), kind).save_pretrained(folder)
+    return folder
