@@ -16,7 +16,7 @@ from delta.base import Base
 from delta.classifier import Classifier
 from delta.config import DeltaPage
 from delta.task import Example, TaskData, draw
-from pretrain.config import Optim
+from pretrain.optimizer import adamw
 from pretrain.schedule import learning_rate
 from robustly import UserError, log
 from robustly.rng import Purpose, permute, seed64
@@ -87,7 +87,7 @@ def tune(base: Base, page: DeltaPage, data: TaskData, seed: int) -> Tuned:
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         log.progress(f"seed {seed}", page.schedule.updates, "updates") as advance,
     ):
-        optimizer = _adamw(classifier.model, page.optim)
+        optimizer = adamw(classifier.model, page.optim)
         classifier.model.train()
         for update, batch in enumerate(_batches(len(rows), page, seed), start=1):
             torch.manual_seed(seed64(seed, Purpose.DROPOUT, 0, update))
@@ -120,17 +120,6 @@ def _batches(examples: int, page: DeltaPage, seed: int) -> Iterator[list[int]]:
 
 def _trained(model: PeftModel) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def _adamw(model: PeftModel, optim: Optim) -> torch.optim.AdamW:
-    """AdamW over the trained parameters; `optim.decay` as in pretraining."""
-    weights = [p for p in _trained(model) if p.ndim >= 2]
-    others = [p for p in _trained(model) if p.ndim < 2]  # biases and LayerNorms
-    groups = [
-        {"params": weights, "weight_decay": optim.weight_decay},
-        {"params": others, "weight_decay": optim.weight_decay if optim.decay == "all" else 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
 
 
 def _score(classifier: Classifier, test: Sequence[Example], seed: int, seconds: float) -> Score:

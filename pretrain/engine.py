@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.config import Optim, Run
+from pretrain.optimizer import adamw
 from robustly import UserError
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # else it warns on CPU
@@ -99,17 +100,6 @@ def deepspeed_config(optim: Optim, run: Run, accumulation: int) -> dict[str, Any
     return config
 
 
-def parameter_groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
-    """One group with decay, and one without where the recipe exempts biases and LayerNorms (1-d tensors)."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if optim.decay == "all":
-        return [{"params": parameters, "weight_decay": optim.weight_decay}]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
 class Engine:
     """A model on this rank's device, trained together with the other ranks.
 
@@ -125,9 +115,7 @@ class Engine:
         model.to(device)
         self._names = [name for name, p in model.named_parameters() if p.requires_grad]
         weights = {name: p.detach().float().clone() for name, p in model.named_parameters()}
-        # Decoupled decay, eps after bias correction (Loshchilov and Hutter 2019; apex's FusedAdam likewise).
-        # One kernel for all parameters ("fused") where torch has it; lr is set before every step.
-        adam = torch.optim.AdamW(parameter_groups(model, optim), lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
+        adam = adamw(model, optim)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory use, without a switch
             try:
                 self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=adam, config=self.config)

@@ -13,14 +13,10 @@ from data_prep.blocks import Blocks
 from pretrain.batches import MicroBatch, make_micro_batch
 from pretrain.config import Masking
 from pretrain.engine import sum_over_ranks
-from pretrain.masking import TokenIds
+from pretrain.masking import EVALUATION_EPOCH, EVALUATION_SEED, TokenIds
 from pretrain.objective import MaskedLanguageModel
 from robustly import log
 from robustly.rng import permute
-
-# Masks of the validation blocks: of a seed and epoch that are no run's, so that all runs meet the same ones.
-EVALUATION_SEED = 0
-EVALUATION_EPOCH = 2**32 - 1
 
 
 class Evaluation(NamedTuple):

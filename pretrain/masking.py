@@ -16,6 +16,10 @@ from tokenizer.encoder import Encoder
 
 FIRST_ORDINARY_ID = 4  # <s> <pad> </s> <unk> come first
 
+# Masks of held-out blocks: of a seed and epoch that are no run's, so that all runs meet the same ones.
+EVALUATION_SEED = 0
+EVALUATION_EPOCH = 2**32 - 1
+
 
 class TokenIds(NamedTuple):
     """The ids of a vocabulary that the model and its masks must know."""

@@ -13,8 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from pretrain.config import Masking
-from pretrain.evaluation import EVALUATION_EPOCH, EVALUATION_SEED
-from pretrain.masking import Masked, TokenIds, mask_blocks
+from pretrain.masking import EVALUATION_EPOCH, EVALUATION_SEED, Masked, TokenIds, mask_blocks
 
 Ids = NDArray[np.integer]
 Advance = Callable[[int], None]

@@ -23,10 +23,11 @@ class Blank(NamedTuple):
     """The word that stood there; None where nobody knows."""
 
 
-def held_out_blanks(store: Store, encoder: Encoder, wanted: int = 5) -> list[Blank]:
+def held_out_blanks(store: Store, encoder: Encoder, longest_input: int, wanted: int = 5) -> list[Blank]:
     """Sentences from all over the store's split, each with its middle word of one token taken out, if it has such.
 
-    The same ones each time. Fewer than `wanted` where the split is small.
+    The same ones each time; of at most `longest_input` tokens, <s> and </s> included. Fewer than `wanted` where the
+    split is small.
     """
     ends = np.cumsum([shard.units for shard in store.shards])
     units = permute(np.arange(min(store.units, TRIES)), store.units, 0, 0).tolist() if store.units else []
@@ -41,7 +42,7 @@ def held_out_blanks(store: Store, encoder: Encoder, wanted: int = 5) -> list[Bla
         begin = int(unit_ends[number - 1]) if number else 0
         begin += bool(np.isin(number, store.document_ends(shard)))  # the lone </s> after the document before
         ids = store.tokens(shard)[begin : int(unit_ends[number]) - 1]
-        if blank := _blank(ids.tolist(), encoder):
+        if len(ids) <= longest_input - 3 and (blank := _blank(ids.tolist(), encoder)):  # 3: and what cutting may add
             blanks.append(blank)
     return blanks
 

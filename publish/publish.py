@@ -28,6 +28,8 @@ from publish.proof import prove
 from robustly import UserError, manifest
 from robustly.log import read_metrics
 from robustly.manifest import Manifest, Stage, write_atomic, write_json
+from tokenizer.config import MASK_TOKEN
+from tokenizer.encoder import Encoder
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 RECORDS = ("config.yaml", "metrics.jsonl", "evaluations.jsonl")
@@ -55,6 +57,7 @@ def publish(
     with stage.begin():
         model_section = Model(**train.recipe["model"])
         encoder = tokenizer.load(tokenizer_folder)
+        _check_examples(publish, encoder, model_section.positions - 2)
         model = _model(model_section, TokenIds.of(encoder), checkpoint.weights())
         model.save_pretrained(folder)
         (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
@@ -67,7 +70,7 @@ def publish(
         unigram = _unigram(train, data_folder, TokenIds.of(encoder)) if "validation_loss" in train.counts else None
         draw_curve(train_folder, unigram, folder / "curve.png")
         blanks = [Blank(text, None) for text in publish.examples]
-        blanks = blanks or held_out_blanks(Store(data_folder, "validation"), encoder)
+        blanks = blanks or held_out_blanks(Store(data_folder, "validation"), encoder, model_section.positions - 2)
         proof = prove(folder, model, encoder, data_folder, train.recipe["data"], [blank.text for blank in blanks])
         examples = [{**blank._asdict(), "guesses": proof.filled[blank.text]} for blank in blanks]
         evaluations = read_metrics(train_folder / "evaluations.jsonl")
@@ -89,6 +92,15 @@ def publish(
             "examples": examples,
         }
         return stage.finish(outputs, counts)
+
+
+def _check_examples(publish: Publish, encoder: Encoder, longest_input: int) -> None:
+    """Raises UserError for a text that the model cannot take."""
+    for text in publish.examples:
+        before, _, after = text.partition(MASK_TOKEN)
+        tokens = sum(len(ids) for ids in encoder.encode_documents([before.rstrip(), after])) + 3  # <s> <mask> </s>
+        if tokens > longest_input:
+            raise UserError(f"publish.examples: {text!r} has {tokens} tokens; the model takes {longest_input}")
 
 
 def _unigram(train: Manifest, data_folder: Path, vocabulary: TokenIds) -> float:

@@ -188,7 +188,7 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm(stage: int, precision: 
 
 
 def test_decay_on_all_or_on_matrices_alone() -> None:
-    from pretrain.engine import parameter_groups
+    from pretrain.optimizer import parameter_groups
 
     objective = MaskedLanguageModel(new_model(roberta_config(model(), VOCABULARY), 7))
     everything, *none = parameter_groups(objective, optim())

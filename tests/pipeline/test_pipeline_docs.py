@@ -1,7 +1,7 @@
 """Every command in the documentation does what it says: it is run, on a shrunken page, or needs what is not here.
 
 Fenced blocks are marked `sh` (run here, a page of the documentation at a time, in a folder like a checkout after `make
-quickstart`), `sh gpu` or `sh cluster` (not run; its pages and keys are checked), `sh make` (the Makefile knows the target)
+quickstart`), `sh gpu` or `sh cluster` (not run; its pages and keys are checked), `sh make` (a target of the Makefile)
 or `python` (run). Blocks of output and listings have no mark and must hold no command.
 """
 

@@ -20,7 +20,7 @@ def test_the_answer_in_the_blank_gives_a_sentence_of_a_held_out_document(prepare
     validation, train = (
         squeezed(" ".join(Store(prepared / "data", split).texts(encoder))) for split in ("validation", "train")
     )
-    blanks = held_out_blanks(Store(prepared / "data", "validation"), encoder, 40)
+    blanks = held_out_blanks(Store(prepared / "data", "validation"), encoder, 128, 40)
     assert len(blanks) == 40
     assert len(set(blanks)) == 40
     for text, answer in blanks:
@@ -37,11 +37,22 @@ def test_the_answer_in_the_blank_gives_a_sentence_of_a_held_out_document(prepare
 def test_the_same_blanks_each_time_and_from_all_over(prepared: Path) -> None:
     encoder = tokenizer.load(prepared / "tokenizer")
     store = Store(prepared / "data", "validation")
-    blanks = held_out_blanks(store, encoder)
-    assert blanks == held_out_blanks(store, encoder) and len(blanks) == 5
+    blanks = held_out_blanks(store, encoder, 128)
+    assert blanks == held_out_blanks(store, encoder, 128) and len(blanks) == 5
     text = squeezed(" ".join(store.texts(encoder)))
     places = [text.index(blank.text.partition("<mask>")[0]) for blank in blanks]
     assert max(places) - min(places) > len(text) / 4
+
+
+def test_blanks_fit_the_model(prepared: Path) -> None:
+    encoder = tokenizer.load(prepared / "tokenizer")
+    store = Store(prepared / "data", "validation")
+    short, any_length = held_out_blanks(store, encoder, 24, 40), held_out_blanks(store, encoder, 128, 40)
+    lengths = [
+        [len(encoder.encode_documents([blank.text.replace("<mask>", "the")])[0]) + 2 for blank in blanks]
+        for blanks in (short, any_length)
+    ]
+    assert short and max(lengths[0]) <= 24 < max(lengths[1])
 
 
 def test_an_empty_split_has_none(prepared: Path, tmp_path: Path) -> None:
@@ -52,7 +63,7 @@ def test_an_empty_split_has_none(prepared: Path, tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "data" / "store.json").read_text())
     facts["splits"]["validation"] = []
     (tmp_path / "data" / "store.json").write_text(json.dumps(facts))
-    assert held_out_blanks(Store(tmp_path / "data", "validation"), tokenizer.load(prepared / "tokenizer")) == []
+    assert held_out_blanks(Store(tmp_path / "data", "validation"), tokenizer.load(prepared / "tokenizer"), 128) == []
 
 
 @pytest.mark.parametrize("text", ["no blank", "two <mask> of <mask> them"])
