@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import RobertaForSequenceClassification, RobertaModel
 
 import tokenizer
 from robustly import UserError, manifest
+from robustly.log import quiet_transformers
 from robustly.rng import Purpose, seed64
 from tokenizer.encoder import Encoder
 
@@ -38,20 +38,17 @@ class Base:
         folder = Path(folder)
         _check_is_roberta(folder)
         vocabulary = tokenizer.load(folder)
-        quiet = transformers.utils.logging
-        shown = quiet.is_progress_bar_enabled(), quiet.get_verbosity()
-        quiet.disable_progress_bar()
-        quiet.set_verbosity_error()  # it would list the language-modeling head as unexpected, which it is not here
         try:
-            model, found = RobertaModel.from_pretrained(
-                folder, add_pooling_layer=False, dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
+            with quiet_transformers():  # it would list the language-modeling head as unexpected, which it is not here
+                model, found = RobertaModel.from_pretrained(
+                    folder,
+                    add_pooling_layer=False,
+                    dtype=torch.float32,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
         except Exception as error:  # each format and version has its own
             raise UserError(f"{folder}: transformers cannot load the model: {error}") from error
-        finally:
-            quiet.set_verbosity(shown[1])
-            if shown[0]:
-                quiet.enable_progress_bar()
         if lacking := sorted(map(str, found["missing_keys"])):
             raise UserError(f"{folder}: lacks {len(lacking)} weights of the encoder, such as {lacking[0]}")
         config = model.config

@@ -1,18 +1,23 @@
 """The card of a delta, written from its records."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from delta.folder import Record
 from delta.tuning import Score, mean_and_deviation
-from robustly import __version__
+from robustly import __version__, markdown
 from robustly.log import show
 
 
-def delta_card(name: str, record: Record, scores: Sequence[Score], majority: float, recipe: Mapping[str, Any]) -> str:
-    """README.md: what the delta is, how well it does, how to load it, and onto what."""
+def delta_card(
+    name: str, folder: Path, record: Record, scores: Sequence[Score], majority: float, recipe: Mapping[str, Any]
+) -> str:
+    """README.md: what the delta is, how well it does, how to load it from `folder`, and onto what."""
+    base_name, folder_name = (json.dumps(str(part), ensure_ascii=False) for part in (record.base["name"], folder))
     mean, deviation = mean_and_deviation(scores)
     front = {"library_name": "peft", "base_model": record.base["name"], "tags": ["robustly", "lora", "roberta"]}
     delta, head, base = (record.parameters[part] for part in ("delta", "head", "base"))
@@ -22,7 +27,7 @@ def delta_card(name: str, record: Record, scores: Sequence[Score], majority: flo
         f"A {record.method['name']} delta and a classification head for the encoder `{record.base['name']}`, which it "
         "needs and does not hold. Made by `robustly delta`.\n",
         "## Scores\n",
-        _table(
+        markdown.facts(
             {
                 "accuracy, mean" if deviation is not None else "accuracy": mean,
                 **({"sample standard deviation": deviation, "seeds": len(scores)} if deviation is not None else {}),
@@ -36,20 +41,20 @@ def delta_card(name: str, record: Record, scores: Sequence[Score], majority: flo
         f"{show(scores[0].accuracy)}; it was not chosen by its score. Each seed draws its own training examples.\n",
         "## Use\n",
         "```python\nimport delta\n\n"
-        f'classifier = delta.load("{record.base["name"]}", "{name}")\n'
+        f"classifier = delta.load({base_name}, {folder_name})\n"
         'classifier.predict(["some text"])\n```\n',
         "Or with plain peft, which does not check the base:\n",
         "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForSequenceClassification\n\n"
         "base = AutoModelForSequenceClassification.from_pretrained("
-        f'"{record.base["name"]}", num_labels={len(record.labels)})\n'
-        f'model = PeftModel.from_pretrained(base, "{name}").eval()\n```\n',
+        f"{base_name}, num_labels={len(record.labels)})\n"
+        f"model = PeftModel.from_pretrained(base, {folder_name}).eval()\n```\n",
         "## Facts\n",
-        _table(
+        markdown.facts(
             {
                 "parameters of the delta": f"{delta:,} ({delta / base:.2%} of the base's {base:,})",
                 "parameters of the head": head,
                 "longest input, tokens": record.max_length,
-                "base, sha256 of the encoder's weights": f"`{record.base['fingerprint']}`",
+                "base, sha256 of the encoder's weights": record.base["fingerprint"],
                 **{f"method: {key}": str(value) for key, value in record.method.items()},
                 **{f"optim: {key}": str(value) for key, value in recipe["optim"].items()},
                 **{f"schedule: {key}": str(value) for key, value in recipe["schedule"].items()},
@@ -60,19 +65,12 @@ def delta_card(name: str, record: Record, scores: Sequence[Score], majority: flo
     return "\n".join(sections)
 
 
-def _table(rows: Mapping[str, Any]) -> str:
-    return (
-        "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {show(value)} |" for name, value in rows.items())]) + "\n"
-    )
-
-
 def _per_label(labels: Sequence[str], score: Score) -> str:
     """Recall and precision of each label, of one seed."""
-    lines = ["| label | tested | of these found | of its answers right |", "| --- | --- | --- | --- |"]
+    rows = []
     for number, label in enumerate(labels):
         right, tested = score.confusion[number][number], sum(score.confusion[number])
         answered = sum(row[number] for row in score.confusion)
         found, precise = (f"{right / count:.1%}" if count else "-" for count in (tested, answered))
-        escaped = label.replace("|", "\\|")
-        lines.append(f"| {escaped} | {tested} | {found} | {precise} |")
-    return "\n".join(lines) + "\n"
+        rows.append([label, tested, found, precise])
+    return markdown.table(["label", "tested", "of these found", "of its answers right"], rows)

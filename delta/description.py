@@ -37,7 +37,7 @@ def describe(folder: Path) -> Description:
             **provenance(finished),
         },
         [Listing("by seed", [_flat(score) for score in scores["seeds"]])],
-        [f'next: `import delta; delta.load("{record["base"]["name"]}", "{folder}")` in Python'],
+        [f"next: `import delta; delta.load({record['base']['name']!r}, {str(folder)!r})` in Python"],
     )
 
 

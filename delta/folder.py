@@ -43,7 +43,7 @@ def save(
     classifier: Classifier, base: Base, method: Section, task: dict[str, Any], seed: int, folder: Path
 ) -> list[Path]:
     """Write the delta and its head, without the base. Returns the files."""
-    classifier.model.save_pretrained(folder)
+    classifier.model.save_pretrained(folder, save_embedding_layers=False)
     (folder / ADAPTER).chmod(0o644)  # safetensors writes it for its owner alone
     record = Record(
         method=method.model_dump(mode="json"),
@@ -90,7 +90,8 @@ def reload(base: Base, folder: Path, head_seed: int = 0) -> Classifier:
             model = PeftModel.from_pretrained(classifier, folder, torch_device="cpu").eval()
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: peft cannot load it ({error}); restore it, or make the delta anew") from error
-    expected = set(peft.get_peft_model_state_dict(model))
+    # "auto" would look the base up on the Hub where this working directory does not hold it under its name
+    expected = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
     if unfit := sorted(stored ^ expected):  # peft would warn, and leave random weights where some are missing
         raise UserError(f"{folder / ADAPTER}: does not fit {ADAPTER_CONFIG}: {unfit[0]} is missing or unexpected")
     return Classifier(model, base.tokenizer, tuple(record.labels), record.max_length)

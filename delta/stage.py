@@ -66,7 +66,7 @@ def make_delta(page: DeltaPage) -> Manifest:
         )
         write_atomic(stage.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         record = delta_folder.read_record(stage.folder)
-        card = delta_card(page.name, record, scores, data.majority, stage.recipe)
+        card = delta_card(page.name, stage.folder, record, scores, data.majority, stage.recipe)
         write_atomic(stage.folder / "README.md", card)  # in the place of peft's
         files += [stage.folder / name for name in ("scores.json", "metrics.jsonl", "README.md")]
         counts = {

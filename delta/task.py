@@ -153,8 +153,9 @@ def _check_enough(task: Task, per_label: Counter[str], path: Path) -> None:
         raise UserError(f"task.examples = {task.examples}: expected at least one for each of {len(per_label)} labels")
     share = task.examples // len(per_label)
     label, fewest = min(per_label.items(), key=lambda item: item[1])
-    if fewest < share:
+    if fewest < share or sum(min(count, share + 1) for count in per_label.values()) < task.examples:
         raise UserError(
-            f"task.examples = {task.examples} is {share:,} for each of {len(per_label)} labels, but {path} has "
+            f"task.examples = {task.examples} is {task.examples / len(per_label):,.4g} for each of {len(per_label)} "
+            f"labels, but {path} has "
             f"{fewest:,} of {label!r} that the test file lacks; lower it, or set it to null to train on every line"
         )

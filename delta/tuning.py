@@ -96,7 +96,10 @@ def tune(base: Base, page: DeltaPage, data: TaskData, seed: int) -> Tuned:
             loss = functional.cross_entropy(logits, answers[batch])
             losses.append(loss.item())
             if not np.isfinite(losses[-1]):
-                raise UserError(f"seed {seed}: the loss of update {update} is {losses[-1]}; lower optim.peak_lr")
+                raise UserError(
+                    f"seed {seed}: the loss of update {update} is {losses[-1]}; lower optim.peak_lr, which is another "
+                    "recipe: give `--new-run NAME` with it"
+                )
             loss.backward()
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(update, page.optim, page.schedule)

@@ -229,10 +229,15 @@ class Trainer:
         if self.metrics:
             line = result.line()
             self.metrics.write("evaluations", {"update": update, **line})
-            log.say(
-                f"validation  update {update:>7}  loss {result.loss:.4f} nats, {line['validation_bits']:.4f} bits  "
-                f"perplexity {line['validation_perplexity']:.2f}  accuracy {result.accuracy:.2%}  "
-                f"({result.masked_tokens:,} masked tokens)"
+            log.say_fields(
+                [
+                    f"validation {update:>7}/{config.schedule.updates}",
+                    f"loss {result.loss:7.4f} nats",
+                    f"{line['validation_bits']:.4f} bits",
+                    f"perplexity {line['validation_perplexity']:.2f}",
+                    f"accuracy {result.accuracy:.2%}",
+                    f"{result.masked_tokens:,} masked tokens",
+                ]
             )
 
     def _log(self, window: "Window", norm: float) -> None:
@@ -255,10 +260,18 @@ class Trainer:
             "seconds": self.progress.seconds,
         }
         self.metrics.write("metrics", line)
-        log.say(
-            f"update {update:>7}/{schedule.updates}  epoch {line['epoch']:7.3f}  loss {line['loss']:7.4f}  "
-            f"lr {line['lr']:.3e}  norm {norm:8.3f}  {rate:>9,.0f} tokens/s  wait {line['data_wait']:4.0%}  "
-            f"{line['memory_gb']:5.1f} GB  left {log.duration(left)}"
+        log.say_fields(
+            [
+                f"update     {update:>7}/{schedule.updates}",
+                f"loss {line['loss']:7.4f}",
+                f"left {log.duration(left):>7}",
+                f"{rate:>9,.0f} tokens/s",
+                f"lr {line['lr']:.3e}",
+                f"norm {norm:8.3f}",
+                f"epoch {line['epoch']:7.3f}",
+                f"wait {line['data_wait']:4.0%}",
+                f"{line['memory_gb']:5.1f} GB",
+            ]
         )
 
     def _header(self) -> None:

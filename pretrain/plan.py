@@ -35,7 +35,7 @@ PEAK_TFLOPS = {
     "A100 (80 GB)": {"bf16": 312.0, "fp32": 19.5},
     "H100 SXM (80 GB)": {"bf16": 989.4, "fp32": 66.9},
 }
-"""Dense, with sums in fp32, from NVIDIA's data sheets (A100, H100) and Ada architecture paper (RTX 4090)."""
+"""Dense, with sums in fp32, from NVIDIA's A100 data sheet and its H100 and Ada architecture papers."""
 UTILISATION = 0.4
 """Share of that peak that training reaches: an assumption; `--measure` or a run's own metrics replace it."""
 
@@ -58,6 +58,8 @@ class Speed:
 
     tokens_per_second: float
     source: str
+    of_full_blocks: bool = False
+    """Whether it counts positions, as of blocks without padding: padding takes its share of them."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +107,17 @@ def plan(
     filled = 1 - size.padding if config.data.format == "full_sentences" else 1.0  # doc_sentences: more blocks instead
     per_update = config.optim.batch_size * length * filled
     total = per_update * config.schedule.updates
-    per_token = budget.flops_per_token(config.model, vocabulary, length, masked) / (1 - size.padding)
+    per_position = budget.flops_per_token(config.model, vocabulary, length, masked)
+    per_token = per_position / (1 - size.padding)
     held = budget.memory(config.model, vocabulary, run, ranks, length, masked, machine.device)
     largest = (
         budget.largest_micro_batch(config.model, vocabulary, run, ranks, length, masked, machine.device, machine.memory)
         if machine.memory is not None
         else None
     )
-    speeds = [speed] if speed else speeds_of(config, ranks, per_token)
+    speeds = [
+        _of_tokens(found, size.padding) for found in ([speed] if speed else speeds_of(config, ranks, per_position))
+    ]
     checkpoint = budget.checkpoint_bytes(count)
     return Plan(
         name=config.name,
@@ -219,20 +224,25 @@ def _finished(folder: Path, stage: str, recipe: dict[str, Any], found: dict[str,
 # ---------------------------------------------------------------------------------------------- the time
 
 
-def speeds_of(config: Pretraining, ranks: int, flops_per_token: float) -> list[Speed]:
+def speeds_of(config: Pretraining, ranks: int, flops_per_position: float) -> list[Speed]:
     """The speed of the train folder's run if it is of this model, else those of GPU types."""
     if measured := speed_in(config.folder, config, ranks):
         return [measured]
     return [
-        speed_at(peaks[config.run.precision] * UTILISATION, ranks, flops_per_token,
+        speed_at(peaks[config.run.precision] * UTILISATION, ranks, flops_per_position,
                  f"{ranks} x {name}: {UTILISATION:.0%} of {peaks[config.run.precision]:g} TFLOP/s assumed")
         for name, peaks in PEAK_TFLOPS.items()
     ]  # fmt: skip
 
 
-def speed_at(tflops: float, ranks: int, flops_per_token: float, source: str) -> Speed:
+def speed_at(tflops: float, ranks: int, flops_per_position: float, source: str) -> Speed:
     """The speed of ranks that reach `tflops` (10^12 operations per second) each."""
-    return Speed(ranks * tflops * 1e12 / flops_per_token, source)
+    return Speed(ranks * tflops * 1e12 / flops_per_position, source, of_full_blocks=True)
+
+
+def _of_tokens(speed: Speed, padding: float) -> Speed:
+    """A speed as tokens per second that are no padding."""
+    return Speed(speed.tokens_per_second * (1 - padding), speed.source) if speed.of_full_blocks else speed
 
 
 def speed_in(folder: Path, config: Pretraining, ranks: int) -> Speed | None:
@@ -288,7 +298,8 @@ def warnings(
                 "fewer updates serve better"
             )
     if machine.memory is not None and held.peak > machine.memory:
-        remedy = f"run.micro_batch={largest}" if largest else "more ranks with run.zero_stage=1, or a smaller model"
+        other = "more ranks with run.zero_stage=1" if machine.device == "cuda" else "fewer ranks"
+        remedy = f"run.micro_batch={largest}" if largest else f"{other}, or a smaller model"
         found.append(
             f"run.micro_batch = {run.micro_batch}: a rank needs {_gigabytes(held.peak)}, more than "
             f"{_gigabytes(machine.memory)} ({machine.source}); take {remedy}"

@@ -64,7 +64,8 @@ def speed_of(config: Pretraining, ranks: int, blocks: int, passed: float, update
     seconds = share / blocks * passed + updated
     tokens = config.optim.batch_size * config.data.block_length
     times = f", times {ranks} ranks without communication" if ranks > 1 else ""
-    return Speed(tokens / seconds, f"measured here: one rank on {kind}, micro-batches of {blocks}{times}")
+    source = f"measured here: one rank on {kind}, micro-batches of {blocks}{times}"
+    return Speed(tokens / seconds, source, of_full_blocks=True)
 
 
 def _one(engine: Engine, config: Pretraining, vocabulary: int, blocks: int) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import yaml
 
 from pretrain.config import Model
 from publish.config import Publish
-from robustly.log import show
+from robustly import markdown
 from robustly.manifest import Manifest
 
 
@@ -45,10 +45,9 @@ def model_card(
         "## Held-out loss\n",
         _losses(train.counts, losses) if losses else "The run held no documents out.\n",
         "![loss over the updates](curve.png)\n",
-        "## Examples\n",
-        _examples(examples),
+        *(["## Examples\n", _examples(examples)] if examples else []),
         "## Training\n",
-        _table(
+        markdown.facts(
             {
                 "parameters": train.counts["parameters"],
                 "layers / hidden / heads": f"{model.layers} / {model.hidden} / {model.heads}",
@@ -75,28 +74,22 @@ def model_card(
     return "\n".join(sections)
 
 
-def _table(rows: Mapping[str, Any]) -> str:
-    lines = [f"| {name.replace('_', ' ')} | {show(value)} |" for name, value in rows.items()]
-    return "\n".join(["| | |", "| --- | --- |", *lines]) + "\n"
-
-
 def _losses(counts: Mapping[str, Any], losses: Mapping[str, float]) -> str:
     rows = {
         "this model": counts["validation_loss"],
         "by frequency": losses["unigram_loss"],
         "untrained": losses["untrained_loss"],
     }
-    lines = [f"| {who} | {x:.3f} | {x / math.log(2):.3f} | {math.exp(x):,.1f} |" for who, x in rows.items()]
-    head = ["| | nats per masked token | bits | perplexity |", "| --- | --- | --- | --- |"]
+    lines = [[who, f"{x:.3f}", f"{x / math.log(2):.3f}", f"{math.exp(x):,.1f}"] for who, x in rows.items()]
     accuracy = (
         f"Best guess right: {counts['validation_accuracy']:.1%} of {counts['validation_masked_tokens']:,} tokens.\n"
     )
-    return "\n".join([*head, *lines]) + "\n\n" + accuracy
+    return markdown.table(["", "nats per masked token", "bits", "perplexity"], lines) + "\n" + accuracy
 
 
 def _examples(examples: Sequence[Mapping[str, Any]]) -> str:
-    lines = [
-        f"| {example['text']} | {', '.join(repr(guess) for guess in example['guesses'])} | {example['answer'] or ''} |"
+    rows = [
+        [example["text"], ", ".join(repr(guess) for guess in example["guesses"]), example["answer"] or ""]
         for example in examples
     ]
-    return "\n".join(["| text | five best guesses | was |", "| --- | --- | --- |", *lines]) + "\n"
+    return markdown.table(["text", "five best guesses", "was"], rows)

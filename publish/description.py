@@ -10,9 +10,10 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from publish.masked_lm import open_folder, quiet
+from publish.masked_lm import open_folder
 from robustly import UserError, manifest
-from robustly.description import Description, Listing, disk_bytes, provenance, unfinished
+from robustly.description import Description, Listing, disk_bytes, provenance, typed, unfinished
+from robustly.log import quiet_transformers
 
 BLANKS = (
     "The <mask> is on the table.",
@@ -46,7 +47,7 @@ def describe(folder: Path) -> Description:
     blanks = [example["text"] for example in counts.get("examples", [])][:3] or BLANKS
     filled, notes = _fill(folder, blanks)
     if filled:
-        notes.append(f"next: robustly evaluate {folder} --text FILES")
+        notes.append(f"next: robustly evaluate {typed(folder)} --text FILES")
     figures = {name: value for name, value in counts.items() if not isinstance(value, list | dict)}
     return Description(
         folder,
@@ -127,7 +128,7 @@ def _fill(folder: Path, blanks: Sequence[str]) -> tuple[list[dict[str, Any]], li
         return [], [f"no blanks are filled: {fault}"]
     texts = [text.replace("<mask>", lm.tokens.mask_token) for text in blanks]
     texts = [text for text in texts if len(lm.tokens(text)["input_ids"]) <= lm.longest]
-    with quiet():
+    with quiet_transformers():
         fill = transformers.pipeline("fill-mask", model=lm.model, tokenizer=lm.tokens, top_k=3, device="cpu")
         found = [fill(text) for text in texts]
     return [

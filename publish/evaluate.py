@@ -3,8 +3,8 @@
 Text. Documents are cut into blocks, <s> first and </s> last, never across documents, and nothing is dropped. 15% of
 each block's tokens are targets (BERT's rule: <s> and </s> never are; 80% are shown as <mask>, 10% as a random token,
 10% as they are). The mask of a block depends on its place in its own file alone, so that two models with one tokenizer
-meet the same targets. Loss per token depends on the vocabulary; bits per byte of the masked text do not, and alone
-compare models with different tokenizers.
+meet the same targets. Loss per token depends on the vocabulary: it compares models that share one. Bits per byte of the
+masked text compare others, roughly: what is masked together, and what is left to guess it from, still differ.
 
 Minimal pairs. The sentence with the higher pseudo-log-likelihood (Salazar et al. 2020, section 2) wins; a pair counts
 1 if that is the good one, and 1/2 if both score the same.
@@ -243,6 +243,8 @@ def _pair(path: Path, number: int, raw: bytes) -> Pair:
         raise ValueError(f"not UTF-8 (byte 0x{raw[error.start]:02x}); convert the file") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg}, at character {error.pos + 1} of the line") from None
+    except RecursionError:
+        raise ValueError("not JSON that can be read: nested too deeply") from None
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {type(row).__name__}")
     for key in ("sentence_good", "sentence_bad"):
@@ -357,8 +359,8 @@ def _show_text(report: dict[str, Any]) -> None:
     log.say(
         f"loss in nats per masked token, ± its standard error over documents. Blocks of at most "
         f"{report['block_length']} tokens; {report['masking']['probability']:.0%} of the tokens are targets (80% "
-        "<mask>, 10% random, 10% as they are), the same ones every time. Only bits per byte compare models with "
-        "different tokenizers."
+        "<mask>, 10% random, 10% as they are), the same ones every time. Between models with different tokenizers, "
+        "bits per byte compare roughly, and loss and perplexity not at all."
     )
 
 

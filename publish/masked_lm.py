@@ -1,19 +1,18 @@
 """Open a folder as a masked language model: one of ours, or any RoBERTa-like checkpoint of Hugging Face."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import tokenizer
 from pretrain.masking import TokenIds
 from robustly import UserError, manifest
+from robustly.log import quiet_transformers
 from tokenizer.encoder import Encoder
 
 LONGEST = 512  # tokens of a block, where the model takes more
@@ -66,16 +65,16 @@ def open_folder(folder: Path, device: torch.device) -> MaskedLM:
     position table that counts from the padding id + 1, and a fast tokenizer with <mask>.
     """
     if not folder.is_dir():
+        what = "not a folder" if folder.exists() else "no such folder"
         raise UserError(
-            f"{folder}: no such folder; expected a published folder or a Hugging Face checkpoint on this machine. "
-            "Names on the Hugging Face Hub are not downloaded: fetch the model first (`hf download NAME --local-dir "
-            "FOLDER`)"
+            f"{folder}: {what}; expected a published folder or a Hugging Face checkpoint on this machine. Names on the "
+            "Hugging Face Hub are not downloaded: fetch the model first (`hf download NAME --local-dir FOLDER`)"
         )
     if (folder / manifest.RECIPE).exists():
         manifest.require(folder, "published", "robustly publish CONFIG")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model here (no config.json); expected a published folder or a checkpoint")
-    with quiet():
+    with quiet_transformers():
         model = _load_model(folder)
         tokens = _load_tokenizer(folder)
     _check(folder, model, tokens)
@@ -161,21 +160,6 @@ def _token_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> NDArray[np.in
     ends = np.maximum.accumulate(np.array([end for _, end in offsets] or [0], np.int64))
     before = np.cumsum([0, *(len(character.encode()) for character in text)])  # bytes before each character
     return np.diff(before[ends], prepend=0)[: len(offsets)]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' own bars and reports out of what people read: what matters is said here."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import RobertaForMaskedLM
 
 import tokenizer
@@ -26,7 +25,7 @@ from publish.curve import draw_curve
 from publish.examples import Blank, held_out_blanks
 from publish.proof import prove
 from robustly import UserError, manifest
-from robustly.log import read_metrics
+from robustly.log import quiet_transformers, read_metrics
 from robustly.manifest import Manifest, Stage, write_atomic, write_json
 from tokenizer.config import MASK_TOKEN
 from tokenizer.encoder import Encoder
@@ -53,13 +52,13 @@ def publish(
     if finished := stage.finished():
         return finished
     checkpoint = last_checkpoint(train_folder)
-    transformers.utils.logging.disable_progress_bar()  # there is one file
     with stage.begin():
         model_section = Model(**train.recipe["model"])
         encoder = tokenizer.load(tokenizer_folder)
         _check_examples(publish, encoder, model_section.positions - 2)
         model = _model(model_section, TokenIds.of(encoder), checkpoint.weights())
-        model.save_pretrained(folder)
+        with quiet_transformers():
+            model.save_pretrained(folder)
         (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
         for file in TOKENIZER_FILES:
             shutil.copyfile(tokenizer_folder / file, folder / file)

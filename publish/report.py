@@ -17,7 +17,7 @@ from delta.config import DeltaPage
 from delta.stage import recipe
 from delta.task import read_task
 from delta.tuning import Score, score
-from robustly import log, manifest
+from robustly import log, manifest, markdown
 from robustly.description import Listing
 from robustly.manifest import Manifest, Stage, write_atomic
 
@@ -95,7 +95,8 @@ def summary(published: Manifest, compared: Mapping[str, Any] | None) -> list[Lis
         }
         for example in counts["examples"]
     ]
-    listings.append(Listing("Fill in the blank", blanks))
+    if blanks:
+        listings.append(Listing("Fill in the blank", blanks))
     if compared:
         rows = [
             {"base": who, "accuracy": _accuracy(compared[f"{key}_accuracy"], compared[f"{key}_deviation"])}
@@ -116,10 +117,8 @@ def _accuracy(mean: float, spread: float | None) -> str:
 
 
 def _markdown(listings: Sequence[Listing]) -> str:
-    lines = ["# Report", "", "![loss over the updates](curve.png)"]
+    lines = ["# Report", "", "![loss over the updates](curve.png)", ""]
     for listing in listings:
-        lines += ["", f"## {listing.title}", ""]
-        names = list(listing.rows[0]) if listing.rows else []
-        lines += [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
-        lines += [f"| {' | '.join(str(cell) for cell in row.values())} |" for row in listing.rows]
-    return "\n".join(lines) + "\n"
+        lines += [f"## {listing.title}", ""]
+        lines += [markdown.table(list(listing.rows[0]), [list(row.values()) for row in listing.rows])]
+    return "\n".join(lines)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -136,14 +136,26 @@ def user_errors() -> Iterator[None]:
         log.error(str(fault))
         raise typer.Exit(MISTAKE) from None
     except KeyboardInterrupt:
-        log.say("stopped; nothing that was finished is lost, and the same command goes on")
-        raise typer.Exit(STOPPED) from None
+        _stopped()
     except Exception as fault:
+        if _interrupted(fault):
+            _stopped()
         refused = getattr(fault, "errno", None) in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
         if not (refused or disk_full(fault)):
             raise
         log.error(f"{fault}. Nothing that was finished is lost; the same command goes on")
         raise typer.Exit(MISTAKE) from None
+
+
+def _stopped() -> NoReturn:
+    log.say("stopped; nothing that was finished is lost, and the same command goes on")
+    raise typer.Exit(STOPPED) from None
+
+
+def _interrupted(fault: BaseException) -> bool:
+    """Whether Ctrl-C is behind an error: libraries that are being imported may catch it and fail elsewhere."""
+    cause = fault.__cause__ or fault.__context__
+    return isinstance(fault, KeyboardInterrupt) or (cause is not None and _interrupted(cause))
 
 
 def command_line(*words: str) -> str:
@@ -198,7 +210,10 @@ def run_command(
     """All stages in order: tokenizer, prepare, pretrain, publish, report. A finished stage is skipped."""
     with user_errors():
         experiment = settle(load_experiment(page, overrides), new_run)
-        compared_delta(experiment)  # a fault of its page is said now, not after the training
+        if compared := compared_delta(experiment):  # a fault of its page or files is said now, not after the training
+            from delta.task import read_task
+
+            read_task(compared.task, compared.origin.parent)
         command = rank_command(page, overrides, experiment, new_run)
         steps: dict[str, Callable[[], Manifest]] = {
             "tokenizer": lambda: build_tokenizer(experiment),
@@ -342,8 +357,8 @@ def evaluate_command(
 
     Text is cut into blocks, <s> first and </s> last, never across documents. 15% of the tokens (--mask-rate) are
     targets: 80% of them shown as <mask>, 10% as a random token, 10% as they are; <s> and </s> never are. The masks are
-    the same every time and depend on nothing but a block's place in its file. Bits per byte compare models with
-    different tokenizers; loss and perplexity do not.
+    the same every time and depend on nothing but a block's place in its file. Loss and perplexity compare models that
+    share a tokenizer; bits per byte compare others, roughly: what is masked together differs.
 
     Minimal pairs are scored by pseudo-log-likelihood (Salazar et al. 2020); a tie counts half.
     """
@@ -371,9 +386,9 @@ def delta_command(
     page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
 ) -> None:
     """Attach a delta (LoRA) to a published folder, train and score it on a task, and save it."""
-    from delta.config import load_page
-
     with user_errors():
+        from delta.config import load_page
+
         named = [f"name={json.dumps(new_run)}"] if new_run else []
         settled = load_page(page, [*(overrides or []), *named])
         from delta.stage import make_delta
@@ -439,9 +454,9 @@ def plan_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON object on stdout.")] = False,
 ) -> None:
     """What a page will take, before anything runs: parameters, epochs, memory of a rank, time, disk."""
-    from pretrain.plan import plan, show
-
     with user_errors():
+        from pretrain.plan import plan, show
+
         experiment = load_experiment(page, overrides)
         settings = pretraining(experiment)
         total = ranks or experiment.run.ranks

@@ -5,6 +5,7 @@ here, because its stages' manifests say all that is shown.
 """
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ COMMANDS = {
     "data": "robustly prepare CONFIG",
     "train": "robustly pretrain CONFIG",
     "published": "robustly publish CONFIG",
-    "report": "robustly run CONFIG",
+    "report": "robustly report CONFIG",
     "delta": "robustly delta CONFIG",
 }
 """Kind of a stage's folder -> the command that makes it."""
@@ -66,13 +67,14 @@ class Description:
 
 
 def show(description: Description) -> None:
-    """Print a description; on a narrow terminal, cells fold."""
-    _print(Text(f"{description.kind}: {description.folder}\n{description.summary}"))
+    """Print a description; on a narrow terminal, cells fold; paths and notes stay whole, to be copied."""
+    log.say(f"{description.kind}: {description.folder}")
+    _print(Text(description.summary))
     _print(_pairs(description.figures))
     for listing in description.examples:
         show_listing(listing)
     for note in description.notes:
-        _print(Text(f"\n{note}"))
+        log.say(f"\n{note}")
 
 
 def show_listing(listing: Listing) -> None:
@@ -101,6 +103,11 @@ def show_listing(listing: Listing) -> None:
         for row in listing.rows:
             _print(_pairs(row))
             _print(Text())
+
+
+def typed(folder: Path) -> str:
+    """A folder as a shell reads it."""
+    return shlex.quote(str(folder))
 
 
 def _pairs(facts: Mapping[str, Any]) -> Table:
@@ -208,7 +215,7 @@ def describe_run(folder: Path) -> Description:
     places = [folder / stage for stage in RUN_STAGES]
     places += [path for path in (folder / "report", *sorted(folder.glob("deltas/*"))) if stage_of(path)]
     stages = []
-    following = f"robustly evaluate {folder / 'published'} --text FILES"
+    following = f"robustly evaluate {typed(folder / 'published')} --text FILES"
     for place in reversed(places):  # the first that is not finished has the last word
         finished = manifest.read(place)
         state = "finished" if finished else "begun" if stage_of(place) else "not begun"

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from robustly.manifest import write_atomic
 
@@ -26,6 +27,14 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def say(message: str) -> None:
     console.print(message, markup=False)
+
+
+def say_fields(fields: Sequence[str]) -> None:
+    """One line of fields, the most wanted first: a terminal gets as many as fit."""
+    shown = list(fields)
+    while console.is_terminal and len(shown) > 1 and len("  ".join(shown)) > console.width:
+        shown.pop()
+    say("  ".join(shown))
 
 
 def warn(message: str) -> None:
@@ -56,12 +65,14 @@ def duration(seconds: float) -> str:
 
 
 def table(title: str, rows: Mapping[str, Any]) -> None:
-    """A table of two columns: what, and how much."""
-    grid = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    """A table of two columns: what, and how much. [Brackets] are text, not rich's markup."""
+    grid = Table(
+        title=Text(title, style="table.title"), title_justify="left", show_header=False, box=None, pad_edge=False
+    )
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in rows.items():
-        grid.add_row(name.replace("_", " "), show(value))
+        grid.add_row(Text(name.replace("_", " ")), Text(show(value)))
     console.print(grid)
 
 
@@ -91,6 +102,22 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
             say(f"{what}: {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s{left}")
 
     yield advance
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own bars and reports out of what people read: what matters is said by us."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 class Metrics:

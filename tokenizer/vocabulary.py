@@ -115,26 +115,57 @@ def fast_tokenizer(vocabulary: Vocabulary) -> Any:
 
 
 def read(folder: Path) -> Vocabulary:
-    """The vocabulary in a folder with `vocab.json` and `merges.txt`: ours, a published one, or RoBERTa's own.
+    """The vocabulary in a folder with `vocab.json` and `merges.txt`: ours, a published one, or RoBERTa's own; else the
+    one in `tokenizer.json`, all that transformers 5 saves.
 
     Raises UserError if a file is missing or is not what it should be.
     """
-    ids = _read_ids(folder / "vocab.json")
-    merges = _read_merges(folder / "merges.txt", ids)
+    path = folder / "tokenizer.json"
+    if path.exists() and not (folder / "vocab.json").exists():
+        return _read_fast_tokenizer(path)
+    path = folder / "vocab.json"
+    ids = _checked_ids(_read_json(path), path)
+    return Vocabulary(ids, _read_merges(folder / "merges.txt", ids))
+
+
+def _read_fast_tokenizer(path: Path) -> Vocabulary:
+    """The inverse of `fast_tokenizer`, from its file; special tokens may stand beside the model."""
+    stored = _read_json(path)
+    try:
+        model, added, splits = stored["model"], stored["added_tokens"], stored["pre_tokenizer"]
+        known = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
+        # as "left right" before tokenizers 0.20
+        merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+        byte_level = splits["type"] == "ByteLevel" and splits.get("use_regex", True) and not splits["add_prefix_space"]
+        plain = byte_level and stored["normalizer"] is None
+    except (KeyError, TypeError, AttributeError):
+        plain = False
+    if not plain:
+        raise UserError(
+            f"{path}: not a byte-level BPE in RoBERTa's layout (pre-tokenizer ByteLevel, without a prefix space or a "
+            "normalizer)"
+        )
+    ids = _checked_ids(known, path)
+    for merge in merges:
+        if len(merge) != 2 or not {*merge, "".join(merge)} <= ids.keys():
+            raise UserError(f"{path}: {merge!r} is not a merge of two of its tokens into a third")
     return Vocabulary(ids, merges)
 
 
-def _read_ids(path: Path) -> dict[str, int]:
-    try:
-        ids = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+def _checked_ids(ids: Any, path: Path) -> dict[str, int]:
     if not isinstance(ids, dict) or sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
         raise UserError(f"{path}: expected an object that gives each token one of the ids 0, 1, 2, ...")
     missing = [token for token in (*SPECIAL_TOKENS, MASK_TOKEN, *byte_symbols()) if token not in ids]
     if missing:
         raise UserError(f"{path}: not a byte-level vocabulary in RoBERTa's layout: without {' '.join(missing[:8])}")
     return ids
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
 
 
 def _read_merges(path: Path, ids: dict[str, int]) -> list[tuple[str, str]]:

@@ -50,6 +50,13 @@ def test_missing_page_and_wrong_command(tmp_path: Path) -> None:
     assert "fly" in mistake(tmp_path, "fly", "tiny.yaml")
 
 
+def test_a_task_without_its_files_is_found_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text("base: delta/lora.yaml\ntask: {train: nowhere.jsonl}\n")
+    message = mistake(tmp_path, "run", *tiny(tmp_path, GOOD, f"report.delta={tmp_path / 'task.yaml'}"))
+    assert "nowhere.jsonl" in message and "task.train" in message
+    assert not (tmp_path / "runs").exists()
+
+
 def test_missing_corpus(tmp_path: Path) -> None:
     message = mistake(tmp_path, "run", *tiny(tmp_path, GOOD, "corpus.sources=nowhere.txt"))
     assert "nowhere.txt" in message and "corpus.sources" in message

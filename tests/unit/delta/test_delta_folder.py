@@ -54,6 +54,16 @@ def test_reloads_to_the_bit_under_any_head_seed(
     assert classifier.labels == ("early", "late", "middle") and set(classifier.predict(texts)) <= set(classifier.labels)
 
 
+def test_nothing_is_looked_up_on_the_hub(base: Base, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """peft would do so where the base's name is no folder here, as in another working directory."""
+    settings = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "models/base"}))
+    asked: list[str] = []
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda name, *_: asked.append(name))
+    reload(base, copy)
+    assert asked == []
+
+
 def test_plain_peft_opens_it(place: Path, base: Base, finished: Path) -> None:
     bare = AutoModelForSequenceClassification.from_pretrained(place / "base", num_labels=3)
     plain = PeftModel.from_pretrained(bare, finished).eval()
@@ -84,6 +94,7 @@ def test_what_the_folder_says(base: Base, finished: Path) -> None:
     card = (finished / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: peft\n") and f"{scores['accuracy']:.4g}" in card
     assert base.fingerprint in card and "| early | 30 |" in card
+    assert f"delta.load({json.dumps(base.name)}, {json.dumps(str(finished))})" in card
 
 
 def test_another_base_is_refused_by_both_names(place: Path, finished: Path) -> None:

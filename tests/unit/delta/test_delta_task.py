@@ -110,6 +110,14 @@ def test_fewer_examples_than_asked_for(tmp_path: Path) -> None:
         read_task(task(examples=1), tmp_path)
 
 
+def test_as_many_as_there_are_but_no_more(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", ("a", "x"), ("b", "y"), ("c", "x"), ("d", "y"))
+    write(tmp_path / "test.jsonl", ("e", "x"))
+    assert len(draw(read_task(task(examples=4), tmp_path), 4, seed=1)) == 4
+    with pytest.raises(UserError, match=r"task.examples = 5 is 2.5 for each of 2 labels, but .* has 2 of 'x'"):
+        read_task(task(examples=5), tmp_path)
+
+
 @pytest.mark.parametrize(("count", "parts"), [(12, [4, 4, 4]), (13, [4, 4, 5]), (14, [4, 5, 5])])
 def test_a_draw_is_in_equal_parts(count: int, parts: list[int]) -> None:
     data = labelled(a=100, b=7, c=20)

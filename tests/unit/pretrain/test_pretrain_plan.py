@@ -1,6 +1,7 @@
 """What `robustly plan` says before anything runs, and where it has it from."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,9 +110,27 @@ def test_compressed_files_count_for_more(tmp_path: Path) -> None:
 
 
 def test_a_given_speed_is_taken() -> None:
-    (entry,) = planned(load_experiment("tiny"), speed=Speed(1000.0, "said")).time
-    assert entry["seconds"] == pytest.approx(load_experiment("tiny").schedule.updates * 32 * 128 / 1000)
+    tiny = load_experiment("tiny")
+    (entry,) = planned(tiny, speed=Speed(1000.0, "said")).time
+    assert entry["seconds"] == pytest.approx(tiny.schedule.updates * tiny.optim.batch_size * 128 / 1000)
     assert entry["source"] == "said"
+
+
+def test_padding_takes_its_share_of_a_speed_of_full_blocks(place: Path, tmp_path: Path) -> None:
+    shutil.copy(place / "corpus.txt", tmp_path)
+    experiment = small(tmp_path)
+    cli.build_tokenizer(experiment)
+    padding = cli.prepare_data(experiment).counts["padding"]
+    assert padding > 0.1
+    full = planned(experiment, speed=Speed(1000.0, "measured", of_full_blocks=True))
+    assert full.time[0]["tokens_per_second"] == pytest.approx(1000 * (1 - padding))
+    assert full.time[0]["seconds"] == pytest.approx(100 * 24 * 64 / 1000, rel=1e-3)  # all positions take time
+    said = planned(experiment, speed=Speed(1000.0, "said"))
+    assert said.time[0]["tokens_per_second"] == 1000
+    a100 = next(entry for entry in planned(experiment).time if "A100" in entry["source"])
+    per_position = budget.flops_per_token(experiment.model, 500, 64, experiment.masking.probability)
+    assert a100["tokens_per_second"] == pytest.approx(2 * 0.4 * 19.5e12 / per_position * (1 - padding))
+    assert plans.speed_at(1.0, 1, 1.0, "").of_full_blocks
 
 
 def test_gpu_types_are_estimates_that_say_so() -> None:
@@ -142,6 +161,7 @@ def test_a_measured_pass_and_update_make_a_speed() -> None:
     """24 blocks of 64 on 2 ranks: 3 passes of 4 blocks at 0.5 s, and an update of 0.1 s."""
     config = pretraining(load_experiment("tiny", SMALL))
     assert speeds.speed_of(config, 2, 4, 0.5, 0.1, "cpu").tokens_per_second == pytest.approx(24 * 64 / 1.6)
+    assert speeds.speed_of(config, 2, 4, 0.5, 0.1, "cpu").of_full_blocks
 
 
 def measured(rank: int, ranks: int) -> list[Any]:
@@ -243,7 +263,11 @@ def test_one_speed_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "gpu", "device", "memory"),
-    [([], None, "cpu", 4e9), (["run.precision=bf16"], None, "cuda", None), ([], 24 * 10**9, "cuda", 24e9)],
+    [
+        ([], None, "cpu", 4e9),
+        (["run.precision=bf16", "run.zero_stage=1"], None, "cuda", None),
+        ([], 24 * 10**9, "cuda", 24e9),
+    ],
 )
 def test_what_a_rank_runs_on(
     changes: list[str], gpu: int | None, device: str, memory: float | None, monkeypatch: pytest.MonkeyPatch
@@ -259,3 +283,8 @@ def test_what_a_rank_runs_on(
 
 def test_the_assumptions_are_named() -> None:
     assert (plans.BYTES_PER_TOKEN, plans.UTILISATION) == (4.4, 0.4)  # docs/budget.md and the budget pages say so
+
+
+def test_ranks_of_one_cpu_share_its_memory() -> None:
+    advice = planned(load_experiment("tiny"), ranks=8, machine=Machine("cpu", 10_000_000, "said")).warnings[0]
+    assert "take fewer ranks, or a smaller model" in advice

@@ -170,6 +170,7 @@ def test_the_bundled_pairs_are_well_formed() -> None:
     [
         (b'{"sentence_good": "A."}', "line 1: no key 'sentence_bad'; the keys here: 'sentence_good'"),
         (b'\n{"sentence_good": "A.", "sentence_bad"', "line 2: not JSON"),
+        (b"[" * 100_000, "line 1: not JSON that can be read: nested too deeply"),
         (b'["A.", "B."]', "line 1: expected a JSON object, found list"),
         (b'{"sentence_good": "A.", "sentence_bad": " "}', "line 1: 'sentence_bad': expected a sentence"),
         (b'{"sentence_good": "A.", "sentence_bad": 3}', "line 1: 'sentence_bad': expected a sentence, found 3"),

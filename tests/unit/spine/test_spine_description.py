@@ -103,3 +103,15 @@ def test_the_same_facts_as_json() -> None:
     assert found["folder"] == str(WIDE.folder) and found["figures"]["tokens"] == 1234567
     assert found["examples"]["texts"][1]["number"] == 2000
     assert found["notes"] == list(WIDE.notes)
+
+
+def test_commands_stay_whole_and_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is copied from a narrow terminal or a file must work when it is typed."""
+    run = tmp_path / "a run with a long name, and spaces"
+    for name in ("tokenizer", "data", "train", "published"):
+        stage(run / name, name)
+    written = io.StringIO()
+    monkeypatch.setattr(log, "console", Console(file=written, width=60, soft_wrap=True, highlight=False))
+    show(describe_run(run))
+    assert f"next: robustly evaluate '{run / 'published'}' --text FILES\n" in written.getvalue()
+    assert f"run: {run}\n" in written.getvalue()

@@ -37,6 +37,27 @@ log.print_json({"a": [1, "é"], "b": None})
     assert "\x1b" not in done.stderr  # colours are for terminals
 
 
+@pytest.mark.parametrize(("terminal", "shown"), [(True, 3), (False, 5)])
+def test_a_narrow_terminal_gets_the_first_fields_and_a_file_all(
+    terminal: bool, shown: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(
+        log, "console", Console(file=out, width=60, force_terminal=terminal, soft_wrap=True, highlight=False)
+    )
+    fields = [f"field {number} {'x' * 8}" for number in range(5)]  # 16 each, and 2 between
+    log.say_fields(fields)
+    assert out.getvalue() == "  ".join(fields[:shown]) + "\n"
+
+
+def test_brackets_in_tables_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """rich would take the first for bold print, and fail on the second."""
+    written = io.StringIO()
+    monkeypatch.setattr(log, "console", Console(file=written, width=80))
+    log.table("runs/[bold]x", {"[b]labels": "[/b] and [red]y"})
+    assert all(part in written.getvalue() for part in ("runs/[bold]x", "[b]labels", "[/b] and [red]y"))
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [

@@ -58,6 +58,34 @@ def ids_of(encoder, text):
     return encoder.encode_documents([text])[0].tolist()
 
 
+# ---------------------------------------------------------------------------------------------------------- files
+
+
+def test_the_one_file_that_transformers_saves_is_the_same_vocabulary(trained, tmp_path):
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(trained).save_pretrained(tmp_path)
+    assert not (tmp_path / "vocab.json").exists()
+    assert read(tmp_path) == read(trained)
+    text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    for old, new, message in [
+        ('"add_prefix_space": false', '"add_prefix_space": true', "not a byte-level BPE in RoBERTa's layout"),
+        ('"ByteLevel"', '"Metaspace"', "not a byte-level BPE in RoBERTa's layout"),
+        ('"<mask>"', '"[MASK]"', "without <mask>"),
+        (text, "{", "not JSON"),
+        (text, "[]", "not a byte-level BPE"),
+    ]:
+        assert old in text
+        (tmp_path / "tokenizer.json").write_text(text.replace(old, new), encoding="utf-8")
+        with pytest.raises(UserError, match=message):
+            read(tmp_path)
+    stored = json.loads(text)
+    stored["model"]["merges"].append(["no", "merge"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(UserError, match=r"\('no', 'merge'\) is not a merge"):
+        read(tmp_path)
+
+
 # ---------------------------------------------------------------------------------------------------------- lossless
 
 

@@ -1,0 +1,27 @@
+"""Tables of the cards and reports, as GitHub and the Hugging Face Hub read them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from robustly.log import show
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table with a line for each row."""
+    return "".join(_line(row) for row in (header, ["---"] * len(header), *rows))
+
+
+def facts(rows: Mapping[str, Any]) -> str:
+    """A table of two columns without a header: what, and how much."""
+    return table(["", ""], [[name.replace("_", " "), value] for name, value in rows.items()])
+
+
+def _line(cells: Sequence[Any]) -> str:
+    return "|" + "|".join(f" {_escaped(show(cell))} " if cell != "" else " " for cell in cells) + "|\n"
+
+
+def _escaped(text: str) -> str:
+    """As it is, on one line: `<mask>` would be taken for HTML and vanish, and `|` would end the cell."""
+    for character in "\\|<*_[":
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.splitlines())
