@@ -1,6 +1,7 @@
 """The proof that a published folder is the trained model: reloaded by plain transformers in a fresh process."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from tokenizer.encoder import Encoder
 
 TOLERANCE = 1e-5  # of logits, which have magnitude 10; fp32 on the same machine differs by rounding alone
 
-# Runs isolated (-I): without the working directory, user packages or PYTHON* variables, and without our code.
+# Runs apart: without the working directory (-P) or PYTHON* variables, and without our code.
 _RELOAD = """
 import json, sys
 from safetensors.torch import load_file
@@ -90,8 +91,9 @@ def prove(
     with tempfile.TemporaryDirectory() as given:
         save_file({**probes, "logits": logits.contiguous()}, Path(given) / "probes.safetensors")
         Path(given, "texts.json").write_text(json.dumps({"texts": texts, "blanks": blanks or []}), encoding="utf-8")
-        command = [sys.executable, "-I", "-W", "ignore", "-c", _RELOAD, str(folder.resolve()), given]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=given)
+        command = [sys.executable, "-P", "-W", "ignore", "-c", _RELOAD, str(folder.resolve()), given]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=given, env=clean)
     assert done.returncode == 0, f"the published folder does not load:\n{done.stderr}"
     found = json.loads(done.stdout)
     ours = [[encoder.bos_id, *encoded.tolist(), encoder.eos_id] for encoded in encoder.encode_documents(texts)]

@@ -16,7 +16,7 @@ from delta.base import Base
 from delta.config import DeltaPage
 from delta.stage import recipe
 from delta.task import read_task
-from delta.tuning import Score, score
+from delta.tuning import Score, tune
 from robustly import log, manifest, markdown
 from robustly.description import Listing
 from robustly.manifest import Manifest, Stage, write_atomic
@@ -37,9 +37,12 @@ def compare(page: DeltaPage, published_folder: Path, folder: Path) -> Manifest:
         return finished
     with stage.begin():
         base = Base.load(published_folder)
-        log.say(f"{page.name} on {published_folder} and on an untrained model: {page.seeds} seeds each")
-        ours = score(base, page, data)
-        untrained = score(base.untrained(page.seed), page, data)
+        log.say(f"{page.name} on {published_folder} and, the same examples, on untrained models")
+        ours, untrained = [], []
+        for seed in page.all_seeds:
+            ours.append(tune(base, page, data, seed).score)
+            untrained.append(tune(base.untrained(seed), page, data, seed).score)
+            log.say(f"seed {seed}  accuracy {ours[-1].accuracy:.1%}  untrained {untrained[-1].accuracy:.1%}")
         counts = {
             "task": page.name,
             "training_examples": page.task.examples or len(data.train),

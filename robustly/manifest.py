@@ -195,6 +195,8 @@ class Stage:
         """Hold the folder for this process alone while it works, and write down what it works on."""
         with lock(self.folder):
             self.refuse_other_work()
+            if read(self.folder):  # while this process waited for the lock
+                raise UserError(f"{self.folder}: another process has just finished this; give the command again")
             if not (self.folder / RECIPE).exists():
                 write_json(
                     self.folder / RECIPE,

@@ -47,8 +47,10 @@ def test_a_delta_from_the_shipped_page(work: Path) -> None:
     assert Path(manifest.pop("folder")) == Path("runs/small/deltas/short")
     assert json.loads((folder.with_name("short") / "manifest.json").read_text()) == manifest
     counts = manifest["counts"]
-    assert (counts["training_examples"], counts["test_examples"], counts["seeds"]) == (70, 700, 2)
-    assert counts["delta_parameters"] == 2 * 2 * 8 * 64 and counts["head_parameters"] == 32 * 33 + 7 * 33
+    assert (counts["training_examples"], counts["test_examples"], counts["seeds"]) == (140, 700, 2)
+    # two layers of rank 8: query, key, value and attention's output of 32 + 32, the feed-forward's of 32 + 64
+    assert counts["delta_parameters"] == 2 * 8 * (4 * 64 + 2 * 96)
+    assert counts["head_parameters"] == 32 * 33 + 7 * 33
     for words in ("base", "left out", "6 training lines", "seed 1  accuracy", "seed 2  accuracy", "majority class"):
         assert words in done.stderr
     assert "robustly inspect runs/small/deltas/short" in done.stderr
