@@ -198,12 +198,13 @@ def summarize(experiment: Experiment, manifests: dict[str, Manifest]) -> None:
     for listing in summary(manifests["published"], manifests["report"].counts if "report" in manifests else None):
         show_listing(listing)
     log.say(f"\nthe curve: {published / 'curve.png'}")
-    log.say(f"the model: {published}, which plain transformers loads; its card: {published / 'README.md'}")
-    log.say(f"next: {command_line('inspect', str(published))}")
-    log.say("      docs/howto/: your own text, your own language, a delta on your own task")
+    log.say(f"the model: {published} (plain transformers loads it)")
+    log.say(f"its card:  {published / 'README.md'}")
+    log.say(f"next:      {command_line('inspect', str(published))}")
+    log.say("           docs/howto/: your own text, language, task")
 
 
-@app.command(name="run")
+@app.command(name="run", short_help="All stages in order; what is finished is skipped.")
 def run_command(
     page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
 ) -> None:
@@ -254,7 +255,7 @@ def prepare_command(
         report(experiment.folder("data"), prepare_data(experiment), following, as_json)
 
 
-@app.command(name="pretrain")
+@app.command(name="pretrain", short_help="Train the model, or go on from its last checkpoint.")
 def pretrain_command(
     page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
 ) -> None:
@@ -294,7 +295,7 @@ def _be_rank(page: str, overrides: list[str] | None) -> None:
             raise typer.Exit(MISTAKE) from None
 
 
-@app.command(name="publish")
+@app.command(name="publish", short_help="Make a folder that plain transformers loads.")
 def publish_command(
     page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
 ) -> None:
@@ -327,7 +328,7 @@ def report_command(
         summarize(experiment, manifests)
 
 
-@app.command(name="evaluate")
+@app.command(name="evaluate", short_help="Loss of a model on any text; minimal pairs.")
 def evaluate_command(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Published folder, or a RoBERTa-like checkpoint on this machine.")
@@ -381,7 +382,7 @@ def evaluate_command(
             log.print_json(found)
 
 
-@app.command(name="delta")
+@app.command(name="delta", short_help="Attach a delta (LoRA) to a published folder.")
 def delta_command(
     page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
 ) -> None:
@@ -397,7 +398,7 @@ def delta_command(
         report(folder, make_delta(settled), command_line("inspect", str(folder)), as_json)
 
 
-@app.command(name="inspect")
+@app.command(name="inspect", short_help="What a folder holds, in words and figures.")
 def inspect_command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A stage's folder, a run, or a checkpoint.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one JSON object on stdout.")] = False,
@@ -436,7 +437,7 @@ def describe(folder: Path, kind: str) -> "Description":
     return describe(folder)
 
 
-@app.command(name="plan")
+@app.command(name="plan", short_help="What a page will take, before anything runs.")
 def plan_command(
     page: ConfigArgument,
     overrides: Overrides = None,
@@ -514,7 +515,7 @@ def _speed(
     return measure(pretraining(experiment), vocabulary, ranks, cores())
 
 
-@app.command(name="doctor")
+@app.command(name="doctor", short_help="What this machine has and lacks.")
 def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object on stdout.")] = False,
 ) -> None:

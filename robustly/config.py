@@ -272,7 +272,7 @@ def _describe(fault: Mapping[str, Any], schema: type[BaseModel]) -> str:
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown key (value {shown}){_nearest(key, schema)}"
     if fault["type"] == "missing":
-        return f"{key}: missing; a page states every key of the recipe (start from `base: roberta_base.yaml`)"
+        return f"{key}: missing; a page states every key of its recipe (start from another page by `base:`)"
     message = fault["msg"].removeprefix("Value error, ")
     message = re.sub(r"^Input should be", "expected", message)
     if isinstance(value, dict):  # a fault between the keys of a section: the message names them

@@ -79,7 +79,7 @@ def table(title: str, rows: Mapping[str, Any]) -> None:
 @contextmanager
 def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Show progress on work of `total` units; yields `advance(n)`."""
-    if console.is_terminal:
+    if console.is_terminal and total:
         columns = (
             TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn(unit),
             TimeElapsedColumn(), TimeRemainingColumn(),

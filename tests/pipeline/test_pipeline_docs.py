@@ -5,6 +5,7 @@ quickstart`), `sh gpu` or `sh cluster` (not run; its pages and keys are checked)
 or `python` (run). Blocks of output and listings have no mark and must hold no command.
 """
 
+import random
 import re
 import shlex
 import shutil
@@ -37,10 +38,18 @@ task: {{train: ../../delta/tasks/snips/train.jsonl, test: ../../delta/tasks/snip
 seeds: 2
 schedule: {{updates: 8, warmup: 2}}
 """
-FINNISH = (
-    "Oma tupa, oma lupa. Ei oppi ojaan kaada. Vahinko ei tule kello kaulassa. Hiljaa hyvä tulee.\n\n"
-    "Aamun torkku, illan virkku, se tapa talon hävittää. Moni kakku päältä kaunis, vaan on silkkoa sisältä.\n\n"
-)
+
+
+def finnish() -> str:
+    """A text with Finnish proverbs between words made of Finnish syllables: enough for a vocabulary."""
+    draw = random.Random(1)
+    syllables = [
+        start + vowel for start in "hjklmnprstv" for vowel in ("a", "aa", "e", "i", "ii", "o", "u", "uu", "ä", "y")
+    ]
+    words = ["".join(draw.choices(syllables, k=draw.randint(2, 4))) for _ in range(1500)]
+    sentences = [" ".join(draw.choices(words, k=8)).capitalize() + "." for _ in range(2500)]
+    proverbs = "Oma tupa, oma lupa. Ei oppi ojaan kaada. Vahinko ei tule kello kaulassa."
+    return "\n\n".join(f"{proverbs} {' '.join(sentences[n : n + 10])}" for n in range(0, len(sentences), 10))
 
 
 class Block(NamedTuple):
@@ -70,10 +79,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data_prep" / "corpora" / "small.txt").write_text(small, encoding="utf-8")
     (folder / "texts").mkdir()
     (folder / "texts" / "english.txt").write_text(small, encoding="utf-8")
-    (folder / "texts" / "suomi.txt").write_text(
-        "".join(FINNISH.replace(".", f" {n}.") + f"Tarina {n * n + 7} alkaa tästä.\n\n" for n in range(300)),
-        encoding="utf-8",
-    )
+    (folder / "texts" / "suomi.txt").write_text(finnish(), encoding="utf-8")
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "activate").write_text(f'export PATH="{BIN}:$PATH"\n')
     run_in(folder, "robustly run configs/tiny.yaml")

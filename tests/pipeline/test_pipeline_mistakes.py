@@ -41,7 +41,7 @@ def test_all_faults_of_a_page_at_once(tmp_path: Path) -> None:
 
 
 def test_a_block_longer_than_the_positions(tmp_path: Path) -> None:
-    message = mistake(tmp_path, "run", *tiny(tmp_path, GOOD, "data.block_length=129"))
+    message = mistake(tmp_path, "run", *tiny(tmp_path, GOOD, "data.block_length=129", "model.positions=130"))
     assert "data.block_length = 129" in message and "at most 128" in message
 
 
@@ -98,7 +98,8 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_a_corpus_too_small_for_one_block(tmp_path: Path) -> None:
     content = "A sentence of some words. Another one follows it."
-    message = mistake(tmp_path, "run", *tiny(tmp_path, content, "tokenizer.vocab_size=261"))
+    long = ["data.block_length=128", "model.positions=130"]
+    message = mistake(tmp_path, "run", *tiny(tmp_path, content, "tokenizer.vocab_size=261", *long))
     assert "data.block_length = 128" in message and "too few for one block" in message
 
 

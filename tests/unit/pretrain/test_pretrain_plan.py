@@ -112,7 +112,8 @@ def test_compressed_files_count_for_more(tmp_path: Path) -> None:
 def test_a_given_speed_is_taken() -> None:
     tiny = load_experiment("tiny")
     (entry,) = planned(tiny, speed=Speed(1000.0, "said")).time
-    assert entry["seconds"] == pytest.approx(tiny.schedule.updates * tiny.optim.batch_size * 128 / 1000)
+    update = tiny.optim.batch_size * tiny.data.block_length
+    assert entry["seconds"] == pytest.approx(tiny.schedule.updates * update / 1000)
     assert entry["source"] == "said"
 
 
@@ -152,7 +153,7 @@ def test_the_speed_of_a_run_counts_if_it_is_of_this_model(tmp_path: Path) -> Non
 
     assert [entry["tokens_per_second"] for entry in planned(experiment).time] == [500.0]
     assert f"measured in {train}" in planned(experiment).time[0]["source"]
-    for other in ("model.layers=3", "data.block_length=32", "run.micro_batch=8", "tokenizer.vocab_size=600"):
+    for other in ("model.layers=3", "data.block_length=24", "run.micro_batch=8", "tokenizer.vocab_size=600"):
         assert all("assumed" in entry["source"] for entry in planned(small(tmp_path, other)).time), other
     assert all("assumed" in entry["source"] for entry in planned(experiment, ranks=1).time)
 

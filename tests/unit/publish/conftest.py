@@ -19,7 +19,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (root / "corpus.txt").write_text(text[: text.index("\n\n", 200_000)], encoding="utf-8")
     changes = {
         "corpus.sources": root / "corpus.txt", "corpus.validation": 0.2, "tokenizer.vocab_size": 1000,
-        "data.block_length": 64, "paths.root": root, "run.workers": 1,
+        "data.block_length": 64, "model.positions": 66, "paths.root": root, "run.workers": 1,
     }  # fmt: skip
     experiment = load_experiment("tiny", [f"{key}={value}" for key, value in changes.items()])
     cli.build_tokenizer(experiment)

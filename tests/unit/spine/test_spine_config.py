@@ -262,7 +262,7 @@ def test_all_faults_at_once(page):
 
 def test_a_key_of_the_recipe_that_is_missing(page):
     text = message(page(GOOD.replace(", minutes: 40", "")))
-    assert text.startswith("1 fault\n  oven.minutes: missing; a page states every key of the recipe")
+    assert text.startswith("1 fault\n  oven.minutes: missing; a page states every key of its recipe")
 
 
 @pytest.mark.parametrize(
