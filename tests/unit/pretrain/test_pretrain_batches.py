@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.batches import Batches, accumulation_steps, blocks_per_update, stream
+from pretrain.batches import CHUNK, Batches, accumulation_steps, blocks_per_update, stream
 from synthetic import VOCABULARY, RandomBlocks, masking, optim
 
 
@@ -92,3 +92,20 @@ def test_doc_sentences_gets_more_blocks_for_as_many_tokens() -> None:
     assert blocks_per_update(optim(batch_size=8192), 512, 400.0, "full_sentences") == 8192
     more = blocks_per_update(optim(batch_size=8192), 512, 320.0, "doc_sentences")
     assert more * 320 == pytest.approx(8192 * 512, rel=1e-3)
+
+
+@pytest.mark.parametrize("first", [0, 31, CHUNK - 7, CHUNK, 3 * CHUNK - 1])
+@pytest.mark.parametrize("length", [0, 1, 8, CHUNK + 9])
+def test_places_are_those_of_the_stream_across_the_chunks_it_is_made_in(first: int, length: int) -> None:
+    found = batches(seed=5)._places(first, first + length)
+    expected = stream(first, first + length, len(RandomBlocks()), seed=5)
+    assert all((a == b).all() and len(a) == length for a, b in zip(found, expected, strict=True))
+
+
+def test_update_k_holds_the_streams_positions_from_k_minus_1_batches_on() -> None:
+    some = batches(micro_batch=32)
+    (micro_batch,) = some.share(3).micro_batches
+    ids, _ = some.blocks.gather(stream(64, 96, len(some.blocks), seed=5)[1])
+    shown = micro_batch.inputs.numpy()
+    assert ((shown == ids).mean(1) > 0.8).all()  # all but the masked tokens
+    assert (micro_batch.labels.numpy() == ids.reshape(-1)[micro_batch.positions]).all()

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 import tokenizer
-from data_prep.store import Store
+from data_prep.store import ShardWriter, Store, write_store
 from publish.config import Publish
 from publish.examples import WORDS, held_out_blanks
 
@@ -20,9 +20,8 @@ def test_the_answer_in_the_blank_gives_a_sentence_of_a_held_out_document(prepare
     validation, train = (
         squeezed(" ".join(Store(prepared / "data", split).texts(encoder))) for split in ("validation", "train")
     )
-    blanks = held_out_blanks(Store(prepared / "data", "validation"), encoder, 128, 40)
-    assert len(blanks) == 40
-    assert len(set(blanks)) == 40
+    blanks = held_out_blanks(Store(prepared / "data", "validation"), encoder, 128, 10**6)  # all that there are
+    assert len(blanks) > 100
     for text, answer in blanks:
         assert text.count("<mask>") == 1
         assert answer and " " not in answer and len(answer) >= 3
@@ -32,6 +31,20 @@ def test_the_answer_in_the_blank_gives_a_sentence_of_a_held_out_document(prepare
         ids = encoder.encode_documents([" " + answer])[0]
         assert len(ids) == 1, "a blank stands for one token"
         assert len(encoder.encode_documents([sentence])[0]) > 5
+
+
+def test_the_first_sentence_of_a_document_begins_after_the_mark_that_ends_the_one_before(
+    prepared: Path, tmp_path: Path
+) -> None:
+    encoder = tokenizer.load(prepared / "tokenizer")
+    sentences = [f"The man {number} went to the house and the garden with the other." for number in range(30)]
+    with ShardWriter(tmp_path, "validation-00000", 0, encoder.eos_id, encoder.dtype) as writer:
+        for ids in encoder.encode_documents(sentences):
+            writer.append([ids], ["", ""])
+    assert writer.shard
+    write_store(tmp_path, tmp_path, "0" * 64, encoder, ["made up"], {"train": [], "validation": [writer.shard]})
+    blanks = held_out_blanks(Store(tmp_path, "validation"), encoder, 128, 100)
+    assert sorted(text.replace("<mask>", str(answer)) for text, answer in blanks) == sorted(sentences)
 
 
 def test_the_same_blanks_each_time_and_from_all_over(prepared: Path) -> None:
