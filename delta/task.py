@@ -1,6 +1,5 @@
 """A task's examples: read from JSON lines, checked, and drawn for training."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from robustly import UserError
 from robustly.config import find
 from robustly.manifest import sha256
 from robustly.rng import permute
+from tokenizer.corpus import json_object
 
 DRAW = 0  # the epoch whose order a draw follows; training counts its epochs from 1
 
@@ -119,14 +119,7 @@ def _locate(key: str, path: str, beside: Path) -> Path:
 
 def _text_and_label(line: str, text_key: str, label_key: str) -> tuple[str, str]:
     """Raises ValueError that says what is wrong with the line."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg}, at character {error.pos + 1}") from None
-    except RecursionError:
-        raise ValueError("not JSON that can be read: nested too deeply") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, found {type(row).__name__}")
+    row = json_object(line)
     for key, role in ((text_key, "text"), (label_key, "label")):
         if key not in row:
             raise ValueError(f"no key {key!r} (task.{role}); the keys here: {', '.join(map(repr, row))}")

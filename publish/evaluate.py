@@ -11,7 +11,6 @@ Minimal pairs. The sentence with the higher pseudo-log-likelihood (Salazar et al
 """
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,7 +27,7 @@ from publish.masked_lm import LONGEST, MaskedLM, open_folder
 from robustly import UserError, log
 from robustly.description import Listing, show_listing
 from tokenizer.config import Corpus, Source
-from tokenizer.corpus import BadLine, Document, documents, files, parts, refuse_many
+from tokenizer.corpus import BadLine, Document, documents, files, json_object, parts, refuse_many
 
 ENCODED_TOGETHER = 256  # documents
 GROUPS = ("linguistics_term", "UID")  # BLiMP's keys of what a pair tests
@@ -238,15 +237,9 @@ def read_pairs(path: Path) -> list[Pair]:
 def _pair(path: Path, number: int, raw: bytes) -> Pair:
     """Raises ValueError that says what is wrong with the line."""
     try:
-        row = json.loads(raw.decode("utf-8-sig"))
+        row = json_object(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte 0x{raw[error.start]:02x}); convert the file") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg}, at character {error.pos + 1} of the line") from None
-    except RecursionError:
-        raise ValueError("not JSON that can be read: nested too deeply") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, found {type(row).__name__}")
     for key in ("sentence_good", "sentence_bad"):
         if key not in row:
             raise ValueError(f"no key {key!r}; the keys here: {', '.join(map(repr, row))}")

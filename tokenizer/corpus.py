@@ -330,21 +330,28 @@ def _blank_before(part: Part) -> bool:
     return True
 
 
-def _text_of(row: str, key: str) -> str:
-    """The text in a line of JSON. Raises ValueError that says what is wrong with the line."""
+def json_object(line: str) -> dict[str, Any]:
+    """The object in a line of JSON. Raises ValueError that says what is wrong with the line."""
     try:
-        value = json.loads(row)
+        value = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg}, at character {error.pos + 1} of the line") from None
     except RecursionError:
         raise ValueError("not JSON that can be read: nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _text_of(row: str, key: str) -> str:
+    """The text in a line of JSON. Raises ValueError that says what is wrong with the line."""
+    value = json_object(row)
     if key not in value:
         raise ValueError(f"no key {key!r} (corpus.text_key); the keys here: {', '.join(map(repr, value))}")
-    if not isinstance(value[key], str):
-        raise ValueError(f"{key!r} (corpus.text_key): expected a string, found {type(value[key]).__name__}")
-    return value[key]
+    text = value[key]
+    if not isinstance(text, str):
+        raise ValueError(f"{key!r} (corpus.text_key): expected a string, found {type(text).__name__}")
+    return text
 
 
 def _decode(raw: bytes, path: str, start: int) -> str:
