@@ -16,7 +16,7 @@ from data_prep.sentences import units
 from data_prep.store import SPLITS, Shard, ShardWriter, Split, Store, split_of, write_store
 from robustly import UserError, manifest
 from robustly.manifest import Manifest, Stage, write_json
-from tokenizer.config import Corpus
+from tokenizer.config import Corpus, Processing
 from tokenizer.corpus import BadLine, Hashes, Part, documents, hashes, parts, process, refuse_many
 
 if TYPE_CHECKING:
@@ -36,12 +36,14 @@ def _stage(corpus: Corpus, data: Data, folder: Path, tokenizer_folder: Path, bes
     return Stage(folder, "data", recipe, {"corpus": contents.corpus, "tokenizer": trained.hash}), contents
 
 
-def prepare(corpus: Corpus, data: Data, folder: Path, tokenizer_folder: Path, beside: Path, workers: int) -> Manifest:
+def prepare(
+    corpus: Corpus, data: Data, folder: Path, tokenizer_folder: Path, beside: Path, processing: Processing
+) -> Manifest:
     """Make the token store of a page into `folder`, and the view of it that `data` asks for; what is there already is
     not made again. Returns the manifest.
 
-    `beside` is the folder of the page, where relative paths start; `workers` are processes and change no byte. Shards
-    lie in `folder/work` until all are done: after a kill, only the rest is made.
+    `beside` is the folder of the page, where relative paths start; `processing` changes no byte. Shards lie in
+    `folder/work` until all are done: after a kill, only the rest is made.
 
     Raises UserError if the corpus cannot be read or holds no text, if a split would be empty, if the text is too short
     for one block, or if the tokenizer is not finished.
@@ -58,14 +60,14 @@ def prepare(corpus: Corpus, data: Data, folder: Path, tokenizer_folder: Path, be
             return _with_view(finished, folder, data)
         pieces = parts(corpus, beside)
         task = _Task(corpus, data, work, tokenizer_folder, made.inputs["tokenizer"])
-        process(task, pieces, work / "tasks", workers, "preparing")
+        process(task, pieces, work / "tasks", processing, "preparing")
         done = [_read_facts(work, number) for number in range(len(pieces))]
         refuse_many([line for part in done for line in part.bad_lines], corpus)
         shards = {split: [shard for part in done if (shard := part.shards[split])] for split in SPLITS}
         _check(shards, sum(part.empty_documents for part in done), corpus, data)
         with made.begin():
             encoder = _encoder(tokenizer_folder, made.inputs["tokenizer"])
-            sources = [source.name or Path(source.path).name for source in corpus.sources]
+            sources = [source.title for source in corpus.sources]
             outputs = write_store(folder, work, made.hash, encoder, sources, shards)
             counts = {**_count(folder, done), **_view(folder, data)}
             result = made.finish(outputs, counts, notes={"files": contents.files})
@@ -77,7 +79,7 @@ def _check(shards: dict[Split, list[Shard]], empty: int, corpus: Corpus, data: D
     """Raises UserError unless there is text for every split, and enough to train on for a block."""
     found = sum(shard.documents for split in SPLITS for shard in shards[split])
     if not found:
-        sources = ", ".join(source.path for source in corpus.sources)
+        sources = ", ".join(source.label for source in corpus.sources)
         what = f"{empty:,} documents of nothing but white space" if empty else "no document"
         raise UserError(f"corpus.sources: {what} in {sources}; expected text")
     if not shards["train"]:

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from robustly.config import Section
+from tokenizer.config import Executor, Slurm
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -117,6 +118,12 @@ class Run(Section):
     """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 gradients too."""
     workers: Positive | None = None
     """Processes for the tokenizer and data stages; default: the machine's cores."""
+    memory_gb: PositiveFloat = 4.0
+    """Memory for counting words, over all workers of this machine; counting spills to disk beyond it."""
+    executor: Executor = "local"
+    """Where the tokenizer and data stages work on the parts of the corpus: workers on this machine, tasks of a Slurm
+    job, or tasks in the Ray cluster that RAY_ADDRESS names (without one: workers on this machine)."""
+    slurm: Slurm = Slurm()
     log_every: Positive = 10
     """Updates between lines of metrics.jsonl."""
     evaluate_every: Positive = 1000

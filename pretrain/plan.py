@@ -20,7 +20,7 @@ from robustly import UserError, log, manifest
 from robustly.config import parse_yaml
 from robustly.manifest import Manifest
 from tokenizer.config import Corpus, Tokenizer
-from tokenizer.corpus import files
+from tokenizer.corpus import sizes
 
 BYTES_PER_TOKEN = 4.4
 """UTF-8 bytes of English for a token, 50,000 entries: an assumption. Other languages and smaller vocabularies have
@@ -169,7 +169,7 @@ def corpus_size(config: Pretraining, corpus: Corpus, tokenizer: Tokenizer, besid
     """The tokens to train on: counted where the data stage has finished, else from the tokenizer's counts, else from
     the files' bytes, else not known. Folders of another recipe or other files do not count."""
     try:
-        found = {str(path): path.stat().st_size for _, path in files(corpus, beside)}
+        found = sizes(corpus, beside)
     except UserError:
         found = {}
     vocabulary, train_share = tokenizer.vocab_size, 1 - corpus.validation
@@ -187,15 +187,18 @@ def corpus_size(config: Pretraining, corpus: Corpus, tokenizer: Tokenizer, besid
             store=budget.store_bytes(tokens + units + documents, units, documents, vocabulary),
         )
     if not found:
-        sources = ", ".join(source.path for source in corpus.sources)
+        sources = ", ".join(source.label for source in corpus.sources)
         return CorpusSize(None, f"unknown: corpus not found ({sources})")
-    text = sum(size * EXPANSION.get(Path(name).suffix, 1.0) for name, size in found.items())
-    packed = sorted({suffix for name in found if (suffix := Path(name).suffix) in EXPANSION})
+    if datasets := [source.label for source in corpus.sources if source.hub is not None]:
+        return CorpusSize(None, f"unknown until the tokenizer stage has read the dataset ({', '.join(datasets)})")
+    known = {name: size for name, size in found.items() if size is not None}
+    text = sum(size * EXPANSION.get(Path(name).suffix, 1.0) for name, size in known.items())
+    packed = sorted({suffix for name in known if (suffix := Path(name).suffix) in EXPANSION})
     ratios = "".join(f", {EXPANSION[suffix]:g} bytes of text for one of {suffix}" for suffix in packed)
     tokens = text / BYTES_PER_TOKEN
     return CorpusSize(
         tokens * train_share,
-        f"estimated from {sum(found.values()):,} bytes in {len(found):,} files: {BYTES_PER_TOKEN} bytes for a token"
+        f"estimated from {sum(known.values()):,} bytes in {len(known):,} files: {BYTES_PER_TOKEN} bytes for a token"
         f"{ratios} assumed",
         store=budget.store_bytes(tokens, tokens / TOKENS_PER_UNIT, tokens / TOKENS_PER_DOCUMENT, vocabulary),
     )
@@ -212,12 +215,15 @@ def _prepared_size(prepared: Manifest, data: Data, folder: Path) -> CorpusSize:
     )
 
 
-def _finished(folder: Path, stage: str, recipe: dict[str, Any], found: dict[str, int]) -> Manifest | None:
-    """The manifest of a stage that has finished by this recipe, and from these files unless none is there."""
+def _finished(folder: Path, stage: str, recipe: dict[str, Any], found: dict[str, int | None]) -> Manifest | None:
+    """The manifest of a stage that has finished by this recipe, and from these files unless none is there.
+
+    Of a dataset on the Hub it may be another commit: nobody is asked.
+    """
     made = manifest.read(folder)
     if made is None or made.stage != stage or made.recipe != recipe:
         return None
-    before = {name: facts["bytes"] for name, facts in made.notes["files"].items()}
+    before = {name: facts.get("bytes") for name, facts in made.notes["files"].items()}
     return made if not found or before == found else None
 
 

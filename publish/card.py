@@ -9,6 +9,7 @@ import yaml
 
 from pretrain.config import Model
 from publish.config import Publish
+from publish.held_out import BYTES, DOCUMENTS
 from robustly import markdown
 from robustly.manifest import Manifest
 
@@ -22,8 +23,12 @@ def model_card(
     vocabulary: Manifest,
     losses: Mapping[str, float],
     examples: Sequence[Mapping[str, Any]],
+    fit: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> str:
-    """README.md: what the model is, how to load it, what it was trained on and how, and how well it does."""
+    """README.md: what the model is, how to load it, what it was trained on and how, and how well it does.
+
+    `fit` is what `held_out_fit` tells of the tokenizer.
+    """
     title = publish.title or name
     front: dict[str, Any] = {
         **({"language": publish.language} if publish.language else {}),
@@ -46,6 +51,7 @@ def model_card(
         _losses(train.counts, losses) if losses else "The run held no documents out.\n",
         "![loss over the updates](curve.png)\n",
         *(["## Examples\n", _examples(examples)] if examples else []),
+        *(["## Tokenizer\n", _tokenizer(vocabulary, data, fit)] if fit["rows"] else []),
         "## Training\n",
         markdown.facts(
             {
@@ -85,6 +91,30 @@ def _losses(counts: Mapping[str, Any], losses: Mapping[str, float]) -> str:
         f"Best guess right: {counts['validation_accuracy']:.1%} of {counts['validation_masked_tokens']:,} tokens.\n"
     )
     return markdown.table(["", "nats per masked token", "bits", "perplexity"], lines) + "\n" + accuracy
+
+
+def _tokenizer(vocabulary: Manifest, data: Manifest, fit: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """How well the tokenizer fits the held-out documents, how it cuts some, and what there is to know about them."""
+    known = (
+        "the tokenizer's words were counted on the whole corpus, these documents included"
+        if vocabulary.inputs.get("corpus") == data.inputs["corpus"]
+        else "what the tokenizer learned from comes from elsewhere, and whether they are in it is not known here"
+    )
+    return "\n".join(
+        [
+            f"Byte-level BPE with {vocabulary.counts['entries']:,} entries. On documents that were held out from the "
+            f"model's training, of each source the first {DOCUMENTS:,} at most, up to {BYTES / 1e6:.0f} MB; {known}:\n",
+            _table(fit["rows"]),
+            "A word is what stands between white space. Single bytes are tokens of one byte: of characters that are "
+            "not whole in the vocabulary, and of lone punctuation. How some of it is cut:\n",
+            _table([{"tokens": cut["tokens"], "cut": cut["cut"]} for cut in fit["cuts"]]),
+        ]
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys."""
+    return markdown.table([name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows])
 
 
 def _examples(examples: Sequence[Mapping[str, Any]]) -> str:

@@ -48,6 +48,7 @@ def describe(folder: Path) -> Description:
     filled, notes = _fill(folder, blanks)
     if filled:
         notes.append(f"next: robustly evaluate {typed(folder)} --text FILES")
+    rows = counts.get("tokenizer", {}).get("rows", [])
     figures = {name: value for name, value in counts.items() if not isinstance(value, list | dict)}
     return Description(
         folder,
@@ -63,6 +64,7 @@ def describe(folder: Path) -> Description:
         },
         [
             Listing("blanks, filled now", filled),
+            *([Listing("its tokenizer on held-out documents", rows)] if rows else []),
             Listing("files", [{"file": path.name, "bytes": path.stat().st_size} for path in _files(folder)]),
         ],
         notes,

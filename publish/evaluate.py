@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,19 +26,12 @@ from pretrain.scoring import cut_blocks, enclose, pseudo_log_likelihoods, score_
 from publish.masked_lm import LONGEST, MaskedLM, open_folder
 from robustly import UserError, log
 from robustly.description import Listing, show_listing
-from tokenizer.config import Corpus, Source
-from tokenizer.corpus import BadLine, Document, documents, files, json_object, parts, refuse_many
+from tokenizer.config import Corpus
+from tokenizer.corpus import json_object
+from tokenizer.texts import BAD_LINES, OPTIONS, given, read
 
 ENCODED_TOGETHER = 256  # documents
 GROUPS = ("linguistics_term", "UID")  # BLiMP's keys of what a pair tests
-
-# The corpus reader names keys of a page; here they are options of the command.
-_OPTIONS = {
-    "corpus.sources": "--text",
-    "corpus.text_key": "--text-key",
-    "corpus.documents": "--documents",
-    "corpus.max_bad_lines": "--max-bad-lines",
-}
 
 
 # ------------------------------------------------------------------------------------------------------ text
@@ -67,20 +60,11 @@ def evaluate_text(lm: MaskedLM, corpus: Corpus, length: int, rate: float, batch_
 
     Raises UserError if a source matches no file, a file cannot be read or holds no text, or no token was masked.
     """
-    try:
-        return _evaluate_text(lm, corpus, length, masking(rate), batch_size)
-    except UserError as fault:
-        message = str(fault)
-        for key, option in _OPTIONS.items():
-            message = message.replace(key, option)
-        raise UserError(message) from fault.__cause__
-
-
-def _evaluate_text(lm: MaskedLM, corpus: Corpus, length: int, masking: Masking, batch_size: int) -> dict[str, Any]:
+    rule = masking(rate)
     texts = _read(lm, corpus, length)
     with log.progress("evaluating", len(texts.blocks), "blocks") as advance:
         scores = score_blocks(
-            lm.model, texts.blocks, texts.sizes, texts.index, masking, lm.vocabulary, batch_size, advance
+            lm.model, texts.blocks, texts.sizes, texts.index, rule, lm.vocabulary, batch_size, advance
         )
     document = np.array(texts.document, np.int64)
     sums = [np.bincount(document, values, minlength=len(texts.file)) for values in scores]  # of each document
@@ -90,7 +74,7 @@ def _evaluate_text(lm: MaskedLM, corpus: Corpus, length: int, masking: Masking, 
     file = np.array(texts.file)
     return {
         "block_length": length,
-        "masking": masking.model_dump(),
+        "masking": rule.model_dump(),
         "files": {path: _figures(table[file == number]) for number, path in enumerate(texts.paths)},
         "total": _figures(table),
     }
@@ -116,31 +100,16 @@ class _Texts:
 
 def _read(lm: MaskedLM, corpus: Corpus, length: int) -> _Texts:
     texts = _Texts()
-    bad_lines: list[BadLine] = []
-    here = Path.cwd()
-    pieces = parts(corpus, here)
-    if empty := {str(path) for _, path in files(corpus, here)} - {piece.path for piece in pieces}:
-        raise UserError(f"{min(empty)}: empty; expected text")
-    with log.progress("encoding", len(pieces), "parts") as advance:
-        for number, (path, group) in enumerate(itertools.groupby(pieces, key=lambda piece: piece.path)):
-            texts.paths.append(path)
-            index = itertools.count()
-            for piece in group:
-                for together in _batched(documents(piece, corpus, bad_lines)):
-                    _append(texts, number, together, lm, length, index)
-                advance(1)
-            if not texts.file or texts.file[-1] != number:
-                raise UserError(f"{path}: no document in it; expected text")
-    refuse_many(bad_lines, corpus)
-    if bad_lines:
-        log.warn(f"{len(bad_lines)} broken rows were skipped; the first: {bad_lines[0].path}: {bad_lines[0].reason}")
+    everything = read(corpus, "encoding", {**OPTIONS, **BAD_LINES})
+    for path, of_file in itertools.groupby(everything, key=lambda document: document[0]):
+        index = itertools.count()
+        for together in _batched(text for _, text in of_file):
+            _append(texts, len(texts.paths), together, lm, length, index)
+        texts.paths.append(path)
     return texts
 
 
-def _append(
-    texts: _Texts, file: int, together: Sequence[Document], lm: MaskedLM, length: int, index: Iterator[int]
-) -> None:
-    contents = [document.text for document in together]
+def _append(texts: _Texts, file: int, contents: Sequence[str], lm: MaskedLM, length: int, index: Iterator[int]) -> None:
     for text, encoded in zip(contents, lm.encode(contents), strict=True):
         blocks = cut_blocks(encoded.ids, length, lm.vocabulary.bos, lm.vocabulary.eos)
         texts.blocks += blocks
@@ -152,7 +121,7 @@ def _append(
         texts.bytes.append(len(text.encode()))
 
 
-def _batched(items: Iterator[Document]) -> Iterator[list[Document]]:
+def _batched(items: Iterator[str]) -> Iterator[list[str]]:
     while together := list(itertools.islice(items, ENCODED_TOGETHER)):
         yield together
 
@@ -311,8 +280,7 @@ def evaluate_folder(
 
     Raises UserError as `open_folder`, `evaluate_text` and `read_pairs` do, or if an option is not what it should be.
     """
-    if documents not in (known := get_args(Corpus.model_fields["documents"].annotation)):
-        raise UserError(f"--documents {documents}: expected one of {', '.join(known)}")
+    corpus = given(texts, documents, text_key, max_bad_lines) if texts else None
     if not 0 < rate < 1:
         raise UserError(f"--mask-rate {rate}: expected a share between 0 and 1")
     pairs = [pair for path in dict.fromkeys(pair_files) for pair in read_pairs(path)]
@@ -320,14 +288,7 @@ def evaluate_folder(
     lm = open_folder(folder, device)
     parameters = sum(parameter.numel() for parameter in lm.model.parameters())
     report: dict[str, Any] = {"folder": str(folder), "model": type(lm.model).__name__, "parameters": parameters}
-    if texts:
-        corpus = Corpus(
-            sources=[Source(path=str(Path(path).expanduser().absolute())) for path in dict.fromkeys(texts)],
-            documents=documents,
-            text_key=text_key,
-            validation=0,
-            max_bad_lines=max_bad_lines,
-        )
+    if corpus:
         report["text"] = evaluate_text(lm, corpus, block_length(lm, wanted_length), rate, batch_size)
         _show_text(report["text"])
     if pairs:

@@ -23,6 +23,7 @@ from publish.card import model_card
 from publish.config import Publish
 from publish.curve import draw_curve
 from publish.examples import Blank, held_out_blanks
+from publish.held_out import held_out_fit
 from publish.proof import prove
 from robustly import UserError, manifest
 from robustly.log import quiet_transformers, read_metrics
@@ -76,9 +77,10 @@ def publish(
         losses = (
             {} if unigram is None else {"unigram_loss": unigram, "untrained_loss": evaluations[0]["validation_loss"]}
         )
+        fit = held_out_fit(data_folder, encoder)
         write_atomic(
             folder / "README.md",
-            model_card(publish, name, model_section, train, data, vocabulary, losses, examples),
+            model_card(publish, name, model_section, train, data, vocabulary, losses, examples, fit),
         )
         files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
         outputs = [path for path in files if path.name not in (manifest.RECIPE, manifest.MANIFEST)]
@@ -89,6 +91,7 @@ def publish(
             **losses,
             **proof.counts(),
             "examples": examples,
+            "tokenizer": fit,
         }
         return stage.finish(outputs, counts)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from delta.config import DeltaPage
     from pretrain.plan import Machine, Speed
     from robustly.description import Description
+    from tokenizer.texts import Texts
 
 app = typer.Typer(
     name="robustly",
@@ -51,7 +52,7 @@ def build_tokenizer(experiment: Experiment) -> Manifest:
         experiment.tokenizer,
         experiment.folder("tokenizer"),
         experiment.origin.parent,
-        experiment.workers,
+        experiment.processing,
     )
 
 
@@ -64,7 +65,7 @@ def prepare_data(experiment: Experiment) -> Manifest:
         experiment.folder("data"),
         experiment.folder("tokenizer"),
         experiment.origin.parent,
-        experiment.workers,
+        experiment.processing,
     )
 
 
@@ -400,19 +401,85 @@ def delta_command(
 
 @app.command(name="inspect", short_help="What a folder holds, in words and figures.")
 def inspect_command(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A stage's folder, a run, or a checkpoint.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A stage's folder, a run, a checkpoint, or a tokenizer.")
+    ],
+    more: Annotated[list[str] | None, typer.Argument(metavar="FILES", hidden=True)] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILES",
+            help="What the folder's tokenizer makes of files, folders or globs of .txt, .jsonl, .parquet; repeatable.",
+        ),
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="KEY", help="A row for each value of a key, such as lang; default: each file.")
+    ] = None,
+    text_key: Annotated[str, typer.Option(help="Key (.jsonl) or column (.parquet) that holds the text.")] = "text",
+    documents: Annotated[
+        str, typer.Option(help="What a document is in .txt: blank_line, file or line.")
+    ] = "blank_line",
+    compare: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Another folder, whose tokenizer is set beside this one's.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one JSON object on stdout.")] = False,
 ) -> None:
     """What a folder holds, in words, figures and examples: tokenizer, data, train, published, report, delta, a whole
-    run, or a Hugging Face checkpoint."""
+    run, or a Hugging Face checkpoint or tokenizer.
+
+    With --text: how well the folder's tokenizer fits a text, in bytes per token, tokens per word and the share of bytes
+    that are tokens of their own. With --compare: two tokenizers, on the same text.
+    """
     from robustly import description
 
     with user_errors():
-        found = describe(folder, description.kind(folder))
+        if more and not text:
+            raise UserError(f"{more[0]}: expected an option before it: --text FILES or --compare FOLDER")
+        # a shell that expands a glob gives the option its first file and leaves the others bare
+        found = describe_tokenizer(folder, [*(text or []), *(more or [])], by, text_key, documents, compare)
+        found = found or describe(folder, description.kind(folder))
         if as_json:
             log.print_json(found.json())
         else:
             description.show(found)
+
+
+def describe_tokenizer(
+    folder: Path, paths: list[str], by: str | None, text_key: str, how: str, other: Path | None
+) -> "Description | None":
+    """The folder's tokenizer on texts, or beside another; on held-out documents of the run that it lies in, where
+    neither was asked for. None if there is nothing of all this to say."""
+    from robustly import description
+
+    if by and not paths:
+        raise UserError(f"--by {by}: of which text? Give --text FILES, too")
+    if not (paths or other):
+        texts = held_out_beside(folder) if description.kind(folder) == "tokenizer" else None
+    else:
+        from tokenizer.texts import by_file, by_key, given
+
+        corpus = given(paths, how, text_key) if paths else None
+        texts = (by_key(corpus, by) if by else by_file(corpus)) if corpus else None
+    if not (texts or other):
+        return None
+    from tokenizer.description import compare, describe_on
+
+    return compare(folder, other, texts) if other else describe_on(folder, texts)
+
+
+def held_out_beside(folder: Path) -> "Texts | None":
+    """Documents that the run of a finished tokenizer's folder holds out; None where there is no such run, or none."""
+    import tokenizer
+    from publish.held_out import held_out_texts
+    from robustly import manifest
+
+    data = folder.absolute().parent / "data"
+    if manifest.read(folder) is None or manifest.read(data) is None:
+        return None
+    try:
+        return held_out_texts(data, tokenizer.load(folder))
+    except UserError:  # another tokenizer's data, or a folder at fault: that is for inspecting it to say
+        return None
 
 
 def describe(folder: Path, kind: str) -> "Description":

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +29,8 @@ COMMANDS = {
 RUN_STAGES = ("tokenizer", "data", "train", "published")  # folders of a run, in the order in which they are made
 RUN = "run"
 CHECKPOINT = "checkpoint"
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+"""One of these is in a Hugging Face tokenizer's folder."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +86,22 @@ def show_listing(listing: Listing) -> None:
         return
     _print(Text(f"\n{listing.title}"))
     grid = Table(box=None, pad_edge=False, header_style="dim")
+    columns = []
     for name, value in listing.rows[0].items():
-        number = isinstance(value, int | float)
+        header, number = name.replace("_", " "), isinstance(value, int | float)
         widest = max(len(_cell(row[name])) for row in listing.rows)
-        header = name.replace("_", " ")
-        grid.add_column(
-            Text(header),
-            justify="right" if number else "left",
-            overflow="fold",
-            min_width=max(widest if number else min(widest, 10), *map(len, header.split())),
-        )
+        least = max(widest if number else min(widest, 10), *map(len, header.split()))
+        columns.append((header, number, least, max(widest, len(header))))
+    between = 2 * (len(columns) - 1)
+    needed = sum(least for _, _, least, _ in columns) + between
+    wanted = sum(most for *_, most in columns) + between
+    for header, number, least, _ in columns:
+        # where it is tight, numbers take what they need and leave the rest to the texts: rich would cut off a column
+        width = least if number and wanted > log.console.width else None
+        justify: Literal["left", "right"] = "right" if number else "left"
+        grid.add_column(Text(header), justify=justify, overflow="fold", min_width=least, width=width)
     for row in listing.rows:
         grid.add_row(*map(_cell, row.values()))
-    needed = sum(column.min_width or 0 for column in grid.columns) + 2 * (len(grid.columns) - 1)
     if needed <= log.console.width:
         _print(grid)
     else:  # a number that is folded is a number misread
@@ -145,11 +150,14 @@ def kind(folder: Path) -> str:
         return RUN
     if (folder / "config.json").is_file():
         return CHECKPOINT
+    if any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
+        return "tokenizer"
     found = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
     shown = ", ".join(found[:12]) + (f" and {len(found) - 12:,} more" if len(found) > 12 else "")
     raise UserError(
         f"{folder}: not a kind of folder that is known here. It holds {shown or 'nothing'}. Known are the folders of "
-        f"stages ({', '.join(COMMANDS)}), of a whole run (runs/NAME), and Hugging Face checkpoints (config.json)"
+        f"stages ({', '.join(COMMANDS)}), of a whole run (runs/NAME), and Hugging Face checkpoints (config.json) and "
+        "tokenizers (tokenizer.json, or vocab.json and merges.txt)"
     )
 
 

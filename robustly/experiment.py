@@ -13,7 +13,7 @@ from publish.config import Publish, Report
 from robustly import UserError, config
 from robustly.config import Page
 from robustly.manifest import Stage
-from tokenizer.config import Corpus, Tokenizer
+from tokenizer.config import Corpus, Processing, Tokenizer
 
 if TYPE_CHECKING:
     from pretrain.stage import Pretraining
@@ -44,6 +44,10 @@ class Experiment(Page):
         from launch.environment import cores
 
         return self.run.workers or cores()
+
+    @property
+    def processing(self) -> Processing:
+        return Processing(self.workers, self.run.memory_gb, self.run.executor, self.run.slurm)
 
     @model_validator(mode="after")
     def _block_fits_positions(self) -> Self:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from robustly import UserError, __version__
 from robustly.config import differences, fingerprint
@@ -25,18 +25,25 @@ MANIFEST = "manifest.json"
 RECIPE = "recipe.json"
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file so that it is either wholly there or not: beside, flushed to disk, renamed."""
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file to write so that it is either wholly there or not: beside, flushed to disk, renamed at the end."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as out:
-            out.write(data.encode() if isinstance(data, str) else data)
+            yield out
             out.flush()
             os.fsync(out.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
     flush(path.parent)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a whole file as `atomic` does."""
+    with atomic(path) as out:
+        out.write(data.encode() if isinstance(data, str) else data)
 
 
 def flush(path: Path) -> None:

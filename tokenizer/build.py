@@ -1,96 +1,172 @@
-"""The tokenizer stage: count the words of the corpus, train the merges, save the files, try them on the text."""
+"""The tokenizer stage: count the words of the corpus, train the merges, save the files, try them on the text.
 
+Counts may come from elsewhere instead (`corpus.counts`), and so may the whole vocabulary (`tokenizer.import`).
+"""
+
+import io
 import json
+import os
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from robustly import UserError, manifest
+from robustly import UserError, log, manifest
 from robustly.config import fingerprint
 from robustly.manifest import Manifest, Stage
 from tokenizer import load
-from tokenizer.config import MIN_VOCAB_SIZE, Corpus, Tokenizer
-from tokenizer.corpus import BadLine, Hashes, Part, documents, hashes, parts, process, refuse_many
+from tokenizer.config import MAX_MIN_WORD_COUNT, Corpus, CountFiles, Processing, Tokenizer
+from tokenizer.corpus import (
+    BadLine,
+    Hashes,
+    Part,
+    documents,
+    hashes,
+    lines,
+    parts,
+    process,
+    refuse_many,
+    where,
+)
+from tokenizer.counts import FAN_IN, Count, WordCounter, parse_count, read_counts, sum_sorted, write_counts
 from tokenizer.encoder import Encoder
-from tokenizer.merges import Training, train
-from tokenizer.vocabulary import lay_out, save
-from tokenizer.words import merge_counts, split, write_counts
+from tokenizer.importing import read_imported, sources
+from tokenizer.vocabulary import Vocabulary, lay_out, save
 
 SAMPLE_PARTS = 16
 SAMPLE_DOCUMENTS = 16  # of each part
 SAMPLE_CHARACTERS = 4096  # of each document
+RARE = MAX_MIN_WORD_COUNT - 1  # how often a word occurs, at most, that may be left out
+SUMS = "counts.tsv.zst"
 
 
 def stage(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path) -> Stage:
-    """What the tokenizer in `folder` depends on. Raises UserError if the corpus cannot be read."""
-    return _stage(corpus, tokenizer, folder, beside)[0]
+    """What the tokenizer in `folder` depends on. Raises UserError if that cannot be read."""
+    if tokenizer.imported is not None:
+        files = {path.name: manifest.sha256(path) for path in sources(tokenizer.imported, beside)}
+        return Stage(folder, "tokenizer", {"tokenizer": tokenizer.recipe()}, {"import": fingerprint(files)})
+    return _trained(corpus, tokenizer, folder, beside)[0]
 
 
-def _stage(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path) -> tuple[Stage, Hashes]:
+def _trained(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path) -> tuple[Stage, Hashes]:
     earlier = manifest.read(folder)
-    contents = hashes(corpus, beside, earlier.notes["files"] if earlier else {})
-    recipe = {"tokenizer": tokenizer.recipe(), "corpus": corpus.reading()}
-    return Stage(folder, "tokenizer", recipe, {"corpus": contents.corpus}), contents
+    remembered = earlier.notes.get("files", {}) if earlier else {}
+    recipe = {"tokenizer": tokenizer.recipe()}
+    if corpus.counts:
+        contents = hashes(CountFiles.of(corpus), beside, remembered)
+        return Stage(folder, "tokenizer", recipe, {"counts": contents.corpus}), contents
+    contents = hashes(corpus, beside, remembered)
+    return Stage(folder, "tokenizer", {**recipe, "corpus": corpus.reading()}, {"corpus": contents.corpus}), contents
 
 
-def build(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, workers: int) -> Manifest:
-    """Train the tokenizer of a page into `folder`; does nothing where that is done. Returns the manifest.
+def build(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, processing: Processing) -> Manifest:
+    """Make the tokenizer of a page in `folder`; does nothing where that is done. Returns the manifest.
 
-    `beside` is the folder of the page, where relative paths start; `workers` are processes and change no byte. The
-    counts of words lie in `folder/work` until all is done, one file for each part of the corpus: after a kill, only
-    the rest is counted, and another vocabulary size uses them again.
+    `beside` is the folder of the page, where relative paths start; `processing` changes no byte. The counts of words
+    lie in `folder/work` until all is done, one file for each part of the corpus: after a kill, only the rest is
+    counted, and another vocabulary size uses them again. Their sums stay, as `counts.tsv.zst`.
 
-    Raises UserError if the corpus cannot be read, is empty or too small for `tokenizer.vocab_size`.
+    Raises UserError if the corpus, the counts or the import cannot be read or used; if the corpus is empty, or too
+    small for `tokenizer.vocab_size`; if training needs more memory than there is.
     """
-    made, contents = _stage(corpus, tokenizer, folder, beside)
+    if tokenizer.imported is not None:
+        return _take_over(corpus, tokenizer, folder, beside)
+    made, contents = _trained(corpus, tokenizer, folder, beside)
     if finished := made.finished():
         return finished
 
     # Counts depend on the text alone, and the stage begins when merges are found: a fault of the corpus or of the
     # vocabulary's size must not leave a folder that refuses the mended page.
-    work = folder / "work" / fingerprint({"corpus": contents.corpus, "reading": corpus.reading()})[:16]
+    counting = {"reading": corpus.reading(), "by": tokenizer.count_by, "normalization": tokenizer.normalization}
+    work = folder / "work" / fingerprint({"text": made.inputs, **({} if corpus.counts else counting)})[:16]
     with manifest.lock(work):
         if finished := made.finished():  # by another process, while this one waited
             return finished
-        pieces = parts(corpus, beside)
-        process(partial(_count_part, corpus, work), pieces, work / "tasks", workers, "counting words")
+        text = parts(corpus, beside) if corpus.sources else []
+        if corpus.counts:
+            pieces = parts(CountFiles.of(corpus), beside)
+            count: Callable[[int, Part], None] = partial(_add_part, work, processing.counting_bytes)
+        else:
+            pieces = text
+            count = partial(_count_part, corpus, tokenizer, work, processing.counting_bytes)
+        process(count, pieces, work / "tasks", processing, "adding counts" if corpus.counts else "counting words")
         tally = _add_up(work, len(pieces), corpus)
-        training = _train(work, len(pieces), tokenizer)
+        sums = _sum_up(work, len(pieces), processing)
+        vocabulary, counts = _train(work / SUMS, sums, tokenizer)
         with made.begin():
-            outputs = save(lay_out(training.merges), folder)
-            _try_out(load(folder), folder / "tokenizer.json", _sample(pieces, corpus))
-            counts = {
-                **tally,
-                "distinct_words": training.words,
-                "entries": tokenizer.vocab_size,
-                "merges": len(training.merges),
-                "tokens": training.tokens,
-                "bytes_per_token": round(tally["bytes"] / training.tokens, 4),
-            }
-            result = made.finish(outputs, counts, notes={"files": contents.files})
+            outputs = save(vocabulary, folder)
+            _try_out(load(folder), folder / "tokenizer.json", _sample(text, corpus))
+            (work / SUMS).replace(folder / SUMS)
+            counts = {**tally, "distinct_words": sums.words, **counts}
+            if tally["bytes"]:
+                counts["bytes_per_token"] = round(tally["bytes"] / counts["tokens"], 4)
+            result = made.finish([*outputs, folder / SUMS], counts, notes={"files": contents.files})
     shutil.rmtree(folder / "work", ignore_errors=True)  # another process may wait in there to see that all is done
     return result
 
 
-def _count_part(corpus: Corpus, work: Path, number: int, part: Part) -> None:
+def _take_over(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path) -> Manifest:
+    """The stage with a vocabulary that exists."""
+    assert tokenizer.imported is not None
+    made = stage(corpus, tokenizer, folder, beside)
+    if finished := made.finished():
+        return finished
+    vocabulary = read_imported(tokenizer.imported, beside)
+    if (found := len(vocabulary.ids)) != tokenizer.vocab_size:
+        raise UserError(
+            f"tokenizer.vocab_size = {tokenizer.vocab_size}, but the vocabulary of tokenizer.import has {found:,} "
+            f"entries; set tokenizer.vocab_size: {found}"
+        )
+    with made.begin():
+        outputs = save(vocabulary, folder)
+        text = parts(corpus, beside) if corpus.sources else []
+        encoder = load(folder)
+        _try_out(encoder, folder / "tokenizer.json", _sample(text, corpus))
+        _try_tokens(encoder, folder / "tokenizer.json")
+        return made.finish(outputs, {"entries": found, "merges": len(vocabulary.merges)})
+
+
+# ------------------------------------------------------------------------------------------------------ counting
+
+
+def _count_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, memory: int, number: int, part: Part) -> None:
     """Count one part into two files: its words, and what else is known of it."""
-    words: Counter[str] = Counter()
+    counter = WordCounter(_words_file(work, number), memory)
     bad_lines: list[BadLine] = []
-    seen = 0
+    seen = size = 0
     for document in documents(part, corpus, bad_lines):
-        words.update(split(document.text))
+        text = unicodedata.normalize("NFC", document.text) if tokenizer.normalization else document.text
+        for piece in io.StringIO(text, newline="\n") if tokenizer.count_by == "line" else (text,):
+            counter.add_text(piece)
         seen += 1
-    write_counts(_words_file(work, number), sorted(words.items()))
+        size += len(text.encode())
+    counter.finish()
     tally = {
         "documents": seen,
-        "bytes": sum(len(word.encode()) * count for word, count in words.items()),
-        "words": words.total(),
+        "bytes": size,
+        "words": counter.words,
         "bad_lines": [asdict(line) for line in bad_lines],
     }
+    manifest.write_json(_tally_file(work, number), tally)
+
+
+def _add_part(work: Path, memory: int, number: int, part: Part) -> None:
+    """As `_count_part`, of counts that were made elsewhere."""
+    counter = WordCounter(_words_file(work, number), memory)
+
+    def counts() -> Iterator[Count]:
+        for place, line in lines(part):
+            try:
+                yield parse_count(line)
+            except ValueError as fault:
+                raise UserError(f"{where(part.path, place)}: {fault}") from None
+
+    counter.add_counts(counts())
+    counter.finish()
+    tally = {"documents": 0, "bytes": 0, "words": counter.words, "bad_lines": []}
     manifest.write_json(_tally_file(work, number), tally)
 
 
@@ -108,28 +184,130 @@ def _add_up(work: Path, size: int, corpus: Corpus) -> dict[str, int]:
     bad_lines = [BadLine(**line) for tally in tallies for line in tally["bad_lines"]]
     refuse_many(bad_lines, corpus)
     total = {name: sum(tally[name] for tally in tallies) for name in ("documents", "bytes", "words")}
-    if not total["bytes"]:
-        sources = ", ".join(source.path for source in corpus.sources)
-        raise UserError(f"corpus.sources: no text in {sources} ({len(bad_lines)} broken rows); expected documents")
+    if not total["words"]:
+        if corpus.counts:
+            raise UserError(f"corpus.counts: no words in {', '.join(corpus.counts)}")
+        names = ", ".join(source.label for source in corpus.sources)
+        raise UserError(f"corpus.sources: no text in {names} ({len(bad_lines)} broken rows); expected documents")
     return {**total, "bad_lines": len(bad_lines)}
 
 
-def _train(work: Path, size: int, tokenizer: Tokenizer) -> Training:
-    words = merge_counts([_words_file(work, number) for number in range(size)], work)
-    wanted = tokenizer.vocab_size - MIN_VOCAB_SIZE
-    training = train(words, wanted, tokenizer.min_frequency)
-    if (found := len(training.merges)) < wanted:
+# ------------------------------------------------------------------------------------------------------ summing
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of the counts of the whole corpus."""
+
+    words: int
+    """Distinct words."""
+    symbols: int
+    """Bytes of these."""
+    rare: list[list[int]]
+    """Place n: how many words occur n times, and their bytes; for n up to `RARE`."""
+
+    def kept(self, min_count: int) -> tuple[int, int]:
+        """Distinct words that occur at least so often, and their bytes."""
+        left_out = self.rare[:min_count]
+        return self.words - sum(row[0] for row in left_out), self.symbols - sum(row[1] for row in left_out)
+
+
+def _sum_up(work: Path, size: int, processing: Processing) -> Sums:
+    """Sum the counts of all parts into one file, by as many processes as there are while files are many."""
+    known = work / "sums.json"
+    if known.exists() and (work / SUMS).exists():
+        return Sums(**json.loads(known.read_text(encoding="utf-8")))
+    paths, level = [_words_file(work, number) for number in range(size)], 0
+    while len(paths) > FAN_IN:
+        groups = [paths[first : first + FAN_IN] for first in range(0, len(paths), FAN_IN)]
+        paths = [work / f"sums-{level}-{number:05d}.tsv" for number in range(len(groups))]
+        tasks = work / f"tasks-{level}"
+        process(partial(_sum_group, paths), groups, tasks, processing, "summing counts")
+        level += 1
+    words = symbols = 0
+    rare = [[0, 0] for _ in range(RARE + 1)]
+
+    def measured(counts: Iterable[Count]) -> Iterator[Count]:
+        nonlocal words, symbols
+        for word, number in counts:
+            length = len(word.encode())
+            words += 1
+            symbols += length
+            if number <= RARE:
+                rare[number][0] += 1
+                rare[number][1] += length
+            yield word, number
+
+    write_counts(work / SUMS, measured(sum_sorted(paths)))
+    sums = Sums(words, symbols, rare)
+    manifest.write_json(known, asdict(sums))
+    return sums
+
+
+def _sum_group(targets: Sequence[Path], number: int, group: Sequence[Path]) -> None:
+    write_counts(targets[number], sum_sorted(group))
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+def _train(file: Path, sums: Sums, tokenizer: Tokenizer) -> tuple[Vocabulary, dict[str, int]]:
+    """The vocabulary, and counts of it. Raises UserError if memory or the corpus do not suffice."""
+    from tokenizer.merges import memory, train  # numba: half a second and 100 MB that the workers need not have
+
+    least = tokenizer.min_word_count
+    words, symbols = sums.kept(least)
+    needed, free = memory(words, symbols), available_memory()
+    log.say(
+        f"training on {words:,} distinct words: at most {needed / 2**30:.2f} GiB, {needed // max(words, 1)} bytes a word"
+    )
+    if needed > free:
+        fits = (count for count in range(least + 1, RARE + 2) if memory(*sums.kept(count)) <= free)
+        hint = next((f"tokenizer.min_word_count: {count} leaves {sums.kept(count)[0]:,}" for count in fits), "")
         raise UserError(
-            f"tokenizer.vocab_size = {tokenizer.vocab_size}: the corpus gives no more than {MIN_VOCAB_SIZE + found} "
-            f"entries ({MIN_VOCAB_SIZE} for special tokens and bytes, {found} for pairs that occur at least "
-            f"{tokenizer.min_frequency} times); lower tokenizer.vocab_size to that or less, or add text"
+            f"training on {words:,} distinct words takes about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of "
+            f"memory are free; {hint or 'raise tokenizer.min_word_count'}, or take a machine with more. What was "
+            "counted is kept"
         )
-    return training
+    wanted = tokenizer.vocab_size - tokenizer.fixed_entries
+    counts = ((word, number) for word, number in read_counts(file) if number >= least)
+    training = train(counts, wanted, tokenizer.min_frequency, tokenizer.max_token_length)
+    if (found := len(training.merges)) < wanted:
+        entries = tokenizer.fixed_entries + found
+        message = (
+            f"tokenizer.vocab_size = {tokenizer.vocab_size}: the corpus gives no more than {entries} entries "
+            f"({tokenizer.fixed_entries} for special tokens and bytes, {found} for pairs that occur at least "
+            f"{tokenizer.min_frequency} times)"
+        )
+        if not tokenizer.accept_fewer:
+            raise UserError(
+                f"{message}; lower tokenizer.vocab_size to that or less, set tokenizer.accept_fewer: true, or add text"
+            )
+        log.warn(f"{message}; taken as tokenizer.accept_fewer says")
+    vocabulary = lay_out(training.merges, tokenizer.special_tokens, tokenizer.normalization == "nfc")
+    return vocabulary, {
+        **({"trained_on_words": training.words} if least > 1 else {}),
+        "entries": len(vocabulary.ids),
+        "merges": found,
+        "tokens": training.tokens,
+    }
+
+
+def available_memory() -> int:
+    """Bytes that programs can have now, as Linux estimates it; elsewhere all that the machine has."""
+    try:
+        rows = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(row.split()[1]) for row in rows if row.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+# ------------------------------------------------------------------------------------------------------ trying
 
 
 def _sample(pieces: Sequence[Part], corpus: Corpus) -> Iterator[str]:
     """The beginnings of some documents from all over the corpus."""
-    for part in pieces[:: -(-len(pieces) // SAMPLE_PARTS)]:
+    for part in pieces[:: -(-len(pieces) // SAMPLE_PARTS) or 1]:
         for document in islice(documents(part, corpus, []), SAMPLE_DOCUMENTS):
             yield document.text[:SAMPLE_CHARACTERS]
 
@@ -142,8 +320,32 @@ def _try_out(encoder: Encoder, file: Path, texts: Iterable[str]) -> None:
     reference.encode_special_tokens = True  # a special token's name in a text is text
     for text in texts:
         ids = encoder.encode_documents([text])[0]
-        if ids.tolist() != reference.encode(text, add_special_tokens=False).ids or encoder.decode(ids) != text:
+        exact = unicodedata.normalize("NFC", text) if encoder.vocabulary.nfc else text
+        if ids.tolist() != reference.encode(text, add_special_tokens=False).ids or encoder.decode(ids) != exact:
             raise UserError(
                 f"tiktoken and tokenizers encode a text of the corpus differently: {text[:200]!r}; "
                 "install the versions that pyproject.toml names and run the stage again"
+            )
+
+
+def _try_tokens(encoder: Encoder, file: Path) -> None:
+    """Raises UserError if a merge of an imported vocabulary makes a token that the two engines find differently.
+
+    tiktoken merges any neighbours that make a token, `tokenizers` only the pairs that are listed: the same for merges
+    that were trained, and not for every list that can be written down.
+    """
+    from tokenizers import Tokenizer as Reference
+
+    reference = Reference.from_file(str(file))
+    reference.encode_special_tokens = True
+    for left, right in encoder.vocabulary.merges:
+        piece = encoder.decode_bytes([encoder.vocabulary.ids[left + right]])
+        try:
+            text = piece.decode()
+        except UnicodeDecodeError:  # a part of a character is no text of its own
+            continue
+        if (ids := reference.encode(text, add_special_tokens=False).ids) != encoder.encode_documents([text])[0].tolist():
+            raise UserError(
+                f"tokenizer.import: the merges are not in an order in which training finds them: {text!r} becomes {ids} "
+                "pair by pair, and other ids by rank; such a vocabulary cannot be encoded fast"
             )

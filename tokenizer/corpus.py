@@ -1,8 +1,8 @@
 """The raw text, read the same way for counting words and for making the token store.
 
-A corpus is a list of files, in the order of the page's sources; each file is cut into parts, and all work is done part
-by part. The list of parts depends on the files alone, never on the number of workers, so that whatever is made from
-parts is the same bytes for any number of them, and one large file keeps every core busy.
+A corpus is a list of files and datasets, in the order of the page's sources; each is cut into parts, and all work is
+done part by part. The list of parts depends on what is read alone, never on the number of workers, so that whatever is
+made from parts is the same bytes for any number of them, and one large file keeps every core busy.
 
 What the text of a document is, to the byte:
 
@@ -12,7 +12,7 @@ What the text of a document is, to the byte:
 * `.txt`, `documents: line`: each line that is not blank, without its line feed.
 * `.txt`, `documents: file`: the file as it is.
 * `.jsonl`: the string under `corpus.text_key` in the object on each line, as JSON decodes it; blank lines are skipped.
-* `.parquet`: the string in the column `corpus.text_key` of each row.
+* `.parquet`, and a dataset: the string in the column `corpus.text_key` of each row.
 
 Only a line feed ends a line. A byte order mark at the start of a file is a mark of its encoding, not text.
 """
@@ -24,7 +24,7 @@ import itertools
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,8 @@ from robustly import UserError
 from robustly.config import find, fingerprint
 from robustly.log import progress
 from robustly.manifest import sha256
-from tokenizer.config import Corpus
+from tokenizer import hub
+from tokenizer.config import Corpus, Processing, Source
 
 PART_BYTES = 16 * 2**20  # of text: seconds of work, so that a kill loses little and every core has some
 WHOLE = 2**63 - 1  # end of a part that is a whole file, whatever its length once decompressed
@@ -52,17 +53,22 @@ class Document:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of one file: a range of bytes; of a parquet file, a range of row groups; a compressed file whole."""
+    """A piece of one file: a range of bytes; of a parquet file, a range of row groups; a compressed file whole.
+
+    Or a piece of a dataset: shard `start` of `end`, and `path` is what messages call the dataset.
+    """
 
     source: int
     path: str
     start: int
     end: int
+    dataset: hub.Dataset | None = None
 
 
 @dataclass(frozen=True)
 class BadLine:
-    """A row that gave no text: where it begins (byte of the text; in parquet, number of the row) and why."""
+    """A row that gave no text: where it begins (byte of the text; in parquet or a dataset's shard, number of the row)
+    and why."""
 
     path: str
     place: int
@@ -75,10 +81,15 @@ class BadLine:
 def files(corpus: Corpus, beside: Path) -> list[tuple[int, Path]]:
     """The files of a corpus, each with the number of its source: sources as on the page, their files by name.
 
+    Those of a dataset's folder are all that lie there, whatever they are; a dataset on the Hub has none here.
     Raises UserError if a source matches no file, or one whose suffix is not known.
     """
     found = []
     for number, source in enumerate(corpus.sources):
+        if source.path is None:
+            folder = hub.folder_of(source, beside)
+            found += [(number, path) for path in _matches(folder)] if folder else []
+            continue
         candidates = find(source.path, beside)
         matches = next((some for some in map(_matches, candidates) if some), None)
         if matches is None:
@@ -87,9 +98,13 @@ def files(corpus: Corpus, beside: Path) -> list[tuple[int, Path]]:
                 f"Give a file, a folder or a glob ({EXPECTED})"
             )
         found += [(number, path) for path in matches]
-    for _, path in found:
-        if _form(path) not in _FORMS:
-            raise UserError(f"{path}: unknown kind of file: {EXPECTED}. corpus.sources may pick files by a glob")
+    for number, path in found:
+        form = _form(path)
+        if corpus.sources[number].path is not None and not (form in _FORMS and form[0] in corpus.kinds):
+            raise UserError(
+                f"{path}: unknown kind of file: {EXPECTED}; word counts (.tsv) only for corpus.counts. "
+                "corpus.sources may pick files by a glob"
+            )
     return found
 
 
@@ -112,18 +127,21 @@ def _form(path: Path) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Hashes:
-    """What the files of a corpus hold."""
+    """What the files and datasets of a corpus hold."""
 
     corpus: str
-    """Fingerprint of the sources' names and their files' kinds and contents, in order; paths do not enter it."""
+    """Fingerprint of the sources' names and their files' kinds and contents, in order; paths do not enter it. A dataset
+    is its commit (in a folder: the files and their places there), subset and split."""
     files: dict[str, dict[str, Any]]
-    """Path -> bytes, mtime_ns, sha256: for the notes of a manifest, to be `remembered` next time."""
+    """Path -> bytes, mtime_ns, sha256; name of a dataset -> commit (None: a folder). For the notes of a manifest, to be
+    `remembered` next time."""
 
 
 def hashes(corpus: Corpus, beside: Path, remembered: Mapping[str, Mapping[str, Any]]) -> Hashes:
     """Hash every file of the corpus, except those whose size and time of change are as `remembered`.
 
-    Raises UserError as `files` does, or if a file cannot be read.
+    The Hub is asked at which commit a dataset is, unless the page says so; where it cannot be reached, the commit is
+    the one that is `remembered`. Raises UserError as `files` and `hub.hashed` do, or if a file cannot be read.
     """
     found = files(corpus, beside)
     facts: dict[str, dict[str, Any]] = {}
@@ -138,29 +156,54 @@ def hashes(corpus: Corpus, beside: Path, remembered: Mapping[str, Mapping[str, A
             with _readable(name):
                 facts[name]["sha256"] = sha256(Path(name))
             advance(facts[name]["bytes"])
-    contents = [
-        [
-            source.name or Path(source.path).name,
-            [[_form(path)[0], facts[str(path)]["sha256"]] for owner, path in found if owner == number],
-        ]
-        for number, source in enumerate(corpus.sources)
-    ]
+    contents: list[list[Any]] = []
+    for number, source in enumerate(corpus.sources):
+        own = [path for owner, path in found if owner == number]
+        if source.path is not None:
+            contents.append([source.title, [[_form(path)[0], facts[str(path)]["sha256"]] for path in own]])
+            continue
+        key = _key(source)
+        dataset = hub.hashed(source, beside, remembered.get(key, {}).get("commit"))
+        facts[key] = {"commit": dataset.commit}
+        places = [[path.relative_to(dataset.place).as_posix(), facts[str(path)]["sha256"]] for path in own]
+        contents.append([source.title, [dataset.commit, dataset.subset, dataset.split, *places]])
     return Hashes(fingerprint(contents), facts)
+
+
+def _key(source: Source) -> str:
+    """What the notes of a manifest call a dataset; no path holds two slashes."""
+    return f"hf://{source.hub}@{source.revision or 'main'}/{source.subset or ''}/{source.split}"
+
+
+def sizes(corpus: Corpus, beside: Path) -> dict[str, int | None]:
+    """The bytes of everything that `hashes` has facts of, under the same names; None: a dataset, of any size.
+
+    No network is asked. Raises UserError as `files` does.
+    """
+    datasets = {_key(source): None for source in corpus.sources if source.path is None}
+    return {**{str(path): path.stat().st_size for _, path in files(corpus, beside)}, **datasets}
 
 
 # ------------------------------------------------------------------------------------------------------ parts
 
 
 def parts(corpus: Corpus, beside: Path) -> list[Part]:
-    """Every part of the corpus, in order; an empty file has none.
+    """Every part of the corpus, in order; an empty file has none, and a dataset has its shards.
 
-    Raises UserError as `files` does, or if a parquet file cannot be read or lacks the column `corpus.text_key`.
+    Raises UserError as `files` does, if a parquet file cannot be read or lacks the column `corpus.text_key`, or if a
+    dataset cannot be reached or has no such subset, split or column.
     """
-    return [
-        Part(source, str(path), start, end)
-        for source, path in files(corpus, beside)
-        for start, end in _ranges(path, corpus)
-    ]
+    found = files(corpus, beside)
+    result = []
+    for number, source in enumerate(corpus.sources):
+        if source.path is None:
+            dataset = hub.dataset(source, beside)
+            shards = hub.shards(dataset, corpus.text_key)
+            result += [Part(number, str(dataset), shard, shards, dataset) for shard in range(shards)]
+            continue
+        own = [path for owner, path in found if owner == number]
+        result += [Part(number, str(path), start, end) for path in own for start, end in _ranges(path, corpus)]
+    return result
 
 
 def _ranges(path: Path, corpus: Corpus) -> Iterator[tuple[int, int]]:
@@ -180,16 +223,20 @@ def _ranges(path: Path, corpus: Corpus) -> Iterator[tuple[int, int]]:
     return itertools.pairwise(size * piece // pieces for piece in range(pieces + 1))
 
 
-def process(work: Callable[[int, Part], None], parts: Sequence[Part], folder: Path, workers: int, what: str) -> None:
-    """Call `work(number, part)` for every part on `workers` processes (1: this one), with a progress bar.
+def process(
+    work: Callable[[int, Part], None], parts: Sequence[Part], folder: Path, processing: Processing, what: str
+) -> None:
+    """Call `work(number, part)` for every part, where and how `processing` says, with a progress bar.
 
-    `folder` remembers the parts that are done: after a kill, the same call does the rest. `work` can be pickled, and
-    has renamed its output into place when it returns. An exception that it raises ends the whole and comes out here;
-    raises UserError, too, if a worker process was killed.
+    `folder` remembers the parts that are done: after a kill, the same call does the rest, by whichever executor.
+    `work` can be pickled, and has renamed its output into place when it returns. An exception that it raises ends the
+    whole and comes out here (from another machine: a UserError, with its message and the log).
+
+    Raises UserError, too, if a worker process was killed, or if Slurm or Ray is not there or gives up.
     """
-    from tokenizer.executor import LocalExecutor  # datatrove takes half a second to import
+    from tokenizer.executor import Step, executor_for  # datatrove takes half a second to import
 
-    LocalExecutor(work, parts, folder, workers, what).run()
+    executor_for(Step(work, parts), folder, processing, what).run()
 
 
 # -------------------------------------------------------------------------------------------------- documents
@@ -202,14 +249,16 @@ def documents(part: Part, corpus: Corpus, bad_lines: list[BadLine]) -> Iterator[
     them than `corpus.max_bad_lines`, bytes that are not UTF-8, a NUL, half a surrogate pair, a file that is cut off.
     """
     kind, _ = _form(Path(part.path))
-    if kind == ".parquet":
+    if part.dataset:
+        texts = _dataset_rows(part, part.dataset, corpus, bad_lines)
+    elif kind == ".parquet":
         texts = _parquet_rows(part, corpus, bad_lines)
     elif kind == ".jsonl":
         texts = _json_rows(part, corpus, bad_lines)
     elif corpus.documents == "blank_line":
         texts = _runs_of_lines(part)
     elif corpus.documents == "line":
-        texts = _single_lines(part)
+        texts = (line for _, line in lines(part))
     else:
         texts = _whole_file(part)
     for text in texts:
@@ -225,26 +274,26 @@ def refuse_many(bad_lines: Sequence[BadLine], corpus: Corpus) -> None:
         return
     first, last = bad_lines[0], bad_lines[-1]
     raise UserError(
-        f"{_where(last.path, last.place)}: {last.reason}\n"
+        f"{where(last.path, last.place)}: {last.reason}\n"
         f"{len(bad_lines)} broken rows, more than corpus.max_bad_lines = {corpus.max_bad_lines}; the first is "
-        f"{_where(first.path, first.place)}: {first.reason}\nMend the file, or raise corpus.max_bad_lines to skip more"
+        f"{where(first.path, first.place)}: {first.reason}\nMend the file, or raise corpus.max_bad_lines to skip more"
     )
 
 
 def _whole_file(part: Part) -> Iterator[str]:
-    with _open(part.path) as stream:
+    with opened(part.path) as stream:
         yield _decode(stream.read().removeprefix(BYTE_ORDER_MARK), part.path, 0)
 
 
-def _single_lines(part: Part) -> Iterator[str]:
-    with _open(part.path) as stream:
-        for start, line in _lines(stream, _seek_line(stream, part.start), part.end):
-            if line.strip():
-                yield _decode(line.removesuffix(b"\n"), part.path, start)
+def lines(part: Part) -> Iterator[tuple[int, str]]:
+    """The lines of a part that are not blank, without their line feeds, each with its place for `where`."""
+    with opened(part.path) as stream:
+        for start, line in filter(_holds_text, _lines(stream, _seek_line(stream, part.start), part.end)):
+            yield start, _decode(line.removesuffix(b"\n"), part.path, start)
 
 
 def _runs_of_lines(part: Part) -> Iterator[str]:
-    with _open(part.path) as stream:
+    with opened(part.path) as stream:
         lines = _lines(stream, _seek_line(stream, part.start), WHOLE)
         if part.start and not _blank_before(part):  # the document under way belongs to the part before
             lines = itertools.dropwhile(_holds_text, lines)
@@ -254,12 +303,21 @@ def _runs_of_lines(part: Part) -> Iterator[str]:
             start, first = next(run)
             if start >= part.end:
                 return
-            raw = b"".join([first, *(line for _, line in run)])  # noqa: B031 (the rest of the run)
-            yield _decode(raw.removesuffix(b"\n"), part.path, start)
+            yield _decode(_joined(first, run), part.path, start)  # noqa: B031 (the rest of the run)
+
+
+def _joined(first: bytes, rest: Iterable[tuple[int, bytes]]) -> bytearray:
+    """Lines as one text, without the last line feed; held once, for a document may be as large as a file."""
+    raw = bytearray(first)
+    for _, line in rest:
+        raw += line
+    if raw.endswith(b"\n"):
+        del raw[-1]
+    return raw
 
 
 def _json_rows(part: Part, corpus: Corpus, bad_lines: list[BadLine]) -> Iterator[str]:
-    with _open(part.path) as stream:
+    with opened(part.path) as stream:
         for start, line in filter(_holds_text, _lines(stream, _seek_line(stream, part.start), part.end)):
             row = _decode(line.removesuffix(b"\n"), part.path, start)
             try:
@@ -268,6 +326,7 @@ def _json_rows(part: Part, corpus: Corpus, bad_lines: list[BadLine]) -> Iterator
                 bad_lines.append(BadLine(part.path, start, str(fault)))
                 refuse_many(bad_lines, corpus)
             else:
+                del row  # of a large document, one copy less while the text is worked on
                 yield _checked(text, part.path, start)
 
 
@@ -276,17 +335,29 @@ def _parquet_rows(part: Part, corpus: Corpus, bad_lines: list[BadLine]) -> Itera
         row = sum(table.metadata.row_group(group).num_rows for group in range(part.start))
         groups = list(range(part.start, part.end))
         for batch in table.iter_batches(batch_size=256, row_groups=groups, columns=[corpus.text_key]):
-            for value in batch.column(0):
-                try:
-                    text = value.as_py()
-                except UnicodeDecodeError as error:
-                    raise UserError(f"{_where(part.path, row)}: not UTF-8 ({error.reason})") from None
-                if text is None:
-                    bad_lines.append(BadLine(part.path, row, f"nothing in the column {corpus.text_key!r}"))
-                    refuse_many(bad_lines, corpus)
-                else:
-                    yield _checked(text, part.path, row)
-                row += 1
+            yield from _column_texts(batch.column(0), part.path, row, corpus, bad_lines)
+            row += batch.num_rows
+
+
+def _dataset_rows(part: Part, dataset: hub.Dataset, corpus: Corpus, bad_lines: list[BadLine]) -> Iterator[str]:
+    row = 0
+    for column in hub.batches(dataset, part.start, part.end, corpus.text_key):
+        yield from _column_texts(column, f"{part.path}, shard {part.start}", row, corpus, bad_lines)
+        row += len(column)
+
+
+def _column_texts(column: Any, path: str, row: int, corpus: Corpus, bad_lines: list[BadLine]) -> Iterator[str]:
+    """The texts in a pyarrow array of strings, which begins at a `row`."""
+    for place, value in enumerate(column, row):
+        try:
+            text = value.as_py()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where(path, place)}: not UTF-8 ({error.reason})") from None
+        if text is None:
+            bad_lines.append(BadLine(path, place, f"nothing in the column {corpus.text_key!r}"))
+            refuse_many(bad_lines, corpus)
+        else:
+            yield _checked(text, path, place)
 
 
 # ------------------------------------------------------------------------------------------------------ lines
@@ -316,7 +387,7 @@ def _seek_line(stream: BinaryIO, start: int) -> int:
 
 def _blank_before(part: Part) -> bool:
     """Whether the line that holds the last byte before the part is blank."""
-    with _open(part.path) as stream:
+    with opened(part.path) as stream:
         stream.seek(part.start - 1)
         if stream.readline().strip():
             return False
@@ -354,30 +425,32 @@ def _text_of(row: str, key: str) -> str:
     return text
 
 
-def _decode(raw: bytes, path: str, start: int) -> str:
+def _decode(raw: bytes | bytearray, path: str, start: int) -> str:
     """Strict UTF-8. Raises UserError with the place of the first fault; `start` is where `raw` lies in the file."""
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{_where(path, start + error.start)}: not UTF-8 (byte 0x{raw[error.start]:02x}); convert the file, "
+            f"{where(path, start + error.start)}: not UTF-8 (byte 0x{raw[error.start]:02x}); convert the file, "
             "for example with `iconv -f WINDOWS-1252 -t UTF-8`, or remove the broken bytes"
         ) from None
     if "\0" in text:
-        raise UserError(f"{_where(path, start + raw.index(0))}: {_NUL}")
+        raise UserError(f"{where(path, start + raw.index(0))}: {_NUL}")
     return text
 
 
 def _checked(text: str, path: str, place: int) -> str:
     """A string out of JSON or parquet, which may hold what UTF-8 text cannot. Raises UserError with its place."""
     if "\0" in text:
-        raise UserError(f"{_where(path, place)}: {_NUL}")
+        raise UserError(f"{where(path, place)}: {_NUL}")
     try:
-        text.encode()
+        for start in range(0, len(text), 2**20):  # a large document is not copied whole
+            text[start : start + 2**20].encode()
     except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[start + error.start]):04x}"
         raise UserError(
-            f"{_where(path, place)}: the text holds \\u{ord(text[error.start]):04x}, half of a surrogate pair, which "
-            "stands for no character; remove it or write the pair"
+            f"{where(path, place)}: the text holds {half}, half of a surrogate pair, which stands for no character; "
+            "remove it or write the pair"
         ) from None
     return text
 
@@ -385,11 +458,11 @@ def _checked(text: str, path: str, place: int) -> str:
 _NUL = "a NUL character: binary data, or text in another encoding (UTF-16?); remove it or convert the file to UTF-8"
 
 
-def _where(path: str, place: int) -> str:
+def where(path: str, place: int) -> str:
     """A place for people: the line is counted here, because it is asked for once, when all is lost."""
-    if _form(Path(path))[0] == ".parquet":
+    if _form(Path(path))[0] not in (".txt", ".jsonl"):  # parquet, or the name of a dataset's shard
         return f"{path}: row {place} (the first is 0)"
-    with _open(path) as stream:
+    with opened(path) as stream:
         line, left = 1, place
         while left and (chunk := stream.read(min(left, 2**20))):
             line += chunk.count(b"\n")
@@ -407,13 +480,13 @@ def _zstd(path: str) -> Any:
 
 
 _OPENERS: dict[str, Callable[[str], Any]] = {"": io.FileIO, ".gz": gzip.open, ".xz": lzma.open, ".zst": _zstd}
-_FORMS = {(".parquet", "")} | {(kind, compression) for kind in (".txt", ".jsonl") for compression in _OPENERS}
+_FORMS = {(".parquet", "")} | {(kind, compression) for kind in (".txt", ".jsonl", ".tsv") for compression in _OPENERS}
 _FAULTS = (OSError, EOFError, lzma.LZMAError, zlib.error)  # what these raise on a file that is cut off or damaged
 
 
 @contextmanager
-def _open(path: str) -> Iterator[BinaryIO]:
-    """The decompressed bytes of a file. Raises UserError if it cannot be read to its end."""
+def opened(path: str) -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed if it is .gz, .xz or .zst. Raises UserError if it cannot be read to its end."""
     _, compression = _form(Path(path))
     with _readable(path), io.BufferedReader(_OPENERS[compression](path), 2**20) as stream:
         yield stream

@@ -10,6 +10,7 @@ entry whose count is still right is the largest.
 """
 
 import heapq
+from array import array
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -19,13 +20,18 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from robustly import UserError
 from robustly.log import progress
+from tokenizer.counts import MAX_COUNT
 from tokenizer.vocabulary import byte_symbols
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 Int = int | np.integer[Any]  # numba makes no difference
 
+MAX_POSITIONS = 2**31
+POSITION_BYTES = 55
+WORD_BYTES = 24  # length and count, once as they grow and once as arrays
 POLL_SECONDS = 0.2
 NONE = -1  # no position, no symbol
 EMPTY = -1  # key of a free slot of the table
@@ -43,42 +49,64 @@ class Training:
     """Tokens of the whole corpus, once all merges are done."""
 
 
-def train(words: Iterable[tuple[str, int]], merges: int, min_frequency: int) -> Training:
+def memory(words: int, symbols: int) -> int:
+    """Bytes that `train` takes at most, about, for so many distinct words of so many bytes in all.
+
+    A position has its symbol, its neighbours, its word and its place in a list of equal pairs: 24 bytes. The table of
+    pairs adds up to 30 for each where the words are as varied as can be (random letters), and less for a language.
+    """
+    return WORD_BYTES * words + POSITION_BYTES * symbols
+
+
+def train(
+    words: Iterable[tuple[str, int]], merges: int, min_frequency: int, max_token_length: int | None = None
+) -> Training:
     """Find the first `merges` merges; fewer where the words have no more.
 
-    `words` are distinct words with their counts. A pair that occurs less than `min_frequency` times is not merged.
+    `words` are distinct words with their counts. A pair that occurs less than `min_frequency` times is not merged, nor
+    one whose token would have `max_token_length` bytes or more (at least 3): `tokenizers` takes the limit so.
+
+    Raises UserError if the words are too many for the 31 bits of a position, or their bytes for 63 bits.
     """
-    text, lengths, counts = _lay_out(words)
+    symbols, lengths, counts = _lay_out(words)
     made = np.zeros(1, np.int64)
+    limit = max_token_length or len(symbols) + 2
     with progress("training merges", merges, "merges") as advance, ThreadPoolExecutor(1) as thread:
-        result = thread.submit(_train, text, lengths, counts, merges, min_frequency, made)
+        result = thread.submit(_train, symbols, lengths, counts, merges, min_frequency, limit, made)
         shown = 0
         while not wait([result], POLL_SECONDS).done:
             advance(int(made[0]) - shown)
             shown = int(made[0])
     found, total = result.result()
-    symbols = sorted(byte_symbols())
+    names = sorted(byte_symbols())
     pairs = []
     for left, right in found.tolist():
-        pairs.append((symbols[left], symbols[right]))
-        symbols.append(symbols[left] + symbols[right])
+        pairs.append((names[left], names[right]))
+        names.append(names[left] + names[right])
     return Training(pairs, len(lengths), int(total))
 
 
-def _lay_out(words: Iterable[tuple[str, int]]) -> tuple[I32, I64, I64]:
+def _lay_out(words: Iterable[tuple[str, int]]) -> tuple[I32, I32, I64]:
     """Words end to end: symbol of each byte (0..255, in the order of the layout), bytes and count of each word."""
-    raw = bytearray()
-    lengths, counts = [], []
+    raw, lengths, counts = bytearray(), array("i"), array("q")
+    total = 0  # bytes of the corpus, as many as all pairs together can count
     for word, number in words:
         encoded = word.encode()
         raw += encoded
         lengths.append(len(encoded))
+        total += len(encoded) * number
+        if len(raw) >= MAX_POSITIONS:
+            raise UserError(
+                f"the distinct words have more than {MAX_POSITIONS:,} bytes together, and training takes no more; raise "
+                "tokenizer.min_word_count to leave out the rarest"
+            )
+        if total > MAX_COUNT:
+            raise UserError(f"the counts of the words stand for more than {MAX_COUNT:,} bytes of text")
         counts.append(number)
-    assert len(raw) < 2**31, "positions have 32 bits"
-    symbols = byte_symbols()
-    order = {symbol: rank for rank, symbol in enumerate(sorted(symbols))}
-    symbol_of = np.array([order[symbol] for symbol in symbols], np.int32)
-    return symbol_of[np.frombuffer(raw, np.uint8)], np.array(lengths, np.int64), np.array(counts, np.int64)
+    names = byte_symbols()
+    order = {name: rank for rank, name in enumerate(sorted(names))}
+    symbol_of = np.array([order[name] for name in names], np.int32)
+    return symbol_of[np.frombuffer(raw, np.uint8)], np.array(lengths, np.int32), np.array(counts, np.int64)
 
 
 # The table of pairs: open addressing, at most half full. A slot holds a pair, its count and its newest position.
@@ -143,17 +171,18 @@ def _unlink(position: Int, pair: Int, weight: Int, keys: I64, counts: I64, heads
 
 
 @njit(cache=True, nogil=True)
-def _train(text: I32, lengths: I64, words: I64, merges: int, min_frequency: int, made: I64) -> Any:
+def _train(symbols: I32, lengths: I32, words: I64, merges: int, min_frequency: int, limit: int, made: I64) -> Any:
     """Pairs of symbols in the order in which they merge, shape (at most `merges`, 2), and the tokens that remain.
 
-    `text` as `_lay_out` makes it, `words` the count of each word; `made[0]` tells how far it is.
+    `symbols` and `lengths` as `_lay_out` makes them, `words` the count of each word; a token stays below `limit` bytes;
+    `made[0]` tells how far it is. `symbols` is used up.
     """
-    symbols = text.copy()
-    right = np.empty(len(text), np.int32)  # position of the next symbol in the word
-    left = np.empty(len(text), np.int32)
-    weights = np.empty(len(text), np.int64)  # count of the word
-    after = np.empty(len(text), np.int32)  # older position with the same pair
-    before = np.empty(len(text), np.int32)
+    right = np.empty(len(symbols), np.int32)  # position of the next symbol in the word
+    left = np.empty(len(symbols), np.int32)
+    word_of = np.empty(len(symbols), np.int32)
+    after = np.empty(len(symbols), np.int32)  # older position with the same pair
+    before = np.empty(len(symbols), np.int32)
+    sizes = np.ones(256 + merges, np.int32)  # bytes of each symbol
     keys = np.full(2**17, EMPTY, np.int64)  # for at most 2**16 pairs of bytes
     counts = np.zeros(len(keys), np.int64)
     heads = np.full(len(keys), NONE, np.int32)
@@ -163,7 +192,7 @@ def _train(text: I32, lengths: I64, words: I64, merges: int, min_frequency: int,
     for word in range(len(lengths)):
         end = start + lengths[word]
         for position in range(start, end):
-            weights[position] = words[word]
+            word_of[position] = word
             left[position] = position - 1 if position > start else NONE
             right[position] = position + 1 if position + 1 < end else NONE
             if right[position] != NONE:
@@ -184,6 +213,7 @@ def _train(text: I32, lengths: I64, words: I64, merges: int, min_frequency: int,
             continue
         first, second, merged = np.int32(pair >> 32), np.int32(pair & 0xFFFFFFFF), np.int32(256 + done)
         pairs[done] = first, second
+        sizes[merged] = sizes[first] + sizes[second]
         places = []
         position = heads[slot]
         while position != NONE:
@@ -196,22 +226,28 @@ def _train(text: I32, lengths: I64, words: I64, merges: int, min_frequency: int,
             other = right[position]
             if symbols[position] != first or other == NONE or symbols[other] != second:
                 continue  # the merge before took one of the two
-            previous, following, weight = left[position], right[other], weights[position]
+            previous, following, weight = left[position], right[other], words[word_of[position]]
             if used + 2 > len(keys) // 2:
                 keys, counts, heads = _grown(keys, counts, heads)
             _unlink(position, pair, weight, keys, counts, heads, after, before)
             if previous != NONE:
-                _unlink(previous, _pair(symbols[previous], first), weight, keys, counts, heads, after, before)
-                new = _pair(symbols[previous], merged)
-                if _link(previous, new, weight, keys, counts, heads, after, before):
-                    fresh.append(new)
-                    used += 1
+                neighbour = symbols[previous]
+                if sizes[neighbour] + sizes[first] < limit:
+                    _unlink(previous, _pair(neighbour, first), weight, keys, counts, heads, after, before)
+                if sizes[neighbour] + sizes[merged] < limit:
+                    new = _pair(neighbour, merged)
+                    if _link(previous, new, weight, keys, counts, heads, after, before):
+                        fresh.append(new)
+                        used += 1
             if following != NONE:
-                _unlink(other, _pair(second, symbols[following]), weight, keys, counts, heads, after, before)
-                new = _pair(merged, symbols[following])
-                if _link(position, new, weight, keys, counts, heads, after, before):
-                    fresh.append(new)
-                    used += 1
+                neighbour = symbols[following]
+                if sizes[second] + sizes[neighbour] < limit:
+                    _unlink(other, _pair(second, neighbour), weight, keys, counts, heads, after, before)
+                if sizes[merged] + sizes[neighbour] < limit:
+                    new = _pair(merged, neighbour)
+                    if _link(position, new, weight, keys, counts, heads, after, before):
+                        fresh.append(new)
+                        used += 1
                 left[following] = position
             symbols[position], symbols[other], right[position] = merged, NONE, following
         for new in fresh:
@@ -220,4 +256,8 @@ def _train(text: I32, lengths: I64, words: I64, merges: int, min_frequency: int,
                 heapq.heappush(heap, (-count, new))
         done += 1
         made[0] = done
-    return pairs[:done], weights[symbols != NONE].sum()
+    tokens = 0
+    for position in range(len(symbols)):
+        if symbols[position] != NONE:
+            tokens += words[word_of[position]]
+    return pairs[:done], tokens

@@ -2,10 +2,12 @@
 
 Layout, as fairseq numbers RoBERTa's special tokens and as `tokenizers` numbers the rest when it trains with the four
 special tokens and `ByteLevel.alphabet()`: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the 256 bytes (by the code point of
-their symbol), the merges in order, `<mask>` last.
+their symbol), the merges in order, further special tokens, `<mask>` last. A vocabulary that is read or imported keeps
+the ids that it has: RoBERTa's own are in the order of fairseq's dictionary, by frequency.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,19 +38,29 @@ class Vocabulary:
     """Token -> id; the ids are 0 .. size - 1."""
     merges: list[tuple[str, str]]
     """Pairs in the order in which they merge."""
+    extra: tuple[str, ...] = ()
+    """Special tokens beside RoBERTa's five, in the order of their ids."""
+    nfc: bool = False
+    """Whether text is brought to Unicode's NFC before it is encoded."""
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        """All special tokens, in the order of a trained vocabulary's ids."""
+        return (*SPECIAL_TOKENS, *self.extra, MASK_TOKEN)
 
     @property
     def fingerprint(self) -> str:
         """The same for two vocabularies that encode every text to the same ids."""
-        return fingerprint({"ids": self.ids, "merges": self.merges})
+        return fingerprint({"ids": self.ids, "merges": self.merges, **({"nfc": True} if self.nfc else {})})
 
 
-def lay_out(merges: list[tuple[str, str]]) -> Vocabulary:
-    """The vocabulary of a trained tokenizer: special tokens, bytes, merges, <mask>."""
-    tokens = [*SPECIAL_TOKENS, *sorted(byte_symbols()), *(left + right for left, right in merges), MASK_TOKEN]
+def lay_out(merges: list[tuple[str, str]], extra: Sequence[str] = (), nfc: bool = False) -> Vocabulary:
+    """The vocabulary of a trained tokenizer: special tokens, bytes, merges, further special tokens, <mask>."""
+    learned = [left + right for left, right in merges]
+    tokens = [*SPECIAL_TOKENS, *sorted(byte_symbols()), *learned, *extra, MASK_TOKEN]
     ids = {token: number for number, token in enumerate(tokens)}
     assert len(ids) == len(tokens), "two merges made the same token, or one that looks like a special token"
-    return Vocabulary(ids, merges)
+    return Vocabulary(ids, merges, tuple(extra), nfc)
 
 
 # ------------------------------------------------------------------------------------------------------ files
@@ -60,20 +72,20 @@ def save(vocabulary: Vocabulary, folder: Path) -> list[Path]:
     write_atomic(folder / "vocab.json", json.dumps(vocabulary.ids, ensure_ascii=False))
     write_atomic(folder / "merges.txt", "#version: 0.2\n" + merges)
     write_atomic(folder / "tokenizer.json", fast_tokenizer(vocabulary).to_str(pretty=True) + "\n")
-    write_json(folder / "special_tokens_map.json", _SPECIAL_TOKENS_MAP)
+    named: dict[str, Any] = {**_ROLES, **({"extra_special_tokens": list(vocabulary.extra)} if vocabulary.extra else {})}
+    write_json(folder / "special_tokens_map.json", named)
     write_json(
         folder / "tokenizer_config.json",
         {
-            "tokenizer_class": "RobertaTokenizer",
+            # transformers builds a RobertaTokenizer from vocabulary and merges alone, which would lose the normalizer
+            "tokenizer_class": "PreTrainedTokenizerFast" if vocabulary.nfc else "RobertaTokenizer",
             "add_prefix_space": False,
             "trim_offsets": True,
             "errors": "replace",
             "model_max_length": MODEL_MAX_LENGTH,
             "clean_up_tokenization_spaces": False,
-            **_SPECIAL_TOKENS_MAP,
-            "added_tokens_decoder": {
-                str(vocabulary.ids[token]): _added_token(token) for token in (*SPECIAL_TOKENS, MASK_TOKEN)
-            },
+            **named,
+            "added_tokens_decoder": {str(vocabulary.ids[token]): _added_token(token) for token in vocabulary.special},
         },
     )
     names = ["vocab.json", "merges.txt", "tokenizer.json", "special_tokens_map.json", "tokenizer_config.json"]
@@ -88,7 +100,7 @@ def _added_token(token: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_SPECIAL_TOKENS_MAP = {
+_ROLES = {
     "bos_token": "<s>",
     "cls_token": "<s>",
     "eos_token": "</s>",
@@ -101,55 +113,105 @@ _SPECIAL_TOKENS_MAP = {
 
 def fast_tokenizer(vocabulary: Vocabulary) -> Any:
     """The same vocabulary as a `tokenizers.Tokenizer` that adds <s> and </s>, as RoBERTa's does."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     ids = vocabulary.ids
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=vocabulary.merges))
+    if vocabulary.nfc:
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.RobertaProcessing(
         ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), trim_offsets=True, add_prefix_space=False
     )
-    tokenizer.add_special_tokens([AddedToken(**_added_token(token)) for token in (*SPECIAL_TOKENS, MASK_TOKEN)])
+    tokenizer.add_special_tokens([AddedToken(**_added_token(token)) for token in vocabulary.special])
     return tokenizer
 
 
-def read(folder: Path) -> Vocabulary:
-    """The vocabulary in a folder with `vocab.json` and `merges.txt`: ours, a published one, or RoBERTa's own; else the
-    one in `tokenizer.json`, all that transformers 5 saves.
+# ------------------------------------------------------------------------------------------------------ reading
 
-    Raises UserError if a file is missing or is not what it should be.
+
+def read(folder: Path) -> Vocabulary:
+    """The vocabulary in a folder: ours, a published one, or any Hugging Face tokenizer of RoBERTa's kind.
+
+    `tokenizer.json` says most and is read where it is there, else `vocab.json` and `merges.txt`. Raises UserError if a
+    file is missing or is not what it should be, and for a tokenizer of another kind with what makes it one.
     """
-    path = folder / "tokenizer.json"
-    if path.exists() and not (folder / "vocab.json").exists():
+    if (path := folder / "tokenizer.json").exists():
         return _read_fast_tokenizer(path)
-    path = folder / "vocab.json"
-    ids = _checked_ids(_read_json(path), path)
-    return Vocabulary(ids, _read_merges(folder / "merges.txt", ids))
+    if not (path := folder / "vocab.json").exists():
+        for name, kind in _OTHER_KINDS.items():
+            if (folder / name).exists():
+                raise UserError(f"{folder / name}: {kind}; {_KIND}")
+    _refuse_settings(folder)
+    ids = _checked_ids(read_json(path), path)
+    return Vocabulary(ids, read_merges(folder / "merges.txt", ids))
+
+
+_KIND = "expected a byte-level BPE in RoBERTa's layout (GPT-2's pre-tokenizer, <s> <pad> </s> <unk> <mask>)"
+_OTHER_KINDS = {
+    "vocab.txt": "a WordPiece vocabulary, as BERT's",
+    "spiece.model": "a SentencePiece model",
+    "sentencepiece.bpe.model": "a SentencePiece model, as XLM-RoBERTa's",
+    "tokenizer.model": "a SentencePiece or tiktoken model",
+}
+_NEUTRAL = {"dropout": None, "continuing_subword_prefix": "", "end_of_word_suffix": "", "byte_fallback": False}
 
 
 def _read_fast_tokenizer(path: Path) -> Vocabulary:
     """The inverse of `fast_tokenizer`, from its file; special tokens may stand beside the model."""
-    stored = _read_json(path)
+    stored = read_json(path)
     try:
-        model, added, splits = stored["model"], stored["added_tokens"], stored["pre_tokenizer"]
+        model, added = stored["model"], stored["added_tokens"]
+        if reason := _another_kind(stored):
+            raise UserError(f"{path}: {reason}; {_KIND}")
         known = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
         # as "left right" before tokenizers 0.20
         merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
-        byte_level = splits["type"] == "ByteLevel" and splits.get("use_regex", True) and not splits["add_prefix_space"]
-        plain = byte_level and stored["normalizer"] is None
+        special = sorted((token["id"], token["content"]) for token in added if token["special"])
     except (KeyError, TypeError, AttributeError):
-        plain = False
-    if not plain:
-        raise UserError(
-            f"{path}: not a byte-level BPE in RoBERTa's layout (pre-tokenizer ByteLevel, without a prefix space or a "
-            "normalizer)"
-        )
+        raise UserError(f"{path}: not a file of `tokenizers`; {_KIND}") from None
     ids = _checked_ids(known, path)
     for merge in merges:
         if len(merge) != 2 or not {*merge, "".join(merge)} <= ids.keys():
             raise UserError(f"{path}: {merge!r} is not a merge of two of its tokens into a third")
-    return Vocabulary(ids, merges)
+    if plain := [token["content"] for token in added if not token["special"]]:
+        raise UserError(f"{path}: {plain[0]!r} is an added token, cut out of the text before words are; {_KIND}")
+    extra = tuple(token for _, token in special if token not in (*SPECIAL_TOKENS, MASK_TOKEN))
+    return Vocabulary(ids, merges, extra, stored["normalizer"] is not None)
+
+
+def _another_kind(stored: dict[str, Any]) -> str | None:
+    """What makes the file of a tokenizer one of another kind than RoBERTa's, if anything does."""
+    model, normalizer, words = stored["model"], stored["normalizer"], stored["pre_tokenizer"]
+    if (kind := model.get("type", "BPE")) != "BPE":
+        family = {"WordPiece": ", as BERT's", "Unigram": " (SentencePiece's), as XLM-RoBERTa's"}.get(kind, "")
+        return f"its model is {kind}{family}"
+    for name, neutral in _NEUTRAL.items():
+        if (value := model.get(name)) not in (neutral, None):
+            return f"its BPE has {name} = {value!r}" + (", as SentencePiece's" if name == "byte_fallback" else "")
+    if model.get("ignore_merges"):
+        return "its BPE takes whole words without merging (ignore_merges)"
+    if normalizer is not None and normalizer.get("type") != "NFC":
+        return f"it changes the text first (normalizer {normalizer.get('type')})"
+    if words is None:
+        return "it does not cut text into words (no pre-tokenizer)"
+    if words["type"] != "ByteLevel":
+        regex = ", so another regex" if words["type"] in ("Sequence", "Split") else ""
+        return f"its pre-tokenizer is {words['type']}{regex}"
+    if not words.get("use_regex", True):
+        return "its pre-tokenizer does not use GPT-2's regex"
+    if words["add_prefix_space"]:
+        return "it puts a space before the text (add_prefix_space)"
+    return None
+
+
+def _refuse_settings(folder: Path) -> None:
+    """What `tokenizer_config.json` alone can tell, where there is no tokenizer.json."""
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.exists() else {}
+    if isinstance(settings, dict) and settings.get("add_prefix_space"):
+        raise UserError(f"{path}: it puts a space before the text (add_prefix_space); {_KIND}")
 
 
 def _checked_ids(ids: Any, path: Path) -> dict[str, int]:
@@ -161,29 +223,33 @@ def _checked_ids(ids: Any, path: Path) -> dict[str, int]:
     return ids
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Raises UserError if the file cannot be read or is not JSON."""
     try:
-        return json.loads(_read_text(path))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON ({error})") from None
 
 
-def _read_merges(path: Path, ids: dict[str, int]) -> list[tuple[str, str]]:
+def read_merges(path: Path, ids: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The merges in GPT-2's `vocab.bpe` or a `merges.txt`. Raises UserError unless all are of tokens that have ids."""
     merges = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line or (number == 1 and line.startswith("#version")):
             continue
         left, _, right = line.partition(" ")
         if not {left, right, left + right} <= ids.keys():
-            raise UserError(f"{path}: line {number}: {line!r} is not a merge of two tokens of vocab.json into a third")
+            raise UserError(f"{path}: line {number}: {line!r} is not a merge of two tokens of the vocabulary into a third")
         merges.append((left, right))
     return merges
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Raises UserError if the file cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path}: cannot be read ({error}); expected the folder of a finished tokenizer stage or a published model"
+            f"{path}: cannot be read ({error}); expected the folder of a finished tokenizer stage, a published model or "
+            "a Hugging Face tokenizer"
         ) from None

@@ -1,24 +1,21 @@
-"""Words: the pieces of text that no merge crosses, and how often each occurs.
+"""Words: the pieces of text that no merge crosses.
 
-Whole documents are counted, without normalisation and without a space put in front: the first word of a document is
-counted as it stands there. Counts are Python's integers and 64 bits from there on.
+Text is taken as it is: no normalisation, and no space put in front, so that the first word of a document (or of a
+line, where lines are counted) is counted as it stands there.
 """
 
-import heapq
-import itertools
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import regex
-
-from robustly.manifest import write_atomic
 
 # GPT-2's pre-tokenizer (Radford et al. 2019, `encoder.py`), less its backtracking: contractions; a run of letters, of
 # digits or of other characters, each with one space before it; white space, whose last character is left to the word
 # after it where that can take it.
 PATTERN = r"'(?:[stmd]|re|ve|ll)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s"
-FAN_IN = 256  # files that are open at once while counts are merged
+
+CHUNK = 2**16  # characters: the words of a text are made so many at a time, whatever its length
+# A lone character of white space begins a word (or is one), whatever comes before it.
+_SEAM = regex.compile(r"(?<=\S)\s(?=\S)")
 
 
 def split(text: str) -> list[str]:
@@ -30,32 +27,10 @@ def split(text: str) -> list[str]:
     return regex.findall(PATTERN, text)
 
 
-def write_counts(path: Path, counts: Iterable[tuple[str, int]]) -> None:
-    """Write counts, sorted by word, a line each: count, tab, the word as a JSON string."""
-    write_atomic(path, "".join(f"{number}\t{json.dumps(word)}\n" for word, number in counts))
-
-
-def read_counts(path: Path) -> Iterator[tuple[str, int]]:
-    """Read what `write_counts` wrote, line by line."""
-    with path.open(encoding="ascii") as lines:
-        for line in lines:
-            number, _, word = line.partition("\t")
-            yield json.loads(word), int(number)
-
-
-def merge_counts(paths: Sequence[Path], folder: Path) -> Iterator[tuple[str, int]]:
-    """The sums of sorted counts, sorted by word, streamed; `folder` takes what lies between where files are many."""
-    level = 0
-    while len(paths) > FAN_IN:
-        groups = [paths[first : first + FAN_IN] for first in range(0, len(paths), FAN_IN)]
-        paths = [folder / f"merged-{level}-{number:05d}.tsv" for number in range(len(groups))]
-        for path, group in zip(paths, groups, strict=True):
-            write_counts(path, _sum(group))
-        level += 1
-    return _sum(paths)
-
-
-def _sum(paths: Sequence[Path]) -> Iterator[tuple[str, int]]:
-    rows = heapq.merge(*map(read_counts, paths))
-    for word, same in itertools.groupby(rows, key=lambda row: row[0]):
-        yield word, sum(number for _, number in same)
+def chunks(text: str) -> Iterator[str]:
+    """A text in pieces of about `CHUNK` characters, whose words are the words of the text."""
+    start = 0
+    while len(text) - start > CHUNK and (seam := _SEAM.search(text, start + CHUNK)):
+        yield text[start : seam.start()]
+        start = seam.start()
+    yield text[start:]

@@ -10,7 +10,7 @@ import torch
 
 from pretrain.loop import pretrain
 from ranks import run_distributed
-from robustly import cli
+from robustly import cli, log
 from robustly.experiment import Experiment, load_experiment, pretraining
 
 pytestmark = pytest.mark.pipeline
@@ -83,6 +83,62 @@ def test_a_run_that_was_stopped(run: Path, tmp_path: Path, capfd: pytest.Capture
     assert "not finished" in robustly(capfd, "inspect", stopped / "data")[1]
     assert "no such folder" in robustly(capfd, "inspect", stopped / "published", code=2)[1]
     assert "It holds" in robustly(capfd, "inspect", tmp_path, code=2)[1]
+
+
+def test_a_tokenizer_on_held_out_documents(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A tokenizer's folder in a run, the published folder's manifest and the model card tell the same of them."""
+    found = json.loads(robustly(capfd, "inspect", run / "tokenizer", "--json")[0])
+    (sizes,) = found["examples"]["held-out documents, by source"]
+    (ratios,) = found["examples"]["what a token stands for, by source"]
+    data = json.loads((run / "data" / "manifest.json").read_text())["counts"]
+    assert sizes["name"] == "corpus.txt" and sizes["documents"] == data["validation_documents"] > 0
+    published = json.loads((run / "published" / "manifest.json").read_text())["counts"]
+    (row,) = published["tokenizer"]["rows"]
+    assert row.items() <= {**sizes, **ratios, "source": "corpus.txt"}.items()
+    card = (run / "published" / "README.md").read_text()
+    assert all(f" {log.show(value)} |" in card for value in row.values()) and "these documents included" in card
+    assert "its tokenizer on held-out documents" in robustly(capfd, "inspect", run / "published")[1]
+    alone = tmp_path / "tokenizer"
+    shutil.copytree(run / "tokenizer", alone)
+    found = json.loads(robustly(capfd, "inspect", alone, "--json")[0])
+    assert "held-out documents, by source" not in found["examples"]
+    assert found["notes"] == [f"on your own text: robustly inspect {alone} --text FILES"]
+
+
+def test_tokenizers_on_text(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [{"lang": "fi", "text": "Oma tupa, oma lupa."}, {"lang": "en", "text": "It was in the house."}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    listing = "what a token stands for, by lang"
+    for folder in ("tokenizer", "published"):
+        out, _ = robustly(capfd, "inspect", run / folder, "--text", path, "--by", "lang", "--json")
+        found = json.loads(out)["examples"][listing]
+        assert [row["name"] for row in found] == ["en", "fi", "total"]
+        assert found[0]["tokens_per_word"] < found[1]["tokens_per_word"]
+    # what a shell makes of --text *
+    _, err = robustly(capfd, "inspect", run / "tokenizer", "--text", path, run.parent / "corpus.txt")
+    assert "rows.jsonl" in err and "corpus.txt" in err and "total" in err
+    _, err = robustly(capfd, "inspect", run / "tokenizer", "--compare", run / "published")
+    assert "Both give the same ids to every text." in err and "by file" not in err
+    arguments = "--compare", run / "published", "--text", path, "--by", "lang", "--json"
+    found = json.loads(robustly(capfd, "inspect", run / "tokenizer", *arguments)[0])
+    assert [row["ratio"] for row in found["examples"]["text, by lang"]] == [1, 1, 1]
+
+
+def test_mistakes_about_a_tokenizers_text(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder, text = run / "tokenizer", run.parent / "corpus.txt"
+    for arguments, message in (
+        ((folder, text), "expected an option before it: --text FILES"),
+        ((folder, "--by", "lang"), "--by lang: of which text?"),
+        ((folder, "--text", text, "--by", "lang"), f"{text}: has no keys"),
+        ((folder, "--text", tmp_path / "nowhere.txt"), "--text: "),
+        ((run / "data", "--text", text), "--text and --compare take tokenizer folders, published ones"),
+        ((run, "--compare", folder), f"this run's tokenizer is {folder}"),
+        ((folder, "--compare", run / "train"), f"{run / 'train'}: a train folder"),
+        ((folder, "--compare", tmp_path / "nowhere"), "no such folder"),
+    ):
+        out, err = robustly(capfd, "inspect", *arguments, code=2)
+        assert message in err and out == ""
 
 
 def test_evaluate(run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

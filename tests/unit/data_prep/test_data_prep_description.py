@@ -16,6 +16,7 @@ from data_prep.description import describe, document_lengths
 from data_prep.prepare import prepare
 from data_prep.store import Store
 from robustly import UserError
+from tokenizer.config import Processing
 
 TEXTS = [f"The inner thing number {n}. There it is{' again' * (n % 7)}." for n in range(60)]
 VIEW = Data(unit="sentence", language="en", block_length=32, format="full_sentences")
@@ -29,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, texts in (("first", TEXTS[:40]), ("second", TEXTS[40:])):
         write_rows(root / f"{name}.jsonl", texts)
     sources = corpus("first.jsonl", "second.jsonl", validation=0.3)
-    prepare(sources, VIEW, root / "data", root / "tokenizer", root, 1)
+    prepare(sources, VIEW, root / "data", root / "tokenizer", root, Processing(1))
     return root
 
 

@@ -18,6 +18,7 @@ from data_prep.blocks import Blocks
 from data_prep.prepare import prepare, stage
 from data_prep.store import SPLITS, Store
 from robustly import UserError, manifest
+from tokenizer.config import Processing
 from tokenizer.corpus import documents, parts
 
 BUNDLED = Path(__file__).parents[3] / "data_prep/corpora/prose_cc0.txt"
@@ -35,7 +36,9 @@ def texts_of(folder, trained, split):
 
 def test_the_bundled_corpus_comes_back_split_by_split(tmp_path, trained):
     page = corpus(str(BUNDLED), validation=0.1)
-    made = prepare(page, VIEW.model_copy(update={"block_length": 128}), tmp_path / "data", trained, tmp_path, 1)
+    made = prepare(
+        page, VIEW.model_copy(update={"block_length": 128}), tmp_path / "data", trained, tmp_path, Processing(1)
+    )
 
     originals = [document.text for part in parts(page, tmp_path) for document in documents(part, page, [])]
     train, validation = (texts_of(tmp_path / "data", trained, split) for split in SPLITS)
@@ -77,7 +80,7 @@ def test_any_corpus_comes_back(tmp_path_factory, trained, texts, unit, validatio
     texts = [*texts, PROSE[0], PROSE[2]]  # one for either split
     write_rows(folder / "a.jsonl", texts)
     data = VIEW.model_copy(update={"unit": unit})
-    made = prepare(corpus("a.jsonl", validation=validation), data, folder / "data", trained, folder, 1)
+    made = prepare(corpus("a.jsonl", validation=validation), data, folder / "data", trained, folder, Processing(1))
     kept = [text for text in texts if text.strip()]
     assert made.counts["empty_documents"] == len(texts) - len(kept)
     back = [texts_of(folder / "data", trained, split) for split in SPLITS]
@@ -97,7 +100,7 @@ def several_files(folder):
 
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path, trained):
     page = several_files(tmp_path / "corpus")
-    made = [prepare(page, VIEW, tmp_path / f"data{n}", trained, tmp_path, n) for n in (1, 2)]
+    made = [prepare(page, VIEW, tmp_path / f"data{n}", trained, tmp_path, Processing(n)) for n in (1, 2)]
     assert len(Store(tmp_path / "data1", "train").shards) == 4
     assert files_of(tmp_path / "data1") == files_of(tmp_path / "data2")
     assert made[0].outputs == made[1].outputs and made[0].hash == made[1].hash
@@ -110,6 +113,7 @@ import os, signal, sys
 from pathlib import Path
 from data_prep import prepare as module
 from small_stores import VIEW, corpus
+from tokenizer.config import Processing
 
 def units(text, unit, language, units=module.units):
     if text.startswith("This is story 120."):  # amid the third of four parts
@@ -118,13 +122,13 @@ def units(text, unit, language, units=module.units):
 
 module.units = units
 root, trained = map(Path, sys.argv[1:])
-module.prepare(corpus(str(root / "corpus"), validation=0.1), VIEW, root / "data", trained, root, 1)
+module.prepare(corpus(str(root / "corpus"), validation=0.1), VIEW, root / "data", trained, root, Processing(1))
 """
 
 
 def test_after_a_kill_only_the_rest_is_made(tmp_path, trained):
     page = several_files(tmp_path / "corpus")
-    whole = prepare(page, VIEW, tmp_path / "whole", trained, tmp_path, 1)
+    whole = prepare(page, VIEW, tmp_path / "whole", trained, tmp_path, Processing(1))
     killed = subprocess.run(
         [sys.executable, "-c", DIES, tmp_path, trained], env={"PYTHONPATH": str(Path(__file__).parent)}, check=False
     )
@@ -136,7 +140,7 @@ def test_after_a_kill_only_the_rest_is_made(tmp_path, trained):
     finished = {path.name: path.stat() for path in folder.glob("work/*/*.npy") if not path.name.startswith(".")}
     assert {name[:11] for name in finished if name.startswith("train")} == {"train-00000", "train-00001"}
 
-    made = prepare(page, VIEW, folder, trained, tmp_path, 1)
+    made = prepare(page, VIEW, folder, trained, tmp_path, Processing(1))
     assert made.outputs == whole.outputs and made.counts == whole.counts
     for name, before in finished.items():
         assert (folder / name).stat().st_ino == before.st_ino
@@ -150,49 +154,51 @@ def test_after_a_kill_only_the_rest_is_made(tmp_path, trained):
 def test_a_finished_store_serves_other_views(tmp_path, trained):
     write_rows(tmp_path / "a.jsonl", PROSE)
     page, folder = corpus("a.jsonl", validation=0.1), tmp_path / "data"
-    made = prepare(page, VIEW, folder, trained, tmp_path, 1)
+    made = prepare(page, VIEW, folder, trained, tmp_path, Processing(1))
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
-    assert prepare(page, VIEW, folder, trained, tmp_path, 2) == made
+    assert prepare(page, VIEW, folder, trained, tmp_path, Processing(2)) == made
     assert not (folder / "work").exists()
 
     wider = VIEW.model_copy(update={"block_length": 64, "format": "doc_sentences"})
-    again = prepare(page, wider, folder, trained, tmp_path, 1)
+    again = prepare(page, wider, folder, trained, tmp_path, Processing(1))
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()} == before
     assert again.outputs == made.outputs
     assert again.counts["train_blocks"] == len(Blocks(folder, "train", 64, "doc_sentences"))
-    assert again.counts == prepare(page, wider, tmp_path / "other", trained, tmp_path, 1).counts != made.counts
+    assert (
+        again.counts == prepare(page, wider, tmp_path / "other", trained, tmp_path, Processing(1)).counts != made.counts
+    )
 
     shutil.rmtree(folder / "views")
-    assert prepare(page, VIEW, folder, trained, tmp_path, 1) == made
+    assert prepare(page, VIEW, folder, trained, tmp_path, Processing(1)) == made
     assert len(list((folder / "views").iterdir())) == 2
 
     huge = VIEW.model_copy(update={"block_length": 10**6})
     with pytest.raises(UserError, match=r"data.block_length = 1000000"):
-        prepare(page, huge, folder, trained, tmp_path, 1)
+        prepare(page, huge, folder, trained, tmp_path, Processing(1))
 
 
 def test_a_store_of_another_recipe_is_not_overwritten(tmp_path, trained):
     write_rows(tmp_path / "a.jsonl", PROSE)
     page, folder = corpus("a.jsonl"), tmp_path / "data"
-    made = prepare(page, VIEW, folder, trained, tmp_path, 1)
+    made = prepare(page, VIEW, folder, trained, tmp_path, Processing(1))
     assert stage(page, VIEW, folder, trained, tmp_path).finished() == made
     with pytest.raises(UserError, match=r"data.unit: sentence there, line now"):
-        prepare(page, VIEW.model_copy(update={"unit": "line"}), folder, trained, tmp_path, 1)
+        prepare(page, VIEW.model_copy(update={"unit": "line"}), folder, trained, tmp_path, Processing(1))
     with pytest.raises(UserError, match=r"corpus.validation: 0.0 there, 0.1 now"):
-        prepare(corpus("a.jsonl", validation=0.1), VIEW, folder, trained, tmp_path, 1)
+        prepare(corpus("a.jsonl", validation=0.1), VIEW, folder, trained, tmp_path, Processing(1))
     other = train_tokenizer(tmp_path / "other", merges=["t h"])
     with pytest.raises(UserError, match=r"input\.tokenizer"):
-        prepare(page, VIEW, folder, other, tmp_path, 1)
+        prepare(page, VIEW, folder, other, tmp_path, Processing(1))
     write_rows(tmp_path / "a.jsonl", PROSE[:-1])
     with pytest.raises(UserError, match=r"input\.corpus"):
-        prepare(page, VIEW, folder, trained, tmp_path, 1)
+        prepare(page, VIEW, folder, trained, tmp_path, Processing(1))
 
 
 def test_a_document_keeps_its_split_when_the_corpus_grows(tmp_path, trained):
     write_rows(tmp_path / "a.jsonl", PROSE[50:150])
     write_rows(tmp_path / "b.jsonl", PROSE)
     for name in ("a", "b"):
-        prepare(corpus(f"{name}.jsonl", validation=0.2), VIEW, tmp_path / name, trained, tmp_path, 1)
+        prepare(corpus(f"{name}.jsonl", validation=0.2), VIEW, tmp_path / name, trained, tmp_path, Processing(1))
     for split in SPLITS:
         small, large = (set(texts_of(tmp_path / name, trained, split)) for name in ("a", "b"))
         assert small and small == large & set(PROSE[50:150])
@@ -205,7 +211,7 @@ def refused(tmp_path, trained, texts, validation=0.0, **view):
     write_rows(tmp_path / "a.jsonl", texts)
     data = VIEW.model_copy(update=view)
     with pytest.raises(UserError) as refusal:
-        prepare(corpus("a.jsonl", validation=validation), data, tmp_path / "data", trained, tmp_path, 1)
+        prepare(corpus("a.jsonl", validation=validation), data, tmp_path / "data", trained, tmp_path, Processing(1))
     return str(refusal.value)
 
 
@@ -222,7 +228,7 @@ def test_bad_input_is_refused_and_the_mended_page_is_taken(tmp_path, trained):
     assert "data.block_length = 64: the text to train on has 6 tokens with </s>, too few for one block" in message
 
     write_rows(tmp_path / "a.jsonl", PROSE)
-    made = prepare(corpus("a.jsonl", validation=0.1), VIEW, tmp_path / "data", trained, tmp_path, 1)
+    made = prepare(corpus("a.jsonl", validation=0.1), VIEW, tmp_path / "data", trained, tmp_path, Processing(1))
     assert made.counts["train_documents"] + made.counts["validation_documents"] == 200
     assert not (tmp_path / "data/work").exists()
 
@@ -234,20 +240,22 @@ def test_bad_lines_are_counted_over_all_parts(tmp_path, trained):
             file.write("{broken\n" * 3)
     page = corpus("*.jsonl").model_copy(update={"max_bad_lines": 5})
     with pytest.raises(UserError, match=r"6 broken rows, more than corpus.max_bad_lines = 5"):
-        prepare(page, VIEW, tmp_path / "data", trained, tmp_path, 1)
-    made = prepare(page.model_copy(update={"max_bad_lines": 6}), VIEW, tmp_path / "data", trained, tmp_path, 1)
+        prepare(page, VIEW, tmp_path / "data", trained, tmp_path, Processing(1))
+    made = prepare(
+        page.model_copy(update={"max_bad_lines": 6}), VIEW, tmp_path / "data", trained, tmp_path, Processing(1)
+    )
     assert made.counts["bad_lines"] == 6 and made.counts["train_documents"] == 400
 
 
 def test_the_tokenizer_must_be_finished(tmp_path):
     write_rows(tmp_path / "a.jsonl", PROSE)
     with pytest.raises(UserError, match="run `robustly tokenizer CONFIG` first"):
-        prepare(corpus("a.jsonl"), VIEW, tmp_path / "data", tmp_path / "tokenizer", tmp_path, 1)
+        prepare(corpus("a.jsonl"), VIEW, tmp_path / "data", tmp_path / "tokenizer", tmp_path, Processing(1))
 
 
 def test_a_truncated_shard_is_named_before_training(tmp_path, trained):
     write_rows(tmp_path / "a.jsonl", PROSE)
-    made = prepare(corpus("a.jsonl"), VIEW, tmp_path / "data", trained, tmp_path, 1)
+    made = prepare(corpus("a.jsonl"), VIEW, tmp_path / "data", trained, tmp_path, Processing(1))
     shard = tmp_path / "data/train-00000.tokens.npy"
     assert made.outputs[shard.name]["sha256"] == hashlib.sha256(shard.read_bytes()).hexdigest()
     shard.write_bytes(shard.read_bytes()[:-2])
@@ -258,5 +266,5 @@ def test_a_truncated_shard_is_named_before_training(tmp_path, trained):
 def test_a_document_of_many_megabytes_without_a_line_break(tmp_path, trained):
     text = "An endless “story, he said. And on it goes, the teller. " * 40_000  # 2.2 MB
     (tmp_path / "a.txt").write_text(text)
-    prepare(corpus("a.txt", documents="file"), VIEW, tmp_path / "data", trained, tmp_path, 1)
+    prepare(corpus("a.txt", documents="file"), VIEW, tmp_path / "data", trained, tmp_path, Processing(1))
     assert texts_of(tmp_path / "data", trained, "train") == [text]

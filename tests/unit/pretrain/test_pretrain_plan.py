@@ -106,6 +106,23 @@ def test_compressed_files_count_for_more(tmp_path: Path) -> None:
     assert "3 bytes of text for one of .gz" in found.work["corpus_source"]
 
 
+def test_a_dataset_is_unknown_until_it_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    text = CORPUS.read_text(encoding="utf-8")[:150_000]
+    rows = "".join(json.dumps({"text": story}) + "\n" for story in text.split("\n\n"))
+    (tmp_path / "rows" / "train.jsonl").write_text(rows, encoding="utf-8")
+
+    def on(hub: str) -> Experiment:
+        return load_experiment("tiny", [*SMALL, f"corpus.sources=[{{hub: {hub}}}]", f"paths.root={tmp_path / 'run'}"])
+
+    there, elsewhere = on(str(tmp_path / "rows")), on("owner/name")
+    for experiment in (there, elsewhere):
+        assert "unknown until the tokenizer stage has read" in planned(experiment).work["corpus_source"]
+    cli.build_tokenizer(there)
+    assert "tokens counted in" in planned(there).work["corpus_source"]
+    assert "unknown until" in planned(elsewhere).work["corpus_source"]
+
+
 # ---------------------------------------------------------------------------------------------- time
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tokenizer.build import build
-from tokenizer.config import Corpus, Tokenizer
+from tokenizer.config import Corpus, Processing, Tokenizer
 
 BUNDLED = Path(__file__).resolve().parents[3] / "data_prep" / "corpora" / "prose_cc0.txt"
 
@@ -42,5 +42,5 @@ def prose_file(tmp_path_factory: pytest.TempPathFactory, prose: list[str]) -> Pa
 def trained(tmp_path_factory: pytest.TempPathFactory, prose_file: Path, page: Callable[..., Corpus]) -> Path:
     """The folder of a finished tokenizer stage, 1,000 entries."""
     folder = tmp_path_factory.mktemp("trained") / "tokenizer"
-    build(page(prose_file), Tokenizer(vocab_size=1000, min_frequency=2), folder, Path(), workers=1)
+    build(page(prose_file), Tokenizer(vocab_size=1000, min_frequency=2), folder, Path(), Processing(workers=1))
     return folder

@@ -14,24 +14,26 @@ from robustly import UserError, manifest
 from tokenizer import build as stage
 from tokenizer import corpus as raw_text
 from tokenizer.build import build
-from tokenizer.config import Tokenizer
+from tokenizer.config import Processing, Tokenizer
 from tokenizer.vocabulary import read
 from tokenizer.words import split
 
-NAMES = ["merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
+NAMES = ["counts.tsv.zst", "merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
+
+ONE = Processing(workers=1)
 
 BUILD = """
 import sys
 from pathlib import Path
 from tokenizer import corpus
 from tokenizer.build import build
-from tokenizer.config import Corpus, Tokenizer
+from tokenizer.config import Corpus, Processing, Tokenizer
 
 if __name__ == "__main__":
     source, folder, workers = sys.argv[1:]
     page = Corpus(sources=source, documents="blank_line", text_key="text", validation=0.1)
     corpus.PART_BYTES = 10_000
-    build(page, Tokenizer(vocab_size=600, min_frequency=2), Path(folder), Path(), int(workers))
+    build(page, Tokenizer(vocab_size=600, min_frequency=2), Path(folder), Path(), Processing(int(workers)))
 """
 
 
@@ -78,7 +80,7 @@ def test_ids_are_laid_out_as_in_roberta(trained):
 def test_the_same_command_again_does_nothing(trained, prose_file, page):
     before = contents(trained)
     with mock.patch.object(stage, "process", side_effect=AssertionError("counted again")):
-        done = build(page(prose_file), Tokenizer(vocab_size=1000, min_frequency=2), trained, Path(), 1)
+        done = build(page(prose_file), Tokenizer(vocab_size=1000, min_frequency=2), trained, Path(), ONE)
     assert done == manifest.read(trained)
     assert not (trained / "work").exists()
     assert contents(trained) == before
@@ -87,12 +89,12 @@ def test_the_same_command_again_does_nothing(trained, prose_file, page):
 def test_another_recipe_does_not_overwrite(trained, prose_file, page):
     before = contents(trained)
     with pytest.raises(UserError, match=r"tokenizer\.vocab_size: 1000 there, 900 now"):
-        build(page(prose_file), Tokenizer(vocab_size=900, min_frequency=2), trained, Path(), 1)
+        build(page(prose_file), Tokenizer(vocab_size=900, min_frequency=2), trained, Path(), ONE)
     assert contents(trained) == before
 
 
 def test_the_same_files_for_any_parts_workers_and_hash_seed(page, prose_file, program, tmp_path):
-    build(page(prose_file), Tokenizer(vocab_size=600, min_frequency=2), tmp_path / "one", Path(), 1)
+    build(page(prose_file), Tokenizer(vocab_size=600, min_frequency=2), tmp_path / "one", Path(), ONE)
     command = [sys.executable, program, prose_file, tmp_path / "two", "2"]
     subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "1"}, check=True)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
@@ -114,11 +116,11 @@ def test_after_a_kill_only_the_rest_is_counted(page, prose_file, program, tmp_pa
         mock.patch.object(raw_text, "PART_BYTES", 10_000),
         mock.patch.object(stage.shutil, "rmtree"),  # leaves the counts to look at
     ):
-        build(page(prose_file), Tokenizer(vocab_size=600, min_frequency=2), folder, Path(), 1)
+        build(page(prose_file), Tokenizer(vocab_size=600, min_frequency=2), folder, Path(), ONE)
     after = words_files(folder)
     assert 3 <= len(done) < len(after)
     assert all(after[f"words-{number:05d}.tsv"] == before[f"words-{number:05d}.tsv"] for number in done)
-    build(page(prose_file), Tokenizer(vocab_size=600, min_frequency=2), tmp_path / "straight", Path(), 1)
+    build(page(prose_file), Tokenizer(vocab_size=600, min_frequency=2), tmp_path / "straight", Path(), ONE)
     assert contents(folder) == contents(tmp_path / "straight")
 
 
@@ -126,17 +128,17 @@ def test_a_vocabulary_too_large_for_the_corpus(page, tmp_path):
     (tmp_path / "a.txt").write_text("abc abc abd")
     corpus, folder = page(tmp_path / "a.txt"), tmp_path / "tokenizer"
     with pytest.raises(UserError, match=r"vocab_size = 5000: the corpus gives no more than 263 entries.* lower"):
-        build(corpus, Tokenizer(vocab_size=5000, min_frequency=2), folder, Path(), 1)
+        build(corpus, Tokenizer(vocab_size=5000, min_frequency=2), folder, Path(), ONE)
     with mock.patch.object(stage, "documents", side_effect=AssertionError("counted again")) as reading:
         reading.side_effect = [iter(())]  # the sample at the end may read, the count may not
-        done = build(corpus, Tokenizer(vocab_size=263, min_frequency=2), folder, Path(), 1)
+        done = build(corpus, Tokenizer(vocab_size=263, min_frequency=2), folder, Path(), ONE)
     assert (done.counts["merges"], done.counts["documents"]) == (2, 1)
     assert read(folder).merges == [("a", "b"), ("Ġ", "ab")]
 
 
 def test_the_smallest_vocabulary_is_bytes_alone(page, tmp_path):
     (tmp_path / "a.txt").write_text("abc abc")
-    done = build(page(tmp_path / "a.txt"), Tokenizer(vocab_size=261, min_frequency=2), tmp_path / "t", Path(), 1)
+    done = build(page(tmp_path / "a.txt"), Tokenizer(vocab_size=261, min_frequency=2), tmp_path / "t", Path(), ONE)
     assert (done.counts["merges"], done.counts["tokens"], done.counts["bytes_per_token"]) == (0, 7, 1.0)
 
 
@@ -144,14 +146,14 @@ def test_the_smallest_vocabulary_is_bytes_alone(page, tmp_path):
 def test_a_corpus_without_text_is_refused(page, tmp_path, text):
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(UserError, match=r"corpus\.sources: no text in .*a\.txt"):
-        build(page(tmp_path / "a.txt"), Tokenizer(vocab_size=300, min_frequency=2), tmp_path / "t", Path(), 1)
+        build(page(tmp_path / "a.txt"), Tokenizer(vocab_size=300, min_frequency=2), tmp_path / "t", Path(), ONE)
 
 
 def test_a_mended_corpus_is_not_refused(page, tmp_path):
     first, second = tmp_path / "a.txt", tmp_path / "b.txt"
     first.write_bytes(b"xyz xyz xyz xyz")  # counted before the fault is found
     second.write_bytes(b"abc \xff abc")
-    arguments = (page(first, second), Tokenizer(vocab_size=262, min_frequency=2), tmp_path / "t", Path(), 1)
+    arguments = (page(first, second), Tokenizer(vocab_size=262, min_frequency=2), tmp_path / "t", Path(), ONE)
     with pytest.raises(UserError, match="not UTF-8"):
         build(*arguments)
     assert len(words_files(tmp_path / "t")) == 1
@@ -166,8 +168,8 @@ def test_bad_rows_are_held_against_the_whole_corpus(page, tmp_path):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "abc abc"}\nbroken\n')
     size = Tokenizer(vocab_size=262, min_frequency=2)
     with pytest.raises(UserError, match=r"b\.jsonl: line 2 .*\n2 broken rows"):
-        build(page(str(tmp_path / "*.jsonl"), max_bad_lines=1), size, tmp_path / "one", Path(), 1)
-    done = build(page(str(tmp_path / "*.jsonl"), max_bad_lines=2), size, tmp_path / "two", Path(), 1)
+        build(page(str(tmp_path / "*.jsonl"), max_bad_lines=1), size, tmp_path / "one", Path(), ONE)
+    done = build(page(str(tmp_path / "*.jsonl"), max_bad_lines=2), size, tmp_path / "two", Path(), ONE)
     assert (done.counts["bad_lines"], done.counts["documents"]) == (2, 2)
 
 
@@ -176,5 +178,5 @@ def test_engines_that_disagree_end_the_stage(page, prose_file, tmp_path):
         mock.patch("tokenizer.encoder.PATTERN", r"\s+|\S+"),
         pytest.raises(UserError, match="tiktoken and tokenizers encode a text of the corpus differently"),
     ):
-        build(page(prose_file), Tokenizer(vocab_size=600, min_frequency=2), tmp_path / "t", Path(), 1)
+        build(page(prose_file), Tokenizer(vocab_size=600, min_frequency=2), tmp_path / "t", Path(), ONE)
     assert manifest.read(tmp_path / "t") is None

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from robustly import UserError
 from tokenizer import corpus as raw_text
+from tokenizer.config import Processing
 from tokenizer.corpus import WHOLE, Document, Part, documents, hashes, parts, process, refuse_many
 
 LINES = st.lists(
@@ -385,11 +386,11 @@ FIVE = [Part(0, "a.txt", start, start + 1) for start in range(5)]
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_part_is_worked_on_once_though_a_run_fails(tmp_path, capfd, workers):
     with pytest.raises(UserError, match=r"^the fault of part 2$"):
-        process(partial(fail_at_two, tmp_path), FIVE, tmp_path / "tasks", workers, "testing")
+        process(partial(fail_at_two, tmp_path), FIVE, tmp_path / "tasks", Processing(workers), "testing")
     done = len(list(tmp_path.glob("*.done")))
     assert 2 <= done < 5
     for _ in range(2):  # the second time there is nothing to do
-        process(partial(note, tmp_path), FIVE, tmp_path / "tasks", workers, "testing")
+        process(partial(note, tmp_path), FIVE, tmp_path / "tasks", Processing(workers), "testing")
     lines = [(tmp_path / f"{number}.done").read_text().splitlines() for number in range(5)]
     assert [[line.split()[0] for line in part] for part in lines] == [["0"], ["1"], ["2"], ["3"], ["4"]]
     assert {int(line.split()[1]) == os.getpid() for part in lines for line in part} == {workers == 1}
@@ -398,9 +399,9 @@ def test_every_part_is_worked_on_once_though_a_run_fails(tmp_path, capfd, worker
 
 def test_a_worker_that_is_killed_ends_the_run(tmp_path):
     with pytest.raises(UserError, match="a worker process was killed, most likely because memory ran out"):
-        process(partial(die, tmp_path), FIVE, tmp_path / "tasks", 2, "testing")
+        process(partial(die, tmp_path), FIVE, tmp_path / "tasks", Processing(2), "testing")
 
 
 def test_a_corpus_without_parts_is_no_work(tmp_path):
-    process(partial(note, tmp_path), [], tmp_path / "tasks", 2, "testing")
+    process(partial(note, tmp_path), [], tmp_path / "tasks", Processing(2), "testing")
     assert not list(tmp_path.glob("*.done"))

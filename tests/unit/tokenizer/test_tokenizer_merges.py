@@ -1,6 +1,7 @@
 """Training: the merges of `tokenizers`, ties and all, and counts that it cannot hold."""
 
 import json
+import random
 import unicodedata
 from collections import Counter
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from robustly import UserError
 from tokenizer.config import SPECIAL_TOKENS
 from tokenizer.encoder import Encoder
 from tokenizer.merges import train
@@ -23,7 +25,7 @@ def count(texts):
     return words.items()
 
 
-def reference(texts, size, min_frequency):
+def reference(texts, size, min_frequency, max_token_length=None):
     """Vocabulary and merges by `tokenizers`' own trainer, over whole documents."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -33,6 +35,7 @@ def reference(texts, size, min_frequency):
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
+        max_token_length=max_token_length,
     )
     tokenizer.train_from_iterator(texts, trainer)
     model = json.loads(tokenizer.to_str())["model"]
@@ -58,6 +61,43 @@ def test_merges_and_ids_are_those_of_tokenizers(prose, size, min_frequency):
 @settings(max_examples=300)
 def test_ties_are_broken_as_tokenizers_breaks_them(texts, merges, min_frequency):
     assert train(count(texts), merges, min_frequency).merges == reference(texts, 260 + merges, min_frequency)[1]
+
+
+@pytest.mark.parametrize(("length", "longest"), [(3, 2), (4, 3), (6, 5), (9, 8)])
+def test_tokens_stay_below_a_length_as_in_tokenizers(prose, length, longest):
+    merges = train(count(prose), 1500, 2, length).merges
+    assert merges == reference(prose, 1760, 2, length)[1]
+    assert max(len(left + right) for left, right in merges) == longest
+
+
+@given(
+    texts=st.lists(st.text("ab", max_size=20), min_size=1, max_size=8),
+    merges=st.integers(0, 40),
+    length=st.integers(3, 12),
+)
+@settings(max_examples=150)
+def test_lengths_of_tokens_in_runs(texts, merges, length):
+    assert train(count(texts), merges, 1, length).merges == reference(texts, 260 + merges, 1, length)[1]
+
+
+def test_the_order_of_words_does_not_matter(prose):
+    words = list(count(prose))
+    expected = train(words, 800, 2)
+    for seed in range(3):
+        random.Random(seed).shuffle(words)
+        assert train(words, 800, 2) == expected
+
+
+def test_more_text_than_63_bits_of_bytes_is_refused():
+    with pytest.raises(UserError, match=r"more than 9,223,372,036,854,775,807 bytes of text"):
+        train([("ab", 2**62), ("cd", 2**62)], 1, 1)
+
+
+def test_more_words_than_positions_have_bits(monkeypatch):
+    monkeypatch.setattr("tokenizer.merges.MAX_POSITIONS", 10)
+    assert train([("abcd", 2), ("abc", 2)], 1, 1).merges == [("a", "b")]
+    with pytest.raises(UserError, match=r"more than 10 bytes together.*tokenizer\.min_word_count"):
+        train([("abcd", 2), ("abc", 2), ("abx", 1)], 1, 1)
 
 
 @pytest.mark.parametrize("text", ["a" * 37, "ab" * 30 + "a", "aab" * 12, "abcabcab" * 5, "aaaabaaabaab" * 3])

@@ -1,7 +1,5 @@
-"""Words: GPT-2's pre-tokenizer exactly, and counts that add up."""
+"""Words: GPT-2's pre-tokenizer exactly, in chunks too."""
 
-import random
-from collections import Counter
 from unittest import mock
 
 import regex
@@ -11,7 +9,7 @@ from tokenizers import pre_tokenizers
 
 from tokenizer import words
 from tokenizer.vocabulary import byte_symbols
-from tokenizer.words import merge_counts, read_counts, split, write_counts
+from tokenizer.words import split
 
 # As published in GPT-2's encoder.py.
 GPT2 = regex.compile(r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""")
@@ -54,21 +52,14 @@ def test_white_space_leaves_its_last_character_to_the_next_word():
     assert split("a   b \n\nc  ") == ["a", "  ", " b", " \n", "\n", "c", "  "]
 
 
-def test_counts_come_back_from_a_file(tmp_path):
-    counts = sorted({'a\t"\n': 1, "\u2028é\U0001f600": 2**40, " the": 3, "\r": 4}.items())
-    write_counts(tmp_path / "a.tsv", counts)
-    assert list(read_counts(tmp_path / "a.tsv")) == counts
+@given(TEXT | st.text("ab \n'.\u00a0", max_size=60), st.integers(1, 6))
+def test_words_of_chunks_are_the_words_of_the_text(text, size):
+    with mock.patch.object(words, "CHUNK", size):
+        pieces = list(words.chunks(text))
+    assert [word for piece in pieces for word in split(piece)] == split(text)
 
 
-def test_counts_of_many_files_add_up(tmp_path):
-    draw = random.Random(1)
-    total, paths = Counter(), []
-    for number in range(30):
-        counts = Counter(draw.choices([f"w{i}" for i in range(50)] + ["\ue000", "\U00010000"], k=20))
-        total += counts
-        paths.append(tmp_path / f"{number}.tsv")
-        write_counts(paths[-1], sorted(counts.items()))
-    for fan_in in (2, 7, 256):
-        with mock.patch.object(words, "FAN_IN", fan_in), mock.patch.object(words, "_sum", wraps=words._sum) as merging:
-            assert list(merge_counts(paths, tmp_path)) == sorted(total.items())
-        assert max(len(call.args[0]) for call in merging.call_args_list) <= fan_in
+def test_chunks_are_short_where_the_text_lets_them():
+    text = "some words and\nmore of them " * 20_000
+    assert max(map(len, words.chunks(text))) < words.CHUNK + 10
+    assert len(list(words.chunks(" " * 200_000 + "a"))) == 1

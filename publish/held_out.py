@@ -1,0 +1,63 @@
+"""How a tokenizer fits the held-out documents of its token store: what the model card and `inspect` say of it."""
+
+import copy
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.store import STORE, Store, check_tokenizer
+from tokenizer.description import fit_of
+from tokenizer.encoder import Encoder
+from tokenizer.texts import Texts
+
+DOCUMENTS = 1000
+BYTES = 20_000_000
+"""Of each source, at most: seconds of work."""
+
+
+def held_out_texts(data_folder: Path, encoder: Encoder) -> Texts | None:
+    """The first documents of each source in the validation split, DOCUMENTS of them or BYTES; None if it is empty.
+
+    Raises UserError if the store cannot be read or is another tokenizer's.
+    """
+    check_tokenizer(data_folder, encoder)
+    store = Store(data_folder, "validation")
+    if not store.documents:
+        return None
+    return Texts("held-out documents", "source", _first_of_each(store, encoder))
+
+
+COLUMNS = ("documents", "bytes", "bytes_per_token", "tokens_per_word", "words_in_one_token", "single_byte_share")
+
+
+def held_out_fit(data_folder: Path, encoder: Encoder) -> dict[str, list[dict[str, Any]]]:
+    """What the tokenizer makes of `held_out_texts`, for a manifest.
+
+    `rows`: COLUMNS for each `source`, and for all where there are several; `cuts`: excerpts as they are cut. Both are
+    empty where nothing is held out.
+    """
+    if (texts := held_out_texts(data_folder, encoder)) is None:
+        return {"rows": [], "cuts": []}
+    fit = fit_of(encoder, texts)
+    rows = [{**size, **ratio} for size, ratio in zip(fit.sizes, fit.ratios, strict=True)]
+    return {
+        "rows": [{"source": row["name"], **{column: row[column] for column in COLUMNS}} for row in rows],
+        "cuts": [{"source": cut.pop("name"), **cut} for cut in fit.cuts],
+    }
+
+
+def _first_of_each(store: Store, encoder: Encoder) -> Iterator[tuple[str, str]]:
+    sources = json.loads((store.folder / STORE).read_text(encoding="utf-8"))["sources"]
+    count = Counter(sources)
+    for number, source in enumerate(sources):
+        alone = copy.copy(store)
+        alone.shards = tuple(shard for shard in store.shards if shard.source == number)
+        name = source if count[source] == 1 else f"{source} ({number + 1})"
+        left = BYTES
+        for text in itertools.islice(alone.texts(encoder), DOCUMENTS):
+            yield name, text
+            if (left := left - len(text.encode())) <= 0:
+                break

@@ -1,0 +1,243 @@
+"""The parts of a corpus on a Slurm cluster, on Ray, and here: the same bytes, each part once, and a word for faults."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from slurm_cluster import cluster
+
+from robustly import UserError
+from tokenizer import corpus as raw_text
+from tokenizer import on_ray, on_slurm
+from tokenizer.build import build
+from tokenizer.config import Processing, Slurm, Tokenizer
+from tokenizer.corpus import Part, process
+
+FIVE = [Part(0, "a.txt", start, start + 1) for start in range(5)]
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """A cluster, and how to work on it: two tasks, so that one works on several parts."""
+    with cluster(tmp_path_factory.mktemp("slurm")), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(on_slurm, "POLL", 0.2)
+        patch.setattr(on_slurm, "PATIENCE", 3.0)
+        yield Processing(1, executor="slurm", slurm=Slurm(max_jobs=2))
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """Ray on two cores of this machine, and how to work on it."""
+    library = pytest.importorskip("ray", reason="Ray is not installed: pip install 'robustly[ray]'")
+    on_ray._connect(2)
+    yield Processing(2, executor="ray")
+    library.shutdown()
+
+
+@pytest.fixture(params=["slurm", "ray"])
+def elsewhere(request):
+    return request.getfixturevalue(request.param)
+
+
+def note(folder, number, part):
+    with (folder / f"{number}.done").open("a") as file:
+        file.write(f"{part.start} {os.getpid()}\n")
+
+
+def fail_at_two(folder, fault, number, part):
+    if number == 2:
+        raise fault
+    note(folder, number, part)
+
+
+def die_at_two(folder, number, part):
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    note(folder, number, part)
+
+
+def hang_at_two(folder, number, part):
+    if number == 2:
+        (folder / "hangs").touch()
+        time.sleep(600)
+    note(folder, number, part)
+
+
+def finish(folder, processing):
+    """Do what is left; every part was worked on once in the end, and not in this process."""
+    process(partial(note, folder), FIVE, folder / "tasks", processing, "testing")
+    lines = [(folder / f"{number}.done").read_text().splitlines() for number in range(5)]
+    assert [[line.split()[0] for line in part] for part in lines] == [["0"], ["1"], ["2"], ["3"], ["4"]]
+    assert str(os.getpid()) not in {line.split()[1] for part in lines for line in part}
+    assert not (folder / "tasks/slurm_job.json").exists()
+
+
+def test_a_tokenizer_is_the_same_bytes(elsewhere, page, prose_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(raw_text, "PART_BYTES", 100_000)
+    asked = page(prose_file), Tokenizer(vocab_size=600, min_frequency=2)
+    assert len(raw_text.parts(asked[0], Path())) > 2
+    made = [
+        build(*asked, tmp_path / processing.executor, Path(), processing) for processing in (Processing(1), elsewhere)
+    ]
+    assert made[0].outputs == made[1].outputs and made[0].hash == made[1].hash
+    assert made[0].counts == made[1].counts
+    for name in made[0].outputs:
+        assert (tmp_path / elsewhere.executor / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+
+
+def test_a_fault_comes_out_with_its_log_and_only_the_rest_is_done(elsewhere, tmp_path):
+    for fault, said in (
+        (UserError("the fault of\npart 2"), r"^the fault of\npart 2\nThe log: (.*)$"),
+        (ZeroDivisionError("by 0"), r"^testing: part 2 \(a\.txt\) failed: ZeroDivisionError: by 0\nThe log: (.*)$"),
+    ):
+        with pytest.raises(UserError) as raised:
+            process(partial(fail_at_two, tmp_path, fault), FIVE, tmp_path / "tasks", elsewhere, "testing")
+        found = re.match(said, str(raised.value))
+        assert found and Path(found[1]).is_file(), raised.value
+    assert "by 0" in Path(found[1]).read_text() or elsewhere.executor == "ray"
+    done = sorted(file.stem for file in tmp_path.glob("*.done"))
+    assert "0" in done and "2" not in done
+    finish(tmp_path, elsewhere)
+
+
+def test_a_task_that_is_killed_is_an_error(elsewhere, tmp_path):
+    with pytest.raises(UserError, match=r"(?s)(left . of 5 parts undone \(task .: FAILED\)|was lost).*log: .*is kept"):
+        process(partial(die_at_two, tmp_path), FIVE, tmp_path / "tasks", elsewhere, "testing")
+    finish(tmp_path, elsewhere)
+
+
+# ----------------------------------------------------------------------------------------------------------- Slurm
+
+RUNS = """
+import sys
+from functools import partial
+from pathlib import Path
+from test_tokenizer_executor import FIVE, Processing, Slurm, hang_at_two, on_slurm, process
+
+on_slurm.POLL = 0.2
+folder = Path(sys.argv[1])
+process(partial(hang_at_two, folder), FIVE, folder / "tasks", Processing(1, executor="slurm", slurm=Slurm()), "testing")
+"""
+
+
+def at_work():
+    """The tasks of all jobs that are not over."""
+    said = subprocess.run(
+        ["squeue", "--noheader", "--array", "--format=%T"], capture_output=True, text=True, check=True
+    )
+    return said.stdout.split()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("then", ["slurm", "local"])
+def test_a_run_that_is_stopped_leaves_no_task_that_works_on(slurm, tmp_path, how, then):
+    paths = os.pathsep.join(path for path in sys.path if path)
+    run = subprocess.Popen([sys.executable, "-c", RUNS, tmp_path], env={**os.environ, "PYTHONPATH": paths})
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "hangs").exists() or len(list(tmp_path.glob("tasks/completions/*"))) < 4:
+        assert time.monotonic() < deadline and run.poll() is None
+        time.sleep(0.1)
+    run.send_signal(how)
+    run.wait(30)
+    if how == signal.SIGINT:
+        assert not at_work()
+    else:  # it could do nothing: the next run, of whatever kind, ends the job first
+        assert at_work() == ["RUNNING"]
+    if then == "slurm":
+        finish(tmp_path, slurm)
+    else:
+        finish(tmp_path, Processing(2))
+    assert not at_work()
+
+
+def test_a_job_that_is_cancelled_is_not_waited_for(slurm, tmp_path, monkeypatch):
+    queue, asked = on_slurm._queue, []
+
+    def cancelled(name):
+        if (tmp_path / "hangs").exists() and not asked:
+            asked.append(name)
+            subprocess.run(["scancel", "--name", name], check=True)
+        return queue(name)
+
+    monkeypatch.setattr(on_slurm, "_queue", cancelled)
+    with pytest.raises(UserError, match=r"parts undone \(task \d: CANCELLED"):
+        process(partial(hang_at_two, tmp_path), FIVE, tmp_path / "tasks", slurm, "testing")
+    assert asked
+    (tmp_path / "hangs").unlink()
+    finish(tmp_path, slurm)
+
+
+def test_a_job_that_the_queue_forgot_is_not_waited_for(slurm, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(on_slurm, "_queue", lambda name: "")
+        patch.setattr(on_slurm, "PATIENCE", 0.5)
+        with pytest.raises(UserError, match=r"(?s)does not hold the job any more; is .*/tasks a folder that all mach"):
+            process(partial(hang_at_two, tmp_path), FIVE, tmp_path / "tasks", slurm, "testing")
+    subprocess.run(["scancel", "--user", str(os.getuid())], check=True)
+
+
+def test_what_slurm_refuses_is_told(slurm, tmp_path, monkeypatch):
+    other = Processing(1, executor="slurm", slurm=Slurm(partition="gone"))
+    with pytest.raises(UserError, match=r"(?s)sbatch refused the job: .*invalid partition.*--partition=gone"):
+        process(partial(note, tmp_path), FIVE, tmp_path / "tasks", other, "testing")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="there is no sbatch here"):
+        process(partial(note, tmp_path), FIVE, tmp_path / "tasks", slurm, "testing")
+    assert not (tmp_path / "tasks/slurm_job.json").exists()
+
+
+def test_what_a_task_asks_of_slurm(tmp_path):
+    asked = Slurm(
+        partition="cpu", time="1:00:00", cpus_per_task=2, memory_gb=1.5, account="nlp", max_jobs=7,
+        options={"constraint": "a&b", "exclusive": ""},
+    )  # fmt: skip
+    step = on_slurm.Step(partial(note, tmp_path), FIVE)
+    options = dict(on_slurm.SlurmExecutor(step, tmp_path / "50%", asked, "counting words")._options(5))
+    log = f"{tmp_path}/50%%/slurm_logs/%A_%a.out"
+    assert re.fullmatch("counting-words-[0-9a-f]{12}", options.pop("job-name"))
+    assert options == {
+        "partition": "cpu", "time": "1:00:00", "cpus-per-task": "2", "mem": "1536M", "account": "nlp", "nodes": "1",
+        "array": "0-4%7", "constraint": "a&b", "exclusive": "", "requeue": "", "export": "ALL",
+        "output": log, "error": log,
+    }  # fmt: skip
+    with pytest.raises(ValidationError, match=r"array is set by this program; qos is set by run\.slurm\.qos"):
+        Slurm(options={"qos": "high", "array": "1"})
+    with pytest.raises(ValidationError, match="in quotes"):
+        Slurm(time=3600)
+
+
+def test_many_parts_share_a_task():
+    assert [on_slurm.parts_per_task(parts, None) for parts in (1, 256, 257, 10_000, 10**6)] == [1, 1, 2, 40, 1000]
+    assert [on_slurm.parts_per_task(parts, 8) for parts in (8, 9, 1000)] == [1, 2, 64]
+
+
+# ------------------------------------------------------------------------------------------------------------- Ray
+
+
+def test_without_ray_or_its_cluster(tmp_path, monkeypatch):
+    asked = partial(
+        process, partial(note, tmp_path), FIVE, tmp_path / "tasks", Processing(1, executor="ray"), "testing"
+    )
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ray", None)
+        with pytest.raises(UserError, match=r"pip install 'robustly\[ray\]'"):
+            asked()
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'robustly[ray]'").shutdown()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UserError, match=r"RAY_ADDRESS = 127\.0\.0\.1:1: no Ray cluster answers"):
+        asked()
+
+
+def test_a_cluster_of_its_own(tmp_path):
+    library = pytest.importorskip("ray", reason="Ray is not installed: pip install 'robustly[ray]'")
+    library.shutdown()
+    finish(tmp_path, Processing(2, executor="ray"))
+    assert not library.is_initialized()

@@ -1,0 +1,234 @@
+"""Imports: RoBERTa's vocabulary from fairseq's files, Hugging Face folders, and refusals that say why."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer as Fast
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+import tokenizer
+from robustly import UserError, manifest
+from tokenizer.build import build
+from tokenizer.config import Processing, Tokenizer
+from tokenizer.vocabulary import byte_symbols, read
+
+ROBERTA = Path(__file__).resolve().parents[4] / "shared" / "data" / "tokenizer"
+ONE = Processing(workers=1)
+SYMBOLS = byte_symbols()
+MERGES = [("a", "b"), ("Ġ", "ab"), ("c", "d")]
+
+
+@pytest.fixture
+def fairseq(tmp_path):
+    """GPT-2's files in small: bytes, three merges, and a dictionary in an order of its own."""
+    tokens = [*SYMBOLS, *(left + right for left, right in MERGES), "<|endoftext|>"]
+    (tmp_path / "encoder.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in MERGES))
+    numbers = [*range(len(tokens))][::-1]
+    lines = [f"{number} {10 * number}\n" for number in numbers] + ["madeupword0000 0\n", "madeupword0001 0\n"]
+    (tmp_path / "dict.txt").write_text("".join(lines))
+    return {"encoder": "encoder.json", "merges": "vocab.bpe", "dictionary": "dict.txt"}
+
+
+def settings(imported, vocab_size=267, **keys):
+    return Tokenizer.model_validate({"vocab_size": vocab_size, "min_frequency": 2, "import": imported, **keys})
+
+
+@pytest.fixture
+def text(tmp_path, page):
+    (tmp_path / "a.txt").write_text("ab ab cd <mask> <|endoftext|> é\n")
+    return page(tmp_path / "a.txt")
+
+
+def test_fairseq_files(fairseq, text, tmp_path):
+    done = build(text, settings(fairseq), tmp_path / "t", tmp_path, ONE)
+    assert (done.counts["entries"], done.counts["merges"]) == (267, 3)
+    ids = read(tmp_path / "t").ids
+    first = ["<s>", "<pad>", "</s>", "<unk>", "<|endoftext|>", "cd", "Ġab", "ab", SYMBOLS[255]]
+    assert [ids[token] for token in first] == list(range(9))
+    assert (ids["madeupword0000"], ids["madeupword0001"], ids["<mask>"]) == (264, 265, 266)
+    encoder = tokenizer.load(tmp_path / "t")
+    assert encoder.encode_documents(["ab abcd"])[0].tolist() == [7, 6, 5]
+    assert encoder.decode(encoder.encode_documents(["<|endoftext|>"])[0]) == "<|endoftext|>"
+    assert str(tmp_path) not in json.dumps([done.recipe, done.inputs])
+
+
+def test_an_import_is_done_once_and_refused_for_another(fairseq, text, tmp_path):
+    done = build(text, settings(fairseq), tmp_path / "t", tmp_path, ONE)
+    assert build(text, settings(fairseq), tmp_path / "t", tmp_path, ONE) == done
+    lines = (tmp_path / "dict.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "dict.txt").write_text("".join([*lines[1::-1], *lines[2:]]))
+    with pytest.raises(UserError, match="import"):
+        build(text, settings(fairseq), tmp_path / "t", tmp_path, ONE)
+    assert manifest.read(tmp_path / "t") == done
+
+
+def test_roberta_itself(page, tmp_path):
+    if not (ROBERTA / "roberta_dict.txt").exists():
+        pytest.skip(f"RoBERTa's files are not at {ROBERTA}")
+    files = {key: str(ROBERTA / name) for key, name in
+             {"encoder": "encoder.json", "merges": "vocab.bpe", "dictionary": "roberta_dict.txt"}.items()}  # fmt: skip
+    (tmp_path / "a.txt").write_text("Hello world\n")
+    build(page(tmp_path / "a.txt"), settings(files, 50265), tmp_path / "t", tmp_path, ONE)
+    assert read(tmp_path / "t").ids == json.loads((ROBERTA / "roberta_vocab.json").read_text())
+    encoder = tokenizer.load(tmp_path / "t")
+    for line in (ROBERTA / "roberta_golden_ids.jsonl").read_text().splitlines():
+        case = json.loads(line)
+        assert encoder.encode_documents([case["text"]])[0].tolist() == case["ids"]
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(tmp_path / "t")
+    assert fast("A, <mask> AllenNLP sentence.")["input_ids"] == [0, 250, 6, 50264, 3823, 487, 21992, 3645, 4, 2]
+    assert fast("Hello world! cécé herlolip 418")["input_ids"][-3:] == [1588, 42928, 2]
+    assert fast("<|endoftext|>")["input_ids"] == [0, *encoder.encode_documents(["<|endoftext|>"])[0].tolist(), 2]
+
+
+@pytest.mark.parametrize("files", [["tokenizer.json"], ["vocab.json", "merges.txt"]])
+def test_a_folder(trained, page, prose_file, prose, tmp_path, files):
+    source = tmp_path / "from elsewhere"
+    source.mkdir()
+    for name in files:
+        (source / name).write_bytes((trained / name).read_bytes())
+    done = build(page(prose_file), settings("from elsewhere", 1000), tmp_path / "t", tmp_path, ONE)
+    assert (done.counts["entries"], done.counts["merges"]) == (1000, 739)
+    assert read(tmp_path / "t") == read(trained)
+    ours, theirs = tokenizer.load(tmp_path / "t"), tokenizer.load(trained)
+    assert ours.fingerprint == theirs.fingerprint
+
+
+def test_the_size_on_the_page_must_be_right(fairseq, text, tmp_path):
+    with pytest.raises(UserError, match=r"vocab_size = 266, but .* has 267 entries; set tokenizer\.vocab_size: 267"):
+        build(text, settings(fairseq, 266), tmp_path / "t", tmp_path, ONE)
+    assert not (tmp_path / "t" / "recipe.json").exists()
+
+
+def change(file, old, new):
+    def apply(folder):
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new, 1))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "dict.txt").unlink(), "tokenizer.import.dictionary: dict.txt: not there"),
+        (change("dict.txt", "259 2590\n", ""), None),
+        (change("dict.txt", "258 2580\n", ""), "1 tokens of .*vocab.bpe have no line there, such as 'cd' "),
+        (change("dict.txt", "258 2580\n", "9999 2\n"), "line 2: '9999' is neither an id of .*encoder.json"),
+        (change("dict.txt", "258 2580\n", "257 2\n"), "line 3: '257' .* stands there twice"),
+        (change("dict.txt", "258 2580\n", "258\n"), "line 2: expected an id and its count, found '258'"),
+        (change("vocab.bpe", "c d\n", "c e\n"), "vocab.bpe: line 4: 'c e' is not a merge"),
+        (lambda folder: (folder / "encoder.json").write_text("[]"), "expected GPT-2's encoder.json"),
+        (lambda folder: (folder / "encoder.json").write_text("{"), "not JSON"),
+    ],
+)
+def test_fairseq_files_that_do_not_belong_together(fairseq, text, tmp_path, spoil, message):
+    spoil(tmp_path)
+    if message is None:  # <|endoftext|> is no part of any text
+        assert build(text, settings(fairseq, 266), tmp_path / "t", tmp_path, ONE).counts["entries"] == 266
+        return
+    with pytest.raises(UserError, match=message):
+        build(text, settings(fairseq), tmp_path / "t", tmp_path, ONE)
+
+
+# ------------------------------------------------------------------------------------------------- other kinds
+
+
+def word_piece(folder):
+    fast = Fast(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    fast.save(str(folder / "tokenizer.json"))
+
+
+def unigram(folder):
+    fast = Fast(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
+    fast.pre_tokenizer = pre_tokenizers.Metaspace()
+    fast.save(str(folder / "tokenizer.json"))
+
+
+def byte_level(pre_tokenizer=None, normalizer=None, specials=("<s>", "<pad>", "</s>", "<unk>", "<mask>"), **model):
+    def make(folder):
+        fast = Fast(models.BPE(**model))
+        fast.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
+        if normalizer:
+            fast.normalizer = normalizer
+        fast.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=270,
+            special_tokens=list(specials),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        fast.train_from_iterator(["ab ab cd cd"], trainer)
+        fast.save(str(folder / "tokenizer.json"))
+
+    return make
+
+
+SPLIT = pre_tokenizers.Sequence(
+    [pre_tokenizers.Split(r"\d+", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (word_piece, "its model is WordPiece, as BERT's"),
+        (unigram, "its model is Unigram (SentencePiece's), as XLM-RoBERTa's"),
+        (byte_level(SPLIT), "its pre-tokenizer is Sequence, so another regex"),
+        (byte_level(pre_tokenizers.Metaspace()), "its pre-tokenizer is Metaspace"),
+        (byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)), "puts a space before the text"),
+        (byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)), "does not use GPT-2's regex"),
+        (byte_level(normalizer=normalizers.Lowercase()), "changes the text first (normalizer Lowercase)"),
+        (byte_level(byte_fallback=True), "byte_fallback = True, as SentencePiece's"),
+        (byte_level(dropout=0.1), "dropout = 0.1"),
+        (byte_level(ignore_merges=True), "takes whole words without merging"),
+        (byte_level(specials=["<|endoftext|>"]), "without <s> <pad> </s> <unk> <mask>"),
+        (byte_level(specials=["<pad>", "<s>", "</s>", "<unk>", "<mask>"]), "<s> has the id 1; RoBERTa's layout"),
+        (lambda folder: (folder / "vocab.txt").write_text("[PAD]\n"), "vocab.txt: a WordPiece vocabulary, as BERT's"),
+        (lambda folder: (folder / "spiece.model").write_bytes(b"\n"), "spiece.model: a SentencePiece model"),
+        (lambda folder: None, "vocab.json: cannot be read"),
+    ],
+)
+def test_other_kinds_are_refused_with_the_reason(make, message, text, tmp_path):
+    (tmp_path / "there").mkdir()
+    make(tmp_path / "there")
+    with pytest.raises(UserError, match=re.escape(message)):
+        build(text, settings("there", 270), tmp_path / "t", tmp_path, ONE)
+    assert not (tmp_path / "t" / "recipe.json").exists()
+
+
+def test_nfc_and_further_special_tokens_are_taken_along(text, tmp_path):
+    (tmp_path / "there").mkdir()
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "[X1]"]
+    byte_level(normalizer=normalizers.NFC(), specials=specials)(tmp_path / "there")
+    size = len(json.loads((tmp_path / "there" / "tokenizer.json").read_text())["model"]["vocab"])
+    build(text, settings("there", size), tmp_path / "t", tmp_path, ONE)
+    found = read(tmp_path / "t")
+    assert (found.nfc, found.extra, found.ids["[X1]"], found.ids["<mask>"]) == (True, ("[X1]",), 5, 4)
+
+
+def test_merges_that_no_training_finds_are_refused(text, tmp_path):
+    """tiktoken would make abc of a and bc, `tokenizers` leaves them apart."""
+    (tmp_path / "there").mkdir()
+    byte_level()(tmp_path / "there")
+    stored = json.loads((tmp_path / "there" / "tokenizer.json").read_text())
+    vocab = {token: n for token, n in stored["model"]["vocab"].items() if n < 261}
+    merges = [["b", "c"], ["a", "b"], ["ab", "c"]]
+    for left, right in merges:
+        vocab[left + right] = len(vocab)
+    stored["model"].update(vocab=vocab, merges=merges)
+    (tmp_path / "there" / "tokenizer.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="the merges are not in an order in which training finds them: 'abc'"):
+        build(text, settings("there", 264), tmp_path / "t", tmp_path, ONE)
+
+
+@pytest.mark.parametrize("key", [{"special_tokens": ["[X1]"]}, {"accept_fewer": True}, {"normalization": "nfc"}])
+def test_keys_of_training_do_not_go_with_an_import(key):
+    with pytest.raises(ValueError, match=f"import takes a vocabulary as it is; remove {next(iter(key))}"):
+        settings("there", **key)

@@ -1,0 +1,135 @@
+"""How well a vocabulary fits a text: all figures against `tokenizers` and plain counting."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_tokenizers import trained_elsewhere
+from tokenizers import Tokenizer
+
+from tokenizer import load, quality
+from tokenizer.encoder import Encoder
+from tokenizer.quality import COUNTED, RATIOS, Quality, measure, measure_by
+from tokenizer.vocabulary import lay_out, save
+
+TEXTS = [
+    "The children were playing in the garden when it began to rain, and they went into the house.",
+    "  two  spaces\n\na\u00a0no-break space\tand a tab \n",
+    "Das naïve Mädchen aß Crêpes für 3,50 €: 日本語 🙂",
+    "起きた。\u3000雨が降り始めた",
+    "",
+    " \n",
+    "x",
+]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, prose: list[str]) -> Path:
+    return trained_elsewhere(tmp_path_factory.mktemp("small"), prose, 600)
+
+
+@pytest.fixture(scope="module")
+def encoder(small: Path) -> Encoder:
+    return load(small)
+
+
+@pytest.fixture(scope="module")
+def reference(small: Path) -> Tokenizer:
+    found = Tokenizer.from_file(str(small / "tokenizer.json"))
+    found.encode_special_tokens = True
+    return found
+
+
+def counted(reference: Tokenizer, texts: Sequence[str]) -> dict[str, int]:
+    """By the letter: a word is cut on its own, with the space before it if there is one."""
+    pieces = [piece for text in texts for piece in reference.encode(text, add_special_tokens=False).tokens]
+    words = [
+        (" " if text[:start].endswith(" ") else "") + text[start:end]
+        for text in texts
+        for start, end in (match.span() for match in re.finditer(r"\S+", text))
+    ]
+    return {
+        "documents": len(texts),
+        "bytes": sum(len(text.encode()) for text in texts),
+        "characters": sum(map(len, texts)),
+        "words": sum(len(text.split()) for text in texts),
+        "tokens": len(pieces),
+        "single_bytes": sum(len(piece) == 1 for piece in pieces),  # a symbol stands for a byte
+        "whole_words": sum(len(reference.encode(word, add_special_tokens=False).ids) == 1 for word in words),
+        "unused_entries": reference.get_vocab_size() - 5 - len(set(pieces)),
+    }
+
+
+def facts(found: Quality) -> dict[str, Any]:
+    figures = found.figures()
+    return {name: figures[name] for name in (*COUNTED, "unused_entries")}
+
+
+def test_the_counts_are_those_of_plain_counting(encoder: Encoder, reference: Tokenizer) -> None:
+    expected = counted(reference, TEXTS)
+    assert min(expected.values()) > 0 and expected["whole_words"] < expected["words"]
+    assert facts(measure(encoder, TEXTS)) == expected
+    for text in TEXTS:
+        assert facts(measure(encoder, [text])) == counted(reference, [text])
+
+
+@given(st.lists(st.text(st.one_of(st.sampled_from(" \n\t\u00a0\u3000the rain,"), st.characters(codec="utf-8")))))
+def test_on_any_text(encoder: Encoder, reference: Tokenizer, texts: list[str]) -> None:
+    assert facts(measure(encoder, iter(texts))) == counted(reference, texts)
+
+
+def test_ratios(encoder: Encoder) -> None:
+    text = "x the the thex 日"  # five words, 16 characters, 18 bytes
+    found = measure(encoder, [text])
+    cut = [encoder.decode_bytes([number]) for number in encoder.encode_documents([text])[0]]
+    assert cut == [b"x", b" the", b" the", b" the", b"x", b" ", b"\xe6", b"\x97", b"\xa5"]
+    assert found.bytes_per_token == 18 / 9 and found.characters_per_token == round(16 / 9, 4)
+    assert found.tokens_per_word == 9 / 5 and found.words_in_one_token == 3 / 5
+    assert found.single_byte_share == round(6 / 18, 4)
+    assert set(RATIOS) < found.figures().keys()
+    json.dumps(found.figures(), allow_nan=False)
+
+
+def test_nothing_to_divide_by(encoder: Encoder) -> None:
+    none = measure(encoder, [])
+    assert none.documents == 0 and none.unused_entries == encoder.vocab_size - 5
+    assert {none.figures()[name] for name in RATIOS} == {None}
+    white = measure(encoder, [" \n"])
+    assert white.tokens_per_word is white.words_in_one_token is None and white.bytes_per_token == 1
+
+
+def test_by_name(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever order the documents come, and however many are counted together."""
+    draw = np.random.default_rng(0)
+    names = [f"name {number}" for number in draw.integers(0, 3, 60)]
+    texts = [TEXTS[number] for number in draw.integers(0, len(TEXTS), 60)]
+    (together,) = measure_by([encoder], zip(names, texts, strict=True))
+    assert list(together.rows) == list(dict.fromkeys(names))
+    for name, row in together.rows.items():
+        assert row == measure(encoder, [text for own, text in zip(names, texts, strict=True) if own == name])
+    assert together.total == measure(encoder, texts)
+    monkeypatch.setattr(quality, "TOGETHER", 50)
+    assert measure_by([encoder], zip(names, texts, strict=True)) == [together]
+
+
+def test_two_tokenizers_read_the_documents_once(encoder: Encoder) -> None:
+    bytes_alone = Encoder(lay_out([]))
+    one, two = measure_by([encoder, bytes_alone], (("", text) for text in TEXTS))
+    assert one.total == measure(encoder, TEXTS)
+    assert two.total.single_byte_share == two.total.bytes_per_token == 1 and two.total.tokens == one.total.bytes
+
+
+def test_a_tokenizer_that_normalizes_and_has_further_special_tokens(tmp_path: Path) -> None:
+    """Bytes are those that tokens stand for; a special token is never unused."""
+    save(lay_out([("Ã", "¤")], ["[ENT]"], nfc=True), tmp_path)
+    text = unicodedata.normalize("NFD", "ä x ä")
+    found = measure(load(tmp_path), [text])
+    assert (found.bytes, found.characters, found.tokens, found.words, found.whole_words) == (7, 5, 5, 3, 3)
+    assert found.unused_entries == 257 - 3  # ä, x and the space are used

@@ -1,0 +1,174 @@
+"""Word counts: counting in bounded memory, the files that hold counts, and their sums.
+
+A **count file** has a line for each word: its count, a tab, the word as a JSON string. Files that are written here are
+UTF-8, sorted by the words' code points, and name a word once. Files from elsewhere may name words in any order and
+more than once, may escape what they like in JSON's way, and may be .gz, .xz or .zst. Counts have 64 bits.
+"""
+
+import heapq
+import io
+import itertools
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow
+
+from robustly import UserError
+from robustly.manifest import atomic
+from tokenizer.words import chunks, split
+
+FAN_IN = 64  # files that are open at once while counts are summed
+BATCH = 2**16  # words that are added or written at once
+# Bytes for each distinct word beside the string and the table: the number, if it is not small, and its place in the
+# sorted list when counts are written.
+ENTRY_BYTES = 48
+TABLE_GROWTH = 1.5  # a table that grows exists twice for a moment: a third of its new size, and all of it
+MAX_COUNT = 2**63 - 1
+
+Count = tuple[str, int]
+
+
+class WordCounter:
+    """Counts words in at most about `memory` bytes: what is more lies beside `target`, sorted, until `finish`."""
+
+    def __init__(self, target: Path, memory: int):
+        self.words = 0
+        """Words that were counted, each time that they occur."""
+        self._target, self._memory = target, memory
+        self._runs: list[Path] = []
+        self._begin()
+
+    def add_text(self, text: str) -> None:
+        """Count the words of a document or a line."""
+        for chunk in chunks(text):
+            self._pending += split(chunk)
+            if len(self._pending) >= BATCH:
+                self._add_pending()
+
+    def add_counts(self, counts: Iterable[Count]) -> None:
+        """Add counts that were made elsewhere."""
+        rows = iter(counts)
+        while batch := list(itertools.islice(rows, BATCH)):
+            for word, number in batch:
+                self._counts[word] += number
+                self.words += number
+            self._weigh()
+
+    def finish(self) -> None:
+        """Write all counts to `target`, a file that is whole or not there."""
+        self._add_pending()
+        if not self._runs:
+            write_counts(self._target, self._sorted())
+            return
+        self._spill()
+        write_counts(self._target, sum_files(self._runs, self._target.parent))
+        for run in self._runs:
+            run.unlink()
+
+    def _begin(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._pending: list[str] = []
+        self._known = 0  # distinct words that `_strings` covers
+        self._strings = 0  # bytes of these
+
+    def _add_pending(self) -> None:
+        self.words += len(self._pending)
+        self._counts.update(self._pending)
+        self._pending.clear()
+        self._weigh()
+
+    def _weigh(self) -> None:
+        new = itertools.islice(reversed(self._counts), len(self._counts) - self._known)  # a dict keeps the order
+        self._strings += sum(map(sys.getsizeof, new))
+        self._known = len(self._counts)
+        table = int(sys.getsizeof(self._counts) * TABLE_GROWTH)
+        if self._known and self._strings + table + ENTRY_BYTES * self._known > self._memory:
+            self._spill()
+
+    def _spill(self) -> None:
+        run = self._target.with_name(f"{self._target.stem}.run-{len(self._runs):04d}.tsv")
+        write_counts(run, self._sorted())
+        self._runs.append(run)
+        self._begin()
+
+    def _sorted(self) -> Iterator[Count]:
+        return ((word, self._counts[word]) for word in sorted(self._counts))
+
+
+# ------------------------------------------------------------------------------------------------------ files
+
+
+def write_counts(path: Path, counts: Iterable[Count]) -> None:
+    """Write counts, given in order of their words, to a count file; one whose name ends in .zst is compressed."""
+    squeeze = pyarrow.Codec("zstd").compress if path.suffix == ".zst" else bytes
+    rows = (f"{number}\t{json.dumps(word, ensure_ascii=False)}\n" for word, number in counts)
+    with atomic(path) as out:
+        while block := "".join(itertools.islice(rows, BATCH)).encode():
+            out.write(squeeze(block))  # a frame of zstd each: frames one after the other are a file of zstd
+
+
+def read_counts(path: Path) -> Iterator[Count]:
+    """Read what `write_counts` wrote, line by line."""
+    raw = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd") if path.suffix == ".zst" else path.open("rb")
+    with raw, io.TextIOWrapper(raw, "utf-8", newline="\n") as lines:
+        for line in lines:
+            number, _, word = line.partition("\t")
+            # most words have nothing escaped, and slicing is several times as fast as decoding
+            yield (word[1:-2] if "\\" not in word else json.loads(word)), int(number)
+
+
+def parse_count(line: str) -> Count:
+    """A line of a count file from anywhere. Raises ValueError that says what is wrong with it."""
+    number, tab, quoted = line.rstrip("\r\n").partition("\t")
+    if not tab:
+        raise ValueError("expected a count, a tab and the word as a JSON string; there is no tab")
+    if not (number.isascii() and number.isdigit()):
+        raise ValueError(f"expected a count before the tab, found {number[:40]!r}")
+    if (count := int(number)) > MAX_COUNT:
+        raise ValueError(f"expected a count of at most {MAX_COUNT}, found {number[:40]}")
+    try:
+        word = json.loads(quoted)
+    except (json.JSONDecodeError, RecursionError):
+        word = None
+    if not isinstance(word, str):
+        raise ValueError(f'expected the word as a JSON string, such as " the", found {quoted[:40]!r}')
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the word {quoted[:40]!r} holds half of a surrogate pair") from None
+    if len(pieces := split(word)) != 1:
+        raise ValueError(
+            f"{word[:40]!r} is {len(pieces)} words for GPT-2's pre-tokenizer: {'|'.join(pieces)[:60]!r}; count words "
+            "as it splits them (a space belongs to the word that follows it)"
+        )
+    return word, count
+
+
+def sum_files(paths: Sequence[Path], folder: Path) -> Iterator[Count]:
+    """The sums of sorted count files, sorted by word, streamed; `folder` takes what lies between where files are many."""
+    paths, level = list(paths), 0
+    while len(paths) > FAN_IN:
+        groups = [paths[first : first + FAN_IN] for first in range(0, len(paths), FAN_IN)]
+        paths = [folder / f"{groups[0][0].stem}.sum-{level}-{number:05d}.tsv" for number in range(len(groups))]
+        for path, group in zip(paths, groups, strict=True):
+            write_counts(path, sum_sorted(group))
+        level += 1
+    return sum_sorted(paths)
+
+
+def sum_sorted(paths: Sequence[Path]) -> Iterator[Count]:
+    """The sums of at most `FAN_IN` sorted count files, sorted by word, streamed."""
+    assert len(paths) <= FAN_IN
+    last, total = None, 0
+    for word, number in heapq.merge(*map(read_counts, paths)):
+        if word == last:
+            total += number
+        else:
+            if last is not None:
+                yield last, total
+            last, total = word, number
+    if last is not None:
+        yield last, total
