@@ -103,7 +103,11 @@ class Watched:
     def __init__(self, command: list[str], mark: str = "", environment: dict[str, str] | None = None):
         start = time.perf_counter()
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
         )
         self.before = self.after = 0
         self.marked: list[str] = []  # the lines that hold the mark
@@ -138,6 +142,7 @@ class Watched:
         listener.join()
         reader.join()
         self.output = output[0]
+        self.peak = max(self.before, self.after)
         if process.returncode:
             raise SystemExit(f"{command}: {''.join(lines)[-2000:]}")
 
@@ -231,11 +236,11 @@ def measure(given: list[str], scratch: Path) -> str:
 
 | training {VOCAB_SIZE:,} entries | seconds | ratio | peak memory, GB |
 | --- | --- | --- | --- |
-| tokenizers' BpeTrainer | {other:.1f} | 1.00 | {max(each.before for each in theirs) / gb:.2f} |
-| robustly tokenizer | {mine:.1f} | {mine / other:.2f} | {max(max(each.before, each.after) for each in ours) / gb:.2f} |
+| tokenizers' BpeTrainer | {other:.1f} | 1.00 | {max(each.peak for each in theirs) / gb:.2f} |
+| robustly tokenizer | {mine:.1f} | {mine / other:.2f} | {max(each.peak for each in ours) / gb:.2f} |
 
-Merges the same: {"yes" if same else "NO"}. All seconds: ours {", ".join(f"{each.seconds:.1f}" for each in ours)}; theirs
-{", ".join(f"{each.seconds:.1f}" for each in theirs)}; start of the processes included.
+Merges the same: {"yes" if same else "NO"}. All seconds, start of the processes included: ours
+{", ".join(f"{each.seconds:.1f}" for each in ours)}; theirs {", ".join(f"{each.seconds:.1f}" for each in theirs)}.
 
 | `run.memory_gb: {MEMORY_GB:g}` | peak while counting, GB | peak while training, GB | said before training |
 | --- | --- | --- | --- |

@@ -29,6 +29,11 @@ def stage(corpus: Corpus, data: Data, folder: Path, tokenizer_folder: Path, besi
 
 
 def _stage(corpus: Corpus, data: Data, folder: Path, tokenizer_folder: Path, beside: Path) -> tuple[Stage, Hashes]:
+    if not corpus.sources:
+        raise UserError(
+            "corpus.sources: the page names none, only corpus.counts, from which a tokenizer can be trained; the data "
+            "stage needs the text itself"
+        )
     trained = manifest.require(tokenizer_folder, "tokenizer", "robustly tokenizer CONFIG")
     earlier = manifest.read(folder)
     contents = hashes(corpus, beside, {**trained.notes["files"], **(earlier.notes["files"] if earlier else {})})

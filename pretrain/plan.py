@@ -174,11 +174,13 @@ def corpus_size(config: Pretraining, corpus: Corpus, tokenizer: Tokenizer, besid
         found = {}
     vocabulary, train_share = tokenizer.vocab_size, 1 - corpus.validation
     data_recipe = {"corpus": {**corpus.reading(), "validation": corpus.validation}, "data": config.data.stored()}
+    made = manifest.read(config.tokenizer_folder)  # trained on the corpus, or on counts, or imported
+    prepared = _finished(config.data_folder, "data", data_recipe, found)
+    same = made is not None and made.recipe.get("tokenizer") == tokenizer.recipe()
+    if made and same and prepared and prepared.inputs["tokenizer"] == made.hash:
+        return _prepared_size(prepared, config.data, config.data_folder)
     tokenizer_recipe = {"tokenizer": tokenizer.recipe(), "corpus": corpus.reading()}
     if trained := _finished(config.tokenizer_folder, "tokenizer", tokenizer_recipe, found):
-        prepared = _finished(config.data_folder, "data", data_recipe, found)
-        if prepared and prepared.inputs["tokenizer"] == trained.hash:
-            return _prepared_size(prepared, config.data, config.data_folder)
         tokens, documents = trained.counts["tokens"], trained.counts["documents"]
         units = tokens / TOKENS_PER_UNIT
         return CorpusSize(
@@ -186,6 +188,8 @@ def corpus_size(config: Pretraining, corpus: Corpus, tokenizer: Tokenizer, besid
             f"{tokens:,} tokens counted in {config.tokenizer_folder}, a </s> for every {TOKENS_PER_UNIT} assumed",
             store=budget.store_bytes(tokens + units + documents, units, documents, vocabulary),
         )
+    if not corpus.sources:
+        return CorpusSize(None, "unknown: corpus.sources names none, and corpus.counts do not tell the store's size")
     if not found:
         sources = ", ".join(source.label for source in corpus.sources)
         return CorpusSize(None, f"unknown: corpus not found ({sources})")

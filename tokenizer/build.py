@@ -33,7 +33,7 @@ from tokenizer.corpus import (
 )
 from tokenizer.counts import FAN_IN, Count, WordCounter, parse_count, read_counts, sum_sorted, write_counts
 from tokenizer.encoder import Encoder
-from tokenizer.importing import read_imported, sources
+from tokenizer.importing import files_of, read_imported
 from tokenizer.vocabulary import Vocabulary, lay_out, save
 
 SAMPLE_PARTS = 16
@@ -46,7 +46,7 @@ SUMS = "counts.tsv.zst"
 def stage(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path) -> Stage:
     """What the tokenizer in `folder` depends on. Raises UserError if that cannot be read."""
     if tokenizer.imported is not None:
-        files = {path.name: manifest.sha256(path) for path in sources(tokenizer.imported, beside)}
+        files = {path.name: manifest.sha256(path) for path in files_of(tokenizer.imported, beside)}
         return Stage(folder, "tokenizer", {"tokenizer": tokenizer.recipe()}, {"import": fingerprint(files)})
     return _trained(corpus, tokenizer, folder, beside)[0]
 
@@ -85,7 +85,7 @@ def build(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, proc
     with manifest.lock(work):
         if finished := made.finished():  # by another process, while this one waited
             return finished
-        text = parts(corpus, beside) if corpus.sources else []
+        text = parts(corpus, beside)
         if corpus.counts:
             pieces = parts(CountFiles.of(corpus), beside)
             count: Callable[[int, Part], None] = partial(_add_part, work, processing.counting_bytes)
@@ -100,10 +100,11 @@ def build(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, proc
             outputs = save(vocabulary, folder)
             _try_out(load(folder), folder / "tokenizer.json", _sample(text, corpus))
             (work / SUMS).replace(folder / SUMS)
-            counts = {**tally, "distinct_words": sums.words, **counts}
-            if tally["bytes"]:
-                counts["bytes_per_token"] = round(tally["bytes"] / counts["tokens"], 4)
-            result = made.finish([*outputs, folder / SUMS], counts, notes={"files": contents.files})
+            found: dict[str, float] = {**tally, "distinct_words": sums.words, **counts}
+            # of the words that were trained on, which are all words unless rare ones were left out
+            if tokenizer.min_word_count == 1:
+                found["bytes_per_token"] = round(tally["bytes"] / counts["tokens"], 4)
+            result = made.finish([*outputs, folder / SUMS], found, notes={"files": contents.files})
     shutil.rmtree(folder / "work", ignore_errors=True)  # another process may wait in there to see that all is done
     return result
 
@@ -120,13 +121,17 @@ def _take_over(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path)
             f"tokenizer.vocab_size = {tokenizer.vocab_size}, but the vocabulary of tokenizer.import has {found:,} "
             f"entries; set tokenizer.vocab_size: {found}"
         )
+    try:
+        sample = list(_sample(parts(corpus, beside), corpus))
+    except UserError as fault:  # the text is no part of an import, and may be elsewhere
+        log.warn(f"the vocabulary is not tried on the corpus: {fault}")
+        sample = []
     with made.begin():
         outputs = save(vocabulary, folder)
-        text = parts(corpus, beside) if corpus.sources else []
         encoder = load(folder)
-        _try_out(encoder, folder / "tokenizer.json", _sample(text, corpus))
+        _try_out(encoder, folder / "tokenizer.json", sample)
         _try_tokens(encoder, folder / "tokenizer.json")
-        return made.finish(outputs, {"entries": found, "merges": len(vocabulary.merges)})
+        return made.finish(outputs, {"entries": found, "merges": len(vocabulary.merges)}, notes={"files": {}})
 
 
 # ------------------------------------------------------------------------------------------------------ counting
@@ -157,16 +162,21 @@ def _add_part(work: Path, memory: int, number: int, part: Part) -> None:
     """As `_count_part`, of counts that were made elsewhere."""
     counter = WordCounter(_words_file(work, number), memory)
 
+    size = 0
+
     def counts() -> Iterator[Count]:
+        nonlocal size
         for place, line in lines(part):
             try:
-                yield parse_count(line)
+                word, number = parse_count(line)
             except ValueError as fault:
                 raise UserError(f"{where(part.path, place)}: {fault}") from None
+            size += number * len(word.encode())
+            yield word, number
 
     counter.add_counts(counts())
     counter.finish()
-    tally = {"documents": 0, "bytes": 0, "words": counter.words, "bad_lines": []}
+    tally = {"bytes": size, "words": counter.words, "bad_lines": []}
     manifest.write_json(_tally_file(work, number), tally)
 
 
@@ -183,12 +193,15 @@ def _add_up(work: Path, size: int, corpus: Corpus) -> dict[str, int]:
     tallies = [json.loads(_tally_file(work, number).read_text(encoding="utf-8")) for number in range(size)]
     bad_lines = [BadLine(**line) for tally in tallies for line in tally["bad_lines"]]
     refuse_many(bad_lines, corpus)
-    total = {name: sum(tally[name] for tally in tallies) for name in ("documents", "bytes", "words")}
-    if not total["words"]:
-        if corpus.counts:
+    names = ("bytes", "words") if corpus.counts else ("documents", "bytes", "words")
+    total = {name: sum(tally[name] for tally in tallies) for name in names}
+    if corpus.counts:
+        if not total["words"]:
             raise UserError(f"corpus.counts: no words in {', '.join(corpus.counts)}")
-        names = ", ".join(source.label for source in corpus.sources)
-        raise UserError(f"corpus.sources: no text in {names} ({len(bad_lines)} broken rows); expected documents")
+        return total
+    if not total["words"]:
+        sources = ", ".join(source.label for source in corpus.sources)
+        raise UserError(f"corpus.sources: no text in {sources} ({len(bad_lines)} broken rows); expected documents")
     return {**total, "bad_lines": len(bad_lines)}
 
 
@@ -258,9 +271,8 @@ def _train(file: Path, sums: Sums, tokenizer: Tokenizer) -> tuple[Vocabulary, di
     least = tokenizer.min_word_count
     words, symbols = sums.kept(least)
     needed, free = memory(words, symbols), available_memory()
-    log.say(
-        f"training on {words:,} distinct words: at most {needed / 2**30:.2f} GiB, {needed // max(words, 1)} bytes a word"
-    )
+    each = needed // max(words, 1)
+    log.say(f"training on {words:,} distinct words: at most {needed / 2**30:.2f} GiB of memory, {each} bytes a word")
     if needed > free:
         fits = (count for count in range(least + 1, RARE + 2) if memory(*sums.kept(count)) <= free)
         hint = next((f"tokenizer.min_word_count: {count} leaves {sums.kept(count)[0]:,}" for count in fits), "")
@@ -344,8 +356,9 @@ def _try_tokens(encoder: Encoder, file: Path) -> None:
             text = piece.decode()
         except UnicodeDecodeError:  # a part of a character is no text of its own
             continue
-        if (ids := reference.encode(text, add_special_tokens=False).ids) != encoder.encode_documents([text])[0].tolist():
+        ids = reference.encode(text, add_special_tokens=False).ids
+        if ids != encoder.encode_documents([text])[0].tolist():
             raise UserError(
-                f"tokenizer.import: the merges are not in an order in which training finds them: {text!r} becomes {ids} "
-                "pair by pair, and other ids by rank; such a vocabulary cannot be encoded fast"
+                f"tokenizer.import: the merges are not in an order in which training finds them: {text!r} becomes "
+                f"{ids} pair by pair, and other ids by rank; such a vocabulary cannot be encoded fast"
             )

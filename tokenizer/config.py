@@ -1,6 +1,6 @@
 """Schema of the page's `corpus` and `tokenizer` sections, and of how the work on a corpus is spread."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -129,7 +129,7 @@ class Tokenizer(Section):
     """What words are counted in: a whole document, or each of its lines with its line feed (as `tokenizers` reads
     files). Where white space runs over line feeds the words differ."""
     normalization: Literal["nfc"] | None = None
-    """nfc: text is brought to Unicode's NFC before words are counted, and whenever it is encoded. Default: not at all."""
+    """nfc: text is brought to Unicode's NFC before words are counted and whenever it is encoded. Default: it is not."""
     min_word_count: Annotated[int, Field(ge=1, le=MAX_MIN_WORD_COUNT)] = 1
     """Words that occur less often in the whole corpus are left out of training: to save memory."""
     max_token_length: Annotated[int, Field(ge=3)] | None = None
@@ -244,7 +244,7 @@ class Processing:
     memory_gb: float = 4.0
     """Memory for counting words, over all workers of this machine."""
     executor: Executor = "local"
-    slurm: Slurm = Slurm()
+    slurm: Slurm = field(default_factory=Slurm)
 
     @property
     def counting_bytes(self) -> int:

@@ -224,7 +224,7 @@ def _ranges(path: Path, corpus: Corpus) -> Iterator[tuple[int, int]]:
 
 
 def process(
-    work: Callable[[int, Part], None], parts: Sequence[Part], folder: Path, processing: Processing, what: str
+    work: Callable[[int, Any], None], parts: Sequence[Any], folder: Path, processing: Processing, what: str
 ) -> None:
     """Call `work(number, part)` for every part, where and how `processing` says, with a progress bar.
 
@@ -460,7 +460,7 @@ _NUL = "a NUL character: binary data, or text in another encoding (UTF-16?); rem
 
 def where(path: str, place: int) -> str:
     """A place for people: the line is counted here, because it is asked for once, when all is lost."""
-    if _form(Path(path))[0] not in (".txt", ".jsonl"):  # parquet, or the name of a dataset's shard
+    if _form(Path(path))[0] not in (".txt", ".jsonl", ".tsv"):  # parquet, or the name of a dataset's shard
         return f"{path}: row {place} (the first is 0)"
     with opened(path) as stream:
         line, left = 1, place

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pyarrow
 
-from robustly import UserError
 from robustly.manifest import atomic
 from tokenizer.words import chunks, split
 
@@ -148,7 +147,7 @@ def parse_count(line: str) -> Count:
 
 
 def sum_files(paths: Sequence[Path], folder: Path) -> Iterator[Count]:
-    """The sums of sorted count files, sorted by word, streamed; `folder` takes what lies between where files are many."""
+    """The sums of sorted count files, sorted by word, streamed; `folder` takes what lies between if they are many."""
     paths, level = list(paths), 0
     while len(paths) > FAN_IN:
         groups = [paths[first : first + FAN_IN] for first in range(0, len(paths), FAN_IN)]

@@ -111,7 +111,7 @@ def describe_on(folder: Path, texts: Texts | None) -> Description:
         {
             "entries": encoder.vocab_size,
             "merges": len(vocabulary.merges),
-            "single_byte_share": sum(len(token) == 1 for token in ordinary.values()) / encoder.vocab_size,
+            "single_byte_entries": sum(len(token) == 1 for token in ordinary.values()),
             **{name: trained[name] for name in ("documents", "bytes", "words", "distinct_words") if name in trained},
             **{name: trained[name] for name in ("tokens", "bytes_per_token") if name in trained},
             **({"entries_not_in_the_text": fit.unused_entries} if fit else {}),

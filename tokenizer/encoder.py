@@ -72,7 +72,9 @@ class Encoder:
             return list(chain.from_iterable(pool.map(_encode_batch, batches)))
 
     def byte_offsets(self, ids: ArrayLike) -> NDArray[np.int64]:
-        """Where tokens lie in the UTF-8 text that they encode, shape (tokens + 1,): token i covers bytes [i] to [i + 1].
+        """Where tokens lie in the UTF-8 text that they encode, shape (tokens + 1,).
+
+        Token i covers the bytes from [i] up to [i + 1].
 
         Special tokens cover nothing.
         """

@@ -28,8 +28,8 @@ IN_SLURM = "slurm_job.json"  # in the folder that remembers what is done, while 
 class Step:
     """datatrove's pipeline of one step: the work on the part whose number is the task's rank."""
 
-    work: Callable[[int, Part], None]
-    parts: Sequence[Part]
+    work: Callable[[int, Any], None]
+    parts: Sequence[Any]
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         self.work(rank, self.parts[rank])

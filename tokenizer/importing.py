@@ -13,7 +13,7 @@ FOLDER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.
 FILLER = "madeupword"  # fairseq fills its dictionary up with these to a multiple of 8
 
 
-def sources(imported: str | FairseqFiles, beside: Path) -> list[Path]:
+def files_of(imported: str | FairseqFiles, beside: Path) -> list[Path]:
     """The files of an import that are there. Raises UserError if there are none, or one of fairseq's is missing."""
     if isinstance(imported, FairseqFiles):
         return [_there(getattr(imported, key), beside, f"tokenizer.import.{key}") for key in FairseqFiles.model_fields]
@@ -29,7 +29,7 @@ def read_imported(imported: str | FairseqFiles, beside: Path) -> Vocabulary:
     Raises UserError if a file is missing, and for a tokenizer of another kind with what makes it one.
     """
     if isinstance(imported, FairseqFiles):
-        encoder, merges, dictionary = sources(imported, beside)
+        encoder, merges, dictionary = files_of(imported, beside)
         return read_fairseq(encoder, merges, dictionary)
     folder = _there(imported, beside, "tokenizer.import")
     vocabulary = read(folder)

@@ -97,8 +97,8 @@ def _lay_out(words: Iterable[tuple[str, int]]) -> tuple[I32, I32, I64]:
         total += len(encoded) * number
         if len(raw) >= MAX_POSITIONS:
             raise UserError(
-                f"the distinct words have more than {MAX_POSITIONS:,} bytes together, and training takes no more; raise "
-                "tokenizer.min_word_count to leave out the rarest"
+                f"the distinct words have more than {MAX_POSITIONS:,} bytes together, and training takes no more; "
+                "raise tokenizer.min_word_count to leave out the rarest"
             )
         if total > MAX_COUNT:
             raise UserError(f"the counts of the words stand for more than {MAX_COUNT:,} bytes of text")

@@ -40,7 +40,7 @@ class Quality:
     single_bytes: int
     """Bytes that are a token each."""
     whole_words: int
-    """Words that are one token, with or without the space before them."""
+    """Words that are one token, which may hold the space before them, too."""
     unused_entries: int
     """Entries of the vocabulary, but the special tokens, that stand nowhere in the documents."""
 
@@ -176,8 +176,9 @@ def _count(texts: Sequence[str], encoded: Sequence[NDArray[Any]], sizes: NDArray
     token_sizes = sizes[ids]
     token_ends = np.cumsum(token_sizes, dtype=np.int64)
     at = np.searchsorted(token_ends, places[first], side="right")  # the token with the word's first byte
+    begins = token_ends[at] - token_sizes[at] >= places[first] - 1  # there, or at the space before
     whole = np.zeros(len(codes), bool)
-    whole[first] = token_ends[at] == places[last + 1]
+    whole[first] = begins & (token_ends[at] == places[last + 1])
 
     tokens = np.array([len(one) for one in encoded])
     columns = [

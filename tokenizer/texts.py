@@ -20,6 +20,7 @@ OPTIONS = {
     "corpus.documents": "--documents",
 }
 BAD_LINES = {"corpus.max_bad_lines": "--max-bad-lines"}  # of commands that can skip broken rows
+COMPRESSED = (".gz", ".xz", ".zst")
 MAX_VALUES = 2000
 """Of the key of `--by`: some corpora have as many languages; more would be names of documents."""
 
@@ -87,12 +88,12 @@ def by_file(corpus: Corpus) -> Texts:
 def by_key(corpus: Corpus, key: str) -> Texts:
     """The documents of rows (.jsonl, .parquet) without broken ones, under the strings that the rows hold at `key`.
 
-    Raises UserError for another kind of file; read, as `read` does, or if a row has no string at `key`, or if there
-    are more than MAX_VALUES of them.
+    Raises UserError for a .txt file; while it is read, as `read` does, and if a row has no string at `key`, or if
+    there are more than MAX_VALUES of them.
     """
     with _as_options(OPTIONS):
         for _, path in files(corpus, Path.cwd()):
-            if ".txt" in path.suffixes[-2:]:
+            if Path(path.name.removesuffix(path.suffix if path.suffix in COMPRESSED else "")).suffix == ".txt":
                 raise UserError(f"{path}: has no keys; --by {key} takes .jsonl or .parquet, whose rows have some")
     return Texts("text", key, _rows(corpus, key), by_name=True)
 

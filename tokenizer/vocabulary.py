@@ -239,7 +239,9 @@ def read_merges(path: Path, ids: Mapping[str, Any]) -> list[tuple[str, str]]:
             continue
         left, _, right = line.partition(" ")
         if not {left, right, left + right} <= ids.keys():
-            raise UserError(f"{path}: line {number}: {line!r} is not a merge of two tokens of the vocabulary into a third")
+            raise UserError(
+                f"{path}: line {number}: {line!r} is not a merge of two tokens of the vocabulary into a third"
+            )
         merges.append((left, right))
     return merges
 
@@ -250,6 +252,6 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path}: cannot be read ({error}); expected the folder of a finished tokenizer stage, a published model or "
-            "a Hugging Face tokenizer"
+            f"{path}: cannot be read ({error}); expected the folder of a finished tokenizer stage, of a published "
+            "model or of a Hugging Face tokenizer"
         ) from None

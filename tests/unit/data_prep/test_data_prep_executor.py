@@ -14,8 +14,9 @@ PROSE = [f"This is story {n}. It has {n} words (or so). “Few!” said he.\nThe
 @pytest.fixture
 def processing(request, tmp_path, monkeypatch):
     if request.param == "ray":
-        pytest.importorskip("ray", reason="Ray is not installed: pip install 'robustly[ray]'")
+        library = pytest.importorskip("ray", reason="Ray is not installed: pip install 'robustly[ray]'")
         yield Processing(2, executor="ray")
+        assert not library.is_initialized()  # it was started for the stage alone
         return
     monkeypatch.setattr(on_slurm, "POLL", 0.2)
     with cluster(tmp_path / "cluster"):

@@ -1,24 +1,39 @@
 """The stage: the same files whatever the circumstances, from exactly the documents of the corpus."""
 
+import gzip
 import json
 import os
+import random
+import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
+import psutil
 import pytest
+from tokenizers import Tokenizer as Reference
+from tokenizers import models, pre_tokenizers, trainers
 
 from robustly import UserError, manifest
 from tokenizer import build as stage
 from tokenizer import corpus as raw_text
 from tokenizer.build import build
-from tokenizer.config import Processing, Tokenizer
+from tokenizer.config import Processing, Slurm, Tokenizer
+from tokenizer.counts import read_counts
 from tokenizer.vocabulary import read
 from tokenizer.words import split
 
-NAMES = ["counts.tsv.zst", "merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
+NAMES = [
+    "counts.tsv.zst",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+]
 
 ONE = Processing(workers=1)
 
@@ -180,3 +195,228 @@ def test_engines_that_disagree_end_the_stage(page, prose_file, tmp_path):
     ):
         build(page(prose_file), Tokenizer(vocab_size=600, min_frequency=2), tmp_path / "t", Path(), ONE)
     assert manifest.read(tmp_path / "t") is None
+
+
+# ------------------------------------------------------------------------------------------------- what the page says
+
+
+def settings(**keys):
+    return Tokenizer.model_validate({"vocab_size": 600, "min_frequency": 2, **keys})
+
+
+def words_of(folder):
+    return dict(read_counts(folder / "counts.tsv.zst"))
+
+
+def test_counts_stay_and_make_the_same_tokenizer(trained, prose, page, tmp_path):
+    expected = Counter(word for text in prose for word in split(text))
+    assert list(read_counts(trained / "counts.tsv.zst")) == sorted(expected.items())
+    tsv = trained / "counts.tsv.zst"
+    done = build(page(counts=str(tsv)), Tokenizer(vocab_size=1000, min_frequency=2), tmp_path / "t", Path(), ONE)
+    assert contents(tmp_path / "t") == contents(trained)
+    assert (done.counts["words"], done.counts["bytes"]) == (expected.total(), sum(len(text.encode()) for text in prose))
+    assert not {"documents", "bad_lines"} & done.counts.keys()
+
+
+def test_counts_from_another_engine(trained, page, tmp_path):
+    """Unsorted, in several files, some words in both, escaped, compressed or not: the sums are what matters."""
+    rows = list(read_counts(trained / "counts.tsv.zst"))
+    random.Random(3).shuffle(rows)
+    first = "".join(f"{number}\t{json.dumps(word)}\r\n" for word, number in rows[: len(rows) // 2])
+    rest = [*rows[len(rows) // 2 :], ("zq", 3), ("zq", 4)]
+    last = "".join(f"{number}\t{json.dumps(word, ensure_ascii=False)}\n" for word, number in rest)
+    (tmp_path / "a.tsv").write_bytes(first.encode())
+    with gzip.open(tmp_path / "b.tsv.gz", "wb") as file:
+        file.write(last.encode())
+    corpus = page(counts=[str(tmp_path / "*.tsv"), "b.tsv.gz"])
+    build(corpus, Tokenizer(vocab_size=1000, min_frequency=2), tmp_path / "t", tmp_path, Processing(2))
+    expected = words_of(trained)
+    expected["zq"] = expected.get("zq", 0) + 7
+    assert words_of(tmp_path / "t") == expected
+    assert read(tmp_path / "t").merges[:500] == read(trained).merges[:500]
+
+
+@pytest.mark.parametrize("many", [2**31, 2**32, 2**40])
+def test_counts_beyond_32_bits_in_a_file(page, tmp_path, many):
+    """xy is rarer than the other pairs for whoever counts in 32 bits."""
+    rows = {"xy": many // 2 + 5, "zxy": many // 2 + 5, "ab": many - 1, "cd": 7}
+    for number in range(2):  # the sum of both is what is large
+        lines = [f"{(count + number) // 2}\t{json.dumps(word)}\n" for word, count in rows.items()]
+        (tmp_path / f"{number}.tsv").write_text("".join(lines))
+    build(page(counts=str(tmp_path / "*.tsv")), settings(vocab_size=263), tmp_path / "t", Path(), ONE)
+    assert words_of(tmp_path / "t") == rows
+    assert read(tmp_path / "t").merges == [("x", "y"), ("a", "b")]
+
+
+def test_counts_stand_for_the_text_even_where_sources_are_given(trained, page, prose_file, tmp_path):
+    corpus = page(prose_file, counts=str(trained / "counts.tsv.zst"))
+    build(corpus, Tokenizer(vocab_size=1000, min_frequency=2), tmp_path / "t", Path(), ONE)
+    assert contents(tmp_path / "t") == contents(trained)
+    for name, number in (("a", 5), ("b", 6)):
+        (tmp_path / f"{name}.tsv").write_text(f'{number}\t"abc"\n')
+    first = page(prose_file, counts=str(tmp_path / "a.tsv"))
+    build(first, settings(vocab_size=263), tmp_path / "u", Path(), ONE)
+    with pytest.raises(UserError, match="counts"):
+        build(page(prose_file, counts=str(tmp_path / "b.tsv")), settings(vocab_size=263), tmp_path / "u", Path(), ONE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('7\t"a"\n\n3 "b"\n', r"a\.tsv: line 3 \(byte 7 of the text\): expected a count, a tab"),
+        ('7\t"a b"\n', r"a\.tsv: line 1 .*: 'a b' is 2 words for GPT-2's pre-tokenizer: 'a\| b'"),
+        ("", r"corpus\.counts: no words in .*a\.tsv"),
+        ('0\t"a"\n', r"corpus\.counts: no words in .*a\.tsv"),
+    ],
+)
+def test_broken_counts(page, tmp_path, text, message):
+    (tmp_path / "a.tsv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        build(page(counts=str(tmp_path / "a.tsv")), settings(), tmp_path / "t", Path(), ONE)
+
+
+def test_counts_are_no_text(page, tmp_path):
+    (tmp_path / "a.tsv").write_text('7\t"a"\n')
+    with pytest.raises(UserError, match=r"a\.tsv: unknown kind of file.*word counts \(\.tsv\) only for corpus\.counts"):
+        build(page(tmp_path / "a.tsv"), settings(), tmp_path / "t", Path(), ONE)
+    with pytest.raises(ValueError, match="no sources: expected at least one"):
+        page()
+
+
+def test_lines_may_be_counted_instead_of_documents(page, tmp_path):
+    (tmp_path / "a.txt").write_text("one \u2028\n two\n\n three\n")
+    for unit, words in (
+        ("document", {"one": 1, " \u2028\n": 1, "\n\n": 1, "\n": 1, " two": 1, " three": 1}),
+        ("line", {"one": 1, " \u2028\n": 1, "\n": 3, " two": 1, " three": 1}),
+    ):
+        build(
+            page(tmp_path / "a.txt", documents="file"),
+            settings(vocab_size=261, count_by=unit),
+            tmp_path / unit,
+            Path(),
+            ONE,
+        )
+        assert words_of(tmp_path / unit) == words
+
+
+def test_lines_are_counted_as_tokenizers_reads_files(page, prose_file, tmp_path):
+    size = Tokenizer(vocab_size=1500, min_frequency=2, count_by="line")
+    build(page(prose_file, documents="file"), size, tmp_path / "t", Path(), ONE)
+    fast = Reference(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1499,
+        min_frequency=2,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    fast.train([str(prose_file)], trainer)
+    model = json.loads(fast.to_str())["model"]
+    assert read(tmp_path / "t").merges == [tuple(pair) for pair in model["merges"]]
+    assert read(tmp_path / "t").ids == {**model["vocab"], "<mask>": 1499}
+
+
+def test_nfc_before_words_are_counted(page, tmp_path):
+    (tmp_path / "a.txt").write_text("cafe\u0301 cafe\u0301", encoding="utf-8")
+    build(page(tmp_path / "a.txt"), settings(vocab_size=261, normalization="nfc"), tmp_path / "t", Path(), ONE)
+    assert words_of(tmp_path / "t") == {"caf\u00e9": 1, " caf\u00e9": 1}
+    assert read(tmp_path / "t").nfc
+    build(page(tmp_path / "a.txt"), settings(vocab_size=261), tmp_path / "plain", Path(), ONE)
+    assert set(words_of(tmp_path / "plain")) == {*split("cafe\u0301 cafe\u0301")}
+
+
+def test_further_special_tokens_count_towards_the_size(page, prose_file, tmp_path):
+    done = build(page(prose_file), settings(special_tokens=["[ENT]", "<url>"]), tmp_path / "t", Path(), ONE)
+    ids = read(tmp_path / "t").ids
+    assert (ids["[ENT]"], ids["<url>"], ids["<mask>"], done.counts["entries"]) == (597, 598, 599, 600)
+    assert done.counts["merges"] == 337
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"special_tokens": ["<mask>"]}, "'<mask>' is there already"),
+        ({"special_tokens": ["[A]", "[A]"]}, r"'\[A\]' is there already"),
+        ({"special_tokens": ["word"]}, "'word' could be a word of the text"),
+        ({"special_tokens": [" [A]"]}, "could be a word of the text"),
+        ({"special_tokens": ["[A1]"], "vocab_size": 261}, "expected at least 262, since special_tokens has 1"),
+        ({"vocab_size": 260}, "expected at least 261"),
+        ({"max_token_length": 2}, "greater than or equal to 3"),
+    ],
+)
+def test_settings_that_cannot_be(keys, message):
+    with pytest.raises(ValueError, match=message):
+        settings(**keys)
+
+
+def test_keys_that_came_later_keep_old_hashes():
+    assert settings().recipe() == {"vocab_size": 600, "min_frequency": 2}
+
+
+def test_tokens_stay_short(page, prose_file, tmp_path):
+    build(page(prose_file), settings(max_token_length=5), tmp_path / "t", Path(), ONE)
+    assert max(len(left + right) for left, right in read(tmp_path / "t").merges) == 4
+
+
+def test_fewer_entries_where_the_page_accepts_them(page, tmp_path):
+    (tmp_path / "a.txt").write_text("abc abc abd")
+    done = build(page(tmp_path / "a.txt"), settings(accept_fewer=True), tmp_path / "t", Path(), ONE)
+    assert (done.counts["entries"], done.counts["merges"]) == (263, 2)
+    assert read(tmp_path / "t").ids["<mask>"] == 262
+
+
+def test_rare_words_may_be_left_out(page, tmp_path):
+    (tmp_path / "a.txt").write_text("ab ab ab xy xy")
+    done = build(page(tmp_path / "a.txt"), settings(min_word_count=2, accept_fewer=True), tmp_path / "t", Path(), ONE)
+    assert (done.counts["distinct_words"], done.counts["trained_on_words"]) == (3, 2)
+    assert read(tmp_path / "t").merges == [("a", "b"), ("x", "y"), ("Ġ", "ab"), ("Ġ", "xy")][: done.counts["merges"]]
+    assert words_of(tmp_path / "t") == {"ab": 1, " ab": 2, " xy": 2}
+
+
+def test_memory_is_said_and_held_against_what_there_is(page, prose_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stage, "available_memory", lambda: 300_000)
+    with pytest.raises(UserError, match=r"takes about 0\.0 GiB.*tokenizer\.min_word_count: (\d+) leaves") as fault:
+        build(page(prose_file), settings(), tmp_path / "t", Path(), ONE)
+    least = int(re.search(r"min_word_count: (\d+)", str(fault.value))[1])
+    with mock.patch.object(stage, "documents", side_effect=[iter(())]):  # not counted again
+        done = build(page(prose_file), settings(min_word_count=least, accept_fewer=True), tmp_path / "t", Path(), ONE)
+    kept = [word for word, number in words_of(tmp_path / "t").items() if number >= least]
+    assert done.counts["trained_on_words"] == len(kept)
+    assert f"training on {len(kept):,} distinct words: at most" in capsys.readouterr().err
+
+
+def test_the_machine_tells_its_memory():
+    assert 2**26 < stage.available_memory() <= psutil.virtual_memory().total
+
+
+# ----------------------------------------------------------------------------------------------------- any order
+
+
+def test_the_same_files_whatever_the_memory_workers_and_order(page, prose, tmp_path):
+    for number, text in enumerate(prose):
+        (tmp_path / f"{number:03d}.txt").write_text(text, encoding="utf-8")
+    order = list(range(len(prose)))
+    random.Random(0).shuffle(order)
+    plain = page(*(tmp_path / f"{number:03d}.txt" for number in range(len(prose))))
+    shuffled = page(*(tmp_path / f"{number:03d}.txt" for number in order))
+    build(plain, settings(), tmp_path / "one", Path(), ONE)
+    build(shuffled, settings(), tmp_path / "three", Path(), Processing(workers=3))
+    with (
+        mock.patch.object(Processing, "counting_bytes", 30_000),
+        mock.patch("tokenizer.counts.BATCH", 100),
+        mock.patch.object(stage, "FAN_IN", 3),
+    ):
+        build(plain, settings(), tmp_path / "scarce", Path(), ONE)
+    assert contents(tmp_path / "three") == contents(tmp_path / "one")
+    assert read(tmp_path / "scarce") == read(tmp_path / "one")
+    assert words_of(tmp_path / "scarce") == words_of(tmp_path / "one")
+
+
+def test_memory_is_shared_among_the_workers():
+    half, whole = Processing(workers=2, memory_gb=4), Processing(workers=1, memory_gb=4)
+    assert whole.counting_bytes < 4 * 2**30
+    assert 2 * half.counting_bytes < whole.counting_bytes
+    assert Processing(workers=64, memory_gb=1).counting_bytes == 16 * 2**20
+    on_slurm = Processing(workers=64, memory_gb=1, executor="slurm", slurm=Slurm(memory_gb=4))
+    assert on_slurm.counting_bytes == whole.counting_bytes

@@ -164,10 +164,11 @@ def test_two_million_spaces(encoder, text):
     assert encoder.decode(ids_of(encoder, text)) == text
 
 
-def test_ids_are_those_of_transformers(trained, encoder, prose):
-    from transformers import AutoTokenizer
+@pytest.mark.parametrize("name", ["AutoTokenizer", "RobertaTokenizerFast"])
+def test_ids_are_those_of_transformers(trained, encoder, prose, name):
+    import transformers
 
-    fast = AutoTokenizer.from_pretrained(trained)
+    fast = getattr(transformers, name).from_pretrained(trained)
     for text in [*prose[:20], " leading", "two  spaces \n"]:
         assert fast(text)["input_ids"] == [0, *ids_of(encoder, text), 2]
         assert fast.decode(ids_of(encoder, text)) == text
@@ -246,7 +247,9 @@ def test_several_processes_give_the_same_ids_in_order(encoder, prose):
 def test_nfc_where_the_vocabulary_says_so(tmp_path, prose):
     from transformers import AutoTokenizer
 
-    merges = train(Counter(word for text in [*prose[:5], "caf\u00e9 " * 50] for word in split(text)).items(), 200, 1).merges
+    merges = train(
+        Counter(word for text in [*prose[:5], "caf\u00e9 " * 50] for word in split(text)).items(), 200, 1
+    ).merges
     save(lay_out(merges, nfc=True), tmp_path)
     encoder, fast = tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     apart = "cafe\u0301 \u1100\u1161"

@@ -98,6 +98,12 @@ def test_a_folder(trained, page, prose_file, prose, tmp_path, files):
     assert ours.fingerprint == theirs.fingerprint
 
 
+def test_an_import_does_not_need_the_corpus(fairseq, page, tmp_path, capsys):
+    done = build(page("nowhere.txt"), settings(fairseq), tmp_path / "t", tmp_path, ONE)
+    assert done.counts["entries"] == 267
+    assert "the vocabulary is not tried on the corpus: corpus.sources: nowhere.txt" in capsys.readouterr().err
+
+
 def test_the_size_on_the_page_must_be_right(fairseq, text, tmp_path):
     with pytest.raises(UserError, match=r"vocab_size = 266, but .* has 267 entries; set tokenizer\.vocab_size: 267"):
         build(text, settings(fairseq, 266), tmp_path / "t", tmp_path, ONE)

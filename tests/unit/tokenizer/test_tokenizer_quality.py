@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from tokenizer import load, quality
 from tokenizer.encoder import Encoder
 from tokenizer.quality import COUNTED, RATIOS, Quality, measure, measure_by
-from tokenizer.vocabulary import lay_out, save
+from tokenizer.vocabulary import byte_symbols, lay_out, save
 
 TEXTS = [
     "The children were playing in the garden when it began to rain, and they went into the house.",
@@ -48,13 +48,14 @@ def reference(small: Path) -> Tokenizer:
 
 
 def counted(reference: Tokenizer, texts: Sequence[str]) -> dict[str, int]:
-    """By the letter: a word is cut on its own, with the space before it if there is one."""
+    """By the letter: a word is cut on its own, with the space before it if there is one, which may be a token, too."""
     pieces = [piece for text in texts for piece in reference.encode(text, add_special_tokens=False).tokens]
     words = [
         (" " if text[:start].endswith(" ") else "") + text[start:end]
         for text in texts
         for start, end in (match.span() for match in re.finditer(r"\S+", text))
     ]
+    cut = [reference.encode(word, add_special_tokens=False).tokens for word in words]
     return {
         "documents": len(texts),
         "bytes": sum(len(text.encode()) for text in texts),
@@ -62,7 +63,7 @@ def counted(reference: Tokenizer, texts: Sequence[str]) -> dict[str, int]:
         "words": sum(len(text.split()) for text in texts),
         "tokens": len(pieces),
         "single_bytes": sum(len(piece) == 1 for piece in pieces),  # a symbol stands for a byte
-        "whole_words": sum(len(reference.encode(word, add_special_tokens=False).ids) == 1 for word in words),
+        "whole_words": sum(len(tokens) - (tokens[0] == "Ġ") == 1 for tokens in cut),
         "unused_entries": reference.get_vocab_size() - 5 - len(set(pieces)),
     }
 
@@ -95,6 +96,14 @@ def test_ratios(encoder: Encoder) -> None:
     assert found.single_byte_share == round(6 / 18, 4)
     assert set(RATIOS) < found.figures().keys()
     json.dumps(found.figures(), allow_nan=False)
+
+
+def test_a_token_of_several_words() -> None:
+    """Characters that Python takes for white space and the tokenizer does not."""
+    separator = byte_symbols()[0x1C]
+    encoder = Encoder(lay_out([("!", separator), (f"!{separator}", "!")]))
+    found = measure(encoder, ["!\x1c! !"])
+    assert (found.tokens, found.words, found.whole_words) == (3, 3, 1)
 
 
 def test_nothing_to_divide_by(encoder: Encoder) -> None:

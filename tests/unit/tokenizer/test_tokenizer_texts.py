@@ -95,7 +95,7 @@ def test_texts_at_fault(tmp_path: Path) -> None:
 
 
 def test_keys_at_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = tmp_path / "rows.jsonl"
+    rows = tmp_path / "rows.txt.jsonl"
     rows.write_text(lines(ROWS))
     message = refusal(lambda: keys(rows, "dialect"))
     assert message.startswith(f"{rows}: line 1") and "no key 'dialect' (--by); the keys here: 'lang'" in message
