@@ -31,7 +31,7 @@ from tokenizer.corpus import (
     refuse_many,
     where,
 )
-from tokenizer.counts import FAN_IN, Count, WordCounter, parse_count, read_counts, sum_sorted, write_counts
+from tokenizer.counts import FAN_IN, Count, WordCounter, parse_count, read_counts, sum_sorted, watched, write_counts
 from tokenizer.encoder import Encoder
 from tokenizer.importing import files_of, read_imported
 from tokenizer.vocabulary import Vocabulary, lay_out, save
@@ -251,7 +251,7 @@ def _sum_up(work: Path, size: int, processing: Processing) -> Sums:
                 rare[number][1] += length
             yield word, number
 
-    write_counts(work / SUMS, measured(sum_sorted(paths)))
+    write_counts(work / SUMS, measured(sum_sorted(paths, "summing counts")))
     sums = Sums(words, symbols, rare)
     manifest.write_json(known, asdict(sums))
     return sums
@@ -282,7 +282,8 @@ def _train(file: Path, sums: Sums, tokenizer: Tokenizer) -> tuple[Vocabulary, di
             "counted is kept"
         )
     wanted = tokenizer.vocab_size - tokenizer.fixed_entries
-    counts = ((word, number) for word, number in read_counts(file) if number >= least)
+    rows = watched("reading counts", read_counts(file), sums.words)
+    counts = ((word, number) for word, number in rows if number >= least)
     training = train(counts, wanted, tokenizer.min_frequency, tokenizer.max_token_length)
     if (found := len(training.merges)) < wanted:
         entries = tokenizer.fixed_entries + found

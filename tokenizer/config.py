@@ -202,13 +202,16 @@ _SBATCH_OPTIONS = {
 }
 
 
+_Word = Annotated[str, Field(coerce_numbers_to_str=True)]
+
+
 class Slurm(Section):
     """What each task of the job asks of Slurm, for run.executor slurm."""
 
     partition: str | None = None
     """Default: the cluster's."""
-    time: str = "24:00:00"
-    """Time limit of a task, as sbatch takes it."""
+    time: _Word = "24:00:00"
+    """Time limit of a task, as sbatch takes it: 60 are minutes."""
     cpus_per_task: PositiveInt = 1
     """Cores of a task; it uses one, and more are a way to more memory where the cluster deals that out by cores."""
     memory_gb: PositiveFloat | None = None
@@ -217,15 +220,8 @@ class Slurm(Section):
     qos: str | None = None
     max_jobs: PositiveInt | None = None
     """Tasks that run at once; default: as many as the cluster lets."""
-    options: dict[str, str] = Field(default_factory=dict)
+    options: dict[str, _Word] = Field(default_factory=dict)
     """Further options of sbatch by their long names, such as {constraint: icelake, exclusive: ""}."""
-
-    @field_validator("time", mode="before")
-    @classmethod
-    def _time_as_written(cls, value: Any) -> Any:
-        if isinstance(value, int):  # YAML reads 1:00:00 as 3600, which sbatch would take for minutes
-            raise ValueError("expected a time limit in quotes, such as '\"1:00:00\"' (h:min:s) or '\"60\"' (minutes)")
-        return value
 
     @field_validator("options")
     @classmethod

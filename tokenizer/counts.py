@@ -12,10 +12,12 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow
 
+from robustly.log import progress
 from robustly.manifest import atomic
 from tokenizer.words import chunks, split
 
@@ -158,11 +160,28 @@ def sum_files(paths: Sequence[Path], folder: Path) -> Iterator[Count]:
     return sum_sorted(paths)
 
 
-def sum_sorted(paths: Sequence[Path]) -> Iterator[Count]:
-    """The sums of at most `FAN_IN` sorted count files, sorted by word, streamed."""
+def _rows_in(path: Path) -> int:
+    """Lines of an uncompressed count file."""
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(partial(file.read, 2**20), b""))
+
+
+def watched(what: str, counts: Iterable[Count], rows: int) -> Iterator[Count]:
+    """The same counts, with a progress bar over so many `rows` while they are taken."""
+    with progress(what, rows, "words") as advance:
+        for place, count in enumerate(counts, start=1):
+            yield count
+            if place % BATCH == 0:
+                advance(BATCH)
+        advance(rows % BATCH)
+
+
+def sum_sorted(paths: Sequence[Path], show: str | None = None) -> Iterator[Count]:
+    """The sums of at most `FAN_IN` sorted count files, sorted by word, streamed; `show` names a progress bar."""
     assert len(paths) <= FAN_IN
+    rows = heapq.merge(*map(read_counts, paths))
     last, total = None, 0
-    for word, number in heapq.merge(*map(read_counts, paths)):
+    for word, number in watched(show, rows, sum(map(_rows_in, paths))) if show else rows:
         if word == last:
             total += number
         else:

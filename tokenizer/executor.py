@@ -19,7 +19,6 @@ from datatrove.utils.logging import logger
 from robustly import UserError
 from robustly.log import progress
 from tokenizer.config import Processing
-from tokenizer.corpus import Part
 
 IN_SLURM = "slurm_job.json"  # in the folder that remembers what is done, while a Slurm job may be at work there
 
@@ -33,6 +32,11 @@ class Step:
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         self.work(rank, self.parts[rank])
+
+    def name(self, rank: int) -> str:
+        """A part for people: its number, and its file if it is of one."""
+        path = getattr(self.parts[rank], "path", None)
+        return f"part {rank} ({path})" if path else f"part {rank}"
 
     def __repr__(self) -> str:  # datatrove writes it into the log of every task: not the list of all parts
         return f"the work on {len(self.parts)} parts"

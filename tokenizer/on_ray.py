@@ -95,19 +95,16 @@ class RayExecutor(PipelineExecutor):
     def _fault(self, rank: int, error: Any) -> UserError:
         import ray
 
-        part = self.pipeline[0].parts[rank]
+        part = self.pipeline[0].name(rank)
         log = self.logging_dir.resolve_paths(f"logs/task_{rank:05d}.log")
         if not isinstance(error, ray.exceptions.RayTaskError):
             return UserError(
-                f"{self.what}: the worker of part {rank} ({part.path}) was lost, most likely because memory ran out: "
+                f"{self.what}: the worker of {part} was lost, most likely because memory ran out: "
                 f"{str(error).splitlines()[0]}\nIts log: {log}\nWhat is done is kept: run the same command again"
             )
         if isinstance(error.cause, UserError):
             return UserError(f"{error.cause}\nThe log: {log}")
-        return UserError(
-            f"{self.what}: part {rank} ({part.path}) failed: {type(error.cause).__name__}: {error.cause}\n"
-            f"The log: {log}"
-        )
+        return UserError(f"{self.what}: {part} failed: {type(error.cause).__name__}: {error.cause}\nThe log: {log}")
 
 
 def _connect(workers: int) -> bool:

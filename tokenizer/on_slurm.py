@@ -171,8 +171,7 @@ class SlurmExecutor(SlurmPipelineExecutor):
         """Raises UserError if a task has left word of what it raised."""
         for file in sorted((self.folder / "faults").glob("*.json")):
             fault = json.loads(file.read_text(encoding="utf-8"))
-            rank = fault["part"]
-            what = "" if fault["user"] else f"{self.what}: part {rank} ({self.pipeline[0].parts[rank].path}) failed: "
+            what = "" if fault["user"] else f"{self.what}: {self.pipeline[0].name(fault['part'])} failed: "
             raise UserError(f"{what}{fault['message']}\nThe log: {fault['log']}")
 
     def _lost(self, job: str, waiting: Sequence[int], incomplete: Sequence[int], wrong: dict[int, str]) -> UserError:

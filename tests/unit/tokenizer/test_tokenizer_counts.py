@@ -45,9 +45,9 @@ def test_the_same_bytes_whatever_the_memory(tmp_path, prose):
 
 @pytest.mark.parametrize("letter", ["a", "\u4e00", "\U0001f600"])
 def test_memory_is_bounded(tmp_path, letter):
-    """What Python allocates for a million distinct words stays below what the counter may take, and a batch."""
-    limit = 30 * 2**20
-    texts = (" ".join(f"{letter}{number}x" for number in range(first, first + 1000)) for first in range(0, 10**6, 1000))
+    """What Python allocates for 200,000 distinct words stays below what the counter may take, and a batch."""
+    limit = 8 * 2**20
+    texts = (" ".join(f"{letter}{number}x" for number in range(first, first + 1000)) for first in range(0, 200_000, 1000))
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -57,7 +57,7 @@ def test_memory_is_bounded(tmp_path, letter):
         tracemalloc.stop()
     batch = counts.BATCH * (sys.getsizeof(f" {letter}123456x") + 8)
     assert peak < limit + 2 * batch
-    assert sum(1 for _ in read_counts(tmp_path / "words.tsv")) > 10**6
+    assert sum(1 for _ in read_counts(tmp_path / "words.tsv")) > 200_000
 
 
 def test_counts_from_elsewhere_are_added(tmp_path):
@@ -133,3 +133,14 @@ def test_counts_of_many_files_add_up(tmp_path):
         ):
             assert list(sum_files(paths, tmp_path)) == sorted(total.items())
         assert max(len(call.args[0]) for call in summing.call_args_list) <= fan_in
+
+
+def test_progress_is_shown_in_rows(tmp_path, capsys):
+    for name in ("a", "b"):
+        write_counts(tmp_path / f"{name}.tsv", [(f"w{number:02d}", 1) for number in range(25)])
+    paths = [tmp_path / "a.tsv", tmp_path / "b.tsv"]
+    with mock.patch.object(counts, "BATCH", 20), mock.patch("robustly.log.PLAIN_EVERY", 0):
+        shown = list(sum_sorted(paths, "adding up"))
+    assert shown == list(sum_sorted(paths)) == [(f"w{number:02d}", 2) for number in range(25)]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" words")[0] for line in lines] == [f"adding up: {done} of 50" for done in (20, 40, 50)]

@@ -220,8 +220,7 @@ def test_what_a_task_asks_of_slurm(tmp_path):
     }  # fmt: skip
     with pytest.raises(ValidationError, match=r"array is set by this program; qos is set by run\.slurm\.qos"):
         Slurm(options={"qos": "high", "array": "1"})
-    with pytest.raises(ValidationError, match="in quotes"):
-        Slurm(time=3600)
+    assert Slurm(time=60, options={"nice": 5}) == Slurm(time="60", options={"nice": "5"})
 
 
 def test_many_parts_share_a_task():
