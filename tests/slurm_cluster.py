@@ -91,7 +91,8 @@ def cluster(folder: Path) -> Iterator[None]:
         try:
             for command in commands:
                 with (folder / f"{command[0]}.out").open("wb") as out:
-                    servers.append(subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL))
+                    bound = ["setpriv", "--pdeathsig", "KILL", *command]  # the end of killed tests, too
+                    servers.append(subprocess.Popen(bound, stdout=out, stderr=out, stdin=subprocess.DEVNULL))
                 if command[0] == "munged":
                     _wait(lambda: (folder / "munge/socket").exists(), servers, folder)
             _wait(lambda: _said("sinfo", "--noheader", "--states=idle", "--format=%D") == "1", servers, folder)

@@ -4,6 +4,7 @@ import json
 import random
 import unicodedata
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,11 @@ from tokenizer.encoder import Encoder
 from tokenizer.merges import train
 from tokenizer.vocabulary import byte_symbols, lay_out
 from tokenizer.words import split
+
+BUNDLED = Path(__file__).resolve().parents[3] / "data_prep" / "corpora" / "prose_cc0.txt"
+
+
+PEER = Path(__file__).resolve().parents[4] / "shared" / "data" / "tokenizer" / "peer_bpe_bundled_v1000.json"
 
 
 def count(texts):
@@ -50,6 +56,27 @@ def test_merges_and_ids_are_those_of_tokenizers(prose, size, min_frequency):
     ids = dict(lay_out(training.merges).ids)
     assert ids.pop("<mask>") == len(vocab)
     assert ids == vocab
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    """All documents of the bundled corpus."""
+    return BUNDLED.read_text(encoding="utf-8").strip().split("\n\n")
+
+
+@pytest.mark.parametrize(("size", "min_frequency"), [(1000, 2), (8000, 2), (32_000, 1)])
+def test_merges_of_the_bundled_corpus(bundled, size, min_frequency):
+    merges = train(count(bundled), size - 260, min_frequency).merges
+    assert len(merges) == size - 260
+    assert merges == reference(bundled, size, min_frequency)[1]
+
+
+def test_merges_that_tokenizers_found_elsewhere(bundled):
+    if not PEER.exists():
+        pytest.skip(f"the vocabulary that tokenizers trained is not at {PEER}")
+    peer = json.loads(PEER.read_text(encoding="utf-8"))
+    assert len(peer["vocab"]) == 1000  # with <mask>
+    assert train(count(bundled), 739, 2).merges == [tuple(pair) for pair in peer["merges"]]
 
 
 # Few symbols and short texts: most pairs occur equally often.
