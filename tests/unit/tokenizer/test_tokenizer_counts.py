@@ -47,7 +47,8 @@ def test_the_same_bytes_whatever_the_memory(tmp_path, prose):
 def test_memory_is_bounded(tmp_path, letter):
     """What Python allocates for 200,000 distinct words stays below what the counter may take, and a batch."""
     limit = 8 * 2**20
-    texts = (" ".join(f"{letter}{number}x" for number in range(first, first + 1000)) for first in range(0, 200_000, 1000))
+    firsts = range(0, 200_000, 1000)
+    texts = (" ".join(f"{letter}{number}x" for number in range(first, first + 1000)) for first in firsts)
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
