@@ -1,6 +1,6 @@
 """The tokenizer builder beside `tokenizers`: time of training, memory of counting, speed of encoding.
 
-    python benchmarks/bpe.py ../shared/data/corpora/dev_wikipedia_en.txt.xz ../shared/data/corpora/dev_books_en.txt.xz
+    python benchmarks/bpe.py FILE.txt.xz ...     # the project's figures: dev_wikipedia_en and dev_books_en
 
 The files are text with a blank line between documents, plain or .xz. Both builders start from the plain text, on all
 cores of the machine, in processes of their own, one after the other, twice; the better time counts. Memory is the

@@ -138,7 +138,9 @@ def read(folder: Path) -> Vocabulary:
     file is missing or is not what it should be, and for a tokenizer of another kind with what makes it one.
     """
     if (path := folder / "tokenizer.json").exists():
-        return _read_fast_tokenizer(path)
+        vocabulary = _read_fast_tokenizer(path)
+        _check_agreement(vocabulary, folder)
+        return vocabulary
     if not (path := folder / "vocab.json").exists():
         for name, kind in _OTHER_KINDS.items():
             if (folder / name).exists():
@@ -179,6 +181,18 @@ def _read_fast_tokenizer(path: Path) -> Vocabulary:
         raise UserError(f"{path}: {plain[0]!r} is an added token, cut out of the text before words are; {_KIND}")
     extra = tuple(token for _, token in special if token not in (*SPECIAL_TOKENS, MASK_TOKEN))
     return Vocabulary(ids, merges, extra, stored["normalizer"] is not None)
+
+
+def _check_agreement(vocabulary: Vocabulary, folder: Path) -> None:
+    """Raises UserError if `vocab.json` or `merges.txt`, where they are there too, say other than `tokenizer.json`."""
+    if (path := folder / "vocab.json").exists():
+        ids = read_json(path)
+        # special tokens may stand in tokenizer.json alone
+        if not isinstance(ids, dict) or not ids.items() <= vocabulary.ids.items():
+            raise UserError(f"{path}: other ids than in tokenizer.json beside it; delete the one that is not right")
+    path = folder / "merges.txt"
+    if path.exists() and read_merges(path, vocabulary.ids) != vocabulary.merges:
+        raise UserError(f"{path}: other merges than in tokenizer.json beside it; delete the one that is not right")
 
 
 def _another_kind(stored: dict[str, Any]) -> str | None:

@@ -85,6 +85,7 @@ def test_weights_that_the_encoder_lacks(place: Path, tmp_path: Path) -> None:
 
 def test_a_tokenizer_of_another_checkpoint(place: Path, tmp_path: Path) -> None:
     copy = changed_copy(place, tmp_path)
+    (copy / "tokenizer.json").unlink()  # vocab.json and merges.txt say the same
     ids = json.loads((copy / "vocab.json").read_text())
     (copy / "vocab.json").write_text(json.dumps({**ids, "more": len(ids)}))
     with pytest.raises(UserError, match=r"has 262 entries .* not of one checkpoint"):
@@ -100,6 +101,7 @@ def test_folders_that_hold_no_base(place: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json: .*No such file"):
         Base.load(tmp_path)
     copy = changed_copy(place, tmp_path)
+    (copy / "tokenizer.json").unlink()
     (copy / "merges.txt").unlink()
     with pytest.raises(UserError, match=r"merges\.txt: cannot be read"):
         Base.load(copy)

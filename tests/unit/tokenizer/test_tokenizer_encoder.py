@@ -88,6 +88,30 @@ def test_the_one_file_that_transformers_saves_is_the_same_vocabulary(trained, tm
         read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (
+            "vocab.json",
+            lambda text: text.replace('"!": 4, "\\"": 5', '"!": 5, "\\"": 4'),
+            "vocab.json: other ids than in",
+        ),
+        ("vocab.json", lambda text: text.replace('"<mask>": 999', '"more": 999'), "vocab.json: other ids than in"),
+        ("merges.txt", lambda text: text.rstrip("\n").rpartition("\n")[0] + "\n", "merges.txt: other merges than in"),
+    ],
+)
+def test_files_of_a_folder_must_agree(trained, tmp_path, file, change, message):
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        text = (trained / name).read_text(encoding="utf-8")
+        changed = change(text) if name == file else text
+        assert (changed != text) == (name == file)
+        (tmp_path / name).write_text(changed, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read(tmp_path)
+    (tmp_path / file).unlink()
+    assert read(tmp_path) == read(trained)
+
+
 # ---------------------------------------------------------------------------------------------------------- lossless
 
 
