@@ -1,26 +1,49 @@
-"""What a data folder holds: documents and tokens per split and source, the views of them, a block of each split."""
+"""What a data folder holds: documents and tokens per split and source, how long they are, what was dropped, the views
+of them, blocks as text."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 import tokenizer
 from data_prep.blocks import VIEWS, Blocks, Format
-from data_prep.store import SPLITS, STORE, Split, Store, check_tokenizer
+from data_prep.histogram import Tally, octaves, tally, tenths
+from data_prep.store import SPLITS, Shard, Split, Store, check_tokenizer
 from robustly import UserError, manifest
 from robustly.description import Description, Listing, disk_bytes, provenance, unfinished
 
+if TYPE_CHECKING:
+    from tokenizer.encoder import Encoder
+
 QUANTILES = (0.05, 0.5, 0.95)
+DROPPED = {"empty_documents": "nothing but white space", "bad_lines": "a row that gave no text"}
+"""Counts of the manifest -> why these are not in the store."""
+CHUNK = 2**20  # lengths of blocks that are read at a time: 8 MB
 _VIEW = re.compile(rf"({'|'.join(SPLITS)})-({'|'.join(get_args(Format))})-(\d+)-([0-9a-f]{{16}})")
 
 
-def describe(folder: Path) -> Description:
-    """Describe a data folder, finished or begun. Blocks are shown if their tokenizer lies beside the folder.
+def find_tokenizer(folder: Path, given: Path | None) -> "Encoder":
+    """The tokenizer of a data folder: the one that was given, else the one beside the folder.
+
+    Raises UserError if there is none, or if it is another than the store's.
+    """
+    place = given or folder.absolute().parent / "tokenizer"
+    try:
+        encoder = tokenizer.load(place)
+        check_tokenizer(folder, encoder)
+    except UserError as fault:
+        remedy = "" if given else "; --tokenizer FOLDER takes it from elsewhere"
+        raise UserError(f"text needs the tokenizer in {place}: {fault}{remedy}") from None
+    return encoder
+
+
+def describe(folder: Path, blocks: int = 1, encoder: "Encoder | None" = None) -> Description:
+    """Describe a data folder, finished or begun. So many blocks of each split are shown as text, by `encoder` or the
+    tokenizer beside the folder, if there is one.
 
     Raises UserError if a file of a finished one is missing or was cut off.
     """
@@ -28,9 +51,16 @@ def describe(folder: Path) -> Description:
         return unfinished(folder, "data")
     manifest.check_sizes(folder, finished)
     stores = {split: Store(folder, split) for split in SPLITS}
-    sources = json.loads((folder / STORE).read_text(encoding="utf-8"))["sources"]
     views = [view for split in SPLITS for view in _views(folder, stores[split])]
-    shown, notes = _decoded(folder, [blocks for _, blocks in views])
+    shown, notes = [], []
+    try:
+        shown = _decoded([view for _, view in views], blocks, encoder or find_tokenizer(folder, None))
+    except UserError as fault:
+        notes.append(f"blocks are not shown: {fault}")
+    of_documents, of_units = (
+        {split: tally(lengths(store, shard) for shard in store.shards) for split, store in stores.items()}
+        for lengths in (document_lengths, unit_lengths)
+    )
     counts = finished.counts
     documents = sum(store.documents for store in stores.values())
     tokens = sum(store.text_tokens for store in stores.values())
@@ -43,23 +73,34 @@ def describe(folder: Path) -> Description:
             "documents": documents,
             "units": sum(store.units for store in stores.values()),
             "tokens": tokens,
-            **{name: counts[name] for name in ("bytes", "empty_documents", "bad_lines") if name in counts},
+            **{name: counts[name] for name in ("bytes",) if name in counts},
             "bytes_per_token_on_disk": stores["train"].dtype.itemsize,
             "bytes_on_disk": disk_bytes(folder),
             **provenance(finished),
         },
         [
-            Listing("splits and sources", [row for split in SPLITS for row in _sources(stores[split], sources)]),
-            Listing("tokens per document", [_lengths(store) for store in stores.values() if store.documents]),
-            Listing("blocks", [_fill(format, blocks) for format, blocks in views]),
-            Listing("a block of each split", shown),
+            Listing("splits and sources", [row for split in SPLITS for row in _sources(stores[split])]),
+            Listing("dropped", [
+                {"what": name, "reason": reason, "count": counts[name]}
+                for name, reason in DROPPED.items() if name in counts
+            ]),
+            Listing("tokens per document", [_quantiles(*found) for found in of_documents.items() if found[1].total]),
+            *(
+                Listing(f"{kind} by tokens", [
+                    {"split": split, **row} for split, lengths in tallies.items() for row in octaves(lengths, kind)
+                ], bars=("split", kind))
+                for kind, tallies in (("documents", of_documents), ("units", of_units))
+            ),
+            Listing("blocks", [_fill(format, view) for format, view in views]),
+            *_fills(views),
+            Listing("blocks as text", shown),
         ],
         notes,
-    )
+    )  # fmt: skip
 
 
-def _sources(store: Store, sources: list[str]) -> Iterator[dict[str, Any]]:
-    for number, name in enumerate(sources):
+def _sources(store: Store) -> Iterator[dict[str, Any]]:
+    for number, name in enumerate(store.sources):
         shards = [shard for shard in store.shards if shard.source == number]
         documents, units = (sum(getattr(shard, kind) for shard in shards) for kind in ("documents", "units"))
         yield {
@@ -71,25 +112,38 @@ def _sources(store: Store, sources: list[str]) -> Iterator[dict[str, Any]]:
         }
 
 
-def document_lengths(store: Store) -> NDArray[np.int64]:
-    """Tokens of each document's text, in the order of the store: (documents,)."""
-    lengths = []
-    for shard in store.shards:
-        units = store.document_ends(shard).astype(np.int64)
-        ends = store.unit_ends(shard)[units - 1] + np.int64(1)  # of the stream, with the lone </s> after a document
-        lengths.append(np.diff(ends, prepend=0) - np.diff(units, prepend=0) - 1)
-    return np.concatenate([np.empty(0, np.int64), *lengths])
+def document_lengths(store: Store, shard: Shard) -> NDArray[np.int64]:
+    """Tokens of the text of each of a shard's documents: (documents,)."""
+    units = store.document_ends(shard).astype(np.int64)
+    ends = store.unit_ends(shard)[units - 1] + np.int64(1)  # of the stream, with the lone </s> after a document
+    return np.diff(ends, prepend=0) - np.diff(units, prepend=0) - 1
 
 
-def _lengths(store: Store) -> dict[str, Any]:
-    lengths = document_lengths(store)
-    quantiles = np.quantile(lengths, QUANTILES)
+def unit_lengths(store: Store, shard: Shard) -> NDArray[np.int64]:
+    """Tokens of each of a shard's units: (units,)."""
+    lines = store.lines(shard)
+    return lines[lines > 1] - 1  # a unit has a token or more; a line of 1 is the lone </s>
+
+
+def _quantiles(split: Split, lengths: Tally) -> dict[str, Any]:
+    quantiles = lengths.quantiles(QUANTILES)
     return {
-        "split": store.split,
-        "mean": round(float(lengths.mean()), 1),
+        "split": split,
+        "mean": round(lengths.mean, 1),
         **{f"{share:.0%}": int(value) for share, value in zip(QUANTILES, quantiles, strict=True)},
-        "longest": int(lengths.max()),
+        "longest": int(lengths.lengths[-1]),
     }
+
+
+def _fills(views: list[tuple[Format, Blocks]]) -> Iterator[Listing]:
+    """How full the blocks of each view are, as shares of their length."""
+    rows: dict[tuple[Format, int], list[dict[str, Any]]] = {}
+    for format, view in views:
+        pieces = (view.lengths[begin : begin + CHUNK] for begin in range(0, len(view), CHUNK))
+        bins = tenths(tally(pieces), view.block_length, "blocks")
+        rows.setdefault((format, view.block_length), []).extend({"split": view.store.split, **row} for row in bins)
+    for (format, length), found in rows.items():
+        yield Listing(f"blocks by fill, {format} {length}", found, bars=("split", "blocks"))
 
 
 def _views(folder: Path, store: Store) -> Iterator[tuple[Format, Blocks]]:
@@ -112,22 +166,17 @@ def _fill(format: Format, blocks: Blocks) -> dict[str, Any]:
     }
 
 
-def _decoded(folder: Path, views: list[Blocks]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The middle block of each split's first view as text, with <s> and </s> by name; or why there is none."""
-    beside = folder.parent / "tokenizer"
-    try:
-        encoder = tokenizer.load(beside)
-        check_tokenizer(folder, encoder)
-    except UserError as fault:
-        return [], [f"blocks are not shown as text, which needs the tokenizer in {beside}: {fault}"]
-    shown = []
+def _decoded(views: list[Blocks], wanted: int, encoder: "Encoder") -> list[dict[str, Any]]:
+    """Blocks of each split's first view as text, with <s> and </s> by name: from the middles of equal parts of it."""
     first: dict[Split, Blocks] = {}
-    for blocks in views:
-        if len(blocks):
-            first.setdefault(blocks.store.split, blocks)
-    for split, blocks in first.items():
-        number = len(blocks) // 2
-        ids, lengths = blocks.gather(np.array([number]))
-        text = encoder.decode(ids[0, : lengths[0]])
-        shown.append({"split": split, "block": number, "tokens": int(lengths[0]), "text": text})
-    return shown, []
+    for view in views:
+        if len(view):
+            first.setdefault(view.store.split, view)
+    shown = []
+    for split, view in first.items():
+        parts = min(wanted, len(view))
+        for number in ((2 * part + 1) * len(view) // (2 * parts) for part in range(parts)):
+            ids, lengths = view.gather(np.array([number]))
+            text = encoder.decode(ids[0, : lengths[0]])
+            shown.append({"split": split, "block": number, "tokens": int(lengths[0]), "text": text})
+    return shown

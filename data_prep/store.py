@@ -215,6 +215,8 @@ class Store:
         """Of the stage that wrote it."""
         self.dtype = np.dtype(facts["dtype"])
         self.bos_id, self.pad_id, self.eos_id = (int(facts[name]) for name in ("bos_id", "pad_id", "eos_id"))
+        self.sources: tuple[str, ...] = tuple(facts["sources"])
+        """Names; a shard's `source` is a place among them."""
         self.shards = tuple(Shard(**shard) for shard in facts["splits"][split])
         self.documents = sum(shard.documents for shard in self.shards)
         self.units = sum(shard.units for shard in self.shards)
@@ -255,6 +257,10 @@ class Store:
 
     def texts(self, encoder: "Encoder") -> Iterator[str]:
         """The documents, to the byte, in the order of the store. Raises UserError if `encoder` is another's."""
+        return (text for _, text in self.named_texts(encoder))
+
+    def named_texts(self, encoder: "Encoder") -> Iterator[tuple[str, str]]:
+        """As `texts`, each with the name of its source: (source, text)."""
         check_tokenizer(self.folder, encoder)
         for shard in self.shards:
             tokens, unit_ends = self.tokens(shard), self.unit_ends(shard)
@@ -268,5 +274,5 @@ class Store:
                 for end in unit_ends[unit:document_end].tolist():
                     pieces += [next(white_space), encoder.decode(tokens[begin : end - 1])]
                     begin = end
-                yield "".join([*pieces, next(white_space)])
+                yield self.sources[shard.source], "".join([*pieces, next(white_space)])
                 begin, unit = begin + 1, document_end

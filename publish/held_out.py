@@ -2,13 +2,12 @@
 
 import copy
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.store import STORE, Store, check_tokenizer
+from data_prep.store import Store, check_tokenizer
 from tokenizer.description import fit_of
 from tokenizer.encoder import Encoder
 from tokenizer.texts import Texts
@@ -50,9 +49,8 @@ def held_out_fit(data_folder: Path, encoder: Encoder) -> dict[str, list[dict[str
 
 
 def _first_of_each(store: Store, encoder: Encoder) -> Iterator[tuple[str, str]]:
-    sources = json.loads((store.folder / STORE).read_text(encoding="utf-8"))["sources"]
-    count = Counter(sources)
-    for number, source in enumerate(sources):
+    count = Counter(store.sources)
+    for number, source in enumerate(store.sources):
         alone = copy.copy(store)
         alone.shards = tuple(shard for shard in store.shards if shard.source == number)
         name = source if count[source] == 1 else f"{source} ({number + 1})"

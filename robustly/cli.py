@@ -422,6 +422,20 @@ def inspect_command(
     compare: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Another folder, whose tokenizer is set beside this one's.")
     ] = None,
+    blocks: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Data: show N blocks of each split as text; default: one.")
+    ] = None,
+    decode_documents: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Data: write every document back, to a new .jsonl or .jsonl.gz."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Data: write the facts as one HTML page with plots, too.")
+    ] = None,
+    with_tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", metavar="FOLDER", help="Data: its tokenizer; default: the one beside the folder."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one JSON object on stdout.")] = False,
 ) -> None:
     """What a folder holds, in words, figures and examples: tokenizer, data, train, published, report, delta, a whole
@@ -429,6 +443,8 @@ def inspect_command(
 
     With --text: how well the folder's tokenizer fits a text, in bytes per token, tokens per word and the share of bytes
     that are tokens of their own. With --compare: two tokenizers, on the same text.
+
+    With --decode-documents: every document of a data folder as JSON lines (text, source, split).
     """
     from robustly import description
 
@@ -436,8 +452,21 @@ def inspect_command(
         if more and not text:
             raise UserError(f"{more[0]}: expected an option before it: --text FILES or --compare FOLDER")
         # a shell that expands a glob gives the option its first file and leaves the others bare
-        found = describe_tokenizer(folder, [*(text or []), *(more or [])], by, text_key, documents, compare)
-        found = found or describe(folder, description.kind(folder))
+        paths = [*(text or []), *(more or [])]
+        for_data = {
+            "--blocks": blocks,
+            "--decode-documents": decode_documents,
+            "--html": html,
+            "--tokenizer": with_tokenizer,
+        }
+        if given := [option for option, value in for_data.items() if value is not None]:
+            if paths or by or compare:
+                raise UserError(f"{given[0]} is for data folders; --text, --by and --compare are for tokenizers")
+            check_data_folder(folder, given[0])
+            found = describe_data(folder, blocks, decode_documents, html, with_tokenizer)
+        else:
+            of_tokenizer = describe_tokenizer(folder, paths, by, text_key, documents, compare)
+            found = of_tokenizer or describe(folder, description.kind(folder))
         if as_json:
             log.print_json(found.json())
         else:
@@ -465,6 +494,41 @@ def describe_tokenizer(
     from tokenizer.description import compare, describe_on
 
     return compare(folder, other, texts) if other else describe_on(folder, texts)
+
+
+def check_data_folder(folder: Path, option: str) -> None:
+    """Raises UserError unless the folder is a finished one of the data stage, which `option` is for."""
+    from robustly import description, manifest
+
+    if (kind := description.kind(folder)) != "data":
+        inside = f"; this run's is {folder / 'data'}" if kind == description.RUN else ""
+        raise UserError(f"{folder}: a {kind} folder; {option} is for data folders{inside}")
+    manifest.require(folder, "data", description.COMMANDS["data"])
+
+
+def describe_data(
+    folder: Path, blocks: int | None, documents: Path | None, html: Path | None, with_tokenizer: Path | None
+) -> "Description":
+    """A data folder by its own options; the files that they ask for are written."""
+    from data_prep.decoding import check_place, decode_documents
+    from data_prep.description import describe, find_tokenizer
+    from robustly import manifest
+
+    if documents:
+        check_place(documents)
+    if html and (html.suffix not in (".html", ".htm") or not html.absolute().parent.is_dir() or html.is_dir()):
+        raise UserError(f"--html {html}: expected a file name that ends in .html, in a folder that is there")
+    needed = blocks or documents or with_tokenizer  # a page can do without
+    encoder = find_tokenizer(folder, with_tokenizer) if needed else None
+    if documents and encoder:
+        log.say(f"{decode_documents(folder, encoder, documents):,} documents: {documents}")
+    found = describe(folder, blocks or 1, encoder)
+    if html:
+        from data_prep.page import page
+
+        manifest.write_atomic(html, page(found))
+        log.say(f"page: {html}")
+    return found
 
 
 def held_out_beside(folder: Path) -> "Texts | None":

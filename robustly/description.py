@@ -31,6 +31,7 @@ RUN = "run"
 CHECKPOINT = "checkpoint"
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 """One of these is in a Hugging Face tokenizer's folder."""
+BAR = 12  # characters of the longest bar: a row of a histogram fits 60 columns
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Listing:
 
     title: str
     rows: Sequence[Mapping[str, Any]]
+    bars: tuple[str, str] | None = None
+    """Columns (group, number): people see each number as a bar, too, beside the largest of its group."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,14 @@ def show_listing(listing: Listing) -> None:
     nothing where there are none."""
     if not listing.rows:
         return
+    rows = _with_bars(listing.rows, *listing.bars) if listing.bars else listing.rows
     _print(Text(f"\n{listing.title}"))
     grid = Table(box=None, pad_edge=False, header_style="dim")
     columns = []
-    for name, value in listing.rows[0].items():
+    for name, value in rows[0].items():
         header, number = name.replace("_", " "), isinstance(value, int | float)
-        widest = max(len(_cell(row[name])) for row in listing.rows)
-        least = max(widest if number else min(widest, 10), *map(len, header.split()))
+        widest = max(len(_cell(row[name])) for row in rows)
+        least = max([widest if number else min(widest, 10), *map(len, header.split())])
         columns.append((header, number, least, max(widest, len(header))))
     between = 2 * (len(columns) - 1)
     needed = sum(least for _, _, least, _ in columns) + between
@@ -100,14 +104,27 @@ def show_listing(listing: Listing) -> None:
         width = least if number and wanted > log.console.width else None
         justify: Literal["left", "right"] = "right" if number else "left"
         grid.add_column(Text(header), justify=justify, overflow="fold", min_width=least, width=width)
-    for row in listing.rows:
+    for row in rows:
         grid.add_row(*map(_cell, row.values()))
     if needed <= log.console.width:
         _print(grid)
     else:  # a number that is folded is a number misread
-        for row in listing.rows:
+        for row in rows:
             _print(_pairs(row))
             _print(Text())
+
+
+def _with_bars(rows: Sequence[Mapping[str, Any]], group: str, number: str) -> list[dict[str, Any]]:
+    largest: dict[Any, float] = {}
+    for row in rows:
+        largest[row[group]] = max(row[number], largest.get(row[group], 0))
+    return [{**row, "": _bar(row[number] / (largest[row[group]] or 1))} for row in rows]
+
+
+def _bar(share: float) -> str:
+    """A bar of at most BAR characters, to an eighth of one; what is more than nothing is seen."""
+    eighths = max(round(share * BAR * 8), int(share > 0))
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 def typed(folder: Path) -> str:

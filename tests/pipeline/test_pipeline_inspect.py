@@ -141,6 +141,61 @@ def test_mistakes_about_a_tokenizers_text(run: Path, tmp_path: Path, capfd: pyte
         assert message in err and out == ""
 
 
+def test_a_data_folder_in_full(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Blocks, a page, and the documents, which are those of the corpus."""
+    documents, page = tmp_path / "documents.jsonl", tmp_path / "data.html"
+    page.write_text("of yesterday")
+    options = "--blocks", 3, "--decode-documents", documents, "--html", page
+    out, err = robustly(capfd, "inspect", run / "data", *options, "--json")
+    found = json.loads(out)["examples"]
+    assert [row["split"] for row in found["blocks as text"]] == 3 * ["train"] + 3 * ["validation"]
+    counts = json.loads((run / "data" / "manifest.json").read_text())["counts"]
+    for kind in ("documents", "units"):
+        for split in ("train", "validation"):
+            bins = [row[kind] for row in found[f"{kind} by tokens"] if row["split"] == split]
+            assert sum(bins) == counts[f"{split}_{kind}"]
+    assert "blocks by fill, full_sentences 32" in found and f"documents: {documents}" in err
+    assert page.read_text().startswith("<!doctype html>") and page.read_text().count("<img ") == 3
+    rows = [json.loads(line) for line in documents.read_text(encoding="utf-8").splitlines()]
+    splits = [row["split"] for row in rows]
+    assert splits == [split for split in ("train", "validation") for _ in range(counts[f"{split}_documents"])]
+    corpus = (run.parent / "corpus.txt").read_text(encoding="utf-8")
+    assert {row["source"] for row in rows} == {"corpus.txt"} and all(row["text"] in corpus for row in rows)
+    assert sum(len(row["text"].encode()) for row in rows) == counts["bytes"]
+    alone = tmp_path / "data"
+    shutil.copytree(run / "data", alone)
+    robustly(capfd, "inspect", alone, "--tokenizer", run / "tokenizer", "--decode-documents", tmp_path / "two.jsonl")
+    assert (tmp_path / "two.jsonl").read_bytes() == documents.read_bytes()
+
+
+def test_mistakes_about_a_data_folder(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data, there = run / "data", tmp_path / "there.jsonl"
+    there.write_text("mine")
+    alone, begun = tmp_path / "alone", tmp_path / "begun"
+    for copy in (alone, begun):
+        shutil.copytree(data, copy)
+    (begun / "manifest.json").unlink()
+    for arguments, message in (
+        ((run, "--blocks", 2), f"{run}: a run folder; --blocks is for data folders; this run's is {data}"),
+        ((run / "train", "--html", tmp_path / "a.html"), "a train folder; --html is for data folders"),
+        ((run / "tokenizer", "--decode-documents", tmp_path / "a.jsonl"), "--decode-documents is for data folders"),
+        ((run / "tokenizer", "--text", there, "--tokenizer", run), "--text, --by and --compare are for tokenizers"),
+        ((data, "--text", run.parent / "corpus.txt"), "--text and --compare take tokenizer folders"),
+        ((begun, "--blocks", 2), "no finished data stage here"),
+        ((data, "--decode-documents", there), f"{there}: is there already"),
+        ((data, "--decode-documents", tmp_path / "a.txt"), "ends in .jsonl or .jsonl.gz"),
+        ((data, "--html", tmp_path / "no" / "a.html"), "in a folder that is there"),
+        ((data, "--html", run.parent / "corpus.txt"), "ends in .html"),
+        ((alone, "--decode-documents", tmp_path / "a.jsonl"), "--tokenizer FOLDER takes it from elsewhere"),
+        ((alone, "--blocks", 2), f"text needs the tokenizer in {tmp_path / 'tokenizer'}"),
+        ((alone, "--blocks", 2, "--tokenizer", run / "train"), f"the tokenizer in {run / 'train'}"),
+    ):
+        out, err = robustly(capfd, "inspect", *arguments, code=2)
+        assert message in err and out == ""
+    assert there.read_text() == "mine" and not (tmp_path / "a.jsonl").exists() and not (tmp_path / "a.html").exists()
+    assert "--tokenizer FOLDER" in robustly(capfd, "inspect", alone)[1]
+
+
 def test_evaluate(run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """One JSON object on stdout, words on stderr."""
     pairs = CORPORA / "minimal_pairs.jsonl"

@@ -12,10 +12,11 @@ from small_stores import NumberedStore, corpus, train_tokenizer, write_rows
 import tokenizer
 from data_prep.blocks import Blocks
 from data_prep.config import Data
-from data_prep.description import describe, document_lengths
+from data_prep.description import describe, document_lengths, find_tokenizer, unit_lengths
 from data_prep.prepare import prepare
 from data_prep.store import Store
-from robustly import UserError
+from robustly import UserError, log
+from robustly.description import show
 from tokenizer.config import Processing
 
 TEXTS = [f"The inner thing number {n}. There it is{' again' * (n % 7)}." for n in range(60)]
@@ -55,7 +56,7 @@ def test_a_data_folder(root: Path) -> None:
     assert (train_blocks["blocks"], train_blocks["length"]) == (len(view), 32)
     assert train_blocks["padding"] == pytest.approx(1 - view.lengths.sum() / (32 * len(view)), abs=1e-4)
     assert validation_blocks["split"] == "validation"
-    for row, split in zip(listings["a block of each split"], ("train", "validation"), strict=True):
+    for row, split in zip(listings["blocks as text"], ("train", "validation"), strict=True):
         assert row["split"] == split
         text = row["text"]
         assert text.startswith("<s>") and text.endswith("</s>") and text.count("</s>") > 1
@@ -63,26 +64,105 @@ def test_a_data_folder(root: Path) -> None:
         assert text == encoder.decode(ids[0, : lengths[0]])
 
 
+def lengths(of: Any, folder: Path) -> list[int]:
+    store = Store(folder, "train")
+    return [length for shard in store.shards for length in of(store, shard).tolist()]
+
+
 def test_lengths_of_documents_are_those_of_their_tokens(root: Path, tmp_path: Path) -> None:
     encoder = tokenizer.load(root / "tokenizer")
     sizes = []
+    of_units = []
     for text in Store(root / "data", "train").texts(encoder):
         first, second = text.split(". ")
-        sizes.append(sum(len(ids) for ids in encoder.encode_documents([first + ".", second])))
-    assert document_lengths(Store(root / "data", "train")).tolist() == sizes
+        of_units += (found := [len(ids) for ids in encoder.encode_documents([first + ".", second])])
+        sizes.append(sum(found))
+    assert lengths(document_lengths, root / "data") == sizes
+    assert lengths(unit_lengths, root / "data") == of_units
+    for title, counted, every in (("documents by tokens", "documents", sizes), ("units by tokens", "units", of_units)):
+        bins = [row for row in rows(root / "data")[title] if row["split"] == "train"]
+        assert sum(row[counted] for row in bins) == len(every)
+        for row in bins:
+            assert row[counted] == sum(row["from"] <= size <= row["to"] for size in every)
     quantiles = rows(root / "data")["tokens per document"][0]
     assert quantiles["mean"] == pytest.approx(np.mean(sizes), abs=0.05) and quantiles["longest"] == max(sizes)
     assert quantiles["50%"] == int(np.median(sizes))
     NumberedStore(tmp_path, [[[3, 1], [7]], [[2, 2, 2]]])
-    assert document_lengths(Store(tmp_path, "train")).tolist() == [4, 7, 6]
-    assert document_lengths(Store(tmp_path, "validation")).size == 0
+    assert lengths(document_lengths, tmp_path) == [4, 7, 6]
+    assert lengths(unit_lengths, tmp_path) == [3, 1, 7, 2, 2, 2]
+
+
+def test_how_full_blocks_are(root: Path) -> None:
+    for format, length in (("full_sentences", 32), ("doc_sentences", 24)):
+        fills = [Blocks(root / "data", split, length, format).lengths / length for split in ("train", "validation")]  # type: ignore[arg-type]
+        found = rows(root / "data")[f"blocks by fill, {format} {length}"]
+        for fill, split in zip(fills, ("train", "validation"), strict=True):
+            bins = [row for row in found if row["split"] == split]
+            assert sum(row["blocks"] for row in bins) == fill.size
+            for row in bins:
+                assert row["blocks"] == np.count_nonzero((fill > row["from"]) & (fill <= row["to"]))
+    for path in (root / "data" / "views").glob("*-doc_sentences-*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("wanted", [1, 3, 7, 10_000])
+def test_blocks_from_all_over_a_split(root: Path, wanted: int) -> None:
+    shown = describe(root / "data", wanted).examples[-1].rows
+    assert shown == describe(root / "data", wanted).examples[-1].rows
+    encoder = tokenizer.load(root / "tokenizer")
+    for split in ("train", "validation"):
+        view = Blocks(root / "data", split, 32, "full_sentences")  # type: ignore[arg-type]
+        mine = [row for row in shown if row["split"] == split]
+        numbers = [row["block"] for row in mine]
+        assert len(numbers) == min(wanted, len(view)) and len(view) > 7
+        steps = np.diff(numbers)
+        if len(steps):
+            assert steps.min() >= 1 and steps.max() - steps.min() <= 1
+            assert abs(numbers[0] - (len(view) - 1 - numbers[-1])) <= 1
+        else:
+            assert numbers == [len(view) // 2]
+        for row in mine:
+            ids, sizes = view.gather(np.array([row["block"]]))
+            assert row["text"] == encoder.decode(ids[0, : sizes[0]])
+
+
+def test_what_was_dropped(root: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", ["The thing. " * 9, " \n ", "\t", "In the end."])
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('{"no": "text"}\n')
+    page = corpus("a.jsonl").model_copy(update={"max_bad_lines": 5})
+    prepare(page, VIEW, tmp_path / "data", root / "tokenizer", tmp_path, Processing(1))
+    assert {row["what"]: row["count"] for row in rows(tmp_path / "data")["dropped"]} == {
+        "empty_documents": 2,
+        "bad_lines": 1,
+    }
+
+
+def test_histograms_fit_60_columns(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log.console, "_width", 60)
+    show(describe(root / "data"))
+    shown = capsys.readouterr().err
+    histogram = shown[shown.index("units by tokens") :].split("\n\n")[0].splitlines()
+    found = rows(root / "data")["units by tokens"]
+    assert len(histogram) == 2 + len(found) and max(map(len, shown.splitlines())) <= 60
+    most = {split: max(row["units"] for row in found if row["split"] == split) for split in ("train", "validation")}
+    for line, row in zip(histogram[2:], found, strict=True):
+        bar = line[line.rindex(" ", 0, len(line.rstrip())) :].strip(" 0123456789,")
+        assert len(bar) == pytest.approx(12 * row["units"] / most[row["split"]], abs=1)
+        assert bool(bar) == bool(row["units"])
 
 
 def test_without_its_tokenizer_no_block_is_shown_as_text(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "data", tmp_path / "data")
     found = describe(tmp_path / "data")
     assert "needs the tokenizer" in found.notes[0]
-    assert not {listing.title: listing.rows for listing in found.examples}["a block of each split"]
+    assert not {listing.title: listing.rows for listing in found.examples}["blocks as text"]
+    with pytest.raises(UserError, match="--tokenizer FOLDER"):
+        find_tokenizer(tmp_path / "data", None)
+    elsewhere = describe(tmp_path / "data", encoder=find_tokenizer(tmp_path / "data", root / "tokenizer"))
+    assert not elsewhere.notes and elsewhere.examples[-1].rows == rows(root / "data")["blocks as text"]
     train_tokenizer(tmp_path / "tokenizer", ["a b"])
     assert "another tokenizer" in describe(tmp_path / "data").notes[0]
 
