@@ -1,6 +1,7 @@
 """Arrays on disk: .npy files that are written as they grow and read by memory map."""
 
 import os
+import threading
 import uuid
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from robustly import UserError
+
+# numpy reads a header by Python's `ast`, which now and then fails (SystemError) if several threads use it at once.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class GrowingArray:
@@ -65,7 +69,8 @@ class GrowingArray:
 def read(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArray[Any]:
     """Map an array into memory, read-only. Raises UserError if it is missing, cut off or another's."""
     try:
-        array = np.asarray(np.load(path, mmap_mode="r"))  # a plain view of the map: slicing it is faster
+        with _ONE_AT_A_TIME:
+            array = np.asarray(np.load(path, mmap_mode="r"))  # a plain view of the map: slicing it is faster
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}): missing, cut off or changed; prepare the data anew"

@@ -60,7 +60,8 @@ def prepare(
     # The stage begins when the shards are made and checked: a fault of the corpus or of the splits must not leave a
     # folder that refuses the mended page.
     work = folder / "work" / made.hash[:16]
-    with manifest.lock(work):
+    with manifest.lock(folder / "work"):
+        work.mkdir(exist_ok=True)
         if finished := made.finished():  # by another process, while this one waited
             return _with_view(finished, folder, data)
         pieces = parts(corpus, beside)

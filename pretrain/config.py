@@ -118,8 +118,9 @@ class Run(Section):
     """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 gradients too."""
     workers: Positive | None = None
     """Processes for the tokenizer and data stages; default: the machine's cores."""
-    memory_gb: PositiveFloat = 4.0
-    """Memory for counting words, over all workers of this machine; counting spills to disk beyond it."""
+    memory_gb: PositiveFloat | None = None
+    """Memory for counting words, in GiB, over all workers of this machine, Python included; counting spills to disk
+    beyond it. Default: half a GiB of counts for each worker."""
     executor: Executor = "local"
     """Where the tokenizer and data stages work on the parts of the corpus: workers on this machine, tasks of a Slurm
     job, or tasks in the Ray cluster that RAY_ADDRESS names (without one: workers on this machine)."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tokenizer.encoder import Encoder
 
 
-def load(folder: Path) -> "Encoder":
+def load(folder: Path | str) -> "Encoder":
     """The encoder of a finished tokenizer stage, a published folder, or RoBERTa's `vocab.json` and `merges.txt`.
 
     Raises UserError if the files are missing or are not a byte-level vocabulary in RoBERTa's layout.
@@ -20,4 +20,4 @@ def load(folder: Path) -> "Encoder":
     from tokenizer.encoder import Encoder
     from tokenizer.vocabulary import read
 
-    return Encoder(read(folder))
+    return Encoder(read(Path(folder)))

@@ -14,6 +14,8 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from tokenizers import Tokenizer as Reference
+
 from robustly import UserError, log, manifest
 from robustly.config import fingerprint
 from robustly.manifest import Manifest, Stage
@@ -34,13 +36,14 @@ from tokenizer.corpus import (
 from tokenizer.counts import FAN_IN, Count, WordCounter, parse_count, read_counts, sum_sorted, watched, write_counts
 from tokenizer.encoder import Encoder
 from tokenizer.importing import files_of, read_imported
-from tokenizer.vocabulary import Vocabulary, lay_out, save
+from tokenizer.vocabulary import Vocabulary, fast_tokenizer, lay_out, save
 
 SAMPLE_PARTS = 16
 SAMPLE_DOCUMENTS = 16  # of each part
 SAMPLE_CHARACTERS = 4096  # of each document
 RARE = MAX_MIN_WORD_COUNT - 1  # how often a word occurs, at most, that may be left out
 SUMS = "counts.tsv.zst"
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def stage(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path) -> Stage:
@@ -56,6 +59,10 @@ def _trained(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path) -
     remembered = earlier.notes.get("files", {}) if earlier else {}
     recipe = {"tokenizer": tokenizer.recipe()}
     if corpus.counts:
+        if tokenizer.count_by != "document":
+            raise UserError(
+                f"tokenizer.count_by = {tokenizer.count_by}: corpus.counts are counted already; remove either"
+            )
         contents = hashes(CountFiles.of(corpus), beside, remembered)
         return Stage(folder, "tokenizer", recipe, {"counts": contents.corpus}), contents
     contents = hashes(corpus, beside, remembered)
@@ -82,13 +89,15 @@ def build(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, proc
     # vocabulary's size must not leave a folder that refuses the mended page.
     counting = {"reading": corpus.reading(), "by": tokenizer.count_by, "normalization": tokenizer.normalization}
     work = folder / "work" / fingerprint({"text": made.inputs, **({} if corpus.counts else counting)})[:16]
-    with manifest.lock(work):
+    with manifest.lock(folder / "work"):
+        work.mkdir(exist_ok=True)
         if finished := made.finished():  # by another process, while this one waited
             return finished
         text = parts(corpus, beside)
         if corpus.counts:
             pieces = parts(CountFiles.of(corpus), beside)
-            count: Callable[[int, Part], None] = partial(_add_part, work, processing.counting_bytes)
+            nfc = tokenizer.normalization == "nfc"
+            count: Callable[[int, Part], None] = partial(_add_part, nfc, work, processing.counting_bytes)
         else:
             pieces = text
             count = partial(_count_part, corpus, tokenizer, work, processing.counting_bytes)
@@ -98,7 +107,7 @@ def build(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, proc
         vocabulary, counts = _train(work / SUMS, sums, tokenizer)
         with made.begin():
             outputs = save(vocabulary, folder)
-            _try_out(load(folder), folder / "tokenizer.json", _sample(text, corpus))
+            _try_out(load(folder), Reference.from_file(str(folder / "tokenizer.json")), _sample(text, corpus))
             (work / SUMS).replace(folder / SUMS)
             found: dict[str, float] = {**tally, "distinct_words": sums.words, **counts}
             # of the words that were trained on, which are all words unless rare ones were left out
@@ -112,6 +121,8 @@ def build(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, proc
 def _take_over(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path) -> Manifest:
     """The stage with a vocabulary that exists."""
     assert tokenizer.imported is not None
+    if corpus.counts:
+        raise UserError("tokenizer.import takes a vocabulary as it is, and corpus.counts train one; remove either")
     made = stage(corpus, tokenizer, folder, beside)
     if finished := made.finished():
         return finished
@@ -126,11 +137,12 @@ def _take_over(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path)
     except UserError as fault:  # the text is no part of an import, and may be elsewhere
         log.warn(f"the vocabulary is not tried on the corpus: {fault}")
         sample = []
+    # All faults are found before the stage begins, for the reason that `build` gives.
+    encoder, reference = Encoder(vocabulary), fast_tokenizer(vocabulary)
+    _try_tokens(encoder, reference)
+    _try_out(encoder, reference, sample)
     with made.begin():
         outputs = save(vocabulary, folder)
-        encoder = load(folder)
-        _try_out(encoder, folder / "tokenizer.json", sample)
-        _try_tokens(encoder, folder / "tokenizer.json")
         return made.finish(outputs, {"entries": found, "merges": len(vocabulary.merges)}, notes={"files": {}})
 
 
@@ -158,7 +170,7 @@ def _count_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, memory: int, n
     manifest.write_json(_tally_file(work, number), tally)
 
 
-def _add_part(work: Path, memory: int, number: int, part: Part) -> None:
+def _add_part(nfc: bool, work: Path, memory: int, number: int, part: Part) -> None:
     """As `_count_part`, of counts that were made elsewhere."""
     counter = WordCounter(_words_file(work, number), memory)
 
@@ -169,10 +181,13 @@ def _add_part(work: Path, memory: int, number: int, part: Part) -> None:
         for place, line in lines(part):
             try:
                 word, number = parse_count(line)
+                if nfc and not unicodedata.is_normalized("NFC", word):
+                    raise ValueError(f"{word[:40]!r} is not in NFC, as tokenizer.normalization wants it")
             except ValueError as fault:
                 raise UserError(f"{where(part.path, place)}: {fault}") from None
-            size += number * len(word.encode())
-            yield word, number
+            if number:
+                size += number * len(word.encode())
+                yield word, number
 
     counter.add_counts(counts())
     counter.finish()
@@ -307,12 +322,18 @@ def _train(file: Path, sums: Sums, tokenizer: Tokenizer) -> tuple[Vocabulary, di
 
 
 def available_memory() -> int:
-    """Bytes that programs can have now, as Linux estimates it; elsewhere all that the machine has."""
+    """Bytes that programs can have now, as Linux estimates it, within the limit of a container; elsewhere all that the
+    machine has."""
     try:
         rows = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(1024 * int(row.split()[1]) for row in rows if row.startswith("MemAvailable:"))
+        free = next(1024 * int(row.split()[1]) for row in rows if row.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit, used = (int((CGROUP / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free
+    return max(0, min(free, limit - used))
 
 
 # ------------------------------------------------------------------------------------------------------ trying
@@ -325,11 +346,8 @@ def _sample(pieces: Sequence[Part], corpus: Corpus) -> Iterator[str]:
             yield document.text[:SAMPLE_CHARACTERS]
 
 
-def _try_out(encoder: Encoder, file: Path, texts: Iterable[str]) -> None:
+def _try_out(encoder: Encoder, reference: Reference, texts: Iterable[str]) -> None:
     """Raises UserError unless our encoder and `tokenizers` give the same ids, which stand for the exact text."""
-    from tokenizers import Tokenizer as Reference
-
-    reference = Reference.from_file(str(file))
     reference.encode_special_tokens = True  # a special token's name in a text is text
     for text in texts:
         ids = encoder.encode_documents([text])[0]
@@ -341,15 +359,12 @@ def _try_out(encoder: Encoder, file: Path, texts: Iterable[str]) -> None:
             )
 
 
-def _try_tokens(encoder: Encoder, file: Path) -> None:
+def _try_tokens(encoder: Encoder, reference: Reference) -> None:
     """Raises UserError if a merge of an imported vocabulary makes a token that the two engines find differently.
 
     tiktoken merges any neighbours that make a token, `tokenizers` only the pairs that are listed: the same for merges
     that were trained, and not for every list that can be written down.
     """
-    from tokenizers import Tokenizer as Reference
-
-    reference = Reference.from_file(str(file))
     reference.encode_special_tokens = True
     for left, right in encoder.vocabulary.merges:
         piece = encoder.decode_bytes([encoder.vocabulary.ids[left + right]])

@@ -1,11 +1,22 @@
 """Schema of the page's `corpus` and `tokenizer` sections, and of how the work on a corpus is spread."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
+from robustly import UserError
 from robustly.config import Section
 
 
@@ -58,7 +69,9 @@ class Source(Section):
 class Corpus(Section):
     """The raw text that everything is made from."""
 
+    key: ClassVar = "corpus.sources"
     kinds: ClassVar[tuple[str, ...]] = (".txt", ".jsonl", ".parquet")
+    expected: ClassVar = "expected .txt, .jsonl (both plain, .gz, .xz or .zst) or .parquet"
 
     sources: Annotated[list[Annotated[Source, BeforeValidator(_as_source)]], BeforeValidator(_as_list)] = Field(
         default_factory=list
@@ -91,7 +104,9 @@ class Corpus(Section):
 class CountFiles(Corpus):
     """Files of word counts, read line by line as text is."""
 
+    key = "corpus.counts"
     kinds = (".tsv",)
+    expected = "expected word counts: .tsv, plain, .gz, .xz or .zst"
 
     @classmethod
     def of(cls, corpus: Corpus) -> "CountFiles":
@@ -116,6 +131,16 @@ class FairseqFiles(Section):
     """`dict.txt`: GPT-2's ids and their counts; line n (from 0) has id n + 4."""
 
 
+def _kind_of_import(value: Any) -> str:
+    return "Files" if isinstance(value, Mapping | FairseqFiles) else "Folder"
+
+
+_Imported = Annotated[
+    Annotated[str, Field(min_length=1), Tag("Folder")] | Annotated[FairseqFiles, Tag("Files")],
+    Discriminator(_kind_of_import),
+]
+
+
 class Tokenizer(Section):
     """The byte-level BPE tokenizer: trained on the corpus, or imported."""
 
@@ -136,7 +161,7 @@ class Tokenizer(Section):
     """Tokens stay shorter than this many bytes; as in `tokenizers`, for the same merges from the same number."""
     accept_fewer: bool = False
     """Take what the corpus gives where that is less than `vocab_size`; default: that is an error."""
-    imported: Annotated[str | FairseqFiles | None, Field(alias="import")] = None
+    imported: Annotated[_Imported | None, Field(alias="import")] = None
     """An existing vocabulary instead of training: the folder of a Hugging Face tokenizer, or fairseq's three files.
     `vocab_size` must be its size. Relative paths are looked up beside the page, then in the working directory."""
 
@@ -155,15 +180,17 @@ class Tokenizer(Section):
     @field_validator("special_tokens")
     @classmethod
     def _cannot_be_learned(cls, value: list[str]) -> list[str]:
-        from tokenizer.words import split  # regex takes 50 ms to import
+        from tokenizer.vocabulary import could_be_learned
 
         for token in value:
             if token in (*SPECIAL_TOKENS, MASK_TOKEN) or value.count(token) > 1:
                 raise ValueError(f"{token!r} is there already: name each further token once")
-            if token != token.strip() or len(split(token)) < 2 or "\0" in token:
+            if not token or token != token.strip() or "\0" in token:
+                raise ValueError(f"{token!r}: expected a name without white space around it, such as [ENT] or <url>")
+            if could_be_learned(token):
                 raise ValueError(
-                    f"{token!r} could be a word of the text: expected a name that mixes letters with other characters, "
-                    "such as [ENT] or <url>"
+                    f"{token!r} could be learned from the text: expected a name that mixes letters with other "
+                    "characters, such as [ENT] or <url>"
                 )
         return value
 
@@ -189,6 +216,7 @@ _TRAINING = {"special_tokens", "count_by", "normalization", "min_word_count", "m
 
 
 PROCESS_BYTES = 160 * 2**20
+COUNTING_BYTES = 512 * 2**20
 MIN_COUNTING_BYTES = 16 * 2**20
 
 Executor = Literal["local", "slurm", "ray"]
@@ -237,15 +265,28 @@ class Processing:
 
     workers: int
     """Processes at once on this machine, or in the Ray cluster."""
-    memory_gb: float = 4.0
-    """Memory for counting words, over all workers of this machine."""
+    memory_gb: float | None = None
+    """Memory for counting words, over all workers of this machine; None: `COUNTING_BYTES` for each of them."""
     executor: Executor = "local"
     slurm: Slurm = field(default_factory=Slurm)
 
     @property
     def counting_bytes(self) -> int:
-        """Memory for the counts of one process: its share of `memory_gb`, less what Python and its libraries take."""
+        """Memory for the counts of one process: its share of `memory_gb`, less what Python and its libraries take.
+
+        Raises UserError if that is next to nothing.
+        """
         processes = 1 if self.executor == "slurm" else self.workers  # Slurm gives each task memory of its own
-        total = (self.slurm.memory_gb if self.executor == "slurm" else None) or self.memory_gb
+        key, total = "run.memory_gb", self.memory_gb
+        if self.executor == "slurm" and self.slurm.memory_gb:
+            key, total = "run.slurm.memory_gb", self.slurm.memory_gb
+        if total is None:
+            return COUNTING_BYTES
         own = PROCESS_BYTES * (processes + (processes > 1))
-        return max(int((total * 2**30 - own) / processes), MIN_COUNTING_BYTES)
+        if (share := int(total * 2**30 - own) // processes) < MIN_COUNTING_BYTES:
+            least = (own + MIN_COUNTING_BYTES * processes) / 2**30
+            raise UserError(
+                f"{key} = {total:g}: too little for run.workers = {processes}, which take {least:.2f} with the least "
+                "that counting needs; raise it, or lower run.workers"
+            )
+        return share

@@ -40,7 +40,6 @@ from tokenizer.config import Corpus, Processing, Source
 PART_BYTES = 16 * 2**20  # of text: seconds of work, so that a kill loses little and every core has some
 WHOLE = 2**63 - 1  # end of a part that is a whole file, whatever its length once decompressed
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-EXPECTED = "expected .txt, .jsonl (both plain, .gz, .xz or .zst) or .parquet"
 
 
 @dataclass(frozen=True)
@@ -94,16 +93,16 @@ def files(corpus: Corpus, beside: Path) -> list[tuple[int, Path]]:
         matches = next((some for some in map(_matches, candidates) if some), None)
         if matches is None:
             raise UserError(
-                f"corpus.sources: {source.path}: no file there; looked at {', '.join(map(str, candidates))}. "
-                f"Give a file, a folder or a glob ({EXPECTED})"
+                f"{corpus.key}: {source.path}: no file there; looked at {', '.join(map(str, candidates))}. "
+                f"Give a file, a folder or a glob ({corpus.expected})"
             )
         found += [(number, path) for path in matches]
     for number, path in found:
         form = _form(path)
         if corpus.sources[number].path is not None and not (form in _FORMS and form[0] in corpus.kinds):
+            counts = "; word counts (.tsv) only for corpus.counts" if form[0] == ".tsv" else ""
             raise UserError(
-                f"{path}: unknown kind of file: {EXPECTED}; word counts (.tsv) only for corpus.counts. "
-                "corpus.sources may pick files by a glob"
+                f"{path}: unknown kind of file: {corpus.expected}{counts}. {corpus.key} may pick files by a glob"
             )
     return found
 

@@ -128,7 +128,7 @@ def parse_count(line: str) -> Count:
         raise ValueError("expected a count, a tab and the word as a JSON string; there is no tab")
     if not (number.isascii() and number.isdigit()):
         raise ValueError(f"expected a count before the tab, found {number[:40]!r}")
-    if (count := int(number)) > MAX_COUNT:
+    if len(number.lstrip("0")) > len(str(MAX_COUNT)) or (count := int(number)) > MAX_COUNT:
         raise ValueError(f"expected a count of at most {MAX_COUNT}, found {number[:40]}")
     try:
         word = json.loads(quoted)

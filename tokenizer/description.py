@@ -210,7 +210,7 @@ def _cut(encoder: Encoder, text: str) -> dict[str, Any]:
     pieces = [encoder.decode_bytes([number]) for number in ids.tolist()]
     return {
         "tokens": len(pieces),
-        "bytes_per_token": len(text.encode()) / len(pieces),
+        "bytes_per_token": sum(map(len, pieces)) / len(pieces),
         "single_bytes": sum(len(piece) == 1 for piece in pieces) / len(pieces),
         "cut": "|".join(map(_text, pieces)),
     }

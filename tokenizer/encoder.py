@@ -62,6 +62,12 @@ class Encoder:
         some 50 MB on, and in a program whose main module can be imported. The data stage has processes of its own.
         Raises UserError if a text holds half of a surrogate pair, which stands for no character.
         """
+        if isinstance(texts, str) or workers < 1:
+            raise ValueError(
+                "expected a list of texts, found a single one" if isinstance(texts, str) else
+                f"expected workers of at least 1, found {workers}"
+            )  # fmt: skip
+        texts = list(texts)
         if workers == 1 or len(texts) < 2:
             return [self._ids[self._ranks(text)] for text in texts]
         # as many batches as keep every process busy to the end
@@ -76,18 +82,29 @@ class Encoder:
 
         Token i covers the bytes from [i] up to [i + 1].
 
-        Special tokens cover nothing.
+        Special tokens cover nothing. Where the vocabulary says NFC, the text is in NFC.
         """
-        numbers = np.asarray(ids, np.int64)
-        return np.concatenate([[0], np.cumsum(self.token_bytes[numbers], dtype=np.int64)])
+        return np.concatenate([[0], np.cumsum(self.token_bytes[self._checked(ids)], dtype=np.int64)])
 
     def decode_bytes(self, ids: ArrayLike) -> bytes:
         """The exact bytes that the ids stand for; special tokens come out as their names."""
-        return b"".join(self._bytes[number] for number in np.asarray(ids).tolist())
+        return b"".join(self._bytes[number] for number in self._checked(ids).tolist())
 
     def decode(self, ids: ArrayLike) -> str:
         """As `decode_bytes`, as text. Where ids begin or end amid a character, U+FFFD stands for its rest."""
         return self.decode_bytes(ids).decode(errors="replace")
+
+    def _checked(self, ids: ArrayLike) -> NDArray[np.int64]:
+        """The ids as an array. Raises ValueError unless they are a row of this vocabulary's."""
+        numbers = np.asarray(ids)
+        if numbers.size == 0:
+            return np.empty(0, np.int64)
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+            raise ValueError(f"expected a row of ids, found shape {numbers.shape} of {numbers.dtype}")
+        least, most = int(numbers.min()), int(numbers.max())
+        if least < 0 or most >= self.vocab_size:
+            raise ValueError(f"expected ids from 0 to {self.vocab_size - 1}, found {least if least < 0 else most}")
+        return numbers.astype(np.int64)
 
     def _ranks(self, text: str) -> list[int]:
         try:

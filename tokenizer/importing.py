@@ -6,10 +6,10 @@ from pathlib import Path
 from robustly import UserError
 from robustly.config import find
 from tokenizer.config import MASK_TOKEN, SPECIAL_TOKENS, FairseqFiles
-from tokenizer.vocabulary import Vocabulary, byte_symbols, read, read_json, read_merges, read_text
+from tokenizer.vocabulary import Vocabulary, byte_symbols, could_be_learned, read, read_json, read_merges, read_text
 
 # Of a Hugging Face folder, all that decides how text is encoded.
-FOLDER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+FOLDER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json")
 FILLER = "madeupword"  # fairseq fills its dictionary up with these to a multiple of 8
 
 
@@ -30,7 +30,7 @@ def read_imported(imported: str | FairseqFiles, beside: Path) -> Vocabulary:
     """
     if isinstance(imported, FairseqFiles):
         encoder, merges, dictionary = files_of(imported, beside)
-        return read_fairseq(encoder, merges, dictionary)
+        return _whole(read_fairseq(encoder, merges, dictionary), merges)
     folder = _there(imported, beside, "tokenizer.import")
     vocabulary = read(folder)
     for number, token in enumerate(SPECIAL_TOKENS):
@@ -39,6 +39,17 @@ def read_imported(imported: str | FairseqFiles, beside: Path) -> Vocabulary:
                 f"{folder}: {token} has the id {found}; RoBERTa's layout, on which masking and positions rest, gives "
                 f"{', '.join(SPECIAL_TOKENS)} the ids 0 to {len(SPECIAL_TOKENS) - 1}"
             )
+    return _whole(vocabulary, folder)
+
+
+def _whole(vocabulary: Vocabulary, path: Path) -> Vocabulary:
+    """Raises UserError if tokens that only a merge can make are made by none: then the merges are cut off."""
+    made = {*byte_symbols(), *(left + right for left, right in vocabulary.merges), *vocabulary.special}
+    if lost := [token for token in vocabulary.ids if token not in made and could_be_learned(token)]:
+        raise UserError(
+            f"{path}: {len(lost):,} tokens of the vocabulary are made by no merge, such as {lost[0]!r}: the "
+            f"{len(vocabulary.merges):,} merges are cut off, or belong to another vocabulary"
+        )
     return vocabulary
 
 

@@ -71,6 +71,7 @@ def train(
     symbols, lengths, counts = _lay_out(words)
     made = np.zeros(1, np.int64)
     limit = max_token_length or len(symbols) + 2
+    merges = min(merges, len(symbols))  # each takes a position at least
     with progress("training merges", merges, "merges") as advance, ThreadPoolExecutor(1) as thread:
         result = thread.submit(_train, symbols, lengths, counts, merges, min_frequency, limit, made)
         shown = 0

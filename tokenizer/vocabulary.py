@@ -16,6 +16,7 @@ from robustly import UserError
 from robustly.config import fingerprint
 from robustly.manifest import write_atomic, write_json
 from tokenizer.config import MASK_TOKEN, SPECIAL_TOKENS
+from tokenizer.words import split
 
 MODEL_MAX_LENGTH = 512  # RoBERTa's; publishing writes the model's own
 
@@ -28,6 +29,17 @@ def byte_symbols() -> list[str]:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) if byte in printable else chr(0x100 + others.index(byte)) for byte in range(256)]
+
+
+def could_be_learned(token: str) -> bool:
+    """Whether training could make a token: if its bytes are one word, or some bytes amid a character."""
+    byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+    if not token or any(symbol not in byte_of for symbol in token):
+        return False
+    try:
+        return len(split(bytes(map(byte_of.__getitem__, token)).decode())) == 1
+    except UnicodeDecodeError:
+        return True
 
 
 @dataclass(frozen=True)
@@ -145,9 +157,10 @@ def read(folder: Path) -> Vocabulary:
         for name, kind in _OTHER_KINDS.items():
             if (folder / name).exists():
                 raise UserError(f"{folder / name}: {kind}; {_KIND}")
-    _refuse_settings(folder)
-    ids = _checked_ids(read_json(path), path)
-    return Vocabulary(ids, read_merges(folder / "merges.txt", ids))
+    added = _added_beside(folder)
+    ids = _checked_ids({**read_json_object(path), **added}, path)
+    extra = tuple(sorted(added.keys() - {*SPECIAL_TOKENS, MASK_TOKEN}, key=ids.__getitem__))
+    return Vocabulary(ids, read_merges(folder / "merges.txt", ids), extra)
 
 
 _KIND = "expected a byte-level BPE in RoBERTa's layout (GPT-2's pre-tokenizer, <s> <pad> </s> <unk> <mask>)"
@@ -175,7 +188,11 @@ def _read_fast_tokenizer(path: Path) -> Vocabulary:
         raise UserError(f"{path}: not a file of `tokenizers`; {_KIND}") from None
     ids = _checked_ids(known, path)
     for merge in merges:
-        if len(merge) != 2 or not {*merge, "".join(merge)} <= ids.keys():
+        if (
+            len(merge) != 2
+            or not all(isinstance(part, str) for part in merge)
+            or not {*merge, "".join(merge)} <= ids.keys()
+        ):
             raise UserError(f"{path}: {merge!r} is not a merge of two of its tokens into a third")
     if plain := [token["content"] for token in added if not token["special"]]:
         raise UserError(f"{path}: {plain[0]!r} is an added token, cut out of the text before words are; {_KIND}")
@@ -220,16 +237,32 @@ def _another_kind(stored: dict[str, Any]) -> str | None:
     return None
 
 
-def _refuse_settings(folder: Path) -> None:
-    """What `tokenizer_config.json` alone can tell, where there is no tokenizer.json."""
-    path = folder / "tokenizer_config.json"
-    settings = read_json(path) if path.exists() else {}
-    if isinstance(settings, dict) and settings.get("add_prefix_space"):
-        raise UserError(f"{path}: it puts a space before the text (add_prefix_space); {_KIND}")
+def _added_beside(folder: Path) -> dict[str, int]:
+    """The special tokens that `tokenizer_config.json` and `added_tokens.json` add where there is no tokenizer.json.
+
+    Raises UserError if they say what makes it a tokenizer of another kind.
+    """
+    added: dict[str, int] = {}
+    special = {*SPECIAL_TOKENS, MASK_TOKEN}
+    if (path := folder / "tokenizer_config.json").exists():
+        settings = read_json_object(path)
+        if settings.get("add_prefix_space"):
+            raise UserError(f"{path}: it puts a space before the text (add_prefix_space); {_KIND}")
+        for number, token in (settings.get("added_tokens_decoder") or {}).items():
+            added[token["content"]] = int(number)
+            special |= {token["content"]} if token.get("special") else set()
+        for name in ("extra_special_tokens", "additional_special_tokens"):
+            named = settings.get(name) or []
+            special |= {token if isinstance(token, str) else token["content"] for token in named}
+    if (path := folder / "added_tokens.json").exists():
+        added |= read_json_object(path)
+    if plain := sorted(added.keys() - special):
+        raise UserError(f"{folder}: {plain[0]!r} is an added token, cut out of the text before words are; {_KIND}")
+    return added
 
 
-def _checked_ids(ids: Any, path: Path) -> dict[str, int]:
-    if not isinstance(ids, dict) or sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
+def _checked_ids(ids: dict[str, Any], path: Path) -> dict[str, int]:
+    if not all(type(number) is int for number in ids.values()) or sorted(ids.values()) != [*range(len(ids))]:
         raise UserError(f"{path}: expected an object that gives each token one of the ids 0, 1, 2, ...")
     missing = [token for token in (*SPECIAL_TOKENS, MASK_TOKEN, *byte_symbols()) if token not in ids]
     if missing:
@@ -245,6 +278,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not JSON ({error})") from None
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """As `read_json`; raises UserError, too, unless it is an object."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected an object, found {type(value).__name__}")
+    return value
+
+
 def read_merges(path: Path, ids: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The merges in GPT-2's `vocab.bpe` or a `merges.txt`. Raises UserError unless all are of tokens that have ids."""
     merges = []
@@ -254,7 +295,7 @@ def read_merges(path: Path, ids: Mapping[str, Any]) -> list[tuple[str, str]]:
         left, _, right = line.partition(" ")
         if not {left, right, left + right} <= ids.keys():
             raise UserError(
-                f"{path}: line {number}: {line!r} is not a merge of two tokens of the vocabulary into a third"
+                f"{path}: line {number}: {line[:60]!r} is not a merge of two tokens of the vocabulary into a third"
             )
         merges.append((left, right))
     return merges

@@ -275,6 +275,56 @@ def test_broken_counts(page, tmp_path, text, message):
         build(page(counts=str(tmp_path / "a.tsv")), settings(), tmp_path / "t", Path(), ONE)
 
 
+def test_counts_have_a_way_of_counting_already(page, tmp_path):
+    (tmp_path / "a.tsv").write_text('7\t"a"\n3\t"e\u0301"\n0\t"b"\n', encoding="utf-8")
+    corpus = page(counts=str(tmp_path / "a.tsv"))
+    with pytest.raises(UserError, match=r"count_by = line: corpus\.counts are counted already"):
+        build(corpus, settings(count_by="line"), tmp_path / "t", Path(), ONE)
+    (tmp_path / "a.tsv").write_text('7\t"a"\n3\t"\u1100\u1161"\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.tsv: line 2 .* is not in NFC, as tokenizer\.normalization wants it"):
+        build(corpus, settings(normalization="nfc"), tmp_path / "t", Path(), ONE)
+
+
+def test_words_that_never_occur_are_left_out(page, tmp_path):
+    (tmp_path / "a.tsv").write_text('7\t"a"\n0\t"b"\n')
+    done = build(page(counts=str(tmp_path / "a.tsv")), settings(vocab_size=261), tmp_path / "t", Path(), ONE)
+    assert (done.counts["distinct_words"], done.counts["words"]) == (1, 7)
+
+
+def test_counts_that_are_not_there(page, tmp_path):
+    with pytest.raises(UserError, match=r"corpus\.counts: x\.tsv: no file there.*expected word counts: \.tsv"):
+        build(page(counts="x.tsv"), settings(), tmp_path / "t", tmp_path, ONE)
+    (tmp_path / "x.csv").write_text("")
+    with pytest.raises(UserError, match=r"x\.csv: unknown kind of file: expected word counts: \.tsv"):
+        build(page(counts="x.csv"), settings(), tmp_path / "t", tmp_path, ONE)
+
+
+def test_one_command_at_a_time_in_a_folder(page, prose_file, tmp_path, monkeypatch):
+    """Whatever the other one counts: what is at work must not be deleted."""
+    monkeypatch.setattr(stage.manifest.lock.__wrapped__, "__defaults__", (0.0,))
+    with (
+        manifest.lock(tmp_path / "t" / "work"),
+        pytest.raises(UserError, match="another process is at work here"),
+    ):
+        build(page(prose_file), settings(count_by="line"), tmp_path / "t", Path(), ONE)
+
+
+def test_a_size_beyond_all_merges(page, tmp_path):
+    (tmp_path / "a.txt").write_text("abc abc abd")
+    size = settings(vocab_size=2**31, accept_fewer=True)
+    assert build(page(tmp_path / "a.txt"), size, tmp_path / "t", Path(), ONE).counts["entries"] == 263
+
+
+def test_the_limit_of_a_container(monkeypatch, tmp_path):
+    monkeypatch.setattr(stage, "CGROUP", tmp_path)
+    free = stage.available_memory()
+    for limit, expected in (("max", None), (str(3 * 2**20), 2**20), ("1000", 0)):
+        (tmp_path / "memory.max").write_text(limit + "\n")
+        (tmp_path / "memory.current").write_text(f"{2 * 2**20}\n")
+        found = stage.available_memory()
+        assert found == expected if expected is not None else abs(found - free) < free / 4
+
+
 def test_counts_are_no_text(page, tmp_path):
     (tmp_path / "a.tsv").write_text('7\t"a"\n')
     with pytest.raises(UserError, match=r"a\.tsv: unknown kind of file.*word counts \(\.tsv\) only for corpus\.counts"):
@@ -338,8 +388,11 @@ def test_further_special_tokens_count_towards_the_size(page, prose_file, tmp_pat
     [
         ({"special_tokens": ["<mask>"]}, "'<mask>' is there already"),
         ({"special_tokens": ["[A]", "[A]"]}, r"'\[A\]' is there already"),
-        ({"special_tokens": ["word"]}, "'word' could be a word of the text"),
-        ({"special_tokens": [" [A]"]}, "could be a word of the text"),
+        ({"special_tokens": ["word"]}, "'word' could be learned from the text"),
+        ({"special_tokens": ["Ã©"]}, "could be learned from the text"),  # the bytes of é in their symbols
+        ({"special_tokens": ["Ã"]}, "could be learned from the text"),  # the first of them
+        ({"special_tokens": [" [A]"]}, "without white space around it"),
+        ({"special_tokens": [""]}, "'': expected a name"),
         ({"special_tokens": ["[A1]"], "vocab_size": 261}, "expected at least 262, since special_tokens has 1"),
         ({"vocab_size": 260}, "expected at least 261"),
         ({"max_token_length": 2}, "greater than or equal to 3"),
@@ -417,6 +470,8 @@ def test_memory_is_shared_among_the_workers():
     half, whole = Processing(workers=2, memory_gb=4), Processing(workers=1, memory_gb=4)
     assert whole.counting_bytes < 4 * 2**30
     assert 2 * half.counting_bytes < whole.counting_bytes
-    assert Processing(workers=64, memory_gb=1).counting_bytes == 16 * 2**20
+    with pytest.raises(UserError, match=r"run\.memory_gb = 1: too little for run\.workers = 64, which take 11\.16"):
+        assert Processing(workers=64, memory_gb=1).counting_bytes
+    assert Processing(workers=64).counting_bytes == 2**29
     on_slurm = Processing(workers=64, memory_gb=1, executor="slurm", slurm=Slurm(memory_gb=4))
     assert on_slurm.counting_bytes == whole.counting_bytes

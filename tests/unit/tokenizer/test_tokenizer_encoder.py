@@ -257,6 +257,29 @@ def test_special_tokens_cover_no_text(encoder):
     assert encoder.byte_offsets([]).tolist() == [0]
 
 
+@pytest.mark.parametrize("ids", [[-100], [1000], [5.7], [[5, 6]]])
+def test_ids_of_no_token_are_refused(encoder, ids):
+    for use in (encoder.decode, encoder.byte_offsets):
+        with pytest.raises(ValueError, match=r"expected ids from 0 to 999|expected a row of ids"):
+            use(ids)
+
+
+def test_what_is_no_list_of_texts_is_refused(encoder):
+    with pytest.raises(ValueError, match="expected a list of texts"):
+        encoder.encode_documents("hello")
+    with pytest.raises(ValueError, match="workers of at least 1, found 0"):
+        encoder.encode_documents(["hello"], workers=0)
+    assert encoder.encode_documents([]) == [] and encoder.decode([]) == ""
+    assert [ids.tolist() for ids in encoder.encode_documents(text for text in ["a", "b"])] == [
+        ids_of(encoder, "a"),
+        ids_of(encoder, "b"),
+    ]
+
+
+def test_a_folder_may_be_given_as_text(trained, encoder):
+    assert tokenizer.load(str(trained)).fingerprint == encoder.fingerprint
+
+
 def test_several_processes_give_the_same_ids_in_order(encoder, prose):
     alone, together = encoder.encode_documents(prose), encoder.encode_documents(prose, workers=2)
     assert [ids.tolist() for ids in together] == [ids.tolist() for ids in alone]

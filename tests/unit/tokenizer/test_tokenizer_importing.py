@@ -104,6 +104,83 @@ def test_an_import_does_not_need_the_corpus(fairseq, page, tmp_path, capsys):
     assert "the vocabulary is not tried on the corpus: corpus.sources: nowhere.txt" in capsys.readouterr().err
 
 
+def test_merges_that_are_cut_off(fairseq, text, trained, page, tmp_path):
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\n")
+    with pytest.raises(UserError, match=r"vocab\.bpe: 2 tokens of the vocabulary are made by no merge, such as 'cd'"):
+        build(text, settings(fairseq), tmp_path / "t", tmp_path, ONE)
+    (tmp_path / "there").mkdir()
+    stored = json.loads((trained / "tokenizer.json").read_text())
+    stored["model"]["merges"] = stored["model"]["merges"][:10]
+    (tmp_path / "there" / "tokenizer.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="there: 729 tokens of the vocabulary are made by no merge"):
+        build(text, settings("there", 1000), tmp_path / "t", tmp_path, ONE)
+
+
+@pytest.fixture
+def plain_folder(trained, tmp_path):
+    """A folder without tokenizer.json, whose tokenizer_config.json adds a special token."""
+    folder = tmp_path / "there"
+    folder.mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).write_bytes((trained / name).read_bytes())
+    return folder
+
+
+def test_added_special_tokens_beside_a_vocabulary(plain_folder, text, tmp_path):
+    (plain_folder / "added_tokens.json").write_text('{"[X1]": 1000}')
+    with pytest.raises(UserError, match=r"'\[X1\]' is an added token, cut out of the text"):
+        build(text, settings("there", 1001), tmp_path / "t", tmp_path, ONE)
+    decoder = {"1000": {"content": "[X1]", "special": True}}
+    (plain_folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    build(text, settings("there", 1001), tmp_path / "t", tmp_path, ONE)
+    found = read(tmp_path / "t")
+    assert (found.ids["[X1]"], found.ids["<mask>"], found.extra) == (1000, 999, ("[X1]",))
+
+
+@pytest.mark.parametrize(
+    ("settings_there", "message"),
+    [({"add_prefix_space": True}, "puts a space before the text"), ([], "expected an object, found list")],
+)
+def test_settings_beside_a_vocabulary(plain_folder, text, tmp_path, settings_there, message):
+    (plain_folder / "tokenizer_config.json").write_text(json.dumps(settings_there))
+    with pytest.raises(UserError, match=message):
+        build(text, settings("there", 1000), tmp_path / "t", tmp_path, ONE)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "vocab.json"])
+def test_ids_must_be_numbers(trained, plain_folder, text, tmp_path, file):
+    if file == "tokenizer.json":
+        (plain_folder / file).write_bytes((trained / file).read_bytes())
+    changed = re.sub(r'"<pad>": 1\b', '"<pad>": "1"', (plain_folder / file).read_text())
+    assert '"<pad>": "1"' in changed
+    (plain_folder / file).write_text(changed.replace('"id": 1,', '"id": "1",'))
+    with pytest.raises(UserError, match=r"one of the ids 0, 1, 2|not a file of `tokenizers`"):
+        build(text, settings("there", 1000), tmp_path / "t", tmp_path, ONE)
+
+
+@pytest.mark.parametrize(
+    ("imported", "message"),
+    [
+        (5, "tokenizer.import = 5: .*valid string"),
+        ([1], "valid string"),
+        ("", "at least 1 character"),
+        ({"encoder": "a", "merges": "b"}, r"tokenizer\.import\.dictionary"),
+        ({"encoder": "a", "merges": "b", "dictionary": "c", "x": 1}, r"tokenizer\.import\.x"),
+    ],
+)
+def test_an_import_that_is_none_of_both(tmp_path, imported, message):
+    from robustly.experiment import load_experiment
+
+    with pytest.raises(UserError, match=message) as fault:
+        load_experiment("tiny", [f"tokenizer.import={json.dumps(imported)}"])
+    assert ": 1 fault\n" in str(fault.value) and "FairseqFiles" not in str(fault.value)
+
+
+def test_counts_do_not_go_with_an_import(fairseq, page, tmp_path):
+    with pytest.raises(UserError, match=r"corpus\.counts train one; remove either"):
+        build(page(counts="a.tsv"), settings(fairseq), tmp_path / "t", tmp_path, ONE)
+
+
 def test_the_size_on_the_page_must_be_right(fairseq, text, tmp_path):
     with pytest.raises(UserError, match=r"vocab_size = 266, but .* has 267 entries; set tokenizer\.vocab_size: 267"):
         build(text, settings(fairseq, 266), tmp_path / "t", tmp_path, ONE)
@@ -230,8 +307,10 @@ def test_merges_that_no_training_finds_are_refused(text, tmp_path):
         vocab[left + right] = len(vocab)
     stored["model"].update(vocab=vocab, merges=merges)
     (tmp_path / "there" / "tokenizer.json").write_text(json.dumps(stored))
+    (tmp_path / "a.txt").write_text("abc")
     with pytest.raises(UserError, match="the merges are not in an order in which training finds them: 'abc'"):
         build(text, settings("there", 264), tmp_path / "t", tmp_path, ONE)
+    assert not (tmp_path / "t" / "recipe.json").exists()
 
 
 @pytest.mark.parametrize("key", [{"special_tokens": ["[X1]"]}, {"accept_fewer": True}, {"normalization": "nfc"}])
