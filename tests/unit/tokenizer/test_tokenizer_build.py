@@ -20,6 +20,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from robustly import UserError, manifest
 from tokenizer import build as stage
 from tokenizer import corpus as raw_text
+from tokenizer import merges
 from tokenizer.build import build
 from tokenizer.config import Processing, Slurm, Tokenizer
 from tokenizer.counts import read_counts
@@ -312,7 +313,9 @@ def test_one_command_at_a_time_in_a_folder(page, prose_file, tmp_path, monkeypat
 def test_a_size_beyond_all_merges(page, tmp_path):
     (tmp_path / "a.txt").write_text("abc abc abd")
     size = settings(vocab_size=2**31, accept_fewer=True)
-    assert build(page(tmp_path / "a.txt"), size, tmp_path / "t", Path(), ONE).counts["entries"] == 263
+    with mock.patch("tokenizer.merges._train", wraps=merges._train) as training:
+        assert build(page(tmp_path / "a.txt"), size, tmp_path / "t", Path(), ONE).counts["entries"] == 263
+    assert training.call_args.args[3] == len("abc") + len(" abc") + len(" abd")  # a merge takes a place at least
 
 
 def test_the_limit_of_a_container(monkeypatch, tmp_path):
