@@ -8,26 +8,19 @@ proportional set size of the whole tree of processes, seen every 50 ms. The tabl
 benchmarks/results/bpe-<date>.md.
 """
 
-import argparse
 import json
-import lzma
 import os
 import platform
 import random
-import shutil
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
+from beside import Watched, case, main, plain
 
-RESULTS = Path(__file__).parent / "results"
 VOCAB_SIZE = 50_265
 MEMORY_GB = 1.0
 MORE_WORDS = 20  # times as many distinct words in the corpus that is made up
@@ -97,56 +90,6 @@ CASES: dict[str, Callable[..., Any]] = {"peer_training": peer_training, "encodin
 # ------------------------------------------------------------------------------------------ measuring
 
 
-class Watched:
-    """A command that has run: its seconds, and its peak memory before and after a line that holds `mark`."""
-
-    def __init__(self, command: list[str], mark: str = "", environment: dict[str, str] | None = None):
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **(environment or {})},
-        )
-        self.before = self.after = 0
-        self.marked: list[str] = []  # the lines that hold the mark
-        lines: list[str] = []
-
-        def listen() -> None:
-            assert process.stderr is not None
-            for line in process.stderr:
-                lines.append(line)
-                if mark and mark in line:
-                    self.marked.append(line.strip())
-
-        listener = threading.Thread(target=listen, daemon=True)
-        listener.start()
-        output: list[str] = []
-        reader = threading.Thread(target=lambda: output.append(process.stdout.read()), daemon=True)  # type: ignore[union-attr]
-        reader.start()
-        root = psutil.Process(process.pid)
-        while process.poll() is None:
-            memory = 0
-            try:
-                for each in [root, *root.children(recursive=True)]:
-                    memory += each.memory_full_info().pss
-            except psutil.Error:  # one of them has just ended
-                continue
-            if self.marked:
-                self.after = max(self.after, memory)
-            else:
-                self.before = max(self.before, memory)
-            time.sleep(0.05)
-        self.seconds = time.perf_counter() - start
-        listener.join()
-        reader.join()
-        self.output = output[0]
-        self.peak = max(self.before, self.after)
-        if process.returncode:
-            raise SystemExit(f"{command}: {''.join(lines)[-2000:]}")
-
-
 def robustly(sources: list[str], root: Path, vocab_size: int = VOCAB_SIZE, memory_gb: float = 16.0) -> Watched:
     page = root.with_suffix(".yaml")
     page.write_text(
@@ -178,35 +121,8 @@ def letters(number: int) -> str:
     return text or "a"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", help="text, plain or .xz")
-    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
-    parser.add_argument("--arguments", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.case:
-        print(json.dumps(CASES[options.case](*json.loads(options.arguments))))
-        return
-    if not options.files or not all(Path(file).exists() for file in options.files):
-        raise SystemExit(f"expected text files, found {options.files or 'none'}; see --help")
-    with tempfile.TemporaryDirectory() as scratch:
-        text = measure(options.files, Path(scratch))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"bpe-{time.strftime('%Y-%m-%d')}.md").write_text(text)
-    print(text)
-
-
-def case(name: str, *arguments: Any) -> list[str]:
-    return [sys.executable, __file__, "--case", name, "--arguments", json.dumps(arguments)]
-
-
 def measure(given: list[str], scratch: Path) -> str:
-    files = []
-    for file in given:
-        plain = scratch / Path(file).name.removesuffix(".xz")
-        with (lzma.open if file.endswith(".xz") else open)(file, "rb") as source, plain.open("wb") as target:
-            shutil.copyfileobj(source, target)
-        files.append(str(plain))
+    files = plain(given, scratch)
     size = sum(Path(file).stat().st_size for file in files)
 
     ours, theirs = [], []
@@ -255,4 +171,4 @@ Merges the same: {"yes" if same else "NO"}. All seconds, start of the processes 
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, CASES, measure, "bpe")

@@ -9,24 +9,18 @@ ours is `robustly prepare` (a unit is a line); the peer's is what transformers' 
 core, times the cores. The table is printed and written to benchmarks/results/preparation-<date>.md.
 """
 
-import argparse
 import json
-import lzma
 import os
 import platform
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
+from beside import Watched, case, main, plain
 
-RESULTS = Path(__file__).parent / "results"
 VOCAB_SIZE = 50_265
 BLOCK_LENGTH = 512
 ROUNDS = 2
@@ -118,42 +112,13 @@ CASES: dict[str, Callable[..., Any]] = {"run_mlm": run_mlm, "encoding": encoding
 # ------------------------------------------------------------------------------------------ measuring
 
 
-def watched(command: list[str]) -> tuple[float, float, str]:
-    """Seconds, the largest resident set of any one of its processes, and stdout of a command."""
-    start = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err, text=True)
-        root, peak = psutil.Process(process.pid), 0
-        while process.poll() is None:
-            try:
-                peak = max(peak, *(each.memory_info().rss for each in [root, *root.children(recursive=True)]), 0)
-            except psutil.Error:  # one of them has just ended
-                continue
-            time.sleep(0.05)
-        seconds = time.perf_counter() - start
-        out.seek(0)
-        err.seek(0)
-        if process.returncode:
-            raise SystemExit(f"{command}: {err.read()[-2000:]}")
-        return seconds, peak, out.read()
-
-
-def case(name: str, *arguments: Any) -> list[str]:
-    return [sys.executable, __file__, "--case", name, "--arguments", json.dumps(arguments)]
-
-
 def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def measure(given: list[str], scratch: Path) -> str:
     cores = os.cpu_count() or 1
-    files = []
-    for file in given:
-        plain = scratch / Path(file).name.removesuffix(".xz")
-        with (lzma.open if file.endswith(".xz") else open)(file, "rb") as source, plain.open("wb") as target:
-            shutil.copyfileobj(source, target)
-        files.append(str(plain))
+    files = plain(given, scratch)
     size = sum(Path(file).stat().st_size for file in files)
     vocabulary = scratch / "tokenizer"
 
@@ -167,23 +132,23 @@ def measure(given: list[str], scratch: Path) -> str:
         )  # fmt: skip
         return str(path)
 
-    watched([sys.executable, "-m", "robustly.cli", "tokenizer", page("words")])
+    Watched([sys.executable, "-m", "robustly.cli", "tokenizer", page("words")])
     ours, theirs = [], []
     for number in range(ROUNDS):
-        ours.append(watched([sys.executable, "-m", "robustly.cli", "prepare", page(f"ours-{number}")]))
+        ours.append(Watched([sys.executable, "-m", "robustly.cli", "prepare", page(f"ours-{number}")]))
         cache = scratch / f"theirs-{number}"
-        theirs.append(watched(case("run_mlm", files, str(vocabulary), str(cache), cores)))
+        theirs.append(Watched(case("run_mlm", files, str(vocabulary), str(cache), cores)))
     store = scratch / "ours-0" / "data"
     counts = json.loads((store / "manifest.json").read_text())["counts"]
     tokens = counts["train_tokens"] + counts["validation_tokens"]
-    peer = json.loads(theirs[0][2].strip().splitlines()[-1])
-    bare = float(watched(case("encoding", str(vocabulary), files))[2])
-    speeds = json.loads(watched(case("reading", str(store), str(scratch / "theirs-0")))[2])
-    mine, other = (min(seconds for seconds, _, _ in some) for some in (ours, theirs))
+    peer = json.loads(theirs[0].output.strip().splitlines()[-1])
+    bare = float(Watched(case("encoding", str(vocabulary), files)).output)
+    speeds = json.loads(Watched(case("reading", str(store), str(scratch / "theirs-0"))).output)
+    mine, other = (min(each.seconds for each in some) for some in (ours, theirs))
     versions = ", ".join(f"{library} {version(library)}" for library in ("datasets", "transformers", "tiktoken"))
     rows = [
-        ("run_mlm's path", other, 1.0, size_of(scratch / "theirs-0") / peer["tokens"], max(r[1] for r in theirs)),
-        ("robustly prepare", mine, other / mine, size_of(store) / tokens, max(r[1] for r in ours)),
+        ("run_mlm's path", other, 1.0, size_of(scratch / "theirs-0") / peer["tokens"], max(r.largest for r in theirs)),
+        ("robustly prepare", mine, other / mine, size_of(store) / tokens, max(r.largest for r in ours)),
     ]
     table = "\n".join(
         f"| {name} | {seconds:.1f} | {ratio:.1f} | {disk:.2f} | {peak / 1e9:.2f} |"
@@ -210,23 +175,5 @@ left over of every 1,000 lines, and hold `<s>` and `</s>` of every line.
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", help="text, plain or .xz")
-    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
-    parser.add_argument("--arguments", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.case:
-        print(json.dumps(CASES[options.case](*json.loads(options.arguments))))
-        return
-    if not options.files or not all(Path(file).exists() for file in options.files):
-        raise SystemExit(f"expected text files, found {options.files or 'none'}; see --help")
-    with tempfile.TemporaryDirectory() as scratch:
-        text = measure(options.files, Path(scratch))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"preparation-{time.strftime('%Y-%m-%d')}.md").write_text(text)
-    print(text)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, CASES, measure, "preparation")

@@ -261,8 +261,15 @@ class Store:
 
     def named_texts(self, encoder: "Encoder") -> Iterator[tuple[str, str]]:
         """As `texts`, each with the name of its source: (source, text)."""
+        for number, name in enumerate(self.sources):  # shards are in the order of the sources
+            yield from ((name, text) for text in self.texts_of(number, encoder))
+
+    def texts_of(self, source: int, encoder: "Encoder") -> Iterator[str]:
+        """As `texts`, of one source by its place."""
         check_tokenizer(self.folder, encoder)
         for shard in self.shards:
+            if shard.source != source:
+                continue
             tokens, unit_ends = self.tokens(shard), self.unit_ends(shard)
             gaps = self._read(shard, "gaps", np.uint8, None)
             gap_ends = self._read(shard, "gap_ends", END, shard.units + shard.documents)
@@ -274,5 +281,5 @@ class Store:
                 for end in unit_ends[unit:document_end].tolist():
                     pieces += [next(white_space), encoder.decode(tokens[begin : end - 1])]
                     begin = end
-                yield self.sources[shard.source], "".join([*pieces, next(white_space)])
+                yield "".join([*pieces, next(white_space)])
                 begin, unit = begin + 1, document_end

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from launch.environment import cores
-from robustly import UserError, log
+from robustly import UserError, log, machine
 from robustly.manifest import lock
 
 Status = Literal["ok", "note", "problem"]
@@ -37,7 +37,7 @@ LITTLE_SHARED_MEMORY = 1e9
 """Bytes of /dev/shm; NCCL passes gradients between the GPUs of a machine through it where they have no direct link."""
 FEW_FILES = 1024
 
-CPUINFO, MEMINFO, CGROUP, SHARED_MEMORY = map(Path, ("/proc/cpuinfo", "/proc/meminfo", "/sys/fs/cgroup", "/dev/shm"))
+CPUINFO, SHARED_MEMORY = Path("/proc/cpuinfo"), Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -286,31 +286,14 @@ def _cpu_flags() -> set[str]:
 def cpu_quota() -> float | None:
     """Cores' worth of time that the control group allows (cgroup v2: `cpu.max`), None for no limit."""
     try:
-        allowed, period = (CGROUP / "cpu.max").read_text(encoding="utf-8").split()
+        allowed, period = (machine.CGROUP / "cpu.max").read_text(encoding="utf-8").split()
     except (OSError, ValueError):
         return None
     return None if allowed == "max" else int(allowed) / int(period)
 
 
-def available_memory() -> int | None:
-    """Bytes of RAM that can be had now: the system's, or what the control group leaves; None if it cannot be read."""
-    try:
-        lines = MEMINFO.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    if kilobytes is None:
-        return None
-    system = int(kilobytes) * 1024
-    try:
-        limit, used = ((CGROUP / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return system
-    return system if limit == "max" else min(system, max(0, int(limit) - int(used)))
-
-
 def memory() -> Finding:
-    available = available_memory()
+    available = machine.available_memory()
     if available is None:
         return Finding("memory", "note", "cannot be read here", "see that 4 GB of RAM are free")
     return _enough("memory", available, LITTLE_MEMORY, TOO_LITTLE_MEMORY, "of RAM available",

@@ -1,6 +1,5 @@
 """How a tokenizer fits the held-out documents of its token store: what the model card and `inspect` say of it."""
 
-import copy
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -51,11 +50,9 @@ def held_out_fit(data_folder: Path, encoder: Encoder) -> dict[str, list[dict[str
 def _first_of_each(store: Store, encoder: Encoder) -> Iterator[tuple[str, str]]:
     count = Counter(store.sources)
     for number, source in enumerate(store.sources):
-        alone = copy.copy(store)
-        alone.shards = tuple(shard for shard in store.shards if shard.source == number)
         name = source if count[source] == 1 else f"{source} ({number + 1})"
         left = BYTES
-        for text in itertools.islice(alone.texts(encoder), DOCUMENTS):
+        for text in itertools.islice(store.texts_of(number, encoder), DOCUMENTS):
             yield name, text
             if (left := left - len(text.encode())) <= 0:
                 break

@@ -1,8 +1,9 @@
 """Byte-level BPE: count words, train merges, save and load, import, encode fast.
 
 `corpus` (with `hub`) reads the raw text, for this stage and the next, and `executor` spreads the work on it; `words`
-says what a word is and `counts` counts; `merges` trains; `vocabulary` is the layout and the files, `importing` those of
-others; `encoder` turns text into ids; `build` is the stage; `texts` and `quality` tell how good a tokenizer is.
+says what a word is, `counts` and `counting` count; `merges` trains; `vocabulary` is the layout and the files,
+`importing` those of others; `encoder` turns text into ids; `build` is the stage; `texts` and `quality` tell how good a
+tokenizer is.
 """
 
 from pathlib import Path

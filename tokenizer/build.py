@@ -3,37 +3,22 @@
 Counts may come from elsewhere instead (`corpus.counts`), and so may the whole vocabulary (`tokenizer.import`).
 """
 
-import io
-import json
-import os
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 from tokenizers import Tokenizer as Reference
 
-from robustly import UserError, log, manifest
+from robustly import UserError, log, machine, manifest
 from robustly.config import fingerprint
 from robustly.manifest import Manifest, Stage
 from tokenizer import load
-from tokenizer.config import MAX_MIN_WORD_COUNT, Corpus, CountFiles, Processing, Tokenizer
-from tokenizer.corpus import (
-    BadLine,
-    Hashes,
-    Part,
-    documents,
-    hashes,
-    lines,
-    parts,
-    process,
-    refuse_many,
-    where,
-)
-from tokenizer.counts import FAN_IN, Count, WordCounter, parse_count, read_counts, sum_sorted, watched, write_counts
+from tokenizer.config import Corpus, CountFiles, Processing, Tokenizer
+from tokenizer.corpus import Hashes, Part, documents, hashes, parts
+from tokenizer.counting import RARE, SUMS, Sums, count
+from tokenizer.counts import read_counts, watched
 from tokenizer.encoder import Encoder
 from tokenizer.importing import files_of, read_imported
 from tokenizer.vocabulary import Vocabulary, fast_tokenizer, lay_out, save
@@ -41,9 +26,6 @@ from tokenizer.vocabulary import Vocabulary, fast_tokenizer, lay_out, save
 SAMPLE_PARTS = 16
 SAMPLE_DOCUMENTS = 16  # of each part
 SAMPLE_CHARACTERS = 4096  # of each document
-RARE = MAX_MIN_WORD_COUNT - 1  # how often a word occurs, at most, that may be left out
-SUMS = "counts.tsv.zst"
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def stage(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path) -> Stage:
@@ -94,16 +76,7 @@ def build(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, proc
         if finished := made.finished():  # by another process, while this one waited
             return finished
         text = parts(corpus, beside)
-        if corpus.counts:
-            pieces = parts(CountFiles.of(corpus), beside)
-            nfc = tokenizer.normalization == "nfc"
-            count: Callable[[int, Part], None] = partial(_add_part, nfc, work, processing.counting_bytes)
-        else:
-            pieces = text
-            count = partial(_count_part, corpus, tokenizer, work, processing.counting_bytes)
-        process(count, pieces, work / "tasks", processing, "adding counts" if corpus.counts else "counting words")
-        tally = _add_up(work, len(pieces), corpus)
-        sums = _sum_up(work, len(pieces), processing)
+        tally, sums = count(corpus, tokenizer, text, beside, work, processing)
         vocabulary, counts = _train(work / SUMS, sums, tokenizer)
         with made.begin():
             outputs = save(vocabulary, folder)
@@ -146,136 +119,6 @@ def _take_over(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path)
         return made.finish(outputs, {"entries": found, "merges": len(vocabulary.merges)}, notes={"files": {}})
 
 
-# ------------------------------------------------------------------------------------------------------ counting
-
-
-def _count_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, memory: int, number: int, part: Part) -> None:
-    """Count one part into two files: its words, and what else is known of it."""
-    counter = WordCounter(_words_file(work, number), memory)
-    bad_lines: list[BadLine] = []
-    seen = size = 0
-    for document in documents(part, corpus, bad_lines):
-        text = unicodedata.normalize("NFC", document.text) if tokenizer.normalization else document.text
-        for piece in io.StringIO(text, newline="\n") if tokenizer.count_by == "line" else (text,):
-            counter.add_text(piece)
-        seen += 1
-        size += len(text.encode())
-    counter.finish()
-    tally = {
-        "documents": seen,
-        "bytes": size,
-        "words": counter.words,
-        "bad_lines": [asdict(line) for line in bad_lines],
-    }
-    manifest.write_json(_tally_file(work, number), tally)
-
-
-def _add_part(nfc: bool, work: Path, memory: int, number: int, part: Part) -> None:
-    """As `_count_part`, of counts that were made elsewhere."""
-    counter = WordCounter(_words_file(work, number), memory)
-
-    size = 0
-
-    def counts() -> Iterator[Count]:
-        nonlocal size
-        for place, line in lines(part):
-            try:
-                word, number = parse_count(line)
-                if nfc and not unicodedata.is_normalized("NFC", word):
-                    raise ValueError(f"{word[:40]!r} is not in NFC, as tokenizer.normalization wants it")
-            except ValueError as fault:
-                raise UserError(f"{where(part.path, place)}: {fault}") from None
-            if number:
-                size += number * len(word.encode())
-                yield word, number
-
-    counter.add_counts(counts())
-    counter.finish()
-    tally = {"bytes": size, "words": counter.words, "bad_lines": []}
-    manifest.write_json(_tally_file(work, number), tally)
-
-
-def _words_file(work: Path, number: int) -> Path:
-    return work / f"words-{number:05d}.tsv"
-
-
-def _tally_file(work: Path, number: int) -> Path:
-    return work / f"tally-{number:05d}.json"
-
-
-def _add_up(work: Path, size: int, corpus: Corpus) -> dict[str, int]:
-    """What all parts hold together. Raises UserError for too many bad lines, or for no text at all."""
-    tallies = [json.loads(_tally_file(work, number).read_text(encoding="utf-8")) for number in range(size)]
-    bad_lines = [BadLine(**line) for tally in tallies for line in tally["bad_lines"]]
-    refuse_many(bad_lines, corpus)
-    names = ("bytes", "words") if corpus.counts else ("documents", "bytes", "words")
-    total = {name: sum(tally[name] for tally in tallies) for name in names}
-    if corpus.counts:
-        if not total["words"]:
-            raise UserError(f"corpus.counts: no words in {', '.join(corpus.counts)}")
-        return total
-    if not total["words"]:
-        sources = ", ".join(source.label for source in corpus.sources)
-        raise UserError(f"corpus.sources: no text in {sources} ({len(bad_lines)} broken rows); expected documents")
-    return {**total, "bad_lines": len(bad_lines)}
-
-
-# ------------------------------------------------------------------------------------------------------ summing
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Of the counts of the whole corpus."""
-
-    words: int
-    """Distinct words."""
-    symbols: int
-    """Bytes of these."""
-    rare: list[list[int]]
-    """Place n: how many words occur n times, and their bytes; for n up to `RARE`."""
-
-    def kept(self, min_count: int) -> tuple[int, int]:
-        """Distinct words that occur at least so often, and their bytes."""
-        left_out = self.rare[:min_count]
-        return self.words - sum(row[0] for row in left_out), self.symbols - sum(row[1] for row in left_out)
-
-
-def _sum_up(work: Path, size: int, processing: Processing) -> Sums:
-    """Sum the counts of all parts into one file, by as many processes as there are while files are many."""
-    known = work / "sums.json"
-    if known.exists() and (work / SUMS).exists():
-        return Sums(**json.loads(known.read_text(encoding="utf-8")))
-    paths, level = [_words_file(work, number) for number in range(size)], 0
-    while len(paths) > FAN_IN:
-        groups = [paths[first : first + FAN_IN] for first in range(0, len(paths), FAN_IN)]
-        paths = [work / f"sums-{level}-{number:05d}.tsv" for number in range(len(groups))]
-        tasks = work / f"tasks-{level}"
-        process(partial(_sum_group, paths), groups, tasks, processing, "summing counts")
-        level += 1
-    words = symbols = 0
-    rare = [[0, 0] for _ in range(RARE + 1)]
-
-    def measured(counts: Iterable[Count]) -> Iterator[Count]:
-        nonlocal words, symbols
-        for word, number in counts:
-            length = len(word.encode())
-            words += 1
-            symbols += length
-            if number <= RARE:
-                rare[number][0] += 1
-                rare[number][1] += length
-            yield word, number
-
-    write_counts(work / SUMS, measured(sum_sorted(paths, "summing counts")))
-    sums = Sums(words, symbols, rare)
-    manifest.write_json(known, asdict(sums))
-    return sums
-
-
-def _sum_group(targets: Sequence[Path], number: int, group: Sequence[Path]) -> None:
-    write_counts(targets[number], sum_sorted(group))
-
-
 # ------------------------------------------------------------------------------------------------------ training
 
 
@@ -285,12 +128,12 @@ def _train(file: Path, sums: Sums, tokenizer: Tokenizer) -> tuple[Vocabulary, di
 
     least = tokenizer.min_word_count
     words, symbols = sums.kept(least)
-    needed, free = memory(words, symbols), available_memory()
+    needed, free = memory(words, symbols), machine.available_memory()
     each = needed // max(words, 1)
     log.say(f"training on {words:,} distinct words: at most {needed / 2**30:.2f} GiB of memory, {each} bytes a word")
-    if needed > free:
-        fits = (count for count in range(least + 1, RARE + 2) if memory(*sums.kept(count)) <= free)
-        hint = next((f"tokenizer.min_word_count: {count} leaves {sums.kept(count)[0]:,}" for count in fits), "")
+    if free is not None and needed > free:
+        fits = (times for times in range(least + 1, RARE + 2) if memory(*sums.kept(times)) <= free)
+        hint = next((f"tokenizer.min_word_count: {times} leaves {sums.kept(times)[0]:,}" for times in fits), "")
         raise UserError(
             f"training on {words:,} distinct words takes about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of "
             f"memory are free; {hint or 'raise tokenizer.min_word_count'}, or take a machine with more. What was "
@@ -319,21 +162,6 @@ def _train(file: Path, sums: Sums, tokenizer: Tokenizer) -> tuple[Vocabulary, di
         "merges": found,
         "tokens": training.tokens,
     }
-
-
-def available_memory() -> int:
-    """Bytes that programs can have now, as Linux estimates it, within the limit of a container; elsewhere all that the
-    machine has."""
-    try:
-        rows = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(1024 * int(row.split()[1]) for row in rows if row.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit, used = (int((CGROUP / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return free
-    return max(0, min(free, limit - used))
 
 
 # ------------------------------------------------------------------------------------------------------ trying

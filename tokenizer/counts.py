@@ -11,7 +11,8 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -65,7 +66,8 @@ class WordCounter:
             write_counts(self._target, self._sorted())
             return
         self._spill()
-        write_counts(self._target, sum_files(self._runs, self._target.parent))
+        few = few_files(self._runs, _add_here)
+        write_counts(self._target, sum_sorted(few))
         for run in self._runs:
             run.unlink()
 
@@ -148,16 +150,36 @@ def parse_count(line: str) -> Count:
     return word, count
 
 
-def sum_files(paths: Sequence[Path], folder: Path) -> Iterator[Count]:
-    """The sums of sorted count files, sorted by word, streamed; `folder` takes what lies between if they are many."""
-    paths, level = list(paths), 0
+@dataclass(frozen=True)
+class Addition:
+    """One file that is to hold the sums of others."""
+
+    target: Path
+    files: Sequence[Path]
+    """Sorted count files, at most `FAN_IN`."""
+
+    def write(self) -> None:
+        write_counts(self.target, sum_sorted(self.files))
+
+
+def _add_here(additions: Sequence[Addition], level: int) -> None:
+    for addition in additions:
+        addition.write()
+
+
+def few_files(paths: Sequence[Path], add: Callable[[Sequence[Addition], int], None]) -> Sequence[Path]:
+    """At most `FAN_IN` files with the sums of all: `add(additions, level)` writes those that lie between, as often as
+    it takes."""
+    folder, name, level = paths[0].parent, paths[0].stem, 0
     while len(paths) > FAN_IN:
         groups = [paths[first : first + FAN_IN] for first in range(0, len(paths), FAN_IN)]
-        paths = [folder / f"{groups[0][0].stem}.sum-{level}-{number:05d}.tsv" for number in range(len(groups))]
-        for path, group in zip(paths, groups, strict=True):
-            write_counts(path, sum_sorted(group))
+        additions = [
+            Addition(folder / f"{name}.sum-{level}-{number:05d}.tsv", group) for number, group in enumerate(groups)
+        ]
+        add(additions, level)
+        paths = [addition.target for addition in additions]
         level += 1
-    return sum_sorted(paths)
+    return paths
 
 
 def _rows_in(path: Path) -> int:

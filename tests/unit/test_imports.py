@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOF = ("robustly.experiment", "robustly.cli")  # it knows every stage, and nothing else knows it
+ROOF = ("robustly.experiment", "robustly.inspection", "robustly.cli")  # it knows every stage, and nothing else knows it
 MAY_IMPORT = {
     "robustly": {"robustly"},
     "tokenizer": {"robustly", "tokenizer"},

@@ -13,7 +13,7 @@ import pytest
 
 from launch import doctor
 from launch.doctor import Finding, Gpu, gpu_findings, library, parse_gpus, verdict
-from robustly import cli
+from robustly import cli, machine
 
 A100 = Gpu("NVIDIA A100-SXM4-80GB", 81920 * 2**20, (8, 0), "535.104.05")
 V100 = Gpu("Tesla V100", 32768 * 2**20, (7, 0), "535.104.05")
@@ -22,8 +22,9 @@ V100 = Gpu("Tesla V100", 32768 * 2**20, (7, 0), "535.104.05")
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in the place of /proc and /sys/fs/cgroup."""
-    for name, file in (("CPUINFO", "cpuinfo"), ("MEMINFO", "meminfo"), ("CGROUP", "")):
-        monkeypatch.setattr(doctor, name, tmp_path / file)
+    monkeypatch.setattr(doctor, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
     return tmp_path
 
 
@@ -143,7 +144,7 @@ def test_memory_without_a_limit_is_the_systems(system: Path) -> None:
     (system / "meminfo").write_text("MemAvailable: 5000 kB\n")
     (system / "memory.max").write_text("max\n")
     (system / "memory.current").write_text("1\n")
-    assert doctor.available_memory() == 5000 * 1024
+    assert machine.available_memory() == 5000 * 1024
 
 
 def test_memory_that_cannot_be_read_is_no_problem(system: Path) -> None:

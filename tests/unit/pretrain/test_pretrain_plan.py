@@ -293,7 +293,7 @@ def test_what_a_rank_runs_on(
     from launch import doctor
 
     monkeypatch.setattr(doctor, "gpus", lambda: [doctor.Gpu("Card", gpu, (8, 0), "1")] if gpu else [])
-    monkeypatch.setattr(doctor, "available_memory", lambda: 8 * 10**9)
+    monkeypatch.setattr("robustly.machine.available_memory", lambda: 8 * 10**9)
     machine = cli._machine(load_experiment("tiny", changes), 2, None)
     assert (machine.device, machine.memory) == (device, memory)
     assert cli._machine(load_experiment("tiny"), 2, 40.0) == Machine("cuda", 40 * 10**9, "--memory")

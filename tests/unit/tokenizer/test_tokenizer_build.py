@@ -12,7 +12,6 @@ from collections import Counter
 from pathlib import Path
 from unittest import mock
 
-import psutil
 import pytest
 from tokenizers import Tokenizer as Reference
 from tokenizers import models, pre_tokenizers, trainers
@@ -20,7 +19,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from robustly import UserError, manifest
 from tokenizer import build as stage
 from tokenizer import corpus as raw_text
-from tokenizer import merges
+from tokenizer import counting, merges
 from tokenizer.build import build
 from tokenizer.config import Processing, Slurm, Tokenizer
 from tokenizer.counts import read_counts
@@ -95,7 +94,7 @@ def test_ids_are_laid_out_as_in_roberta(trained):
 
 def test_the_same_command_again_does_nothing(trained, prose_file, page):
     before = contents(trained)
-    with mock.patch.object(stage, "process", side_effect=AssertionError("counted again")):
+    with mock.patch.object(counting, "process", side_effect=AssertionError("counted again")):
         done = build(page(prose_file), Tokenizer(vocab_size=1000, min_frequency=2), trained, Path(), ONE)
     assert done == manifest.read(trained)
     assert not (trained / "work").exists()
@@ -145,8 +144,7 @@ def test_a_vocabulary_too_large_for_the_corpus(page, tmp_path):
     corpus, folder = page(tmp_path / "a.txt"), tmp_path / "tokenizer"
     with pytest.raises(UserError, match=r"vocab_size = 5000: the corpus gives no more than 263 entries.* lower"):
         build(corpus, Tokenizer(vocab_size=5000, min_frequency=2), folder, Path(), ONE)
-    with mock.patch.object(stage, "documents", side_effect=AssertionError("counted again")) as reading:
-        reading.side_effect = [iter(())]  # the sample at the end may read, the count may not
+    with mock.patch.object(counting, "documents", side_effect=AssertionError("counted again")):
         done = build(corpus, Tokenizer(vocab_size=263, min_frequency=2), folder, Path(), ONE)
     assert (done.counts["merges"], done.counts["documents"]) == (2, 1)
     assert read(folder).merges == [("a", "b"), ("Ġ", "ab")]
@@ -318,16 +316,6 @@ def test_a_size_beyond_all_merges(page, tmp_path):
     assert training.call_args.args[3] == len("abc") + len(" abc") + len(" abd")  # a merge takes a place at least
 
 
-def test_the_limit_of_a_container(monkeypatch, tmp_path):
-    monkeypatch.setattr(stage, "CGROUP", tmp_path)
-    free = stage.available_memory()
-    for limit, expected in (("max", None), (str(3 * 2**20), 2**20), ("1000", 0)):
-        (tmp_path / "memory.max").write_text(limit + "\n")
-        (tmp_path / "memory.current").write_text(f"{2 * 2**20}\n")
-        found = stage.available_memory()
-        assert found == expected if expected is not None else abs(found - free) < free / 4
-
-
 def test_counts_are_no_text(page, tmp_path):
     (tmp_path / "a.tsv").write_text('7\t"a"\n')
     with pytest.raises(UserError, match=r"a\.tsv: unknown kind of file.*word counts \(\.tsv\) only for corpus\.counts"):
@@ -431,19 +419,15 @@ def test_rare_words_may_be_left_out(page, tmp_path):
 
 
 def test_memory_is_said_and_held_against_what_there_is(page, prose_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stage, "available_memory", lambda: 300_000)
+    monkeypatch.setattr("robustly.machine.available_memory", lambda: 300_000)
     with pytest.raises(UserError, match=r"takes about 0\.0 GiB.*tokenizer\.min_word_count: (\d+) leaves") as fault:
         build(page(prose_file), settings(), tmp_path / "t", Path(), ONE)
     least = int(re.search(r"min_word_count: (\d+)", str(fault.value))[1])
-    with mock.patch.object(stage, "documents", side_effect=[iter(())]):  # not counted again
+    with mock.patch.object(counting, "documents", side_effect=AssertionError("counted again")):
         done = build(page(prose_file), settings(min_word_count=least, accept_fewer=True), tmp_path / "t", Path(), ONE)
     kept = [word for word, number in words_of(tmp_path / "t").items() if number >= least]
     assert done.counts["trained_on_words"] == len(kept)
     assert f"training on {len(kept):,} distinct words: at most" in capsys.readouterr().err
-
-
-def test_the_machine_tells_its_memory():
-    assert 2**26 < stage.available_memory() <= psutil.virtual_memory().total
 
 
 # ----------------------------------------------------------------------------------------------------- any order
@@ -461,7 +445,7 @@ def test_the_same_files_whatever_the_memory_workers_and_order(page, prose, tmp_p
     with (
         mock.patch.object(Processing, "counting_bytes", 30_000),
         mock.patch("tokenizer.counts.BATCH", 100),
-        mock.patch.object(stage, "FAN_IN", 3),
+        mock.patch("tokenizer.counts.FAN_IN", 3),
     ):
         build(plain, settings(), tmp_path / "scarce", Path(), ONE)
     assert contents(tmp_path / "three") == contents(tmp_path / "one")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenizer import counts
-from tokenizer.counts import MAX_COUNT, WordCounter, parse_count, read_counts, sum_files, sum_sorted, write_counts
+from tokenizer.counts import MAX_COUNT, WordCounter, few_files, parse_count, read_counts, sum_sorted, write_counts
 from tokenizer.words import split
 
 
@@ -128,12 +128,17 @@ def test_counts_of_many_files_add_up(tmp_path):
         paths.append(tmp_path / f"{number}.tsv")
         write_counts(paths[-1], sorted(some.items()))
     for fan_in in (2, 7, 64):
-        with (
-            mock.patch.object(counts, "FAN_IN", fan_in),
-            mock.patch.object(counts, "sum_sorted", wraps=sum_sorted) as summing,
-        ):
-            assert list(sum_files(paths, tmp_path)) == sorted(total.items())
-        assert max(len(call.args[0]) for call in summing.call_args_list) <= fan_in
+        widest = []
+
+        def add(additions, level, widest=widest):
+            for addition in additions:
+                widest.append(len(addition.files))
+                addition.write()
+
+        with mock.patch.object(counts, "FAN_IN", fan_in):
+            few = few_files(paths, add)
+            assert len(few) <= fan_in and max(widest, default=0) <= fan_in
+            assert list(sum_sorted(few)) == sorted(total.items())
 
 
 def test_progress_is_shown_in_rows(tmp_path, capsys):

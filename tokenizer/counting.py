@@ -1,0 +1,168 @@
+"""Counting the words of a corpus: each part into a file of its own, then the sums of all.
+
+The counts come from text, or from count files that were made elsewhere. What is done lies in a folder, so that after a
+kill only the rest is done.
+"""
+
+import io
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from robustly import UserError, manifest
+from tokenizer.config import MAX_MIN_WORD_COUNT, Corpus, CountFiles, Processing, Tokenizer
+from tokenizer.corpus import BadLine, Part, documents, lines, parts, process, refuse_many, where
+from tokenizer.counts import Addition, Count, WordCounter, few_files, parse_count, sum_sorted, write_counts
+
+RARE = MAX_MIN_WORD_COUNT - 1  # how often a word occurs, at most, that may be left out
+SUMS = "counts.tsv.zst"
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of the counts of the whole corpus."""
+
+    words: int
+    """Distinct words."""
+    symbols: int
+    """Bytes of these."""
+    rare: list[list[int]]
+    """Place n: how many words occur n times, and their bytes; for n up to `RARE`."""
+
+    def kept(self, min_count: int) -> tuple[int, int]:
+        """Distinct words that occur at least so often, and their bytes."""
+        left_out = self.rare[:min_count]
+        return self.words - sum(row[0] for row in left_out), self.symbols - sum(row[1] for row in left_out)
+
+
+def count(
+    corpus: Corpus, tokenizer: Tokenizer, text: Sequence[Part], beside: Path, work: Path, processing: Processing
+) -> tuple[dict[str, int], Sums]:
+    """Count the words of the parts in `text`, or add up `corpus.counts`; what is in `work` already is not done again.
+
+    Returns what the parts hold together, and what is known of the sums, which lie in `work` as `SUMS`.
+    Raises UserError if the text or the counts cannot be read, hold no words, or have too many broken rows.
+    """
+    memory = processing.counting_bytes
+    if corpus.counts:
+        pieces: Sequence[Part] = parts(CountFiles.of(corpus), beside)
+        add = partial(_add_part, tokenizer.normalization == "nfc", work, memory)
+        process(add, pieces, work / "tasks", processing, "adding counts")
+    else:
+        pieces = text
+        process(
+            partial(_count_part, corpus, tokenizer, work, memory), pieces, work / "tasks", processing, "counting words"
+        )
+    return _add_up(work, len(pieces), corpus), _sum_up(work, len(pieces), processing)
+
+
+# ------------------------------------------------------------------------------------------------------ parts
+
+
+def _count_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, memory: int, number: int, part: Part) -> None:
+    """Count one part into two files: its words, and what else is known of it."""
+    counter = WordCounter(_words_file(work, number), memory)
+    bad_lines: list[BadLine] = []
+    seen = size = 0
+    for document in documents(part, corpus, bad_lines):
+        text = unicodedata.normalize("NFC", document.text) if tokenizer.normalization else document.text
+        for piece in io.StringIO(text, newline="\n") if tokenizer.count_by == "line" else (text,):
+            counter.add_text(piece)
+        seen += 1
+        size += len(text.encode())
+    counter.finish()
+    tally = {
+        "documents": seen,
+        "bytes": size,
+        "words": counter.words,
+        "bad_lines": [asdict(line) for line in bad_lines],
+    }
+    manifest.write_json(_tally_file(work, number), tally)
+
+
+def _add_part(nfc: bool, work: Path, memory: int, number: int, part: Part) -> None:
+    """As `_count_part`, of counts that were made elsewhere."""
+    counter = WordCounter(_words_file(work, number), memory)
+    size = 0
+
+    def counts() -> Iterator[Count]:
+        nonlocal size
+        for place, line in lines(part):
+            try:
+                word, times = parse_count(line)
+                if nfc and not unicodedata.is_normalized("NFC", word):
+                    raise ValueError(f"{word[:40]!r} is not in NFC, as tokenizer.normalization wants it")
+            except ValueError as fault:
+                raise UserError(f"{where(part.path, place)}: {fault}") from None
+            if times:
+                size += times * len(word.encode())
+                yield word, times
+
+    counter.add_counts(counts())
+    counter.finish()
+    manifest.write_json(_tally_file(work, number), {"bytes": size, "words": counter.words, "bad_lines": []})
+
+
+def _words_file(work: Path, number: int) -> Path:
+    return work / f"words-{number:05d}.tsv"
+
+
+def _tally_file(work: Path, number: int) -> Path:
+    return work / f"tally-{number:05d}.json"
+
+
+# ------------------------------------------------------------------------------------------------------ sums
+
+
+def _add_up(work: Path, size: int, corpus: Corpus) -> dict[str, int]:
+    """What all parts hold together. Raises UserError for too many bad lines, or for no text at all."""
+    tallies = [json.loads(_tally_file(work, number).read_text(encoding="utf-8")) for number in range(size)]
+    bad_lines = [BadLine(**line) for tally in tallies for line in tally["bad_lines"]]
+    refuse_many(bad_lines, corpus)
+    names = ("bytes", "words") if corpus.counts else ("documents", "bytes", "words")
+    total = {name: sum(tally[name] for tally in tallies) for name in names}
+    if corpus.counts:
+        if not total["words"]:
+            raise UserError(f"corpus.counts: no words in {', '.join(corpus.counts)}")
+        return total
+    if not total["words"]:
+        sources = ", ".join(source.label for source in corpus.sources)
+        raise UserError(f"corpus.sources: no text in {sources} ({len(bad_lines)} broken rows); expected documents")
+    return {**total, "bad_lines": len(bad_lines)}
+
+
+def _sum_up(work: Path, size: int, processing: Processing) -> Sums:
+    """Sum the counts of all parts into one file, by as many processes as there are while files are many."""
+    known = work / "sums.json"
+    if known.exists() and (work / SUMS).exists():
+        return Sums(**json.loads(known.read_text(encoding="utf-8")))
+
+    def add(additions: Sequence[Addition], level: int) -> None:
+        process(_add_files, additions, work / f"tasks-{level}", processing, "summing counts")
+
+    paths = few_files([_words_file(work, number) for number in range(size)], add)
+    words = symbols = 0
+    rare = [[0, 0] for _ in range(RARE + 1)]
+
+    def measured(counts: Iterable[Count]) -> Iterator[Count]:
+        nonlocal words, symbols
+        for word, number in counts:
+            length = len(word.encode())
+            words += 1
+            symbols += length
+            if number <= RARE:
+                rare[number][0] += 1
+                rare[number][1] += length
+            yield word, number
+
+    write_counts(work / SUMS, measured(sum_sorted(paths, "summing counts")))
+    sums = Sums(words, symbols, rare)
+    manifest.write_json(known, asdict(sums))
+    return sums
+
+
+def _add_files(number: int, addition: Addition) -> None:
+    addition.write()
