@@ -130,7 +130,7 @@ def _train(file: Path, sums: Sums, tokenizer: Tokenizer) -> tuple[Vocabulary, di
     words, symbols = sums.kept(least)
     needed, free = memory(words, symbols), machine.available_memory()
     each = needed // max(words, 1)
-    log.say(f"training on {words:,} distinct words: at most {needed / 2**30:.2f} GiB of memory, {each} bytes a word")
+    log.say(f"training on {words:,} distinct words: at most {needed / 2**20:,.0f} MiB of memory, {each} bytes a word")
     if free is not None and needed > free:
         fits = (times for times in range(least + 1, RARE + 2) if memory(*sums.kept(times)) <= free)
         hint = next((f"tokenizer.min_word_count: {times} leaves {sums.kept(times)[0]:,}" for times in fits), "")
