@@ -418,6 +418,16 @@ def test_rare_words_may_be_left_out(page, tmp_path):
     assert words_of(tmp_path / "t") == {"ab": 1, " ab": 2, " xy": 2}
 
 
+@pytest.mark.parametrize(("least", "kept"), [(1, 4), (2, 3), (999, 3), (1000, 2)])
+def test_the_words_that_are_kept_are_known_before_training(page, tmp_path, capsys, least, kept):
+    rows = {"ab": 1, " ab": 999, "cd": 1000, " cd": 5000}
+    (tmp_path / "a.tsv").write_text("".join(f"{number}\t{json.dumps(word)}\n" for word, number in rows.items()))
+    size = settings(vocab_size=261, min_word_count=least)
+    done = build(page(counts=str(tmp_path / "a.tsv")), size, tmp_path / "t", Path(), ONE)
+    assert f"training on {kept} distinct words" in capsys.readouterr().err
+    assert done.counts.get("trained_on_words", 4) == kept
+
+
 def test_memory_is_said_and_held_against_what_there_is(page, prose_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("robustly.machine.available_memory", lambda: 300_000)
     with pytest.raises(UserError, match=r"takes about 0\.0 GiB.*tokenizer\.min_word_count: (\d+) leaves") as fault:
