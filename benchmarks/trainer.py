@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data_prep.order import Order
 from pretrain.batches import Batches, MicroBatch
 from pretrain.masking import TokenIds
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
@@ -41,19 +42,24 @@ class RandomBlocks:
     def __init__(self, vocabulary: TokenIds, length: int, count: int = 4096):
         self._ids = np.random.default_rng(0).integers(4, vocabulary.size - 1, (count, length), np.int32)
         self._ids[:, 0], self._ids[:, -1] = vocabulary.bos, vocabulary.eos
+        self.pairs = False
+        self.source_starts = np.array([0, count])
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def gather(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        rows = self._ids[indices]
+    def gather(
+        self, blocks: NDArray[np.int64], seconds: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        rows = self._ids[blocks]
         return rows, np.full(len(rows), rows.shape[1], np.int32)
 
 
 def micro_batches(page: Experiment, vocabulary: TokenIds) -> list[list[MicroBatch]]:
     """Those of every update: the same for every case."""
     blocks: Any = RandomBlocks(vocabulary, page.data.block_length)
-    batches = Batches(blocks, page.optim.batch_size, page.masking, vocabulary, page.seed, 0, 1, page.run.micro_batch)
+    order = Order(blocks, page.seed)
+    batches = Batches(order, page.optim.batch_size, page.masking, vocabulary, 0, 1, page.run.micro_batch)
     return [batches.share(update).micro_batches for update in range(1, WARM_UP + MEASURED + 1)]
 
 

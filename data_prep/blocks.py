@@ -1,102 +1,39 @@
 """The training view: blocks of at most `block_length` tokens, <s> first, cut out of a split's stream.
 
-Two input formats of Liu et al. 2019, section 4.2, as fairseq fills blocks (token_block_utils_fast.pyx):
-
-* `full_sentences` (`--sample-break-mode complete`): whole lines of the stream while they fit, across documents; the
-  lone </s> between two documents is a line too.
-* `doc_sentences` (`complete_doc`): the same, but a block ends with its document, and the lone </s> is left out.
-
-fairseq drops a line longer than a block. Here it begins a block of its own and is cut into pieces that fill theirs;
-what its last piece leaves free is filled with the lines that follow.
+`packing` says which; each source is packed on its own, so that a block is of one source. A plan costs 12 bytes a block
+(32 in the pair formats) and lies in `<folder>/views`.
 """
 
+import bisect
 import functools
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import npy
+from data_prep.config import PAIRS, Format
+from data_prep.packing import plan, record, room
 from data_prep.store import Split, Store
 
-Format = Literal["full_sentences", "doc_sentences"]
-
 VIEWS = "views"
-BLOCK = np.dtype([("start", "<i8"), ("length", "<i4")])
-"""A block: where it begins in the stream, and its tokens, <s> included, which is not in the stream."""
 
 # Shards that are kept open: each costs a file descriptor, of which a process has 1,024 unless told otherwise.
 OPEN_SHARDS = 256
+CHUNK = 2**22  # records that are read at a time
 
 
-def plan(shards: Iterable[NDArray[np.int64]], block_length: int, format: Format) -> Iterator[NDArray[Any]]:
-    """The blocks of a stream, of dtype BLOCK, in order, a bunch for each shard and one at the end.
-
-    `shards` give the sizes of the stream's lines: a unit's tokens and its </s> (2 or more), and 1 for the lone </s>
-    that ends every document. Every token is in one block but the lone </s> of each document (`doc_sentences`), or of
-    the last document alone (`full_sentences`: it separates no two).
-    """
-    capacity = block_length - 1  # <s>
-    across = format == "full_sentences"
-    start = filled = 0
-    for lines in shards:
-        # Two neighbours hold `capacity` tokens or more together, unless a document ends between them.
-        most = 2 * (int(lines.sum()) // capacity + 1) + int(np.count_nonzero(lines == 1)) + 2
-        starts, lengths = np.empty(most, np.int64), np.empty(most, np.int64)
-        count, start, filled = _fill(lines, capacity, across, start, filled, starts, lengths)
-        assert count <= most
-        yield _blocks(starts[:count], lengths[:count])
-    if across and filled:
-        filled -= 1  # the lone </s> after the last document
-    if filled:
-        yield _blocks(np.array([start]), np.array([filled]))
-
-
-def _blocks(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[Any]:
-    blocks = np.empty(len(starts), BLOCK)
-    blocks["start"], blocks["length"] = starts, lengths + 1
-    return blocks
-
-
-@numba.njit(cache=True)
-def _fill(
-    lines: NDArray[np.int64],
-    capacity: int,
-    across: bool,
-    start: int,
-    filled: int,
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-) -> tuple[int, int, int]:
-    """Fill blocks with lines; (start, filled) is the block under way, before and after. Returns the blocks closed."""
-    count = 0
-    for size in lines:
-        ends_document = size == 1 and not across
-        if ends_document or (filled and filled + size > capacity):
-            starts[count], lengths[count] = start, filled
-            count, start, filled = count + 1, start + filled, 0
-        if ends_document:
-            start += 1
-            continue
-        while size > capacity:  # then `filled` is 0
-            # a last piece is never a </s> alone
-            piece = capacity if size > capacity + 1 else capacity - 1
-            starts[count], lengths[count] = start, piece
-            count, start, size = count + 1, start + piece, size - piece
-        filled += size
-    return count, start, filled
-
-
-def long_units(store: Store, block_length: int) -> int:
-    """How many units do not fit into a block together with <s> and their </s>, and are cut."""
-    return sum(int(np.count_nonzero(store.lines(shard) >= block_length)) for shard in store.shards)
+def long_units(store: Store, block_length: int, format: Format) -> int:
+    """How many units do not fit into a block (pair formats: into half of one) with their </s>, and are cut."""
+    longest = room(block_length, format)
+    return sum(int(np.count_nonzero(sizes > longest)) for shard in store.shards for sizes in store.lines(shard))
 
 
 class Blocks:
-    """The blocks of one split in one format.
+    """The blocks of one split in one format, source by source.
 
     Their plan is made when it is first asked for and remembered in `<folder>/views`; processes that ask for it at the
     same time make the same. Raises UserError if the folder holds no token store or a shard is missing or cut off.
@@ -104,47 +41,123 @@ class Blocks:
 
     def __init__(self, folder: Path, split: Split, block_length: int, format: Format):
         self.store = Store(folder, split)
-        self.block_length = block_length
+        self.block_length, self.format = block_length, format
+        self.pairs = format in PAIRS
+        """Whether a block has two segments."""
+        kind = record(format)
         path = folder / VIEWS / f"{split}-{format}-{block_length}-{self.store.hash[:16]}.npy"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            with npy.GrowingArray(path, BLOCK) as view:
-                for blocks in plan(map(self.store.lines, self.store.shards), block_length, format):
+            with npy.GrowingArray(path, kind) as view:
+                for blocks in self._plan():
                     view.append(blocks)
-        self._view = npy.read(path, BLOCK)
+        self._view = npy.read(path, kind)
         self._tokens = functools.lru_cache(OPEN_SHARDS)(lambda shard: self.store.tokens(self.store.shards[shard]))
+
+    def _plan(self) -> Iterator[NDArray[Any]]:
+        for source in range(len(self.store.sources)):
+            lines = (sizes for shard in self.store.shards_of(source) for sizes in self.store.lines(shard))
+            yield from plan(lines, self.block_length, self.format, int(self.store.source_starts[source]))
 
     def __len__(self) -> int:
         return self._view.size
 
     @property
     def lengths(self) -> NDArray[np.int32]:
-        """Tokens of each block, <s> and </s> included: (blocks,), mapped from disk."""
+        """Tokens of each block as it is planned, <s> and </s> included: (blocks,), mapped from disk."""
         return self._view["length"]
 
     @functools.cached_property
+    def source_lengths(self) -> NDArray[np.float64]:
+        """Tokens per block of each source, <s> and </s> included; 0 without blocks: (sources,)."""
+        sums = [
+            sum(int(self.lengths[at : min(at + CHUNK, end)].sum()) for at in range(begin, end, CHUNK))
+            for begin, end in itertools.pairwise(self.source_starts.tolist())
+        ]
+        return np.array(sums) / np.maximum(1, np.diff(self.source_starts))
+
+    @property
     def mean_length(self) -> float:
         """Tokens per block, <s> and </s> included; 0 without blocks."""
-        return float(self.lengths.mean()) if len(self) else 0.0
+        return float(self.source_lengths @ np.diff(self.source_starts)) / max(1, len(self))
 
-    def gather(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    @functools.cached_property
+    def source_starts(self) -> NDArray[np.int64]:
+        """The first block of each source, and the number of blocks: (sources + 1,)."""
+        starts = self._view["start"]  # within a source, some pairs are out of order; sources never are
+        found = [bisect.bisect_left(starts, start) for start in self.store.source_starts[:-1].tolist()]
+        return np.array([*found, len(self)], np.int64)
+
+    def sources_of(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The place of each block's source: (n,)."""
+        return np.searchsorted(self.source_starts, blocks, side="right") - 1
+
+    def gather(
+        self, blocks: NDArray[np.int64], seconds: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The ids of n blocks, (n, block_length), padded with <pad> on the right, and their lengths, (n,).
 
-        Raises IndexError for a block that there is not.
+        Pair formats: <s>, the first segment of each block, </s>, and the second segment of the block in `seconds`
+        (default: its own). Raises IndexError for a block that there is not.
         """
-        blocks = self._view[indices]
-        lengths = np.ascontiguousarray(blocks["length"])
-        shards = np.searchsorted(self.store.starts, blocks["start"], side="right") - 1
-        offsets = blocks["start"] - self.store.starts[shards]
-        ids = np.full((len(blocks), self.block_length), self.store.pad_id, np.int32)
+        rows = self._view[blocks]
+        ids = np.full((len(rows), self.block_length), self.store.pad_id, np.int32)
         ids[:, 0] = self.store.bos_id
-        for row, shard, offset, length in zip(ids, shards.tolist(), offsets.tolist(), lengths.tolist(), strict=True):
-            at = 1
-            while True:
-                piece = self._tokens(shard)[offset : offset + length - at]
+        if not self.pairs:
+            lengths = np.ascontiguousarray(rows["length"])
+            self._copy(ids, rows["start"], np.ones_like(lengths), lengths)
+            return ids, lengths
+        others = rows if seconds is None else self._view[seconds]
+        middle = 1 + rows["first"]
+        lengths = np.where(others["second"] < 0, middle, middle + others["length"] - others["first"] - 1)
+        self._copy(ids, rows["start"], np.ones_like(middle), middle)
+        paired = np.flatnonzero(others["second"] >= 0)
+        ids[paired, middle[paired]] = self.store.eos_id
+        self._copy(ids, others["second"], middle + 1, lengths)
+        return ids, lengths.astype(np.int32)
+
+    def _copy(
+        self, ids: NDArray[np.int32], starts: NDArray[np.int64], begins: NDArray[np.int32], ends: NDArray[np.int32]
+    ) -> None:
+        """Fill each row of `ids` from `begins` to `ends` with the stream from `starts` on."""
+        shards = np.searchsorted(self.store.starts, starts, side="right") - 1
+        offsets = starts - self.store.starts[shards]
+        places = zip(ids, shards.tolist(), offsets.tolist(), begins.tolist(), ends.tolist(), strict=True)
+        for row, shard, offset, at, end in places:
+            while at < end:
+                piece = self._tokens(shard)[offset : offset + end - at]
                 row[at : at + piece.size] = piece
                 at += piece.size
-                if at == length:
-                    break
                 shard, offset = shard + 1, 0  # a block may go on in the next shard
-        return ids, lengths
+
+    # ------------------------------------------------------------------------------------------ next sentences
+
+    def follows(self, blocks: NDArray[np.int64], seconds: NDArray[np.int64] | None = None) -> NDArray[np.int8]:
+        """Whether the second segment (of the blocks in `seconds`; default: its own) follows the first in its document:
+        1, 0, or -1 where there is none; (n,). Pair formats alone."""
+        assert self.pairs
+        rows = self._view[blocks]
+        own = np.where(rows["second"] < 0, -1, rows["second"] == rows["start"] + rows["first"]).astype(np.int8)
+        return own if seconds is None else np.where(seconds == blocks, own, 0).astype(np.int8)
+
+    def may_swap(self, blocks: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether blocks can exchange their second segments with others': if both have one that follows the first, in
+        different documents; (n,)."""
+        follow = (self.follows(blocks) == 1) & (self.follows(others) == 1)
+        return follow & (self._view[blocks]["document"] != self._view[others]["document"])
+
+    @functools.cached_property
+    def swap_share(self) -> float:
+        """The probability of a swap, where blocks may, that half of all second segments do not follow their first.
+
+        Partners are drawn at random from all blocks. 1 where even that is too little, as in a corpus of two documents.
+        """
+        following = alone = of_one_document = 0
+        for at in range(0, len(self), CHUNK):
+            found = self.follows(np.arange(at, min(at + CHUNK, len(self))))
+            _, counts = np.unique(self._view["document"][at : at + CHUNK][found == 1], return_counts=True)
+            following, alone = following + int((found == 1).sum()), alone + int((found < 0).sum())
+            of_one_document += int((counts.astype(np.int64) ** 2).sum())
+        missing = (len(self) - alone) / 2 - (len(self) - alone - following)  # so many never follow
+        partners = (following**2 - of_one_document) / max(1, len(self))
+        return min(1.0, max(0.0, missing / partners)) if partners else 1.0

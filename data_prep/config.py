@@ -1,10 +1,14 @@
 """Schema of the page's `data` section."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from robustly.config import Section
+from tokenizer.config import Corpus
+
+Format = Literal["full_sentences", "doc_sentences", "segment_pair", "sentence_pair"]
+PAIRS: tuple[Format, Format] = ("segment_pair", "sentence_pair")
 
 
 class Data(Section):
@@ -16,9 +20,19 @@ class Data(Section):
     """ISO 639-1 code whose sentence rules apply where `unit` is `sentence`; others fall back to general rules."""
     block_length: Annotated[int, Field(ge=8)]
     """Tokens per block, <s> and </s> included. A setting of the view: one token store serves every length."""
-    format: Literal["full_sentences", "doc_sentences"]
-    """Input format (Liu et al. 2019, section 4.2): sentences packed across documents, or never across."""
+    format: Format
+    """Input format (Liu et al. 2019, section 4.2): units packed across documents, or never across; two segments of
+    units, or two units, of which half follow each other."""
 
-    def stored(self) -> dict[str, str | None]:
-        """The part of the recipe that the token store depends on; the rest is a view of it."""
-        return {"unit": self.unit, "language": self.language if self.unit == "sentence" else None}
+
+def store_recipe(corpus: Corpus, data: Data) -> dict[str, Any]:
+    """The part of the recipe that the token store depends on; the rest is a view of it."""
+    held_out = [place for place, source in enumerate(corpus.sources) if source.held_out]
+    return {
+        "corpus": {
+            **corpus.reading(),
+            "validation": corpus.validation,
+            **({"held_out": held_out} if held_out else {}),
+        },
+        "data": {"unit": data.unit, "language": data.language if data.unit == "sentence" else None},
+    }

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tokenizer
-from data_prep.blocks import VIEWS, Blocks, Format
+from data_prep.blocks import VIEWS, Blocks
+from data_prep.config import Format
 from data_prep.histogram import Tally, octaves, tally, tenths
 from data_prep.store import SPLITS, Shard, Split, Store, check_tokenizer
 from robustly import UserError, manifest
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 QUANTILES = (0.05, 0.5, 0.95)
 DROPPED = {"empty_documents": "nothing but white space", "bad_lines": "a row that gave no text"}
 """Counts of the manifest -> why these are not in the store."""
+FOLLOWS = {1: "yes", 0: "no", -1: "there is none"}
+"""Whether the second segment of a pair follows the first in its document, as the block is planned."""
 CHUNK = 2**20  # lengths of blocks that are read at a time: 8 MB
 _VIEW = re.compile(rf"({'|'.join(SPLITS)})-({'|'.join(get_args(Format))})-(\d+)-([0-9a-f]{{16}})")
 
@@ -58,7 +61,10 @@ def describe(folder: Path, blocks: int = 1, encoder: "Encoder | None" = None) ->
     except UserError as fault:
         notes.append(f"blocks are not shown: {fault}")
     of_documents, of_units = (
-        {split: tally(lengths(store, shard) for shard in store.shards) for split, store in stores.items()}
+        {
+            split: tally(pieces for shard in store.shards for pieces in lengths(store, shard))
+            for split, store in stores.items()
+        }
         for lengths in (document_lengths, unit_lengths)
     )
     counts = finished.counts
@@ -101,7 +107,7 @@ def describe(folder: Path, blocks: int = 1, encoder: "Encoder | None" = None) ->
 
 def _sources(store: Store) -> Iterator[dict[str, Any]]:
     for number, name in enumerate(store.sources):
-        shards = [shard for shard in store.shards if shard.source == number]
+        shards = store.shards_of(number)
         documents, units = (sum(getattr(shard, kind) for shard in shards) for kind in ("documents", "units"))
         yield {
             "split": store.split,
@@ -112,17 +118,18 @@ def _sources(store: Store) -> Iterator[dict[str, Any]]:
         }
 
 
-def document_lengths(store: Store, shard: Shard) -> NDArray[np.int64]:
-    """Tokens of the text of each of a shard's documents: (documents,)."""
-    units = store.document_ends(shard).astype(np.int64)
-    ends = store.unit_ends(shard)[units - 1] + np.int64(1)  # of the stream, with the lone </s> after a document
-    return np.diff(ends, prepend=0) - np.diff(units, prepend=0) - 1
+def document_lengths(store: Store, shard: Shard) -> Iterator[NDArray[np.int64]]:
+    """Tokens of the text of each of a shard's documents, many at a time."""
+    for lines in store.lines(shard):
+        closed = np.flatnonzero(lines == 1)  # the lone </s> after a document
+        tokens = np.cumsum(lines)[closed] - closed - 1  # less every </s> up to there
+        yield np.diff(tokens, prepend=0)
 
 
-def unit_lengths(store: Store, shard: Shard) -> NDArray[np.int64]:
-    """Tokens of each of a shard's units: (units,)."""
-    lines = store.lines(shard)
-    return lines[lines > 1] - 1  # a unit has a token or more; a line of 1 is the lone </s>
+def unit_lengths(store: Store, shard: Shard) -> Iterator[NDArray[np.int64]]:
+    """Tokens of each of a shard's units, many at a time."""
+    for lines in store.lines(shard):
+        yield lines[lines > 1] - 1  # a unit has a token or more; a line of 1 is the lone </s>
 
 
 def _quantiles(split: Split, lengths: Tally) -> dict[str, Any]:
@@ -178,5 +185,6 @@ def _decoded(views: list[Blocks], wanted: int, encoder: "Encoder") -> list[dict[
         for number in ((2 * part + 1) * len(view) // (2 * parts) for part in range(parts)):
             ids, lengths = view.gather(np.array([number]))
             text = encoder.decode(ids[0, : lengths[0]])
-            shown.append({"split": split, "block": number, "tokens": int(lengths[0]), "text": text})
+            follows = {"follows": FOLLOWS[int(view.follows(np.array([number]))[0])]} if view.pairs else {}
+            shown.append({"split": split, "block": number, "tokens": int(lengths[0]), **follows, "text": text})
     return shown

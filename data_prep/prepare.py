@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tokenizer
 from data_prep.blocks import Blocks, long_units
-from data_prep.config import Data
+from data_prep.config import Data, store_recipe
 from data_prep.sentences import units
 from data_prep.store import SPLITS, Shard, ShardWriter, Split, Store, split_of, write_store
 from robustly import UserError, manifest
@@ -37,7 +37,7 @@ def _stage(corpus: Corpus, data: Data, folder: Path, tokenizer_folder: Path, bes
     trained = manifest.require(tokenizer_folder, "tokenizer", "robustly tokenizer CONFIG")
     earlier = manifest.read(folder)
     contents = hashes(corpus, beside, {**trained.notes["files"], **(earlier.notes["files"] if earlier else {})})
-    recipe = {"corpus": {**corpus.reading(), "validation": corpus.validation}, "data": data.stored()}
+    recipe = store_recipe(corpus, data)
     return Stage(folder, "data", recipe, {"corpus": contents.corpus, "tokenizer": trained.hash}), contents
 
 
@@ -76,7 +76,8 @@ def prepare(
             sources = [source.title for source in corpus.sources]
             outputs = write_store(folder, work, made.hash, encoder, sources, shards)
             counts = {**_count(folder, done), **_view(folder, data)}
-            result = made.finish(outputs, counts, notes={"files": contents.files})
+            counted = hashes(corpus.training, beside, contents.files).corpus
+            result = made.finish(outputs, counts, notes={"files": contents.files, "training_corpus": counted})
     shutil.rmtree(folder / "work", ignore_errors=True)  # another process may wait in there to see that all is done
     return result
 
@@ -93,6 +94,10 @@ def _check(shards: dict[Split, list[Shard]], empty: int, corpus: Corpus, data: D
             f"corpus.validation = {corpus.validation}: all of the {found:,} documents are held out and none is left to "
             "train on; lower it, or give more documents"
         )
+    seen = {shard.source for shard in shards["validation"]}
+    for place, source in enumerate(corpus.sources):
+        if source.held_out and place not in seen:
+            raise UserError(f"corpus.sources: no document in {source.label}, which is held_out; expected text")
     if corpus.validation and not shards["validation"]:
         raise UserError(
             f"corpus.validation = {corpus.validation}: none of the {found:,} documents is held out, so there would be "
@@ -136,7 +141,7 @@ def _view(folder: Path, data: Data) -> dict[str, Any]:
         "train_blocks": len(train),
         "validation_blocks": len(validation),
         "padding": round(1 - train.mean_length / data.block_length, 4),
-        "long_units": sum(long_units(blocks.store, data.block_length) for blocks in (train, validation)),
+        "long_units": sum(long_units(view.store, data.block_length, data.format) for view in (train, validation)),
     }
 
 
@@ -213,7 +218,8 @@ class _Task:
                     continue
                 gap_starts = [0, *(end for _, end in spans)]
                 gap_ends = [*(start for start, _ in spans), len(text)]
-                writers[split_of(text, self.corpus.validation)].append(
+                held_out = self.corpus.sources[part.source].held_out
+                writers["validation" if held_out else split_of(text, self.corpus.validation)].append(
                     encoder.encode_documents([text[start:end] for start, end in spans]),
                     [text[start:end] for start, end in zip(gap_starts, gap_ends, strict=True)],
                 )

@@ -7,6 +7,7 @@ describes it. The tokens of a split, its shards one after the other, are its *st
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ KINDS = ("tokens", "units", "documents", "gaps", "gap_ends")
 END = np.uint32
 """Type of the ends of units, documents and gaps within a shard."""
 LIMIT = 2**32 - 1
+LINES_AT_ONCE = 2**22  # units: 32 MB for each array of their sizes
 WAITING = 2**16  # pieces of a stream that a writer collects before it writes them: some MB
 
 
@@ -222,6 +224,9 @@ class Store:
         self.units = sum(shard.units for shard in self.shards)
         self.starts: NDArray[np.int64] = np.cumsum([0, *(shard.tokens for shard in self.shards)], dtype=np.int64)
         """Where in the stream each shard begins, and the stream's length: (shards + 1,)."""
+        owners = [shard.source for shard in self.shards]  # in the order of the sources
+        self.source_starts: NDArray[np.int64] = self.starts[np.searchsorted(owners, np.arange(len(self.sources) + 1))]
+        """Where in the stream each source begins, and the stream's length: (sources + 1,)."""
 
     @property
     def stream_tokens(self) -> int:
@@ -232,6 +237,16 @@ class Store:
     def text_tokens(self) -> int:
         """Tokens of the text alone."""
         return self.stream_tokens - self.units - self.documents
+
+    @property
+    def source_names(self) -> list[str]:
+        """The sources' names, with their places where some are the same."""
+        count = Counter(self.sources)
+        return [f"{name} ({n})" if count[name] > 1 else name for n, name in enumerate(self.sources, start=1)]
+
+    def shards_of(self, source: int) -> list[Shard]:
+        """The shards of a source, by its place."""
+        return [shard for shard in self.shards if shard.source == source]
 
     def _read(self, shard: Shard, kind: str, dtype: Any, length: int | None) -> NDArray[Any]:
         return npy.read(self.folder / f"{shard.name}.{kind}.npy", dtype, length)
@@ -248,12 +263,21 @@ class Store:
         """How many units of the shard there are up to the end of each document: (documents,)."""
         return self._read(shard, "documents", END, shard.documents)
 
-    def lines(self, shard: Shard) -> NDArray[np.int64]:
-        """Sizes of the lines of the shard's stream, </s> included: a unit's tokens + 1; 1 where a document ends."""
-        unit_ends = self.unit_ends(shard).astype(np.int64)
-        document_ends = self.document_ends(shard).astype(np.int64)
-        ends = np.insert(unit_ends, document_ends, unit_ends[document_ends - 1] + 1)
-        return np.diff(ends, prepend=0)
+    def lines(self, shard: Shard) -> Iterator[NDArray[np.int64]]:
+        """Sizes of the lines of the shard's stream, </s> included: a unit's tokens + 1; 1 where a document ends.
+
+        Whole documents at a time, of about LINES_AT_ONCE units together.
+        """
+        unit_ends, document_ends = self.unit_ends(shard), self.document_ends(shard)
+        first = unit = start = 0
+        while first < shard.documents:
+            last = max(first + 1, int(np.searchsorted(document_ends, unit + LINES_AT_ONCE, side="right")))
+            units = int(document_ends[last - 1])
+            ends = unit_ends[unit:units].astype(np.int64)
+            closed = document_ends[first:last].astype(np.int64) - unit
+            ends = np.insert(ends, closed, ends[closed - 1] + 1)
+            yield np.diff(ends, prepend=start)
+            first, unit, start = last, units, int(ends[-1])
 
     def texts(self, encoder: "Encoder") -> Iterator[str]:
         """The documents, to the byte, in the order of the store. Raises UserError if `encoder` is another's."""
@@ -267,9 +291,7 @@ class Store:
     def texts_of(self, source: int, encoder: "Encoder") -> Iterator[str]:
         """As `texts`, of one source by its place."""
         check_tokenizer(self.folder, encoder)
-        for shard in self.shards:
-            if shard.source != source:
-                continue
+        for shard in self.shards_of(source):
             tokens, unit_ends = self.tokens(shard), self.unit_ends(shard)
             gaps = self._read(shard, "gaps", np.uint8, None)
             gap_ends = self._read(shard, "gap_ends", END, shard.units + shard.documents)

@@ -1,8 +1,7 @@
 """Which blocks make up update k, and this rank's part of them, ready for the device.
 
-Update k holds the stream's positions (k-1) B to k B - 1. The stream runs through epoch after epoch, each a
-keyed permutation of all blocks, so the batch of update k is the same for any number of ranks, micro-batch
-and thread, and one number, k, is all that a resume needs. Batches may straddle epochs.
+Update k holds the stream's positions (k-1) B to k B - 1 (`data_prep.order`), so the batch of update k is the same for
+any number of ranks, micro-batch and thread, and one number, k, is all that a resume needs. Batches may straddle epochs.
 """
 
 import functools
@@ -14,13 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.blocks import Blocks
+from data_prep.config import Format
+from data_prep.order import Order, Places
 from pretrain.config import Masking, Optim
 from pretrain.masking import TokenIds, mask_blocks
-from robustly.rng import permute
 
 
 class MicroBatch(NamedTuple):
@@ -56,18 +54,12 @@ class Share(NamedTuple):
     """Without padding."""
 
 
-def blocks_per_update(optim: Optim, block_length: int, mean_length: float, format: str) -> int:
-    """Blocks in an update. DOC-SENTENCES leaves blocks short and gets more of them, so that an update holds
-    as many tokens as one of full blocks (the paper's section 4.2)."""
-    if format == "doc_sentences":
+def blocks_per_update(optim: Optim, block_length: int, mean_length: float, format: Format) -> int:
+    """Blocks in an update. All formats but FULL-SENTENCES leave blocks short and get more of them, so that an update
+    holds as many tokens, in the mean, as one of full blocks (the paper's section 4.2)."""
+    if format != "full_sentences":
         return max(1, round(optim.batch_size * block_length / mean_length))
     return optim.batch_size
-
-
-def stream(start: int, stop: int, blocks: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(epoch, block) at the stream's positions `start` to `stop`; constant time and memory per position."""
-    epoch, position = np.divmod(np.arange(start, stop, dtype=np.int64), blocks)
-    return epoch, permute(position, blocks, seed, epoch)
 
 
 def accumulation_steps(batch: int, ranks: int, micro_batch: int) -> int:
@@ -83,35 +75,30 @@ class Batches:
 
     def __init__(
         self,
-        blocks: Blocks,
+        order: Order,
         batch: int,
         masking: Masking,
         vocabulary: TokenIds,
-        seed: int,
         rank: int,
         ranks: int,
         micro_batch: int,
     ):
-        self.blocks = blocks
+        self.order = order
         self.batch = batch
         self.masking = masking
         self.vocabulary = vocabulary
-        self.seed = seed
         self.rank = rank
         self.ranks = ranks
         self.micro_batch = micro_batch
         self.accumulation = accumulation_steps(batch, ranks, micro_batch)
-        self._chunk = functools.lru_cache(2)(
-            lambda number: stream(number * CHUNK, (number + 1) * CHUNK, len(blocks), seed)
-        )
+        self._chunk = functools.lru_cache(2)(lambda number: order.stream(number * CHUNK, (number + 1) * CHUNK))
 
-    def _places(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(epoch, block) at the stream's positions `first` to `last`."""
+    def _places(self, first: int, last: int) -> Places:
+        """What stands at the stream's positions `first` to `last`."""
         start = first // CHUNK
         chunks = [self._chunk(number) for number in range(start, max(first, last - 1) // CHUNK + 1)]
-        epoch, block = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
         wanted = slice(first - start * CHUNK, last - start * CHUNK)
-        return epoch[wanted], block[wanted]
+        return Places(*(np.concatenate(parts)[wanted] for parts in zip(*chunks, strict=True)))
 
     def share(self, update: int) -> Share:
         """This rank's part of an update (counted from 1): neighbours in the stream, as many as other ranks' +-1."""
@@ -121,10 +108,8 @@ class Batches:
         for step in range(self.accumulation):
             first = min(begin + step * self.micro_batch, end)
             last = min(first + self.micro_batch, end)
-            epoch, block = self._places(offset + first, offset + last)
-            micro_batch, real = make_micro_batch(
-                self.blocks, epoch, block, self.masking, self.vocabulary, self.seed, first
-            )
+            places = self._places(offset + first, offset + last)
+            micro_batch, real = make_micro_batch(self.order, places, self.masking, self.vocabulary, first)
             micro_batches.append(micro_batch)
             tokens += real
         return Share(update, micro_batches, sum(len(m.labels) for m in micro_batches), tokens)
@@ -163,24 +148,18 @@ class Batches:
 
 
 def make_micro_batch(
-    blocks: Blocks,
-    epoch: NDArray[np.int64],
-    block: NDArray[np.int64],
-    masking: Masking,
-    vocabulary: TokenIds,
-    seed: int,
-    first: int,
+    order: Order, places: Places, masking: Masking, vocabulary: TokenIds, first: int
 ) -> tuple[MicroBatch, int]:
-    """Fetch, mask and convert N blocks; also the number of their tokens.
+    """Fetch, mask and convert the blocks at N places of an order; also the number of their tokens.
 
     Without blocks it is a lone `<s>` without targets: a rank that has nothing to do must still take part
     in the collectives of a backward pass. (fairseq feeds a dummy batch of weight 0 likewise.)
     """
-    if not len(block):
+    if not len(places.block):
         empty = torch.empty(0, dtype=torch.int64)
         return MicroBatch(torch.tensor([[vocabulary.bos]]), None, empty, empty, first), 0
-    ids, lengths = blocks.gather(block)
-    masked = mask_blocks(ids, lengths, epoch, block, masking, vocabulary, seed)
+    ids, lengths = order.blocks.gather(places.block, places.second)
+    masked = mask_blocks(ids, lengths, places.epoch, places.entry, masking, vocabulary, order.seed)
     positions = np.flatnonzero(masked.targets)
     padded = bool((lengths < ids.shape[1]).any())
     attention = torch.from_numpy((np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)) if padded else None

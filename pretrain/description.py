@@ -10,6 +10,7 @@ from robustly import log, manifest
 from robustly.description import COMMANDS, Description, Listing, disk_bytes, provenance, recipe
 
 ROWS = 8  # of a curve
+BESIDE = ("update", "validation_sources")  # keys of an evaluation that are shown in other ways
 
 
 def describe(folder: Path) -> Description:
@@ -54,13 +55,14 @@ def describe(folder: Path) -> Description:
             "updates": schedule["updates"],
             "update_reached": reached,
             **{key: last[key] for key in ("epoch", "loss", "tokens", "tokens_per_second") if key in last},
-            **{key: value for key, value in (evaluations[-1] if evaluations else {}).items() if key != "update"},
+            **{key: value for key, value in (evaluations[-1] if evaluations else {}).items() if key not in BESIDE},
             "checkpoint_bytes": disk_bytes(folder / "checkpoints"),
             "bytes_on_disk": disk_bytes(folder),
             **(provenance(finished) if finished else {"recipe": begun["hash"][:16]}),
         },
         [
             Listing("held-out loss", [_held_out(line) for line in spread(evaluations)]),
+            Listing("held-out loss by source", _by_source(evaluations)),
             Listing("training loss", [_training(line) for line in spread(metrics)]),
             Listing("checkpoints", checkpoints),
         ],
@@ -78,6 +80,12 @@ def spread(lines: Sequence[dict[str, Any]], rows: int = ROWS) -> list[dict[str, 
 def _held_out(line: dict[str, Any]) -> dict[str, Any]:
     names = ("loss", "bits", "perplexity", "accuracy")
     return {"update": line["update"], **{name: line.get(f"validation_{name}") for name in names}}
+
+
+def _by_source(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the last evaluation."""
+    sources = evaluations[-1].get("validation_sources", {}) if evaluations else {}
+    return [{"source": name, **score} for name, score in sources.items()]
 
 
 def _training(line: dict[str, Any]) -> dict[str, Any]:

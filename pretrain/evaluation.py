@@ -3,24 +3,25 @@
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from data_prep.blocks import Blocks
+from data_prep.order import Order
 from pretrain.batches import MicroBatch, make_micro_batch
 from pretrain.config import Masking
 from pretrain.engine import sum_over_ranks
 from pretrain.masking import EVALUATION_EPOCH, EVALUATION_SEED, TokenIds
 from pretrain.objective import MaskedLanguageModel
 from robustly import log
-from robustly.rng import permute
 
 
-class Evaluation(NamedTuple):
-    """Means over all masked tokens of the validation blocks."""
+class Score(NamedTuple):
+    """Means over masked tokens."""
 
     loss: float
     """Nats per masked token."""
@@ -28,14 +29,31 @@ class Evaluation(NamedTuple):
     """Share of masked tokens whose best guess is right."""
     masked_tokens: int
 
-    def line(self) -> dict[str, float | int]:
-        """The figures under the names that evaluations.jsonl and the model card use."""
+    @classmethod
+    def of(cls, loss: float, right: float, masked: float) -> "Score":
+        """The means of these sums; 0 where nothing was masked."""
+        return cls(loss / max(1.0, masked), right / max(1.0, masked), int(masked))
+
+
+class Evaluation(NamedTuple):
+    """Scores on the validation blocks."""
+
+    total: Score
+    sources: dict[str, Score]
+    """Of each source that has masked tokens there."""
+
+    def line(self) -> dict[str, Any]:
+        """The figures under the names that evaluations.jsonl and the model card use; `validation_sources` where there
+        are several."""
+        loss, accuracy, masked_tokens = self.total
+        sources = {name: score._asdict() for name, score in self.sources.items()}
         return {
-            "validation_loss": self.loss,
-            "validation_bits": self.loss / math.log(2),
-            "validation_perplexity": math.exp(min(self.loss, 700.0)),
-            "validation_accuracy": self.accuracy,
-            "validation_masked_tokens": self.masked_tokens,
+            "validation_loss": loss,
+            "validation_bits": loss / math.log(2),
+            "validation_perplexity": math.exp(min(loss, 700.0)),
+            "validation_accuracy": accuracy,
+            "validation_masked_tokens": masked_tokens,
+            **({"validation_sources": sources} if len(sources) > 1 else {}),
         }
 
 
@@ -47,15 +65,17 @@ def masked_batches(
     micro_batch: int,
     rank: int = 0,
     ranks: int = 1,
-) -> Iterator[MicroBatch]:
-    """This rank's part of `limit` validation blocks from all over (None: all of them), under their fixed masks."""
+) -> Iterator[tuple[MicroBatch, NDArray[np.int64]]]:
+    """This rank's part of `limit` validation blocks from all over (None: all of them), under their fixed masks; with
+    the place of each block's source."""
+    order = Order(blocks, EVALUATION_SEED)
     count = min(len(blocks), limit or len(blocks))
     begin, end = rank * count // ranks, (rank + 1) * count // ranks
     for first in range(begin, end, micro_batch):
         positions = np.arange(first, min(first + micro_batch, end))
-        block = permute(positions, len(blocks), EVALUATION_SEED, EVALUATION_EPOCH)
-        epoch = np.full_like(block, EVALUATION_EPOCH)
-        yield make_micro_batch(blocks, epoch, block, masking, vocabulary, EVALUATION_SEED, first)[0]
+        places = order.places(np.full_like(positions, EVALUATION_EPOCH), positions)
+        batch, _ = make_micro_batch(order, places, masking, vocabulary, first)
+        yield batch, blocks.sources_of(places.block)
 
 
 @torch.no_grad()
@@ -76,21 +96,25 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    loss, right, masked = 0.0, 0, 0
+    names = blocks.store.source_names
+    sums = torch.zeros(3, len(names), dtype=torch.float64, device=device)  # loss, right, masked; of each source
     batches = masked_batches(blocks, limit, masking, vocabulary, micro_batch, rank, ranks)
     share = min(len(blocks), limit or len(blocks)) // ranks  # rank 0's, which speaks for all
     bar = log.progress("validation", share, "blocks") if rank == 0 else contextlib.nullcontext(lambda n: None)
     with bar as done:
-        for made in batches:
+        for made, sources in batches:
             batch = made.to(device)
             logits = model.logits(batch.inputs, batch.attention, batch.positions)
-            loss += float(functional.cross_entropy(logits, batch.labels, reduction="sum"))
-            right += int((logits.argmax(-1) == batch.labels).sum())
-            masked += len(batch.labels)
+            losses = functional.cross_entropy(logits, batch.labels, reduction="none")
+            right = (logits.argmax(-1) == batch.labels).to(losses.dtype)
+            found = torch.stack([losses, right, torch.ones_like(losses)]).double()
+            source = torch.from_numpy(sources).to(device)[batch.positions // batch.inputs.shape[1]]
+            sums.index_add_(1, source, found)
             done(len(batch.inputs))
     model.train(was_training)
-    total_loss, total_right, total_masked = sum_over_ranks([loss, right, masked], device)
-    return Evaluation(total_loss / max(1.0, total_masked), total_right / max(1.0, total_masked), int(total_masked))
+    table = np.array(sum_over_ranks(sums.flatten().tolist(), device)).reshape(3, -1)
+    sources_of = {name: Score.of(*column) for name, column in zip(names, table.T, strict=True) if column[2]}
+    return Evaluation(Score.of(*table.sum(1)), sources_of)
 
 
 def unigram_loss(train: Blocks, validation: Blocks, limit: int | None, masking: Masking, vocabulary: TokenIds) -> float:
@@ -106,5 +130,5 @@ def unigram_loss(train: Blocks, validation: Blocks, limit: int | None, masking: 
         counts[[vocabulary.bos, vocabulary.eos]] = 1  # they are never targets
     nats = -np.log(counts / counts.sum())
     batches = masked_batches(validation, limit, masking, vocabulary, micro_batch=64)
-    labels = np.concatenate([batch.labels.numpy() for batch in batches])
+    labels = np.concatenate([batch.labels.numpy() for batch, _ in batches])
     return float(nats[labels].mean())

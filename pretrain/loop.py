@@ -17,6 +17,7 @@ import yaml
 
 import tokenizer
 from data_prep.blocks import Blocks
+from data_prep.order import Order
 from data_prep.store import check_tokenizer
 from pretrain import checkpoint
 from pretrain.batches import Batches, Share, blocks_per_update
@@ -27,6 +28,7 @@ from pretrain.masking import TokenIds
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from pretrain.schedule import learning_rate
 from pretrain.stage import Pretraining
+from pretrain.verification import verify
 from robustly import UserError, log, manifest
 from robustly.manifest import Manifest, Stage, write_json
 from robustly.rng import Purpose, seed64
@@ -66,16 +68,17 @@ class Trainer:
 
     def __init__(self, config: Pretraining, stage: Stage, rank: int, ranks: int, device: torch.device):
         self.config, self.stage, self.rank, self.ranks, self.device = config, stage, rank, ranks, device
+        with self._together():
+            verify([config.tokenizer_folder, config.data_folder], rank)
         encoder = tokenizer.load(config.tokenizer_folder)
         check_tokenizer(config.data_folder, encoder)
         self.vocabulary = TokenIds.of(encoder)
         length, format = config.data.block_length, config.data.format
         self.train_blocks = Blocks(config.data_folder, "train", length, format)
         self.validation_blocks = self._validation_blocks()
-        batch = blocks_per_update(config.optim, length, self.train_blocks.mean_length, format)
-        self.batches = Batches(
-            self.train_blocks, batch, config.masking, self.vocabulary, config.seed, rank, ranks, config.run.micro_batch
-        )
+        order = Order(self.train_blocks, config.seed, config.repeats)
+        batch = blocks_per_update(config.optim, length, order.mean_length, format)
+        self.batches = Batches(order, batch, config.masking, self.vocabulary, rank, ranks, config.run.micro_batch)
         model_config = roberta_config(config.model, self.vocabulary)
         self.model = MaskedLanguageModel(new_model(model_config, seed64(config.seed, Purpose.INIT, 0, 0)))
         self.parameters = sum(p.numel() for p in self.model.parameters())
@@ -224,21 +227,31 @@ class Trainer:
             self.ranks,
             self.device,
         )
-        if not math.isfinite(result.loss):
-            raise self._diverged(update, "validation loss", result.loss)
+        total = result.total
+        if not math.isfinite(total.loss):
+            raise self._diverged(update, "validation loss", total.loss)
         if self.metrics:
             line = result.line()
             self.metrics.write("evaluations", {"update": update, **line})
             log.say_fields(
                 [
                     f"validation {update:>7}/{config.schedule.updates}",
-                    f"loss {result.loss:7.4f} nats",
+                    f"loss {total.loss:7.4f} nats",
                     f"{line['validation_bits']:.4f} bits",
                     f"perplexity {line['validation_perplexity']:.2f}",
-                    f"accuracy {result.accuracy:.2%}",
-                    f"{result.masked_tokens:,} masked tokens",
+                    f"accuracy {total.accuracy:.2%}",
+                    f"{total.masked_tokens:,} masked tokens",
                 ]
             )
+            for name, score in result.sources.items() if len(result.sources) > 1 else ():
+                log.say_fields(
+                    [
+                        f"  {name}",
+                        f"loss {score.loss:7.4f} nats",
+                        f"accuracy {score.accuracy:.2%}",
+                        f"{score.masked_tokens:,} masked tokens",
+                    ]
+                )
 
     def _log(self, window: "Window", norm: float) -> None:
         if not self.metrics:
@@ -248,7 +261,7 @@ class Trainer:
         left = (schedule.updates - update) * window.seconds / window.updates
         line: dict[str, Any] = {
             "update": update,
-            "epoch": update * self.batches.batch / len(self.train_blocks),
+            "epoch": update * self.batches.batch / self.batches.order.size,
             "loss": window.loss_sum / max(1.0, window.masked_tokens),
             "lr": learning_rate(update, self.config.optim, schedule),
             "grad_norm": norm,
@@ -276,7 +289,7 @@ class Trainer:
 
     def _header(self) -> None:
         config, optim = self.config, self.config.optim
-        per_update = self.batches.batch * self.train_blocks.mean_length
+        per_update = self.batches.batch * self.batches.order.mean_length
         log.table(
             f"pretraining {config.name}",
             {
@@ -290,14 +303,14 @@ class Trainer:
                 "update": f"{self.batches.batch:,} blocks, {per_update:,.0f} tokens: {self.ranks} ranks x "
                 f"{config.run.micro_batch} x {self.batches.accumulation}",
                 "updates": f"{config.schedule.updates:,}, "
-                f"{config.schedule.updates * self.batches.batch / len(self.train_blocks):,.2f} epochs",
+                f"{config.schedule.updates * self.batches.batch / self.batches.order.size:,.2f} epochs",
                 "rate": f"{optim.peak_lr:g} after {config.schedule.warmup:,} updates",
                 "folder": config.folder,
             },
         )
-        if self.batches.batch > len(self.train_blocks):
+        if self.batches.batch > self.batches.order.size:
             log.warn(
-                f"an update ({self.batches.batch:,} blocks) is larger than the corpus ({len(self.train_blocks):,}): "
+                f"an update ({self.batches.batch:,} blocks) is larger than an epoch ({self.batches.order.size:,}): "
                 "it meets blocks more than once, under other masks"
             )
 

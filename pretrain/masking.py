@@ -1,8 +1,8 @@
 """Dynamic masking: which positions of a block are targets and what the model sees there.
 
-A block's mask is a pure function of (seed, epoch, block), so it is the same on any number of ranks, with
-any micro-batch and after a resume, and another in every epoch (the paper's section 4.1). The rules are
-fairseq's (mask_tokens_dataset.py) or BERT's; see `Masking.style`.
+A block's mask is a pure function of (seed, epoch, place in the epoch's virtual list), so it is the same on any number
+of ranks, with any micro-batch and after a resume, and another in every epoch (the paper's section 4.1) and for every
+copy of the block. The rules are fairseq's (mask_tokens_dataset.py) or BERT's; see `Masking.style`.
 """
 
 from typing import NamedTuple

@@ -5,13 +5,16 @@ Every figure that is not arithmetic says where it comes from: counted, measured,
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from data_prep.config import Data
+from data_prep.config import Data, store_recipe
+from data_prep.store import Store
 from pretrain import budget
 from pretrain.budget import Device, Memory
 from pretrain.config import Run
@@ -20,7 +23,7 @@ from robustly import UserError, log, manifest
 from robustly.config import parse_yaml
 from robustly.manifest import Manifest
 from tokenizer.config import Corpus, Tokenizer
-from tokenizer.corpus import sizes
+from tokenizer.corpus import files, sizes
 
 BYTES_PER_TOKEN = 4.4
 """UTF-8 bytes of English for a token, 50,000 entries: an assumption. Other languages and smaller vocabularies have
@@ -64,7 +67,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class CorpusSize:
-    """Tokens to train on, `</s>` included, and the share of positions that padding takes."""
+    """Tokens of an epoch, `</s>` included, and the share of positions that padding takes."""
 
     tokens: float | None
     source: str
@@ -169,23 +172,28 @@ def corpus_size(config: Pretraining, corpus: Corpus, tokenizer: Tokenizer, besid
     """The tokens to train on: counted where the data stage has finished, else from the tokenizer's counts, else from
     the files' bytes, else not known. Folders of another recipe or other files do not count."""
     try:
-        found = sizes(corpus, beside)
+        found, trained_on = sizes(corpus, beside), sizes(corpus.training, beside)
     except UserError:
-        found = {}
+        found = trained_on = {}
     vocabulary, train_share = tokenizer.vocab_size, 1 - corpus.validation
-    data_recipe = {"corpus": {**corpus.reading(), "validation": corpus.validation}, "data": config.data.stored()}
+    data_recipe = store_recipe(corpus, config.data)
     made = manifest.read(config.tokenizer_folder)  # trained on the corpus, or on counts, or imported
     prepared = _finished(config.data_folder, "data", data_recipe, found)
     same = made is not None and made.recipe.get("tokenizer") == tokenizer.recipe()
     if made and same and prepared and prepared.inputs["tokenizer"] == made.hash:
-        return _prepared_size(prepared, config.data, config.data_folder)
+        return _prepared_size(prepared, config.data, config.data_folder, config.repeats)
     tokenizer_recipe = {"tokenizer": tokenizer.recipe(), "corpus": corpus.reading()}
-    if trained := _finished(config.tokenizer_folder, "tokenizer", tokenizer_recipe, found):
+    if trained := _finished(config.tokenizer_folder, "tokenizer", tokenizer_recipe, trained_on):
         tokens, documents = trained.counts["tokens"], trained.counts["documents"]
         units = tokens / TOKENS_PER_UNIT
+        times, repeated = 1.0, ""
+        if config.repeats and trained_on:
+            text, epoch = _text_bytes(corpus.training, beside)
+            times, repeated = epoch / text, ", repeated in proportion to their bytes"
         return CorpusSize(
-            (tokens + units + documents) * train_share,
-            f"{tokens:,} tokens counted in {config.tokenizer_folder}, a </s> for every {TOKENS_PER_UNIT} assumed",
+            (tokens + units + documents) * train_share * times,
+            f"{tokens:,} tokens counted in {config.tokenizer_folder}{repeated}, a </s> for every {TOKENS_PER_UNIT} "
+            "assumed",
             store=budget.store_bytes(tokens + units + documents, units, documents, vocabulary),
         )
     if not corpus.sources:
@@ -196,23 +204,34 @@ def corpus_size(config: Pretraining, corpus: Corpus, tokenizer: Tokenizer, besid
     if datasets := [source.label for source in corpus.sources if source.hub is not None]:
         return CorpusSize(None, f"unknown until the tokenizer stage has read the dataset ({', '.join(datasets)})")
     known = {name: size for name, size in found.items() if size is not None}
-    text = sum(size * EXPANSION.get(Path(name).suffix, 1.0) for name, size in known.items())
+    text, epoch = _text_bytes(corpus, beside)
     packed = sorted({suffix for name in known if (suffix := Path(name).suffix) in EXPANSION})
     ratios = "".join(f", {EXPANSION[suffix]:g} bytes of text for one of {suffix}" for suffix in packed)
     tokens = text / BYTES_PER_TOKEN
     return CorpusSize(
-        tokens * train_share,
+        epoch / BYTES_PER_TOKEN * train_share,
         f"estimated from {sum(known.values()):,} bytes in {len(known):,} files: {BYTES_PER_TOKEN} bytes for a token"
         f"{ratios} assumed",
         store=budget.store_bytes(tokens, tokens / TOKENS_PER_UNIT, tokens / TOKENS_PER_DOCUMENT, vocabulary),
     )
 
 
-def _prepared_size(prepared: Manifest, data: Data, folder: Path) -> CorpusSize:
+def _text_bytes(corpus: Corpus, beside: Path) -> tuple[float, float]:
+    """Bytes of text in the files, those of datasets not counted; and so many as an epoch has, each source repeated."""
+    text = epoch = 0.0
+    for number, path in files(corpus, beside):
+        source = corpus.sources[number]
+        size = path.stat().st_size * EXPANSION.get(path.suffix, 1.0)
+        text, epoch = text + size, epoch + size * (0 if source.held_out else source.repeat)
+    return text, epoch
+
+
+def _prepared_size(prepared: Manifest, data: Data, folder: Path, repeats: Sequence[float]) -> CorpusSize:
     counts = prepared.counts
     same_view = (counts["format"], counts["block_length"]) == (data.format, data.block_length)
+    sources = np.diff(Store(folder, "train").source_starts)  # tokens of each, with their </s>
     return CorpusSize(
-        sum(counts[f"train_{what}"] for what in ("tokens", "units", "documents")),  # with their </s>
+        float(sources @ (repeats or np.ones(len(sources)))),
         f"counted in {folder}",
         padding=counts["padding"] if same_view else 0.0,
         store=sum(facts["bytes"] for facts in prepared.outputs.values()),

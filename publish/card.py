@@ -49,6 +49,7 @@ def model_card(
         f"Texts may have up to {model.positions - 2} tokens, `<s>` and `</s>` included.\n",
         "## Held-out loss\n",
         _losses(train.counts, losses) if losses else "The run held no documents out.\n",
+        *([_source_losses(sources)] if (sources := train.counts.get("validation_sources")) else []),
         "![loss over the updates](curve.png)\n",
         *(["## Examples\n", _examples(examples)] if examples else []),
         *(["## Tokenizer\n", _tokenizer(vocabulary, data, fit)] if fit["rows"] else []),
@@ -93,13 +94,23 @@ def _losses(counts: Mapping[str, Any], losses: Mapping[str, float]) -> str:
     return markdown.table(["", "nats per masked token", "bits", "perplexity"], lines) + "\n" + accuracy
 
 
+def _source_losses(sources: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        [name, f"{score['loss']:.3f}", f"{score['accuracy']:.1%}", f"{score['masked_tokens']:,}"]
+        for name, score in sources.items()
+    ]
+    return markdown.table(["source", "nats per masked token", "best guess right", "masked tokens"], rows)
+
+
 def _tokenizer(vocabulary: Manifest, data: Manifest, fit: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """How well the tokenizer fits the held-out documents, how it cuts some, and what there is to know about them."""
-    known = (
-        "the tokenizer's words were counted on the whole corpus, these documents included"
-        if vocabulary.inputs.get("corpus") == data.inputs["corpus"]
-        else "what the tokenizer learned from comes from elsewhere, and whether they are in it is not known here"
-    )
+    counted = vocabulary.inputs.get("corpus")
+    if counted == data.inputs["corpus"]:
+        known = "the tokenizer's words were counted on the whole corpus, these documents included"
+    elif counted == data.notes.get("training_corpus", ""):
+        known = "the tokenizer's words were counted on all sources but those that are held out as a whole"
+    else:
+        known = "what the tokenizer learned from comes from elsewhere, and whether they are in it is not known here"
     return "\n".join(
         [
             f"Byte-level BPE with {vocabulary.counts['entries']:,} entries. On documents that were held out from the "

@@ -1,7 +1,6 @@
 """How a tokenizer fits the held-out documents of its token store: what the model card and `inspect` say of it."""
 
 import itertools
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,9 +47,7 @@ def held_out_fit(data_folder: Path, encoder: Encoder) -> dict[str, list[dict[str
 
 
 def _first_of_each(store: Store, encoder: Encoder) -> Iterator[tuple[str, str]]:
-    count = Counter(store.sources)
-    for number, source in enumerate(store.sources):
-        name = source if count[source] == 1 else f"{source} ({number + 1})"
+    for number, name in enumerate(store.source_names):
         left = BYTES
         for text in itertools.islice(store.texts_of(number, encoder), DOCUMENTS):
             yield name, text

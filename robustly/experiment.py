@@ -89,6 +89,7 @@ def pretraining(experiment: Experiment) -> "Pretraining":
         name=experiment.name,
         seed=experiment.seed,
         data=experiment.data,
+        repeats=experiment.corpus.repeats,
         model=experiment.model,
         masking=experiment.masking,
         optim=experiment.optim,

@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     MASK_KIND = 4
     DROPOUT = 5
     INIT = 6
+    PAIR = 7
 
 
 def philox(

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.order import Order
 from pretrain.config import Masking, Model, Optim, Run, Schedule
 from pretrain.masking import TokenIds
 
@@ -21,13 +22,25 @@ class RandomBlocks:
         self.ids[:, 0] = VOCABULARY.bos
         self.ids[np.arange(count), self.lengths - 1] = VOCABULARY.eos
         self.ids[np.arange(length) >= self.lengths[:, None]] = VOCABULARY.pad
-        self.mean_length = float(self.lengths.mean())
+        self.pairs = False
+        self.source_starts = np.array([0, count])
+        self.source_lengths = np.array([self.lengths.mean()])
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def gather(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-        return self.ids[indices], self.lengths[indices]
+    def gather(
+        self, blocks: NDArray[np.int64], seconds: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+        return self.ids[blocks], self.lengths[blocks]
+
+    def sources_of(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.zeros_like(blocks)
+
+
+def order(blocks: Any = None, seed: int = 5) -> Order:
+    """The order of random blocks, or of others like them."""
+    return Order(blocks or RandomBlocks(), seed)
 
 
 def model(**changes: Any) -> Model:

@@ -47,7 +47,7 @@ def _trained(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path) -
             )
         contents = hashes(CountFiles.of(corpus), beside, remembered)
         return Stage(folder, "tokenizer", recipe, {"counts": contents.corpus}), contents
-    contents = hashes(corpus, beside, remembered)
+    contents = hashes(corpus.training, beside, remembered)
     return Stage(folder, "tokenizer", {**recipe, "corpus": corpus.reading()}, {"corpus": contents.corpus}), contents
 
 
@@ -75,7 +75,7 @@ def build(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, proc
         work.mkdir(exist_ok=True)
         if finished := made.finished():  # by another process, while this one waited
             return finished
-        text = parts(corpus, beside)
+        text = _training_parts(corpus, beside)
         tally, sums = count(corpus, tokenizer, text, beside, work, processing)
         vocabulary, counts = _train(work / SUMS, sums, tokenizer)
         with made.begin():
@@ -106,7 +106,7 @@ def _take_over(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path)
             f"entries; set tokenizer.vocab_size: {found}"
         )
     try:
-        sample = list(_sample(parts(corpus, beside), corpus))
+        sample = list(_sample(_training_parts(corpus, beside), corpus))
     except UserError as fault:  # the text is no part of an import, and may be elsewhere
         log.warn(f"the vocabulary is not tried on the corpus: {fault}")
         sample = []
@@ -117,6 +117,11 @@ def _take_over(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path)
     with made.begin():
         outputs = save(vocabulary, folder)
         return made.finish(outputs, {"entries": found, "merges": len(vocabulary.merges)}, notes={"files": {}})
+
+
+def _training_parts(corpus: Corpus, beside: Path) -> list[Part]:
+    """The parts of the corpus without the sources that are held out."""
+    return [part for part in parts(corpus, beside) if not corpus.sources[part.source].held_out]
 
 
 # ------------------------------------------------------------------------------------------------------ training

@@ -45,6 +45,11 @@ class Source(Section):
     """Branch, tag or commit of the dataset; default: its main branch. A full commit stays what it is."""
     name: str | None = None
     """What reports call it; default: the last part of `path` or `hub`."""
+    repeat: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """How many times its blocks come in an epoch; of a fraction, a fixed choice of them."""
+    held_out: bool = False
+    """All of it is validation text: no part is trained on, by the tokenizer either. `corpus.validation` holds out of
+    the other sources."""
 
     @model_validator(mode="after")
     def _files_or_dataset(self) -> Self:
@@ -53,6 +58,8 @@ class Source(Section):
             raise ValueError(f"found {found} of path and hub; expected one: path for files, hub for a dataset")
         if self.path is not None and (keys := sorted(self.model_fields_set & {"subset", "split", "revision"})):
             raise ValueError(f"{', '.join(keys)}: only for a dataset; expected hub, or path alone")
+        if self.held_out and self.repeat != 1:
+            raise ValueError(f"repeat = {self.repeat:g}: nothing of it is trained on, as held_out says; remove either")
         return self
 
     @property
@@ -94,7 +101,21 @@ class Corpus(Section):
     def _holds_something(self) -> Self:
         if not (self.sources or self.counts):
             raise ValueError("no sources: expected at least one (or `counts`, for a tokenizer alone)")
+        if self.sources and all(source.held_out for source in self.sources):
+            raise ValueError("sources: all of them are held_out; expected one at least to train on")
         return self
+
+    @property
+    def training(self) -> "Corpus":
+        """The corpus without the sources that are held out."""
+        sources = [source for source in self.sources if not source.held_out]
+        return self if len(sources) == len(self.sources) else self.model_copy(update={"sources": sources})
+
+    @property
+    def repeats(self) -> tuple[float, ...]:
+        """How many times each source comes in an epoch; empty: each once."""
+        times = tuple(source.repeat for source in self.sources)
+        return times if any(time != 1 for time in times) else ()
 
     def reading(self) -> dict[str, str]:
         """The part of the recipe that decides what text the files hold; the files themselves are hashed."""

@@ -13,7 +13,7 @@ from pretrain.engine import Engine, deepspeed_config, start_ranks, stop_ranks, s
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from pretrain.schedule import learning_rate
 from ranks import run_distributed
-from synthetic import VOCABULARY, RandomBlocks, masking, model, optim, run, schedule
+from synthetic import VOCABULARY, masking, model, optim, order, run, schedule
 
 pytestmark = pytest.mark.distributed
 UPDATES = 6
@@ -27,7 +27,7 @@ def make_engine(accumulation: int, stage: int, precision: str, **changes: Any) -
 
 
 def make_batches(rank: int, ranks: int, micro_batch: int, seed: int = 1) -> Batches:
-    return Batches(RandomBlocks(), 32, masking(), VOCABULARY, seed, rank, ranks, micro_batch)  # type: ignore[arg-type]
+    return Batches(order(seed=seed), 32, masking(), VOCABULARY, rank, ranks, micro_batch)
 
 
 def sums(tensor: torch.Tensor) -> list[float]:

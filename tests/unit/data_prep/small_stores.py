@@ -39,16 +39,25 @@ def write_rows(path: Path, texts: Sequence[str]) -> Path:
 class NumberedStore:
     """A store whose tokens are 10, 11, 12, ... in order, so that each can be told apart.
 
-    `shards`: per shard its documents, per document the sizes of its units.
+    `shards`: per shard its documents, per document the sizes of its units. `sources`: each shard's source (default: all
+    of the first).
     """
 
-    def __init__(self, folder: Path, shards: Sequence[Sequence[Sequence[int]]], split: Split = "train"):
+    def __init__(
+        self,
+        folder: Path,
+        shards: Sequence[Sequence[Sequence[int]]],
+        split: Split = "train",
+        sources: Sequence[int] | None = None,
+    ):
         self.folder = folder
+        owners = sources or [0] * len(shards)
+        names = [f"numbers {n}" if n else "numbers" for n in range(max(owners, default=0) + 1)]
         self.documents: list[list[list[int]]] = []
         written: dict[Split, list[Shard]] = {"train": [], "validation": []}
         number = 10
         for place, documents in enumerate(shards):
-            with ShardWriter(folder, f"{split}-{place:05d}", 0, EOS, np.dtype(np.uint32)) as writer:
+            with ShardWriter(folder, f"{split}-{place:05d}", owners[place], EOS, np.dtype(np.uint32)) as writer:
                 for sizes in documents:
                     units = []
                     for size in sizes:
@@ -58,7 +67,7 @@ class NumberedStore:
                     writer.append([np.array(unit, np.uint32) for unit in units], [" "] * (len(units) + 1))
             if shard := writer.shard:
                 written[split].append(shard)
-        write_store(folder, folder, "0" * 64, numbered_encoder(), ["numbers"], written)
+        write_store(folder, folder, "0" * 64, numbered_encoder(), names, written)
 
 
 def numbered_encoder(**changes: Any) -> Any:

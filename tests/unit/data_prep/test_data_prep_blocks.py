@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from small_stores import BOS, EOS, PAD, NumberedStore, packed
 
 from data_prep import blocks as module
-from data_prep.blocks import BLOCK, Blocks, long_units, plan
+from data_prep.blocks import Blocks, long_units
+from data_prep.packing import BLOCK, plan
 from data_prep.store import Store
 from robustly import UserError
 
@@ -138,7 +139,7 @@ def test_long_units_are_those_that_are_cut(tmp_path_factory, shards, block_lengt
     store = NumberedStore(tmp_path_factory.mktemp("store"), shards)
     blocks = [set(block) for block in every_block(store.folder, block_length, "full_sentences")]
     cut = sum(sum(bool(block & set(unit)) for block in blocks) > 1 for doc in store.documents for unit in doc)
-    assert long_units(Store(store.folder, "train"), block_length) == cut
+    assert long_units(Store(store.folder, "train"), block_length, "full_sentences") == cut
 
 
 def test_offsets_beyond_2_to_the_32():

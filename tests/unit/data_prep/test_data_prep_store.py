@@ -13,7 +13,8 @@ from small_stores import EOS, NumberedStore, numbered_encoder
 
 import tokenizer
 from data_prep import store
-from data_prep.blocks import BLOCK, Blocks
+from data_prep.blocks import Blocks
+from data_prep.packing import BLOCK
 from data_prep.sentences import units
 from data_prep.store import ShardWriter, Store, check_tokenizer, split_of, write_store
 from robustly import UserError
@@ -75,7 +76,8 @@ def test_the_stream_holds_an_eos_after_each_unit_and_one_more_after_each_documen
     assert np.load(tmp_path / "train-00000.gap_ends.npy").tolist() == [0, 1, 2, 2, 3, 4]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in files)
     assert len(files) == 6  # nothing for the shard without documents
-    assert Store(tmp_path, "train").lines(Store(tmp_path, "train").shards[0]).tolist() == [3, 3, 2, 1, 2, 1]
+    found = list(Store(tmp_path, "train").lines(Store(tmp_path, "train").shards[0]))
+    assert [sizes.tolist() for sizes in found] == [[3, 3, 2, 1, 2, 1]]
 
 
 def test_the_lines_of_the_documentation_read_a_store(tmp_path, encoder):

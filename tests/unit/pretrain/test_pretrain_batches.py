@@ -6,21 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.batches import CHUNK, Batches, accumulation_steps, blocks_per_update, stream
-from synthetic import VOCABULARY, RandomBlocks, masking, optim
+from pretrain.batches import CHUNK, Batches, accumulation_steps, blocks_per_update
+from synthetic import VOCABULARY, RandomBlocks, masking, optim, order
 
 
 def batches(rank: int = 0, ranks: int = 1, micro_batch: int = 8, batch: int = 32, seed: int = 5) -> Batches:
-    return Batches(
-        RandomBlocks(),
-        batch,
-        masking(),
-        VOCABULARY,
-        seed,
-        rank,
-        ranks,
-        micro_batch,  # type: ignore[arg-type]
-    )
+    return Batches(order(seed=seed), batch, masking(), VOCABULARY, rank, ranks, micro_batch)
 
 
 def rows(share_batches: list[Batches], update: int) -> list[torch.Tensor]:
@@ -54,16 +45,6 @@ def test_every_rank_makes_as_many_micro_batches(ranks: int) -> None:
     assert sum(share.tokens for share in shares) == whole.tokens
 
 
-def test_every_epoch_is_another_order_of_all_blocks() -> None:
-    epoch, block = stream(0, 300, 100, seed=5)
-    assert epoch.tolist() == [0] * 100 + [1] * 100 + [2] * 100
-    orders = block.reshape(3, 100)
-    assert all(sorted(order.tolist()) == list(range(100)) for order in orders)
-    assert all((orders[a] == orders[b]).sum() < 10 for a, b in [(0, 1), (0, 2), (1, 2)])
-    assert (stream(137, 161, 100, seed=5)[1] == block[137:161]).all()
-    assert (stream(0, 100, 100, seed=6)[1] != orders[0]).sum() > 80
-
-
 def test_ahead_gives_the_same_shares_in_order_and_leaves_no_thread() -> None:
     made = batches(1, 3)
     before = threading.active_count()
@@ -78,11 +59,10 @@ def test_ahead_gives_the_same_shares_in_order_and_leaves_no_thread() -> None:
 
 def test_ahead_raises_what_the_maker_raised() -> None:
     class Broken(RandomBlocks):
-        def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def gather(self, blocks: np.ndarray, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             raise OSError("the disk went away")
 
-    made = batches()
-    made.blocks = Broken()  # type: ignore[assignment]
+    made = Batches(order(Broken()), 32, masking(), VOCABULARY, 0, 1, 8)
     with pytest.raises(OSError, match="went away"):
         list(made.ahead(1, 2))
 
@@ -98,14 +78,15 @@ def test_doc_sentences_gets_more_blocks_for_as_many_tokens() -> None:
 @pytest.mark.parametrize("length", [0, 1, 8, CHUNK + 9])
 def test_places_are_those_of_the_stream_across_the_chunks_it_is_made_in(first: int, length: int) -> None:
     found = batches(seed=5)._places(first, first + length)
-    expected = stream(first, first + length, len(RandomBlocks()), seed=5)
+    expected = order(seed=5).stream(first, first + length)
     assert all((a == b).all() and len(a) == length for a, b in zip(found, expected, strict=True))
 
 
 def test_update_k_holds_the_streams_positions_from_k_minus_1_batches_on() -> None:
     some = batches(micro_batch=32)
     (micro_batch,) = some.share(3).micro_batches
-    ids, _ = some.blocks.gather(stream(64, 96, len(some.blocks), seed=5)[1])
+    places = some.order.stream(64, 96)
+    ids, _ = some.order.blocks.gather(places.block, places.second)
     shown = micro_batch.inputs.numpy()
     assert ((shown == ids).mean(1) > 0.8).all()  # all but the masked tokens
     assert (micro_batch.labels.numpy() == ids.reshape(-1)[micro_batch.positions]).all()

@@ -3,25 +3,20 @@
 import pytest
 import torch
 
+from data_prep.order import Places
 from pretrain.batches import MicroBatch, make_micro_batch
 from pretrain.config import Model
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.experiment import load_experiment
-from synthetic import VOCABULARY, RandomBlocks, masking, model
+from synthetic import VOCABULARY, masking, model, order
 
 
 def batch(count: int) -> MicroBatch:
     import numpy as np
 
-    made, _ = make_micro_batch(
-        RandomBlocks(),
-        np.zeros(count, int),
-        np.arange(count),
-        masking(),
-        VOCABULARY,
-        3,
-        0,  # type: ignore[arg-type]
-    )
+    blocks = np.arange(count)
+    places = Places(np.zeros(count, int), blocks, blocks, blocks)
+    made, _ = make_micro_batch(order(seed=3), places, masking(), VOCABULARY, 0)
     return made
 
 

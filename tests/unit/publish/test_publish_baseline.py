@@ -20,7 +20,7 @@ def test_it_is_the_cross_entropy_of_the_training_frequencies(prepared: Path) -> 
     vocabulary = TokenIds.of(tokenizer.load(prepared / "tokenizer"))
     ids, lengths = train.gather(np.arange(len(train)))
     counts = np.bincount(ids[np.arange(64) < lengths[:, None]], minlength=vocabulary.size)
-    labels = torch.cat([batch.labels for batch in masked_batches(validation, 20, masking(), vocabulary, 7)])
+    labels = torch.cat([batch.labels for batch, _ in masked_batches(validation, 20, masking(), vocabulary, 7)])
     scores = torch.log(torch.from_numpy(counts + 1.0)).expand(len(labels), -1)
     expected = float(functional.cross_entropy(scores, labels))  # it normalises
     # the lone </s> after the last document is in the store and in no block
@@ -48,7 +48,7 @@ def test_the_masked_tokens_do_not_depend_on_the_micro_batch_or_the_ranks() -> No
             masked_batches(blocks, 50, masking(), VOCABULARY, micro_batch, rank, ranks)  # type: ignore[arg-type]
             for rank in range(ranks)
         )
-        return [int(label) for part in parts for batch in part for label in batch.labels]
+        return [int(label) for part in parts for batch, _ in part for label in batch.labels]
 
     assert labels(8, 1) == labels(3, 1) == labels(8, 3)
     assert len(labels(8, 1)) > 100

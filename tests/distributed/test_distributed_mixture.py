@@ -1,0 +1,143 @@
+"""A corpus of several sources: repeated as the page says, one held out as a whole, the held-out loss of each."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CORPUS, SMALL
+from transformers import RobertaForMaskedLM
+
+import tokenizer
+from data_prep.blocks import Blocks
+from data_prep.order import Order
+from data_prep.store import Store
+from pretrain.checkpoint import last_checkpoint
+from pretrain.evaluation import masked_batches
+from pretrain.loop import pretrain
+from pretrain.masking import TokenIds
+from pretrain.objective import roberta_config
+from pretrain.stage import Pretraining
+from ranks import run_distributed
+from robustly import UserError, cli, log, manifest
+from robustly import experiment as experiments
+from tokenizer.corpus import documents, parts
+
+pytestmark = pytest.mark.distributed
+REPEATS = (1.5, 0.5, 1.0)
+MakePretraining = Callable[..., Pretraining]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three sources of 60 kB each of the bundled corpus, the last of them held out; tokenizer and data made of them."""
+    root = tmp_path_factory.mktemp("mixture")
+    text = CORPUS.read_text(encoding="utf-8")
+    cuts = [text.index("\n\n", at) if at else 0 for at in (0, 60_000, 120_000, 180_000)]
+    for name, begin, end in zip("abc", cuts, cuts[1:], strict=False):
+        (root / f"{name}.txt").write_text(text[begin:end].strip("\n"), encoding="utf-8")
+    experiment = experiments.load_experiment("configs/tiny.yaml", changes(root))
+    cli.build_tokenizer(experiment)
+    cli.prepare_data(experiment)
+    return root
+
+
+def changes(root: Path, repeats: tuple[float, ...] = REPEATS, held_out: str = "c") -> list[str]:
+    sources = [
+        {"path": str(root / f"{name}.txt"), "name": name, "repeat": times, "held_out": name == held_out}
+        for name, times in zip("abc", repeats, strict=True)
+    ]
+    others = ["model.dropout=0.0", "model.attention_dropout=0.0", "corpus.validation=0.3", "run.evaluate_blocks=60"]
+    return [*SMALL, *others, f"corpus.sources={json.dumps(sources)}", f"paths.root={root}"]
+
+
+def make(root: Path, name: str, **more: tuple[float, ...]) -> Pretraining:
+    page = experiments.load_experiment("configs/tiny.yaml", [*changes(root, **more), f"paths.train={root / name}"])
+    return experiments.pretraining(page)
+
+
+def go(rank: int, ranks: int, config: Pretraining) -> None:
+    torch.set_num_threads(1)
+    pretrain(config, rank, rank, ranks)
+
+
+@pytest.fixture(scope="module")
+def trained(root: Path) -> Pretraining:
+    config = make(root, "train")
+    run_distributed(2, go, config)
+    return config
+
+
+def test_the_source_that_is_held_out_is_the_validation_text_and_no_other_eye_sees_it(root: Path) -> None:
+    page = experiments.load_experiment("configs/tiny.yaml", changes(root))
+    texts = {name: [] for name in range(3)}  # type: ignore[var-annotated]
+    for part in parts(page.corpus, root):
+        texts[part.source] += [document.text for document in documents(part, page.corpus, [])]
+    encoder = tokenizer.load(root / "tokenizer")
+    train, validation = (Store(root / "data", split) for split in ("train", "validation"))
+    assert list(validation.texts_of(2, encoder)) == texts[2] and len(texts[2]) > 2
+    assert not list(train.texts_of(2, encoder))
+    shares = [len(list(validation.texts_of(source, encoder))) / len(texts[source]) for source in (0, 1)]
+    assert all(0 < share < 0.7 for share in shares)
+    counted = manifest.require(root / "tokenizer", "tokenizer", "").counts["documents"]
+    assert counted == len(texts[0]) + len(texts[1])
+
+
+def test_the_held_out_loss_of_each_source(trained: Pretraining) -> None:
+    line = log.read_metrics(trained.folder / "evaluations.jsonl")[-1]
+    sources = line["validation_sources"]
+    assert "c" in sources and set(sources) <= {"a", "b", "c"} and len(sources) > 1
+    masked = sum(score["masked_tokens"] for score in sources.values())
+    assert masked == line["validation_masked_tokens"]
+    for figure in ("loss", "accuracy"):
+        mean = sum(score[figure] * score["masked_tokens"] for score in sources.values()) / masked
+        assert line[f"validation_{figure}"] == pytest.approx(mean)
+
+    # the same by transformers' own loss, block by block
+    vocabulary = TokenIds.of(tokenizer.load(trained.tokenizer_folder))
+    model = RobertaForMaskedLM(roberta_config(trained.model, vocabulary)).eval()
+    model.load_state_dict(last_checkpoint(trained.folder).weights(), strict=False)
+    blocks = Blocks(trained.data_folder, "validation", 64, trained.data.format)
+    sums = dict.fromkeys("abc", 0.0)
+    for batch, (source,) in masked_batches(blocks, trained.run.evaluate_blocks, trained.masking, vocabulary, 1):
+        labels = torch.full((batch.inputs.numel(),), -100).index_copy(0, batch.positions, batch.labels)
+        with torch.no_grad():
+            loss = model(batch.inputs, attention_mask=batch.attention, labels=labels.view_as(batch.inputs)).loss
+        sums["abc"[source]] += float(loss) * len(batch.labels)
+    for name, score in sources.items():
+        assert score["loss"] == pytest.approx(sums[name] / score["masked_tokens"], rel=1e-4)
+
+
+def test_a_mixture_does_not_depend_on_the_ranks(root: Path, trained: Pretraining) -> None:
+    alone = make(root, "alone")
+    run_distributed(1, go, alone)
+    one, two = (log.read_metrics(config.folder / "metrics.jsonl") for config in (alone, trained))
+    assert [line["masked_tokens"] for line in one] == [line["masked_tokens"] for line in two]
+    assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], rel=1e-4)
+
+
+def test_an_epoch_is_the_repeated_sources(root: Path, trained: Pretraining) -> None:
+    blocks = Blocks(root / "data", "train", 64, trained.data.format)
+    begin, middle, end, _ = blocks.source_starts.tolist()
+    size = round(1.5 * (middle - begin)) + round(0.5 * (end - middle))
+    assert Order(blocks, trained.seed, trained.repeats).size == size
+    last = log.read_metrics(trained.folder / "metrics.jsonl")[-1]
+    assert last["epoch"] == pytest.approx(12 * 24 / size)
+
+
+def test_repeats_are_of_the_recipe_of_the_training_and_not_of_the_store(root: Path) -> None:
+    plain = make(root, "train", repeats=(1.0, 1.0, 1.0))
+    assert plain.repeats == () and "repeats" not in plain.stage().recipe["data"]
+    other = make(root, "other")
+    assert other.stage().recipe["data"]["repeats"] == list(REPEATS)
+    assert other.stage().inputs == plain.stage().inputs
+    with pytest.raises(UserError, match=r"data.repeats: \[1.5, 0.5, 1.0\] there, absent now"):
+        plain.stage().finished()
+
+
+def test_a_pair_format_is_refused_by_the_trainer(root: Path) -> None:
+    experiment = experiments.load_experiment("configs/tiny.yaml", [*changes(root), "data.format=segment_pair"])
+    assert cli.prepare_data(experiment).counts["format"] == "segment_pair"
+    with pytest.raises(UserError, match=r"data.format = segment_pair: .* no next-sentence loss"):
+        experiments.pretraining(experiment).stage()
