@@ -92,6 +92,21 @@ def test_lengths_of_documents_are_those_of_their_tokens(root: Path, tmp_path: Pa
     assert lengths(unit_lengths, tmp_path) == [3, 1, 7, 2, 2, 2]
 
 
+def test_blocks_of_two_segments_say_whether_the_second_follows(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "data", tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "views")
+    view = Blocks(tmp_path / "data", "train", 64, "sentence_pair")
+    Blocks(tmp_path / "data", "validation", 64, "sentence_pair")
+    encoder = tokenizer.load(root / "tokenizer")
+    found = {listing.title: listing.rows for listing in describe(tmp_path / "data", 3, encoder).examples}
+    shown = [row for row in found["blocks as text"] if row["split"] == "train"]
+    assert len(shown) == 3
+    for row in shown:
+        first, second = row["text"].removeprefix("<s>").removesuffix("</s>").split("</s></s>")
+        assert row["follows"] == "yes" and f"{first} {second}" in TEXTS
+    assert found["blocks"][0]["format"] == "sentence_pair" and found["blocks"][0]["blocks"] == len(view)
+
+
 def test_how_full_blocks_are(root: Path) -> None:
     for format, length in (("full_sentences", 32), ("doc_sentences", 24)):
         fills = [Blocks(root / "data", split, length, format).lengths / length for split in ("train", "validation")]  # type: ignore[arg-type]

@@ -1,11 +1,13 @@
 """The batch of update k is the same for any ranks and micro-batch; every epoch meets every block once."""
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from data_prep.order import Order
 from pretrain.batches import CHUNK, Batches, accumulation_steps, blocks_per_update
 from synthetic import VOCABULARY, RandomBlocks, masking, optim, order
 
@@ -72,6 +74,16 @@ def test_doc_sentences_gets_more_blocks_for_as_many_tokens() -> None:
     assert blocks_per_update(optim(batch_size=8192), 512, 400.0, "full_sentences") == 8192
     more = blocks_per_update(optim(batch_size=8192), 512, 320.0, "doc_sentences")
     assert more * 320 == pytest.approx(8192 * 512, rel=1e-3)
+
+
+def test_short_blocks_make_updates_of_as_many_tokens() -> None:
+    blocks: Any = RandomBlocks(2000)  # of 10 to 32 tokens
+    batch = blocks_per_update(optim(batch_size=64), 32, Order(blocks, 5).mean_length, "doc_sentences")
+    made = Batches(order(blocks), batch, masking(), VOCABULARY, 0, 1, 32)
+    tokens = np.array([made.share(update).tokens for update in range(1, 2 * 2000 // batch + 1)])
+    assert tokens.mean() == pytest.approx(64 * 32, rel=0.01)
+    deviation = blocks.lengths.std() * np.sqrt(batch)  # of the sum of so many lengths
+    assert tokens.std() < 1.5 * deviation and abs(tokens - 64 * 32).max() < 5 * deviation
 
 
 @pytest.mark.parametrize("first", [0, 31, CHUNK - 7, CHUNK, 3 * CHUNK - 1])

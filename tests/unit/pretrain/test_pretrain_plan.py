@@ -97,6 +97,32 @@ def test_tokens_are_counted_where_that_was_done_and_estimated_elsewhere(place: P
     assert "in 2 files" in planned(small(place, both)).work["corpus_source"]
 
 
+def test_an_epoch_has_each_source_as_often_as_the_page_says(tmp_path: Path) -> None:
+    text = CORPUS.read_text(encoding="utf-8")
+    cuts = [text.index("\n\n", at) if at else 0 for at in (0, 40_000, 120_000, 160_000)]
+    for name, begin, end in zip("abc", cuts, cuts[1:], strict=False):
+        (tmp_path / f"{name}.txt").write_text(text[begin:end].strip("\n"), encoding="utf-8")
+    bytes_of = {name: (tmp_path / f"{name}.txt").stat().st_size for name in "abc"}
+
+    def page(*changes: str) -> Experiment:
+        a, b, c = (str(tmp_path / f"{name}.txt") for name in "abc")
+        sources = [{"path": a, "repeat": 3}, {"path": b, "repeat": 0.5}, {"path": c, "held_out": True}]
+        return load_experiment("tiny", [*SMALL, f"corpus.sources={json.dumps(sources)}", f"paths.root={tmp_path}"])
+
+    of_bytes = (3 * bytes_of["a"] + 0.5 * bytes_of["b"]) * 0.9
+    assert planned(page()).work["corpus_tokens"] == pytest.approx(of_bytes / 4.4, abs=1)
+    cli.build_tokenizer(page())
+    from_words = planned(page())
+    assert "repeated in proportion to their bytes" in from_words.work["corpus_source"]
+    cli.prepare_data(page())
+    counted = planned(page())
+    store = Store(tmp_path / "data", "train")
+    first, second = (sum(shard.tokens for shard in store.shards_of(source)) for source in (0, 1))
+    assert not store.shards_of(2)
+    assert counted.work["corpus_tokens"] == round(3 * first + 0.5 * second)
+    assert from_words.work["corpus_tokens"] == pytest.approx(counted.work["corpus_tokens"], rel=0.15)
+
+
 def test_compressed_files_count_for_more(tmp_path: Path) -> None:
     (tmp_path / "a.txt.gz").write_bytes(b"x" * 44_000)
     (tmp_path / "b.txt").write_bytes(b"x" * 44_000)
