@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CORPUS, SMALL
+from small_page import CORPUS, SMALL
 from transformers import RobertaForMaskedLM
 
 import tokenizer
