@@ -11,6 +11,7 @@ from data_prep.blocks import Blocks
 from data_prep.order import Mixture, Order
 from robustly import UserError
 
+GOLDEN = [185, 85, 436, 400, 103, 629]
 SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=4).filter(any)
 
 
@@ -44,6 +45,7 @@ def test_a_fraction_is_a_fixed_choice_from_all_over():
     assert len(set(chosen.tolist())) == len(chosen) == 500
     per_tenth, _ = np.histogram(chosen, bins=10, range=(0, 1000))
     assert chisquare(per_tenth).pvalue > 1e-4
+    assert chosen[:6].tolist() == GOLDEN  # what was trained on must not change
     assert Mixture(starts([1000]), [1.5]).block(np.arange(1000, 1500)).tolist() == chosen.tolist()
     assert (Mixture(starts([7, 1000]), [1, 0.5]).block(np.arange(7, 507)) == chosen + 7).all()
 

@@ -86,6 +86,18 @@ def test_short_blocks_make_updates_of_as_many_tokens() -> None:
     assert tokens.std() < 1.5 * deviation and abs(tokens - 64 * 32).max() < 5 * deviation
 
 
+def test_copies_of_a_block_have_masks_of_their_own() -> None:
+    blocks: Any = RandomBlocks()
+    made = Batches(Order(blocks, 5, [2.0]), 200, masking(), VOCABULARY, 0, 1, 200)  # an epoch is an update
+    (micro_batch,) = made.share(1).micro_batches
+    places = made.order.stream(0, 200)
+    positions = micro_batch.positions.numpy()
+    masked = [set((positions[positions // 32 == row] % 32).tolist()) for row in range(200)]
+    copies = [[masked[row] for row in np.flatnonzero(places.block == block)] for block in range(100)]
+    assert all(len(pair) == 2 for pair in copies)
+    assert sum(one == two for one, two in copies) < 5  # by chance
+
+
 @pytest.mark.parametrize("first", [0, 31, CHUNK - 7, CHUNK, 3 * CHUNK - 1])
 @pytest.mark.parametrize("length", [0, 1, 8, CHUNK + 9])
 def test_places_are_those_of_the_stream_across_the_chunks_it_is_made_in(first: int, length: int) -> None:
