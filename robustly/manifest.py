@@ -13,16 +13,18 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from robustly import UserError, __version__
 from robustly.config import differences, fingerprint
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.json"
+VERIFIED = "verified.json"
+"""Outputs that were hashed again and found whole: path within the folder -> bytes, changed_ns, sha256 at that time."""
 
 
 @contextlib.contextmanager
@@ -106,6 +108,8 @@ class Manifest:
     finished: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
     """What helps people and caches (such as file times) but changes nothing: never hashed."""
+    changed_ns: dict[str, int] = field(default_factory=dict)
+    """Path of each output -> when it had last changed as it was hashed; of no meaning for a copy."""
 
 
 def read(folder: Path) -> Manifest | None:
@@ -136,13 +140,64 @@ def require(folder: Path, stage: str, command: str) -> Manifest:
 
 def check_sizes(folder: Path, manifest: Manifest) -> None:
     """Raises UserError naming the first output that is missing or was cut off."""
-    remedy = f"restore it, or delete {folder / MANIFEST} and give the stage's command again, which mends it"
+    remedy = _remedy(folder)
     for name, facts in manifest.outputs.items():
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path}: missing, though {MANIFEST} lists it; {remedy}")
         if (size := path.stat().st_size) != facts["bytes"]:
             raise UserError(f"{path}: {size:,} bytes, expected {facts['bytes']:,}: cut off or changed; {remedy}")
+
+
+def _remedy(folder: Path) -> str:
+    return f"restore it, or delete {folder / MANIFEST} and give the stage's command again, which mends it"
+
+
+def unverified(folder: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
+    """Those of the outputs `names` that have changed since they were last hashed and found whole."""
+    again = _verified(folder)
+
+    def known(name: str) -> bool:
+        path, facts = folder / name, manifest.outputs[name]
+        if not path.is_file():
+            return False
+        now = {**_state(path), "sha256": facts["sha256"]}
+        return now in ({**facts, "changed_ns": manifest.changed_ns.get(name)}, again.get(name))
+
+    return [name for name in names if not known(name)]
+
+
+def _verified(folder: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return cast(dict[str, dict[str, Any]], json.loads((folder / VERIFIED).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _state(path: Path) -> dict[str, int]:
+    """What differs after any change of a file. Its time of change, unlike that of modification, is kept by no copy."""
+    status = path.stat()
+    return {"bytes": status.st_size, "changed_ns": status.st_ctime_ns}
+
+
+def verify(folder: Path, manifest: Manifest, name: str) -> dict[str, Any]:
+    """Hash an output; returns what to `remember` of it. Raises UserError if it is not what the manifest says."""
+    path, expected = folder / name, manifest.outputs[name]["sha256"]
+    try:
+        state = _state(path)  # before it is read, so that a change meanwhile is seen next time
+        found = sha256(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}; {_remedy(folder)}") from None
+    if found != expected:
+        raise UserError(
+            f"{path}: sha256 {found[:12]}, expected {expected[:12]}: damaged since it was written; {_remedy(folder)}"
+        )
+    return {**state, "sha256": found}
+
+
+def remember(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add outputs that were found whole to those that need not be hashed again. Raises OSError if it cannot."""
+    write_json(folder / VERIFIED, {**_verified(folder), **found})
 
 
 class Stage:
@@ -215,20 +270,22 @@ class Stage:
         self, outputs: list[Path], counts: Mapping[str, Any], notes: Mapping[str, Any] | None = None
     ) -> Manifest:
         """Write the manifest, last of all. `outputs` are files below the folder."""
+        hashed: dict[str, dict[str, Any]] = {
+            path.relative_to(self.folder).as_posix(): {**_state(path), "sha256": sha256(path)}
+            for path in sorted(outputs)
+        }
         manifest = Manifest(
             stage=self.name,
             hash=self.hash,
             recipe=self.recipe,
             inputs=self.inputs,
-            outputs={
-                path.relative_to(self.folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-                for path in sorted(outputs)
-            },
+            outputs={name: {"bytes": facts["bytes"], "sha256": facts["sha256"]} for name, facts in hashed.items()},
             counts=dict(counts),
             seconds=round(time.monotonic() - self._started, 3),
             commit=commit(),
             finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             notes=dict(notes or {}),
+            changed_ns={name: facts["changed_ns"] for name, facts in hashed.items()},
         )
         write_json(self.folder / MANIFEST, asdict(manifest))
         return manifest

@@ -1,5 +1,6 @@
 """Stage folders: a kill at any moment leaves either nothing or a whole, and no work is overwritten."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -10,7 +11,20 @@ from pathlib import Path
 import pytest
 
 from robustly import UserError, __version__, manifest
-from robustly.manifest import MANIFEST, RECIPE, Stage, check_sizes, lock, read, require, write_atomic
+from robustly.manifest import (
+    MANIFEST,
+    RECIPE,
+    VERIFIED,
+    Stage,
+    check_sizes,
+    lock,
+    read,
+    remember,
+    require,
+    unverified,
+    verify,
+    write_atomic,
+)
 
 RECIPE_A = {"optim": {"peak_lr": 1e-3, "betas": [0.9, 0.98]}, "seed": 1}
 
@@ -193,6 +207,91 @@ def test_commit_is_this_checkouts():
     asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
     expected = asked.stdout.strip() if asked.returncode == 0 else ""
     assert manifest.commit().removesuffix("-dirty") == expected
+
+
+# ------------------------------------------------------------------------------------------------ hashes
+
+
+def spoil(path: Path) -> None:
+    """Change a byte; size and time of modification stay."""
+    before = path.stat()
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # the clock of a file system may be coarse
+        path.write_bytes(b"z" + path.read_bytes()[1:])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_outputs_need_no_hashing_until_they_change(tmp_path):
+    finished_stage(tmp_path)
+    found = read(tmp_path)
+    assert unverified(tmp_path, found, found.outputs) == []
+    spoil(tmp_path / "ends.npy")
+    assert unverified(tmp_path, found, found.outputs) == ["ends.npy"]
+    assert unverified(tmp_path, found, ["shards/0.bin"]) == []
+    (tmp_path / "shards/0.bin").unlink()
+    assert unverified(tmp_path, found, found.outputs) == ["ends.npy", "shards/0.bin"]
+
+
+def test_a_copy_is_not_known_though_all_of_it_is_copied(tmp_path):
+    finished_stage(tmp_path / "data")
+    found = read(tmp_path / "data")
+    (tmp_path / "data" / "ends.npy").touch()
+    remember(tmp_path / "data", {"ends.npy": verify(tmp_path / "data", found, "ends.npy")})
+    assert unverified(tmp_path / "data", found, found.outputs) == []
+    subprocess.run(["cp", "-a", tmp_path / "data", tmp_path / "copy"], check=True)
+    assert (tmp_path / "copy" / VERIFIED).exists()
+    assert unverified(tmp_path / "copy", found, found.outputs) == list(found.outputs)
+
+
+def test_what_was_verified_is_remembered(tmp_path):
+    finished_stage(tmp_path)
+    found = read(tmp_path)
+    for memory in ("", "{", "\x80"):  # the last two are no memory at all
+        for name in found.outputs:
+            (tmp_path / name).touch()
+        if memory:
+            (tmp_path / VERIFIED).write_bytes(memory.encode("latin-1"))
+        assert unverified(tmp_path, found, found.outputs) == list(found.outputs)
+        for left, name in ((["shards/0.bin"], "ends.npy"), ([], "shards/0.bin")):
+            remember(tmp_path, {name: verify(tmp_path, found, name)})
+            assert unverified(tmp_path, found, found.outputs) == left
+
+
+def test_a_manifest_that_knows_no_times(tmp_path):
+    """Of an earlier release."""
+    finished_stage(tmp_path)
+    facts = json.loads((tmp_path / MANIFEST).read_text())
+    del facts["changed_ns"]
+    (tmp_path / MANIFEST).write_text(json.dumps(facts))
+    assert unverified(tmp_path, read(tmp_path), facts["outputs"]) == list(facts["outputs"])
+
+
+def test_an_old_memory_does_not_speak_against_a_stage_that_was_made_anew(tmp_path):
+    finished_stage(tmp_path)
+    found = read(tmp_path)
+    remember(tmp_path, {"ends.npy": {"bytes": 10, "changed_ns": 1, "sha256": "0" * 64}})
+    assert unverified(tmp_path, found, found.outputs) == []
+
+
+def test_a_hash_that_is_not_the_manifests_says_nothing(tmp_path):
+    finished_stage(tmp_path)
+    found = read(tmp_path)
+    (tmp_path / "ends.npy").touch()
+    facts = verify(tmp_path, found, "ends.npy")
+    remember(tmp_path, {"ends.npy": {**facts, "sha256": "0" * 64}})
+    assert unverified(tmp_path, found, found.outputs) == ["ends.npy"]
+
+
+def test_a_damaged_output_is_named_with_both_hashes(tmp_path):
+    finished_stage(tmp_path)
+    found = read(tmp_path)
+    spoil(tmp_path / "ends.npy")
+    check_sizes(tmp_path, found)  # sees nothing
+    before, now = (hashlib.sha256(content).hexdigest()[:12] for content in (b"y" * 10, b"z" + b"y" * 9))
+    with pytest.raises(UserError, match=rf"ends.npy: sha256 {now}, expected {before}: .*; restore it, or delete"):
+        verify(tmp_path, found, "ends.npy")
+    (tmp_path / "ends.npy").unlink()
+    with pytest.raises(UserError, match=r"ends.npy: cannot be read: No such file .*; restore it"):
+        verify(tmp_path, found, "ends.npy")
 
 
 # ------------------------------------------------------------------------------------------------ the lock
