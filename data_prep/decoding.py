@@ -1,29 +1,16 @@
 """The documents of a token store as JSON lines: the corpus as it was read, less what was dropped."""
 
-import gzip
-import json
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING
 
+from data_prep.json_lines import check_place, new_file
 from data_prep.store import SPLITS, Store
-from robustly import UserError, log
-from robustly.manifest import atomic
+from robustly import log
 
 if TYPE_CHECKING:
     from tokenizer.encoder import Encoder
 
-ENDINGS = (".jsonl", ".jsonl.gz")
-
-
-def check_place(path: Path) -> None:
-    """Raises UserError unless documents can be written to a new file at `path`."""
-    if not path.name.endswith(ENDINGS):
-        raise UserError(f"--decode-documents {path}: expected a name that ends in {' or '.join(ENDINGS)}")
-    if path.exists():
-        raise UserError(f"--decode-documents {path}: is there already and was left as it is; give another name")
-    if not path.parent.is_dir():
-        raise UserError(f"--decode-documents {path}: no folder {path.parent}; make it first")
+OPTION = "--decode-documents"
 
 
 def decode_documents(folder: Path, encoder: "Encoder", path: Path) -> int:
@@ -32,18 +19,12 @@ def decode_documents(folder: Path, encoder: "Encoder", path: Path) -> int:
     A line is {"text", "source", "split"}. The file is there when all of it is; compressed if it ends in .gz.
     Raises UserError as `check_place` does, and if `encoder` is not the store's.
     """
-    check_place(path)
+    check_place(path, OPTION)
     stores = [Store(folder, split) for split in SPLITS]
     total = sum(store.documents for store in stores)
-    with ExitStack() as open_files:
-        out: BinaryIO = open_files.enter_context(atomic(path))
-        if path.name.endswith(".gz"):  # without a time or a name: the same documents give the same bytes
-            packed = gzip.GzipFile("", "wb", compresslevel=6, fileobj=out, mtime=0)
-            out = cast(BinaryIO, open_files.enter_context(packed))
-        advance = open_files.enter_context(log.progress("decoding", total, "documents"))
+    with new_file(path) as write, log.progress("decoding", total, "documents") as advance:
         for store in stores:
             for source, text in store.named_texts(encoder):
-                line = {"text": text, "source": source, "split": store.split}
-                out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                write({"text": text, "source": source, "split": store.split})
                 advance(1)
     return total

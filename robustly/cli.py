@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from robustly import UserError, __version__, config, log, machine
-from robustly.experiment import Experiment, load_experiment, pretraining, settle, train_stage
+from robustly.experiment import Experiment, cleaned, load_experiment, pretraining, settle, train_stage
 from robustly.manifest import MANIFEST, Manifest, disk_full
 
 if TYPE_CHECKING:
@@ -42,6 +42,19 @@ STOPPED = 128 + signal.SIGINT
 # ---------------------------------------------------------------------------------------------- stages
 
 
+def clean_corpus(experiment: Experiment) -> Manifest:
+    from data_prep.clean import clean
+
+    return clean(
+        experiment.corpus,
+        experiment.cleaning,
+        experiment.data.language,
+        experiment.folder("clean"),
+        experiment.origin.parent,
+        experiment.processing,
+    )
+
+
 def build_tokenizer(experiment: Experiment) -> Manifest:
     from tokenizer.build import build
 
@@ -51,6 +64,7 @@ def build_tokenizer(experiment: Experiment) -> Manifest:
         experiment.folder("tokenizer"),
         experiment.origin.parent,
         experiment.processing,
+        cleaned(experiment),
     )
 
 
@@ -64,6 +78,7 @@ def prepare_data(experiment: Experiment) -> Manifest:
         experiment.folder("tokenizer"),
         experiment.origin.parent,
         experiment.processing,
+        cleaned(experiment),
     )
 
 
@@ -207,7 +222,7 @@ def summarize(experiment: Experiment, manifests: dict[str, Manifest]) -> None:
 def run_command(
     page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
 ) -> None:
-    """All stages in order: tokenizer, prepare, pretrain, publish, report. A finished stage is skipped."""
+    """All stages in order: clean, tokenizer, prepare, pretrain, publish, report. A finished stage is skipped."""
     with user_errors():
         experiment = settle(load_experiment(page, overrides), new_run)
         if compared := compared_delta(experiment):  # a fault of its page or files is said now, not after the training
@@ -216,6 +231,7 @@ def run_command(
             read_task(compared.task, compared.origin.parent)
         command = rank_command(page, overrides, experiment, new_run)
         steps: dict[str, Callable[[], Manifest]] = {
+            **({"clean": lambda: clean_corpus(experiment)} if experiment.cleaning.on else {}),
             "tokenizer": lambda: build_tokenizer(experiment),
             "data": lambda: prepare_data(experiment),
             "train": lambda: train(experiment, command),
@@ -230,6 +246,35 @@ def run_command(
         summarize(experiment, manifests)
         if as_json:
             log.print_json({name: asdict(manifest) for name, manifest in manifests.items()})
+
+
+@app.command(name="clean", short_help="Say which documents of the corpus are left out.")
+def clean_command(
+    page: ConfigArgument,
+    overrides: Overrides = None,
+    new_run: NewRun = None,
+    dropped: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write every dropped document, too, to a new .jsonl or .jsonl.gz."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say which documents of the corpus are left out, as the page's section `cleaning` asks for it. No text is changed:
+    the later stages skip these documents."""
+    with user_errors():
+        from data_prep.dropped import OPTION, write_dropped
+        from data_prep.json_lines import check_place
+
+        if dropped:
+            check_place(dropped, OPTION)
+        experiment = settle(load_experiment(page, overrides), new_run)
+        folder = experiment.folder("clean")
+        manifest = clean_corpus(experiment)
+        if dropped:
+            number = write_dropped(experiment.corpus, folder, experiment.origin.parent, dropped)
+            log.say(f"{number:,} dropped documents: {dropped}")
+        following = command_line("tokenizer", *arguments_of(page, overrides, new_run))
+        report(folder, manifest, following, as_json)
 
 
 @app.command(name="tokenizer")

@@ -49,6 +49,7 @@ class Paths(Section):
 
     root: Path | None = None
     """Folder of the experiment; default: runs/<name> under the working directory."""
+    clean: Path | None = None
     tokenizer: Path | None = None
     data: Path | None = None
     train: Path | None = None

@@ -18,6 +18,7 @@ from robustly import UserError, log, manifest
 from robustly.manifest import MANIFEST, RECIPE, Manifest
 
 COMMANDS = {
+    "clean": "robustly clean CONFIG",
     "tokenizer": "robustly tokenizer CONFIG",
     "data": "robustly prepare CONFIG",
     "train": "robustly pretrain CONFIG",
@@ -163,7 +164,7 @@ def kind(folder: Path) -> str:
         raise UserError(f"{folder}: {what}; expected a folder that robustly made, or a Hugging Face checkpoint")
     if (stage := stage_of(folder)) in COMMANDS:
         return stage
-    if any(stage_of(folder / name) for name in RUN_STAGES):
+    if any(stage_of(folder / name) for name in ("clean", *RUN_STAGES)):
         return RUN
     if (folder / "config.json").is_file():
         return CHECKPOINT
@@ -182,7 +183,7 @@ def stage_of(folder: Path) -> str | None:
     """The stage whose folder this is, finished or begun; None if it is no stage's."""
     if begun := recipe(folder):
         return str(begun["stage"])
-    # The first two stages work in `work/` before they begin, so that a faulty corpus leaves no recipe behind.
+    # The first stages work in `work/` before they begin, so that a faulty corpus leaves no recipe behind.
     return folder.name if folder.name in COMMANDS and (folder / "work").is_dir() else None
 
 
@@ -237,7 +238,8 @@ def describe_run(folder: Path) -> Description:
 
     Raises UserError if a manifest cannot be read.
     """
-    places = [folder / stage for stage in RUN_STAGES]
+    places = [folder / "clean"] if stage_of(folder / "clean") else []
+    places += [folder / stage for stage in RUN_STAGES]
     places += [path for path in (folder / "report", *sorted(folder.glob("deltas/*"))) if stage_of(path)]
     stages = []
     following = f"robustly evaluate {typed(folder / 'published')} --text FILES"

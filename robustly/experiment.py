@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
 
+from data_prep.cleaning_config import Cleaning
 from data_prep.config import Data
 from pretrain.config import Masking, Model, Optim, Run, Schedule
 from publish.config import Publish, Report
@@ -29,6 +30,7 @@ class Experiment(Page):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     """Masks, order, dropout and initial weights are functions of it."""
     corpus: Corpus
+    cleaning: Cleaning = Cleaning()
     tokenizer: Tokenizer
     data: Data
     model: Model
@@ -64,10 +66,39 @@ def load_experiment(page: Path | str, overrides: list[str] | None = None) -> Exp
     return config.load(page, overrides or [], Experiment)
 
 
+def clean_stage(experiment: Experiment) -> Stage:
+    from data_prep.clean import stage
+
+    return stage(
+        experiment.corpus,
+        experiment.cleaning,
+        experiment.data.language,
+        experiment.folder("clean"),
+        experiment.origin.parent,
+    )
+
+
+def cleaned(experiment: Experiment) -> Path | None:
+    """Folder of the clean stage, for the stages that read the corpus; None for a page that takes all of it.
+
+    Raises UserError if it holds the work of another recipe.
+    """
+    if not experiment.cleaning.on:
+        return None
+    clean_stage(experiment).refuse_other_work()
+    return experiment.folder("clean")
+
+
 def tokenizer_stage(experiment: Experiment) -> Stage:
     from tokenizer.build import stage
 
-    return stage(experiment.corpus, experiment.tokenizer, experiment.folder("tokenizer"), experiment.origin.parent)
+    return stage(
+        experiment.corpus,
+        experiment.tokenizer,
+        experiment.folder("tokenizer"),
+        experiment.origin.parent,
+        cleaned(experiment),
+    )
 
 
 def data_stage(experiment: Experiment) -> Stage:
@@ -79,6 +110,7 @@ def data_stage(experiment: Experiment) -> Stage:
         experiment.folder("data"),
         experiment.folder("tokenizer"),
         experiment.origin.parent,
+        cleaned(experiment),
     )
 
 
@@ -107,6 +139,7 @@ def train_stage(experiment: Experiment) -> Stage:
 
 
 STAGES: dict[str, Callable[[Experiment], Stage]] = {
+    "clean": clean_stage,
     "tokenizer": tokenizer_stage,
     "data": data_stage,
     "train": train_stage,
@@ -124,7 +157,7 @@ def settle(experiment: Experiment, new_run: str | None) -> Experiment:
         raise UserError(f"--new-run {new_run!r}: expected the name of another folder beside {experiment.root}")
     paths = experiment.paths.model_copy(update={"root": experiment.root.parent / new_run})
     for name, stage in STAGES.items():
-        if getattr(paths, name) is not None:
+        if getattr(paths, name) is not None or (name == "clean" and not experiment.cleaning.on):
             continue
         old = experiment.root / name
         candidate = experiment.model_copy(update={"paths": paths.model_copy(update={name: old})})

@@ -43,11 +43,12 @@ def describe_data(
     folder: Path, blocks: int | None, documents: Path | None, html: Path | None, with_tokenizer: Path | None
 ) -> "Description":
     """A data folder by its own options; the files that they ask for are written."""
-    from data_prep.decoding import check_place, decode_documents
+    from data_prep.decoding import OPTION, decode_documents
     from data_prep.description import describe, find_tokenizer
+    from data_prep.json_lines import check_place
 
     if documents:
-        check_place(documents)
+        check_place(documents, OPTION)
     if html and (html.suffix not in (".html", ".htm") or not html.absolute().parent.is_dir() or html.is_dir()):
         raise UserError(f"--html {html}: expected a file name that ends in .html, in a folder that is there")
     needed = blocks or documents or with_tokenizer  # a page can do without
@@ -80,6 +81,8 @@ def held_out_beside(folder: Path) -> "Texts | None":
 def describe(folder: Path, kind: str) -> "Description":
     """Each package describes its own folder; only that one is imported."""
     match kind:
+        case "clean":
+            from data_prep.clean_description import describe
         case "tokenizer":
             from tokenizer.description import describe
         case "data":

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Reference
 from robustly import UserError, log, machine, manifest
 from robustly.config import fingerprint
 from robustly.manifest import Manifest, Stage
-from tokenizer import load
+from tokenizer import load, verdicts
 from tokenizer.config import Corpus, CountFiles, Processing, Tokenizer
 from tokenizer.corpus import Hashes, Part, documents, hashes, parts
 from tokenizer.counting import RARE, SUMS, Sums, count
@@ -28,15 +28,20 @@ SAMPLE_DOCUMENTS = 16  # of each part
 SAMPLE_CHARACTERS = 4096  # of each document
 
 
-def stage(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path) -> Stage:
-    """What the tokenizer in `folder` depends on. Raises UserError if that cannot be read."""
+def stage(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, cleaned: Path | None = None) -> Stage:
+    """What the tokenizer in `folder` depends on. Raises UserError if that cannot be read.
+
+    `cleaned`: folder of the clean stage, for a page that has one.
+    """
     if tokenizer.imported is not None:
         files = {path.name: manifest.sha256(path) for path in files_of(tokenizer.imported, beside)}
         return Stage(folder, "tokenizer", {"tokenizer": tokenizer.recipe()}, {"import": fingerprint(files)})
-    return _trained(corpus, tokenizer, folder, beside)[0]
+    return _trained(corpus, tokenizer, folder, beside, cleaned)[0]
 
 
-def _trained(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path) -> tuple[Stage, Hashes]:
+def _trained(
+    corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, cleaned: Path | None
+) -> tuple[Stage, Hashes]:
     earlier = manifest.read(folder)
     remembered = earlier.notes.get("files", {}) if earlier else {}
     recipe = {"tokenizer": tokenizer.recipe()}
@@ -48,22 +53,34 @@ def _trained(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path) -
         contents = hashes(CountFiles.of(corpus), beside, remembered)
         return Stage(folder, "tokenizer", recipe, {"counts": contents.corpus}), contents
     contents = hashes(corpus.training, beside, remembered)
-    return Stage(folder, "tokenizer", {**recipe, "corpus": corpus.reading()}, {"corpus": contents.corpus}), contents
+    inputs = {"corpus": contents.corpus}
+    if cleaned:
+        whole = hashes(corpus, beside, {**remembered, **contents.files})
+        inputs["clean"] = verdicts.require(cleaned, whole.corpus).hash
+    return Stage(folder, "tokenizer", {**recipe, "corpus": corpus.reading()}, inputs), contents
 
 
-def build(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, processing: Processing) -> Manifest:
+def build(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    folder: Path,
+    beside: Path,
+    processing: Processing,
+    cleaned: Path | None = None,
+) -> Manifest:
     """Make the tokenizer of a page in `folder`; does nothing where that is done. Returns the manifest.
 
-    `beside` is the folder of the page, where relative paths start; `processing` changes no byte. The counts of words
+    `beside` is the folder of the page, where relative paths start; `processing` changes no byte. `cleaned` is the
+    folder of the clean stage, whose verdicts say which documents there are; None takes all of them. The counts of words
     lie in `folder/work` until all is done, one file for each part of the corpus: after a kill, only the rest is
     counted, and another vocabulary size uses them again. Their sums stay, as `counts.tsv.zst`.
 
     Raises UserError if the corpus, the counts or the import cannot be read or used; if the corpus is empty, or too
-    small for `tokenizer.vocab_size`; if training needs more memory than there is.
+    small for `tokenizer.vocab_size`; if training needs more memory than there is; if the clean stage is not finished.
     """
     if tokenizer.imported is not None:
         return _take_over(corpus, tokenizer, folder, beside)
-    made, contents = _trained(corpus, tokenizer, folder, beside)
+    made, contents = _trained(corpus, tokenizer, folder, beside, cleaned)
     if finished := made.finished():
         return finished
 
@@ -75,7 +92,7 @@ def build(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, proc
         work.mkdir(exist_ok=True)
         if finished := made.finished():  # by another process, while this one waited
             return finished
-        text = _training_parts(corpus, beside)
+        text = _training_parts(corpus, beside, cleaned)
         tally, sums = count(corpus, tokenizer, text, beside, work, processing)
         vocabulary, counts = _train(work / SUMS, sums, tokenizer)
         with made.begin():
@@ -106,7 +123,7 @@ def _take_over(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path)
             f"entries; set tokenizer.vocab_size: {found}"
         )
     try:
-        sample = list(_sample(_training_parts(corpus, beside), corpus))
+        sample = list(_sample(_training_parts(corpus, beside, None), corpus))
     except UserError as fault:  # the text is no part of an import, and may be elsewhere
         log.warn(f"the vocabulary is not tried on the corpus: {fault}")
         sample = []
@@ -119,9 +136,11 @@ def _take_over(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path)
         return made.finish(outputs, {"entries": found, "merges": len(vocabulary.merges)}, notes={"files": {}})
 
 
-def _training_parts(corpus: Corpus, beside: Path) -> list[Part]:
+def _training_parts(corpus: Corpus, beside: Path, cleaned: Path | None) -> list[Part]:
     """The parts of the corpus without the sources that are held out."""
-    return [part for part in parts(corpus, beside) if not corpus.sources[part.source].held_out]
+    pieces = parts(corpus, beside)
+    pieces = verdicts.attach(pieces, cleaned) if cleaned else pieces
+    return [part for part in pieces if not corpus.sources[part.source].held_out]
 
 
 # ------------------------------------------------------------------------------------------------------ training

@@ -34,7 +34,7 @@ from robustly import UserError
 from robustly.config import find, fingerprint
 from robustly.log import progress
 from robustly.manifest import sha256
-from tokenizer import hub
+from tokenizer import hub, verdicts
 from tokenizer.config import Corpus, Processing, Source
 
 PART_BYTES = 16 * 2**20  # of text: seconds of work, so that a kill loses little and every core has some
@@ -62,6 +62,8 @@ class Part:
     start: int
     end: int
     dataset: hub.Dataset | None = None
+    verdicts: str | None = None
+    """File that says which of its documents are kept; None: all of them."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ def files(corpus: Corpus, beside: Path) -> list[tuple[int, Path]]:
             )
         found += [(number, path) for path in matches]
     for number, path in found:
-        form = _form(path)
-        if corpus.sources[number].path is not None and not (form in _FORMS and form[0] in corpus.kinds):
-            counts = "; word counts (.tsv) only for corpus.counts" if form[0] == ".tsv" else ""
+        suffixes = form(path)
+        if corpus.sources[number].path is not None and not (suffixes in _FORMS and suffixes[0] in corpus.kinds):
+            counts = "; word counts (.tsv) only for corpus.counts" if suffixes[0] == ".tsv" else ""
             raise UserError(
                 f"{path}: unknown kind of file: {corpus.expected}{counts}. {corpus.key} may pick files by a glob"
             )
@@ -118,7 +120,7 @@ def _matches(path: Path) -> list[Path]:
     return sorted((file for file in below if file.is_file()), key=Path.as_posix)
 
 
-def _form(path: Path) -> tuple[str, str]:
+def form(path: Path) -> tuple[str, str]:
     """Kind and compression of a file by its suffixes, such as (".txt", ".gz")."""
     compression = path.suffix if path.suffix in _OPENERS else ""
     return Path(path.name.removesuffix(compression)).suffix, compression
@@ -152,14 +154,14 @@ def hashes(corpus: Corpus, beside: Path, remembered: Mapping[str, Mapping[str, A
     new = [path for path, fact in facts.items() if "sha256" not in fact]
     with progress("hashing the corpus", sum(facts[path]["bytes"] for path in new), "bytes") as advance:
         for name in new:
-            with _readable(name):
+            with readable(name):
                 facts[name]["sha256"] = sha256(Path(name))
             advance(facts[name]["bytes"])
     contents: list[list[Any]] = []
     for number, source in enumerate(corpus.sources):
         own = [path for owner, path in found if owner == number]
         if source.path is not None:
-            contents.append([source.title, [[_form(path)[0], facts[str(path)]["sha256"]] for path in own]])
+            contents.append([source.title, [[form(path)[0], facts[str(path)]["sha256"]] for path in own]])
             continue
         key = _key(source)
         dataset = hub.hashed(source, beside, remembered.get(key, {}).get("commit"))
@@ -206,7 +208,7 @@ def parts(corpus: Corpus, beside: Path) -> list[Part]:
 
 
 def _ranges(path: Path, corpus: Corpus) -> Iterator[tuple[int, int]]:
-    kind, compression = _form(path)
+    kind, compression = form(path)
     size = path.stat().st_size
     if size == 0:
         return iter(())
@@ -242,12 +244,14 @@ def process(
 
 
 def documents(part: Part, corpus: Corpus, bad_lines: list[BadLine]) -> Iterator[Document]:
-    """The documents that begin in a part; the last one is read to its end, wherever that lies.
+    """The documents that begin in a part, but those that its verdicts drop; the last one is read to its end, wherever
+    that lies.
 
     Rows that give no text are appended to `bad_lines` and skipped. Raises UserError with file and line for more of
-    them than `corpus.max_bad_lines`, bytes that are not UTF-8, a NUL, half a surrogate pair, a file that is cut off.
+    them than `corpus.max_bad_lines`, bytes that are not UTF-8, a NUL, half a surrogate pair, a file that is cut off;
+    and if the verdicts are on other documents.
     """
-    kind, _ = _form(Path(part.path))
+    kind, _ = form(Path(part.path))
     if part.dataset:
         texts = _dataset_rows(part, part.dataset, corpus, bad_lines)
     elif kind == ".parquet":
@@ -260,6 +264,8 @@ def documents(part: Part, corpus: Corpus, bad_lines: list[BadLine]) -> Iterator[
         texts = (line for _, line in lines(part))
     else:
         texts = _whole_file(part)
+    if part.verdicts:
+        texts = verdicts.kept(texts, Path(part.verdicts))
     for text in texts:
         yield Document(text, part.source)
 
@@ -459,7 +465,7 @@ _NUL = "a NUL character: binary data, or text in another encoding (UTF-16?); rem
 
 def where(path: str, place: int) -> str:
     """A place for people: the line is counted here, because it is asked for once, when all is lost."""
-    if _form(Path(path))[0] not in (".txt", ".jsonl", ".tsv"):  # parquet, or the name of a dataset's shard
+    if form(Path(path))[0] not in (".txt", ".jsonl", ".tsv"):  # parquet, or the name of a dataset's shard
         return f"{path}: row {place} (the first is 0)"
     with opened(path) as stream:
         line, left = 1, place
@@ -486,8 +492,8 @@ _FAULTS = (OSError, EOFError, lzma.LZMAError, zlib.error)  # what these raise on
 @contextmanager
 def opened(path: str) -> Iterator[BinaryIO]:
     """The bytes of a file, decompressed if it is .gz, .xz or .zst. Raises UserError if it cannot be read to its end."""
-    _, compression = _form(Path(path))
-    with _readable(path), io.BufferedReader(_OPENERS[compression](path), 2**20) as stream:
+    _, compression = form(Path(path))
+    with readable(path), io.BufferedReader(_OPENERS[compression](path), 2**20) as stream:
         yield stream
 
 
@@ -496,7 +502,7 @@ def _parquet(path: str, text_key: str) -> Iterator[Any]:
     """A pyarrow.parquet.ParquetFile with strings in its column `text_key`. Raises UserError if it is not that."""
     import pyarrow.parquet
 
-    with _readable(path, (OSError, pyarrow.ArrowException)), pyarrow.parquet.ParquetFile(path) as table:
+    with readable(path, (OSError, pyarrow.ArrowException)), pyarrow.parquet.ParquetFile(path) as table:
         columns = {field.name: field.type for field in table.schema_arrow}
         if text_key not in columns:
             raise UserError(f"{path}: no column {text_key!r} (corpus.text_key); its columns: {', '.join(columns)}")
@@ -507,7 +513,7 @@ def _parquet(path: str, text_key: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _readable(path: str, faults: tuple[type[Exception], ...] = _FAULTS) -> Iterator[None]:
+def readable(path: str, faults: tuple[type[Exception], ...] = _FAULTS) -> Iterator[None]:
     """Turn what readers raise on a missing, forbidden, cut-off or damaged file into UserError."""
     try:
         yield

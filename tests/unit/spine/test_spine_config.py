@@ -299,7 +299,7 @@ def test_a_long_value_is_shown_short(page):
 
 def test_keys():
     keys = list(config.keys(Recipe))
-    assert keys[:5] == ["schema", "name", "paths", "paths.root", "paths.tokenizer"]
+    assert keys[:5] == ["schema", "name", "paths", "paths.root", "paths.clean"]
     assert keys[-9:] == [
         "oven", "oven.heat", "oven.minutes", "oven.mode", "oven.fan",
         "dough", "dough.flour", "dough.spices", "dough.ratios",

@@ -1,0 +1,33 @@
+"""The documents that the clean stage drops, as JSON lines, to be read by people."""
+
+from pathlib import Path
+
+from data_prep.json_lines import check_place, new_file
+from robustly import log
+from tokenizer import verdicts
+from tokenizer.config import Corpus
+from tokenizer.corpus import documents, parts
+
+OPTION = "--dropped"
+
+
+def write_dropped(corpus: Corpus, folder: Path, beside: Path, path: Path) -> int:
+    """Read the corpus once more and write what the finished stage in `folder` drops to `path`; returns how many.
+
+    A line is {"text", "source", "reason"}, in the order of the corpus. The file is there when all of it is; compressed
+    if it ends in .gz. Raises UserError as `check_place` does, or if the corpus cannot be read.
+    """
+    check_place(path, OPTION)
+    names = verdicts.read_list(folder)["verdicts"]
+    pieces = parts(corpus, beside)
+    written = 0
+    with new_file(path) as write, log.progress("writing dropped documents", len(pieces), "parts") as advance:
+        for number, part in enumerate(pieces):
+            codes = verdicts.read(verdicts.verdicts_file(folder, number)).tolist()
+            for document, code in zip(documents(part, corpus, []), codes, strict=True):
+                if code != verdicts.KEPT:
+                    source = corpus.sources[document.source].title
+                    write({"text": document.text, "source": source, "reason": names[code]})
+                    written += 1
+            advance(1)
+    return written

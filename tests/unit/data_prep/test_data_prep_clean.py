@@ -1,0 +1,376 @@
+"""The stage: what was planted is found and nothing else, the same bytes for any number of workers and after any kill,
+and the later stages see the kept documents only."""
+
+import gzip
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from language_models import write_model
+from small_stores import VIEW, corpus, train_tokenizer, write_rows
+
+import tokenizer
+from data_prep import clean as module
+from data_prep import clean_description
+from data_prep.clean import clean, stage
+from data_prep.cleaning_config import Cleaning
+from data_prep.dropped import write_dropped
+from data_prep.description import describe
+from data_prep.prepare import prepare
+from data_prep.prepare import stage as data_stage
+from data_prep.store import Store
+from robustly import UserError, manifest
+from tokenizer import verdicts
+from tokenizer.build import build
+from tokenizer.config import Corpus, Processing, Tokenizer
+from tokenizer.corpus import documents, parts
+
+WORDS = ["the", "and", "of", "that", *(f"{a}{b}{c}" for a in "bdfgkl" for b in "aeiou" for c in ("m", "nt", "r", "st"))]
+ONE = Processing(1)
+
+
+def story(seed: int, words: int = 70) -> str:
+    """Sentences of seven words."""
+    draw = random.Random(seed)
+    return " ".join(" ".join(draw.choices(WORDS, k=7)).capitalize() + "." for _ in range(words // 7))
+
+
+QUESTION = "Why did the second of the three brothers leave the old house by the lake so early?"
+INNOCENT = [story(n) for n in range(24)]
+PLANTED = {
+    "min_words": "Too short.",
+    "language": "der und " * 40,
+    "gopher_repetition: dup_line_frac": "\n".join(["The same line comes again, and that of all lines."] * 9),
+    "contamination": f"{story(90, 35)} {QUESTION} {story(91, 35)}",
+    "exact_duplicates": INNOCENT[3],
+    "near_duplicates": INNOCENT[10] + " Also.",
+}
+EVERYTHING = {
+    "min_words": 5,
+    "language": {"model": "lid.bin", "keep": ["en"]},
+    "quality": {"gopher_repetition": {}},
+    "contamination": {"files": "questions.jsonl"},
+    "exact_duplicates": True,
+    "near_duplicates": True,
+}
+CHEAP = Cleaning(min_words=5, exact_duplicates=True, near_duplicates=True)
+"""What loads no further library in a worker."""
+
+
+def planted_corpus(folder: Path):
+    """Three files, two of which hold what is planted after the innocent; a blank document in the third."""
+    write_model(folder / "lid.bin", {"en": WORDS, "de": ["der", "und"]})
+    (folder / "questions.jsonl").write_text(json.dumps({"question": QUESTION, "answers": ["yes", "no"]}) + "\n")
+    bad = list(PLANTED.values())
+    write_rows(folder / "a.jsonl", [*INNOCENT[:12], *bad[:2]])
+    write_rows(folder / "b.jsonl", [*bad[2:4], *INNOCENT[12:20], bad[4]])
+    write_rows(folder / "c.jsonl", [*INNOCENT[20:], " \n", bad[5]])
+    return corpus("a.jsonl", "b.jsonl", "c.jsonl")
+
+
+def seen_by_later_stages(page, folder: Path, cleaned: Path) -> list[str]:
+    pieces = verdicts.attach(parts(page, folder), cleaned)
+    return [document.text for part in pieces for document in documents(part, page, [])]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("verdicts*")}
+
+
+@pytest.fixture(scope="module")
+def cleaned(tmp_path_factory):
+    """A folder with a corpus and its clean stage, with every kind of rule."""
+    folder = tmp_path_factory.mktemp("cleaned")
+    page = planted_corpus(folder)
+    made = clean(page, Cleaning(**EVERYTHING), "en", folder / "clean", folder, ONE)
+    return folder, page, made
+
+
+def test_what_is_planted_is_found_and_innocents_stay(cleaned):
+    folder, page, made = cleaned
+    assert seen_by_later_stages(page, folder, folder / "clean") == [*INNOCENT, " \n"]
+    counts = made.counts
+    dropped = {name: number for name, number in counts.items() if name.startswith("dropped")}
+    assert dropped == {f"dropped by {reason}": 1 for reason in PLANTED}
+    total = [*INNOCENT, " \n", *PLANTED.values()]
+    assert (counts["documents"], counts["kept_documents"]) == (31, 25)
+    assert counts["bytes"] == sum(len(text.encode()) for text in total)
+    assert counts["kept_bytes"] == sum(len(text.encode()) for text in total[:25])
+    assert (counts["evaluation_texts"], counts["short_evaluation_texts"], counts["bad_lines"]) == (3, 2, 0)
+    assert counts["sources"][0] == {
+        "source": "a.jsonl", "reason": None, "documents": 12, "bytes": sum(len(text) for text in INNOCENT[:12]),
+    }  # fmt: skip
+    assert [(row["source"], row["reason"]) for row in counts["sources"] if row["reason"]] == [
+        ("a.jsonl", "min_words"), ("a.jsonl", "language"),
+        ("b.jsonl", "gopher_repetition: dup_line_frac"), ("b.jsonl", "contamination"), ("b.jsonl", "exact_duplicates"),
+        ("c.jsonl", "near_duplicates"),
+    ]  # fmt: skip
+    assert verdicts.read_list(folder / "clean") == {
+        "format": 1, "verdicts": ["kept", *PLANTED], "documents": [14, 11, 6],
+    }  # fmt: skip
+    assert not (folder / "clean" / "work").exists()
+    assert set(made.outputs) == {"verdicts.json", *(f"verdicts-0000{n}.npy" for n in range(3))}
+
+
+@pytest.mark.parametrize(
+    ("key", "reasons"),
+    [
+        ("min_words", {"min_words": 1}),
+        ("language", {"language": 2}),  # of "Too short." it knows no word
+        ("quality", {"gopher_repetition: top_2_gram": 2, "gopher_repetition: dup_line_frac": 1}),
+        ("contamination", {"contamination": 1}),
+        ("exact_duplicates", {"exact_duplicates": 1}),
+        ("near_duplicates", {"near_duplicates": 2}),
+    ],
+)
+def test_each_rule_by_itself(cleaned, tmp_path, key, reasons):
+    folder, page, _ = cleaned
+    made = clean(page, Cleaning(**{key: EVERYTHING[key]}), "en", tmp_path / "clean", folder, ONE)
+    dropped = Counter()
+    for row in made.counts["sources"]:
+        dropped[row["reason"]] += row["documents"]
+    assert dropped == {None: 31 - sum(reasons.values()), **reasons}
+
+
+def test_a_dropped_document_has_no_duplicates(tmp_path):
+    """Only what is kept so far is compared: of texts that come again, the first that no rule drops stays."""
+    write_rows(tmp_path / "a.jsonl", ["short", "short", INNOCENT[0], INNOCENT[1]])
+    write_rows(tmp_path / "b.jsonl", [INNOCENT[1], "short", INNOCENT[0], INNOCENT[1].upper(), INNOCENT[2]])
+    made = clean(corpus("a.jsonl", "b.jsonl"), CHEAP, "en", tmp_path / "clean", tmp_path, ONE)
+    found = [verdicts.read(verdicts.verdicts_file(tmp_path / "clean", n)).tolist() for n in (0, 1)]
+    assert found == [[1, 1, 0, 0], [2, 1, 2, 3, 0]]
+    assert made.counts["dropped by near_duplicates"] == 1
+
+
+# ------------------------------------------------------------------------------------------------ workers and kills
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Ten files, some of whose documents come again or nearly again in others, and their clean stage."""
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(10):
+        again = [INNOCENT[number], INNOCENT[(number * 7) % 10].replace("of", "off", 1)]
+        write_rows(folder / f"{number}.jsonl", [*INNOCENT[number : number + 3], "short", *again])
+    page = corpus("*.jsonl")
+    return folder, page, clean(page, CHEAP, "en", folder / "clean", folder, ONE)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_writes_the_same_bytes(many, tmp_path, workers):
+    folder, page, alone = many
+    made = clean(page, CHEAP, "en", tmp_path / "clean", folder, Processing(workers))
+    assert made.counts == alone.counts and made.hash == alone.hash and made.outputs == alone.outputs
+    assert files_of(tmp_path / "clean") == files_of(folder / "clean")
+    assert made.counts["kept_documents"] == 12 and made.counts["dropped by near_duplicates"] > 3
+
+
+def test_groups_of_parts_change_nothing(many, tmp_path, monkeypatch):
+    folder, page, alone = many
+    monkeypatch.setattr(module, "GROUPS", 3)
+    assert clean(page, CHEAP, "en", tmp_path / "clean", folder, ONE).outputs == alone.outputs
+
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from data_prep import clean, near_duplicates
+from data_prep.clean import _Cleaning
+from test_data_prep_clean import CHEAP, ONE, corpus
+
+def dies(work, when):
+    def instead(*arguments):
+        if when(*arguments):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return work(*arguments)
+    return instead
+
+place = sys.argv[2]
+if place == "match":
+    near_duplicates.match = dies(near_duplicates.match, lambda folder, near, bucket, _=None: bucket == 5)
+else:
+    setattr(_Cleaning, place, dies(getattr(_Cleaning, place), lambda *arguments: arguments[-2] == 6))
+clean.clean(corpus("*.jsonl"), CHEAP, "en", Path(sys.argv[1]), Path(sys.argv[3]), ONE)
+"""
+
+
+@pytest.mark.parametrize("place", ["judge", "sign", "match", "settle"])
+def test_after_a_kill_only_the_rest_is_made(many, tmp_path, place, monkeypatch):
+    folder, page, whole = many
+    killed = subprocess.run(
+        [sys.executable, "-c", DIES, tmp_path / "clean", place, folder],
+        env={"PYTHONPATH": str(Path(__file__).parent)}, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    assert manifest.read(tmp_path / "clean") is None
+    done = {"judge": [], "sign": [], "settle": []}
+    for name, numbers in done.items():
+        original = getattr(module._Cleaning, name)
+
+        def recorded(self, *arguments, numbers=numbers, original=original):
+            numbers.append(arguments[-2])
+            original(self, *arguments)
+
+        monkeypatch.setattr(module._Cleaning, name, recorded)
+    made = clean(page, CHEAP, "en", tmp_path / "clean", folder, ONE)
+    assert made.outputs == whole.outputs and made.counts == whole.counts
+    steps = ["judge", "sign", "match", "settle"]
+    for name, numbers in done.items():
+        rest = {-1: [], 0: [6, 7, 8, 9], 1: list(range(10))}
+        assert numbers == rest[(steps.index(name) > steps.index(place)) - (steps.index(name) < steps.index(place))]
+    assert not (tmp_path / "clean" / "work").exists()
+
+
+def test_the_same_again_does_nothing_and_another_recipe_is_refused(cleaned):
+    folder, page, made = cleaned
+    before = {path: path.stat().st_mtime_ns for path in (folder / "clean").iterdir() if path.is_file()}
+    assert clean(page, Cleaning(**EVERYTHING), "en", folder / "clean", folder, Processing(2)) == made
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    for changes, language, message in (
+        ({"min_words": 6}, "en", r"cleaning\.min_words: 5 there, 6 now"),
+        ({"quality": {"gopher_repetition": {"dup_line_frac": 0.2}}}, "en", r"dup_line_frac: absent there, 0\.2 now"),
+        ({}, "de", r"data\.language: en there, de now"),
+    ):
+        with pytest.raises(UserError, match=message):
+            clean(page, Cleaning(**{**EVERYTHING, **changes}), language, folder / "clean", folder, ONE)
+
+
+def test_files_are_inputs_by_what_they_hold(cleaned, tmp_path):
+    folder, page, made = cleaned
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl", "lid.bin", "questions.jsonl"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    assert stage(page, Cleaning(**EVERYTHING), "en", tmp_path / "clean", tmp_path).hash == made.hash
+    hashes = {made.hash}
+    for name in ("lid.bin", "questions.jsonl", "c.jsonl"):
+        with (tmp_path / name).open("ab") as file:
+            file.write(b"\n")
+        hashes.add(stage(page, Cleaning(**EVERYTHING), "en", tmp_path / "clean", tmp_path).hash)
+    assert len(hashes) == 4
+
+
+# --------------------------------------------------------------------------------------------------- later stages
+
+
+def test_the_tokenizer_counts_the_kept_documents_only(cleaned, tmp_path):
+    folder, page, _ = cleaned
+    settings = Tokenizer(vocab_size=300, min_frequency=1)
+    write_rows(tmp_path / "kept.jsonl", [*INNOCENT, " \n"])
+    expected = build(corpus("kept.jsonl"), settings, tmp_path / "expected", tmp_path, ONE)
+    made = build(page, settings, tmp_path / "tokenizer", folder, ONE, folder / "clean")
+    assert made.outputs == expected.outputs and made.counts == expected.counts
+    assert made.inputs["clean"] == manifest.read(folder / "clean").hash
+    uncleaned = build(page, settings, tmp_path / "uncleaned", folder, ONE)
+    assert "clean" not in uncleaned.inputs and uncleaned.counts["documents"] == 31
+
+
+def test_the_store_holds_exactly_the_kept_documents_in_order(cleaned, tmp_path):
+    folder, page, _ = cleaned
+    trained = train_tokenizer(tmp_path / "tokenizer")
+    made = prepare(page, VIEW, tmp_path / "data", trained, folder, ONE, folder / "clean")
+    assert list(Store(tmp_path / "data", "train").texts(tokenizer.load(trained))) == INNOCENT
+    assert made.counts["empty_documents"] == 1
+    assert made.inputs["clean"] == manifest.read(folder / "clean").hash
+    reasons = {name: n for name, n in manifest.read(folder / "clean").counts.items() if name.startswith("dropped by")}
+    (listing,) = (listing for listing in describe(tmp_path / "data").examples if listing.title == "dropped")
+    found = {row["reason"]: row["count"] for row in listing.rows if row["what"] == "documents"}
+    assert {f"dropped by {reason}": count for reason, count in found.items()} == reasons and sum(reasons.values()) > 5
+    plain = data_stage(page, VIEW, tmp_path / "data", trained, folder)
+    assert "clean" not in plain.inputs and plain.hash != made.hash
+    with pytest.raises(UserError, match=r"input\.clean: .* there, absent now"):
+        plain.refuse_other_work()
+
+
+def test_later_stages_want_the_stage_finished_on_this_corpus(cleaned, tmp_path):
+    folder, page, _ = cleaned
+    settings, trained = Tokenizer(vocab_size=300, min_frequency=1), train_tokenizer(tmp_path / "trained")
+    for missing in (
+        lambda: build(page, settings, tmp_path / "tokenizer", folder, ONE, tmp_path / "clean"),
+        lambda: prepare(page, VIEW, tmp_path / "data", trained, folder, ONE, tmp_path / "clean"),
+    ):
+        with pytest.raises(UserError, match=r"no finished clean stage here .* run `robustly clean CONFIG` first"):
+            missing()
+    write_rows(tmp_path / "a.jsonl", INNOCENT)
+    for changed in (
+        lambda: build(corpus("a.jsonl"), settings, tmp_path / "tokenizer", tmp_path, ONE, folder / "clean"),
+        lambda: prepare(corpus("a.jsonl"), VIEW, tmp_path / "data", trained, tmp_path, ONE, folder / "clean"),
+    ):
+        with pytest.raises(UserError, match="the corpus is another than the one that was cleaned here"):
+            changed()
+
+
+# ------------------------------------------------------------------------------------------------------- people
+
+
+@pytest.mark.parametrize("name", ["dropped.jsonl", "dropped.jsonl.gz"])
+def test_dropped_documents_are_written_out(cleaned, tmp_path, name):
+    folder, page, _ = cleaned
+    assert write_dropped(page, folder / "clean", folder, tmp_path / name) == 6
+    data = (tmp_path / name).read_bytes()
+    text = gzip.decompress(data).decode() if name.endswith(".gz") else data.decode()
+    sources = ["a.jsonl"] * 2 + ["b.jsonl"] * 3 + ["c.jsonl"]
+    assert [json.loads(line) for line in text.splitlines()] == [
+        {"text": text, "source": source, "reason": reason}
+        for (reason, text), source in zip(PLANTED.items(), sources, strict=True)
+    ]
+    with pytest.raises(UserError, match=r"--dropped .*is there already and was left as it is"):
+        write_dropped(page, folder / "clean", folder, tmp_path / name)
+    with pytest.raises(UserError, match=r"ends in \.jsonl or \.jsonl\.gz"):
+        write_dropped(page, folder / "clean", folder, tmp_path / "texts.txt")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_what_a_clean_folder_says_of_itself(cleaned, tmp_path):
+    folder, _, made = cleaned
+    found = clean_description.describe(folder / "clean")
+    assert json.loads(json.dumps(found.json()))["kind"] == "clean"
+    assert found.summary == "Verdicts on 31 documents: 25 are kept and 6 dropped."
+    sources, dropped = found.examples
+    assert [(row["source"], row["documents"], row["kept"]) for row in sources.rows] == [
+        ("a.jsonl", 14, 12), ("b.jsonl", 11, 8), ("c.jsonl", 6, 5),
+    ]  # fmt: skip
+    assert sum(row["bytes"] for row in sources.rows) == made.counts["bytes"]
+    assert [row["reason"] for row in dropped.rows] == list(PLANTED)
+    (tmp_path / "clean" / "work").mkdir(parents=True)
+    assert "not finished" in clean_description.describe(tmp_path / "clean").summary
+    copy = tmp_path / "cut"
+    copy.mkdir()
+    for path in (folder / "clean").glob("*.*"):
+        (copy / path.name).write_bytes(path.read_bytes()[: -1 if path.suffix == ".npy" else None])
+    with pytest.raises(UserError, match="cut off or changed"):
+        clean_description.describe(copy)
+
+
+# ----------------------------------------------------------------------------------------------------- mistakes
+
+
+def test_mistakes(tmp_path):
+    write_rows(tmp_path / "a.jsonl", ["one", "two"])
+
+    def refused(message, cleaning, language="en", sources=("a.jsonl",)):
+        with pytest.raises(UserError, match=message):
+            clean(corpus(*sources), cleaning, language, tmp_path / "clean", tmp_path, ONE)
+        assert not (tmp_path / "clean" / manifest.RECIPE).exists()  # the mended page is not refused
+
+    refused("the page asks for none, and the corpus is taken as it is", Cleaning())
+    refused(
+        r"none of the 2 documents in a\.jsonl is left \(2 dropped by min_words, 0 dropped by exact_duplicates\)",
+        Cleaning(min_words=9, exact_duplicates=True),
+    )
+    refused(
+        r"cleaning\.language\.model: lid\.bin: no file there", Cleaning(language={"model": "lid.bin", "keep": "en"})
+    )
+    refused(r"cleaning\.contamination\.files: no: no file", Cleaning(contamination={"files": "no"}))
+    refused(r"data\.language = qq, and datatrove has none", Cleaning(quality="gopher_quality"), "qq")
+    (tmp_path / "empty.jsonl").touch()
+    refused(r"no document in empty\.jsonl", Cleaning(min_words=1), sources=("empty.jsonl",))
+    for name in ("b.jsonl", "c.jsonl"):  # too many in all, not in either
+        (tmp_path / name).write_text("no JSON\n" * 60 + '{"text": "good"}\n')
+    refused("120 broken rows, more than .*= 100", Cleaning(min_words=1), sources=("b.jsonl", "c.jsonl"))
+    counts_alone = Corpus(counts=["words.tsv"], documents="line", text_key="", validation=0)
+    with pytest.raises(UserError, match=r"only corpus\.counts; cleaning needs the text itself"):
+        clean(counts_alone, CHEAP, "en", tmp_path / "clean", tmp_path, ONE)
