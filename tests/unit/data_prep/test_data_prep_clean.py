@@ -19,8 +19,8 @@ from data_prep import clean as module
 from data_prep import clean_description
 from data_prep.clean import clean, stage
 from data_prep.cleaning_config import Cleaning
-from data_prep.dropped import write_dropped
 from data_prep.description import describe
+from data_prep.dropped import write_dropped
 from data_prep.prepare import prepare
 from data_prep.prepare import stage as data_stage
 from data_prep.store import Store
