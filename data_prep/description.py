@@ -87,8 +87,14 @@ def describe(folder: Path, blocks: int = 1, encoder: "Encoder | None" = None) ->
         [
             Listing("splits and sources", [row for split in SPLITS for row in _sources(stores[split])]),
             Listing("dropped", [
-                {"what": name, "reason": reason, "count": counts[name]}
-                for name, reason in DROPPED.items() if name in counts
+                *(
+                    {"what": "documents", "reason": name.removeprefix("dropped by "), "count": number}
+                    for name, number in finished.notes.get("cleaned", {}).items()
+                ),
+                *(
+                    {"what": name, "reason": reason, "count": counts[name]}
+                    for name, reason in DROPPED.items() if name in counts
+                ),
             ]),
             Listing("tokens per document", [_quantiles(*found) for found in of_documents.items() if found[1].total]),
             *(

@@ -66,6 +66,12 @@ class GrowingArray:
             self.discard()
 
 
+def write(path: Path, values: NDArray[Any]) -> None:
+    """Write a whole array as `GrowingArray` does."""
+    with GrowingArray(path, values.dtype) as out:
+        out.append(values)
+
+
 def read(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArray[Any]:
     """Map an array into memory, read-only. Raises UserError if it is missing, cut off or another's."""
     try:

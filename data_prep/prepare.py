@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizer
-from data_prep.blocks import Blocks, long_units
 from data_prep.config import Data, store_recipe
 from data_prep.sentences import units
 from data_prep.store import SPLITS, Shard, ShardWriter, Split, Store, split_of, write_store
 from robustly import UserError, manifest
 from robustly.manifest import Manifest, Stage, write_json
+from tokenizer import verdicts
 from tokenizer.config import Corpus, Processing
 from tokenizer.corpus import BadLine, Hashes, Part, documents, hashes, parts, process, refuse_many
 
@@ -23,12 +23,19 @@ if TYPE_CHECKING:
     from tokenizer.encoder import Encoder
 
 
-def stage(corpus: Corpus, data: Data, folder: Path, tokenizer_folder: Path, beside: Path) -> Stage:
-    """What the store in `folder` depends on. Raises UserError without a finished tokenizer or a readable corpus."""
-    return _stage(corpus, data, folder, tokenizer_folder, beside)[0]
+def stage(
+    corpus: Corpus, data: Data, folder: Path, tokenizer_folder: Path, beside: Path, cleaned: Path | None = None
+) -> Stage:
+    """What the store in `folder` depends on. Raises UserError without a finished tokenizer or a readable corpus.
+
+    `cleaned`: folder of the clean stage, for a page that has one.
+    """
+    return _stage(corpus, data, folder, tokenizer_folder, beside, cleaned)[0]
 
 
-def _stage(corpus: Corpus, data: Data, folder: Path, tokenizer_folder: Path, beside: Path) -> tuple[Stage, Hashes]:
+def _stage(
+    corpus: Corpus, data: Data, folder: Path, tokenizer_folder: Path, beside: Path, cleaned: Path | None
+) -> tuple[Stage, Hashes]:
     if not corpus.sources:
         raise UserError(
             "corpus.sources: the page names none, only corpus.counts, from which a tokenizer can be trained; the data "
@@ -37,23 +44,32 @@ def _stage(corpus: Corpus, data: Data, folder: Path, tokenizer_folder: Path, bes
     trained = manifest.require(tokenizer_folder, "tokenizer", "robustly tokenizer CONFIG")
     earlier = manifest.read(folder)
     contents = hashes(corpus, beside, {**trained.notes["files"], **(earlier.notes["files"] if earlier else {})})
-    recipe = store_recipe(corpus, data)
-    return Stage(folder, "data", recipe, {"corpus": contents.corpus, "tokenizer": trained.hash}), contents
+    inputs = {"corpus": contents.corpus, "tokenizer": trained.hash}
+    if cleaned:
+        inputs["clean"] = verdicts.require(cleaned, contents.corpus).hash
+    return Stage(folder, "data", store_recipe(corpus, data), inputs), contents
 
 
 def prepare(
-    corpus: Corpus, data: Data, folder: Path, tokenizer_folder: Path, beside: Path, processing: Processing
+    corpus: Corpus,
+    data: Data,
+    folder: Path,
+    tokenizer_folder: Path,
+    beside: Path,
+    processing: Processing,
+    cleaned: Path | None = None,
 ) -> Manifest:
     """Make the token store of a page into `folder`, and the view of it that `data` asks for; what is there already is
     not made again. Returns the manifest.
 
-    `beside` is the folder of the page, where relative paths start; `processing` changes no byte. Shards lie in
+    `beside` is the folder of the page, where relative paths start; `processing` changes no byte. `cleaned` is the
+    folder of the clean stage, whose verdicts say which documents there are; None takes all of them. Shards lie in
     `folder/work` until all are done: after a kill, only the rest is made.
 
     Raises UserError if the corpus cannot be read or holds no text, if a split would be empty, if the text is too short
-    for one block, or if the tokenizer is not finished.
+    for one block, or if the tokenizer or the clean stage is not finished.
     """
-    made, contents = _stage(corpus, data, folder, tokenizer_folder, beside)
+    made, contents = _stage(corpus, data, folder, tokenizer_folder, beside, cleaned)
     if finished := made.finished():
         return _with_view(finished, folder, data)
 
@@ -65,6 +81,7 @@ def prepare(
         if finished := made.finished():  # by another process, while this one waited
             return _with_view(finished, folder, data)
         pieces = parts(corpus, beside)
+        pieces = verdicts.attach(pieces, cleaned) if cleaned else pieces
         task = _Task(corpus, data, work, tokenizer_folder, made.inputs["tokenizer"])
         process(task, pieces, work / "tasks", processing, "preparing")
         done = [_read_facts(work, number) for number in range(len(pieces))]
@@ -77,9 +94,16 @@ def prepare(
             outputs = write_store(folder, work, made.hash, encoder, sources, shards)
             counts = {**_count(folder, done), **_view(folder, data)}
             counted = hashes(corpus.training, beside, contents.files).corpus
-            result = made.finish(outputs, counts, notes={"files": contents.files, "training_corpus": counted})
+            notes = {"files": contents.files, "training_corpus": counted, "cleaned": _dropped_before(cleaned)}
+            result = made.finish(outputs, counts, notes=notes)
     shutil.rmtree(folder / "work", ignore_errors=True)  # another process may wait in there to see that all is done
     return result
+
+
+def _dropped_before(cleaned: Path | None) -> dict[str, int]:
+    """How many documents the clean stage left out, by reason."""
+    made = manifest.read(cleaned) if cleaned else None
+    return {name: number for name, number in made.counts.items() if name.startswith("dropped by ")} if made else {}
 
 
 def _check(shards: dict[Split, list[Shard]], empty: int, corpus: Corpus, data: Data) -> None:
@@ -134,6 +158,8 @@ def _count(folder: Path, done: Sequence["_PartFacts"]) -> dict[str, Any]:
 
 def _view(folder: Path, data: Data) -> dict[str, Any]:
     """Plan the blocks that the page asks for; returns their figures."""
+    from data_prep.blocks import Blocks, long_units  # here: a worker that makes shards need not import numba
+
     train, validation = (Blocks(folder, split, data.block_length, data.format) for split in SPLITS)
     return {
         "format": data.format,
@@ -150,6 +176,8 @@ def _with_view(finished: Manifest, folder: Path, data: Data) -> Manifest:
     _check_room(Store(folder, "train").stream_tokens, data)
     if (finished.counts["format"], finished.counts["block_length"]) != (data.format, data.block_length):
         return replace(finished, counts={**finished.counts, **_view(folder, data)})
+    from data_prep.blocks import Blocks
+
     for split in SPLITS:
         Blocks(folder, split, data.block_length, data.format)  # made again if it was deleted
     return finished
@@ -220,7 +248,7 @@ class _Task:
                 gap_ends = [*(start for start, _ in spans), len(text)]
                 held_out = self.corpus.sources[part.source].held_out
                 writers["validation" if held_out else split_of(text, self.corpus.validation)].append(
-                    encoder.encode_documents([text[start:end] for start, end in spans]),
+                    *encoder.encode_lines([text[start:end] for start, end in spans]),
                     [text[start:end] for start, end in zip(gap_starts, gap_ends, strict=True)],
                 )
         shards = {split: writer.shard for split, writer in writers.items()}

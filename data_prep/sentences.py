@@ -20,16 +20,20 @@ WINDOW = 8192
 # more than one byte and a full stop ("Plan B\u00a0."). For it they all become spaces.
 _WIDE_SPACE = re.compile("[\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 
+_STRIPPED_LINE = re.compile(r"\S(?:.*\S)?")  # the white space of `re` is that of `str.strip`
+
 
 def units(text: str, unit: Literal["sentence", "line"], language: str) -> list[tuple[int, int]]:
     """Where the units of a document begin and end, in characters; in order, none empty, none overlapping.
 
     `language` (ISO 639-1) chooses the rules for sentence ends; sentencex falls back where it has none.
     """
+    if unit == "line":
+        return [match.span() for match in _STRIPPED_LINE.finditer(text)]
     found = []
     start = 0
     for line in text.split("\n"):
-        for piece in [line] if unit == "line" else sentences(line, language):
+        for piece in sentences(line, language):
             if body := piece.strip():
                 begin = start + len(piece) - len(piece.lstrip())
                 found.append((begin, begin + len(body)))

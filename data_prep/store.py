@@ -34,7 +34,7 @@ END = np.uint32
 """Type of the ends of units, documents and gaps within a shard."""
 LIMIT = 2**32 - 1
 LINES_AT_ONCE = 2**22  # units: 32 MB for each array of their sizes
-WAITING = 2**16  # pieces of a stream that a writer collects before it writes them: some MB
+WAITING = 2**20  # tokens that a writer collects before it writes them: some MB
 
 
 def split_of(text: str, validation: float) -> Split:
@@ -72,33 +72,31 @@ class ShardWriter:
         self._documents = self._units = self._tokens = self._gap_bytes = 0  # so far
         self._waiting = _Waiting()
 
-    def append(self, units: Sequence[NDArray[Any]], gaps: Sequence[str]) -> None:
-        """Write a document: the ids of its units, and the white space before each of them and after the last.
+    def append(self, tokens: NDArray[Any], unit_ends: NDArray[np.int64], gaps: Sequence[str]) -> None:
+        """Write a document: the ids of its units, each followed by </s>; where each unit ends among them, after its
+        </s>; and the white space before each unit and after the last.
 
         Raises UserError if the shard would not fit its 32-bit ends.
         """
-        assert units and len(gaps) == len(units) + 1
+        assert len(unit_ends) and len(gaps) == len(unit_ends) + 1 and unit_ends[-1] == tokens.size
+        white_space = [gap.encode() for gap in gaps]
         waiting = self._waiting
-        for unit in units:
-            self._tokens += unit.size + 1
-            waiting.tokens += (unit, self._eos)
-            waiting.unit_ends.append(self._tokens)
-        for gap in gaps:
-            white_space = gap.encode()
-            self._gap_bytes += len(white_space)
-            waiting.gaps.append(white_space)
-            waiting.gap_ends.append(self._gap_bytes)
-        self._tokens += 1
-        waiting.tokens.append(self._eos)
-        self._units += len(units)
-        waiting.document_ends.append(self._units)
+        waiting.tokens += (tokens, self._eos)
+        waiting.unit_ends.append(self._tokens + unit_ends)
+        waiting.document_ends.append(self._units + len(unit_ends))
+        waiting.gaps += white_space
+        waiting.gap_ends.append(self._gap_bytes + np.cumsum([len(gap) for gap in white_space]))
+        waiting.size += tokens.size
+        self._tokens += tokens.size + 1
+        self._units += len(unit_ends)
+        self._gap_bytes = int(waiting.gap_ends[-1][-1])
         self._documents += 1
         if max(self._tokens, self._gap_bytes) > LIMIT:
             raise UserError(
                 f"{self.name}: more than {LIMIT:,} tokens in one part of the corpus: one compressed file, or one "
                 "document; cut the file into smaller ones"
             )
-        if len(waiting.tokens) > WAITING:
+        if waiting.size > WAITING:
             self._write()
 
     def _write(self) -> None:
@@ -106,10 +104,10 @@ class ShardWriter:
         waiting, self._waiting = self._waiting, _Waiting()
         if waiting.tokens:
             self._files["tokens"].append(np.concatenate(waiting.tokens))
-            self._files["units"].append(np.array(waiting.unit_ends, END))
+            self._files["units"].append(np.concatenate(waiting.unit_ends).astype(END))
             self._files["documents"].append(np.array(waiting.document_ends, END))
             self._files["gaps"].append(np.frombuffer(b"".join(waiting.gaps), np.uint8))
-            self._files["gap_ends"].append(np.array(waiting.gap_ends, END))
+            self._files["gap_ends"].append(np.concatenate(waiting.gap_ends).astype(END))
 
     @property
     def shard(self) -> Shard | None:
@@ -139,10 +137,12 @@ class _Waiting:
     """Documents on their way to the files of a shard."""
 
     tokens: list[NDArray[Any]] = field(default_factory=list)
-    unit_ends: list[int] = field(default_factory=list)
+    unit_ends: list[NDArray[np.int64]] = field(default_factory=list)
     document_ends: list[int] = field(default_factory=list)
     gaps: list[bytes] = field(default_factory=list)
-    gap_ends: list[int] = field(default_factory=list)
+    gap_ends: list[NDArray[np.int64]] = field(default_factory=list)
+    size: int = 0
+    """Tokens of them all."""
 
 
 def write_store(

@@ -1,5 +1,6 @@
 """Text to token ids and back, by tiktoken's engine: the ids of `tokenizers`, several times as fast."""
 
+import functools
 import multiprocessing
 import unicodedata
 from collections.abc import Sequence
@@ -28,8 +29,6 @@ class Encoder:
     def __init__(self, vocabulary: Vocabulary):
         ids = vocabulary.ids
         self.vocabulary = vocabulary
-        self.fingerprint = vocabulary.fingerprint
-        """Hash of the vocabulary: encoders with the same one give the same ids."""
         self.vocab_size = len(ids)
         self.bos_id, self.pad_id, self.eos_id, self.unk_id = ids["<s>"], ids["<pad>"], ids["</s>"], ids["<unk>"]
         self.mask_id = ids[MASK_TOKEN]
@@ -43,8 +42,15 @@ class Encoder:
         tokens = [*symbols, *(left + right for left, right in vocabulary.merges)]
         raw = {token: b"".join(map(byte_of.__getitem__, token)) for token in tokens}
         ranks = {raw[token]: rank for rank, token in enumerate(raw)}
-        self._engine = tiktoken.Encoding("robustly", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+        # Without any special token, the engine's search for them would stop at every character. This one is plain text
+        # as well, because no call allows it.
+        unused = {MASK_TOKEN: len(ranks)}
+        self._engine = tiktoken.Encoding("robustly", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=unused)
         self._ids = np.array([ids[token] for token in raw], self.dtype)  # by rank
+        self._line_feed = ranks[b"\n"]
+        self._ids_of_lines = self._ids.copy()
+        self._ids_of_lines[self._line_feed] = self.eos_id
+        self._eos = self.dtype.type(self.eos_id)
         self._bytes = [raw.get(token, token.encode()) for token in sorted(ids, key=ids.__getitem__)]  # by id
         special = {ids[token] for token in vocabulary.special}
         self.token_bytes: NDArray[np.int32] = np.array(
@@ -54,6 +60,11 @@ class Encoder:
 
     def __reduce__(self) -> tuple[type["Encoder"], tuple[Vocabulary]]:
         return Encoder, (self.vocabulary,)  # the engine itself does not travel between processes
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of the vocabulary: encoders with the same one give the same ids."""
+        return self.vocabulary.fingerprint  # as long in the making as the whole encoder, and workers do not ask for it
 
     def encode_documents(self, texts: Sequence[str], workers: int = 1) -> list[NDArray[Any]]:
         """The ids of each text, of `dtype`, without special tokens.
@@ -76,6 +87,19 @@ class Encoder:
         context = multiprocessing.get_context("spawn")  # a forked child would inherit our threads' locks
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(self,)) as pool:
             return list(chain.from_iterable(pool.map(_encode_batch, batches)))
+
+    def encode_lines(self, lines: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The ids of lines, of `dtype`, each followed by </s>; and where each ends, after its </s>: (lines,).
+
+        A line is as in `encode_documents`, and holds no line feed, is not empty and neither begins nor ends with white
+        space. All are encoded in one go: between such lines a line feed is a word of its own, so that none of them
+        changes what its neighbours become. Raises UserError as `encode_documents` does.
+        """
+        ranks = self._ranks("\n".join(lines))
+        ids = np.append(self._ids_of_lines.take(ranks), self._eos)
+        ends = np.append(np.flatnonzero(ranks == self._line_feed), ranks.size) + 1
+        assert ends.size == len(lines), "a line feed, or no text, in a line"
+        return ids, ends
 
     def byte_offsets(self, ids: ArrayLike) -> NDArray[np.int64]:
         """Where tokens lie in the UTF-8 text that they encode, shape (tokens + 1,).
@@ -106,25 +130,27 @@ class Encoder:
             raise ValueError(f"expected ids from 0 to {self.vocab_size - 1}, found {least if least < 0 else most}")
         return numbers.astype(np.int64)
 
-    def _ranks(self, text: str) -> list[int]:
+    def _ranks(self, text: str) -> NDArray[np.uint32]:
         try:
-            text.encode()
-        except UnicodeEncodeError as error:  # tiktoken would put U+FFFD there and say nothing
+            return self._encode(unicodedata.normalize("NFC", text) if self.vocabulary.nfc else text)
+        except UnicodeEncodeError:
+            found = regex.search(r"\p{Cs}", text)
             raise UserError(
-                f"the text holds \\u{ord(text[error.start]):04x}, half of a surrogate pair, at character {error.start}"
+                f"the text holds \\u{ord(found[0]):04x}, half of a surrogate pair, at character {found.start()}"
             ) from None
-        if self.vocabulary.nfc:
-            text = unicodedata.normalize("NFC", text)
-        if len(text) < LONG_RUN:
-            return self._engine.encode_ordinary(text)
+
+    def _encode(self, text: str) -> NDArray[np.uint32]:
+        half = LONG_RUN // 2  # a long run covers one of these windows whole
+        if not any(text[at : at + half].isspace() for at in range(0, len(text), half)):
+            return self._engine.encode_to_numpy(text, disallowed_special=())
         ranks, done = [], 0
         for run in _LONG_RUN.finditer(text):
             # the pattern makes one piece of a run, but leaves its last character to what follows
             end = run.end() if run.end() == len(text) else run.end() - 1
-            ranks += self._engine.encode_ordinary(text[done : run.start()])
-            ranks += self._engine._encode_single_piece(text[run.start() : end])
+            ranks.append(self._engine.encode_to_numpy(text[done : run.start()], disallowed_special=()))
+            ranks.append(np.array(self._engine._encode_single_piece(text[run.start() : end]), np.uint32))
             done = end
-        return ranks + self._engine.encode_ordinary(text[done:])
+        return np.concatenate([*ranks, self._engine.encode_to_numpy(text[done:], disallowed_special=())])
 
 
 _worker: Encoder | None = None  # of a process that `encode_documents` started

@@ -1,24 +1,17 @@
 """Runs work over the parts of a corpus on datatrove's executors: which one, and the one of this machine."""
 
-import multiprocessing
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
-from datatrove.utils.logging import logger
 
-from robustly import UserError
 from robustly.log import progress
 from tokenizer.config import Processing
+from tokenizer.workers import run_on_workers
 
 IN_SLURM = "slurm_job.json"  # in the folder that remembers what is done, while a Slurm job may be at work there
 
@@ -72,7 +65,8 @@ class LocalExecutor(LocalPipelineExecutor):
     """datatrove's local executor, one task per part, with a `run` of our own.
 
     The one that it replaces starts a manager process that outlives a killed run and keeps its folder locked, waits
-    for ever for a worker that was killed (for memory, say), and shows no progress.
+    for ever for a worker that was killed (for memory, say), and shows no progress. Its logs and statistics of a task
+    are left out: they take the workers longer to import than a small corpus to work on.
     """
 
     def __init__(self, step: Step, folder: Path, workers: int, what: str):
@@ -89,53 +83,15 @@ class LocalExecutor(LocalPipelineExecutor):
         waiting = self.get_incomplete_ranks(range(self.tasks))
         with progress(self.what, self.tasks, "parts") as advance:
             advance(self.tasks - len(waiting))
-            if self.workers > 1 and waiting:
-                self._run_on_workers(waiting, advance)
-                return
-            logger.disable("datatrove")
-            try:
-                for rank in waiting:
-                    self._run_for_rank(rank)
-                    advance(1)
-            finally:
-                logger.enable("datatrove")
+            for _ in self._done(waiting):
+                advance(1)
 
-    def _run_on_workers(self, waiting: Sequence[int], advance: Callable[[int], None]) -> None:
-        # spawn: a forked child would inherit our threads' locks, and the lock on the stage's folder
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, context, _begin_worker, (self,)) as pool:
-            futures = [pool.submit(_run_on_worker, rank) for rank in waiting]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    advance(1)
-            except BrokenProcessPool:
-                raise UserError(
-                    f"{self.what}: a worker process was killed, most likely because memory ran out; what is done is "
-                    "kept: run the same command again, with fewer run.workers"
-                ) from None
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)  # after a fault, do not begin the parts that wait
-
-
-_executor: LocalExecutor  # in a worker process; sent once, because it holds the list of all parts
-
-
-def _begin_worker(executor: LocalExecutor) -> None:
-    """Be quiet, leave Ctrl-C to the parent, and end with it: an orphan would work on in a folder given up."""
-    global _executor
-    _executor = executor
-    logger.disable("datatrove")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _run_on_worker(rank: int) -> None:
-    _executor._run_for_rank(rank)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    def _done(self, waiting: Sequence[int]) -> Iterator[None]:
+        step, mark = self.pipeline[0], self.mark_rank_as_completed
+        if self.workers > 1 and waiting:
+            yield from run_on_workers(step.work, step.parts, waiting, self.workers, mark, self.what)
+            return
+        for rank in waiting:
+            step(None, rank, self.tasks)
+            mark(rank)
+            yield

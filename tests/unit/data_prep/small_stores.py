@@ -64,7 +64,8 @@ class NumberedStore:
                         units.append(list(range(number, number + size)))
                         number += size
                     self.documents.append(units)
-                    writer.append([np.array(unit, np.uint32) for unit in units], [" "] * (len(units) + 1))
+                    tokens = np.array([token for unit in units for token in (*unit, EOS)], np.uint32)
+                    writer.append(tokens, np.cumsum([len(unit) + 1 for unit in units]), [" "] * (len(units) + 1))
             if shard := writer.shard:
                 written[split].append(shard)
         write_store(folder, folder, "0" * 64, numbered_encoder(), names, written)

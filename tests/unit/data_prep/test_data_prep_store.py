@@ -40,7 +40,7 @@ def write(folder, encoder, shards, unit="sentence"):
                 ends = [0, *(end for _, end in spans)]
                 starts = [*(start for start, _ in spans), len(text)]
                 writer.append(
-                    encoder.encode_documents([text[start:end] for start, end in spans]),
+                    *encoder.encode_lines([text[start:end] for start, end in spans]),
                     [text[end:start] for end, start in zip(ends, starts, strict=True)],
                 )
         if writer.shard:
@@ -95,7 +95,7 @@ def test_the_lines_of_the_documentation_read_a_store(tmp_path, encoder):
 
 def test_large_vocabularies_take_32_bits(tmp_path):
     with ShardWriter(tmp_path, "train-00000", 0, EOS, np.dtype(np.uint32)) as writer:
-        writer.append([np.array([65_536, 2**31 - 1], np.uint32)], ["", ""])
+        writer.append(np.array([65_536, 2**31 - 1, EOS], np.uint32), np.array([3]), ["", ""])
     write_store(tmp_path, tmp_path, "hash", numbered_encoder(), ["a"], {"train": [writer.shard], "validation": []})
     read = Store(tmp_path, "train")
     assert read.tokens(read.shards[0]).tolist() == [65_536, 2**31 - 1, EOS, EOS]
@@ -107,7 +107,7 @@ def test_offsets_beyond_2_to_the_32(tmp_path):
     shards = []
     for number in range(2):
         with ShardWriter(tmp_path, f"train-{number:05d}", 0, EOS, np.dtype(np.uint16)) as writer:
-            writer.append([np.array([5], np.uint16)], ["", ""])
+            writer.append(np.array([5, EOS], np.uint16), np.array([2]), ["", ""])
         with (tmp_path / f"train-{number:05d}.tokens.npy").open("r+b") as file:
             header = {"descr": "<u2", "fortran_order": False, "shape": (size,)}
             np.lib.format.write_array_header_1_0(file, header)
@@ -130,17 +130,17 @@ def test_offsets_beyond_2_to_the_32(tmp_path):
 
 def test_a_shard_has_room_for_32_bit_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "LIMIT", 100)
-    unit = np.arange(47, dtype=np.uint16)
+    units_ = np.arange(48 * 3, dtype=np.uint16)
     with ShardWriter(tmp_path, "train-00000", 0, EOS, np.dtype(np.uint16)) as writer:
-        writer.append([unit], ["", ""])
-        writer.append([unit], ["", " " * 100])
+        writer.append(units_[:48], np.array([48]), ["", ""])
+        writer.append(units_[:48], np.array([48]), ["", " " * 100])
     assert writer.shard.tokens == 98
-    for units_, gap in (([unit, unit, unit], ""), ([unit], " " * 101)):
+    for count, gap in ((3, ""), (1, " " * 101)):
         with (
             pytest.raises(UserError, match="train-00001: more than 100 tokens"),
             ShardWriter(tmp_path, "train-00001", 0, EOS, np.dtype(np.uint16)) as writer,
         ):
-            writer.append(units_, [""] * len(units_) + [gap])
+            writer.append(units_[: 48 * count], np.arange(48, 48 * count + 1, 48), [""] * count + [gap])
     assert not [path.name for path in tmp_path.iterdir() if "train-00000" not in path.name]
 
 
@@ -222,7 +222,7 @@ def test_nothing_is_left_of_a_shard_that_failed(tmp_path):
         pytest.raises(ZeroDivisionError),
         ShardWriter(tmp_path, "train-00000", 0, EOS, np.dtype(np.uint16)) as writer,
     ):
-        writer.append([np.zeros(5, np.uint16)], ["", ""])
+        writer.append(np.zeros(5, np.uint16), np.array([5]), ["", ""])
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
 

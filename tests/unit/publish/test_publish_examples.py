@@ -39,8 +39,8 @@ def test_the_first_sentence_of_a_document_begins_after_the_mark_that_ends_the_on
     encoder = tokenizer.load(prepared / "tokenizer")
     sentences = [f"The man {number} went to the house and the garden with the other." for number in range(30)]
     with ShardWriter(tmp_path, "validation-00000", 0, encoder.eos_id, encoder.dtype) as writer:
-        for ids in encoder.encode_documents(sentences):
-            writer.append([ids], ["", ""])
+        for sentence in sentences:
+            writer.append(*encoder.encode_lines([sentence]), ["", ""])
     assert writer.shard
     write_store(tmp_path, tmp_path, "0" * 64, encoder, ["made up"], {"train": [], "validation": [writer.shard]})
     blanks = held_out_blanks(Store(tmp_path, "validation"), encoder, 128, 100)

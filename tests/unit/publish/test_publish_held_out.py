@@ -58,8 +58,8 @@ def store(prepared: Path, tmp_path: Path) -> Path:
     parts = [(0, text) for text in CORPUS_TEXTS["wiki"]] + [(1, CORPUS_TEXTS["news"])]
     for number, (source, texts) in enumerate(parts):
         with ShardWriter(tmp_path, f"validation-{number:05d}", source, encoder.eos_id, encoder.dtype) as writer:
-            for ids in encoder.encode_documents([texts] if isinstance(texts, str) else texts):
-                writer.append([ids], ["", ""])
+            for text in [texts] if isinstance(texts, str) else texts:
+                writer.append(*encoder.encode_lines([text]), ["", ""])
         assert writer.shard
         shards.append(writer.shard)
     write_store(tmp_path, tmp_path, "0" * 64, encoder, list(CORPUS_TEXTS), {"train": [], "validation": shards})

@@ -6,7 +6,8 @@ import pickle
 import re
 import shutil
 from collections import Counter
-from itertools import pairwise
+from dataclasses import replace
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,35 @@ def test_documents_are_encoded_one_by_one(encoder, texts):
     together = encoder.encode_documents(texts)
     assert [ids.tolist() for ids in together] == [ids_of(encoder, text) for text in texts]
     assert all(ids.dtype == encoder.dtype == np.uint16 for ids in together)
+
+
+LINE = st.text(st.characters(codec="utf-8") | st.sampled_from("a1.' \u3000\u0301\x1c")).map(
+    lambda text: text.replace("\n", " ").strip()
+)
+
+
+@given(st.lists(LINE.filter(bool), min_size=1, max_size=6))
+def test_lines_are_encoded_as_if_one_by_one(encoder, spaced, lines):
+    for each in (encoder, spaced[0], Encoder(replace(spaced[0].vocabulary, nfc=True))):
+        ids, ends = each.encode_lines(lines)
+        assert ids.dtype == each.dtype
+        alone = [[*ids_of(each, line), each.eos_id] for line in lines]
+        assert ids.tolist() == list(chain.from_iterable(alone))
+        assert ends.tolist() == list(accumulate(map(len, alone)))
+
+
+def test_lines_around_a_long_run_of_white_space(spaced):
+    lines = ["a", f"b{' ' * (LONG_RUN + 3)}b", "c", f"d\u3000{' ' * LONG_RUN}\t'd", "e"]
+    ids, ends = spaced[0].encode_lines(lines)
+    expected = [[*spaced[1].encode(line, add_special_tokens=False).ids, 2] for line in lines]
+    assert ids.tolist() == list(chain.from_iterable(expected))
+    assert ends.tolist() == list(accumulate(map(len, expected)))
+
+
+@pytest.mark.parametrize("lines", [["a\nb"], ["a", "\n"], []])
+def test_what_is_not_a_line_is_our_own_mistake(encoder, lines):
+    with pytest.raises(AssertionError):
+        encoder.encode_lines(lines)
 
 
 @pytest.mark.parametrize("text", ["<s>", "a <mask> b", "<pad></s>", " <mask>", "<unk>"])

@@ -22,6 +22,7 @@ from tokenizer.corpus import Part, process
 
 FIVE = [Part(0, "a.txt", start, start + 1) for start in range(5)]
 HERE = Path(__file__).parent
+TWO = Processing(2)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,17 @@ def note(folder, number, part):
 def fail_at_two(folder, fault, number, part):
     if number == 2:
         raise fault
+    note(folder, number, part)
+
+
+def fail_at_two_while_three_is_under_way(folder, number, part):
+    if number == 2:
+        while not (folder / "under way").exists():
+            time.sleep(0.01)
+        raise ZeroDivisionError
+    if number == 3:
+        (folder / "under way").touch()
+        time.sleep(0.5)
     note(folder, number, part)
 
 
@@ -120,6 +132,16 @@ def test_a_task_that_is_killed_is_an_error(elsewhere, tmp_path):
     with pytest.raises(UserError, match=r"(?s)(left . of 5 parts undone \(task .: FAILED\)|was lost).*log: .*is kept"):
         process(partial(die_at_two, tmp_path), FIVE, tmp_path / "tasks", elsewhere, "testing")
     finish(tmp_path, elsewhere)
+
+
+def test_parts_that_others_end_after_a_fault_are_done(tmp_path):
+    """Here: part 2 fails while another process is at work on another, which is not done again."""
+    with pytest.raises(ZeroDivisionError):
+        process(partial(fail_at_two_while_three_is_under_way, tmp_path), FIVE, tmp_path / "tasks", TWO, "testing")
+    done = {file.stem for file in tmp_path.glob("*.done")}
+    assert "3" in done and "2" not in done
+    assert {str(int(mark.name)) for mark in (tmp_path / "tasks/completions").iterdir()} == done
+    finish(tmp_path, TWO)
 
 
 # ----------------------------------------------------------------------------------------------------------- Slurm
