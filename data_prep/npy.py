@@ -51,8 +51,11 @@ class GrowingArray:
         self._beside.replace(self.path)
 
     def discard(self) -> None:
-        self._file.close()
-        self._beside.unlink(missing_ok=True)
+        """Remove what was written, unless it is finished."""
+        try:
+            self._file.close()  # which writes what is still in memory, and fails where the disk is full
+        finally:
+            self._beside.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -60,9 +63,10 @@ class GrowingArray:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.finish()
-        else:
+        try:
+            if kind is None:
+                self.finish()
+        finally:
             self.discard()
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -122,14 +123,14 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._documents:
-            self._write()
+        with ExitStack() as rest:
             for file in self._files.values():
-                file.finish()
-            flush(self._folder)
-        else:
-            for file in self._files.values():
-                file.discard()
+                rest.callback(file.discard)
+            if kind is None and self._documents:
+                self._write()
+                for file in self._files.values():
+                    file.finish()
+                flush(self._folder)
 
 
 @dataclass

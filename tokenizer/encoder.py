@@ -3,7 +3,7 @@
 import functools
 import multiprocessing
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
 from typing import Any
@@ -17,6 +17,8 @@ from robustly import UserError
 from tokenizer.config import MASK_TOKEN
 from tokenizer.vocabulary import Vocabulary, byte_symbols
 from tokenizer.words import PATTERN
+
+TOGETHER = 2**22  # characters of lines that are encoded at once: while they are, they are held several times
 
 # tiktoken panics on about a million characters of white space in a row. Runs of this many are encoded on their own.
 LONG_RUN = 2**16
@@ -92,14 +94,18 @@ class Encoder:
         """The ids of lines, of `dtype`, each followed by </s>; and where each ends, after its </s>: (lines,).
 
         A line is as in `encode_documents`, and holds no line feed, is not empty and neither begins nor ends with white
-        space. All are encoded in one go: between such lines a line feed is a word of its own, so that none of them
+        space. Many are encoded in one go: between such lines a line feed is a word of its own, so that none of them
         changes what its neighbours become. Raises UserError as `encode_documents` does.
         """
-        ranks = self._ranks("\n".join(lines))
-        ids = np.append(self._ids_of_lines.take(ranks), self._eos)
-        ends = np.append(np.flatnonzero(ranks == self._line_feed), ranks.size) + 1
-        assert ends.size == len(lines), "a line feed, or no text, in a line"
-        return ids, ends
+        assert lines
+        ids, ends, size = [], [], 0
+        for group in _groups(lines):
+            ranks = self._ranks("\n".join(group))
+            ids.append(np.append(self._ids_of_lines.take(ranks), self._eos))
+            ends.append(np.append(np.flatnonzero(ranks == self._line_feed), ranks.size) + size + 1)
+            assert ends[-1].size == len(group), "a line feed, or no text, in a line"
+            size += ids[-1].size
+        return np.concatenate(ids), np.concatenate(ends)
 
     def byte_offsets(self, ids: ArrayLike) -> NDArray[np.int64]:
         """Where tokens lie in the UTF-8 text that they encode, shape (tokens + 1,).
@@ -140,8 +146,8 @@ class Encoder:
             ) from None
 
     def _encode(self, text: str) -> NDArray[np.uint32]:
-        half = LONG_RUN // 2  # a long run covers one of these windows whole
-        if not any(text[at : at + half].isspace() for at in range(0, len(text), half)):
+        # A run twice as long covers one of these windows whole; the engine bears a shorter one.
+        if not any(text[at : at + LONG_RUN].isspace() for at in range(0, len(text), LONG_RUN)):
             return self._engine.encode_to_numpy(text, disallowed_special=())
         ranks, done = [], 0
         for run in _LONG_RUN.finditer(text):
@@ -151,6 +157,16 @@ class Encoder:
             ranks.append(np.array(self._engine._encode_single_piece(text[run.start() : end]), np.uint32))
             done = end
         return np.concatenate([*ranks, self._engine.encode_to_numpy(text[done:], disallowed_special=())])
+
+
+def _groups(lines: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The lines in order, some TOGETHER characters at a time."""
+    start = size = 0
+    for place, line in enumerate(lines, start=1):
+        size += len(line)
+        if size > TOGETHER or place == len(lines):
+            yield lines[start:place]
+            start, size = place, 0
 
 
 _worker: Encoder | None = None  # of a process that `encode_documents` started

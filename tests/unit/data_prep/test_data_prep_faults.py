@@ -141,6 +141,7 @@ def test_a_full_disk_at_any_moment_leaves_nothing_half_written(tmp_path, trained
         with pytest.raises(OSError, match="No space left") as full:
             prepare(page, VIEW, folder, trained, tmp_path, ONE)
         assert manifest.disk_full(full.value)
+        assert not list(folder.rglob("*.tmp"))
         # whatever has its name is whole
         for path in [*folder.glob("*.npy"), *folder.glob("work/*/*.npy")]:
             assert path.read_bytes() == whole[path.name], path.name

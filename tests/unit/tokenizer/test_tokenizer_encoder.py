@@ -148,6 +148,17 @@ def test_lines_are_encoded_as_if_one_by_one(encoder, spaced, lines):
         assert ends.tolist() == list(accumulate(map(len, alone)))
 
 
+def test_many_lines_are_encoded_in_groups(encoder, monkeypatch):
+    lines = [f"line {number} of them" for number in range(100)]
+    ids, ends = encoder.encode_lines(lines)
+    calls = []
+    monkeypatch.setattr("tokenizer.encoder.TOGETHER", 150)
+    monkeypatch.setattr(encoder, "_ranks", lambda text, whole=encoder._ranks: calls.append(text) or whole(text))
+    again = encoder.encode_lines(lines)
+    assert again[0].tolist() == ids.tolist() and again[1].tolist() == ends.tolist()
+    assert len(calls) > 5 and "\n".join(calls) == "\n".join(lines)
+
+
 def test_lines_around_a_long_run_of_white_space(spaced):
     lines = ["a", f"b{' ' * (LONG_RUN + 3)}b", "c", f"d\u3000{' ' * LONG_RUN}\t'd", "e"]
     ids, ends = spaced[0].encode_lines(lines)
