@@ -84,10 +84,10 @@ def clean(
     # The stage begins when the verdicts are made and checked: a fault of the corpus must not leave a folder that
     # refuses the mended page.
     work = folder / "work" / made.hash[:16]
-    with manifest.lock(folder / "work"):
-        work.mkdir(exist_ok=True)
+    with manifest.lock(folder, manifest.WORK_LOCK):
         if finished := made.finished():  # by another process, while this one waited
             return finished
+        work.mkdir(parents=True, exist_ok=True)
         if cleaning.quality:
             check_words(language)
         pieces = parts(corpus, beside)
@@ -110,7 +110,7 @@ def clean(
             outputs = _move(work, folder, tallies, reasons)
             bad_lines = sum(len(part.bad_lines) for part in judged)
             result = made.finish(outputs, {**counts, **looked_for, "bad_lines": bad_lines}, notes={"files": known})
-    shutil.rmtree(folder / "work", ignore_errors=True)  # another process may wait in there to see that all is done
+        shutil.rmtree(folder / "work", ignore_errors=True)
     return result
 
 
@@ -161,12 +161,12 @@ def _of_duplicates(cleaning: Cleaning) -> list[str]:
 def _count(corpus: Corpus, pieces: Sequence[Part], tallies: "Sequence[_Tally]", reasons: list[str]) -> dict[str, Any]:
     """What was kept and what was dropped: in all, and in `sources` a row for each source and verdict."""
     rows = []
-    for number, source in enumerate(corpus.sources):
+    for number, name in enumerate(corpus.names):
         own = [tally for part, tally in zip(pieces, tallies, strict=True) if part.source == number]
         for code, reason in enumerate([None, *reasons]):
             found = {kind: sum(getattr(tally, kind)[code] for tally in own) for kind in ("documents", "bytes")}
             if found["documents"] or code == KEPT:
-                rows.append({"source": source.title, "reason": reason, **found})
+                rows.append({"source": name, "reason": reason, **found})
 
     def total(kind: str, *reasons: str | None) -> int:
         return sum(row[kind] for row in rows if not reasons or row["reason"] in reasons)
@@ -186,12 +186,17 @@ def _check(counts: dict[str, Any], corpus: Corpus) -> None:
     sources = ", ".join(source.label for source in corpus.sources)
     if not counts["documents"]:
         raise UserError(f"corpus.sources: no document in {sources}; expected text")
-    if not counts["kept_documents"]:
-        dropped = ", ".join(f"{number:,} {name}" for name, number in counts.items() if name.startswith("dropped"))
-        raise UserError(
-            f"cleaning: none of the {counts['documents']:,} documents in {sources} is left ({dropped}); loosen the "
-            "rules"
-        )
+    kept = {row["source"]: row["documents"] for row in counts["sources"] if row["reason"] is None}
+    held_out = {name: source.held_out for name, source in zip(corpus.names, corpus.sources, strict=True)}
+    training = [name for name in held_out if not held_out[name]]
+    for group in (training, *([name] for name in held_out if held_out[name])):  # those that must not be empty
+        rows = [row for row in counts["sources"] if row["source"] in group]
+        if not sum(kept[name] for name in group) and (found := sum(row["documents"] for row in rows)):
+            dropped = ", ".join(f"{row['documents']:,} by {row['reason']}" for row in rows if row["reason"])
+            raise UserError(
+                f"cleaning: none of the {found:,} documents in {', '.join(group)} is left (dropped: {dropped}); loosen "
+                "the rules"
+            )
 
 
 def _move(work: Path, folder: Path, tallies: "Sequence[_Tally]", reasons: list[str]) -> list[Path]:

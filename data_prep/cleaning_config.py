@@ -34,7 +34,13 @@ def _as_mapping(value: Any) -> Any:
 
 def _as_section(value: Any) -> Any:
     """`true` takes the section with its defaults."""
+    if value is not None and not isinstance(value, bool | dict | Section):
+        raise ValueError("expected true, false, or keys such as {n_grams: 5}")
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
+def _as_files(value: Any) -> Any:
+    return {"files": value} if isinstance(value, str | list) else value
 
 
 class Language(Section):
@@ -108,8 +114,8 @@ class Cleaning(Section):
     quality: Annotated[dict[str, dict[str, Any]], BeforeValidator(_as_mapping)] = Field(default_factory=dict)
     """Sets of rules out of datatrove (gopher_quality, gopher_repetition, c4_quality, fineweb_quality): a list of names,
     or a mapping of names to parameters of the set's class. Words are split by the rules for `data.language`."""
-    contamination: Contamination | None = None
-    """Documents that share a run of words with these texts are dropped."""
+    contamination: Annotated[Contamination | None, BeforeValidator(_as_files)] = None
+    """Documents that share a run of words with these texts are dropped; files alone take the defaults."""
     exact_duplicates: bool = False
     """Of documents with the same text, all but the first are dropped."""
     near_duplicates: Annotated[NearDuplicates | None, BeforeValidator(_as_section)] = None

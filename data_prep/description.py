@@ -45,7 +45,7 @@ def find_tokenizer(folder: Path, given: Path | None) -> "Encoder":
 
 
 def describe(folder: Path, blocks: int = 1, encoder: "Encoder | None" = None) -> Description:
-    """Describe a data folder, finished or begun. So many blocks of each split are shown as text, by `encoder` or the
+    """Describe a data folder, finished or begun. So many blocks of each view are shown as text, by `encoder` or the
     tokenizer beside the folder, if there is one.
 
     Raises UserError if a file of a finished one is missing or was cut off.
@@ -57,7 +57,7 @@ def describe(folder: Path, blocks: int = 1, encoder: "Encoder | None" = None) ->
     views = [view for split in SPLITS for view in _views(folder, stores[split])]
     shown, notes = [], []
     try:
-        shown = _decoded([view for _, view in views], blocks, encoder or find_tokenizer(folder, None))
+        shown = _decoded(views, blocks, encoder or find_tokenizer(folder, None))
     except UserError as fault:
         notes.append(f"blocks are not shown: {fault}")
     of_documents, of_units = (
@@ -179,18 +179,15 @@ def _fill(format: Format, blocks: Blocks) -> dict[str, Any]:
     }
 
 
-def _decoded(views: list[Blocks], wanted: int, encoder: "Encoder") -> list[dict[str, Any]]:
-    """Blocks of each split's first view as text, with <s> and </s> by name: from the middles of equal parts of it."""
-    first: dict[Split, Blocks] = {}
-    for view in views:
-        if len(view):
-            first.setdefault(view.store.split, view)
+def _decoded(views: list[tuple[Format, Blocks]], wanted: int, encoder: "Encoder") -> list[dict[str, Any]]:
+    """Blocks of each view as text, with <s> and </s> by name: from the middles of equal parts of it."""
     shown = []
-    for split, view in first.items():
+    for format, view in views:
         parts = min(wanted, len(view))
         for number in ((2 * part + 1) * len(view) // (2 * parts) for part in range(parts)):
             ids, lengths = view.gather(np.array([number]))
             text = encoder.decode(ids[0, : lengths[0]])
             follows = {"follows": FOLLOWS[int(view.follows(np.array([number]))[0])]} if view.pairs else {}
-            shown.append({"split": split, "block": number, "tokens": int(lengths[0]), **follows, "text": text})
+            of_view = {"split": view.store.split, "format": format, "length": view.block_length, "block": number}
+            shown.append({**of_view, "tokens": int(lengths[0]), **follows, "text": text})
     return shown

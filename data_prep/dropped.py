@@ -19,15 +19,14 @@ def write_dropped(corpus: Corpus, folder: Path, beside: Path, path: Path) -> int
     """
     check_place(path, OPTION)
     names = verdicts.read_list(folder)["verdicts"]
-    pieces = parts(corpus, beside)
+    sources, pieces = corpus.names, parts(corpus, beside)
     written = 0
     with new_file(path) as write, log.progress("writing dropped documents", len(pieces), "parts") as advance:
         for number, part in enumerate(pieces):
             codes = verdicts.read(verdicts.verdicts_file(folder, number)).tolist()
             for document, code in zip(documents(part, corpus, []), codes, strict=True):
                 if code != verdicts.KEPT:
-                    source = corpus.sources[document.source].title
-                    write({"text": document.text, "source": source, "reason": names[code]})
+                    write({"text": document.text, "source": sources[document.source], "reason": names[code]})
                     written += 1
             advance(1)
     return written

@@ -47,7 +47,7 @@ def find_duplicates(folder: Path, parts: int, buckets: int, bucket: int, _: Any 
             bisect.bisect_left(rows, edge << (64 - bits), key=lambda row: int(row["high"]))
             for edge in (bucket, bucket + 1)
         )
-        slices.append(rows[first:last])
+        slices.append(np.array(rows[first:last]))  # a copy: a view would keep the file open
         numbers.append(np.full(last - first, number, np.uint32))
     rows, part = np.concatenate(slices), np.concatenate(numbers)
     order = np.lexsort((rows["low"], rows["high"]))  # stable: equal ones stay in the order of the corpus

@@ -7,7 +7,7 @@ first document in the order of the corpus stays; datatrove's own choice of who s
 import contextlib
 import functools
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupSignature
 from datatrove.pipeline.dedup.minhash import MinhashConfig
+from datatrove.utils.logging import logger
 from numpy.typing import NDArray
 
 from data_prep import npy
@@ -39,7 +40,8 @@ class Signature(MinhashDedupSignature):
 def sign(texts: Iterable[str], folder: Path, near: NearDuplicates, group: int) -> None:
     """Write the signatures of a group's documents, in order; one with fewer words than an n-gram has none."""
     step = Signature(str(folder / "signatures"), _config(near), WORDS)
-    step.run((Document(text=text, id="") for text in texts), rank=group)
+    with _quiet():
+        step.run((Document(text=text, id="") for text in texts), rank=group)
 
 
 def match(folder: Path, near: NearDuplicates, bucket: int, _: Any = None) -> None:
@@ -47,7 +49,8 @@ def match(folder: Path, near: NearDuplicates, bucket: int, _: Any = None) -> Non
     step = MinhashDedupBuckets(
         str(folder / "signatures"), str(folder / "pairs"), config=_config(near), lines_to_buffer=BUFFERED
     )
-    step.run(rank=bucket, world_size=near.num_buckets)
+    with _quiet():
+        step.run(rank=bucket, world_size=near.num_buckets)
 
 
 def cluster(folder: Path, near: NearDuplicates, groups: int) -> None:
@@ -55,7 +58,7 @@ def cluster(folder: Path, near: NearDuplicates, groups: int) -> None:
     step = MinhashDedupCluster(
         str(folder / "pairs"), str(folder / "clusters"), _config(near), save_cluster_id=True, lines_to_buffer=BUFFERED
     )
-    with contextlib.redirect_stderr(io.StringIO()):  # a bar of its own
+    with _quiet(), contextlib.redirect_stderr(io.StringIO()):  # a bar of its own
         step.run()
     newest = -1  # clusters are numbered in the order of their first documents
     for group in range(groups):
@@ -64,6 +67,16 @@ def cluster(folder: Path, near: NearDuplicates, groups: int) -> None:
         before = np.maximum.accumulate(np.concatenate([[newest], pairs["cluster"].astype(np.int64)]))
         npy.write(_dropped_file(folder, group), pairs["document"][pairs["cluster"] <= before[:-1]].astype(np.uint32))
         newest = int(before[-1])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without datatrove's log, some lines a step: what is said is said by `process`."""
+    logger.disable("datatrove")
+    try:
+        yield
+    finally:
+        logger.enable("datatrove")
 
 
 def dropped_in(folder: Path, group: int) -> NDArray[np.uint32]:

@@ -83,7 +83,7 @@ def read(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArray[Any
             array = np.asarray(np.load(path, mmap_mode="r"))  # a plain view of the map: slicing it is faster
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{path}: cannot be read ({error}): missing, cut off or changed; prepare the data anew"
+            f"{path}: cannot be read ({error}): missing, cut off or changed; make its folder anew"
         ) from None
     if array.dtype != np.dtype(dtype) or array.ndim != 1 or length not in (None, array.size):
         expected = f"{'an array' if length is None else f'{length:,}'} of {np.dtype(dtype)}"

@@ -76,10 +76,10 @@ def prepare(
     # The stage begins when the shards are made and checked: a fault of the corpus or of the splits must not leave a
     # folder that refuses the mended page.
     work = folder / "work" / made.hash[:16]
-    with manifest.lock(folder / "work"):
-        work.mkdir(exist_ok=True)
+    with manifest.lock(folder, manifest.WORK_LOCK):
         if finished := made.finished():  # by another process, while this one waited
             return _with_view(finished, folder, data)
+        work.mkdir(parents=True, exist_ok=True)
         pieces = parts(corpus, beside)
         pieces = verdicts.attach(pieces, cleaned) if cleaned else pieces
         task = _Task(corpus, data, work, tokenizer_folder, made.inputs["tokenizer"])
@@ -96,7 +96,7 @@ def prepare(
             counted = hashes(corpus.training, beside, contents.files).corpus
             notes = {"files": contents.files, "training_corpus": counted, "cleaned": _dropped_before(cleaned)}
             result = made.finish(outputs, counts, notes=notes)
-    shutil.rmtree(folder / "work", ignore_errors=True)  # another process may wait in there to see that all is done
+        shutil.rmtree(folder / "work", ignore_errors=True)
     return result
 
 

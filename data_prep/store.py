@@ -7,7 +7,6 @@ describes it. The tokens of a split, its shards one after the other, are its *st
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 from data_prep import npy
 from robustly import UserError
 from robustly.manifest import flush, write_json
+from tokenizer.config import told_apart
 
 if TYPE_CHECKING:
     from tokenizer.encoder import Encoder
@@ -218,8 +218,8 @@ class Store:
         """Of the stage that wrote it."""
         self.dtype = np.dtype(facts["dtype"])
         self.bos_id, self.pad_id, self.eos_id = (int(facts[name]) for name in ("bos_id", "pad_id", "eos_id"))
-        self.sources: tuple[str, ...] = tuple(facts["sources"])
-        """Names; a shard's `source` is a place among them."""
+        self.sources: tuple[str, ...] = tuple(told_apart(facts["sources"]))
+        """Names, each another; a shard's `source` is a place among them."""
         self.shards = tuple(Shard(**shard) for shard in facts["splits"][split])
         self.documents = sum(shard.documents for shard in self.shards)
         self.units = sum(shard.units for shard in self.shards)
@@ -238,12 +238,6 @@ class Store:
     def text_tokens(self) -> int:
         """Tokens of the text alone."""
         return self.stream_tokens - self.units - self.documents
-
-    @property
-    def source_names(self) -> list[str]:
-        """The sources' names, with their places where some are the same."""
-        count = Counter(self.sources)
-        return [f"{name} ({n})" if count[name] > 1 else name for n, name in enumerate(self.sources, start=1)]
 
     def shards_of(self, source: int) -> list[Shard]:
         """The shards of a source, by its place."""

@@ -96,7 +96,7 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    names = blocks.store.source_names
+    names = blocks.store.sources
     sums = torch.zeros(3, len(names), dtype=torch.float64, device=device)  # loss, right, masked; of each source
     batches = masked_batches(blocks, limit, masking, vocabulary, micro_batch, rank, ranks)
     share = min(len(blocks), limit or len(blocks)) // ranks  # rank 0's, which speaks for all

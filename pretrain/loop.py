@@ -300,6 +300,7 @@ class Trainer:
                 f"ZeRO stage {config.run.zero_stage}",
                 "parameters": self.parameters,
                 "blocks": f"{len(self.train_blocks):,} of {config.data.block_length} ({config.data.format})",
+                **({"epoch": f"{self.batches.order.size:,} blocks: {self._mixture()}"} if config.repeats else {}),
                 "update": f"{self.batches.batch:,} blocks, {per_update:,.0f} tokens: {self.ranks} ranks x "
                 f"{config.run.micro_batch} x {self.batches.accumulation}",
                 "updates": f"{config.schedule.updates:,}, "
@@ -313,6 +314,13 @@ class Trainer:
                 f"an update ({self.batches.batch:,} blocks) is larger than an epoch ({self.batches.order.size:,}): "
                 "it meets blocks more than once, under other masks"
             )
+
+    def _mixture(self) -> str:
+        """The sources that are trained on, and how many times each comes in an epoch."""
+        sources = zip(
+            self.train_blocks.store.sources, self.config.repeats, self.batches.order.mixture.sizes, strict=True
+        )
+        return ", ".join(f"{name} x {times:g}" for name, times, blocks in sources if blocks)
 
     def _finish(self) -> Manifest:
         assert self.metrics
@@ -332,6 +340,8 @@ class Trainer:
         records = ("config.yaml", "deepspeed.json", "metrics.jsonl", "evaluations.jsonl")
         outputs = [*last.paths(), *(self.config.folder / name for name in records)]
         notes = {"ranks": self.ranks, "run": self.config.run.model_dump(mode="json")}
+        if self.config.repeats:
+            notes["mixture"] = self._mixture()
         return self.stage.finish(outputs, counts, notes)
 
 

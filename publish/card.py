@@ -67,6 +67,8 @@ def model_card(
                 "warmup updates": schedule["warmup"],
                 "training tokens in the corpus": data.counts["train_tokens"],
                 "documents in the corpus": data.counts["train_documents"] + data.counts["validation_documents"],
+                **({"an epoch": train.notes["mixture"]} if "mixture" in train.notes else {}),
+                **({"documents left out by cleaning": _left_out(data)} if data.notes.get("cleaned") else {}),
                 "hours of training": train.counts["training_seconds"] / 3600,
                 "ranks": train.notes["ranks"],
                 "precision": train.notes["run"]["precision"],
@@ -92,6 +94,11 @@ def _losses(counts: Mapping[str, Any], losses: Mapping[str, float]) -> str:
         f"Best guess right: {counts['validation_accuracy']:.1%} of {counts['validation_masked_tokens']:,} tokens.\n"
     )
     return markdown.table(["", "nats per masked token", "bits", "perplexity"], lines) + "\n" + accuracy
+
+
+def _left_out(data: Manifest) -> str:
+    reasons = {name.removeprefix("dropped by "): count for name, count in data.notes["cleaned"].items() if count}
+    return f"{sum(reasons.values()):,} ({', '.join(f'{reason}: {count:,}' for reason, count in reasons.items())})"
 
 
 def _source_losses(sources: Mapping[str, Mapping[str, Any]]) -> str:

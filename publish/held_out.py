@@ -47,7 +47,7 @@ def held_out_fit(data_folder: Path, encoder: Encoder) -> dict[str, list[dict[str
 
 
 def _first_of_each(store: Store, encoder: Encoder) -> Iterator[tuple[str, str]]:
-    for number, name in enumerate(store.source_names):
+    for number, name in enumerate(store.sources):
         left = BYTES
         for text in itertools.islice(store.texts_of(number, encoder), DOCUMENTS):
             yield name, text

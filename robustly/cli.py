@@ -466,7 +466,7 @@ def inspect_command(
         Path | None, typer.Option(metavar="FOLDER", help="Another folder, whose tokenizer is set beside this one's.")
     ] = None,
     blocks: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Data: show N blocks of each split as text; default: one.")
+        int | None, typer.Option(min=1, metavar="N", help="Data: show N blocks of each view as text; default: one.")
     ] = None,
     decode_documents: Annotated[
         Path | None,

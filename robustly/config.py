@@ -174,7 +174,7 @@ def find(path: str | Path, beside: Path) -> list[Path]:
     with contextlib.suppress(RuntimeError):  # no such user: then `~name` is a name like others
         path = Path(path).expanduser()
     path = Path(path)
-    return [path] if path.is_absolute() else [beside / path, Path.cwd() / path]
+    return [path] if path.is_absolute() else list(dict.fromkeys([beside / path, Path.cwd() / path]))
 
 
 def read_page(page: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

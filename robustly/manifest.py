@@ -23,6 +23,8 @@ from robustly.config import differences, fingerprint
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.json"
+WORK_LOCK = ".work.lock"
+"""Name of the lock on a folder's `work`, which goes when the stage is done: so the lock lies outside."""
 VERIFIED = "verified.json"
 """Outputs that were hashed again and found whole: path within the folder -> bytes, changed_ns, sha256 at that time."""
 
@@ -292,15 +294,16 @@ class Stage:
 
 
 @contextlib.contextmanager
-def lock(folder: Path, patience: float = 15.0) -> Iterator[None]:
-    """Hold a folder for one process: two runs of the same command must not write into each other's files.
+def lock(folder: Path, name: str = ".lock", patience: float = 15.0) -> Iterator[None]:
+    """Hold a folder for one process: two runs of the same command must not write into each other's files. Locks of
+    other names do not exclude each other.
 
     Waits `patience` seconds, long enough for the children of a run that was just killed to die.
     Raises UserError if another process keeps it, or if the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
+        file = (folder / name).open("a+")
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written: {error.strerror or error}; set paths.root to another place"

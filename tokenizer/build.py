@@ -88,10 +88,10 @@ def build(
     # vocabulary's size must not leave a folder that refuses the mended page.
     counting = {"reading": corpus.reading(), "by": tokenizer.count_by, "normalization": tokenizer.normalization}
     work = folder / "work" / fingerprint({"text": made.inputs, **({} if corpus.counts else counting)})[:16]
-    with manifest.lock(folder / "work"):
-        work.mkdir(exist_ok=True)
+    with manifest.lock(folder, manifest.WORK_LOCK):
         if finished := made.finished():  # by another process, while this one waited
             return finished
+        work.mkdir(parents=True, exist_ok=True)
         text = _training_parts(corpus, beside, cleaned)
         tally, sums = count(corpus, tokenizer, text, beside, work, processing)
         vocabulary, counts = _train(work / SUMS, sums, tokenizer)
@@ -104,7 +104,7 @@ def build(
             if tokenizer.min_word_count == 1:
                 found["bytes_per_token"] = round(tally["bytes"] / counts["tokens"], 4)
             result = made.finish([*outputs, folder / SUMS], found, notes={"files": contents.files})
-    shutil.rmtree(folder / "work", ignore_errors=True)  # another process may wait in there to see that all is done
+        shutil.rmtree(folder / "work", ignore_errors=True)
     return result
 
 

@@ -1,6 +1,7 @@
 """Schema of the page's `corpus` and `tokenizer` sections, and of how the work on a corpus is spread."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -73,6 +74,12 @@ class Source(Section):
         return self.name or Path(self.label).name
 
 
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Names of sources, with their places (from 1) where some are the same."""
+    count = Counter(names)
+    return [f"{name} ({place})" if count[name] > 1 else name for place, name in enumerate(names, start=1)]
+
+
 class Corpus(Section):
     """The raw text that everything is made from."""
 
@@ -116,6 +123,11 @@ class Corpus(Section):
         """How many times each source comes in an epoch; empty: each once."""
         times = tuple(source.repeat for source in self.sources)
         return times if any(time != 1 for time in times) else ()
+
+    @property
+    def names(self) -> list[str]:
+        """What reports call the sources."""
+        return told_apart([source.title for source in self.sources])
 
     def reading(self) -> dict[str, str]:
         """The part of the recipe that decides what text the files hold; the files themselves are hashed."""

@@ -30,7 +30,12 @@ def run_on_workers(
     # spawn: a forked child would inherit our threads' locks, and the lock on the stage's folder
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _begin_worker, (work, parts)) as pool:
-        futures = [pool.submit(_do, number) for number in waiting]
+        # Ctrl-C is the parent's; workers that are still starting would answer it with a traceback
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures = [pool.submit(_do, number) for number in waiting]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             for future in futures:
                 future.add_done_callback(mark_if_done)

@@ -124,6 +124,8 @@ def test_an_epoch_is_the_repeated_sources(root: Path, trained: Pretraining) -> N
     assert Order(blocks, trained.seed, trained.repeats).size == size
     last = log.read_metrics(trained.folder / "metrics.jsonl")[-1]
     assert last["epoch"] == pytest.approx(12 * 24 / size)
+    made = manifest.read(trained.folder)
+    assert made and made.notes["mixture"] == "a x 1.5, b x 0.5"
 
 
 def test_repeats_are_of_the_recipe_of_the_training_and_not_of_the_store(root: Path) -> None:

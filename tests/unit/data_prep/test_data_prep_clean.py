@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,40 @@ def seen_by_later_stages(page, folder: Path, cleaned: Path) -> list[str]:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("verdicts*")}
+
+
+def test_two_at_once_make_it_once(tmp_path):
+    """The second waits for the first and sees that all is done."""
+    page, trained = planted_corpus(tmp_path), train_tokenizer(tmp_path / "tokenizer")
+
+    def at_once(make):
+        with ThreadPoolExecutor(2) as pool:
+            one, two = (each.result() for each in [pool.submit(make), pool.submit(make)])
+        assert one == two
+        return one
+
+    made = at_once(lambda: clean(page, CHEAP, "en", tmp_path / "clean", tmp_path, ONE))
+    at_once(lambda: prepare(page, VIEW, tmp_path / "data", trained, tmp_path, ONE, tmp_path / "clean"))
+    settings = Tokenizer(vocab_size=270, min_frequency=2)
+    at_once(lambda: build(page, settings, tmp_path / "other", tmp_path, ONE, tmp_path / "clean"))
+    assert made.counts["kept_documents"] < made.counts["documents"]
+    assert not list(tmp_path.glob("*/work"))
+
+
+def test_sources_of_one_name_are_told_apart(tmp_path, capfd):
+    for name, texts in ("a", [story(1), "short"]), ("b", [story(2), story(3)]):
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "web.jsonl", texts)
+    page = corpus("a/web.jsonl", "b/web.jsonl")
+    made = clean(page, CHEAP, "en", tmp_path / "clean", tmp_path, ONE)
+    assert "INFO" not in capfd.readouterr().err  # datatrove's own log of its steps
+    assert [(row["source"], row["documents"]) for row in made.counts["sources"]] == [
+        ("web.jsonl (1)", 1), ("web.jsonl (1)", 1), ("web.jsonl (2)", 2)
+    ]  # fmt: skip
+    write_dropped(page, tmp_path / "clean", tmp_path, tmp_path / "dropped.jsonl")
+    assert json.loads((tmp_path / "dropped.jsonl").read_text())["source"] == "web.jsonl (1)"
+    prepare(page, VIEW, tmp_path / "data", train_tokenizer(tmp_path / "tokenizer"), tmp_path, ONE, tmp_path / "clean")
+    assert Store(tmp_path / "data", "train").sources == ("web.jsonl (1)", "web.jsonl (2)")
 
 
 @pytest.fixture(scope="module")
@@ -358,9 +393,13 @@ def test_mistakes(tmp_path):
 
     refused("the page asks for none, and the corpus is taken as it is", Cleaning())
     refused(
-        r"none of the 2 documents in a\.jsonl is left \(2 dropped by min_words, 0 dropped by exact_duplicates\)",
+        r"none of the 2 documents in a\.jsonl is left \(dropped: 2 by min_words\)",
         Cleaning(min_words=9, exact_duplicates=True),
     )
+    write_rows(tmp_path / "long.jsonl", [story(n) for n in range(5)])
+    for short, held_out in ("long.jsonl", "a.jsonl"), ("a.jsonl", "long.jsonl"):
+        sources = ({"path": short, "held_out": True}, held_out)  # either way round, that of short texts is empty
+        refused(r"none of the 2 documents in a\.jsonl is left \(dropped: 2 by", Cleaning(min_words=9), sources=sources)
     refused(
         r"cleaning\.language\.model: lid\.bin: no file there", Cleaning(language={"model": "lid.bin", "keep": "en"})
     )

@@ -1,6 +1,8 @@
 """Exact and near duplicates: the first in the order of the corpus stays."""
 
 import random
+import resource
+from pathlib import Path
 
 import numpy as np
 from datatrove.data import Document
@@ -42,6 +44,17 @@ def test_all_but_the_first_of_equal_texts(tmp_path_factory, parts, buckets):
                 expected.append((number, place * 2))
             seen.add(text)
     assert dropped_exactly(tmp_path_factory.mktemp("exact"), parts, buckets) == expected
+
+
+def test_a_corpus_may_have_more_parts_than_files_can_be_open(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(list(Path("/dev/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 20, limits[1]))
+    try:
+        found = dropped_exactly(tmp_path, [["a"]] * 100, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert found == [(number, 0) for number in range(1, 100)]
 
 
 def test_all_128_bits_count(tmp_path):
