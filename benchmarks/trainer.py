@@ -96,8 +96,8 @@ def ours(page: Experiment, precision: str, compiled: bool) -> dict[str, Any]:
         masked = sum(len(batch.labels) for batch in batches)
         total = torch.zeros((), device=device)
         for batch in (batch.to(device) for batch in batches):
-            loss = engine(batch.inputs, batch.attention, batch.positions, batch.labels)
-            engine.backward(loss, masked)
+            loss = engine(batch.inputs, batch.attention, batch.positions, batch.labels).sum()
+            engine.backward(loss / masked)
             total += loss.detach().float()
         engine.step(page.optim.peak_lr)
         losses.append(total / masked)  # read at the end: reading waits for the GPU

@@ -4,7 +4,6 @@ Update k holds the stream's positions (k-1) B to k B - 1 (`data_prep.order`), so
 any number of ranks, micro-batch and thread, and one number, k, is all that a resume needs. Batches may straddle epochs.
 """
 
-import functools
 import math
 import queue
 import threading
@@ -32,6 +31,8 @@ class MicroBatch(NamedTuple):
     """(M,) int64 into the flattened (N x L)."""
     labels: Tensor
     """(M,) int64."""
+    follows: Tensor | None
+    """(N,) int64, of the pair formats: whether the second segment follows, 1 or 0; -1 where there is none."""
     first: int
     """Position of the first block within the update, over all ranks: dropout is seeded by it."""
 
@@ -41,7 +42,13 @@ class MicroBatch(NamedTuple):
             attention=None if self.attention is None else self.attention.to(device, non_blocking=True),
             positions=self.positions.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
+            follows=None if self.follows is None else self.follows.to(device, non_blocking=True),
         )
+
+    @property
+    def pairs(self) -> int:
+        """Blocks of two segments."""
+        return 0 if self.follows is None else int((self.follows >= 0).sum())
 
 
 class Share(NamedTuple):
@@ -50,6 +57,8 @@ class Share(NamedTuple):
     update: int
     micro_batches: list[MicroBatch]
     masked_tokens: int
+    pairs: int
+    """Blocks of two segments, in the pair formats."""
     tokens: int
     """Without padding."""
 
@@ -65,9 +74,6 @@ def blocks_per_update(optim: Optim, block_length: int, mean_length: float, forma
 def accumulation_steps(batch: int, ranks: int, micro_batch: int) -> int:
     """Micro-batches that the rank with the largest share needs; every rank makes as many, empty ones too."""
     return math.ceil(math.ceil(batch / ranks) / micro_batch)
-
-
-CHUNK = 4096  # positions of the stream that are permuted at a time: 8 of them take 5 ms, 4,096 take 7
 
 
 class Batches:
@@ -91,14 +97,6 @@ class Batches:
         self.ranks = ranks
         self.micro_batch = micro_batch
         self.accumulation = accumulation_steps(batch, ranks, micro_batch)
-        self._chunk = functools.lru_cache(2)(lambda number: order.stream(number * CHUNK, (number + 1) * CHUNK))
-
-    def _places(self, first: int, last: int) -> Places:
-        """What stands at the stream's positions `first` to `last`."""
-        start = first // CHUNK
-        chunks = [self._chunk(number) for number in range(start, max(first, last - 1) // CHUNK + 1)]
-        wanted = slice(first - start * CHUNK, last - start * CHUNK)
-        return Places(*(np.concatenate(parts)[wanted] for parts in zip(*chunks, strict=True)))
 
     def share(self, update: int) -> Share:
         """This rank's part of an update (counted from 1): neighbours in the stream, as many as other ranks' +-1."""
@@ -108,11 +106,12 @@ class Batches:
         for step in range(self.accumulation):
             first = min(begin + step * self.micro_batch, end)
             last = min(first + self.micro_batch, end)
-            places = self._places(offset + first, offset + last)
+            places = self.order.stream(offset + first, offset + last)
             micro_batch, real = make_micro_batch(self.order, places, self.masking, self.vocabulary, first)
             micro_batches.append(micro_batch)
             tokens += real
-        return Share(update, micro_batches, sum(len(m.labels) for m in micro_batches), tokens)
+        masked, pairs = (sum(counts) for counts in zip(*((len(m.labels), m.pairs) for m in micro_batches), strict=True))
+        return Share(update, micro_batches, masked, pairs, tokens)
 
     def ahead(self, first: int, last: int) -> Iterator[Share]:
         """The shares of updates `first` to `last`, each made while the one before it trains."""
@@ -157,7 +156,8 @@ def make_micro_batch(
     """
     if not len(places.block):
         empty = torch.empty(0, dtype=torch.int64)
-        return MicroBatch(torch.tensor([[vocabulary.bos]]), None, empty, empty, first), 0
+        follows = torch.tensor([-1]) if order.blocks.pairs else None
+        return MicroBatch(torch.tensor([[vocabulary.bos]]), None, empty, empty, follows, first), 0
     ids, lengths = order.blocks.gather(places.block, places.second)
     masked = mask_blocks(ids, lengths, places.epoch, places.entry, masking, vocabulary, order.seed)
     positions = np.flatnonzero(masked.targets)
@@ -168,6 +168,9 @@ def make_micro_batch(
         attention,
         torch.from_numpy(positions),
         torch.from_numpy(ids.reshape(-1)[positions].astype(np.int64)),
+        torch.from_numpy(order.blocks.follows(places.block, places.second).astype(np.int64))
+        if order.blocks.pairs
+        else None,
         first,
     )
     return micro_batch, int(lengths.sum())

@@ -46,6 +46,11 @@ class Masking(Section):
     style: Literal["fairseq", "bert"]
     """fairseq: any position may be a target, random tokens are any but the first four ids;
     bert: <s>, </s> are never targets, and <mask> is never a random token."""
+    whole_words: bool = False
+    """The tokens of a word are targets together, and `probability` is that of a word (fairseq's --mask-whole-words)."""
+    fixed_masks: Positive | None = None
+    """Static masking (the paper's section 4.1 has 10): so many masks of each block, taken in turn over the epochs;
+    default: another one in every epoch."""
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Self:
@@ -75,13 +80,25 @@ class Schedule(Section):
     updates: Positive
     warmup: Annotated[int, Field(ge=0)]
     """Updates over which the rate rises linearly to its peak."""
-    decay: Literal["linear", "cosine", "constant"]
-    """How it goes from the peak to 0 at the last update (constant: not at all)."""
+    decay: Literal["linear", "cosine", "constant", "wsd"]
+    """How it goes from the peak to 0 at the last update (constant: not at all; wsd: over the last `decay_updates`)."""
+    decay_updates: Annotated[int, Field(ge=0)] = 0
+    """Updates of the decay at the end, for wsd; 10 to 20% of all are usual."""
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
         if self.warmup > self.updates:
             raise ValueError(f"schedule.warmup ({self.warmup}) is longer than schedule.updates ({self.updates})")
+        if (self.decay == "wsd") != (self.decay_updates > 0):
+            raise ValueError(
+                f"decay = {self.decay} with decay_updates = {self.decay_updates}: expected decay_updates of 1 or more "
+                "for wsd, and for no other"
+            )
+        if self.warmup + self.decay_updates > self.updates:
+            raise ValueError(
+                f"warmup ({self.warmup}) and decay_updates ({self.decay_updates}) are longer than updates "
+                f"({self.updates})"
+            )
         return self
 
 

@@ -132,12 +132,10 @@ class Engine:
 
     # ------------------------------------------------------------------------------------ an update
 
-    def backward(self, loss_sum: Tensor, tokens_in_update: float) -> None:
-        """Add one micro-batch's gradient. `loss_sum`: sum over its masked tokens, fp32.
-
-        `tokens_in_update`: masked tokens of the whole update, over all micro-batches and ranks.
-        """
-        self._deepspeed.backward(loss_sum * (self.accumulation * self.ranks / tokens_in_update))
+    def backward(self, loss: Tensor) -> None:
+        """Add one micro-batch's gradient. `loss`: its part of the update's loss, fp32; the parts of all micro-batches
+        and ranks add up to it."""
+        self._deepspeed.backward(loss * (self.accumulation * self.ranks))
         if not self._deepspeed.is_gradient_accumulation_boundary():
             self._deepspeed.step()  # counts the micro-batch; updates nothing
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 from data_prep.blocks import Blocks
@@ -41,6 +42,8 @@ class Evaluation(NamedTuple):
     total: Score
     sources: dict[str, Score]
     """Of each source that has masked tokens there."""
+    next_sentence: Score | None = None
+    """Of whether second segments follow; None without a next-sentence head."""
 
     def line(self) -> dict[str, Any]:
         """The figures under the names that evaluations.jsonl and the model card use; `validation_sources` where there
@@ -54,6 +57,14 @@ class Evaluation(NamedTuple):
             "validation_accuracy": accuracy,
             "validation_masked_tokens": masked_tokens,
             **({"validation_sources": sources} if len(sources) > 1 else {}),
+            **(
+                {
+                    "validation_next_sentence_loss": self.next_sentence.loss,
+                    "validation_next_sentence_accuracy": self.next_sentence.accuracy,
+                }
+                if self.next_sentence
+                else {}
+            ),
         }
 
 
@@ -97,7 +108,8 @@ def evaluate(
     was_training = model.training
     model.eval()
     names = blocks.store.sources
-    sums = torch.zeros(3, len(names), dtype=torch.float64, device=device)  # loss, right, masked; of each source
+    # loss, right, and how many: of the masked tokens of each source, then of the next sentences
+    sums = torch.zeros(3, len(names) + 1, dtype=torch.float64, device=device)
     batches = masked_batches(blocks, limit, masking, vocabulary, micro_batch, rank, ranks)
     share = min(len(blocks), limit or len(blocks)) // ranks  # rank 0's, which speaks for all
     bar = log.progress("validation", share, "blocks") if rank == 0 else contextlib.nullcontext(lambda n: None)
@@ -105,16 +117,24 @@ def evaluate(
         for made, sources in batches:
             batch = made.to(device)
             logits = model.logits(batch.inputs, batch.attention, batch.positions)
-            losses = functional.cross_entropy(logits, batch.labels, reduction="none")
-            right = (logits.argmax(-1) == batch.labels).to(losses.dtype)
-            found = torch.stack([losses, right, torch.ones_like(losses)]).double()
             source = torch.from_numpy(sources).to(device)[batch.positions // batch.inputs.shape[1]]
-            sums.index_add_(1, source, found)
+            sums.index_add_(1, source, _scores(logits.tokens, batch.labels))
+            if logits.follows is not None and batch.follows is not None:
+                known = batch.follows >= 0
+                sums[:, -1] += _scores(logits.follows[known], batch.follows[known]).sum(1)
             done(len(batch.inputs))
     model.train(was_training)
     table = np.array(sum_over_ranks(sums.flatten().tolist(), device)).reshape(3, -1)
-    sources_of = {name: Score.of(*column) for name, column in zip(names, table.T, strict=True) if column[2]}
-    return Evaluation(Score.of(*table.sum(1)), sources_of)
+    tokens, pairs = table[:, :-1], table[:, -1]
+    sources_of = {name: Score.of(*column) for name, column in zip(names, tokens.T, strict=True) if column[2]}
+    return Evaluation(Score.of(*tokens.sum(1)), sources_of, Score.of(*pairs) if pairs[2] else None)
+
+
+def _scores(logits: Tensor, labels: Tensor) -> Tensor:
+    """Loss in nats, whether the best guess is right, and 1, of each label: (3, labels), float64."""
+    losses = functional.cross_entropy(logits, labels, reduction="none")
+    right = logits.argmax(-1) == labels
+    return torch.stack([losses.double(), right.double(), torch.ones_like(losses, dtype=torch.float64)])
 
 
 def unigram_loss(train: Blocks, validation: Blocks, limit: int | None, masking: Masking, vocabulary: TokenIds) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -25,7 +25,7 @@ from pretrain.checkpoint import Progress
 from pretrain.engine import Engine, start_ranks, stop_ranks, sum_over_ranks
 from pretrain.evaluation import evaluate
 from pretrain.masking import TokenIds
-from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from pretrain.objective import MaskedLanguageModel, NextSentenceHead, new_model, roberta_config
 from pretrain.schedule import learning_rate
 from pretrain.stage import Pretraining
 from pretrain.verification import verify
@@ -80,7 +80,8 @@ class Trainer:
         batch = blocks_per_update(config.optim, length, order.mean_length, format)
         self.batches = Batches(order, batch, config.masking, self.vocabulary, rank, ranks, config.run.micro_batch)
         model_config = roberta_config(config.model, self.vocabulary)
-        self.model = MaskedLanguageModel(new_model(model_config, seed64(config.seed, Purpose.INIT, 0, 0)))
+        head = NextSentenceHead(model_config, seed64(config.seed, Purpose.INIT, 0, 1)) if order.blocks.pairs else None
+        self.model = MaskedLanguageModel(new_model(model_config, seed64(config.seed, Purpose.INIT, 0, 0)), head)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.engine = Engine(self.model, config.optim, config.run, self.batches.accumulation, device)
         self.checkpoints = config.folder / "checkpoints"
@@ -116,14 +117,14 @@ class Trainer:
                 share = next(shares)
                 waited = time.monotonic() - before
 
-                loss_sum, masked, tokens, norm, stop = self._update(share, asked)
-                update = share.update
-                window.add(loss_sum, masked, tokens, waited, time.monotonic() - before)
+                done = self._update(share, asked)
+                update, tokens, stop = share.update, done.tokens, done.stop
+                window.add(done, waited, time.monotonic() - before)
                 self.progress = Progress(
                     update, self.stage.hash, self.progress.tokens + tokens, time.monotonic() - session_start
                 )
                 if update % config.run.log_every == 0 or update == schedule.updates:
-                    self._log(window, norm)
+                    self._log(window, done.norm)
                     window = Window()
                 if update % config.run.evaluate_every == 0 or update == schedule.updates:
                     self._evaluate(update)
@@ -133,25 +134,27 @@ class Trainer:
                     raise Stopped(f"stopped after update {update}, with a checkpoint")
         return self._finish() if self.rank == 0 else None
 
-    def _update(self, share: Share, asked: list[int]) -> tuple[float, int, int, float, bool]:
-        """One update. Returns loss sum, masked tokens and tokens of all ranks, gradient norm, whether to stop."""
-        # every rank must divide by the same count, and stop after the same update if any was asked to
-        masked, tokens, stop = sum_over_ranks([share.masked_tokens, share.tokens, bool(asked)], self.device)
-        local_loss = torch.zeros((), dtype=torch.float64, device=self.device)  # read once: reading waits for the GPU
+    def _update(self, share: Share, asked: list[int]) -> "Update":
+        # every rank must divide by the same counts, and stop after the same update if any was asked to
+        counts = [share.masked_tokens, share.pairs, share.tokens, bool(asked)]
+        masked, pairs, tokens, stop = sum_over_ranks(counts, self.device)
+        objectives = 2 if self.model.next_sentence else 1
+        divisors = torch.tensor([masked, pairs][:objectives], device=self.device).clamp(min=1.0)
+        sums = torch.zeros(objectives, dtype=torch.float64, device=self.device)  # read once: reading waits for the GPU
         for micro_batch in share.micro_batches:
             batch = micro_batch.to(self.device)
             # ranks draw different noise, and the same layout draws the same again
             torch.manual_seed(seed64(self.config.seed, Purpose.DROPOUT, share.update, batch.first))
-            loss = self.engine(batch.inputs, batch.attention, batch.positions, batch.labels)
-            self.engine.backward(loss, max(1.0, masked))
-            local_loss += loss.detach()
-        (loss_sum,) = sum_over_ranks([float(local_loss)], self.device)
-        if not math.isfinite(loss_sum):
-            raise self._diverged(share.update, "loss", loss_sum)
+            found = self.engine(batch.inputs, batch.attention, batch.positions, batch.labels, batch.follows)
+            self.engine.backward((found / divisors).sum())
+            sums += found.detach()
+        loss_sum, pair_loss_sum = [*sum_over_ranks(sums.tolist(), self.device), 0.0][:2]
+        if not math.isfinite(loss_sum + pair_loss_sum):
+            raise self._diverged(share.update, "loss", loss_sum + pair_loss_sum)
         norm = self.engine.step(learning_rate(share.update, self.config.optim, self.config.schedule))
         if not math.isfinite(norm):
             raise self._diverged(share.update, "gradient norm", norm)
-        return loss_sum, int(masked), int(tokens), norm, stop > 0
+        return Update(loss_sum, int(masked), pair_loss_sum, int(pairs), int(tokens), norm, stop > 0)
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
@@ -263,6 +266,7 @@ class Trainer:
             "update": update,
             "epoch": update * self.batches.batch / self.batches.order.size,
             "loss": window.loss_sum / max(1.0, window.masked_tokens),
+            **({"next_sentence_loss": window.pair_loss_sum / window.pairs} if window.pairs else {}),
             "lr": learning_rate(update, self.config.optim, schedule),
             "grad_norm": norm,
             "masked_tokens": int(window.masked_tokens),
@@ -345,21 +349,39 @@ class Trainer:
         return self.stage.finish(outputs, counts, notes)
 
 
+class Update(NamedTuple):
+    """What an update was, over all ranks. Sums of losses in nats."""
+
+    loss_sum: float
+    masked_tokens: int
+    pair_loss_sum: float
+    pairs: int
+    tokens: int
+    norm: float
+    """Of the whole gradient, before clipping."""
+    stop: bool
+    """Whether a rank was asked to stop."""
+
+
 @dataclass
 class Window:
     """Sums over the updates of one logging interval."""
 
     loss_sum: float = 0.0
     masked_tokens: float = 0.0
+    pair_loss_sum: float = 0.0
+    pairs: float = 0.0
     tokens: float = 0.0
     waited: float = 0.0
     seconds: float = 0.0
     updates: float = 0.0
 
-    def add(self, loss_sum: float, masked: int, tokens: int, waited: float, seconds: float) -> None:
-        self.loss_sum += loss_sum
-        self.masked_tokens += masked
-        self.tokens += tokens
+    def add(self, update: Update, waited: float, seconds: float) -> None:
+        self.loss_sum += update.loss_sum
+        self.masked_tokens += update.masked_tokens
+        self.pair_loss_sum += update.pair_loss_sum
+        self.pairs += update.pairs
+        self.tokens += update.tokens
         self.waited += waited
         self.seconds += seconds
         self.updates += 1

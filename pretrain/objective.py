@@ -1,4 +1,6 @@
-"""The model and its objective: masked language modeling alone, no next-sentence prediction."""
+"""The model and its objective: masked language modeling; next-sentence prediction beside it for the ablation alone."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,23 +40,69 @@ def new_model(config: RobertaConfig, seed: int) -> RobertaForMaskedLM:
         return RobertaForMaskedLM(config)
 
 
-class MaskedLanguageModel(nn.Module):
-    """Encoder, then head and cross-entropy on the masked positions only."""
+NEXT_SENTENCE = "next_sentence."
+"""What the names of the parameters of a next-sentence head begin with, in checkpoints."""
 
-    def __init__(self, model: RobertaForMaskedLM):
+
+class NextSentenceHead(nn.Module):
+    """Whether a block's second segment follows its first, from the hidden state of <s>: BERT's pooler and a linear
+    layer (Devlin et al. 2019, section 3.1)."""
+
+    def __init__(self, config: RobertaConfig, seed: int):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, 2)
+        generator = torch.Generator().manual_seed(seed)
+        for layer in (self.dense, self.output):
+            nn.init.normal_(layer.weight, std=config.initializer_range, generator=generator)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(N, 2) scores of "does not follow" and "follows", fp32; `hidden`: (N, L, H) of the encoder."""
+        return self.output(torch.tanh(self.dense(hidden[:, 0]))).float()
+
+
+class Logits(NamedTuple):
+    """Scores, fp32. M masked tokens, N blocks."""
+
+    tokens: Tensor
+    """(M, vocabulary)."""
+    follows: Tensor | None
+    """(N, 2); None without a next-sentence head."""
+
+
+class MaskedLanguageModel(nn.Module):
+    """Encoder, then head and cross-entropy on the masked positions only; and on <s> with a next-sentence head."""
+
+    def __init__(self, model: RobertaForMaskedLM, next_sentence: NextSentenceHead | None = None):
         super().__init__()
         self.model = model
+        self.next_sentence = next_sentence
 
-    def forward(self, inputs: Tensor, attention: Tensor | None, positions: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the cross-entropy over M masked tokens, in nats, fp32.
+    def forward(
+        self,
+        inputs: Tensor,
+        attention: Tensor | None,
+        positions: Tensor,
+        labels: Tensor,
+        follows: Tensor | None = None,
+    ) -> Tensor:
+        """Sums of the cross-entropy in nats, fp32: over M masked tokens, and over the blocks of two segments; (1,), or
+        (2,) with a next-sentence head.
 
         `inputs`: (N, L) ids. `attention`: (N, L), 1 on tokens and 0 on padding; None where nothing is padded.
-        `positions`: (M,) indices into the flattened (N x L); `labels`: (M,) the ids to restore.
-        M may be 0: the sum is then 0, and so is every gradient.
+        `positions`: (M,) indices into the flattened (N x L); `labels`: (M,) the ids to restore. `follows`: (N,) 1 or 0,
+        -1 where there is no second segment. M may be 0: the sum is then 0, and so is every gradient.
         """
-        return functional.cross_entropy(self.logits(inputs, attention, positions), labels, reduction="sum")
+        logits = self.logits(inputs, attention, positions)
+        sums = [functional.cross_entropy(logits.tokens, labels, reduction="sum")]
+        if logits.follows is not None:
+            assert follows is not None
+            sums.append(functional.cross_entropy(logits.follows, follows, ignore_index=-1, reduction="sum"))
+        return torch.stack(sums)
 
-    def logits(self, inputs: Tensor, attention: Tensor | None, positions: Tensor) -> Tensor:
-        """(M, vocabulary) scores at the masked positions, fp32. 15% of the [tokens x vocabulary] work."""
+    def logits(self, inputs: Tensor, attention: Tensor | None, positions: Tensor) -> Logits:
+        """Scores at the masked positions: 15% of the [tokens x vocabulary] work."""
         hidden = self.model.roberta(inputs, attention_mask=attention).last_hidden_state
-        return self.model.lm_head(hidden.flatten(0, 1)[positions]).float()
+        tokens = self.model.lm_head(hidden.flatten(0, 1)[positions]).float()
+        return Logits(tokens, None if self.next_sentence is None else self.next_sentence(hidden))

@@ -76,7 +76,7 @@ def _one(engine: Engine, config: Pretraining, vocabulary: int, blocks: int) -> t
     positions = torch.randperm(blocks * length)[:masked].sort().values.to(engine.device)
     labels = inputs.flatten()[positions]
     begin = _now(engine.device)
-    engine.backward(engine(inputs, None, positions, labels), masked)
+    engine.backward(engine(inputs, None, positions, labels).sum() / masked)
     middle = _now(engine.device)
     engine.step(1e-6)
     return middle - begin, _now(engine.device) - middle

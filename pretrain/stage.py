@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import PAIRS, Data
+from data_prep.config import Data
 from pretrain.config import Masking, Model, Optim, Run, Schedule
 from robustly import UserError, manifest
 from robustly.manifest import Stage
@@ -38,11 +38,6 @@ class Pretraining:
             raise UserError(
                 f"{self.data_folder}: its tokens were made with another tokenizer than {self.tokenizer_folder}; "
                 "point paths.tokenizer and paths.data to folders that belong together, or prepare the data anew"
-            )
-        if self.data.format in PAIRS:
-            raise UserError(
-                f"data.format = {self.data.format}: `robustly prepare` and `inspect` know it, but this release has no "
-                "next-sentence loss to train with; train on full_sentences or doc_sentences"
             )
         repeats = {"repeats": self.repeats} if self.repeats else {}
         recipe = {

@@ -18,7 +18,7 @@ from pretrain.checkpoint import WEIGHTS, last_checkpoint
 from pretrain.config import Masking, Model
 from pretrain.evaluation import unigram_loss
 from pretrain.masking import TokenIds
-from pretrain.objective import roberta_config
+from pretrain.objective import NEXT_SENTENCE, roberta_config
 from publish.card import model_card
 from publish.config import Publish
 from publish.curve import draw_curve
@@ -114,9 +114,11 @@ def _unigram(train: Manifest, data_folder: Path, vocabulary: TokenIds) -> float:
 
 
 def _model(section: Model, vocabulary: TokenIds, weights: dict[str, torch.Tensor]) -> RobertaForMaskedLM:
-    """The checkpoint's weights in transformers' class, fp32. Every parameter must be there, and no other."""
+    """The checkpoint's weights in transformers' class, fp32. Every parameter must be there, and no other but those of a
+    next-sentence head, for which that class has no place."""
     model = RobertaForMaskedLM(roberta_config(section, vocabulary))
     parameters = dict(model.named_parameters())
+    weights = {name: value for name, value in weights.items() if not name.startswith(NEXT_SENTENCE)}
     if unfit := parameters.keys() ^ weights.keys():
         raise UserError(f"the checkpoint does not fit the model: {', '.join(sorted(unfit)[:5])}")
     with torch.no_grad():

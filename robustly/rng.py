@@ -8,14 +8,14 @@ Key = (seed, purpose); counter = (draw, index low, index high, epoch).
 """
 
 from enum import IntEnum
+from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 U32 = NDArray[np.uint32]
 
-_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_WEYL = 0x9E3779B9, 0xBB67AE85
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
@@ -32,28 +32,35 @@ class Purpose(IntEnum):
     PAIR = 7
 
 
+@numba.njit(cache=True, nogil=True)
+def four_words(k0: Any, k1: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> Any:
+    """Philox-4x32-10 for compiled code: four words of 32 random bits, for two words of key and four of counter.
+
+    All are uint64 that hold 32 bits, so that one multiplication gives high and low half.
+    """
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (p1 >> _HALF) ^ c1 ^ k0, p1 & _LOW, (p0 >> _HALF) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & _LOW, (k1 + np.uint64(0xBB67AE85)) & _LOW
+    return c0, c1, c2, c3
+
+
+@numba.guvectorize(
+    ["uint64, uint64, uint64, uint64, uint64, uint64, uint32[:], uint32[:], uint32[:], uint32[:]"],
+    "(),(),(),(),(),()->(),(),(),()",
+    cache=True,
+)
+def _everywhere(k0, k1, c0, c1, c2, c3, w0, w1, w2, w3):  # type: ignore[no-untyped-def]
+    w0[0], w1[0], w2[0], w3[0] = four_words(k0, k1, c0, c1, c2, c3)
+
+
 def philox(
     key: tuple[int, int], counter: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]
 ) -> tuple[U32, U32, U32, U32]:
-    """Philox-4x32-10, vectorised: four words of 32 random bits per counter.
-
-    `key` holds two 32-bit words; the four counter words are arrays that broadcast against each other
-    (values below 2**32). Returns four arrays of the broadcast shape.
-    """
-    # uint64 lanes hold 32-bit words, so that one multiplication gives high and low half.
+    """`four_words` for many counters: `key` holds two 32-bit words, the counter's four words are arrays that broadcast
+    against each other (values below 2**32). Returns four arrays of the broadcast shape."""
     c0, c1, c2, c3 = (np.asarray(word).astype(np.uint64) for word in counter)
-    k0, k1 = key
-    for _ in range(10):
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            (p1 >> _HALF) ^ c1 ^ np.uint64(k0),
-            p1 & _LOW,
-            (p0 >> _HALF) ^ c3 ^ np.uint64(k1),
-            p0 & _LOW,
-        )
-        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
-    shape = np.broadcast_shapes(c0.shape, c1.shape, c2.shape, c3.shape)
-    w0, w1, w2, w3 = (np.broadcast_to(word, shape).astype(np.uint32) for word in (c0, c1, c2, c3))
+    w0, w1, w2, w3 = _everywhere(np.uint64(key[0]), np.uint64(key[1]), c0, c1, c2, c3)
     return w0, w1, w2, w3
 
 
@@ -86,15 +93,20 @@ def permute(position: ArrayLike, size: int, seed: int, epoch: ArrayLike) -> NDAr
     position, epoch = np.broadcast_arrays(np.asarray(position, np.uint64), np.asarray(epoch, np.uint64))
     assert position.size == 0 or int(position.max()) < size
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    half, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    value = position.copy().reshape(-1)
-    epochs = epoch.reshape(-1)
-    walking = np.arange(value.size)
-    while walking.size:
-        left, right = value[walking] >> half, value[walking] & mask
+    return _walk(position, epoch, np.uint64(size), np.uint64(seed), np.uint64(half_bits))
+
+
+_ORDER = np.uint64(Purpose.ORDER)
+
+
+@numba.vectorize(["int64(uint64, uint64, uint64, uint64, uint64)"], cache=True)
+def _walk(value, epoch, size, seed, half_bits):  # type: ignore[no-untyped-def]
+    mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    while True:
+        left, right = value >> half_bits, value & mask
         for round_number in range(8):  # 4 suffice in theory (Luby and Rackoff 1988); more help tiny sizes
-            scrambled, _, _, _ = words(seed, Purpose.ORDER, epochs[walking], right, round_number)
-            left, right = right, left ^ (scrambled.astype(np.uint64) & mask)
-        value[walking] = left << half | right
-        walking = walking[value[walking] >= size]
-    return value.reshape(position.shape).astype(np.int64)
+            scrambled = four_words(seed, _ORDER, np.uint64(round_number), right, np.uint64(0), epoch)[0]
+            left, right = right, left ^ (scrambled & mask)
+        value = left << half_bits | right
+        if value < size:
+            return value

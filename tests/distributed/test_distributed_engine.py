@@ -51,11 +51,11 @@ def train(
         (masked,) = sum_over_ranks([share.masked_tokens], engine.device)
         loss_sum = 0.0
         for batch in share.micro_batches:
-            loss = engine(batch.inputs, batch.attention, batch.positions, batch.labels)
+            loss = engine(batch.inputs, batch.attention, batch.positions, batch.labels).sum()
             divisor = masked
             if fault == "mean of means":
                 divisor = max(1, len(batch.labels)) * ranks * batches.accumulation
-            engine.backward(loss, divisor)
+            engine.backward(loss / divisor)
             loss_sum += loss.item()
         (loss_sum,) = sum_over_ranks([loss_sum], engine.device)
         curve.append((loss_sum / masked, engine.step(learning_rate(update, optim(), schedule()))))
@@ -92,7 +92,7 @@ def reference() -> dict[str, Any]:
         for update in range(1, UPDATES + 1):
             (batch,) = make_batches(0, 1, 32).share(update).micro_batches
             logits = objective.logits(batch.inputs, batch.attention, batch.positions)
-            loss = functional.cross_entropy(logits, batch.labels)  # the mean over all masked tokens
+            loss = functional.cross_entropy(logits.tokens, batch.labels)  # the mean over all masked tokens
             adam.zero_grad()
             loss.backward()
             norm = torch.nn.utils.get_total_norm([p.grad for p in objective.parameters()])  # type: ignore[misc]
@@ -177,9 +177,9 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm(stage: int, precision: 
         batches = make_batches(rank, ranks, 32)
         engine = make_engine(batches.accumulation, stage, precision)
         (batch,) = batches.share(1).micro_batches
-        loss = engine(batch.inputs, batch.attention, batch.positions, batch.labels)
+        loss = engine(batch.inputs, batch.attention, batch.positions, batch.labels).sum()
         loss.register_hook(lambda gradient: gradient * value)
-        engine.backward(loss, 100.0)
+        engine.backward(loss / 100.0)
         norm = engine.step(1e-3)
         stop_ranks()
         return math.isfinite(norm)

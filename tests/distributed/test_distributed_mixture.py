@@ -52,8 +52,9 @@ def changes(root: Path, repeats: tuple[float, ...] = REPEATS, held_out: str = "c
     return [*SMALL, *others, f"corpus.sources={json.dumps(sources)}", f"paths.root={root}"]
 
 
-def make(root: Path, name: str, **more: tuple[float, ...]) -> Pretraining:
-    page = experiments.load_experiment("configs/tiny.yaml", [*changes(root, **more), f"paths.train={root / name}"])
+def make(root: Path, name: str, *more: str, repeats: tuple[float, ...] = REPEATS) -> Pretraining:
+    settings = [*changes(root, repeats), f"paths.train={root / name}", *more]
+    page = experiments.load_experiment("configs/tiny.yaml", settings)
     return experiments.pretraining(page)
 
 
@@ -138,8 +139,27 @@ def test_repeats_are_of_the_recipe_of_the_training_and_not_of_the_store(root: Pa
         plain.stage().finished()
 
 
-def test_a_pair_format_is_refused_by_the_trainer(root: Path) -> None:
-    experiment = experiments.load_experiment("configs/tiny.yaml", [*changes(root), "data.format=segment_pair"])
+def test_pairs_train_with_a_next_sentence_loss_on_any_number_of_ranks(root: Path) -> None:
+    pairs = ("data.format=segment_pair", "optim.batch_size=8")
+    config = make(root, "pairs", *pairs)
+    experiment = experiments.load_experiment("configs/tiny.yaml", [*changes(root), *pairs])
     assert cli.prepare_data(experiment).counts["format"] == "segment_pair"
-    with pytest.raises(UserError, match=r"data.format = segment_pair: .* no next-sentence loss"):
-        experiments.pretraining(experiment).stage()
+    run_distributed(2, go, config)
+    alone = make(root, "pairs_alone", *pairs, "run.micro_batch=3")
+    run_distributed(1, go, alone)
+    one, two = (log.read_metrics(each.folder / "metrics.jsonl") for each in (config, alone))
+    for figure in ("loss", "next_sentence_loss", "grad_norm"):
+        assert [line[figure] for line in one] == pytest.approx([line[figure] for line in two], rel=1e-3)
+    assert 0.6 < one[0]["next_sentence_loss"] < 0.8  # near ln 2
+    assert last_checkpoint(config.folder).weights()["next_sentence.output.weight"].shape == (2, 32)
+
+    # the evaluation, by hand: 12 updates teach nothing, but the figures must be those of the labels that are shown
+    line = log.read_metrics(config.folder / "evaluations.jsonl")[0]
+    blocks = Blocks(config.data_folder, "validation", 64, "segment_pair")
+    vocabulary = TokenIds.of(tokenizer.load(config.tokenizer_folder))
+    shown = masked_batches(blocks, config.run.evaluate_blocks, config.masking, vocabulary, 16)
+    follows = torch.cat([batch.follows for batch, _ in shown if batch.follows is not None])
+    share = float((follows == 1).sum() / (follows >= 0).sum())
+    accuracy = line["validation_next_sentence_accuracy"]
+    assert min(share, 1 - share) - 0.1 < accuracy < max(share, 1 - share) + 0.1
+    assert line["validation_next_sentence_loss"] == pytest.approx(0.693, abs=0.02)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data_prep.order import Order
-from pretrain.batches import CHUNK, Batches, accumulation_steps, blocks_per_update
+from pretrain.batches import Batches, accumulation_steps, blocks_per_update
 from synthetic import VOCABULARY, RandomBlocks, masking, optim, order
 
 
@@ -96,14 +96,6 @@ def test_copies_of_a_block_have_masks_of_their_own() -> None:
     copies = [[masked[row] for row in np.flatnonzero(places.block == block)] for block in range(100)]
     assert all(len(pair) == 2 for pair in copies)
     assert sum(one == two for one, two in copies) < 5  # by chance
-
-
-@pytest.mark.parametrize("first", [0, 31, CHUNK - 7, CHUNK, 3 * CHUNK - 1])
-@pytest.mark.parametrize("length", [0, 1, 8, CHUNK + 9])
-def test_places_are_those_of_the_stream_across_the_chunks_it_is_made_in(first: int, length: int) -> None:
-    found = batches(seed=5)._places(first, first + length)
-    expected = order(seed=5).stream(first, first + length)
-    assert all((a == b).all() and len(a) == length for a, b in zip(found, expected, strict=True))
 
 
 def test_update_k_holds_the_streams_positions_from_k_minus_1_batches_on() -> None:

@@ -120,7 +120,7 @@ def peak_of_training(ranks: int, stage: int, precision: str, device: torch.devic
 
     def update() -> None:
         for _ in range(2):
-            engine.backward(engine(*batch), 2.0 * ranks * len(batch[2]))
+            engine.backward(engine(*batch).sum() / (2.0 * ranks * len(batch[2])))
         engine.step(1e-4)
 
     update()

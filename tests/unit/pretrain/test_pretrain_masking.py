@@ -1,12 +1,16 @@
 """Masks: pure functions of (seed, epoch, block), with the probabilities of the paper."""
 
 import hashlib
+import itertools
+import math
 
 import numpy as np
 import pytest
 
-from pretrain.masking import Masked, mask_blocks
+from pretrain.masking import Masked, TokenIds, mask_blocks
 from synthetic import VOCABULARY, RandomBlocks, masking
+from tokenizer.encoder import Encoder
+from tokenizer.vocabulary import lay_out
 
 FULL = 512
 
@@ -114,3 +118,94 @@ def test_a_mask_depends_on_seed_epoch_and_block_alone() -> None:
     ):
         agreement = (changed.targets & together.targets).sum() / together.targets.sum()
         assert abs(agreement - 0.15) < 0.03  # no more than chance
+
+
+# ------------------------------------------------------------------------------------------------- whole words
+
+BEGINS = np.arange(VOCABULARY.size) % 3 == 0  # a third of the ids begin a word wherever they stand
+WORDY = VOCABULARY._replace(begins_word=BEGINS)
+
+
+def words_of(row: np.ndarray) -> np.ndarray:
+    """The number of each position's word, the slow way."""
+    numbers, after_special = [], True
+    for token in row.tolist():
+        special = token in (VOCABULARY.bos, VOCABULARY.eos)
+        begins = special or after_special or bool(BEGINS[token])
+        numbers.append((numbers[-1] if numbers else -1) + begins)
+        after_special = special
+    return np.array(numbers)
+
+
+def draw_words(count: int, vocabulary: TokenIds = WORDY, **changes: object) -> tuple[np.ndarray, Masked]:
+    ids, lengths = full_blocks(count)
+    ids[:, 100], ids[:, 101] = VOCABULARY.eos, 4  # a unit that begins amid the block, with no space in front
+    index = np.arange(count)
+    settings = masking(whole_words=True, **changes)
+    return ids, mask_blocks(ids, lengths, np.zeros(count, int), index, settings, vocabulary, 1)
+
+
+@pytest.mark.parametrize("style", ["fairseq", "bert"])
+def test_words_are_targets_whole(style: str) -> None:
+    ids, masked = draw_words(400, style=style)
+    shares, per_word = [], []
+    for row, targets in zip(ids, masked.targets, strict=True):
+        words = words_of(row)
+        chosen = np.bincount(words, targets) > 0
+        assert (targets == chosen[words]).all()  # all of a word, or none of it
+        special = np.isin(row, (VOCABULARY.bos, VOCABULARY.eos))
+        ordinary = np.bincount(words, special) == 0
+        candidates = ordinary.sum() if style == "bert" else len(chosen)
+        assert chosen.sum() in (math.floor(0.15 * candidates), math.floor(0.15 * candidates) + 1)
+        shares.append(chosen.sum() - 0.15 * candidates)
+        per_word.append(chosen[ordinary][:150])
+        if style == "bert":
+            assert not chosen[~ordinary].any()
+    assert abs(np.mean(shares)) < 4 * 0.5 / np.sqrt(400)  # stochastic rounding has no bias
+    counts = np.sum(per_word, 0)
+    assert chi_square(counts, counts.mean()) < 5
+
+
+def test_a_word_is_shown_in_one_way() -> None:
+    ids, masked = draw_words(2000)
+    kinds, drawn = [], []
+    for row, shown, targets in zip(ids, masked.inputs, masked.targets, strict=True):
+        words = words_of(row)
+        for word in np.unique(words[targets]):
+            of_it = words == word
+            is_mask = shown[of_it] == VOCABULARY.mask
+            if is_mask.all():
+                kinds.append("mask")
+            elif (shown[of_it] == row[of_it]).all():
+                kinds.append("same")
+            else:
+                kinds.append("random")
+                drawn += shown[of_it].tolist()
+    shares = [kinds.count(kind) / len(kinds) for kind in ("mask", "random", "same")]
+    for share, wanted in zip(shares, (0.8, 0.1, 0.1), strict=True):
+        assert abs(share - wanted) < 4 * np.sqrt(wanted * (1 - wanted) / len(kinds)) + 0.001
+    found = np.bincount(drawn, minlength=VOCABULARY.size)[4:]
+    assert found.min() > 0 and chi_square(found, found.mean()) < 5  # a token of its own for each position
+
+
+@pytest.mark.parametrize("style", ["fairseq", "bert"])
+def test_words_of_one_token_are_masked_as_tokens_are(style: str) -> None:
+    ids, words = draw_words(50, VOCABULARY._replace(begins_word=np.ones(VOCABULARY.size, bool)), style=style)
+    lengths = np.full(50, FULL)
+    tokens = mask_blocks(ids, lengths, np.zeros(50, int), np.arange(50), masking(style=style), VOCABULARY, 1)
+    assert (words.inputs == tokens.inputs).all() and (words.targets == tokens.targets).all()
+
+
+def test_a_token_that_begins_with_white_space_begins_a_word() -> None:
+    encoder = Encoder(lay_out([("Ġ", "t"), ("Ġt", "h"), ("e", "r"), ("Ċ", "Ċ")]))
+    begins = TokenIds.of(encoder).begins_word
+    starting = {encoder.decode_bytes([number]) for number in np.flatnonzero(begins)}
+    assert {b" ", b" t", b" th", b"\n", b"\n\n", b"\t"} <= starting
+    assert not starting & {b"er", b"t", b"<s>", b"<mask>", b"\xc2"}
+
+
+def test_fixed_masks_are_taken_in_turn() -> None:
+    draws = [draw(20, epoch=epoch, fixed_masks=4)[1].inputs for epoch in range(9)]
+    assert all((draws[epoch] == draws[epoch % 4]).all() for epoch in range(9))
+    assert all((draws[a] != draws[b]).any(1).all() for a, b in itertools.combinations(range(4), 2))
+    assert (draws[3] == draw(20, epoch=3)[1].inputs).all()

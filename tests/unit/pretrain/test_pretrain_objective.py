@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch.nn import functional
+from transformers import BertConfig, BertForNextSentencePrediction
 
 from data_prep.order import Places
 from pretrain.batches import MicroBatch, make_micro_batch
 from pretrain.config import Model
-from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from pretrain.objective import NEXT_SENTENCE, MaskedLanguageModel, NextSentenceHead, new_model, roberta_config
 from robustly.experiment import load_experiment
 from synthetic import VOCABULARY, masking, model, order
 
@@ -33,6 +35,28 @@ def test_loss_is_transformers_loss_times_the_number_of_targets() -> None:
     found_grads = torch.autograd.grad(found, list(plain.parameters()))
     for one, other in zip(expected_grads, found_grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_next_sentence_loss_is_berts() -> None:
+    """By transformers' own pooler and output layer on the same encoder, with the same weights."""
+    config = roberta_config(model(), VOCABULARY)
+    plain, head = new_model(config, 1).eval(), NextSentenceHead(config, 2)
+    made = batch(8)
+    follows = torch.tensor([1, 0, 0, -1, 1, 1, -1, 0])
+    theirs = BertForNextSentencePrediction(BertConfig(hidden_size=64, num_attention_heads=2, intermediate_size=8))
+    theirs.bert.pooler.dense.load_state_dict(head.dense.state_dict())
+    theirs.cls.seq_relationship.load_state_dict(head.output.state_dict())
+    hidden = plain.roberta(made.inputs, attention_mask=made.attention).last_hidden_state
+    scores = theirs.cls(theirs.bert.pooler(hidden))
+    known = follows >= 0
+    objective = MaskedLanguageModel(plain, head)
+    tokens, pairs = objective(made.inputs, made.attention, made.positions, made.labels, follows)
+    assert pairs.item() == pytest.approx(float(functional.cross_entropy(scores[known], follows[known])) * 6, rel=1e-5)
+    (alone,) = MaskedLanguageModel(plain)(made.inputs, made.attention, made.positions, made.labels)
+    assert tokens.item() == alone.item()
+    names = {name for name, _ in objective.named_parameters()} - {f"model.{n}" for n, _ in plain.named_parameters()}
+    assert len(names) == 4 and all(name.startswith(NEXT_SENTENCE) for name in names)
+    assert 0.018 < head.dense.weight.std().item() < 0.022 and not head.dense.bias.any()
 
 
 def test_without_targets_loss_and_gradients_are_zero() -> None:
