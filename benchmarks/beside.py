@@ -23,7 +23,8 @@ class Watched:
     """A command that has run: its seconds, output and memory.
 
     `before` and `after` a line of stderr that holds `mark`: the peak of the proportional set size of the whole tree of
-    processes, seen every 50 ms; `peak` of both. `largest`: the peak of the resident set of any one process.
+    processes, seen every 200 ms (looking costs time); `peak` of both. `largest`: the peak of the resident set of any
+    one process.
     """
 
     def __init__(self, command: list[str], mark: str = "", environment: dict[str, str] | None = None):
@@ -65,7 +66,7 @@ class Watched:
                 self.after = max(self.after, memory)
             else:
                 self.before = max(self.before, memory)
-            time.sleep(0.05)
+            time.sleep(0.2)
         self.seconds = time.perf_counter() - start
         listener.join()
         reader.join()

@@ -25,6 +25,7 @@ VOCAB_SIZE = 50_265
 BLOCK_LENGTH = 512
 ROUNDS = 2
 BLOCKS_READ = 20_000
+PLANNED = 10**9  # tokens
 PAGE = """
 base: roberta_base.yaml
 name: benchmark
@@ -106,7 +107,40 @@ def reading(folder: str, cache: str) -> dict[str, float]:
     return found
 
 
-CASES: dict[str, Callable[..., Any]] = {"run_mlm": run_mlm, "encoding": encoding, "reading": reading}
+def planning(folder: str) -> dict[str, float]:
+    """Seconds for the blocks of a store of a billion tokens, in each format; its tokens are holes in a file."""
+    import numpy as np
+
+    from data_prep import npy
+    from data_prep.blocks import Blocks
+    from data_prep.store import END, Shard, write_store
+    from tokenizer.encoder import Encoder
+    from tokenizer.vocabulary import lay_out
+
+    draw = np.random.default_rng(0)
+    units, shards = PLANNED // 8 // 26, []
+    for number in range(8):
+        name = f"train-{number:05d}"
+        sizes = draw.integers(6, 47, units)  # with </s>
+        last = draw.random(units) < 1 / 32  # of its document
+        last[-1] = True
+        ends = np.cumsum(sizes) + np.cumsum(last) - last
+        documents = np.flatnonzero(last) + 1
+        npy.write(Path(folder, f"{name}.units.npy"), ends.astype(END))
+        npy.write(Path(folder, f"{name}.documents.npy"), documents.astype(END))
+        shards.append(Shard(name, 0, len(documents), units, int(ends[-1]) + 1))
+    write_store(Path(folder), Path(folder), "0" * 64, Encoder(lay_out([])), ["a"], {"train": shards, "validation": []})
+    found: dict[str, float] = {}
+    for format in ("full_sentences", "doc_sentences", "segment_pair", "sentence_pair"):
+        start = time.perf_counter()
+        Blocks(Path(folder), "train", BLOCK_LENGTH, format)  # type: ignore[arg-type]
+        found[format] = (time.perf_counter() - start) * 1e9 / sum(shard.tokens for shard in shards)
+    return found
+
+
+CASES: dict[str, Callable[..., Any]] = {
+    "run_mlm": run_mlm, "encoding": encoding, "reading": reading, "planning": planning,
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ measuring
@@ -144,6 +178,8 @@ def measure(given: list[str], scratch: Path) -> str:
     peer = json.loads(theirs[0].output.strip().splitlines()[-1])
     bare = float(Watched(case("encoding", str(vocabulary), files)).output)
     speeds = json.loads(Watched(case("reading", str(store), str(scratch / "theirs-0"))).output)
+    (scratch / "planned").mkdir()
+    planned = json.loads(Watched(case("planning", str(scratch / "planned"))).output)
     mine, other = (min(each.seconds for each in some) for some in (ours, theirs))
     versions = ", ".join(f"{library} {version(library)}" for library in ("datasets", "transformers", "tiktoken"))
     rows = [
@@ -172,7 +208,10 @@ left over of every 1,000 lines, and hold `<s>` and `</s>` of every line.
 | datasets, numpy format | {speeds["datasets"]:,.0f} | 1.0 |
 | Blocks.gather | {speeds["robustly"]:,.0f} | {speeds["robustly"] / speeds["datasets"]:.1f} |
 | a copy of as many numbers in memory | {speeds["memory"]:,.0f} | {speeds["memory"] / speeds["datasets"]:.1f} |
-"""
+
+| planning the blocks of {BLOCK_LENGTH} of a billion tokens, once | seconds |
+| --- | --- |
+{"".join(f"| {format} | {seconds:.1f} |{chr(10)}" for format, seconds in planned.items())}"""
 
 
 if __name__ == "__main__":

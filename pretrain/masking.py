@@ -37,8 +37,8 @@ class TokenIds(NamedTuple):
 
     @classmethod
     def of(cls, encoder: Encoder) -> "TokenIds":
-        begins = np.array([encoder.decode_bytes([number])[:1].isspace() for number in range(encoder.vocab_size)])
-        return cls(encoder.vocab_size, encoder.bos_id, encoder.pad_id, encoder.eos_id, encoder.mask_id, begins)
+        special = encoder.bos_id, encoder.pad_id, encoder.eos_id, encoder.mask_id
+        return cls(encoder.vocab_size, *special, encoder.begins_word)
 
 
 class Masked(NamedTuple):

@@ -59,6 +59,8 @@ class Encoder:
             [0 if number in special else len(piece) for number, piece in enumerate(self._bytes)], np.int32
         )
         """Bytes of text that each id stands for; 0 for special tokens."""
+        self.begins_word: NDArray[np.bool_] = np.array([piece[:1].isspace() for piece in self._bytes])
+        """Of each id, whether its text begins with white space."""
 
     def __reduce__(self) -> tuple[type["Encoder"], tuple[Vocabulary]]:
         return Encoder, (self.vocabulary,)  # the engine itself does not travel between processes
