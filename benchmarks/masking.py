@@ -19,11 +19,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
+from random_text import save_tokenizer
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
 from pretrain.config import Masking
 from pretrain.masking import TokenIds, mask_blocks
-from tokenizer.vocabulary import lay_out, save
 
 RESULTS = Path(__file__).parent / "results"
 BLOCKS, LENGTH, SIZE, ROUNDS = 64, 512, 50_265, 5
@@ -44,12 +44,7 @@ def rate(once: Callable[[], Any]) -> float:
 
 
 def measure(scratch: Path) -> str:
-    # as many entries as RoBERTa's: words of letters that nobody needs
-    letters = [chr(97 + n) for n in range(26)]
-    pairs = [(a, b) for a in letters for b in letters]
-    triples = [(a + b, c) for a, b in pairs for c in letters]
-    fours = [(a + b, c) for a, b in triples for c in letters]
-    save(lay_out([*pairs, *triples, *fours][: SIZE - 261]), scratch)
+    save_tokenizer(SIZE, scratch)
     collator = DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(scratch), mlm_probability=0.15)
     size = len(collator.tokenizer)
     ids = np.random.default_rng(0).integers(4, size - 1, (BLOCKS, LENGTH)).astype(np.int32)
