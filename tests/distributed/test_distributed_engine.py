@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from pretrain.batches import Batches
+from pretrain.schedule import UpdateSizes
 from pretrain.engine import Engine, deepspeed_config, start_ranks, stop_ranks, sum_over_ranks
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from pretrain.schedule import learning_rate
@@ -27,7 +28,7 @@ def make_engine(accumulation: int, stage: int, precision: str, **changes: Any) -
 
 
 def make_batches(rank: int, ranks: int, micro_batch: int, seed: int = 1) -> Batches:
-    return Batches(order(seed=seed), 32, masking(), VOCABULARY, rank, ranks, micro_batch)
+    return Batches(order(seed=seed), UpdateSizes(32), masking(), VOCABULARY, rank, ranks, micro_batch)
 
 
 def sums(tensor: torch.Tensor) -> list[float]:

@@ -256,7 +256,7 @@ def test_two_runs_at_once_do_not_mix(pretraining: MakePretraining, monkeypatch: 
     config = pretraining()
     stage = config.stage()
     with stage.begin(), pytest.raises(AssertionError, match="another process is at work here"):
-        monkeypatch.setattr("robustly.manifest.lock.__wrapped__.__defaults__", (0.5,))
+        monkeypatch.setattr("robustly.manifest.lock.__wrapped__.__defaults__", (".lock", 0.5))
         run_distributed(1, go, config)
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_page import SMALL
 
 from pretrain.engine import start_ranks, stop_ranks
 from pretrain.loop import FailedElsewhere, pretrain
 from pretrain.stage import Pretraining
 from pretrain.verification import verify
 from ranks import run_distributed
-from robustly import UserError, manifest
+from robustly import UserError, cli, manifest
+from robustly.experiment import load_experiment
 
 pytestmark = pytest.mark.distributed
 
@@ -102,8 +104,10 @@ def test_ranks_share_the_work_and_remember_it(data: Path) -> None:
     assert [name for names in again for name in names] == [touched.name]
 
 
-def test_the_data_is_known_where_it_was_prepared(prepared: Path) -> None:
-    assert run_distributed(1, hashed, [prepared / "data"])[0]["names"] == []
+def test_the_data_is_known_where_it_was_prepared(prepared: Path, tmp_path: Path) -> None:
+    places = [f"corpus.sources={prepared / 'corpus.txt'}", f"paths.root={prepared}", f"paths.data={tmp_path / 'new'}"]
+    cli.prepare_data(load_experiment("configs/tiny.yaml", [*SMALL, *places]))
+    assert run_distributed(1, hashed, [tmp_path / "new"])[0]["names"] == []
     assert run_distributed(1, hashed, [prepared / "tokenizer"])[0]["names"] == []
 
 
