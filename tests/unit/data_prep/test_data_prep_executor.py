@@ -1,9 +1,11 @@
-"""The data stage on a Slurm cluster and on Ray: the same bytes as on this machine."""
+"""The clean and the data stage on a Slurm cluster and on Ray: the same bytes as on this machine."""
 
 import pytest
 from slurm_cluster import cluster
 from small_stores import VIEW, corpus, files_of, train_tokenizer, write_rows
 
+from data_prep.clean import clean
+from data_prep.cleaning_config import Cleaning
 from data_prep.prepare import prepare
 from tokenizer import on_slurm
 from tokenizer.config import Processing, Slurm
@@ -24,12 +26,21 @@ def processing(request, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("processing", ["slurm", "ray"], indirect=True)
-def test_a_store_is_the_same_bytes(processing, tmp_path):
+def test_verdicts_and_store_are_the_same_bytes(processing, tmp_path):
     trained = train_tokenizer(tmp_path / "tokenizer")
     (tmp_path / "corpus").mkdir()
     for number in range(3):
-        write_rows(tmp_path / f"corpus/{number}.jsonl", PROSE[number * 60 : number * 60 + 60])
+        write_rows(tmp_path / f"corpus/{number}.jsonl", [*PROSE[number * 60 : number * 60 + 60], PROSE[7], "Short."])
     page = corpus(str(tmp_path / "corpus"), validation=0.1)
-    made = [prepare(page, VIEW, tmp_path / how.executor, trained, tmp_path, how) for how in (Processing(1), processing)]
-    assert files_of(tmp_path / "local") == files_of(tmp_path / processing.executor)
-    assert made[0].outputs == made[1].outputs and made[0].hash == made[1].hash and made[0].counts == made[1].counts
+    rules = Cleaning(min_words=4, exact_duplicates=True)
+
+    def made(how):
+        folder = tmp_path / how.executor
+        cleaned = clean(page, rules, "en", folder / "clean", tmp_path, how)
+        return cleaned, prepare(page, VIEW, folder / "data", trained, tmp_path, how, folder / "clean")
+
+    one, other = made(Processing(1)), made(processing)
+    assert one[0].counts["kept_documents"] == 180 and one[0].counts["documents"] == 186
+    assert files_of(tmp_path / "local/data") == files_of(tmp_path / processing.executor / "data")
+    for here, there in zip(one, other, strict=True):
+        assert here.outputs == there.outputs and here.hash == there.hash and here.counts == there.counts
