@@ -62,7 +62,7 @@ def describe(folder: Path) -> Description:
         },
         [
             Listing("held-out loss", [_held_out(line) for line in spread(evaluations)]),
-            Listing("held-out loss by source", _by_source(evaluations)),
+            *([Listing("held-out loss by source", by_source)] if (by_source := _by_source(evaluations)) else []),
             Listing("training loss", [_training(line) for line in spread(metrics)]),
             Listing("checkpoints", checkpoints),
         ],
