@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -83,7 +84,10 @@ def prepare(
         pieces = parts(corpus, beside)
         pieces = verdicts.attach(pieces, cleaned) if cleaned else pieces
         task = _Task(corpus, data, work, tokenizer_folder, made.inputs["tokenizer"])
-        process(task, pieces, work / "tasks", processing, "preparing")
+        with ThreadPoolExecutor(1) as beside_the_workers:
+            if processing.workers > 1:
+                beside_the_workers.submit(_load_ahead, task)
+            process(task, pieces, work / "tasks", processing, "preparing")
         done = [_read_facts(work, number) for number in range(len(pieces))]
         refuse_many([line for part in done for line in part.bad_lines], corpus)
         shards = {split: [shard for part in done if (shard := part.shards[split])] for split in SPLITS}
@@ -98,6 +102,13 @@ def prepare(
             result = made.finish(outputs, counts, notes=notes)
         shutil.rmtree(folder / "work", ignore_errors=True)
     return result
+
+
+def _load_ahead(task: "_Task") -> None:
+    """Load what the end of the stage takes, a second or two of imports and reading, while others are at work."""
+    import data_prep.blocks  # noqa: F401 (numba)
+
+    _encoder(task.tokenizer_folder, task.trained)
 
 
 def _dropped_before(cleaned: Path | None) -> dict[str, int]:
