@@ -29,9 +29,11 @@ from random_text import RandomBlocks, save_tokenizer, vocabulary_of
 
 from data_prep.order import Order
 from pretrain import budget
+from pretrain.acceleration import accelerate
 from pretrain.batches import Batches
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
-from pretrain.plan import PEAK_TFLOPS
+from pretrain.peak import PEAK_TFLOPS
+from pretrain.schedule import UpdateSizes
 from robustly.experiment import Experiment, load_experiment
 
 RESULTS = Path(__file__).parent / "results"
@@ -96,12 +98,11 @@ def ours(page: Experiment, precision: str, compiled: bool, updates: int, warm_up
     vocabulary = vocabulary_of(page.tokenizer.vocab_size)
     device = start_ranks(0)
     objective = MaskedLanguageModel(new_model(roberta_config(page.model, vocabulary), page.seed)).train()
-    if compiled:
-        objective.model.roberta.compile()
+    run = page.run.model_copy(update={"precision": precision, "zero_stage": 1, "deepspeed": {}, "compile": compiled})
+    accelerate(objective, run, device)
     blocks: Any = RandomBlocks(vocabulary, page.data.block_length)
     order = Order(blocks, page.seed)
-    batches = Batches(order, page.optim.batch_size, page.masking, vocabulary, 0, 1, page.run.micro_batch)
-    run = page.run.model_copy(update={"precision": precision, "zero_stage": 1, "deepspeed": {}})
+    batches = Batches(order, UpdateSizes(page.optim.batch_size), page.masking, vocabulary, 0, 1, page.run.micro_batch)
     engine = Engine(objective, page.optim, run, batches.accumulation, device)
     clock = Clock(warm_up)
     for share in batches.ahead(1, updates):

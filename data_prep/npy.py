@@ -89,6 +89,6 @@ def read(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArray[Any
         expected = f"{'an array' if length is None else f'{length:,}'} of {np.dtype(dtype)}"
         raise UserError(
             f"{path}: shape {array.shape} of {array.dtype}, expected {expected}: changed since it was written; "
-            "prepare the data anew"
+            "make its folder anew"
         )
     return array

@@ -1,7 +1,11 @@
 """Which blocks make up update k, and this rank's part of them, ready for the device.
 
-Update k holds the stream's positions (k-1) B to k B - 1 (`data_prep.order`), so the batch of update k is the same for
-any number of ranks, micro-batch and thread, and one number, k, is all that a resume needs. Batches may straddle epochs.
+Update k holds the B positions of the stream (`data_prep.order`) that follow those of update k-1, and where it begins is
+a function of k (`schedule.UpdateSizes`): so the batch of update k is the same for any number of ranks, micro-batch and
+thread, and one number, k, is all that a resume needs. Batches may straddle epochs.
+
+A rank sorts its part by length before it cuts it into micro-batches, each padded to its own longest block only: short
+blocks cost little padding, and the update's loss, a sum over all its tokens, does not know their order.
 """
 
 import math
@@ -12,16 +16,24 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep.config import Format
 from data_prep.order import Order, Places
 from pretrain.config import Masking, Optim
 from pretrain.masking import TokenIds, mask_blocks
+from pretrain.schedule import UpdateSizes
+
+MULTIPLE = 8
+"""Of positions in a row: fused attention wants rows of its mask aligned so, and tensor cores like it."""
 
 
 class MicroBatch(NamedTuple):
-    """What a rank passes through the model at a time. N blocks of L positions, M masked tokens."""
+    """What a rank passes through the model at a time. N blocks of L positions, M masked tokens.
+
+    L is the length of the longest block, rounded up to a multiple of 8, but not above `data.block_length`.
+    """
 
     inputs: Tensor
     """(N, L) int64."""
@@ -34,7 +46,7 @@ class MicroBatch(NamedTuple):
     follows: Tensor | None
     """(N,) int64, of the pair formats: whether the second segment follows, 1 or 0; -1 where there is none."""
     first: int
-    """Position of the first block within the update, over all ranks: dropout is seeded by it."""
+    """Blocks of the update that lower ranks and earlier micro-batches of this rank hold: dropout is seeded by it."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         return self._replace(
@@ -82,7 +94,7 @@ class Batches:
     def __init__(
         self,
         order: Order,
-        batch: int,
+        sizes: UpdateSizes,
         masking: Masking,
         vocabulary: TokenIds,
         rank: int,
@@ -90,28 +102,27 @@ class Batches:
         micro_batch: int,
     ):
         self.order = order
-        self.batch = batch
+        self.sizes = sizes
         self.masking = masking
         self.vocabulary = vocabulary
         self.rank = rank
         self.ranks = ranks
         self.micro_batch = micro_batch
-        self.accumulation = accumulation_steps(batch, ranks, micro_batch)
+        self.accumulation = accumulation_steps(sizes.full, ranks, micro_batch)
 
     def share(self, update: int) -> Share:
         """This rank's part of an update (counted from 1): neighbours in the stream, as many as other ranks' +-1."""
-        begin, end = (rank * self.batch // self.ranks for rank in (self.rank, self.rank + 1))
-        offset = (update - 1) * self.batch
-        micro_batches, tokens = [], 0
+        blocks, offset = self.sizes.blocks(update), self.sizes.before(update)
+        begin, end = (rank * blocks // self.ranks for rank in (self.rank, self.rank + 1))
+        places = self.order.stream(offset + begin, offset + end)
+        rows = MaskedBlocks(self.order, places, self.masking, self.vocabulary)
+        by_length = np.argsort(-rows.lengths, kind="stable")  # longest first: too little memory shows at once
+        micro_batches = []
         for step in range(self.accumulation):
-            first = min(begin + step * self.micro_batch, end)
-            last = min(first + self.micro_batch, end)
-            places = self.order.stream(offset + first, offset + last)
-            micro_batch, real = make_micro_batch(self.order, places, self.masking, self.vocabulary, first)
-            micro_batches.append(micro_batch)
-            tokens += real
+            chosen = by_length[step * self.micro_batch : (step + 1) * self.micro_batch]
+            micro_batches.append(rows.micro_batch(chosen, min(begin + step * self.micro_batch, end)))
         masked, pairs = (sum(counts) for counts in zip(*((len(m.labels), m.pairs) for m in micro_batches), strict=True))
-        return Share(update, micro_batches, masked, pairs, tokens)
+        return Share(update, micro_batches, masked, pairs, int(rows.lengths.sum()))
 
     def ahead(self, first: int, last: int) -> Iterator[Share]:
         """The shares of updates `first` to `last`, each made while the one before it trains."""
@@ -146,31 +157,40 @@ class Batches:
             thread.join()
 
 
-def make_micro_batch(
-    order: Order, places: Places, masking: Masking, vocabulary: TokenIds, first: int
-) -> tuple[MicroBatch, int]:
-    """Fetch, mask and convert the blocks at N places of an order; also the number of their tokens.
+class MaskedBlocks:
+    """The blocks at N places of an order, fetched and masked."""
 
-    Without blocks it is a lone `<s>` without targets: a rank that has nothing to do must still take part
-    in the collectives of a backward pass. (fairseq feeds a dummy batch of weight 0 likewise.)
-    """
-    if not len(places.block):
-        empty = torch.empty(0, dtype=torch.int64)
-        follows = torch.tensor([-1]) if order.blocks.pairs else None
-        return MicroBatch(torch.tensor([[vocabulary.bos]]), None, empty, empty, follows, first), 0
-    ids, lengths = order.blocks.gather(places.block, places.second)
-    masked = mask_blocks(ids, lengths, places.epoch, places.entry, masking, vocabulary, order.seed)
-    positions = np.flatnonzero(masked.targets)
-    padded = bool((lengths < ids.shape[1]).any())
-    attention = torch.from_numpy((np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)) if padded else None
-    micro_batch = MicroBatch(
-        torch.from_numpy(masked.inputs),
-        attention,
-        torch.from_numpy(positions),
-        torch.from_numpy(ids.reshape(-1)[positions].astype(np.int64)),
-        torch.from_numpy(order.blocks.follows(places.block, places.second).astype(np.int64))
-        if order.blocks.pairs
-        else None,
-        first,
-    )
-    return micro_batch, int(lengths.sum())
+    def __init__(self, order: Order, places: Places, masking: Masking, vocabulary: TokenIds):
+        self.vocabulary = vocabulary
+        self.ids, self.lengths = order.blocks.gather(places.block, places.second)
+        self.masked = mask_blocks(self.ids, self.lengths, places.epoch, places.entry, masking, vocabulary, order.seed)
+        pairs = order.blocks.pairs
+        self.follows = order.blocks.follows(places.block, places.second).astype(np.int64) if pairs else None
+
+    def micro_batch(self, rows: NDArray[np.integer], first: int) -> MicroBatch:
+        """Some of them, in the order of `rows`, without the padding that none of them needs.
+
+        Without any it is a lone `<s>` without targets: a rank that has nothing to do must still take part in the
+        collectives of a backward pass. (fairseq feeds a dummy batch of weight 0 likewise.)
+        """
+        if not len(rows):
+            empty = torch.empty(0, dtype=torch.int64)
+            follows = None if self.follows is None else torch.tensor([-1])
+            return MicroBatch(torch.tensor([[self.vocabulary.bos]]), None, empty, empty, follows, first)
+        lengths = self.lengths[rows]
+        width = min(self.ids.shape[1], math.ceil(int(lengths.max()) / MULTIPLE) * MULTIPLE)
+        positions = np.flatnonzero(self.masked.targets[rows, :width])
+        padded = bool((lengths < width).any())
+        return MicroBatch(
+            torch.from_numpy(self.masked.inputs[rows, :width]),
+            torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64)) if padded else None,
+            torch.from_numpy(positions),
+            torch.from_numpy(self.ids[rows, :width].reshape(-1)[positions].astype(np.int64)),
+            None if self.follows is None else torch.from_numpy(self.follows[rows]),
+            first,
+        )
+
+
+def make_micro_batch(order: Order, places: Places, masking: Masking, vocabulary: TokenIds, first: int) -> MicroBatch:
+    """Fetch, mask and convert the blocks at N places of an order, in their order."""
+    return MaskedBlocks(order, places, masking, vocabulary).micro_batch(np.arange(len(places.block)), first)

@@ -93,7 +93,14 @@ class Memory:
 
 
 def activation_bytes(
-    model: Model, blocks: int, block_length: int, masked: float, precision: str, device: Device, padded: bool
+    model: Model,
+    blocks: int,
+    block_length: int,
+    masked: float,
+    precision: str,
+    device: Device,
+    padded: bool,
+    checkpointing: bool = False,
 ) -> int:
     """Bytes that autograd keeps of N blocks between the forward and the backward pass, without the logits.
 
@@ -101,7 +108,8 @@ def activation_bytes(
     before both LayerNorms, what the first gives, and the feed-forward before and after GELU. With F = 4 H and dropout
     on a GPU this is the 34 H bytes of Korthikanti et al. 2022, section 4.1, less the L x L scores, which torch's fused
     attention does not keep. On CPU it has no kernel with dropout: there attention dropout costs three (A x L x L)
-    tensors of a layer. `padded`: a mask of (L x L) is kept for each layer and block.
+    tensors of a layer. `padded`: a mask of (L x L) is kept for each layer and block. `checkpointing`: layers keep their
+    inputs, and all of the rest is there for one layer at a time.
     """
     size = DTYPE_BYTES[precision]
     h, f, heads, tokens = model.hidden, model.feed_forward, model.heads, blocks * block_length
@@ -114,7 +122,8 @@ def activation_bytes(
         layer += 4 * heads + (size * block_length if padded else 0)
     embeddings = h * size + dropout + 8 + 3 * 8  # one LayerNorm; ids of tokens, positions and types
     head = 4 * h * size
-    return round(tokens * (model.layers * layer + embeddings + masked * head))
+    layers = model.layers * h * size + layer if checkpointing else model.layers * layer
+    return round(tokens * (layers + embeddings + masked * head))
 
 
 def memory(
@@ -164,7 +173,9 @@ def memory(
         gradients=gradients,
         bucket=bucket,
         activations=round(
-            activation_bytes(model, blocks, block_length, masked, run.precision, device, padded)
+            activation_bytes(
+                model, blocks, block_length, masked, run.precision, device, padded, run.activation_checkpointing
+            )
             * (FRAGMENTATION if on_gpu else 1)
         ),
         logits=round(masked_tokens * vocabulary * 12),

@@ -6,28 +6,32 @@ A checkpoint is a folder `checkpoints/update-00001000/`:
     moments.safetensors     fp32, `exp_avg.NAME` and `exp_avg_sq.NAME`
     state.json              counters, recipe hash, and size and sha256 of the two files: the mark of completion
 
+`checkpoints/best.json` names the one of the lowest held-out loss, which stays when older ones go.
 It is written in a hidden folder beside, flushed to disk and renamed, so that a kill or a full disk at any
 moment leaves the older ones as they were. At most 4.3 GB for RoBERTa-large.
 """
 
+import contextlib
 import json
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from robustly import UserError, log, manifest
-from robustly.manifest import flush, sha256, write_json
+from robustly.manifest import Manifest, flush, sha256, write_json
 
 WEIGHTS = "weights.safetensors"
 MOMENTS = "moments.safetensors"
 STATE = "state.json"
+FILES = (WEIGHTS, MOMENTS, STATE)
+BEST = "best.json"
 NAME = re.compile(r"update-\d{8}")
 
 
@@ -45,6 +49,8 @@ class Progress:
     """Time spent in training so far."""
     interval: dict[str, float] = field(default_factory=dict)
     """Sums of the logging interval that is under way, so that its line is the same after a resume."""
+    validation_loss: float | None = None
+    """Held-out loss in nats per masked token; None where this update was not evaluated."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +80,19 @@ class Checkpoint:
         with safe_open(self.folder / WEIGHTS, "pt") as weights:
             return {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 - not a mapping
 
-    def paths(self) -> list[Path]:
-        return [self.folder / name for name in (WEIGHTS, MOMENTS, STATE)]
-
 
 def folder_of(folder: Path, update: int) -> Path:
     return folder / f"update-{update:08d}"
 
 
+def update_of(path: Path) -> int:
+    return int(path.name.removeprefix("update-"))
+
+
 def save(
     folder: Path, progress: Progress, tensors: Iterator[tuple[str, Tensor, Tensor, Tensor]], write: bool, keep: int
 ) -> None:
-    """Write the checkpoint of `progress.update` below `folder`, then drop all but the newest `keep`.
+    """Write the checkpoint of `progress.update` below `folder`, then drop all but the newest `keep` and the best one.
 
     Collective: every rank passes its iterator of full tensors, rank 0 alone has `write`. Raises UserError
     if the disk is full; what was there before stays.
@@ -124,9 +131,41 @@ def save(
             "whole. Make room (or lower run.keep_checkpoints) and give the same command again."
         ) from None
     # Newer ones were found damaged when this run began; they must not count among those that are kept.
-    older = [path for path in _folders(folder) if path.name <= final.name]
-    for path in {*_folders(folder)} - {*older[-keep:]}:
-        shutil.rmtree(path)
+    for path in _folders(folder):
+        if path.name > final.name:
+            shutil.rmtree(path)
+    best = mark_best(folder)
+    for path in _folders(folder)[:-keep]:
+        if best is None or update_of(path) != best.update:
+            shutil.rmtree(path)
+
+
+class Best(NamedTuple):
+    """The checkpoint of the lowest held-out loss."""
+
+    update: int
+    validation_loss: float
+    """Nats per masked token."""
+
+
+def mark_best(folder: Path) -> Best | None:
+    """Name in `best.json` the checkpoint below `folder` whose held-out loss is the lowest, the earliest of equals.
+
+    None where none was evaluated. It follows from the states alone, so a kill before it is written is mended by the
+    next call. A state that cannot be read is passed over; other damage is for `read` to find.
+    """
+    evaluated = []
+    for path in _folders(folder):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            loss = json.loads((path / STATE).read_text(encoding="utf-8")).get("validation_loss")
+            if isinstance(loss, float):
+                evaluated.append(Best(update_of(path), loss))
+    if not evaluated:
+        (folder / BEST).unlink(missing_ok=True)
+        return None
+    best = min(evaluated, key=lambda one: one.validation_loss)
+    write_json(folder / BEST, best._asdict())
+    return best
 
 
 def newest(folder: Path, recipe_hash: str | None = None) -> Checkpoint | None:
@@ -178,14 +217,28 @@ def read(path: Path) -> Checkpoint:
 
 def last_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint that a finished train folder ended with. Raises UserError if it is not what was written."""
-    finished = manifest.require(folder, "train", "robustly pretrain CONFIG")
-    (state,) = (folder / name for name in finished.outputs if name.endswith(STATE))
+    return of_finished(folder, manifest.require(folder, "train", "robustly pretrain CONFIG").counts["updates"])
+
+
+def best_update(folder: Path, finished: Manifest) -> int:
+    """The update of the best checkpoint of a finished train folder. Raises UserError if none was evaluated."""
+    if "best_update" not in finished.counts:
+        raise UserError(
+            f"{folder}: none of its checkpoints was evaluated, so none is the best; publish the last "
+            "(publish.checkpoint=last)"
+        )
+    return finished.counts["best_update"]
+
+
+def of_finished(folder: Path, update: int) -> Checkpoint:
+    """The checkpoint of an update in a finished train folder. Raises UserError if it is not what was written."""
+    path = folder_of(folder / "checkpoints", update)
     try:
-        return read(state.parent)
+        return read(path)
     except Damaged as damage:
         raise UserError(
-            f"{damage} since the run finished; restore it, or delete {folder / manifest.MANIFEST} and {state.parent} "
-            "and give `robustly pretrain CONFIG` again, which goes on from the checkpoint before"
+            f"{damage} since the run finished; restore it, or delete {folder / manifest.MANIFEST} and {path} "
+            "and give `robustly pretrain CONFIG` again, which goes on from the newest of the others"
         ) from None
 
 

@@ -1,14 +1,32 @@
 """Schema of the page's `model`, `masking`, `optim`, `schedule` and `run` sections."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, Tag, field_validator, model_validator
 
 from robustly.config import Section
-from tokenizer.config import Executor, Slurm
+from tokenizer.config import Executor, FairseqFiles, Slurm
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+
+
+class FairseqCheckpoint(FairseqFiles):
+    """A RoBERTa as fairseq keeps it, with the files of its vocabulary."""
+
+    weights: str
+    """The checkpoint, such as `model.pt`."""
+
+
+def _kind_of_checkpoint(value: Any) -> str:
+    return "Files" if isinstance(value, Mapping | FairseqCheckpoint) else "Folder"
+
+
+_Checkpoint = Annotated[
+    Annotated[str, Field(min_length=1), Tag("Folder")] | Annotated[FairseqCheckpoint, Tag("Files")],
+    Discriminator(_kind_of_checkpoint),
+]
 
 
 class Model(Section):
@@ -26,6 +44,13 @@ class Model(Section):
     layer_norm_eps: Annotated[float, Field(gt=0)]
     init_std: Annotated[float, Field(gt=0)]
     """Standard deviation of the normal distribution that weights start from; biases start at 0."""
+    init_from: _Checkpoint | None = None
+    """The checkpoint that weights start from instead: a Hugging Face folder of a RoBERTa, a finished run of ours, or
+    fairseq's files. Relative paths are looked up beside the page, then in the working directory."""
+
+    def recipe(self) -> dict[str, Any]:
+        """As every section's, but for the path of a checkpoint: what lies there is an input of the stage."""
+        return {key: value for key, value in super().recipe().items() if key != "init_from"}
 
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Self:
@@ -74,8 +99,17 @@ class Optim(Section):
     """Largest gradient norm; 0 turns clipping off. The norm is logged either way."""
 
 
+class BatchWarmup(Section):
+    """Smaller updates at the beginning."""
+
+    start: Positive
+    """Blocks of the first update, counted as `optim.batch_size` is."""
+    updates: Positive
+    """Updates over which they rise linearly; the first one after these has `optim.batch_size`."""
+
+
 class Schedule(Section):
-    """The learning rate, counted in updates."""
+    """The learning rate and the size of updates, counted in updates."""
 
     updates: Positive
     warmup: Annotated[int, Field(ge=0)]
@@ -84,6 +118,8 @@ class Schedule(Section):
     """How it goes from the peak to 0 at the last update (constant: not at all; wsd: over the last `decay_updates`)."""
     decay_updates: Annotated[int, Field(ge=0)] = 0
     """Updates of the decay at the end, for wsd; 10 to 20% of all are usual."""
+    batch_warmup: BatchWarmup | None = None
+    """Smaller updates at the beginning; default: all have `optim.batch_size`."""
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
@@ -97,6 +133,11 @@ class Schedule(Section):
         if self.warmup + self.decay_updates > self.updates:
             raise ValueError(
                 f"warmup ({self.warmup}) and decay_updates ({self.decay_updates}) are longer than updates "
+                f"({self.updates})"
+            )
+        if self.batch_warmup and self.batch_warmup.updates > self.updates:
+            raise ValueError(
+                f"schedule.batch_warmup.updates ({self.batch_warmup.updates}) is more than schedule.updates "
                 f"({self.updates})"
             )
         return self
@@ -122,6 +163,14 @@ OWNED_BY_THE_PAGE = {
 }
 
 
+class Wandb(Section):
+    """Where Weights & Biases keeps the figures."""
+
+    project: Annotated[str, Field(min_length=1)]
+    entity: str | None = None
+    """User or team; default: the one that is logged in."""
+
+
 class Run(Section):
     """What must not change the result beyond rounding: hardware, speed, intervals. Everything has a default."""
 
@@ -133,6 +182,13 @@ class Run(Section):
     """bf16 keeps weights, gradients' sums and moments in fp32 beside it; needs zero_stage 1 or more."""
     zero_stage: Literal[0, 1, 2] = 1
     """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 gradients too."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    """Who computes attention, by transformers' names: torch's fused kernels, plain matrix products, or the package
+    flash-attn, which needs a GPU and bf16 and does no work on padding."""
+    activation_checkpointing: bool = False
+    """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, a third more work."""
+    compile: bool = False
+    """torch.compile of the encoder: minutes at the start, faster afterwards. Needs a C++ compiler."""
     workers: Positive | None = None
     """Processes for the tokenizer and data stages; default: the machine's cores."""
     memory_gb: PositiveFloat | None = None
@@ -147,9 +203,15 @@ class Run(Section):
     evaluate_every: Positive = 1000
     checkpoint_every: Positive = 1000
     keep_checkpoints: Positive = 2
-    """Newest checkpoints that are kept; older ones go when a newer one is complete."""
+    """Newest checkpoints that are kept, beside the one of the lowest held-out loss; older ones go when a newer one is
+    complete."""
     evaluate_blocks: Positive | None = None
     """Validation blocks per evaluation; default: all."""
+    peak_tflops: PositiveFloat | None = None
+    """Peak of one rank's device in this precision, 10^12 operations per second, for the utilisation in metrics.jsonl;
+    default: that of the GPU, where it is known."""
+    wandb: Wandb | None = None
+    """Weights & Biases gets the figures too: a project, or a mapping of project and entity. Needs the extra `wandb`."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Extra keys for DeepSpeed's JSON, laid over ours; those that the page states itself are refused."""
 
@@ -158,6 +220,11 @@ class Run(Section):
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("run.precision bf16 needs run.zero_stage 1 or 2: stage 0 would train in bf16 alone")
         return self
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _project_alone(cls, value: Any) -> Any:
+        return {"project": value} if isinstance(value, str) else value
 
     @field_validator("deepspeed")
     @classmethod

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint import NAME, STATE
+from pretrain.checkpoint import BEST, NAME, STATE, update_of
 from robustly import log, manifest
 from robustly.description import COMMANDS, Description, Listing, disk_bytes, provenance, recipe
 
@@ -23,6 +23,7 @@ def describe(folder: Path) -> Description:
     checkpoints = [
         _checkpoint(path) for path in sorted((folder / "checkpoints").glob("*")) if NAME.fullmatch(path.name)
     ]
+    best = _best(folder / "checkpoints")
     complete = [found for found in checkpoints if found["complete"]]
     model, optim, schedule = (begun["recipe"][name] for name in ("model", "optim", "schedule"))
     reached = max((line["update"] for line in [*metrics, *complete]), default=0)
@@ -56,6 +57,7 @@ def describe(folder: Path) -> Description:
             "update_reached": reached,
             **{key: last[key] for key in ("epoch", "loss", "tokens", "tokens_per_second") if key in last},
             **{key: value for key, value in (evaluations[-1] if evaluations else {}).items() if key not in BESIDE},
+            **{f"best_{key}": value for key, value in best.items()},
             "checkpoint_bytes": disk_bytes(folder / "checkpoints"),
             "bytes_on_disk": disk_bytes(folder),
             **(provenance(finished) if finished else {"recipe": begun["hash"][:16]}),
@@ -64,7 +66,7 @@ def describe(folder: Path) -> Description:
             Listing("held-out loss", [_held_out(line) for line in spread(evaluations)]),
             *([Listing("held-out loss by source", by_source)] if (by_source := _by_source(evaluations)) else []),
             Listing("training loss", [_training(line) for line in spread(metrics)]),
-            Listing("checkpoints", checkpoints),
+            Listing("checkpoints", [{**found, "best": found["update"] == best.get("update")} for found in checkpoints]),
         ],
         notes,
     )
@@ -93,6 +95,15 @@ def _training(line: dict[str, Any]) -> dict[str, Any]:
     return {"update": line["update"], **{name: line.get(name) for name in names}}
 
 
+def _best(checkpoints: Path) -> dict[str, Any]:
+    """Update and validation_loss of the best checkpoint; nothing where none is marked."""
+    try:
+        marked = json.loads((checkpoints / BEST).read_text(encoding="utf-8"))
+        return {key: marked[key] for key in ("update", "validation_loss")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def _checkpoint(folder: Path) -> dict[str, Any]:
     """A checkpoint by its mark of completion and its files' sizes; a resume compares their hashes too."""
     try:
@@ -100,5 +111,4 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
         complete = all((folder / name).stat().st_size == facts["bytes"] for name, facts in files.items())
     except (OSError, ValueError, KeyError, TypeError):
         complete = False
-    update = int(folder.name.removeprefix("update-"))
-    return {"folder": folder.name, "update": update, "bytes": disk_bytes(folder), "complete": complete}
+    return {"folder": folder.name, "update": update_of(folder), "bytes": disk_bytes(folder), "complete": complete}

@@ -40,6 +40,8 @@ with warnings.catch_warnings():
     )
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's first and second moment
+NORM_TOLERANCE = 1e-6
+"""Relative, between ranks: unlike devices may add the same gradient up in another order."""
 
 
 def start_ranks(local_rank: int) -> torch.device:
@@ -140,14 +142,34 @@ class Engine:
             self._deepspeed.step()  # counts the micro-batch; updates nothing
 
     def step(self, lr: float) -> float:
-        """Update the weights at rate `lr`; returns the norm of the whole gradient before clipping."""
+        """Update the weights at rate `lr`; returns the norm of the whole gradient before clipping.
+
+        It is not finite on all ranks if it is so on one. Raises UserError if the ranks found different norms.
+        """
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
         unsharded_norm = None if self._sharded else self._norm()
         assert self._deepspeed.is_gradient_accumulation_boundary()
         self._deepspeed.step()
         norm = self._deepspeed.get_global_grad_norm() if unsharded_norm is None else unsharded_norm
-        return float(norm)
+        return self._agreed(float(norm))
+
+    def _agreed(self, norm: float) -> float:
+        """The norm that all ranks found. They hold the same weights only as long as they see the same gradient."""
+        norms = [torch.empty(1, dtype=torch.float64, device=self.device) for _ in range(self.ranks)]
+        dist.all_gather(norms, torch.tensor([norm], dtype=torch.float64, device=self.device))
+        found = [float(each) for each in torch.cat(norms).tolist()]
+        for each in found:
+            if not math.isfinite(each):
+                return each
+        if not math.isclose(min(found), max(found), rel_tol=NORM_TOLERANCE):
+            low, high = (found.index(value) for value in (min(found), max(found)))
+            raise UserError(
+                f"the ranks found different gradient norms: {found[low]} on rank {low}, {found[high]} on rank {high}; "
+                "expected the same one. Their weights are no longer the same, or a device is faulty: go on from the "
+                "last checkpoint with the same command, without the machine of the odd rank if it happens again"
+            )
+        return norm
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
         return self._deepspeed(*inputs)

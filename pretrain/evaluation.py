@@ -85,7 +85,7 @@ def masked_batches(
     for first in range(begin, end, micro_batch):
         positions = np.arange(first, min(first + micro_batch, end))
         places = order.places(np.full_like(positions, EVALUATION_EPOCH), positions)
-        batch, _ = make_micro_batch(order, places, masking, vocabulary, first)
+        batch = make_micro_batch(order, places, masking, vocabulary, first)
         yield batch, blocks.sources_of(places.block)
 
 

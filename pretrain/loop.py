@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from types import FrameType
 from typing import Any, NamedTuple
@@ -19,14 +19,18 @@ import tokenizer
 from data_prep.blocks import Blocks
 from data_prep.order import Order
 from data_prep.store import check_tokenizer
-from pretrain import checkpoint
+from pretrain import budget, checkpoint
+from pretrain.acceleration import accelerate
 from pretrain.batches import Batches, Share, blocks_per_update
 from pretrain.checkpoint import Progress
 from pretrain.engine import Engine, start_ranks, stop_ranks, sum_over_ranks
 from pretrain.evaluation import evaluate
+from pretrain.initial_weights import start_from
 from pretrain.masking import TokenIds
 from pretrain.objective import MaskedLanguageModel, NextSentenceHead, new_model, roberta_config
-from pretrain.schedule import learning_rate
+from pretrain.peak import peak_tflops, utilisation
+from pretrain.profiling import Profile
+from pretrain.schedule import UpdateSizes, learning_rate
 from pretrain.stage import Pretraining
 from pretrain.verification import verify
 from robustly import UserError, log, manifest
@@ -44,8 +48,10 @@ class FailedElsewhere(Exception):
     """Another rank met a fault and says so; this one leaves with it."""
 
 
-def pretrain(config: Pretraining, rank: int, local_rank: int, ranks: int) -> Manifest | None:
+def pretrain(config: Pretraining, rank: int, local_rank: int, ranks: int, profile: bool = False) -> Manifest | None:
     """Train this rank's part, from the newest checkpoint if there is one. Rank 0 returns the manifest.
+
+    `profile`: a few updates are traced, into the folder `profile` (`pretrain.profiling`).
 
     Raises UserError for what the user can mend (FailedElsewhere on the ranks that have nothing to say of it), Stopped
     after SIGINT, SIGTERM or SIGUSR1.
@@ -60,7 +66,7 @@ def pretrain(config: Pretraining, rank: int, local_rank: int, ranks: int) -> Man
         device = start_ranks(local_rank)
         exits.callback(stop_ranks)
         trainer = Trainer(config, stage, rank, ranks, device)
-        return trainer.run()
+        return trainer.run(profile)
 
 
 class Trainer:
@@ -77,16 +83,32 @@ class Trainer:
         self.train_blocks = Blocks(config.data_folder, "train", length, format)
         self.validation_blocks = self._validation_blocks()
         order = Order(self.train_blocks, config.seed, config.repeats)
-        batch = blocks_per_update(config.optim, length, order.mean_length, format)
-        self.batches = Batches(order, batch, config.masking, self.vocabulary, rank, ranks, config.run.micro_batch)
+        full = blocks_per_update(config.optim, length, order.mean_length, format)
+        self.sizes = UpdateSizes.of(full, config.optim, config.schedule)
+        self.batches = Batches(order, self.sizes, config.masking, self.vocabulary, rank, ranks, config.run.micro_batch)
         model_config = roberta_config(config.model, self.vocabulary)
         head = NextSentenceHead(model_config, seed64(config.seed, Purpose.INIT, 0, 1)) if order.blocks.pairs else None
-        self.model = MaskedLanguageModel(new_model(model_config, seed64(config.seed, Purpose.INIT, 0, 0)), head)
+        roberta = new_model(model_config, seed64(config.seed, Purpose.INIT, 0, 0))
+        if initial := config.initial():
+            with self._together():
+                fitted = start_from(roberta, initial, config.model, encoder.vocabulary)
+            self._same_everywhere(stage.inputs["init_from"])
+            if rank == 0:
+                log.say(fitted)
+        self.model = MaskedLanguageModel(roberta, head)
         self.parameters = sum(p.numel() for p in self.model.parameters())
+        accelerate(self.model, config.run, device)
         self.engine = Engine(self.model, config.optim, config.run, self.batches.accumulation, device)
         self.checkpoints = config.folder / "checkpoints"
         self.progress = Progress(0, stage.hash)
         self.metrics: log.Metrics | None = None
+
+    def _same_everywhere(self, digest: str) -> None:
+        """Raises UserError if ranks, on other machines, started from other files."""
+        own = int(digest[:8], 16)  # so short that sums over any number of ranks are exact
+        (total,) = sum_over_ranks([own], self.device)
+        if total != own * self.ranks:
+            raise UserError("model.init_from: the ranks' machines have different files there; expected the same ones")
 
     def _validation_blocks(self) -> Blocks | None:
         data = self.config.data
@@ -97,19 +119,20 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------ the run
 
-    def run(self) -> Manifest | None:
+    def run(self, profile: bool = False) -> Manifest | None:
         config, schedule = self.config, self.config.schedule
         self._resume()
         with self._together():
             if self.rank == 0:
                 write_json(config.folder / "deepspeed.json", self.engine.config)
-                self.metrics = log.Metrics(config.folder, self.progress.update)
+                self.metrics = log.Metrics(config.folder, self.progress.update, self._wandb())
                 self._header()
         if self.progress.update == 0:
             self._evaluate(0)
         session_start = time.monotonic() - self.progress.seconds
         window = Window(**self.progress.interval) if self.progress.interval else Window()
         self.model.train()
+        tracing = Profile(config.folder / "profile", self.rank, self.progress.update) if profile else None
         with _signals() as asked:
             shares = iter(self.batches.ahead(self.progress.update + 1, schedule.updates))
             while self.progress.update < schedule.updates:
@@ -123,6 +146,9 @@ class Trainer:
                 self.progress = Progress(
                     update, self.stage.hash, self.progress.tokens + tokens, time.monotonic() - session_start
                 )
+                if tracing:
+                    with self._together():
+                        tracing.after(update, stop or update == schedule.updates)
                 if update % config.run.log_every == 0 or update == schedule.updates:
                     self._log(window, done.norm)
                     window = Window()
@@ -208,9 +234,7 @@ class Trainer:
     def _save(self, window: "Window") -> None:
         if self.metrics:
             self.metrics.sync()
-        self.progress = Progress(
-            self.progress.update, self.stage.hash, self.progress.tokens, self.progress.seconds, vars(window).copy()
-        )
+        self.progress = replace(self.progress, interval=vars(window).copy())
         tensors = ((name.removeprefix("model."), w, m, v) for name, w, m, v in self.engine.full_tensors())
         with self._together():
             checkpoint.save(self.checkpoints, self.progress, tensors, self.rank == 0, self.config.run.keep_checkpoints)
@@ -233,6 +257,7 @@ class Trainer:
         total = result.total
         if not math.isfinite(total.loss):
             raise self._diverged(update, "validation loss", total.loss)
+        self.progress = replace(self.progress, validation_loss=total.loss)
         if self.metrics:
             line = result.line()
             self.metrics.write("evaluations", {"update": update, **line})
@@ -261,10 +286,13 @@ class Trainer:
             return
         update, schedule = self.progress.update, self.config.schedule
         rate = window.tokens / window.seconds
-        left = (schedule.updates - update) * window.seconds / window.updates
+        order, done = self.batches.order, self.sizes.before(update + 1)
+        before = self.sizes.before(update + 1 - int(window.updates))
+        left = (self.sizes.before(schedule.updates + 1) - done) * window.seconds / (done - before)
+        peak = peak_tflops(self.config.run, _gpu(self.device))
         line: dict[str, Any] = {
             "update": update,
-            "epoch": update * self.batches.batch / self.batches.order.size,
+            "epoch": done / order.size,
             "loss": window.loss_sum / max(1.0, window.masked_tokens),
             **({"next_sentence_loss": window.pair_loss_sum / window.pairs} if window.pairs else {}),
             "lr": learning_rate(update, self.config.optim, schedule),
@@ -272,6 +300,7 @@ class Trainer:
             "masked_tokens": int(window.masked_tokens),
             "tokens": self.progress.tokens,
             "tokens_per_second": rate,
+            **({"mfu": utilisation(rate, self._flops_per_token(), self.ranks, peak)} if peak else {}),
             "data_wait": window.waited / window.seconds,
             "memory_gb": _memory(self.device) / 1e9,
             "seconds": self.progress.seconds,
@@ -283,6 +312,7 @@ class Trainer:
                 f"loss {line['loss']:7.4f}",
                 f"left {log.duration(left):>7}",
                 f"{rate:>9,.0f} tokens/s",
+                *([f"mfu {line['mfu']:6.1%}"] if peak else []),
                 f"lr {line['lr']:.3e}",
                 f"norm {norm:8.3f}",
                 f"epoch {line['epoch']:7.3f}",
@@ -293,7 +323,10 @@ class Trainer:
 
     def _header(self) -> None:
         config, optim = self.config, self.config.optim
-        per_update = self.batches.batch * self.batches.order.mean_length
+        full, size = self.sizes.full, self.batches.order.size
+        per_update = full * self.batches.order.mean_length
+        rising = config.schedule.batch_warmup
+        peak = peak_tflops(config.run, _gpu(self.device))
         log.table(
             f"pretraining {config.name}",
             {
@@ -305,19 +338,33 @@ class Trainer:
                 "parameters": self.parameters,
                 "blocks": f"{len(self.train_blocks):,} of {config.data.block_length} ({config.data.format})",
                 **({"epoch": f"{self.batches.order.size:,} blocks: {self._mixture()}"} if config.repeats else {}),
-                "update": f"{self.batches.batch:,} blocks, {per_update:,.0f} tokens: {self.ranks} ranks x "
-                f"{config.run.micro_batch} x {self.batches.accumulation}",
+                **({"peak": f"{peak:g} TFLOP/s of each"} if peak else {}),
+                "update": f"{full:,} blocks, {per_update:,.0f} tokens: {self.ranks} ranks x "
+                f"{config.run.micro_batch} x {self.batches.accumulation}"
+                + (f"; from {self.sizes.blocks(1):,} blocks over {rising.updates:,} updates" if rising else ""),
                 "updates": f"{config.schedule.updates:,}, "
-                f"{config.schedule.updates * self.batches.batch / self.batches.order.size:,.2f} epochs",
+                f"{self.sizes.before(config.schedule.updates + 1) / size:,.2f} epochs",
                 "rate": f"{optim.peak_lr:g} after {config.schedule.warmup:,} updates",
                 "folder": config.folder,
             },
         )
-        if self.batches.batch > self.batches.order.size:
+        if full > size:
             log.warn(
-                f"an update ({self.batches.batch:,} blocks) is larger than an epoch ({self.batches.order.size:,}): "
+                f"an update ({full:,} blocks) is larger than an epoch ({size:,}): "
                 "it meets blocks more than once, under other masks"
             )
+
+    def _flops_per_token(self) -> float:
+        """Of one token that is no padding; attention goes over blocks of the mean length, so that the figure is never
+        too high for formats whose blocks are short."""
+        length = round(self.batches.order.mean_length)
+        return budget.flops_per_token(self.config.model, self.vocabulary.size, length, self.config.masking.probability)
+
+    def _wandb(self) -> log.Wandb | None:
+        asked = self.config.run.wandb
+        if asked is None:
+            return None
+        return log.Wandb(asked.project, asked.entity, self.config.name, self.stage.hash, self.config.page)
 
     def _mixture(self) -> str:
         """The sources that are trained on, and how many times each comes in an epoch."""
@@ -332,17 +379,23 @@ class Trainer:
         last = checkpoint.newest(self.checkpoints, self.stage.hash)
         assert last and last.progress.update == self.config.schedule.updates
         evaluations = log.read_metrics(self.config.folder / "evaluations.jsonl")
+        best = checkpoint.mark_best(self.checkpoints)
         counts = {
             "updates": self.progress.update,
             "tokens": self.progress.tokens,
             "parameters": self.parameters,
-            "blocks_per_update": self.batches.batch,
+            "blocks_per_update": self.sizes.full,
             "training_seconds": round(self.progress.seconds, 1),
             **(evaluations[-1] if evaluations else {}),
+            **({f"best_{key}": value for key, value in best._asdict().items()} if best else {}),
         }
         counts.pop("update", None)
         records = ("config.yaml", "deepspeed.json", "metrics.jsonl", "evaluations.jsonl")
-        outputs = [*last.paths(), *(self.config.folder / name for name in records)]
+        kept = {last.folder, *([checkpoint.folder_of(self.checkpoints, best.update)] if best else [])}
+        outputs = [
+            *(path / name for path in sorted(kept) for name in checkpoint.FILES),
+            *(self.config.folder / name for name in records),
+        ]
         notes = {"ranks": self.ranks, "run": self.config.run.model_dump(mode="json")}
         if self.config.repeats:
             notes["mixture"] = self._mixture()
@@ -412,7 +465,9 @@ def _memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _gpu(device: torch.device) -> str | None:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
 def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({torch.get_num_threads()} threads)"
+    return _gpu(device) or f"CPU ({torch.get_num_threads()} threads)"

@@ -18,6 +18,8 @@ from data_prep.store import Store
 from pretrain import budget
 from pretrain.budget import Device, Memory
 from pretrain.config import Run
+from pretrain.peak import PEAK_TFLOPS
+from pretrain.schedule import UpdateSizes
 from pretrain.stage import Pretraining
 from robustly import UserError, log, manifest
 from robustly.config import parse_yaml
@@ -33,14 +35,8 @@ EXPANSION = {".gz": 3.0, ".xz": 4.0, ".zst": 3.5, ".parquet": 2.0}
 TOKENS_PER_UNIT, TOKENS_PER_DOCUMENT = 25, 800
 """For the size of a token store that is not made yet: assumptions for English sentences and articles."""
 
-PEAK_TFLOPS = {
-    "RTX 4090 (24 GB)": {"bf16": 165.2, "fp32": 82.6},
-    "A100 (80 GB)": {"bf16": 312.0, "fp32": 19.5},
-    "H100 SXM (80 GB)": {"bf16": 989.4, "fp32": 66.9},
-}
-"""Dense, with sums in fp32, from NVIDIA's A100 data sheet and its H100 and Ada architecture papers."""
 UTILISATION = 0.4
-"""Share of that peak that training reaches: an assumption; `--measure` or a run's own metrics replace it."""
+"""Share of a GPU's peak that training reaches: an assumption; `--measure` or a run's own metrics replace it."""
 
 HUNDREDS = 100  # epochs
 
@@ -109,7 +105,8 @@ def plan(
     size = corpus_size(config, corpus, tokenizer, beside)
     filled = 1 - size.padding if config.data.format == "full_sentences" else 1.0  # doc_sentences: more blocks instead
     per_update = config.optim.batch_size * length * filled
-    total = per_update * config.schedule.updates
+    sizes = UpdateSizes.of(config.optim.batch_size, config.optim, config.schedule)
+    total = sizes.before(config.schedule.updates + 1) * length * filled
     per_position = budget.flops_per_token(config.model, vocabulary, length, masked)
     per_token = per_position / (1 - size.padding)
     held = budget.memory(config.model, vocabulary, run, ranks, length, masked, machine.device)
@@ -157,7 +154,8 @@ def plan(
         ],
         disk={
             "checkpoint": checkpoint,
-            "checkpoints": checkpoint * (run.keep_checkpoints + 1),  # a new one is whole before an old one goes
+            # the best may be an older one, and a new one is whole before an old one goes
+            "checkpoints": checkpoint * (run.keep_checkpoints + 2),
             "token_store": None if size.store is None else round(size.store),
             "published": budget.published_bytes(count, vocabulary),
         },

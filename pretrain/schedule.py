@@ -1,6 +1,10 @@
-"""The learning rate of each update: a pure function (the paper's section 3.1; fairseq's polynomial_decay)."""
+"""The learning rate of each update (the paper's section 3.1; fairseq's polynomial_decay) and its blocks: pure functions
+of its number."""
 
 import math
+from typing import Self
+
+import numpy as np
 
 from pretrain.config import Optim, Schedule
 
@@ -29,3 +33,32 @@ def learning_rate(update: int, optim: Optim, schedule: Schedule) -> float:
                 if since > 0
                 else optim.peak_lr
             )
+
+
+class UpdateSizes:
+    """How many blocks each update has, and where they begin in the stream: what a resume at any update needs."""
+
+    def __init__(self, full: int, start: int | None = None, updates: int = 0):
+        """`full` blocks in every update; before that, over the first `updates` of them, a line that rises from `start`
+        in the first one and would be at `full` in number `updates` + 1, rounded down."""
+        assert start is None or 0 < start <= full
+        self.full = full
+        rising = (start or full) + (full - (start or full)) * np.arange(updates) // max(1, updates)
+        self._ends = np.concatenate([[0], np.cumsum(rising, dtype=np.int64)])
+
+    @classmethod
+    def of(cls, full: int, optim: Optim, schedule: Schedule) -> Self:
+        """As the page has it, where `full` blocks stand for its `optim.batch_size`."""
+        warmup = schedule.batch_warmup
+        if warmup is None:
+            return cls(full)
+        return cls(full, max(1, round(warmup.start * full / optim.batch_size)), warmup.updates)
+
+    def blocks(self, update: int) -> int:
+        """Blocks of update number `update`, counted from 1."""
+        return self.before(update + 1) - self.before(update)
+
+    def before(self, update: int) -> int:
+        """Blocks of all updates before it: the position of its first one in the stream."""
+        risen = min(update, len(self._ends)) - 1
+        return int(self._ends[risen]) + (update - 1 - risen) * self.full

@@ -4,6 +4,7 @@ import time
 
 import torch
 
+from pretrain.acceleration import accelerate
 from pretrain.engine import Engine, start_ranks, stop_ranks
 from pretrain.masking import TokenIds
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
@@ -34,6 +35,7 @@ def measure(config: Pretraining, vocabulary: int, ranks: int, cores: int) -> Spe
 def _measure(config: Pretraining, vocabulary: int, ranks: int, device: torch.device) -> Speed:
     ids = TokenIds(vocabulary, 0, 1, 2, vocabulary - 1)
     objective = MaskedLanguageModel(new_model(roberta_config(config.model, ids), config.seed)).train()
+    accelerate(objective, config.run, device)
     engine = Engine(objective, config.optim, config.run, 1, device)
     blocks = 1
     times = [_one(engine, config, vocabulary, blocks)]  # warms up

@@ -6,6 +6,7 @@ from typing import Any
 
 from data_prep.config import Data
 from pretrain.config import Masking, Model, Optim, Run, Schedule
+from pretrain.initial import Initial, find_initial
 from robustly import UserError, manifest
 from robustly.manifest import Stage
 
@@ -29,6 +30,12 @@ class Pretraining:
     folder: Path
     page: dict[str, Any]
     """The whole resolved page, written into the folder for people and for the published checkpoint."""
+    beside: Path
+    """Folder of the page, where the relative path of `model.init_from` starts."""
+
+    def initial(self) -> Initial | None:
+        """The checkpoint that the weights start from, if the page names one. Raises UserError if it is not there."""
+        return None if self.model.init_from is None else find_initial(self.model.init_from, self.beside)
 
     def stage(self) -> Stage:
         """The train stage of this recipe on these inputs. Raises UserError where an input is not finished."""
@@ -48,4 +55,6 @@ class Pretraining:
             "optim": self.optim.recipe(),
             "schedule": self.schedule.recipe(),
         }
-        return Stage(self.folder, "train", recipe, {"data": data.hash, "tokenizer": vocabulary.hash})
+        initial = self.initial()
+        inputs = {"data": data.hash, "tokenizer": vocabulary.hash}
+        return Stage(self.folder, "train", recipe, {**inputs, **({"init_from": initial.digest()} if initial else {})})

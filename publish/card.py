@@ -42,7 +42,7 @@ def model_card(
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
         f"# {title}\n",
-        f"{publish.description or 'A RoBERTa encoder pretrained from scratch by masked language modeling.'}\n",
+        f"{publish.description or _description(train)}\n",
         "```python\nfrom transformers import AutoModelForMaskedLM, AutoTokenizer\n\n"
         f'model = AutoModelForMaskedLM.from_pretrained("{name}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```\n',
@@ -83,11 +83,24 @@ def model_card(
     return "\n".join(sections)
 
 
+def _description(train: Manifest) -> str:
+    start = "further, from another checkpoint," if "init_from" in train.inputs else "from scratch"
+    return f"A RoBERTa encoder pretrained {start} by masked language modeling."
+
+
+def before_training(losses: Mapping[str, Any]) -> dict[str, float]:
+    """The loss before the first update, by what the model was then: untrained, or the checkpoint that it started
+    from."""
+    if "starting_loss" in losses:
+        return {"the checkpoint it started from": losses["starting_loss"]}
+    return {"untrained": losses["untrained_loss"]}
+
+
 def _losses(counts: Mapping[str, Any], losses: Mapping[str, float]) -> str:
     rows = {
         "this model": counts["validation_loss"],
         "by frequency": losses["unigram_loss"],
-        "untrained": losses["untrained_loss"],
+        **before_training(losses),
     }
     lines = [[who, f"{x:.3f}", f"{x / math.log(2):.3f}", f"{math.exp(x):,.1f}"] for who, x in rows.items()]
     accuracy = (

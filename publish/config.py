@@ -1,5 +1,7 @@
 """Schema of the page's `publish` section, what the model card says beyond the run's own records, and of `report`."""
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from robustly.config import Section
@@ -7,7 +9,10 @@ from tokenizer.config import MASK_TOKEN
 
 
 class Publish(Section):
-    """Facts that only the author knows. Nothing here changes the weights."""
+    """Facts that only the author knows, and which checkpoint it is."""
+
+    checkpoint: Literal["last", "best"] = "last"
+    """best: the one of the lowest held-out loss among those that were evaluated."""
 
     title: str | None = None
     """Name of the model in its card; default: the page's name."""

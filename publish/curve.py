@@ -20,7 +20,7 @@ def draw_curve(train_folder: Path, unigram: float | None, path: Path) -> None:
     if evaluations:
         updates, losses = ([e[key] for e in evaluations] for key in ("update", "validation_loss"))
         axes.plot(updates, losses, marker="o", ms=3, color="C0", label="held out")
-        axes.axhline(losses[0], ls=":", color="0.4", label=f"untrained: {losses[0]:.2f}")
+        axes.axhline(losses[0], ls=":", color="0.4", label=f"at the start: {losses[0]:.2f}")
         axes.annotate(
             f"{losses[-1]:.2f}", (updates[-1], losses[-1]), xytext=(0, 6), textcoords="offset points", ha="right"
         )

@@ -1,4 +1,4 @@
-"""The last checkpoint as a folder that plain transformers loads: the contract with whoever uses the model.
+"""A checkpoint as a folder that plain transformers loads: the contract with whoever uses the model.
 
 Files: model.safetensors (fp32, tied head), config.json, the tokenizer's files, config.yaml (the resolved
 page), metrics.jsonl, evaluations.jsonl, curve.png, README.md (the model card), manifest.json.
@@ -6,7 +6,10 @@ page), metrics.jsonl, evaluations.jsonl, curve.png, README.md (the model card), 
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import RobertaForMaskedLM
@@ -14,7 +17,7 @@ from transformers import RobertaForMaskedLM
 import tokenizer
 from data_prep.blocks import Blocks
 from data_prep.store import SPLITS, Store
-from pretrain.checkpoint import WEIGHTS, last_checkpoint
+from pretrain.checkpoint import WEIGHTS, Progress, best_update, folder_of, of_finished
 from pretrain.config import Masking, Model
 from pretrain.evaluation import unigram_loss
 from pretrain.masking import TokenIds
@@ -38,21 +41,25 @@ RECORDS = ("config.yaml", "metrics.jsonl", "evaluations.jsonl")
 def publish(
     publish: Publish, name: str, train_folder: Path, data_folder: Path, tokenizer_folder: Path, folder: Path
 ) -> Manifest:
-    """Publish the last checkpoint of a finished train folder into `folder`, and prove that it is the same model.
+    """Publish the checkpoint of a finished train folder that `publish.checkpoint` names, into `folder`, and prove that
+    it is the same model.
 
-    Raises UserError if an input is unfinished, or if `folder` holds another model.
+    Raises UserError if an input is unfinished, if there is no such checkpoint, or if `folder` holds another model.
     """
     train = manifest.require(train_folder, "train", "robustly pretrain CONFIG")
     data = manifest.require(data_folder, "data", "robustly prepare CONFIG")
     vocabulary = manifest.require(tokenizer_folder, "tokenizer", "robustly tokenizer CONFIG")
     if (train.inputs["data"], train.inputs["tokenizer"]) != (data.hash, vocabulary.hash):
         raise UserError(f"{train_folder}: was trained on other data than {data_folder} or another tokenizer")
-    (weights,) = (facts["sha256"] for name, facts in train.outputs.items() if name.endswith(WEIGHTS))
-    inputs = {"train": train.hash, "weights": weights}
+    update = best_update(train_folder, train) if publish.checkpoint == "best" else train.counts["updates"]
+    weights = folder_of(train_folder / "checkpoints", update).relative_to(train_folder) / WEIGHTS
+    inputs = {"train": train.hash, "weights": train.outputs[str(weights)]["sha256"]}
     stage = Stage(folder, "published", {"name": name, "publish": publish.recipe()}, inputs)
     if finished := stage.finished():
         return finished
-    checkpoint = last_checkpoint(train_folder)
+    checkpoint = of_finished(train_folder, update)
+    evaluations = read_metrics(train_folder / "evaluations.jsonl")
+    train = _as_of(train, checkpoint.progress, evaluations)
     with stage.begin():
         model_section = Model(**train.recipe["model"])
         encoder = tokenizer.load(tokenizer_folder)
@@ -73,10 +80,8 @@ def publish(
         blanks = blanks or held_out_blanks(Store(data_folder, "validation"), encoder, model_section.positions - 2)
         proof = prove(folder, model, encoder, data_folder, train.recipe["data"], [blank.text for blank in blanks])
         examples = [{**blank._asdict(), "guesses": proof.filled[blank.text]} for blank in blanks]
-        evaluations = read_metrics(train_folder / "evaluations.jsonl")
-        losses = (
-            {} if unigram is None else {"unigram_loss": unigram, "untrained_loss": evaluations[0]["validation_loss"]}
-        )
+        before = "starting_loss" if "init_from" in train.inputs else "untrained_loss"
+        losses = {} if unigram is None else {"unigram_loss": unigram, before: evaluations[0]["validation_loss"]}
         fit = held_out_fit(data_folder, encoder)
         write_atomic(
             folder / "README.md",
@@ -94,6 +99,18 @@ def publish(
             "tokenizer": fit,
         }
         return stage.finish(outputs, counts)
+
+
+def _as_of(train: Manifest, progress: Progress, evaluations: Sequence[Mapping[str, Any]]) -> Manifest:
+    """The run's manifest with the counts and held-out figures of one of its checkpoints."""
+    evaluated = next((line for line in evaluations if line["update"] == progress.update), {})
+    counts = {
+        "updates": progress.update,
+        "tokens": progress.tokens,
+        "training_seconds": round(progress.seconds, 1),
+        **{key: value for key, value in evaluated.items() if key != "update"},
+    }
+    return replace(train, counts={**train.counts, **counts})
 
 
 def _check_examples(publish: Publish, encoder: Encoder, longest_input: int) -> None:

@@ -17,6 +17,7 @@ from delta.config import DeltaPage
 from delta.stage import recipe
 from delta.task import read_task
 from delta.tuning import Score, tune
+from publish.card import before_training
 from robustly import log, manifest, markdown
 from robustly.description import Listing
 from robustly.manifest import Manifest, Stage, write_atomic
@@ -78,7 +79,7 @@ def summary(published: Manifest, compared: Mapping[str, Any] | None) -> list[Lis
         losses = {
             "this model": counts["validation_loss"],
             "guessing by frequency": counts["unigram_loss"],
-            "untrained": counts["untrained_loss"],
+            **before_training(counts),
         }
         rows = [
             {

@@ -139,6 +139,10 @@ NewRun = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Work in the sibling folder NAME; stages that still fit are reused."),
 ]
+ProfileOption = Annotated[
+    bool,
+    typer.Option("--profile", help="Trace updates 3 to 5 of this start into train/profile/; changes no number."),
+]
 
 
 @contextlib.contextmanager
@@ -183,12 +187,15 @@ def arguments_of(page: str, overrides: list[str] | None, new_run: str | None) ->
     return [page, *(overrides or []), *(["--new-run", new_run] if new_run else [])]
 
 
-def rank_command(page: str, overrides: list[str] | None, experiment: Experiment, new_run: str | None) -> list[str]:
+def rank_command(
+    page: str, overrides: list[str] | None, experiment: Experiment, new_run: str | None, profile: bool = False
+) -> list[str]:
     """What every rank runs. The folders are settled here, once: no rank may come to another choice."""
     chosen = {"name": experiment.name, **{f"paths.{key}": path for key, path in experiment.paths if path}}
     settled = [f"{key}={json.dumps(str(value))}" for key, value in chosen.items()] if new_run else []
+    options = ["--profile"] if profile else []
     # -P: a working directory that holds a folder of our packages' names must not shadow them
-    return [sys.executable, "-P", "-m", "robustly.cli", "pretrain", page, *(overrides or []), *settled]
+    return [sys.executable, "-P", "-m", "robustly.cli", "pretrain", page, *(overrides or []), *settled, *options]
 
 
 def report(folder: Path, manifest: Manifest, next_command: str | None, as_json: bool) -> None:
@@ -301,7 +308,11 @@ def prepare_command(
 
 @app.command(name="pretrain", short_help="Train the model, or go on from its last checkpoint.")
 def pretrain_command(
-    page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
+    page: ConfigArgument,
+    overrides: Overrides = None,
+    new_run: NewRun = None,
+    profile: ProfileOption = False,
+    as_json: Json = False,
 ) -> None:
     """Train the model, from the newest checkpoint if there is one. Starts run.ranks processes on this machine;
     started by a launcher (torchrun, srun, `robustly launch`), it is one of its ranks."""
@@ -310,16 +321,16 @@ def pretrain_command(
     with user_errors():
         launched = rank_from_environment() is not None
     if launched:
-        _be_rank(page, overrides)
+        _be_rank(page, overrides, profile)
         return
     with user_errors():
         experiment = settle(load_experiment(page, overrides), new_run)
         following = command_line("publish", *arguments_of(page, overrides, new_run))
-        manifest = train(experiment, rank_command(page, overrides, experiment, new_run))
+        manifest = train(experiment, rank_command(page, overrides, experiment, new_run, profile))
         report(experiment.folder("train"), manifest, following, as_json)
 
 
-def _be_rank(page: str, overrides: list[str] | None) -> None:
+def _be_rank(page: str, overrides: list[str] | None, profile: bool) -> None:
     """The body of one rank's process."""
     from launch.environment import export, rank_from_environment
 
@@ -331,7 +342,7 @@ def _be_rank(page: str, overrides: list[str] | None) -> None:
         from pretrain.loop import FailedElsewhere, Stopped, pretrain
 
         try:
-            pretrain(pretraining(load_experiment(page, overrides)), me.rank, me.local_rank, me.world_size)
+            pretrain(pretraining(load_experiment(page, overrides)), me.rank, me.local_rank, me.world_size, profile)
         except Stopped as stopped:  # exit code 0: another would have launchers kill the ranks that are still leaving
             if me.rank == 0:
                 log.say(str(stopped))
@@ -626,6 +637,7 @@ def launch_command(
     sbatch: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="slurm: a further option of sbatch; repeatable.")
     ] = None,
+    profile: ProfileOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and run nothing.")] = False,
     new_run: NewRun = None,
 ) -> None:
@@ -641,7 +653,7 @@ def launch_command(
             log.say(f"{experiment.folder('train')}: finished already")
             return
         plan = Plan(
-            command=tuple(rank_command(page, overrides, experiment, new_run)),
+            command=tuple(rank_command(page, overrides, experiment, new_run, profile)),
             folder=Path.cwd(),
             finished=experiment.folder("train").absolute() / MANIFEST,
             name=experiment.name,

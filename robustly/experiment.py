@@ -60,6 +60,15 @@ class Experiment(Page):
             )
         return self
 
+    @model_validator(mode="after")
+    def _batch_rises(self) -> Self:
+        warmup = self.schedule.batch_warmup
+        if warmup and warmup.start > self.optim.batch_size:
+            raise ValueError(
+                f"schedule.batch_warmup.start = {warmup.start} is more than optim.batch_size = {self.optim.batch_size}"
+            )
+        return self
+
 
 def load_experiment(page: Path | str, overrides: list[str] | None = None) -> Experiment:
     """Read and check a page. Raises UserError with every fault."""
@@ -131,6 +140,7 @@ def pretraining(experiment: Experiment) -> "Pretraining":
         data_folder=experiment.folder("data"),
         folder=experiment.folder("train"),
         page=experiment.model_dump(mode="json", by_alias=True, exclude={"paths"}),
+        beside=experiment.origin.parent,
     )
 
 

@@ -9,11 +9,11 @@ import torch
 from torch.nn import functional
 
 from pretrain.batches import Batches
-from pretrain.schedule import UpdateSizes
 from pretrain.engine import Engine, deepspeed_config, start_ranks, stop_ranks, sum_over_ranks
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
-from pretrain.schedule import learning_rate
+from pretrain.schedule import UpdateSizes, learning_rate
 from ranks import run_distributed
+from robustly import UserError
 from synthetic import VOCABULARY, masking, model, optim, order, run, schedule
 
 pytestmark = pytest.mark.distributed
@@ -186,6 +186,60 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm(stage: int, precision: 
         return math.isfinite(norm)
 
     assert run_distributed(1, go) == [False]
+
+
+@pytest.mark.parametrize(("factor", "says"), [(1.01, "different gradient norms"), (float("inf"), "inf"), (1.0, "fine")])
+def test_ranks_that_see_different_gradients_say_so(factor: float, says: str) -> None:
+    """The fault is on one rank, after gradients are reduced; all ranks must meet it."""
+
+    def go(rank: int, ranks: int) -> str:
+        torch.set_num_threads(1)
+        start_ranks(rank)
+        batches = make_batches(rank, ranks, 16)
+        engine = make_engine(batches.accumulation, 0, "fp32")
+        (batch,) = batches.share(1).micro_batches
+        engine.backward(engine(batch.inputs, batch.attention, batch.positions, batch.labels).sum() / 100)
+        if rank == 1:
+            for _, parameter in engine._parameters():
+                parameter.grad.mul_(factor)
+        try:
+            norm = engine.step(1e-3)
+        except UserError as error:
+            return str(error)
+        finally:
+            stop_ranks()
+        return "fine" if math.isfinite(norm) else str(norm)
+
+    found = run_distributed(2, go)
+    assert all(says in each or (says == "inf" and each == "nan") for each in found), found
+
+
+def test_fifty_updates_of_adamw_are_those_of_its_equations() -> None:
+    """Loshchilov and Hutter 2019, algorithm 2, in float64; decay on all, or on matrices alone."""
+    from pretrain.optimizer import adamw
+
+    for decay in ("all", "weights"):
+        section = optim(decay=decay, weight_decay=0.1)
+        torch.manual_seed(3)
+        layer = torch.nn.Linear(7, 5)
+        adam = adamw(layer, section)
+        own = [p.detach().double().clone() for p in layer.parameters()]
+        first, second = ([torch.zeros_like(p) for p in own] for _ in range(2))
+        (beta1, beta2), eps = section.betas, section.eps
+        for update in range(1, 51):
+            rate = adam.param_groups[0]["lr"] = 1e-2 * update / 50
+            adam.param_groups[-1]["lr"] = rate
+            for i, parameter in enumerate(layer.parameters()):
+                parameter.grad = torch.randn_like(parameter)
+                gradient = parameter.grad.double()
+                first[i] = beta1 * first[i] + (1 - beta1) * gradient
+                second[i] = beta2 * second[i] + (1 - beta2) * gradient**2
+                step = first[i] / (1 - beta1**update) / ((second[i] / (1 - beta2**update)).sqrt() + eps)
+                shrink = section.weight_decay if decay == "all" or parameter.ndim > 1 else 0.0
+                own[i] = own[i] - rate * (step + shrink * own[i])
+            adam.step()
+        for parameter, expected in zip(layer.parameters(), own, strict=True):
+            torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_decay_on_all_or_on_matrices_alone() -> None:

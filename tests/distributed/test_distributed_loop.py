@@ -100,7 +100,8 @@ def test_metrics_manifest_and_checkpoints_of_a_run(straight: Pretraining) -> Non
     assert lines[2]["lr"] == config.optim.peak_lr and lines[-1]["lr"] == 0
     assert [line["update"] for line in evaluations(config)] == [0, 6, 12]
     assert evaluations(config)[-1]["validation_loss"] < evaluations(config)[0]["validation_loss"]
-    assert sorted(p.name for p in (config.folder / "checkpoints").iterdir()) == ["update-00000010", "update-00000012"]
+    kept = ["best.json", "update-00000010", "update-00000012"]
+    assert sorted(p.name for p in (config.folder / "checkpoints").iterdir()) == kept
     assert list((config.folder / "tensorboard").iterdir())
     manifest = config.stage().finished()
     assert manifest is not None

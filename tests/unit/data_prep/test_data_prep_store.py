@@ -195,7 +195,7 @@ def test_another_tokenizer_is_refused(tmp_path, encoder):
 def test_a_damaged_shard_is_named(tmp_path, encoder, kind, damage):
     write(tmp_path, encoder, [["the in"], ["er. er. er."]])
     damage(tmp_path / f"train-00001.{kind}.npy")
-    with pytest.raises(UserError, match=rf"train-00001\.{kind}\.npy: .*prepare the data anew"):
+    with pytest.raises(UserError, match=rf"train-00001\.{kind}\.npy: .*make its folder anew"):
         list(Store(tmp_path, "train").texts(encoder))
 
 

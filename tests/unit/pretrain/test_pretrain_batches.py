@@ -8,25 +8,36 @@ import pytest
 import torch
 
 from data_prep.order import Order
-from pretrain.batches import Batches, accumulation_steps, blocks_per_update
+from pretrain.batches import Batches, MicroBatch, accumulation_steps, blocks_per_update, make_micro_batch
+from pretrain.schedule import UpdateSizes
 from synthetic import VOCABULARY, RandomBlocks, masking, optim, order
 
 
 def batches(rank: int = 0, ranks: int = 1, micro_batch: int = 8, batch: int = 32, seed: int = 5) -> Batches:
-    return Batches(order(seed=seed), batch, masking(), VOCABULARY, rank, ranks, micro_batch)
+    return Batches(order(seed=seed), UpdateSizes(batch), masking(), VOCABULARY, rank, ranks, micro_batch)
 
 
-def rows(share_batches: list[Batches], update: int) -> list[torch.Tensor]:
-    """All inputs of an update, in the order of the stream."""
-    found = {}
-    for one in share_batches:
-        for micro_batch in one.share(update).micro_batches:
-            if len(micro_batch.labels):
-                for row, ids in enumerate(micro_batch.inputs):
-                    assert micro_batch.first + row not in found
-                    found[micro_batch.first + row] = ids
-    assert sorted(found) == list(range(len(found)))
-    return [found[i] for i in range(len(found))]
+Row = tuple[list[int], dict[int, int]]
+
+
+def rows(share_batches: list[Batches], update: int) -> list[Row]:
+    """All blocks of an update, sorted."""
+    micro_batches = [made for one in share_batches for made in one.share(update).micro_batches if len(made.labels)]
+    places = [made.first + row for made in micro_batches for row in range(len(made.inputs))]
+    assert sorted(places) == list(range(len(places)))  # no two draw the same dropout
+    return shown(micro_batches)
+
+
+def shown(micro_batches: list[MicroBatch]) -> list[Row]:
+    """Blocks, sorted: their inputs without padding, and what is to be restored where."""
+    found = []
+    for made in micro_batches:
+        restored = torch.full_like(made.inputs, -1)
+        restored.view(-1)[made.positions] = made.labels
+        for ids, labels in zip(made.inputs.tolist(), restored.tolist(), strict=True):
+            real = [token for token in ids if token != VOCABULARY.pad]
+            found.append((real, {place: label for place, label in enumerate(labels) if label >= 0}))
+    return sorted(found, key=lambda row: row[0])
 
 
 @pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 32), (2, 4), (2, 8), (3, 8), (5, 3), (7, 1)])
@@ -35,7 +46,18 @@ def test_the_global_batch_does_not_depend_on_the_layout(ranks: int, micro_batch:
         expected = rows([batches()], update)
         found = rows([batches(rank, ranks, micro_batch) for rank in range(ranks)], update)
         assert len(found) == 32
-        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+        assert found == expected
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_growing_updates_meet_the_stream_once_and_in_order(ranks: int) -> None:
+    """The first of them have less than a micro-batch for some ranks; epochs of 100 blocks begin within updates."""
+    sizes = UpdateSizes(32, 2, 7)
+    made = [Batches(order(seed=5), sizes, masking(), VOCABULARY, rank, ranks, 4) for rank in range(ranks)]
+    for update in range(1, 12):
+        places = made[0].order.stream(sizes.before(update), sizes.before(update + 1))
+        assert rows(made, update) == shown([make_micro_batch(made[0].order, places, masking(), VOCABULARY, 0)])
+    assert {len(one.share(1).micro_batches) for one in made} == {accumulation_steps(32, ranks, 4)}
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 40])
@@ -64,7 +86,7 @@ def test_ahead_raises_what_the_maker_raised() -> None:
         def gather(self, blocks: np.ndarray, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             raise OSError("the disk went away")
 
-    made = Batches(order(Broken()), 32, masking(), VOCABULARY, 0, 1, 8)
+    made = Batches(order(Broken()), UpdateSizes(32), masking(), VOCABULARY, 0, 1, 8)
     with pytest.raises(OSError, match="went away"):
         list(made.ahead(1, 2))
 
@@ -79,7 +101,7 @@ def test_doc_sentences_gets_more_blocks_for_as_many_tokens() -> None:
 def test_short_blocks_make_updates_of_as_many_tokens() -> None:
     blocks: Any = RandomBlocks(2000)  # of 10 to 32 tokens
     batch = blocks_per_update(optim(batch_size=64), 32, Order(blocks, 5).mean_length, "doc_sentences")
-    made = Batches(order(blocks), batch, masking(), VOCABULARY, 0, 1, 32)
+    made = Batches(order(blocks), UpdateSizes(batch), masking(), VOCABULARY, 0, 1, 32)
     tokens = np.array([made.share(update).tokens for update in range(1, 2 * 2000 // batch + 1)])
     assert tokens.mean() == pytest.approx(64 * 32, rel=0.01)
     deviation = blocks.lengths.std() * np.sqrt(batch)  # of the sum of so many lengths
@@ -88,9 +110,9 @@ def test_short_blocks_make_updates_of_as_many_tokens() -> None:
 
 def test_copies_of_a_block_have_masks_of_their_own() -> None:
     blocks: Any = RandomBlocks()
-    made = Batches(Order(blocks, 5, [2.0]), 200, masking(), VOCABULARY, 0, 1, 200)  # an epoch is an update
-    (micro_batch,) = made.share(1).micro_batches
+    made = Batches(Order(blocks, 5, [2.0]), UpdateSizes(200), masking(), VOCABULARY, 0, 1, 200)  # an epoch is an update
     places = made.order.stream(0, 200)
+    micro_batch = make_micro_batch(made.order, places, masking(), VOCABULARY, 0)
     positions = micro_batch.positions.numpy()
     masked = [set((positions[positions // 32 == row] % 32).tolist()) for row in range(200)]
     copies = [[masked[row] for row in np.flatnonzero(places.block == block)] for block in range(100)]
@@ -102,7 +124,36 @@ def test_update_k_holds_the_streams_positions_from_k_minus_1_batches_on() -> Non
     some = batches(micro_batch=32)
     (micro_batch,) = some.share(3).micro_batches
     places = some.order.stream(64, 96)
-    ids, _ = some.order.blocks.gather(places.block, places.second)
+    ids, lengths = some.order.blocks.gather(places.block, places.second)
+    ids = ids[np.argsort(-lengths, kind="stable")]
     shown = micro_batch.inputs.numpy()
     assert ((shown == ids).mean(1) > 0.8).all()  # all but the masked tokens
     assert (micro_batch.labels.numpy() == ids.reshape(-1)[micro_batch.positions]).all()
+
+
+@pytest.mark.parametrize("shortest", [3, 10, 30])
+def test_a_micro_batch_is_padded_to_its_own_longest_block(shortest: int) -> None:
+    blocks: Any = RandomBlocks(shortest=shortest)
+    for micro_batch in Batches(order(blocks), UpdateSizes(32), masking(), VOCABULARY, 1, 3, 4).share(1).micro_batches:
+        real = micro_batch.inputs != VOCABULARY.pad
+        longest, width = int(real.sum(1).max()), micro_batch.inputs.shape[1]
+        assert width % 8 == 0 and width - 8 < longest <= width
+        if micro_batch.attention is None:
+            assert real.all()
+        else:
+            assert torch.equal(micro_batch.attention, real.long()) and not real.all()
+
+
+def test_blocks_of_a_share_come_longest_first() -> None:
+    lengths = [
+        int(length)
+        for micro_batch in batches(1, 2, micro_batch=4).share(2).micro_batches
+        for length in (micro_batch.inputs != VOCABULARY.pad).sum(1)
+    ]
+    assert len(lengths) == 16 and lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 5
+
+
+def test_blocks_are_not_padded_beyond_the_block_length() -> None:
+    blocks: Any = RandomBlocks(length=21, shortest=21)
+    (micro_batch,) = Batches(order(blocks), UpdateSizes(8), masking(), VOCABULARY, 0, 1, 8).share(1).micro_batches
+    assert micro_batch.inputs.shape == (8, 21) and micro_batch.attention is None

@@ -1,6 +1,8 @@
 """Checkpoints are complete or absent, whatever happens while they are written."""
 
+import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +23,11 @@ def tensors(value: float) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
         yield (name, *(torch.full((3, 2), float(value + i)) for i in range(3)))  # type: ignore[misc]
 
 
-def save(folder: Path, update: int, recipe: str = "r", keep: int = 2) -> None:
-    progress = Progress(update, recipe, tokens=10 * update, seconds=0.1 * update, interval={"loss_sum": 1 / 3})
+def save(folder: Path, update: int, recipe: str = "r", keep: int = 2, loss: float | None = None) -> None:
+    interval = {"loss_sum": 1 / 3}
+    progress = Progress(
+        update, recipe, tokens=10 * update, seconds=0.1 * update, interval=interval, validation_loss=loss
+    )
     checkpoint.save(folder, progress, tensors(update), write=True, keep=keep)
 
 
@@ -49,6 +54,39 @@ def test_only_the_newest_are_kept_and_only_rank_0_writes(tmp_path: Path) -> None
     for update in (5, 10, 100):
         save(tmp_path, update)
     assert names_in(tmp_path) == ["update-00000010", "update-00000100"]
+
+
+def test_the_best_is_marked_and_stays(tmp_path: Path) -> None:
+    for update, loss in ((2, 5.0), (4, None), (6, 3.0), (8, 3.5), (10, 3.0), (12, None)):
+        save(tmp_path, update, loss=loss)
+    assert names_in(tmp_path) == ["best.json", "update-00000006", "update-00000010", "update-00000012"]
+    assert json.loads((tmp_path / "best.json").read_text()) == {"update": 6, "validation_loss": 3.0}
+    save(tmp_path, 14, loss=2.5)
+    assert names_in(tmp_path) == ["best.json", "update-00000012", "update-00000014"]
+    assert json.loads((tmp_path / "best.json").read_text()) == {"update": 14, "validation_loss": 2.5}
+
+
+def test_the_mark_follows_from_the_checkpoints_alone(tmp_path: Path) -> None:
+    """A kill before it is written, a checkpoint that is gone, a state that is spoilt."""
+    save(tmp_path, 2, loss=2.0)
+    save(tmp_path, 4, loss=1.0)
+    (tmp_path / "best.json").unlink()
+    assert checkpoint.mark_best(tmp_path) == (4, 1.0)
+    assert json.loads((tmp_path / "best.json").read_text())["update"] == 4
+    (tmp_path / "update-00000004" / "state.json").write_text("[]")
+    assert checkpoint.mark_best(tmp_path) == (2, 2.0)
+    shutil.rmtree(tmp_path / "update-00000002")
+    assert checkpoint.mark_best(tmp_path) is None
+    assert not (tmp_path / "best.json").exists()
+
+
+def test_a_newer_one_that_was_found_damaged_is_not_the_best(tmp_path: Path) -> None:
+    save(tmp_path, 2, loss=2.0)
+    save(tmp_path, 6, loss=1.0)
+    (tmp_path / "update-00000006" / "weights.safetensors").write_bytes(b"spoilt")
+    save(tmp_path, 4, loss=1.5)  # the run went on from 2
+    assert names_in(tmp_path) == ["best.json", "update-00000002", "update-00000004"]
+    assert checkpoint.mark_best(tmp_path) == (4, 1.5)
 
 
 @pytest.mark.parametrize("damage", ["weights.safetensors", "moments.safetensors", "state.json"])

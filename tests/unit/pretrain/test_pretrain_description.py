@@ -36,9 +36,10 @@ def write_lines(folder: Path, reached: int) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def save(made: Stage, update: int) -> Path:
+def save(made: Stage, update: int, loss: float | None = None) -> Path:
     tensors = iter([("weight", torch.zeros(3), torch.zeros(3), torch.zeros(3))])
-    checkpoint.save(made.folder / "checkpoints", Progress(update, made.hash), tensors, True, 3)
+    progress = Progress(update, made.hash, validation_loss=loss)
+    checkpoint.save(made.folder / "checkpoints", progress, tensors, True, 3)
     return checkpoint.folder_of(made.folder / "checkpoints", update)
 
 
@@ -47,6 +48,17 @@ def test_a_run_that_has_just_begun(train: Stage) -> None:
     assert found.summary == "A pretraining at update 0 of 40, not finished."
     assert "no complete checkpoint yet" in found.notes[0] and "robustly pretrain CONFIG" in found.notes[0]
     assert found.figures["model"] == "2 layers x 64 hidden, 2 heads, feed-forward 128"
+
+
+def test_the_best_checkpoint_is_told(train: Stage) -> None:
+    save(train, 10)
+    assert not [key for key in describe(train.folder).figures if key.startswith("best")]
+    for update, loss in ((20, 2.0), (30, 2.5)):
+        save(train, update, loss)
+    found = describe(train.folder)
+    assert (found.figures["best_update"], found.figures["best_validation_loss"]) == (20, 2.0)
+    (listing,) = (listing for listing in found.examples if listing.title == "checkpoints")
+    assert [(row["update"], row["best"]) for row in listing.rows] == [(10, False), (20, True), (30, False)]
 
 
 def test_a_run_under_way(train: Stage) -> None:

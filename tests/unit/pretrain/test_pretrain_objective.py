@@ -18,8 +18,7 @@ def batch(count: int) -> MicroBatch:
 
     blocks = np.arange(count)
     places = Places(np.zeros(count, int), blocks, blocks, blocks)
-    made, _ = make_micro_batch(order(seed=3), places, masking(), VOCABULARY, 0)
-    return made
+    return make_micro_batch(order(seed=3), places, masking(), VOCABULARY, 0)
 
 
 def test_loss_is_transformers_loss_times_the_number_of_targets() -> None:

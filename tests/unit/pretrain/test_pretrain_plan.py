@@ -53,6 +53,14 @@ def small(place: Path, *changes: str) -> Experiment:
     return load_experiment("tiny", [*SMALL, *places, *changes])
 
 
+def test_smaller_updates_at_the_beginning_are_counted() -> None:
+    page = load_experiment(
+        "roberta_base", ["schedule.batch_warmup={start: 4096, updates: 4}", "schedule.updates=10", "schedule.warmup=0"]
+    )
+    blocks = 4096 + 5120 + 6144 + 7168 + 6 * 8192
+    assert planned(page).work["tokens"] == 512 * blocks
+
+
 # ---------------------------------------------------------------------------------------------- the corpus
 
 
@@ -236,10 +244,10 @@ def test_the_largest_micro_batch_is_for_the_memory_that_there_is() -> None:
     assert f"take run.micro_batch={largest}" in above.warnings[0]
 
 
-def test_one_checkpoint_more_than_is_kept_has_to_fit() -> None:
+def test_the_best_checkpoint_and_a_new_one_have_to_fit_beside_those_that_are_kept() -> None:
     disk = planned(load_experiment("roberta_base")).disk
     assert disk["checkpoint"] == 12 * 124_697_433
-    assert disk["checkpoints"] == 3 * disk["checkpoint"]
+    assert disk["checkpoints"] == (2 + 1 + 1) * disk["checkpoint"]
 
 
 # ---------------------------------------------------------------------------------------------- warnings

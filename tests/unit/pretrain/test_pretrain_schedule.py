@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
 
-from pretrain.schedule import learning_rate
+from pretrain.schedule import UpdateSizes, learning_rate
 from synthetic import optim, schedule
 
 
@@ -69,3 +72,37 @@ def test_constant_and_no_warmup() -> None:
     assert learning_rate(10, optim(), schedule(decay="constant")) == 1e-3
     assert learning_rate(1, optim(), schedule(warmup=0)) == pytest.approx(0.9e-3)
     assert learning_rate(10, optim(), schedule(updates=10, warmup=10)) == 1e-3
+
+
+# ---------------------------------------------------------------------------------------------- blocks of an update
+
+
+def test_updates_grow_along_a_line() -> None:
+    sizes = UpdateSizes(100, 20, 4)
+    assert [sizes.blocks(update) for update in range(1, 8)] == [20, 40, 60, 80, 100, 100, 100]
+    assert [sizes.before(update) for update in range(1, 8)] == [0, 20, 60, 120, 200, 300, 400]
+    assert [UpdateSizes(7).before(update) for update in (1, 2, 500_001)] == [0, 7, 3_500_000]
+    assert [UpdateSizes(5, 2, 2).blocks(update) for update in (1, 2, 3)] == [2, 3, 5]  # 3.5 is rounded down
+
+
+@given(full=st.integers(1, 500), start=st.integers(1, 500), updates=st.integers(0, 60), more=st.integers(0, 20))
+def test_updates_follow_each_other_without_a_gap(full: int, start: int, updates: int, more: int) -> None:
+    sizes = UpdateSizes(max(full, start), min(full, start), updates)
+    position, last = 0, 0
+    for update in range(1, updates + more + 2):
+        assert sizes.before(update) == position
+        blocks = sizes.blocks(update)
+        assert max(1, last) <= blocks <= sizes.full
+        position, last = position + blocks, blocks
+    assert sizes.blocks(1) == (sizes.full if updates == 0 else min(full, start))
+    assert sizes.blocks(updates + 1) == sizes.full
+
+
+def test_the_page_counts_the_start_as_it_counts_the_batch() -> None:
+    rising = schedule(updates=50, batch_warmup={"start": 16, "updates": 10})
+    sizes = UpdateSizes.of(96, optim(batch_size=64), rising)  # short blocks: half as many again
+    assert (sizes.blocks(1), sizes.blocks(11), sizes.full) == (24, 96, 96)
+    assert UpdateSizes.of(96, optim(batch_size=64), schedule(updates=50)).blocks(1) == 96
+    assert "batch_warmup" not in schedule(updates=50).recipe()
+    with pytest.raises(ValidationError, match=r"batch_warmup.updates \(51\) is more than schedule.updates \(50\)"):
+        schedule(updates=50, batch_warmup={"start": 16, "updates": 51})

@@ -2,8 +2,10 @@
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
-from robustly import cli
+from robustly import UserError, cli
+from robustly.experiment import load_experiment
 
 
 def test_ctrl_c_that_a_library_turned_into_its_own_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,3 +22,17 @@ def test_ctrl_c_that_a_library_turned_into_its_own_error(capsys: pytest.CaptureF
 def test_errors_of_ours_are_not_hidden() -> None:
     with pytest.raises(RuntimeError, match="ours"), cli.user_errors():
         raise RuntimeError("ours")
+
+
+def test_profile_reaches_every_rank_and_is_no_part_of_the_page() -> None:
+    page = load_experiment("tiny")
+    traced = cli.rank_command("tiny", ["seed=2"], page, None, profile=True)
+    assert traced[-4:] == ["pretrain", "tiny", "seed=2", "--profile"]
+    assert "--profile" not in cli.rank_command("tiny", ["seed=2"], page, None)
+    launched = CliRunner().invoke(cli.app, ["launch", "local", "tiny", "--profile", "--dry-run"])
+    assert launched.exit_code == 0 and "pretrain tiny --profile" in launched.stdout
+
+
+def test_updates_cannot_begin_larger_than_they_become() -> None:
+    with pytest.raises(UserError, match=r"schedule.batch_warmup.start = 9 is more than optim.batch_size = 8"):
+        load_experiment("tiny", ["schedule.batch_warmup={start: 9, updates: 5}", "optim.batch_size=8"])

@@ -4,14 +4,16 @@ import io
 import json
 import subprocess
 import sys
+import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from robustly import log
-from robustly.log import Metrics, read_metrics
+from robustly import UserError, log
+from robustly.log import Metrics, Wandb, read_metrics
 
 # ------------------------------------------------------------------------------------------------ words
 
@@ -177,3 +179,64 @@ def test_tensorboard_shows_the_same_figures(tmp_path):
     board.Reload()
     assert board.Tags()["scalars"] == ["loss", "validation_loss"]  # numbers alone; update is the axis
     assert [(event.step, event.value) for event in board.Scalars("loss")] == lines(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ Weights & Biases
+
+
+class FakeWandb(types.ModuleType):
+    """Keeps what is sent."""
+
+    Error = type("Error", (Exception,), {})
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.started, self.sent, self.finished = [], [], 0
+
+    def init(self, **settings):
+        self.started.append(settings)
+        return self
+
+    def log(self, figures, step):
+        self.sent.append((step, figures))
+
+    def finish(self):
+        self.finished += 1
+
+
+AT_WANDB = Wandb("mlm", "team", "mine", "hash", {"seed": 1})
+
+
+def test_weights_and_biases_get_the_same_figures(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    metrics = Metrics(tmp_path, 0, AT_WANDB)
+    metrics.write("metrics", {"update": 3, "loss": 2.5, "device": "cpu"})
+    metrics.write("evaluations", {"update": 4, "validation_loss": 2.0, "validation_sources": {"a": {}}})
+    metrics.close()
+    assert fake.sent == [(3, {"loss": 2.5}), (4, {"validation_loss": 2.0})]
+    assert fake.finished == 1
+    settings = fake.started[0]
+    assert (settings["project"], settings["entity"], settings["name"]) == ("mlm", "team", "mine")
+    assert (settings["resume"], settings["config"], settings["dir"]) == ("allow", {"seed": 1}, str(tmp_path))
+
+
+def test_a_resume_is_the_same_run_there_and_another_name_or_recipe_is_another(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    others = (AT_WANDB, AT_WANDB, replace(AT_WANDB, name="b"), replace(AT_WANDB, recipe_hash="h2"))
+    for at in others:
+        Metrics(tmp_path, 2, at).close()
+    first, again, *rest = (settings["id"] for settings in fake.started)
+    assert first == again and len({first, *rest}) == 3
+
+
+def test_without_the_package_or_a_login_it_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"pip install 'robustly\[wandb\]'"):
+        Metrics(tmp_path, 0, AT_WANDB)
+    fake = FakeWandb()
+    monkeypatch.setattr(fake, "init", lambda **settings: (_ for _ in ()).throw(fake.Error("no API key")))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with pytest.raises(UserError, match=r"no API key.*wandb login.*WANDB_MODE=offline"):
+        Metrics(tmp_path, 0, AT_WANDB)

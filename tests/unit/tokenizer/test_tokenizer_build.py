@@ -70,7 +70,7 @@ def words_files(folder):
 def test_a_finished_stage(trained, prose, prose_file):
     done = manifest.require(trained, "tokenizer", "")
     assert sorted(done.outputs) == NAMES
-    left = sorted(path.name for path in trained.iterdir() if path.name != ".lock")
+    left = sorted(path.name for path in trained.iterdir() if path.name not in (".lock", manifest.WORK_LOCK))
     assert left == sorted([*NAMES, "manifest.json", "recipe.json"])
     words = [word for text in prose for word in split(text)]
     assert done.counts["documents"] == len(prose)
@@ -300,9 +300,9 @@ def test_counts_that_are_not_there(page, tmp_path):
 
 def test_one_command_at_a_time_in_a_folder(page, prose_file, tmp_path, monkeypatch):
     """Whatever the other one counts: what is at work must not be deleted."""
-    monkeypatch.setattr(stage.manifest.lock.__wrapped__, "__defaults__", (0.0,))
+    monkeypatch.setattr(stage.manifest.lock.__wrapped__, "__defaults__", (".lock", 0.0))
     with (
-        manifest.lock(tmp_path / "t" / "work"),
+        manifest.lock(tmp_path / "t", manifest.WORK_LOCK),
         pytest.raises(UserError, match="another process is at work here"),
     ):
         build(page(prose_file), settings(count_by="line"), tmp_path / "t", Path(), ONE)

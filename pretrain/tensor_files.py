@@ -1,0 +1,80 @@
+"""Tensors out of other people's files, without running anything that those hold."""
+
+import pickle
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from robustly import UserError
+
+_LEGACY_PICKLES = 4  # before torch 1.6: a magic number, the protocol, the machine, the object; then the storages
+
+
+class Inert:
+    """Stands in for every class and function that a pickle names and torch does not hold to be safe: it does nothing
+    and keeps the state of what it stands for."""
+
+    state: Any = None
+
+    def __new__(cls, *arguments: Any) -> "Inert":
+        return object.__new__(cls)
+
+    def __init__(self, *arguments: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def read_pickle(path: Path) -> Any:
+    """What `torch.save` wrote, with `Inert` objects in the place of all but tensors and plain values.
+
+    torch's restricted unpickler (`weights_only`) reads it. Raises UserError if it cannot, as where a pickle names a
+    function of `os`, or is cut off.
+    """
+    try:
+        inert: list[Any] = [(Inert, name) for name in sorted(_names(path))]
+        with torch.serialization.safe_globals(inert):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError, TypeError, AttributeError,
+            AssertionError, IndexError, zipfile.BadZipFile) as error:  # fmt: skip
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        raise UserError(f"{path}: cannot be read as tensors and plain values: {reason}") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a pickled state_dict. Raises UserError if it holds something else."""
+    if path.suffix != ".safetensors":
+        return state_dict(path, read_pickle(path))
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def state_dict(path: Path, value: Any) -> dict[str, Tensor]:
+    """`value` as tensors by name. Raises UserError if it is something else."""
+    if not isinstance(value, dict) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+        raise UserError(f"{path}: expected tensors by name (a state_dict), found {type(value).__name__}")
+    return dict(value)
+
+
+def _names(path: Path) -> set[str]:
+    """Every class and function that the file names, as `module.name`; nothing is loaded."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            (data,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(data) as file:
+                return _named(file)
+    with path.open("rb") as file:
+        return set().union(*(_named(file) for _ in range(_LEGACY_PICKLES)))
+
+
+def _named(file: IO[bytes]) -> set[str]:
+    operations = pickletools.genops(file)
+    return {str(found).replace(" ", ".") for operation, found, _ in operations if operation.name == "GLOBAL"}
