@@ -50,7 +50,7 @@ def test_roberta_base_is_the_papers_table_9() -> None:
         "batch_size": 8192, "peak_lr": 6e-4, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.01, "decay": "all",
         "clip_norm": 0.0,
     }  # fmt: skip
-    assert page.schedule.model_dump() == {"updates": 500_000, "warmup": 24_000, "decay": "linear"}
+    assert page.schedule.recipe() == {"updates": 500_000, "warmup": 24_000, "decay": "linear"}
     assert (page.data.block_length, page.data.format, page.model.positions) == (512, "full_sentences", 514)
     assert (page.model.dropout, page.model.attention_dropout) == (0.1, 0.1)
     assert (page.model.layer_norm_eps, page.model.token_types) == (1e-5, 1)
