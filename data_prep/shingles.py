@@ -28,7 +28,7 @@ def hashes(text: str, n: int) -> NDArray[np.uint64]:
 
 
 class Words(WordTokenizer):
-    """`words` in the form that datatrove takes."""
+    """`words` in the form that datatrove takes; MinHash asks for none of the sentences and spans that it also names."""
 
     def word_tokenize(self, text: str) -> list[str]:
         return words(text)

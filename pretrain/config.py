@@ -1,12 +1,11 @@
 """Schema of the page's `model`, `masking`, `optim`, `schedule` and `run` sections."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, PositiveFloat, Tag, field_validator, model_validator
 
 from robustly.config import Section
-from tokenizer.config import Executor, FairseqFiles, Slurm
+from tokenizer.config import Executor, FairseqFiles, Slurm, folder_or_files
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -19,13 +18,9 @@ class FairseqCheckpoint(FairseqFiles):
     """The checkpoint, such as `model.pt`."""
 
 
-def _kind_of_checkpoint(value: Any) -> str:
-    return "Files" if isinstance(value, Mapping | FairseqCheckpoint) else "Folder"
-
-
 _Checkpoint = Annotated[
     Annotated[str, Field(min_length=1), Tag("Folder")] | Annotated[FairseqCheckpoint, Tag("Files")],
-    Discriminator(_kind_of_checkpoint),
+    Discriminator(folder_or_files),
 ]
 
 

@@ -164,13 +164,14 @@ class FairseqFiles(Section):
     """`dict.txt`: GPT-2's ids and their counts; line n (from 0) has id n + 4."""
 
 
-def _kind_of_import(value: Any) -> str:
+def folder_or_files(value: Any) -> str:
+    """Tells pydantic which of the two a page gives: the path of a folder, or files by their names."""
     return "Files" if isinstance(value, Mapping | FairseqFiles) else "Folder"
 
 
 _Imported = Annotated[
     Annotated[str, Field(min_length=1), Tag("Folder")] | Annotated[FairseqFiles, Tag("Files")],
-    Discriminator(_kind_of_import),
+    Discriminator(folder_or_files),
 ]
 
 

@@ -1,6 +1,14 @@
-"""What the tests here change of the tiny page, so that a run takes seconds."""
+"""What the distributed tests share: the changes that make the tiny page a run of seconds, and a run that dies."""
 
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain import loop
+from pretrain.checkpoint import BEST
+from pretrain.stage import Pretraining
 
 CORPUS = Path(__file__).resolve().parents[2] / "data_prep" / "corpora" / "prose_cc0.txt"
 
@@ -26,3 +34,21 @@ SMALL = [
     "run.checkpoint_every=2",
     "run.workers=1",
 ]
+
+
+def die_after(rank: int, ranks: int, config: Pretraining, update: int, marked: bool = True) -> None:
+    """Train up to the checkpoint of an update and leave without another word; not `marked`: before the best of the
+    checkpoints has its mark."""
+    torch.set_num_threads(1)
+    original = loop.Trainer._save
+
+    def save_and_die(self: loop.Trainer, window: Any) -> None:
+        original(self, window)
+        if self.progress.update == update:
+            if not marked:
+                (self.checkpoints / BEST).unlink(missing_ok=True)
+            raise KeyboardInterrupt
+
+    loop.Trainer._save = save_and_die  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        loop.pretrain(config, rank, rank, ranks)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_page import die_after
 
 from pretrain import checkpoint, loop
 from pretrain.checkpoint import last_checkpoint
@@ -42,21 +43,6 @@ def kill_this_process(config: Pretraining, updates: int) -> None:
 
 def train(config: Pretraining, ranks: int) -> None:
     run_distributed(ranks, go, config)
-
-
-def die_after(rank: int, ranks: int, config: Pretraining, update: int) -> None:
-    """Train up to the checkpoint of an update and leave without another word."""
-    torch.set_num_threads(1)
-    original = loop.Trainer._save
-
-    def save_and_die(self: loop.Trainer, window: Any) -> None:
-        original(self, window)
-        if self.progress.update == update:
-            raise KeyboardInterrupt
-
-    loop.Trainer._save = save_and_die  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(config, rank, rank, ranks)
 
 
 def metrics(config: Pretraining) -> list[dict[str, Any]]:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from small_page import die_after
 
 from data_prep.blocks import Blocks
 from data_prep.order import Order
-from pretrain import budget, loop
+from pretrain import budget
 from pretrain.checkpoint import best_update, last_checkpoint, of_finished
 from pretrain.loop import pretrain
 from pretrain.stage import Pretraining
@@ -37,22 +38,6 @@ def train(config: Pretraining, ranks: int, profile: bool = False) -> None:
         pretrain(config, rank, rank, ranks, profile)
 
     run_distributed(ranks, go)
-
-
-def die_after(rank: int, ranks: int, config: Pretraining, update: int) -> None:
-    """Train up to the checkpoint of an update; its files are there, the mark of the best is not yet."""
-    torch.set_num_threads(1)
-    original = loop.Trainer._save
-
-    def save_and_die(self: loop.Trainer, window: Any) -> None:
-        original(self, window)
-        if self.progress.update == update:
-            (self.checkpoints / "best.json").unlink(missing_ok=True)
-            raise KeyboardInterrupt
-
-    loop.Trainer._save = save_and_die  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(config, rank, rank, ranks)
 
 
 def metrics(config: Pretraining) -> list[dict[str, Any]]:
@@ -83,7 +68,7 @@ def test_updates_grow_and_a_resume_amid_that_is_the_same_run(
         assert line["epoch"] == sum(blocks[: line["update"]]) / order(growing).size
     assert metrics(growing)[0]["tokens"] <= 3 * 64 < metrics(growing)[-1]["tokens"]
     killed = pretraining("killed", *GROWING)
-    run_distributed(2, die_after, killed, 4)
+    run_distributed(2, die_after, killed, 4, False)
     train(killed, 2)
     assert metrics(killed) == metrics(growing)
     one, other = (last_checkpoint(config.folder).files["weights.safetensors"] for config in (killed, growing))
@@ -110,7 +95,7 @@ def test_the_best_checkpoint_is_marked_kept_and_the_same_after_a_resume(pretrain
     }
     best = min((update for update in losses if update), key=lambda update: losses[update])
     assert best < 8  # else this page tests nothing
-    run_distributed(1, die_after, killed, best)
+    run_distributed(1, die_after, killed, best, False)
     train(killed, 1)
     for config in (straight, killed):
         folder = config.folder / "checkpoints"
