@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import npy
-from data_prep.cleaning_config import Cleaning, EvaluationFiles
+from data_prep.cleaning_config import Cleaning, EvaluationFiles, NearDuplicates
 from data_prep.duplicates import buckets_for, duplicates_in, find_duplicates, text_hash, write_hashes
 from data_prep.rules import EXACT, NEAR, check_languages, check_words, in_order, model_file, reason_to_drop, rules_of
 from robustly import UserError, log, manifest
@@ -99,7 +99,7 @@ def clean(
         judged = [_read_judged(work, number) for number in range(len(pieces))]
         refuse_many([line for part in judged for line in part.bad_lines], corpus)
         groups = _groups(pieces)
-        buckets = _find_duplicates(task, judged, groups, processing)
+        buckets = _find_duplicates(task, judged, groups, processing) if pieces else 0
         reasons = in_order([*(reason for part in judged for reason in part.reasons), *_of_duplicates(cleaning)])
         settle = partial(task.settle, buckets, reasons)
         process(settle, groups, work / "tasks-verdicts", processing, "writing verdicts")
@@ -263,7 +263,7 @@ def _read_tally(work: Path, number: int) -> _Tally:
     return _Tally(**json.loads(_file(work, "tally", number, "json").read_text(encoding="utf-8")))
 
 
-def _cluster(work: Path, near: Any, number: int, groups: int) -> None:
+def _cluster(work: Path, near: NearDuplicates, number: int, groups: int) -> None:
     from data_prep.near_duplicates import cluster
 
     cluster(work, near, groups)

@@ -24,7 +24,7 @@ from data_prep.shingles import HASHING, WORDS
 
 AT_ONCE = 2**14  # n-grams whose hashes are made at a time: 15 MB for each array of them
 BUFFERED = 2**12  # signatures that are read at a time from each file
-PAIR = np.dtype([("document", "<u4"), ("cluster", "<u4")])
+MEMBER = np.dtype([("document", "<u4"), ("cluster", "<u4")])
 
 
 class Signature(MinhashDedupSignature):
@@ -63,7 +63,7 @@ def cluster(folder: Path, near: NearDuplicates, groups: int) -> None:
     newest = -1  # clusters are numbered in the order of their first documents
     for group in range(groups):
         path = folder / "clusters" / f"{group:06d}.clusters"
-        pairs = np.fromfile(path, PAIR) if path.exists() else np.empty(0, PAIR)
+        pairs = np.fromfile(path, MEMBER) if path.exists() else np.empty(0, MEMBER)
         before = np.maximum.accumulate(np.concatenate([[newest], pairs["cluster"].astype(np.int64)]))
         npy.write(_dropped_file(folder, group), pairs["document"][pairs["cluster"] <= before[:-1]].astype(np.uint32))
         newest = int(before[-1])

@@ -8,7 +8,7 @@ import numpy as np
 import regex
 from datatrove.utils.hashing import HashConfig, create_hash_func
 from datatrove.utils.text import ngrams, simplify_text
-from datatrove.utils.word_tokenizers import WordTokenizer
+from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 from numpy.typing import NDArray
 
 HASHING = HashConfig(precision=64, hash_fc="sha1")  # of the standard library: the same in every version
@@ -27,17 +27,11 @@ def hashes(text: str, n: int) -> NDArray[np.uint64]:
     return np.fromiter((_hash(" ".join(run)) for run in runs), np.uint64)
 
 
-class Words(WordTokenizer):
-    """`words` in the form that datatrove takes; MinHash asks for none of the sentences and spans that it also names."""
+class Words(WhitespaceTokenizer):
+    """`words` in the form that datatrove takes."""
 
     def word_tokenize(self, text: str) -> list[str]:
         return words(text)
-
-    def sent_tokenize(self, text: str) -> list[str]:
-        raise NotImplementedError
-
-    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        raise NotImplementedError
 
 
 WORDS = Words()

@@ -9,9 +9,9 @@ blocks cost little padding, and the update's loss, a sum over all its tokens, do
 """
 
 import math
-import queue
-import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -88,6 +88,10 @@ def accumulation_steps(batch: int, ranks: int, micro_batch: int) -> int:
     return math.ceil(math.ceil(batch / ranks) / micro_batch)
 
 
+AHEAD = 2
+"""Shares that are made while one trains."""
+
+
 class Batches:
     """One rank's shares of the updates."""
 
@@ -124,37 +128,19 @@ class Batches:
         masked, pairs = (sum(counts) for counts in zip(*((len(m.labels), m.pairs) for m in micro_batches), strict=True))
         return Share(update, micro_batches, masked, pairs, int(rows.lengths.sum()))
 
-    def ahead(self, first: int, last: int) -> Iterator[Share]:
-        """The shares of updates `first` to `last`, each made while the one before it trains."""
-        ready: queue.Queue[Share | BaseException] = queue.Queue(maxsize=2)
-        stop = threading.Event()
-
-        def make() -> None:
-            try:
-                for update in range(first, last + 1):
-                    share = self.share(update)
-                    while not stop.is_set():
-                        try:
-                            ready.put(share, timeout=0.2)
-                            break
-                        except queue.Full:
-                            continue
-                    if stop.is_set():
-                        return
-            except BaseException as error:  # handed to the trainer, which raises it
-                ready.put(error)
-
-        thread = threading.Thread(target=make, name="batches", daemon=True)
-        thread.start()
+    def ahead(self, first: int, last: int) -> Generator[Share, None, None]:
+        """The shares of updates `first` to `last`, each made while others train. Raises what making one does."""
+        maker = ThreadPoolExecutor(1, "batches")
+        waiting: deque[Future[Share]] = deque()
         try:
-            for _ in range(first, last + 1):
-                share = ready.get()
-                if isinstance(share, BaseException):
-                    raise share
-                yield share
+            for update in range(first, last + 1):
+                waiting.append(maker.submit(self.share, update))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
-            stop.set()
-            thread.join()
+            maker.shutdown(cancel_futures=True)
 
 
 class MaskedBlocks:

@@ -6,9 +6,9 @@ A checkpoint is a folder `checkpoints/update-00001000/`:
     moments.safetensors     fp32, `exp_avg.NAME` and `exp_avg_sq.NAME`
     state.json              counters, recipe hash, and size and sha256 of the two files: the mark of completion
 
-`checkpoints/best.json` names the one of the lowest held-out loss, which stays when older ones go.
 It is written in a hidden folder beside, flushed to disk and renamed, so that a kill or a full disk at any
-moment leaves the older ones as they were. At most 4.3 GB for RoBERTa-large.
+moment leaves the older ones as they were. At most 4.3 GB for RoBERTa-large. `checkpoints/best.json` names the one of
+the lowest held-out loss, which stays when older ones go.
 """
 
 import contextlib

@@ -2,9 +2,8 @@
 
 What DeepSpeed 0.19.8 does by itself and what this module undoes or settles:
 
-* `backward` divides the loss by the accumulation steps and gradients are averaged over the ranks. We want
-  the gradient of (sum over the update's masked tokens) / (number of them), so the sum is multiplied by
-  steps x ranks / tokens first. Both factors cancel exactly: they are small integers.
+* `backward` divides the loss by the accumulation steps and gradients are averaged over the ranks. We want the plain
+  sum of the parts of an update's loss, so each is multiplied by steps x ranks first.
 * Gradient clipping is 1.0 unless set; gradients accumulate in the model's dtype (bf16) unless set.
 * On CPU it compiles a shared-memory op that training never uses and that leaves 66 MB per rank behind
   in /dev/shm; we switch it off.
@@ -78,6 +77,13 @@ def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]
     total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return total.tolist()
+
+
+def gather_over_ranks(value: Any) -> list[Any]:
+    """What each rank passes, in the order of the ranks; anything that can be pickled."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def deepspeed_config(optim: Optim, run: Run, accumulation: int) -> dict[str, Any]:

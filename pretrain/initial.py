@@ -85,7 +85,8 @@ def _run(train: Path) -> Initial:
         raise UserError(
             f"{KEY}: {train}: its tokenizer is not in {vocabulary}; publish the run and give its published folder"
         )
-    (weights,) = (train / name for name in finished.outputs if name.endswith("weights.safetensors"))
+    # of the last checkpoint: the best one is kept, too, and may be an older one
+    weights = train / max(name for name in finished.outputs if name.endswith("/weights.safetensors"))
     return Initial("run", train, (weights,), train / manifest.RECIPE, _vocabulary_files(vocabulary))
 
 

@@ -23,7 +23,7 @@ from pretrain import budget, checkpoint
 from pretrain.acceleration import accelerate
 from pretrain.batches import Batches, Share, blocks_per_update
 from pretrain.checkpoint import Progress
-from pretrain.engine import Engine, start_ranks, stop_ranks, sum_over_ranks
+from pretrain.engine import Engine, gather_over_ranks, start_ranks, stop_ranks, sum_over_ranks
 from pretrain.evaluation import evaluate
 from pretrain.initial_weights import start_from
 from pretrain.masking import TokenIds
@@ -81,7 +81,8 @@ class Trainer:
         self.vocabulary = TokenIds.of(encoder)
         length, format = config.data.block_length, config.data.format
         self.train_blocks = Blocks(config.data_folder, "train", length, format)
-        self.validation_blocks = self._validation_blocks()
+        validation = Blocks(config.data_folder, "validation", length, format)
+        self.validation_blocks = validation if len(validation) else None
         order = Order(self.train_blocks, config.seed, config.repeats)
         full = blocks_per_update(config.optim, length, order.mean_length, format)
         self.sizes = UpdateSizes.of(full, config.optim, config.schedule)
@@ -92,7 +93,7 @@ class Trainer:
         if initial := config.initial():
             with self._together():
                 fitted = start_from(roberta, initial, config.model, encoder.vocabulary)
-            self._same_everywhere(stage.inputs["init_from"])
+            self._check_same_start(stage.inputs["init_from"])
             if rank == 0:
                 log.say(fitted)
         self.model = MaskedLanguageModel(roberta, head)
@@ -103,19 +104,13 @@ class Trainer:
         self.progress = Progress(0, stage.hash)
         self.metrics: log.Metrics | None = None
 
-    def _same_everywhere(self, digest: str) -> None:
-        """Raises UserError if ranks, on other machines, started from other files."""
-        own = int(digest[:8], 16)  # so short that sums over any number of ranks are exact
-        (total,) = sum_over_ranks([own], self.device)
-        if total != own * self.ranks:
-            raise UserError("model.init_from: the ranks' machines have different files there; expected the same ones")
-
-    def _validation_blocks(self) -> Blocks | None:
-        data = self.config.data
-        manifest_counts = manifest.require(self.config.data_folder, "data", "robustly prepare CONFIG").counts
-        if not manifest_counts["validation_tokens"]:
-            return None
-        return Blocks(self.config.data_folder, "validation", data.block_length, data.format)
+    def _check_same_start(self, digest: str) -> None:
+        """Raises UserError (FailedElsewhere beside rank 0) if ranks, on other machines, start from other files."""
+        if len(set(gather_over_ranks(digest))) == 1:
+            return
+        if self.rank:
+            raise FailedElsewhere
+        raise UserError("model.init_from: the ranks' machines have different files there; expected the same ones")
 
     # ------------------------------------------------------------------------------------ the run
 
@@ -133,8 +128,8 @@ class Trainer:
         window = Window(**self.progress.interval) if self.progress.interval else Window()
         self.model.train()
         tracing = Profile(config.folder / "profile", self.rank, self.progress.update) if profile else None
-        with _signals() as asked:
-            shares = iter(self.batches.ahead(self.progress.update + 1, schedule.updates))
+        ahead = self.batches.ahead(self.progress.update + 1, schedule.updates)
+        with _signals() as asked, contextlib.closing(ahead) as shares:
             while self.progress.update < schedule.updates:
                 before = time.monotonic()
                 share = next(shares)

@@ -27,12 +27,8 @@ def learning_rate(update: int, optim: Optim, schedule: Schedule) -> float:
         case "constant":
             return optim.peak_lr
         case "wsd":
-            since = update - (schedule.updates - schedule.decay_updates)
-            return (
-                optim.peak_lr * (1.0 - math.sqrt(min(1.0, since / schedule.decay_updates)))
-                if since > 0
-                else optim.peak_lr
-            )
+            since = max(0, update - (schedule.updates - schedule.decay_updates))
+            return optim.peak_lr * (1.0 - math.sqrt(min(1.0, since / schedule.decay_updates)))
 
 
 class UpdateSizes:
@@ -43,7 +39,8 @@ class UpdateSizes:
         in the first one and would be at `full` in number `updates` + 1, rounded down."""
         assert start is None or 0 < start <= full
         self.full = full
-        rising = (start or full) + (full - (start or full)) * np.arange(updates) // max(1, updates)
+        start = full if start is None else start
+        rising = start + (full - start) * np.arange(updates) // max(1, updates)
         self._ends = np.concatenate([[0], np.cumsum(rising, dtype=np.int64)])
 
     @classmethod

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
+from pretrain.engine import gather_over_ranks
 from robustly import UserError, log, manifest
 
 
@@ -30,7 +29,7 @@ def verify(folders: Sequence[Path], rank: int) -> None:
 
 def _verify(folder: Path, rank: int) -> list[str]:
     """Check one folder; returns the faults that this rank found."""
-    copies = _of_all_ranks(_copy(folder))
+    copies = gather_over_ranks(_copy(folder))
     group = [other for other, copy in enumerate(copies) if copy == copies[rank]]
     finished = manifest.read(folder)
     assert finished
@@ -46,7 +45,7 @@ def _verify(folder: Path, rank: int) -> list[str]:
             except UserError as fault:
                 faults.append(str(fault))
             advance(sizes[name])
-    shares = _of_all_ranks(found)
+    shares = gather_over_ranks(found)
     if rank == group[0]:
         _remember(folder, {name: facts for other in group for name, facts in shares[other].items()})
     return faults
@@ -87,10 +86,3 @@ def _progress(folder: Path, size: int, rank: int) -> contextlib.AbstractContextM
     if rank == 0 and size:
         return log.progress(f"checking {folder}", size, "bytes")
     return contextlib.nullcontext(lambda n: None)
-
-
-def _of_all_ranks(value: Any) -> list[Any]:
-    """What each rank passes, in the order of the ranks."""
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

@@ -354,7 +354,8 @@ def _be_rank(page: str, overrides: list[str] | None, profile: bool) -> None:
 def publish_command(
     page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
 ) -> None:
-    """Make a folder of the last checkpoint that plain transformers loads, and prove it."""
+    """Make a folder of the last checkpoint (publish.checkpoint: or the best) that plain transformers loads, and prove
+    it."""
     with user_errors():
         experiment = settle(load_experiment(page, overrides), new_run)
         folder = experiment.folder("published")

@@ -406,7 +406,8 @@ def test_mistakes(tmp_path):
     refused(r"cleaning\.contamination\.files: no: no file", Cleaning(contamination={"files": "no"}))
     refused(r"data\.language = qq, and datatrove has none", Cleaning(quality="gopher_quality"), "qq")
     (tmp_path / "empty.jsonl").touch()
-    refused(r"no document in empty\.jsonl", Cleaning(min_words=1), sources=("empty.jsonl",))
+    for rules in (Cleaning(min_words=1), Cleaning(exact_duplicates=True), Cleaning(near_duplicates=True)):
+        refused(r"no document in empty\.jsonl", rules, sources=("empty.jsonl",))
     for name in ("b.jsonl", "c.jsonl"):  # too many in all, not in either
         (tmp_path / name).write_text("no JSON\n" * 60 + '{"text": "good"}\n')
     refused("120 broken rows, more than .*= 100", Cleaning(min_words=1), sources=("b.jsonl", "c.jsonl"))

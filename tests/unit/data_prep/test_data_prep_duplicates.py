@@ -132,7 +132,7 @@ def test_the_clusters_are_those_of_datatroves_pipeline(tmp_path):
     assert len(list(kept)) == len(documents) - sum(map(len, expected))
 
     clusters = {}
-    for place, number in np.fromfile(tmp_path / "c" / "000000.clusters", near_duplicates.PAIR).tolist():
+    for place, number in np.fromfile(tmp_path / "c" / "000000.clusters", near_duplicates.MEMBER).tolist():
         clusters.setdefault(number, []).append(place)
     theirs = sorted(place for places in clusters.values() for place in places if place != min(places))
     starts = np.cumsum([0, *map(len, groups)])

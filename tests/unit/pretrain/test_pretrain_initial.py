@@ -21,6 +21,7 @@ from pretrain.initial_weights import longer, mean_rows, pieces_of, start_from
 from pretrain.masking import TokenIds
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly import UserError
+from robustly.manifest import Stage
 from tokenizer.encoder import Encoder
 from tokenizer.vocabulary import Vocabulary, byte_symbols, lay_out, save
 
@@ -54,6 +55,20 @@ def folder(source: RobertaForMaskedLM, tmp_path: Path) -> Path:
     source.save_pretrained(tmp_path / "hf")
     save(OLD, tmp_path / "hf")
     return tmp_path / "hf"
+
+
+def test_a_run_that_keeps_its_best_checkpoint_too_starts_from_its_last(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    words = Stage(tmp_path / "tokenizer", "tokenizer", {}, {})
+    words.finish(save(OLD, tmp_path / "tokenizer"), {})
+    train = Stage(tmp_path / "train", "train", {}, {"tokenizer": words.hash})
+    with train.begin():
+        files = [tmp_path / f"train/checkpoints/update-{update:08d}/weights.safetensors" for update in (4, 12, 8)]
+        for file in files:
+            file.parent.mkdir(parents=True)
+            file.write_bytes(b"weights")
+        train.finish(files, {})
+    assert find_initial(str(tmp_path), tmp_path).weights == (files[1],)
 
 
 def start(initial: Initial, section: Model = SECTION, vocabulary: Vocabulary = OLD) -> RobertaForMaskedLM:
