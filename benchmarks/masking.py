@@ -8,6 +8,7 @@ which 80% are <mask> and 10% random. The table is printed and written to benchma
 
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
+
+sys.path.append(sys.path.pop(0))  # this folder last: pretrain.py has the name of one of our packages
 
 import numpy as np
 import torch

@@ -25,7 +25,7 @@ from robustly import UserError, log, manifest
 from robustly.manifest import Manifest, Stage, flush, write_json
 from tokenizer import verdicts
 from tokenizer.config import Corpus, Processing
-from tokenizer.corpus import BadLine, Part, documents, hashes, parts, process, refuse_many
+from tokenizer.corpus import BadLine, Part, documents, file_facts, hashes, parts, process, refuse_many
 from tokenizer.verdicts import KEPT, verdicts_file
 
 GROUPS = 256
@@ -51,7 +51,9 @@ def _stage(
     contents = hashes(corpus, beside, remembered)
     inputs, known = {"corpus": contents.corpus}, contents.files
     if cleaning.language:
-        inputs["language_model"] = manifest.sha256(model_file(cleaning.language, beside))
+        model = model_file(cleaning.language, beside)
+        facts = file_facts([model], remembered, "hashing the language model")
+        inputs["language_model"], known = facts[str(model)]["sha256"], {**known, **facts}
     if cleaning.contamination:
         texts = hashes(EvaluationFiles.of(cleaning.contamination), beside, remembered)
         inputs["evaluation"], known = texts.corpus, {**known, **texts.files}

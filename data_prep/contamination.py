@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from data_prep.cleaning_config import Contamination, EvaluationFiles
 from data_prep.shingles import hashes
 from robustly import UserError, log
-from tokenizer.corpus import WHOLE, Part, files, form, json_object, lines, readable, where
+from tokenizer.corpus import files
+from tokenizer.reading import form, json_object, lines, parquet, where
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,10 @@ def evaluation_texts(path: Path, keys: list[str] | None) -> Iterator[str]:
         for place, row in enumerate(_parquet_rows(name)):
             yield from _strings_at(row, keys, name, place)
         return
-    whole = Part(0, name, 0, WHOLE)
     if kind == ".txt":
-        yield from (line for _, line in lines(whole))
+        yield from (line for _, line in lines(name))
         return
-    for place, line in lines(whole):
+    for place, line in lines(name):
         try:
             row = json_object(line)
         except ValueError as fault:
@@ -85,9 +85,7 @@ def evaluation_texts(path: Path, keys: list[str] | None) -> Iterator[str]:
 
 
 def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet
-
-    with readable(path, (OSError, pyarrow.ArrowException)), pyarrow.parquet.ParquetFile(path) as table:
+    with parquet(path) as table:
         for batch in table.iter_batches(batch_size=256):
             yield from batch.to_pylist()
 

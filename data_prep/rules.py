@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data_prep.cleaning_config import QUALITY_FILTERS, Cleaning, Language
 from robustly import UserError
-from robustly.config import find
+from robustly.config import locate
 
 Rule = Callable[[str], str | None]
 CONTAMINATION, EXACT, NEAR = "contamination", "exact_duplicates", "near_duplicates"
@@ -85,14 +85,8 @@ def _contamination(evaluation: NDArray[np.uint64], n: int, text: str) -> str | N
 
 def model_file(language: Language, beside: Path) -> Path:
     """The file of the model that a page names. Raises UserError if it is not there."""
-    candidates = find(language.model, beside)
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
-        raise UserError(
-            f"cleaning.language.model: {language.model}: no file there; looked at {', '.join(map(str, candidates))}. "
-            "Give a fastText model that tells languages, such as lid.176.ftz"
-        )
-    return found
+    advice = "Give a fastText model that tells languages, such as lid.176.ftz"
+    return locate("cleaning.language.model", language.model, beside, file=True, advice=advice)
 
 
 def check_languages(language: Language, model: tuple[Path, str]) -> None:

@@ -1,22 +1,57 @@
 """Delta tuning: small modules that attach to a published checkpoint.
 
-`base` is the encoder that is never changed; `methods` attaches, with a file for each method (`lora`); `classifier`
-turns texts into labels; `task` reads and draws examples; `tuning` trains and scores; `folder` saves and loads;
-`card` is the README of a folder; `stage` is the command.
+`specs` names the methods and their sizes; `methods` attaches them, with a file for each; `attachment` is what holds a
+model and its methods together; `base` is the encoder that is never changed; `tasks` reads examples and turns them into
+tensors and scores; `tuning` trains; `predictor` answers; `folder` saves and loads; `merging` folds a delta into its
+base; `card` is the README of a folder; `stage` is the command.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from delta.classifier import Classifier
+    from transformers import RobertaPreTrainedModel
+
+    from delta.base import Base
+    from delta.predictor import Predictor
 
 
-def load(base: Path | str, folder: Path | str) -> "Classifier":
-    """The classifier that `robustly delta` saved in `folder`, on its base: `load(...).predict(["some text"])`.
+def load(base: "Base | Path | str", folder: Path | str) -> "Predictor":
+    """The predictor that `robustly delta` saved in `folder`, on its base: `load(...).predict(["some text"])`.
 
+    Given a `delta.base.Base`, every delta on it shares its weights in memory: switching is using another predictor.
     Raises UserError if either folder is missing or damaged, or if the delta was made for another base.
     """
     from delta.folder import load
 
     return load(base, folder)
+
+
+def attach(model: "RobertaPreTrainedModel", methods: Sequence[Any], seed: int = 0) -> "RobertaPreTrainedModel":
+    """Attach methods, such as `[{"name": "lora", "rank": 8}]`, to a RoBERTa model of transformers, in place; returns it
+    (`delta.attachment.attach`)."""
+    from delta.attachment import attach
+
+    return attach(model, methods, seed)
+
+
+def save(model: "RobertaPreTrainedModel", folder: Path | str) -> None:
+    """Write the delta and the head of a model that was trained after `attach`, without its base."""
+    from delta.folder import save_model
+
+    save_model(model, Path(folder))
+
+
+def load_into(model: "RobertaPreTrainedModel", folder: Path | str) -> "RobertaPreTrainedModel":
+    """Attach what `save` or `robustly delta` wrote to a freshly loaded model of the same base and kind of head."""
+    from delta.folder import load_model
+
+    return load_model(model, Path(folder))
+
+
+def merge(model: "RobertaPreTrainedModel") -> "RobertaPreTrainedModel":
+    """The model without delta modules and with the same logits, where the methods allow it (`delta.merging.merge`)."""
+    from delta.merging import merge
+
+    return merge(model)

@@ -1,31 +1,49 @@
 """The base: the encoder that a delta attaches to, its tokenizer, and the fingerprint that tells it from others."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import RobertaForSequenceClassification, RobertaModel
+from transformers import (
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForMultipleChoice,
+    RobertaForSequenceClassification,
+    RobertaForTokenClassification,
+    RobertaPreTrainedModel,
+)
 
 import tokenizer
+from delta.attachment import fingerprint, is_head
 from robustly import UserError, manifest
 from robustly.log import quiet_transformers
 from robustly.rng import Purpose, seed64
 from tokenizer.encoder import Encoder
 
+Head = Literal["sequence", "tokens", "choice", "masked_lm"]
+HEADS: dict[Head, type[RobertaPreTrainedModel]] = {
+    "sequence": RobertaForSequenceClassification,
+    "tokens": RobertaForTokenClassification,
+    "choice": RobertaForMultipleChoice,
+    "masked_lm": RobertaForMaskedLM,
+}
+
 
 @dataclass(frozen=True)
 class Base:
-    """An encoder that is never changed: classifiers are made from a copy of its weights."""
+    """An encoder that is never changed. Models that are made of it share its weights in memory, so that many deltas
+    are at hand on one base."""
 
     name: str
     """Where it was loaded from, as the user wrote it."""
-    model: RobertaModel
-    """fp32, on the CPU, without heads."""
+    model: RobertaForMaskedLM
+    """fp32, on the CPU, with the language-modeling head that only a cloze uses."""
+    has_lm_head: bool
+    """Whether the folder holds that head; otherwise it is random."""
     tokenizer: Encoder
 
     @classmethod
@@ -40,16 +58,16 @@ class Base:
         vocabulary = tokenizer.load(folder)
         try:
             with quiet_transformers():  # it would list the language-modeling head as unexpected, which it is not here
-                model, found = RobertaModel.from_pretrained(
+                model, found = RobertaForMaskedLM.from_pretrained(
                     folder,
-                    add_pooling_layer=False,
                     dtype=torch.float32,
                     local_files_only=True,
                     output_loading_info=True,
                 )
         except Exception as error:  # each format and version has its own
             raise UserError(f"{folder}: transformers cannot load the model: {error}") from error
-        if lacking := sorted(map(str, found["missing_keys"])):
+        missing = sorted(map(str, found["missing_keys"]))
+        if lacking := [name for name in missing if not name.startswith("lm_head.")]:
             raise UserError(f"{folder}: lacks {len(lacking)} weights of the encoder, such as {lacking[0]}")
         config = model.config
         if vocabulary.vocab_size > config.vocab_size or vocabulary.pad_id != config.pad_token_id:
@@ -57,28 +75,39 @@ class Base:
                 f"{folder}: the tokenizer has {vocabulary.vocab_size:,} entries and pads with {vocabulary.pad_id}; the "
                 f"model has {config.vocab_size:,} and pads with {config.pad_token_id}: they are not of one checkpoint"
             )
-        return cls(str(folder), model.eval(), vocabulary)
+        return cls(str(folder), model.eval().requires_grad_(False), not missing, vocabulary)
 
     def untrained(self, seed: int) -> "Base":
         """The same configuration and tokenizer with fresh random weights: what pretraining is compared with."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed64(seed, Purpose.INIT, 0, 0))
-            return Base(f"{self.name}, untrained", RobertaModel(self.model.config, False).eval(), self.tokenizer)
+            model = RobertaForMaskedLM(self.model.config).eval().requires_grad_(False)
+        return Base(f"{self.name}, untrained", model, self.has_lm_head, self.tokenizer)
 
-    def classifier(self, labels: Sequence[str], seed: int) -> RobertaForSequenceClassification:
-        """A copy of the encoder under a fresh random head of `labels`; the head is a function of the seed."""
-        config = type(self.model.config).from_dict(
-            {
-                **self.model.config.to_dict(),
-                "id2label": dict(enumerate(labels)),
-                "label2id": {label: number for number, label in enumerate(labels)},
-            }
-        )
+    def with_head(self, head: Head, outputs: int, seed: int, labels: Sequence[str] = ()) -> RobertaPreTrainedModel:
+        """A model of the encoder under a fresh random head, which is a function of the seed; the encoder's weights, and
+        for "masked_lm" the language-modeling head's, are the base's own. Evaluating.
+
+        `outputs`: scores of an input (of a token for "tokens"); `labels`: their names, if they have some. Raises
+        UserError for "masked_lm" if the base's folder holds no language-modeling head.
+        """
+        if head == "masked_lm" and not self.has_lm_head:
+            raise UserError(
+                f"{self.name}: holds no language-modeling head, which a cloze needs; publish one, or use "
+                "another kind of task"
+            )
+        settings = {k: v for k, v in self.model.config.to_dict().items() if k not in ("id2label", "label2id")}
+        names = labels or [f"LABEL_{number}" for number in range(outputs)]
+        config = RobertaConfig.from_dict({**settings, "id2label": dict(enumerate(names))})
+        config.label2id = {label: number for number, label in config.id2label.items()}
         config._name_or_path = self.name  # peft writes it into adapter_config.json
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed64(seed, Purpose.INIT, 0, 0))
-            model = RobertaForSequenceClassification(config)
-        model.roberta.load_state_dict(self.model.state_dict())
+            model = HEADS[head](config)
+        own = {name: tensor for name, tensor in self.model.state_dict().items() if name in model.state_dict()}
+        found = model.load_state_dict(own, strict=False, assign=True)
+        assert all(is_head(name) for name in found.missing_keys), found
+        model.tie_weights()
         return model.eval()
 
     @property
@@ -89,18 +118,12 @@ class Base:
     @property
     def parameters(self) -> int:
         """Of the encoder, without heads."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return sum(parameter.numel() for parameter in self.model.roberta.parameters())
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the encoder's tensors by name: name, type, shape, bytes. The same however the files cut them, and
-        with or without a language-modeling head beside them."""
-        digest = hashlib.sha256()
-        for name, parameter in sorted(self.model.named_parameters()):
-            tensor = parameter.detach().contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.numpy().data)
-        return digest.hexdigest()
+        """Of the encoder's weights (`delta.attachment.fingerprint`)."""
+        return fingerprint(self.model.roberta)
 
 
 def _check_is_roberta(folder: Path) -> None:

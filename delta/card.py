@@ -7,57 +7,69 @@ from typing import Any
 
 import yaml
 
+from delta.choice import choice_section
 from delta.folder import Record
+from delta.tasks import TaskData
 from delta.tuning import Score, mean_and_deviation
 from robustly import __version__, markdown
 from robustly.log import show
 
 
 def delta_card(
-    name: str, folder: Path, record: Record, scores: Sequence[Score], majority: float, recipe: Mapping[str, Any]
+    name: str, folder: Path, record: Record, scores: Sequence[Score], data: TaskData, recipe: Mapping[str, Any]
 ) -> str:
     """README.md: what the delta is, how well it does, how to load it from `folder`, and onto what."""
     base_name, folder_name = (json.dumps(str(part), ensure_ascii=False) for part in (record.base["name"], folder))
-    mean, deviation = mean_and_deviation(scores)
-    front = {"library_name": "peft", "base_model": record.base["name"], "tags": ["robustly", "lora", "roberta"]}
-    delta, head, base = (record.parameters[part] for part in ("delta", "head", "base"))
+    methods = " + ".join(method["name"] for method in record.methods)
+    peft = (folder / "adapter_config.json").exists()
+    front = {
+        **({"library_name": "peft"} if peft else {}),
+        "base_model": record.base["name"],
+        "tags": ["robustly", "roberta", *(method["name"] for method in record.methods)],
+    }
+    delta, base = (record.parameters[part] for part in ("delta", "base"))
+    rows = []
+    for metric in scores[0].scores:
+        mean, deviation = mean_and_deviation(scores, metric)
+        same = data.baselines.get(metric)
+        rows.append([metric, *("-" if value is None else show(value) for value in (mean, deviation, same))])
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
         f"# {name}\n",
-        f"A {record.method['name']} delta and a classification head for the encoder `{record.base['name']}`, which it "
-        "needs and does not hold. Made by `robustly delta`.\n",
+        f"A {methods} delta with its head, for the encoder `{record.base['name']}`, which it needs and does not hold. "
+        f"Task: {data.kind}. Made by `robustly delta`.\n",
         "## Scores\n",
+        markdown.table(["test file", "mean", f"deviation of {len(scores)} seeds", "the same answer to all"], rows),
         markdown.facts(
             {
-                "accuracy, mean" if deviation is not None else "accuracy": mean,
-                **({"sample standard deviation": deviation, "seeds": len(scores)} if deviation is not None else {}),
-                "always the most frequent label": majority,
-                "test examples": sum(map(sum, scores[0].confusion)),
-                "training examples": record.task["training_examples"],
+                "test examples": len(data.test),
+                "training examples": record.facts["training_examples"],
             }
         ),
         _per_label(record.labels, scores[0]),
-        f"The delta in this folder is that of seed {record.seed}, the first, with an accuracy of "
-        f"{show(scores[0].accuracy)}; it was not chosen by its score. Each seed draws its own training examples.\n",
+        f"The delta in this folder is that of seed {record.seed}, the first, with {data.metric} "
+        f"{show(scores[0].scores[data.metric])}; it was not chosen by its score. Each seed draws its own training "
+        "examples.\n",
+        choice_section(folder, data.metric),
         "## Use\n",
         "```python\nimport delta\n\n"
-        f"classifier = delta.load({base_name}, {folder_name})\n"
-        'classifier.predict(["some text"])\n```\n',
-        "Or with plain peft, which does not check the base:\n",
-        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForSequenceClassification\n\n"
-        "base = AutoModelForSequenceClassification.from_pretrained("
-        f"{base_name}, num_labels={len(record.labels)})\n"
-        f"model = PeftModel.from_pretrained(base, {folder_name}).eval()\n```\n",
+        f"predictor = delta.load({base_name}, {folder_name})\n"
+        "predictor.predict([...])\n```\n",
+        *([_peft_use(base_name, folder_name, record)] if peft else []),
         "## Facts\n",
         markdown.facts(
             {
-                "parameters of the delta": f"{delta:,} ({delta / base:.2%} of the base's {base:,})",
-                "parameters of the head": head,
-                "longest input, tokens": record.max_length,
+                "parameters stored": f"{delta:,} ({delta / base:.2%} of the base's {base:,})",
+                "parameters trained": record.parameters["trained"],
+                "parameters of the head": record.parameters["head"],
                 "base, sha256 of the encoder's weights": record.base["fingerprint"],
-                **{f"method: {key}": str(value) for key, value in record.method.items()},
+                **{
+                    f"{method['name']}: {key}": str(value)
+                    for method in record.methods
+                    for key, value in method.items()
+                    if key != "name" and value is not None
+                },
                 **{f"optim: {key}": str(value) for key, value in recipe["optim"].items()},
-                **{f"schedule: {key}": str(value) for key, value in recipe["schedule"].items()},
                 "robustly": __version__,
             }
         ),
@@ -65,8 +77,26 @@ def delta_card(
     return "\n".join(sections)
 
 
+def _peft_use(base_name: str, folder_name: str, record: Record) -> str:
+    kind = "TokenClassification" if record.task["kind"] == "tokens" else "SequenceClassification"
+    outputs = len(record.labels) or 1
+    shifted = any(method["name"] in ("prefix", "p_tuning_v2") for method in record.methods)
+    note = (
+        "peft counts positions of the text from behind the prefix; here they begin where they do without one: pass "
+        "`position_ids` that are smaller by the number of tokens.\n"
+    )
+    return (
+        "Or with plain peft, which does not check the base:\n\n"
+        f"```python\nfrom peft import PeftModel\nfrom transformers import AutoModelFor{kind}\n\n"
+        f"base = AutoModelFor{kind}.from_pretrained({base_name}, num_labels={outputs})\n"
+        f"model = PeftModel.from_pretrained(base, {folder_name}).eval()\n```\n" + (f"\n{note}" if shifted else "")
+    )
+
+
 def _per_label(labels: Sequence[str], score: Score) -> str:
     """Recall and precision of each label, of one seed."""
+    if not score.confusion:
+        return ""
     rows = []
     for number, label in enumerate(labels):
         right, tested = score.confusion[number][number], sum(score.confusion[number])

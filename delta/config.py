@@ -1,49 +1,134 @@
-"""The page of a delta: the task, the method, and how it is trained."""
+"""The page of a delta: base, methods, task, and how it is trained."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from pretrain.config import Optim, Positive, Schedule
-from robustly import config
-from robustly.config import Page, Section
+from delta.specs import Method, Rate
+from delta.tasks.config import Task
+from pretrain.config import Positive, Schedule
+from robustly import UserError, config
+from robustly.config import Page, Section, find
 
 SCHEMA_VERSION = 1
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Task(Section):
-    """A text classification in two files of JSON lines."""
-
-    train: str
-    """JSON lines to train on. A relative path is looked up beside the page, then in the working directory."""
-    test: str
-    """JSON lines to score on. A text that stands in here is never trained on."""
-    text: str
-    """Key of the text."""
-    label: str
-    """Key of its label, a string or an integer."""
-    examples: Positive | None
-    """Training examples in all, in equal parts of each label, drawn anew by each seed; null: every line."""
-    max_length: Annotated[int, Field(ge=3)]
-    """Tokens of an input, <s> and </s> included; what is longer is cut, and so is what the base has no position for."""
+def _each_once(value: list[Method]) -> list[Method]:
+    names = [method.name for method in value]
+    if len(set(names)) != len(names):
+        raise ValueError(f"expected each method once, found {', '.join(names)}")
+    return value
 
 
-class Lora(Section):
-    """Low-rank updates of linear maps: W x + (alpha / rank) B A x (Hu et al. 2021, section 4.1)."""
+Methods = Annotated[list[Method], Field(min_length=1), AfterValidator(_each_once)]
 
-    name: Literal["lora"]
-    rank: Positive
-    alpha: Annotated[float, Field(gt=0)]
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    """Dropout on x, in the update alone."""
-    targets: Annotated[list[str], Field(min_length=1)]
-    """Names of linear modules of the encoder: the last part, or the last parts joined by dots."""
 
-    @field_validator("targets")
+class Delta(Section):
+    """What is attached to which base, for which task."""
+
+    base: str | None = None
+    """Folder of the base: one that `robustly publish` made, or transformers' save_pretrained. Default:
+    `paths.published`."""
+    methods: Annotated[
+        Annotated[Methods, Tag("Methods")] | Annotated[Literal["auto"], Tag("Auto")],
+        Discriminator(lambda value: "Auto" if isinstance(value, str) else "Methods"),
+    ]
+    """One method or several at once; or `auto`: a rule and a short trial choose (`delta.choice`)."""
+    budget: Positive | None = None
+    """With `methods: auto`, the most parameters that are stored, besides the head. Default: 1% of the base's, at least
+    300,000."""
+    task: Task
+    seeds: Positive = 1
+    """How many seeds are run, from `seed` upwards. Scores are over all of them; the first one's delta is saved."""
+
+    @model_validator(mode="after")
+    def _budget_is_for_auto(self) -> Self:
+        if self.budget is not None and self.methods != "auto":
+            raise ValueError("budget is for `methods: auto`; leave it out where methods are named")
+        return self
+
+    @property
+    def listed(self) -> list[Method]:
+        """The methods. Raises UserError for `auto`, where nobody has chosen yet."""
+        if isinstance(self.methods, str):
+            raise UserError("delta.methods: auto: `robustly delta` chooses; expected a list of methods here")
+        return self.methods
+
+
+class Tuning(Section):
+    """AdamW over the delta and the head; the defaults are those of the LoRA paper's Table 9 where it has them."""
+
+    batch_size: Positive = 16
+    """Examples."""
+    epochs: Annotated[float, Field(gt=0)] = 10.0
+    peak_lr: Annotated[float, Field(gt=0)] = 5e-4
+    """Of the head, and of every method that states no `lr` of its own."""
+    warmup: Share = 0.06
+    """Share of the updates over which the rate rises; then it falls to 0 along a line."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Largest gradient norm; 0 turns clipping off."""
+    patience: Positive | None = None
+    """Epochs without a better score on `task.dev` after which a seed ends; default: all are made. With a `dev` file the
+    best epoch's delta is kept and tested, with or without patience."""
+
+    def schedule(self, examples: int) -> Schedule:
+        """The rate of each update for so many training examples."""
+        updates = max(1, round(self.epochs * examples / self.batch_size))
+        return Schedule(updates=updates, warmup=math.floor(self.warmup * updates), decay="linear")
+
+
+class Search(Section):
+    """`robustly delta search`: trials of methods and rates, scored on `task.dev` with the page's first seed."""
+
+    trials: Positive = 20
+    """In all; a finished search with a larger number goes on."""
+    processes: Positive = 1
+    """That make trials at the same time, each on its share of the threads."""
+    methods: Annotated[list[Methods], Field(min_length=1)] | None = None
+    """What is chosen among. Default: methods, sizes and places in `delta.candidates`."""
+    peak_lr: tuple[Rate, Rate] | None = None
+    """Lowest and highest `optim.peak_lr`; it is drawn evenly in its logarithm. Default: by the base's width."""
+    pruner: Literal["median", "halving"] = "median"
+    """Which trials end early: those below the median of the others after the same epoch, or by successive halving."""
+
+    @field_validator("methods")
     @classmethod
-    def _sorted(cls, value: list[str]) -> list[str]:
-        return sorted(set(value))  # peft keeps a set: the order has no meaning
+    def _different(cls, value: list[list[Method]] | None) -> list[list[Method]] | None:
+        if value and any(each in value[:place] for place, each in enumerate(value)):
+            raise ValueError("expected each list of methods once")
+        return value
+
+    @field_validator("peak_lr")
+    @classmethod
+    def _low_to_high(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value and value[0] >= value[1]:
+            raise ValueError("expected the lower rate first")
+        return value
+
+
+class Entry(Section):
+    """A row of a comparison."""
+
+    methods: Methods
+    peak_lr: Rate | None = None
+    """Of the head, and of methods without an `lr`. Default: `optim.peak_lr` for the head, and for each method its rate
+    in `delta.candidates`."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Default: `optim.epochs`."""
+
+
+class Compare(Section):
+    """`robustly delta compare`: methods side by side, each trained with all seeds."""
+
+    entries: Annotated[list[Entry], Field(min_length=1)] | None = None
+    """Default: every method alone and three combinations (`delta.candidates`)."""
 
 
 class DeltaPage(Page):
@@ -51,25 +136,38 @@ class DeltaPage(Page):
 
     schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
     """Version of the page format; this release reads version 1."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
     """The draw of examples, the head, the delta's start, order and dropout are functions of it."""
-    seeds: Positive
-    """How many seeds are run, from `seed` upwards. Scores are over all of them; the first one's delta is saved."""
-    task: Task
-    method: Lora
-    optim: Optim
-    """AdamW over the delta and the head; `batch_size` counts examples."""
-    schedule: Schedule
+    delta: Delta
+    optim: Tuning = Tuning()
+    search: Search = Search()
+    compare: Compare = Compare()
 
     def folder(self, stage: str) -> Path:
-        """As of any page; the delta's own folder is `<root>/deltas/<name>` unless `paths.delta` names another."""
+        """As of any page; the delta's own folder is `<root>/deltas/<name>` unless `paths.delta` names another, and
+        `search` and `comparison` have theirs in `<root>/searches` and `<root>/comparisons`."""
+        if stage in ("search", "comparison"):
+            return self.root / {"search": "searches", "comparison": "comparisons"}[stage] / self.name
         if stage == "delta" and self.paths.delta is None:
             return self.root / "deltas" / self.name
         return super().folder(stage)
 
     @property
+    def base(self) -> Path:
+        """Folder of the base. A relative `delta.base` is looked up beside the page, then in the working directory."""
+        if self.delta.base is None:
+            return self.folder("published")
+        candidates = find(self.delta.base, self.origin.parent)
+        return next((path for path in candidates if path.is_dir()), candidates[-1])
+
+    def tuned_by(self, methods: Sequence[Method], **optim: float) -> "DeltaPage":
+        """The same page with other methods, and with other values of some keys of `optim`."""
+        delta = self.delta.model_copy(update={"methods": list(methods), "budget": None})
+        return self.model_copy(update={"delta": delta, "optim": self.optim.model_copy(update=optim)})
+
+    @property
     def all_seeds(self) -> range:
-        return range(self.seed, self.seed + self.seeds)
+        return range(self.seed, self.seed + self.delta.seeds)
 
 
 def load_page(page: Path | str, overrides: list[str] | None = None) -> DeltaPage:

@@ -16,21 +16,25 @@ def describe(folder: Path) -> Description:
     if (finished := manifest.read(folder)) is None:
         return unfinished(folder, "delta")
     manifest.check_sizes(folder, finished)
-    record, scores = _read(folder / "delta.json"), _read(folder / "scores.json")
-    method, task = dict(record["method"]), record["task"]
-    name = method.pop("name")
+    record, scores = (_read(folder / name) for name in ("delta.json", "scores.json"))
+    names = " + ".join(method["name"] for method in record["methods"])
+    what = f"tells {len(record['labels'])} labels apart" if record["labels"] else f"does {record['task']['kind']}"
     return Description(
         folder,
         "delta",
-        f"A {name} delta for {record['base']['name']}, which tells {len(record['labels'])} labels apart.",
+        f"A {names} delta for {record['base']['name']}, which {what}.",
         {
-            **{key: ", ".join(value) if isinstance(value, list) else value for key, value in method.items()},
+            **{
+                f"{method['name']}_{key}": ", ".join(value) if isinstance(value, list) else value
+                for method in record["methods"]
+                for key, value in method.items()
+                if key != "name" and value is not None
+            },
             **{f"{part}_parameters": count for part, count in record["parameters"].items()},
             **{key: value for key, value in finished.counts.items() if key.endswith("_examples")},
             **{key: value for key, value in scores.items() if isinstance(value, int | float)},
-            "train": task["train"],
-            "test": task["test"],
-            "labels": ", ".join(record["labels"]),
+            **{name: record["task"][name] for name in ("train", "dev", "test") if record["task"].get(name)},
+            **({"labels": ", ".join(record["labels"])} if record["labels"] else {}),
             "base": record["base"]["name"],
             "base_fingerprint": record["base"]["fingerprint"][:16],
             "bytes_on_disk": disk_bytes(folder),
@@ -42,7 +46,7 @@ def describe(folder: Path) -> Description:
 
 
 def _flat(score: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in score.items() if not isinstance(value, list | dict)}
+    return {name: value for name, value in {**score, **score["scores"]}.items() if not isinstance(value, list | dict)}
 
 
 def _read(path: Path) -> dict[str, Any]:

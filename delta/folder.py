@@ -1,24 +1,27 @@
-"""A delta's folder: peft's own two files, `delta.json`, the scores, a card, the manifest. It reloads bit-equal onto its
-base, and onto no other."""
+"""A delta's folder: its tensors, `delta.json`, the scores, a card, the manifest; peft's files, too, for its methods.
+
+It reloads bit-equal onto its base, and onto no other."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import peft
-from peft import PeftModel
-from safetensors import SafetensorError, safe_open
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import RobertaPreTrainedModel
 
-from delta import methods
+from delta import peft_files
+from delta.attachment import attach, fingerprint, finish, parameters, stored
 from delta.base import Base
-from delta.classifier import Classifier
+from delta.predictor import Predictor, new_model
+from delta.tasks.config import Task
 from robustly import UserError, manifest
-from robustly.config import Section
 from robustly.manifest import write_json
 
-ADAPTER = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
+TENSORS = "delta.safetensors"
 RECORD = "delta.json"
 
 
@@ -26,75 +29,134 @@ RECORD = "delta.json"
 class Record:
     """delta.json: what one must know to use the delta."""
 
-    method: dict[str, Any]
-    labels: list[str]
-    """In the order of the logits."""
-    task: dict[str, Any]
-    """The task's files by their names and hashes, its keys, how many examples were drawn."""
-    max_length: int
-    seed: int
+    methods: list[dict[str, Any]]
     parameters: dict[str, int]
-    """`delta` and `head`, which are stored here, and `base`, which is not."""
-    base: dict[str, str]
-    """`name`, `fingerprint` of its weights, `tokenizer`: fingerprint of its vocabulary."""
+    """`delta` and `head`, which are stored here; of one that we trained `trained`, and `base`, which is not stored."""
+    base: dict[str, Any]
+    """`fingerprint` of its weights; of one that we trained `name`, and `tokenizer`: fingerprint of its vocabulary."""
+    labels: list[str] = field(default_factory=list)
+    """In the order of the logits; empty where a task has none."""
+    task: dict[str, Any] = field(default_factory=dict)
+    """The page's `delta.task`, the files by their names alone."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Hashes of the task's files, how many examples were drawn."""
+    seed: int | None = None
+
+
+def save_tensors(model: RobertaPreTrainedModel, folder: Path) -> Path:
+    """Write what the delta stores of a model, by parameter name. Returns the file."""
+    path = folder / TENSORS
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in stored(model).items()}, path)
+    path.chmod(0o644)  # safetensors writes it for its owner alone
+    return path
+
+
+def load_tensors(model: RobertaPreTrainedModel, path: Path) -> None:
+    """Put the tensors of a file into a model to which the same methods are attached, in their finished form.
+
+    Raises UserError if the file is missing, cut off, or holds other tensors than these.
+    """
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: missing, cut off or damaged ({error}); restore it, or make the delta anew") from None
+    expected = stored(model)
+    if unfit := sorted(found.keys() ^ expected.keys()):
+        raise UserError(f"{path}: does not fit {RECORD}: {unfit[0]} is missing or unexpected")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            if tensor.shape != found[name].shape:
+                raise UserError(
+                    f"{path}: does not fit {RECORD}: {name} is {tuple(found[name].shape)}, expected "
+                    f"{tuple(tensor.shape)}"
+                )
+            tensor.copy_(found[name])
+
+
+def save_model(model: RobertaPreTrainedModel, folder: Path) -> list[Path]:
+    """Write the delta of a model that was trained by other means than ours; it is finished first. Returns the files."""
+    finish(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = Record(_methods(model), parameters=parameters(model), base={"fingerprint": model.delta.fingerprint})
+    write_json(folder / RECORD, asdict(record))
+    return [save_tensors(model, folder), folder / RECORD]
+
+
+def load_model(model: RobertaPreTrainedModel, folder: Path) -> RobertaPreTrainedModel:
+    """Attach the delta in a folder to a freshly loaded model with a head of the same shape; returns it.
+
+    Raises UserError if the folder is damaged, or if the model is of another base or has another head.
+    """
+    record = read_record(folder)
+    found = fingerprint(model.roberta)
+    if found != record.base["fingerprint"]:
+        raise _other_base(folder, record, f"another ({found[:16]})")
+    attach(model, record.methods, 0, found, finished=True)
+    load_tensors(model, folder / TENSORS)
+    return model
+
+
+def _methods(model: RobertaPreTrainedModel) -> list[dict[str, Any]]:
+    return [method.model_dump(mode="json") for method in model.delta.methods]
+
+
+def _other_base(folder: Path, record: Record, found: str) -> UserError:
+    return UserError(
+        f"{folder}: made for the base {record.base.get('name', '')} (weights {record.base['fingerprint'][:16]}), found "
+        f"{found}: on other weights it would mean nothing"
+    )
 
 
 def save(
-    classifier: Classifier, base: Base, method: Section, task: dict[str, Any], seed: int, folder: Path
+    predictor: Predictor, base: Base, task: Task, facts: dict[str, Any], trained: int, seed: int, folder: Path
 ) -> list[Path]:
-    """Write the delta and its head, without the base. Returns the files."""
-    classifier.model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / ADAPTER).chmod(0o644)  # safetensors writes it for its owner alone
+    """Write a finished delta and its head, without the base. `trained`: parameters that were. Returns the files."""
+    model = predictor.model
     record = Record(
-        method=method.model_dump(mode="json"),
-        labels=list(classifier.labels),
-        task=task,
-        max_length=classifier.max_length,
+        methods=_methods(model),
+        labels=list(predictor.labels),
+        task={
+            **task.model_dump(mode="json"),
+            **{name: Path(file).name for name in ("train", "dev", "test") if (file := getattr(task, name))},
+        },
+        facts=facts,
         seed=seed,
-        parameters={**methods.parameters(classifier.model), "base": base.parameters},
+        parameters={**parameters(model), "trained": trained, "base": base.parameters},
         base={"name": base.name, "fingerprint": base.fingerprint, "tokenizer": base.tokenizer.fingerprint},
     )
     write_json(folder / RECORD, asdict(record))
-    return [folder / ADAPTER, folder / ADAPTER_CONFIG, folder / RECORD]
+    return [save_tensors(model, folder), folder / RECORD, *peft_files.write(model, folder, base.name)]
 
 
-def load(base: Path | str, folder: Path | str) -> Classifier:
-    """The classifier that was saved in a finished delta folder, on its base.
+def load(base: Base | Path | str, folder: Path | str) -> Predictor:
+    """The predictor that was saved in a finished delta folder, on its base.
 
-    Raises UserError if either folder is missing or damaged, or if the delta was made for another base.
+    A base that is given as a `Base` is not read again, and every delta on it shares its weights in memory. Raises
+    UserError if a folder is missing or damaged, or if the delta was made for another base.
     """
     manifest.require(Path(folder), "delta", "robustly delta CONFIG")
-    return reload(Base.load(base), Path(folder))
+    return reload(base if isinstance(base, Base) else Base.load(base), Path(folder))
 
 
-def reload(base: Base, folder: Path, head_seed: int = 0) -> Classifier:
-    """The classifier in a folder, finished or not. The head comes out of the folder, whatever `head_seed` says.
+def reload(base: Base, folder: Path, head_seed: int = 0) -> Predictor:
+    """The predictor in a folder, finished or not. The head comes out of the folder, whatever `head_seed` says.
 
     Raises UserError if the folder is not a delta's, is damaged, or was made for another base.
     """
     record = read_record(folder)
     if record.base["fingerprint"] != base.fingerprint:
-        raise UserError(
-            f"{folder}: made for the base {record.base['name']} (weights {record.base['fingerprint'][:16]}), found "
-            f"{base.name} (weights {base.fingerprint[:16]}): on other weights it would mean nothing"
-        )
+        raise _other_base(folder, record, f"{base.name} (weights {base.fingerprint[:16]})")
     if record.base["tokenizer"] != base.tokenizer.fingerprint:
         raise UserError(
             f"{folder}: made with the tokenizer of {record.base['name']}; {base.name} has the same weights and another "
             "vocabulary, so its ids would mean other words"
         )
-    stored = _tensor_names(folder / ADAPTER)
-    classifier = base.classifier(record.labels, head_seed)
-    try:
-        with methods.without_peft_warnings():
-            model = PeftModel.from_pretrained(classifier, folder, torch_device="cpu").eval()
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{folder}: peft cannot load it ({error}); restore it, or make the delta anew") from error
-    # "auto" would look the base up on the Hub where this working directory does not hold it under its name
-    expected = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
-    if unfit := sorted(stored ^ expected):  # peft would warn, and leave random weights where some are missing
-        raise UserError(f"{folder / ADAPTER}: does not fit {ADAPTER_CONFIG}: {unfit[0]} is missing or unexpected")
-    return Classifier(model, base.tokenizer, tuple(record.labels), record.max_length)
+    task: Task = TypeAdapter[Any](Task).validate_python(record.task)
+    labels = tuple(record.labels)
+    model = new_model(base, task, labels, head_seed)
+    attach(model, record.methods, head_seed, base.fingerprint, finished=True)
+    load_tensors(model, folder / TENSORS)
+    return Predictor.of(model.eval(), task, labels, base)
 
 
 def read_record(folder: Path) -> Record:
@@ -108,11 +170,3 @@ def read_record(folder: Path) -> Record:
         ) from None
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: not a delta's record ({error}); delete the folder and make it anew") from None
-
-
-def _tensor_names(path: Path) -> set[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return set(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: missing, cut off or damaged ({error}); restore it, or make the delta anew") from None

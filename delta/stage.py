@@ -1,6 +1,7 @@
 """The stage: a page to a delta's folder, trained, scored, reloaded and compared."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import torch
 
 from delta import folder as delta_folder
-from delta import methods
+from delta.attachment import parameters
 from delta.base import Base
+from delta.candidates import candidates
 from delta.card import delta_card
+from delta.choice import CHOICE, choose, situation
 from delta.config import DeltaPage
-from delta.task import TaskData, draw, read_task
+from delta.tasks import TaskData, draw, read
 from delta.tuning import Score, Tuned, attached, mean_and_deviation, tune
 from robustly import log
 from robustly.log import show
@@ -23,73 +26,87 @@ LABELS_SHOWN = 10
 
 def make_delta(page: DeltaPage) -> Manifest:
     """Train and score the page's delta with every seed, and save the first seed's into the page's delta folder. There
-    is no choice by the test file. What is there already is not made again.
+    is no choice by the test file. What is there already is not made again: nor are seeds that a run that was stopped
+    had finished.
 
-    Raises UserError if the base or the task's files are not what they should be, if the method does not fit the base,
+    Raises UserError if the base or the task's files are not what they should be, if a method does not fit the base,
     or if the folder holds another delta.
     """
-    base = Base.load(page.folder("published"))
-    data = read_task(page.task, page.origin.parent)
+    base = Base.load(page.base)
+    data = read(page.delta.task, page.origin.parent)
     stage = Stage(page.folder("delta"), "delta", recipe(page, data), inputs(base))
     if finished := stage.finished():
         return finished
-    sizes = methods.parameters(attached(base, page, data.labels, page.seed).model)
-    examples = len(draw(data, page.task.examples, page.seed))
+    if page.delta.methods == "auto":
+        among = candidates(situation(base, page, data))
+        with stage.begin():
+            page = choose(base, page, data, among, stage.folder)
+    sizes = parameters(attached(base, page, data, page.seed).model)
+    examples = len(draw(data, page.delta.task.examples, page.seed))
     _header(page, base, data, sizes, examples)
-    task = {
-        **page.task.model_dump(mode="json"),
-        "train": Path(page.task.train).name,
-        "test": Path(page.task.test).name,
-        "sha256": data.hashes,
-        "training_examples": examples,
-    }
+    facts = {"sha256": data.hashes, "training_examples": examples}
     with stage.begin():
-        scores: list[Score] = []
-        lines: list[dict[str, Any]] = []
-        files: list[Path] = []
+        work = stage.folder / "work"
         for seed in page.all_seeds:
-            tuned = tune(base, page, data, seed)
-            scores.append(tuned.score)
-            lines += [{"seed": seed, "update": u, "loss": loss} for u, loss in enumerate(tuned.losses, start=1)]
-            log.say(
-                f"seed {seed}  accuracy {tuned.score.accuracy:.2%}  loss {tuned.score.loss:.4f} nats  "
-                f"trained in {log.duration(tuned.score.seconds)}"
-            )
+            done = work / f"seed-{seed}"
+            if (done / "score.json").exists():
+                log.say(f"seed {seed}  was finished before")
+                continue
+            tuned = tune(base, page, data, seed, stage.folder / "tensorboard" / f"seed-{seed}")
+            log.say(f"seed {seed}  {_scores(tuned.score)}  trained in {log.duration(tuned.score.seconds)}")
+            done.mkdir(parents=True, exist_ok=True)
             if seed == page.seed:
-                files = delta_folder.save(tuned.classifier, base, page.method, task, seed, stage.folder)
+                delta_folder.save(tuned.predictor, base, page.delta.task, facts, sizes["delta"], seed, stage.folder)
                 _prove(page, tuned, data, stage.folder)
-        mean, deviation = mean_and_deviation(scores)
-        summary = {"accuracy": mean, "accuracy_deviation": deviation, "majority_class": data.majority}
+            lines = [{"seed": seed, **line} for line in tuned.lines]
+            write_atomic(done / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+            write_json(done / "score.json", asdict(tuned.score))  # last: the seed is finished
+        scores = [Score(**json.loads((work / f"seed-{seed}/score.json").read_text())) for seed in page.all_seeds]
+        lines_of = [(work / f"seed-{seed}/metrics.jsonl").read_text() for seed in page.all_seeds]
+        write_atomic(stage.folder / "metrics.jsonl", "".join(lines_of))
+        mean, deviation = mean_and_deviation(scores, data.metric)
+        summary = {data.metric: mean, f"{data.metric}_deviation": deviation, "baseline": data.baselines[data.metric]}
         write_json(
             stage.folder / "scores.json",
-            {**summary, "saved_seed": page.seed, "labels": data.labels, "seeds": [asdict(score) for score in scores]},
-        )
-        write_atomic(stage.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+            {
+                **summary, "metric": data.metric, "saved_seed": page.seed, "labels": data.labels,
+                "seeds": [asdict(score) for score in scores],
+            },
+        )  # fmt: skip
         record = delta_folder.read_record(stage.folder)
-        card = delta_card(page.name, stage.folder, record, scores, data.majority, stage.recipe)
-        write_atomic(stage.folder / "README.md", card)  # in the place of peft's
-        files += [stage.folder / name for name in ("scores.json", "metrics.jsonl", "README.md")]
+        write_atomic(
+            stage.folder / "README.md", delta_card(page.name, stage.folder, record, scores, data, stage.recipe)
+        )
+        names = {delta_folder.TENSORS, delta_folder.RECORD, "scores.json", "metrics.jsonl", "README.md"}
+        others = {path.name for pattern in ("adapter_*", CHOICE) for path in stage.folder.glob(pattern)}
+        files = [stage.folder / name for name in sorted(names | others)]
         counts = {
-            **{f"{part}_parameters": count for part, count in sizes.items()},
+            **{f"{part}_parameters": count for part, count in record.parameters.items() if part != "base"},
             "bytes": sum(path.stat().st_size for path in files),
             "labels": len(data.labels),
             "training_examples": examples,
             "test_examples": len(data.test),
-            "seeds": page.seeds,
+            "seeds": page.delta.seeds,
+            "metric": data.metric,
             **summary,
         }
-        return stage.finish(files, counts)
+        result = stage.finish(files, counts)
+        shutil.rmtree(work)
+        return result
 
 
 def recipe(page: DeltaPage, data: TaskData) -> dict[str, Any]:
     """What a delta's weights and scores depend on, besides its inputs."""
+    task = {key: value for key, value in page.delta.task.recipe().items() if key not in data.hashes}
+    methods: dict[str, Any] = {"methods": page.delta.methods, "budget": page.delta.budget}
+    if page.delta.methods != "auto":
+        methods = {"methods": [method.recipe() for method in page.delta.listed]}
     return {
         "seed": page.seed,
-        "seeds": page.seeds,
-        "task": {**page.task.recipe(), **data.hashes},  # the files' content in the place of their paths
-        "method": page.method.recipe(),
+        "seeds": page.delta.seeds,
+        "task": {**task, **data.hashes},  # the files' content in the place of their paths
+        **methods,
         "optim": page.optim.recipe(),
-        "schedule": page.schedule.recipe(),
     }
 
 
@@ -97,25 +114,37 @@ def inputs(base: Base) -> dict[str, str]:
     return {"base": base.fingerprint, "tokenizer": base.tokenizer.fingerprint}
 
 
+def _scores(score: Score) -> str:
+    return "  ".join(f"{name} {show(value)}" for name, value in score.scores.items())
+
+
 def _header(page: DeltaPage, base: Base, data: TaskData, sizes: dict[str, int], examples: int) -> None:
     """What is about to be trained, for people."""
-    method = page.method.model_dump(exclude={"name"})
-    updates, batch = page.schedule.updates, page.optim.batch_size
+    updates, batch = page.optim.schedule(examples).updates, page.optim.batch_size
     more = ", ..." if len(data.labels) > LABELS_SHOWN else ""
     log.table(
         f"delta: {page.folder('delta')}",
         {
             "base": f"{base.name}, {base.parameters:,} parameters",
-            "method": f"{page.method.name}: " + ", ".join(f"{key} {_plain(value)}" for key, value in method.items()),
-            "delta": f"{sizes['delta']:,} parameters, {sizes['delta'] / base.parameters:.2%} of the base",
+            **{
+                f"method {method.name}": ", ".join(
+                    f"{key} {_plain(value)}" for key, value in method.model_dump(exclude={"name"}).items()
+                    if value is not None
+                )
+                for method in page.delta.listed
+            },
+            "trained": f"{sizes['delta']:,} parameters, {sizes['delta'] / base.parameters:.2%} of the base",
             "head": f"{sizes['head']:,} parameters",
+            "task": f"{data.kind}, scored by {data.metric}",
             "training": f"{examples:,} of {len(data.train):,} examples, {updates:,} updates of {batch:,} "
             f"({show(updates * batch / examples)} epochs)",
-            "left out": f"{data.left_out:,} training lines whose text stands in the test file",
-            "test": f"{len(data.test):,} examples; always the most frequent label: {data.majority:.2%}",
-            "labels": f"{len(data.labels)}: {', '.join(data.labels[:LABELS_SHOWN])}{more}",
+            **({"left out": f"{data.left_out:,} training examples of the other files"} if data.left_out else {}),
+            "dev": f"{len(data.dev):,} examples" if data.dev else "none: the last epoch is kept",
+            "test": f"{len(data.test):,} examples; the same answer to all: {data.metric} "
+            f"{show(data.baselines[data.metric])}",
+            **({"labels": f"{len(data.labels)}: {', '.join(data.labels[:LABELS_SHOWN])}{more}"} if data.labels else {}),
         },
-    )
+    )  # fmt: skip
 
 
 def _plain(value: Any) -> str:
@@ -127,8 +156,7 @@ def _prove(page: DeltaPage, tuned: Tuned, data: TaskData, folder: Path) -> None:
 
     Raises AssertionError if a bit differs: that is our fault, never the user's.
     """
-    reloaded = delta_folder.reload(Base.load(page.folder("published")), folder, head_seed=page.seed + 1)
-    reloaded.model.to(tuned.classifier.model.device)
-    texts = [example.text for example in data.test]
-    same = torch.equal(reloaded.logits(texts), tuned.classifier.logits(texts))
-    assert same, f"{folder}: does not reload to the same logits"
+    reloaded = delta_folder.reload(Base.load(page.base), folder, head_seed=page.seed + 1)
+    reloaded.model.to(tuned.predictor.model.device)
+    both = (predictor.logits_of(data.test) for predictor in (reloaded, tuned.predictor))
+    assert all(torch.equal(one, other) for one, other in zip(*both, strict=True)), f"{folder}: other logits on reload"

@@ -1,25 +1,38 @@
-"""Training a delta and its head on a task, and scoring it on the test file."""
+"""Training a delta and its head on a task, and scoring it."""
 
+import dataclasses
 import itertools
+import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel
-from torch.nn import functional
+from torch import Tensor
+from transformers import RobertaPreTrainedModel
 
-from delta import methods
+from delta.attachment import attach, finish, stored, trained
 from delta.base import Base
-from delta.classifier import Classifier
 from delta.config import DeltaPage
-from delta.task import Example, TaskData, draw
-from pretrain.optimizer import adamw
-from pretrain.schedule import learning_rate
+from delta.predictor import Predictor, new_model
+from delta.tasks import TaskData, draw
+from pretrain.schedule import share_of_peak
 from robustly import UserError, log
 from robustly.rng import Purpose, permute, seed64
+
+WINDOW = 8
+"""Batches whose examples are sorted by length together: less padding, and batches still differ from epoch to epoch."""
+
+
+NO_EPOCH = 2**32
+"""Added to the number of a window, so that the order of its batches is drawn apart from the epochs' orders."""
+
+
+class Diverged(UserError):
+    """The loss of an update is not finite."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +40,14 @@ class Score:
     """How one seed's delta does on the test file."""
 
     seed: int
-    accuracy: float
-    loss: float
-    """Mean cross-entropy, nats."""
+    scores: dict[str, float]
+    """By the names of the task's metrics, and `loss`: mean of the examples', nats (regression: squared error)."""
     confusion: list[list[int]]
-    """Row: true label, column: predicted label, in the order of the labels."""
+    """Row: true label, column: predicted label, in the order of the labels; empty where a task has none."""
+    epoch: float
+    """After which the delta was kept."""
+    dev: float | None
+    """Its main score on the dev file."""
     seconds: float
     """Of training."""
 
@@ -40,10 +56,10 @@ class Score:
 class Tuned:
     """A trained delta."""
 
-    classifier: Classifier
+    predictor: Predictor
     score: Score
-    losses: list[float]
-    """Mean cross-entropy of each update's batch, nats."""
+    lines: list[dict[str, float]]
+    """Loss and rate of each update, and the main score on the dev file of each epoch."""
 
 
 def score(base: Base, page: DeltaPage, data: TaskData) -> list[Score]:
@@ -52,88 +68,167 @@ def score(base: Base, page: DeltaPage, data: TaskData) -> list[Score]:
     return [tune(base, page, data, seed).score for seed in page.all_seeds]
 
 
-def mean_and_deviation(scores: Sequence[Score]) -> tuple[float, float | None]:
-    """Of the accuracies: the mean and the sample standard deviation (None for a single seed)."""
-    accuracies = [score.accuracy for score in scores]
-    return statistics.fmean(accuracies), statistics.stdev(accuracies) if len(accuracies) > 1 else None
+def unseen_test(data: TaskData) -> TaskData:
+    """The same task with the dev file in the place of the test file: what is chosen by its scores has not seen that."""
+    return dataclasses.replace(data, test=data.dev)
 
 
-def attached(base: Base, page: DeltaPage, labels: tuple[str, ...], seed: int) -> Classifier:
-    """The page's delta on a copy of a base, before training: its scores are those of the base under a random head.
+def mean_and_deviation(scores: Sequence[Score], metric: str) -> tuple[float, float | None]:
+    """Of a metric: the mean and the sample standard deviation (None for a single seed)."""
+    found = [score.scores[metric] for score in scores]
+    return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None
 
-    Raises UserError if the method does not fit the base.
+
+def attached(base: Base, page: DeltaPage, data: TaskData, seed: int) -> Predictor:
+    """The page's methods on a base, before training: its scores are those of the base under a random head.
+
+    Raises UserError if a method does not fit the base.
     """
-    model = methods.attach(base.classifier(labels, seed), page.method, seed)
-    return Classifier(model, base.tokenizer, labels, min(page.task.max_length, base.longest_input))
+    model = new_model(base, page.delta.task, data.labels, seed)
+    attach(model, page.delta.listed, seed, base.fingerprint)
+    return Predictor.of(model, page.delta.task, data.labels, base)
 
 
-def tune(base: Base, page: DeltaPage, data: TaskData, seed: int) -> Tuned:
-    """Train one delta and its head, and score them on the test file once, at the end.
+def tune(
+    base: Base,
+    page: DeltaPage,
+    data: TaskData,
+    seed: int,
+    board: Path | None = None,
+    after_epoch: Callable[[int, float], None] | None = None,
+) -> Tuned:
+    """Train one delta and its head; score the best epoch by the dev file, or without one the last, on the test file
+    once.
 
     The draw of examples, the head, the delta's start, the order and dropout are functions of `seed` alone: on one
-    machine's CPU the same seed gives the same bits. Every other weight stays as it is.
+    machine's CPU the same seed gives the same bits. Every other weight stays as it is. `board`: folder for TensorBoard.
+    `after_epoch(epoch, score)`: called with each score on the dev file, epochs counted from 1; what it raises ends the
+    training.
 
-    Raises UserError if the method does not fit the base, or if the loss is no longer finite.
+    Raises UserError if a method does not fit the base, and Diverged if the loss is no longer finite.
     """
-    classifier = attached(base, page, data.labels, seed)
+    predictor = attached(base, page, data, seed)
+    model, how = predictor.model, predictor.form
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    classifier.model.to(device)
-    examples = draw(data, page.task.examples, seed)
-    rows = classifier.encode([example.text for example in examples])
-    answers = torch.tensor([data.labels.index(example.label) for example in examples], device=device)
+    model.to(device)
+    rows = how.encode(draw(data, page.delta.task.examples, seed))
+    schedule = page.optim.schedule(len(rows))
+    per_epoch = len(rows) / page.optim.batch_size
     started = time.monotonic()
-    losses: list[float] = []
+    lines: list[dict[str, float]] = []
+    best = _Best()
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        log.progress(f"seed {seed}", page.schedule.updates, "updates") as advance,
+        log.progress(f"seed {seed}", schedule.updates, "updates") as advance,
     ):
-        optimizer = adamw(classifier.model, page.optim)
-        classifier.model.train()
-        for update, batch in enumerate(_batches(len(rows), page, seed), start=1):
+        optimizer, rates = _adamw(model, page)
+        model.train()
+        lengths = [how.length(row) for row in rows]
+        for update, places in enumerate(_batches(lengths, page.optim.batch_size, schedule.updates, seed), start=1):
             torch.manual_seed(seed64(seed, Purpose.DROPOUT, 0, update))
-            ids, mask = classifier.pad([rows[i] for i in batch])
-            logits = classifier.model(input_ids=ids, attention_mask=mask).logits.float()
-            loss = functional.cross_entropy(logits, answers[batch])
-            losses.append(loss.item())
-            if not np.isfinite(losses[-1]):
-                raise UserError(
-                    f"seed {seed}: the loss of update {update} is {losses[-1]}; lower optim.peak_lr, which is another "
-                    "recipe: give `--new-run NAME` with it"
+            batch = [rows[place] for place in places]
+            tensors = how.batch(batch, device)
+            loss = how.loss(how.logits(model, tensors), batch)
+            lines.append({"update": update, "loss": loss.item()})
+            if not math.isfinite(lines[-1]["loss"]):
+                raise Diverged(
+                    f"seed {seed}: the loss of update {update} is {lines[-1]['loss']}; lower optim.peak_lr, which is "
+                    "another recipe: give `--new-run NAME` with it"
                 )
-            loss.backward()
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(update, page.optim, page.schedule)
+            (loss + sum(penalty() for penalty in model.delta.penalties)).backward()
+            for group, peak in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = peak * share_of_peak(update, schedule)
             if page.optim.clip_norm:
-                torch.nn.utils.clip_grad_norm_(_trained(classifier.model), page.optim.clip_norm)
+                torch.nn.utils.clip_grad_norm_(trained(model).values(), page.optim.clip_norm)
             optimizer.step()
+            for act in model.delta.after_update:
+                act(update, schedule.updates)
             optimizer.zero_grad()
             advance(1)
+            if data.dev and (
+                math.ceil(update / per_epoch) < math.ceil((update + 1) / per_epoch) or update == schedule.updates
+            ):
+                now = predictor.score(data.dev)[data.metric]
+                lines[-1][f"dev_{data.metric}"] = now
+                best.take(now, update / per_epoch, model)
+                if after_epoch:
+                    after_epoch(math.ceil(update / per_epoch), now)
+                if page.optim.patience and best.waited >= page.optim.patience:
+                    break
     seconds = time.monotonic() - started
-    classifier.model.eval()
-    return Tuned(classifier, _score(classifier, data.test, seed, seconds), losses)
-
-
-def _batches(examples: int, page: DeltaPage, seed: int) -> Iterator[list[int]]:
-    """The places of each update's examples: epochs, each in an order of its own, cut where an update is full."""
-    every = np.arange(examples)
-    places = (place for epoch in itertools.count(1) for place in permute(every, examples, seed, epoch).tolist())
-    for _ in range(page.schedule.updates):
-        yield list(itertools.islice(places, page.optim.batch_size))
-
-
-def _trained(model: PeftModel) -> list[torch.nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def _score(classifier: Classifier, test: Sequence[Example], seed: int, seconds: float) -> Score:
-    logits = classifier.logits([example.text for example in test])
-    truth = torch.tensor([classifier.labels.index(example.label) for example in test])
-    size = len(classifier.labels)
-    pairs = torch.bincount(truth * size + logits.argmax(1), minlength=size * size).view(size, size)
-    return Score(
-        seed=seed,
-        accuracy=int(pairs.trace()) / len(test),
-        loss=functional.cross_entropy(logits, truth).item(),
-        confusion=pairs.tolist(),
-        seconds=round(seconds, 3),
+    if best.tensors:
+        with torch.no_grad():
+            for name, tensor in stored(model).items():
+                tensor.copy_(best.tensors[name])
+    finish(model)
+    model.eval()
+    if board:
+        _to_board(lines, board)
+    return Tuned(
+        predictor,
+        Score(
+            seed=seed,
+            scores=predictor.score(data.test),
+            confusion=predictor.confusion(data.test),
+            epoch=round(best.epoch if best.tensors else len(lines) / per_epoch, 3),
+            dev=best.score if best.tensors else None,
+            seconds=round(seconds, 3),
+        ),
+        lines,
     )
+
+
+class _Best:
+    """The tensors of the epoch with the best score so far."""
+
+    def __init__(self) -> None:
+        self.score, self.epoch, self.waited = -math.inf, 0.0, 0
+        self.tensors: dict[str, Tensor] = {}
+
+    def take(self, score: float, epoch: float, model: RobertaPreTrainedModel) -> None:
+        if score > self.score:
+            self.score, self.epoch, self.waited = score, epoch, 0
+            self.tensors = {name: tensor.detach().clone() for name, tensor in stored(model).items()}
+        else:
+            self.waited += 1
+
+
+def _adamw(model: RobertaPreTrainedModel, page: DeltaPage) -> tuple[torch.optim.AdamW, list[float]]:
+    """The optimizer, with a group for each rate, and the groups' peaks."""
+    own = {spec.name: spec.lr for spec in model.delta.methods}
+    by_rate: dict[float, list[Tensor]] = {}
+    for name, parameter in trained(model).items():
+        rate = own.get(model.delta.method_of.get(name, "")) or page.optim.peak_lr
+        by_rate.setdefault(rate, []).append(parameter)
+    groups = [{"params": parameters} for parameters in by_rate.values()]
+    optim = page.optim
+    adam = torch.optim.AdamW(
+        groups, lr=0.0, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
+    )
+    return adam, list(by_rate)
+
+
+def _batches(lengths: Sequence[int], size: int, updates: int, seed: int) -> Iterator[list[int]]:
+    """The places of each update's examples: epochs, each in an order of its own; within `WINDOW` batches they are
+    sorted by length and the batches shuffled."""
+    every = np.arange(len(lengths))
+    places = (p for epoch in itertools.count(1) for p in permute(every, len(every), seed, epoch).tolist())
+    left = updates
+    for window in itertools.count():
+        count = min(WINDOW, left)
+        taken = sorted(itertools.islice(places, count * size), key=lengths.__getitem__)
+        for batch in permute(np.arange(count), count, seed, NO_EPOCH + window).tolist():
+            yield taken[batch * size : (batch + 1) * size]
+        left -= count
+        if not left:
+            return
+
+
+def _to_board(lines: Sequence[dict[str, float]], folder: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as board:
+        for line in lines:
+            for key, value in line.items():
+                if key != "update":
+                    board.add_scalar(key, value, int(line["update"]))

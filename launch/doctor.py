@@ -247,7 +247,7 @@ def gpu_findings(seen: Sequence[Gpu], usable: int, torch_version: str, cuda: str
         if gpu.bf16:
             findings.append(Finding("gpu", "ok", f"{found}, bf16"))
         else:
-            findings.append(Finding("gpu", "note", f"{found}, no fast bf16", "set run.precision=fp32"))
+            findings.append(Finding("gpu", "note", f"{found}, no fast bf16", "set run.precision=fp16"))
     findings.append(Finding("cuda", "ok", f"CUDA {cuda}, NCCL {nccl}, {usable} usable by torch"))
     return findings
 

@@ -13,7 +13,7 @@ from pretrain.config import Model, Run
 
 Device = Literal["cuda", "cpu"]
 
-DTYPE_BYTES = {"fp32": 4, "bf16": 2}
+DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 REDUCE_BUCKET = 500_000_000
 """Elements of the buffer in which DeepSpeed gathers gradients (zero/config.py there), unless run.deepspeed says it."""
 OVERHEAD: dict[Device, int] = {"cuda": 1_500_000_000, "cpu": 600_000_000}
@@ -21,6 +21,8 @@ OVERHEAD: dict[Device, int] = {"cuda": 1_500_000_000, "cpu": 600_000_000}
 GB are usual. CPU: the interpreter with torch and DeepSpeed, measured 0.5 GB."""
 FRAGMENTATION = 1.1
 """Bytes that torch's caching allocator holds on a GPU for one that is used by activations: an assumption."""
+CHUNK_SCORES = 2**24
+"""Scores that are there at a time (pretrain/cross_entropy.py: ELEMENTS)."""
 TOKENIZER_BYTES = 100
 """Bytes of the tokenizer's files for an entry of the vocabulary: 93 in runs/tiny/published."""
 
@@ -81,7 +83,7 @@ class Memory:
     activations: int
     """What autograd keeps of a micro-batch from the forward pass to the backward pass."""
     logits: int
-    """Scores of the masked positions in fp32: log-probabilities, their gradient, and that of the scores."""
+    """Of the output matrix and the cross-entropy: their gradients in fp32, and the scores of a chunk of rows."""
     update: int
     """At the end of an update, when activations and logits are gone: gradients of the tied embeddings, flat copies."""
     overhead: int
@@ -121,9 +123,27 @@ def activation_bytes(
     else:
         layer += 4 * heads + (size * block_length if padded else 0)
     embeddings = h * size + dropout + 8 + 3 * 8  # one LayerNorm; ids of tokens, positions and types
-    head = 4 * h * size
+    head = 3 * h * size + 8  # dense, GELU and LayerNorm keep their inputs; mean and deviation
     layers = model.layers * h * size + layer if checkpointing else model.layers * layer
     return round(tokens * (layers + embeddings + masked * head))
+
+
+def logits_bytes(model: Model, vocabulary: int, masked_tokens: float, precision: str, device: Device) -> int:
+    """Bytes of the output matrix and the cross-entropy (pretrain/cross_entropy.py) at their peak.
+
+    Kept from the forward to the backward pass: the gradients of the matrix, its bias and the hidden states, in fp32.
+    Beside them in fp32: a chunk's scores and log-probabilities; or in the backward pass, the gradients that are handed
+    on. In 16 bits: a chunk's scores, with a copy and the log-probabilities in fp32; or its probabilities in both, with
+    what they add to the matrix's gradient, which a CPU first copies into fp32.
+    """
+    matrix = vocabulary * model.hidden
+    kept = 4 * (matrix + vocabulary + masked_tokens * model.hidden)
+    chunk = min(masked_tokens, max(1, CHUNK_SCORES // vocabulary)) * vocabulary
+    if precision == "fp32":
+        beside = max(8 * chunk, kept)
+    else:
+        beside = max(10 * chunk, 6 * chunk + (2 if device == "cuda" else 6) * matrix)
+    return round(kept + beside)
 
 
 def memory(
@@ -147,6 +167,7 @@ def memory(
         stage 1 bf16   weights 2, fp32 copy and moments 12/R, gradients 4 + 2,    no bucket
         stage 2 bf16   weights 2, fp32 copy and moments 12/R, gradients 2 + 4/R,  bucket, at the end its fp32 copy
 
+    Not measured: fp16, taken for bf16 with a bucket; stage 3, taken for stage 2, which needs more.
     `micro_batch`: blocks; default: the page's. What `run.deepspeed` changes is not followed, but for the bucket's size.
     """
     count = parameters(model, vocabulary)
@@ -158,9 +179,9 @@ def memory(
     if run.zero_stage == 0:
         gradients = 4 * count
     elif plain:
-        gradients = 4 * count + (4 * share if run.zero_stage == 2 else 0)
+        gradients = 4 * count + (4 * share if run.zero_stage >= 2 else 0)
     else:
-        gradients = 2 * count + (4 * share if run.zero_stage == 2 else 4 * count)
+        gradients = 2 * count + (4 * share if run.zero_stage >= 2 else 4 * count)
     # the tied matrix gets a gradient as output and another as input, and they are added
     tied = 3 * size * vocabulary * model.hidden
     bucket, reduced = _bucket(run, count, device == "cuda")
@@ -178,7 +199,7 @@ def memory(
             )
             * (FRAGMENTATION if on_gpu else 1)
         ),
-        logits=round(masked_tokens * vocabulary * 12),
+        logits=logits_bytes(model, vocabulary, masked_tokens, run.precision, device),
         update=max(tied, flat_copy),
         overhead=OVERHEAD[device],
     )
@@ -195,7 +216,7 @@ def _bucket(run: Run, count: int, on_gpu: bool) -> tuple[int, int]:
     zero: Any = run.deepspeed.get("zero_optimization")
     elements = int(zero.get("reduce_bucket_size", REDUCE_BUCKET)) if isinstance(zero, dict) else REDUCE_BUCKET
     used = min(elements, count)
-    return DTYPE_BYTES[run.precision] * (elements if on_gpu else used), 4 * used if run.precision == "bf16" else 0
+    return DTYPE_BYTES[run.precision] * (elements if on_gpu else used), 0 if run.precision == "fp32" else 4 * used
 
 
 def largest_micro_batch(

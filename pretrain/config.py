@@ -9,6 +9,7 @@ from tokenizer.config import Executor, FairseqFiles, Slurm, folder_or_files
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class FairseqCheckpoint(FairseqFiles):
@@ -51,6 +52,32 @@ class Model(Section):
     def _heads_divide_hidden(self) -> Self:
         if self.hidden % self.heads:
             raise ValueError(f"model.hidden ({self.hidden}) is not a multiple of model.heads ({self.heads})")
+        return self
+
+
+class Distilling(Section):
+    """How a smaller model, the student, learns from a teacher; `model` is the student's section. The defaults are
+    DistilBERT's (Sanh et al. 2019, section 3)."""
+
+    teacher: _Checkpoint
+    """The teacher, of the kinds of `model.init_from`. Its vocabulary must be the page's."""
+    temperature: PositiveFloat = 2.0
+    """What the scores of both are divided by before they become the probabilities that `soft` compares."""
+    soft: Weight = 5.0
+    """Weight of the teacher's probabilities: their divergence from the student's, over masked tokens."""
+    mlm: Weight = 2.0
+    """Weight of the masked-language-model loss."""
+    cosine: Weight = 1.0
+    """Weight of 1 - cosine of the student's and the teacher's last hidden states, over all tokens."""
+
+    def recipe(self) -> dict[str, Any]:
+        """All weights, and no path: the teacher is an input of the stage."""
+        return self.model_dump(mode="json", exclude={"teacher"})
+
+    @model_validator(mode="after")
+    def _teaches(self) -> Self:
+        if not self.soft + self.mlm + self.cosine:
+            raise ValueError("soft, mlm and cosine are all 0: expected a weight above 0, or there is nothing to learn")
         return self
 
 
@@ -173,13 +200,15 @@ class Run(Section):
     """Processes that train together on this machine, one per GPU; launchers set it for several machines."""
     micro_batch: Positive = 8
     """Blocks that a rank passes through the model at a time."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 keeps weights, gradients' sums and moments in fp32 beside it; needs zero_stage 1 or more."""
-    zero_stage: Literal[0, 1, 2] = 1
-    """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 gradients too."""
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 keep weights, gradients' sums and moments in fp32 beside them; they need zero_stage 1 or more. fp16
+    is for GPUs without bf16; an update whose gradient overflows is computed again at half the loss scale."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "varlen"] = "sdpa"
     """Who computes attention, by transformers' names: torch's fused kernels, plain matrix products, or the package
-    flash-attn, which needs a GPU and bf16 and does no work on padding."""
+    flash-attn, which needs a GPU and bf16 and does no work on padding. varlen: torch's kernels without padding, and no
+    work on padding elsewhere in the encoder either; needs model.attention_dropout 0, and bf16 or fp16 on a GPU."""
     activation_checkpointing: bool = False
     """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, a third more work."""
     compile: bool = False
@@ -211,9 +240,12 @@ class Run(Section):
     """Extra keys for DeepSpeed's JSON, laid over ours; those that the page states itself are refused."""
 
     @model_validator(mode="after")
-    def _bf16_keeps_fp32(self) -> Self:
-        if self.precision == "bf16" and self.zero_stage == 0:
-            raise ValueError("run.precision bf16 needs run.zero_stage 1 or 2: stage 0 would train in bf16 alone")
+    def _fp32_is_kept(self) -> Self:
+        if self.precision != "fp32" and self.zero_stage == 0:
+            raise ValueError(
+                f"run.precision {self.precision} needs run.zero_stage 1 or more: stage 0 would train in "
+                f"{self.precision} alone"
+            )
         return self
 
     @field_validator("wandb", mode="before")

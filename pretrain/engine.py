@@ -8,6 +8,10 @@ What DeepSpeed 0.19.8 does by itself and what this module undoes or settles:
 * On CPU it compiles a shared-memory op that training never uses and that leaves 66 MB per rank behind
   in /dev/shm; we switch it off.
 * Its learning-rate schedulers and checkpoints are not used (see schedule.py, checkpoint.py).
+* fp16: a gradient that overflows skips the update. Here the update is not lost: the caller computes it again, at half
+  the loss scale, so that neither the schedule nor the order of blocks knows of it.
+* Offloading insists on DeepSpeedCPUAdam, compiled at the start, unless told not to: torch's fused AdamW does the same.
+* ZeRO 3 sets whole tensors only where the ranks divide their sizes; we set each rank's part.
 """
 
 import contextlib
@@ -31,14 +35,19 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import deepspeed
+    from deepspeed.accelerator import get_accelerator
     from deepspeed.utils import (
         safe_get_full_fp32_param,
         safe_get_full_optimizer_state,
         safe_set_full_fp32_param,
         safe_set_full_optimizer_state,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
     )
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's first and second moment
+LOSS_SCALE_POWER = 16
+"""fp16 begins with the loss times 2 to this power, as apex does (fairseq: 7); it finds the right one by itself."""
 NORM_TOLERANCE = 1e-6
 """Relative, between ranks: unlike devices may add the same gradient up in another order."""
 
@@ -97,7 +106,14 @@ def deepspeed_config(optim: Optim, run: Run, accumulation: int) -> dict[str, Any
         "gradient_clipping": optim.clip_norm,
         "zero_optimization": {"stage": run.zero_stage},
         "zero_allow_untested_optimizer": True,  # torch's own AdamW
+        "zero_force_ds_cpu_optimizer": False,  # likewise, if it is offloaded
         "bf16": {"enabled": run.precision == "bf16"},
+        "fp16": {
+            "enabled": run.precision == "fp16",
+            "initial_scale_power": LOSS_SCALE_POWER,
+            "loss_scale_window": 1000,
+            "hysteresis": 1,  # the update is tried again at once: at the same scale it would overflow again
+        },
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "steps_per_print": 10**12,
@@ -120,6 +136,8 @@ class Engine:
         self.ranks = dist.get_world_size()
         self.rank = dist.get_rank()
         self.device = device
+        if run.precision == "fp16" and not get_accelerator().is_fp16_supported():
+            raise UserError(f"run.precision = fp16: this {device.type} does not compute in it; expected bf16 or fp32")
         model.to(device)
         self._names = [name for name, p in model.named_parameters() if p.requires_grad]
         weights = {name: p.detach().float().clone() for name, p in model.named_parameters()}
@@ -147,16 +165,24 @@ class Engine:
         if not self._deepspeed.is_gradient_accumulation_boundary():
             self._deepspeed.step()  # counts the micro-batch; updates nothing
 
-    def step(self, lr: float) -> float:
+    @property
+    def loss_scale(self) -> float:
+        """What DeepSpeed multiplies losses by, so that small gradients are not lost in fp16; otherwise 1."""
+        return float(self._deepspeed.optimizer.loss_scale) if self._deepspeed.fp16_enabled() else 1.0
+
+    def step(self, lr: float) -> float | None:
         """Update the weights at rate `lr`; returns the norm of the whole gradient before clipping.
 
-        It is not finite on all ranks if it is so on one. Raises UserError if the ranks found different norms.
+        It is not finite on all ranks if it is so on one. None, in fp16: the gradient overflowed, and only the loss
+        scale has changed; compute the same update again. Raises UserError if the ranks found different norms.
         """
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
         unsharded_norm = None if self._sharded else self._norm()
         assert self._deepspeed.is_gradient_accumulation_boundary()
         self._deepspeed.step()
+        if self._deepspeed.fp16_enabled() and self._deepspeed.optimizer.overflow:  # all ranks know
+            return None if self.loss_scale > 1.0 else math.inf
         norm = self._deepspeed.get_global_grad_norm() if unsharded_norm is None else unsharded_norm
         return self._agreed(float(norm))
 
@@ -191,24 +217,56 @@ class Engine:
     def _sharded(self) -> bool:
         return self._deepspeed.optimizer is not self._adam
 
+    @property
+    def _partitioned(self) -> bool:
+        """ZeRO 3: a rank holds parts of parameters, too."""
+        return self._deepspeed.zero_optimization_stage() == 3
+
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from zip(self._names, (p for p in self._model.parameters() if p.requires_grad), strict=True)
 
     def _prepare_moments(self) -> None:
         """Give Adam its zero moments now: DeepSpeed would make and link them in the first step only."""
-        for group in self._adam.param_groups:
-            for flat in group["params"]:  # a rank's flat fp32 share under ZeRO, a parameter without
-                self._adam.state[flat] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=flat.device),
-                    **{moment: torch.zeros_like(flat, dtype=torch.float32) for moment in MOMENTS},
-                }
-        if self._sharded:
+        for flat in self._adams_tensors():
+            self._adam.state[flat] = {
+                "step": torch.zeros((), dtype=torch.float32, device=flat.device),
+                **{moment: torch.zeros_like(flat, dtype=torch.float32) for moment in MOMENTS},
+            }
+        if self._sharded and not self._partitioned:
             self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
 
+    def _adams_tensors(self) -> Iterator[Tensor]:
+        """What Adam updates: a rank's flat fp32 shares under ZeRO, the parameters without."""
+        if self._partitioned:  # they are in Adam's groups only during a step
+            yield from self._deepspeed.optimizer.fp32_partitioned_groups_flat
+            return
+        for group in self._adam.param_groups:
+            yield from group["params"]
+
     def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        if self._partitioned:
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                if self.rank == 0:
+                    parameter.data.copy_(value)
+            safe_set_local_fp32_param(parameter, self._part(parameter, value))
+            return
         parameter.data.copy_(value)
         if self._sharded:
             safe_set_full_fp32_param(parameter, value)
+
+    def _set_moment(self, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
+        if self._partitioned:
+            safe_set_local_optimizer_state(parameter, self._part(parameter, value), moment)
+        elif self._sharded:
+            safe_set_full_optimizer_state(parameter, value, moment)
+        else:
+            self._adam.state[parameter][moment].copy_(value)
+
+    def _part(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """This rank's share of a tensor under ZeRO 3; the last ranks' ends with padding."""
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        own = value.flatten()[self.rank * size : (self.rank + 1) * size]
+        return nn.functional.pad(own, (0, size - own.numel()))
 
     def full_tensors(self) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
         """(name, fp32 weight, first moment, second moment) of each parameter, whole, one at a time.
@@ -230,17 +288,13 @@ class Engine:
         needs to see the checkpoint's files, and no rank can start from another one.
         """
         for _, parameter in self._parameters():
-            shape = parameter.shape
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO 3 the tensor itself is empty
             given = next(tensors) if tensors is not None else tuple(torch.empty(shape) for _ in range(3))
             weight, first, second = (value.to(self.device, torch.float32).contiguous() for value in given)
             for value in (weight, first, second):
                 dist.broadcast(value, src=0)
             self._set_weight(parameter, weight)
-            if self._sharded:
-                safe_set_full_optimizer_state(parameter, first, MOMENTS[0])
-                safe_set_full_optimizer_state(parameter, second, MOMENTS[1])
-            else:
-                self._adam.state[parameter][MOMENTS[0]].copy_(first)
-                self._adam.state[parameter][MOMENTS[1]].copy_(second)
+            self._set_moment(parameter, MOMENTS[0], first)
+            self._set_moment(parameter, MOMENTS[1], second)
         for state in self._adam.state.values():
             state["step"].fill_(float(update))

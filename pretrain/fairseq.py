@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.parameter_names import OUTPUT, POSITIONS, TOKEN_TYPES, WORDS
 from pretrain.tensor_files import Inert, read_pickle, state_dict
 from robustly import UserError
 
@@ -19,14 +20,14 @@ _PACKED = re.compile(r"layers\.(\d+)\.self_attn\.in_proj_(weight|bias)")
 # heads for other tasks, and the version of a module's format
 _NOT_TAKEN = re.compile(r"^(?:roberta\.)?classification_heads\.|(?:^|\.)version$")
 _OUTSIDE_LAYERS = {
-    "embed_tokens.weight": "roberta.embeddings.word_embeddings.weight",
-    "embed_positions.weight": "roberta.embeddings.position_embeddings.weight",
+    "embed_tokens.weight": WORDS,
+    "embed_positions.weight": POSITIONS,
     **{
         f"{norm}.{kind}": f"roberta.embeddings.LayerNorm.{kind}"
         for norm in ("emb_layer_norm", "layernorm_embedding")  # before and after the encoder became TransformerEncoder
         for kind in ("weight", "bias")
     },
-    "lm_head.weight": "lm_head.decoder.weight",
+    "lm_head.weight": OUTPUT,
 }
 _IN_LAYERS = {
     "self_attn.q_proj": "attention.self.query",
@@ -53,12 +54,12 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     settings = _settings(stored)
     _check_kind(path, settings)
     try:
-        words = weights["roberta.embeddings.word_embeddings.weight"]
+        words = weights[WORDS]
         dimensions = {
             "layers": len({name.split(".")[3] for name in weights if name.startswith("roberta.encoder.layer.")}),
             "hidden": words.shape[1],
             "feed_forward": weights["roberta.encoder.layer.0.intermediate.dense.weight"].shape[0],
-            "positions": weights["roberta.embeddings.position_embeddings.weight"].shape[0],
+            "positions": weights[POSITIONS].shape[0],
             "token_types": 1,
             "layer_norm_eps": 1e-5,  # fairseq/modules/layer_norm.py
         }
@@ -67,7 +68,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if "encoder_attention_heads" in settings:
         dimensions["heads"] = settings["encoder_attention_heads"]
     # transformers adds a row for token types, which fairseq does not have
-    return {**weights, "roberta.embeddings.token_type_embeddings.weight": torch.zeros(1, words.shape[1])}, dimensions
+    return {**weights, TOKEN_TYPES: torch.zeros(1, words.shape[1])}, dimensions
 
 
 def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The weights of `model.init_from`, fitted to the page's model: its vocabulary and its positions."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,14 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 
 from pretrain import fairseq
 from pretrain.config import Model
-from pretrain.initial import KEY, Initial
+from pretrain.initial import Initial
 from pretrain.objective import NEXT_SENTENCE
+from pretrain.parameter_names import OUTPUT, OUTPUT_BIAS, POSITIONS, WORDS
 from pretrain.tensor_files import read_tensors
 from robustly import UserError, manifest
 from tokenizer.config import SPECIAL_TOKENS
 from tokenizer.vocabulary import Vocabulary, byte_symbols, read_json_object
 
-WORDS = "roberta.embeddings.word_embeddings.weight"
-OUTPUT = "lm_head.decoder.weight"
-OUTPUT_BIAS = "lm_head.bias"
-POSITIONS = "roberta.embeddings.position_embeddings.weight"
 FIRST_POSITION = SPECIAL_TOKENS.index("<pad>") + 1
 
 # RobertaConfig's name of each of the page's dimensions
@@ -55,7 +52,7 @@ def start_from(model: RobertaForMaskedLM, initial: Initial, section: Model, voca
     Raises UserError if the checkpoint cannot be read, or does not fit: every mismatch is named.
     """
     taken = read(initial)
-    title = f"{KEY}: {initial.folder}"
+    title = f"{initial.key}: {initial.folder}"
     check_dimensions(taken, section, title)
     parameters = dict(model.named_parameters())
     check_names(taken.weights, parameters.keys(), title)
@@ -94,8 +91,9 @@ def read(initial: Initial) -> Taken:
         weights, dimensions = fairseq.read_checkpoint(initial.folder)
         return Taken(_masked_lm(weights, initial), dimensions, initial.vocabulary())
     if finished := manifest.read(initial.folder):
-        for path in initial.weights:
-            manifest.verify(initial.folder, finished, path.relative_to(initial.folder).as_posix())
+        names = [path.relative_to(initial.folder).as_posix() for path in initial.weights]
+        for name in manifest.unverified(initial.folder, finished, names):  # since `Initial.digest` did
+            manifest.verify(initial.folder, finished, name)
     assert initial.settings
     settings = read_json_object(initial.settings)
     dimensions = settings["recipe"]["model"] if initial.kind == "run" else _dimensions(settings, initial)
@@ -126,8 +124,8 @@ def _masked_lm(weights: dict[str, Tensor], initial: Initial) -> dict[str, Tensor
     output = weights.pop(OUTPUT, None)
     if output is not None and WORDS in weights and not torch.equal(output, weights[WORDS]):
         raise UserError(
-            f"{KEY}: {initial.folder}: its output layer has weights of its own; expected those of the embeddings, as "
-            "in RoBERTa (tie_word_embeddings)"
+            f"{initial.key}: {initial.folder}: its output layer has weights of its own; expected those of the "
+            "embeddings, as in RoBERTa (tie_word_embeddings)"
         )
     return weights
 
@@ -148,7 +146,7 @@ def check_dimensions(taken: Taken, section: Model, title: str) -> None:
         raise UserError("\n".join([f"{title}: not the page's model; set these keys to what is there", *faults]))
 
 
-def check_names(there: Mapping[str, Tensor], expected: Any, title: str) -> None:
+def check_names(there: Mapping[str, Tensor], expected: Set[str], title: str) -> None:
     """Raises UserError that names the tensors that are missing or that the model has no place for."""
     missing, unknown = sorted(expected - there.keys()), sorted(there.keys() - expected)
     parts = [

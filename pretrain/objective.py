@@ -1,6 +1,6 @@
 """The model and its objective: masked language modeling; next-sentence prediction beside it for the ablation alone."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,9 @@ from torch.nn import functional
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from pretrain.config import Model
+from pretrain.cross_entropy import summed_cross_entropy
 from pretrain.masking import TokenIds
+from pretrain.unpadded import encode_unpadded
 
 
 def roberta_config(model: Model, vocabulary: TokenIds) -> RobertaConfig:
@@ -71,6 +73,16 @@ class Logits(NamedTuple):
     """(N, 2); None without a next-sentence head."""
 
 
+class Part(NamedTuple):
+    """What one of the sums of a forward pass is, and how it enters the loss of an update: by its mean, weighted."""
+
+    name: str
+    """As `reporting.Update` has it."""
+    over: Literal["masked_tokens", "pairs", "tokens"]
+    """What is added up, and the mean is over: those of the whole update, of all ranks."""
+    weight: float = 1.0
+
+
 class MaskedLanguageModel(nn.Module):
     """Encoder, then head and cross-entropy on the masked positions only; and on <s> with a next-sentence head."""
 
@@ -78,6 +90,13 @@ class MaskedLanguageModel(nn.Module):
         super().__init__()
         self.model = model
         self.next_sentence = next_sentence
+        self.unpadded = False
+        """Whether the encoder gets no padding: `pretrain.acceleration` sets it, with the attention that this needs."""
+
+    def parts(self) -> list[Part]:
+        """What `forward` gives, in its order."""
+        pairs = [] if self.next_sentence is None else [Part("pair_loss_sum", "pairs")]
+        return [Part("loss_sum", "masked_tokens"), *pairs]
 
     def forward(
         self,
@@ -94,15 +113,26 @@ class MaskedLanguageModel(nn.Module):
         `positions`: (M,) indices into the flattened (N x L); `labels`: (M,) the ids to restore. `follows`: (N,) 1 or 0,
         -1 where there is no second segment. M may be 0: the sum is then 0, and so is every gradient.
         """
-        logits = self.logits(inputs, attention, positions)
-        sums = [functional.cross_entropy(logits.tokens, labels, reduction="sum")]
-        if logits.follows is not None:
+        hidden = self.encode(inputs, attention)
+        head = self.model.lm_head
+        masked = hidden.flatten(0, 1)[positions]
+        # transformers' RobertaLMHead up to its output matrix
+        states = head.layer_norm(functional.gelu(head.dense(masked)))
+        sums = [summed_cross_entropy(states, head.decoder.weight, head.decoder.bias, labels)]
+        if self.next_sentence is not None:
             assert follows is not None
-            sums.append(functional.cross_entropy(logits.follows, follows, ignore_index=-1, reduction="sum"))
+            scores = self.next_sentence(hidden)
+            sums.append(functional.cross_entropy(scores, follows, ignore_index=-1, reduction="sum"))
         return torch.stack(sums)
 
     def logits(self, inputs: Tensor, attention: Tensor | None, positions: Tensor) -> Logits:
-        """Scores at the masked positions: 15% of the [tokens x vocabulary] work."""
-        hidden = self.model.roberta(inputs, attention_mask=attention).last_hidden_state
+        """Scores at the masked positions, all there at once: for evaluations, which count right ones."""
+        hidden = self.encode(inputs, attention)
         tokens = self.model.lm_head(hidden.flatten(0, 1)[positions]).float()
         return Logits(tokens, None if self.next_sentence is None else self.next_sentence(hidden))
+
+    def encode(self, inputs: Tensor, attention: Tensor | None) -> Tensor:
+        """The last hidden states, (N, L, H), of inputs as those of `forward`."""
+        if self.unpadded and attention is not None:
+            return encode_unpadded(self.model.roberta, inputs, attention)
+        return self.model.roberta(inputs, attention_mask=attention).last_hidden_state

@@ -3,9 +3,9 @@
 from pretrain.config import Run
 
 PEAK_TFLOPS = {
-    "RTX 4090 (24 GB)": {"bf16": 165.2, "fp32": 82.6},
-    "A100 (80 GB)": {"bf16": 312.0, "fp32": 19.5},
-    "H100 SXM (80 GB)": {"bf16": 989.4, "fp32": 66.9},
+    "RTX 4090 (24 GB)": {"bf16": 165.2, "fp16": 165.2, "fp32": 82.6},
+    "A100 (80 GB)": {"bf16": 312.0, "fp16": 312.0, "fp32": 19.5},
+    "H100 SXM (80 GB)": {"bf16": 989.4, "fp16": 989.4, "fp32": 66.9},
 }
 """Dense, with sums in fp32, from NVIDIA's A100 data sheet and its H100 and Ada architecture papers."""
 

@@ -10,25 +10,30 @@ from pretrain.config import Optim, Schedule
 
 
 def learning_rate(update: int, optim: Optim, schedule: Schedule) -> float:
-    """The rate of update number `update`, counted from 1; 0 is the state before training, rate 0.
+    """The rate of update number `update`, counted from 1; 0 is the state before training, rate 0."""
+    return optim.peak_lr * share_of_peak(update, schedule)
+
+
+def share_of_peak(update: int, schedule: Schedule) -> float:
+    """The rate of update number `update` as a share of the peak, 0 to 1.
 
     Linear from 0 to the peak over `warmup` updates, peak at update `warmup` itself; then to 0 at update
     `updates` along a line (power 1, as in fairseq) or half a cosine, or not at all. `wsd`, "warmup, stable, decay":
     at the peak up to the last `decay_updates`, then along 1 - sqrt (Hägele et al. 2024, section 3).
     """
     if update <= schedule.warmup and schedule.warmup:
-        return optim.peak_lr * update / schedule.warmup
+        return update / schedule.warmup
     done = (update - schedule.warmup) / max(1, schedule.updates - schedule.warmup)
     match schedule.decay:
         case "linear":
-            return optim.peak_lr * max(0.0, 1.0 - done)
+            return max(0.0, 1.0 - done)
         case "cosine":
-            return optim.peak_lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
         case "constant":
-            return optim.peak_lr
+            return 1.0
         case "wsd":
             since = max(0, update - (schedule.updates - schedule.decay_updates))
-            return optim.peak_lr * (1.0 - math.sqrt(min(1.0, since / schedule.decay_updates)))
+            return 1.0 - math.sqrt(min(1.0, since / schedule.decay_updates))
 
 
 class UpdateSizes:

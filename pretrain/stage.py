@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.config import Data
-from pretrain.config import Masking, Model, Optim, Run, Schedule
+from pretrain.config import Distilling, Masking, Model, Optim, Run, Schedule
 from pretrain.initial import Initial, find_initial
 from robustly import UserError, manifest
 from robustly.manifest import Stage
@@ -31,11 +31,19 @@ class Pretraining:
     page: dict[str, Any]
     """The whole resolved page, written into the folder for people and for the published checkpoint."""
     beside: Path
-    """Folder of the page, where the relative path of `model.init_from` starts."""
+    """Folder of the page, where the relative paths of `model.init_from` and `distillation.teacher` start."""
+    distillation: Distilling | None = None
+    """How the model learns from a teacher; None: from the text alone."""
 
     def initial(self) -> Initial | None:
         """The checkpoint that the weights start from, if the page names one. Raises UserError if it is not there."""
         return None if self.model.init_from is None else find_initial(self.model.init_from, self.beside)
+
+    def teacher(self) -> Initial | None:
+        """The checkpoint of the teacher, if the page names one. Raises UserError if it is not there."""
+        if self.distillation is None:
+            return None
+        return find_initial(self.distillation.teacher, self.beside, "distillation.teacher")
 
     def stage(self) -> Stage:
         """The train stage of this recipe on these inputs. Raises UserError where an input is not finished."""
@@ -55,6 +63,9 @@ class Pretraining:
             "optim": self.optim.recipe(),
             "schedule": self.schedule.recipe(),
         }
-        initial = self.initial()
+        if self.distillation:
+            recipe["distillation"] = self.distillation.recipe()
+        given = {"init_from": self.initial(), "teacher": self.teacher()}
         inputs = {"data": data.hash, "tokenizer": vocabulary.hash}
-        return Stage(self.folder, "train", recipe, {**inputs, **({"init_from": initial.digest()} if initial else {})})
+        inputs |= {name: checkpoint.digest() for name, checkpoint in given.items() if checkpoint}
+        return Stage(self.folder, "train", recipe, inputs)

@@ -84,6 +84,8 @@ def model_card(
 
 
 def _description(train: Manifest) -> str:
+    if "teacher" in train.inputs:
+        return "A RoBERTa encoder distilled from another, its teacher (Sanh et al. 2019)."
     start = "further, from another checkpoint," if "init_from" in train.inputs else "from scratch"
     return f"A RoBERTa encoder pretrained {start} by masked language modeling."
 

@@ -27,7 +27,7 @@ from publish.masked_lm import LONGEST, MaskedLM, open_folder
 from robustly import UserError, log
 from robustly.description import Listing, show_listing
 from tokenizer.config import Corpus
-from tokenizer.corpus import json_object
+from tokenizer.reading import json_object
 from tokenizer.texts import BAD_LINES, OPTIONS, given, read
 
 ENCODED_TOGETHER = 256  # documents

@@ -52,8 +52,8 @@ def publish(
     if (train.inputs["data"], train.inputs["tokenizer"]) != (data.hash, vocabulary.hash):
         raise UserError(f"{train_folder}: was trained on other data than {data_folder} or another tokenizer")
     update = best_update(train_folder, train) if publish.checkpoint == "best" else train.counts["updates"]
-    weights = folder_of(train_folder / "checkpoints", update).relative_to(train_folder) / WEIGHTS
-    inputs = {"train": train.hash, "weights": train.outputs[str(weights)]["sha256"]}
+    weights = folder_of(Path("checkpoints"), update) / WEIGHTS
+    inputs = {"train": train.hash, "weights": train.outputs[weights.as_posix()]["sha256"]}
     stage = Stage(folder, "published", {"name": name, "publish": publish.recipe()}, inputs)
     if finished := stage.finished():
         return finished
@@ -80,7 +80,7 @@ def publish(
         blanks = blanks or held_out_blanks(Store(data_folder, "validation"), encoder, model_section.positions - 2)
         proof = prove(folder, model, encoder, data_folder, train.recipe["data"], [blank.text for blank in blanks])
         examples = [{**blank._asdict(), "guesses": proof.filled[blank.text]} for blank in blanks]
-        before = "starting_loss" if "init_from" in train.inputs else "untrained_loss"
+        before = "starting_loss" if train.inputs.keys() & {"init_from", "teacher"} else "untrained_loss"
         losses = {} if unigram is None else {"unigram_loss": unigram, before: evaluations[0]["validation_loss"]}
         fit = held_out_fit(data_folder, encoder)
         write_atomic(

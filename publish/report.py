@@ -15,10 +15,10 @@ from typing import Any
 from delta.base import Base
 from delta.config import DeltaPage
 from delta.stage import recipe
-from delta.task import read_task
+from delta.tasks import read
 from delta.tuning import Score, tune
 from publish.card import before_training
-from robustly import log, manifest, markdown
+from robustly import UserError, log, manifest, markdown
 from robustly.description import Listing
 from robustly.manifest import Manifest, Stage, write_atomic
 
@@ -32,7 +32,9 @@ def compare(page: DeltaPage, published_folder: Path, folder: Path) -> Manifest:
     Raises UserError if the model is not published, the task's files are at fault, or `folder` holds another report.
     """
     published = manifest.require(published_folder, "published", "robustly publish CONFIG")
-    data = read_task(page.task, page.origin.parent)
+    data = read(page.delta.task, page.origin.parent)
+    if data.metric != "accuracy":
+        raise UserError(f"report.delta: {page.name} is scored by {data.metric}; expected a task with accuracy")
     stage = Stage(folder, "report", {"delta": recipe(page, data)}, {"published": published.hash})
     if finished := stage.finished():
         return finished
@@ -43,13 +45,13 @@ def compare(page: DeltaPage, published_folder: Path, folder: Path) -> Manifest:
         for seed in page.all_seeds:
             ours.append(tune(base, page, data, seed).score)
             untrained.append(tune(base.untrained(seed), page, data, seed).score)
-            log.say(f"seed {seed}  accuracy {ours[-1].accuracy:.1%}  untrained {untrained[-1].accuracy:.1%}")
+            log.say(f"seed {seed}  accuracy {_accuracy_of(ours[-1]):.1%}  untrained {_accuracy_of(untrained[-1]):.1%}")
         counts = {
             "task": page.name,
-            "training_examples": page.task.examples or len(data.train),
+            "training_examples": page.delta.task.examples or len(data.train),
             "test_examples": len(data.test),
-            "seeds": page.seeds,
-            "chance_accuracy": data.majority,
+            "seeds": page.delta.seeds,
+            "chance_accuracy": data.baselines["accuracy"],
             **_figures(ours, untrained),
         }
         shutil.copyfile(published_folder / CURVE, folder / CURVE)
@@ -57,9 +59,13 @@ def compare(page: DeltaPage, published_folder: Path, folder: Path) -> Manifest:
         return stage.finish([folder / README, folder / CURVE], counts)
 
 
+def _accuracy_of(score: Score) -> float:
+    return score.scores["accuracy"]
+
+
 def _figures(ours: Sequence[Score], untrained: Sequence[Score]) -> dict[str, Any]:
     """Accuracies per seed, mean and sample deviation; their paired difference with its standard error."""
-    accuracies = {"ours": [s.accuracy for s in ours], "untrained": [s.accuracy for s in untrained]}
+    accuracies = {"ours": list(map(_accuracy_of, ours)), "untrained": list(map(_accuracy_of, untrained))}
     gains = [a - b for a, b in zip(*accuracies.values(), strict=True)]
     several = len(gains) > 1
     return {

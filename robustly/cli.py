@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from robustly import UserError, __version__, config, log, machine
 from robustly.experiment import Experiment, cleaned, load_experiment, pretraining, settle, train_stage
@@ -233,9 +234,9 @@ def run_command(
     with user_errors():
         experiment = settle(load_experiment(page, overrides), new_run)
         if compared := compared_delta(experiment):  # a fault of its page or files is said now, not after the training
-            from delta.task import read_task
+            from delta.tasks import read
 
-            read_task(compared.task, compared.origin.parent)
+            read(compared.delta.task, compared.origin.parent)
         command = rank_command(page, overrides, experiment, new_run)
         steps: dict[str, Callable[[], Manifest]] = {
             **({"clean": lambda: clean_corpus(experiment)} if experiment.cleaning.on else {}),
@@ -324,10 +325,32 @@ def pretrain_command(
         _be_rank(page, overrides, profile)
         return
     with user_errors():
-        experiment = settle(load_experiment(page, overrides), new_run)
-        following = command_line("publish", *arguments_of(page, overrides, new_run))
-        manifest = train(experiment, rank_command(page, overrides, experiment, new_run, profile))
-        report(experiment.folder("train"), manifest, following, as_json)
+        _train_and_report(page, overrides, new_run, profile, as_json)
+
+
+@app.command(name="distill", short_help="Train a smaller model by a teacher.")
+def distill_command(
+    page: ConfigArgument,
+    overrides: Overrides = None,
+    new_run: NewRun = None,
+    profile: ProfileOption = False,
+    as_json: Json = False,
+) -> None:
+    """Train a smaller model, the student, by a larger one: `pretrain` for a page with a section `distillation`, which
+    `run` and `launch` know as well. Tokenizer and data must be finished, with the teacher's vocabulary."""
+    with user_errors():
+        if load_experiment(page, overrides).distillation is None:
+            raise UserError(f"{page}: names no teacher; set distillation.teacher to the folder of a larger model")
+        _train_and_report(page, overrides, new_run, profile, as_json)
+
+
+def _train_and_report(
+    page: str, overrides: list[str] | None, new_run: str | None, profile: bool, as_json: bool
+) -> None:
+    experiment = settle(load_experiment(page, overrides), new_run)
+    following = command_line("publish", *arguments_of(page, overrides, new_run))
+    manifest = train(experiment, rank_command(page, overrides, experiment, new_run, profile))
+    report(experiment.folder("train"), manifest, following, as_json)
 
 
 def _be_rank(page: str, overrides: list[str] | None, profile: bool) -> None:
@@ -438,20 +461,73 @@ def evaluate_command(
             log.print_json(found)
 
 
-@app.command(name="delta", short_help="Attach a delta (LoRA) to a published folder.")
+class _TuneByDefault(TyperGroup):
+    """`robustly delta CONFIG` is `robustly delta tune CONFIG`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["tune", *args]
+        return super().parse_args(ctx, args)
+
+
+delta_app = typer.Typer(
+    cls=_TuneByDefault,
+    help="Attach a delta (LoRA, adapters, prompts, ...) to a published folder, train and score it, and save it: "
+    "`robustly delta CONFIG`, short for `robustly delta tune CONFIG`. Or find the methods and rates to do it with.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(delta_app, name="delta", short_help="Attach a delta to a published folder; search, compare.")
+
+
+def delta_page(page: str, overrides: list[str] | None, new_run: str | None) -> "DeltaPage":
+    from delta.config import load_page
+
+    named = [f"name={json.dumps(new_run)}"] if new_run else []
+    return load_page(page, [*(overrides or []), *named])
+
+
+@delta_app.command(name="tune", short_help="Train, score and save the page's delta.")
 def delta_command(
     page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
 ) -> None:
-    """Attach a delta (LoRA) to a published folder, train and score it on a task, and save it."""
+    """Attach a delta (LoRA, adapters, prompts, ...) to a published folder, train and score it, and save it."""
     with user_errors():
-        from delta.config import load_page
-
-        named = [f"name={json.dumps(new_run)}"] if new_run else []
-        settled = load_page(page, [*(overrides or []), *named])
+        settled = delta_page(page, overrides, new_run)
         from delta.stage import make_delta
 
         folder = settled.folder("delta")
         report(folder, make_delta(settled), command_line("inspect", str(folder)), as_json)
+
+
+@delta_app.command(name="search", short_help="Try methods and rates; the best becomes a page.")
+def delta_search_command(
+    page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
+) -> None:
+    """Try methods and rates, as the page's section `search` says, score them on the dev file, and write a page for the
+    best. The same command goes on where the last one stopped."""
+    with user_errors():
+        settled = delta_page(page, overrides, new_run)
+        from delta.search import BEST, search
+
+        folder = settled.folder("search")
+        report(folder, search(settled), command_line("delta", str(folder / BEST)), as_json)
+
+
+@delta_app.command(name="compare", short_help="Methods side by side.")
+def delta_compare_command(
+    page: ConfigArgument, overrides: Overrides = None, new_run: NewRun = None, as_json: Json = False
+) -> None:
+    """Methods side by side, as the page's section `compare` says: score, parameters, bytes, seconds and memory of each,
+    over `delta.seeds` seeds. The same command goes on where the last one stopped."""
+    with user_errors():
+        settled = delta_page(page, overrides, new_run)
+        from delta.compare import compare
+
+        folder = settled.folder("comparison")
+        manifest = compare(settled)
+        report(folder, manifest, None, as_json)
+        log.say(f"table: {folder / 'table.md'}")
 
 
 @app.command(name="inspect", short_help="What a folder holds, in words and figures.")
@@ -570,7 +646,7 @@ def _machine(experiment: Experiment, ranks: int, gigabytes: float | None) -> "Ma
     if here := doctor.gpus():
         least = min(here, key=lambda gpu: gpu.memory)
         return Machine("cuda", least.memory, f"this machine's {least.name}")
-    if experiment.run.precision == "bf16":
+    if experiment.run.precision != "fp32":
         return Machine("cuda", None, "no GPU on this machine: say --memory GB")
     available = machine.available_memory()
     if available is None:

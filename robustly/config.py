@@ -177,6 +177,20 @@ def find(path: str | Path, beside: Path) -> list[Path]:
     return [path] if path.is_absolute() else list(dict.fromkeys([beside / path, Path.cwd() / path]))
 
 
+def locate(key: str, path: str, beside: Path, *, file: bool = False, advice: str = "") -> Path:
+    """The input that a page names under `key`: of the places that `find` gives, the first where there is something.
+
+    With `file`, folders do not count. Raises UserError, which ends with `advice`, if it is nowhere.
+    """
+    candidates = find(path, beside)
+    found = next((each for each in candidates if (each.is_file() if file else each.exists())), None)
+    if found is None:
+        what = "no file there" if file else "not there"
+        message = f"{key}: {path}: {what}; looked at {', '.join(map(str, candidates))}"
+        raise UserError(f"{message}. {advice}" if advice else message)
+    return found
+
+
 def read_page(page: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a page and the pages that it is based on into one mapping.
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from data_prep.cleaning_config import Cleaning
 from data_prep.config import Data
-from pretrain.config import Masking, Model, Optim, Run, Schedule
+from pretrain.config import Distilling, Masking, Model, Optim, Run, Schedule
 from publish.config import Publish, Report
 from robustly import UserError, config
 from robustly.config import Page
@@ -34,6 +34,8 @@ class Experiment(Page):
     tokenizer: Tokenizer
     data: Data
     model: Model
+    distillation: Distilling | None = None
+    """The teacher of `model`; default: it learns from the text alone."""
     masking: Masking
     optim: Optim
     schedule: Schedule
@@ -57,6 +59,19 @@ class Experiment(Page):
             raise ValueError(
                 f"data.block_length = {self.data.block_length} does not fit model.positions = {self.model.positions}: "
                 f"expected at most {self.model.positions - 2}, because positions are counted from 2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _student_starts_from_its_teacher(self) -> Self:
+        if self.distillation and self.model.init_from is not None:
+            raise ValueError(
+                "model.init_from with distillation.teacher: a student starts from its teacher; take one of them away"
+            )
+        if self.distillation and self.data.format not in ("full_sentences", "doc_sentences"):
+            raise ValueError(
+                f"data.format = {self.data.format} with distillation: a teacher teaches no next sentences; expected "
+                "full_sentences or doc_sentences"
             )
         return self
 
@@ -141,6 +156,7 @@ def pretraining(experiment: Experiment) -> "Pretraining":
         folder=experiment.folder("train"),
         page=experiment.model_dump(mode="json", by_alias=True, exclude={"paths"}),
         beside=experiment.origin.parent,
+        distillation=experiment.distillation,
     )
 
 

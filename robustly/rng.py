@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     DROPOUT = 5
     INIT = 6
     PAIR = 7
+    SEARCH = 8
 
 
 @numba.njit(cache=True, nogil=True)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from robustly import UserError, manifest
 from tokenizer.config import MAX_MIN_WORD_COUNT, Corpus, CountFiles, Processing, Tokenizer
-from tokenizer.corpus import BadLine, Part, documents, lines, parts, process, refuse_many, where
+from tokenizer.corpus import BadLine, Part, documents, parts, process, refuse_many
 from tokenizer.counts import Addition, Count, WordCounter, few_files, parse_count, sum_sorted, write_counts
+from tokenizer.reading import lines, where
 
 RARE = MAX_MIN_WORD_COUNT - 1  # how often a word occurs, at most, that may be left out
 SUMS = "counts.tsv.zst"
@@ -90,7 +91,7 @@ def _add_part(nfc: bool, work: Path, memory: int, number: int, part: Part) -> No
 
     def counts() -> Iterator[Count]:
         nonlocal size
-        for place, line in lines(part):
+        for place, line in lines(part.path, part.start, part.end):
             try:
                 word, times = parse_count(line)
                 if nfc and not unicodedata.is_normalized("NFC", word):

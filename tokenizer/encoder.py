@@ -1,4 +1,7 @@
-"""Text to token ids and back, by tiktoken's engine: the ids of `tokenizers`, several times as fast."""
+"""Text to token ids and back: the ids of `tokenizers`, many times as fast.
+
+tiktoken's engine encodes the first megabytes, and a table of the words seen (`word_table`) what comes after them.
+"""
 
 import functools
 import multiprocessing
@@ -6,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import regex
@@ -18,7 +21,14 @@ from tokenizer.config import MASK_TOKEN
 from tokenizer.vocabulary import Vocabulary, byte_symbols
 from tokenizer.words import PATTERN
 
+if TYPE_CHECKING:
+    from tokenizer.word_table import WordTable
+
 TOGETHER = 2**22  # characters of lines that are encoded at once: while they are, they are held several times
+
+# Characters that an encoder gives to the engine before it starts the table of words: the start, with the import of numba,
+# takes about as long as the engine does for so many.
+BEFORE_TABLE = 2**22
 
 # tiktoken panics on about a million characters of white space in a row. Runs of this many are encoded on their own.
 LONG_RUN = 2**16
@@ -49,9 +59,8 @@ class Encoder:
         unused = {MASK_TOKEN: len(ranks)}
         self._engine = tiktoken.Encoding("robustly", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=unused)
         self._ids = np.array([ids[token] for token in raw], self.dtype)  # by rank
-        self._line_feed = ranks[b"\n"]
-        self._ids_of_lines = self._ids.copy()
-        self._ids_of_lines[self._line_feed] = self.eos_id
+        self._encoded = 0  # characters, by the engine
+        self._line_feed = ids[symbols[ord("\n")]]
         self._eos = self.dtype.type(self.eos_id)
         self._bytes = [raw.get(token, token.encode()) for token in sorted(ids, key=ids.__getitem__)]  # by id
         special = {ids[token] for token in vocabulary.special}
@@ -84,7 +93,7 @@ class Encoder:
             )  # fmt: skip
         texts = list(texts)
         if workers == 1 or len(texts) < 2:
-            return [self._ids[self._ranks(text)] for text in texts]
+            return [self._encode(text) for text in texts]
         # as many batches as keep every process busy to the end
         size = -(-len(texts) // (8 * workers))
         batches = [texts[first : first + size] for first in range(0, len(texts), size)]
@@ -102,10 +111,12 @@ class Encoder:
         assert lines
         ids, ends, size = [], [], 0
         for group in _groups(lines):
-            ranks = self._ranks("\n".join(group))
-            ids.append(np.append(self._ids_of_lines.take(ranks), self._eos))
-            ends.append(np.append(np.flatnonzero(ranks == self._line_feed), ranks.size) + size + 1)
-            assert ends[-1].size == len(group), "a line feed, or no text, in a line"
+            found = self._encode("\n".join(group))
+            at = np.flatnonzero(found == self._line_feed)
+            assert at.size == len(group) - 1, "a line feed, or no text, in a line"
+            found[at] = self._eos
+            ids.append(np.append(found, self._eos))
+            ends.append(np.append(at, found.size) + size + 1)
             size += ids[-1].size
         return np.concatenate(ids), np.concatenate(ends)
 
@@ -138,16 +149,27 @@ class Encoder:
             raise ValueError(f"expected ids from 0 to {self.vocab_size - 1}, found {least if least < 0 else most}")
         return numbers.astype(np.int64)
 
-    def _ranks(self, text: str) -> NDArray[np.uint32]:
+    def _encode(self, text: str) -> NDArray[Any]:
         try:
-            return self._encode(unicodedata.normalize("NFC", text) if self.vocabulary.nfc else text)
+            exact = unicodedata.normalize("NFC", text) if self.vocabulary.nfc else text
+            if self._encoded >= BEFORE_TABLE:
+                return self._table.encode(exact.encode())
+            self._encoded += len(exact)
+            return self._ids[self._ranks(exact)]
         except UnicodeEncodeError:
             found = regex.search(r"\p{Cs}", text)
             raise UserError(
                 f"the text holds \\u{ord(found[0]):04x}, half of a surrogate pair, at character {found.start()}"
             ) from None
 
-    def _encode(self, text: str) -> NDArray[np.uint32]:
+    @functools.cached_property
+    def _table(self) -> "WordTable":
+        from tokenizer.word_table import WordTable  # numba: half a second and 100 MB that a few texts are not worth
+
+        tokens = [self._bytes[number] for number in self._ids.tolist()]  # by rank
+        return WordTable(tokens, self._ids, self._engine._encode_single_piece)
+
+    def _ranks(self, text: str) -> NDArray[np.uint32]:
         # A run twice as long covers one of these windows whole; the engine bears a shorter one.
         if not any(text[at : at + LONG_RUN].isspace() for at in range(0, len(text), LONG_RUN)):
             return self._engine.encode_to_numpy(text, disallowed_special=())

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from robustly import UserError
-from robustly.config import find
+from robustly.config import locate
 from tokenizer.config import MASK_TOKEN, SPECIAL_TOKENS, FairseqFiles
 from tokenizer.vocabulary import Vocabulary, byte_symbols, could_be_learned, read, read_json, read_merges, read_text
 
+KEY = "tokenizer.import"
 # Of a Hugging Face folder, all that decides how text is encoded.
 FOLDER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json")
 FILLER = "madeupword"  # fairseq fills its dictionary up with these to a multiple of 8
@@ -16,10 +17,10 @@ FILLER = "madeupword"  # fairseq fills its dictionary up with these to a multipl
 def files_of(imported: str | FairseqFiles, beside: Path) -> list[Path]:
     """The files of an import that are there. Raises UserError if there are none, or one of fairseq's is missing."""
     if isinstance(imported, FairseqFiles):
-        return [_there(getattr(imported, key), beside, f"tokenizer.import.{key}") for key in FairseqFiles.model_fields]
-    folder = _there(imported, beside, "tokenizer.import")
+        return [locate(f"{KEY}.{key}", getattr(imported, key), beside) for key in FairseqFiles.model_fields]
+    folder = locate(KEY, imported, beside)
     if not folder.is_dir():
-        raise UserError(f"tokenizer.import: {folder}: expected the folder of a Hugging Face tokenizer, found a file")
+        raise UserError(f"{KEY}: {folder}: expected the folder of a Hugging Face tokenizer, found a file")
     return [folder / name for name in FOLDER_FILES if (folder / name).exists()]
 
 
@@ -31,7 +32,7 @@ def read_imported(imported: str | FairseqFiles, beside: Path) -> Vocabulary:
     if isinstance(imported, FairseqFiles):
         encoder, merges, dictionary = files_of(imported, beside)
         return _whole(read_fairseq(encoder, merges, dictionary), merges)
-    folder = _there(imported, beside, "tokenizer.import")
+    folder = locate(KEY, imported, beside)
     vocabulary = read(folder)
     for number, token in enumerate(SPECIAL_TOKENS):
         if (found := vocabulary.ids[token]) != number:
@@ -91,10 +92,3 @@ def _names(dictionary: Path) -> Iterator[str]:
         if not (name and count.isdigit()):
             raise UserError(f"{dictionary}: line {number}: expected an id and its count, found {line[:60]!r}")
         yield name
-
-
-def _there(path: str, beside: Path, key: str) -> Path:
-    candidates = find(path, beside)
-    if (found := next((some for some in candidates if some.exists()), None)) is None:
-        raise UserError(f"{key}: {path}: not there; looked at {', '.join(map(str, candidates))}")
-    return found

@@ -56,9 +56,14 @@ _parts: Sequence[Any]
 
 
 def _begin_worker(work: Work, parts: Sequence[Any]) -> None:
-    """Leave Ctrl-C to the parent, and end with it: an orphan would work on in a folder given up."""
     global _work, _parts
     _work, _parts = work, parts
+    follow_parent()
+
+
+def follow_parent() -> None:
+    """In a worker process: leave Ctrl-C to the parent, and end with it. An orphan would work on in a folder given
+    up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

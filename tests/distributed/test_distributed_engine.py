@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch.nn import functional
 
+import pretrain.engine
 from pretrain.batches import Batches
 from pretrain.engine import Engine, deepspeed_config, start_ranks, stop_ranks, sum_over_ranks
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
@@ -21,9 +23,13 @@ UPDATES = 6
 Curve = list[tuple[float, float]]
 
 
-def make_engine(accumulation: int, stage: int, precision: str, **changes: Any) -> Engine:
+def make_engine(
+    accumulation: int, stage: int, precision: str, deepspeed: dict[str, Any] | None = None, **changes: Any
+) -> Engine:
+    if precision == "fp16":  # CPUs can, slowly, which DeepSpeed does not know
+        get_accelerator().is_fp16_supported = lambda: True
     objective = MaskedLanguageModel(new_model(roberta_config(model(), VOCABULARY), 7))
-    settings = run(zero_stage=stage, precision=precision)
+    settings = run(zero_stage=stage, precision=precision, deepspeed=deepspeed or {})
     return Engine(objective, optim(**changes), settings, accumulation, torch.device("cpu"))
 
 
@@ -38,37 +44,46 @@ def sums(tensor: torch.Tensor) -> list[float]:
 
 def train(
     rank: int, ranks: int, micro_batch: int, stage: int = 1, precision: str = "fp32", restart: int = 0, fault: str = "",
-    changes: dict[str, Any] | None = None,
+    changes: dict[str, Any] | None = None, scale_power: int = 16,
 ) -> dict[str, Any]:  # fmt: skip
     """Six updates as the loop makes them; `fault` is a mutation that a test must notice."""
+    pretrain.engine.LOSS_SCALE_POWER = scale_power
     torch.set_num_threads(1)
     start_ranks(rank)
     changes = changes or {}
     batches = make_batches(rank, ranks, micro_batch, seed=1 + rank if fault == "rank-dependent order" else 1)
     engine = make_engine(batches.accumulation, stage, precision, **changes)
     curve: Curve = []
+    overflows = 0
     for update in range(1, UPDATES + 1):
         share = batches.share(update)
         (masked,) = sum_over_ranks([share.masked_tokens], engine.device)
-        loss_sum = 0.0
-        for batch in share.micro_batches:
-            loss = engine(batch.inputs, batch.attention, batch.positions, batch.labels).sum()
-            divisor = masked
-            if fault == "mean of means":
-                divisor = max(1, len(batch.labels)) * ranks * batches.accumulation
-            engine.backward(loss / divisor)
-            loss_sum += loss.item()
-        (loss_sum,) = sum_over_ranks([loss_sum], engine.device)
-        curve.append((loss_sum / masked, engine.step(learning_rate(update, optim(), schedule()))))
+        norm = None
+        while norm is None:
+            loss_sum = 0.0
+            for batch in share.micro_batches:
+                loss = engine(batch.inputs, batch.attention, batch.positions, batch.labels).sum()
+                divisor = masked
+                if fault == "mean of means":
+                    divisor = max(1, len(batch.labels)) * ranks * batches.accumulation
+                engine.backward(loss / divisor)
+                loss_sum += loss.item()
+            (loss_sum,) = sum_over_ranks([loss_sum], engine.device)
+            norm = engine.step(learning_rate(update, optim(), schedule()))
+            overflows += norm is None
+        curve.append((loss_sum / masked, norm))
         if update == restart:
             saved = [tuple(t.clone() for t in rest) for _, *rest in engine.full_tensors()]
             engine = make_engine(batches.accumulation, stage, precision, **changes)
             engine.restore(iter(saved) if rank == 0 else None, update)  # type: ignore[arg-type]
-    weights = {
-        name: [t.double().sum().item(), t.double().square().sum().item()] for name, t, *_ in engine.full_tensors()
-    }
+    weights = {name: sums(t) for name, t, *_ in engine.full_tensors()}
     stop_ranks()
-    return {"curve": curve, "weights": weights, "shm": [path.name for path in Path("/dev/shm").glob("*")]}
+    return {
+        "curve": curve,
+        "weights": weights,
+        "overflows": overflows,
+        "shm": [path.name for path in Path("/dev/shm").glob("*")],
+    }
 
 
 def curve_of(ranks: int, *arguments: Any, **options: Any) -> Curve:
@@ -121,7 +136,7 @@ def test_every_layout_gives_the_losses_and_norms_of_plain_torch(
         assert norm == pytest.approx(expected_norm, rel=1e-4)
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (3, 2)])
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (3, 2), (1, 3), (3, 3)])
 def test_every_zero_stage_ends_at_the_weights_of_plain_torch(ranks: int, stage: int, reference: dict[str, Any]) -> None:
     def go(rank: int, count: int) -> dict[str, Any]:
         return train(rank, count, 8, stage)
@@ -144,7 +159,64 @@ def test_the_classic_faults_are_noticed(fault: str, reference: dict[str, Any]) -
     assert any(off)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_optimizer_can_be_offloaded(stage: int, reference: dict[str, Any]) -> None:
+    offload = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    found = curve_of(2, 8, stage, changes={"deepspeed": offload}, restart=3)
+    assert found == [pytest.approx(tuple(p), rel=1e-4) for p in reference["curve"]]
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(2, 1), (1, 2), (2, 3)])
+def test_fp16_follows_fp32_and_loses_no_update_to_an_overflow(
+    ranks: int, stage: int, reference: dict[str, Any]
+) -> None:
+    def go(rank: int, count: int) -> dict[str, Any]:
+        return train(rank, count, 8, stage, "fp16", scale_power=28, restart=3)
+
+    for result in run_distributed(ranks, go):
+        assert result["overflows"] >= 4  # 2**28 times gradients of 1e-2 to 1 are far above 65,504
+        for (loss, norm), (expected_loss, expected_norm) in zip(result["curve"], reference["curve"], strict=True):
+            assert loss == pytest.approx(expected_loss, rel=1e-3)
+            assert norm == pytest.approx(expected_norm, rel=1e-2)
+
+
+def test_a_gradient_that_overflows_at_any_scale_is_infinite() -> None:
+    def go(rank: int, ranks: int) -> list[float | None]:
+        torch.set_num_threads(1)
+        start_ranks(rank)
+        batches = make_batches(rank, ranks, 32)
+        engine = make_engine(batches.accumulation, 1, "fp16")
+        (batch,) = batches.share(1).micro_batches
+        norms: list[float | None] = [None]
+        while norms[-1] is None:
+            loss = engine(batch.inputs, batch.attention, batch.positions, batch.labels).sum()
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+            engine.backward(loss)
+            norms.append(engine.step(1e-3))
+        stop_ranks()
+        return norms
+
+    (norms,) = run_distributed(1, go)
+    assert norms == [None] * 16 + [math.inf]  # from 2**16 down to 1
+
+
+def test_fp16_is_refused_where_the_device_cannot() -> None:
+    def go(rank: int, ranks: int) -> str:
+        start_ranks(rank)
+        get_accelerator().is_fp16_supported = lambda: False
+        objective = MaskedLanguageModel(new_model(roberta_config(model(), VOCABULARY), 7))
+        try:
+            Engine(objective, optim(), run(precision="fp16"), 1, torch.device("cpu"))
+        except UserError as error:
+            return str(error)
+        finally:
+            stop_ranks()
+        return "accepted"
+
+    assert "run.precision = fp16" in run_distributed(1, go)[0]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_bf16_follows_fp32_and_keeps_fp32_weights(stage: int, reference: dict[str, Any]) -> None:
     found = curve_of(2, 8, stage, "bf16")
     for (loss, norm), (expected_loss, expected_norm) in zip(found, reference["curve"], strict=True):
@@ -153,7 +225,8 @@ def test_bf16_follows_fp32_and_keeps_fp32_weights(stage: int, reference: dict[st
 
 
 @pytest.mark.parametrize(
-    ("ranks", "stage", "precision"), [(1, 0, "fp32"), (2, 1, "fp32"), (2, 2, "fp32"), (2, 1, "bf16")]
+    ("ranks", "stage", "precision"),
+    [(1, 0, "fp32"), (2, 1, "fp32"), (2, 2, "fp32"), (3, 3, "fp32"), (2, 1, "bf16"), (2, 3, "bf16")],
 )
 def test_restoring_full_tensors_changes_nothing(ranks: int, stage: int, precision: str) -> None:
     straight = curve_of(ranks, 8, stage, precision)
@@ -167,7 +240,9 @@ def test_clipping_bounds_the_update_and_leaves_the_logged_norm(reference: dict[s
         assert curve_of(1, 8, stage, changes={"clip_norm": 0.01}) == [pytest.approx(p, rel=1e-4) for p in clipped]
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16")])
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_shows_in_the_norm(stage: int, precision: str, value: float) -> None:
     """The loop stops by it; DeepSpeed must not turn it into a number."""

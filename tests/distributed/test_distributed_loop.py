@@ -13,7 +13,7 @@ import pytest
 import torch
 from small_page import die_after
 
-from pretrain import checkpoint, loop
+from pretrain import checkpoint, engine, loop
 from pretrain.checkpoint import last_checkpoint
 from pretrain.loop import Stopped, pretrain
 from pretrain.stage import Pretraining
@@ -157,21 +157,44 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on(pretraining: MakePretr
     assert_same_run(straight, stopped)
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (3, 2), (2, 3)])
 def test_resumed_on_other_ranks_and_stage_it_sees_the_same_batches(
-    pretraining: MakePretraining, straight_without_dropout: Pretraining, ranks: int
+    pretraining: MakePretraining, straight_without_dropout: Pretraining, ranks: int, stage: int
 ) -> None:
     moved = pretraining("moved", *NO_DROPOUT)
 
     run_distributed(2, die_after, moved, 6)
-    elsewhere = pretraining("moved", *NO_DROPOUT, f"run.zero_stage={2 if ranks == 3 else 0}", "run.micro_batch=5")
+    elsewhere = pretraining("moved", *NO_DROPOUT, f"run.zero_stage={stage}", "run.micro_batch=5")
     train(elsewhere, ranks)
+    last, other_last = (evaluations(config)[-1] for config in (straight_without_dropout, elsewhere))
+    assert last["validation_loss"] == pytest.approx(other_last["validation_loss"], rel=1e-4)
     for one, other in zip(metrics(straight_without_dropout), metrics(elsewhere), strict=True):
         assert {k: one[k] for k in ("update", "lr", "masked_tokens", "tokens")} == {
             k: other[k] for k in ("update", "lr", "masked_tokens", "tokens")
         }
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+def test_fp16_that_overflows_makes_every_update_of_fp32(
+    pretraining: MakePretraining, straight_without_dropout: Pretraining
+) -> None:
+    """At a loss scale of 2**30 the first gradients overflow; no update may be lost to that, nor its batch or rate."""
+    half = pretraining("half", *NO_DROPOUT, "run.precision=fp16", "run.zero_stage=1")
+
+    def in_half(rank: int, ranks: int) -> None:
+        engine.get_accelerator().is_fp16_supported = lambda: True  # CPUs can, slowly, which DeepSpeed does not know
+        engine.LOSS_SCALE_POWER = 30
+        go(rank, ranks, half)
+
+    run_distributed(2, in_half)
+    lines = log.read_metrics(half.folder / "metrics.jsonl")
+    assert 1 <= lines[0]["loss_scale"] < 2**30
+    for one, other in zip(metrics(straight_without_dropout), metrics(half), strict=True):
+        assert {k: one[k] for k in ("update", "lr", "masked_tokens", "tokens")} == {
+            k: other[k] for k in ("update", "lr", "masked_tokens", "tokens")
+        }
+        assert one["loss"] == pytest.approx(other["loss"], rel=3e-3)
 
 
 def test_evaluation_is_the_same_on_any_layout(pretraining: MakePretraining) -> None:

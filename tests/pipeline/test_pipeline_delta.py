@@ -10,7 +10,7 @@ import pytest
 from test_pipeline_run import ROBUSTLY, ROOT, robustly, working_directory
 
 pytestmark = pytest.mark.pipeline
-SMALL = ["schedule.updates=20", "schedule.warmup=2", "seeds=2", "paths.root=runs/small"]
+SMALL = ["optim.epochs=2.3", "delta.seeds=2", "paths.root=runs/small"]  # 20 updates
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_a_delta_from_the_shipped_page(work: Path) -> None:
     folder = work / "runs" / "small" / "deltas" / "snips_lora"
 
     with subprocess.Popen(
-        [str(ROBUSTLY), *command, "schedule.updates=100000"],
+        [str(ROBUSTLY), *command, "optim.epochs=10000"],
         cwd=work, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as process:  # fmt: skip
@@ -40,7 +40,7 @@ def test_a_delta_from_the_shipped_page(work: Path) -> None:
     assert "the same command goes on" in messages and "Traceback" not in messages
 
     refused = robustly(*command, cwd=work, code=2)
-    assert "schedule.updates: 100000 there, 20 now" in refused.stderr and "Traceback" not in refused.stderr
+    assert "optim.epochs: 10000.0 there, 2.3 now" in refused.stderr and "Traceback" not in refused.stderr
 
     done = robustly(*command, "--new-run", "short", "--json", cwd=work)
     manifest = json.loads(done.stdout)  # nothing else on stdout
@@ -51,7 +51,7 @@ def test_a_delta_from_the_shipped_page(work: Path) -> None:
     # two layers of rank 8: query, key, value and attention's output of 32 + 32, the feed-forward's of 32 + 64
     assert counts["delta_parameters"] == 2 * 8 * (4 * 64 + 2 * 96)
     assert counts["head_parameters"] == 32 * 33 + 7 * 33
-    for words in ("base", "left out", "6 training lines", "seed 1  accuracy", "seed 2  accuracy", "majority class"):
+    for words in ("base", "left out", "6 training examples", "seed 1  accuracy", "seed 2  accuracy", "baseline"):
         assert words in done.stderr
     assert "robustly inspect runs/small/deltas/short" in done.stderr
     assert "Warning" not in done.stderr

@@ -275,6 +275,18 @@ def test_the_same_again_does_nothing_and_another_recipe_is_refused(cleaned):
             clean(page, Cleaning(**{**EVERYTHING, **changes}), language, folder / "clean", folder, ONE)
 
 
+def test_files_that_the_stage_knows_are_not_hashed_anew(cleaned, monkeypatch):
+    folder, page, made = cleaned
+    assert made.notes["files"].keys() == {
+        str(folder / name) for name in ("a.jsonl", "b.jsonl", "c.jsonl", "lid.bin", "questions.jsonl")
+    }
+    for where in ("tokenizer.corpus.sha256", "robustly.manifest.sha256"):
+        monkeypatch.setattr(where, lambda path: f"hashed {path.name} anew")
+    assert stage(page, Cleaning(**EVERYTHING), "en", folder / "clean", folder).hash == made.hash
+    other = stage(page, Cleaning(**EVERYTHING), "en", folder / "other", folder)
+    assert other.inputs["language_model"] == "hashed lid.bin anew"
+
+
 def test_files_are_inputs_by_what_they_hold(cleaned, tmp_path):
     folder, page, made = cleaned
     for name in ("a.jsonl", "b.jsonl", "c.jsonl", "lid.bin", "questions.jsonl"):

@@ -12,7 +12,7 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 
 from delta.base import Base
 from delta.config import DeltaPage, load_page
-from delta.task import TaskData, read_task
+from delta.tasks import TaskData, read
 from pretrain.objective import new_model
 from tokenizer.vocabulary import lay_out, save
 
@@ -21,17 +21,15 @@ PAGE = {
     "schema": 1,
     "name": "letters",
     "seed": 3,
-    "seeds": 2,
-    "task": {
-        "train": "train.jsonl", "test": "test.jsonl", "text": "text", "label": "label", "examples": 60,
-        "max_length": 40,
+    "delta": {
+        "seeds": 2,
+        "task": {
+            "kind": "classification", "train": "train.jsonl", "test": "test.jsonl", "text": "text", "label": "label",
+            "examples": 60, "max_length": 40,
+        },
+        "methods": [{"name": "lora", "rank": 4, "alpha": 8, "dropout": 0.1}],
     },
-    "method": {"name": "lora", "rank": 4, "alpha": 8, "dropout": 0.1, "targets": ["query", "value"]},
-    "optim": {
-        "batch_size": 8, "peak_lr": 1e-2, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01, "decay": "all",
-        "clip_norm": 1.0,
-    },
-    "schedule": {"updates": 60, "warmup": 4, "decay": "linear"},
+    "optim": {"batch_size": 8, "epochs": 8, "peak_lr": 1e-2},
 }  # fmt: skip
 
 
@@ -92,4 +90,4 @@ def make_page(place: Path, tmp_path: Path) -> Callable[..., DeltaPage]:
 
 @pytest.fixture(scope="session")
 def data(place: Path) -> TaskData:
-    return read_task(load_page(place / "page.yaml").task, place)
+    return read(load_page(place / "page.yaml").delta.task, place)

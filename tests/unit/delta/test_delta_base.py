@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import RobertaModel
+from transformers import RobertaForMaskedLM, RobertaModel
 
-from delta.base import Base
+from delta.attachment import is_head
+from delta.base import Base, Head
 from robustly import UserError
 
 LABELS = ("a", "b")
@@ -17,16 +18,20 @@ LABELS = ("a", "b")
 def test_the_fingerprint_is_of_the_encoders_weights(place: Path, base: Base, tmp_path: Path) -> None:
     """The same without the language-modeling head and in several files; another for one changed bit."""
     model = RobertaModel.from_pretrained(place / "base", add_pooling_layer=False)
+    full = RobertaForMaskedLM.from_pretrained(place / "base")
     sharded = shutil.copytree(place / "base", tmp_path / "sharded")
     (sharded / "model.safetensors").unlink()
     model.save_pretrained(sharded, max_shard_size="20kB")
     assert len(list(sharded.glob("*.safetensors"))) > 1
-    assert Base.load(sharded).fingerprint == base.fingerprint
-    changed = Base(base.name, model, base.tokenizer)
+    without = Base.load(sharded)
+    assert without.fingerprint == base.fingerprint and base.has_lm_head and not without.has_lm_head
+    with pytest.raises(UserError, match="holds no language-modeling head"):
+        without.with_head("masked_lm", 261, seed=0)
+    changed = Base(base.name, full, True, base.tokenizer)
     assert changed.fingerprint == base.fingerprint
     del changed.__dict__["fingerprint"]
     with torch.no_grad():
-        bias = model.encoder.layer[1].output.LayerNorm.bias
+        bias = full.roberta.encoder.layer[1].output.LayerNorm.bias
         bias[3] = torch.nextafter(bias[3], torch.tensor(1.0))
     assert changed.fingerprint != base.fingerprint
     assert Base.load(place / "other").fingerprint != base.fingerprint
@@ -34,24 +39,36 @@ def test_the_fingerprint_is_of_the_encoders_weights(place: Path, base: Base, tmp
 
 def test_the_longest_input_is_what_the_positions_hold(base: Base) -> None:
     assert base.longest_input == 40
-    classifier = base.classifier(LABELS, seed=0)
+    classifier = base.with_head("sequence", 2, seed=0)
     assert classifier(torch.full((1, 40), 5)).logits.shape == (1, 2)
     with pytest.raises((IndexError, RuntimeError)):
         classifier(torch.full((1, 41), 5))
 
 
 def test_the_head_is_a_function_of_the_seed(base: Base) -> None:
-    one, again, other = (base.classifier(LABELS, seed).state_dict() for seed in (1, 1, 2))
+    one, again, other = (base.with_head("sequence", 2, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["classifier.out_proj.weight"], other["classifier.out_proj.weight"])
-    encoder = base.model.state_dict()
+    encoder = base.model.roberta.state_dict()
     assert all(torch.equal(other["roberta." + name], tensor) for name, tensor in encoder.items())
-    assert base.classifier(LABELS, 1).config.id2label == {0: "a", 1: "b"}
+    assert base.with_head("sequence", 2, 1, LABELS).config.id2label == {0: "a", 1: "b"}
+
+
+@pytest.mark.parametrize("head", ["sequence", "tokens", "choice", "masked_lm"])
+def test_models_share_the_weights_of_their_base_in_memory(base: Base, head: Head) -> None:
+    model = base.with_head(head, 2, seed=1)
+    own = {name: tensor.data_ptr() for name, tensor in base.model.named_parameters()}
+    found = {name: tensor.data_ptr() for name, tensor in model.named_parameters() if not is_head(name)}
+    for names in (own, found):
+        names.pop("lm_head.bias", None)  # transformers ties it anew, to a copy
+    assert all(own[name] == place for name, place in found.items())
+    assert len(found) == len(own) - (0 if head == "masked_lm" else 4)  # the language-modeling head
+    assert found and (head != "masked_lm" or model.lm_head.decoder.weight is model.get_input_embeddings().weight)
 
 
 def test_making_a_classifier_leaves_torchs_random_state_alone(base: Base) -> None:
     before = torch.get_rng_state()
-    base.classifier(LABELS, 1)
+    base.with_head("sequence", 2, 1)
     base.untrained(1)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -59,7 +76,7 @@ def test_making_a_classifier_leaves_torchs_random_state_alone(base: Base) -> Non
 def test_an_untrained_base_shares_the_configuration_alone(base: Base) -> None:
     fresh = base.untrained(seed=1)
     assert fresh.model.config.to_dict() == base.model.config.to_dict() and fresh.parameters == base.parameters
-    matrix = fresh.model.encoder.layer[0].intermediate.dense.weight
+    matrix = fresh.model.roberta.encoder.layer[0].intermediate.dense.weight
     assert matrix.std().item() == pytest.approx(base.model.config.initializer_range, rel=0.1)
     assert fresh.fingerprint != base.fingerprint == Base.load(base.name).fingerprint
     assert base.untrained(seed=1).fingerprint == fresh.fingerprint
@@ -79,7 +96,9 @@ def test_another_model_type(place: Path, tmp_path: Path) -> None:
 
 def test_weights_that_the_encoder_lacks(place: Path, tmp_path: Path) -> None:
     """transformers would fill them with random numbers."""
-    with pytest.raises(UserError, match=r"lacks 16 weights of the encoder, such as encoder\.layer\.2\.attention"):
+    with pytest.raises(
+        UserError, match=r"lacks 16 weights of the encoder, such as roberta\.encoder\.layer\.2\.attention"
+    ):
         Base.load(changed_copy(place, tmp_path, num_hidden_layers=3))
 
 

@@ -14,18 +14,18 @@ from robustly.manifest import Stage
 
 
 def test_a_delta(make_page: Callable[..., DeltaPage]) -> None:
-    page = make_page("schedule.updates=4", "schedule.warmup=1")
+    page = make_page("optim.epochs=0.5")
     folder = page.folder("delta")
     made = make_delta(page)
     found = describe(folder)
     assert json.loads(json.dumps(found.json(), allow_nan=False))["kind"] == "delta"
     assert "lora delta" in found.summary and "3 labels" in found.summary
     figures = found.figures
-    assert (figures["rank"], figures["targets"]) == (4, "query, value")
+    assert (figures["lora_rank"], figures["lora_targets"]) == (4, "query, value")
     assert figures["accuracy"] == made.counts["accuracy"]
     assert figures["delta_parameters"] == made.counts["delta_parameters"] == 2 * 2 * 2 * 32 * 4
     assert figures["labels"] == ", ".join(read_record(folder).labels)
-    assert len(found.examples[0].rows) == page.seeds
+    assert len(found.examples[0].rows) == page.delta.seeds
     (folder / "scores.json").write_text("")
     with pytest.raises(UserError, match=r"scores\.json: 0 bytes"):
         describe(folder)

@@ -1,44 +1,47 @@
 """Training: real learning, the same bits for the same seed, and a base that nothing changes."""
 
+import dataclasses
 import statistics
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from delta.attachment import trained
 from delta.base import Base
 from delta.config import DeltaPage
-from delta.task import TaskData
+from delta.tasks import Example, TaskData
 from delta.tuning import Score, _batches, attached, mean_and_deviation, score, tune
 from robustly import UserError
 
 MakePage = Callable[..., DeltaPage]
-SHORT = ("schedule.updates=5", "schedule.warmup=1")
+SHORT = ("optim.epochs=0.67", "optim.warmup=0.2")  # 5 updates
 
 
 def test_it_learns(base: Base, data: TaskData, make_page: MakePage) -> None:
     before = base.fingerprint
     tuned = tune(base, make_page(), data, seed=3)
-    assert tuned.score.accuracy > 0.7  # chance is 1/3, with 90 texts 0.05 of deviation
-    assert len(tuned.losses) == 60
-    assert statistics.fmean(tuned.losses[:3]) > 0.9 > 0.6 > statistics.fmean(tuned.losses[-3:])
-    texts = [example.text for example in data.test]
-    guesses = tuned.classifier.predict(texts)
+    assert tuned.score.scores["accuracy"] > 0.7  # chance is 1/3, with 90 texts 0.05 of deviation
+    losses = [line["loss"] for line in tuned.lines]
+    assert len(losses) == 60
+    assert statistics.fmean(losses[:3]) > 0.9 > 0.6 > statistics.fmean(losses[-3:])
+    guesses = tuned.predictor.predict([example.texts[0] for example in data.test])
     right = sum(guess == example.label for guess, example in zip(guesses, data.test, strict=True))
-    assert tuned.score.accuracy == right / 90
+    assert tuned.score.scores["accuracy"] == pytest.approx(right / 90)
     del base.__dict__["fingerprint"]  # computed anew
     assert base.fingerprint == before
-    inside = dict(tuned.classifier.model.named_parameters())
-    for name, parameter in base.model.named_parameters():
+    inside = dict(tuned.predictor.model.named_parameters())
+    for name, parameter in base.model.roberta.named_parameters():
         *path, leaf = name.split(".")
         wrapped = "base_layer." if path[-1] in ("query", "value") else ""
-        assert torch.equal(inside[f"base_model.model.roberta.{'.'.join(path)}.{wrapped}{leaf}"], parameter)
+        assert torch.equal(inside[f"roberta.{'.'.join(path)}.{wrapped}{leaf}"], parameter)
 
 
 def test_the_same_seed_repeats_to_the_bit_and_another_differs(base: Base, data: TaskData, make_page: MakePage) -> None:
     page = make_page(*SHORT)
-    texts = [example.text for example in data.test[:10]]
+    texts = [example.texts[0] for example in data.test[:10]]
     torch.manual_seed(5)
     one = tune(base, page, data, seed=1)
     torch.manual_seed(6)  # nobody else's random state matters
@@ -46,9 +49,9 @@ def test_the_same_seed_repeats_to_the_bit_and_another_differs(base: Base, data: 
     again = tune(base, page, data, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     other = tune(base, page, data, seed=2)
-    assert one.losses == again.losses
-    assert torch.equal(one.classifier.logits(texts), again.classifier.logits(texts))
-    assert one.losses != other.losses
+    assert one.lines == again.lines
+    assert torch.equal(torch.stack(one.predictor.logits(texts)), torch.stack(again.predictor.logits(texts)))
+    assert one.lines != other.lines
 
 
 def test_scores_are_of_each_seed(base: Base, data: TaskData, make_page: MakePage) -> None:
@@ -57,16 +60,16 @@ def test_scores_are_of_each_seed(base: Base, data: TaskData, make_page: MakePage
     assert [one.seed for one in scores] == [3, 4]
     again = tune(base, page, data, seed=4)
     assert scores[1].confusion == again.score.confusion
-    guesses = again.classifier.predict([example.text for example in data.test])
+    guesses = again.predictor.predict([example.texts[0] for example in data.test])
     pairs = Counter((example.label, guess) for example, guess in zip(data.test, guesses, strict=True))
     assert again.score.confusion == [[pairs[truth, guess] for guess in data.labels] for truth in data.labels]
     assert again.score.confusion != [list(column) for column in zip(*again.score.confusion, strict=True)]
-    assert mean_and_deviation([_score(0.5), _score(0.7)]) == pytest.approx((0.6, 0.2 / 2**0.5))
-    assert mean_and_deviation([_score(0.5)]) == (0.5, None)
+    assert mean_and_deviation([_score(0.5), _score(0.7)], "accuracy") == pytest.approx((0.6, 0.2 / 2**0.5))
+    assert mean_and_deviation([_score(0.5)], "accuracy") == (0.5, None)
 
 
 def _score(accuracy: float) -> Score:
-    return Score(0, accuracy, 0.0, [], 0.0)
+    return Score(0, {"accuracy": accuracy}, [], 1.0, None, 0.0)
 
 
 def test_a_rate_that_blows_up(base: Base, data: TaskData, make_page: MakePage) -> None:
@@ -75,28 +78,71 @@ def test_a_rate_that_blows_up(base: Base, data: TaskData, make_page: MakePage) -
         tune(base, page, data, seed=1)
 
 
-def test_every_epoch_sees_every_example_once_in_another_order(make_page: MakePage) -> None:
-    page = make_page("schedule.updates=10", "optim.batch_size=6")
-    places = [place for batch in _batches(20, page, seed=1) for place in batch]
-    epochs = [places[start : start + 20] for start in range(0, 60, 20)]
-    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+def test_epochs_see_every_example_once_in_another_order_and_batches_are_of_like_length() -> None:
+    lengths = [5 + 7 * place % 41 for place in range(48)]
+    batches = list(_batches(lengths, size=6, updates=24, seed=1))  # windows of 8 batches are epochs here
+    epochs = [[place for batch in batches[first : first + 8] for place in batch] for first in (0, 8, 16)]
+    assert all(sorted(epoch) == list(range(48)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+    spans = [max(lengths[p] for p in batch) - min(lengths[p] for p in batch) for batch in batches]
+    assert max(spans) < 12  # of 40
+    means = [sum(lengths[p] for p in batch) for batch in batches[:8]]
+    assert means != sorted(means) and means != sorted(means, reverse=True)
+    assert [len(batch) for batch in _batches(lengths, 6, 11, 1)] == [6] * 11
 
 
 def test_scores_do_not_depend_on_who_shares_the_batch(base: Base, data: TaskData, make_page: MakePage) -> None:
-    classifier = attached(base, make_page(), data.labels, seed=1)
-    texts = ["a", "a much longer text than the others", "some words", *(example.text for example in data.test)]
-    together = classifier.logits(texts)
-    alone = torch.cat([classifier.logits([text]) for text in texts])
+    predictor = attached(base, make_page(), data, seed=1)
+    texts = ["a", "a much longer text than the others", "some words", *(example.texts[0] for example in data.test)]
+    together = torch.stack(predictor.logits(texts))
+    alone = torch.stack([predictor.logits([text])[0] for text in texts])
     assert torch.allclose(together, alone, atol=1e-5)
     assert together.std(0).min() > 1e-3  # texts differ, so the order is tested
 
 
-def test_texts_are_cut_to_what_the_base_has_positions_for(base: Base, data: TaskData, make_page: MakePage) -> None:
-    longest = attached(base, make_page("task.max_length=1000"), data.labels, seed=1)
-    assert longest.max_length == 40
-    (row,) = longest.encode(["x" * 100])
-    assert (len(row), row[0], row[-1]) == (40, 0, 2)
-    assert longest.logits(["x" * 100]).shape == (1, 3)
-    assert attached(base, make_page("task.max_length=7"), data.labels, seed=1).encode(["x" * 100])[0][-1] == 2
-    assert longest.encode(["ab"]) == [[0, *base.tokenizer.encode_documents(["ab"])[0].tolist(), 2]]
+def test_texts_are_cut_to_what_the_base_and_the_prompt_leave(base: Base, data: TaskData, make_page: MakePage) -> None:
+    for methods, longest in (("[{name: lora}]", 40), ("[{name: prompt, tokens: 7}]", 33)):
+        page = make_page("delta.task.max_length=1000", f"delta.methods={methods}")
+        predictor = attached(base, page, data, seed=1)
+        (row,) = predictor.form.encode([Example(("x" * 100,))])
+        assert predictor.form.length(row) == longest
+        assert predictor.logits(["x" * 100])[0].shape == (3,)
+
+
+def test_the_best_epoch_by_the_dev_file_is_kept(base: Base, data: TaskData, make_page: MakePage) -> None:
+    """A rate that ruins what was learnt: the last epoch is not the best."""
+    dev = dataclasses.replace(data, dev=data.test)
+    page = make_page("optim.peak_lr=0.3", "optim.clip_norm=0", "optim.epochs=6", "optim.warmup=0")
+    tuned = tune(base, page, dev, seed=3)
+    by_epoch = [line["dev_accuracy"] for line in tuned.lines if "dev_accuracy" in line]
+    assert len(by_epoch) == 6
+    assert tuned.score.dev == max(by_epoch) == pytest.approx(tuned.score.scores["accuracy"])
+    assert tuned.score.epoch == pytest.approx(1 + by_epoch.index(max(by_epoch)), abs=0.07)
+
+
+def test_patience_ends_a_seed(base: Base, data: TaskData, make_page: MakePage) -> None:
+    dev = dataclasses.replace(data, dev=data.test)
+    tuned = tune(base, make_page("optim.peak_lr=1e-9", "optim.epochs=20", "optim.patience=2"), dev, seed=3)
+    assert len([line for line in tuned.lines if "dev_accuracy" in line]) == 3
+
+
+def test_methods_have_rates_of_their_own(base: Base, data: TaskData, make_page: MakePage) -> None:
+    page = make_page("delta.methods=[{name: lora}, {name: bitfit, lr: 1e-30}]", *SHORT)
+    tuned = tune(base, page, data, seed=3)
+    names = trained(tuned.predictor.model)
+    start = trained(attached(base, page, data, seed=3).model)
+    moved = {name for name in names if (names[name] - start[name]).abs().max() > 1e-12}
+    assert moved and not any(tuned.predictor.model.delta.method_of.get(name) == "bitfit" for name in moved)
+    assert {tuned.predictor.model.delta.method_of.get(name, "head") for name in moved} == {"lora", "head"}
+
+
+def test_several_deltas_on_one_base_share_it(place: Path, base: Base, data: TaskData, make_page: MakePage) -> None:
+    """Switching is using the other one: the weights of the base are there once, and nobody changes them."""
+    page = make_page(*SHORT, "delta.methods=[{name: bitfit}]")
+    one, other = (tune(base, page, data, seed).predictor for seed in (1, 2))
+    texts = [example.texts[0] for example in data.test[:5]]
+    before = torch.stack(one.logits(texts))
+    assert not torch.equal(torch.stack(other.logits(texts)), before)
+    assert torch.equal(torch.stack(one.logits(texts)), before)
+    weights = [p.model.roberta.encoder.layer[0].attention.self.query.weight.data_ptr() for p in (one, other)]
+    assert weights == [base.model.roberta.encoder.layer[0].attention.self.query.weight.data_ptr()] * 2

@@ -67,6 +67,16 @@ def test_attention_by_matrix_products_gives_the_same() -> None:
     assert_same(passed(made), passed(objective()))
 
 
+def test_shares_without_padding_give_the_same_with_checkpointed_activations_too() -> None:
+    made = objective(attention="varlen", activation_checkpointing=True)
+    rows = []
+    made.model.roberta.encoder.register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[:2]))
+    assert_same(passed(made), passed(objective()))
+    tokens = Batches(order(), UpdateSizes(16), masking(), VOCABULARY, 0, 1, 16).share(1).tokens
+    assert rows and sum(blocks * length for blocks, length in rows) == tokens
+    assert any(blocks == 1 for blocks, _ in rows)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_checkpointed_activations_give_the_same_with_dropout_too(dropout: float) -> None:
     made = objective(dropout, activation_checkpointing=True)
@@ -108,3 +118,23 @@ def test_flash_attention_says_what_it_lacks(
     made = MaskedLanguageModel(new_model(roberta_config(model(attention_dropout=0.1), VOCABULARY), 7))
     with pytest.raises(UserError, match=message):
         accelerate(made, run(**{"attention": "flash_attention_2", **settings}), torch.device(device))
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "sizes", "message"),
+    [
+        ("cpu", {}, {"attention_dropout": 0.1}, "varlen has no dropout, found model.attention_dropout > 0"),
+        ("cpu", {"compile": True}, {}, "run.compile with run.attention = varlen needs a GPU"),
+        ("cuda", {"precision": "fp32"}, {}, "cannot compute in fp32 on a GPU"),
+        ("cuda", {"precision": "bf16"}, {}, r"compute capability 8.0 \(Ampere\) or later, found 7.5"),
+        ("cuda:8", {"precision": "bf16"}, {"hidden": 40}, "a multiple of 8 and at most 256 numbers, found 20"),
+        ("cuda:8", {"precision": "bf16"}, {"hidden": 528}, "a multiple of 8 and at most 256 numbers, found 264"),
+    ],
+)
+def test_attention_without_padding_says_what_it_lacks(
+    device: str, settings: dict[str, Any], sizes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if device.index else (7, 5))
+    made = MaskedLanguageModel(new_model(roberta_config(model(**sizes), VOCABULARY), 7))
+    with pytest.raises(UserError, match=message):
+        accelerate(made, run(attention="varlen", **settings), torch.device(device))

@@ -1,6 +1,7 @@
 """The arithmetic of the budget, against the real model, torch's counters and what torch really holds."""
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain import budget, checkpoint
 from pretrain.checkpoint import Progress
 from pretrain.config import Run
+from pretrain.cross_entropy import ELEMENTS, summed_cross_entropy
 from pretrain.engine import Engine, start_ranks
 from pretrain.masking import TokenIds
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
@@ -94,11 +96,31 @@ def test_activations_are_what_autograd_keeps(padded: bool, changes: dict[str, An
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = network(*micro_batch(padded))
     measured = sum(storage.nbytes() for storage in kept.values())
-    log_probabilities = 4 * ENTRIES * MASKED * BLOCKS * LENGTH
+    gradients_of_matrix = 4 * (ENTRIES * SHAPE["hidden"] + ENTRIES + MASKED * BLOCKS * LENGTH * SHAPE["hidden"])
     sizes = model(**{**SHAPE, **changes})
     expected = budget.activation_bytes(sizes, BLOCKS, LENGTH, MASKED, precision, "cpu", padded)
     assert loss.requires_grad
-    assert measured == pytest.approx(expected + log_probabilities, rel=0.01)
+    assert measured == pytest.approx(expected + gradients_of_matrix, rel=0.01)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("masked_tokens", "rows"), [(64, 1000), (400, 1000), (400, 100), (400, 20)])
+def test_the_cross_entropy_holds_what_is_planned(
+    masked_tokens: int, rows: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the scores are most of it, and where the matrix is."""
+    width, dtype = SHAPE["hidden"], torch.bfloat16 if precision == "bf16" else torch.float32
+    shapes = ((masked_tokens, width), (ENTRIES, width), (ENTRIES,))
+    tensors = [torch.zeros(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    labels = torch.zeros(masked_tokens, dtype=torch.int64)
+
+    def forward_and_backward() -> None:
+        torch.autograd.grad(summed_cross_entropy(*tensors, labels, rows * ENTRIES), tensors)
+
+    assert budget.CHUNK_SCORES == ELEMENTS
+    monkeypatch.setattr(budget, "CHUNK_SCORES", rows * ENTRIES)
+    expected = budget.logits_bytes(model(**SHAPE), ENTRIES, masked_tokens, precision, "cpu")
+    assert expected == pytest.approx(peak_of(forward_and_backward), rel=0.01)
 
 
 LAYOUTS = [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16")]
@@ -125,15 +147,20 @@ def peak_of_training(ranks: int, stage: int, precision: str, device: torch.devic
 
     update()
     before = sum(storage.nbytes() for address, storage in living().items() if address not in others)
+    return before + peak_of(update)
+
+
+def peak_of(work: Callable[[], None]) -> int:
+    """The bytes that torch gives out more than it takes back, at their most."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        update()
+        work()
     events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     held = peak = 0
     for _, change in changes:
         held += change
         peak = max(peak, held)
-    return before + peak
+    return peak
 
 
 def living() -> dict[int, torch.UntypedStorage]:
@@ -157,7 +184,7 @@ def measured_peaks() -> dict[tuple[int, str], int]:
 def test_memory_is_what_torch_holds(stage: int, precision: str, measured_peaks: dict[tuple[int, str], int]) -> None:
     measured = measured_peaks[stage, precision]
     expected = budget.memory(model(**SHAPE), ENTRIES, run(stage, precision), RANKS, LENGTH, MASKED, "cpu")
-    assert 0.97 * measured <= expected.peak - expected.overhead <= 1.15 * measured
+    assert 0.97 * measured <= expected.peak - expected.overhead <= 1.2 * measured
 
 
 def test_what_a_gpu_holds_more_than_a_cpu() -> None:

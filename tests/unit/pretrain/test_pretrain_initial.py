@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from pretrain.initial import Initial, find_initial
 from pretrain.initial_weights import longer, mean_rows, pieces_of, start_from
 from pretrain.masking import TokenIds
 from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
-from robustly import UserError
+from robustly import UserError, manifest
 from robustly.manifest import Stage
 from tokenizer.encoder import Encoder
 from tokenizer.vocabulary import Vocabulary, byte_symbols, lay_out, save
@@ -198,6 +199,23 @@ def test_content_counts_and_not_the_place(folder: Path, tmp_path: Path) -> None:
     assert find_initial("copy", tmp_path).digest() == digest
     model_of(SECTION, OLD, 2).save_pretrained(tmp_path / "copy")
     assert find_initial("copy", tmp_path).digest() != digest
+
+
+def test_weights_of_ours_are_hashed_once_and_damage_is_seen(folder: Path, tmp_path: Path) -> None:
+    weights = folder / "model.safetensors"
+    with Stage(folder, "published", {}, {}).begin() as stage:
+        stage.finish([folder / "config.json", weights], {})
+    found = find_initial(str(folder), tmp_path)
+    with mock.patch.object(manifest, "sha256", wraps=manifest.sha256) as hashing:
+        found.digest()
+        start(found)
+    assert [call.args[0] for call in hashing.call_args_list].count(weights) == 1
+    whole, before = weights.read_bytes(), weights.stat().st_ctime_ns
+    while weights.stat().st_ctime_ns == before:  # the clock of a file system may be coarse
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    for use in (found.digest, lambda: start(found)):  # before the run begins, and if it happens after that
+        with pytest.raises(UserError, match=r"model\.safetensors: sha256 .* damaged since it was written"):
+            use()
 
 
 # ------------------------------------------------------------------------------------------------------ pickles

@@ -27,4 +27,4 @@ def test_known_gpus_by_their_whole_name_and_precision() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_has_a_peak(name: str) -> None:
-    assert set(PEAK_TFLOPS[NAMES[name]]) == {"bf16", "fp32"}
+    assert set(PEAK_TFLOPS[NAMES[name]]) == {"bf16", "fp16", "fp32"}

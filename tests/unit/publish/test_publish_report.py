@@ -11,7 +11,7 @@ from robustly.manifest import Manifest
 
 
 def scores(*accuracies: float) -> Any:
-    return [SimpleNamespace(accuracy=accuracy) for accuracy in accuracies]
+    return [SimpleNamespace(scores={"accuracy": accuracy}) for accuracy in accuracies]
 
 
 def published(**counts: Any) -> Manifest:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
 from robustly import UserError, config
-from robustly.config import Page, Section
+from robustly.config import Page, Section, locate
 from robustly.experiment import Experiment, load_experiment
 
 
@@ -189,6 +189,28 @@ def test_a_base_that_is_missing_or_is_the_page_itself(page, tmp_path):
     page("base: a.yaml\n", "b.yaml")
     with pytest.raises(UserError, match=r"a.yaml: this page is its own base \(a.yaml -> b.yaml -> a.yaml\)"):
         config.load(tmp_path / "a.yaml", [], Recipe)
+
+
+def test_an_input_lies_beside_the_page_or_in_the_working_directory(tmp_path, monkeypatch):
+    beside, here = tmp_path / "configs", tmp_path / "work"
+    for folder in (beside, here):
+        folder.mkdir()
+        (folder / "both.bin").touch()
+    (here / "here.bin").touch()
+    (beside / "mixed.bin").mkdir()
+    (here / "mixed.bin").touch()
+    monkeypatch.chdir(here)
+    assert locate("a.b", "both.bin", beside) == beside / "both.bin"
+    assert locate("a.b", "here.bin", beside) == here / "here.bin"
+    assert locate("a.b", str(here / "here.bin"), beside) == here / "here.bin"
+    assert locate("a.b", "mixed.bin", beside) == beside / "mixed.bin"
+    assert locate("a.b", "mixed.bin", beside, file=True) == here / "mixed.bin"
+    with pytest.raises(UserError) as gone:
+        locate("a.b", "gone", beside)
+    assert str(gone.value) == f"a.b: gone: not there; looked at {beside}/gone, {here}/gone"
+    with pytest.raises(UserError) as folder_only:
+        locate("a.b", str(beside), here, file=True, advice="Give a file")
+    assert str(folder_only.value) == f"a.b: {beside}: no file there; looked at {beside}. Give a file"
 
 
 nested = st.recursive(

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from robustly import UserError
 from tokenizer import corpus as raw_text
 from tokenizer.config import Processing
-from tokenizer.corpus import WHOLE, Document, Part, documents, hashes, parts, process, refuse_many
+from tokenizer.corpus import Document, Part, documents, hashes, parts, process, refuse_many
+from tokenizer.reading import WHOLE
 
 LINES = st.lists(
     st.sampled_from(["", " ", "\t \r", "\r", "a", " b ", "cé\r", "\u3000", "d" * 40, "\u2028e"]), max_size=40

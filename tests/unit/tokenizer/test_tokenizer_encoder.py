@@ -153,7 +153,7 @@ def test_many_lines_are_encoded_in_groups(encoder, monkeypatch):
     ids, ends = encoder.encode_lines(lines)
     calls = []
     monkeypatch.setattr("tokenizer.encoder.TOGETHER", 150)
-    monkeypatch.setattr(encoder, "_ranks", lambda text, whole=encoder._ranks: calls.append(text) or whole(text))
+    monkeypatch.setattr(encoder, "_encode", lambda text, whole=encoder._encode: calls.append(text) or whole(text))
     again = encoder.encode_lines(lines)
     assert again[0].tolist() == ids.tolist() and again[1].tolist() == ends.tolist()
     assert len(calls) > 5 and "\n".join(calls) == "\n".join(lines)

@@ -1,0 +1,165 @@
+"""Short blocks with their padding and without (`run.attention` sdpa and varlen), tokens a second.
+
+    python benchmarks/unpadded.py
+
+Documents of random lengths are cut into DOC-SENTENCES blocks, and an update's blocks pass forward and backward as
+they do in a training: sorted, cut into micro-batches, masked. On a GPU the model has the size of RoBERTa base, in
+bf16; on CPU it is small, in fp32. The table is printed and written to benchmarks/results/unpadded-<device>-<date>.md.
+
+Predicted, before anything is measured, is what the work says if nothing else counts: a token of a row of L positions
+costs 24 H^2 operations in matrices and 4 H L in attention, in each layer, and a padded position costs as much.
+"""
+
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.append(sys.path.pop(0))  # this folder last: pretrain.py has the name of one of our packages
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from random_text import vocabulary_of
+
+from data_prep.order import Order
+from pretrain.acceleration import accelerate
+from pretrain.batches import Batches, MicroBatch
+from pretrain.config import Masking, Model, Run
+from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from pretrain.schedule import UpdateSizes
+
+RESULTS = Path(__file__).parent / "results"
+ROUNDS = 3
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BLOCKS, MICRO_BATCHES, LENGTH, VOCABULARY, SIZES = (
+    (256, (32, 256), 512, 50_265, {"layers": 12, "hidden": 768, "heads": 12, "feed_forward": 3072})
+    if DEVICE.type == "cuda"
+    else (16, (4, 16), 256, 2_000, {"layers": 2, "hidden": 128, "heads": 2, "feed_forward": 512})
+)
+"""Blocks of the update, of a micro-batch; tokens of a block; entries."""
+CORPORA = {"like Wikipedia": (7.8, 1.0), "abstracts": (5.3, 0.6)}
+"""Mean and standard deviation of the logarithm of a document's tokens; Wikipedia's as measured on English articles."""
+
+
+class Documents:
+    """DOC-SENTENCES blocks of random documents: what `Batches` asks of `data_prep.blocks.Blocks`."""
+
+    pairs = False
+
+    def __init__(self, mean: float, deviation: float, count: int = 20_000):
+        documents = np.random.default_rng(0).lognormal(mean, deviation, count).astype(np.int64) + 2
+        whole, rest = np.divmod(documents, LENGTH - 1)  # <s> begins each block
+        lengths = [LENGTH] * int(whole.sum()) + [int(one) + 1 for one in rest if one]
+        self.lengths = np.random.default_rng(1).permutation(lengths)
+        self.source_starts = np.array([0, len(self.lengths)])
+        self.source_lengths = np.array([self.lengths.mean()])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def gather(self, blocks: NDArray[np.int64], seconds: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+        lengths = self.lengths[blocks]
+        ids = np.random.default_rng(blocks[0]).integers(4, VOCABULARY - 1, (len(blocks), LENGTH)).astype(np.int32)
+        ids[:, 0] = 0
+        return np.where(np.arange(LENGTH) < lengths[:, None], ids, 1), lengths
+
+
+class Found(NamedTuple):
+    positions: float
+    """Padded, per token."""
+    predicted: float
+    padded: float
+    """Tokens a second."""
+    unpadded: float
+
+
+def objective(attention: str) -> MaskedLanguageModel:
+    settings = {"positions": LENGTH + 2, "token_types": 1, "dropout": 0.1, "attention_dropout": 0.0}
+    model = Model(**SIZES, **settings, layer_norm_eps=1e-5, init_std=0.02)
+    config = roberta_config(model, vocabulary_of(VOCABULARY))
+    on_gpu = DEVICE.type == "cuda"
+    made = MaskedLanguageModel(new_model(config, 0)).to(DEVICE, torch.bfloat16 if on_gpu else torch.float32).train()
+    accelerate(made, Run(attention=attention, precision="bf16" if on_gpu else "fp32"), DEVICE)
+    return made
+
+
+def now() -> float:
+    """Seconds; on CPU those of this process alone, so that others on the machine do not count."""
+    if DEVICE.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds(made: MaskedLanguageModel, micro_batches: list[MicroBatch]) -> float:
+    begin = now()
+    for one in micro_batches:
+        batch = one.to(DEVICE)
+        made(batch.inputs, batch.attention, batch.positions, batch.labels).sum().backward()
+    taken = now() - begin
+    made.zero_grad()
+    return taken
+
+
+def work(rows: int, length: int) -> int:
+    return rows * length * (6 * SIZES["hidden"] + length)
+
+
+def measure(corpus: tuple[float, float], micro_batch: int) -> Found:
+    blocks: Any = Documents(*corpus)
+    masking = Masking(probability=0.15, mask=0.8, random=0.1, style="fairseq")
+    ids = vocabulary_of(VOCABULARY)
+    batches = Batches(Order(blocks, 1), UpdateSizes(BLOCKS), masking, ids, 0, 1, micro_batch)
+    share = batches.share(1)
+    micro_batches, tokens = share.micro_batches, share.tokens
+    real = [int(length) for one in micro_batches for length in (one.inputs != ids.pad).sum(1)]
+    padded_work = sum(work(*one.inputs.shape) for one in micro_batches)
+    models = {attention: objective(attention) for attention in ("sdpa", "varlen")}
+    best = {attention: seconds(made, micro_batches) for attention, made in models.items()}  # warms up
+    for _ in range(ROUNDS):
+        for attention, made in models.items():
+            best[attention] = min(best[attention], seconds(made, micro_batches))
+    return Found(
+        sum(one.inputs.numel() for one in micro_batches) / tokens,
+        padded_work / sum(work(1, length) for length in real),
+        tokens / best["sdpa"],
+        tokens / best["varlen"],
+    )
+
+
+def report() -> str:
+    rows = []
+    for name, corpus in CORPORA.items():
+        mean = Documents(*corpus).lengths.mean()
+        for micro_batch in MICRO_BATCHES:
+            found = measure(corpus, micro_batch)
+            rows.append(
+                f"| {name}, {mean:.0f} | {BLOCKS // micro_batch} | {found.positions:.2f} | {found.predicted:.2f} "
+                f"| {found.unpadded / found.padded:.2f} | {found.padded:,.0f} | {found.unpadded:,.0f} |"
+            )
+    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "one CPU core"
+    precision = "bf16" if DEVICE.type == "cuda" else "fp32"
+    table = "\n".join(rows)
+    return f"""# Short blocks without padding
+
+{time.strftime("%Y-%m-%d")}, {device}, {platform.machine()}, torch {torch.__version__},
+transformers {version("transformers")}. {SIZES["layers"]} layers of {SIZES["hidden"]}, {precision}, dropout 0.1;
+an update of {BLOCKS} blocks of at most {LENGTH} tokens; best of {ROUNDS + 1}.
+
+| documents, mean tokens of a block | micro-batches | padded positions per token | predicted ratio | ratio | tokens/s, \
+sdpa | varlen |
+| --- | --- | --- | --- | --- | --- | --- |
+{table}
+
+Micro-batches: of an update. Predicted is the work of padded rows by that of their tokens, in matrices and attention.
+"""
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    text = report()
+    (RESULTS / f"unpadded-{DEVICE.type}-{time.strftime('%Y-%m-%d')}.md").write_text(text)
+    print(text)

@@ -1,0 +1,242 @@
+"""Methods side by side: score, parameters, bytes, seconds and memory of each, over several seeds."""
+
+import dataclasses
+import json
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from delta import folder as delta_folder
+from delta import stage as delta_stage
+from delta.attachment import parameters
+from delta.base import Base
+from delta.candidates import COMPARED, label, rated
+from delta.config import DeltaPage, Entry
+from delta.processes import Killed, peak_memory, run
+from delta.specs import parse
+from delta.tasks import TaskData, draw, read
+from delta.tuning import Diverged, attached, tune
+from robustly import UserError, log, markdown
+from robustly.config import fingerprint
+from robustly.log import show
+from robustly.manifest import Manifest, Stage, atomic, write_atomic, write_json
+
+MEGABYTE = 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """An entry, over the seeds that were trained."""
+
+    label: str
+    peak_lr: float
+    """Of the head, and of methods without a rate of their own."""
+    rates: dict[str, float]
+    """Of the methods that have their own."""
+    epochs: float
+    seeds: int
+    score: float | None = None
+    """On the test file: the mean of the seeds, None where not all came to an end."""
+    deviation: float | None = None
+    """Of the seeds; None for a single one."""
+    trained: int | None = None
+    """Parameters, besides the head."""
+    stored: int | None = None
+    bytes: int | None = None
+    """Of `delta.safetensors`, the head included."""
+    seconds: float | None = None
+    """Of training a seed, the mean."""
+    memory: int | None = None
+    """Most bytes of the process that trained it."""
+    failure: str | None = None
+
+
+def compare(page: DeltaPage) -> Manifest:
+    """Train every entry with every seed, and write a table and a picture. Seeds that a run that was stopped had
+    finished are not trained again; an entry that fails is a row that says so.
+
+    Raises UserError if the base or the task's files are not what they should be, or if the folder holds another
+    comparison.
+    """
+    base = Base.load(page.base)
+    data = read(page.delta.task, page.origin.parent)
+    entries = [_settled(entry, page, base) for entry in page.compare.entries or _every_method()]
+    stage = Stage(page.folder("comparison"), "comparison", _recipe(page, data, entries), delta_stage.inputs(base))
+    if finished := stage.finished():
+        return finished
+    with stage.begin():
+        work = stage.folder / "work"
+        log.say(f"comparison: {stage.folder}: {len(entries)} entries, seeds {page.seed} to {page.all_seeds[-1]}")
+        rows = []
+        for entry in entries:
+            rows.append(_row(page, entry, work / _key(entry)))
+            log.say(f"{rows[-1].label}  " + (rows[-1].failure or f"{data.metric} {_with_deviation(rows[-1])}"))
+        write_json(stage.folder / "rows.json", [dataclasses.asdict(row) for row in rows])
+        write_atomic(stage.folder / "table.md", _table(rows, data, base))
+        _plot(rows, data, stage.folder / "plot.png")
+        counts = {
+            "entries": len(rows),
+            "failed_entries": sum(row.failure is not None for row in rows),
+            "seeds": page.delta.seeds,
+            "training_examples": len(draw(data, page.delta.task.examples, page.seed)),
+            "test_examples": len(data.test),
+            "metric": data.metric,
+            "baseline": data.baselines[data.metric],
+        }
+        result = stage.finish([stage.folder / name for name in ("plot.png", "rows.json", "table.md")], counts)
+        shutil.rmtree(work)
+        return result
+
+
+def _every_method() -> list[Entry]:
+    return [Entry(methods=parse(methods)) for methods in COMPARED]
+
+
+def _settled(entry: Entry, page: DeltaPage, base: Base) -> Entry:
+    """Every rate and number of epochs said."""
+    methods = entry.methods if entry.peak_lr else rated(entry.methods, base.model.config.hidden_size)
+    settled = {"peak_lr": page.optim.peak_lr, "epochs": page.optim.epochs, **entry.model_dump(exclude_none=True)}
+    return Entry(**{**settled, "methods": methods})
+
+
+def _recipe(page: DeltaPage, data: TaskData, entries: Sequence[Entry]) -> dict[str, Any]:
+    recipe = delta_stage.recipe(page.tuned_by(entries[0].methods), data)
+    del recipe["methods"]
+    return {**recipe, "entries": [_entry_recipe(entry) for entry in entries]}
+
+
+def _entry_recipe(entry: Entry) -> dict[str, Any]:
+    return {**entry.recipe(), "methods": [method.recipe() for method in entry.methods]}
+
+
+def _key(entry: Entry) -> str:
+    return fingerprint(_entry_recipe(entry))[:16]
+
+
+# ------------------------------------------------------------------------------------------------------ entries
+
+
+def _row(page: DeltaPage, entry: Entry, work: Path) -> Row:
+    """An entry's row; what is not there yet is trained in a process of its own, so that memory is its own."""
+    assert entry.peak_lr and entry.epochs
+    row = Row(
+        label([method.model_copy(update={"lr": None}) for method in entry.methods]),
+        entry.peak_lr,
+        {method.name: method.lr for method in entry.methods if method.lr},
+        entry.epochs,
+        page.delta.seeds,
+    )
+    missing = [seed for seed in page.all_seeds if not (work / f"{seed}.json").exists()]
+    failure = None
+    if missing and not (work / FAILURE).exists():
+        try:
+            run(train, [(page, entry, missing, work)])
+        except Killed as fault:
+            failure = str(fault)
+    if (work / FAILURE).exists():
+        failure = json.loads((work / FAILURE).read_text())
+    if failure:
+        return dataclasses.replace(row, failure=failure)
+    results = [json.loads((work / f"{seed}.json").read_text()) for seed in page.all_seeds]
+    scores = [result["score"] for result in results]
+    memories = [result["memory"] for result in results if result["memory"] is not None]
+    return dataclasses.replace(
+        row,
+        score=statistics.fmean(scores),
+        deviation=statistics.stdev(scores) if len(scores) > 1 else None,
+        seconds=round(statistics.fmean(result["seconds"] for result in results), 3),
+        memory=max(memories, default=None),
+        **{key: results[0][key] for key in ("trained", "stored", "bytes")},
+    )
+
+
+FAILURE = "failure.json"
+
+
+def train(page: DeltaPage, entry: Entry, seeds: Sequence[int], work: Path) -> None:
+    """Train an entry with some seeds, and write a file for each; or one that says why it cannot be."""
+    assert entry.peak_lr and entry.epochs
+    base, data = Base.load(page.base), read(page.delta.task, page.origin.parent)
+    tried = page.tuned_by(entry.methods, peak_lr=entry.peak_lr, epochs=entry.epochs)
+    work.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        try:
+            trained = parameters(attached(base, tried, data, seed).model)["delta"]
+            tuned = tune(base, tried, data, seed)
+        except Diverged as fault:
+            write_json(work / FAILURE, str(fault).partition(";")[0])
+            return
+        except UserError as fault:  # a method that does not fit this base, or this task
+            write_json(work / FAILURE, str(fault))
+            return
+        model = tuned.predictor.model
+        tensors = delta_folder.save_tensors(model, work)
+        result = {
+            "score": tuned.score.scores[data.metric],
+            "trained": trained,
+            "stored": parameters(model)["delta"],
+            "bytes": tensors.stat().st_size,
+            "seconds": tuned.score.seconds,
+            "memory": peak_memory(),
+        }
+        tensors.unlink()
+        write_json(work / f"{seed}.json", result)
+
+
+# ------------------------------------------------------------------------------------------------------ results
+
+
+def _with_deviation(row: Row) -> str:
+    return show(row.score) + ("" if row.deviation is None else f" ± {show(row.deviation)}")
+
+
+def _table(rows: Sequence[Row], data: TaskData, base: Base) -> str:
+    header = [
+        "methods", "rate", "epochs", data.metric, "trained", "stored", "of the base", "kB", "seconds", "memory, MB",
+    ]  # fmt: skip
+    lines = []
+    for row in rows:
+        rates = ", ".join(f"{name} {rate:.2g}" for name, rate in row.rates.items()) or f"{row.peak_lr:.2g}"
+        if row.failure is not None:
+            lines.append([row.label, rates, row.epochs, row.failure, *["-"] * 6])
+            continue
+        assert row.trained is not None and row.stored is not None and row.bytes is not None
+        memory = "-" if row.memory is None else round(row.memory / MEGABYTE)
+        lines.append(
+            [
+                row.label, rates, row.epochs, _with_deviation(row), row.trained, row.stored,
+                f"{row.stored / base.parameters:.2%}", round(row.bytes / 1000), row.seconds, memory,
+            ]
+        )  # fmt: skip
+    seeds = f"{rows[0].seeds} seeds: mean ± deviation" if rows[0].seeds > 1 else "one seed"
+    note = (
+        f"{data.metric} on {len(data.test):,} test examples, {seeds}; the same answer to all: "
+        f"{show(data.baselines[data.metric])}. Parameters without the head's, kB with them. Seconds of training "
+        "a seed. Memory of the whole process, or of the GPU where there is one.\n"
+    )
+    return markdown.table(header, lines) + "\n" + note
+
+
+def _plot(rows: Sequence[Row], data: TaskData, path: Path) -> None:
+    """Score by stored parameters, with the deviation as a bar."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, row in enumerate(rows):
+        if row.stored is None or row.score is None:
+            continue
+        axes.errorbar(
+            row.stored, row.score, yerr=row.deviation, marker="osD"[number // 10 % 3], ls="", capsize=3,
+            color=f"C{number % 10}", label=row.label,
+        )  # fmt: skip
+    baseline = data.baselines[data.metric]
+    axes.axhline(baseline, ls=":", color="0.4", label=f"the same answer to all: {show(baseline)}")
+    axes.set(xscale="symlog", xlabel="parameters stored, besides the head", ylabel=f"{data.metric} on test")
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    with atomic(path) as file:
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})

@@ -1,0 +1,87 @@
+"""peft's own two files: a delta of one of its methods, for who has peft and not us."""
+
+import json
+import re
+from pathlib import Path
+
+from peft import PeftConfig, TaskType
+from safetensors.torch import save
+from torch import Tensor
+from transformers import (
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    RobertaForTokenClassification,
+    RobertaPreTrainedModel,
+)
+
+from delta.attachment import trained
+from delta.methods import adalora, ia3, lora, prefix
+from delta.specs import AdaLora, Dora, Ia3, Lora, Method, Prefix, PTuningV2
+from robustly import manifest
+
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
+
+_TASKS = {RobertaForSequenceClassification: TaskType.SEQ_CLS, RobertaForTokenClassification: TaskType.TOKEN_CLS}
+_HEADS = ["classifier", "score"]
+"""What peft adds for these tasks by itself: modules that are stored whole."""
+
+
+def write(model: RobertaPreTrainedModel, folder: Path, base_name: str) -> list[Path]:
+    """Write a finished delta for `peft.PeftModel.from_pretrained(model, folder)`, where peft can hold it: exactly one
+    of lora, dora, ia3, adalora, prefix and p_tuning_v2 under a sequence or token classification head, or one of the
+    first four under a language-modeling head. Returns the files; none where it cannot.
+
+    `base_name`: what peft is to load under it. The model that it loads computes the same, but for prefixes, where peft
+    also moves the text's positions on by the prefix's length: it computes the same if it is given `position_ids` that
+    are that much smaller.
+    """
+    if (config := _config(model)) is None:
+        return []
+    config.base_model_name_or_path = base_name
+    config.inference_mode = True
+    fields = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    manifest.write_atomic(folder / CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    method = model.delta.methods[0].name
+    tensors = dict(_peft_name(name, method, tensor) for name, tensor in trained(model).items())
+    manifest.write_atomic(folder / TENSORS, save(tensors, metadata={"format": "pt"}))
+    return [folder / CONFIG, folder / TENSORS]
+
+
+def _config(model: RobertaPreTrainedModel) -> PeftConfig | None:
+    """peft's record of the delta; None where it has none."""
+    if len(model.delta.methods) > 1:
+        return None
+    config = _of_method(model.delta.methods[0], model)
+    task = _TASKS.get(type(model))
+    if config is None or (task is None and (type(model) is not RobertaForMaskedLM or config.is_prompt_learning)):
+        return None
+    config.task_type = task
+    if not config.is_prompt_learning:
+        config.modules_to_save = list(_HEADS) if task else None
+        if task is None:
+            config.exclude_modules = r"lm_head\..*"  # ours are the encoder's alone
+    return config
+
+
+def _of_method(spec: Method, model: RobertaPreTrainedModel) -> PeftConfig | None:
+    match spec:
+        case Lora() | Dora():
+            return lora.peft_config(spec)
+        case Ia3():
+            return ia3.peft_config()
+        case AdaLora():
+            return adalora.peft_config(spec)
+        case Prefix() | PTuningV2():
+            assert model.delta.finished or isinstance(spec, PTuningV2), "finish the model first"
+            return prefix.peft_config(spec, model.config, finished=True)
+    return None
+
+
+def _peft_name(name: str, method: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """What peft calls a parameter in its file, where the name of the adapter is left out."""
+    tensor = tensor.detach().cpu().contiguous()
+    if method in ("prefix", "p_tuning_v2"):
+        return ("prompt_embeddings" if name.startswith("roberta.prefix.") else f"base_model.{name}"), tensor
+    bare = re.sub(rf"\.{method}(?=\.|$)", "", name)
+    return "base_model.model." + re.sub(r"lora_magnitude_vector\.weight$", "lora_magnitude_vector", bare), tensor

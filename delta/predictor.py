@@ -1,0 +1,106 @@
+"""A predictor: a model with a delta, and the form of its task, from texts to answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import RobertaPreTrainedModel
+
+from delta.base import Base
+from delta.tasks import Example, Form, form
+from delta.tasks.config import Task
+from robustly import UserError
+
+BATCH = 32  # inputs that are scored at a time
+
+
+def new_model(base: Base, task: Task, labels: tuple[str, ...], seed: int) -> RobertaPreTrainedModel:
+    """The base under the head that a task wants. Raises UserError if the base cannot have it."""
+    how = form(task, labels, base.tokenizer, base.longest_input, base.model.config.vocab_size)
+    return base.with_head(how.head, how.outputs, seed, labels)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """From inputs to answers."""
+
+    model: RobertaPreTrainedModel
+    """With a delta attached (`delta.attach`)."""
+    form: Form
+    labels: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: RobertaPreTrainedModel, task: Task, labels: tuple[str, ...], base: Base) -> "Predictor":
+        """For a model with a delta: prompts take positions from the text."""
+        vocabulary = base.model.config.vocab_size
+        how = form(task, labels, base.tokenizer, base.longest_input, vocabulary)
+        if model.delta.positions and not how.prompt_tokens:
+            longest = base.longest_input - model.delta.positions
+            how = form(task, labels, base.tokenizer, longest, vocabulary)
+        return cls(model, how, labels)
+
+    def logits(self, inputs: Sequence[Any]) -> list[Tensor]:
+        """Scores of each input, fp32, on the CPU; nothing is dropped out. `inputs`: as for `predict`."""
+        return self.logits_of([_example(each) for each in inputs])
+
+    def logits_of(self, examples: Sequence[Example]) -> list[Tensor]:
+        """As `logits`, of examples that were read."""
+        return self._logits(self.form.encode(examples))
+
+    def predict(self, inputs: Sequence[Any]) -> list[Any]:
+        """The best answer to each input: a label, a number, a list of tags, or the index of a choice.
+
+        An input is a text; a pair of them, or a list of words for tags; for multiple choice a pair of that and the
+        choices, `(text, [choice, ...])`.
+        """
+        rows = self.form.encode([_example(each) for each in inputs])
+        return self.form.answers(self._logits(rows), rows)
+
+    def score(self, examples: Sequence[Example]) -> dict[str, float]:
+        """The task's metrics on examples, the main one first, and `loss`."""
+        rows = self.form.encode(examples)
+        logits = self._logits(rows)
+        losses = [self.form.loss(each[None], [row]).item() for each, row in zip(logits, rows, strict=True)]
+        return {**self.form.scores(self.form.answers(logits, rows), examples), "loss": float(np.mean(losses))}
+
+    def confusion(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Row: true label, column: predicted label; empty where an input has not one label."""
+        if self.form.head not in ("sequence", "masked_lm") or not self.labels:
+            return []
+        number = {label: place for place, label in enumerate(self.labels)}
+        rows = self.form.encode(examples)
+        table = np.zeros((len(number), len(number)), np.int64)
+        for example, answer in zip(examples, self.form.answers(self._logits(rows), rows), strict=True):
+            table[number[example.label], number[answer]] += 1
+        return table.tolist()
+
+    def _logits(self, rows: Sequence[Any]) -> list[Tensor]:
+        """Rows of like length go together."""
+        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        by_length = sorted(range(len(rows)), key=lambda i: self.form.length(rows[i]))
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            for start in range(0, len(rows), BATCH):
+                places = by_length[start : start + BATCH]
+                batch = self.form.batch([rows[i] for i in places], self.model.device)
+                for place, scores in zip(places, self.form.logits(self.model, batch).float().cpu(), strict=True):
+                    found[place] = scores
+        self.model.train(training)
+        return found
+
+
+def _example(given: Any) -> Example:
+    """An input as a user gives it, without an answer. Raises UserError if it is none."""
+    with_choices = isinstance(given, tuple | list) and len(given) == 2 and not _are_texts(given)
+    texts, choices = given if with_choices else (given, ())
+    if not _are_texts(texts) or not all(isinstance(choice, str) for choice in choices):
+        raise UserError(f"expected a text, a pair of texts, words, or (text, choices); found {given!r}")
+    return Example((texts,) if isinstance(texts, str) else tuple(texts), choices=tuple(choices))
+
+
+def _are_texts(given: Any) -> bool:
+    return isinstance(given, str) or (isinstance(given, tuple | list) and all(isinstance(one, str) for one in given))

@@ -1,0 +1,304 @@
+"""Searching for the best methods and rate: trials of an optuna study, scored on the dev file alone."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from delta import stage as delta_stage
+from delta.attachment import parameters
+from delta.base import Base
+from delta.candidates import SEARCHED, label, searched_rates
+from delta.config import DeltaPage
+from delta.processes import CONTEXT, run
+from delta.specs import Method, parse
+from delta.tasks import TaskData, read
+from delta.tasks.config import HUB
+from delta.tuning import Diverged, attached, tune, unseen_test
+from robustly import UserError, config, log, markdown
+from robustly.log import show
+from robustly.manifest import MANIFEST, Manifest, Stage, atomic, write_atomic, write_json
+from robustly.rng import Purpose, seed64
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Semaphore
+
+    import optuna
+
+STUDY = "study.sqlite"
+BEST = "best.yaml"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A trial that ended."""
+
+    number: int
+    methods: str
+    peak_lr: float
+    parameters: int
+    """Of the delta, while it is trained."""
+    state: str
+    """`complete`; `pruned`: ended early, since others were better after the same epoch; `diverged`."""
+    score: float | None
+    """Of the best epoch, on the dev file."""
+    epochs: int
+    """That were scored."""
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """What is chosen among."""
+
+    methods: list[list[Method]]
+    peak_lr: tuple[float, float]
+
+
+def search(page: DeltaPage) -> Manifest:
+    """Make the page's trials and write what came out, with a page for the best one. Trials that are there already, of
+    a search that was stopped or had fewer, are not made again. The test file is not scored.
+
+    Raises UserError if the page names no dev file, if the base or the task's files are not what they should be, if a
+    method does not fit the base, or if the folder holds another search.
+    """
+    task = page.delta.task
+    if task.dev is None:
+        raise UserError("delta.task.dev: missing; a search is scored on a dev file, so that the test file stays unseen")
+    base = Base.load(page.base)
+    data = read(task, page.origin.parent)
+    space = _space(page, base)
+    stage = Stage(page.folder("search"), "search", _recipe(page, data, space), delta_stage.inputs(base))
+    if (finished := stage.finished()) and finished.counts["trials"] >= page.search.trials:
+        return finished
+    for methods in space.methods:  # what does not fit is said before any trial
+        attached(base, page.tuned_by(methods), data, page.seed)
+    if finished:  # with fewer trials
+        (stage.folder / MANIFEST).unlink()
+    with stage.begin():
+        study = _study(stage.folder, page)
+        _give_up_running(study)
+        left = page.search.trials - len(_ended(study))
+        log.say(f"search: {stage.folder}: {page.search.trials} trials, {left} to make; scored by {data.metric} on dev")
+        _make(page, stage.folder, space, left, base, data)
+        trials = _trials(study)
+        if not (ranked := [trial for trial in trials if trial.state == "complete"]):
+            raise UserError(
+                f"{stage.folder}: no trial came to its end, most diverged; lower search.peak_lr, and give another name"
+            )
+        best = max(ranked, key=lambda trial: (trial.score, -trial.number))
+        _write(page, stage.folder, space, trials, best, data.metric)
+        counts = {
+            "trials": len(trials),
+            **{f"{state}_trials": sum(trial.state == state for trial in trials) for state in ("pruned", "diverged")},
+            "best": best.methods,
+            "best_peak_lr": best.peak_lr,
+            f"best_dev_{data.metric}": best.score,
+        }
+        names = ("table.md", "trials.json", "plot.png", BEST)
+        return stage.finish([stage.folder / name for name in names], counts)
+
+
+def _space(page: DeltaPage, base: Base) -> Space:
+    methods = page.search.methods or [parse(each) for each in SEARCHED]
+    return Space(methods, page.search.peak_lr or searched_rates(base.model.config.hidden_size))
+
+
+def _recipe(page: DeltaPage, data: TaskData, space: Space) -> dict[str, Any]:
+    """Neither how many trials there are, so that they can be more, nor who makes them."""
+    recipe = delta_stage.recipe(page.tuned_by(space.methods[0]), data)
+    del recipe["methods"], recipe["seeds"]
+    methods = [[method.recipe() for method in each] for each in space.methods]
+    return {**recipe, "search": {"methods": methods, "peak_lr": space.peak_lr, "pruner": page.search.pruner}}
+
+
+# ------------------------------------------------------------------------------------------------------ trials
+
+
+def _make(page: DeltaPage, folder: Path, space: Space, left: int, base: Base, data: TaskData) -> None:
+    """Make trials, in this process or in some."""
+    processes = min(page.search.processes, left)
+    if processes > 1:
+        tickets = CONTEXT.Semaphore(left)
+        run(_make_in_process, [(page, folder, space, tickets)] * processes)
+        return
+    for _ in range(left):
+        _one_trial(page, folder, space, base, data)
+
+
+def _make_in_process(page: DeltaPage, folder: Path, space: Space, tickets: "Semaphore") -> None:
+    """Make a trial for every ticket that the other processes leave."""
+    base, data = Base.load(page.base), read(page.delta.task, page.origin.parent)
+    while tickets.acquire(block=False):
+        _one_trial(page, folder, space, base, data)
+
+
+def _one_trial(page: DeltaPage, folder: Path, space: Space, base: Base, data: TaskData) -> None:
+    """In one process the trials are a function of the page's seed, however often the search is stopped."""
+    import optuna
+
+    study = _study(folder, page)
+    seed = seed64(page.seed, Purpose.SEARCH, 0, len(_ended(study))) % 2**32
+    study.sampler = optuna.samplers.TPESampler(seed=seed)
+    study.optimize(lambda trial: _score(trial, page, space, base, data), n_trials=1)
+
+
+def _score(trial: "optuna.Trial", page: DeltaPage, space: Space, base: Base, data: TaskData) -> float:
+    """The best epoch's score on the dev file."""
+    import optuna
+
+    names = [label(each) for each in space.methods]
+    name = trial.suggest_categorical("methods", names)
+    rate = trial.suggest_float("peak_lr", *space.peak_lr, log=True)
+    tried = page.tuned_by(space.methods[names.index(name)], peak_lr=rate)
+    started = time.monotonic()
+    sizes = parameters(attached(base, tried, data, page.seed).model)
+    trial.set_user_attr("parameters", sizes["delta"])
+    state = "pruned"
+    scores: list[float] = []
+
+    def after_epoch(epoch: int, score: float) -> None:
+        scores.append(score)
+        trial.report(score, epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    try:
+        tune(base, tried, unseen_test(data), page.seed, after_epoch=after_epoch)
+        state = "complete"
+        return max(scores)
+    except Diverged:
+        state = "diverged"
+        raise optuna.TrialPruned from None
+    finally:
+        trial.set_user_attr("state", state)
+        trial.set_user_attr("seconds", round(time.monotonic() - started, 3))
+        best = show(max(scores)) if scores else "-"
+        log.say(f"trial {trial.number}  {name}  peak_lr {rate:.2e}  {data.metric} {best}  {state}")
+
+
+def _study(folder: Path, page: DeltaPage) -> "optuna.Study":
+    """The study in a folder, made if there is none."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    pruner: optuna.pruners.BasePruner = optuna.pruners.MedianPruner()
+    if page.search.pruner == "halving":
+        pruner = optuna.pruners.SuccessiveHalvingPruner()
+    return optuna.create_study(
+        storage=f"sqlite:///{(folder / STUDY).absolute()}",
+        study_name="search",
+        direction="maximize",
+        pruner=pruner,
+        load_if_exists=True,
+    )
+
+
+def _ended(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
+    from optuna.trial import TrialState
+
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def _give_up_running(study: "optuna.Study") -> None:
+    """Trials of a search that was killed: nobody is at work in this folder but us."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _trials(study: "optuna.Study") -> list[Trial]:
+    return [
+        Trial(
+            number=trial.number,
+            methods=trial.params["methods"],
+            peak_lr=trial.params["peak_lr"],
+            parameters=trial.user_attrs["parameters"],
+            state=trial.user_attrs["state"],
+            score=max(trial.intermediate_values.values(), default=None),
+            epochs=len(trial.intermediate_values),
+            seconds=trial.user_attrs["seconds"],
+        )
+        for trial in _ended(study)
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------- results
+
+
+def _write(page: DeltaPage, folder: Path, space: Space, trials: Sequence[Trial], best: Trial, metric: str) -> None:
+    write_json(folder / "trials.json", [dataclasses.asdict(trial) for trial in trials])
+    write_atomic(folder / "table.md", _table(trials, metric))
+    _plot(trials, metric, folder / "plot.png")
+    names = [label(each) for each in space.methods]
+    tuned = page.tuned_by(space.methods[names.index(best.methods)], peak_lr=best.peak_lr)
+    write_atomic(folder / BEST, page_text(tuned, f"{page.name}_best"))
+
+
+def _table(trials: Sequence[Trial], metric: str) -> str:
+    """The best first."""
+    order = {"complete": 0, "pruned": 1, "diverged": 2}
+    ranked = sorted(trials, key=lambda trial: (order[trial.state], -(trial.score or 0), trial.number))
+    header = ["trial", "methods", "peak_lr", "parameters", f"dev {metric}", "epochs", "seconds", ""]
+    rows = [
+        [
+            trial.number, trial.methods, f"{trial.peak_lr:.2e}", trial.parameters,
+            "-" if trial.score is None else trial.score, trial.epochs, trial.seconds,
+            "" if trial.state == "complete" else trial.state,
+        ]
+        for trial in ranked
+    ]  # fmt: skip
+    return markdown.table(header, rows)
+
+
+def _plot(trials: Sequence[Trial], metric: str, path: Path) -> None:
+    """Score by rate, and by size; trials that ended early are hollow."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    by_rate, by_size = figure.subplots(1, 2, sharey=True)
+    shown = [trial for trial in trials if trial.score is not None]
+    for number, name in enumerate(sorted({trial.methods for trial in shown})):
+        for axes, key in ((by_rate, "peak_lr"), (by_size, "parameters")):
+            for whole in (True, False):
+                some = [trial for trial in shown if trial.methods == name and (trial.state == "complete") == whole]
+                axes.plot(
+                    [getattr(trial, key) for trial in some], [trial.score for trial in some],
+                    ls="", marker="o", color=f"C{number % 10}", fillstyle="full" if whole else "none",
+                    label=name if whole else None,
+                )  # fmt: skip
+    by_rate.set(xscale="log", xlabel="peak_lr", ylabel=f"{metric} on dev")
+    by_size.set(xscale="symlog", xlabel="parameters trained, besides the head")
+    by_size.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    with atomic(path) as file:
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+
+
+def page_text(page: DeltaPage, name: str) -> str:
+    """A page by itself under another name, for `robustly delta`, wherever it lies: relative paths that begin at the
+    page become absolute. Without the sections of searches and comparisons."""
+    raw = page.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"search", "compare"})
+    task, beside = raw["delta"]["task"], page.origin.parent
+    for part in ("train", "dev", "test"):
+        if part in task:
+            task[part] = _anywhere(task[part], beside)
+    if page.delta.base:
+        raw["delta"]["base"] = str(page.base.absolute())
+    paths = {key: path for key, path in raw["paths"].items() if key != "delta"}
+    return yaml.safe_dump(
+        {**raw, "name": name, "paths": {**paths, "root": str(page.root)}}, sort_keys=False, allow_unicode=True
+    )
+
+
+def _anywhere(source: str, beside: Path) -> str:
+    """A file or a dataset, as a page in any folder names it."""
+    named = HUB.fullmatch(source)
+    path = named["name"] if named else source
+    found = next((place for place in config.find(path, beside) if place.exists()), None)
+    return source if found is None else source.replace(path, str(found.absolute()), 1)

@@ -1,0 +1,26 @@
+"""Tasks: where their examples are, what is drawn of them, and how a model answers them.
+
+`config` is their section of the page, `template` what a cloze is written in; `files` reads rows and `data` makes
+checked examples of them; `forms` is between examples and a model; `metrics` are the scores.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from delta.tasks.data import Example, TaskData, draw, read
+    from delta.tasks.forms import Form, Row, form
+
+__all__ = ["Example", "Form", "Row", "TaskData", "draw", "form", "read"]
+
+_MODULES = {
+    **dict.fromkeys(("Example", "TaskData", "draw", "read"), "delta.tasks.data"),
+    **dict.fromkeys(("Form", "Row", "form"), "delta.tasks.forms"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What is asked for is imported then: a page is read without torch."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

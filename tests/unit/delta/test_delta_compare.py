@@ -1,0 +1,137 @@
+"""A comparison: a row for each entry, trained in a process of its own, and what a kill or a failure leaves."""
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from delta import compare as delta_compare
+from delta.base import Base
+from delta.candidates import COMPARED
+from delta.compare import compare, train
+from delta.config import DeltaPage
+from delta.contract import EVERY_METHOD, expected_count
+from delta.processes import Killed, run
+from delta.specs import parse
+from robustly import UserError
+
+MakePage = Callable[..., DeltaPage]
+QUICK = ("optim.epochs=0.5", "optim.batch_size=16", "delta.seeds=2")
+
+
+def here(work: Callable[..., None], calls: list[tuple[object, ...]]) -> None:
+    """In the place of `run`: in this process."""
+    for call in calls:
+        work(*call)
+
+
+def rows_of(folder: Path) -> list[dict[str, object]]:
+    return list(json.loads((folder / "comparisons" / "letters" / "rows.json").read_text()))
+
+
+def test_rows_with_one_that_fails(make_page: MakePage, base: Base, tmp_path: Path) -> None:
+    entries = (
+        "[{methods: [{name: lora, rank: 4}, {name: bitfit}]}, {methods: [{name: full}], peak_lr: 1e30, epochs: 2}]"
+    )
+    page = make_page(*QUICK, f"compare.entries={entries}", "optim.clip_norm=0")
+    manifest = compare(page)
+    good, bad = rows_of(tmp_path)
+    counts = [
+        expected_count(spec, base.model.config) for spec in parse([{"name": "lora", "rank": 4}, {"name": "bitfit"}])
+    ]
+    assert good["label"] == "lora (rank 4) + bitfit"
+    assert good["stored"] == good["trained"] == sum(counts)
+    head = 32 * 32 + 32 + 32 * 3 + 3
+    assert 4 * (sum(counts) + head) < good["bytes"] < 4 * (sum(counts) + head) + 6000  # fp32 and the names
+    assert good["rates"] == {"lora": 0.012, "bitfit": 0.024}  # 768 / 32 times RoBERTa-base's
+    assert 0 <= good["score"] <= 1 and good["deviation"] >= 0 and good["seconds"] > 0
+    assert 50e6 < good["memory"] < 5e9
+    assert good["failure"] is None
+    assert "the loss of update" in bad["failure"] and bad["score"] is None
+    assert (bad["peak_lr"], bad["epochs"], bad["rates"]) == (1e30, 2, {})
+    table = (tmp_path / "comparisons" / "letters" / "table.md").read_text().splitlines()
+    assert len(table) == 2 + 2 + 2
+    assert "±" in table[2] and "the loss of update" in table[3]
+    assert (tmp_path / "comparisons" / "letters" / "plot.png").read_bytes()[:4] == b"\x89PNG"
+    assert manifest.counts["failed_entries"] == 1
+    assert compare(page) == manifest
+    assert not (tmp_path / "comparisons" / "letters" / "work").exists()
+
+
+def test_what_was_trained_before_a_kill_is_not_trained_again(
+    make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta_compare, "run", here)
+    page = make_page(*QUICK, "compare.entries=[{methods: [{name: head}]}, {methods: [{name: bitfit}]}]")
+    tune = delta_compare.tune
+    trained = []
+
+    def killed_in_the_last(base: Base, page: DeltaPage, data: object, seed: int) -> object:
+        trained.append((page.delta.listed[0].name, seed))
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        return tune(base, page, data, seed)
+
+    monkeypatch.setattr(delta_compare, "tune", killed_in_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        compare(page)
+    compare(page)
+    assert trained == [("head", 3), ("head", 4), ("bitfit", 3), ("bitfit", 4), ("bitfit", 4)]
+    head, bitfit = rows_of(tmp_path)
+    assert (head["stored"], bitfit["stored"] > 0) == (0, True)
+
+    def score(seed: int, name: str) -> float:
+        (tmp_path / name).mkdir(exist_ok=True)
+        entry = delta_compare._settled(page.compare.entries[1], page, Base.load(page.base))
+        train(page, entry, [seed], tmp_path / name)
+        return float(json.loads((tmp_path / name / f"{seed}.json").read_text())["score"])
+
+    both = [score(3, "alone"), score(4, "alone")]
+    assert bitfit["score"] == pytest.approx(sum(both) / 2)
+    assert bitfit["deviation"] == pytest.approx(abs(both[0] - both[1]) / math.sqrt(2))
+
+
+def test_an_entry_that_does_not_fit_is_a_row(
+    make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta_compare, "run", here)
+    compare(make_page(*QUICK, "compare.entries=[{methods: [{name: prompt, tokens: 60}]}]"))
+    (row,) = rows_of(tmp_path)
+    assert "prompt" in row["failure"]
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _fault() -> None:
+    raise UserError("of a user")
+
+
+def test_how_processes_end(make_page: MakePage, tmp_path: Path) -> None:
+    with pytest.raises(Killed, match="signal 9"):
+        run(_die, [()])
+    with pytest.raises(UserError, match="of a user"):
+        run(_fault, [()])
+
+
+def test_an_entry_that_is_killed_is_a_row(make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(work: object, calls: object) -> None:
+        raise Killed("a process was killed")
+
+    monkeypatch.setattr(delta_compare, "run", killed)
+    compare(make_page(*QUICK, "compare.entries=[{methods: [{name: head}]}]"))
+    assert rows_of(tmp_path)[0]["failure"] == "a process was killed"
+
+
+def test_by_default_every_method_is_compared(make_page: MakePage) -> None:
+    alone = [methods[0]["name"] for methods in COMPARED if len(methods) == 1]
+    assert alone and set(alone) == {method["name"] for method in EVERY_METHOD}
+    together = [{method["name"] for method in methods} for methods in COMPARED if len(methods) > 1]
+    assert together == [{"adapter", "prefix", "lora"}, {"bitfit", "lora"}, {"prefix", "adapter"}]
+    entries = delta_compare._every_method()
+    assert [entry.peak_lr for entry in entries] == [None] * len(COMPARED)

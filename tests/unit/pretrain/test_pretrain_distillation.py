@@ -1,0 +1,238 @@
+"""Distillation: which layers a student starts from, the three losses against their definitions, who is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from data_prep.order import Places
+from pretrain.acceleration import accelerate
+from pretrain.batches import MicroBatch, make_micro_batch
+from pretrain.config import Distilling, Model
+from pretrain.distillation import Distillation, cosine_loss, read_teacher, soft_loss, start_from_teacher, taken_layers
+from pretrain.initial import find_initial
+from pretrain.masking import TokenIds
+from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly import UserError
+from robustly.experiment import load_experiment
+from synthetic import VOCABULARY, masking, model, order, run
+from tokenizer.encoder import Encoder
+from tokenizer.vocabulary import lay_out, save
+
+WORDS = lay_out([("t", "h"), ("th", "e")])
+SETTINGS = Distilling(teacher="there", temperature=3.0)
+
+
+def batch(blocks: list[int]) -> MicroBatch:
+    numbers = np.array(blocks, np.int64)
+    places = Places(np.zeros_like(numbers), numbers, numbers, numbers)
+    return make_micro_batch(order(seed=3), places, masking(), VOCABULARY, 0)
+
+
+def distillation(student: int = 2, teacher: int = 4, attention: str = "sdpa") -> Distillation:
+    """A student that is not yet like its teacher, whose layers are far from each other."""
+    guide = MaskedLanguageModel(new_model(roberta_config(model(layers=teacher, init_std=0.2), VOCABULARY), 1)).eval()
+    pupil = new_model(roberta_config(model(layers=student, init_std=0.2), VOCABULARY), 2)
+    made = Distillation(pupil, guide, SETTINGS)
+    for objective in (made, guide):
+        accelerate(objective, run(attention=attention), torch.device("cpu"))
+    return made
+
+
+def sums(objective: Distillation, made: MicroBatch) -> Tensor:
+    return objective(made.inputs, made.attention, made.positions, made.labels)
+
+
+# ------------------------------------------------------------------------------------------------------ the start
+
+
+@given(st.integers(1, 48), st.integers(0, 48))
+def test_layers_are_evenly_spaced_from_the_first(student: int, more: int) -> None:
+    teacher = student + more
+    taken = taken_layers(student, teacher)
+    assert len(taken) == student and taken[0] == 0 and taken[-1] < teacher
+    steps = {after - before for before, after in zip(taken, [*taken[1:], teacher], strict=True)}
+    assert steps <= {teacher // student, -(-teacher // student)}
+    assert taken_layers(student, 2 * student) == list(range(0, 2 * student, 2))
+
+
+def test_a_student_starts_from_its_teachers_parts() -> None:
+    teacher = new_model(roberta_config(model(layers=5), VOCABULARY), 1)
+    student = new_model(roberta_config(model(layers=2), VOCABULARY), 2)
+    assert start_from_teacher(student, teacher) == [0, 2]
+    theirs = teacher.state_dict()
+    for name, ours in student.state_dict().items():
+        assert torch.equal(ours, theirs[name.replace("encoder.layer.1.", "encoder.layer.2.")]), name
+    assert student.lm_head.decoder.weight is student.get_input_embeddings().weight
+    whole = new_model(roberta_config(model(layers=5), VOCABULARY), 3)
+    start_from_teacher(whole, teacher)
+    made = batch([0, 1])
+    scores = [
+        MaskedLanguageModel(m.eval()).logits(made.inputs, made.attention, made.positions) for m in (whole, teacher)
+    ]
+    assert torch.equal(scores[0].tokens, scores[1].tokens)
+
+
+# ------------------------------------------------------------------------------------------------------ the losses
+
+
+def test_soft_loss_is_the_divergence_of_softened_probabilities() -> None:
+    student, teacher = torch.randn(2, 5, 9, dtype=torch.float64).unbind(0)
+    softened = [torch.softmax(scores / 3.0, -1) for scores in (student, teacher)]
+    expected = (softened[1] * (softened[1] / softened[0]).log()).sum() * 9.0
+    assert soft_loss(student, teacher, 3.0).item() == pytest.approx(expected.item(), rel=1e-9)
+    assert soft_loss(teacher, teacher, 3.0).item() == 0
+    assert soft_loss(student[:0], teacher[:0], 3.0).item() == 0
+
+
+def test_cosine_loss_is_of_the_counted_tokens() -> None:
+    student = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]])
+    teacher = torch.tensor([[[3.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [-9.0, 1.0]]])
+    assert cosine_loss(student, teacher, torch.tensor([[1, 1, 1, 0]])).item() == pytest.approx(0 + 1 + 2)
+
+
+def test_the_sums_are_those_of_the_losses() -> None:
+    objective = distillation()
+    made = batch([0, 1, 2, 3])
+    assert made.attention is not None  # some blocks are padded
+    found = sums(objective, made)
+    teacher = objective._teacher[0]
+    states = [
+        plain.roberta(made.inputs, attention_mask=made.attention).last_hidden_state
+        for plain in (objective.model, teacher.model)
+    ]
+    chosen = [
+        plain.lm_head(hidden).flatten(0, 1)[made.positions]
+        for plain, hidden in zip((objective.model, teacher.model), states, strict=True)
+    ]
+    ours, theirs = (hidden[made.attention == 1] for hidden in states)
+    expected = [
+        functional.cross_entropy(chosen[0], made.labels, reduction="sum"),
+        soft_loss(chosen[0], chosen[1], 3.0),
+        (1 - functional.cosine_similarity(ours, theirs)).sum(),
+    ]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
+    assert [(part.name, part.over, part.weight) for part in objective.parts()] == [
+        ("loss_sum", "masked_tokens", 2.0), ("soft_loss_sum", "masked_tokens", 5.0), ("cosine_loss_sum", "tokens", 1.0),
+    ]  # fmt: skip
+    alone = MaskedLanguageModel(objective.model)(made.inputs, made.attention, made.positions, made.labels)
+    assert found[0].item() == pytest.approx(alone.item(), rel=1e-5)
+
+
+def test_the_sums_of_parts_of_a_batch_add_up_and_an_empty_part_adds_nothing() -> None:
+    objective = distillation()
+    whole, parts = batch([0, 1, 2, 3, 4]), [batch([0, 1]), batch([2, 3, 4])]
+    torch.testing.assert_close(
+        sums(objective, whole), sum(sums(objective, part) for part in parts), rtol=1e-4, atol=1e-4
+    )
+    empty = sums(objective, batch([]))
+    assert empty.tolist() == [0, 0, 0]
+    empty.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in objective.parameters())
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it() -> None:
+    objective = distillation(4)
+    start_from_teacher(objective.model, objective._teacher[0].model)
+    mlm, soft, cosine = sums(objective, batch([0, 1, 2]))
+    assert mlm > 1 and soft.item() == pytest.approx(0, abs=1e-5) and cosine.item() == pytest.approx(0, abs=1e-4)
+
+
+def test_padding_can_be_left_out() -> None:
+    made = batch([0, 1, 2, 3])
+    torch.testing.assert_close(
+        sums(distillation(attention="varlen"), made), sums(distillation(), made), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_teacher_is_no_part_of_the_student() -> None:
+    objective = distillation().train()
+    teacher = objective._teacher[0]
+    assert not teacher.training and objective.training
+    names = {f"model.{name}" for name, _ in objective.model.named_parameters()}
+    assert {name for name, _ in objective.named_parameters()} == names
+    sums(objective, batch([0, 1])).sum().backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in objective.model.roberta.encoder.parameters())
+
+
+# ------------------------------------------------------------------------------------------------------ who is refused
+
+
+def section(**changes: Any) -> Model:
+    return model(hidden=16, feed_forward=24, positions=12, layers=4, **changes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A teacher as a Hugging Face folder."""
+    new_model(roberta_config(section(), TokenIds.of(Encoder(WORDS))), 1).save_pretrained(tmp_path / "teacher")
+    save(WORDS, tmp_path / "teacher")
+    return tmp_path / "teacher"
+
+
+def teacher_for(folder: Path, student: Model, encoder: Encoder | None = None) -> Any:
+    return read_teacher(find_initial(str(folder), folder, "distillation.teacher"), student, encoder or Encoder(WORDS))
+
+
+def test_a_teacher_is_read_as_it_is_without_dropout(folder: Path) -> None:
+    made = teacher_for(folder, section().model_copy(update={"layers": 2, "dropout": 0.1, "attention_dropout": 0.1}))
+    expected = new_model(roberta_config(section(), TokenIds.of(Encoder(WORDS))), 1).state_dict()
+    assert made.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in made.state_dict().items())
+    assert not made.training and not any(p.requires_grad for p in made.parameters())
+    assert made.config.hidden_dropout_prob == made.config.attention_probs_dropout_prob == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden": 32}, "model.hidden: 16 there, 32 on the page"),
+        ({"feed_forward": 48}, "model.feed_forward: 24 there, 48 on the page"),
+        ({"heads": 4}, "model.heads: 2 there, 4 on the page"),
+        ({"layers": 5}, "4 layers there; expected model.layers of as many at most, found 5"),
+        ({"positions": 14}, "12 positions there; expected as many, found model.positions = 14"),
+        ({"positions": 10}, "model.positions: 12 there, 10 on the page"),
+    ],
+)
+def test_a_teacher_of_another_shape_is_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as found:
+        teacher_for(folder, section().model_copy(update=changes))
+    assert message in str(found.value) and str(found.value).startswith("distillation.teacher: ")
+    assert "layers: 4 there" not in str(found.value)
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"263 tokens there, 262 in the data's vocabulary.*set tokenizer.import"):
+        teacher_for(folder, section(), Encoder(lay_out([("t", "h")])))
+
+
+def test_a_teacher_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^distillation.teacher: nothing: not there"):
+        find_initial("nothing", tmp_path, "distillation.teacher")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.init_from=elsewhere", "model.init_from with distillation.teacher"),
+        ("data.format=segment_pair", "data.format = segment_pair with distillation"),
+        ("distillation={teacher: t, soft: 0, mlm: 0, cosine: 0}", "soft, mlm and cosine are all 0"),
+        ("distillation.temperature=0", "distillation.temperature = 0"),
+        ("distillation.soft=-1", "distillation.soft = -1"),
+    ],
+)
+def test_a_page_that_contradicts_itself_is_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_experiment("tiny", ["distillation.teacher=somewhere", override])
+
+
+def test_the_place_of_the_teacher_is_no_part_of_the_recipe() -> None:
+    assert Distilling(teacher="here").recipe() == Distilling(teacher="there").recipe()
+    assert Distilling(teacher="here").recipe() == {"temperature": 2.0, "soft": 5.0, "mlm": 2.0, "cosine": 1.0}

@@ -1,0 +1,175 @@
+"""The table of words: the ids of the engine, whatever the table holds and wherever a text begins."""
+
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_tokenizer_words import TEXT
+
+from robustly import UserError
+from tokenizer import encoder as module
+from tokenizer import load, word_table
+from tokenizer.encoder import Encoder
+from tokenizer.merges import train
+from tokenizer.vocabulary import lay_out
+from tokenizer.word_table import LONGEST, WordTable
+
+# Any character, known to anyone or not, and what the pattern looks at.
+ANY = st.lists(
+    TEXT
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+    | st.text("ab \n\t'\u00a0\u3000\u2028\u2029\u0085\x1c0٣½\u0301é中😀", max_size=8)
+    | st.sampled_from(["'s", "'t", "'re", "'ve", "'ll", "'m", "'d", "'S", "'l", "'r", "'v"]),
+    max_size=12,
+).map("".join)
+
+
+def by_table(encoder: Encoder) -> Encoder:
+    """An encoder of the same vocabulary that has started its table."""
+    other = Encoder(encoder.vocabulary)
+    other._encoded = module.BEFORE_TABLE
+    return other
+
+
+@pytest.fixture(scope="session")
+def plain(trained):
+    return load(trained)
+
+
+@pytest.fixture(scope="session")
+def quick(plain):
+    return by_table(plain)
+
+
+@pytest.fixture(scope="session")
+def crossing():
+    """Two encoders whose tokens show where words are cut: any two of some characters merge, and any two of those."""
+    letters = ["a", "s", "t", "r", "e", "v", "l", "'", " ", "  ", "\n", "\t", "1", "½", ".", "é", "\u00a0", "\u3000"]
+    runs = {left + right: 1 for left in letters for right in letters}
+    encoder = Encoder(lay_out(train(runs.items(), 600, 1).merges))
+    return encoder, by_table(encoder)
+
+
+def ids_of(encoder, text):
+    return encoder.encode_documents([text])[0].tolist()
+
+
+@given(ANY)
+def test_ids_of_any_text_are_the_engines(plain, quick, text):
+    assert ids_of(quick, text) == ids_of(plain, text)
+
+
+@given(ANY | st.text("astrevl' \n\t1½.é\u00a0\u3000", max_size=40))
+def test_words_are_cut_where_the_engine_cuts_them(crossing, text):
+    assert ids_of(crossing[1], text) == ids_of(crossing[0], text)
+
+
+def test_corpora_of_every_kind(plain, quick, prose):
+    for text in [*prose, "\n\n".join(prose)]:
+        assert ids_of(quick, text) == ids_of(plain, text)
+
+
+@given(st.lists(ANY, min_size=1, max_size=5))
+def test_ids_do_not_depend_on_what_the_table_holds(plain, texts):
+    with mock.patch.object(word_table, "WORDS", 12):  # full after a few words
+        small = by_table(plain)
+        expected = [ids_of(plain, text) for text in texts]
+        assert [ids_of(small, text) for text in texts + texts] == expected + expected
+
+
+def test_a_full_table_begins_anew(plain):
+    with mock.patch.object(word_table, "WORDS", 12):
+        small = by_table(plain)
+    for number in range(30):
+        assert ids_of(small, f" number{number}") == ids_of(plain, f" number{number}")
+        assert 0 < small._table._used[0] <= 12
+    with mock.patch.object(word_table, "WORDS", 8):  # their bytes fill the room before the words are that many
+        small = by_table(plain)
+    for number in range(30):
+        text = f" {chr(97 + number % 26) * 100}"
+        assert ids_of(small, text) == ids_of(plain, text)
+        assert small._table._used[0] == 1
+
+
+def test_words_of_the_same_hash_are_told_apart(plain):
+    table = by_table(plain)._table
+    text = b" government" + b" parliament"
+    first = table.encode(b" government").tolist()
+    slots = table._words.slots
+    (there,) = np.flatnonzero(slots["head"])
+    slots["head"][there] = word_table._head(np.frombuffer(text, np.uint8), 11, 22)  # as if both had it
+    slots[word_table._home(slots, slots["head"][there])] = slots[there]
+    assert table.encode(b" parliament").tolist() == ids_of(plain, " parliament") != first
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "中", "😀", ".", "7", " ", "\n", "\u3000"])
+def test_long_words(plain, quick, crossing, letter):
+    size = len(letter.encode())
+    for count in (LONGEST // size - 1, LONGEST // size, LONGEST // size + 1, 3000):
+        for text in (letter * count, f"{letter * count}x y", f"a {letter * count}b"):
+            assert ids_of(quick, text) == ids_of(plain, text)
+            assert ids_of(crossing[1], text) == ids_of(crossing[0], text)
+
+
+def test_a_word_of_a_megabyte_and_white_space_without_end(plain, quick):
+    text = "ab" * 500_000 + " \t" * 1_000_000 + "x"
+    assert ids_of(quick, text) == ids_of(plain, text)
+
+
+def test_lines(plain, quick, prose):
+    lines = [line for text in prose for line in text.split("\n") if line]
+    for found, expected in zip(quick.encode_lines(lines), plain.encode_lines(lines), strict=True):
+        assert found.tolist() == expected.tolist() and found.dtype == expected.dtype
+    with pytest.raises(AssertionError):
+        quick.encode_lines(["a\nb"])
+
+
+def test_nfc(plain):
+    vocabulary = lay_out(plain.vocabulary.merges, nfc=True)
+    apart = "cafe\u0301 \u1100\u1161"
+    assert ids_of(by_table(Encoder(vocabulary)), apart) == ids_of(Encoder(vocabulary), apart) != ids_of(plain, apart)
+
+
+def test_half_a_surrogate_pair_is_refused(quick):
+    with pytest.raises(UserError, match=r"\\ud800, half of a surrogate pair, at character 2"):
+        quick.encode_documents(["ab\ud800"])
+
+
+def test_wide_ids(plain):
+    wide = Encoder(lay_out(plain.vocabulary.merges, [f"[{number}-x]" for number in range(2**16)]))
+    found = by_table(wide).encode_documents(["some words of it"])[0]
+    assert found.dtype == np.uint32 and found.tolist() == ids_of(wide, "some words of it")
+
+
+def test_two_tokens_merge_though_no_merge_lists_them():
+    """The engine merges by the bytes: here "a" and "bc" too, where only "ab" and "c" are listed."""
+    encoder = Encoder(lay_out([("b", "c"), ("a", "b"), ("ab", "c")]))
+    assert ids_of(by_table(encoder), "xabc") == ids_of(encoder, "xabc")
+    assert len(ids_of(encoder, "xabc")) == 2
+
+
+def test_the_table_starts_after_so_many_characters(plain, monkeypatch):
+    monkeypatch.setattr(module, "BEFORE_TABLE", 10)
+    encoder = Encoder(plain.vocabulary)
+    for text, started in [("12345678", False), ("12345678", False), ("12", True)]:
+        assert ids_of(encoder, text) == ids_of(plain, text)
+        assert ("_table" in vars(encoder)) == started
+
+
+def test_few_texts_do_not_import_numba(trained):
+    program = (
+        "import sys, tokenizer\n"
+        f"tokenizer.load({str(trained)!r}).encode_documents(['a text'])\n"
+        "assert not {'numba', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_table_that_has_no_room_for_a_word_is_our_own_mistake(monkeypatch, plain):
+    monkeypatch.setattr(word_table, "WORDS", 7)
+    with pytest.raises(AssertionError, match="no room"):
+        WordTable([bytes([byte]) for byte in range(256)], np.arange(256, dtype=np.uint16), list)
