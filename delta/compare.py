@@ -68,6 +68,7 @@ def compare(page: DeltaPage) -> Manifest:
         return finished
     with stage.begin():
         work = stage.folder / "work"
+        work.mkdir(exist_ok=True)
         log.say(f"comparison: {stage.folder}: {len(entries)} entries, seeds {page.seed} to {page.all_seeds[-1]}")
         rows = []
         for entry in entries:

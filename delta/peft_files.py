@@ -34,7 +34,8 @@ def write(model: RobertaPreTrainedModel, folder: Path, base_name: str) -> list[P
 
     `base_name`: what peft is to load under it. The model that it loads computes the same, but for prefixes, where peft
     also moves the text's positions on by the prefix's length: it computes the same if it is given `position_ids` that
-    are that much smaller.
+    are that much smaller. (peft 0.21 loads a prefix, but cannot run it under transformers 5.24, which renamed the
+    argument that it is passed in; under 5.23 it runs.)
     """
     if (config := _config(model)) is None:
         return []

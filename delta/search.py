@@ -75,7 +75,10 @@ def search(page: DeltaPage) -> Manifest:
     if (finished := stage.finished()) and finished.counts["trials"] >= page.search.trials:
         return finished
     for methods in space.methods:  # what does not fit is said before any trial
-        attached(base, page.tuned_by(methods), data, page.seed)
+        try:
+            attached(base, page.tuned_by(methods), data, page.seed)
+        except UserError as fault:
+            raise UserError(f"search.methods: {label(methods)}: {fault}") from None
     if finished:  # with fewer trials
         (stage.folder / MANIFEST).unlink()
     with stage.begin():

@@ -123,7 +123,7 @@ class IntrinsicPrompt(_Method):
 
     name: Literal["intrinsic_prompt"]
     subspace: str
-    """Folder of the decoder, which `robustly delta-subspace` makes; it says how many tokens and numbers."""
+    """Folder of the decoder, which `robustly delta subspace` makes; it says how many tokens and numbers."""
     decoder: str | None = None
     """sha256 of its decoder. A delta that is saved has it, and attaches to no other; a page may leave it out."""
 

@@ -15,6 +15,8 @@ from delta.candidates import candidates
 from delta.card import delta_card
 from delta.choice import CHOICE, choose, situation
 from delta.config import DeltaPage
+from delta.methods.intrinsic_prompt import read as read_subspace
+from delta.specs import Method
 from delta.tasks import TaskData, draw, read
 from delta.tuning import Score, Tuned, attached, mean_and_deviation, tune
 from robustly import log
@@ -100,7 +102,7 @@ def recipe(page: DeltaPage, data: TaskData) -> dict[str, Any]:
     task = {key: value for key, value in page.delta.task.recipe().items() if key not in data.hashes}
     methods: dict[str, Any] = {"methods": page.delta.methods, "budget": page.delta.budget}
     if page.delta.methods != "auto":
-        methods = {"methods": [method.recipe() for method in page.delta.listed]}
+        methods = {"methods": [_method_recipe(method) for method in page.delta.listed]}
     return {
         "seed": page.seed,
         "seeds": page.delta.seeds,
@@ -108,6 +110,13 @@ def recipe(page: DeltaPage, data: TaskData) -> dict[str, Any]:
         **methods,
         "optim": page.optim.recipe(),
     }
+
+
+def _method_recipe(method: Method) -> dict[str, Any]:
+    """A subspace counts by what it holds, not by where it lies."""
+    if method.name != "intrinsic_prompt":
+        return method.recipe()
+    return {**method.recipe(), "subspace": None, "decoder": read_subspace(Path(method.subspace))[2]}
 
 
 def inputs(base: Base) -> dict[str, str]:

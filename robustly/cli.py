@@ -530,6 +530,24 @@ def delta_compare_command(
         log.say(f"table: {folder / 'table.md'}")
 
 
+@delta_app.command(name="subspace", short_help="A space for intrinsic prompts, from trained ones.")
+def delta_subspace_command(
+    deltas: Annotated[
+        list[Path],
+        typer.Argument(metavar="DELTA...", help="Finished deltas of prompt or p_tuning, one a task."),
+    ],
+    into: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the decoder goes.")],
+    dimension: Annotated[int, typer.Option(min=1, help="Numbers that an intrinsic prompt has.")],
+    width: Annotated[int, typer.Option(min=1, help="Of the decoder's hidden layer.")] = 768,
+    as_json: Json = False,
+) -> None:
+    """Find a space of few numbers in which the prompts of several tasks lie, for the method `intrinsic_prompt`."""
+    with user_errors():
+        from delta.subspace import make_subspace
+
+        report(into, make_subspace(deltas, into, dimension, width), None, as_json)
+
+
 @app.command(name="inspect", short_help="What a folder holds, in words and figures.")
 def inspect_command(
     folder: Annotated[

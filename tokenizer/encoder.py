@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 TOGETHER = 2**22  # characters of lines that are encoded at once: while they are, they are held several times
 
-# Characters that an encoder gives to the engine before it starts the table of words: the start, with the import of numba,
-# takes about as long as the engine does for so many.
+# Characters that an encoder gives to the engine before it starts the table of words: the start, with the import of
+# numba, takes about as long as the engine does for so many.
 BEFORE_TABLE = 2**22
 
 # tiktoken panics on about a million characters of white space in a row. Runs of this many are encoded on their own.

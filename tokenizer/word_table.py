@@ -20,7 +20,7 @@ U8 = NDArray[np.uint8]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 Rows = NDArray[Any]  # of SLOT, ENTRY or PAIR
-Ids = NDArray[Any]
+Ids = NDArray[Any]  # of an encoder's dtype
 Int = int | np.integer[Any]  # numba makes no difference
 
 WORDS = 2**18  # that the table holds
@@ -51,7 +51,7 @@ class _Table(NamedTuple):
     slots: Rows
     entries: Rows  # in use, and one for the end of the last
     keys: U8
-    ids: Ids
+    ids: I32
 
 
 class _Merges(NamedTuple):
@@ -69,39 +69,39 @@ class WordTable:
     def __init__(self, tokens: Sequence[bytes], ids: Ids, merge: Callable[[bytes], Sequence[int]]):
         """`tokens` and their `ids` by rank; `merge` gives the ranks of a word of more than LONGEST bytes."""
         assert WORDS * WORD_BYTES >= LONGEST, "no room for a word"
-        table = _empty(len(tokens), sum(map(len, tokens)), ids.dtype)
+        table = _empty(len(tokens), sum(map(len, tokens)))
         table.entries["key"][1:] = np.cumsum([len(token) for token in tokens])
         table.entries["id"] = np.arange(len(tokens) + 1)
         table.keys[:] = np.frombuffer(b"".join(tokens), np.uint8)
         table.ids[: len(tokens)] = ids
         _enter_tokens(table)
         self._merges = _Merges(table, *_pairs(table))
-        self._words = _empty(WORDS, WORDS * WORD_BYTES, ids.dtype)
+        self._words = _empty(WORDS, WORDS * WORD_BYTES)
         self._used = np.zeros(1, np.int64)  # entries of words
         self._ids, self._merge, self._classes = ids, merge, classes()
 
     def encode(self, text: bytes) -> Ids:
         """The ids of a text in UTF-8."""
-        raw = np.frombuffer(text, np.uint8)
-        found = np.empty(raw.size, self._ids.dtype)  # no token is empty
+        raw = np.frombuffer(bytearray(text), np.uint8)  # can be written, as the keys can: each type is compiled anew
+        found = np.empty(raw.size, np.int32)  # no token is empty
         at = size = 0
         while True:
             at, size, end = _scan(raw, at, self._classes, self._merges, self._words, self._used, found, size)
             if at == raw.size:
-                return found[:size].copy()
+                return found[:size].astype(self._ids.dtype)
             ids = self._ids[self._merge(text[at:end])]
             found[size : size + ids.size] = ids
             at, size = end, size + ids.size
 
 
-def _empty(entries: int, room: int, dtype: np.dtype[Any]) -> _Table:
+def _empty(entries: int, room: int) -> _Table:
     """A table for so many entries of so many bytes in all."""
     slots = 1 << (2 * entries - 1).bit_length()
     return _Table(
         slots=np.zeros(slots, SLOT),
         entries=np.zeros(entries + 1, ENTRY),
         keys=np.empty(room, np.uint8),
-        ids=np.empty(room, dtype),  # no entry has more ids than bytes
+        ids=np.empty(room, np.int32),  # no entry has more ids than bytes
     )
 
 
@@ -121,6 +121,12 @@ def _head(text: U8, start: Int, end: Int) -> Int:
     for place in range(start, end):
         value = (value ^ np.uint64(text[place])) * MIX
     return head | value >> np.uint64(8)
+
+
+@njit(cache=True)
+def _key(table: _Table, entry: Int) -> Int:
+    """Where the bytes of an entry begin; of the same type as places in a text, as every type is compiled on its own."""
+    return np.int64(table.entries[entry].key)
 
 
 @njit(cache=True)
@@ -151,7 +157,7 @@ def _slot(slots: Rows, entries: Rows, keys: U8, head: Int, text: U8, start: Int,
 def _enter_tokens(tokens: _Table) -> None:
     """Fill the slots of the vocabulary's tokens, but those that no word of up to LONGEST bytes holds."""
     for rank in range(len(tokens.entries) - 1):
-        start, end = tokens.entries[rank].key, tokens.entries[rank + 1].key
+        start, end = _key(tokens, rank), _key(tokens, rank + 1)
         if end - start <= LONGEST:
             head = _head(tokens.keys, start, end)
             slot = _slot(tokens.slots, tokens.entries, tokens.keys, head, tokens.keys, start, end)
@@ -160,7 +166,7 @@ def _enter_tokens(tokens: _Table) -> None:
 
 @njit(cache=True)
 def _enter(
-    words: _Table, used: I64, head: Int, text: U8, start: Int, end: Int, ids: Ids, ranks: I32, count: Int
+    words: _Table, used: I64, head: Int, text: U8, start: Int, end: Int, ids: I32, ranks: I32, count: Int
 ) -> Int:
     """Put a word that is not there into the table, with `count` tokens; `ids` by rank. Returns its slot."""
     entry = used[0]
@@ -220,7 +226,7 @@ def _pairs(tokens: _Table) -> tuple[Rows, I32, I32]:
     has it."""
     found = []
     for rank in range(len(tokens.entries) - 1):
-        start, end = tokens.entries[rank].key, tokens.entries[rank + 1].key
+        start, end = _key(tokens, rank), _key(tokens, rank + 1)
         if end - start <= LONGEST:
             for middle in range(start + 1, end):
                 left = _rank(tokens, tokens.keys, start, middle)
@@ -326,7 +332,7 @@ def _word_end(text: U8, start: Int, classes: U8) -> Int:
 
 @njit(cache=True)
 def _scan(
-    text: U8, at: Int, classes: U8, merges: _Merges, words: _Table, used: I64, found: Ids, size: Int
+    text: U8, at: Int, classes: U8, merges: _Merges, words: _Table, used: I64, found: I32, size: Int
 ) -> tuple[Int, Int, Int]:
     """Encode a text from the word that begins at `at` on; ids go to `found`, from `size` on.
 

@@ -19,7 +19,7 @@ from robustly import UserError, manifest
 
 DECODER = "decoder.safetensors"
 RECORD = "subspace.json"
-COMMAND = "robustly delta-subspace"
+COMMAND = "robustly delta subspace"
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,10 @@ run: {{micro_batch: 4, log_every: 4, evaluate_every: 6, evaluate_blocks: 16, che
 """
 SHRUNKEN_DELTA = f"""
 base: {ROOT}/configs/delta/lora.yaml
-task: {{train: ../../delta/tasks/snips/train.jsonl, test: ../../delta/tasks/snips/test.jsonl}}
-seeds: 2
-schedule: {{updates: 8, warmup: 2}}
+delta:
+  task: {{train: ../../delta/tasks/snips/train.jsonl, test: ../../delta/tasks/snips/test.jsonl}}
+  seeds: 2
+optim: {{epochs: 1.0}}
 """
 
 

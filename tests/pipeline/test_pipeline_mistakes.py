@@ -51,7 +51,7 @@ def test_missing_page_and_wrong_command(tmp_path: Path) -> None:
 
 
 def test_a_task_without_its_files_is_found_before_anything_runs(tmp_path: Path) -> None:
-    (tmp_path / "task.yaml").write_text("base: delta/lora.yaml\ntask: {train: nowhere.jsonl}\n")
+    (tmp_path / "task.yaml").write_text("base: delta/lora.yaml\ndelta: {task: {train: nowhere.jsonl}}\n")
     message = mistake(tmp_path, "run", *tiny(tmp_path, GOOD, f"report.delta={tmp_path / 'task.yaml'}"))
     assert "nowhere.jsonl" in message and "task.train" in message
     assert not (tmp_path / "runs").exists()

@@ -98,7 +98,7 @@ def test_a_delta_of_a_chosen_method(make_page: MakePage, tmp_path: Path) -> None
     manifest = make_delta(page)
     folder = tmp_path / "deltas" / "letters"
     record = json.loads((folder / "choice.json").read_text())
-    assert [each["label"].partition(" ")[0] for each in record["candidates"]] == ["bitfit", "ia3"]
+    assert [each["label"].partition(" ")[0] for each in record["candidates"]] == ["bitfit", "adapter"]
     assert all(each["reason"] for each in record["candidates"])
     assert [(rung["epochs"], sorted(rung["trials"])) for rung in record["rungs"]] == [(1.0, ["0", "1"])]
     trials = record["rungs"][0]["trials"]

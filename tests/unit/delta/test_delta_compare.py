@@ -2,8 +2,10 @@
 
 import json
 import math
-import os
+import multiprocessing
+import operator
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from delta.contract import EVERY_METHOD, expected_count
 from delta.processes import Killed, run
 from delta.specs import parse
 from robustly import UserError
+from robustly.config import override
 
 MakePage = Callable[..., DeltaPage]
 QUICK = ("optim.epochs=0.5", "optim.batch_size=16", "delta.seeds=2")
@@ -40,13 +43,12 @@ def test_rows_with_one_that_fails(make_page: MakePage, base: Base, tmp_path: Pat
     page = make_page(*QUICK, f"compare.entries={entries}", "optim.clip_norm=0")
     manifest = compare(page)
     good, bad = rows_of(tmp_path)
-    counts = [
-        expected_count(spec, base.model.config) for spec in parse([{"name": "lora", "rank": 4}, {"name": "bitfit"}])
-    ]
+    methods = parse([{"name": "lora", "rank": 4}, {"name": "bitfit"}])
+    count = sum(expected_count(method, base.model.config) for method in methods)
     assert good["label"] == "lora (rank 4) + bitfit"
-    assert good["stored"] == good["trained"] == sum(counts)
+    assert good["stored"] == good["trained"] == count
     head = 32 * 32 + 32 + 32 * 3 + 3
-    assert 4 * (sum(counts) + head) < good["bytes"] < 4 * (sum(counts) + head) + 6000  # fp32 and the names
+    assert 4 * (count + head) < good["bytes"] < 4 * (count + head) + 6000  # fp32 and the names
     assert good["rates"] == {"lora": 0.012, "bitfit": 0.024}  # 768 / 32 times RoBERTa-base's
     assert 0 <= good["score"] <= 1 and good["deviation"] >= 0 and good["seconds"] > 0
     assert 50e6 < good["memory"] < 5e9
@@ -101,22 +103,17 @@ def test_an_entry_that_does_not_fit_is_a_row(
     monkeypatch.setattr(delta_compare, "run", here)
     compare(make_page(*QUICK, "compare.entries=[{methods: [{name: prompt, tokens: 60}]}]"))
     (row,) = rows_of(tmp_path)
-    assert "prompt" in row["failure"]
+    assert "tokens = 60" in row["failure"]
 
 
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _fault() -> None:
-    raise UserError("of a user")
-
-
-def test_how_processes_end(make_page: MakePage, tmp_path: Path) -> None:
+def test_a_process_that_fails_ends_the_others() -> None:
+    started = time.monotonic()
+    with pytest.raises(UserError, match="'mistake': expected KEY=VALUE"):
+        run(operator.call, [(override, {}, "mistake"), (time.sleep, 1000)])
     with pytest.raises(Killed, match="signal 9"):
-        run(_die, [()])
-    with pytest.raises(UserError, match="of a user"):
-        run(_fault, [()])
+        run(operator.call, [(signal.raise_signal, signal.SIGKILL), (time.sleep, 1000)])
+    assert time.monotonic() - started < 500
+    assert not multiprocessing.active_children()
 
 
 def test_an_entry_that_is_killed_is_a_row(make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,20 @@ def test_all_ways_to_give_the_same_text() -> None:
     assert torch.equal(last[0], expected) and [tuple(states.shape) for states in last[1]] == [(1, 12, 32)] * 3
 
 
+def test_the_mask_is_as_long_as_what_is_attended_to() -> None:
+    """Also where none is given: kinds of attention that make one must know the length."""
+    model = attach(new_model(), [P_TUNING_V2], seed=1)
+    masks: list[Tensor] = []
+    model.roberta.register_forward_pre_hook(
+        lambda encoder, args, inputs: masks.append(inputs["attention_mask"]), with_kwargs=True
+    )
+    model(batch()["input_ids"])
+    model(**batch())
+    ones = torch.ones(3, TOKENS)
+    assert torch.equal(masks[0], torch.ones(3, TOKENS + 12))
+    assert torch.equal(masks[1], torch.cat([ones, batch()["attention_mask"]], dim=1))
+
+
 def test_attentions_show_the_prefix_first() -> None:
     model = attach(new_model(attn_implementation="eager"), [P_TUNING_V2], seed=1)
     for weights in model(**batch(), output_attentions=True).attentions:

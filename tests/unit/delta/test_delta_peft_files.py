@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from attached import HEADS, batch, new_model, scores, train
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor
 
 from delta import peft_files
@@ -56,6 +57,7 @@ def test_low_rank_ones_and_scales(method: dict[str, Any], head: str, tmp_path: P
     assert sorted(file.name for file in files) == ["adapter_config.json", "adapter_model.safetensors"]
     assert sorted(tmp_path.iterdir()) == sorted(files)
     model = by_peft(head, tmp_path)
+    assert load_file(files[1]).keys() == get_peft_model_state_dict(model, save_embedding_layers=False).keys()
     assert torch.allclose(scores(model, batch(head)), expected, atol=1e-6)
     assert not torch.allclose(scores(new_model(head, head_seed=2), batch(head)), expected, atol=1e-4)
     assert model.peft_config["default"].base_model_name_or_path == "some/base"
@@ -68,6 +70,7 @@ def test_prefixes(method: dict[str, Any], head: str, tmp_path: Path) -> None:
     expected, files = written(head, [method], tmp_path)
     assert len(files) == 2
     model, tensors = by_peft(head, tmp_path), batch(head)
+    assert load_file(files[1]).keys() == get_peft_model_state_dict(model, save_embedding_layers=False).keys()
     assert not torch.allclose(scores(model, tensors), expected, atol=1e-3)
     mask = tensors["attention_mask"]
     places = mask.cumsum(dim=1) * mask + 1 - TOKENS

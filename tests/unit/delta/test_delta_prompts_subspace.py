@@ -181,7 +181,7 @@ def test_another_decoder_or_base_is_refused(made: tuple[Path, Manifest], deltas:
         attach(new_model(), [method.model_copy(update={"subspace": str(tmp_path / "other")})])
     with pytest.raises(UserError, match=f"space: found on prompts of a base with weights {BASE[:16]}"):
         attach(new_model(seed=2), [method])
-    with pytest.raises(UserError, match=r"nowhere: no finished subspace stage .*robustly delta-subspace"):
+    with pytest.raises(UserError, match=r"nowhere: no finished subspace stage .*robustly delta subspace"):
         attach(new_model(), [{"name": "intrinsic_prompt", "subspace": str(tmp_path / "nowhere")}])
     file = tmp_path / "other" / DECODER
     content = bytearray(file.read_bytes())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from delta import search as delta_search
 from delta.base import Base
@@ -16,6 +17,7 @@ from delta.search import page_text, search
 from delta.specs import parse
 from delta.stage import make_delta
 from robustly import UserError
+from robustly.cli import app
 
 MakePage = Callable[..., DeltaPage]
 QUICK = (
@@ -37,7 +39,7 @@ def trials_of(folder: Path) -> list[dict[str, object]]:
 
 
 def test_it_finds_the_better_of_two_rates_and_its_page_runs(make_page: MakePage, tmp_path: Path) -> None:
-    page = make_page(*QUICK, SPACE, "search.trials=6", "search.peak_lr=[1e-7, 3e-2]")
+    page = make_page(*QUICK, SPACE, "search.trials=6", "search.peak_lr=[1e-7, 5e-2]", "optim.epochs=2.5")
     manifest = search(page)
     folder = tmp_path / "searches" / "letters"
     trials = trials_of(folder)
@@ -91,6 +93,9 @@ def test_a_killed_search_goes_on_as_if_nothing_had_been(
     with sqlite3.connect(folder / "study.sqlite") as study:  # as a kill leaves it
         study.execute("UPDATE trials SET state = 'RUNNING' WHERE state = 'FAIL'")
     search(stopped)
+    with sqlite3.connect(folder / "study.sqlite") as study:
+        states = study.execute("SELECT state FROM trials ORDER BY number").fetchall()
+    assert [state for (state,) in states] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
     again = trials_of(folder)
     same = ("methods", "peak_lr", "score", "state")
     assert [[t[key] for key in same] for t in again] == [[t[key] for key in same] for t in whole]
@@ -102,12 +107,12 @@ def test_a_killed_search_goes_on_as_if_nothing_had_been(
 
 
 def test_two_processes_share_a_study(make_page: MakePage, tmp_path: Path) -> None:
-    page = make_page(*QUICK, SPACE, "search.trials=5", "search.processes=2")
-    assert search(page).counts["trials"] == 5
+    page = make_page(*QUICK, SPACE, "search.trials=4", "search.processes=2")
+    assert search(page).counts["trials"] == 4
     with sqlite3.connect(tmp_path / "searches" / "letters" / "study.sqlite") as study:
         assert study.execute("SELECT COUNT(*) FROM studies").fetchone() == (1,)
         times = study.execute("SELECT datetime_start, datetime_complete FROM trials ORDER BY 1").fetchall()
-    assert len(times) == 5
+    assert len(times) == 4
     assert any(later[0] < earlier[1] for earlier, later in itertools.pairwise(times))  # at the same time
 
 
@@ -146,7 +151,7 @@ def test_the_test_file_is_not_scored(make_page: MakePage, tmp_path: Path, monkey
 def test_what_a_search_refuses(make_page: MakePage) -> None:
     with pytest.raises(UserError, match=r"delta\.task\.dev: missing"):
         search(make_page())
-    with pytest.raises(UserError, match="prompt"):  # before any trial
+    with pytest.raises(UserError, match=r"search\.methods: prompt \(tokens 60\): tokens = 60"):  # before any trial
         search(make_page(*QUICK, "search.methods=[[{name: lora}], [{name: prompt, tokens: 60}]]"))
     with pytest.raises(UserError, match="the lower rate first"):
         make_page("search.peak_lr=[1e-2, 1e-3]")
@@ -172,3 +177,29 @@ def test_the_candidates_are_different_and_valid() -> None:
     names = [label(parse(methods)) for methods in SEARCHED]
     assert len(set(names)) == len(names)
     assert "adapter (size 16, place pfeiffer)" in names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "called"),
+    [((), "stage.make_delta"), (("tune",), "stage.make_delta"), (("search",), "search.search"),
+     (("compare",), "compare.compare")],
+)  # fmt: skip
+def test_the_command_line(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], called: str
+) -> None:
+    def made(page: DeltaPage) -> None:
+        raise UserError(f"{called}: {page.name} {page.optim.epochs}")
+
+    monkeypatch.setattr(f"delta.{called}", made)
+    done = CliRunner().invoke(
+        app, ["delta", *arguments, "--new-run", "new", str(place / "page.yaml"), "optim.epochs=7"]
+    )
+    assert done.exit_code == 2
+    assert f"{called}: new 7.0" in done.stderr
+
+
+def test_help_shows_all_commands() -> None:
+    for arguments in (["delta", "--help"], ["delta"]):
+        shown = CliRunner().invoke(app, arguments).output
+        assert all(f"\n  {name} " in shown for name in ("tune", "search", "compare"))
+    assert "KEY=VALUE" in CliRunner().invoke(app, ["delta", "tune", "--help"]).output

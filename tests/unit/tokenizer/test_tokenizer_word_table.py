@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import product
 from unittest import mock
 
 import numpy as np
@@ -27,11 +28,14 @@ ANY = st.lists(
     max_size=12,
 ).map("".join)
 
+CROSSING = [*"astdmrevl' \n\t1½.é\u00a0\u3000"]
+
 
 def by_table(encoder: Encoder) -> Encoder:
-    """An encoder of the same vocabulary that has started its table."""
+    """An encoder of the same vocabulary that has started its table, of `word_table.WORDS`."""
     other = Encoder(encoder.vocabulary)
     other._encoded = module.BEFORE_TABLE
+    assert other._table
     return other
 
 
@@ -48,8 +52,7 @@ def quick(plain):
 @pytest.fixture(scope="session")
 def crossing():
     """Two encoders whose tokens show where words are cut: any two of some characters merge, and any two of those."""
-    letters = ["a", "s", "t", "r", "e", "v", "l", "'", " ", "  ", "\n", "\t", "1", "½", ".", "é", "\u00a0", "\u3000"]
-    runs = {left + right: 1 for left in letters for right in letters}
+    runs = {left + right: 1 for left in CROSSING for right in CROSSING}
     encoder = Encoder(lay_out(train(runs.items(), 600, 1).merges))
     return encoder, by_table(encoder)
 
@@ -63,9 +66,15 @@ def test_ids_of_any_text_are_the_engines(plain, quick, text):
     assert ids_of(quick, text) == ids_of(plain, text)
 
 
-@given(ANY | st.text("astrevl' \n\t1½.é\u00a0\u3000", max_size=40))
+@given(ANY | st.text(CROSSING, max_size=40))
 def test_words_are_cut_where_the_engine_cuts_them(crossing, text):
     assert ids_of(crossing[1], text) == ids_of(crossing[0], text)
+
+
+def test_every_row_of_three_is_cut_where_the_engine_cuts_it(crossing):
+    texts = [f"{before}{row}" for row in map("".join, product(CROSSING, repeat=3)) for before in ("", "'")]
+    engine, table = (encoder.encode_documents(texts) for encoder in crossing)
+    assert [ids.tolist() for ids in table] == [ids.tolist() for ids in engine]
 
 
 def test_corpora_of_every_kind(plain, quick, prose):

@@ -1,0 +1,119 @@
+"""The contract: every method keeps it, and a method that breaks it is found out."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import RobertaConfig, RobertaPreTrainedModel
+
+from delta import methods
+from delta.base import Base
+from delta.contract import EVERY_METHOD, contract, expected_count
+from delta.specs import parse
+from pretrain.objective import new_model
+from tokenizer.vocabulary import lay_out, save
+
+TOGETHER = (
+    [{"name": "adapter"}, {"name": "prefix"}, {"name": "lora"}],
+    [{"name": "bitfit"}, {"name": "lora"}],
+    [{"name": "prefix"}, {"name": "adapter", "place": "parallel", "scale": 4.0, "layer_norms": False}],
+    [{"name": "prompt", "tokens": 5}, {"name": "ia3"}, {"name": "bitfit"}],
+)
+AT_BASE_SIZE = {
+    "lora": 294_912, "dora": 313_344, "ia3": 55_296, "adapter": 2_417_664, "prefix": 9_864_704, "p_tuning_v2": 368_640,
+    "prompt": 15_360, "p_tuning": 8_286_720, "bitfit": 102_144, "head": 0, "full": 124_055_040,
+}  # fmt: skip
+"""Most of them were counted with other code than ours: peft, and the papers."""
+
+
+def base_config() -> RobertaConfig:
+    return RobertaConfig(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
+
+
+def test_every_method_and_combinations_keep_it(base: Base) -> None:
+    kept = list(contract(base, [*EVERY_METHOD, *TOGETHER]))
+    assert [one.methods for one in kept[:3]] == ["lora", "dora", "ia3"] and len(kept) == len(EVERY_METHOD) + 4
+    stored = {one.methods: (one.trained, one.stored) for one in kept}
+    assert stored["prefix"][1] == stored["p_tuning_v2"][1] and stored["p_tuning"][1] == stored["prompt"][1]
+
+
+def test_counts_at_the_size_of_roberta_base() -> None:
+    config = base_config()
+    for name, count in AT_BASE_SIZE.items():
+        (spec,) = parse([{"name": name}])
+        assert expected_count(spec, config) == count, name
+
+
+def _trains_the_base(model: RobertaPreTrainedModel, spec: Any) -> None:
+    """Its own copy of a bias is not made: the base is written to."""
+    methods.bitfit.attach(model, spec)
+    bias = model.roberta.encoder.layer[0].output.dense.bias
+    model.delta.after_update.append(lambda update, updates: bias.data.add_(1.0))
+    bias.requires_grad_(False)
+
+
+def _misses_one(model: RobertaPreTrainedModel, spec: Any) -> None:
+    methods.bitfit.attach(model, spec)
+    model.roberta.embeddings.LayerNorm.bias.requires_grad_(False)
+
+
+def _idle_parameter(model: RobertaPreTrainedModel, spec: Any) -> None:
+    _misses_one(model, spec)
+    model.roberta.idle = torch.nn.Parameter(torch.zeros(model.config.hidden_size))
+
+
+def _unsaved_state(model: RobertaPreTrainedModel, spec: Any) -> None:
+    methods.bitfit.attach(model, spec)
+    buffer = torch.zeros(())
+    model.roberta.register_buffer("unsaved", buffer, persistent=False)
+    model.delta.after_update.append(lambda update, updates: buffer.add_(1.0))
+    model.roberta.register_forward_hook(lambda module, args, output: _shifted(output, buffer))
+
+
+def _shifted(output: Any, by: torch.Tensor) -> Any:
+    output["last_hidden_state"] = output["last_hidden_state"] * (1 + by)
+    return output
+
+
+@pytest.mark.parametrize(
+    ("attach", "fault"),
+    [
+        (_trains_the_base, "parameters, expected"),
+        (_misses_one, r"576 parameters, expected 608"),
+        (_idle_parameter, "no gradient in 1 parameters, such as roberta.idle"),
+        (_unsaved_state, "other logits after loading"),
+    ],
+)
+def test_a_method_that_breaks_it_is_found_out(
+    base: Base, attach: Callable[..., None], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(methods.ATTACH, "bitfit", attach)
+    with pytest.raises(AssertionError, match=fault):
+        list(contract(base, [{"name": "bitfit"}]))
+
+
+def test_a_base_that_is_written_to_is_found_out(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attach(model: RobertaPreTrainedModel, spec: Any) -> None:
+        weight = model.roberta.encoder.layer[0].output.dense.weight  # the base's own memory
+        model.delta.after_update.append(lambda update, updates: weight.data.add_(0.1))
+
+    monkeypatch.setitem(methods.ATTACH, "head", attach)
+    weight = base.model.roberta.encoder.layer[0].output.dense.weight
+    before = weight.clone()
+    try:
+        with pytest.raises(AssertionError, match="training changed the base"):
+            list(contract(base, [{"name": "head"}]))
+    finally:
+        weight.data.copy_(before)
+
+
+@pytest.mark.slow
+def test_every_method_keeps_it_at_the_size_of_roberta_base(tmp_path: Path) -> None:
+    new_model(base_config(), 1).save_pretrained(tmp_path)
+    save(lay_out([]), tmp_path)
+    kept = {one.methods: one for one in contract(tmp_path, [*EVERY_METHOD, *TOGETHER])}
+    for name, count in AT_BASE_SIZE.items():
+        assert kept[name].trained == count
+    assert kept["prefix"].stored == 368_640 and kept["p_tuning"].stored == 15_360
