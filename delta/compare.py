@@ -237,7 +237,9 @@ def _plot(rows: Sequence[Row], data: TaskData, path: Path) -> None:
         )  # fmt: skip
     baseline = data.baselines[data.metric]
     axes.axhline(baseline, ls=":", color="0.4", label=f"the same answer to all: {show(baseline)}")
-    axes.set(xscale="symlog", xlabel="parameters stored, besides the head", ylabel=f"{data.metric} on test")
+    axes.set_xscale("symlog", linthresh=100)  # a head alone has none
+    axes.set_xlim(-10, max([100, *(3 * row.stored for row in rows if row.stored)]))
+    axes.set(xlabel="parameters stored, besides the head", ylabel=f"{data.metric} on test")
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     with atomic(path) as file:
         figure.savefig(file, format="png", dpi=120, metadata={"Software": None})

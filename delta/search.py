@@ -277,7 +277,9 @@ def _plot(trials: Sequence[Trial], metric: str, path: Path) -> None:
                     label=name if whole else None,
                 )  # fmt: skip
     by_rate.set(xscale="log", xlabel="peak_lr", ylabel=f"{metric} on dev")
-    by_size.set(xscale="symlog", xlabel="parameters trained, besides the head")
+    by_size.set_xscale("symlog", linthresh=100)  # a head alone has none
+    by_size.set_xlim(-10, max([100, *(3 * trial.parameters for trial in shown)]))
+    by_size.set_xlabel("parameters trained, besides the head")
     by_size.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     with atomic(path) as file:
         figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
@@ -304,4 +306,4 @@ def _anywhere(source: str, beside: Path) -> str:
     named = HUB.fullmatch(source)
     path = named["name"] if named else source
     found = next((place for place in config.find(path, beside) if place.exists()), None)
-    return source if found is None else source.replace(path, str(found.absolute()), 1)
+    return source if found is None else source.replace(path, str(found.resolve()), 1)

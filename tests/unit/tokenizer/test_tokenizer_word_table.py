@@ -77,6 +77,15 @@ def test_every_row_of_three_is_cut_where_the_engine_cuts_it(crossing):
     assert [ids.tolist() for ids in table] == [ids.tolist() for ids in engine]
 
 
+def test_every_character_is_read_from_its_bytes():
+    points = [*range(0, 0xD800, 37), *range(0xE000, 0x110000, 37), 0x7F, 0x80, 0x7FF, 0x800, 0xFFFF, 0x10000, 0x10FFFF]
+    numbers = np.arange(0x110000, dtype=np.uint32)  # in the place of classes
+    for point in points:
+        raw = chr(point).encode()
+        text = np.frombuffer(bytearray(b"x" + raw), np.uint8)
+        assert word_table._character.py_func(text.astype(np.int64), 1, numbers) == (point, 1 + len(raw))
+
+
 def test_corpora_of_every_kind(plain, quick, prose):
     for text in [*prose, "\n\n".join(prose)]:
         assert ids_of(quick, text) == ids_of(plain, text)
@@ -159,6 +168,14 @@ def test_two_tokens_merge_though_no_merge_lists_them():
     encoder = Encoder(lay_out([("b", "c"), ("a", "b"), ("ab", "c")]))
     assert ids_of(by_table(encoder), "xabc") == ids_of(encoder, "xabc")
     assert len(ids_of(encoder, "xabc")) == 2
+
+
+def test_a_word_that_is_a_token_is_that_token():
+    """Also where merging would not find it: "bc" comes first and leaves nothing that makes "abcd"."""
+    encoder = Encoder(lay_out([("b", "c"), ("a", "b"), ("c", "d"), ("ab", "cd")]))
+    for text, tokens in [("abcd", 1), ("xabcd", 4)]:
+        assert ids_of(by_table(encoder), text) == ids_of(encoder, text)
+        assert len(ids_of(encoder, text)) == tokens
 
 
 def test_the_table_starts_after_so_many_characters(plain, monkeypatch):
