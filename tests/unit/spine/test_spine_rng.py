@@ -102,7 +102,7 @@ def test_words_use_seed_purpose_epoch_index_and_draw_each():
 def test_purposes_are_never_renumbered():
     assert {purpose.name: int(purpose) for purpose in Purpose} == {
         "ORDER": 1, "MASK_COUNT": 2, "MASK_POSITION": 3, "MASK_KIND": 4, "DROPOUT": 5, "INIT": 6,
-        "PAIR": 7,
+        "PAIR": 7, "SEARCH": 8,
     }  # fmt: skip
 
 
