@@ -2,20 +2,17 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from test_pipeline_run import ROOT, robustly
 
 from pretrain.initial import find_initial
 from pretrain.initial_weights import read
 
 pytestmark = pytest.mark.pipeline
-ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "data_prep" / "corpora" / "prose_cc0.txt").read_text(encoding="utf-8")
-ROBUSTLY = Path(sys.executable).with_name("robustly")
 
 BASE = f"""
 base: {ROOT}/configs/tiny.yaml
@@ -49,14 +46,6 @@ optim: {batch_size: 16, peak_lr: 5e-3}
 schedule: {updates: 20, warmup: 2}
 run: {micro_batch: 16}
 """
-
-
-def robustly(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [str(ROBUSTLY), *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == code, f"exit code {done.returncode}, expected {code}:\n{done.stdout}\n{done.stderr}"
-    return done
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from test_pipeline_run import ROOT, robustly
 from transformers import AutoModelForMaskedLM
 
 import tokenizer
@@ -21,8 +20,6 @@ from pretrain.masking import TokenIds
 from robustly.experiment import load_experiment
 
 pytestmark = pytest.mark.pipeline
-ROOT = Path(__file__).resolve().parents[2]
-ROBUSTLY = Path(sys.executable).with_name("robustly")
 
 TEACHER = f"""
 base: {ROOT}/configs/tiny.yaml
@@ -62,14 +59,6 @@ def language() -> str:
             line.append(draw.choice(successors[line[-1]]))
         lines.append(" ".join(line))
     return "\n".join(lines)
-
-
-def robustly(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [str(ROBUSTLY), *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == code, f"exit code {done.returncode}, expected {code}:\n{done.stdout}\n{done.stderr}"
-    return done
 
 
 @pytest.fixture(scope="module")
