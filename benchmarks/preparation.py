@@ -23,7 +23,7 @@ from beside import Watched, case, main, plain
 
 VOCAB_SIZE = 50_265
 BLOCK_LENGTH = 512
-ROUNDS = 3  # the best of each: other loads on a shared machine only ever slow a run
+ROUNDS = 2  # the best of each: other loads on a shared machine only ever slow a run
 BLOCKS_READ = 20_000
 PLANNED = 10**9  # tokens
 PAGE = """
