@@ -168,7 +168,7 @@ def batches(dataset: Dataset, shard: int, of: int, column: str) -> Iterator[Any]
         raise UserError(f"{dataset}: it had {of} shards and now has {whole.num_shards}; changed while it was read?")
     tables = whole.shard(num_shards=of, index=shard).with_format("arrow").iter(batch_size=ROWS)
     while True:
-        with _readable(dataset):
+        with readable(dataset):
             table = next(tables, None)
         if table is None:
             return
@@ -179,9 +179,26 @@ def batches(dataset: Dataset, shard: int, of: int, column: str) -> Iterator[Any]
 @functools.lru_cache(maxsize=8)
 def _open(dataset: Dataset, column: str) -> Any:
     """The datasets.IterableDataset, opened once in a process, of this column alone where that is known to be there."""
-    with _readable(dataset):
-        import datasets
+    builder, whole = opened(dataset)
+    if whole.features is None:  # a kind of file that does not say; seen when it is read
+        return whole
+    with readable(dataset):
         from datasets.packaged_modules.parquet.parquet import Parquet
+
+        _check_column(dataset, column, {name: whole.features.arrow_schema.field(name).type for name in whole.features})
+        if isinstance(builder, Parquet):  # then the other columns are not even fetched
+            builder.config.columns, builder.config.batch_size = [column], ROWS
+            return builder.as_streaming_dataset(dataset.split)
+        return whole.select_columns([column])
+
+
+def opened(dataset: Dataset) -> tuple[Any, Any]:
+    """The datasets.DatasetBuilder and the datasets.IterableDataset of a split, streamed at the dataset's commit.
+
+    Raises UserError if it cannot be opened, or has no such subset or split.
+    """
+    with readable(dataset):
+        import datasets
 
         datasets.disable_progress_bars()
         builder = datasets.load_dataset_builder(dataset.place, dataset.subset, revision=dataset.commit)
@@ -194,14 +211,7 @@ def _open(dataset: Dataset, column: str) -> Any:
             raise UserError(
                 f"corpus.sources: {dataset.place}: no split {dataset.split!r}; its splits: {', '.join(splits)}"
             )
-        whole = splits[dataset.split]
-        if whole.features is None:  # a kind of file that does not say; seen when it is read
-            return whole
-        _check_column(dataset, column, {name: whole.features.arrow_schema.field(name).type for name in whole.features})
-        if isinstance(builder, Parquet):  # then the other columns are not even fetched
-            builder.config.columns, builder.config.batch_size = [column], ROWS
-            return builder.as_streaming_dataset(dataset.split)
-        return whole.select_columns([column])
+        return builder, splits[dataset.split]
 
 
 def _check_column(dataset: Dataset, column: str, columns: dict[str, Any]) -> None:
@@ -216,7 +226,7 @@ def _check_column(dataset: Dataset, column: str, columns: dict[str, Any]) -> Non
 
 
 @contextmanager
-def _readable(dataset: Dataset) -> Iterator[None]:
+def readable(dataset: Dataset) -> Iterator[None]:
     """Turn what `datasets` raises into UserError.
 
     That is whatever the readers of ten kinds of file, pyarrow, pandas, fsspec and two network libraries raise.

@@ -127,31 +127,20 @@ def _dataset(key: str, name: str, beside: Path) -> Iterator[Row]:
     """The rows of a dataset's split, streamed at one commit; classes come by their names, a missing one as None."""
     named = HUB.fullmatch(name)
     assert named
+    source = Source(hub=named["name"], subset=named["subset"], split=named["split"])
     try:
-        found = hub.dataset(Source(hub=named["name"], subset=named["subset"], split=named["split"]), beside)
+        found = hub.dataset(source, beside)
     except UserError as error:
         raise UserError(f"{key}: {str(error).removeprefix('corpus.sources: ')}") from error
     try:
-        import datasets
-
-        datasets.disable_progress_bars()
-        builder = datasets.load_dataset_builder(found.place, found.subset, revision=found.commit)
-        if found.commit and builder.hash != found.commit:  # `datasets` falls back on what it finds in its cache
-            raise UserError(f"{key}: {name}: commit {found.commit} cannot be reached; check the network")
-        if hasattr(builder.config, "on_mixed_types"):  # JSON: or a text beside a number would come with its quotes on
-            builder.config.on_mixed_types = None
-        splits = builder.as_streaming_dataset()
-        if found.split not in splits:
-            raise UserError(f"{key}: {name}: no split {found.split!r}; its splits: {', '.join(splits)}")
-        split = splits[found.split]
+        _, split = hub.opened(found)
         features = split.features or {}
-        for row in split:
-            yield {column: _named(features.get(column), value) for column, value in row.items()}
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # each reader, and each network library, has its own
-        message = (str(error).strip() or type(error).__name__).partition("\nExample of usage")[0].replace("\n", " ")
-        raise UserError(f"{key}: {name}: cannot be read: {message}") from error
+        with hub.readable(found):
+            for row in split:
+                yield {column: _named(features.get(column), value) for column, value in row.items()}
+    except UserError as error:  # what it says of a corpus's source, of the name on this page
+        fault = str(error).removeprefix("corpus.sources: ").removeprefix(f"{found}: ").removeprefix(f"{found.place}: ")
+        raise UserError(f"{key}: {name}: {fault}") from error
 
 
 def _named(feature: Any, value: Any) -> Any:
