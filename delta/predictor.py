@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,15 @@ def new_model(base: Base, task: Task, labels: tuple[str, ...], seed: int) -> Rob
     """The base under the head that a task wants. Raises UserError if the base cannot have it."""
     how = form(task, labels, base.tokenizer, base.longest_input, base.model.config.vocab_size)
     return base.with_head(how.head, how.outputs, seed, labels)
+
+
+class Judgement(NamedTuple):
+    """How well examples were answered."""
+
+    scores: dict[str, float]
+    """The task's metrics, the main one first, and `loss`: mean of the examples'."""
+    confusion: list[list[int]]
+    """Row: true label, column: predicted label; empty where an input has not one label."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +68,21 @@ class Predictor:
         rows = self.form.encode([_example(each) for each in inputs])
         return self.form.answers(self._logits(rows), rows)
 
-    def score(self, examples: Sequence[Example]) -> dict[str, float]:
-        """The task's metrics on examples, the main one first, and `loss`."""
+    def judge(self, examples: Sequence[Example]) -> "Judgement":
+        """How well it answers examples."""
         rows = self.form.encode(examples)
         logits = self._logits(rows)
+        answers = self.form.answers(logits, rows)
         losses = [self.form.loss(each[None], [row]).item() for each, row in zip(logits, rows, strict=True)]
-        return {**self.form.scores(self.form.answers(logits, rows), examples), "loss": float(np.mean(losses))}
+        scores = {**self.form.scores(answers, examples), "loss": float(np.mean(losses))}
+        return Judgement(scores, self._confusion(answers, examples))
 
-    def confusion(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Row: true label, column: predicted label; empty where an input has not one label."""
+    def _confusion(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[list[int]]:
         if self.form.head not in ("sequence", "masked_lm") or not self.labels:
             return []
         number = {label: place for place, label in enumerate(self.labels)}
-        rows = self.form.encode(examples)
         table = np.zeros((len(number), len(number)), np.int64)
-        for example, answer in zip(examples, self.form.answers(self._logits(rows), rows), strict=True):
+        for example, answer in zip(examples, answers, strict=True):
             table[number[example.label], number[answer]] += 1
         return table.tolist()
 

@@ -145,10 +145,9 @@ def tune(
                 act(update, schedule.updates)
             optimizer.zero_grad()
             advance(1)
-            if data.dev and (
-                math.ceil(update / per_epoch) < math.ceil((update + 1) / per_epoch) or update == schedule.updates
-            ):
-                now = predictor.score(data.dev)[data.metric]
+            ends_epoch = math.ceil(update / per_epoch) < math.ceil((update + 1) / per_epoch)
+            if data.dev and (ends_epoch or update == schedule.updates):
+                now = predictor.judge(data.dev).scores[data.metric]
                 lines[-1][f"dev_{data.metric}"] = now
                 best.take(now, update / per_epoch, model)
                 if after_epoch:
@@ -164,12 +163,13 @@ def tune(
     model.eval()
     if board:
         _to_board(lines, board)
+    judgement = predictor.judge(data.test)
     return Tuned(
         predictor,
         Score(
             seed=seed,
-            scores=predictor.score(data.test),
-            confusion=predictor.confusion(data.test),
+            scores=judgement.scores,
+            confusion=judgement.confusion,
             epoch=round(best.epoch if best.tensors else len(lines) / per_epoch, 3),
             dev=best.score if best.tensors else None,
             seconds=round(seconds, 3),
