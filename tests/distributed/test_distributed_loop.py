@@ -12,13 +12,22 @@ from typing import Any
 import pytest
 import torch
 from small_page import die_after
+from torch.nn import functional
 
+import tokenizer
+from data_prep.blocks import Blocks
+from data_prep.order import Order
 from pretrain import checkpoint, engine, loop
+from pretrain.batches import Batches, blocks_per_update
 from pretrain.checkpoint import last_checkpoint
 from pretrain.loop import Stopped, pretrain
+from pretrain.masking import TokenIds
+from pretrain.objective import MaskedLanguageModel, NextSentenceHead, new_model, roberta_config
+from pretrain.schedule import UpdateSizes
 from pretrain.stage import Pretraining
 from ranks import run_distributed
 from robustly import UserError, log
+from robustly.rng import Purpose, seed64
 
 pytestmark = pytest.mark.distributed
 NO_DROPOUT = ("model.dropout=0.0", "model.attention_dropout=0.0")
@@ -96,6 +105,39 @@ def test_metrics_manifest_and_checkpoints_of_a_run(straight: Pretraining) -> Non
     before = (config.folder / "metrics.jsonl").stat()
     train(config, 2)  # does nothing
     assert (config.folder / "metrics.jsonl").stat() == before
+
+
+@pytest.mark.parametrize("format", ["full_sentences", "segment_pair"])
+def test_the_first_gradient_is_that_of_the_mean_over_the_whole_update(
+    pretraining: MakePretraining, format: str
+) -> None:
+    """By plain torch, in one batch: the mean over all masked tokens, and beside it that over all pairs. Adam divides a
+    constant factor out again, so that the weights would not show it."""
+    config = pretraining(format, *NO_DROPOUT, f"data.format={format}", "schedule.updates=1", "schedule.warmup=1")
+    train(config, 2)
+
+    def norm(rank: int, ranks: int) -> tuple[float, float]:
+        torch.set_num_threads(1)
+        vocabulary = TokenIds.of(tokenizer.load(config.tokenizer_folder))
+        length = config.data.block_length
+        order = Order(Blocks(config.data_folder, "train", length, config.data.format), config.seed, config.repeats)
+        count = blocks_per_update(config.optim, length, order.mean_length, config.data.format)
+        (batch,) = Batches(order, UpdateSizes(count), config.masking, vocabulary, 0, 1, count).share(1).micro_batches
+        sizes = roberta_config(config.model, vocabulary)
+        roberta = new_model(sizes, seed64(config.seed, Purpose.INIT, 0, 0))
+        head = NextSentenceHead(sizes, seed64(config.seed, Purpose.INIT, 0, 1)) if batch.follows is not None else None
+        model = MaskedLanguageModel(roberta, head)
+        logits = model.logits(batch.inputs, batch.attention, batch.positions)
+        loss = masked_loss = functional.cross_entropy(logits.tokens, batch.labels)
+        if logits.follows is not None:
+            loss = loss + functional.cross_entropy(logits.follows, batch.follows, ignore_index=-1)
+        loss.backward()
+        return masked_loss.item(), float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]))
+
+    ((loss, gradient_norm),) = run_distributed(1, norm)
+    (line,) = metrics(config)
+    assert line["loss"] == pytest.approx(loss, rel=1e-5)
+    assert line["grad_norm"] == pytest.approx(gradient_norm, rel=1e-4)
 
 
 def test_loss_is_logged_over_the_interval(pretraining: MakePretraining, straight: Pretraining) -> None:
