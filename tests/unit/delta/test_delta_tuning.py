@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 from delta.attachment import trained
 from delta.base import Base
 from delta.config import DeltaPage
+from delta.predictor import Judgement, Predictor
 from delta.tasks import Example, TaskData
 from delta.tuning import Score, _batches, attached, mean_and_deviation, score, tune
 from robustly import UserError
@@ -109,15 +110,27 @@ def test_texts_are_cut_to_what_the_base_and_the_prompt_leave(base: Base, data: T
         assert predictor.logits(["x" * 100])[0].shape == (3,)
 
 
-def test_the_best_epoch_by_the_dev_file_is_kept(base: Base, data: TaskData, make_page: MakePage) -> None:
-    """A rate that ruins what was learnt: the last epoch is not the best."""
-    dev = dataclasses.replace(data, dev=data.test)
-    page = make_page("optim.peak_lr=0.3", "optim.clip_norm=0", "optim.epochs=6", "optim.warmup=0")
-    tuned = tune(base, page, dev, seed=3)
-    by_epoch = [line["dev_accuracy"] for line in tuned.lines if "dev_accuracy" in line]
-    assert len(by_epoch) == 6
-    assert tuned.score.dev == max(by_epoch) == pytest.approx(tuned.score.scores["accuracy"])
-    assert tuned.score.epoch == pytest.approx(1 + by_epoch.index(max(by_epoch)), abs=0.07)
+@pytest.mark.parametrize("method", ["lora", "adalora", "prefix", "p_tuning"])
+def test_the_delta_of_the_best_epoch_is_kept(
+    base: Base, data: TaskData, make_page: MakePage, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Epochs get scores as planned; what is kept gives the logits that the best one gave, to the bit."""
+    planned, by_epoch = iter([0.2, 0.9, 0.3, 0.9]), []
+    dev = dataclasses.replace(data, dev=data.test[:9])
+    judge = Predictor.judge
+
+    def planned_judge(self: Predictor, examples: Sequence[Example]) -> Judgement:
+        if examples is not dev.dev:
+            return judge(self, examples)
+        by_epoch.append(torch.stack(self.logits_of(examples)))
+        return Judgement({"accuracy": next(planned)}, [])
+
+    monkeypatch.setattr(Predictor, "judge", planned_judge)
+    size = "" if method in ("lora", "adalora") else ", tokens: 4"
+    tuned = tune(base, make_page(f"delta.methods=[{{name: {method}{size}}}]", "optim.epochs=4"), dev, seed=3)
+    assert len(by_epoch) == 4 and not torch.equal(by_epoch[1], by_epoch[3])
+    assert torch.equal(torch.stack(tuned.predictor.logits_of(dev.dev)), by_epoch[1])
+    assert (tuned.score.dev, tuned.score.epoch) == (0.9, pytest.approx(2, abs=0.1))
 
 
 def test_patience_ends_a_seed(base: Base, data: TaskData, make_page: MakePage) -> None:
