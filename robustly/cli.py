@@ -1,6 +1,7 @@
 """The command line, the one place that knows every stage; each is imported when its command is called."""
 
 import contextlib
+import difflib
 import errno
 import json
 import os
@@ -466,6 +467,9 @@ class _TuneByDefault(TyperGroup):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         if args and args[0] not in (*self.commands, "--help"):
+            meant = difflib.get_close_matches(args[0], self.commands, n=1)
+            if meant and len(args) > 1 and not Path(args[0]).exists():
+                raise typer.BadParameter(f"{args[0]}: no such page or command; did you mean {meant[0]}?")
             args = ["tune", *args]
         return super().parse_args(ctx, args)
 

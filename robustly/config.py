@@ -268,31 +268,50 @@ def load(page: Path | str, overrides: Sequence[str], schema: type[PageType]) -> 
     try:
         parsed = schema.model_validate(raw)
     except ValidationError as error:
-        faults = sorted({_describe(fault, schema) for fault in error.errors()})
+        faults = sorted({_describe(fault, raw, schema) for fault in error.errors()})
         noun = "fault" if len(faults) == 1 else "faults"
         raise UserError(f"{page}: {len(faults)} {noun}\n" + "\n".join(f"  {fault}" for fault in faults)) from None
     parsed._origin = page.resolve()
     return parsed
 
 
-def _describe(fault: Mapping[str, Any], schema: type[BaseModel]) -> str:
+def _describe(fault: Mapping[str, Any], page: Any, schema: type[BaseModel]) -> str:
     """One fault of a page in the user's words."""
-    *location, last = fault["loc"] or ("",)
-    location = [part for part in location if not _is_tag(part)]
-    if fault["type"] == "extra_forbidden" or not _is_tag(last):
-        location.append(last)
-    key = ".".join(str(part) for part in location)
+    key = ".".join(map(str, _keys_of(fault, page)))
     value = fault["input"]
     shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown key (value {shown}){_nearest(key, schema)}"
     if fault["type"] == "missing":
         return f"{key}: missing; a page states every key of its recipe (start from another page by `base:`)"
+    # the key that says which kind of a union it is; the name of a function of ours has no quotes
+    named = re.fullmatch(r"'(\w+)'", fault.get("ctx", {}).get("discriminator", ""))
+    if named and fault["type"] == "union_tag_not_found":
+        return f"{key}.{named[1]}: missing; it says which kind this is, found {shown}"
+    if named and fault["type"] == "union_tag_invalid":
+        return f"{key}.{named[1]} = {fault['ctx']['tag']!r}: expected {fault['ctx']['expected_tags']}"
     message = fault["msg"].removeprefix("Value error, ")
     message = re.sub(r"^Input should be", "expected", message)
+    message = message.replace("a valid dictionary or object to extract fields from", "a mapping of keys")
     if isinstance(value, dict):  # a fault between the keys of a section: the message names them
         return f"{key}: {message}" if key else message
     return f"{key} = {shown}: {message}"
+
+
+def _keys_of(fault: Mapping[str, Any], page: Any) -> Iterator[str | int]:
+    """Where a fault is, without pydantic's names for types and for the kinds of a union, which are no keys."""
+    *location, last = fault["loc"] or ("",)
+    for part in location:
+        if _is_tag(part) or (isinstance(page, dict) and part not in page):
+            continue
+        yield part
+        try:
+            page = page[part]
+        except (TypeError, KeyError, IndexError):  # a short form, such as a path in the place of a list
+            page = None
+    no_key = _is_tag(last) or (isinstance(page, dict) and last not in page and fault["type"] != "missing")
+    if fault["type"] == "extra_forbidden" or not no_key:
+        yield last
 
 
 def _is_tag(part: str | int) -> bool:
@@ -302,26 +321,36 @@ def _is_tag(part: str | int) -> bool:
 
 def _nearest(key: str, schema: type[BaseModel]) -> str:
     known = list(keys(schema))
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    if not close:  # right word, wrong section
-        leaf = key.rpartition(".")[2]
+    section, _, leaf = key.rpartition(".")
+    plain = re.sub(r"\.\d+\b", "", section)  # without places in lists
+    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == plain]
+    if close := difflib.get_close_matches(leaf, siblings, n=1):
+        return f"; did you mean {section}.{close[0]}?" if section else f"; did you mean {close[0]}?"
+    if not (close := difflib.get_close_matches(key, known, n=1, cutoff=0.75)):  # right word, wrong section
         leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
         close = [leaves[name] for name in difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.7)]
     if close:
         return f"; did you mean {close[0]}?"
-    section = key.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == section]
-    return f"; known here: {', '.join(name.rpartition('.')[2] for name in siblings)}" if siblings else ""
+    return f"; known here: {', '.join(siblings)}" if siblings else ""
 
 
 def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every key that a page of this schema may set, as `a.b`."""
+    """Every key that a page of this schema may set, as `a.b`; also those of list entries and of a union's kinds."""
+    found: dict[str, None] = {}
     for name, field in schema.model_fields.items():
         key = prefix + (field.alias or name)
-        yield key
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from keys(kind, key + ".")
+        found[key] = None
+        for section in _sections(field.annotation):
+            found |= dict.fromkeys(keys(section, key + "."))
+    yield from found
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The schemas within an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)
 
 
 def fingerprint(value: Any) -> str:
