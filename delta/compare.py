@@ -135,7 +135,7 @@ def _row(page: DeltaPage, entry: Entry, work: Path) -> Row:
         try:
             run(train, [(page, entry, missing, work)])
         except Killed as fault:
-            failure = str(fault)
+            failure = str(fault).partition(";")[0]  # the advice is for who can give the command again
     if (work / FAILURE).exists():
         failure = json.loads((work / FAILURE).read_text())
     if failure:

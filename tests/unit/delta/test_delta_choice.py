@@ -201,5 +201,5 @@ def test_a_budget_is_for_auto_and_nobody_else_chooses(make_page: MakePage) -> No
         _ = make_page(*AUTO).delta.listed
     with pytest.raises(UserError, match=r"delta\.methods = 'all': expected 'auto'"):
         make_page("delta.methods=all")
-    with pytest.raises(UserError, match=r"1 fault\n  delta\.methods\.0\.lora\.rank = -1"):
+    with pytest.raises(UserError, match=r"1 fault\n  delta\.methods\.0\.rank = -1"):
         make_page("delta.methods=[{name: lora, rank: -1}]")

@@ -118,7 +118,7 @@ def test_a_process_that_fails_ends_the_others() -> None:
 
 def test_an_entry_that_is_killed_is_a_row(make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(work: object, calls: object) -> None:
-        raise Killed("a process was killed")
+        raise Killed("a process was killed; give the command again")
 
     monkeypatch.setattr(delta_compare, "run", killed)
     compare(make_page(*QUICK, "compare.entries=[{methods: [{name: head}]}]"))
