@@ -161,7 +161,7 @@ def memory(
 
     Bytes of a parameter, R ranks (measured; tests/unit/pretrain/test_pretrain_budget.py):
 
-        stage 0 fp32   weights 4, moments 8,             gradients 4,        flat copy of them 4
+        stage 0 fp32   weights 4, moments 8,             gradients 4,        flat copy of them 4 (one rank: none)
         stage 1 fp32   weights 4, fp32 copy and moments 12/R, gradients 4,        bucket
         stage 2 fp32   weights 4, fp32 copy and moments 12/R, gradients 4 + 4/R,  bucket
         stage 1 bf16   weights 2, fp32 copy and moments 12/R, gradients 4 + 2,    no bucket
@@ -174,23 +174,24 @@ def memory(
     size = DTYPE_BYTES[run.precision]
     blocks = micro_batch or run.micro_batch
     share = math.ceil(count / ranks)
-    sharded = run.zero_stage > 0
+    stage = run.stage(ranks)
     plain = run.precision == "fp32"
-    if run.zero_stage == 0:
+    if stage == 0:
         gradients = 4 * count
     elif plain:
-        gradients = 4 * count + (4 * share if run.zero_stage >= 2 else 0)
+        gradients = 4 * count + (4 * share if stage >= 2 else 0)
     else:
-        gradients = 2 * count + (4 * share if run.zero_stage >= 2 else 4 * count)
+        gradients = 2 * count + (4 * share if stage >= 2 else 4 * count)
     # the tied matrix gets a gradient as output and another as input, and they are added
     tied = 3 * size * vocabulary * model.hidden
-    bucket, reduced = _bucket(run, count, device == "cuda")
-    flat_copy = 4 * count if run.zero_stage == 0 else 4 * share if plain else max(size * count, reduced)
+    bucket, reduced = _bucket(run, stage, count, device == "cuda")
+    unsharded_copy = 4 * count if ranks > 1 else 0
+    flat_copy = unsharded_copy if stage == 0 else 4 * share if plain else max(size * count, reduced)
     masked_tokens = blocks * block_length * masked
     on_gpu = device == "cuda"
     return Memory(
         weights=size * count,
-        optimizer=12 * share if sharded else 8 * count,
+        optimizer=12 * share if stage else 8 * count,
         gradients=gradients,
         bucket=bucket,
         activations=round(
@@ -205,13 +206,13 @@ def memory(
     )
 
 
-def _bucket(run: Run, count: int, on_gpu: bool) -> tuple[int, int]:
+def _bucket(run: Run, stage: int, count: int, on_gpu: bool) -> tuple[int, int]:
     """Bytes of the bucket, and of the copy of its content that is reduced in fp32 where it is bf16.
 
     Only stage 0 and BF16_Optimizer (stage 1, bf16) have none. A GPU gives the whole buffer, a CPU the pages that are
     written.
     """
-    if run.zero_stage == 0 or (run.zero_stage, run.precision) == (1, "bf16"):
+    if stage == 0 or (stage, run.precision) == (1, "bf16"):
         return 0, 0
     zero: Any = run.deepspeed.get("zero_optimization")
     elements = int(zero.get("reduce_bucket_size", REDUCE_BUCKET)) if isinstance(zero, dict) else REDUCE_BUCKET

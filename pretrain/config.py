@@ -204,7 +204,9 @@ class Run(Section):
     """bf16 and fp16 keep weights, gradients' sums and moments in fp32 beside them; they need zero_stage 1 or more. fp16
     is for GPUs without bf16; an update whose gradient overflows is computed again at half the loss scale."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too."""
+    """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too. One rank
+    alone has nothing to share and trains as in stage 0, unless the precision needs it or `deepspeed` says more of ZeRO.
+    """
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "varlen"] = "sdpa"
     """Who computes attention, by transformers' names: torch's fused kernels, plain matrix products, or the package
     flash-attn, which needs a GPU and bf16 and does no work on padding. varlen: torch's kernels without padding, and no
@@ -238,6 +240,12 @@ class Run(Section):
     """Weights & Biases gets the figures too: a project, or a mapping of project and entity. Needs the extra `wandb`."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Extra keys for DeepSpeed's JSON, laid over ours; those that the page states itself are refused."""
+
+    def stage(self, ranks: int) -> int:
+        """The ZeRO stage that `ranks` ranks use: in fp32 its flat copies would gain one rank nothing, in 16 bits it
+        keeps the fp32 weights."""
+        alone = ranks == 1 and self.precision == "fp32" and "zero_optimization" not in self.deepspeed
+        return 0 if alone else self.zero_stage
 
     @model_validator(mode="after")
     def _fp32_is_kept(self) -> Self:

@@ -11,6 +11,7 @@ What DeepSpeed 0.19.8 does by itself and what this module undoes or settles:
 * fp16: a gradient that overflows skips the update. Here the update is not lost: the caller computes it again, at half
   the loss scale, so that neither the schedule nor the order of blocks knows of it.
 * Offloading insists on DeepSpeedCPUAdam, compiled at the start, unless told not to: torch's fused AdamW does the same.
+* Stage 0 copies the whole gradient into a flat buffer and back even where one rank adds up its own: switched off.
 * ZeRO 3 sets whole tensors only where the ranks divide their sizes; we set each rank's part.
 """
 
@@ -27,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pretrain.allocator import keep_freed_memory
 from pretrain.config import Optim, Run
 from pretrain.optimizer import adamw
 from robustly import UserError
@@ -70,6 +72,7 @@ def start_ranks(local_rank: int) -> torch.device:
         torch.cuda.set_device(device)
         deepspeed.init_distributed("nccl", verbose=False)
         return device
+    keep_freed_memory()
     deepspeed.init_distributed("gloo", verbose=False)
     return torch.device("cpu")
 
@@ -95,7 +98,7 @@ def gather_over_ranks(value: Any) -> list[Any]:
     return values
 
 
-def deepspeed_config(optim: Optim, run: Run, accumulation: int) -> dict[str, Any]:
+def deepspeed_config(optim: Optim, run: Run, accumulation: int, ranks: int) -> dict[str, Any]:
     """DeepSpeed's JSON for a recipe: everything whose default would change the result is stated.
 
     `run.deepspeed` is laid over it, section by section.
@@ -104,7 +107,7 @@ def deepspeed_config(optim: Optim, run: Run, accumulation: int) -> dict[str, Any
         "train_micro_batch_size_per_gpu": run.micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": optim.clip_norm,
-        "zero_optimization": {"stage": run.zero_stage},
+        "zero_optimization": {"stage": run.stage(ranks)},
         "zero_allow_untested_optimizer": True,  # torch's own AdamW
         "zero_force_ds_cpu_optimizer": False,  # likewise, if it is offloaded
         "bf16": {"enabled": run.precision == "bf16"},
@@ -131,9 +134,9 @@ class Engine:
     """
 
     def __init__(self, model: nn.Module, optim: Optim, run: Run, accumulation: int, device: torch.device):
-        self.config = deepspeed_config(optim, run, accumulation)
-        self.accumulation = accumulation
         self.ranks = dist.get_world_size()
+        self.config = deepspeed_config(optim, run, accumulation, self.ranks)
+        self.accumulation = accumulation
         self.rank = dist.get_rank()
         self.device = device
         if run.precision == "fp16" and not get_accelerator().is_fp16_supported():
@@ -151,6 +154,8 @@ class Engine:
                 raise UserError(f"run.deepspeed = {run.deepspeed}: DeepSpeed refuses it: {error}") from error
         self._model = model
         self._adam = adam
+        if self.ranks == 1 and not self._sharded:
+            self._deepspeed.enable_backward_allreduce = False
         self._prepare_moments()
         # bf16: DeepSpeed made its fp32 weights from the rounded ones
         for name, parameter in self._parameters():

@@ -141,7 +141,7 @@ def plan(
             "device": machine.device,
             "micro_batch": run.micro_batch,
             "precision": run.precision,
-            "zero_stage": run.zero_stage,
+            "zero_stage": run.stage(ranks),
             **asdict(held),
             "peak": held.peak,
             "limit": machine.memory,
