@@ -10,7 +10,7 @@ quickstart: $(INSTALLED)
 	$(VENV)/bin/robustly run configs/tiny.yaml
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .

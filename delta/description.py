@@ -1,11 +1,14 @@
-"""What a delta's folder holds: the method, the sizes, the base that it belongs to, and its scores."""
+"""What the folders of deltas hold: a delta's method, sizes, base and scores; trials of a search, rows of a comparison;
+what a subspace was found on."""
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from robustly import UserError, manifest
-from robustly.description import Description, Listing, disk_bytes, provenance, unfinished
+from robustly.description import Description, Listing, disk_bytes, provenance, typed, unfinished
 
 
 def describe(folder: Path) -> Description:
@@ -16,7 +19,7 @@ def describe(folder: Path) -> Description:
     if (finished := manifest.read(folder)) is None:
         return unfinished(folder, "delta")
     manifest.check_sizes(folder, finished)
-    record, scores = (_read(folder / name) for name in ("delta.json", "scores.json"))
+    record, scores = (_mapping(folder / name) for name in ("delta.json", "scores.json"))
     names = " + ".join(method["name"] for method in record["methods"])
     what = f"tells {len(record['labels'])} labels apart" if record["labels"] else f"does {record['task']['kind']}"
     return Description(
@@ -49,8 +52,75 @@ def _flat(score: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in {**score, **score["scores"]}.items() if not isinstance(value, list | dict)}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def describe_search(folder: Path) -> Description:
+    """Describe a search's folder: its trials, the best first. Raises UserError as `describe` does."""
+    if (finished := manifest.read(folder)) is None:
+        return unfinished(folder, "search")
+    manifest.check_sizes(folder, finished)
+    trials = sorted(_rows(folder / "trials.json"), key=lambda trial: (trial["state"] != "complete", -_score(trial)))
+    return Description(
+        folder,
+        "search",
+        f"A search of {len(trials)} trials; the best is {finished.counts['best']}.",
+        {**finished.counts, "bytes_on_disk": disk_bytes(folder), **provenance(finished)},
+        [Listing("trials", trials)],
+        [f"next: robustly delta {typed(folder / 'best.yaml')}"],
+    )
+
+
+def describe_comparison(folder: Path) -> Description:
+    """Describe a comparison's folder: its rows, the best first. Raises UserError as `describe` does."""
+    if (finished := manifest.read(folder)) is None:
+        return unfinished(folder, "comparison")
+    manifest.check_sizes(folder, finished)
+    shown = ("label", "score", "deviation", "trained", "stored", "bytes", "seconds", "failure")
+    rows = [{key: row[key] for key in shown} for row in sorted(_rows(folder / "rows.json"), key=_score, reverse=True)]
+    return Description(
+        folder,
+        "comparison",
+        f"A comparison of {len(rows)} entries by {finished.counts['metric']} on test.",
+        {**finished.counts, "bytes_on_disk": disk_bytes(folder), **provenance(finished)},
+        [Listing("entries", rows)],
+        [f"table: {folder / 'table.md'}\nplot:  {folder / 'plot.png'}"],
+    )
+
+
+def describe_subspace(folder: Path) -> Description:
+    """Describe a subspace's folder. Raises UserError as `describe` does."""
+    if (finished := manifest.read(folder)) is None:
+        return unfinished(folder, "subspace")
+    manifest.check_sizes(folder, finished)
+    record = _mapping(folder / "subspace.json")
+    return Description(
+        folder,
+        "subspace",
+        f"A decoder from {record['dimension']} numbers to prompts of {record['tokens']} tokens (intrinsic_prompt).",
+        {
+            **finished.counts,
+            "base_fingerprint": record["base"][:16],
+            "bytes_on_disk": disk_bytes(folder),
+            **provenance(finished),
+        },
+        [Listing("found on", [{"delta": name} for name in record["deltas"]])],
+        [f"next: robustly delta CONFIG 'delta.methods=[{{name: intrinsic_prompt, subspace: {folder}}}]'"],
+    )
+
+
+def _score(row: dict[str, Any]) -> float:
+    """For sorting: what has none comes last."""
+    return -math.inf if row["score"] is None else float(row["score"])
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    return _read(path, dict)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return _read(path, list)
+
+
+def _read(path: Path, kind: Callable[[Any], Any]) -> Any:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return kind(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete the folder and make the delta anew") from None
+        raise UserError(f"{path}: cannot be read ({error}); delete the folder and make it anew") from None

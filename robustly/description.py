@@ -25,6 +25,9 @@ COMMANDS = {
     "published": "robustly publish CONFIG",
     "report": "robustly report CONFIG",
     "delta": "robustly delta CONFIG",
+    "search": "robustly delta search CONFIG",
+    "comparison": "robustly delta compare CONFIG",
+    "subspace": "robustly delta subspace DELTAS --into FOLDER",
 }
 """Kind of a stage's folder -> the command that makes it."""
 RUN_STAGES = ("tokenizer", "data", "train", "published")  # folders of a run, in the order in which they are made
@@ -240,7 +243,8 @@ def describe_run(folder: Path) -> Description:
     """
     places = [folder / "clean"] if stage_of(folder / "clean") else []
     places += [folder / stage for stage in RUN_STAGES]
-    places += [path for path in (folder / "report", *sorted(folder.glob("deltas/*"))) if stage_of(path)]
+    deltas = (path for parent in ("deltas", "searches", "comparisons") for path in sorted(folder.glob(f"{parent}/*")))
+    places += [path for path in (folder / "report", *deltas) if stage_of(path)]
     stages = []
     following = f"robustly evaluate {typed(folder / 'published')} --text FILES"
     for place in reversed(places):  # the first that is not finished has the last word

@@ -91,6 +91,12 @@ def describe(folder: Path, kind: str) -> "Description":
             from pretrain.description import describe
         case "delta":
             from delta.description import describe
+        case "search":
+            from delta.description import describe_search as describe
+        case "comparison":
+            from delta.description import describe_comparison as describe
+        case "subspace":
+            from delta.description import describe_subspace as describe
         case "published" | "checkpoint":
             from publish.description import describe
         case "report":

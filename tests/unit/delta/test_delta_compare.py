@@ -19,7 +19,7 @@ from delta.config import DeltaPage
 from delta.contract import EVERY_METHOD, expected_count
 from delta.processes import Killed, run
 from delta.specs import parse
-from robustly import UserError
+from robustly import UserError, description, inspection
 from robustly.config import override
 
 MakePage = Callable[..., DeltaPage]
@@ -61,6 +61,10 @@ def test_rows_with_one_that_fails(make_page: MakePage, base: Base, tmp_path: Pat
     assert (tmp_path / "comparisons" / "letters" / "plot.png").read_bytes()[:4] == b"\x89PNG"
     assert manifest.counts["failed_entries"] == 1
     assert compare(page) == manifest
+    folder = tmp_path / "comparisons" / "letters"
+    found = inspection.describe(folder, description.kind(folder))
+    assert (found.kind, found.figures["entries"], found.figures["metric"]) == ("comparison", 2, "accuracy")
+    assert [row["label"] for row in found.examples[0].rows] == [good["label"], bad["label"]]  # what failed comes last
     assert not (tmp_path / "comparisons" / "letters" / "work").exists()
 
 

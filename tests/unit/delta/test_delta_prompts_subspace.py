@@ -15,7 +15,7 @@ from delta.folder import TENSORS
 from delta.methods.intrinsic_prompt import DECODER, RECORD, decode
 from delta.methods.soft_tokens import TABLE
 from delta.subspace import fit, make_subspace
-from robustly import UserError
+from robustly import UserError, description, inspection
 from robustly.manifest import MANIFEST, Manifest, Stage
 
 torch.set_num_threads(1)  # more are slower on networks this small
@@ -123,6 +123,9 @@ def test_the_folder(deltas: list[Path], made: tuple[Path, Manifest]) -> None:
     assert manifest.counts["decoder_parameters"] == sum(tensor.numel() for tensor in decoder.values())
     assert manifest.counts["squared_error"] < 0.02 * manifest.counts["squared_error_of_the_mean_prompt"]
     assert set(manifest.outputs) == {DECODER, RECORD}
+    described = inspection.describe(folder, description.kind(folder))
+    assert described.kind == "subspace" and "2 numbers" in described.summary
+    assert [row["delta"] for row in described.examples[0].rows] == record["deltas"]
     assert make_subspace(deltas, folder, 2, **SIZES).finished == manifest.finished  # the same again does nothing
     with pytest.raises(UserError, match="another recipe"):
         make_subspace(deltas, folder, 3, **SIZES)

@@ -16,7 +16,7 @@ from delta.config import DeltaPage, load_page
 from delta.search import page_text, search
 from delta.specs import parse
 from delta.stage import make_delta
-from robustly import UserError
+from robustly import UserError, description, inspection
 from robustly.cli import app
 
 MakePage = Callable[..., DeltaPage]
@@ -55,6 +55,11 @@ def test_it_finds_the_better_of_two_rates_and_its_page_runs(make_page: MakePage,
     assert len(table) == 2 + 6
     assert (folder / "plot.png").read_bytes()[:4] == b"\x89PNG"
     assert search(page) == manifest  # nothing is made again
+    described = inspection.describe(folder, description.kind(folder))
+    assert described.kind == "search" and described.figures["best"] == manifest.counts["best"]
+    assert described.examples[0].rows[0]["number"] == best["number"]
+    run = description.describe_run(tmp_path)
+    assert [row["folder"] for row in run.examples[0].rows if row["state"] == "finished"] == ["searches/letters"]
 
     found = load_page(folder / "best.yaml")
     assert found.name == "letters_best"
