@@ -174,7 +174,7 @@ def memory(
     size = DTYPE_BYTES[run.precision]
     blocks = micro_batch or run.micro_batch
     share = math.ceil(count / ranks)
-    stage = run.stage(ranks)
+    stage = run.zero_stage_for(ranks)
     plain = run.precision == "fp32"
     if stage == 0:
         gradients = 4 * count

@@ -241,7 +241,7 @@ class Run(Section):
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Extra keys for DeepSpeed's JSON, laid over ours; those that the page states itself are refused."""
 
-    def stage(self, ranks: int) -> int:
+    def zero_stage_for(self, ranks: int) -> int:
         """The ZeRO stage that `ranks` ranks use: in fp32 its flat copies would gain one rank nothing, in 16 bits it
         keeps the fp32 weights."""
         alone = ranks == 1 and self.precision == "fp32" and "zero_optimization" not in self.deepspeed

@@ -107,7 +107,7 @@ def deepspeed_config(optim: Optim, run: Run, accumulation: int, ranks: int) -> d
         "train_micro_batch_size_per_gpu": run.micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": optim.clip_norm,
-        "zero_optimization": {"stage": run.stage(ranks)},
+        "zero_optimization": {"stage": run.zero_stage_for(ranks)},
         "zero_allow_untested_optimizer": True,  # torch's own AdamW
         "zero_force_ds_cpu_optimizer": False,  # likewise, if it is offloaded
         "bf16": {"enabled": run.precision == "bf16"},

@@ -141,7 +141,7 @@ def plan(
             "device": machine.device,
             "micro_batch": run.micro_batch,
             "precision": run.precision,
-            "zero_stage": run.stage(ranks),
+            "zero_stage": run.zero_stage_for(ranks),
             **asdict(held),
             "peak": held.peak,
             "limit": machine.memory,

@@ -92,7 +92,7 @@ class Report:
                 "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "deepspeed"))
                 + f", python {sys.version.split()[0]}",
                 "devices": f"{self.ranks} x {_gpu(self.device) or f'CPU ({torch.get_num_threads()} threads)'}, "
-                f"{config.run.precision}, ZeRO stage {config.run.stage(self.ranks)}",
+                f"{config.run.precision}, ZeRO stage {config.run.zero_stage_for(self.ranks)}",
                 "parameters": parameters,
                 "blocks": f"{len(order.blocks):,} of {config.data.block_length} ({config.data.format})",
                 **({"epoch": f"{order.size:,} blocks: {mixture(order, config.repeats)}"} if config.repeats else {}),
