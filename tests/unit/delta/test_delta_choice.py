@@ -44,6 +44,12 @@ def test_the_rule() -> None:
     assert lora.methods[0] == parse([{"name": "lora", "lr": 5e-4}])[0]
     assert (lora.stored, lora.methods[0].lr) == (294_912, 5e-4)  # as the LoRA paper counts
     assert candidates(dataclasses.replace(USUAL, examples=100_000))[0].methods[0].rank == 16
+    width = RobertaConfig(hidden_size=192, num_hidden_layers=4, num_attention_heads=3, intermediate_size=768)
+    narrow = candidates(Situation(140, 10, 3_400_000, 300_000, width))  # no BitFit, however few the examples
+    assert [label(each.methods) for each in narrow] == [
+        "lora (lr 0.002, targets dense key query value)",
+        "adapter (lr 0.002)",
+    ]
 
 
 def test_sizes_shrink_to_the_budget() -> None:
@@ -94,11 +100,11 @@ def test_what_the_rule_looks_at(base: Base, data: TaskData, make_page: MakePage)
 
 
 def test_a_delta_of_a_chosen_method(make_page: MakePage, tmp_path: Path) -> None:
-    page = make_page(*AUTO, "delta.budget=608")
+    page = make_page(*AUTO, "delta.budget=2000")
     manifest = make_delta(page)
     folder = tmp_path / "deltas" / "letters"
     record = json.loads((folder / "choice.json").read_text())
-    assert [each["label"].partition(" ")[0] for each in record["candidates"]] == ["bitfit", "adapter"]
+    assert [each["label"].partition(" ")[0] for each in record["candidates"]] == ["lora", "adapter"]
     assert all(each["reason"] for each in record["candidates"])
     assert [(rung["epochs"], sorted(rung["trials"])) for rung in record["rungs"]] == [(1.0, ["0", "1"])]
     trials = record["rungs"][0]["trials"]
@@ -114,7 +120,7 @@ def test_a_delta_of_a_chosen_method(make_page: MakePage, tmp_path: Path) -> None
     assert make_delta(page) == manifest
     assert manifest.recipe["methods"] == "auto"
 
-    again = make_page(*AUTO, "delta.budget=608", "name=again")
+    again = make_page(*AUTO, "delta.budget=2000", "name=again")
     make_delta(again)
     same = json.loads((tmp_path / "deltas" / "again" / "choice.json").read_text())
     for each in (record, same):
