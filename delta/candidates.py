@@ -19,7 +19,7 @@ RATES = {
     "adalora": 1e-3,
     "ia3": 3e-3,  # Liu et al. 2022, section 3.3
     "adapter": 5e-4,
-    "prefix": 5e-4,
+    "prefix": 1e-4,  # He et al. 2022, exps/run_glue.sh: with a network, on RoBERTa-base
     "p_tuning_v2": 5e-3,
     "prompt": 5e-3,
     "p_tuning": 1e-3,
@@ -185,11 +185,14 @@ def _fitting(sizes: Sequence[list[dict[str, Any]]], reason: str, situation: Situ
 
 def rated(methods: Sequence[Method], width: int) -> list[Method]:
     """The methods, each at its rate for a base of so many hidden units, unless it has one: a narrow base wants a higher
-    one, by about as much as it is narrower (docs/log.md: 3e-3 for LoRA at 128)."""
-    return [
-        method if method.lr else method.model_copy(update={"lr": _at(RATES.get(method.name, 1e-3), width)})
-        for method in methods
-    ]
+    one, by about as much as it is narrower (docs/log.md: 3e-3 for LoRA at 128). Not a prefix: the network that makes it
+    is as wide on any base, and at four times the rate it gave the same answer to all (docs/deltas.md)."""
+
+    def rate(name: str) -> float:
+        usual = RATES.get(name, 1e-3)
+        return usual if name == "prefix" else _at(usual, width)
+
+    return [method if method.lr else method.model_copy(update={"lr": rate(method.name)}) for method in methods]
 
 
 def searched_rates(width: int) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from transformers import RobertaConfig
 from delta import choice as delta_choice
 from delta.attachment import attach, parameters
 from delta.base import Base
-from delta.candidates import Candidate, Situation, candidates, label, stored_count
+from delta.candidates import Candidate, Situation, candidates, label, rated, stored_count
 from delta.choice import choose, situation
 from delta.config import DeltaPage
 from delta.specs import parse
@@ -50,6 +50,8 @@ def test_the_rule() -> None:
         "lora (lr 0.002, targets dense key query value)",
         "adapter (lr 0.002)",
     ]
+    scaled = rated(parse([{"name": "bitfit"}, {"name": "prefix"}, {"name": "lora", "lr": 1e-5}]), 192)
+    assert [method.lr for method in scaled] == [4e-3, 1e-4, 1e-5]  # a prefix's network is as wide on any base
 
 
 def test_sizes_shrink_to_the_budget() -> None:
