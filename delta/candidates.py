@@ -186,13 +186,16 @@ def _fitting(sizes: Sequence[list[dict[str, Any]]], reason: str, situation: Situ
 def rated(methods: Sequence[Method], width: int) -> list[Method]:
     """The methods, each at its rate for a base of so many hidden units, unless it has one: a narrow base wants a higher
     one, by about as much as it is narrower (docs/log.md: 3e-3 for LoRA at 128). Not a prefix: the network that makes it
-    is as wide on any base, and at four times the rate it gave the same answer to all (docs/deltas.md)."""
+    is as wide on any base. An adapter that is multiplied by `scale` moves as much faster, so its rate is divided by it.
+    Prefixes and scaled adapters at higher rates gave the same answer to all (docs/deltas.md)."""
 
-    def rate(name: str) -> float:
-        usual = RATES.get(name, 1e-3)
-        return usual if name == "prefix" else _at(usual, width)
+    def rate(method: Method) -> float:
+        usual = RATES.get(method.name, 1e-3)
+        if method.name == "prefix":
+            return usual
+        return _at(usual / method.scale if method.name == "adapter" else usual, width)
 
-    return [method if method.lr else method.model_copy(update={"lr": rate(method.name)}) for method in methods]
+    return [method if method.lr else method.model_copy(update={"lr": rate(method)}) for method in methods]
 
 
 def searched_rates(width: int) -> tuple[float, float]:

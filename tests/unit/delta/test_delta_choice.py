@@ -50,8 +50,9 @@ def test_the_rule() -> None:
         "lora (lr 0.002, targets dense key query value)",
         "adapter (lr 0.002)",
     ]
-    scaled = rated(parse([{"name": "bitfit"}, {"name": "prefix"}, {"name": "lora", "lr": 1e-5}]), 192)
-    assert [method.lr for method in scaled] == [4e-3, 1e-4, 1e-5]  # a prefix's network is as wide on any base
+    parallel = {"name": "adapter", "place": "parallel", "scale": 4.0}
+    scaled = rated(parse([{"name": "bitfit"}, {"name": "prefix"}, parallel, {"name": "lora", "lr": 1e-5}]), 192)
+    assert [method.lr for method in scaled] == [4e-3, 1e-4, 5e-4, 1e-5]
 
 
 def test_sizes_shrink_to_the_budget() -> None:
