@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
+from delta.config import load_page
 from robustly.experiment import load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,7 +145,10 @@ def test_what_needs_a_gpu_or_a_cluster_names_real_pages_keys_and_options(words: 
         assert done.returncode == 0 and "pretrain" in done.stdout, done.stderr
         return
     overrides = [word for word in arguments if re.match(r"[a-z_]+(\.[a-z_]+)*=", word)]
-    load_experiment(page if page.exists() else "tiny", overrides)
+    if command == "delta":
+        load_page(page, overrides)
+    else:
+        load_experiment(page if page.exists() else "tiny", overrides)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,12 @@ def imported(path: Path) -> Iterator[str]:
 
 def test_the_packages_are_those_that_are_installed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert set(project["tool"]["setuptools"]["packages"]) == MAY_IMPORT.keys()
+    patterns = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert {pattern for pattern in patterns if "." not in pattern} == MAY_IMPORT.keys()
+    packages = {module_name(path) for path in FILES if path.name == "__init__.py"}
+    assert packages > MAY_IMPORT.keys()  # with packages in packages
+    left_out = {name for name in packages if not any(fnmatchcase(name, pattern) for pattern in patterns)}
+    assert not left_out
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
