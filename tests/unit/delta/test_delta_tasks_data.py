@@ -94,7 +94,7 @@ def test_quotes_are_text_in_tsv(tmp_path: Path) -> None:
         ("a.tsv", b"t\tt\na\tx\n", r"a\.tsv: line 1: expected another name for each column, found t, t"),
         ("a.jsonl", b"\n \n", r"a\.jsonl: no line"),
         ("a.csv", b"t,l\n", r"a\.csv: no line"),
-        ("a.jsonl.gz", gzip.compress(b'{"t": "a"}\n' * 99)[:-9], r"a\.jsonl\.gz: cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"t": "a"}\n' * 99, mtime=0)[:-9], r"a\.jsonl\.gz: cannot be read"),
         ("a.txt", b"a\n", r"key: .*a\.txt: expected \.jsonl, \.csv, \.tsv"),
     ],
 )
