@@ -9,6 +9,7 @@ from typing import Any
 
 from robustly import UserError, manifest
 from robustly.description import Description, Listing, disk_bytes, provenance, typed, unfinished
+from robustly.manifest import Manifest
 
 
 def describe(folder: Path) -> Description:
@@ -58,14 +59,9 @@ def describe_search(folder: Path) -> Description:
         return unfinished(folder, "search")
     manifest.check_sizes(folder, finished)
     trials = sorted(_rows(folder / "trials.json"), key=lambda trial: (trial["state"] != "complete", -_score(trial)))
-    return Description(
-        folder,
-        "search",
-        f"A search of {len(trials)} trials; the best is {finished.counts['best']}.",
-        {**finished.counts, "bytes_on_disk": disk_bytes(folder), **provenance(finished)},
-        [Listing("trials", trials)],
-        [f"next: robustly delta {typed(folder / 'best.yaml')}"],
-    )
+    summary = f"A search of {len(trials)} trials; the best is {finished.counts['best']}."
+    note = f"next: robustly delta {typed(folder / 'best.yaml')}"
+    return _described(folder, finished, summary, Listing("trials", trials), note)
 
 
 def describe_comparison(folder: Path) -> Description:
@@ -75,14 +71,9 @@ def describe_comparison(folder: Path) -> Description:
     manifest.check_sizes(folder, finished)
     shown = ("label", "score", "deviation", "trained", "stored", "bytes", "seconds", "failure")
     rows = [{key: row[key] for key in shown} for row in sorted(_rows(folder / "rows.json"), key=_score, reverse=True)]
-    return Description(
-        folder,
-        "comparison",
-        f"A comparison of {len(rows)} entries by {finished.counts['metric']} on test.",
-        {**finished.counts, "bytes_on_disk": disk_bytes(folder), **provenance(finished)},
-        [Listing("entries", rows)],
-        [f"table: {folder / 'table.md'}\nplot:  {folder / 'plot.png'}"],
-    )
+    summary = f"A comparison of {len(rows)} entries by {finished.counts['metric']} on test."
+    note = f"table: {folder / 'table.md'}\nplot:  {folder / 'plot.png'}"
+    return _described(folder, finished, summary, Listing("entries", rows), note)
 
 
 def describe_subspace(folder: Path) -> Description:
@@ -91,19 +82,17 @@ def describe_subspace(folder: Path) -> Description:
         return unfinished(folder, "subspace")
     manifest.check_sizes(folder, finished)
     record = _mapping(folder / "subspace.json")
-    return Description(
-        folder,
-        "subspace",
-        f"A decoder from {record['dimension']} numbers to prompts of {record['tokens']} tokens (intrinsic_prompt).",
-        {
-            **finished.counts,
-            "base_fingerprint": record["base"][:16],
-            "bytes_on_disk": disk_bytes(folder),
-            **provenance(finished),
-        },
-        [Listing("found on", [{"delta": name} for name in record["deltas"]])],
-        [f"next: robustly delta CONFIG 'delta.methods=[{{name: intrinsic_prompt, subspace: {folder}}}]'"],
+    summary = (
+        f"A decoder from {record['dimension']} numbers to prompts of {record['tokens']} tokens (intrinsic_prompt)."
     )
+    found_on = Listing("found on", [{"delta": name} for name in record["deltas"]])
+    note = f"next: robustly delta CONFIG 'delta.methods=[{{name: intrinsic_prompt, subspace: {folder}}}]'"
+    return _described(folder, finished, summary, found_on, note, base_fingerprint=record["base"][:16])
+
+
+def _described(folder: Path, finished: Manifest, summary: str, listing: Listing, note: str, **more: Any) -> Description:
+    figures = {**finished.counts, **more, "bytes_on_disk": disk_bytes(folder), **provenance(finished)}
+    return Description(folder, finished.stage, summary, figures, [listing], [note])
 
 
 def _score(row: dict[str, Any]) -> float:
