@@ -157,7 +157,8 @@ def test_histograms_fit_60_columns(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log.console, "_width", 60)
-    show(describe(root / "data"))
+    monkeypatch.chdir(root)  # a path is never folded, and a test's own may be longer than 60 characters
+    show(describe(Path("data")))
     shown = capsys.readouterr().err
     histogram = shown[shown.index("units by tokens") :].split("\n\n")[0].splitlines()
     found = rows(root / "data")["units by tokens"]
