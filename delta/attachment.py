@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import RobertaModel, RobertaPreTrainedModel
 
 from delta import methods as registry
+from delta.checkpoint import Stateful
 from delta.specs import Method, parse
 from robustly import UserError
 from robustly.rng import Purpose, seed64
@@ -30,6 +31,8 @@ class Attachment:
     """Added to the loss of every update."""
     after_update: list[Callable[[int, int], None]] = field(default_factory=list)
     """Called after an update, while its gradients are there, with its number, from 1, and that of all updates."""
+    stateful: list[Stateful] = field(default_factory=list)
+    """What a method remembers from update to update, besides its tensors."""
     finishers: list[Callable[[], None]] = field(default_factory=list)
     """Called once, after training: each puts what its method stores in the place of what was trained."""
     finished: bool = False

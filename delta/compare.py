@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from delta.attachment import parameters
 from delta.base import Base
 from delta.candidates import COMPARED, label, rated
 from delta.config import DeltaPage, Entry
-from delta.processes import Killed, peak_memory, run
+from delta.processes import Killed, each, how_many, peak_memory
 from delta.specs import parse
 from delta.tasks import TaskData, draw, read
 from delta.tuning import Diverged, attached, tune
@@ -70,10 +70,10 @@ def compare(page: DeltaPage) -> Manifest:
         work = stage.folder / "work"
         work.mkdir(exist_ok=True)
         log.say(f"comparison: {stage.folder}: {len(entries)} entries, seeds {page.seed} to {page.all_seeds[-1]}")
-        rows = []
-        for entry in entries:
-            rows.append(_row(page, entry, work / _key(entry)))
-            log.say(f"{rows[-1].label}  " + (rows[-1].failure or f"{data.metric} {_with_deviation(rows[-1])}"))
+        for entry in _trained(page, entries, work):
+            row = _row(page, entry, work / _key(entry))
+            log.say(f"{row.label}  " + (row.failure or f"{data.metric} {_with_deviation(row)}"))
+        rows = [_row(page, entry, work / _key(entry)) for entry in entries]
         write_json(stage.folder / "rows.json", [dataclasses.asdict(row) for row in rows])
         write_atomic(stage.folder / "table.md", _table(rows, data, base))
         _plot(rows, data, stage.folder / "plot.png")
@@ -119,8 +119,30 @@ def _key(entry: Entry) -> str:
 # ------------------------------------------------------------------------------------------------------ entries
 
 
+def _trained(page: DeltaPage, entries: Sequence[Entry], work: Path) -> Iterator[Entry]:
+    """Train what is not there yet, each entry in a process of its own, so that memory is its own. Yields each entry
+    when all is there that can be."""
+    calls = []
+    for entry in entries:
+        folder = work / _key(entry)
+        missing = [seed for seed in page.all_seeds if not (folder / f"{seed}.json").exists()]
+        if missing and not (folder / FAILURE).exists():
+            folder.mkdir(exist_ok=True)
+            (folder / KILLED).unlink(missing_ok=True)
+            calls.append((page, entry, missing, folder))
+        else:
+            yield entry
+    for place, fault in each(train, calls, how_many(page.delta.processes)):
+        _, entry, _, folder = calls[place]
+        if isinstance(fault, Killed):  # its row says so; the same command tries again as long as there is no table
+            write_json(folder / KILLED, str(fault).partition(";")[0])  # the advice is for who can give it
+        elif fault:
+            raise fault
+        yield entry
+
+
 def _row(page: DeltaPage, entry: Entry, work: Path) -> Row:
-    """An entry's row; what is not there yet is trained in a process of its own, so that memory is its own."""
+    """The row of an entry that was trained."""
     assert entry.peak_lr and entry.epochs
     row = Row(
         label([method.model_copy(update={"lr": None}) for method in entry.methods]),
@@ -129,17 +151,9 @@ def _row(page: DeltaPage, entry: Entry, work: Path) -> Row:
         entry.epochs,
         page.delta.seeds,
     )
-    missing = [seed for seed in page.all_seeds if not (work / f"{seed}.json").exists()]
-    failure = None
-    if missing and not (work / FAILURE).exists():
-        try:
-            run(train, [(page, entry, missing, work)])
-        except Killed as fault:
-            failure = str(fault).partition(";")[0]  # the advice is for who can give the command again
-    if (work / FAILURE).exists():
-        failure = json.loads((work / FAILURE).read_text())
-    if failure:
-        return dataclasses.replace(row, failure=failure)
+    for name in (FAILURE, KILLED):
+        if (work / name).exists():
+            return dataclasses.replace(row, failure=json.loads((work / name).read_text()))
     results = [json.loads((work / f"{seed}.json").read_text()) for seed in page.all_seeds]
     scores = [result["score"] for result in results]
     memories = [result["memory"] for result in results if result["memory"] is not None]
@@ -154,6 +168,9 @@ def _row(page: DeltaPage, entry: Entry, work: Path) -> Row:
 
 
 FAILURE = "failure.json"
+"""Why an entry cannot be trained."""
+KILLED = "killed.json"
+"""Why it was not, this time."""
 
 
 def train(page: DeltaPage, entry: Entry, seeds: Sequence[int], work: Path) -> None:
@@ -161,11 +178,10 @@ def train(page: DeltaPage, entry: Entry, seeds: Sequence[int], work: Path) -> No
     assert entry.peak_lr and entry.epochs
     base, data = Base.load(page.base), read(page.delta.task, page.origin.parent)
     tried = page.tuned_by(entry.methods, peak_lr=entry.peak_lr, epochs=entry.epochs)
-    work.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         try:
             trained = parameters(attached(base, tried, data, seed).model)["delta"]
-            tuned = tune(base, tried, data, seed)
+            tuned = tune(base, tried, data, seed, checkpoint=work / f"{seed}.pt")
         except Diverged as fault:
             write_json(work / FAILURE, str(fault).partition(";")[0])
             return
@@ -184,6 +200,7 @@ def train(page: DeltaPage, entry: Entry, seeds: Sequence[int], work: Path) -> No
         }
         tensors.unlink()
         write_json(work / f"{seed}.json", result)
+        (work / f"{seed}.pt").unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------------ results

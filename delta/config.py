@@ -44,6 +44,10 @@ class Delta(Section):
     task: Task
     seeds: Positive = 1
     """How many seeds are run, from `seed` upwards. Scores are over all of them; the first one's delta is saved."""
+    processes: Positive | None = None
+    """That train at the same time, each on its share of the threads: seeds, entries of a comparison, trials of a
+    search. Where seeds are fewer, several train one together, each a share of every batch. Default: one for each
+    GPU."""
 
     @model_validator(mode="after")
     def _budget_is_for_auto(self) -> Self:
@@ -89,8 +93,6 @@ class Search(Section):
 
     trials: Positive = 20
     """In all; a finished search with a larger number goes on."""
-    processes: Positive = 1
-    """That make trials at the same time, each on its share of the threads."""
     methods: Annotated[list[Methods], Field(min_length=1)] | None = None
     """What is chosen among. Default: methods, sizes and places in `delta.candidates`."""
     peak_lr: tuple[Rate, Rate] | None = None

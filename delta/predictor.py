@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import RobertaPreTrainedModel
 
 from delta.base import Base
+from delta.ranks import ALONE, Ranks
 from delta.tasks import Example, Form, form
 from delta.tasks.config import Task
 from robustly import UserError
@@ -68,10 +69,10 @@ class Predictor:
         rows = self.form.encode([_example(each) for each in inputs])
         return self.form.answers(self._logits(rows), rows)
 
-    def judge(self, examples: Sequence[Example]) -> "Judgement":
-        """How well it answers examples."""
+    def judge(self, examples: Sequence[Example], ranks: Ranks = ALONE) -> "Judgement":
+        """How well it answers examples; each of the ranks, which all call this, answers its share of them."""
         rows = self.form.encode(examples)
-        logits = self._logits(rows)
+        logits = ranks.gathered(self._logits(ranks.share(rows)))
         answers = self.form.answers(logits, rows)
         losses = [self.form.loss(each[None], [row]).item() for each, row in zip(logits, rows, strict=True)]
         scores = {**self.form.scores(answers, examples), "loss": float(np.mean(losses))}

@@ -1,16 +1,18 @@
-"""Processes of this machine that train deltas, each with its share of the threads."""
+"""Processes of this machine that train deltas, each with its share of the threads, or with a GPU."""
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from robustly import UserError
+from robustly import UserError, log
 from tokenizer.workers import follow_parent
 
 CONTEXT = multiprocessing.get_context("spawn")
@@ -22,63 +24,106 @@ class Killed(UserError):
     """A process was ended from outside."""
 
 
-def run(work: Callable[..., None], calls: Sequence[tuple[Any, ...]]) -> None:
-    """Call `work(*call)` for every call at the same time, each in a fresh process, until all are done. When one fails,
-    or at Ctrl-C, the others are ended.
+class _Started(NamedTuple):
+    place: int
+    """Of its call."""
+    slot: int
+    process: SpawnProcess
+    faults: Connection
+
+
+def how_many(asked: int | None) -> int:
+    """Processes at a time: what a page asks for, else one for each GPU, one on a CPU."""
+    return asked or torch.cuda.device_count() or 1
+
+
+def run(work: Callable[..., None], calls: Sequence[tuple[Any, ...]], at_once: int) -> None:
+    """Call `work(*call)` for every call, as `each` does, until all are done. When one fails the others are ended.
 
     Raises the UserError or OSError that a process raises, and Killed if one was killed.
     """
-    threads = max(1, torch.get_num_threads() // len(calls))
-    started: dict[int, tuple[SpawnProcess, Connection]] = {}
+    with closing(each(work, calls, at_once)) as ended:
+        for _, fault in ended:
+            if fault:
+                raise fault
+
+
+def each(
+    work: Callable[..., None], calls: Sequence[tuple[Any, ...]], at_once: int
+) -> Generator[tuple[int, UserError | OSError | None], None, None]:
+    """Call `work(*call)` for every call, in a fresh process each, `at_once` of them at a time. Yields the place of each
+    call when it has ended, and the UserError or OSError that it raised, or Killed if its process was killed.
+
+    Of several GPUs each process has another as its current one. When the caller goes no further, or at Ctrl-C, the
+    processes are ended.
+    """
+    slots = deque(range(min(at_once, len(calls))))
+    shared = len(slots)
+    waiting = deque(enumerate(calls))
+    started: dict[int, _Started] = {}
+    try:
+        while waiting or started:
+            while waiting and slots:
+                place, call = waiting.popleft()
+                new = _start(work, place, call, slots.popleft(), shared)
+                started[new.process.sentinel] = new
+            for sentinel in wait(list(started)):
+                assert isinstance(sentinel, int)
+                ended = started.pop(sentinel)
+                slots.append(ended.slot)
+                yield ended.place, _fault(ended)
+    finally:
+        for one in started.values():
+            one.process.kill()
+            one.process.join()
+
+
+def _start(work: Callable[..., None], place: int, call: tuple[Any, ...], slot: int, shared: int) -> _Started:
     # Ctrl-C is the parent's; processes that are still starting would answer it with a traceback
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        for call in calls:
-            faults, theirs = CONTEXT.Pipe(duplex=False)
-            process = CONTEXT.Process(target=_call, args=(work, call, threads, theirs))
-            process.start()
-            theirs.close()
-            started[process.sentinel] = process, faults
+        faults, theirs = CONTEXT.Pipe(duplex=False)
+        threads = max(1, torch.get_num_threads() // shared)
+        process = CONTEXT.Process(target=_call, args=(work, call, slot, shared, threads, theirs))
+        process.start()
+        theirs.close()
+        return _Started(place, slot, process, faults)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    waiting = set(started)
-    try:
-        while waiting:
-            for sentinel in wait(list(waiting)):
-                assert isinstance(sentinel, int)
-                waiting.remove(sentinel)
-                _check(*started[sentinel])
-    finally:
-        for process, _ in started.values():
-            process.kill()
-            process.join()
 
 
-def _call(work: Callable[..., None], call: tuple[Any, ...], threads: int, faults: Connection) -> None:
+def _call(
+    work: Callable[..., None], call: tuple[Any, ...], slot: int, shared: int, threads: int, faults: Connection
+) -> None:
     follow_parent()
     torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(slot % torch.cuda.device_count())
+    if shared > 1:
+        log.plain()
     try:
         work(*call)
     except (UserError, OSError) as fault:
         faults.send(fault)
 
 
-def _check(process: SpawnProcess, faults: Connection) -> None:
-    """Raises what an ended process ended with."""
-    process.join()
-    code = process.exitcode
+def _fault(ended: _Started) -> UserError | OSError | None:
+    """What an ended process ended with."""
+    ended.process.join()
+    code = ended.process.exitcode
     assert code is not None
     if code < 0:
-        raise Killed(
+        return Killed(
             f"a process was killed (signal {-code}), most likely because memory ran out; what is done is kept: give "
-            "the same command again, with a smaller optim.batch_size or fewer processes"
+            "the same command again, with a smaller optim.batch_size or fewer delta.processes"
         )
     if code:
         raise RuntimeError("a process failed; its traceback stands above")
     try:
-        raise faults.recv()
+        fault: UserError | OSError = ended.faults.recv()
     except EOFError:  # nothing was sent: it is done
-        return
+        return None
+    return fault
 
 
 def peak_memory() -> int | None:

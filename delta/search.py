@@ -13,7 +13,7 @@ from delta.attachment import parameters
 from delta.base import Base
 from delta.candidates import SEARCHED, label, searched_rates
 from delta.config import DeltaPage
-from delta.processes import CONTEXT, run
+from delta.processes import CONTEXT, how_many, run
 from delta.specs import Method, parse
 from delta.tasks import TaskData, read
 from delta.tasks.config import HUB
@@ -123,10 +123,10 @@ def _recipe(page: DeltaPage, data: TaskData, space: Space) -> dict[str, Any]:
 
 def _make(page: DeltaPage, folder: Path, space: Space, left: int, base: Base, data: TaskData) -> None:
     """Make trials, in this process or in some."""
-    processes = min(page.search.processes, left)
+    processes = min(how_many(page.delta.processes), left)
     if processes > 1:
         tickets = CONTEXT.Semaphore(left)
-        run(_make_in_process, [(page, folder, space, tickets)] * processes)
+        run(_make_in_process, [(page, folder, space, tickets)] * processes, processes)
         return
     for _ in range(left):
         _one_trial(page, folder, space, base, data)

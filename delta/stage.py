@@ -16,10 +16,12 @@ from delta.card import delta_card
 from delta.choice import CHOICE, choose, situation
 from delta.config import DeltaPage
 from delta.methods.intrinsic_prompt import read as read_subspace
+from delta.processes import how_many, run
+from delta.ranks import ALONE, Ranks, joined
 from delta.specs import Method
 from delta.tasks import TaskData, draw, read
 from delta.tuning import Score, Tuned, attached, mean_and_deviation, tune
-from robustly import log
+from robustly import UserError, log
 from robustly.log import show
 from robustly.manifest import Manifest, Stage, write_atomic, write_json
 
@@ -46,25 +48,11 @@ def make_delta(page: DeltaPage) -> Manifest:
     sizes = parameters(attached(base, page, data, page.seed).model)
     examples = len(draw(data, page.delta.task.examples, page.seed))
     _header(page, base, data, sizes, examples)
-    facts = {"sha256": data.hashes, "training_examples": examples}
     with stage.begin():
-        work = stage.folder / "work"
-        for seed in page.all_seeds:
-            done = work / f"seed-{seed}"
-            if (done / "score.json").exists():
-                log.say(f"seed {seed}  was finished before")
-                continue
-            tuned = tune(base, page, data, seed, stage.folder / "tensorboard" / f"seed-{seed}")
-            log.say(f"seed {seed}  {_scores(tuned.score)}  trained in {log.duration(tuned.score.seconds)}")
-            done.mkdir(parents=True, exist_ok=True)
-            if seed == page.seed:
-                delta_folder.save(tuned.predictor, base, page.delta.task, facts, sizes["delta"], seed, stage.folder)
-                _prove(page, tuned, data, stage.folder)
-            lines = [{"seed": seed, **line} for line in tuned.lines]
-            write_atomic(done / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-            write_json(done / "score.json", asdict(tuned.score))  # last: the seed is finished
-        scores = [Score(**json.loads((work / f"seed-{seed}/score.json").read_text())) for seed in page.all_seeds]
-        lines_of = [(work / f"seed-{seed}/metrics.jsonl").read_text() for seed in page.all_seeds]
+        _train(base, page, data, stage.folder)
+        done = [_work(stage.folder, seed) for seed in page.all_seeds]
+        scores = [Score(**json.loads((each / "score.json").read_text())) for each in done]
+        lines_of = [(each / "metrics.jsonl").read_text() for each in done]
         write_atomic(stage.folder / "metrics.jsonl", "".join(lines_of))
         mean, deviation = mean_and_deviation(scores, data.metric)
         summary = {data.metric: mean, f"{data.metric}_deviation": deviation, "baseline": data.baselines[data.metric]}
@@ -93,8 +81,73 @@ def make_delta(page: DeltaPage) -> Manifest:
             **summary,
         }
         result = stage.finish(files, counts)
-        shutil.rmtree(work)
+        shutil.rmtree(stage.folder / "work")
         return result
+
+
+def _train(base: Base, page: DeltaPage, data: TaskData, folder: Path) -> None:
+    """Train the seeds that are not finished yet, as many at a time as there are processes; where there are more
+    processes than seeds, several train one together."""
+    missing = []
+    for seed in page.all_seeds:
+        if (_work(folder, seed) / "score.json").exists():
+            log.say(f"seed {seed}  was finished before")
+        else:
+            missing.append(seed)
+            _work(folder, seed).mkdir(parents=True, exist_ok=True)
+            (_work(folder, seed) / MEETING).unlink(missing_ok=True)
+    if not missing:
+        return
+    processes = how_many(page.delta.processes)
+    together = min(processes, len(missing))
+    ranks = min(processes // together, page.optim.batch_size)  # none without an example
+    if together * ranks == 1:
+        for seed in missing:
+            _one_seed(base, page, data, seed, folder, ALONE)
+        return
+    if ranks > 1 and 0 < (gpus := torch.cuda.device_count()) < together * ranks:
+        raise UserError(
+            f"delta.processes = {processes}: {ranks} would train a seed together, each on a GPU of its own, and there "
+            f"are {gpus} GPUs; expected at most {gpus}"
+        )
+    calls = [(page, seed, folder, rank, ranks) for seed in missing for rank in range(ranks)]
+    run(_in_process, calls, together * ranks)
+
+
+def _in_process(page: DeltaPage, seed: int, folder: Path, rank: int, ranks: int) -> None:
+    base, data = Base.load(page.base), read(page.delta.task, page.origin.parent)
+    with joined(_work(folder, seed) / MEETING, rank, ranks) as us:
+        _one_seed(base, page, data, seed, folder, us)
+
+
+def _one_seed(base: Base, page: DeltaPage, data: TaskData, seed: int, folder: Path, ranks: Ranks) -> None:
+    """Train a seed; what it leaves is the first rank's."""
+    done = _work(folder, seed)
+    checkpoint = done / "checkpoint.pt"
+    tuned = tune(
+        base, page, data, seed, folder / "tensorboard" / f"seed-{seed}", checkpoint=checkpoint, ranks=ranks
+    )  # fmt: skip
+    if ranks.rank:
+        return
+    log.say(f"seed {seed}  {_scores(tuned.score)}  trained in {log.duration(tuned.score.seconds)}")
+    if seed == page.seed:
+        sizes = parameters(attached(base, page, data, seed).model)
+        facts = {"sha256": data.hashes, "training_examples": len(draw(data, page.delta.task.examples, seed))}
+        delta_folder.save(tuned.predictor, base, page.delta.task, facts, sizes["delta"], seed, folder)
+        _prove(page, tuned, data, folder)
+    lines = [{"seed": seed, **line} for line in tuned.lines]
+    write_atomic(done / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_json(done / "score.json", asdict(tuned.score))  # last: the seed is finished
+    checkpoint.unlink(missing_ok=True)
+
+
+MEETING = "meeting"
+"""Where the ranks of a seed find each other."""
+
+
+def _work(folder: Path, seed: int) -> Path:
+    """What a seed leaves until all are finished."""
+    return folder / "work" / f"seed-{seed}"
 
 
 def recipe(page: DeltaPage, data: TaskData) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,10 @@ from transformers import RobertaPreTrainedModel
 
 from delta.attachment import attach, finish, stored, trained
 from delta.base import Base
+from delta.checkpoint import Checkpoint, Stateful, Tensors
 from delta.config import DeltaPage
 from delta.predictor import Predictor, new_model
+from delta.ranks import ALONE, Ranks
 from delta.tasks import TaskData, draw
 from pretrain.schedule import share_of_peak
 from robustly import UserError, log
@@ -96,6 +99,8 @@ def tune(
     seed: int,
     board: Path | None = None,
     after_epoch: Callable[[int, float], None] | None = None,
+    checkpoint: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> Tuned:
     """Train one delta and its head; score the best epoch by the dev file, or without one the last, on the test file
     once.
@@ -103,7 +108,10 @@ def tune(
     The draw of examples, the head, the delta's start, the order and dropout are functions of `seed` alone: on one
     machine's CPU the same seed gives the same bits. Every other weight stays as it is. `board`: folder for TensorBoard.
     `after_epoch(epoch, score)`: called with each score on the dev file, epochs counted from 1; what it raises ends the
-    training.
+    training. `checkpoint`: a file out of which a training that was stopped goes on, as if it had not been; it is
+    replaced every minute and left there at the end. `ranks`: those that train this delta, each of which calls this;
+    the first one writes. A batch's gradients are summed over them, so that their number changes no more than the
+    dropout and the last bits.
 
     Raises UserError if a method does not fit the base, and Diverged if the loss is no longer finite.
     """
@@ -114,28 +122,29 @@ def tune(
     rows = how.encode(draw(data, page.delta.task.examples, seed))
     schedule = page.optim.schedule(len(rows))
     per_epoch = len(rows) / page.optim.batch_size
-    started = time.monotonic()
-    lines: list[dict[str, float]] = []
-    best = _Best()
+    optimizer, rates = _adamw(model, page)
+    course = _Course()
+    file = checkpoint and Checkpoint(checkpoint, _parts(model, optimizer, course))
+    if file and file.load(device) and not ranks.rank:
+        log.say(f"seed {seed}  goes on after update {course.updates:,} of {schedule.updates:,}")
+    started = time.monotonic() - course.seconds
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         log.progress(f"seed {seed}", schedule.updates, "updates") as advance,
     ):
-        optimizer, rates = _adamw(model, page)
+        advance(course.updates)
         model.train()
         lengths = [how.length(row) for row in rows]
-        for update, places in enumerate(_batches(lengths, page.optim.batch_size, schedule.updates, seed), start=1):
-            torch.manual_seed(seed64(seed, Purpose.DROPOUT, 0, update))
+        batches = _batches(lengths, page.optim.batch_size, schedule.updates, seed)
+        for update, places in enumerate(itertools.islice(batches, course.updates, None), start=course.updates + 1):
+            torch.manual_seed(seed64(seed, Purpose.DROPOUT, ranks.rank, update))
             batch = [rows[place] for place in places]
-            tensors = how.batch(batch, device)
-            loss = how.loss(how.logits(model, tensors), batch)
-            lines.append({"update": update, "loss": loss.item()})
-            if not math.isfinite(lines[-1]["loss"]):
+            course.lines.append({"update": update, "loss": _gradients(predictor, batch, ranks)})
+            if not math.isfinite(course.lines[-1]["loss"]):
                 raise Diverged(
-                    f"seed {seed}: the loss of update {update} is {lines[-1]['loss']}; lower optim.peak_lr, which is "
-                    "another recipe: give `--new-run NAME` with it"
+                    f"seed {seed}: the loss of update {update} is {course.lines[-1]['loss']}; lower optim.peak_lr, "
+                    "which is another recipe: give `--new-run NAME` with it"
                 )
-            (loss + sum(penalty() for penalty in model.delta.penalties)).backward()
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = peak * share_of_peak(update, schedule)
             if page.optim.clip_norm:
@@ -147,50 +156,90 @@ def tune(
             advance(1)
             ends_epoch = math.ceil(update / per_epoch) < math.ceil((update + 1) / per_epoch)
             if data.dev and (ends_epoch or update == schedule.updates):
-                now = predictor.judge(data.dev).scores[data.metric]
-                lines[-1][f"dev_{data.metric}"] = now
-                best.take(now, update / per_epoch, model)
+                now = predictor.judge(data.dev, ranks).scores[data.metric]
+                course.lines[-1][f"dev_{data.metric}"] = now
+                course.take(now, update / per_epoch, model)
                 if after_epoch:
                     after_epoch(math.ceil(update / per_epoch), now)
-                if page.optim.patience and best.waited >= page.optim.patience:
+                if page.optim.patience and course.waited >= page.optim.patience:
                     break
+            course.seconds = time.monotonic() - started
+            if file and not ranks.rank:
+                file.save_if_due()
     seconds = time.monotonic() - started
-    if best.tensors:
-        with torch.no_grad():
-            for name, tensor in stored(model).items():
-                tensor.copy_(best.tensors[name])
+    if course.best:
+        Tensors(stored(model)).load_state_dict(course.best)
     finish(model)
     model.eval()
-    if board:
-        _to_board(lines, board)
-    judgement = predictor.judge(data.test)
+    if board and not ranks.rank:
+        _to_board(course.lines, board)
+    judgement = predictor.judge(data.test, ranks)
     return Tuned(
         predictor,
         Score(
             seed=seed,
             scores=judgement.scores,
             confusion=judgement.confusion,
-            epoch=round(best.epoch if best.tensors else len(lines) / per_epoch, 3),
-            dev=best.score if best.tensors else None,
+            epoch=round(course.epoch if course.best else course.updates / per_epoch, 3),
+            dev=course.score if course.best else None,
             seconds=round(seconds, 3),
         ),
-        lines,
+        course.lines,
     )
 
 
-class _Best:
-    """The tensors of the epoch with the best score so far."""
+def _gradients(predictor: Predictor, batch: Sequence[Any], ranks: Ranks) -> float:
+    """Leave on every trained parameter its gradient, of the batch's mean loss and the methods' penalties. Returns that
+    mean loss."""
+    model, how = predictor.model, predictor.form
+    mine = ranks.share(batch)
+    tensors = how.batch(mine, model.device)
+    loss = how.loss(how.logits(model, tensors), mine) * (how.targets(mine) / how.targets(batch))
+    penalty = sum(penalty() for penalty in model.delta.penalties)
+    (loss + penalty / ranks.size).backward()
+    whole = loss.detach()
+    ranks.add([whole, *(p.grad for p in trained(model).values() if p.grad is not None)])
+    return whole.item()
 
-    def __init__(self) -> None:
-        self.score, self.epoch, self.waited = -math.inf, 0.0, 0
-        self.tensors: dict[str, Tensor] = {}
+
+@dataclass
+class _Course:
+    """What a training has seen, and its best epoch so far."""
+
+    lines: list[dict[str, float]] = field(default_factory=list)
+    """Of each update."""
+    score: float = -math.inf
+    """The best epoch's, on the dev file."""
+    epoch: float = 0.0
+    waited: int = 0
+    """Epochs since then."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """What the delta stores, after that epoch; empty without a dev file."""
+    seconds: float = 0.0
+
+    @property
+    def updates(self) -> int:
+        return len(self.lines)
 
     def take(self, score: float, epoch: float, model: RobertaPreTrainedModel) -> None:
+        """A score after an epoch."""
         if score > self.score:
             self.score, self.epoch, self.waited = score, epoch, 0
-            self.tensors = {name: tensor.detach().clone() for name, tensor in stored(model).items()}
+            self.best = {name: tensor.detach().clone() for name, tensor in stored(model).items()}
         else:
             self.waited += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vars(self).update(state_dict)
+
+
+def _parts(model: RobertaPreTrainedModel, optimizer: torch.optim.Optimizer, course: _Course) -> dict[str, Stateful]:
+    """Whatever an update changes."""
+    methods = {f"method {number}": part for number, part in enumerate(model.delta.stateful)}
+    return {"tensors": Tensors(stored(model)), "optimizer": optimizer, "course": course, **methods}
 
 
 def _adamw(model: RobertaPreTrainedModel, page: DeltaPage) -> tuple[torch.optim.AdamW, list[float]]:

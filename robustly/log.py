@@ -107,6 +107,12 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
     yield advance
 
 
+def plain() -> None:
+    """No bars from here on: this process shares its terminal with others that work at the same time."""
+    global console
+    console = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=False)
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' own bars and reports out of what people read: what matters is said by us."""

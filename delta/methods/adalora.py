@@ -1,6 +1,7 @@
 """AdaLoRA: low-rank updates P L Q, whose ranks are taken from where they matter least (Zhang et al. 2023). By peft."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import AdaLoraConfig, AdaLoraModel
@@ -9,6 +10,8 @@ from transformers import RobertaPreTrainedModel
 
 from delta.methods.tuner import check_low_rank, inject
 from delta.specs import AdaLora
+
+IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of every entry, by peft's names: of an update, its means
 
 
 def peft_config(spec: AdaLora) -> AdaLoraConfig:
@@ -35,6 +38,7 @@ def attach(model: RobertaPreTrainedModel, spec: AdaLora) -> None:
     ranks = _Ranks(tuner, spec)
     model.delta.penalties.append(ranks.orthogonality)
     model.delta.after_update.append(ranks.allocate)
+    model.delta.stateful.append(ranks)
     for name, parameter in model.named_parameters():
         if ".ranknum." in name:
             parameter.requires_grad_(False)  # peft lets it be trained where it moved it to another device
@@ -68,3 +72,14 @@ class _Ranks:
         config.tinit = updates // 10
         config.tfinal = min(updates // 2, updates - 2)
         self.tuner.update_and_allocate(update)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What peft has found out about each entry so far, and the ranks that are left."""
+        allocator = self.tuner.rankallocator
+        known = {name: dict(getattr(allocator, name)) for name in IMPORTANCE}
+        return {**known, "rank_pattern": self.tuner.peft_config["adalora"].rank_pattern}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name in IMPORTANCE:
+            setattr(self.tuner.rankallocator, name, dict(state_dict[name]))
+        self.tuner.peft_config["adalora"].rank_pattern = state_dict["rank_pattern"]

@@ -101,6 +101,10 @@ class Form(ABC):
     def loss(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
         """The mean over the batch's targets, fp32: cross-entropy in nats, of numbers the squared error."""
 
+    def targets(self, rows: Sequence[Row]) -> int:
+        """How many targets the loss is the mean of."""
+        return len(rows)
+
     @abstractmethod
     def answers(self, logits: Iterable[Tensor], rows: Sequence[Row]) -> list[Any]:
         """The best answer to each row, as `Example.label` has it, from the row's logits."""
@@ -222,6 +226,9 @@ class Tokens(Form):
         for line, row in zip(targets, rows, strict=True):
             line[list(row.firsts)] = torch.tensor(row.target[: len(row.firsts)])
         return functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten().to(logits.device))
+
+    def targets(self, rows: Sequence[Row]) -> int:
+        return sum(len(row.firsts) for row in rows)
 
     def answers(self, logits: Iterable[Tensor], rows: Sequence[Row]) -> list[tuple[str, ...]]:
         """A word that is cut off counts as one of no entity."""

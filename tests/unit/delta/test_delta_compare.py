@@ -6,8 +6,9 @@ import multiprocessing
 import operator
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from delta.candidates import COMPARED
 from delta.compare import compare, train
 from delta.config import DeltaPage
 from delta.contract import EVERY_METHOD, expected_count
-from delta.processes import Killed, run
+from delta.processes import Killed, each, run
 from delta.specs import parse
 from robustly import UserError, description, inspection
 from robustly.config import override
@@ -26,10 +27,11 @@ MakePage = Callable[..., DeltaPage]
 QUICK = ("optim.epochs=0.5", "optim.batch_size=16", "delta.seeds=2")
 
 
-def here(work: Callable[..., None], calls: list[tuple[object, ...]]) -> None:
-    """In the place of `run`: in this process."""
-    for call in calls:
+def here(work: Callable[..., None], calls: list[tuple[object, ...]], at_once: int) -> Iterator[tuple[int, None]]:
+    """In the place of `each`: in this process."""
+    for place, call in enumerate(calls):
         work(*call)
+        yield place, None
 
 
 def rows_of(folder: Path) -> list[dict[str, object]]:
@@ -71,16 +73,16 @@ def test_rows_with_one_that_fails(make_page: MakePage, base: Base, tmp_path: Pat
 def test_what_was_trained_before_a_kill_is_not_trained_again(
     make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delta_compare, "run", here)
+    monkeypatch.setattr(delta_compare, "each", here)
     page = make_page(*QUICK, "compare.entries=[{methods: [{name: head}]}, {methods: [{name: bitfit}]}]")
     tune = delta_compare.tune
     trained = []
 
-    def killed_in_the_last(base: Base, page: DeltaPage, data: object, seed: int) -> object:
+    def killed_in_the_last(base: Base, page: DeltaPage, data: object, seed: int, checkpoint: Path) -> object:
         trained.append((page.delta.listed[0].name, seed))
         if len(trained) == 4:
             raise KeyboardInterrupt
-        return tune(base, page, data, seed)
+        return tune(base, page, data, seed, checkpoint=checkpoint)
 
     monkeypatch.setattr(delta_compare, "tune", killed_in_the_last)
     with pytest.raises(KeyboardInterrupt):
@@ -104,7 +106,7 @@ def test_what_was_trained_before_a_kill_is_not_trained_again(
 def test_an_entry_that_does_not_fit_is_a_row(
     make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delta_compare, "run", here)
+    monkeypatch.setattr(delta_compare, "each", here)
     compare(make_page(*QUICK, "compare.entries=[{methods: [{name: prompt, tokens: 60}]}]"))
     (row,) = rows_of(tmp_path)
     assert "tokens = 60" in row["failure"]
@@ -113,20 +115,52 @@ def test_an_entry_that_does_not_fit_is_a_row(
 def test_a_process_that_fails_ends_the_others() -> None:
     started = time.monotonic()
     with pytest.raises(UserError, match="'mistake': expected KEY=VALUE"):
-        run(operator.call, [(override, {}, "mistake"), (time.sleep, 1000)])
+        run(operator.call, [(override, {}, "mistake"), (time.sleep, 1000)], at_once=2)
     with pytest.raises(Killed, match="signal 9"):
-        run(operator.call, [(signal.raise_signal, signal.SIGKILL), (time.sleep, 1000)])
+        run(operator.call, [(signal.raise_signal, signal.SIGKILL), (time.sleep, 1000)], at_once=2)
     assert time.monotonic() - started < 500
     assert not multiprocessing.active_children()
 
 
-def test_an_entry_that_is_killed_is_a_row(make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(work: object, calls: object) -> None:
-        raise Killed("a process was killed; give the command again")
+def stamp(file: Path) -> None:
+    """Leaves when it was there."""
+    began = time.monotonic()
+    time.sleep(1)
+    file.write_text(f"{began} {time.monotonic()}")
 
-    monkeypatch.setattr(delta_compare, "run", killed)
-    compare(make_page(*QUICK, "compare.entries=[{methods: [{name: head}]}]"))
-    assert rows_of(tmp_path)[0]["failure"] == "a process was killed"
+
+def test_so_many_processes_at_a_time(tmp_path: Path) -> None:
+    """Five calls, two at a time: never three, now and then two."""
+    files = [tmp_path / str(place) for place in range(5)]
+    assert sorted(each(stamp, [(file,) for file in files], at_once=2)) == [(place, None) for place in range(5)]
+    spans = [tuple(map(float, file.read_text().split())) for file in files]
+    beside = [sum(began < end and start < ended for start, end in spans) for began, ended in spans]
+    at_begin = [sum(start <= began < end for start, end in spans) for began, _ in spans]
+    assert max(at_begin) == 2 and max(beside) >= 2
+
+
+def test_a_killed_process_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    calls = [(signal.raise_signal, signal.SIGKILL), (stamp, tmp_path / "file"), (override, {}, "mistake")]
+    faults = dict(each(operator.call, calls, at_once=1))
+    assert isinstance(faults[0], Killed) and faults[1] is None and "KEY=VALUE" in str(faults[2])
+    assert (tmp_path / "file").exists()
+
+
+def test_an_entry_that_is_killed_is_a_row(make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And entries beside it are trained."""
+
+    def killed(work: Callable[..., None], calls: list[tuple[Any, ...]], at_once: int) -> Iterator[tuple[int, object]]:
+        assert at_once == 3
+        yield 1, Killed("a process was killed; give the command again")
+        work(*calls[0])
+        yield 0, None
+
+    monkeypatch.setattr(delta_compare, "each", killed)
+    entries = "[{methods: [{name: bitfit}]}, {methods: [{name: head}]}]"
+    compare(make_page(*QUICK, f"compare.entries={entries}", "delta.processes=3"))
+    bitfit, head = rows_of(tmp_path)
+    assert head["failure"] == "a process was killed" and head["score"] is None
+    assert bitfit["failure"] is None and bitfit["score"] is not None
 
 
 def test_by_default_every_method_is_compared(make_page: MakePage) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 import delta
 from delta.base import Base
-from delta.config import load_page
+from delta.config import DeltaPage, load_page
 from delta.folder import RECORD, TENSORS, reload
 from delta.stage import make_delta
 from delta.tasks import TaskData
@@ -147,11 +148,11 @@ def test_a_stop_amid_the_second_seed_is_made_good(
 
     seeds = []
 
-    def stopped(base: Base, page: object, data: TaskData, seed: int, *rest: object) -> object:
+    def stopped(base: Base, page: DeltaPage, data: TaskData, seed: int, *rest: Any, **options: Any) -> object:
         seeds.append(seed)
         if seeds == [3, 4]:
             raise KeyboardInterrupt
-        return tune(base, page, data, seed, *rest)  # type: ignore[arg-type]
+        return tune(base, page, data, seed, *rest, **options)
 
     monkeypatch.setattr("delta.stage.tune", stopped)
     with pytest.raises(KeyboardInterrupt):

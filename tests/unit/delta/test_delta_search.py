@@ -112,7 +112,7 @@ def test_a_killed_search_goes_on_as_if_nothing_had_been(
 
 
 def test_two_processes_share_a_study(make_page: MakePage, tmp_path: Path) -> None:
-    page = make_page(*QUICK, SPACE, "search.trials=4", "search.processes=2")
+    page = make_page(*QUICK, SPACE, "search.trials=4", "delta.processes=2")
     assert search(page).counts["trials"] == 4
     with sqlite3.connect(tmp_path / "searches" / "letters" / "study.sqlite") as study:
         assert study.execute("SELECT COUNT(*) FROM studies").fetchone() == (1,)

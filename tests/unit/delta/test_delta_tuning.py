@@ -13,6 +13,7 @@ from delta.attachment import trained
 from delta.base import Base
 from delta.config import DeltaPage
 from delta.predictor import Judgement, Predictor
+from delta.ranks import Ranks
 from delta.tasks import Example, TaskData
 from delta.tuning import Score, _batches, attached, mean_and_deviation, score, tune
 from robustly import UserError
@@ -119,9 +120,9 @@ def test_the_delta_of_the_best_epoch_is_kept(
     dev = dataclasses.replace(data, dev=data.test[:9])
     judge = Predictor.judge
 
-    def planned_judge(self: Predictor, examples: Sequence[Example]) -> Judgement:
+    def planned_judge(self: Predictor, examples: Sequence[Example], ranks: Ranks) -> Judgement:
         if examples is not dev.dev:
-            return judge(self, examples)
+            return judge(self, examples, ranks)
         by_epoch.append(torch.stack(self.logits_of(examples)))
         return Judgement({"accuracy": next(planned)}, [])
 

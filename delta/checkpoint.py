@@ -1,0 +1,68 @@
+"""What a training that was stopped goes on from: its whole state, in a file that is replaced from time to time."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from robustly.manifest import atomic
+
+EVERY = 60.0
+"""Seconds between two states, at least."""
+SHARE = 0.05
+"""Of the time that may go into writing them."""
+
+
+class Stateful(Protocol):
+    """As torch.distributed.checkpoint has it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, texts, and lists and dicts of them."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from it."""
+
+
+class Tensors:
+    """Tensors of a model, by name: their values are its state."""
+
+    def __init__(self, tensors: dict[str, Tensor]):
+        self.tensors = tensors
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.tensors)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        assert state_dict.keys() == self.tensors.keys()
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                tensor.copy_(state_dict[name])
+
+
+class Checkpoint:
+    """The state of some parts, in a file."""
+
+    def __init__(self, path: Path, parts: Mapping[str, Stateful]):
+        self.path, self.parts = path, parts
+        self.due = time.monotonic() + EVERY
+
+    def load(self, device: torch.device) -> bool:
+        """Put the parts into the state of the file; whether there is one. No code of the file is run."""
+        if not self.path.exists():
+            return False
+        states = torch.load(self.path, map_location=device, weights_only=True)
+        for name, part in self.parts.items():
+            part.load_state_dict(states[name])
+        return True
+
+    def save_if_due(self) -> None:
+        """Replace the file, if the last one is old enough."""
+        if (started := time.monotonic()) < self.due:
+            return
+        with atomic(self.path) as file:
+            torch.save({name: part.state_dict() for name, part in self.parts.items()}, file)
+        ended = time.monotonic()
+        self.due = ended + max(EVERY, (ended - started) / SHARE)
