@@ -76,6 +76,9 @@ def describe_comparison(folder: Path) -> Description:
     return _described(folder, finished, summary, Listing("entries", rows), note)
 
 
+_SHOWN = ("name", "metric", "own", "decoded")  # scores on test, of the task's own prompt and of the decoder's
+
+
 def describe_subspace(folder: Path) -> Description:
     """Describe a subspace's folder. Raises UserError as `describe` does."""
     if (finished := manifest.read(folder)) is None:
@@ -85,7 +88,7 @@ def describe_subspace(folder: Path) -> Description:
     summary = (
         f"A decoder from {record['dimension']} numbers to prompts of {record['tokens']} tokens (intrinsic_prompt)."
     )
-    found_on = Listing("found on", [{"delta": name} for name in record["deltas"]])
+    found_on = Listing("found on", [{key: task[key] for key in _SHOWN} for task in record["tasks"]])
     note = f"next: robustly delta CONFIG 'delta.methods=[{{name: intrinsic_prompt, subspace: {folder}}}]'"
     return _described(folder, finished, summary, found_on, note, base_fingerprint=record["base"][:16])
 

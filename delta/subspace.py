@@ -4,20 +4,23 @@ An auto-encoder is trained on prompts that were trained one by one; its decoder 
 `intrinsic_prompt` tunes the decoder's input on further tasks (Qin et al. 2021).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from delta.attachment import is_head
-from delta.folder import TENSORS
-from delta.methods.intrinsic_prompt import DECODER, RECORD, Record, decode
-from delta.methods.soft_tokens import TABLE
-from robustly import UserError, log, manifest
+from delta import folder as delta_folder
+from delta.base import Base
+from delta.config import DeltaPage
+from delta.methods.intrinsic_prompt import DECODER, RECORD, Found, Record, decode
+from delta.specs import Prompt, PTuning
+from delta.stage import make_delta
+from delta.tasks import draw, read
+from delta.tuning import batches
+from robustly import UserError, log
 from robustly.manifest import Manifest, Stage, write_atomic, write_json
 from robustly.rng import Purpose, seed64
 
@@ -34,6 +37,8 @@ class Fitted:
     """Mean squared error of the prompts, after training."""
     variance: float
     """The same for what knows nothing: their mean in the place of each."""
+    prompts: Tensor
+    """As they are given back, tasks x tokens x hidden."""
 
 
 def fit(
@@ -68,23 +73,33 @@ def fit(
     with log.progress("subspace", updates, "updates") as advance:
         for update in range(updates):
             decoded = decode(decoder, encoder(flat))
-            loss = RECONSTRUCTION * nn.functional.mse_loss(decoded, flat)
-            if task_loss:
-                losses = [task_loss(task, decoded[task].view(tokens, hidden)) for task in range(tasks)]
-                loss = loss + torch.stack(losses).mean()
             optimizer.zero_grad()
-            loss.backward()
+            _backward(RECONSTRUCTION * nn.functional.mse_loss(decoded, flat), decoded, (tokens, hidden), task_loss)
             optimizer.param_groups[0]["lr"] = peak_lr * (1 - update / updates)
             optimizer.step()
             advance(1)
     with torch.no_grad():
-        error = nn.functional.mse_loss(decode(decoder, encoder(flat)), flat).item()
+        decoded = decode(decoder, encoder(flat))
+        error = nn.functional.mse_loss(decoded, flat).item()
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.items()}
-    return Fitted(kept, error, flat.var(dim=0, correction=0).mean().item())
+    return Fitted(kept, error, flat.var(dim=0, correction=0).mean().item(), decoded.view(tasks, tokens, hidden))
+
+
+def _backward(
+    error: Tensor, decoded: Tensor, shape: tuple[int, int], task_loss: Callable[[int, Tensor], Tensor] | None
+) -> None:
+    """Leave the gradients of the error and of the tasks' mean loss; the activations of one task are held at a time."""
+    if task_loss is None:
+        error.backward()
+        return
+    prompts = decoded.detach().requires_grad_()
+    for task, prompt in enumerate(prompts):
+        (task_loss(task, prompt.view(shape)) / len(prompts)).backward()
+    torch.autograd.backward([error, decoded], [None, prompts.grad])
 
 
 def make_subspace(
-    deltas: list[Path],
+    pages: Sequence[DeltaPage],
     folder: Path,
     dimension: int,
     width: int = 768,
@@ -92,35 +107,37 @@ def make_subspace(
     peak_lr: float = 1e-3,
     seed: int = 1,
 ) -> Manifest:
-    """Find a decoder on the prompts of finished deltas, one for each task, and save it into a folder, without the
-    tasks' own loss (see `fit`). What is there already is not made again.
+    """Find a decoder on the prompts of several tasks and on their losses, and save it into a folder. Deltas of the
+    pages that are not finished are made first; what is there already is not made again.
 
-    `deltas`: folders of deltas with the method `prompt` or `p_tuning`, of one base and one number of tokens. Raises
-    UserError if there are fewer than two, if one is something else, or if the folder holds another subspace.
+    `pages`: a page for each task, with the one method `prompt` or `p_tuning`, all of one base and one number of tokens.
+    A task's loss is that of a batch of its training examples, through its delta's own head, without dropout.
+
+    Raises UserError if there are fewer than two, if one is something else, or if the folder holds another subspace.
     """
-    _check(deltas, dimension, width)
-    names = [delta.resolve().name for delta in deltas]
-    prompts, sources = zip(*(_prompt(delta) for delta in deltas), strict=True)
-    for delta, prompt, source in zip(deltas, prompts, sources, strict=True):
-        if source.inputs["base"] != sources[0].inputs["base"]:
-            raise UserError(f"{delta}: of another base than {deltas[0]}; expected deltas of one base")
-        if len(prompt) != len(prompts[0]):
-            raise UserError(f"{delta}: {len(prompt)} tokens, {deltas[0]} has {len(prompts[0])}; expected one number")
+    _check(pages, dimension, width)
+    made = [make_delta(page) for page in pages]
     recipe = {"dimension": dimension, "width": width, "updates": updates, "peak_lr": peak_lr, "seed": seed}
-    inputs = {f"delta {name}": source.hash for name, source in zip(names, sources, strict=True)}
+    inputs = {f"delta {page.name}": one.hash for page, one in zip(pages, made, strict=True)}
     stage = Stage(folder, "subspace", recipe, inputs)
     if finished := stage.finished():
         return finished
     with stage.begin():
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        fitted = fit(torch.stack(prompts).to(device), dimension, width, updates, peak_lr, seed)
-        tokens, hidden = prompts[0].shape
-        record = Record(dimension, tokens, hidden, width, sources[0].inputs["base"], names)
+        base = Base.load(pages[0].base)
+        tasks = [_Task(page, base, updates, seed) for page in pages]
+        own = torch.stack([task.prompt for task in tasks])
+        fitted = fit(own, dimension, width, updates, peak_lr, seed, lambda task, prompt: tasks[task].loss(prompt))
+        found = []
+        for page, task, one, prompt in zip(pages, tasks, made, fitted.prompts, strict=True):
+            before, after = task.score(task.prompt), task.score(prompt)
+            log.say(f"{page.name}  {task.metric}: own prompt {log.show(before)}, out of the space {log.show(after)}")
+            found.append(Found(page.name, one.hash, task.metric, before, after))
+        _, tokens, hidden = own.shape
         write_atomic(folder / DECODER, save(fitted.decoder))
-        write_json(folder / RECORD, asdict(record))
+        write_json(folder / RECORD, asdict(Record(dimension, tokens, hidden, width, base.fingerprint, found)))
         counts = {
-            "prompts": len(deltas),
-            "prompt_parameters": prompts[0].numel(),
+            "prompts": len(pages),
+            "prompt_parameters": tokens * hidden,
             "dimension": dimension,
             "decoder_parameters": sum(tensor.numel() for tensor in fitted.decoder.values()),
             "squared_error": fitted.error,
@@ -129,30 +146,67 @@ def make_subspace(
         return stage.finish([folder / DECODER, folder / RECORD], counts)
 
 
-def _check(deltas: list[Path], dimension: int, width: int) -> None:
-    if len(deltas) < 2:
-        raise UserError(f"expected deltas of two tasks or more, found {len(deltas)}: a subspace is what tasks share")
-    names = [delta.resolve().name for delta in deltas]
+def _check(pages: Sequence[DeltaPage], dimension: int, width: int) -> None:
+    if len(pages) < 2:
+        raise UserError(f"expected pages of two tasks or more, found {len(pages)}: a subspace is what tasks share")
+    names = [page.name for page in pages]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"two deltas are named {twice.pop()!r}; expected another name for each")
+        raise UserError(f"two pages are named {twice.pop()!r}; expected another `name` for each")
     for name, value in (("dimension", dimension), ("width", width)):
         if value < 1:
             raise UserError(f"{name} = {value}: expected 1 or more")
+    first = _prompt(pages[0])
+    for page in pages[1:]:
+        if (tokens := _prompt(page)) != first:
+            raise UserError(f"{page.name}: {tokens} tokens, {pages[0].name} has {first}; expected one number")
+        if page.base.resolve() != pages[0].base.resolve():
+            raise UserError(f"{page.name}: of the base {page.base}, {pages[0].name} of {pages[0].base}; expected one")
 
 
-def _prompt(folder: Path) -> tuple[Tensor, Manifest]:
-    """The prompt of a finished delta, tokens x hidden."""
-    done = manifest.require(folder, "delta", "robustly delta CONFIG")
-    if TENSORS not in done.outputs:
-        raise UserError(f"{folder}: holds no {TENSORS}; make the delta anew with this release")
-    manifest.verify(folder, done, TENSORS)
-    try:
-        with safe_open(folder / TENSORS, framework="pt") as file:
-            if (ours := [name for name in file.keys() if not is_head(name)]) != [TABLE]:  # noqa: SIM118 - no mapping
-                raise UserError(
-                    f"{folder}: expected a prompt and a head alone, found {', '.join(ours[:3]) or 'a head'}; give "
-                    "deltas with the one method `prompt` or `p_tuning`"
-                )
-            return file.get_tensor(TABLE), done
-    except SafetensorError as error:
-        raise UserError(f"{folder / TENSORS}: damaged ({error}); make the delta anew") from None
+def _prompt(page: DeltaPage) -> int:
+    """Tokens of a page's prompt."""
+    match page.delta.methods:
+        case [Prompt() | PTuning() as method]:
+            return method.tokens
+    found = page.delta.methods
+    names = found if isinstance(found, str) else ", ".join(method.name for method in found)
+    raise UserError(f"{page.name}: delta.methods: expected the one method `prompt` or `p_tuning`, found {names}")
+
+
+class _Given(nn.Module):
+    """A prompt that comes from elsewhere."""
+
+    rows: Tensor
+
+    def forward(self) -> Tensor:
+        return self.rows
+
+
+class _Task:
+    """A finished delta's task, for any prompt."""
+
+    def __init__(self, page: DeltaPage, base: Base, updates: int, seed: int):
+        self.data = read(page.delta.task, page.origin.parent)
+        self.metric = self.data.metric
+        self.predictor = delta_folder.reload(base, page.folder("delta"))
+        model, how = self.predictor.model, self.predictor.form
+        model.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
+        words = model.roberta.embeddings.word_embeddings
+        self.prompt = words.rows().detach().clone()
+        """The delta's own, tokens x hidden."""
+        self.given = words.prompt = _Given()
+        self.rows = how.encode(draw(self.data, page.delta.task.examples, page.seed))
+        lengths = [how.length(row) for row in self.rows]
+        self.batches = batches(lengths, page.optim.batch_size, updates, seed)
+
+    def loss(self, prompt: Tensor) -> Tensor:
+        """Of the next batch."""
+        self.given.rows = prompt
+        model, how = self.predictor.model, self.predictor.form
+        batch = [self.rows[place] for place in next(self.batches)]
+        return how.loss(how.logits(model, how.batch(batch, model.device)), batch)
+
+    def score(self, prompt: Tensor) -> float:
+        """The main score on the test file."""
+        self.given.rows = prompt
+        return self.predictor.judge(self.data.test).scores[self.metric]

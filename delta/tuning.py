@@ -135,8 +135,8 @@ def tune(
         advance(course.updates)
         model.train()
         lengths = [how.length(row) for row in rows]
-        batches = _batches(lengths, page.optim.batch_size, schedule.updates, seed)
-        for update, places in enumerate(itertools.islice(batches, course.updates, None), start=course.updates + 1):
+        every = batches(lengths, page.optim.batch_size, schedule.updates, seed)
+        for update, places in enumerate(itertools.islice(every, course.updates, None), start=course.updates + 1):
             torch.manual_seed(seed64(seed, Purpose.DROPOUT, ranks.rank, update))
             batch = [rows[place] for place in places]
             course.lines.append({"update": update, "loss": _gradients(predictor, batch, ranks)})
@@ -257,7 +257,7 @@ def _adamw(model: RobertaPreTrainedModel, page: DeltaPage) -> tuple[torch.optim.
     return adam, list(by_rate)
 
 
-def _batches(lengths: Sequence[int], size: int, updates: int, seed: int) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], size: int, updates: int, seed: int) -> Iterator[list[int]]:
     """The places of each update's examples: epochs, each in an order of its own; within `WINDOW` batches they are
     sorted by length and the batches shuffled."""
     every = np.arange(len(lengths))

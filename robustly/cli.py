@@ -534,22 +534,25 @@ def delta_compare_command(
         log.say(f"table: {folder / 'table.md'}")
 
 
-@delta_app.command(name="subspace", short_help="A space for intrinsic prompts, from trained ones.")
+@delta_app.command(name="subspace", short_help="A space for intrinsic prompts, out of several tasks.")
 def delta_subspace_command(
-    deltas: Annotated[
-        list[Path],
-        typer.Argument(metavar="DELTA...", help="Finished deltas of prompt or p_tuning, one a task."),
+    pages: Annotated[
+        list[str], typer.Argument(metavar="CONFIG... KEY=VALUE...", help="A page for each task; keys to set in all.")
     ],
     into: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the decoder goes.")],
     dimension: Annotated[int, typer.Option(min=1, help="Numbers that an intrinsic prompt has.")],
     width: Annotated[int, typer.Option(min=1, help="Of the decoder's hidden layer.")] = 768,
+    updates: Annotated[int, typer.Option(min=1, help="Each is over all tasks.")] = 1000,
     as_json: Json = False,
 ) -> None:
-    """Find a space of few numbers in which the prompts of several tasks lie, for the method `intrinsic_prompt`."""
+    """Find a space of few numbers in which the prompts of several tasks lie, for the method `intrinsic_prompt`: by the
+    prompts themselves and by the tasks' losses. Prompts that are not trained yet are trained first, by their pages."""
     with user_errors():
+        keys = [each for each in pages if "=" in each and not Path(each).exists()]
+        settled = [delta_page(page, keys, None) for page in pages if page not in keys]
         from delta.subspace import make_subspace
 
-        report(into, make_subspace(deltas, into, dimension, width), None, as_json)
+        report(into, make_subspace(settled, into, dimension, width, updates), None, as_json)
 
 
 @app.command(name="inspect", short_help="What a folder holds, in words and figures.")

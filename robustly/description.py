@@ -27,7 +27,7 @@ COMMANDS = {
     "delta": "robustly delta CONFIG",
     "search": "robustly delta search CONFIG",
     "comparison": "robustly delta compare CONFIG",
-    "subspace": "robustly delta subspace DELTAS --into FOLDER",
+    "subspace": "robustly delta subspace CONFIG... --into FOLDER",
 }
 """Kind of a stage's folder -> the command that makes it."""
 RUN_STAGES = ("tokenizer", "data", "train", "published")  # folders of a run, in the order in which they are made

@@ -23,6 +23,20 @@ COMMAND = "robustly delta subspace"
 
 
 @dataclass(frozen=True)
+class Found:
+    """A task whose prompt is given back."""
+
+    name: str
+    delta: str
+    """Hash of its delta."""
+    metric: str
+    own: float
+    """The score on the test file with its own prompt."""
+    decoded: float
+    """With the one that the decoder makes."""
+
+
+@dataclass(frozen=True)
 class Record:
     """subspace.json: what the decoder makes, for which base, and what it was found on."""
 
@@ -34,8 +48,8 @@ class Record:
     """Of the decoder's inner layer."""
     base: str
     """Fingerprint of the encoder that the prompts were trained on."""
-    deltas: list[str]
-    """Names of the deltas that it was found on, one for each task."""
+    tasks: list[Found]
+    """What it was found on."""
 
 
 def decode(decoder: Mapping[str, Tensor], code: Tensor) -> Tensor:
@@ -94,5 +108,6 @@ def read(folder: Path) -> tuple[Record, dict[str, Tensor], str]:
     finished = manifest.require(folder, "subspace", COMMAND)
     for name in finished.outputs:
         manifest.verify(folder, finished, name)
-    record = Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    raw = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    record = Record(**{**raw, "tasks": [Found(**task) for task in raw["tasks"]]})
     return record, load_file(folder / DECODER), finished.outputs[DECODER]["sha256"]

@@ -15,7 +15,7 @@ from delta.config import DeltaPage
 from delta.predictor import Judgement, Predictor
 from delta.ranks import Ranks
 from delta.tasks import Example, TaskData
-from delta.tuning import Score, _batches, attached, mean_and_deviation, score, tune
+from delta.tuning import Score, attached, batches, mean_and_deviation, score, tune
 from robustly import UserError
 
 MakePage = Callable[..., DeltaPage]
@@ -82,15 +82,15 @@ def test_a_rate_that_blows_up(base: Base, data: TaskData, make_page: MakePage) -
 
 def test_epochs_see_every_example_once_in_another_order_and_batches_are_of_like_length() -> None:
     lengths = [5 + 7 * place % 41 for place in range(48)]
-    batches = list(_batches(lengths, size=6, updates=24, seed=1))  # windows of 8 batches are epochs here
-    epochs = [[place for batch in batches[first : first + 8] for place in batch] for first in (0, 8, 16)]
+    made = list(batches(lengths, size=6, updates=24, seed=1))  # windows of 8 batches are epochs here
+    epochs = [[place for batch in made[first : first + 8] for place in batch] for first in (0, 8, 16)]
     assert all(sorted(epoch) == list(range(48)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    spans = [max(lengths[p] for p in batch) - min(lengths[p] for p in batch) for batch in batches]
+    spans = [max(lengths[p] for p in batch) - min(lengths[p] for p in batch) for batch in made]
     assert max(spans) < 12  # of 40
-    means = [sum(lengths[p] for p in batch) for batch in batches[:8]]
+    means = [sum(lengths[p] for p in batch) for batch in made[:8]]
     assert means != sorted(means) and means != sorted(means, reverse=True)
-    assert [len(batch) for batch in _batches(lengths, 6, 11, 1)] == [6] * 11
+    assert [len(batch) for batch in batches(lengths, 6, 11, 1)] == [6] * 11
 
 
 def test_scores_do_not_depend_on_who_shares_the_batch(base: Base, data: TaskData, make_page: MakePage) -> None:
