@@ -5,12 +5,14 @@ quickstart`), `sh gpu` or `sh cluster` (not run; its pages and keys are checked)
 or `python` (run). Blocks of output and listings have no mark and must hold no command.
 """
 
+import os
 import random
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ import pytest
 
 from delta.config import load_page
 from robustly.experiment import load_experiment
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -68,7 +71,14 @@ def name_of(page: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The variable PATH: our commands, then those of the virtual environment and of the machine."""
+    with warm.commands(tmp_path_factory.mktemp("bin")) as folder:
+        yield f"{folder}:{BIN}:{os.environ['PATH']}"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, path: str) -> Path:
     """A folder like a checkout after `make quickstart`: what the documentation's commands touch, and a finished run."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "configs", folder / "configs")
@@ -83,14 +93,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "texts" / "english.txt").write_text(small, encoding="utf-8")
     (folder / "texts" / "suomi.txt").write_text(finnish(), encoding="utf-8")
     (folder / ".venv" / "bin").mkdir(parents=True)
-    (folder / ".venv" / "bin" / "activate").write_text(f'export PATH="{BIN}:$PATH"\n')
-    run_in(folder, "robustly run configs/tiny.yaml")
+    (folder / ".venv" / "bin" / "activate").write_text(f'export PATH="{path}"\n')
+    run_in(folder, "robustly run configs/tiny.yaml", path)
     return folder
 
 
-def run_in(folder: Path, script: str) -> None:
+def run_in(folder: Path, script: str, path: str) -> None:
     done = subprocess.run(
-        ["bash", "-e", "-o", "pipefail", "-c", f'export PATH="{BIN}:$PATH"\n{script}'],
+        ["bash", "-e", "-o", "pipefail", "-c", script], env={**os.environ, "PATH": path},
         cwd=folder, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, f"exit code {done.returncode} of:\n{script}\n{done.stdout}\n{done.stderr}"
@@ -99,7 +109,7 @@ def run_in(folder: Path, script: str) -> None:
 
 @pytest.mark.pipeline
 @pytest.mark.parametrize("page", [p for p in PAGES if {b.mark for b in blocks(p)} & {"sh", "python"}], ids=name_of)
-def test_the_commands_of_a_page_run_as_they_stand(page: Path, checkout: Path, tmp_path: Path) -> None:
+def test_the_commands_of_a_page_run_as_they_stand(page: Path, checkout: Path, tmp_path: Path, path: str) -> None:
     folder = tmp_path / "checkout"
     shutil.copytree(checkout, folder, symlinks=True)
     script = []
@@ -108,7 +118,7 @@ def test_the_commands_of_a_page_run_as_they_stand(page: Path, checkout: Path, tm
             script.append(block.text)
         elif block.mark == "python":
             script.append(f"python - <<'END_OF_BLOCK'\n{block.text}END_OF_BLOCK")
-    run_in(folder, "\n".join(script))
+    run_in(folder, "\n".join(script), path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

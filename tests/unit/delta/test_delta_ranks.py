@@ -15,7 +15,7 @@ from delta.base import Base
 from delta.config import DeltaPage, load_page
 from delta.predictor import Predictor
 from delta.ranks import Ranks, joined
-from delta.stage import make_delta
+from delta.stage import _one_seed, make_delta
 from delta.tasks import read
 from delta.tuning import tune
 from robustly import UserError
@@ -168,3 +168,5 @@ def test_the_first_rank_alone_writes_states(
     tune(base, page, data, 3, tmp_path / "board", checkpoint=tmp_path / "second.pt", ranks=WithAll(1, 1))
     assert (tmp_path / "first.pt").exists()
     assert not (tmp_path / "second.pt").exists() and not (tmp_path / "board").exists()
+    _one_seed(base, page, data, 3, tmp_path / "second", WithAll(1, 1))
+    assert not list((tmp_path / "second").rglob("*"))
