@@ -2,8 +2,9 @@
 
 `specs` names the methods and their sizes; `methods` attaches them, with a file for each; `attachment` is what holds a
 model and its methods together; `base` is the encoder that is never changed; `tasks` reads examples and turns them into
-tensors and scores; `tuning` trains; `predictor` answers; `folder` saves and loads; `merging` folds a delta into its
-base; `card` is the README of a folder; `stage` is the command.
+tensors and scores; `tuning` trains, with other `ranks` where there are some, and goes on from a `checkpoint`;
+`predictor` answers; `folder` saves and loads; `merging` folds a delta into its base; `card` is the README of a folder;
+`stage` is the command.
 """
 
 from collections.abc import Sequence

@@ -124,9 +124,8 @@ def _one_seed(base: Base, page: DeltaPage, data: TaskData, seed: int, folder: Pa
     """Train a seed; what it leaves is the first rank's."""
     done = _work(folder, seed)
     checkpoint = done / "checkpoint.pt"
-    tuned = tune(
-        base, page, data, seed, folder / "tensorboard" / f"seed-{seed}", checkpoint=checkpoint, ranks=ranks
-    )  # fmt: skip
+    board = folder / "tensorboard" / f"seed-{seed}"
+    tuned = tune(base, page, data, seed, board, checkpoint=checkpoint, ranks=ranks)
     if ranks.rank:
         return
     log.say(f"seed {seed}  {_scores(tuned.score)}  trained in {log.duration(tuned.score.seconds)}")

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def tune(
     started = time.monotonic() - course.seconds
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        log.progress(f"seed {seed}", schedule.updates, "updates") as advance,
+        nullcontext(_silent) if ranks.rank else log.progress(f"seed {seed}", schedule.updates, "updates") as advance,
     ):
         advance(course.updates)
         model.train()
@@ -186,6 +187,10 @@ def tune(
         ),
         course.lines,
     )
+
+
+def _silent(updates: int) -> None:
+    """The progress of ranks but the first."""
 
 
 def _gradients(predictor: Predictor, batch: Sequence[Any], ranks: Ranks) -> float:

@@ -174,7 +174,10 @@ def at_work(expected):
 )
 def test_a_run_that_is_stopped_leaves_no_task_that_works_on(slurm, tmp_path, how, then):
     paths = os.pathsep.join(path for path in sys.path if path)
-    run = subprocess.Popen([sys.executable, "-c", RUNS, tmp_path], env={**os.environ, "PYTHONPATH": paths})
+    run = subprocess.Popen(
+        [sys.executable, "-c", RUNS, tmp_path], env={**os.environ, "PYTHONPATH": paths},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "hangs").exists() or len(list(tmp_path.glob("tasks/completions/*"))) < 4:
