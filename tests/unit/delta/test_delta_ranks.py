@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from delta import checkpoint as delta_checkpoint
+from delta import tuning
 from delta.base import Base
 from delta.config import DeltaPage, load_page
 from delta.predictor import Predictor
@@ -153,17 +154,31 @@ def test_judging_is_shared(base: Base, place: Path, make_page: MakePage, monkeyp
     assert answered == [90, 45]
 
 
+class WithAll(Ranks):
+    """A rank that trains on all there is, so that nobody else is needed."""
+
+    def share(self, items: Sequence[Any]) -> Sequence[Any]:
+        return items
+
+
+def test_dropout_differs_from_update_to_update_and_from_rank_to_rank(
+    base: Base, place: Path, make_page: MakePage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = make_page("optim.epochs=0.67")
+    data = read(page.delta.task, place)
+    gradients, seeds = tuning._gradients, []
+    monkeypatch.setattr(tuning, "_gradients", lambda *given: seeds.append(torch.initial_seed()) or gradients(*given))
+    for rank in (0, 1):
+        tune(base, page, data, 3, ranks=WithAll(rank, 1))
+    assert len(seeds) == 2 * 5 == len(set(seeds))
+
+
 def test_the_first_rank_alone_writes_states(
     base: Base, place: Path, make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delta_checkpoint, "EVERY", 0.0)
     page = make_page("optim.epochs=0.2", "optim.batch_size=8")
     data = read(page.delta.task, place)
-
-    class WithAll(Ranks):
-        def share(self, items: Sequence[Any]) -> Sequence[Any]:
-            return items
-
     tune(base, page, data, 3, checkpoint=tmp_path / "first.pt", ranks=WithAll(0, 1))
     tune(base, page, data, 3, tmp_path / "board", checkpoint=tmp_path / "second.pt", ranks=WithAll(1, 1))
     assert (tmp_path / "first.pt").exists()
