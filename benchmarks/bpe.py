@@ -60,7 +60,7 @@ def encoding(folder: str, files: list[str]) -> dict[str, Any]:
     """Encode every document by both engines on one core; are the ids the same on every one?"""
     from tokenizers import Tokenizer
 
-    import tokenizer
+    from robustly import tokenizer
 
     texts = [text for file in files for text in Path(file).read_text(encoding="utf-8").strip().split("\n\n")]
     size = sum(len(text.encode()) for text in texts)

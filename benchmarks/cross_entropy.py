@@ -25,7 +25,7 @@ from torch.nn import functional
 from transformers import RobertaConfig
 from transformers.models.roberta.modeling_roberta import RobertaLMHead
 
-from pretrain.cross_entropy import ELEMENTS, summed_cross_entropy
+from robustly.pretrain.cross_entropy import ELEMENTS, summed_cross_entropy
 
 RESULTS = Path(__file__).parent / "results"
 TOKENS, MASKED, SIZE, HIDDEN, ROUNDS = 8 * 512, 614, 50_265, 768, 2

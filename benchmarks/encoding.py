@@ -34,7 +34,7 @@ paths: {{root: {root}}}
 
 def encoding(folder: str, file: str) -> dict[str, float]:
     """Megabytes of a file and the seconds of both, in a process that has encoded nothing."""
-    import tokenizer
+    from robustly import tokenizer
 
     content = Path(file).read_text(encoding="utf-8")
     lines = [json.loads(line)["text"] for line in content.splitlines()] if file.endswith(".jsonl") else None

@@ -25,8 +25,8 @@ import torch
 from random_text import save_tokenizer
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
-from pretrain.config import Masking
-from pretrain.masking import TokenIds, mask_blocks
+from robustly.pretrain.config import Masking
+from robustly.pretrain.masking import TokenIds, mask_blocks
 
 RESULTS = Path(__file__).parent / "results"
 BLOCKS, LENGTH, SIZE, ROUNDS = 64, 512, 50_265, 5

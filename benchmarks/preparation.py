@@ -68,7 +68,7 @@ def run_mlm(files: list[str], tokenizer_folder: str, cache: str, cores: int) -> 
 
 def encoding(tokenizer_folder: str, files: list[str]) -> float:
     """Bytes of text a second that tiktoken alone encodes, on one core."""
-    import tokenizer
+    from robustly import tokenizer
 
     engine = tokenizer.load(Path(tokenizer_folder))._engine
     texts = [text for file in files for text in Path(file).read_text(encoding="utf-8").strip().split("\n\n")]
@@ -83,7 +83,7 @@ def reading(folder: str, cache: str) -> dict[str, float]:
     import numpy as np
     from datasets import Dataset
 
-    from data_prep.blocks import Blocks
+    from robustly.data_prep.blocks import Blocks
 
     blocks = Blocks(Path(folder), "train", BLOCK_LENGTH, "full_sentences")
     order = np.random.default_rng(0).integers(0, len(blocks), BLOCKS_READ)
@@ -111,11 +111,11 @@ def planning(folder: str) -> dict[str, float]:
     """Seconds for the blocks of a store of a billion tokens, in each format; its tokens are holes in a file."""
     import numpy as np
 
-    from data_prep import npy
-    from data_prep.blocks import Blocks
-    from data_prep.store import END, Shard, write_store
-    from tokenizer.encoder import Encoder
-    from tokenizer.vocabulary import lay_out
+    from robustly.data_prep import npy
+    from robustly.data_prep.blocks import Blocks
+    from robustly.data_prep.store import END, Shard, write_store
+    from robustly.tokenizer.tokenizer import Encoder
+    from robustly.tokenizer.vocabulary import lay_out
 
     draw = np.random.default_rng(0)
     units, shards = PLANNED // 8 // 26, []

@@ -23,20 +23,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from robustly.pretrain.flops import flops_per_token
+
 sys.path.append(sys.path.pop(0))  # this folder last: this file has the name of one of our packages
 
 import torch
 from random_text import RandomBlocks, save_tokenizer, vocabulary_of
 
-from data_prep.order import Order
-from pretrain import budget
-from pretrain.acceleration import accelerate
-from pretrain.allocator import keep_freed_memory
-from pretrain.batches import Batches
-from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
-from pretrain.peak import PEAK_TFLOPS
-from pretrain.schedule import UpdateSizes
+from robustly.data_prep.sampler import Order
 from robustly.experiment import Experiment, load_experiment
+from robustly.pretrain.allocator import keep_freed_memory
+from robustly.pretrain.batches import Batches
+from robustly.pretrain.mfu import PEAK_TFLOPS
+from robustly.pretrain.model_setup import accelerate
+from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.pretrain.schedule import UpdateSizes
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = {
@@ -93,7 +94,7 @@ class Clock:
 
 
 def ours(page: Experiment, precision: str, compiled: bool, updates: int, warm_up: int) -> dict[str, Any]:
-    from pretrain.engine import Engine, start_ranks, stop_ranks
+    from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -180,9 +181,7 @@ def matmul_tflops(precision: str) -> float:
 
 def report(shape: str, page: Experiment, precision: str, rate: float, found: dict[str, dict[str, Any] | str]) -> str:
     """A table as Markdown; ratios are to the plain Trainer."""
-    flops = budget.flops_per_token(
-        page.model, page.tokenizer.vocab_size, page.data.block_length, page.masking.probability
-    )
+    flops = flops_per_token(page.model, page.tokenizer.vocab_size, page.data.block_length, page.masking.probability)
     peer = found["Trainer"]
     lines = [
         f"## {shape}, {precision}: blocks of {page.data.block_length}, micro-batch {page.run.micro_batch}, "

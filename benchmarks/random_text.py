@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.masking import TokenIds
-from tokenizer.vocabulary import lay_out, save
+from robustly.pretrain.masking import TokenIds
+from robustly.tokenizer.vocabulary import lay_out, save
 
 
 class RandomBlocks:
-    """Full blocks of random ids, <s> first and </s> last: what data_prep.blocks.Blocks gives, without padding."""
+    """Full blocks of random ids, <s> first and </s> last: what robustly.data_prep.blocks.Blocks gives, without padding."""
 
     def __init__(self, vocabulary: TokenIds, length: int, count: int = 4096):
         self.ids = np.random.default_rng(0).integers(4, vocabulary.size - 1, (count, length), np.int32)

@@ -24,12 +24,12 @@ import torch
 from numpy.typing import NDArray
 from random_text import vocabulary_of
 
-from data_prep.order import Order
-from pretrain.acceleration import accelerate
-from pretrain.batches import Batches, MicroBatch
-from pretrain.config import Masking, Model, Run
-from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
-from pretrain.schedule import UpdateSizes
+from robustly.data_prep.sampler import Order
+from robustly.pretrain.batches import Batches, MicroBatch
+from robustly.pretrain.config import Masking, Model, Run
+from robustly.pretrain.model_setup import accelerate
+from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.pretrain.schedule import UpdateSizes
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 3
@@ -45,7 +45,7 @@ CORPORA = {"like Wikipedia": (7.8, 1.0), "abstracts": (5.3, 0.6)}
 
 
 class Documents:
-    """DOC-SENTENCES blocks of random documents: what `Batches` asks of `data_prep.blocks.Blocks`."""
+    """DOC-SENTENCES blocks of random documents: what `Batches` asks of `robustly.data_prep.blocks.Blocks`."""
 
     pairs = False
 

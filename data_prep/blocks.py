@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep import npy
-from data_prep.config import PAIRS, Format
-from data_prep.packing import plan, record, room
-from data_prep.store import Split, Store
+from robustly.data_prep import npy
+from robustly.data_prep.config import PAIRS, Format
+from robustly.data_prep.packing import plan, record, room
+from robustly.data_prep.store import Split, Store
 
 VIEWS = "views"
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from robustly.config import Section
-from tokenizer.config import Corpus
+from robustly.corpus.config import Corpus
 
 Format = Literal["full_sentences", "doc_sentences", "segment_pair", "sentence_pair"]
 PAIRS: tuple[Format, Format] = ("segment_pair", "sentence_pair")

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.json_lines import check_place, new_file
-from data_prep.store import SPLITS, Store
 from robustly import log
+from robustly.data_prep.json_lines import check_place, new_file
+from robustly.data_prep.store import SPLITS, Store
 
 if TYPE_CHECKING:
-    from tokenizer.encoder import Encoder
+    from robustly.tokenizer.tokenizer import Encoder
 
 OPTION = "--decode-documents"
 

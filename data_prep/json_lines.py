@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from robustly import UserError
-from robustly.manifest import atomic
+from robustly.files import atomic
 
 ENDINGS = (".jsonl", ".jsonl.gz")
 

@@ -22,7 +22,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.config import PAIRS, Format
+from robustly.data_prep.config import PAIRS, Format
 
 BLOCK = np.dtype([("start", "<i8"), ("length", "<i4")])
 """A block: where it begins in the stream, and its tokens, <s> included, which is not in the stream."""

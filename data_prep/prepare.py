@@ -10,18 +10,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tokenizer
-from data_prep.config import Data, store_recipe
-from data_prep.sentences import units
-from data_prep.store import SPLITS, Shard, ShardWriter, Split, Store, split_of, write_store
-from robustly import UserError, manifest
-from robustly.manifest import Manifest, Stage, write_json
-from tokenizer import verdicts
-from tokenizer.config import Corpus, Processing
-from tokenizer.corpus import BadLine, Hashes, Part, documents, hashes, parts, process, refuse_many
+from robustly import UserError, manifest, tokenizer
+from robustly.corpus import decisions
+from robustly.corpus.config import Corpus, Processing
+from robustly.corpus.documents import BadLine, documents, refuse_many
+from robustly.corpus.executors import process
+from robustly.corpus.files import Hashes, hashes
+from robustly.corpus.partitions import Part, parts
+from robustly.data_prep.config import Data, store_recipe
+from robustly.data_prep.sentences import units
+from robustly.data_prep.store import SPLITS, Shard, ShardWriter, Split, Store, split_of, write_store
+from robustly.files import WORK_LOCK, lock, write_json
+from robustly.manifest import Manifest, Stage
 
 if TYPE_CHECKING:
-    from tokenizer.encoder import Encoder
+    from robustly.tokenizer.tokenizer import Encoder
 
 
 def stage(
@@ -47,7 +50,7 @@ def _stage(
     contents = hashes(corpus, beside, {**trained.notes["files"], **(earlier.notes["files"] if earlier else {})})
     inputs = {"corpus": contents.corpus, "tokenizer": trained.hash}
     if cleaned:
-        inputs["clean"] = verdicts.require(cleaned, contents.corpus).hash
+        inputs["clean"] = decisions.require(cleaned, contents.corpus).hash
     return Stage(folder, "data", store_recipe(corpus, data), inputs), contents
 
 
@@ -77,12 +80,12 @@ def prepare(
     # The stage begins when the shards are made and checked: a fault of the corpus or of the splits must not leave a
     # folder that refuses the mended page.
     work = folder / "work" / made.hash[:16]
-    with manifest.lock(folder, manifest.WORK_LOCK):
+    with lock(folder, WORK_LOCK):
         if finished := made.finished():  # by another process, while this one waited
             return _with_view(finished, folder, data)
         work.mkdir(parents=True, exist_ok=True)
         pieces = parts(corpus, beside)
-        pieces = verdicts.attach(pieces, cleaned) if cleaned else pieces
+        pieces = decisions.attach(pieces, cleaned) if cleaned else pieces
         task = _Task(corpus, data, work, tokenizer_folder, made.inputs["tokenizer"])
         with ThreadPoolExecutor(1) as beside_the_workers:
             if processing.workers > 1:
@@ -106,7 +109,7 @@ def prepare(
 
 def _load_ahead(task: "_Task") -> None:
     """Load what the end of the stage takes, a second or two of imports and reading, while others are at work."""
-    import data_prep.blocks  # noqa: F401 (numba)
+    import robustly.data_prep.blocks  # noqa: F401 (numba)
 
     _encoder(task.tokenizer_folder, task.trained)
 
@@ -169,7 +172,7 @@ def _count(folder: Path, done: Sequence["_PartFacts"]) -> dict[str, Any]:
 
 def _view(folder: Path, data: Data) -> dict[str, Any]:
     """Plan the blocks that the page asks for; returns their figures."""
-    from data_prep.blocks import Blocks, long_units  # here: a worker that makes shards need not import numba
+    from robustly.data_prep.blocks import Blocks, long_units  # here: a worker that makes shards need not import numba
 
     train, validation = (Blocks(folder, split, data.block_length, data.format) for split in SPLITS)
     return {
@@ -187,7 +190,7 @@ def _with_view(finished: Manifest, folder: Path, data: Data) -> Manifest:
     _check_room(Store(folder, "train").stream_tokens, data)
     if (finished.counts["format"], finished.counts["block_length"]) != (data.format, data.block_length):
         return replace(finished, counts={**finished.counts, **_view(folder, data)})
-    from data_prep.blocks import Blocks
+    from robustly.data_prep.blocks import Blocks
 
     for split in SPLITS:
         Blocks(folder, split, data.block_length, data.format)  # made again if it was deleted

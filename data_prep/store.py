@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from data_prep import npy
 from robustly import UserError
-from robustly.manifest import flush, write_json
-from tokenizer.config import told_apart
+from robustly.corpus.config import told_apart
+from robustly.data_prep import npy
+from robustly.files import flush, write_json
 
 if TYPE_CHECKING:
-    from tokenizer.encoder import Encoder
+    from robustly.tokenizer.tokenizer import Encoder
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import RobertaModel, RobertaPreTrainedModel
 
-from delta import methods as registry
-from delta.checkpoint import Stateful
-from delta.specs import Method, parse
 from robustly import UserError
+from robustly.delta import methods as registry
+from robustly.delta.checkpoint import Stateful
+from robustly.delta.specs import Method, parse
 from robustly.rng import Purpose, seed64
 
 

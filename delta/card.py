@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from delta.choice import choice_section
-from delta.folder import Record
-from delta.tasks import TaskData
-from delta.tuning import Score, mean_and_deviation
 from robustly import __version__, markdown
+from robustly.delta.auto import choice_section
+from robustly.delta.saving import Record
+from robustly.delta.tasks import TaskData
+from robustly.delta.tuning import Score, mean_and_deviation
 from robustly.log import show
 
 

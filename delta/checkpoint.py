@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from robustly.manifest import atomic
+from robustly.files import atomic
 
 EVERY = 60.0
 """Seconds between two states, at least."""

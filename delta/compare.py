@@ -8,20 +8,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from delta import folder as delta_folder
-from delta import stage as delta_stage
-from delta.attachment import parameters
-from delta.base import Base
-from delta.candidates import COMPARED, label, rated
-from delta.config import DeltaPage, Entry
-from delta.processes import Killed, each, how_many, peak_memory
-from delta.specs import parse
-from delta.tasks import TaskData, draw, read
-from delta.tuning import Diverged, attached, tune
 from robustly import UserError, log, markdown
 from robustly.config import fingerprint
+from robustly.delta import saving as delta_folder
+from robustly.delta import stage as delta_stage
+from robustly.delta.attachment import parameters
+from robustly.delta.base_model import Base
+from robustly.delta.config import DeltaPage, Entry
+from robustly.delta.defaults import COMPARED, label, rated
+from robustly.delta.specs import parse
+from robustly.delta.tasks import TaskData, draw, read
+from robustly.delta.tuning import Diverged, attached, tune
+from robustly.delta.workers import Killed, each, how_many, peak_memory
+from robustly.files import atomic, write_atomic, write_json
 from robustly.log import show
-from robustly.manifest import Manifest, Stage, atomic, write_atomic, write_json
+from robustly.manifest import Manifest, Stage
 
 MEGABYTE = 1e6
 

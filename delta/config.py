@@ -7,11 +7,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from delta.specs import Method, Rate
-from delta.tasks.config import Task
-from pretrain.config import Positive, Schedule
 from robustly import UserError, config
 from robustly.config import Page, Section, find
+from robustly.delta.specs import Method, Rate
+from robustly.delta.tasks.config import Task
+from robustly.pretrain.config import Positive, Schedule
 
 SCHEMA_VERSION = 1
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -37,7 +37,7 @@ class Delta(Section):
         Annotated[Methods, Tag("Methods")] | Annotated[Literal["auto"], Tag("Auto")],
         Discriminator(lambda value: "Auto" if isinstance(value, str) else "Methods"),
     ]
-    """One method or several at once; or `auto`: a rule and a short trial choose (`delta.choice`)."""
+    """One method or several at once; or `auto`: a rule and a short trial choose (`robustly.delta.auto`)."""
     budget: Positive | None = None
     """With `methods: auto`, the most parameters that are stored, besides the head. Default: 1% of the base's, at least
     300,000."""
@@ -94,7 +94,7 @@ class Search(Section):
     trials: Positive = 20
     """In all; a finished search with a larger number goes on."""
     methods: Annotated[list[Methods], Field(min_length=1)] | None = None
-    """What is chosen among. Default: methods, sizes and places in `delta.candidates`."""
+    """What is chosen among. Default: methods, sizes and places in `robustly.delta.defaults`."""
     peak_lr: tuple[Rate, Rate] | None = None
     """Lowest and highest `optim.peak_lr`; it is drawn evenly in its logarithm. Default: by the base's width."""
     pruner: Literal["median", "halving"] = "median"
@@ -121,7 +121,7 @@ class Entry(Section):
     methods: Methods
     peak_lr: Rate | None = None
     """Of the head, and of methods without an `lr`. Default: `optim.peak_lr` for the head, and for each method its rate
-    in `delta.candidates`."""
+    in `robustly.delta.defaults`."""
     epochs: Annotated[float, Field(gt=0)] | None = None
     """Default: `optim.epochs`."""
 
@@ -130,7 +130,7 @@ class Compare(Section):
     """`robustly delta compare`: methods side by side, each trained with all seeds."""
 
     entries: Annotated[list[Entry], Field(min_length=1)] | None = None
-    """Default: every method alone and three combinations (`delta.candidates`)."""
+    """Default: every method alone and three combinations (`robustly.delta.defaults`)."""
 
 
 class DeltaPage(Page):

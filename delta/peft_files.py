@@ -14,10 +14,10 @@ from transformers import (
     RobertaPreTrainedModel,
 )
 
-from delta.attachment import trained
-from delta.methods import adalora, ia3, lora, prefix
-from delta.specs import AdaLora, Dora, Ia3, Lora, Method, Prefix, PTuningV2
-from robustly import manifest
+from robustly.delta.attachment import trained
+from robustly.delta.methods import adalora, ia3, lora, prefix
+from robustly.delta.specs import AdaLora, Dora, Ia3, Lora, Method, Prefix, PTuningV2
+from robustly.files import write_atomic
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -42,10 +42,10 @@ def write(model: RobertaPreTrainedModel, folder: Path, base_name: str) -> list[P
     config.base_model_name_or_path = base_name
     config.inference_mode = True
     fields = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    manifest.write_atomic(folder / CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    write_atomic(folder / CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
     method = model.delta.methods[0].name
     tensors = dict(_peft_name(name, method, tensor) for name, tensor in trained(model).items())
-    manifest.write_atomic(folder / TENSORS, save(tensors, metadata={"format": "pt"}))
+    write_atomic(folder / TENSORS, save(tensors, metadata={"format": "pt"}))
     return [folder / CONFIG, folder / TENSORS]
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import RobertaPreTrainedModel
 
-from delta.base import Base
-from delta.ranks import ALONE, Ranks
-from delta.tasks import Example, Form, form
-from delta.tasks.config import Task
 from robustly import UserError
+from robustly.delta.base_model import Base
+from robustly.delta.data_parallel import ALONE, Ranks
+from robustly.delta.tasks import Example, Form, form
+from robustly.delta.tasks.config import Task
 
 BATCH = 32  # inputs that are scored at a time
 

@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from delta import stage as delta_stage
-from delta.attachment import parameters
-from delta.base import Base
-from delta.candidates import SEARCHED, label, searched_rates
-from delta.config import DeltaPage
-from delta.processes import CONTEXT, how_many, run
-from delta.specs import Method, parse
-from delta.tasks import TaskData, read
-from delta.tasks.config import HUB
-from delta.tuning import Diverged, attached, tune, unseen_test
 from robustly import UserError, config, log, markdown
+from robustly.delta import stage as delta_stage
+from robustly.delta.attachment import parameters
+from robustly.delta.base_model import Base
+from robustly.delta.config import DeltaPage
+from robustly.delta.defaults import SEARCHED, label, searched_rates
+from robustly.delta.specs import Method, parse
+from robustly.delta.tasks import TaskData, read
+from robustly.delta.tasks.config import HUB
+from robustly.delta.tuning import Diverged, attached, tune, unseen_test
+from robustly.delta.workers import CONTEXT, how_many, run
+from robustly.files import atomic, write_atomic, write_json
 from robustly.log import show
-from robustly.manifest import MANIFEST, Manifest, Stage, atomic, write_atomic, write_json
+from robustly.manifest import MANIFEST, Manifest, Stage
 from robustly.rng import Purpose, seed64
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from pretrain.config import Positive
 from robustly import UserError
 from robustly.config import Section
+from robustly.pretrain.config import Positive
 
 Rate = Annotated[float, Field(gt=0)]
 

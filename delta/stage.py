@@ -8,22 +8,23 @@ from typing import Any
 
 import torch
 
-from delta import folder as delta_folder
-from delta.attachment import parameters
-from delta.base import Base
-from delta.candidates import candidates
-from delta.card import delta_card
-from delta.choice import CHOICE, choose, situation
-from delta.config import DeltaPage
-from delta.methods.intrinsic_prompt import read as read_subspace
-from delta.processes import how_many, run
-from delta.ranks import ALONE, Ranks, joined
-from delta.specs import Method
-from delta.tasks import TaskData, draw, read
-from delta.tuning import Score, Tuned, attached, mean_and_deviation, tune
 from robustly import UserError, log
+from robustly.delta import saving as delta_folder
+from robustly.delta.attachment import parameters
+from robustly.delta.auto import CHOICE, choose, situation
+from robustly.delta.base_model import Base
+from robustly.delta.card import delta_card
+from robustly.delta.config import DeltaPage
+from robustly.delta.data_parallel import ALONE, Ranks, joined
+from robustly.delta.defaults import candidates
+from robustly.delta.methods.intrinsic_prompt import read as read_subspace
+from robustly.delta.specs import Method
+from robustly.delta.tasks import TaskData, draw, read
+from robustly.delta.tuning import Score, Tuned, attached, mean_and_deviation, tune
+from robustly.delta.workers import how_many, run
+from robustly.files import write_atomic, write_json
 from robustly.log import show
-from robustly.manifest import Manifest, Stage, write_atomic, write_json
+from robustly.manifest import Manifest, Stage
 
 LABELS_SHOWN = 10
 

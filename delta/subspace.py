@@ -12,16 +12,17 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from delta import folder as delta_folder
-from delta.base import Base
-from delta.config import DeltaPage
-from delta.methods.intrinsic_prompt import DECODER, RECORD, Found, Record, decode
-from delta.specs import Prompt, PTuning
-from delta.stage import make_delta
-from delta.tasks import draw, read
-from delta.tuning import batches
 from robustly import UserError, log
-from robustly.manifest import Manifest, Stage, write_atomic, write_json
+from robustly.delta import saving as delta_folder
+from robustly.delta.base_model import Base
+from robustly.delta.config import DeltaPage
+from robustly.delta.methods.intrinsic_prompt import DECODER, RECORD, Found, Record, decode
+from robustly.delta.specs import Prompt, PTuning
+from robustly.delta.stage import make_delta
+from robustly.delta.tasks import draw, read
+from robustly.delta.tuning import batches
+from robustly.files import write_atomic, write_json
+from robustly.manifest import Manifest, Stage
 from robustly.rng import Purpose, seed64
 
 RECONSTRUCTION = 200.0

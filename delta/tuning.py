@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from transformers import RobertaPreTrainedModel
 
-from delta.attachment import attach, finish, stored, trained
-from delta.base import Base
-from delta.checkpoint import Checkpoint, Stateful, Tensors
-from delta.config import DeltaPage
-from delta.predictor import Predictor, new_model
-from delta.ranks import ALONE, Ranks
-from delta.tasks import TaskData, draw
-from pretrain.schedule import share_of_peak
 from robustly import UserError, log
+from robustly.delta.attachment import attach, finish, stored, trained
+from robustly.delta.base_model import Base
+from robustly.delta.checkpoint import Checkpoint, Stateful, Tensors
+from robustly.delta.config import DeltaPage
+from robustly.delta.data_parallel import ALONE, Ranks
+from robustly.delta.predictor import Predictor, new_model
+from robustly.delta.tasks import TaskData, draw
+from robustly.pretrain.schedule import share_of_peak
 from robustly.rng import Purpose, permute, seed64
 
 WINDOW = 8

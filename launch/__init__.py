@@ -1,15 +1,15 @@
 """One plan, many launchers: how the ranks of a training run are started, on one machine or many.
 
-`launch.plan.Plan` says what runs; each launcher turns the same plan into processes (`start`) or into the
-text that it would run (`render`). A rank learns who it is from `launch.environment`. Nothing here imports
+`robustly.launch.job.Plan` says what runs; each launcher turns the same plan into processes (`start`) or into the
+text that it would run (`render`). A rank learns who it is from `robustly.launch.environment`. Nothing here imports
 a stage or torch.
 """
 
 from collections.abc import Mapping
 from typing import Protocol
 
-from launch import hostfile, local, slurm, torchrun
-from launch.plan import LaunchOptions, Plan
+from robustly.launch import hostfile, local, slurm, torchrun
+from robustly.launch.job import LaunchOptions, Plan
 
 
 class Launcher(Protocol):

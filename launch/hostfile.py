@@ -1,7 +1,7 @@
 """Ranks on the machines of a hostfile, over ssh.
 
 The syntax is DeepSpeed's; the starting is ours, because pdsh neither stops the other machines when one
-fails nor passes arguments through unchanged. Each machine gets one ssh, which runs `launch.node` there.
+fails nor passes arguments through unchanged. Each machine gets one ssh, which runs `robustly.launch.node` there.
 """
 
 import contextlib
@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from launch.local import Share
-from launch.plan import MASTER_PORT, LaunchOptions, Plan
-from launch.supervise import GRACE, supervise
 from robustly import UserError
+from robustly.launch.job import MASTER_PORT, LaunchOptions, Plan
+from robustly.launch.local import Share
+from robustly.launch.supervise import GRACE, supervise
 
 # No question may be asked; a machine that is off, or a cable that is cut, is noticed within a minute.
 # Ports, users and keys come from the user's own ~/.ssh/config.
@@ -93,7 +93,7 @@ def _there(plan: Plan, share: Share) -> str:
     """The line that the login shell of a machine runs; quoted so that it arrives as it is written here."""
     agent = (
         "exec", "env", *(f"{name}={value}" for name, value in plan.environment.items()),
-        sys.executable, "-P", "-m", "launch.node",
+        sys.executable, "-P", "-m", "robustly.launch.node",
         "--first-rank", str(share.first_rank), "--ranks", str(share.ranks), "--world-size", str(share.world_size),
         "--master-addr", share.master_addr, "--master-port", str(share.master_port), "--", *plan.command,
     )  # fmt: skip

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from launch.environment import FIRST_PORT, PORTS, Rank, cores, numbered_port, variables
-from launch.plan import LaunchOptions, Plan
-from launch.supervise import GRACE, supervise
 from robustly import UserError
+from robustly.launch.environment import FIRST_PORT, PORTS, Rank, cores, numbered_port, variables
+from robustly.launch.job import LaunchOptions, Plan
+from robustly.launch.supervise import GRACE, supervise
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 

@@ -1,4 +1,4 @@
-"""The ranks of one machine, for a launcher on another one: `python -m launch.node`, at the far end of ssh.
+"""The ranks of one machine, for a launcher on another one: `python -m robustly.launch.node`, at the far end of ssh.
 
 Standard input is the tie between the two. A line holds the name of a signal that the ranks are to get; its
 end means that the launcher stopped, died or can no longer be reached, and then the ranks must not live on.
@@ -13,13 +13,13 @@ import threading
 import time
 from typing import TextIO
 
-from launch.local import Share, run_share
-from launch.supervise import GRACE
 from robustly import UserError, log
+from robustly.launch.local import Share, run_share
+from robustly.launch.supervise import GRACE
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="launch.node", description=__doc__)
+    parser = argparse.ArgumentParser(prog="robustly.launch.node", description=__doc__)
     parser.add_argument("--first-rank", type=int, required=True)
     parser.add_argument("--ranks", type=int, required=True, help="ranks on this machine")
     parser.add_argument("--world-size", type=int, required=True)

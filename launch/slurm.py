@@ -3,9 +3,9 @@
 import shlex
 import subprocess
 
-from launch.environment import FIRST_PORT, PORTS
-from launch.plan import LaunchOptions, Plan
 from robustly import UserError
+from robustly.launch.environment import FIRST_PORT, PORTS
+from robustly.launch.job import LaunchOptions, Plan
 
 LAST_CHECKPOINT = 120  # seconds before the time limit at which the ranks are told
 USERS_MISTAKE = 2  # exit code of a command that would fail again in the same way
@@ -40,7 +40,7 @@ exit $((code ? code : 1))
 def render(plan: Plan, options: LaunchOptions) -> str:
     """The batch script.
 
-    The ranks read SLURM_* themselves (`launch.environment`), so that srun runs the command as it is. When
+    The ranks read SLURM_* themselves (`robustly.launch.environment`), so that srun runs the command as it is. When
     the job's time runs out the ranks get SIGUSR1, write a checkpoint and leave. A job that ends with the
     work incomplete puts itself back into the queue; Slurm does so itself after a preemption or the loss of
     a node. All attempts append to one output file.

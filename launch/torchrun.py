@@ -5,8 +5,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from launch.plan import MASTER_PORT, LaunchOptions, Plan
 from robustly import UserError
+from robustly.launch.job import MASTER_PORT, LaunchOptions, Plan
 
 # Without it a restart meets again in the store that the dead ranks used, finds their addresses there, and
 # fails until no restarts are left, or hangs.

@@ -1,6 +1,6 @@
 """Which blocks make up update k, and this rank's part of them, ready for the device.
 
-Update k holds the B positions of the stream (`data_prep.order`) that follow those of update k-1, and where it begins is
+Update k holds the B positions of the stream (`robustly.data_prep.sampler`) that follow those of update k-1, and where it begins is
 a function of k (`schedule.UpdateSizes`): so the batch of update k is the same for any number of ranks, micro-batch and
 thread, and one number, k, is all that a resume needs. Batches may straddle epochs.
 
@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.config import Format
-from data_prep.order import Order, Places
-from pretrain.config import Masking, Optim
-from pretrain.masking import TokenIds, mask_blocks
-from pretrain.schedule import UpdateSizes
+from robustly.data_prep.config import Format
+from robustly.data_prep.sampler import Order, Places
+from robustly.pretrain.config import Masking, Optim
+from robustly.pretrain.masking import TokenIds, mask_blocks
+from robustly.pretrain.schedule import UpdateSizes
 
 MULTIPLE = 8
 """Of positions in a row: fused attention wants rows of its mask aligned so, and tensor cores like it."""

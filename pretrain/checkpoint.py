@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robustly import UserError, log, manifest
-from robustly.manifest import Manifest, flush, sha256, write_json
+from robustly.files import disk_full, flush, sha256, write_json
+from robustly.manifest import Manifest
 
 WEIGHTS = "weights.safetensors"
 MOMENTS = "moments.safetensors"
@@ -124,7 +125,7 @@ def save(
         flush(folder)
     except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
-        if not manifest.disk_full(error):
+        if not disk_full(error):
             raise
         raise UserError(
             f"{final}: the disk is full; the checkpoint of update {progress.update} was not written, older ones are "

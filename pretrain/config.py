@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, PositiveFloat, Tag, field_validator, model_validator
 
 from robustly.config import Section
-from tokenizer.config import Executor, FairseqFiles, Slurm, folder_or_files
+from robustly.corpus.config import Executor, Slurm
+from robustly.tokenizer.config import FairseqFiles, folder_or_files
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]

@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import RobertaForMaskedLM
 
-from pretrain.config import Distilling, Model
-from pretrain.initial import Initial
-from pretrain.initial_weights import check_dimensions, check_names, read
-from pretrain.masking import TokenIds
-from pretrain.objective import MaskedLanguageModel, Part, roberta_config
 from robustly import UserError
-from tokenizer.encoder import Encoder
+from robustly.pretrain.config import Distilling, Model
+from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.objective import MaskedLanguageModel, Part, roberta_config
+from robustly.pretrain.start.checkpoint import Initial
+from robustly.pretrain.start.weights import check_dimensions, check_names, read
+from robustly.tokenizer.tokenizer import Encoder
 
 
 def taken_layers(student: int, teacher: int) -> list[int]:

@@ -28,10 +28,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pretrain.allocator import keep_freed_memory
-from pretrain.config import Optim, Run
-from pretrain.optimizer import adamw
 from robustly import UserError
+from robustly.pretrain.allocator import keep_freed_memory
+from robustly.pretrain.config import Optim, Run
+from robustly.pretrain.optimizer import adamw
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # else it warns on CPU
 with warnings.catch_warnings():

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from data_prep.blocks import Blocks
-from data_prep.order import Order
-from pretrain.batches import MicroBatch, make_micro_batch
-from pretrain.config import Masking
-from pretrain.engine import sum_over_ranks
-from pretrain.masking import EVALUATION_EPOCH, EVALUATION_SEED, TokenIds
-from pretrain.objective import MaskedLanguageModel
 from robustly import log
+from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.sampler import Order
+from robustly.pretrain.batches import MicroBatch, make_micro_batch
+from robustly.pretrain.config import Masking
+from robustly.pretrain.engine import sum_over_ranks
+from robustly.pretrain.masking import EVALUATION_EPOCH, EVALUATION_SEED, TokenIds
+from robustly.pretrain.objective import MaskedLanguageModel
 
 
 class Score(NamedTuple):

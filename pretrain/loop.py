@@ -12,30 +12,31 @@ import torch
 import yaml
 from transformers import RobertaForMaskedLM
 
-import tokenizer
-from data_prep.blocks import Blocks
-from data_prep.order import Order
-from data_prep.store import check_tokenizer
-from pretrain import checkpoint
-from pretrain.acceleration import accelerate
-from pretrain.batches import Batches, Share, blocks_per_update
-from pretrain.checkpoint import Progress
-from pretrain.distillation import Distillation, read_teacher, start_from_teacher
-from pretrain.engine import Engine, gather_over_ranks, start_ranks, stop_ranks, sum_over_ranks
-from pretrain.evaluation import evaluate
-from pretrain.initial import Initial
-from pretrain.initial_weights import start_from
-from pretrain.masking import TokenIds
-from pretrain.objective import MaskedLanguageModel, NextSentenceHead, new_model, roberta_config
-from pretrain.profiling import Profile
-from pretrain.reporting import Report, Update, Window, mixture
-from pretrain.schedule import UpdateSizes, learning_rate
-from pretrain.stage import Pretraining
-from pretrain.verification import verify
-from robustly import UserError, log, manifest
-from robustly.manifest import Manifest, Stage, write_json
+from robustly import UserError, log, tokenizer
+from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.sampler import Order
+from robustly.data_prep.store import check_tokenizer
+from robustly.files import write_atomic, write_json
+from robustly.manifest import Manifest, Stage
+from robustly.metrics import read_metrics
+from robustly.pretrain import checkpoint
+from robustly.pretrain.batches import Batches, Share, blocks_per_update
+from robustly.pretrain.checkpoint import Progress
+from robustly.pretrain.distillation import Distillation, read_teacher, start_from_teacher
+from robustly.pretrain.engine import Engine, gather_over_ranks, start_ranks, stop_ranks, sum_over_ranks
+from robustly.pretrain.evaluation import evaluate
+from robustly.pretrain.integrity import verify
+from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.model_setup import accelerate
+from robustly.pretrain.objective import MaskedLanguageModel, NextSentenceHead, new_model, roberta_config
+from robustly.pretrain.profiling import Profile
+from robustly.pretrain.reporting import Report, Update, Window, mixture
+from robustly.pretrain.schedule import UpdateSizes, learning_rate
+from robustly.pretrain.stage import Pretraining
+from robustly.pretrain.start.checkpoint import Initial
+from robustly.pretrain.start.weights import start_from
 from robustly.rng import Purpose, seed64
-from tokenizer.encoder import Encoder
+from robustly.tokenizer.tokenizer import Encoder
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -51,7 +52,7 @@ class FailedElsewhere(Exception):
 def pretrain(config: Pretraining, rank: int, local_rank: int, ranks: int, profile: bool = False) -> Manifest | None:
     """Train this rank's part, from the newest checkpoint if there is one. Rank 0 returns the manifest.
 
-    `profile`: a few updates are traced, into the folder `profile` (`pretrain.profiling`).
+    `profile`: a few updates are traced, into the folder `profile` (`robustly.pretrain.profiling`).
 
     Raises UserError for what the user can mend (FailedElsewhere on the ranks that have nothing to say of it), Stopped
     after SIGINT, SIGTERM or SIGUSR1.
@@ -62,7 +63,7 @@ def pretrain(config: Pretraining, rank: int, local_rank: int, ranks: int, profil
     with contextlib.ExitStack() as exits:
         if rank == 0:
             exits.enter_context(stage.begin())
-            manifest.write_atomic(config.folder / "config.yaml", yaml.safe_dump(config.page, sort_keys=False))
+            write_atomic(config.folder / "config.yaml", yaml.safe_dump(config.page, sort_keys=False))
         device = start_ranks(local_rank)
         exits.callback(stop_ranks)
         trainer = Trainer(config, stage, rank, ranks, device)
@@ -289,7 +290,7 @@ class Trainer:
         self.report.metrics.close()
         last = checkpoint.newest(self.checkpoints, self.stage.hash)
         assert last and last.progress.update == self.config.schedule.updates
-        evaluations = log.read_metrics(self.config.folder / "evaluations.jsonl")
+        evaluations = read_metrics(self.config.folder / "evaluations.jsonl")
         best = checkpoint.mark_best(self.checkpoints)
         counts = {
             "updates": self.progress.update,

@@ -11,9 +11,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.config import Masking
+from robustly.pretrain.config import Masking
 from robustly.rng import Purpose, four_words
-from tokenizer.encoder import Encoder
+from robustly.tokenizer.tokenizer import Encoder
 
 FIRST_ORDINARY_ID = 4  # <s> <pad> </s> <unk> come first
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import RobertaConfig, RobertaForMaskedLM
 
-from pretrain.config import Model
-from pretrain.cross_entropy import summed_cross_entropy
-from pretrain.masking import TokenIds
-from pretrain.unpadded import encode_unpadded
+from robustly.pretrain.config import Model
+from robustly.pretrain.cross_entropy import summed_cross_entropy
+from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.unpadded import encode_unpadded
 
 
 def roberta_config(model: Model, vocabulary: TokenIds) -> RobertaConfig:
@@ -91,7 +91,7 @@ class MaskedLanguageModel(nn.Module):
         self.model = model
         self.next_sentence = next_sentence
         self.unpadded = False
-        """Whether the encoder gets no padding: `pretrain.acceleration` sets it, with the attention that this needs."""
+        """Whether the encoder gets no padding: `robustly.pretrain.model_setup` sets it, with the attention that this needs."""
 
     def parts(self) -> list[Part]:
         """What `forward` gives, in its order."""

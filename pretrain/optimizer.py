@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretrain.config import Optim
+from robustly.pretrain.config import Optim
 
 
 def parameter_groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:

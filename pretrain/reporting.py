@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from data_prep.order import Order
-from pretrain import budget
-from pretrain.batches import Batches
-from pretrain.checkpoint import Progress
-from pretrain.evaluation import Evaluation
-from pretrain.peak import peak_tflops, utilisation
-from pretrain.schedule import learning_rate
-from pretrain.stage import Pretraining
 from robustly import log, manifest
+from robustly.data_prep.sampler import Order
+from robustly.metrics import Metrics, Wandb
+from robustly.pretrain.batches import Batches
+from robustly.pretrain.checkpoint import Progress
+from robustly.pretrain.evaluation import Evaluation
+from robustly.pretrain.flops import flops_per_token
+from robustly.pretrain.mfu import peak_tflops, utilisation
+from robustly.pretrain.schedule import learning_rate
+from robustly.pretrain.stage import Pretraining
 
 
 class Update(NamedTuple):
@@ -73,12 +74,12 @@ class Report:
         """`recipe`: hash of the stage. `update`: the run goes on after this one; later lines in the files are cut."""
         self.config, self.recipe, self.batches, self.ranks, self.device = config, recipe, batches, ranks, device
         asked = config.run.wandb
-        wandb = log.Wandb(asked.project, asked.entity, config.name, recipe, config.page) if asked else None
-        self.metrics = log.Metrics(config.folder, update, wandb)
+        wandb = Wandb(asked.project, asked.entity, config.name, recipe, config.page) if asked else None
+        self.metrics = Metrics(config.folder, update, wandb)
         self.peak = peak_tflops(config.run, _gpu(device))
         # Of one token that is no padding; attention goes over blocks of the mean length, so that the figure is never
         # too high for formats whose blocks are short.
-        self.flops_per_token = budget.flops_per_token(
+        self.flops_per_token = flops_per_token(
             config.model, batches.vocabulary.size, round(batches.order.mean_length), config.masking.probability
         )
 

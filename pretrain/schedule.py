@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from pretrain.config import Optim, Schedule
+from robustly.pretrain.config import Optim, Schedule
 
 
 def learning_rate(update: int, optim: Optim, schedule: Schedule) -> float:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import Data
-from pretrain.config import Distilling, Masking, Model, Optim, Run, Schedule
-from pretrain.initial import Initial, find_initial
 from robustly import UserError, manifest
+from robustly.data_prep.config import Data
 from robustly.manifest import Stage
+from robustly.pretrain.config import Distilling, Masking, Model, Optim, Run, Schedule
+from robustly.pretrain.start.checkpoint import Initial, find_initial
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 The encoder is transformers' own. `run.attention: varlen` names an attention of ours, registered with transformers, that
 is told where the blocks end. No mask is ever made: it would have an element for every two tokens of the row. The kernel
 is torch's FlashAttention on a GPU; on CPU, torch's fused one, on blocks of one length at a time: a rank sorts its
-blocks by length (`pretrain.batches`), so that few calls serve many blocks.
+blocks by length (`robustly.pretrain.batches`), so that few calls serve many blocks.
 """
 
 import itertools

@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from pretrain.config import Model
-from publish.config import Publish
-from publish.held_out import BYTES, DOCUMENTS
 from robustly import markdown
 from robustly.manifest import Manifest
+from robustly.pretrain.config import Model
+from robustly.publish.config import Publish
+from robustly.publish.tokenizer_fit import BYTES, DOCUMENTS
 
 
 def model_card(

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from robustly.config import Section
-from tokenizer.config import MASK_TOKEN
+from robustly.tokenizer.special_tokens import MASK_TOKEN
 
 
 class Publish(Section):

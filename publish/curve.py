@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from robustly.log import read_metrics
+from robustly.metrics import read_metrics
 
 
 def draw_curve(train_folder: Path, unigram: float | None, path: Path) -> None:

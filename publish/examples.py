@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.store import Store
+from robustly.data_prep.store import Store
 from robustly.rng import permute
-from tokenizer.config import MASK_TOKEN
-from tokenizer.encoder import Encoder
+from robustly.tokenizer.special_tokens import MASK_TOKEN
+from robustly.tokenizer.tokenizer import Encoder
 
 WORDS = range(6, 21)
 """Length of a sentence that people take in at a glance."""

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import RobertaForMaskedLM
 
-from data_prep.blocks import Blocks
-from tokenizer.config import MASK_TOKEN, SPECIAL_TOKENS
-from tokenizer.encoder import Encoder
+from robustly.data_prep.blocks import Blocks
+from robustly.tokenizer.special_tokens import MASK_TOKEN, SPECIAL_TOKENS
+from robustly.tokenizer.tokenizer import Encoder
 
 TOLERANCE = 1e-5  # of logits, which have magnitude 10; fp32 on the same machine differs by rounding alone
 
@@ -91,7 +91,7 @@ def prove(
     with tempfile.TemporaryDirectory() as given:
         save_file({**probes, "logits": logits.contiguous()}, Path(given) / "probes.safetensors")
         Path(given, "texts.json").write_text(json.dumps({"texts": texts, "blanks": blanks or []}), encoding="utf-8")
-        command = [sys.executable, "-P", "-W", "ignore", "-c", _RELOAD, str(folder.resolve()), given]
+        command = [sys.executable, "-W", "ignore", "-c", _RELOAD, str(folder.resolve()), given]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         done = subprocess.run(command, capture_output=True, text=True, cwd=given, env=clean)
     assert done.returncode == 0, f"the published folder does not load:\n{done.stderr}"

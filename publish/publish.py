@@ -14,25 +14,26 @@ from typing import Any
 import torch
 from transformers import RobertaForMaskedLM
 
-import tokenizer
-from data_prep.blocks import Blocks
-from data_prep.store import SPLITS, Store
-from pretrain.checkpoint import WEIGHTS, Progress, best_update, folder_of, of_finished
-from pretrain.config import Masking, Model
-from pretrain.evaluation import unigram_loss
-from pretrain.masking import TokenIds
-from pretrain.objective import NEXT_SENTENCE, roberta_config
-from publish.card import model_card
-from publish.config import Publish
-from publish.curve import draw_curve
-from publish.examples import Blank, held_out_blanks
-from publish.held_out import held_out_fit
-from publish.proof import prove
-from robustly import UserError, manifest
-from robustly.log import quiet_transformers, read_metrics
-from robustly.manifest import Manifest, Stage, write_atomic, write_json
-from tokenizer.config import MASK_TOKEN
-from tokenizer.encoder import Encoder
+from robustly import UserError, manifest, tokenizer
+from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.store import SPLITS, Store
+from robustly.files import write_atomic, write_json
+from robustly.log import quiet_transformers
+from robustly.manifest import Manifest, Stage
+from robustly.metrics import read_metrics
+from robustly.pretrain.checkpoint import WEIGHTS, Progress, best_update, folder_of, of_finished
+from robustly.pretrain.config import Masking, Model
+from robustly.pretrain.evaluation import unigram_loss
+from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.objective import NEXT_SENTENCE, roberta_config
+from robustly.publish.card import model_card
+from robustly.publish.config import Publish
+from robustly.publish.curve import draw_curve
+from robustly.publish.examples import Blank, held_out_blanks
+from robustly.publish.proof import prove
+from robustly.publish.tokenizer_fit import held_out_fit
+from robustly.tokenizer.special_tokens import MASK_TOKEN
+from robustly.tokenizer.tokenizer import Encoder
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 RECORDS = ("config.yaml", "metrics.jsonl", "evaluations.jsonl")
@@ -119,7 +120,7 @@ def _check_examples(publish: Publish, encoder: Encoder, longest_input: int) -> N
         before, _, after = text.partition(MASK_TOKEN)
         tokens = sum(len(ids) for ids in encoder.encode_documents([before.rstrip(), after])) + 3  # <s> <mask> </s>
         if tokens > longest_input:
-            raise UserError(f"publish.examples: {text!r} has {tokens} tokens; the model takes {longest_input}")
+            raise UserError(f"robustly.publish.examples: {text!r} has {tokens} tokens; the model takes {longest_input}")
 
 
 def _unigram(train: Manifest, data_folder: Path, vocabulary: TokenIds) -> float:

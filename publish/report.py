@@ -12,15 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from delta.base import Base
-from delta.config import DeltaPage
-from delta.stage import recipe
-from delta.tasks import read
-from delta.tuning import Score, tune
-from publish.card import before_training
 from robustly import UserError, log, manifest, markdown
+from robustly.delta.base_model import Base
+from robustly.delta.config import DeltaPage
+from robustly.delta.stage import recipe
+from robustly.delta.tasks import read
+from robustly.delta.tuning import Score, tune
 from robustly.description import Listing
-from robustly.manifest import Manifest, Stage, write_atomic
+from robustly.files import write_atomic
+from robustly.manifest import Manifest, Stage
+from robustly.publish.card import before_training
 
 README = "README.md"
 CURVE = "curve.png"

@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
 
-from data_prep.cleaning_config import Cleaning
-from data_prep.config import Data
-from pretrain.config import Distilling, Masking, Model, Optim, Run, Schedule
-from publish.config import Publish, Report
 from robustly import UserError, config
 from robustly.config import Page
+from robustly.corpus.config import Corpus, Processing
+from robustly.data_prep.cleaning.config import Cleaning
+from robustly.data_prep.config import Data
 from robustly.manifest import Stage
-from tokenizer.config import Corpus, Processing, Tokenizer
+from robustly.pretrain.config import Distilling, Masking, Model, Optim, Run, Schedule
+from robustly.publish.config import Publish, Report
+from robustly.tokenizer.config import Tokenizer
 
 if TYPE_CHECKING:
-    from pretrain.stage import Pretraining
+    from robustly.pretrain.stage import Pretraining
 
 SCHEMA_VERSION = 1
 
@@ -45,7 +46,7 @@ class Experiment(Page):
 
     @property
     def workers(self) -> int:
-        from launch.environment import cores
+        from robustly.launch.environment import cores
 
         return self.run.workers or cores()
 
@@ -91,7 +92,7 @@ def load_experiment(page: Path | str, overrides: list[str] | None = None) -> Exp
 
 
 def clean_stage(experiment: Experiment) -> Stage:
-    from data_prep.clean import stage
+    from robustly.data_prep.cleaning.clean import stage
 
     return stage(
         experiment.corpus,
@@ -114,7 +115,7 @@ def cleaned(experiment: Experiment) -> Path | None:
 
 
 def tokenizer_stage(experiment: Experiment) -> Stage:
-    from tokenizer.build import stage
+    from robustly.tokenizer.build import stage
 
     return stage(
         experiment.corpus,
@@ -126,7 +127,7 @@ def tokenizer_stage(experiment: Experiment) -> Stage:
 
 
 def data_stage(experiment: Experiment) -> Stage:
-    from data_prep.prepare import stage
+    from robustly.data_prep.prepare import stage
 
     return stage(
         experiment.corpus,
@@ -139,7 +140,7 @@ def data_stage(experiment: Experiment) -> Stage:
 
 
 def pretraining(experiment: Experiment) -> "Pretraining":
-    from pretrain.stage import Pretraining
+    from robustly.pretrain.stage import Pretraining
 
     return Pretraining(
         name=experiment.name,

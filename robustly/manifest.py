@@ -5,74 +5,23 @@ command again does nothing; a folder of another recipe is refused with the keys 
 """
 
 import contextlib
-import errno
-import fcntl
 import functools
-import hashlib
 import json
-import os
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from robustly import UserError, __version__
 from robustly.config import differences, fingerprint
+from robustly.files import lock, sha256, write_json
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.json"
-WORK_LOCK = ".work.lock"
-"""Name of the lock on a folder's `work`, which goes when the stage is done: so the lock lies outside."""
 VERIFIED = "verified.json"
 """Outputs that were hashed again and found whole: path within the folder -> bytes, changed_ns, sha256 at that time."""
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file to write so that it is either wholly there or not: beside, flushed to disk, renamed at the end."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    flush(path.parent)
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a whole file as `atomic` does."""
-    with atomic(path) as out:
-        out.write(data.encode() if isinstance(data, str) else data)
-
-
-def flush(path: Path) -> None:
-    """Make a file's content, or the renames in a folder, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def disk_full(error: BaseException) -> bool:
-    """Whether an error says that the disk or a quota is full; safetensors says so in words alone."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
-        words in str(error) for words in ("No space left", "quota exceeded")
-    )
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache
@@ -291,36 +240,3 @@ class Stage:
         )
         write_json(self.folder / MANIFEST, asdict(manifest))
         return manifest
-
-
-@contextlib.contextmanager
-def lock(folder: Path, name: str = ".lock", patience: float = 15.0) -> Iterator[None]:
-    """Hold a folder for one process: two runs of the same command must not write into each other's files. Locks of
-    other names do not exclude each other.
-
-    Waits `patience` seconds, long enough for the children of a run that was just killed to die.
-    Raises UserError if another process keeps it, or if the folder cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / name).open("a+")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written: {error.strerror or error}; set paths.root to another place"
-        ) from None
-    with file:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(f"{folder}: another process is at work here; wait for it or stop it") from None
-                time.sleep(0.1)
-            except OSError as error:
-                raise UserError(
-                    f"{folder}: its file system keeps no locks ({error.strerror}); mount it with flock, or set "
-                    "paths.root to another place"
-                ) from None
-        yield

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import pretrain.engine  # noqa: F401 - imported once, before the ranks are forked
+import robustly.pretrain.engine  # noqa: F401 - imported once, before the ranks are forked
 
 
 def run_distributed(ranks: int, function: Callable[..., Any], *arguments: Any, timeout: float = 240.0) -> list[Any]:

@@ -5,15 +5,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.order import Order
-from pretrain.config import Masking, Model, Optim, Run, Schedule
-from pretrain.masking import TokenIds
+from robustly.data_prep.sampler import Order
+from robustly.pretrain.config import Masking, Model, Optim, Run, Schedule
+from robustly.pretrain.masking import TokenIds
 
 VOCABULARY = TokenIds(size=300, bos=0, pad=1, eos=2, mask=299)
 
 
 class RandomBlocks:
-    """Blocks of random ids and lengths, <s> first, padded with 1: what data_prep.blocks.Blocks gives."""
+    """Blocks of random ids and lengths, <s> first, padded with 1: what robustly.data_prep.blocks.Blocks gives."""
 
     def __init__(self, count: int = 100, length: int = 32, shortest: int = 10):
         draw = np.random.default_rng(0)

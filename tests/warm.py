@@ -104,7 +104,7 @@ def _be(asker: socket.socket) -> NoReturn:
     try:
         if sys.argv[0] == "robustly":
             sys.path[0] = str(Path(sys.executable).parent)
-            from robustly.cli import main as command
+            from robustly.cli.app import main as command
 
             command()
         else:
@@ -128,10 +128,10 @@ if __name__ == "__main__":
     for module in (
         "delta.compare",
         "delta.search",
-        "delta.stage",
-        "pretrain.loop",
-        "publish.evaluate",
-        "publish.report",
+        "robustly.delta.stage",
+        "robustly.pretrain.loop",
+        "robustly.evaluation.evaluate",
+        "robustly.publish.report",
     ):
         importlib.import_module(module)
     gc.freeze()  # or the first collection of every child would copy all of it

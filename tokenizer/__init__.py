@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tokenizer.encoder import Encoder
+    from robustly.tokenizer.tokenizer import Encoder
 
 
 def load(folder: Path | str) -> "Encoder":
@@ -18,7 +18,7 @@ def load(folder: Path | str) -> "Encoder":
 
     Raises UserError if the files are missing or are not a byte-level vocabulary in RoBERTa's layout.
     """
-    from tokenizer.encoder import Encoder
-    from tokenizer.vocabulary import read
+    from robustly.tokenizer.tokenizer import Encoder
+    from robustly.tokenizer.vocabulary import read
 
     return Encoder(read(Path(folder)))

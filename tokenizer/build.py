@@ -13,15 +13,20 @@ from tokenizers import Tokenizer as Reference
 
 from robustly import UserError, log, machine, manifest
 from robustly.config import fingerprint
+from robustly.corpus import decisions
+from robustly.corpus.config import Corpus, CountFiles, Processing
+from robustly.corpus.documents import documents
+from robustly.corpus.files import Hashes, hashes
+from robustly.corpus.partitions import Part, parts
+from robustly.files import WORK_LOCK, lock, sha256
 from robustly.manifest import Manifest, Stage
-from tokenizer import load, verdicts
-from tokenizer.config import Corpus, CountFiles, Processing, Tokenizer
-from tokenizer.corpus import Hashes, Part, documents, hashes, parts
-from tokenizer.counting import RARE, SUMS, Sums, count
-from tokenizer.counts import read_counts, watched
-from tokenizer.encoder import Encoder
-from tokenizer.importing import files_of, read_imported
-from tokenizer.vocabulary import Vocabulary, fast_tokenizer, lay_out, save
+from robustly.tokenizer import load
+from robustly.tokenizer.config import Tokenizer
+from robustly.tokenizer.counting import RARE, SUMS, Sums, count
+from robustly.tokenizer.counts import read_counts, watched
+from robustly.tokenizer.importing import files_of, read_imported
+from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.vocabulary import Vocabulary, fast_tokenizer, lay_out, save
 
 SAMPLE_PARTS = 16
 SAMPLE_DOCUMENTS = 16  # of each part
@@ -34,7 +39,7 @@ def stage(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path, clea
     `cleaned`: folder of the clean stage, for a page that has one.
     """
     if tokenizer.imported is not None:
-        files = {path.name: manifest.sha256(path) for path in files_of(tokenizer.imported, beside)}
+        files = {path.name: sha256(path) for path in files_of(tokenizer.imported, beside)}
         return Stage(folder, "tokenizer", {"tokenizer": tokenizer.recipe()}, {"import": fingerprint(files)})
     return _trained(corpus, tokenizer, folder, beside, cleaned)[0]
 
@@ -56,7 +61,7 @@ def _trained(
     inputs = {"corpus": contents.corpus}
     if cleaned:
         whole = hashes(corpus, beside, {**remembered, **contents.files})
-        inputs["clean"] = verdicts.require(cleaned, whole.corpus).hash
+        inputs["clean"] = decisions.require(cleaned, whole.corpus).hash
     return Stage(folder, "tokenizer", {**recipe, "corpus": corpus.reading()}, inputs), contents
 
 
@@ -88,7 +93,7 @@ def build(
     # vocabulary's size must not leave a folder that refuses the mended page.
     counting = {"reading": corpus.reading(), "by": tokenizer.count_by, "normalization": tokenizer.normalization}
     work = folder / "work" / fingerprint({"text": made.inputs, **({} if corpus.counts else counting)})[:16]
-    with manifest.lock(folder, manifest.WORK_LOCK):
+    with lock(folder, WORK_LOCK):
         if finished := made.finished():  # by another process, while this one waited
             return finished
         work.mkdir(parents=True, exist_ok=True)
@@ -139,7 +144,7 @@ def _take_over(corpus: Corpus, tokenizer: Tokenizer, folder: Path, beside: Path)
 def _training_parts(corpus: Corpus, beside: Path, cleaned: Path | None) -> list[Part]:
     """The parts of the corpus without the sources that are held out."""
     pieces = parts(corpus, beside)
-    pieces = verdicts.attach(pieces, cleaned) if cleaned else pieces
+    pieces = decisions.attach(pieces, cleaned) if cleaned else pieces
     return [part for part in pieces if not corpus.sources[part.source].held_out]
 
 
@@ -148,7 +153,10 @@ def _training_parts(corpus: Corpus, beside: Path, cleaned: Path | None) -> list[
 
 def _train(file: Path, sums: Sums, tokenizer: Tokenizer) -> tuple[Vocabulary, dict[str, int]]:
     """The vocabulary, and counts of it. Raises UserError if memory or the corpus do not suffice."""
-    from tokenizer.merges import memory, train  # numba: half a second and 100 MB that the workers need not have
+    from robustly.tokenizer.merges import (  # numba: half a second and 100 MB that the workers need not have
+        memory,
+        train,
+    )
 
     least = tokenizer.min_word_count
     words, symbols = sums.kept(least)

@@ -12,11 +12,15 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from robustly import UserError, manifest
-from tokenizer.config import MAX_MIN_WORD_COUNT, Corpus, CountFiles, Processing, Tokenizer
-from tokenizer.corpus import BadLine, Part, documents, parts, process, refuse_many
-from tokenizer.counts import Addition, Count, WordCounter, few_files, parse_count, sum_sorted, write_counts
-from tokenizer.reading import lines, where
+from robustly import UserError
+from robustly.corpus.config import Corpus, CountFiles, Processing
+from robustly.corpus.documents import BadLine, documents, refuse_many
+from robustly.corpus.executors import process
+from robustly.corpus.partitions import Part, parts
+from robustly.corpus.reading import lines, where
+from robustly.files import write_json
+from robustly.tokenizer.config import MAX_MIN_WORD_COUNT, Tokenizer
+from robustly.tokenizer.counts import Addition, Count, WordCounter, few_files, parse_count, sum_sorted, write_counts
 
 RARE = MAX_MIN_WORD_COUNT - 1  # how often a word occurs, at most, that may be left out
 SUMS = "counts.tsv.zst"
@@ -81,7 +85,7 @@ def _count_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, memory: int, n
         "words": counter.words,
         "bad_lines": [asdict(line) for line in bad_lines],
     }
-    manifest.write_json(_tally_file(work, number), tally)
+    write_json(_tally_file(work, number), tally)
 
 
 def _add_part(nfc: bool, work: Path, memory: int, number: int, part: Part) -> None:
@@ -104,7 +108,7 @@ def _add_part(nfc: bool, work: Path, memory: int, number: int, part: Part) -> No
 
     counter.add_counts(counts())
     counter.finish()
-    manifest.write_json(_tally_file(work, number), {"bytes": size, "words": counter.words, "bad_lines": []})
+    write_json(_tally_file(work, number), {"bytes": size, "words": counter.words, "bad_lines": []})
 
 
 def _words_file(work: Path, number: int) -> Path:
@@ -161,7 +165,7 @@ def _sum_up(work: Path, size: int, processing: Processing) -> Sums:
 
     write_counts(work / SUMS, measured(sum_sorted(paths, "summing counts")))
     sums = Sums(words, symbols, rare)
-    manifest.write_json(known, asdict(sums))
+    write_json(known, asdict(sums))
     return sums
 
 

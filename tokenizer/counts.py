@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pyarrow
 
+from robustly.files import atomic
 from robustly.log import progress
-from robustly.manifest import atomic
-from tokenizer.words import chunks, split
+from robustly.tokenizer.words import chunks, split
 
 FAN_IN = 64  # files that are open at once while counts are summed
 BATCH = 2**16  # words that are added or written at once

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from robustly import UserError
 from robustly.config import locate
-from tokenizer.config import MASK_TOKEN, SPECIAL_TOKENS, FairseqFiles
-from tokenizer.vocabulary import Vocabulary, byte_symbols, could_be_learned, read, read_json, read_merges, read_text
+from robustly.tokenizer.config import FairseqFiles
+from robustly.tokenizer.special_tokens import MASK_TOKEN, SPECIAL_TOKENS, byte_symbols, could_be_learned
+from robustly.tokenizer.vocabulary import Vocabulary, read, read_json, read_merges, read_text
 
 KEY = "tokenizer.import"
 # Of a Hugging Face folder, all that decides how text is encoded.

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from robustly import UserError
 from robustly.log import progress
-from tokenizer.counts import MAX_COUNT
-from tokenizer.vocabulary import byte_symbols
+from robustly.tokenizer.counts import MAX_COUNT
+from robustly.tokenizer.special_tokens import byte_symbols
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from tokenizer.encoder import Encoder
+    from robustly.tokenizer.tokenizer import Encoder
 
 TOGETHER = 2**20
 """Characters of documents that are encoded and counted together: some tens of MB."""

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from tokenizer.characters import SPACE, classes
+from robustly.tokenizer.characters import SPACE, classes
 
 U8 = NDArray[np.uint8]
 I32 = NDArray[np.int32]

@@ -1,7 +1,7 @@
 """Every method by its name, in the order in which they are attached; each has a file of its own.
 
 An `attach(model, spec)` adds its modules in place, makes their parameters trainable, draws its start from torch's
-global generator, and notes on `model.delta` (`delta.attachment.Attachment`) what training and storing must know.
+global generator, and notes on `model.delta` (`robustly.delta.attachment.Attachment`) what training and storing must know.
 peft's come first: they replace linear maps by name, and must not find those of the others. Prompts
 come before prefixes: a prefix stands before all tokens, a prompt's too.
 """
@@ -11,7 +11,18 @@ from typing import Any
 
 from transformers import RobertaPreTrainedModel
 
-from delta.methods import adalora, adapter, bitfit, ia3, intrinsic_prompt, lora, p_tuning, prefix, prompt, whole
+from robustly.delta.methods import (
+    adalora,
+    adapter,
+    bitfit,
+    ia3,
+    intrinsic_prompt,
+    lora,
+    p_tuning,
+    prefix,
+    prompt,
+    whole,
+)
 
 ATTACH: dict[str, Callable[[RobertaPreTrainedModel, Any], None]] = {
     "lora": lora.attach,

@@ -8,8 +8,8 @@ from peft import AdaLoraConfig, AdaLoraModel
 from torch import Tensor
 from transformers import RobertaPreTrainedModel
 
-from delta.methods.tuner import check_low_rank, inject
-from delta.specs import AdaLora
+from robustly.delta.methods.tuner import check_low_rank, inject
+from robustly.delta.specs import AdaLora
 
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of every entry, by peft's names: of an update, its means
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from transformers import RobertaPreTrainedModel
 from transformers.models.roberta.modeling_roberta import RobertaOutput, RobertaSelfOutput
 
-from delta.specs import Adapter
+from robustly.delta.specs import Adapter
 
 
 class Bottleneck(nn.Module):

@@ -2,7 +2,7 @@
 
 from transformers import RobertaPreTrainedModel
 
-from delta.specs import BitFit
+from robustly.delta.specs import BitFit
 
 
 def attach(model: RobertaPreTrainedModel, spec: BitFit) -> None:

@@ -3,8 +3,8 @@
 from peft import IA3Config, IA3Model
 from transformers import RobertaPreTrainedModel
 
-from delta.methods.tuner import inject
-from delta.specs import Ia3
+from robustly.delta.methods.tuner import inject
+from robustly.delta.specs import Ia3
 
 _FEED_FORWARD = r".*layer\.\d+\.output\.dense"
 _TARGETS = rf".*attention\.self\.(key|value)|{_FEED_FORWARD}"

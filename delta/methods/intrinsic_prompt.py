@@ -1,6 +1,6 @@
 """Intrinsic prompt tuning: a prompt out of few numbers, by a decoder that several tasks share (Qin et al. 2021).
 
-The decoder is a folder of its own, which `delta.subspace` makes; here it is read, and its input is trained.
+The decoder is a folder of its own, which `robustly.delta.subspace` makes; here it is read, and its input is trained.
 """
 
 import json
@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import RobertaPreTrainedModel
 
-from delta.methods import soft_tokens
-from delta.specs import IntrinsicPrompt
 from robustly import UserError, manifest
+from robustly.delta.methods import soft_tokens
+from robustly.delta.specs import IntrinsicPrompt
 
 DECODER = "decoder.safetensors"
 RECORD = "subspace.json"

@@ -3,8 +3,8 @@
 from peft import LoraConfig, LoraModel
 from transformers import RobertaPreTrainedModel
 
-from delta.methods.tuner import check_low_rank, inject
-from delta.specs import Dora, Lora
+from robustly.delta.methods.tuner import check_low_rank, inject
+from robustly.delta.specs import Dora, Lora
 
 
 def peft_config(spec: Lora | Dora) -> LoraConfig:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import RobertaPreTrainedModel
 
-from delta.methods import soft_tokens
-from delta.specs import PTuning
+from robustly.delta.methods import soft_tokens
+from robustly.delta.specs import PTuning
 
 
 class Network(nn.Module):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaModel, RobertaPreTrainedModel
 from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
 
-from delta.methods.soft_tokens import INPUTS
-from delta.specs import Prefix, PTuningV2
 from robustly import UserError
+from robustly.delta.methods.soft_tokens import INPUTS
+from robustly.delta.specs import Prefix, PTuningV2
 
 _PASSED = "prefix_of_layers"
 """Name under which the encoder hands keys and values down to its layers."""

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from transformers import RobertaPreTrainedModel
 
-from delta.methods import soft_tokens
-from delta.specs import Prompt
+from robustly.delta.methods import soft_tokens
+from robustly.delta.specs import Prompt
 
 SPECIAL = 4
 """Special tokens at the begin of the vocabulary, in RoBERTa's layout; <mask> is its last entry."""

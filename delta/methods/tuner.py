@@ -5,8 +5,8 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers import RobertaModel, RobertaPreTrainedModel
 
-from delta.specs import AdaLora, Dora, Lora
 from robustly import UserError
+from robustly.delta.specs import AdaLora, Dora, Lora
 
 LOW_RANK = ("lora", "dora", "adalora")
 

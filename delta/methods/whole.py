@@ -2,7 +2,7 @@
 
 from transformers import RobertaPreTrainedModel
 
-from delta.specs import Full, Head
+from robustly.delta.specs import Full, Head
 
 
 def head(model: RobertaPreTrainedModel, spec: Head) -> None:

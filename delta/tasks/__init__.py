@@ -8,14 +8,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from delta.tasks.data import Example, TaskData, draw, read
-    from delta.tasks.forms import Form, Row, form
+    from robustly.delta.tasks.data import Example, TaskData, draw, read
+    from robustly.delta.tasks.heads import Form, Row, form
 
 __all__ = ["Example", "Form", "Row", "TaskData", "draw", "form", "read"]
 
 _MODULES = {
-    **dict.fromkeys(("Example", "TaskData", "draw", "read"), "delta.tasks.data"),
-    **dict.fromkeys(("Form", "Row", "form"), "delta.tasks.forms"),
+    **dict.fromkeys(("Example", "TaskData", "draw", "read"), "robustly.delta.tasks.data"),
+    **dict.fromkeys(("Form", "Row", "form"), "robustly.delta.tasks.heads"),
 }
 
 

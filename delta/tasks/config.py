@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from delta.tasks import template
-from pretrain.config import Positive
 from robustly.config import Section
+from robustly.delta.tasks import template
+from robustly.pretrain.config import Positive
 
 SHORTEST = 8
 """Tokens of the shortest `max_length`: a pair's four special tokens, and something of each text."""

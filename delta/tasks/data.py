@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from delta.tasks import files, metrics
-from delta.tasks.config import Classification, Cloze, MultipleChoice, Regression, Task, Tokens
-from delta.tasks.files import Row, Table
-from delta.tasks.metrics import OUTSIDE
 from robustly import UserError
+from robustly.delta.tasks import files, metrics
+from robustly.delta.tasks.config import Classification, Cloze, MultipleChoice, Regression, Task, Tokens
+from robustly.delta.tasks.files import Row, Table
+from robustly.delta.tasks.metrics import OUTSIDE
 from robustly.rng import permute
 
 DRAW = 0  # the epoch whose order a draw follows; training counts its epochs from 1

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delta.tasks.config import HUB
-from robustly import UserError, manifest
+from robustly import UserError
 from robustly.config import fingerprint, locate
-from tokenizer import hub
-from tokenizer.config import Source
-from tokenizer.reading import form, json_object, opened
+from robustly.corpus import hub
+from robustly.corpus.config import Source
+from robustly.corpus.reading import form, json_object, opened
+from robustly.delta.tasks.config import HUB
+from robustly.files import sha256
 
 Row = dict[str, Any]
 KINDS = (".jsonl", ".csv", ".tsv")
@@ -58,7 +59,7 @@ def read(key: str, name: str, beside: Path) -> Table:
         raise UserError(f"{path}: line {fault.line}: {fault}") from None
     if not rows:
         raise UserError(f"{path}: no line; expected an example on each")
-    return Table(str(path), rows, manifest.sha256(path))
+    return Table(str(path), rows, sha256(path))
 
 
 class _Fault(ValueError):

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenizer.config import MASK_TOKEN, SPECIAL_TOKENS
+from robustly.tokenizer.special_tokens import MASK_TOKEN, SPECIAL_TOKENS
 
 _PLACE = re.compile(r"<mask>|\{(?P<name>\w*)(?::(?P<count>\w*))?\}")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from small_page import CORPUS, SMALL
 
-from pretrain.stage import Pretraining
-from robustly import cli
 from robustly import experiment as experiments
+from robustly.cli import app
+from robustly.pretrain.stage import Pretraining
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +20,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment = experiments.load_experiment(
         "configs/tiny.yaml", [*SMALL, f"corpus.sources={root / 'corpus.txt'}", f"paths.root={root}"]
     )
-    cli.build_tokenizer(experiment)
-    cli.prepare_data(experiment)
+    app.build_tokenizer(experiment)
+    app.prepare_data(experiment)
     return root
 
 

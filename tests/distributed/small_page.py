@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain import loop
-from pretrain.checkpoint import BEST
-from pretrain.stage import Pretraining
+from robustly.pretrain import loop
+from robustly.pretrain.checkpoint import BEST
+from robustly.pretrain.stage import Pretraining
 
 CORPUS = Path(__file__).resolve().parents[2] / "data_prep" / "corpora" / "prose_cc0.txt"
 

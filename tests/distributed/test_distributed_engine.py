@@ -9,13 +9,13 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch.nn import functional
 
-import pretrain.engine
-from pretrain.batches import Batches
-from pretrain.engine import Engine, deepspeed_config, start_ranks, stop_ranks, sum_over_ranks
-from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
-from pretrain.schedule import UpdateSizes, learning_rate
+import robustly.pretrain.engine
 from ranks import run_distributed
 from robustly import UserError
+from robustly.pretrain.batches import Batches
+from robustly.pretrain.engine import Engine, deepspeed_config, start_ranks, stop_ranks, sum_over_ranks
+from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.pretrain.schedule import UpdateSizes, learning_rate
 from synthetic import VOCABULARY, masking, model, optim, order, run, schedule
 
 pytestmark = pytest.mark.distributed
@@ -47,7 +47,7 @@ def train(
     changes: dict[str, Any] | None = None, scale_power: int = 16,
 ) -> dict[str, Any]:  # fmt: skip
     """Six updates as the loop makes them; `fault` is a mutation that a test must notice."""
-    pretrain.engine.LOSS_SCALE_POWER = scale_power
+    robustly.pretrain.engine.LOSS_SCALE_POWER = scale_power
     torch.set_num_threads(1)
     start_ranks(rank)
     changes = changes or {}
@@ -291,7 +291,7 @@ def test_ranks_that_see_different_gradients_say_so(factor: float, says: str) -> 
 
 def test_fifty_updates_of_adamw_are_those_of_its_equations() -> None:
     """Loshchilov and Hutter 2019, algorithm 2, in float64; decay on all, or on matrices alone."""
-    from pretrain.optimizer import adamw
+    from robustly.pretrain.optimizer import adamw
 
     for decay in ("all", "weights"):
         section = optim(decay=decay, weight_decay=0.1)
@@ -318,7 +318,7 @@ def test_fifty_updates_of_adamw_are_those_of_its_equations() -> None:
 
 
 def test_decay_on_all_or_on_matrices_alone() -> None:
-    from pretrain.optimizer import parameter_groups
+    from robustly.pretrain.optimizer import parameter_groups
 
     objective = MaskedLanguageModel(new_model(roberta_config(model(), VOCABULARY), 7))
     everything, *none = parameter_groups(objective, optim())

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from data_prep.blocks import Blocks
-from pretrain.loop import pretrain
-from pretrain.stage import Pretraining
 from ranks import run_distributed
-from robustly import cli, log
 from robustly import experiment as experiments
+from robustly.cli import app
+from robustly.data_prep.blocks import Blocks
+from robustly.metrics import read_metrics
+from robustly.pretrain.loop import pretrain
+from robustly.pretrain.stage import Pretraining
 
 pytestmark = pytest.mark.distributed
 TEXT = "A story of the inn. It is a short one.\n\nAnd another of the weather, which was cold that year.\n"
@@ -43,8 +44,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pretraini
     (root / "corpus.txt").write_text(TEXT)
     places = [f"corpus.sources={root / 'corpus.txt'}", f"paths.root={root}"]
     prepared = experiments.load_experiment("configs/tiny.yaml", [*PAGE, *places])
-    cli.build_tokenizer(prepared)
-    cli.prepare_data(prepared)
+    app.build_tokenizer(prepared)
+    app.prepare_data(prepared)
 
     def make(name: str) -> Pretraining:
         page = [*PAGE, *places, f"paths.train={root / name}"]
@@ -61,7 +62,7 @@ def go(rank: int, ranks: int, config: Pretraining) -> None:
 def curve(config: Pretraining, folder: Path) -> list[dict[str, Any]]:
     return [
         {key: line[key] for key in ("update", "loss", "grad_norm", "masked_tokens", "tokens")}
-        for line in log.read_metrics(folder / "metrics.jsonl")
+        for line in read_metrics(folder / "metrics.jsonl")
     ]
 
 

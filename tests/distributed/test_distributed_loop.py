@@ -14,19 +14,19 @@ import torch
 from small_page import die_after
 from torch.nn import functional
 
-import tokenizer
-from data_prep.blocks import Blocks
-from data_prep.order import Order
-from pretrain import checkpoint, engine, loop
-from pretrain.batches import Batches, blocks_per_update
-from pretrain.checkpoint import last_checkpoint
-from pretrain.loop import Stopped, pretrain
-from pretrain.masking import TokenIds
-from pretrain.objective import MaskedLanguageModel, NextSentenceHead, new_model, roberta_config
-from pretrain.schedule import UpdateSizes
-from pretrain.stage import Pretraining
 from ranks import run_distributed
-from robustly import UserError, log
+from robustly import UserError, tokenizer
+from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.sampler import Order
+from robustly.metrics import read_metrics
+from robustly.pretrain import checkpoint, engine, loop
+from robustly.pretrain.batches import Batches, blocks_per_update
+from robustly.pretrain.checkpoint import last_checkpoint
+from robustly.pretrain.loop import Stopped, pretrain
+from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.objective import MaskedLanguageModel, NextSentenceHead, new_model, roberta_config
+from robustly.pretrain.schedule import UpdateSizes
+from robustly.pretrain.stage import Pretraining
 from robustly.rng import Purpose, seed64
 
 pytestmark = pytest.mark.distributed
@@ -44,7 +44,7 @@ def go(rank: int, ranks: int, config: Pretraining, kill_after: int | None = None
 
 def kill_this_process(config: Pretraining, updates: int) -> None:
     """SIGKILL at a random moment of the update or two after the given one: an update takes some 50 ms here."""
-    while len(log.read_metrics(config.folder / "metrics.jsonl")) < updates:
+    while len(read_metrics(config.folder / "metrics.jsonl")) < updates:
         time.sleep(0.002)
     time.sleep(random.uniform(0, 0.1))
     os.kill(os.getpid(), signal.SIGKILL)
@@ -55,11 +55,11 @@ def train(config: Pretraining, ranks: int) -> None:
 
 
 def metrics(config: Pretraining) -> list[dict[str, Any]]:
-    return [{key: line[key] for key in REPEATED} for line in log.read_metrics(config.folder / "metrics.jsonl")]
+    return [{key: line[key] for key in REPEATED} for line in read_metrics(config.folder / "metrics.jsonl")]
 
 
 def evaluations(config: Pretraining) -> list[dict[str, Any]]:
-    return log.read_metrics(config.folder / "evaluations.jsonl")
+    return read_metrics(config.folder / "evaluations.jsonl")
 
 
 def assert_same_run(one: Pretraining, other: Pretraining) -> None:
@@ -88,7 +88,7 @@ def straight_without_dropout(make_pretraining: MakePretraining) -> Pretraining:
 
 def test_metrics_manifest_and_checkpoints_of_a_run(straight: Pretraining) -> None:
     config = straight
-    lines = log.read_metrics(config.folder / "metrics.jsonl")
+    lines = read_metrics(config.folder / "metrics.jsonl")
     assert [line["update"] for line in lines] == list(range(1, 13))
     wanted = {"update", "epoch", "loss", "lr", "grad_norm", "masked_tokens", "tokens", "tokens_per_second", "seconds"}
     assert wanted <= lines[0].keys()
@@ -230,7 +230,7 @@ def test_fp16_that_overflows_makes_every_update_of_fp32(
         go(rank, ranks, half)
 
     run_distributed(2, in_half)
-    lines = log.read_metrics(half.folder / "metrics.jsonl")
+    lines = read_metrics(half.folder / "metrics.jsonl")
     assert 1 <= lines[0]["loss_scale"] < 2**30
     for one, other in zip(metrics(straight_without_dropout), metrics(half), strict=True):
         assert {k: one[k] for k in ("update", "lr", "masked_tokens", "tokens")} == {
@@ -308,7 +308,7 @@ def test_two_runs_at_once_do_not_mix(pretraining: MakePretraining, monkeypatch: 
     config = pretraining()
     stage = config.stage()
     with stage.begin(), pytest.raises(AssertionError, match="another process is at work here"):
-        monkeypatch.setattr("robustly.manifest.lock.__wrapped__.__defaults__", (".lock", 0.5))
+        monkeypatch.setattr("robustly.files.lock.__wrapped__.__defaults__", (".lock", 0.5))
         run_distributed(1, go, config)
 
 

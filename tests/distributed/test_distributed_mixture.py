@@ -9,20 +9,22 @@ import torch
 from small_page import CORPUS, SMALL
 from transformers import RobertaForMaskedLM
 
-import tokenizer
-from data_prep.blocks import Blocks
-from data_prep.order import Order
-from data_prep.store import Store
-from pretrain.checkpoint import last_checkpoint
-from pretrain.evaluation import masked_batches
-from pretrain.loop import pretrain
-from pretrain.masking import TokenIds
-from pretrain.objective import roberta_config
-from pretrain.stage import Pretraining
 from ranks import run_distributed
-from robustly import UserError, cli, log, manifest
+from robustly import UserError, manifest, tokenizer
 from robustly import experiment as experiments
-from tokenizer.corpus import documents, parts
+from robustly.cli import app
+from robustly.corpus.documents import documents
+from robustly.corpus.partitions import parts
+from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.sampler import Order
+from robustly.data_prep.store import Store
+from robustly.metrics import read_metrics
+from robustly.pretrain.checkpoint import last_checkpoint
+from robustly.pretrain.evaluation import masked_batches
+from robustly.pretrain.loop import pretrain
+from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.objective import roberta_config
+from robustly.pretrain.stage import Pretraining
 
 pytestmark = pytest.mark.distributed
 REPEATS = (1.5, 0.5, 1.0)
@@ -38,8 +40,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, begin, end in zip("abc", cuts, cuts[1:], strict=False):
         (root / f"{name}.txt").write_text(text[begin:end].strip("\n"), encoding="utf-8")
     experiment = experiments.load_experiment("configs/tiny.yaml", changes(root))
-    cli.build_tokenizer(experiment)
-    cli.prepare_data(experiment)
+    app.build_tokenizer(experiment)
+    app.prepare_data(experiment)
     return root
 
 
@@ -86,7 +88,7 @@ def test_the_source_that_is_held_out_is_the_validation_text_and_no_other_eye_see
 
 
 def test_the_held_out_loss_of_each_source(trained: Pretraining) -> None:
-    line = log.read_metrics(trained.folder / "evaluations.jsonl")[-1]
+    line = read_metrics(trained.folder / "evaluations.jsonl")[-1]
     sources = line["validation_sources"]
     assert "c" in sources and set(sources) <= {"a", "b", "c"} and len(sources) > 1
     masked = sum(score["masked_tokens"] for score in sources.values())
@@ -113,7 +115,7 @@ def test_the_held_out_loss_of_each_source(trained: Pretraining) -> None:
 def test_a_mixture_does_not_depend_on_the_ranks(root: Path, trained: Pretraining) -> None:
     alone = make(root, "alone")
     run_distributed(1, go, alone)
-    one, two = (log.read_metrics(config.folder / "metrics.jsonl") for config in (alone, trained))
+    one, two = (read_metrics(config.folder / "metrics.jsonl") for config in (alone, trained))
     assert [line["masked_tokens"] for line in one] == [line["masked_tokens"] for line in two]
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], rel=1e-4)
 
@@ -123,7 +125,7 @@ def test_an_epoch_is_the_repeated_sources(root: Path, trained: Pretraining) -> N
     begin, middle, end, _ = blocks.source_starts.tolist()
     size = round(1.5 * (middle - begin)) + round(0.5 * (end - middle))
     assert Order(blocks, trained.seed, trained.repeats).size == size
-    last = log.read_metrics(trained.folder / "metrics.jsonl")[-1]
+    last = read_metrics(trained.folder / "metrics.jsonl")[-1]
     assert last["epoch"] == pytest.approx(12 * 24 / size)
     made = manifest.read(trained.folder)
     assert made and made.notes["mixture"] == "a x 1.5, b x 0.5"
@@ -143,18 +145,18 @@ def test_pairs_train_with_a_next_sentence_loss_on_any_number_of_ranks(root: Path
     pairs = ("data.format=segment_pair", "optim.batch_size=8")
     config = make(root, "pairs", *pairs)
     experiment = experiments.load_experiment("configs/tiny.yaml", [*changes(root), *pairs])
-    assert cli.prepare_data(experiment).counts["format"] == "segment_pair"
+    assert app.prepare_data(experiment).counts["format"] == "segment_pair"
     run_distributed(2, go, config)
     alone = make(root, "pairs_alone", *pairs, "run.micro_batch=3")
     run_distributed(1, go, alone)
-    one, two = (log.read_metrics(each.folder / "metrics.jsonl") for each in (config, alone))
+    one, two = (read_metrics(each.folder / "metrics.jsonl") for each in (config, alone))
     for figure in ("loss", "next_sentence_loss", "grad_norm"):
         assert [line[figure] for line in one] == pytest.approx([line[figure] for line in two], rel=1e-3)
     assert 0.6 < one[0]["next_sentence_loss"] < 0.8  # near ln 2
     assert last_checkpoint(config.folder).weights()["next_sentence.output.weight"].shape == (2, 32)
 
     # the evaluation, by hand: 12 updates teach nothing, but the figures must be those of the labels that are shown
-    line = log.read_metrics(config.folder / "evaluations.jsonl")[0]
+    line = read_metrics(config.folder / "evaluations.jsonl")[0]
     blocks = Blocks(config.data_folder, "validation", 64, "segment_pair")
     vocabulary = TokenIds.of(tokenizer.load(config.tokenizer_folder))
     shown = masked_batches(blocks, config.run.evaluate_blocks, config.masking, vocabulary, 16)

@@ -12,16 +12,17 @@ import torch
 from safetensors import safe_open
 from small_page import die_after
 
-from data_prep.blocks import Blocks
-from data_prep.order import Order
-from pretrain import budget
-from pretrain.checkpoint import best_update, last_checkpoint, of_finished
-from pretrain.loop import pretrain
-from pretrain.stage import Pretraining
-from publish.config import Publish
-from publish.publish import publish
 from ranks import run_distributed
-from robustly import UserError, log
+from robustly import UserError
+from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.sampler import Order
+from robustly.metrics import read_metrics
+from robustly.pretrain.checkpoint import best_update, last_checkpoint, of_finished
+from robustly.pretrain.flops import flops_per_token
+from robustly.pretrain.loop import pretrain
+from robustly.pretrain.stage import Pretraining
+from robustly.publish.config import Publish
+from robustly.publish.publish import publish
 
 pytestmark = pytest.mark.distributed
 MakePretraining = Callable[..., Pretraining]
@@ -41,7 +42,7 @@ def train(config: Pretraining, ranks: int, profile: bool = False) -> None:
 
 
 def metrics(config: Pretraining) -> list[dict[str, Any]]:
-    lines = log.read_metrics(config.folder / "metrics.jsonl")
+    lines = read_metrics(config.folder / "metrics.jsonl")
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
 
 
@@ -78,9 +79,9 @@ def test_updates_grow_and_a_resume_amid_that_is_the_same_run(
 
 
 def test_utilisation_is_by_real_tokens_of_all_ranks(growing: Pretraining) -> None:
-    lines = log.read_metrics(growing.folder / "metrics.jsonl")
+    lines = read_metrics(growing.folder / "metrics.jsonl")
     length = round(order(growing).mean_length)
-    per_token = budget.flops_per_token(growing.model, 500, length, growing.masking.probability)
+    per_token = flops_per_token(growing.model, 500, length, growing.masking.probability)
     for line in lines:
         assert line["mfu"] == pytest.approx(line["tokens_per_second"] * per_token / (2 * 1e9))
     assert lines[0]["mfu"] > 0
@@ -90,9 +91,7 @@ def test_the_best_checkpoint_is_marked_kept_and_the_same_after_a_resume(pretrain
     keys = (*RISING_LOSS, "run.evaluate_every=2", "run.keep_checkpoints=1")
     straight, killed = pretraining("straight", *keys), pretraining("killed", *keys)
     train(straight, 1)
-    losses = {
-        line["update"]: line["validation_loss"] for line in log.read_metrics(straight.folder / "evaluations.jsonl")
-    }
+    losses = {line["update"]: line["validation_loss"] for line in read_metrics(straight.folder / "evaluations.jsonl")}
     best = min((update for update in losses if update), key=lambda update: losses[update])
     assert best < 8  # else this page tests nothing
     run_distributed(1, die_after, killed, best, False)

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.loop import pretrain
-from pretrain.stage import Pretraining
 from ranks import run_distributed
-from robustly import UserError, log
+from robustly import UserError
+from robustly.metrics import read_metrics
+from robustly.pretrain.loop import pretrain
+from robustly.pretrain.stage import Pretraining
 
 pytestmark = pytest.mark.distributed
 SHORT = ("data.format=doc_sentences", "model.dropout=0.0", "model.attention_dropout=0.0")
@@ -39,7 +40,7 @@ def test_a_run_without_padding_is_the_run_with_it(pretraining: Callable[..., Pre
 
 
 def read(config: Pretraining, name: str) -> list[dict[str, Any]]:
-    return log.read_metrics(config.folder / f"{name}.jsonl")
+    return read_metrics(config.folder / f"{name}.jsonl")
 
 
 def test_attention_dropout_is_refused_before_the_first_update(pretraining: Callable[..., Pretraining]) -> None:

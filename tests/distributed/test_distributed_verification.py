@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from small_page import SMALL
 
-from pretrain.engine import start_ranks, stop_ranks
-from pretrain.loop import FailedElsewhere, pretrain
-from pretrain.stage import Pretraining
-from pretrain.verification import verify
 from ranks import run_distributed
-from robustly import UserError, cli, manifest
+from robustly import UserError, manifest
+from robustly.cli import app
 from robustly.experiment import load_experiment
+from robustly.files import sha256
+from robustly.pretrain.engine import start_ranks, stop_ranks
+from robustly.pretrain.integrity import verify
+from robustly.pretrain.loop import FailedElsewhere, pretrain
+from robustly.pretrain.stage import Pretraining
 
 pytestmark = pytest.mark.distributed
 
@@ -62,7 +64,7 @@ def test_a_damaged_shard_is_named_before_the_first_update(
     assert named and all(str(shard) in message and "restore it, or delete" in message for message in named)
     if damage is flip:
         assert len(named) == 1 and named[0].count("\n") == 0
-        found, expected = manifest.sha256(shard), manifest.read(data).outputs[shard.name]["sha256"]  # type: ignore[union-attr]
+        found, expected = sha256(shard), manifest.read(data).outputs[shard.name]["sha256"]  # type: ignore[union-attr]
         assert f"sha256 {found[:12]}, expected {expected[:12]}" in named[0]
     assert not (config.folder / "metrics.jsonl").exists()
 
@@ -106,7 +108,7 @@ def test_ranks_share_the_work_and_remember_it(data: Path) -> None:
 
 def test_the_data_is_known_where_it_was_prepared(prepared: Path, tmp_path: Path) -> None:
     places = [f"corpus.sources={prepared / 'corpus.txt'}", f"paths.root={prepared}", f"paths.data={tmp_path / 'new'}"]
-    cli.prepare_data(load_experiment("configs/tiny.yaml", [*SMALL, *places]))
+    app.prepare_data(load_experiment("configs/tiny.yaml", [*SMALL, *places]))
     assert run_distributed(1, hashed, [tmp_path / "new"])[0]["names"] == []
     assert run_distributed(1, hashed, [prepared / "tokenizer"])[0]["names"] == []
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from test_pipeline_run import ROOT, robustly
 
-from pretrain.initial import find_initial
-from pretrain.initial_weights import read
+from robustly.pretrain.start.checkpoint import find_initial
+from robustly.pretrain.start.weights import read
 
 pytestmark = pytest.mark.pipeline
 TEXT = (ROOT / "data_prep" / "corpora" / "prose_cc0.txt").read_text(encoding="utf-8")

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from test_pipeline_run import ROOT, robustly
 from transformers import AutoModelForMaskedLM
 
-import tokenizer
-from data_prep.blocks import Blocks
-from pretrain.checkpoint import of_finished
-from pretrain.evaluation import masked_batches
-from pretrain.masking import TokenIds
+from robustly import tokenizer
+from robustly.data_prep.blocks import Blocks
 from robustly.experiment import load_experiment
+from robustly.pretrain.checkpoint import of_finished
+from robustly.pretrain.evaluation import masked_batches
+from robustly.pretrain.masking import TokenIds
 
 pytestmark = pytest.mark.pipeline
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from delta.config import load_page
+from robustly.delta.config import load_page
 from robustly.experiment import load_experiment
 from tests import warm
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.loop import pretrain
 from ranks import run_distributed
-from robustly import cli, log
+from robustly import log
+from robustly.cli import app
 from robustly.experiment import Experiment, load_experiment, pretraining
+from robustly.pretrain.loop import pretrain
 
 pytestmark = pytest.mark.pipeline
 CORPORA = Path(__file__).resolve().parents[2] / "data_prep" / "corpora"
@@ -38,10 +39,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (work / "corpus.txt").write_text(text[: text.index("\n\n", 100_000)], encoding="utf-8")
     places = [f"corpus.sources={work / 'corpus.txt'}", f"paths.root={work / 'run'}"]
     experiment = load_experiment("tiny", [*(f"{key}={value}" for key, value in CHANGES.items()), *places])
-    cli.build_tokenizer(experiment)
-    cli.prepare_data(experiment)
+    app.build_tokenizer(experiment)
+    app.prepare_data(experiment)
     run_distributed(1, train, experiment)
-    cli.publish_checkpoint(experiment)
+    app.publish_checkpoint(experiment)
     return work / "run"
 
 
@@ -49,7 +50,7 @@ def robustly(capfd: pytest.CaptureFixture[str], *arguments: Any, code: int = 0) 
     """stdout and stderr of a command, in this process: most of the time would go into importing torch anew."""
     capfd.readouterr()
     with pytest.raises(SystemExit) as leaving:
-        cli.main([str(argument) for argument in arguments])
+        app.main([str(argument) for argument in arguments])
     captured = capfd.readouterr()
     assert (leaving.value.code or 0) == code, captured.err
     assert "Traceback" not in captured.err and "\x1b" not in captured.err

@@ -97,7 +97,7 @@ def test_the_same_command_again_does_nothing(finished: tuple[Path, dict[str, Any
 
 def test_packages_import_inside_a_run_folder(finished: tuple[Path, dict[str, Any]]) -> None:
     """It holds folders of their names."""
-    imports = "import tokenizer, data_prep, pretrain.loop, publish.publish, launch; print(tokenizer.__file__)"
+    imports = "import tokenizer, data_prep, robustly.pretrain.loop, publish.publish, launch; print(tokenizer.__file__)"
     inside = subprocess.run(
         [sys.executable, "-c", imports], cwd=finished[0] / "runs" / "small", capture_output=True, text=True
     )
@@ -146,8 +146,8 @@ def test_a_folder_that_is_not_the_trained_model_is_not_published(
     import torch
     from transformers import RobertaForMaskedLM
 
-    import tokenizer
-    from publish.proof import prove
+    from robustly import tokenizer
+    from robustly.publish.proof import prove
 
     root = finished[0] / "runs" / "small"
     model = RobertaForMaskedLM.from_pretrained(root / "published").eval()
@@ -245,6 +245,6 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(work: Path)
 
 
 def metrics_so_far(train: Path) -> list[dict[str, Any]]:
-    from robustly.log import read_metrics
+    from robustly.metrics import read_metrics
 
     return read_metrics(train / "metrics.jsonl")

@@ -1,32 +1,62 @@
 """Who may import whom, and what must stay light."""
 
 import ast
+import graphlib
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOF = ("robustly.experiment", "robustly.inspection", "robustly.cli")  # it knows every stage, and nothing else knows it
-MAY_IMPORT = {
-    "robustly": {"robustly"},
-    "tokenizer": {"robustly", "tokenizer"},
-    "data_prep": {"robustly", "tokenizer", "data_prep"},
-    "pretrain": {"robustly", "tokenizer", "data_prep", "pretrain"},
-    "delta": {"robustly", "tokenizer", "data_prep", "pretrain", "delta"},
-    "publish": {"robustly", "tokenizer", "data_prep", "pretrain", "delta", "publish"},
-    "launch": {"robustly", "launch"},
-}
-FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
+ROOMS = (
+    "robustly",
+    "robustly.launch",
+    "robustly.corpus",
+    "robustly.tokenizer",
+    "robustly.data_prep",
+    "robustly.pretrain",
+    "robustly.evaluation",
+    "robustly.delta",
+    "robustly.publish",
+    "robustly.inspection",
+    "robustly.preflight",
+    "robustly.roof",
+)
+"""Each imports itself and those before it."""
+LIGHT = (*ROOMS[:5], "robustly.roof")
+"""These load without torch."""
+ROOF = ("robustly.experiment", "robustly.cli")
+
+
+def python_files() -> list[Path]:
+    """Every file of the package by its name in it, where the stages' folders are links."""
+    folders = sorted(path for path in (ROOT / "robustly").iterdir() if path.is_dir() and path.name != "configs")
+    below = [file for folder in folders for file in sorted(folder.glob("**/*.py"))]
+    linked = [folder for folder in folders if folder.is_symlink()]
+    below += [
+        folder / file.relative_to(folder.resolve()) for folder in linked for file in folder.resolve().rglob("*.py")
+    ]
+    return sorted({*(ROOT / "robustly").glob("*.py"), *below})
+
+
+FILES = python_files()
 
 
 def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def room(module: str) -> str:
+    if module.startswith(ROOF):
+        return "robustly.roof"
+    package = ".".join(module.split(".")[:2])
+    return package if package in ROOMS else "robustly"
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -42,30 +72,57 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)  # a submodule, perhaps
 
 
-def test_the_packages_are_those_that_are_installed():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    patterns = project["tool"]["setuptools"]["packages"]["find"]["include"]
-    assert {pattern for pattern in patterns if "." not in pattern} == MAY_IMPORT.keys()
-    packages = {module_name(path) for path in FILES if path.name == "__init__.py"}
-    assert packages > MAY_IMPORT.keys()  # with packages in packages
-    left_out = {name for name in packages if not any(fnmatchcase(name, pattern) for pattern in patterns)}
-    assert not left_out
+def test_every_folder_of_code_is_in_the_package():
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"robustly"}
+    assert {f"robustly.{name}" for name in folders} < {*ROOMS}
+    assert all((ROOT / "robustly" / name).resolve() == ROOT / name for name in folders)
+    assert {room(module) for module in MODULES} == {*ROOMS}
+    for folder in {path.parent for path in FILES}:
+        assert (folder / "__init__.py").is_file(), f"{folder}: no package, so a wheel would leave it out"
+
+
+def test_everything_is_imported_by_one_name():
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"robustly"}
+    for path in [*FILES, *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]:
+        alone = {module for module in imported(path) if module.partition(".")[0] in folders}
+        assert not alone, f"{path} imports {', '.join(alone)} without robustly"
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_imports_run_one_way(path):
-    package = path.relative_to(ROOT).parts[0]
+    here = room(module_name(path))
     for module in imported(path):
-        top = module.partition(".")[0]
-        if module_name(path) in ROOF:
-            continue
-        assert not any(module == roof or module.startswith(roof + ".") for roof in ROOF), f"{path} imports {module}"
-        assert top not in MAY_IMPORT or top in MAY_IMPORT[package], f"{path} imports {module}"
+        if module in MODULES and module != "robustly":
+            assert ROOMS.index(room(module)) <= ROOMS.index(here), f"{path} imports {module}"
+    if here == "robustly.launch":
+        assert all(room(module) in ("robustly", here) for module in imported(path) if module in MODULES)
+
+
+def test_no_two_files_need_each_other():
+    needs = {name: {m for m in imported(path) if m in MODULES and m != name} for name, path in MODULES.items()}
+    for name, path in MODULES.items():  # a package is needed for what stands in its own file, not for its parts
+        packages = {m for m in needs[name] if MODULES[m].name == "__init__.py"}
+        needs[name] -= {m for m in packages if not names_taken(path, m)}
+    order = graphlib.TopologicalSorter(needs)
+    order.prepare()  # raises CycleError, which names the circle
+
+
+def names_taken(path: Path, package: str) -> bool:
+    """Whether a file takes something of a package that is not one of its modules."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == package:
+            if any(f"{package}.{alias.name}" not in MODULES for alias in node.names):
+                return True
+        elif isinstance(node, ast.Import) and any(alias.name == package for alias in node.names):
+            return True
+        elif isinstance(node, ast.ImportFrom) and any(f"{node.module}.{a.name}" == package for a in node.names):
+            return True
+    return False
 
 
 def test_deepspeed_is_imported_in_one_place():
     importers = {module_name(path) for path in FILES if any(m.split(".")[0] == "deepspeed" for m in imported(path))}
-    assert importers == {"pretrain.engine"}
+    assert importers == {"robustly.pretrain.engine"}
 
 
 def test_no_module_is_called_utils():
@@ -90,11 +147,7 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 def test_light_packages_load_without_torch_from_inside_a_run_folder(run_folder):
-    light = [
-        module_name(path)
-        for path in FILES
-        if path.relative_to(ROOT).parts[0] in ("robustly", "tokenizer", "data_prep", "launch")
-    ]
+    light = [module for module in MODULES if room(module) in LIGHT]
     loaded = modules_loaded("\n".join(f"import {module}" for module in light), run_folder)
     assert set(light) <= loaded
     assert not {"torch", "transformers", "deepspeed"} & loaded

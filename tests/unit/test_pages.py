@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretrain.plan import BYTES_PER_TOKEN, Machine, Plan, plan
 from robustly.config import SHIPPED_PAGES
 from robustly.experiment import Experiment, load_experiment, pretraining
+from robustly.preflight.plan import BYTES_PER_TOKEN, Machine, Plan, plan
 
 PAGES = sorted(SHIPPED_PAGES.glob("*.yaml"))
 RECIPE = ("corpus", "tokenizer", "data", "model", "masking", "optim", "schedule")

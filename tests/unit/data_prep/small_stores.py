@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.config import Data
-from data_prep.store import Shard, ShardWriter, Split, write_store
+from robustly.corpus.config import Corpus
+from robustly.data_prep.config import Data
+from robustly.data_prep.store import Shard, ShardWriter, Split, write_store
 from robustly.manifest import Stage
-from tokenizer.config import Corpus
-from tokenizer.vocabulary import lay_out, save
+from robustly.tokenizer.vocabulary import lay_out, save
 
 BOS, PAD, EOS = 0, 1, 2
 VIEW = Data(unit="sentence", language="en", block_length=16, format="full_sentences")

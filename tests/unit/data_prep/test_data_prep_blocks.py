@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_stores import BOS, EOS, PAD, NumberedStore, packed
 
-from data_prep import blocks as module
-from data_prep.blocks import Blocks, long_units
-from data_prep.packing import BLOCK, plan
-from data_prep.store import Store
 from robustly import UserError
+from robustly.data_prep import blocks as module
+from robustly.data_prep.blocks import Blocks, long_units
+from robustly.data_prep.packing import BLOCK, plan
+from robustly.data_prep.store import Store
 
 FORMATS = ["full_sentences", "doc_sentences"]
 SIZES = st.integers(1, 4) | st.integers(1, 40)  # of units, around and far beyond the block lengths below

@@ -15,21 +15,22 @@ import pytest
 from language_models import write_model
 from small_stores import VIEW, corpus, train_tokenizer, write_rows
 
-import tokenizer
-from data_prep import clean as module
-from data_prep import clean_description
-from data_prep.clean import clean, stage
-from data_prep.cleaning_config import Cleaning
-from data_prep.description import describe
-from data_prep.dropped import write_dropped
-from data_prep.prepare import prepare
-from data_prep.prepare import stage as data_stage
-from data_prep.store import Store
-from robustly import UserError, manifest
-from tokenizer import verdicts
-from tokenizer.build import build
-from tokenizer.config import Corpus, Processing, Tokenizer
-from tokenizer.corpus import documents, parts
+from robustly import UserError, manifest, tokenizer
+from robustly.corpus import decisions
+from robustly.corpus.config import Corpus, Processing
+from robustly.corpus.documents import documents
+from robustly.corpus.partitions import parts
+from robustly.data_prep.cleaning import clean as module
+from robustly.data_prep.cleaning.clean import clean, stage
+from robustly.data_prep.cleaning.config import Cleaning
+from robustly.data_prep.cleaning.dropped import write_dropped
+from robustly.data_prep.prepare import prepare
+from robustly.data_prep.prepare import stage as data_stage
+from robustly.data_prep.store import Store
+from robustly.inspection import cleaning
+from robustly.inspection.data import describe
+from robustly.tokenizer.build import build
+from robustly.tokenizer.config import Tokenizer
 
 WORDS = ["the", "and", "of", "that", *(f"{a}{b}{c}" for a in "bdfgkl" for b in "aeiou" for c in ("m", "nt", "r", "st"))]
 ONE = Processing(1)
@@ -75,7 +76,7 @@ def planted_corpus(folder: Path):
 
 
 def seen_by_later_stages(page, folder: Path, cleaned: Path) -> list[str]:
-    pieces = verdicts.attach(parts(page, folder), cleaned)
+    pieces = decisions.attach(parts(page, folder), cleaned)
     return [document.text for part in pieces for document in documents(part, page, [])]
 
 
@@ -145,7 +146,7 @@ def test_what_is_planted_is_found_and_innocents_stay(cleaned):
         ("b.jsonl", "gopher_repetition: dup_line_frac"), ("b.jsonl", "contamination"), ("b.jsonl", "exact_duplicates"),
         ("c.jsonl", "near_duplicates"),
     ]  # fmt: skip
-    assert verdicts.read_list(folder / "clean") == {
+    assert decisions.read_list(folder / "clean") == {
         "format": 1, "verdicts": ["kept", *PLANTED], "documents": [14, 11, 6],
     }  # fmt: skip
     assert not (folder / "clean" / "work").exists()
@@ -177,7 +178,7 @@ def test_a_dropped_document_has_no_duplicates(tmp_path):
     write_rows(tmp_path / "a.jsonl", ["short", "short", INNOCENT[0], INNOCENT[1]])
     write_rows(tmp_path / "b.jsonl", [INNOCENT[1], "short", INNOCENT[0], INNOCENT[1].upper(), INNOCENT[2]])
     made = clean(corpus("a.jsonl", "b.jsonl"), CHEAP, "en", tmp_path / "clean", tmp_path, ONE)
-    found = [verdicts.read(verdicts.verdicts_file(tmp_path / "clean", n)).tolist() for n in (0, 1)]
+    found = [decisions.read(decisions.verdicts_file(tmp_path / "clean", n)).tolist() for n in (0, 1)]
     assert found == [[1, 1, 0, 0], [2, 1, 2, 3, 0]]
     assert made.counts["dropped by near_duplicates"] == 1
 
@@ -215,7 +216,7 @@ DIES = """
 import os, signal, sys
 from pathlib import Path
 from data_prep import clean, near_duplicates
-from data_prep.clean import _Cleaning
+from robustly.data_prep.cleaning.clean import _Cleaning
 from test_data_prep_clean import CHEAP, ONE, corpus
 
 def dies(work, when):
@@ -280,7 +281,7 @@ def test_files_that_the_stage_knows_are_not_hashed_anew(cleaned, monkeypatch):
     assert made.notes["files"].keys() == {
         str(folder / name) for name in ("a.jsonl", "b.jsonl", "c.jsonl", "lid.bin", "questions.jsonl")
     }
-    for where in ("tokenizer.corpus.sha256", "robustly.manifest.sha256"):
+    for where in ("robustly.corpus.documents.sha256", "robustly.files.sha256"):
         monkeypatch.setattr(where, lambda path: f"hashed {path.name} anew")
     assert stage(page, Cleaning(**EVERYTHING), "en", folder / "clean", folder).hash == made.hash
     other = stage(page, Cleaning(**EVERYTHING), "en", folder / "other", folder)
@@ -373,7 +374,7 @@ def test_dropped_documents_are_written_out(cleaned, tmp_path, name):
 
 def test_what_a_clean_folder_says_of_itself(cleaned, tmp_path):
     folder, _, made = cleaned
-    found = clean_description.describe(folder / "clean")
+    found = cleaning.describe(folder / "clean")
     assert json.loads(json.dumps(found.json()))["kind"] == "clean"
     assert found.summary == "Verdicts on 31 documents: 25 are kept and 6 dropped."
     sources, dropped = found.examples
@@ -383,13 +384,13 @@ def test_what_a_clean_folder_says_of_itself(cleaned, tmp_path):
     assert sum(row["bytes"] for row in sources.rows) == made.counts["bytes"]
     assert [row["reason"] for row in dropped.rows] == list(PLANTED)
     (tmp_path / "clean" / "work").mkdir(parents=True)
-    assert "not finished" in clean_description.describe(tmp_path / "clean").summary
+    assert "not finished" in cleaning.describe(tmp_path / "clean").summary
     copy = tmp_path / "cut"
     copy.mkdir()
     for path in (folder / "clean").glob("*.*"):
         (copy / path.name).write_bytes(path.read_bytes()[: -1 if path.suffix == ".npy" else None])
     with pytest.raises(UserError, match="cut off or changed"):
-        clean_description.describe(copy)
+        cleaning.describe(copy)
 
 
 # ----------------------------------------------------------------------------------------------------- mistakes

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from data_prep.cleaning_config import Cleaning
+from robustly.data_prep.cleaning.config import Cleaning
 
 
 def parse(**keys):

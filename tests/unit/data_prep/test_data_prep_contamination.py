@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.cleaning_config import Contamination
-from data_prep.contamination import build_index, contaminated, evaluation_texts
-from data_prep.shingles import hashes, words
 from robustly import UserError
+from robustly.data_prep.cleaning.config import Contamination
+from robustly.data_prep.cleaning.contamination import build_index, contaminated, evaluation_texts
+from robustly.data_prep.cleaning.shingles import hashes, words
 
 QUESTION = "Which of the seven rivers that cross the old town was named after a king who never saw it?"
 

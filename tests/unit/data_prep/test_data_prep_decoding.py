@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 from small_stores import corpus, train_tokenizer, write_rows
 
-import tokenizer
-from data_prep import decoding
-from data_prep.config import Data
-from data_prep.decoding import decode_documents
-from data_prep.prepare import prepare
-from data_prep.store import Store, split_of
-from robustly import UserError
-from tokenizer.config import Processing
-from tokenizer.encoder import Encoder
+from robustly import UserError, tokenizer
+from robustly.corpus.config import Processing
+from robustly.data_prep import decoding
+from robustly.data_prep.config import Data
+from robustly.data_prep.decoding import decode_documents
+from robustly.data_prep.prepare import prepare
+from robustly.data_prep.store import Store, split_of
+from robustly.tokenizer.tokenizer import Encoder
 
 SENTENCES = Data(unit="sentence", language="en", block_length=16, format="full_sentences")
 ODD = [

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 from small_stores import NumberedStore, corpus, train_tokenizer, write_rows
 
-import tokenizer
-from data_prep.blocks import Blocks
-from data_prep.config import Data
-from data_prep.description import describe, document_lengths, find_tokenizer, unit_lengths
-from data_prep.prepare import prepare
-from data_prep.store import Store
-from robustly import UserError, log
+from robustly import UserError, log, tokenizer
+from robustly.corpus.config import Processing
+from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.config import Data
+from robustly.data_prep.prepare import prepare
+from robustly.data_prep.store import Store
 from robustly.description import show
-from tokenizer.config import Processing
+from robustly.inspection.data import describe, document_lengths, find_tokenizer, unit_lengths
 
 TEXTS = [f"The inner thing number {n}. There it is{' again' * (n % 7)}." for n in range(60)]
 VIEW = Data(unit="sentence", language="en", block_length=32, format="full_sentences")

@@ -10,11 +10,11 @@ from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, M
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import duplicates, near_duplicates
-from data_prep.cleaning_config import NearDuplicates
-from data_prep.duplicates import buckets_for, duplicates_in, find_duplicates, text_hash, write_hashes
-from data_prep.near_duplicates import cluster, dropped_in, match, sign
-from data_prep.shingles import HASHING, WORDS, hashes
+from robustly.data_prep.cleaning import duplicates, near_duplicates
+from robustly.data_prep.cleaning.config import NearDuplicates
+from robustly.data_prep.cleaning.duplicates import buckets_for, duplicates_in, find_duplicates, text_hash, write_hashes
+from robustly.data_prep.cleaning.near_duplicates import cluster, dropped_in, match, sign
+from robustly.data_prep.cleaning.shingles import HASHING, WORDS, hashes
 
 NEAR = NearDuplicates()
 

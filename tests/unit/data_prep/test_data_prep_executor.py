@@ -4,11 +4,11 @@ import pytest
 from slurm_cluster import cluster
 from small_stores import VIEW, corpus, files_of, train_tokenizer, write_rows
 
-from data_prep.clean import clean
-from data_prep.cleaning_config import Cleaning
-from data_prep.prepare import prepare
-from tokenizer import on_slurm
-from tokenizer.config import Processing, Slurm
+from robustly.corpus.config import Processing, Slurm
+from robustly.corpus.executors import slurm as slurm_executor
+from robustly.data_prep.cleaning.clean import clean
+from robustly.data_prep.cleaning.config import Cleaning
+from robustly.data_prep.prepare import prepare
 
 PROSE = [f"This is story {n}. It has {n} words (or so). “Few!” said he.\nThe end of it.\n" for n in range(200)]
 
@@ -20,7 +20,7 @@ def processing(request, tmp_path, monkeypatch):
         yield Processing(2, executor="ray")
         assert not library.is_initialized()  # it was started for the stage alone
         return
-    monkeypatch.setattr(on_slurm, "POLL", 0.2)
+    monkeypatch.setattr(slurm_executor, "POLL", 0.2)
     with cluster(tmp_path / "cluster"):
         yield Processing(1, executor="slurm", slurm=Slurm(max_jobs=2))
 

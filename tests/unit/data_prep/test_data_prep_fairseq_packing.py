@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_stores import BOS, EOS, NumberedStore
 
-from data_prep.blocks import Blocks
-from data_prep.config import Format
-from data_prep.packing import plan
+from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.config import Format
+from robustly.data_prep.packing import plan
 
 BREAK_MODES: dict[str, Format] = {"complete": "full_sentences", "complete_doc": "doc_sentences"}
 

@@ -19,15 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_stores import VIEW, corpus, files_of, train_tokenizer, write_rows
 
-import tokenizer
-from data_prep import prepare as module
-from data_prep.blocks import Blocks
-from data_prep.prepare import prepare
-from data_prep.store import SPLITS, ShardWriter, Store
-from robustly import UserError, manifest
-from tokenizer import corpus as raw_text
-from tokenizer.config import Corpus, Processing
-from tokenizer.corpus import Part
+from robustly import UserError, manifest, tokenizer
+from robustly.corpus import documents as raw_text
+from robustly.corpus.config import Corpus, Processing
+from robustly.corpus.partitions import Part
+from robustly.data_prep import prepare as module
+from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.prepare import prepare
+from robustly.data_prep.store import SPLITS, ShardWriter, Store
+from robustly.files import disk_full
 
 PROSE = [f"This is story {n}. It has {n} words (or so). “Few!” said he.\nThe end of it.\n" for n in range(200)]
 ONE = Processing(1)
@@ -140,7 +140,7 @@ def test_a_full_disk_at_any_moment_leaves_nothing_half_written(tmp_path, trained
         folder, left = tmp_path / f"{moment}", moment
         with pytest.raises(OSError, match="No space left") as full:
             prepare(page, VIEW, folder, trained, tmp_path, ONE)
-        assert manifest.disk_full(full.value)
+        assert disk_full(full.value)
         assert not list(folder.rglob("*.tmp"))
         # whatever has its name is whole
         for path in [*folder.glob("*.npy"), *folder.glob("work/*/*.npy")]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.histogram import octaves, tally, tenths
+from robustly.inspection.histogram import octaves, tally, tenths
 
 PIECES = st.lists(st.lists(st.integers(1, 5000), max_size=30), min_size=1, max_size=5)
 

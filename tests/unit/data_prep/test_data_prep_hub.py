@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 from small_stores import VIEW, corpus, train_tokenizer, write_rows
 
-import tokenizer
-from data_prep.prepare import prepare, stage
-from data_prep.store import SPLITS, Store
-from robustly import UserError, manifest
-from tokenizer.config import Corpus, Processing, Source
+from robustly import UserError, manifest, tokenizer
+from robustly.corpus.config import Corpus, Processing, Source
+from robustly.data_prep.prepare import prepare, stage
+from robustly.data_prep.store import SPLITS, Store
 
 TEXTS = [f"This is story {n}. It has {n} words (or so). “Few!” said he." for n in range(40)]
 

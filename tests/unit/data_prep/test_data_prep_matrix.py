@@ -12,12 +12,12 @@ import pytest
 import zstandard
 from small_stores import VIEW, files_of, train_tokenizer
 
-import tokenizer
-from data_prep.prepare import prepare
-from data_prep.store import SPLITS, Store
-from tokenizer import corpus as raw_text
-from tokenizer.config import Corpus, Processing
-from tokenizer.corpus import parts
+from robustly import tokenizer
+from robustly.corpus import documents as raw_text
+from robustly.corpus.config import Corpus, Processing
+from robustly.corpus.partitions import parts
+from robustly.data_prep.prepare import prepare
+from robustly.data_prep.store import SPLITS, Store
 
 SOURCES = ("plain", "packed", "rows", "table")
 TXT = {".txt": bytes, ".txt.gz": gzip.compress, ".txt.xz": lzma.compress, ".txt.zst": zstandard.compress}

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from small_stores import NumberedStore
 
-from data_prep.blocks import Blocks
-from data_prep.order import Mixture, Order
 from robustly import UserError
+from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.sampler import Mixture, Order
 
 GOLDEN = [185, 85, 436, 400, 103, 629]
 SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=4).filter(any)

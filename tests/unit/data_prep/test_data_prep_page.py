@@ -11,12 +11,12 @@ import pytest
 from matplotlib.image import imread
 from small_stores import corpus, train_tokenizer, write_rows
 
-from data_prep.config import Data
-from data_prep.description import describe
-from data_prep.page import page
-from data_prep.prepare import prepare
+from robustly.corpus.config import Processing
+from robustly.data_prep.config import Data
+from robustly.data_prep.prepare import prepare
 from robustly.description import Description
-from tokenizer.config import Processing
+from robustly.inspection.data import describe
+from robustly.inspection.html import page
 
 EVIL = '<script src="https://example.org/x.js"></script> <img onerror=a> & "quoted" </td>'
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_stores import BOS, EOS, PAD, NumberedStore
 
-from data_prep.blocks import Blocks, long_units
-from data_prep.order import Order
+from robustly.data_prep.blocks import Blocks, long_units
+from robustly.data_prep.sampler import Order
 
 FORMATS = ["segment_pair", "sentence_pair"]
 SIZES = st.integers(1, 4) | st.integers(1, 40)
@@ -204,7 +204,7 @@ def test_lines_are_read_in_pieces_of_whole_documents(tmp_path, monkeypatch):
     views = {f: Blocks(tmp_path, "train", 16, f)._view.copy() for f in [*FORMATS, "full_sentences", "doc_sentences"]}
     for path in (tmp_path / "views").iterdir():
         path.unlink()
-    monkeypatch.setattr("data_prep.store.LINES_AT_ONCE", 3)
+    monkeypatch.setattr("robustly.data_prep.store.LINES_AT_ONCE", 3)
     blocks = Blocks(tmp_path, "train", 16, "segment_pair")
     (shard,) = blocks.store.shards
     pieces = list(blocks.store.lines(shard))

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_stores import VIEW, corpus, files_of, train_tokenizer, write_rows
 
-import tokenizer
-from data_prep.blocks import Blocks
-from data_prep.prepare import prepare, stage
-from data_prep.store import SPLITS, Store
-from robustly import UserError, manifest
-from tokenizer.config import Processing
-from tokenizer.corpus import documents, parts
+from robustly import UserError, manifest, tokenizer
+from robustly.corpus.config import Processing
+from robustly.corpus.documents import documents
+from robustly.corpus.partitions import parts
+from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.prepare import prepare, stage
+from robustly.data_prep.store import SPLITS, Store
 
 BUNDLED = Path(__file__).parents[3] / "data_prep/corpora/prose_cc0.txt"
 PROSE = [f"This is story {n}. It has {n} words (or so). “Few!” said he.\nThe end of it.\n" for n in range(200)]
@@ -113,7 +113,7 @@ import os, signal, sys
 from pathlib import Path
 from data_prep import prepare as module
 from small_stores import VIEW, corpus
-from tokenizer.config import Processing
+from robustly.tokenizer.config import Processing
 
 def units(text, unit, language, units=module.units):
     if text.startswith("This is story 120."):  # amid the third of four parts

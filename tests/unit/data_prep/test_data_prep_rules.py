@@ -14,9 +14,17 @@ from datatrove.pipeline.filters import (
 )
 from language_models import write_model
 
-from data_prep.cleaning_config import Cleaning
-from data_prep.rules import check_languages, check_words, in_order, model_file, reason_to_drop, rules_of
-from robustly import UserError, manifest
+from robustly import UserError
+from robustly.data_prep.cleaning.config import Cleaning
+from robustly.data_prep.cleaning.rules import (
+    check_languages,
+    check_words,
+    in_order,
+    model_file,
+    reason_to_drop,
+    rules_of,
+)
+from robustly.files import sha256
 
 BUNDLED = Path(__file__).parents[3] / "data_prep/corpora/prose_cc0.txt"
 PROSE = [text[:1500] for text in BUNDLED.read_text(encoding="utf-8").split("\n\n")[:8]]
@@ -94,7 +102,7 @@ def test_the_first_reason_counts_and_reasons_have_an_order():
 def model(tmp_path):
     words = {"en": ["a", "the", "and"], "de": ["der", "und"], "fi": ["ja"]}
     path = write_model(tmp_path / "tiny.bin", words)
-    return path, manifest.sha256(path)
+    return path, sha256(path)
 
 
 def language(**keys):

@@ -5,8 +5,8 @@ import sentencex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import sentences as module
-from data_prep.sentences import WINDOW, sentences, units
+from robustly.data_prep import sentences as module
+from robustly.data_prep.sentences import WINDOW, sentences, units
 
 MARKS = st.sampled_from(
     [*"aAbB .!?\"'()[]“”«»‘。！？।\n\r\t\v\f\x1c\x85\xa0\u2009\u2028\u3000é😀ß1;-…", "Dr", "Mr", "U.S.", " e.g.", "''"]

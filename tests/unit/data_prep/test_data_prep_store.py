@@ -11,13 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_stores import EOS, NumberedStore, numbered_encoder
 
-import tokenizer
-from data_prep import store
-from data_prep.blocks import Blocks
-from data_prep.packing import BLOCK
-from data_prep.sentences import units
-from data_prep.store import ShardWriter, Store, check_tokenizer, split_of, write_store
-from robustly import UserError
+from robustly import UserError, tokenizer
+from robustly.data_prep import store
+from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.packing import BLOCK
+from robustly.data_prep.sentences import units
+from robustly.data_prep.store import ShardWriter, Store, check_tokenizer, split_of, write_store
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = st.lists(

@@ -14,7 +14,7 @@ from transformers import (
     RobertaPreTrainedModel,
 )
 
-from delta.attachment import attach, stored, trained
+from robustly.delta.attachment import attach, stored, trained
 
 HEADS: dict[str, type[RobertaPreTrainedModel]] = {
     "sequence": RobertaForSequenceClassification,

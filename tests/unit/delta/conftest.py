@@ -10,11 +10,11 @@ import torch
 import yaml
 from transformers import RobertaConfig, RobertaForMaskedLM
 
-from delta.base import Base
-from delta.config import DeltaPage, load_page
-from delta.tasks import TaskData, read
-from pretrain.objective import new_model
-from tokenizer.vocabulary import lay_out, save
+from robustly.delta.base_model import Base
+from robustly.delta.config import DeltaPage, load_page
+from robustly.delta.tasks import TaskData, read
+from robustly.pretrain.objective import new_model
+from robustly.tokenizer.vocabulary import lay_out, save
 
 LETTERS = {"early": "abcd", "middle": "jklm", "late": "wxyz"}  # label -> of what letters its texts are
 PAGE = {

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import RobertaForMaskedLM, RobertaModel
 
-from delta.attachment import is_head
-from delta.base import Base, Head
 from robustly import UserError
+from robustly.delta.attachment import is_head
+from robustly.delta.base_model import Base, Head
 
 LABELS = ("a", "b")
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from delta import checkpoint as delta_checkpoint
-from delta import tuning
-from delta.base import Base
-from delta.config import DeltaPage
-from delta.stage import make_delta
-from delta.tasks import TaskData
-from delta.tuning import Tuned, tune
+from robustly.delta import checkpoint as delta_checkpoint
+from robustly.delta import tuning
+from robustly.delta.base_model import Base
+from robustly.delta.config import DeltaPage
+from robustly.delta.stage import make_delta
+from robustly.delta.tasks import TaskData
+from robustly.delta.tuning import Tuned, tune
 
 MakePage = Callable[..., DeltaPage]
 UPDATES = 30  # of the page with 4 epochs of 60 examples, 8 at a time

@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import RobertaConfig
 
-from delta import choice as delta_choice
-from delta.attachment import attach, parameters
-from delta.base import Base
-from delta.candidates import Candidate, Situation, candidates, label, rated, stored_count
-from delta.choice import choose, situation
-from delta.config import DeltaPage
-from delta.specs import parse
-from delta.stage import make_delta
-from delta.tasks import TaskData, draw
-from delta.tuning import Diverged
 from robustly import UserError
+from robustly.delta import auto as delta_choice
+from robustly.delta.attachment import attach, parameters
+from robustly.delta.auto import choose, situation
+from robustly.delta.base_model import Base
+from robustly.delta.config import DeltaPage
+from robustly.delta.defaults import Candidate, Situation, candidates, label, rated, stored_count
+from robustly.delta.specs import parse
+from robustly.delta.stage import make_delta
+from robustly.delta.tasks import TaskData, draw
+from robustly.delta.tuning import Diverged
 
 MakePage = Callable[..., DeltaPage]
 AUTO = ("delta.methods=auto", "delta.seeds=1", "optim.epochs=2")

@@ -12,16 +12,18 @@ from typing import Any
 
 import pytest
 
-from delta import compare as delta_compare
-from delta.base import Base
-from delta.candidates import COMPARED
-from delta.compare import compare, train
-from delta.config import DeltaPage
-from delta.contract import EVERY_METHOD, expected_count
-from delta.processes import Killed, each, run
-from delta.specs import parse
-from robustly import UserError, description, inspection
+from robustly import UserError
 from robustly.config import override
+from robustly.delta import compare as delta_compare
+from robustly.delta.base_model import Base
+from robustly.delta.compare import compare, train
+from robustly.delta.config import DeltaPage
+from robustly.delta.conformance import EVERY_METHOD, expected_count
+from robustly.delta.defaults import COMPARED
+from robustly.delta.specs import parse
+from robustly.delta.workers import Killed, each, run
+from robustly.inspection import describe
+from robustly.inspection.folders import folder_kind
 
 MakePage = Callable[..., DeltaPage]
 QUICK = ("optim.epochs=0.5", "optim.batch_size=16", "delta.seeds=2")
@@ -64,7 +66,7 @@ def test_rows_with_one_that_fails(make_page: MakePage, base: Base, tmp_path: Pat
     assert manifest.counts["failed_entries"] == 1
     assert compare(page) == manifest
     folder = tmp_path / "comparisons" / "letters"
-    found = inspection.describe(folder, description.kind(folder))
+    found = describe.describe(folder, folder_kind(folder))
     assert (found.kind, found.figures["entries"], found.figures["metric"]) == ("comparison", 2, "accuracy")
     assert [row["label"] for row in found.examples[0].rows] == [good["label"], bad["label"]]  # what failed comes last
     assert not (tmp_path / "comparisons" / "letters" / "work").exists()

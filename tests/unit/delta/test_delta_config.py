@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from delta.config import load_page
 from robustly import UserError
+from robustly.delta.config import load_page
 
 
 @pytest.mark.parametrize(

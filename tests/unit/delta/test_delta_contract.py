@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaPreTrainedModel
 
-from delta import methods
-from delta.base import Base
-from delta.contract import EVERY_METHOD, contract, expected_count
-from delta.specs import parse
-from pretrain.objective import new_model
-from tokenizer.vocabulary import lay_out, save
+from robustly.delta import methods
+from robustly.delta.base_model import Base
+from robustly.delta.conformance import EVERY_METHOD, contract, expected_count
+from robustly.delta.specs import parse
+from robustly.pretrain.objective import new_model
+from robustly.tokenizer.vocabulary import lay_out, save
 
 TOGETHER = (
     [{"name": "adapter"}, {"name": "prefix"}, {"name": "lora"}],

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
-from delta.config import DeltaPage
-from delta.description import describe
-from delta.folder import read_record
-from delta.stage import make_delta
 from robustly import UserError
+from robustly.delta.config import DeltaPage
+from robustly.delta.saving import read_record
+from robustly.delta.stage import make_delta
+from robustly.inspection.delta import describe
 from robustly.manifest import Stage
 
 

@@ -12,14 +12,13 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-import delta
-from delta.base import Base
-from delta.config import DeltaPage, load_page
-from delta.folder import RECORD, TENSORS, reload
-from delta.stage import make_delta
-from delta.tasks import TaskData
-from delta.tuning import tune
-from robustly import UserError
+from robustly import UserError, delta
+from robustly.delta.base_model import Base
+from robustly.delta.config import DeltaPage, load_page
+from robustly.delta.saving import RECORD, TENSORS, reload
+from robustly.delta.stage import make_delta
+from robustly.delta.tasks import TaskData
+from robustly.delta.tuning import tune
 
 SHORT = ["optim.epochs=0.8", "optim.warmup=0.2"]  # 6 updates
 
@@ -154,7 +153,7 @@ def test_a_stop_amid_the_second_seed_is_made_good(
             raise KeyboardInterrupt
         return tune(base, page, data, seed, *rest, **options)
 
-    monkeypatch.setattr("delta.stage.tune", stopped)
+    monkeypatch.setattr("robustly.delta.stage.tune", stopped)
     with pytest.raises(KeyboardInterrupt):
         make_delta(page)
     with pytest.raises(UserError, match="no finished delta stage here"):
@@ -175,9 +174,9 @@ def test_a_folder_that_does_not_reload_equal_is_not_finished(
         save_file(tensors, tmp_path / "delta" / TENSORS)
         return files
 
-    from delta.folder import save
+    from robustly.delta.saving import save
 
-    monkeypatch.setattr("delta.folder.save", damaged)
+    monkeypatch.setattr("robustly.delta.saving.save", damaged)
     arguments = [f"paths.published={place / 'base'}", f"paths.delta={tmp_path / 'delta'}", *SHORT]
     with pytest.raises(AssertionError, match="other logits on reload"):
         make_delta(load_page(place / "page.yaml", arguments))

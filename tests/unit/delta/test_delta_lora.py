@@ -6,8 +6,8 @@ import pytest
 import torch
 from attached import at_size_of_roberta_base, batch, new_model, scores
 
-from delta.attachment import attach, parameters, trained
 from robustly import UserError
+from robustly.delta.attachment import attach, parameters, trained
 
 
 def test_counts_at_the_size_of_roberta_base() -> None:

@@ -9,9 +9,9 @@ import torch
 from attached import HEADS, batch, new_model, scores, train
 from transformers import RobertaForSequenceClassification
 
-from delta.attachment import attach
-from delta.merging import merge
 from robustly import UserError
+from robustly.delta.attachment import attach
+from robustly.delta.merging import merge
 
 MERGEABLE: list[list[dict[str, Any]]] = [
     [{"name": "lora"}],

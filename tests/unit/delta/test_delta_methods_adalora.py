@@ -4,8 +4,8 @@ import pytest
 import torch
 from attached import at_size_of_roberta_base, batch, new_model, reloaded, scores, train
 
-from delta.attachment import attach, parameters, stored
 from robustly import UserError
+from robustly.delta.attachment import attach, parameters, stored
 
 SMALL = {"name": "adalora", "rank": 2, "initial_rank": 5, "alpha": 7, "targets": ["query", "value"]}
 MAPS = 4

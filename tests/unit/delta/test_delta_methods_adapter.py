@@ -8,7 +8,7 @@ from attached import at_size_of_roberta_base, batch, new_model, scores
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from delta.attachment import attach, parameters
+from robustly.delta.attachment import attach, parameters
 
 
 @pytest.mark.parametrize(

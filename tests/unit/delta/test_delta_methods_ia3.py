@@ -4,7 +4,7 @@ import torch
 from attached import at_size_of_roberta_base, batch, new_model, scores
 from peft import IA3Config, inject_adapter_in_model
 
-from delta.attachment import attach, parameters, trained
+from robustly.delta.attachment import attach, parameters, trained
 
 
 def test_counts_at_the_size_of_roberta_base() -> None:

@@ -10,8 +10,8 @@ from attached import HEADS, at_size_of_roberta_base, batch, new_model, scores, t
 from torch import Tensor
 from transformers import RobertaPreTrainedModel
 
-from delta.attachment import attach, finish, parameters, stored
 from robustly import UserError
+from robustly.delta.attachment import attach, finish, parameters, stored
 
 TOKENS = 5
 PREFIX = {"name": "prefix", "tokens": TOKENS, "hidden": 16}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from attached import HEADS, batch, new_model, reloaded, scores, train
 
-from delta.attachment import attach, finish, stored, trained
+from robustly.delta.attachment import attach, finish, stored, trained
 
 ALONE: list[dict[str, Any]] = [
     {"name": "lora"},

@@ -11,9 +11,9 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
-from delta import peft_files
-from delta.attachment import attach, finish
-from robustly.manifest import sha256
+from robustly.delta import peft_files
+from robustly.delta.attachment import attach, finish
+from robustly.files import sha256
 
 TOKENS = 3
 LOW_RANK: list[dict[str, Any]] = [

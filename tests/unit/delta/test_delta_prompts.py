@@ -19,9 +19,9 @@ from transformers import (
     RobertaPreTrainedModel,
 )
 
-from delta.attachment import attach, finish, parameters, stored, trained
-from delta.methods.soft_tokens import TABLE, PromptedEmbedding, longest
 from robustly import UserError
+from robustly.delta.attachment import attach, finish, parameters, stored, trained
+from robustly.delta.methods.soft_tokens import TABLE, PromptedEmbedding, longest
 
 torch.set_num_threads(1)  # more are slower on networks this small
 HEADS = (

@@ -16,7 +16,7 @@ from transformers import (
     RobertaPreTrainedModel,
 )
 
-from delta.attachment import attach, stored, trained
+from robustly.delta.attachment import attach, stored, trained
 
 torch.set_num_threads(1)  # more are slower on networks this small
 TOKENS = 4

@@ -11,16 +11,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from delta.attachment import attach, finish, parameters, stored, trained
-from delta.base import Base
-from delta.config import DeltaPage, load_page
-from delta.folder import load
-from delta.methods.intrinsic_prompt import DECODER, RECORD, decode
-from delta.stage import make_delta
-from delta.subspace import _Task, fit, make_subspace
-from delta.tasks import TaskData
-from robustly import UserError, description, inspection
-from robustly.cli import app
+from robustly import UserError
+from robustly.cli.app import app
+from robustly.delta.attachment import attach, finish, parameters, stored, trained
+from robustly.delta.base_model import Base
+from robustly.delta.config import DeltaPage, load_page
+from robustly.delta.methods.intrinsic_prompt import DECODER, RECORD, decode
+from robustly.delta.saving import load
+from robustly.delta.stage import make_delta
+from robustly.delta.subspace import _Task, fit, make_subspace
+from robustly.delta.tasks import TaskData
+from robustly.inspection import describe
+from robustly.inspection.folders import folder_kind
 from robustly.manifest import Manifest
 
 MakePage = Callable[..., DeltaPage]
@@ -141,7 +143,7 @@ def test_the_folder(pages: list[DeltaPage], made: tuple[Path, Manifest], base: B
     decoder = load_file(folder / DECODER)
     assert manifest.counts["decoder_parameters"] == sum(tensor.numel() for tensor in decoder.values())
     assert set(manifest.outputs) == {DECODER, RECORD}
-    described = inspection.describe(folder, description.kind(folder))
+    described = describe.describe(folder, folder_kind(folder))
     assert described.kind == "subspace" and "2 numbers" in described.summary
     assert [row["name"] for row in described.examples[0].rows] == ["task0", "task1", "task2"]
     assert make_subspace(pages, folder, 2, **SIZES).finished == manifest.finished  # the same again does nothing
@@ -167,7 +169,7 @@ def test_the_tasks_losses_are_learnt(
         return sum(task.score(prompt) for task, prompt in zip(tasks, prompts, strict=True)) / 3
 
     alone = fit(own, 2, **SIZES)
-    monkeypatch.setattr("delta.subspace.RECONSTRUCTION", 0.0)
+    monkeypatch.setattr("robustly.delta.subspace.RECONSTRUCTION", 0.0)
     by_losses, against = (
         fit(own, 2, **SIZES, task_loss=lambda task, prompt, sign=sign: sign * tasks[task].loss(prompt))
         for sign in (1, -1)

@@ -10,16 +10,16 @@ import pytest
 import torch
 import yaml
 
-from delta import checkpoint as delta_checkpoint
-from delta import tuning
-from delta.base import Base
-from delta.config import DeltaPage, load_page
-from delta.predictor import Predictor
-from delta.ranks import Ranks, joined
-from delta.stage import _one_seed, make_delta
-from delta.tasks import read
-from delta.tuning import tune
 from robustly import UserError
+from robustly.delta import checkpoint as delta_checkpoint
+from robustly.delta import tuning
+from robustly.delta.base_model import Base
+from robustly.delta.config import DeltaPage, load_page
+from robustly.delta.data_parallel import Ranks, joined
+from robustly.delta.predictor import Predictor
+from robustly.delta.stage import _one_seed, make_delta
+from robustly.delta.tasks import read
+from robustly.delta.tuning import tune
 from tests.ranks import run_distributed
 
 MakePage = Callable[..., DeltaPage]

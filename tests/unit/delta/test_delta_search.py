@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from delta import search as delta_search
-from delta.base import Base
-from delta.candidates import SEARCHED, label
-from delta.config import DeltaPage, load_page
-from delta.search import page_text, search
-from delta.specs import parse
-from delta.stage import make_delta
-from robustly import UserError, description, inspection
-from robustly.cli import app
+from robustly import UserError
+from robustly.cli.app import app
+from robustly.delta import search as delta_search
+from robustly.delta.base_model import Base
+from robustly.delta.config import DeltaPage, load_page
+from robustly.delta.defaults import SEARCHED, label
+from robustly.delta.search import page_text, search
+from robustly.delta.specs import parse
+from robustly.delta.stage import make_delta
+from robustly.inspection import describe
+from robustly.inspection.folders import describe_run, folder_kind
 
 MakePage = Callable[..., DeltaPage]
 QUICK = (
@@ -55,10 +57,10 @@ def test_it_finds_the_better_of_two_rates_and_its_page_runs(make_page: MakePage,
     assert len(table) == 2 + 6
     assert (folder / "plot.png").read_bytes()[:4] == b"\x89PNG"
     assert search(page) == manifest  # nothing is made again
-    described = inspection.describe(folder, description.kind(folder))
+    described = describe.describe(folder, folder_kind(folder))
     assert described.kind == "search" and described.figures["best"] == manifest.counts["best"]
     assert described.examples[0].rows[0]["number"] == best["number"]
-    run = description.describe_run(tmp_path)
+    run = describe_run(tmp_path)
     assert [row["folder"] for row in run.examples[0].rows if row["state"] == "finished"] == ["searches/letters"]
 
     found = load_page(folder / "best.yaml")

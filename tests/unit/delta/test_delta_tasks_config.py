@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from delta.tasks.config import HUB, Cloze, Task
-from delta.tasks.template import Part, parse
+from robustly.delta.tasks.config import HUB, Cloze, Task
+from robustly.delta.tasks.template import Part, parse
 
 FILES = {"train": "train.jsonl", "test": "test.jsonl"}
 CLOZE = {**FILES, "kind": "cloze", "template": "{text} It was <mask>.", "words": {"neg": "bad", "pos": "good"}}
@@ -123,7 +123,7 @@ def test_a_cloze_that_contradicts_itself(changes: dict[str, Any], message: str) 
 
 
 def test_a_page_is_read_without_torch() -> None:
-    program = "import sys, delta.tasks.config; print(*sys.modules)"
+    program = "import sys, robustly.delta.tasks.config; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     loaded = done.stdout.split()
     assert "delta.tasks" in loaded

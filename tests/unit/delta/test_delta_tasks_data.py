@@ -12,10 +12,10 @@ import pyarrow
 import pytest
 from pydantic import TypeAdapter
 
-from delta.tasks import Example, TaskData, draw, read
-from delta.tasks.config import Task
-from delta.tasks.files import read as read_table
 from robustly import UserError
+from robustly.delta.tasks import Example, TaskData, draw, read
+from robustly.delta.tasks.config import Task
+from robustly.delta.tasks.files import read as read_table
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "tasks"
 KEYS: dict[str, dict[str, Any]] = {

@@ -21,14 +21,14 @@ from transformers import (
     RobertaTokenizerFast,
 )
 
-from delta.tasks import Example, Form, form
-from delta.tasks.config import Task
-from delta.tasks.forms import Row, cut
 from robustly import UserError
-from tokenizer.encoder import Encoder
-from tokenizer.merges import train
-from tokenizer.vocabulary import lay_out, save
-from tokenizer.words import split
+from robustly.delta.tasks import Example, Form, form
+from robustly.delta.tasks.config import Task
+from robustly.delta.tasks.heads import Row, cut
+from robustly.tokenizer.merges import train
+from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.vocabulary import lay_out, save
+from robustly.tokenizer.words import split
 
 TEXT = (
     """ It was great, it was terrible. The cat sat on the mat ; who saw the cat? Anna lives in Paris, Berlin and

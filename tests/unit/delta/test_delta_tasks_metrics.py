@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delta.tasks.metrics import MAIN, scores
+from robustly.delta.tasks.metrics import MAIN, scores
 
 
 def test_labels() -> None:

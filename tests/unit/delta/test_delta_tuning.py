@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from delta.attachment import trained
-from delta.base import Base
-from delta.config import DeltaPage
-from delta.predictor import Judgement, Predictor
-from delta.ranks import Ranks
-from delta.tasks import Example, TaskData
-from delta.tuning import Score, attached, batches, mean_and_deviation, score, tune
 from robustly import UserError
+from robustly.delta.attachment import trained
+from robustly.delta.base_model import Base
+from robustly.delta.config import DeltaPage
+from robustly.delta.data_parallel import Ranks
+from robustly.delta.predictor import Judgement, Predictor
+from robustly.delta.tasks import Example, TaskData
+from robustly.delta.tuning import Score, attached, batches, mean_and_deviation, score, tune
 
 MakePage = Callable[..., DeltaPage]
 SHORT = ("optim.epochs=0.67", "optim.warmup=0.2")  # 5 updates

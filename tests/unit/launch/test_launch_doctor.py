@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from launch import doctor
-from launch.doctor import Finding, Gpu, gpu_findings, library, parse_gpus, verdict
-from robustly import cli, machine
+from robustly import machine
+from robustly.cli import app
+from robustly.preflight import doctor
+from robustly.preflight.doctor import Finding, Gpu, gpu_findings, library, parse_gpus, verdict
 
 A100 = Gpu("NVIDIA A100-SXM4-80GB", 81920 * 2**20, (8, 0), "535.104.05")
 V100 = Gpu("Tesla V100", 32768 * 2**20, (7, 0), "535.104.05")
@@ -247,7 +248,7 @@ def test_the_command_says_by_its_exit_code_whether_tiny_can_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(doctor, "torch_and_gpus", lambda seen: (gpu_findings(seen, 0, "2.13.0", None, ""), 0))
     with pytest.raises(SystemExit) as leaving:
-        cli.main(["doctor", "--json"])
+        app.main(["doctor", "--json"])
     output = capsys.readouterr()
     report = json.loads(output.out)  # nothing else on stdout
     assert leaving.value.code == 0, report
@@ -256,6 +257,6 @@ def test_the_command_says_by_its_exit_code_whether_tiny_can_run(
 
     monkeypatch.setattr(doctor, "memory", lambda: Finding("memory", "problem", "none", "buy some"))
     with pytest.raises(SystemExit) as leaving:
-        cli.main(["doctor"])
+        app.main(["doctor"])
     assert leaving.value.code == 1
     assert "-> buy some" in capsys.readouterr().err

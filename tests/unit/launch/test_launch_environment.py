@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from launch import environment
-from launch.environment import Rank, export, first_host, numbered_port, rank_from_environment, tasks_per_node
 from robustly import UserError
+from robustly.launch import environment
+from robustly.launch.environment import Rank, export, first_host, numbered_port, rank_from_environment, tasks_per_node
 
 TORCHRUN = {
     "RANK": "5",
@@ -100,7 +100,7 @@ def test_a_launcher_inside_a_slurm_step_wins_over_srun():
 def test_a_shell_on_a_terminal_inside_a_slurm_step_is_no_rank(tmp_path):
     """`srun --ntasks 8 --pty bash`: the variables of a task, but it is somebody's shell."""
     program = (
-        "import sys; from launch.environment import rank_from_environment;"
+        "import sys; from robustly.launch.environment import rank_from_environment;"
         f"open({str(tmp_path / 'answer')!r}, 'w').write(repr(rank_from_environment()))"
     )
     variables = {name: value for name, value in os.environ.items() if not name.startswith("SLURM") and name != "RANK"}

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from rank_program import alive, notes, signals, wait_for
 
-from launch import LaunchOptions, Plan, hostfile, node
-from launch.hostfile import Host
 from robustly import UserError
+from robustly.launch import LaunchOptions, Plan, hostfile, node
+from robustly.launch.hostfile import Host
 
 # Joins the last argument with a shell whose environment is bare, in a session of its own, and passes standard
 # input on until it ends. The host `off` cannot be reached. Each connection leaves its process id. Hosts are
@@ -100,7 +100,7 @@ def test_render(tmp_path):
     assert shlex.split(first)[:-2] == shlex.split(ssh)
     assert shlex.split(first)[-2:] == [
         "user@nodea",
-        f"cd {tmp_path} && exec env NCCL_DEBUG=INFO {sys.executable} -P -m launch.node --first-rank 0 --ranks 2 "
+        f"cd {tmp_path} && exec env NCCL_DEBUG=INFO {sys.executable} -P -m robustly.launch.node --first-rank 0 --ranks 2 "
         "--world-size 3 --master-addr nodea --master-port 29500 -- "
         """robustly pretrain page.yaml 'data.language=it'"'"'s'""",
     ]

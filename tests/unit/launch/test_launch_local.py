@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from rank_program import alive, notes, signals, wait_for
 
-from launch import LaunchOptions, Plan, local
-from launch.environment import FIRST_PORT, PORTS
 from robustly import UserError
+from robustly.launch import LaunchOptions, Plan, local
+from robustly.launch.environment import FIRST_PORT, PORTS
 
 
 def test_each_rank_knows_its_place(tmp_path, rank, monkeypatch):

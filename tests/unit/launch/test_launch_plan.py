@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import LAUNCHERS, LaunchOptions, Plan
-from launch.plan import exported
+from robustly.launch import LAUNCHERS, LaunchOptions, Plan
+from robustly.launch.job import exported
 
 
 def test_exported_leaves_credentials_out():

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import LaunchOptions, Plan, slurm
 from robustly import UserError
+from robustly.launch import LaunchOptions, Plan, slurm
 
 EXPECTED = """\
 #!/bin/bash

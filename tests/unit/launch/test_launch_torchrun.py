@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rank_program import notes
 
-from launch import LaunchOptions, Plan, torchrun
 from robustly import UserError
+from robustly.launch import LaunchOptions, Plan, torchrun
 
 PLAN = Plan(
     command=("/env/bin/robustly", "pretrain", "page.yaml", "data.language=it's"),

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.acceleration import accelerate
-from pretrain.batches import Batches, MaskedBlocks
-from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
-from pretrain.schedule import UpdateSizes
 from robustly import UserError
+from robustly.pretrain.batches import Batches, MaskedBlocks
+from robustly.pretrain.model_setup import accelerate
+from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.pretrain.schedule import UpdateSizes
 from synthetic import VOCABULARY, masking, model, order, run
 
 CPU = torch.device("cpu")

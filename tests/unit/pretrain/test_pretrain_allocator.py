@@ -16,7 +16,7 @@ def faults_of_the_last_allocation(rank: int, ranks: int) -> list[int]:
     """Page faults of writing to 100 MB that were there and freed often before; as it is, and after the call."""
     import torch
 
-    from pretrain.allocator import keep_freed_memory
+    from robustly.pretrain.allocator import keep_freed_memory
 
     def faults() -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

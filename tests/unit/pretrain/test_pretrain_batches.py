@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.order import Order
-from pretrain.batches import Batches, MicroBatch, accumulation_steps, blocks_per_update, make_micro_batch
-from pretrain.schedule import UpdateSizes
+from robustly.data_prep.sampler import Order
+from robustly.pretrain.batches import Batches, MicroBatch, accumulation_steps, blocks_per_update, make_micro_batch
+from robustly.pretrain.schedule import UpdateSizes
 from synthetic import VOCABULARY, RandomBlocks, masking, optim, order
 
 

@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain import budget, checkpoint
-from pretrain.checkpoint import Progress
-from pretrain.config import Run
-from pretrain.cross_entropy import ELEMENTS, summed_cross_entropy
-from pretrain.engine import Engine, start_ranks
-from pretrain.masking import TokenIds
-from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from ranks import run_distributed
 from robustly.experiment import load_experiment
+from robustly.preflight import budget
+from robustly.pretrain import checkpoint
+from robustly.pretrain.checkpoint import Progress
+from robustly.pretrain.config import Run
+from robustly.pretrain.cross_entropy import ELEMENTS, summed_cross_entropy
+from robustly.pretrain.engine import Engine, start_ranks
+from robustly.pretrain.flops import embedding_parameters, flops_per_token, parameters
+from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from synthetic import model, optim
 
 BLOCKS, LENGTH, ENTRIES, MASKED = 8, 64, 3000, 0.125
@@ -50,13 +52,13 @@ def test_parameters_are_those_of_the_real_model(page: str) -> None:
     size = experiment.tokenizer.vocab_size
     with torch.device("meta"):
         real = new_model(roberta_config(experiment.model, TokenIds(size, 0, 1, 2, size - 1)), 0)
-    assert budget.parameters(experiment.model, size) == sum(p.numel() for p in real.parameters())
+    assert parameters(experiment.model, size) == sum(p.numel() for p in real.parameters())
     tables = [m.weight.numel() for m in real.modules() if isinstance(m, torch.nn.Embedding)]
-    assert budget.embedding_parameters(experiment.model, size) == sum(tables)
+    assert embedding_parameters(experiment.model, size) == sum(tables)
 
 
 def test_roberta_base_has_the_parameters_of_the_published_one() -> None:
-    assert budget.parameters(load_experiment("roberta_base").model, 50_265) == 124_697_433
+    assert parameters(load_experiment("roberta_base").model, 50_265) == 124_697_433
 
 
 @pytest.mark.parametrize("changes", [{}, {"heads": 8, "feed_forward": 200, "layers": 1, "hidden": 64}], ids=str)
@@ -66,7 +68,7 @@ def test_operations_are_those_that_torch_counts(changes: dict[str, Any]) -> None
     batch = micro_batch(padded=False)
     with FlopCounterMode(display=False) as counter:
         network(*batch).backward()
-    per_token = budget.flops_per_token(model(**{**SHAPE, **changes}), ENTRIES, LENGTH, MASKED)
+    per_token = flops_per_token(model(**{**SHAPE, **changes}), ENTRIES, LENGTH, MASKED)
     assert per_token * BLOCKS * LENGTH == counter.get_total_flops()
 
 
@@ -201,7 +203,7 @@ def test_what_a_gpu_holds_more_than_a_cpu() -> None:
     sizes, settings = model(**SHAPE, dropout=0.1, attention_dropout=0.1), Run(zero_stage=1)
     cpu, gpu = (budget.memory(sizes, ENTRIES, settings, 2, LENGTH, MASKED, device) for device in ("cpu", "cuda"))  # type: ignore[arg-type]
     assert gpu.bucket == 4 * 500_000_000
-    assert cpu.bucket == 4 * budget.parameters(sizes, ENTRIES)
+    assert cpu.bucket == 4 * parameters(sizes, ENTRIES)
     assert gpu.activations < cpu.activations
     assert (gpu.weights, gpu.optimizer, gpu.gradients, gpu.logits) == (
         cpu.weights, cpu.optimizer, cpu.gradients, cpu.logits,

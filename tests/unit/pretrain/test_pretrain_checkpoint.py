@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain import checkpoint
-from pretrain.checkpoint import Progress
 from robustly import UserError
+from robustly.pretrain import checkpoint
+from robustly.pretrain.checkpoint import Progress
 
 NAMES = ["roberta.a", "lm_head.b"]
 

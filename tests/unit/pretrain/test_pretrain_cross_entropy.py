@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pretrain.cross_entropy import summed_cross_entropy
+from robustly.pretrain.cross_entropy import summed_cross_entropy
 
 HALVES = [torch.bfloat16, torch.float16]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain import checkpoint
-from pretrain.checkpoint import Progress
-from pretrain.description import describe, spread
+from robustly.inspection.train import describe, spread
 from robustly.manifest import Stage
+from robustly.pretrain import checkpoint
+from robustly.pretrain.checkpoint import Progress
 from synthetic import masking, model, optim, schedule
 
 RECIPE = {

@@ -11,19 +11,26 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from data_prep.order import Places
-from pretrain.acceleration import accelerate
-from pretrain.batches import MicroBatch, make_micro_batch
-from pretrain.config import Distilling, Model
-from pretrain.distillation import Distillation, cosine_loss, read_teacher, soft_loss, start_from_teacher, taken_layers
-from pretrain.initial import find_initial
-from pretrain.masking import TokenIds
-from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly import UserError
+from robustly.data_prep.sampler import Places
 from robustly.experiment import load_experiment
+from robustly.pretrain.batches import MicroBatch, make_micro_batch
+from robustly.pretrain.config import Distilling, Model
+from robustly.pretrain.distillation import (
+    Distillation,
+    cosine_loss,
+    read_teacher,
+    soft_loss,
+    start_from_teacher,
+    taken_layers,
+)
+from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.model_setup import accelerate
+from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.pretrain.start.checkpoint import find_initial
+from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.vocabulary import lay_out, save
 from synthetic import VOCABULARY, masking, model, order, run
-from tokenizer.encoder import Encoder
-from tokenizer.vocabulary import lay_out, save
 
 WORDS = lay_out([("t", "h"), ("th", "e")])
 SETTINGS = Distilling(teacher="there", temperature=3.0)

@@ -15,16 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM, RobertaModel
 
-from pretrain import initial_weights
-from pretrain.config import FairseqCheckpoint, Model
-from pretrain.initial import Initial, find_initial
-from pretrain.initial_weights import longer, mean_rows, pieces_of, start_from
-from pretrain.masking import TokenIds
-from pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly import UserError, manifest
+from robustly.files import sha256
 from robustly.manifest import Stage
-from tokenizer.encoder import Encoder
-from tokenizer.vocabulary import Vocabulary, byte_symbols, lay_out, save
+from robustly.pretrain.config import FairseqCheckpoint, Model
+from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.pretrain.start import weights
+from robustly.pretrain.start.checkpoint import Initial, find_initial
+from robustly.pretrain.start.weights import longer, mean_rows, pieces_of, start_from
+from robustly.tokenizer.special_tokens import byte_symbols
+from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.vocabulary import Vocabulary, lay_out, save
 
 SECTION = Model(
     layers=2, hidden=16, heads=2, feed_forward=24, positions=12, token_types=1, dropout=0.0, attention_dropout=0.0,
@@ -206,7 +208,7 @@ def test_weights_of_ours_are_hashed_once_and_damage_is_seen(folder: Path, tmp_pa
     with Stage(folder, "published", {}, {}).begin() as stage:
         stage.finish([folder / "config.json", weights], {})
     found = find_initial(str(folder), tmp_path)
-    with mock.patch.object(manifest, "sha256", wraps=manifest.sha256) as hashing:
+    with mock.patch.object(manifest, "sha256", wraps=sha256) as hashing:
         found.digest()
         start(found)
     assert [call.args[0] for call in hashing.call_args_list].count(weights) == 1
@@ -427,4 +429,4 @@ def test_shapes_that_differ_are_named(folder: Path, source: RobertaForMaskedLM) 
     save_file(state, folder / "model.safetensors")
     with pytest.raises(UserError, match=r"other shapes\n  lm_head.dense.bias: \[3\] there, \[16\] here"):
         start_from_path(folder)
-    assert initial_weights.FIRST_POSITION == 2
+    assert weights.FIRST_POSITION == 2

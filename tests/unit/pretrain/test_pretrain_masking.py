@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from pretrain.masking import Masked, TokenIds, mask_blocks
+from robustly.pretrain.masking import Masked, TokenIds, mask_blocks
+from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.vocabulary import lay_out
 from synthetic import VOCABULARY, RandomBlocks, masking
-from tokenizer.encoder import Encoder
-from tokenizer.vocabulary import lay_out
 
 FULL = 512
 

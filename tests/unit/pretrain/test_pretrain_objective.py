@@ -5,11 +5,11 @@ import torch
 from torch.nn import functional
 from transformers import BertConfig, BertForNextSentencePrediction
 
-from data_prep.order import Places
-from pretrain.batches import MicroBatch, make_micro_batch
-from pretrain.config import Model
-from pretrain.objective import NEXT_SENTENCE, MaskedLanguageModel, NextSentenceHead, new_model, roberta_config
+from robustly.data_prep.sampler import Places
 from robustly.experiment import load_experiment
+from robustly.pretrain.batches import MicroBatch, make_micro_batch
+from robustly.pretrain.config import Model
+from robustly.pretrain.objective import NEXT_SENTENCE, MaskedLanguageModel, NextSentenceHead, new_model, roberta_config
 from synthetic import VOCABULARY, masking, model, order
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pretrain.config import Run
-from pretrain.peak import NAMES, PEAK_TFLOPS, peak_tflops, utilisation
+from robustly.pretrain.config import Run
+from robustly.pretrain.mfu import NAMES, PEAK_TFLOPS, peak_tflops, utilisation
 
 
 def test_by_hand() -> None:

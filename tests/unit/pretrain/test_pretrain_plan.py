@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
-from data_prep.store import Store
-from pretrain import budget
-from pretrain import plan as plans
-from pretrain import speed as speeds
-from pretrain.plan import Machine, Plan, Speed, plan
 from ranks import run_distributed
-from robustly import cli
+from robustly.cli import app
+from robustly.data_prep.store import Store
 from robustly.experiment import Experiment, load_experiment, pretraining
+from robustly.preflight import plan as plans
+from robustly.preflight import speed as speeds
+from robustly.preflight.plan import Machine, Plan, Speed, plan
+from robustly.pretrain.flops import flops_per_token
 
 CORPUS = Path(__file__).resolve().parents[3] / "data_prep" / "corpora" / "prose_cc0.txt"
 SMALL = [
@@ -78,11 +78,11 @@ def test_tokens_are_counted_where_that_was_done_and_estimated_elsewhere(place: P
     assert estimated.work["corpus_tokens"] == round(size / 4.4 * 0.9)
     assert f"estimated from {size:,} bytes in 1 files" in estimated.work["corpus_source"]
 
-    cli.build_tokenizer(experiment)
+    app.build_tokenizer(experiment)
     from_words = planned(experiment)
     assert "counted in" in from_words.work["corpus_source"] and "tokenizer" in from_words.work["corpus_source"]
 
-    cli.prepare_data(experiment)
+    app.prepare_data(experiment)
     counted = planned(experiment)
     truth = Store(place / "data", "train").stream_tokens
     assert counted.work["corpus_tokens"] == truth
@@ -119,10 +119,10 @@ def test_an_epoch_has_each_source_as_often_as_the_page_says(tmp_path: Path) -> N
 
     of_bytes = (3 * bytes_of["a"] + 0.5 * bytes_of["b"]) * 0.9
     assert planned(page()).work["corpus_tokens"] == pytest.approx(of_bytes / 4.4, abs=1)
-    cli.build_tokenizer(page())
+    app.build_tokenizer(page())
     from_words = planned(page())
     assert "repeated in proportion to their bytes" in from_words.work["corpus_source"]
-    cli.prepare_data(page())
+    app.prepare_data(page())
     counted = planned(page())
     store = Store(tmp_path / "data", "train")
     first, second = (sum(shard.tokens for shard in store.shards_of(source)) for source in (0, 1))
@@ -152,7 +152,7 @@ def test_a_dataset_is_unknown_until_it_is_counted(tmp_path: Path) -> None:
     there, elsewhere = on(str(tmp_path / "rows")), on("owner/name")
     for experiment in (there, elsewhere):
         assert "unknown until the tokenizer stage has read" in planned(experiment).work["corpus_source"]
-    cli.build_tokenizer(there)
+    app.build_tokenizer(there)
     assert "tokens counted in" in planned(there).work["corpus_source"]
     assert "unknown until" in planned(elsewhere).work["corpus_source"]
 
@@ -171,8 +171,8 @@ def test_a_given_speed_is_taken() -> None:
 def test_padding_takes_its_share_of_a_speed_of_full_blocks(place: Path, tmp_path: Path) -> None:
     shutil.copy(place / "corpus.txt", tmp_path)
     experiment = small(tmp_path)
-    cli.build_tokenizer(experiment)
-    padding = cli.prepare_data(experiment).counts["padding"]
+    app.build_tokenizer(experiment)
+    padding = app.prepare_data(experiment).counts["padding"]
     assert padding > 0.1
     full = planned(experiment, speed=Speed(1000.0, "measured", of_full_blocks=True))
     assert full.time[0]["tokens_per_second"] == pytest.approx(1000 * (1 - padding))
@@ -180,14 +180,14 @@ def test_padding_takes_its_share_of_a_speed_of_full_blocks(place: Path, tmp_path
     said = planned(experiment, speed=Speed(1000.0, "said"))
     assert said.time[0]["tokens_per_second"] == 1000
     a100 = next(entry for entry in planned(experiment).time if "A100" in entry["source"])
-    per_position = budget.flops_per_token(experiment.model, 500, 64, experiment.masking.probability)
+    per_position = flops_per_token(experiment.model, 500, 64, experiment.masking.probability)
     assert a100["tokens_per_second"] == pytest.approx(2 * 0.4 * 19.5e12 / per_position * (1 - padding))
     assert plans.speed_at(1.0, 1, 1.0, "").of_full_blocks
 
 
 def test_gpu_types_are_estimates_that_say_so() -> None:
     found = planned(load_experiment("roberta_base"), ranks=8)
-    per_token = budget.flops_per_token(load_experiment("roberta_base").model, 50_265, 512, 0.15)
+    per_token = flops_per_token(load_experiment("roberta_base").model, 50_265, 512, 0.15)
     a100 = next(entry for entry in found.time if "A100" in entry["source"])
     assert a100["tokens_per_second"] == pytest.approx(8 * 0.4 * 312e12 / per_token)
     assert all("assumed" in entry["source"] for entry in found.time)
@@ -283,9 +283,9 @@ def test_tensor_cores_like_multiples_of_64(size: int, odd: bool) -> None:
 
 PROGRAM = """
 import sys
-import robustly.cli
+import robustly.cli.app
 try:
-    robustly.cli.main(["plan", *sys.argv[1:]])
+    robustly.cli.app.main(["plan", *sys.argv[1:]])
 except SystemExit as leaving:
     assert not leaving.code, leaving.code
 assert not {"torch", "transformers", "deepspeed", "datatrove"} & set(sys.modules)
@@ -308,7 +308,7 @@ def test_the_command_needs_no_torch_and_prints_one_object() -> None:
 
 def test_one_speed_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
-        cli.main(["plan", "tiny", "--tflops", "1", "--measure"])
+        app.main(["plan", "tiny", "--tflops", "1", "--measure"])
     assert leaving.value.code == 2
     assert "give one of them" in capsys.readouterr().err
 
@@ -324,13 +324,13 @@ def test_one_speed_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_a_rank_runs_on(
     changes: list[str], gpu: int | None, device: str, memory: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launch import doctor
+    from robustly.preflight import doctor
 
     monkeypatch.setattr(doctor, "gpus", lambda: [doctor.Gpu("Card", gpu, (8, 0), "1")] if gpu else [])
     monkeypatch.setattr("robustly.machine.available_memory", lambda: 8 * 10**9)
-    machine = cli._machine(load_experiment("tiny", changes), 2, None)
+    machine = app._machine(load_experiment("tiny", changes), 2, None)
     assert (machine.device, machine.memory) == (device, memory)
-    assert cli._machine(load_experiment("tiny"), 2, 40.0) == Machine("cuda", 40 * 10**9, "--memory")
+    assert app._machine(load_experiment("tiny"), 2, 40.0) == Machine("cuda", 40 * 10**9, "--memory")
 
 
 def test_the_assumptions_are_named() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
 
-from pretrain.schedule import UpdateSizes, learning_rate
+from robustly.pretrain.schedule import UpdateSizes, learning_rate
 from synthetic import optim, schedule
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import RobertaForMaskedLM
 
-from pretrain.masking import EVALUATION_EPOCH, EVALUATION_SEED, mask_blocks
-from pretrain.objective import new_model, roberta_config
-from pretrain.scoring import cut_blocks, enclose, mask_one_each, pad, pseudo_log_likelihoods, score_blocks
+from robustly.evaluation.scoring import cut_blocks, enclose, mask_one_each, pad, pseudo_log_likelihoods, score_blocks
+from robustly.pretrain.masking import EVALUATION_EPOCH, EVALUATION_SEED, mask_blocks
+from robustly.pretrain.objective import new_model, roberta_config
 from synthetic import VOCABULARY, masking, model
 
 BERT = masking(style="bert")

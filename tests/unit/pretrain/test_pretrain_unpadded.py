@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretrain import unpadded
-from pretrain.objective import MaskedLanguageModel, NextSentenceHead, new_model, roberta_config
-from pretrain.unpadded import VARLEN, attend_by_length, encode_unpadded
+from robustly.pretrain import unpadded
+from robustly.pretrain.objective import MaskedLanguageModel, NextSentenceHead, new_model, roberta_config
+from robustly.pretrain.unpadded import VARLEN, attend_by_length, encode_unpadded
 from synthetic import VOCABULARY, model
 
 LONGEST = 24

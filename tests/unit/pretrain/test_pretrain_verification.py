@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.verification import deal
+from robustly.pretrain.integrity import deal
 
 SIZES = st.dictionaries(st.text("abc", min_size=1), st.integers(0, 3) | st.integers(0, 10**11), max_size=40)
 

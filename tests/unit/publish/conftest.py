@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from robustly import cli
+from robustly.cli import app
 from robustly.experiment import load_experiment
 
 CORPUS = Path(__file__).resolve().parents[3] / "data_prep" / "corpora" / "prose_cc0.txt"
@@ -22,6 +22,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "data.block_length": 64, "model.positions": 66, "paths.root": root, "run.workers": 1,
     }  # fmt: skip
     experiment = load_experiment("tiny", [f"{key}={value}" for key, value in changes.items()])
-    cli.build_tokenizer(experiment)
-    cli.prepare_data(experiment)
+    app.build_tokenizer(experiment)
+    app.prepare_data(experiment)
     yield root

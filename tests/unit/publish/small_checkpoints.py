@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM, XLMRobertaForMaskedLM
 
-from tokenizer.vocabulary import lay_out, save
+from robustly.tokenizer.vocabulary import lay_out, save
 
 NAMES = {
     "bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>",

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-import tokenizer
-from data_prep.blocks import Blocks
-from pretrain.evaluation import masked_batches, unigram_loss
-from pretrain.masking import TokenIds
+from robustly import tokenizer
+from robustly.data_prep.blocks import Blocks
+from robustly.pretrain.evaluation import masked_batches, unigram_loss
+from robustly.pretrain.masking import TokenIds
 from synthetic import VOCABULARY, RandomBlocks, masking
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 
-from publish.curve import draw_curve
+from robustly.publish.curve import draw_curve
 
 
 def write_records(folder: Path, evaluations: bool = True) -> Path:

@@ -9,9 +9,9 @@ import pytest
 from small_checkpoints import model, ours, unigram
 from transformers import pipeline
 
-from publish.description import describe, describe_report
 from robustly import UserError
 from robustly.description import Description
+from robustly.inspection.published import describe, describe_report
 from robustly.manifest import Stage
 
 

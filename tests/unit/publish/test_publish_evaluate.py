@@ -14,9 +14,9 @@ from scipy import stats
 from small_checkpoints import model, ours, unigram
 from transformers import RobertaForMaskedLM
 
-from publish.evaluate import evaluate_folder, read_pairs, standard_error
 from robustly import UserError
-from tokenizer.vocabulary import lay_out, save
+from robustly.evaluation.evaluate import evaluate_folder, read_pairs, standard_error
+from robustly.tokenizer.vocabulary import lay_out, save
 
 PROSE = [f"The {animal} number {n} went into the garden and saw the other one." for n in range(12) for animal in
          ("cat", "dog", "very old grey horse, which had not eaten since the day before yesterday,")]  # fmt: skip

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-import tokenizer
-from data_prep.store import ShardWriter, Store, write_store
-from publish.config import Publish
-from publish.examples import WORDS, held_out_blanks
+from robustly import tokenizer
+from robustly.data_prep.store import ShardWriter, Store, write_store
+from robustly.publish.config import Publish
+from robustly.publish.examples import WORDS, held_out_blanks
 
 
 def squeezed(text: str) -> str:

@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-import tokenizer
-from data_prep.store import ShardWriter, Store, split_of, write_store
-from pretrain.config import Model
-from publish import held_out
-from publish.card import model_card
-from publish.config import Publish
-from publish.held_out import held_out_fit, held_out_texts
-from robustly import UserError
+from robustly import UserError, tokenizer
+from robustly.data_prep.store import ShardWriter, Store, split_of, write_store
 from robustly.manifest import Manifest
+from robustly.pretrain.config import Model
+from robustly.publish import tokenizer_fit
+from robustly.publish.card import model_card
+from robustly.publish.config import Publish
+from robustly.publish.tokenizer_fit import held_out_fit, held_out_texts
 
 CORPUS_TEXTS = {"wiki": ["The man and the woman went there.", "A house."], "news": ["It was him — «so» 日本.", "| a |"]}
 
@@ -73,11 +72,11 @@ def test_by_source(prepared: Path, store: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(rows) == list(every)
     for source, texts in every.items():
         assert rows[source].items() > figures(prepared / "tokenizer", texts).items()
-    monkeypatch.setattr(held_out, "DOCUMENTS", 1)
+    monkeypatch.setattr(tokenizer_fit, "DOCUMENTS", 1)
     found = held_out_texts(store, encoder)
     assert found and list(found.named) == [(source, texts[0]) for source, texts in CORPUS_TEXTS.items()]
-    monkeypatch.setattr(held_out, "DOCUMENTS", 9)
-    monkeypatch.setattr(held_out, "BYTES", 20)
+    monkeypatch.setattr(tokenizer_fit, "DOCUMENTS", 9)
+    monkeypatch.setattr(tokenizer_fit, "BYTES", 20)
     found = held_out_texts(store, encoder)
     assert found and list(found.named) == [(source, texts[0]) for source, texts in CORPUS_TEXTS.items()]
 

@@ -12,8 +12,8 @@ import torch
 from small_checkpoints import byte_level, config, model, ours, unigram
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, RobertaForSequenceClassification
 
-from publish.masked_lm import MaskedLM, open_folder
 from robustly import UserError
+from robustly.evaluation.model import MaskedLM, open_folder
 from robustly.manifest import Stage
 
 CPU = torch.device("cpu")

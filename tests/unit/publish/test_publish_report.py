@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from publish.report import _figures, _markdown, summary
 from robustly.manifest import Manifest
+from robustly.publish.report import _figures, _markdown, summary
 
 
 def scores(*accuracies: float) -> Any:

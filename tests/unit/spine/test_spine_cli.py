@@ -4,32 +4,33 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from robustly import UserError, cli
+from robustly import UserError
+from robustly.cli import app
 from robustly.experiment import load_experiment
 
 
 def test_ctrl_c_that_a_library_turned_into_its_own_error(capsys: pytest.CaptureFixture[str]) -> None:
     """As where a package tries one import after another."""
-    with pytest.raises(typer.Exit) as exit, cli.user_errors():
+    with pytest.raises(typer.Exit) as exit, app.user_errors():
         try:
             raise KeyboardInterrupt
         except:  # noqa: E722
             import no_such_module  # noqa: F401
-    assert exit.value.exit_code == cli.STOPPED
+    assert exit.value.exit_code == app.STOPPED
     assert "stopped" in capsys.readouterr().err
 
 
 def test_errors_of_ours_are_not_hidden() -> None:
-    with pytest.raises(RuntimeError, match="ours"), cli.user_errors():
+    with pytest.raises(RuntimeError, match="ours"), app.user_errors():
         raise RuntimeError("ours")
 
 
 def test_profile_reaches_every_rank_and_is_no_part_of_the_page() -> None:
     page = load_experiment("tiny")
-    traced = cli.rank_command("tiny", ["seed=2"], page, None, profile=True)
+    traced = app.rank_command("tiny", ["seed=2"], page, None, profile=True)
     assert traced[-4:] == ["pretrain", "tiny", "seed=2", "--profile"]
-    assert "--profile" not in cli.rank_command("tiny", ["seed=2"], page, None)
-    launched = CliRunner().invoke(cli.app, ["launch", "local", "tiny", "--profile", "--dry-run"])
+    assert "--profile" not in app.rank_command("tiny", ["seed=2"], page, None)
+    launched = CliRunner().invoke(app.app, ["launch", "local", "tiny", "--profile", "--dry-run"])
     assert launched.exit_code == 0 and "pretrain tiny --profile" in launched.stdout
 
 

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from robustly import UserError, log
-from robustly.description import Description, Listing, describe_run, kind, recipe, show
+from robustly.description import Description, Listing, show
+from robustly.inspection.folders import describe_run, folder_kind, recipe
 from robustly.manifest import Stage
 
 
@@ -23,16 +24,16 @@ def stage(folder: Path, name: str, finish: bool = True) -> Path:
 @pytest.mark.parametrize("finish", [True, False])
 @pytest.mark.parametrize("name", ["tokenizer", "data", "train", "published", "report", "delta"])
 def test_a_stage_is_known_by_its_manifest_or_its_recipe(tmp_path: Path, name: str, finish: bool) -> None:
-    assert kind(stage(tmp_path / "anything", name, finish)) == name
+    assert folder_kind(stage(tmp_path / "anything", name, finish)) == name
 
 
 def test_runs_checkpoints_and_stages_that_are_still_counting(tmp_path: Path) -> None:
     (tmp_path / "tokenizer" / "work").mkdir(parents=True)
-    assert kind(tmp_path / "tokenizer") == "tokenizer"
-    assert kind(tmp_path) == "run"
+    assert folder_kind(tmp_path / "tokenizer") == "tokenizer"
+    assert folder_kind(tmp_path) == "run"
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "config.json").write_text("{}")
-    assert kind(tmp_path / "checkpoint") == "checkpoint"
+    assert folder_kind(tmp_path / "checkpoint") == "checkpoint"
 
 
 def test_what_is_not_known_is_listed(tmp_path: Path) -> None:
@@ -40,14 +41,14 @@ def test_what_is_not_known_is_listed(tmp_path: Path) -> None:
         (tmp_path / f"{number:02}.txt").touch()
     (tmp_path / "00folder").mkdir()
     with pytest.raises(UserError, match=r"It holds 00\.txt, 00folder/, .* and 3 more\. Known are .*tokenizer, data"):
-        kind(tmp_path)
+        folder_kind(tmp_path)
     with pytest.raises(UserError, match="a file, not a folder"):
-        kind(tmp_path / "00.txt")
+        folder_kind(tmp_path / "00.txt")
     with pytest.raises(UserError, match="no such folder"):
-        kind(tmp_path / "nowhere")
+        folder_kind(tmp_path / "nowhere")
     (tmp_path / "00folder" / "recipe.json").write_text('{"stage": "data"')
     with pytest.raises(UserError, match=r"recipe\.json: unreadable"):
-        kind(tmp_path / "00folder")
+        folder_kind(tmp_path / "00folder")
     (tmp_path / "00folder" / "recipe.json").write_text('{"stage": "data"}')
     with pytest.raises(UserError, match="not a recipe of this program"):
         recipe(tmp_path / "00folder")

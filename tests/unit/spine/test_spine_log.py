@@ -13,7 +13,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from robustly import UserError, log
-from robustly.log import Metrics, Wandb, read_metrics
+from robustly.metrics import Metrics, Wandb, read_metrics
 
 # ------------------------------------------------------------------------------------------------ words
 

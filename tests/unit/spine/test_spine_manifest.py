@@ -11,19 +11,18 @@ from pathlib import Path
 import pytest
 
 from robustly import UserError, __version__, manifest
+from robustly.files import lock, write_atomic
 from robustly.manifest import (
     MANIFEST,
     RECIPE,
     VERIFIED,
     Stage,
     check_sizes,
-    lock,
     read,
     remember,
     require,
     unverified,
     verify,
-    write_atomic,
 )
 
 RECIPE_A = {"optim": {"peak_lr": 1e-3, "betas": [0.9, 0.98]}, "seed": 1}

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from tokenizer.build import build
-from tokenizer.config import Corpus, Processing, Tokenizer
+from robustly.corpus.config import Corpus, Processing
+from robustly.tokenizer.build import build
+from robustly.tokenizer.config import Tokenizer
 
 BUNDLED = Path(__file__).resolve().parents[3] / "data_prep" / "corpora" / "prose_cc0.txt"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from tokenizer.vocabulary import lay_out, save
+from robustly.tokenizer.vocabulary import lay_out, save
 
 
 def trained_elsewhere(folder: Path, texts: Iterable[str], size: int) -> Path:

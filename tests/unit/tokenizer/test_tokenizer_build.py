@@ -17,14 +17,16 @@ from tokenizers import Tokenizer as Reference
 from tokenizers import models, pre_tokenizers, trainers
 
 from robustly import UserError, manifest
-from tokenizer import build as stage
-from tokenizer import corpus as raw_text
-from tokenizer import counting, merges
-from tokenizer.build import build
-from tokenizer.config import Processing, Slurm, Tokenizer
-from tokenizer.counts import read_counts
-from tokenizer.vocabulary import read
-from tokenizer.words import split
+from robustly.corpus import documents as raw_text
+from robustly.corpus.config import Processing, Slurm
+from robustly.files import WORK_LOCK, lock, sha256
+from robustly.tokenizer import build as stage
+from robustly.tokenizer import counting, merges
+from robustly.tokenizer.build import build
+from robustly.tokenizer.config import Tokenizer
+from robustly.tokenizer.counts import read_counts
+from robustly.tokenizer.vocabulary import read
+from robustly.tokenizer.words import split
 
 NAMES = [
     "counts.tsv.zst",
@@ -41,8 +43,8 @@ BUILD = """
 import sys
 from pathlib import Path
 from tokenizer import corpus
-from tokenizer.build import build
-from tokenizer.config import Corpus, Processing, Tokenizer
+from robustly.tokenizer.build import build
+from robustly.tokenizer.config import Corpus, Processing, Tokenizer
 
 if __name__ == "__main__":
     source, folder, workers = sys.argv[1:]
@@ -70,7 +72,7 @@ def words_files(folder):
 def test_a_finished_stage(trained, prose, prose_file):
     done = manifest.require(trained, "tokenizer", "")
     assert sorted(done.outputs) == NAMES
-    left = sorted(path.name for path in trained.iterdir() if path.name not in (".lock", manifest.WORK_LOCK))
+    left = sorted(path.name for path in trained.iterdir() if path.name not in (".lock", WORK_LOCK))
     assert left == sorted([*NAMES, "manifest.json", "recipe.json"])
     words = [word for text in prose for word in split(text)]
     assert done.counts["documents"] == len(prose)
@@ -79,7 +81,7 @@ def test_a_finished_stage(trained, prose, prose_file):
     assert done.counts["distinct_words"] == len(set(words))
     assert (done.counts["entries"], done.counts["merges"], done.counts["bad_lines"]) == (1000, 739, 0)
     assert done.counts["bytes_per_token"] == pytest.approx(done.counts["bytes"] / done.counts["tokens"], abs=1e-4)
-    assert done.notes["files"][str(prose_file)]["sha256"] == manifest.sha256(prose_file)
+    assert done.notes["files"][str(prose_file)]["sha256"] == sha256(prose_file)
     assert str(prose_file) not in json.dumps([done.recipe, done.inputs])
 
 
@@ -189,7 +191,7 @@ def test_bad_rows_are_held_against_the_whole_corpus(page, tmp_path):
 
 def test_engines_that_disagree_end_the_stage(page, prose_file, tmp_path):
     with (
-        mock.patch("tokenizer.encoder.PATTERN", r"\s+|\S+"),
+        mock.patch("robustly.tokenizer.tokenizer.PATTERN", r"\s+|\S+"),
         pytest.raises(UserError, match="tiktoken and tokenizers encode a text of the corpus differently"),
     ):
         build(page(prose_file), Tokenizer(vocab_size=600, min_frequency=2), tmp_path / "t", Path(), ONE)
@@ -302,7 +304,7 @@ def test_one_command_at_a_time_in_a_folder(page, prose_file, tmp_path, monkeypat
     """Whatever the other one counts: what is at work must not be deleted."""
     monkeypatch.setattr(stage.manifest.lock.__wrapped__, "__defaults__", (".lock", 0.0))
     with (
-        manifest.lock(tmp_path / "t", manifest.WORK_LOCK),
+        lock(tmp_path / "t", WORK_LOCK),
         pytest.raises(UserError, match="another process is at work here"),
     ):
         build(page(prose_file), settings(count_by="line"), tmp_path / "t", Path(), ONE)
@@ -311,7 +313,7 @@ def test_one_command_at_a_time_in_a_folder(page, prose_file, tmp_path, monkeypat
 def test_a_size_beyond_all_merges(page, tmp_path):
     (tmp_path / "a.txt").write_text("abc abc abd")
     size = settings(vocab_size=2**31, accept_fewer=True)
-    with mock.patch("tokenizer.merges._train", wraps=merges._train) as training:
+    with mock.patch("robustly.tokenizer.merges._train", wraps=merges._train) as training:
         assert build(page(tmp_path / "a.txt"), size, tmp_path / "t", Path(), ONE).counts["entries"] == 263
     assert training.call_args.args[3] == len("abc") + len(" abc") + len(" abd")  # a merge takes a place at least
 
@@ -454,8 +456,8 @@ def test_the_same_files_whatever_the_memory_workers_and_order(page, prose, tmp_p
     build(shuffled, settings(), tmp_path / "three", Path(), Processing(workers=3))
     with (
         mock.patch.object(Processing, "counting_bytes", 30_000),
-        mock.patch("tokenizer.counts.BATCH", 100),
-        mock.patch("tokenizer.counts.FAN_IN", 3),
+        mock.patch("robustly.tokenizer.counts.BATCH", 100),
+        mock.patch("robustly.tokenizer.counts.FAN_IN", 3),
     ):
         build(plain, settings(), tmp_path / "scarce", Path(), ONE)
     assert contents(tmp_path / "three") == contents(tmp_path / "one")

@@ -3,7 +3,7 @@
 import sys
 import unicodedata
 
-from tokenizer.characters import DIGIT, LETTER, OTHER, SPACE, classes
+from robustly.tokenizer.characters import DIGIT, LETTER, OTHER, SPACE, classes
 
 
 def test_classes_are_those_of_unicode():

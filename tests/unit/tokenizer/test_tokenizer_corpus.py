@@ -18,10 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustly import UserError
-from tokenizer import corpus as raw_text
-from tokenizer.config import Processing
-from tokenizer.corpus import Document, Part, documents, hashes, parts, process, refuse_many
-from tokenizer.reading import WHOLE
+from robustly.corpus import documents as raw_text
+from robustly.corpus.config import Processing
+from robustly.corpus.documents import Document, documents, refuse_many
+from robustly.corpus.executors import process
+from robustly.corpus.files import hashes
+from robustly.corpus.partitions import Part, parts
+from robustly.corpus.reading import WHOLE
 
 LINES = st.lists(
     st.sampled_from(["", " ", "\t \r", "\r", "a", " b ", "cé\r", "\u3000", "d" * 40, "\u2028e"]), max_size=40

@@ -12,9 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenizer import counts
-from tokenizer.counts import MAX_COUNT, WordCounter, few_files, parse_count, read_counts, sum_sorted, write_counts
-from tokenizer.words import split
+from robustly.tokenizer import counts
+from robustly.tokenizer.counts import (
+    MAX_COUNT,
+    WordCounter,
+    few_files,
+    parse_count,
+    read_counts,
+    sum_sorted,
+    write_counts,
+)
+from robustly.tokenizer.words import split
 
 
 def counted(folder, texts, memory):

@@ -14,11 +14,13 @@ from small_tokenizers import trained_elsewhere
 from tokenizers import Tokenizer
 
 from robustly import UserError, log
-from robustly.description import Description, kind, show_listing
+from robustly.corpus.texts import Texts
+from robustly.description import Description, show_listing
+from robustly.inspection.folders import folder_kind
+from robustly.inspection.tokenizer import SAMPLES, compare, describe, describe_on
 from robustly.manifest import Stage
-from tokenizer.description import SAMPLES, compare, describe, describe_on, excerpt
-from tokenizer.texts import Texts
-from tokenizer.vocabulary import lay_out, save
+from robustly.tokenizer.fit import excerpt
+from robustly.tokenizer.vocabulary import lay_out, save
 
 
 def test_a_trained_tokenizer(trained: Path) -> None:
@@ -199,7 +201,7 @@ def test_folders_that_robustly_did_not_make(english: Path, trained: Path, tmp_pa
     for file in ("vocab.json", "merges.txt"):
         shutil.copy(english / file, tmp_path)
     for folder in (english, tmp_path):
-        assert kind(folder) == "tokenizer"
+        assert folder_kind(folder) == "tokenizer"
         found = describe(folder)
         assert found.summary == "Byte-level BPE with 600 entries." and "recipe" not in found.figures
     assert "trained on" in describe(trained).summary

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from test_tokenizer_words import TEXT
 from tokenizers import Tokenizer
 
-import tokenizer
-from robustly import UserError
-from tokenizer.encoder import LONG_RUN, Encoder
-from tokenizer.merges import train
-from tokenizer.vocabulary import Vocabulary, byte_symbols, fast_tokenizer, lay_out, read, save
-from tokenizer.words import split
+from robustly import UserError, tokenizer
+from robustly.tokenizer.merges import train
+from robustly.tokenizer.special_tokens import byte_symbols
+from robustly.tokenizer.tokenizer import LONG_RUN, Encoder
+from robustly.tokenizer.vocabulary import Vocabulary, fast_tokenizer, lay_out, read, save
+from robustly.tokenizer.words import split
 
 ROBERTA = Path(__file__).resolve().parents[4] / "shared" / "data" / "tokenizer"
 
@@ -152,7 +152,7 @@ def test_many_lines_are_encoded_in_groups(encoder, monkeypatch):
     lines = [f"line {number} of them" for number in range(100)]
     ids, ends = encoder.encode_lines(lines)
     calls = []
-    monkeypatch.setattr("tokenizer.encoder.TOGETHER", 150)
+    monkeypatch.setattr("robustly.tokenizer.tokenizer.TOGETHER", 150)
     monkeypatch.setattr(encoder, "_encode", lambda text, whole=encoder._encode: calls.append(text) or whole(text))
     again = encoder.encode_lines(lines)
     assert again[0].tolist() == ids.tolist() and again[1].tolist() == ends.tolist()
@@ -218,8 +218,8 @@ def test_ids_of_long_runs_are_those_of_tokenizers(monkeypatch, spaced, run, arou
     encoder, reference = spaced
     for size in (2, 49, 50, 51, 3000):
         for long_run in (50, LONG_RUN):  # 50: as if runs of 50 characters were too long for the engine
-            monkeypatch.setattr("tokenizer.encoder.LONG_RUN", long_run)
-            monkeypatch.setattr("tokenizer.encoder._LONG_RUN", re.compile(rf"\s{{{long_run},}}"))
+            monkeypatch.setattr("robustly.tokenizer.tokenizer.LONG_RUN", long_run)
+            monkeypatch.setattr("robustly.tokenizer.tokenizer._LONG_RUN", re.compile(rf"\s{{{long_run},}}"))
             text = run.join(around) if size == 2 else around[0] + run * size + around[1]
             assert ids_of(encoder, text) == reference.encode(text, add_special_tokens=False).ids
 

@@ -14,11 +14,13 @@ from pydantic import ValidationError
 from slurm_cluster import cluster
 
 from robustly import UserError
-from tokenizer import corpus as raw_text
-from tokenizer import on_ray, on_slurm
-from tokenizer.build import build
-from tokenizer.config import Processing, Slurm, Tokenizer
-from tokenizer.corpus import Part, process
+from robustly.corpus import documents as raw_text
+from robustly.corpus.config import Processing, Slurm
+from robustly.corpus.executors import process
+from robustly.corpus.executors import slurm as slurm_executor
+from robustly.corpus.partitions import Part
+from robustly.tokenizer.build import build
+from robustly.tokenizer.config import Tokenizer
 
 FIVE = [Part(0, "a.txt", start, start + 1) for start in range(5)]
 HERE = Path(__file__).parent
@@ -29,8 +31,8 @@ TWO = Processing(2)
 def slurm(tmp_path_factory):
     """A cluster, and how to work on it: two tasks, so that one works on several parts."""
     with cluster(tmp_path_factory.mktemp("slurm")), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(on_slurm, "POLL", 0.2)
-        patch.setattr(on_slurm, "PATIENCE", 3.0)
+        patch.setattr(slurm_executor, "POLL", 0.2)
+        patch.setattr(slurm_executor, "PATIENCE", 3.0)
         yield Processing(1, executor="slurm", slurm=Slurm(max_jobs=2))
 
 
@@ -38,7 +40,7 @@ def slurm(tmp_path_factory):
 def ray():
     """Ray on two cores of this machine, and how to work on it."""
     library = pytest.importorskip("ray", reason="Ray is not installed: pip install 'robustly[ray]'")
-    on_ray._connect(2)
+    ray._connect(2)
     yield Processing(2, executor="ray")
     library.shutdown()
 
@@ -150,9 +152,9 @@ RUNS = """
 import sys
 from functools import partial
 from pathlib import Path
-from test_tokenizer_executor import FIVE, Processing, Slurm, hang_at_two, on_slurm, process
+from test_tokenizer_executor import FIVE, Processing, Slurm, hang_at_two, process, slurm_executor
 
-on_slurm.POLL = 0.2
+slurm_executor.POLL = 0.2
 folder = Path(sys.argv[1])
 process(partial(hang_at_two, folder), FIVE, folder / "tasks", Processing(1, executor="slurm", slurm=Slurm()), "testing")
 """
@@ -195,7 +197,7 @@ def test_a_run_that_is_stopped_leaves_no_task_that_works_on(slurm, tmp_path, how
 
 
 def test_a_job_that_is_cancelled_is_not_waited_for(slurm, tmp_path, monkeypatch):
-    queue, asked = on_slurm._queue, []
+    queue, asked = slurm._queue, []
 
     def cancelled(name):
         if (tmp_path / "hangs").exists() and not asked:
@@ -203,7 +205,7 @@ def test_a_job_that_is_cancelled_is_not_waited_for(slurm, tmp_path, monkeypatch)
             subprocess.run(["scancel", "--name", name], check=True)
         return queue(name)
 
-    monkeypatch.setattr(on_slurm, "_queue", cancelled)
+    monkeypatch.setattr(slurm_executor, "_queue", cancelled)
     with pytest.raises(UserError, match=r"parts undone \(task \d: CANCELLED"):
         process(partial(hang_at_two, tmp_path), FIVE, tmp_path / "tasks", slurm, "testing")
     assert asked
@@ -213,8 +215,8 @@ def test_a_job_that_is_cancelled_is_not_waited_for(slurm, tmp_path, monkeypatch)
 
 def test_a_job_that_the_queue_forgot_is_not_waited_for(slurm, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(on_slurm, "_queue", lambda name: "")
-        patch.setattr(on_slurm, "PATIENCE", 0.5)
+        patch.setattr(slurm_executor, "_queue", lambda name: "")
+        patch.setattr(slurm_executor, "PATIENCE", 0.5)
         with pytest.raises(UserError, match=r"(?s)does not hold the job any more; is .*/tasks a folder that all mach"):
             process(partial(hang_at_two, tmp_path), FIVE, tmp_path / "tasks", slurm, "testing")
 
@@ -234,8 +236,8 @@ def test_what_a_task_asks_of_slurm(tmp_path):
         partition="cpu", time="1:00:00", cpus_per_task=2, memory_gb=1.5, account="nlp", max_jobs=7,
         options={"constraint": "a&b", "exclusive": ""},
     )  # fmt: skip
-    step = on_slurm.Step(partial(note, tmp_path), FIVE)
-    options = dict(on_slurm.SlurmExecutor(step, tmp_path / "50%", asked, "counting words")._options(5))
+    step = slurm.Step(partial(note, tmp_path), FIVE)
+    options = dict(slurm.SlurmExecutor(step, tmp_path / "50%", asked, "counting words")._options(5))
     log = f"{tmp_path}/50%%/slurm_logs/%A_%a.out"
     assert re.fullmatch("counting-words-[0-9a-f]{12}", options.pop("job-name"))
     assert options == {
@@ -249,8 +251,8 @@ def test_what_a_task_asks_of_slurm(tmp_path):
 
 
 def test_many_parts_share_a_task():
-    assert [on_slurm.parts_per_task(parts, None) for parts in (1, 256, 257, 10_000, 10**6)] == [1, 1, 2, 40, 1000]
-    assert [on_slurm.parts_per_task(parts, 8) for parts in (8, 9, 1000)] == [1, 2, 64]
+    assert [slurm.parts_per_task(parts, None) for parts in (1, 256, 257, 10_000, 10**6)] == [1, 1, 2, 40, 1000]
+    assert [slurm.parts_per_task(parts, 8) for parts in (8, 9, 1000)] == [1, 2, 64]
 
 
 # ------------------------------------------------------------------------------------------------------------- Ray

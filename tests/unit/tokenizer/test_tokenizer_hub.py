@@ -19,9 +19,12 @@ import pytest
 from pydantic import ValidationError
 
 from robustly import UserError
-from tokenizer import hub
-from tokenizer.config import Corpus, Processing, Source
-from tokenizer.corpus import Part, documents, files, hashes, parts, process, refuse_many, sizes
+from robustly.corpus import hub
+from robustly.corpus.config import Corpus, Processing, Source
+from robustly.corpus.documents import documents, refuse_many
+from robustly.corpus.executors import process
+from robustly.corpus.files import files, hashes, sizes
+from robustly.corpus.partitions import Part, parts
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMIT, LATER = "0123456789" * 4, "f" * 40
@@ -321,8 +324,8 @@ import json, sys
 from pathlib import Path
 from robustly import UserError
 from tokenizer import hub
-from tokenizer.config import Corpus
-from tokenizer.corpus import documents, parts
+from robustly.tokenizer.config import Corpus
+from robustly.corpus.documents import documents, parts
 hub.TIMEOUT /= 5
 for source in json.loads(sys.argv[1]):
     corpus = Corpus(sources=[source], documents="file", text_key="text", validation=0)

@@ -8,11 +8,12 @@ import pytest
 from tokenizers import Tokenizer as Fast
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-import tokenizer
-from robustly import UserError, manifest
-from tokenizer.build import build
-from tokenizer.config import Processing, Tokenizer
-from tokenizer.vocabulary import byte_symbols, read
+from robustly import UserError, manifest, tokenizer
+from robustly.corpus.config import Processing
+from robustly.tokenizer.build import build
+from robustly.tokenizer.config import Tokenizer
+from robustly.tokenizer.special_tokens import byte_symbols
+from robustly.tokenizer.vocabulary import read
 
 ROBERTA = Path(__file__).resolve().parents[4] / "shared" / "data" / "tokenizer"
 ONE = Processing(workers=1)

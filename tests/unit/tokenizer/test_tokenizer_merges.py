@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from robustly import UserError
-from tokenizer.config import SPECIAL_TOKENS
-from tokenizer.encoder import Encoder
-from tokenizer.merges import train
-from tokenizer.vocabulary import byte_symbols, lay_out
-from tokenizer.words import split
+from robustly.tokenizer.merges import train
+from robustly.tokenizer.special_tokens import SPECIAL_TOKENS, byte_symbols
+from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.vocabulary import lay_out
+from robustly.tokenizer.words import split
 
 BUNDLED = Path(__file__).resolve().parents[3] / "data_prep" / "corpora" / "prose_cc0.txt"
 
@@ -121,7 +121,7 @@ def test_more_text_than_63_bits_of_bytes_is_refused():
 
 
 def test_more_words_than_positions_have_bits(monkeypatch):
-    monkeypatch.setattr("tokenizer.merges.MAX_POSITIONS", 10)
+    monkeypatch.setattr("robustly.tokenizer.merges.MAX_POSITIONS", 10)
     assert train([("abcd", 2), ("abc", 2)], 1, 1).merges == [("a", "b")]
     with pytest.raises(UserError, match=r"more than 10 bytes together.*tokenizer\.min_word_count"):
         train([("abcd", 2), ("abc", 2), ("abx", 1)], 1, 1)

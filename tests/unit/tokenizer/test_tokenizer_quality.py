@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from small_tokenizers import trained_elsewhere
 from tokenizers import Tokenizer
 
-from tokenizer import load, quality
-from tokenizer.encoder import Encoder
-from tokenizer.quality import COUNTED, RATIOS, Quality, measure, measure_by
-from tokenizer.vocabulary import byte_symbols, lay_out, save
+from robustly.tokenizer import load, quality
+from robustly.tokenizer.quality import COUNTED, RATIOS, Quality, measure, measure_by
+from robustly.tokenizer.special_tokens import byte_symbols
+from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.vocabulary import lay_out, save
 
 TEXTS = [
     "The children were playing in the garden when it began to rain, and they went into the house.",

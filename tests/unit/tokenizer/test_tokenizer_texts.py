@@ -11,8 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from robustly import UserError
-from tokenizer import texts
-from tokenizer.texts import Texts, by_file, by_key, given
+from robustly.corpus import texts
+from robustly.corpus.texts import Texts, by_file, by_key, given
 
 ROWS = [
     {"lang": "fi", "source": "a", "text": "Oma tupa, oma lupa.", "year": 1},

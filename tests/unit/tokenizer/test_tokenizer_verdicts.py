@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from robustly import UserError
+from robustly.corpus import decisions
+from robustly.corpus.config import Corpus
+from robustly.corpus.documents import documents
+from robustly.corpus.partitions import parts
 from robustly.manifest import Stage
-from tokenizer import verdicts
-from tokenizer.config import Corpus
-from tokenizer.corpus import documents, parts
 
 Page = Callable[..., Corpus]
 
@@ -19,14 +20,14 @@ Page = Callable[..., Corpus]
 def judged(folder: Path, *codes: list[int]) -> Path:
     folder.mkdir()
     for number, part in enumerate(codes):
-        np.save(verdicts.verdicts_file(folder, number), np.array(part, np.uint8))
+        np.save(decisions.verdicts_file(folder, number), np.array(part, np.uint8))
     listed = {"format": 1, "verdicts": ["kept", "min_words"], "documents": [len(part) for part in codes]}
-    (folder / verdicts.VERDICTS).write_text(json.dumps(listed))
+    (folder / decisions.VERDICTS).write_text(json.dumps(listed))
     return folder
 
 
 def texts(corpus: Corpus, folder: Path, cleaned: Path) -> list[str]:
-    pieces = verdicts.attach(parts(corpus, folder), cleaned)
+    pieces = decisions.attach(parts(corpus, folder), cleaned)
     return [document.text for part in pieces for document in documents(part, corpus, [])]
 
 
@@ -58,25 +59,25 @@ def test_as_many_parts(tmp_path: Path, corpus: Corpus) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path, corpus: Corpus) -> None:
     folder = judged(tmp_path / "clean", [0, 0, 0], [0])
-    path = verdicts.verdicts_file(folder, 0)
+    path = decisions.verdicts_file(folder, 0)
     np.save(path, np.zeros(3, np.int64))
     with pytest.raises(UserError, match=r"verdicts-00000\.npy: shape \(3,\) of int64, expected numbers of uint8"):
         texts(corpus, tmp_path, folder)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"verdicts-00000\.npy: cannot be read"):
         texts(corpus, tmp_path, folder)
-    (folder / verdicts.VERDICTS).write_text('{"format": 2}')
+    (folder / decisions.VERDICTS).write_text('{"format": 2}')
     with pytest.raises(UserError, match="format 2, expected 1"):
         texts(corpus, tmp_path, folder)
-    (folder / verdicts.VERDICTS).unlink()
+    (folder / decisions.VERDICTS).unlink()
     with pytest.raises(UserError, match=r"verdicts\.json: cannot be read"):
         texts(corpus, tmp_path, folder)
 
 
 def test_the_stage_is_required_on_this_corpus(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no finished clean stage here .*`robustly clean CONFIG` first"):
-        verdicts.require(tmp_path, "a")
+        decisions.require(tmp_path, "a")
     Stage(tmp_path, "clean", {}, {"corpus": "a"}).finish([], {})
-    assert verdicts.require(tmp_path, "a").stage == "clean"
+    assert decisions.require(tmp_path, "a").stage == "clean"
     with pytest.raises(UserError, match="another than the one that was cleaned here"):
-        verdicts.require(tmp_path, "b")
+        decisions.require(tmp_path, "b")

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from test_tokenizer_words import TEXT
 
 from robustly import UserError
-from tokenizer import encoder as module
-from tokenizer import load, word_table
-from tokenizer.encoder import Encoder
-from tokenizer.merges import train
-from tokenizer.vocabulary import lay_out
-from tokenizer.word_table import LONGEST, WordTable
+from robustly.tokenizer import load, word_table
+from robustly.tokenizer import tokenizer as module
+from robustly.tokenizer.merges import train
+from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.vocabulary import lay_out
+from robustly.tokenizer.word_table import LONGEST, WordTable
 
 # Any character, known to anyone or not, and what the pattern looks at.
 ANY = st.lists(

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from tokenizer import words
-from tokenizer.vocabulary import byte_symbols
-from tokenizer.words import split
+from robustly.tokenizer import words
+from robustly.tokenizer.special_tokens import byte_symbols
+from robustly.tokenizer.words import split
 
 # As published in GPT-2's encoder.py.
 GPT2 = regex.compile(r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""")

@@ -1,0 +1,78 @@
+"""Exact duplicates in bounded memory: hashes of the texts, bucket by bucket.
+
+Each part of the corpus leaves its hashes sorted, so that a bucket, which is a range of hashes, is a slice of each file.
+"""
+
+import bisect
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustly.data_prep import npy
+
+BUCKET_DOCUMENTS = 2**22  # about 300 MB of work
+HASH = np.dtype([("high", "<u8"), ("low", "<u8"), ("document", "<u4")])
+"""128 bits of the sha256 of a text, and its document's place in the part."""
+PLACE = np.dtype([("part", "<u4"), ("document", "<u4")])
+
+
+def text_hash(text: str) -> bytes:
+    """The first 16 bytes of the sha256 of a text."""
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def write_hashes(folder: Path, number: int, hashes: bytes | bytearray, places: NDArray[np.integer]) -> None:
+    """Write the hashes of a part's documents, 16 bytes each; `places`: (documents,), their places in the part."""
+    halves = np.frombuffer(hashes, ">u8").reshape(-1, 2)
+    rows = np.empty(len(halves), HASH)
+    rows["high"], rows["low"], rows["document"] = halves[:, 0], halves[:, 1], places
+    npy.write(_hashes_file(folder, number), np.sort(rows, order=HASH.names))
+
+
+def buckets_for(documents: int) -> int:
+    """How many buckets so many documents take: a power of two."""
+    return 1 << max(0, (documents - 1) // BUCKET_DOCUMENTS).bit_length()
+
+
+def find_duplicates(folder: Path, parts: int, buckets: int, bucket: int, _: Any = None) -> None:
+    """Write the places of the documents in a bucket whose text came before, in the order of the corpus."""
+    bits = buckets.bit_length() - 1
+    slices, numbers = [], []
+    for number in range(parts):
+        rows = npy.read(_hashes_file(folder, number), HASH)
+        first, last = (
+            bisect.bisect_left(rows, edge << (64 - bits), key=lambda row: int(row["high"]))
+            for edge in (bucket, bucket + 1)
+        )
+        slices.append(np.array(rows[first:last]))  # a copy: a view would keep the file open
+        numbers.append(np.full(last - first, number, np.uint32))
+    rows, part = np.concatenate(slices), np.concatenate(numbers)
+    order = np.lexsort((rows["low"], rows["high"]))  # stable: equal ones stay in the order of the corpus
+    rows, part = rows[order], part[order]
+    again = np.flatnonzero((rows["high"][1:] == rows["high"][:-1]) & (rows["low"][1:] == rows["low"][:-1])) + 1
+    places = np.empty(len(again), PLACE)
+    places["part"], places["document"] = part[again], rows["document"][again]
+    npy.write(_places_file(folder, bucket), np.sort(places, order=PLACE.names))
+
+
+def duplicates_in(folder: Path, buckets: int, number: int) -> NDArray[np.uint32]:
+    """The documents of a part that `find_duplicates` found, by their places in it."""
+    found = []
+    for bucket in range(buckets):
+        places = npy.read(_places_file(folder, bucket), PLACE)
+        first, last = (
+            bisect.bisect_left(places, part, key=lambda row: int(row["part"])) for part in (number, number + 1)
+        )
+        found.append(places["document"][first:last])
+    return np.concatenate(found)
+
+
+def _hashes_file(folder: Path, number: int) -> Path:
+    return folder / f"hashes-{number:05d}.npy"
+
+
+def _places_file(folder: Path, bucket: int) -> Path:
+    return folder / f"duplicates-{bucket:05d}.npy"

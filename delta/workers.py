@@ -1,0 +1,142 @@
+"""Processes of this machine that train deltas, each with its share of the threads, or with a GPU."""
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from robustly import UserError, log
+from robustly.workers import follow_parent
+
+CONTEXT = multiprocessing.get_context("spawn")
+"""A forked child would inherit our threads' locks, and CUDA does not survive a fork."""
+STATUS = Path("/proc/self/status")
+
+
+class Killed(UserError):
+    """A process was ended from outside."""
+
+
+class _Started(NamedTuple):
+    place: int
+    """Of its call."""
+    slot: int
+    process: SpawnProcess
+    faults: Connection
+
+
+def how_many(asked: int | None) -> int:
+    """Processes at a time: what a page asks for, else one for each GPU, one on a CPU."""
+    return asked or torch.cuda.device_count() or 1
+
+
+def run(work: Callable[..., None], calls: Sequence[tuple[Any, ...]], at_once: int) -> None:
+    """Call `work(*call)` for every call, as `each` does, until all are done. When one fails the others are ended.
+
+    Raises the UserError or OSError that a process raises, and Killed if one was killed.
+    """
+    with closing(each(work, calls, at_once)) as ended:
+        for _, fault in ended:
+            if fault:
+                raise fault
+
+
+def each(
+    work: Callable[..., None], calls: Sequence[tuple[Any, ...]], at_once: int
+) -> Generator[tuple[int, UserError | OSError | None], None, None]:
+    """Call `work(*call)` for every call, in a fresh process each, `at_once` of them at a time. Yields the place of each
+    call when it has ended, and the UserError or OSError that it raised, or Killed if its process was killed.
+
+    Of several GPUs each process has another as its current one. When the caller goes no further, or at Ctrl-C, the
+    processes are ended.
+    """
+    slots = deque(range(min(at_once, len(calls))))
+    shared = len(slots)
+    waiting = deque(enumerate(calls))
+    started: dict[int, _Started] = {}
+    try:
+        while waiting or started:
+            while waiting and slots:
+                place, call = waiting.popleft()
+                new = _start(work, place, call, slots.popleft(), shared)
+                started[new.process.sentinel] = new
+            for sentinel in wait(list(started)):
+                assert isinstance(sentinel, int)
+                ended = started.pop(sentinel)
+                slots.append(ended.slot)
+                yield ended.place, _fault(ended)
+    finally:
+        for one in started.values():
+            one.process.kill()
+            one.process.join()
+
+
+def _start(work: Callable[..., None], place: int, call: tuple[Any, ...], slot: int, shared: int) -> _Started:
+    # Ctrl-C is the parent's; processes that are still starting would answer it with a traceback
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        faults, theirs = CONTEXT.Pipe(duplex=False)
+        threads = max(1, torch.get_num_threads() // shared)
+        process = CONTEXT.Process(target=_call, args=(work, call, slot, shared, threads, theirs))
+        process.start()
+        theirs.close()
+        return _Started(place, slot, process, faults)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _call(
+    work: Callable[..., None], call: tuple[Any, ...], slot: int, shared: int, threads: int, faults: Connection
+) -> None:
+    follow_parent()
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(slot % torch.cuda.device_count())
+    if shared > 1:
+        log.plain()
+    try:
+        work(*call)
+    except (UserError, OSError) as fault:
+        faults.send(fault)
+
+
+def _fault(ended: _Started) -> UserError | OSError | None:
+    """What an ended process ended with."""
+    ended.process.join()
+    code = ended.process.exitcode
+    assert code is not None
+    if code < 0:
+        return Killed(
+            f"a process was killed (signal {-code}), most likely because memory ran out; what is done is kept: give "
+            "the same command again, with a smaller optim.batch_size or fewer delta.processes"
+        )
+    if code:
+        raise RuntimeError("a process failed; its traceback stands above")
+    try:
+        fault: UserError | OSError = ended.faults.recv()
+    except EOFError:  # nothing was sent: it is done
+        return None
+    return fault
+
+
+def peak_memory() -> int | None:
+    """Bytes of memory that this process has had at most: of a GPU where there is one, else resident ones; None where
+    Linux does not say.
+
+    Not `ru_maxrss`: a new process begins with the peak of the one that started it.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        lines = STATUS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
+    return int(kilobytes) * 1024 if kilobytes else None

@@ -1,0 +1,5 @@
+"""`python -m robustly.cli`: the command line without its script."""
+
+from robustly.cli import main
+
+main()

@@ -1,0 +1,146 @@
+"""Texts that a command is given by options (`--text` and its like) instead of a page, read as a corpus is."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from robustly import UserError, log
+from robustly.corpus.config import Corpus, Source
+from robustly.corpus.documents import BadLine, documents, refuse_many
+from robustly.corpus.files import files
+from robustly.corpus.partitions import Part, parts
+
+# The corpus reader names keys of a page; here they are options of the command.
+OPTIONS = {
+    "; word counts (.tsv) only for corpus.counts": "",
+    "corpus.sources": "--text",
+    "corpus.text_key": "--text-key",
+    "corpus.documents": "--documents",
+}
+BAD_LINES = {"corpus.max_bad_lines": "--max-bad-lines"}  # of commands that can skip broken rows
+COMPRESSED = (".gz", ".xz", ".zst")
+MAX_VALUES = 2000
+"""Of the key of `--by`: some corpora have as many languages; more would be names of documents."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Documents under the names of what they come from."""
+
+    title: str
+    by: str
+    """What the names are of, such as `file` or `lang`."""
+    named: Iterable[tuple[str, str]]
+    """(name, text) of each document."""
+    by_name: bool = False
+    """Whether people look them up by name, rather than in the order in which they came."""
+
+
+def given(paths: Sequence[str], how: str, text_key: str, max_bad_lines: int = 0) -> Corpus:
+    """The corpus of the files, folders or globs that `--text` names; `how` is the value of `--documents`.
+
+    Raises UserError for another value than the page's.
+    """
+    if how not in (known := get_args(Corpus.model_fields["documents"].annotation)):
+        raise UserError(f"--documents {how}: expected one of {', '.join(known)}")
+    return Corpus(
+        sources=[Source(path=str(Path(path).expanduser().absolute())) for path in dict.fromkeys(paths)],
+        documents=how,
+        text_key=text_key,
+        validation=0,
+        max_bad_lines=max_bad_lines,
+    )
+
+
+def read(corpus: Corpus, what: str, options: Mapping[str, str] = OPTIONS) -> Iterator[tuple[str, str]]:
+    """(path of its file, text) of each document, the files one after the other, with a progress bar.
+
+    Raises UserError if a source matches no file, a file cannot be read or holds no text, or there are too many broken
+    rows; `options` are named in place of the page's keys.
+    """
+    bad_lines: list[BadLine] = []
+    with _as_options(options):
+        pieces = _pieces(corpus)
+        with log.progress(what, len(pieces), "parts") as advance:
+            for path, group in itertools.groupby(pieces, key=lambda piece: piece.path):
+                seen = False
+                for piece in group:
+                    for document in documents(piece, corpus, bad_lines):
+                        seen = True
+                        yield path, document.text
+                    advance(1)
+                if not seen:
+                    raise UserError(f"{path}: no document in it; expected text")
+        refuse_many(bad_lines, corpus)
+    if bad_lines:
+        log.warn(f"{len(bad_lines)} broken rows were skipped; the first: {bad_lines[0].path}: {bad_lines[0].reason}")
+
+
+def by_file(corpus: Corpus) -> Texts:
+    """The documents of a corpus without broken rows, under their files' names; raises UserError as `read` does."""
+    with _as_options(OPTIONS):
+        names = _names([str(path) for _, path in files(corpus, Path.cwd())])
+    return Texts("text", "file", ((names[path], text) for path, text in read(corpus, "measuring")))
+
+
+def by_key(corpus: Corpus, key: str) -> Texts:
+    """The documents of rows (.jsonl, .parquet) without broken ones, under the strings that the rows hold at `key`.
+
+    Raises UserError for a .txt file; while it is read, as `read` does, and if a row has no string at `key`, or if
+    there are more than MAX_VALUES of them.
+    """
+    with _as_options(OPTIONS):
+        for _, path in files(corpus, Path.cwd()):
+            if Path(path.name.removesuffix(path.suffix if path.suffix in COMPRESSED else "")).suffix == ".txt":
+                raise UserError(f"{path}: has no keys; --by {key} takes .jsonl or .parquet, whose rows have some")
+    return Texts("text", key, _rows(corpus, key), by_name=True)
+
+
+def _rows(corpus: Corpus, key: str) -> Iterator[tuple[str, str]]:
+    """The rows are read twice, side by side: as their texts, and as if the value of the key were the text."""
+    values = corpus.model_copy(update={"text_key": key})
+    names: set[str] = set()
+    texts = read(corpus, "measuring")
+    with _as_options({**OPTIONS, "corpus.text_key": "--by"}):
+        labels = (document.text for piece in _pieces(values) for document in documents(piece, values, []))
+        for (_, text), name in zip(texts, labels, strict=True):
+            names.add(name)
+            if len(names) > MAX_VALUES:
+                raise UserError(
+                    f"--by {key}: more than {MAX_VALUES:,} values; expected a key that many rows share, such as a "
+                    "language or a source"
+                )
+            yield name, text
+
+
+def _pieces(corpus: Corpus) -> list[Part]:
+    """The parts of the files, none of which is empty."""
+    here = Path.cwd()
+    pieces = parts(corpus, here)
+    if empty := {str(path) for _, path in files(corpus, here)} - {piece.path for piece in pieces}:
+        raise UserError(f"{min(empty)}: empty; expected text")
+    return pieces
+
+
+def _names(paths: Sequence[str]) -> dict[str, str]:
+    """What people call each file: its name, or its path where others have the same name."""
+    count = Counter(Path(path).name for path in dict.fromkeys(paths))
+    return {path: Path(path).name if count[Path(path).name] == 1 else path for path in paths}
+
+
+@contextmanager
+def _as_options(options: Mapping[str, str]) -> Iterator[None]:
+    """Have a fault of the corpus name options. Without one for broken rows, only the first of them is told."""
+    try:
+        yield
+    except UserError as fault:
+        message = str(fault)
+        if not BAD_LINES.keys() & options.keys() and any(key in message for key in BAD_LINES):
+            message = message.partition("\n")[0] + "; mend the row or leave it out"
+        for key, option in options.items():
+            message = message.replace(key, option)
+        raise UserError(message) from fault.__cause__

@@ -1,0 +1,96 @@
+"""Files written whole or not at all, their hashes, and locks on folders."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from robustly import UserError
+
+WORK_LOCK = ".work.lock"
+"""Name of the lock on a folder's `work`, which goes when the stage is done: so the lock lies outside."""
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file to write so that it is either wholly there or not: beside, flushed to disk, renamed at the end."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    flush(path.parent)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a whole file as `atomic` does."""
+    with atomic(path) as out:
+        out.write(data.encode() if isinstance(data, str) else data)
+
+
+def flush(path: Path) -> None:
+    """Make a file's content, or the renames in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error says that the disk or a quota is full; safetensors says so in words alone."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
+        words in str(error) for words in ("No space left", "quota exceeded")
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def lock(folder: Path, name: str = ".lock", patience: float = 15.0) -> Iterator[None]:
+    """Hold a folder for one process: two runs of the same command must not write into each other's files. Locks of
+    other names do not exclude each other.
+
+    Waits `patience` seconds, long enough for the children of a run that was just killed to die.
+    Raises UserError if another process keeps it, or if the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / name).open("a+")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written: {error.strerror or error}; set paths.root to another place"
+        ) from None
+    with file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"{folder}: another process is at work here; wait for it or stop it") from None
+                time.sleep(0.1)
+            except OSError as error:
+                raise UserError(
+                    f"{folder}: its file system keeps no locks ({error.strerror}); mount it with flock, or set "
+                    "paths.root to another place"
+                ) from None
+        yield

@@ -1,0 +1,50 @@
+"""What a clean folder holds: how much of each source is kept, and for which reasons the rest is not."""
+
+from pathlib import Path
+from typing import Any
+
+from robustly import manifest
+from robustly.description import Description, Listing
+from robustly.inspection.folders import disk_bytes, provenance, unfinished
+
+
+def describe(folder: Path) -> Description:
+    """Describe a clean folder, finished or begun.
+
+    Raises UserError if a file of a finished one is missing or was cut off.
+    """
+    if (finished := manifest.read(folder)) is None:
+        return unfinished(folder, "clean")
+    manifest.check_sizes(folder, finished)
+    counts = finished.counts
+    rows: list[dict[str, Any]] = counts["sources"]
+    dropped = [row for row in rows if row["reason"]]
+    total, kept = counts["documents"], counts["kept_documents"]
+    return Description(
+        folder,
+        "clean",
+        f"Verdicts on {total:,} documents: {kept:,} are kept and {total - kept:,} dropped.",
+        {
+            **{name: value for name, value in counts.items() if isinstance(value, int)},
+            "kept_share_of_bytes": round(counts["kept_bytes"] / counts["bytes"], 4),
+            "bytes_on_disk": disk_bytes(folder),
+            **provenance(finished),
+        },
+        [
+            Listing("sources", [_source(name, rows) for name in dict.fromkeys(row["source"] for row in rows)]),
+            Listing("dropped", dropped, bars=("source", "documents")),
+        ],
+        ["the dropped texts: robustly clean CONFIG --dropped FILE.jsonl writes them"],
+    )  # fmt: skip
+
+
+def _source(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    own = [row for row in rows if row["source"] == name]
+    kept = [row for row in own if row["reason"] is None]
+    return {
+        "source": name,
+        "documents": sum(row["documents"] for row in own),
+        "kept": sum(row["documents"] for row in kept),
+        "bytes": sum(row["bytes"] for row in own),
+        "kept_bytes": sum(row["bytes"] for row in kept),
+    }

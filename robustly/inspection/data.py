@@ -1,0 +1,193 @@
+"""What a data folder holds: documents and tokens per split and source, how long they are, what was dropped, the views
+of them, blocks as text."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustly import UserError, manifest, tokenizer
+from robustly.data_prep.blocks import VIEWS, Blocks
+from robustly.data_prep.config import Format
+from robustly.data_prep.store import SPLITS, Shard, Split, Store, check_tokenizer
+from robustly.description import Description, Listing
+from robustly.inspection.folders import disk_bytes, provenance, unfinished
+from robustly.inspection.histogram import Tally, octaves, tally, tenths
+
+if TYPE_CHECKING:
+    from robustly.tokenizer.tokenizer import Encoder
+
+QUANTILES = (0.05, 0.5, 0.95)
+DROPPED = {"empty_documents": "nothing but white space", "bad_lines": "a row that gave no text"}
+"""Counts of the manifest -> why these are not in the store."""
+FOLLOWS = {1: "yes", 0: "no", -1: "there is none"}
+"""Whether the second segment of a pair follows the first in its document, as the block is planned."""
+CHUNK = 2**20  # lengths of blocks that are read at a time: 8 MB
+_VIEW = re.compile(rf"({'|'.join(SPLITS)})-({'|'.join(get_args(Format))})-(\d+)-([0-9a-f]{{16}})")
+
+
+def find_tokenizer(folder: Path, given: Path | None) -> "Encoder":
+    """The tokenizer of a data folder: the one that was given, else the one beside the folder.
+
+    Raises UserError if there is none, or if it is another than the store's.
+    """
+    place = given or folder.absolute().parent / "tokenizer"
+    try:
+        encoder = tokenizer.load(place)
+        check_tokenizer(folder, encoder)
+    except UserError as fault:
+        remedy = "" if given else "; --tokenizer FOLDER takes it from elsewhere"
+        raise UserError(f"text needs the tokenizer in {place}: {fault}{remedy}") from None
+    return encoder
+
+
+def describe(folder: Path, blocks: int = 1, encoder: "Encoder | None" = None) -> Description:
+    """Describe a data folder, finished or begun. So many blocks of each view are shown as text, by `encoder` or the
+    tokenizer beside the folder, if there is one.
+
+    Raises UserError if a file of a finished one is missing or was cut off.
+    """
+    if (finished := manifest.read(folder)) is None:
+        return unfinished(folder, "data")
+    manifest.check_sizes(folder, finished)
+    stores = {split: Store(folder, split) for split in SPLITS}
+    views = [view for split in SPLITS for view in _views(folder, stores[split])]
+    shown, notes = [], []
+    try:
+        shown = _decoded(views, blocks, encoder or find_tokenizer(folder, None))
+    except UserError as fault:
+        notes.append(f"blocks are not shown: {fault}")
+    of_documents, of_units = (
+        {
+            split: tally(pieces for shard in store.shards for pieces in lengths(store, shard))
+            for split, store in stores.items()
+        }
+        for lengths in (document_lengths, unit_lengths)
+    )
+    counts = finished.counts
+    documents = sum(store.documents for store in stores.values())
+    tokens = sum(store.text_tokens for store in stores.values())
+    unit = finished.recipe.get("data", {}).get("unit", "unit")
+    return Description(
+        folder,
+        "data",
+        f"A token store of {documents:,} documents and {tokens:,} tokens, in {unit}s.",
+        {
+            "documents": documents,
+            "units": sum(store.units for store in stores.values()),
+            "tokens": tokens,
+            **{name: counts[name] for name in ("bytes",) if name in counts},
+            "bytes_per_token_on_disk": stores["train"].dtype.itemsize,
+            "bytes_on_disk": disk_bytes(folder),
+            **provenance(finished),
+        },
+        [
+            Listing("splits and sources", [row for split in SPLITS for row in _sources(stores[split])]),
+            Listing("dropped", [
+                *(
+                    {"what": "documents", "reason": name.removeprefix("dropped by "), "count": number}
+                    for name, number in finished.notes.get("cleaned", {}).items()
+                ),
+                *(
+                    {"what": name, "reason": reason, "count": counts[name]}
+                    for name, reason in DROPPED.items() if name in counts
+                ),
+            ]),
+            Listing("tokens per document", [_quantiles(*found) for found in of_documents.items() if found[1].total]),
+            *(
+                Listing(f"{kind} by tokens", [
+                    {"split": split, **row} for split, lengths in tallies.items() for row in octaves(lengths, kind)
+                ], bars=("split", kind))
+                for kind, tallies in (("documents", of_documents), ("units", of_units))
+            ),
+            Listing("blocks", [_fill(format, view) for format, view in views]),
+            *_fills(views),
+            Listing("blocks as text", shown),
+        ],
+        notes,
+    )  # fmt: skip
+
+
+def _sources(store: Store) -> Iterator[dict[str, Any]]:
+    for number, name in enumerate(store.sources):
+        shards = store.shards_of(number)
+        documents, units = (sum(getattr(shard, kind) for shard in shards) for kind in ("documents", "units"))
+        yield {
+            "split": store.split,
+            "source": name,
+            "documents": documents,
+            "units": units,
+            "tokens": sum(shard.tokens for shard in shards) - units - documents,  # without </s>
+        }
+
+
+def document_lengths(store: Store, shard: Shard) -> Iterator[NDArray[np.int64]]:
+    """Tokens of the text of each of a shard's documents, many at a time."""
+    for lines in store.lines(shard):
+        closed = np.flatnonzero(lines == 1)  # the lone </s> after a document
+        tokens = np.cumsum(lines)[closed] - closed - 1  # less every </s> up to there
+        yield np.diff(tokens, prepend=0)
+
+
+def unit_lengths(store: Store, shard: Shard) -> Iterator[NDArray[np.int64]]:
+    """Tokens of each of a shard's units, many at a time."""
+    for lines in store.lines(shard):
+        yield lines[lines > 1] - 1  # a unit has a token or more; a line of 1 is the lone </s>
+
+
+def _quantiles(split: Split, lengths: Tally) -> dict[str, Any]:
+    quantiles = lengths.quantiles(QUANTILES)
+    return {
+        "split": split,
+        "mean": round(lengths.mean, 1),
+        **{f"{share:.0%}": int(value) for share, value in zip(QUANTILES, quantiles, strict=True)},
+        "longest": int(lengths.lengths[-1]),
+    }
+
+
+def _fills(views: list[tuple[Format, Blocks]]) -> Iterator[Listing]:
+    """How full the blocks of each view are, as shares of their length."""
+    rows: dict[tuple[Format, int], list[dict[str, Any]]] = {}
+    for format, view in views:
+        pieces = (view.lengths[begin : begin + CHUNK] for begin in range(0, len(view), CHUNK))
+        bins = tenths(tally(pieces), view.block_length, "blocks")
+        rows.setdefault((format, view.block_length), []).extend({"split": view.store.split, **row} for row in bins)
+    for (format, length), found in rows.items():
+        yield Listing(f"blocks by fill, {format} {length}", found, bars=("split", "blocks"))
+
+
+def _views(folder: Path, store: Store) -> Iterator[tuple[Format, Blocks]]:
+    """The views of a split that have been made of this very store, each with its input format."""
+    for path in sorted((folder / VIEWS).glob("*.npy")):
+        named = _VIEW.fullmatch(path.stem)
+        if named and named[1] == store.split and store.hash.startswith(named[4]):
+            format = cast(Format, named[2])
+            yield format, Blocks(folder, store.split, int(named[3]), format)
+
+
+def _fill(format: Format, blocks: Blocks) -> dict[str, Any]:
+    return {
+        "split": blocks.store.split,
+        "format": format,
+        "length": blocks.block_length,
+        "blocks": len(blocks),
+        "mean": round(blocks.mean_length, 1),
+        "padding": round(1 - blocks.mean_length / blocks.block_length, 4) if len(blocks) else None,
+    }
+
+
+def _decoded(views: list[tuple[Format, Blocks]], wanted: int, encoder: "Encoder") -> list[dict[str, Any]]:
+    """Blocks of each view as text, with <s> and </s> by name: from the middles of equal parts of it."""
+    shown = []
+    for format, view in views:
+        parts = min(wanted, len(view))
+        for number in ((2 * part + 1) * len(view) // (2 * parts) for part in range(parts)):
+            ids, lengths = view.gather(np.array([number]))
+            text = encoder.decode(ids[0, : lengths[0]])
+            follows = {"follows": FOLLOWS[int(view.follows(np.array([number]))[0])]} if view.pairs else {}
+            of_view = {"split": view.store.split, "format": format, "length": view.block_length, "block": number}
+            shown.append({**of_view, "tokens": int(lengths[0]), **follows, "text": text})
+    return shown

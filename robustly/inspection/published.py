@@ -1,0 +1,140 @@
+"""What a published folder holds, or any checkpoint of Hugging Face; and what a run's report holds."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+
+from robustly import UserError, manifest
+from robustly.description import Description, Listing
+from robustly.evaluation.model import open_folder
+from robustly.inspection.folders import disk_bytes, provenance, typed, unfinished
+from robustly.log import quiet_transformers
+
+BLANKS = (
+    "The <mask> is on the table.",
+    "She opened the <mask> and looked at him.",
+    "They have <mask> here for years.",
+)
+_SETTINGS = {
+    "num_hidden_layers": "layers",
+    "hidden_size": "hidden",
+    "num_attention_heads": "heads",
+    "intermediate_size": "feed_forward",
+    "max_position_embeddings": "positions",
+    "vocab_size": "vocabulary",
+}
+
+
+def describe(folder: Path) -> Description:
+    """Describe a published folder, finished or begun, or a checkpoint without a manifest; blanks are filled now.
+
+    Raises UserError if config.json cannot be read, or a file of a finished folder is missing or was cut off.
+    """
+    finished = manifest.read(folder)
+    if finished is None and manifest.RECIPE in (path.name for path in folder.iterdir()):
+        return unfinished(folder, "published")
+    if finished:
+        manifest.check_sizes(folder, finished)
+    counts = finished.counts if finished else {}
+    settings = _read_settings(folder / "config.json")
+    architecture = ", ".join(settings.get("architectures") or [str(settings.get("model_type", "unknown"))])
+    parameters = counts.get("parameters") or _parameters(folder)
+    blanks = [example["text"] for example in counts.get("examples", [])][:3] or BLANKS
+    filled, notes = _fill(folder, blanks)
+    if filled:
+        notes.append(f"next: robustly evaluate {typed(folder)} --text FILES")
+    rows = counts.get("tokenizer", {}).get("rows", [])
+    figures = {name: value for name, value in counts.items() if not isinstance(value, list | dict)}
+    return Description(
+        folder,
+        "published" if finished else "checkpoint",
+        f"{'A published' if finished else 'A Hugging Face checkpoint of a'} {architecture}"
+        + (f" with {parameters:,} parameters." if parameters else "."),
+        {
+            "parameters": parameters,
+            **{name: settings[key] for key, name in _SETTINGS.items() if key in settings},
+            **figures,
+            "bytes_on_disk": disk_bytes(folder),
+            **(provenance(finished) if finished else {}),
+        },
+        [
+            Listing("blanks, filled now", filled),
+            *([Listing("its tokenizer on held-out documents", rows)] if rows else []),
+            Listing("files", [{"file": path.name, "bytes": path.stat().st_size} for path in _files(folder)]),
+        ],
+        notes,
+    )
+
+
+def describe_report(folder: Path) -> Description:
+    """Describe a run's report, finished or begun."""
+    if (finished := manifest.read(folder)) is None:
+        return unfinished(folder, "report")
+    manifest.check_sizes(folder, finished)
+    counts = finished.counts
+    columns = {name: values for name, values in counts.items() if isinstance(values, list)}
+    seeds = [
+        {"run": number, **dict(zip(columns, row, strict=True))}
+        for number, row in enumerate(zip(*columns.values(), strict=True), start=1)
+    ]
+    return Description(
+        folder,
+        "report",
+        "Whether the model is worth its training: a delta on it and on an untrained one.",
+        {
+            **{name: value for name, value in counts.items() if name not in columns},
+            "bytes_on_disk": disk_bytes(folder),
+            **provenance(finished),
+        },
+        [Listing("by seed", seeds)],
+        [f"in words: {folder / 'README.md'}"],
+    )
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); expected a model's configuration as JSON") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(settings).__name__}")
+    return settings
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def _parameters(folder: Path) -> int | None:
+    """Of all tensors in the folder's safetensors files, whose headers alone are read; None without such files."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "pt") as tensors:
+                total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read ({error}): cut off or damaged; copy it again") from None
+    return total or None
+
+
+def _fill(folder: Path, blanks: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The three best guesses for each blank; or why there are none."""
+    try:
+        lm = open_folder(folder, torch.device("cpu"))
+    except UserError as fault:
+        return [], [f"no blanks are filled: {fault}"]
+    texts = [text.replace("<mask>", lm.tokens.mask_token) for text in blanks]
+    texts = [text for text in texts if len(lm.tokens(text)["input_ids"]) <= lm.longest]
+    with quiet_transformers():
+        fill = transformers.pipeline("fill-mask", model=lm.model, tokenizer=lm.tokens, top_k=3, device="cpu")
+        found = [fill(text) for text in texts]
+    return [
+        {"text": text, "guesses": ", ".join(f"{g['token_str'].strip()} ({g['score']:.1%})" for g in guesses)}
+        for text, guesses in zip(texts, found, strict=True)
+    ], []
