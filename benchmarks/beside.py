@@ -1,4 +1,5 @@
-"""What the benchmarks that start processes share: the command line, a process that is watched, the file of results."""
+"""What the benchmarks that start processes share: the command line, a process that is watched, the
+file of results."""
 
 import argparse
 import json
@@ -22,12 +23,13 @@ RESULTS = Path(__file__).parent / "results"
 class Watched:
     """A command that has run: its seconds, output and memory.
 
-    `before` and `after` a line of stderr that holds `mark`: the peak of the proportional set size of the whole tree of
-    processes, seen every 200 ms (looking costs time); `peak` of both. `largest`: the peak of the resident set of any
-    one process.
-    """
+    `before` and `after` a line of stderr that holds `mark`: the peak of the proportional set size
+    of the whole tree of processes, seen every 200 ms (looking costs time); `peak` of both.
+    `largest`: the peak of the resident set of any one process."""
 
-    def __init__(self, command: list[str], mark: str = "", environment: dict[str, str] | None = None):
+    def __init__(
+        self, command: list[str], mark: str = "", environment: dict[str, str] | None = None
+    ):
         start = time.perf_counter()
         process = subprocess.Popen(
             command,
@@ -53,6 +55,7 @@ class Watched:
         reader = threading.Thread(target=lambda: output.append(process.stdout.read()), daemon=True)  # type: ignore[union-attr]
         reader.start()
         root = psutil.Process(process.pid)
+
         while process.poll() is None:
             memory = 0
             try:
@@ -62,11 +65,14 @@ class Watched:
                     self.largest = max(self.largest, found.rss)
             except psutil.Error:  # one of them has just ended
                 continue
+
             if self.marked:
                 self.after = max(self.after, memory)
             else:
                 self.before = max(self.before, memory)
+
             time.sleep(0.2)
+
         self.seconds = time.perf_counter() - start
         listener.join()
         reader.join()
@@ -81,9 +87,14 @@ def plain(given: list[str], scratch: Path) -> list[str]:
     files = []
     for file in given:
         copy = scratch / Path(file).name.removesuffix(".xz")
-        with (lzma.open if file.endswith(".xz") else open)(file, "rb") as source, copy.open("wb") as target:
+        with (
+            (lzma.open if file.endswith(".xz") else open)(file, "rb") as source,
+            copy.open("wb") as target,
+        ):
             shutil.copyfileobj(source, target)
+
         files.append(str(copy))
+
     return files
 
 
@@ -98,8 +109,11 @@ def main(
     measure: Callable[[list[str], Path], str],
     name: str,
 ) -> None:
-    """Measure on the files of the command line, print the table and write it to `results/<name>-<date>.md`."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure on the files of the command line, print the table and write it to
+    `results/<name>-<date>.md`."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="*", help="text, plain or .xz")
     parser.add_argument("--case", choices=cases, help=argparse.SUPPRESS)
     parser.add_argument("--arguments", help=argparse.SUPPRESS)
@@ -107,10 +121,13 @@ def main(
     if options.case:
         print(json.dumps(cases[options.case](*json.loads(options.arguments))))
         return
+
     if not options.files or not all(Path(file).exists() for file in options.files):
         raise SystemExit(f"expected text files, found {options.files or 'none'}; see --help")
+
     with tempfile.TemporaryDirectory() as scratch:
         text = measure(options.files, Path(scratch))
+
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}-{time.strftime('%Y-%m-%d')}.md").write_text(text)
     print(text)

@@ -1,12 +1,13 @@
-"""The tokenizer builder beside `tokenizers`: time of training, memory of counting, speed of encoding.
+"""The tokenizer builder beside `tokenizers`: time of training, memory of counting, speed of
+encoding.
 
-    python benchmarks/bpe.py FILE.txt.xz ...     # the project's figures: dev_wikipedia_en and dev_books_en
+    python benchmarks/bpe.py FILE.txt.xz ...     # the project's figures: dev_wikipedia_en and
+    dev_books_en
 
-The files are text with a blank line between documents, plain or .xz. Both builders start from the plain text, on all
-cores of the machine, in processes of their own, one after the other, twice; the better time counts. Memory is the
-proportional set size of the whole tree of processes, seen every 50 ms. The table is printed and written to
-benchmarks/results/bpe-<date>.md.
-"""
+The files are text with a blank line between documents, plain or .xz. Both builders start from the
+plain text, on all cores of the machine, in processes of their own, one after the other, twice; the
+better time counts. Memory is the proportional set size of the whole tree of processes, seen every
+50 ms. The table is printed and written to benchmarks/results/bpe-<date>.md."""
 
 import json
 import os
@@ -36,7 +37,7 @@ paths: {{root: {root}}}
 """
 
 
-# ------------------------------------------------------------------------------------------ cases, a process each
+# ---------------------------------------------------------------------------- cases, a process each
 
 
 def peer_training(files: list[str], target: str) -> None:
@@ -62,7 +63,11 @@ def encoding(folder: str, files: list[str]) -> dict[str, Any]:
 
     from robustly import tokenizer
 
-    texts = [text for file in files for text in Path(file).read_text(encoding="utf-8").strip().split("\n\n")]
+    texts = [
+        text
+        for file in files
+        for text in Path(file).read_text(encoding="utf-8").strip().split("\n\n")
+    ]
     size = sum(len(text.encode()) for text in texts)
     encoder = tokenizer.load(Path(folder))
     peer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
@@ -70,6 +75,7 @@ def encoding(folder: str, files: list[str]) -> dict[str, Any]:
     ours: list[Any] = []
     theirs: list[Any] = []
     seconds = {"robustly": 0.0, "tokenizers": 0.0}
+
     for first in range(0, len(texts), 512):  # turn by turn, so that both see the same machine
         batch = texts[first : first + 512]
         start = time.perf_counter()
@@ -81,19 +87,28 @@ def encoding(folder: str, files: list[str]) -> dict[str, Any]:
         for text, mine, other in zip(batch, ours, theirs, strict=True):
             if mine.tolist() != other.ids:
                 raise SystemExit(f"other ids: {text[:200]!r}")
+
     return {name: size / taken / 1e6 for name, taken in seconds.items()} | {"documents": len(texts)}
 
 
 CASES: dict[str, Callable[..., Any]] = {"peer_training": peer_training, "encoding": encoding}
 
 
-# ------------------------------------------------------------------------------------------ measuring
+# ---------------------------------------------------------------------------------------- measuring
 
 
-def robustly(sources: list[str], root: Path, vocab_size: int = VOCAB_SIZE, memory_gb: float = 16.0) -> Watched:
+def robustly(
+    sources: list[str], root: Path, vocab_size: int = VOCAB_SIZE, memory_gb: float = 16.0
+) -> Watched:
     page = root.with_suffix(".yaml")
     page.write_text(
-        PAGE.format(sources=sources, vocab_size=vocab_size, workers=os.cpu_count(), memory_gb=memory_gb, root=root)
+        PAGE.format(
+            sources=sources,
+            vocab_size=vocab_size,
+            workers=os.cpu_count(),
+            memory_gb=memory_gb,
+            root=root,
+        )
     )
     return Watched([sys.executable, "-m", "robustly.cli", "tokenizer", str(page)], "training on")
 
@@ -109,7 +124,10 @@ def made_up(path: Path, words: int) -> None:
         for first in range(0, words, 1000):
             numbers = range(first, min(first + 1000, words))
             # the number, in letters, makes each of them another word
-            rows = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=4)) + letters(number) for number in numbers]
+            rows = [
+                "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=4)) + letters(number)
+                for number in numbers
+            ]
             file.write(" ".join(rows) + "\n\n")
 
 
@@ -129,13 +147,20 @@ def measure(given: list[str], scratch: Path) -> str:
     for number in range(ROUNDS):
         ours.append(robustly(files, scratch / f"ours-{number}"))
         theirs.append(Watched(case("peer_training", files, str(scratch / "peer.json"))))
+
     mine, other = (min(each.seconds for each in some) for some in (ours, theirs))
-    same = merges_of(scratch / "ours-0" / "tokenizer" / "tokenizer.json") == merges_of(scratch / "peer.json")
+    same = merges_of(scratch / "ours-0" / "tokenizer" / "tokenizer.json") == merges_of(
+        scratch / "peer.json"
+    )
 
     bounded = robustly(files, scratch / "bounded", memory_gb=MEMORY_GB)
-    distinct = json.loads((scratch / "bounded/tokenizer/manifest.json").read_text())["counts"]["distinct_words"]
+    distinct = json.loads((scratch / "bounded/tokenizer/manifest.json").read_text())["counts"][
+        "distinct_words"
+    ]
     made_up(scratch / "made_up.txt", MORE_WORDS * distinct)
-    many = robustly([str(scratch / "made_up.txt")], scratch / "many", vocab_size=2000, memory_gb=MEMORY_GB)
+    many = robustly(
+        [str(scratch / "made_up.txt")], scratch / "many", vocab_size=2000, memory_gb=MEMORY_GB
+    )
     speed = json.loads(
         Watched(
             case("encoding", str(scratch / "ours-0" / "tokenizer"), files),
@@ -143,8 +168,11 @@ def measure(given: list[str], scratch: Path) -> str:
         ).output
     )
 
-    versions = ", ".join(f"{library} {version(library)}" for library in ("tokenizers", "tiktoken", "numba", "regex"))
+    versions = ", ".join(
+        f"{library} {version(library)}" for library in ("tokenizers", "tiktoken", "numba", "regex")
+    )
     gb = 1e9
+
     return f"""# Tokenizer
 
 {time.strftime("%Y-%m-%d")}, {os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()},

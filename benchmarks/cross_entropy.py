@@ -2,12 +2,12 @@
 
     python benchmarks/cross_entropy.py
 
-All take the hidden states of the same 8 blocks of 512 tokens, 15% of them masked (614), and give the loss and the
-gradients of the hidden states and of the head of RoBERTa-base. "All positions" is what RobertaForMaskedLM does with the
-labels that run_mlm gives it; "masked positions" is the same on these alone. Memory is what torch gives out more than
-there was before, at its most. On the GPU if there is one, in bf16 too; else on one core. The table is printed and
-written to benchmarks/results/cross_entropy-<date>.md.
-"""
+All take the hidden states of the same 8 blocks of 512 tokens, 15% of them masked (614), and give
+the loss and the gradients of the hidden states and of the head of RoBERTa-base. "All positions" is
+what RobertaForMaskedLM does with the labels that run_mlm gives it; "masked positions" is the same
+on these alone. Memory is what torch gives out more than there was before, at its most. On the GPU
+if there is one, in bf16 too; else on one core. The table is printed and written to
+benchmarks/results/cross_entropy-<date>.md."""
 
 import platform
 import sys
@@ -17,7 +17,9 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-sys.path.append(sys.path.pop(0))  # this folder last: a file in it has the name of one of our packages
+sys.path.append(
+    sys.path.pop(0)
+)  # this folder last: a file in it has the name of one of our packages
 
 import torch
 from torch import Tensor
@@ -32,18 +34,27 @@ TOKENS, MASKED, SIZE, HIDDEN, ROUNDS = 8 * 512, 614, 50_265, 768, 2
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def on_all_positions(head: RobertaLMHead, hidden: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
+def on_all_positions(
+    head: RobertaLMHead, hidden: Tensor, positions: Tensor, labels: Tensor
+) -> Tensor:
     targets = torch.full((TOKENS,), -100, device=DEVICE).index_copy(0, positions, labels)
     return functional.cross_entropy(head(hidden), targets)
 
 
-def on_masked_positions(head: RobertaLMHead, hidden: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
+def on_masked_positions(
+    head: RobertaLMHead, hidden: Tensor, positions: Tensor, labels: Tensor
+) -> Tensor:
     return functional.cross_entropy(head(hidden[positions]).float(), labels)
 
 
-def in_chunks(elements: int, head: RobertaLMHead, hidden: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
+def in_chunks(
+    elements: int, head: RobertaLMHead, hidden: Tensor, positions: Tensor, labels: Tensor
+) -> Tensor:
     states = head.layer_norm(functional.gelu(head.dense(hidden[positions])))
-    return summed_cross_entropy(states, head.decoder.weight, head.decoder.bias, labels, elements) / MASKED
+    return (
+        summed_cross_entropy(states, head.decoder.weight, head.decoder.bias, labels, elements)
+        / MASKED
+    )
 
 
 def seconds(once: Callable[[], None]) -> float:
@@ -53,6 +64,7 @@ def seconds(once: Callable[[], None]) -> float:
     once()
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
+
     return clock() - start
 
 
@@ -63,13 +75,21 @@ def peak(once: Callable[[], None]) -> int:
         before = torch.cuda.memory_allocated()
         once()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         once()
+
     held = most = 0
     events = profile.profiler.kineto_results.events()
-    for _, change in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
+
+    for _, change in sorted(
+        (event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"
+    ):
         held += change
         most = max(most, held)
+
     return most
 
 
@@ -81,7 +101,10 @@ def measure(dtype: torch.dtype) -> dict[str, tuple[float, int]]:
     hidden = torch.randn(TOKENS, HIDDEN, device=DEVICE, dtype=dtype, requires_grad=True)
     positions = torch.randperm(TOKENS)[:MASKED].sort().values.to(DEVICE)
     labels = torch.randint(0, SIZE, (MASKED,)).to(DEVICE)
-    wanted = [hidden, *(each for name, each in head.named_parameters() if name != "bias")]  # tied to the decoder's
+    wanted = [
+        hidden,
+        *(each for name, each in head.named_parameters() if name != "bias"),
+    ]  # tied to the decoder's
 
     def once(loss: Callable[..., Tensor]) -> None:
         torch.autograd.grad(loss(head, hidden, positions, labels), wanted)
@@ -97,7 +120,9 @@ def measure(dtype: torch.dtype) -> dict[str, tuple[float, int]]:
         },
     }
     held = {name: peak(partial(once, loss)) for name, loss in ways.items()}
-    times = [{name: seconds(partial(once, loss)) for name, loss in ways.items()} for _ in range(ROUNDS)]
+    times = [
+        {name: seconds(partial(once, loss)) for name, loss in ways.items()} for _ in range(ROUNDS)
+    ]
     return {name: (min(each[name] for each in times), held[name]) for name in ways}
 
 
@@ -108,6 +133,7 @@ def table(dtype: torch.dtype) -> str:
         f"| {name} | {time_ * 1000:,.0f} | {first / time_:.2f} | {held / 1e6:,.0f} |"
         for name, (time_, held) in found.items()
     )
+
     return f"""
 | {str(dtype).removeprefix("torch.")} | ms | speed | MB |
 | --- | --- | --- | --- |

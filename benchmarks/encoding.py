@@ -1,12 +1,14 @@
-"""Encoding by the table of words beside bare tiktoken, on one core, and the cost of starting the table.
+"""Encoding by the table of words beside bare tiktoken, on one core, and the cost of starting the
+table.
 
-    python benchmarks/encoding.py FILE ...     # the project's figures: dev_wikipedia_en and multilingual
+    python benchmarks/encoding.py FILE ...     # the project's figures: dev_wikipedia_en and
+    multilingual
 
-The files are text with a blank line between documents, or JSON lines with a key `text`; plain or .xz. The vocabulary is
-trained on the first of them. Documents are encoded in turn by both, in batches, so that both see the same machine;
-seconds are those of the processor. "cold": each text is new to the table; "warm": all of it was encoded once before.
-Ids are compared. The table is printed and written to benchmarks/results/encoding-<date>.md.
-"""
+The files are text with a blank line between documents, or JSON lines with a key `text`; plain or
+.xz. The vocabulary is trained on the first of them. Documents are encoded in turn by both, in
+batches, so that both see the same machine; seconds are those of the processor. "cold": each text is
+new to the table; "warm": all of it was encoded once before. Ids are compared. The table is printed
+and written to benchmarks/results/encoding-<date>.md."""
 
 import json
 import os
@@ -37,13 +39,18 @@ def encoding(folder: str, file: str) -> dict[str, float]:
     from robustly import tokenizer
 
     content = Path(file).read_text(encoding="utf-8")
-    lines = [json.loads(line)["text"] for line in content.splitlines()] if file.endswith(".jsonl") else None
+    lines = (
+        [json.loads(line)["text"] for line in content.splitlines()]
+        if file.endswith(".jsonl")
+        else None
+    )
     texts = lines or content.split("\n\n")
     encoder = tokenizer.load(Path(folder))
     start = time.process_time()
     table = encoder._table
     table.encode(b"a")
     seconds = {"start": time.process_time() - start, "tiktoken": 0.0, "cold": 0.0, "warm": 0.0}
+
     for name in ("cold", "warm"):
         for first in range(0, len(texts), BATCH):
             batch = texts[first : first + BATCH]
@@ -56,6 +63,7 @@ def encoding(folder: str, file: str) -> dict[str, float]:
             for text, mine, other in zip(batch, ours, theirs, strict=True):
                 if mine.tolist() != other.tolist():
                     raise SystemExit(f"other ids: {text[:200]!r}")
+
     return {"megabytes": sum(len(text.encode()) for text in texts) / 1e6, **seconds}
 
 
@@ -65,19 +73,29 @@ CASES: dict[str, Callable[..., Any]] = {"encoding": encoding}
 def measure(given: list[str], scratch: Path) -> str:
     files = plain(given, scratch)
     page = scratch / "page.yaml"
-    page.write_text(PAGE.format(source=files[0], vocab_size=VOCAB_SIZE, workers=os.cpu_count(), root=scratch / "run"))
+    page.write_text(
+        PAGE.format(
+            source=files[0], vocab_size=VOCAB_SIZE, workers=os.cpu_count(), root=scratch / "run"
+        )
+    )
     Watched([sys.executable, "-m", "robustly.cli", "tokenizer", str(page)])
     folder = str(scratch / "run" / "tokenizer")
     Watched(case("encoding", folder, files[-1]))  # compiles, where nothing is compiled yet
     rows = []
+
     for file in files:
         found = json.loads(Watched(case("encoding", folder, file)).output)
         size, bare = found["megabytes"], found["tiktoken"]
-        speeds = [f"{size / found[name]:.1f} ({bare / found[name]:.1f})" for name in ("cold", "warm")]
+        speeds = [
+            f"{size / found[name]:.1f} ({bare / found[name]:.1f})" for name in ("cold", "warm")
+        ]
         rows.append(
-            f"| {Path(file).name} | {size:.1f} | {size / bare:.1f} | {speeds[0]} | {speeds[1]} | {found['start']:.1f} |"
+            f"| {Path(file).name} | {size:.1f} | {size / bare:.1f} | {speeds[0]} | {speeds[1]} |"
+            f" {found['start']:.1f} |"
         )
+
     versions = ", ".join(f"{library} {version(library)}" for library in ("tiktoken", "numba"))
+
     return f"""# Encoding
 
 {time.strftime("%Y-%m-%d")}, one core of {os.cpu_count()}, {platform.machine()}, Python {platform.python_version()},

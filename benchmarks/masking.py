@@ -1,10 +1,11 @@
-"""Dynamic masking beside transformers' DataCollatorForLanguageModeling, tokens a second on one core.
+"""Dynamic masking beside transformers' DataCollatorForLanguageModeling, tokens a second on one
+core.
 
     python benchmarks/masking.py
 
-Both mask the same blocks of 512 random ids of RoBERTa's vocabulary, 64 at a time, as they come in a training: 15%, of
-which 80% are <mask> and 10% random. The table is printed and written to benchmarks/results/masking-<date>.md.
-"""
+Both mask the same blocks of 512 random ids of RoBERTa's vocabulary, 64 at a time, as they come in a
+training: 15%, of which 80% are <mask> and 10% random. The table is printed and written to
+benchmarks/results/masking-<date>.md."""
 
 import os
 import platform
@@ -18,15 +19,17 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-sys.path.append(sys.path.pop(0))  # this folder last: pretrain.py has the name of one of our packages
+sys.path.append(
+    sys.path.pop(0)
+)  # this folder last: pretrain.py has the name of one of our packages
 
 import numpy as np
 import torch
 from random_text import save_tokenizer
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
-from robustly.pretrain.config import Masking
-from robustly.pretrain.masking import TokenIds, mask_blocks
+from robustly.pretrain.config import MaskingConfig
+from robustly.pretrain.masking import SpecialTokens, mask_blocks
 
 RESULTS = Path(__file__).parent / "results"
 BLOCKS, LENGTH, SIZE, ROUNDS = 64, 512, 50_265, 5
@@ -37,27 +40,32 @@ def rate(once: Callable[[], Any]) -> float:
     """Tokens a second, the best of some rounds of half a second."""
     once()
     best = 0.0
+
     for _ in range(ROUNDS):
         start, count = time.perf_counter(), 0
         while (seconds := time.perf_counter() - start) < 0.5:
             once()
             count += 1
+
         best = max(best, count * BLOCKS * LENGTH / seconds)
+
     return best
 
 
 def measure(scratch: Path) -> str:
     save_tokenizer(SIZE, scratch)
-    collator = DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(scratch), mlm_probability=0.15)
+    collator = DataCollatorForLanguageModeling(
+        AutoTokenizer.from_pretrained(scratch), mlm_probability=0.15
+    )
     size = len(collator.tokenizer)
     ids = np.random.default_rng(0).integers(4, size - 1, (BLOCKS, LENGTH)).astype(np.int32)
     ids[:, 0], ids[:, -1] = 0, 2
     examples = [{"input_ids": row.tolist()} for row in ids]
-    vocabulary = TokenIds(size, 0, 1, 2, size - 1, np.random.default_rng(1).random(size) < 0.7)
+    vocabulary = SpecialTokens(size, 0, 1, 2, size - 1, np.random.default_rng(1).random(size) < 0.7)
     lengths, epoch, index = np.full(BLOCKS, LENGTH), np.zeros(BLOCKS, np.int64), np.arange(BLOCKS)
 
     def ours(**changes: Any) -> Callable[[], Any]:
-        masking = Masking(**{**MASKING, "style": "fairseq", **changes})
+        masking = MaskingConfig(**{**MASKING, "style": "fairseq", **changes})
         return lambda: mask_blocks(ids, lengths, epoch, index, masking, vocabulary, 1)
 
     rates = {
@@ -67,7 +75,10 @@ def measure(scratch: Path) -> str:
         "robustly, whole words": rate(ours(whole_words=True)),
     }
     first = next(iter(rates.values()))
-    table = "\n".join(f"| {name} | {found / 1e6:,.1f} | {found / first:.1f} |" for name, found in rates.items())
+    table = "\n".join(
+        f"| {name} | {found / 1e6:,.1f} | {found / first:.1f} |" for name, found in rates.items()
+    )
+
     return f"""# Masking
 
 {time.strftime("%Y-%m-%d")}, one core, {platform.machine()}, Python {platform.python_version()}, numpy {np.__version__},

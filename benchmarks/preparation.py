@@ -1,13 +1,14 @@
 """From raw text to blocks beside run_mlm's path, and the speed of reading blocks.
 
-    python benchmarks/preparation.py FILE.txt.xz ...     # the project's figures: dev_wikipedia_en and dev_books_en
+    python benchmarks/preparation.py FILE.txt.xz ...     # the project's figures: dev_wikipedia_en
+    and dev_books_en
 
-The files are text with a blank line between documents and a paragraph a line, plain or .xz. Both start from the plain
-text with the same tokenizer, use as many processes as the machine has cores, and write what the training reads:
-ours is `robustly prepare` (a unit is a line); the peer's is what transformers' run_mlm.py does without --line_by_line,
-`datasets.map` that tokenizes and one that groups, each with num_proc. tiktoken alone encodes the same documents on one
-core, times the cores. The table is printed and written to benchmarks/results/preparation-<date>.md.
-"""
+The files are text with a blank line between documents and a paragraph a line, plain or .xz. Both
+start from the plain text with the same tokenizer, use as many processes as the machine has cores,
+and write what the training reads: ours is `robustly prepare` (a unit is a line); the peer's is what
+transformers' run_mlm.py does without --line_by_line, `datasets.map` that tokenizes and one that
+groups, each with num_proc. tiktoken alone encodes the same documents on one core, times the cores.
+The table is printed and written to benchmarks/results/preparation-<date>.md."""
 
 import json
 import os
@@ -37,11 +38,12 @@ paths: {{root: {root}, tokenizer: {tokenizer}}}
 """
 
 
-# ------------------------------------------------------------------------------------------ cases, a process each
+# ---------------------------------------------------------------------------- cases, a process each
 
 
 def run_mlm(files: list[str], tokenizer_folder: str, cache: str, cores: int) -> dict[str, Any]:
-    """Tokenize lines, join them, cut into blocks: the two `map`s of transformers' run_mlm.py, written anew."""
+    """Tokenize lines, join them, cut into blocks: the two `map`s of transformers' run_mlm.py,
+    written anew."""
     from datasets import load_dataset
     from transformers import AutoTokenizer
 
@@ -71,15 +73,21 @@ def encoding(tokenizer_folder: str, files: list[str]) -> float:
     from robustly import tokenizer
 
     engine = tokenizer.load(Path(tokenizer_folder))._engine
-    texts = [text for file in files for text in Path(file).read_text(encoding="utf-8").strip().split("\n\n")]
+    texts = [
+        text
+        for file in files
+        for text in Path(file).read_text(encoding="utf-8").strip().split("\n\n")
+    ]
     start = time.perf_counter()
     for text in texts:
         engine.encode_ordinary(text)
+
     return sum(len(text.encode()) for text in texts) / (time.perf_counter() - start)
 
 
 def reading(folder: str, cache: str) -> dict[str, float]:
-    """Blocks a second in random order: ours, `datasets`' rows as numpy, and a copy of as much memory."""
+    """Blocks a second in random order: ours, `datasets`' rows as numpy, and a copy of as much
+    memory."""
     import numpy as np
     from datasets import Dataset
 
@@ -98,7 +106,12 @@ def reading(folder: str, cache: str) -> dict[str, float]:
         found[name] = len(order) / (time.perf_counter() - start)
 
     timed("robustly", blocks.gather)
-    arrow = next(path for path in sorted(Path(cache).rglob("*.arrow"), key=lambda p: p.stat().st_mtime, reverse=True))
+    arrow = next(
+        path
+        for path in sorted(
+            Path(cache).rglob("*.arrow"), key=lambda p: p.stat().st_mtime, reverse=True
+        )
+    )
     rows = Dataset.from_file(str(arrow)).with_format("numpy", columns=["input_ids"])
     order = order % len(rows)
     timed("datasets", lambda numbers: rows[numbers.tolist()]["input_ids"])
@@ -108,17 +121,19 @@ def reading(folder: str, cache: str) -> dict[str, float]:
 
 
 def planning(folder: str) -> dict[str, float]:
-    """Seconds for the blocks of a store of a billion tokens, in each format; its tokens are holes in a file."""
+    """Seconds for the blocks of a store of a billion tokens, in each format; its tokens are holes
+    in a file."""
     import numpy as np
 
     from robustly.data_prep import npy
     from robustly.data_prep.blocks import Blocks
     from robustly.data_prep.store import END, Shard, write_store
-    from robustly.tokenizer.tokenizer import Encoder
+    from robustly.tokenizer.tokenizer import Tokenizer
     from robustly.tokenizer.vocabulary import lay_out
 
     draw = np.random.default_rng(0)
     units, shards = PLANNED // 8 // 26, []
+
     for number in range(8):
         name = f"train-{number:05d}"
         sizes = draw.integers(6, 47, units)  # with </s>
@@ -129,12 +144,22 @@ def planning(folder: str) -> dict[str, float]:
         npy.write(Path(folder, f"{name}.units.npy"), ends.astype(END))
         npy.write(Path(folder, f"{name}.documents.npy"), documents.astype(END))
         shards.append(Shard(name, 0, len(documents), units, int(ends[-1]) + 1))
-    write_store(Path(folder), Path(folder), "0" * 64, Encoder(lay_out([])), ["a"], {"train": shards, "validation": []})
+
+    write_store(
+        Path(folder),
+        Path(folder),
+        "0" * 64,
+        Tokenizer(lay_out([])),
+        ["a"],
+        {"train": shards, "validation": []},
+    )
     found: dict[str, float] = {}
+
     for format in ("full_sentences", "doc_sentences", "segment_pair", "sentence_pair"):
         start = time.perf_counter()
         Blocks(Path(folder), "train", BLOCK_LENGTH, format)  # type: ignore[arg-type]
         found[format] = (time.perf_counter() - start) * 1e9 / sum(shard.tokens for shard in shards)
+
     return found
 
 
@@ -143,7 +168,7 @@ CASES: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------ measuring
+# ---------------------------------------------------------------------------------------- measuring
 
 
 def size_of(folder: Path) -> int:
@@ -168,10 +193,14 @@ def measure(given: list[str], scratch: Path) -> str:
 
     Watched([sys.executable, "-m", "robustly.cli", "tokenizer", page("words")])
     ours, theirs = [], []
+
     for number in range(ROUNDS):
-        ours.append(Watched([sys.executable, "-m", "robustly.cli", "prepare", page(f"ours-{number}")]))
+        ours.append(
+            Watched([sys.executable, "-m", "robustly.cli", "prepare", page(f"ours-{number}")])
+        )
         cache = scratch / f"theirs-{number}"
         theirs.append(Watched(case("run_mlm", files, str(vocabulary), str(cache), cores)))
+
     store = scratch / "ours-0" / "data"
     counts = json.loads((store / "manifest.json").read_text())["counts"]
     tokens = counts["train_tokens"] + counts["validation_tokens"]
@@ -181,15 +210,30 @@ def measure(given: list[str], scratch: Path) -> str:
     (scratch / "planned").mkdir()
     planned = json.loads(Watched(case("planning", str(scratch / "planned"))).output)
     mine, other = (min(each.seconds for each in some) for some in (ours, theirs))
-    versions = ", ".join(f"{library} {version(library)}" for library in ("datasets", "transformers", "tiktoken"))
+    versions = ", ".join(
+        f"{library} {version(library)}" for library in ("datasets", "transformers", "tiktoken")
+    )
     rows = [
-        ("run_mlm's path", other, 1.0, size_of(scratch / "theirs-0") / peer["tokens"], max(r.largest for r in theirs)),
-        ("robustly prepare", mine, other / mine, size_of(store) / tokens, max(r.largest for r in ours)),
+        (
+            "run_mlm's path",
+            other,
+            1.0,
+            size_of(scratch / "theirs-0") / peer["tokens"],
+            max(r.largest for r in theirs),
+        ),
+        (
+            "robustly prepare",
+            mine,
+            other / mine,
+            size_of(store) / tokens,
+            max(r.largest for r in ours),
+        ),
     ]
     table = "\n".join(
         f"| {name} | {seconds:.1f} | {ratio:.1f} | {disk:.2f} | {peak / 1e9:.2f} |"
         for name, seconds, ratio, disk, peak in rows
     )
+
     return f"""# From raw text to blocks
 
 {time.strftime("%Y-%m-%d")}, {cores} CPU cores, {platform.machine()}, Python {platform.python_version()}, {versions}.

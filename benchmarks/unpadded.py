@@ -2,13 +2,14 @@
 
     python benchmarks/unpadded.py
 
-Documents of random lengths are cut into DOC-SENTENCES blocks, and an update's blocks pass forward and backward as
-they do in a training: sorted, cut into micro-batches, masked. On a GPU the model has the size of RoBERTa base, in
-bf16; on CPU it is small, in fp32. The table is printed and written to benchmarks/results/unpadded-<device>-<date>.md.
+Documents of random lengths are cut into DOC-SENTENCES blocks, and an update's blocks pass forward
+and backward as they do in a training: sorted, cut into micro-batches, masked. On a GPU the model
+has the size of RoBERTa base, in bf16; on CPU it is small, in fp32. The table is printed and written
+to benchmarks/results/unpadded-<device>-<date>.md.
 
-Predicted, before anything is measured, is what the work says if nothing else counts: a token of a row of L positions
-costs 24 H^2 operations in matrices and 4 H L in attention, in each layer, and a padded position costs as much.
-"""
+Predicted, before anything is measured, is what the work says if nothing else counts: a token of a
+row of L positions costs 24 H^2 operations in matrices and 4 H L in attention, in each layer, and a
+padded position costs as much."""
 
 import platform
 import sys
@@ -17,16 +18,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.append(sys.path.pop(0))  # this folder last: pretrain.py has the name of one of our packages
+sys.path.append(
+    sys.path.pop(0)
+)  # this folder last: pretrain.py has the name of one of our packages
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from random_text import vocabulary_of
 
-from robustly.data_prep.sampler import Order
+from robustly.data_prep.sampler import EpochSampler
 from robustly.pretrain.batches import Batches, MicroBatch
-from robustly.pretrain.config import Masking, Model, Run
+from robustly.pretrain.config import MaskingConfig, ModelConfig, RunConfig
 from robustly.pretrain.model_setup import accelerate
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.schedule import UpdateSizes
@@ -41,11 +44,13 @@ BLOCKS, MICRO_BATCHES, LENGTH, VOCABULARY, SIZES = (
 )
 """Blocks of the update, of a micro-batch; tokens of a block; entries."""
 CORPORA = {"like Wikipedia": (7.8, 1.0), "abstracts": (5.3, 0.6)}
-"""Mean and standard deviation of the logarithm of a document's tokens; Wikipedia's as measured on English articles."""
+"""Mean and standard deviation of the logarithm of a document's tokens; Wikipedia's as measured on
+English articles."""
 
 
 class Documents:
-    """DOC-SENTENCES blocks of random documents: what `Batches` asks of `robustly.data_prep.blocks.Blocks`."""
+    """DOC-SENTENCES blocks of random documents: what `Batches` asks of
+    `robustly.data_prep.blocks.Blocks`."""
 
     pairs = False
 
@@ -60,9 +65,15 @@ class Documents:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def gather(self, blocks: NDArray[np.int64], seconds: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def gather(
+        self, blocks: NDArray[np.int64], seconds: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
         lengths = self.lengths[blocks]
-        ids = np.random.default_rng(blocks[0]).integers(4, VOCABULARY - 1, (len(blocks), LENGTH)).astype(np.int32)
+        ids = (
+            np.random.default_rng(blocks[0])
+            .integers(4, VOCABULARY - 1, (len(blocks), LENGTH))
+            .astype(np.int32)
+        )
         ids[:, 0] = 0
         return np.where(np.arange(LENGTH) < lengths[:, None], ids, 1), lengths
 
@@ -78,11 +89,15 @@ class Found(NamedTuple):
 
 def objective(attention: str) -> MaskedLanguageModel:
     settings = {"positions": LENGTH + 2, "token_types": 1, "dropout": 0.1, "attention_dropout": 0.0}
-    model = Model(**SIZES, **settings, layer_norm_eps=1e-5, init_std=0.02)
+    model = ModelConfig(**SIZES, **settings, layer_norm_eps=1e-5, init_std=0.02)
     config = roberta_config(model, vocabulary_of(VOCABULARY))
     on_gpu = DEVICE.type == "cuda"
-    made = MaskedLanguageModel(new_model(config, 0)).to(DEVICE, torch.bfloat16 if on_gpu else torch.float32).train()
-    accelerate(made, Run(attention=attention, precision="bf16" if on_gpu else "fp32"), DEVICE)
+    made = (
+        MaskedLanguageModel(new_model(config, 0))
+        .to(DEVICE, torch.bfloat16 if on_gpu else torch.float32)
+        .train()
+    )
+    accelerate(made, RunConfig(attention=attention, precision="bf16" if on_gpu else "fp32"), DEVICE)
     return made
 
 
@@ -99,6 +114,7 @@ def seconds(made: MaskedLanguageModel, micro_batches: list[MicroBatch]) -> float
     for one in micro_batches:
         batch = one.to(DEVICE)
         made(batch.inputs, batch.attention, batch.positions, batch.labels).sum().backward()
+
     taken = now() - begin
     made.zero_grad()
     return taken
@@ -110,18 +126,21 @@ def work(rows: int, length: int) -> int:
 
 def measure(corpus: tuple[float, float], micro_batch: int) -> Found:
     blocks: Any = Documents(*corpus)
-    masking = Masking(probability=0.15, mask=0.8, random=0.1, style="fairseq")
+    masking = MaskingConfig(probability=0.15, mask=0.8, random=0.1, style="fairseq")
     ids = vocabulary_of(VOCABULARY)
-    batches = Batches(Order(blocks, 1), UpdateSizes(BLOCKS), masking, ids, 0, 1, micro_batch)
+    batches = Batches(EpochSampler(blocks, 1), UpdateSizes(BLOCKS), masking, ids, 0, 1, micro_batch)
     share = batches.share(1)
     micro_batches, tokens = share.micro_batches, share.tokens
     real = [int(length) for one in micro_batches for length in (one.inputs != ids.pad).sum(1)]
     padded_work = sum(work(*one.inputs.shape) for one in micro_batches)
     models = {attention: objective(attention) for attention in ("sdpa", "varlen")}
-    best = {attention: seconds(made, micro_batches) for attention, made in models.items()}  # warms up
+    best = {
+        attention: seconds(made, micro_batches) for attention, made in models.items()
+    }  # warms up
     for _ in range(ROUNDS):
         for attention, made in models.items():
             best[attention] = min(best[attention], seconds(made, micro_batches))
+
     return Found(
         sum(one.inputs.numel() for one in micro_batches) / tokens,
         padded_work / sum(work(1, length) for length in real),
@@ -137,12 +156,15 @@ def report() -> str:
         for micro_batch in MICRO_BATCHES:
             found = measure(corpus, micro_batch)
             rows.append(
-                f"| {name}, {mean:.0f} | {BLOCKS // micro_batch} | {found.positions:.2f} | {found.predicted:.2f} "
-                f"| {found.unpadded / found.padded:.2f} | {found.padded:,.0f} | {found.unpadded:,.0f} |"
+                f"| {name}, {mean:.0f} | {BLOCKS // micro_batch} | {found.positions:.2f} |"
+                f" {found.predicted:.2f} | {found.unpadded / found.padded:.2f} |"
+                f" {found.padded:,.0f} | {found.unpadded:,.0f} |"
             )
+
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "one CPU core"
     precision = "bf16" if DEVICE.type == "cuda" else "fp32"
     table = "\n".join(rows)
+
     return f"""# Short blocks without padding
 
 {time.strftime("%Y-%m-%d")}, {device}, {platform.machine()}, torch {torch.__version__},

@@ -1,8 +1,8 @@
-"""The training view: blocks of at most `block_length` tokens, <s> first, cut out of a split's stream.
+"""The training view: blocks of at most `block_length` tokens, <s> first, cut out of a split's
+stream.
 
-`packing` says which; each source is packed on its own, so that a block is of one source. A plan costs 12 bytes a block
-(32 in the pair formats) and lies in `<folder>/views`.
-"""
+`packing` says which; each source is packed on its own, so that a block is of one source. A plan
+costs 12 bytes a block (32 in the pair formats) and lies in `<folder>/views`."""
 
 import bisect
 import functools
@@ -21,23 +21,29 @@ from robustly.data_prep.store import Split, Store
 
 VIEWS = "views"
 
-# Shards that are kept open: each costs a file descriptor, of which a process has 1,024 unless told otherwise.
+# Shards that are kept open: each costs a file descriptor, of which a process has 1,024 unless told
+# otherwise.
 OPEN_SHARDS = 256
 CHUNK = 2**22  # records that are read at a time
 
 
 def long_units(store: Store, block_length: int, format: Format) -> int:
-    """How many units do not fit into a block (pair formats: into half of one) with their </s>, and are cut."""
+    """How many units do not fit into a block (pair formats: into half of one) with their </s>, and
+    are cut."""
     longest = room(block_length, format)
-    return sum(int(np.count_nonzero(sizes > longest)) for shard in store.shards for sizes in store.lines(shard))
+    return sum(
+        int(np.count_nonzero(sizes > longest))
+        for shard in store.shards
+        for sizes in store.lines(shard)
+    )
 
 
 class Blocks:
     """The blocks of one split in one format, source by source.
 
-    Their plan is made when it is first asked for and remembered in `<folder>/views`; processes that ask for it at the
-    same time make the same. Raises UserError if the folder holds no token store or a shard is missing or cut off.
-    """
+    Their plan is made when it is first asked for and remembered in `<folder>/views`; processes that
+    ask for it at the same time make the same. Raises UserError if the folder holds no token store
+    or a shard is missing or cut off."""
 
     def __init__(self, folder: Path, split: Split, block_length: int, format: Format):
         self.store = Store(folder, split)
@@ -51,27 +57,38 @@ class Blocks:
             with npy.GrowingArray(path, kind) as view:
                 for blocks in self._plan():
                     view.append(blocks)
+
         self._view = npy.read(path, kind)
-        self._tokens = functools.lru_cache(OPEN_SHARDS)(lambda shard: self.store.tokens(self.store.shards[shard]))
+        self._tokens = functools.lru_cache(OPEN_SHARDS)(
+            lambda shard: self.store.tokens(self.store.shards[shard])
+        )
 
     def _plan(self) -> Iterator[NDArray[Any]]:
         for source in range(len(self.store.sources)):
-            lines = (sizes for shard in self.store.shards_of(source) for sizes in self.store.lines(shard))
-            yield from plan(lines, self.block_length, self.format, int(self.store.source_starts[source]))
+            lines = (
+                sizes for shard in self.store.shards_of(source) for sizes in self.store.lines(shard)
+            )
+            yield from plan(
+                lines, self.block_length, self.format, int(self.store.source_starts[source])
+            )
 
     def __len__(self) -> int:
         return self._view.size
 
     @property
     def lengths(self) -> NDArray[np.int32]:
-        """Tokens of each block as it is planned, <s> and </s> included: (blocks,), mapped from disk."""
+        """Tokens of each block as it is planned, <s> and </s> included: (blocks,), mapped from
+        disk."""
         return self._view["length"]
 
     @functools.cached_property
     def source_lengths(self) -> NDArray[np.float64]:
         """Tokens per block of each source, <s> and </s> included; 0 without blocks: (sources,)."""
         sums = [
-            sum(int(self.lengths[at : min(at + CHUNK, end)].sum()) for at in range(begin, end, CHUNK))
+            sum(
+                int(self.lengths[at : min(at + CHUNK, end)].sum())
+                for at in range(begin, end, CHUNK)
+            )
             for begin, end in itertools.pairwise(self.source_starts.tolist())
         ]
         return np.array(sums) / np.maximum(1, np.diff(self.source_starts))
@@ -84,8 +101,12 @@ class Blocks:
     @functools.cached_property
     def source_starts(self) -> NDArray[np.int64]:
         """The first block of each source, and the number of blocks: (sources + 1,)."""
-        starts = self._view["start"]  # within a source, some pairs are out of order; sources never are
-        found = [bisect.bisect_left(starts, start) for start in self.store.source_starts[:-1].tolist()]
+        starts = self._view[
+            "start"
+        ]  # within a source, some pairs are out of order; sources never are
+        found = [
+            bisect.bisect_left(starts, start) for start in self.store.source_starts[:-1].tolist()
+        ]
         return np.array([*found, len(self)], np.int64)
 
     def sources_of(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -95,11 +116,11 @@ class Blocks:
     def gather(
         self, blocks: NDArray[np.int64], seconds: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The ids of n blocks, (n, block_length), padded with <pad> on the right, and their lengths, (n,).
+        """The ids of n blocks, (n, block_length), padded with <pad> on the right, and their
+        lengths, (n,).
 
-        Pair formats: <s>, the first segment of each block, </s>, and the second segment of the block in `seconds`
-        (default: its own). Raises IndexError for a block that there is not.
-        """
+        Pair formats: <s>, the first segment of each block, </s>, and the second segment of the
+        block in `seconds` (default: its own). Raises IndexError for a block that there is not."""
         rows = self._view[blocks]
         ids = np.full((len(rows), self.block_length), self.store.pad_id, np.int32)
         ids[:, 0] = self.store.bos_id
@@ -107,9 +128,12 @@ class Blocks:
             lengths = np.ascontiguousarray(rows["length"])
             self._copy(ids, rows["start"], np.ones_like(lengths), lengths)
             return ids, lengths
+
         others = rows if seconds is None else self._view[seconds]
         middle = 1 + rows["first"]
-        lengths = np.where(others["second"] < 0, middle, middle + others["length"] - others["first"] - 1)
+        lengths = np.where(
+            others["second"] < 0, middle, middle + others["length"] - others["first"] - 1
+        )
         self._copy(ids, rows["start"], np.ones_like(middle), middle)
         paired = np.flatnonzero(others["second"] >= 0)
         ids[paired, middle[paired]] = self.store.eos_id
@@ -117,12 +141,19 @@ class Blocks:
         return ids, lengths.astype(np.int32)
 
     def _copy(
-        self, ids: NDArray[np.int32], starts: NDArray[np.int64], begins: NDArray[np.int32], ends: NDArray[np.int32]
+        self,
+        ids: NDArray[np.int32],
+        starts: NDArray[np.int64],
+        begins: NDArray[np.int32],
+        ends: NDArray[np.int32],
     ) -> None:
         """Fill each row of `ids` from `begins` to `ends` with the stream from `starts` on."""
         shards = np.searchsorted(self.store.starts, starts, side="right") - 1
         offsets = starts - self.store.starts[shards]
-        places = zip(ids, shards.tolist(), offsets.tolist(), begins.tolist(), ends.tolist(), strict=True)
+        places = zip(
+            ids, shards.tolist(), offsets.tolist(), begins.tolist(), ends.tolist(), strict=True
+        )
+
         for row, shard, offset, at, end in places:
             while at < end:
                 piece = self._tokens(shard)[offset : offset + end - at]
@@ -130,34 +161,42 @@ class Blocks:
                 at += piece.size
                 shard, offset = shard + 1, 0  # a block may go on in the next shard
 
-    # ------------------------------------------------------------------------------------------ next sentences
+    # ------------------------------------------------------------------------------- next sentences
 
-    def follows(self, blocks: NDArray[np.int64], seconds: NDArray[np.int64] | None = None) -> NDArray[np.int8]:
-        """Whether the second segment (of the blocks in `seconds`; default: its own) follows the first in its document:
-        1, 0, or -1 where there is none; (n,). Pair formats alone."""
+    def follows(
+        self, blocks: NDArray[np.int64], seconds: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int8]:
+        """Whether the second segment (of the blocks in `seconds`; default: its own) follows the
+        first in its document: 1, 0, or -1 where there is none; (n,). Pair formats alone."""
         assert self.pairs
         rows = self._view[blocks]
-        own = np.where(rows["second"] < 0, -1, rows["second"] == rows["start"] + rows["first"]).astype(np.int8)
+        own = np.where(
+            rows["second"] < 0, -1, rows["second"] == rows["start"] + rows["first"]
+        ).astype(np.int8)
         return own if seconds is None else np.where(seconds == blocks, own, 0).astype(np.int8)
 
     def may_swap(self, blocks: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether blocks can exchange their second segments with others': if both have one that follows the first, in
-        different documents; (n,)."""
+        """Whether blocks can exchange their second segments with others': if both have one that
+        follows the first, in different documents; (n,)."""
         follow = (self.follows(blocks) == 1) & (self.follows(others) == 1)
         return follow & (self._view[blocks]["document"] != self._view[others]["document"])
 
     @functools.cached_property
     def swap_share(self) -> float:
-        """The probability of a swap, where blocks may, that half of all second segments do not follow their first.
+        """The probability of a swap, where blocks may, that half of all second segments do not
+        follow their first.
 
-        Partners are drawn at random from all blocks. 1 where even that is too little, as in a corpus of two documents.
-        """
+        Partners are drawn at random from all blocks. 1 where even that is too little, as in a
+        corpus of two documents."""
         following = alone = of_one_document = 0
         for at in range(0, len(self), CHUNK):
             found = self.follows(np.arange(at, min(at + CHUNK, len(self))))
-            _, counts = np.unique(self._view["document"][at : at + CHUNK][found == 1], return_counts=True)
+            _, counts = np.unique(
+                self._view["document"][at : at + CHUNK][found == 1], return_counts=True
+            )
             following, alone = following + int((found == 1).sum()), alone + int((found < 0).sum())
             of_one_document += int((counts.astype(np.int64) ** 2).sum())
+
         missing = (len(self) - alone) / 2 - (len(self) - alone - following)  # so many never follow
         partners = (following**2 - of_one_document) / max(1, len(self))
         return min(1.0, max(0.0, missing / partners)) if partners else 1.0

@@ -1,4 +1,5 @@
-"""The documents of a token store as JSON lines: the corpus as it was read, less what was dropped."""
+"""The documents of a token store as JSON lines: the corpus as it was read, less what was
+dropped."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,23 +9,25 @@ from robustly.data_prep.json_lines import check_place, new_file
 from robustly.data_prep.store import SPLITS, Store
 
 if TYPE_CHECKING:
-    from robustly.tokenizer.tokenizer import Encoder
+    from robustly.tokenizer.tokenizer import Tokenizer
 
 OPTION = "--decode-documents"
 
 
-def decode_documents(folder: Path, encoder: "Encoder", path: Path) -> int:
-    """Write every document of a store to `path`, split by split and in the order of the store; returns how many.
+def decode_documents(folder: Path, encoder: "Tokenizer", path: Path) -> int:
+    """Write every document of a store to `path`, split by split and in the order of the store;
+    returns how many.
 
-    A line is {"text", "source", "split"}. The file is there when all of it is; compressed if it ends in .gz.
-    Raises UserError as `check_place` does, and if `encoder` is not the store's.
-    """
+    A line is {"text", "source", "split"}. The file is there when all of it is; compressed if it
+    ends in .gz. Raises UserError as `check_place` does, and if `encoder` is not the store's."""
     check_place(path, OPTION)
     stores = [Store(folder, split) for split in SPLITS]
     total = sum(store.documents for store in stores)
+
     with new_file(path) as write, log.progress("decoding", total, "documents") as advance:
         for store in stores:
             for source, text in store.named_texts(encoder):
                 write({"text": text, "source": source, "split": store.split})
                 advance(1)
+
     return total

@@ -1,4 +1,5 @@
-"""Documents written as JSON lines: to a new file, plain or compressed, that is there when all of it is."""
+"""Documents written as JSON lines: to a new file, plain or compressed, that is there when all of it
+is."""
 
 import gzip
 import json
@@ -14,11 +15,14 @@ ENDINGS = (".jsonl", ".jsonl.gz")
 
 
 def check_place(path: Path, option: str) -> None:
-    """Raises UserError, naming the option that asks for it, unless documents can be written to a new file at `path`."""
+    """Raises UserError, naming the option that asks for it, unless documents can be written to a
+    new file at `path`."""
     if not path.name.endswith(ENDINGS):
         raise UserError(f"{option} {path}: expected a name that ends in {' or '.join(ENDINGS)}")
     if path.exists():
-        raise UserError(f"{option} {path}: is there already and was left as it is; give another name")
+        raise UserError(
+            f"{option} {path}: is there already and was left as it is; give another name"
+        )
     if not path.parent.is_dir():
         raise UserError(f"{option} {path}: no folder {path.parent}; make it first")
 
@@ -28,9 +32,12 @@ def new_file(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Yields what writes an object as a line of the file; compressed if its name ends in .gz."""
     with ExitStack() as open_files:
         out: BinaryIO = open_files.enter_context(atomic(path))
-        if path.name.endswith(".gz"):  # without a time or a name: the same documents give the same bytes
+        if path.name.endswith(
+            ".gz"
+        ):  # without a time or a name: the same documents give the same bytes
             packed = gzip.GzipFile("", "wb", compresslevel=6, fileobj=out, mtime=0)
             out = cast(BinaryIO, open_files.enter_context(packed))
+
         yield lambda line: _write(out, line)
 
 

@@ -12,12 +12,14 @@ from numpy.typing import DTypeLike, NDArray
 
 from robustly import UserError
 
-# numpy reads a header by Python's `ast`, which now and then fails (SystemError) if several threads use it at once.
+# numpy reads a header by Python's `ast`, which now and then fails (SystemError) if several threads
+# use it at once.
 _ONE_AT_A_TIME = threading.Lock()
 
 
 class GrowingArray:
-    """A one-dimensional .npy file whose length is known only at its end; visible by rename, once it is whole.
+    """A one-dimensional .npy file whose length is known only at its end; visible by rename, once it
+    is whole.
 
     As a context manager it is finished on leaving, and removed if an exception passes.
     """
@@ -33,7 +35,11 @@ class GrowingArray:
 
     def _write_header(self) -> None:
         # numpy pads the header so that it keeps its size whatever the length
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": False,
+            "shape": (self.length,),
+        }
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def append(self, values: NDArray[Any]) -> None:
@@ -42,7 +48,8 @@ class GrowingArray:
         self.length += values.size
 
     def finish(self) -> None:
-        """Write the length, flush to disk, rename into place; the caller makes the rename durable where it must be."""
+        """Write the length, flush to disk, rename into place; the caller makes the rename durable
+        where it must be."""
         self._file.seek(0)
         self._write_header()
         self._file.flush()
@@ -53,7 +60,8 @@ class GrowingArray:
     def discard(self) -> None:
         """Remove what was written, unless it is finished."""
         try:
-            self._file.close()  # which writes what is still in memory, and fails where the disk is full
+            # which writes what is still in memory, and fails where the disk is full
+            self._file.close()
         finally:
             self._beside.unlink(missing_ok=True)
 
@@ -61,7 +69,10 @@ class GrowingArray:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         try:
             if kind is None:
@@ -77,18 +88,23 @@ def write(path: Path, values: NDArray[Any]) -> None:
 
 
 def read(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArray[Any]:
-    """Map an array into memory, read-only. Raises UserError if it is missing, cut off or another's."""
+    """Map an array into memory, read-only. Raises UserError if it is missing, cut off or
+    another's."""
     try:
         with _ONE_AT_A_TIME:
-            array = np.asarray(np.load(path, mmap_mode="r"))  # a plain view of the map: slicing it is faster
+            array = np.asarray(
+                np.load(path, mmap_mode="r")
+            )  # a plain view of the map: slicing it is faster
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}): missing, cut off or changed; make its folder anew"
         ) from None
+
     if array.dtype != np.dtype(dtype) or array.ndim != 1 or length not in (None, array.size):
         expected = f"{'an array' if length is None else f'{length:,}'} of {np.dtype(dtype)}"
         raise UserError(
-            f"{path}: shape {array.shape} of {array.dtype}, expected {expected}: changed since it was written; "
-            "make its folder anew"
+            f"{path}: shape {array.shape} of {array.dtype}, expected {expected}: changed since it"
+            " was written; make its folder anew"
         )
+
     return array

@@ -1,19 +1,21 @@
 """The four input formats of Liu et al. 2019, section 4.2, as lists of slices of a stream.
 
-A *stream* is read as lines: a unit's tokens and its </s>, or the lone </s> that ends every document. A line longer than
-its room is cut into pieces that fill theirs, never dropped; what the last piece leaves free is filled with the lines
-that follow.
+A *stream* is read as lines: a unit's tokens and its </s>, or the lone </s> that ends every
+document. A line longer than its room is cut into pieces that fill theirs, never dropped; what the
+last piece leaves free is filled with the lines that follow.
 
-* `full_sentences` (fairseq's `--sample-break-mode complete`): whole lines while they fit, across documents; the lone
-  </s> between two documents is a line too.
-* `doc_sentences` (`complete_doc`): the same, but a block ends with its document, and the lone </s> is left out.
-* `segment_pair`: two segments, each of whole lines of one document while they fit into half a block.
+* `full_sentences` (fairseq's `--sample-break-mode complete`): whole lines while they fit, across
+  documents; the lone </s> between two documents is a line too.
+* `doc_sentences` (`complete_doc`): the same, but a block ends with its document, and the lone </s>
+  is left out.
+* `segment_pair`: two segments, each of whole lines of one document while they fit into half a
+  block.
 * `sentence_pair`: two segments, each a line.
 
-Of the pair formats a block is planned with the two segments that follow each other in their document; `order` gives
-half of them another's second segment. A segment that is left over at the end of its document is halved between two
-lines; one of a single line is paired with the next such of another document.
-"""
+Of the pair formats a block is planned with the two segments that follow each other in their
+document; `order` gives half of them another's second segment. A segment that is left over at the
+end of its document is halved between two lines; one of a single line is paired with the next such
+of another document."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -25,11 +27,14 @@ from numpy.typing import NDArray
 from robustly.data_prep.config import PAIRS, Format
 
 BLOCK = np.dtype([("start", "<i8"), ("length", "<i4")])
-"""A block: where it begins in the stream, and its tokens, <s> included, which is not in the stream."""
-PAIR = np.dtype([("start", "<i8"), ("length", "<i4"), ("first", "<i4"), ("second", "<i8"), ("document", "<i8")])
-"""A block of two segments: where the first begins in the stream; all tokens, <s> and the </s> between the segments
-included, which are not in the stream; tokens of the first segment; where the second begins, -1 if there is none; where
-the first one's document begins."""
+"""A block: where it begins in the stream, and its tokens, <s> included, which is not in the
+stream."""
+PAIR = np.dtype(
+    [("start", "<i8"), ("length", "<i4"), ("first", "<i4"), ("second", "<i8"), ("document", "<i8")]
+)
+"""A block of two segments: where the first begins in the stream; all tokens, <s> and the </s>
+between the segments included, which are not in the stream; tokens of the first segment; where the
+second begins, -1 if there is none; where the first one's document begins."""
 
 
 def record(format: Format) -> np.dtype[Any]:
@@ -38,32 +43,37 @@ def record(format: Format) -> np.dtype[Any]:
 
 
 def room(block_length: int, format: Format) -> int:
-    """The longest line that is not cut: beside <s>; in half of what <s> and the </s> between the segments leave."""
+    """The longest line that is not cut: beside <s>; in half of what <s> and the </s> between the
+    segments leave."""
     return (block_length - 2) // 2 if format in PAIRS else block_length - 1
 
 
 def plan(
     lines: Iterable[NDArray[np.int64]], block_length: int, format: Format, start: int = 0
 ) -> Iterator[NDArray[Any]]:
-    """The blocks of a stream that begins at `start`, of dtype `record(format)`, a bunch for each array of lines and one
-    at the end.
+    """The blocks of a stream that begins at `start`, of dtype `record(format)`, a bunch for each
+    array of lines and one at the end.
 
-    `lines` are the sizes of the stream's lines, whole documents in each array: 2 or more for a unit, 1 for the lone
-    </s>. Every token is in one block but the lone </s> of each document; in `full_sentences` that of the last document
-    alone (it separates no two).
-    """
+    `lines` are the sizes of the stream's lines, whole documents in each array: 2 or more for a
+    unit, 1 for the lone </s>. Every token is in one block but the lone </s> of each document; in
+    `full_sentences` that of the last document alone (it separates no two)."""
     if format in PAIRS:
         return _paired(lines, room(block_length, format), format == "segment_pair", start)
+
     return _filled(lines, room(block_length, format), format == "full_sentences", start)
 
 
-def _filled(lines: Iterable[NDArray[np.int64]], room: int, across: bool, start: int) -> Iterator[NDArray[Any]]:
+def _filled(
+    lines: Iterable[NDArray[np.int64]], room: int, across: bool, start: int
+) -> Iterator[NDArray[Any]]:
     filled = 0
     for sizes in lines:
         starts, lengths, start, filled = _slices(sizes, room, across, True, start, filled)
         yield _blocks(starts, lengths)
+
     if across and filled:
         filled -= 1  # the lone </s> after the last document
+
     if filled:
         yield _blocks(np.array([start]), np.array([filled]))
 
@@ -77,8 +87,10 @@ def _blocks(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[An
 def _slices(
     lines: NDArray[np.int64], room: int, across: bool, joined: bool, start: int, filled: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int, int]:
-    """Slices of at most `room` tokens: where they begin, their lengths, and the (start, filled) that is under way."""
-    # Two neighbours hold `room` tokens or more together, unless a document or an unjoined line ends between them.
+    """Slices of at most `room` tokens: where they begin, their lengths, and the (start, filled)
+    that is under way."""
+    # Two neighbours hold `room` tokens or more together, unless a document or an unjoined line ends
+    # between them.
     ends = len(lines) if not joined else 0 if across else int(np.count_nonzero(lines == 1))
     most = 2 * (int(lines.sum()) // room + 1) + ends + 2
     starts, lengths = np.empty(most, np.int64), np.empty(most, np.int64)
@@ -98,57 +110,75 @@ def _fill(
     starts: NDArray[np.int64],
     lengths: NDArray[np.int64],
 ) -> tuple[int, int, int]:
-    """Fill slices with lines; (start, filled) is the slice under way, before and after. Returns the slices closed."""
+    """Fill slices with lines; (start, filled) is the slice under way, before and after. Returns the
+    slices closed."""
     count = 0
     for size in lines:
         ends_document = size == 1 and not across
         if filled and (ends_document or not joined or filled + size > room):
             starts[count], lengths[count] = start, filled
             count, start, filled = count + 1, start + filled, 0
+
         if ends_document:
             start += 1
             continue
+
         while size > room:  # then `filled` is 0
             # a last piece is never a </s> alone
             piece = room if size > room + 1 else room - 1
             starts[count], lengths[count] = start, piece
             count, start, size = count + 1, start + piece, size - piece
+
         filled += size
+
     return count, start, filled
 
 
-# ------------------------------------------------------------------------------------------------------ pairs
+# -------------------------------------------------------------------------------------------- pairs
 
 
-def _paired(lines: Iterable[NDArray[np.int64]], room: int, joined: bool, start: int) -> Iterator[NDArray[Any]]:
-    waiting = np.empty((0, 3), np.int64)  # a segment without a partner: its start, length and document
+def _paired(
+    lines: Iterable[NDArray[np.int64]], room: int, joined: bool, start: int
+) -> Iterator[NDArray[Any]]:
+    waiting = np.empty(
+        (0, 3), np.int64
+    )  # a segment without a partner: its start, length and document
     for sizes in lines:
         line_ends = start + np.cumsum(sizes)
         document_ends = line_ends[sizes == 1]
         starts, lengths, start, filled = _slices(sizes, room, False, joined, start, 0)
         assert not filled  # a lone </s> came last
-        number = np.searchsorted(document_ends, starts, side="right")  # of its document, among these
+        number = np.searchsorted(
+            document_ends, starts, side="right"
+        )  # of its document, among these
         documents = np.concatenate([starts[:1], document_ends])[number]
         first_of = np.searchsorted(number, number)  # a document's first segment
         even = (np.arange(len(starts)) - first_of) % 2 == 0
         last = np.append(number[1:] != number[:-1], True)[: len(starts)]
 
         first = np.flatnonzero(even & ~last)
-        pairs = _pairs(starts[first], lengths[first], starts[first + 1], lengths[first + 1], documents[first])
+        pairs = _pairs(
+            starts[first], lengths[first], starts[first + 1], lengths[first + 1], documents[first]
+        )
         left = np.flatnonzero(even & last)
         cuts = _middle(line_ends, starts[left], lengths[left])
         halved = cuts > 0
         cut, begin = cuts[halved], starts[left][halved]
-        halves = _pairs(begin, cut, begin + cut, lengths[left][halved] - cut, documents[left][halved])
+        halves = _pairs(
+            begin, cut, begin + cut, lengths[left][halved] - cut, documents[left][halved]
+        )
 
         single = left[~halved]
-        waiting = np.concatenate([waiting, np.stack([starts[single], lengths[single], documents[single]], 1)])
+        waiting = np.concatenate(
+            [waiting, np.stack([starts[single], lengths[single], documents[single]], 1)]
+        )
         couples = len(waiting) // 2 * 2
         one, two = waiting[0:couples:2].T, waiting[1:couples:2].T
         waiting = waiting[couples:]
         strangers = _pairs(one[0], one[1], two[0], two[1], one[2])
         found = np.concatenate([pairs, halves, strangers])
         yield found[np.argsort(found["start"])]
+
     if len(waiting):
         alone = np.empty(1, PAIR)
         alone[0] = waiting[0, 0], waiting[0, 1] + 1, waiting[0, 1], -1, waiting[0, 2]
@@ -163,17 +193,27 @@ def _pairs(
     documents: NDArray[np.int64],
 ) -> NDArray[Any]:
     pairs = np.empty(len(starts), PAIR)
-    pairs["start"], pairs["first"], pairs["second"], pairs["document"] = starts, lengths, seconds, documents
+    pairs["start"], pairs["first"], pairs["second"], pairs["document"] = (
+        starts,
+        lengths,
+        seconds,
+        documents,
+    )
     pairs["length"] = lengths + second_lengths + 2  # <s>, and the </s> between them
     return pairs
 
 
-def _middle(ends: NDArray[np.int64], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Tokens of each segment up to the end of a line that is nearest to its middle; 0 if it is of a single line."""
+def _middle(
+    ends: NDArray[np.int64], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Tokens of each segment up to the end of a line that is nearest to its middle; 0 if it is of a
+    single line."""
     after = np.searchsorted(ends, starts + lengths // 2)  # the first line that ends there or later
     before = np.maximum(after - 1, 0)
     options = np.stack([ends[before], ends[np.minimum(after, len(ends) - 1)]]) - starts
-    distance = np.where((options > 0) & (options < lengths), np.abs(2 * options - lengths), np.iinfo(np.int64).max)
+    distance = np.where(
+        (options > 0) & (options < lengths), np.abs(2 * options - lengths), np.iinfo(np.int64).max
+    )
     best = distance.argmin(0)
     columns = np.arange(len(starts))
     return np.where(distance[best, columns] < np.iinfo(np.int64).max, options[best, columns], 0)

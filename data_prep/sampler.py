@@ -1,13 +1,12 @@
 """Which block stands where in an endless stream of epochs.
 
-An epoch is a fixed virtual list, each source's blocks repeated a stated number of times, in an order of its own: a
-keyed permutation (`robustly.rng.permute`). So the block at position i of epoch e takes constant time and memory, and is
-the same on any rank and after any resume.
+An epoch is a fixed virtual list, each source's blocks repeated a stated number of times, in an
+order of its own: a keyed permutation (`robustly.rng.permute`). So the block at position i of epoch
+e takes constant time and memory, and is the same on any rank and after any resume.
 
-In the pair formats the positions 2k and 2k + 1 of an epoch may exchange the second segments of their blocks, by a coin
-for each epoch and k: then neither second segment follows its first. So every segment is met once an epoch, as in the
-other formats.
-"""
+In the pair formats the positions 2k and 2k + 1 of an epoch may exchange the second segments of
+their blocks, by a coin for each epoch and k: then neither second segment follows its first. So
+every segment is met once an epoch, as in the other formats."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,38 +18,41 @@ from robustly import UserError
 from robustly.data_prep.blocks import Blocks
 from robustly.rng import Purpose, permute, words
 
-# Which blocks make up the fraction of a repetition: the same in all runs and epochs, of a seed and epoch that are no
-# run's.
+# Which blocks make up the fraction of a repetition: the same in all runs and epochs, of a seed and
+# epoch that are no run's.
 CHOICE_SEED = 0
 CHOICE_EPOCH = 2**32 - 2
 
 
-class Places(NamedTuple):
+class Samples(NamedTuple):
     """What stands at n positions; each (n,) int64."""
 
     epoch: NDArray[np.int64]
     entry: NDArray[np.int64]
-    """Place in the virtual list. Masks depend on it, so that copies of a block have masks of their own."""
+    """Place in the virtual list. Masks depend on it, so that copies of a block have masks of their
+    own."""
     block: NDArray[np.int64]
     second: NDArray[np.int64]
-    """The block whose second segment is shown; `block` itself but for pairs that do not follow each other."""
+    """The block whose second segment is shown; `block` itself but for pairs that do not follow each
+    other."""
 
 
 class Mixture:
     """An epoch's virtual list: the blocks of source s `repeats[s]` times (default: each once).
 
-    After the whole repetitions of a source comes its fraction: as many of its blocks, a fixed choice from all over.
-    Something of a source is always left. Raises UserError for another number of sources.
-    """
+    After the whole repetitions of a source comes its fraction: as many of its blocks, a fixed
+    choice from all over. Something of a source is always left. Raises UserError for another number
+    of sources."""
 
     def __init__(self, source_starts: NDArray[np.int64], repeats: Sequence[float] = ()):
         sizes = np.diff(source_starts)
         times = np.array(repeats or np.ones(len(sizes)), np.float64)
         if len(times) != len(sizes):
             raise UserError(
-                f"corpus.sources: {len(times)} on the page, and the token store was made of {len(sizes)}; name the "
-                "same ones, or leave out `repeat`"
+                f"corpus.sources: {len(times)} on the page, and the token store was made of"
+                f" {len(sizes)}; name the same ones, or leave out `repeat`"
             )
+
         self._starts, self._blocks = source_starts[:-1], sizes
         self.sizes = np.maximum(np.rint(times * sizes).astype(np.int64), sizes > 0)
         """Places of each source in the list."""
@@ -65,13 +67,17 @@ class Mixture:
         copy, block = np.divmod(entry - (self._ends - self.sizes)[source], self._blocks[source])
         # a source's last repetition is a part of it, unless it is whole
         partial = copy == (self.sizes // self._blocks.clip(1))[source]
+
         for number in np.unique(source[partial]):
             of_it = partial & (source == number)
-            block[of_it] = permute(block[of_it], int(self._blocks[number]), CHOICE_SEED, CHOICE_EPOCH)
+            block[of_it] = permute(
+                block[of_it], int(self._blocks[number]), CHOICE_SEED, CHOICE_EPOCH
+            )
+
         return self._starts[source] + block
 
 
-class Order:
+class EpochSampler:
     """The stream of epochs over the blocks of a split."""
 
     def __init__(self, blocks: Blocks, seed: int, repeats: Sequence[float] = ()):
@@ -85,20 +91,24 @@ class Order:
         """Tokens per block of an epoch, <s> and </s> included; 0 without blocks."""
         return float(self.mixture.sizes @ self.blocks.source_lengths) / max(1, self.size)
 
-    def stream(self, start: int, stop: int) -> Places:
-        """What stands at the stream's positions `start` to `stop`, which run through epoch after epoch."""
+    def stream(self, start: int, stop: int) -> Samples:
+        """What stands at the stream's positions `start` to `stop`, which run through epoch after
+        epoch."""
         epoch, position = np.divmod(np.arange(start, stop, dtype=np.int64), self.size)
         return self.places(epoch, position)
 
-    def places(self, epoch: NDArray[np.int64], position: NDArray[np.int64]) -> Places:
+    def places(self, epoch: NDArray[np.int64], position: NDArray[np.int64]) -> Samples:
         """What stands at positions of epochs."""
         entry = permute(position, self.size, self.seed, epoch)
         block = self.mixture.block(entry)
         if not self.blocks.pairs:
-            return Places(epoch, entry, block, block)
+            return Samples(epoch, entry, block, block)
+
         beside = position ^ 1
-        partner = np.where(beside < self.size, beside, position)  # the last of an odd number has none
+        partner = np.where(
+            beside < self.size, beside, position
+        )  # the last of an odd number has none
         other = self.mixture.block(permute(partner, self.size, self.seed, epoch))
         coin, _, _, _ = words(self.seed, Purpose.PAIR, epoch, position >> 1, 0)
         swapped = (coin < self.blocks.swap_share * 2.0**32) & self.blocks.may_swap(block, other)
-        return Places(epoch, entry, block, np.where(swapped, other, block))
+        return Samples(epoch, entry, block, np.where(swapped, other, block))

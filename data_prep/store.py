@@ -1,9 +1,10 @@
-"""The token store: every document as token ids, with the ends of its units and the white space between them.
+"""The token store: every document as token ids, with the ends of its units and the white space
+between them.
 
-A store is a folder of shards, one for each part of the corpus and split, listed in `store.json`; docs/data_format.md
-describes it. The tokens of a split, its shards one after the other, are its *stream*: the tokens of each unit, then
-</s>, and one more </s> after the last unit of a document. Every input format is a choice of slices of the stream.
-"""
+A store is a folder of shards, one for each part of the corpus and split, listed in `store.json`;
+docs/data_format.md describes it. The tokens of a split, its shards one after the other, are its
+*stream*: the tokens of each unit, then </s>, and one more </s> after the last unit of a document.
+Every input format is a choice of slices of the stream."""
 
 import hashlib
 import json
@@ -18,12 +19,12 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from robustly import UserError
-from robustly.corpus.config import told_apart
+from robustly.corpus.config import unique_names
 from robustly.data_prep import npy
 from robustly.files import flush, write_json
 
 if TYPE_CHECKING:
-    from robustly.tokenizer.tokenizer import Encoder
+    from robustly.tokenizer.tokenizer import Tokenizer
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
@@ -39,11 +40,12 @@ WAITING = 2**20  # tokens that a writer collects before it writes them: some MB
 
 
 def split_of(text: str, validation: float) -> Split:
-    """The split of a document, by the sha256 of its UTF-8 text: the same whatever else the corpus holds.
+    """The split of a document, by the sha256 of its UTF-8 text: the same whatever else the corpus
+    holds.
 
-    The first 8 bytes, as a fraction of 2**64, are compared with `validation`, the share that is held out; so a
-    larger share holds out what a smaller one does, and copies of a document fall into one split.
-    """
+    The first 8 bytes, as a fraction of 2**64, are compared with `validation`, the share that is
+    held out; so a larger share holds out what a smaller one does, and copies of a document fall
+    into one split."""
     head = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     return "validation" if head < validation * 2**64 else "train"
 
@@ -62,20 +64,26 @@ class Shard:
 
 
 class ShardWriter:
-    """Writes one shard. Its files appear when it is closed, and none if it got no document or an exception passes."""
+    """Writes one shard. Its files appear when it is closed, and none if it got no document or an
+    exception passes."""
 
     def __init__(self, folder: Path, name: str, source: int, eos_id: int, dtype: np.dtype[Any]):
         self.name, self.source = name, source
         self._folder = folder
         self._eos = np.full(1, eos_id, dtype)
         dtypes: dict[str, DTypeLike] = {"tokens": dtype, "gaps": np.uint8}
-        self._files = {kind: npy.GrowingArray(folder / f"{name}.{kind}.npy", dtypes.get(kind, END)) for kind in KINDS}
+        self._files = {
+            kind: npy.GrowingArray(folder / f"{name}.{kind}.npy", dtypes.get(kind, END))
+            for kind in KINDS
+        }
         self._documents = self._units = self._tokens = self._gap_bytes = 0  # so far
         self._waiting = _Waiting()
 
-    def append(self, tokens: NDArray[Any], unit_ends: NDArray[np.int64], gaps: Sequence[str]) -> None:
-        """Write a document: the ids of its units, each followed by </s>; where each unit ends among them, after its
-        </s>; and the white space before each unit and after the last.
+    def append(
+        self, tokens: NDArray[Any], unit_ends: NDArray[np.int64], gaps: Sequence[str]
+    ) -> None:
+        """Write a document: the ids of its units, each followed by </s>; where each unit ends among
+        them, after its </s>; and the white space before each unit and after the last.
 
         Raises UserError if the shard would not fit its 32-bit ends.
         """
@@ -94,9 +102,10 @@ class ShardWriter:
         self._documents += 1
         if max(self._tokens, self._gap_bytes) > LIMIT:
             raise UserError(
-                f"{self.name}: more than {LIMIT:,} tokens in one part of the corpus: one compressed file, or one "
-                "document; cut the file into smaller ones"
+                f"{self.name}: more than {LIMIT:,} tokens in one part of the corpus: one compressed"
+                " file, or one document; cut the file into smaller ones"
             )
+
         if waiting.size > WAITING:
             self._write()
 
@@ -121,11 +130,15 @@ class ShardWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         with ExitStack() as rest:
             for file in self._files.values():
                 rest.callback(file.discard)
+
             if kind is None and self._documents:
                 self._write()
                 for file in self._files.values():
@@ -150,15 +163,19 @@ def write_store(
     folder: Path,
     work: Path,
     stage_hash: str,
-    encoder: "Encoder",
+    encoder: "Tokenizer",
     sources: Sequence[str],
     shards: dict[Split, list[Shard]],
 ) -> list[Path]:
-    """Move the shards from `work` into `folder` and list them in `store.json`; returns all files of the store."""
-    names = [f"{shard.name}.{kind}.npy" for split in SPLITS for shard in shards[split] for kind in KINDS]
+    """Move the shards from `work` into `folder` and list them in `store.json`; returns all files of
+    the store."""
+    names = [
+        f"{shard.name}.{kind}.npy" for split in SPLITS for shard in shards[split] for kind in KINDS
+    ]
     for name in names:
         if (work / name).exists():  # else a run that was killed has moved it
             (work / name).rename(folder / name)
+
     flush(folder)
     write_json(
         folder / STORE,
@@ -183,33 +200,41 @@ def _facts(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder}: no token store here (no {STORE}); run `robustly prepare CONFIG` first") from None
+        raise UserError(
+            f"{folder}: no token store here (no {STORE}); run `robustly prepare CONFIG` first"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: unreadable ({error}); delete {folder} and prepare the data anew") from None
+        raise UserError(
+            f"{path}: unreadable ({error}); delete {folder} and prepare the data anew"
+        ) from None
+
     if facts.get("format") != FORMAT:
         raise UserError(
-            f"{path}: a token store of format {facts.get('format')}, this release reads {FORMAT}; prepare the data anew"
+            f"{path}: a token store of format {facts.get('format')}, this release reads {FORMAT};"
+            " prepare the data anew"
         )
+
     return cast(dict[str, Any], facts)
 
 
-def check_tokenizer(folder: Path, encoder: "Encoder") -> None:
-    """Raises UserError if the store in `folder` was not written with the vocabulary of `encoder`."""
+def check_tokenizer(folder: Path, encoder: "Tokenizer") -> None:
+    """Raises UserError if the store in `folder` was not written with the vocabulary of
+    `encoder`."""
     facts = _facts(folder)
     if facts["vocabulary"] != encoder.fingerprint:
         raise UserError(
-            f"{folder}: its tokens are of another tokenizer ({facts['vocab_size']:,} entries, fingerprint "
-            f"{facts['vocabulary'][:12]}) than the one given ({encoder.vocab_size:,} entries, "
-            f"{encoder.fingerprint[:12]}); give the tokenizer that it was prepared with, or prepare the data anew"
+            f"{folder}: its tokens are of another tokenizer ({facts['vocab_size']:,} entries,"
+            f" fingerprint {facts['vocabulary'][:12]}) than the one given ({encoder.vocab_size:,}"
+            f" entries, {encoder.fingerprint[:12]}); give the tokenizer that it was prepared with,"
+            " or prepare the data anew"
         )
 
 
 class Store:
     """One split of a token store, read by memory map.
 
-    Raises UserError if the folder holds no store that this release reads; a shard that is missing or cut off is named
-    when it is first used.
-    """
+    Raises UserError if the folder holds no store that this release reads; a shard that is missing
+    or cut off is named when it is first used."""
 
     def __init__(self, folder: Path, split: Split):
         facts = _facts(folder)
@@ -217,16 +242,22 @@ class Store:
         self.hash: str = facts["hash"]
         """Of the stage that wrote it."""
         self.dtype = np.dtype(facts["dtype"])
-        self.bos_id, self.pad_id, self.eos_id = (int(facts[name]) for name in ("bos_id", "pad_id", "eos_id"))
-        self.sources: tuple[str, ...] = tuple(told_apart(facts["sources"]))
+        self.bos_id, self.pad_id, self.eos_id = (
+            int(facts[name]) for name in ("bos_id", "pad_id", "eos_id")
+        )
+        self.sources: tuple[str, ...] = tuple(unique_names(facts["sources"]))
         """Names, each another; a shard's `source` is a place among them."""
         self.shards = tuple(Shard(**shard) for shard in facts["splits"][split])
         self.documents = sum(shard.documents for shard in self.shards)
         self.units = sum(shard.units for shard in self.shards)
-        self.starts: NDArray[np.int64] = np.cumsum([0, *(shard.tokens for shard in self.shards)], dtype=np.int64)
+        self.starts: NDArray[np.int64] = np.cumsum(
+            [0, *(shard.tokens for shard in self.shards)], dtype=np.int64
+        )
         """Where in the stream each shard begins, and the stream's length: (shards + 1,)."""
         owners = [shard.source for shard in self.shards]  # in the order of the sources
-        self.source_starts: NDArray[np.int64] = self.starts[np.searchsorted(owners, np.arange(len(self.sources) + 1))]
+        self.source_starts: NDArray[np.int64] = self.starts[
+            np.searchsorted(owners, np.arange(len(self.sources) + 1))
+        ]
         """Where in the stream each source begins, and the stream's length: (sources + 1,)."""
 
     @property
@@ -259,14 +290,18 @@ class Store:
         return self._read(shard, "documents", END, shard.documents)
 
     def lines(self, shard: Shard) -> Iterator[NDArray[np.int64]]:
-        """Sizes of the lines of the shard's stream, </s> included: a unit's tokens + 1; 1 where a document ends.
+        """Sizes of the lines of the shard's stream, </s> included: a unit's tokens + 1; 1 where a
+        document ends.
 
         Whole documents at a time, of about LINES_AT_ONCE units together.
         """
         unit_ends, document_ends = self.unit_ends(shard), self.document_ends(shard)
         first = unit = start = 0
+
         while first < shard.documents:
-            last = max(first + 1, int(np.searchsorted(document_ends, unit + LINES_AT_ONCE, side="right")))
+            last = max(
+                first + 1, int(np.searchsorted(document_ends, unit + LINES_AT_ONCE, side="right"))
+            )
             units = int(document_ends[last - 1])
             ends = unit_ends[unit:units].astype(np.int64)
             closed = document_ends[first:last].astype(np.int64) - unit
@@ -274,16 +309,17 @@ class Store:
             yield np.diff(ends, prepend=start)
             first, unit, start = last, units, int(ends[-1])
 
-    def texts(self, encoder: "Encoder") -> Iterator[str]:
-        """The documents, to the byte, in the order of the store. Raises UserError if `encoder` is another's."""
+    def texts(self, encoder: "Tokenizer") -> Iterator[str]:
+        """The documents, to the byte, in the order of the store. Raises UserError if `encoder` is
+        another's."""
         return (text for _, text in self.named_texts(encoder))
 
-    def named_texts(self, encoder: "Encoder") -> Iterator[tuple[str, str]]:
+    def named_texts(self, encoder: "Tokenizer") -> Iterator[tuple[str, str]]:
         """As `texts`, each with the name of its source: (source, text)."""
         for number, name in enumerate(self.sources):  # shards are in the order of the sources
             yield from ((name, text) for text in self.texts_of(number, encoder))
 
-    def texts_of(self, source: int, encoder: "Encoder") -> Iterator[str]:
+    def texts_of(self, source: int, encoder: "Tokenizer") -> Iterator[str]:
         """As `texts`, of one source by its place."""
         check_tokenizer(self.folder, encoder)
         for shard in self.shards_of(source):
@@ -291,8 +327,12 @@ class Store:
             gaps = self._read(shard, "gaps", np.uint8, None)
             gap_ends = self._read(shard, "gap_ends", END, shard.units + shard.documents)
             gap_starts = np.concatenate([np.zeros(1, END), gap_ends[:-1]])
-            white_space = (bytes(gaps[begin:end]).decode() for begin, end in zip(gap_starts, gap_ends, strict=True))
+            white_space = (
+                bytes(gaps[begin:end]).decode()
+                for begin, end in zip(gap_starts, gap_ends, strict=True)
+            )
             begin = unit = 0
+
             for document_end in self.document_ends(shard).tolist():
                 pieces = []
                 for end in unit_ends[unit:document_end].tolist():

@@ -1,4 +1,5 @@
-"""Attaching: the base is frozen, methods add their modules, and what is trained has a name by which it is stored."""
+"""Attaching: the base is frozen, methods add their modules, and what is trained has a name by which
+it is stored."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -24,17 +25,20 @@ class Attachment:
     fingerprint: str
     """Of the encoder that it was attached to."""
     head: frozenset[str]
-    """Names of the parameters that the base does not bring: a task's head. All of them are trained."""
+    """Names of the parameters that the base does not bring: a task's head. All of them are
+    trained."""
     kept: list[str] = field(default_factory=list)
     """Names of tensors that are stored though they are not trained."""
     penalties: list[Callable[[], Tensor]] = field(default_factory=list)
     """Added to the loss of every update."""
     after_update: list[Callable[[int, int], None]] = field(default_factory=list)
-    """Called after an update, while its gradients are there, with its number, from 1, and that of all updates."""
+    """Called after an update, while its gradients are there, with its number, from 1, and that of
+    all updates."""
     stateful: list[Stateful] = field(default_factory=list)
     """What a method remembers from update to update, besides its tensors."""
     finishers: list[Callable[[], None]] = field(default_factory=list)
-    """Called once, after training: each puts what its method stores in the place of what was trained."""
+    """Called once, after training: each puts what its method stores in the place of what was
+    trained."""
     finished: bool = False
     """Whether the methods have the form in which they are stored."""
     method_of: dict[str, str] = field(default_factory=dict)
@@ -52,49 +56,68 @@ def attach(
 ) -> RobertaPreTrainedModel:
     """Attach methods to a RoBERTa model of transformers with any head, in place; returns it.
 
-    `methods`: as on a page, such as `[{"name": "lora", "rank": 8}]`. Trained are what they add and the head, or what
-    they name of the base (bitfit, full); everything else is frozen. Each method's start is a function of `seed` alone,
-    whatever stands beside it. The order of the list has no meaning. Weights of the base that are trained are copied
-    first: models that share a base in memory do not see it. `base_fingerprint`: the encoder's, where it is known.
-    `finished`: in the form that is stored, into which tensors are then loaded (see `finish`).
+    `methods`: as on a page, such as `[{"name": "lora", "rank": 8}]`. Trained are what they add and
+    the head, or what they name of the base (bitfit, full); everything else is frozen. Each method's
+    start is a function of `seed` alone, whatever stands beside it. The order of the list has no
+    meaning. Weights of the base that are trained are copied first: models that share a base in
+    memory do not see it. `base_fingerprint`: the encoder's, where it is known. `finished`: in the
+    form that is stored, into which tensors are then loaded (see `finish`).
 
-    Raises UserError if the model is no RoBERTa, has a delta already, or if a method does not fit it.
-    """
+    Raises UserError if the model is no RoBERTa, has a delta already, or if a method does not fit
+    it."""
     specs = parse(methods)
     names = [spec.name for spec in specs]
     if len(set(names)) != len(names):
         raise UserError(f"methods: {', '.join(names)}: expected each of them once")
     if not isinstance(getattr(model, "roberta", None), RobertaModel):
-        raise UserError(f"expected a RoBERTa model of transformers with a head, found {type(model).__name__}")
+        raise UserError(
+            f"expected a RoBERTa model of transformers with a head, found {type(model).__name__}"
+        )
     if hasattr(model, "delta"):
-        raise UserError("the model has a delta already: give all methods in one list, or load the base again")
+        raise UserError(
+            "the model has a delta already: give all methods in one list, or load the base again"
+        )
+
     head = {name: parameter for name, parameter in model.named_parameters() if is_head(name)}
-    model.delta = Attachment(specs, base_fingerprint or fingerprint(model.roberta), frozenset(), finished=finished)
+    model.delta = Attachment(
+        specs, base_fingerprint or fingerprint(model.roberta), frozenset(), finished=finished
+    )
     of_base = {id(parameter) for name, parameter in model.named_parameters() if name not in head}
     model.requires_grad_(False)
     method_of: dict[int, str] = {}
+
     for place, name in enumerate(registry.ATTACH, start=1):
         for spec in specs:
             if spec.name == name:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed64(seed, Purpose.INIT, 0, place))  # 0 is the head's
                     registry.ATTACH[name](model, spec)
-                method_of |= {id(p): name for p in model.parameters() if p.requires_grad and id(p) not in method_of}
+
+                method_of |= {
+                    id(p): name
+                    for p in model.parameters()
+                    if p.requires_grad and id(p) not in method_of
+                }
+
     heads = {id(parameter) for parameter in head.values()}
+
     for parameter in model.parameters():
         # peft freezes what is not its own
         parameter.requires_grad_(id(parameter) in method_of or id(parameter) in heads)
         if parameter.requires_grad and id(parameter) in of_base:
             parameter.data = parameter.data.clone()
+
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     model.delta.head = frozenset(name_of[number] for number in heads)
-    model.delta.method_of = {name_of[number]: method for number, method in method_of.items() if number not in heads}
+    model.delta.method_of = {
+        name_of[number]: method for number, method in method_of.items() if number not in heads
+    }
     return model
 
 
 def finish(model: RobertaPreTrainedModel) -> None:
-    """After training: methods whose networks are needed for training alone keep their output. The model computes the
-    same as before, to the bit, and is trained no more."""
+    """After training: methods whose networks are needed for training alone keep their output. The
+    model computes the same as before, to the bit, and is trained no more."""
     for finisher in model.delta.finishers:
         finisher()
     model.delta.finishers.clear()
@@ -102,25 +125,29 @@ def finish(model: RobertaPreTrainedModel) -> None:
 
 
 def is_head(name: str) -> bool:
-    """Whether a parameter of a model belongs to the head: not to the encoder, nor to its language-modeling head."""
+    """Whether a parameter of a model belongs to the head: not to the encoder, nor to its
+    language-modeling head."""
     return not name.startswith(("roberta.", "lm_head.")) or name.startswith("roberta.pooler.")
 
 
 def fingerprint(encoder: RobertaModel) -> str:
-    """sha256 over the encoder's tensors by name: name, type, shape, bytes. The same however files cut them, and with
-    or without heads and a pooler beside them."""
+    """sha256 over the encoder's tensors by name: name, type, shape, bytes. The same however files
+    cut them, and with or without heads and a pooler beside them."""
     digest = hashlib.sha256()
     for name, parameter in sorted(encoder.named_parameters()):
         if not name.startswith("pooler."):
             tensor = parameter.detach().cpu().contiguous()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+
     return digest.hexdigest()
 
 
 def trained(model: RobertaPreTrainedModel) -> dict[str, Tensor]:
     """What is trained, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
 
 
 def stored(model: RobertaPreTrainedModel) -> dict[str, Tensor]:

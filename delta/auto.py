@@ -1,4 +1,5 @@
-"""`delta.methods: auto`: the rule's candidates, a short trial of them by successive halving, and why one was chosen."""
+"""`delta.methods: auto`: the rule's candidates, a short trial of them by successive halving, and
+why one was chosen."""
 
 import dataclasses
 import hashlib
@@ -12,7 +13,7 @@ from typing import Any
 
 from robustly import UserError, log, markdown
 from robustly.delta.base_model import Base
-from robustly.delta.config import DeltaPage
+from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import LEAST_BUDGET, Candidate, Situation, label
 from robustly.delta.tasks import Example, TaskData, draw, form
 from robustly.delta.tuning import Diverged, tune, unseen_test
@@ -39,10 +40,17 @@ class Found:
         return self.score, -self.loss
 
 
-def situation(base: Base, page: DeltaPage, data: TaskData) -> Situation:
+def situation(base: Base, page: DeltaExperiment, data: TaskData) -> Situation:
     """What the rule looks at."""
     drawn = draw(data, page.delta.task.examples, page.seed)
-    how = form(page.delta.task, data.labels, base.tokenizer, base.longest_input, base.model.config.vocab_size)
+    how = form(
+        page.delta.task,
+        data.labels,
+        base.tokenizer,
+        base.longest_input,
+        base.model.config.vocab_size,
+    )
+
     return Situation(
         examples=len(drawn),
         length=statistics.median(how.length(row) for row in how.encode(drawn)),
@@ -52,40 +60,69 @@ def situation(base: Base, page: DeltaPage, data: TaskData) -> Situation:
     )
 
 
-def choose(base: Base, page: DeltaPage, data: TaskData, among: Sequence[Candidate], folder: Path) -> DeltaPage:
-    """The page with the candidate that does best in a short trial, and `choice.json` in `folder`, which says how it
-    came about. Trials that stand there already are not made again. The test file is not looked at.
+def choose(
+    base: Base, page: DeltaExperiment, data: TaskData, among: Sequence[Candidate], folder: Path
+) -> DeltaExperiment:
+    """The page with the candidate that does best in a short trial, and `choice.json` in `folder`,
+    which says how it came about. Trials that stand there already are not made again. The test file
+    is not looked at.
 
-    The candidates are trained for a fraction of the page's epochs, the better half of them for twice as long, and so on
-    until one is left; the last two for half the epochs. Equal scores go by the loss.
+    The candidates are trained for a fraction of the page's epochs, the better half of them for
+    twice as long, and so on until one is left; the last two for half the epochs. Equal scores go by
+    the loss.
 
     Raises UserError if every candidate diverges.
     """
     tried, how = _trial_data(data, page)
-    record = _begun(folder) or {"candidates": [_described(each) for each in among], "scored_on": how, "rungs": []}
+    record = _begun(folder) or {
+        "candidates": [_described(each) for each in among],
+        "scored_on": how,
+        "rungs": [],
+    }
     left = list(range(len(among)))
     rungs = math.ceil(math.log2(len(among)))
     log.say(f"methods: auto: {len(among)} candidates, scored by {data.metric} on {how}")
     for each in among:
         log.say(f"  {label(each.methods)}, {each.stored:,} parameters: {each.reason}")
+
     for rung in range(rungs):
         if rung == len(record["rungs"]):
-            record["rungs"].append({"epochs": page.optim.epochs / 2 ** (rungs - rung), "trials": {}})
+            record["rungs"].append(
+                {"epochs": page.optim.epochs / 2 ** (rungs - rung), "trials": {}}
+            )
+
         epochs, trials = record["rungs"][rung]["epochs"], record["rungs"][rung]["trials"]
         for number in left:
             if str(number) not in trials:
-                trials[str(number)] = _described_trial(_trial(base, page, tried, among[number], epochs))
+                trials[str(number)] = _described_trial(
+                    _trial(base, page, tried, among[number], epochs)
+                )
                 write_json(folder / CHOICE, record)
-        found = {number: Found(**trials[str(number)]) for number in left if "score" in trials[str(number)]}
+
+        found = {
+            number: Found(**trials[str(number)])
+            for number in left
+            if "score" in trials[str(number)]
+        }
         for number in left:
             result = f"{data.metric} {show(found[number].score)}" if number in found else "diverged"
             log.say(f"  {label(among[number].methods)}, {show(epochs)} epochs: {result}")
+
         if not found:
-            raise UserError("delta.methods: auto: every candidate diverges; lower optim.peak_lr, or name methods")
-        left = sorted(found, key=lambda number: found[number].rank, reverse=True)[: math.ceil(len(left) / 2)]
+            raise UserError(
+                "delta.methods: auto: every candidate diverges; lower optim.peak_lr, or name"
+                " methods"
+            )
+
+        left = sorted(found, key=lambda number: found[number].rank, reverse=True)[
+            : math.ceil(len(left) / 2)
+        ]
+
     chosen = among[left[0]]
     why = f"{label(chosen.methods)}: " + (
-        f"the best of {len(among)} in the trial on {how}" if rungs else "the only one that the budget allows"
+        f"the best of {len(among)} in the trial on {how}"
+        if rungs
+        else "the only one that the budget allows"
     )
     log.say(f"chosen: {why}")
     methods = [method.model_dump(mode="json", exclude_defaults=True) for method in chosen.methods]
@@ -94,47 +131,72 @@ def choose(base: Base, page: DeltaPage, data: TaskData, among: Sequence[Candidat
 
 
 def choice_section(folder: Path, metric: str) -> str:
-    """For the card: which candidates there were, why, and how they did; empty where nothing was chosen."""
+    """For the card: which candidates there were, why, and how they did; empty where nothing was
+    chosen."""
     if (record := _begun(folder)) is None:
         return ""
+
     rows = []
+
     for number, candidate in enumerate(record["candidates"]):
-        trials = [rung["trials"][str(number)] for rung in record["rungs"] if str(number) in rung["trials"]]
-        scores = " -> ".join(show(trial["score"]) if "score" in trial else "diverged" for trial in trials) or "-"
+        trials = [
+            rung["trials"][str(number)] for rung in record["rungs"] if str(number) in rung["trials"]
+        ]
+        scores = (
+            " -> ".join(
+                show(trial["score"]) if "score" in trial else "diverged" for trial in trials
+            )
+            or "-"
+        )
         rows.append([candidate["label"], candidate["stored"], candidate["reason"], scores])
+
     return (
         f"## Choice\n\nThe page says `methods: auto`. Chosen is {record['why']}.\n\n"
         + markdown.table(["candidate", "parameters", "why it is one", f"{metric}, trial by trial"], rows)
     )  # fmt: skip
 
 
-def _trial(base: Base, page: DeltaPage, data: TaskData, candidate: Candidate, epochs: float) -> Found | None:
+def _trial(
+    base: Base, page: DeltaExperiment, data: TaskData, candidate: Candidate, epochs: float
+) -> Found | None:
     """None if it diverges."""
     started = time.monotonic()
     try:
-        scores = tune(base, _trial_page(page).tuned_by(candidate.methods, epochs=epochs), data, page.seed).score.scores
+        scores = tune(
+            base, _trial_page(page).tuned_by(candidate.methods, epochs=epochs), data, page.seed
+        ).score.scores
     except Diverged:
         return None
+
     return Found(scores[data.metric], scores["loss"], round(time.monotonic() - started, 3))
 
 
-def _trial_page(page: DeltaPage) -> DeltaPage:
+def _trial_page(page: DeltaExperiment) -> DeltaExperiment:
     """The trial's data are drawn already."""
     task = page.delta.task.model_copy(update={"examples": None})
     return page.model_copy(update={"delta": page.delta.model_copy(update={"task": task})})
 
 
-def _trial_data(data: TaskData, page: DeltaPage) -> tuple[TaskData, str]:
-    """The first seed's training examples, and what the trial is scored on in the place of the test file, in words."""
+def _trial_data(data: TaskData, page: DeltaExperiment) -> tuple[TaskData, str]:
+    """The first seed's training examples, and what the trial is scored on in the place of the test
+    file, in words."""
     drawn = draw(data, page.delta.task.examples, page.seed)
     if data.dev:
-        return unseen_test(dataclasses.replace(data, train=tuple(drawn))), f"the dev file's {len(data.dev):,} examples"
+        return (
+            unseen_test(dataclasses.replace(data, train=tuple(drawn))),
+            f"the dev file's {len(data.dev):,} examples",
+        )
+
     by_hash = sorted(drawn, key=_hash)
     held_out = by_hash[: math.ceil(len(by_hash) / HELD_OUT)]
     apart = {example.inputs for example in held_out}
     rest = [example for example in drawn if example.inputs not in apart]
     held = dataclasses.replace(data, train=tuple(rest), dev=tuple(held_out))
-    return unseen_test(held), f"{len(held_out):,} of {len(drawn):,} training examples, which the trial leaves out"
+
+    return (
+        unseen_test(held),
+        f"{len(held_out):,} of {len(drawn):,} training examples, which the trial leaves out",
+    )
 
 
 def _hash(example: Example) -> bytes:
@@ -142,7 +204,9 @@ def _hash(example: Example) -> bytes:
 
 
 def _described(candidate: Candidate) -> dict[str, Any]:
-    methods = [method.model_dump(mode="json", exclude_defaults=True) for method in candidate.methods]
+    methods = [
+        method.model_dump(mode="json", exclude_defaults=True) for method in candidate.methods
+    ]
     return {
         "label": label(candidate.methods), "methods": methods, "stored": candidate.stored, "reason": candidate.reason,
     }  # fmt: skip

@@ -1,4 +1,5 @@
-"""The base: the encoder that a delta attaches to, its tokenizer, and the fingerprint that tells it from others."""
+"""The base: the encoder that a delta attaches to, its tokenizer, and the fingerprint that tells it
+from others."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from robustly import UserError, manifest, tokenizer
 from robustly.delta.attachment import fingerprint, is_head
 from robustly.log import quiet_transformers
 from robustly.rng import Purpose, seed64
-from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.tokenizer import Tokenizer
 
 Head = Literal["sequence", "tokens", "choice", "masked_lm"]
 HEADS: dict[Head, type[RobertaPreTrainedModel]] = {
@@ -34,8 +35,8 @@ HEADS: dict[Head, type[RobertaPreTrainedModel]] = {
 
 @dataclass(frozen=True)
 class Base:
-    """An encoder that is never changed. Models that are made of it share its weights in memory, so that many deltas
-    are at hand on one base."""
+    """An encoder that is never changed. Models that are made of it share its weights in memory, so
+    that many deltas are at hand on one base."""
 
     name: str
     """Where it was loaded from, as the user wrote it."""
@@ -43,20 +44,24 @@ class Base:
     """fp32, on the CPU, with the language-modeling head that only a cloze uses."""
     has_lm_head: bool
     """Whether the folder holds that head; otherwise it is random."""
-    tokenizer: Encoder
+    tokenizer: Tokenizer
 
     @classmethod
     def load(cls, folder: Path | str) -> "Base":
-        """A published folder of ours, or any folder that transformers saved a RoBERTa model and its tokenizer to.
+        """A published folder of ours, or any folder that transformers saved a RoBERTa model and its
+        tokenizer to.
 
-        Raises UserError if the folder is missing, unfinished, of another model type, without some of the encoder's
-        weights, or if the tokenizer is not byte-level in RoBERTa's layout or does not fit the model.
-        """
+        Raises UserError if the folder is missing, unfinished, of another model type, without some
+        of the encoder's weights, or if the tokenizer is not byte-level in RoBERTa's layout or does
+        not fit the model."""
         folder = Path(folder)
         _check_is_roberta(folder)
         vocabulary = tokenizer.load(folder)
+
         try:
-            with quiet_transformers():  # it would list the language-modeling head as unexpected, which it is not here
+            with (
+                quiet_transformers()
+            ):  # it would list the language-modeling head as unexpected, which it is not here
                 model, found = RobertaForMaskedLM.from_pretrained(
                     folder,
                     dtype=torch.float32,
@@ -65,37 +70,52 @@ class Base:
                 )
         except Exception as error:  # each format and version has its own
             raise UserError(f"{folder}: transformers cannot load the model: {error}") from error
+
         missing = sorted(map(str, found["missing_keys"]))
         if lacking := [name for name in missing if not name.startswith("lm_head.")]:
-            raise UserError(f"{folder}: lacks {len(lacking)} weights of the encoder, such as {lacking[0]}")
+            raise UserError(
+                f"{folder}: lacks {len(lacking)} weights of the encoder, such as {lacking[0]}"
+            )
+
         config = model.config
         if vocabulary.vocab_size > config.vocab_size or vocabulary.pad_id != config.pad_token_id:
             raise UserError(
-                f"{folder}: the tokenizer has {vocabulary.vocab_size:,} entries and pads with {vocabulary.pad_id}; the "
-                f"model has {config.vocab_size:,} and pads with {config.pad_token_id}: they are not of one checkpoint"
+                f"{folder}: the tokenizer has {vocabulary.vocab_size:,} entries and pads with"
+                f" {vocabulary.pad_id}; the model has {config.vocab_size:,} and pads with"
+                f" {config.pad_token_id}: they are not of one checkpoint"
             )
+
         return cls(str(folder), model.eval().requires_grad_(False), not missing, vocabulary)
 
     def untrained(self, seed: int) -> "Base":
-        """The same configuration and tokenizer with fresh random weights: what pretraining is compared with."""
+        """The same configuration and tokenizer with fresh random weights: what pretraining is
+        compared with."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed64(seed, Purpose.INIT, 0, 0))
             model = RobertaForMaskedLM(self.model.config).eval().requires_grad_(False)
         return Base(f"{self.name}, untrained", model, self.has_lm_head, self.tokenizer)
 
-    def with_head(self, head: Head, outputs: int, seed: int, labels: Sequence[str] = ()) -> RobertaPreTrainedModel:
-        """A model of the encoder under a fresh random head, which is a function of the seed; the encoder's weights, and
-        for "masked_lm" the language-modeling head's, are the base's own. Evaluating.
+    def with_head(
+        self, head: Head, outputs: int, seed: int, labels: Sequence[str] = ()
+    ) -> RobertaPreTrainedModel:
+        """A model of the encoder under a fresh random head, which is a function of the seed; the
+        encoder's weights, and for "masked_lm" the language-modeling head's, are the base's own.
+        Evaluating.
 
-        `outputs`: scores of an input (of a token for "tokens"); `labels`: their names, if they have some. Raises
-        UserError for "masked_lm" if the base's folder holds no language-modeling head.
+        `outputs`: scores of an input (of a token for "tokens"); `labels`: their names, if they have
+        some. Raises UserError for "masked_lm" if the base's folder holds no language-modeling head.
         """
         if head == "masked_lm" and not self.has_lm_head:
             raise UserError(
-                f"{self.name}: holds no language-modeling head, which a cloze needs; publish one, or use "
-                "another kind of task"
+                f"{self.name}: holds no language-modeling head, which a cloze needs; publish one,"
+                " or use another kind of task"
             )
-        settings = {k: v for k, v in self.model.config.to_dict().items() if k not in ("id2label", "label2id")}
+
+        settings = {
+            k: v
+            for k, v in self.model.config.to_dict().items()
+            if k not in ("id2label", "label2id")
+        }
         names = labels or [f"LABEL_{number}" for number in range(outputs)]
         config = RobertaConfig.from_dict({**settings, "id2label": dict(enumerate(names))})
         config.label2id = {label: number for number, label in config.id2label.items()}
@@ -103,7 +123,12 @@ class Base:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed64(seed, Purpose.INIT, 0, 0))
             model = HEADS[head](config)
-        own = {name: tensor for name, tensor in self.model.state_dict().items() if name in model.state_dict()}
+
+        own = {
+            name: tensor
+            for name, tensor in self.model.state_dict().items()
+            if name in model.state_dict()
+        }
         found = model.load_state_dict(own, strict=False, assign=True)
         assert all(is_head(name) for name in found.missing_keys), found
         model.tie_weights()
@@ -129,15 +154,23 @@ def _check_is_roberta(folder: Path) -> None:
     if not folder.is_dir():
         what = "not a folder" if folder.exists() else "no such folder"
         raise UserError(
-            f"{folder}: {what}; paths.published (default: <paths.root>/published) must be a folder that `robustly "
-            "publish` or transformers' save_pretrained wrote. Names on the Hub are not downloaded"
+            f"{folder}: {what}; paths.published (default: <paths.root>/published) must be a folder"
+            " that `robustly publish` or transformers' save_pretrained wrote. Names on the Hub are"
+            " not downloaded"
         )
+
     if (folder / manifest.RECIPE).exists():
         manifest.require(folder, "published", "robustly publish CONFIG")
+
     try:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no model that transformers can open: config.json: {error}") from None
+        raise UserError(
+            f"{folder}: no model that transformers can open: config.json: {error}"
+        ) from None
+
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "roberta":
-        raise UserError(f"{folder}: a model of type {kind!r}; deltas attach to model_type 'roberta'")
+        raise UserError(
+            f"{folder}: a model of type {kind!r}; deltas attach to model_type 'roberta'"
+        )

@@ -16,10 +16,18 @@ from robustly.log import show
 
 
 def delta_card(
-    name: str, folder: Path, record: Record, scores: Sequence[Score], data: TaskData, recipe: Mapping[str, Any]
+    name: str,
+    folder: Path,
+    record: Record,
+    scores: Sequence[Score],
+    data: TaskData,
+    recipe: Mapping[str, Any],
 ) -> str:
-    """README.md: what the delta is, how well it does, how to load it from `folder`, and onto what."""
-    base_name, folder_name = (json.dumps(str(part), ensure_ascii=False) for part in (record.base["name"], folder))
+    """README.md: what the delta is, how well it does, how to load it from `folder`, and onto
+    what."""
+    base_name, folder_name = (
+        json.dumps(str(part), ensure_ascii=False) for part in (record.base["name"], folder)
+    )
     methods = " + ".join(method["name"] for method in record.methods)
     peft = (folder / "adapter_config.json").exists()
     front = {
@@ -29,17 +37,26 @@ def delta_card(
     }
     delta, base = (record.parameters[part] for part in ("delta", "base"))
     rows = []
+
     for metric in scores[0].scores:
         mean, deviation = mean_and_deviation(scores, metric)
         same = data.baselines.get(metric)
-        rows.append([metric, *("-" if value is None else show(value) for value in (mean, deviation, same))])
+        rows.append(
+            [metric, *("-" if value is None else show(value) for value in (mean, deviation, same))]
+        )
+
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
         f"# {name}\n",
-        f"A {methods} delta with its head, for the encoder `{record.base['name']}`, which it needs and does not hold. "
-        f"Task: {data.kind}. Made by `robustly delta`.\n",
+        (
+            f"A {methods} delta with its head, for the encoder `{record.base['name']}`, which it"
+            f" needs and does not hold. Task: {data.kind}. Made by `robustly delta`.\n"
+        ),
         "## Scores\n",
-        markdown.table(["test file", "mean", f"deviation of {len(scores)} seeds", "the same answer to all"], rows),
+        markdown.table(
+            ["test file", "mean", f"deviation of {len(scores)} seeds", "the same answer to all"],
+            rows,
+        ),
         markdown.facts(
             {
                 "test examples": len(data.test),
@@ -47,14 +64,18 @@ def delta_card(
             }
         ),
         _per_label(record.labels, scores[0]),
-        f"The delta in this folder is that of seed {record.seed}, the first, with {data.metric} "
-        f"{show(scores[0].scores[data.metric])}; it was not chosen by its score. Each seed draws its own training "
-        "examples.\n",
+        (
+            f"The delta in this folder is that of seed {record.seed}, the first, with {data.metric}"
+            f" {show(scores[0].scores[data.metric])}; it was not chosen by its score. Each seed"
+            " draws its own training examples.\n"
+        ),
         choice_section(folder, data.metric),
         "## Use\n",
-        "```python\nimport delta\n\n"
-        f"predictor = delta.load({base_name}, {folder_name})\n"
-        "predictor.predict([...])\n```\n",
+        (
+            "```python\nimport delta\n\n"
+            f"predictor = delta.load({base_name}, {folder_name})\n"
+            "predictor.predict([...])\n```\n"
+        ),
         *([_peft_use(base_name, folder_name, record)] if peft else []),
         "## Facts\n",
         markdown.facts(
@@ -82,14 +103,16 @@ def _peft_use(base_name: str, folder_name: str, record: Record) -> str:
     outputs = len(record.labels) or 1
     shifted = any(method["name"] in ("prefix", "p_tuning_v2") for method in record.methods)
     note = (
-        "peft counts positions of the text from behind the prefix; here they begin where they do without one: pass "
-        "`position_ids` that are smaller by the number of tokens.\n"
+        "peft counts positions of the text from behind the prefix; here they begin where they do"
+        " without one: pass `position_ids` that are smaller by the number of tokens.\n"
     )
+
     return (
         "Or with plain peft, which does not check the base:\n\n"
         f"```python\nfrom peft import PeftModel\nfrom transformers import AutoModelFor{kind}\n\n"
         f"base = AutoModelFor{kind}.from_pretrained({base_name}, num_labels={outputs})\n"
-        f"model = PeftModel.from_pretrained(base, {folder_name}).eval()\n```\n" + (f"\n{note}" if shifted else "")
+        f"model = PeftModel.from_pretrained(base, {folder_name}).eval()\n```\n"
+        + (f"\n{note}" if shifted else "")
     )
 
 
@@ -98,9 +121,11 @@ def _per_label(labels: Sequence[str], score: Score) -> str:
     if not score.confusion:
         return ""
     rows = []
+
     for number, label in enumerate(labels):
         right, tested = score.confusion[number][number], sum(score.confusion[number])
         answered = sum(row[number] for row in score.confusion)
         found, precise = (f"{right / count:.1%}" if count else "-" for count in (tested, answered))
         rows.append([label, tested, found, precise])
+
     return markdown.table(["label", "tested", "of these found", "of its answers right"], rows)

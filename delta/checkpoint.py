@@ -1,4 +1,5 @@
-"""What a training that was stopped goes on from: its whole state, in a file that is replaced from time to time."""
+"""What a training that was stopped goes on from: its whole state, in a file that is replaced from
+time to time."""
 
 import time
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ class Tensors:
                 tensor.copy_(state_dict[name])
 
 
-class Checkpoint:
+class TrainingState:
     """The state of some parts, in a file."""
 
     def __init__(self, path: Path, parts: Mapping[str, Stateful]):
@@ -50,12 +51,14 @@ class Checkpoint:
         self.due = time.monotonic() + EVERY
 
     def load(self, device: torch.device) -> bool:
-        """Put the parts into the state of the file; whether there is one. No code of the file is run."""
+        """Put the parts into the state of the file; whether there is one. No code of the file is
+        run."""
         if not self.path.exists():
             return False
         states = torch.load(self.path, map_location=device, weights_only=True)
         for name, part in self.parts.items():
             part.load_state_dict(states[name])
+
         return True
 
     def save_if_due(self) -> None:
@@ -64,5 +67,6 @@ class Checkpoint:
             return
         with atomic(self.path) as file:
             torch.save({name: part.state_dict() for name, part in self.parts.items()}, file)
+
         ended = time.monotonic()
         self.due = ended + max(EVERY, (ended - started) / SHARE)

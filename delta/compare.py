@@ -1,4 +1,5 @@
-"""Methods side by side: score, parameters, bytes, seconds and memory of each, over several seeds."""
+"""Methods side by side: score, parameters, bytes, seconds and memory of each, over several
+seeds."""
 
 import dataclasses
 import json
@@ -14,7 +15,7 @@ from robustly.delta import saving as delta_folder
 from robustly.delta import stage as delta_stage
 from robustly.delta.attachment import parameters
 from robustly.delta.base_model import Base
-from robustly.delta.config import DeltaPage, Entry
+from robustly.delta.config import CompareEntry, DeltaExperiment
 from robustly.delta.defaults import COMPARED, label, rated
 from robustly.delta.specs import parse
 from robustly.delta.tasks import TaskData, draw, read
@@ -54,26 +55,35 @@ class Row:
     failure: str | None = None
 
 
-def compare(page: DeltaPage) -> Manifest:
-    """Train every entry with every seed, and write a table and a picture. Seeds that a run that was stopped had
-    finished are not trained again; an entry that fails is a row that says so.
+def compare(page: DeltaExperiment) -> Manifest:
+    """Train every entry with every seed, and write a table and a picture. Seeds that a run that was
+    stopped had finished are not trained again; an entry that fails is a row that says so.
 
-    Raises UserError if the base or the task's files are not what they should be, or if the folder holds another
-    comparison.
-    """
+    Raises UserError if the base or the task's files are not what they should be, or if the folder
+    holds another comparison."""
     base = Base.load(page.base)
     data = read(page.delta.task, page.origin.parent)
     entries = [_settled(entry, page, base) for entry in page.compare.entries or _every_method()]
-    stage = Stage(page.folder("comparison"), "comparison", _recipe(page, data, entries), delta_stage.inputs(base))
+    stage = Stage(
+        page.folder("comparison"),
+        "comparison",
+        _recipe(page, data, entries),
+        delta_stage.inputs(base),
+    )
     if finished := stage.finished():
         return finished
+
     with stage.begin():
         work = stage.folder / "work"
         work.mkdir(exist_ok=True)
-        log.say(f"comparison: {stage.folder}: {len(entries)} entries, seeds {page.seed} to {page.all_seeds[-1]}")
+        log.say(
+            f"comparison: {stage.folder}: {len(entries)} entries, seeds {page.seed} to"
+            f" {page.all_seeds[-1]}"
+        )
         for entry in _trained(page, entries, work):
             row = _row(page, entry, work / _key(entry))
             log.say(f"{row.label}  " + (row.failure or f"{data.metric} {_with_deviation(row)}"))
+
         rows = [_row(page, entry, work / _key(entry)) for entry in entries]
         write_json(stage.folder / "rows.json", [dataclasses.asdict(row) for row in rows])
         write_atomic(stage.folder / "table.md", _table(rows, data, base))
@@ -87,42 +97,54 @@ def compare(page: DeltaPage) -> Manifest:
             "metric": data.metric,
             "baseline": data.baselines[data.metric],
         }
-        result = stage.finish([stage.folder / name for name in ("plot.png", "rows.json", "table.md")], counts)
+        result = stage.finish(
+            [stage.folder / name for name in ("plot.png", "rows.json", "table.md")], counts
+        )
         shutil.rmtree(work)
         return result
 
 
-def _every_method() -> list[Entry]:
-    return [Entry(methods=parse(methods)) for methods in COMPARED]
+def _every_method() -> list[CompareEntry]:
+    return [CompareEntry(methods=parse(methods)) for methods in COMPARED]
 
 
-def _settled(entry: Entry, page: DeltaPage, base: Base) -> Entry:
+def _settled(entry: CompareEntry, page: DeltaExperiment, base: Base) -> CompareEntry:
     """Every rate and number of epochs said."""
-    methods = entry.methods if entry.peak_lr else rated(entry.methods, base.model.config.hidden_size)
-    settled = {"peak_lr": page.optim.peak_lr, "epochs": page.optim.epochs, **entry.model_dump(exclude_none=True)}
-    return Entry(**{**settled, "methods": methods})
+    methods = (
+        entry.methods if entry.peak_lr else rated(entry.methods, base.model.config.hidden_size)
+    )
+    settled = {
+        "peak_lr": page.optim.peak_lr,
+        "epochs": page.optim.epochs,
+        **entry.model_dump(exclude_none=True),
+    }
+    return CompareEntry(**{**settled, "methods": methods})
 
 
-def _recipe(page: DeltaPage, data: TaskData, entries: Sequence[Entry]) -> dict[str, Any]:
+def _recipe(
+    page: DeltaExperiment, data: TaskData, entries: Sequence[CompareEntry]
+) -> dict[str, Any]:
     recipe = delta_stage.recipe(page.tuned_by(entries[0].methods), data)
     del recipe["methods"]
     return {**recipe, "entries": [_entry_recipe(entry) for entry in entries]}
 
 
-def _entry_recipe(entry: Entry) -> dict[str, Any]:
+def _entry_recipe(entry: CompareEntry) -> dict[str, Any]:
     return {**entry.recipe(), "methods": [method.recipe() for method in entry.methods]}
 
 
-def _key(entry: Entry) -> str:
+def _key(entry: CompareEntry) -> str:
     return fingerprint(_entry_recipe(entry))[:16]
 
 
-# ------------------------------------------------------------------------------------------------------ entries
+# ------------------------------------------------------------------------------------------ entries
 
 
-def _trained(page: DeltaPage, entries: Sequence[Entry], work: Path) -> Iterator[Entry]:
-    """Train what is not there yet, each entry in a process of its own, so that memory is its own. Yields each entry
-    when all is there that can be."""
+def _trained(
+    page: DeltaExperiment, entries: Sequence[CompareEntry], work: Path
+) -> Iterator[CompareEntry]:
+    """Train what is not there yet, each entry in a process of its own, so that memory is its own.
+    Yields each entry when all is there that can be."""
     calls = []
     for entry in entries:
         folder = work / _key(entry)
@@ -133,16 +155,22 @@ def _trained(page: DeltaPage, entries: Sequence[Entry], work: Path) -> Iterator[
             calls.append((page, entry, missing, folder))
         else:
             yield entry
+
     for place, fault in each(train, calls, how_many(page.delta.processes)):
         _, entry, _, folder = calls[place]
-        if isinstance(fault, Killed):  # its row says so; the same command tries again as long as there is no table
-            write_json(folder / KILLED, str(fault).partition(";")[0])  # the advice is for who can give it
+        if isinstance(
+            fault, Killed
+        ):  # its row says so; the same command tries again as long as there is no table
+            write_json(
+                folder / KILLED, str(fault).partition(";")[0]
+            )  # the advice is for who can give it
         elif fault:
             raise fault
+
         yield entry
 
 
-def _row(page: DeltaPage, entry: Entry, work: Path) -> Row:
+def _row(page: DeltaExperiment, entry: CompareEntry, work: Path) -> Row:
     """The row of an entry that was trained."""
     assert entry.peak_lr and entry.epochs
     row = Row(
@@ -155,9 +183,11 @@ def _row(page: DeltaPage, entry: Entry, work: Path) -> Row:
     for name in (FAILURE, KILLED):
         if (work / name).exists():
             return dataclasses.replace(row, failure=json.loads((work / name).read_text()))
+
     results = [json.loads((work / f"{seed}.json").read_text()) for seed in page.all_seeds]
     scores = [result["score"] for result in results]
     memories = [result["memory"] for result in results if result["memory"] is not None]
+
     return dataclasses.replace(
         row,
         score=statistics.fmean(scores),
@@ -174,11 +204,13 @@ KILLED = "killed.json"
 """Why it was not, this time."""
 
 
-def train(page: DeltaPage, entry: Entry, seeds: Sequence[int], work: Path) -> None:
-    """Train an entry with some seeds, and write a file for each; or one that says why it cannot be."""
+def train(page: DeltaExperiment, entry: CompareEntry, seeds: Sequence[int], work: Path) -> None:
+    """Train an entry with some seeds, and write a file for each; or one that says why it cannot
+    be."""
     assert entry.peak_lr and entry.epochs
     base, data = Base.load(page.base), read(page.delta.task, page.origin.parent)
     tried = page.tuned_by(entry.methods, peak_lr=entry.peak_lr, epochs=entry.epochs)
+
     for seed in seeds:
         try:
             trained = parameters(attached(base, tried, data, seed).model)["delta"]
@@ -189,6 +221,7 @@ def train(page: DeltaPage, entry: Entry, seeds: Sequence[int], work: Path) -> No
         except UserError as fault:  # a method that does not fit this base, or this task
             write_json(work / FAILURE, str(fault))
             return
+
         model = tuned.predictor.model
         tensors = delta_folder.save_tensors(model, work)
         result = {
@@ -204,7 +237,7 @@ def train(page: DeltaPage, entry: Entry, seeds: Sequence[int], work: Path) -> No
         (work / f"{seed}.pt").unlink(missing_ok=True)
 
 
-# ------------------------------------------------------------------------------------------------------ results
+# ------------------------------------------------------------------------------------------ results
 
 
 def _with_deviation(row: Row) -> str:
@@ -217,10 +250,14 @@ def _table(rows: Sequence[Row], data: TaskData, base: Base) -> str:
     ]  # fmt: skip
     lines = []
     for row in rows:
-        rates = ", ".join(f"{name} {rate:.2g}" for name, rate in row.rates.items()) or f"{row.peak_lr:.2g}"
+        rates = (
+            ", ".join(f"{name} {rate:.2g}" for name, rate in row.rates.items())
+            or f"{row.peak_lr:.2g}"
+        )
         if row.failure is not None:
             lines.append([row.label, rates, row.epochs, row.failure, *["-"] * 6])
             continue
+
         assert row.trained is not None and row.stored is not None and row.bytes is not None
         memory = "-" if row.memory is None else round(row.memory / MEGABYTE)
         lines.append(
@@ -229,11 +266,13 @@ def _table(rows: Sequence[Row], data: TaskData, base: Base) -> str:
                 f"{row.stored / base.parameters:.2%}", round(row.bytes / 1000), row.seconds, memory,
             ]
         )  # fmt: skip
+
     seeds = f"{rows[0].seeds} seeds: mean ± deviation" if rows[0].seeds > 1 else "one seed"
     note = (
-        f"{data.metric} on {len(data.test):,} test examples, {seeds}; the same answer to all: "
-        f"{show(data.baselines[data.metric])}. Parameters without the head's, kB with them. Seconds of training "
-        "a seed. Memory of the whole process, or of the GPU where there is one.\n"
+        f"{data.metric} on {len(data.test):,} test examples, {seeds}; the same answer to all:"
+        f" {show(data.baselines[data.metric])}. Parameters without the head's, kB with them."
+        " Seconds of training a seed. Memory of the whole process, or of the GPU where there is"
+        " one.\n"
     )
     return markdown.table(header, lines) + "\n" + note
 
@@ -246,13 +285,16 @@ def _plot(rows: Sequence[Row], data: TaskData, path: Path) -> None:
     figure = Figure(figsize=(9, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+
     for number, row in enumerate(rows):
         if row.stored is None or row.score is None:
             continue
+
         axes.errorbar(
             row.stored, row.score, yerr=row.deviation, marker="osD"[number // 10 % 3], ls="", capsize=3,
             color=f"C{number % 10}", label=row.label,
         )  # fmt: skip
+
     baseline = data.baselines[data.metric]
     axes.axhline(baseline, ls=":", color="0.4", label=f"the same answer to all: {show(baseline)}")
     axes.set_xscale("symlog", linthresh=100)  # a head alone has none

@@ -8,10 +8,10 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from robustly import UserError, config
-from robustly.config import Page, Section, find
+from robustly.config import Config, Section, find
 from robustly.delta.specs import Method, Rate
 from robustly.delta.tasks.config import Task
-from robustly.pretrain.config import Positive, Schedule
+from robustly.pretrain.config import Positive, ScheduleConfig
 
 SCHEMA_VERSION = 1
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -27,27 +27,29 @@ def _each_once(value: list[Method]) -> list[Method]:
 Methods = Annotated[list[Method], Field(min_length=1), AfterValidator(_each_once)]
 
 
-class Delta(Section):
+class DeltaConfig(Section):
     """What is attached to which base, for which task."""
 
     base: str | None = None
-    """Folder of the base: one that `robustly publish` made, or transformers' save_pretrained. Default:
-    `paths.published`."""
+    """Folder of the base: one that `robustly publish` made, or transformers' save_pretrained.
+    Default: `paths.published`."""
     methods: Annotated[
         Annotated[Methods, Tag("Methods")] | Annotated[Literal["auto"], Tag("Auto")],
         Discriminator(lambda value: "Auto" if isinstance(value, str) else "Methods"),
     ]
-    """One method or several at once; or `auto`: a rule and a short trial choose (`robustly.delta.auto`)."""
+    """One method or several at once; or `auto`: a rule and a short trial choose
+    (`robustly.delta.auto`)."""
     budget: Positive | None = None
-    """With `methods: auto`, the most parameters that are stored, besides the head. Default: 1% of the base's, at least
-    300,000."""
+    """With `methods: auto`, the most parameters that are stored, besides the head. Default: 1% of
+    the base's, at least 300,000."""
     task: Task
     seeds: Positive = 1
-    """How many seeds are run, from `seed` upwards. Scores are over all of them; the first one's delta is saved."""
+    """How many seeds are run, from `seed` upwards. Scores are over all of them; the first one's
+    delta is saved."""
     processes: Positive | None = None
-    """That train at the same time, each on its share of the threads: seeds, entries of a comparison, trials of a
-    search. Where seeds are fewer, several train one together, each a share of every batch. Default: one for each
-    GPU."""
+    """That train at the same time, each on its share of the threads: seeds, entries of a
+    comparison, trials of a search. Where seeds are fewer, several train one together, each a share
+    of every batch. Default: one for each GPU."""
 
     @model_validator(mode="after")
     def _budget_is_for_auto(self) -> Self:
@@ -59,12 +61,15 @@ class Delta(Section):
     def listed(self) -> list[Method]:
         """The methods. Raises UserError for `auto`, where nobody has chosen yet."""
         if isinstance(self.methods, str):
-            raise UserError("delta.methods: auto: `robustly delta` chooses; expected a list of methods here")
+            raise UserError(
+                "delta.methods: auto: `robustly delta` chooses; expected a list of methods here"
+            )
         return self.methods
 
 
-class Tuning(Section):
-    """AdamW over the delta and the head; the defaults are those of the LoRA paper's Table 9 where it has them."""
+class TuningConfig(Section):
+    """AdamW over the delta and the head; the defaults are those of the LoRA paper's Table 9 where
+    it has them."""
 
     batch_size: Positive = 16
     """Examples."""
@@ -79,26 +84,31 @@ class Tuning(Section):
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest gradient norm; 0 turns clipping off."""
     patience: Positive | None = None
-    """Epochs without a better score on `task.dev` after which a seed ends; default: all are made. With a `dev` file the
-    best epoch's delta is kept and tested, with or without patience."""
+    """Epochs without a better score on `task.dev` after which a seed ends; default: all are made.
+    With a `dev` file the best epoch's delta is kept and tested, with or without patience."""
 
-    def schedule(self, examples: int) -> Schedule:
+    def schedule(self, examples: int) -> ScheduleConfig:
         """The rate of each update for so many training examples."""
         updates = max(1, round(self.epochs * examples / self.batch_size))
-        return Schedule(updates=updates, warmup=math.floor(self.warmup * updates), decay="linear")
+        return ScheduleConfig(
+            updates=updates, warmup=math.floor(self.warmup * updates), decay="linear"
+        )
 
 
-class Search(Section):
-    """`robustly delta search`: trials of methods and rates, scored on `task.dev` with the page's first seed."""
+class SearchConfig(Section):
+    """`robustly delta search`: trials of methods and rates, scored on `task.dev` with the page's
+    first seed."""
 
     trials: Positive = 20
     """In all; a finished search with a larger number goes on."""
     methods: Annotated[list[Methods], Field(min_length=1)] | None = None
     """What is chosen among. Default: methods, sizes and places in `robustly.delta.defaults`."""
     peak_lr: tuple[Rate, Rate] | None = None
-    """Lowest and highest `optim.peak_lr`; it is drawn evenly in its logarithm. Default: by the base's width."""
+    """Lowest and highest `optim.peak_lr`; it is drawn evenly in its logarithm. Default: by the
+    base's width."""
     pruner: Literal["median", "halving"] = "median"
-    """Which trials end early: those below the median of the others after the same epoch, or by successive halving."""
+    """Which trials end early: those below the median of the others after the same epoch, or by
+    successive halving."""
 
     @field_validator("methods")
     @classmethod
@@ -115,63 +125,69 @@ class Search(Section):
         return value
 
 
-class Entry(Section):
+class CompareEntry(Section):
     """A row of a comparison."""
 
     methods: Methods
     peak_lr: Rate | None = None
-    """Of the head, and of methods without an `lr`. Default: `optim.peak_lr` for the head, and for each method its rate
-    in `robustly.delta.defaults`."""
+    """Of the head, and of methods without an `lr`. Default: `optim.peak_lr` for the head, and for
+    each method its rate in `robustly.delta.defaults`."""
     epochs: Annotated[float, Field(gt=0)] | None = None
     """Default: `optim.epochs`."""
 
 
-class Compare(Section):
+class CompareConfig(Section):
     """`robustly delta compare`: methods side by side, each trained with all seeds."""
 
-    entries: Annotated[list[Entry], Field(min_length=1)] | None = None
+    entries: Annotated[list[CompareEntry], Field(min_length=1)] | None = None
     """Default: every method alone and three combinations (`robustly.delta.defaults`)."""
 
 
-class DeltaPage(Page):
+class DeltaExperiment(Config):
     """A whole page."""
 
     schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
     """Version of the page format; this release reads version 1."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
     """The draw of examples, the head, the delta's start, order and dropout are functions of it."""
-    delta: Delta
-    optim: Tuning = Tuning()
-    search: Search = Search()
-    compare: Compare = Compare()
+    delta: DeltaConfig
+    optim: TuningConfig = TuningConfig()
+    search: SearchConfig = SearchConfig()
+    compare: CompareConfig = CompareConfig()
 
     def folder(self, stage: str) -> Path:
-        """As of any page; the delta's own folder is `<root>/deltas/<name>` unless `paths.delta` names another, and
-        `search` and `comparison` have theirs in `<root>/searches` and `<root>/comparisons`."""
+        """As of any page; the delta's own folder is `<root>/deltas/<name>` unless `paths.delta`
+        names another, and `search` and `comparison` have theirs in `<root>/searches` and
+        `<root>/comparisons`."""
         if stage in ("search", "comparison"):
-            return self.root / {"search": "searches", "comparison": "comparisons"}[stage] / self.name
+            return (
+                self.root / {"search": "searches", "comparison": "comparisons"}[stage] / self.name
+            )
         if stage == "delta" and self.paths.delta is None:
             return self.root / "deltas" / self.name
         return super().folder(stage)
 
     @property
     def base(self) -> Path:
-        """Folder of the base. A relative `delta.base` is looked up beside the page, then in the working directory."""
+        """Folder of the base. A relative `delta.base` is looked up beside the page, then in the
+        working directory."""
         if self.delta.base is None:
             return self.folder("published")
         candidates = find(self.delta.base, self.origin.parent)
         return next((path for path in candidates if path.is_dir()), candidates[-1])
 
-    def tuned_by(self, methods: Sequence[Method], **optim: float) -> "DeltaPage":
+    def tuned_by(self, methods: Sequence[Method], **optim: float) -> "DeltaExperiment":
         """The same page with other methods, and with other values of some keys of `optim`."""
         delta = self.delta.model_copy(update={"methods": list(methods), "budget": None})
-        return self.model_copy(update={"delta": delta, "optim": self.optim.model_copy(update=optim)})
+        return self.model_copy(
+            update={"delta": delta, "optim": self.optim.model_copy(update=optim)}
+        )
 
     @property
     def all_seeds(self) -> range:
         return range(self.seed, self.seed + self.delta.seeds)
 
 
-def load_page(page: Path | str, overrides: list[str] | None = None) -> DeltaPage:
+def load_delta(page: Path | str, overrides: list[str] | None = None) -> DeltaExperiment:
     """Read and check a page. Raises UserError with every fault."""
-    return config.load(page, overrides or [], DeltaPage)
+    return config.load(page, overrides or [], DeltaExperiment)

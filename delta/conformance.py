@@ -1,4 +1,5 @@
-"""The contract between a base and the delta methods: what must hold for every method on every base."""
+"""The contract between a base and the delta methods: what must hold for every method on every
+base."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -37,18 +38,21 @@ class Kept(NamedTuple):
 
 
 def contract(
-    folder: Path | str | Base, methods: Sequence[Sequence[dict[str, Any]] | dict[str, Any]] = EVERY_METHOD
+    folder: Path | str | Base,
+    methods: Sequence[Sequence[dict[str, Any]] | dict[str, Any]] = EVERY_METHOD,
 ) -> Iterator[Kept]:
-    """Hold each method, or list of methods together, to its contract on the base in a folder, one at a time.
+    """Hold each method, or list of methods together, to its contract on the base in a folder, one
+    at a time.
 
-    It attaches; as many parameters are trained as its equations say (`expected_count`); after two updates gradients
-    have reached all of them and logits have moved; the base is equal to the bit; the delta alone, saved and loaded onto
-    the base under another random head, gives the same logits to the bit. Raises AssertionError if one of these fails,
-    UserError if a method does not fit the base.
-    """
+    It attaches; as many parameters are trained as its equations say (`expected_count`); after two
+    updates gradients have reached all of them and logits have moved; the base is equal to the bit;
+    the delta alone, saved and loaded onto the base under another random head, gives the same logits
+    to the bit. Raises AssertionError if one of these fails, UserError if a method does not fit the
+    base."""
     base = folder if isinstance(folder, Base) else Base.load(folder)
     before = base.fingerprint
     ids, mask, labels = _batch(base)
+
     for each in methods:
         specs = parse([each] if isinstance(each, dict) else list(each))
         name = " + ".join(spec.name for spec in specs)
@@ -59,7 +63,9 @@ def contract(
         first = _logits(model, ids, mask)
         reached = _two_updates(model, ids, mask, labels)
         untouched = sorted(trained(model).keys() - reached)
-        assert not untouched, f"{name}: no gradient in {len(untouched)} parameters, such as {untouched[0]}"
+        assert not untouched, (
+            f"{name}: no gradient in {len(untouched)} parameters, such as {untouched[0]}"
+        )
         after = _logits(model, ids, mask)
         moved = float((after - first).abs().max())
         assert moved > 0, f"{name}: training does not change the logits"
@@ -67,6 +73,7 @@ def contract(
         with tempfile.TemporaryDirectory() as place:
             save_model(model, Path(place))
             again = load_model(base.with_head("sequence", 2, seed=2), Path(place))
+
         assert torch.equal(_logits(again, ids, mask), after), f"{name}: other logits after loading"
         yield Kept(name, count, parameters(again)["delta"], moved)
 
@@ -74,12 +81,18 @@ def contract(
 def expected_count(spec: Method, config: RobertaConfig) -> int:
     """Parameters that a method trains, by the equations of its paper."""
     layers, h, f = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-    maps = {"query": 2 * h, "key": 2 * h, "value": 2 * h}  # what goes in and what comes out of a linear map
+    maps = {
+        "query": 2 * h,
+        "key": 2 * h,
+        "value": 2 * h,
+    }  # what goes in and what comes out of a linear map
     biases = layers * (3 * h + h + f + h + 2 * h) + h
     match spec.name:
         case "lora" | "dora":
             if not set(spec.targets) <= maps.keys():
-                raise ValueError(f"targets: expected some of {', '.join(maps)}, found {', '.join(spec.targets)}")
+                raise ValueError(
+                    f"targets: expected some of {', '.join(maps)}, found {', '.join(spec.targets)}"
+                )
             lengths = h if spec.name == "dora" else 0
             return layers * sum(spec.rank * maps[target] + lengths for target in spec.targets)
         case "adalora":
@@ -115,19 +128,24 @@ def _batch(base: Base) -> tuple[Tensor, Tensor, Tensor]:
     """Four inputs of two lengths, their mask, their labels."""
     encoder = base.tokenizer
     draw = torch.Generator().manual_seed(1)
-    length = min(12, base.longest_input - 20) if base.longest_input > 24 else base.longest_input // 2
+    length = (
+        min(12, base.longest_input - 20) if base.longest_input > 24 else base.longest_input // 2
+    )
     ids = torch.randint(4, encoder.vocab_size - 1, (4, length), generator=draw)
     ids[:, 0], ids[:, -1] = encoder.bos_id, encoder.eos_id
     ids[2:, length // 2], ids[2:, length // 2 + 1 :] = encoder.eos_id, encoder.pad_id
     return ids, (ids != encoder.pad_id).long(), torch.tensor([0, 1, 0, 1])
 
 
-def _two_updates(model: RobertaPreTrainedModel, ids: Tensor, mask: Tensor, labels: Tensor) -> set[str]:
-    """Names of the parameters that gradients reached, in the first update or in the second (where a factor starts at
-    0, the other one has none in the first)."""
+def _two_updates(
+    model: RobertaPreTrainedModel, ids: Tensor, mask: Tensor, labels: Tensor
+) -> set[str]:
+    """Names of the parameters that gradients reached, in the first update or in the second (where a
+    factor starts at 0, the other one has none in the first)."""
     optimizer = torch.optim.AdamW(trained(model).values(), lr=1e-3)
     reached: set[str] = set()
     model.train()
+
     for update in (1, 2):
         torch.manual_seed(update)
         loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
@@ -138,7 +156,9 @@ def _two_updates(model: RobertaPreTrainedModel, ids: Tensor, mask: Tensor, label
         optimizer.step()
         for act in model.delta.after_update:
             act(update, 2)
+
         optimizer.zero_grad()
+
     return reached
 
 

@@ -1,4 +1,5 @@
-"""Ranks: processes that train one delta together, each with its share of every batch (data parallel)."""
+"""Ranks: processes that train one delta together, each with its share of every batch (data
+parallel)."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train a delta. Every rank has the whole delta, the base and all examples; only
-    gradients and answers are exchanged."""
+    """This process among those that train a delta. Every rank has the whole delta, the base and all
+    examples; only gradients and answers are exchanged."""
 
     rank: int = 0
     size: int = 1
@@ -32,7 +33,9 @@ class Ranks:
             return share
         shares: list[list[T]] = [[] for _ in range(self.size)]
         dist.all_gather_object(shares, share)
-        return [shares[place % self.size][place // self.size] for place in range(sum(map(len, shares)))]
+        return [
+            shares[place % self.size][place // self.size] for place in range(sum(map(len, shares)))
+        ]
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Put the sum over all ranks in the place of each tensor, by one exchange."""
@@ -40,7 +43,10 @@ class Ranks:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)
-        for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+
+        for tensor, summed in zip(
+            tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
+        ):
             tensor.copy_(summed.view_as(tensor))
 
 
@@ -49,13 +55,18 @@ ALONE = Ranks()
 
 @contextmanager
 def joined(meeting: Path, rank: int, size: int) -> Iterator[Ranks]:
-    """Meet the other ranks, which are on this machine. `meeting`: a file that does not exist yet."""
+    """Meet the other ranks, which are on this machine. `meeting`: a file that does not exist
+    yet."""
     if size == 1:
         yield ALONE
         return
+
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever the host's own name resolves to
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, init_method=meeting.absolute().as_uri(), rank=rank, world_size=size)
+    dist.init_process_group(
+        backend, init_method=meeting.absolute().as_uri(), rank=rank, world_size=size
+    )
+
     try:
         yield Ranks(rank, size)
     finally:

@@ -1,4 +1,5 @@
-"""What is known of the methods before any training: their rates, what to search and compare, and a rule by a task."""
+"""What is known of the methods before any training: their rates, what to search and compare, and a
+rule by a task."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,48 +61,52 @@ COMPARED: tuple[list[dict[str, Any]], ...] = (
 )
 """What a comparison has unless the page says: every method alone, and combinations."""
 
-# ------------------------------------------------------------------------------------------------------ the rule
-# The figures that its reasons quote: for RoBERTa's widths, published ones, tables of the papers; for narrow bases,
-# measured here, on one of 192 hidden units (docs/deltas.md).
+# ----------------------------------------------------------------------------------------- the rule
+# The figures that its reasons quote: for RoBERTa's widths, published ones, tables of the papers;
+# for narrow bases, measured here, on one of 192 hidden units (docs/deltas.md).
 
 LORA = (
-    "on RoBERTa-base 0.3M parameters reached 87.2 on GLUE, all parameters 86.4 (Hu et al. 2021, Table 2); it can be "
-    "merged into the base"
+    "on RoBERTa-base 0.3M parameters reached 87.2 on GLUE, all parameters 86.4 (Hu et al. 2021,"
+    " Table 2); it can be merged into the base"
 )
 BITFIT = (
-    "with few examples ({examples}) few parameters do well: 81.5 on RTE, all parameters 78.7; with many they lose, "
-    "84.7 to 87.6 on MNLI (Hu et al. 2021, Table 2)"
+    "with few examples ({examples}) few parameters do well: 81.5 on RTE, all parameters 78.7; with"
+    " many they lose, 84.7 to 87.6 on MNLI (Hu et al. 2021, Table 2)"
 )
 ADAPTER = (
-    "level with LoRA on MNLI and SST-2 (He et al. 2022, Table 2); on RoBERTa-large nothing that was combined with it "
-    "beat it on GLUE's full data (Ding et al. 2023, Table 2)"
+    "level with LoRA on MNLI and SST-2 (He et al. 2022, Table 2); on RoBERTa-large nothing that was"
+    " combined with it beat it on GLUE's full data (Ding et al. 2023, Table 2)"
 )
 MIXED = (
-    "with many examples ({examples}) the best of its size on MNLI, 87.4 to LoRA's 87.2 (He et al. 2022, Table 2): a "
-    "prefix with parallel adapters"
+    "with many examples ({examples}) the best of its size on MNLI, 87.4 to LoRA's 87.2 (He et al."
+    " 2022, Table 2): a prefix with parallel adapters"
 )
 PREFIXES = (
-    "a large base ({parameters} parameters): there it matched tuning everything (Liu et al. 2022, P-Tuning v2), on "
-    "RoBERTa-base prefixes were behind, 86.3 to 87.2 on MNLI (He et al. 2022, Table 2); texts of {length} tokens bear "
-    "20 more keys in every layer"
+    "a large base ({parameters} parameters): there it matched tuning everything (Liu et al. 2022,"
+    " P-Tuning v2), on RoBERTa-base prefixes were behind, 86.3 to 87.2 on MNLI (He et al. 2022,"
+    " Table 2); texts of {length} tokens bear 20 more keys in every layer"
 )
 NARROW_LORA = (
-    "a narrow base: on one of 192 hidden units, on every map, 76.0% of snips and 48.5% of banking77, on query and "
-    "value alone 70.2% and 41.0%; it can be merged into the base (docs/deltas.md)"
+    "a narrow base: on one of 192 hidden units, on every map, 76.0% of snips and 48.5% of"
+    " banking77, on query and value alone 70.2% and 41.0%; it can be merged into the base"
+    " (docs/deltas.md)"
 )
 NARROW_ADAPTER = (
-    "a narrow base: on one of 192 hidden units 73.3% of snips and 42.1% of banking77; the small ones after the "
-    "feed-forward alone 69.9% and 41.9% (docs/deltas.md)"
+    "a narrow base: on one of 192 hidden units 73.3% of snips and 42.1% of banking77; the small"
+    " ones after the feed-forward alone 69.9% and 41.9% (docs/deltas.md)"
 )
-SCALES = "the budget of {budget} leaves room for little else: the fewest parameters of all that change every layer"
+SCALES = (
+    "the budget of {budget} leaves room for little else: the fewest parameters of all that change"
+    " every layer"
+)
 
 FEW, MANY = 5_000, 50_000
 """Training examples; RTE has 2,490, SST-2 67,349."""
 LARGE = 300_000_000
 """Parameters; RoBERTa-large has 355M, base 125M."""
 NARROW = 256
-"""Hidden units below which LoRA takes every map and adapters stand at both places: less did not suffice at 128 and 192
-(docs/log.md, docs/deltas.md)."""
+"""Hidden units below which LoRA takes every map and adapters stand at both places: less did not
+suffice at 128 and 192 (docs/log.md, docs/deltas.md)."""
 LEAST_BUDGET = 300_000
 """Parameters: LoRA of rank 8 on RoBERTa-base."""
 
@@ -132,16 +137,23 @@ class Candidate:
 
 
 def candidates(situation: Situation) -> list[Candidate]:
-    """The rule: one to four candidates for a task, the most trusted one first. A method comes in the largest size, of
-    its usual one and halves of it, that the budget allows, or not at all.
+    """The rule: one to four candidates for a task, the most trusted one first. A method comes in
+    the largest size, of its usual one and halves of it, that the budget allows, or not at all.
 
     Raises UserError if nothing fits the budget.
     """
     config = situation.config
-    few, many, narrow = situation.examples < FEW, situation.examples >= MANY, config.hidden_size < NARROW
+    few, many, narrow = (
+        situation.examples < FEW,
+        situation.examples >= MANY,
+        config.hidden_size < NARROW,
+    )
     targets = ["query", "key", "value", "dense"] if narrow else ["query", "value"]
     place, most = ("houlsby", 64) if narrow else ("pfeiffer", 16 if few else 64)
-    lora = _halves(16 if many else 8, lambda r: [{"name": "lora", "rank": r, "alpha": 2 * r, "targets": targets}])
+    lora = _halves(
+        16 if many else 8,
+        lambda r: [{"name": "lora", "rank": r, "alpha": 2 * r, "targets": targets}],
+    )
     adapter = _halves(most, lambda size: [{"name": "adapter", "place": place, "size": size}])
     mixed = _halves(30, lambda n: [{"name": "p_tuning_v2", "tokens": n}, {**MAM[1], "size": n}])
     prefix = _halves(20, lambda tokens: [{"name": "p_tuning_v2", "tokens": tokens}])
@@ -156,38 +168,49 @@ def candidates(situation: Situation) -> list[Candidate]:
     chosen = [candidate for candidate in found if candidate][:4]
     if len(chosen) < 2 and (scales := _fitting([[{"name": "ia3"}]], SCALES, situation)):
         chosen.append(scales)
+
     if not chosen:
         least = stored_count(parse([{"name": "ia3"}])[0], config)
         raise UserError(
-            f"delta.budget = {situation.budget:,}: expected at least {least:,}, which the smallest method (ia3) stores "
-            "on this base"
+            f"delta.budget = {situation.budget:,}: expected at least {least:,}, which the smallest"
+            " method (ia3) stores on this base"
         )
+
     return chosen
 
 
-def _halves(size: int, methods: Callable[[int], list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+def _halves(
+    size: int, methods: Callable[[int], list[dict[str, Any]]]
+) -> list[list[dict[str, Any]]]:
     """Methods of a size, of its half, ... of 1."""
     return [methods(size >> power) for power in range(size.bit_length())]
 
 
-def _fitting(sizes: Sequence[list[dict[str, Any]]], reason: str, situation: Situation) -> Candidate | None:
+def _fitting(
+    sizes: Sequence[list[dict[str, Any]]], reason: str, situation: Situation
+) -> Candidate | None:
     for methods in sizes:
         specs = rated(parse(methods), situation.config.hidden_size)
         stored = sum(stored_count(spec, situation.config) for spec in specs)
         if stored <= situation.budget:
-            facts = {name: show(getattr(situation, name)) for name in ("examples", "length", "parameters", "budget")}
+            facts = {
+                name: show(getattr(situation, name))
+                for name in ("examples", "length", "parameters", "budget")
+            }
             return Candidate(specs, stored, reason.format(**facts))
+
     return None
 
 
-# ------------------------------------------------------------------------------------------------- rates, counts
+# ------------------------------------------------------------------------------------ rates, counts
 
 
 def rated(methods: Sequence[Method], width: int) -> list[Method]:
-    """The methods, each at its rate for a base of so many hidden units, unless it has one: a narrow base wants a higher
-    one, by about as much as it is narrower (docs/log.md: 3e-3 for LoRA at 128). Not a prefix: the network that makes it
-    is as wide on any base. An adapter that is multiplied by `scale` moves as much faster, so its rate is divided by it.
-    Prefixes and scaled adapters at higher rates gave the same answer to all (docs/deltas.md)."""
+    """The methods, each at its rate for a base of so many hidden units, unless it has one: a narrow
+    base wants a higher one, by about as much as it is narrower (docs/log.md: 3e-3 for LoRA at 128).
+    Not a prefix: the network that makes it is as wide on any base. An adapter that is multiplied by
+    `scale` moves as much faster, so its rate is divided by it. Prefixes and scaled adapters at
+    higher rates gave the same answer to all (docs/deltas.md)."""
 
     def rate(method: Method) -> float:
         usual = RATES.get(method.name, 1e-3)
@@ -195,7 +218,10 @@ def rated(methods: Sequence[Method], width: int) -> list[Method]:
             return usual
         return _at(usual / method.scale if method.name == "adapter" else usual, width)
 
-    return [method if method.lr else method.model_copy(update={"lr": rate(method)}) for method in methods]
+    return [
+        method if method.lr else method.model_copy(update={"lr": rate(method)})
+        for method in methods
+    ]
 
 
 def searched_rates(width: int) -> tuple[float, float]:
@@ -213,19 +239,26 @@ def stored_count(method: Method, config: RobertaConfig) -> int:
     h, f = config.hidden_size, config.intermediate_size
     if method.name == "lora":  # what goes into and what comes out of each map
         sizes = {"query": 2 * h, "key": 2 * h, "value": 2 * h, "dense": 2 * h + 2 * (h + f)}
-        return config.num_hidden_layers * method.rank * sum(sizes[target] for target in method.targets)
+        return (
+            config.num_hidden_layers * method.rank * sum(sizes[target] for target in method.targets)
+        )
+
     return expected_count(method, config)
 
 
-# ------------------------------------------------------------------------------------------------------- names
+# -------------------------------------------------------------------------------------------- names
 
 
 def label(methods: Sequence[Method]) -> str:
-    """Methods for people: their names, with what is not the default, such as `lora (rank 4) + bitfit`."""
+    """Methods for people: their names, with what is not the default, such as `lora (rank 4) +
+    bitfit`."""
     return " + ".join(_label(method) for method in methods)
 
 
 def _label(method: Method) -> str:
     own = method.model_dump(mode="json", exclude_defaults=True, exclude={"name"})
-    stated = [f"{key} {' '.join(value) if isinstance(value, list) else value}" for key, value in own.items()]
+    stated = [
+        f"{key} {' '.join(value) if isinstance(value, list) else value}"
+        for key, value in own.items()
+    ]
     return f"{method.name} ({', '.join(stated)})" if stated else str(method.name)

@@ -20,25 +20,37 @@ _WHY_NOT = {
 
 
 def merge(model: RobertaPreTrainedModel) -> RobertaPreTrainedModel:
-    """A plain model with the delta in its weights and the same head: the same logits but for rounding, and nothing of
-    ours or of peft's. Evaluating. The given model stays as it is.
+    """A plain model with the delta in its weights and the same head: the same logits but for
+    rounding, and nothing of ours or of peft's. Evaluating. The given model stays as it is.
 
-    For lora, dora, ia3, adalora, bitfit, full and head, alone or together. Raises UserError for other methods, whose
-    work no weight of a RoBERTa can do, and for a model without a delta.
-    """
+    For lora, dora, ia3, adalora, bitfit, full and head, alone or together. Raises UserError for
+    other methods, whose work no weight of a RoBERTa can do, and for a model without a delta."""
     if not hasattr(model, "delta"):
-        raise UserError(f"{type(model).__name__} has no delta: expected a model after `attach` or `load_into`")
+        raise UserError(
+            f"{type(model).__name__} has no delta: expected a model after `attach` or `load_into`"
+        )
+
     for method in model.delta.methods:
         if why := _WHY_NOT.get(method.name):
-            raise UserError(f"{method.name}: cannot be merged: {why}; keep the base and load the delta onto it")
+            raise UserError(
+                f"{method.name}: cannot be merged: {why}; keep the base and load the delta onto it"
+            )
+
     changed = copy.deepcopy(model)  # merging writes into weights, which the base may share
-    outermost = [name for name, layer in changed.named_modules() if isinstance(layer, BaseTunerLayer)]
+    outermost = [
+        name for name, layer in changed.named_modules() if isinstance(layer, BaseTunerLayer)
+    ]
+
     for name in outermost:
         if not any(name.startswith(f"{other}.") for other in outermost):
             parent, _, last = name.rpartition(".")
             setattr(changed.get_submodule(parent), last, _merged(changed.get_submodule(name)))
+
     with torch.random.fork_rng(devices=[]):  # weights that are drawn for nothing
-        plain: RobertaPreTrainedModel = type(model)(copy.deepcopy(model.config)).to(model.device, model.dtype)
+        plain: RobertaPreTrainedModel = type(model)(copy.deepcopy(model.config)).to(
+            model.device, model.dtype
+        )
+
     plain.load_state_dict(changed.state_dict())
     return plain.eval()
 

@@ -22,26 +22,34 @@ from robustly.files import write_atomic
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 
-_TASKS = {RobertaForSequenceClassification: TaskType.SEQ_CLS, RobertaForTokenClassification: TaskType.TOKEN_CLS}
+_TASKS = {
+    RobertaForSequenceClassification: TaskType.SEQ_CLS,
+    RobertaForTokenClassification: TaskType.TOKEN_CLS,
+}
 _HEADS = ["classifier", "score"]
 """What peft adds for these tasks by itself: modules that are stored whole."""
 
 
 def write(model: RobertaPreTrainedModel, folder: Path, base_name: str) -> list[Path]:
-    """Write a finished delta for `peft.PeftModel.from_pretrained(model, folder)`, where peft can hold it: exactly one
-    of lora, dora, ia3, adalora, prefix and p_tuning_v2 under a sequence or token classification head, or one of the
-    first four under a language-modeling head. Returns the files; none where it cannot.
+    """Write a finished delta for `peft.PeftModel.from_pretrained(model, folder)`, where peft can
+    hold it: exactly one of lora, dora, ia3, adalora, prefix and p_tuning_v2 under a sequence or
+    token classification head, or one of the first four under a language-modeling head. Returns the
+    files; none where it cannot.
 
-    `base_name`: what peft is to load under it. The model that it loads computes the same, but for prefixes, where peft
-    also moves the text's positions on by the prefix's length: it computes the same if it is given `position_ids` that
-    are that much smaller. (peft 0.21 loads a prefix, but cannot run it under transformers 5.24, which renamed the
-    argument that it is passed in; under 5.23 it runs.)
-    """
+    `base_name`: what peft is to load under it. The model that it loads computes the same, but for
+    prefixes, where peft also moves the text's positions on by the prefix's length: it computes the
+    same if it is given `position_ids` that are that much smaller. (peft 0.21 loads a prefix, but
+    cannot run it under transformers 5.24, which renamed the argument that it is passed in; under
+    5.23 it runs.)"""
     if (config := _config(model)) is None:
         return []
+
     config.base_model_name_or_path = base_name
     config.inference_mode = True
-    fields = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    fields = {
+        key: sorted(value) if isinstance(value, set) else value
+        for key, value in config.to_dict().items()
+    }
     write_atomic(folder / CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
     method = model.delta.methods[0].name
     tensors = dict(_peft_name(name, method, tensor) for name, tensor in trained(model).items())
@@ -53,15 +61,20 @@ def _config(model: RobertaPreTrainedModel) -> PeftConfig | None:
     """peft's record of the delta; None where it has none."""
     if len(model.delta.methods) > 1:
         return None
+
     config = _of_method(model.delta.methods[0], model)
     task = _TASKS.get(type(model))
-    if config is None or (task is None and (type(model) is not RobertaForMaskedLM or config.is_prompt_learning)):
+    if config is None or (
+        task is None and (type(model) is not RobertaForMaskedLM or config.is_prompt_learning)
+    ):
         return None
+
     config.task_type = task
     if not config.is_prompt_learning:
         config.modules_to_save = list(_HEADS) if task else None
         if task is None:
             config.exclude_modules = r"lm_head\..*"  # ours are the encoder's alone
+
     return config
 
 
@@ -76,6 +89,7 @@ def _of_method(spec: Method, model: RobertaPreTrainedModel) -> PeftConfig | None
         case Prefix() | PTuningV2():
             assert model.delta.finished or isinstance(spec, PTuningV2), "finish the model first"
             return prefix.peft_config(spec, model.config, finished=True)
+
     return None
 
 
@@ -83,6 +97,14 @@ def _peft_name(name: str, method: str, tensor: Tensor) -> tuple[str, Tensor]:
     """What peft calls a parameter in its file, where the name of the adapter is left out."""
     tensor = tensor.detach().cpu().contiguous()
     if method in ("prefix", "p_tuning_v2"):
-        return ("prompt_embeddings" if name.startswith("roberta.prefix.") else f"base_model.{name}"), tensor
+        return (
+            "prompt_embeddings" if name.startswith("roberta.prefix.") else f"base_model.{name}"
+        ), tensor
+
     bare = re.sub(rf"\.{method}(?=\.|$)", "", name)
-    return "base_model.model." + re.sub(r"lora_magnitude_vector\.weight$", "lora_magnitude_vector", bare), tensor
+
+    return (
+        "base_model.model."
+        + re.sub(r"lora_magnitude_vector\.weight$", "lora_magnitude_vector", bare),
+        tensor,
+    )

@@ -43,17 +43,21 @@ class Predictor:
     labels: tuple[str, ...]
 
     @classmethod
-    def of(cls, model: RobertaPreTrainedModel, task: Task, labels: tuple[str, ...], base: Base) -> "Predictor":
+    def of(
+        cls, model: RobertaPreTrainedModel, task: Task, labels: tuple[str, ...], base: Base
+    ) -> "Predictor":
         """For a model with a delta: prompts take positions from the text."""
         vocabulary = base.model.config.vocab_size
         how = form(task, labels, base.tokenizer, base.longest_input, vocabulary)
         if model.delta.positions and not how.prompt_tokens:
             longest = base.longest_input - model.delta.positions
             how = form(task, labels, base.tokenizer, longest, vocabulary)
+
         return cls(model, how, labels)
 
     def logits(self, inputs: Sequence[Any]) -> list[Tensor]:
-        """Scores of each input, fp32, on the CPU; nothing is dropped out. `inputs`: as for `predict`."""
+        """Scores of each input, fp32, on the CPU; nothing is dropped out. `inputs`: as for
+        `predict`."""
         return self.logits_of([_example(each) for each in inputs])
 
     def logits_of(self, examples: Sequence[Example]) -> list[Tensor]:
@@ -61,20 +65,23 @@ class Predictor:
         return self._logits(self.form.encode(examples))
 
     def predict(self, inputs: Sequence[Any]) -> list[Any]:
-        """The best answer to each input: a label, a number, a list of tags, or the index of a choice.
+        """The best answer to each input: a label, a number, a list of tags, or the index of a
+        choice.
 
-        An input is a text; a pair of them, or a list of words for tags; for multiple choice a pair of that and the
-        choices, `(text, [choice, ...])`.
-        """
+        An input is a text; a pair of them, or a list of words for tags; for multiple choice a pair
+        of that and the choices, `(text, [choice, ...])`."""
         rows = self.form.encode([_example(each) for each in inputs])
         return self.form.answers(self._logits(rows), rows)
 
     def judge(self, examples: Sequence[Example], ranks: Ranks = ALONE) -> "Judgement":
-        """How well it answers examples; each of the ranks, which all call this, answers its share of them."""
+        """How well it answers examples; each of the ranks, which all call this, answers its share
+        of them."""
         rows = self.form.encode(examples)
         logits = ranks.gathered(self._logits(ranks.share(rows)))
         answers = self.form.answers(logits, rows)
-        losses = [self.form.loss(each[None], [row]).item() for each, row in zip(logits, rows, strict=True)]
+        losses = [
+            self.form.loss(each[None], [row]).item() for each, row in zip(logits, rows, strict=True)
+        ]
         scores = {**self.form.scores(answers, examples), "loss": float(np.mean(losses))}
         return Judgement(scores, self._confusion(answers, examples))
 
@@ -85,6 +92,7 @@ class Predictor:
         table = np.zeros((len(number), len(number)), np.int64)
         for example, answer in zip(examples, answers, strict=True):
             table[number[example.label], number[answer]] += 1
+
         return table.tolist()
 
     def _logits(self, rows: Sequence[Any]) -> list[Tensor]:
@@ -93,12 +101,16 @@ class Predictor:
         by_length = sorted(range(len(rows)), key=lambda i: self.form.length(rows[i]))
         training = self.model.training
         self.model.eval()
+
         with torch.no_grad():
             for start in range(0, len(rows), BATCH):
                 places = by_length[start : start + BATCH]
                 batch = self.form.batch([rows[i] for i in places], self.model.device)
-                for place, scores in zip(places, self.form.logits(self.model, batch).float().cpu(), strict=True):
+                for place, scores in zip(
+                    places, self.form.logits(self.model, batch).float().cpu(), strict=True
+                ):
                     found[place] = scores
+
         self.model.train(training)
         return found
 
@@ -108,9 +120,13 @@ def _example(given: Any) -> Example:
     with_choices = isinstance(given, tuple | list) and len(given) == 2 and not _are_texts(given)
     texts, choices = given if with_choices else (given, ())
     if not _are_texts(texts) or not all(isinstance(choice, str) for choice in choices):
-        raise UserError(f"expected a text, a pair of texts, words, or (text, choices); found {given!r}")
+        raise UserError(
+            f"expected a text, a pair of texts, words, or (text, choices); found {given!r}"
+        )
     return Example((texts,) if isinstance(texts, str) else tuple(texts), choices=tuple(choices))
 
 
 def _are_texts(given: Any) -> bool:
-    return isinstance(given, str) or (isinstance(given, tuple | list) and all(isinstance(one, str) for one in given))
+    return isinstance(given, str) or (
+        isinstance(given, tuple | list) and all(isinstance(one, str) for one in given)
+    )

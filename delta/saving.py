@@ -1,4 +1,5 @@
-"""A delta's folder: its tensors, `delta.json`, the scores, a card, the manifest; peft's files, too, for its methods.
+"""A delta's folder: its tensors, `delta.json`, the scores, a card, the manifest; peft's files, too,
+for its methods.
 
 It reloads bit-equal onto its base, and onto no other."""
 
@@ -31,9 +32,11 @@ class Record:
 
     methods: list[dict[str, Any]]
     parameters: dict[str, int]
-    """`delta` and `head`, which are stored here; of one that we trained `trained`, and `base`, which is not stored."""
+    """`delta` and `head`, which are stored here; of one that we trained `trained`, and `base`,
+    which is not stored."""
     base: dict[str, Any]
-    """`fingerprint` of its weights; of one that we trained `name`, and `tokenizer`: fingerprint of its vocabulary."""
+    """`fingerprint` of its weights; of one that we trained `name`, and `tokenizer`: fingerprint of
+    its vocabulary."""
     labels: list[str] = field(default_factory=list)
     """In the order of the logits; empty where a task has none."""
     task: dict[str, Any] = field(default_factory=dict)
@@ -46,51 +49,63 @@ class Record:
 def save_tensors(model: RobertaPreTrainedModel, folder: Path) -> Path:
     """Write what the delta stores of a model, by parameter name. Returns the file."""
     path = folder / TENSORS
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in stored(model).items()}, path)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in stored(model).items()}, path
+    )
     path.chmod(0o644)  # safetensors writes it for its owner alone
     return path
 
 
 def load_tensors(model: RobertaPreTrainedModel, path: Path) -> None:
-    """Put the tensors of a file into a model to which the same methods are attached, in their finished form.
+    """Put the tensors of a file into a model to which the same methods are attached, in their
+    finished form.
 
     Raises UserError if the file is missing, cut off, or holds other tensors than these.
     """
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: missing, cut off or damaged ({error}); restore it, or make the delta anew") from None
+        raise UserError(
+            f"{path}: missing, cut off or damaged ({error}); restore it, or make the delta anew"
+        ) from None
+
     expected = stored(model)
     if unfit := sorted(found.keys() ^ expected.keys()):
         raise UserError(f"{path}: does not fit {RECORD}: {unfit[0]} is missing or unexpected")
+
     with torch.no_grad():
         for name, tensor in expected.items():
             if tensor.shape != found[name].shape:
                 raise UserError(
-                    f"{path}: does not fit {RECORD}: {name} is {tuple(found[name].shape)}, expected "
-                    f"{tuple(tensor.shape)}"
+                    f"{path}: does not fit {RECORD}: {name} is {tuple(found[name].shape)}, expected"
+                    f" {tuple(tensor.shape)}"
                 )
             tensor.copy_(found[name])
 
 
 def save_model(model: RobertaPreTrainedModel, folder: Path) -> list[Path]:
-    """Write the delta of a model that was trained by other means than ours; it is finished first. Returns the files."""
+    """Write the delta of a model that was trained by other means than ours; it is finished first.
+    Returns the files."""
     finish(model)
     folder.mkdir(parents=True, exist_ok=True)
-    record = Record(_methods(model), parameters=parameters(model), base={"fingerprint": model.delta.fingerprint})
+    record = Record(
+        _methods(model), parameters=parameters(model), base={"fingerprint": model.delta.fingerprint}
+    )
     write_json(folder / RECORD, asdict(record))
     return [save_tensors(model, folder), folder / RECORD]
 
 
 def load_model(model: RobertaPreTrainedModel, folder: Path) -> RobertaPreTrainedModel:
-    """Attach the delta in a folder to a freshly loaded model with a head of the same shape; returns it.
+    """Attach the delta in a folder to a freshly loaded model with a head of the same shape; returns
+    it.
 
-    Raises UserError if the folder is damaged, or if the model is of another base or has another head.
-    """
+    Raises UserError if the folder is damaged, or if the model is of another base or has another
+    head."""
     record = read_record(folder)
     found = fingerprint(model.roberta)
     if found != record.base["fingerprint"]:
         raise _other_base(folder, record, f"another ({found[:16]})")
+
     attach(model, record.methods, 0, found, finished=True)
     load_tensors(model, folder / TENSORS)
     return model
@@ -102,44 +117,66 @@ def _methods(model: RobertaPreTrainedModel) -> list[dict[str, Any]]:
 
 def _other_base(folder: Path, record: Record, found: str) -> UserError:
     return UserError(
-        f"{folder}: made for the base {record.base.get('name', '')} (weights {record.base['fingerprint'][:16]}), found "
-        f"{found}: on other weights it would mean nothing"
+        f"{folder}: made for the base {record.base.get('name', '')} (weights"
+        f" {record.base['fingerprint'][:16]}), found {found}: on other weights it would mean"
+        " nothing"
     )
 
 
 def save(
-    predictor: Predictor, base: Base, task: Task, facts: dict[str, Any], trained: int, seed: int, folder: Path
+    predictor: Predictor,
+    base: Base,
+    task: Task,
+    facts: dict[str, Any],
+    trained: int,
+    seed: int,
+    folder: Path,
 ) -> list[Path]:
-    """Write a finished delta and its head, without the base. `trained`: parameters that were. Returns the files."""
+    """Write a finished delta and its head, without the base. `trained`: parameters that were.
+    Returns the files."""
     model = predictor.model
     record = Record(
         methods=_methods(model),
         labels=list(predictor.labels),
         task={
             **task.model_dump(mode="json"),
-            **{name: Path(file).name for name in ("train", "dev", "test") if (file := getattr(task, name))},
+            **{
+                name: Path(file).name
+                for name in ("train", "dev", "test")
+                if (file := getattr(task, name))
+            },
         },
         facts=facts,
         seed=seed,
         parameters={**parameters(model), "trained": trained, "base": base.parameters},
-        base={"name": base.name, "fingerprint": base.fingerprint, "tokenizer": base.tokenizer.fingerprint},
+        base={
+            "name": base.name,
+            "fingerprint": base.fingerprint,
+            "tokenizer": base.tokenizer.fingerprint,
+        },
     )
     write_json(folder / RECORD, asdict(record))
-    return [save_tensors(model, folder), folder / RECORD, *peft_files.write(model, folder, base.name)]
+
+    return [
+        save_tensors(model, folder),
+        folder / RECORD,
+        *peft_files.write(model, folder, base.name),
+    ]
 
 
 def load(base: Base | Path | str, folder: Path | str) -> Predictor:
     """The predictor that was saved in a finished delta folder, on its base.
 
-    A base that is given as a `Base` is not read again, and every delta on it shares its weights in memory. Raises
-    UserError if a folder is missing or damaged, or if the delta was made for another base.
-    """
+    A base that is given as a `Base` is not read again, and every delta on it shares its weights in
+    memory. Raises UserError if a folder is missing or damaged, or if the delta was made for another
+    base."""
     manifest.require(Path(folder), "delta", "robustly delta CONFIG")
     return reload(base if isinstance(base, Base) else Base.load(base), Path(folder))
 
 
 def reload(base: Base, folder: Path, head_seed: int = 0) -> Predictor:
-    """The predictor in a folder, finished or not. The head comes out of the folder, whatever `head_seed` says.
+    """The predictor in a folder, finished or not. The head comes out of the folder, whatever
+    `head_seed` says.
 
     Raises UserError if the folder is not a delta's, is damaged, or was made for another base.
     """
@@ -148,9 +185,10 @@ def reload(base: Base, folder: Path, head_seed: int = 0) -> Predictor:
         raise _other_base(folder, record, f"{base.name} (weights {base.fingerprint[:16]})")
     if record.base["tokenizer"] != base.tokenizer.fingerprint:
         raise UserError(
-            f"{folder}: made with the tokenizer of {record.base['name']}; {base.name} has the same weights and another "
-            "vocabulary, so its ids would mean other words"
+            f"{folder}: made with the tokenizer of {record.base['name']}; {base.name} has the same"
+            " weights and another vocabulary, so its ids would mean other words"
         )
+
     task: Task = TypeAdapter[Any](Task).validate_python(record.task)
     labels = tuple(record.labels)
     model = new_model(base, task, labels, head_seed)
@@ -169,4 +207,6 @@ def read_record(folder: Path) -> Record:
             f"{folder}: no delta here: {RECORD}: {error.strerror}; make one with `robustly delta`"
         ) from None
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a delta's record ({error}); delete the folder and make it anew") from None
+        raise UserError(
+            f"{path}: not a delta's record ({error}); delete the folder and make it anew"
+        ) from None

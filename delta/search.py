@@ -1,4 +1,5 @@
-"""Searching for the best methods and rate: trials of an optuna study, scored on the dev file alone."""
+"""Searching for the best methods and rate: trials of an optuna study, scored on the dev file
+alone."""
 
 import dataclasses
 import time
@@ -12,7 +13,7 @@ from robustly import UserError, config, log, markdown
 from robustly.delta import stage as delta_stage
 from robustly.delta.attachment import parameters
 from robustly.delta.base_model import Base
-from robustly.delta.config import DeltaPage
+from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import SEARCHED, label, searched_rates
 from robustly.delta.specs import Method, parse
 from robustly.delta.tasks import TaskData, read
@@ -43,7 +44,8 @@ class Trial:
     parameters: int
     """Of the delta, while it is trained."""
     state: str
-    """`complete`; `pruned`: ended early, since others were better after the same epoch; `diverged`."""
+    """`complete`; `pruned`: ended early, since others were better after the same epoch;
+    `diverged`."""
     score: float | None
     """Of the best epoch, on the dev file."""
     epochs: int
@@ -59,45 +61,62 @@ class Space:
     peak_lr: tuple[float, float]
 
 
-def search(page: DeltaPage) -> Manifest:
-    """Make the page's trials and write what came out, with a page for the best one. Trials that are there already, of
-    a search that was stopped or had fewer, are not made again. The test file is not scored.
+def search(page: DeltaExperiment) -> Manifest:
+    """Make the page's trials and write what came out, with a page for the best one. Trials that are
+    there already, of a search that was stopped or had fewer, are not made again. The test file is
+    not scored.
 
-    Raises UserError if the page names no dev file, if the base or the task's files are not what they should be, if a
-    method does not fit the base, or if the folder holds another search.
-    """
+    Raises UserError if the page names no dev file, if the base or the task's files are not what
+    they should be, if a method does not fit the base, or if the folder holds another search."""
     task = page.delta.task
     if task.dev is None:
-        raise UserError("delta.task.dev: missing; a search is scored on a dev file, so that the test file stays unseen")
+        raise UserError(
+            "delta.task.dev: missing; a search is scored on a dev file, so that the test file stays"
+            " unseen"
+        )
+
     base = Base.load(page.base)
     data = read(task, page.origin.parent)
     space = _space(page, base)
-    stage = Stage(page.folder("search"), "search", _recipe(page, data, space), delta_stage.inputs(base))
+    stage = Stage(
+        page.folder("search"), "search", _recipe(page, data, space), delta_stage.inputs(base)
+    )
     if (finished := stage.finished()) and finished.counts["trials"] >= page.search.trials:
         return finished
+
     for methods in space.methods:  # what does not fit is said before any trial
         try:
             attached(base, page.tuned_by(methods), data, page.seed)
         except UserError as fault:
             raise UserError(f"search.methods: {label(methods)}: {fault}") from None
+
     if finished:  # with fewer trials
         (stage.folder / MANIFEST).unlink()
+
     with stage.begin():
         study = _study(stage.folder, page)
         _give_up_running(study)
         left = page.search.trials - len(_ended(study))
-        log.say(f"search: {stage.folder}: {page.search.trials} trials, {left} to make; scored by {data.metric} on dev")
+        log.say(
+            f"search: {stage.folder}: {page.search.trials} trials, {left} to make; scored by"
+            f" {data.metric} on dev"
+        )
         _make(page, stage.folder, space, left, base, data)
         trials = _trials(study)
         if not (ranked := [trial for trial in trials if trial.state == "complete"]):
             raise UserError(
-                f"{stage.folder}: no trial came to its end, most diverged; lower search.peak_lr, and give another name"
+                f"{stage.folder}: no trial came to its end, most diverged; lower search.peak_lr,"
+                " and give another name"
             )
+
         best = max(ranked, key=lambda trial: (trial.score, -trial.number))
         _write(page, stage.folder, space, trials, best, data.metric)
         counts = {
             "trials": len(trials),
-            **{f"{state}_trials": sum(trial.state == state for trial in trials) for state in ("pruned", "diverged")},
+            **{
+                f"{state}_trials": sum(trial.state == state for trial in trials)
+                for state in ("pruned", "diverged")
+            },
             "best": best.methods,
             "best_peak_lr": best.peak_lr,
             f"best_dev_{data.metric}": best.score,
@@ -106,42 +125,53 @@ def search(page: DeltaPage) -> Manifest:
         return stage.finish([stage.folder / name for name in names], counts)
 
 
-def _space(page: DeltaPage, base: Base) -> Space:
+def _space(page: DeltaExperiment, base: Base) -> Space:
     methods = page.search.methods or [parse(each) for each in SEARCHED]
     return Space(methods, page.search.peak_lr or searched_rates(base.model.config.hidden_size))
 
 
-def _recipe(page: DeltaPage, data: TaskData, space: Space) -> dict[str, Any]:
+def _recipe(page: DeltaExperiment, data: TaskData, space: Space) -> dict[str, Any]:
     """Neither how many trials there are, so that they can be more, nor who makes them."""
     recipe = delta_stage.recipe(page.tuned_by(space.methods[0]), data)
     del recipe["methods"], recipe["seeds"]
     methods = [[method.recipe() for method in each] for each in space.methods]
-    return {**recipe, "search": {"methods": methods, "peak_lr": space.peak_lr, "pruner": page.search.pruner}}
+    return {
+        **recipe,
+        "search": {"methods": methods, "peak_lr": space.peak_lr, "pruner": page.search.pruner},
+    }
 
 
-# ------------------------------------------------------------------------------------------------------ trials
+# ------------------------------------------------------------------------------------------- trials
 
 
-def _make(page: DeltaPage, folder: Path, space: Space, left: int, base: Base, data: TaskData) -> None:
+def _make(
+    page: DeltaExperiment, folder: Path, space: Space, left: int, base: Base, data: TaskData
+) -> None:
     """Make trials, in this process or in some."""
     processes = min(how_many(page.delta.processes), left)
     if processes > 1:
         tickets = CONTEXT.Semaphore(left)
         run(_make_in_process, [(page, folder, space, tickets)] * processes, processes)
         return
+
     for _ in range(left):
         _one_trial(page, folder, space, base, data)
 
 
-def _make_in_process(page: DeltaPage, folder: Path, space: Space, tickets: "Semaphore") -> None:
+def _make_in_process(
+    page: DeltaExperiment, folder: Path, space: Space, tickets: "Semaphore"
+) -> None:
     """Make a trial for every ticket that the other processes leave."""
     base, data = Base.load(page.base), read(page.delta.task, page.origin.parent)
     while tickets.acquire(block=False):
         _one_trial(page, folder, space, base, data)
 
 
-def _one_trial(page: DeltaPage, folder: Path, space: Space, base: Base, data: TaskData) -> None:
-    """In one process the trials are a function of the page's seed, however often the search is stopped."""
+def _one_trial(
+    page: DeltaExperiment, folder: Path, space: Space, base: Base, data: TaskData
+) -> None:
+    """In one process the trials are a function of the page's seed, however often the search is
+    stopped."""
     import optuna
 
     study = _study(folder, page)
@@ -150,7 +180,9 @@ def _one_trial(page: DeltaPage, folder: Path, space: Space, base: Base, data: Ta
     study.optimize(lambda trial: _score(trial, page, space, base, data), n_trials=1)
 
 
-def _score(trial: "optuna.Trial", page: DeltaPage, space: Space, base: Base, data: TaskData) -> float:
+def _score(
+    trial: "optuna.Trial", page: DeltaExperiment, space: Space, base: Base, data: TaskData
+) -> float:
     """The best epoch's score on the dev file."""
     import optuna
 
@@ -184,7 +216,7 @@ def _score(trial: "optuna.Trial", page: DeltaPage, space: Space, base: Base, dat
         log.say(f"trial {trial.number}  {name}  peak_lr {rate:.2e}  {data.metric} {best}  {state}")
 
 
-def _study(folder: Path, page: DeltaPage) -> "optuna.Study":
+def _study(folder: Path, page: DeltaExperiment) -> "optuna.Study":
     """The study in a folder, made if there is none."""
     import optuna
 
@@ -192,6 +224,7 @@ def _study(folder: Path, page: DeltaPage) -> "optuna.Study":
     pruner: optuna.pruners.BasePruner = optuna.pruners.MedianPruner()
     if page.search.pruner == "halving":
         pruner = optuna.pruners.SuccessiveHalvingPruner()
+
     return optuna.create_study(
         storage=f"sqlite:///{(folder / STUDY).absolute()}",
         study_name="search",
@@ -231,10 +264,17 @@ def _trials(study: "optuna.Study") -> list[Trial]:
     ]
 
 
-# ----------------------------------------------------------------------------------------------------- results
+# ------------------------------------------------------------------------------------------ results
 
 
-def _write(page: DeltaPage, folder: Path, space: Space, trials: Sequence[Trial], best: Trial, metric: str) -> None:
+def _write(
+    page: DeltaExperiment,
+    folder: Path,
+    space: Space,
+    trials: Sequence[Trial],
+    best: Trial,
+    metric: str,
+) -> None:
     write_json(folder / "trials.json", [dataclasses.asdict(trial) for trial in trials])
     write_atomic(folder / "table.md", _table(trials, metric))
     _plot(trials, metric, folder / "plot.png")
@@ -246,7 +286,9 @@ def _write(page: DeltaPage, folder: Path, space: Space, trials: Sequence[Trial],
 def _table(trials: Sequence[Trial], metric: str) -> str:
     """The best first."""
     order = {"complete": 0, "pruned": 1, "diverged": 2}
-    ranked = sorted(trials, key=lambda trial: (order[trial.state], -(trial.score or 0), trial.number))
+    ranked = sorted(
+        trials, key=lambda trial: (order[trial.state], -(trial.score or 0), trial.number)
+    )
     header = ["trial", "methods", "peak_lr", "parameters", f"dev {metric}", "epochs", "seconds", ""]
     rows = [
         [
@@ -268,15 +310,21 @@ def _plot(trials: Sequence[Trial], metric: str, path: Path) -> None:
     FigureCanvasAgg(figure)
     by_rate, by_size = figure.subplots(1, 2, sharey=True)
     shown = [trial for trial in trials if trial.score is not None]
+
     for number, name in enumerate(sorted({trial.methods for trial in shown})):
         for axes, key in ((by_rate, "peak_lr"), (by_size, "parameters")):
             for whole in (True, False):
-                some = [trial for trial in shown if trial.methods == name and (trial.state == "complete") == whole]
+                some = [
+                    trial
+                    for trial in shown
+                    if trial.methods == name and (trial.state == "complete") == whole
+                ]
                 axes.plot(
                     [getattr(trial, key) for trial in some], [trial.score for trial in some],
                     ls="", marker="o", color=f"C{number % 10}", fillstyle="full" if whole else "none",
                     label=name if whole else None,
                 )  # fmt: skip
+
     by_rate.set(xscale="log", xlabel="peak_lr", ylabel=f"{metric} on dev")
     by_size.set_xscale("symlog", linthresh=100)  # a head alone has none
     by_size.set_xlim(-10, max([100, *(3 * trial.parameters for trial in shown)]))
@@ -286,19 +334,26 @@ def _plot(trials: Sequence[Trial], metric: str, path: Path) -> None:
         figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
 
 
-def page_text(page: DeltaPage, name: str) -> str:
-    """A page by itself under another name, for `robustly delta`, wherever it lies: relative paths that begin at the
-    page become absolute. Without the sections of searches and comparisons."""
-    raw = page.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"search", "compare"})
+def page_text(page: DeltaExperiment, name: str) -> str:
+    """A page by itself under another name, for `robustly delta`, wherever it lies: relative paths
+    that begin at the page become absolute. Without the sections of searches and comparisons."""
+    raw = page.model_dump(
+        mode="json", by_alias=True, exclude_none=True, exclude={"search", "compare"}
+    )
     task, beside = raw["delta"]["task"], page.origin.parent
     for part in ("train", "dev", "test"):
         if part in task:
             task[part] = _anywhere(task[part], beside)
+
     if page.delta.base:
         raw["delta"]["base"] = str(page.base.absolute())
+
     paths = {key: path for key, path in raw["paths"].items() if key != "delta"}
+
     return yaml.safe_dump(
-        {**raw, "name": name, "paths": {**paths, "root": str(page.root)}}, sort_keys=False, allow_unicode=True
+        {**raw, "name": name, "paths": {**paths, "root": str(page.root)}},
+        sort_keys=False,
+        allow_unicode=True,
     )
 
 

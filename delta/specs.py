@@ -1,4 +1,5 @@
-"""The methods and their sizes, as pages and `attach` name them. Every size has a default that works."""
+"""The methods and their sizes, as pages and `attach` name them. Every size has a default that
+works."""
 
 from typing import Annotated, Literal, Self
 
@@ -39,13 +40,15 @@ class Lora(_LowRank):
 
 
 class Dora(_LowRank):
-    """LoRA on the directions of W's columns, and their lengths beside it (Liu et al. 2024, section 4)."""
+    """LoRA on the directions of W's columns, and their lengths beside it (Liu et al. 2024, section
+    4)."""
 
     name: Literal["dora"]
 
 
 class Ia3(_Method):
-    """Learned scales of keys, values and the feed-forward's inner activations (Liu et al. 2022, section 3.3)."""
+    """Learned scales of keys, values and the feed-forward's inner activations (Liu et al. 2022,
+    section 3.3)."""
 
     name: Literal["ia3"]
 
@@ -64,7 +67,9 @@ class AdaLora(_LowRank):
     @model_validator(mode="after")
     def _ranks_are_taken(self) -> Self:
         if self.initial_rank <= self.rank:
-            raise ValueError(f"initial_rank is {self.initial_rank}: expected more than rank, {self.rank}")
+            raise ValueError(
+                f"initial_rank is {self.initial_rank}: expected more than rank, {self.rank}"
+            )
         return self
 
 
@@ -75,26 +80,30 @@ class Adapter(_Method):
     size: Positive = 64
     """Of the bottleneck."""
     place: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
-    """houlsby: after attention and after the feed-forward (Houlsby et al. 2019, figure 2); pfeiffer: after the
-    feed-forward alone (Pfeiffer et al. 2021); parallel: beside the feed-forward, from its input (He et al. 2022)."""
+    """houlsby: after attention and after the feed-forward (Houlsby et al. 2019, figure 2);
+    pfeiffer: after the feed-forward alone (Pfeiffer et al. 2021); parallel: beside the
+    feed-forward, from its input (He et al. 2022)."""
     layer_norms: bool = True
-    """Whether the encoder's LayerNorms are trained, too (Houlsby et al. 2019, section 2.1); that of the embeddings is
-    one of them, as in the authors' code."""
+    """Whether the encoder's LayerNorms are trained, too (Houlsby et al. 2019, section 2.1); that of
+    the embeddings is one of them, as in the authors' code."""
     scale: Annotated[float, Field(gt=0)] = 1.0
     """Of what it adds; He et al. 2022 have 4 for parallel ones."""
 
 
 class Prefix(_Method):
-    """Learned keys and values before those of the text in every layer, made by a small network (Li and Liang 2021)."""
+    """Learned keys and values before those of the text in every layer, made by a small network (Li
+    and Liang 2021)."""
 
     name: Literal["prefix"]
     tokens: Positive = 20
     hidden: Positive = 512
-    """Of the network, which is trained and not kept: its output is (Li and Liang 2021, section 4.3)."""
+    """Of the network, which is trained and not kept: its output is (Li and Liang 2021, section
+    4.3)."""
 
 
 class PTuningV2(_Method):
-    """Learned keys and values before those of the text in every layer, directly (Liu et al. 2022, P-Tuning v2)."""
+    """Learned keys and values before those of the text in every layer, directly (Liu et al. 2022,
+    P-Tuning v2)."""
 
     name: Literal["p_tuning_v2"]
     tokens: Positive = 20
@@ -106,26 +115,32 @@ class Prompt(_Method):
     name: Literal["prompt"]
     tokens: Positive = 20
     start: Literal["vocabulary", "random"] = "vocabulary"
-    """What they begin as: rows of the embedding, of entries drawn by the seed (the paper's section 3.2), or noise."""
+    """What they begin as: rows of the embedding, of entries drawn by the seed (the paper's section
+    3.2), or noise."""
 
 
 class PTuning(_Method):
-    """Learned embeddings out of a BiLSTM and an MLP, at their places in a template (Liu et al. 2021, P-Tuning v1).
+    """Learned embeddings out of a BiLSTM and an MLP, at their places in a template (Liu et al.
+    2021, P-Tuning v1).
 
-    Where the task is a cloze, `{prompt}` in its template says where; otherwise they stand after <s>."""
+    Where the task is a cloze, `{prompt}` in its template says where; otherwise they stand after
+    <s>."""
 
     name: Literal["p_tuning"]
     tokens: Positive = 20
 
 
 class IntrinsicPrompt(_Method):
-    """A prompt out of few numbers z, by a decoder found on several tasks and then frozen (Qin et al. 2021)."""
+    """A prompt out of few numbers z, by a decoder found on several tasks and then frozen (Qin et
+    al. 2021)."""
 
     name: Literal["intrinsic_prompt"]
     subspace: str
-    """Folder of the decoder, which `robustly delta subspace` makes; it says how many tokens and numbers."""
+    """Folder of the decoder, which `robustly delta subspace` makes; it says how many tokens and
+    numbers."""
     decoder: str | None = None
-    """sha256 of its decoder. A delta that is saved has it, and attaches to no other; a page may leave it out."""
+    """sha256 of its decoder. A delta that is saved has it, and attaches to no other; a page may
+    leave it out."""
 
 
 class BitFit(_Method):
@@ -156,7 +171,8 @@ _METHODS = TypeAdapter(Annotated[list[Method], Field(min_length=1)])
 
 
 def parse(methods: object) -> list["Method"]:
-    """Methods as mappings, as on a page, or as made already. Raises UserError with what is wrong."""
+    """Methods as mappings, as on a page, or as made already. Raises UserError with what is
+    wrong."""
     try:
         return _METHODS.validate_python(methods)
     except ValidationError as error:

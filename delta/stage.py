@@ -14,7 +14,7 @@ from robustly.delta.attachment import parameters
 from robustly.delta.auto import CHOICE, choose, situation
 from robustly.delta.base_model import Base
 from robustly.delta.card import delta_card
-from robustly.delta.config import DeltaPage
+from robustly.delta.config import DeltaExperiment
 from robustly.delta.data_parallel import ALONE, Ranks, joined
 from robustly.delta.defaults import candidates
 from robustly.delta.methods.intrinsic_prompt import read as read_subspace
@@ -29,26 +29,28 @@ from robustly.manifest import Manifest, Stage
 LABELS_SHOWN = 10
 
 
-def make_delta(page: DeltaPage) -> Manifest:
-    """Train and score the page's delta with every seed, and save the first seed's into the page's delta folder. There
-    is no choice by the test file. What is there already is not made again: nor are seeds that a run that was stopped
-    had finished.
+def make_delta(page: DeltaExperiment) -> Manifest:
+    """Train and score the page's delta with every seed, and save the first seed's into the page's
+    delta folder. There is no choice by the test file. What is there already is not made again: nor
+    are seeds that a run that was stopped had finished.
 
-    Raises UserError if the base or the task's files are not what they should be, if a method does not fit the base,
-    or if the folder holds another delta.
-    """
+    Raises UserError if the base or the task's files are not what they should be, if a method does
+    not fit the base, or if the folder holds another delta."""
     base = Base.load(page.base)
     data = read(page.delta.task, page.origin.parent)
     stage = Stage(page.folder("delta"), "delta", recipe(page, data), inputs(base))
     if finished := stage.finished():
         return finished
+
     if page.delta.methods == "auto":
         among = candidates(situation(base, page, data))
         with stage.begin():
             page = choose(base, page, data, among, stage.folder)
+
     sizes = parameters(attached(base, page, data, page.seed).model)
     examples = len(draw(data, page.delta.task.examples, page.seed))
     _header(page, base, data, sizes, examples)
+
     with stage.begin():
         _train(base, page, data, stage.folder)
         done = [_work(stage.folder, seed) for seed in page.all_seeds]
@@ -56,7 +58,11 @@ def make_delta(page: DeltaPage) -> Manifest:
         lines_of = [(each / "metrics.jsonl").read_text() for each in done]
         write_atomic(stage.folder / "metrics.jsonl", "".join(lines_of))
         mean, deviation = mean_and_deviation(scores, data.metric)
-        summary = {data.metric: mean, f"{data.metric}_deviation": deviation, "baseline": data.baselines[data.metric]}
+        summary = {
+            data.metric: mean,
+            f"{data.metric}_deviation": deviation,
+            "baseline": data.baselines[data.metric],
+        }
         write_json(
             stage.folder / "scores.json",
             {
@@ -66,13 +72,26 @@ def make_delta(page: DeltaPage) -> Manifest:
         )  # fmt: skip
         record = delta_folder.read_record(stage.folder)
         write_atomic(
-            stage.folder / "README.md", delta_card(page.name, stage.folder, record, scores, data, stage.recipe)
+            stage.folder / "README.md",
+            delta_card(page.name, stage.folder, record, scores, data, stage.recipe),
         )
-        names = {delta_folder.TENSORS, delta_folder.RECORD, "scores.json", "metrics.jsonl", "README.md"}
-        others = {path.name for pattern in ("adapter_*", CHOICE) for path in stage.folder.glob(pattern)}
+        names = {
+            delta_folder.TENSORS,
+            delta_folder.RECORD,
+            "scores.json",
+            "metrics.jsonl",
+            "README.md",
+        }
+        others = {
+            path.name for pattern in ("adapter_*", CHOICE) for path in stage.folder.glob(pattern)
+        }
         files = [stage.folder / name for name in sorted(names | others)]
         counts = {
-            **{f"{part}_parameters": count for part, count in record.parameters.items() if part != "base"},
+            **{
+                f"{part}_parameters": count
+                for part, count in record.parameters.items()
+                if part != "base"
+            },
             "bytes": sum(path.stat().st_size for path in files),
             "labels": len(data.labels),
             "training_examples": examples,
@@ -86,9 +105,9 @@ def make_delta(page: DeltaPage) -> Manifest:
         return result
 
 
-def _train(base: Base, page: DeltaPage, data: TaskData, folder: Path) -> None:
-    """Train the seeds that are not finished yet, as many at a time as there are processes; where there are more
-    processes than seeds, several train one together."""
+def _train(base: Base, page: DeltaExperiment, data: TaskData, folder: Path) -> None:
+    """Train the seeds that are not finished yet, as many at a time as there are processes; where
+    there are more processes than seeds, several train one together."""
     missing = []
     for seed in page.all_seeds:
         if (_work(folder, seed) / "score.json").exists():
@@ -97,31 +116,38 @@ def _train(base: Base, page: DeltaPage, data: TaskData, folder: Path) -> None:
             missing.append(seed)
             _work(folder, seed).mkdir(parents=True, exist_ok=True)
             (_work(folder, seed) / MEETING).unlink(missing_ok=True)
+
     if not missing:
         return
+
     processes = how_many(page.delta.processes)
     together = min(processes, len(missing))
     ranks = min(processes // together, page.optim.batch_size)  # none without an example
     if together * ranks == 1:
         for seed in missing:
             _one_seed(base, page, data, seed, folder, ALONE)
+
         return
+
     if ranks > 1 and 0 < (gpus := torch.cuda.device_count()) < together * ranks:
         raise UserError(
-            f"delta.processes = {processes}: {ranks} would train a seed together, each on a GPU of its own, and there "
-            f"are {gpus} GPUs; expected at most {gpus}"
+            f"delta.processes = {processes}: {ranks} would train a seed together, each on a GPU of"
+            f" its own, and there are {gpus} GPUs; expected at most {gpus}"
         )
+
     calls = [(page, seed, folder, rank, ranks) for seed in missing for rank in range(ranks)]
     run(_in_process, calls, together * ranks)
 
 
-def _in_process(page: DeltaPage, seed: int, folder: Path, rank: int, ranks: int) -> None:
+def _in_process(page: DeltaExperiment, seed: int, folder: Path, rank: int, ranks: int) -> None:
     base, data = Base.load(page.base), read(page.delta.task, page.origin.parent)
     with joined(_work(folder, seed) / MEETING, rank, ranks) as us:
         _one_seed(base, page, data, seed, folder, us)
 
 
-def _one_seed(base: Base, page: DeltaPage, data: TaskData, seed: int, folder: Path, ranks: Ranks) -> None:
+def _one_seed(
+    base: Base, page: DeltaExperiment, data: TaskData, seed: int, folder: Path, ranks: Ranks
+) -> None:
     """Train a seed; what it leaves is the first rank's."""
     done = _work(folder, seed)
     checkpoint = done / "checkpoint.pt"
@@ -129,12 +155,19 @@ def _one_seed(base: Base, page: DeltaPage, data: TaskData, seed: int, folder: Pa
     tuned = tune(base, page, data, seed, board, checkpoint=checkpoint, ranks=ranks)
     if ranks.rank:
         return
+
     log.say(f"seed {seed}  {_scores(tuned.score)}  trained in {log.duration(tuned.score.seconds)}")
     if seed == page.seed:
         sizes = parameters(attached(base, page, data, seed).model)
-        facts = {"sha256": data.hashes, "training_examples": len(draw(data, page.delta.task.examples, seed))}
-        delta_folder.save(tuned.predictor, base, page.delta.task, facts, sizes["delta"], seed, folder)
+        facts = {
+            "sha256": data.hashes,
+            "training_examples": len(draw(data, page.delta.task.examples, seed)),
+        }
+        delta_folder.save(
+            tuned.predictor, base, page.delta.task, facts, sizes["delta"], seed, folder
+        )
         _prove(page, tuned, data, folder)
+
     lines = [{"seed": seed, **line} for line in tuned.lines]
     write_atomic(done / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     write_json(done / "score.json", asdict(tuned.score))  # last: the seed is finished
@@ -150,12 +183,13 @@ def _work(folder: Path, seed: int) -> Path:
     return folder / "work" / f"seed-{seed}"
 
 
-def recipe(page: DeltaPage, data: TaskData) -> dict[str, Any]:
+def recipe(page: DeltaExperiment, data: TaskData) -> dict[str, Any]:
     """What a delta's weights and scores depend on, besides its inputs."""
     task = {key: value for key, value in page.delta.task.recipe().items() if key not in data.hashes}
     methods: dict[str, Any] = {"methods": page.delta.methods, "budget": page.delta.budget}
     if page.delta.methods != "auto":
         methods = {"methods": [_method_recipe(method) for method in page.delta.listed]}
+
     return {
         "seed": page.seed,
         "seeds": page.delta.seeds,
@@ -180,7 +214,9 @@ def _scores(score: Score) -> str:
     return "  ".join(f"{name} {show(value)}" for name, value in score.scores.items())
 
 
-def _header(page: DeltaPage, base: Base, data: TaskData, sizes: dict[str, int], examples: int) -> None:
+def _header(
+    page: DeltaExperiment, base: Base, data: TaskData, sizes: dict[str, int], examples: int
+) -> None:
     """What is about to be trained, for people."""
     updates, batch = page.optim.schedule(examples).updates, page.optim.batch_size
     more = ", ..." if len(data.labels) > LABELS_SHOWN else ""
@@ -213,12 +249,15 @@ def _plain(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else show(value)
 
 
-def _prove(page: DeltaPage, tuned: Tuned, data: TaskData, folder: Path) -> None:
-    """Reload the folder onto the base as it lies on the disk, under another random head, and compare all logits.
+def _prove(page: DeltaExperiment, tuned: Tuned, data: TaskData, folder: Path) -> None:
+    """Reload the folder onto the base as it lies on the disk, under another random head, and
+    compare all logits.
 
     Raises AssertionError if a bit differs: that is our fault, never the user's.
     """
     reloaded = delta_folder.reload(Base.load(page.base), folder, head_seed=page.seed + 1)
     reloaded.model.to(tuned.predictor.model.device)
     both = (predictor.logits_of(data.test) for predictor in (reloaded, tuned.predictor))
-    assert all(torch.equal(one, other) for one, other in zip(*both, strict=True)), f"{folder}: other logits on reload"
+    assert all(torch.equal(one, other) for one, other in zip(*both, strict=True)), (
+        f"{folder}: other logits on reload"
+    )

@@ -1,8 +1,8 @@
-"""The first stage of intrinsic prompt tuning: a space of few numbers in which the prompts of several tasks lie.
+"""The first stage of intrinsic prompt tuning: a space of few numbers in which the prompts of
+several tasks lie.
 
-An auto-encoder is trained on prompts that were trained one by one; its decoder is kept, in a folder of its own, and
-`intrinsic_prompt` tunes the decoder's input on further tasks (Qin et al. 2021).
-"""
+An auto-encoder is trained on prompts that were trained one by one; its decoder is kept, in a folder
+of its own, and `intrinsic_prompt` tunes the decoder's input on further tasks (Qin et al. 2021)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustly import UserError, log
 from robustly.delta import saving as delta_folder
 from robustly.delta.base_model import Base
-from robustly.delta.config import DeltaPage
+from robustly.delta.config import DeltaExperiment
 from robustly.delta.methods.intrinsic_prompt import DECODER, RECORD, Found, Record, decode
 from robustly.delta.specs import Prompt, PTuning
 from robustly.delta.stage import make_delta
@@ -53,54 +53,79 @@ def fit(
 ) -> Fitted:
     """Find a decoder from `dimension` numbers to prompts. `prompts`: tasks x tokens x hidden.
 
-    The encoder is a linear map, the decoder linear-tanh-linear through `width`, as in the paper's section 3.2. Each
-    update of Adam is over all prompts, its rate falls to 0 along a line. The result is a function of the arguments on
-    one machine.
+    The encoder is a linear map, the decoder linear-tanh-linear through `width`, as in the paper's
+    section 3.2. Each update of Adam is over all prompts, its rate falls to 0 along a line. The
+    result is a function of the arguments on one machine.
 
-    The paper trains on the tasks' own loss through the decoded prompts as well. `task_loss(task, prompt)` is that loss,
-    of the task's number for its decoded prompt (tokens x hidden); its mean over the tasks is added to 200 times the
-    mean squared error. Without it the error alone is trained on, which the paper does not do.
-    """
+    The paper trains on the tasks' own loss through the decoded prompts as well. `task_loss(task,
+    prompt)` is that loss, of the task's number for its decoded prompt (tokens x hidden); its mean
+    over the tasks is added to 200 times the mean squared error. Without it the error alone is
+    trained on, which the paper does not do."""
     tasks, tokens, hidden = prompts.shape
     flat = prompts.detach().float().flatten(1)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed64(seed, Purpose.INIT, 0, 0))
         encoder = nn.Linear(tokens * hidden, dimension).to(flat.device)
-        inner, outer = (nn.Linear(*sizes).to(flat.device) for sizes in ((dimension, width), (width, tokens * hidden)))
+        inner, outer = (
+            nn.Linear(*sizes).to(flat.device)
+            for sizes in ((dimension, width), (width, tokens * hidden))
+        )
+
     decoder: dict[str, Tensor] = {
         "inner_weight": inner.weight, "inner_bias": inner.bias, "outer_weight": outer.weight, "outer_bias": outer.bias,
     }  # fmt: skip
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.values()], lr=peak_lr, fused=True)
+
     with log.progress("subspace", updates, "updates") as advance:
         for update in range(updates):
             decoded = decode(decoder, encoder(flat))
             optimizer.zero_grad()
-            _backward(RECONSTRUCTION * nn.functional.mse_loss(decoded, flat), decoded, (tokens, hidden), task_loss)
+            _backward(
+                RECONSTRUCTION * nn.functional.mse_loss(decoded, flat),
+                decoded,
+                (tokens, hidden),
+                task_loss,
+            )
             optimizer.param_groups[0]["lr"] = peak_lr * (1 - update / updates)
             optimizer.step()
             advance(1)
+
     with torch.no_grad():
         decoded = decode(decoder, encoder(flat))
         error = nn.functional.mse_loss(decoded, flat).item()
+
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.items()}
-    return Fitted(kept, error, flat.var(dim=0, correction=0).mean().item(), decoded.view(tasks, tokens, hidden))
+
+    return Fitted(
+        kept,
+        error,
+        flat.var(dim=0, correction=0).mean().item(),
+        decoded.view(tasks, tokens, hidden),
+    )
 
 
 def _backward(
-    error: Tensor, decoded: Tensor, shape: tuple[int, int], task_loss: Callable[[int, Tensor], Tensor] | None
+    error: Tensor,
+    decoded: Tensor,
+    shape: tuple[int, int],
+    task_loss: Callable[[int, Tensor], Tensor] | None,
 ) -> None:
-    """Leave the gradients of the error and of the tasks' mean loss; the activations of one task are held at a time."""
+    """Leave the gradients of the error and of the tasks' mean loss; the activations of one task are
+    held at a time."""
     if task_loss is None:
         error.backward()
         return
+
     prompts = decoded.detach().requires_grad_()
     for task, prompt in enumerate(prompts):
         (task_loss(task, prompt.view(shape)) / len(prompts)).backward()
+
     torch.autograd.backward([error, decoded], [None, prompts.grad])
 
 
 def make_subspace(
-    pages: Sequence[DeltaPage],
+    pages: Sequence[DeltaExperiment],
     folder: Path,
     dimension: int,
     width: int = 768,
@@ -108,34 +133,59 @@ def make_subspace(
     peak_lr: float = 1e-3,
     seed: int = 1,
 ) -> Manifest:
-    """Find a decoder on the prompts of several tasks and on their losses, and save it into a folder. Deltas of the
-    pages that are not finished are made first; what is there already is not made again.
+    """Find a decoder on the prompts of several tasks and on their losses, and save it into a
+    folder. Deltas of the pages that are not finished are made first; what is there already is not
+    made again.
 
-    `pages`: a page for each task, with the one method `prompt` or `p_tuning`, all of one base and one number of tokens.
-    A task's loss is that of a batch of its training examples, through its delta's own head, without dropout.
+    `pages`: a page for each task, with the one method `prompt` or `p_tuning`, all of one base and
+    one number of tokens. A task's loss is that of a batch of its training examples, through its
+    delta's own head, without dropout.
 
-    Raises UserError if there are fewer than two, if one is something else, or if the folder holds another subspace.
-    """
+    Raises UserError if there are fewer than two, if one is something else, or if the folder holds
+    another subspace."""
     _check(pages, dimension, width)
     made = [make_delta(page) for page in pages]
-    recipe = {"dimension": dimension, "width": width, "updates": updates, "peak_lr": peak_lr, "seed": seed}
+    recipe = {
+        "dimension": dimension,
+        "width": width,
+        "updates": updates,
+        "peak_lr": peak_lr,
+        "seed": seed,
+    }
     inputs = {f"delta {page.name}": one.hash for page, one in zip(pages, made, strict=True)}
     stage = Stage(folder, "subspace", recipe, inputs)
     if finished := stage.finished():
         return finished
+
     with stage.begin():
         base = Base.load(pages[0].base)
         tasks = [_Task(page, base, updates, seed) for page in pages]
         own = torch.stack([task.prompt for task in tasks])
-        fitted = fit(own, dimension, width, updates, peak_lr, seed, lambda task, prompt: tasks[task].loss(prompt))
+        fitted = fit(
+            own,
+            dimension,
+            width,
+            updates,
+            peak_lr,
+            seed,
+            lambda task, prompt: tasks[task].loss(prompt),
+        )
         found = []
+
         for page, task, one, prompt in zip(pages, tasks, made, fitted.prompts, strict=True):
             before, after = task.score(task.prompt), task.score(prompt)
-            log.say(f"{page.name}  {task.metric}: own prompt {log.show(before)}, out of the space {log.show(after)}")
+            log.say(
+                f"{page.name}  {task.metric}: own prompt {log.show(before)}, out of the space"
+                f" {log.show(after)}"
+            )
             found.append(Found(page.name, one.hash, task.metric, before, after))
+
         _, tokens, hidden = own.shape
         write_atomic(folder / DECODER, save(fitted.decoder))
-        write_json(folder / RECORD, asdict(Record(dimension, tokens, hidden, width, base.fingerprint, found)))
+        write_json(
+            folder / RECORD,
+            asdict(Record(dimension, tokens, hidden, width, base.fingerprint, found)),
+        )
         counts = {
             "prompts": len(pages),
             "prompt_parameters": tokens * hidden,
@@ -147,31 +197,46 @@ def make_subspace(
         return stage.finish([folder / DECODER, folder / RECORD], counts)
 
 
-def _check(pages: Sequence[DeltaPage], dimension: int, width: int) -> None:
+def _check(pages: Sequence[DeltaExperiment], dimension: int, width: int) -> None:
     if len(pages) < 2:
-        raise UserError(f"expected pages of two tasks or more, found {len(pages)}: a subspace is what tasks share")
+        raise UserError(
+            f"expected pages of two tasks or more, found {len(pages)}: a subspace is what tasks"
+            " share"
+        )
+
     names = [page.name for page in pages]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"two pages are named {twice.pop()!r}; expected another `name` for each")
+
     for name, value in (("dimension", dimension), ("width", width)):
         if value < 1:
             raise UserError(f"{name} = {value}: expected 1 or more")
+
     first = _prompt(pages[0])
+
     for page in pages[1:]:
         if (tokens := _prompt(page)) != first:
-            raise UserError(f"{page.name}: {tokens} tokens, {pages[0].name} has {first}; expected one number")
+            raise UserError(
+                f"{page.name}: {tokens} tokens, {pages[0].name} has {first}; expected one number"
+            )
         if page.base.resolve() != pages[0].base.resolve():
-            raise UserError(f"{page.name}: of the base {page.base}, {pages[0].name} of {pages[0].base}; expected one")
+            raise UserError(
+                f"{page.name}: of the base {page.base}, {pages[0].name} of {pages[0].base};"
+                " expected one"
+            )
 
 
-def _prompt(page: DeltaPage) -> int:
+def _prompt(page: DeltaExperiment) -> int:
     """Tokens of a page's prompt."""
     match page.delta.methods:
         case [Prompt() | PTuning() as method]:
             return method.tokens
+
     found = page.delta.methods
     names = found if isinstance(found, str) else ", ".join(method.name for method in found)
-    raise UserError(f"{page.name}: delta.methods: expected the one method `prompt` or `p_tuning`, found {names}")
+    raise UserError(
+        f"{page.name}: delta.methods: expected the one method `prompt` or `p_tuning`, found {names}"
+    )
 
 
 class _Given(nn.Module):
@@ -186,7 +251,7 @@ class _Given(nn.Module):
 class _Task:
     """A finished delta's task, for any prompt."""
 
-    def __init__(self, page: DeltaPage, base: Base, updates: int, seed: int):
+    def __init__(self, page: DeltaExperiment, base: Base, updates: int, seed: int):
         self.data = read(page.delta.task, page.origin.parent)
         self.metric = self.data.metric
         self.predictor = delta_folder.reload(base, page.folder("delta"))

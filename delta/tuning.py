@@ -19,8 +19,8 @@ from transformers import RobertaPreTrainedModel
 from robustly import UserError, log
 from robustly.delta.attachment import attach, finish, stored, trained
 from robustly.delta.base_model import Base
-from robustly.delta.checkpoint import Checkpoint, Stateful, Tensors
-from robustly.delta.config import DeltaPage
+from robustly.delta.checkpoint import Stateful, Tensors, TrainingState
+from robustly.delta.config import DeltaExperiment
 from robustly.delta.data_parallel import ALONE, Ranks
 from robustly.delta.predictor import Predictor, new_model
 from robustly.delta.tasks import TaskData, draw
@@ -28,11 +28,13 @@ from robustly.pretrain.schedule import share_of_peak
 from robustly.rng import Purpose, permute, seed64
 
 WINDOW = 8
-"""Batches whose examples are sorted by length together: less padding, and batches still differ from epoch to epoch."""
+"""Batches whose examples are sorted by length together: less padding, and batches still differ from
+epoch to epoch."""
 
 
 NO_EPOCH = 2**32
-"""Added to the number of a window, so that the order of its batches is drawn apart from the epochs' orders."""
+"""Added to the number of a window, so that the order of its batches is drawn apart from the epochs'
+orders."""
 
 
 class Diverged(UserError):
@@ -45,9 +47,11 @@ class Score:
 
     seed: int
     scores: dict[str, float]
-    """By the names of the task's metrics, and `loss`: mean of the examples', nats (regression: squared error)."""
+    """By the names of the task's metrics, and `loss`: mean of the examples', nats (regression:
+    squared error)."""
     confusion: list[list[int]]
-    """Row: true label, column: predicted label, in the order of the labels; empty where a task has none."""
+    """Row: true label, column: predicted label, in the order of the labels; empty where a task has
+    none."""
     epoch: float
     """After which the delta was kept."""
     dev: float | None
@@ -66,14 +70,16 @@ class Tuned:
     """Loss and rate of each update, and the main score on the dev file of each epoch."""
 
 
-def score(base: Base, page: DeltaPage, data: TaskData) -> list[Score]:
-    """Train and score every seed of a page on a base; nothing is written. The same page on two bases trains on the
-    same examples in the same order, so that the scores can be compared seed by seed."""
+def score(base: Base, page: DeltaExperiment, data: TaskData) -> list[Score]:
+    """Train and score every seed of a page on a base; nothing is written. The same page on two
+    bases trains on the same examples in the same order, so that the scores can be compared seed by
+    seed."""
     return [tune(base, page, data, seed).score for seed in page.all_seeds]
 
 
 def unseen_test(data: TaskData) -> TaskData:
-    """The same task with the dev file in the place of the test file: what is chosen by its scores has not seen that."""
+    """The same task with the dev file in the place of the test file: what is chosen by its scores
+    has not seen that."""
     return dataclasses.replace(data, test=data.dev)
 
 
@@ -83,8 +89,9 @@ def mean_and_deviation(scores: Sequence[Score], metric: str) -> tuple[float, flo
     return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None
 
 
-def attached(base: Base, page: DeltaPage, data: TaskData, seed: int) -> Predictor:
-    """The page's methods on a base, before training: its scores are those of the base under a random head.
+def attached(base: Base, page: DeltaExperiment, data: TaskData, seed: int) -> Predictor:
+    """The page's methods on a base, before training: its scores are those of the base under a
+    random head.
 
     Raises UserError if a method does not fit the base.
     """
@@ -95,7 +102,7 @@ def attached(base: Base, page: DeltaPage, data: TaskData, seed: int) -> Predicto
 
 def tune(
     base: Base,
-    page: DeltaPage,
+    page: DeltaExperiment,
     data: TaskData,
     seed: int,
     board: Path | None = None,
@@ -103,19 +110,20 @@ def tune(
     checkpoint: Path | None = None,
     ranks: Ranks = ALONE,
 ) -> Tuned:
-    """Train one delta and its head; score the best epoch by the dev file, or without one the last, on the test file
-    once.
+    """Train one delta and its head; score the best epoch by the dev file, or without one the last,
+    on the test file once.
 
-    The draw of examples, the head, the delta's start, the order and dropout are functions of `seed` alone: on one
-    machine's CPU the same seed gives the same bits. Every other weight stays as it is. `board`: folder for TensorBoard.
-    `after_epoch(epoch, score)`: called with each score on the dev file, epochs counted from 1; what it raises ends the
-    training. `checkpoint`: a file out of which a training that was stopped goes on, as if it had not been; it is
-    replaced every minute and left there at the end. `ranks`: those that train this delta, each of which calls this;
-    the first one writes. A batch's gradients are summed over them, so that their number changes no more than the
-    dropout and the last bits.
+    The draw of examples, the head, the delta's start, the order and dropout are functions of `seed`
+    alone: on one machine's CPU the same seed gives the same bits. Every other weight stays as it
+    is. `board`: folder for TensorBoard. `after_epoch(epoch, score)`: called with each score on the
+    dev file, epochs counted from 1; what it raises ends the training. `checkpoint`: a file out of
+    which a training that was stopped goes on, as if it had not been; it is replaced every minute
+    and left there at the end. `ranks`: those that train this delta, each of which calls this; the
+    first one writes. A batch's gradients are summed over them, so that their number changes no more
+    than the dropout and the last bits.
 
-    Raises UserError if a method does not fit the base, and Diverged if the loss is no longer finite.
-    """
+    Raises UserError if a method does not fit the base, and Diverged if the loss is no longer
+    finite."""
     predictor = attached(base, page, data, seed)
     model, how = predictor.model, predictor.form
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -125,34 +133,47 @@ def tune(
     per_epoch = len(rows) / page.optim.batch_size
     optimizer, rates = _adamw(model, page)
     course = _Course()
-    file = checkpoint and Checkpoint(checkpoint, _parts(model, optimizer, course))
+    file = checkpoint and TrainingState(checkpoint, _parts(model, optimizer, course))
     if file and file.load(device) and not ranks.rank:
         log.say(f"seed {seed}  goes on after update {course.updates:,} of {schedule.updates:,}")
+
     started = time.monotonic() - course.seconds
+
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        nullcontext(_silent) if ranks.rank else log.progress(f"seed {seed}", schedule.updates, "updates") as advance,
+        (
+            nullcontext(_silent)
+            if ranks.rank
+            else log.progress(f"seed {seed}", schedule.updates, "updates")
+        ) as advance,
     ):
         advance(course.updates)
         model.train()
         lengths = [how.length(row) for row in rows]
         every = batches(lengths, page.optim.batch_size, schedule.updates, seed)
-        for update, places in enumerate(itertools.islice(every, course.updates, None), start=course.updates + 1):
+
+        for update, places in enumerate(
+            itertools.islice(every, course.updates, None), start=course.updates + 1
+        ):
             torch.manual_seed(seed64(seed, Purpose.DROPOUT, ranks.rank, update))
             batch = [rows[place] for place in places]
             course.lines.append({"update": update, "loss": _gradients(predictor, batch, ranks)})
             if not math.isfinite(course.lines[-1]["loss"]):
                 raise Diverged(
-                    f"seed {seed}: the loss of update {update} is {course.lines[-1]['loss']}; lower optim.peak_lr, "
-                    "which is another recipe: give `--new-run NAME` with it"
+                    f"seed {seed}: the loss of update {update} is {course.lines[-1]['loss']}; lower"
+                    " optim.peak_lr, which is another recipe: give `--new-run NAME` with it"
                 )
+
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = peak * share_of_peak(update, schedule)
+
             if page.optim.clip_norm:
                 torch.nn.utils.clip_grad_norm_(trained(model).values(), page.optim.clip_norm)
+
             optimizer.step()
             for act in model.delta.after_update:
                 act(update, schedule.updates)
+
             optimizer.zero_grad()
             advance(1)
             ends_epoch = math.ceil(update / per_epoch) < math.ceil((update + 1) / per_epoch)
@@ -162,19 +183,25 @@ def tune(
                 course.take(now, update / per_epoch, model)
                 if after_epoch:
                     after_epoch(math.ceil(update / per_epoch), now)
+
                 if page.optim.patience and course.waited >= page.optim.patience:
                     break
+
             course.seconds = time.monotonic() - started
             if file and not ranks.rank:
                 file.save_if_due()
+
     seconds = time.monotonic() - started
     if course.best:
         Tensors(stored(model)).load_state_dict(course.best)
+
     finish(model)
     model.eval()
     if board and not ranks.rank:
         _to_board(course.lines, board)
+
     judgement = predictor.judge(data.test, ranks)
+
     return Tuned(
         predictor,
         Score(
@@ -194,8 +221,8 @@ def _silent(updates: int) -> None:
 
 
 def _gradients(predictor: Predictor, batch: Sequence[Any], ranks: Ranks) -> float:
-    """Leave on every trained parameter its gradient, of the batch's mean loss and the methods' penalties. Returns that
-    mean loss."""
+    """Leave on every trained parameter its gradient, of the batch's mean loss and the methods'
+    penalties. Returns that mean loss."""
     model, how = predictor.model, predictor.form
     mine = ranks.share(batch)
     tensors = how.batch(mine, model.device)
@@ -241,38 +268,52 @@ class _Course:
         vars(self).update(state_dict)
 
 
-def _parts(model: RobertaPreTrainedModel, optimizer: torch.optim.Optimizer, course: _Course) -> dict[str, Stateful]:
+def _parts(
+    model: RobertaPreTrainedModel, optimizer: torch.optim.Optimizer, course: _Course
+) -> dict[str, Stateful]:
     """Whatever an update changes."""
     methods = {f"method {number}": part for number, part in enumerate(model.delta.stateful)}
     return {"tensors": Tensors(stored(model)), "optimizer": optimizer, "course": course, **methods}
 
 
-def _adamw(model: RobertaPreTrainedModel, page: DeltaPage) -> tuple[torch.optim.AdamW, list[float]]:
+def _adamw(
+    model: RobertaPreTrainedModel, page: DeltaExperiment
+) -> tuple[torch.optim.AdamW, list[float]]:
     """The optimizer, with a group for each rate, and the groups' peaks."""
     own = {spec.name: spec.lr for spec in model.delta.methods}
     by_rate: dict[float, list[Tensor]] = {}
     for name, parameter in trained(model).items():
         rate = own.get(model.delta.method_of.get(name, "")) or page.optim.peak_lr
         by_rate.setdefault(rate, []).append(parameter)
+
     groups = [{"params": parameters} for parameters in by_rate.values()]
     optim = page.optim
     adam = torch.optim.AdamW(
-        groups, lr=0.0, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
+        groups,
+        lr=0.0,
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        fused=True,
     )
     return adam, list(by_rate)
 
 
 def batches(lengths: Sequence[int], size: int, updates: int, seed: int) -> Iterator[list[int]]:
-    """The places of each update's examples: epochs, each in an order of its own; within `WINDOW` batches they are
-    sorted by length and the batches shuffled."""
+    """The places of each update's examples: epochs, each in an order of its own; within `WINDOW`
+    batches they are sorted by length and the batches shuffled."""
     every = np.arange(len(lengths))
-    places = (p for epoch in itertools.count(1) for p in permute(every, len(every), seed, epoch).tolist())
+    places = (
+        p for epoch in itertools.count(1) for p in permute(every, len(every), seed, epoch).tolist()
+    )
     left = updates
+
     for window in itertools.count():
         count = min(WINDOW, left)
         taken = sorted(itertools.islice(places, count * size), key=lengths.__getitem__)
         for batch in permute(np.arange(count), count, seed, NO_EPOCH + window).tolist():
             yield taken[batch * size : (batch + 1) * size]
+
         left -= count
         if not left:
             return

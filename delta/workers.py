@@ -1,4 +1,5 @@
-"""Processes of this machine that train deltas, each with its share of the threads, or with a GPU."""
+"""Processes of this machine that train deltas, each with its share of the threads, or with a
+GPU."""
 
 import multiprocessing
 import signal
@@ -38,7 +39,8 @@ def how_many(asked: int | None) -> int:
 
 
 def run(work: Callable[..., None], calls: Sequence[tuple[Any, ...]], at_once: int) -> None:
-    """Call `work(*call)` for every call, as `each` does, until all are done. When one fails the others are ended.
+    """Call `work(*call)` for every call, as `each` does, until all are done. When one fails the
+    others are ended.
 
     Raises the UserError or OSError that a process raises, and Killed if one was killed.
     """
@@ -51,22 +53,24 @@ def run(work: Callable[..., None], calls: Sequence[tuple[Any, ...]], at_once: in
 def each(
     work: Callable[..., None], calls: Sequence[tuple[Any, ...]], at_once: int
 ) -> Generator[tuple[int, UserError | OSError | None], None, None]:
-    """Call `work(*call)` for every call, in a fresh process each, `at_once` of them at a time. Yields the place of each
-    call when it has ended, and the UserError or OSError that it raised, or Killed if its process was killed.
+    """Call `work(*call)` for every call, in a fresh process each, `at_once` of them at a time.
+    Yields the place of each call when it has ended, and the UserError or OSError that it raised, or
+    Killed if its process was killed.
 
-    Of several GPUs each process has another as its current one. When the caller goes no further, or at Ctrl-C, the
-    processes are ended.
-    """
+    Of several GPUs each process has another as its current one. When the caller goes no further, or
+    at Ctrl-C, the processes are ended."""
     slots = deque(range(min(at_once, len(calls))))
     shared = len(slots)
     waiting = deque(enumerate(calls))
     started: dict[int, _Started] = {}
+
     try:
         while waiting or started:
             while waiting and slots:
                 place, call = waiting.popleft()
                 new = _start(work, place, call, slots.popleft(), shared)
                 started[new.process.sentinel] = new
+
             for sentinel in wait(list(started)):
                 assert isinstance(sentinel, int)
                 ended = started.pop(sentinel)
@@ -78,7 +82,9 @@ def each(
             one.process.join()
 
 
-def _start(work: Callable[..., None], place: int, call: tuple[Any, ...], slot: int, shared: int) -> _Started:
+def _start(
+    work: Callable[..., None], place: int, call: tuple[Any, ...], slot: int, shared: int
+) -> _Started:
     # Ctrl-C is the parent's; processes that are still starting would answer it with a traceback
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -93,14 +99,21 @@ def _start(work: Callable[..., None], place: int, call: tuple[Any, ...], slot: i
 
 
 def _call(
-    work: Callable[..., None], call: tuple[Any, ...], slot: int, shared: int, threads: int, faults: Connection
+    work: Callable[..., None],
+    call: tuple[Any, ...],
+    slot: int,
+    shared: int,
+    threads: int,
+    faults: Connection,
 ) -> None:
     follow_parent()
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(slot % torch.cuda.device_count())
+
     if shared > 1:
         log.plain()
+
     try:
         work(*call)
     except (UserError, OSError) as fault:
@@ -114,29 +127,34 @@ def _fault(ended: _Started) -> UserError | OSError | None:
     assert code is not None
     if code < 0:
         return Killed(
-            f"a process was killed (signal {-code}), most likely because memory ran out; what is done is kept: give "
-            "the same command again, with a smaller optim.batch_size or fewer delta.processes"
+            f"a process was killed (signal {-code}), most likely because memory ran out; what is"
+            " done is kept: give the same command again, with a smaller optim.batch_size or fewer"
+            " delta.processes"
         )
     if code:
         raise RuntimeError("a process failed; its traceback stands above")
+
     try:
         fault: UserError | OSError = ended.faults.recv()
     except EOFError:  # nothing was sent: it is done
         return None
+
     return fault
 
 
 def peak_memory() -> int | None:
-    """Bytes of memory that this process has had at most: of a GPU where there is one, else resident ones; None where
-    Linux does not say.
+    """Bytes of memory that this process has had at most: of a GPU where there is one, else resident
+    ones; None where Linux does not say.
 
     Not `ru_maxrss`: a new process begins with the peak of the one that started it.
     """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+
     try:
         lines = STATUS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
+
     kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
     return int(kilobytes) * 1024 if kilobytes else None

@@ -1,24 +1,23 @@
 """One plan, many launchers: how the ranks of a training run are started, on one machine or many.
 
-`robustly.launch.job.Plan` says what runs; each launcher turns the same plan into processes (`start`) or into the
-text that it would run (`render`). A rank learns who it is from `robustly.launch.environment`. Nothing here imports
-a stage or torch.
-"""
+`robustly.launch.job.Plan` says what runs; each launcher turns the same plan into processes
+(`start`) or into the text that it would run (`render`). A rank learns who it is from
+`robustly.launch.environment`. Nothing here imports a stage or torch."""
 
 from collections.abc import Mapping
 from typing import Protocol
 
 from robustly.launch import hostfile, local, slurm, torchrun
-from robustly.launch.job import LaunchOptions, Plan
+from robustly.launch.job import Job, LaunchOptions
 
 
 class Launcher(Protocol):
     """What every launcher module offers."""
 
-    def render(self, plan: Plan, options: LaunchOptions) -> str:
+    def render(self, plan: Job, options: LaunchOptions) -> str:
         """What `start` would run, as shell text. Raises UserError if the options do not suffice."""
 
-    def start(self, plan: Plan, options: LaunchOptions) -> int:
+    def start(self, plan: Job, options: LaunchOptions) -> int:
         """Run it; the exit code is 0 only if every rank's was (Slurm: if the job was accepted)."""
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from robustly import UserError
 
-# Ports handed out by a number lie below 32768, where Linux begins to pick ports for outgoing connections:
-# ranks import for seconds before they listen, and nobody should take the port meanwhile.
+# Ports handed out by a number lie below 32768, where Linux begins to pick ports for outgoing
+# connections: ranks import for seconds before they listen, and nobody should take the port
+# meanwhile.
 FIRST_PORT, PORTS = 20000, 12000
 
 
@@ -30,22 +31,28 @@ class Rank:
 
 
 def rank_from_environment(environment: Mapping[str, str] = os.environ) -> Rank | None:
-    """What torchrun, deepspeed, our launchers, srun or mpirun say; None if none of them started this process.
+    """What torchrun, deepspeed, our launchers, srun or mpirun say; None if none of them started
+    this process.
 
-    Inside a Slurm job the variables alone do not tell: the batch script, and the shell that `salloc` or
-    `srun --pty` opens, carry them as well. A rank belongs to a step of several tasks and has no terminal.
-    A step or an mpirun of one task counts as not launched: `run.ranks` of the page applies there.
-    Raises UserError if the variables contradict each other or some are missing.
+    Inside a Slurm job the variables alone do not tell: the batch script, and the shell that
+    `salloc` or `srun --pty` opens, carry them as well. A rank belongs to a step of several tasks
+    and has no terminal. A step or an mpirun of one task counts as not launched: `run.ranks` of the
+    page applies there. Raises UserError if the variables contradict each other or some are missing.
     """
     if "RANK" in environment:
-        return _rank(environment, "RANK", "LOCAL_RANK", "WORLD_SIZE", ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"))
+        return _rank(
+            environment, "RANK", "LOCAL_RANK", "WORLD_SIZE", ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+        )
     if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not _has_terminal():
         return _slurm_rank(environment)
+
     if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:  # Open MPI
         names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE")
         return _rank(environment, *names, ("OMPI_COMM_WORLD_LOCAL_SIZE",))
+
     if int(environment.get("PMI_SIZE", "1")) > 1:  # Hydra, the mpirun of MPICH and Intel MPI
         return _rank(environment, "PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", ("MPI_LOCALNRANKS",))
+
     return None
 
 
@@ -72,7 +79,11 @@ def variables(rank: Rank) -> dict[str, str]:
 
 
 def _rank(
-    environment: Mapping[str, str], rank: str, local_rank: str, world_size: str, local_size: tuple[str, ...]
+    environment: Mapping[str, str],
+    rank: str,
+    local_rank: str,
+    world_size: str,
+    local_size: tuple[str, ...],
 ) -> Rank:
     """A rank from variables of these names, and MASTER_ADDR and MASTER_PORT."""
     local = next((name for name in local_size if name in environment), local_size[0])
@@ -80,9 +91,10 @@ def _rank(
     shown = " ".join(f"{name}={environment[name]}" for name in needed if name in environment)
     if missing := [name for name in needed if name not in environment]:
         raise UserError(
-            f"{shown}: a launcher started this process, but did not set {', '.join(missing)}; set them too "
-            f"(mpirun: -x NAME=VALUE), or unset {rank} to run without a launcher"
+            f"{shown}: a launcher started this process, but did not set {', '.join(missing)}; set"
+            f" them too (mpirun: -x NAME=VALUE), or unset {rank} to run without a launcher"
         )
+
     try:
         found = Rank(
             rank=int(environment[rank]),
@@ -94,8 +106,15 @@ def _rank(
         )
     except ValueError:
         raise UserError(f"{shown}: all but MASTER_ADDR must be whole numbers") from None
-    if not (0 <= found.local_rank < found.local_size <= found.world_size and 0 <= found.rank < found.world_size):
-        raise UserError(f"{shown}: no such rank; expected 0 <= rank < world size, and the same on this machine")
+
+    if not (
+        0 <= found.local_rank < found.local_size <= found.world_size
+        and 0 <= found.rank < found.world_size
+    ):
+        raise UserError(
+            f"{shown}: no such rank; expected 0 <= rank < world size, and the same on this machine"
+        )
+
     return found
 
 
@@ -105,9 +124,13 @@ def _slurm_rank(environment: Mapping[str, str]) -> Rank:
         rank=int(environment["SLURM_PROCID"]),
         local_rank=int(environment["SLURM_LOCALID"]),
         world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
-        local_size=tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])[int(environment["SLURM_NODEID"])],
+        local_size=tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])[
+            int(environment["SLURM_NODEID"])
+        ],
         master_addr=environment.get("MASTER_ADDR") or first_host(nodes),
-        master_port=int(environment.get("MASTER_PORT") or numbered_port(int(environment["SLURM_JOB_ID"]))),
+        master_port=int(
+            environment.get("MASTER_PORT") or numbered_port(int(environment["SLURM_JOB_ID"]))
+        ),
     )
 
 
@@ -129,10 +152,16 @@ def first_host(nodes: str) -> str:
     plain = re.match(r"([^\[,]+)(?:\[(\d+)[-\d,]*\])?(?:,|$)", nodes)
     if plain:
         return plain[1] + (plain[2] or "")
+
     try:
-        listing = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        listing = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError) as error:
-        raise UserError(f"cannot tell the first host of {nodes} ({error}); set MASTER_ADDR to it") from None
+        raise UserError(
+            f"cannot tell the first host of {nodes} ({error}); set MASTER_ADDR to it"
+        ) from None
+
     return listing.stdout.split()[0]
 
 

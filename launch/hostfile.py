@@ -1,8 +1,8 @@
 """Ranks on the machines of a hostfile, over ssh.
 
-The syntax is DeepSpeed's; the starting is ours, because pdsh neither stops the other machines when one
-fails nor passes arguments through unchanged. Each machine gets one ssh, which runs `robustly.launch.node` there.
-"""
+The syntax is DeepSpeed's; the starting is ours, because pdsh neither stops the other machines when
+one fails nor passes arguments through unchanged. Each machine gets one ssh, which runs
+`robustly.launch.node` there."""
 
 import contextlib
 import re
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from robustly import UserError
-from robustly.launch.job import MASTER_PORT, LaunchOptions, Plan
-from robustly.launch.local import Share
+from robustly.launch.job import MASTER_PORT, Job, LaunchOptions
+from robustly.launch.local import NodeRanks
 from robustly.launch.supervise import GRACE, supervise
 
-# No question may be asked; a machine that is off, or a cable that is cut, is noticed within a minute.
-# Ports, users and keys come from the user's own ~/.ssh/config.
+# No question may be asked; a machine that is off, or a cable that is cut, is noticed within a
+# minute. Ports, users and keys come from the user's own ~/.ssh/config.
 SSH = (
     "ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20",
     "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4",
@@ -42,55 +42,79 @@ class Host:
 def parse(text: str, origin: str) -> list[Host]:
     """The hosts of a hostfile: `HOST slots=N` a line; `#` begins a comment.
 
-    Raises UserError with the line's number for another form, a host that stands twice, or no host at all.
-    """
+    Raises UserError with the line's number for another form, a host that stands twice, or no host
+    at all."""
     hosts: dict[str, Host] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not (content := line.partition("#")[0].strip()):
             continue
+
         form = re.fullmatch(r"(\S+)\s+slots=([1-9]\d*)", content)
         if form is None:
-            raise UserError(f"{origin}:{number}: found {content!r}, expected `HOST slots=N` with N of 1 or more")
+            raise UserError(
+                f"{origin}:{number}: found {content!r}, expected `HOST slots=N` with N of 1 or more"
+            )
         if form[1] in hosts:
-            raise UserError(f"{origin}:{number}: {form[1]} stands here twice; give it one line with all its slots")
+            raise UserError(
+                f"{origin}:{number}: {form[1]} stands here twice; give it one line with all its"
+                " slots"
+            )
+
         hosts[form[1]] = Host(form[1], int(form[2]))
+
     if not hosts:
         raise UserError(f"{origin}: no hosts; expected lines of `HOST slots=N`")
+
     return list(hosts.values())
 
 
-def commands(plan: Plan, options: LaunchOptions) -> list[tuple[str, list[str]]]:
+def commands(plan: Job, options: LaunchOptions) -> list[tuple[str, list[str]]]:
     """Each host's name and the ssh command that starts its ranks."""
     hosts = _hosts(options)
     ranks = [options.ranks_per_node or host.slots for host in hosts]
     result = []
+
     for i, host in enumerate(hosts):
-        share = Share(sum(ranks[:i]), ranks[i], sum(ranks), hosts[0].address, options.master_port or MASTER_PORT)
+        share = NodeRanks(
+            sum(ranks[:i]),
+            ranks[i],
+            sum(ranks),
+            hosts[0].address,
+            options.master_port or MASTER_PORT,
+        )
         result.append((host.name, [*SSH, host.name, _there(plan, share)]))
+
     return result
 
 
 def _hosts(options: LaunchOptions) -> list[Host]:
     if options.hostfile is None:
-        raise UserError("the hostfile launcher needs --hostfile FILE, with a line `HOST slots=N` for each machine")
+        raise UserError(
+            "the hostfile launcher needs --hostfile FILE, with a line `HOST slots=N` for each"
+            " machine"
+        )
+
     try:
         text = options.hostfile.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{options.hostfile}: cannot be read: {error}") from None
+
     hosts = parse(text, str(options.hostfile))
     wanted = options.nodes or len(hosts)
     if wanted > len(hosts):
         raise UserError(f"--nodes {wanted}: {options.hostfile} lists {len(hosts)} hosts")
     if wanted > 1 and re.fullmatch(r"localhost|127\..*|::1", hosts[0].address):
         raise UserError(
-            f"{options.hostfile}: the first host is {hosts[0].name}, which the other machines cannot reach; "
-            "give it the name that they know it by"
+            f"{options.hostfile}: the first host is {hosts[0].name}, which the other machines"
+            " cannot reach; give it the name that they know it by"
         )
+
     return hosts[:wanted]
 
 
-def _there(plan: Plan, share: Share) -> str:
-    """The line that the login shell of a machine runs; quoted so that it arrives as it is written here."""
+def _there(plan: Job, share: NodeRanks) -> str:
+    """The line that the login shell of a machine runs; quoted so that it arrives as it is written
+    here."""
     agent = (
         "exec", "env", *(f"{name}={value}" for name, value in plan.environment.items()),
         sys.executable, "-P", "-m", "robustly.launch.node",
@@ -105,7 +129,9 @@ class _Remote:
 
     def __init__(self, host: str, command: Sequence[str]):
         self.name = host
-        self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+        self._popen = subprocess.Popen(
+            command, stdin=subprocess.PIPE, text=True, start_new_session=True
+        )
         assert self._popen.stdin is not None
         self._orders = self._popen.stdin
 
@@ -126,17 +152,18 @@ class _Remote:
     def kill(self) -> None:
         if self._orders.closed:
             self._popen.kill()
-        else:  # leave ssh a moment to pass it on; the end of the input alone would give the ranks time
+        # leave ssh a moment to pass it on; the end of the input alone would give the ranks time
+        else:
             self.send(signal.SIGQUIT)
             self.stop()
 
 
-def render(plan: Plan, options: LaunchOptions) -> str:
+def render(plan: Job, options: LaunchOptions) -> str:
     """The ssh commands, one a line; each ends its ranks when its standard input ends."""
     return "".join(shlex.join(command) + "\n" for _, command in commands(plan, options))
 
 
-def start(plan: Plan, options: LaunchOptions) -> int:
+def start(plan: Job, options: LaunchOptions) -> int:
     """Run all hosts' commands. A host that cannot be reached counts as exit code 255."""
     starters = [partial(_Remote, host, command) for host, command in commands(plan, options)]
     return supervise(starters, grace=2 * GRACE)  # each machine needs one GRACE for its own ranks

@@ -7,13 +7,23 @@ from pathlib import Path
 
 MASTER_PORT = 29500  # the default of torch and DeepSpeed, so that an opened firewall fits
 
-# What changes how ranks talk, compute and find their caches. Credentials (HF_TOKEN, WANDB_API_KEY) stay out:
-# a command line can be read by every user of a machine.
-EXPORTED = ("NCCL_", "GLOO_", "TORCH_", "OMP_", "MKL_", "PYTHON", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_OFFLINE")
+# What changes how ranks talk, compute and find their caches. Credentials (HF_TOKEN, WANDB_API_KEY)
+# stay out: a command line can be read by every user of a machine.
+EXPORTED = (
+    "NCCL_",
+    "GLOO_",
+    "TORCH_",
+    "OMP_",
+    "MKL_",
+    "PYTHON",
+    "LD_LIBRARY_PATH",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Job:
     """What runs: the same command in every rank; the ranks differ by their environment alone."""
 
     command: tuple[str, ...]
@@ -21,11 +31,13 @@ class Plan:
     folder: Path
     """Working directory; it has the same path on every machine."""
     finished: Path
-    """File that exists once the work is complete (the stage's manifest); only this means success."""
+    """File that exists once the work is complete (the stage's manifest); only this means
+    success."""
     name: str = "robustly"
     """What a queue calls the job."""
     ranks: int = 1
-    """Ranks on each machine, where `LaunchOptions.ranks_per_node` or a hostfile does not say otherwise."""
+    """Ranks on each machine, where `LaunchOptions.ranks_per_node` or a hostfile does not say
+    otherwise."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that the ranks of other machines get beside what a login there gives them."""
 

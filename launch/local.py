@@ -14,14 +14,14 @@ from functools import partial
 
 from robustly import UserError
 from robustly.launch.environment import FIRST_PORT, PORTS, Rank, cores, numbered_port, variables
-from robustly.launch.job import LaunchOptions, Plan
+from robustly.launch.job import Job, LaunchOptions
 from robustly.launch.supervise import GRACE, supervise
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 @dataclass(frozen=True)
-class Share:
+class NodeRanks:
     """The ranks of a run that one machine holds: `ranks` of them, from `first_rank` on."""
 
     first_rank: int
@@ -41,33 +41,53 @@ class Share:
         )
 
 
-def run(command: Sequence[str], ranks: int, environment: Mapping[str, str], grace: float = GRACE) -> int:
+def run(
+    command: Sequence[str], ranks: int, environment: Mapping[str, str], grace: float = GRACE
+) -> int:
     """Run `ranks` processes of a command here and wait for them; they share this process's output.
 
-    Their environment is this process's with `environment` over it, what tells them apart, and, unless set,
-    OMP_NUM_THREADS so that together they use each core once. Returns 0 or the exit code of the rank that
-    failed first (128 + n: killed by signal n). See `supervise` for what happens on failures and signals.
-    """
-    return run_share(command, Share(0, ranks, ranks, "127.0.0.1", free_port()), environment, grace)
+    Their environment is this process's with `environment` over it, what tells them apart, and,
+    unless set, OMP_NUM_THREADS so that together they use each core once. Returns 0 or the exit code
+    of the rank that failed first (128 + n: killed by signal n). See `supervise` for what happens on
+    failures and signals."""
+    return run_share(
+        command, NodeRanks(0, ranks, ranks, "127.0.0.1", free_port()), environment, grace
+    )
 
 
-def run_share(command: Sequence[str], share: Share, environment: Mapping[str, str], grace: float = GRACE) -> int:
+def run_share(
+    command: Sequence[str], share: NodeRanks, environment: Mapping[str, str], grace: float = GRACE
+) -> int:
     """As `run`, for the ranks of this machine in a run of several machines."""
     assert share.ranks > 0
     threads = max(1, cores() // share.ranks)
     common = {"OMP_NUM_THREADS": str(threads), **os.environ, **environment}
     # elsewhere than on Linux, ranks outlive a launcher that is SIGKILLed
-    die_with_us = partial(_die_with, os.getpid(), ctypes.CDLL(None).prctl) if sys.platform == "linux" else None
+    die_with_us = (
+        partial(_die_with, os.getpid(), ctypes.CDLL(None).prctl)
+        if sys.platform == "linux"
+        else None
+    )
+
     return supervise(
-        [partial(_Process, command, share.rank(i), common, die_with_us) for i in range(share.ranks)], grace
+        [
+            partial(_Process, command, share.rank(i), common, die_with_us)
+            for i in range(share.ranks)
+        ],
+        grace,
     )
 
 
 class _Process:
-    """One rank, in a session of its own: the terminal's Ctrl-C reaches its launcher alone, which passes it on once."""
+    """One rank, in a session of its own: the terminal's Ctrl-C reaches its launcher alone, which
+    passes it on once."""
 
     def __init__(
-        self, command: Sequence[str], rank: Rank, environment: Mapping[str, str], before_exec: Callable[[], None] | None
+        self,
+        command: Sequence[str],
+        rank: Rank,
+        environment: Mapping[str, str],
+        before_exec: Callable[[], None] | None,
     ):
         self.name = f"rank {rank.rank}"
         self._popen = subprocess.Popen(
@@ -96,17 +116,17 @@ class _Process:
 def _die_with(parent: int, prctl: Callable[..., int]) -> None:
     """In a new child: have the kernel SIGKILL it when its launcher ends, be it by SIGKILL.
 
-    Chosen over a thread in each rank that waits for a pipe to close: it needs nothing of the command, no
-    GIL, and acts while the rank is deep in C code. It reaches the rank and not the rank's children; the
-    workers of torch's DataLoader look after their parent themselves.
-    """
+    Chosen over a thread in each rank that waits for a pipe to close: it needs nothing of the
+    command, no GIL, and acts while the rank is deep in C code. It reaches the rank and not the
+    rank's children; the workers of torch's DataLoader look after their parent themselves."""
     prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != parent:  # it ended before the call above
         os._exit(1)
 
 
 def free_port() -> int:
-    """A port below Linux's outgoing range that nobody listens on now; launches begin to look at different ones."""
+    """A port below Linux's outgoing range that nobody listens on now; launches begin to look at
+    different ones."""
     for step in range(PORTS):
         port = numbered_port(os.getpid() + step)
         with socket.socket() as probe:
@@ -115,30 +135,36 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
+
     raise UserError(f"no free port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1}")
 
 
-def render(plan: Plan, options: LaunchOptions) -> str:
+def render(plan: Job, options: LaunchOptions) -> str:
     """A line for each rank, to be run side by side."""
     share = _share(plan, options, options.master_port or numbered_port(0))
     lines = [f"cd {shlex.quote(str(plan.folder))}", "# side by side; MASTER_PORT is any free port"]
+
     for local_rank in range(share.ranks):
         assignments = {**plan.environment, **variables(share.rank(local_rank))}
         lines.append(
             " ".join(f"{name}={shlex.quote(value)}" for name, value in assignments.items())
             + f" {shlex.join(plan.command)} &"
         )
+
     return "\n".join([*lines, "wait"]) + "\n"
 
 
-def start(plan: Plan, options: LaunchOptions) -> int:
+def start(plan: Job, options: LaunchOptions) -> int:
     share = _share(plan, options, options.master_port or free_port())
     os.chdir(plan.folder)
     return run_share(plan.command, share, plan.environment)
 
 
-def _share(plan: Plan, options: LaunchOptions, port: int) -> Share:
+def _share(plan: Job, options: LaunchOptions, port: int) -> NodeRanks:
     if (options.nodes or 1) > 1:
-        raise UserError(f"--nodes {options.nodes}: the local launcher uses this machine alone; take hostfile or slurm")
+        raise UserError(
+            f"--nodes {options.nodes}: the local launcher uses this machine alone; take hostfile or"
+            " slurm"
+        )
     ranks = options.ranks_per_node or plan.ranks
-    return Share(0, ranks, ranks, "127.0.0.1", port)
+    return NodeRanks(0, ranks, ranks, "127.0.0.1", port)

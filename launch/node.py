@@ -1,8 +1,9 @@
-"""The ranks of one machine, for a launcher on another one: `python -m robustly.launch.node`, at the far end of ssh.
+"""The ranks of one machine, for a launcher on another one: `python -m robustly.launch.node`, at the
+far end of ssh.
 
-Standard input is the tie between the two. A line holds the name of a signal that the ranks are to get; its
-end means that the launcher stopped, died or can no longer be reached, and then the ranks must not live on.
-"""
+Standard input is the tie between the two. A line holds the name of a signal that the ranks are to
+get; its end means that the launcher stopped, died or can no longer be reached, and then the ranks
+must not live on."""
 
 import argparse
 import os
@@ -14,7 +15,7 @@ import time
 from typing import TextIO
 
 from robustly import UserError, log
-from robustly.launch.local import Share, run_share
+from robustly.launch.local import NodeRanks, run_share
 from robustly.launch.supervise import GRACE
 
 
@@ -33,8 +34,11 @@ def main() -> int:
         except UserError as fault:
             log.error(str(fault))
             return 2
+
     threading.Thread(target=_obey, args=(sys.stdin,), daemon=True).start()
-    share = Share(given.first_rank, given.ranks, given.world_size, given.master_addr, given.master_port)
+    share = NodeRanks(
+        given.first_rank, given.ranks, given.world_size, given.master_addr, given.master_port
+    )
     return run_share(given.command, share, {})
 
 
@@ -48,27 +52,31 @@ def _obey(orders: TextIO) -> None:
 
 
 def check_names(master_addr: str) -> None:
-    """Look up the names that ranks on several machines meet under, because what they do with a bad one is wait.
+    """Look up the names that ranks on several machines meet under, because what they do with a bad
+    one is wait.
 
-    Raises UserError where this machine does not know the first one's name. Warns if it knows itself by a
-    loopback address: Debian writes `127.0.1.1 HOSTNAME` into /etc/hosts, and gloo would offer that to others.
-    """
+    Raises UserError where this machine does not know the first one's name. Warns if it knows itself
+    by a loopback address: Debian writes `127.0.1.1 HOSTNAME` into /etc/hosts, and gloo would offer
+    that to others."""
     name = socket.gethostname()
     try:
         socket.getaddrinfo(master_addr, None)
     except OSError as error:
         raise UserError(
-            f"{name}: does not know the first host, {master_addr} ({error.strerror}); name it in the hostfile as all "
-            "hosts know it"
+            f"{name}: does not know the first host, {master_addr} ({error.strerror}); name it in"
+            " the hostfile as all hosts know it"
         ) from None
+
     try:
         address = socket.gethostbyname(name)
     except OSError:
         return  # gloo then looks at the interfaces
+
     if address.startswith("127.") and "GLOO_SOCKET_IFNAME" not in os.environ:
         log.warn(
-            f"{name} resolves to {address} on {name} itself, where other machines cannot reach it over gloo; "
-            "correct /etc/hosts, or export GLOO_SOCKET_IFNAME with the name of the network interface"
+            f"{name} resolves to {address} on {name} itself, where other machines cannot reach it"
+            " over gloo; correct /etc/hosts, or export GLOO_SOCKET_IFNAME with the name of the"
+            " network interface"
         )
 
 

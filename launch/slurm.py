@@ -5,7 +5,7 @@ import subprocess
 
 from robustly import UserError
 from robustly.launch.environment import FIRST_PORT, PORTS
-from robustly.launch.job import LaunchOptions, Plan
+from robustly.launch.job import Job, LaunchOptions
 
 LAST_CHECKPOINT = 120  # seconds before the time limit at which the ranks are told
 USERS_MISTAKE = 2  # exit code of a command that would fail again in the same way
@@ -37,14 +37,13 @@ exit $((code ? code : 1))
 """
 
 
-def render(plan: Plan, options: LaunchOptions) -> str:
+def render(plan: Job, options: LaunchOptions) -> str:
     """The batch script.
 
-    The ranks read SLURM_* themselves (`robustly.launch.environment`), so that srun runs the command as it is. When
-    the job's time runs out the ranks get SIGUSR1, write a checkpoint and leave. A job that ends with the
-    work incomplete puts itself back into the queue; Slurm does so itself after a preemption or the loss of
-    a node. All attempts append to one output file.
-    """
+    The ranks read SLURM_* themselves (`robustly.launch.environment`), so that srun runs the command
+    as it is. When the job's time runs out the ranks get SIGUSR1, write a checkpoint and leave. A
+    job that ends with the work incomplete puts itself back into the queue; Slurm does so itself
+    after a preemption or the loss of a node. All attempts append to one output file."""
     directives = {
         "job-name": plan.name,
         "chdir": str(plan.folder),
@@ -56,11 +55,18 @@ def render(plan: Plan, options: LaunchOptions) -> str:
         "partition": options.partition or "",
         "time": options.time or "",
     }
-    lines = [_directive(name, value) for name, value in directives.items() if value or name == "requeue"]
-    lines += [_directive(*option.removeprefix("--").partition("=")[::2]) for option in options.sbatch]
+    lines = [
+        _directive(name, value) for name, value in directives.items() if value or name == "requeue"
+    ]
+    lines += [
+        _directive(*option.removeprefix("--").partition("=")[::2]) for option in options.sbatch
+    ]
+
     return SCRIPT.format(
         directives="\n".join(lines),
-        exports="\n".join(f"export {name}={shlex.quote(value)}" for name, value in plan.environment.items()),
+        exports="\n".join(
+            f"export {name}={shlex.quote(value)}" for name, value in plan.environment.items()
+        ),
         first_port=FIRST_PORT,
         ports=PORTS,
         command=shlex.join(plan.command),
@@ -74,11 +80,13 @@ def _directive(name: str, value: str) -> str:
     return f"#SBATCH --{name}={shlex.quote(value)}" if value else f"#SBATCH --{name}"
 
 
-def start(plan: Plan, options: LaunchOptions) -> int:
-    """Hand the script to sbatch, which prints the job's number. Raises UserError where there is no sbatch."""
+def start(plan: Job, options: LaunchOptions) -> int:
+    """Hand the script to sbatch, which prints the job's number. Raises UserError where there is no
+    sbatch."""
     try:
         return subprocess.run(["sbatch"], input=render(plan, options), text=True).returncode
     except FileNotFoundError:
         raise UserError(
-            "sbatch: not found; run this where jobs are submitted, or print the script with --dry-run"
+            "sbatch: not found; run this where jobs are submitted, or print the script with"
+            " --dry-run"
         ) from None

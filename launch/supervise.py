@@ -13,7 +13,8 @@ from robustly import log
 GRACE = 15.0  # seconds between asking to stop and killing
 POLL = 0.05
 
-# SIGUSR1 is how Slurm announces the end of a job's time; left alone, each of these would end this process.
+# SIGUSR1 is how Slurm announces the end of a job's time; left alone, each of these would end this
+# process.
 NOTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT)
 
 
@@ -38,20 +39,21 @@ class Child(Protocol):
 def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> int:
     """Start all and wait for all. Returns 0 if every exit code was 0, else the first other one.
 
-    When one fails, the others are asked to stop and killed `grace` seconds later. Signals that reach this
-    process are passed on, and whoever leaves because of signal n (exit code 128 + n, as in a shell) does
-    not count as a failure: the others get the time that their last checkpoint takes. A second SIGINT
-    kills, and so does SIGQUIT. Nothing is left running, whatever happens short of SIGKILL. To be called
-    in the main thread.
-    """
+    When one fails, the others are asked to stop and killed `grace` seconds later. Signals that
+    reach this process are passed on, and whoever leaves because of signal n (exit code 128 + n, as
+    in a shell) does not count as a failure: the others get the time that their last checkpoint
+    takes. A second SIGINT kills, and so does SIGQUIT. Nothing is left running, whatever happens
+    short of SIGKILL. To be called in the main thread."""
     running: list[Child] = []
     passed_on: list[int] = []
     result = 0
     deadline: float | None = None
+
     with _received_signals() as received:
         try:
             for start in starters:
                 running.append(start())
+
             while running:
                 while received:
                     number = received.popleft()
@@ -61,6 +63,7 @@ def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> int:
                         passed_on.append(number)
                         for child in running:
                             child.send(number)
+
                 for child, code in _ended(running):
                     running.remove(child)
                     child.kill()  # what it left behind
@@ -71,15 +74,18 @@ def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> int:
                         result, deadline = code, time.monotonic() + grace
                         for other in running:
                             other.stop()
+
                 if deadline is not None and time.monotonic() > deadline:
                     for child in running:
                         child.kill()
+
                 time.sleep(POLL)
         finally:
             while running := [child for child in running if child.poll() is None]:
                 for child in running:
                     child.kill()
                 time.sleep(POLL)
+
     return result
 
 
@@ -101,10 +107,12 @@ def _received_signals() -> Iterator[deque[int]]:
         received.append(signal.SIGTERM if number == signal.SIGHUP else number)
 
     before = {number: signal.getsignal(number) for number in NOTED}
+
     try:
         for number, handler in before.items():
             if handler != signal.SIG_IGN:
                 signal.signal(number, note)
+
         yield received
     finally:
         for number, handler in before.items():

@@ -1,4 +1,5 @@
-"""Ranks under torch's own launcher, `torchrun`: one on each machine, all with the same rendezvous."""
+"""Ranks under torch's own launcher, `torchrun`: one on each machine, all with the same
+rendezvous."""
 
 import os
 import shlex
@@ -6,18 +7,22 @@ import sys
 from pathlib import Path
 
 from robustly import UserError
-from robustly.launch.job import MASTER_PORT, LaunchOptions, Plan
+from robustly.launch.job import MASTER_PORT, Job, LaunchOptions
 
-# Without it a restart meets again in the store that the dead ranks used, finds their addresses there, and
-# fails until no restarts are left, or hangs.
+# Without it a restart meets again in the store that the dead ranks used, finds their addresses
+# there, and fails until no restarts are left, or hangs.
 FIX = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
-def command(plan: Plan, options: LaunchOptions) -> list[str]:
+def command(plan: Job, options: LaunchOptions) -> list[str]:
     """The torchrun command, the same on every machine."""
     nodes = options.nodes or 1
     if nodes > 1 and options.master is None:
-        raise UserError(f"--nodes {nodes}: torchrun also needs --master HOST, the first machine as the others reach it")
+        raise UserError(
+            f"--nodes {nodes}: torchrun also needs --master HOST, the first machine as the others"
+            " reach it"
+        )
+
     # Beside this Python, so that every rank has this environment, whatever PATH says.
     torchrun = str(Path(sys.executable).with_name("torchrun"))
     meeting = (
@@ -28,17 +33,27 @@ def command(plan: Plan, options: LaunchOptions) -> list[str]:
             "--rdzv-endpoint", f"{options.master}:{options.master_port or MASTER_PORT}",
         ]
     )  # fmt: skip
-    ranks = ["--nproc-per-node", str(options.ranks_per_node or plan.ranks), "--max-restarts", str(options.restarts)]
+    ranks = [
+        "--nproc-per-node",
+        str(options.ranks_per_node or plan.ranks),
+        "--max-restarts",
+        str(options.restarts),
+    ]
     return [torchrun, *meeting, *ranks, "--no-python", *plan.command]
 
 
-def render(plan: Plan, options: LaunchOptions) -> str:
+def render(plan: Job, options: LaunchOptions) -> str:
     """The line to run on each machine."""
-    assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in {**plan.environment, **FIX}.items())
-    return f"cd {shlex.quote(str(plan.folder))} && {assignments} {shlex.join(command(plan, options))}\n"
+    assignments = " ".join(
+        f"{name}={shlex.quote(value)}" for name, value in {**plan.environment, **FIX}.items()
+    )
+    return (
+        f"cd {shlex.quote(str(plan.folder))} && {assignments}"
+        f" {shlex.join(command(plan, options))}\n"
+    )
 
 
-def start(plan: Plan, options: LaunchOptions) -> int:
+def start(plan: Job, options: LaunchOptions) -> int:
     """Become torchrun on this machine; the other machines need the same command."""
     arguments = command(plan, options)
     os.chdir(plan.folder)

@@ -2,13 +2,13 @@
 
 A checkpoint is a folder `checkpoints/update-00001000/`:
 
-    weights.safetensors     fp32, by parameter name
-    moments.safetensors     fp32, `exp_avg.NAME` and `exp_avg_sq.NAME`
-    state.json              counters, recipe hash, and size and sha256 of the two files: the mark of completion
+    weights.safetensors     fp32, by parameter name moments.safetensors     fp32, `exp_avg.NAME` and
+    `exp_avg_sq.NAME` state.json              counters, recipe hash, and size and sha256 of the two
+    files: the mark of completion
 
-It is written in a hidden folder beside, flushed to disk and renamed, so that a kill or a full disk at any
-moment leaves the older ones as they were. At most 4.3 GB for RoBERTa-large. `checkpoints/best.json` names the one of
-the lowest held-out loss, which stays when older ones go.
+It is written in a hidden folder beside, flushed to disk and renamed, so that a kill or a full disk
+at any moment leaves the older ones as they were. At most 4.3 GB for RoBERTa-large.
+`checkpoints/best.json` names the one of the lowest held-out loss, which stays when older ones go.
 """
 
 import contextlib
@@ -49,7 +49,8 @@ class Progress:
     seconds: float = 0.0
     """Time spent in training so far."""
     interval: dict[str, float] = field(default_factory=dict)
-    """Sums of the logging interval that is under way, so that its line is the same after a resume."""
+    """Sums of the logging interval that is under way, so that its line is the same after a
+    resume."""
     validation_loss: float | None = None
     """Held-out loss in nats per masked token; None where this update was not evaluated."""
 
@@ -63,13 +64,18 @@ class Checkpoint:
     files: dict[str, dict[str, Any]]
 
     def tensors(self, names: list[str]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(weight, first moment, second moment) of each parameter, in the order of `names`, read one by one."""
+        """(weight, first moment, second moment) of each parameter, in the order of `names`, read
+        one by one."""
         with (
             safe_open(self.folder / WEIGHTS, "pt") as weights,
             safe_open(self.folder / MOMENTS, "pt") as moments,
         ):
             if unfit := set(names) ^ set(weights.keys()):
-                raise UserError(f"{self.folder}: parameters do not fit the model: {', '.join(sorted(unfit)[:5])}")
+                raise UserError(
+                    f"{self.folder}: parameters do not fit the model:"
+                    f" {', '.join(sorted(unfit)[:5])}"
+                )
+
             for name in names:
                 yield (
                     weights.get_tensor(name),
@@ -91,29 +97,38 @@ def update_of(path: Path) -> int:
 
 
 def save(
-    folder: Path, progress: Progress, tensors: Iterator[tuple[str, Tensor, Tensor, Tensor]], write: bool, keep: int
+    folder: Path,
+    progress: Progress,
+    tensors: Iterator[tuple[str, Tensor, Tensor, Tensor]],
+    write: bool,
+    keep: int,
 ) -> None:
-    """Write the checkpoint of `progress.update` below `folder`, then drop all but the newest `keep` and the best one.
+    """Write the checkpoint of `progress.update` below `folder`, then drop all but the newest `keep`
+    and the best one.
 
-    Collective: every rank passes its iterator of full tensors, rank 0 alone has `write`. Raises UserError
-    if the disk is full; what was there before stays.
-    """
+    Collective: every rank passes its iterator of full tensors, rank 0 alone has `write`. Raises
+    UserError if the disk is full; what was there before stays."""
     weights, moments = {}, {}
     for name, weight, first, second in tensors:
         if write:
             weights[name] = weight.cpu().contiguous()
             moments[f"exp_avg.{name}"], moments[f"exp_avg_sq.{name}"] = first.cpu(), second.cpu()
+
     if not write:
         return
+
     final = folder_of(folder, progress.update)
     beside = folder / f".{final.name}.tmp"
+
     try:
         for left_over in folder.glob(".update-*.tmp"):
             shutil.rmtree(left_over)
+
         beside.mkdir(parents=True)
         for name, values in ((WEIGHTS, weights), (MOMENTS, moments)):
             save_file(values, beside / name, metadata={"format": "pt"})
             flush(beside / name)
+
         files = {
             name: {"bytes": (beside / name).stat().st_size, "sha256": sha256(beside / name)}
             for name in (WEIGHTS, MOMENTS)
@@ -121,20 +136,26 @@ def save(
         write_json(beside / STATE, {**asdict(progress), "files": files})
         if final.exists():  # of an earlier try, found damaged
             shutil.rmtree(final)
+
         beside.rename(final)
         flush(folder)
     except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
         if not disk_full(error):
             raise
+
         raise UserError(
-            f"{final}: the disk is full; the checkpoint of update {progress.update} was not written, older ones are "
-            "whole. Make room (or lower run.keep_checkpoints) and give the same command again."
+            f"{final}: the disk is full; the checkpoint of update {progress.update} was not"
+            " written, older ones are whole. Make room (or lower run.keep_checkpoints) and give"
+            " the same command again."
         ) from None
-    # Newer ones were found damaged when this run began; they must not count among those that are kept.
+
+    # Newer ones were found damaged when this run began; they must not count among those that are
+    # kept.
     for path in _folders(folder):
         if path.name > final.name:
             shutil.rmtree(path)
+
     best = mark_best(folder)
     for path in _folders(folder)[:-keep]:
         if best is None or update_of(path) != best.update:
@@ -150,31 +171,34 @@ class Best(NamedTuple):
 
 
 def mark_best(folder: Path) -> Best | None:
-    """Name in `best.json` the checkpoint below `folder` whose held-out loss is the lowest, the earliest of equals.
+    """Name in `best.json` the checkpoint below `folder` whose held-out loss is the lowest, the
+    earliest of equals.
 
-    None where none was evaluated. It follows from the states alone, so a kill before it is written is mended by the
-    next call. A state that cannot be read is passed over; other damage is for `read` to find.
-    """
+    None where none was evaluated. It follows from the states alone, so a kill before it is written
+    is mended by the next call. A state that cannot be read is passed over; other damage is for
+    `read` to find."""
     evaluated = []
     for path in _folders(folder):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             loss = json.loads((path / STATE).read_text(encoding="utf-8")).get("validation_loss")
             if isinstance(loss, float):
                 evaluated.append(Best(update_of(path), loss))
+
     if not evaluated:
         (folder / BEST).unlink(missing_ok=True)
         return None
+
     best = min(evaluated, key=lambda one: one.validation_loss)
     write_json(folder / BEST, best._asdict())
     return best
 
 
 def newest(folder: Path, recipe_hash: str | None = None) -> Checkpoint | None:
-    """The newest complete checkpoint below `folder`; a damaged one is named in a warning and passed over.
+    """The newest complete checkpoint below `folder`; a damaged one is named in a warning and passed
+    over.
 
-    None where there is no checkpoint at all. Raises UserError if there are some but none is whole, if one cannot be
-    read, or if the newest is of another recipe than `recipe_hash`.
-    """
+    None where there is no checkpoint at all. Raises UserError if there are some but none is whole,
+    if one cannot be read, or if the newest is of another recipe than `recipe_hash`."""
     folders = _folders(folder)
     for path in reversed(folders):
         try:
@@ -182,14 +206,18 @@ def newest(folder: Path, recipe_hash: str | None = None) -> Checkpoint | None:
         except Damaged as damage:
             log.warn(f"{damage}; falling back to an older checkpoint")
             continue
+
         if recipe_hash is not None and found.progress.recipe_hash != recipe_hash:
             raise UserError(f"{path}: a checkpoint of another recipe; nothing was changed")
+
         return found
+
     if folders:
         raise UserError(
-            f"{folder}: none of its {len(folders)} checkpoints is whole; nothing was changed. Restore one, or move "
-            "them away to begin anew"
+            f"{folder}: none of its {len(folders)} checkpoints is whole; nothing was changed."
+            " Restore one, or move them away to begin anew"
         )
+
     return None
 
 
@@ -206,40 +234,50 @@ def read(path: Path) -> Checkpoint:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         files = state.pop("files")
         progress = Progress(**state)
-        damaged = next((name for name, facts in files.items() if not _whole(path / name, facts)), None)
+        damaged = next(
+            (name for name, facts in files.items() if not _whole(path / name, facts)), None
+        )
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         damaged = STATE
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}; nothing was changed") from None
+
     if damaged is not None:
         raise Damaged(f"{path / damaged}: missing, cut off or changed")
+
     return Checkpoint(path, progress, files)
 
 
 def last_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint that a finished train folder ended with. Raises UserError if it is not what was written."""
-    return of_finished(folder, manifest.require(folder, "train", "robustly pretrain CONFIG").counts["updates"])
+    """The checkpoint that a finished train folder ended with. Raises UserError if it is not what
+    was written."""
+    return of_finished(
+        folder, manifest.require(folder, "train", "robustly pretrain CONFIG").counts["updates"]
+    )
 
 
 def best_update(folder: Path, finished: Manifest) -> int:
-    """The update of the best checkpoint of a finished train folder. Raises UserError if none was evaluated."""
+    """The update of the best checkpoint of a finished train folder. Raises UserError if none was
+    evaluated."""
     if "best_update" not in finished.counts:
         raise UserError(
-            f"{folder}: none of its checkpoints was evaluated, so none is the best; publish the last "
-            "(publish.checkpoint=last)"
+            f"{folder}: none of its checkpoints was evaluated, so none is the best; publish the"
+            " last (publish.checkpoint=last)"
         )
     return finished.counts["best_update"]
 
 
 def of_finished(folder: Path, update: int) -> Checkpoint:
-    """The checkpoint of an update in a finished train folder. Raises UserError if it is not what was written."""
+    """The checkpoint of an update in a finished train folder. Raises UserError if it is not what
+    was written."""
     path = folder_of(folder / "checkpoints", update)
     try:
         return read(path)
     except Damaged as damage:
         raise UserError(
-            f"{damage} since the run finished; restore it, or delete {folder / manifest.MANIFEST} and {path} "
-            "and give `robustly pretrain CONFIG` again, which goes on from the newest of the others"
+            f"{damage} since the run finished; restore it, or delete {folder / manifest.MANIFEST}"
+            f" and {path} and give `robustly pretrain CONFIG` again, which goes on from the newest"
+            " of the others"
         ) from None
 
 
@@ -254,4 +292,6 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _whole(path: Path, facts: dict[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == facts["bytes"] and sha256(path) == facts["sha256"]
+    return (
+        path.is_file() and path.stat().st_size == facts["bytes"] and sha256(path) == facts["sha256"]
+    )

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, PositiveFloat, Tag, field_validator, model_validator
 
 from robustly.config import Section
-from robustly.corpus.config import Executor, Slurm
+from robustly.corpus.config import Executor, SlurmConfig
 from robustly.tokenizer.config import FairseqFiles, folder_or_files
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -26,7 +26,7 @@ _Checkpoint = Annotated[
 ]
 
 
-class Model(Section):
+class ModelConfig(Section):
     """A RoBERTa encoder (post-LayerNorm, GELU, learned positions, tied head)."""
 
     layers: Positive
@@ -34,7 +34,8 @@ class Model(Section):
     heads: Positive
     feed_forward: Positive
     positions: Positive
-    """Rows of the position table: longest input + 2, because the first position has id 2 (pad id + 1)."""
+    """Rows of the position table: longest input + 2, because the first position has id 2 (pad id +
+    1)."""
     token_types: Positive
     dropout: Fraction
     attention_dropout: Fraction
@@ -42,34 +43,41 @@ class Model(Section):
     init_std: Annotated[float, Field(gt=0)]
     """Standard deviation of the normal distribution that weights start from; biases start at 0."""
     init_from: _Checkpoint | None = None
-    """The checkpoint that weights start from instead: a Hugging Face folder of a RoBERTa, a finished run of ours, or
-    fairseq's files. Relative paths are looked up beside the page, then in the working directory."""
+    """The checkpoint that weights start from instead: a Hugging Face folder of a RoBERTa, a
+    finished run of ours, or fairseq's files. Relative paths are looked up beside the page, then in
+    the working directory."""
 
     def recipe(self) -> dict[str, Any]:
-        """As every section's, but for the path of a checkpoint: what lies there is an input of the stage."""
+        """As every section's, but for the path of a checkpoint: what lies there is an input of the
+        stage."""
         return {key: value for key, value in super().recipe().items() if key != "init_from"}
 
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Self:
         if self.hidden % self.heads:
-            raise ValueError(f"model.hidden ({self.hidden}) is not a multiple of model.heads ({self.heads})")
+            raise ValueError(
+                f"model.hidden ({self.hidden}) is not a multiple of model.heads ({self.heads})"
+            )
         return self
 
 
-class Distilling(Section):
-    """How a smaller model, the student, learns from a teacher; `model` is the student's section. The defaults are
-    DistilBERT's (Sanh et al. 2019, section 3)."""
+class DistillationConfig(Section):
+    """How a smaller model, the student, learns from a teacher; `model` is the student's section.
+    The defaults are DistilBERT's (Sanh et al. 2019, section 3)."""
 
     teacher: _Checkpoint
     """The teacher, of the kinds of `model.init_from`. Its vocabulary must be the page's."""
     temperature: PositiveFloat = 2.0
-    """What the scores of both are divided by before they become the probabilities that `soft` compares."""
+    """What the scores of both are divided by before they become the probabilities that `soft`
+    compares."""
     soft: Weight = 5.0
-    """Weight of the teacher's probabilities: their divergence from the student's, over masked tokens."""
+    """Weight of the teacher's probabilities: their divergence from the student's, over masked
+    tokens."""
     mlm: Weight = 2.0
     """Weight of the masked-language-model loss."""
     cosine: Weight = 1.0
-    """Weight of 1 - cosine of the student's and the teacher's last hidden states, over all tokens."""
+    """Weight of 1 - cosine of the student's and the teacher's last hidden states, over all
+    tokens."""
 
     def recipe(self) -> dict[str, Any]:
         """All weights, and no path: the teacher is an input of the stage."""
@@ -78,15 +86,19 @@ class Distilling(Section):
     @model_validator(mode="after")
     def _teaches(self) -> Self:
         if not self.soft + self.mlm + self.cosine:
-            raise ValueError("soft, mlm and cosine are all 0: expected a weight above 0, or there is nothing to learn")
+            raise ValueError(
+                "soft, mlm and cosine are all 0: expected a weight above 0, or there is nothing to"
+                " learn"
+            )
         return self
 
 
-class Masking(Section):
+class MaskingConfig(Section):
     """Which tokens the model must restore."""
 
     probability: Annotated[float, Field(gt=0, lt=1)]
-    """Fraction of a block's positions that are targets; rounded up or down at random so that the mean is exact."""
+    """Fraction of a block's positions that are targets; rounded up or down at random so that the
+    mean is exact."""
     mask: Fraction
     """Fraction of the targets shown as <mask>."""
     random: Fraction
@@ -95,23 +107,27 @@ class Masking(Section):
     """fairseq: any position may be a target, random tokens are any but the first four ids;
     bert: <s>, </s> are never targets, and <mask> is never a random token."""
     whole_words: bool = False
-    """The tokens of a word are targets together, and `probability` is that of a word (fairseq's --mask-whole-words)."""
+    """The tokens of a word are targets together, and `probability` is that of a word (fairseq's
+    --mask-whole-words)."""
     fixed_masks: Positive | None = None
-    """Static masking (the paper's section 4.1 has 10): so many masks of each block, taken in turn over the epochs;
-    default: another one in every epoch."""
+    """Static masking (the paper's section 4.1 has 10): so many masks of each block, taken in turn
+    over the epochs; default: another one in every epoch."""
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Self:
         if self.mask + self.random > 1 + 1e-9:
-            raise ValueError(f"masking.mask ({self.mask}) + masking.random ({self.random}) is more than 1")
+            raise ValueError(
+                f"masking.mask ({self.mask}) + masking.random ({self.random}) is more than 1"
+            )
         return self
 
 
-class Optim(Section):
+class OptimConfig(Section):
     """AdamW with decoupled weight decay."""
 
     batch_size: Positive
-    """Blocks per update, over all ranks and micro-batches (full blocks' worth, where a format leaves some short)."""
+    """Blocks per update, over all ranks and micro-batches (full blocks' worth, where a format
+    leaves some short)."""
     peak_lr: Annotated[float, Field(gt=0)]
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
     eps: Annotated[float, Field(gt=0)]
@@ -122,7 +138,7 @@ class Optim(Section):
     """Largest gradient norm; 0 turns clipping off. The norm is logged either way."""
 
 
-class BatchWarmup(Section):
+class BatchWarmupConfig(Section):
     """Smaller updates at the beginning."""
 
     start: Positive
@@ -131,42 +147,47 @@ class BatchWarmup(Section):
     """Updates over which they rise linearly; the first one after these has `optim.batch_size`."""
 
 
-class Schedule(Section):
+class ScheduleConfig(Section):
     """The learning rate and the size of updates, counted in updates."""
 
     updates: Positive
     warmup: Annotated[int, Field(ge=0)]
     """Updates over which the rate rises linearly to its peak."""
     decay: Literal["linear", "cosine", "constant", "wsd"]
-    """How it goes from the peak to 0 at the last update (constant: not at all; wsd: over the last `decay_updates`)."""
+    """How it goes from the peak to 0 at the last update (constant: not at all; wsd: over the last
+    `decay_updates`)."""
     decay_updates: Annotated[int, Field(ge=0)] = 0
     """Updates of the decay at the end, for wsd; 10 to 20% of all are usual."""
-    batch_warmup: BatchWarmup | None = None
+    batch_warmup: BatchWarmupConfig | None = None
     """Smaller updates at the beginning; default: all have `optim.batch_size`."""
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
         if self.warmup > self.updates:
-            raise ValueError(f"schedule.warmup ({self.warmup}) is longer than schedule.updates ({self.updates})")
+            raise ValueError(
+                f"schedule.warmup ({self.warmup}) is longer than schedule.updates ({self.updates})"
+            )
         if (self.decay == "wsd") != (self.decay_updates > 0):
             raise ValueError(
-                f"decay = {self.decay} with decay_updates = {self.decay_updates}: expected decay_updates of 1 or more "
-                "for wsd, and for no other"
+                f"decay = {self.decay} with decay_updates = {self.decay_updates}: expected"
+                " decay_updates of 1 or more for wsd, and for no other"
             )
         if self.warmup + self.decay_updates > self.updates:
             raise ValueError(
-                f"warmup ({self.warmup}) and decay_updates ({self.decay_updates}) are longer than updates "
-                f"({self.updates})"
+                f"warmup ({self.warmup}) and decay_updates ({self.decay_updates}) are longer than"
+                f" updates ({self.updates})"
             )
         if self.batch_warmup and self.batch_warmup.updates > self.updates:
             raise ValueError(
-                f"schedule.batch_warmup.updates ({self.batch_warmup.updates}) is more than schedule.updates "
-                f"({self.updates})"
+                f"schedule.batch_warmup.updates ({self.batch_warmup.updates}) is more than"
+                f" schedule.updates ({self.updates})"
             )
+
         return self
 
 
-# Keys of DeepSpeed's JSON that would change the result behind the recipe's back, and where the page says it.
+# Keys of DeepSpeed's JSON that would change the result behind the recipe's back, and where the page
+# says it.
 OWNED_BY_THE_PAGE = {
     "train_batch_size": "optim.batch_size",
     "train_micro_batch_size_per_gpu": "run.micro_batch",
@@ -186,7 +207,7 @@ OWNED_BY_THE_PAGE = {
 }
 
 
-class Wandb(Section):
+class WandbConfig(Section):
     """Where Weights & Biases keeps the figures."""
 
     project: Annotated[str, Field(min_length=1)]
@@ -194,66 +215,77 @@ class Wandb(Section):
     """User or team; default: the one that is logged in."""
 
 
-class Run(Section):
-    """What must not change the result beyond rounding: hardware, speed, intervals. Everything has a default."""
+class RunConfig(Section):
+    """What must not change the result beyond rounding: hardware, speed, intervals. Everything has a
+    default."""
 
     ranks: Positive = 1
-    """Processes that train together on this machine, one per GPU; launchers set it for several machines."""
+    """Processes that train together on this machine, one per GPU; launchers set it for several
+    machines."""
     micro_batch: Positive = 8
     """Blocks that a rank passes through the model at a time."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """bf16 and fp16 keep weights, gradients' sums and moments in fp32 beside them; they need zero_stage 1 or more. fp16
-    is for GPUs without bf16; an update whose gradient overflows is computed again at half the loss scale."""
+    """bf16 and fp16 keep weights, gradients' sums and moments in fp32 beside them; they need
+    zero_stage 1 or more. fp16 is for GPUs without bf16; an update whose gradient overflows is
+    computed again at half the loss scale."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too. One rank
-    alone has nothing to share and trains as in stage 0, unless the precision needs it or `deepspeed` says more of ZeRO.
-    """
+    """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 gradients too, 3
+    weights too. One rank alone has nothing to share and trains as in stage 0, unless the precision
+    needs it or `deepspeed` says more of ZeRO. """
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "varlen"] = "sdpa"
-    """Who computes attention, by transformers' names: torch's fused kernels, plain matrix products, or the package
-    flash-attn, which needs a GPU and bf16 and does no work on padding. varlen: torch's kernels without padding, and no
-    work on padding elsewhere in the encoder either; needs model.attention_dropout 0, and bf16 or fp16 on a GPU."""
+    """Who computes attention, by transformers' names: torch's fused kernels, plain matrix products,
+    or the package flash-attn, which needs a GPU and bf16 and does no work on padding. varlen:
+    torch's kernels without padding, and no work on padding elsewhere in the encoder either; needs
+    model.attention_dropout 0, and bf16 or fp16 on a GPU."""
     activation_checkpointing: bool = False
-    """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, a third more work."""
+    """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, a
+    third more work."""
     compile: bool = False
-    """torch.compile of the encoder: minutes at the start, faster afterwards. Needs a C++ compiler."""
+    """torch.compile of the encoder: minutes at the start, faster afterwards. Needs a C++
+    compiler."""
     workers: Positive | None = None
     """Processes for the tokenizer and data stages; default: the machine's cores."""
     memory_gb: PositiveFloat | None = None
-    """Memory for counting words, in GiB, over all workers of this machine, Python included; counting spills to disk
-    beyond it. Default: half a GiB of counts for each worker."""
+    """Memory for counting words, in GiB, over all workers of this machine, Python included;
+    counting spills to disk beyond it. Default: half a GiB of counts for each worker."""
     executor: Executor = "local"
-    """Where the tokenizer and data stages work on the parts of the corpus: workers on this machine, tasks of a Slurm
-    job, or tasks in the Ray cluster that RAY_ADDRESS names (without one: workers on this machine)."""
-    slurm: Slurm = Slurm()
+    """Where the tokenizer and data stages work on the parts of the corpus: workers on this machine,
+    tasks of a Slurm job, or tasks in the Ray cluster that RAY_ADDRESS names (without one: workers
+    on this machine)."""
+    slurm: SlurmConfig = SlurmConfig()
     log_every: Positive = 10
     """Updates between lines of metrics.jsonl."""
     evaluate_every: Positive = 1000
     checkpoint_every: Positive = 1000
     keep_checkpoints: Positive = 2
-    """Newest checkpoints that are kept, beside the one of the lowest held-out loss; older ones go when a newer one is
-    complete."""
+    """Newest checkpoints that are kept, beside the one of the lowest held-out loss; older ones go
+    when a newer one is complete."""
     evaluate_blocks: Positive | None = None
     """Validation blocks per evaluation; default: all."""
     peak_tflops: PositiveFloat | None = None
-    """Peak of one rank's device in this precision, 10^12 operations per second, for the utilisation in metrics.jsonl;
-    default: that of the GPU, where it is known."""
-    wandb: Wandb | None = None
-    """Weights & Biases gets the figures too: a project, or a mapping of project and entity. Needs the extra `wandb`."""
+    """Peak of one rank's device in this precision, 10^12 operations per second, for the utilisation
+    in metrics.jsonl; default: that of the GPU, where it is known."""
+    wandb: WandbConfig | None = None
+    """Weights & Biases gets the figures too: a project, or a mapping of project and entity. Needs
+    the extra `wandb`."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Extra keys for DeepSpeed's JSON, laid over ours; those that the page states itself are refused."""
+    """Extra keys for DeepSpeed's JSON, laid over ours; those that the page states itself are
+    refused."""
 
     def zero_stage_for(self, ranks: int) -> int:
-        """The ZeRO stage that `ranks` ranks use: in fp32 its flat copies would gain one rank nothing, in 16 bits it
-        keeps the fp32 weights."""
-        alone = ranks == 1 and self.precision == "fp32" and "zero_optimization" not in self.deepspeed
+        """The ZeRO stage that `ranks` ranks use: in fp32 its flat copies would gain one rank
+        nothing, in 16 bits it keeps the fp32 weights."""
+        alone = (
+            ranks == 1 and self.precision == "fp32" and "zero_optimization" not in self.deepspeed
+        )
         return 0 if alone else self.zero_stage
 
     @model_validator(mode="after")
     def _fp32_is_kept(self) -> Self:
         if self.precision != "fp32" and self.zero_stage == 0:
             raise ValueError(
-                f"run.precision {self.precision} needs run.zero_stage 1 or more: stage 0 would train in "
-                f"{self.precision} alone"
+                f"run.precision {self.precision} needs run.zero_stage 1 or more: stage 0 would"
+                f" train in {self.precision} alone"
             )
         return self
 
@@ -266,7 +298,12 @@ class Run(Section):
     @classmethod
     def _leaves_the_recipe_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
         zero = value.get("zero_optimization")
-        given = {*value, *(f"zero_optimization.{key}" for key in (zero if isinstance(zero, dict) else {}))}
+        given = {
+            *value,
+            *(f"zero_optimization.{key}" for key in (zero if isinstance(zero, dict) else {})),
+        }
         if owned := sorted(given & OWNED_BY_THE_PAGE.keys()):
-            raise ValueError("; ".join(f"{key} is set by {OWNED_BY_THE_PAGE[key]}" for key in owned))
+            raise ValueError(
+                "; ".join(f"{key} is set by {OWNED_BY_THE_PAGE[key]}" for key in owned)
+            )
         return value

@@ -1,8 +1,9 @@
-"""A smaller model, the student, that learns from a trained one, the teacher (Sanh et al. 2019, DistilBERT).
+"""A smaller model, the student, that learns from a trained one, the teacher (Sanh et al. 2019,
+DistilBERT).
 
-The student has the teacher's width and vocabulary and fewer layers. It starts from the teacher's embeddings, head and
-some of its layers, and learns its probabilities of masked tokens and its hidden states beside the tokens themselves.
-"""
+The student has the teacher's width and vocabulary and fewer layers. It starts from the teacher's
+embeddings, head and some of its layers, and learns its probabilities of masked tokens and its
+hidden states beside the tokens themselves."""
 
 import torch
 from torch import Tensor
@@ -10,16 +11,17 @@ from torch.nn import functional
 from transformers import RobertaForMaskedLM
 
 from robustly import UserError
-from robustly.pretrain.config import Distilling, Model
-from robustly.pretrain.masking import TokenIds
-from robustly.pretrain.objective import MaskedLanguageModel, Part, roberta_config
+from robustly.pretrain.config import DistillationConfig, ModelConfig
+from robustly.pretrain.masking import SpecialTokens
+from robustly.pretrain.objective import LossTerm, MaskedLanguageModel, roberta_config
 from robustly.pretrain.start.checkpoint import Initial
 from robustly.pretrain.start.weights import check_dimensions, check_names, read
-from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.tokenizer import Tokenizer
 
 
 def taken_layers(student: int, teacher: int) -> list[int]:
-    """Which of a teacher's layers, from 0, a student's start from: evenly spaced, from the first on.
+    """Which of a teacher's layers, from 0, a student's start from: evenly spaced, from the first
+    on.
 
     Every second one (0, 2, 4, ...) for a student of half as many, as in the paper's section 3.
     """
@@ -27,31 +29,36 @@ def taken_layers(student: int, teacher: int) -> list[int]:
     return [place * teacher // student for place in range(student)]
 
 
-def read_teacher(initial: Initial, student: Model, encoder: Encoder) -> RobertaForMaskedLM:
+def read_teacher(initial: Initial, student: ModelConfig, encoder: Tokenizer) -> RobertaForMaskedLM:
     """The teacher's model in fp32, without dropout, for evaluation only.
 
-    Raises UserError unless it has the student's dimensions but for the layers, as many of these or more, and the
-    encoder's vocabulary; all dimensions that differ are named.
-    """
+    Raises UserError unless it has the student's dimensions but for the layers, as many of these or
+    more, and the encoder's vocabulary; all dimensions that differ are named."""
     taken = read(initial)
     title = f"{initial.key}: {initial.folder}"
     if taken.vocabulary.fingerprint != encoder.fingerprint:
         raise UserError(
-            f"{title}: {len(taken.vocabulary.ids):,} tokens there, {encoder.vocab_size:,} in the data's vocabulary, "
-            "and not the same; set tokenizer.import to the teacher's folder and prepare the data with it"
+            f"{title}: {len(taken.vocabulary.ids):,} tokens there, {encoder.vocab_size:,} in the"
+            " data's vocabulary, and not the same; set tokenizer.import to the teacher's folder"
+            " and prepare the data with it"
         )
+
     there = taken.dimensions["layers"]
     if student.layers > there:
         raise UserError(
-            f"{title}: {there} layers there; expected model.layers of as many at most, found {student.layers}"
+            f"{title}: {there} layers there; expected model.layers of as many at most, found"
+            f" {student.layers}"
         )
+
     section = student.model_copy(update={"layers": there, "dropout": 0.0, "attention_dropout": 0.0})
     check_dimensions(taken, section, title)
     if (positions := taken.dimensions["positions"]) != student.positions:
         raise UserError(
-            f"{title}: {positions} positions there; expected as many, found model.positions = {student.positions}"
+            f"{title}: {positions} positions there; expected as many, found model.positions ="
+            f" {student.positions}"
         )
-    model = RobertaForMaskedLM(roberta_config(section, TokenIds.of(encoder)))
+
+    model = RobertaForMaskedLM(roberta_config(section, SpecialTokens.of(encoder)))
     parameters = dict(model.named_parameters())
     check_names(taken.weights, parameters.keys(), title)
     faults = [
@@ -61,9 +68,11 @@ def read_teacher(initial: Initial, student: Model, encoder: Encoder) -> RobertaF
     ]
     if faults:
         raise UserError("\n".join([f"{title}: tensors of other shapes", *faults]))
+
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(taken.weights[name])
+
     return model.eval().requires_grad_(False)
 
 
@@ -75,23 +84,30 @@ def start_from_teacher(student: RobertaForMaskedLM, teacher: RobertaForMaskedLM)
     student.lm_head.load_state_dict(teacher.lm_head.state_dict())
     for layer, number in zip(ours, layers, strict=True):
         layer.load_state_dict(theirs[number].state_dict())
+
     return layers
 
 
 class Distillation(MaskedLanguageModel):
-    """A student's objective: masked language modeling, and what the teacher makes of the same inputs."""
+    """A student's objective: masked language modeling, and what the teacher makes of the same
+    inputs."""
 
-    def __init__(self, model: RobertaForMaskedLM, teacher: MaskedLanguageModel, settings: Distilling):
-        """`teacher`: frozen, in evaluation mode, on the device, in the precision and with the attention of the run."""
+    def __init__(
+        self, model: RobertaForMaskedLM, teacher: MaskedLanguageModel, settings: DistillationConfig
+    ):
+        """`teacher`: frozen, in evaluation mode, on the device, in the precision and with the
+        attention of the run."""
         super().__init__(model)
-        self._teacher = (teacher,)  # no submodule: it is neither trained nor saved, and stays in evaluation mode
+        self._teacher = (
+            teacher,
+        )  # no submodule: it is neither trained nor saved, and stays in evaluation mode
         self.settings = settings
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[LossTerm]:
         return [
-            Part("loss_sum", "masked_tokens", self.settings.mlm),
-            Part("soft_loss_sum", "masked_tokens", self.settings.soft),
-            Part("cosine_loss_sum", "tokens", self.settings.cosine),
+            LossTerm("loss_sum", "masked_tokens", self.settings.mlm),
+            LossTerm("soft_loss_sum", "masked_tokens", self.settings.soft),
+            LossTerm("cosine_loss_sum", "tokens", self.settings.cosine),
         ]
 
     def forward(
@@ -102,11 +118,11 @@ class Distillation(MaskedLanguageModel):
         labels: Tensor,
         follows: Tensor | None = None,
     ) -> Tensor:
-        """Sums, (3,) fp32: cross-entropy in nats and `soft_loss` over M masked tokens, `cosine_loss` over all tokens.
+        """Sums, (3,) fp32: cross-entropy in nats and `soft_loss` over M masked tokens,
+        `cosine_loss` over all tokens.
 
-        Arguments as the base's. A lone <s>, by which a rank without blocks takes part, counts for nothing. Holds (M x
-        vocabulary) scores of both models.
-        """
+        Arguments as the base's. A lone <s>, by which a rank without blocks takes part, counts for
+        nothing. Holds (M x vocabulary) scores of both models."""
         assert follows is None
         hidden = self.encode(inputs, attention)
         scores = self.model.lm_head(hidden.flatten(0, 1)[positions]).float()
@@ -114,9 +130,11 @@ class Distillation(MaskedLanguageModel):
         with torch.no_grad():
             guiding = teacher.encode(inputs, attention)
             guiding_scores = teacher.model.lm_head(guiding.flatten(0, 1)[positions]).float()
+
         counted = torch.ones_like(inputs) if attention is None else attention
         if inputs.numel() == 1:
             counted = torch.zeros_like(inputs)
+
         return torch.stack(
             [
                 functional.cross_entropy(scores, labels, reduction="sum"),
@@ -127,13 +145,17 @@ class Distillation(MaskedLanguageModel):
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """The sum over rows of KL(teacher || student) in nats, of the probabilities at a temperature, times its square:
-    that keeps the size of the gradient (Hinton et al. 2015, section 2). `student`, `teacher`: (M, V) scores."""
-    ours, theirs = (functional.log_softmax(scores / temperature, -1) for scores in (student, teacher))
+    """The sum over rows of KL(teacher || student) in nats, of the probabilities at a temperature,
+    times its square: that keeps the size of the gradient (Hinton et al. 2015, section 2).
+    `student`, `teacher`: (M, V) scores."""
+    ours, theirs = (
+        functional.log_softmax(scores / temperature, -1) for scores in (student, teacher)
+    )
     return functional.kl_div(ours, theirs, reduction="sum", log_target=True) * temperature**2
 
 
 def cosine_loss(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:
-    """The sum of 1 - cosine of hidden states, (N, L, H) of each, over the tokens where `counted`, (N, L), is 1."""
+    """The sum of 1 - cosine of hidden states, (N, L, H) of each, over the tokens where `counted`,
+    (N, L), is 1."""
     likeness = functional.cosine_similarity(student.float(), teacher.float(), dim=-1)
     return ((1 - likeness) * counted).sum()

@@ -1,17 +1,22 @@
-"""DeepSpeed, and only here: distributed start, ZeRO, gradients of a global sum, full tensors for checkpoints.
+"""DeepSpeed, and only here: distributed start, ZeRO, gradients of a global sum, full tensors for
+checkpoints.
 
 What DeepSpeed 0.19.8 does by itself and what this module undoes or settles:
 
-* `backward` divides the loss by the accumulation steps and gradients are averaged over the ranks. We want the plain
-  sum of the parts of an update's loss, so each is multiplied by steps x ranks first.
+* `backward` divides the loss by the accumulation steps and gradients are averaged over the ranks.
+  We want the plain sum of the parts of an update's loss, so each is multiplied by steps x ranks
+  first.
 * Gradient clipping is 1.0 unless set; gradients accumulate in the model's dtype (bf16) unless set.
-* On CPU it compiles a shared-memory op that training never uses and that leaves 66 MB per rank behind
-  in /dev/shm; we switch it off.
+* On CPU it compiles a shared-memory op that training never uses and that leaves 66 MB per rank
+  behind in /dev/shm; we switch it off.
 * Its learning-rate schedulers and checkpoints are not used (see schedule.py, checkpoint.py).
-* fp16: a gradient that overflows skips the update. Here the update is not lost: the caller computes it again, at half
-  the loss scale, so that neither the schedule nor the order of blocks knows of it.
-* Offloading insists on DeepSpeedCPUAdam, compiled at the start, unless told not to: torch's fused AdamW does the same.
-* Stage 0 copies the whole gradient into a flat buffer and back even where one rank adds up its own: switched off.
+* fp16: a gradient that overflows skips the update. Here the update is not lost: the caller computes
+  it again, at half the loss scale, so that neither the schedule nor the order of blocks knows of
+  it.
+* Offloading insists on DeepSpeedCPUAdam, compiled at the start, unless told not to: torch's fused
+  AdamW does the same.
+* Stage 0 copies the whole gradient into a flat buffer and back even where one rank adds up its own:
+  switched off.
 * ZeRO 3 sets whole tensors only where the ranks divide their sizes; we set each rank's part.
 """
 
@@ -30,10 +35,12 @@ from torch import Tensor, nn
 
 from robustly import UserError
 from robustly.pretrain.allocator import keep_freed_memory
-from robustly.pretrain.config import Optim, Run
+from robustly.pretrain.config import OptimConfig, RunConfig
 from robustly.pretrain.optimizer import adamw
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # else it warns on CPU
+os.environ.setdefault(
+    "DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu"
+)  # else it warns on CPU
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import deepspeed
@@ -49,29 +56,36 @@ with warnings.catch_warnings():
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's first and second moment
 LOSS_SCALE_POWER = 16
-"""fp16 begins with the loss times 2 to this power, as apex does (fairseq: 7); it finds the right one by itself."""
+"""fp16 begins with the loss times 2 to this power, as apex does (fairseq: 7); it finds the right
+one by itself."""
 NORM_TOLERANCE = 1e-6
 """Relative, between ranks: unlike devices may add the same gradient up in another order."""
 
 
 def start_ranks(local_rank: int) -> torch.device:
-    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR,
+    MASTER_PORT).
 
     Returns the device of this rank. Raises UserError if this machine has GPUs, but too few.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module="torch.distributed"
+    )  # DeepSpeed's calls
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"more ranks on this machine than its {torch.cuda.device_count()} GPUs: expected one each; "
-                "lower run.ranks, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on CPU"
+                f"more ranks on this machine than its {torch.cuda.device_count()} GPUs: expected"
+                " one each; lower run.ranks, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train"
+                " on CPU"
             )
+
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         deepspeed.init_distributed("nccl", verbose=False)
         return device
+
     keep_freed_memory()
     deepspeed.init_distributed("gloo", verbose=False)
     return torch.device("cpu")
@@ -98,7 +112,9 @@ def gather_over_ranks(value: Any) -> list[Any]:
     return values
 
 
-def deepspeed_config(optim: Optim, run: Run, accumulation: int, ranks: int) -> dict[str, Any]:
+def deepspeed_config(
+    optim: OptimConfig, run: RunConfig, accumulation: int, ranks: int
+) -> dict[str, Any]:
     """DeepSpeed's JSON for a recipe: everything whose default would change the result is stated.
 
     `run.deepspeed` is laid over it, section by section.
@@ -115,7 +131,9 @@ def deepspeed_config(optim: Optim, run: Run, accumulation: int, ranks: int) -> d
             "enabled": run.precision == "fp16",
             "initial_scale_power": LOSS_SCALE_POWER,
             "loss_scale_window": 1000,
-            "hysteresis": 1,  # the update is tried again at once: at the same scale it would overflow again
+            "hysteresis": (
+                1
+            ),  # the update is tried again at once: at the same scale it would overflow again
         },
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
@@ -123,7 +141,10 @@ def deepspeed_config(optim: Optim, run: Run, accumulation: int, ranks: int) -> d
     }
     for key, value in run.deepspeed.items():
         old = config.get(key)
-        config[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        config[key] = (
+            {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+
     return config
 
 
@@ -133,29 +154,49 @@ class Engine:
     An update is `accumulation` calls of `backward` on every rank, then one of `step`.
     """
 
-    def __init__(self, model: nn.Module, optim: Optim, run: Run, accumulation: int, device: torch.device):
+    def __init__(
+        self,
+        model: nn.Module,
+        optim: OptimConfig,
+        run: RunConfig,
+        accumulation: int,
+        device: torch.device,
+    ):
         self.ranks = dist.get_world_size()
         self.config = deepspeed_config(optim, run, accumulation, self.ranks)
         self.accumulation = accumulation
         self.rank = dist.get_rank()
         self.device = device
         if run.precision == "fp16" and not get_accelerator().is_fp16_supported():
-            raise UserError(f"run.precision = fp16: this {device.type} does not compute in it; expected bf16 or fp32")
+            raise UserError(
+                f"run.precision = fp16: this {device.type} does not compute in it; expected bf16 or"
+                " fp32"
+            )
+
         model.to(device)
         self._names = [name for name, p in model.named_parameters() if p.requires_grad]
         weights = {name: p.detach().float().clone() for name, p in model.named_parameters()}
         adam = adamw(model, optim)
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory use, without a switch
+
+        with contextlib.redirect_stdout(
+            io.StringIO()
+        ):  # it prints its memory use, without a switch
             try:
-                self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=adam, config=self.config)
+                self._deepspeed, *_ = deepspeed.initialize(
+                    model=model, optimizer=adam, config=self.config
+                )
             except Exception as error:
                 if not run.deepspeed:
                     raise
-                raise UserError(f"run.deepspeed = {run.deepspeed}: DeepSpeed refuses it: {error}") from error
+                raise UserError(
+                    f"run.deepspeed = {run.deepspeed}: DeepSpeed refuses it: {error}"
+                ) from error
+
         self._model = model
         self._adam = adam
         if self.ranks == 1 and not self._sharded:
             self._deepspeed.enable_backward_allreduce = False
+
         self._prepare_moments()
         # bf16: DeepSpeed made its fp32 weights from the rounded ones
         for name, parameter in self._parameters():
@@ -164,48 +205,57 @@ class Engine:
     # ------------------------------------------------------------------------------------ an update
 
     def backward(self, loss: Tensor) -> None:
-        """Add one micro-batch's gradient. `loss`: its part of the update's loss, fp32; the parts of all micro-batches
-        and ranks add up to it."""
+        """Add one micro-batch's gradient. `loss`: its part of the update's loss, fp32; the parts of
+        all micro-batches and ranks add up to it."""
         self._deepspeed.backward(loss * (self.accumulation * self.ranks))
         if not self._deepspeed.is_gradient_accumulation_boundary():
             self._deepspeed.step()  # counts the micro-batch; updates nothing
 
     @property
     def loss_scale(self) -> float:
-        """What DeepSpeed multiplies losses by, so that small gradients are not lost in fp16; otherwise 1."""
-        return float(self._deepspeed.optimizer.loss_scale) if self._deepspeed.fp16_enabled() else 1.0
+        """What DeepSpeed multiplies losses by, so that small gradients are not lost in fp16;
+        otherwise 1."""
+        return (
+            float(self._deepspeed.optimizer.loss_scale) if self._deepspeed.fp16_enabled() else 1.0
+        )
 
     def step(self, lr: float) -> float | None:
         """Update the weights at rate `lr`; returns the norm of the whole gradient before clipping.
 
-        It is not finite on all ranks if it is so on one. None, in fp16: the gradient overflowed, and only the loss
-        scale has changed; compute the same update again. Raises UserError if the ranks found different norms.
-        """
+        It is not finite on all ranks if it is so on one. None, in fp16: the gradient overflowed,
+        and only the loss scale has changed; compute the same update again. Raises UserError if the
+        ranks found different norms."""
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
+
         unsharded_norm = None if self._sharded else self._norm()
         assert self._deepspeed.is_gradient_accumulation_boundary()
         self._deepspeed.step()
         if self._deepspeed.fp16_enabled() and self._deepspeed.optimizer.overflow:  # all ranks know
             return None if self.loss_scale > 1.0 else math.inf
+
         norm = self._deepspeed.get_global_grad_norm() if unsharded_norm is None else unsharded_norm
         return self._agreed(float(norm))
 
     def _agreed(self, norm: float) -> float:
-        """The norm that all ranks found. They hold the same weights only as long as they see the same gradient."""
+        """The norm that all ranks found. They hold the same weights only as long as they see the
+        same gradient."""
         norms = [torch.empty(1, dtype=torch.float64, device=self.device) for _ in range(self.ranks)]
         dist.all_gather(norms, torch.tensor([norm], dtype=torch.float64, device=self.device))
         found = [float(each) for each in torch.cat(norms).tolist()]
         for each in found:
             if not math.isfinite(each):
                 return each
+
         if not math.isclose(min(found), max(found), rel_tol=NORM_TOLERANCE):
             low, high = (found.index(value) for value in (min(found), max(found)))
             raise UserError(
-                f"the ranks found different gradient norms: {found[low]} on rank {low}, {found[high]} on rank {high}; "
-                "expected the same one. Their weights are no longer the same, or a device is faulty: go on from the "
-                "last checkpoint with the same command, without the machine of the odd rank if it happens again"
+                f"the ranks found different gradient norms: {found[low]} on rank {low},"
+                f" {found[high]} on rank {high}; expected the same one. Their weights are no longer"
+                " the same, or a device is faulty: go on from the last checkpoint with the same"
+                " command, without the machine of the odd rank if it happens again"
             )
+
         return norm
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
@@ -216,7 +266,7 @@ class Engine:
         grads = (p.grad for _, p in self._parameters() if p.grad is not None)
         return math.sqrt(sum(float(grad.square().sum(dtype=torch.float64)) for grad in grads))
 
-    # ------------------------------------------------------------------------------------ full tensors
+    # --------------------------------------------------------------------------------- full tensors
 
     @property
     def _sharded(self) -> bool:
@@ -228,15 +278,19 @@ class Engine:
         return self._deepspeed.zero_optimization_stage() == 3
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from zip(self._names, (p for p in self._model.parameters() if p.requires_grad), strict=True)
+        yield from zip(
+            self._names, (p for p in self._model.parameters() if p.requires_grad), strict=True
+        )
 
     def _prepare_moments(self) -> None:
-        """Give Adam its zero moments now: DeepSpeed would make and link them in the first step only."""
+        """Give Adam its zero moments now: DeepSpeed would make and link them in the first step
+        only."""
         for flat in self._adams_tensors():
             self._adam.state[flat] = {
                 "step": torch.zeros((), dtype=torch.float32, device=flat.device),
                 **{moment: torch.zeros_like(flat, dtype=torch.float32) for moment in MOMENTS},
             }
+
         if self._sharded and not self._partitioned:
             self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -253,8 +307,10 @@ class Engine:
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 if self.rank == 0:
                     parameter.data.copy_(value)
+
             safe_set_local_fp32_param(parameter, self._part(parameter, value))
             return
+
         parameter.data.copy_(value)
         if self._sharded:
             safe_set_full_fp32_param(parameter, value)
@@ -280,26 +336,38 @@ class Engine:
         """
         for name, parameter in self._parameters():
             if self._sharded:
-                first, second = (safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS)
+                first, second = (
+                    safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS
+                )
                 yield name, safe_get_full_fp32_param(parameter), first, second
             else:
                 state = self._adam.state[parameter]
                 yield name, parameter.detach(), state[MOMENTS[0]], state[MOMENTS[1]]
 
     def restore(self, tensors: Iterator[tuple[Tensor, Tensor, Tensor]] | None, update: int) -> None:
-        """Put back what `full_tensors` gave after `update` updates, on any number of ranks and ZeRO stage.
+        """Put back what `full_tensors` gave after `update` updates, on any number of ranks and ZeRO
+        stage.
 
-        Rank 0 passes the tensors in order and sends them to the others, which pass None: only rank 0
-        needs to see the checkpoint's files, and no rank can start from another one.
-        """
+        Rank 0 passes the tensors in order and sends them to the others, which pass None: only rank
+        0 needs to see the checkpoint's files, and no rank can start from another one."""
         for _, parameter in self._parameters():
-            shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO 3 the tensor itself is empty
-            given = next(tensors) if tensors is not None else tuple(torch.empty(shape) for _ in range(3))
-            weight, first, second = (value.to(self.device, torch.float32).contiguous() for value in given)
+            shape = getattr(
+                parameter, "ds_shape", parameter.shape
+            )  # under ZeRO 3 the tensor itself is empty
+            given = (
+                next(tensors)
+                if tensors is not None
+                else tuple(torch.empty(shape) for _ in range(3))
+            )
+            weight, first, second = (
+                value.to(self.device, torch.float32).contiguous() for value in given
+            )
             for value in (weight, first, second):
                 dist.broadcast(value, src=0)
+
             self._set_weight(parameter, weight)
             self._set_moment(parameter, MOMENTS[0], first)
             self._set_moment(parameter, MOMENTS[1], second)
+
         for state in self._adam.state.values():
             state["step"].fill_(float(update))

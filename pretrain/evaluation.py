@@ -13,11 +13,11 @@ from torch.nn import functional
 
 from robustly import log
 from robustly.data_prep.blocks import Blocks
-from robustly.data_prep.sampler import Order
+from robustly.data_prep.sampler import EpochSampler
 from robustly.pretrain.batches import MicroBatch, make_micro_batch
-from robustly.pretrain.config import Masking
+from robustly.pretrain.config import MaskingConfig
 from robustly.pretrain.engine import sum_over_ranks
-from robustly.pretrain.masking import EVALUATION_EPOCH, EVALUATION_SEED, TokenIds
+from robustly.pretrain.masking import EVALUATION_EPOCH, EVALUATION_SEED, SpecialTokens
 from robustly.pretrain.objective import MaskedLanguageModel
 
 
@@ -46,10 +46,11 @@ class Evaluation(NamedTuple):
     """Of whether second segments follow; None without a next-sentence head."""
 
     def line(self) -> dict[str, Any]:
-        """The figures under the names that evaluations.jsonl and the model card use; `validation_sources` where there
-        are several."""
+        """The figures under the names that evaluations.jsonl and the model card use;
+        `validation_sources` where there are several."""
         loss, accuracy, masked_tokens = self.total
         sources = {name: score._asdict() for name, score in self.sources.items()}
+
         return {
             "validation_loss": loss,
             "validation_bits": loss / math.log(2),
@@ -71,17 +72,18 @@ class Evaluation(NamedTuple):
 def masked_batches(
     blocks: Blocks,
     limit: int | None,
-    masking: Masking,
-    vocabulary: TokenIds,
+    masking: MaskingConfig,
+    vocabulary: SpecialTokens,
     micro_batch: int,
     rank: int = 0,
     ranks: int = 1,
 ) -> Iterator[tuple[MicroBatch, NDArray[np.int64]]]:
-    """This rank's part of `limit` validation blocks from all over (None: all of them), under their fixed masks; with
-    the place of each block's source."""
-    order = Order(blocks, EVALUATION_SEED)
+    """This rank's part of `limit` validation blocks from all over (None: all of them), under their
+    fixed masks; with the place of each block's source."""
+    order = EpochSampler(blocks, EVALUATION_SEED)
     count = min(len(blocks), limit or len(blocks))
     begin, end = rank * count // ranks, (rank + 1) * count // ranks
+
     for first in range(begin, end, micro_batch):
         positions = np.arange(first, min(first + micro_batch, end))
         places = order.places(np.full_like(positions, EVALUATION_EPOCH), positions)
@@ -94,8 +96,8 @@ def evaluate(
     model: MaskedLanguageModel,
     blocks: Blocks,
     limit: int | None,
-    masking: Masking,
-    vocabulary: TokenIds,
+    masking: MaskingConfig,
+    vocabulary: SpecialTokens,
     micro_batch: int,
     rank: int,
     ranks: int,
@@ -112,7 +114,12 @@ def evaluate(
     sums = torch.zeros(3, len(names) + 1, dtype=torch.float64, device=device)
     batches = masked_batches(blocks, limit, masking, vocabulary, micro_batch, rank, ranks)
     share = min(len(blocks), limit or len(blocks)) // ranks  # rank 0's, which speaks for all
-    bar = log.progress("validation", share, "blocks") if rank == 0 else contextlib.nullcontext(lambda n: None)
+    bar = (
+        log.progress("validation", share, "blocks")
+        if rank == 0
+        else contextlib.nullcontext(lambda n: None)
+    )
+
     with bar as done:
         for made, sources in batches:
             batch = made.to(device)
@@ -122,11 +129,15 @@ def evaluate(
             if logits.follows is not None and batch.follows is not None:
                 known = batch.follows >= 0
                 sums[:, -1] += _scores(logits.follows[known], batch.follows[known]).sum(1)
+
             done(len(batch.inputs))
+
     model.train(was_training)
     table = np.array(sum_over_ranks(sums.flatten().tolist(), device)).reshape(3, -1)
     tokens, pairs = table[:, :-1], table[:, -1]
-    sources_of = {name: Score.of(*column) for name, column in zip(names, tokens.T, strict=True) if column[2]}
+    sources_of = {
+        name: Score.of(*column) for name, column in zip(names, tokens.T, strict=True) if column[2]
+    }
     return Evaluation(Score.of(*tokens.sum(1)), sources_of, Score.of(*pairs) if pairs[2] else None)
 
 
@@ -134,20 +145,31 @@ def _scores(logits: Tensor, labels: Tensor) -> Tensor:
     """Loss in nats, whether the best guess is right, and 1, of each label: (3, labels), float64."""
     losses = functional.cross_entropy(logits, labels, reduction="none")
     right = logits.argmax(-1) == labels
-    return torch.stack([losses.double(), right.double(), torch.ones_like(losses, dtype=torch.float64)])
+    return torch.stack(
+        [losses.double(), right.double(), torch.ones_like(losses, dtype=torch.float64)]
+    )
 
 
-def unigram_loss(train: Blocks, validation: Blocks, limit: int | None, masking: Masking, vocabulary: TokenIds) -> float:
-    """What guessing the same masked tokens by their frequency in the training text costs, in nats per token.
+def unigram_loss(
+    train: Blocks,
+    validation: Blocks,
+    limit: int | None,
+    masking: MaskingConfig,
+    vocabulary: SpecialTokens,
+) -> float:
+    """What guessing the same masked tokens by their frequency in the training text costs, in nats
+    per token.
 
-    Each entry is counted once more than it occurs. Where a model stays at this loss, it has learnt nothing of context.
-    """
+    Each entry is counted once more than it occurs. Where a model stays at this loss, it has learnt
+    nothing of context."""
     counts = np.ones(vocabulary.size)
     for shard in train.store.shards:
         counts += np.bincount(train.store.tokens(shard), minlength=vocabulary.size)
+
     counts[vocabulary.bos] += len(train)
     if masking.style == "bert":
         counts[[vocabulary.bos, vocabulary.eos]] = 1  # they are never targets
+
     nats = -np.log(counts / counts.sum())
     batches = masked_batches(validation, limit, masking, vocabulary, micro_batch=64)
     labels = np.concatenate([batch.labels.numpy() for batch, _ in batches])

@@ -1,15 +1,16 @@
 """Parameters of a model and floating-point operations of a token, by arithmetic."""
 
-from robustly.pretrain.config import Model
+from robustly.pretrain.config import ModelConfig
 
 
-def embedding_parameters(model: Model, vocabulary: int) -> int:
+def embedding_parameters(model: ModelConfig, vocabulary: int) -> int:
     """Weights of the three embedding tables; the first is the head's output matrix too (tied)."""
     return (vocabulary + model.positions + model.token_types) * model.hidden
 
 
-def parameters(model: Model, vocabulary: int) -> int:
-    """Weights of transformers' RobertaForMaskedLM, tied head included: 124,697,433 for RoBERTa-base."""
+def parameters(model: ModelConfig, vocabulary: int) -> int:
+    """Weights of transformers' RobertaForMaskedLM, tied head included: 124,697,433 for
+    RoBERTa-base."""
     h, f = model.hidden, model.feed_forward
     layer_norm = 2 * h
     attention = 4 * (h * h + h)  # queries, keys, values, output
@@ -19,15 +20,16 @@ def parameters(model: Model, vocabulary: int) -> int:
     return embedding_parameters(model, vocabulary) + layer_norm + layers + head
 
 
-def flops_per_token(model: Model, vocabulary: int, block_length: int, masked: float) -> float:
-    """Floating-point operations of one position of a full block, forward and backward: its matrix products.
+def flops_per_token(model: ModelConfig, vocabulary: int, block_length: int, masked: float) -> float:
+    """Floating-point operations of one position of a full block, forward and backward: its matrix
+    products.
 
-    A product of (m x k) by (k x n) is 2 m k n operations, and its backward pass is two products of that size (Kaplan et
-    al. 2020, section 2.1). Attention's scores and their use are counted whole, since an encoder looks both ways. The
-    head counts for the share `masked` of positions, as the objective runs it. Not counted: elementwise work, and the
-    scores that a fused attention kernel computes anew in its backward pass; so it is what the model needs, the
-    numerator of "model FLOPs utilization" (Chowdhery et al. 2022, appendix B).
-    """
+    A product of (m x k) by (k x n) is 2 m k n operations, and its backward pass is two products of
+    that size (Kaplan et al. 2020, section 2.1). Attention's scores and their use are counted whole,
+    since an encoder looks both ways. The head counts for the share `masked` of positions, as the
+    objective runs it. Not counted: elementwise work, and the scores that a fused attention kernel
+    computes anew in its backward pass; so it is what the model needs, the numerator of "model FLOPs
+    utilization" (Chowdhery et al. 2022, appendix B)."""
     h, f = model.hidden, model.feed_forward
     matrices = 2 * (4 * h * h + 2 * h * f)
     attention = 2 * 2 * block_length * h  # scores, and their sum over values

@@ -1,8 +1,8 @@
 """Before training: every file of the inputs holds what its stage wrote.
 
-Hashing reads everything, more than a gigabyte a second on one core. So the ranks share the work, and what was found
-whole is remembered in the folder until the file changes; files that lie where they were written are known from there.
-"""
+Hashing reads everything, more than a gigabyte a second on one core. So the ranks share the work,
+and what was found whole is remembered in the folder until the file changes; files that lie where
+they were written are known from there."""
 
 import contextlib
 import heapq
@@ -17,11 +17,11 @@ from robustly.pretrain.engine import gather_over_ranks
 
 
 def verify(folders: Sequence[Path], rank: int) -> None:
-    """Hash the files of finished stages that have changed since they were last hashed. Every rank calls it.
+    """Hash the files of finished stages that have changed since they were last hashed. Every rank
+    calls it.
 
-    Each copy of a folder is checked once, by the ranks that see it. Raises UserError on the ranks that found a file
-    damaged; on the others it returns.
-    """
+    Each copy of a folder is checked once, by the ranks that see it. Raises UserError on the ranks
+    that found a file damaged; on the others it returns."""
     faults = [fault for folder in folders for fault in _verify(folder, rank)]
     if faults:
         raise UserError("\n".join(faults))
@@ -38,6 +38,7 @@ def _verify(folder: Path, rank: int) -> list[str]:
     names = manifest.unverified(folder, finished, share)
     found: dict[str, dict[str, Any]] = {}
     faults = []
+
     with _progress(folder, sum(sizes[name] for name in names), rank) as advance:
         for name in names:
             try:
@@ -45,14 +46,17 @@ def _verify(folder: Path, rank: int) -> list[str]:
             except UserError as fault:
                 faults.append(str(fault))
             advance(sizes[name])
+
     shares = gather_over_ranks(found)
     if rank == group[0]:
         _remember(folder, {name: facts for other in group for name, facts in shares[other].items()})
+
     return faults
 
 
 def _copy(folder: Path) -> tuple[int, int, str]:
-    """Tells whether two ranks see the same files or each a copy of its own: machines may share the folder or not."""
+    """Tells whether two ranks see the same files or each a copy of its own: machines may share the
+    folder or not."""
     status = (folder / manifest.MANIFEST).stat()
     # A block device belongs to one machine, and a clone of it is the same to the last inode.
     machine = socket.gethostname() if os.major(status.st_dev) else ""
@@ -60,13 +64,16 @@ def _copy(folder: Path) -> tuple[int, int, str]:
 
 
 def deal(sizes: Mapping[str, int], hands: int) -> list[list[str]]:
-    """Deal files out, the largest first, each to the hand that has the fewest bytes: the same on every rank."""
+    """Deal files out, the largest first, each to the hand that has the fewest bytes: the same on
+    every rank."""
     dealt: list[list[str]] = [[] for _ in range(hands)]
     held = [(0, hand) for hand in range(hands)]
+
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         size, hand = held[0]
         dealt[hand].append(name)
         heapq.heapreplace(held, (size + sizes[name], hand))
+
     return dealt
 
 
@@ -77,12 +84,14 @@ def _remember(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
         manifest.remember(folder, found)
     except OSError as error:
         log.warn(
-            f"{folder}: cannot be written ({error.strerror or error}), so that its files were found whole is not "
-            "remembered: the next start hashes them again"
+            f"{folder}: cannot be written ({error.strerror or error}), so that its files were found"
+            " whole is not remembered: the next start hashes them again"
         )
 
 
-def _progress(folder: Path, size: int, rank: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+def _progress(
+    folder: Path, size: int, rank: int
+) -> contextlib.AbstractContextManager[Callable[[int], None]]:
     if rank == 0 and size:
         return log.progress(f"checking {folder}", size, "bytes")
     return contextlib.nullcontext(lambda n: None)

@@ -1,4 +1,5 @@
-"""How the encoder is run, as `run` says: by which attention, with which activations kept, compiled or not.
+"""How the encoder is run, as `run` says: by which attention, with which activations kept, compiled
+or not.
 
 All of it changes the result by rounding only.
 """
@@ -11,7 +12,7 @@ from importlib.util import find_spec
 import torch
 
 from robustly import UserError
-from robustly.pretrain.config import Run
+from robustly.pretrain.config import RunConfig
 from robustly.pretrain.objective import MaskedLanguageModel
 from robustly.pretrain.unpadded import VARLEN
 
@@ -21,65 +22,88 @@ FLASH_MODULES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_
 WITHOUT_DROPOUT = ("flash_attention_3", VARLEN)
 
 
-def accelerate(objective: MaskedLanguageModel, run: Run, device: torch.device) -> None:
-    """Have the encoder run as `run` says, in place. Raises UserError if this machine or model cannot."""
+def accelerate(objective: MaskedLanguageModel, run: RunConfig, device: torch.device) -> None:
+    """Have the encoder run as `run` says, in place. Raises UserError if this machine or model
+    cannot."""
     if run.attention in WITHOUT_DROPOUT and objective.model.config.attention_probs_dropout_prob:
         raise UserError(
             f"run.attention = {run.attention} has no dropout, found model.attention_dropout > 0; "
             "expected run.attention = sdpa or flash_attention_2"
         )
+
     if run.attention in FLASH_MODULES:
         _check_flash(run, device)
+
     if run.attention == VARLEN:
         _check_varlen(objective, run, device)
+
     objective.model.set_attn_implementation(run.attention)
     objective.unpadded = run.attention == VARLEN
     if run.activation_checkpointing:
         objective.model.config.use_cache = False  # an encoder has none; transformers would warn
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the name that all of transformers 5 knows
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # the name that all of transformers 5 knows
             # torch restores the state of its random numbers, so that dropout is drawn again alike
             objective.model.gradient_checkpointing_enable({"use_reentrant": False})
+
     if run.compile:
         _check_compiler()
         objective.model.roberta.compile()
 
 
-def _check_flash(run: Run, device: torch.device) -> None:
+def _check_flash(run: RunConfig, device: torch.device) -> None:
     name, module = run.attention, FLASH_MODULES[run.attention]
     if device.type != "cuda":
-        raise UserError(f"run.attention = {name} needs a GPU, found {device.type}; expected sdpa or eager here")
+        raise UserError(
+            f"run.attention = {name} needs a GPU, found {device.type}; expected sdpa or eager here"
+        )
     if run.precision == "fp32":
-        raise UserError(f"run.attention = {name} cannot compute in fp32; expected run.precision = bf16")
+        raise UserError(
+            f"run.attention = {name} cannot compute in fp32; expected run.precision = bf16"
+        )
     if find_spec(module) is None:
-        raise UserError(f"run.attention = {name} needs the Python module {module}, which is not installed here")
+        raise UserError(
+            f"run.attention = {name} needs the Python module {module}, which is not installed here"
+        )
 
 
-def _check_varlen(objective: MaskedLanguageModel, run: Run, device: torch.device) -> None:
+def _check_varlen(objective: MaskedLanguageModel, run: RunConfig, device: torch.device) -> None:
     """On a GPU it must be what the kernel behind torch's `varlen_attn` takes."""
     if device.type == "cpu":
         if run.compile:
             raise UserError(
-                f"run.compile with run.attention = {VARLEN} needs a GPU: on CPU torch would compile for the lengths of "
-                "every micro-batch; expected run.compile = false or run.attention = sdpa here"
+                f"run.compile with run.attention = {VARLEN} needs a GPU: on CPU torch would compile"
+                " for the lengths of every micro-batch; expected run.compile = false or"
+                " run.attention = sdpa here"
             )
+
         return
+
     if run.precision == "fp32":
-        raise UserError(f"run.attention = {VARLEN} cannot compute in fp32 on a GPU; expected run.precision = bf16")
+        raise UserError(
+            f"run.attention = {VARLEN} cannot compute in fp32 on a GPU; expected run.precision ="
+            " bf16"
+        )
     if (found := torch.cuda.get_device_capability(device)) < (8, 0):
         raise UserError(
-            f"run.attention = {VARLEN} needs a GPU of compute capability 8.0 (Ampere) or later, found "
-            f"{found[0]}.{found[1]}; expected run.attention = sdpa here"
+            f"run.attention = {VARLEN} needs a GPU of compute capability 8.0 (Ampere) or later,"
+            f" found {found[0]}.{found[1]}; expected run.attention = sdpa here"
         )
+
     config = objective.model.config
     if (size := config.hidden_size // config.num_attention_heads) % 8 or size > 256:
         raise UserError(
-            f"run.attention = {VARLEN} needs heads of a multiple of 8 and at most 256 numbers, found {size} "
-            "(model.hidden / model.heads); expected run.attention = sdpa"
+            f"run.attention = {VARLEN} needs heads of a multiple of 8 and at most 256 numbers,"
+            f" found {size} (model.hidden / model.heads); expected run.attention = sdpa"
         )
 
 
 def _check_compiler() -> None:
     compilers = [os.environ.get("CXX", "g++"), "clang++"]
     if not any(map(shutil.which, compilers)):
-        raise UserError(f"run.compile needs a C++ compiler, found none of {', '.join(compilers)} on PATH; install one")
+        raise UserError(
+            f"run.compile needs a C++ compiler, found none of {', '.join(compilers)} on PATH;"
+            " install one"
+        )

@@ -1,4 +1,5 @@
-"""The model and its objective: masked language modeling; next-sentence prediction beside it for the ablation alone."""
+"""The model and its objective: masked language modeling; next-sentence prediction beside it for the
+ablation alone."""
 
 from typing import Literal, NamedTuple
 
@@ -7,14 +8,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import RobertaConfig, RobertaForMaskedLM
 
-from robustly.pretrain.config import Model
+from robustly.pretrain.config import ModelConfig
 from robustly.pretrain.cross_entropy import summed_cross_entropy
-from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.unpadded import encode_unpadded
 
 
-def roberta_config(model: Model, vocabulary: TokenIds) -> RobertaConfig:
-    """transformers' configuration with every number that RoBERTa's published one has and the defaults lack."""
+def roberta_config(model: ModelConfig, vocabulary: SpecialTokens) -> RobertaConfig:
+    """transformers' configuration with every number that RoBERTa's published one has and the
+    defaults lack."""
     return RobertaConfig(
         vocab_size=vocabulary.size,
         hidden_size=model.hidden,
@@ -36,7 +38,8 @@ def roberta_config(model: Model, vocabulary: TokenIds) -> RobertaConfig:
 
 
 def new_model(config: RobertaConfig, seed: int) -> RobertaForMaskedLM:
-    """A model with fresh weights: N(0, init_std) for matrices and embeddings, biases 0, padding rows 0."""
+    """A model with fresh weights: N(0, init_std) for matrices and embeddings, biases 0, padding
+    rows 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return RobertaForMaskedLM(config)
@@ -47,8 +50,8 @@ NEXT_SENTENCE = "next_sentence."
 
 
 class NextSentenceHead(nn.Module):
-    """Whether a block's second segment follows its first, from the hidden state of <s>: BERT's pooler and a linear
-    layer (Devlin et al. 2019, section 3.1)."""
+    """Whether a block's second segment follows its first, from the hidden state of <s>: BERT's
+    pooler and a linear layer (Devlin et al. 2019, section 3.1)."""
 
     def __init__(self, config: RobertaConfig, seed: int):
         super().__init__()
@@ -60,7 +63,8 @@ class NextSentenceHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(N, 2) scores of "does not follow" and "follows", fp32; `hidden`: (N, L, H) of the encoder."""
+        """(N, 2) scores of "does not follow" and "follows", fp32; `hidden`: (N, L, H) of the
+        encoder."""
         return self.output(torch.tanh(self.dense(hidden[:, 0]))).float()
 
 
@@ -73,8 +77,9 @@ class Logits(NamedTuple):
     """(N, 2); None without a next-sentence head."""
 
 
-class Part(NamedTuple):
-    """What one of the sums of a forward pass is, and how it enters the loss of an update: by its mean, weighted."""
+class LossTerm(NamedTuple):
+    """What one of the sums of a forward pass is, and how it enters the loss of an update: by its
+    mean, weighted."""
 
     name: str
     """As `reporting.Update` has it."""
@@ -84,19 +89,21 @@ class Part(NamedTuple):
 
 
 class MaskedLanguageModel(nn.Module):
-    """Encoder, then head and cross-entropy on the masked positions only; and on <s> with a next-sentence head."""
+    """Encoder, then head and cross-entropy on the masked positions only; and on <s> with a
+    next-sentence head."""
 
     def __init__(self, model: RobertaForMaskedLM, next_sentence: NextSentenceHead | None = None):
         super().__init__()
         self.model = model
         self.next_sentence = next_sentence
         self.unpadded = False
-        """Whether the encoder gets no padding: `robustly.pretrain.model_setup` sets it, with the attention that this needs."""
+        """Whether the encoder gets no padding: `robustly.pretrain.model_setup` sets it, with the
+        attention that this needs."""
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[LossTerm]:
         """What `forward` gives, in its order."""
-        pairs = [] if self.next_sentence is None else [Part("pair_loss_sum", "pairs")]
-        return [Part("loss_sum", "masked_tokens"), *pairs]
+        pairs = [] if self.next_sentence is None else [LossTerm("pair_loss_sum", "pairs")]
+        return [LossTerm("loss_sum", "masked_tokens"), *pairs]
 
     def forward(
         self,
@@ -106,13 +113,13 @@ class MaskedLanguageModel(nn.Module):
         labels: Tensor,
         follows: Tensor | None = None,
     ) -> Tensor:
-        """Sums of the cross-entropy in nats, fp32: over M masked tokens, and over the blocks of two segments; (1,), or
-        (2,) with a next-sentence head.
+        """Sums of the cross-entropy in nats, fp32: over M masked tokens, and over the blocks of two
+        segments; (1,), or (2,) with a next-sentence head.
 
-        `inputs`: (N, L) ids. `attention`: (N, L), 1 on tokens and 0 on padding; None where nothing is padded.
-        `positions`: (M,) indices into the flattened (N x L); `labels`: (M,) the ids to restore. `follows`: (N,) 1 or 0,
-        -1 where there is no second segment. M may be 0: the sum is then 0, and so is every gradient.
-        """
+        `inputs`: (N, L) ids. `attention`: (N, L), 1 on tokens and 0 on padding; None where nothing
+        is padded. `positions`: (M,) indices into the flattened (N x L); `labels`: (M,) the ids to
+        restore. `follows`: (N,) 1 or 0, -1 where there is no second segment. M may be 0: the sum is
+        then 0, and so is every gradient."""
         hidden = self.encode(inputs, attention)
         head = self.model.lm_head
         masked = hidden.flatten(0, 1)[positions]
@@ -123,10 +130,12 @@ class MaskedLanguageModel(nn.Module):
             assert follows is not None
             scores = self.next_sentence(hidden)
             sums.append(functional.cross_entropy(scores, follows, ignore_index=-1, reduction="sum"))
+
         return torch.stack(sums)
 
     def logits(self, inputs: Tensor, attention: Tensor | None, positions: Tensor) -> Logits:
-        """Scores at the masked positions, all there at once: for evaluations, which count right ones."""
+        """Scores at the masked positions, all there at once: for evaluations, which count right
+        ones."""
         hidden = self.encode(inputs, attention)
         tokens = self.model.lm_head(hidden.flatten(0, 1)[positions]).float()
         return Logits(tokens, None if self.next_sentence is None else self.next_sentence(hidden))

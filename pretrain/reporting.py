@@ -1,4 +1,5 @@
-"""What a run says of itself: a header, a line for each interval and evaluation, and the same figures in files."""
+"""What a run says of itself: a header, a line for each interval and evaluation, and the same
+figures in files."""
 
 import resource
 import sys
@@ -10,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from robustly import log, manifest
-from robustly.data_prep.sampler import Order
-from robustly.metrics import Metrics, Wandb
+from robustly.data_prep.sampler import EpochSampler
+from robustly.metrics import Metrics, WandbRun
 from robustly.pretrain.batches import Batches
 from robustly.pretrain.checkpoint import Progress
 from robustly.pretrain.evaluation import Evaluation
@@ -69,40 +70,88 @@ class Report:
     """Terminal, metrics.jsonl, evaluations.jsonl, TensorBoard, Weights & Biases."""
 
     def __init__(
-        self, config: Pretraining, recipe: str, batches: Batches, ranks: int, device: torch.device, update: int
+        self,
+        config: Pretraining,
+        recipe: str,
+        batches: Batches,
+        ranks: int,
+        device: torch.device,
+        update: int,
     ):
-        """`recipe`: hash of the stage. `update`: the run goes on after this one; later lines in the files are cut."""
-        self.config, self.recipe, self.batches, self.ranks, self.device = config, recipe, batches, ranks, device
+        """`recipe`: hash of the stage. `update`: the run goes on after this one; later lines in the
+        files are cut."""
+        self.config, self.recipe, self.batches, self.ranks, self.device = (
+            config,
+            recipe,
+            batches,
+            ranks,
+            device,
+        )
         asked = config.run.wandb
-        wandb = Wandb(asked.project, asked.entity, config.name, recipe, config.page) if asked else None
+        wandb = (
+            WandbRun(asked.project, asked.entity, config.name, recipe, config.page)
+            if asked
+            else None
+        )
         self.metrics = Metrics(config.folder, update, wandb)
         self.peak = peak_tflops(config.run, _gpu(device))
-        # Of one token that is no padding; attention goes over blocks of the mean length, so that the figure is never
-        # too high for formats whose blocks are short.
+        # Of one token that is no padding; attention goes over blocks of the mean length, so that
+        # the figure is never too high for formats whose blocks are short.
         self.flops_per_token = flops_per_token(
-            config.model, batches.vocabulary.size, round(batches.order.mean_length), config.masking.probability
+            config.model,
+            batches.vocabulary.size,
+            round(batches.order.mean_length),
+            config.masking.probability,
         )
 
     def header(self, parameters: int) -> None:
-        config, optim, order, sizes = self.config, self.config.optim, self.batches.order, self.batches.sizes
+        config, optim, order, sizes = (
+            self.config,
+            self.config.optim,
+            self.batches.order,
+            self.batches.sizes,
+        )
         rising = config.schedule.batch_warmup
         log.table(
             f"pretraining {config.name}",
             {
-                "recipe": f"{self.recipe[:12]}  (code {manifest.commit()[:12] or 'not from a checkout'})",
-                "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "deepspeed"))
-                + f", python {sys.version.split()[0]}",
-                "devices": f"{self.ranks} x {_gpu(self.device) or f'CPU ({torch.get_num_threads()} threads)'}, "
-                f"{config.run.precision}, ZeRO stage {config.run.zero_stage_for(self.ranks)}",
+                "recipe": (
+                    f"{self.recipe[:12]}  (code {manifest.commit()[:12] or 'not from a checkout'})"
+                ),
+                "versions": (
+                    ", ".join(
+                        f"{name} {version(name)}" for name in ("torch", "transformers", "deepspeed")
+                    )
+                    + f", python {sys.version.split()[0]}"
+                ),
+                "devices": (
+                    f"{self.ranks} x"
+                    f" {_gpu(self.device) or f'CPU ({torch.get_num_threads()} threads)'},"
+                    f" {config.run.precision}, ZeRO stage {config.run.zero_stage_for(self.ranks)}"
+                ),
                 "parameters": parameters,
-                "blocks": f"{len(order.blocks):,} of {config.data.block_length} ({config.data.format})",
-                **({"epoch": f"{order.size:,} blocks: {mixture(order, config.repeats)}"} if config.repeats else {}),
+                "blocks": (
+                    f"{len(order.blocks):,} of {config.data.block_length} ({config.data.format})"
+                ),
+                **(
+                    {"epoch": f"{order.size:,} blocks: {mixture(order, config.repeats)}"}
+                    if config.repeats
+                    else {}
+                ),
                 **({"peak": f"{self.peak:g} TFLOP/s of each"} if self.peak else {}),
-                "update": f"{sizes.full:,} blocks, {sizes.full * order.mean_length:,.0f} tokens: {self.ranks} ranks x "
-                f"{config.run.micro_batch} x {self.batches.accumulation}"
-                + (f"; from {sizes.blocks(1):,} blocks over {rising.updates:,} updates" if rising else ""),
-                "updates": f"{config.schedule.updates:,}, "
-                f"{sizes.before(config.schedule.updates + 1) / order.size:,.2f} epochs",
+                "update": (
+                    f"{sizes.full:,} blocks, {sizes.full * order.mean_length:,.0f} tokens:"
+                    f" {self.ranks} ranks x {config.run.micro_batch} x {self.batches.accumulation}"
+                    + (
+                        f"; from {sizes.blocks(1):,} blocks over {rising.updates:,} updates"
+                        if rising
+                        else ""
+                    )
+                ),
+                "updates": (
+                    f"{config.schedule.updates:,}, "
+                    f"{sizes.before(config.schedule.updates + 1) / order.size:,.2f} epochs"
+                ),
                 "rate": f"{optim.peak_lr:g} after {config.schedule.warmup:,} updates",
                 "folder": config.folder,
             },
@@ -114,7 +163,8 @@ class Report:
             )
 
     def interval(self, window: Window, progress: Progress, norm: float, loss_scale: float) -> None:
-        """The updates of a window, of which the last had this norm; `loss_scale` is not 1 in fp16 alone."""
+        """The updates of a window, of which the last had this norm; `loss_scale` is not 1 in fp16
+        alone."""
         update, schedule, sizes = progress.update, self.config.schedule, self.batches.sizes
         rate = window.tokens / window.seconds
         done = sizes.before(update + 1)
@@ -139,7 +189,11 @@ class Report:
             "masked_tokens": int(window.masked_tokens),
             "tokens": progress.tokens,
             "tokens_per_second": rate,
-            **({"mfu": utilisation(rate, self.flops_per_token, self.ranks, self.peak)} if self.peak else {}),
+            **(
+                {"mfu": utilisation(rate, self.flops_per_token, self.ranks, self.peak)}
+                if self.peak
+                else {}
+            ),
             "data_wait": window.waited / window.seconds,
             "memory_gb": _memory(self.device) / 1e9,
             "seconds": progress.seconds,
@@ -173,6 +227,7 @@ class Report:
                 f"{result.total.masked_tokens:,} masked tokens",
             ]
         )
+
         for name, score in result.sources.items() if len(result.sources) > 1 else ():
             log.say_fields(
                 [
@@ -184,7 +239,7 @@ class Report:
             )
 
 
-def mixture(order: Order, repeats: Sequence[float]) -> str:
+def mixture(order: EpochSampler, repeats: Sequence[float]) -> str:
     """The sources that are trained on, and how many times each comes in an epoch."""
     sources = zip(order.blocks.store.sources, repeats, order.mixture.sizes, strict=True)
     return ", ".join(f"{name} x {times:g}" for name, times, blocks in sources if blocks)

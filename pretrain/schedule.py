@@ -1,28 +1,30 @@
-"""The learning rate of each update (the paper's section 3.1; fairseq's polynomial_decay) and its blocks: pure functions
-of its number."""
+"""The learning rate of each update (the paper's section 3.1; fairseq's polynomial_decay) and its
+blocks: pure functions of its number."""
 
 import math
 from typing import Self
 
 import numpy as np
 
-from robustly.pretrain.config import Optim, Schedule
+from robustly.pretrain.config import OptimConfig, ScheduleConfig
 
 
-def learning_rate(update: int, optim: Optim, schedule: Schedule) -> float:
-    """The rate of update number `update`, counted from 1; 0 is the state before training, rate 0."""
+def learning_rate(update: int, optim: OptimConfig, schedule: ScheduleConfig) -> float:
+    """The rate of update number `update`, counted from 1; 0 is the state before training, rate
+    0."""
     return optim.peak_lr * share_of_peak(update, schedule)
 
 
-def share_of_peak(update: int, schedule: Schedule) -> float:
+def share_of_peak(update: int, schedule: ScheduleConfig) -> float:
     """The rate of update number `update` as a share of the peak, 0 to 1.
 
-    Linear from 0 to the peak over `warmup` updates, peak at update `warmup` itself; then to 0 at update
-    `updates` along a line (power 1, as in fairseq) or half a cosine, or not at all. `wsd`, "warmup, stable, decay":
-    at the peak up to the last `decay_updates`, then along 1 - sqrt (Hägele et al. 2024, section 3).
-    """
+    Linear from 0 to the peak over `warmup` updates, peak at update `warmup` itself; then to 0 at
+    update `updates` along a line (power 1, as in fairseq) or half a cosine, or not at all. `wsd`,
+    "warmup, stable, decay": at the peak up to the last `decay_updates`, then along 1 - sqrt (Hägele
+    et al. 2024, section 3)."""
     if update <= schedule.warmup and schedule.warmup:
         return update / schedule.warmup
+
     done = (update - schedule.warmup) / max(1, schedule.updates - schedule.warmup)
     match schedule.decay:
         case "linear":
@@ -37,11 +39,13 @@ def share_of_peak(update: int, schedule: Schedule) -> float:
 
 
 class UpdateSizes:
-    """How many blocks each update has, and where they begin in the stream: what a resume at any update needs."""
+    """How many blocks each update has, and where they begin in the stream: what a resume at any
+    update needs."""
 
     def __init__(self, full: int, start: int | None = None, updates: int = 0):
-        """`full` blocks in every update; before that, over the first `updates` of them, a line that rises from `start`
-        in the first one and would be at `full` in number `updates` + 1, rounded down."""
+        """`full` blocks in every update; before that, over the first `updates` of them, a line that
+        rises from `start` in the first one and would be at `full` in number `updates` + 1, rounded
+        down."""
         assert start is None or 0 < start <= full
         self.full = full
         start = full if start is None else start
@@ -49,7 +53,7 @@ class UpdateSizes:
         self._ends = np.concatenate([[0], np.cumsum(rising, dtype=np.int64)])
 
     @classmethod
-    def of(cls, full: int, optim: Optim, schedule: Schedule) -> Self:
+    def of(cls, full: int, optim: OptimConfig, schedule: ScheduleConfig) -> Self:
         """As the page has it, where `full` blocks stand for its `optim.batch_size`."""
         warmup = schedule.batch_warmup
         if warmup is None:

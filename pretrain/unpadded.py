@@ -1,10 +1,11 @@
-"""Padded blocks through the encoder without their padding: one row of all their tokens, attention within blocks.
+"""Padded blocks through the encoder without their padding: one row of all their tokens, attention
+within blocks.
 
-The encoder is transformers' own. `run.attention: varlen` names an attention of ours, registered with transformers, that
-is told where the blocks end. No mask is ever made: it would have an element for every two tokens of the row. The kernel
-is torch's FlashAttention on a GPU; on CPU, torch's fused one, on blocks of one length at a time: a rank sorts its
-blocks by length (`robustly.pretrain.batches`), so that few calls serve many blocks.
-"""
+The encoder is transformers' own. `run.attention: varlen` names an attention of ours, registered
+with transformers, that is told where the blocks end. No mask is ever made: it would have an element
+for every two tokens of the row. The kernel is torch's FlashAttention on a GPU; on CPU, torch's
+fused one, on blocks of one length at a time: a rank sorts its blocks by length
+(`robustly.pretrain.batches`), so that few calls serve many blocks."""
 
 import itertools
 from typing import Any
@@ -20,17 +21,23 @@ VARLEN = "varlen"
 
 
 def encode_unpadded(roberta: RobertaModel, inputs: Tensor, attention: Tensor) -> Tensor:
-    """The last hidden states of padded blocks, (N, L, H), 0 on padding; the encoder sees the T tokens alone.
+    """The last hidden states of padded blocks, (N, L, H), 0 on padding; the encoder sees the T
+    tokens alone.
 
-    `inputs`: (N, L) ids. `attention`: (N, L), 1 on tokens and 0 on padding, which is on the right. The encoder's
-    attention must be `VARLEN`. Waits for the GPU once, to learn T.
-    """
+    `inputs`: (N, L) ids. `attention`: (N, L), 1 on tokens and 0 on padding, which is on the right.
+    The encoder's attention must be `VARLEN`. Waits for the GPU once, to learn T."""
     blocks, length = inputs.shape
-    tokens = attention.flatten().nonzero().squeeze(1)  # (T,), where they are in the flattened (N x L)
+    tokens = (
+        attention.flatten().nonzero().squeeze(1)
+    )  # (T,), where they are in the flattened (N x L)
     ends = pad(attention.sum(1).cumsum(0), (1, 0)).to(torch.int32)
-    positions = tokens % length + roberta.config.pad_token_id + 1  # as transformers counts those of padded blocks
+    positions = (
+        tokens % length + roberta.config.pad_token_id + 1
+    )  # as transformers counts those of padded blocks
     row = inputs.flatten()[tokens]
-    hidden = roberta(row[None], position_ids=positions[None], ends=ends, longest=length).last_hidden_state[0]
+    hidden = roberta(
+        row[None], position_ids=positions[None], ends=ends, longest=length
+    ).last_hidden_state[0]
     padded = hidden.new_zeros(blocks * length, hidden.shape[1]).index_copy(0, tokens, hidden)
     return padded.unflatten(0, (blocks, length))
 
@@ -47,32 +54,46 @@ def _attend(
     longest: int | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it, of `query`, `key` and `value` of (N, heads, L, D): (N, L, heads, D).
+    """Attention as transformers calls it, of `query`, `key` and `value` of (N, heads, L, D): (N, L,
+    heads, D).
 
-    With `ends`, N is 1 and L the tokens of B blocks; (B + 1,) int32: 0, and where each block ends. No block has more
-    than `longest` tokens. Without, each row is a block without padding.
-    """
+    With `ends`, N is 1 and L the tokens of B blocks; (B + 1,) int32: 0, and where each block ends.
+    No block has more than `longest` tokens. Without, each row is a block without padding."""
     assert attention_mask is None and not dropout
     if ends is None:
         return scaled_dot_product_attention(query, key, value, scale=scaling).transpose(1, 2), None
+
     assert longest is not None
     query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     if not query.is_cuda:
         return attend_by_length(query, key, value, ends, scaling).unsqueeze(0), None
+
     found = varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling)
     assert isinstance(found, Tensor)  # a tuple only where more is asked for
     return found.unsqueeze(0), None
 
 
-def attend_by_length(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, scaling: float) -> Tensor:
-    """Attention within blocks by torch's fused kernel, a call for neighbours of one length: (T, heads, D), as `query`,
-    `key` and `value` are. `ends`: (B + 1,), 0 and where each block ends."""
-    neighbours = [(length, len(list(same))) for length, same in itertools.groupby(ends.diff().tolist())]
+def attend_by_length(
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, scaling: float
+) -> Tensor:
+    """Attention within blocks by torch's fused kernel, a call for neighbours of one length: (T,
+    heads, D), as `query`, `key` and `value` are. `ends`: (B + 1,), 0 and where each block ends."""
+    neighbours = [
+        (length, len(list(same))) for length, same in itertools.groupby(ends.diff().tolist())
+    ]
     sizes = [length * blocks for length, blocks in neighbours]
     found = []
-    for (length, blocks), *states in zip(neighbours, *(x.split(sizes) for x in (query, key, value)), strict=True):
-        q, k, v = (x.unflatten(0, (blocks, length)).transpose(1, 2) for x in states)  # (blocks, heads, length, D)
-        found.append(scaled_dot_product_attention(q, k, v, scale=scaling).transpose(1, 2).flatten(0, 1))
+
+    for (length, blocks), *states in zip(
+        neighbours, *(x.split(sizes) for x in (query, key, value)), strict=True
+    ):
+        q, k, v = (
+            x.unflatten(0, (blocks, length)).transpose(1, 2) for x in states
+        )  # (blocks, heads, length, D)
+        found.append(
+            scaled_dot_product_attention(q, k, v, scale=scaling).transpose(1, 2).flatten(0, 1)
+        )
+
     return torch.cat(found)
 
 

@@ -9,15 +9,15 @@ import yaml
 
 from robustly import markdown
 from robustly.manifest import Manifest
-from robustly.pretrain.config import Model
-from robustly.publish.config import Publish
+from robustly.pretrain.config import ModelConfig
+from robustly.publish.config import PublishConfig
 from robustly.publish.tokenizer_fit import BYTES, DOCUMENTS
 
 
 def model_card(
-    publish: Publish,
+    publish: PublishConfig,
     name: str,
-    model: Model,
+    model: ModelConfig,
     train: Manifest,
     data: Manifest,
     vocabulary: Manifest,
@@ -25,7 +25,8 @@ def model_card(
     examples: Sequence[Mapping[str, Any]],
     fit: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> str:
-    """README.md: what the model is, how to load it, what it was trained on and how, and how well it does.
+    """README.md: what the model is, how to load it, what it was trained on and how, and how well it
+    does.
 
     `fit` is what `held_out_fit` tells of the tokenizer.
     """
@@ -66,9 +67,15 @@ def model_card(
                 "peak learning rate": optim["peak_lr"],
                 "warmup updates": schedule["warmup"],
                 "training tokens in the corpus": data.counts["train_tokens"],
-                "documents in the corpus": data.counts["train_documents"] + data.counts["validation_documents"],
+                "documents in the corpus": (
+                    data.counts["train_documents"] + data.counts["validation_documents"]
+                ),
                 **({"an epoch": train.notes["mixture"]} if "mixture" in train.notes else {}),
-                **({"documents left out by cleaning": _left_out(data)} if data.notes.get("cleaned") else {}),
+                **(
+                    {"documents left out by cleaning": _left_out(data)}
+                    if data.notes.get("cleaned")
+                    else {}
+                ),
                 "hours of training": train.counts["training_seconds"] / 3600,
                 "ranks": train.notes["ranks"],
                 "precision": train.notes["run"]["precision"],
@@ -78,7 +85,10 @@ def model_card(
         "<details><summary>Recipe</summary>\n\n```json\n"
         + json.dumps(train.recipe, indent=2)
         + "\n```\n\n</details>\n",
-        f"Made by robustly {train.version}{f' ({train.commit})' if train.commit else ''}; recipe {train.hash[:16]}.\n",
+        (
+            f"Made by robustly {train.version}{f' ({train.commit})' if train.commit else ''};"
+            f" recipe {train.hash[:16]}.\n"
+        ),
     ]
     return "\n".join(sections)
 
@@ -91,8 +101,8 @@ def _description(train: Manifest) -> str:
 
 
 def before_training(losses: Mapping[str, Any]) -> dict[str, float]:
-    """The loss before the first update, by what the model was then: untrained, or the checkpoint that it started
-    from."""
+    """The loss before the first update, by what the model was then: untrained, or the checkpoint
+    that it started from."""
     if "starting_loss" in losses:
         return {"the checkpoint it started from": losses["starting_loss"]}
     return {"untrained": losses["untrained_loss"]}
@@ -104,16 +114,30 @@ def _losses(counts: Mapping[str, Any], losses: Mapping[str, float]) -> str:
         "by frequency": losses["unigram_loss"],
         **before_training(losses),
     }
-    lines = [[who, f"{x:.3f}", f"{x / math.log(2):.3f}", f"{math.exp(x):,.1f}"] for who, x in rows.items()]
+    lines = [
+        [who, f"{x:.3f}", f"{x / math.log(2):.3f}", f"{math.exp(x):,.1f}"]
+        for who, x in rows.items()
+    ]
     accuracy = (
-        f"Best guess right: {counts['validation_accuracy']:.1%} of {counts['validation_masked_tokens']:,} tokens.\n"
+        f"Best guess right: {counts['validation_accuracy']:.1%} of"
+        f" {counts['validation_masked_tokens']:,} tokens.\n"
     )
-    return markdown.table(["", "nats per masked token", "bits", "perplexity"], lines) + "\n" + accuracy
+
+    return (
+        markdown.table(["", "nats per masked token", "bits", "perplexity"], lines) + "\n" + accuracy
+    )
 
 
 def _left_out(data: Manifest) -> str:
-    reasons = {name.removeprefix("dropped by "): count for name, count in data.notes["cleaned"].items() if count}
-    return f"{sum(reasons.values()):,} ({', '.join(f'{reason}: {count:,}' for reason, count in reasons.items())})"
+    reasons = {
+        name.removeprefix("dropped by "): count
+        for name, count in data.notes["cleaned"].items()
+        if count
+    }
+    return (
+        f"{sum(reasons.values()):,}"
+        f" ({', '.join(f'{reason}: {count:,}' for reason, count in reasons.items())})"
+    )
 
 
 def _source_losses(sources: Mapping[str, Mapping[str, Any]]) -> str:
@@ -121,25 +145,43 @@ def _source_losses(sources: Mapping[str, Mapping[str, Any]]) -> str:
         [name, f"{score['loss']:.3f}", f"{score['accuracy']:.1%}", f"{score['masked_tokens']:,}"]
         for name, score in sources.items()
     ]
-    return markdown.table(["source", "nats per masked token", "best guess right", "masked tokens"], rows)
+    return markdown.table(
+        ["source", "nats per masked token", "best guess right", "masked tokens"], rows
+    )
 
 
-def _tokenizer(vocabulary: Manifest, data: Manifest, fit: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """How well the tokenizer fits the held-out documents, how it cuts some, and what there is to know about them."""
+def _tokenizer(
+    vocabulary: Manifest, data: Manifest, fit: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> str:
+    """How well the tokenizer fits the held-out documents, how it cuts some, and what there is to
+    know about them."""
     counted = vocabulary.inputs.get("corpus")
     if counted == data.inputs["corpus"]:
         known = "the tokenizer's words were counted on the whole corpus, these documents included"
     elif counted == data.notes.get("training_corpus", ""):
-        known = "the tokenizer's words were counted on all sources but those that are held out as a whole"
+        known = (
+            "the tokenizer's words were counted on all sources but those that are held out as a"
+            " whole"
+        )
     else:
-        known = "what the tokenizer learned from comes from elsewhere, and whether they are in it is not known here"
+        known = (
+            "what the tokenizer learned from comes from elsewhere, and whether they are in it is"
+            " not known here"
+        )
+
     return "\n".join(
         [
-            f"Byte-level BPE with {vocabulary.counts['entries']:,} entries. On documents that were held out from the "
-            f"model's training, of each source the first {DOCUMENTS:,} at most, up to {BYTES / 1e6:.0f} MB; {known}:\n",
+            (
+                f"Byte-level BPE with {vocabulary.counts['entries']:,} entries. On documents that"
+                f" were held out from the model's training, of each source the first {DOCUMENTS:,}"
+                f" at most, up to {BYTES / 1e6:.0f} MB; {known}:\n"
+            ),
             _table(fit["rows"]),
-            "A word is what stands between white space. Single bytes are tokens of one byte: of characters that are "
-            "not whole in the vocabulary, and of lone punctuation. How some of it is cut:\n",
+            (
+                "A word is what stands between white space. Single bytes are tokens of one byte: of"
+                " characters that are not whole in the vocabulary, and of lone punctuation. How"
+                " some of it is cut:\n"
+            ),
             _table([{"tokens": cut["tokens"], "cut": cut["cut"]} for cut in fit["cuts"]]),
         ]
     )
@@ -147,12 +189,18 @@ def _tokenizer(vocabulary: Manifest, data: Manifest, fit: Mapping[str, Sequence[
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows with the same keys."""
-    return markdown.table([name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows])
+    return markdown.table(
+        [name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows]
+    )
 
 
 def _examples(examples: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        [example["text"], ", ".join(repr(guess) for guess in example["guesses"]), example["answer"] or ""]
+        [
+            example["text"],
+            ", ".join(repr(guess) for guess in example["guesses"]),
+            example["answer"] or "",
+        ]
         for example in examples
     ]
     return markdown.table(["text", "five best guesses", "was"], rows)

@@ -1,4 +1,5 @@
-"""Schema of the page's `publish` section, what the model card says beyond the run's own records, and of `report`."""
+"""Schema of the page's `publish` section, what the model card says beyond the run's own records,
+and of `report`."""
 
 from typing import Literal
 
@@ -8,7 +9,7 @@ from robustly.config import Section
 from robustly.tokenizer.special_tokens import MASK_TOKEN
 
 
-class Publish(Section):
+class PublishConfig(Section):
     """Facts that only the author knows, and which checkpoint it is."""
 
     checkpoint: Literal["last", "best"] = "last"
@@ -23,20 +24,25 @@ class Publish(Section):
     description: str | None = None
     """One paragraph on what the corpus is and what the model is for."""
     examples: list[str] = Field(default_factory=list)
-    """Texts with one <mask> each, whose best guesses the card shows; default: sentences of the held-out documents."""
+    """Texts with one <mask> each, whose best guesses the card shows; default: sentences of the
+    held-out documents."""
 
     @field_validator("examples")
     @classmethod
     def _one_blank_each(cls, value: list[str]) -> list[str]:
         for text in value:
             if text.count(MASK_TOKEN) != 1:
-                raise ValueError(f"expected {MASK_TOKEN} once in each text, found {text.count(MASK_TOKEN)} in {text!r}")
+                raise ValueError(
+                    f"expected {MASK_TOKEN} once in each text, found {text.count(MASK_TOKEN)} in"
+                    f" {text!r}"
+                )
+
         return value
 
 
-class Report(Section):
+class ReportConfig(Section):
     """What a run ends with beside its losses and examples."""
 
     delta: str | None = None
-    """Page of a delta that is tuned on the published model and on an untrained one, to compare; default: none.
-    A relative path is looked up beside the page, then in the working directory."""
+    """Page of a delta that is tuned on the published model and on an untrained one, to compare;
+    default: none. A relative path is looked up beside the page, then in the working directory."""

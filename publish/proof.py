@@ -1,4 +1,5 @@
-"""The proof that a published folder is the trained model: reloaded by plain transformers in a fresh process."""
+"""The proof that a published folder is the trained model: reloaded by plain transformers in a fresh
+process."""
 
 import json
 import os
@@ -16,9 +17,11 @@ from transformers import RobertaForMaskedLM
 
 from robustly.data_prep.blocks import Blocks
 from robustly.tokenizer.special_tokens import MASK_TOKEN, SPECIAL_TOKENS
-from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.tokenizer import Tokenizer
 
-TOLERANCE = 1e-5  # of logits, which have magnitude 10; fp32 on the same machine differs by rounding alone
+TOLERANCE = (
+    1e-5  # of logits, which have magnitude 10; fp32 on the same machine differs by rounding alone
+)
 
 # Runs apart: without the working directory (-P) or PYTHON* variables, and without our code.
 _RELOAD = """
@@ -64,13 +67,13 @@ class Proof:
 def prove(
     folder: Path,
     model: RobertaForMaskedLM,
-    encoder: Encoder,
+    encoder: Tokenizer,
     data_folder: Path,
     view: dict[str, Any],
     blanks: list[str] | None = None,
 ) -> Proof:
-    """Reload `folder` in a fresh process and compare logits (padded and full blocks, length 1) and token ids; fill
-    `blanks`, texts with a <mask>, there too.
+    """Reload `folder` in a fresh process and compare logits (padded and full blocks, length 1) and
+    token ids; fill `blanks`, texts with a <mask>, there too.
 
     Raises AssertionError if anything differs: that is our fault, never the user's.
     """
@@ -80,23 +83,36 @@ def prove(
     lengths = np.concatenate([lengths, [1, max(1, int(lengths[0]) // 2)]])
     attention = np.arange(ids.shape[1]) < lengths[:, None]
     ids[~attention] = encoder.pad_id
-    probes = {"ids": torch.from_numpy(ids), "attention": torch.from_numpy(attention.astype(np.int64))}
+    probes = {
+        "ids": torch.from_numpy(ids),
+        "attention": torch.from_numpy(attention.astype(np.int64)),
+    }
     with torch.no_grad():
         logits = model(input_ids=probes["ids"], attention_mask=probes["attention"]).logits
-    # as text, without the names of special tokens, which transformers reads as the tokens themselves
+
+    # as text, without the names of special tokens, which transformers reads as the tokens
+    # themselves
     texts = [encoder.decode(row[:length]) for row, length in zip(ids, lengths, strict=True)]
     for name in (*SPECIAL_TOKENS, MASK_TOKEN):
         texts = [text.replace(name, " ") for text in texts]
+
     texts += ["Hello world", " two  spaces\n", "naïve café 日本 🙂"]
+
     with tempfile.TemporaryDirectory() as given:
         save_file({**probes, "logits": logits.contiguous()}, Path(given) / "probes.safetensors")
-        Path(given, "texts.json").write_text(json.dumps({"texts": texts, "blanks": blanks or []}), encoding="utf-8")
+        Path(given, "texts.json").write_text(
+            json.dumps({"texts": texts, "blanks": blanks or []}), encoding="utf-8"
+        )
         command = [sys.executable, "-W", "ignore", "-c", _RELOAD, str(folder.resolve()), given]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         done = subprocess.run(command, capture_output=True, text=True, cwd=given, env=clean)
+
     assert done.returncode == 0, f"the published folder does not load:\n{done.stderr}"
     found = json.loads(done.stdout)
-    ours = [[encoder.bos_id, *encoded.tolist(), encoder.eos_id] for encoded in encoder.encode_documents(texts)]
+    ours = [
+        [encoder.bos_id, *encoded.tolist(), encoder.eos_id]
+        for encoded in encoder.encode_documents(texts)
+    ]
     assert not found["ours"], f"the fresh process imported our code: {found['ours']}"
     assert not found["keys"], f"missing or unexpected weights: {found['keys']}"
     assert found["difference"] <= TOLERANCE, f"logits differ by {found['difference']}"

@@ -1,8 +1,8 @@
 """A checkpoint as a folder that plain transformers loads: the contract with whoever uses the model.
 
-Files: model.safetensors (fp32, tied head), config.json, the tokenizer's files, config.yaml (the resolved
-page), metrics.jsonl, evaluations.jsonl, curve.png, README.md (the model card), manifest.json.
-"""
+Files: model.safetensors (fp32, tied head), config.json, the tokenizer's files, config.yaml (the
+resolved page), metrics.jsonl, evaluations.jsonl, curve.png, README.md (the model card),
+manifest.json."""
 
 import json
 import shutil
@@ -22,73 +22,122 @@ from robustly.log import quiet_transformers
 from robustly.manifest import Manifest, Stage
 from robustly.metrics import read_metrics
 from robustly.pretrain.checkpoint import WEIGHTS, Progress, best_update, folder_of, of_finished
-from robustly.pretrain.config import Masking, Model
+from robustly.pretrain.config import MaskingConfig, ModelConfig
 from robustly.pretrain.evaluation import unigram_loss
-from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import NEXT_SENTENCE, roberta_config
 from robustly.publish.card import model_card
-from robustly.publish.config import Publish
+from robustly.publish.config import PublishConfig
 from robustly.publish.curve import draw_curve
 from robustly.publish.examples import Blank, held_out_blanks
 from robustly.publish.proof import prove
 from robustly.publish.tokenizer_fit import held_out_fit
 from robustly.tokenizer.special_tokens import MASK_TOKEN
-from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.tokenizer import Tokenizer
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 RECORDS = ("config.yaml", "metrics.jsonl", "evaluations.jsonl")
 
 
 def publish(
-    publish: Publish, name: str, train_folder: Path, data_folder: Path, tokenizer_folder: Path, folder: Path
+    publish: PublishConfig,
+    name: str,
+    train_folder: Path,
+    data_folder: Path,
+    tokenizer_folder: Path,
+    folder: Path,
 ) -> Manifest:
-    """Publish the checkpoint of a finished train folder that `publish.checkpoint` names, into `folder`, and prove that
-    it is the same model.
+    """Publish the checkpoint of a finished train folder that `publish.checkpoint` names, into
+    `folder`, and prove that it is the same model.
 
-    Raises UserError if an input is unfinished, if there is no such checkpoint, or if `folder` holds another model.
-    """
+    Raises UserError if an input is unfinished, if there is no such checkpoint, or if `folder` holds
+    another model."""
     train = manifest.require(train_folder, "train", "robustly pretrain CONFIG")
     data = manifest.require(data_folder, "data", "robustly prepare CONFIG")
     vocabulary = manifest.require(tokenizer_folder, "tokenizer", "robustly tokenizer CONFIG")
     if (train.inputs["data"], train.inputs["tokenizer"]) != (data.hash, vocabulary.hash):
-        raise UserError(f"{train_folder}: was trained on other data than {data_folder} or another tokenizer")
-    update = best_update(train_folder, train) if publish.checkpoint == "best" else train.counts["updates"]
+        raise UserError(
+            f"{train_folder}: was trained on other data than {data_folder} or another tokenizer"
+        )
+
+    update = (
+        best_update(train_folder, train)
+        if publish.checkpoint == "best"
+        else train.counts["updates"]
+    )
     weights = folder_of(Path("checkpoints"), update) / WEIGHTS
     inputs = {"train": train.hash, "weights": train.outputs[weights.as_posix()]["sha256"]}
     stage = Stage(folder, "published", {"name": name, "publish": publish.recipe()}, inputs)
     if finished := stage.finished():
         return finished
+
     checkpoint = of_finished(train_folder, update)
     evaluations = read_metrics(train_folder / "evaluations.jsonl")
     train = _as_of(train, checkpoint.progress, evaluations)
+
     with stage.begin():
-        model_section = Model(**train.recipe["model"])
+        model_section = ModelConfig(**train.recipe["model"])
         encoder = tokenizer.load(tokenizer_folder)
         _check_examples(publish, encoder, model_section.positions - 2)
-        model = _model(model_section, TokenIds.of(encoder), checkpoint.weights())
+        model = _model(model_section, SpecialTokens.of(encoder), checkpoint.weights())
         with quiet_transformers():
             model.save_pretrained(folder)
+
         (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
         for file in TOKENIZER_FILES:
             shutil.copyfile(tokenizer_folder / file, folder / file)
+
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        write_json(folder / "tokenizer_config.json", {**settings, "model_max_length": model_section.positions - 2})
+        write_json(
+            folder / "tokenizer_config.json",
+            {**settings, "model_max_length": model_section.positions - 2},
+        )
         for file in RECORDS:
             shutil.copyfile(train_folder / file, folder / file)
-        unigram = _unigram(train, data_folder, TokenIds.of(encoder)) if "validation_loss" in train.counts else None
+
+        unigram = (
+            _unigram(train, data_folder, SpecialTokens.of(encoder))
+            if "validation_loss" in train.counts
+            else None
+        )
         draw_curve(train_folder, unigram, folder / "curve.png")
         blanks = [Blank(text, None) for text in publish.examples]
-        blanks = blanks or held_out_blanks(Store(data_folder, "validation"), encoder, model_section.positions - 2)
-        proof = prove(folder, model, encoder, data_folder, train.recipe["data"], [blank.text for blank in blanks])
+        blanks = blanks or held_out_blanks(
+            Store(data_folder, "validation"), encoder, model_section.positions - 2
+        )
+        proof = prove(
+            folder,
+            model,
+            encoder,
+            data_folder,
+            train.recipe["data"],
+            [blank.text for blank in blanks],
+        )
         examples = [{**blank._asdict(), "guesses": proof.filled[blank.text]} for blank in blanks]
-        before = "starting_loss" if train.inputs.keys() & {"init_from", "teacher"} else "untrained_loss"
-        losses = {} if unigram is None else {"unigram_loss": unigram, before: evaluations[0]["validation_loss"]}
+        before = (
+            "starting_loss" if train.inputs.keys() & {"init_from", "teacher"} else "untrained_loss"
+        )
+        losses = (
+            {}
+            if unigram is None
+            else {"unigram_loss": unigram, before: evaluations[0]["validation_loss"]}
+        )
         fit = held_out_fit(data_folder, encoder)
         write_atomic(
             folder / "README.md",
-            model_card(publish, name, model_section, train, data, vocabulary, losses, examples, fit),
+            model_card(
+                publish, name, model_section, train, data, vocabulary, losses, examples, fit
+            ),
         )
-        files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+        files = [
+            path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")
+        ]
         outputs = [path for path in files if path.name not in (manifest.RECIPE, manifest.MANIFEST)]
         counts = {
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -102,7 +151,9 @@ def publish(
         return stage.finish(outputs, counts)
 
 
-def _as_of(train: Manifest, progress: Progress, evaluations: Sequence[Mapping[str, Any]]) -> Manifest:
+def _as_of(
+    train: Manifest, progress: Progress, evaluations: Sequence[Mapping[str, Any]]
+) -> Manifest:
     """The run's manifest with the counts and held-out figures of one of its checkpoints."""
     evaluated = next((line for line in evaluations if line["update"] == progress.update), {})
     counts = {
@@ -114,32 +165,46 @@ def _as_of(train: Manifest, progress: Progress, evaluations: Sequence[Mapping[st
     return replace(train, counts={**train.counts, **counts})
 
 
-def _check_examples(publish: Publish, encoder: Encoder, longest_input: int) -> None:
+def _check_examples(publish: PublishConfig, encoder: Tokenizer, longest_input: int) -> None:
     """Raises UserError for a text that the model cannot take."""
     for text in publish.examples:
         before, _, after = text.partition(MASK_TOKEN)
-        tokens = sum(len(ids) for ids in encoder.encode_documents([before.rstrip(), after])) + 3  # <s> <mask> </s>
+        tokens = (
+            sum(len(ids) for ids in encoder.encode_documents([before.rstrip(), after])) + 3
+        )  # <s> <mask> </s>
         if tokens > longest_input:
-            raise UserError(f"robustly.publish.examples: {text!r} has {tokens} tokens; the model takes {longest_input}")
+            raise UserError(
+                f"robustly.publish.examples: {text!r} has {tokens} tokens; the model takes"
+                f" {longest_input}"
+            )
 
 
-def _unigram(train: Manifest, data_folder: Path, vocabulary: TokenIds) -> float:
+def _unigram(train: Manifest, data_folder: Path, vocabulary: SpecialTokens) -> float:
     """On the masked tokens of the run's own evaluations."""
     view = train.recipe["data"]
-    training, validation = (Blocks(data_folder, split, view["block_length"], view["format"]) for split in SPLITS)
+    training, validation = (
+        Blocks(data_folder, split, view["block_length"], view["format"]) for split in SPLITS
+    )
     limit = train.notes["run"]["evaluate_blocks"]
-    return unigram_loss(training, validation, limit, Masking(**train.recipe["masking"]), vocabulary)
+
+    return unigram_loss(
+        training, validation, limit, MaskingConfig(**train.recipe["masking"]), vocabulary
+    )
 
 
-def _model(section: Model, vocabulary: TokenIds, weights: dict[str, torch.Tensor]) -> RobertaForMaskedLM:
-    """The checkpoint's weights in transformers' class, fp32. Every parameter must be there, and no other but those of a
-    next-sentence head, for which that class has no place."""
+def _model(
+    section: ModelConfig, vocabulary: SpecialTokens, weights: dict[str, torch.Tensor]
+) -> RobertaForMaskedLM:
+    """The checkpoint's weights in transformers' class, fp32. Every parameter must be there, and no
+    other but those of a next-sentence head, for which that class has no place."""
     model = RobertaForMaskedLM(roberta_config(section, vocabulary))
     parameters = dict(model.named_parameters())
     weights = {name: value for name, value in weights.items() if not name.startswith(NEXT_SENTENCE)}
     if unfit := parameters.keys() ^ weights.keys():
         raise UserError(f"the checkpoint does not fit the model: {', '.join(sorted(unfit)[:5])}")
+
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
+
     return model.eval()

@@ -1,8 +1,8 @@
 """Is the model worth its training? What a run's last words and its `report/` folder say.
 
-Held-out loss beside guessing by frequency and beside the untrained model, on the same masked tokens; examples; and,
-where the page names a delta, the accuracy of that delta on the published model and on an untrained one of the same
-configuration, with the same examples, budget and seeds.
+Held-out loss beside guessing by frequency and beside the untrained model, on the same masked
+tokens; examples; and, where the page names a delta, the accuracy of that delta on the published
+model and on an untrained one of the same configuration, with the same examples, budget and seeds.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 
 from robustly import UserError, log, manifest, markdown
 from robustly.delta.base_model import Base
-from robustly.delta.config import DeltaPage
+from robustly.delta.config import DeltaExperiment
 from robustly.delta.stage import recipe
 from robustly.delta.tasks import read
 from robustly.delta.tuning import Score, tune
@@ -27,26 +27,36 @@ README = "README.md"
 CURVE = "curve.png"
 
 
-def compare(page: DeltaPage, published_folder: Path, folder: Path) -> Manifest:
-    """Tune the page's delta on the published model and on an untrained one, and write the report of both.
+def compare(page: DeltaExperiment, published_folder: Path, folder: Path) -> Manifest:
+    """Tune the page's delta on the published model and on an untrained one, and write the report of
+    both.
 
-    Raises UserError if the model is not published, the task's files are at fault, or `folder` holds another report.
-    """
+    Raises UserError if the model is not published, the task's files are at fault, or `folder` holds
+    another report."""
     published = manifest.require(published_folder, "published", "robustly publish CONFIG")
     data = read(page.delta.task, page.origin.parent)
     if data.metric != "accuracy":
-        raise UserError(f"report.delta: {page.name} is scored by {data.metric}; expected a task with accuracy")
+        raise UserError(
+            f"report.delta: {page.name} is scored by {data.metric}; expected a task with accuracy"
+        )
+
     stage = Stage(folder, "report", {"delta": recipe(page, data)}, {"published": published.hash})
     if finished := stage.finished():
         return finished
+
     with stage.begin():
         base = Base.load(published_folder)
         log.say(f"{page.name} on {published_folder} and, the same examples, on untrained models")
         ours, untrained = [], []
+
         for seed in page.all_seeds:
             ours.append(tune(base, page, data, seed).score)
             untrained.append(tune(base.untrained(seed), page, data, seed).score)
-            log.say(f"seed {seed}  accuracy {_accuracy_of(ours[-1]):.1%}  untrained {_accuracy_of(untrained[-1]):.1%}")
+            log.say(
+                f"seed {seed}  accuracy {_accuracy_of(ours[-1]):.1%}  untrained"
+                f" {_accuracy_of(untrained[-1]):.1%}"
+            )
+
         counts = {
             "task": page.name,
             "training_examples": page.delta.task.examples or len(data.train),
@@ -65,21 +75,30 @@ def _accuracy_of(score: Score) -> float:
 
 
 def _figures(ours: Sequence[Score], untrained: Sequence[Score]) -> dict[str, Any]:
-    """Accuracies per seed, mean and sample deviation; their paired difference with its standard error."""
-    accuracies = {"ours": list(map(_accuracy_of, ours)), "untrained": list(map(_accuracy_of, untrained))}
+    """Accuracies per seed, mean and sample deviation; their paired difference with its standard
+    error."""
+    accuracies = {
+        "ours": list(map(_accuracy_of, ours)),
+        "untrained": list(map(_accuracy_of, untrained)),
+    }
     gains = [a - b for a, b in zip(*accuracies.values(), strict=True)]
     several = len(gains) > 1
+
     return {
         **{f"{who}_accuracies": each for who, each in accuracies.items()},
         **{f"{who}_accuracy": statistics.fmean(each) for who, each in accuracies.items()},
-        **{f"{who}_deviation": statistics.stdev(each) if several else None for who, each in accuracies.items()},
+        **{
+            f"{who}_deviation": statistics.stdev(each) if several else None
+            for who, each in accuracies.items()
+        },
         "gain": statistics.fmean(gains),
         "gain_standard_error": statistics.stdev(gains) / math.sqrt(len(gains)) if several else None,
     }
 
 
 def summary(published: Manifest, compared: Mapping[str, Any] | None) -> list[Listing]:
-    """The tables that a run ends with, from the records of its published folder and, where made, its report."""
+    """The tables that a run ends with, from the records of its published folder and, where made,
+    its report."""
     counts = published.counts
     listings = []
     if "unigram_loss" in counts:
@@ -97,7 +116,10 @@ def summary(published: Manifest, compared: Mapping[str, Any] | None) -> list[Lis
             }
             for who, x in losses.items()
         ]
-        listings.append(Listing(f"Loss on the same {counts['validation_masked_tokens']:,} masked tokens", rows))
+        listings.append(
+            Listing(f"Loss on the same {counts['validation_masked_tokens']:,} masked tokens", rows)
+        )
+
     blanks = [
         {
             "text": example["text"],
@@ -108,18 +130,28 @@ def summary(published: Manifest, compared: Mapping[str, Any] | None) -> list[Lis
     ]
     if blanks:
         listings.append(Listing("Fill in the blank", blanks))
+
     if compared:
         rows = [
-            {"base": who, "accuracy": _accuracy(compared[f"{key}_accuracy"], compared[f"{key}_deviation"])}
+            {
+                "base": who,
+                "accuracy": _accuracy(compared[f"{key}_accuracy"], compared[f"{key}_deviation"]),
+            }
             for who, key in (("this model", "ours"), ("untrained", "untrained"))
         ]
-        rows.append({"base": "gain", "accuracy": _accuracy(compared["gain"], compared["gain_standard_error"])})
+        rows.append(
+            {
+                "base": "gain",
+                "accuracy": _accuracy(compared["gain"], compared["gain_standard_error"]),
+            }
+        )
         title = (
-            f"{compared['task']}: {compared['training_examples']} training examples, "
-            f"{compared['test_examples']} test texts, {compared['seeds']} seeds: mean ± deviation (gain: ± standard "
-            f"error); chance {compared['chance_accuracy']:.1%}"
+            f"{compared['task']}: {compared['training_examples']} training examples,"
+            f" {compared['test_examples']} test texts, {compared['seeds']} seeds: mean ± deviation"
+            f" (gain: ± standard error); chance {compared['chance_accuracy']:.1%}"
         )
         listings.append(Listing(title, rows))
+
     return listings
 
 
@@ -131,5 +163,8 @@ def _markdown(listings: Sequence[Listing]) -> str:
     lines = ["# Report", "", "![loss over the updates](curve.png)", ""]
     for listing in listings:
         lines += [f"## {listing.title}", ""]
-        lines += [markdown.table(list(listing.rows[0]), [list(row.values()) for row in listing.rows])]
+        lines += [
+            markdown.table(list(listing.rows[0]), [list(row.values()) for row in listing.rows])
+        ]
+
     return "\n".join(lines)

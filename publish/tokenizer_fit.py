@@ -1,4 +1,5 @@
-"""How a tokenizer fits the held-out documents of its token store: what the model card and `inspect` say of it."""
+"""How a tokenizer fits the held-out documents of its token store: what the model card and `inspect`
+say of it."""
 
 import itertools
 from collections.abc import Iterator
@@ -8,15 +9,16 @@ from typing import Any
 from robustly.corpus.texts import Texts
 from robustly.data_prep.store import Store, check_tokenizer
 from robustly.tokenizer.fit import fit_of
-from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.tokenizer import Tokenizer
 
 DOCUMENTS = 1000
 BYTES = 20_000_000
 """Of each source, at most: seconds of work."""
 
 
-def held_out_texts(data_folder: Path, encoder: Encoder) -> Texts | None:
-    """The first documents of each source in the validation split, DOCUMENTS of them or BYTES; None if it is empty.
+def held_out_texts(data_folder: Path, encoder: Tokenizer) -> Texts | None:
+    """The first documents of each source in the validation split, DOCUMENTS of them or BYTES; None
+    if it is empty.
 
     Raises UserError if the store cannot be read or is another tokenizer's.
     """
@@ -27,26 +29,36 @@ def held_out_texts(data_folder: Path, encoder: Encoder) -> Texts | None:
     return Texts("held-out documents", "source", _first_of_each(store, encoder))
 
 
-COLUMNS = ("documents", "bytes", "bytes_per_token", "tokens_per_word", "words_in_one_token", "single_byte_share")
+COLUMNS = (
+    "documents",
+    "bytes",
+    "bytes_per_token",
+    "tokens_per_word",
+    "words_in_one_token",
+    "single_byte_share",
+)
 
 
-def held_out_fit(data_folder: Path, encoder: Encoder) -> dict[str, list[dict[str, Any]]]:
+def held_out_fit(data_folder: Path, encoder: Tokenizer) -> dict[str, list[dict[str, Any]]]:
     """What the tokenizer makes of `held_out_texts`, for a manifest.
 
-    `rows`: COLUMNS for each `source`, and for all where there are several; `cuts`: excerpts as they are cut. Both are
-    empty where nothing is held out.
-    """
+    `rows`: COLUMNS for each `source`, and for all where there are several; `cuts`: excerpts as they
+    are cut. Both are empty where nothing is held out."""
     if (texts := held_out_texts(data_folder, encoder)) is None:
         return {"rows": [], "cuts": []}
+
     fit = fit_of(encoder, texts)
     rows = [{**size, **ratio} for size, ratio in zip(fit.sizes, fit.ratios, strict=True)]
+
     return {
-        "rows": [{"source": row["name"], **{column: row[column] for column in COLUMNS}} for row in rows],
+        "rows": [
+            {"source": row["name"], **{column: row[column] for column in COLUMNS}} for row in rows
+        ],
         "cuts": [{"source": cut.pop("name"), **cut} for cut in fit.cuts],
     }
 
 
-def _first_of_each(store: Store, encoder: Encoder) -> Iterator[tuple[str, str]]:
+def _first_of_each(store: Store, encoder: Tokenizer) -> Iterator[tuple[str, str]]:
     for number, name in enumerate(store.sources):
         left = BYTES
         for text in itertools.islice(store.texts_of(number, encoder), DOCUMENTS):

@@ -1,4 +1,5 @@
-"""The spine: config, manifest, log, rng, which import none of the stages; and cli, the roof, which knows them all."""
+"""The spine: config, manifest, log, rng, which import none of the stages; and cli, the roof, which
+knows them all."""
 
 __version__ = "0.1.0"
 

@@ -1,9 +1,10 @@
-"""One YAML page per experiment, parsed into frozen, typed sections; every fault is reported at once.
+"""One YAML page per experiment, parsed into frozen, typed sections; every fault is reported at
+once.
 
-A page is a mapping of sections (`optim`, `schedule`, ...). `base: other.yaml` takes another page as the
-start and states only the differences; `a.b=value` on the command line has the last word. Each stage owns
-the schema of its section (a `Section` subclass in its `config.py`); `robustly.experiment` composes them.
-"""
+A page is a mapping of sections (`optim`, `schedule`, ...). `base: other.yaml` takes another page as
+the start and states only the differences; `a.b=value` on the command line has the last word. Each
+stage owns the schema of its section (a `Section` subclass in its `config.py`);
+`robustly.experiment` composes them."""
 
 import contextlib
 import difflib
@@ -19,23 +20,28 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_
 
 from robustly import UserError
 
-SHIPPED_PAGES = Path(__file__).resolve().parent.parent / "configs"
+SHIPPED_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 class Section(BaseModel):
-    """A part of a page: immutable, refuses keys that it does not know, documents each field below it.
+    """A part of a page: immutable, refuses keys that it does not know, documents each field below
+    it.
 
-    A field without a default is part of the recipe: every shipped page states it and every hash covers it.
-    A field that is added later gets a default that means "as before"; at that value it stays out of the
-    hash, so that old pages keep working and keep their hash.
-    """
+    A field without a default is part of the recipe: every shipped page states it and every hash
+    covers it. A field that is added later gets a default that means "as before"; at that value it
+    stays out of the hash, so that old pages keep working and keep their hash."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, populate_by_name=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        populate_by_name=True,
     )
 
     def recipe(self) -> dict[str, Any]:
-        """The section as plain data for hashing: recipe fields always, others only off their default."""
+        """The section as plain data for hashing: recipe fields always, others only off their
+        default."""
         return self.model_dump(mode="json", exclude_defaults=True, by_alias=True)
 
 
@@ -61,10 +67,12 @@ class Paths(Section):
     @field_validator("*")
     @classmethod
     def _home(cls, value: Path | None) -> Path | None:
-        return value.expanduser() if value else value  # a shell leaves the ~ of `paths.root=~/runs` as it is
+        return (
+            value.expanduser() if value else value
+        )  # a shell leaves the ~ of `paths.root=~/runs` as it is
 
 
-class Page(Section):
+class Config(Section):
     """What every composed page has besides the stages' sections."""
 
     schema_version: int
@@ -96,15 +104,15 @@ class Page(Section):
         return self._origin
 
 
-PageType = TypeVar("PageType", bound=Page)
+ConfigType = TypeVar("ConfigType", bound=Config)
 
 
-# ---------------------------------------------------------------------------------------------- YAML
+# --------------------------------------------------------------------------------------------- YAML
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core scalars: `6e-4` is a number (PyYAML: a string), `no` is a word (PyYAML: False), and so are
-    `1:30` (90) and `2024-01-01` (a date)."""
+    """YAML 1.2's core scalars: `6e-4` is a number (PyYAML: a string), `no` is a word (PyYAML:
+    False), and so are `1:30` (90) and `2024-01-01` (a date)."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -119,7 +127,9 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$|^0x[0-9a-fA-F]+$|^0o[0-7]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?[0-9]+$|^0x[0-9a-fA-F]+$|^0o[0-7]+$"),
+    list("-+0123456789"),
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -144,17 +154,26 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
             continue  # `<<: *other`: its keys may be set again
+
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         if not isinstance(key, Hashable):
             raise yaml.constructor.ConstructorError(
-                None, None, f"{key!r} cannot be a key (a template that was not filled in?)", key_node.start_mark
+                None,
+                None,
+                f"{key!r} cannot be a key (a template that was not filled in?)",
+                key_node.start_mark,
             )
         if key in seen:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} stands twice (lines {seen[key]} and {line})", key_node.start_mark
+                None,
+                None,
+                f"the key {key!r} stands twice (lines {seen[key]} and {line})",
+                key_node.start_mark,
             )
+
         seen[key] = line
+
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
@@ -166,11 +185,12 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)  # a SafeLoader underneath
 
 
-# ---------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 def find(path: str | Path, beside: Path) -> list[Path]:
-    """Where an input path may lie: absolute, beside the page that names it, or in the working directory."""
+    """Where an input path may lie: absolute, beside the page that names it, or in the working
+    directory."""
     with contextlib.suppress(RuntimeError):  # no such user: then `~name` is a name like others
         path = Path(path).expanduser()
     path = Path(path)
@@ -178,7 +198,8 @@ def find(path: str | Path, beside: Path) -> list[Path]:
 
 
 def locate(key: str, path: str, beside: Path, *, file: bool = False, advice: str = "") -> Path:
-    """The input that a page names under `key`: of the places that `find` gives, the first where there is something.
+    """The input that a page names under `key`: of the places that `find` gives, the first where
+    there is something.
 
     With `file`, folders do not count. Raises UserError, which ends with `advice`, if it is nowhere.
     """
@@ -188,89 +209,115 @@ def locate(key: str, path: str, beside: Path, *, file: bool = False, advice: str
         what = "no file there" if file else "not there"
         message = f"{key}: {path}: {what}; looked at {', '.join(map(str, candidates))}"
         raise UserError(f"{message}. {advice}" if advice else message)
+
     return found
 
 
-def read_page(page: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_config(page: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a page and the pages that it is based on into one mapping.
 
     Raises UserError when a page is missing, is not YAML, or is its own base.
     """
     page = page.resolve()
     if page in seen:
-        raise UserError(f"{page}: this page is its own base ({' -> '.join(p.name for p in (*seen, page))})")
+        raise UserError(
+            f"{page}: this page is its own base ({' -> '.join(p.name for p in (*seen, page))})"
+        )
+
     try:
         text = page.read_text(encoding="utf-8")
     except FileNotFoundError:
-        pages = ", ".join(sorted(p.stem for p in SHIPPED_PAGES.glob("*.yaml")))
-        raise UserError(f"{page}: no such page. Shipped pages, in {SHIPPED_PAGES}: {pages}") from None
+        pages = ", ".join(sorted(p.stem for p in SHIPPED_CONFIGS.glob("*.yaml")))
+        raise UserError(
+            f"{page}: no such page. Shipped pages, in {SHIPPED_CONFIGS}: {pages}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{page}: cannot be read: {error}") from None
+
     try:
         raw = parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{page}: not valid YAML: {error}") from None
+
     if not isinstance(raw, dict):
         raise UserError(f"{page}: expected a mapping of sections, found {type(raw).__name__}")
     if (base := raw.pop("base", None)) is None:
         return raw
-    return merge(read_page(find_page(str(base), page, "base"), (*seen, page)), raw)
+
+    return merge(read_config(find_config(str(base), page, "base"), (*seen, page)), raw)
 
 
-def find_page(name: str, page: Path, key: str) -> Path:
-    """A page that another one names under `key`: beside it, in the working directory, or a shipped one.
+def find_config(name: str, page: Path, key: str) -> Path:
+    """A page that another one names under `key`: beside it, in the working directory, or a shipped
+    one.
 
     Raises UserError where there is none.
     """
-    candidates = [*find(name, page.parent), SHIPPED_PAGES / name]
+    candidates = [*find(name, page.parent), SHIPPED_CONFIGS / name]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
-        raise UserError(f"{page}: {key}: {name} not found; looked at " + ", ".join(map(str, candidates)))
+        raise UserError(
+            f"{page}: {key}: {name} not found; looked at " + ", ".join(map(str, candidates))
+        )
+
     return found
 
 
 def merge(start: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`start` with `changes` laid over it, section by section; lists and scalars are replaced whole."""
+    """`start` with `changes` laid over it, section by section; lists and scalars are replaced
+    whole."""
     result = dict(start)
     for key, value in changes.items():
         old = result.get(key)
-        result[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        result[key] = (
+            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+
     return result
 
 
 def override(raw: dict[str, Any], assignment: str) -> dict[str, Any]:
-    """Lay one `a.b=value` over a page. The value is read as YAML. Raises UserError on another form."""
+    """Lay one `a.b=value` over a page. The value is read as YAML. Raises UserError on another
+    form."""
     key, equals, text = assignment.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
         raise UserError(f"{assignment!r}: expected KEY=VALUE, such as optim.peak_lr=6e-4")
+
     try:
         value = parse_yaml(text) if text.strip() else None
     except yaml.YAMLError as error:
         raise UserError(f"{assignment!r}: the value is not valid YAML: {error}") from None
+
     change = {keys[-1]: value}
     for part in reversed(keys[:-1]):
         change = {part: change}
+
     return merge(raw, change)
 
 
-def load(page: Path | str, overrides: Sequence[str], schema: type[PageType]) -> PageType:
+def load(page: Path | str, overrides: Sequence[str], schema: type[ConfigType]) -> ConfigType:
     """Read a page, lay the overrides over it and check it whole.
 
-    Raises UserError that lists every fault: key, value found, what was expected, the nearest right key.
-    """
+    Raises UserError that lists every fault: key, value found, what was expected, the nearest right
+    key."""
     page = Path(page)
-    if not page.is_file() and not page.suffix and (SHIPPED_PAGES / f"{page}.yaml").exists():
-        page = SHIPPED_PAGES / f"{page}.yaml"
-    raw = read_page(page)
+    if not page.is_file() and not page.suffix and (SHIPPED_CONFIGS / f"{page}.yaml").exists():
+        page = SHIPPED_CONFIGS / f"{page}.yaml"
+
+    raw = read_config(page)
     for assignment in overrides:
         raw = override(raw, assignment)
+
     try:
         parsed = schema.model_validate(raw)
     except ValidationError as error:
         faults = sorted({_describe(fault, raw, schema) for fault in error.errors()})
         noun = "fault" if len(faults) == 1 else "faults"
-        raise UserError(f"{page}: {len(faults)} {noun}\n" + "\n".join(f"  {fault}" for fault in faults)) from None
+        raise UserError(
+            f"{page}: {len(faults)} {noun}\n" + "\n".join(f"  {fault}" for fault in faults)
+        ) from None
+
     parsed._origin = page.resolve()
     return parsed
 
@@ -283,33 +330,52 @@ def _describe(fault: Mapping[str, Any], page: Any, schema: type[BaseModel]) -> s
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown key (value {shown}){_nearest(key, schema)}"
     if fault["type"] == "missing":
-        return f"{key}: missing; a page states every key of its recipe (start from another page by `base:`)"
+        return (
+            f"{key}: missing; a page states every key of its recipe (start from another page by"
+            " `base:`)"
+        )
+
     # the key that says which kind of a union it is; the name of a function of ours has no quotes
     named = re.fullmatch(r"'(\w+)'", fault.get("ctx", {}).get("discriminator", ""))
     if named and fault["type"] == "union_tag_not_found":
         return f"{key}.{named[1]}: missing; it says which kind this is, found {shown}"
     if named and fault["type"] == "union_tag_invalid":
-        return f"{key}.{named[1]} = {fault['ctx']['tag']!r}: expected {fault['ctx']['expected_tags']}"
+        return (
+            f"{key}.{named[1]} = {fault['ctx']['tag']!r}: expected {fault['ctx']['expected_tags']}"
+        )
+
     message = fault["msg"].removeprefix("Value error, ")
     message = re.sub(r"^Input should be", "expected", message)
-    message = message.replace("a valid dictionary or object to extract fields from", "a mapping of keys")
+    message = message.replace(
+        "a valid dictionary or object to extract fields from", "a mapping of keys"
+    )
     if isinstance(value, dict):  # a fault between the keys of a section: the message names them
         return f"{key}: {message}" if key else message
+
     return f"{key} = {shown}: {message}"
 
 
 def _keys_of(fault: Mapping[str, Any], page: Any) -> Iterator[str | int]:
-    """Where a fault is, without pydantic's names for types and for the kinds of a union, which are no keys."""
+    """Where a fault is, without pydantic's names for types and for the kinds of a union, which are
+    no keys."""
     *location, last = fault["loc"] or ("",)
     for part in location:
         if _is_tag(part) or (isinstance(page, dict) and part not in page):
             continue
+
         yield part
         try:
             page = page[part]
-        except (TypeError, KeyError, IndexError):  # a short form, such as a path in the place of a list
+        except (
+            TypeError,
+            KeyError,
+            IndexError,
+        ):  # a short form, such as a path in the place of a list
             page = None
-    no_key = _is_tag(last) or (isinstance(page, dict) and last not in page and fault["type"] != "missing")
+
+    no_key = _is_tag(last) or (
+        isinstance(page, dict) and last not in page and fault["type"] != "missing"
+    )
     if fault["type"] == "extra_forbidden" or not no_key:
         yield last
 
@@ -326,22 +392,31 @@ def _nearest(key: str, schema: type[BaseModel]) -> str:
     siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == plain]
     if close := difflib.get_close_matches(leaf, siblings, n=1):
         return f"; did you mean {section}.{close[0]}?" if section else f"; did you mean {close[0]}?"
-    if not (close := difflib.get_close_matches(key, known, n=1, cutoff=0.75)):  # right word, wrong section
+
+    if not (
+        close := difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    ):  # right word, wrong section
         leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
-        close = [leaves[name] for name in difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.7)]
+        close = [
+            leaves[name] for name in difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.7)
+        ]
+
     if close:
         return f"; did you mean {close[0]}?"
+
     return f"; known here: {', '.join(siblings)}" if siblings else ""
 
 
 def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every key that a page of this schema may set, as `a.b`; also those of list entries and of a union's kinds."""
+    """Every key that a page of this schema may set, as `a.b`; also those of list entries and of a
+    union's kinds."""
     found: dict[str, None] = {}
     for name, field in schema.model_fields.items():
         key = prefix + (field.alias or name)
         found[key] = None
         for section in _sections(field.annotation):
             found |= dict.fromkeys(keys(section, key + "."))
+
     yield from found
 
 
@@ -355,7 +430,9 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def fingerprint(value: Any) -> str:
     """sha256 of a JSON-like value, the same whatever the order of its keys."""
-    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    canonical = json.dumps(
+        value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    )
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -363,7 +440,9 @@ def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
     """What two recipes disagree on, a line per key: `optim.peak_lr: 0.001 there, 0.002 now`."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted({*old, *new}):
-            yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+            yield from differences(
+                old.get(name), new.get(name), f"{key}.{name}" if key else str(name)
+            )
     elif old != new:
         yield f"{key}: {_short(old)} there, {_short(new)} now"
 

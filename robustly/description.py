@@ -1,8 +1,8 @@
-"""What a folder holds, in words, figures and examples: each package describes its own, and this is the form.
+"""What a folder holds, in words, figures and examples: each package describes its own, and this is
+the form.
 
-`kind` tells whose a folder is; `robustly.inspection.describe.tokenizer.describe` and its like look inside. A whole run is described
-here, because its stages' manifests say all that is shown.
-"""
+`kind` tells whose a folder is; `robustly.inspection.describe.tokenizer.describe` and its like look
+inside. A whole run is described here, because its stages' manifests say all that is shown."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,8 @@ class Listing:
     title: str
     rows: Sequence[Mapping[str, Any]]
     bars: tuple[str, str] | None = None
-    """Columns (group, number): people see each number as a bar, too, beside the largest of its group."""
+    """Columns (group, number): people see each number as a bar, too, beside the largest of its
+    group."""
 
 
 @dataclass(frozen=True)
@@ -49,46 +50,59 @@ class Description:
             "kind": self.kind,
             "summary": self.summary,
             "figures": dict(self.figures),
-            "examples": {listing.title: [dict(row) for row in listing.rows] for listing in self.examples},
+            "examples": {
+                listing.title: [dict(row) for row in listing.rows] for listing in self.examples
+            },
             "notes": list(self.notes),
         }
 
 
 def show(description: Description) -> None:
-    """Print a description; on a narrow terminal, cells fold; paths and notes stay whole, to be copied."""
+    """Print a description; on a narrow terminal, cells fold; paths and notes stay whole, to be
+    copied."""
     log.say(f"{description.kind}: {description.folder}")
     _print(Text(description.summary))
     _print(_pairs(description.figures))
     for listing in description.examples:
         show_listing(listing)
+
     for note in description.notes:
         log.say(f"\n{note}")
 
 
 def show_listing(listing: Listing) -> None:
-    """Print the rows of a listing below each other, or, on a terminal too narrow for its numbers, one after the other;
-    nothing where there are none."""
+    """Print the rows of a listing below each other, or, on a terminal too narrow for its numbers,
+    one after the other; nothing where there are none."""
     if not listing.rows:
         return
+
     rows = _with_bars(listing.rows, *listing.bars) if listing.bars else listing.rows
     _print(Text(f"\n{listing.title}"))
     grid = Table(box=None, pad_edge=False, header_style="dim")
     columns = []
+
     for name, value in rows[0].items():
         header, number = name.replace("_", " "), isinstance(value, int | float)
         widest = max(len(_cell(row[name])) for row in rows)
         least = max([widest if number else min(widest, 10), *map(len, header.split())])
         columns.append((header, number, least, max(widest, len(header))))
+
     between = 2 * (len(columns) - 1)
     needed = sum(least for _, _, least, _ in columns) + between
     wanted = sum(most for *_, most in columns) + between
+
     for header, number, least, _ in columns:
-        # where it is tight, numbers take what they need and leave the rest to the texts: rich would cut off a column
+        # where it is tight, numbers take what they need and leave the rest to the texts: rich would
+        # cut off a column
         width = least if number and wanted > log.console.width else None
         justify: Literal["left", "right"] = "right" if number else "left"
-        grid.add_column(Text(header), justify=justify, overflow="fold", min_width=least, width=width)
+        grid.add_column(
+            Text(header), justify=justify, overflow="fold", min_width=least, width=width
+        )
+
     for row in rows:
         grid.add_row(*map(_cell, row.values()))
+
     if needed <= log.console.width:
         _print(grid)
     else:  # a number that is folded is a number misread
@@ -128,4 +142,4 @@ def _print(what: Text | Table) -> None:
     log.console.print(what, soft_wrap=False)
 
 
-# ------------------------------------------------------------------------------------------------------ folders
+# ------------------------------------------------------------------------------------------ folders

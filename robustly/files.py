@@ -14,21 +14,25 @@ from typing import Any, BinaryIO
 from robustly import UserError
 
 WORK_LOCK = ".work.lock"
-"""Name of the lock on a folder's `work`, which goes when the stage is done: so the lock lies outside."""
+"""Name of the lock on a folder's `work`, which goes when the stage is done: so the lock lies
+outside."""
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file to write so that it is either wholly there or not: beside, flushed to disk, renamed at the end."""
+    """A file to write so that it is either wholly there or not: beside, flushed to disk, renamed at
+    the end."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
+
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
     flush(path.parent)
 
 
@@ -48,7 +52,8 @@ def flush(path: Path) -> None:
 
 
 def disk_full(error: BaseException) -> bool:
-    """Whether an error says that the disk or a quota is full; safetensors says so in words alone."""
+    """Whether an error says that the disk or a quota is full; safetensors says so in words
+    alone."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
         words in str(error) for words in ("No space left", "quota exceeded")
     )
@@ -65,8 +70,8 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def lock(folder: Path, name: str = ".lock", patience: float = 15.0) -> Iterator[None]:
-    """Hold a folder for one process: two runs of the same command must not write into each other's files. Locks of
-    other names do not exclude each other.
+    """Hold a folder for one process: two runs of the same command must not write into each other's
+    files. Locks of other names do not exclude each other.
 
     Waits `patience` seconds, long enough for the children of a run that was just killed to die.
     Raises UserError if another process keeps it, or if the folder cannot be made.
@@ -76,8 +81,10 @@ def lock(folder: Path, name: str = ".lock", patience: float = 15.0) -> Iterator[
         file = (folder / name).open("a+")
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written: {error.strerror or error}; set paths.root to another place"
+            f"{folder}: cannot be written: {error.strerror or error}; set paths.root to another"
+            " place"
         ) from None
+
     with file:
         deadline = time.monotonic() + patience
         while True:
@@ -86,11 +93,15 @@ def lock(folder: Path, name: str = ".lock", patience: float = 15.0) -> Iterator[
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise UserError(f"{folder}: another process is at work here; wait for it or stop it") from None
+                    raise UserError(
+                        f"{folder}: another process is at work here; wait for it or stop it"
+                    ) from None
+
                 time.sleep(0.1)
             except OSError as error:
                 raise UserError(
-                    f"{folder}: its file system keeps no locks ({error.strerror}); mount it with flock, or set "
-                    "paths.root to another place"
+                    f"{folder}: its file system keeps no locks ({error.strerror}); mount it with"
+                    " flock, or set paths.root to another place"
                 ) from None
+
         yield

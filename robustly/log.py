@@ -1,8 +1,9 @@
-"""What a user sees: headers, tables, progress, warnings; and the metrics of a run as JSON lines and TensorBoard.
+"""What a user sees: headers, tables, progress, warnings; and the metrics of a run as JSON lines and
+TensorBoard.
 
-People read stderr, programs read stdout: with `--json` a command prints one JSON object on stdout and
-nothing else there. Bars are drawn on a terminal; elsewhere a plain line is written now and then.
-"""
+People read stderr, programs read stdout: with `--json` a command prints one JSON object on stdout
+and nothing else there. Bars are drawn on a terminal; elsewhere a plain line is written now and
+then."""
 
 import json
 import sys
@@ -12,7 +13,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -63,12 +71,17 @@ def duration(seconds: float) -> str:
 def table(title: str, rows: Mapping[str, Any]) -> None:
     """A table of two columns: what, and how much. [Brackets] are text, not rich's markup."""
     grid = Table(
-        title=Text(title, style="table.title"), title_justify="left", show_header=False, box=None, pad_edge=False
+        title=Text(title, style="table.title"),
+        title_justify="left",
+        show_header=False,
+        box=None,
+        pad_edge=False,
     )
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in rows.items():
         grid.add_row(Text(name.replace("_", " ")), Text(show(value)))
+
     console.print(grid)
 
 
@@ -83,7 +96,9 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
         with Progress(*columns, console=console, transient=True) as bars:
             task = bars.add_task(what, total=total)
             yield lambda n: bars.advance(task, n)
+
         return
+
     started = said = time.monotonic()
     done = 0
 
@@ -101,19 +116,22 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
 
 
 def plain() -> None:
-    """No bars from here on: this process shares its terminal with others that work at the same time."""
+    """No bars from here on: this process shares its terminal with others that work at the same
+    time."""
     global console
     console = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=False)
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own bars and reports out of what people read: what matters is said by us."""
+    """Keep transformers' own bars and reports out of what people read: what matters is said by
+    us."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """Stage folders: begun with `recipe.json`, ended with `manifest.json`, written last and by rename.
 
-A folder without a manifest is unfinished. A stage asks `Stage.finished()` before it works, so the same
-command again does nothing; a folder of another recipe is refused with the keys that differ.
+A folder without a manifest is unfinished. A stage asks `Stage.finished()` before it works, so the
+same command again does nothing; a folder of another recipe is refused with the keys that differ.
 """
 
 import contextlib
@@ -21,22 +21,32 @@ from robustly.files import lock, sha256, write_json
 MANIFEST = "manifest.json"
 RECIPE = "recipe.json"
 VERIFIED = "verified.json"
-"""Outputs that were hashed again and found whole: path within the folder -> bytes, changed_ns, sha256 at that time."""
+"""Outputs that were hashed again and found whole: path within the folder -> bytes, changed_ns,
+sha256 at that time."""
 
 
 @functools.cache
 def commit() -> str:
-    """The git commit of this code, `-dirty` where files differ from it, or "" outside a checkout."""
+    """The git commit of this code, `-dirty` where files differ from it, or "" outside a
+    checkout."""
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return ""
+
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
         changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "-uno"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
+
     return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
 
 
@@ -60,11 +70,13 @@ class Manifest:
     notes: dict[str, Any] = field(default_factory=dict)
     """What helps people and caches (such as file times) but changes nothing: never hashed."""
     changed_ns: dict[str, int] = field(default_factory=dict)
-    """Path of each output -> when it had last changed as it was hashed; of no meaning for a copy."""
+    """Path of each output -> when it had last changed as it was hashed; of no meaning for a
+    copy."""
 
 
 def read(folder: Path) -> Manifest | None:
-    """The manifest of a folder, or None where the stage has not finished. Raises UserError if unreadable."""
+    """The manifest of a folder, or None where the stage has not finished. Raises UserError if
+    unreadable."""
     path = folder / MANIFEST
     try:
         return Manifest(**json.loads(path.read_text(encoding="utf-8")))
@@ -82,9 +94,14 @@ def require(folder: Path, stage: str, command: str) -> Manifest:
     Raises UserError that names what is missing and the command that makes it.
     """
     if (manifest := read(folder)) is None:
-        raise UserError(f"{folder}: no finished {stage} stage here (no {MANIFEST}); run `{command}` first")
+        raise UserError(
+            f"{folder}: no finished {stage} stage here (no {MANIFEST}); run `{command}` first"
+        )
     if manifest.stage != stage:
-        raise UserError(f"{folder}: holds the output of the {manifest.stage} stage, expected {stage}")
+        raise UserError(
+            f"{folder}: holds the output of the {manifest.stage} stage, expected {stage}"
+        )
+
     check_sizes(folder, manifest)
     return manifest
 
@@ -97,15 +114,21 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
         if not path.is_file():
             raise UserError(f"{path}: missing, though {MANIFEST} lists it; {remedy}")
         if (size := path.stat().st_size) != facts["bytes"]:
-            raise UserError(f"{path}: {size:,} bytes, expected {facts['bytes']:,}: cut off or changed; {remedy}")
+            raise UserError(
+                f"{path}: {size:,} bytes, expected {facts['bytes']:,}: cut off or changed; {remedy}"
+            )
 
 
 def _remedy(folder: Path) -> str:
-    return f"restore it, or delete {folder / MANIFEST} and give the stage's command again, which mends it"
+    return (
+        f"restore it, or delete {folder / MANIFEST} and give the stage's command again, which"
+        " mends it"
+    )
 
 
 def unverified(folder: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
-    """Those of the outputs `names` that have changed since they were last hashed and found whole."""
+    """Those of the outputs `names` that have changed since they were last hashed and found
+    whole."""
     again = _verified(folder)
 
     def known(name: str) -> bool:
@@ -120,34 +143,44 @@ def unverified(folder: Path, manifest: Manifest, names: Iterable[str]) -> list[s
 
 def _verified(folder: Path) -> dict[str, dict[str, Any]]:
     try:
-        return cast(dict[str, dict[str, Any]], json.loads((folder / VERIFIED).read_text(encoding="utf-8")))
+        return cast(
+            dict[str, dict[str, Any]], json.loads((folder / VERIFIED).read_text(encoding="utf-8"))
+        )
     except (OSError, ValueError):
         return {}
 
 
 def _state(path: Path) -> dict[str, int]:
-    """What differs after any change of a file. Its time of change, unlike that of modification, is kept by no copy."""
+    """What differs after any change of a file. Its time of change, unlike that of modification, is
+    kept by no copy."""
     status = path.stat()
     return {"bytes": status.st_size, "changed_ns": status.st_ctime_ns}
 
 
 def verify(folder: Path, manifest: Manifest, name: str) -> dict[str, Any]:
-    """Hash an output; returns what to `remember` of it. Raises UserError if it is not what the manifest says."""
+    """Hash an output; returns what to `remember` of it. Raises UserError if it is not what the
+    manifest says."""
     path, expected = folder / name, manifest.outputs[name]["sha256"]
     try:
         state = _state(path)  # before it is read, so that a change meanwhile is seen next time
         found = sha256(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}; {_remedy(folder)}") from None
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror or error}; {_remedy(folder)}"
+        ) from None
+
     if found != expected:
         raise UserError(
-            f"{path}: sha256 {found[:12]}, expected {expected[:12]}: damaged since it was written; {_remedy(folder)}"
+            f"{path}: sha256 {found[:12]}, expected {expected[:12]}: damaged since it was written;"
+            f" {_remedy(folder)}"
         )
+
     return {**state, "sha256": found}
 
 
 def remember(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Add outputs that were found whole to those that need not be hashed again. Raises OSError if it cannot."""
+    """Add outputs that were found whole to those that need not be hashed again. Raises OSError if
+    it cannot."""
     write_json(folder / VERIFIED, {**_verified(folder), **found})
 
 
@@ -157,10 +190,14 @@ class Stage:
     `recipe` is what the output depends on, as plain data; `inputs` the hashes of what it reads.
     """
 
-    def __init__(self, folder: Path, name: str, recipe: Mapping[str, Any], inputs: Mapping[str, str]):
+    def __init__(
+        self, folder: Path, name: str, recipe: Mapping[str, Any], inputs: Mapping[str, str]
+    ):
         self.folder = folder
         self.name = name
-        self.recipe = json.loads(json.dumps(dict(recipe)))  # as it reads back, so that comparison is exact
+        self.recipe = json.loads(
+            json.dumps(dict(recipe))
+        )  # as it reads back, so that comparison is exact
         self.inputs = dict(inputs)
         self.hash = fingerprint({"stage": name, "recipe": self.recipe, "inputs": self.inputs})
         self._started = time.monotonic()
@@ -177,44 +214,69 @@ class Stage:
         return manifest
 
     def refuse_other_work(self) -> None:
-        """Raises UserError, with the keys that differ, if the folder was begun by another recipe."""
+        """Raises UserError, with the keys that differ, if the folder was begun by another
+        recipe."""
         manifest = read(self.folder)
         try:
-            begun = asdict(manifest) if manifest else json.loads((self.folder / RECIPE).read_text(encoding="utf-8"))
+            begun = (
+                asdict(manifest)
+                if manifest
+                else json.loads((self.folder / RECIPE).read_text(encoding="utf-8"))
+            )
         except (FileNotFoundError, NotADirectoryError):
             return
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{self.folder / RECIPE}: unreadable ({error}); delete {self.folder} to begin anew"
             ) from None
+
         try:
             if begun["hash"] == self.hash:
                 return
+
             changed = [
-                *differences({"stage": begun["stage"], **begun["recipe"]}, {"stage": self.name, **self.recipe}),
+                *differences(
+                    {"stage": begun["stage"], **begun["recipe"]},
+                    {"stage": self.name, **self.recipe},
+                ),
                 *differences(begun["inputs"], self.inputs, "input"),
             ]
         except (KeyError, TypeError):
-            raise UserError(f"{self.folder / RECIPE}: not a recipe; delete {self.folder} to begin anew") from None
+            raise UserError(
+                f"{self.folder / RECIPE}: not a recipe; delete {self.folder} to begin anew"
+            ) from None
+
         raise UserError(
-            f"{self.folder}: holds the {begun['stage']} stage of another recipe; nothing was changed\n"
+            f"{self.folder}: holds the {begun['stage']} stage of another recipe; nothing was"
+            " changed\n"
             + "\n".join(f"  {line}" for line in changed)
-            + "\nTo begin a sibling experiment that reuses what still fits, give `--new-run NAME` (a new name, and no "
-            "`paths` to this folder); or set the keys back, or delete the folder."
+            + "\nTo begin a sibling experiment that reuses what still fits, give `--new-run NAME`"
+            " (a new name, and no `paths` to this folder); or set the keys back, or delete the"
+            " folder."
         )
 
     @contextlib.contextmanager
     def begin(self) -> Iterator["Stage"]:
-        """Hold the folder for this process alone while it works, and write down what it works on."""
+        """Hold the folder for this process alone while it works, and write down what it works
+        on."""
         with lock(self.folder):
             self.refuse_other_work()
             if read(self.folder):  # while this process waited for the lock
-                raise UserError(f"{self.folder}: another process has just finished this; give the command again")
+                raise UserError(
+                    f"{self.folder}: another process has just finished this; give the command again"
+                )
+
             if not (self.folder / RECIPE).exists():
                 write_json(
                     self.folder / RECIPE,
-                    {"stage": self.name, "hash": self.hash, "recipe": self.recipe, "inputs": self.inputs},
+                    {
+                        "stage": self.name,
+                        "hash": self.hash,
+                        "recipe": self.recipe,
+                        "inputs": self.inputs,
+                    },
                 )
+
             yield self
 
     def finish(
@@ -230,7 +292,10 @@ class Stage:
             hash=self.hash,
             recipe=self.recipe,
             inputs=self.inputs,
-            outputs={name: {"bytes": facts["bytes"], "sha256": facts["sha256"]} for name, facts in hashed.items()},
+            outputs={
+                name: {"bytes": facts["bytes"], "sha256": facts["sha256"]}
+                for name, facts in hashed.items()
+            },
             counts=dict(counts),
             seconds=round(time.monotonic() - self._started, 3),
             commit=commit(),

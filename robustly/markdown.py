@@ -17,11 +17,14 @@ def facts(rows: Mapping[str, Any]) -> str:
 
 
 def _line(cells: Sequence[Any]) -> str:
-    return "|" + "|".join(f" {_escaped(show(cell))} " if cell != "" else " " for cell in cells) + "|\n"
+    return (
+        "|" + "|".join(f" {_escaped(show(cell))} " if cell != "" else " " for cell in cells) + "|\n"
+    )
 
 
 def _escaped(text: str) -> str:
-    """As it is, on one line: `<mask>` would be taken for HTML and vanish, and `|` would end the cell."""
+    """As it is, on one line: `<mask>` would be taken for HTML and vanish, and `|` would end the
+    cell."""
     for character in "\\|<*_[":
         text = text.replace(character, "\\" + character)
     return " ".join(text.splitlines())

@@ -14,7 +14,7 @@ from robustly.log import warn
 
 
 @dataclass(frozen=True)
-class Wandb:
+class WandbRun:
     """A run at Weights & Biases."""
 
     project: str
@@ -26,15 +26,19 @@ class Wandb:
     """What is shown as the run's configuration."""
 
     def start(self, folder: Path) -> Any:
-        """The run there, begun or gone on with: the same name and recipe are the same run. It keeps its files below
-        `folder`. Raises UserError if the package is missing or Weights & Biases refuses."""
+        """The run there, begun or gone on with: the same name and recipe are the same run. It keeps
+        its files below `folder`. Raises UserError if the package is missing or Weights & Biases
+        refuses."""
         try:
             import wandb
         except ImportError:
             raise UserError(
-                "run.wandb: the package wandb is not installed; `pip install 'robustly[wandb]'`, or leave run.wandb out"
+                "run.wandb: the package wandb is not installed; `pip install 'robustly[wandb]'`, or"
+                " leave run.wandb out"
             ) from None
+
         identity = hashlib.sha256(f"{self.name}\n{self.recipe_hash}".encode()).hexdigest()[:16]
+
         try:
             return wandb.init(
                 project=self.project,
@@ -47,39 +51,51 @@ class Wandb:
             )
         except wandb.Error as error:
             raise UserError(
-                f"run.wandb: {error}. Log in (`wandb login`), or set WANDB_MODE=offline and send the figures later"
+                f"run.wandb: {error}. Log in (`wandb login`), or set WANDB_MODE=offline and send"
+                " the figures later"
             ) from None
 
 
 class Metrics:
-    """A run's figures over time: `metrics.jsonl` and `evaluations.jsonl`, a line per object; the same in TensorBoard
-    and, if asked, at Weights & Biases."""
+    """A run's figures over time: `metrics.jsonl` and `evaluations.jsonl`, a line per object; the
+    same in TensorBoard and, if asked, at Weights & Biases."""
 
-    def __init__(self, folder: Path, resume_at: int, wandb: Wandb | None = None):
-        """Cuts both files back to lines of updates up to `resume_at` (0: begin anew), keeping whole lines only.
+    def __init__(self, folder: Path, resume_at: int, wandb: WandbRun | None = None):
+        """Cuts both files back to lines of updates up to `resume_at` (0: begin anew), keeping whole
+        lines only.
 
-        Weights & Biases keeps what it was sent before and takes no earlier update twice: what is made again after a
-        kill is the same.
-        """
+        Weights & Biases keeps what it was sent before and takes no earlier update twice: what is
+        made again after a kill is the same."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         self._wandb = wandb.start(folder) if wandb else None
         self._files = {}
+
         for name in ("metrics", "evaluations"):
             path = folder / f"{name}.jsonl"
-            kept = [line for line in read_metrics(path) if line["update"] <= resume_at] if resume_at else []
+            kept = (
+                [line for line in read_metrics(path) if line["update"] <= resume_at]
+                if resume_at
+                else []
+            )
             write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
             self._files[name] = path.open("a", encoding="utf-8")
+
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_at + 1)
 
     def write(self, name: str, line: Mapping[str, Any]) -> None:
         """Add a line to `<name>.jsonl`; it has left this process when this returns."""
         self._files[name].write(json.dumps(line, allow_nan=False) + "\n")
         self._files[name].flush()
-        scalars = {key: value for key, value in line.items() if key != "update" and isinstance(value, int | float)}
+        scalars = {
+            key: value
+            for key, value in line.items()
+            if key != "update" and isinstance(value, int | float)
+        }
         for key, value in scalars.items():
             self._board.add_scalar(key, value, line["update"])
+
         if self._wandb:
             self._wandb.log(scalars, step=line["update"])
 
@@ -98,12 +114,14 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file. Broken ones are left out, with a warning unless it is the last, which a kill may
-    have cut off."""
+    """The lines of a metrics file. Broken ones are left out, with a warning unless it is the last,
+    which a kill may have cut off."""
     if not path.exists():
         return []
+
     lines = []
     *earlier, last = path.read_bytes().split(b"\n")
+
     for number, text in enumerate([*earlier, last], start=1):
         try:
             line = json.loads(text)
@@ -111,4 +129,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError):
             if number <= len(earlier):
                 warn(f"{path}, line {number}: not a line of metrics; left out")
+
     return lines

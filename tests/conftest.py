@@ -26,19 +26,28 @@ def nothing_left_behind() -> Iterator[None]:
     before = set(SHARED_MEMORY.iterdir())
     yield
     deadline = time.monotonic() + 5  # what has just been told to end may take a moment
-    while left := [*_children(), *(path for path in SHARED_MEMORY.iterdir() if path not in before and not _used(path))]:
+
+    while left := [
+        *_children(),
+        *(path for path in SHARED_MEMORY.iterdir() if path not in before and not _used(path)),
+    ]:
         assert time.monotonic() < deadline, f"left behind: {', '.join(map(str, left))}"
         time.sleep(0.1)
 
 
 def _children() -> list[str]:
-    """Command lines of living children; multiprocessing's resource tracker lives as long as its process."""
+    """Command lines of living children; multiprocessing's resource tracker lives as long as its
+    process."""
     lines = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             line = " ".join(child.cmdline())
-            if child.status() != psutil.STATUS_ZOMBIE and "multiprocessing.resource_tracker" not in line:
+            if (
+                child.status() != psutil.STATUS_ZOMBIE
+                and "multiprocessing.resource_tracker" not in line
+            ):
                 lines.append(line)
+
     return lines
 
 

@@ -1,4 +1,5 @@
-"""A Slurm cluster of one node on this machine: munged, slurmctld and slurmd with their own folders and ports."""
+"""A Slurm cluster of one node on this machine: munged, slurmctld and slurmd with their own folders
+and ports."""
 
 import contextlib
 import os
@@ -49,17 +50,20 @@ PartitionName=tests Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 def cluster(folder: Path) -> Iterator[None]:
     """Run a cluster whose files lie in `folder`; in here, sbatch and its like talk to it.
 
-    Skips the test where Slurm is not installed; fails it there if CI is set, because CI is to run it.
-    """
+    Skips the test where Slurm is not installed; fails it there if CI is set, because CI is to run
+    it."""
     path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
     if missing := [name for name in SERVERS if not shutil.which(name, path=path)]:
         message = f"{', '.join(missing)} not installed: .ci/setup installs them"
         if os.environ.get("CI"):
             pytest.fail(message)
+
         pytest.skip(message)
+
     (folder / "munge").mkdir(parents=True)
     for name in ("state", "spool"):
         (folder / name).mkdir()
+
     key = folder / "munge/key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)
@@ -77,6 +81,7 @@ def cluster(folder: Path) -> Iterator[None]:
     )
     if _version(path) >= (23, 11):  # from then on slurmd looks for cgroups whatever the plugins
         (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+
     commands = [
         ["munged", "--foreground", "--force", *(f"--{what}={folder}/munge/{file}" for what, file in (
             ("socket", "socket"), ("key-file", "key"), ("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed"),
@@ -84,31 +89,49 @@ def cluster(folder: Path) -> Iterator[None]:
         ["slurmctld", "-D", "-f", str(conf)],
         ["slurmd", "-D", "-f", str(conf)],
     ]  # fmt: skip
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(conf))
         patch.setenv("PATH", path)
         servers: list[subprocess.Popen[bytes]] = []
+
         try:
             for command in commands:
                 with (folder / f"{command[0]}.out").open("wb") as out:
-                    bound = ["setpriv", "--pdeathsig", "KILL", *command]  # the end of killed tests, too
-                    servers.append(subprocess.Popen(bound, stdout=out, stderr=out, stdin=subprocess.DEVNULL))
+                    bound = [
+                        "setpriv",
+                        "--pdeathsig",
+                        "KILL",
+                        *command,
+                    ]  # the end of killed tests, too
+                    servers.append(
+                        subprocess.Popen(bound, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+                    )
+
                 if command[0] == "munged":
                     _wait(lambda: (folder / "munge/socket").exists(), servers, folder)
-            _wait(lambda: _said("sinfo", "--noheader", "--states=idle", "--format=%D") == "1", servers, folder)
+
+            _wait(
+                lambda: _said("sinfo", "--noheader", "--states=idle", "--format=%D") == "1",
+                servers,
+                folder,
+            )
             yield
         finally:
             subprocess.run(["scancel", "--user", user], capture_output=True)
             with contextlib.suppress(AssertionError):
                 _wait(lambda: _said("squeue", "--noheader") == "", servers, folder)
+
             for server in reversed(servers):
                 server.send_signal(signal.SIGTERM)
+
             for server in servers:
                 try:
                     server.wait(10)
                 except subprocess.TimeoutExpired:
                     server.kill()
                     server.wait()
+
             _kill_what_is_left(conf)
 
 
@@ -121,7 +144,9 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _version(path: str) -> tuple[int, ...]:
-    said = subprocess.run(["slurmd", "-V"], capture_output=True, text=True, env={"PATH": path}).stdout
+    said = subprocess.run(
+        ["slurmd", "-V"], capture_output=True, text=True, env={"PATH": path}
+    ).stdout
     return tuple(map(int, re.findall(r"\d+", said)[:2]))
 
 
@@ -135,8 +160,11 @@ def _wait(condition, servers, folder: Path) -> None:
     while not condition():
         dead = [server.args for server in servers if server.poll() is not None]
         if dead or time.monotonic() > deadline:
-            logs = "".join(f"--- {file.name}\n{file.read_text()[-2000:]}\n" for file in folder.glob("*.out"))
+            logs = "".join(
+                f"--- {file.name}\n{file.read_text()[-2000:]}\n" for file in folder.glob("*.out")
+            )
             raise AssertionError(f"Slurm does not come up, or down; ended: {dead}\n{logs}")
+
         time.sleep(0.1)
 
 

@@ -1,19 +1,27 @@
-"""Small stand-ins for tests of the trainer: random blocks instead of a token store, and a small recipe."""
+"""Small stand-ins for tests of the trainer: random blocks instead of a token store, and a small
+recipe."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robustly.data_prep.sampler import Order
-from robustly.pretrain.config import Masking, Model, Optim, Run, Schedule
-from robustly.pretrain.masking import TokenIds
+from robustly.data_prep.sampler import EpochSampler
+from robustly.pretrain.config import (
+    MaskingConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+from robustly.pretrain.masking import SpecialTokens
 
-VOCABULARY = TokenIds(size=300, bos=0, pad=1, eos=2, mask=299)
+VOCABULARY = SpecialTokens(size=300, bos=0, pad=1, eos=2, mask=299)
 
 
 class RandomBlocks:
-    """Blocks of random ids and lengths, <s> first, padded with 1: what robustly.data_prep.blocks.Blocks gives."""
+    """Blocks of random ids and lengths, <s> first, padded with 1: what
+    robustly.data_prep.blocks.Blocks gives."""
 
     def __init__(self, count: int = 100, length: int = 32, shortest: int = 10):
         draw = np.random.default_rng(0)
@@ -38,13 +46,13 @@ class RandomBlocks:
         return np.zeros_like(blocks)
 
 
-def order(blocks: Any = None, seed: int = 5) -> Order:
+def order(blocks: Any = None, seed: int = 5) -> EpochSampler:
     """The order of random blocks, or of others like them."""
-    return Order(blocks or RandomBlocks(), seed)
+    return EpochSampler(blocks or RandomBlocks(), seed)
 
 
-def model(**changes: Any) -> Model:
-    return Model(
+def model(**changes: Any) -> ModelConfig:
+    return ModelConfig(
         **{
             "layers": 2,
             "hidden": 64,
@@ -61,12 +69,14 @@ def model(**changes: Any) -> Model:
     )
 
 
-def masking(**changes: Any) -> Masking:
-    return Masking(**{"probability": 0.15, "mask": 0.8, "random": 0.1, "style": "fairseq", **changes})
+def masking(**changes: Any) -> MaskingConfig:
+    return MaskingConfig(
+        **{"probability": 0.15, "mask": 0.8, "random": 0.1, "style": "fairseq", **changes}
+    )
 
 
-def optim(**changes: Any) -> Optim:
-    return Optim(
+def optim(**changes: Any) -> OptimConfig:
+    return OptimConfig(
         **{
             "batch_size": 32,
             "peak_lr": 1e-3,
@@ -80,9 +90,9 @@ def optim(**changes: Any) -> Optim:
     )
 
 
-def schedule(**changes: Any) -> Schedule:
-    return Schedule(**{"updates": 10, "warmup": 3, "decay": "linear", **changes})
+def schedule(**changes: Any) -> ScheduleConfig:
+    return ScheduleConfig(**{"updates": 10, "warmup": 3, "decay": "linear", **changes})
 
 
-def run(**changes: Any) -> Run:
-    return Run(**{"micro_batch": 8, **changes})
+def run(**changes: Any) -> RunConfig:
+    return RunConfig(**{"micro_batch": 8, **changes})

@@ -1,9 +1,9 @@
-"""`robustly` and `python -` without the seconds of importing torch, transformers and DeepSpeed: each command is forked
-from one process that has imported them.
+"""`robustly` and `python -` without the seconds of importing torch, transformers and DeepSpeed:
+each command is forked from one process that has imported them.
 
-A command sees its own arguments, folder, environment and files, as in a process of its own. It is for tests of many
-commands; how a command starts, is interrupted or killed is tested on real processes.
-"""
+A command sees its own arguments, folder, environment and files, as in a process of its own. It is
+for tests of many commands; how a command starts, is interrupted or killed is tested on real
+processes."""
 
 import atexit
 import contextlib
@@ -42,9 +42,11 @@ sys.exit(answer[0] if answer else 1)
 
 @contextmanager
 def commands(folder: Path) -> Iterator[Path]:
-    """A folder for PATH, with `robustly` and `python`; no process that they started outlives the context."""
+    """A folder for PATH, with `robustly` and `python`; no process that they started outlives the
+    context."""
     address = folder / "socket"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
     with subprocess.Popen(
         [sys.executable, "-m", "tests.warm", str(address)], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
         start_new_session=True,
@@ -56,6 +58,7 @@ def commands(folder: Path) -> Iterator[Path]:
                 shim = folder / name
                 shim.write_text(SHIM.format(python=sys.executable, address=str(address)))
                 shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
+
             yield folder
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -64,11 +67,15 @@ def commands(folder: Path) -> Iterator[Path]:
 
 def _serve(address: str) -> None:
     """Fork a process for every command; tell who asked how it ended."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, selectors.DefaultSelector() as ready:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        selectors.DefaultSelector() as ready,
+    ):
         listener.bind(address)
         listener.listen()
         ready.register(listener, selectors.EVENT_READ)
         print("ready", flush=True)
+
         while True:
             for key, _ in ready.select():
                 if key.fileobj is listener:
@@ -78,6 +85,7 @@ def _serve(address: str) -> None:
                         _be(asker)
                     ready.register(os.pidfd_open(child), selectors.EVENT_READ, (child, asker))
                     continue
+
                 ready.unregister(key.fileobj)
                 os.close(key.fd)
                 child, asker = key.data
@@ -93,6 +101,7 @@ def _be(asker: socket.socket) -> NoReturn:
     for place, file in enumerate(files):
         os.dup2(file, place)
         os.close(file)
+
     asked = json.loads(message)
     os.chdir(asked["cwd"])
     os.environ.clear()
@@ -101,6 +110,7 @@ def _be(asker: socket.socket) -> NoReturn:
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
     code: int | str | None = 0
+
     try:
         if sys.argv[0] == "robustly":
             sys.path[0] = str(Path(sys.executable).parent)
@@ -115,9 +125,12 @@ def _be(asker: socket.socket) -> NoReturn:
     except BaseException:
         traceback.print_exc()
         code = 1
+
     if isinstance(code, str):
         print(code, file=sys.stderr)
-    threading._shutdown()  # as at the end of any process; taking down what the server imported would take seconds
+
+    # as at the end of any process; taking down what the server imported would take seconds
+    threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

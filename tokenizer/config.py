@@ -1,4 +1,5 @@
-"""Schema of the page's `corpus` and `tokenizer` sections, and of how the work on a corpus is spread."""
+"""Schema of the page's `corpus` and `tokenizer` sections, and of how the work on a corpus is
+spread."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -19,7 +20,8 @@ MAX_MIN_WORD_COUNT = 1000
 
 
 class FairseqFiles(Section):
-    """A vocabulary as fairseq keeps RoBERTa's: GPT-2's files, and a dictionary that says which id a token has."""
+    """A vocabulary as fairseq keeps RoBERTa's: GPT-2's files, and a dictionary that says which id a
+    token has."""
 
     encoder: str
     """`encoder.json`: token -> GPT-2's id."""
@@ -30,7 +32,8 @@ class FairseqFiles(Section):
 
 
 def folder_or_files(value: Any) -> str:
-    """Tells pydantic which of the two a page gives: the path of a folder, or files by their names."""
+    """Tells pydantic which of the two a page gives: the path of a folder, or files by their
+    names."""
     return "Files" if isinstance(value, Mapping | FairseqFiles) else "Folder"
 
 
@@ -40,7 +43,7 @@ _Imported = Annotated[
 ]
 
 
-class Tokenizer(Section):
+class TokenizerConfig(Section):
     """The byte-level BPE tokenizer: trained on the corpus, or imported."""
 
     vocab_size: Annotated[int, Field(le=2**31)]
@@ -50,19 +53,23 @@ class Tokenizer(Section):
     special_tokens: Annotated[list[str], Field(max_length=2**16)] = Field(default_factory=list)
     """Further special tokens, such as [ENT]; their ids are the last before that of <mask>."""
     count_by: Literal["document", "line"] = "document"
-    """What words are counted in: a whole document, or each of its lines with its line feed (as `tokenizers` reads
-    files). Where white space runs over line feeds the words differ."""
+    """What words are counted in: a whole document, or each of its lines with its line feed (as
+    `tokenizers` reads files). Where white space runs over line feeds the words differ."""
     normalization: Literal["nfc"] | None = None
-    """nfc: text is brought to Unicode's NFC before words are counted and whenever it is encoded. Default: it is not."""
+    """nfc: text is brought to Unicode's NFC before words are counted and whenever it is encoded.
+    Default: it is not."""
     min_word_count: Annotated[int, Field(ge=1, le=MAX_MIN_WORD_COUNT)] = 1
     """Words that occur less often in the whole corpus are left out of training: to save memory."""
     max_token_length: Annotated[int, Field(ge=3)] | None = None
-    """Tokens stay shorter than this many bytes; as in `tokenizers`, for the same merges from the same number."""
+    """Tokens stay shorter than this many bytes; as in `tokenizers`, for the same merges from the
+    same number."""
     accept_fewer: bool = False
-    """Take what the corpus gives where that is less than `vocab_size`; default: that is an error."""
+    """Take what the corpus gives where that is less than `vocab_size`; default: that is an
+    error."""
     imported: Annotated[_Imported | None, Field(alias="import")] = None
-    """An existing vocabulary instead of training: the folder of a Hugging Face tokenizer, or fairseq's three files.
-    `vocab_size` must be its size. Relative paths are looked up beside the page, then in the working directory."""
+    """An existing vocabulary instead of training: the folder of a Hugging Face tokenizer, or
+    fairseq's three files. `vocab_size` must be its size. Relative paths are looked up beside the
+    page, then in the working directory."""
 
     @property
     def fixed_entries(self) -> int:
@@ -73,7 +80,9 @@ class Tokenizer(Section):
     @classmethod
     def _room_for_bytes(cls, value: int) -> int:
         if value < MIN_VOCAB_SIZE:
-            raise ValueError(f"expected at least {MIN_VOCAB_SIZE}: 4 special tokens, 256 bytes and <mask>")
+            raise ValueError(
+                f"expected at least {MIN_VOCAB_SIZE}: 4 special tokens, 256 bytes and <mask>"
+            )
         return value
 
     @field_validator("special_tokens")
@@ -85,30 +94,43 @@ class Tokenizer(Section):
             if token in (*SPECIAL_TOKENS, MASK_TOKEN) or value.count(token) > 1:
                 raise ValueError(f"{token!r} is there already: name each further token once")
             if not token or token != token.strip() or "\0" in token:
-                raise ValueError(f"{token!r}: expected a name without white space around it, such as [ENT] or <url>")
+                raise ValueError(
+                    f"{token!r}: expected a name without white space around it, such as [ENT] or"
+                    " <url>"
+                )
             if could_be_learned(token):
                 raise ValueError(
-                    f"{token!r} could be learned from the text: expected a name that mixes letters with other "
-                    "characters, such as [ENT] or <url>"
+                    f"{token!r} could be learned from the text: expected a name that mixes letters"
+                    " with other characters, such as [ENT] or <url>"
                 )
+
         return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.vocab_size < self.fixed_entries:
             raise ValueError(
-                f"vocab_size = {self.vocab_size}: expected at least {self.fixed_entries}, since special_tokens has "
-                f"{len(self.special_tokens)} beside the {MIN_VOCAB_SIZE} that are always there"
+                f"vocab_size = {self.vocab_size}: expected at least {self.fixed_entries}, since"
+                f" special_tokens has {len(self.special_tokens)} beside the {MIN_VOCAB_SIZE} that"
+                " are always there"
             )
         if self.imported is not None and (training := sorted(_TRAINING & self.model_fields_set)):
             raise ValueError(f"import takes a vocabulary as it is; remove {', '.join(training)}")
         return self
 
     def recipe(self) -> dict[str, Any]:
-        """As every section's, but for the paths of an import: what lies there is an input of the stage."""
+        """As every section's, but for the paths of an import: what lies there is an input of the
+        stage."""
         if self.imported is None:
             return super().recipe()
         return {"vocab_size": self.vocab_size, "import": True}
 
 
-_TRAINING = {"special_tokens", "count_by", "normalization", "min_word_count", "max_token_length", "accept_fewer"}
+_TRAINING = {
+    "special_tokens",
+    "count_by",
+    "normalization",
+    "min_word_count",
+    "max_token_length",
+    "accept_fewer",
+}

@@ -1,8 +1,7 @@
 """Counting the words of a corpus: each part into a file of its own, then the sums of all.
 
-The counts come from text, or from count files that were made elsewhere. What is done lies in a folder, so that after a
-kill only the rest is done.
-"""
+The counts come from text, or from count files that were made elsewhere. What is done lies in a
+folder, so that after a kill only the rest is done."""
 
 import io
 import json
@@ -13,14 +12,22 @@ from functools import partial
 from pathlib import Path
 
 from robustly import UserError
-from robustly.corpus.config import Corpus, CountFiles, Processing
+from robustly.corpus.config import CorpusConfig, CountFiles, Processing
 from robustly.corpus.documents import BadLine, documents, refuse_many
 from robustly.corpus.executors import process
-from robustly.corpus.partitions import Part, parts
+from robustly.corpus.partitions import Partition, partitions
 from robustly.corpus.reading import lines, where
 from robustly.files import write_json
-from robustly.tokenizer.config import MAX_MIN_WORD_COUNT, Tokenizer
-from robustly.tokenizer.counts import Addition, Count, WordCounter, few_files, parse_count, sum_sorted, write_counts
+from robustly.tokenizer.config import MAX_MIN_WORD_COUNT, TokenizerConfig
+from robustly.tokenizer.counts import (
+    Addition,
+    Count,
+    WordCounter,
+    few_files,
+    parse_count,
+    sum_sorted,
+    write_counts,
+)
 
 RARE = MAX_MIN_WORD_COUNT - 1  # how often a word occurs, at most, that may be left out
 SUMS = "counts.tsv.zst"
@@ -40,44 +47,71 @@ class Sums:
     def kept(self, min_count: int) -> tuple[int, int]:
         """Distinct words that occur at least so often, and their bytes."""
         left_out = self.rare[:min_count]
-        return self.words - sum(row[0] for row in left_out), self.symbols - sum(row[1] for row in left_out)
+        return self.words - sum(row[0] for row in left_out), self.symbols - sum(
+            row[1] for row in left_out
+        )
 
 
 def count(
-    corpus: Corpus, tokenizer: Tokenizer, text: Sequence[Part], beside: Path, work: Path, processing: Processing
+    corpus: CorpusConfig,
+    tokenizer: TokenizerConfig,
+    text: Sequence[Partition],
+    beside: Path,
+    work: Path,
+    processing: Processing,
 ) -> tuple[dict[str, int], Sums]:
-    """Count the words of the parts in `text`, or add up `corpus.counts`; what is in `work` already is not done again.
+    """Count the words of the parts in `text`, or add up `corpus.counts`; what is in `work` already
+    is not done again.
 
-    Returns what the parts hold together, and what is known of the sums, which lie in `work` as `SUMS`.
-    Raises UserError if the text or the counts cannot be read, hold no words, or have too many broken rows.
-    """
+    Returns what the parts hold together, and what is known of the sums, which lie in `work` as
+    `SUMS`. Raises UserError if the text or the counts cannot be read, hold no words, or have too
+    many broken rows."""
     memory = processing.counting_bytes
     if corpus.counts:
-        pieces: Sequence[Part] = parts(CountFiles.of(corpus), beside)
+        pieces: Sequence[Partition] = partitions(CountFiles.of(corpus), beside)
         add = partial(_add_part, tokenizer.normalization == "nfc", work, memory)
         process(add, pieces, work / "tasks", processing, "adding counts")
     else:
         pieces = text
         process(
-            partial(_count_part, corpus, tokenizer, work, memory), pieces, work / "tasks", processing, "counting words"
+            partial(_count_part, corpus, tokenizer, work, memory),
+            pieces,
+            work / "tasks",
+            processing,
+            "counting words",
         )
+
     return _add_up(work, len(pieces), corpus), _sum_up(work, len(pieces), processing)
 
 
-# ------------------------------------------------------------------------------------------------------ parts
+# -------------------------------------------------------------------------------------------- parts
 
 
-def _count_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, memory: int, number: int, part: Part) -> None:
+def _count_part(
+    corpus: CorpusConfig,
+    tokenizer: TokenizerConfig,
+    work: Path,
+    memory: int,
+    number: int,
+    part: Partition,
+) -> None:
     """Count one part into two files: its words, and what else is known of it."""
     counter = WordCounter(_words_file(work, number), memory)
     bad_lines: list[BadLine] = []
     seen = size = 0
+
     for document in documents(part, corpus, bad_lines):
-        text = unicodedata.normalize("NFC", document.text) if tokenizer.normalization else document.text
+        text = (
+            unicodedata.normalize("NFC", document.text)
+            if tokenizer.normalization
+            else document.text
+        )
         for piece in io.StringIO(text, newline="\n") if tokenizer.count_by == "line" else (text,):
             counter.add_text(piece)
+
         seen += 1
         size += len(text.encode())
+
     counter.finish()
     tally = {
         "documents": seen,
@@ -88,7 +122,7 @@ def _count_part(corpus: Corpus, tokenizer: Tokenizer, work: Path, memory: int, n
     write_json(_tally_file(work, number), tally)
 
 
-def _add_part(nfc: bool, work: Path, memory: int, number: int, part: Part) -> None:
+def _add_part(nfc: bool, work: Path, memory: int, number: int, part: Partition) -> None:
     """As `_count_part`, of counts that were made elsewhere."""
     counter = WordCounter(_words_file(work, number), memory)
     size = 0
@@ -99,9 +133,12 @@ def _add_part(nfc: bool, work: Path, memory: int, number: int, part: Part) -> No
             try:
                 word, times = parse_count(line)
                 if nfc and not unicodedata.is_normalized("NFC", word):
-                    raise ValueError(f"{word[:40]!r} is not in NFC, as tokenizer.normalization wants it")
+                    raise ValueError(
+                        f"{word[:40]!r} is not in NFC, as tokenizer.normalization wants it"
+                    )
             except ValueError as fault:
                 raise UserError(f"{where(part.path, place)}: {fault}") from None
+
             if times:
                 size += times * len(word.encode())
                 yield word, times
@@ -119,12 +156,15 @@ def _tally_file(work: Path, number: int) -> Path:
     return work / f"tally-{number:05d}.json"
 
 
-# ------------------------------------------------------------------------------------------------------ sums
+# --------------------------------------------------------------------------------------------- sums
 
 
-def _add_up(work: Path, size: int, corpus: Corpus) -> dict[str, int]:
-    """What all parts hold together. Raises UserError for too many bad lines, or for no text at all."""
-    tallies = [json.loads(_tally_file(work, number).read_text(encoding="utf-8")) for number in range(size)]
+def _add_up(work: Path, size: int, corpus: CorpusConfig) -> dict[str, int]:
+    """What all parts hold together. Raises UserError for too many bad lines, or for no text at
+    all."""
+    tallies = [
+        json.loads(_tally_file(work, number).read_text(encoding="utf-8")) for number in range(size)
+    ]
     bad_lines = [BadLine(**line) for tally in tallies for line in tally["bad_lines"]]
     refuse_many(bad_lines, corpus)
     names = ("bytes", "words") if corpus.counts else ("documents", "bytes", "words")
@@ -132,15 +172,22 @@ def _add_up(work: Path, size: int, corpus: Corpus) -> dict[str, int]:
     if corpus.counts:
         if not total["words"]:
             raise UserError(f"corpus.counts: no words in {', '.join(corpus.counts)}")
+
         return total
+
     if not total["words"]:
         sources = ", ".join(source.label for source in corpus.sources)
-        raise UserError(f"corpus.sources: no text in {sources} ({len(bad_lines)} broken rows); expected documents")
+        raise UserError(
+            f"corpus.sources: no text in {sources} ({len(bad_lines)} broken rows); expected"
+            " documents"
+        )
+
     return {**total, "bad_lines": len(bad_lines)}
 
 
 def _sum_up(work: Path, size: int, processing: Processing) -> Sums:
-    """Sum the counts of all parts into one file, by as many processes as there are while files are many."""
+    """Sum the counts of all parts into one file, by as many processes as there are while files are
+    many."""
     known = work / "sums.json"
     if known.exists() and (work / SUMS).exists():
         return Sums(**json.loads(known.read_text(encoding="utf-8")))
@@ -161,6 +208,7 @@ def _sum_up(work: Path, size: int, processing: Processing) -> Sums:
             if number <= RARE:
                 rare[number][0] += 1
                 rare[number][1] += length
+
             yield word, number
 
     write_counts(work / SUMS, measured(sum_sorted(paths, "summing counts")))

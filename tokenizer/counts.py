@@ -1,9 +1,9 @@
 """Word counts: counting in bounded memory, the files that hold counts, and their sums.
 
-A **count file** has a line for each word: its count, a tab, the word as a JSON string. Files that are written here are
-UTF-8, sorted by the words' code points, and name a word once. Files from elsewhere may name words in any order and
-more than once, may escape what they like in JSON's way, and may be .gz, .xz or .zst. Counts have 64 bits.
-"""
+A **count file** has a line for each word: its count, a tab, the word as a JSON string. Files that
+are written here are UTF-8, sorted by the words' code points, and name a word once. Files from
+elsewhere may name words in any order and more than once, may escape what they like in JSON's way,
+and may be .gz, .xz or .zst. Counts have 64 bits."""
 
 import heapq
 import io
@@ -24,17 +24,20 @@ from robustly.tokenizer.words import chunks, split
 
 FAN_IN = 64  # files that are open at once while counts are summed
 BATCH = 2**16  # words that are added or written at once
-# Bytes for each distinct word beside the string and the table: the number, if it is not small, and its place in the
-# sorted list when counts are written.
+# Bytes for each distinct word beside the string and the table: the number, if it is not small, and
+# its place in the sorted list when counts are written.
 ENTRY_BYTES = 48
-TABLE_GROWTH = 1.5  # a table that grows exists twice for a moment: a third of its new size, and all of it
+TABLE_GROWTH = (
+    1.5  # a table that grows exists twice for a moment: a third of its new size, and all of it
+)
 MAX_COUNT = 2**63 - 1
 
 Count = tuple[str, int]
 
 
 class WordCounter:
-    """Counts words in at most about `memory` bytes: what is more lies beside `target`, sorted, until `finish`."""
+    """Counts words in at most about `memory` bytes: what is more lies beside `target`, sorted,
+    until `finish`."""
 
     def __init__(self, target: Path, memory: int):
         self.words = 0
@@ -57,6 +60,7 @@ class WordCounter:
             for word, number in batch:
                 self._counts[word] += number
                 self.words += number
+
             self._weigh()
 
     def finish(self) -> None:
@@ -65,6 +69,7 @@ class WordCounter:
         if not self._runs:
             write_counts(self._target, self._sorted())
             return
+
         self._spill()
         few = few_files(self._runs, _add_here)
         write_counts(self._target, sum_sorted(few))
@@ -84,7 +89,9 @@ class WordCounter:
         self._weigh()
 
     def _weigh(self) -> None:
-        new = itertools.islice(reversed(self._counts), len(self._counts) - self._known)  # a dict keeps the order
+        new = itertools.islice(
+            reversed(self._counts), len(self._counts) - self._known
+        )  # a dict keeps the order
         self._strings += sum(map(sys.getsizeof, new))
         self._known = len(self._counts)
         table = int(sys.getsizeof(self._counts) * TABLE_GROWTH)
@@ -101,21 +108,29 @@ class WordCounter:
         return ((word, self._counts[word]) for word in sorted(self._counts))
 
 
-# ------------------------------------------------------------------------------------------------------ files
+# -------------------------------------------------------------------------------------------- files
 
 
 def write_counts(path: Path, counts: Iterable[Count]) -> None:
-    """Write counts, given in order of their words, to a count file; one whose name ends in .zst is compressed."""
+    """Write counts, given in order of their words, to a count file; one whose name ends in .zst is
+    compressed."""
     squeeze = pyarrow.Codec("zstd").compress if path.suffix == ".zst" else bytes
     rows = (f"{number}\t{json.dumps(word, ensure_ascii=False)}\n" for word, number in counts)
+
     with atomic(path) as out:
         while block := "".join(itertools.islice(rows, BATCH)).encode():
-            out.write(squeeze(block))  # a frame of zstd each: frames one after the other are a file of zstd
+            out.write(
+                squeeze(block)
+            )  # a frame of zstd each: frames one after the other are a file of zstd
 
 
 def read_counts(path: Path) -> Iterator[Count]:
     """Read what `write_counts` wrote, line by line."""
-    raw = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd") if path.suffix == ".zst" else path.open("rb")
+    raw = (
+        pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+        if path.suffix == ".zst"
+        else path.open("rb")
+    )
     with raw, io.TextIOWrapper(raw, "utf-8", newline="\n") as lines:
         for line in lines:
             number, _, word = line.partition("\t")
@@ -132,21 +147,29 @@ def parse_count(line: str) -> Count:
         raise ValueError(f"expected a count before the tab, found {number[:40]!r}")
     if len(number.lstrip("0")) > len(str(MAX_COUNT)) or (count := int(number)) > MAX_COUNT:
         raise ValueError(f"expected a count of at most {MAX_COUNT}, found {number[:40]}")
+
     try:
         word = json.loads(quoted)
     except (json.JSONDecodeError, RecursionError):
         word = None
+
     if not isinstance(word, str):
-        raise ValueError(f'expected the word as a JSON string, such as " the", found {quoted[:40]!r}')
+        raise ValueError(
+            f'expected the word as a JSON string, such as " the", found {quoted[:40]!r}'
+        )
+
     try:
         word.encode()
     except UnicodeEncodeError:
         raise ValueError(f"the word {quoted[:40]!r} holds half of a surrogate pair") from None
+
     if len(pieces := split(word)) != 1:
         raise ValueError(
-            f"{word[:40]!r} is {len(pieces)} words for GPT-2's pre-tokenizer: {'|'.join(pieces)[:60]!r}; count words "
-            "as it splits them (a space belongs to the word that follows it)"
+            f"{word[:40]!r} is {len(pieces)} words for GPT-2's pre-tokenizer:"
+            f" {'|'.join(pieces)[:60]!r}; count words as it splits them (a space belongs to the"
+            " word that follows it)"
         )
+
     return word, count
 
 
@@ -167,18 +190,22 @@ def _add_here(additions: Sequence[Addition], level: int) -> None:
         addition.write()
 
 
-def few_files(paths: Sequence[Path], add: Callable[[Sequence[Addition], int], None]) -> Sequence[Path]:
-    """At most `FAN_IN` files with the sums of all: `add(additions, level)` writes those that lie between, as often as
-    it takes."""
+def few_files(
+    paths: Sequence[Path], add: Callable[[Sequence[Addition], int], None]
+) -> Sequence[Path]:
+    """At most `FAN_IN` files with the sums of all: `add(additions, level)` writes those that lie
+    between, as often as it takes."""
     folder, name, level = paths[0].parent, paths[0].stem, 0
     while len(paths) > FAN_IN:
         groups = [paths[first : first + FAN_IN] for first in range(0, len(paths), FAN_IN)]
         additions = [
-            Addition(folder / f"{name}.sum-{level}-{number:05d}.tsv", group) for number, group in enumerate(groups)
+            Addition(folder / f"{name}.sum-{level}-{number:05d}.tsv", group)
+            for number, group in enumerate(groups)
         ]
         add(additions, level)
         paths = [addition.target for addition in additions]
         level += 1
+
     return paths
 
 
@@ -195,14 +222,17 @@ def watched(what: str, counts: Iterable[Count], rows: int) -> Iterator[Count]:
             yield count
             if place % BATCH == 0:
                 advance(BATCH)
+
         advance(rows % BATCH)
 
 
 def sum_sorted(paths: Sequence[Path], show: str | None = None) -> Iterator[Count]:
-    """The sums of at most `FAN_IN` sorted count files, sorted by word, streamed; `show` names a progress bar."""
+    """The sums of at most `FAN_IN` sorted count files, sorted by word, streamed; `show` names a
+    progress bar."""
     assert len(paths) <= FAN_IN
     rows = heapq.merge(*map(read_counts, paths))
     last, total = None, 0
+
     for word, number in watched(show, rows, sum(map(_rows_in, paths))) if show else rows:
         if word == last:
             total += number
@@ -210,5 +240,6 @@ def sum_sorted(paths: Sequence[Path], show: str | None = None) -> Iterator[Count
             if last is not None:
                 yield last, total
             last, total = word, number
+
     if last is not None:
         yield last, total

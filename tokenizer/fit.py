@@ -1,4 +1,5 @@
-"""How well a tokenizer fits given texts: sizes, ratios, and the texts that it cuts into the most tokens."""
+"""How well a tokenizer fits given texts: sizes, ratios, and the texts that it cuts into the most
+tokens."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -7,7 +8,7 @@ from typing import Any
 
 from robustly.corpus.texts import Texts
 from robustly.tokenizer.quality import RATIOS, Measured, Quality, measure_by
-from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.tokenizer import Tokenizer
 
 TOTAL = "total"
 EXCERPTS = 4  # of the documents that are measured
@@ -16,7 +17,8 @@ EXCERPT_WORDS, EXCERPT_BYTES = 12, 80
 
 @dataclass(frozen=True)
 class Fit:
-    """What a tokenizer makes of documents, in rows for people and programs: one for each name, the total last."""
+    """What a tokenizer makes of documents, in rows for people and programs: one for each name, the
+    total last."""
 
     sizes: list[dict[str, Any]]
     ratios: list[dict[str, Any]]
@@ -25,13 +27,17 @@ class Fit:
     unused_entries: int
 
 
-def fit_of(encoder: Encoder, texts: Texts) -> Fit:
-    """What a tokenizer makes of the documents under each name, and of all. Raises UserError as reading them does."""
+def fit_of(encoder: Tokenizer, texts: Texts) -> Fit:
+    """What a tokenizer makes of the documents under each name, and of all. Raises UserError as
+    reading them does."""
     excerpts = Excerpts()
     (measured,) = measure_by([encoder], excerpts.taken(texts.named))
     rows = list(rows_of(texts, measured))
     sizes, ratios = (
-        [{"name": name, **{column: quality.figures()[column] for column in columns}} for name, quality in rows]
+        [
+            {"name": name, **{column: quality.figures()[column] for column in columns}}
+            for name, quality in rows
+        ]
         for columns in (("documents", "bytes", "words", "tokens"), RATIOS)
     )
     cuts = [{"name": name, **cut_up(encoder, text)} for name, text in excerpts]
@@ -55,13 +61,21 @@ class Excerpts:
     def taken(self, named: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
         for name, text in named:
             kept = self._of.get(name, ())
-            if (len(self._of) < EXCERPTS or name in self._of) and len(kept) < EXCERPTS and (words := excerpt(text)):
+            if (
+                (len(self._of) < EXCERPTS or name in self._of)
+                and len(kept) < EXCERPTS
+                and (words := excerpt(text))
+            ):
                 self._of[name] = [*kept, words]
+
             yield name, text
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """(name, excerpt): the first of each name, then the second of each, and so on; EXCERPTS of them."""
-        turns = itertools.zip_longest(*([(name, text) for text in kept] for name, kept in self._of.items()))
+        """(name, excerpt): the first of each name, then the second of each, and so on; EXCERPTS of
+        them."""
+        turns = itertools.zip_longest(
+            *([(name, text) for text in kept] for name, kept in self._of.items())
+        )
         return itertools.islice((found for turn in turns for found in turn if found), EXCERPTS)
 
 
@@ -69,15 +83,17 @@ def excerpt(text: str) -> str:
     """The beginning of the middle line of a document: some words of it; "" where there are none."""
     lines = [line for line in text.splitlines() if line.strip()]
     shown = ""
+
     for word in lines[len(lines) // 2].split()[:EXCERPT_WORDS] if lines else []:
         longer = f"{shown} {word}".strip()
         if len(longer.encode()) > EXCERPT_BYTES:
             return shown or longer.encode()[:EXCERPT_BYTES].decode(errors="ignore")
         shown = longer
+
     return shown
 
 
-def cut_up(encoder: Encoder, text: str) -> dict[str, Any]:
+def cut_up(encoder: Tokenizer, text: str) -> dict[str, Any]:
     ids = encoder.encode_documents([text])[0]
     pieces = [encoder.decode_bytes([number]) for number in ids.tolist()]
     return {

@@ -1,13 +1,14 @@
 """How well a vocabulary fits a text: how many bytes, characters and words a token stands for.
 
-A *word* is here a run of characters without white space (`str.split`), punctuation included: tokens per word is then
-what the field calls fertility, and words in one token are the complement of its continued words (Rust et al. 2021,
-section 3), but for the treebanks' finer words there. Scripts that set no spaces between words have no such figure.
+A *word* is here a run of characters without white space (`str.split`), punctuation included: tokens
+per word is then what the field calls fertility, and words in one token are the complement of its
+continued words (Rust et al. 2021, section 3), but for the treebanks' finer words there. Scripts
+that set no spaces between words have no such figure.
 
-Bytes and characters are those of the text as it is encoded: after normalization, where the tokenizer has some. A
-*single byte* is a byte of the text that is a token of its own: of a character that the vocabulary does not know
-whole, or of one that takes a single byte, such as a full stop, and was merged with nothing.
-"""
+Bytes and characters are those of the text as it is encoded: after normalization, where the
+tokenizer has some. A *single byte* is a byte of the text that is a token of its own: of a character
+that the vocabulary does not know whole, or of one that takes a single byte, such as a full stop,
+and was merged with nothing."""
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,14 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from robustly.tokenizer.tokenizer import Encoder
+    from robustly.tokenizer.tokenizer import Tokenizer
 
 TOGETHER = 2**20
 """Characters of documents that are encoded and counted together: some tens of MB."""
 COUNTED = ("documents", "bytes", "characters", "words", "tokens", "single_bytes", "whole_words")
-RATIOS = ("bytes_per_token", "characters_per_token", "tokens_per_word", "words_in_one_token", "single_byte_share")
+RATIOS = (
+    "bytes_per_token",
+    "characters_per_token",
+    "tokens_per_word",
+    "words_in_one_token",
+    "single_byte_share",
+)
 _LAST_SPACE = 0x3000  # the white space of the highest code point
-_SPACES = np.array([chr(code).isspace() for code in range(_LAST_SPACE + 2)])  # the last entry stands for all others
+_SPACES = np.array(
+    [chr(code).isspace() for code in range(_LAST_SPACE + 2)]
+)  # the last entry stands for all others
 
 
 @dataclass(frozen=True)
@@ -92,17 +101,19 @@ class Measured:
     total: Quality
 
 
-def measure(encoder: "Encoder", texts: Iterable[str]) -> Quality:
+def measure(encoder: "Tokenizer", texts: Iterable[str]) -> Quality:
     """What the tokenizer makes of the texts, each a document."""
     return measure_by([encoder], (("", text) for text in texts))[0].total
 
 
-def measure_by(encoders: Sequence["Encoder"], named: Iterable[tuple[str, str]]) -> list[Measured]:
-    """What each tokenizer makes of the same documents, which come as (name, text) and are read once."""
+def measure_by(encoders: Sequence["Tokenizer"], named: Iterable[tuple[str, str]]) -> list[Measured]:
+    """What each tokenizer makes of the same documents, which come as (name, text) and are read
+    once."""
     gauges = [_Gauge(encoder) for encoder in encoders]
     for together in _batched(named):
         for gauge in gauges:
             gauge.add(together)
+
     return [gauge.measured() for gauge in gauges]
 
 
@@ -114,6 +125,7 @@ def _batched(named: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]
         if characters >= TOGETHER:
             yield together
             together, characters = [], 0
+
     if together:
         yield together
 
@@ -121,7 +133,7 @@ def _batched(named: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]
 class _Gauge:
     """Counts what one tokenizer makes of documents, by name."""
 
-    def __init__(self, encoder: "Encoder"):
+    def __init__(self, encoder: "Tokenizer"):
         self.encoder = encoder
         self._counts: dict[str, NDArray[np.int64]] = {}  # of COUNTED
         self._used: dict[str, NDArray[np.uint8]] = {}  # a bit for each entry
@@ -131,11 +143,15 @@ class _Gauge:
         encoded = self.encoder.encode_documents(texts)
         if self.encoder.vocabulary.nfc:
             texts = [unicodedata.normalize("NFC", text) for text in texts]
+
         rows = _count(texts, encoded, self.encoder.token_bytes)
-        groups = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in documents))}
+        groups = {
+            name: number for number, name in enumerate(dict.fromkeys(name for name, _ in documents))
+        }
         of_document = np.array([groups[name] for name, _ in documents])
         of_token = np.repeat(of_document, rows[:, COUNTED.index("tokens")])
         seen = np.unique(of_token * self.encoder.vocab_size + np.concatenate(encoded))
+
         for name, number in groups.items():
             added = rows[of_document == number].sum(0)
             bounds = np.searchsorted(seen, np.array([number, number + 1]) * self.encoder.vocab_size)
@@ -145,10 +161,17 @@ class _Gauge:
             self._used[name] = self._used.get(name, np.uint8(0)) | np.packbits(used)
 
     def measured(self) -> Measured:
-        rows = {name: self._quality(counts, self._used[name]) for name, counts in self._counts.items()}
+        rows = {
+            name: self._quality(counts, self._used[name]) for name, counts in self._counts.items()
+        }
         none = np.zeros(len(COUNTED), np.int64), np.zeros(0, np.uint8)
         total = (
-            (np.sum(list(self._counts.values()), 0), np.bitwise_or.reduce(list(self._used.values()))) if rows else none
+            (
+                np.sum(list(self._counts.values()), 0),
+                np.bitwise_or.reduce(list(self._used.values())),
+            )
+            if rows
+            else none
         )
         return Measured(rows, self._quality(*total))
 
@@ -157,12 +180,18 @@ class _Gauge:
         return Quality(**dict(zip(COUNTED, counts.tolist(), strict=True)), unused_entries=unused)
 
 
-def _count(texts: Sequence[str], encoded: Sequence[NDArray[Any]], sizes: NDArray[Any]) -> NDArray[np.int64]:
+def _count(
+    texts: Sequence[str], encoded: Sequence[NDArray[Any]], sizes: NDArray[Any]
+) -> NDArray[np.int64]:
     """COUNTED for each document: (documents, 7). All of them are laid end to end."""
     codes = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4")
     ends = np.cumsum([len(text) for text in texts])  # of the documents, in characters
-    widths = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)  # of the characters, in bytes
-    places = np.concatenate([[0], np.cumsum(widths)])  # where each character begins, and where the last ends
+    widths = (
+        1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+    )  # of the characters, in bytes
+    places = np.concatenate(
+        [[0], np.cumsum(widths)]
+    )  # where each character begins, and where the last ends
 
     inside = ~_SPACES[np.minimum(codes, _LAST_SPACE + 1)]
     edges = np.zeros(len(codes) + 1, bool)
@@ -170,12 +199,17 @@ def _count(texts: Sequence[str], encoded: Sequence[NDArray[Any]], sizes: NDArray
     before, after = edges[:-1].copy(), edges[1:].copy()
     before[1:] |= ~inside[:-1]
     after[:-1] |= ~inside[1:]
-    first, last = np.flatnonzero(inside & before), np.flatnonzero(inside & after)  # characters of each word
+    first, last = (
+        np.flatnonzero(inside & before),
+        np.flatnonzero(inside & after),
+    )  # characters of each word
 
     ids = np.concatenate(encoded)
     token_sizes = sizes[ids]
     token_ends = np.cumsum(token_sizes, dtype=np.int64)
-    at = np.searchsorted(token_ends, places[first], side="right")  # the token with the word's first byte
+    at = np.searchsorted(
+        token_ends, places[first], side="right"
+    )  # the token with the word's first byte
     begins = token_ends[at] - token_sizes[at] >= places[first] - 1  # there, or at the space before
     whole = np.zeros(len(codes), bool)
     whole[first] = begins & (token_ends[at] == places[last + 1])

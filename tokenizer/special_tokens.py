@@ -2,26 +2,37 @@
 
 from robustly.tokenizer.words import split
 
-SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as in fairseq; <mask> is the last id
+SPECIAL_TOKENS = (
+    "<s>",
+    "<pad>",
+    "</s>",
+    "<unk>",
+)  # ids 0 to 3, as in fairseq; <mask> is the last id
 
 MASK_TOKEN = "<mask>"
 
 
 def byte_symbols() -> list[str]:
-    """The printable character that stands for each byte 0..255 in vocabulary files (GPT-2's `bytes_to_unicode`).
+    """The printable character that stands for each byte 0..255 in vocabulary files (GPT-2's
+    `bytes_to_unicode`).
 
-    Printable Latin-1 characters stand for themselves, the other 68 bytes for the characters from U+0100 on.
-    """
+    Printable Latin-1 characters stand for themselves, the other 68 bytes for the characters from
+    U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) if byte in printable else chr(0x100 + others.index(byte)) for byte in range(256)]
+
+    return [
+        chr(byte) if byte in printable else chr(0x100 + others.index(byte)) for byte in range(256)
+    ]
 
 
 def could_be_learned(token: str) -> bool:
-    """Whether training could make a token: if its bytes are one word, or some bytes amid a character."""
+    """Whether training could make a token: if its bytes are one word, or some bytes amid a
+    character."""
     byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     if not token or any(symbol not in byte_of for symbol in token):
         return False
+
     try:
         return len(split(bytes(map(byte_of.__getitem__, token)).decode())) == 1
     except UnicodeDecodeError:

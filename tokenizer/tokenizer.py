@@ -1,7 +1,7 @@
 """Text to token ids and back: the ids of `tokenizers`, many times as fast.
 
-tiktoken's engine encodes the first megabytes, and a table of the words seen (`word_table`) what comes after them.
-"""
+tiktoken's engine encodes the first megabytes, and a table of the words seen (`word_table`) what
+comes after them."""
 
 import functools
 import multiprocessing
@@ -24,92 +24,118 @@ from robustly.tokenizer.words import PATTERN
 if TYPE_CHECKING:
     from robustly.tokenizer.word_table import WordTable
 
-TOGETHER = 2**22  # characters of lines that are encoded at once: while they are, they are held several times
+TOGETHER = (
+    2**22
+)  # characters of lines that are encoded at once: while they are, they are held several times
 
-# Characters that an encoder gives to the engine before it starts the table of words: the start, with the import of
-# numba, takes about as long as the engine does for so many.
+# Characters that an encoder gives to the engine before it starts the table of words: the start,
+# with the import of numba, takes about as long as the engine does for so many.
 BEFORE_TABLE = 2**22
 
-# tiktoken panics on about a million characters of white space in a row. Runs of this many are encoded on their own.
+# tiktoken panics on about a million characters of white space in a row. Runs of this many are
+# encoded on their own.
 LONG_RUN = 2**16
 _LONG_RUN = regex.compile(rf"\s{{{LONG_RUN},}}+")
 
 
-class Encoder:
+class Tokenizer:
     """Encodes and decodes with one vocabulary. Special tokens in a text are plain text to it."""
 
     def __init__(self, vocabulary: Vocabulary):
         ids = vocabulary.ids
         self.vocabulary = vocabulary
         self.vocab_size = len(ids)
-        self.bos_id, self.pad_id, self.eos_id, self.unk_id = ids["<s>"], ids["<pad>"], ids["</s>"], ids["<unk>"]
+        self.bos_id, self.pad_id, self.eos_id, self.unk_id = (
+            ids["<s>"],
+            ids["<pad>"],
+            ids["</s>"],
+            ids["<unk>"],
+        )
         self.mask_id = ids[MASK_TOKEN]
         self.dtype: np.dtype[Any] = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
         """Of the arrays of ids: the smallest that holds them all."""
 
         symbols = byte_symbols()
         byte_of = {symbol: bytes([byte]) for byte, symbol in enumerate(symbols)}
-        # tiktoken merges the pair whose bytes have the lowest rank, so ranks must follow the order of the merges;
-        # RoBERTa's ids do not, because fairseq numbers tokens by frequency.
+        # tiktoken merges the pair whose bytes have the lowest rank, so ranks must follow the order
+        # of the merges; RoBERTa's ids do not, because fairseq numbers tokens by frequency.
         tokens = [*symbols, *(left + right for left, right in vocabulary.merges)]
         raw = {token: b"".join(map(byte_of.__getitem__, token)) for token in tokens}
         ranks = {raw[token]: rank for rank, token in enumerate(raw)}
-        # Without any special token, the engine's search for them would stop at every character. This one is plain text
-        # as well, because no call allows it.
+        # Without any special token, the engine's search for them would stop at every character.
+        # This one is plain text as well, because no call allows it.
         unused = {MASK_TOKEN: len(ranks)}
-        self._engine = tiktoken.Encoding("robustly", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=unused)
+        self._engine = tiktoken.Encoding(
+            "robustly", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=unused
+        )
         self._ids = np.array([ids[token] for token in raw], self.dtype)  # by rank
         self._encoded = 0  # characters, by the engine
         self._line_feed = ids[symbols[ord("\n")]]
         self._eos = self.dtype.type(self.eos_id)
-        self._bytes = [raw.get(token, token.encode()) for token in sorted(ids, key=ids.__getitem__)]  # by id
+        self._bytes = [
+            raw.get(token, token.encode()) for token in sorted(ids, key=ids.__getitem__)
+        ]  # by id
         special = {ids[token] for token in vocabulary.special}
         self.token_bytes: NDArray[np.int32] = np.array(
-            [0 if number in special else len(piece) for number, piece in enumerate(self._bytes)], np.int32
+            [0 if number in special else len(piece) for number, piece in enumerate(self._bytes)],
+            np.int32,
         )
         """Bytes of text that each id stands for; 0 for special tokens."""
-        self.begins_word: NDArray[np.bool_] = np.array([piece[:1].isspace() for piece in self._bytes])
+        self.begins_word: NDArray[np.bool_] = np.array(
+            [piece[:1].isspace() for piece in self._bytes]
+        )
         """Of each id, whether its text begins with white space."""
 
-    def __reduce__(self) -> tuple[type["Encoder"], tuple[Vocabulary]]:
-        return Encoder, (self.vocabulary,)  # the engine itself does not travel between processes
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Vocabulary]]:
+        return Tokenizer, (self.vocabulary,)  # the engine itself does not travel between processes
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of the vocabulary: encoders with the same one give the same ids."""
-        return self.vocabulary.fingerprint  # as long in the making as the whole encoder, and workers do not ask for it
+        return (
+            self.vocabulary.fingerprint
+        )  # as long in the making as the whole encoder, and workers do not ask for it
 
     def encode_documents(self, texts: Sequence[str], workers: int = 1) -> list[NDArray[Any]]:
         """The ids of each text, of `dtype`, without special tokens.
 
-        With more than one of them, `workers` are processes that start for this call (a second or two): worth it from
-        some 50 MB on, and in a program whose main module can be imported. The data stage has processes of its own.
-        Raises UserError if a text holds half of a surrogate pair, which stands for no character.
-        """
+        With more than one of them, `workers` are processes that start for this call (a second or
+        two): worth it from some 50 MB on, and in a program whose main module can be imported. The
+        data stage has processes of its own. Raises UserError if a text holds half of a surrogate
+        pair, which stands for no character."""
         if isinstance(texts, str) or workers < 1:
             raise ValueError(
                 "expected a list of texts, found a single one" if isinstance(texts, str) else
                 f"expected workers of at least 1, found {workers}"
             )  # fmt: skip
+
         texts = list(texts)
         if workers == 1 or len(texts) < 2:
             return [self._encode(text) for text in texts]
+
         # as many batches as keep every process busy to the end
         size = -(-len(texts) // (8 * workers))
         batches = [texts[first : first + size] for first in range(0, len(texts), size)]
-        context = multiprocessing.get_context("spawn")  # a forked child would inherit our threads' locks
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(self,)) as pool:
+        context = multiprocessing.get_context(
+            "spawn"
+        )  # a forked child would inherit our threads' locks
+
+        with ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_begin_worker, initargs=(self,)
+        ) as pool:
             return list(chain.from_iterable(pool.map(_encode_batch, batches)))
 
     def encode_lines(self, lines: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """The ids of lines, of `dtype`, each followed by </s>; and where each ends, after its </s>: (lines,).
+        """The ids of lines, of `dtype`, each followed by </s>; and where each ends, after its </s>:
+        (lines,).
 
-        A line is as in `encode_documents`, and holds no line feed, is not empty and neither begins nor ends with white
-        space. Many are encoded in one go: between such lines a line feed is a word of its own, so that none of them
-        changes what its neighbours become. Raises UserError as `encode_documents` does.
-        """
+        A line is as in `encode_documents`, and holds no line feed, is not empty and neither begins
+        nor ends with white space. Many are encoded in one go: between such lines a line feed is a
+        word of its own, so that none of them changes what its neighbours become. Raises UserError
+        as `encode_documents` does."""
         assert lines
         ids, ends, size = [], [], 0
+
         for group in _groups(lines):
             found = self._encode("\n".join(group))
             at = np.flatnonzero(found == self._line_feed)
@@ -118,6 +144,7 @@ class Encoder:
             ids.append(np.append(found, self._eos))
             ends.append(np.append(at, found.size) + size + 1)
             size += ids[-1].size
+
         return np.concatenate(ids), np.concatenate(ends)
 
     def byte_offsets(self, ids: ArrayLike) -> NDArray[np.int64]:
@@ -127,14 +154,17 @@ class Encoder:
 
         Special tokens cover nothing. Where the vocabulary says NFC, the text is in NFC.
         """
-        return np.concatenate([[0], np.cumsum(self.token_bytes[self._checked(ids)], dtype=np.int64)])
+        return np.concatenate(
+            [[0], np.cumsum(self.token_bytes[self._checked(ids)], dtype=np.int64)]
+        )
 
     def decode_bytes(self, ids: ArrayLike) -> bytes:
         """The exact bytes that the ids stand for; special tokens come out as their names."""
         return b"".join(self._bytes[number] for number in self._checked(ids).tolist())
 
     def decode(self, ids: ArrayLike) -> str:
-        """As `decode_bytes`, as text. Where ids begin or end amid a character, U+FFFD stands for its rest."""
+        """As `decode_bytes`, as text. Where ids begin or end amid a character, U+FFFD stands for
+        its rest."""
         return self.decode_bytes(ids).decode(errors="replace")
 
     def _checked(self, ids: ArrayLike) -> NDArray[np.int64]:
@@ -143,10 +173,17 @@ class Encoder:
         if numbers.size == 0:
             return np.empty(0, np.int64)
         if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
-            raise ValueError(f"expected a row of ids, found shape {numbers.shape} of {numbers.dtype}")
+            raise ValueError(
+                f"expected a row of ids, found shape {numbers.shape} of {numbers.dtype}"
+            )
+
         least, most = int(numbers.min()), int(numbers.max())
         if least < 0 or most >= self.vocab_size:
-            raise ValueError(f"expected ids from 0 to {self.vocab_size - 1}, found {least if least < 0 else most}")
+            raise ValueError(
+                f"expected ids from 0 to {self.vocab_size - 1}, found"
+                f" {least if least < 0 else most}"
+            )
+
         return numbers.astype(np.int64)
 
     def _encode(self, text: str) -> NDArray[Any]:
@@ -154,12 +191,14 @@ class Encoder:
             exact = unicodedata.normalize("NFC", text) if self.vocabulary.nfc else text
             if self._encoded >= BEFORE_TABLE:
                 return self._table.encode(exact.encode())
+
             self._encoded += len(exact)
             return self._ids[self._ranks(exact)]
         except UnicodeEncodeError:
             found = regex.search(r"\p{Cs}", text)
             raise UserError(
-                f"the text holds \\u{ord(found[0]):04x}, half of a surrogate pair, at character {found.start()}"
+                f"the text holds \\u{ord(found[0]):04x}, half of a surrogate pair, at character"
+                f" {found.start()}"
             ) from None
 
     @functools.cached_property
@@ -175,14 +214,22 @@ class Encoder:
         # A run twice as long covers one of these windows whole; the engine bears a shorter one.
         if not any(text[at : at + LONG_RUN].isspace() for at in range(0, len(text), LONG_RUN)):
             return self._engine.encode_to_numpy(text, disallowed_special=())
+
         ranks, done = [], 0
         for run in _LONG_RUN.finditer(text):
             # the pattern makes one piece of a run, but leaves its last character to what follows
             end = run.end() if run.end() == len(text) else run.end() - 1
-            ranks.append(self._engine.encode_to_numpy(text[done : run.start()], disallowed_special=()))
-            ranks.append(np.array(self._engine._encode_single_piece(text[run.start() : end]), np.uint32))
+            ranks.append(
+                self._engine.encode_to_numpy(text[done : run.start()], disallowed_special=())
+            )
+            ranks.append(
+                np.array(self._engine._encode_single_piece(text[run.start() : end]), np.uint32)
+            )
             done = end
-        return np.concatenate([*ranks, self._engine.encode_to_numpy(text[done:], disallowed_special=())])
+
+        return np.concatenate(
+            [*ranks, self._engine.encode_to_numpy(text[done:], disallowed_special=())]
+        )
 
 
 def _groups(lines: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -195,10 +242,10 @@ def _groups(lines: Sequence[str]) -> Iterator[Sequence[str]]:
             start, size = place, 0
 
 
-_worker: Encoder | None = None  # of a process that `encode_documents` started
+_worker: Tokenizer | None = None  # of a process that `encode_documents` started
 
 
-def _begin_worker(encoder: Encoder) -> None:
+def _begin_worker(encoder: Tokenizer) -> None:
     global _worker
     _worker = encoder
 

@@ -1,10 +1,11 @@
-"""The vocabulary: which token has which id, which pairs merge in which order, and the files that say so.
+"""The vocabulary: which token has which id, which pairs merge in which order, and the files that
+say so.
 
-Layout, as fairseq numbers RoBERTa's special tokens and as `tokenizers` numbers the rest when it trains with the four
-special tokens and `ByteLevel.alphabet()`: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the 256 bytes (by the code point of
-their symbol), the merges in order, further special tokens, `<mask>` last. A vocabulary that is read or imported keeps
-the ids that it has: RoBERTa's own are in the order of fairseq's dictionary, by frequency.
-"""
+Layout, as fairseq numbers RoBERTa's special tokens and as `tokenizers` numbers the rest when it
+trains with the four special tokens and `ByteLevel.alphabet()`: `<s>` 0, `<pad>` 1, `</s>` 2,
+`<unk>` 3, the 256 bytes (by the code point of their symbol), the merges in order, further special
+tokens, `<mask>` last. A vocabulary that is read or imported keeps the ids that it has: RoBERTa's
+own are in the order of fairseq's dictionary, by frequency."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,8 @@ MODEL_MAX_LENGTH = 512  # RoBERTa's; publishing writes the model's own
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens in byte-level symbols. Every part and every result of a merge is a token, and so is every byte."""
+    """Tokens in byte-level symbols. Every part and every result of a merge is a token, and so is
+    every byte."""
 
     ids: dict[str, int]
     """Token -> id; the ids are 0 .. size - 1."""
@@ -41,19 +43,26 @@ class Vocabulary:
     @property
     def fingerprint(self) -> str:
         """The same for two vocabularies that encode every text to the same ids."""
-        return fingerprint({"ids": self.ids, "merges": self.merges, **({"nfc": True} if self.nfc else {})})
+        return fingerprint(
+            {"ids": self.ids, "merges": self.merges, **({"nfc": True} if self.nfc else {})}
+        )
 
 
-def lay_out(merges: list[tuple[str, str]], extra: Sequence[str] = (), nfc: bool = False) -> Vocabulary:
-    """The vocabulary of a trained tokenizer: special tokens, bytes, merges, further special tokens, <mask>."""
+def lay_out(
+    merges: list[tuple[str, str]], extra: Sequence[str] = (), nfc: bool = False
+) -> Vocabulary:
+    """The vocabulary of a trained tokenizer: special tokens, bytes, merges, further special tokens,
+    <mask>."""
     learned = [left + right for left, right in merges]
     tokens = [*SPECIAL_TOKENS, *sorted(byte_symbols()), *learned, *extra, MASK_TOKEN]
     ids = {token: number for number, token in enumerate(tokens)}
-    assert len(ids) == len(tokens), "two merges made the same token, or one that looks like a special token"
+    assert len(ids) == len(tokens), (
+        "two merges made the same token, or one that looks like a special token"
+    )
     return Vocabulary(ids, merges, tuple(extra), nfc)
 
 
-# ------------------------------------------------------------------------------------------------------ files
+# -------------------------------------------------------------------------------------------- files
 
 
 def save(vocabulary: Vocabulary, folder: Path) -> list[Path]:
@@ -62,12 +71,16 @@ def save(vocabulary: Vocabulary, folder: Path) -> list[Path]:
     write_atomic(folder / "vocab.json", json.dumps(vocabulary.ids, ensure_ascii=False))
     write_atomic(folder / "merges.txt", "#version: 0.2\n" + merges)
     write_atomic(folder / "tokenizer.json", fast_tokenizer(vocabulary).to_str(pretty=True) + "\n")
-    named: dict[str, Any] = {**_ROLES, **({"extra_special_tokens": list(vocabulary.extra)} if vocabulary.extra else {})}
+    named: dict[str, Any] = {
+        **_ROLES,
+        **({"extra_special_tokens": list(vocabulary.extra)} if vocabulary.extra else {}),
+    }
     write_json(folder / "special_tokens_map.json", named)
     write_json(
         folder / "tokenizer_config.json",
         {
-            # transformers builds a RobertaTokenizer from vocabulary and merges alone, which would lose the normalizer
+            # transformers builds a RobertaTokenizer from vocabulary and merges alone, which would
+            # lose the normalizer
             "tokenizer_class": "PreTrainedTokenizerFast" if vocabulary.nfc else "RobertaTokenizer",
             "add_prefix_space": False,
             "trim_offsets": True,
@@ -75,10 +88,18 @@ def save(vocabulary: Vocabulary, folder: Path) -> list[Path]:
             "model_max_length": MODEL_MAX_LENGTH,
             "clean_up_tokenization_spaces": False,
             **named,
-            "added_tokens_decoder": {str(vocabulary.ids[token]): _added_token(token) for token in vocabulary.special},
+            "added_tokens_decoder": {
+                str(vocabulary.ids[token]): _added_token(token) for token in vocabulary.special
+            },
         },
     )
-    names = ["vocab.json", "merges.txt", "tokenizer.json", "special_tokens_map.json", "tokenizer_config.json"]
+    names = [
+        "vocab.json",
+        "merges.txt",
+        "tokenizer.json",
+        "special_tokens_map.json",
+        "tokenizer_config.json",
+    ]
     return [folder / name for name in names]
 
 
@@ -103,52 +124,74 @@ _ROLES = {
 
 def fast_tokenizer(vocabulary: Vocabulary) -> Any:
     """The same vocabulary as a `tokenizers.Tokenizer` that adds <s> and </s>, as RoBERTa's does."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import (
+        AddedToken,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
 
     ids = vocabulary.ids
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=vocabulary.merges))
     if vocabulary.nfc:
         tokenizer.normalizer = normalizers.NFC()
+
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.RobertaProcessing(
         ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), trim_offsets=True, add_prefix_space=False
     )
-    tokenizer.add_special_tokens([AddedToken(**_added_token(token)) for token in vocabulary.special])
+    tokenizer.add_special_tokens(
+        [AddedToken(**_added_token(token)) for token in vocabulary.special]
+    )
     return tokenizer
 
 
-# ------------------------------------------------------------------------------------------------------ reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 def read(folder: Path) -> Vocabulary:
-    """The vocabulary in a folder: ours, a published one, or any Hugging Face tokenizer of RoBERTa's kind.
+    """The vocabulary in a folder: ours, a published one, or any Hugging Face tokenizer of RoBERTa's
+    kind.
 
-    `tokenizer.json` says most and is read where it is there, else `vocab.json` and `merges.txt`. Raises UserError if a
-    file is missing or is not what it should be, and for a tokenizer of another kind with what makes it one.
-    """
+    `tokenizer.json` says most and is read where it is there, else `vocab.json` and `merges.txt`.
+    Raises UserError if a file is missing or is not what it should be, and for a tokenizer of
+    another kind with what makes it one."""
     if (path := folder / "tokenizer.json").exists():
         vocabulary = _read_fast_tokenizer(path)
         _check_agreement(vocabulary, folder)
         return vocabulary
+
     if not (path := folder / "vocab.json").exists():
         for name, kind in _OTHER_KINDS.items():
             if (folder / name).exists():
                 raise UserError(f"{folder / name}: {kind}; {_KIND}")
+
     added = _added_beside(folder)
     ids = _checked_ids({**read_json_object(path), **added}, path)
     extra = tuple(sorted(added.keys() - {*SPECIAL_TOKENS, MASK_TOKEN}, key=ids.__getitem__))
     return Vocabulary(ids, read_merges(folder / "merges.txt", ids), extra)
 
 
-_KIND = "expected a byte-level BPE in RoBERTa's layout (GPT-2's pre-tokenizer, <s> <pad> </s> <unk> <mask>)"
+_KIND = (
+    "expected a byte-level BPE in RoBERTa's layout (GPT-2's pre-tokenizer, <s> <pad> </s> <unk>"
+    " <mask>)"
+)
 _OTHER_KINDS = {
     "vocab.txt": "a WordPiece vocabulary, as BERT's",
     "spiece.model": "a SentencePiece model",
     "sentencepiece.bpe.model": "a SentencePiece model, as XLM-RoBERTa's",
     "tokenizer.model": "a SentencePiece or tiktoken model",
 }
-_NEUTRAL = {"dropout": None, "continuing_subword_prefix": "", "end_of_word_suffix": "", "byte_fallback": False}
+_NEUTRAL = {
+    "dropout": None,
+    "continuing_subword_prefix": "",
+    "end_of_word_suffix": "",
+    "byte_fallback": False,
+}
 
 
 def _read_fast_tokenizer(path: Path) -> Vocabulary:
@@ -158,61 +201,89 @@ def _read_fast_tokenizer(path: Path) -> Vocabulary:
         model, added = stored["model"], stored["added_tokens"]
         if reason := _another_kind(stored):
             raise UserError(f"{path}: {reason}; {_KIND}")
+
         known = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
         # as "left right" before tokenizers 0.20
-        merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+        merges = [
+            tuple(merge.split(" ") if isinstance(merge, str) else merge)
+            for merge in model["merges"]
+        ]
         special = sorted((token["id"], token["content"]) for token in added if token["special"])
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: not a file of `tokenizers`; {_KIND}") from None
+
     ids = _checked_ids(known, path)
     for merge in merges:
         if not _merges_tokens(merge, ids):
             raise UserError(f"{path}: {merge!r} is not a merge of two of its tokens into a third")
+
     if plain := [token["content"] for token in added if not token["special"]]:
-        raise UserError(f"{path}: {plain[0]!r} is an added token, cut out of the text before words are; {_KIND}")
+        raise UserError(
+            f"{path}: {plain[0]!r} is an added token, cut out of the text before words are; {_KIND}"
+        )
+
     extra = tuple(token for _, token in special if token not in (*SPECIAL_TOKENS, MASK_TOKEN))
     return Vocabulary(ids, merges, extra, stored["normalizer"] is not None)
 
 
 def _check_agreement(vocabulary: Vocabulary, folder: Path) -> None:
-    """Raises UserError if `vocab.json` or `merges.txt`, where they are there too, say other than `tokenizer.json`."""
+    """Raises UserError if `vocab.json` or `merges.txt`, where they are there too, say other than
+    `tokenizer.json`."""
     if (path := folder / "vocab.json").exists():
         ids = read_json(path)
         # special tokens may stand in tokenizer.json alone
         if not isinstance(ids, dict) or not ids.items() <= vocabulary.ids.items():
-            raise UserError(f"{path}: other ids than in tokenizer.json beside it; delete the one that is not right")
+            raise UserError(
+                f"{path}: other ids than in tokenizer.json beside it; delete the one that is not"
+                " right"
+            )
+
     path = folder / "merges.txt"
     if path.exists() and read_merges(path, vocabulary.ids) != vocabulary.merges:
-        raise UserError(f"{path}: other merges than in tokenizer.json beside it; delete the one that is not right")
+        raise UserError(
+            f"{path}: other merges than in tokenizer.json beside it; delete the one that is not"
+            " right"
+        )
 
 
 def _another_kind(stored: dict[str, Any]) -> str | None:
     """What makes the file of a tokenizer one of another kind than RoBERTa's, if anything does."""
     model, normalizer, words = stored["model"], stored["normalizer"], stored["pre_tokenizer"]
     if (kind := model.get("type", "BPE")) != "BPE":
-        family = {"WordPiece": ", as BERT's", "Unigram": " (SentencePiece's), as XLM-RoBERTa's"}.get(kind, "")
+        family = {
+            "WordPiece": ", as BERT's",
+            "Unigram": " (SentencePiece's), as XLM-RoBERTa's",
+        }.get(kind, "")
         return f"its model is {kind}{family}"
+
     for name, neutral in _NEUTRAL.items():
         if (value := model.get(name)) not in (neutral, None):
-            return f"its BPE has {name} = {value!r}" + (", as SentencePiece's" if name == "byte_fallback" else "")
+            return f"its BPE has {name} = {value!r}" + (
+                ", as SentencePiece's" if name == "byte_fallback" else ""
+            )
+
     if model.get("ignore_merges"):
         return "its BPE takes whole words without merging (ignore_merges)"
     if normalizer is not None and normalizer.get("type") != "NFC":
         return f"it changes the text first (normalizer {normalizer.get('type')})"
     if words is None:
         return "it does not cut text into words (no pre-tokenizer)"
+
     if words["type"] != "ByteLevel":
         regex = ", so another regex" if words["type"] in ("Sequence", "Split") else ""
         return f"its pre-tokenizer is {words['type']}{regex}"
+
     if not words.get("use_regex", True):
         return "its pre-tokenizer does not use GPT-2's regex"
     if words["add_prefix_space"]:
         return "it puts a space before the text (add_prefix_space)"
+
     return None
 
 
 def _added_beside(folder: Path) -> dict[str, int]:
-    """The special tokens that `tokenizer_config.json` and `added_tokens.json` add where there is no tokenizer.json.
+    """The special tokens that `tokenizer_config.json` and `added_tokens.json` add where there is no
+    tokenizer.json.
 
     Raises UserError if they say what makes it a tokenizer of another kind.
     """
@@ -222,25 +293,44 @@ def _added_beside(folder: Path) -> dict[str, int]:
         settings = read_json_object(path)
         if settings.get("add_prefix_space"):
             raise UserError(f"{path}: it puts a space before the text (add_prefix_space); {_KIND}")
+
         for number, token in (settings.get("added_tokens_decoder") or {}).items():
             added[token["content"]] = int(number)
             special |= {token["content"]} if token.get("special") else set()
+
         for name in ("extra_special_tokens", "additional_special_tokens"):
             named = settings.get(name) or []
             special |= {token if isinstance(token, str) else token["content"] for token in named}
+
     if (path := folder / "added_tokens.json").exists():
         added |= read_json_object(path)
+
     if plain := sorted(added.keys() - special):
-        raise UserError(f"{folder}: {plain[0]!r} is an added token, cut out of the text before words are; {_KIND}")
+        raise UserError(
+            f"{folder}: {plain[0]!r} is an added token, cut out of the text before words are;"
+            f" {_KIND}"
+        )
+
     return added
 
 
 def _checked_ids(ids: dict[str, Any], path: Path) -> dict[str, int]:
-    if not all(type(number) is int for number in ids.values()) or sorted(ids.values()) != [*range(len(ids))]:
-        raise UserError(f"{path}: expected an object that gives each token one of the ids 0, 1, 2, ...")
-    missing = [token for token in (*SPECIAL_TOKENS, MASK_TOKEN, *byte_symbols()) if token not in ids]
+    if not all(type(number) is int for number in ids.values()) or sorted(ids.values()) != [
+        *range(len(ids))
+    ]:
+        raise UserError(
+            f"{path}: expected an object that gives each token one of the ids 0, 1, 2, ..."
+        )
+
+    missing = [
+        token for token in (*SPECIAL_TOKENS, MASK_TOKEN, *byte_symbols()) if token not in ids
+    ]
     if missing:
-        raise UserError(f"{path}: not a byte-level vocabulary in RoBERTa's layout: without {' '.join(missing[:8])}")
+        raise UserError(
+            f"{path}: not a byte-level vocabulary in RoBERTa's layout: without"
+            f" {' '.join(missing[:8])}"
+        )
+
     return ids
 
 
@@ -261,22 +351,28 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def read_merges(path: Path, ids: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The merges in GPT-2's `vocab.bpe` or a `merges.txt`. Raises UserError unless all are of tokens that have ids."""
+    """The merges in GPT-2's `vocab.bpe` or a `merges.txt`. Raises UserError unless all are of
+    tokens that have ids."""
     merges = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line or (number == 1 and line.startswith("#version")):
             continue
+
         left, _, right = line.partition(" ")
         if not _merges_tokens((left, right), ids):
             raise UserError(
-                f"{path}: line {number}: {line[:60]!r} is not a merge of two tokens of the vocabulary into a third"
+                f"{path}: line {number}: {line[:60]!r} is not a merge of two tokens of the"
+                " vocabulary into a third"
             )
+
         merges.append((left, right))
+
     return merges
 
 
 def _merges_tokens(merge: tuple[Any, ...], ids: Mapping[str, Any]) -> bool:
-    """Whether a merge is of two tokens into a third; asked 50,000 times for each process, so without detours."""
+    """Whether a merge is of two tokens into a third; asked 50,000 times for each process, so
+    without detours."""
     try:
         left, right = merge
         return left in ids and right in ids and left + right in ids
@@ -290,6 +386,6 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path}: cannot be read ({error}); expected the folder of a finished tokenizer stage, of a published "
-            "model or of a Hugging Face tokenizer"
+            f"{path}: cannot be read ({error}); expected the folder of a finished tokenizer stage,"
+            " of a published model or of a Hugging Face tokenizer"
         ) from None

@@ -1,11 +1,11 @@
 """Words to ids two to three times as fast as the engine: a compiled scan that looks each word up.
 
-Nearly all words of a text have stood there before. A table holds the bytes and the ids of the words seen; a word that
-is not in it is merged as the engine does it, and put there. The table is bounded: once it is full, it begins anew. Ids
-do not depend on what it holds.
+Nearly all words of a text have stood there before. A table holds the bytes and the ids of the words
+seen; a word that is not in it is merged as the engine does it, and put there. The table is bounded:
+once it is full, it begins anew. Ids do not depend on what it holds.
 
-The scan cuts what `words.PATTERN` cuts, over the bytes of the text, with the engine's classes of characters.
-"""
+The scan cuts what `words.PATTERN` cuts, over the bytes of the text, with the engine's classes of
+characters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,17 +25,22 @@ Int = int | np.integer[Any]  # numba makes no difference
 
 WORDS = 2**18  # that the table holds
 WORD_BYTES = 16  # a word's share of the room for their bytes
-LONGEST = 128  # bytes of a word that is merged and kept here; the time to merge grows with their square
+LONGEST = (
+    128  # bytes of a word that is merged and kept here; the time to merge grows with their square
+)
 SHORT = 7  # bytes of a word that its head holds whole
-TOGETHER = 64  # words that are looked up at once: the processor then waits for several places of memory in one go
+# words that are looked up at once: the processor then waits for several places of memory in one go
+TOGETHER = 64
 
 SLOT = np.dtype([("head", "<u8"), ("entry", "<i4"), ("alone", "<i4")])
-"""Of a hash table, open addressing and at most half full: a word's head (see `_head`), or EMPTY; its entry; its id if
-it is one token, or MANY."""
+"""Of a hash table, open addressing and at most half full: a word's head (see `_head`), or EMPTY;
+its entry; its id if it is one token, or MANY."""
 ENTRY = np.dtype([("key", "<i4"), ("id", "<i4")])
-"""Where the bytes of an entry, and its ids, begin in theirs; they end where the next entry's begin."""
+"""Where the bytes of an entry, and its ids, begin in theirs; they end where the next entry's
+begin."""
 PAIR = np.dtype([("pair", "<u8"), ("rank", "<i8")])
-"""Of a hash table: two tokens by rank (see `_pair`), or EMPTY, and the rank of the token that they make."""
+"""Of a hash table: two tokens by rank (see `_pair`), or EMPTY, and the rank of the token that they
+make."""
 EMPTY = 0
 MANY = -1
 NO_RANK = 2**31 - 1
@@ -60,14 +65,17 @@ class _Merges(NamedTuple):
     tokens: _Table  # entries are ranks
     pairs: Rows
     single: I32  # rank of each byte
-    double: I32  # rank of what each pair of bytes makes, or NO_RANK; the first byte is the upper one
+    double: (
+        I32  # rank of what each pair of bytes makes, or NO_RANK; the first byte is the upper one
+    )
 
 
 class WordTable:
     """Encodes texts. Threads take turns: the scan keeps Python's lock."""
 
     def __init__(self, tokens: Sequence[bytes], ids: Ids, merge: Callable[[bytes], Sequence[int]]):
-        """`tokens` and their `ids` by rank; `merge` gives the ranks of a word of more than LONGEST bytes."""
+        """`tokens` and their `ids` by rank; `merge` gives the ranks of a word of more than LONGEST
+        bytes."""
         assert WORDS * WORD_BYTES >= LONGEST, "no room for a word"
         table = _empty(len(tokens), sum(map(len, tokens)))
         table.entries["key"][1:] = np.cumsum([len(token) for token in tokens])
@@ -82,13 +90,19 @@ class WordTable:
 
     def encode(self, text: bytes) -> Ids:
         """The ids of a text in UTF-8."""
-        raw = np.frombuffer(bytearray(text), np.uint8)  # can be written, as the keys can: each type is compiled anew
+        raw = np.frombuffer(
+            bytearray(text), np.uint8
+        )  # can be written, as the keys can: each type is compiled anew
         found = np.empty(raw.size, np.int32)  # no token is empty
         at = size = 0
+
         while True:
-            at, size, end = _scan(raw, at, self._classes, self._merges, self._words, self._used, found, size)
+            at, size, end = _scan(
+                raw, at, self._classes, self._merges, self._words, self._used, found, size
+            )
             if at == raw.size:
                 return found[:size].astype(self._ids.dtype)
+
             ids = self._ids[self._merge(text[at:end])]
             found[size : size + ids.size] = ids
             at, size = end, size + ids.size
@@ -105,34 +119,41 @@ def _empty(entries: int, room: int) -> _Table:
     )
 
 
-# ------------------------------------------------------------------------------------------------------ the tables
+# --------------------------------------------------------------------------------------- the tables
 
 
 @njit(cache=True)
 def _head(text: U8, start: Int, end: Int) -> Int:
-    """The length of a word of at most 255 bytes in the top byte; below it all of its bytes, or a hash of more."""
+    """The length of a word of at most 255 bytes in the top byte; below it all of its bytes, or a
+    hash of more."""
     size = end - start
     head = np.uint64(size) << np.uint64(56)
     if size <= SHORT:
         for place in range(size):
             head |= np.uint64(text[start + place]) << np.uint64(8 * place)
+
         return head
+
     value = np.uint64(0)
     for place in range(start, end):
         value = (value ^ np.uint64(text[place])) * MIX
+
     return head | value >> np.uint64(8)
 
 
 @njit(cache=True)
 def _key(table: _Table, entry: Int) -> Int:
-    """Where the bytes of an entry begin; of the same type as places in a text, as every type is compiled on its own."""
+    """Where the bytes of an entry begin; of the same type as places in a text, as every type is
+    compiled on its own."""
     return np.int64(table.entries[entry].key)
 
 
 @njit(cache=True)
 def _home(slots: Rows, head: Int) -> Int:
     """The slot at which the search for a word begins."""
-    value = (head ^ head >> np.uint64(29)) * MIX  # the upper half of the product is the well-mixed one
+    value = (
+        head ^ head >> np.uint64(29)
+    ) * MIX  # the upper half of the product is the well-mixed one
     return np.int64(value >> np.uint64(32)) & (len(slots) - 1)
 
 
@@ -147,15 +168,19 @@ def _slot(slots: Rows, entries: Rows, keys: U8, head: Int, text: U8, start: Int,
                 first = entries[slots[slot].entry].key
                 for place in range(end - start):  # heads hold the lengths
                     same = same and keys[first + place] == text[start + place]
+
             if same:
                 break
+
         slot = (slot + 1) & (len(slots) - 1)
+
     return slot
 
 
 @njit(cache=True)
 def _enter_tokens(tokens: _Table) -> None:
-    """Fill the slots of the vocabulary's tokens, but those that no word of up to LONGEST bytes holds."""
+    """Fill the slots of the vocabulary's tokens, but those that no word of up to LONGEST bytes
+    holds."""
     for rank in range(len(tokens.entries) - 1):
         start, end = _key(tokens, rank), _key(tokens, rank + 1)
         if end - start <= LONGEST:
@@ -166,17 +191,28 @@ def _enter_tokens(tokens: _Table) -> None:
 
 @njit(cache=True)
 def _enter(
-    words: _Table, used: I64, head: Int, text: U8, start: Int, end: Int, ids: I32, ranks: I32, count: Int
+    words: _Table,
+    used: I64,
+    head: Int,
+    text: U8,
+    start: Int,
+    end: Int,
+    ids: I32,
+    ranks: I32,
+    count: Int,
 ) -> Int:
-    """Put a word that is not there into the table, with `count` tokens; `ids` by rank. Returns its slot."""
+    """Put a word that is not there into the table, with `count` tokens; `ids` by rank. Returns its
+    slot."""
     entry = used[0]
     if entry + 1 == len(words.entries) or words.entries[entry].key + end - start > len(words.keys):
         words.slots.view(np.uint8)[:] = 0
         entry = 0
+
     key, first = words.entries[entry].key, words.entries[entry].id
     words.keys[key : key + end - start] = text[start:end]
     for place in range(count):
         words.ids[first + place] = ids[ranks[place]]
+
     words.entries[entry + 1].key = key + end - start
     words.entries[entry + 1].id = first + count
     slot = _slot(words.slots, words.entries, words.keys, head, text, start, end)
@@ -187,7 +223,7 @@ def _enter(
     return slot
 
 
-# ------------------------------------------------------------------------------------------------------ merging
+# ------------------------------------------------------------------------------------------ merging
 
 
 @njit(cache=True)
@@ -222,8 +258,8 @@ def _made(pairs: Rows, left: Int, right: Int) -> Int:
 
 @njit(cache=True)
 def _pairs(tokens: _Table) -> tuple[Rows, I32, I32]:
-    """All but the tokens of `_Merges`. Whatever two tokens make a token merge, listed as a merge or not, as the engine
-    has it."""
+    """All but the tokens of `_Merges`. Whatever two tokens make a token merge, listed as a merge or
+    not, as the engine has it."""
     found = []
     for rank in range(len(tokens.entries) - 1):
         start, end = _key(tokens, rank), _key(tokens, rank + 1)
@@ -233,60 +269,76 @@ def _pairs(tokens: _Table) -> tuple[Rows, I32, I32]:
                 right = _rank(tokens, tokens.keys, middle, end)
                 if left != NO_RANK and right != NO_RANK:
                     found.append((left, right, rank))
+
     size = 2
     while size < 2 * len(found):
         size *= 2
+
     pairs = np.zeros(size, PAIR)
+
     for left, right, rank in found:
         pair = _pair(left, right)
         slot = _pair_slot(pairs, pair)
         pairs[slot].pair, pairs[slot].rank = pair, rank
+
     single, double = np.empty(256, np.int32), np.empty(65536, np.int32)
     two = np.empty(2, np.uint8)
+
     for first in range(256):
         two[0] = first
         single[first] = _rank(tokens, two, 0, 1)
         for second in range(256):
             two[1] = second
             double[first << 8 | second] = _rank(tokens, two, 0, 2)
+
     return pairs, single, double
 
 
 @njit(cache=True)
 def _merge(merges: _Merges, text: U8, start: Int, end: Int, parts: I32, ranks: I32) -> Int:
-    """Find the tokens of a word: itself, or the bytes merged, the neighbours that make the token of the lowest rank, of
-    equals the first, and again.
+    """Find the tokens of a word: itself, or the bytes merged, the neighbours that make the token of
+    the lowest rank, of equals the first, and again.
 
     Leaves the ranks of the tokens in `parts` and returns how many they are. `ranks` is scratch.
     """
     parts[0] = _rank(merges.tokens, text, start, end)
     if parts[0] != NO_RANK:
         return 1
+
     count = end - start
     for part in range(count):
         parts[part] = merges.single[text[start + part]]
+
     for part in range(count - 1):  # ranks of what each part and the next would make
-        ranks[part] = merges.double[np.int64(text[start + part]) << 8 | np.int64(text[start + part + 1])]
+        ranks[part] = merges.double[
+            np.int64(text[start + part]) << 8 | np.int64(text[start + part + 1])
+        ]
+
     while count > 1:
         best = 0
         for part in range(1, count - 1):
             if ranks[part] < ranks[best]:
                 best = part
+
         if ranks[best] == NO_RANK:
             break
+
         parts[best] = ranks[best]
         count -= 1
         for part in range(best + 1, count):
             parts[part] = parts[part + 1]
             ranks[part - 1] = ranks[part]
+
         if best < count - 1:
             ranks[best] = _made(merges.pairs, parts[best], parts[best + 1])
+
         if best > 0:
             ranks[best - 1] = _made(merges.pairs, parts[best - 1], parts[best])
+
     return count
 
 
-# ------------------------------------------------------------------------------------------------------ cutting
+# ------------------------------------------------------------------------------------------ cutting
 
 
 @njit(cache=True)
@@ -305,27 +357,34 @@ def _character(text: U8, at: Int, classes: U8) -> tuple[Int, Int]:
 
 @njit(cache=True)
 def _word_end(text: U8, start: Int, classes: U8) -> Int:
-    """Where the word that begins at `start` ends: the alternatives of `words.PATTERN` in their order."""
+    """Where the word that begins at `start` ends: the alternatives of `words.PATTERN` in their
+    order."""
     size = len(text)
     if text[start] == APOSTROPHE and start + 1 < size:
         after = text[start + 1]
         if after in (S, T, M, D):
             return start + 2
+
         if start + 2 < size:
             last = text[start + 2]
             if (last == E and after in (R, V)) or (last == L and after == L):
                 return start + 3
+
     kind, end = _character(text, start, classes)
     if text[start] == SPACE_BYTE and end < size:
         following, beyond = _character(text, end, classes)
         if following != SPACE:
             kind, end = following, beyond
+
     last = start  # where the run's last character begins
+
     while end < size:
         following, beyond = _character(text, end, classes)
         if following != kind:
             break
+
         last, end = end, beyond
+
     # white space leaves its last character to the word after it, unless that is all there is
     return last if kind == SPACE and end < size and last > start else end
 
@@ -336,13 +395,17 @@ def _scan(
 ) -> tuple[Int, Int, Int]:
     """Encode a text from the word that begins at `at` on; ids go to `found`, from `size` on.
 
-    Returns where it stopped, the new `size`, and where the word that it stopped at ends, which has more than LONGEST
-    bytes. It stops at the end of the text too.
-    """
+    Returns where it stopped, the new `size`, and where the word that it stopped at ends, which has
+    more than LONGEST bytes. It stops at the end of the text too."""
     slots = words.slots
-    ends, heads, ids = np.empty(TOGETHER, np.int64), np.empty(TOGETHER, np.uint64), np.empty(TOGETHER, np.int64)
+    ends, heads, ids = (
+        np.empty(TOGETHER, np.int64),
+        np.empty(TOGETHER, np.uint64),
+        np.empty(TOGETHER, np.int64),
+    )
     parts, ranks = np.empty(LONGEST, np.int32), np.empty(LONGEST, np.int32)
     end = at
+
     while at < len(text) and end - at <= LONGEST:
         count, start = 0, at
         while count < TOGETHER and start < len(text):
@@ -351,10 +414,12 @@ def _scan(
                 break
             ends[count], heads[count] = end, _head(text, start, end)
             count, start = count + 1, end
+
         for word in range(count):
             slot = _home(slots, heads[word])
             short = heads[word] >> np.uint64(56) <= SHORT
             ids[word] = slots[slot].alone if slots[slot].head == heads[word] and short else MANY
+
         for word in range(count):
             if ids[word] != MANY:
                 found[size] = ids[word]
@@ -363,10 +428,23 @@ def _scan(
                 slot = _slot(slots, words.entries, words.keys, heads[word], text, at, ends[word])
                 if slots[slot].head == EMPTY:
                     tokens = _merge(merges, text, at, ends[word], parts, ranks)
-                    slot = _enter(words, used, heads[word], text, at, ends[word], merges.tokens.ids, parts, tokens)
+                    slot = _enter(
+                        words,
+                        used,
+                        heads[word],
+                        text,
+                        at,
+                        ends[word],
+                        merges.tokens.ids,
+                        parts,
+                        tokens,
+                    )
+
                 entry = slots[slot].entry
                 for place in range(words.entries[entry].id, words.entries[entry + 1].id):
                     found[size] = words.ids[place]
                     size += 1
+
             at = ends[word]
+
     return at, size, end

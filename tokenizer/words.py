@@ -1,16 +1,15 @@
 """Words: the pieces of text that no merge crosses.
 
-Text is taken as it is: no normalisation, and no space put in front, so that the first word of a document (or of a
-line, where lines are counted) is counted as it stands there.
-"""
+Text is taken as it is: no normalisation, and no space put in front, so that the first word of a
+document (or of a line, where lines are counted) is counted as it stands there."""
 
 from collections.abc import Iterator
 
 import regex
 
-# GPT-2's pre-tokenizer (Radford et al. 2019, `encoder.py`), less its backtracking: contractions; a run of letters, of
-# digits or of other characters, each with one space before it; white space, whose last character is left to the word
-# after it where that can take it.
+# GPT-2's pre-tokenizer (Radford et al. 2019, `encoder.py`), less its backtracking: contractions; a
+# run of letters, of digits or of other characters, each with one space before it; white space,
+# whose last character is left to the word after it where that can take it.
 PATTERN = r"'(?:[stmd]|re|ve|ll)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s"
 
 CHUNK = 2**16  # characters: the words of a text are made so many at a time, whatever its length
@@ -21,9 +20,9 @@ _SEAM = regex.compile(r"(?<=\S)\s(?=\S)")
 def split(text: str) -> list[str]:
     """The words of a text in order; joined, they are the text.
 
-    `regex` knows newer Unicode tables than the engines that encode: a letter younger than Unicode 16 is counted within
-    its word, where they split it off. Ids are not affected, only what such rare words teach the merges.
-    """
+    `regex` knows newer Unicode tables than the engines that encode: a letter younger than Unicode
+    16 is counted within its word, where they split it off. Ids are not affected, only what such
+    rare words teach the merges."""
     return regex.findall(PATTERN, text)
 
 

@@ -1,9 +1,10 @@
-"""The clean stage: which documents of the corpus are left out, and why. No text is copied or changed.
+"""The clean stage: which documents of the corpus are left out, and why. No text is copied or
+changed.
 
-Every part of the corpus gets a file of verdicts, a number for each document (robustly/corpus/decisions.py reads them). They
-come about in steps, each of them spread over parts or buckets: rules that judge a document by itself; then, among what
-is still kept, exact duplicates; then near ones. So a document has one reason to be dropped, the first.
-"""
+Every part of the corpus gets a file of verdicts, a number for each document
+(robustly/corpus/decisions.py reads them). They come about in steps, each of them spread over parts
+or buckets: rules that judge a document by itself; then, among what is still kept, exact duplicates;
+then near ones. So a document has one reason to be dropped, the first."""
 
 import itertools
 import json
@@ -19,15 +20,21 @@ from numpy.typing import NDArray
 
 from robustly import UserError, log, manifest
 from robustly.corpus import decisions
-from robustly.corpus.config import Corpus, Processing
+from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.decisions import KEPT, verdicts_file
 from robustly.corpus.documents import BadLine, documents, refuse_many
 from robustly.corpus.executors import process
 from robustly.corpus.files import file_facts, hashes
-from robustly.corpus.partitions import Part, parts
+from robustly.corpus.partitions import Partition, partitions
 from robustly.data_prep import npy
-from robustly.data_prep.cleaning.config import Cleaning, EvaluationFiles, NearDuplicates
-from robustly.data_prep.cleaning.duplicates import buckets_for, duplicates_in, find_duplicates, text_hash, write_hashes
+from robustly.data_prep.cleaning.config import CleaningConfig, EvaluationFiles, NearDuplicatesConfig
+from robustly.data_prep.cleaning.duplicates import (
+    buckets_for,
+    duplicates_in,
+    find_duplicates,
+    text_hash,
+    write_hashes,
+)
 from robustly.data_prep.cleaning.rules import (
     EXACT,
     NEAR,
@@ -45,8 +52,11 @@ GROUPS = 256
 """Groups of parts, at most: near duplicates keep a few files of each open at once."""
 
 
-def stage(corpus: Corpus, cleaning: Cleaning, language: str, folder: Path, beside: Path) -> Stage:
-    """What the verdicts in `folder` depend on; `language` says how words are split for quality rules (`data.language`).
+def stage(
+    corpus: CorpusConfig, cleaning: CleaningConfig, language: str, folder: Path, beside: Path
+) -> Stage:
+    """What the verdicts in `folder` depend on; `language` says how words are split for quality
+    rules (`data.language`).
 
     Raises UserError without a readable corpus, or if a file that `cleaning` names is not there.
     """
@@ -54,11 +64,15 @@ def stage(corpus: Corpus, cleaning: Cleaning, language: str, folder: Path, besid
 
 
 def _stage(
-    corpus: Corpus, cleaning: Cleaning, language: str, folder: Path, beside: Path
+    corpus: CorpusConfig, cleaning: CleaningConfig, language: str, folder: Path, beside: Path
 ) -> tuple[Stage, dict[str, dict[str, Any]]]:
     """The stage, and what is known of the files that it reads, for the notes of its manifest."""
     if not corpus.sources:
-        raise UserError("corpus.sources: the page names none, only corpus.counts; cleaning needs the text itself")
+        raise UserError(
+            "corpus.sources: the page names none, only corpus.counts; cleaning needs the text"
+            " itself"
+        )
+
     earlier = manifest.read(folder)
     remembered = earlier.notes["files"] if earlier else {}
     contents = hashes(corpus, beside, remembered)
@@ -67,119 +81,181 @@ def _stage(
         model = model_file(cleaning.language, beside)
         facts = file_facts([model], remembered, "hashing the language model")
         inputs["language_model"], known = facts[str(model)]["sha256"], {**known, **facts}
+
     if cleaning.contamination:
         texts = hashes(EvaluationFiles.of(cleaning.contamination), beside, remembered)
         inputs["evaluation"], known = texts.corpus, {**known, **texts.files}
+
     recipe: dict[str, Any] = {"corpus": corpus.reading(), "cleaning": cleaning.recipe()}
     if cleaning.quality:
         recipe["data"] = {"language": language}
+
     return Stage(folder, "clean", recipe, inputs), known
 
 
 def clean(
-    corpus: Corpus, cleaning: Cleaning, language: str, folder: Path, beside: Path, processing: Processing
+    corpus: CorpusConfig,
+    cleaning: CleaningConfig,
+    language: str,
+    folder: Path,
+    beside: Path,
+    processing: Processing,
 ) -> Manifest:
-    """Make the verdicts that a page asks for in `folder`; does nothing where that is done. Returns the manifest.
+    """Make the verdicts that a page asks for in `folder`; does nothing where that is done. Returns
+    the manifest.
 
-    `language` is `data.language`, `beside` the folder of the page, where relative paths start; `processing` changes no
-    byte. What is done lies in `folder/work` until all is: after a kill, only the rest is made.
+    `language` is `data.language`, `beside` the folder of the page, where relative paths start;
+    `processing` changes no byte. What is done lies in `folder/work` until all is: after a kill,
+    only the rest is made.
 
-    Raises UserError if the page cleans nothing, if the corpus or another file cannot be read, if a library is not
-    installed, or if no document would be left.
-    """
+    Raises UserError if the page cleans nothing, if the corpus or another file cannot be read, if a
+    library is not installed, or if no document would be left."""
     if not cleaning.on:
         raise UserError(
-            "cleaning: the page asks for none, and the corpus is taken as it is; to clean it, set a key such as "
-            "cleaning.exact_duplicates=true"
+            "cleaning: the page asks for none, and the corpus is taken as it is; to clean it, set a"
+            " key such as cleaning.exact_duplicates=true"
         )
+
     made, known = _stage(corpus, cleaning, language, folder, beside)
     if finished := made.finished():
         return finished
 
-    # The stage begins when the verdicts are made and checked: a fault of the corpus must not leave a folder that
-    # refuses the mended page.
+    # The stage begins when the verdicts are made and checked: a fault of the corpus must not leave
+    # a folder that refuses the mended page.
     work = folder / "work" / made.hash[:16]
+
     with lock(folder, WORK_LOCK):
         if finished := made.finished():  # by another process, while this one waited
             return finished
+
         work.mkdir(parents=True, exist_ok=True)
         if cleaning.quality:
             check_words(language)
-        pieces = parts(corpus, beside)
+
+        pieces = partitions(corpus, beside)
         task = _Cleaning(corpus, cleaning, language, work, _model(cleaning, made, beside))
         if cleaning.language and task.model:
             check_languages(cleaning.language, task.model)
+
         looked_for = _look_for(cleaning, work, beside)
         process(task.judge, pieces, work / "tasks-rules", processing, "judging documents")
         judged = [_read_judged(work, number) for number in range(len(pieces))]
         refuse_many([line for part in judged for line in part.bad_lines], corpus)
         groups = _groups(pieces)
         buckets = _find_duplicates(task, judged, groups, processing) if pieces else 0
-        reasons = in_order([*(reason for part in judged for reason in part.reasons), *_of_duplicates(cleaning)])
+        reasons = in_order(
+            [*(reason for part in judged for reason in part.reasons), *_of_duplicates(cleaning)]
+        )
         settle = partial(task.settle, buckets, reasons)
         process(settle, groups, work / "tasks-verdicts", processing, "writing verdicts")
         tallies = [_read_tally(work, number) for number in range(len(pieces))]
         counts = _count(corpus, pieces, tallies, reasons)
         _check(counts, corpus)
+
         with made.begin():
             outputs = _move(work, folder, tallies, reasons)
             bad_lines = sum(len(part.bad_lines) for part in judged)
-            result = made.finish(outputs, {**counts, **looked_for, "bad_lines": bad_lines}, notes={"files": known})
+            result = made.finish(
+                outputs, {**counts, **looked_for, "bad_lines": bad_lines}, notes={"files": known}
+            )
+
         shutil.rmtree(folder / "work", ignore_errors=True)
+
     return result
 
 
-def _model(cleaning: Cleaning, made: Stage, beside: Path) -> tuple[Path, str] | None:
+def _model(cleaning: CleaningConfig, made: Stage, beside: Path) -> tuple[Path, str] | None:
     """The language model's file and its sha256, where there is one."""
-    return (model_file(cleaning.language, beside), made.inputs["language_model"]) if cleaning.language else None
+    return (
+        (model_file(cleaning.language, beside), made.inputs["language_model"])
+        if cleaning.language
+        else None
+    )
 
 
-def _look_for(cleaning: Cleaning, work: Path, beside: Path) -> dict[str, int]:
-    """Write the index of evaluation texts, where the page names some; returns how many there are."""
+def _look_for(cleaning: CleaningConfig, work: Path, beside: Path) -> dict[str, int]:
+    """Write the index of evaluation texts, where the page names some; returns how many there
+    are."""
     if not cleaning.contamination:
         return {}
+
     from robustly.data_prep.cleaning.contamination import build_index
 
     index = build_index(cleaning.contamination, beside)
     npy.write(work / INDEX, index.hashes)
     if index.short:
         log.warn(
-            f"{index.short:,} of {index.texts:,} evaluation texts have fewer words than "
-            f"cleaning.contamination.n_grams = {cleaning.contamination.n_grams} and are not looked for"
+            f"{index.short:,} of {index.texts:,} evaluation texts have fewer words than"
+            f" cleaning.contamination.n_grams = {cleaning.contamination.n_grams} and are not"
+            " looked for"
         )
+
     return {"evaluation_texts": index.texts, "short_evaluation_texts": index.short}
 
 
 def _find_duplicates(
-    task: "_Cleaning", judged: Sequence["_Judged"], groups: "Sequence[_Group]", processing: Processing
+    task: "_Cleaning",
+    judged: Sequence["_Judged"],
+    groups: "Sequence[_Group]",
+    processing: Processing,
 ) -> int:
-    """Find duplicates where the page asks for it, among what is still kept. Returns how many buckets of exact ones."""
+    """Find duplicates where the page asks for it, among what is still kept. Returns how many
+    buckets of exact ones."""
     work, near, buckets = task.work, task.cleaning.near_duplicates, 0
     if task.cleaning.exact_duplicates:
         buckets = buckets_for(sum(part.kept for part in judged))
         find = partial(find_duplicates, work, len(judged), buckets)
         process(find, range(buckets), work / "tasks-exact", processing, "finding duplicates")
+
     if near:
         from robustly.data_prep.cleaning.near_duplicates import match
 
-        process(partial(task.sign, buckets), groups, work / "tasks-signatures", processing, "signing documents")
+        process(
+            partial(task.sign, buckets),
+            groups,
+            work / "tasks-signatures",
+            processing,
+            "signing documents",
+        )
         each = range(near.num_buckets)
-        process(partial(match, work, near), each, work / "tasks-pairs", processing, "comparing signatures")
-        process(partial(_cluster, work, near), [len(groups)], work / "tasks-clusters", processing, "clustering")
+        process(
+            partial(match, work, near),
+            each,
+            work / "tasks-pairs",
+            processing,
+            "comparing signatures",
+        )
+        process(
+            partial(_cluster, work, near),
+            [len(groups)],
+            work / "tasks-clusters",
+            processing,
+            "clustering",
+        )
+
     return buckets
 
 
-def _of_duplicates(cleaning: Cleaning) -> list[str]:
+def _of_duplicates(cleaning: CleaningConfig) -> list[str]:
     return [EXACT] * cleaning.exact_duplicates + [NEAR] * (cleaning.near_duplicates is not None)
 
 
-def _count(corpus: Corpus, pieces: Sequence[Part], tallies: "Sequence[_Tally]", reasons: list[str]) -> dict[str, Any]:
-    """What was kept and what was dropped: in all, and in `sources` a row for each source and verdict."""
+def _count(
+    corpus: CorpusConfig,
+    pieces: Sequence[Partition],
+    tallies: "Sequence[_Tally]",
+    reasons: list[str],
+) -> dict[str, Any]:
+    """What was kept and what was dropped: in all, and in `sources` a row for each source and
+    verdict."""
     rows = []
     for number, name in enumerate(corpus.names):
         own = [tally for part, tally in zip(pieces, tallies, strict=True) if part.source == number]
         for code, reason in enumerate([None, *reasons]):
-            found = {kind: sum(getattr(tally, kind)[code] for tally in own) for kind in ("documents", "bytes")}
+            found = {
+                kind: sum(getattr(tally, kind)[code] for tally in own)
+                for kind in ("documents", "bytes")
+            }
             if found["documents"] or code == KEPT:
                 rows.append({"source": name, "reason": reason, **found})
 
@@ -196,21 +272,32 @@ def _count(corpus: Corpus, pieces: Sequence[Part], tallies: "Sequence[_Tally]", 
     }
 
 
-def _check(counts: dict[str, Any], corpus: Corpus) -> None:
+def _check(counts: dict[str, Any], corpus: CorpusConfig) -> None:
     """Raises UserError unless there was text, and some of it is left."""
     sources = ", ".join(source.label for source in corpus.sources)
     if not counts["documents"]:
         raise UserError(f"corpus.sources: no document in {sources}; expected text")
+
     kept = {row["source"]: row["documents"] for row in counts["sources"] if row["reason"] is None}
-    held_out = {name: source.held_out for name, source in zip(corpus.names, corpus.sources, strict=True)}
+    held_out = {
+        name: source.held_out for name, source in zip(corpus.names, corpus.sources, strict=True)
+    }
     training = [name for name in held_out if not held_out[name]]
-    for group in (training, *([name] for name in held_out if held_out[name])):  # those that must not be empty
+
+    for group in (
+        training,
+        *([name] for name in held_out if held_out[name]),
+    ):  # those that must not be empty
         rows = [row for row in counts["sources"] if row["source"] in group]
-        if not sum(kept[name] for name in group) and (found := sum(row["documents"] for row in rows)):
-            dropped = ", ".join(f"{row['documents']:,} by {row['reason']}" for row in rows if row["reason"])
+        if not sum(kept[name] for name in group) and (
+            found := sum(row["documents"] for row in rows)
+        ):
+            dropped = ", ".join(
+                f"{row['documents']:,} by {row['reason']}" for row in rows if row["reason"]
+            )
             raise UserError(
-                f"cleaning: none of the {found:,} documents in {', '.join(group)} is left (dropped: {dropped}); loosen "
-                "the rules"
+                f"cleaning: none of the {found:,} documents in {', '.join(group)} is left (dropped:"
+                f" {dropped}); loosen the rules"
             )
 
 
@@ -220,6 +307,7 @@ def _move(work: Path, folder: Path, tallies: "Sequence[_Tally]", reasons: list[s
     for path in paths:
         if (work / path.name).exists():  # else a run that was killed has moved it
             (work / path.name).rename(path)
+
     flush(folder)
     listed = {
         "format": decisions.FORMAT,
@@ -230,7 +318,7 @@ def _move(work: Path, folder: Path, tallies: "Sequence[_Tally]", reasons: list[s
     return [*paths, folder / decisions.VERDICTS]
 
 
-# ------------------------------------------------------------------------------------------------------ parts
+# -------------------------------------------------------------------------------------------- parts
 
 INDEX = "evaluation.npy"
 
@@ -240,12 +328,13 @@ class _Group:
     """Parts in a row that are worked on together; `first` is the number of the first."""
 
     first: int
-    parts: list[Part]
+    partitions: list[Partition]
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """What the rules made of a part; its documents' codes lie in a file, n for the nth of `reasons`, from 1."""
+    """What the rules made of a part; its documents' codes lie in a file, n for the nth of
+    `reasons`, from 1."""
 
     kept: int
     reasons: list[str]
@@ -260,9 +349,11 @@ class _Tally:
     bytes: list[int]
 
 
-def _groups(pieces: Sequence[Part]) -> list[_Group]:
+def _groups(pieces: Sequence[Partition]) -> list[_Group]:
     size = -(-len(pieces) // GROUPS) or 1
-    return [_Group(first, list(pieces[first : first + size])) for first in range(0, len(pieces), size)]
+    return [
+        _Group(first, list(pieces[first : first + size])) for first in range(0, len(pieces), size)
+    ]
 
 
 def _file(work: Path, kind: str, number: int, ending: str = "npy") -> Path:
@@ -271,14 +362,16 @@ def _file(work: Path, kind: str, number: int, ending: str = "npy") -> Path:
 
 def _read_judged(work: Path, number: int) -> _Judged:
     facts = json.loads(_file(work, "rules", number, "json").read_text(encoding="utf-8"))
-    return _Judged(facts["kept"], facts["reasons"], [BadLine(**line) for line in facts["bad_lines"]])
+    return _Judged(
+        facts["kept"], facts["reasons"], [BadLine(**line) for line in facts["bad_lines"]]
+    )
 
 
 def _read_tally(work: Path, number: int) -> _Tally:
     return _Tally(**json.loads(_file(work, "tally", number, "json").read_text(encoding="utf-8")))
 
 
-def _cluster(work: Path, near: NearDuplicates, number: int, groups: int) -> None:
+def _cluster(work: Path, near: NearDuplicatesConfig, number: int, groups: int) -> None:
     from robustly.data_prep.cleaning.near_duplicates import cluster
 
     cluster(work, near, groups)
@@ -288,59 +381,66 @@ def _cluster(work: Path, near: NearDuplicates, number: int, groups: int) -> None
 class _Cleaning:
     """The work on the parts of a corpus, in any process."""
 
-    corpus: Corpus
-    cleaning: Cleaning
+    corpus: CorpusConfig
+    cleaning: CleaningConfig
     language: str
     work: Path
     model: tuple[Path, str] | None
 
-    def judge(self, number: int, part: Part) -> None:
+    def judge(self, number: int, part: Partition) -> None:
         """Ask the rules about each document of a part."""
         index = npy.read(self.work / INDEX, np.uint64) if self.cleaning.contamination else None
         rules = rules_of(self.cleaning, self.language, self.model, index)
         codes: dict[str | None, int] = {None: KEPT}
         verdict, sizes, texts_hashed = bytearray(), [], bytearray()
         bad_lines: list[BadLine] = []
+
         for document in documents(part, self.corpus, bad_lines):
             reason = reason_to_drop(document.text, rules)
             verdict.append(codes.setdefault(reason, len(codes)))
             sizes.append(len(document.text.encode()))
             if reason is None and self.cleaning.exact_duplicates:
                 texts_hashed += text_hash(document.text)
+
         found = np.frombuffer(verdict, np.uint8)
         npy.write(_file(self.work, "rules", number), found)
         npy.write(_file(self.work, "sizes", number), np.array(sizes, np.int64))
         kept = np.flatnonzero(found == KEPT)
         if self.cleaning.exact_duplicates:
             write_hashes(self.work, number, texts_hashed, kept)
+
         judged = _Judged(len(kept), [reason for reason in codes if reason], bad_lines)
         write_json(_file(self.work, "rules", number, "json"), asdict(judged))
 
     def sign(self, buckets: int, number: int, group: _Group) -> None:
-        """Sign those documents of a group that are neither dropped by a rule nor exact duplicates."""
+        """Sign those documents of a group that are neither dropped by a rule nor exact
+        duplicates."""
         from robustly.data_prep.cleaning.near_duplicates import sign
 
         assert self.cleaning.near_duplicates
         sign(self._still_kept(buckets, group), self.work, self.cleaning.near_duplicates, number)
 
     def _still_kept(self, buckets: int, group: _Group) -> Iterator[str]:
-        for place, part in enumerate(group.parts, group.first):
+        for place, part in enumerate(group.partitions, group.first):
             texts = (document.text for document in documents(part, self.corpus, []))
             yield from itertools.compress(texts, self._before_near(buckets, place) == KEPT)
 
     def _before_near(self, buckets: int, number: int) -> NDArray[np.uint8]:
-        """The codes of a part's documents after the rules, where exact duplicates have the last code of all."""
+        """The codes of a part's documents after the rules, where exact duplicates have the last
+        code of all."""
         codes = np.array(npy.read(_file(self.work, "rules", number), np.uint8))
         if buckets:
             codes[duplicates_in(self.work, buckets, number)] = DUPLICATE
         return codes
 
     def settle(self, buckets: int, reasons: list[str], number: int, group: _Group) -> None:
-        """Write the verdicts on a group's parts, by the numbers that the reasons have in the whole corpus."""
+        """Write the verdicts on a group's parts, by the numbers that the reasons have in the whole
+        corpus."""
         code_of = {reason: code for code, reason in enumerate(reasons, KEPT + 1)}
         near = self._near(number)
         seen = 0
-        for place in range(group.first, group.first + len(group.parts)):
+
+        for place in range(group.first, group.first + len(group.partitions)):
             before = self._before_near(buckets, place)
             table = np.zeros(DUPLICATE + 1, np.uint8)
             own = [code_of[reason] for reason in _read_judged(self.work, place).reasons]
@@ -348,13 +448,17 @@ class _Cleaning:
             table[DUPLICATE] = code_of.get(EXACT, 0)
             settled = table[before]
             kept = np.flatnonzero(before == KEPT)
-            settled[kept[near[(near >= seen) & (near < seen + len(kept))] - seen]] = code_of.get(NEAR, 0)
+            settled[kept[near[(near >= seen) & (near < seen + len(kept))] - seen]] = code_of.get(
+                NEAR, 0
+            )
             seen += len(kept)
             npy.write(verdicts_file(self.work, place), settled)
             sizes = npy.read(_file(self.work, "sizes", place), np.int64, settled.size)
             found = np.bincount(settled, minlength=len(reasons) + 1)
             size = [int(sizes[settled == code].sum()) for code in range(len(reasons) + 1)]
-            write_json(_file(self.work, "tally", place, "json"), asdict(_Tally(found.tolist(), size)))
+            write_json(
+                _file(self.work, "tally", place, "json"), asdict(_Tally(found.tolist(), size))
+            )
 
     def _near(self, group: int) -> NDArray[np.int64]:
         """Near duplicates among those documents of a group that are kept without them, by place."""
@@ -366,4 +470,5 @@ class _Cleaning:
 
 
 DUPLICATE = 255
-"""Code of an exact duplicate while the reasons of a part have numbers of their own; the rules have some 40."""
+"""Code of an exact duplicate while the reasons of a part have numbers of their own; the rules have
+some 40."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Self, get_args
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from robustly.config import Section
-from robustly.corpus.config import Corpus, Source
+from robustly.corpus.config import CorpusConfig, SourceConfig
 
 QUALITY_FILTERS = {
     "gopher_quality": "GopherQualityFilter",
@@ -18,7 +18,12 @@ QUALITY_FILTERS = {
     "fineweb_quality": "FineWebQualityFilter",
 }
 """Name on a page -> class of datatrove, in the order in which they judge a document."""
-OURS = ("self", "exclusion_writer", "batch_size", "language")  # of a filter's parameters: not the page's
+OURS = (
+    "self",
+    "exclusion_writer",
+    "batch_size",
+    "language",
+)  # of a filter's parameters: not the page's
 
 
 def _as_list(value: Any) -> Any:
@@ -28,7 +33,9 @@ def _as_list(value: Any) -> Any:
 def _as_mapping(value: Any) -> Any:
     """Names alone, or names with parameters."""
     if isinstance(value, dict):
-        return {name: {} if parameters is None else parameters for name, parameters in value.items()}
+        return {
+            name: {} if parameters is None else parameters for name, parameters in value.items()
+        }
     return {name: {} for name in _as_list(value)} if isinstance(value, str | list) else value
 
 
@@ -43,12 +50,12 @@ def _as_files(value: Any) -> Any:
     return {"files": value} if isinstance(value, str | list) else value
 
 
-class Language(Section):
+class LanguageConfig(Section):
     """Which languages are kept, as a fastText model sees them."""
 
     model: str
-    """A fastText model on this machine that tells languages, such as lid.176.ftz or GlotLID's. A relative path is
-    looked up beside the page, then in the working directory."""
+    """A fastText model on this machine that tells languages, such as lid.176.ftz or GlotLID's. A
+    relative path is looked up beside the page, then in the working directory."""
     keep: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
     """Languages by the model's names: en for lid.176, eng_Latn for GlotLID."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.65
@@ -59,37 +66,38 @@ class Language(Section):
         return {"keep": sorted(self.keep), "threshold": self.threshold}
 
 
-class Contamination(Section):
+class ContaminationConfig(Section):
     """Texts that a model is to be evaluated on, and that it must not have seen."""
 
     files: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
-    """Files, folders or globs of .txt (a text is a line), .jsonl and .parquet (each string of a row is a text), looked
-    up beside the page, then in the working directory."""
+    """Files, folders or globs of .txt (a text is a line), .jsonl and .parquet (each string of a row
+    is a text), looked up beside the page, then in the working directory."""
     keys: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] | None = None
     """Keys (.jsonl) or columns (.parquet) whose strings are taken; default: all of them."""
     n_grams: Annotated[int, Field(ge=1)] = 13
-    """Words in a row that a document must share with a text to be dropped; shorter texts are not looked for."""
+    """Words in a row that a document must share with a text to be dropped; shorter texts are not
+    looked for."""
 
     def recipe(self) -> dict[str, Any]:
         """As every section's, but for the paths: what lies there is an input of the stage."""
         return {"keys": self.keys, "n_grams": self.n_grams}
 
 
-class EvaluationFiles(Corpus):
+class EvaluationFiles(CorpusConfig):
     """Files of evaluation texts, found and hashed as a corpus is."""
 
     key: ClassVar = "cleaning.contamination.files"
 
     @classmethod
-    def of(cls, contamination: Contamination) -> "EvaluationFiles":
+    def of(cls, contamination: ContaminationConfig) -> "EvaluationFiles":
         """The files that a page names."""
-        sources = [Source(path=path) for path in contamination.files]
+        sources = [SourceConfig(path=path) for path in contamination.files]
         return cls(sources=sources, documents="line", text_key="", validation=0)
 
 
-class NearDuplicates(Section):
-    """MinHash, under datatrove's names. Of two documents that share a part s of their n-grams, one is dropped with
-    probability 1 - (1 - s^hashes_per_bucket)^num_buckets."""
+class NearDuplicatesConfig(Section):
+    """MinHash, under datatrove's names. Of two documents that share a part s of their n-grams, one
+    is dropped with probability 1 - (1 - s^hashes_per_bucket)^num_buckets."""
 
     n_grams: PositiveInt = 5
     """Words of a piece of text that is hashed."""
@@ -101,7 +109,7 @@ class NearDuplicates(Section):
     """Of the hash functions."""
 
 
-class Cleaning(Section):
+class CleaningConfig(Section):
     """Which documents of the corpus are left out; the default is none of them."""
 
     min_characters: PositiveInt | None = None
@@ -109,17 +117,22 @@ class Cleaning(Section):
     min_words: PositiveInt | None = None
     """Words are what white space separates."""
     max_words: PositiveInt | None = None
-    language: Language | None = None
+    language: LanguageConfig | None = None
     """Documents of other languages are dropped."""
-    quality: Annotated[dict[str, dict[str, Any]], BeforeValidator(_as_mapping)] = Field(default_factory=dict)
-    """Sets of rules out of datatrove (gopher_quality, gopher_repetition, c4_quality, fineweb_quality): a list of names,
-    or a mapping of names to parameters of the set's class. Words are split by the rules for `data.language`."""
-    contamination: Annotated[Contamination | None, BeforeValidator(_as_files)] = None
-    """Documents that share a run of words with these texts are dropped; files alone take the defaults."""
+    quality: Annotated[dict[str, dict[str, Any]], BeforeValidator(_as_mapping)] = Field(
+        default_factory=dict
+    )
+    """Sets of rules out of datatrove (gopher_quality, gopher_repetition, c4_quality,
+    fineweb_quality): a list of names, or a mapping of names to parameters of the set's class. Words
+    are split by the rules for `data.language`."""
+    contamination: Annotated[ContaminationConfig | None, BeforeValidator(_as_files)] = None
+    """Documents that share a run of words with these texts are dropped; files alone take the
+    defaults."""
     exact_duplicates: bool = False
     """Of documents with the same text, all but the first are dropped."""
-    near_duplicates: Annotated[NearDuplicates | None, BeforeValidator(_as_section)] = None
-    """Of documents with much the same text, all but the first are dropped; `true` takes the defaults."""
+    near_duplicates: Annotated[NearDuplicatesConfig | None, BeforeValidator(_as_section)] = None
+    """Of documents with much the same text, all but the first are dropped; `true` takes the
+    defaults."""
 
     @property
     def on(self) -> bool:
@@ -129,12 +142,16 @@ class Cleaning(Section):
     def recipe(self) -> dict[str, Any]:
         """As every section's, but for the paths within."""
         inner = {"language": self.language, "contamination": self.contamination}
-        return super().recipe() | {name: section.recipe() for name, section in inner.items() if section}
+        return super().recipe() | {
+            name: section.recipe() for name, section in inner.items() if section
+        }
 
     @field_validator("quality")
     @classmethod
     def _known(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        faults = [fault for name, parameters in value.items() for fault in _faults(name, parameters)]
+        faults = [
+            fault for name, parameters in value.items() for fault in _faults(name, parameters)
+        ]
         if faults:
             raise ValueError("; ".join(faults))
         return value
@@ -144,7 +161,11 @@ class Cleaning(Section):
         for what in ("characters", "words"):
             least, most = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
             if least and most and least > most:
-                raise ValueError(f"min_{what} = {least}, max_{what} = {most}: expected the first to be the lower one")
+                raise ValueError(
+                    f"min_{what} = {least}, max_{what} = {most}: expected the first to be the"
+                    " lower one"
+                )
+
         return self
 
 
@@ -153,12 +174,15 @@ def _faults(name: str, parameters: dict[str, Any]) -> Iterator[str]:
     if name not in QUALITY_FILTERS:
         yield f"no rules called {name!r}{_nearest(name, list(QUALITY_FILTERS))}"
         return
+
     if not parameters:
         return
+
     from datatrove.pipeline import filters  # half a second, for those who set a parameter
 
     signature = inspect.signature(getattr(filters, QUALITY_FILTERS[name])).parameters
     known = {key: parameter for key, parameter in signature.items() if key not in OURS}
+
     for key, value in parameters.items():
         if key not in known:
             yield f"{name} has no parameter {key!r}{_nearest(key, list(known))}"
@@ -167,20 +191,27 @@ def _faults(name: str, parameters: dict[str, Any]) -> Iterator[str]:
 
 
 def _expected(parameter: inspect.Parameter, value: Any) -> str | None:
-    """What a parameter takes, if that is not what it is given; its default says the kind, its annotation is loose."""
+    """What a parameter takes, if that is not what it is given; its default says the kind, its
+    annotation is loose."""
     default, optional = parameter.default, NoneType in get_args(parameter.annotation)
     if value is None:
         return None if optional else f"a value such as {default!r}"
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
+
     if isinstance(default, int | float):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return None if number else "a number" + " or null" * optional
+
     if default is None:
         words = isinstance(value, list) and all(isinstance(word, str) for word in value)
         return None if words else "a list of strings"
+
     pairs = isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], int) and isinstance(pair[1], int | float)
+        isinstance(pair, list)
+        and len(pair) == 2
+        and isinstance(pair[0], int)
+        and isinstance(pair[1], int | float)
         for pair in value
     )
     return None if pairs else f"a list of pairs such as {[list(pair) for pair in default[:2]]}"

@@ -1,7 +1,7 @@
 """Evaluation texts in the corpus: documents that share a run of words with one of them.
 
-As in GPT-3 (Brown et al. 2020, appendix C), which looked for runs of 13 words. The index is the sorted hashes of all
-runs of the texts, 8 bytes each, mapped into the memory of every process once.
+As in GPT-3 (Brown et al. 2020, appendix C), which looked for runs of 13 words. The index is the
+sorted hashes of all runs of the texts, 8 bytes each, mapped into the memory of every process once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from robustly import UserError, log
 from robustly.corpus.files import files
 from robustly.corpus.reading import form, json_object, lines, parquet, where
-from robustly.data_prep.cleaning.config import Contamination, EvaluationFiles
+from robustly.data_prep.cleaning.config import ContaminationConfig, EvaluationFiles
 from robustly.data_prep.cleaning.shingles import hashes
 
 
@@ -30,7 +30,7 @@ class Index:
     """Texts that have too few words for a run, and are not looked for."""
 
 
-def build_index(contamination: Contamination, beside: Path) -> Index:
+def build_index(contamination: ContaminationConfig, beside: Path) -> Index:
     """Read the evaluation texts of a page.
 
     Raises UserError if a file cannot be read, a row lacks a key, or no text is long enough.
@@ -38,6 +38,7 @@ def build_index(contamination: Contamination, beside: Path) -> Index:
     found: list[NDArray[np.uint64]] = []
     texts = short = 0
     paths = [path for _, path in files(EvaluationFiles.of(contamination), beside)]
+
     with log.progress("reading evaluation texts", len(paths), "files") as advance:
         for path in paths:
             for text in evaluation_texts(path, contamination.keys):
@@ -46,11 +47,14 @@ def build_index(contamination: Contamination, beside: Path) -> Index:
                 short += runs.size == 0
                 found.append(runs)
             advance(1)
+
     if texts == short:
         raise UserError(
-            f"cleaning.contamination.files: none of the {texts:,} texts in {', '.join(map(str, paths))} has "
-            f"{contamination.n_grams} words (cleaning.contamination.n_grams); lower that, or give longer texts"
+            f"cleaning.contamination.files: none of the {texts:,} texts in"
+            f" {', '.join(map(str, paths))} has {contamination.n_grams} words"
+            " (cleaning.contamination.n_grams); lower that, or give longer texts"
         )
+
     return Index(np.unique(np.concatenate(found)), texts, short)
 
 
@@ -63,7 +67,8 @@ def contaminated(text: str, index: NDArray[np.uint64], n: int) -> bool:
 
 
 def evaluation_texts(path: Path, keys: list[str] | None) -> Iterator[str]:
-    """The texts of a file: lines of .txt; strings of .jsonl and .parquet at `keys`, however deep, or all of them.
+    """The texts of a file: lines of .txt; strings of .jsonl and .parquet at `keys`, however deep,
+    or all of them.
 
     Raises UserError if it cannot be read or a row lacks a key.
     """
@@ -72,15 +77,19 @@ def evaluation_texts(path: Path, keys: list[str] | None) -> Iterator[str]:
     if kind == ".parquet":
         for place, row in enumerate(_parquet_rows(name)):
             yield from _strings_at(row, keys, name, place)
+
         return
+
     if kind == ".txt":
         yield from (line for _, line in lines(name))
         return
+
     for place, line in lines(name):
         try:
             row = json_object(line)
         except ValueError as fault:
             raise UserError(f"{where(name, place)}: {fault}") from None
+
         yield from _strings_at(row, keys, name, place)
 
 
@@ -90,11 +99,13 @@ def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _strings_at(row: dict[str, Any], keys: list[str] | None, path: str, place: int) -> Iterator[str]:
+def _strings_at(
+    row: dict[str, Any], keys: list[str] | None, path: str, place: int
+) -> Iterator[str]:
     if keys and (missing := [key for key in keys if key not in row]):
         raise UserError(
-            f"{where(path, place)}: no key {missing[0]!r} (cleaning.contamination.keys); the keys here: "
-            + ", ".join(map(repr, row))
+            f"{where(path, place)}: no key {missing[0]!r} (cleaning.contamination.keys); the keys"
+            " here: " + ", ".join(map(repr, row))
         )
     yield from _strings(row[key] for key in keys or row)
 

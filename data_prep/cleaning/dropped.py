@@ -4,30 +4,43 @@ from pathlib import Path
 
 from robustly import log
 from robustly.corpus import decisions
-from robustly.corpus.config import Corpus
+from robustly.corpus.config import CorpusConfig
 from robustly.corpus.documents import documents
-from robustly.corpus.partitions import parts
+from robustly.corpus.partitions import partitions
 from robustly.data_prep.json_lines import check_place, new_file
 
 OPTION = "--dropped"
 
 
-def write_dropped(corpus: Corpus, folder: Path, beside: Path, path: Path) -> int:
-    """Read the corpus once more and write what the finished stage in `folder` drops to `path`; returns how many.
+def write_dropped(corpus: CorpusConfig, folder: Path, beside: Path, path: Path) -> int:
+    """Read the corpus once more and write what the finished stage in `folder` drops to `path`;
+    returns how many.
 
-    A line is {"text", "source", "reason"}, in the order of the corpus. The file is there when all of it is; compressed
-    if it ends in .gz. Raises UserError as `check_place` does, or if the corpus cannot be read.
-    """
+    A line is {"text", "source", "reason"}, in the order of the corpus. The file is there when all
+    of it is; compressed if it ends in .gz. Raises UserError as `check_place` does, or if the corpus
+    cannot be read."""
     check_place(path, OPTION)
     names = decisions.read_list(folder)["verdicts"]
-    sources, pieces = corpus.names, parts(corpus, beside)
+    sources, pieces = corpus.names, partitions(corpus, beside)
     written = 0
-    with new_file(path) as write, log.progress("writing dropped documents", len(pieces), "parts") as advance:
+
+    with (
+        new_file(path) as write,
+        log.progress("writing dropped documents", len(pieces), "parts") as advance,
+    ):
         for number, part in enumerate(pieces):
             codes = decisions.read(decisions.verdicts_file(folder, number)).tolist()
             for document, code in zip(documents(part, corpus, []), codes, strict=True):
                 if code != decisions.KEPT:
-                    write({"text": document.text, "source": sources[document.source], "reason": names[code]})
+                    write(
+                        {
+                            "text": document.text,
+                            "source": sources[document.source],
+                            "reason": names[code],
+                        }
+                    )
                     written += 1
+
             advance(1)
+
     return written

@@ -1,7 +1,7 @@
 """Exact duplicates in bounded memory: hashes of the texts, bucket by bucket.
 
-Each part of the corpus leaves its hashes sorted, so that a bucket, which is a range of hashes, is a slice of each file.
-"""
+Each part of the corpus leaves its hashes sorted, so that a bucket, which is a range of hashes, is a
+slice of each file."""
 
 import bisect
 import hashlib
@@ -24,8 +24,11 @@ def text_hash(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()[:16]
 
 
-def write_hashes(folder: Path, number: int, hashes: bytes | bytearray, places: NDArray[np.integer]) -> None:
-    """Write the hashes of a part's documents, 16 bytes each; `places`: (documents,), their places in the part."""
+def write_hashes(
+    folder: Path, number: int, hashes: bytes | bytearray, places: NDArray[np.integer]
+) -> None:
+    """Write the hashes of a part's documents, 16 bytes each; `places`: (documents,), their places
+    in the part."""
     halves = np.frombuffer(hashes, ">u8").reshape(-1, 2)
     rows = np.empty(len(halves), HASH)
     rows["high"], rows["low"], rows["document"] = halves[:, 0], halves[:, 1], places
@@ -38,9 +41,11 @@ def buckets_for(documents: int) -> int:
 
 
 def find_duplicates(folder: Path, parts: int, buckets: int, bucket: int, _: Any = None) -> None:
-    """Write the places of the documents in a bucket whose text came before, in the order of the corpus."""
+    """Write the places of the documents in a bucket whose text came before, in the order of the
+    corpus."""
     bits = buckets.bit_length() - 1
     slices, numbers = [], []
+
     for number in range(parts):
         rows = npy.read(_hashes_file(folder, number), HASH)
         first, last = (
@@ -49,10 +54,18 @@ def find_duplicates(folder: Path, parts: int, buckets: int, bucket: int, _: Any 
         )
         slices.append(np.array(rows[first:last]))  # a copy: a view would keep the file open
         numbers.append(np.full(last - first, number, np.uint32))
+
     rows, part = np.concatenate(slices), np.concatenate(numbers)
-    order = np.lexsort((rows["low"], rows["high"]))  # stable: equal ones stay in the order of the corpus
+    order = np.lexsort(
+        (rows["low"], rows["high"])
+    )  # stable: equal ones stay in the order of the corpus
     rows, part = rows[order], part[order]
-    again = np.flatnonzero((rows["high"][1:] == rows["high"][:-1]) & (rows["low"][1:] == rows["low"][:-1])) + 1
+    again = (
+        np.flatnonzero(
+            (rows["high"][1:] == rows["high"][:-1]) & (rows["low"][1:] == rows["low"][:-1])
+        )
+        + 1
+    )
     places = np.empty(len(again), PLACE)
     places["part"], places["document"] = part[again], rows["document"][again]
     npy.write(_places_file(folder, bucket), np.sort(places, order=PLACE.names))
@@ -64,9 +77,11 @@ def duplicates_in(folder: Path, buckets: int, number: int) -> NDArray[np.uint32]
     for bucket in range(buckets):
         places = npy.read(_places_file(folder, bucket), PLACE)
         first, last = (
-            bisect.bisect_left(places, part, key=lambda row: int(row["part"])) for part in (number, number + 1)
+            bisect.bisect_left(places, part, key=lambda row: int(row["part"]))
+            for part in (number, number + 1)
         )
         found.append(places["document"][first:last])
+
     return np.concatenate(found)
 
 

@@ -1,8 +1,8 @@
 """Near duplicates by MinHash (Broder 1997): datatrove's steps, on groups of parts.
 
-Signatures of each group's documents, pairs of equal ones bucket by bucket, clusters of the pairs. Of a cluster, the
-first document in the order of the corpus stays; datatrove's own choice of who stays is not used.
-"""
+Signatures of each group's documents, pairs of equal ones bucket by bucket, clusters of the pairs.
+Of a cluster, the first document in the order of the corpus stays; datatrove's own choice of who
+stays is not used."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ from datatrove.utils.logging import logger
 from numpy.typing import NDArray
 
 from robustly.data_prep import npy
-from robustly.data_prep.cleaning.config import NearDuplicates
+from robustly.data_prep.cleaning.config import NearDuplicatesConfig
 from robustly.data_prep.cleaning.shingles import HASHING, WORDS
 
 AT_ONCE = 2**14  # n-grams whose hashes are made at a time: 15 MB for each array of them
@@ -33,39 +33,60 @@ class Signature(MinhashDedupSignature):
     def get_signature(self, shingles: NDArray[np.uint64]) -> list[list[int]]:
         """The least hash of each function, over pieces of the document: as of the whole."""
         pieces = range(0, len(shingles), AT_ONCE)
-        signatures = (np.array(super(Signature, self).get_signature(shingles[at : at + AT_ONCE])) for at in pieces)
-        return [[int(value) for value in bucket] for bucket in functools.reduce(np.minimum, signatures)]
+        signatures = (
+            np.array(super(Signature, self).get_signature(shingles[at : at + AT_ONCE]))
+            for at in pieces
+        )
+
+        return [
+            [int(value) for value in bucket] for bucket in functools.reduce(np.minimum, signatures)
+        ]
 
 
-def sign(texts: Iterable[str], folder: Path, near: NearDuplicates, group: int) -> None:
-    """Write the signatures of a group's documents, in order; one with fewer words than an n-gram has none."""
+def sign(texts: Iterable[str], folder: Path, near: NearDuplicatesConfig, group: int) -> None:
+    """Write the signatures of a group's documents, in order; one with fewer words than an n-gram
+    has none."""
     step = Signature(str(folder / "signatures"), _config(near), WORDS)
     with _quiet():
         step.run((Document(text=text, id="") for text in texts), rank=group)
 
 
-def match(folder: Path, near: NearDuplicates, bucket: int, _: Any = None) -> None:
+def match(folder: Path, near: NearDuplicatesConfig, bucket: int, _: Any = None) -> None:
     """Write the pairs of documents whose signatures are equal in a bucket."""
     step = MinhashDedupBuckets(
-        str(folder / "signatures"), str(folder / "pairs"), config=_config(near), lines_to_buffer=BUFFERED
+        str(folder / "signatures"),
+        str(folder / "pairs"),
+        config=_config(near),
+        lines_to_buffer=BUFFERED,
     )
     with _quiet():
         step.run(rank=bucket, world_size=near.num_buckets)
 
 
-def cluster(folder: Path, near: NearDuplicates, groups: int) -> None:
+def cluster(folder: Path, near: NearDuplicatesConfig, groups: int) -> None:
     """Write, for each group, its documents that are not the first of their cluster."""
     step = MinhashDedupCluster(
-        str(folder / "pairs"), str(folder / "clusters"), _config(near), save_cluster_id=True, lines_to_buffer=BUFFERED
+        str(folder / "pairs"),
+        str(folder / "clusters"),
+        _config(near),
+        save_cluster_id=True,
+        lines_to_buffer=BUFFERED,
     )
     with _quiet(), contextlib.redirect_stderr(io.StringIO()):  # a bar of its own
         step.run()
+
     newest = -1  # clusters are numbered in the order of their first documents
+
     for group in range(groups):
         path = folder / "clusters" / f"{group:06d}.clusters"
         pairs = np.fromfile(path, MEMBER) if path.exists() else np.empty(0, MEMBER)
-        before = np.maximum.accumulate(np.concatenate([[newest], pairs["cluster"].astype(np.int64)]))
-        npy.write(_dropped_file(folder, group), pairs["document"][pairs["cluster"] <= before[:-1]].astype(np.uint32))
+        before = np.maximum.accumulate(
+            np.concatenate([[newest], pairs["cluster"].astype(np.int64)])
+        )
+        npy.write(
+            _dropped_file(folder, group),
+            pairs["document"][pairs["cluster"] <= before[:-1]].astype(np.uint32),
+        )
         newest = int(before[-1])
 
 
@@ -88,7 +109,7 @@ def _dropped_file(folder: Path, group: int) -> Path:
     return folder / f"near-{group:05d}.npy"
 
 
-def _config(near: NearDuplicates) -> MinhashConfig:
+def _config(near: NearDuplicatesConfig) -> MinhashConfig:
     return MinhashConfig(
         n_grams=near.n_grams,
         num_buckets=near.num_buckets,

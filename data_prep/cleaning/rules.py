@@ -1,8 +1,7 @@
 """Rules that judge a document by itself. A rule gives the reason why a text is dropped, or None.
 
-The first word of a reason is the key of the page's `cleaning` section that asks for it, or the name of a set of quality
-rules; what follows a colon are the set's own words.
-"""
+The first word of a reason is the key of the page's `cleaning` section that asks for it, or the name
+of a set of quality rules; what follows a colon are the set's own words."""
 
 import contextlib
 import functools
@@ -16,13 +15,14 @@ from numpy.typing import NDArray
 
 from robustly import UserError
 from robustly.config import locate
-from robustly.data_prep.cleaning.config import QUALITY_FILTERS, Cleaning, Language
+from robustly.data_prep.cleaning.config import QUALITY_FILTERS, CleaningConfig, LanguageConfig
 
 Rule = Callable[[str], str | None]
 CONTAMINATION, EXACT, NEAR = "contamination", "exact_duplicates", "near_duplicates"
 LENGTHS = ("min_characters", "max_characters", "min_words", "max_words")
 ORDER = (*LENGTHS, "language", *QUALITY_FILTERS, CONTAMINATION, EXACT, NEAR)
-"""First words of the reasons, in the order of the rules: of several reasons, a document has the first."""
+"""First words of the reasons, in the order of the rules: of several reasons, a document has the
+first."""
 DOWNLOADS = ("StanzaTokenizer", "TibetanTokenizer")
 """Word splitters of datatrove that fetch a model when they are first used."""
 INSTALL = "pip install 'robustly[clean]'"
@@ -34,7 +34,10 @@ def in_order(reasons: Iterable[str]) -> list[str]:
 
 
 def rules_of(
-    cleaning: Cleaning, word_language: str, model: tuple[Path, str] | None, evaluation: NDArray[np.uint64] | None
+    cleaning: CleaningConfig,
+    word_language: str,
+    model: tuple[Path, str] | None,
+    evaluation: NDArray[np.uint64] | None,
 ) -> list[Rule]:
     """The rules that a page asks for, in order.
 
@@ -44,23 +47,28 @@ def rules_of(
     if cleaning.language:
         assert model
         rules.append(functools.partial(_language, _load_model(*model), cleaning.language))
+
     rules += [
-        _quality(name, cleaning.quality[name], word_language) for name in QUALITY_FILTERS if name in cleaning.quality
+        _quality(name, cleaning.quality[name], word_language)
+        for name in QUALITY_FILTERS
+        if name in cleaning.quality
     ]
     if cleaning.contamination:
         assert evaluation is not None
         rules.append(functools.partial(_contamination, evaluation, cleaning.contamination.n_grams))
+
     return rules
 
 
 def reason_to_drop(text: str, rules: Iterable[Rule]) -> str | None:
-    """The first reason; None for a text of nothing but white space, which is no document to the data stage."""
+    """The first reason; None for a text of nothing but white space, which is no document to the
+    data stage."""
     if not text.strip():
         return None
     return next(filter(None, (rule(text) for rule in rules)), None)
 
 
-def _length(cleaning: Cleaning, text: str) -> str | None:
+def _length(cleaning: CleaningConfig, text: str) -> str | None:
     characters = len(text)
     if characters < (cleaning.min_characters or 0):
         return "min_characters"
@@ -68,9 +76,11 @@ def _length(cleaning: Cleaning, text: str) -> str | None:
         return "max_characters"
     if not (cleaning.min_words or cleaning.max_words):
         return None
+
     words = len(text.split())
     if words < (cleaning.min_words or 0):
         return "min_words"
+
     return "max_words" if cleaning.max_words and words > cleaning.max_words else None
 
 
@@ -80,22 +90,22 @@ def _contamination(evaluation: NDArray[np.uint64], n: int, text: str) -> str | N
     return CONTAMINATION if contaminated(text, evaluation, n) else None
 
 
-# ------------------------------------------------------------------------------------------------------ language
+# ----------------------------------------------------------------------------------------- language
 
 
-def model_file(language: Language, beside: Path) -> Path:
+def model_file(language: LanguageConfig, beside: Path) -> Path:
     """The file of the model that a page names. Raises UserError if it is not there."""
     advice = "Give a fastText model that tells languages, such as lid.176.ftz"
     return locate("cleaning.language.model", language.model, beside, file=True, advice=advice)
 
 
-def check_languages(language: Language, model: tuple[Path, str]) -> None:
+def check_languages(language: LanguageConfig, model: tuple[Path, str]) -> None:
     """Raises UserError if the model is none, or does not know a language that is to be kept."""
     known = _probabilities(_load_model(*model), "a")
     if unknown := [name for name in language.keep if known and name not in known]:
         raise UserError(
-            f"cleaning.language.keep: {', '.join(unknown)}: not among the {len(known):,} languages of {model[0]}: "
-            f"{', '.join(sorted(known)[:12])}, ..."
+            f"cleaning.language.keep: {', '.join(unknown)}: not among the {len(known):,} languages"
+            f" of {model[0]}: {', '.join(sorted(known)[:12])}, ..."
         )
 
 
@@ -106,54 +116,72 @@ def _load_model(path: Path, sha256: str) -> Any:
         import fasttext
     except ImportError:
         raise UserError(f"cleaning.language: fastText is not installed; {INSTALL}") from None
+
     try:
         return fasttext.load_model(str(path))
     except (ValueError, MemoryError, RuntimeError) as error:
-        raise UserError(f"{path}: not a fastText model ({error}); expected one such as lid.176.ftz") from None
+        raise UserError(
+            f"{path}: not a fastText model ({error}); expected one such as lid.176.ftz"
+        ) from None
 
 
 def _probabilities(model: Any, text: str) -> dict[str, float]:
     """Probability of every language that the model knows."""
     # k: all of them; threshold: none is too small
     labels, values = model.predict(text.replace("\n", " "), k=-1, threshold=-1.0)
-    return {label.removeprefix("__label__"): float(value) for label, value in zip(labels, values, strict=True)}
+    return {
+        label.removeprefix("__label__"): float(value)
+        for label, value in zip(labels, values, strict=True)
+    }
 
 
-def _language(model: Any, language: Language, text: str) -> str | None:
+def _language(model: Any, language: LanguageConfig, text: str) -> str | None:
     found = _probabilities(model, text)
-    return None if any(found.get(name, 0.0) > language.threshold for name in language.keep) else "language"
+    return (
+        None
+        if any(found.get(name, 0.0) > language.threshold for name in language.keep)
+        else "language"
+    )
 
 
-# ------------------------------------------------------------------------------------------------------- quality
+# ------------------------------------------------------------------------------------------ quality
 
 
 def check_words(language: str) -> None:
-    """Raises UserError unless datatrove can split words of the language here, with nothing to download."""
+    """Raises UserError unless datatrove can split words of the language here, with nothing to
+    download."""
     from datatrove.utils.word_tokenizers import load_word_tokenizer
 
     _import_spacy()
     wanted = f"cleaning.quality splits words by the rules for data.language = {language}"
+
     try:
         splitter = load_word_tokenizer(language)
         if not (downloads := type(splitter).__name__ in DOWNLOADS):
             splitter.word_tokenize("a b")
     except ValueError:
         raise UserError(
-            f"{wanted}, and datatrove has none; set data.language to the code (ISO 639) of a similar language, or "
-            "leave cleaning.quality out"
+            f"{wanted}, and datatrove has none; set data.language to the code (ISO 639) of a"
+            " similar language, or leave cleaning.quality out"
         ) from None
     except ImportError as error:
-        raise UserError(f"{wanted}: {error} ({INSTALL} brings spaCy, which serves most languages)") from None
+        raise UserError(
+            f"{wanted}: {error} ({INSTALL} brings spaCy, which serves most languages)"
+        ) from None
+
     if downloads:
-        raise UserError(f"{wanted}, and datatrove's splitter would download a model; leave cleaning.quality out")
+        raise UserError(
+            f"{wanted}, and datatrove's splitter would download a model; leave cleaning.quality out"
+        )
 
 
 def _import_spacy() -> None:
-    """Import spaCy, if it is installed, without torch: it would load it for models that are not used here, which takes
-    3 seconds and 180 MB in every process."""
+    """Import spaCy, if it is installed, without torch: it would load it for models that are not
+    used here, which takes 3 seconds and 180 MB in every process."""
     if "torch" in sys.modules:
         return
     sys.modules["torch"] = None  # type: ignore[assignment]
+
     try:
         with contextlib.suppress(ImportError):
             import spacy  # noqa: F401
@@ -166,11 +194,15 @@ def _quality(name: str, parameters: dict[str, Any], language: str) -> Rule:
     from datatrove.pipeline import filters
 
     _import_spacy()
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
+    values = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()
+    }
     judge = getattr(filters, QUALITY_FILTERS[name])(language=language, **values)
 
     def rule(text: str) -> str | None:
-        verdict = judge.filter(Document(text=text, id=""))  # a document of its own: c4_quality cuts lines out of it
+        verdict = judge.filter(
+            Document(text=text, id="")
+        )  # a document of its own: c4_quality cuts lines out of it
         if verdict is True:
             return None
         _, reason = verdict

@@ -1,8 +1,9 @@
-"""The words of a text as comparisons see them, and hashes of runs of them, for near duplicates and contamination.
+"""The words of a text as comparisons see them, and hashes of runs of them, for near duplicates and
+contamination.
 
-A text is simplified as datatrove does it: lower case, numbers as 0, punctuation as space, no diacritics. Words are what
-white space separates; of scripts written without spaces, each character is a word.
-"""
+A text is simplified as datatrove does it: lower case, numbers as 0, punctuation as space, no
+diacritics. Words are what white space separates; of scripts written without spaces, each character
+is a word."""
 
 import numpy as np
 import regex
@@ -11,7 +12,9 @@ from datatrove.utils.text import ngrams, simplify_text
 from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 from numpy.typing import NDArray
 
-HASHING = HashConfig(precision=64, hash_fc="sha1")  # of the standard library: the same in every version
+HASHING = HashConfig(
+    precision=64, hash_fc="sha1"
+)  # of the standard library: the same in every version
 _hash = create_hash_func(HASHING)
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 
@@ -22,7 +25,8 @@ def words(simplified: str) -> list[str]:
 
 
 def hashes(text: str, n: int) -> NDArray[np.uint64]:
-    """Hashes of the runs of n words in a text, in order: (words - n + 1,), or (0,) where it is shorter."""
+    """Hashes of the runs of n words in a text, in order: (words - n + 1,), or (0,) where it is
+    shorter."""
     runs = ngrams(words(simplify_text(text)), n)
     return np.fromiter((_hash(" ".join(run)) for run in runs), np.uint64)
 

@@ -1,10 +1,10 @@
 """Every method by its name, in the order in which they are attached; each has a file of its own.
 
-An `attach(model, spec)` adds its modules in place, makes their parameters trainable, draws its start from torch's
-global generator, and notes on `model.delta` (`robustly.delta.attachment.Attachment`) what training and storing must know.
-peft's come first: they replace linear maps by name, and must not find those of the others. Prompts
-come before prefixes: a prefix stands before all tokens, a prompt's too.
-"""
+An `attach(model, spec)` adds its modules in place, makes their parameters trainable, draws its
+start from torch's global generator, and notes on `model.delta`
+(`robustly.delta.attachment.Attachment`) what training and storing must know. peft's come first:
+they replace linear maps by name, and must not find those of the others. Prompts come before
+prefixes: a prefix stands before all tokens, a prompt's too."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,5 @@
-"""LoRA: low-rank updates beside frozen linear maps (Hu et al. 2021); DoRA (Liu et al. 2024). By peft."""
+"""LoRA: low-rank updates beside frozen linear maps (Hu et al. 2021); DoRA (Liu et al. 2024). By
+peft."""
 
 from peft import LoraConfig, LoraModel
 from transformers import RobertaPreTrainedModel
@@ -20,9 +21,8 @@ def peft_config(spec: Lora | Dora) -> LoraConfig:
 def attach(model: RobertaPreTrainedModel, spec: Lora | Dora) -> None:
     """Updates at `spec.targets`.
 
-    A is random and B is 0 (section 4.1), so the model starts as it is without them. Parameters: rank x (in + out) for
-    each map, and for DoRA out more. Raises UserError if a target names no linear map of the encoder, or beside another
-    low-rank method.
-    """
+    A is random and B is 0 (section 4.1), so the model starts as it is without them. Parameters:
+    rank x (in + out) for each map, and for DoRA out more. Raises UserError if a target names no
+    linear map of the encoder, or beside another low-rank method."""
     check_low_rank(model, spec)
     inject(model.roberta, LoraModel, peft_config(spec), spec.name)

@@ -1,9 +1,10 @@
-"""Prefixes: learned keys and values before those of the text, in every layer (Li and Liang 2021; Liu et al. 2022).
+"""Prefixes: learned keys and values before those of the text, in every layer (Li and Liang 2021;
+Liu et al. 2022).
 
-They enter within attention, so that the text keeps its own positions, heads read what they always read, and layers can
-be computed twice (gradient checkpointing). peft passes them as a cache, which shifts RoBERTa's positions and refuses
-checkpointing; its networks are used here, and its order of numbers, so that it reads what is stored.
-"""
+They enter within attention, so that the text keeps its own positions, heads read what they always
+read, and layers can be computed twice (gradient checkpointing). peft passes them as a cache, which
+shifts RoBERTa's positions and refuses checkpointing; its networks are used here, and its order of
+numbers, so that it reads what is stored."""
 
 import inspect
 from typing import Any
@@ -20,11 +21,17 @@ from robustly.delta.specs import Prefix, PTuningV2
 
 _PASSED = "prefix_of_layers"
 """Name under which the encoder hands keys and values down to its layers."""
-_CACHE = "cache" if "cache" in inspect.signature(RobertaSelfAttention.forward).parameters else "past_key_values"
+_CACHE = (
+    "cache"
+    if "cache" in inspect.signature(RobertaSelfAttention.forward).parameters
+    else "past_key_values"
+)
 """transformers renamed it."""
 
 
-def peft_config(spec: Prefix | PTuningV2, config: RobertaConfig, finished: bool) -> PrefixTuningConfig:
+def peft_config(
+    spec: Prefix | PTuningV2, config: RobertaConfig, finished: bool
+) -> PrefixTuningConfig:
     return PrefixTuningConfig(
         num_virtual_tokens=spec.tokens,
         token_dim=config.hidden_size,
@@ -37,10 +44,11 @@ def peft_config(spec: Prefix | PTuningV2, config: RobertaConfig, finished: bool)
 
 
 class KeysAndValues(nn.Module):
-    """A prefix, out of a network of peft's: a table of its numbers, or until training is over what makes them.
+    """A prefix, out of a network of peft's: a table of its numbers, or until training is over what
+    makes them.
 
-    Parameters: tokens x 2 x layers x hidden; of the network for 20 tokens and 512 units, RoBERTa-base: 9,864,704.
-    """
+    Parameters: tokens x 2 x layers x hidden; of the network for 20 tokens and 512 units,
+    RoBERTa-base: 9,864,704."""
 
     def __init__(self, spec: Prefix | PTuningV2, config: RobertaConfig, finished: bool):
         super().__init__()
@@ -48,8 +56,8 @@ class KeysAndValues(nn.Module):
         self.encoder = PrefixEncoder(peft_config(spec, config, finished))
 
     def numbers(self) -> Tensor:
-        """As peft stores them: tokens x (layers, keys before values, hidden). Equal to the bit under autocast: scores
-        during training are those of what is stored."""
+        """As peft stores them: tokens x (layers, keys before values, hidden). Equal to the bit
+        under autocast: scores during training are those of what is stored."""
         device = self.encoder.embedding.weight.device
         with torch.autocast(device.type, enabled=False):
             numbers: Tensor = self.encoder(torch.arange(self.spec.tokens, device=device))
@@ -75,40 +83,55 @@ class _Before:
         self.keys, self.values = keys, values
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """`keys`, `values`: inputs x heads x tokens x (hidden / heads). Returns them with the prefix before them."""
+        """`keys`, `values`: inputs x heads x tokens x (hidden / heads). Returns them with the
+        prefix before them."""
         return _joined(self.keys, keys), _joined(self.values, values)
 
 
 def attach(model: RobertaPreTrainedModel, spec: Prefix | PTuningV2) -> None:
-    """A prefix for every layer: made by a network in training (prefix), or learned directly (p_tuning_v2).
+    """A prefix for every layer: made by a network in training (prefix), or learned directly
+    (p_tuning_v2).
 
-    Of both, tokens x 2 x layers x hidden numbers are kept after training; in the form that is stored
-    (`model.delta.finished`) they are the same. Raises UserError if both are asked for.
-    """
+    Of both, tokens x 2 x layers x hidden numbers are kept after training; in the form that is
+    stored (`model.delta.finished`) they are the same. Raises UserError if both are asked for."""
     if hasattr(model.roberta, "prefix"):
-        raise UserError("methods: prefix, p_tuning_v2: the one is the other without its network: give one of them")
+        raise UserError(
+            "methods: prefix, p_tuning_v2: the one is the other without its network: give one of"
+            " them"
+        )
+
     prefix = KeysAndValues(spec, model.config, model.delta.finished).to(model.device)
     model.roberta.prefix = prefix
     model.roberta.register_forward_pre_hook(_pass_down, with_kwargs=True)
     for layer in model.roberta.encoder.layer:
         layer.attention.self.register_forward_pre_hook(_receive, with_kwargs=True)
+
     if isinstance(spec, Prefix) and not model.delta.finished:
         model.delta.finishers.append(prefix.finish)
 
 
-def _pass_down(encoder: RobertaModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Inputs of the encoder with the prefix beside them, to which all tokens attend: the mask is longer than the text.
+def _pass_down(
+    encoder: RobertaModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Inputs of the encoder with the prefix beside them, to which all tokens attend: the mask is
+    longer than the text.
 
-    Attentions, where asked for, have the prefix's columns first. Raises UserError for a mask of another shape.
-    """
+    Attentions, where asked for, have the prefix's columns first. Raises UserError for a mask of
+    another shape."""
     inputs = {**dict(zip(INPUTS, args, strict=False)), **kwargs}
     text = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
     mask = inputs.get("attention_mask")
     if mask is None:
         mask = torch.ones(text.shape[:2], dtype=torch.long, device=text.device)
+
     if mask.dim() != 2:
-        raise UserError(f"attention_mask: expected (inputs, tokens) beside a prefix, found {tuple(mask.shape)}")
-    inputs["attention_mask"] = torch.cat([mask.new_ones(len(mask), encoder.prefix.spec.tokens), mask], dim=1)
+        raise UserError(
+            f"attention_mask: expected (inputs, tokens) beside a prefix, found {tuple(mask.shape)}"
+        )
+
+    inputs["attention_mask"] = torch.cat(
+        [mask.new_ones(len(mask), encoder.prefix.spec.tokens), mask], dim=1
+    )
     inputs[_PASSED] = encoder.prefix()
     return (), inputs
 
@@ -116,8 +139,9 @@ def _pass_down(encoder: RobertaModel, args: tuple[Any, ...], kwargs: dict[str, A
 def _receive(
     attention: RobertaSelfAttention, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Inputs of one layer's attention, with its part of the prefix. It comes as an argument and not by a memory of the
-    encoder's, so that a layer that is computed again for its gradients has the same one."""
+    """Inputs of one layer's attention, with its part of the prefix. It comes as an argument and not
+    by a memory of the encoder's, so that a layer that is computed again for its gradients has the
+    same one."""
     keys, values = kwargs.pop(_PASSED)[attention.layer_idx]
     return args, {**kwargs, _CACHE: _Before(keys, values)}
 

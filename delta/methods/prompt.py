@@ -12,13 +12,15 @@ SPECIAL = 4
 
 
 def attach(model: RobertaPreTrainedModel, spec: Prompt) -> None:
-    """A prompt after <s>. Parameters: tokens x hidden. Raises UserError as `soft_tokens.attach` does."""
+    """A prompt after <s>. Parameters: tokens x hidden. Raises UserError as `soft_tokens.attach`
+    does."""
     soft_tokens.attach(model, soft_tokens.Table(_start(model, spec)), spec.tokens)
 
 
 def _start(model: RobertaPreTrainedModel, spec: Prompt) -> Tensor:
-    """Rows of the embedding, of entries drawn evenly from all but RoBERTa's special tokens (the paper draws from the
-    5,000 most frequent ones; frequencies are not known here), or noise as large as the model's own start."""
+    """Rows of the embedding, of entries drawn evenly from all but RoBERTa's special tokens (the
+    paper draws from the 5,000 most frequent ones; frequencies are not known here), or noise as
+    large as the model's own start."""
     words = model.roberta.embeddings.word_embeddings.weight
     if spec.start == "vocabulary":
         return words.detach()[torch.randint(SPECIAL, len(words) - 1, (spec.tokens,))].float()

@@ -1,10 +1,10 @@
 """Soft tokens: learned embeddings among those of the text, by ids beyond the vocabulary.
 
-The word embedding answers to pseudo-ids, vocabulary size + i for token i of a prompt. An input that holds some, as a
-cloze template does, is taken as it is. Into any other they are inserted after its first token, and their positions are
-removed from what the encoder returns: `<s>` stays first and each token keeps its place, so that every head reads, and
-every label means, what it does without a prompt. (peft puts them before `<s>` and leaves them there.)
-"""
+The word embedding answers to pseudo-ids, vocabulary size + i for token i of a prompt. An input that
+holds some, as a cloze template does, is taken as it is. Into any other they are inserted after its
+first token, and their positions are removed from what the encoder returns: `<s>` stays first and
+each token keeps its place, so that every head reads, and every label means, what it does without a
+prompt. (peft puts them before `<s>` and leaves them there.)"""
 
 from typing import Any
 
@@ -20,7 +20,13 @@ TABLE = "roberta.embeddings.word_embeddings.prompt.table"
 SHORTEST = 3
 """Positions that are left to a text at least: <s>, a token, </s>."""
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")  # as RobertaModel has them
+INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "position_ids",
+    "inputs_embeds",
+)  # as RobertaModel has them
 
 
 class Table(nn.Module):
@@ -35,11 +41,14 @@ class Table(nn.Module):
 
 
 class PromptedEmbedding(nn.Embedding):
-    """The base's word embedding, its parameter shared, that also knows the pseudo-ids of a prompt."""
+    """The base's word embedding, its parameter shared, that also knows the pseudo-ids of a
+    prompt."""
 
     def __init__(self, words: nn.Embedding, prompt: nn.Module, tokens: int):
         """`prompt()` makes the embeddings, tokens x hidden."""
-        super().__init__(words.num_embeddings, words.embedding_dim, words.padding_idx, _weight=words.weight)
+        super().__init__(
+            words.num_embeddings, words.embedding_dim, words.padding_idx, _weight=words.weight
+        )
         self.weight = words.weight  # the very parameter: a decoder that is tied to it stays tied
         self.prompt = prompt
         self.tokens = tokens
@@ -51,8 +60,9 @@ class PromptedEmbedding(nn.Embedding):
         return range(self.num_embeddings, self.num_embeddings + self.tokens)
 
     def rows(self) -> Tensor:
-        """The prompt's embeddings, tokens x hidden. The same to the bit with and without gradients, for which libraries
-        have kernels of their own, and under autocast: scores during training are those of what is stored."""
+        """The prompt's embeddings, tokens x hidden. The same to the bit with and without gradients,
+        for which libraries have kernels of their own, and under autocast: scores during training
+        are those of what is stored."""
         with torch.enable_grad(), torch.autocast(self.weight.device.type, enabled=False):
             rows: Tensor = self.prompt()
         return rows if torch.is_grad_enabled() else rows.detach()
@@ -62,7 +72,9 @@ class PromptedEmbedding(nn.Embedding):
         ours = input >= self.num_embeddings
         words = super().forward(input.masked_fill(ours, 0))
         places = (input - self.num_embeddings).clamp(min=0)
-        return torch.where(ours[..., None], nn.functional.embedding(places, self.rows().to(words.dtype)), words)
+        return torch.where(
+            ours[..., None], nn.functional.embedding(places, self.rows().to(words.dtype)), words
+        )
 
     def finish(self) -> None:
         """Keep what the prompt's network makes, and not the network."""
@@ -70,8 +82,8 @@ class PromptedEmbedding(nn.Embedding):
 
 
 def attach(model: RobertaPreTrainedModel, prompt: nn.Module, tokens: int) -> PromptedEmbedding:
-    """Give the model a prompt of so many tokens, made by `prompt()` (tokens x hidden), in place; returns the word
-    embedding that holds it.
+    """Give the model a prompt of so many tokens, made by `prompt()` (tokens x hidden), in place;
+    returns the word embedding that holds it.
 
     Raises UserError if the model has a prompt already, or too few positions for it.
     """
@@ -79,11 +91,17 @@ def attach(model: RobertaPreTrainedModel, prompt: nn.Module, tokens: int) -> Pro
     words = embeddings.word_embeddings
     if isinstance(words, PromptedEmbedding):
         names = ", ".join(spec.name for spec in model.delta.methods)
-        raise UserError(f"methods: {names}: a model has one prompt: give one of prompt, p_tuning and intrinsic_prompt")
+        raise UserError(
+            f"methods: {names}: a model has one prompt: give one of prompt, p_tuning and"
+            " intrinsic_prompt"
+        )
+
     if tokens > (most := longest(model.roberta) - SHORTEST):
         raise UserError(
-            f"tokens = {tokens}: expected at most {most}, so that the model's positions leave some to texts"
+            f"tokens = {tokens}: expected at most {most}, so that the model's positions leave some"
+            " to texts"
         )
+
     embeddings.word_embeddings = PromptedEmbedding(words, prompt.to(words.weight.device), tokens)
     model.roberta.register_forward_pre_hook(_insert, with_kwargs=True)
     model.roberta.register_forward_hook(_remove)
@@ -96,12 +114,13 @@ def longest(encoder: RobertaModel) -> int:
     return encoder.config.max_position_embeddings - encoder.embeddings.padding_idx - 1
 
 
-def _insert(encoder: RobertaModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+def _insert(
+    encoder: RobertaModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[()], dict[str, Any]]:
     """Inputs of the encoder, with the prompt after the first token unless they hold pseudo-ids.
 
-    Attentions, where asked for, are those of the longer input. Raises UserError if the text is too long beside the
-    prompt, or where it is unclear what is meant.
-    """
+    Attentions, where asked for, are those of the longer input. Raises UserError if the text is too
+    long beside the prompt, or where it is unclear what is meant."""
     assert len(args) <= len(INPUTS)
     inputs = {**dict(zip(INPUTS, args, strict=False)), **kwargs}
     words: PromptedEmbedding = encoder.embeddings.word_embeddings
@@ -109,6 +128,7 @@ def _insert(encoder: RobertaModel, args: tuple[Any, ...], kwargs: dict[str, Any]
     words.inserted = ids is None or not _holds_prompt(ids, words)
     if not words.inserted:
         return (), inputs
+
     count = words.tokens
     if ids is not None:
         _check_length(ids, count, encoder)
@@ -116,16 +136,26 @@ def _insert(encoder: RobertaModel, args: tuple[Any, ...], kwargs: dict[str, Any]
         inputs["input_ids"] = _after_first(ids, pseudo.expand(len(ids), -1))
     else:
         embedded = inputs["inputs_embeds"]
-        inputs["inputs_embeds"] = _after_first(embedded, words.rows().to(embedded.dtype).expand(len(embedded), -1, -1))
+        inputs["inputs_embeds"] = _after_first(
+            embedded, words.rows().to(embedded.dtype).expand(len(embedded), -1, -1)
+        )
+
     if (mask := inputs.get("attention_mask")) is not None:
         if mask.dim() != 2:
-            raise UserError(f"attention_mask: expected (inputs, tokens) beside a prompt, found {tuple(mask.shape)}")
+            raise UserError(
+                "attention_mask: expected (inputs, tokens) beside a prompt, found"
+                f" {tuple(mask.shape)}"
+            )
+
         inputs["attention_mask"] = _after_first(mask, mask.new_ones(len(mask), count))
+
     if (types := inputs.get("token_type_ids")) is not None:
         inputs["token_type_ids"] = _after_first(types, types[:, :1].expand(-1, count))
+
     if (places := inputs.get("position_ids")) is not None:
         ours = places[:, :1] + torch.arange(count + 1, device=places.device)
         inputs["position_ids"] = torch.cat([ours, places[:, 1:] + count], dim=1)
+
     return (), inputs
 
 
@@ -138,11 +168,13 @@ def _remove(encoder: RobertaModel, args: tuple[Any, ...], output: Any) -> Any:
         return _cut(output, words.tokens)
     for name, value in output.items():
         output[name] = _cut(value, words.tokens)
+
     return output
 
 
 def _cut(value: Any, count: int) -> Any:
-    """Hidden states, inputs x tokens x hidden, without those of the prompt; anything else as it is."""
+    """Hidden states, inputs x tokens x hidden, without those of the prompt; anything else as it
+    is."""
     if isinstance(value, tuple):
         return tuple(_cut(each, count) for each in value)
     if isinstance(value, Tensor) and value.dim() == 3:
@@ -160,21 +192,27 @@ def _holds_prompt(ids: Tensor, words: PromptedEmbedding) -> bool:
         return False
     if inputs < len(ids):
         raise UserError(
-            f"{inputs} of {len(ids)} inputs hold pseudo-ids of the prompt; expected them in all, or in none"
+            f"{inputs} of {len(ids)} inputs hold pseudo-ids of the prompt; expected them in all, or"
+            " in none"
         )
     if (last := int(ids.max())) not in words.pseudo_ids:
         raise UserError(
-            f"an input holds token {last - words.num_embeddings} of the prompt, which has {words.tokens}, from 0: "
-            "give it more `tokens`, or the template fewer"
+            f"an input holds token {last - words.num_embeddings} of the prompt, which has"
+            f" {words.tokens}, from 0: give it more `tokens`, or the template fewer"
         )
+
     return True
 
 
 def _check_length(ids: Tensor, count: int, encoder: RobertaModel) -> None:
-    """torch would name an index that is out of range. Padding has no position, so it may go beyond."""
+    """torch would name an index that is out of range. Padding has no position, so it may go
+    beyond."""
     most = longest(encoder) - count
-    if ids.shape[1] > most and (found := int((ids != encoder.embeddings.padding_idx).sum(dim=1).max())) > most:
+    if (
+        ids.shape[1] > most
+        and (found := int((ids != encoder.embeddings.padding_idx).sum(dim=1).max())) > most
+    ):
         raise UserError(
-            f"an input of {found} tokens: expected at most {most}, since the prompt takes {count} of the model's "
-            f"{most + count} positions"
+            f"an input of {found} tokens: expected at most {most}, since the prompt takes {count}"
+            f" of the model's {most + count} positions"
         )

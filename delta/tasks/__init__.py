@@ -1,8 +1,8 @@
 """Tasks: where their examples are, what is drawn of them, and how a model answers them.
 
-`config` is their section of the page, `template` what a cloze is written in; `files` reads rows and `data` makes
-checked examples of them; `forms` is between examples and a model; `metrics` are the scores.
-"""
+`config` is their section of the page, `template` what a cloze is written in; `files` reads rows and
+`data` makes checked examples of them; `forms` is between examples and a model; `metrics` are the
+scores."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -15,28 +15,33 @@ HUB = re.compile(r"hub:(?P<name>.+?)(:(?P<subset>[^:/]+))?/(?P<split>[^:/]+)")
 
 
 class _Task(Section):
-    """Its files: JSON lines (.jsonl), or .csv or .tsv with a line of column names, each plain or .gz, .xz, .zst; or a
-    split of a dataset, `hub:NAME/SPLIT` or `hub:NAME:SUBSET/SPLIT`, whose name is a folder's or one on the Hugging Face
-    Hub. Relative paths are looked up beside the page, then in the working directory."""
+    """Its files: JSON lines (.jsonl), or .csv or .tsv with a line of column names, each plain or
+    .gz, .xz, .zst; or a split of a dataset, `hub:NAME/SPLIT` or `hub:NAME:SUBSET/SPLIT`, whose name
+    is a folder's or one on the Hugging Face Hub. Relative paths are looked up beside the page, then
+    in the working directory."""
 
     train: str
     """What is trained on."""
     dev: str | None = None
     """What the best epoch is chosen by; inputs that stand in here are never trained on."""
     test: str
-    """What is scored; inputs that stand in here are never trained on, and are taken out of `dev`."""
+    """What is scored; inputs that stand in here are never trained on, and are taken out of
+    `dev`."""
     examples: Positive | None = None
-    """Training examples in all, drawn anew by each seed, in equal parts of each label where there are labels; null:
-    all of them."""
+    """Training examples in all, drawn anew by each seed, in equal parts of each label where there
+    are labels; null: all of them."""
     max_length: Annotated[int, Field(ge=SHORTEST)] = 512
-    """Tokens of an input, special ones included; what is longer is cut at its end, of a pair the longer text first, and
-    so is what the base has no position for."""
+    """Tokens of an input, special ones included; what is longer is cut at its end, of a pair the
+    longer text first, and so is what the base has no position for."""
 
     @field_validator("train", "dev", "test")
     @classmethod
     def _names_a_split(cls, value: str | None) -> str | None:
         if value and value.startswith("hub:") and not HUB.fullmatch(value):
-            raise ValueError("expected hub:NAME/SPLIT or hub:NAME:SUBSET/SPLIT, such as hub:nyu-mll/glue:sst2/train")
+            raise ValueError(
+                "expected hub:NAME/SPLIT or hub:NAME:SUBSET/SPLIT, such as"
+                " hub:nyu-mll/glue:sst2/train"
+            )
         return value
 
 
@@ -56,7 +61,8 @@ class Classification(_OfTexts):
 
 
 class Regression(_OfTexts):
-    """A number for a text or a pair of texts. It is learnt as it is: bring it to a range of about 10."""
+    """A number for a text or a pair of texts. It is learnt as it is: bring it to a range of about
+    10."""
 
     kind: Literal["regression"]
     label: str = "label"
@@ -64,7 +70,8 @@ class Regression(_OfTexts):
 
 
 class Tokens(_Task):
-    """A tag for each word: entities in BIO, `B-` at an entity's first word, `I-` within, `O` outside."""
+    """A tag for each word: entities in BIO, `B-` at an entity's first word, `I-` within, `O`
+    outside."""
 
     kind: Literal["tokens"]
     words: str = "words"
@@ -90,10 +97,12 @@ class Cloze(_OfTexts):
     label: str = "label"
     """Key of the label, a string or an integer."""
     template: str
-    """A text with `{text}`, `<mask>` for the gap, `{text_pair}` where there is one, and `{prompt}` anywhere for a
-    pseudo-token of `p_tuning`, `{prompt:3}` for three. It is never cut; the texts are."""
+    """A text with `{text}`, `<mask>` for the gap, `{text_pair}` where there is one, and `{prompt}`
+    anywhere for a pseudo-token of `p_tuning`, `{prompt:3}` for three. It is never cut; the texts
+    are."""
     words: Annotated[dict[str, str], Field(min_length=2)]
-    """Label -> the word that stands for it, one token of the vocabulary with the space before it."""
+    """Label -> the word that stands for it, one token of the vocabulary with the space before
+    it."""
 
     @field_validator("template")
     @classmethod
@@ -104,7 +113,11 @@ class Cloze(_OfTexts):
     @field_validator("words", mode="before")
     @classmethod
     def _integers_are_labels(cls, value: Any) -> Any:
-        return {str(k) if type(k) is int else k: v for k, v in value.items()} if isinstance(value, dict) else value
+        return (
+            {str(k) if type(k) is int else k: v for k, v in value.items()}
+            if isinstance(value, dict)
+            else value
+        )
 
     @field_validator("words")
     @classmethod
@@ -120,8 +133,13 @@ class Cloze(_OfTexts):
     def _shows_the_pair(self) -> Self:
         shown = any(part.kind == "text_pair" for part in template.parse(self.template))
         if shown != (self.text_pair is not None):
-            found = "no {text_pair}, but text_pair is set" if not shown else "{text_pair}, but text_pair is not set"
+            found = (
+                "no {text_pair}, but text_pair is set"
+                if not shown
+                else "{text_pair}, but text_pair is not set"
+            )
             raise ValueError(f"the template has {found}; expected both or neither")
+
         return self
 
 

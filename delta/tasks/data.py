@@ -12,7 +12,14 @@ import numpy as np
 
 from robustly import UserError
 from robustly.delta.tasks import files, metrics
-from robustly.delta.tasks.config import Classification, Cloze, MultipleChoice, Regression, Task, Tokens
+from robustly.delta.tasks.config import (
+    Classification,
+    Cloze,
+    MultipleChoice,
+    Regression,
+    Task,
+    Tokens,
+)
 from robustly.delta.tasks.files import Row, Table
 from robustly.delta.tasks.metrics import OUTSIDE
 from robustly.rng import permute
@@ -28,7 +35,8 @@ class Example:
     texts: tuple[str, ...]
     """A text, or a pair; for tokens, the words."""
     label: Any = None
-    """The answer: a label, a number, a tuple of tags, or the place of a choice; None where it is not known."""
+    """The answer: a label, a number, a tuple of tags, or the place of a choice; None where it is
+    not known."""
     line: int = 0
     """Line of its file, from 1, or its row in a dataset, from 0."""
     choices: tuple[str, ...] = ()
@@ -45,8 +53,8 @@ class TaskData:
 
     kind: str
     labels: tuple[str, ...]
-    """Of the training file, sorted: a label's place is its number. For tokens the tags: O, and B- and I- of each kind
-    of entity. None for numbers and choices."""
+    """Of the training file, sorted: a label's place is its number. For tokens the tags: O, and B-
+    and I- of each kind of entity. None for numbers and choices."""
     train: tuple[Example, ...]
     """In the order of the file, without the inputs of `dev` and `test`."""
     dev: tuple[Example, ...]
@@ -66,13 +74,14 @@ class TaskData:
 
     @functools.cached_property
     def baselines(self) -> dict[str, float]:
-        """Scores on the test file of one answer to everything: its most frequent label or place of a choice, the
-        training file's mean, or O."""
+        """Scores on the test file of one answer to everything: its most frequent label or place of
+        a choice, the training file's mean, or O."""
         answers = [example.label for example in self.test]
         if self.kind == "regression":
             same: Any = float(np.mean([example.label for example in self.train]))
         else:
             same = min(Counter(answers).items(), key=lambda item: (-item[1], item[0]))[0]
+
         if self.kind == "tokens":
             return metrics.scores(self.kind, [(OUTSIDE,) * len(tags) for tags in answers], answers)
         return metrics.scores(self.kind, [same] * len(answers), answers)
@@ -81,20 +90,24 @@ class TaskData:
 def read(task: Task, beside: Path) -> TaskData:
     """Read the files of a task; relative paths start at `beside` or in the working directory.
 
-    Raises UserError naming file and line for what is no example; also for a label of another file that is not in
-    training, for a single label, for a file of which nothing is left when another one's inputs are taken out, and for
-    fewer examples than asked for.
-    """
+    Raises UserError naming file and line for what is no example; also for a label of another file
+    that is not in training, for a single label, for a file of which nothing is left when another
+    one's inputs are taken out, and for fewer examples than asked for."""
     names = {part: name for part in ("train", "dev", "test") if (name := getattr(task, part))}
     tables = {part: files.read(f"delta.task.{part}", name, beside) for part, name in names.items()}
     parts = {part: examples(task, table) for part, table in tables.items()}
     labels = _labels(task, tables["train"], parts["train"])
     for part in parts:
         _check_labels(task.kind, set(labels), tables[part], parts[part], tables["train"])
+
     tested = {example.inputs for example in parts["test"]}
     dev = tuple(example for example in parts.get("dev", ()) if example.inputs not in tested)
     if "dev" in parts and not dev:
-        raise UserError(f"{tables['dev'].name}: every input stands in {tables['test'].name}, too; give another file")
+        raise UserError(
+            f"{tables['dev'].name}: every input stands in {tables['test'].name}, too; give another"
+            " file"
+        )
+
     apart = tested | {example.inputs for example in parts.get("dev", ())}
     train = tuple(example for example in parts["train"] if example.inputs not in apart)
     data = TaskData(
@@ -112,22 +125,27 @@ def read(task: Task, beside: Path) -> TaskData:
 
 
 def draw(data: TaskData, count: int | None, seed: int) -> list[Example]:
-    """The training examples of a seed: `count` of them, in equal parts of each label where there are labels (a count
-    that they do not divide gives some labels one more), or all of them. In a random order."""
-    shuffled = [data.train[i] for i in permute(np.arange(len(data.train)), len(data.train), seed, DRAW)]
+    """The training examples of a seed: `count` of them, in equal parts of each label where there
+    are labels (a count that they do not divide gives some labels one more), or all of them. In a
+    random order."""
+    shuffled = [
+        data.train[i] for i in permute(np.arange(len(data.train)), len(data.train), seed, DRAW)
+    ]
     if count is None:
         return shuffled
     if data.kind not in LABELLED:
         return shuffled[:count]
+
     seen: Counter[str] = Counter()
     in_turn = []  # the first of every label, then the second of every label, ...
     for place, example in enumerate(shuffled):
         in_turn.append((seen[example.label], place))
         seen[example.label] += 1
+
     return [shuffled[place] for _, place in sorted(in_turn)[:count]]
 
 
-# ------------------------------------------------------------------------------------------------------- rows
+# --------------------------------------------------------------------------------------------- rows
 
 
 def examples(task: Task, table: Table) -> list[Example]:
@@ -138,13 +156,16 @@ def examples(task: Task, table: Table) -> list[Example]:
             made.append(_EXAMPLE[task.kind](task, row, number))
         except ValueError as fault:
             raise UserError(f"{table.place(number)}: {fault}") from None
+
     return made
 
 
 def _classified(task: Classification | Cloze, row: Row, line: int) -> Example:
     label = _value(row, task.label, "label")
     if not isinstance(label, str | int) or isinstance(label, bool):
-        raise ValueError(f"{_key(task.label, 'label')}: expected a string or an integer, found {_kind(label)}")
+        raise ValueError(
+            f"{_key(task.label, 'label')}: expected a string or an integer, found {_kind(label)}"
+        )
     return Example(_texts(task, row), _checked(str(label), task.label, "label"), line)
 
 
@@ -154,6 +175,7 @@ def _measured(task: Regression, row: Row, line: int) -> Example:
         number = math.nan if isinstance(value, bool) else float(value)  # a cell of CSV is a string
     except (TypeError, ValueError, OverflowError):
         number = math.nan
+
     if not math.isfinite(number):
         raise ValueError(f"{_key(task.label, 'label')}: expected a number, found {value!r}")
     return Example(_texts(task, row), number, line)
@@ -162,25 +184,37 @@ def _measured(task: Regression, row: Row, line: int) -> Example:
 def _tagged(task: Tokens, row: Row, line: int) -> Example:
     words, tags = _strings(row, task.words, "words"), _strings(row, task.tags, "tags")
     if len(words) != len(tags):
-        raise ValueError(f"{len(words)} in {task.words!r}, {len(tags)} in {task.tags!r}; expected a tag for each word")
+        raise ValueError(
+            f"{len(words)} in {task.words!r}, {len(tags)} in {task.tags!r}; expected a tag for each"
+            " word"
+        )
+
     for tag in tags:
         if tag != OUTSIDE and not (tag[:2] in ("B-", "I-") and tag[2:]):
-            raise ValueError(f"{_key(task.tags, 'tags')}: expected O, B-KIND or I-KIND, found {tag!r}")
+            raise ValueError(
+                f"{_key(task.tags, 'tags')}: expected O, B-KIND or I-KIND, found {tag!r}"
+            )
+
     return Example(words, tags, line)
 
 
 def _chosen(task: MultipleChoice, row: Row, line: int) -> Example:
     choices = _strings(row, task.choices, "choices")
     if len(choices) < 2:
-        raise ValueError(f"{_key(task.choices, 'choices')}: expected two choices or more, found one")
+        raise ValueError(
+            f"{_key(task.choices, 'choices')}: expected two choices or more, found one"
+        )
+
     answer = _value(row, task.answer, "answer")
     if isinstance(answer, str) and choices.count(answer) == 1:
         answer = choices.index(answer)
+
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise ValueError(
-            f"{_key(task.answer, 'answer')}: expected the text of one choice, or its place from 0 to "
-            f"{len(choices) - 1}, found {answer!r}"
+            f"{_key(task.answer, 'answer')}: expected the text of one choice, or its place from 0"
+            f" to {len(choices) - 1}, found {answer!r}"
         )
+
     return Example(_texts(task, row), answer, line, choices)
 
 
@@ -194,7 +228,10 @@ _EXAMPLE: dict[str, Callable[[Any, Row, int], Example]] = {
 
 
 def _texts(task: Any, row: Row) -> tuple[str, ...]:
-    roles = {"text": task.text, **({"text_pair": task.text_pair} if task.text_pair is not None else {})}
+    roles = {
+        "text": task.text,
+        **({"text_pair": task.text_pair} if task.text_pair is not None else {}),
+    }
     return tuple(_checked(_value(row, key, role), key, role) for role, key in roles.items())
 
 
@@ -209,7 +246,9 @@ def _strings(row: Row, key: str, role: str) -> tuple[str, ...]:
 
 def _value(row: Row, key: str, role: str) -> Any:
     if key not in row:
-        raise ValueError(f"no key {key!r} (delta.task.{role}); the keys here: {', '.join(map(repr, row))}")
+        raise ValueError(
+            f"no key {key!r} (delta.task.{role}); the keys here: {', '.join(map(repr, row))}"
+        )
     return row[key]
 
 
@@ -218,12 +257,14 @@ def _checked(value: Any, key: str, role: str) -> str:
         raise ValueError(f"{_key(key, role)}: expected a string, found {_kind(value)}")
     if not value.strip():
         raise ValueError(f"{_key(key, role)}: empty")
+
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{_key(key, role)}: holds \\u{ord(value[error.start]):04x}, half of a surrogate pair"
         ) from None
+
     return value
 
 
@@ -235,75 +276,106 @@ def _kind(value: Any) -> str:
     return "nothing" if value is None else type(value).__name__
 
 
-# ----------------------------------------------------------------------------------------------------- labels
+# ------------------------------------------------------------------------------------------- labels
 
 
 def _labels(task: Task, table: Table, train: Sequence[Example]) -> tuple[str, ...]:
-    """The labels of the training file. Raises UserError if a model could not learn, or say, them."""
+    """The labels of the training file. Raises UserError if a model could not learn, or say,
+    them."""
     if task.kind == "tokens":
         kinds = {tag[2:] for example in train for tag in example.label if tag != OUTSIDE}
         if not kinds:
             raise UserError(f"{table.name}: every tag is {OUTSIDE}; expected some entities")
+
         return tuple(sorted({OUTSIDE, *(f"{place}-{kind}" for place in "BI" for kind in kinds)}))
+
     if task.kind not in LABELLED:
         return ()
+
     labels = {example.label for example in train}
     if len(labels) < 2:
-        raise UserError(f"{table.name}: every line has the label {labels.pop()!r}; expected two labels or more")
-    if isinstance(task, Cloze) and (odd := sorted(labels ^ task.words.keys())):
-        where = f"a label of {table.name}, but not" if odd[0] in labels else f"not a label of {table.name}, but"
         raise UserError(
-            f"delta.task.words: {odd[0]!r} is {where} among {', '.join(task.words)}; expected a word for each label"
+            f"{table.name}: every line has the label {labels.pop()!r}; expected two labels or more"
         )
+
+    if isinstance(task, Cloze) and (odd := sorted(labels ^ task.words.keys())):
+        where = (
+            f"a label of {table.name}, but not"
+            if odd[0] in labels
+            else f"not a label of {table.name}, but"
+        )
+        raise UserError(
+            f"delta.task.words: {odd[0]!r} is {where} among {', '.join(task.words)}; expected a"
+            " word for each label"
+        )
+
     return tuple(sorted(labels))
 
 
-def _check_labels(kind: str, known: set[str], table: Table, part: Sequence[Example], train: Table) -> None:
-    """Raises UserError for a label that training lacks, and for numbers without a difference: nothing correlates."""
+def _check_labels(
+    kind: str, known: set[str], table: Table, part: Sequence[Example], train: Table
+) -> None:
+    """Raises UserError for a label that training lacks, and for numbers without a difference:
+    nothing correlates."""
     if kind == "regression" and len({example.label for example in part}) == 1:
-        raise UserError(f"{table.name}: every line has the number {part[0].label:g}; expected two numbers or more")
+        raise UserError(
+            f"{table.name}: every line has the number {part[0].label:g}; expected two numbers or"
+            " more"
+        )
+
     for example in part:
         labels = example.label if kind == "tokens" else (example.label,) if kind in LABELLED else ()
         if unknown := [label for label in labels if label not in known]:
             raise UserError(
-                f"{table.place(example.line)}: the label {unknown[0]!r} is not in {train.name}, whose labels are "
-                f"{', '.join(sorted(known))}"
+                f"{table.place(example.line)}: the label {unknown[0]!r} is not in {train.name},"
+                f" whose labels are {', '.join(sorted(known))}"
             )
 
 
 def _check_left(task: Task, data: TaskData, tables: dict[str, Table]) -> None:
-    """Raises UserError if what is left for training lacks a label, or is less than the page asks for."""
+    """Raises UserError if what is left for training lacks a label, or is less than the page asks
+    for."""
     train = tables["train"].name
     others = " or ".join(table.name for part, table in tables.items() if part != "train")
-    per_label = Counter(example.label for example in data.train) if task.kind in LABELLED else Counter()
+    per_label = (
+        Counter(example.label for example in data.train) if task.kind in LABELLED else Counter()
+    )
     lacking = [
-        f"text of the label {label!r}" for label in data.labels if task.kind in LABELLED and not per_label[label]
+        f"text of the label {label!r}"
+        for label in data.labels
+        if task.kind in LABELLED and not per_label[label]
     ]
     if not data.train:
         lacking = ["input"]
+
     if lacking:
         raise UserError(
-            f"{train}: every {lacking[0]} stands in {others}, too, and what is tested is not trained on; give other "
-            "texts to one of the files"
+            f"{train}: every {lacking[0]} stands in {others}, too, and what is tested is not"
+            " trained on; give other texts to one of the files"
         )
     if task.examples is None:
         return
+
     if not per_label:
         if task.examples > len(data.train):
             raise UserError(
-                f"delta.task.examples = {task.examples}, but {train} has {len(data.train):,} that the other files "
-                "lack; lower it, or set it to null to train on every line"
+                f"delta.task.examples = {task.examples}, but {train} has {len(data.train):,} that"
+                " the other files lack; lower it, or set it to null to train on every line"
             )
+
         return
+
     if task.examples < len(per_label):
         raise UserError(
-            f"delta.task.examples = {task.examples}: expected at least one for each of {len(per_label)} labels"
+            f"delta.task.examples = {task.examples}: expected at least one for each of"
+            f" {len(per_label)} labels"
         )
+
     share = task.examples // len(per_label)
     label, fewest = min(per_label.items(), key=lambda item: item[1])
     if fewest < share or sum(min(count, share + 1) for count in per_label.values()) < task.examples:
         raise UserError(
-            f"delta.task.examples = {task.examples} is {task.examples / len(per_label):,.4g} for each of "
-            f"{len(per_label)} labels, but {train} has {fewest:,} of {label!r} that the other files lack; lower it, or "
-            "set it to null to train on every line"
+            f"delta.task.examples = {task.examples} is {task.examples / len(per_label):,.4g} for"
+            f" each of {len(per_label)} labels, but {train} has {fewest:,} of {label!r} that the"
+            " other files lack; lower it, or set it to null to train on every line"
         )

@@ -10,7 +10,7 @@ from typing import Any
 from robustly import UserError
 from robustly.config import fingerprint, locate
 from robustly.corpus import hub
-from robustly.corpus.config import Source
+from robustly.corpus.config import SourceConfig
 from robustly.corpus.reading import form, json_object, opened
 from robustly.delta.tasks.config import HUB
 from robustly.files import sha256
@@ -34,31 +34,40 @@ class Table:
     def place(self, number: int) -> str:
         """A row's place for people."""
         return (
-            f"{self.name}: row {number} (the first is 0)" if HUB.fullmatch(self.name) else f"{self.name}: line {number}"
+            f"{self.name}: row {number} (the first is 0)"
+            if HUB.fullmatch(self.name)
+            else f"{self.name}: line {number}"
         )
 
 
 def read(key: str, name: str, beside: Path) -> Table:
-    """What the page names under `key`; a relative path starts at `beside` or in the working directory.
+    """What the page names under `key`; a relative path starts at `beside` or in the working
+    directory.
 
-    Raises UserError, with file and line where there is one, if it is missing, of another kind, or cannot be read.
-    """
+    Raises UserError, with file and line where there is one, if it is missing, of another kind, or
+    cannot be read."""
     if HUB.fullmatch(name):
         rows = list(enumerate(_dataset(key, name, beside)))
         return Table(name, rows, fingerprint([row for _, row in rows]))
+
     path = locate(key, name, beside, file=True)
     kind, _ = form(path)
     if kind not in KINDS:
         raise UserError(
-            f"{key}: {path}: expected {', '.join(KINDS)}, each plain or .gz, .xz or .zst; or hub:NAME/SPLIT"
+            f"{key}: {path}: expected {', '.join(KINDS)}, each plain or .gz, .xz or .zst; or"
+            " hub:NAME/SPLIT"
         )
+
     text = _text(path)
+
     try:
         rows = list(_json_lines(text) if kind == ".jsonl" else _cells(text, kind))
     except _Fault as fault:
         raise UserError(f"{path}: line {fault.line}: {fault}") from None
+
     if not rows:
         raise UserError(f"{path}: no line; expected an example on each")
+
     return Table(str(path), rows, sha256(path))
 
 
@@ -71,13 +80,14 @@ class _Fault(ValueError):
 def _text(path: Path) -> str:
     with opened(str(path)) as stream:
         raw = stream.read()
+
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{path}: line {line}: not UTF-8 (byte 0x{raw[error.start]:02x}); convert the file, for example with "
-            "`iconv -f WINDOWS-1252 -t UTF-8`"
+            f"{path}: line {line}: not UTF-8 (byte 0x{raw[error.start]:02x}); convert the file, for"
+            " example with `iconv -f WINDOWS-1252 -t UTF-8`"
         ) from None
 
 
@@ -95,8 +105,8 @@ def _json_lines(text: str) -> Iterator[tuple[int, Row]]:
 def _cells(text: str, kind: str) -> Iterator[tuple[int, Row]]:
     """Rows below a line of column names, each with its first line; blank lines are skipped.
 
-    Quotes hold commas and line ends together in CSV. They are text in TSV, as in GLUE's files, whose texts quote.
-    """
+    Quotes hold commas and line ends together in CSV. They are text in TSV, as in GLUE's files,
+    whose texts quote."""
     lines = io.StringIO(text, newline="")
     reader = (
         csv.reader(lines, strict=True)
@@ -104,35 +114,46 @@ def _cells(text: str, kind: str) -> Iterator[tuple[int, Row]]:
         else csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
     )
     columns: list[str] | None = None
+
     while True:
         number = reader.line_num + 1
         try:
             cells = next(reader, None)
         except csv.Error as error:
             raise _Fault(number, f"not {kind[1:].upper()}: {error}") from None
+
         if cells is None:
             return
         if not any(cell.strip() for cell in cells):
             continue
+
         if columns is None:
             columns = cells
             if len(set(columns)) < len(columns):
-                raise _Fault(number, f"expected another name for each column, found {', '.join(columns)}")
+                raise _Fault(
+                    number, f"expected another name for each column, found {', '.join(columns)}"
+                )
         elif len(cells) != len(columns):
-            raise _Fault(number, f"{len(cells)} cells, but there are {len(columns)} columns: {', '.join(columns)}")
+            raise _Fault(
+                number,
+                f"{len(cells)} cells, but there are {len(columns)} columns: {', '.join(columns)}",
+            )
         else:
             yield number, dict(zip(columns, cells, strict=True))
 
 
 def _dataset(key: str, name: str, beside: Path) -> Iterator[Row]:
-    """The rows of a dataset's split, streamed at one commit; classes come by their names, a missing one as None."""
+    """The rows of a dataset's split, streamed at one commit; classes come by their names, a missing
+    one as None."""
     named = HUB.fullmatch(name)
     assert named
-    source = Source(hub=named["name"], subset=named["subset"], split=named["split"])
+    source = SourceConfig(hub=named["name"], subset=named["subset"], split=named["split"])
+
     try:
         found = hub.dataset(source, beside)
     except UserError as error:
         raise UserError(f"{key}: {str(error).removeprefix('corpus.sources: ')}") from error
+
     try:
         _, split = hub.opened(found)
         features = split.features or {}
@@ -140,7 +161,12 @@ def _dataset(key: str, name: str, beside: Path) -> Iterator[Row]:
             for row in split:
                 yield {column: _named(features.get(column), value) for column, value in row.items()}
     except UserError as error:  # what it says of a corpus's source, of the name on this page
-        fault = str(error).removeprefix("corpus.sources: ").removeprefix(f"{found}: ").removeprefix(f"{found.place}: ")
+        fault = (
+            str(error)
+            .removeprefix("corpus.sources: ")
+            .removeprefix(f"{found}: ")
+            .removeprefix(f"{found.place}: ")
+        )
         raise UserError(f"{key}: {name}: {fault}") from error
 
 

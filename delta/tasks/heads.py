@@ -1,7 +1,7 @@
 """Between a task's examples and a model: rows of ids, batches, logits, loss, answers, scores.
 
-The same loop trains every kind of task: `form.loss(form.logits(model, form.batch(rows, device)), rows)`.
-"""
+The same loop trains every kind of task: `form.loss(form.logits(model, form.batch(rows, device)),
+rows)`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ from robustly.delta.tasks import metrics, template
 from robustly.delta.tasks.config import SHORTEST, Task
 from robustly.delta.tasks.data import Example
 from robustly.delta.tasks.metrics import OUTSIDE
-from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.tokenizer import Tokenizer
 
 IGNORED = -100  # what cross-entropy passes over
 
@@ -32,20 +32,22 @@ class Row:
     ids: tuple[list[int], ...]
     """Its inputs: one, or one for each choice."""
     target: Any = None
-    """Number of the right label, tag (one for each word) or choice, or the number itself; None if it is not known."""
+    """Number of the right label, tag (one for each word) or choice, or the number itself; None if
+    it is not known."""
     words: int = 0
     """For tokens: how many words there are."""
     firsts: tuple[int, ...] = ()
     """For tokens: where each word's first piece stands, of the words that are not cut off."""
 
 
-def form(task: Task, labels: tuple[str, ...], encoder: Encoder, longest: int, first_pseudo_id: int) -> "Form":
+def form(
+    task: Task, labels: tuple[str, ...], encoder: Tokenizer, longest: int, first_pseudo_id: int
+) -> "Form":
     """The form of a task.
 
-    `labels`: `TaskData.labels`. `longest`: tokens of the longest input that the base can take. `first_pseudo_id`: the
-    model's vocabulary size, from which on pseudo-tokens are numbered. Raises UserError if a base is too short, or if a
-    cloze does not fit the tokenizer.
-    """
+    `labels`: `TaskData.labels`. `longest`: tokens of the longest input that the base can take.
+    `first_pseudo_id`: the model's vocabulary size, from which on pseudo-tokens are numbered. Raises
+    UserError if a base is too short, or if a cloze does not fit the tokenizer."""
     return _FORMS[task.kind](task, labels, encoder, min(task.max_length, longest), first_pseudo_id)
 
 
@@ -55,7 +57,7 @@ class Form(ABC):
 
     task: Any
     labels: tuple[str, ...]
-    encoder: Encoder
+    encoder: Tokenizer
     longest: int
     """Tokens of an input, special ones included; what is longer is cut."""
     first_pseudo_id: int
@@ -66,7 +68,8 @@ class Form(ABC):
     def __post_init__(self) -> None:
         if self.longest < SHORTEST:
             raise UserError(
-                f"the base leaves {self.longest} positions to an input of a task; expected {SHORTEST} or more"
+                f"the base leaves {self.longest} positions to an input of a task; expected"
+                f" {SHORTEST} or more"
             )
 
     @property
@@ -76,13 +79,14 @@ class Form(ABC):
 
     @property
     def prompt_tokens(self) -> int:
-        """Pseudo-tokens of every input; their ids count from `first_pseudo_id`, in the order of the template."""
+        """Pseudo-tokens of every input; their ids count from `first_pseudo_id`, in the order of the
+        template."""
         return 0
 
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> list[Row]:
-        """A row for each example. Raises UserError if one is not of the task's shape, or if a text holds half of a
-        surrogate pair."""
+        """A row for each example. Raises UserError if one is not of the task's shape, or if a text
+        holds half of a surrogate pair."""
 
     def length(self, row: Row) -> int:
         """Tokens of a row's longest input."""
@@ -93,13 +97,15 @@ class Form(ABC):
         return self._padded([row.ids[0] for row in rows], device)
 
     def logits(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
-        """The model's scores of a batch: (N, outputs); tokens: (N, longest, outputs); multiple choice: (N, choices)."""
+        """The model's scores of a batch: (N, outputs); tokens: (N, longest, outputs); multiple
+        choice: (N, choices)."""
         scores: Tensor = model(**batch).logits
         return scores
 
     @abstractmethod
     def loss(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        """The mean over the batch's targets, fp32: cross-entropy in nats, of numbers the squared error."""
+        """The mean over the batch's targets, fp32: cross-entropy in nats, of numbers the squared
+        error."""
 
     def targets(self, rows: Sequence[Row]) -> int:
         """How many targets the loss is the mean of."""
@@ -122,8 +128,12 @@ class Form(ABC):
         ids = np.full((len(inputs), max(map(len, inputs))), self.encoder.pad_id, np.int64)
         for line, each in zip(ids, inputs, strict=True):
             line[: len(each)] = each
+
         padded = torch.from_numpy(ids).to(device)
-        return {"input_ids": padded, "attention_mask": padded.ne(self.encoder.pad_id).long()}  # no text makes <pad>
+        return {
+            "input_ids": padded,
+            "attention_mask": padded.ne(self.encoder.pad_id).long(),
+        }  # no text makes <pad>
 
     def _check(self, examples: Sequence[Example]) -> None:
         """Raises UserError unless each has a text, or a pair where the task has pairs."""
@@ -146,15 +156,18 @@ class Form(ABC):
 
 
 def cut(texts: Sequence[list[int]], room: int) -> list[list[int]]:
-    """One or two texts, cut at their ends to `room` tokens together: the longer one first; both, once they are equal.
+    """One or two texts, cut at their ends to `room` tokens together: the longer one first; both,
+    once they are equal.
 
     The odd token stays with the longer one, or the second, as in `tokenizers`' `longest_first`.
     """
     if len(texts) == 1:
         return [texts[0][:room]]
+
     sizes = [len(text) for text in texts]
     if sum(sizes) <= room:
         return list(texts)
+
     shorter = 0 if sizes[0] <= sizes[1] else 1
     kept = min(sizes[shorter], room // 2)
     return [text[: kept if place == shorter else room - kept] for place, text in enumerate(texts)]
@@ -167,7 +180,10 @@ class _OfTexts(Form):
 
     def encode(self, examples: Sequence[Example]) -> list[Row]:
         self._check(examples)
-        columns = [self._encoded(column) for column in zip(*(example.texts for example in examples), strict=True)]
+        columns = [
+            self._encoded(column)
+            for column in zip(*(example.texts for example in examples), strict=True)
+        ]
         return [
             Row((self._joined(texts),), self._target(example))
             for texts, example in zip(zip(*columns, strict=True), examples, strict=True)
@@ -208,24 +224,30 @@ class Tokens(Form):
     head: ClassVar[Head] = "tokens"
 
     def encode(self, examples: Sequence[Example]) -> list[Row]:
-        every = iter(self._encoded([f" {word.strip()}" for example in examples for word in example.texts]))
+        every = iter(
+            self._encoded([f" {word.strip()}" for example in examples for word in example.texts])
+        )
         rows = []
         for example in examples:
             ids, firsts = [self.encoder.bos_id], []
             for _ in example.texts:
                 firsts.append(len(ids))
                 ids += next(every)
+
             ids = [*ids[: self.longest - 1], self.encoder.eos_id]
             target = None if example.label is None else [self.number[tag] for tag in example.label]
             kept = tuple(place for place in firsts if place < self.longest - 1)
             rows.append(Row((ids,), target, len(firsts), kept))
+
         return rows
 
     def loss(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
         targets = torch.full(logits.shape[:2], IGNORED)
         for line, row in zip(targets, rows, strict=True):
             line[list(row.firsts)] = torch.tensor(row.target[: len(row.firsts)])
-        return functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten().to(logits.device))
+        return functional.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten().to(logits.device)
+        )
 
     def targets(self, rows: Sequence[Row]) -> int:
         return sum(len(row.firsts) for row in rows)
@@ -240,7 +262,8 @@ class Tokens(Form):
 
 
 class MultipleChoice(Form):
-    """An input for each choice: the text, then the choice, after the second text where there is one."""
+    """An input for each choice: the text, then the choice, after the second text where there is
+    one."""
 
     head: ClassVar[Head] = "choice"
 
@@ -252,20 +275,31 @@ class MultipleChoice(Form):
         self._check(examples)
         if any(not example.choices for example in examples):
             raise UserError("expected a text and its choices, found no choices")
+
         firsts = self._encoded([example.texts[0] for example in examples])
-        ends = [" ".join((*example.texts[1:], choice)) for example in examples for choice in example.choices]
+        ends = [
+            " ".join((*example.texts[1:], choice))
+            for example in examples
+            for choice in example.choices
+        ]
         seconds = iter(self._encoded(ends))
+
         return [
             Row(tuple(self._joined([first, next(seconds)]) for _ in example.choices), example.label)
             for first, example in zip(firsts, examples, strict=True)
         ]
 
     def batch(self, rows: Sequence[Row], device: torch.device) -> dict[str, Tensor]:
-        """(N, most choices, longest); a row with fewer choices has empty inputs, whose scores are passed over."""
+        """(N, most choices, longest); a row with fewer choices has empty inputs, whose scores are
+        passed over."""
         most = max(len(row.ids) for row in rows)
         empty = [self.encoder.bos_id, self.encoder.eos_id]
         inputs = [ids for row in rows for ids in (*row.ids, *[empty] * (most - len(row.ids)))]
-        return {name: tensor.view(len(rows), most, -1) for name, tensor in self._padded(inputs, device).items()}
+
+        return {
+            name: tensor.view(len(rows), most, -1)
+            for name, tensor in self._padded(inputs, device).items()
+        }
 
     def loss(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
         targets = torch.tensor([row.target for row in rows], device=logits.device)
@@ -274,7 +308,9 @@ class MultipleChoice(Form):
         return functional.cross_entropy(logits.float().masked_fill(missing, -torch.inf), targets)
 
     def answers(self, logits: Iterable[Tensor], rows: Sequence[Row]) -> list[int]:
-        return [int(scores[: len(row.ids)].argmax()) for scores, row in zip(logits, rows, strict=True)]
+        return [
+            int(scores[: len(row.ids)].argmax()) for scores, row in zip(logits, rows, strict=True)
+        ]
 
 
 class Cloze(Classification):
@@ -287,8 +323,8 @@ class Cloze(Classification):
         assert self._word_ids  # each word is one token
         if self._room < len(self._kinds):
             raise UserError(
-                f"delta.task.template: takes {self.longest - self._room} of the {self.longest} tokens that an input "
-                "has at most; expected it to leave some to the text"
+                f"delta.task.template: takes {self.longest - self._room} of the {self.longest}"
+                " tokens that an input has at most; expected it to leave some to the text"
             )
 
     @property
@@ -306,6 +342,7 @@ class Cloze(Classification):
             self._encoded([before[kind] + example.texts[place] for example in examples])
             for place, kind in enumerate(self._kinds)
         ]
+
         return [
             Row((self._filled(cut(texts, self._room)),), self._target(example))
             for texts, example in zip(zip(*columns, strict=True), examples, strict=True)
@@ -315,7 +352,9 @@ class Cloze(Classification):
         """Of the labels' words, (N, labels). The head is run at <mask> alone."""
         hidden = model.roberta(**batch).last_hidden_state
         places = batch["input_ids"].eq(self.encoder.mask_id).int().argmax(1)  # no text makes <mask>
-        scores: Tensor = model.lm_head(hidden[torch.arange(len(hidden), device=hidden.device), places])
+        scores: Tensor = model.lm_head(
+            hidden[torch.arange(len(hidden), device=hidden.device), places]
+        )
         return scores[:, self._word_ids]
 
     def _filled(self, texts: Sequence[list[int]]) -> list[int]:
@@ -331,7 +370,7 @@ class Cloze(Classification):
         return ("text",) if self.task.text_pair is None else ("text", "text_pair")
 
     @cached_property
-    def _parts(self) -> list[template.Part]:
+    def _parts(self) -> list[template.TemplatePiece]:
         return template.parse(self.task.template)
 
     @cached_property
@@ -339,7 +378,10 @@ class Cloze(Classification):
         """The ids of each part; none of a text."""
         found = []
         pseudo = self.first_pseudo_id
-        for part, ids in zip(self._parts, self._encoded([part.words for part in self._parts]), strict=True):
+
+        for part, ids in zip(
+            self._parts, self._encoded([part.words for part in self._parts]), strict=True
+        ):
             match part.kind:
                 case "mask":
                     ids = [self.encoder.mask_id]
@@ -347,7 +389,9 @@ class Cloze(Classification):
                     ids = list(range(pseudo, pseudo := pseudo + part.count))
                 case "text" | "text_pair":
                     ids = []
+
             found.append(ids)
+
         return found
 
     @property
@@ -360,13 +404,16 @@ class Cloze(Classification):
         """The id of each label's word. Raises UserError if one is not a single token."""
         words = [self.task.words[label] for label in self.labels]
         pieces = self._encoded([f" {word}" for word in words])
+
         for label, word, ids in zip(self.labels, words, pieces, strict=True):
             if len(ids) != 1:
                 shown = ", ".join(repr(self.encoder.decode([number])) for number in ids)
                 raise UserError(
-                    f"delta.task.words: {label}: {word!r} is {len(ids)} tokens of the base's vocabulary ({shown}); "
-                    "expected a word that is one token with the space before it"
+                    f"delta.task.words: {label}: {word!r} is {len(ids)} tokens of the base's"
+                    f" vocabulary ({shown}); expected a word that is one token with the space"
+                    " before it"
                 )
+
         return [ids[0] for ids in pieces]
 
 

@@ -19,14 +19,17 @@ MAIN = {
 def scores(kind: str, answers: Sequence[Any], truth: Sequence[Any]) -> dict[str, float]:
     """The scores of a kind of task by name, for N answers and N right answers.
 
-    classification, cloze: accuracy, f1 (mean over the labels that occur), mcc (Matthews). regression: pearson,
-    spearman (both 0 where all answers are the same), mse. tokens: f1, precision and recall of entities, counted over
-    all texts as CoNLL's script counts them, and accuracy of tags. multiple_choice: accuracy.
-    """
+    classification, cloze: accuracy, f1 (mean over the labels that occur), mcc (Matthews).
+    regression: pearson, spearman (both 0 where all answers are the same), mse. tokens: f1,
+    precision and recall of entities, counted over all texts as CoNLL's script counts them, and
+    accuracy of tags. multiple_choice: accuracy."""
     assert len(answers) == len(truth) > 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what has a score here: one answer to everything, no entity found
+        warnings.simplefilter(
+            "ignore"
+        )  # of what has a score here: one answer to everything, no entity found
         found = {name: float(score) for name, score in _SCORES[kind](answers, truth).items()}
+
     assert next(iter(found)) == MAIN[kind]
     return found
 
@@ -46,6 +49,7 @@ def _of_numbers(answers: Sequence[float], truth: Sequence[float]) -> dict[str, f
     from sklearn.metrics import mean_squared_error
 
     related = len(set(answers)) > 1 and len(set(truth)) > 1
+
     return {
         "pearson": pearsonr(truth, answers).statistic if related else 0.0,
         "spearman": spearmanr(truth, answers).statistic if related else 0.0,
@@ -58,8 +62,16 @@ def _of_tags(answers: Sequence[Sequence[str]], truth: Sequence[Sequence[str]]) -
     from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
     given, right = [list(tags) for tags in answers], [list(tags) for tags in truth]
-    precision, recall, f1, _ = precision_recall_fscore_support(right, given, average="micro", zero_division=0)
-    return {"f1": f1, "precision": precision, "recall": recall, "accuracy": accuracy_score(right, given)}
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        right, given, average="micro", zero_division=0
+    )
+
+    return {
+        "f1": f1,
+        "precision": precision,
+        "recall": recall,
+        "accuracy": accuracy_score(right, given),
+    }
 
 
 def _of_places(answers: Sequence[int], truth: Sequence[int]) -> dict[str, float]:

@@ -10,7 +10,7 @@ _PLACE = re.compile(r"<mask>|\{(?P<name>\w*)(?::(?P<count>\w*))?\}")
 
 
 @dataclass(frozen=True)
-class Part:
+class TemplatePiece:
     """A piece of a template."""
 
     kind: Literal["words", "text", "text_pair", "mask", "prompt"]
@@ -20,47 +20,65 @@ class Part:
     """Pseudo-tokens of a prompt."""
 
 
-def parse(template: str) -> list[Part]:
+def parse(template: str) -> list[TemplatePiece]:
     """The parts of a template, in order.
 
-    White space before `<mask>` and `{prompt}` and at the end is dropped, as RoBERTa's tokenizer drops it before <mask>.
-    A space before a text goes with the text, whose first word is then one within a sentence.
+    White space before `<mask>` and `{prompt}` and at the end is dropped, as RoBERTa's tokenizer
+    drops it before <mask>. A space before a text goes with the text, whose first word is then one
+    within a sentence.
 
-    Raises ValueError unless there is one `<mask>`, one `{text}` and at most one `{text_pair}`, and if there is any
-    other name in braces or another special token.
-    """
-    parts: list[Part] = []
+    Raises ValueError unless there is one `<mask>`, one `{text}` and at most one `{text_pair}`, and
+    if there is any other name in braces or another special token."""
+    parts: list[TemplatePiece] = []
     start = 0
+
     for place in _PLACE.finditer(template):
         words = template[start : place.start()]
         part = _part(place)
         if part.kind in ("text", "text_pair") and words.endswith(" "):
-            words, part = words[:-1], Part(part.kind, " ")
+            words, part = words[:-1], TemplatePiece(part.kind, " ")
         elif part.kind in ("mask", "prompt"):
             words = words.rstrip()
-        parts += [Part("words", words)] * bool(words) + [part]
+
+        parts += [TemplatePiece("words", words)] * bool(words) + [part]
         start = place.end()
+
     if rest := template[start:].rstrip():
-        parts.append(Part("words", rest))
+        parts.append(TemplatePiece("words", rest))
+
     for kind, name in (("mask", MASK_TOKEN), ("text", "{text}")):
         if (found := sum(part.kind == kind for part in parts)) != 1:
             raise ValueError(f"expected {name} exactly once, found it {found} times")
+
     if sum(part.kind == "text_pair" for part in parts) > 1:
         raise ValueError("expected {text_pair} at most once")
+
     for token in SPECIAL_TOKENS:
         if token in template:
-            raise ValueError(f"found {token}; expected no special token but {MASK_TOKEN}: the others are put around it")
+            raise ValueError(
+                f"found {token}; expected no special token but {MASK_TOKEN}: the others are put"
+                " around it"
+            )
+
     return parts
 
 
-def _part(place: re.Match[str]) -> Part:
+def _part(place: re.Match[str]) -> TemplatePiece:
     name, count = place["name"], place["count"]
     if name is None:
-        return Part("mask")
+        return TemplatePiece("mask")
+
     if name == "prompt":
         if count is not None and not (count.isdecimal() and int(count)):
-            raise ValueError(f"{place[0]}: expected a number of pseudo-tokens from 1 on, as in {{prompt:3}}")
-        return Part("prompt", count=int(count or 1))
+            raise ValueError(
+                f"{place[0]}: expected a number of pseudo-tokens from 1 on, as in {{prompt:3}}"
+            )
+
+        return TemplatePiece("prompt", count=int(count or 1))
+
     if name in ("text", "text_pair") and count is None:
-        return Part(name)  # type: ignore[arg-type]
-    raise ValueError(f"{place[0]}: expected {{text}}, {{text_pair}}, {{prompt}} or {{prompt:NUMBER}}")
+        return TemplatePiece(name)  # type: ignore[arg-type]
+
+    raise ValueError(
+        f"{place[0]}: expected {{text}}, {{text_pair}}, {{prompt}} or {{prompt:NUMBER}}"
+    )

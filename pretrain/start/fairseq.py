@@ -12,8 +12,8 @@ from robustly import UserError
 from robustly.pretrain.start.parameter_names import OUTPUT, POSITIONS, TOKEN_TYPES, WORDS
 from robustly.pretrain.start.tensor_files import Inert, read_pickle, state_dict
 
-# The encoder was called decoder before March 2020 (RobertaModel.upgrade_state_dict_named); `roberta.` where the model
-# is a part of a larger one.
+# The encoder was called decoder before March 2020 (RobertaModel.upgrade_state_dict_named);
+# `roberta.` where the model is a part of a larger one.
 _PREFIX = re.compile(r"^(?:roberta\.)?(?:encoder|decoder)\.(?:sentence_encoder\.)?")
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
 _PACKED = re.compile(r"layers\.(\d+)\.self_attn\.in_proj_(weight|bias)")
@@ -24,7 +24,10 @@ _OUTSIDE_LAYERS = {
     "embed_positions.weight": POSITIONS,
     **{
         f"{norm}.{kind}": f"roberta.embeddings.LayerNorm.{kind}"
-        for norm in ("emb_layer_norm", "layernorm_embedding")  # before and after the encoder became TransformerEncoder
+        for norm in (
+            "emb_layer_norm",
+            "layernorm_embedding",
+        )  # before and after the encoder became TransformerEncoder
         for kind in ("weight", "bias")
     },
     "lm_head.weight": OUTPUT,
@@ -42,21 +45,31 @@ _IN_LAYERS = {
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights of a fairseq checkpoint by transformers' names, and its dimensions by the page's keys.
+    """The weights of a fairseq checkpoint by transformers' names, and its dimensions by the page's
+    keys.
 
-    `heads` is among these where the file keeps its settings, as fairseq's own do. Raises UserError if the file cannot
-    be read, or is of another model than RoBERTa.
-    """
+    `heads` is among these where the file keeps its settings, as fairseq's own do. Raises UserError
+    if the file cannot be read, or is of another model than RoBERTa."""
     stored = read_pickle(path)
     if not isinstance(stored, dict) or "model" not in stored:
-        raise UserError(f"{path}: expected a checkpoint of fairseq's, a dictionary with the key model")
+        raise UserError(
+            f"{path}: expected a checkpoint of fairseq's, a dictionary with the key model"
+        )
+
     weights = renamed(state_dict(path, stored["model"]))
     settings = _settings(stored)
     _check_kind(path, settings)
+
     try:
         words = weights[WORDS]
         dimensions = {
-            "layers": len({name.split(".")[3] for name in weights if name.startswith("roberta.encoder.layer.")}),
+            "layers": len(
+                {
+                    name.split(".")[3]
+                    for name in weights
+                    if name.startswith("roberta.encoder.layer.")
+                }
+            ),
             "hidden": words.shape[1],
             "feed_forward": weights["roberta.encoder.layer.0.intermediate.dense.weight"].shape[0],
             "positions": weights[POSITIONS].shape[0],
@@ -64,17 +77,25 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "layer_norm_eps": 1e-5,  # fairseq/modules/layer_norm.py
         }
     except KeyError as missing:
-        raise UserError(f"{path}: not a RoBERTa of fairseq's: without {missing.args[0]} (transformers' name)") from None
+        raise UserError(
+            f"{path}: not a RoBERTa of fairseq's: without {missing.args[0]} (transformers' name)"
+        ) from None
+
     if "encoder_attention_heads" in settings:
         dimensions["heads"] = settings["encoder_attention_heads"]
+
     # transformers adds a row for token types, which fairseq does not have
     return {**weights, TOKEN_TYPES: torch.zeros(1, words.shape[1])}, dimensions
 
 
 def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """fairseq's parameters by transformers' names; queries, keys and values unpacked; an unknown name stays."""
+    """fairseq's parameters by transformers' names; queries, keys and values unpacked; an unknown
+    name stays."""
     return dict(
-        pair for name, tensor in weights.items() if not _NOT_TAKEN.search(name) for pair in _rename(name, tensor)
+        pair
+        for name, tensor in weights.items()
+        if not _NOT_TAKEN.search(name)
+        for pair in _rename(name, tensor)
     )
 
 
@@ -93,10 +114,14 @@ def _rename(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 def _settings(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The model's settings: `args` until 2020, `cfg["model"]` since."""
-    for found in (stored.get("args"), stored["cfg"].get("model") if isinstance(stored.get("cfg"), dict) else None):
+    for found in (
+        stored.get("args"),
+        stored["cfg"].get("model") if isinstance(stored.get("cfg"), dict) else None,
+    ):
         settings = found.state if isinstance(found, Inert) else found
         if isinstance(settings, dict):
             return settings
+
     return {}
 
 

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from robustly import UserError
 
-_LEGACY_PICKLES = 4  # before torch 1.6: a magic number, the protocol, the machine, the object; then the storages
+_LEGACY_PICKLES = (
+    4  # before torch 1.6: a magic number, the protocol, the machine, the object; then the storages
+)
 
 
 class Inert:
-    """Stands in for every class and function that a pickle names and torch does not hold to be safe: it does nothing
-    and keeps the state of what it stands for."""
+    """Stands in for every class and function that a pickle names and torch does not hold to be
+    safe: it does nothing and keeps the state of what it stands for."""
 
     state: Any = None
 
@@ -32,11 +34,11 @@ class Inert:
 
 
 def read_pickle(path: Path) -> Any:
-    """What `torch.save` wrote, with `Inert` objects in the place of all but tensors and plain values.
+    """What `torch.save` wrote, with `Inert` objects in the place of all but tensors and plain
+    values.
 
-    torch's restricted unpickler (`weights_only`) reads it. Raises UserError if it cannot, as where a pickle names a
-    function of `os`, or is cut off.
-    """
+    torch's restricted unpickler (`weights_only`) reads it. Raises UserError if it cannot, as where
+    a pickle names a function of `os`, or is cut off."""
     try:
         inert: list[Any] = [(Inert, name) for name in sorted(_names(path))]
         with torch.serialization.safe_globals(inert):
@@ -48,7 +50,8 @@ def read_pickle(path: Path) -> Any:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a pickled state_dict. Raises UserError if it holds something else."""
+    """The tensors of a .safetensors file, or of a pickled state_dict. Raises UserError if it holds
+    something else."""
     if path.suffix != ".safetensors":
         return state_dict(path, read_pickle(path))
     try:
@@ -59,8 +62,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def state_dict(path: Path, value: Any) -> dict[str, Tensor]:
     """`value` as tensors by name. Raises UserError if it is something else."""
-    if not isinstance(value, dict) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
-        raise UserError(f"{path}: expected tensors by name (a state_dict), found {type(value).__name__}")
+    if not isinstance(value, dict) or not all(
+        isinstance(tensor, Tensor) for tensor in value.values()
+    ):
+        raise UserError(
+            f"{path}: expected tensors by name (a state_dict), found {type(value).__name__}"
+        )
     return dict(value)
 
 
@@ -71,10 +78,15 @@ def _names(path: Path) -> set[str]:
             (data,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
             with archive.open(data) as file:
                 return _named(file)
+
     with path.open("rb") as file:
         return set().union(*(_named(file) for _ in range(_LEGACY_PICKLES)))
 
 
 def _named(file: IO[bytes]) -> set[str]:
     operations = pickletools.genops(file)
-    return {str(found).replace(" ", ".") for operation, found, _ in operations if operation.name == "GLOBAL"}
+    return {
+        str(found).replace(" ", ".")
+        for operation, found, _ in operations
+        if operation.name == "GLOBAL"
+    }

@@ -1,4 +1,5 @@
-"""Schema of the config's `corpus` section, and of who works on a corpus: local processes, Slurm or Ray."""
+"""Schema of the config's `corpus` section, and of who works on a corpus: local processes, Slurm or
+Ray."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -27,38 +28,49 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-class Source(Section):
-    """One body of text: files, or a dataset. In a page `{path: ...}`, `{hub: ...}`, or a path alone."""
+class SourceConfig(Section):
+    """One body of text: files, or a dataset. In a page `{path: ...}`, `{hub: ...}`, or a path
+    alone."""
 
     path: str | None = None
     """File, folder or glob of .txt, .jsonl or .parquet, each plain or .gz, .xz, .zst (not parquet).
     A relative path is looked up beside the page, then in the working directory."""
     hub: str | None = None
-    """A dataset on the Hugging Face Hub (owner/name), or a folder laid out like one; each row is a document.
-    A folder is looked up like `path`, and taken before the Hub."""
+    """A dataset on the Hugging Face Hub (owner/name), or a folder laid out like one; each row is a
+    document. A folder is looked up like `path`, and taken before the Hub."""
     subset: str | None = None
     """Which of the dataset's configurations; default: its only or default one."""
     split: str = "train"
     """Which of the dataset's splits."""
     revision: str | None = None
-    """Branch, tag or commit of the dataset; default: its main branch. A full commit stays what it is."""
+    """Branch, tag or commit of the dataset; default: its main branch. A full commit stays what it
+    is."""
     name: str | None = None
     """What reports call it; default: the last part of `path` or `hub`."""
     repeat: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """How many times its blocks come in an epoch; of a fraction, a fixed choice of them."""
     held_out: bool = False
-    """All of it is validation text: no part is trained on, by the tokenizer either. `corpus.validation` holds out of
-    the other sources."""
+    """All of it is validation text: no part is trained on, by the tokenizer either.
+    `corpus.validation` holds out of the other sources."""
 
     @model_validator(mode="after")
     def _files_or_dataset(self) -> Self:
         if (self.path is None) == (self.hub is None):
             found = "neither" if self.path is None else "both"
-            raise ValueError(f"found {found} of path and hub; expected one: path for files, hub for a dataset")
-        if self.path is not None and (keys := sorted(self.model_fields_set & {"subset", "split", "revision"})):
+            raise ValueError(
+                f"found {found} of path and hub; expected one: path for files, hub for a dataset"
+            )
+
+        if self.path is not None and (
+            keys := sorted(self.model_fields_set & {"subset", "split", "revision"})
+        ):
             raise ValueError(f"{', '.join(keys)}: only for a dataset; expected hub, or path alone")
         if self.held_out and self.repeat != 1:
-            raise ValueError(f"repeat = {self.repeat:g}: nothing of it is trained on, as held_out says; remove either")
+            raise ValueError(
+                f"repeat = {self.repeat:g}: nothing of it is trained on, as held_out says; remove"
+                " either"
+            )
+
         return self
 
     @property
@@ -72,26 +84,30 @@ class Source(Section):
         return self.name or Path(self.label).name
 
 
-def told_apart(names: Sequence[str]) -> list[str]:
+def unique_names(names: Sequence[str]) -> list[str]:
     """Names of sources, with their places (from 1) where some are the same."""
     count = Counter(names)
-    return [f"{name} ({place})" if count[name] > 1 else name for place, name in enumerate(names, start=1)]
+    return [
+        f"{name} ({place})" if count[name] > 1 else name
+        for place, name in enumerate(names, start=1)
+    ]
 
 
-class Corpus(Section):
+class CorpusConfig(Section):
     """The raw text that everything is made from."""
 
     key: ClassVar = "corpus.sources"
     kinds: ClassVar[tuple[str, ...]] = (".txt", ".jsonl", ".parquet")
     expected: ClassVar = "expected .txt, .jsonl (both plain, .gz, .xz or .zst) or .parquet"
 
-    sources: Annotated[list[Annotated[Source, BeforeValidator(_as_source)]], BeforeValidator(_as_list)] = Field(
-        default_factory=list
-    )
+    sources: Annotated[
+        list[Annotated[SourceConfig, BeforeValidator(_as_source)]], BeforeValidator(_as_list)
+    ] = Field(default_factory=list)
     """One source or a list of them, in the order in which they enter the token store."""
     counts: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
-    """Word counts (.tsv, plain or .gz, .xz, .zst: files, folders or globs) that the tokenizer is trained from instead
-    of counting the words of `sources`; a line is a count, a tab and the word as a JSON string."""
+    """Word counts (.tsv, plain or .gz, .xz, .zst: files, folders or globs) that the tokenizer is
+    trained from instead of counting the words of `sources`; a line is a count, a tab and the word
+    as a JSON string."""
     documents: Literal["blank_line", "file", "line"]
     """What a document is in a .txt file: text between blank lines, the whole file, or each line.
     In .jsonl, .parquet and a dataset it is a row."""
@@ -105,16 +121,22 @@ class Corpus(Section):
     @model_validator(mode="after")
     def _holds_something(self) -> Self:
         if not (self.sources or self.counts):
-            raise ValueError("no sources: expected at least one (or `counts`, for a tokenizer alone)")
+            raise ValueError(
+                "no sources: expected at least one (or `counts`, for a tokenizer alone)"
+            )
         if self.sources and all(source.held_out for source in self.sources):
             raise ValueError("sources: all of them are held_out; expected one at least to train on")
         return self
 
     @property
-    def training(self) -> "Corpus":
+    def training(self) -> "CorpusConfig":
         """The corpus without the sources that are held out."""
         sources = [source for source in self.sources if not source.held_out]
-        return self if len(sources) == len(self.sources) else self.model_copy(update={"sources": sources})
+        return (
+            self
+            if len(sources) == len(self.sources)
+            else self.model_copy(update={"sources": sources})
+        )
 
     @property
     def repeats(self) -> tuple[float, ...]:
@@ -125,14 +147,15 @@ class Corpus(Section):
     @property
     def names(self) -> list[str]:
         """What reports call the sources."""
-        return told_apart([source.title for source in self.sources])
+        return unique_names([source.title for source in self.sources])
 
     def reading(self) -> dict[str, str]:
-        """The part of the recipe that decides what text the files hold; the files themselves are hashed."""
+        """The part of the recipe that decides what text the files hold; the files themselves are
+        hashed."""
         return {"documents": self.documents, "text_key": self.text_key}
 
 
-class CountFiles(Corpus):
+class CountFiles(CorpusConfig):
     """Files of word counts, read line by line as text is."""
 
     key = "corpus.counts"
@@ -140,9 +163,14 @@ class CountFiles(Corpus):
     expected = "expected word counts: .tsv, plain, .gz, .xz or .zst"
 
     @classmethod
-    def of(cls, corpus: Corpus) -> "CountFiles":
+    def of(cls, corpus: CorpusConfig) -> "CountFiles":
         """The counts that a page names."""
-        return cls(sources=[Source(path=path) for path in corpus.counts], documents="line", text_key="", validation=0)
+        return cls(
+            sources=[SourceConfig(path=path) for path in corpus.counts],
+            documents="line",
+            text_key="",
+            validation=0,
+        )
 
 
 PROCESS_BYTES = 160 * 2**20
@@ -154,7 +182,10 @@ MIN_COUNTING_BYTES = 16 * 2**20
 Executor = Literal["local", "slurm", "ray"]
 
 _SBATCH_OPTIONS = {
-    **dict.fromkeys(("array", "chdir", "error", "export", "job-name", "nodes", "ntasks", "output"), "this program"),
+    **dict.fromkeys(
+        ("array", "chdir", "error", "export", "job-name", "nodes", "ntasks", "output"),
+        "this program",
+    ),
     **{name: f"run.slurm.{name}" for name in ("account", "partition", "qos", "time")},
     "cpus-per-task": "run.slurm.cpus_per_task",
     "mem": "run.slurm.memory_gb",
@@ -163,7 +194,7 @@ _SBATCH_OPTIONS = {
 _Word = Annotated[str, Field(coerce_numbers_to_str=True)]
 
 
-class Slurm(Section):
+class SlurmConfig(Section):
     """What each task of the job asks of Slurm, for run.executor slurm."""
 
     partition: str | None = None
@@ -171,7 +202,8 @@ class Slurm(Section):
     time: _Word = "24:00:00"
     """Time limit of a task, as sbatch takes it: 60 are minutes."""
     cpus_per_task: PositiveInt = 1
-    """Cores of a task; it uses one, and more are a way to more memory where the cluster deals that out by cores."""
+    """Cores of a task; it uses one, and more are a way to more memory where the cluster deals that
+    out by cores."""
     memory_gb: PositiveFloat | None = None
     """Memory of a task, in GiB; default: the cluster's."""
     account: str | None = None
@@ -179,13 +211,16 @@ class Slurm(Section):
     max_jobs: PositiveInt | None = None
     """Tasks that run at once; default: as many as the cluster lets."""
     options: dict[str, _Word] = Field(default_factory=dict)
-    """Further options of sbatch by their long names, such as {constraint: icelake, exclusive: ""}."""
+    """Further options of sbatch by their long names, such as {constraint: icelake, exclusive:
+    ""}."""
 
     @field_validator("options")
     @classmethod
     def _leaves_ours_alone(cls, value: dict[str, str]) -> dict[str, str]:
         if owned := sorted(value.keys() & _SBATCH_OPTIONS.keys()):
-            raise ValueError("; ".join(f"{name} is set by {_SBATCH_OPTIONS[name]}" for name in owned))
+            raise ValueError(
+                "; ".join(f"{name} is set by {_SBATCH_OPTIONS[name]}" for name in owned)
+            )
         return value
 
 
@@ -196,27 +231,34 @@ class Processing:
     workers: int
     """Processes at once on this machine, or in the Ray cluster."""
     memory_gb: float | None = None
-    """Memory for counting words, over all workers of this machine; None: `COUNTING_BYTES` for each of them."""
+    """Memory for counting words, over all workers of this machine; None: `COUNTING_BYTES` for each
+    of them."""
     executor: Executor = "local"
-    slurm: Slurm = field(default_factory=Slurm)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     @property
     def counting_bytes(self) -> int:
-        """Memory for the counts of one process: its share of `memory_gb`, less what Python and its libraries take.
+        """Memory for the counts of one process: its share of `memory_gb`, less what Python and its
+        libraries take.
 
         Raises UserError if that is next to nothing.
         """
-        processes = 1 if self.executor == "slurm" else self.workers  # Slurm gives each task memory of its own
+        processes = (
+            1 if self.executor == "slurm" else self.workers
+        )  # Slurm gives each task memory of its own
         key, total = "run.memory_gb", self.memory_gb
         if self.executor == "slurm" and self.slurm.memory_gb:
             key, total = "run.slurm.memory_gb", self.slurm.memory_gb
+
         if total is None:
             return COUNTING_BYTES
+
         own = PROCESS_BYTES * (processes + (processes > 1))
         if (share := int(total * 2**30 - own) // processes) < MIN_COUNTING_BYTES:
             least = (own + MIN_COUNTING_BYTES * processes) / 2**30
             raise UserError(
-                f"{key} = {total:g}: too little for run.workers = {processes}, which take {least:.2f} with the least "
-                "that counting needs; raise it, or lower run.workers"
+                f"{key} = {total:g}: too little for run.workers = {processes}, which take"
+                f" {least:.2f} with the least that counting needs; raise it, or lower run.workers"
             )
+
         return share

@@ -1,8 +1,8 @@
 """Which documents of the corpus are kept by its cleaning, for whoever reads them.
 
-The clean stage (data_prep/cleaning/clean.py) leaves a file for each part of the corpus: a number for each document that the part
-gives, in order, which is the place of a word in the list of `verdicts.json`: 0 is `kept`, others are reasons.
-"""
+The clean stage (data_prep/cleaning/clean.py) leaves a file for each part of the corpus: a number
+for each document that the part gives, in order, which is the place of a word in the list of
+`verdicts.json`: 0 is `kept`, others are reasons."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ from robustly import UserError, manifest
 from robustly.manifest import Manifest
 
 if TYPE_CHECKING:
-    from robustly.corpus.partitions import Part
+    from robustly.corpus.partitions import Partition
 
 VERDICTS = "verdicts.json"
 FORMAT = 1  # version of the files; a reader refuses another
@@ -32,35 +32,43 @@ def verdicts_file(folder: Path, number: int) -> Path:
 
 
 def require(folder: Path, corpus: str) -> Manifest:
-    """The manifest of the clean stage in `folder`, which must have finished on the corpus of this hash.
+    """The manifest of the clean stage in `folder`, which must have finished on the corpus of this
+    hash.
 
     Raises UserError if it has not.
     """
     finished = manifest.require(folder, "clean", COMMAND)
     if finished.inputs["corpus"] != corpus:
         raise UserError(
-            f"{folder}: the corpus is another than the one that was cleaned here; run `{COMMAND}` with --new-run NAME, "
-            f"or delete {folder} to clean it anew"
+            f"{folder}: the corpus is another than the one that was cleaned here; run `{COMMAND}`"
+            f" with --new-run NAME, or delete {folder} to clean it anew"
         )
+
     return finished
 
 
-def attach(parts: Sequence["Part"], folder: Path) -> list["Part"]:
-    """The parts of a whole corpus, which give from now on only the documents that the stage in `folder` keeps.
+def attach(parts: Sequence["Partition"], folder: Path) -> list["Partition"]:
+    """The parts of a whole corpus, which give from now on only the documents that the stage in
+    `folder` keeps.
 
     Raises UserError if it was made of other parts, or by another version of this program.
     """
     listed = read_list(folder)
     if len(listed["documents"]) != len(parts):
         raise UserError(
-            f"{folder / VERDICTS}: on {len(listed['documents']):,} parts of a corpus that has {len(parts):,} now; "
-            f"{_CHANGED}"
+            f"{folder / VERDICTS}: on {len(listed['documents']):,} parts of a corpus that has"
+            f" {len(parts):,} now; {_CHANGED}"
         )
-    return [replace(part, verdicts=str(verdicts_file(folder, number))) for number, part in enumerate(parts)]
+
+    return [
+        replace(part, verdicts=str(verdicts_file(folder, number)))
+        for number, part in enumerate(parts)
+    ]
 
 
 def read_list(folder: Path) -> dict[str, Any]:
-    """`verdicts.json` of a finished stage: the `verdicts` by their numbers, and how many `documents` each part has.
+    """`verdicts.json` of a finished stage: the `verdicts` by their numbers, and how many
+    `documents` each part has.
 
     Raises UserError if it cannot be read.
     """
@@ -69,34 +77,49 @@ def read_list(folder: Path) -> dict[str, Any]:
         listed = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {_CHANGED}") from None
+
     if listed.get("format") != FORMAT:
         raise UserError(
-            f"{path}: format {listed.get('format')!r}, expected {FORMAT}; use the version of robustly that made it, or "
-            "clean the corpus anew"
+            f"{path}: format {listed.get('format')!r}, expected {FORMAT}; use the version of"
+            " robustly that made it, or clean the corpus anew"
         )
+
     return dict(listed)
 
 
 def read(path: Path) -> NDArray[np.uint8]:
-    """The verdicts on a part: (documents,). Raises UserError if the file is missing, cut off or another's."""
+    """The verdicts on a part: (documents,). Raises UserError if the file is missing, cut off or
+    another's."""
     try:
         verdicts = np.load(path)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {_CHANGED}") from None
+
     if verdicts.dtype != np.uint8 or verdicts.ndim != 1:
-        raise UserError(f"{path}: shape {verdicts.shape} of {verdicts.dtype}, expected numbers of uint8; {_CHANGED}")
+        raise UserError(
+            f"{path}: shape {verdicts.shape} of {verdicts.dtype}, expected numbers of uint8;"
+            f" {_CHANGED}"
+        )
+
     return verdicts
 
 
 def kept(texts: Iterator[str], path: Path) -> Iterator[str]:
-    """The documents of a part that are kept. Raises UserError if there are more or fewer of them than verdicts."""
+    """The documents of a part that are kept. Raises UserError if there are more or fewer of them
+    than verdicts."""
     verdicts = read(path)
     for number, (text, verdict) in enumerate(itertools.zip_longest(texts, verdicts.tolist())):
         if text is None or verdict is None:
             more = "more" if verdict is None else f"only {number:,}"
-            raise UserError(f"{path}: verdicts on {verdicts.size:,} documents, and the part has {more}; {_CHANGED}")
+            raise UserError(
+                f"{path}: verdicts on {verdicts.size:,} documents, and the part has {more};"
+                f" {_CHANGED}"
+            )
+
         if verdict == KEPT:
             yield text
 
 
-_CHANGED = f"something changed since the corpus was cleaned: delete the folder and run `{COMMAND}` again"
+_CHANGED = (
+    f"something changed since the corpus was cleaned: delete the folder and run `{COMMAND}` again"
+)

@@ -9,7 +9,7 @@ from typing import Any
 from robustly import UserError
 from robustly.config import find, fingerprint
 from robustly.corpus import hub
-from robustly.corpus.config import Corpus, Source
+from robustly.corpus.config import CorpusConfig, SourceConfig
 from robustly.corpus.reading import (
     FORMS,
     form,
@@ -19,44 +19,59 @@ from robustly.files import sha256
 from robustly.log import progress
 
 
-def files(corpus: Corpus, beside: Path) -> list[tuple[int, Path]]:
-    """The files of a corpus, each with the number of its source: sources as on the page, their files by name.
+def files(corpus: CorpusConfig, beside: Path) -> list[tuple[int, Path]]:
+    """The files of a corpus, each with the number of its source: sources as on the page, their
+    files by name.
 
-    Those of a dataset's folder are all that lie there, whatever they are; a dataset on the Hub has none here.
-    Raises UserError if a source matches no file, or one whose suffix is not known.
-    """
+    Those of a dataset's folder are all that lie there, whatever they are; a dataset on the Hub has
+    none here. Raises UserError if a source matches no file, or one whose suffix is not known."""
     found = []
     for number, source in enumerate(corpus.sources):
         if source.path is None:
             folder = hub.folder_of(source, beside)
             found += [(number, path) for path in _matches(folder)] if folder else []
             continue
+
         candidates = find(source.path, beside)
         matches = next((some for some in map(_matches, candidates) if some), None)
         if matches is None:
             raise UserError(
-                f"{corpus.key}: {source.path}: no file there; looked at {', '.join(map(str, candidates))}. "
-                f"Give a file, a folder or a glob ({corpus.expected})"
+                f"{corpus.key}: {source.path}: no file there; looked at"
+                f" {', '.join(map(str, candidates))}. Give a file, a folder or a glob"
+                f" ({corpus.expected})"
             )
+
         found += [(number, path) for path in matches]
+
     for number, path in found:
         suffixes = form(path)
-        if corpus.sources[number].path is not None and not (suffixes in FORMS and suffixes[0] in corpus.kinds):
+        if corpus.sources[number].path is not None and not (
+            suffixes in FORMS and suffixes[0] in corpus.kinds
+        ):
             counts = "; word counts (.tsv) only for corpus.counts" if suffixes[0] == ".tsv" else ""
             raise UserError(
-                f"{path}: unknown kind of file: {corpus.expected}{counts}. {corpus.key} may pick files by a glob"
+                f"{path}: unknown kind of file: {corpus.expected}{counts}. {corpus.key} may pick"
+                " files by a glob"
             )
+
     return found
 
 
 def _matches(path: Path) -> list[Path]:
-    """The files that a path stands for: itself, those below the folder but hidden ones, or what the glob matches."""
+    """The files that a path stands for: itself, those below the folder but hidden ones, or what the
+    glob matches."""
     if path.is_file():
         return [path]
+
     if path.is_dir():
-        below = [file for file in path.rglob("*") if not any(p.startswith(".") for p in file.relative_to(path).parts)]
+        below = [
+            file
+            for file in path.rglob("*")
+            if not any(p.startswith(".") for p in file.relative_to(path).parts)
+        ]
     else:
         below = [Path(match) for match in glob.iglob(str(path), recursive=True)]  # noqa: PTH207 (may be absolute)
+
     return sorted((file for file in below if file.is_file()), key=Path.as_posix)
 
 
@@ -65,62 +80,78 @@ class Hashes:
     """What the files and datasets of a corpus hold."""
 
     corpus: str
-    """Fingerprint of the sources' names and their files' kinds and contents, in order; paths do not enter it. A dataset
-    is its commit (in a folder: the files and their places there), subset and split."""
+    """Fingerprint of the sources' names and their files' kinds and contents, in order; paths do not
+    enter it. A dataset is its commit (in a folder: the files and their places there), subset and
+    split."""
     files: dict[str, dict[str, Any]]
-    """Path -> bytes, mtime_ns, sha256; name of a dataset -> commit (None: a folder). For the notes of a manifest, to be
-    `remembered` next time."""
+    """Path -> bytes, mtime_ns, sha256; name of a dataset -> commit (None: a folder). For the notes
+    of a manifest, to be `remembered` next time."""
 
 
-def hashes(corpus: Corpus, beside: Path, remembered: Mapping[str, Mapping[str, Any]]) -> Hashes:
-    """Hash every file of the corpus, except those whose size and time of change are as `remembered`.
+def hashes(
+    corpus: CorpusConfig, beside: Path, remembered: Mapping[str, Mapping[str, Any]]
+) -> Hashes:
+    """Hash every file of the corpus, except those whose size and time of change are as
+    `remembered`.
 
-    The Hub is asked at which commit a dataset is, unless the page says so; where it cannot be reached, the commit is
-    the one that is `remembered`. Raises UserError as `files` and `hub.hashed` do, or if a file cannot be read.
-    """
+    The Hub is asked at which commit a dataset is, unless the page says so; where it cannot be
+    reached, the commit is the one that is `remembered`. Raises UserError as `files` and
+    `hub.hashed` do, or if a file cannot be read."""
     found = files(corpus, beside)
     facts = file_facts([path for _, path in found], remembered, "hashing the corpus")
     contents: list[list[Any]] = []
+
     for number, source in enumerate(corpus.sources):
         own = [path for owner, path in found if owner == number]
         if source.path is not None:
-            contents.append([source.title, [[form(path)[0], facts[str(path)]["sha256"]] for path in own]])
+            contents.append(
+                [source.title, [[form(path)[0], facts[str(path)]["sha256"]] for path in own]]
+            )
             continue
+
         key = _key(source)
         dataset = hub.hashed(source, beside, remembered.get(key, {}).get("commit"))
         facts[key] = {"commit": dataset.commit}
-        places = [[path.relative_to(dataset.place).as_posix(), facts[str(path)]["sha256"]] for path in own]
+        places = [
+            [path.relative_to(dataset.place).as_posix(), facts[str(path)]["sha256"]] for path in own
+        ]
         contents.append([source.title, [dataset.commit, dataset.subset, dataset.split, *places]])
+
     return Hashes(fingerprint(contents), facts)
 
 
 def file_facts(
     paths: Iterable[Path], remembered: Mapping[str, Mapping[str, Any]], what: str
 ) -> dict[str, dict[str, Any]]:
-    """Path -> bytes, mtime_ns, sha256 of each file; those whose size and time of change are as `remembered` are not
-    read. `what` names the work to who waits for it. Raises UserError if a file cannot be read."""
+    """Path -> bytes, mtime_ns, sha256 of each file; those whose size and time of change are as
+    `remembered` are not read. `what` names the work to who waits for it. Raises UserError if a file
+    cannot be read."""
     facts: dict[str, dict[str, Any]] = {}
     for path in paths:
         status = path.stat()
         now = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
         before = remembered.get(str(path), {})
         facts[str(path)] = dict(before) if now.items() <= before.items() else now
+
     new = [path for path, fact in facts.items() if "sha256" not in fact]
+
     with progress(what, sum(facts[path]["bytes"] for path in new), "bytes") as advance:
         for name in new:
             with readable(name):
                 facts[name]["sha256"] = sha256(Path(name))
             advance(facts[name]["bytes"])
+
     return facts
 
 
-def _key(source: Source) -> str:
+def _key(source: SourceConfig) -> str:
     """What the notes of a manifest call a dataset; no path holds two slashes."""
     return f"hf://{source.hub}@{source.revision or 'main'}/{source.subset or ''}/{source.split}"
 
 
-def sizes(corpus: Corpus, beside: Path) -> dict[str, int | None]:
-    """The bytes of everything that `hashes` has facts of, under the same names; None: a dataset, of any size.
+def sizes(corpus: CorpusConfig, beside: Path) -> dict[str, int | None]:
+    """The bytes of everything that `hashes` has facts of, under the same names; None: a dataset, of
+    any size.
 
     No network is asked. Raises UserError as `files` does.
     """

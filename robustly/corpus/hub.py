@@ -1,8 +1,9 @@
-"""Datasets of the Hugging Face Hub, and folders laid out like one, read by streaming through `datasets`.
+"""Datasets of the Hugging Face Hub, and folders laid out like one, read by streaming through
+`datasets`.
 
-What a dataset holds is named by the commit of its repository. It is asked for once, and everything is read at that
-commit, by however many processes and however long after. Rows come in batches, and no data is kept on disk.
-"""
+What a dataset holds is named by the commit of its repository. It is asked for once, and everything
+is read at that commit, by however many processes and however long after. Rows come in batches, and
+no data is kept on disk."""
 
 import functools
 import re
@@ -14,14 +15,17 @@ from typing import Any
 
 from robustly import UserError, log
 from robustly.config import find
-from robustly.corpus.config import Source
+from robustly.corpus.config import SourceConfig
 
 ROWS = 256  # of a batch
 TIMEOUT = 10.0  # seconds that the Hub has to tell a commit
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.IGNORECASE)
-_ACCESS = "for one that is private or gated, ask for access on its page and set HF_TOKEN, or use `hf auth login`"
+_ACCESS = (
+    "for one that is private or gated, ask for access on its page and set HF_TOKEN, or use `hf auth"
+    " login`"
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Unreachable(UserError):
     """The Hub gave no answer."""
 
 
-def folder_of(source: Source, beside: Path) -> Path | None:
+def folder_of(source: SourceConfig, beside: Path) -> Path | None:
     """The folder that `source.hub` names, looked up like any path; None if it is a name on the Hub.
 
     Raises UserError if it is neither, or a folder with a revision.
@@ -54,29 +58,32 @@ def folder_of(source: Source, beside: Path) -> Path | None:
     folder = next((candidate.absolute() for candidate in candidates if candidate.is_dir()), None)
     if folder is None and not _NAME.fullmatch(source.hub):
         raise UserError(
-            f"corpus.sources: hub: {source.hub}: no folder there (looked at {', '.join(map(str, candidates))}), and "
-            "not the name of a dataset on the Hub; expected owner/name, or a folder of data files"
+            f"corpus.sources: hub: {source.hub}: no folder there (looked at"
+            f" {', '.join(map(str, candidates))}), and not the name of a dataset on the Hub;"
+            " expected owner/name, or a folder of data files"
         )
     if folder and source.revision:
         raise UserError(
-            f"corpus.sources: hub: {source.hub}: revision = {source.revision}, but {folder} is a folder, which has no "
-            "revisions; remove the key"
+            f"corpus.sources: hub: {source.hub}: revision = {source.revision}, but {folder} is a"
+            " folder, which has no revisions; remove the key"
         )
+
     return folder
 
 
-# ----------------------------------------------------------------------------------------------------- commits
+# ------------------------------------------------------------------------------------------ commits
 
 
-_hashed: dict[tuple[str, str | None], str] = {}  # (name, revision) -> the commit by which this process hashed it
+_hashed: dict[
+    tuple[str, str | None], str
+] = {}  # (name, revision) -> the commit by which this process hashed it
 
 
-def dataset(source: Source, beside: Path) -> Dataset:
+def dataset(source: SourceConfig, beside: Path) -> Dataset:
     """What `source` names, at the commit by which it was hashed, to be read now.
 
-    Raises UserError as `folder_of` and `hashed` do. A commit that the page pins is looked for, too: the answer takes
-    a moment, where `datasets` would try again and again before it gives up.
-    """
+    Raises UserError as `folder_of` and `hashed` do. A commit that the page pins is looked for, too:
+    the answer takes a moment, where `datasets` would try again and again before it gives up."""
     if folder := folder_of(source, beside):
         return Dataset(str(folder), source.subset, source.split, None)
     assert source.hub is not None
@@ -84,14 +91,16 @@ def dataset(source: Source, beside: Path) -> Dataset:
     return Dataset(source.hub, source.subset, source.split, _ask(source.hub, commit))
 
 
-def hashed(source: Source, beside: Path, remembered: str | None) -> Dataset:
-    """What `source` names, for hashing. A full commit on the page needs no network; any other revision is asked for.
+def hashed(source: SourceConfig, beside: Path, remembered: str | None) -> Dataset:
+    """What `source` names, for hashing. A full commit on the page needs no network; any other
+    revision is asked for.
 
-    Where the Hub cannot be reached, it is at the commit that is `remembered` from an earlier time, with a warning.
-    Raises UserError if there is none, or if the Hub has no such dataset or revision.
-    """
+    Where the Hub cannot be reached, it is at the commit that is `remembered` from an earlier time,
+    with a warning. Raises UserError if there is none, or if the Hub has no such dataset or
+    revision."""
     if folder := folder_of(source, beside):
         return Dataset(str(folder), source.subset, source.split, None)
+
     name, revision = source.hub, source.revision
     assert name is not None
     if revision and _COMMIT.fullmatch(revision):
@@ -104,6 +113,7 @@ def hashed(source: Source, beside: Path, remembered: str | None) -> Dataset:
                 raise
             log.warn(f"{error}. Taken to be as before, at commit {remembered}")
             commit = remembered
+
     _hashed[name, revision] = commit
     return Dataset(name, source.subset, source.split, commit)
 
@@ -123,30 +133,37 @@ def _ask(name: str, revision: str | None) -> str:
     )
 
     where = f"corpus.sources: hub: {name}"
+
     try:
         commit = HfApi().dataset_info(name, revision=revision, timeout=TIMEOUT, expand=["sha"]).sha
     except RevisionNotFoundError:
-        raise UserError(f"{where}: no revision {revision!r} there; expected a branch, a tag or a commit") from None
+        raise UserError(
+            f"{where}: no revision {revision!r} there; expected a branch, a tag or a commit"
+        ) from None
     except RepositoryNotFoundError:
         raise UserError(
-            f"{where}: no folder, and no dataset on the Hub that you may read; check the name; {_ACCESS}"
+            f"{where}: no folder, and no dataset on the Hub that you may read; check the name;"
+            f" {_ACCESS}"
         ) from None
     except OfflineModeIsEnabled:
         raise Unreachable(
-            f"{where}: no folder of that name, and HF_HUB_OFFLINE is set, so the Hub is not asked; unset it, or give "
-            "a folder that holds a copy"
+            f"{where}: no folder of that name, and HF_HUB_OFFLINE is set, so the Hub is not asked;"
+            " unset it, or give a folder that holds a copy"
         ) from None
     except (HTTPError, OSError) as error:
         raise Unreachable(
-            f"{where}: no folder of that name, and the Hub cannot be reached: {_first_line(error)}; check the network "
-            "(HF_ENDPOINT names another server), or give a folder that holds a copy"
+            f"{where}: no folder of that name, and the Hub cannot be reached: {_first_line(error)};"
+            " check the network (HF_ENDPOINT names another server), or give a folder that holds a"
+            " copy"
         ) from error
+
     if commit is None:
         raise Unreachable(f"{where}: the Hub did not say at which commit it is")
+
     return commit
 
 
-# ------------------------------------------------------------------------------------------------------ rows
+# --------------------------------------------------------------------------------------------- rows
 
 
 def shards(dataset: Dataset, column: str) -> int:
@@ -159,41 +176,57 @@ def shards(dataset: Dataset, column: str) -> int:
 
 
 def batches(dataset: Dataset, shard: int, of: int, column: str) -> Iterator[Any]:
-    """The strings in a column of one shard `of` so many, as pyarrow arrays of at most ROWS; None where there is none.
+    """The strings in a column of one shard `of` so many, as pyarrow arrays of at most ROWS; None
+    where there is none.
 
     Raises UserError as `shards` does, or if the rows cannot be read.
     """
     whole = _open(dataset, column)
     if whole.num_shards != of:
-        raise UserError(f"{dataset}: it had {of} shards and now has {whole.num_shards}; changed while it was read?")
+        raise UserError(
+            f"{dataset}: it had {of} shards and now has {whole.num_shards}; changed while it was"
+            " read?"
+        )
+
     tables = whole.shard(num_shards=of, index=shard).with_format("arrow").iter(batch_size=ROWS)
+
     while True:
         with readable(dataset):
             table = next(tables, None)
+
         if table is None:
             return
+
         _check_column(dataset, column, {field.name: field.type for field in table.schema})
         yield table.column(column)
 
 
 @functools.lru_cache(maxsize=8)
 def _open(dataset: Dataset, column: str) -> Any:
-    """The datasets.IterableDataset, opened once in a process, of this column alone where that is known to be there."""
+    """The datasets.IterableDataset, opened once in a process, of this column alone where that is
+    known to be there."""
     builder, whole = opened(dataset)
     if whole.features is None:  # a kind of file that does not say; seen when it is read
         return whole
+
     with readable(dataset):
         from datasets.packaged_modules.parquet.parquet import Parquet
 
-        _check_column(dataset, column, {name: whole.features.arrow_schema.field(name).type for name in whole.features})
+        _check_column(
+            dataset,
+            column,
+            {name: whole.features.arrow_schema.field(name).type for name in whole.features},
+        )
         if isinstance(builder, Parquet):  # then the other columns are not even fetched
             builder.config.columns, builder.config.batch_size = [column], ROWS
             return builder.as_streaming_dataset(dataset.split)
+
         return whole.select_columns([column])
 
 
 def opened(dataset: Dataset) -> tuple[Any, Any]:
-    """The datasets.DatasetBuilder and the datasets.IterableDataset of a split, streamed at the dataset's commit.
+    """The datasets.DatasetBuilder and the datasets.IterableDataset of a split, streamed at the
+    dataset's commit.
 
     Raises UserError if it cannot be opened, or has no such subset or split.
     """
@@ -201,16 +234,28 @@ def opened(dataset: Dataset) -> tuple[Any, Any]:
         import datasets
 
         datasets.disable_progress_bars()
-        builder = datasets.load_dataset_builder(dataset.place, dataset.subset, revision=dataset.commit)
-        if dataset.commit and builder.hash != dataset.commit:  # `datasets` falls back on what it finds in its cache
-            raise UserError(f"{dataset}: commit {dataset.commit} cannot be reached; check the network")
-        if hasattr(builder.config, "on_mixed_types"):  # JSON: or a text beside a number would come with its quotes on
+        builder = datasets.load_dataset_builder(
+            dataset.place, dataset.subset, revision=dataset.commit
+        )
+        if (
+            dataset.commit and builder.hash != dataset.commit
+        ):  # `datasets` falls back on what it finds in its cache
+            raise UserError(
+                f"{dataset}: commit {dataset.commit} cannot be reached; check the network"
+            )
+
+        if hasattr(
+            builder.config, "on_mixed_types"
+        ):  # JSON: or a text beside a number would come with its quotes on
             builder.config.on_mixed_types = None
+
         splits = builder.as_streaming_dataset()
         if dataset.split not in splits:
             raise UserError(
-                f"corpus.sources: {dataset.place}: no split {dataset.split!r}; its splits: {', '.join(splits)}"
+                f"corpus.sources: {dataset.place}: no split {dataset.split!r}; its splits:"
+                f" {', '.join(splits)}"
             )
+
         return builder, splits[dataset.split]
 
 
@@ -219,18 +264,23 @@ def _check_column(dataset: Dataset, column: str, columns: dict[str, Any]) -> Non
     from pyarrow import types
 
     if column not in columns:
-        raise UserError(f"{dataset}: no column {column!r} (corpus.text_key); its columns: {', '.join(columns)}")
+        raise UserError(
+            f"{dataset}: no column {column!r} (corpus.text_key); its columns: {', '.join(columns)}"
+        )
+
     kind = columns[column]
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)):
-        raise UserError(f"{dataset}: column {column!r} (corpus.text_key): expected strings, found {kind}")
+        raise UserError(
+            f"{dataset}: column {column!r} (corpus.text_key): expected strings, found {kind}"
+        )
 
 
 @contextmanager
 def readable(dataset: Dataset) -> Iterator[None]:
     """Turn what `datasets` raises into UserError.
 
-    That is whatever the readers of ten kinds of file, pyarrow, pandas, fsspec and two network libraries raise.
-    """
+    That is whatever the readers of ten kinds of file, pyarrow, pandas, fsspec and two network
+    libraries raise."""
     try:
         yield
     except (UserError, MemoryError):
@@ -242,6 +292,7 @@ def readable(dataset: Dataset) -> Iterator[None]:
             remedy = "; `subset` names one of these"
         elif dataset.commit:
             remedy = f"; check the network; {_ACCESS}"
+
         raise UserError(
             f"corpus.sources: {dataset}: cannot be read: {message or type(error).__name__}{remedy}"
         ) from error

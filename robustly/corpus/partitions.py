@@ -1,4 +1,5 @@
-"""The partitions of a corpus: pieces of its files that are worked on one by one, on any executor."""
+"""The partitions of a corpus: pieces of its files that are worked on one by one, on any
+executor."""
 
 import itertools
 from collections.abc import Iterator
@@ -6,16 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustly.corpus import hub
-from robustly.corpus.config import Corpus
+from robustly.corpus.config import CorpusConfig
 from robustly.corpus.files import files
 from robustly.corpus.reading import WHOLE, form, text_column
 
-PART_BYTES = 16 * 2**20  # of text: seconds of work, so that a kill loses little and every core has some
+PARTITION_BYTES = (
+    16 * 2**20
+)  # of text: seconds of work, so that a kill loses little and every core has some
 
 
 @dataclass(frozen=True)
-class Part:
-    """A piece of one file: a range of bytes; of a parquet file, a range of row groups; a compressed file whole.
+class Partition:
+    """A piece of one file: a range of bytes; of a parquet file, a range of row groups; a compressed
+    file whole.
 
     Or a piece of a dataset: shard `start` of `end`, and `path` is what messages call the dataset.
     """
@@ -29,37 +33,55 @@ class Part:
     """File that says which of its documents are kept; None: all of them."""
 
 
-def parts(corpus: Corpus, beside: Path) -> list[Part]:
+def partitions(corpus: CorpusConfig, beside: Path) -> list[Partition]:
     """Every part of the corpus, in order; an empty file has none, and a dataset has its shards.
 
-    Raises UserError as `files` does, if a parquet file cannot be read or lacks the column `corpus.text_key`, or if a
-    dataset cannot be reached or has no such subset, split or column.
-    """
+    Raises UserError as `files` does, if a parquet file cannot be read or lacks the column
+    `corpus.text_key`, or if a dataset cannot be reached or has no such subset, split or column."""
     found = files(corpus, beside)
     result = []
+
     for number, source in enumerate(corpus.sources):
         if source.path is None:
             dataset = hub.dataset(source, beside)
             shards = hub.shards(dataset, corpus.text_key)
-            result += [Part(number, str(dataset), shard, shards, dataset) for shard in range(shards)]
+            result += [
+                Partition(number, str(dataset), shard, shards, dataset) for shard in range(shards)
+            ]
             continue
+
         own = [path for owner, path in found if owner == number]
-        result += [Part(number, str(path), start, end) for path in own for start, end in _ranges(path, corpus)]
+        result += [
+            Partition(number, str(path), start, end)
+            for path in own
+            for start, end in _ranges(path, corpus)
+        ]
+
     return result
 
 
-def _ranges(path: Path, corpus: Corpus) -> Iterator[tuple[int, int]]:
+def _ranges(path: Path, corpus: CorpusConfig) -> Iterator[tuple[int, int]]:
     kind, compression = form(path)
     size = path.stat().st_size
     if size == 0:
         return iter(())
+
     if kind == ".parquet":
         with text_column(str(path), corpus.text_key) as table:
-            groups = [table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups)]
+            groups = [
+                table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups)
+            ]
+
         before = list(itertools.accumulate(groups, initial=0))  # bytes before each row group
-        starts = [i for i in range(1, len(groups)) if before[i] // PART_BYTES > before[i - 1] // PART_BYTES]
+        starts = [
+            i
+            for i in range(1, len(groups))
+            if before[i] // PARTITION_BYTES > before[i - 1] // PARTITION_BYTES
+        ]
         return itertools.pairwise([0, *starts, len(groups)])
+
     if compression or (kind == ".txt" and corpus.documents == "file"):
         return iter([(0, WHOLE)])
-    pieces = -(-size // PART_BYTES)
+
+    pieces = -(-size // PARTITION_BYTES)
     return itertools.pairwise(size * piece // pieces for piece in range(pieces + 1))

@@ -1,4 +1,5 @@
-"""Texts that a command is given by options (`--text` and its like) instead of a page, read as a corpus is."""
+"""Texts that a command is given by options (`--text` and its like) instead of a page, read as a
+corpus is."""
 
 import itertools
 from collections import Counter
@@ -9,10 +10,10 @@ from pathlib import Path
 from typing import get_args
 
 from robustly import UserError, log
-from robustly.corpus.config import Corpus, Source
+from robustly.corpus.config import CorpusConfig, SourceConfig
 from robustly.corpus.documents import BadLine, documents, refuse_many
 from robustly.corpus.files import files
-from robustly.corpus.partitions import Part, parts
+from robustly.corpus.partitions import Partition, partitions
 
 # The corpus reader names keys of a page; here they are options of the command.
 OPTIONS = {
@@ -40,15 +41,20 @@ class Texts:
     """Whether people look them up by name, rather than in the order in which they came."""
 
 
-def given(paths: Sequence[str], how: str, text_key: str, max_bad_lines: int = 0) -> Corpus:
-    """The corpus of the files, folders or globs that `--text` names; `how` is the value of `--documents`.
+def given(paths: Sequence[str], how: str, text_key: str, max_bad_lines: int = 0) -> CorpusConfig:
+    """The corpus of the files, folders or globs that `--text` names; `how` is the value of
+    `--documents`.
 
     Raises UserError for another value than the page's.
     """
-    if how not in (known := get_args(Corpus.model_fields["documents"].annotation)):
+    if how not in (known := get_args(CorpusConfig.model_fields["documents"].annotation)):
         raise UserError(f"--documents {how}: expected one of {', '.join(known)}")
-    return Corpus(
-        sources=[Source(path=str(Path(path).expanduser().absolute())) for path in dict.fromkeys(paths)],
+
+    return CorpusConfig(
+        sources=[
+            SourceConfig(path=str(Path(path).expanduser().absolute()))
+            for path in dict.fromkeys(paths)
+        ],
         documents=how,
         text_key=text_key,
         validation=0,
@@ -56,12 +62,14 @@ def given(paths: Sequence[str], how: str, text_key: str, max_bad_lines: int = 0)
     )
 
 
-def read(corpus: Corpus, what: str, options: Mapping[str, str] = OPTIONS) -> Iterator[tuple[str, str]]:
-    """(path of its file, text) of each document, the files one after the other, with a progress bar.
+def read(
+    corpus: CorpusConfig, what: str, options: Mapping[str, str] = OPTIONS
+) -> Iterator[tuple[str, str]]:
+    """(path of its file, text) of each document, the files one after the other, with a progress
+    bar.
 
-    Raises UserError if a source matches no file, a file cannot be read or holds no text, or there are too many broken
-    rows; `options` are named in place of the page's keys.
-    """
+    Raises UserError if a source matches no file, a file cannot be read or holds no text, or there
+    are too many broken rows; `options` are named in place of the page's keys."""
     bad_lines: list[BadLine] = []
     with _as_options(options):
         pieces = _pieces(corpus)
@@ -73,54 +81,74 @@ def read(corpus: Corpus, what: str, options: Mapping[str, str] = OPTIONS) -> Ite
                         seen = True
                         yield path, document.text
                     advance(1)
+
                 if not seen:
                     raise UserError(f"{path}: no document in it; expected text")
+
         refuse_many(bad_lines, corpus)
+
     if bad_lines:
-        log.warn(f"{len(bad_lines)} broken rows were skipped; the first: {bad_lines[0].path}: {bad_lines[0].reason}")
+        log.warn(
+            f"{len(bad_lines)} broken rows were skipped; the first: {bad_lines[0].path}:"
+            f" {bad_lines[0].reason}"
+        )
 
 
-def by_file(corpus: Corpus) -> Texts:
-    """The documents of a corpus without broken rows, under their files' names; raises UserError as `read` does."""
+def by_file(corpus: CorpusConfig) -> Texts:
+    """The documents of a corpus without broken rows, under their files' names; raises UserError as
+    `read` does."""
     with _as_options(OPTIONS):
         names = _names([str(path) for _, path in files(corpus, Path.cwd())])
     return Texts("text", "file", ((names[path], text) for path, text in read(corpus, "measuring")))
 
 
-def by_key(corpus: Corpus, key: str) -> Texts:
-    """The documents of rows (.jsonl, .parquet) without broken ones, under the strings that the rows hold at `key`.
+def by_key(corpus: CorpusConfig, key: str) -> Texts:
+    """The documents of rows (.jsonl, .parquet) without broken ones, under the strings that the rows
+    hold at `key`.
 
-    Raises UserError for a .txt file; while it is read, as `read` does, and if a row has no string at `key`, or if
-    there are more than MAX_VALUES of them.
-    """
+    Raises UserError for a .txt file; while it is read, as `read` does, and if a row has no string
+    at `key`, or if there are more than MAX_VALUES of them."""
     with _as_options(OPTIONS):
         for _, path in files(corpus, Path.cwd()):
-            if Path(path.name.removesuffix(path.suffix if path.suffix in COMPRESSED else "")).suffix == ".txt":
-                raise UserError(f"{path}: has no keys; --by {key} takes .jsonl or .parquet, whose rows have some")
+            if (
+                Path(
+                    path.name.removesuffix(path.suffix if path.suffix in COMPRESSED else "")
+                ).suffix
+                == ".txt"
+            ):
+                raise UserError(
+                    f"{path}: has no keys; --by {key} takes .jsonl or .parquet, whose rows have"
+                    " some"
+                )
+
     return Texts("text", key, _rows(corpus, key), by_name=True)
 
 
-def _rows(corpus: Corpus, key: str) -> Iterator[tuple[str, str]]:
-    """The rows are read twice, side by side: as their texts, and as if the value of the key were the text."""
+def _rows(corpus: CorpusConfig, key: str) -> Iterator[tuple[str, str]]:
+    """The rows are read twice, side by side: as their texts, and as if the value of the key were
+    the text."""
     values = corpus.model_copy(update={"text_key": key})
     names: set[str] = set()
     texts = read(corpus, "measuring")
+
     with _as_options({**OPTIONS, "corpus.text_key": "--by"}):
-        labels = (document.text for piece in _pieces(values) for document in documents(piece, values, []))
+        labels = (
+            document.text for piece in _pieces(values) for document in documents(piece, values, [])
+        )
         for (_, text), name in zip(texts, labels, strict=True):
             names.add(name)
             if len(names) > MAX_VALUES:
                 raise UserError(
-                    f"--by {key}: more than {MAX_VALUES:,} values; expected a key that many rows share, such as a "
-                    "language or a source"
+                    f"--by {key}: more than {MAX_VALUES:,} values; expected a key that many rows"
+                    " share, such as a language or a source"
                 )
             yield name, text
 
 
-def _pieces(corpus: Corpus) -> list[Part]:
+def _pieces(corpus: CorpusConfig) -> list[Partition]:
     """The parts of the files, none of which is empty."""
     here = Path.cwd()
-    pieces = parts(corpus, here)
+    pieces = partitions(corpus, here)
     if empty := {str(path) for _, path in files(corpus, here)} - {piece.path for piece in pieces}:
         raise UserError(f"{min(empty)}: empty; expected text")
     return pieces
@@ -134,13 +162,16 @@ def _names(paths: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def _as_options(options: Mapping[str, str]) -> Iterator[None]:
-    """Have a fault of the corpus name options. Without one for broken rows, only the first of them is told."""
+    """Have a fault of the corpus name options. Without one for broken rows, only the first of them
+    is told."""
     try:
         yield
     except UserError as fault:
         message = str(fault)
         if not BAD_LINES.keys() & options.keys() and any(key in message for key in BAD_LINES):
             message = message.partition("\n")[0] + "; mend the row or leave it out"
+
         for key, option in options.items():
             message = message.replace(key, option)
+
         raise UserError(message) from fault.__cause__

@@ -1,14 +1,15 @@
-"""`robustly evaluate`: a masked language model on any text, and on minimal pairs, with standard errors.
+"""`robustly evaluate`: a masked language model on any text, and on minimal pairs, with standard
+errors.
 
-Text. Documents are cut into blocks, <s> first and </s> last, never across documents, and nothing is dropped. 15% of
-each block's tokens are targets (BERT's rule: <s> and </s> never are; 80% are shown as <mask>, 10% as a random token,
-10% as they are). The mask of a block depends on its place in its own file alone, so that two models with one tokenizer
-meet the same targets. Loss per token depends on the vocabulary: it compares models that share one. Bits per byte of the
-masked text compare others, roughly: what is masked together, and what is left to guess it from, still differ.
+Text. Documents are cut into blocks, <s> first and </s> last, never across documents, and nothing is
+dropped. 15% of each block's tokens are targets (BERT's rule: <s> and </s> never are; 80% are shown
+as <mask>, 10% as a random token, 10% as they are). The mask of a block depends on its place in its
+own file alone, so that two models with one tokenizer meet the same targets. Loss per token depends
+on the vocabulary: it compares models that share one. Bits per byte of the masked text compare
+others, roughly: what is masked together, and what is left to guess it from, still differ.
 
-Minimal pairs. The sentence with the higher pseudo-log-likelihood (Salazar et al. 2020, section 2) wins; a pair counts
-1 if that is the good one, and 1/2 if both score the same.
-"""
+Minimal pairs. The sentence with the higher pseudo-log-likelihood (Salazar et al. 2020, section 2)
+wins; a pair counts 1 if that is the good one, and 1/2 if both score the same."""
 
 import itertools
 import math
@@ -22,24 +23,24 @@ import torch
 from numpy.typing import NDArray
 
 from robustly import UserError, log
-from robustly.corpus.config import Corpus
+from robustly.corpus.config import CorpusConfig
 from robustly.corpus.reading import json_object
 from robustly.corpus.texts import BAD_LINES, OPTIONS, given, read
 from robustly.description import Listing, show_listing
 from robustly.evaluation.model import LONGEST, MaskedLM, open_folder
 from robustly.evaluation.scoring import cut_blocks, enclose, pseudo_log_likelihoods, score_blocks
-from robustly.pretrain.config import Masking
+from robustly.pretrain.config import MaskingConfig
 
 ENCODED_TOGETHER = 256  # documents
 GROUPS = ("linguistics_term", "UID")  # BLiMP's keys of what a pair tests
 
 
-# ------------------------------------------------------------------------------------------------------ text
+# --------------------------------------------------------------------------------------------- text
 
 
-def masking(rate: float) -> Masking:
+def masking(rate: float) -> MaskingConfig:
     """BERT's rule at a rate."""
-    return Masking(probability=rate, mask=0.8, random=0.1, style="bert")
+    return MaskingConfig(probability=rate, mask=0.8, random=0.1, style="bert")
 
 
 def block_length(lm: MaskedLM, wanted: int | None) -> int:
@@ -50,28 +51,50 @@ def block_length(lm: MaskedLM, wanted: int | None) -> int:
     length = min(lm.longest, LONGEST) if wanted is None else wanted
     if not 3 <= length <= lm.longest:
         raise UserError(
-            f"--block-length {length}: expected 3 (<s>, a token, </s>) to {lm.longest}, the model's longest input"
+            f"--block-length {length}: expected 3 (<s>, a token, </s>) to {lm.longest}, the model's"
+            " longest input"
         )
+
     return length
 
 
-def evaluate_text(lm: MaskedLM, corpus: Corpus, length: int, rate: float, batch_size: int) -> dict[str, Any]:
-    """Masked-LM loss on the files of `corpus.sources`, per file and in total, in blocks of `length` tokens.
+def evaluate_text(
+    lm: MaskedLM, corpus: CorpusConfig, length: int, rate: float, batch_size: int
+) -> dict[str, Any]:
+    """Masked-LM loss on the files of `corpus.sources`, per file and in total, in blocks of `length`
+    tokens.
 
-    Raises UserError if a source matches no file, a file cannot be read or holds no text, or no token was masked.
-    """
+    Raises UserError if a source matches no file, a file cannot be read or holds no text, or no
+    token was masked."""
     rule = masking(rate)
     texts = _read(lm, corpus, length)
+
     with log.progress("evaluating", len(texts.blocks), "blocks") as advance:
         scores = score_blocks(
-            lm.model, texts.blocks, texts.sizes, texts.index, rule, lm.vocabulary, batch_size, advance
+            lm.model,
+            texts.blocks,
+            texts.sizes,
+            texts.index,
+            rule,
+            lm.vocabulary,
+            batch_size,
+            advance,
         )
+
     document = np.array(texts.document, np.int64)
-    sums = [np.bincount(document, values, minlength=len(texts.file)) for values in scores]  # of each document
-    table = np.stack([*sums, np.array(texts.tokens), np.array(texts.bytes)], axis=1).astype(np.float64)
+    sums = [
+        np.bincount(document, values, minlength=len(texts.file)) for values in scores
+    ]  # of each document
+    table = np.stack([*sums, np.array(texts.tokens), np.array(texts.bytes)], axis=1).astype(
+        np.float64
+    )
     if not table[:, 2].any():
-        raise UserError(f"{', '.join(texts.paths[:3])}: too little text: no token of it was masked; give more")
+        raise UserError(
+            f"{', '.join(texts.paths[:3])}: too little text: no token of it was masked; give more"
+        )
+
     file = np.array(texts.file)
+
     return {
         "block_length": length,
         "masking": rule.model_dump(),
@@ -98,18 +121,27 @@ class _Texts:
     """Place in its file: the masks depend on it, and so not on the other files."""
 
 
-def _read(lm: MaskedLM, corpus: Corpus, length: int) -> _Texts:
+def _read(lm: MaskedLM, corpus: CorpusConfig, length: int) -> _Texts:
     texts = _Texts()
     everything = read(corpus, "encoding", {**OPTIONS, **BAD_LINES})
     for path, of_file in itertools.groupby(everything, key=lambda document: document[0]):
         index = itertools.count()
         for together in _batched(text for _, text in of_file):
             _append(texts, len(texts.paths), together, lm, length, index)
+
         texts.paths.append(path)
+
     return texts
 
 
-def _append(texts: _Texts, file: int, contents: Sequence[str], lm: MaskedLM, length: int, index: Iterator[int]) -> None:
+def _append(
+    texts: _Texts,
+    file: int,
+    contents: Sequence[str],
+    lm: MaskedLM,
+    length: int,
+    index: Iterator[int],
+) -> None:
     for text, encoded in zip(contents, lm.encode(contents), strict=True):
         blocks = cut_blocks(encoded.ids, length, lm.vocabulary.bos, lm.vocabulary.eos)
         texts.blocks += blocks
@@ -127,7 +159,8 @@ def _batched(items: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _figures(table: NDArray[np.float64]) -> dict[str, Any]:
-    """The figures of n documents, each a row (loss, right, masked tokens, their bytes, tokens, bytes)."""
+    """The figures of n documents, each a row (loss, right, masked tokens, their bytes, tokens,
+    bytes)."""
     loss_sum, right, masked, masked_bytes, tokens, text_bytes = table.sum(0).tolist()
     counts = {
         "documents": len(table),
@@ -138,7 +171,9 @@ def _figures(table: NDArray[np.float64]) -> dict[str, Any]:
     if not masked:
         names = ("loss", "loss_standard_error", "bits", "perplexity", "accuracy", "bits_per_byte")
         return {**counts, **dict.fromkeys(names)}
+
     loss = loss_sum / masked
+
     return {
         **counts,
         "loss": loss,
@@ -151,11 +186,11 @@ def _figures(table: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def standard_error(sums: NDArray[np.float64], weights: NDArray[np.float64]) -> float | None:
-    """Standard error of sum(sums) / sum(weights) over n independent units, such as documents; None for fewer than 2.
+    """Standard error of sum(sums) / sum(weights) over n independent units, such as documents; None
+    for fewer than 2.
 
-    The ratio estimator's, by linearisation (Cochran 1977, section 6.4): tokens of one document hang together, and
-    taking them as independent would make the error look smaller than it is.
-    """
+    The ratio estimator's, by linearisation (Cochran 1977, section 6.4): tokens of one document hang
+    together, and taking them as independent would make the error look smaller than it is."""
     count = len(sums)
     if count < 2:
         return None
@@ -163,7 +198,7 @@ def standard_error(sums: NDArray[np.float64], weights: NDArray[np.float64]) -> f
     return float(math.sqrt(count / (count - 1) * (residuals**2).sum()) / weights.sum())
 
 
-# ------------------------------------------------------------------------------------------------------ minimal pairs
+# ------------------------------------------------------------------------------------ minimal pairs
 
 
 @dataclass(frozen=True)
@@ -179,7 +214,8 @@ class Pair:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """The pairs of a file of JSON lines with the keys `sentence_good` and `sentence_bad`; blank lines are skipped.
+    """The pairs of a file of JSON lines with the keys `sentence_good` and `sentence_bad`; blank
+    lines are skipped.
 
     Raises UserError with file and line if it is anything else.
     """
@@ -187,19 +223,27 @@ def read_pairs(path: Path) -> list[Pair]:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); expected a file of JSON lines with the keys "
-            "sentence_good and sentence_bad"
+            f"{path}: cannot be read ({error.strerror or error}); expected a file of JSON lines"
+            " with the keys sentence_good and sentence_bad"
         ) from None
+
     pairs = []
+
     for number, raw in enumerate(lines, start=1):
         if not raw.strip():
             continue
+
         try:
             pairs.append(_pair(path, number, raw))
         except ValueError as fault:
             raise UserError(f"{path}: line {number}: {fault}") from None
+
     if not pairs:
-        raise UserError(f"{path}: no pair in it; expected JSON lines with the keys sentence_good and sentence_bad")
+        raise UserError(
+            f"{path}: no pair in it; expected JSON lines with the keys sentence_good and"
+            " sentence_bad"
+        )
+
     return pairs
 
 
@@ -209,6 +253,7 @@ def _pair(path: Path, number: int, raw: bytes) -> Pair:
         row = json_object(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte 0x{raw[error.start]:02x}); convert the file") from None
+
     for key in ("sentence_good", "sentence_bad"):
         if key not in row:
             raise ValueError(f"no key {key!r}; the keys here: {', '.join(map(repr, row))}")
@@ -216,27 +261,35 @@ def _pair(path: Path, number: int, raw: bytes) -> Pair:
             raise ValueError(f"{key!r}: expected a sentence, found {row[key]!r}")
         if any("\ud800" <= character <= "\udfff" for character in row[key]):
             raise ValueError(f"{key!r}: half of a surrogate pair, which stands for no character")
+
     groups = {key: str(row[key]) for key in GROUPS if key in row}
     return Pair(str(path), number, row["sentence_good"], row["sentence_bad"], groups)
 
 
 def evaluate_pairs(lm: MaskedLM, pairs: Sequence[Pair], batch_size: int) -> dict[str, Any]:
-    """Accuracy on minimal pairs by pseudo-log-likelihood, with standard errors, by group; and every pair's scores.
+    """Accuracy on minimal pairs by pseudo-log-likelihood, with standard errors, by group; and every
+    pair's scores.
 
     Raises UserError with file and line if a sentence is longer than the model takes.
     """
     places = {text: pair for pair in pairs for text in (pair.sentence_good, pair.sentence_bad)}
     encoded = lm.encode(list(places))
+
     for pair, tokens in zip(places.values(), encoded, strict=True):
         if (found := len(tokens.ids) + 2) > lm.longest:
             raise UserError(
-                f"{pair.file}: line {pair.line}: a sentence of {found:,} tokens, <s> and </s> included; the model "
-                f"takes {lm.longest:,}; shorten or remove it"
+                f"{pair.file}: line {pair.line}: a sentence of {found:,} tokens, <s> and </s>"
+                f" included; the model takes {lm.longest:,}; shorten or remove it"
             )
+
     sentences = [enclose(tokens.ids, lm.vocabulary.bos, lm.vocabulary.eos) for tokens in encoded]
     copies = sum(len(tokens.ids) for tokens in encoded)
+
     with log.progress("scoring pairs", copies, "masked copies") as advance:
-        found_scores = pseudo_log_likelihoods(lm.model, sentences, lm.vocabulary, batch_size, advance)
+        found_scores = pseudo_log_likelihoods(
+            lm.model, sentences, lm.vocabulary, batch_size, advance
+        )
+
     scores = dict(zip(places, found_scores.tolist(), strict=True))  # equal sentences tie to the bit
     rows = [
         {**asdict(pair), "good": (good := scores[pair.sentence_good]), "bad": (bad := scores[pair.sentence_bad]),
@@ -244,12 +297,15 @@ def evaluate_pairs(lm: MaskedLM, pairs: Sequence[Pair], batch_size: int) -> dict
         for pair in pairs
     ]  # fmt: skip
     groups: dict[str, dict[str, Any]] = {}
+
     for key in GROUPS:
         values = sorted({pair.groups[key] for pair in pairs if key in pair.groups})
         if values:
             groups[key] = {
-                value: _accuracy([row for row in rows if row["groups"].get(key) == value]) for value in values
+                value: _accuracy([row for row in rows if row["groups"].get(key) == value])
+                for value in values
             }
+
     return {**_accuracy(rows), "groups": groups, "scores": rows}
 
 
@@ -262,7 +318,7 @@ def _accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------------------ the command
+# -------------------------------------------------------------------------------------- the command
 
 
 def evaluate_folder(
@@ -276,24 +332,34 @@ def evaluate_folder(
     text_key: str = "text",
     max_bad_lines: int = 0,
 ) -> dict[str, Any]:
-    """Evaluate the model in a folder on text, on minimal pairs, or on both; shows the figures and returns them.
+    """Evaluate the model in a folder on text, on minimal pairs, or on both; shows the figures and
+    returns them.
 
-    Raises UserError as `open_folder`, `evaluate_text` and `read_pairs` do, or if an option is not what it should be.
-    """
+    Raises UserError as `open_folder`, `evaluate_text` and `read_pairs` do, or if an option is not
+    what it should be."""
     corpus = given(texts, documents, text_key, max_bad_lines) if texts else None
     if not 0 < rate < 1:
         raise UserError(f"--mask-rate {rate}: expected a share between 0 and 1")
+
     pairs = [pair for path in dict.fromkeys(pair_files) for pair in read_pairs(path)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lm = open_folder(folder, device)
     parameters = sum(parameter.numel() for parameter in lm.model.parameters())
-    report: dict[str, Any] = {"folder": str(folder), "model": type(lm.model).__name__, "parameters": parameters}
+    report: dict[str, Any] = {
+        "folder": str(folder),
+        "model": type(lm.model).__name__,
+        "parameters": parameters,
+    }
     if corpus:
-        report["text"] = evaluate_text(lm, corpus, block_length(lm, wanted_length), rate, batch_size)
+        report["text"] = evaluate_text(
+            lm, corpus, block_length(lm, wanted_length), rate, batch_size
+        )
         _show_text(report["text"])
+
     if pairs:
         report["minimal_pairs"] = evaluate_pairs(lm, pairs, batch_size)
         _show_pairs(report["minimal_pairs"])
+
     return report
 
 
@@ -301,25 +367,52 @@ def _show_text(report: dict[str, Any]) -> None:
     if len(report["files"]) == 1:
         log.table("masked-LM loss", report["total"])
     else:
-        named = [*((Path(path).name, figures) for path, figures in report["files"].items()), ("total", report["total"])]
+        named = [
+            *((Path(path).name, figures) for path, figures in report["files"].items()),
+            ("total", report["total"]),
+        ]
         counted = ("documents", "tokens", "bytes", "masked_tokens")
-        measured = ("loss", "loss_standard_error", "bits", "perplexity", "accuracy", "bits_per_byte")
+        measured = (
+            "loss",
+            "loss_standard_error",
+            "bits",
+            "perplexity",
+            "accuracy",
+            "bits_per_byte",
+        )
+
         for title, columns in (("text", counted), ("masked-LM loss", measured)):
             rows = [
-                {"file": name, **{column.replace("loss_standard_error", "±"): figures[column] for column in columns}}
+                {
+                    "file": name,
+                    **{
+                        column.replace("loss_standard_error", "±"): figures[column]
+                        for column in columns
+                    },
+                }
                 for name, figures in named
             ]
             show_listing(Listing(title, rows))
+
     log.say(
-        f"loss in nats per masked token, ± its standard error over documents. Blocks of at most "
-        f"{report['block_length']} tokens; {report['masking']['probability']:.0%} of the tokens are targets (80% "
-        "<mask>, 10% random, 10% as they are), the same ones every time. Between models with different tokenizers, "
-        "bits per byte compare roughly, and loss and perplexity not at all."
+        "loss in nats per masked token, ± its standard error over documents. Blocks of at most"
+        f" {report['block_length']} tokens; {report['masking']['probability']:.0%} of the tokens"
+        " are targets (80% <mask>, 10% random, 10% as they are), the same ones every time. Between"
+        " models with different tokenizers, bits per byte compare roughly, and loss and perplexity"
+        " not at all."
     )
 
 
 def _show_pairs(report: dict[str, Any]) -> None:
     for key, groups in report["groups"].items():
-        show_listing(Listing(f"by {key}", [{key: value, **figures} for value, figures in groups.items()]))
-    log.table("minimal pairs", {name: report[name] for name in ("pairs", "accuracy", "standard_error")})
-    log.say("accuracy: share of pairs whose good sentence has the higher pseudo-log-likelihood; a tie counts half.")
+        show_listing(
+            Listing(f"by {key}", [{key: value, **figures} for value, figures in groups.items()])
+        )
+
+    log.table(
+        "minimal pairs", {name: report[name] for name in ("pairs", "accuracy", "standard_error")}
+    )
+    log.say(
+        "accuracy: share of pairs whose good sentence has the higher pseudo-log-likelihood; a tie"
+        " counts half."
+    )

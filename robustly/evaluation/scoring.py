@@ -1,7 +1,7 @@
 """Scores of text under a masked language model: loss on fixed masks, and pseudo-log-likelihood.
 
-Works on any model of transformers with a head `lm_head` on its encoder, not on our own alone, and on ids in memory.
-"""
+Works on any model of transformers with a head `lm_head` on its encoder, not on our own alone, and
+on ids in memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -12,8 +12,14 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from robustly.pretrain.config import Masking
-from robustly.pretrain.masking import EVALUATION_EPOCH, EVALUATION_SEED, Masked, TokenIds, mask_blocks
+from robustly.pretrain.config import MaskingConfig
+from robustly.pretrain.masking import (
+    EVALUATION_EPOCH,
+    EVALUATION_SEED,
+    Masked,
+    SpecialTokens,
+    mask_blocks,
+)
 
 Ids = NDArray[np.integer]
 Advance = Callable[[int], None]
@@ -33,13 +39,15 @@ class BlockScores(NamedTuple):
 
 
 def cut_blocks(tokens: Ids, block_length: int, first: int, last: int) -> list[NDArray[np.int64]]:
-    """Cut a document's tokens, (tokens,), into blocks of `block_length` at most, between `first` and `last`.
+    """Cut a document's tokens, (tokens,), into blocks of `block_length` at most, between `first`
+    and `last`.
 
-    With ids, these are <s> and </s>. Every token is in one block; all blocks but the last are full. A document without
-    tokens gives none.
-    """
+    With ids, these are <s> and </s>. Every token is in one block; all blocks but the last are full.
+    A document without tokens gives none."""
     room = block_length - 2
-    return [enclose(tokens[start : start + room], first, last) for start in range(0, len(tokens), room)]
+    return [
+        enclose(tokens[start : start + room], first, last) for start in range(0, len(tokens), room)
+    ]
 
 
 def enclose(tokens: Ids, first: int, last: int) -> NDArray[np.int64]:
@@ -48,7 +56,8 @@ def enclose(tokens: Ids, first: int, last: int) -> NDArray[np.int64]:
 
 
 def mask_one_each(ids: NDArray[np.int64], positions: NDArray[np.int64], mask_id: int) -> Masked:
-    """Copies of sentences, (n, L), with <mask> at one position of each, (n,): the target of that copy."""
+    """Copies of sentences, (n, L), with <mask> at one position of each, (n,): the target of that
+    copy."""
     targets = np.zeros(ids.shape, bool)
     targets[np.arange(len(ids)), positions] = True
     return Masked(np.where(targets, mask_id, ids), targets)
@@ -64,7 +73,8 @@ def pad(blocks: Sequence[Ids], pad_id: int) -> tuple[NDArray[np.int64], NDArray[
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Indices in batches, longest first: neighbours are of like length, and memory that suffices at first suffices."""
+    """Indices in batches, longest first: neighbours are of like length, and memory that suffices at
+    first suffices."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
@@ -76,19 +86,22 @@ def score_blocks(
     blocks: Sequence[Ids],
     token_bytes: Sequence[Ids],
     index: Sequence[int],
-    masking: Masking,
-    vocabulary: TokenIds,
+    masking: MaskingConfig,
+    vocabulary: SpecialTokens,
     batch_size: int,
     advance: Advance,
 ) -> BlockScores:
     """Masked-LM loss of n blocks, each masked by its number in `index` and nothing else.
 
-    `token_bytes` has the UTF-8 bytes of each token of each block, in the blocks' shapes. The masks are those of the
-    evaluation during pretraining: the same in every run, with any batch size and in any company. The model is put
-    into evaluation mode. `advance` is told the number of blocks done.
-    """
+    `token_bytes` has the UTF-8 bytes of each token of each block, in the blocks' shapes. The masks
+    are those of the evaluation during pretraining: the same in every run, with any batch size and
+    in any company. The model is put into evaluation mode. `advance` is told the number of blocks
+    done."""
     model.eval()
-    scores = BlockScores(np.zeros(len(blocks)), *(np.zeros(len(blocks), np.int64) for _ in range(3)))
+    scores = BlockScores(
+        np.zeros(len(blocks)), *(np.zeros(len(blocks), np.int64) for _ in range(3))
+    )
+
     for batch in by_length([len(block) for block in blocks], batch_size):
         ids, lengths = pad([blocks[i] for i in batch], vocabulary.pad)
         sizes, _ = pad([token_bytes[i] for i in batch], 0)
@@ -97,32 +110,46 @@ def score_blocks(
         masked = mask_blocks(ids, lengths, epoch, numbers, masking, vocabulary, EVALUATION_SEED)
         losses, right = _losses(model, ids, lengths, masked)
         row, _ = np.nonzero(masked.targets)
-        for total, values in zip(scores, (losses, right, np.ones_like(row), sizes[masked.targets]), strict=True):
+
+        for total, values in zip(
+            scores, (losses, right, np.ones_like(row), sizes[masked.targets]), strict=True
+        ):
             total[batch] = np.bincount(row, values, minlength=len(batch))
+
         advance(len(batch))
+
     return scores
 
 
 @torch.no_grad()
 def pseudo_log_likelihoods(
-    model: PreTrainedModel, sentences: Sequence[Ids], vocabulary: TokenIds, batch_size: int, advance: Advance
+    model: PreTrainedModel,
+    sentences: Sequence[Ids],
+    vocabulary: SpecialTokens,
+    batch_size: int,
+    advance: Advance,
 ) -> NDArray[np.float64]:
-    """The pseudo-log-likelihood of each sentence in nats, (sentences,) (Salazar et al. 2020, section 2).
+    """The pseudo-log-likelihood of each sentence in nats, (sentences,) (Salazar et al. 2020,
+    section 2).
 
-    It is the sum over the tokens of log P(token | all others), each from a copy of the sentence in which this token
-    alone is masked; <s> and </s>, with which a sentence begins and ends here, are never masked and do not count. The
-    copies of all sentences are batched together. `advance` is told the number of copies done.
-    """
+    It is the sum over the tokens of log P(token | all others), each from a copy of the sentence in
+    which this token alone is masked; <s> and </s>, with which a sentence begins and ends here, are
+    never masked and do not count. The copies of all sentences are batched together. `advance` is
+    told the number of copies done."""
     model.eval()
     owner = np.repeat(np.arange(len(sentences)), [len(sentence) - 2 for sentence in sentences])
-    masked_at = np.concatenate([np.empty(0, np.int64), *(np.arange(1, len(s) - 1) for s in sentences)])
+    masked_at = np.concatenate(
+        [np.empty(0, np.int64), *(np.arange(1, len(s) - 1) for s in sentences)]
+    )
     totals = np.zeros(len(sentences))
+
     for batch in by_length([len(sentences[i]) for i in owner.tolist()], batch_size):
         ids, lengths = pad([sentences[i] for i in owner[batch].tolist()], vocabulary.pad)
         masked = mask_one_each(ids, masked_at[batch], vocabulary.mask)
         losses, _ = _losses(model, ids, lengths, masked)
         np.subtract.at(totals, owner[batch], losses)
         advance(len(batch))
+
     return totals
 
 
@@ -131,12 +158,18 @@ def _losses(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """-log P(token) in nats and whether the best guess is right, of each target in reading order.
 
-    The head runs at the targets alone: the scores of all positions would take gigabytes with a large vocabulary.
-    """
+    The head runs at the targets alone: the scores of all positions would take gigabytes with a
+    large vocabulary."""
     device = model.device
-    attention = torch.from_numpy((np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)).to(device)
-    hidden = model.base_model(torch.from_numpy(masked.inputs).to(device), attention_mask=attention).last_hidden_state
-    logits = model.lm_head(hidden[torch.from_numpy(masked.targets).to(device)]).float()  # (targets, vocabulary)
+    attention = torch.from_numpy((np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)).to(
+        device
+    )
+    hidden = model.base_model(
+        torch.from_numpy(masked.inputs).to(device), attention_mask=attention
+    ).last_hidden_state
+    logits = model.lm_head(
+        hidden[torch.from_numpy(masked.targets).to(device)]
+    ).float()  # (targets, vocabulary)
     labels = torch.from_numpy(ids[masked.targets]).to(device)
     losses = functional.cross_entropy(logits, labels, reduction="none")
     return losses.double().cpu().numpy(), (logits.argmax(-1) == labels).cpu().numpy()

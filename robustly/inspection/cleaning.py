@@ -1,4 +1,5 @@
-"""What a clean folder holds: how much of each source is kept, and for which reasons the rest is not."""
+"""What a clean folder holds: how much of each source is kept, and for which reasons the rest is
+not."""
 
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ def describe(folder: Path) -> Description:
     """
     if (finished := manifest.read(folder)) is None:
         return unfinished(folder, "clean")
+
     manifest.check_sizes(folder, finished)
     counts = finished.counts
     rows: list[dict[str, Any]] = counts["sources"]
     dropped = [row for row in rows if row["reason"]]
     total, kept = counts["documents"], counts["kept_documents"]
+
     return Description(
         folder,
         "clean",

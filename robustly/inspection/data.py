@@ -1,5 +1,5 @@
-"""What a data folder holds: documents and tokens per split and source, how long they are, what was dropped, the views
-of them, blocks as text."""
+"""What a data folder holds: documents and tokens per split and source, how long they are, what was
+dropped, the views of them, blocks as text."""
 
 import re
 from collections.abc import Iterator
@@ -18,18 +18,19 @@ from robustly.inspection.folders import disk_bytes, provenance, unfinished
 from robustly.inspection.histogram import Tally, octaves, tally, tenths
 
 if TYPE_CHECKING:
-    from robustly.tokenizer.tokenizer import Encoder
+    from robustly.tokenizer.tokenizer import Tokenizer
 
 QUANTILES = (0.05, 0.5, 0.95)
 DROPPED = {"empty_documents": "nothing but white space", "bad_lines": "a row that gave no text"}
 """Counts of the manifest -> why these are not in the store."""
 FOLLOWS = {1: "yes", 0: "no", -1: "there is none"}
-"""Whether the second segment of a pair follows the first in its document, as the block is planned."""
+"""Whether the second segment of a pair follows the first in its document, as the block is
+planned."""
 CHUNK = 2**20  # lengths of blocks that are read at a time: 8 MB
 _VIEW = re.compile(rf"({'|'.join(SPLITS)})-({'|'.join(get_args(Format))})-(\d+)-([0-9a-f]{{16}})")
 
 
-def find_tokenizer(folder: Path, given: Path | None) -> "Encoder":
+def find_tokenizer(folder: Path, given: Path | None) -> "Tokenizer":
     """The tokenizer of a data folder: the one that was given, else the one beside the folder.
 
     Raises UserError if there is none, or if it is another than the store's.
@@ -41,25 +42,29 @@ def find_tokenizer(folder: Path, given: Path | None) -> "Encoder":
     except UserError as fault:
         remedy = "" if given else "; --tokenizer FOLDER takes it from elsewhere"
         raise UserError(f"text needs the tokenizer in {place}: {fault}{remedy}") from None
+
     return encoder
 
 
-def describe(folder: Path, blocks: int = 1, encoder: "Encoder | None" = None) -> Description:
-    """Describe a data folder, finished or begun. So many blocks of each view are shown as text, by `encoder` or the
-    tokenizer beside the folder, if there is one.
+def describe(folder: Path, blocks: int = 1, encoder: "Tokenizer | None" = None) -> Description:
+    """Describe a data folder, finished or begun. So many blocks of each view are shown as text, by
+    `encoder` or the tokenizer beside the folder, if there is one.
 
     Raises UserError if a file of a finished one is missing or was cut off.
     """
     if (finished := manifest.read(folder)) is None:
         return unfinished(folder, "data")
+
     manifest.check_sizes(folder, finished)
     stores = {split: Store(folder, split) for split in SPLITS}
     views = [view for split in SPLITS for view in _views(folder, stores[split])]
     shown, notes = [], []
+
     try:
         shown = _decoded(views, blocks, encoder or find_tokenizer(folder, None))
     except UserError as fault:
         notes.append(f"blocks are not shown: {fault}")
+
     of_documents, of_units = (
         {
             split: tally(pieces for shard in store.shards for pieces in lengths(store, shard))
@@ -71,6 +76,7 @@ def describe(folder: Path, blocks: int = 1, encoder: "Encoder | None" = None) ->
     documents = sum(store.documents for store in stores.values())
     tokens = sum(store.text_tokens for store in stores.values())
     unit = finished.recipe.get("data", {}).get("unit", "unit")
+
     return Description(
         folder,
         "data",
@@ -114,7 +120,9 @@ def describe(folder: Path, blocks: int = 1, encoder: "Encoder | None" = None) ->
 def _sources(store: Store) -> Iterator[dict[str, Any]]:
     for number, name in enumerate(store.sources):
         shards = store.shards_of(number)
-        documents, units = (sum(getattr(shard, kind) for shard in shards) for kind in ("documents", "units"))
+        documents, units = (
+            sum(getattr(shard, kind) for shard in shards) for kind in ("documents", "units")
+        )
         yield {
             "split": store.split,
             "source": name,
@@ -154,7 +162,10 @@ def _fills(views: list[tuple[Format, Blocks]]) -> Iterator[Listing]:
     for format, view in views:
         pieces = (view.lengths[begin : begin + CHUNK] for begin in range(0, len(view), CHUNK))
         bins = tenths(tally(pieces), view.block_length, "blocks")
-        rows.setdefault((format, view.block_length), []).extend({"split": view.store.split, **row} for row in bins)
+        rows.setdefault((format, view.block_length), []).extend(
+            {"split": view.store.split, **row} for row in bins
+        )
+
     for (format, length), found in rows.items():
         yield Listing(f"blocks by fill, {format} {length}", found, bars=("split", "blocks"))
 
@@ -179,15 +190,26 @@ def _fill(format: Format, blocks: Blocks) -> dict[str, Any]:
     }
 
 
-def _decoded(views: list[tuple[Format, Blocks]], wanted: int, encoder: "Encoder") -> list[dict[str, Any]]:
-    """Blocks of each view as text, with <s> and </s> by name: from the middles of equal parts of it."""
+def _decoded(
+    views: list[tuple[Format, Blocks]], wanted: int, encoder: "Tokenizer"
+) -> list[dict[str, Any]]:
+    """Blocks of each view as text, with <s> and </s> by name: from the middles of equal parts of
+    it."""
     shown = []
     for format, view in views:
         parts = min(wanted, len(view))
         for number in ((2 * part + 1) * len(view) // (2 * parts) for part in range(parts)):
             ids, lengths = view.gather(np.array([number]))
             text = encoder.decode(ids[0, : lengths[0]])
-            follows = {"follows": FOLLOWS[int(view.follows(np.array([number]))[0])]} if view.pairs else {}
-            of_view = {"split": view.store.split, "format": format, "length": view.block_length, "block": number}
+            follows = (
+                {"follows": FOLLOWS[int(view.follows(np.array([number]))[0])]} if view.pairs else {}
+            )
+            of_view = {
+                "split": view.store.split,
+                "format": format,
+                "length": view.block_length,
+                "block": number,
+            }
             shown.append({**of_view, "tokens": int(lengths[0]), **follows, "text": text})
+
     return shown

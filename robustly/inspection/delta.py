@@ -1,5 +1,5 @@
-"""What the folders of deltas hold: a delta's method, sizes, base and scores; trials of a search, rows of a comparison;
-what a subspace was found on."""
+"""What the folders of deltas hold: a delta's method, sizes, base and scores; trials of a search,
+rows of a comparison; what a subspace was found on."""
 
 import json
 import math
@@ -20,10 +20,16 @@ def describe(folder: Path) -> Description:
     """
     if (finished := manifest.read(folder)) is None:
         return unfinished(folder, "delta")
+
     manifest.check_sizes(folder, finished)
     record, scores = (_mapping(folder / name) for name in ("delta.json", "scores.json"))
     names = " + ".join(method["name"] for method in record["methods"])
-    what = f"tells {len(record['labels'])} labels apart" if record["labels"] else f"does {record['task']['kind']}"
+    what = (
+        f"tells {len(record['labels'])} labels apart"
+        if record["labels"]
+        else f"does {record['task']['kind']}"
+    )
+
     return Description(
         folder,
         "delta",
@@ -38,7 +44,11 @@ def describe(folder: Path) -> Description:
             **{f"{part}_parameters": count for part, count in record["parameters"].items()},
             **{key: value for key, value in finished.counts.items() if key.endswith("_examples")},
             **{key: value for key, value in scores.items() if isinstance(value, int | float)},
-            **{name: record["task"][name] for name in ("train", "dev", "test") if record["task"].get(name)},
+            **{
+                name: record["task"][name]
+                for name in ("train", "dev", "test")
+                if record["task"].get(name)
+            },
             **({"labels": ", ".join(record["labels"])} if record["labels"] else {}),
             "base": record["base"]["name"],
             "base_fingerprint": record["base"]["fingerprint"][:16],
@@ -46,56 +56,93 @@ def describe(folder: Path) -> Description:
             **provenance(finished),
         },
         [Listing("by seed", [_flat(score) for score in scores["seeds"]])],
-        [f"next: `import delta; delta.load({record['base']['name']!r}, {str(folder)!r})` in Python"],
+        [
+            f"next: `import delta; delta.load({record['base']['name']!r}, {str(folder)!r})` in"
+            " Python"
+        ],
     )
 
 
 def _flat(score: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in {**score, **score["scores"]}.items() if not isinstance(value, list | dict)}
+    return {
+        name: value
+        for name, value in {**score, **score["scores"]}.items()
+        if not isinstance(value, list | dict)
+    }
 
 
 def describe_search(folder: Path) -> Description:
-    """Describe a search's folder: its trials, the best first. Raises UserError as `describe` does."""
+    """Describe a search's folder: its trials, the best first. Raises UserError as `describe`
+    does."""
     if (finished := manifest.read(folder)) is None:
         return unfinished(folder, "search")
+
     manifest.check_sizes(folder, finished)
-    trials = sorted(_rows(folder / "trials.json"), key=lambda trial: (trial["state"] != "complete", -_score(trial)))
+    trials = sorted(
+        _rows(folder / "trials.json"),
+        key=lambda trial: (trial["state"] != "complete", -_score(trial)),
+    )
     summary = f"A search of {len(trials)} trials; the best is {finished.counts['best']}."
     note = f"next: robustly delta {typed(folder / 'best.yaml')}"
     return _described(folder, finished, summary, Listing("trials", trials), note)
 
 
 def describe_comparison(folder: Path) -> Description:
-    """Describe a comparison's folder: its rows, the best first. Raises UserError as `describe` does."""
+    """Describe a comparison's folder: its rows, the best first. Raises UserError as `describe`
+    does."""
     if (finished := manifest.read(folder)) is None:
         return unfinished(folder, "comparison")
+
     manifest.check_sizes(folder, finished)
     shown = ("label", "score", "deviation", "trained", "stored", "bytes", "seconds", "failure")
-    rows = [{key: row[key] for key in shown} for row in sorted(_rows(folder / "rows.json"), key=_score, reverse=True)]
+    rows = [
+        {key: row[key] for key in shown}
+        for row in sorted(_rows(folder / "rows.json"), key=_score, reverse=True)
+    ]
     summary = f"A comparison of {len(rows)} entries by {finished.counts['metric']} on test."
     note = f"table: {folder / 'table.md'}\nplot:  {folder / 'plot.png'}"
     return _described(folder, finished, summary, Listing("entries", rows), note)
 
 
-_SHOWN = ("name", "metric", "own", "decoded")  # scores on test, of the task's own prompt and of the decoder's
+_SHOWN = (
+    "name",
+    "metric",
+    "own",
+    "decoded",
+)  # scores on test, of the task's own prompt and of the decoder's
 
 
 def describe_subspace(folder: Path) -> Description:
     """Describe a subspace's folder. Raises UserError as `describe` does."""
     if (finished := manifest.read(folder)) is None:
         return unfinished(folder, "subspace")
+
     manifest.check_sizes(folder, finished)
     record = _mapping(folder / "subspace.json")
     summary = (
-        f"A decoder from {record['dimension']} numbers to prompts of {record['tokens']} tokens (intrinsic_prompt)."
+        f"A decoder from {record['dimension']} numbers to prompts of {record['tokens']} tokens"
+        " (intrinsic_prompt)."
     )
     found_on = Listing("found on", [{key: task[key] for key in _SHOWN} for task in record["tasks"]])
-    note = f"next: robustly delta CONFIG 'delta.methods=[{{name: intrinsic_prompt, subspace: {folder}}}]'"
-    return _described(folder, finished, summary, found_on, note, base_fingerprint=record["base"][:16])
+    note = (
+        "next: robustly delta CONFIG 'delta.methods=[{name: intrinsic_prompt, subspace:"
+        f" {folder}}}]'"
+    )
+
+    return _described(
+        folder, finished, summary, found_on, note, base_fingerprint=record["base"][:16]
+    )
 
 
-def _described(folder: Path, finished: Manifest, summary: str, listing: Listing, note: str, **more: Any) -> Description:
-    figures = {**finished.counts, **more, "bytes_on_disk": disk_bytes(folder), **provenance(finished)}
+def _described(
+    folder: Path, finished: Manifest, summary: str, listing: Listing, note: str, **more: Any
+) -> Description:
+    figures = {
+        **finished.counts,
+        **more,
+        "bytes_on_disk": disk_bytes(folder),
+        **provenance(finished),
+    }
     return Description(folder, finished.stage, summary, figures, [listing], [note])
 
 
@@ -116,4 +163,6 @@ def _read(path: Path, kind: Callable[[Any], Any]) -> Any:
     try:
         return kind(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete the folder and make it anew") from None
+        raise UserError(
+            f"{path}: cannot be read ({error}); delete the folder and make it anew"
+        ) from None

@@ -1,4 +1,5 @@
-"""What `robustly inspect` shows: each package describes its own folders, and only the one that is asked is imported."""
+"""What `robustly inspect` shows: each package describes its own folders, and only the one that is
+asked is imported."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 def describe_tokenizer(
     folder: Path, paths: list[str], by: str | None, text_key: str, how: str, other: Path | None
 ) -> "Description | None":
-    """The folder's tokenizer on texts, or beside another; on held-out documents of the run that it lies in, where
-    neither was asked for. None if there is nothing of all this to say."""
+    """The folder's tokenizer on texts, or beside another; on held-out documents of the run that it
+    lies in, where neither was asked for. None if there is nothing of all this to say."""
     if by and not paths:
         raise UserError(f"--by {by}: of which text? Give --text FILES, too")
+
     if not (paths or other):
         texts = held_out_beside(folder) if folder_kind(folder) == "tokenizer" else None
     else:
@@ -26,15 +28,18 @@ def describe_tokenizer(
 
         corpus = given(paths, how, text_key) if paths else None
         texts = (by_key(corpus, by) if by else by_file(corpus)) if corpus else None
+
     if not (texts or other):
         return None
+
     from robustly.inspection.tokenizer import compare, describe_on
 
     return compare(folder, other, texts) if other else describe_on(folder, texts)
 
 
 def check_data_folder(folder: Path, option: str) -> None:
-    """Raises UserError unless the folder is a finished one of the data stage, which `option` is for."""
+    """Raises UserError unless the folder is a finished one of the data stage, which `option` is
+    for."""
     if (kind := folder_kind(folder)) != "data":
         inside = f"; this run's is {folder / 'data'}" if kind == RUN else ""
         raise UserError(f"{folder}: a {kind} folder; {option} is for data folders{inside}")
@@ -42,7 +47,11 @@ def check_data_folder(folder: Path, option: str) -> None:
 
 
 def describe_data(
-    folder: Path, blocks: int | None, documents: Path | None, html: Path | None, with_tokenizer: Path | None
+    folder: Path,
+    blocks: int | None,
+    documents: Path | None,
+    html: Path | None,
+    with_tokenizer: Path | None,
 ) -> "Description":
     """A data folder by its own options; the files that they ask for are written."""
     from robustly.data_prep.decoding import OPTION, decode_documents
@@ -51,32 +60,44 @@ def describe_data(
 
     if documents:
         check_place(documents, OPTION)
-    if html and (html.suffix not in (".html", ".htm") or not html.absolute().parent.is_dir() or html.is_dir()):
-        raise UserError(f"--html {html}: expected a file name that ends in .html, in a folder that is there")
+
+    if html and (
+        html.suffix not in (".html", ".htm") or not html.absolute().parent.is_dir() or html.is_dir()
+    ):
+        raise UserError(
+            f"--html {html}: expected a file name that ends in .html, in a folder that is there"
+        )
+
     needed = blocks or documents or with_tokenizer  # a page can do without
     encoder = find_tokenizer(folder, with_tokenizer) if needed else None
     if documents and encoder:
         log.say(f"{decode_documents(folder, encoder, documents):,} documents: {documents}")
+
     found = describe(folder, blocks or 1, encoder)
     if html:
         from robustly.inspection.html import page
 
         write_atomic(html, page(found))
         log.say(f"page: {html}")
+
     return found
 
 
 def held_out_beside(folder: Path) -> "Texts | None":
-    """Documents that the run of a finished tokenizer's folder holds out; None where there is no such run, or none."""
+    """Documents that the run of a finished tokenizer's folder holds out; None where there is no
+    such run, or none."""
     from robustly import tokenizer
     from robustly.publish.tokenizer_fit import held_out_texts
 
     data = folder.absolute().parent / "data"
     if manifest.read(folder) is None or manifest.read(data) is None:
         return None
+
     try:
         return held_out_texts(data, tokenizer.load(folder))
-    except UserError:  # another tokenizer's data, or a folder at fault: that is for inspecting it to say
+    except (
+        UserError
+    ):  # another tokenizer's data, or a folder at fault: that is for inspecting it to say
         return None
 
 
@@ -105,4 +126,5 @@ def describe(folder: Path, kind: str) -> "Description":
             from robustly.inspection.published import describe_report as describe
         case _:
             describe = describe_run
+
     return describe(folder)

@@ -23,7 +23,12 @@ COMMANDS = {
 }
 """Kind of a stage's folder -> the command that makes it."""
 
-RUN_STAGES = ("tokenizer", "data", "train", "published")  # folders of a run, in the order in which they are made
+RUN_STAGES = (
+    "tokenizer",
+    "data",
+    "train",
+    "published",
+)  # folders of a run, in the order in which they are made
 
 RUN = "run"
 
@@ -41,11 +46,14 @@ def typed(folder: Path) -> str:
 def folder_kind(folder: Path) -> str:
     """What a folder is: a key of COMMANDS, RUN or CHECKPOINT.
 
-    Raises UserError if it is not there, or if nothing in it is known: the message lists what was found.
-    """
+    Raises UserError if it is not there, or if nothing in it is known: the message lists what was
+    found."""
     if not folder.is_dir():
         what = "a file, not a folder" if folder.exists() else "no such folder"
-        raise UserError(f"{folder}: {what}; expected a folder that robustly made, or a Hugging Face checkpoint")
+        raise UserError(
+            f"{folder}: {what}; expected a folder that robustly made, or a Hugging Face checkpoint"
+        )
+
     if (stage := stage_of(folder)) in COMMANDS:
         return stage
     if any(stage_of(folder / name) for name in ("clean", *RUN_STAGES)):
@@ -54,12 +62,14 @@ def folder_kind(folder: Path) -> str:
         return CHECKPOINT
     if any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
         return "tokenizer"
+
     found = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
     shown = ", ".join(found[:12]) + (f" and {len(found) - 12:,} more" if len(found) > 12 else "")
     raise UserError(
-        f"{folder}: not a kind of folder that is known here. It holds {shown or 'nothing'}. Known are the folders of "
-        f"stages ({', '.join(COMMANDS)}), of a whole run (runs/NAME), and Hugging Face checkpoints (config.json) and "
-        "tokenizers (tokenizer.json, or vocab.json and merges.txt)"
+        f"{folder}: not a kind of folder that is known here. It holds {shown or 'nothing'}. Known"
+        f" are the folders of stages ({', '.join(COMMANDS)}), of a whole run (runs/NAME), and"
+        " Hugging Face checkpoints (config.json) and tokenizers (tokenizer.json, or vocab.json and"
+        " merges.txt)"
     )
 
 
@@ -67,7 +77,8 @@ def stage_of(folder: Path) -> str | None:
     """The stage whose folder this is, finished or begun; None if it is no stage's."""
     if begun := recipe(folder):
         return str(begun["stage"])
-    # The first stages work in `work/` before they begin, so that a faulty corpus leaves no recipe behind.
+    # The first stages work in `work/` before they begin, so that a faulty corpus leaves no recipe
+    # behind.
     return folder.name if folder.name in COMMANDS and (folder / "work").is_dir() else None
 
 
@@ -78,15 +89,19 @@ def recipe(folder: Path) -> dict[str, Any] | None:
     """
     if finished := manifest.read(folder):
         return {name: getattr(finished, name) for name in ("stage", "hash", "recipe", "inputs")}
+
     path = folder / RECIPE
+
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: unreadable ({error}); delete {folder} to begin anew") from None
+
     if not isinstance(begun, dict) or not {"stage", "hash", "recipe", "inputs"} <= begun.keys():
         raise UserError(f"{path}: not a recipe of this program; delete {folder} to begin anew")
+
     return begun
 
 
@@ -106,7 +121,10 @@ def provenance(finished: Manifest) -> dict[str, Any]:
     """Where a finished folder comes from, in figures."""
     return {
         "recipe": finished.hash[:16],
-        "made_by": f"robustly {finished.version}" + (f", commit {finished.commit[:12]}" if finished.commit else ""),
+        "made_by": (
+            f"robustly {finished.version}"
+            + (f", commit {finished.commit[:12]}" if finished.commit else "")
+        ),
         "finished": finished.finished,
         "seconds": finished.seconds,
     }
@@ -124,15 +142,21 @@ def describe_run(folder: Path) -> Description:
     """
     places = [folder / "clean"] if stage_of(folder / "clean") else []
     places += [folder / stage for stage in RUN_STAGES]
-    deltas = (path for parent in ("deltas", "searches", "comparisons") for path in sorted(folder.glob(f"{parent}/*")))
+    deltas = (
+        path
+        for parent in ("deltas", "searches", "comparisons")
+        for path in sorted(folder.glob(f"{parent}/*"))
+    )
     places += [path for path in (folder / "report", *deltas) if stage_of(path)]
     stages = []
     following = f"robustly evaluate {typed(folder / 'published')} --text FILES"
+
     for place in reversed(places):  # the first that is not finished has the last word
         finished = manifest.read(place)
         state = "finished" if finished else "begun" if stage_of(place) else "not begun"
         if not finished:
             following = COMMANDS[stage_of(place) or place.name]
+
         stages.append(
             {
                 "folder": place.relative_to(folder).as_posix(),
@@ -141,8 +165,10 @@ def describe_run(folder: Path) -> Description:
                 "finished": finished.finished if finished else None,
             }
         )
+
     stages.reverse()
     done = sum(stage["state"] == "finished" for stage in stages)
+
     return Description(
         folder,
         RUN,

@@ -1,4 +1,5 @@
-"""A description of a data folder as one HTML page that needs nothing else: figures, tables, plots, blocks as text."""
+"""A description of a data folder as one HTML page that needs nothing else: figures, tables, plots,
+blocks as text."""
 
 import base64
 import io
@@ -30,16 +31,25 @@ def page(description: Description) -> str:
     parts = [
         f"<h1>{escape(f'{description.kind}: {description.folder}')}</h1>",
         f"<p>{escape(description.summary)}</p>",
-        _table([{"": name.replace("_", " "), " ": log.show(value)} for name, value in description.figures.items()]),
+        _table(
+            [
+                {"": name.replace("_", " "), " ": log.show(value)}
+                for name, value in description.figures.items()
+            ]
+        ),
     ]
     for listing in description.examples:
         if listing.rows:
             parts += [f"<h2>{escape(listing.title)}</h2>", _listing(listing)]
+
     parts += [f"<p>{escape(note)}</p>" for note in description.notes]
     title = escape(f"{description.kind}: {description.folder.absolute().name}")
+
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta'
+        f' charset="utf-8">\n<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n'
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
     )
 
 
@@ -70,15 +80,19 @@ def _cell(tag: str, text: str, number: bool) -> str:
 
 
 def _plot(listing: Listing, group: str, number: str) -> bytes:
-    """PNG of a histogram: in each bin, the share of its group that is in there, a colour for each group."""
+    """PNG of a histogram: in each bin, the share of its group that is in there, a colour for each
+    group."""
     bins = sorted({(row["from"], row["to"]) for row in listing.rows})
     groups = list(dict.fromkeys(row[group] for row in listing.rows))
     figure = Figure(figsize=(7, 3), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     width = 0.8 / len(groups)
+
     for place, name in enumerate(groups):
-        counts = {(row["from"], row["to"]): row[number] for row in listing.rows if row[group] == name}
+        counts = {
+            (row["from"], row["to"]): row[number] for row in listing.rows if row[group] == name
+        }
         total = sum(counts.values())
         axes.bar(
             [n + (place - (len(groups) - 1) / 2) * width for n in range(len(bins))],
@@ -86,6 +100,7 @@ def _plot(listing: Listing, group: str, number: str) -> bytes:
             width,
             label=f"{name}: {total:,}",
         )
+
     labels = ["–".join(dict.fromkeys(map(log.show, bin))) for bin in bins]
     axes.set_xticks(range(len(bins)), labels, rotation=30, ha="right", fontsize=8)
     axes.set_xlabel(LABELS[listing.title.split(",")[0].split()[-1]])

@@ -1,4 +1,5 @@
-"""What a published folder holds, or any checkpoint of Hugging Face; and what a run's report holds."""
+"""What a published folder holds, or any checkpoint of Hugging Face; and what a run's report
+holds."""
 
 import json
 import math
@@ -32,25 +33,32 @@ _SETTINGS = {
 
 
 def describe(folder: Path) -> Description:
-    """Describe a published folder, finished or begun, or a checkpoint without a manifest; blanks are filled now.
+    """Describe a published folder, finished or begun, or a checkpoint without a manifest; blanks
+    are filled now.
 
-    Raises UserError if config.json cannot be read, or a file of a finished folder is missing or was cut off.
-    """
+    Raises UserError if config.json cannot be read, or a file of a finished folder is missing or was
+    cut off."""
     finished = manifest.read(folder)
     if finished is None and manifest.RECIPE in (path.name for path in folder.iterdir()):
         return unfinished(folder, "published")
+
     if finished:
         manifest.check_sizes(folder, finished)
+
     counts = finished.counts if finished else {}
     settings = _read_settings(folder / "config.json")
-    architecture = ", ".join(settings.get("architectures") or [str(settings.get("model_type", "unknown"))])
+    architecture = ", ".join(
+        settings.get("architectures") or [str(settings.get("model_type", "unknown"))]
+    )
     parameters = counts.get("parameters") or _parameters(folder)
     blanks = [example["text"] for example in counts.get("examples", [])][:3] or BLANKS
     filled, notes = _fill(folder, blanks)
     if filled:
         notes.append(f"next: robustly evaluate {typed(folder)} --text FILES")
+
     rows = counts.get("tokenizer", {}).get("rows", [])
     figures = {name: value for name, value in counts.items() if not isinstance(value, list | dict)}
+
     return Description(
         folder,
         "published" if finished else "checkpoint",
@@ -66,7 +74,10 @@ def describe(folder: Path) -> Description:
         [
             Listing("blanks, filled now", filled),
             *([Listing("its tokenizer on held-out documents", rows)] if rows else []),
-            Listing("files", [{"file": path.name, "bytes": path.stat().st_size} for path in _files(folder)]),
+            Listing(
+                "files",
+                [{"file": path.name, "bytes": path.stat().st_size} for path in _files(folder)],
+            ),
         ],
         notes,
     )
@@ -76,6 +87,7 @@ def describe_report(folder: Path) -> Description:
     """Describe a run's report, finished or begun."""
     if (finished := manifest.read(folder)) is None:
         return unfinished(folder, "report")
+
     manifest.check_sizes(folder, finished)
     counts = finished.counts
     columns = {name: values for name, values in counts.items() if isinstance(values, list)}
@@ -83,6 +95,7 @@ def describe_report(folder: Path) -> Description:
         {"run": number, **dict(zip(columns, row, strict=True))}
         for number, row in enumerate(zip(*columns.values(), strict=True), start=1)
     ]
+
     return Description(
         folder,
         "report",
@@ -101,25 +114,36 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected a model's configuration as JSON") from None
+        raise UserError(
+            f"{path}: cannot be read ({error}); expected a model's configuration as JSON"
+        ) from None
+
     if not isinstance(settings, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(settings).__name__}")
     return settings
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(
+        path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")
+    )
 
 
 def _parameters(folder: Path) -> int | None:
-    """Of all tensors in the folder's safetensors files, whose headers alone are read; None without such files."""
+    """Of all tensors in the folder's safetensors files, whose headers alone are read; None without
+    such files."""
     total = 0
     for path in folder.glob("*.safetensors"):
         try:
             with safe_open(path, "pt") as tensors:
-                total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+                total += sum(
+                    math.prod(tensors.get_slice(name).get_shape()) for name in tensors
+                )
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot be read ({error}): cut off or damaged; copy it again") from None
+            raise UserError(
+                f"{path}: cannot be read ({error}): cut off or damaged; copy it again"
+            ) from None
+
     return total or None
 
 
@@ -129,12 +153,20 @@ def _fill(folder: Path, blanks: Sequence[str]) -> tuple[list[dict[str, Any]], li
         lm = open_folder(folder, torch.device("cpu"))
     except UserError as fault:
         return [], [f"no blanks are filled: {fault}"]
+
     texts = [text.replace("<mask>", lm.tokens.mask_token) for text in blanks]
     texts = [text for text in texts if len(lm.tokens(text)["input_ids"]) <= lm.longest]
+
     with quiet_transformers():
-        fill = transformers.pipeline("fill-mask", model=lm.model, tokenizer=lm.tokens, top_k=3, device="cpu")
+        fill = transformers.pipeline(
+            "fill-mask", model=lm.model, tokenizer=lm.tokens, top_k=3, device="cpu"
+        )
         found = [fill(text) for text in texts]
+
     return [
-        {"text": text, "guesses": ", ".join(f"{g['token_str'].strip()} ({g['score']:.1%})" for g in guesses)}
+        {
+            "text": text,
+            "guesses": ", ".join(f"{g['token_str'].strip()} ({g['score']:.1%})" for g in guesses),
+        }
         for text, guesses in zip(texts, found, strict=True)
     ], []

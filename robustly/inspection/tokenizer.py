@@ -1,5 +1,5 @@
-"""What a tokenizer's folder holds: its entries, how it cuts text; how well it fits given documents; two beside each
-other."""
+"""What a tokenizer's folder holds: its entries, how it cuts text; how well it fits given documents;
+two beside each other."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from robustly.inspection.folders import (
 from robustly.manifest import Manifest
 from robustly.tokenizer.fit import Excerpts, cut_up, fit_of, rows_of, shown
 from robustly.tokenizer.quality import Measured, measure_by
-from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import Vocabulary
 
 SHOWN = 8  # rows of a listing
@@ -33,13 +33,18 @@ SAMPLES = (
     "In 1998, Dr. O'Neill's e-mail (see https://example.org) hadn't arrived.",
     "Das naïve Mädchen aß Crêpes für 3,50 €: 日本語 🙂",
 )
-KINDS = {"tokenizer": "tokenizer folders", "published": "published ones", CHECKPOINT: "Hugging Face checkpoints"}
+KINDS = {
+    "tokenizer": "tokenizer folders",
+    "published": "published ones",
+    CHECKPOINT: "Hugging Face checkpoints",
+}
 """Of folders: those that hold a tokenizer."""
 THIS, OTHER = "this", "other"
 WHAT_A_WORD_IS = (
-    "tokens per word: a word is what stands between white space, punctuation included; where a script sets no spaces "
-    "between words, look at bytes per token. single byte share: of the bytes, those that are a token each: of "
-    "characters that the vocabulary does not know whole, and of lone punctuation."
+    "tokens per word: a word is what stands between white space, punctuation included; where a"
+    " script sets no spaces between words, look at bytes per token. single byte share: of the"
+    " bytes, those that are a token each: of characters that the vocabulary does not know whole,"
+    " and of lone punctuation."
 )
 
 
@@ -49,7 +54,7 @@ class _Opened:
 
     folder: Path
     kind: str
-    encoder: Encoder
+    encoder: Tokenizer
     finished: Manifest | None
     """None in a folder that robustly did not make."""
 
@@ -59,39 +64,45 @@ class _Opened:
 
 
 def _open(folder: Path) -> _Opened:
-    """Raises UserError if the folder holds no tokenizer, is unfinished, or a file is missing or was cut off."""
+    """Raises UserError if the folder holds no tokenizer, is unfinished, or a file is missing or was
+    cut off."""
     if (found := folder_kind(folder)) not in KINDS:
         inside = f"; this run's tokenizer is {folder / 'tokenizer'}" if found == RUN else ""
         raise UserError(
             f"{folder}: a {found} folder, which is not a tokenizer's; --text and --compare take "
             f"{', '.join(KINDS.values())}{inside}"
         )
+
     finished = manifest.require(folder, found, COMMANDS[found]) if stage_of(folder) else None
     return _Opened(folder, found, tokenizer.load(folder), finished)
 
 
-# ------------------------------------------------------------------------------------------------------ one tokenizer
+# ------------------------------------------------------------------------------------ one tokenizer
 
 
 def describe(folder: Path) -> Description:
     """Describe the tokenizer's folder, finished or begun.
 
-    Raises UserError if a file of a finished one is missing or was cut off, or if it is no byte-level BPE.
-    """
+    Raises UserError if a file of a finished one is missing or was cut off, or if it is no
+    byte-level BPE."""
     if stage_of(folder) and manifest.read(folder) is None:
         return unfinished(folder, "tokenizer")
     return describe_on(folder, None)
 
 
 def describe_on(folder: Path, texts: Texts | None) -> Description:
-    """Describe the tokenizer of a folder of KINDS, and what it makes of the texts, if there are any.
+    """Describe the tokenizer of a folder of KINDS, and what it makes of the texts, if there are
+    any.
 
-    Raises UserError as `describe` does, if the folder is another or not finished, and what reading the texts raises.
-    """
+    Raises UserError as `describe` does, if the folder is another or not finished, and what reading
+    the texts raises."""
     opened = _open(folder)
     vocabulary, encoder = opened.vocabulary, opened.encoder
     special = {token: vocabulary.ids[token] for token in vocabulary.special}
-    ordinary = {number: encoder.decode_bytes([number]) for number in set(vocabulary.ids.values()) - {*special.values()}}
+    ordinary = {
+        number: encoder.decode_bytes([number])
+        for number in set(vocabulary.ids.values()) - {*special.values()}
+    }
     longest = sorted(ordinary, key=lambda number: (-len(ordinary[number]), number))[:SHOWN]
     merges = [
         {"merge": number, "left": left, "right": right, "token": left + right}
@@ -99,6 +110,7 @@ def describe_on(folder: Path, texts: Texts | None) -> Description:
     ]
     trained = opened.finished.counts if opened.finished and opened.kind == "tokenizer" else {}
     fit = fit_of(encoder, texts) if texts else None
+
     return Description(
         folder,
         "tokenizer",
@@ -108,7 +120,11 @@ def describe_on(folder: Path, texts: Texts | None) -> Description:
             "entries": encoder.vocab_size,
             "merges": len(vocabulary.merges),
             "single_byte_entries": sum(len(token) == 1 for token in ordinary.values()),
-            **{name: trained[name] for name in ("documents", "bytes", "words", "distinct_words") if name in trained},
+            **{
+                name: trained[name]
+                for name in ("documents", "bytes", "words", "distinct_words")
+                if name in trained
+            },
             **{name: trained[name] for name in ("tokens", "bytes_per_token") if name in trained},
             **({"entries_not_in_the_text": fit.unused_entries} if fit else {}),
             "fingerprint": encoder.fingerprint[:16],
@@ -116,33 +132,46 @@ def describe_on(folder: Path, texts: Texts | None) -> Description:
             **(provenance(opened.finished) if opened.finished else {}),
         },
         [
-            Listing("special tokens", [{"token": token, "id": number} for token, number in special.items()]),
+            Listing(
+                "special tokens",
+                [{"token": token, "id": number} for token, number in special.items()],
+            ),
             Listing("first merges", merges[:SHOWN]),
             Listing("last merges", merges[SHOWN:][-SHOWN:]),
             Listing(
                 "longest tokens",
-                [{"id": n, "bytes": len(ordinary[n]), "token": repr(shown(ordinary[n]))} for n in longest],
+                [
+                    {"id": n, "bytes": len(ordinary[n]), "token": repr(shown(ordinary[n]))}
+                    for n in longest
+                ],
             ),
             Listing("how sentences are cut", [cut_up(encoder, text) for text in SAMPLES]),
             *(_listings(texts, fit.sizes, fit.ratios) if texts and fit else []),
             *([Listing("how the text is cut", fit.cuts)] if fit else []),
         ],
-        [WHAT_A_WORD_IS] if texts else [f"on your own text: robustly inspect {typed(folder)} --text FILES"],
+        (
+            [WHAT_A_WORD_IS]
+            if texts
+            else [f"on your own text: robustly inspect {typed(folder)} --text FILES"]
+        ),
     )
 
 
-def _listings(texts: Texts, sizes: list[dict[str, Any]], ratios: list[dict[str, Any]]) -> list[Listing]:
+def _listings(
+    texts: Texts, sizes: list[dict[str, Any]], ratios: list[dict[str, Any]]
+) -> list[Listing]:
     return [
         Listing(f"{texts.title}, by {texts.by}", sizes),
         Listing(f"what a token stands for, by {texts.by}", ratios),
     ]
 
 
-# ------------------------------------------------------------------------------------------------------ two tokenizers
+# ----------------------------------------------------------------------------------- two tokenizers
 
 
 def compare(folder: Path, other_folder: Path, texts: Texts | None = None) -> Description:
-    """The tokenizers of two folders beside each other: their vocabularies, and what they make of the same text.
+    """The tokenizers of two folders beside each other: their vocabularies, and what they make of
+    the same text.
 
     Raises UserError as `describe_on` does, for either of them.
     """
@@ -150,10 +179,16 @@ def compare(folder: Path, other_folder: Path, texts: Texts | None = None) -> Des
     this, other = both.values()
     same = this.encoder.fingerprint == other.encoder.fingerprint
     excerpts = Excerpts()
-    measured = measure_by([this.encoder, other.encoder], excerpts.taken(texts.named)) if texts else []
+    measured = (
+        measure_by([this.encoder, other.encoder], excerpts.taken(texts.named)) if texts else []
+    )
     notes = ["Both give the same ids to every text."] if same else []
     if measured:
-        notes += [f"ratio: tokens of {THIS} / tokens of {OTHER}, below 1 where {THIS} needs fewer.", WHAT_A_WORD_IS]
+        notes += [
+            f"ratio: tokens of {THIS} / tokens of {OTHER}, below 1 where {THIS} needs fewer.",
+            WHAT_A_WORD_IS,
+        ]
+
     return Description(
         folder,
         "tokenizer",
@@ -184,6 +219,7 @@ def _shared(this: _Opened, other: _Opened) -> list[dict[str, Any]]:
         ("merges", set(this.vocabulary.merges), set(other.vocabulary.merges)),
     ):
         rows.append({"what": what, THIS: len(one), OTHER: len(two), "shared": len(one & two)})
+
     return rows
 
 
@@ -196,7 +232,10 @@ def _equal_first_merges(this: _Opened, other: _Opened) -> int:
 def _first_difference(this: _Opened, other: _Opened) -> list[dict[str, Any]]:
     """The merges from there on; none where the lists are equal, or one ends."""
     first = _equal_first_merges(this, other)
-    pairs = [*zip(this.vocabulary.merges, other.vocabulary.merges, strict=False)][first : first + SHOWN]
+    pairs = [*zip(this.vocabulary.merges, other.vocabulary.merges, strict=False)][
+        first : first + SHOWN
+    ]
+
     return [
         {"merge": number, THIS: " ".join(left), OTHER: " ".join(right)}
         for number, (left, right) in enumerate(pairs, start=first + 1)
@@ -208,7 +247,13 @@ def _cut_by_both(both: Mapping[str, _Opened], samples: Sequence[str]) -> list[di
     for text in samples:
         for name, opened in both.items():
             cut = cut_up(opened.encoder, text)
-            rows.append({"tokenizer": name, **{key: cut[key] for key in ("tokens", "bytes_per_token", "cut")}})
+            rows.append(
+                {
+                    "tokenizer": name,
+                    **{key: cut[key] for key in ("tokens", "bytes_per_token", "cut")},
+                }
+            )
+
     return rows
 
 
@@ -218,8 +263,15 @@ def _on_text_by_both(texts: Texts, this: Measured, other: Measured) -> list[List
         sides = {THIS: one.figures(), OTHER: two.figures()}
         counted = {f"{side}_tokens": figures["tokens"] for side, figures in sides.items()}
         ratio = round(one.tokens / two.tokens, 4) if two.tokens else None
-        sizes.append({"name": name, "bytes": one.bytes, "words": one.words, **counted, "ratio": ratio})
+        sizes.append(
+            {"name": name, "bytes": one.bytes, "words": one.words, **counted, "ratio": ratio}
+        )
         columns = ("bytes_per_token", "tokens_per_word", "single_byte_share")
-        compared = {f"{side}_{column}": figures[column] for column in columns for side, figures in sides.items()}
+        compared = {
+            f"{side}_{column}": figures[column]
+            for column in columns
+            for side, figures in sides.items()
+        }
         ratios.append({"name": name, **compared})
+
     return _listings(texts, sizes, ratios)

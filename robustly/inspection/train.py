@@ -1,4 +1,5 @@
-"""What a train folder holds: the recipe in a few figures, how far it came, its curve, its checkpoints."""
+"""What a train folder holds: the recipe in a few figures, how far it came, its curve, its
+checkpoints."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +24,9 @@ def describe(folder: Path) -> Description:
     metrics = read_metrics(folder / "metrics.jsonl")
     evaluations = read_metrics(folder / "evaluations.jsonl")
     checkpoints = [
-        _checkpoint(path) for path in sorted((folder / "checkpoints").glob("*")) if NAME.fullmatch(path.name)
+        _checkpoint(path)
+        for path in sorted((folder / "checkpoints").glob("*"))
+        if NAME.fullmatch(path.name)
     ]
     best = _best(folder / "checkpoints")
     complete = [found for found in checkpoints if found["complete"]]
@@ -37,28 +40,47 @@ def describe(folder: Path) -> Description:
         summary = f"A pretraining at update {reached:,} of {schedule['updates']:,}, not finished."
         notes = [
             f"next: {COMMANDS['train']}, with the page that began it, goes on from "
-            + (f"the checkpoint of update {saved:,}" if saved else "the start: there is no complete checkpoint yet")
+            + (
+                f"the checkpoint of update {saved:,}"
+                if saved
+                else "the start: there is no complete checkpoint yet"
+            )
         ]
+
     last = metrics[-1] if metrics else {}
     facts = finished.counts if finished else {}
+
     return Description(
         folder,
         "train",
         summary,
         {
-            "model": f"{model['layers']} layers x {model['hidden']} hidden, {model['heads']} heads, "
-            f"feed-forward {model['feed_forward']}",
+            "model": (
+                f"{model['layers']} layers x {model['hidden']} hidden, {model['heads']} heads, "
+                f"feed-forward {model['feed_forward']}"
+            ),
             **{key: facts[key] for key in ("parameters", "training_seconds") if key in facts},
             "block_length": begun["recipe"]["data"]["block_length"],
             "format": begun["recipe"]["data"]["format"],
-            "masking": f"{begun['recipe']['masking']['probability']:.0%}, {begun['recipe']['masking']['style']} style",
+            "masking": (
+                f"{begun['recipe']['masking']['probability']:.0%},"
+                f" {begun['recipe']['masking']['style']} style"
+            ),
             "batch_size": optim["batch_size"],
             "peak_lr": optim["peak_lr"],
             "warmup": schedule["warmup"],
             "updates": schedule["updates"],
             "update_reached": reached,
-            **{key: last[key] for key in ("epoch", "loss", "tokens", "tokens_per_second") if key in last},
-            **{key: value for key, value in (evaluations[-1] if evaluations else {}).items() if key not in BESIDE},
+            **{
+                key: last[key]
+                for key in ("epoch", "loss", "tokens", "tokens_per_second")
+                if key in last
+            },
+            **{
+                key: value
+                for key, value in (evaluations[-1] if evaluations else {}).items()
+                if key not in BESIDE
+            },
             **{f"best_{key}": value for key, value in best.items()},
             "checkpoint_bytes": disk_bytes(folder / "checkpoints"),
             "bytes_on_disk": disk_bytes(folder),
@@ -66,9 +88,16 @@ def describe(folder: Path) -> Description:
         },
         [
             Listing("held-out loss", [_held_out(line) for line in spread(evaluations)]),
-            *([Listing("held-out loss by source", by_source)] if (by_source := _by_source(evaluations)) else []),
+            *(
+                [Listing("held-out loss by source", by_source)]
+                if (by_source := _by_source(evaluations))
+                else []
+            ),
             Listing("training loss", [_training(line) for line in spread(metrics)]),
-            Listing("checkpoints", [{**found, "best": found["update"] == best.get("update")} for found in checkpoints]),
+            Listing(
+                "checkpoints",
+                [{**found, "best": found["update"] == best.get("update")} for found in checkpoints],
+            ),
         ],
         notes,
     )
@@ -107,10 +136,19 @@ def _best(checkpoints: Path) -> dict[str, Any]:
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
-    """A checkpoint by its mark of completion and its files' sizes; a resume compares their hashes too."""
+    """A checkpoint by its mark of completion and its files' sizes; a resume compares their hashes
+    too."""
     try:
         files = json.loads((folder / STATE).read_text(encoding="utf-8"))["files"]
-        complete = all((folder / name).stat().st_size == facts["bytes"] for name, facts in files.items())
+        complete = all(
+            (folder / name).stat().st_size == facts["bytes"] for name, facts in files.items()
+        )
     except (OSError, ValueError, KeyError, TypeError):
         complete = False
-    return {"folder": folder.name, "update": update_of(folder), "bytes": disk_bytes(folder), "complete": complete}
+
+    return {
+        "folder": folder.name,
+        "update": update_of(folder),
+        "bytes": disk_bytes(folder),
+        "complete": complete,
+    }

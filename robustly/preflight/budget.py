@@ -1,45 +1,49 @@
-"""What a model costs: parameters, floating-point operations, memory of a rank, bytes on disk. Plain arithmetic.
+"""What a model costs: parameters, floating-point operations, memory of a rank, bytes on disk. Plain
+arithmetic.
 
-Nothing here runs or imports torch; docs/budget.md compares each formula with what was measured. Symbols: V entries of
-the vocabulary, H hidden units, F units of the feed-forward, A heads, L tokens of a block, N blocks of a micro-batch,
-M masked tokens of it, P parameters, R ranks.
-"""
+Nothing here runs or imports torch; docs/budget.md compares each formula with what was measured.
+Symbols: V entries of the vocabulary, H hidden units, F units of the feed-forward, A heads, L tokens
+of a block, N blocks of a micro-batch, M masked tokens of it, P parameters, R ranks."""
 
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from robustly.pretrain.config import Model, Run
+from robustly.pretrain.config import ModelConfig, RunConfig
 from robustly.pretrain.flops import parameters
 
 Device = Literal["cuda", "cpu"]
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 REDUCE_BUCKET = 500_000_000
-"""Elements of the buffer in which DeepSpeed gathers gradients (zero/config.py there), unless run.deepspeed says it."""
+"""Elements of the buffer in which DeepSpeed gathers gradients (zero/config.py there), unless
+run.deepspeed says it."""
 OVERHEAD: dict[Device, int] = {"cuda": 1_500_000_000, "cpu": 600_000_000}
-"""Bytes of a rank that is not yet training. GPU: CUDA's context, NCCL's and cuBLAS's buffers: an assumption, 0.5 to 1.5
-GB are usual. CPU: the interpreter with torch and DeepSpeed, measured 0.5 GB."""
+"""Bytes of a rank that is not yet training. GPU: CUDA's context, NCCL's and cuBLAS's buffers: an
+assumption, 0.5 to 1.5 GB are usual. CPU: the interpreter with torch and DeepSpeed, measured 0.5
+GB."""
 FRAGMENTATION = 1.1
-"""Bytes that torch's caching allocator holds on a GPU for one that is used by activations: an assumption."""
+"""Bytes that torch's caching allocator holds on a GPU for one that is used by activations: an
+assumption."""
 CHUNK_SCORES = 2**24
 """Scores that are there at a time (pretrain/cross_entropy.py: ELEMENTS)."""
 TOKENIZER_BYTES = 100
 """Bytes of the tokenizer's files for an entry of the vocabulary: 93 in runs/tiny/published."""
 
 
-# ---------------------------------------------------------------------------------------------- parameters
+# --------------------------------------------------------------------------------------- parameters
 
 
-# ---------------------------------------------------------------------------------------------- operations
+# --------------------------------------------------------------------------------------- operations
 
 
-# ---------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank. `peak` is not their plain sum: activations are gone when the update's end needs its own."""
+    """Bytes of one rank. `peak` is not their plain sum: activations are gone when the update's end
+    needs its own."""
 
     weights: int
     """What the forward pass reads."""
@@ -48,13 +52,16 @@ class Memory:
     gradients: int
     """As they add up over the micro-batches."""
     bucket: int
-    """DeepSpeed's buffer for gradients on their way, held from the first gradient of a backward pass on."""
+    """DeepSpeed's buffer for gradients on their way, held from the first gradient of a backward
+    pass on."""
     activations: int
     """What autograd keeps of a micro-batch from the forward pass to the backward pass."""
     logits: int
-    """Of the output matrix and the cross-entropy: their gradients in fp32, and the scores of a chunk of rows."""
+    """Of the output matrix and the cross-entropy: their gradients in fp32, and the scores of a
+    chunk of rows."""
     update: int
-    """At the end of an update, when activations and logits are gone: gradients of the tied embeddings, flat copies."""
+    """At the end of an update, when activations and logits are gone: gradients of the tied
+    embeddings, flat copies."""
     overhead: int
 
     @property
@@ -64,7 +71,7 @@ class Memory:
 
 
 def activation_bytes(
-    model: Model,
+    model: ModelConfig,
     blocks: int,
     block_length: int,
     masked: float,
@@ -73,38 +80,44 @@ def activation_bytes(
     padded: bool,
     checkpointing: bool = False,
 ) -> int:
-    """Bytes that autograd keeps of N blocks between the forward and the backward pass, without the logits.
+    """Bytes that autograd keeps of N blocks between the forward and the backward pass, without the
+    logits.
 
-    A layer keeps 8 H + 2 F numbers of a token: its input, queries, keys, values, what attention gives, the sums
-    before both LayerNorms, what the first gives, and the feed-forward before and after GELU. With F = 4 H and dropout
-    on a GPU this is the 34 H bytes of Korthikanti et al. 2022, section 4.1, less the L x L scores, which torch's fused
-    attention does not keep. On CPU it has no kernel with dropout: there attention dropout costs three (A x L x L)
-    tensors of a layer. `padded`: a mask of (L x L) is kept for each layer and block. `checkpointing`: layers keep their
-    inputs, and all of the rest is there for one layer at a time.
-    """
+    A layer keeps 8 H + 2 F numbers of a token: its input, queries, keys, values, what attention
+    gives, the sums before both LayerNorms, what the first gives, and the feed-forward before and
+    after GELU. With F = 4 H and dropout on a GPU this is the 34 H bytes of Korthikanti et al. 2022,
+    section 4.1, less the L x L scores, which torch's fused attention does not keep. On CPU it has
+    no kernel with dropout: there attention dropout costs three (A x L x L) tensors of a layer.
+    `padded`: a mask of (L x L) is kept for each layer and block. `checkpointing`: layers keep their
+    inputs, and all of the rest is there for one layer at a time."""
     size = DTYPE_BYTES[precision]
     h, f, heads, tokens = model.hidden, model.feed_forward, model.heads, blocks * block_length
-    mask_bytes = 1 if device == "cuda" else size  # of dropout: torch keeps booleans on a GPU, factors on CPU
+    mask_bytes = (
+        1 if device == "cuda" else size
+    )  # of dropout: torch keeps booleans on a GPU, factors on CPU
     dropout = mask_bytes * h if model.dropout else 0
     layer = (8 * h + 2 * f) * size + 2 * dropout + 16  # 16: mean and deviation of two LayerNorms
     if device == "cpu" and model.attention_dropout:
         layer += 3 * heads * block_length * 4
     else:
         layer += 4 * heads + (size * block_length if padded else 0)
+
     embeddings = h * size + dropout + 8 + 3 * 8  # one LayerNorm; ids of tokens, positions and types
     head = 3 * h * size + 8  # dense, GELU and LayerNorm keep their inputs; mean and deviation
     layers = model.layers * h * size + layer if checkpointing else model.layers * layer
     return round(tokens * (layers + embeddings + masked * head))
 
 
-def logits_bytes(model: Model, vocabulary: int, masked_tokens: float, precision: str, device: Device) -> int:
+def logits_bytes(
+    model: ModelConfig, vocabulary: int, masked_tokens: float, precision: str, device: Device
+) -> int:
     """Bytes of the output matrix and the cross-entropy (pretrain/cross_entropy.py) at their peak.
 
-    Kept from the forward to the backward pass: the gradients of the matrix, its bias and the hidden states, in fp32.
-    Beside them in fp32: a chunk's scores and log-probabilities; or in the backward pass, the gradients that are handed
-    on. In 16 bits: a chunk's scores, with a copy and the log-probabilities in fp32; or its probabilities in both, with
-    what they add to the matrix's gradient, which a CPU first copies into fp32.
-    """
+    Kept from the forward to the backward pass: the gradients of the matrix, its bias and the hidden
+    states, in fp32. Beside them in fp32: a chunk's scores and log-probabilities; or in the backward
+    pass, the gradients that are handed on. In 16 bits: a chunk's scores, with a copy and the
+    log-probabilities in fp32; or its probabilities in both, with what they add to the matrix's
+    gradient, which a CPU first copies into fp32."""
     matrix = vocabulary * model.hidden
     kept = 4 * (matrix + vocabulary + masked_tokens * model.hidden)
     chunk = min(masked_tokens, max(1, CHUNK_SCORES // vocabulary)) * vocabulary
@@ -112,13 +125,14 @@ def logits_bytes(model: Model, vocabulary: int, masked_tokens: float, precision:
         beside = max(8 * chunk, kept)
     else:
         beside = max(10 * chunk, 6 * chunk + (2 if device == "cuda" else 6) * matrix)
+
     return round(kept + beside)
 
 
 def memory(
-    model: Model,
+    model: ModelConfig,
     vocabulary: int,
-    run: Run,
+    run: RunConfig,
     ranks: int,
     block_length: int,
     masked: float,
@@ -130,15 +144,16 @@ def memory(
 
     Bytes of a parameter, R ranks (measured; tests/unit/pretrain/test_pretrain_budget.py):
 
-        stage 0 fp32   weights 4, moments 8,             gradients 4,        flat copy of them 4 (one rank: none)
-        stage 1 fp32   weights 4, fp32 copy and moments 12/R, gradients 4,        bucket
-        stage 2 fp32   weights 4, fp32 copy and moments 12/R, gradients 4 + 4/R,  bucket
-        stage 1 bf16   weights 2, fp32 copy and moments 12/R, gradients 4 + 2,    no bucket
-        stage 2 bf16   weights 2, fp32 copy and moments 12/R, gradients 2 + 4/R,  bucket, at the end its fp32 copy
+        stage 0 fp32   weights 4, moments 8,             gradients 4,        flat copy of them 4
+        (one rank: none) stage 1 fp32   weights 4, fp32 copy and moments 12/R, gradients 4,
+        bucket stage 2 fp32   weights 4, fp32 copy and moments 12/R, gradients 4 + 4/R,  bucket
+        stage 1 bf16   weights 2, fp32 copy and moments 12/R, gradients 4 + 2,    no bucket stage 2
+        bf16   weights 2, fp32 copy and moments 12/R, gradients 2 + 4/R,  bucket, at the end its
+        fp32 copy
 
     Not measured: fp16, taken for bf16 with a bucket; stage 3, taken for stage 2, which needs more.
-    `micro_batch`: blocks; default: the page's. What `run.deepspeed` changes is not followed, but for the bucket's size.
-    """
+    `micro_batch`: blocks; default: the page's. What `run.deepspeed` changes is not followed, but
+    for the bucket's size."""
     count = parameters(model, vocabulary)
     size = DTYPE_BYTES[run.precision]
     blocks = micro_batch or run.micro_batch
@@ -151,6 +166,7 @@ def memory(
         gradients = 4 * count + (4 * share if stage >= 2 else 0)
     else:
         gradients = 2 * count + (4 * share if stage >= 2 else 4 * count)
+
     # the tied matrix gets a gradient as output and another as input, and they are added
     tied = 3 * size * vocabulary * model.hidden
     bucket, reduced = _bucket(run, stage, count, device == "cuda")
@@ -158,6 +174,7 @@ def memory(
     flat_copy = unsharded_copy if stage == 0 else 4 * share if plain else max(size * count, reduced)
     masked_tokens = blocks * block_length * masked
     on_gpu = device == "cuda"
+
     return Memory(
         weights=size * count,
         optimizer=12 * share if stage else 8 * count,
@@ -165,7 +182,14 @@ def memory(
         bucket=bucket,
         activations=round(
             activation_bytes(
-                model, blocks, block_length, masked, run.precision, device, padded, run.activation_checkpointing
+                model,
+                blocks,
+                block_length,
+                masked,
+                run.precision,
+                device,
+                padded,
+                run.activation_checkpointing,
             )
             * (FRAGMENTATION if on_gpu else 1)
         ),
@@ -175,41 +199,62 @@ def memory(
     )
 
 
-def _bucket(run: Run, stage: int, count: int, on_gpu: bool) -> tuple[int, int]:
+def _bucket(run: RunConfig, stage: int, count: int, on_gpu: bool) -> tuple[int, int]:
     """Bytes of the bucket, and of the copy of its content that is reduced in fp32 where it is bf16.
 
-    Only stage 0 and BF16_Optimizer (stage 1, bf16) have none. A GPU gives the whole buffer, a CPU the pages that are
-    written.
-    """
+    Only stage 0 and BF16_Optimizer (stage 1, bf16) have none. A GPU gives the whole buffer, a CPU
+    the pages that are written."""
     if stage == 0 or (stage, run.precision) == (1, "bf16"):
         return 0, 0
+
     zero: Any = run.deepspeed.get("zero_optimization")
-    elements = int(zero.get("reduce_bucket_size", REDUCE_BUCKET)) if isinstance(zero, dict) else REDUCE_BUCKET
+    elements = (
+        int(zero.get("reduce_bucket_size", REDUCE_BUCKET))
+        if isinstance(zero, dict)
+        else REDUCE_BUCKET
+    )
     used = min(elements, count)
-    return DTYPE_BYTES[run.precision] * (elements if on_gpu else used), 0 if run.precision == "fp32" else 4 * used
+
+    return DTYPE_BYTES[run.precision] * (elements if on_gpu else used), (
+        0 if run.precision == "fp32" else 4 * used
+    )
 
 
 def largest_micro_batch(
-    model: Model, vocabulary: int, run: Run, ranks: int, block_length: int, masked: float, device: Device, limit: int
+    model: ModelConfig,
+    vocabulary: int,
+    run: RunConfig,
+    ranks: int,
+    block_length: int,
+    masked: float,
+    device: Device,
+    limit: int,
 ) -> int:
-    """The most blocks of a micro-batch whose peak is at most `limit` bytes; 0 if not even one fits."""
+    """The most blocks of a micro-batch whose peak is at most `limit` bytes; 0 if not even one
+    fits."""
 
     def fits(blocks: int) -> bool:
-        return memory(model, vocabulary, run, ranks, block_length, masked, device, blocks).peak <= limit
+        return (
+            memory(model, vocabulary, run, ranks, block_length, masked, device, blocks).peak
+            <= limit
+        )
 
     if not fits(1):
         return 0
+
     above = 2
     while fits(above) and above < 2**20:
         above *= 2
+
     below = above // 2
     while above - below > 1:
         middle = (above + below) // 2
         below, above = (middle, above) if fits(middle) else (below, middle)
+
     return below
 
 
-# ---------------------------------------------------------------------------------------------- disk
+# --------------------------------------------------------------------------------------------- disk
 
 
 def checkpoint_bytes(count: int) -> int:
@@ -223,6 +268,6 @@ def published_bytes(count: int, vocabulary: int) -> int:
 
 
 def store_bytes(tokens: float, units: float, documents: float, vocabulary: int) -> float:
-    """The token store: ids in 2 bytes, 4 above 65,536 entries; 4 for the end of a unit, 4 and about 1 for the white
-    space before it, 12 for a document."""
+    """The token store: ids in 2 bytes, 4 above 65,536 entries; 4 for the end of a unit, 4 and about
+    1 for the white space before it, 12 for a document."""
     return (2 if vocabulary <= 2**16 else 4) * tokens + 9 * units + 12 * documents

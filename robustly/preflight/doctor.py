@@ -1,4 +1,5 @@
-"""What this machine has and lacks for training. Each check is a function that returns a finding, with what to do."""
+"""What this machine has and lacks for training. Each check is a function that returns a finding,
+with what to do."""
 
 import importlib.util
 import locale
@@ -30,11 +31,14 @@ OUR_PACKAGES = ("robustly", "tokenizer", "data_prep", "pretrain", "delta", "publ
 BF16_FROM = (8, 0)  # compute capability of Ampere, the first with bf16 tensor cores
 
 LITTLE_MEMORY, TOO_LITTLE_MEMORY = 4e9, 1.5e9
-"""Bytes. The two ranks of configs/tiny.yaml take 0.9 GB each at their peak, and share part of it."""
+"""Bytes. The two ranks of configs/tiny.yaml take 0.9 GB each at their peak, and share part of
+it."""
 LITTLE_DISK, TOO_LITTLE_DISK = 20e9, 0.3e9
-"""Bytes. A run of configs/tiny.yaml leaves less than 0.2 GB; RoBERTa-base's checkpoints take 4.5 GB."""
+"""Bytes. A run of configs/tiny.yaml leaves less than 0.2 GB; RoBERTa-base's checkpoints take 4.5
+GB."""
 LITTLE_SHARED_MEMORY = 1e9
-"""Bytes of /dev/shm; NCCL passes gradients between the GPUs of a machine through it where they have no direct link."""
+"""Bytes of /dev/shm; NCCL passes gradients between the GPUs of a machine through it where they have
+no direct link."""
 FEW_FILES = 1024
 
 CPUINFO, SHARED_MEMORY = Path("/proc/cpuinfo"), Path("/dev/shm")
@@ -46,7 +50,8 @@ class Finding:
 
     what: str
     status: Status
-    """problem: `robustly run configs/tiny.yaml` cannot work; note: something is slower, or not possible here."""
+    """problem: `robustly run configs/tiny.yaml` cannot work; note: something is slower, or not
+    possible here."""
     found: str
     do: str = ""
     """What to do; empty where all is well."""
@@ -67,7 +72,7 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Report:
+class Diagnosis:
     """All findings and what follows from them."""
 
     findings: list[Finding]
@@ -76,7 +81,7 @@ class Report:
     verdict: str
 
 
-def examine() -> Report:
+def examine() -> Diagnosis:
     """Make every check, in the order in which they are printed."""
     seen_gpus = gpus()
     torch_findings, usable_gpus = torch_and_gpus(seen_gpus)
@@ -97,32 +102,49 @@ def examine() -> Report:
         variables(os.environ),
     ]
     problems = [finding.what for finding in findings if finding.status == "problem"]
-    return Report(findings, not problems, verdict(problems, usable_gpus, _which("sbatch") is not None))
+
+    return Diagnosis(
+        findings, not problems, verdict(problems, usable_gpus, _which("sbatch") is not None)
+    )
 
 
 def verdict(problems: Sequence[str], usable_gpus: int, cluster: bool) -> str:
     """What can be done on this machine, in a line."""
     if problems:
         return f"nothing can be trained here before this is mended: {', '.join(problems)}"
-    where = "; Slurm is here: `robustly launch slurm CONFIG` trains on the cluster" if cluster else ""
+
+    where = (
+        "; Slurm is here: `robustly launch slurm CONFIG` trains on the cluster" if cluster else ""
+    )
     if usable_gpus > 1:
-        return f"{usable_gpus} GPUs: any page with run.ranks={usable_gpus}, or configs/tiny.yaml to begin with{where}"
+        return (
+            f"{usable_gpus} GPUs: any page with run.ranks={usable_gpus}, or configs/tiny.yaml to"
+            f" begin with{where}"
+        )
     if usable_gpus:
-        return f"one GPU: configs/gpu_24gb_day.yaml and its like, or configs/tiny.yaml to begin with{where}"
-    return f"CPU only: `robustly run configs/tiny.yaml` trains in minutes; larger models need a GPU{where}"
+        return (
+            "one GPU: configs/gpu_24gb_day.yaml and its like, or configs/tiny.yaml to begin"
+            f" with{where}"
+        )
+
+    return (
+        "CPU only: `robustly run configs/tiny.yaml` trains in minutes; larger models need a"
+        f" GPU{where}"
+    )
 
 
-def show(report: Report) -> None:
+def show(report: Diagnosis) -> None:
     """Print a line for each finding, what to do below it, and the verdict."""
     width = max(len(finding.what) for finding in report.findings)
     for finding in report.findings:
         log.say(f"{finding.status:<8} {finding.what:<{width}}  {finding.found}")
         if finding.do:
             log.say(f"{'':<8} {'':<{width}}  -> {finding.do}")
+
     log.say(report.verdict)
 
 
-# ---------------------------------------------------------------------------------------------- software
+# ----------------------------------------------------------------------------------------- software
 
 
 def python() -> Finding:
@@ -133,12 +155,20 @@ def python() -> Finding:
         wanted = metadata.metadata(PROJECT)["Requires-Python"]
     except metadata.PackageNotFoundError:
         return Finding(
-            "python", "problem", f"{version}; {PROJECT} is not installed", "run `pip install -e .` in the checkout"
+            "python",
+            "problem",
+            f"{version}; {PROJECT} is not installed",
+            "run `pip install -e .` in the checkout",
         )
+
     if version in SpecifierSet(wanted):
         return Finding("python", "ok", f"{version} ({sys.executable})")
+
     return Finding(
-        "python", "problem", f"{version}, expected {wanted}", "make a virtual environment with such a Python"
+        "python",
+        "problem",
+        f"{version}, expected {wanted}",
+        "make a virtual environment with such a Python",
     )
 
 
@@ -150,12 +180,20 @@ def libraries() -> list[Finding]:
         wanted = [Requirement(line) for line in metadata.requires(PROJECT) or []]
     except metadata.PackageNotFoundError:
         return []  # said by `python`
-    wanted = [requirement for requirement in wanted if not (requirement.marker and "extra" in str(requirement.marker))]
+
+    wanted = [
+        requirement
+        for requirement in wanted
+        if not (requirement.marker and "extra" in str(requirement.marker))
+    ]
     findings = [library(requirement.name, str(requirement.specifier)) for requirement in wanted]
     own_line = [finding for finding in findings if finding.what in WATCHED]
     others = [finding for finding in findings if finding.what not in WATCHED]
     faulty = [finding for finding in others if finding.status != "ok"]
-    return own_line + (faulty or [Finding("other libraries", "ok", f"{len(others)}, all in their ranges")])
+
+    return own_line + (
+        faulty or [Finding("other libraries", "ok", f"{len(others)}, all in their ranges")]
+    )
 
 
 def library(name: str, specifier: str) -> Finding:
@@ -163,13 +201,16 @@ def library(name: str, specifier: str) -> Finding:
     from packaging.specifiers import SpecifierSet
 
     install = f"run `pip install '{name}{specifier}'`"
+
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         status: Status = "note" if name in NOT_FOR_PRETRAINING else "problem"
         return Finding(name, status, f"missing, expected {specifier}", install)
+
     if SpecifierSet(specifier).contains(version, prereleases=True):
         return Finding(name, "ok", version)
+
     return Finding(name, "note", f"{version}, tried with {specifier}", install)
 
 
@@ -184,32 +225,55 @@ def packages() -> Finding:
                 "packages", "problem", f"`import {name}` finds {origin or 'nothing'}, expected {home / name}",
                 "uninstall the other package of that name, or use a virtual environment of its own",
             )  # fmt: skip
+
     return Finding("packages", "ok", f"{home}")
 
 
-# ---------------------------------------------------------------------------------------------- GPUs
+# --------------------------------------------------------------------------------------------- GPUs
 
 
 def gpus() -> list[Gpu]:
-    """What the NVIDIA driver lists; none where there is no driver, or CUDA_VISIBLE_DEVICES hides them all."""
+    """What the NVIDIA driver lists; none where there is no driver, or CUDA_VISIBLE_DEVICES hides
+    them all."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
         return []
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader,nounits"]
+
+    query = [
+        "nvidia-smi",
+        "--query-gpu=name,memory.total,compute_cap,driver_version",
+        "--format=csv,noheader,nounits",
+    ]
+
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
+
     return parse_gpus(done.stdout) if done.returncode == 0 else []
 
 
 def parse_gpus(listing: str) -> list[Gpu]:
-    """nvidia-smi's lines, such as `NVIDIA A100-SXM4-80GB, 81920, 8.0, 535.104.05`: name, MiB, capability, driver."""
+    """nvidia-smi's lines, such as `NVIDIA A100-SXM4-80GB, 81920, 8.0, 535.104.05`: name, MiB,
+    capability, driver."""
     found = []
     for line in listing.splitlines():
         fields = [field.strip() for field in line.split(",")]
-        if len(fields) != 4 or not fields[1].isdigit() or not (capability := re.fullmatch(r"(\d+)\.(\d+)", fields[2])):
+        if (
+            len(fields) != 4
+            or not fields[1].isdigit()
+            or not (capability := re.fullmatch(r"(\d+)\.(\d+)", fields[2]))
+        ):
             continue
-        found.append(Gpu(fields[0], int(fields[1]) * 2**20, (int(capability[1]), int(capability[2])), fields[3]))
+
+        found.append(
+            Gpu(
+                fields[0],
+                int(fields[1]) * 2**20,
+                (int(capability[1]), int(capability[2])),
+                fields[3],
+            )
+        )
+
     return found
 
 
@@ -218,26 +282,52 @@ def torch_and_gpus(seen: Sequence[Gpu]) -> tuple[list[Finding], int]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        found = [Finding("torch", "problem", f"cannot be imported: {error}", "install it anew: https://pytorch.org")]
+        found = [
+            Finding(
+                "torch",
+                "problem",
+                f"cannot be imported: {error}",
+                "install it anew: https://pytorch.org",
+            )
+        ]
         return found, 0
+
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if usable else ""
     return gpu_findings(seen, usable, torch.__version__, torch.version.cuda, nccl), usable
 
 
-def gpu_findings(seen: Sequence[Gpu], usable: int, torch_version: str, cuda: str | None, nccl: str) -> list[Finding]:
+def gpu_findings(
+    seen: Sequence[Gpu], usable: int, torch_version: str, cuda: str | None, nccl: str
+) -> list[Finding]:
     if not seen and not usable:
-        return [Finding("gpu", "note", "none", "CPU is enough for configs/tiny.yaml; larger models need a GPU")]
+        return [
+            Finding(
+                "gpu",
+                "note",
+                "none",
+                "CPU is enough for configs/tiny.yaml; larger models need a GPU",
+            )
+        ]
+
     if not usable:
-        what = f"{len(seen)} x {seen[0].name}, driver {seen[0].driver}, but torch {torch_version} cannot use "
+        what = (
+            f"{len(seen)} x {seen[0].name}, driver {seen[0].driver}, but torch {torch_version}"
+            " cannot use "
+        )
         what += "it" if len(seen) == 1 else "them"
         do = (
             "install a CUDA build of torch: https://pytorch.org/get-started/locally"
             if cuda is None
-            else f"it was built for CUDA {cuda}: update the driver, or install a build for an older CUDA"
+            else (
+                f"it was built for CUDA {cuda}: update the driver, or install a build for an older"
+                " CUDA"
+            )
         )
         return [Finding("gpu", "note", what, do)]
+
     findings = []
+
     for gpu in dict.fromkeys(seen):
         how_many = list(seen).count(gpu)
         found = (
@@ -247,16 +337,20 @@ def gpu_findings(seen: Sequence[Gpu], usable: int, torch_version: str, cuda: str
         if gpu.bf16:
             findings.append(Finding("gpu", "ok", f"{found}, bf16"))
         else:
-            findings.append(Finding("gpu", "note", f"{found}, no fast bf16", "set run.precision=fp16"))
+            findings.append(
+                Finding("gpu", "note", f"{found}, no fast bf16", "set run.precision=fp16")
+            )
+
     findings.append(Finding("cuda", "ok", f"CUDA {cuda}, NCCL {nccl}, {usable} usable by torch"))
     return findings
 
 
-# ---------------------------------------------------------------------------------------------- the machine
+# -------------------------------------------------------------------------------------- the machine
 
 
 def processor() -> Finding:
-    """Cores that this process may use, and the instructions that make bf16 and matrix products fast."""
+    """Cores that this process may use, and the instructions that make bf16 and matrix products
+    fast."""
     number = cores()
     flags = _cpu_flags()
     names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 bf16", "amx_tile": "AMX"}
@@ -269,7 +363,10 @@ def processor() -> Finding:
             "more threads than that wait for each other: set run.ranks and OMP_NUM_THREADS to it",
         )  # fmt: skip
     if flags and "avx2" not in flags and platform.machine() in ("x86_64", "AMD64"):
-        return Finding("cpu", "note", f"{found}, without AVX2", "training will be slow; take another machine")
+        return Finding(
+            "cpu", "note", f"{found}, without AVX2", "training will be slow; take another machine"
+        )
+
     return Finding("cpu", "ok", found)
 
 
@@ -278,17 +375,25 @@ def _cpu_flags() -> set[str]:
         lines = CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
         return set()
+
     return next(
-        (set(line.partition(":")[2].split()) for line in lines if line.startswith(("flags", "Features"))), set()
+        (
+            set(line.partition(":")[2].split())
+            for line in lines
+            if line.startswith(("flags", "Features"))
+        ),
+        set(),
     )
 
 
 def cpu_quota() -> float | None:
-    """Cores' worth of time that the control group allows (cgroup v2: `cpu.max`), None for no limit."""
+    """Cores' worth of time that the control group allows (cgroup v2: `cpu.max`), None for no
+    limit."""
     try:
         allowed, period = (machine.CGROUP / "cpu.max").read_text(encoding="utf-8").split()
     except (OSError, ValueError):
         return None
+
     return None if allowed == "max" else int(allowed) / int(period)
 
 
@@ -304,10 +409,19 @@ def shared_memory() -> Finding:
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free
     except OSError:
-        return Finding("/dev/shm", "note", "not there", "several GPUs may need it; Docker: --ipc=host")
+        return Finding(
+            "/dev/shm", "note", "not there", "several GPUs may need it; Docker: --ipc=host"
+        )
+
     found = f"{_gigabytes(free)} free"
     if free < LITTLE_SHARED_MEMORY:
-        return Finding("/dev/shm", "note", found, "several GPUs may need more; Docker: --shm-size=8g or --ipc=host")
+        return Finding(
+            "/dev/shm",
+            "note",
+            found,
+            "several GPUs may need more; Docker: --shm-size=8g or --ipc=host",
+        )
+
     return Finding("/dev/shm", "ok", found)
 
 
@@ -316,10 +430,14 @@ def disk(folder: Path) -> Finding:
                    "make room, or set paths.root to a larger disk")  # fmt: skip
 
 
-def _enough(what: str, have: float, little: float, too_little: float, of_what: str, do: str) -> Finding:
+def _enough(
+    what: str, have: float, little: float, too_little: float, of_what: str, do: str
+) -> Finding:
     found = f"{_gigabytes(have)} {of_what}"
     if have < too_little:
-        return Finding(what, "problem", found, f"{do}; at least {_gigabytes(too_little)} are needed")
+        return Finding(
+            what, "problem", found, f"{do}; at least {_gigabytes(too_little)} are needed"
+        )
     if have < little:
         return Finding(what, "note", f"{found}: little for more than configs/tiny.yaml", do)
     return Finding(what, "ok", found)
@@ -337,15 +455,22 @@ def locks(folder: Path) -> Finding:
         reason = getattr(fault, "strerror", None) or str(fault)
         return Finding("working directory", "problem", f"{folder}: cannot be written or locked: {reason}",
                        "change to a folder of yours, or set paths.root to one")  # fmt: skip
+
     return Finding("working directory", "ok", f"{folder}, can be written and locked")
 
 
 def shadows(folder: Path) -> Finding:
-    """A folder with the name of one of our packages comes first for Python programs that are started beside it."""
+    """A folder with the name of one of our packages comes first for Python programs that are
+    started beside it."""
     home = Path(__file__).resolve().parent.parent
-    others = [name for name in OUR_PACKAGES if (folder / name).is_dir() and (folder / name).resolve() != home / name]
+    others = [
+        name
+        for name in OUR_PACKAGES
+        if (folder / name).is_dir() and (folder / name).resolve() != home / name
+    ]
     if not others:
         return Finding("shadowing", "ok", "no folder here has the name of one of our packages")
+
     return Finding(
         "shadowing", "note", f"{folder} holds {', '.join(others)}",
         "`robustly` is safe from it; your own Python programs that import ours need `python -P`, or another folder",
@@ -356,7 +481,13 @@ def open_files() -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < FEW_FILES:
         raised = "4096" if hard < 0 or hard >= 4096 else str(hard)
-        return Finding("open files", "note", f"at most {soft}", f"a large corpus opens more: run `ulimit -n {raised}`")
+        return Finding(
+            "open files",
+            "note",
+            f"at most {soft}",
+            f"a large corpus opens more: run `ulimit -n {raised}`",
+        )
+
     return Finding("open files", "ok", "no limit" if soft < 0 else f"at most {soft:,}")
 
 
@@ -367,31 +498,58 @@ def launchers() -> Finding:
     missing = [f"{name} ({program})" for name, program in programs.items() if name not in there]
     found = ", ".join(there)
     if missing:
-        return Finding("launchers", "note", found, f"only for several machines: {', '.join(missing)} cannot be found")
+        return Finding(
+            "launchers",
+            "note",
+            found,
+            f"only for several machines: {', '.join(missing)} cannot be found",
+        )
+
     return Finding("launchers", "ok", found)
 
 
 def _which(program: str) -> str | None:
-    """A program on the PATH or beside this Python, as in a virtual environment that is not activated."""
+    """A program on the PATH or beside this Python, as in a virtual environment that is not
+    activated."""
     return shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))
 
 
 def encoding() -> Finding:
-    found = {"terminal": sys.stderr.encoding or "none", "locale": locale.getpreferredencoding(False)}
+    found = {
+        "terminal": sys.stderr.encoding or "none",
+        "locale": locale.getpreferredencoding(False),
+    }
     text = ", ".join(f"{name} {value}" for name, value in found.items())
     if all(value.lower().replace("-", "") == "utf8" for value in found.values()):
         return Finding("encoding", "ok", text)
-    return Finding("encoding", "note", text, "text may print as marks: export PYTHONUTF8=1 (or LC_ALL=C.UTF-8)")
+
+    return Finding(
+        "encoding", "note", text, "text may print as marks: export PYTHONUTF8=1 (or LC_ALL=C.UTF-8)"
+    )
 
 
 def variables(environment: Mapping[str, str]) -> Finding:
     """Variables that change what our programs do."""
-    watched = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HOME", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "RANK")
+    watched = (
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "HF_HOME",
+        "CUDA_VISIBLE_DEVICES",
+        "OMP_NUM_THREADS",
+        "RANK",
+    )
     there = [f"{name}={environment[name]}" for name in watched if name in environment]
     remarks = {
-        "RANK": "RANK makes `robustly pretrain` one rank of a launcher's run: unset it, unless one set it",
-        "OMP_NUM_THREADS": "OMP_NUM_THREADS is the threads of each rank: unset it to share the cores among them",
-        "HF_HUB_OFFLINE": "HF_HUB_OFFLINE forbids the Hub: models must be in the cache or in folders",
+        "RANK": (
+            "RANK makes `robustly pretrain` one rank of a launcher's run: unset it, unless one"
+            " set it"
+        ),
+        "OMP_NUM_THREADS": (
+            "OMP_NUM_THREADS is the threads of each rank: unset it to share the cores among them"
+        ),
+        "HF_HUB_OFFLINE": (
+            "HF_HUB_OFFLINE forbids the Hub: models must be in the cache or in folders"
+        ),
     }
     do = "; ".join(remark for name, remark in remarks.items() if name in environment)
     return Finding("environment", "note" if do else "ok", ", ".join(there) or "nothing special", do)

@@ -1,4 +1,5 @@
-"""What a page will take, worked out before anything runs: work, memory of a rank, time, disk. Imports no torch.
+"""What a page will take, worked out before anything runs: work, memory of a rank, time, disk.
+Imports no torch.
 
 Every figure that is not arithmetic says where it comes from: counted, measured, given, or assumed.
 """
@@ -15,31 +16,33 @@ import yaml
 
 from robustly import UserError, log, manifest
 from robustly.config import parse_yaml
-from robustly.corpus.config import Corpus
+from robustly.corpus.config import CorpusConfig
 from robustly.corpus.files import files, sizes
-from robustly.data_prep.config import Data, store_recipe
+from robustly.data_prep.config import DataConfig, store_recipe
 from robustly.data_prep.store import Store
 from robustly.manifest import Manifest
 from robustly.metrics import read_metrics
 from robustly.preflight import budget
 from robustly.preflight.budget import Device, Memory
-from robustly.pretrain.config import Run
+from robustly.pretrain.config import RunConfig
 from robustly.pretrain.flops import embedding_parameters, flops_per_token, parameters
 from robustly.pretrain.mfu import PEAK_TFLOPS
 from robustly.pretrain.schedule import UpdateSizes
 from robustly.pretrain.stage import Pretraining
-from robustly.tokenizer.config import Tokenizer
+from robustly.tokenizer.config import TokenizerConfig
 
 BYTES_PER_TOKEN = 4.4
-"""UTF-8 bytes of English for a token, 50,000 entries: an assumption. Other languages and smaller vocabularies have
-less; 3.8 with 4,096 entries."""
+"""UTF-8 bytes of English for a token, 50,000 entries: an assumption. Other languages and smaller
+vocabularies have less; 3.8 with 4,096 entries."""
 EXPANSION = {".gz": 3.0, ".xz": 4.0, ".zst": 3.5, ".parquet": 2.0}
 """Bytes of text for a byte of a compressed file: assumptions."""
 TOKENS_PER_UNIT, TOKENS_PER_DOCUMENT = 25, 800
-"""For the size of a token store that is not made yet: assumptions for English sentences and articles."""
+"""For the size of a token store that is not made yet: assumptions for English sentences and
+articles."""
 
 UTILISATION = 0.4
-"""Share of a GPU's peak that training reaches: an assumption; `--measure` or a run's own metrics replace it."""
+"""Share of a GPU's peak that training reaches: an assumption; `--measure` or a run's own metrics
+replace it."""
 
 HUNDREDS = 100  # epochs
 
@@ -61,7 +64,8 @@ class Speed:
     tokens_per_second: float
     source: str
     of_full_blocks: bool = False
-    """Whether it counts positions, as of blocks without padding: padding takes its share of them."""
+    """Whether it counts positions, as of blocks without padding: padding takes its share of
+    them."""
 
 
 @dataclass(frozen=True)
@@ -91,22 +95,25 @@ class Plan:
 
 def plan(
     config: Pretraining,
-    corpus: Corpus,
-    tokenizer: Tokenizer,
+    corpus: CorpusConfig,
+    tokenizer: TokenizerConfig,
     beside: Path,
     ranks: int,
     machine: Machine,
     speed: Speed | None,
 ) -> Plan:
-    """The plan of a page on `ranks` ranks. `beside`: folder of the page, where the corpus's relative paths start.
+    """The plan of a page on `ranks` ranks. `beside`: folder of the page, where the corpus's
+    relative paths start.
 
-    Without a `speed`, that of the train folder's run is taken if it is of this model, else those of GPU types.
-    """
+    Without a `speed`, that of the train folder's run is taken if it is of this model, else those of
+    GPU types."""
     vocabulary, run, length = tokenizer.vocab_size, config.run, config.data.block_length
     masked = config.masking.probability
     count = parameters(config.model, vocabulary)
     size = corpus_size(config, corpus, tokenizer, beside)
-    filled = 1 - size.padding if config.data.format == "full_sentences" else 1.0  # doc_sentences: more blocks instead
+    filled = (
+        1 - size.padding if config.data.format == "full_sentences" else 1.0
+    )  # doc_sentences: more blocks instead
     per_update = config.optim.batch_size * length * filled
     sizes = UpdateSizes.of(config.optim.batch_size, config.optim, config.schedule)
     total = sizes.before(config.schedule.updates + 1) * length * filled
@@ -114,14 +121,18 @@ def plan(
     per_token = per_position / (1 - size.padding)
     held = budget.memory(config.model, vocabulary, run, ranks, length, masked, machine.device)
     largest = (
-        budget.largest_micro_batch(config.model, vocabulary, run, ranks, length, masked, machine.device, machine.memory)
+        budget.largest_micro_batch(
+            config.model, vocabulary, run, ranks, length, masked, machine.device, machine.memory
+        )
         if machine.memory is not None
         else None
     )
     speeds = [
-        _of_tokens(found, size.padding) for found in ([speed] if speed else speeds_of(config, ranks, per_position))
+        _of_tokens(found, size.padding)
+        for found in ([speed] if speed else speeds_of(config, ranks, per_position))
     ]
     checkpoint = budget.checkpoint_bytes(count)
+
     return Plan(
         name=config.name,
         ranks=ranks,
@@ -138,7 +149,9 @@ def plan(
             "corpus_tokens": None if size.tokens is None else round(size.tokens),
             "corpus_source": size.source,
             "epochs": None if not size.tokens else total / size.tokens,
-            "micro_batches": math.ceil(math.ceil(config.optim.batch_size / ranks) / run.micro_batch),
+            "micro_batches": math.ceil(
+                math.ceil(config.optim.batch_size / ranks) / run.micro_batch
+            ),
         },
         memory={
             "device": machine.device,
@@ -152,7 +165,11 @@ def plan(
             "largest_micro_batch": largest,
         },
         time=[
-            {"tokens_per_second": s.tokens_per_second, "seconds": total / s.tokens_per_second, "source": s.source}
+            {
+                "tokens_per_second": s.tokens_per_second,
+                "seconds": total / s.tokens_per_second,
+                "source": s.source,
+            }
             for s in speeds
         ],
         disk={
@@ -166,23 +183,30 @@ def plan(
     )
 
 
-# ---------------------------------------------------------------------------------------------- the corpus
+# --------------------------------------------------------------------------------------- the corpus
 
 
-def corpus_size(config: Pretraining, corpus: Corpus, tokenizer: Tokenizer, beside: Path) -> CorpusSize:
-    """The tokens to train on: counted where the data stage has finished, else from the tokenizer's counts, else from
-    the files' bytes, else not known. Folders of another recipe or other files do not count."""
+def corpus_size(
+    config: Pretraining, corpus: CorpusConfig, tokenizer: TokenizerConfig, beside: Path
+) -> CorpusSize:
+    """The tokens to train on: counted where the data stage has finished, else from the tokenizer's
+    counts, else from the files' bytes, else not known. Folders of another recipe or other files do
+    not count."""
     try:
         found, trained_on = sizes(corpus, beside), sizes(corpus.training, beside)
     except UserError:
         found = trained_on = {}
+
     vocabulary, train_share = tokenizer.vocab_size, 1 - corpus.validation
     data_recipe = store_recipe(corpus, config.data)
-    made = manifest.read(config.tokenizer_folder)  # trained on the corpus, or on counts, or imported
+    made = manifest.read(
+        config.tokenizer_folder
+    )  # trained on the corpus, or on counts, or imported
     prepared = _finished(config.data_folder, "data", data_recipe, found)
     same = made is not None and made.recipe.get("tokenizer") == tokenizer.recipe()
     if made and same and prepared and prepared.inputs["tokenizer"] == made.hash:
         return _prepared_size(prepared, config.data, config.data_folder, config.repeats)
+
     tokenizer_recipe = {"tokenizer": tokenizer.recipe(), "corpus": corpus.reading()}
     if trained := _finished(config.tokenizer_folder, "tokenizer", tokenizer_recipe, trained_on):
         tokens, documents = trained.counts["tokens"], trained.counts["documents"]
@@ -191,46 +215,66 @@ def corpus_size(config: Pretraining, corpus: Corpus, tokenizer: Tokenizer, besid
         if config.repeats and trained_on:
             text, epoch = _text_bytes(corpus.training, beside)
             times, repeated = epoch / text, ", repeated in proportion to their bytes"
+
         return CorpusSize(
             (tokens + units + documents) * train_share * times,
-            f"{tokens:,} tokens counted in {config.tokenizer_folder}{repeated}, a </s> for every {TOKENS_PER_UNIT} "
-            "assumed",
+            f"{tokens:,} tokens counted in {config.tokenizer_folder}{repeated}, a </s> for every"
+            f" {TOKENS_PER_UNIT} assumed",
             store=budget.store_bytes(tokens + units + documents, units, documents, vocabulary),
         )
+
     if not corpus.sources:
-        return CorpusSize(None, "unknown: corpus.sources names none, and corpus.counts do not tell the store's size")
+        return CorpusSize(
+            None,
+            "unknown: corpus.sources names none, and corpus.counts do not tell the store's size",
+        )
+
     if not found:
         sources = ", ".join(source.label for source in corpus.sources)
         return CorpusSize(None, f"unknown: corpus not found ({sources})")
+
     if datasets := [source.label for source in corpus.sources if source.hub is not None]:
-        return CorpusSize(None, f"unknown until the tokenizer stage has read the dataset ({', '.join(datasets)})")
+        return CorpusSize(
+            None, f"unknown until the tokenizer stage has read the dataset ({', '.join(datasets)})"
+        )
+
     known = {name: size for name, size in found.items() if size is not None}
     text, epoch = _text_bytes(corpus, beside)
     packed = sorted({suffix for name in known if (suffix := Path(name).suffix) in EXPANSION})
-    ratios = "".join(f", {EXPANSION[suffix]:g} bytes of text for one of {suffix}" for suffix in packed)
+    ratios = "".join(
+        f", {EXPANSION[suffix]:g} bytes of text for one of {suffix}" for suffix in packed
+    )
     tokens = text / BYTES_PER_TOKEN
+
     return CorpusSize(
         epoch / BYTES_PER_TOKEN * train_share,
-        f"estimated from {sum(known.values()):,} bytes in {len(known):,} files: {BYTES_PER_TOKEN} bytes for a token"
-        f"{ratios} assumed",
-        store=budget.store_bytes(tokens, tokens / TOKENS_PER_UNIT, tokens / TOKENS_PER_DOCUMENT, vocabulary),
+        f"estimated from {sum(known.values()):,} bytes in {len(known):,} files: {BYTES_PER_TOKEN}"
+        f" bytes for a token{ratios} assumed",
+        store=budget.store_bytes(
+            tokens, tokens / TOKENS_PER_UNIT, tokens / TOKENS_PER_DOCUMENT, vocabulary
+        ),
     )
 
 
-def _text_bytes(corpus: Corpus, beside: Path) -> tuple[float, float]:
-    """Bytes of text in the files, those of datasets not counted; and so many as an epoch has, each source repeated."""
+def _text_bytes(corpus: CorpusConfig, beside: Path) -> tuple[float, float]:
+    """Bytes of text in the files, those of datasets not counted; and so many as an epoch has, each
+    source repeated."""
     text = epoch = 0.0
     for number, path in files(corpus, beside):
         source = corpus.sources[number]
         size = path.stat().st_size * EXPANSION.get(path.suffix, 1.0)
         text, epoch = text + size, epoch + size * (0 if source.held_out else source.repeat)
+
     return text, epoch
 
 
-def _prepared_size(prepared: Manifest, data: Data, folder: Path, repeats: Sequence[float]) -> CorpusSize:
+def _prepared_size(
+    prepared: Manifest, data: DataConfig, folder: Path, repeats: Sequence[float]
+) -> CorpusSize:
     counts = prepared.counts
     same_view = (counts["format"], counts["block_length"]) == (data.format, data.block_length)
     sources = np.diff(Store(folder, "train").source_starts)  # tokens of each, with their </s>
+
     return CorpusSize(
         float(sources @ (repeats or np.ones(len(sources)))),
         f"counted in {folder}",
@@ -239,19 +283,23 @@ def _prepared_size(prepared: Manifest, data: Data, folder: Path, repeats: Sequen
     )
 
 
-def _finished(folder: Path, stage: str, recipe: dict[str, Any], found: dict[str, int | None]) -> Manifest | None:
-    """The manifest of a stage that has finished by this recipe, and from these files unless none is there.
+def _finished(
+    folder: Path, stage: str, recipe: dict[str, Any], found: dict[str, int | None]
+) -> Manifest | None:
+    """The manifest of a stage that has finished by this recipe, and from these files unless none is
+    there.
 
     Of a dataset on the Hub it may be another commit: nobody is asked.
     """
     made = manifest.read(folder)
     if made is None or made.stage != stage or made.recipe != recipe:
         return None
+
     before = {name: facts.get("bytes") for name, facts in made.notes["files"].items()}
     return made if not found or before == found else None
 
 
-# ---------------------------------------------------------------------------------------------- the time
+# ----------------------------------------------------------------------------------------- the time
 
 
 def speeds_of(config: Pretraining, ranks: int, flops_per_position: float) -> list[Speed]:
@@ -272,25 +320,38 @@ def speed_at(tflops: float, ranks: int, flops_per_position: float, source: str) 
 
 def _of_tokens(speed: Speed, padding: float) -> Speed:
     """A speed as tokens per second that are no padding."""
-    return Speed(speed.tokens_per_second * (1 - padding), speed.source) if speed.of_full_blocks else speed
+    return (
+        Speed(speed.tokens_per_second * (1 - padding), speed.source)
+        if speed.of_full_blocks
+        else speed
+    )
 
 
 def speed_in(folder: Path, config: Pretraining, ranks: int) -> Speed | None:
-    """The median speed of the run in a train folder, if its model, blocks, precision and ranks are these."""
+    """The median speed of the run in a train folder, if its model, blocks, precision and ranks are
+    these."""
     try:
         page = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return None
+
     keys = (
         ("model",), ("data", "block_length"), ("data", "format"), ("masking", "probability"), ("optim", "batch_size"),
         ("tokenizer", "vocab_size"), ("run", "precision"), ("run", "zero_stage"), ("run", "micro_batch"),
     )  # fmt: skip
-    if any(_at(page, key) != _at(config.page, key) for key in keys) or _at(page, ("run", "ranks")) != ranks:
+    if (
+        any(_at(page, key) != _at(config.page, key) for key in keys)
+        or _at(page, ("run", "ranks")) != ranks
+    ):
         return None
+
     lines = read_metrics(folder / "metrics.jsonl")
-    rates = [line["tokens_per_second"] for line in lines[1:] or lines]  # the first interval warms up
+    rates = [
+        line["tokens_per_second"] for line in lines[1:] or lines
+    ]  # the first interval warms up
     if not rates:
         return None
+
     return Speed(statistics.median(rates), f"measured in {folder}, {ranks} ranks")
 
 
@@ -300,12 +361,12 @@ def _at(page: Any, key: tuple[str, ...]) -> Any:
     return page
 
 
-# ---------------------------------------------------------------------------------------------- warnings
+# ----------------------------------------------------------------------------------------- warnings
 
 
 def warnings(
     config: Pretraining,
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerConfig,
     ranks: int,
     machine: Machine,
     size: CorpusSize,
@@ -319,14 +380,16 @@ def warnings(
     if size.tokens:
         if optim.batch_size * config.data.block_length > size.tokens:
             found.append(
-                f"optim.batch_size = {optim.batch_size:,}: an update holds more tokens than the corpus "
-                f"({size.tokens:,.0f}); lower it"
+                f"optim.batch_size = {optim.batch_size:,}: an update holds more tokens than the"
+                f" corpus ({size.tokens:,.0f}); lower it"
             )
+
         if (epochs := total / size.tokens) >= HUNDREDS:
             found.append(
-                f"{epochs:,.0f} epochs: the corpus is small for schedule.updates = {schedule.updates:,}; more text or "
-                "fewer updates serve better"
+                f"{epochs:,.0f} epochs: the corpus is small for schedule.updates ="
+                f" {schedule.updates:,}; more text or fewer updates serve better"
             )
+
     if machine.memory is not None and held.peak > machine.memory:
         other = "more ranks with run.zero_stage=1" if machine.device == "cuda" else "fewer ranks"
         remedy = f"run.micro_batch={largest}" if largest else f"{other}, or a smaller model"
@@ -334,47 +397,60 @@ def warnings(
             f"run.micro_batch = {run.micro_batch}: a rank needs {_gigabytes(held.peak)}, more than "
             f"{_gigabytes(machine.memory)} ({machine.source}); take {remedy}"
         )
+
     if run.micro_batch > (share := math.ceil(optim.batch_size / ranks)):
         found.append(
             f"run.micro_batch = {run.micro_batch}: a rank's share of an update is {share} "
             f"{'block' if share == 1 else 'blocks'}; a larger micro-batch is not used"
         )
+
     if optim.batch_size < ranks:
-        found.append(f"optim.batch_size = {optim.batch_size}: some of {ranks} ranks would have nothing to do")
+        found.append(
+            f"optim.batch_size = {optim.batch_size}: some of {ranks} ranks would have nothing to do"
+        )
+
     if schedule.warmup == 0:
-        found.append("schedule.warmup = 0: the first updates are made at the peak rate; Transformers diverge so")
+        found.append(
+            "schedule.warmup = 0: the first updates are made at the peak rate; Transformers"
+            " diverge so"
+        )
     elif schedule.warmup > schedule.updates / 2:
         found.append(
-            f"schedule.warmup = {schedule.warmup:,}: more than half of {schedule.updates:,} updates; 5 to 10% is usual"
+            f"schedule.warmup = {schedule.warmup:,}: more than half of {schedule.updates:,}"
+            " updates; 5 to 10% is usual"
         )
+
     if machine.device == "cuda" and run.precision == "bf16" and tokenizer.vocab_size % 64:
         found.append(_odd_vocabulary(tokenizer.vocab_size))
+
     found += _idle_ranks(run, optim.batch_size, ranks)
     return found
 
 
 def _odd_vocabulary(size: int) -> str:
-    """NVIDIA, Matrix Multiplication Background User's Guide: bf16 is fastest on multiples of 64 elements (A100)."""
+    """NVIDIA, Matrix Multiplication Background User's Guide: bf16 is fastest on multiples of 64
+    elements (A100)."""
     return (
-        f"tokenizer.vocab_size = {size:,}: not a multiple of 64, for which tensor cores are fastest; "
-        f"{math.ceil(size / 64) * 64:,} is"
+        f"tokenizer.vocab_size = {size:,}: not a multiple of 64, for which tensor cores are"
+        f" fastest; {math.ceil(size / 64) * 64:,} is"
     )
 
 
-def _idle_ranks(run: Run, batch: int, ranks: int) -> list[str]:
+def _idle_ranks(run: RunConfig, batch: int, ranks: int) -> list[str]:
     """A last micro-batch that is mostly empty costs as many steps as a full one."""
     share = math.ceil(batch / ranks)
     steps = math.ceil(share / run.micro_batch)
     if steps > 1 and (used := share / (steps * run.micro_batch)) < 0.75:
         even = math.ceil(share / steps)
         return [
-            f"run.micro_batch = {run.micro_batch}: {steps} micro-batches for a rank's {share} blocks, {used:.0%} full; "
-            f"run.micro_batch={even} fills them"
+            f"run.micro_batch = {run.micro_batch}: {steps} micro-batches for a rank's {share}"
+            f" blocks, {used:.0%} full; run.micro_batch={even} fills them"
         ]
+
     return []
 
 
-# ---------------------------------------------------------------------------------------------- for people
+# --------------------------------------------------------------------------------------- for people
 
 
 def show(found: Plan) -> None:
@@ -383,34 +459,57 @@ def show(found: Plan) -> None:
     log.table(
         f"plan: {found.name}",
         {
-            "parameters": f"{model['parameters']:,}, of which {model['embedding_parameters']:,} embeddings",
-            "operations": f"{model['flops_per_token'] / 1e9:,.3g} GFLOP per token, {work['flops']:.3g} FLOP in all",
-            "update": f"{work['tokens_per_update']:,} tokens: {_many(found.ranks, 'rank')} x "
-            f"{_many(work['micro_batches'], 'micro-batch')} of up to {_many(memory['micro_batch'], 'block')}",
+            "parameters": (
+                f"{model['parameters']:,}, of which {model['embedding_parameters']:,} embeddings"
+            ),
+            "operations": (
+                f"{model['flops_per_token'] / 1e9:,.3g} GFLOP per token, {work['flops']:.3g} FLOP"
+                " in all"
+            ),
+            "update": (
+                f"{work['tokens_per_update']:,} tokens: {_many(found.ranks, 'rank')} x"
+                f" {_many(work['micro_batches'], 'micro-batch')} of up to"
+                f" {_many(memory['micro_batch'], 'block')}"
+            ),
             "updates": work["updates"],
             "tokens in all": work["tokens"],
-            "corpus": work["corpus_source"]
-            if work["corpus_tokens"] is None
-            else f"{work['corpus_tokens']:,} tokens to train on ({work['corpus_source']})",
+            "corpus": (
+                work["corpus_source"]
+                if work["corpus_tokens"] is None
+                else f"{work['corpus_tokens']:,} tokens to train on ({work['corpus_source']})"
+            ),
             "epochs": "unknown" if work["epochs"] is None else work["epochs"],
         },
     )
     parts = {
         name: _gigabytes(memory[name])
-        for name in ("weights", "optimizer", "gradients", "bucket", "activations", "logits", "update", "overhead")
+        for name in (
+            "weights",
+            "optimizer",
+            "gradients",
+            "bucket",
+            "activations",
+            "logits",
+            "update",
+            "overhead",
+        )
     }
-    fits = {None: "not tried", 0: "none"}.get(memory["largest_micro_batch"], memory["largest_micro_batch"])
+    fits = {None: "not tried", 0: "none"}.get(
+        memory["largest_micro_batch"], memory["largest_micro_batch"]
+    )
     on_gpu = memory["device"] == "cuda"
     kind, certainty = ("GPU", "not measured on one") if on_gpu else ("CPU", "measured within 15%")
     log.table(
-        f"memory of a rank ({kind}, {memory['precision']}, ZeRO stage {memory['zero_stage']}, micro-batch "
-        f"{memory['micro_batch']}; {certainty}: docs/budget.md)",
+        f"memory of a rank ({kind}, {memory['precision']}, ZeRO stage {memory['zero_stage']},"
+        f" micro-batch {memory['micro_batch']}; {certainty}: docs/budget.md)",
         {
             **parts,
             "peak": _gigabytes(memory["peak"]),
-            "there is": memory["limit_source"]
-            if memory["limit"] is None
-            else f"{_gigabytes(memory['limit'])} ({memory['limit_source']})",
+            "there is": (
+                memory["limit_source"]
+                if memory["limit"] is None
+                else f"{_gigabytes(memory['limit'])} ({memory['limit_source']})"
+            ),
             "largest micro-batch": fits,
         },
     )
@@ -418,15 +517,21 @@ def show(found: Plan) -> None:
     log.table(
         "time (none measured; `--measure` measures this machine)" if estimated else "time",
         {
-            f"{entry['tokens_per_second']:,.0f} tokens/s": f"{log.duration(entry['seconds'])}  ({entry['source']})"
+            f"{entry['tokens_per_second']:,.0f} tokens/s": (
+                f"{log.duration(entry['seconds'])}  ({entry['source']})"
+            )
             for entry in found.time
         },
     )
     log.table(
         "disk",
         {
-            "checkpoints": f"{_gigabytes(disk['checkpoints'])}, {_gigabytes(disk['checkpoint'])} each",
-            "token store": "unknown" if disk["token_store"] is None else _gigabytes(disk["token_store"]),
+            "checkpoints": (
+                f"{_gigabytes(disk['checkpoints'])}, {_gigabytes(disk['checkpoint'])} each"
+            ),
+            "token store": (
+                "unknown" if disk["token_store"] is None else _gigabytes(disk["token_store"])
+            ),
             "published": _gigabytes(disk["published"]),
         },
     )

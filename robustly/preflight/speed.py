@@ -1,4 +1,5 @@
-"""How fast this machine trains a page's model: a few real micro-batches, forward, backward and update."""
+"""How fast this machine trains a page's model: a few real micro-batches, forward, backward and
+update."""
 
 import time
 
@@ -7,34 +8,39 @@ import torch
 from robustly import log
 from robustly.preflight.plan import Speed
 from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
-from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.model_setup import accelerate
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.stage import Pretraining
 
 SECONDS = 15
 STEP_SECONDS = 2.0
-"""A micro-batch is measured with fewer blocks than the page's where it would take longer than this."""
+"""A micro-batch is measured with fewer blocks than the page's where it would take longer than
+this."""
 
 
 def measure(config: Pretraining, vocabulary: int, ranks: int, cores: int) -> Speed:
-    """Train one rank on random tokens for some `SECONDS`; `ranks` of them are taken to be so many times as fast.
+    """Train one rank on random tokens for some `SECONDS`; `ranks` of them are taken to be so many
+    times as fast.
 
-    This process becomes the only rank of a process group (its environment says where): call it once. On CPU it uses
-    the cores that a rank would have. Time for communication, evaluations and checkpoints is not in it.
-    """
+    This process becomes the only rank of a process group (its environment says where): call it
+    once. On CPU it uses the cores that a rank would have. Time for communication, evaluations and
+    checkpoints is not in it."""
     device = start_ranks(0)
     try:
         if device.type == "cpu":
             torch.set_num_threads(max(1, cores // ranks))
+
         return _measure(config, vocabulary, ranks, device)
     finally:
         stop_ranks()
 
 
 def _measure(config: Pretraining, vocabulary: int, ranks: int, device: torch.device) -> Speed:
-    ids = TokenIds(vocabulary, 0, 1, 2, vocabulary - 1)
-    objective = MaskedLanguageModel(new_model(roberta_config(config.model, ids), config.seed)).train()
+    ids = SpecialTokens(vocabulary, 0, 1, 2, vocabulary - 1)
+    objective = MaskedLanguageModel(
+        new_model(roberta_config(config.model, ids), config.seed)
+    ).train()
     accelerate(objective, config.run, device)
     engine = Engine(objective, config.optim, config.run, 1, device)
     blocks = 1
@@ -43,25 +49,34 @@ def _measure(config: Pretraining, vocabulary: int, ranks: int, device: torch.dev
         alone, _ = _one(engine, config, vocabulary, blocks)
         blocks = max(1, min(config.run.micro_batch, int(STEP_SECONDS / alone)))
         times = _repeat(engine, config, vocabulary, blocks)
+
     passed, updated = (sum(column) / len(times) for column in zip(*times, strict=True))
     return speed_of(config, ranks, blocks, passed, updated, device.type)
 
 
-def _repeat(engine: Engine, config: Pretraining, vocabulary: int, blocks: int) -> list[tuple[float, float]]:
+def _repeat(
+    engine: Engine, config: Pretraining, vocabulary: int, blocks: int
+) -> list[tuple[float, float]]:
     """The times of micro-batches, as many as begin within `SECONDS`."""
     times: list[tuple[float, float]] = []
     shown, begin = 0, time.monotonic()
+
     with log.progress("measuring", SECONDS, "s") as advance:
         while (spent := time.monotonic() - begin) < SECONDS:
             advance(int(spent) - shown)
             shown = int(spent)
             times.append(_one(engine, config, vocabulary, blocks))
+
         advance(SECONDS - shown)
+
     return times
 
 
-def speed_of(config: Pretraining, ranks: int, blocks: int, passed: float, updated: float, kind: str) -> Speed:
-    """The speed of `ranks` ranks, from the seconds of a forward and backward pass of `blocks` and of an update."""
+def speed_of(
+    config: Pretraining, ranks: int, blocks: int, passed: float, updated: float, kind: str
+) -> Speed:
+    """The speed of `ranks` ranks, from the seconds of a forward and backward pass of `blocks` and
+    of an update."""
     share = config.optim.batch_size / ranks
     seconds = share / blocks * passed + updated
     tokens = config.optim.batch_size * config.data.block_length

@@ -29,14 +29,22 @@ def maker(prepared: Path, parent: Path) -> Callable[..., Pretraining]:
     """Makes a Pretraining on the prepared data whose train folder is `parent/<name>`."""
 
     def make(name: str = "train", *changes: str) -> Pretraining:
-        places = [f"corpus.sources={prepared / 'corpus.txt'}", f"paths.root={prepared}", f"paths.train={parent / name}"]
-        return experiments.pretraining(experiments.load_experiment("configs/tiny.yaml", [*SMALL, *places, *changes]))
+        places = [
+            f"corpus.sources={prepared / 'corpus.txt'}",
+            f"paths.root={prepared}",
+            f"paths.train={parent / name}",
+        ]
+        return experiments.pretraining(
+            experiments.load_experiment("configs/tiny.yaml", [*SMALL, *places, *changes])
+        )
 
     return make
 
 
 @pytest.fixture(scope="module")
-def make_pretraining(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pretraining]:
+def make_pretraining(
+    prepared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Pretraining]:
     return maker(prepared, tmp_path_factory.mktemp("runs"))
 
 

@@ -1,4 +1,5 @@
-"""What the distributed tests share: the changes that make the tiny page a run of seconds, and a run that dies."""
+"""What the distributed tests share: the changes that make the tiny page a run of seconds, and a run
+that dies."""
 
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ SMALL = [
 
 
 def die_after(rank: int, ranks: int, config: Pretraining, update: int, marked: bool = True) -> None:
-    """Train up to the checkpoint of an update and leave without another word; not `marked`: before the best of the
-    checkpoints has its mark."""
+    """Train up to the checkpoint of an update and leave without another word; not `marked`: before
+    the best of the checkpoints has its mark."""
     torch.set_num_threads(1)
     original = loop.Trainer._save
 

@@ -1,4 +1,5 @@
-"""The same losses, gradients and weights on every layout, ZeRO stage and after a change of ranks."""
+"""The same losses, gradients and weights on every layout, ZeRO stage and after a change of
+ranks."""
 
 import math
 from pathlib import Path
@@ -13,7 +14,13 @@ import robustly.pretrain.engine
 from ranks import run_distributed
 from robustly import UserError
 from robustly.pretrain.batches import Batches
-from robustly.pretrain.engine import Engine, deepspeed_config, start_ranks, stop_ranks, sum_over_ranks
+from robustly.pretrain.engine import (
+    Engine,
+    deepspeed_config,
+    start_ranks,
+    stop_ranks,
+    sum_over_ranks,
+)
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.schedule import UpdateSizes, learning_rate
 from synthetic import VOCABULARY, masking, model, optim, order, run, schedule
@@ -24,17 +31,24 @@ Curve = list[tuple[float, float]]
 
 
 def make_engine(
-    accumulation: int, stage: int, precision: str, deepspeed: dict[str, Any] | None = None, **changes: Any
+    accumulation: int,
+    stage: int,
+    precision: str,
+    deepspeed: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> Engine:
     if precision == "fp16":  # CPUs can, slowly, which DeepSpeed does not know
         get_accelerator().is_fp16_supported = lambda: True
+
     objective = MaskedLanguageModel(new_model(roberta_config(model(), VOCABULARY), 7))
     settings = run(zero_stage=stage, precision=precision, deepspeed=deepspeed or {})
     return Engine(objective, optim(**changes), settings, accumulation, torch.device("cpu"))
 
 
 def make_batches(rank: int, ranks: int, micro_batch: int, seed: int = 1) -> Batches:
-    return Batches(order(seed=seed), UpdateSizes(32), masking(), VOCABULARY, rank, ranks, micro_batch)
+    return Batches(
+        order(seed=seed), UpdateSizes(32), masking(), VOCABULARY, rank, ranks, micro_batch
+    )
 
 
 def sums(tensor: torch.Tensor) -> list[float]:
@@ -51,14 +65,18 @@ def train(
     torch.set_num_threads(1)
     start_ranks(rank)
     changes = changes or {}
-    batches = make_batches(rank, ranks, micro_batch, seed=1 + rank if fault == "rank-dependent order" else 1)
+    batches = make_batches(
+        rank, ranks, micro_batch, seed=1 + rank if fault == "rank-dependent order" else 1
+    )
     engine = make_engine(batches.accumulation, stage, precision, **changes)
     curve: Curve = []
     overflows = 0
+
     for update in range(1, UPDATES + 1):
         share = batches.share(update)
         (masked,) = sum_over_ranks([share.masked_tokens], engine.device)
         norm = None
+
         while norm is None:
             loss_sum = 0.0
             for batch in share.micro_batches:
@@ -68,16 +86,20 @@ def train(
                     divisor = max(1, len(batch.labels)) * ranks * batches.accumulation
                 engine.backward(loss / divisor)
                 loss_sum += loss.item()
+
             (loss_sum,) = sum_over_ranks([loss_sum], engine.device)
             norm = engine.step(learning_rate(update, optim(), schedule()))
             overflows += norm is None
+
         curve.append((loss_sum / masked, norm))
         if update == restart:
             saved = [tuple(t.clone() for t in rest) for _, *rest in engine.full_tensors()]
             engine = make_engine(batches.accumulation, stage, precision, **changes)
             engine.restore(iter(saved) if rank == 0 else None, update)  # type: ignore[arg-type]
+
     weights = {name: sums(t) for name, t, *_ in engine.full_tensors()}
     stop_ranks()
+
     return {
         "curve": curve,
         "weights": weights,
@@ -102,28 +124,43 @@ def reference() -> dict[str, Any]:
         objective = MaskedLanguageModel(new_model(roberta_config(model(), VOCABULARY), 7))
         section = optim()
         adam = torch.optim.AdamW(
-            objective.parameters(), lr=0, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay
+            objective.parameters(),
+            lr=0,
+            betas=section.betas,
+            eps=section.eps,
+            weight_decay=section.weight_decay,
         )
         curve = []
+
         for update in range(1, UPDATES + 1):
             (batch,) = make_batches(0, 1, 32).share(update).micro_batches
             logits = objective.logits(batch.inputs, batch.attention, batch.positions)
-            loss = functional.cross_entropy(logits.tokens, batch.labels)  # the mean over all masked tokens
+            loss = functional.cross_entropy(
+                logits.tokens, batch.labels
+            )  # the mean over all masked tokens
             adam.zero_grad()
             loss.backward()
             norm = torch.nn.utils.get_total_norm([p.grad for p in objective.parameters()])  # type: ignore[misc]
             adam.param_groups[0]["lr"] = learning_rate(update, section, schedule())
             adam.step()
             curve.append((loss.item(), norm.item()))
+
         weights = {
-            n: [p.double().sum().item(), p.double().square().sum().item()] for n, p in objective.named_parameters()
+            n: [p.double().sum().item(), p.double().square().sum().item()]
+            for n, p in objective.named_parameters()
         }
         return {"curve": curve, "weights": weights}
 
     return run_distributed(1, go)[0]
 
 
-LAYOUTS = [(1, 8), (2, 4), (2, 8), (1, 32), (3, 8)]  # ranks, micro-batch: accumulation 4, 4, 2, 1, 2
+LAYOUTS = [
+    (1, 8),
+    (2, 4),
+    (2, 8),
+    (1, 32),
+    (3, 8),
+]  # ranks, micro-batch: accumulation 4, 4, 2, 1, 2
 
 
 @pytest.mark.parametrize(("ranks", "micro_batch"), LAYOUTS)
@@ -137,15 +174,20 @@ def test_every_layout_gives_the_losses_and_norms_of_plain_torch(
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (3, 2), (1, 3), (3, 3)])
-def test_every_zero_stage_ends_at_the_weights_of_plain_torch(ranks: int, stage: int, reference: dict[str, Any]) -> None:
+def test_every_zero_stage_ends_at_the_weights_of_plain_torch(
+    ranks: int, stage: int, reference: dict[str, Any]
+) -> None:
     def go(rank: int, count: int) -> dict[str, Any]:
         return train(rank, count, 8, stage)
 
     for result in run_distributed(ranks, go):
-        assert [tuple(p) for p in result["curve"]] == [pytest.approx(tuple(p), rel=1e-4) for p in reference["curve"]]
+        assert [tuple(p) for p in result["curve"]] == [
+            pytest.approx(tuple(p), rel=1e-4) for p in reference["curve"]
+        ]
         for name, (total, squares) in reference["weights"].items():
             assert result["weights"][name][1] == pytest.approx(squares, rel=1e-5), name
             assert result["weights"][name][0] == pytest.approx(total, rel=1e-3, abs=1e-3), name
+
         assert not [name for name in result["shm"] if "deepspeed" in name]
 
 
@@ -154,7 +196,9 @@ def test_the_classic_faults_are_noticed(fault: str, reference: dict[str, Any]) -
     found = curve_of(2, 4, fault=fault)
     off = [
         abs(loss / expected_loss - 1) > 1e-4 or abs(norm / expected_norm - 1) > 1e-4
-        for (loss, norm), (expected_loss, expected_norm) in zip(found, reference["curve"], strict=True)
+        for (loss, norm), (expected_loss, expected_norm) in zip(
+            found, reference["curve"], strict=True
+        )
     ]
     assert any(off)
 
@@ -175,7 +219,9 @@ def test_fp16_follows_fp32_and_loses_no_update_to_an_overflow(
 
     for result in run_distributed(ranks, go):
         assert result["overflows"] >= 4  # 2**28 times gradients of 1e-2 to 1 are far above 65,504
-        for (loss, norm), (expected_loss, expected_norm) in zip(result["curve"], reference["curve"], strict=True):
+        for (loss, norm), (expected_loss, expected_norm) in zip(
+            result["curve"], reference["curve"], strict=True
+        ):
             assert loss == pytest.approx(expected_loss, rel=1e-3)
             assert norm == pytest.approx(expected_norm, rel=1e-2)
 
@@ -188,11 +234,13 @@ def test_a_gradient_that_overflows_at_any_scale_is_infinite() -> None:
         engine = make_engine(batches.accumulation, 1, "fp16")
         (batch,) = batches.share(1).micro_batches
         norms: list[float | None] = [None]
+
         while norms[-1] is None:
             loss = engine(batch.inputs, batch.attention, batch.positions, batch.labels).sum()
             loss.register_hook(lambda gradient: gradient * float("inf"))
             engine.backward(loss)
             norms.append(engine.step(1e-3))
+
         stop_ranks()
         return norms
 
@@ -205,12 +253,14 @@ def test_fp16_is_refused_where_the_device_cannot() -> None:
         start_ranks(rank)
         get_accelerator().is_fp16_supported = lambda: False
         objective = MaskedLanguageModel(new_model(roberta_config(model(), VOCABULARY), 7))
+
         try:
             Engine(objective, optim(), run(precision="fp16"), 1, torch.device("cpu"))
         except UserError as error:
             return str(error)
         finally:
             stop_ranks()
+
         return "accepted"
 
     assert "run.precision = fp16" in run_distributed(1, go)[0]
@@ -226,7 +276,14 @@ def test_bf16_follows_fp32_and_keeps_fp32_weights(stage: int, reference: dict[st
 
 @pytest.mark.parametrize(
     ("ranks", "stage", "precision"),
-    [(1, 0, "fp32"), (2, 1, "fp32"), (2, 2, "fp32"), (3, 3, "fp32"), (2, 1, "bf16"), (2, 3, "bf16")],
+    [
+        (1, 0, "fp32"),
+        (2, 1, "fp32"),
+        (2, 2, "fp32"),
+        (3, 3, "fp32"),
+        (2, 1, "bf16"),
+        (2, 3, "bf16"),
+    ],
 )
 def test_restoring_full_tensors_changes_nothing(ranks: int, stage: int, precision: str) -> None:
     straight = curve_of(ranks, 8, stage, precision)
@@ -237,14 +294,19 @@ def test_clipping_bounds_the_update_and_leaves_the_logged_norm(reference: dict[s
     clipped = curve_of(2, 8, changes={"clip_norm": 0.01})
     assert clipped[0][1] == pytest.approx(reference["curve"][0][1], rel=1e-4)
     for stage in (0, 1):  # the same clipped path, whoever clips
-        assert curve_of(1, 8, stage, changes={"clip_norm": 0.01}) == [pytest.approx(p, rel=1e-4) for p in clipped]
+        assert curve_of(1, 8, stage, changes={"clip_norm": 0.01}) == [
+            pytest.approx(p, rel=1e-4) for p in clipped
+        ]
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+    ("stage", "precision"),
+    [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")],
 )
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_shows_in_the_norm(stage: int, precision: str, value: float) -> None:
+def test_a_gradient_that_is_not_finite_shows_in_the_norm(
+    stage: int, precision: str, value: float
+) -> None:
     """The loop stops by it; DeepSpeed must not turn it into a number."""
 
     def go(rank: int, ranks: int) -> bool:
@@ -263,7 +325,9 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm(stage: int, precision: 
     assert run_distributed(1, go) == [False]
 
 
-@pytest.mark.parametrize(("factor", "says"), [(1.01, "different gradient norms"), (float("inf"), "inf"), (1.0, "fine")])
+@pytest.mark.parametrize(
+    ("factor", "says"), [(1.01, "different gradient norms"), (float("inf"), "inf"), (1.0, "fine")]
+)
 def test_ranks_that_see_different_gradients_say_so(factor: float, says: str) -> None:
     """The fault is on one rank, after gradients are reduced; all ranks must meet it."""
 
@@ -273,16 +337,20 @@ def test_ranks_that_see_different_gradients_say_so(factor: float, says: str) -> 
         batches = make_batches(rank, ranks, 16)
         engine = make_engine(batches.accumulation, 0, "fp32")
         (batch,) = batches.share(1).micro_batches
-        engine.backward(engine(batch.inputs, batch.attention, batch.positions, batch.labels).sum() / 100)
+        engine.backward(
+            engine(batch.inputs, batch.attention, batch.positions, batch.labels).sum() / 100
+        )
         if rank == 1:
             for _, parameter in engine._parameters():
                 parameter.grad.mul_(factor)
+
         try:
             norm = engine.step(1e-3)
         except UserError as error:
             return str(error)
         finally:
             stop_ranks()
+
         return "fine" if math.isfinite(norm) else str(norm)
 
     found = run_distributed(2, go)
@@ -301,6 +369,7 @@ def test_fifty_updates_of_adamw_are_those_of_its_equations() -> None:
         own = [p.detach().double().clone() for p in layer.parameters()]
         first, second = ([torch.zeros_like(p) for p in own] for _ in range(2))
         (beta1, beta2), eps = section.betas, section.eps
+
         for update in range(1, 51):
             rate = adam.param_groups[0]["lr"] = 1e-2 * update / 50
             adam.param_groups[-1]["lr"] = rate
@@ -309,10 +378,16 @@ def test_fifty_updates_of_adamw_are_those_of_its_equations() -> None:
                 gradient = parameter.grad.double()
                 first[i] = beta1 * first[i] + (1 - beta1) * gradient
                 second[i] = beta2 * second[i] + (1 - beta2) * gradient**2
-                step = first[i] / (1 - beta1**update) / ((second[i] / (1 - beta2**update)).sqrt() + eps)
+                step = (
+                    first[i]
+                    / (1 - beta1**update)
+                    / ((second[i] / (1 - beta2**update)).sqrt() + eps)
+                )
                 shrink = section.weight_decay if decay == "all" or parameter.ndim > 1 else 0.0
                 own[i] = own[i] - rate * (step + shrink * own[i])
+
             adam.step()
+
         for parameter, expected in zip(layer.parameters(), own, strict=True):
             torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-6)
 
@@ -327,7 +402,9 @@ def test_decay_on_all_or_on_matrices_alone() -> None:
     decayed, spared = parameter_groups(objective, optim(decay="weights"))
     names = {id(p): name for name, p in objective.named_parameters()}
     assert all("bias" in names[id(p)] or "norm" in names[id(p)].lower() for p in spared["params"])
-    assert not any("bias" in names[id(p)] or "norm" in names[id(p)].lower() for p in decayed["params"])
+    assert not any(
+        "bias" in names[id(p)] or "norm" in names[id(p)].lower() for p in decayed["params"]
+    )
     assert spared["weight_decay"] == 0
 
 

@@ -16,7 +16,10 @@ from robustly.pretrain.loop import pretrain
 from robustly.pretrain.stage import Pretraining
 
 pytestmark = pytest.mark.distributed
-TEXT = "A story of the inn. It is a short one.\n\nAnd another of the weather, which was cold that year.\n"
+TEXT = (
+    "A story of the inn. It is a short one.\n\nAnd another of the weather, which was cold that"
+    " year.\n"
+)
 PAGE = (
     "tokenizer.vocab_size=270",
     "tokenizer.min_frequency=1",
@@ -73,6 +76,7 @@ def test_fewer_blocks_than_ranks(small: Callable[[str], Pretraining]) -> None:
         assert len(Blocks(config.data_folder, "train", 64, "full_sentences")) == 2
         run_distributed(ranks, go, config)
         curves.append(curve(config, config.folder))
+
     assert len(curves[0]) == 4 and all(line["masked_tokens"] > 0 for line in curves[0])
     for one, other in zip(*curves, strict=True):
         assert one == pytest.approx(other, rel=1e-4)

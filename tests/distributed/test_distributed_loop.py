@@ -1,4 +1,5 @@
-"""The whole loop on several ranks: killed, stopped, resumed, moved to other ranks, and refused where it must be."""
+"""The whole loop on several ranks: killed, stopped, resumed, moved to other ranks, and refused
+where it must be."""
 
 import os
 import random
@@ -17,21 +18,34 @@ from torch.nn import functional
 from ranks import run_distributed
 from robustly import UserError, tokenizer
 from robustly.data_prep.blocks import Blocks
-from robustly.data_prep.sampler import Order
+from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import read_metrics
 from robustly.pretrain import checkpoint, engine, loop
 from robustly.pretrain.batches import Batches, blocks_per_update
 from robustly.pretrain.checkpoint import last_checkpoint
 from robustly.pretrain.loop import Stopped, pretrain
-from robustly.pretrain.masking import TokenIds
-from robustly.pretrain.objective import MaskedLanguageModel, NextSentenceHead, new_model, roberta_config
+from robustly.pretrain.masking import SpecialTokens
+from robustly.pretrain.objective import (
+    MaskedLanguageModel,
+    NextSentenceHead,
+    new_model,
+    roberta_config,
+)
 from robustly.pretrain.schedule import UpdateSizes
 from robustly.pretrain.stage import Pretraining
 from robustly.rng import Purpose, seed64
 
 pytestmark = pytest.mark.distributed
 NO_DROPOUT = ("model.dropout=0.0", "model.attention_dropout=0.0")
-REPEATED = ("update", "epoch", "loss", "lr", "grad_norm", "masked_tokens", "tokens")  # the rest are timings
+REPEATED = (
+    "update",
+    "epoch",
+    "loss",
+    "lr",
+    "grad_norm",
+    "masked_tokens",
+    "tokens",
+)  # the rest are timings
 MakePretraining = Callable[..., Pretraining]
 
 
@@ -43,7 +57,8 @@ def go(rank: int, ranks: int, config: Pretraining, kill_after: int | None = None
 
 
 def kill_this_process(config: Pretraining, updates: int) -> None:
-    """SIGKILL at a random moment of the update or two after the given one: an update takes some 50 ms here."""
+    """SIGKILL at a random moment of the update or two after the given one: an update takes some 50
+    ms here."""
     while len(read_metrics(config.folder / "metrics.jsonl")) < updates:
         time.sleep(0.002)
     time.sleep(random.uniform(0, 0.1))
@@ -55,7 +70,10 @@ def train(config: Pretraining, ranks: int) -> None:
 
 
 def metrics(config: Pretraining) -> list[dict[str, Any]]:
-    return [{key: line[key] for key in REPEATED} for line in read_metrics(config.folder / "metrics.jsonl")]
+    return [
+        {key: line[key] for key in REPEATED}
+        for line in read_metrics(config.folder / "metrics.jsonl")
+    ]
 
 
 def evaluations(config: Pretraining) -> list[dict[str, Any]]:
@@ -90,7 +108,17 @@ def test_metrics_manifest_and_checkpoints_of_a_run(straight: Pretraining) -> Non
     config = straight
     lines = read_metrics(config.folder / "metrics.jsonl")
     assert [line["update"] for line in lines] == list(range(1, 13))
-    wanted = {"update", "epoch", "loss", "lr", "grad_norm", "masked_tokens", "tokens", "tokens_per_second", "seconds"}
+    wanted = {
+        "update",
+        "epoch",
+        "loss",
+        "lr",
+        "grad_norm",
+        "masked_tokens",
+        "tokens",
+        "tokens_per_second",
+        "seconds",
+    }
     assert wanted <= lines[0].keys()
     assert lines[2]["lr"] == config.optim.peak_lr and lines[-1]["lr"] == 0
     assert [line["update"] for line in evaluations(config)] == [0, 6, 12]
@@ -111,28 +139,46 @@ def test_metrics_manifest_and_checkpoints_of_a_run(straight: Pretraining) -> Non
 def test_the_first_gradient_is_that_of_the_mean_over_the_whole_update(
     pretraining: MakePretraining, format: str
 ) -> None:
-    """By plain torch, in one batch: the mean over all masked tokens, and beside it that over all pairs. Adam divides a
-    constant factor out again, so that the weights would not show it."""
-    config = pretraining(format, *NO_DROPOUT, f"data.format={format}", "schedule.updates=1", "schedule.warmup=1")
+    """By plain torch, in one batch: the mean over all masked tokens, and beside it that over all
+    pairs. Adam divides a constant factor out again, so that the weights would not show it."""
+    config = pretraining(
+        format, *NO_DROPOUT, f"data.format={format}", "schedule.updates=1", "schedule.warmup=1"
+    )
     train(config, 2)
 
     def norm(rank: int, ranks: int) -> tuple[float, float]:
         torch.set_num_threads(1)
-        vocabulary = TokenIds.of(tokenizer.load(config.tokenizer_folder))
+        vocabulary = SpecialTokens.of(tokenizer.load(config.tokenizer_folder))
         length = config.data.block_length
-        order = Order(Blocks(config.data_folder, "train", length, config.data.format), config.seed, config.repeats)
+        order = EpochSampler(
+            Blocks(config.data_folder, "train", length, config.data.format),
+            config.seed,
+            config.repeats,
+        )
         count = blocks_per_update(config.optim, length, order.mean_length, config.data.format)
-        (batch,) = Batches(order, UpdateSizes(count), config.masking, vocabulary, 0, 1, count).share(1).micro_batches
+        (batch,) = (
+            Batches(order, UpdateSizes(count), config.masking, vocabulary, 0, 1, count)
+            .share(1)
+            .micro_batches
+        )
         sizes = roberta_config(config.model, vocabulary)
         roberta = new_model(sizes, seed64(config.seed, Purpose.INIT, 0, 0))
-        head = NextSentenceHead(sizes, seed64(config.seed, Purpose.INIT, 0, 1)) if batch.follows is not None else None
+        head = (
+            NextSentenceHead(sizes, seed64(config.seed, Purpose.INIT, 0, 1))
+            if batch.follows is not None
+            else None
+        )
         model = MaskedLanguageModel(roberta, head)
         logits = model.logits(batch.inputs, batch.attention, batch.positions)
         loss = masked_loss = functional.cross_entropy(logits.tokens, batch.labels)
         if logits.follows is not None:
             loss = loss + functional.cross_entropy(logits.follows, batch.follows, ignore_index=-1)
+
         loss.backward()
-        return masked_loss.item(), float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]))
+
+        return masked_loss.item(), float(
+            torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+        )
 
     ((loss, gradient_norm),) = run_distributed(1, norm)
     (line,) = metrics(config)
@@ -140,12 +186,16 @@ def test_the_first_gradient_is_that_of_the_mean_over_the_whole_update(
     assert line["grad_norm"] == pytest.approx(gradient_norm, rel=1e-4)
 
 
-def test_loss_is_logged_over_the_interval(pretraining: MakePretraining, straight: Pretraining) -> None:
-    """Also the interval during which the run was killed and resumed: updates 6 to 10, with a checkpoint at 8."""
+def test_loss_is_logged_over_the_interval(
+    pretraining: MakePretraining, straight: Pretraining
+) -> None:
+    """Also the interval during which the run was killed and resumed: updates 6 to 10, with a
+    checkpoint at 8."""
     fifth = pretraining("fifth", "run.log_every=5")
     run_distributed(2, die_after, fifth, 8)
     train(fifth, 2)
     single = metrics(straight)
+
     for line in metrics(fifth):  # updates 5, 10 and the last, 12
         window = [
             one
@@ -162,16 +212,22 @@ def test_killed_at_random_moments_and_started_again_it_is_the_same_run(
 ) -> None:
     killed = pretraining("killed")
     for updates in (3, 5, 7):
-        with pytest.raises(AssertionError, match="died without a word"):  # SIGKILL, not an error of ours
+        with pytest.raises(
+            AssertionError, match="died without a word"
+        ):  # SIGKILL, not an error of ours
             run_distributed(2, go, killed, updates)
+
         found = checkpoint.newest(killed.folder / "checkpoints")
         assert found is not None and updates - 2 <= found.progress.update < 12
+
     train(killed, 2)
     assert_same_run(straight, killed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on(pretraining: MakePretraining, number: signal.Signals) -> None:
+def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on(
+    pretraining: MakePretraining, number: signal.Signals
+) -> None:
     straight, stopped = pretraining("straight"), pretraining("stopped", "run.checkpoint_every=100")
     train(straight, 2)
 
@@ -185,10 +241,12 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on(pretraining: MakePretr
             return original(self, share, asked)
 
         loop.Trainer._update = update  # type: ignore[method-assign]
+
         try:
             pretrain(stopped, rank, rank, ranks)
         except Stopped as stop:
             return str(stop)
+
         return ""
 
     assert run_distributed(2, stop_after_5) == ["stopped after update 5, with a checkpoint"] * 2
@@ -210,6 +268,7 @@ def test_resumed_on_other_ranks_and_stage_it_sees_the_same_batches(
     train(elsewhere, ranks)
     last, other_last = (evaluations(config)[-1] for config in (straight_without_dropout, elsewhere))
     assert last["validation_loss"] == pytest.approx(other_last["validation_loss"], rel=1e-4)
+
     for one, other in zip(metrics(straight_without_dropout), metrics(elsewhere), strict=True):
         assert {k: one[k] for k in ("update", "lr", "masked_tokens", "tokens")} == {
             k: other[k] for k in ("update", "lr", "masked_tokens", "tokens")
@@ -221,17 +280,21 @@ def test_resumed_on_other_ranks_and_stage_it_sees_the_same_batches(
 def test_fp16_that_overflows_makes_every_update_of_fp32(
     pretraining: MakePretraining, straight_without_dropout: Pretraining
 ) -> None:
-    """At a loss scale of 2**30 the first gradients overflow; no update may be lost to that, nor its batch or rate."""
+    """At a loss scale of 2**30 the first gradients overflow; no update may be lost to that, nor its
+    batch or rate."""
     half = pretraining("half", *NO_DROPOUT, "run.precision=fp16", "run.zero_stage=1")
 
     def in_half(rank: int, ranks: int) -> None:
-        engine.get_accelerator().is_fp16_supported = lambda: True  # CPUs can, slowly, which DeepSpeed does not know
+        engine.get_accelerator().is_fp16_supported = lambda: (
+            True
+        )  # CPUs can, slowly, which DeepSpeed does not know
         engine.LOSS_SCALE_POWER = 30
         go(rank, ranks, half)
 
     run_distributed(2, in_half)
     lines = read_metrics(half.folder / "metrics.jsonl")
     assert 1 <= lines[0]["loss_scale"] < 2**30
+
     for one, other in zip(metrics(straight_without_dropout), metrics(half), strict=True):
         assert {k: one[k] for k in ("update", "lr", "masked_tokens", "tokens")} == {
             k: other[k] for k in ("update", "lr", "masked_tokens", "tokens")
@@ -242,9 +305,15 @@ def test_fp16_that_overflows_makes_every_update_of_fp32(
 def test_evaluation_is_the_same_on_any_layout(pretraining: MakePretraining) -> None:
     results = []
     for ranks, micro_batch in ((1, 16), (2, 3), (3, 4)):
-        config = pretraining(f"on{ranks}", "schedule.updates=1", "schedule.warmup=1", f"run.micro_batch={micro_batch}")
+        config = pretraining(
+            f"on{ranks}",
+            "schedule.updates=1",
+            "schedule.warmup=1",
+            f"run.micro_batch={micro_batch}",
+        )
         train(config, ranks)
         results.append(evaluations(config)[0])
+
     for result in results[1:]:
         assert result["validation_masked_tokens"] == results[0]["validation_masked_tokens"]
         assert result["validation_accuracy"] == results[0]["validation_accuracy"]
@@ -267,26 +336,47 @@ def test_another_recipe_is_refused_and_nothing_is_lost(
     files = {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()}
     with pytest.raises(UserError) as refused:
         make_pretraining("straight", "optim.peak_lr=1e-2", "masking.mask=0.7").stage().finished()
+
     message = str(refused.value)
-    assert "optim.peak_lr: 0.002 there, 0.01 now" in message and "masking.mask: 0.8 there, 0.7 now" in message
+    assert (
+        "optim.peak_lr: 0.002 there, 0.01 now" in message
+        and "masking.mask: 0.8 there, 0.7 now" in message
+    )
     assert "--new-run" in message
     assert {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()} == files
-    assert make_pretraining("straight", "run.micro_batch=3", "run.log_every=7").stage().finished()  # `run` is no recipe
+    assert (
+        make_pretraining("straight", "run.micro_batch=3", "run.log_every=7").stage().finished()
+    )  # `run` is no recipe
 
 
 def test_divergence_stops_before_a_checkpoint_is_spoilt(pretraining: MakePretraining) -> None:
-    config = pretraining("wild", "optim.peak_lr=1e30", "schedule.warmup=0", "run.checkpoint_every=1")
-    with pytest.raises(AssertionError, match=r"UserError: update \d+: the (loss|gradient norm) is (nan|inf)"):
+    config = pretraining(
+        "wild", "optim.peak_lr=1e30", "schedule.warmup=0", "run.checkpoint_every=1"
+    )
+    with pytest.raises(
+        AssertionError, match=r"UserError: update \d+: the (loss|gradient norm) is (nan|inf)"
+    ):
         train(config, 1)
+
     found = checkpoint.newest(config.folder / "checkpoints")
     assert found is None or all(bool(torch.isfinite(w).all()) for w in found.weights().values())
 
 
-def test_a_spoilt_evaluation_stops_before_the_weights_are_saved(pretraining: MakePretraining) -> None:
-    wild = ("optim.peak_lr=1e30", "schedule.warmup=0", "run.checkpoint_every=1", "run.evaluate_every=1")
+def test_a_spoilt_evaluation_stops_before_the_weights_are_saved(
+    pretraining: MakePretraining,
+) -> None:
+    wild = (
+        "optim.peak_lr=1e30",
+        "schedule.warmup=0",
+        "run.checkpoint_every=1",
+        "run.evaluate_every=1",
+    )
     config = pretraining("wild", *wild)
-    with pytest.raises(AssertionError, match=r"UserError: update 1: the validation loss is (nan|inf)"):
+    with pytest.raises(
+        AssertionError, match=r"UserError: update 1: the validation loss is (nan|inf)"
+    ):
         train(config, 1)
+
     assert checkpoint.newest(config.folder / "checkpoints") is None
 
 
@@ -301,10 +391,14 @@ def test_broken_lines_of_metrics_are_left_out_with_a_warning(
     train(config, 1)
     assert [line["update"] for line in metrics(config)] == list(range(1, 13))
     messages = capfd.readouterr().err
-    assert "line 3: not a line of metrics" in messages and "line 4: not a line of metrics" in messages
+    assert (
+        "line 3: not a line of metrics" in messages and "line 4: not a line of metrics" in messages
+    )
 
 
-def test_two_runs_at_once_do_not_mix(pretraining: MakePretraining, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_at_once_do_not_mix(
+    pretraining: MakePretraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = pretraining()
     stage = config.stage()
     with stage.begin(), pytest.raises(AssertionError, match="another process is at work here"):
@@ -312,12 +406,16 @@ def test_two_runs_at_once_do_not_mix(pretraining: MakePretraining, monkeypatch: 
         run_distributed(1, go, config)
 
 
-def test_inputs_that_do_not_belong_together_are_refused(pretraining: MakePretraining, tmp_path: Path) -> None:
+def test_inputs_that_do_not_belong_together_are_refused(
+    pretraining: MakePretraining, tmp_path: Path
+) -> None:
     config = pretraining()
     with pytest.raises(UserError, match="robustly prepare"):
         pretraining("train", f"paths.data={tmp_path / 'nowhere'}").stage()
+
     shard = next(iter(config.data_folder.glob("*.tokens.npy")))
     content = shard.read_bytes()
+
     try:
         shard.write_bytes(content[:-10])
         with pytest.raises(UserError, match="cut off"):

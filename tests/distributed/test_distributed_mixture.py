@@ -1,4 +1,5 @@
-"""A corpus of several sources: repeated as the page says, one held out as a whole, the held-out loss of each."""
+"""A corpus of several sources: repeated as the page says, one held out as a whole, the held-out
+loss of each."""
 
 import json
 from collections.abc import Callable
@@ -14,15 +15,15 @@ from robustly import UserError, manifest, tokenizer
 from robustly import experiment as experiments
 from robustly.cli import app
 from robustly.corpus.documents import documents
-from robustly.corpus.partitions import parts
+from robustly.corpus.partitions import partitions
 from robustly.data_prep.blocks import Blocks
-from robustly.data_prep.sampler import Order
+from robustly.data_prep.sampler import EpochSampler
 from robustly.data_prep.store import Store
 from robustly.metrics import read_metrics
 from robustly.pretrain.checkpoint import last_checkpoint
 from robustly.pretrain.evaluation import masked_batches
 from robustly.pretrain.loop import pretrain
-from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import roberta_config
 from robustly.pretrain.stage import Pretraining
 
@@ -33,12 +34,14 @@ MakePretraining = Callable[..., Pretraining]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three sources of 60 kB each of the bundled corpus, the last of them held out; tokenizer and data made of them."""
+    """Three sources of 60 kB each of the bundled corpus, the last of them held out; tokenizer and
+    data made of them."""
     root = tmp_path_factory.mktemp("mixture")
     text = CORPUS.read_text(encoding="utf-8")
     cuts = [text.index("\n\n", at) if at else 0 for at in (0, 60_000, 120_000, 180_000)]
     for name, begin, end in zip("abc", cuts, cuts[1:], strict=False):
         (root / f"{name}.txt").write_text(text[begin:end].strip("\n"), encoding="utf-8")
+
     experiment = experiments.load_experiment("configs/tiny.yaml", changes(root))
     app.build_tokenizer(experiment)
     app.prepare_data(experiment)
@@ -47,10 +50,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def changes(root: Path, repeats: tuple[float, ...] = REPEATS, held_out: str = "c") -> list[str]:
     sources = [
-        {"path": str(root / f"{name}.txt"), "name": name, "repeat": times, "held_out": name == held_out}
+        {
+            "path": str(root / f"{name}.txt"),
+            "name": name,
+            "repeat": times,
+            "held_out": name == held_out,
+        }
         for name, times in zip("abc", repeats, strict=True)
     ]
-    others = ["model.dropout=0.0", "model.attention_dropout=0.0", "corpus.validation=0.3", "run.evaluate_blocks=60"]
+    others = [
+        "model.dropout=0.0",
+        "model.attention_dropout=0.0",
+        "corpus.validation=0.3",
+        "run.evaluate_blocks=60",
+    ]
     return [*SMALL, *others, f"corpus.sources={json.dumps(sources)}", f"paths.root={root}"]
 
 
@@ -72,16 +85,21 @@ def trained(root: Path) -> Pretraining:
     return config
 
 
-def test_the_source_that_is_held_out_is_the_validation_text_and_no_other_eye_sees_it(root: Path) -> None:
+def test_the_source_that_is_held_out_is_the_validation_text_and_no_other_eye_sees_it(
+    root: Path,
+) -> None:
     page = experiments.load_experiment("configs/tiny.yaml", changes(root))
     texts = {name: [] for name in range(3)}  # type: ignore[var-annotated]
-    for part in parts(page.corpus, root):
+    for part in partitions(page.corpus, root):
         texts[part.source] += [document.text for document in documents(part, page.corpus, [])]
+
     encoder = tokenizer.load(root / "tokenizer")
     train, validation = (Store(root / "data", split) for split in ("train", "validation"))
     assert list(validation.texts_of(2, encoder)) == texts[2] and len(texts[2]) > 2
     assert not list(train.texts_of(2, encoder))
-    shares = [len(list(validation.texts_of(source, encoder))) / len(texts[source]) for source in (0, 1)]
+    shares = [
+        len(list(validation.texts_of(source, encoder))) / len(texts[source]) for source in (0, 1)
+    ]
     assert all(0 < share < 0.7 for share in shares)
     counted = manifest.require(root / "tokenizer", "tokenizer", "").counts["documents"]
     assert counted == len(texts[0]) + len(texts[1])
@@ -98,16 +116,25 @@ def test_the_held_out_loss_of_each_source(trained: Pretraining) -> None:
         assert line[f"validation_{figure}"] == pytest.approx(mean)
 
     # the same by transformers' own loss, block by block
-    vocabulary = TokenIds.of(tokenizer.load(trained.tokenizer_folder))
+    vocabulary = SpecialTokens.of(tokenizer.load(trained.tokenizer_folder))
     model = RobertaForMaskedLM(roberta_config(trained.model, vocabulary)).eval()
     model.load_state_dict(last_checkpoint(trained.folder).weights(), strict=False)
     blocks = Blocks(trained.data_folder, "validation", 64, trained.data.format)
     sums = dict.fromkeys("abc", 0.0)
-    for batch, (source,) in masked_batches(blocks, trained.run.evaluate_blocks, trained.masking, vocabulary, 1):
-        labels = torch.full((batch.inputs.numel(),), -100).index_copy(0, batch.positions, batch.labels)
+
+    for batch, (source,) in masked_batches(
+        blocks, trained.run.evaluate_blocks, trained.masking, vocabulary, 1
+    ):
+        labels = torch.full((batch.inputs.numel(),), -100).index_copy(
+            0, batch.positions, batch.labels
+        )
         with torch.no_grad():
-            loss = model(batch.inputs, attention_mask=batch.attention, labels=labels.view_as(batch.inputs)).loss
+            loss = model(
+                batch.inputs, attention_mask=batch.attention, labels=labels.view_as(batch.inputs)
+            ).loss
+
         sums["abc"[source]] += float(loss) * len(batch.labels)
+
     for name, score in sources.items():
         assert score["loss"] == pytest.approx(sums[name] / score["masked_tokens"], rel=1e-4)
 
@@ -124,7 +151,7 @@ def test_an_epoch_is_the_repeated_sources(root: Path, trained: Pretraining) -> N
     blocks = Blocks(root / "data", "train", 64, trained.data.format)
     begin, middle, end, _ = blocks.source_starts.tolist()
     size = round(1.5 * (middle - begin)) + round(0.5 * (end - middle))
-    assert Order(blocks, trained.seed, trained.repeats).size == size
+    assert EpochSampler(blocks, trained.seed, trained.repeats).size == size
     last = read_metrics(trained.folder / "metrics.jsonl")[-1]
     assert last["epoch"] == pytest.approx(12 * 24 / size)
     made = manifest.read(trained.folder)
@@ -150,15 +177,20 @@ def test_pairs_train_with_a_next_sentence_loss_on_any_number_of_ranks(root: Path
     alone = make(root, "pairs_alone", *pairs, "run.micro_batch=3")
     run_distributed(1, go, alone)
     one, two = (read_metrics(each.folder / "metrics.jsonl") for each in (config, alone))
+
     for figure in ("loss", "next_sentence_loss", "grad_norm"):
-        assert [line[figure] for line in one] == pytest.approx([line[figure] for line in two], rel=1e-3)
+        assert [line[figure] for line in one] == pytest.approx(
+            [line[figure] for line in two], rel=1e-3
+        )
+
     assert 0.6 < one[0]["next_sentence_loss"] < 0.8  # near ln 2
     assert last_checkpoint(config.folder).weights()["next_sentence.output.weight"].shape == (2, 32)
 
-    # the evaluation, by hand: 12 updates teach nothing, but the figures must be those of the labels that are shown
+    # the evaluation, by hand: 12 updates teach nothing, but the figures must be those of the labels
+    # that are shown
     line = read_metrics(config.folder / "evaluations.jsonl")[0]
     blocks = Blocks(config.data_folder, "validation", 64, "segment_pair")
-    vocabulary = TokenIds.of(tokenizer.load(config.tokenizer_folder))
+    vocabulary = SpecialTokens.of(tokenizer.load(config.tokenizer_folder))
     shown = masked_batches(blocks, config.run.evaluate_blocks, config.masking, vocabulary, 16)
     follows = torch.cat([batch.follows for batch, _ in shown if batch.follows is not None])
     share = float((follows == 1).sum() / (follows >= 0).sum())

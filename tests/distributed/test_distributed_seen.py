@@ -1,4 +1,5 @@
-"""What is seen of a run from outside: its best checkpoint, utilisation, a trace; and updates that grow."""
+"""What is seen of a run from outside: its best checkpoint, utilisation, a trace; and updates that
+grow."""
 
 import gzip
 import json
@@ -15,19 +16,23 @@ from small_page import die_after
 from ranks import run_distributed
 from robustly import UserError
 from robustly.data_prep.blocks import Blocks
-from robustly.data_prep.sampler import Order
+from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import read_metrics
 from robustly.pretrain.checkpoint import best_update, last_checkpoint, of_finished
 from robustly.pretrain.flops import flops_per_token
 from robustly.pretrain.loop import pretrain
 from robustly.pretrain.stage import Pretraining
-from robustly.publish.config import Publish
+from robustly.publish.config import PublishConfig
 from robustly.publish.publish import publish
 
 pytestmark = pytest.mark.distributed
 MakePretraining = Callable[..., Pretraining]
 TIMINGS = ("tokens_per_second", "data_wait", "memory_gb", "seconds", "mfu")
-GROWING = ("schedule.batch_warmup={start: 3, updates: 8}", "run.evaluate_every=4", "run.checkpoint_every=2")
+GROWING = (
+    "schedule.batch_warmup={start: 3, updates: 8}",
+    "run.evaluate_every=4",
+    "run.checkpoint_every=2",
+)
 """On 2 ranks: their first updates have 3, 5, 8 blocks, less than a micro-batch for each."""
 RISING_LOSS = ("optim.peak_lr=0.2", "schedule.warmup=8", "schedule.updates=8")
 """It falls at first."""
@@ -46,8 +51,8 @@ def metrics(config: Pretraining) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
 
 
-def order(config: Pretraining) -> Order:
-    return Order(Blocks(config.data_folder, "train", 64, "full_sentences"), config.seed)
+def order(config: Pretraining) -> EpochSampler:
+    return EpochSampler(Blocks(config.data_folder, "train", 64, "full_sentences"), config.seed)
 
 
 def files(folder: Path) -> list[str]:
@@ -67,14 +72,19 @@ def test_updates_grow_and_a_resume_amid_that_is_the_same_run(
     blocks = [3 + 21 * k // 8 for k in range(8)] + [24] * 4
     for line in metrics(growing):
         assert line["epoch"] == sum(blocks[: line["update"]]) / order(growing).size
+
     assert metrics(growing)[0]["tokens"] <= 3 * 64 < metrics(growing)[-1]["tokens"]
     killed = pretraining("killed", *GROWING)
     run_distributed(2, die_after, killed, 4, False)
     train(killed, 2)
     assert metrics(killed) == metrics(growing)
-    one, other = (last_checkpoint(config.folder).files["weights.safetensors"] for config in (killed, growing))
+    one, other = (
+        last_checkpoint(config.folder).files["weights.safetensors"] for config in (killed, growing)
+    )
     assert one == other
-    marks = [(config.folder / "checkpoints" / "best.json").read_text() for config in (killed, growing)]
+    marks = [
+        (config.folder / "checkpoints" / "best.json").read_text() for config in (killed, growing)
+    ]
     assert marks[0] == marks[1]
 
 
@@ -87,19 +97,28 @@ def test_utilisation_is_by_real_tokens_of_all_ranks(growing: Pretraining) -> Non
     assert lines[0]["mfu"] > 0
 
 
-def test_the_best_checkpoint_is_marked_kept_and_the_same_after_a_resume(pretraining: MakePretraining) -> None:
+def test_the_best_checkpoint_is_marked_kept_and_the_same_after_a_resume(
+    pretraining: MakePretraining,
+) -> None:
     keys = (*RISING_LOSS, "run.evaluate_every=2", "run.keep_checkpoints=1")
     straight, killed = pretraining("straight", *keys), pretraining("killed", *keys)
     train(straight, 1)
-    losses = {line["update"]: line["validation_loss"] for line in read_metrics(straight.folder / "evaluations.jsonl")}
+    losses = {
+        line["update"]: line["validation_loss"]
+        for line in read_metrics(straight.folder / "evaluations.jsonl")
+    }
     best = min((update for update in losses if update), key=lambda update: losses[update])
     assert best < 8  # else this page tests nothing
     run_distributed(1, die_after, killed, best, False)
     train(killed, 1)
+
     for config in (straight, killed):
         folder = config.folder / "checkpoints"
         assert files(folder) == ["best.json", f"update-{best:08d}", "update-00000008"]
-        assert json.loads((folder / "best.json").read_text()) == {"update": best, "validation_loss": losses[best]}
+        assert json.loads((folder / "best.json").read_text()) == {
+            "update": best,
+            "validation_loss": losses[best],
+        }
         finished = config.stage().finished()
         assert finished is not None and best_update(config.folder, finished) == best
         assert finished.counts["best_validation_loss"] == losses[best]
@@ -116,6 +135,7 @@ def test_a_trace_changes_no_number(
     assert files(traced.folder / "profile") == names
     with gzip.open(traced.folder / "profile" / names[0], "rt") as trace:
         assert any(event.get("name") == "aten::addmm" for event in json.load(trace)["traceEvents"])
+
     said = capfd.readouterr().err
     assert "most expensive operations, updates 3 to 5" in said and "aten::" in said
     finished = traced.stage().finished()
@@ -130,15 +150,26 @@ def test_the_best_checkpoint_can_be_published(pretraining: MakePretraining, tmp_
     assert finished is not None
     best, folder = best_update(config.folder, finished), tmp_path / "published"
     assert best < finished.counts["updates"]
-    choice = Publish(checkpoint="best")
-    made = publish(choice, "small", config.folder, config.data_folder, config.tokenizer_folder, folder)
+    choice = PublishConfig(checkpoint="best")
+    made = publish(
+        choice, "small", config.folder, config.data_folder, config.tokenizer_folder, folder
+    )
+
     with safe_open(folder / "model.safetensors", "pt") as published:
         weights = of_finished(config.folder, best).weights()
-        assert all(torch.equal(published.get_tensor(name), weights[name]) for name in published.keys())  # noqa: SIM118
+        assert all(
+            torch.equal(published.get_tensor(name), weights[name]) for name in published
+        )
+
     assert (
-        made.counts["validation_loss"] == finished.counts["best_validation_loss"] < finished.counts["validation_loss"]
+        made.counts["validation_loss"]
+        == finished.counts["best_validation_loss"]
+        < finished.counts["validation_loss"]
     )
     assert f"| updates | {best} |" in (folder / "README.md").read_text()
     without = replace(finished, counts={})
-    with pytest.raises(UserError, match=r"none of its checkpoints was evaluated.*publish\.checkpoint=last"):
+
+    with pytest.raises(
+        UserError, match=r"none of its checkpoints was evaluated.*publish\.checkpoint=last"
+    ):
         best_update(config.folder, without)

@@ -24,13 +24,16 @@ def go(rank: int, ranks: int, config: Pretraining) -> None:
 
 
 def test_a_run_without_padding_is_the_run_with_it(pretraining: Callable[..., Pretraining]) -> None:
-    """To rounding, and what is counted exactly, of the updates and of the evaluations, whose blocks are not sorted."""
+    """To rounding, and what is counted exactly, of the updates and of the evaluations, whose blocks
+    are not sorted."""
     lines = []
     for attention in ("sdpa", "varlen"):
         config = pretraining(attention, *SHORT, f"run.attention={attention}")
         run_distributed(2, go, config)
         lines.append([*read(config, "metrics"), *read(config, "evaluations")])
+
     assert len(lines[0]) == 12 + 3
+
     for padded, unpadded in zip(*lines, strict=True):
         assert {key: unpadded[key] for key in COUNTED & unpadded.keys()} == {
             key: padded[key] for key in COUNTED & padded.keys()
@@ -43,7 +46,9 @@ def read(config: Pretraining, name: str) -> list[dict[str, Any]]:
     return read_metrics(config.folder / f"{name}.jsonl")
 
 
-def test_attention_dropout_is_refused_before_the_first_update(pretraining: Callable[..., Pretraining]) -> None:
+def test_attention_dropout_is_refused_before_the_first_update(
+    pretraining: Callable[..., Pretraining],
+) -> None:
     config = pretraining("refused", "run.attention=varlen")
 
     def refused(rank: int, ranks: int) -> str:

@@ -1,4 +1,5 @@
-"""A damaged input is named before the first update; each copy of the inputs is hashed once, and not again."""
+"""A damaged input is named before the first update; each copy of the inputs is hashed once, and not
+again."""
 
 import errno
 import os
@@ -61,11 +62,14 @@ def test_a_damaged_shard_is_named_before_the_first_update(
     ends = run_distributed(ranks, end_of_training, config)
     named = [message for kind, message in ends if kind == "UserError"]
     assert {kind for kind, _ in ends} <= {"UserError", "FailedElsewhere"}
-    assert named and all(str(shard) in message and "restore it, or delete" in message for message in named)
+    assert named and all(
+        str(shard) in message and "restore it, or delete" in message for message in named
+    )
     if damage is flip:
         assert len(named) == 1 and named[0].count("\n") == 0
         found, expected = sha256(shard), manifest.read(data).outputs[shard.name]["sha256"]  # type: ignore[union-attr]
         assert f"sha256 {found[:12]}, expected {expected[:12]}" in named[0]
+
     assert not (config.folder / "metrics.jsonl").exists()
 
 
@@ -81,10 +85,12 @@ def hashed(rank: int, ranks: int, copies: list[Path]) -> dict[str, Any]:
     manifest.sha256 = counted
     start_ranks(rank)
     message = ""
+
     try:
         verify([copies[rank % len(copies)]], rank)
     except UserError as fault:
         message = str(fault)
+
     stop_ranks()
     return {"names": names, "message": message}
 
@@ -107,7 +113,11 @@ def test_ranks_share_the_work_and_remember_it(data: Path) -> None:
 
 
 def test_the_data_is_known_where_it_was_prepared(prepared: Path, tmp_path: Path) -> None:
-    places = [f"corpus.sources={prepared / 'corpus.txt'}", f"paths.root={prepared}", f"paths.data={tmp_path / 'new'}"]
+    places = [
+        f"corpus.sources={prepared / 'corpus.txt'}",
+        f"paths.root={prepared}",
+        f"paths.data={tmp_path / 'new'}",
+    ]
     app.prepare_data(load_experiment("configs/tiny.yaml", [*SMALL, *places]))
     assert run_distributed(1, hashed, [tmp_path / "new"])[0]["names"] == []
     assert run_distributed(1, hashed, [prepared / "tokenizer"])[0]["names"] == []
@@ -123,7 +133,10 @@ def test_every_copy_is_checked(data: Path, tmp_path: Path) -> None:
     assert sorted(results[1]["names"]) == outputs(other)
     assert [str(damaged) in result["message"] for result in results] == [False, True, False]
     # what was whole is remembered all the same
-    assert [result["names"] for result in run_distributed(2, hashed, [data, other])] == [[], [damaged.name]]
+    assert [result["names"] for result in run_distributed(2, hashed, [data, other])] == [
+        [],
+        [damaged.name],
+    ]
 
 
 def test_a_folder_that_cannot_be_written_is_no_fault(

@@ -1,4 +1,5 @@
-"""A run that starts from a checkpoint: of a published model, and of a finished run with other tokens and positions."""
+"""A run that starts from a checkpoint: of a published model, and of a finished run with other
+tokens and positions."""
 
 import json
 import math
@@ -57,6 +58,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "new.txt").write_text(TEXT[end : TEXT.index("\n\n", end + 60_000)], encoding="utf-8")
     for name, page in (("first", BASE), ("continued", CONTINUED), ("wider", WIDER)):
         (folder / f"{name}.yaml").write_text(page, encoding="utf-8")
+
     robustly("run", "first.yaml", cwd=folder)
     return folder
 
@@ -75,17 +77,25 @@ def test_the_loss_on_new_text_falls_below_the_starting_checkpoints(work: Path) -
     continued = work / "runs" / "continued"
     before, after = losses(continued)
     assert after < before - 0.1
-    assert before < math.log(500) - 0.3  # what guessing all tokens alike gives, and an untrained model
+    assert (
+        before < math.log(500) - 0.3
+    )  # what guessing all tokens alike gives, and an untrained model
     assert "500 tokens as they are there, 0 made from their pieces" in said.stderr
-    assert "the checkpoint it started from" in card(continued) and "untrained" not in card(continued)
+    assert "the checkpoint it started from" in card(continued) and "untrained" not in card(
+        continued
+    )
     assert "pretrained further, from another checkpoint" in card(continued)
-    assert "untrained" in card(work / "runs" / "first") and "from scratch" in card(work / "runs" / "first")
+    assert "untrained" in card(work / "runs" / "first") and "from scratch" in card(
+        work / "runs" / "first"
+    )
     inputs = json.loads((continued / "train" / "recipe.json").read_text())["inputs"]
     assert inputs.keys() == {"data", "tokenizer", "init_from"}
     refused = robustly("pretrain", "continued.yaml", "model.init_from=null", cwd=work, code=2)
     assert "input.init_from" in refused.stderr and "absent now" in refused.stderr
     # the folder of a run holds the same weights as what was published of it
-    run, published = (read(find_initial(f"runs/first{place}", work)) for place in ("", "/published"))
+    run, published = (
+        read(find_initial(f"runs/first{place}", work)) for place in ("", "/published")
+    )
     assert run.vocabulary == published.vocabulary and run.weights.keys() == published.weights.keys()
     assert all(torch.equal(tensor, published.weights[name]) for name, tensor in run.weights.items())
 
@@ -93,17 +103,34 @@ def test_the_loss_on_new_text_falls_below_the_starting_checkpoints(work: Path) -
 def test_other_tokens_and_longer_positions(work: Path) -> None:
     for command in ("tokenizer", "prepare"):
         robustly(command, "wider.yaml", cwd=work)
+
     said = robustly("pretrain", "wider.yaml", cwd=work)
     before, after = losses(work / "runs" / "wider")
     assert after < before - 0.1
-    assert "positions 34 there, 66 here" in said.stderr and " 0 made from their pieces" not in said.stderr
+    assert (
+        "positions 34 there, 66 here" in said.stderr
+        and " 0 made from their pieces" not in said.stderr
+    )
 
 
 def test_a_model_of_another_size_is_refused_before_the_first_update(work: Path) -> None:
-    other = ("model.hidden=64", "model.layers=3", "paths.tokenizer=runs/first/tokenizer", "paths.data=runs/first/data")
+    other = (
+        "model.hidden=64",
+        "model.layers=3",
+        "paths.tokenizer=runs/first/tokenizer",
+        "paths.data=runs/first/data",
+    )
     refused = robustly("pretrain", "continued.yaml", "name=other", *other, cwd=work, code=2)
     assert "model.hidden: 32 there, 64 on the page" in refused.stderr
     assert "model.layers: 2 there, 3 on the page" in refused.stderr
     assert "Traceback" not in refused.stderr
-    gone = robustly("pretrain", "continued.yaml", "name=other", *other, "model.init_from=nothing", cwd=work, code=2)
+    gone = robustly(
+        "pretrain",
+        "continued.yaml",
+        "name=other",
+        *other,
+        "model.init_from=nothing",
+        cwd=work,
+        code=2,
+    )
     assert "model.init_from: nothing: not there; looked at" in gone.stderr

@@ -28,19 +28,25 @@ def test_a_delta_from_the_shipped_page(work: Path) -> None:
     with subprocess.Popen(
         [str(ROBUSTLY), *command, "optim.epochs=10000"],
         cwd=work, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         while not (folder / "recipe.json").exists():
             assert process.poll() is None
             time.sleep(0.1)
+
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         _, messages = process.communicate(timeout=60)
+
     assert process.returncode == 130
     assert "the same command goes on" in messages and "Traceback" not in messages
 
     refused = robustly(*command, cwd=work, code=2)
-    assert "optim.epochs: 10000.0 there, 2.3 now" in refused.stderr and "Traceback" not in refused.stderr
+    assert (
+        "optim.epochs: 10000.0 there, 2.3 now" in refused.stderr
+        and "Traceback" not in refused.stderr
+    )
 
     done = robustly(*command, "--new-run", "short", "--json", cwd=work)
     manifest = json.loads(done.stdout)  # nothing else on stdout
@@ -48,10 +54,20 @@ def test_a_delta_from_the_shipped_page(work: Path) -> None:
     assert json.loads((folder.with_name("short") / "manifest.json").read_text()) == manifest
     counts = manifest["counts"]
     assert (counts["training_examples"], counts["test_examples"], counts["seeds"]) == (140, 700, 2)
-    # two layers of rank 8: query, key, value and attention's output of 32 + 32, the feed-forward's of 32 + 64
+    # two layers of rank 8: query, key, value and attention's output of 32 + 32, the feed-forward's
+    # of 32 + 64
     assert counts["delta_parameters"] == 2 * 8 * (4 * 64 + 2 * 96)
     assert counts["head_parameters"] == 32 * 33 + 7 * 33
-    for words in ("base", "left out", "6 training examples", "seed 1  accuracy", "seed 2  accuracy", "baseline"):
+
+    for words in (
+        "base",
+        "left out",
+        "6 training examples",
+        "seed 1  accuracy",
+        "seed 2  accuracy",
+        "baseline",
+    ):
         assert words in done.stderr
+
     assert "robustly inspect runs/small/deltas/short" in done.stderr
     assert "Warning" not in done.stderr

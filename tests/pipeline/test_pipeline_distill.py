@@ -1,4 +1,5 @@
-"""A teacher, and a student of half its layers: better than without the teacher, published, the same on any ranks."""
+"""A teacher, and a student of half its layers: better than without the teacher, published, the same
+on any ranks."""
 
 import json
 import random
@@ -17,7 +18,7 @@ from robustly.data_prep.blocks import Blocks
 from robustly.experiment import load_experiment
 from robustly.pretrain.checkpoint import of_finished
 from robustly.pretrain.evaluation import masked_batches
-from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.masking import SpecialTokens
 
 pytestmark = pytest.mark.pipeline
 
@@ -47,17 +48,24 @@ DATA = ("paths.tokenizer=runs/student/tokenizer", "paths.data=runs/student/data"
 
 
 def language() -> str:
-    """Lines of words each of which has one of two successors: a small model learns it in a minute."""
+    """Lines of words each of which has one of two successors: a small model learns it in a
+    minute."""
     draw = random.Random(1)
     syllables = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
-    words = ["".join(pair) for pair in zip(syllables, draw.sample(syllables, len(syllables)), strict=True)]
+    words = [
+        "".join(pair)
+        for pair in zip(syllables, draw.sample(syllables, len(syllables)), strict=True)
+    ]
     successors = {word: draw.sample(words, 2) for word in words}
     lines = []
+
     for _ in range(4000):
         line = [draw.choice(words)]
         while len(line) < 12:
             line.append(draw.choice(successors[line[-1]]))
+
         lines.append(" ".join(line))
+
     return "\n".join(lines)
 
 
@@ -74,22 +82,36 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "train" / f"{name}.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (folder / "train" / f"{name}.jsonl").read_text().splitlines()
+    ]
 
 
 def losses_of_blocks(work: Path, run: str) -> NDArray[np.float64]:
-    """Nats per masked token of each held-out block, under masks that are the same for all, of a run's student."""
+    """Nats per masked token of each held-out block, under masks that are the same for all, of a
+    run's student."""
     page = load_experiment(work / "student.yaml")
-    vocabulary = TokenIds.of(tokenizer.load(work / "runs" / "student" / "tokenizer"))
-    held_out = Blocks(work / "runs" / "student" / "data", "validation", page.data.block_length, page.data.format)
+    vocabulary = SpecialTokens.of(tokenizer.load(work / "runs" / "student" / "tokenizer"))
+    held_out = Blocks(
+        work / "runs" / "student" / "data", "validation", page.data.block_length, page.data.format
+    )
     model = AutoModelForMaskedLM.from_pretrained(work / "runs" / "student" / "published").eval()
-    model.load_state_dict(of_finished(work / "runs" / run / "train", page.schedule.updates).weights(), strict=False)
+    model.load_state_dict(
+        of_finished(work / "runs" / run / "train", page.schedule.updates).weights(), strict=False
+    )
     found = []
+
     for batch, _ in masked_batches(held_out, None, page.masking, vocabulary, 1):
         if len(batch.labels):
             with torch.no_grad():
-                scores = model(input_ids=batch.inputs, attention_mask=batch.attention).logits.flatten(0, 1)
-            found.append(torch.nn.functional.cross_entropy(scores[batch.positions], batch.labels).item())
+                scores = model(
+                    input_ids=batch.inputs, attention_mask=batch.attention
+                ).logits.flatten(0, 1)
+
+            found.append(
+                torch.nn.functional.cross_entropy(scores[batch.positions], batch.labels).item()
+            )
+
     return np.array(found)
 
 
@@ -112,30 +134,42 @@ def test_what_is_published_is_a_plain_roberta_of_half_the_layers(work: Path) -> 
     model = AutoModelForMaskedLM.from_pretrained(published)
     assert model.config.num_hidden_layers == 1 and type(model).__name__ == "RobertaForMaskedLM"
     card = (published / "README.md").read_text()
-    assert "distilled from another, its teacher" in card and "the checkpoint it started from" in card
+    assert (
+        "distilled from another, its teacher" in card and "the checkpoint it started from" in card
+    )
     recipe = json.loads((work / "runs" / "student" / "train" / "recipe.json").read_text())
     assert recipe["inputs"].keys() == {"data", "tokenizer", "teacher"}
     assert "teacher" not in recipe["recipe"]["distillation"]
 
 
 def test_every_sum_is_over_all_ranks_and_its_mean_is_weighted(work: Path) -> None:
-    """The same first update on one rank and, with half the weight of the only part that counts, on two: of uneven
-    shares, one of which has an empty micro-batch."""
+    """The same first update on one rank and, with half the weight of the only part that counts, on
+    two: of uneven shares, one of which has an empty micro-batch."""
     short = ("schedule.updates=2", "schedule.warmup=1", "optim.batch_size=9", *DATA)
     one, two = ("one", "distillation.mlm=2.0"), ("two", "distillation.mlm=1.0")
-    layouts = {one: ("run.ranks=1", "run.micro_batch=32"), two: ("run.ranks=2", "run.micro_batch=2")}
+    layouts = {
+        one: ("run.ranks=1", "run.micro_batch=32"),
+        two: ("run.ranks=2", "run.micro_batch=2"),
+    }
     for (name, weight), layout in layouts.items():
         without = ("distillation.soft=0", "distillation.cosine=0", weight)
         robustly("distill", "student.yaml", f"name={name}", *without, *short, *layout, cwd=work)
+
     whole, split = (lines(work / "runs" / name, "metrics")[0] for name in ("one", "two"))
     for part in ("loss", "soft_loss", "cosine_loss"):
         assert split[part] == pytest.approx(whole[part], rel=1e-4), part
+
     assert split["grad_norm"] == pytest.approx(whole["grad_norm"] / 2, rel=1e-3)
 
 
 def test_what_does_not_fit_is_refused_before_the_first_update(work: Path) -> None:
-    wider = robustly("distill", "student.yaml", "name=wider", "model.hidden=32", *DATA, cwd=work, code=2)
-    assert "distillation.teacher: " in wider.stderr and "model.hidden: 64 there, 32 on the page" in wider.stderr
+    wider = robustly(
+        "distill", "student.yaml", "name=wider", "model.hidden=32", *DATA, cwd=work, code=2
+    )
+    assert (
+        "distillation.teacher: " in wider.stderr
+        and "model.hidden: 64 there, 32 on the page" in wider.stderr
+    )
     assert "Traceback" not in wider.stderr
     without = robustly("distill", "teacher.yaml", cwd=work, code=2)
     assert "names no teacher; set distillation.teacher" in without.stderr

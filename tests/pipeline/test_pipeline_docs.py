@@ -1,9 +1,10 @@
-"""Every command in the documentation does what it says: it is run, on a shrunken page, or needs what is not here.
+"""Every command in the documentation does what it says: it is run, on a shrunken page, or needs
+what is not here.
 
-Fenced blocks are marked `sh` (run here, a page of the documentation at a time, in a folder like a checkout after `make
-quickstart`), `sh gpu` or `sh cluster` (not run; its pages and keys are checked), `sh make` (a target of the Makefile)
-or `python` (run). Blocks of output and listings have no mark and must hold no command.
-"""
+Fenced blocks are marked `sh` (run here, a page of the documentation at a time, in a folder like a
+checkout after `make quickstart`), `sh gpu` or `sh cluster` (not run; its pages and keys are
+checked), `sh make` (a target of the Makefile) or `python` (run). Blocks of output and listings have
+no mark and must hold no command."""
 
 import os
 import random
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 import pytest
 
-from robustly.delta.config import load_page
+from robustly.delta.config import load_delta
 from robustly.experiment import load_experiment
 from tests import warm
 
@@ -46,15 +47,21 @@ optim: {{epochs: 1.0}}
 
 
 def finnish() -> str:
-    """A text with Finnish proverbs between words made of Finnish syllables: enough for a vocabulary."""
+    """A text with Finnish proverbs between words made of Finnish syllables: enough for a
+    vocabulary."""
     draw = random.Random(1)
     syllables = [
-        start + vowel for start in "hjklmnprstv" for vowel in ("a", "aa", "e", "i", "ii", "o", "u", "uu", "ä", "y")
+        start + vowel
+        for start in "hjklmnprstv"
+        for vowel in ("a", "aa", "e", "i", "ii", "o", "u", "uu", "ä", "y")
     ]
     words = ["".join(draw.choices(syllables, k=draw.randint(2, 4))) for _ in range(1500)]
     sentences = [" ".join(draw.choices(words, k=8)).capitalize() + "." for _ in range(2500)]
     proverbs = "Oma tupa, oma lupa. Ei oppi ojaan kaada. Vahinko ei tule kello kaulassa."
-    return "\n\n".join(f"{proverbs} {' '.join(sentences[n : n + 10])}" for n in range(0, len(sentences), 10))
+
+    return "\n\n".join(
+        f"{proverbs} {' '.join(sentences[n : n + 10])}" for n in range(0, len(sentences), 10)
+    )
 
 
 class Block(NamedTuple):
@@ -63,7 +70,9 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    return [Block(mark.strip(), text) for mark, text in FENCE.findall(page.read_text(encoding="utf-8"))]
+    return [
+        Block(mark.strip(), text) for mark, text in FENCE.findall(page.read_text(encoding="utf-8"))
+    ]
 
 
 def name_of(page: Path) -> str:
@@ -79,7 +88,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory, path: str) -> Path:
-    """A folder like a checkout after `make quickstart`: what the documentation's commands touch, and a finished run."""
+    """A folder like a checkout after `make quickstart`: what the documentation's commands touch,
+    and a finished run."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "configs", folder / "configs")
     (folder / "configs" / "tiny.yaml").write_text(SHRUNKEN, encoding="utf-8")
@@ -103,30 +113,52 @@ def run_in(folder: Path, script: str, path: str) -> None:
         ["bash", "-e", "-o", "pipefail", "-c", script], env={**os.environ, "PATH": path},
         cwd=folder, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL,
     )  # fmt: skip
-    assert done.returncode == 0, f"exit code {done.returncode} of:\n{script}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, (
+        f"exit code {done.returncode} of:\n{script}\n{done.stdout}\n{done.stderr}"
+    )
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.pipeline
-@pytest.mark.parametrize("page", [p for p in PAGES if {b.mark for b in blocks(p)} & {"sh", "python"}], ids=name_of)
-def test_the_commands_of_a_page_run_as_they_stand(page: Path, checkout: Path, tmp_path: Path, path: str) -> None:
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if {b.mark for b in blocks(p)} & {"sh", "python"}], ids=name_of
+)
+def test_the_commands_of_a_page_run_as_they_stand(
+    page: Path, checkout: Path, tmp_path: Path, path: str
+) -> None:
     folder = tmp_path / "checkout"
     shutil.copytree(checkout, folder, symlinks=True)
     script = []
+
     for block in blocks(page):
         if block.mark == "sh":
             script.append(block.text)
         elif block.mark == "python":
             script.append(f"python - <<'END_OF_BLOCK'\n{block.text}END_OF_BLOCK")
+
     run_in(folder, "\n".join(script), path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_is_marked(page: Path) -> None:
     for block in blocks(page):
-        assert block.mark in ("", "text", "sh", "sh gpu", "sh cluster", "sh make", "python", "yaml", "json"), block
+        assert block.mark in (
+            "",
+            "text",
+            "sh",
+            "sh gpu",
+            "sh cluster",
+            "sh make",
+            "python",
+            "yaml",
+            "json",
+        ), block
         if not block.mark:
-            commands = [line for line in block.text.splitlines() if re.match(r"\$|robustly |make |pip |\. ", line)]
+            commands = [
+                line
+                for line in block.text.splitlines()
+                if re.match(r"\$|robustly |make |pip |\. ", line)
+            ]
             assert not commands, f"{name_of(page)}: commands in a block without a mark: {commands}"
 
 
@@ -141,22 +173,29 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize("words", ELSEWHERE)
-def test_what_needs_a_gpu_or_a_cluster_names_real_pages_keys_and_options(words: list[str], tmp_path: Path) -> None:
+def test_what_needs_a_gpu_or_a_cluster_names_real_pages_keys_and_options(
+    words: list[str], tmp_path: Path
+) -> None:
     _, command, *arguments = words
     page = ROOT / next(word for word in arguments if word.endswith(".yaml"))
     if not page.exists():  # the reader's own, such as configs/mine.yaml
         arguments = ["tiny" if word.endswith(".yaml") else word for word in arguments]
+
     if command == "launch":
         (tmp_path / "hosts").write_text("gpu01 slots=8\n")
         arguments = [str(ROOT / word) if word.endswith(".yaml") else word for word in arguments]
         done = subprocess.run(
-            [str(BIN / "robustly"), "launch", *arguments, "--dry-run"], cwd=tmp_path, capture_output=True, text=True
+            [str(BIN / "robustly"), "launch", *arguments, "--dry-run"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0 and "pretrain" in done.stdout, done.stderr
         return
+
     overrides = [word for word in arguments if re.match(r"[a-z_]+(\.[a-z_]+)*=", word)]
     if command == "delta":
-        load_page(page, overrides)
+        load_delta(page, overrides)
     else:
         load_experiment(page if page.exists() else "tiny", overrides)
 
@@ -165,10 +204,16 @@ def test_what_needs_a_gpu_or_a_cluster_names_real_pages_keys_and_options(words: 
 def test_the_makefile_knows_the_targets(page: Path) -> None:
     for block in blocks(page):
         if block.mark == "sh make":
-            targets = [line.split("#")[0].split() for line in block.text.splitlines() if line.startswith("make ")]
+            targets = [
+                line.split("#")[0].split()
+                for line in block.text.splitlines()
+                if line.startswith("make ")
+            ]
             assert targets
             for command in targets:
-                subprocess.run([*command[:1], "-n", *command[1:]], cwd=ROOT, check=True, capture_output=True)
+                subprocess.run(
+                    [*command[:1], "-n", *command[1:]], cwd=ROOT, check=True, capture_output=True
+                )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -1,4 +1,5 @@
-"""`robustly inspect` and `robustly evaluate` on the folders of a small run, through the command line."""
+"""`robustly inspect` and `robustly evaluate` on the folders of a small run, through the command
+line."""
 
 import json
 import shutil
@@ -38,7 +39,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = (CORPORA / "prose_cc0.txt").read_text(encoding="utf-8")
     (work / "corpus.txt").write_text(text[: text.index("\n\n", 100_000)], encoding="utf-8")
     places = [f"corpus.sources={work / 'corpus.txt'}", f"paths.root={work / 'run'}"]
-    experiment = load_experiment("tiny", [*(f"{key}={value}" for key, value in CHANGES.items()), *places])
+    experiment = load_experiment(
+        "tiny", [*(f"{key}={value}" for key, value in CHANGES.items()), *places]
+    )
     app.build_tokenizer(experiment)
     app.prepare_data(experiment)
     run_distributed(1, train, experiment)
@@ -47,10 +50,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def robustly(capfd: pytest.CaptureFixture[str], *arguments: Any, code: int = 0) -> tuple[str, str]:
-    """stdout and stderr of a command, in this process: most of the time would go into importing torch anew."""
+    """stdout and stderr of a command, in this process: most of the time would go into importing
+    torch anew."""
     capfd.readouterr()
     with pytest.raises(SystemExit) as leaving:
         app.main([str(argument) for argument in arguments])
+
     captured = capfd.readouterr()
     assert (leaving.value.code or 0) == code, captured.err
     assert "Traceback" not in captured.err and "\x1b" not in captured.err
@@ -58,7 +63,9 @@ def robustly(capfd: pytest.CaptureFixture[str], *arguments: Any, code: int = 0) 
 
 
 @pytest.mark.parametrize("stage", ["", *STAGES])
-def test_every_folder_of_a_run_is_described(run: Path, stage: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_folder_of_a_run_is_described(
+    run: Path, stage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     out, err = robustly(capfd, "inspect", run / stage)
     assert out == "" and str(run / stage) in err.replace("\n", "")
     out, _ = robustly(capfd, "inspect", run / stage, "--json")
@@ -69,7 +76,9 @@ def test_every_folder_of_a_run_is_described(run: Path, stage: str, capfd: pytest
     assert ("not finished" not in err) and found["summary"]
 
 
-def test_a_run_that_was_stopped(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_was_stopped(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     stopped = tmp_path / "stopped"
     shutil.copytree(run, stopped)
     shutil.rmtree(stopped / "published")
@@ -77,7 +86,12 @@ def test_a_run_that_was_stopped(run: Path, tmp_path: Path, capfd: pytest.Capture
     shutil.rmtree(stopped / "train" / "checkpoints" / "update-00000004")
     found = json.loads(robustly(capfd, "inspect", stopped, "--json")[0])
     assert found["notes"] == ["next: robustly pretrain CONFIG"]
-    assert [row["state"] for row in found["examples"]["stages"]] == ["finished", "finished", "begun", "not begun"]
+    assert [row["state"] for row in found["examples"]["stages"]] == [
+        "finished",
+        "finished",
+        "begun",
+        "not begun",
+    ]
     _, err = robustly(capfd, "inspect", stopped / "train")
     assert "not finished" in err and "checkpoint of update 2" in err
     (stopped / "data" / "manifest.json").unlink()
@@ -86,8 +100,11 @@ def test_a_run_that_was_stopped(run: Path, tmp_path: Path, capfd: pytest.Capture
     assert "It holds" in robustly(capfd, "inspect", tmp_path, code=2)[1]
 
 
-def test_a_tokenizer_on_held_out_documents(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A tokenizer's folder in a run, the published folder's manifest and the model card tell the same of them."""
+def test_a_tokenizer_on_held_out_documents(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A tokenizer's folder in a run, the published folder's manifest and the model card tell the
+    same of them."""
     found = json.loads(robustly(capfd, "inspect", run / "tokenizer", "--json")[0])
     (sizes,) = found["examples"]["held-out documents, by source"]
     (ratios,) = found["examples"]["what a token stands for, by source"]
@@ -97,7 +114,10 @@ def test_a_tokenizer_on_held_out_documents(run: Path, tmp_path: Path, capfd: pyt
     (row,) = published["tokenizer"]["rows"]
     assert row.items() <= {**sizes, **ratios, "source": "corpus.txt"}.items()
     card = (run / "published" / "README.md").read_text()
-    assert all(f" {log.show(value)} |" in card for value in row.values()) and "these documents included" in card
+    assert (
+        all(f" {log.show(value)} |" in card for value in row.values())
+        and "these documents included" in card
+    )
     assert "its tokenizer on held-out documents" in robustly(capfd, "inspect", run / "published")[1]
     alone = tmp_path / "tokenizer"
     shutil.copytree(run / "tokenizer", alone)
@@ -107,17 +127,24 @@ def test_a_tokenizer_on_held_out_documents(run: Path, tmp_path: Path, capfd: pyt
 
 
 def test_tokenizers_on_text(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    rows = [{"lang": "fi", "text": "Oma tupa, oma lupa."}, {"lang": "en", "text": "It was in the house."}]
+    rows = [
+        {"lang": "fi", "text": "Oma tupa, oma lupa."},
+        {"lang": "en", "text": "It was in the house."},
+    ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     listing = "what a token stands for, by lang"
+
     for folder in ("tokenizer", "published"):
         out, _ = robustly(capfd, "inspect", run / folder, "--text", path, "--by", "lang", "--json")
         found = json.loads(out)["examples"][listing]
         assert [row["name"] for row in found] == ["en", "fi", "total"]
         assert found[0]["tokens_per_word"] < found[1]["tokens_per_word"]
+
     # what a shell makes of --text *
-    _, err = robustly(capfd, "inspect", run / "tokenizer", "--text", path, run.parent / "corpus.txt")
+    _, err = robustly(
+        capfd, "inspect", run / "tokenizer", "--text", path, run.parent / "corpus.txt"
+    )
     assert "rows.jsonl" in err and "corpus.txt" in err and "total" in err
     _, err = robustly(capfd, "inspect", run / "tokenizer", "--compare", run / "published")
     assert "Both give the same ids to every text." in err and "by file" not in err
@@ -126,14 +153,19 @@ def test_tokenizers_on_text(run: Path, tmp_path: Path, capfd: pytest.CaptureFixt
     assert [row["ratio"] for row in found["examples"]["text, by lang"]] == [1, 1, 1]
 
 
-def test_mistakes_about_a_tokenizers_text(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_about_a_tokenizers_text(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder, text = run / "tokenizer", run.parent / "corpus.txt"
     for arguments, message in (
         ((folder, text), "expected an option before it: --text FILES"),
         ((folder, "--by", "lang"), "--by lang: of which text?"),
         ((folder, "--text", text, "--by", "lang"), f"{text}: has no keys"),
         ((folder, "--text", tmp_path / "nowhere.txt"), "--text: "),
-        ((run / "data", "--text", text), "--text and --compare take tokenizer folders, published ones"),
+        (
+            (run / "data", "--text", text),
+            "--text and --compare take tokenizer folders, published ones",
+        ),
         ((run, "--compare", folder), f"this run's tokenizer is {folder}"),
         ((folder, "--compare", run / "train"), f"{run / 'train'}: a train folder"),
         ((folder, "--compare", tmp_path / "nowhere"), "no such folder"),
@@ -142,7 +174,9 @@ def test_mistakes_about_a_tokenizers_text(run: Path, tmp_path: Path, capfd: pyte
         assert message in err and out == ""
 
 
-def test_a_data_folder_in_full(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_data_folder_in_full(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Blocks, a page, and the documents, which are those of the corpus."""
     documents, page = tmp_path / "documents.jsonl", tmp_path / "data.html"
     page.write_text("of yesterday")
@@ -151,76 +185,134 @@ def test_a_data_folder_in_full(run: Path, tmp_path: Path, capfd: pytest.CaptureF
     found = json.loads(out)["examples"]
     assert [row["split"] for row in found["blocks as text"]] == 3 * ["train"] + 3 * ["validation"]
     counts = json.loads((run / "data" / "manifest.json").read_text())["counts"]
+
     for kind in ("documents", "units"):
         for split in ("train", "validation"):
             bins = [row[kind] for row in found[f"{kind} by tokens"] if row["split"] == split]
             assert sum(bins) == counts[f"{split}_{kind}"]
+
     assert "blocks by fill, full_sentences 32" in found and f"documents: {documents}" in err
     assert page.read_text().startswith("<!doctype html>") and page.read_text().count("<img ") == 3
     rows = [json.loads(line) for line in documents.read_text(encoding="utf-8").splitlines()]
     splits = [row["split"] for row in rows]
-    assert splits == [split for split in ("train", "validation") for _ in range(counts[f"{split}_documents"])]
+    assert splits == [
+        split for split in ("train", "validation") for _ in range(counts[f"{split}_documents"])
+    ]
     corpus = (run.parent / "corpus.txt").read_text(encoding="utf-8")
-    assert {row["source"] for row in rows} == {"corpus.txt"} and all(row["text"] in corpus for row in rows)
+    assert {row["source"] for row in rows} == {"corpus.txt"} and all(
+        row["text"] in corpus for row in rows
+    )
     assert sum(len(row["text"].encode()) for row in rows) == counts["bytes"]
     alone = tmp_path / "data"
     shutil.copytree(run / "data", alone)
-    robustly(capfd, "inspect", alone, "--tokenizer", run / "tokenizer", "--decode-documents", tmp_path / "two.jsonl")
+    robustly(
+        capfd,
+        "inspect",
+        alone,
+        "--tokenizer",
+        run / "tokenizer",
+        "--decode-documents",
+        tmp_path / "two.jsonl",
+    )
     assert (tmp_path / "two.jsonl").read_bytes() == documents.read_bytes()
 
 
-def test_mistakes_about_a_data_folder(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_about_a_data_folder(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     data, there = run / "data", tmp_path / "there.jsonl"
     there.write_text("mine")
     alone, begun = tmp_path / "alone", tmp_path / "begun"
     for copy in (alone, begun):
         shutil.copytree(data, copy)
+
     (begun / "manifest.json").unlink()
+
     for arguments, message in (
-        ((run, "--blocks", 2), f"{run}: a run folder; --blocks is for data folders; this run's is {data}"),
-        ((run / "train", "--html", tmp_path / "a.html"), "a train folder; --html is for data folders"),
-        ((run / "tokenizer", "--decode-documents", tmp_path / "a.jsonl"), "--decode-documents is for data folders"),
-        ((run / "tokenizer", "--text", there, "--tokenizer", run), "--text, --by and --compare are for tokenizers"),
-        ((data, "--text", run.parent / "corpus.txt"), "--text and --compare take tokenizer folders"),
+        (
+            (run, "--blocks", 2),
+            f"{run}: a run folder; --blocks is for data folders; this run's is {data}",
+        ),
+        (
+            (run / "train", "--html", tmp_path / "a.html"),
+            "a train folder; --html is for data folders",
+        ),
+        (
+            (run / "tokenizer", "--decode-documents", tmp_path / "a.jsonl"),
+            "--decode-documents is for data folders",
+        ),
+        (
+            (run / "tokenizer", "--text", there, "--tokenizer", run),
+            "--text, --by and --compare are for tokenizers",
+        ),
+        (
+            (data, "--text", run.parent / "corpus.txt"),
+            "--text and --compare take tokenizer folders",
+        ),
         ((begun, "--blocks", 2), "no finished data stage here"),
         ((data, "--decode-documents", there), f"{there}: is there already"),
         ((data, "--decode-documents", tmp_path / "a.txt"), "ends in .jsonl or .jsonl.gz"),
         ((data, "--html", tmp_path / "no" / "a.html"), "in a folder that is there"),
         ((data, "--html", run.parent / "corpus.txt"), "ends in .html"),
-        ((alone, "--decode-documents", tmp_path / "a.jsonl"), "--tokenizer FOLDER takes it from elsewhere"),
+        (
+            (alone, "--decode-documents", tmp_path / "a.jsonl"),
+            "--tokenizer FOLDER takes it from elsewhere",
+        ),
         ((alone, "--blocks", 2), f"text needs the tokenizer in {tmp_path / 'tokenizer'}"),
         ((alone, "--blocks", 2, "--tokenizer", run / "train"), f"the tokenizer in {run / 'train'}"),
     ):
         out, err = robustly(capfd, "inspect", *arguments, code=2)
         assert message in err and out == ""
-    assert there.read_text() == "mine" and not (tmp_path / "a.jsonl").exists() and not (tmp_path / "a.html").exists()
+
+    assert (
+        there.read_text() == "mine"
+        and not (tmp_path / "a.jsonl").exists()
+        and not (tmp_path / "a.html").exists()
+    )
     assert "--tokenizer FOLDER" in robustly(capfd, "inspect", alone)[1]
 
 
-def test_evaluate(run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate(
+    run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One JSON object on stdout, words on stderr."""
     pairs = CORPORA / "minimal_pairs.jsonl"
     monkeypatch.chdir(run.parent)
-    Path("more.txt").write_text("A few words more.\n\nAnd again some words.\n\n" * 9, encoding="utf-8")
-    out, err = robustly(capfd, "evaluate", "run/published", "--minimal-pairs", pairs, "--text", "*.txt", "--json")
+    Path("more.txt").write_text(
+        "A few words more.\n\nAnd again some words.\n\n" * 9, encoding="utf-8"
+    )
+    out, err = robustly(
+        capfd, "evaluate", "run/published", "--minimal-pairs", pairs, "--text", "*.txt", "--json"
+    )
     found = json.loads(out)
     assert sorted(Path(path).name for path in found["text"]["files"]) == ["corpus.txt", "more.txt"]
     total = found["text"]["total"]
-    assert total["documents"] == sum(figures["documents"] for figures in found["text"]["files"].values())
+    assert total["documents"] == sum(
+        figures["documents"] for figures in found["text"]["files"].values()
+    )
     assert 5 < total["loss"] < 7 and total["loss_standard_error"] > 0
     assert found["minimal_pairs"]["pairs"] == len(pairs.read_text().splitlines())
     assert "bits per byte" in err and "a tie counts half" in err
 
 
 def test_what_to_evaluate_on_must_be_said(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model, text, pairs = run / "published", run.parent / "corpus.txt", CORPORA / "minimal_pairs.jsonl"
+    model, text, pairs = (
+        run / "published",
+        run.parent / "corpus.txt",
+        CORPORA / "minimal_pairs.jsonl",
+    )
     assert "nothing to evaluate on" in robustly(capfd, "evaluate", model, code=2)[1]
     assert "--text FILES" in robustly(capfd, "evaluate", model, text, code=2)[1]
-    _, err = robustly(capfd, "evaluate", model, "--text", text, "--minimal-pairs", pairs, text, code=2)
+    _, err = robustly(
+        capfd, "evaluate", model, "--text", text, "--minimal-pairs", pairs, text, code=2
+    )
     assert "of which option" in err
     # what a shell makes of --text *.txt
     out, _ = robustly(capfd, "evaluate", model, "--text", text, run.parent / "corpus.txt", "--json")
     assert len(json.loads(out)["text"]["files"]) == 1
     out, _ = robustly(capfd, "evaluate", model, "--minimal-pairs", pairs, pairs, "--json")
     assert json.loads(out)["minimal_pairs"]["pairs"] == len(pairs.read_text().splitlines())
-    assert "are not downloaded" in robustly(capfd, "evaluate", "roberta-base", "--text", text, code=2)[1]
+    assert (
+        "are not downloaded"
+        in robustly(capfd, "evaluate", "roberta-base", "--text", text, code=2)[1]
+    )

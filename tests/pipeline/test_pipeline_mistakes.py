@@ -13,7 +13,9 @@ GOOD = "A sentence of some words. Another one follows it.\n\n" * 3
 
 
 def mistake(cwd: Path, *arguments: str) -> str:
-    done = subprocess.run([str(ROBUSTLY), *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [str(ROBUSTLY), *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2, f"exit code {done.returncode}:\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -23,7 +25,12 @@ def mistake(cwd: Path, *arguments: str) -> str:
 def tiny(cwd: Path, content: bytes | str = GOOD, *changes: str) -> list[str]:
     """Arguments for a run on a file with this content."""
     (cwd / "corpus.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
-    small = ["tokenizer.vocab_size=270", "tokenizer.min_frequency=1", "corpus.validation=0", "run.workers=1"]
+    small = [
+        "tokenizer.vocab_size=270",
+        "tokenizer.min_frequency=1",
+        "corpus.validation=0",
+        "run.workers=1",
+    ]
     return [str(ROOT / "configs" / "tiny.yaml"), "corpus.sources=corpus.txt", *small, *changes]
 
 
@@ -41,7 +48,9 @@ def test_all_faults_of_a_page_at_once(tmp_path: Path) -> None:
 
 
 def test_a_block_longer_than_the_positions(tmp_path: Path) -> None:
-    message = mistake(tmp_path, "run", *tiny(tmp_path, GOOD, "data.block_length=129", "model.positions=130"))
+    message = mistake(
+        tmp_path, "run", *tiny(tmp_path, GOOD, "data.block_length=129", "model.positions=130")
+    )
     assert "data.block_length = 129" in message and "at most 128" in message
 
 
@@ -51,8 +60,12 @@ def test_missing_page_and_wrong_command(tmp_path: Path) -> None:
 
 
 def test_a_task_without_its_files_is_found_before_anything_runs(tmp_path: Path) -> None:
-    (tmp_path / "task.yaml").write_text("base: delta/lora.yaml\ndelta: {task: {train: nowhere.jsonl}}\n")
-    message = mistake(tmp_path, "run", *tiny(tmp_path, GOOD, f"report.delta={tmp_path / 'task.yaml'}"))
+    (tmp_path / "task.yaml").write_text(
+        "base: delta/lora.yaml\ndelta: {task: {train: nowhere.jsonl}}\n"
+    )
+    message = mistake(
+        tmp_path, "run", *tiny(tmp_path, GOOD, f"report.delta={tmp_path / 'task.yaml'}")
+    )
     assert "nowhere.jsonl" in message and "task.train" in message
     assert not (tmp_path / "runs").exists()
 
@@ -118,15 +131,24 @@ def test_a_new_run_that_is_no_name(tmp_path: Path, name: str) -> None:
 
 
 def test_a_name_that_is_a_path(tmp_path: Path) -> None:
-    assert "name = 'x/../../y'" in mistake(tmp_path, "tokenizer", *tiny(tmp_path, GOOD, "name=x/../../y"))
+    assert "name = 'x/../../y'" in mistake(
+        tmp_path, "tokenizer", *tiny(tmp_path, GOOD, "name=x/../../y")
+    )
 
 
 def test_a_fault_of_one_rank_is_the_only_message(tmp_path: Path) -> None:
-    """Rank 0 alone finds the checkpoint damaged; rank 1 must leave with it, not die in its next collective."""
+    """Rank 0 alone finds the checkpoint damaged; rank 1 must leave with it, not die in its next
+    collective."""
     text = (ROOT / "data_prep" / "corpora" / "prose_cc0.txt").read_text(encoding="utf-8")
-    arguments = tiny(tmp_path, text[:30_000], "corpus.documents=line", "data.block_length=32", "run.ranks=2")
+    arguments = tiny(
+        tmp_path, text[:30_000], "corpus.documents=line", "data.block_length=32", "run.ranks=2"
+    )
+
     for stage in ("tokenizer", "prepare"):
-        subprocess.run([str(ROBUSTLY), stage, *arguments], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(
+            [str(ROBUSTLY), stage, *arguments], cwd=tmp_path, check=True, capture_output=True
+        )
+
     damaged = tmp_path / "runs" / "tiny" / "train" / "checkpoints" / "update-00000005"
     damaged.mkdir(parents=True)
     message = mistake(tmp_path, "pretrain", *arguments)

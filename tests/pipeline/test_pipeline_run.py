@@ -19,11 +19,20 @@ ROBUSTLY = Path(sys.executable).with_name("robustly")
 REPEATED = ("update", "epoch", "loss", "lr", "grad_norm", "masked_tokens", "tokens")
 
 
-def robustly(*arguments: str, cwd: Path, code: int = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def robustly(
+    *arguments: str, cwd: Path, code: int = 0, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [str(ROBUSTLY), *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+        [str(ROBUSTLY), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
     )
-    assert done.returncode == code, f"exit code {done.returncode}, expected {code}:\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == code, (
+        f"exit code {done.returncode}, expected {code}:\n{done.stdout}\n{done.stderr}"
+    )
     return done
 
 
@@ -32,7 +41,9 @@ def working_directory(folder: Path) -> Path:
     text = CORPUS.read_text(encoding="utf-8")
     # names of special tokens are plain text in a corpus, as in HTML's <s>
     struck_out = "From <s>10</s> to 5 <mask> and <pad> words.\n\n"
-    (folder / "corpus.txt").write_text(struck_out + text[: text.index("\n\n", 150_000)], encoding="utf-8")
+    (folder / "corpus.txt").write_text(
+        struck_out + text[: text.index("\n\n", 150_000)], encoding="utf-8"
+    )
     (folder / "page.yaml").write_text(
         f"""
 base: {ROOT}/configs/tiny.yaml
@@ -58,7 +69,8 @@ def work(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A working directory after `robustly run`, and what `--json` printed. Left as it is by the tests."""
+    """A working directory after `robustly run`, and what `--json` printed. Left as it is by the
+    tests."""
     work = working_directory(tmp_path_factory.mktemp("finished"))
     before = set(Path("/dev/shm").glob("*"))
     done = robustly("run", "page.yaml", "--json", cwd=work)
@@ -82,6 +94,7 @@ def test_raw_text_to_a_published_folder(finished: tuple[Path, dict[str, Any]]) -
     root = work / "runs" / "small"
     for stage in manifests:
         assert json.loads((root / stage / "manifest.json").read_text()) == manifests[stage]
+
     assert len(metrics(root / "train")) == 30
     assert manifests["published"]["counts"]["max_logit_difference"] <= 1e-5
 
@@ -90,16 +103,24 @@ def test_the_same_command_again_does_nothing(finished: tuple[Path, dict[str, Any
     work, manifests = finished
     files = [path for path in (work / "runs").rglob("*") if path.is_file() and path.name != ".lock"]
     stamps = {path: path.stat().st_mtime_ns for path in files}
-    again = robustly("run", "page.yaml", "run.micro_batch=3", "--json", cwd=work)  # `run` is no part of the recipe
+    again = robustly(
+        "run", "page.yaml", "run.micro_batch=3", "--json", cwd=work
+    )  # `run` is no part of the recipe
     assert json.loads(again.stdout) == manifests
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
 def test_packages_import_inside_a_run_folder(finished: tuple[Path, dict[str, Any]]) -> None:
     """It holds folders of their names."""
-    imports = "import tokenizer, data_prep, robustly.pretrain.loop, publish.publish, launch; print(tokenizer.__file__)"
+    imports = (
+        "import tokenizer, data_prep, robustly.pretrain.loop, publish.publish, launch;"
+        " print(tokenizer.__file__)"
+    )
     inside = subprocess.run(
-        [sys.executable, "-c", imports], cwd=finished[0] / "runs" / "small", capture_output=True, text=True
+        [sys.executable, "-c", imports],
+        cwd=finished[0] / "runs" / "small",
+        capture_output=True,
+        text=True,
     )
     assert inside.stdout.strip() == str(ROOT / "tokenizer" / "__init__.py"), inside.stderr
 
@@ -125,7 +146,10 @@ print(json.dumps({
 }))
 """
     done = subprocess.run(
-        [sys.executable, "-I", "-W", "ignore", "-c", program, str(published)], cwd=work, capture_output=True, text=True
+        [sys.executable, "-I", "-W", "ignore", "-c", program, str(published)],
+        cwd=work,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -156,10 +180,15 @@ def test_a_folder_that_is_not_the_trained_model_is_not_published(
     copy = tmp_path / "copy"
     shutil.copytree(root / "published", copy)
     assert prove(copy, model, encoder, root / "data", view).max_logit_difference <= 1e-5
+
     with torch.no_grad():
-        model.roberta.encoder.layer[1].output.dense.bias[0] += 0.1  # of one unit: LayerNorm removes a shift of all
+        model.roberta.encoder.layer[1].output.dense.bias[0] += (
+            0.1  # of one unit: LayerNorm removes a shift of all
+        )
+
     with pytest.raises(AssertionError, match="logits differ"):
         prove(copy, model, encoder, root / "data", view)
+
     settings = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**settings, "tie_word_embeddings": False}))
     with pytest.raises(AssertionError, match="missing or unexpected weights"):
@@ -177,8 +206,13 @@ def test_only_the_checkpoint_that_the_run_ended_with_is_published(
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    refused = robustly("publish", "page.yaml", cwd=work, code=2)  # not: update 27 under the name of 30
-    assert "update-00000030/weights.safetensors: missing, cut off or changed since the run finished" in refused.stderr
+    refused = robustly(
+        "publish", "page.yaml", cwd=work, code=2
+    )  # not: update 27 under the name of 30
+    assert (
+        "update-00000030/weights.safetensors: missing, cut off or changed since the run finished"
+        in refused.stderr
+    )
     assert not (root / "published" / "model.safetensors").exists()
 
 
@@ -189,18 +223,27 @@ def test_a_changed_recipe_is_refused_and_a_sibling_reuses_what_fits(
     shutil.copytree(finished[0], work)
     root = work / "runs" / "small"
     refused = robustly("run", "page.yaml", "optim.peak_lr=1e-3", cwd=work, code=2)
-    assert "optim.peak_lr: 0.002 there, 0.001 now" in refused.stderr and "Traceback" not in refused.stderr
-    other_vocabulary = robustly("tokenizer", "page.yaml", "tokenizer.vocab_size=400", cwd=work, code=2)
+    assert (
+        "optim.peak_lr: 0.002 there, 0.001 now" in refused.stderr
+        and "Traceback" not in refused.stderr
+    )
+    other_vocabulary = robustly(
+        "tokenizer", "page.yaml", "tokenizer.vocab_size=400", cwd=work, code=2
+    )
     assert "tokenizer.vocab_size: 500 there, 400 now" in other_vocabulary.stderr
     again = robustly("pretrain", "page.yaml", "--new-run", "small", cwd=work, code=2)
     assert "expected the name of another folder" in again.stderr
-    sibling = robustly("pretrain", "page.yaml", "schedule.updates=4", "--new-run", "sibling", "--json", cwd=work)
+    sibling = robustly(
+        "pretrain", "page.yaml", "schedule.updates=4", "--new-run", "sibling", "--json", cwd=work
+    )
     assert json.loads(sibling.stdout)["counts"]["updates"] == 4
     assert sorted(path.name for path in (work / "runs" / "sibling").iterdir()) == ["train"]
     assert len(metrics(root / "train")) == 30
 
 
-def test_sigkill_at_random_moments_changes_nothing(work: Path, finished: tuple[Path, dict[str, Any]]) -> None:
+def test_sigkill_at_random_moments_changes_nothing(
+    work: Path, finished: tuple[Path, dict[str, Any]]
+) -> None:
     straight = finished[0] / "runs" / "small"
     for updates in (0, 0, 4, 16):  # 0: in the first seconds, during tokenizer, data or start
         with subprocess.Popen(
@@ -210,14 +253,17 @@ def test_sigkill_at_random_moments_changes_nothing(work: Path, finished: tuple[P
             while updates and len(metrics_so_far(work / "killed" / "train")) < updates:
                 assert process.poll() is None
                 time.sleep(0.01)
+
             time.sleep(random.uniform(0, 0.3 if updates else 8))
             process.send_signal(signal.SIGKILL)  # the parent alone: its ranks must not outlive it
+
     assert list((work / "killed" / "train" / "checkpoints").glob("update-*"))
     robustly("run", "page.yaml", "paths.root=killed", cwd=work)
     assert metrics(work / "killed" / "train") == metrics(straight / "train")
     assert weights_of(work / "killed" / "train") == weights_of(straight / "train")
     for name in ("tokenizer/vocab.json", "tokenizer/merges.txt"):
         assert (work / "killed" / name).read_bytes() == (straight / name).read_bytes()
+
     for shard in (straight / "data").glob("*.npy"):
         assert (work / "killed" / "data" / shard.name).read_bytes() == shard.read_bytes()
 
@@ -226,17 +272,21 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(work: Path)
     robustly("prepare", "page.yaml", cwd=work, code=2)  # says what comes first
     robustly("tokenizer", "page.yaml", cwd=work)
     robustly("prepare", "page.yaml", cwd=work)
+
     with subprocess.Popen(
         [str(ROBUSTLY), "pretrain", "page.yaml", "schedule.updates=5000", "run.checkpoint_every=100000"],
         cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         train = work / "runs" / "small" / "train"
         while not (train / "metrics.jsonl").exists() or len(metrics_so_far(train)) < 3:
             assert process.poll() is None
             time.sleep(0.2)
+
         process.send_signal(signal.SIGINT)
         _, messages = process.communicate(timeout=60)
+
     assert process.returncode == 130
     assert "stopped after update" in messages and "Traceback" not in messages
     (saved,) = train.glob("checkpoints/update-*")

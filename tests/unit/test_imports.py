@@ -32,11 +32,15 @@ ROOF = ("robustly.experiment", "robustly.cli")
 
 def python_files() -> list[Path]:
     """Every file of the package by its name in it, where the stages' folders are links."""
-    folders = sorted(path for path in (ROOT / "robustly").iterdir() if path.is_dir() and path.name != "configs")
+    folders = sorted(
+        path for path in (ROOT / "robustly").iterdir() if path.is_dir() and path.name != "configs"
+    )
     below = [file for folder in folders for file in sorted(folder.glob("**/*.py"))]
     linked = [folder for folder in folders if folder.is_symlink()]
     below += [
-        folder / file.relative_to(folder.resolve()) for folder in linked for file in folder.resolve().rglob("*.py")
+        folder / file.relative_to(folder.resolve())
+        for folder in linked
+        for file in folder.resolve().rglob("*.py")
     ]
     return sorted({*(ROOT / "robustly").glob("*.py"), *below})
 
@@ -78,7 +82,9 @@ def test_every_folder_of_code_is_in_the_package():
     assert all((ROOT / "robustly" / name).resolve() == ROOT / name for name in folders)
     assert {room(module) for module in MODULES} == {*ROOMS}
     for folder in {path.parent for path in FILES}:
-        assert (folder / "__init__.py").is_file(), f"{folder}: no package, so a wheel would leave it out"
+        assert (folder / "__init__.py").is_file(), (
+            f"{folder}: no package, so a wheel would leave it out"
+        )
 
 
 def test_everything_is_imported_by_one_name():
@@ -94,15 +100,25 @@ def test_imports_run_one_way(path):
     for module in imported(path):
         if module in MODULES and module != "robustly":
             assert ROOMS.index(room(module)) <= ROOMS.index(here), f"{path} imports {module}"
+
     if here == "robustly.launch":
-        assert all(room(module) in ("robustly", here) for module in imported(path) if module in MODULES)
+        assert all(
+            room(module) in ("robustly", here) for module in imported(path) if module in MODULES
+        )
 
 
 def test_no_two_files_need_each_other():
-    needs = {name: {m for m in imported(path) if m in MODULES and m != name} for name, path in MODULES.items()}
-    for name, path in MODULES.items():  # a package is needed for what stands in its own file, not for its parts
+    needs = {
+        name: {m for m in imported(path) if m in MODULES and m != name}
+        for name, path in MODULES.items()
+    }
+    for (
+        name,
+        path,
+    ) in MODULES.items():  # a package is needed for what stands in its own file, not for its parts
         packages = {m for m in needs[name] if MODULES[m].name == "__init__.py"}
         needs[name] -= {m for m in packages if not names_taken(path, m)}
+
     order = graphlib.TopologicalSorter(needs)
     order.prepare()  # raises CycleError, which names the circle
 
@@ -113,15 +129,23 @@ def names_taken(path: Path, package: str) -> bool:
         if isinstance(node, ast.ImportFrom) and node.module == package:
             if any(f"{package}.{alias.name}" not in MODULES for alias in node.names):
                 return True
-        elif isinstance(node, ast.Import) and any(alias.name == package for alias in node.names):
+        elif (
+            isinstance(node, ast.Import) and any(alias.name == package for alias in node.names)
+        ) or (
+            isinstance(node, ast.ImportFrom)
+            and any(f"{node.module}.{a.name}" == package for a in node.names)
+        ):
             return True
-        elif isinstance(node, ast.ImportFrom) and any(f"{node.module}.{a.name}" == package for a in node.names):
-            return True
+
     return False
 
 
 def test_deepspeed_is_imported_in_one_place():
-    importers = {module_name(path) for path in FILES if any(m.split(".")[0] == "deepspeed" for m in imported(path))}
+    importers = {
+        module_name(path)
+        for path in FILES
+        if any(m.split(".")[0] == "deepspeed" for m in imported(path))
+    }
     assert importers == {"robustly.pretrain.engine"}
 
 
@@ -132,7 +156,9 @@ def test_no_module_is_called_utils():
 def modules_loaded(statements: str, cwd: Path) -> set[str]:
     """What is in sys.modules of a fresh Python after some statements, run in a folder."""
     program = f"{statements}\nimport sys\nprint(*sys.modules, file=sys.__stdout__)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.splitlines()[-1].split())
 
@@ -165,4 +191,7 @@ except SystemExit as leaving:
 def test_help_loads_nothing_heavy(run_folder):
     loaded = modules_loaded(HELP, run_folder)
     assert "robustly.cli" in loaded
-    assert not {"torch", "transformers", "deepspeed", "datatrove", "numba", "datasets", "tiktoken"} & loaded
+    assert (
+        not {"torch", "transformers", "deepspeed", "datatrove", "numba", "datasets", "tiktoken"}
+        & loaded
+    )

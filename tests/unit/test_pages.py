@@ -1,15 +1,16 @@
-"""Every shipped page loads through the real entry point, and the recipe says what the paper says."""
+"""Every shipped page loads through the real entry point, and the recipe says what the paper
+says."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
-from robustly.config import SHIPPED_PAGES
+from robustly.config import SHIPPED_CONFIGS
 from robustly.experiment import Experiment, load_experiment, pretraining
 from robustly.preflight.plan import BYTES_PER_TOKEN, Machine, Plan, plan
 
-PAGES = sorted(SHIPPED_PAGES.glob("*.yaml"))
+PAGES = sorted(SHIPPED_CONFIGS.glob("*.yaml"))
 RECIPE = ("corpus", "tokenizer", "data", "model", "masking", "optim", "schedule")
 
 
@@ -22,8 +23,9 @@ def test_a_shipped_page_loads(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_the_recipe_is_complete_on_its_page() -> None:
-    """A reader of roberta_base.yaml sees every number that shapes the result; nothing comes from a default."""
-    raw = yaml.safe_load((SHIPPED_PAGES / "roberta_base.yaml").read_text(encoding="utf-8"))
+    """A reader of roberta_base.yaml sees every number that shapes the result; nothing comes from a
+    default."""
+    raw = yaml.safe_load((SHIPPED_CONFIGS / "roberta_base.yaml").read_text(encoding="utf-8"))
     for name in RECIPE:
         section = Experiment.model_fields[name].annotation
         assert section is not None
@@ -33,35 +35,54 @@ def test_the_recipe_is_complete_on_its_page() -> None:
 
 
 def test_every_number_of_the_recipe_has_its_source_on_the_line() -> None:
-    lines = (SHIPPED_PAGES / "roberta_base.yaml").read_text(encoding="utf-8").splitlines()
+    lines = (SHIPPED_CONFIGS / "roberta_base.yaml").read_text(encoding="utf-8").splitlines()
     bare: list[str] = []
     section_source = False
+
     for line in lines:
         if line and not line.startswith((" ", "#")):
             section_source = "#" in line  # "model:  # Table 9" speaks for its keys
+
         if line.startswith("  ") and ":" in line and "#" not in line and not section_source:
             bare.append(line)
+
     assert not bare
 
 
 def test_roberta_base_is_the_papers_table_9() -> None:
-    page = load_experiment(SHIPPED_PAGES / "roberta_base.yaml")
+    page = load_experiment(SHIPPED_CONFIGS / "roberta_base.yaml")
     assert page.optim.model_dump() == {
         "batch_size": 8192, "peak_lr": 6e-4, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.01, "decay": "all",
         "clip_norm": 0.0,
     }  # fmt: skip
     assert page.schedule.recipe() == {"updates": 500_000, "warmup": 24_000, "decay": "linear"}
-    assert (page.data.block_length, page.data.format, page.model.positions) == (512, "full_sentences", 514)
+    assert (page.data.block_length, page.data.format, page.model.positions) == (
+        512,
+        "full_sentences",
+        514,
+    )
     assert (page.model.dropout, page.model.attention_dropout) == (0.1, 0.1)
     assert (page.model.layer_norm_eps, page.model.token_types) == (1e-5, 1)
     assert page.tokenizer.vocab_size == 50_265
     masking = page.masking
-    assert (masking.probability, masking.mask, masking.random, masking.style) == (0.15, 0.8, 0.1, "fairseq")
+    assert (masking.probability, masking.mask, masking.random, masking.style) == (
+        0.15,
+        0.8,
+        0.1,
+        "fairseq",
+    )
 
 
 def test_roberta_large_differs_as_in_table_9() -> None:
-    base, large = (load_experiment(SHIPPED_PAGES / f"roberta_{size}.yaml") for size in ("base", "large"))
-    assert (large.model.layers, large.model.hidden, large.model.heads, large.model.feed_forward) == (24, 1024, 16, 4096)
+    base, large = (
+        load_experiment(SHIPPED_CONFIGS / f"roberta_{size}.yaml") for size in ("base", "large")
+    )
+    assert (
+        large.model.layers,
+        large.model.hidden,
+        large.model.heads,
+        large.model.feed_forward,
+    ) == (24, 1024, 16, 4096)
     assert (large.optim.peak_lr, large.schedule.warmup) == (4e-4, 30_000)
     same = {"peak_lr": base.optim.peak_lr}
     assert large.optim.model_copy(update=same) == base.optim
@@ -71,7 +92,7 @@ def test_roberta_large_differs_as_in_table_9() -> None:
     )  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------- the budget pages
+# --------------------------------------------------------------------------------- the budget pages
 
 DAY, WEEK = 86_400, 7 * 86_400
 BUDGETS = {
@@ -99,17 +120,22 @@ def test_a_budget_page_fits_its_memory_and_its_time(name: str) -> None:
     card, memory, seconds = BUDGETS[name]
     found = budget_plan(name)
     (on_card,) = [entry for entry in found.time if card in entry["source"]]
-    assert 0.8 * seconds < on_card["seconds"] < 0.9 * seconds  # room for evaluations, checkpoints and a wrong guess
+    assert (
+        0.8 * seconds < on_card["seconds"] < 0.9 * seconds
+    )  # room for evaluations, checkpoints and a wrong guess
     assert found.memory["peak"] < 0.6 * memory  # not tried on the card yet
     assert not found.warnings
 
 
 @pytest.mark.parametrize("name", BUDGETS)
 def test_the_head_of_a_budget_page_says_what_plan_says(name: str) -> None:
-    text = (SHIPPED_PAGES / f"{name}.yaml").read_text(encoding="utf-8")
-    head = " ".join(line.removeprefix("#").strip() for line in text[: text.index("base:")].splitlines())
+    text = (SHIPPED_CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
+    head = " ".join(
+        line.removeprefix("#").strip() for line in text[: text.index("base:")].splitlines()
+    )
     found = budget_plan(name)
     (on_card,) = [entry for entry in found.time if BUDGETS[name][0] in entry["source"]]
+
     for said in (
         "Not run yet.",
         f"{found.model['parameters'] / 1e6:.1f} million parameters",
@@ -123,7 +149,7 @@ def test_the_head_of_a_budget_page_says_what_plan_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", BUDGETS)
 def test_an_epoch_of_a_budget_page_is_as_much_text_as_it_says(name: str) -> None:
-    text = (SHIPPED_PAGES / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (SHIPPED_CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
     needed = budget_plan(name).work["tokens"] * BYTES_PER_TOKEN
     said = f"{needed / 1e12:.1f} TB" if needed > 1e12 else f"{needed / 1e9:.0f} GB"
     assert f"your own text here: {said} of it are one epoch" in text
@@ -131,6 +157,6 @@ def test_an_epoch_of_a_budget_page_is_as_much_text_as_it_says(name: str) -> None
 
 @pytest.mark.parametrize("name", BUDGETS)
 def test_every_number_of_a_budget_page_has_its_reason_on_the_line(name: str) -> None:
-    lines = (SHIPPED_PAGES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = (SHIPPED_CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     bare = [line for line in lines if line.startswith("  ") and ":" in line and "#" not in line]
     assert bare in ([], ["  ranks: 8"])

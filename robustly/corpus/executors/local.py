@@ -1,4 +1,5 @@
-"""Runs work over the parts of a corpus on datatrove's executors: which one, and the one of this machine."""
+"""Runs work over the parts of a corpus on datatrove's executors: which one, and the one of this
+machine."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,9 @@ from robustly.corpus.config import Processing
 from robustly.log import progress
 from robustly.workers import run_on_workers
 
-IN_SLURM = "slurm_job.json"  # in the folder that remembers what is done, while a Slurm job may be at work there
+IN_SLURM = (  # in the folder that remembers what is done, while a Slurm job may be at work there
+    "slurm_job.json"
+)
 
 
 @dataclass
@@ -31,28 +34,33 @@ class Step:
         path = getattr(self.parts[rank], "path", None)
         return f"part {rank} ({path})" if path else f"part {rank}"
 
-    def __repr__(self) -> str:  # datatrove writes it into the log of every task: not the list of all parts
+    def __repr__(
+        self,
+    ) -> str:  # datatrove writes it into the log of every task: not the list of all parts
         return f"the work on {len(self.parts)} parts"
 
 
 def executor_for(step: Step, folder: Path, processing: Processing, what: str) -> PipelineExecutor:
-    """The executor that `processing` names. Its `run` does every part that `folder` does not remember as done, and
-    shows progress on `what`.
+    """The executor that `processing` names. Its `run` does every part that `folder` does not
+    remember as done, and shows progress on `what`.
 
-    Raises UserError if a Slurm job of an earlier run may be at work in `folder` and cannot be cancelled.
-    """
+    Raises UserError if a Slurm job of an earlier run may be at work in `folder` and cannot be
+    cancelled."""
     if (folder / IN_SLURM).exists():
         from robustly.corpus.executors.slurm import end_earlier_job
 
         end_earlier_job(folder / IN_SLURM)
+
     if processing.executor == "slurm":
         from robustly.corpus.executors.slurm import SlurmExecutor
 
         return SlurmExecutor(step, folder, processing.slurm, what)
+
     if processing.executor == "ray":
         from robustly.corpus.executors.ray import RayExecutor
 
         return RayExecutor(step, folder, processing.workers, what)
+
     return LocalExecutor(step, folder, processing.workers, what)
 
 
@@ -64,10 +72,10 @@ def import_paths() -> list[str]:
 class LocalExecutor(LocalPipelineExecutor):
     """datatrove's local executor, one task per part, with a `run` of our own.
 
-    The one that it replaces starts a manager process that outlives a killed run and keeps its folder locked, waits
-    for ever for a worker that was killed (for memory, say), and shows no progress. Its logs and statistics of a task
-    are left out: they take the workers longer to import than a small corpus to work on.
-    """
+    The one that it replaces starts a manager process that outlives a killed run and keeps its
+    folder locked, waits for ever for a worker that was killed (for memory, say), and shows no
+    progress. Its logs and statistics of a task are left out: they take the workers longer to import
+    than a small corpus to work on."""
 
     def __init__(self, step: Step, folder: Path, workers: int, what: str):
         self.what = what
@@ -91,6 +99,7 @@ class LocalExecutor(LocalPipelineExecutor):
         if self.workers > 1 and waiting:
             yield from run_on_workers(step.work, step.parts, waiting, self.workers, mark, self.what)
             return
+
         for rank in waiting:
             step(None, rank, self.tasks)
             mark(rank)

@@ -15,16 +15,16 @@ from robustly import UserError
 from robustly.corpus.executors.local import Step, import_paths
 from robustly.log import progress
 
-IN_FLIGHT = 1000  # tasks that Ray knows of at a time: it spreads them over its cores, and plans ahead no further
+# tasks that Ray knows of at a time: it spreads them over its cores, and plans ahead no further
+IN_FLIGHT = 1000
 PATIENCE = 30.0  # seconds for tasks to end that are killed
 
 
 class RayExecutor(PipelineExecutor):
     """datatrove's pipeline, one Ray task of one core per part.
 
-    datatrove's own executor for Ray tries a part that raises three times more and then counts the run as done, starts
-    a scheduler of its own, and leaves logs in the machines' /tmp.
-    """
+    datatrove's own executor for Ray tries a part that raises three times more and then counts the
+    run as done, starts a scheduler of its own, and leaves logs in the machines' /tmp."""
 
     def __init__(self, step: Step, folder: Path, workers: int, what: str):
         self.what = what
@@ -45,8 +45,8 @@ class RayExecutor(PipelineExecutor):
         )
 
     def run(self) -> None:
-        """Do every part that is not done yet: in the cluster that RAY_ADDRESS names, or in one of `workers` cores that
-        is started on this machine for it.
+        """Do every part that is not done yet: in the cluster that RAY_ADDRESS names, or in one of
+        `workers` cores that is started on this machine for it.
 
         Raises UserError without Ray, without that cluster, and for whatever a task raises.
         """
@@ -55,6 +55,7 @@ class RayExecutor(PipelineExecutor):
             advance(self.world_size - len(waiting))
             if not waiting:
                 return
+
             ours = _connect(self.workers)
             import ray
 
@@ -67,18 +68,23 @@ class RayExecutor(PipelineExecutor):
     def _run_tasks(self, waiting: Sequence[int], advance: Callable[[int], None]) -> None:
         import ray
 
-        # By value, and once: Ray would have each task look for the work's module before it knows where to look.
+        # By value, and once: Ray would have each task look for the work's module before it knows
+        # where to look.
         executor = ray.put((import_paths(), str(Path.cwd()), pickle.dumps(self)))
-        # No second try: a fault would come again, and what killed a worker, most likely a lack of memory, as well.
+        # No second try: a fault would come again, and what killed a worker, most likely a lack of
+        # memory, as well.
         task = ray.remote(num_cpus=1, max_retries=0)(_run_for_rank)
         left = iter(waiting)
         running: dict[Any, int] = {}
+
         try:
             while True:
                 while len(running) < IN_FLIGHT and (rank := next(left, None)) is not None:
                     running[task.remote(executor, rank)] = rank
+
                 if not running:
                     return
+
                 for done in ray.wait(list(running))[0]:
                     rank = running.pop(done)
                     try:
@@ -89,6 +95,7 @@ class RayExecutor(PipelineExecutor):
         finally:
             for other in running:
                 ray.cancel(other, force=True)
+
             if running:  # they write into the folder that the next run writes into
                 ray.wait(list(running), num_returns=len(running), timeout=PATIENCE)
 
@@ -99,12 +106,17 @@ class RayExecutor(PipelineExecutor):
         log = self.logging_dir.resolve_paths(f"logs/task_{rank:05d}.log")
         if not isinstance(error, ray.exceptions.RayTaskError):
             return UserError(
-                f"{self.what}: the worker of {part} was lost, most likely because memory ran out: "
-                f"{str(error).splitlines()[0]}\nIts log: {log}\nWhat is done is kept: run the same command again"
+                f"{self.what}: the worker of {part} was lost, most likely because memory ran out:"
+                f" {str(error).splitlines()[0]}\nIts log: {log}\nWhat is done is kept: run the same"
+                " command again"
             )
         if isinstance(error.cause, UserError):
             return UserError(f"{error.cause}\nThe log: {log}")
-        return UserError(f"{self.what}: {part} failed: {type(error.cause).__name__}: {error.cause}\nThe log: {log}")
+
+        return UserError(
+            f"{self.what}: {part} failed: {type(error.cause).__name__}: {error.cause}\nThe log:"
+            f" {log}"
+        )
 
 
 def _connect(workers: int) -> bool:
@@ -116,23 +128,28 @@ def _connect(workers: int) -> bool:
         import ray
     except ImportError:
         raise UserError(
-            "run.executor = ray, but Ray is not installed here; `pip install 'robustly[ray]'`, or set "
-            "run.executor=local"
+            "run.executor = ray, but Ray is not installed here; `pip install 'robustly[ray]'`, or"
+            " set run.executor=local"
         ) from None
+
     if ray.is_initialized():
         return False
+
     if address := os.environ.get("RAY_ADDRESS"):
         host, _, port = address.rpartition("/")[2].rpartition(":")
         try:
             if port.isdigit():  # Ray itself would try for many minutes
                 socket.create_connection((host, int(port)), timeout=10).close()
+
             ray.init(address, log_to_driver=False, logging_level="ERROR")
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"RAY_ADDRESS = {address}: no Ray cluster answers there ({error}); start it, or unset RAY_ADDRESS to "
-                "work on this machine"
+                f"RAY_ADDRESS = {address}: no Ray cluster answers there ({error}); start it, or"
+                " unset RAY_ADDRESS to work on this machine"
             ) from None
+
         return True
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     ray.init(
         "local",
@@ -146,7 +163,8 @@ def _connect(workers: int) -> bool:
 
 
 def _run_for_rank(executor: tuple[list[str], str, bytes], rank: int) -> None:
-    """In a worker of Ray: the same modules and the same working directory as where the run was started."""
+    """In a worker of Ray: the same modules and the same working directory as where the run was
+    started."""
     paths, folder, pickled = executor
     sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]
     os.chdir(folder)

@@ -9,13 +9,15 @@ SUPERVISED, SOFTMAX = 3, 3
 
 
 def write_model(path: Path, languages: Mapping[str, Sequence[str]]) -> Path:
-    """Language -> its words. The probabilities of a text are the softmax of 10 x the share of each language's words
-    among those that are known."""
+    """Language -> its words. The probabilities of a text are the softmax of 10 x the share of each
+    language's words among those that are known."""
     dim = len(languages)
     entries = [(word, 0) for words in languages.values() for word in words]
     entries += [(f"__label__{name}", 1) for name in languages]
     vectors = [
-        [float(place == own) for place in range(dim)] for own, words in enumerate(languages.values()) for _ in words
+        [float(place == own) for place in range(dim)]
+        for own, words in enumerate(languages.values())
+        for _ in words
     ]
     # dim, ws, epoch, minCount, neg, wordNgrams, loss, model, bucket, minn, maxn, lrUpdateRate, t
     data = struct.pack("<2i", MAGIC, VERSION)
@@ -23,6 +25,7 @@ def write_model(path: Path, languages: Mapping[str, Sequence[str]]) -> Path:
     data += struct.pack("<3i2q", len(entries), len(vectors), dim, len(vectors), -1)
     for text, kind in entries:
         data += text.encode() + b"\0" + struct.pack("<qb", 1, kind)
+
     data += _matrix(vectors)
     data += _matrix([[10.0 * (row == column) for column in range(dim)] for row in range(dim)])
     path.write_bytes(data)
@@ -32,4 +35,6 @@ def write_model(path: Path, languages: Mapping[str, Sequence[str]]) -> Path:
 def _matrix(rows: Sequence[Sequence[float]]) -> bytes:
     """Not quantized; rows, columns, values."""
     values = [value for row in rows for value in row]
-    return struct.pack("<b2q", 0, len(rows), len(rows[0])) + struct.pack(f"<{len(values)}f", *values)
+    return struct.pack("<b2q", 0, len(rows), len(rows[0])) + struct.pack(
+        f"<{len(values)}f", *values
+    )

@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from robustly.corpus.config import Corpus
-from robustly.data_prep.config import Data
+from robustly.corpus.config import CorpusConfig
+from robustly.data_prep.config import DataConfig
 from robustly.data_prep.store import Shard, ShardWriter, Split, write_store
 from robustly.manifest import Stage
 from robustly.tokenizer.vocabulary import lay_out, save
 
 BOS, PAD, EOS = 0, 1, 2
-VIEW = Data(unit="sentence", language="en", block_length=16, format="full_sentences")
+VIEW = DataConfig(unit="sentence", language="en", block_length=16, format="full_sentences")
 
 
-def train_tokenizer(folder: Path, merges: Sequence[str] = ("t h", "th e", "i n", "Ġ the", "e r", "Ġ a")) -> Path:
+def train_tokenizer(
+    folder: Path, merges: Sequence[str] = ("t h", "th e", "i n", "Ġ the", "e r", "Ġ a")
+) -> Path:
     """A finished tokenizer stage with a few merges."""
     folder.mkdir()
     files = save(lay_out([tuple(merge.split()) for merge in merges]), folder)
@@ -26,8 +28,10 @@ def train_tokenizer(folder: Path, merges: Sequence[str] = ("t h", "th e", "i n",
     return folder
 
 
-def corpus(*paths: str, documents: str = "blank_line", validation: float = 0.0) -> Corpus:
-    return Corpus(sources=list(paths), documents=documents, text_key="text", validation=validation)
+def corpus(*paths: str, documents: str = "blank_line", validation: float = 0.0) -> CorpusConfig:
+    return CorpusConfig(
+        sources=list(paths), documents=documents, text_key="text", validation=validation
+    )
 
 
 def write_rows(path: Path, texts: Sequence[str]) -> Path:
@@ -39,9 +43,8 @@ def write_rows(path: Path, texts: Sequence[str]) -> Path:
 class NumberedStore:
     """A store whose tokens are 10, 11, 12, ... in order, so that each can be told apart.
 
-    `shards`: per shard its documents, per document the sizes of its units. `sources`: each shard's source (default: all
-    of the first).
-    """
+    `shards`: per shard its documents, per document the sizes of its units. `sources`: each shard's
+    source (default: all of the first)."""
 
     def __init__(
         self,
@@ -56,18 +59,30 @@ class NumberedStore:
         self.documents: list[list[list[int]]] = []
         written: dict[Split, list[Shard]] = {"train": [], "validation": []}
         number = 10
+
         for place, documents in enumerate(shards):
-            with ShardWriter(folder, f"{split}-{place:05d}", owners[place], EOS, np.dtype(np.uint32)) as writer:
+            with ShardWriter(
+                folder, f"{split}-{place:05d}", owners[place], EOS, np.dtype(np.uint32)
+            ) as writer:
                 for sizes in documents:
                     units = []
                     for size in sizes:
                         units.append(list(range(number, number + size)))
                         number += size
+
                     self.documents.append(units)
-                    tokens = np.array([token for unit in units for token in (*unit, EOS)], np.uint32)
-                    writer.append(tokens, np.cumsum([len(unit) + 1 for unit in units]), [" "] * (len(units) + 1))
+                    tokens = np.array(
+                        [token for unit in units for token in (*unit, EOS)], np.uint32
+                    )
+                    writer.append(
+                        tokens,
+                        np.cumsum([len(unit) + 1 for unit in units]),
+                        [" "] * (len(units) + 1),
+                    )
+
             if shard := writer.shard:
                 written[split].append(shard)
+
         write_store(folder, folder, "0" * 64, numbered_encoder(), names, written)
 
 
@@ -76,29 +91,38 @@ def numbered_encoder(**changes: Any) -> Any:
     return SimpleNamespace(**{**facts, "bos_id": BOS, "pad_id": PAD, "eos_id": EOS, **changes})
 
 
-def packed(documents: Sequence[Sequence[Sequence[int]]], block_length: int, format: str) -> list[list[int]]:
-    """Blocks the slow and obvious way: lists of tokens, filled line by line as docs/data_format.md says."""
+def packed(
+    documents: Sequence[Sequence[Sequence[int]]], block_length: int, format: str
+) -> list[list[int]]:
+    """Blocks the slow and obvious way: lists of tokens, filled line by line as docs/data_format.md
+    says."""
     blocks: list[list[int]] = [[BOS]]
 
     def place(line: list[int]) -> None:
         if len(blocks[-1]) > 1 and len(blocks[-1]) + len(line) > block_length:
             blocks.append([BOS])
+
         while len(line) > block_length - 1:
             cut = block_length - 1
             if line[cut:] == [EOS]:
                 cut -= 1
+
             blocks[-1] += line[:cut]
             blocks.append([BOS])
             line = line[cut:]
+
         blocks[-1] += line
 
     for number, units in enumerate(documents):
         if number and format == "full_sentences":
             place([EOS])
+
         if number and format == "doc_sentences":
             blocks.append([BOS])
+
         for unit in units:
             place([*unit, EOS])
+
     return blocks
 
 

@@ -1,4 +1,5 @@
-"""Blocks: fairseq's, but that nothing is dropped; equal to the slow and obvious way of making them."""
+"""Blocks: fairseq's, but that nothing is dropped; equal to the slow and obvious way of making
+them."""
 
 import itertools
 import threading
@@ -16,13 +17,17 @@ from robustly.data_prep.packing import BLOCK, plan
 from robustly.data_prep.store import Store
 
 FORMATS = ["full_sentences", "doc_sentences"]
-SIZES = st.integers(1, 4) | st.integers(1, 40)  # of units, around and far beyond the block lengths below
+SIZES = st.integers(1, 4) | st.integers(
+    1, 40
+)  # of units, around and far beyond the block lengths below
 SHARDS = st.lists(st.lists(st.lists(SIZES, min_size=1, max_size=6), max_size=6), max_size=4)
 
 
 def planned(shards, block_length, format):
     """The plan for shards of lines, as (start, length) pairs."""
-    return np.concatenate([*plan([np.array(s, np.int64) for s in shards], block_length, format), np.empty(0, BLOCK)])
+    return np.concatenate(
+        [*plan([np.array(s, np.int64) for s in shards], block_length, format), np.empty(0, BLOCK)]
+    )
 
 
 def every_block(folder, block_length, format, split="train"):
@@ -33,7 +38,7 @@ def every_block(folder, block_length, format, split="train"):
     return [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
 
 
-# -------------------------------------------------------------------------------------------------- properties
+# --------------------------------------------------------------------------------------- properties
 
 
 @given(shards=SHARDS, block_length=st.integers(8, 24), format=st.sampled_from(FORMATS))
@@ -55,12 +60,16 @@ def test_blocks_hold_every_body_once_and_in_order(tmp_path_factory, shards, bloc
     assert all(2 <= len(block) <= block_length for block in blocks)
 
     ends = {unit[-1] for document in store.documents for unit in document}
-    for block in blocks:  # an </s> after the last token of a unit, and nowhere else but between documents
+
+    for (
+        block
+    ) in blocks:  # an </s> after the last token of a unit, and nowhere else but between documents
         for token, following in zip(block, [*block[1:], None], strict=True):
             if token in ends:
                 assert following == EOS
             elif token not in added:
                 assert following != EOS
+
     separators = sum(block.count(EOS) for block in blocks) - len(ends)
     assert separators == (max(0, len(store.documents) - 1) if format == "full_sentences" else 0)
 
@@ -70,7 +79,10 @@ def test_blocks_hold_every_body_once_and_in_order(tmp_path_factory, shards, bloc
 def test_doc_sentences_never_cross_a_document(tmp_path_factory, shards, block_length):
     store = NumberedStore(tmp_path_factory.mktemp("store"), shards)
     document_of = {
-        token: number for number, document in enumerate(store.documents) for unit in document for token in unit
+        token: number
+        for number, document in enumerate(store.documents)
+        for unit in document
+        for token in unit
     }
     for block in every_block(store.folder, block_length, "doc_sentences"):
         assert len({document_of[token] for token in block if token not in (BOS, EOS)}) == 1
@@ -78,7 +90,9 @@ def test_doc_sentences_never_cross_a_document(tmp_path_factory, shards, block_le
 
 @settings(max_examples=40)
 @given(shards=SHARDS, block_length=st.integers(8, 24))
-def test_full_sentences_leave_no_room_that_the_next_line_could_take(tmp_path_factory, shards, block_length):
+def test_full_sentences_leave_no_room_that_the_next_line_could_take(
+    tmp_path_factory, shards, block_length
+):
     store = NumberedStore(tmp_path_factory.mktemp("store"), shards)
     blocks = every_block(store.folder, block_length, "full_sentences")
     for block, following in itertools.pairwise(blocks):
@@ -87,7 +101,7 @@ def test_full_sentences_leave_no_room_that_the_next_line_could_take(tmp_path_fac
             assert len(block) + line > block_length or block[-1] != EOS
 
 
-# ------------------------------------------------------------------------------------------ fairseq's layouts
+# -------------------------------------------------------------------------------- fairseq's layouts
 
 
 def test_whole_lines_fill_a_block():
@@ -99,8 +113,13 @@ def test_whole_lines_fill_a_block():
 
 def test_two_eos_separate_documents(tmp_path):
     NumberedStore(tmp_path, [[[2, 3], [1]]])
-    assert every_block(tmp_path, 16, "full_sentences") == [[BOS, 10, 11, EOS, 12, 13, 14, EOS, EOS, 15, EOS]]
-    assert every_block(tmp_path, 16, "doc_sentences") == [[BOS, 10, 11, EOS, 12, 13, 14, EOS], [BOS, 15, EOS]]
+    assert every_block(tmp_path, 16, "full_sentences") == [
+        [BOS, 10, 11, EOS, 12, 13, 14, EOS, EOS, 15, EOS]
+    ]
+    assert every_block(tmp_path, 16, "doc_sentences") == [
+        [BOS, 10, 11, EOS, 12, 13, 14, EOS],
+        [BOS, 15, EOS],
+    ]
 
 
 def test_a_separator_may_begin_a_block():
@@ -112,10 +131,12 @@ def test_a_block_goes_on_in_the_next_shard(tmp_path):
     assert planned([[5, 1], [], [3, 1]], 16, "full_sentences").tolist() == [(0, 10)]
     assert planned([[5, 1], [], [3, 1]], 16, "doc_sentences").tolist() == [(0, 6), (6, 4)]
     NumberedStore(tmp_path, [[[4]], [[1]], [[2]]])
-    assert every_block(tmp_path, 16, "full_sentences") == [[BOS, 10, 11, 12, 13, EOS, EOS, 14, EOS, EOS, 15, 16, EOS]]
+    assert every_block(tmp_path, 16, "full_sentences") == [
+        [BOS, 10, 11, 12, 13, EOS, EOS, 14, EOS, EOS, 15, 16, EOS]
+    ]
 
 
-# -------------------------------------------------------------------------------------------------- long lines
+# --------------------------------------------------------------------------------------- long lines
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -138,7 +159,11 @@ def test_an_eos_is_never_cut_off_from_its_unit(tmp_path, format):
 def test_long_units_are_those_that_are_cut(tmp_path_factory, shards, block_length):
     store = NumberedStore(tmp_path_factory.mktemp("store"), shards)
     blocks = [set(block) for block in every_block(store.folder, block_length, "full_sentences")]
-    cut = sum(sum(bool(block & set(unit)) for block in blocks) > 1 for doc in store.documents for unit in doc)
+    cut = sum(
+        sum(bool(block & set(unit)) for block in blocks) > 1
+        for doc in store.documents
+        for unit in doc
+    )
     assert long_units(Store(store.folder, "train"), block_length, "full_sentences") == cut
 
 
@@ -153,7 +178,7 @@ def test_offsets_beyond_2_to_the_32():
     assert (planned(billions, length, "doc_sentences")["start"][-1]) > 2**32
 
 
-# ------------------------------------------------------------------------------------------------------ Blocks
+# ------------------------------------------------------------------------------------------- Blocks
 
 
 def test_gather_takes_any_blocks_in_any_order(tmp_path):
@@ -175,7 +200,9 @@ def test_gather_takes_any_blocks_in_any_order(tmp_path):
 def test_gather_opens_shards_again_when_there_are_many(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "OPEN_SHARDS", 2)
     store = NumberedStore(tmp_path, [[[size]] for size in (3, 9, 20, 1, 5, 8)])
-    assert every_block(tmp_path, 8, "full_sentences") == packed(store.documents, 8, "full_sentences")
+    assert every_block(tmp_path, 8, "full_sentences") == packed(
+        store.documents, 8, "full_sentences"
+    )
     blocks = Blocks(tmp_path, "train", 8, "full_sentences")
     blocks.gather(np.arange(len(blocks)))
     assert blocks._tokens.cache_info().currsize == 2
@@ -203,7 +230,9 @@ def test_a_plan_of_another_store_is_not_used(tmp_path):
     store = NumberedStore(tmp_path, [[[2, 2]]])
     facts = (tmp_path / "store.json").read_text()
     (tmp_path / "store.json").write_text(facts.replace('"hash": "0', '"hash": "1'))
-    assert every_block(tmp_path, 9, "full_sentences") == packed(store.documents, 9, "full_sentences")
+    assert every_block(tmp_path, 9, "full_sentences") == packed(
+        store.documents, 9, "full_sentences"
+    )
 
 
 def test_a_damaged_plan_is_named(tmp_path):
@@ -226,7 +255,9 @@ def test_many_may_ask_for_a_plan_at_once(tmp_path):
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
         thread.start()
+
     for thread in threads:
         thread.join()
+
     assert results == [packed(store.documents, 9, "full_sentences")] * 8
     assert len(list((tmp_path / "views").iterdir())) == 1

@@ -1,5 +1,5 @@
-"""The stage: what was planted is found and nothing else, the same bytes for any number of workers and after any kill,
-and the later stages see the kept documents only."""
+"""The stage: what was planted is found and nothing else, the same bytes for any number of workers
+and after any kill, and the later stages see the kept documents only."""
 
 import gzip
 import json
@@ -17,12 +17,12 @@ from small_stores import VIEW, corpus, train_tokenizer, write_rows
 
 from robustly import UserError, manifest, tokenizer
 from robustly.corpus import decisions
-from robustly.corpus.config import Corpus, Processing
+from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.documents import documents
-from robustly.corpus.partitions import parts
+from robustly.corpus.partitions import partitions
 from robustly.data_prep.cleaning import clean as module
 from robustly.data_prep.cleaning.clean import clean, stage
-from robustly.data_prep.cleaning.config import Cleaning
+from robustly.data_prep.cleaning.config import CleaningConfig
 from robustly.data_prep.cleaning.dropped import write_dropped
 from robustly.data_prep.prepare import prepare
 from robustly.data_prep.prepare import stage as data_stage
@@ -30,16 +30,24 @@ from robustly.data_prep.store import Store
 from robustly.inspection import cleaning
 from robustly.inspection.data import describe
 from robustly.tokenizer.build import build
-from robustly.tokenizer.config import Tokenizer
+from robustly.tokenizer.config import TokenizerConfig
 
-WORDS = ["the", "and", "of", "that", *(f"{a}{b}{c}" for a in "bdfgkl" for b in "aeiou" for c in ("m", "nt", "r", "st"))]
+WORDS = [
+    "the",
+    "and",
+    "of",
+    "that",
+    *(f"{a}{b}{c}" for a in "bdfgkl" for b in "aeiou" for c in ("m", "nt", "r", "st")),
+]
 ONE = Processing(1)
 
 
 def story(seed: int, words: int = 70) -> str:
     """Sentences of seven words."""
     draw = random.Random(seed)
-    return " ".join(" ".join(draw.choices(WORDS, k=7)).capitalize() + "." for _ in range(words // 7))
+    return " ".join(
+        " ".join(draw.choices(WORDS, k=7)).capitalize() + "." for _ in range(words // 7)
+    )
 
 
 QUESTION = "Why did the second of the three brothers leave the old house by the lake so early?"
@@ -47,7 +55,9 @@ INNOCENT = [story(n) for n in range(24)]
 PLANTED = {
     "min_words": "Too short.",
     "language": "der und " * 40,
-    "gopher_repetition: dup_line_frac": "\n".join(["The same line comes again, and that of all lines."] * 9),
+    "gopher_repetition: dup_line_frac": "\n".join(
+        ["The same line comes again, and that of all lines."] * 9
+    ),
     "contamination": f"{story(90, 35)} {QUESTION} {story(91, 35)}",
     "exact_duplicates": INNOCENT[3],
     "near_duplicates": INNOCENT[10] + " Also.",
@@ -60,14 +70,17 @@ EVERYTHING = {
     "exact_duplicates": True,
     "near_duplicates": True,
 }
-CHEAP = Cleaning(min_words=5, exact_duplicates=True, near_duplicates=True)
+CHEAP = CleaningConfig(min_words=5, exact_duplicates=True, near_duplicates=True)
 """What loads no further library in a worker."""
 
 
 def planted_corpus(folder: Path):
-    """Three files, two of which hold what is planted after the innocent; a blank document in the third."""
+    """Three files, two of which hold what is planted after the innocent; a blank document in the
+    third."""
     write_model(folder / "lid.bin", {"en": WORDS, "de": ["der", "und"]})
-    (folder / "questions.jsonl").write_text(json.dumps({"question": QUESTION, "answers": ["yes", "no"]}) + "\n")
+    (folder / "questions.jsonl").write_text(
+        json.dumps({"question": QUESTION, "answers": ["yes", "no"]}) + "\n"
+    )
     bad = list(PLANTED.values())
     write_rows(folder / "a.jsonl", [*INNOCENT[:12], *bad[:2]])
     write_rows(folder / "b.jsonl", [*bad[2:4], *INNOCENT[12:20], bad[4]])
@@ -76,7 +89,7 @@ def planted_corpus(folder: Path):
 
 
 def seen_by_later_stages(page, folder: Path, cleaned: Path) -> list[str]:
-    pieces = decisions.attach(parts(page, folder), cleaned)
+    pieces = decisions.attach(partitions(page, folder), cleaned)
     return [document.text for part in pieces for document in documents(part, page, [])]
 
 
@@ -95,8 +108,10 @@ def test_two_at_once_make_it_once(tmp_path):
         return one
 
     made = at_once(lambda: clean(page, CHEAP, "en", tmp_path / "clean", tmp_path, ONE))
-    at_once(lambda: prepare(page, VIEW, tmp_path / "data", trained, tmp_path, ONE, tmp_path / "clean"))
-    settings = Tokenizer(vocab_size=270, min_frequency=2)
+    at_once(
+        lambda: prepare(page, VIEW, tmp_path / "data", trained, tmp_path, ONE, tmp_path / "clean")
+    )
+    settings = TokenizerConfig(vocab_size=270, min_frequency=2)
     at_once(lambda: build(page, settings, tmp_path / "other", tmp_path, ONE, tmp_path / "clean"))
     assert made.counts["kept_documents"] < made.counts["documents"]
     assert not list(tmp_path.glob("*/work"))
@@ -106,6 +121,7 @@ def test_sources_of_one_name_are_told_apart(tmp_path, capfd):
     for name, texts in ("a", [story(1), "short"]), ("b", [story(2), story(3)]):
         (tmp_path / name).mkdir()
         write_rows(tmp_path / name / "web.jsonl", texts)
+
     page = corpus("a/web.jsonl", "b/web.jsonl")
     made = clean(page, CHEAP, "en", tmp_path / "clean", tmp_path, ONE)
     assert "INFO" not in capfd.readouterr().err  # datatrove's own log of its steps
@@ -114,7 +130,15 @@ def test_sources_of_one_name_are_told_apart(tmp_path, capfd):
     ]  # fmt: skip
     write_dropped(page, tmp_path / "clean", tmp_path, tmp_path / "dropped.jsonl")
     assert json.loads((tmp_path / "dropped.jsonl").read_text())["source"] == "web.jsonl (1)"
-    prepare(page, VIEW, tmp_path / "data", train_tokenizer(tmp_path / "tokenizer"), tmp_path, ONE, tmp_path / "clean")
+    prepare(
+        page,
+        VIEW,
+        tmp_path / "data",
+        train_tokenizer(tmp_path / "tokenizer"),
+        tmp_path,
+        ONE,
+        tmp_path / "clean",
+    )
     assert Store(tmp_path / "data", "train").sources == ("web.jsonl (1)", "web.jsonl (2)")
 
 
@@ -123,7 +147,7 @@ def cleaned(tmp_path_factory):
     """A folder with a corpus and its clean stage, with every kind of rule."""
     folder = tmp_path_factory.mktemp("cleaned")
     page = planted_corpus(folder)
-    made = clean(page, Cleaning(**EVERYTHING), "en", folder / "clean", folder, ONE)
+    made = clean(page, CleaningConfig(**EVERYTHING), "en", folder / "clean", folder, ONE)
     return folder, page, made
 
 
@@ -137,7 +161,11 @@ def test_what_is_planted_is_found_and_innocents_stay(cleaned):
     assert (counts["documents"], counts["kept_documents"]) == (31, 25)
     assert counts["bytes"] == sum(len(text.encode()) for text in total)
     assert counts["kept_bytes"] == sum(len(text.encode()) for text in total[:25])
-    assert (counts["evaluation_texts"], counts["short_evaluation_texts"], counts["bad_lines"]) == (3, 2, 0)
+    assert (counts["evaluation_texts"], counts["short_evaluation_texts"], counts["bad_lines"]) == (
+        3,
+        2,
+        0,
+    )
     assert counts["sources"][0] == {
         "source": "a.jsonl", "reason": None, "documents": 12, "bytes": sum(len(text) for text in INNOCENT[:12]),
     }  # fmt: skip
@@ -166,33 +194,43 @@ def test_what_is_planted_is_found_and_innocents_stay(cleaned):
 )
 def test_each_rule_by_itself(cleaned, tmp_path, key, reasons):
     folder, page, _ = cleaned
-    made = clean(page, Cleaning(**{key: EVERYTHING[key]}), "en", tmp_path / "clean", folder, ONE)
+    made = clean(
+        page, CleaningConfig(**{key: EVERYTHING[key]}), "en", tmp_path / "clean", folder, ONE
+    )
     dropped = Counter()
     for row in made.counts["sources"]:
         dropped[row["reason"]] += row["documents"]
+
     assert dropped == {None: 31 - sum(reasons.values()), **reasons}
 
 
 def test_a_dropped_document_has_no_duplicates(tmp_path):
-    """Only what is kept so far is compared: of texts that come again, the first that no rule drops stays."""
+    """Only what is kept so far is compared: of texts that come again, the first that no rule drops
+    stays."""
     write_rows(tmp_path / "a.jsonl", ["short", "short", INNOCENT[0], INNOCENT[1]])
-    write_rows(tmp_path / "b.jsonl", [INNOCENT[1], "short", INNOCENT[0], INNOCENT[1].upper(), INNOCENT[2]])
+    write_rows(
+        tmp_path / "b.jsonl", [INNOCENT[1], "short", INNOCENT[0], INNOCENT[1].upper(), INNOCENT[2]]
+    )
     made = clean(corpus("a.jsonl", "b.jsonl"), CHEAP, "en", tmp_path / "clean", tmp_path, ONE)
-    found = [decisions.read(decisions.verdicts_file(tmp_path / "clean", n)).tolist() for n in (0, 1)]
+    found = [
+        decisions.read(decisions.verdicts_file(tmp_path / "clean", n)).tolist() for n in (0, 1)
+    ]
     assert found == [[1, 1, 0, 0], [2, 1, 2, 3, 0]]
     assert made.counts["dropped by near_duplicates"] == 1
 
 
-# ------------------------------------------------------------------------------------------------ workers and kills
+# -------------------------------------------------------------------------------- workers and kills
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """Ten files, some of whose documents come again or nearly again in others, and their clean stage."""
+    """Ten files, some of whose documents come again or nearly again in others, and their clean
+    stage."""
     folder = tmp_path_factory.mktemp("many")
     for number in range(10):
         again = [INNOCENT[number], INNOCENT[(number * 7) % 10].replace("of", "off", 1)]
         write_rows(folder / f"{number}.jsonl", [*INNOCENT[number : number + 3], "short", *again])
+
     page = corpus("*.jsonl")
     return folder, page, clean(page, CHEAP, "en", folder / "clean", folder, ONE)
 
@@ -245,6 +283,7 @@ def test_after_a_kill_only_the_rest_is_made(many, tmp_path, place, monkeypatch):
     assert killed.returncode == -signal.SIGKILL
     assert manifest.read(tmp_path / "clean") is None
     done = {"judge": [], "sign": [], "settle": []}
+
     for name, numbers in done.items():
         original = getattr(module._Cleaning, name)
 
@@ -253,38 +292,67 @@ def test_after_a_kill_only_the_rest_is_made(many, tmp_path, place, monkeypatch):
             original(self, *arguments)
 
         monkeypatch.setattr(module._Cleaning, name, recorded)
+
     made = clean(page, CHEAP, "en", tmp_path / "clean", folder, ONE)
     assert made.outputs == whole.outputs and made.counts == whole.counts
     steps = ["judge", "sign", "match", "settle"]
+
     for name, numbers in done.items():
         rest = {-1: [], 0: [6, 7, 8, 9], 1: list(range(10))}
-        assert numbers == rest[(steps.index(name) > steps.index(place)) - (steps.index(name) < steps.index(place))]
+        assert (
+            numbers
+            == rest[
+                (steps.index(name) > steps.index(place)) - (steps.index(name) < steps.index(place))
+            ]
+        )
+
     assert not (tmp_path / "clean" / "work").exists()
 
 
 def test_the_same_again_does_nothing_and_another_recipe_is_refused(cleaned):
     folder, page, made = cleaned
-    before = {path: path.stat().st_mtime_ns for path in (folder / "clean").iterdir() if path.is_file()}
-    assert clean(page, Cleaning(**EVERYTHING), "en", folder / "clean", folder, Processing(2)) == made
+    before = {
+        path: path.stat().st_mtime_ns for path in (folder / "clean").iterdir() if path.is_file()
+    }
+    assert (
+        clean(page, CleaningConfig(**EVERYTHING), "en", folder / "clean", folder, Processing(2))
+        == made
+    )
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
     for changes, language, message in (
         ({"min_words": 6}, "en", r"cleaning\.min_words: 5 there, 6 now"),
-        ({"quality": {"gopher_repetition": {"dup_line_frac": 0.2}}}, "en", r"dup_line_frac: absent there, 0\.2 now"),
+        (
+            {"quality": {"gopher_repetition": {"dup_line_frac": 0.2}}},
+            "en",
+            r"dup_line_frac: absent there, 0\.2 now",
+        ),
         ({}, "de", r"data\.language: en there, de now"),
     ):
         with pytest.raises(UserError, match=message):
-            clean(page, Cleaning(**{**EVERYTHING, **changes}), language, folder / "clean", folder, ONE)
+            clean(
+                page,
+                CleaningConfig(**{**EVERYTHING, **changes}),
+                language,
+                folder / "clean",
+                folder,
+                ONE,
+            )
 
 
 def test_files_that_the_stage_knows_are_not_hashed_anew(cleaned, monkeypatch):
     folder, page, made = cleaned
     assert made.notes["files"].keys() == {
-        str(folder / name) for name in ("a.jsonl", "b.jsonl", "c.jsonl", "lid.bin", "questions.jsonl")
+        str(folder / name)
+        for name in ("a.jsonl", "b.jsonl", "c.jsonl", "lid.bin", "questions.jsonl")
     }
     for where in ("robustly.corpus.documents.sha256", "robustly.files.sha256"):
         monkeypatch.setattr(where, lambda path: f"hashed {path.name} anew")
-    assert stage(page, Cleaning(**EVERYTHING), "en", folder / "clean", folder).hash == made.hash
-    other = stage(page, Cleaning(**EVERYTHING), "en", folder / "other", folder)
+
+    assert (
+        stage(page, CleaningConfig(**EVERYTHING), "en", folder / "clean", folder).hash == made.hash
+    )
+    other = stage(page, CleaningConfig(**EVERYTHING), "en", folder / "other", folder)
     assert other.inputs["language_model"] == "hashed lid.bin anew"
 
 
@@ -292,21 +360,30 @@ def test_files_are_inputs_by_what_they_hold(cleaned, tmp_path):
     folder, page, made = cleaned
     for name in ("a.jsonl", "b.jsonl", "c.jsonl", "lid.bin", "questions.jsonl"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    assert stage(page, Cleaning(**EVERYTHING), "en", tmp_path / "clean", tmp_path).hash == made.hash
+
+    assert (
+        stage(page, CleaningConfig(**EVERYTHING), "en", tmp_path / "clean", tmp_path).hash
+        == made.hash
+    )
     hashes = {made.hash}
+
     for name in ("lid.bin", "questions.jsonl", "c.jsonl"):
         with (tmp_path / name).open("ab") as file:
             file.write(b"\n")
-        hashes.add(stage(page, Cleaning(**EVERYTHING), "en", tmp_path / "clean", tmp_path).hash)
+
+        hashes.add(
+            stage(page, CleaningConfig(**EVERYTHING), "en", tmp_path / "clean", tmp_path).hash
+        )
+
     assert len(hashes) == 4
 
 
-# --------------------------------------------------------------------------------------------------- later stages
+# ------------------------------------------------------------------------------------- later stages
 
 
 def test_the_tokenizer_counts_the_kept_documents_only(cleaned, tmp_path):
     folder, page, _ = cleaned
-    settings = Tokenizer(vocab_size=300, min_frequency=1)
+    settings = TokenizerConfig(vocab_size=300, min_frequency=1)
     write_rows(tmp_path / "kept.jsonl", [*INNOCENT, " \n"])
     expected = build(corpus("kept.jsonl"), settings, tmp_path / "expected", tmp_path, ONE)
     made = build(page, settings, tmp_path / "tokenizer", folder, ONE, folder / "clean")
@@ -323,10 +400,18 @@ def test_the_store_holds_exactly_the_kept_documents_in_order(cleaned, tmp_path):
     assert list(Store(tmp_path / "data", "train").texts(tokenizer.load(trained))) == INNOCENT
     assert made.counts["empty_documents"] == 1
     assert made.inputs["clean"] == manifest.read(folder / "clean").hash
-    reasons = {name: n for name, n in manifest.read(folder / "clean").counts.items() if name.startswith("dropped by")}
-    (listing,) = (listing for listing in describe(tmp_path / "data").examples if listing.title == "dropped")
+    reasons = {
+        name: n
+        for name, n in manifest.read(folder / "clean").counts.items()
+        if name.startswith("dropped by")
+    }
+    (listing,) = (
+        listing for listing in describe(tmp_path / "data").examples if listing.title == "dropped"
+    )
     found = {row["reason"]: row["count"] for row in listing.rows if row["what"] == "documents"}
-    assert {f"dropped by {reason}": count for reason, count in found.items()} == reasons and sum(reasons.values()) > 5
+    assert {f"dropped by {reason}": count for reason, count in found.items()} == reasons and sum(
+        reasons.values()
+    ) > 5
     plain = data_stage(page, VIEW, tmp_path / "data", trained, folder)
     assert "clean" not in plain.inputs and plain.hash != made.hash
     with pytest.raises(UserError, match=r"input\.clean: .* there, absent now"):
@@ -335,23 +420,36 @@ def test_the_store_holds_exactly_the_kept_documents_in_order(cleaned, tmp_path):
 
 def test_later_stages_want_the_stage_finished_on_this_corpus(cleaned, tmp_path):
     folder, page, _ = cleaned
-    settings, trained = Tokenizer(vocab_size=300, min_frequency=1), train_tokenizer(tmp_path / "trained")
+    settings, trained = (
+        TokenizerConfig(vocab_size=300, min_frequency=1),
+        train_tokenizer(tmp_path / "trained"),
+    )
     for missing in (
         lambda: build(page, settings, tmp_path / "tokenizer", folder, ONE, tmp_path / "clean"),
         lambda: prepare(page, VIEW, tmp_path / "data", trained, folder, ONE, tmp_path / "clean"),
     ):
-        with pytest.raises(UserError, match=r"no finished clean stage here .* run `robustly clean CONFIG` first"):
+        with pytest.raises(
+            UserError, match=r"no finished clean stage here .* run `robustly clean CONFIG` first"
+        ):
             missing()
+
     write_rows(tmp_path / "a.jsonl", INNOCENT)
+
     for changed in (
-        lambda: build(corpus("a.jsonl"), settings, tmp_path / "tokenizer", tmp_path, ONE, folder / "clean"),
-        lambda: prepare(corpus("a.jsonl"), VIEW, tmp_path / "data", trained, tmp_path, ONE, folder / "clean"),
+        lambda: build(
+            corpus("a.jsonl"), settings, tmp_path / "tokenizer", tmp_path, ONE, folder / "clean"
+        ),
+        lambda: prepare(
+            corpus("a.jsonl"), VIEW, tmp_path / "data", trained, tmp_path, ONE, folder / "clean"
+        ),
     ):
-        with pytest.raises(UserError, match="the corpus is another than the one that was cleaned here"):
+        with pytest.raises(
+            UserError, match="the corpus is another than the one that was cleaned here"
+        ):
             changed()
 
 
-# ------------------------------------------------------------------------------------------------------- people
+# ------------------------------------------------------------------------------------------- people
 
 
 @pytest.mark.parametrize("name", ["dropped.jsonl", "dropped.jsonl.gz"])
@@ -367,8 +465,10 @@ def test_dropped_documents_are_written_out(cleaned, tmp_path, name):
     ]
     with pytest.raises(UserError, match=r"--dropped .*is there already and was left as it is"):
         write_dropped(page, folder / "clean", folder, tmp_path / name)
+
     with pytest.raises(UserError, match=r"ends in \.jsonl or \.jsonl\.gz"):
         write_dropped(page, folder / "clean", folder, tmp_path / "texts.txt")
+
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -389,11 +489,12 @@ def test_what_a_clean_folder_says_of_itself(cleaned, tmp_path):
     copy.mkdir()
     for path in (folder / "clean").glob("*.*"):
         (copy / path.name).write_bytes(path.read_bytes()[: -1 if path.suffix == ".npy" else None])
+
     with pytest.raises(UserError, match="cut off or changed"):
         cleaning.describe(copy)
 
 
-# ----------------------------------------------------------------------------------------------------- mistakes
+# ----------------------------------------------------------------------------------------- mistakes
 
 
 def test_mistakes(tmp_path):
@@ -404,26 +505,54 @@ def test_mistakes(tmp_path):
             clean(corpus(*sources), cleaning, language, tmp_path / "clean", tmp_path, ONE)
         assert not (tmp_path / "clean" / manifest.RECIPE).exists()  # the mended page is not refused
 
-    refused("the page asks for none, and the corpus is taken as it is", Cleaning())
+    refused("the page asks for none, and the corpus is taken as it is", CleaningConfig())
     refused(
         r"none of the 2 documents in a\.jsonl is left \(dropped: 2 by min_words\)",
-        Cleaning(min_words=9, exact_duplicates=True),
+        CleaningConfig(min_words=9, exact_duplicates=True),
     )
     write_rows(tmp_path / "long.jsonl", [story(n) for n in range(5)])
+
     for short, held_out in ("long.jsonl", "a.jsonl"), ("a.jsonl", "long.jsonl"):
-        sources = ({"path": short, "held_out": True}, held_out)  # either way round, that of short texts is empty
-        refused(r"none of the 2 documents in a\.jsonl is left \(dropped: 2 by", Cleaning(min_words=9), sources=sources)
+        sources = (
+            {"path": short, "held_out": True},
+            held_out,
+        )  # either way round, that of short texts is empty
+        refused(
+            r"none of the 2 documents in a\.jsonl is left \(dropped: 2 by",
+            CleaningConfig(min_words=9),
+            sources=sources,
+        )
+
     refused(
-        r"cleaning\.language\.model: lid\.bin: no file there", Cleaning(language={"model": "lid.bin", "keep": "en"})
+        r"cleaning\.language\.model: lid\.bin: no file there",
+        CleaningConfig(language={"model": "lid.bin", "keep": "en"}),
     )
-    refused(r"cleaning\.contamination\.files: no: no file", Cleaning(contamination={"files": "no"}))
-    refused(r"data\.language = qq, and datatrove has none", Cleaning(quality="gopher_quality"), "qq")
+    refused(
+        r"cleaning\.contamination\.files: no: no file",
+        CleaningConfig(contamination={"files": "no"}),
+    )
+    refused(
+        r"data\.language = qq, and datatrove has none",
+        CleaningConfig(quality="gopher_quality"),
+        "qq",
+    )
     (tmp_path / "empty.jsonl").touch()
-    for rules in (Cleaning(min_words=1), Cleaning(exact_duplicates=True), Cleaning(near_duplicates=True)):
+
+    for rules in (
+        CleaningConfig(min_words=1),
+        CleaningConfig(exact_duplicates=True),
+        CleaningConfig(near_duplicates=True),
+    ):
         refused(r"no document in empty\.jsonl", rules, sources=("empty.jsonl",))
+
     for name in ("b.jsonl", "c.jsonl"):  # too many in all, not in either
         (tmp_path / name).write_text("no JSON\n" * 60 + '{"text": "good"}\n')
-    refused("120 broken rows, more than .*= 100", Cleaning(min_words=1), sources=("b.jsonl", "c.jsonl"))
-    counts_alone = Corpus(counts=["words.tsv"], documents="line", text_key="", validation=0)
+
+    refused(
+        "120 broken rows, more than .*= 100",
+        CleaningConfig(min_words=1),
+        sources=("b.jsonl", "c.jsonl"),
+    )
+    counts_alone = CorpusConfig(counts=["words.tsv"], documents="line", text_key="", validation=0)
     with pytest.raises(UserError, match=r"only corpus\.counts; cleaning needs the text itself"):
         clean(counts_alone, CHEAP, "en", tmp_path / "clean", tmp_path, ONE)

@@ -3,15 +3,15 @@
 import pytest
 from pydantic import ValidationError
 
-from robustly.data_prep.cleaning.config import Cleaning
+from robustly.data_prep.cleaning.config import CleaningConfig
 
 
 def parse(**keys):
-    return Cleaning.model_validate(keys)
+    return CleaningConfig.model_validate(keys)
 
 
 def test_off_is_the_default_and_stays_out_of_the_recipe():
-    assert not Cleaning().on and Cleaning().recipe() == {}
+    assert not CleaningConfig().on and CleaningConfig().recipe() == {}
     assert not parse(exact_duplicates=False, near_duplicates=False, quality=[]).on
 
 
@@ -31,7 +31,9 @@ def test_paths_are_no_part_of_the_recipe_and_parameters_are():
     def recipe(folder, **changes):
         language = {"model": f"{folder}/lid.bin", "keep": ["fi", "en"]}
         contamination = {"files": [f"{folder}/tests"], **changes}
-        return parse(language=language, contamination=contamination, near_duplicates={"seed": 1}).recipe()
+        return parse(
+            language=language, contamination=contamination, near_duplicates={"seed": 1}
+        ).recipe()
 
     assert recipe("here") == recipe("there") == {
         "language": {"keep": ["en", "fi"], "threshold": 0.65},
@@ -44,12 +46,17 @@ def test_paths_are_no_part_of_the_recipe_and_parameters_are():
 
 def test_quality_rules_by_name_or_with_parameters():
     given = {"gopher_quality": {"min_doc_words": None}, "fineweb_quality": None}
-    assert parse(quality=given).quality == {"gopher_quality": {"min_doc_words": None}, "fineweb_quality": {}}
+    assert parse(quality=given).quality == {
+        "gopher_quality": {"min_doc_words": None},
+        "fineweb_quality": {},
+    }
     named = parse(quality=["gopher_repetition", "c4_quality"])
     assert named.recipe() == {"quality": {"gopher_repetition": {}, "c4_quality": {}}}
     pairs = parse(quality={"gopher_repetition": {"top_n_grams": [[2, 0.1]], "dup_line_frac": 0.5}})
     assert pairs.recipe()["quality"]["gopher_repetition"]["top_n_grams"] == [[2, 0.1]]
-    assert parse(quality={"fineweb_quality": {"stop_chars": ["."], "line_punct_exclude_zero": True}}).on
+    assert parse(
+        quality={"fineweb_quality": {"stop_chars": ["."], "line_punct_exclude_zero": True}}
+    ).on
 
 
 @pytest.mark.parametrize(

@@ -11,22 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustly import UserError
-from robustly.data_prep.cleaning.config import Contamination
+from robustly.data_prep.cleaning.config import ContaminationConfig
 from robustly.data_prep.cleaning.contamination import build_index, contaminated, evaluation_texts
 from robustly.data_prep.cleaning.shingles import hashes, words
 
-QUESTION = "Which of the seven rivers that cross the old town was named after a king who never saw it?"
+QUESTION = (
+    "Which of the seven rivers that cross the old town was named after a king who never saw it?"
+)
 
 
 def index_of(folder, *texts, **keys):
     (folder / "eval.txt").write_text("\n".join(texts), encoding="utf-8")
-    return build_index(Contamination(files="eval.txt", **keys), folder)
+    return build_index(ContaminationConfig(files="eval.txt", **keys), folder)
 
 
 def test_a_document_that_holds_a_run_of_words(tmp_path):
     index = index_of(tmp_path, QUESTION, "Too short to tell.", "")
     assert (index.texts, index.short) == (2, 1)  # blank lines are none
     assert index.hashes.size == len(QUESTION.split()) - 12
+
     for text in (
         QUESTION,
         f"He asked: {QUESTION} Nobody knew.",
@@ -34,11 +37,16 @@ def test_a_document_that_holds_a_run_of_words(tmp_path):
         "of the seven rivers that cross the old town was named after a",
     ):
         assert contaminated(text, index.hashes, 13)
-    assert not contaminated("Which of the seven rivers that cross the old town was named?", index.hashes, 13)
+
+    assert not contaminated(
+        "Which of the seven rivers that cross the old town was named?", index.hashes, 13
+    )
     assert not contaminated(QUESTION.replace("old", "new"), index.hashes, 13)
     assert not contaminated("Too short to tell. " * 5, index.hashes, 13)
     assert not contaminated("", index.hashes, 13)
-    assert contaminated("Rivers THAT cross: the òld «town»", index_of(tmp_path, QUESTION, n_grams=5).hashes, 5)
+    assert contaminated(
+        "Rivers THAT cross: the òld «town»", index_of(tmp_path, QUESTION, n_grams=5).hashes, 5
+    )
 
 
 LETTER = st.sampled_from("abcdef")
@@ -59,7 +67,7 @@ def test_characters_of_scripts_without_spaces_are_words():
     assert words("한국어 두 단어") == ["한국어", "두", "단어"]
 
 
-# --------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 ROWS = [
     {"question": "q one", "options": ["a", {"deep": "b"}], "number": 3, "answer": "a"},
@@ -73,10 +81,27 @@ def test_texts_of_each_kind_of_file(tmp_path):
     lines = "".join(json.dumps(row) + "\n" for row in ROWS)
     (tmp_path / "a.jsonl").write_text(lines)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+
     for name in ("a.jsonl", "a.jsonl.gz"):
-        assert list(evaluation_texts(tmp_path / name, None)) == ["q one", "a", "b", "a", "q two", "none"]
-        assert list(evaluation_texts(tmp_path / name, ["answer", "question"])) == ["a", "q one", "none", "q two"]
-    pq.write_table(pa.table({"question": ["x", "y"], "options": [["1", "2"], []], "n": [1, 2]}), tmp_path / "a.parquet")
+        assert list(evaluation_texts(tmp_path / name, None)) == [
+            "q one",
+            "a",
+            "b",
+            "a",
+            "q two",
+            "none",
+        ]
+        assert list(evaluation_texts(tmp_path / name, ["answer", "question"])) == [
+            "a",
+            "q one",
+            "none",
+            "q two",
+        ]
+
+    pq.write_table(
+        pa.table({"question": ["x", "y"], "options": [["1", "2"], []], "n": [1, 2]}),
+        tmp_path / "a.parquet",
+    )
     assert list(evaluation_texts(tmp_path / "a.parquet", None)) == ["x", "1", "2", "y"]
     assert list(evaluation_texts(tmp_path / "a.parquet", ["options"])) == ["1", "2"]
 
@@ -84,14 +109,16 @@ def test_texts_of_each_kind_of_file(tmp_path):
 def test_mistakes(tmp_path):
     def refused(files, message, **keys):
         with pytest.raises(UserError, match=message):
-            build_index(Contamination(files=files, **keys), tmp_path)
+            build_index(ContaminationConfig(files=files, **keys), tmp_path)
 
     refused("nowhere", r"cleaning\.contamination\.files: nowhere: no file there")
     (tmp_path / "a.csv").write_text("a")
     refused("a.csv", r"a\.csv: unknown kind of file")
     (tmp_path / "a.jsonl").write_text('{"a": "b"}\n{"c": "d"}\n')
     refused(
-        "a.jsonl", r"a\.jsonl: line 2 .*: no key 'a' \(cleaning\.contamination\.keys\); the keys here: 'c'", keys="a"
+        "a.jsonl",
+        r"a\.jsonl: line 2 .*: no key 'a' \(cleaning\.contamination\.keys\); the keys here: 'c'",
+        keys="a",
     )
     (tmp_path / "b.jsonl").write_text("not\n")
     refused("b.jsonl", r"b\.jsonl: line 1 .*not JSON")

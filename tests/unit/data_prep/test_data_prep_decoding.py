@@ -11,13 +11,13 @@ from small_stores import corpus, train_tokenizer, write_rows
 from robustly import UserError, tokenizer
 from robustly.corpus.config import Processing
 from robustly.data_prep import decoding
-from robustly.data_prep.config import Data
+from robustly.data_prep.config import DataConfig
 from robustly.data_prep.decoding import decode_documents
 from robustly.data_prep.prepare import prepare
 from robustly.data_prep.store import Store, split_of
-from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.tokenizer import Tokenizer
 
-SENTENCES = Data(unit="sentence", language="en", block_length=16, format="full_sentences")
+SENTENCES = DataConfig(unit="sentence", language="en", block_length=16, format="full_sentences")
 ODD = [
     "  two spaces before, a tab\tamid, \r\n a line feed after\n",
     "\n\n\u00a0No-break.\u2003Em space. \u3000 \n \x0b\x0c next\u2028line\u0085.",
@@ -43,12 +43,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def encoder(root: Path) -> Encoder:
+def encoder(root: Path) -> Tokenizer:
     return tokenizer.load(root / "tokenizer")
 
 
 @pytest.mark.parametrize("name", ["all.jsonl", "all.jsonl.gz"])
-def test_every_document_to_the_byte(root: Path, encoder: Encoder, tmp_path: Path, name: str) -> None:
+def test_every_document_to_the_byte(
+    root: Path, encoder: Tokenizer, tmp_path: Path, name: str
+) -> None:
     count = decode_documents(root / "data", encoder, tmp_path / name)
     data = (tmp_path / name).read_bytes()
     text = gzip.decompress(data).decode() if name.endswith(".gz") else data.decode()
@@ -61,21 +63,30 @@ def test_every_document_to_the_byte(root: Path, encoder: Encoder, tmp_path: Path
         for text in texts
     )
     assert Counter((row["text"], row["source"], row["split"]) for row in found) == expected
-    assert {split for _, _, split in expected} == {"train", "validation"} and count == len(found) == 68
-    in_order = [text for split in ("train", "validation") for text in Store(root / "data", split).texts(encoder)]  # type: ignore[arg-type]
+    assert {split for _, _, split in expected} == {"train", "validation"} and count == len(
+        found
+    ) == 68
+    in_order = [
+        text
+        for split in ("train", "validation")
+        for text in Store(root / "data", split).texts(encoder)
+    ]  # type: ignore[arg-type]
     assert [row["text"] for row in found] == in_order
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_the_same_documents_give_the_same_bytes(root: Path, encoder: Encoder, tmp_path: Path) -> None:
+def test_the_same_documents_give_the_same_bytes(
+    root: Path, encoder: Tokenizer, tmp_path: Path
+) -> None:
     for name in ("one.jsonl.gz", "two.jsonl.gz"):
         decode_documents(root / "data", encoder, tmp_path / name)
+
     data = (tmp_path / "one.jsonl.gz").read_bytes()
     assert data == (tmp_path / "two.jsonl.gz").read_bytes()
     assert data[3:8] == bytes(5)  # gzip's header: no name (flags), no time
 
 
-def test_what_was_written_is_never_lost(root: Path, encoder: Encoder, tmp_path: Path) -> None:
+def test_what_was_written_is_never_lost(root: Path, encoder: Tokenizer, tmp_path: Path) -> None:
     there = tmp_path / "there.jsonl"
     there.write_text("mine")
     for place, message in (
@@ -85,12 +96,15 @@ def test_what_was_written_is_never_lost(root: Path, encoder: Encoder, tmp_path: 
     ):
         with pytest.raises(UserError, match=message):
             decode_documents(root / "data", encoder, place)
-    assert there.read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == ["there.jsonl"]
+
+    assert there.read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == [
+        "there.jsonl"
+    ]
 
 
 @pytest.mark.parametrize("name", ["all.jsonl", "all.jsonl.gz"])
 def test_a_file_is_there_when_all_of_it_is(
-    root: Path, encoder: Encoder, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    root: Path, encoder: Tokenizer, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Cut(Store):
         def named_texts(self, encoder):
@@ -100,6 +114,7 @@ def test_a_file_is_there_when_all_of_it_is(
     monkeypatch.setattr(decoding, "Store", Cut)
     with pytest.raises(KeyboardInterrupt):
         decode_documents(root / "data", encoder, tmp_path / name)
+
     assert not list(tmp_path.iterdir())
 
 

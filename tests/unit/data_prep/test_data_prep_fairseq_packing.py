@@ -1,8 +1,8 @@
-"""Blocks beside fairseq's own block builder: its published cases, its algorithm on any lines, and where ours differs.
+"""Blocks beside fairseq's own block builder: its published cases, its algorithm on any lines, and
+where ours differs.
 
-fairseq's `block_size` does not count <s>, so that ours is one more; in its files a line is a unit with its </s>, and
-a line that is </s> alone stands between two documents.
-"""
+fairseq's `block_size` does not count <s>, so that ours is one more; in its files a line is a unit
+with its </s>, and a line that is </s> alone stands between two documents."""
 
 import itertools
 from pathlib import Path
@@ -20,8 +20,11 @@ from robustly.data_prep.packing import plan
 BREAK_MODES: dict[str, Format] = {"complete": "full_sentences", "complete_doc": "doc_sentences"}
 
 
-def blocks_of(folder: Path, documents: list[list[int]], block_size: int, break_mode: str) -> list[list[int]]:
-    """The blocks without <s> and padding, of documents of units of so many tokens: 10, 11, 12 and so on."""
+def blocks_of(
+    folder: Path, documents: list[list[int]], block_size: int, break_mode: str
+) -> list[list[int]]:
+    """The blocks without <s> and padding, of documents of units of so many tokens: 10, 11, 12 and
+    so on."""
     NumberedStore(folder, [documents])
     blocks = Blocks(folder, "train", block_size + 1, BREAK_MODES[break_mode])
     ids, lengths = blocks.gather(np.arange(len(blocks)))
@@ -29,7 +32,7 @@ def blocks_of(folder: Path, documents: list[list[int]], block_size: int, break_m
     return [row[1:length].tolist() for row, length in zip(ids, lengths, strict=True)]
 
 
-# -------------------------------------------------------------------------------------------- published cases
+# ---------------------------------------------------------------------------------- published cases
 
 
 def test_a_line_that_does_not_fit_whole_begins_the_next_block(tmp_path):
@@ -39,15 +42,16 @@ def test_a_line_that_does_not_fit_whole_begins_the_next_block(tmp_path):
 
 
 def test_a_separator_takes_its_place_in_a_block(tmp_path):
-    """Lines of 4 and 2 tokens, a separator, a line of 2, 3 to a block. fairseq's first block has 4, and its iterator
-    drops it; ours is cut in two. The others are the same."""
+    """Lines of 4 and 2 tokens, a separator, a line of 2, 3 to a block. fairseq's first block has 4,
+    and its iterator drops it; ours is cut in two. The others are the same."""
     first, second, *rest = blocks_of(tmp_path, [[3, 1], [1]], 3, "complete")
     assert first + second == [10, 11, 12, EOS] and len(first) == len(second) == 2
     assert rest == [[13, EOS, EOS], [14, EOS]]
 
 
 def test_more_tokens_than_32_bits_can_count():
-    """430,000 lines of 10,000 tokens, as many as fairseq takes to pass 2**32, here one to a block."""
+    """430,000 lines of 10,000 tokens, as many as fairseq takes to pass 2**32, here one to a
+    block."""
     lines = np.append(np.full(430_000, 10_000), 1)
     blocks = np.concatenate([*plan([lines], 10_001, "full_sentences")])
     assert len(blocks) == 430_000
@@ -60,27 +64,33 @@ def test_the_separator_that_the_maintainers_describe(tmp_path):
     assert blocks_of(tmp_path, [[1, 1], [1]], 20, "complete") == [[10, EOS, 11, EOS, EOS, 12, EOS]]
 
 
-# ------------------------------------------------------------------------------------------- its algorithm
+# ------------------------------------------------------------------------------------ its algorithm
 
 
 def fairseq_blocks(lines: list[int], block_size: int, break_mode: str) -> list[tuple[int, int]]:
-    """Where each block begins and its tokens, one line at a time, as fairseq's builder goes through a file."""
+    """Where each block begins and its tokens, one line at a time, as fairseq's builder goes through
+    a file."""
     blocks = []
     start = held = 0
+
     for line in [*lines, None]:
         separates = line == 1 and break_mode == "complete_doc"
         if held and (line is None or separates or held + line > block_size):
             if break_mode == "complete" or held > 1:
                 blocks.append((start, held))
             start, held = start + held, 0
+
         if separates:
             start += 1
         elif line is not None:
             held += line
+
     return blocks
 
 
-DOCUMENTS = st.lists(st.lists(st.integers(2, 9) | st.integers(2, 60), min_size=1, max_size=8), min_size=1, max_size=8)
+DOCUMENTS = st.lists(
+    st.lists(st.integers(2, 9) | st.integers(2, 60), min_size=1, max_size=8), min_size=1, max_size=8
+)
 
 
 @given(
@@ -91,7 +101,9 @@ DOCUMENTS = st.lists(st.lists(st.integers(2, 9) | st.integers(2, 60), min_size=1
 )
 def test_without_long_lines_the_blocks_are_fairseqs(documents, room, break_mode, cuts):
     block_size = max(size for document in documents for size in document) + room
-    in_its_file = [size for document in documents for size in [*document, 1]][:-1]  # blank lines stand between
+    in_its_file = [size for document in documents for size in [*document, 1]][
+        :-1
+    ]  # blank lines stand between
     bounds = [0, *sorted(cut for cut in cuts if cut < len(documents)), len(documents)]
     shards = [
         np.array([size for document in documents[first:last] for size in [*document, 1]])
@@ -102,7 +114,7 @@ def test_without_long_lines_the_blocks_are_fairseqs(documents, room, break_mode,
     assert found == fairseq_blocks(in_its_file, block_size, break_mode)
 
 
-# --------------------------------------------------------------------------------------- where ours differs
+# ------------------------------------------------------------------------------- where ours differs
 
 
 @pytest.mark.parametrize("break_mode", BREAK_MODES)
@@ -110,7 +122,12 @@ def test_a_long_line_is_cut_where_fairseq_makes_a_block_that_is_too_long(break_m
     lines = [5, 25, 4, 1]
     assert (5, 25) in fairseq_blocks(lines[:-1], 10, break_mode)
     blocks = np.concatenate([*plan([np.array(lines)], 11, BREAK_MODES[break_mode])])
-    assert blocks["start"].tolist() == [0, 5, 15, 25] and (blocks["length"] - 1).tolist() == [5, 10, 10, 9]
+    assert blocks["start"].tolist() == [0, 5, 15, 25] and (blocks["length"] - 1).tolist() == [
+        5,
+        10,
+        10,
+        9,
+    ]
 
 
 def test_a_blank_line_at_the_end_of_its_file_is_no_token_of_ours():

@@ -21,15 +21,18 @@ from small_stores import VIEW, corpus, files_of, train_tokenizer, write_rows
 
 from robustly import UserError, manifest, tokenizer
 from robustly.corpus import documents as raw_text
-from robustly.corpus.config import Corpus, Processing
-from robustly.corpus.partitions import Part
+from robustly.corpus.config import CorpusConfig, Processing
+from robustly.corpus.partitions import Partition
 from robustly.data_prep import prepare as module
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.prepare import prepare
 from robustly.data_prep.store import SPLITS, ShardWriter, Store
 from robustly.files import disk_full
 
-PROSE = [f"This is story {n}. It has {n} words (or so). “Few!” said he.\nThe end of it.\n" for n in range(200)]
+PROSE = [
+    f"This is story {n}. It has {n} words (or so). “Few!” said he.\nThe end of it.\n"
+    for n in range(200)
+]
 ONE = Processing(1)
 
 
@@ -38,14 +41,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tokenizer(tmp_path_factory.mktemp("stage") / "tokenizer")
 
 
-def four_files(folder: Path) -> Corpus:
+def four_files(folder: Path) -> CorpusConfig:
     folder.mkdir()
     for number in range(4):
         write_rows(folder / f"{number}.jsonl", PROSE[number * 50 : number * 50 + 50])
     return corpus(str(folder), validation=0.1)
 
 
-# --------------------------------------------------------------------------------------------------- bad files
+# ---------------------------------------------------------------------------------------- bad files
 
 GOOD = "A story of the inn.\n\nAnd another of the weather."
 ROWS = "".join(json.dumps({"text": text}) + "\n" for text in GOOD.split("\n\n"))
@@ -78,21 +81,33 @@ def test_a_bad_file_is_named_and_the_mended_one_is_taken(tmp_path, trained, name
     page = corpus("a.jsonl", name).model_copy(update={"max_bad_lines": 0})
     with pytest.raises(UserError, match=message):
         prepare(page, VIEW, tmp_path / "data", trained, tmp_path, ONE)
-    assert not (tmp_path / "data/recipe.json").exists() and not list((tmp_path / "data").glob("*.npy"))
 
-    compress = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
-    whole = parquet(tmp_path / name) if "parquet" in name else compress((ROWS if "jsonl" in name else GOOD).encode())
+    assert not (tmp_path / "data/recipe.json").exists() and not list(
+        (tmp_path / "data").glob("*.npy")
+    )
+
+    compress = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}.get(
+        Path(name).suffix, bytes
+    )
+    whole = (
+        parquet(tmp_path / name)
+        if "parquet" in name
+        else compress((ROWS if "jsonl" in name else GOOD).encode())
+    )
     (tmp_path / name).write_bytes(whole)
-    assert prepare(page, VIEW, tmp_path / "data", trained, tmp_path, ONE).counts["train_documents"] == 22
+    assert (
+        prepare(page, VIEW, tmp_path / "data", trained, tmp_path, ONE).counts["train_documents"]
+        == 22
+    )
 
 
-# ------------------------------------------------------------------------------------------- killed, and full
+# --------------------------------------------------------------------------------- killed, and full
 
 
 class Killed(module._Task):
     """The work on a part; the process that works on the third dies with its shards half written."""
 
-    def __call__(self, number: int, part: Part) -> None:
+    def __call__(self, number: int, part: Partition) -> None:
         if number == 2:
             ShardWriter.__exit__ = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
         super().__call__(number, part)
@@ -101,24 +116,32 @@ class Killed(module._Task):
 def test_after_a_worker_is_killed_only_the_rest_is_made(tmp_path, trained, monkeypatch):
     page, folder = four_files(tmp_path / "corpus"), tmp_path / "data"
     whole = prepare(page, VIEW, tmp_path / "whole", trained, tmp_path, ONE)
-    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"a worker process was killed.*is kept"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"a worker process was killed.*is kept"),
+    ):
         patch.setattr(module, "_Task", Killed)
         prepare(page, VIEW, folder, trained, tmp_path, Processing(2))
+
     assert manifest.read(folder) is None and not list(folder.glob("*.npy"))
     done = [path.name for path in folder.glob("work/*/tasks/completions/*")]
     assert done and "00002" not in done
     before = {
-        path.name: path.stat() for number in done for path in folder.glob(f"work/*/*-{number}.*.npy")
+        path.name: path.stat()
+        for number in done
+        for path in folder.glob(f"work/*/*-{number}.*.npy")
     }  # a name with a dot in front is of a file that was not finished
     assert len(before) >= 5 * len(done)
 
     made = prepare(page, VIEW, folder, trained, tmp_path, Processing(2))
     assert files_of(folder) == files_of(tmp_path / "whole") and made.counts == whole.counts
+
     for name, status in before.items():
         assert ((folder / name).stat().st_ino, (folder / name).stat().st_mtime_ns) == (
             status.st_ino,
             status.st_mtime_ns,
         )
+
     assert not list(folder.rglob("*.tmp")) and not (folder / "work").exists()
 
 
@@ -136,24 +159,29 @@ def test_a_full_disk_at_any_moment_leaves_nothing_half_written(tmp_path, trained
     prepare(page, VIEW, tmp_path / "whole", trained, tmp_path, ONE)
     writes, whole = -left, files_of(tmp_path / "whole")
     assert writes > 40
+
     for moment in [*range(1, writes, 7), *range(writes - 6, writes + 1)]:
         folder, left = tmp_path / f"{moment}", moment
         with pytest.raises(OSError, match="No space left") as full:
             prepare(page, VIEW, folder, trained, tmp_path, ONE)
+
         assert disk_full(full.value)
         assert not list(folder.rglob("*.tmp"))
         # whatever has its name is whole
         for path in [*folder.glob("*.npy"), *folder.glob("work/*/*.npy")]:
             assert path.read_bytes() == whole[path.name], path.name
+
         finished = manifest.read(folder)
-        assert (finished is not None) == (moment == writes)  # the last makes the manifest's name durable
+        assert (finished is not None) == (
+            moment == writes
+        )  # the last makes the manifest's name durable
         made = prepare(page, VIEW, folder, trained, tmp_path, ONE)
         assert files_of(folder) == whole and made == manifest.read(folder)
         assert finished or not (folder / "work").exists()
         shutil.rmtree(folder)
 
 
-# ------------------------------------------------------------------------------------------------- long, large
+# -------------------------------------------------------------------------------------- long, large
 
 
 def test_a_line_longer_than_a_block_is_trained_on_to_its_last_token(tmp_path, trained):
@@ -164,7 +192,12 @@ def test_a_line_longer_than_a_block_is_trained_on_to_its_last_token(tmp_path, tr
     blocks = Blocks(tmp_path / "data", "train", VIEW.block_length, VIEW.format)
     ids, lengths = blocks.gather(np.arange(len(blocks)))
     assert lengths.max() == VIEW.block_length
-    found = [token for row, length in zip(ids, lengths, strict=True) for token in row[1:length].tolist() if token != 2]
+    found = [
+        token
+        for row, length in zip(ids, lengths, strict=True)
+        for token in row[1:length].tolist()
+        if token != 2
+    ]
     store = Store(tmp_path / "data", "train")
     (shard,) = store.shards
     assert found == [token for token in store.tokens(shard).tolist() if token != 2]
@@ -180,7 +213,7 @@ def test_a_document_of_a_hundred_megabytes(tmp_path, trained):
     assert first == text and second == "A short one."
 
 
-# -------------------------------------------------------------------------------------------------- it grows
+# ----------------------------------------------------------------------------------------- it grows
 
 
 @settings(max_examples=12)
@@ -190,7 +223,9 @@ def test_a_document_of_a_hundred_megabytes(tmp_path, trained):
     part_bytes=st.sampled_from([800, 1000, 10**6]),
     shares=st.sampled_from([(0.2, 0.2), (0.2, 0.5)]),
 )
-def test_documents_stay_held_out_when_the_corpus_grows(tmp_path_factory, trained, before, after, part_bytes, shares):
+def test_documents_stay_held_out_when_the_corpus_grows(
+    tmp_path_factory, trained, before, after, part_bytes, shares
+):
     """Documents come before and after in the file, files come too, and parts are cut elsewhere."""
     folder = tmp_path_factory.mktemp("growing")
     texts = [text.strip() for text in PROSE[:100]]
@@ -201,12 +236,15 @@ def test_documents_stay_held_out_when_the_corpus_grows(tmp_path_factory, trained
     (folder / "z.txt").write_text("\n\n".join(last))
     with mock.patch.object(raw_text, "PART_BYTES", part_bytes):
         prepare(corpus("*.txt", validation=shares[1]), VIEW, folder / "large", trained, folder, ONE)
+
     encoder = tokenizer.load(trained)
     small, large = (
-        {split: set(Store(folder / name, split).texts(encoder)) for split in SPLITS} for name in ("small", "large")
+        {split: set(Store(folder / name, split).texts(encoder)) for split in SPLITS}
+        for name in ("small", "large")
     )
     assert small["validation"] and small["validation"] | small["train"] == set(old)
     assert small["validation"] <= large["validation"]
     if shares[0] == shares[1]:
         assert small["train"] <= large["train"]
+
     assert large["validation"] | large["train"] == {*first, *old, *last}

@@ -35,6 +35,7 @@ def test_octaves(pieces: list[list[int]]) -> None:
     for row in rows:
         assert row["documents"] == sum(row["from"] <= length <= row["to"] for length in every)
         assert row["to"] == 2 * row["from"] - 1
+
     assert sum(row["documents"] for row in rows) == len(every)
     assert [row["from"] for row in rows[1:]] == [row["to"] + 1 for row in rows[:-1]]
     assert not rows or (rows[0]["documents"] and rows[-1]["documents"])
@@ -56,12 +57,19 @@ def test_tenths(lengths: list[int]) -> None:
     rows = tenths(tally([np.array(lengths, np.int64)]), 37, "blocks")
     for row in rows:
         tenth = round(10 * row["to"])
-        assert row["blocks"] == sum(37 * (tenth - 1) < 10 * length <= 37 * tenth for length in lengths)
+        assert row["blocks"] == sum(
+            37 * (tenth - 1) < 10 * length <= 37 * tenth for length in lengths
+        )
         assert row["from"] == (tenth - 1) / 10
+
     assert sum(row["blocks"] for row in rows) == len(lengths)
 
 
 def test_a_full_block_is_in_the_last_tenth_and_a_tenth_in_the_first() -> None:
     rows = tenths(tally([np.array([1, 10, 10])]), 10, "blocks")
-    assert rows[0] == {"from": 0.0, "to": 0.1, "blocks": 1} and rows[-1] == {"from": 0.9, "to": 1.0, "blocks": 2}
+    assert rows[0] == {"from": 0.0, "to": 0.1, "blocks": 1} and rows[-1] == {
+        "from": 0.9,
+        "to": 1.0,
+        "blocks": 2,
+    }
     assert len(rows) == 10

@@ -1,4 +1,5 @@
-"""The data stage on a dataset: the store that its rows give in a file, finished once, and read as the page says."""
+"""The data stage on a dataset: the store that its rows give in a file, finished once, and read as
+the page says."""
 
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from small_stores import VIEW, corpus, train_tokenizer, write_rows
 
 from robustly import UserError, manifest, tokenizer
-from robustly.corpus.config import Corpus, Processing, Source
+from robustly.corpus.config import CorpusConfig, Processing, SourceConfig
 from robustly.data_prep.prepare import prepare, stage
 from robustly.data_prep.store import SPLITS, Store
 
@@ -18,17 +19,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tokenizer(tmp_path_factory.mktemp("stage") / "tokenizer")
 
 
-def of_dataset(folder: str, **keys: str) -> Corpus:
-    return corpus("any.txt", validation=0.2).model_copy(update={"sources": [Source(hub=folder, **keys)]})
+def of_dataset(folder: str, **keys: str) -> CorpusConfig:
+    return corpus("any.txt", validation=0.2).model_copy(
+        update={"sources": [SourceConfig(hub=folder, **keys)]}
+    )
 
 
 def test_a_dataset_gives_the_store_that_its_files_give(tmp_path: Path, trained: Path) -> None:
     (tmp_path / "rows").mkdir()
     for shard in range(4):
         write_rows(tmp_path / "rows" / f"train-{shard}.jsonl", TEXTS[shard * 10 : shard * 10 + 10])
+
     page = of_dataset("rows")
     stores = {
-        "file": prepare(corpus("rows", validation=0.2), VIEW, tmp_path / "file", trained, tmp_path, Processing(1)),
+        "file": prepare(
+            corpus("rows", validation=0.2),
+            VIEW,
+            tmp_path / "file",
+            trained,
+            tmp_path,
+            Processing(1),
+        ),
         "one": prepare(page, VIEW, tmp_path / "one", trained, tmp_path, Processing(1)),
         "two": prepare(page, VIEW, tmp_path / "two", trained, tmp_path, Processing(2)),
     }
@@ -36,11 +47,14 @@ def test_a_dataset_gives_the_store_that_its_files_give(tmp_path: Path, trained: 
     for split in SPLITS:
         read = [list(Store(tmp_path / name, split).texts(encoder)) for name in stores]
         assert read[0] == read[1] == read[2] != []
+
     assert stores["one"].outputs == stores["two"].outputs
     assert stores["one"].counts == stores["file"].counts
     assert stores["one"].hash == stores["two"].hash != stores["file"].hash
 
-    assert prepare(page, VIEW, tmp_path / "one", trained, tmp_path, Processing(1)) == manifest.read(tmp_path / "one")
+    assert prepare(page, VIEW, tmp_path / "one", trained, tmp_path, Processing(1)) == manifest.read(
+        tmp_path / "one"
+    )
     write_rows(tmp_path / "rows" / "train-3.jsonl", ["Another text."])
     assert stage(page, VIEW, tmp_path / "other", trained, tmp_path).hash != stores["one"].hash
     with pytest.raises(UserError, match="corpus"):
@@ -50,5 +64,7 @@ def test_a_dataset_gives_the_store_that_its_files_give(tmp_path: Path, trained: 
 def test_a_dataset_without_text_is_named(tmp_path: Path, trained: Path) -> None:
     (tmp_path / "rows").mkdir()
     write_rows(tmp_path / "rows" / "train.jsonl", [" ", ""])
-    with pytest.raises(UserError, match=r"corpus\.sources: 2 documents of nothing but white space in rows"):
+    with pytest.raises(
+        UserError, match=r"corpus\.sources: 2 documents of nothing but white space in rows"
+    ):
         prepare(of_dataset("rows"), VIEW, tmp_path / "data", trained, tmp_path, Processing(1))

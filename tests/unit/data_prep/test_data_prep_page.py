@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from small_stores import corpus, train_tokenizer, write_rows
 
 from robustly.corpus.config import Processing
-from robustly.data_prep.config import Data
+from robustly.data_prep.config import DataConfig
 from robustly.data_prep.prepare import prepare
 from robustly.description import Description
 from robustly.inspection.data import describe
@@ -47,8 +47,15 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Description:
     root = tmp_path_factory.mktemp("paged")
     train_tokenizer(root / "tokenizer")
     write_rows(root / "<b>.jsonl", [f"{EVIL} {n}" for n in range(40)])
-    view = Data(unit="line", language="en", block_length=128, format="doc_sentences")
-    prepare(corpus("<b>.jsonl", validation=0.3), view, root / "data", root / "tokenizer", root, Processing(1))
+    view = DataConfig(unit="line", language="en", block_length=128, format="doc_sentences")
+    prepare(
+        corpus("<b>.jsonl", validation=0.3),
+        view,
+        root / "data",
+        root / "tokenizer",
+        root,
+        Processing(1),
+    )
     return describe(root / "data", 3)
 
 
@@ -57,16 +64,29 @@ def test_the_page_holds_everything_escaped(described: Description) -> None:
     reader = Reader()
     reader.feed(written)
     assert not reader.open
-    assert EVIL not in written and "<b>" not in written and EVIL in reader.text and "<b>.jsonl" in reader.text
+    assert (
+        EVIL not in written
+        and "<b>" not in written
+        and EVIL in reader.text
+        and "<b>.jsonl" in reader.text
+    )
+
     for listing in described.examples:
         assert listing.rows and listing.title in reader.text
         for row in listing.rows:
             for value in row.values():
                 assert not isinstance(value, str) or value in reader.text
-    texts = next(listing.rows for listing in described.examples if listing.title == "blocks as text")
+
+    texts = next(
+        listing.rows for listing in described.examples if listing.title == "blocks as text"
+    )
     assert len(texts) == 6 and all(row["text"].startswith("<s>") for row in texts)
+
     for name, value in described.figures.items():
-        assert name.replace("_", " ") in reader.text and (not isinstance(value, int) or f"{value:,}" in reader.text)
+        assert name.replace("_", " ") in reader.text and (
+            not isinstance(value, int) or f"{value:,}" in reader.text
+        )
+
     json.dumps(described.json(), allow_nan=False)
 
 
@@ -83,16 +103,26 @@ def test_the_page_needs_nothing_else(described: Description) -> None:
     assert len(links) == 3 and all(link.startswith("data:image/png;base64,") for link in links)
     assert "url(" not in page(described) and "@import" not in page(described)
     alternatives = [attributes["alt"] for tag, attributes in reader.tags if tag == "img"]
-    assert alternatives == ["documents by tokens", "units by tokens", "blocks by fill, doc_sentences 128"]
+    assert alternatives == [
+        "documents by tokens",
+        "units by tokens",
+        "blocks by fill, doc_sentences 128",
+    ]
+
     for link in links:
         picture = imread(io.BytesIO(base64.b64decode(link.split(",")[1])))
-        assert picture.shape[1] > 500 and len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 10
+        assert (
+            picture.shape[1] > 500
+            and len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 10
+        )
 
 
 def test_a_page_without_blocks_as_text_says_why(tmp_path: Path) -> None:
     train_tokenizer(tmp_path / "elsewhere")
     write_rows(tmp_path / "a.jsonl", ["The thing.", "In the end there is another."])
-    view = Data(unit="line", language="en", block_length=8, format="full_sentences")
-    prepare(corpus("a.jsonl"), view, tmp_path / "data", tmp_path / "elsewhere", tmp_path, Processing(1))
+    view = DataConfig(unit="line", language="en", block_length=8, format="full_sentences")
+    prepare(
+        corpus("a.jsonl"), view, tmp_path / "data", tmp_path / "elsewhere", tmp_path, Processing(1)
+    )
     written = page(describe(tmp_path / "data"))  # a split without documents, too
     assert "--tokenizer FOLDER" in written and "blocks as text" not in written

@@ -1,4 +1,5 @@
-"""The pair formats: every token once, two segments of one document that follow each other, half of them exchanged."""
+"""The pair formats: every token once, two segments of one document that follow each other, half of
+them exchanged."""
 
 import itertools
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from small_stores import BOS, EOS, PAD, NumberedStore
 
 from robustly.data_prep.blocks import Blocks, long_units
-from robustly.data_prep.sampler import Order
+from robustly.data_prep.sampler import EpochSampler
 
 FORMATS = ["segment_pair", "sentence_pair"]
 SIZES = st.integers(1, 4) | st.integers(1, 40)
@@ -22,26 +23,36 @@ class Seen:
     def __init__(self, store, blocks, index, second=None):
         self.store, self.blocks = store, blocks
         ids, lengths = blocks.gather(index, second)
-        assert ids.shape == (len(index), blocks.block_length) and ids.dtype == lengths.dtype == np.int32
+        assert (
+            ids.shape == (len(index), blocks.block_length)
+            and ids.dtype == lengths.dtype == np.int32
+        )
         assert all((row[length:] == PAD).all() for row, length in zip(ids, lengths, strict=True))
         self.rows = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
         self.follows = blocks.follows(index, second).tolist()
-        self.document_of = {t: n for n, document in enumerate(store.documents) for unit in document for t in unit}
+        self.document_of = {
+            t: n for n, document in enumerate(store.documents) for unit in document for t in unit
+        }
         self.last_of_unit = {unit[-1] for document in store.documents for unit in document}
 
     def segments(self):
-        """The two segments of each row, less <s> and the </s> between them; the second empty where there is none."""
+        """The two segments of each row, less <s> and the </s> between them; the second empty where
+        there is none."""
         view = self.blocks._view
         for row, block in zip(self.rows, self.index(), strict=True):
             first = int(view[block]["first"])
             yield row[1 : 1 + first], row[2 + first :]
 
     def index(self):
-        start_of = {int(self.token_at(start)): n for n, start in enumerate(self.blocks._view["start"])}
+        start_of = {
+            int(self.token_at(start)): n for n, start in enumerate(self.blocks._view["start"])
+        }
         return [start_of[row[1]] for row in self.rows]
 
     def token_at(self, place):
-        stream = np.concatenate([self.blocks.store.tokens(shard) for shard in self.blocks.store.shards])
+        stream = np.concatenate(
+            [self.blocks.store.tokens(shard) for shard in self.blocks.store.shards]
+        )
         return stream[place]
 
 
@@ -59,35 +70,50 @@ def everything(store, format, block_length):
 def test_every_token_is_in_one_block_and_blocks_fit(tmp_path_factory, shards, block_length, format):
     store = NumberedStore(tmp_path_factory.mktemp("store"), shards)
     blocks, seen = everything(store, format, block_length)
-    assert all(row[0] == BOS and BOS not in row[1:] and 2 < len(row) <= block_length for row in seen.rows)
+    assert all(
+        row[0] == BOS and BOS not in row[1:] and 2 < len(row) <= block_length for row in seen.rows
+    )
     found = [token for row in seen.rows for token in row if token not in (BOS, EOS)]
     assert sorted(found) == bodies(store)
     assert blocks.lengths.tolist() == [len(row) for row in seen.rows]
-    ends = sum(row.count(EOS) for row in seen.rows)  # one for each unit, and one between the segments of each pair
+    ends = sum(
+        row.count(EOS) for row in seen.rows
+    )  # one for each unit, and one between the segments of each pair
     assert ends == len(seen.last_of_unit) + sum(label >= 0 for label in seen.follows)
 
 
 @settings(max_examples=60)
 @given(shards=SHARDS, block_length=st.integers(8, 24), format=st.sampled_from(FORMATS))
-def test_labels_are_right_and_segments_are_of_one_document(tmp_path_factory, shards, block_length, format):
+def test_labels_are_right_and_segments_are_of_one_document(
+    tmp_path_factory, shards, block_length, format
+):
     store = NumberedStore(tmp_path_factory.mktemp("store"), shards)
     _blocks, seen = everything(store, format, block_length)
     alone = 0
+
     for (first, second), follows in zip(seen.segments(), seen.follows, strict=True):
         one, two = ([token for token in segment if token != EOS] for segment in (first, second))
-        assert one == list(range(one[0], one[-1] + 1)) and len({seen.document_of[token] for token in one}) == 1
+        assert (
+            one == list(range(one[0], one[-1] + 1))
+            and len({seen.document_of[token] for token in one}) == 1
+        )
         assert (first[-1] == EOS) == (one[-1] in seen.last_of_unit)
         if not second:
             assert follows == -1
             alone += 1
             continue
-        assert two == list(range(two[0], two[-1] + 1)) and len({seen.document_of[token] for token in two}) == 1
+
+        assert (
+            two == list(range(two[0], two[-1] + 1))
+            and len({seen.document_of[token] for token in two}) == 1
+        )
         same = seen.document_of[one[0]] == seen.document_of[two[0]]
         assert (follows == 1) == (same and two[0] == one[-1] + 1)
         assert follows == 1 or not same  # none is of the same document and does not follow
         assert max(len(first), len(second)) <= (block_length - 2) // 2
         if format == "sentence_pair":
             assert first.count(EOS) <= 1 and second.count(EOS) <= 1
+
     assert alone <= 1
 
 
@@ -104,7 +130,8 @@ def test_units_of_a_document_pair_up(tmp_path):
 
 
 def test_segments_fill_half_a_block_and_a_last_one_is_halved(tmp_path):
-    # room for 7 tokens in each segment: 2 + 1 and 3 + 1 fill it; then 2 + 1 and 2 + 1, halved between them
+    # room for 7 tokens in each segment: 2 + 1 and 3 + 1 fill it; then 2 + 1 and 2 + 1, halved
+    # between them
     store = NumberedStore(tmp_path, [[[2, 3, 5, 2, 2]], [[9]]])
     _, seen = everything(store, "segment_pair", 16)
     assert seen.rows == [
@@ -114,13 +141,23 @@ def test_segments_fill_half_a_block_and_a_last_one_is_halved(tmp_path):
     ]
     assert seen.follows == [1, 1, 1]
     blocks = Blocks(tmp_path, "train", 16, "segment_pair")
-    assert long_units(blocks.store, 16, "segment_pair") == 1 and long_units(blocks.store, 16, "full_sentences") == 0
+    assert (
+        long_units(blocks.store, 16, "segment_pair") == 1
+        and long_units(blocks.store, 16, "full_sentences") == 0
+    )
 
 
 def test_the_last_segment_of_all_may_be_alone(tmp_path):
     store = NumberedStore(tmp_path, [[[2], [3], [4]]])
     _, seen = everything(store, "segment_pair", 16)
-    assert seen.rows[0] == [BOS, 10, 11, EOS, EOS, 12, 13, 14, EOS] and seen.rows[1] == [BOS, 15, 16, 17, 18, EOS]
+    assert seen.rows[0] == [BOS, 10, 11, EOS, EOS, 12, 13, 14, EOS] and seen.rows[1] == [
+        BOS,
+        15,
+        16,
+        17,
+        18,
+        EOS,
+    ]
     assert seen.follows == [0, -1]
 
 
@@ -130,7 +167,7 @@ def test_sources_do_not_mix(tmp_path):
     assert seen.follows == [0, -1] and blocks.source_starts.tolist() == [0, 1, 2]
 
 
-# ---------------------------------------------------------------------------------------------- exchanged segments
+# ------------------------------------------------------------------------------- exchanged segments
 
 
 @settings(max_examples=40)
@@ -145,14 +182,18 @@ def test_an_epoch_shows_every_token_once_with_the_labels_of_what_is_shown(
 ):
     store = NumberedStore(tmp_path_factory.mktemp("store"), shards)
     blocks = Blocks(store.folder, "train", block_length, format)
-    order = Order(blocks, seed=3)
+    order = EpochSampler(blocks, seed=3)
     places = order.stream(epoch * order.size, (epoch + 1) * order.size)
     seen = Seen(store, blocks, places.block, places.second)
-    assert sorted(token for row in seen.rows for token in row if token not in (BOS, EOS)) == bodies(store)
+    assert sorted(token for row in seen.rows for token in row if token not in (BOS, EOS)) == bodies(
+        store
+    )
+
     for (first, second), follows in zip(seen.segments(), seen.follows, strict=True):
         if not second:
             assert follows == -1
             continue
+
         last, next_ = ([token for token in segment if token != EOS] for segment in (first, second))
         same = seen.document_of[last[0]] == seen.document_of[next_[0]]
         assert (follows == 1) == (same and next_[0] == last[-1] + 1) and (follows == 1 or not same)
@@ -163,10 +204,11 @@ def test_an_epoch_shows_every_token_once_with_the_labels_of_what_is_shown(
     "documents", [[[5] * 12] * 400, [[5] * 9] * 400, [[5]] * 100 + [[5] * 8] * 500, [[5] * 80] * 6]
 )
 def test_half_of_the_second_segments_follow(tmp_path, format, documents):
-    """Also where units are left over, which never do, and where few documents make partners rare."""
+    """Also where units are left over, which never do, and where few documents make partners
+    rare."""
     store = NumberedStore(tmp_path, [documents])
     blocks = Blocks(tmp_path, "train", 32, format)
-    order = Order(blocks, seed=1)
+    order = EpochSampler(blocks, seed=1)
     epochs = [order.stream(epoch * order.size, (epoch + 1) * order.size) for epoch in range(8)]
     labels = np.concatenate([blocks.follows(places.block, places.second) for places in epochs])
     labels = labels[labels >= 0]
@@ -180,7 +222,7 @@ def test_half_of_the_second_segments_follow(tmp_path, format, documents):
 def test_partners_stand_side_by_side_and_exchange(tmp_path):
     NumberedStore(tmp_path, [[[3, 3, 3, 3]] * 50])
     blocks = Blocks(tmp_path, "train", 16, "sentence_pair")
-    order = Order(blocks, seed=1)
+    order = EpochSampler(blocks, seed=1)
     assert order.size == 100
     places = order.stream(0, 100)
     swapped = np.flatnonzero(places.second != places.block)
@@ -193,7 +235,7 @@ def test_partners_stand_side_by_side_and_exchange(tmp_path):
 def test_no_document_is_paired_with_itself(tmp_path):
     NumberedStore(tmp_path, [[[3] * 40]])  # one document has no partner
     blocks = Blocks(tmp_path, "train", 16, "sentence_pair")
-    places = Order(blocks, seed=1).stream(0, 2 * len(blocks))
+    places = EpochSampler(blocks, seed=1).stream(0, 2 * len(blocks))
     assert (places.second == places.block).all() and len(blocks) == 20
     assert blocks.follows(places.block, places.second).tolist() == [1] * 40
 
@@ -201,15 +243,23 @@ def test_no_document_is_paired_with_itself(tmp_path):
 def test_lines_are_read_in_pieces_of_whole_documents(tmp_path, monkeypatch):
     documents = [[2, 3], [1] * 7, [5], [4, 4, 4], [9], [1, 1]]
     NumberedStore(tmp_path, [documents])
-    views = {f: Blocks(tmp_path, "train", 16, f)._view.copy() for f in [*FORMATS, "full_sentences", "doc_sentences"]}
+    views = {
+        f: Blocks(tmp_path, "train", 16, f)._view.copy()
+        for f in [*FORMATS, "full_sentences", "doc_sentences"]
+    }
     for path in (tmp_path / "views").iterdir():
         path.unlink()
+
     monkeypatch.setattr("robustly.data_prep.store.LINES_AT_ONCE", 3)
     blocks = Blocks(tmp_path, "train", 16, "segment_pair")
     (shard,) = blocks.store.shards
     pieces = list(blocks.store.lines(shard))
-    assert [int((piece == 1).sum()) for piece in pieces] == [1, 1, 1, 1, 2] and all(piece[-1] == 1 for piece in pieces)
-    assert list(itertools.chain(*pieces)) == [size for d in documents for size in [*(n + 1 for n in d), 1]]
+    assert [int((piece == 1).sum()) for piece in pieces] == [1, 1, 1, 1, 2] and all(
+        piece[-1] == 1 for piece in pieces
+    )
+    assert list(itertools.chain(*pieces)) == [
+        size for d in documents for size in [*(n + 1 for n in d), 1]
+    ]
     for format, view in views.items():
         made = Blocks(tmp_path, "train", 16, format)._view
         assert sorted(map(tuple, made.tolist())) == sorted(map(tuple, view.tolist()))

@@ -1,4 +1,5 @@
-"""The stage: the same bytes for any number of workers and after any kill, and a word for every bad input."""
+"""The stage: the same bytes for any number of workers and after any kill, and a word for every bad
+input."""
 
 import hashlib
 import shutil
@@ -16,13 +17,16 @@ from small_stores import VIEW, corpus, files_of, train_tokenizer, write_rows
 from robustly import UserError, manifest, tokenizer
 from robustly.corpus.config import Processing
 from robustly.corpus.documents import documents
-from robustly.corpus.partitions import parts
+from robustly.corpus.partitions import partitions
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.prepare import prepare, stage
 from robustly.data_prep.store import SPLITS, Store
 
 BUNDLED = Path(__file__).parents[3] / "data_prep/corpora/prose_cc0.txt"
-PROSE = [f"This is story {n}. It has {n} words (or so). “Few!” said he.\nThe end of it.\n" for n in range(200)]
+PROSE = [
+    f"This is story {n}. It has {n} words (or so). “Few!” said he.\nThe end of it.\n"
+    for n in range(200)
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +41,19 @@ def texts_of(folder, trained, split):
 def test_the_bundled_corpus_comes_back_split_by_split(tmp_path, trained):
     page = corpus(str(BUNDLED), validation=0.1)
     made = prepare(
-        page, VIEW.model_copy(update={"block_length": 128}), tmp_path / "data", trained, tmp_path, Processing(1)
+        page,
+        VIEW.model_copy(update={"block_length": 128}),
+        tmp_path / "data",
+        trained,
+        tmp_path,
+        Processing(1),
     )
 
-    originals = [document.text for part in parts(page, tmp_path) for document in documents(part, page, [])]
+    originals = [
+        document.text
+        for part in partitions(page, tmp_path)
+        for document in documents(part, page, [])
+    ]
     train, validation = (texts_of(tmp_path / "data", trained, split) for split in SPLITS)
     held_out = set(validation)
     assert train == [text for text in originals if text not in held_out]
@@ -48,10 +61,15 @@ def test_the_bundled_corpus_comes_back_split_by_split(tmp_path, trained):
     assert 10 < len(validation) < 60
 
     counts = made.counts
-    assert counts["train_documents"] == len(train) and counts["validation_documents"] == len(validation)
+    assert counts["train_documents"] == len(train) and counts["validation_documents"] == len(
+        validation
+    )
     assert counts["bytes"] == sum(len(text.encode()) for text in originals)
     stores = [Store(tmp_path / "data", split) for split in SPLITS]
-    assert counts["train_units"] == stores[0].units and counts["validation_tokens"] == stores[1].text_tokens
+    assert (
+        counts["train_units"] == stores[0].units
+        and counts["validation_tokens"] == stores[1].text_tokens
+    )
     assert counts["tokens_per_byte"] == pytest.approx(
         sum(store.text_tokens for store in stores) / counts["bytes"], abs=1e-4
     )
@@ -80,7 +98,14 @@ def test_any_corpus_comes_back(tmp_path_factory, trained, texts, unit, validatio
     texts = [*texts, PROSE[0], PROSE[2]]  # one for either split
     write_rows(folder / "a.jsonl", texts)
     data = VIEW.model_copy(update={"unit": unit})
-    made = prepare(corpus("a.jsonl", validation=validation), data, folder / "data", trained, folder, Processing(1))
+    made = prepare(
+        corpus("a.jsonl", validation=validation),
+        data,
+        folder / "data",
+        trained,
+        folder,
+        Processing(1),
+    )
     kept = [text for text in texts if text.strip()]
     assert made.counts["empty_documents"] == len(texts) - len(kept)
     back = [texts_of(folder / "data", trained, split) for split in SPLITS]
@@ -88,7 +113,7 @@ def test_any_corpus_comes_back(tmp_path_factory, trained, texts, unit, validatio
     assert bool(back[1]) == bool(validation)
 
 
-# ------------------------------------------------------------------------------------------- workers and kills
+# -------------------------------------------------------------------------------- workers and kills
 
 
 def several_files(folder):
@@ -100,11 +125,16 @@ def several_files(folder):
 
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path, trained):
     page = several_files(tmp_path / "corpus")
-    made = [prepare(page, VIEW, tmp_path / f"data{n}", trained, tmp_path, Processing(n)) for n in (1, 2)]
+    made = [
+        prepare(page, VIEW, tmp_path / f"data{n}", trained, tmp_path, Processing(n)) for n in (1, 2)
+    ]
     assert len(Store(tmp_path / "data1", "train").shards) == 4
     assert files_of(tmp_path / "data1") == files_of(tmp_path / "data2")
     assert made[0].outputs == made[1].outputs and made[0].hash == made[1].hash
-    views = [{p.name: p.read_bytes() for p in (tmp_path / f"data{n}" / "views").iterdir()} for n in (1, 2)]
+    views = [
+        {p.name: p.read_bytes() for p in (tmp_path / f"data{n}" / "views").iterdir()}
+        for n in (1, 2)
+    ]
     assert views[0] == views[1] and len(views[0]) == 2
 
 
@@ -130,25 +160,36 @@ def test_after_a_kill_only_the_rest_is_made(tmp_path, trained):
     page = several_files(tmp_path / "corpus")
     whole = prepare(page, VIEW, tmp_path / "whole", trained, tmp_path, Processing(1))
     killed = subprocess.run(
-        [sys.executable, "-c", DIES, tmp_path, trained], env={"PYTHONPATH": str(Path(__file__).parent)}, check=False
+        [sys.executable, "-c", DIES, tmp_path, trained],
+        env={"PYTHONPATH": str(Path(__file__).parent)},
+        check=False,
     )
     assert killed.returncode == -signal.SIGKILL
     folder = tmp_path / "data"
     assert manifest.read(folder) is None
     with pytest.raises(UserError, match="no finished data stage"):
         manifest.require(folder, "data", "robustly prepare CONFIG")
-    finished = {path.name: path.stat() for path in folder.glob("work/*/*.npy") if not path.name.startswith(".")}
-    assert {name[:11] for name in finished if name.startswith("train")} == {"train-00000", "train-00001"}
+
+    finished = {
+        path.name: path.stat()
+        for path in folder.glob("work/*/*.npy")
+        if not path.name.startswith(".")
+    }
+    assert {name[:11] for name in finished if name.startswith("train")} == {
+        "train-00000",
+        "train-00001",
+    }
 
     made = prepare(page, VIEW, folder, trained, tmp_path, Processing(1))
     assert made.outputs == whole.outputs and made.counts == whole.counts
     for name, before in finished.items():
         assert (folder / name).stat().st_ino == before.st_ino
         assert (folder / name).stat().st_mtime_ns == before.st_mtime_ns
+
     assert not list(folder.rglob("*.tmp")) and not (folder / "work").exists()
 
 
-# ------------------------------------------------------------------------------------------------ done already
+# ------------------------------------------------------------------------------------- done already
 
 
 def test_a_finished_store_serves_other_views(tmp_path, trained):
@@ -165,7 +206,9 @@ def test_a_finished_store_serves_other_views(tmp_path, trained):
     assert again.outputs == made.outputs
     assert again.counts["train_blocks"] == len(Blocks(folder, "train", 64, "doc_sentences"))
     assert (
-        again.counts == prepare(page, wider, tmp_path / "other", trained, tmp_path, Processing(1)).counts != made.counts
+        again.counts
+        == prepare(page, wider, tmp_path / "other", trained, tmp_path, Processing(1)).counts
+        != made.counts
     )
 
     shutil.rmtree(folder / "views")
@@ -182,13 +225,19 @@ def test_a_store_of_another_recipe_is_not_overwritten(tmp_path, trained):
     page, folder = corpus("a.jsonl"), tmp_path / "data"
     made = prepare(page, VIEW, folder, trained, tmp_path, Processing(1))
     assert stage(page, VIEW, folder, trained, tmp_path).finished() == made
+
     with pytest.raises(UserError, match=r"data.unit: sentence there, line now"):
-        prepare(page, VIEW.model_copy(update={"unit": "line"}), folder, trained, tmp_path, Processing(1))
+        prepare(
+            page, VIEW.model_copy(update={"unit": "line"}), folder, trained, tmp_path, Processing(1)
+        )
+
     with pytest.raises(UserError, match=r"corpus.validation: 0.0 there, 0.1 now"):
         prepare(corpus("a.jsonl", validation=0.1), VIEW, folder, trained, tmp_path, Processing(1))
+
     other = train_tokenizer(tmp_path / "other", merges=["t h"])
     with pytest.raises(UserError, match=r"input\.tokenizer"):
         prepare(page, VIEW, folder, other, tmp_path, Processing(1))
+
     write_rows(tmp_path / "a.jsonl", PROSE[:-1])
     with pytest.raises(UserError, match=r"input\.corpus"):
         prepare(page, VIEW, folder, trained, tmp_path, Processing(1))
@@ -198,26 +247,44 @@ def test_a_document_keeps_its_split_when_the_corpus_grows(tmp_path, trained):
     write_rows(tmp_path / "a.jsonl", PROSE[50:150])
     write_rows(tmp_path / "b.jsonl", PROSE)
     for name in ("a", "b"):
-        prepare(corpus(f"{name}.jsonl", validation=0.2), VIEW, tmp_path / name, trained, tmp_path, Processing(1))
+        prepare(
+            corpus(f"{name}.jsonl", validation=0.2),
+            VIEW,
+            tmp_path / name,
+            trained,
+            tmp_path,
+            Processing(1),
+        )
+
     for split in SPLITS:
         small, large = (set(texts_of(tmp_path / name, trained, split)) for name in ("a", "b"))
         assert small and small == large & set(PROSE[50:150])
 
 
-# ------------------------------------------------------------------------------------------------------ faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 def refused(tmp_path, trained, texts, validation=0.0, **view):
     write_rows(tmp_path / "a.jsonl", texts)
     data = VIEW.model_copy(update=view)
     with pytest.raises(UserError) as refusal:
-        prepare(corpus("a.jsonl", validation=validation), data, tmp_path / "data", trained, tmp_path, Processing(1))
+        prepare(
+            corpus("a.jsonl", validation=validation),
+            data,
+            tmp_path / "data",
+            trained,
+            tmp_path,
+            Processing(1),
+        )
+
     return str(refusal.value)
 
 
 def test_bad_input_is_refused_and_the_mended_page_is_taken(tmp_path, trained):
     assert "corpus.sources: no document in a.jsonl; expected text" in refused(tmp_path, trained, [])
-    assert "2 documents of nothing but white space in a.jsonl" in refused(tmp_path, trained, [" \n", "\u00a0"])
+    assert "2 documents of nothing but white space in a.jsonl" in refused(
+        tmp_path, trained, [" \n", "\u00a0"]
+    )
     assert "corpus.validation = 1e-09: none of the 200 documents is held out" in refused(
         tmp_path, trained, PROSE, validation=1e-9
     )
@@ -225,10 +292,15 @@ def test_bad_input_is_refused_and_the_mended_page_is_taken(tmp_path, trained):
         tmp_path, trained, PROSE[:3], validation=0.999999
     )
     message = refused(tmp_path, trained, ["the in."], block_length=64)
-    assert "data.block_length = 64: the text to train on has 6 tokens with </s>, too few for one block" in message
+    assert (
+        "data.block_length = 64: the text to train on has 6 tokens with </s>, too few for one block"
+        in message
+    )
 
     write_rows(tmp_path / "a.jsonl", PROSE)
-    made = prepare(corpus("a.jsonl", validation=0.1), VIEW, tmp_path / "data", trained, tmp_path, Processing(1))
+    made = prepare(
+        corpus("a.jsonl", validation=0.1), VIEW, tmp_path / "data", trained, tmp_path, Processing(1)
+    )
     assert made.counts["train_documents"] + made.counts["validation_documents"] == 200
     assert not (tmp_path / "data/work").exists()
 
@@ -238,11 +310,18 @@ def test_bad_lines_are_counted_over_all_parts(tmp_path, trained):
         write_rows(tmp_path / f"{name}.jsonl", PROSE)
         with (tmp_path / f"{name}.jsonl").open("a") as file:
             file.write("{broken\n" * 3)
+
     page = corpus("*.jsonl").model_copy(update={"max_bad_lines": 5})
     with pytest.raises(UserError, match=r"6 broken rows, more than corpus.max_bad_lines = 5"):
         prepare(page, VIEW, tmp_path / "data", trained, tmp_path, Processing(1))
+
     made = prepare(
-        page.model_copy(update={"max_bad_lines": 6}), VIEW, tmp_path / "data", trained, tmp_path, Processing(1)
+        page.model_copy(update={"max_bad_lines": 6}),
+        VIEW,
+        tmp_path / "data",
+        trained,
+        tmp_path,
+        Processing(1),
     )
     assert made.counts["bad_lines"] == 6 and made.counts["train_documents"] == 400
 
@@ -250,7 +329,14 @@ def test_bad_lines_are_counted_over_all_parts(tmp_path, trained):
 def test_the_tokenizer_must_be_finished(tmp_path):
     write_rows(tmp_path / "a.jsonl", PROSE)
     with pytest.raises(UserError, match="run `robustly tokenizer CONFIG` first"):
-        prepare(corpus("a.jsonl"), VIEW, tmp_path / "data", tmp_path / "tokenizer", tmp_path, Processing(1))
+        prepare(
+            corpus("a.jsonl"),
+            VIEW,
+            tmp_path / "data",
+            tmp_path / "tokenizer",
+            tmp_path,
+            Processing(1),
+        )
 
 
 def test_a_truncated_shard_is_named_before_training(tmp_path, trained):
@@ -266,5 +352,7 @@ def test_a_truncated_shard_is_named_before_training(tmp_path, trained):
 def test_a_document_of_many_megabytes_without_a_line_break(tmp_path, trained):
     text = "An endless “story, he said. And on it goes, the teller. " * 40_000  # 2.2 MB
     (tmp_path / "a.txt").write_text(text)
-    prepare(corpus("a.txt", documents="file"), VIEW, tmp_path / "data", trained, tmp_path, Processing(1))
+    prepare(
+        corpus("a.txt", documents="file"), VIEW, tmp_path / "data", trained, tmp_path, Processing(1)
+    )
     assert texts_of(tmp_path / "data", trained, "train") == [text]

@@ -15,7 +15,7 @@ from datatrove.pipeline.filters import (
 from language_models import write_model
 
 from robustly import UserError
-from robustly.data_prep.cleaning.config import Cleaning
+from robustly.data_prep.cleaning.config import CleaningConfig
 from robustly.data_prep.cleaning.rules import (
     check_languages,
     check_words,
@@ -46,12 +46,22 @@ def reasons(texts, cleaning, model=None):
 
 
 def test_lengths():
-    cleaning = Cleaning(min_characters=3, max_characters=20, min_words=2, max_words=4)
-    texts = ["ab", "abc", "a b", "a\tb\nc  d", "a b c d e", "x" * 21, "a b c d e f g h i j k", "  \n ", ""]
+    cleaning = CleaningConfig(min_characters=3, max_characters=20, min_words=2, max_words=4)
+    texts = [
+        "ab",
+        "abc",
+        "a b",
+        "a\tb\nc  d",
+        "a b c d e",
+        "x" * 21,
+        "a b c d e f g h i j k",
+        "  \n ",
+        "",
+    ]
     assert reasons(texts, cleaning) == [
         "min_characters", "min_words", None, None, "max_words", "max_characters", "max_characters", None, None,
     ]  # fmt: skip
-    assert reasons(["a", "b " * 999], Cleaning(exact_duplicates=True)) == [None, None]
+    assert reasons(["a", "b " * 999], CleaningConfig(exact_duplicates=True)) == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -59,43 +69,58 @@ def test_lengths():
     [
         ("gopher_quality", GopherQualityFilter, {}),
         ("gopher_quality", GopherQualityFilter, {"min_stop_words": 1, "max_doc_words": None}),
-        ("gopher_repetition", GopherRepetitionFilter, {"dup_line_frac": 0.1, "top_n_grams": [[2, 0.1], [3, 0.05]]}),
+        (
+            "gopher_repetition",
+            GopherRepetitionFilter,
+            {"dup_line_frac": 0.1, "top_n_grams": [[2, 0.1], [3, 0.05]]},
+        ),
         ("c4_quality", C4QualityFilter, {"min_num_sentences": 6}),
         ("fineweb_quality", FineWebQualityFilter, {"stop_chars": [".", "!"]}),
     ],
 )
 def test_quality_rules_judge_as_datatroves_pipeline_does(name, judge, parameters):
     texts = PROSE + ODD
-    passed = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
+    passed = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()
+    }
     whole = judge(**passed)
-    stay = {document.id for document in whole.run(Document(text=text, id=str(n)) for n, text in enumerate(texts))}
-    found = reasons(texts, Cleaning(quality={name: parameters}))
+    stay = {
+        document.id
+        for document in whole.run(Document(text=text, id=str(n)) for n, text in enumerate(texts))
+    }
+    found = reasons(texts, CleaningConfig(quality={name: parameters}))
     assert {str(n) for n, reason in enumerate(found) if reason is None} == stay
     assert 3 <= len(stay) < len(texts)
     told = {key: count.total for key, count in whole.stats.stats.items()}
-    counted = {key.removeprefix("dropped_"): count for key, count in told.items() if key.startswith("dropped_")}
+    counted = {
+        key.removeprefix("dropped_"): count
+        for key, count in told.items()
+        if key.startswith("dropped_")
+    }
     ours = [reason.removeprefix(f"{name}: ") for reason in found if reason]
     assert {reason: ours.count(reason) for reason in ours} == counted
 
 
 def test_a_set_that_cuts_lines_leaves_the_text_to_the_next():
-    text = "\n".join(["too short", *(f"This is sentence {n} of the text, and it is kept." for n in range(6))])
+    text = "\n".join(
+        ["too short", *(f"This is sentence {n} of the text, and it is kept." for n in range(6))]
+    )
     seen = []
-    rules = [*rules_of(Cleaning(quality=["c4_quality"]), "en", None, None), seen.append]
+    rules = [*rules_of(CleaningConfig(quality=["c4_quality"]), "en", None, None), seen.append]
     assert reason_to_drop(text, rules) is None and seen == [text]
 
 
 def test_the_first_reason_counts_and_reasons_have_an_order():
     text = "word " * 10
-    assert reasons([text], Cleaning(max_words=5, quality=["gopher_quality"])) == ["max_words"]
-    both = Cleaning(quality=["gopher_repetition", "gopher_quality"])
+    assert reasons([text], CleaningConfig(max_words=5, quality=["gopher_quality"])) == ["max_words"]
+    both = CleaningConfig(quality=["gopher_repetition", "gopher_quality"])
     assert reasons([text], both) == ["gopher_quality: gopher_short_doc"]
     assert in_order(["near_duplicates", "fineweb_quality: b", "fineweb_quality: a", "min_words", "min_words"]) == [
         "min_words", "fineweb_quality: a", "fineweb_quality: b", "near_duplicates",
     ]  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------ language
+# ----------------------------------------------------------------------------------------- language
 
 
 @pytest.fixture
@@ -106,33 +131,64 @@ def model(tmp_path):
 
 
 def language(**keys):
-    return Cleaning(language={"model": "tiny.bin", **keys})
+    return CleaningConfig(language={"model": "tiny.bin", **keys})
 
 
 def test_languages_are_kept_by_their_probability(model):
     texts = ["the and a", "the\nder und der", "the und", "ja ja", "quite unknown", " \n"]
-    assert reasons(texts, language(keep="en"), model) == [None, "language", "language", "language", "language", None]
-    assert reasons(texts, language(keep=["fi", "de"]), model) == ["language", None, "language", None, "language", None]
-    assert reasons(texts, language(keep=["en", "de"], threshold=0.4), model)[:4] == [None, None, None, "language"]
+    assert reasons(texts, language(keep="en"), model) == [
+        None,
+        "language",
+        "language",
+        "language",
+        "language",
+        None,
+    ]
+    assert reasons(texts, language(keep=["fi", "de"]), model) == [
+        "language",
+        None,
+        "language",
+        None,
+        "language",
+        None,
+    ]
+    assert reasons(texts, language(keep=["en", "de"], threshold=0.4), model)[:4] == [
+        None,
+        None,
+        None,
+        "language",
+    ]
 
 
 def test_mistakes_with_the_model(model, tmp_path, monkeypatch):
     page = language(keep=["en", "swedish"]).language
     assert model_file(page, tmp_path) == model[0]
-    with pytest.raises(UserError, match=r"keep: swedish: not among the 3 languages of .*tiny\.bin: de, en, fi"):
+    with pytest.raises(
+        UserError, match=r"keep: swedish: not among the 3 languages of .*tiny\.bin: de, en, fi"
+    ):
         check_languages(page, model)
+
     check_languages(language(keep=["fi", "de"]).language, model)
-    with pytest.raises(UserError, match=r"language\.model: lid\.bin: no file there; looked at .*Give a fastText model"):
-        model_file(Cleaning(language={"model": "lid.bin", "keep": "en"}).language, tmp_path)
+
+    with pytest.raises(
+        UserError,
+        match=r"language\.model: lid\.bin: no file there; looked at .*Give a fastText model",
+    ):
+        model_file(CleaningConfig(language={"model": "lid.bin", "keep": "en"}).language, tmp_path)
+
     (tmp_path / "text.bin").write_bytes(b"text" * 100)
     with pytest.raises(UserError, match=r"text\.bin: not a fastText model"):
         check_languages(page, (tmp_path / "text.bin", "0"))
+
     monkeypatch.setitem(sys.modules, "fasttext", None)
-    with pytest.raises(UserError, match=r"fastText is not installed; pip install 'robustly\[clean\]'"):
+
+    with pytest.raises(
+        UserError, match=r"fastText is not installed; pip install 'robustly\[clean\]'"
+    ):
         check_languages(page, (model[0], "1"))
 
 
-# --------------------------------------------------------------------------------------------------------- words
+# -------------------------------------------------------------------------------------------- words
 
 
 def test_a_language_whose_words_cannot_be_split_here(monkeypatch):
@@ -140,8 +196,10 @@ def test_a_language_whose_words_cannot_be_split_here(monkeypatch):
     check_words("de")
     with pytest.raises(UserError, match=r"data\.language = qq, and datatrove has none"):
         check_words("qq")
+
     with pytest.raises(UserError, match=r"data\.language = th: .*pip install pythainlp"):
         check_words("th")
+
     with pytest.raises(UserError, match=r"data\.language = ja: .*sudachi"):
         check_words("ja")
 

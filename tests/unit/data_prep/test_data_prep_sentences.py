@@ -9,16 +9,29 @@ from robustly.data_prep import sentences as module
 from robustly.data_prep.sentences import WINDOW, sentences, units
 
 MARKS = st.sampled_from(
-    [*"aAbB .!?\"'()[]“”«»‘。！？।\n\r\t\v\f\x1c\x85\xa0\u2009\u2028\u3000é😀ß1;-…", "Dr", "Mr", "U.S.", " e.g.", "''"]
+    [
+        *"aAbB .!?\"'()[]“”«»‘。！？।\n\r\t\v\f\x1c\x85\xa0\u2009\u2028\u3000é😀ß1;-…",
+        "Dr",
+        "Mr",
+        "U.S.",
+        " e.g.",
+        "''",
+    ]
 )
-TEXTS = st.lists(MARKS, max_size=60).map("".join) | st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+TEXTS = st.lists(MARKS, max_size=60).map("".join) | st.text(
+    st.characters(exclude_categories=["Cs"]), max_size=60
+)
 
 
 def pieces(text, unit, language="en"):
     return [text[start:end] for start, end in units(text, unit, language)]
 
 
-@given(TEXTS, st.sampled_from(["line", "sentence"]), st.sampled_from(["en", "de", "fr", "hi", "ja", "hy", "xx"]))
+@given(
+    TEXTS,
+    st.sampled_from(["line", "sentence"]),
+    st.sampled_from(["en", "de", "fr", "hi", "ja", "hy", "xx"]),
+)
 def test_units_and_white_space_are_the_document(text, unit, language):
     at = 0
     for start, end in units(text, unit, language):
@@ -27,6 +40,7 @@ def test_units_and_white_space_are_the_document(text, unit, language):
         body = text[start:end]
         assert body == body.strip() and "\n" not in body
         at = end
+
     assert not text[at:].strip()
 
 
@@ -43,7 +57,10 @@ def test_lines_are_split_at_line_feeds_alone():
 
 
 def test_sentences_end_within_their_line():
-    text = "Dr. Brown came. He saw (e.g. me. Us.) it!  “Run. Now.” she said\nwithout a stop. Then left. "
+    text = (
+        "Dr. Brown came. He saw (e.g. me. Us.) it!  “Run. Now.” she said\nwithout a stop. Then"
+        " left. "
+    )
     assert pieces(text, "sentence") == [
         "Dr. Brown came.",
         "He saw (e.g. me. Us.) it!",
@@ -54,7 +71,9 @@ def test_sentences_end_within_their_line():
     assert pieces("राम आया। वह गया।", "sentence", "hi") == ["राम आया।", "वह गया।"]
 
 
-@pytest.mark.parametrize("space", [chr(c) for c in range(0x110000) if chr(c).isspace() and c not in (10,)])
+@pytest.mark.parametrize(
+    "space", [chr(c) for c in range(0x110000) if chr(c).isspace() and c not in (10,)]
+)
 def test_an_initial_before_any_white_space(space):
     """sentencex 1.0.32 panics on these, where the white space takes more than one byte."""
     text = f"I live in Plan B{space}. You do not."
@@ -62,7 +81,8 @@ def test_an_initial_before_any_white_space(space):
 
 
 def test_a_long_line_is_seen_in_windows(monkeypatch):
-    """Time is linear: whatever the text, the windows together are no more than three times as long as it."""
+    """Time is linear: whatever the text, the windows together are no more than three times as long
+    as it."""
     seen = []
     segment = sentencex.segment
 
@@ -71,7 +91,14 @@ def test_a_long_line_is_seen_in_windows(monkeypatch):
         return segment(language, text)
 
     monkeypatch.setattr(sentencex, "segment", watched)
-    for text in ("“ a. " * 20_000, "word " * 20_000, "Short. " * 20_000, "x" * 100_000, "A. " + "b" * WINDOW * 10):
+
+    for text in (
+        "“ a. " * 20_000,
+        "word " * 20_000,
+        "Short. " * 20_000,
+        "x" * 100_000,
+        "A. " + "b" * WINDOW * 10,
+    ):
         seen.clear()
         assert "".join(sentences(text, "en")) == text
         assert max(seen) <= WINDOW

@@ -20,13 +20,16 @@ from robustly.data_prep.store import ShardWriter, Store, check_tokenizer, split_
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = st.lists(
-    st.text(st.sampled_from("the in. \n\t\u00a0é😀!"), min_size=1, max_size=80).filter(str.strip), max_size=8
+    st.text(st.sampled_from("the in. \n\t\u00a0é😀!"), min_size=1, max_size=80).filter(str.strip),
+    max_size=8,
 )
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    return tokenizer.load(small_stores.train_tokenizer(tmp_path_factory.mktemp("stage") / "tokenizer"))
+    return tokenizer.load(
+        small_stores.train_tokenizer(tmp_path_factory.mktemp("stage") / "tokenizer")
+    )
 
 
 def write(folder, encoder, shards, unit="sentence"):
@@ -42,17 +45,24 @@ def write(folder, encoder, shards, unit="sentence"):
                     *encoder.encode_lines([text[start:end] for start, end in spans]),
                     [text[end:start] for end, start in zip(ends, starts, strict=True)],
                 )
+
         if writer.shard:
             written.append(writer.shard)
+
     return write_store(folder, folder, "hash", encoder, ["a"], {"train": written, "validation": []})
 
 
-@given(shards=st.lists(DOCUMENTS, max_size=3), unit=st.sampled_from(["line", "sentence"]), waiting=st.integers(0, 30))
+@given(
+    shards=st.lists(DOCUMENTS, max_size=3),
+    unit=st.sampled_from(["line", "sentence"]),
+    waiting=st.integers(0, 30),
+)
 def test_documents_come_back_to_the_byte(tmp_path_factory, encoder, shards, unit, waiting):
     folder = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "WAITING", waiting)
         write(folder, encoder, shards, unit)
+
     texts = [text for shard in shards for text in shard]
     read = Store(folder, "train")
     assert list(read.texts(encoder)) == texts
@@ -62,9 +72,13 @@ def test_documents_come_back_to_the_byte(tmp_path_factory, encoder, shards, unit
     assert read.text_tokens == sum(ids.size for ids in encoder.encode_documents(bodies))
 
 
-def test_the_stream_holds_an_eos_after_each_unit_and_one_more_after_each_document(tmp_path, encoder):
+def test_the_stream_holds_an_eos_after_each_unit_and_one_more_after_each_document(
+    tmp_path, encoder
+):
     files = write(tmp_path, encoder, [["the. in.\nthe", " er\n"], []])
-    the, stop, in_, er = (encoder.encode_documents([text])[0].tolist() for text in ("the", ".", "in", "er"))
+    the, stop, in_, er = (
+        encoder.encode_documents([text])[0].tolist() for text in ("the", ".", "in", "er")
+    )
     assert all(len(ids) == 1 for ids in (the, stop, in_, er))
     tokens = np.load(tmp_path / "train-00000.tokens.npy")
     assert tokens.dtype == np.uint16
@@ -82,7 +96,9 @@ def test_the_stream_holds_an_eos_after_each_unit_and_one_more_after_each_documen
 def test_the_lines_of_the_documentation_read_a_store(tmp_path, encoder):
     texts = ["the in. er the.\nin", "er", "  the the\n"]
     write(tmp_path, encoder, [texts[:2], texts[2:]])
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/data_format.md").read_text(encoding="utf-8"), re.S)[1]
+    code = re.search(
+        r"```python\n(.*?)```", (ROOT / "docs/data_format.md").read_text(encoding="utf-8"), re.S
+    )[1]
     names = {}
     exec(code.replace("runs/tiny/data", str(tmp_path)), names)
     assert [[encoder.decode(unit) for unit in document] for document in names["documents"]] == [
@@ -95,18 +111,29 @@ def test_the_lines_of_the_documentation_read_a_store(tmp_path, encoder):
 def test_large_vocabularies_take_32_bits(tmp_path):
     with ShardWriter(tmp_path, "train-00000", 0, EOS, np.dtype(np.uint32)) as writer:
         writer.append(np.array([65_536, 2**31 - 1, EOS], np.uint32), np.array([3]), ["", ""])
-    write_store(tmp_path, tmp_path, "hash", numbered_encoder(), ["a"], {"train": [writer.shard], "validation": []})
+
+    write_store(
+        tmp_path,
+        tmp_path,
+        "hash",
+        numbered_encoder(),
+        ["a"],
+        {"train": [writer.shard], "validation": []},
+    )
     read = Store(tmp_path, "train")
     assert read.tokens(read.shards[0]).tolist() == [65_536, 2**31 - 1, EOS, EOS]
 
 
 def test_offsets_beyond_2_to_the_32(tmp_path):
-    """Two shards of 3 * 10^9 tokens, all holes in their files but a few; a block lies on either side of the border."""
+    """Two shards of 3 * 10^9 tokens, all holes in their files but a few; a block lies on either
+    side of the border."""
     size = 3 * 10**9
     shards = []
+
     for number in range(2):
         with ShardWriter(tmp_path, f"train-{number:05d}", 0, EOS, np.dtype(np.uint16)) as writer:
             writer.append(np.array([5, EOS], np.uint16), np.array([2]), ["", ""])
+
         with (tmp_path / f"train-{number:05d}.tokens.npy").open("r+b") as file:
             header = {"descr": "<u2", "fortran_order": False, "shape": (size,)}
             np.lib.format.write_array_header_1_0(file, header)
@@ -115,7 +142,9 @@ def test_offsets_beyond_2_to_the_32(tmp_path):
             for at, token in ((0, 7), (size - 2, 8), (size - 1, 9)):
                 file.seek(begin + 2 * at)
                 file.write(int(token + 10 * number).to_bytes(2, "little"))
+
         shards.append(store.Shard(f"train-{number:05d}", 0, 1, 1, size))
+
     encoder = numbered_encoder(dtype=np.dtype(np.uint16))
     write_store(tmp_path, tmp_path, "f" * 64, encoder, ["a"], {"train": shards, "validation": []})
     blocks = [(0, 3), (size - 2, 4), (2 * size - 2, 3)]
@@ -124,7 +153,11 @@ def test_offsets_beyond_2_to_the_32(tmp_path):
     np.save(tmp_path / "views" / f"train-full_sentences-8-{'f' * 16}.npy", np.array(blocks, BLOCK))
     ids, lengths = Blocks(tmp_path, "train", 8, "full_sentences").gather(np.array([2, 0, 1]))
     assert lengths.tolist() == [3, 3, 4]
-    assert ids.tolist() == [[0, 18, 19, 1, 1, 1, 1, 1], [0, 7, 2, 1, 1, 1, 1, 1], [0, 8, 9, 17, 1, 1, 1, 1]]
+    assert ids.tolist() == [
+        [0, 18, 19, 1, 1, 1, 1, 1],
+        [0, 7, 2, 1, 1, 1, 1, 1],
+        [0, 8, 9, 17, 1, 1, 1, 1],
+    ]
 
 
 def test_a_shard_has_room_for_32_bit_ends(tmp_path, monkeypatch):
@@ -133,17 +166,22 @@ def test_a_shard_has_room_for_32_bit_ends(tmp_path, monkeypatch):
     with ShardWriter(tmp_path, "train-00000", 0, EOS, np.dtype(np.uint16)) as writer:
         writer.append(units_[:48], np.array([48]), ["", ""])
         writer.append(units_[:48], np.array([48]), ["", " " * 100])
+
     assert writer.shard.tokens == 98
+
     for count, gap in ((3, ""), (1, " " * 101)):
         with (
             pytest.raises(UserError, match="train-00001: more than 100 tokens"),
             ShardWriter(tmp_path, "train-00001", 0, EOS, np.dtype(np.uint16)) as writer,
         ):
-            writer.append(units_[: 48 * count], np.arange(48, 48 * count + 1, 48), [""] * count + [gap])
+            writer.append(
+                units_[: 48 * count], np.arange(48, 48 * count + 1, 48), [""] * count + [gap]
+            )
+
     assert not [path.name for path in tmp_path.iterdir() if "train-00000" not in path.name]
 
 
-# ------------------------------------------------------------------------------------------------------ splits
+# ------------------------------------------------------------------------------------------- splits
 
 
 def test_the_share_that_is_held_out():
@@ -155,7 +193,8 @@ def test_the_share_that_is_held_out():
 
 
 def test_a_split_never_changes():
-    """The first 8 bytes of the sha256 of "robustly" are 0.82027 of 2**64: a promise about stores to come."""
+    """The first 8 bytes of the sha256 of "robustly" are 0.82027 of 2**64: a promise about stores to
+    come."""
     assert split_of("robustly", 0.8202) == "train"
     assert split_of("robustly", 0.8203) == "validation"
     assert split_of("Ünïcode\n", 0.4985) == "train"
@@ -168,7 +207,7 @@ def test_a_larger_share_holds_out_what_a_smaller_one_does(text, one, other):
     assert split_of(text, small) == "train" or split_of(text, large) == "validation"
 
 
-# ------------------------------------------------------------------------------------------------------ faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 def test_another_tokenizer_is_refused(tmp_path, encoder):
@@ -201,16 +240,20 @@ def test_a_damaged_shard_is_named(tmp_path, encoder, kind, damage):
 def test_a_shard_of_another_length_is_named(tmp_path, encoder):
     write(tmp_path, encoder, [["the in"]])
     np.save(tmp_path / "train-00000.tokens.npy", np.zeros(99, np.uint16))
-    with pytest.raises(UserError, match=r"train-00000\.tokens\.npy: shape \(99,\) of uint16, expected 5 of uint16"):
+    with pytest.raises(
+        UserError, match=r"train-00000\.tokens\.npy: shape \(99,\) of uint16, expected 5 of uint16"
+    ):
         list(Store(tmp_path, "train").texts(encoder))
 
 
 def test_folders_that_hold_no_store(tmp_path):
     with pytest.raises(UserError, match=r"no token store here.*robustly prepare"):
         Store(tmp_path, "train")
+
     (tmp_path / "store.json").write_text("{")
     with pytest.raises(UserError, match=r"store\.json: unreadable"):
         Store(tmp_path, "train")
+
     (tmp_path / "store.json").write_text(json.dumps({"format": 2}))
     with pytest.raises(UserError, match="format 2, this release reads 1"):
         Store(tmp_path, "train")
@@ -223,6 +266,7 @@ def test_nothing_is_left_of_a_shard_that_failed(tmp_path):
     ):
         writer.append(np.zeros(5, np.uint16), np.array([5]), ["", ""])
         raise ZeroDivisionError
+
     assert not list(tmp_path.iterdir())
 
 
@@ -232,6 +276,8 @@ def test_moving_shards_goes_on_after_a_kill(tmp_path):
     NumberedStore(work, [[[3, 4]]])
     shard = Store(work, "train").shards[0]
     (work / "train-00000.tokens.npy").rename(tmp_path / "train-00000.tokens.npy")
-    files = write_store(tmp_path, work, "hash", numbered_encoder(), ["a"], {"train": [shard], "validation": []})
+    files = write_store(
+        tmp_path, work, "hash", numbered_encoder(), ["a"], {"train": [shard], "validation": []}
+    )
     assert all(file.parent == tmp_path and file.is_file() for file in files)
     assert Store(tmp_path, "train").stream_tokens == 10

@@ -1,4 +1,5 @@
-"""What tests of methods share: a small base under any head, a batch, some updates, a reload. Nothing is dropped out."""
+"""What tests of methods share: a small base under any head, a batch, some updates, a reload.
+Nothing is dropped out."""
 
 from typing import Any
 
@@ -38,13 +39,17 @@ def new_model(head: str = "sequence", head_seed: int = 1, **sizes: Any) -> Rober
     torch.manual_seed(head_seed)
     model = HEADS[head](config)
     own = base.state_dict()
-    model.load_state_dict({name: own.get(name, tensor) for name, tensor in model.state_dict().items()})
+    model.load_state_dict(
+        {name: own.get(name, tensor) for name, tensor in model.state_dict().items()}
+    )
     return model.eval()
 
 
 def at_size_of_roberta_base() -> RobertaPreTrainedModel:
     """Without memory; `num_labels` 2: 124,647,170 parameters."""
-    config = RobertaConfig(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1, num_labels=2)
+    config = RobertaConfig(
+        vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1, num_labels=2
+    )
     with torch.device("meta"):
         return RobertaForSequenceClassification(config)
 
@@ -56,18 +61,24 @@ def batch(head: str = "sequence", labels: bool = False) -> dict[str, Tensor]:
     for row, length in enumerate((LENGTH, 7, 9)):
         ids[row, 0], ids[row, length - 1] = 0, 2
         ids[row, length:] = PAD
+
     tensors = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
     if head == "choice":
         tensors = {name: tensor[:, None].repeat(1, 2, 1) for name, tensor in tensors.items()}
         tensors["input_ids"][:, 1, 1] = 9
+
     if labels:
         tensors |= {
             "sequence": {"labels": torch.tensor([0, 1, 1])},
             "tokens": {"labels": ids % 2},
             "masked_lm": {"labels": ids},
             "choice": {"labels": torch.tensor([0, 1, 1])},
-            "spans": {"start_positions": torch.tensor([1, 2, 3]), "end_positions": torch.tensor([2, 2, 4])},
+            "spans": {
+                "start_positions": torch.tensor([1, 2, 3]),
+                "end_positions": torch.tensor([2, 2, 4]),
+            },
         }[head]
+
     return tensors
 
 
@@ -83,19 +94,28 @@ def train(model: RobertaPreTrainedModel, tensors: dict[str, Tensor], updates: in
     optimizer = torch.optim.AdamW(trained(model).values(), lr=1e-2)
     reached = set()
     model.train()
+
     for update in range(1, updates + 1):
         loss = model(**tensors).loss + sum(penalty() for penalty in model.delta.penalties)
         loss.backward()
         optimizer.step()
         for act in model.delta.after_update:
             act(update, updates)
-        reached |= {n for n, p in trained(model).items() if p.grad is not None and bool(p.grad.abs().max() > 0)}
+
+        reached |= {
+            n
+            for n, p in trained(model).items()
+            if p.grad is not None and bool(p.grad.abs().max() > 0)
+        }
         optimizer.zero_grad()
+
     model.eval()
     return reached
 
 
-def reloaded(model: RobertaPreTrainedModel, head: str = "sequence", **sizes: Any) -> RobertaPreTrainedModel:
+def reloaded(
+    model: RobertaPreTrainedModel, head: str = "sequence", **sizes: Any
+) -> RobertaPreTrainedModel:
     """What is stored of a finished model, on a base under another head."""
     fresh = new_model(head, head_seed=2, **sizes)
     attach(fresh, model.delta.methods, seed=8, finished=True)
@@ -103,4 +123,5 @@ def reloaded(model: RobertaPreTrainedModel, head: str = "sequence", **sizes: Any
     with torch.no_grad():
         for name, tensor in stored(fresh).items():
             tensor.copy_(stored(model)[name])
+
     return fresh

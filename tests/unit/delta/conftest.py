@@ -1,4 +1,5 @@
-"""A small base as transformers saves it, a task that can be learnt, and a page: 2 layers, 32 hidden units."""
+"""A small base as transformers saves it, a task that can be learnt, and a page: 2 layers, 32 hidden
+units."""
 
 import json
 import random
@@ -11,12 +12,16 @@ import yaml
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from robustly.delta.base_model import Base
-from robustly.delta.config import DeltaPage, load_page
+from robustly.delta.config import DeltaExperiment, load_delta
 from robustly.delta.tasks import TaskData, read
 from robustly.pretrain.objective import new_model
 from robustly.tokenizer.vocabulary import lay_out, save
 
-LETTERS = {"early": "abcd", "middle": "jklm", "late": "wxyz"}  # label -> of what letters its texts are
+LETTERS = {
+    "early": "abcd",
+    "middle": "jklm",
+    "late": "wxyz",
+}  # label -> of what letters its texts are
 PAGE = {
     "schema": 1,
     "name": "letters",
@@ -55,14 +60,18 @@ def write_task(folder: Path) -> None:
         rows = []
         for number in range(lines):
             label = list(LETTERS)[number % 3]
-            text = f"{name[1]} {number} " + "".join(draw.choices(LETTERS[label], k=draw.randint(8, 20)))
+            text = f"{name[1]} {number} " + "".join(
+                draw.choices(LETTERS[label], k=draw.randint(8, 20))
+            )
             rows.append(json.dumps({"text": text, "label": label}))
+
         (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
 
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with base/, other/ (same shape, other weights), the task's files and page.yaml. Left as it is by tests."""
+    """Folder with base/, other/ (same shape, other weights), the task's files and page.yaml. Left
+    as it is by tests."""
     folder = tmp_path_factory.mktemp("place")
     torch.set_num_threads(1)
     write_base(folder / "base", seed=1)
@@ -78,16 +87,16 @@ def base(place: Path) -> Base:
 
 
 @pytest.fixture
-def make_page(place: Path, tmp_path: Path) -> Callable[..., DeltaPage]:
+def make_page(place: Path, tmp_path: Path) -> Callable[..., DeltaExperiment]:
     """Makes the page with changes; its delta goes into the test's own folder."""
 
-    def make(*changes: str) -> DeltaPage:
+    def make(*changes: str) -> DeltaExperiment:
         places = [f"paths.published={place / 'base'}", f"paths.root={tmp_path}"]
-        return load_page(place / "page.yaml", [*places, *changes])
+        return load_delta(place / "page.yaml", [*places, *changes])
 
     return make
 
 
 @pytest.fixture(scope="session")
 def data(place: Path) -> TaskData:
-    return read(load_page(place / "page.yaml").delta.task, place)
+    return read(load_delta(place / "page.yaml").delta.task, place)

@@ -15,8 +15,11 @@ from robustly.delta.base_model import Base, Head
 LABELS = ("a", "b")
 
 
-def test_the_fingerprint_is_of_the_encoders_weights(place: Path, base: Base, tmp_path: Path) -> None:
-    """The same without the language-modeling head and in several files; another for one changed bit."""
+def test_the_fingerprint_is_of_the_encoders_weights(
+    place: Path, base: Base, tmp_path: Path
+) -> None:
+    """The same without the language-modeling head and in several files; another for one changed
+    bit."""
     model = RobertaModel.from_pretrained(place / "base", add_pooling_layer=False)
     full = RobertaForMaskedLM.from_pretrained(place / "base")
     sharded = shutil.copytree(place / "base", tmp_path / "sharded")
@@ -27,12 +30,14 @@ def test_the_fingerprint_is_of_the_encoders_weights(place: Path, base: Base, tmp
     assert without.fingerprint == base.fingerprint and base.has_lm_head and not without.has_lm_head
     with pytest.raises(UserError, match="holds no language-modeling head"):
         without.with_head("masked_lm", 261, seed=0)
+
     changed = Base(base.name, full, True, base.tokenizer)
     assert changed.fingerprint == base.fingerprint
     del changed.__dict__["fingerprint"]
     with torch.no_grad():
         bias = full.roberta.encoder.layer[1].output.LayerNorm.bias
         bias[3] = torch.nextafter(bias[3], torch.tensor(1.0))
+
     assert changed.fingerprint != base.fingerprint
     assert Base.load(place / "other").fingerprint != base.fingerprint
 
@@ -58,12 +63,17 @@ def test_the_head_is_a_function_of_the_seed(base: Base) -> None:
 def test_models_share_the_weights_of_their_base_in_memory(base: Base, head: Head) -> None:
     model = base.with_head(head, 2, seed=1)
     own = {name: tensor.data_ptr() for name, tensor in base.model.named_parameters()}
-    found = {name: tensor.data_ptr() for name, tensor in model.named_parameters() if not is_head(name)}
+    found = {
+        name: tensor.data_ptr() for name, tensor in model.named_parameters() if not is_head(name)
+    }
     for names in (own, found):
         names.pop("lm_head.bias", None)  # transformers ties it anew, to a copy
+
     assert all(own[name] == place for name, place in found.items())
     assert len(found) == len(own) - (0 if head == "masked_lm" else 4)  # the language-modeling head
-    assert found and (head != "masked_lm" or model.lm_head.decoder.weight is model.get_input_embeddings().weight)
+    assert found and (
+        head != "masked_lm" or model.lm_head.decoder.weight is model.get_input_embeddings().weight
+    )
 
 
 def test_making_a_classifier_leaves_torchs_random_state_alone(base: Base) -> None:
@@ -75,7 +85,10 @@ def test_making_a_classifier_leaves_torchs_random_state_alone(base: Base) -> Non
 
 def test_an_untrained_base_shares_the_configuration_alone(base: Base) -> None:
     fresh = base.untrained(seed=1)
-    assert fresh.model.config.to_dict() == base.model.config.to_dict() and fresh.parameters == base.parameters
+    assert (
+        fresh.model.config.to_dict() == base.model.config.to_dict()
+        and fresh.parameters == base.parameters
+    )
     matrix = fresh.model.roberta.encoder.layer[0].intermediate.dense.weight
     assert matrix.std().item() == pytest.approx(base.model.config.initializer_range, rel=0.1)
     assert fresh.fingerprint != base.fingerprint == Base.load(base.name).fingerprint
@@ -97,7 +110,8 @@ def test_another_model_type(place: Path, tmp_path: Path) -> None:
 def test_weights_that_the_encoder_lacks(place: Path, tmp_path: Path) -> None:
     """transformers would fill them with random numbers."""
     with pytest.raises(
-        UserError, match=r"lacks 16 weights of the encoder, such as roberta\.encoder\.layer\.2\.attention"
+        UserError,
+        match=r"lacks 16 weights of the encoder, such as roberta\.encoder\.layer\.2\.attention",
     ):
         Base.load(changed_copy(place, tmp_path, num_hidden_layers=3))
 
@@ -114,11 +128,14 @@ def test_a_tokenizer_of_another_checkpoint(place: Path, tmp_path: Path) -> None:
 def test_folders_that_hold_no_base(place: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such folder; paths.published"):
         Base.load(tmp_path / "nowhere")
+
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: not a folder"):
         Base.load(tmp_path / "file")
+
     with pytest.raises(UserError, match=r"config\.json: .*No such file"):
         Base.load(tmp_path)
+
     copy = changed_copy(place, tmp_path)
     (copy / "tokenizer.json").unlink()
     (copy / "merges.txt").unlink()
@@ -132,6 +149,7 @@ def test_a_cut_off_or_unfinished_base(place: Path, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="copy: transformers cannot load the model"):
         Base.load(copy)
+
     (copy / "recipe.json").write_text("{}")  # begun by us, never finished
     with pytest.raises(UserError, match="no finished published stage here"):
         Base.load(copy)

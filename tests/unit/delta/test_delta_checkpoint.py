@@ -12,12 +12,12 @@ import torch
 from robustly.delta import checkpoint as delta_checkpoint
 from robustly.delta import tuning
 from robustly.delta.base_model import Base
-from robustly.delta.config import DeltaPage
+from robustly.delta.config import DeltaExperiment
 from robustly.delta.stage import make_delta
 from robustly.delta.tasks import TaskData
 from robustly.delta.tuning import Tuned, tune
 
-MakePage = Callable[..., DeltaPage]
+MakePage = Callable[..., DeltaExperiment]
 UPDATES = 30  # of the page with 4 epochs of 60 examples, 8 at a time
 
 
@@ -46,53 +46,69 @@ def same(one: Tuned, other: Tuned, texts: Sequence[str]) -> bool:
     return one.lines == other.lines and all(torch.equal(*pair) for pair in logits)
 
 
-@pytest.mark.parametrize("method", ["{name: lora, dropout: 0.1}", "{name: adalora}", "{name: prefix}", "{name: full}"])
+@pytest.mark.parametrize(
+    "method", ["{name: lora, dropout: 0.1}", "{name: adalora}", "{name: prefix}", "{name: full}"]
+)
 @pytest.mark.parametrize("stopped_after", [4, 11, 22])
 def test_it_goes_on(
     base: Base, data: TaskData, make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str,
     stopped_after: int,
 ) -> None:  # fmt: skip
-    """Before and after the end of the first epoch (update 7.5), and after AdaLoRA's ranks are shared out (15); the best
-    epoch's tensors are remembered, too."""
+    """Before and after the end of the first epoch (update 7.5), and after AdaLoRA's ranks are
+    shared out (15); the best epoch's tensors are remembered, too."""
     dev = dataclasses.replace(data, dev=data.test[:9])
     page = make_page(f"delta.methods=[{method}]", "optim.epochs=4")
     whole = tune(base, page, dev, seed=3)
     assert len(whole.lines) == UPDATES
     file = tmp_path / "checkpoint.pt"
+
     with monkeypatch.context() as patch:
         stop_after(patch, stopped_after)
         with pytest.raises(KeyboardInterrupt):
             tune(base, page, dev, seed=3, checkpoint=file)
+
     with monkeypatch.context() as patch:
         made = stop_after(patch, UPDATES)
         rest = tune(base, page, dev, seed=3, checkpoint=file)
+
     assert len(made) == UPDATES - stopped_after
     assert same(rest, whole, [example.texts[0] for example in data.test])
-    assert dataclasses.replace(rest.score, seconds=0.0) == dataclasses.replace(whole.score, seconds=0.0)
+    assert dataclasses.replace(rest.score, seconds=0.0) == dataclasses.replace(
+        whole.score, seconds=0.0
+    )
 
 
 def test_the_same_command_goes_on_within_a_seed(
-    make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_page: MakePage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "deltas"
     make_delta(make_page("optim.epochs=2", "name=whole"))
     page = make_page("optim.epochs=2", "name=stopped")
+
     with monkeypatch.context() as patch:
         stop_after(patch, 20)  # 15 of the first seed, 5 of the second
         with pytest.raises(KeyboardInterrupt):
             make_delta(page)
+
     assert not (folder / "stopped/manifest.json").exists()
     assert (folder / "stopped/work/seed-4/checkpoint.pt").stat().st_mode & 0o777 == 0o644
     capsys.readouterr()
     make_delta(page)
     shown = capsys.readouterr().err
-    assert "seed 3  was finished before" in shown and "seed 4  goes on after update 5 of 15" in shown
+    assert (
+        "seed 3  was finished before" in shown and "seed 4  goes on after update 5 of 15" in shown
+    )
     whole, stopped = (
         [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("whole", "stopped")
     )
     assert whole == stopped
-    assert (folder / "whole/delta.safetensors").read_bytes() == (folder / "stopped/delta.safetensors").read_bytes()
+    assert (folder / "whole/delta.safetensors").read_bytes() == (
+        folder / "stopped/delta.safetensors"
+    ).read_bytes()
     assert not (folder / "stopped/work").exists()
 
 
@@ -115,10 +131,11 @@ def test_states_are_written_now_and_then(tmp_path: Path, monkeypatch: pytest.Mon
             assert state_dict == {"value": 7}
             written.clear()
 
-    file = delta_checkpoint.Checkpoint(tmp_path / "state.pt", {"slow": Slow()})
+    file = delta_checkpoint.TrainingState(tmp_path / "state.pt", {"slow": Slow()})
     assert not file.load(torch.device("cpu"))
     for _ in range(500):
         now += 1
         file.save_if_due()
+
     assert written == [60, 270, 480]
     assert file.load(torch.device("cpu")) and not written

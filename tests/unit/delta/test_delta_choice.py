@@ -15,14 +15,14 @@ from robustly.delta import auto as delta_choice
 from robustly.delta.attachment import attach, parameters
 from robustly.delta.auto import choose, situation
 from robustly.delta.base_model import Base
-from robustly.delta.config import DeltaPage
+from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import Candidate, Situation, candidates, label, rated, stored_count
 from robustly.delta.specs import parse
 from robustly.delta.stage import make_delta
 from robustly.delta.tasks import TaskData, draw
 from robustly.delta.tuning import Diverged
 
-MakePage = Callable[..., DeltaPage]
+MakePage = Callable[..., DeltaExperiment]
 AUTO = ("delta.methods=auto", "delta.seeds=1", "optim.epochs=2")
 BASE = RobertaConfig()  # 12 layers of 768
 LARGE = RobertaConfig(hidden_size=1024, num_hidden_layers=24, intermediate_size=4096)
@@ -36,22 +36,35 @@ def names(situation: Situation) -> list[str]:
 def test_the_rule() -> None:
     assert names(USUAL) == ["lora", "adapter"]
     assert names(dataclasses.replace(USUAL, examples=500)) == ["lora", "bitfit", "adapter"]
-    assert names(dataclasses.replace(USUAL, examples=100_000)) == ["lora", "adapter", "p_tuning_v2 + adapter"]
+    assert names(dataclasses.replace(USUAL, examples=100_000)) == [
+        "lora",
+        "adapter",
+        "p_tuning_v2 + adapter",
+    ]
     large = Situation(20_000, 30, 355_000_000, 3_550_000, LARGE)
     assert names(large) == ["lora", "adapter", "p_tuning_v2"]
-    assert names(dataclasses.replace(large, length=10)) == ["lora", "adapter"]  # 20 more keys would be most of them
+    assert names(dataclasses.replace(large, length=10)) == [
+        "lora",
+        "adapter",
+    ]  # 20 more keys would be most of them
     lora = candidates(USUAL)[0]
     assert lora.methods[0] == parse([{"name": "lora", "lr": 5e-4}])[0]
     assert (lora.stored, lora.methods[0].lr) == (294_912, 5e-4)  # as the LoRA paper counts
     assert candidates(dataclasses.replace(USUAL, examples=100_000))[0].methods[0].rank == 16
-    width = RobertaConfig(hidden_size=192, num_hidden_layers=4, num_attention_heads=3, intermediate_size=768)
-    narrow = candidates(Situation(140, 10, 3_400_000, 300_000, width))  # no BitFit, however few the examples
+    width = RobertaConfig(
+        hidden_size=192, num_hidden_layers=4, num_attention_heads=3, intermediate_size=768
+    )
+    narrow = candidates(
+        Situation(140, 10, 3_400_000, 300_000, width)
+    )  # no BitFit, however few the examples
     assert [label(each.methods) for each in narrow] == [
         "lora (lr 0.002, targets dense key query value)",
         "adapter (lr 0.002)",
     ]
     parallel = {"name": "adapter", "place": "parallel", "scale": 4.0}
-    scaled = rated(parse([{"name": "bitfit"}, {"name": "prefix"}, parallel, {"name": "lora", "lr": 1e-5}]), 192)
+    scaled = rated(
+        parse([{"name": "bitfit"}, {"name": "prefix"}, parallel, {"name": "lora", "lr": 1e-5}]), 192
+    )
     assert [method.lr for method in scaled] == [4e-3, 1e-4, 5e-4, 1e-5]
 
 
@@ -59,16 +72,25 @@ def test_sizes_shrink_to_the_budget() -> None:
     small = candidates(dataclasses.replace(USUAL, budget=100_000))
     assert [label(each.methods) for each in small] == [
         "lora (lr 0.0005, rank 2, alpha 4.0)",
-        "adapter (lr 0.0005, size 2, place pfeiffer)",  # 12 x (2 x 768 x 2 + 2 + 768) + 25 LayerNorms' 1,536
+        # 12 x (2 x 768 x 2 + 2 + 768) + 25 LayerNorms' 1,536
+        "adapter (lr 0.0005, size 2, place pfeiffer)",
     ]
     assert [each.stored for each in small] == [73_728, 84_504]
     least = candidates(dataclasses.replace(USUAL, budget=60_000))
-    assert [label(each.methods) for each in least] == ["lora (lr 0.0005, rank 1, alpha 2.0)", "ia3 (lr 0.003)"]
+    assert [label(each.methods) for each in least] == [
+        "lora (lr 0.0005, rank 1, alpha 2.0)",
+        "ia3 (lr 0.003)",
+    ]
     with pytest.raises(UserError, match=r"delta\.budget = 20,000: expected at least 55,296"):
         candidates(dataclasses.replace(USUAL, budget=20_000))
 
 
-@given(st.integers(1, 10**6), st.integers(3, 512), st.integers(60_000, 10**7), st.sampled_from([BASE, LARGE]))
+@given(
+    st.integers(1, 10**6),
+    st.integers(3, 512),
+    st.integers(60_000, 10**7),
+    st.sampled_from([BASE, LARGE]),
+)
 def test_whatever_the_task_there_are_one_to_four_within_the_budget(
     examples: int, length: int, budget: int, config: RobertaConfig
 ) -> None:
@@ -78,6 +100,7 @@ def test_whatever_the_task_there_are_one_to_four_within_the_budget(
     except UserError:
         assert config is LARGE and budget < 147_456  # ia3: 24 x (2 x 1,024 + 4,096)
         return
+
     assert 1 <= len(found) <= 4
     assert all(each.stored <= budget and each.reason and "{" not in each.reason for each in found)
     assert all(method.lr for each in found for method in each.methods)
@@ -89,6 +112,7 @@ def test_counts_are_those_of_what_is_attached(base: Base) -> None:
         for each in candidates(Situation(examples, 30, 400_000_000, 10**6, config)):
             model = attach(base.with_head("sequence", 2, seed=1), each.methods, 1, base.fingerprint)
             assert parameters(model)["delta"] == each.stored
+
     (method,) = parse([{"name": "lora", "rank": 3, "targets": ["key", "dense"]}])
     model = attach(base.with_head("sequence", 2, seed=1), [method], 1, base.fingerprint)
     assert parameters(model)["delta"] == stored_count(method, config)
@@ -96,7 +120,9 @@ def test_counts_are_those_of_what_is_attached(base: Base) -> None:
 
 def test_what_the_rule_looks_at(base: Base, data: TaskData, make_page: MakePage) -> None:
     found = situation(base, make_page(*AUTO), data)
-    lengths = sorted(len(example.texts[0]) + 2 for example in draw(data, 60, 3))  # a token for each byte, <s>, </s>
+    lengths = sorted(
+        len(example.texts[0]) + 2 for example in draw(data, 60, 3)
+    )  # a token for each byte, <s>, </s>
     assert found.length == sum(lengths[29:31]) / 2
     assert (found.examples, found.budget, found.parameters) == (60, 300_000, base.parameters)
     assert situation(base, make_page(*AUTO, "delta.budget=7"), data).budget == 7
@@ -109,7 +135,9 @@ def test_a_delta_of_a_chosen_method(make_page: MakePage, tmp_path: Path) -> None
     record = json.loads((folder / "choice.json").read_text())
     assert [each["label"].partition(" ")[0] for each in record["candidates"]] == ["lora", "adapter"]
     assert all(each["reason"] for each in record["candidates"])
-    assert [(rung["epochs"], sorted(rung["trials"])) for rung in record["rungs"]] == [(1.0, ["0", "1"])]
+    assert [(rung["epochs"], sorted(rung["trials"])) for rung in record["rungs"]] == [
+        (1.0, ["0", "1"])
+    ]
     trials = record["rungs"][0]["trials"]
     best = max(trials, key=lambda number: (trials[number]["score"], -trials[number]["loss"]))
     assert record["chosen"] == int(best)
@@ -129,6 +157,7 @@ def test_a_delta_of_a_chosen_method(make_page: MakePage, tmp_path: Path) -> None
     for each in (record, same):
         for trial in each["rungs"][0]["trials"].values():
             del trial["seconds"]
+
     assert same == record
 
 
@@ -144,7 +173,7 @@ def fake(made: list[tuple[int, float, int]], scores: dict[int, float]) -> Callab
             self.score = self
             self.scores = {"accuracy": score, "loss": 1.0}
 
-    def tune(base: Base, page: DeltaPage, data: TaskData, seed: int) -> Result:
+    def tune(base: Base, page: DeltaExperiment, data: TaskData, seed: int) -> Result:
         rank = page.delta.listed[0].rank
         made.append((rank, page.optim.epochs, len(data.train)))
         if rank not in scores:
@@ -161,7 +190,14 @@ def test_successive_halving(
     monkeypatch.setattr(delta_choice, "tune", fake(made, {1: 0.2, 2: 0.8, 4: 0.5}))
     among = [candidate(rank) for rank in (1, 2, 4, 8)]
     page = choose(base, make_page(*AUTO, "optim.epochs=8"), data, among, tmp_path)
-    assert made == [(1, 2, 54), (2, 2, 54), (4, 2, 54), (8, 2, 54), (2, 4, 54), (4, 4, 54)]  # a tenth of 60 is left out
+    assert made == [
+        (1, 2, 54),
+        (2, 2, 54),
+        (4, 2, 54),
+        (8, 2, 54),
+        (2, 4, 54),
+        (4, 4, 54),
+    ]  # a tenth of 60 is left out
     assert label(page.delta.listed) == "lora (rank 2)"
     assert page.delta.task.examples == 60 and page.optim.epochs == 8  # the trial's are its own
     record = json.loads((tmp_path / "choice.json").read_text())
@@ -171,7 +207,9 @@ def test_successive_halving(
     made.clear()
     del record["rungs"][1]["trials"]["1"]  # as a kill in the last trial leaves it
     (tmp_path / "choice.json").write_text(json.dumps(record))
-    assert choose(base, make_page(*AUTO, "optim.epochs=8"), data, among, tmp_path).delta == page.delta
+    assert (
+        choose(base, make_page(*AUTO, "optim.epochs=8"), data, among, tmp_path).delta == page.delta
+    )
     assert made == [(2, 4, 54)]
 
 
@@ -206,9 +244,12 @@ def test_the_trial_does_not_see_the_test_file(data: TaskData, make_page: MakePag
 def test_a_budget_is_for_auto_and_nobody_else_chooses(make_page: MakePage) -> None:
     with pytest.raises(UserError, match="budget is for"):
         make_page("delta.budget=1000")
+
     with pytest.raises(UserError, match="`robustly delta` chooses"):
         _ = make_page(*AUTO).delta.listed
+
     with pytest.raises(UserError, match=r"delta\.methods = 'all': expected 'auto'"):
         make_page("delta.methods=all")
+
     with pytest.raises(UserError, match=r"1 fault\n  delta\.methods\.0\.rank = -1"):
         make_page("delta.methods=[{name: lora, rank: -1}]")

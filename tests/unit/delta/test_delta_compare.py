@@ -1,4 +1,5 @@
-"""A comparison: a row for each entry, trained in a process of its own, and what a kill or a failure leaves."""
+"""A comparison: a row for each entry, trained in a process of its own, and what a kill or a failure
+leaves."""
 
 import json
 import math
@@ -17,7 +18,7 @@ from robustly.config import override
 from robustly.delta import compare as delta_compare
 from robustly.delta.base_model import Base
 from robustly.delta.compare import compare, train
-from robustly.delta.config import DeltaPage
+from robustly.delta.config import DeltaExperiment
 from robustly.delta.conformance import EVERY_METHOD, expected_count
 from robustly.delta.defaults import COMPARED
 from robustly.delta.specs import parse
@@ -25,11 +26,13 @@ from robustly.delta.workers import Killed, each, run
 from robustly.inspection import describe
 from robustly.inspection.folders import folder_kind
 
-MakePage = Callable[..., DeltaPage]
+MakePage = Callable[..., DeltaExperiment]
 QUICK = ("optim.epochs=0.5", "optim.batch_size=16", "delta.seeds=2")
 
 
-def here(work: Callable[..., None], calls: list[tuple[object, ...]], at_once: int) -> Iterator[tuple[int, None]]:
+def here(
+    work: Callable[..., None], calls: list[tuple[object, ...]], at_once: int
+) -> Iterator[tuple[int, None]]:
     """In the place of `each`: in this process."""
     for place, call in enumerate(calls):
         work(*call)
@@ -42,7 +45,8 @@ def rows_of(folder: Path) -> list[dict[str, object]]:
 
 def test_rows_with_one_that_fails(make_page: MakePage, base: Base, tmp_path: Path) -> None:
     entries = (
-        "[{methods: [{name: lora, rank: 4}, {name: bitfit}]}, {methods: [{name: full}], peak_lr: 1e30, epochs: 2}]"
+        "[{methods: [{name: lora, rank: 4}, {name: bitfit}]}, {methods: [{name: full}], peak_lr:"
+        " 1e30, epochs: 2}]"
     )
     page = make_page(*QUICK, f"compare.entries={entries}", "optim.clip_norm=0")
     manifest = compare(page)
@@ -67,8 +71,15 @@ def test_rows_with_one_that_fails(make_page: MakePage, base: Base, tmp_path: Pat
     assert compare(page) == manifest
     folder = tmp_path / "comparisons" / "letters"
     found = describe.describe(folder, folder_kind(folder))
-    assert (found.kind, found.figures["entries"], found.figures["metric"]) == ("comparison", 2, "accuracy")
-    assert [row["label"] for row in found.examples[0].rows] == [good["label"], bad["label"]]  # what failed comes last
+    assert (found.kind, found.figures["entries"], found.figures["metric"]) == (
+        "comparison",
+        2,
+        "accuracy",
+    )
+    assert [row["label"] for row in found.examples[0].rows] == [
+        good["label"],
+        bad["label"],
+    ]  # what failed comes last
     assert not (tmp_path / "comparisons" / "letters" / "work").exists()
 
 
@@ -76,11 +87,15 @@ def test_what_was_trained_before_a_kill_is_not_trained_again(
     make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delta_compare, "each", here)
-    page = make_page(*QUICK, "compare.entries=[{methods: [{name: head}]}, {methods: [{name: bitfit}]}]")
+    page = make_page(
+        *QUICK, "compare.entries=[{methods: [{name: head}]}, {methods: [{name: bitfit}]}]"
+    )
     tune = delta_compare.tune
     trained = []
 
-    def killed_in_the_last(base: Base, page: DeltaPage, data: object, seed: int, checkpoint: Path) -> object:
+    def killed_in_the_last(
+        base: Base, page: DeltaExperiment, data: object, seed: int, checkpoint: Path
+    ) -> object:
         trained.append((page.delta.listed[0].name, seed))
         if len(trained) == 4:
             raise KeyboardInterrupt
@@ -89,6 +104,7 @@ def test_what_was_trained_before_a_kill_is_not_trained_again(
     monkeypatch.setattr(delta_compare, "tune", killed_in_the_last)
     with pytest.raises(KeyboardInterrupt):
         compare(page)
+
     compare(page)
     assert trained == [("head", 3), ("head", 4), ("bitfit", 3), ("bitfit", 4), ("bitfit", 4)]
     head, bitfit = rows_of(tmp_path)
@@ -118,8 +134,10 @@ def test_a_process_that_fails_ends_the_others() -> None:
     started = time.monotonic()
     with pytest.raises(UserError, match="'mistake': expected KEY=VALUE"):
         run(operator.call, [(override, {}, "mistake"), (time.sleep, 1000)], at_once=2)
+
     with pytest.raises(Killed, match="signal 9"):
         run(operator.call, [(signal.raise_signal, signal.SIGKILL), (time.sleep, 1000)], at_once=2)
+
     assert time.monotonic() - started < 500
     assert not multiprocessing.active_children()
 
@@ -132,9 +150,14 @@ def stamp(file: Path) -> None:
 
 
 def test_so_many_processes_at_a_time_and_each_fault_is_told(tmp_path: Path) -> None:
-    """Five calls, two at a time: never three, now and then two. What one ends with does not end the others."""
+    """Five calls, two at a time: never three, now and then two. What one ends with does not end the
+    others."""
     files = [tmp_path / str(place) for place in range(3)]
-    calls = [(signal.raise_signal, signal.SIGKILL), (override, {}, "mistake"), *((stamp, file) for file in files)]
+    calls = [
+        (signal.raise_signal, signal.SIGKILL),
+        (override, {}, "mistake"),
+        *((stamp, file) for file in files),
+    ]
     faults = dict(each(operator.call, calls, at_once=2))
     assert isinstance(faults[0], Killed) and "KEY=VALUE" in str(faults[1])
     assert [faults[place] for place in (2, 3, 4)] == [None] * 3
@@ -142,10 +165,14 @@ def test_so_many_processes_at_a_time_and_each_fault_is_told(tmp_path: Path) -> N
     assert max(sum(start <= began < end for start, end in spans) for began, _ in spans) == 2
 
 
-def test_an_entry_that_is_killed_is_a_row(make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_that_is_killed_is_a_row(
+    make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And entries beside it are trained."""
 
-    def killed(work: Callable[..., None], calls: list[tuple[Any, ...]], at_once: int) -> Iterator[tuple[int, object]]:
+    def killed(
+        work: Callable[..., None], calls: list[tuple[Any, ...]], at_once: int
+    ) -> Iterator[tuple[int, object]]:
         assert at_once == 3
         yield 1, Killed("a process was killed; give the command again")
         work(*calls[0])

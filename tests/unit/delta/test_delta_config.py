@@ -1,11 +1,12 @@
-"""Faults of a delta's page: kinds of a union are told apart by a key, and are no keys themselves."""
+"""Faults of a delta's page: kinds of a union are told apart by a key, and are no keys
+themselves."""
 
 from pathlib import Path
 
 import pytest
 
 from robustly import UserError
-from robustly.delta.config import load_page
+from robustly.delta.config import load_delta
 
 
 @pytest.mark.parametrize(
@@ -25,5 +26,5 @@ from robustly.delta.config import load_page
 )  # fmt: skip
 def test_a_fault_names_the_key_as_the_page_has_it(place: Path, change: str, message: str) -> None:
     with pytest.raises(UserError) as refused:
-        load_page(place / "page.yaml", [change])
+        load_delta(place / "page.yaml", [change])
     assert message in str(refused.value)

@@ -18,7 +18,10 @@ from robustly.tokenizer.vocabulary import lay_out, save
 TOGETHER = (
     [{"name": "adapter"}, {"name": "prefix"}, {"name": "lora"}],
     [{"name": "bitfit"}, {"name": "lora"}],
-    [{"name": "prefix"}, {"name": "adapter", "place": "parallel", "scale": 4.0, "layer_norms": False}],
+    [
+        {"name": "prefix"},
+        {"name": "adapter", "place": "parallel", "scale": 4.0, "layer_norms": False},
+    ],
     [{"name": "prompt", "tokens": 5}, {"name": "ia3"}, {"name": "bitfit"}],
 )
 AT_BASE_SIZE = {
@@ -29,14 +32,21 @@ AT_BASE_SIZE = {
 
 
 def base_config() -> RobertaConfig:
-    return RobertaConfig(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
+    return RobertaConfig(
+        vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5
+    )
 
 
 def test_every_method_and_combinations_keep_it(base: Base) -> None:
     kept = list(contract(base, [*EVERY_METHOD, *TOGETHER]))
-    assert [one.methods for one in kept[:3]] == ["lora", "dora", "ia3"] and len(kept) == len(EVERY_METHOD) + 4
+    assert [one.methods for one in kept[:3]] == ["lora", "dora", "ia3"] and len(kept) == len(
+        EVERY_METHOD
+    ) + 4
     stored = {one.methods: (one.trained, one.stored) for one in kept}
-    assert stored["prefix"][1] == stored["p_tuning_v2"][1] and stored["p_tuning"][1] == stored["prompt"][1]
+    assert (
+        stored["prefix"][1] == stored["p_tuning_v2"][1]
+        and stored["p_tuning"][1] == stored["prompt"][1]
+    )
 
 
 def test_counts_at_the_size_of_roberta_base() -> None:
@@ -94,7 +104,9 @@ def test_a_method_that_breaks_it_is_found_out(
         list(contract(base, [{"name": "bitfit"}]))
 
 
-def test_a_base_that_is_written_to_is_found_out(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_that_is_written_to_is_found_out(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def attach(model: RobertaPreTrainedModel, spec: Any) -> None:
         weight = model.roberta.encoder.layer[0].output.dense.weight  # the base's own memory
         model.delta.after_update.append(lambda update, updates: weight.data.add_(0.1))
@@ -102,6 +114,7 @@ def test_a_base_that_is_written_to_is_found_out(base: Base, monkeypatch: pytest.
     monkeypatch.setitem(methods.ATTACH, "head", attach)
     weight = base.model.roberta.encoder.layer[0].output.dense.weight
     before = weight.clone()
+
     try:
         with pytest.raises(AssertionError, match="training changed the base"):
             list(contract(base, [{"name": "head"}]))

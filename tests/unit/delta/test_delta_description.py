@@ -6,14 +6,14 @@ from collections.abc import Callable
 import pytest
 
 from robustly import UserError
-from robustly.delta.config import DeltaPage
+from robustly.delta.config import DeltaExperiment
 from robustly.delta.saving import read_record
 from robustly.delta.stage import make_delta
 from robustly.inspection.delta import describe
 from robustly.manifest import Stage
 
 
-def test_a_delta(make_page: Callable[..., DeltaPage]) -> None:
+def test_a_delta(make_page: Callable[..., DeltaExperiment]) -> None:
     page = make_page("optim.epochs=0.5")
     folder = page.folder("delta")
     made = make_delta(page)
@@ -31,7 +31,7 @@ def test_a_delta(make_page: Callable[..., DeltaPage]) -> None:
         describe(folder)
 
 
-def test_an_unfinished_delta(make_page: Callable[..., DeltaPage]) -> None:
+def test_an_unfinished_delta(make_page: Callable[..., DeltaExperiment]) -> None:
     folder = make_page().folder("delta")
     with Stage(folder, "delta", {}, {}).begin():
         found = describe(folder)

@@ -1,4 +1,5 @@
-"""A delta's folder: reloads to the bit whatever the head's seed, opens with plain peft, refuses what does not fit."""
+"""A delta's folder: reloads to the bit whatever the head's seed, opens with plain peft, refuses
+what does not fit."""
 
 import json
 import shutil
@@ -14,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from robustly import UserError, delta
 from robustly.delta.base_model import Base
-from robustly.delta.config import DeltaPage, load_page
+from robustly.delta.config import DeltaExperiment, load_delta
 from robustly.delta.saving import RECORD, TENSORS, reload
 from robustly.delta.stage import make_delta
 from robustly.delta.tasks import TaskData
@@ -32,7 +33,7 @@ def arguments(place: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str
 @pytest.fixture(scope="module")
 def finished(place: Path, arguments: list[str]) -> Path:
     """A delta of two seeds, of 6 updates each. Left as it is by the tests."""
-    page = load_page(place / "page.yaml", arguments)
+    page = load_delta(place / "page.yaml", arguments)
     make_delta(page)
     return page.folder("delta")
 
@@ -46,12 +47,19 @@ def test_reloads_to_the_bit_under_any_head_seed(
     place: Path, base: Base, data: TaskData, finished: Path, arguments: list[str]
 ) -> None:
     texts = [example.texts[0] for example in data.test]
-    trained = tune(base, load_page(place / "page.yaml", arguments), data, seed=3).predictor.logits(texts)
+    trained = tune(base, load_delta(place / "page.yaml", arguments), data, seed=3).predictor.logits(
+        texts
+    )
     for head_seed in (3, 4):
-        assert torch.equal(torch.stack(reload(base, finished, head_seed).logits(texts)), torch.stack(trained))
+        assert torch.equal(
+            torch.stack(reload(base, finished, head_seed).logits(texts)), torch.stack(trained)
+        )
+
     predictor = delta.load(str(place / "base"), str(finished))
     assert torch.equal(torch.stack(predictor.logits(texts)), torch.stack(trained))
-    assert predictor.labels == ("early", "late", "middle") and set(predictor.predict(texts)) <= set(predictor.labels)
+    assert predictor.labels == ("early", "late", "middle") and set(predictor.predict(texts)) <= set(
+        predictor.labels
+    )
     with pytest.raises(UserError, match="expected a text"):
         predictor.predict([3])
 
@@ -77,14 +85,29 @@ def test_what_the_folder_says(base: Base, finished: Path) -> None:
     assert stored == record["parameters"]["delta"] + record["parameters"]["head"]
     assert record["base"]["fingerprint"] == base.fingerprint == manifest["inputs"]["base"]
     assert record["labels"] == scores["labels"] == ["early", "late", "middle"]
-    assert (record["seed"], scores["saved_seed"], [one["seed"] for one in scores["seeds"]]) == (3, 3, [3, 4])
+    assert (record["seed"], scores["saved_seed"], [one["seed"] for one in scores["seeds"]]) == (
+        3,
+        3,
+        [3, 4],
+    )
     accuracies = [one["scores"]["accuracy"] for one in scores["seeds"]]
-    assert scores["accuracy"] == pytest.approx(sum(accuracies) / 2) == manifest["counts"]["accuracy"]
-    assert scores["accuracy_deviation"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
+    assert (
+        scores["accuracy"] == pytest.approx(sum(accuracies) / 2) == manifest["counts"]["accuracy"]
+    )
+    assert scores["accuracy_deviation"] == pytest.approx(
+        abs(accuracies[0] - accuracies[1]) / 2**0.5
+    )
     assert scores["baseline"] == pytest.approx(1 / 3)
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["seed"], line["update"]) for line in lines] == [(s, u) for s in (3, 4) for u in range(1, 7)]
-    everything = {path.name for path in finished.iterdir()} - {".lock", "recipe.json", "manifest.json", "tensorboard"}
+    assert [(line["seed"], line["update"]) for line in lines] == [
+        (s, u) for s in (3, 4) for u in range(1, 7)
+    ]
+    everything = {path.name for path in finished.iterdir()} - {
+        ".lock",
+        "recipe.json",
+        "manifest.json",
+        "tensorboard",
+    }
     assert everything == manifest["outputs"].keys()
     card = (finished / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: peft\n") and f"{scores['accuracy']:.4g}" in card
@@ -93,7 +116,9 @@ def test_what_the_folder_says(base: Base, finished: Path) -> None:
 
 
 def test_another_base_is_refused_by_both_names(place: Path, finished: Path) -> None:
-    with pytest.raises(UserError, match=r"made for the base .*place.*/base .*found .*/other .*would mean nothing"):
+    with pytest.raises(
+        UserError, match=r"made for the base .*place.*/base .*found .*/other .*would mean nothing"
+    ):
         delta.load(place / "other", finished)
 
 
@@ -108,14 +133,25 @@ def test_another_vocabulary_is_refused(place: Path, finished: Path, tmp_path: Pa
 
 
 def test_the_same_command_does_nothing_and_another_recipe_is_refused(
-    place: Path, finished: Path, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: Path,
+    finished: Path,
+    arguments: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    stamps = {path: path.stat().st_mtime_ns for path in finished.iterdir() if path.is_file() and path.name != ".lock"}
+    stamps = {
+        path: path.stat().st_mtime_ns
+        for path in finished.iterdir()
+        if path.is_file() and path.name != ".lock"
+    }
     moved = Path(shutil.copy(place / "test.jsonl", tmp_path / "moved.jsonl"))
-    make_delta(load_page(place / "page.yaml", [*arguments, f"delta.task.test={moved}", "name=other"]))
+    make_delta(
+        load_delta(place / "page.yaml", [*arguments, f"delta.task.test={moved}", "name=other"])
+    )
     changed = tmp_path / "changed.jsonl"
     changed.write_text(moved.read_text().replace("e 0 ", "e 00 "))
     assert "seed 3" not in capsys.readouterr().err
+
     for change, message in [
         ("delta.methods=[{name: lora, rank: 2}]", r"methods: \["),
         ("delta.seeds=1", "seeds: 2 there, 1 now"),
@@ -124,7 +160,8 @@ def test_the_same_command_does_nothing_and_another_recipe_is_refused(
         (f"paths.published={place / 'other'}", "input.base: "),
     ]:
         with pytest.raises(UserError, match=f"of another recipe; nothing was changed\n.*{message}"):
-            make_delta(load_page(place / "page.yaml", [*arguments, change]))
+            make_delta(load_delta(place / "page.yaml", [*arguments, change]))
+
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
@@ -135,7 +172,8 @@ def test_a_mistake_leaves_no_folder(place: Path, tmp_path: Path) -> None:
         "delta.methods=[{name: lora}, {name: lora}]",
     ):  # fmt: skip
         with pytest.raises(UserError):
-            make_delta(load_page(place / "page.yaml", [*arguments, change]))
+            make_delta(load_delta(place / "page.yaml", [*arguments, change]))
+
     assert not (tmp_path / "delta").exists()
 
 
@@ -143,11 +181,13 @@ def test_a_stop_amid_the_second_seed_is_made_good(
     place: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [f"paths.published={place / 'base'}", f"paths.delta={tmp_path / 'delta'}", *SHORT]
-    page = load_page(place / "page.yaml", arguments)
+    page = load_delta(place / "page.yaml", arguments)
 
     seeds = []
 
-    def stopped(base: Base, page: DeltaPage, data: TaskData, seed: int, *rest: Any, **options: Any) -> object:
+    def stopped(
+        base: Base, page: DeltaExperiment, data: TaskData, seed: int, *rest: Any, **options: Any
+    ) -> object:
         seeds.append(seed)
         if seeds == [3, 4]:
             raise KeyboardInterrupt
@@ -156,8 +196,10 @@ def test_a_stop_amid_the_second_seed_is_made_good(
     monkeypatch.setattr("robustly.delta.stage.tune", stopped)
     with pytest.raises(KeyboardInterrupt):
         make_delta(page)
+
     with pytest.raises(UserError, match="no finished delta stage here"):
         delta.load(place / "base", tmp_path / "delta")
+
     make_delta(page)
     assert seeds == [3, 4, 4]  # the first one is not made again
     assert not (tmp_path / "delta" / "work").exists()
@@ -179,7 +221,8 @@ def test_a_folder_that_does_not_reload_equal_is_not_finished(
     monkeypatch.setattr("robustly.delta.saving.save", damaged)
     arguments = [f"paths.published={place / 'base'}", f"paths.delta={tmp_path / 'delta'}", *SHORT]
     with pytest.raises(AssertionError, match="other logits on reload"):
-        make_delta(load_page(place / "page.yaml", arguments))
+        make_delta(load_delta(place / "page.yaml", arguments))
+
     assert not (tmp_path / "delta" / "manifest.json").exists()
 
 
@@ -188,7 +231,11 @@ def cut_off(folder: Path) -> None:
 
 
 def without_the_head(folder: Path) -> None:
-    tensors = {name: tensor for name, tensor in load_file(folder / TENSORS).items() if "classifier" not in name}
+    tensors = {
+        name: tensor
+        for name, tensor in load_file(folder / TENSORS).items()
+        if "classifier" not in name
+    }
     save_file(tensors, folder / TENSORS)
 
 
@@ -200,7 +247,10 @@ def without_a_lora_matrix(folder: Path) -> None:
 
 def of_another_rank(folder: Path) -> None:
     tensors = load_file(folder / TENSORS)
-    save_file({name: tensor[:2] if "lora_A" in name else tensor for name, tensor in tensors.items()}, folder / TENSORS)
+    save_file(
+        {name: tensor[:2] if "lora_A" in name else tensor for name, tensor in tensors.items()},
+        folder / TENSORS,
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,7 +266,9 @@ def of_another_rank(folder: Path) -> None:
         (lambda folder: (folder / RECORD).unlink(), "no delta here: delta.json: No such file"),
     ],
 )
-def test_damage_is_named(base: Base, copy: Path, damage: Callable[[Path], object], message: str) -> None:
+def test_damage_is_named(
+    base: Base, copy: Path, damage: Callable[[Path], object], message: str
+) -> None:
     damage(copy)
     with pytest.raises(UserError, match=message):
         reload(base, copy)
@@ -224,26 +276,33 @@ def test_damage_is_named(base: Base, copy: Path, damage: Callable[[Path], object
 
 def test_a_cut_off_file_of_a_finished_folder(place: Path, copy: Path) -> None:
     cut_off(copy)
-    with pytest.raises(UserError, match=r"delta\.safetensors: .* bytes, expected .*: cut off or changed"):
+    with pytest.raises(
+        UserError, match=r"delta\.safetensors: .* bytes, expected .*: cut off or changed"
+    ):
         delta.load(place / "base", copy)
 
 
 def test_folders_that_are_no_deltas(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no finished delta stage here .* run `robustly delta CONFIG` first"):
+    with pytest.raises(
+        UserError, match=r"no finished delta stage here .* run `robustly delta CONFIG` first"
+    ):
         delta.load(place / "base", tmp_path)
 
 
 def test_a_model_of_ones_own_training(place: Path, base: Base, tmp_path: Path) -> None:
-    """Python alone: attach, train by other means, save, load onto a fresh model; a wrong base is refused."""
+    """Python alone: attach, train by other means, save, load onto a fresh model; a wrong base is
+    refused."""
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(place / "base", num_labels=2)
     delta.attach(model, [{"name": "adapter", "size": 4}, {"name": "bitfit"}])
     ids = torch.arange(4, 44).view(2, 20)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+
     for _ in range(2):
         model(ids, labels=torch.tensor([0, 1])).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
     delta.save(model, tmp_path / "own")
     torch.manual_seed(1)
     fresh = AutoModelForSequenceClassification.from_pretrained(place / "base", num_labels=2)
@@ -252,6 +311,7 @@ def test_a_model_of_ones_own_training(place: Path, base: Base, tmp_path: Path) -
     other = AutoModelForSequenceClassification.from_pretrained(place / "other", num_labels=2)
     with pytest.raises(UserError, match="on other weights it would mean nothing"):
         delta.load_into(other, tmp_path / "own")
+
     three = AutoModelForSequenceClassification.from_pretrained(place / "base", num_labels=3)
     with pytest.raises(UserError, match=r"classifier.out_proj.* is \(2"):
         delta.load_into(three, tmp_path / "own")

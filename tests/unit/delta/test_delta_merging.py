@@ -61,7 +61,10 @@ def test_under_every_head(head: str) -> None:
 def test_what_no_weight_can_do(name: str) -> None:
     """Also beside a method that can be merged."""
     model = attach(new_model(), [{"name": "lora"}, {"name": name}])
-    with pytest.raises(UserError, match=f"^{name}: cannot be merged: its .*; keep the base and load the delta onto it"):
+    with pytest.raises(
+        UserError,
+        match=f"^{name}: cannot be merged: its .*; keep the base and load the delta onto it",
+    ):
         merge(model)
 
 

@@ -18,7 +18,9 @@ def ranks(model: torch.nn.Module) -> list[int]:
 def test_counts_at_the_size_of_roberta_base() -> None:
     """12 layers x 2 maps x 12 x (768 + 768 + 1)."""
     assert (
-        parameters(attach(at_size_of_roberta_base(), [{"name": "adalora"}], base_fingerprint="meta"))["delta"]
+        parameters(
+            attach(at_size_of_roberta_base(), [{"name": "adalora"}], base_fingerprint="meta")
+        )["delta"]
         == 442_656
     )
 
@@ -46,10 +48,18 @@ def test_no_rank_is_taken_in_the_first_tenth_and_the_last_half() -> None:
 
 def test_the_penalty_is_the_distance_from_orthogonal_ones() -> None:
     model = attach(new_model(), [SMALL | {"orthogonal": 0.5}], seed=1)
-    parts = {name: parameter for name, parameter in model.named_parameters() if "lora_A" in name or "lora_B" in name}
+    parts = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if "lora_A" in name or "lora_B" in name
+    }
     assert len(parts) == 2 * MAPS
     distances = [
-        (part @ part.T if "lora_A" in name else part.T @ part).sub(torch.eye(5)).square().sum().sqrt()
+        (part @ part.T if "lora_A" in name else part.T @ part)
+        .sub(torch.eye(5))
+        .square()
+        .sum()
+        .sqrt()
         for name, part in parts.items()
     ]
     (penalty,) = model.delta.penalties
@@ -57,6 +67,7 @@ def test_the_penalty_is_the_distance_from_orthogonal_ones() -> None:
     with torch.no_grad():
         for part in parts.values():
             torch.nn.init.orthogonal_(part)
+
     assert penalty() < 1e-5
 
 

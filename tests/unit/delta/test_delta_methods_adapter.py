@@ -24,7 +24,11 @@ from robustly.delta.attachment import attach, parameters
 def test_counts_at_the_size_of_roberta_base(sizes: dict[str, Any], count: int) -> None:
     """A bottleneck of 64: 2 x 768 x 64 + 64 + 768 = 99,136; 25 LayerNorms of 2 x 768."""
     assert (
-        parameters(attach(at_size_of_roberta_base(), [{"name": "adapter", **sizes}], base_fingerprint="meta"))["delta"]
+        parameters(
+            attach(
+                at_size_of_roberta_base(), [{"name": "adapter", **sizes}], base_fingerprint="meta"
+            )
+        )["delta"]
         == count
     )
 
@@ -39,7 +43,9 @@ def test_names_of_the_base_stay(place: str) -> None:
 @pytest.mark.parametrize("place", ["houlsby", "pfeiffer", "parallel"])
 def test_computes_what_its_paper_says(place: str) -> None:
     """Against layers written out by hand."""
-    model = attach(new_model(), [{"name": "adapter", "size": 4, "place": place, "scale": 0.7}], seed=1)
+    model = attach(
+        new_model(), [{"name": "adapter", "size": 4, "place": place, "scale": 0.7}], seed=1
+    )
     with torch.no_grad():
         for number, (name, parameter) in enumerate(model.named_parameters()):
             if ".adapter." in name:
@@ -50,20 +56,25 @@ def test_computes_what_its_paper_says(place: str) -> None:
 
     ids = batch()["input_ids"][:1]
     hidden = model.roberta.embeddings(ids)
+
     for layer in model.roberta.encoder.layer:
         attention, last = layer.attention.output, layer.output
         context, _ = layer.attention.self(hidden)
         made = attention.dense(context)
         if place == "houlsby":
             made = made + bottleneck(attention.adapter, made)
+
         hidden = attention.LayerNorm(made + hidden)
         made = last.dense(layer.intermediate(hidden))
         made = made + bottleneck(last.adapter, hidden if place == "parallel" else made)
         hidden = last.LayerNorm(made + hidden)
+
     expected = model.classifier(hidden)
     assert torch.allclose(scores(model, {"input_ids": ids}), expected, atol=1e-6)
     assert not torch.allclose(expected, scores(new_model(), {"input_ids": ids}), atol=1e-2)
-    assert hasattr(model.roberta.encoder.layer[0].attention.output, "adapter") == (place == "houlsby")
+    assert hasattr(model.roberta.encoder.layer[0].attention.output, "adapter") == (
+        place == "houlsby"
+    )
 
 
 def test_in_half_precision() -> None:

@@ -1,4 +1,5 @@
-"""Prefixes: exact counts, attention by hand, the text's own positions, what is left after training."""
+"""Prefixes: exact counts, attention by hand, the text's own positions, what is left after
+training."""
 
 import copy
 import math
@@ -19,15 +20,23 @@ P_TUNING_V2 = {"name": "p_tuning_v2", "tokens": TOKENS}
 
 
 def test_counts_at_the_size_of_roberta_base() -> None:
-    """20 tokens x 12 layers x 2 x 768 are kept; 20 x 768 + (768 + 1) x 512 + (512 + 1) x 18,432 are trained."""
+    """20 tokens x 12 layers x 2 x 768 are kept; 20 x 768 + (768 + 1) x 512 + (512 + 1) x 18,432 are
+    trained."""
     table = attach(at_size_of_roberta_base(), [{"name": "p_tuning_v2"}], base_fingerprint="meta")
     network = attach(at_size_of_roberta_base(), [{"name": "prefix"}], base_fingerprint="meta")
-    kept = attach(at_size_of_roberta_base(), [{"name": "prefix"}], base_fingerprint="meta", finished=True)
-    assert [parameters(model)["delta"] for model in (table, network, kept)] == [368_640, 9_864_704, 368_640]
+    kept = attach(
+        at_size_of_roberta_base(), [{"name": "prefix"}], base_fingerprint="meta", finished=True
+    )
+    assert [parameters(model)["delta"] for model in (table, network, kept)] == [
+        368_640,
+        9_864_704,
+        368_640,
+    ]
 
 
 def by_hand(model: RobertaPreTrainedModel, ids: Tensor) -> Tensor:
-    """Last hidden states of one text without padding, tokens x hidden: keys and values stand before its own."""
+    """Last hidden states of one text without padding, tokens x hidden: keys and values stand before
+    its own."""
     heads, width = 2, 16
     layers = model.config.num_hidden_layers
     table = model.roberta.prefix.encoder.embedding.weight.view(TOKENS, layers, 2, heads * width)
@@ -35,17 +44,23 @@ def by_hand(model: RobertaPreTrainedModel, ids: Tensor) -> Tensor:
     embeddings = model.roberta.embeddings
     hidden = embeddings.word_embeddings(ids) + embeddings.position_embeddings(places)
     hidden = embeddings.LayerNorm(hidden + embeddings.token_type_embeddings.weight[0])
+
     for number, layer in enumerate(model.roberta.encoder.layer):
         own = layer.attention.self
         keys = torch.cat([table[:, number, 0], own.key(hidden)])
         values = torch.cat([table[:, number, 1], own.value(hidden)])
         mixed = []
+
         for head in range(heads):
             part = slice(head * width, (head + 1) * width)
-            weights = torch.softmax(own.query(hidden)[:, part] @ keys[:, part].T / math.sqrt(width), dim=1)
+            weights = torch.softmax(
+                own.query(hidden)[:, part] @ keys[:, part].T / math.sqrt(width), dim=1
+            )
             mixed.append(weights @ values[:, part])
+
         hidden = layer.attention.output(torch.cat(mixed, dim=1), hidden)
         hidden = layer.output(layer.intermediate(hidden), hidden)
+
     return hidden
 
 
@@ -66,6 +81,7 @@ def test_all_ways_to_give_the_same_text() -> None:
     expected = scores(model, {"input_ids": ids})
     ones, places = torch.ones_like(ids), torch.arange(2, 2 + ids.shape[1])[None]
     embedded = model.roberta.embeddings.word_embeddings(ids)
+
     for tensors in (
         {"input_ids": ids, "attention_mask": ones},
         {"input_ids": ids, "position_ids": places, "token_type_ids": 0 * ids},
@@ -73,10 +89,17 @@ def test_all_ways_to_give_the_same_text() -> None:
         {"inputs_embeds": embedded, "attention_mask": ones.bool()},
     ):
         assert torch.equal(scores(model, tensors), expected)
+
     with torch.no_grad():
-        assert torch.equal(model.roberta(ids, ones).last_hidden_state, model.roberta(ids).last_hidden_state)
+        assert torch.equal(
+            model.roberta(ids, ones).last_hidden_state, model.roberta(ids).last_hidden_state
+        )
         last = model(ids, output_hidden_states=True, return_dict=False)
-    assert torch.equal(last[0], expected) and [tuple(states.shape) for states in last[1]] == [(1, 12, 32)] * 3
+
+    assert (
+        torch.equal(last[0], expected)
+        and [tuple(states.shape) for states in last[1]] == [(1, 12, 32)] * 3
+    )
 
 
 def test_the_mask_is_as_long_as_what_is_attended_to() -> None:
@@ -103,7 +126,9 @@ def test_attentions_show_the_prefix_first() -> None:
 
 def test_a_mask_that_cannot_be_made_longer() -> None:
     model = attach(new_model(), [P_TUNING_V2], seed=1)
-    with pytest.raises(UserError, match=r"attention_mask: expected \(inputs, tokens\) .* found \(3, 1, 12, 12\)"):
+    with pytest.raises(
+        UserError, match=r"attention_mask: expected \(inputs, tokens\) .* found \(3, 1, 12, 12\)"
+    ):
         model(batch()["input_ids"], attention_mask=torch.ones(3, 1, 12, 12))
 
 
@@ -115,9 +140,9 @@ def test_after_training_the_output_is_left_and_computes_the_same(head: str) -> N
     finish(model)
     assert torch.equal(scores(model, batch(head)), before)
     tables = {name: tensor for name, tensor in stored(model).items() if name.startswith("roberta.")}
-    assert {name: tuple(tensor.shape) for name, tensor in tables.items() if "pooler" not in name} == {
-        "roberta.prefix.encoder.embedding.weight": (TOKENS, 2 * 2 * 32)
-    }
+    assert {
+        name: tuple(tensor.shape) for name, tensor in tables.items() if "pooler" not in name
+    } == {"roberta.prefix.encoder.embedding.weight": (TOKENS, 2 * 2 * 32)}
 
 
 def test_what_was_best_comes_back_into_the_network() -> None:
@@ -130,6 +155,7 @@ def test_what_was_best_comes_back_into_the_network() -> None:
     with torch.no_grad():
         for name, tensor in stored(model).items():
             tensor.copy_(best[name])
+
     assert torch.equal(scores(model, batch()), expected)
 
 

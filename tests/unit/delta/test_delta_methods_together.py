@@ -1,4 +1,5 @@
-"""Every method, alone, together and under every head: where it starts, what it trains, what comes back."""
+"""Every method, alone, together and under every head: where it starts, what it trains, what comes
+back."""
 
 import copy
 from typing import Any
@@ -41,7 +42,9 @@ def named(methods: list[dict[str, Any]]) -> str:
 
 
 @pytest.mark.parametrize("methods", EVERY, ids=named)
-def test_trains_all_of_its_parameters_and_no_others_and_comes_back(methods: list[dict[str, Any]]) -> None:
+def test_trains_all_of_its_parameters_and_no_others_and_comes_back(
+    methods: list[dict[str, Any]],
+) -> None:
     """To the bit, onto the same base under another head, and through the end of training."""
     model = attach(new_model(), methods, seed=3)
     names, before = set(trained(model)), copy.deepcopy(model.state_dict())
@@ -68,10 +71,14 @@ def test_starts_as_the_base_unless_it_adds_to_the_input(methods: list[dict[str, 
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("methods", [[LORA, PREFIX, HOULSBY], [ADALORA, IA3], [DORA, P_TUNING_V2]], ids=named)
+@pytest.mark.parametrize(
+    "methods", [[LORA, PREFIX, HOULSBY], [ADALORA, IA3], [DORA, P_TUNING_V2]], ids=named
+)
 def test_under_every_head(methods: list[dict[str, Any]], head: str) -> None:
     model = attach(new_model(head), methods, seed=3)
-    unmoved = {"classifier.bias"} if head == "choice" else set()  # one score is added to all choices
+    unmoved = (
+        {"classifier.bias"} if head == "choice" else set()
+    )  # one score is added to all choices
     assert train(model, batch(head, labels=True)) | unmoved == set(trained(model))
     finish(model)
     assert torch.equal(scores(reloaded(model, head), batch(head)), scores(model, batch(head)))
@@ -84,10 +91,14 @@ def test_gradient_checkpointing_changes_nothing(methods: list[dict[str, Any]]) -
     for checkpointing in (False, True):
         model = attach(new_model(), methods, seed=3)
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+
         model.train()
         model(**batch(labels=True)).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in trained(model).items()})
+
     once, twice = gradients
     assert once.keys() == twice.keys() and once
     for name, gradient in once.items():
@@ -101,9 +112,12 @@ def test_padding_says_nothing(methods: list[dict[str, Any]]) -> None:
     train(model, batch(labels=True), updates=2)
     tensors = batch()
     padded = scores(model, tensors)
+
     for row in range(len(padded)):
         length = int(tensors["attention_mask"][row].sum())
-        alone = scores(model, {name: tensor[row : row + 1, :length] for name, tensor in tensors.items()})
+        alone = scores(
+            model, {name: tensor[row : row + 1, :length] for name, tensor in tensors.items()}
+        )
         assert torch.allclose(alone[0], padded[row], atol=2e-6)
 
 
@@ -112,8 +126,16 @@ def test_the_base_is_shared_and_not_touched() -> None:
     shared = new_model()
     before = copy.deepcopy(shared.state_dict())
     other = new_model()
-    for (_, mine), (_, theirs) in zip(other.roberta.named_parameters(), shared.roberta.named_parameters(), strict=True):
+
+    for (_, mine), (_, theirs) in zip(
+        other.roberta.named_parameters(), shared.roberta.named_parameters(), strict=True
+    ):
         mine.data = theirs.data
+
     train(attach(other, [HOULSBY, IA3, BITFIT], seed=3), batch(labels=True))
     assert all(torch.equal(before[name], tensor) for name, tensor in shared.state_dict().items())
-    assert any(not torch.equal(before[name], tensor) for name, tensor in stored(other).items() if name in before)
+    assert any(
+        not torch.equal(before[name], tensor)
+        for name, tensor in stored(other).items()
+        if name in before
+    )

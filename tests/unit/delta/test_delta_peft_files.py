@@ -40,13 +40,18 @@ def by_peft(head: str, folder: Path) -> PeftModel:
     """On the same base, under another head."""
     model = PeftModel.from_pretrained(new_model(head, head_seed=2), folder)
     encoder = model.get_base_model().roberta
-    if "past_key_values" not in inspect.signature(encoder.forward).parameters:  # from transformers 5.24 on
+    if (
+        "past_key_values" not in inspect.signature(encoder.forward).parameters
+    ):  # from transformers 5.24 on
         forward = encoder.forward
 
-        def with_the_name_that_peft_knows(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        def with_the_name_that_peft_knows(
+            *args: Any, past_key_values: Any = None, **kwargs: Any
+        ) -> Any:
             return forward(*args, cache=past_key_values, **kwargs)
 
         encoder.forward = with_the_name_that_peft_knows
+
     return model
 
 
@@ -54,23 +59,35 @@ def by_peft(head: str, folder: Path) -> PeftModel:
 @pytest.mark.parametrize("method", LOW_RANK, ids=lambda method: method["name"])
 def test_low_rank_ones_and_scales(method: dict[str, Any], head: str, tmp_path: Path) -> None:
     expected, files = written(head, [method], tmp_path)
-    assert sorted(file.name for file in files) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(file.name for file in files) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     assert sorted(tmp_path.iterdir()) == sorted(files)
     model = by_peft(head, tmp_path)
-    assert load_file(files[1]).keys() == get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    assert (
+        load_file(files[1]).keys()
+        == get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    )
     assert torch.allclose(scores(model, batch(head)), expected, atol=1e-6)
-    assert not torch.allclose(scores(new_model(head, head_seed=2), batch(head)), expected, atol=1e-4)
+    assert not torch.allclose(
+        scores(new_model(head, head_seed=2), batch(head)), expected, atol=1e-4
+    )
     assert model.peft_config["default"].base_model_name_or_path == "some/base"
 
 
 @pytest.mark.parametrize("head", ["sequence", "tokens"])
 @pytest.mark.parametrize("method", PREFIXES, ids=lambda method: method["name"])
 def test_prefixes(method: dict[str, Any], head: str, tmp_path: Path) -> None:
-    """peft moves the text's positions on by the prefix's length; positions that are that much smaller undo it."""
+    """peft moves the text's positions on by the prefix's length; positions that are that much
+    smaller undo it."""
     expected, files = written(head, [method], tmp_path)
     assert len(files) == 2
     model, tensors = by_peft(head, tmp_path), batch(head)
-    assert load_file(files[1]).keys() == get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    assert (
+        load_file(files[1]).keys()
+        == get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    )
     assert not torch.allclose(scores(model, tensors), expected, atol=1e-3)
     mask = tensors["attention_mask"]
     places = mask.cumsum(dim=1) * mask + 1 - TOKENS
@@ -88,7 +105,9 @@ def test_prefixes(method: dict[str, Any], head: str, tmp_path: Path) -> None:
         *[(head, [LOW_RANK[0]]) for head in HEADS if head in ("choice", "spans")],
     ],
 )
-def test_none_where_peft_has_no_way_to_say_it(head: str, methods: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_none_where_peft_has_no_way_to_say_it(
+    head: str, methods: list[dict[str, Any]], tmp_path: Path
+) -> None:
     assert written(head, methods, tmp_path)[1] == []
     assert list(tmp_path.iterdir()) == []
 

@@ -1,5 +1,5 @@
-"""What peft's prompts do on encoders in silence, shown, and ours beside them: if peft changes, its half of a test says
-so, and ours must hold all the same."""
+"""What peft's prompts do on encoders in silence, shown, and ours beside them: if peft changes, its
+half of a test says so, and ours must hold all the same."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ IDS = torch.tensor([[0, 9, 14, 31, 22, 7, 2], [0, 11, 5, 45, 17, 39, 2]])
 MASK = torch.ones_like(IDS)
 
 
-def new_model(kind: type[RobertaPreTrainedModel] = RobertaForSequenceClassification) -> RobertaPreTrainedModel:
+def new_model(
+    kind: type[RobertaPreTrainedModel] = RobertaForSequenceClassification,
+) -> RobertaPreTrainedModel:
     torch.manual_seed(1)
     return kind(RobertaConfig(
         vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
@@ -35,7 +37,9 @@ def new_model(kind: type[RobertaPreTrainedModel] = RobertaForSequenceClassificat
 
 def by_peft(model: RobertaPreTrainedModel, task: str) -> PeftModel:
     torch.manual_seed(2)
-    return get_peft_model(model, PromptTuningConfig(task_type=task, num_virtual_tokens=TOKENS)).eval()
+    return get_peft_model(
+        model, PromptTuningConfig(task_type=task, num_virtual_tokens=TOKENS)
+    ).eval()
 
 
 def by_us(model: RobertaPreTrainedModel) -> RobertaPreTrainedModel:
@@ -70,6 +74,7 @@ def test_the_position_that_a_classifier_reads() -> None:
     assert states["last_hidden_state"].shape[1] == IDS.shape[1]
     with torch.no_grad():
         ours.roberta.embeddings.word_embeddings.prompt.table.mul_(3)
+
     assert not torch.equal(ours(IDS, attention_mask=MASK).logits, logits)
 
 
@@ -80,26 +85,34 @@ def test_labels_of_tokens() -> None:
     assert theirs(input_ids=IDS, attention_mask=MASK).logits.shape[1] == TOKENS + IDS.shape[1]
     with pytest.raises(ValueError, match="batch_size"):
         theirs(input_ids=IDS, attention_mask=MASK, labels=labels)
-    output = by_us(new_model(RobertaForTokenClassification))(IDS, attention_mask=MASK, labels=labels)
+
+    output = by_us(new_model(RobertaForTokenClassification))(
+        IDS, attention_mask=MASK, labels=labels
+    )
     expected = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), labels.flatten())
     assert output.logits.shape == (2, 7, 2)
     torch.testing.assert_close(output.loss, expected)
 
 
 def test_spans_of_answers() -> None:
-    """peft: labels count from the first soft token, so training learns to answer too early, in silence."""
+    """peft: labels count from the first soft token, so training learns to answer too early, in
+    silence."""
     starts, ends = torch.tensor([2, 4]), torch.tensor([3, 6])
     for model, extra in (
         (by_peft(new_model(RobertaForQuestionAnswering), "QUESTION_ANS"), TOKENS),
         (by_us(new_model(RobertaForQuestionAnswering)), 0),
     ):
-        output = model(input_ids=IDS, attention_mask=MASK, start_positions=starts, end_positions=ends)
+        output = model(
+            input_ids=IDS, attention_mask=MASK, start_positions=starts, end_positions=ends
+        )
         assert output.start_logits.shape == output.end_logits.shape == (2, extra + 7)
         losses = [
             torch.nn.functional.cross_entropy(output.start_logits, starts),
             torch.nn.functional.cross_entropy(output.end_logits, ends),
         ]
-        torch.testing.assert_close(output.loss, sum(losses) / 2)  # so with peft, label 2 is the third soft token
+        torch.testing.assert_close(
+            output.loss, sum(losses) / 2
+        )  # so with peft, label 2 is the third soft token
 
 
 def few_updates(model: Any, parameters: list[Tensor]) -> None:
@@ -111,8 +124,8 @@ def few_updates(model: Any, parameters: list[Tensor]) -> None:
 
 
 def test_going_back_to_the_best_prompts(tmp_path: Path) -> None:
-    """peft stores what the prompt's network makes and loads it as what the network starts from, as Trainer does for the
-    best model and on resume; ours goes back to the same logits, to the bit."""
+    """peft stores what the prompt's network makes and loads it as what the network starts from, as
+    Trainer does for the best model and on resume; ours goes back to the same logits, to the bit."""
 
     def logits(model: Any) -> Tensor:
         with torch.no_grad():
@@ -120,7 +133,10 @@ def test_going_back_to_the_best_prompts(tmp_path: Path) -> None:
 
     torch.manual_seed(2)
     config = PromptEncoderConfig(
-        task_type="SEQ_CLS", num_virtual_tokens=TOKENS, encoder_hidden_size=16, encoder_reparameterization_type="LSTM"
+        task_type="SEQ_CLS",
+        num_virtual_tokens=TOKENS,
+        encoder_hidden_size=16,
+        encoder_reparameterization_type="LSTM",
     )
     theirs = get_peft_model(new_model(), config)
     few_updates(theirs, [p for p in theirs.parameters() if p.requires_grad])
@@ -131,7 +147,10 @@ def test_going_back_to_the_best_prompts(tmp_path: Path) -> None:
 
     ours = attach(new_model(), [{"name": "p_tuning", "tokens": TOKENS}])
     few_updates(ours, list(trained(ours).values()))
-    best, kept = logits(ours), {name: tensor.detach().clone() for name, tensor in stored(ours).items()}
+    best, kept = (
+        logits(ours),
+        {name: tensor.detach().clone() for name, tensor in stored(ours).items()},
+    )
     few_updates(ours, list(trained(ours).values()))
     assert not torch.equal(logits(ours), best)
     ours.load_state_dict(kept, strict=False)

@@ -15,7 +15,7 @@ from robustly import UserError
 from robustly.cli.app import app
 from robustly.delta.attachment import attach, finish, parameters, stored, trained
 from robustly.delta.base_model import Base
-from robustly.delta.config import DeltaPage, load_page
+from robustly.delta.config import DeltaExperiment, load_delta
 from robustly.delta.methods.intrinsic_prompt import DECODER, RECORD, decode
 from robustly.delta.saving import load
 from robustly.delta.stage import make_delta
@@ -25,7 +25,7 @@ from robustly.inspection import describe
 from robustly.inspection.folders import folder_kind
 from robustly.manifest import Manifest
 
-MakePage = Callable[..., DeltaPage]
+MakePage = Callable[..., DeltaExperiment]
 TASKS, TOKENS, HIDDEN = 6, 4, 32
 SIZES = {"width": 24, "updates": 300, "peak_lr": 5e-3}
 IDS = torch.tensor([[0, 9, 14, 31, 22, 7, 2], [0, 11, 5, 45, 17, 39, 2]])
@@ -34,13 +34,18 @@ IDS = torch.tensor([[0, 9, 14, 31, 22, 7, 2], [0, 11, 5, 45, 17, 39, 2]])
 def prompts_on_a_curve(tasks: int = TASKS) -> Tensor:
     """Of two hidden numbers each: tasks x tokens x hidden."""
     draw = torch.Generator().manual_seed(0)
-    numbers, out = torch.randn(tasks, 2, generator=draw), torch.randn(2, TOKENS * HIDDEN, generator=draw)
+    numbers, out = (
+        torch.randn(tasks, 2, generator=draw),
+        torch.randn(2, TOKENS * HIDDEN, generator=draw),
+    )
     return torch.tanh(numbers @ out).view(tasks, TOKENS, HIDDEN) * 0.3
 
 
 def test_prompts_of_few_numbers_are_given_back() -> None:
     fitted = fit(prompts_on_a_curve(), dimension=2, **SIZES)
-    assert fitted.variance == pytest.approx(prompts_on_a_curve().var(dim=0, correction=0).mean().item())
+    assert fitted.variance == pytest.approx(
+        prompts_on_a_curve().var(dim=0, correction=0).mean().item()
+    )
     assert fitted.error < 0.02 * fitted.variance
     one = fit(prompts_on_a_curve(), dimension=1, **SIZES)
     assert one.error > 4 * fitted.error
@@ -62,14 +67,15 @@ def test_the_decoder_is_linear_tanh_linear() -> None:
 
 
 def test_counts_at_the_size_of_roberta_base() -> None:
-    """20 tokens, 250 numbers, width 768: a decoder of 12,004,608 parameters, of which a task trains none."""
+    """20 tokens, 250 numbers, width 768: a decoder of 12,004,608 parameters, of which a task trains
+    none."""
     fitted = fit(torch.zeros(2, 20, 768), dimension=250, updates=0)
     assert sum(tensor.numel() for tensor in fitted.decoder.values()) == 12_004_608
 
 
 def test_the_tasks_own_loss() -> None:
-    """200 times the mean squared error beside the tasks' mean loss: where that is 200 times the distance from other
-    prompts, each is decoded to the middle between its own and the other."""
+    """200 times the mean squared error beside the tasks' mean loss: where that is 200 times the
+    distance from other prompts, each is decoded to the middle between its own and the other."""
     prompts = prompts_on_a_curve(tasks=2)
     others = prompts.flip(0) + 0.1
     fitted = fit(
@@ -100,21 +106,24 @@ PROMPT = "delta.methods=[{name: prompt, tokens: 4, lr: 0.05}]"
 
 
 @pytest.fixture(scope="module")
-def pages(place: Path, tmp_path_factory: pytest.TempPathFactory) -> list[DeltaPage]:
+def pages(place: Path, tmp_path_factory: pytest.TempPathFactory) -> list[DeltaExperiment]:
     """Three tasks: which letters, told by other names, from other examples."""
     root = tmp_path_factory.mktemp("tasks")
     found = []
+
     for number in range(3):
         for name in ("train", "test"):
             text = (place / f"{name}.jsonl").read_text()
             for label, other in LABELS.items():
                 text = text.replace(f'"{label}"', f'"{number}{other}"')
             (root / f"{name}{number}.jsonl").write_text(text)
+
         (root / f"task{number}.yaml").write_text(
             f"base: {place / 'page.yaml'}\nname: task{number}\nseed: {5 + number}\n"
             f"delta: {{task: {{train: train{number}.jsonl, test: test{number}.jsonl}}}}\n"
         )
-        found.append(load_page(root / f"task{number}.yaml", overrides(place, root)))
+        found.append(load_delta(root / f"task{number}.yaml", overrides(place, root)))
+
     return found
 
 
@@ -125,40 +134,59 @@ def overrides(place: Path, root: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def made(pages: list[DeltaPage], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+def made(
+    pages: list[DeltaExperiment], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Manifest]:
     folder = tmp_path_factory.mktemp("made") / "space"
     return folder, make_subspace(pages, folder, 2, **SIZES)
 
 
-def test_the_folder(pages: list[DeltaPage], made: tuple[Path, Manifest], base: Base) -> None:
+def test_the_folder(pages: list[DeltaExperiment], made: tuple[Path, Manifest], base: Base) -> None:
     folder, manifest = made
     record = json.loads((folder / RECORD).read_text())
-    shape = {"dimension": 2, "tokens": TOKENS, "hidden": HIDDEN, "width": 24, "base": base.fingerprint}
+    shape = {
+        "dimension": 2,
+        "tokens": TOKENS,
+        "hidden": HIDDEN,
+        "width": 24,
+        "base": base.fingerprint,
+    }
     assert {key: record[key] for key in shape} == shape
     assert [task["name"] for task in record["tasks"]] == ["task0", "task1", "task2"]
+
     for page, task in zip(pages, record["tasks"], strict=True):  # the prompts were trained here
         scores = json.loads((page.folder("delta") / "scores.json").read_text())
         assert task["own"] == pytest.approx(scores["accuracy"]) and task["metric"] == "accuracy"
         assert f"delta {page.name}" in manifest.inputs
+
     decoder = load_file(folder / DECODER)
-    assert manifest.counts["decoder_parameters"] == sum(tensor.numel() for tensor in decoder.values())
+    assert manifest.counts["decoder_parameters"] == sum(
+        tensor.numel() for tensor in decoder.values()
+    )
     assert set(manifest.outputs) == {DECODER, RECORD}
     described = describe.describe(folder, folder_kind(folder))
     assert described.kind == "subspace" and "2 numbers" in described.summary
     assert [row["name"] for row in described.examples[0].rows] == ["task0", "task1", "task2"]
-    assert make_subspace(pages, folder, 2, **SIZES).finished == manifest.finished  # the same again does nothing
+    assert (
+        make_subspace(pages, folder, 2, **SIZES).finished == manifest.finished
+    )  # the same again does nothing
     with pytest.raises(UserError, match="another recipe"):
         make_subspace(pages, folder, 3, **SIZES)
+
     with pytest.raises(UserError, match="another recipe"):
         make_subspace(pages[1:], folder, 2, **SIZES)
 
 
 def test_the_tasks_losses_are_learnt(
-    pages: list[DeltaPage], made: tuple[Path, Manifest], base: Base, monkeypatch: pytest.MonkeyPatch
+    pages: list[DeltaExperiment],
+    made: tuple[Path, Manifest],
+    base: Base,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the prompts' error left out, what is decoded answers the tasks' test files with less loss than the tasks'
-    own prompts do, though the head was made for these; with the losses turned round, with far more; with the error
-    alone, with about as much. The tasks' deltas stay as they are."""
+    """With the prompts' error left out, what is decoded answers the tasks' test files with less
+    loss than the tasks' own prompts do, though the head was made for these; with the losses turned
+    round, with far more; with the error alone, with about as much. The tasks' deltas stay as they
+    are."""
     before = [(page.folder("delta") / "delta.safetensors").read_bytes() for page in pages]
     tasks = [_Task(page, base, 2 * 300, seed=1) for page in pages]
     own = torch.stack([task.prompt for task in tasks])
@@ -171,10 +199,20 @@ def test_the_tasks_losses_are_learnt(
     alone = fit(own, 2, **SIZES)
     monkeypatch.setattr("robustly.delta.subspace.RECONSTRUCTION", 0.0)
     by_losses, against = (
-        fit(own, 2, **SIZES, task_loss=lambda task, prompt, sign=sign: sign * tasks[task].loss(prompt))
+        fit(
+            own,
+            2,
+            **SIZES,
+            task_loss=lambda task, prompt, sign=sign: sign * tasks[task].loss(prompt),
+        )
         for sign in (1, -1)
     )
-    assert losses(by_losses.prompts) < losses(own) - 0.004 < losses(own) + 0.1 < losses(against.prompts)
+    assert (
+        losses(by_losses.prompts)
+        < losses(own) - 0.004
+        < losses(own) + 0.1
+        < losses(against.prompts)
+    )
     assert losses(alone.prompts) == pytest.approx(losses(own), rel=0.1)
     assert before == [(page.folder("delta") / "delta.safetensors").read_bytes() for page in pages]
 
@@ -183,7 +221,9 @@ def test_numbers_of_the_space_learn_a_task(
     made: tuple[Path, Manifest], make_page: MakePage, data: TaskData, place: Path, tmp_path: Path
 ) -> None:
     """And the delta that is saved reloads beside its decoder."""
-    page = make_page(f"delta.methods=[{{name: intrinsic_prompt, subspace: {made[0]}, lr: 0.5}}]", "delta.seeds=1")
+    page = make_page(
+        f"delta.methods=[{{name: intrinsic_prompt, subspace: {made[0]}, lr: 0.5}}]", "delta.seeds=1"
+    )
     manifest = make_delta(page)
     assert manifest.counts["delta_parameters"] == 2
     assert manifest.counts["accuracy"] > 0.5  # chance is 1/3
@@ -191,7 +231,7 @@ def test_numbers_of_the_space_learn_a_task(
     assert again.judge(data.test).scores["accuracy"] == pytest.approx(manifest.counts["accuracy"])
 
 
-def test_from_the_command_line(pages: list[DeltaPage], place: Path, tmp_path: Path) -> None:
+def test_from_the_command_line(pages: list[DeltaExperiment], place: Path, tmp_path: Path) -> None:
     files = [str(page.origin) for page in pages]
     keys = overrides(place, pages[0].root)
     command = [
@@ -219,7 +259,9 @@ def test_only_the_numbers_are_trained(made: tuple[Path, Manifest], base: Base) -
     alone = attach(base.with_head("masked_lm", 261, seed=1), [method])
     assert parameters(alone) == {"delta": 2, "head": 0}
     assert alone.delta.positions == TOKENS
-    with_others = attach(base.with_head("sequence", 2, seed=1), [method, {"name": "bitfit"}, {"name": "full"}])
+    with_others = attach(
+        base.with_head("sequence", 2, seed=1), [method, {"name": "bitfit"}, {"name": "full"}]
+    )
     assert [name for name in trained(with_others) if ".prompt." in name] == [
         "roberta.embeddings.word_embeddings.prompt.code"
     ]
@@ -231,17 +273,24 @@ def test_only_the_numbers_are_trained(made: tuple[Path, Manifest], base: Base) -
 
 def test_trains_and_reloads_to_the_bit(made: tuple[Path, Manifest], base: Base) -> None:
     folder, manifest = made
-    model = attach(base.with_head("sequence", 2, seed=1), [{"name": "intrinsic_prompt", "subspace": str(folder)}])
+    model = attach(
+        base.with_head("sequence", 2, seed=1),
+        [{"name": "intrinsic_prompt", "subspace": str(folder)}],
+    )
     code = model.roberta.embeddings.word_embeddings.prompt.code
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.AdamW(trained(model).values(), lr=1e-2)
+
     for _ in range(2):
         model(IDS, labels=torch.tensor([0, 1])).loss.backward()
         assert code.grad is not None and code.grad.abs().min() > 0
         optimizer.step()
         optimizer.zero_grad()
+
     after = model.state_dict()
-    assert {name for name in after if not torch.equal(after[name], before[name])} == set(trained(model))
+    assert {name for name in after if not torch.equal(after[name], before[name])} == set(
+        trained(model)
+    )
     assert torch.equal(load_file(folder / DECODER)["outer_weight"], dict(model.named_buffers())[
         "roberta.embeddings.word_embeddings.prompt.outer_weight"
     ])  # fmt: skip
@@ -252,27 +301,42 @@ def test_trains_and_reloads_to_the_bit(made: tuple[Path, Manifest], base: Base) 
     ]
     (method,) = model.delta.methods
     assert method.decoder == manifest.outputs[DECODER]["sha256"]
-    again = attach(base.with_head("sequence", 2, seed=2), [method.model_dump()], seed=9, finished=True)
+    again = attach(
+        base.with_head("sequence", 2, seed=2), [method.model_dump()], seed=9, finished=True
+    )
     again.load_state_dict(kept, strict=False)
     assert torch.equal(again(IDS).logits, model(IDS).logits)
 
 
 def test_another_decoder_or_base_is_refused(
-    made: tuple[Path, Manifest], pages: list[DeltaPage], base: Base, place: Path, tmp_path: Path
+    made: tuple[Path, Manifest],
+    pages: list[DeltaExperiment],
+    base: Base,
+    place: Path,
+    tmp_path: Path,
 ) -> None:
     folder, _ = made
 
     def model() -> Any:
         return base.with_head("sequence", 2, seed=1)
 
-    (method,) = attach(model(), [{"name": "intrinsic_prompt", "subspace": str(folder)}]).delta.methods
+    (method,) = attach(
+        model(), [{"name": "intrinsic_prompt", "subspace": str(folder)}]
+    ).delta.methods
     make_subspace(pages, tmp_path / "other", 2, **{**SIZES, "updates": 2})
     with pytest.raises(UserError, match=r"other: holds the decoder .* the delta was trained with"):
         attach(model(), [method.model_copy(update={"subspace": str(tmp_path / "other")})])
-    with pytest.raises(UserError, match=f"space: found on prompts of a base with weights {base.fingerprint[:16]}"):
+
+    with pytest.raises(
+        UserError, match=f"space: found on prompts of a base with weights {base.fingerprint[:16]}"
+    ):
         attach(Base.load(place / "other").with_head("sequence", 2, seed=1), [method])
-    with pytest.raises(UserError, match=r"nowhere: no finished subspace stage .*robustly delta subspace"):
+
+    with pytest.raises(
+        UserError, match=r"nowhere: no finished subspace stage .*robustly delta subspace"
+    ):
         attach(model(), [{"name": "intrinsic_prompt", "subspace": str(tmp_path / "nowhere")}])
+
     file = tmp_path / "other" / DECODER
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -281,8 +345,10 @@ def test_another_decoder_or_base_is_refused(
         attach(model(), [{"name": "intrinsic_prompt", "subspace": str(tmp_path / "other")}])
 
 
-def test_pages_that_make_no_subspace(pages: list[DeltaPage], make_page: MakePage, place: Path, tmp_path: Path) -> None:
-    def refused(reason: str, *others: DeltaPage, dimension: int = 2) -> None:
+def test_pages_that_make_no_subspace(
+    pages: list[DeltaExperiment], make_page: MakePage, place: Path, tmp_path: Path
+) -> None:
+    def refused(reason: str, *others: DeltaExperiment, dimension: int = 2) -> None:
         with pytest.raises(UserError, match=reason):
             make_subspace([pages[0], *others], tmp_path / "space", dimension, **SIZES)
         assert not (tmp_path / "space").exists() and not (tmp_path / "deltas").exists()
@@ -290,7 +356,12 @@ def test_pages_that_make_no_subspace(pages: list[DeltaPage], make_page: MakePage
     refused("two tasks or more, found 1")
     refused("dimension = 0: expected 1 or more", pages[1], dimension=0)
     refused("two pages are named 'task0'", make_page(PROMPT, "name=task0"))
-    refused("letters: 3 tokens, task0 has 4", make_page("delta.methods=[{name: p_tuning, tokens: 3}]"))
-    refused("letters: of the base .*other, task0 of .*base", make_page(PROMPT, f"delta.base={place / 'other'}"))
+    refused(
+        "letters: 3 tokens, task0 has 4", make_page("delta.methods=[{name: p_tuning, tokens: 3}]")
+    )
+    refused(
+        "letters: of the base .*other, task0 of .*base",
+        make_page(PROMPT, f"delta.base={place / 'other'}"),
+    )
     refused("letters: delta.methods: expected the one method .* found lora", make_page())
     refused("letters: delta.methods: .* found auto", make_page("delta.methods=auto"))

@@ -1,4 +1,5 @@
-"""A search: trials on the dev file, which end early or go on after a kill, and a page for the best."""
+"""A search: trials on the dev file, which end early or go on after a kill, and a page for the
+best."""
 
 import itertools
 import json
@@ -13,7 +14,7 @@ from robustly import UserError
 from robustly.cli.app import app
 from robustly.delta import search as delta_search
 from robustly.delta.base_model import Base
-from robustly.delta.config import DeltaPage, load_page
+from robustly.delta.config import DeltaExperiment, load_delta
 from robustly.delta.defaults import SEARCHED, label
 from robustly.delta.search import page_text, search
 from robustly.delta.specs import parse
@@ -21,7 +22,7 @@ from robustly.delta.stage import make_delta
 from robustly.inspection import describe
 from robustly.inspection.folders import describe_run, folder_kind
 
-MakePage = Callable[..., DeltaPage]
+MakePage = Callable[..., DeltaExperiment]
 QUICK = (
     "delta.task.dev=dev.jsonl", "delta.task.examples=null", "delta.seeds=1",
     "optim.epochs=1", "optim.batch_size=16", "optim.warmup=0.1",
@@ -33,22 +34,30 @@ SPACE = "search.methods=[[{name: lora, rank: 2}], [{name: lora}]]"
 def dev_file(place: Path) -> None:
     """The first 45 test texts, under another name so that they differ."""
     lines = (place / "test.jsonl").read_text().splitlines()[:45]
-    (place / "dev.jsonl").write_text("".join(line.replace('"text": "e', '"text": "d') + "\n" for line in lines))
+    (place / "dev.jsonl").write_text(
+        "".join(line.replace('"text": "e', '"text": "d') + "\n" for line in lines)
+    )
 
 
 def trials_of(folder: Path) -> list[dict[str, object]]:
     return list(json.loads((folder / "trials.json").read_text()))
 
 
-def test_it_finds_the_better_of_two_rates_and_its_page_runs(make_page: MakePage, tmp_path: Path) -> None:
-    page = make_page(*QUICK, SPACE, "search.trials=6", "search.peak_lr=[1e-7, 5e-2]", "optim.epochs=2.5")
+def test_it_finds_the_better_of_two_rates_and_its_page_runs(
+    make_page: MakePage, tmp_path: Path
+) -> None:
+    page = make_page(
+        *QUICK, SPACE, "search.trials=6", "search.peak_lr=[1e-7, 5e-2]", "optim.epochs=2.5"
+    )
     manifest = search(page)
     folder = tmp_path / "searches" / "letters"
     trials = trials_of(folder)
     assert [trial["number"] for trial in trials] == list(range(6))
     assert manifest.counts["trials"] == 6
     assert manifest.counts["best_peak_lr"] > 1e-3  # below it, nothing is learnt in so few updates
-    best = max((t for t in trials if t["state"] == "complete"), key=lambda t: (t["score"], -t["number"]))
+    best = max(
+        (t for t in trials if t["state"] == "complete"), key=lambda t: (t["score"], -t["number"])
+    )
     assert manifest.counts["best_dev_accuracy"] == best["score"]
     assert manifest.counts["best_dev_accuracy"] > 0.5 > min(t["score"] for t in trials)
     table = (folder / "table.md").read_text().splitlines()
@@ -61,9 +70,11 @@ def test_it_finds_the_better_of_two_rates_and_its_page_runs(make_page: MakePage,
     assert described.kind == "search" and described.figures["best"] == manifest.counts["best"]
     assert described.examples[0].rows[0]["number"] == best["number"]
     run = describe_run(tmp_path)
-    assert [row["folder"] for row in run.examples[0].rows if row["state"] == "finished"] == ["searches/letters"]
+    assert [row["folder"] for row in run.examples[0].rows if row["state"] == "finished"] == [
+        "searches/letters"
+    ]
 
-    found = load_page(folder / "best.yaml")
+    found = load_delta(folder / "best.yaml")
     assert found.name == "letters_best"
     assert label(found.delta.listed) == manifest.counts["best"]
     assert found.optim.peak_lr == best["peak_lr"]
@@ -95,14 +106,23 @@ def test_a_killed_search_goes_on_as_if_nothing_had_been(
         patch.setattr(delta_search, "tune", killed_in_the_third)
         with pytest.raises(KeyboardInterrupt):
             search(stopped)
+
     folder = tmp_path / "searches" / "stopped"
     assert not (folder / "trials.json").exists()
     with sqlite3.connect(folder / "study.sqlite") as study:  # as a kill leaves it
         study.execute("UPDATE trials SET state = 'RUNNING' WHERE state = 'FAIL'")
+
     search(stopped)
     with sqlite3.connect(folder / "study.sqlite") as study:
         states = study.execute("SELECT state FROM trials ORDER BY number").fetchall()
-    assert [state for (state,) in states] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+    assert [state for (state,) in states] == [
+        "COMPLETE",
+        "COMPLETE",
+        "FAIL",
+        "COMPLETE",
+        "COMPLETE",
+    ]
     again = trials_of(folder)
     same = ("methods", "peak_lr", "score", "state")
     assert [[t[key] for key in same] for t in again] == [[t[key] for key in same] for t in whole]
@@ -118,22 +138,35 @@ def test_two_processes_share_a_study(make_page: MakePage, tmp_path: Path) -> Non
     assert search(page).counts["trials"] == 4
     with sqlite3.connect(tmp_path / "searches" / "letters" / "study.sqlite") as study:
         assert study.execute("SELECT COUNT(*) FROM studies").fetchone() == (1,)
-        times = study.execute("SELECT datetime_start, datetime_complete FROM trials ORDER BY 1").fetchall()
+        times = study.execute(
+            "SELECT datetime_start, datetime_complete FROM trials ORDER BY 1"
+        ).fetchall()
+
     assert len(times) == 4
-    assert any(later[0] < earlier[1] for earlier, later in itertools.pairwise(times))  # at the same time
+    assert any(
+        later[0] < earlier[1] for earlier, later in itertools.pairwise(times)
+    )  # at the same time
 
 
 def test_trials_that_lag_end_early_and_those_that_diverge_are_told(
     make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the median pruner, after its five first trials: a score is the trial's own, falling from trial to trial."""
+    """By the median pruner, after its five first trials: a score is the trial's own, falling from
+    trial to trial."""
     page = make_page(*QUICK, SPACE, "search.trials=8")
     number = iter(range(8))
 
-    def tune(base: Base, page: DeltaPage, data: object, seed: int, after_epoch: Callable[[int, float], None]) -> None:
+    def tune(
+        base: Base,
+        page: DeltaExperiment,
+        data: object,
+        seed: int,
+        after_epoch: Callable[[int, float], None],
+    ) -> None:
         mine = next(number)
         if mine == 7:
             raise delta_search.Diverged("nan")
+
         for epoch in (1, 2, 3):
             after_epoch(epoch, 1.0 - 0.1 * mine)
 
@@ -141,14 +174,24 @@ def test_trials_that_lag_end_early_and_those_that_diverge_are_told(
     counts = search(page).counts
     states = [trial["state"] for trial in trials_of(tmp_path / "searches" / "letters")]
     assert states == ["complete"] * 5 + ["pruned"] * 2 + ["diverged"]
-    assert [trial["epochs"] for trial in trials_of(tmp_path / "searches" / "letters")] == [3] * 5 + [1] * 2 + [0]
-    assert (counts["pruned_trials"], counts["diverged_trials"], counts["best_dev_accuracy"]) == (2, 1, 1.0)
+    assert [trial["epochs"] for trial in trials_of(tmp_path / "searches" / "letters")] == [
+        3
+    ] * 5 + [1] * 2 + [0]
+    assert (counts["pruned_trials"], counts["diverged_trials"], counts["best_dev_accuracy"]) == (
+        2,
+        1,
+        1.0,
+    )
 
 
-def test_the_test_file_is_not_scored(make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_file_is_not_scored(
+    make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
     monkeypatch.setattr(
-        delta_search, "tune", lambda base, page, data, seed, after_epoch: (seen.append(data), after_epoch(1, 0.5))
+        delta_search,
+        "tune",
+        lambda base, page, data, seed, after_epoch: (seen.append(data), after_epoch(1, 0.5)),
     )
     search(make_page(*QUICK, SPACE, "search.trials=1"))
     assert seen[0].test == seen[0].dev
@@ -158,21 +201,31 @@ def test_the_test_file_is_not_scored(make_page: MakePage, tmp_path: Path, monkey
 def test_what_a_search_refuses(make_page: MakePage) -> None:
     with pytest.raises(UserError, match=r"delta\.task\.dev: missing"):
         search(make_page())
-    with pytest.raises(UserError, match=r"search\.methods: prompt \(tokens 60\): tokens = 60"):  # before any trial
+
+    with pytest.raises(
+        UserError, match=r"search\.methods: prompt \(tokens 60\): tokens = 60"
+    ):  # before any trial
         search(make_page(*QUICK, "search.methods=[[{name: lora}], [{name: prompt, tokens: 60}]]"))
+
     with pytest.raises(UserError, match="the lower rate first"):
         make_page("search.peak_lr=[1e-2, 1e-3]")
+
     page = make_page(*QUICK, SPACE, "search.trials=1", "optim.epochs=0.3")
     search(page)
+
     with pytest.raises(UserError, match=r"search\.pruner: median there, halving now"):
-        search(make_page(*QUICK, SPACE, "search.trials=1", "optim.epochs=0.3", "search.pruner=halving"))
+        search(
+            make_page(*QUICK, SPACE, "search.trials=1", "optim.epochs=0.3", "search.pruner=halving")
+        )
 
 
-def test_a_page_that_lies_elsewhere_means_the_same(make_page: MakePage, place: Path, tmp_path: Path) -> None:
+def test_a_page_that_lies_elsewhere_means_the_same(
+    make_page: MakePage, place: Path, tmp_path: Path
+) -> None:
     page = make_page("optim.clip_norm=0", "paths.delta=somewhere", f"delta.base={place / 'base'}")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "page.yaml").write_text(page_text(page, "moved"))
-    again = load_page(tmp_path / "other" / "page.yaml")
+    again = load_delta(tmp_path / "other" / "page.yaml")
     assert again.delta.task.train == str(place / "train.jsonl")
     assert again.optim == page.optim
     assert again.delta.listed == page.delta.listed
@@ -192,9 +245,13 @@ def test_the_candidates_are_different_and_valid() -> None:
      (("compare",), "compare.compare")],
 )  # fmt: skip
 def test_the_command_line(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], called: str
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    called: str,
 ) -> None:
-    def made(page: DeltaPage) -> None:
+    def made(page: DeltaExperiment) -> None:
         raise UserError(f"{called}: {page.name} {page.optim.epochs}")
 
     monkeypatch.setattr(f"delta.{called}", made)

@@ -8,10 +8,15 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from robustly.delta.tasks.config import HUB, Cloze, Task
-from robustly.delta.tasks.template import Part, parse
+from robustly.delta.tasks.template import TemplatePiece, parse
 
 FILES = {"train": "train.jsonl", "test": "test.jsonl"}
-CLOZE = {**FILES, "kind": "cloze", "template": "{text} It was <mask>.", "words": {"neg": "bad", "pos": "good"}}
+CLOZE = {
+    **FILES,
+    "kind": "cloze",
+    "template": "{text} It was <mask>.",
+    "words": {"neg": "bad", "pos": "good"},
+}
 
 
 def task(**keys: Any) -> Any:
@@ -23,7 +28,10 @@ def test_what_a_page_need_not_say() -> None:
         "kind": "multiple_choice", "train": "train.jsonl", "dev": None, "test": "test.jsonl", "examples": None,
         "max_length": 512, "text": "text", "text_pair": None, "choices": "choices", "answer": "answer",
     }  # fmt: skip
-    assert task(kind="tokens", **FILES).model_dump(include={"words", "tags"}) == {"words": "words", "tags": "tags"}
+    assert task(kind="tokens", **FILES).model_dump(include={"words", "tags"}) == {
+        "words": "words",
+        "tags": "tags",
+    }
     assert task(kind="regression", **FILES).label == "label"
 
 
@@ -65,15 +73,19 @@ def test_no_name_of_a_dataset(name: str) -> None:
 
 def test_parts_of_a_template() -> None:
     assert parse("{prompt:3} {text} So: {prompt} <mask> , {text_pair}\n") == [
-        Part("prompt", count=3),
-        Part("text", " "),
-        Part("words", " So:"),
-        Part("prompt", count=1),
-        Part("mask"),
-        Part("words", " ,"),
-        Part("text_pair", " "),
+        TemplatePiece("prompt", count=3),
+        TemplatePiece("text", " "),
+        TemplatePiece("words", " So:"),
+        TemplatePiece("prompt", count=1),
+        TemplatePiece("mask"),
+        TemplatePiece("words", " ,"),
+        TemplatePiece("text_pair", " "),
     ]
-    assert parse("<mask>?{text}") == [Part("mask"), Part("words", "?"), Part("text")]
+    assert parse("<mask>?{text}") == [
+        TemplatePiece("mask"),
+        TemplatePiece("words", "?"),
+        TemplatePiece("text"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +136,9 @@ def test_a_cloze_that_contradicts_itself(changes: dict[str, Any], message: str) 
 
 def test_a_page_is_read_without_torch() -> None:
     program = "import sys, robustly.delta.tasks.config; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
     loaded = done.stdout.split()
     assert "delta.tasks" in loaded
     assert not {"torch", "transformers", "numba", "sklearn"} & set(loaded)

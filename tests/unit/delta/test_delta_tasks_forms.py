@@ -1,4 +1,5 @@
-"""Between examples and models: ids against transformers' own tokenizer, losses and answers against counts by hand."""
+"""Between examples and models: ids against transformers' own tokenizer, losses and answers against
+counts by hand."""
 
 import random
 from collections import Counter
@@ -26,7 +27,7 @@ from robustly.delta.tasks import Example, Form, form
 from robustly.delta.tasks.config import Task
 from robustly.delta.tasks.heads import Row, cut
 from robustly.tokenizer.merges import train
-from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out, save
 from robustly.tokenizer.words import split
 
@@ -52,16 +53,29 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder: Path = tmp_path_factory.mktemp("vocabulary")
     vocabulary = lay_out(train(Counter(split(TEXT)).items(), 150, 1).merges)
     save(vocabulary, folder)
+
     return SimpleNamespace(
-        encoder=Encoder(vocabulary),
+        encoder=Tokenizer(vocabulary),
         reference=RobertaTokenizerFast.from_pretrained(folder),
         spaced=RobertaTokenizerFast.from_pretrained(folder, add_prefix_space=True),
     )
 
 
-def make(place: SimpleNamespace, kind: str, labels: tuple[str, ...] = (), longest: int = LONGEST, **keys: Any) -> Form:
+def make(
+    place: SimpleNamespace,
+    kind: str,
+    labels: tuple[str, ...] = (),
+    longest: int = LONGEST,
+    **keys: Any,
+) -> Form:
     page = {"kind": kind, "train": "a.jsonl", "test": "b.jsonl", **keys}
-    return form(TypeAdapter(Task).validate_python(page), labels, place.encoder, longest, place.encoder.vocab_size)
+    return form(
+        TypeAdapter(Task).validate_python(page),
+        labels,
+        place.encoder,
+        longest,
+        place.encoder.vocab_size,
+    )
 
 
 def model(place: SimpleNamespace, how: Form, labels: int | None = None) -> Any:
@@ -78,7 +92,7 @@ def text(draw: random.Random, words: int) -> str:
     return " ".join(draw.choices(split(TEXT), k=words)).strip()
 
 
-# ----------------------------------------------------------------------------------------------------- texts
+# -------------------------------------------------------------------------------------------- texts
 
 
 @pytest.mark.parametrize("words", [(1, 1), (3, 40), (40, 3), (40, 40), (9, 11), (40, 9)])
@@ -88,22 +102,32 @@ def test_texts_and_pairs_are_encoded_as_transformers_does(
 ) -> None:
     draw = random.Random(str(words))
     pairs = [(text(draw, words[0]), text(draw, words[1])) for _ in range(5)]
-    rows = make(place, "classification", ("x", "y"), longest).encode([Example((first,), "x") for first, _ in pairs])
-    expected = place.reference([first for first, _ in pairs], truncation=True, max_length=longest)["input_ids"]
+    rows = make(place, "classification", ("x", "y"), longest).encode(
+        [Example((first,), "x") for first, _ in pairs]
+    )
+    expected = place.reference([first for first, _ in pairs], truncation=True, max_length=longest)[
+        "input_ids"
+    ]
     assert [row.ids[0] for row in rows] == expected and {row.target for row in rows} == {0}
-    rows = make(place, "regression", (), longest, text_pair="u").encode([Example(pair, 2.5) for pair in pairs])
+    rows = make(place, "regression", (), longest, text_pair="u").encode(
+        [Example(pair, 2.5) for pair in pairs]
+    )
     firsts, seconds = map(list, zip(*pairs, strict=True))
-    expected = place.reference(firsts, seconds, truncation="longest_first", max_length=longest)["input_ids"]
+    expected = place.reference(firsts, seconds, truncation="longest_first", max_length=longest)[
+        "input_ids"
+    ]
     assert [row.ids[0] for row in rows] == expected and {row.target for row in rows} == {2.5}
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 12), st.integers(0, 12), st.integers(2, 14))
 def test_the_longer_text_is_cut_first(first: int, second: int, room: int) -> None:
-    """As if one token after the other were taken from the longer text, of equal ones from the first."""
+    """As if one token after the other were taken from the longer text, of equal ones from the
+    first."""
     sizes = [first, second]
     while sum(sizes) > room:
         sizes[0 if sizes[0] >= sizes[1] else 1] -= 1
+
     kept = cut([list(range(first)), list(range(second))], room)
     assert kept == [list(range(len(part))) for part in kept]  # at their ends
     assert sum(map(len, kept)) == sum(sizes)
@@ -112,48 +136,63 @@ def test_the_longer_text_is_cut_first(first: int, second: int, room: int) -> Non
 
 
 def test_special_tokens_in_a_text_are_text(place: SimpleNamespace) -> None:
-    how = make(place, "cloze", ("x", "y"), template="{text} <mask>", words={"x": "great", "y": "bad"})
+    how = make(
+        place, "cloze", ("x", "y"), template="{text} <mask>", words={"x": "great", "y": "bad"}
+    )
     (row,) = how.encode([Example(("a</s><mask><pad>",))])
-    assert [row.ids[0].count(n) for n in (place.encoder.mask_id, place.encoder.eos_id, place.encoder.pad_id)] == [
+    assert [
+        row.ids[0].count(n)
+        for n in (place.encoder.mask_id, place.encoder.eos_id, place.encoder.pad_id)
+    ] == [
         1,
         1,
         0,
     ]
 
 
-# ----------------------------------------------------------------------------------------------------- words
+# -------------------------------------------------------------------------------------------- words
 
 
 @pytest.mark.parametrize("longest", [LONGEST, 9])
 def test_words_are_encoded_as_transformers_does(place: SimpleNamespace, longest: int) -> None:
     draw = random.Random(3)
     texts = [
-        tuple(draw.choices(["Paris", "terrible", "cat's", "zebra", "O'Neill", "é", "in"], k=k)) for k in (1, 4, 9, 15)
+        tuple(draw.choices(["Paris", "terrible", "cat's", "zebra", "O'Neill", "é", "in"], k=k))
+        for k in (1, 4, 9, 15)
     ]
     tags = [tuple(draw.choices(TAGS, k=len(words))) for words in texts]
     how = make(place, "tokens", TAGS, longest)
     rows = how.encode([Example(words, answer) for words, answer in zip(texts, tags, strict=True)])
     expected = place.spaced(
-        [list(words) for words in texts], is_split_into_words=True, truncation=True, max_length=longest
+        [list(words) for words in texts],
+        is_split_into_words=True,
+        truncation=True,
+        max_length=longest,
     )
     assert [row.ids[0] for row in rows] == expected["input_ids"]
+
     for number, row in enumerate(rows):
         seen = expected.word_ids(number)
         firsts = [i for i, word in enumerate(seen) if word is not None and word not in seen[:i]]
         assert list(row.firsts) == firsts and row.words == len(texts[number])
         assert row.target == [TAGS.index(tag) for tag in tags[number]]
+
     assert any(row.words > len(row.firsts) for row in rows)
 
 
 def test_tags_are_learnt_at_first_pieces_alone(place: SimpleNamespace) -> None:
     how = make(place, "tokens", TAGS)
-    rows = how.encode([Example(("zebra", "in", "Paris"), ("O", "O", "B-LOC")), Example(("zebra",), ("B-LOC",))])
+    rows = how.encode(
+        [Example(("zebra", "in", "Paris"), ("O", "O", "B-LOC")), Example(("zebra",), ("B-LOC",))]
+    )
     batch = how.batch(rows, CPU)
     torch.manual_seed(1)
     logits = torch.randn(*batch["input_ids"].shape, 3, requires_grad=True)
     loss = how.loss(logits, rows)
     places = [(0, place) for place in rows[0].firsts] + [(1, rows[1].firsts[0])]
-    by_hand = [-logits[at].log_softmax(-1)[tag] for at, tag in zip(places, (2, 2, 0, 0), strict=True)]
+    by_hand = [
+        -logits[at].log_softmax(-1)[tag] for at, tag in zip(places, (2, 2, 0, 0), strict=True)
+    ]
     assert loss.item() == pytest.approx(torch.stack(by_hand).mean().item())
     loss.backward()
     assert logits.grad is not None
@@ -170,24 +209,35 @@ def test_words_that_are_cut_off_count_as_missed(place: SimpleNamespace) -> None:
     answers = how.answers(logits, [row])
     assert answers == [("B-LOC",) * 6 + ("O",) * 3]
     assert how.scores(answers, [example])["recall"] == pytest.approx(6 / 9)
-    assert how.loss(logits, [row]).item() == pytest.approx(-torch.tensor([1.0, 0, 0]).log_softmax(0)[0].item())
+    assert how.loss(logits, [row]).item() == pytest.approx(
+        -torch.tensor([1.0, 0, 0]).log_softmax(0)[0].item()
+    )
 
 
-# --------------------------------------------------------------------------------------------------- choices
+# ------------------------------------------------------------------------------------------ choices
 
 
 def test_choices_are_encoded_as_transformers_does(place: SimpleNamespace) -> None:
     draw = random.Random(5)
     examples = [
-        Example((text(draw, size), text(draw, 3)), 0, choices=tuple(text(draw, k) for k in (1, 2, 30)[:choices]))
+        Example(
+            (text(draw, size), text(draw, 3)),
+            0,
+            choices=tuple(text(draw, k) for k in (1, 2, 30)[:choices]),
+        )
         for size, choices in ((4, 2), (40, 3), (7, 3))
     ]
     for pair in (None, "question"):
         rows = make(place, "multiple_choice", text_pair=pair).encode(
-            [example if pair else Example(example.texts[:1], 0, choices=example.choices) for example in examples]
+            [
+                example if pair else Example(example.texts[:1], 0, choices=example.choices)
+                for example in examples
+            ]
         )
         for row, example in zip(rows, examples, strict=True):
-            ends = [f"{example.texts[1]} {choice}" if pair else choice for choice in example.choices]
+            ends = [
+                f"{example.texts[1]} {choice}" if pair else choice for choice in example.choices
+            ]
             expected = place.reference(
                 [example.texts[0]] * len(ends), ends, truncation="longest_first", max_length=LONGEST
             )
@@ -195,56 +245,86 @@ def test_choices_are_encoded_as_transformers_does(place: SimpleNamespace) -> Non
 
 
 def test_rows_with_fewer_choices(place: SimpleNamespace) -> None:
-    """They have the loss and the answer that they have alone, whatever the places that they lack score."""
+    """They have the loss and the answer that they have alone, whatever the places that they lack
+    score."""
     how = make(place, "multiple_choice")
     rows = how.encode(
-        [Example(("who saw",), 1, choices=("the cat", "Anna")), Example(("in",), 2, choices=("a", "b", "Paris"))]
+        [
+            Example(("who saw",), 1, choices=("the cat", "Anna")),
+            Example(("in",), 2, choices=("a", "b", "Paris")),
+        ]
     )
     batch = how.batch(rows, CPU)
     assert batch["input_ids"].shape == (2, 3, how.length(rows[0]))
     assert batch["attention_mask"].any(-1).all()  # attention to nothing is NaN in some kernels
     tuned = model(place, how)
+
     with torch.no_grad():
         logits = how.logits(tuned, batch)
         alone = how.logits(tuned, how.batch(rows[:1], CPU))
         assert torch.allclose(logits[:1, :2], alone, atol=1e-5)
-        assert how.loss(logits[:1], rows[:1]).item() == pytest.approx(how.loss(alone, rows[:1]).item(), rel=1e-4)
+        assert how.loss(logits[:1], rows[:1]).item() == pytest.approx(
+            how.loss(alone, rows[:1]).item(), rel=1e-4
+        )
+
     logits = torch.tensor([[1.0, 2.0, 9.0], [1.0, 2.0, 9.0]])
     assert how.answers(logits, rows) == [1, 2]
-    assert how.loss(logits[:1], rows[:1]).item() == pytest.approx(-torch.tensor([1.0, 2]).log_softmax(0)[1].item())
+    assert how.loss(logits[:1], rows[:1]).item() == pytest.approx(
+        -torch.tensor([1.0, 2]).log_softmax(0)[1].item()
+    )
     assert how.scores([1, 0], [Example(("",), 1), Example(("",), 2)]) == {"accuracy": 0.5}
 
 
-# --------------------------------------------------------------------------------------------------- clozes
+# ------------------------------------------------------------------------------------------- clozes
 
 WORDS = {"neg": "terrible", "pos": "great"}
 
 
 def cloze(place: SimpleNamespace, template: str, longest: int = LONGEST, **keys: Any) -> Form:
-    return make(place, "cloze", ("neg", "pos"), longest, **{"template": template, "words": WORDS, **keys})
+    return make(
+        place, "cloze", ("neg", "pos"), longest, **{"template": template, "words": WORDS, **keys}
+    )
 
 
 @pytest.mark.parametrize(
     "template",
-    ["{text} It was <mask>.", "It was <mask> : {text}", "<mask> news : {text}", "(The cat) {text} It was  <mask>"],
+    [
+        "{text} It was <mask>.",
+        "It was <mask> : {text}",
+        "<mask> news : {text}",
+        "(The cat) {text} It was  <mask>",
+    ],
 )
-def test_a_template_is_encoded_as_transformers_encodes_it_filled(place: SimpleNamespace, template: str) -> None:
+def test_a_template_is_encoded_as_transformers_encodes_it_filled(
+    place: SimpleNamespace, template: str
+) -> None:
     texts = ["The cat sat on the mat", "Paris", "it was", "it was terrible."]
     rows = cloze(place, template).encode([Example((each,), "pos") for each in texts])
-    assert [row.ids[0] for row in rows] == place.reference([template.replace("{text}", each) for each in texts])[
-        "input_ids"
-    ]
+    assert [row.ids[0] for row in rows] == place.reference(
+        [template.replace("{text}", each) for each in texts]
+    )["input_ids"]
     assert {row.target for row in rows} == {1}
 
 
 def test_the_template_is_never_cut(place: SimpleNamespace) -> None:
     how = cloze(place, "{text} ? <mask> , {text_pair}", text_pair="u")
     draw = random.Random(7)
-    pairs = [(text(draw, first), text(draw, second)) for first, second in ((40, 40), (2, 40), (40, 2), (2, 2))]
-    question, comma = (place.reference(f" {sign}", add_special_tokens=False)["input_ids"] for sign in "?,")
+    pairs = [
+        (text(draw, first), text(draw, second))
+        for first, second in ((40, 40), (2, 40), (40, 2), (2, 2))
+    ]
+    question, comma = (
+        place.reference(f" {sign}", add_special_tokens=False)["input_ids"] for sign in "?,"
+    )
     fixed = [*question, place.encoder.mask_id, *comma]
-    for row, (first, second) in zip(how.encode([Example(pair) for pair in pairs]), pairs, strict=True):
-        whole = [place.reference(each, add_special_tokens=False)["input_ids"] for each in (first, f" {second}")]
+
+    for row, (first, second) in zip(
+        how.encode([Example(pair) for pair in pairs]), pairs, strict=True
+    ):
+        whole = [
+            place.reference(each, add_special_tokens=False)["input_ids"]
+            for each in (first, f" {second}")
+        ]
         kept = cut(whole, LONGEST - 2 - len(fixed))
         assert row.ids[0] == [0, *kept[0], *fixed, *kept[1], 2]
         assert len(row.ids[0]) == min(LONGEST, sum(map(len, whole)) + len(fixed) + 2)
@@ -255,9 +335,20 @@ def test_pseudo_tokens_are_numbered_as_they_appear(place: SimpleNamespace) -> No
     first = place.encoder.vocab_size
     (row,) = how.encode([Example(("Paris",))])
     (paris,) = place.encoder.encode_documents([" Paris"])
-    assert row.ids[0] == [0, first, first + 1, *paris.tolist(), first + 2, place.encoder.mask_id, first + 3, 2]
+    assert row.ids[0] == [
+        0,
+        first,
+        first + 1,
+        *paris.tolist(),
+        first + 2,
+        place.encoder.mask_id,
+        first + 3,
+        2,
+    ]
     assert how.prompt_tokens == 4 and how.outputs == first
-    assert cloze(place, "{text} <mask>").prompt_tokens == 0 == make(place, "regression").prompt_tokens
+    assert (
+        cloze(place, "{text} <mask>").prompt_tokens == 0 == make(place, "regression").prompt_tokens
+    )
 
 
 def test_the_head_at_the_mask_over_the_words(place: SimpleNamespace) -> None:
@@ -268,16 +359,20 @@ def test_the_head_at_the_mask_over_the_words(place: SimpleNamespace) -> None:
     with torch.no_grad():
         logits = how.logits(tuned, batch)
         everything = tuned(**batch).logits
+
     ids = [place.encoder.encode_documents([f" {word}"])[0].item() for word in ("terrible", "great")]
     for number, row in enumerate(rows):
         expected = everything[number, row.ids[0].index(place.encoder.mask_id), ids]
         assert torch.allclose(logits[number], expected, atol=1e-5)
+
     assert logits.shape == (2, 2)
     assert how.answers(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), rows) == ["pos", "neg"]
 
 
 def test_a_word_of_several_tokens(place: SimpleNamespace) -> None:
-    with pytest.raises(UserError, match=r"delta.task.words: pos: 'zoo' is \d tokens .*\(' ', 'z', 'o', 'o'\)"):
+    with pytest.raises(
+        UserError, match=r"delta.task.words: pos: 'zoo' is \d tokens .*\(' ', 'z', 'o', 'o'\)"
+    ):
         cloze(place, "{text} <mask>", words={"neg": "terrible", "pos": "zoo"})
 
 
@@ -289,17 +384,29 @@ def test_a_template_that_leaves_no_room(place: SimpleNamespace) -> None:
         cloze(place, "{text} {prompt:20} <mask> {text_pair}", text_pair="u")
 
 
-# ------------------------------------------------------------------------------------------- batches, losses
+# ---------------------------------------------------------------------------------- batches, losses
 
 
 def kinds(place: SimpleNamespace) -> list[tuple[Form, list[Example]]]:
     """Each kind with three examples of different lengths."""
     texts = ["Paris", "The cat sat on the mat", "it was"]
     return [
-        (make(place, "classification", ("x", "y", "z")), [Example((t,), c) for t, c in zip(texts, "xzy", strict=True)]),
-        (make(place, "regression"), [Example((t,), n) for t, n in zip(texts, (1.0, -2.0, 0.5), strict=True)]),
-        (make(place, "tokens", TAGS), [Example(tuple(t.split()), ("B-LOC",) * len(t.split())) for t in texts]),
-        (make(place, "multiple_choice"), [Example((t,), 1, choices=("in", "Anna lives")) for t in texts]),
+        (
+            make(place, "classification", ("x", "y", "z")),
+            [Example((t,), c) for t, c in zip(texts, "xzy", strict=True)],
+        ),
+        (
+            make(place, "regression"),
+            [Example((t,), n) for t, n in zip(texts, (1.0, -2.0, 0.5), strict=True)],
+        ),
+        (
+            make(place, "tokens", TAGS),
+            [Example(tuple(t.split()), ("B-LOC",) * len(t.split())) for t in texts],
+        ),
+        (
+            make(place, "multiple_choice"),
+            [Example((t,), 1, choices=("in", "Anna lives")) for t in texts],
+        ),
         (cloze(place, "{text} It was <mask>."), [Example((t,), "neg") for t in texts]),
     ]
 
@@ -316,6 +423,7 @@ def test_padding_changes_nothing(place: SimpleNamespace) -> None:
                 if how.task.kind != "regression":
                     assert how.answers([together[number]], [row]) == how.answers([alone], [row])
                 assert how.length(row) == how.batch([row], CPU)["input_ids"].shape[-1]
+
         assert len({how.length(row) for row in rows}) > 1
 
 
@@ -324,6 +432,7 @@ def test_every_kind_is_learnt_by_the_same_loop(place: SimpleNamespace) -> None:
         tuned, rows = model(place, how), how.encode(examples)
         optimizer = torch.optim.AdamW(tuned.parameters(), 3e-3)
         losses = []
+
         for _ in range(40):
             loss = how.loss(how.logits(tuned, how.batch(rows, CPU)), rows)
             assert loss.dtype == torch.float32 and loss.shape == ()
@@ -331,9 +440,11 @@ def test_every_kind_is_learnt_by_the_same_loop(place: SimpleNamespace) -> None:
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
+
         assert losses[-1] < 0.2 * losses[0], how.task.kind
         with torch.no_grad():
             answers = how.answers(how.logits(tuned, how.batch(rows, CPU)), rows)
+
         if how.task.kind == "regression":
             assert answers == pytest.approx([example.label for example in examples], abs=0.7)
         else:
@@ -345,7 +456,9 @@ def test_losses_are_means_in_fp32(place: SimpleNamespace) -> None:
     logits = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)).bfloat16()
     loss = make(place, "classification", ("x", "y")).loss(logits, rows)
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(functional.cross_entropy(logits.float(), torch.tensor([1, 0, 1])).item())
+    assert loss.item() == pytest.approx(
+        functional.cross_entropy(logits.float(), torch.tensor([1, 0, 1])).item()
+    )
     numbers = make(place, "regression").loss(torch.tensor([[1.0], [2.0], [4.0]]).bfloat16(), rows)
     assert numbers.dtype == torch.float32 and numbers.item() == pytest.approx((0 + 4 + 9) / 3)
 
@@ -373,10 +486,13 @@ def test_inputs_without_answers_are_encoded_the_same(place: SimpleNamespace) -> 
 def test_inputs_of_another_shape(place: SimpleNamespace) -> None:
     with pytest.raises(UserError, match="expected a text, found 2"):
         make(place, "classification", ("x", "y")).encode([Example(("a", "b"))])
+
     with pytest.raises(UserError, match="expected a pair of texts, found 1"):
         make(place, "regression", text_pair="u").encode([Example(("a",))])
+
     with pytest.raises(UserError, match="expected a pair of texts, found 1"):
         cloze(place, "{text} <mask> {text_pair}", text_pair="u").encode([Example(("a",))])
+
     with pytest.raises(UserError, match="found no choices"):
         make(place, "multiple_choice").encode([Example(("a",))])
 

@@ -12,13 +12,13 @@ import torch
 from robustly import UserError
 from robustly.delta.attachment import trained
 from robustly.delta.base_model import Base
-from robustly.delta.config import DeltaPage
+from robustly.delta.config import DeltaExperiment
 from robustly.delta.data_parallel import Ranks
 from robustly.delta.predictor import Judgement, Predictor
 from robustly.delta.tasks import Example, TaskData
 from robustly.delta.tuning import Score, attached, batches, mean_and_deviation, score, tune
 
-MakePage = Callable[..., DeltaPage]
+MakePage = Callable[..., DeltaExperiment]
 SHORT = ("optim.epochs=0.67", "optim.warmup=0.2")  # 5 updates
 
 
@@ -35,13 +35,16 @@ def test_it_learns(base: Base, data: TaskData, make_page: MakePage) -> None:
     del base.__dict__["fingerprint"]  # computed anew
     assert base.fingerprint == before
     inside = dict(tuned.predictor.model.named_parameters())
+
     for name, parameter in base.model.roberta.named_parameters():
         *path, leaf = name.split(".")
         wrapped = "base_layer." if path[-1] in ("query", "value") else ""
         assert torch.equal(inside[f"roberta.{'.'.join(path)}.{wrapped}{leaf}"], parameter)
 
 
-def test_the_same_seed_repeats_to_the_bit_and_another_differs(base: Base, data: TaskData, make_page: MakePage) -> None:
+def test_the_same_seed_repeats_to_the_bit_and_another_differs(
+    base: Base, data: TaskData, make_page: MakePage
+) -> None:
     page = make_page(*SHORT)
     texts = [example.texts[0] for example in data.test[:10]]
     torch.manual_seed(5)
@@ -52,7 +55,9 @@ def test_the_same_seed_repeats_to_the_bit_and_another_differs(base: Base, data: 
     assert torch.equal(torch.get_rng_state(), before)
     other = tune(base, page, data, seed=2)
     assert one.lines == again.lines
-    assert torch.equal(torch.stack(one.predictor.logits(texts)), torch.stack(again.predictor.logits(texts)))
+    assert torch.equal(
+        torch.stack(one.predictor.logits(texts)), torch.stack(again.predictor.logits(texts))
+    )
     assert one.lines != other.lines
 
 
@@ -63,10 +68,18 @@ def test_scores_are_of_each_seed(base: Base, data: TaskData, make_page: MakePage
     again = tune(base, page, data, seed=4)
     assert scores[1].confusion == again.score.confusion
     guesses = again.predictor.predict([example.texts[0] for example in data.test])
-    pairs = Counter((example.label, guess) for example, guess in zip(data.test, guesses, strict=True))
-    assert again.score.confusion == [[pairs[truth, guess] for guess in data.labels] for truth in data.labels]
-    assert again.score.confusion != [list(column) for column in zip(*again.score.confusion, strict=True)]
-    assert mean_and_deviation([_score(0.5), _score(0.7)], "accuracy") == pytest.approx((0.6, 0.2 / 2**0.5))
+    pairs = Counter(
+        (example.label, guess) for example, guess in zip(data.test, guesses, strict=True)
+    )
+    assert again.score.confusion == [
+        [pairs[truth, guess] for guess in data.labels] for truth in data.labels
+    ]
+    assert again.score.confusion != [
+        list(column) for column in zip(*again.score.confusion, strict=True)
+    ]
+    assert mean_and_deviation([_score(0.5), _score(0.7)], "accuracy") == pytest.approx(
+        (0.6, 0.2 / 2**0.5)
+    )
     assert mean_and_deviation([_score(0.5)], "accuracy") == (0.5, None)
 
 
@@ -82,8 +95,12 @@ def test_a_rate_that_blows_up(base: Base, data: TaskData, make_page: MakePage) -
 
 def test_epochs_see_every_example_once_in_another_order_and_batches_are_of_like_length() -> None:
     lengths = [5 + 7 * place % 41 for place in range(48)]
-    made = list(batches(lengths, size=6, updates=24, seed=1))  # windows of 8 batches are epochs here
-    epochs = [[place for batch in made[first : first + 8] for place in batch] for first in (0, 8, 16)]
+    made = list(
+        batches(lengths, size=6, updates=24, seed=1)
+    )  # windows of 8 batches are epochs here
+    epochs = [
+        [place for batch in made[first : first + 8] for place in batch] for first in (0, 8, 16)
+    ]
     assert all(sorted(epoch) == list(range(48)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     spans = [max(lengths[p] for p in batch) - min(lengths[p] for p in batch) for batch in made]
@@ -93,16 +110,25 @@ def test_epochs_see_every_example_once_in_another_order_and_batches_are_of_like_
     assert [len(batch) for batch in batches(lengths, 6, 11, 1)] == [6] * 11
 
 
-def test_scores_do_not_depend_on_who_shares_the_batch(base: Base, data: TaskData, make_page: MakePage) -> None:
+def test_scores_do_not_depend_on_who_shares_the_batch(
+    base: Base, data: TaskData, make_page: MakePage
+) -> None:
     predictor = attached(base, make_page(), data, seed=1)
-    texts = ["a", "a much longer text than the others", "some words", *(example.texts[0] for example in data.test)]
+    texts = [
+        "a",
+        "a much longer text than the others",
+        "some words",
+        *(example.texts[0] for example in data.test),
+    ]
     together = torch.stack(predictor.logits(texts))
     alone = torch.stack([predictor.logits([text])[0] for text in texts])
     assert torch.allclose(together, alone, atol=1e-5)
     assert together.std(0).min() > 1e-3  # texts differ, so the order is tested
 
 
-def test_texts_are_cut_to_what_the_base_and_the_prompt_leave(base: Base, data: TaskData, make_page: MakePage) -> None:
+def test_texts_are_cut_to_what_the_base_and_the_prompt_leave(
+    base: Base, data: TaskData, make_page: MakePage
+) -> None:
     for methods, longest in (("[{name: lora}]", 40), ("[{name: prompt, tokens: 7}]", 33)):
         page = make_page("delta.task.max_length=1000", f"delta.methods={methods}")
         predictor = attached(base, page, data, seed=1)
@@ -115,7 +141,8 @@ def test_texts_are_cut_to_what_the_base_and_the_prompt_leave(base: Base, data: T
 def test_the_delta_of_the_best_epoch_is_kept(
     base: Base, data: TaskData, make_page: MakePage, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """Epochs get scores as planned; what is kept gives the logits that the best one gave, to the bit."""
+    """Epochs get scores as planned; what is kept gives the logits that the best one gave, to the
+    bit."""
     planned, by_epoch = iter([0.2, 0.9, 0.3, 0.9]), []
     dev = dataclasses.replace(data, dev=data.test[:9])
     judge = Predictor.judge
@@ -128,7 +155,9 @@ def test_the_delta_of_the_best_epoch_is_kept(
 
     monkeypatch.setattr(Predictor, "judge", planned_judge)
     size = "" if method in ("lora", "adalora") else ", tokens: 4"
-    tuned = tune(base, make_page(f"delta.methods=[{{name: {method}{size}}}]", "optim.epochs=4"), dev, seed=3)
+    tuned = tune(
+        base, make_page(f"delta.methods=[{{name: {method}{size}}}]", "optim.epochs=4"), dev, seed=3
+    )
     assert len(by_epoch) == 4 and not torch.equal(by_epoch[1], by_epoch[3])
     assert torch.equal(torch.stack(tuned.predictor.logits_of(dev.dev)), by_epoch[1])
     assert (tuned.score.dev, tuned.score.epoch) == (0.9, pytest.approx(2, abs=0.1))
@@ -136,7 +165,9 @@ def test_the_delta_of_the_best_epoch_is_kept(
 
 def test_patience_ends_a_seed(base: Base, data: TaskData, make_page: MakePage) -> None:
     dev = dataclasses.replace(data, dev=data.test)
-    tuned = tune(base, make_page("optim.peak_lr=1e-9", "optim.epochs=20", "optim.patience=2"), dev, seed=3)
+    tuned = tune(
+        base, make_page("optim.peak_lr=1e-9", "optim.epochs=20", "optim.patience=2"), dev, seed=3
+    )
     assert len([line for line in tuned.lines if "dev_accuracy" in line]) == 3
 
 
@@ -146,17 +177,30 @@ def test_methods_have_rates_of_their_own(base: Base, data: TaskData, make_page: 
     names = trained(tuned.predictor.model)
     start = trained(attached(base, page, data, seed=3).model)
     moved = {name for name in names if (names[name] - start[name]).abs().max() > 1e-12}
-    assert moved and not any(tuned.predictor.model.delta.method_of.get(name) == "bitfit" for name in moved)
-    assert {tuned.predictor.model.delta.method_of.get(name, "head") for name in moved} == {"lora", "head"}
+    assert moved and not any(
+        tuned.predictor.model.delta.method_of.get(name) == "bitfit" for name in moved
+    )
+    assert {tuned.predictor.model.delta.method_of.get(name, "head") for name in moved} == {
+        "lora",
+        "head",
+    }
 
 
-def test_several_deltas_on_one_base_share_it(place: Path, base: Base, data: TaskData, make_page: MakePage) -> None:
-    """Switching is using the other one: the weights of the base are there once, and nobody changes them."""
+def test_several_deltas_on_one_base_share_it(
+    place: Path, base: Base, data: TaskData, make_page: MakePage
+) -> None:
+    """Switching is using the other one: the weights of the base are there once, and nobody changes
+    them."""
     page = make_page(*SHORT, "delta.methods=[{name: bitfit}]")
     one, other = (tune(base, page, data, seed).predictor for seed in (1, 2))
     texts = [example.texts[0] for example in data.test[:5]]
     before = torch.stack(one.logits(texts))
     assert not torch.equal(torch.stack(other.logits(texts)), before)
     assert torch.equal(torch.stack(one.logits(texts)), before)
-    weights = [p.model.roberta.encoder.layer[0].attention.self.query.weight.data_ptr() for p in (one, other)]
-    assert weights == [base.model.roberta.encoder.layer[0].attention.self.query.weight.data_ptr()] * 2
+    weights = [
+        p.model.roberta.encoder.layer[0].attention.self.query.weight.data_ptr()
+        for p in (one, other)
+    ]
+    assert (
+        weights == [base.model.roberta.encoder.layer[0].attention.self.query.weight.data_ptr()] * 2
+    )

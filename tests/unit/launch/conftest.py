@@ -12,8 +12,8 @@ from rank_program import RANK
 
 @pytest.fixture
 def rank(tmp_path: Path) -> Callable[..., list[str]]:
-    """The command of a rank that behaves as told: end; leave when asked, with 0; resign when asked, with
-    128 + the signal; deaf; fail:CODE:RANK."""
+    """The command of a rank that behaves as told: end; leave when asked, with 0; resign when asked,
+    with 128 + the signal; deaf; fail:CODE:RANK."""
     program = tmp_path / "rank.py"
     program.write_text(RANK)
     (tmp_path / "notes").mkdir()
@@ -24,10 +24,15 @@ def rank(tmp_path: Path) -> Callable[..., list[str]]:
 
 @pytest.fixture
 def launcher() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Run a piece of Python in a process of its own, as a user's shell would; ended with the test."""
+    """Run a piece of Python in a process of its own, as a user's shell would; ended with the
+    test."""
     started: list[subprocess.Popen[str]] = []
-    # A shell lets its background jobs ignore these two; so would everything below them, were it not for this.
-    listen = "import signal\nfor n in (signal.SIGINT, signal.SIGQUIT): signal.signal(n, signal.SIG_DFL)\n"
+    # A shell lets its background jobs ignore these two; so would everything below them, were it not
+    # for this.
+    listen = (
+        "import signal\nfor n in (signal.SIGINT, signal.SIGQUIT): signal.signal(n,"
+        " signal.SIG_DFL)\n"
+    )
 
     def run(program: str, **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# A rank: notes its environment and arguments, then each signal that it gets. `behaviour` says how it ends.
+# A rank: notes its environment and arguments, then each signal that it gets. `behaviour` says how
+# it ends.
 RANK = """
 import json, os, signal, subprocess, sys, time
 signal.alarm(60)  # a rank that a test failed to end ends then
@@ -40,7 +41,8 @@ while True:
 
 
 def notes(folder: Path) -> list[dict[str, str]]:
-    """What each rank that began with this folder noted, by rank: its environment, arguments, folder and pid."""
+    """What each rank that began with this folder noted, by rank: its environment, arguments, folder
+    and pid."""
     return [json.loads(path.read_text()) for path in sorted((folder / "notes").glob("*.json"))]
 
 

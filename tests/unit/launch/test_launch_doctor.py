@@ -29,7 +29,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# ---------------------------------------------------------------------------------------------- software
+# ----------------------------------------------------------------------------------------- software
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,17 @@ def test_a_library(name: str, specifier: str, status: str) -> None:
     assert bool(finding.do) is (status != "ok")
 
 
-def test_a_library_that_pretraining_does_without_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_pretraining_does_without_is_no_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def missing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", missing)
-    assert {name: library(name, ">=1").status for name in ("peft", "torch")} == {"peft": "note", "torch": "problem"}
+    assert {name: library(name, ">=1").status for name in ("peft", "torch")} == {
+        "peft": "note",
+        "torch": "problem",
+    }
 
 
 def test_a_build_with_a_local_version_is_in_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +62,9 @@ def test_a_build_with_a_local_version_is_in_its_range(monkeypatch: pytest.Monkey
     assert library("torch", ">=2.11,<2.14").status == "ok"
 
 
-@pytest.mark.parametrize(("version", "status"), [("3.12.1", "ok"), ("3.10.9", "problem"), ("3.14.0", "problem")])
+@pytest.mark.parametrize(
+    ("version", "status"), [("3.12.1", "ok"), ("3.10.9", "problem"), ("3.14.0", "problem")]
+)
 def test_python(version: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.platform, "python_version", lambda: version)
     assert doctor.python().status == status
@@ -72,7 +79,9 @@ def test_what_is_not_installed_is_said_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert (doctor.python().status, doctor.libraries()) == ("problem", [])
 
 
-def test_another_package_of_our_name_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_package_of_our_name_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert doctor.packages().status == "ok"
     (tmp_path / "publish").mkdir()
     (tmp_path / "publish" / "__init__.py").touch()
@@ -83,12 +92,13 @@ def test_another_package_of_our_name_is_a_problem(tmp_path: Path, monkeypatch: p
     assert str(tmp_path / "publish") in found.found
 
 
-# ---------------------------------------------------------------------------------------------- GPUs
+# --------------------------------------------------------------------------------------------- GPUs
 
 
 def test_the_drivers_listing() -> None:
     listing = (
-        "NVIDIA A100-SXM4-80GB, 81920, 8.0, 535.104.05\nOdd card, [N/A], 8.0, 1\nTesla V100, 32768, 7.0, 535.104.05\n"
+        "NVIDIA A100-SXM4-80GB, 81920, 8.0, 535.104.05\nOdd card, [N/A], 8.0, 1\nTesla V100, 32768,"
+        " 7.0, 535.104.05\n"
     )
     assert parse_gpus(listing) == [A100, V100]
     assert parse_gpus("No devices were found\n") == []
@@ -126,18 +136,26 @@ def test_a_gpu_that_torch_cannot_use_says_why() -> None:
     assert "driver" in gpu_findings([A100], 0, "2.13.0+cu130", "13.0", "")[0].do
 
 
-# ---------------------------------------------------------------------------------------------- the machine
+# -------------------------------------------------------------------------------------- the machine
 
 
 @pytest.mark.parametrize(
     ("kilobytes", "limit", "used", "status"),
-    [(16e6, None, 0, "ok"), (3e6, None, 0, "note"), (1e6, None, 0, "problem"), (16e6, 5e9, 4.5e9, "problem")],
+    [
+        (16e6, None, 0, "ok"),
+        (3e6, None, 0, "note"),
+        (1e6, None, 0, "problem"),
+        (16e6, 5e9, 4.5e9, "problem"),
+    ],
 )
-def test_memory(system: Path, kilobytes: float, limit: float | None, used: float, status: str) -> None:
+def test_memory(
+    system: Path, kilobytes: float, limit: float | None, used: float, status: str
+) -> None:
     (system / "meminfo").write_text(f"MemTotal: 99999999 kB\nMemAvailable: {kilobytes:.0f} kB\n")
     if limit is not None:
         (system / "memory.max").write_text(f"{limit:.0f}\n")
         (system / "memory.current").write_text(f"{used:.0f}\n")
+
     assert doctor.memory().status == status
 
 
@@ -212,7 +230,9 @@ def test_open_files(soft: int, hard: int, do: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_which", lambda program: "/usr/bin/ssh" if program == "ssh" else None)
+    monkeypatch.setattr(
+        doctor, "_which", lambda program: "/usr/bin/ssh" if program == "ssh" else None
+    )
     found = doctor.launchers()
     assert found.found == "local, hostfile"
     assert "slurm (sbatch)" in found.do
@@ -220,13 +240,18 @@ def test_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("environment", "status"),
-    [({}, "ok"), ({"HF_HOME": "/models"}, "ok"), ({"RANK": "0"}, "note"), ({"OMP_NUM_THREADS": "1"}, "note")],
+    [
+        ({}, "ok"),
+        ({"HF_HOME": "/models"}, "ok"),
+        ({"RANK": "0"}, "note"),
+        ({"OMP_NUM_THREADS": "1"}, "note"),
+    ],
 )
 def test_variables(environment: dict[str, str], status: str) -> None:
     assert doctor.variables(environment).status == status
 
 
-# ---------------------------------------------------------------------------------------------- the whole
+# ---------------------------------------------------------------------------------------- the whole
 
 
 @pytest.mark.parametrize(
@@ -246,9 +271,12 @@ def test_the_command_says_by_its_exit_code_whether_tiny_can_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "torch_and_gpus", lambda seen: (gpu_findings(seen, 0, "2.13.0", None, ""), 0))
+    monkeypatch.setattr(
+        doctor, "torch_and_gpus", lambda seen: (gpu_findings(seen, 0, "2.13.0", None, ""), 0)
+    )
     with pytest.raises(SystemExit) as leaving:
         app.main(["doctor", "--json"])
+
     output = capsys.readouterr()
     report = json.loads(output.out)  # nothing else on stdout
     assert leaving.value.code == 0, report
@@ -258,5 +286,6 @@ def test_the_command_says_by_its_exit_code_whether_tiny_can_run(
     monkeypatch.setattr(doctor, "memory", lambda: Finding("memory", "problem", "none", "buy some"))
     with pytest.raises(SystemExit) as leaving:
         app.main(["doctor"])
+
     assert leaving.value.code == 1
     assert "-> buy some" in capsys.readouterr().err

@@ -9,7 +9,14 @@ import pytest
 
 from robustly import UserError
 from robustly.launch import environment
-from robustly.launch.environment import Rank, export, first_host, numbered_port, rank_from_environment, tasks_per_node
+from robustly.launch.environment import (
+    Rank,
+    export,
+    first_host,
+    numbered_port,
+    rank_from_environment,
+    tasks_per_node,
+)
 
 TORCHRUN = {
     "RANK": "5",
@@ -41,7 +48,10 @@ def no_terminal(monkeypatch):
 
 def test_nothing_says_that_a_launcher_started_this():
     assert rank_from_environment({}) is None
-    assert rank_from_environment({"MASTER_ADDR": "nodea", "MASTER_PORT": "1", "WORLD_SIZE": "8"}) is None
+    assert (
+        rank_from_environment({"MASTER_ADDR": "nodea", "MASTER_PORT": "1", "WORLD_SIZE": "8"})
+        is None
+    )
 
 
 def test_torchrun_and_ours():
@@ -103,12 +113,22 @@ def test_a_shell_on_a_terminal_inside_a_slurm_step_is_no_rank(tmp_path):
         "import sys; from robustly.launch.environment import rank_from_environment;"
         f"open({str(tmp_path / 'answer')!r}, 'w').write(repr(rank_from_environment()))"
     )
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("SLURM") and name != "RANK"}
-    subprocess.run([sys.executable, "-c", program], env={**variables, **SRUN}, start_new_session=True, check=True)
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SLURM") and name != "RANK"
+    }
+    subprocess.run(
+        [sys.executable, "-c", program],
+        env={**variables, **SRUN},
+        start_new_session=True,
+        check=True,
+    )
     assert (tmp_path / "answer").read_text().startswith("Rank(rank=5")
     pid, terminal = pty.fork()
     if pid == 0:
         os.execve(sys.executable, [sys.executable, "-c", program], {**variables, **SRUN})
+
     _, status = os.waitpid(pid, 0)
     os.close(terminal)
     assert status == 0
@@ -124,18 +144,24 @@ def test_mpirun_of_open_mpi_and_of_mpich():
         "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
     }
     mpich = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4"}
+
     for variables in (open_mpi, mpich):
         assert rank_from_environment({**variables, **master}) == Rank(5, 1, 8, 4, "nodea", 29500)
-        with pytest.raises(UserError, match=r"did not set MASTER_ADDR, MASTER_PORT; set them too \(mpirun: -x"):
+        with pytest.raises(
+            UserError, match=r"did not set MASTER_ADDR, MASTER_PORT; set them too \(mpirun: -x"
+        ):
             rank_from_environment(variables)
+
     assert rank_from_environment({**open_mpi, "OMPI_COMM_WORLD_SIZE": "1"}) is None
 
 
 def test_export_is_what_is_read_back(monkeypatch):
     for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
+
     rank = Rank(5, 1, 8, 4, "nodea", 29500)
     export(rank)
+
     try:
         assert {name: os.environ[name] for name in TORCHRUN} == TORCHRUN
         assert rank_from_environment() == rank
@@ -163,8 +189,12 @@ def test_a_node_list_of_another_form_is_slurms_to_read(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"first host of rack\[0-1\]n\[1-4\].*set MASTER_ADDR"):
         first_host("rack[0-1]n[1-4]")
+
     scontrol = tmp_path / "scontrol"
-    scontrol.write_text('#!/bin/bash\n[ "$*" = "show hostnames rack[0-1]n[1-4]" ] && printf "rack0n1\\nrack0n2\\n"\n')
+    scontrol.write_text(
+        '#!/bin/bash\n[ "$*" = "show hostnames rack[0-1]n[1-4]" ] && printf'
+        ' "rack0n1\\nrack0n2\\n"\n'
+    )
     scontrol.chmod(0o755)
     assert first_host("rack[0-1]n[1-4]") == "rack0n1"
 

@@ -1,4 +1,5 @@
-"""Ranks on the machines of a hostfile; a stand-in for ssh runs each machine's line here, as sshd would."""
+"""Ranks on the machines of a hostfile; a stand-in for ssh runs each machine's line here, as sshd
+would."""
 
 import io
 import os
@@ -17,9 +18,10 @@ from robustly import UserError
 from robustly.launch import LaunchOptions, Plan, hostfile, node
 from robustly.launch.hostfile import Host
 
-# Joins the last argument with a shell whose environment is bare, in a session of its own, and passes standard
-# input on until it ends. The host `off` cannot be reached. Each connection leaves its process id. Hosts are
-# numbers where ranks are started, because they look up the first one's name.
+# Joins the last argument with a shell whose environment is bare, in a session of its own, and
+# passes standard input on until it ends. The host `off` cannot be reached. Each connection leaves
+# its process id. Hosts are numbers where ranks are started, because they look up the first one's
+# name.
 SSH = """#!{python} -S
 import os, subprocess, sys, threading
 *options, host, line = sys.argv[1:]
@@ -83,24 +85,33 @@ def test_what_does_not_fit_the_hostfile_is_refused(tmp_path):
     some = plan(tmp_path, ["true"])
     with pytest.raises(UserError, match="needs --hostfile FILE"):
         hostfile.render(some, LaunchOptions())
+
     with pytest.raises(UserError, match=r"missing: cannot be read"):
         hostfile.render(some, LaunchOptions(hostfile=tmp_path / "missing"))
+
     with pytest.raises(UserError, match=r"--nodes 3: .*hosts lists 2 hosts"):
         hostfile.render(some, options(tmp_path, "nodea slots=1\nnodeb slots=1\n", nodes=3))
+
     for name in ("localhost", "127.0.0.1", "user@localhost"):
         with pytest.raises(UserError, match="which the other machines cannot reach"):
             hostfile.render(some, options(tmp_path, f"{name} slots=1\nnodeb slots=1\n"))
 
 
 def test_render(tmp_path):
-    some = plan(tmp_path, ["robustly", "pretrain", "page.yaml", "data.language=it's"], NCCL_DEBUG="INFO")
+    some = plan(
+        tmp_path, ["robustly", "pretrain", "page.yaml", "data.language=it's"], NCCL_DEBUG="INFO"
+    )
     text = hostfile.render(some, options(tmp_path, "user@nodea slots=2\nnodeb slots=1\n"))
-    ssh = "ssh -T -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+    ssh = (
+        "ssh -T -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=15 -o"
+        " ServerAliveCountMax=4"
+    )
     first, second = text.splitlines()
     assert shlex.split(first)[:-2] == shlex.split(ssh)
     assert shlex.split(first)[-2:] == [
         "user@nodea",
-        f"cd {tmp_path} && exec env NCCL_DEBUG=INFO {sys.executable} -P -m robustly.launch.node --first-rank 0 --ranks 2 "
+        f"cd {tmp_path} && exec env NCCL_DEBUG=INFO {sys.executable} -P -m robustly.launch.node"
+        " --first-rank 0 --ranks 2 "
         "--world-size 3 --master-addr nodea --master-port 29500 -- "
         """robustly pretrain page.yaml 'data.language=it'"'"'s'""",
     ]
@@ -111,8 +122,12 @@ def test_render(tmp_path):
 
 def test_nodes_and_ranks_per_node_overrule_the_hostfile(tmp_path):
     three = "a slots=8\nb slots=4\nc slots=2\n"
-    text = hostfile.render(plan(tmp_path, ["true"]), options(tmp_path, three, nodes=2, ranks_per_node=3, master_port=5))
-    assert re.findall(r"first-rank (\d) --ranks (\d) --world-size (\d) --master-addr a --master-port (\d)", text) == [
+    text = hostfile.render(
+        plan(tmp_path, ["true"]), options(tmp_path, three, nodes=2, ranks_per_node=3, master_port=5)
+    )
+    assert re.findall(
+        r"first-rank (\d) --ranks (\d) --world-size (\d) --master-addr a --master-port (\d)", text
+    ) == [
         ("0", "3", "6", "5"),
         ("3", "3", "6", "5"),
     ]
@@ -120,7 +135,12 @@ def test_nodes_and_ranks_per_node_overrule_the_hostfile(tmp_path):
 
 def test_every_rank_gets_its_place_environment_and_arguments(tmp_path, rank, ssh):
     some = plan(tmp_path, rank("end", *SPECIAL), NCCL_DEBUG="INFO", GLOO_SOCKET_IFNAME="it's $HOME")
-    assert hostfile.start(some, options(tmp_path, "10.0.0.1 slots=1\n10.0.0.2 slots=2\n", master_port=20123)) == 0
+    assert (
+        hostfile.start(
+            some, options(tmp_path, "10.0.0.1 slots=1\n10.0.0.2 slots=2\n", master_port=20123)
+        )
+        == 0
+    )
     ranks = notes(tmp_path)
     names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     assert [tuple(r[name] for name in names) for r in ranks] == [
@@ -128,6 +148,7 @@ def test_every_rank_gets_its_place_environment_and_arguments(tmp_path, rank, ssh
         ("1", "0", "2", "3", "10.0.0.1", "20123"),
         ("2", "1", "2", "3", "10.0.0.1", "20123"),
     ]
+
     for r in ranks:
         assert r["arguments"] == list(SPECIAL)
         assert (r["NCCL_DEBUG"], r["GLOO_SOCKET_IFNAME"]) == ("INFO", "it's $HOME")
@@ -153,7 +174,12 @@ def test_a_failure_on_one_host_stops_the_others(tmp_path, rank, ssh, capfd):
 
 
 def test_a_host_that_cannot_be_reached_stops_the_run(tmp_path, rank, ssh):
-    assert hostfile.start(plan(tmp_path, rank("leave")), options(tmp_path, "10.0.0.1 slots=1\noff slots=1\n")) == 255
+    assert (
+        hostfile.start(
+            plan(tmp_path, rank("leave")), options(tmp_path, "10.0.0.1 slots=1\noff slots=1\n")
+        )
+        == 255
+    )
     assert not any(alive(int(r["pid"])) for r in notes(tmp_path))
 
 
@@ -164,7 +190,8 @@ def test_a_folder_that_a_host_lacks_stops_the_run(tmp_path, rank, ssh, capfd):
 
 
 def launched(launcher, tmp_path, rank, behaviour):
-    """A launcher of one rank on each of two hosts, in a process of its own, once both ranks are there."""
+    """A launcher of one rank on each of two hosts, in a process of its own, once both ranks are
+    there."""
     program = f"""
 import sys; from pathlib import Path; from launch import LaunchOptions, Plan, hostfile
 plan = Plan({tuple(rank(behaviour))!r}, Path({str(tmp_path)!r}), Path("manifest.json"))
@@ -223,11 +250,14 @@ def test_deaf_ranks_of_a_lost_launcher_are_killed_after_the_grace_period(monkeyp
     ("address", "interface", "warned"),
     [("127.0.1.1", None, True), ("127.0.1.1", "eth0", False), ("10.0.0.3", None, False)],
 )
-def test_a_host_that_knows_itself_by_a_loopback_address_is_told(monkeypatch, capsys, address, interface, warned):
+def test_a_host_that_knows_itself_by_a_loopback_address_is_told(
+    monkeypatch, capsys, address, interface, warned
+):
     monkeypatch.setattr(node.socket, "gethostbyname", lambda name: address)
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     if interface:
         monkeypatch.setenv("GLOO_SOCKET_IFNAME", interface)
+
     node.check_names("localhost")
     assert ("export GLOO_SOCKET_IFNAME" in capsys.readouterr().err) == warned
 
@@ -235,7 +265,11 @@ def test_a_host_that_knows_itself_by_a_loopback_address_is_told(monkeypatch, cap
 def test_a_first_host_that_the_others_do_not_know_stops_the_run(tmp_path, rank, ssh, capfd):
     """Ranks would wait for it, deaf to signals, until their time runs out."""
     assert (
-        hostfile.start(plan(tmp_path, rank("end")), options(tmp_path, "no.such.host.invalid slots=1\nb slots=1\n")) == 2
+        hostfile.start(
+            plan(tmp_path, rank("end")),
+            options(tmp_path, "no.such.host.invalid slots=1\nb slots=1\n"),
+        )
+        == 2
     )
     assert "does not know the first host, no.such.host.invalid" in capfd.readouterr().err
     assert not notes(tmp_path)

@@ -21,7 +21,9 @@ def test_each_rank_knows_its_place(tmp_path, rank, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert local.run(rank("end", "a b", "$HOME"), 3, {}) == 0
     ranks = notes(tmp_path)
-    assert [(r["RANK"], r["LOCAL_RANK"], r["WORLD_SIZE"], r["LOCAL_WORLD_SIZE"]) for r in ranks] == [
+    assert [
+        (r["RANK"], r["LOCAL_RANK"], r["WORLD_SIZE"], r["LOCAL_WORLD_SIZE"]) for r in ranks
+    ] == [
         ("0", "0", "3", "3"),
         ("1", "1", "3", "3"),
         ("2", "2", "3", "3"),
@@ -40,10 +42,15 @@ def test_what_the_user_or_the_caller_set_stays(tmp_path, rank, monkeypatch):
     assert notes(tmp_path)[0]["NCCL_DEBUG"] == "INFO"
 
 
-@pytest.mark.parametrize(("code", "expected"), [(7, 7), (2, 2), (-signal.SIGKILL, 137), (-signal.SIGSEGV, 139)])
+@pytest.mark.parametrize(
+    ("code", "expected"), [(7, 7), (2, 2), (-signal.SIGKILL, 137), (-signal.SIGSEGV, 139)]
+)
 def test_one_failure_stops_all_with_its_code(tmp_path, rank, code, expected, capsys):
     assert local.run(rank(f"fail:{code}:1"), 3, {}) == expected
-    assert signals(tmp_path) == ["SIGTERM\n", "SIGTERM\n"]  # ranks 0 and 2 were asked; nobody was asked twice
+    assert signals(tmp_path) == [
+        "SIGTERM\n",
+        "SIGTERM\n",
+    ]  # ranks 0 and 2 were asked; nobody was asked twice
     assert not any(alive(int(r["pid"])) for r in notes(tmp_path))
     assert f"rank 1 ended with exit code {expected}" in capsys.readouterr().err
 
@@ -71,9 +78,16 @@ sys.exit(1)
     wait_for(lambda: not alive(int((tmp_path / "helper").read_text())))
 
 
-def started(launcher: Callable[..., subprocess.Popen[str]], tmp_path: Path, command: list[str], grace: float = 15.0):
+def started(
+    launcher: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+    command: list[str],
+    grace: float = 15.0,
+):
     """A launcher of two ranks in a process of its own, once both are there."""
-    process = launcher(f"import sys; from launch import local; sys.exit(local.run({command!r}, 2, {{}}, {grace}))")
+    process = launcher(
+        f"import sys; from launch import local; sys.exit(local.run({command!r}, 2, {{}}, {grace}))"
+    )
     wait_for(lambda: len(notes(tmp_path)) == 2 or process.poll() is not None)
     assert process.poll() is None, process.stderr.read()
     return process
@@ -84,18 +98,22 @@ def started(launcher: Callable[..., subprocess.Popen[str]], tmp_path: Path, comm
     [("SIGINT", "SIGINT"), ("SIGTERM", "SIGTERM"), ("SIGUSR1", "SIGUSR1"), ("SIGHUP", "SIGTERM")],
 )
 def test_signals_are_passed_on_once_and_ranks_may_leave(tmp_path, rank, launcher, name, passed_on):
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+    before = signal.signal(
+        signal.SIGHUP, signal.SIG_DFL
+    )  # the tests themselves may run under nohup
     try:
         process = started(launcher, tmp_path, rank("leave"))
     finally:
         signal.signal(signal.SIGHUP, before)
+
     process.send_signal(signal.Signals[name])
     assert process.wait(10) == 0  # all ranks left with 0
     assert signals(tmp_path) == [f"{passed_on}\n"] * 2
 
 
 def test_leaving_when_asked_is_no_failure(tmp_path, rank, launcher):
-    """Rank 1 leaves at once; rank 0 still writes its checkpoint and must neither be asked again nor killed."""
+    """Rank 1 leaves at once; rank 0 still writes its checkpoint and must neither be asked again nor
+    killed."""
     program = f"""
 import os, signal, sys, time
 if os.environ["RANK"] == "1":
@@ -138,6 +156,7 @@ def test_hangup_stays_ignored_under_nohup(tmp_path, rank, launcher):
         process = started(launcher, tmp_path, rank("leave"))
     finally:
         signal.signal(signal.SIGHUP, before)
+
     process.send_signal(signal.SIGHUP)
     time.sleep(0.3)
     assert process.poll() is None
@@ -147,7 +166,8 @@ def test_hangup_stays_ignored_under_nohup(tmp_path, rank, launcher):
 
 
 def test_ranks_die_with_a_launcher_that_is_killed(tmp_path, launcher):
-    # sum() never leaves C and keeps the GIL: no thread and no Python signal handler of the rank would run.
+    # sum() never leaves C and keeps the GIL: no thread and no Python signal handler of the rank
+    # would run.
     program = f"""
 import itertools, os, signal
 signal.alarm(60)
@@ -172,6 +192,7 @@ def test_free_port_passes_over_one_in_use(rank):
         busy.bind(("127.0.0.1", port))
         busy.listen()
         other = local.free_port()
+
     assert other != port
     assert all(FIRST_PORT <= p < FIRST_PORT + PORTS <= 32768 for p in (port, other))
     with socket.socket() as again:
@@ -180,7 +201,13 @@ def test_free_port_passes_over_one_in_use(rank):
 
 def test_start_runs_the_plan_in_its_folder(tmp_path, rank, monkeypatch):
     monkeypatch.chdir("/")
-    plan = Plan(tuple(rank("end")), tmp_path, tmp_path / "manifest.json", ranks=1, environment={"NCCL_DEBUG": "INFO"})
+    plan = Plan(
+        tuple(rank("end")),
+        tmp_path,
+        tmp_path / "manifest.json",
+        ranks=1,
+        environment={"NCCL_DEBUG": "INFO"},
+    )
     assert local.start(plan, LaunchOptions(ranks_per_node=2)) == 0
     assert [(r["RANK"], r["NCCL_DEBUG"], r["folder"]) for r in notes(tmp_path)] == [
         ("0", "INFO", str(tmp_path)),
@@ -192,7 +219,9 @@ def test_the_rendered_lines_run_the_same_ranks(tmp_path, rank):
     plan = Plan(tuple(rank("end", "it's $HOME")), tmp_path, tmp_path / "manifest.json", ranks=2)
     text = local.render(plan, LaunchOptions(master_port=20123))
     subprocess.run(["bash", "-e"], input=text, text=True, check=True)
-    assert [(r["RANK"], r["WORLD_SIZE"], r["MASTER_PORT"], r["arguments"]) for r in notes(tmp_path)] == [
+    assert [
+        (r["RANK"], r["WORLD_SIZE"], r["MASTER_PORT"], r["arguments"]) for r in notes(tmp_path)
+    ] == [
         ("0", "2", "20123", ["it's $HOME"]),
         ("1", "2", "20123", ["it's $HOME"]),
     ]

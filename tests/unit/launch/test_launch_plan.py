@@ -20,13 +20,20 @@ def test_exported_leaves_credentials_out():
         "PATH": "/bin",
         "CUDA_VISIBLE_DEVICES": "0",
     }
-    assert list(exported(environment)) == ["GLOO_SOCKET_IFNAME", "HF_HOME", "NCCL_DEBUG", "PYTHONPATH"]
+    assert list(exported(environment)) == [
+        "GLOO_SOCKET_IFNAME",
+        "HF_HOME",
+        "NCCL_DEBUG",
+        "PYTHONPATH",
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(LAUNCHERS))
 def test_every_launcher_renders_shell_that_holds_the_command_and_the_folder(name, tmp_path):
     (tmp_path / "hosts").write_text("nodea slots=2\nnodeb slots=2\n")
-    plan = Plan(("/env/bin/robustly", "pretrain", "page.yaml"), Path("/home/me/run"), Path("manifest.json"))
+    plan = Plan(
+        ("/env/bin/robustly", "pretrain", "page.yaml"), Path("/home/me/run"), Path("manifest.json")
+    )
     text = LAUNCHERS[name].render(plan, LaunchOptions(hostfile=tmp_path / "hosts"))
     assert "/env/bin/robustly pretrain page.yaml" in text
     assert "/home/me/run" in text

@@ -56,27 +56,37 @@ def test_render():
         ranks=4,
         environment={"NCCL_DEBUG": "INFO", "PYTHONPATH": "/a b"},
     )
-    options = LaunchOptions(nodes=2, partition="gpu", time="1-00:00:00", sbatch=("gpus-per-node=4", "--exclusive"))
+    options = LaunchOptions(
+        nodes=2, partition="gpu", time="1-00:00:00", sbatch=("gpus-per-node=4", "--exclusive")
+    )
     text = slurm.render(plan, options)
     assert text == EXPECTED
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
 STAND_INS = {
-    "scontrol": 'if [ "$1" = show ]; then printf "gpu03\\ngpu04\\n"; else echo "$*" >> scontrol.log; fi',
-    "srun": 'printf "%s\\n" "$MASTER_ADDR" "$MASTER_PORT" "${SRUN_CPUS_PER_TASK:-}" "$@" > srun.log; exit $SRUN_CODE',
+    "scontrol": (
+        'if [ "$1" = show ]; then printf "gpu03\\ngpu04\\n"; else echo "$*" >> scontrol.log; fi'
+    ),
+    "srun": (
+        'printf "%s\\n" "$MASTER_ADDR" "$MASTER_PORT" "${SRUN_CPUS_PER_TASK:-}" "$@" > srun.log;'
+        " exit $SRUN_CODE"
+    ),
     "squeue": "echo $STATE",
     "sleep": "",
 }
 
 
 def run_script(folder: Path, finished: bool = False, **variables: str) -> tuple[int, bool]:
-    """Run the rendered script in a folder. Returns its exit code and whether it asked for a requeue."""
+    """Run the rendered script in a folder. Returns its exit code and whether it asked for a
+    requeue."""
     for name, body in STAND_INS.items():
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
         (folder / name).chmod(0o755)
+
     if finished:
         (folder / "manifest.json").write_text("{}")
+
     plan = Plan(("robustly", "pretrain", "it's $HOME"), folder, folder / "manifest.json")
     environment = {
         "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "12345", "SLURM_JOB_NODELIST": "gpu[03-04]",
@@ -88,6 +98,7 @@ def run_script(folder: Path, finished: bool = False, **variables: str) -> tuple[
     asked = log.exists()
     if asked:
         assert log.read_text() == "requeue 12345\n"
+
     return done.returncode, asked
 
 
@@ -114,7 +125,10 @@ def test_srun_gets_the_command_unchanged_and_all_meet_on_the_first_host(tmp_path
         ({"SRUN_CODE": "137", "SLURM_RESTART_COUNT": "1"}, (137, True)),
         ({"SRUN_CODE": "137", "SLURM_RESTART_COUNT": "2"}, (137, False)),  # enough
         ({"SRUN_CODE": "2"}, (2, False)),  # the user's mistake
-        ({"SRUN_CODE": "2", "finished": True}, (2, False)),  # another recipe's manifest is not our success
+        (
+            {"SRUN_CODE": "2", "finished": True},
+            (2, False),
+        ),  # another recipe's manifest is not our success
         ({"STATE": "COMPLETING"}, (1, False)),  # cancelled
     ],
 )
@@ -127,6 +141,7 @@ def test_start_hands_the_script_to_sbatch(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="sbatch: not found"):
         slurm.start(plan, LaunchOptions())
+
     sbatch = tmp_path / "sbatch"
     sbatch.write_text(f"#!/bin/bash\n/bin/cat > {tmp_path}/script; exit 3\n")
     sbatch.chmod(0o755)

@@ -59,7 +59,9 @@ torchrun.start(Plan(command, Path({str(tmp_path)!r}), Path("manifest.json"), ran
 """)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert [(r["RANK"], r["LOCAL_WORLD_SIZE"], r["TORCHELASTIC_RESTART_COUNT"]) for r in notes(tmp_path)] == [
+    assert [
+        (r["RANK"], r["LOCAL_WORLD_SIZE"], r["TORCHELASTIC_RESTART_COUNT"]) for r in notes(tmp_path)
+    ] == [
         ("0", "2", "1"),
         ("1", "2", "1"),
     ]

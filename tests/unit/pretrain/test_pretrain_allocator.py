@@ -9,11 +9,13 @@ from ranks import run_distributed
 
 BYTES = 100 * 2**20
 TIMES = 20
-"""Aligned blocks do not always fit where one was freed, until a few of them lie free beside each other."""
+"""Aligned blocks do not always fit where one was freed, until a few of them lie free beside each
+other."""
 
 
 def faults_of_the_last_allocation(rank: int, ranks: int) -> list[int]:
-    """Page faults of writing to 100 MB that were there and freed often before; as it is, and after the call."""
+    """Page faults of writing to 100 MB that were there and freed often before; as it is, and after
+    the call."""
     import torch
 
     from robustly.pretrain.allocator import keep_freed_memory
@@ -29,7 +31,10 @@ def faults_of_the_last_allocation(rank: int, ranks: int) -> list[int]:
     return [before[-1], after[-1]]
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc: its allocator is left alone")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc",
+    reason="the C library is not glibc: its allocator is left alone",
+)
 def test_pages_are_not_faulted_in_twice() -> None:
     ((before, after),) = run_distributed(1, faults_of_the_last_allocation)
     assert before > 1000 or before * 2**21 > BYTES / 2  # pages of 4 kB, or of 2 MB

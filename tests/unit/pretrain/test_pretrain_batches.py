@@ -1,4 +1,5 @@
-"""The batch of update k is the same for any ranks and micro-batch; every epoch meets every block once."""
+"""The batch of update k is the same for any ranks and micro-batch; every epoch meets every block
+once."""
 
 import threading
 from typing import Any
@@ -7,14 +8,24 @@ import numpy as np
 import pytest
 import torch
 
-from robustly.data_prep.sampler import Order
-from robustly.pretrain.batches import Batches, MicroBatch, accumulation_steps, blocks_per_update, make_micro_batch
+from robustly.data_prep.sampler import EpochSampler
+from robustly.pretrain.batches import (
+    Batches,
+    MicroBatch,
+    accumulation_steps,
+    blocks_per_update,
+    make_micro_batch,
+)
 from robustly.pretrain.schedule import UpdateSizes
 from synthetic import VOCABULARY, RandomBlocks, masking, optim, order
 
 
-def batches(rank: int = 0, ranks: int = 1, micro_batch: int = 8, batch: int = 32, seed: int = 5) -> Batches:
-    return Batches(order(seed=seed), UpdateSizes(batch), masking(), VOCABULARY, rank, ranks, micro_batch)
+def batches(
+    rank: int = 0, ranks: int = 1, micro_batch: int = 8, batch: int = 32, seed: int = 5
+) -> Batches:
+    return Batches(
+        order(seed=seed), UpdateSizes(batch), masking(), VOCABULARY, rank, ranks, micro_batch
+    )
 
 
 Row = tuple[list[int], dict[int, int]]
@@ -22,7 +33,12 @@ Row = tuple[list[int], dict[int, int]]
 
 def rows(share_batches: list[Batches], update: int) -> list[Row]:
     """All blocks of an update, sorted."""
-    micro_batches = [made for one in share_batches for made in one.share(update).micro_batches if len(made.labels)]
+    micro_batches = [
+        made
+        for one in share_batches
+        for made in one.share(update).micro_batches
+        if len(made.labels)
+    ]
     places = [made.first + row for made in micro_batches for row in range(len(made.inputs))]
     assert sorted(places) == list(range(len(places)))  # no two draw the same dropout
     return shown(micro_batches)
@@ -37,10 +53,13 @@ def shown(micro_batches: list[MicroBatch]) -> list[Row]:
         for ids, labels in zip(made.inputs.tolist(), restored.tolist(), strict=True):
             real = [token for token in ids if token != VOCABULARY.pad]
             found.append((real, {place: label for place, label in enumerate(labels) if label >= 0}))
+
     return sorted(found, key=lambda row: row[0])
 
 
-@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 32), (2, 4), (2, 8), (3, 8), (5, 3), (7, 1)])
+@pytest.mark.parametrize(
+    ("ranks", "micro_batch"), [(1, 32), (2, 4), (2, 8), (3, 8), (5, 3), (7, 1)]
+)
 def test_the_global_batch_does_not_depend_on_the_layout(ranks: int, micro_batch: int) -> None:
     for update in (1, 2, 9):  # 9 lies across the end of an epoch of 100 blocks
         expected = rows([batches()], update)
@@ -51,12 +70,20 @@ def test_the_global_batch_does_not_depend_on_the_layout(ranks: int, micro_batch:
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_growing_updates_meet_the_stream_once_and_in_order(ranks: int) -> None:
-    """The first of them have less than a micro-batch for some ranks; epochs of 100 blocks begin within updates."""
+    """The first of them have less than a micro-batch for some ranks; epochs of 100 blocks begin
+    within updates."""
     sizes = UpdateSizes(32, 2, 7)
-    made = [Batches(order(seed=5), sizes, masking(), VOCABULARY, rank, ranks, 4) for rank in range(ranks)]
+    made = [
+        Batches(order(seed=5), sizes, masking(), VOCABULARY, rank, ranks, 4)
+        for rank in range(ranks)
+    ]
+
     for update in range(1, 12):
         places = made[0].order.stream(sizes.before(update), sizes.before(update + 1))
-        assert rows(made, update) == shown([make_micro_batch(made[0].order, places, masking(), VOCABULARY, 0)])
+        assert rows(made, update) == shown(
+            [make_micro_batch(made[0].order, places, masking(), VOCABULARY, 0)]
+        )
+
     assert {len(one.share(1).micro_batches) for one in made} == {accumulation_steps(32, ranks, 4)}
 
 
@@ -100,7 +127,9 @@ def test_doc_sentences_gets_more_blocks_for_as_many_tokens() -> None:
 
 def test_short_blocks_make_updates_of_as_many_tokens() -> None:
     blocks: Any = RandomBlocks(2000)  # of 10 to 32 tokens
-    batch = blocks_per_update(optim(batch_size=64), 32, Order(blocks, 5).mean_length, "doc_sentences")
+    batch = blocks_per_update(
+        optim(batch_size=64), 32, EpochSampler(blocks, 5).mean_length, "doc_sentences"
+    )
     made = Batches(order(blocks), UpdateSizes(batch), masking(), VOCABULARY, 0, 1, 32)
     tokens = np.array([made.share(update).tokens for update in range(1, 2 * 2000 // batch + 1)])
     assert tokens.mean() == pytest.approx(64 * 32, rel=0.01)
@@ -110,12 +139,16 @@ def test_short_blocks_make_updates_of_as_many_tokens() -> None:
 
 def test_copies_of_a_block_have_masks_of_their_own() -> None:
     blocks: Any = RandomBlocks()
-    made = Batches(Order(blocks, 5, [2.0]), UpdateSizes(200), masking(), VOCABULARY, 0, 1, 200)  # an epoch is an update
+    made = Batches(
+        EpochSampler(blocks, 5, [2.0]), UpdateSizes(200), masking(), VOCABULARY, 0, 1, 200
+    )  # an epoch is an update
     places = made.order.stream(0, 200)
     micro_batch = make_micro_batch(made.order, places, masking(), VOCABULARY, 0)
     positions = micro_batch.positions.numpy()
     masked = [set((positions[positions // 32 == row] % 32).tolist()) for row in range(200)]
-    copies = [[masked[row] for row in np.flatnonzero(places.block == block)] for block in range(100)]
+    copies = [
+        [masked[row] for row in np.flatnonzero(places.block == block)] for block in range(100)
+    ]
     assert all(len(pair) == 2 for pair in copies)
     assert sum(one == two for one, two in copies) < 5  # by chance
 
@@ -134,7 +167,11 @@ def test_update_k_holds_the_streams_positions_from_k_minus_1_batches_on() -> Non
 @pytest.mark.parametrize("shortest", [3, 10, 30])
 def test_a_micro_batch_is_padded_to_its_own_longest_block(shortest: int) -> None:
     blocks: Any = RandomBlocks(shortest=shortest)
-    for micro_batch in Batches(order(blocks), UpdateSizes(32), masking(), VOCABULARY, 1, 3, 4).share(1).micro_batches:
+    for micro_batch in (
+        Batches(order(blocks), UpdateSizes(32), masking(), VOCABULARY, 1, 3, 4)
+        .share(1)
+        .micro_batches
+    ):
         real = micro_batch.inputs != VOCABULARY.pad
         longest, width = int(real.sum(1).max()), micro_batch.inputs.shape[1]
         assert width % 8 == 0 and width - 8 < longest <= width
@@ -155,5 +192,9 @@ def test_blocks_of_a_share_come_longest_first() -> None:
 
 def test_blocks_are_not_padded_beyond_the_block_length() -> None:
     blocks: Any = RandomBlocks(length=21, shortest=21)
-    (micro_batch,) = Batches(order(blocks), UpdateSizes(8), masking(), VOCABULARY, 0, 1, 8).share(1).micro_batches
+    (micro_batch,) = (
+        Batches(order(blocks), UpdateSizes(8), masking(), VOCABULARY, 0, 1, 8)
+        .share(1)
+        .micro_batches
+    )
     assert micro_batch.inputs.shape == (8, 21) and micro_batch.attention is None

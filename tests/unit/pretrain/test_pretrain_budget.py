@@ -1,4 +1,5 @@
-"""The arithmetic of the budget, against the real model, torch's counters and what torch really holds."""
+"""The arithmetic of the budget, against the real model, torch's counters and what torch really
+holds."""
 
 import gc
 from collections.abc import Callable
@@ -14,16 +15,16 @@ from robustly.experiment import load_experiment
 from robustly.preflight import budget
 from robustly.pretrain import checkpoint
 from robustly.pretrain.checkpoint import Progress
-from robustly.pretrain.config import Run
+from robustly.pretrain.config import RunConfig
 from robustly.pretrain.cross_entropy import ELEMENTS, summed_cross_entropy
 from robustly.pretrain.engine import Engine, start_ranks
 from robustly.pretrain.flops import embedding_parameters, flops_per_token, parameters
-from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from synthetic import model, optim
 
 BLOCKS, LENGTH, ENTRIES, MASKED = 8, 64, 3000, 0.125
-VOCABULARY = TokenIds(ENTRIES, 0, 1, 2, ENTRIES - 1)
+VOCABULARY = SpecialTokens(ENTRIES, 0, 1, 2, ENTRIES - 1)
 SHAPE = {"layers": 4, "hidden": 128, "heads": 4, "feed_forward": 512, "positions": LENGTH + 2}
 
 
@@ -33,17 +34,20 @@ def objective(attention: str = "sdpa", **changes: Any) -> MaskedLanguageModel:
     return MaskedLanguageModel(new_model(config, 1)).train()
 
 
-def micro_batch(padded: bool) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+def micro_batch(
+    padded: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
     inputs = torch.randint(4, ENTRIES - 1, (BLOCKS, LENGTH), generator=draw)
     positions = torch.randperm(inputs.numel(), generator=draw)[: round(MASKED * inputs.numel())]
     attention = torch.ones_like(inputs) if padded else None
     if attention is not None:
         attention[:, -3:] = 0
+
     return inputs, attention, positions, inputs.flatten()[positions]
 
 
-# ---------------------------------------------------------------------------------------------- counts
+# ------------------------------------------------------------------------------------------- counts
 
 
 @pytest.mark.parametrize("page", ["roberta_base", "roberta_large", "tiny"])
@@ -51,7 +55,10 @@ def test_parameters_are_those_of_the_real_model(page: str) -> None:
     experiment = load_experiment(page)
     size = experiment.tokenizer.vocab_size
     with torch.device("meta"):
-        real = new_model(roberta_config(experiment.model, TokenIds(size, 0, 1, 2, size - 1)), 0)
+        real = new_model(
+            roberta_config(experiment.model, SpecialTokens(size, 0, 1, 2, size - 1)), 0
+        )
+
     assert parameters(experiment.model, size) == sum(p.numel() for p in real.parameters())
     tables = [m.weight.numel() for m in real.modules() if isinstance(m, torch.nn.Embedding)]
     assert embedding_parameters(experiment.model, size) == sum(tables)
@@ -61,18 +68,21 @@ def test_roberta_base_has_the_parameters_of_the_published_one() -> None:
     assert parameters(load_experiment("roberta_base").model, 50_265) == 124_697_433
 
 
-@pytest.mark.parametrize("changes", [{}, {"heads": 8, "feed_forward": 200, "layers": 1, "hidden": 64}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"heads": 8, "feed_forward": 200, "layers": 1, "hidden": 64}], ids=str
+)
 def test_operations_are_those_that_torch_counts(changes: dict[str, Any]) -> None:
     """With attention written out: torch has no count for its fused kernel on CPU."""
     network = objective("eager", **changes)
     batch = micro_batch(padded=False)
     with FlopCounterMode(display=False) as counter:
         network(*batch).backward()
+
     per_token = flops_per_token(model(**{**SHAPE, **changes}), ENTRIES, LENGTH, MASKED)
     assert per_token * BLOCKS * LENGTH == counter.get_total_flops()
 
 
-# ---------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 # Without bf16 under attention dropout: torch's unfused attention keeps fp32 copies of it on a CPU.
@@ -84,7 +94,9 @@ def test_operations_are_those_that_torch_counts(changes: dict[str, Any]) -> None
         ("fp32", True, {"dropout": 0.1, "attention_dropout": 0.1}),
     ],
 )
-def test_activations_are_what_autograd_keeps(padded: bool, changes: dict[str, Any], precision: str) -> None:
+def test_activations_are_what_autograd_keeps(
+    padded: bool, changes: dict[str, Any], precision: str
+) -> None:
     network = objective(**changes).to(torch.bfloat16 if precision == "bf16" else torch.float32)
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -97,8 +109,11 @@ def test_activations_are_what_autograd_keeps(padded: bool, changes: dict[str, An
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = network(*micro_batch(padded))
+
     measured = sum(storage.nbytes() for storage in kept.values())
-    gradients_of_matrix = 4 * (ENTRIES * SHAPE["hidden"] + ENTRIES + MASKED * BLOCKS * LENGTH * SHAPE["hidden"])
+    gradients_of_matrix = 4 * (
+        ENTRIES * SHAPE["hidden"] + ENTRIES + MASKED * BLOCKS * LENGTH * SHAPE["hidden"]
+    )
     sizes = model(**{**SHAPE, **changes})
     expected = budget.activation_bytes(sizes, BLOCKS, LENGTH, MASKED, precision, "cpu", padded)
     assert loss.requires_grad
@@ -106,7 +121,9 @@ def test_activations_are_what_autograd_keeps(padded: bool, changes: dict[str, An
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(("masked_tokens", "rows"), [(64, 1000), (400, 1000), (400, 100), (400, 20)])
+@pytest.mark.parametrize(
+    ("masked_tokens", "rows"), [(64, 1000), (400, 1000), (400, 100), (400, 20)]
+)
 def test_the_cross_entropy_holds_what_is_planned(
     masked_tokens: int, rows: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,11 +147,13 @@ LAYOUTS = {2: [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16")], 1: [(1, "fp3
 
 
 def peaks_of_training(rank: int, ranks: int) -> list[int]:
-    """For each layout, the bytes that torch holds at the peak of an update of two micro-batches, as its profiler sees
-    every allocation."""
+    """For each layout, the bytes that torch holds at the peak of an update of two micro-batches, as
+    its profiler sees every allocation."""
     torch.set_num_threads(1)
     device = start_ranks(rank)
-    return [peak_of_training(ranks, stage, precision, device) for stage, precision in LAYOUTS[ranks]]
+    return [
+        peak_of_training(ranks, stage, precision, device) for stage, precision in LAYOUTS[ranks]
+    ]
 
 
 def peak_of_training(ranks: int, stage: int, precision: str, device: torch.device) -> int:
@@ -154,14 +173,20 @@ def peak_of_training(ranks: int, stage: int, precision: str, device: torch.devic
 
 def peak_of(work: Callable[[], None]) -> int:
     """The bytes that torch gives out more than it takes back, at their most."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         work()
+
     events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    changes = sorted(
+        (event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"
+    )
     held = peak = 0
     for _, change in changes:
         held += change
         peak = max(peak, held)
+
     return peak
 
 
@@ -169,13 +194,17 @@ def living() -> dict[int, torch.UntypedStorage]:
     """The storages of all tensors that Python knows of, by address."""
     gc.collect()
     tensors = [o for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter)]
-    return {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors if t.device.type == "cpu"}
+    return {
+        t.untyped_storage().data_ptr(): t.untyped_storage()
+        for t in tensors
+        if t.device.type == "cpu"
+    }
 
 
-def run(stage: int, precision: str, ranks: int) -> Run:
+def run(stage: int, precision: str, ranks: int) -> RunConfig:
     """With a small bucket, where there is one."""
     bucket = {"zero_optimization": {"reduce_bucket_size": 1_000_000}} if ranks > 1 else {}
-    return Run(zero_stage=stage, precision=precision, micro_batch=BLOCKS, deepspeed=bucket)  # type: ignore[arg-type]
+    return RunConfig(zero_stage=stage, precision=precision, micro_batch=BLOCKS, deepspeed=bucket)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -188,20 +217,26 @@ def measured_peaks() -> dict[tuple[int, int, str], int]:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "stage", "precision"), [(n, *layout) for n, some in LAYOUTS.items() for layout in some]
+    ("ranks", "stage", "precision"),
+    [(n, *layout) for n, some in LAYOUTS.items() for layout in some],
 )
 def test_memory_is_what_torch_holds(
     ranks: int, stage: int, precision: str, measured_peaks: dict[tuple[int, int, str], int]
 ) -> None:
     measured = measured_peaks[ranks, stage, precision]
-    expected = budget.memory(model(**SHAPE), ENTRIES, run(stage, precision, ranks), ranks, LENGTH, MASKED, "cpu")
+    expected = budget.memory(
+        model(**SHAPE), ENTRIES, run(stage, precision, ranks), ranks, LENGTH, MASKED, "cpu"
+    )
     assert 0.97 * measured <= expected.peak - expected.overhead <= 1.2 * measured
 
 
 def test_what_a_gpu_holds_more_than_a_cpu() -> None:
     """The whole bucket, and reserve; and less: dropout's masks as booleans, no L x L scores."""
-    sizes, settings = model(**SHAPE, dropout=0.1, attention_dropout=0.1), Run(zero_stage=1)
-    cpu, gpu = (budget.memory(sizes, ENTRIES, settings, 2, LENGTH, MASKED, device) for device in ("cpu", "cuda"))  # type: ignore[arg-type]
+    sizes, settings = model(**SHAPE, dropout=0.1, attention_dropout=0.1), RunConfig(zero_stage=1)
+    cpu, gpu = (
+        budget.memory(sizes, ENTRIES, settings, 2, LENGTH, MASKED, device)
+        for device in ("cpu", "cuda")
+    )  # type: ignore[arg-type]
     assert gpu.bucket == 4 * 500_000_000
     assert cpu.bucket == 4 * parameters(sizes, ENTRIES)
     assert gpu.activations < cpu.activations
@@ -211,9 +246,12 @@ def test_what_a_gpu_holds_more_than_a_cpu() -> None:
 
 
 def test_a_layer_of_four_times_its_width_keeps_34_h_bytes_as_korthikanti_et_al_count() -> None:
-    """Their count leaves out softmax's sums, LayerNorms' statistics and the padding mask: 4 A + 16 bytes here."""
+    """Their count leaves out softmax's sums, LayerNorms' statistics and the padding mask: 4 A + 16
+    bytes here."""
     two, three = (
-        budget.activation_bytes(model(**{**SHAPE, "layers": n}, dropout=0.1), 1, LENGTH, MASKED, "bf16", "cuda", False)
+        budget.activation_bytes(
+            model(**{**SHAPE, "layers": n}, dropout=0.1), 1, LENGTH, MASKED, "bf16", "cuda", False
+        )
         for n in (2, 3)
     )
     assert (three - two) / LENGTH == 34 * 128 + 4 * 4 + 16
@@ -221,33 +259,44 @@ def test_a_layer_of_four_times_its_width_keeps_34_h_bytes_as_korthikanti_et_al_c
 
 @pytest.mark.parametrize("limit", [1.7e9, 3e9, 24e9])
 def test_the_largest_micro_batch_fits_and_one_more_does_not(limit: float) -> None:
-    sizes, settings = model(**SHAPE), Run(zero_stage=1, precision="bf16")
+    sizes, settings = model(**SHAPE), RunConfig(zero_stage=1, precision="bf16")
     shape = (sizes, ENTRIES, settings, 4, LENGTH, MASKED, "cuda")
     largest = budget.largest_micro_batch(*shape, round(limit))  # type: ignore[arg-type]
     assert budget.memory(*shape, largest).peak <= limit < budget.memory(*shape, largest + 1).peak  # type: ignore[arg-type]
 
 
 def test_no_micro_batch_fits_into_too_little() -> None:
-    settings = Run(zero_stage=1, precision="bf16")
-    assert budget.largest_micro_batch(model(**SHAPE), ENTRIES, settings, 1, LENGTH, MASKED, "cuda", 10**9) == 0
+    settings = RunConfig(zero_stage=1, precision="bf16")
+    assert (
+        budget.largest_micro_batch(
+            model(**SHAPE), ENTRIES, settings, 1, LENGTH, MASKED, "cuda", 10**9
+        )
+        == 0
+    )
 
 
 def test_more_ranks_hold_less_each() -> None:
     sizes = model(**SHAPE)
     for stage in (1, 2):
         one, four = (
-            budget.memory(sizes, ENTRIES, run(stage, "bf16", ranks), ranks, LENGTH, MASKED, "cuda") for ranks in (1, 4)
+            budget.memory(sizes, ENTRIES, run(stage, "bf16", ranks), ranks, LENGTH, MASKED, "cuda")
+            for ranks in (1, 4)
         )
         assert four.optimizer * 4 == pytest.approx(one.optimizer, rel=1e-4)
         assert four.peak < one.peak
 
 
-# ---------------------------------------------------------------------------------------------- disk
+# --------------------------------------------------------------------------------------------- disk
 
 
 def test_a_checkpoint_has_the_bytes_that_are_planned(tmp_path: Path) -> None:
     network = objective().model
-    tensors = ((name, p.detach(), torch.zeros_like(p), torch.zeros_like(p)) for name, p in network.named_parameters())
+    tensors = (
+        (name, p.detach(), torch.zeros_like(p), torch.zeros_like(p))
+        for name, p in network.named_parameters()
+    )
     checkpoint.save(tmp_path, Progress(1, "hash"), tensors, True, 1)
     written = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
-    assert written == pytest.approx(budget.checkpoint_bytes(sum(p.numel() for p in network.parameters())), rel=0.02)
+    assert written == pytest.approx(
+        budget.checkpoint_bytes(sum(p.numel() for p in network.parameters())), rel=0.02
+    )

@@ -23,10 +23,17 @@ def tensors(value: float) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
         yield (name, *(torch.full((3, 2), float(value + i)) for i in range(3)))  # type: ignore[misc]
 
 
-def save(folder: Path, update: int, recipe: str = "r", keep: int = 2, loss: float | None = None) -> None:
+def save(
+    folder: Path, update: int, recipe: str = "r", keep: int = 2, loss: float | None = None
+) -> None:
     interval = {"loss_sum": 1 / 3}
     progress = Progress(
-        update, recipe, tokens=10 * update, seconds=0.1 * update, interval=interval, validation_loss=loss
+        update,
+        recipe,
+        tokens=10 * update,
+        seconds=0.1 * update,
+        interval=interval,
+        validation_loss=loss,
     )
     checkpoint.save(folder, progress, tensors(update), write=True, keep=keep)
 
@@ -39,10 +46,13 @@ def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
     save(tmp_path, 7)
     found = checkpoint.newest(tmp_path, "r")
     assert found is not None
-    assert found.progress == Progress(7, "r", tokens=70, seconds=0.1 * 7, interval={"loss_sum": 1 / 3})
+    assert found.progress == Progress(
+        7, "r", tokens=70, seconds=0.1 * 7, interval={"loss_sum": 1 / 3}
+    )
     for weight, first, second in found.tensors(NAMES):
         assert (weight == 7).all() and (first == 8).all() and (second == 9).all()
         assert weight.dtype == torch.float32
+
     assert found.weights().keys() == set(NAMES)
     with pytest.raises(UserError, match=r"do not fit the model: roberta\.c"):
         list(found.tensors([*NAMES, "roberta.c"]))
@@ -59,11 +69,20 @@ def test_only_the_newest_are_kept_and_only_rank_0_writes(tmp_path: Path) -> None
 def test_the_best_is_marked_and_stays(tmp_path: Path) -> None:
     for update, loss in ((2, 5.0), (4, None), (6, 3.0), (8, 3.5), (10, 3.0), (12, None)):
         save(tmp_path, update, loss=loss)
-    assert names_in(tmp_path) == ["best.json", "update-00000006", "update-00000010", "update-00000012"]
+
+    assert names_in(tmp_path) == [
+        "best.json",
+        "update-00000006",
+        "update-00000010",
+        "update-00000012",
+    ]
     assert json.loads((tmp_path / "best.json").read_text()) == {"update": 6, "validation_loss": 3.0}
     save(tmp_path, 14, loss=2.5)
     assert names_in(tmp_path) == ["best.json", "update-00000012", "update-00000014"]
-    assert json.loads((tmp_path / "best.json").read_text()) == {"update": 14, "validation_loss": 2.5}
+    assert json.loads((tmp_path / "best.json").read_text()) == {
+        "update": 14,
+        "validation_loss": 2.5,
+    }
 
 
 def test_the_mark_follows_from_the_checkpoints_alone(tmp_path: Path) -> None:
@@ -104,6 +123,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
         file.write_bytes(content[:-9])
     else:
         file.write_bytes(content[:-9] + b"~" * 9)
+
     found = checkpoint.newest(tmp_path, "r")
     assert found is not None and found.progress.update == 5
     message = capsys.readouterr().err
@@ -129,11 +149,13 @@ def test_a_full_disk_leaves_the_older_ones(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(UserError, match="disk is full"):
         save(tmp_path, 10)
+
     assert names_in(tmp_path) == ["update-00000005"]
 
 
 @pytest.mark.parametrize(
-    ("moment", "call"), [("save_file", 2), ("flush", 2), ("sha256", 2), ("write_json", 1), ("flush", 3)]
+    ("moment", "call"),
+    [("save_file", 2), ("flush", 2), ("sha256", 2), ("write_json", 1), ("flush", 3)],
 )
 def test_killed_at_any_moment_of_saving(tmp_path: Path, moment: str, call: int) -> None:
     save(tmp_path, 5)
@@ -148,10 +170,12 @@ def test_killed_at_any_moment_of_saving(tmp_path: Path, moment: str, call: int) 
             return original(*arguments, **options)
 
         setattr(checkpoint, moment, killed)
+
         try:
             save(tmp_path, 10, keep=1)
         finally:
             os._exit(0)
+
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
     found = checkpoint.newest(tmp_path, "r")
@@ -170,7 +194,9 @@ def test_without_one_whole_checkpoint_nothing_begins_anew(tmp_path: Path) -> Non
         checkpoint.newest(tmp_path, "r")
 
 
-def test_an_unreadable_checkpoint_is_no_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_checkpoint_is_no_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path, 5)
     save(tmp_path, 10)
 
@@ -178,7 +204,10 @@ def test_an_unreadable_checkpoint_is_no_damaged_one(tmp_path: Path, monkeypatch:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(checkpoint, "sha256", refuse)
-    with pytest.raises(UserError, match="cannot be read"):  # not: falling back, and losing five updates
+
+    with pytest.raises(
+        UserError, match="cannot be read"
+    ):  # not: falling back, and losing five updates
         checkpoint.newest(tmp_path, "r")
 
 
@@ -186,7 +215,9 @@ def test_damaged_newer_checkpoints_do_not_push_out_whole_ones(tmp_path: Path) ->
     save(tmp_path, 5)
     save(tmp_path, 10)
     (tmp_path / "update-00000010" / "weights.safetensors").write_bytes(b"")
-    (tmp_path / "update-00000003.mine").mkdir()  # a user's copy, and a file that only looks like one
+    (
+        tmp_path / "update-00000003.mine"
+    ).mkdir()  # a user's copy, and a file that only looks like one
     (tmp_path / "update-00000001.tar").write_bytes(b"")
     found = checkpoint.newest(tmp_path, "r")
     assert found is not None and found.progress.update == 5

@@ -17,12 +17,20 @@ HALVES = [torch.bfloat16, torch.float16]
 
 
 def parts(
-    rows: int, entries: int, width: int, dtype: torch.dtype = torch.float32, seed: int = 0, spread: float = 1.0
+    rows: int,
+    entries: int,
+    width: int,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    spread: float = 1.0,
 ) -> tuple[list[Tensor], Tensor]:
-    """Hidden states, output matrix and bias, that want gradients; and labels, the first and the last id among them."""
+    """Hidden states, output matrix and bias, that want gradients; and labels, the first and the
+    last id among them."""
     draw = torch.Generator().manual_seed(seed)
     shapes = ((rows, width), (entries, width), (entries,))
-    tensors = [(torch.randn(shape, generator=draw) * spread).to(dtype).requires_grad_() for shape in shapes]
+    tensors = [
+        (torch.randn(shape, generator=draw) * spread).to(dtype).requires_grad_() for shape in shapes
+    ]
     labels = torch.randint(0, entries, (rows,), generator=draw)
     labels[:1], labels[1:2] = 0, entries - 1
     return tensors, labels
@@ -35,14 +43,19 @@ def plain(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tenso
     )
 
 
-def loss_and_gradients(loss: Any, tensors: list[Tensor], *rest: Any, upstream: float = 1.0) -> list[Tensor]:
+def loss_and_gradients(
+    loss: Any, tensors: list[Tensor], *rest: Any, upstream: float = 1.0
+) -> list[Tensor]:
     found = loss(*tensors, *rest)
     return [found.detach(), *torch.autograd.grad(found * upstream, tensors)]
 
 
 def truth(tensors: list[Tensor], labels: Tensor, upstream: float = 1.0) -> list[Tensor]:
     return loss_and_gradients(
-        plain, [each.detach().double().requires_grad_() for each in tensors], labels, upstream=upstream
+        plain,
+        [each.detach().double().requires_grad_() for each in tensors],
+        labels,
+        upstream=upstream,
     )
 
 
@@ -51,7 +64,7 @@ def distance(one: Tensor, other: Tensor) -> float:
     return float((one.double() - other).norm() / other.norm().clamp_min(1e-30))
 
 
-# ---------------------------------------------------------------------------------------------- the same sum
+# ------------------------------------------------------------------------------------- the same sum
 
 
 @settings(deadline=None, max_examples=60)
@@ -69,9 +82,11 @@ def test_loss_and_gradients_are_torchs(
     tensors, labels = parts(rows, entries, width, seed=seed, spread=0.5)
     found = loss_and_gradients(summed_cross_entropy, tensors, labels, elements, upstream=upstream)
     scales = [1, *[abs(upstream)] * 3]
+
     for one, other, scale in zip(found, truth(tensors, labels, upstream), scales, strict=True):
         assert one.dtype == torch.float32 and one.shape == other.shape
-        # relative, but where the model is all but sure: there rounding of numbers near 1 is all that is left
+        # relative, but where the model is all but sure: there rounding of numbers near 1 is all
+        # that is left
         assert float((one - other).norm()) <= 1e-6 * (float(other.norm()) + scale)
 
 
@@ -82,7 +97,10 @@ def test_in_fp64_to_the_last_digits(elements: int) -> None:
     found = loss_and_gradients(summed_cross_entropy, tensors, labels, elements)
     for one, other in zip(found, truth(tensors, labels), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
-    assert torch.autograd.gradcheck(lambda *each: summed_cross_entropy(*each, labels, elements), tensors)
+
+    assert torch.autograd.gradcheck(
+        lambda *each: summed_cross_entropy(*each, labels, elements), tensors
+    )
 
 
 def test_without_rows_the_sum_and_all_gradients_are_zero() -> None:
@@ -90,36 +108,47 @@ def test_without_rows_the_sum_and_all_gradients_are_zero() -> None:
         tensors, labels = parts(0, 9, 4, dtype)
         summed_cross_entropy(*tensors, labels).backward()
         for each in tensors:
-            assert each.grad is not None and each.grad.dtype == dtype and each.grad.shape == each.shape
+            assert (
+                each.grad is not None and each.grad.dtype == dtype and each.grad.shape == each.shape
+            )
             assert not each.grad.any()
 
 
-# ---------------------------------------------------------------------------------------------- 16 bits
+# ------------------------------------------------------------------------------------------ 16 bits
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize(("elements", "more"), [(2**24, 1.02), (16 * 700, 1.5), (1, 1.5)])
-def test_in_16_bits_as_near_to_the_truth_as_torch(dtype: torch.dtype, elements: int, more: float) -> None:
-    """In the mean over draws; all 80 rows at a time, 16, or 1. Both round scores, and all gradients at the end. Of
-    chunks, what each adds to the matrix's gradient is rounded too: this must not grow with their number."""
+def test_in_16_bits_as_near_to_the_truth_as_torch(
+    dtype: torch.dtype, elements: int, more: float
+) -> None:
+    """In the mean over draws; all 80 rows at a time, 16, or 1. Both round scores, and all gradients
+    at the end. Of chunks, what each adds to the matrix's gradient is rounded too: this must not
+    grow with their number."""
     ours, theirs = torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
     for seed in range(8):
         tensors, labels = parts(80, 700, 48, dtype, seed, spread=0.3)
         expected = truth(tensors, labels, 8.0)
         for errors, found in (
-            (ours, loss_and_gradients(summed_cross_entropy, tensors, labels, elements, upstream=8.0)),
+            (
+                ours,
+                loss_and_gradients(summed_cross_entropy, tensors, labels, elements, upstream=8.0),
+            ),
             (theirs, loss_and_gradients(plain, tensors, labels, upstream=8.0)),
         ):
             errors += torch.tensor([distance(*pair) for pair in zip(found, expected, strict=True)])
             assert [each.dtype for each in found] == [torch.float32, *[dtype] * 3]
+
     assert (ours <= torch.tensor([1.02, 1.02, more, 1.02]) * theirs).all(), (ours / theirs).tolist()
 
 
 def test_in_fp16_small_probabilities_are_not_lost() -> None:
-    """Words of a probability of 1e-7 or so, whose gradient times the loss scale is well within fp16."""
+    """Words of a probability of 1e-7 or so, whose gradient times the loss scale is well within
+    fp16."""
     (hidden, weight, bias), labels = parts(40, 500, 16, torch.float16, spread=0.1)
     with torch.no_grad():
         bias[1:-1] = -12.0
+
     upstream = 2.0**14
     _, _, found, _ = loss_and_gradients(
         summed_cross_entropy, [hidden, weight, bias], labels.clamp(max=0), upstream=upstream
@@ -131,10 +160,16 @@ def test_in_fp16_small_probabilities_are_not_lost() -> None:
 @pytest.mark.parametrize("rows", [1, 2000])
 def test_in_fp16_what_fits_after_scaling_does_not_overflow_before(rows: int) -> None:
     """A loss scale that is too large for fp16 itself; and many rows of one label."""
-    hidden = torch.full((rows, 4), 0.9 if rows > 1 else 0.01, dtype=torch.float16, requires_grad=True)
+    hidden = torch.full(
+        (rows, 4), 0.9 if rows > 1 else 0.01, dtype=torch.float16, requires_grad=True
+    )
     weight = torch.full((50, 4), 0.01, dtype=torch.float16)
     weight[1] = -0.01
-    tensors = [hidden, weight.requires_grad_(), torch.zeros(50, dtype=torch.float16, requires_grad=True)]
+    tensors = [
+        hidden,
+        weight.requires_grad_(),
+        torch.zeros(50, dtype=torch.float16, requires_grad=True),
+    ]
     labels, upstream = torch.ones(rows, dtype=torch.int64), 2.0**-4 if rows > 1 else 2.0**17
     found, expected = (
         loss_and_gradients(summed_cross_entropy, tensors, labels, upstream=upstream),
@@ -145,16 +180,23 @@ def test_in_fp16_what_fits_after_scaling_does_not_overflow_before(rows: int) -> 
         assert distance(one, other) < 2e-3
 
 
-# ---------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 class Largest(TorchDispatchMode):
-    """The elements of the largest tensor that any operation makes; views, and what is written in place, are none."""
+    """The elements of the largest tensor that any operation makes; views, and what is written in
+    place, are none."""
 
     elements = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {each.untyped_storage().data_ptr() for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        given = {
+            each.untyped_storage().data_ptr()
+            for each in tree_leaves((args, kwargs))
+            if isinstance(each, Tensor)
+        }
         result = function(*args, **(kwargs or {}))
         made = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
         sizes = [each.numel() for each in made if each.untyped_storage().data_ptr() not in given]
@@ -168,9 +210,11 @@ def test_no_tensor_holds_all_rows_times_the_vocabulary(dtype: torch.dtype) -> No
     tensors, labels = parts(rows, entries, width, dtype)
     with Largest() as ours:
         summed_cross_entropy(*tensors, labels, 8 * entries + 3).backward()
+
     assert ours.elements == 8 * entries
     with Largest() as theirs:
         plain(*tensors, labels).backward()
+
     assert theirs.elements == rows * entries
 
 
@@ -183,6 +227,7 @@ def test_without_gradients_none_are_made() -> None:
     ):
         with Largest() as made:
             found = loss()
+
         assert made.elements < 50 * 200 and not found.requires_grad
         assert float(found) == pytest.approx(expected, rel=1e-6)
 
@@ -198,11 +243,16 @@ def test_the_backward_pass_needs_neither_matrix_nor_hidden_states() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         summed_cross_entropy(*tensors, labels)
-    assert len(kept) == 3 and not {each.untyped_storage().data_ptr() for each in tensors} & set(kept)
+
+    assert len(kept) == 3 and not {each.untyped_storage().data_ptr() for each in tensors} & set(
+        kept
+    )
 
 
 def test_a_second_derivative_is_refused() -> None:
     tensors, labels = parts(10, 50, 4)
-    (first,) = torch.autograd.grad(summed_cross_entropy(*tensors, labels).square(), tensors[:1], create_graph=True)
+    (first,) = torch.autograd.grad(
+        summed_cross_entropy(*tensors, labels).square(), tensors[:1], create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()

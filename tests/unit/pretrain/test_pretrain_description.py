@@ -31,7 +31,9 @@ def write_lines(folder: Path, reached: int) -> None:
          "tokens_per_second": 50.0 + u}
         for u in range(1, reached + 1)
     ]  # fmt: skip
-    evaluations = [{"update": u, "validation_loss": 9 - u / 10, "validation_bits": 1.0} for u in (0, reached)]
+    evaluations = [
+        {"update": u, "validation_loss": 9 - u / 10, "validation_bits": 1.0} for u in (0, reached)
+    ]
     for name, lines in (("metrics", metrics), ("evaluations", evaluations)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -46,7 +48,10 @@ def save(made: Stage, update: int, loss: float | None = None) -> Path:
 def test_a_run_that_has_just_begun(train: Stage) -> None:
     found = describe(train.folder)
     assert found.summary == "A pretraining at update 0 of 40, not finished."
-    assert "no complete checkpoint yet" in found.notes[0] and "robustly pretrain CONFIG" in found.notes[0]
+    assert (
+        "no complete checkpoint yet" in found.notes[0]
+        and "robustly pretrain CONFIG" in found.notes[0]
+    )
     assert found.figures["model"] == "2 layers x 64 hidden, 2 heads, feed-forward 128"
 
 
@@ -55,10 +60,15 @@ def test_the_best_checkpoint_is_told(train: Stage) -> None:
     assert not [key for key in describe(train.folder).figures if key.startswith("best")]
     for update, loss in ((20, 2.0), (30, 2.5)):
         save(train, update, loss)
+
     found = describe(train.folder)
     assert (found.figures["best_update"], found.figures["best_validation_loss"]) == (20, 2.0)
     (listing,) = (listing for listing in found.examples if listing.title == "checkpoints")
-    assert [(row["update"], row["best"]) for row in listing.rows] == [(10, False), (20, True), (30, False)]
+    assert [(row["update"], row["best"]) for row in listing.rows] == [
+        (10, False),
+        (20, True),
+        (30, False),
+    ]
 
 
 def test_a_run_under_way(train: Stage) -> None:
@@ -73,7 +83,10 @@ def test_a_run_under_way(train: Stage) -> None:
     found = describe(train.folder)
     assert "goes on from the checkpoint of update 10" in found.notes[0]
     listings = {listing.title: listing.rows for listing in found.examples}
-    assert [(row["update"], row["complete"]) for row in listings["checkpoints"]] == [(10, True), (20, False)]
+    assert [(row["update"], row["complete"]) for row in listings["checkpoints"]] == [
+        (10, True),
+        (20, False),
+    ]
     assert [row["update"] for row in listings["held-out loss"]] == [0, 23]
     assert len(listings["training loss"]) == 8 and listings["training loss"][-1]["update"] == 23
     assert (found.figures["tokens_per_second"], found.figures["validation_loss"]) == (73.0, 6.7)

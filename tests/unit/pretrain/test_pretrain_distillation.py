@@ -1,4 +1,5 @@
-"""Distillation: which layers a student starts from, the three losses against their definitions, who is refused."""
+"""Distillation: which layers a student starts from, the three losses against their definitions, who
+is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustly import UserError
-from robustly.data_prep.sampler import Places
+from robustly.data_prep.sampler import Samples
 from robustly.experiment import load_experiment
 from robustly.pretrain.batches import MicroBatch, make_micro_batch
-from robustly.pretrain.config import Distilling, Model
+from robustly.pretrain.config import DistillationConfig, ModelConfig
 from robustly.pretrain.distillation import (
     Distillation,
     cosine_loss,
@@ -24,31 +25,34 @@ from robustly.pretrain.distillation import (
     start_from_teacher,
     taken_layers,
 )
-from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.model_setup import accelerate
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.start.checkpoint import find_initial
-from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out, save
 from synthetic import VOCABULARY, masking, model, order, run
 
 WORDS = lay_out([("t", "h"), ("th", "e")])
-SETTINGS = Distilling(teacher="there", temperature=3.0)
+SETTINGS = DistillationConfig(teacher="there", temperature=3.0)
 
 
 def batch(blocks: list[int]) -> MicroBatch:
     numbers = np.array(blocks, np.int64)
-    places = Places(np.zeros_like(numbers), numbers, numbers, numbers)
+    places = Samples(np.zeros_like(numbers), numbers, numbers, numbers)
     return make_micro_batch(order(seed=3), places, masking(), VOCABULARY, 0)
 
 
 def distillation(student: int = 2, teacher: int = 4, attention: str = "sdpa") -> Distillation:
     """A student that is not yet like its teacher, whose layers are far from each other."""
-    guide = MaskedLanguageModel(new_model(roberta_config(model(layers=teacher, init_std=0.2), VOCABULARY), 1)).eval()
+    guide = MaskedLanguageModel(
+        new_model(roberta_config(model(layers=teacher, init_std=0.2), VOCABULARY), 1)
+    ).eval()
     pupil = new_model(roberta_config(model(layers=student, init_std=0.2), VOCABULARY), 2)
     made = Distillation(pupil, guide, SETTINGS)
     for objective in (made, guide):
         accelerate(objective, run(attention=attention), torch.device("cpu"))
+
     return made
 
 
@@ -56,7 +60,7 @@ def sums(objective: Distillation, made: MicroBatch) -> Tensor:
     return objective(made.inputs, made.attention, made.positions, made.labels)
 
 
-# ------------------------------------------------------------------------------------------------------ the start
+# ---------------------------------------------------------------------------------------- the start
 
 
 @given(st.integers(1, 48), st.integers(0, 48))
@@ -76,17 +80,19 @@ def test_a_student_starts_from_its_teachers_parts() -> None:
     theirs = teacher.state_dict()
     for name, ours in student.state_dict().items():
         assert torch.equal(ours, theirs[name.replace("encoder.layer.1.", "encoder.layer.2.")]), name
+
     assert student.lm_head.decoder.weight is student.get_input_embeddings().weight
     whole = new_model(roberta_config(model(layers=5), VOCABULARY), 3)
     start_from_teacher(whole, teacher)
     made = batch([0, 1])
     scores = [
-        MaskedLanguageModel(m.eval()).logits(made.inputs, made.attention, made.positions) for m in (whole, teacher)
+        MaskedLanguageModel(m.eval()).logits(made.inputs, made.attention, made.positions)
+        for m in (whole, teacher)
     ]
     assert torch.equal(scores[0].tokens, scores[1].tokens)
 
 
-# ------------------------------------------------------------------------------------------------------ the losses
+# --------------------------------------------------------------------------------------- the losses
 
 
 def test_soft_loss_is_the_divergence_of_softened_probabilities() -> None:
@@ -101,7 +107,9 @@ def test_soft_loss_is_the_divergence_of_softened_probabilities() -> None:
 def test_cosine_loss_is_of_the_counted_tokens() -> None:
     student = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]])
     teacher = torch.tensor([[[3.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [-9.0, 1.0]]])
-    assert cosine_loss(student, teacher, torch.tensor([[1, 1, 1, 0]])).item() == pytest.approx(0 + 1 + 2)
+    assert cosine_loss(student, teacher, torch.tensor([[1, 1, 1, 0]])).item() == pytest.approx(
+        0 + 1 + 2
+    )
 
 
 def test_the_sums_are_those_of_the_losses() -> None:
@@ -128,7 +136,9 @@ def test_the_sums_are_those_of_the_losses() -> None:
     assert [(part.name, part.over, part.weight) for part in objective.parts()] == [
         ("loss_sum", "masked_tokens", 2.0), ("soft_loss_sum", "masked_tokens", 5.0), ("cosine_loss_sum", "tokens", 1.0),
     ]  # fmt: skip
-    alone = MaskedLanguageModel(objective.model)(made.inputs, made.attention, made.positions, made.labels)
+    alone = MaskedLanguageModel(objective.model)(
+        made.inputs, made.attention, made.positions, made.labels
+    )
     assert found[0].item() == pytest.approx(alone.item(), rel=1e-5)
 
 
@@ -148,13 +158,20 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it() -> None:
     objective = distillation(4)
     start_from_teacher(objective.model, objective._teacher[0].model)
     mlm, soft, cosine = sums(objective, batch([0, 1, 2]))
-    assert mlm > 1 and soft.item() == pytest.approx(0, abs=1e-5) and cosine.item() == pytest.approx(0, abs=1e-4)
+    assert (
+        mlm > 1
+        and soft.item() == pytest.approx(0, abs=1e-5)
+        and cosine.item() == pytest.approx(0, abs=1e-4)
+    )
 
 
 def test_padding_can_be_left_out() -> None:
     made = batch([0, 1, 2, 3])
     torch.testing.assert_close(
-        sums(distillation(attention="varlen"), made), sums(distillation(), made), rtol=1e-4, atol=1e-4
+        sums(distillation(attention="varlen"), made),
+        sums(distillation(), made),
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
@@ -166,31 +183,43 @@ def test_the_teacher_is_no_part_of_the_student() -> None:
     assert {name for name, _ in objective.named_parameters()} == names
     sums(objective, batch([0, 1])).sum().backward()
     assert all(p.grad is None for p in teacher.parameters())
-    assert all(p.grad is not None and p.grad.any() for p in objective.model.roberta.encoder.parameters())
+    assert all(
+        p.grad is not None and p.grad.any() for p in objective.model.roberta.encoder.parameters()
+    )
 
 
-# ------------------------------------------------------------------------------------------------------ who is refused
+# ----------------------------------------------------------------------------------- who is refused
 
 
-def section(**changes: Any) -> Model:
+def section(**changes: Any) -> ModelConfig:
     return model(hidden=16, feed_forward=24, positions=12, layers=4, **changes)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A teacher as a Hugging Face folder."""
-    new_model(roberta_config(section(), TokenIds.of(Encoder(WORDS))), 1).save_pretrained(tmp_path / "teacher")
+    new_model(roberta_config(section(), SpecialTokens.of(Tokenizer(WORDS))), 1).save_pretrained(
+        tmp_path / "teacher"
+    )
     save(WORDS, tmp_path / "teacher")
     return tmp_path / "teacher"
 
 
-def teacher_for(folder: Path, student: Model, encoder: Encoder | None = None) -> Any:
-    return read_teacher(find_initial(str(folder), folder, "distillation.teacher"), student, encoder or Encoder(WORDS))
+def teacher_for(folder: Path, student: ModelConfig, encoder: Tokenizer | None = None) -> Any:
+    return read_teacher(
+        find_initial(str(folder), folder, "distillation.teacher"),
+        student,
+        encoder or Tokenizer(WORDS),
+    )
 
 
 def test_a_teacher_is_read_as_it_is_without_dropout(folder: Path) -> None:
-    made = teacher_for(folder, section().model_copy(update={"layers": 2, "dropout": 0.1, "attention_dropout": 0.1}))
-    expected = new_model(roberta_config(section(), TokenIds.of(Encoder(WORDS))), 1).state_dict()
+    made = teacher_for(
+        folder, section().model_copy(update={"layers": 2, "dropout": 0.1, "attention_dropout": 0.1})
+    )
+    expected = new_model(
+        roberta_config(section(), SpecialTokens.of(Tokenizer(WORDS))), 1
+    ).state_dict()
     assert made.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in made.state_dict().items())
     assert not made.training and not any(p.requires_grad for p in made.parameters())
@@ -208,7 +237,9 @@ def test_a_teacher_is_read_as_it_is_without_dropout(folder: Path) -> None:
         ({"positions": 10}, "model.positions: 12 there, 10 on the page"),
     ],
 )
-def test_a_teacher_of_another_shape_is_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_teacher_of_another_shape_is_refused(
+    folder: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError) as found:
         teacher_for(folder, section().model_copy(update=changes))
     assert message in str(found.value) and str(found.value).startswith("distillation.teacher: ")
@@ -216,8 +247,10 @@ def test_a_teacher_of_another_shape_is_refused(folder: Path, changes: dict[str, 
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"263 tokens there, 262 in the data's vocabulary.*set tokenizer.import"):
-        teacher_for(folder, section(), Encoder(lay_out([("t", "h")])))
+    with pytest.raises(
+        UserError, match=r"263 tokens there, 262 in the data's vocabulary.*set tokenizer.import"
+    ):
+        teacher_for(folder, section(), Tokenizer(lay_out([("t", "h")])))
 
 
 def test_a_teacher_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -241,5 +274,12 @@ def test_a_page_that_contradicts_itself_is_refused(override: str, message: str) 
 
 
 def test_the_place_of_the_teacher_is_no_part_of_the_recipe() -> None:
-    assert Distilling(teacher="here").recipe() == Distilling(teacher="there").recipe()
-    assert Distilling(teacher="here").recipe() == {"temperature": 2.0, "soft": 5.0, "mlm": 2.0, "cosine": 1.0}
+    assert (
+        DistillationConfig(teacher="here").recipe() == DistillationConfig(teacher="there").recipe()
+    )
+    assert DistillationConfig(teacher="here").recipe() == {
+        "temperature": 2.0,
+        "soft": 5.0,
+        "mlm": 2.0,
+        "cosine": 1.0,
+    }

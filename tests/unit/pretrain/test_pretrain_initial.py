@@ -1,4 +1,5 @@
-"""Starting from a checkpoint: the same logits, rows for other tokens, longer positions; what does not fit is named."""
+"""Starting from a checkpoint: the same logits, rows for other tokens, longer positions; what does
+not fit is named."""
 
 import argparse
 import json
@@ -13,37 +14,51 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM, RobertaModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaModel,
+)
 
 from robustly import UserError, manifest
 from robustly.files import sha256
 from robustly.manifest import Stage
-from robustly.pretrain.config import FairseqCheckpoint, Model
-from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.config import FairseqCheckpoint, ModelConfig
+from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.start import weights
 from robustly.pretrain.start.checkpoint import Initial, find_initial
 from robustly.pretrain.start.weights import longer, mean_rows, pieces_of, start_from
 from robustly.tokenizer.special_tokens import byte_symbols
-from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import Vocabulary, lay_out, save
 
-SECTION = Model(
+SECTION = ModelConfig(
     layers=2, hidden=16, heads=2, feed_forward=24, positions=12, token_types=1, dropout=0.0, attention_dropout=0.0,
     layer_norm_eps=1e-5, init_std=0.02,
 )  # fmt: skip
 OLD = lay_out([("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("Ã", "¤")])
-NEW = lay_out([("i", "n"), ("in", "g"), ("t", "h"), ("Ġ", "th"), ("th", "in"), ("Ã", "¤"), ("Ã¤", "Ã¤")], ("[ENT]",))
+NEW = lay_out(
+    [("i", "n"), ("in", "g"), ("t", "h"), ("Ġ", "th"), ("th", "in"), ("Ã", "¤"), ("Ã¤", "Ã¤")],
+    ("[ENT]",),
+)
 
 
-def model_of(section: Model, vocabulary: Vocabulary, seed: int, std: float = 0.02) -> RobertaForMaskedLM:
+def model_of(
+    section: ModelConfig, vocabulary: Vocabulary, seed: int, std: float = 0.02
+) -> RobertaForMaskedLM:
     """A model whose parameters are all different from their neighbours', biases included."""
-    config = roberta_config(section.model_copy(update={"init_std": std}), TokenIds.of(Encoder(vocabulary)))
+    config = roberta_config(
+        section.model_copy(update={"init_std": std}), SpecialTokens.of(Tokenizer(vocabulary))
+    )
     model = new_model(config, seed).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
     return model
 
 
@@ -65,40 +80,56 @@ def test_a_run_that_keeps_its_best_checkpoint_too_starts_from_its_last(tmp_path:
     words = Stage(tmp_path / "tokenizer", "tokenizer", {}, {})
     words.finish(save(OLD, tmp_path / "tokenizer"), {})
     train = Stage(tmp_path / "train", "train", {}, {"tokenizer": words.hash})
+
     with train.begin():
-        files = [tmp_path / f"train/checkpoints/update-{update:08d}/weights.safetensors" for update in (4, 12, 8)]
+        files = [
+            tmp_path / f"train/checkpoints/update-{update:08d}/weights.safetensors"
+            for update in (4, 12, 8)
+        ]
         for file in files:
             file.parent.mkdir(parents=True)
             file.write_bytes(b"weights")
+
         train.finish(files, {})
+
     assert find_initial(str(tmp_path), tmp_path).weights == (files[1],)
 
 
-def start(initial: Initial, section: Model = SECTION, vocabulary: Vocabulary = OLD) -> RobertaForMaskedLM:
-    model = new_model(roberta_config(section, TokenIds.of(Encoder(vocabulary))), 7).eval()
+def start(
+    initial: Initial, section: ModelConfig = SECTION, vocabulary: Vocabulary = OLD
+) -> RobertaForMaskedLM:
+    model = new_model(roberta_config(section, SpecialTokens.of(Tokenizer(vocabulary))), 7).eval()
     start_from(model, initial, section, vocabulary)
     return model
 
 
 def start_from_path(
-    path: Path | FairseqCheckpoint, section: Model = SECTION, vocabulary: Vocabulary = OLD
+    path: Path | FairseqCheckpoint, section: ModelConfig = SECTION, vocabulary: Vocabulary = OLD
 ) -> RobertaForMaskedLM:
-    found = find_initial(path if isinstance(path, FairseqCheckpoint) else str(path), Path("/nowhere"))
+    found = find_initial(
+        path if isinstance(path, FairseqCheckpoint) else str(path), Path("/nowhere")
+    )
     return start(found, section, vocabulary)
 
 
 def logits(model: RobertaForMaskedLM) -> torch.Tensor:
     ids = torch.tensor([[0, 8, 100, 260, 263, 264, 265, 30, 2, 1]])
     with torch.no_grad():
-        return MaskedLanguageModel(model.eval()).logits(ids, (ids != 1).long(), torch.arange(9)).tokens
+        return (
+            MaskedLanguageModel(model.eval()).logits(ids, (ids != 1).long(), torch.arange(9)).tokens
+        )
 
 
-# ------------------------------------------------------------------------------------------------------ Hugging Face
+# ------------------------------------------------------------------------------------- Hugging Face
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pytorch_model.bin", "shards", "half", "pooler"])
-def test_a_hugging_face_folder_gives_the_same_logits(folder: Path, source: RobertaForMaskedLM, kind: str) -> None:
-    if kind == "pytorch_model.bin":  # as transformers wrote it until 2023: tied tensors twice, a buffer
+def test_a_hugging_face_folder_gives_the_same_logits(
+    folder: Path, source: RobertaForMaskedLM, kind: str
+) -> None:
+    if (
+        kind == "pytorch_model.bin"
+    ):  # as transformers wrote it until 2023: tied tensors twice, a buffer
         (folder / "model.safetensors").unlink()
         state = {**source.state_dict(), "roberta.embeddings.position_ids": torch.arange(12)[None]}
         assert "lm_head.decoder.weight" in state
@@ -106,7 +137,9 @@ def test_a_hugging_face_folder_gives_the_same_logits(folder: Path, source: Rober
     elif kind == "shards":
         (folder / "model.safetensors").unlink()
         source.save_pretrained(folder, max_shard_size="10KB")
-        assert (folder / "model.safetensors.index.json").exists() and not (folder / "model.safetensors").exists()
+        assert (folder / "model.safetensors.index.json").exists() and not (
+            folder / "model.safetensors"
+        ).exists()
     elif kind == "half":
         source.to(torch.bfloat16).save_pretrained(folder)
         source.float()
@@ -114,7 +147,10 @@ def test_a_hugging_face_folder_gives_the_same_logits(folder: Path, source: Rober
         from safetensors.torch import load_file, save_file
 
         state = load_file(folder / "model.safetensors")
-        save_file({**state, "roberta.pooler.dense.bias": torch.zeros(16)}, folder / "model.safetensors")
+        save_file(
+            {**state, "roberta.pooler.dense.bias": torch.zeros(16)}, folder / "model.safetensors"
+        )
+
     assert torch.equal(logits(start_from_path(folder)), logits(source))
     assert not torch.equal(logits(model_of(SECTION, OLD, 2)), logits(source))
 
@@ -132,6 +168,7 @@ def test_every_dimension_that_differs_is_named(folder: Path) -> None:
     )  # fmt: skip
     with pytest.raises(UserError) as found:
         start_from_path(folder, page)
+
     for line in (
         "model.layers: 2 there, 3 on the page", "model.hidden: 16 there, 32 on the page",
         "model.heads: 2 there, 4 on the page", "model.feed_forward: 24 there, 48 on the page",
@@ -150,7 +187,9 @@ def test_every_dimension_that_differs_is_named(folder: Path) -> None:
         ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'"),
     ],
 )
-def test_another_kind_of_model_is_refused(folder: Path, settings: dict[str, Any], message: str) -> None:
+def test_another_kind_of_model_is_refused(
+    folder: Path, settings: dict[str, Any], message: str
+) -> None:
     rewrite(folder / "config.json", **settings)
     with pytest.raises(UserError, match=message):
         start_from_path(folder)
@@ -158,38 +197,57 @@ def test_another_kind_of_model_is_refused(folder: Path, settings: dict[str, Any]
 
 def test_other_folders_are_refused_with_what_they_are(folder: Path, tmp_path: Path) -> None:
     bert = tmp_path / "bert"
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    }
     BertForMaskedLM(BertConfig(vocab_size=300, **small)).save_pretrained(bert)
     with pytest.raises(UserError, match="model_type = 'bert'"):
         start_from_path(bert)
+
     sentencepiece = tmp_path / "xlm"
     sentencepiece.mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(folder / name, sentencepiece / name)
+
     rewrite(sentencepiece / "config.json", model_type="xlm-roberta")
     (sentencepiece / "sentencepiece.bpe.model").write_bytes(b"\n")
     with pytest.raises(UserError, match="a SentencePiece model, as XLM-RoBERTa's"):
         start_from_path(sentencepiece)
+
     encoder = tmp_path / "encoder"
     RobertaModel(RobertaConfig.from_pretrained(folder)).save_pretrained(encoder)
     save(OLD, encoder)
     with pytest.raises(UserError, match=r"tensors missing \(lm_head.bias, .*not an encoder alone"):
         start_from_path(encoder)
+
     with pytest.raises(UserError, match=r"not there; looked at .*hf download"):
         start_from_path(tmp_path / "nothing")
+
     with pytest.raises(UserError, match=r"a file; expected a Hugging Face folder"):
         start_from_path(folder / "config.json")
+
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9])
     with pytest.raises(UserError, match=r"model.safetensors: cannot be read"):
         start_from_path(folder)
+
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"its weights are not there; looked for model.safetensors, pytorch_model.bin"):
+
+    with pytest.raises(
+        UserError,
+        match=r"its weights are not there; looked for model.safetensors, pytorch_model.bin",
+    ):
         start_from_path(folder)
 
 
 def test_an_output_layer_of_its_own_is_refused(folder: Path, source: RobertaForMaskedLM) -> None:
     (folder / "model.safetensors").unlink()
-    state = {**source.state_dict(), "lm_head.decoder.weight": torch.ones_like(source.lm_head.decoder.weight)}
+    state = {
+        **source.state_dict(),
+        "lm_head.decoder.weight": torch.ones_like(source.lm_head.decoder.weight),
+    }
     torch.save(state, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="its output layer has weights of its own"):
         start_from_path(folder)
@@ -207,20 +265,28 @@ def test_weights_of_ours_are_hashed_once_and_damage_is_seen(folder: Path, tmp_pa
     weights = folder / "model.safetensors"
     with Stage(folder, "published", {}, {}).begin() as stage:
         stage.finish([folder / "config.json", weights], {})
+
     found = find_initial(str(folder), tmp_path)
     with mock.patch.object(manifest, "sha256", wraps=sha256) as hashing:
         found.digest()
         start(found)
+
     assert [call.args[0] for call in hashing.call_args_list].count(weights) == 1
     whole, before = weights.read_bytes(), weights.stat().st_ctime_ns
     while weights.stat().st_ctime_ns == before:  # the clock of a file system may be coarse
         weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    for use in (found.digest, lambda: start(found)):  # before the run begins, and if it happens after that
-        with pytest.raises(UserError, match=r"model\.safetensors: sha256 .* damaged since it was written"):
+
+    for use in (
+        found.digest,
+        lambda: start(found),
+    ):  # before the run begins, and if it happens after that
+        with pytest.raises(
+            UserError, match=r"model\.safetensors: sha256 .* damaged since it was written"
+        ):
             use()
 
 
-# ------------------------------------------------------------------------------------------------------ pickles
+# ------------------------------------------------------------------------------------------ pickles
 
 
 class Malicious:
@@ -233,7 +299,9 @@ class Malicious:
 
 @pytest.mark.parametrize("new_format", [True, False])
 @pytest.mark.parametrize("call", ["exec", "os.mkdir", "Path.touch", "shutil.copy"])
-def test_nothing_in_a_pickle_is_run(folder: Path, tmp_path: Path, call: str, new_format: bool) -> None:
+def test_nothing_in_a_pickle_is_run(
+    folder: Path, tmp_path: Path, call: str, new_format: bool
+) -> None:
     import os
 
     marker = tmp_path / "marker"
@@ -246,8 +314,12 @@ def test_nothing_in_a_pickle_is_run(folder: Path, tmp_path: Path, call: str, new
     (folder / "model.safetensors").unlink()
     path = folder / "pytorch_model.bin"
     torch.save({"x": calls[call]}, path, _use_new_zipfile_serialization=new_format)
-    with pytest.raises(UserError, match=r"pytorch_model.bin: (cannot be read|expected tensors by name)"):
+
+    with pytest.raises(
+        UserError, match=r"pytorch_model.bin: (cannot be read|expected tensors by name)"
+    ):
         start_from_path(folder)
+
     assert not marker.exists()
     torch.load(path, weights_only=False)  # it would have been
     assert marker.exists()
@@ -255,13 +327,18 @@ def test_nothing_in_a_pickle_is_run(folder: Path, tmp_path: Path, call: str, new
 
 def test_a_file_that_is_no_checkpoint_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    for content in (b"", b"version https://git-lfs.github.com/spec/v1\n", pickle.dumps([1]), b"PK\x03\x04" + bytes(40)):
+    for content in (
+        b"",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        pickle.dumps([1]),
+        b"PK\x03\x04" + bytes(40),
+    ):
         (folder / "pytorch_model.bin").write_bytes(content)
         with pytest.raises(UserError, match=r"pytorch_model.bin: cannot be read as tensors"):
             start_from_path(folder)
 
 
-# ------------------------------------------------------------------------------------------------------ fairseq
+# ------------------------------------------------------------------------------------------ fairseq
 
 FAIRSEQ_LAYER = {
     "self_attn.k_proj": "attention.self.key", "self_attn.v_proj": "attention.self.value",
@@ -271,7 +348,9 @@ FAIRSEQ_LAYER = {
 }  # fmt: skip
 
 
-def fairseq_state(model: RobertaForMaskedLM, norm: str, prefix: str, packed: bool) -> dict[str, torch.Tensor]:
+def fairseq_state(
+    model: RobertaForMaskedLM, norm: str, prefix: str, packed: bool
+) -> dict[str, torch.Tensor]:
     """A model's weights by the names that fairseq's RobertaModel.state_dict() has, in its order."""
     given = model.state_dict()
     body = f"{prefix}.sentence_encoder"
@@ -282,39 +361,61 @@ def fairseq_state(model: RobertaForMaskedLM, norm: str, prefix: str, packed: boo
     }
     for kind in ("weight", "bias"):
         state[f"{body}.{norm}.{kind}"] = given[f"roberta.embeddings.LayerNorm.{kind}"]
+
     for layer in range(model.config.num_hidden_layers):
         for theirs, ours in FAIRSEQ_LAYER.items():
             for kind in ("weight", "bias"):
-                state[f"{body}.layers.{layer}.{theirs}.{kind}"] = given[f"roberta.encoder.layer.{layer}.{ours}.{kind}"]
+                state[f"{body}.layers.{layer}.{theirs}.{kind}"] = given[
+                    f"roberta.encoder.layer.{layer}.{ours}.{kind}"
+                ]
+
         if packed:
             for kind in ("weight", "bias"):
-                parts = [state.pop(f"{body}.layers.{layer}.self_attn.{part}_proj.{kind}") for part in "qkv"]
+                parts = [
+                    state.pop(f"{body}.layers.{layer}.self_attn.{part}_proj.{kind}")
+                    for part in "qkv"
+                ]
                 state[f"{body}.layers.{layer}.self_attn.in_proj_{kind}"] = torch.cat(parts)
+
     state[f"{prefix}.lm_head.weight"] = given["roberta.embeddings.word_embeddings.weight"]
     state[f"{prefix}.lm_head.bias"] = given["lm_head.bias"]
     for part in ("dense", "layer_norm"):
         for kind in ("weight", "bias"):
             state[f"{prefix}.lm_head.{part}.{kind}"] = given[f"lm_head.{part}.{kind}"]
+
     state["classification_heads.mnli.dense.weight"] = torch.zeros(16, 16)
     return state
 
 
-ARGS = {"arch": "roberta_base", "encoder_attention_heads": 2, "activation_fn": "gelu", "max_positions": 10}
+ARGS = {
+    "arch": "roberta_base",
+    "encoder_attention_heads": 2,
+    "activation_fn": "gelu",
+    "max_positions": 10,
+}
 
 
 @pytest.fixture
 def fairseq(source: RobertaForMaskedLM, tmp_path: Path) -> FairseqCheckpoint:
-    """A checkpoint as the published ones of 2019 are, and GPT-2's files of its vocabulary, in an order of their own."""
+    """A checkpoint as the published ones of 2019 are, and GPT-2's files of its vocabulary, in an
+    order of their own."""
     with torch.no_grad():
         source.roberta.embeddings.token_type_embeddings.weight.zero_()  # fairseq has none
-    numbers = {token: number for number, token in enumerate([*byte_symbols(), "th", "the", "Ġthe", "in", "Ã¤"])}
+
+    numbers = {
+        token: number
+        for number, token in enumerate([*byte_symbols(), "th", "the", "Ġthe", "in", "Ã¤"])
+    }
     (tmp_path / "encoder.json").write_text(json.dumps(numbers), encoding="utf-8")
     merges = "".join(f"{left} {right}\n" for left, right in OLD.merges)
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\n" + merges, encoding="utf-8")
     lines = [token for token in OLD.ids if token not in OLD.special]
-    (tmp_path / "dict.txt").write_text("".join(f"{numbers[token]} 1\n" for token in lines), encoding="utf-8")
+    (tmp_path / "dict.txt").write_text(
+        "".join(f"{numbers[token]} 1\n" for token in lines), encoding="utf-8"
+    )
     state = fairseq_state(source, "emb_layer_norm", "decoder", packed=True)
     torch.save({"model": state, "args": argparse.Namespace(**ARGS)}, tmp_path / "model.pt")
+
     return FairseqCheckpoint(
         weights=str(tmp_path / "model.pt"), encoder=str(tmp_path / "encoder.json"),
         merges=str(tmp_path / "vocab.bpe"), dictionary=str(tmp_path / "dict.txt"),
@@ -328,8 +429,14 @@ def test_fairseqs_checkpoint_gives_the_same_logits(
     source: RobertaForMaskedLM, fairseq: FairseqCheckpoint, norm: str, prefix: str, packed: bool
 ) -> None:
     state = fairseq_state(source, norm, prefix, packed)
-    stored: dict[str, Any] = {"model": state, "optimizer_history": [{"num_updates": 3}], "extra_state": {"epoch": 1}}
-    stored |= {"args": argparse.Namespace(**ARGS)} if packed else {"args": None, "cfg": {"model": ARGS}}
+    stored: dict[str, Any] = {
+        "model": state,
+        "optimizer_history": [{"num_updates": 3}],
+        "extra_state": {"epoch": 1},
+    }
+    stored |= (
+        {"args": argparse.Namespace(**ARGS)} if packed else {"args": None, "cfg": {"model": ARGS}}
+    )
     torch.save(stored, fairseq.weights, _use_new_zipfile_serialization=not packed)
     assert torch.equal(logits(start_from_path(fairseq)), logits(source))
 
@@ -338,21 +445,40 @@ def test_what_does_not_fit_a_fairseq_checkpoint_is_named(
     fairseq: FairseqCheckpoint, source: RobertaForMaskedLM, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as found:
-        start_from_path(fairseq, SECTION.model_copy(update={"heads": 4, "layers": 1, "positions": 8}))
-    for line in ("model.heads: 2 there, 4", "model.layers: 2 there, 1", "model.positions: 12 there, 8"):
+        start_from_path(
+            fairseq, SECTION.model_copy(update={"heads": 4, "layers": 1, "positions": 8})
+        )
+
+    for line in (
+        "model.heads: 2 there, 4",
+        "model.layers: 2 there, 1",
+        "model.positions: 12 there, 8",
+    ):
         assert line in str(found.value)
+
     state = fairseq_state(source, "emb_layer_norm", "decoder", packed=False)
 
     def refused(message: str, state: dict[str, torch.Tensor] = state, **args: Any) -> None:
-        torch.save({"model": state, "args": argparse.Namespace(**{**ARGS, **args})}, fairseq.weights)
+        torch.save(
+            {"model": state, "args": argparse.Namespace(**{**ARGS, **args})}, fairseq.weights
+        )
         with pytest.raises(UserError, match=message):
             start_from_path(fairseq)
 
     refused("activation_fn = 'relu'", activation_fn="relu")
     refused("encoder_normalize_before = True", encoder_normalize_before=True)
-    refused("its output layer has weights of its own", {**state, "decoder.lm_head.weight": torch.zeros(266, 16)})
-    refused(r"1 unknown \(decoder.layers.0.other.weight\)", {**state, "decoder.layers.0.other.weight": torch.zeros(1)})
-    refused("without roberta.embeddings.word_embeddings.weight", {"encoder.embed.weight": torch.zeros(1)})
+    refused(
+        "its output layer has weights of its own",
+        {**state, "decoder.lm_head.weight": torch.zeros(266, 16)},
+    )
+    refused(
+        r"1 unknown \(decoder.layers.0.other.weight\)",
+        {**state, "decoder.layers.0.other.weight": torch.zeros(1)},
+    )
+    refused(
+        "without roberta.embeddings.word_embeddings.weight",
+        {"encoder.embed.weight": torch.zeros(1)},
+    )
     lost = {name: tensor for name, tensor in state.items() if "layers.1.fc2.bias" not in name}
     refused(r"1 tensors missing \(roberta.encoder.layer.1.output.dense.bias\)", lost)
     refused("265 rows for the 266 tokens", {
@@ -362,11 +488,12 @@ def test_what_does_not_fit_a_fairseq_checkpoint_is_named(
     torch.save(state, fairseq.weights)
     with pytest.raises(UserError, match="a dictionary with the key model"):
         start_from_path(fairseq)
+
     with pytest.raises(UserError, match=r"model.init_from.weights: .*gone.pt: not there"):
         start_from_path(fairseq.model_copy(update={"weights": "gone.pt"}))
 
 
-# ------------------------------------------------------------------------------------------------------ fitting
+# ------------------------------------------------------------------------------------------ fitting
 
 
 def test_shared_tokens_keep_their_rows_and_new_ones_are_the_mean_of_their_pieces(
@@ -379,6 +506,7 @@ def test_shared_tokens_keep_their_rows_and_new_ones_are_the_mean_of_their_pieces
     for token in NEW.ids.keys() & OLD.ids.keys():
         assert torch.equal(new[NEW.ids[token]], old[OLD.ids[token]])
         assert new_bias[NEW.ids[token]] == bias[OLD.ids[token]]
+
     # "thin" is th + in for the old vocabulary, " th" the byte of the space and th, [ENT] five bytes
     for token, pieces in {
         "thin": ["th", "in"], "Ġth": ["Ġ", "th"], "ing": ["in", "g"], "Ã¤Ã¤": ["Ã¤", "Ã¤"], "[ENT]": [*"[ENT]"],
@@ -390,15 +518,18 @@ def test_shared_tokens_keep_their_rows_and_new_ones_are_the_mean_of_their_pieces
 
 def test_what_was_taken_is_said(folder: Path, tmp_path: Path) -> None:
     section = SECTION.model_copy(update={"positions": 20})
-    model = new_model(roberta_config(section, TokenIds.of(Encoder(NEW))), 7)
+    model = new_model(roberta_config(section, SpecialTokens.of(Tokenizer(NEW))), 7)
     said = start_from(model, find_initial(str(folder), tmp_path), section, NEW)
-    assert f"{len(NEW.ids) - 5} tokens as they are there, 5 made from their pieces; positions 12 there, 20" in said
+    assert (
+        f"{len(NEW.ids) - 5} tokens as they are there, 5 made from their pieces; positions 12"
+        " there, 20" in said
+    )
 
 
 @given(st.text(alphabet="theing", min_size=1, max_size=12))
 def test_pieces_are_what_the_old_tokenizer_makes_of_the_token(word: str) -> None:
     target = Vocabulary({word: 0}, [])
-    encoder = Encoder(OLD)
+    encoder = Tokenizer(OLD)
     (pieces,) = pieces_of(target, OLD)
     assert pieces == encoder.encode_documents([word])[0].tolist()
 
@@ -409,7 +540,9 @@ def test_longer_positions_repeat_the_learned_ones() -> None:
     assert torch.equal(longer(table, 6), table)
 
 
-def test_a_longer_model_says_of_short_texts_what_it_said(folder: Path, source: RobertaForMaskedLM) -> None:
+def test_a_longer_model_says_of_short_texts_what_it_said(
+    folder: Path, source: RobertaForMaskedLM
+) -> None:
     longer_model = start_from_path(folder, SECTION.model_copy(update={"positions": 32}))
     assert torch.equal(logits(longer_model), logits(source))
     ids = torch.full((1, 30), 8)
@@ -427,6 +560,10 @@ def test_shapes_that_differ_are_named(folder: Path, source: RobertaForMaskedLM) 
     state = load_file(folder / "model.safetensors")
     state["lm_head.dense.bias"] = torch.zeros(3)
     save_file(state, folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"other shapes\n  lm_head.dense.bias: \[3\] there, \[16\] here"):
+
+    with pytest.raises(
+        UserError, match=r"other shapes\n  lm_head.dense.bias: \[3\] there, \[16\] here"
+    ):
         start_from_path(folder)
+
     assert weights.FIRST_POSITION == 2

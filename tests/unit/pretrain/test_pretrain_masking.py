@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from robustly.pretrain.masking import Masked, TokenIds, mask_blocks
-from robustly.tokenizer.tokenizer import Encoder
+from robustly.pretrain.masking import Masked, SpecialTokens, mask_blocks
+from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out
 from synthetic import VOCABULARY, RandomBlocks, masking
 
@@ -21,10 +21,14 @@ def full_blocks(count: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.full(count, FULL)
 
 
-def draw(count: int = 2000, epoch: int = 0, seed: int = 1, **changes: object) -> tuple[np.ndarray, Masked]:
+def draw(
+    count: int = 2000, epoch: int = 0, seed: int = 1, **changes: object
+) -> tuple[np.ndarray, Masked]:
     ids, lengths = full_blocks(count)
     index = np.arange(count)
-    return ids, mask_blocks(ids, lengths, np.full(count, epoch), index, masking(**changes), VOCABULARY, seed)
+    return ids, mask_blocks(
+        ids, lengths, np.full(count, epoch), index, masking(**changes), VOCABULARY, seed
+    )
 
 
 def chi_square(observed: np.ndarray, expected: np.ndarray | float) -> float:
@@ -41,7 +45,9 @@ def chi_square(observed: np.ndarray, expected: np.ndarray | float) -> float:
 def test_golden_masks(style: str, digest: str) -> None:
     """Whatever changes these changes every run that is under way."""
     _, masked = draw(64, epoch=3, seed=7, style=style)
-    found = hashlib.sha256(masked.inputs.astype("<i8").tobytes() + np.packbits(masked.targets).tobytes()).hexdigest()
+    found = hashlib.sha256(
+        masked.inputs.astype("<i8").tobytes() + np.packbits(masked.targets).tobytes()
+    ).hexdigest()
     assert found[:16] == digest
 
 
@@ -68,7 +74,9 @@ def test_shares_of_mask_random_and_unchanged() -> None:
     # a random token equals the old one, or <mask>, once in 296 each
     chance = 1 / (VOCABULARY.size - 4)
     expected = np.array([0.8 + 0.1 * chance, 0.1 + 0.1 * chance, 0.1 * (1 - 2 * chance)]) * total
-    observed = np.array([(shown == 299).sum(), (shown == was).sum(), ((shown != 299) & (shown != was)).sum()])
+    observed = np.array(
+        [(shown == 299).sum(), (shown == was).sum(), ((shown != 299) & (shown != was)).sum()]
+    )
     assert chi_square(observed, expected) < 5
     assert (masked.inputs[~masked.targets] == ids[~masked.targets]).all()
 
@@ -98,7 +106,9 @@ def test_fairseq_style_may_choose_specials() -> None:
 def test_padding_is_never_a_target_and_short_blocks_keep_the_share() -> None:
     blocks = RandomBlocks(4000)
     ids, lengths = blocks.gather(np.arange(4000))
-    masked = mask_blocks(ids, lengths, np.zeros(4000, int), np.arange(4000), masking(), VOCABULARY, 1)
+    masked = mask_blocks(
+        ids, lengths, np.zeros(4000, int), np.arange(4000), masking(), VOCABULARY, 1
+    )
     assert not masked.targets[ids == VOCABULARY.pad].any()
     assert abs(masked.targets.sum() / lengths.sum() - 0.15) < 0.002
 
@@ -107,10 +117,14 @@ def test_a_mask_depends_on_seed_epoch_and_block_alone() -> None:
     ids, lengths = full_blocks(50)
     epoch, index = np.full(50, 4), np.arange(50) + 2**40  # beyond 32 bits
     together = mask_blocks(ids, lengths, epoch, index, masking(), VOCABULARY, 9)
+
     for row in (0, 17, 49):
-        alone = mask_blocks(ids[[row]], lengths[[row]], epoch[[row]], index[[row]], masking(), VOCABULARY, 9)
+        alone = mask_blocks(
+            ids[[row]], lengths[[row]], epoch[[row]], index[[row]], masking(), VOCABULARY, 9
+        )
         assert (alone.inputs[0] == together.inputs[row]).all()
         assert (alone.targets[0] == together.targets[row]).all()
+
     for changed in (
         mask_blocks(ids, lengths, epoch + 1, index, masking(), VOCABULARY, 9),
         mask_blocks(ids, lengths, epoch, index + 1, masking(), VOCABULARY, 9),
@@ -120,7 +134,7 @@ def test_a_mask_depends_on_seed_epoch_and_block_alone() -> None:
         assert abs(agreement - 0.15) < 0.03  # no more than chance
 
 
-# ------------------------------------------------------------------------------------------------- whole words
+# -------------------------------------------------------------------------------------- whole words
 
 BEGINS = np.arange(VOCABULARY.size) % 3 == 0  # a third of the ids begin a word wherever they stand
 WORDY = VOCABULARY._replace(begins_word=BEGINS)
@@ -134,12 +148,18 @@ def words_of(row: np.ndarray) -> np.ndarray:
         begins = special or after_special or bool(BEGINS[token])
         numbers.append((numbers[-1] if numbers else -1) + begins)
         after_special = special
+
     return np.array(numbers)
 
 
-def draw_words(count: int, vocabulary: TokenIds = WORDY, **changes: object) -> tuple[np.ndarray, Masked]:
+def draw_words(
+    count: int, vocabulary: SpecialTokens = WORDY, **changes: object
+) -> tuple[np.ndarray, Masked]:
     ids, lengths = full_blocks(count)
-    ids[:, 100], ids[:, 101] = VOCABULARY.eos, 4  # a unit that begins amid the block, with no space in front
+    ids[:, 100], ids[:, 101] = (
+        VOCABULARY.eos,
+        4,
+    )  # a unit that begins amid the block, with no space in front
     index = np.arange(count)
     settings = masking(whole_words=True, **changes)
     return ids, mask_blocks(ids, lengths, np.zeros(count, int), index, settings, vocabulary, 1)
@@ -161,6 +181,7 @@ def test_words_are_targets_whole(style: str) -> None:
         per_word.append(chosen[ordinary][:150])
         if style == "bert":
             assert not chosen[~ordinary].any()
+
     assert abs(np.mean(shares)) < 4 * 0.5 / np.sqrt(400)  # stochastic rounding has no bias
     counts = np.sum(per_word, 0)
     assert chi_square(counts, counts.mean()) < 5
@@ -181,24 +202,32 @@ def test_a_word_is_shown_in_one_way() -> None:
             else:
                 kinds.append("random")
                 drawn += shown[of_it].tolist()
+
     shares = [kinds.count(kind) / len(kinds) for kind in ("mask", "random", "same")]
     for share, wanted in zip(shares, (0.8, 0.1, 0.1), strict=True):
         assert abs(share - wanted) < 4 * np.sqrt(wanted * (1 - wanted) / len(kinds)) + 0.001
+
     found = np.bincount(drawn, minlength=VOCABULARY.size)[4:]
-    assert found.min() > 0 and chi_square(found, found.mean()) < 5  # a token of its own for each position
+    assert (
+        found.min() > 0 and chi_square(found, found.mean()) < 5
+    )  # a token of its own for each position
 
 
 @pytest.mark.parametrize("style", ["fairseq", "bert"])
 def test_words_of_one_token_are_masked_as_tokens_are(style: str) -> None:
-    ids, words = draw_words(50, VOCABULARY._replace(begins_word=np.ones(VOCABULARY.size, bool)), style=style)
+    ids, words = draw_words(
+        50, VOCABULARY._replace(begins_word=np.ones(VOCABULARY.size, bool)), style=style
+    )
     lengths = np.full(50, FULL)
-    tokens = mask_blocks(ids, lengths, np.zeros(50, int), np.arange(50), masking(style=style), VOCABULARY, 1)
+    tokens = mask_blocks(
+        ids, lengths, np.zeros(50, int), np.arange(50), masking(style=style), VOCABULARY, 1
+    )
     assert (words.inputs == tokens.inputs).all() and (words.targets == tokens.targets).all()
 
 
 def test_a_token_that_begins_with_white_space_begins_a_word() -> None:
-    encoder = Encoder(lay_out([("Ġ", "t"), ("Ġt", "h"), ("e", "r"), ("Ċ", "Ċ")]))
-    begins = TokenIds.of(encoder).begins_word
+    encoder = Tokenizer(lay_out([("Ġ", "t"), ("Ġt", "h"), ("e", "r"), ("Ċ", "Ċ")]))
+    begins = SpecialTokens.of(encoder).begins_word
     starting = {encoder.decode_bytes([number]) for number in np.flatnonzero(begins)}
     assert {b" ", b" t", b" th", b"\n", b"\n\n", b"\t"} <= starting
     assert not starting & {b"er", b"t", b"<s>", b"<mask>", b"\xc2"}

@@ -5,11 +5,17 @@ import torch
 from torch.nn import functional
 from transformers import BertConfig, BertForNextSentencePrediction
 
-from robustly.data_prep.sampler import Places
+from robustly.data_prep.sampler import Samples
 from robustly.experiment import load_experiment
 from robustly.pretrain.batches import MicroBatch, make_micro_batch
-from robustly.pretrain.config import Model
-from robustly.pretrain.objective import NEXT_SENTENCE, MaskedLanguageModel, NextSentenceHead, new_model, roberta_config
+from robustly.pretrain.config import ModelConfig
+from robustly.pretrain.objective import (
+    NEXT_SENTENCE,
+    MaskedLanguageModel,
+    NextSentenceHead,
+    new_model,
+    roberta_config,
+)
 from synthetic import VOCABULARY, masking, model, order
 
 
@@ -17,7 +23,7 @@ def batch(count: int) -> MicroBatch:
     import numpy as np
 
     blocks = np.arange(count)
-    places = Places(np.zeros(count, int), blocks, blocks, blocks)
+    places = Samples(np.zeros(count, int), blocks, blocks, blocks)
     return make_micro_batch(order(seed=3), places, masking(), VOCABULARY, 0)
 
 
@@ -26,7 +32,9 @@ def test_loss_is_transformers_loss_times_the_number_of_targets() -> None:
     made = batch(8)
     labels = torch.full(made.inputs.shape, -100)
     labels.view(-1)[made.positions] = made.labels
-    expected = plain(input_ids=made.inputs, attention_mask=made.attention, labels=labels).loss * len(made.labels)
+    expected = plain(
+        input_ids=made.inputs, attention_mask=made.attention, labels=labels
+    ).loss * len(made.labels)
     found = MaskedLanguageModel(plain)(made.inputs, made.attention, made.positions, made.labels)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -42,7 +50,9 @@ def test_the_next_sentence_loss_is_berts() -> None:
     plain, head = new_model(config, 1).eval(), NextSentenceHead(config, 2)
     made = batch(8)
     follows = torch.tensor([1, 0, 0, -1, 1, 1, -1, 0])
-    theirs = BertForNextSentencePrediction(BertConfig(hidden_size=64, num_attention_heads=2, intermediate_size=8))
+    theirs = BertForNextSentencePrediction(
+        BertConfig(hidden_size=64, num_attention_heads=2, intermediate_size=8)
+    )
     theirs.bert.pooler.dense.load_state_dict(head.dense.state_dict())
     theirs.cls.seq_relationship.load_state_dict(head.output.state_dict())
     hidden = plain.roberta(made.inputs, attention_mask=made.attention).last_hidden_state
@@ -50,10 +60,14 @@ def test_the_next_sentence_loss_is_berts() -> None:
     known = follows >= 0
     objective = MaskedLanguageModel(plain, head)
     tokens, pairs = objective(made.inputs, made.attention, made.positions, made.labels, follows)
-    assert pairs.item() == pytest.approx(float(functional.cross_entropy(scores[known], follows[known])) * 6, rel=1e-5)
+    assert pairs.item() == pytest.approx(
+        float(functional.cross_entropy(scores[known], follows[known])) * 6, rel=1e-5
+    )
     (alone,) = MaskedLanguageModel(plain)(made.inputs, made.attention, made.positions, made.labels)
     assert tokens.item() == alone.item()
-    names = {name for name, _ in objective.named_parameters()} - {f"model.{n}" for n, _ in plain.named_parameters()}
+    names = {name for name, _ in objective.named_parameters()} - {
+        f"model.{n}" for n, _ in plain.named_parameters()
+    }
     assert len(names) == 4 and all(name.startswith(NEXT_SENTENCE) for name in names)
     assert 0.018 < head.dense.weight.std().item() < 0.022 and not head.dense.bias.any()
 
@@ -76,16 +90,19 @@ def test_fresh_weights_follow_fairseq() -> None:
             assert not parameter.any(), name
         elif parameter.shape[0] > 1:
             assert 0.018 < parameter.std().item() < 0.022, name
+
     embeddings = fresh.roberta.embeddings
     assert not embeddings.word_embeddings.weight[VOCABULARY.pad].any()
     assert not embeddings.position_embeddings.weight[VOCABULARY.pad].any()
     assert fresh.lm_head.decoder.weight is embeddings.word_embeddings.weight
     same = new_model(roberta_config(model(hidden=256, layers=2, feed_forward=1024), VOCABULARY), 1)
-    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), same.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(fresh.parameters(), same.parameters(), strict=True)
+    )
 
 
 def test_the_recipe_is_roberta_bases_published_configuration() -> None:
-    section: Model = load_experiment("configs/roberta_base.yaml").model
+    section: ModelConfig = load_experiment("configs/roberta_base.yaml").model
     config = roberta_config(section, VOCABULARY._replace(size=50_265, mask=50_264))
     published = {
         "attention_probs_dropout_prob": 0.1, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1,
@@ -94,8 +111,10 @@ def test_the_recipe_is_roberta_bases_published_configuration() -> None:
         "num_attention_heads": 12, "num_hidden_layers": 12, "type_vocab_size": 1, "vocab_size": 50_265,
     }  # fmt: skip
     assert {key: getattr(config, key) for key in published} == published
+
     with torch.device("meta"):
         from transformers import RobertaForMaskedLM
 
         parameters = sum(p.numel() for p in RobertaForMaskedLM(config).parameters())
+
     assert parameters == 124_697_433  # roberta-base with its MLM head

@@ -2,7 +2,7 @@
 
 import pytest
 
-from robustly.pretrain.config import Run
+from robustly.pretrain.config import RunConfig
 from robustly.pretrain.mfu import NAMES, PEAK_TFLOPS, peak_tflops, utilisation
 
 
@@ -14,15 +14,20 @@ def test_by_hand() -> None:
 
 
 def test_the_page_has_the_last_word_on_the_peak() -> None:
-    assert peak_tflops(Run(peak_tflops=12.5), "NVIDIA H200") == 12.5
-    assert peak_tflops(Run(peak_tflops=0.1), None) == 0.1
+    assert peak_tflops(RunConfig(peak_tflops=12.5), "NVIDIA H200") == 12.5
+    assert peak_tflops(RunConfig(peak_tflops=0.1), None) == 0.1
 
 
 def test_known_gpus_by_their_whole_name_and_precision() -> None:
-    assert peak_tflops(Run(precision="bf16"), "NVIDIA H100 80GB HBM3") == 989.4
-    assert peak_tflops(Run(), "NVIDIA A100-SXM4-40GB") == 19.5
-    for other in (None, "NVIDIA H100 PCIe", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU"):
-        assert peak_tflops(Run(), other) is None
+    assert peak_tflops(RunConfig(precision="bf16"), "NVIDIA H100 80GB HBM3") == 989.4
+    assert peak_tflops(RunConfig(), "NVIDIA A100-SXM4-40GB") == 19.5
+    for other in (
+        None,
+        "NVIDIA H100 PCIe",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+    ):
+        assert peak_tflops(RunConfig(), other) is None
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -28,9 +28,19 @@ SMALL = [
 NO_MEMORY = Machine("cpu", None, "not looked at")
 
 
-def planned(experiment: Experiment, ranks: int = 2, machine: Machine = NO_MEMORY, speed: Speed | None = None) -> Plan:
+def planned(
+    experiment: Experiment, ranks: int = 2, machine: Machine = NO_MEMORY, speed: Speed | None = None
+) -> Plan:
     beside = experiment.origin.parent
-    return plan(pretraining(experiment), experiment.corpus, experiment.tokenizer, beside, ranks, machine, speed)
+    return plan(
+        pretraining(experiment),
+        experiment.corpus,
+        experiment.tokenizer,
+        beside,
+        ranks,
+        machine,
+        speed,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -55,18 +65,27 @@ def small(place: Path, *changes: str) -> Experiment:
 
 def test_smaller_updates_at_the_beginning_are_counted() -> None:
     page = load_experiment(
-        "roberta_base", ["schedule.batch_warmup={start: 4096, updates: 4}", "schedule.updates=10", "schedule.warmup=0"]
+        "roberta_base",
+        [
+            "schedule.batch_warmup={start: 4096, updates: 4}",
+            "schedule.updates=10",
+            "schedule.warmup=0",
+        ],
     )
     blocks = 4096 + 5120 + 6144 + 7168 + 6 * 8192
     assert planned(page).work["tokens"] == 512 * blocks
 
 
-# ---------------------------------------------------------------------------------------------- the corpus
+# --------------------------------------------------------------------------------------- the corpus
 
 
 def test_a_corpus_that_is_not_there_is_unknown_and_no_error() -> None:
     found = planned(load_experiment("roberta_base"))
-    assert (found.work["epochs"], found.work["corpus_tokens"], found.disk["token_store"]) == (None, None, None)
+    assert (found.work["epochs"], found.work["corpus_tokens"], found.disk["token_store"]) == (
+        None,
+        None,
+        None,
+    )
     assert "not found (corpora/bookcorpus_wikipedia/*.txt.zst" in found.work["corpus_source"]
     assert found.work["tokens"] == 8192 * 512 * 500_000
 
@@ -80,7 +99,10 @@ def test_tokens_are_counted_where_that_was_done_and_estimated_elsewhere(place: P
 
     app.build_tokenizer(experiment)
     from_words = planned(experiment)
-    assert "counted in" in from_words.work["corpus_source"] and "tokenizer" in from_words.work["corpus_source"]
+    assert (
+        "counted in" in from_words.work["corpus_source"]
+        and "tokenizer" in from_words.work["corpus_source"]
+    )
 
     app.prepare_data(experiment)
     counted = planned(experiment)
@@ -93,11 +115,15 @@ def test_tokens_are_counted_where_that_was_done_and_estimated_elsewhere(place: P
     assert counted.disk["token_store"] == pytest.approx(from_words.disk["token_store"], rel=0.15)
 
     # A page that the folders do not fit: their counts are another corpus's, or another tokenizer's.
-    assert "tokens counted in" in planned(small(place, "corpus.validation=0.2")).work["corpus_source"]
+    assert (
+        "tokens counted in" in planned(small(place, "corpus.validation=0.2")).work["corpus_source"]
+    )
     assert "estimated" in planned(small(place, "tokenizer.vocab_size=600")).work["corpus_source"]
     again = json.loads((place / "tokenizer" / "manifest.json").read_text(encoding="utf-8"))
     (place / "again").mkdir()
-    (place / "again" / "manifest.json").write_text(json.dumps({**again, "hash": "other"}), encoding="utf-8")
+    (place / "again" / "manifest.json").write_text(
+        json.dumps({**again, "hash": "other"}), encoding="utf-8"
+    )
     retrained = planned(small(place, f"paths.tokenizer={place / 'again'}"))
     assert f"tokens counted in {place / 'again'}" in retrained.work["corpus_source"]
     (place / "more.txt").write_text("One more text.\n", encoding="utf-8")
@@ -110,12 +136,19 @@ def test_an_epoch_has_each_source_as_often_as_the_page_says(tmp_path: Path) -> N
     cuts = [text.index("\n\n", at) if at else 0 for at in (0, 40_000, 120_000, 160_000)]
     for name, begin, end in zip("abc", cuts, cuts[1:], strict=False):
         (tmp_path / f"{name}.txt").write_text(text[begin:end].strip("\n"), encoding="utf-8")
+
     bytes_of = {name: (tmp_path / f"{name}.txt").stat().st_size for name in "abc"}
 
     def page(*changes: str) -> Experiment:
         a, b, c = (str(tmp_path / f"{name}.txt") for name in "abc")
-        sources = [{"path": a, "repeat": 3}, {"path": b, "repeat": 0.5}, {"path": c, "held_out": True}]
-        return load_experiment("tiny", [*SMALL, f"corpus.sources={json.dumps(sources)}", f"paths.root={tmp_path}"])
+        sources = [
+            {"path": a, "repeat": 3},
+            {"path": b, "repeat": 0.5},
+            {"path": c, "held_out": True},
+        ]
+        return load_experiment(
+            "tiny", [*SMALL, f"corpus.sources={json.dumps(sources)}", f"paths.root={tmp_path}"]
+        )
 
     of_bytes = (3 * bytes_of["a"] + 0.5 * bytes_of["b"]) * 0.9
     assert planned(page()).work["corpus_tokens"] == pytest.approx(of_bytes / 4.4, abs=1)
@@ -128,7 +161,9 @@ def test_an_epoch_has_each_source_as_often_as_the_page_says(tmp_path: Path) -> N
     first, second = (sum(shard.tokens for shard in store.shards_of(source)) for source in (0, 1))
     assert not store.shards_of(2)
     assert counted.work["corpus_tokens"] == round(3 * first + 0.5 * second)
-    assert from_words.work["corpus_tokens"] == pytest.approx(counted.work["corpus_tokens"], rel=0.15)
+    assert from_words.work["corpus_tokens"] == pytest.approx(
+        counted.work["corpus_tokens"], rel=0.15
+    )
 
 
 def test_compressed_files_count_for_more(tmp_path: Path) -> None:
@@ -147,17 +182,24 @@ def test_a_dataset_is_unknown_until_it_is_counted(tmp_path: Path) -> None:
     (tmp_path / "rows" / "train.jsonl").write_text(rows, encoding="utf-8")
 
     def on(hub: str) -> Experiment:
-        return load_experiment("tiny", [*SMALL, f"corpus.sources=[{{hub: {hub}}}]", f"paths.root={tmp_path / 'run'}"])
+        return load_experiment(
+            "tiny", [*SMALL, f"corpus.sources=[{{hub: {hub}}}]", f"paths.root={tmp_path / 'run'}"]
+        )
 
     there, elsewhere = on(str(tmp_path / "rows")), on("owner/name")
+
     for experiment in (there, elsewhere):
-        assert "unknown until the tokenizer stage has read" in planned(experiment).work["corpus_source"]
+        assert (
+            "unknown until the tokenizer stage has read"
+            in planned(experiment).work["corpus_source"]
+        )
+
     app.build_tokenizer(there)
     assert "tokens counted in" in planned(there).work["corpus_source"]
     assert "unknown until" in planned(elsewhere).work["corpus_source"]
 
 
-# ---------------------------------------------------------------------------------------------- time
+# --------------------------------------------------------------------------------------------- time
 
 
 def test_a_given_speed_is_taken() -> None:
@@ -176,12 +218,16 @@ def test_padding_takes_its_share_of_a_speed_of_full_blocks(place: Path, tmp_path
     assert padding > 0.1
     full = planned(experiment, speed=Speed(1000.0, "measured", of_full_blocks=True))
     assert full.time[0]["tokens_per_second"] == pytest.approx(1000 * (1 - padding))
-    assert full.time[0]["seconds"] == pytest.approx(100 * 24 * 64 / 1000, rel=1e-3)  # all positions take time
+    assert full.time[0]["seconds"] == pytest.approx(
+        100 * 24 * 64 / 1000, rel=1e-3
+    )  # all positions take time
     said = planned(experiment, speed=Speed(1000.0, "said"))
     assert said.time[0]["tokens_per_second"] == 1000
     a100 = next(entry for entry in planned(experiment).time if "A100" in entry["source"])
     per_position = flops_per_token(experiment.model, 500, 64, experiment.masking.probability)
-    assert a100["tokens_per_second"] == pytest.approx(2 * 0.4 * 19.5e12 / per_position * (1 - padding))
+    assert a100["tokens_per_second"] == pytest.approx(
+        2 * 0.4 * 19.5e12 / per_position * (1 - padding)
+    )
     assert plans.speed_at(1.0, 1, 1.0, "").of_full_blocks
 
 
@@ -197,22 +243,37 @@ def test_the_speed_of_a_run_counts_if_it_is_of_this_model(tmp_path: Path) -> Non
     experiment = small(tmp_path)
     train = tmp_path / "train"
     train.mkdir()
-    (train / "config.yaml").write_text(yaml.safe_dump(pretraining(experiment).page), encoding="utf-8")
+    (train / "config.yaml").write_text(
+        yaml.safe_dump(pretraining(experiment).page), encoding="utf-8"
+    )
     rates = [10.0, 500.0, 400.0, 600.0]  # the first interval warms up
-    lines = [json.dumps({"update": 10 * n, "tokens_per_second": rate}) for n, rate in enumerate(rates, 1)]
+    lines = [
+        json.dumps({"update": 10 * n, "tokens_per_second": rate}) for n, rate in enumerate(rates, 1)
+    ]
     (train / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     assert [entry["tokens_per_second"] for entry in planned(experiment).time] == [500.0]
     assert f"measured in {train}" in planned(experiment).time[0]["source"]
-    for other in ("model.layers=3", "data.block_length=24", "run.micro_batch=8", "tokenizer.vocab_size=600"):
-        assert all("assumed" in entry["source"] for entry in planned(small(tmp_path, other)).time), other
+
+    for other in (
+        "model.layers=3",
+        "data.block_length=24",
+        "run.micro_batch=8",
+        "tokenizer.vocab_size=600",
+    ):
+        assert all(
+            "assumed" in entry["source"] for entry in planned(small(tmp_path, other)).time
+        ), other
+
     assert all("assumed" in entry["source"] for entry in planned(experiment, ranks=1).time)
 
 
 def test_a_measured_pass_and_update_make_a_speed() -> None:
     """24 blocks of 64 on 2 ranks: 3 passes of 4 blocks at 0.5 s, and an update of 0.1 s."""
     config = pretraining(load_experiment("tiny", SMALL))
-    assert speeds.speed_of(config, 2, 4, 0.5, 0.1, "cpu").tokens_per_second == pytest.approx(24 * 64 / 1.6)
+    assert speeds.speed_of(config, 2, 4, 0.5, 0.1, "cpu").tokens_per_second == pytest.approx(
+        24 * 64 / 1.6
+    )
     assert speeds.speed_of(config, 2, 4, 0.5, 0.1, "cpu").of_full_blocks
 
 
@@ -225,10 +286,13 @@ def measured(rank: int, ranks: int) -> list[Any]:
 def test_this_machine_is_measured() -> None:
     rate, source = run_distributed(1, measured)[0]
     assert rate > 100
-    assert source == "measured here: one rank on cpu, micro-batches of 4, times 2 ranks without communication"
+    assert (
+        source
+        == "measured here: one rank on cpu, micro-batches of 4, times 2 ranks without communication"
+    )
 
 
-# ---------------------------------------------------------------------------------------------- memory and disk
+# ---------------------------------------------------------------------------------- memory and disk
 
 
 def test_the_largest_micro_batch_is_for_the_memory_that_there_is() -> None:
@@ -238,7 +302,9 @@ def test_the_largest_micro_batch_is_for_the_memory_that_there_is() -> None:
     assert found.memory["peak"] < 24e9
     assert largest > 32
     above = planned(
-        load_experiment("roberta_base", [f"run.micro_batch={largest + 1}"]), 2, Machine("cuda", 24 * 10**9, "")
+        load_experiment("roberta_base", [f"run.micro_batch={largest + 1}"]),
+        2,
+        Machine("cuda", 24 * 10**9, ""),
     )
     assert above.memory["peak"] > 24e9
     assert f"take run.micro_batch={largest}" in above.warnings[0]
@@ -250,7 +316,7 @@ def test_the_best_checkpoint_and_a_new_one_have_to_fit_beside_those_that_are_kep
     assert disk["checkpoints"] == (2 + 1 + 1) * disk["checkpoint"]
 
 
-# ---------------------------------------------------------------------------------------------- warnings
+# ----------------------------------------------------------------------------------------- warnings
 
 
 @pytest.mark.parametrize(
@@ -274,11 +340,13 @@ def test_a_warning(changes: list[str], words: str, place: Path) -> None:
 @pytest.mark.parametrize(("size", "odd"), [(50_265, True), (50_304, False)])
 def test_tensor_cores_like_multiples_of_64(size: int, odd: bool) -> None:
     gpu = Machine("cuda", None, "")
-    found = planned(load_experiment("roberta_base", [f"tokenizer.vocab_size={size}"]), machine=gpu).warnings
+    found = planned(
+        load_experiment("roberta_base", [f"tokenizer.vocab_size={size}"]), machine=gpu
+    ).warnings
     assert any("50,304 is" in warning for warning in found) is odd
 
 
-# ---------------------------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------------------- the command
 
 
 PROGRAM = """
@@ -293,15 +361,29 @@ assert not {"torch", "transformers", "deepspeed", "datatrove"} & set(sys.modules
 
 
 def test_the_command_needs_no_torch_and_prints_one_object() -> None:
-    arguments = ["roberta_base", "optim.batch_size=4096", "--ranks", "8", "--memory", "80", "--tflops", "100", "--json"]
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, timeout=60)
+    arguments = [
+        "roberta_base",
+        "optim.batch_size=4096",
+        "--ranks",
+        "8",
+        "--memory",
+        "80",
+        "--tflops",
+        "100",
+        "--json",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["model"]["parameters"] == 124_697_433
     assert found["work"]["tokens_per_update"] == 4096 * 512
     assert found["memory"]["limit"] == 80e9
     (entry,) = found["time"]
-    assert entry["tokens_per_second"] == pytest.approx(8 * 100e12 / found["model"]["flops_per_token"], rel=1e-6)
+    assert entry["tokens_per_second"] == pytest.approx(
+        8 * 100e12 / found["model"]["flops_per_token"], rel=1e-6
+    )
     for said in ("parameters", "124,697,433", "largest micro-batch", "(--tflops 100, 8 ranks)"):
         assert said in done.stderr
 
@@ -322,11 +404,17 @@ def test_one_speed_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_what_a_rank_runs_on(
-    changes: list[str], gpu: int | None, device: str, memory: float | None, monkeypatch: pytest.MonkeyPatch
+    changes: list[str],
+    gpu: int | None,
+    device: str,
+    memory: float | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from robustly.preflight import doctor
 
-    monkeypatch.setattr(doctor, "gpus", lambda: [doctor.Gpu("Card", gpu, (8, 0), "1")] if gpu else [])
+    monkeypatch.setattr(
+        doctor, "gpus", lambda: [doctor.Gpu("Card", gpu, (8, 0), "1")] if gpu else []
+    )
     monkeypatch.setattr("robustly.machine.available_memory", lambda: 8 * 10**9)
     machine = app._machine(load_experiment("tiny", changes), 2, None)
     assert (machine.device, machine.memory) == (device, memory)
@@ -334,9 +422,14 @@ def test_what_a_rank_runs_on(
 
 
 def test_the_assumptions_are_named() -> None:
-    assert (plans.BYTES_PER_TOKEN, plans.UTILISATION) == (4.4, 0.4)  # docs/budget.md and the budget pages say so
+    assert (plans.BYTES_PER_TOKEN, plans.UTILISATION) == (
+        4.4,
+        0.4,
+    )  # docs/budget.md and the budget pages say so
 
 
 def test_ranks_of_one_cpu_share_its_memory() -> None:
-    advice = planned(load_experiment("tiny"), ranks=8, machine=Machine("cpu", 10_000_000, "said")).warnings[0]
+    advice = planned(
+        load_experiment("tiny"), ranks=8, machine=Machine("cpu", 10_000_000, "said")
+    ).warnings[0]
     assert "take fewer ranks, or a smaller model" in advice

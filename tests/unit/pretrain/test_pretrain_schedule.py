@@ -7,7 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
+from transformers import (
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+    get_wsd_schedule,
+)
 
 from robustly.pretrain.schedule import UpdateSizes, learning_rate
 from synthetic import optim, schedule
@@ -15,7 +19,10 @@ from synthetic import optim, schedule
 
 def test_the_papers_table() -> None:
     paper = schedule(updates=500_000, warmup=24_000)
-    rates = {n: learning_rate(n, optim(peak_lr=6e-4), paper) for n in (0, 1, 24_000, 24_001, 262_000, 500_000)}
+    rates = {
+        n: learning_rate(n, optim(peak_lr=6e-4), paper)
+        for n in (0, 1, 24_000, 24_001, 262_000, 500_000)
+    }
     assert rates[0] == 0
     assert rates[1] == pytest.approx(6e-4 / 24_000)
     assert rates[24_000] == 6e-4
@@ -43,14 +50,26 @@ def test_warmup_stable_decay_equals_transformers(decay_updates: int) -> None:
     page = schedule(updates=50, warmup=7, decay="wsd", decay_updates=decay_updates)
     adam = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1e-3)
     scheduler = get_wsd_schedule(
-        adam, num_warmup_steps=7, num_decay_steps=decay_updates, num_training_steps=50, decay_type="1-sqrt"
+        adam,
+        num_warmup_steps=7,
+        num_decay_steps=decay_updates,
+        num_training_steps=50,
+        decay_type="1-sqrt",
     )
+
     for update in range(51):
-        assert learning_rate(update, optim(), page) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
+        assert learning_rate(update, optim(), page) == pytest.approx(
+            scheduler.get_last_lr()[0], abs=1e-12
+        )
         adam.step()
         scheduler.step()
+
     rates = [learning_rate(n, optim(), page) for n in (0, 1, 7, 8, 50 - decay_updates, 50)]
-    assert rates[0] == rates[-1] == 0 and rates[2] == rates[4] == 1e-3 and rates[1] == pytest.approx(1e-3 / 7)
+    assert (
+        rates[0] == rates[-1] == 0
+        and rates[2] == rates[4] == 1e-3
+        and rates[1] == pytest.approx(1e-3 / 7)
+    )
     assert (rates[3] == 1e-3) == (decay_updates < 43)
 
 
@@ -74,7 +93,7 @@ def test_constant_and_no_warmup() -> None:
     assert learning_rate(10, optim(), schedule(updates=10, warmup=10)) == 1e-3
 
 
-# ---------------------------------------------------------------------------------------------- blocks of an update
+# ------------------------------------------------------------------------------ blocks of an update
 
 
 def test_updates_grow_along_a_line() -> None:
@@ -82,11 +101,22 @@ def test_updates_grow_along_a_line() -> None:
     assert [sizes.blocks(update) for update in range(1, 8)] == [20, 40, 60, 80, 100, 100, 100]
     assert [sizes.before(update) for update in range(1, 8)] == [0, 20, 60, 120, 200, 300, 400]
     assert [UpdateSizes(7).before(update) for update in (1, 2, 500_001)] == [0, 7, 3_500_000]
-    assert [UpdateSizes(5, 2, 2).blocks(update) for update in (1, 2, 3)] == [2, 3, 5]  # 3.5 is rounded down
+    assert [UpdateSizes(5, 2, 2).blocks(update) for update in (1, 2, 3)] == [
+        2,
+        3,
+        5,
+    ]  # 3.5 is rounded down
 
 
-@given(full=st.integers(1, 500), start=st.integers(1, 500), updates=st.integers(0, 60), more=st.integers(0, 20))
-def test_updates_follow_each_other_without_a_gap(full: int, start: int, updates: int, more: int) -> None:
+@given(
+    full=st.integers(1, 500),
+    start=st.integers(1, 500),
+    updates=st.integers(0, 60),
+    more=st.integers(0, 20),
+)
+def test_updates_follow_each_other_without_a_gap(
+    full: int, start: int, updates: int, more: int
+) -> None:
     sizes = UpdateSizes(max(full, start), min(full, start), updates)
     position, last = 0, 0
     for update in range(1, updates + more + 2):
@@ -94,6 +124,7 @@ def test_updates_follow_each_other_without_a_gap(full: int, start: int, updates:
         blocks = sizes.blocks(update)
         assert max(1, last) <= blocks <= sizes.full
         position, last = position + blocks, blocks
+
     assert sizes.blocks(1) == (sizes.full if updates == 0 else min(full, start))
     assert sizes.blocks(updates + 1) == sizes.full
 
@@ -104,5 +135,8 @@ def test_the_page_counts_the_start_as_it_counts_the_batch() -> None:
     assert (sizes.blocks(1), sizes.blocks(11), sizes.full) == (24, 96, 96)
     assert UpdateSizes.of(96, optim(batch_size=64), schedule(updates=50)).blocks(1) == 96
     assert "batch_warmup" not in schedule(updates=50).recipe()
-    with pytest.raises(ValidationError, match=r"batch_warmup.updates \(51\) is more than schedule.updates \(50\)"):
+
+    with pytest.raises(
+        ValidationError, match=r"batch_warmup.updates \(51\) is more than schedule.updates \(50\)"
+    ):
         schedule(updates=50, batch_warmup={"start": 16, "updates": 51})

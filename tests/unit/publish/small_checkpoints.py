@@ -1,4 +1,5 @@
-"""Small checkpoints of three kinds: ours, one with a tokenizer that `tokenizers` trained, one like XLM-R's."""
+"""Small checkpoints of three kinds: ours, one with a tokenizer that `tokenizers` trained, one like
+XLM-R's."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +7,12 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM, XLMRobertaForMaskedLM
+from transformers import (
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    XLMRobertaForMaskedLM,
+)
 
 from robustly.tokenizer.vocabulary import lay_out, save
 
@@ -14,7 +20,10 @@ NAMES = {
     "bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>",
     "unk_token": "<unk>", "mask_token": "<mask>",
 }  # fmt: skip
-TEXT = ["The children were playing in the garden.", "It began to rain, and they went into the house."] * 20
+TEXT = [
+    "The children were playing in the garden.",
+    "It began to rain, and they went into the house.",
+] * 20
 
 
 def config(size: int, **changes: Any) -> RobertaConfig:

@@ -11,20 +11,26 @@ from torch.nn import functional
 from robustly import tokenizer
 from robustly.data_prep.blocks import Blocks
 from robustly.pretrain.evaluation import masked_batches, unigram_loss
-from robustly.pretrain.masking import TokenIds
+from robustly.pretrain.masking import SpecialTokens
 from synthetic import VOCABULARY, RandomBlocks, masking
 
 
 def test_it_is_the_cross_entropy_of_the_training_frequencies(prepared: Path) -> None:
-    train, validation = (Blocks(prepared / "data", split, 64, "full_sentences") for split in ("train", "validation"))
-    vocabulary = TokenIds.of(tokenizer.load(prepared / "tokenizer"))
+    train, validation = (
+        Blocks(prepared / "data", split, 64, "full_sentences") for split in ("train", "validation")
+    )
+    vocabulary = SpecialTokens.of(tokenizer.load(prepared / "tokenizer"))
     ids, lengths = train.gather(np.arange(len(train)))
     counts = np.bincount(ids[np.arange(64) < lengths[:, None]], minlength=vocabulary.size)
-    labels = torch.cat([batch.labels for batch, _ in masked_batches(validation, 20, masking(), vocabulary, 7)])
+    labels = torch.cat(
+        [batch.labels for batch, _ in masked_batches(validation, 20, masking(), vocabulary, 7)]
+    )
     scores = torch.log(torch.from_numpy(counts + 1.0)).expand(len(labels), -1)
     expected = float(functional.cross_entropy(scores, labels))  # it normalises
     # the lone </s> after the last document is in the store and in no block
-    assert unigram_loss(train, validation, 20, masking(), vocabulary) == pytest.approx(expected, rel=1e-4)
+    assert unigram_loss(train, validation, 20, masking(), vocabulary) == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_what_is_never_a_target_is_never_guessed() -> None:

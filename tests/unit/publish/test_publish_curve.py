@@ -15,7 +15,10 @@ def write_records(folder: Path, evaluations: bool = True) -> Path:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if evaluations:
         lines = [{"update": update, "validation_loss": 8 - update / 11} for update in (0, 10, 20)]
-        (folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / "evaluations.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines)
+        )
+
     return folder
 
 
@@ -24,12 +27,21 @@ def test_a_picture_shows_the_losses_and_the_baseline(tmp_path: Path) -> None:
     draw_curve(records, 6.7, tmp_path / "with.png")
     draw_curve(records, None, tmp_path / "without.png")
     draw_curve(records, 6.7, tmp_path / "again.png")
-    with_baseline, without = (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("with", "without"))
+    with_baseline, without = (
+        matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("with", "without")
+    )
     assert with_baseline.shape == without.shape and with_baseline.shape[0] > 300
-    red = [np.mean((image[..., 0] > 0.7) & (image[..., 1] < 0.3)) for image in (with_baseline, without)]
+    red = [
+        np.mean((image[..., 0] > 0.7) & (image[..., 1] < 0.3)) for image in (with_baseline, without)
+    ]
     assert red[0] > red[1] == 0
     assert (tmp_path / "with.png").read_bytes() == (tmp_path / "again.png").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.png", "train", "with.png", "without.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "again.png",
+        "train",
+        "with.png",
+        "without.png",
+    ]
 
 
 def test_a_run_that_held_nothing_out_has_a_picture_too(tmp_path: Path) -> None:

@@ -34,9 +34,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "a.txt").write_text("\n\n".join(PROSE), encoding="utf-8")
     with gzip.open(folder / "b.jsonl.gz", "wt") as out:
         out.writelines(json.dumps({"text": text[::-1]}) + "\n" for text in PROSE[:10])
+
     pairs = [
-        {"sentence_good": "The cats run.", "sentence_bad": "The cats runs.", "linguistics_term": "verbs", "UID": "v"},
-        {"sentence_good": "The dogs run.", "sentence_bad": "The dogs runs.", "linguistics_term": "verbs", "UID": "w"},
+        {
+            "sentence_good": "The cats run.",
+            "sentence_bad": "The cats runs.",
+            "linguistics_term": "verbs",
+            "UID": "v",
+        },
+        {
+            "sentence_good": "The dogs run.",
+            "sentence_bad": "The dogs runs.",
+            "linguistics_term": "verbs",
+            "UID": "w",
+        },
         {"sentence_good": "These cats.", "sentence_bad": "This cats.", "linguistics_term": "nouns"},
         {"sentence_good": "It is so.", "sentence_bad": "It is so."},
     ]
@@ -44,15 +55,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def on_text(checkpoint: Path, *texts: Path | str, length: int | None = None, batch_size: int = 4, **more: Any) -> Any:
-    return evaluate_folder(checkpoint, [str(text) for text in texts], [], length, 0.15, batch_size, **more)["text"]
+def on_text(
+    checkpoint: Path,
+    *texts: Path | str,
+    length: int | None = None,
+    batch_size: int = 4,
+    **more: Any,
+) -> Any:
+    return evaluate_folder(
+        checkpoint, [str(text) for text in texts], [], length, 0.15, batch_size, **more
+    )["text"]
 
 
 def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert one == pytest.approx(other, rel=1e-5)
 
 
-def test_files_are_scored_alike_in_any_batch_order_and_company(checkpoint: Path, place: Path) -> None:
+def test_files_are_scored_alike_in_any_batch_order_and_company(
+    checkpoint: Path, place: Path
+) -> None:
     a, b = place / "a.txt", place / "b.jsonl.gz"
     both = on_text(checkpoint, a, b)
     assert both["block_length"] == 40 and list(both["files"]) == [str(a), str(b)]
@@ -61,6 +82,7 @@ def test_files_are_scored_alike_in_any_batch_order_and_company(checkpoint: Path,
     alone = on_text(checkpoint, b, batch_size=1)
     for path in (a, b):
         assert_close(both["files"][str(path)], turned["files"][str(path)])
+
     assert_close(alone["total"], both["files"][str(b)])
 
 
@@ -82,6 +104,7 @@ def test_a_model_that_knows_nothing(tmp_path: Path, place: Path) -> None:
     with torch.no_grad():
         for parameter in blank.parameters():
             parameter.zero_()
+
     blank.save_pretrained(tmp_path)
     save(lay_out([]), tmp_path)
     total = on_text(tmp_path, place / "a.txt")["total"]
@@ -105,18 +128,21 @@ def test_the_standard_error_is_that_of_a_mean_of_units() -> None:
 
 
 def test_the_standard_error_is_the_spread_of_the_ratio() -> None:
-    """Documents of unequal length, whose tokens hang together: over many draws, the ratio varies as it says."""
+    """Documents of unequal length, whose tokens hang together: over many draws, the ratio varies as
+    it says."""
     draw = np.random.default_rng(1)
     ratios, errors = [], []
+
     for _ in range(2000):
         weights = draw.integers(1, 20, 80).astype(float)
         sums = weights * draw.normal(5, 1, 80)
         ratios.append(sums.sum() / weights.sum())
         errors.append(standard_error(sums, weights))
+
     assert np.mean(errors) == pytest.approx(np.std(ratios), rel=0.06)
 
 
-# ------------------------------------------------------------------------------------------------------ minimal pairs
+# ------------------------------------------------------------------------------------ minimal pairs
 
 
 def log_likelihood(checkpoint: Path, text: str) -> float:
@@ -127,11 +153,13 @@ def log_likelihood(checkpoint: Path, text: str) -> float:
     roberta = RobertaForMaskedLM.from_pretrained(checkpoint).eval()
     ids = tokens(text, return_tensors="pt")["input_ids"]
     total = 0.0
+
     for position in range(1, ids.shape[1] - 1):
         masked = ids.clone()
         masked[0, position] = tokens.mask_token_id
         with torch.no_grad():
             total += float(roberta(masked).logits.log_softmax(-1)[0, position, ids[0, position]])
+
     return total
 
 
@@ -140,10 +168,16 @@ def test_minimal_pairs(checkpoint: Path, place: Path) -> None:
     assert "text" not in report
     pairs = report["minimal_pairs"]
     scores = pairs["scores"]
+
     for row in scores[:3]:
-        assert row["good"] == pytest.approx(log_likelihood(checkpoint, row["sentence_good"]), rel=1e-5)
-        assert row["bad"] == pytest.approx(log_likelihood(checkpoint, row["sentence_bad"]), rel=1e-5)
+        assert row["good"] == pytest.approx(
+            log_likelihood(checkpoint, row["sentence_good"]), rel=1e-5
+        )
+        assert row["bad"] == pytest.approx(
+            log_likelihood(checkpoint, row["sentence_bad"]), rel=1e-5
+        )
         assert row["point"] == float(row["good"] > row["bad"])
+
     assert scores[3]["point"] == 0.5  # a tie
     points = [row["point"] for row in scores]
     assert (pairs["pairs"], pairs["accuracy"]) == (4, np.mean(points))
@@ -161,21 +195,35 @@ def test_the_bundled_pairs_are_well_formed() -> None:
     bundled = Path(__file__).resolve().parents[3] / "data_prep" / "corpora" / "minimal_pairs.jsonl"
     pairs = read_pairs(bundled)
     assert len(pairs) >= 40
-    assert len({pair.sentence_good for pair in pairs} | {pair.sentence_bad for pair in pairs}) == 2 * len(pairs)
+    assert len(
+        {pair.sentence_good for pair in pairs} | {pair.sentence_bad for pair in pairs}
+    ) == 2 * len(pairs)
     assert {"linguistics_term", "UID"} == set.intersection(*({*pair.groups} for pair in pairs))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"sentence_good": "A."}', "line 1: no key 'sentence_bad'; the keys here: 'sentence_good'"),
+        (
+            b'{"sentence_good": "A."}',
+            "line 1: no key 'sentence_bad'; the keys here: 'sentence_good'",
+        ),
         (b'\n{"sentence_good": "A.", "sentence_bad"', "line 2: not JSON"),
         (b"[" * 100_000, "line 1: not JSON that can be read: nested too deeply"),
         (b'["A.", "B."]', "line 1: expected a JSON object, found list"),
-        (b'{"sentence_good": "A.", "sentence_bad": " "}', "line 1: 'sentence_bad': expected a sentence"),
-        (b'{"sentence_good": "A.", "sentence_bad": 3}', "line 1: 'sentence_bad': expected a sentence, found 3"),
+        (
+            b'{"sentence_good": "A.", "sentence_bad": " "}',
+            "line 1: 'sentence_bad': expected a sentence",
+        ),
+        (
+            b'{"sentence_good": "A.", "sentence_bad": 3}',
+            "line 1: 'sentence_bad': expected a sentence, found 3",
+        ),
         (b'{"sentence_good": "\xe4", "sentence_bad": "B."}', "line 1: not UTF-8 (byte 0xe4)"),
-        (b'{"sentence_good": "\\ud800", "sentence_bad": "B."}', "line 1: 'sentence_good': half of a surrogate pair"),
+        (
+            b'{"sentence_good": "\\ud800", "sentence_bad": "B."}',
+            "line 1: 'sentence_good': half of a surrogate pair",
+        ),
         (b"\n \n", "no pair in it"),
     ],
 )
@@ -197,7 +245,7 @@ def test_a_sentence_that_is_too_long(checkpoint: Path, tmp_path: Path) -> None:
         evaluate_folder(checkpoint, [], [path], None, 0.15, 8)
 
 
-# ------------------------------------------------------------------------------------------------------ mistakes
+# ----------------------------------------------------------------------------------------- mistakes
 
 
 def refusal(checkpoint: Path, *texts: Path, **more: Any) -> str:
@@ -208,7 +256,10 @@ def refusal(checkpoint: Path, *texts: Path, **more: Any) -> str:
 
 
 def test_faulty_texts(checkpoint: Path, place: Path, tmp_path: Path) -> None:
-    assert "--text: " in (message := refusal(checkpoint, tmp_path / "none*.txt")) and "no file there" in message
+    assert (
+        "--text: " in (message := refusal(checkpoint, tmp_path / "none*.txt"))
+        and "no file there" in message
+    )
     odd = tmp_path / "page.pdf"
     odd.write_text("x")
     assert "unknown kind of file" in refusal(checkpoint, odd)
@@ -235,7 +286,9 @@ def test_faulty_options(checkpoint: Path, place: Path) -> None:
     text = place / "a.txt"
     assert "--block-length 41: expected 3" in refusal(checkpoint, text, length=41)
     assert "--block-length 2: expected 3" in refusal(checkpoint, text, length=2)
-    assert "--documents page: expected one of blank_line, file, line" in refusal(checkpoint, text, documents="page")
+    assert "--documents page: expected one of blank_line, file, line" in refusal(
+        checkpoint, text, documents="page"
+    )
     with pytest.raises(UserError, match=r"--mask-rate 1\.0"):
         evaluate_folder(checkpoint, [str(text)], [], None, 1.0, 4)
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from robustly import tokenizer
 from robustly.data_prep.store import ShardWriter, Store, write_store
-from robustly.publish.config import Publish
+from robustly.publish.config import PublishConfig
 from robustly.publish.examples import WORDS, held_out_blanks
 
 
@@ -18,10 +18,14 @@ def squeezed(text: str) -> str:
 def test_the_answer_in_the_blank_gives_a_sentence_of_a_held_out_document(prepared: Path) -> None:
     encoder = tokenizer.load(prepared / "tokenizer")
     validation, train = (
-        squeezed(" ".join(Store(prepared / "data", split).texts(encoder))) for split in ("validation", "train")
+        squeezed(" ".join(Store(prepared / "data", split).texts(encoder)))
+        for split in ("validation", "train")
     )
-    blanks = held_out_blanks(Store(prepared / "data", "validation"), encoder, 128, 10**6)  # all that there are
+    blanks = held_out_blanks(
+        Store(prepared / "data", "validation"), encoder, 128, 10**6
+    )  # all that there are
     assert len(blanks) > 100
+
     for text, answer in blanks:
         assert text.count("<mask>") == 1
         assert answer and " " not in answer and len(answer) >= 3
@@ -37,14 +41,26 @@ def test_the_first_sentence_of_a_document_begins_after_the_mark_that_ends_the_on
     prepared: Path, tmp_path: Path
 ) -> None:
     encoder = tokenizer.load(prepared / "tokenizer")
-    sentences = [f"The man {number} went to the house and the garden with the other." for number in range(30)]
+    sentences = [
+        f"The man {number} went to the house and the garden with the other." for number in range(30)
+    ]
     with ShardWriter(tmp_path, "validation-00000", 0, encoder.eos_id, encoder.dtype) as writer:
         for sentence in sentences:
             writer.append(*encoder.encode_lines([sentence]), ["", ""])
+
     assert writer.shard
-    write_store(tmp_path, tmp_path, "0" * 64, encoder, ["made up"], {"train": [], "validation": [writer.shard]})
+    write_store(
+        tmp_path,
+        tmp_path,
+        "0" * 64,
+        encoder,
+        ["made up"],
+        {"train": [], "validation": [writer.shard]},
+    )
     blanks = held_out_blanks(Store(tmp_path, "validation"), encoder, 128, 100)
-    assert sorted(text.replace("<mask>", str(answer)) for text, answer in blanks) == sorted(sentences)
+    assert sorted(text.replace("<mask>", str(answer)) for text, answer in blanks) == sorted(
+        sentences
+    )
 
 
 def test_the_same_blanks_each_time_and_from_all_over(prepared: Path) -> None:
@@ -60,9 +76,15 @@ def test_the_same_blanks_each_time_and_from_all_over(prepared: Path) -> None:
 def test_blanks_fit_the_model(prepared: Path) -> None:
     encoder = tokenizer.load(prepared / "tokenizer")
     store = Store(prepared / "data", "validation")
-    short, any_length = held_out_blanks(store, encoder, 24, 40), held_out_blanks(store, encoder, 128, 40)
+    short, any_length = (
+        held_out_blanks(store, encoder, 24, 40),
+        held_out_blanks(store, encoder, 128, 40),
+    )
     lengths = [
-        [len(encoder.encode_documents([blank.text.replace("<mask>", "the")])[0]) + 2 for blank in blanks]
+        [
+            len(encoder.encode_documents([blank.text.replace("<mask>", "the")])[0]) + 2
+            for blank in blanks
+        ]
         for blanks in (short, any_length)
     ]
     assert short and max(lengths[0]) <= 24 < max(lengths[1])
@@ -76,10 +98,15 @@ def test_an_empty_split_has_none(prepared: Path, tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "data" / "store.json").read_text())
     facts["splits"]["validation"] = []
     (tmp_path / "data" / "store.json").write_text(json.dumps(facts))
-    assert held_out_blanks(Store(tmp_path / "data", "validation"), tokenizer.load(prepared / "tokenizer"), 128) == []
+    assert (
+        held_out_blanks(
+            Store(tmp_path / "data", "validation"), tokenizer.load(prepared / "tokenizer"), 128
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("text", ["no blank", "two <mask> of <mask> them"])
 def test_own_examples_have_one_blank_each(text: str) -> None:
     with pytest.raises(ValidationError, match="expected <mask> once"):
-        Publish(examples=["The <mask> was here.", text])
+        PublishConfig(examples=["The <mask> was here.", text])

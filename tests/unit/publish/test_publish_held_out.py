@@ -11,20 +11,29 @@ from tokenizers import Tokenizer
 from robustly import UserError, tokenizer
 from robustly.data_prep.store import ShardWriter, Store, split_of, write_store
 from robustly.manifest import Manifest
-from robustly.pretrain.config import Model
+from robustly.pretrain.config import ModelConfig
 from robustly.publish import tokenizer_fit
 from robustly.publish.card import model_card
-from robustly.publish.config import Publish
+from robustly.publish.config import PublishConfig
 from robustly.publish.tokenizer_fit import held_out_fit, held_out_texts
 
-CORPUS_TEXTS = {"wiki": ["The man and the woman went there.", "A house."], "news": ["It was him — «so» 日本.", "| a |"]}
+CORPUS_TEXTS = {
+    "wiki": ["The man and the woman went there.", "A house."],
+    "news": ["It was him — «so» 日本.", "| a |"],
+}
 
 
 def figures(folder: Path, texts: list[str]) -> dict[str, Any]:
     """By `tokenizers` and plain counting."""
     reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokens = [token for text in texts for token in reference.encode(text, add_special_tokens=False).tokens]
-    size, words = sum(len(text.encode()) for text in texts), sum(len(text.split()) for text in texts)
+    tokens = [
+        token for text in texts for token in reference.encode(text, add_special_tokens=False).tokens
+    ]
+    size, words = (
+        sum(len(text.encode()) for text in texts),
+        sum(len(text.split()) for text in texts),
+    )
+
     return {
         "documents": len(texts),
         "bytes": size,
@@ -44,8 +53,13 @@ def test_a_source_s_held_out_documents(prepared: Path) -> None:
     assert row.items() > {"source": "corpus.txt", **figures(prepared / "tokenizer", texts)}.items()
     assert 0.2 < row["words_in_one_token"] < 0.9
     assert len(fit["cuts"]) == min(4, len(texts))
+
     for cut in fit["cuts"]:
-        assert any(cut["cut"].replace("|", "") in " ".join(text.split()) for text in texts) or "\\x" in cut["cut"]
+        assert (
+            any(cut["cut"].replace("|", "") in " ".join(text.split()) for text in texts)
+            or "\\x" in cut["cut"]
+        )
+
     assert fit == held_out_fit(prepared / "data", encoder) == json.loads(json.dumps(fit))
 
 
@@ -55,13 +69,25 @@ def store(prepared: Path, tmp_path: Path) -> Path:
     encoder = tokenizer.load(prepared / "tokenizer")
     shards = []
     parts = [(0, text) for text in CORPUS_TEXTS["wiki"]] + [(1, CORPUS_TEXTS["news"])]
+
     for number, (source, texts) in enumerate(parts):
-        with ShardWriter(tmp_path, f"validation-{number:05d}", source, encoder.eos_id, encoder.dtype) as writer:
+        with ShardWriter(
+            tmp_path, f"validation-{number:05d}", source, encoder.eos_id, encoder.dtype
+        ) as writer:
             for text in [texts] if isinstance(texts, str) else texts:
                 writer.append(*encoder.encode_lines([text]), ["", ""])
+
         assert writer.shard
         shards.append(writer.shard)
-    write_store(tmp_path, tmp_path, "0" * 64, encoder, list(CORPUS_TEXTS), {"train": [], "validation": shards})
+
+    write_store(
+        tmp_path,
+        tmp_path,
+        "0" * 64,
+        encoder,
+        list(CORPUS_TEXTS),
+        {"train": [], "validation": shards},
+    )
     return tmp_path
 
 
@@ -72,36 +98,53 @@ def test_by_source(prepared: Path, store: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(rows) == list(every)
     for source, texts in every.items():
         assert rows[source].items() > figures(prepared / "tokenizer", texts).items()
+
     monkeypatch.setattr(tokenizer_fit, "DOCUMENTS", 1)
     found = held_out_texts(store, encoder)
-    assert found and list(found.named) == [(source, texts[0]) for source, texts in CORPUS_TEXTS.items()]
+    assert found and list(found.named) == [
+        (source, texts[0]) for source, texts in CORPUS_TEXTS.items()
+    ]
     monkeypatch.setattr(tokenizer_fit, "DOCUMENTS", 9)
     monkeypatch.setattr(tokenizer_fit, "BYTES", 20)
     found = held_out_texts(store, encoder)
-    assert found and list(found.named) == [(source, texts[0]) for source, texts in CORPUS_TEXTS.items()]
+    assert found and list(found.named) == [
+        (source, texts[0]) for source, texts in CORPUS_TEXTS.items()
+    ]
 
 
 def test_sources_of_one_name_and_none_at_all(prepared: Path, store: Path) -> None:
     encoder = tokenizer.load(prepared / "tokenizer")
     facts = json.loads((store / "store.json").read_text())
     (store / "store.json").write_text(json.dumps({**facts, "sources": ["text", "text"]}))
-    assert [row["source"] for row in held_out_fit(store, encoder)["rows"]] == ["text (1)", "text (2)", "total"]
+    assert [row["source"] for row in held_out_fit(store, encoder)["rows"]] == [
+        "text (1)",
+        "text (2)",
+        "total",
+    ]
     (store / "store.json").write_text(json.dumps({**facts, "vocabulary": "0" * 64}))
     with pytest.raises(UserError, match="its tokens are of another tokenizer"):
         held_out_texts(store, encoder)
-    (store / "store.json").write_text(json.dumps({**facts, "splits": {"train": [], "validation": []}}))
-    assert held_out_fit(store, encoder) == {"rows": [], "cuts": []} and not Store(store, "validation").documents
+
+    (store / "store.json").write_text(
+        json.dumps({**facts, "splits": {"train": [], "validation": []}})
+    )
+    assert (
+        held_out_fit(store, encoder) == {"rows": [], "cuts": []}
+        and not Store(store, "validation").documents
+    )
 
 
-# ------------------------------------------------------------------------------------------------------ the card
+# ----------------------------------------------------------------------------------------- the card
 
-MODEL = Model(
+MODEL = ModelConfig(
     layers=2, hidden=32, heads=2, feed_forward=64, positions=66, token_types=1, dropout=0, attention_dropout=0,
     layer_norm_eps=1e-5, init_std=0.02,
 )  # fmt: skip
 
 
-def made(stage: str, recipe: dict[str, Any], inputs: dict[str, str], counts: dict[str, Any]) -> Manifest:
+def made(
+    stage: str, recipe: dict[str, Any], inputs: dict[str, str], counts: dict[str, Any]
+) -> Manifest:
     return Manifest(
         stage=stage, hash="0" * 64, recipe=recipe, inputs=inputs, version="0", commit="", outputs={}, counts=counts,
         seconds=1.0, finished="2026", notes={"ranks": 1, "run": {"precision": "fp32"}},
@@ -115,7 +158,7 @@ def card(fit: dict[str, Any], **tokenizer_inputs: str) -> str:
     documents = dict.fromkeys(("train_tokens", "train_documents", "validation_documents"), 1)
     data = made("data", {}, {"corpus": "the corpus"}, documents)
     vocabulary = made("tokenizer", {}, tokenizer_inputs, {"entries": 1000})
-    return model_card(Publish(), "name", MODEL, train, data, vocabulary, {}, [], fit)
+    return model_card(PublishConfig(), "name", MODEL, train, data, vocabulary, {}, [], fit)
 
 
 def tables(page: str) -> list[list[list[str]]]:
@@ -126,6 +169,7 @@ def tables(page: str) -> list[list[list[str]]]:
             found[-1].append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
         elif found[-1]:
             found.append([])
+
     return found[:-1]
 
 
@@ -136,18 +180,24 @@ def test_the_card_has_a_table_of_the_tokenizer(prepared: Path, store: Path) -> N
     assert "Byte-level BPE with 1,000 entries" in section and "these documents included" in section
     table, cuts = tables(section)
     assert table[0][:1] == ["source"] and [row[0] for row in table[2:]] == ["wiki", "news", "total"]
+
     for row, source in zip(table[2:], fit["rows"], strict=True):
         assert dict(zip(table[0], row, strict=True)) == {
             name.replace("_", " "): f"{value:,.4g}" if isinstance(value, float) else str(value)
             for name, value in source.items()
         }
+
     assert [row[1].replace("\\|", "|").replace("\\\\", "\\") for row in cuts[2:]] == [
         " ".join(cut["cut"].split()) for cut in fit["cuts"]
     ]
 
 
-@pytest.mark.parametrize("inputs", [{"corpus": "another"}, {"import": "files"}, {"counts": "files"}])
-def test_the_card_of_a_tokenizer_from_elsewhere(prepared: Path, store: Path, inputs: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "inputs", [{"corpus": "another"}, {"import": "files"}, {"counts": "files"}]
+)
+def test_the_card_of_a_tokenizer_from_elsewhere(
+    prepared: Path, store: Path, inputs: dict[str, str]
+) -> None:
     page = card(held_out_fit(store, tokenizer.load(prepared / "tokenizer")), **inputs)
     assert "comes from elsewhere" in page and "these documents included" not in page
 

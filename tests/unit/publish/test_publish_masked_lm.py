@@ -10,14 +10,26 @@ import numpy as np
 import pytest
 import torch
 from small_checkpoints import byte_level, config, model, ours, unigram
-from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, RobertaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    RobertaForSequenceClassification,
+)
 
 from robustly import UserError
 from robustly.evaluation.model import MaskedLM, open_folder
 from robustly.manifest import Stage
 
 CPU = torch.device("cpu")
-TEXTS = ["The children  played in\n\nthe garden. ", "Mädchen 日本 🙂, 1234!", "<mask> is </s> text", "x", " "]
+TEXTS = [
+    "The children  played in\n\nthe garden. ",
+    "Mädchen 日本 🙂, 1234!",
+    "<mask> is </s> text",
+    "x",
+    " ",
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +40,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("make", [byte_level, unigram])
 def test_any_fast_tokenizer_serves(make: Callable[[Path], Path], tmp_path: Path) -> None:
     lm = open_folder(make(tmp_path), CPU)
-    assert (lm.encoder is None) == (make is unigram)  # ours reads byte-level ones out of tokenizer.json
+    assert (lm.encoder is None) == (
+        make is unigram
+    )  # ours reads byte-level ones out of tokenizer.json
     slow = MaskedLM(lm.model, lm.tokens, None).encode(TEXTS)
     assert [one.ids.tolist() for one in lm.encode(TEXTS)] == [one.ids.tolist() for one in slow]
     assert lm.vocabulary.mask == lm.tokens.convert_tokens_to_ids("<mask>") and lm.longest == 40
+
     for text, encoded in zip(TEXTS, lm.encode(TEXTS), strict=True):
         assert len(encoded.ids) == len(encoded.bytes)
         if make is byte_level:  # names of special tokens are plain text
-            assert not set(encoded.ids.tolist()) & {lm.vocabulary.bos, lm.vocabulary.eos, lm.vocabulary.mask}
+            assert not set(encoded.ids.tolist()) & {
+                lm.vocabulary.bos,
+                lm.vocabulary.eos,
+                lm.vocabulary.mask,
+            }
+
         assert (encoded.bytes >= 0).all()
         # white space at the very end may belong to no token
         assert len(text.rstrip().encode()) <= encoded.bytes.sum() <= len(text.encode())
@@ -45,17 +65,21 @@ def test_the_fast_encoder_and_transformers_agree(checkpoint: Path) -> None:
     lm = open_folder(checkpoint, CPU)
     assert lm.encoder is not None
     slow = MaskedLM(lm.model, lm.tokens, None)
+
     for text, one, other in zip(TEXTS, lm.encode(TEXTS), slow.encode(TEXTS), strict=True):
         assert one.ids.tolist() == other.ids.tolist()
         assert one.bytes.sum() == other.bytes.sum() == len(text.encode())
         if text.isascii():
             assert one.bytes.tolist() == other.bytes.tolist()
+
     _, with_umlaut, *_ = lm.encode(TEXTS)
     pieces = [lm.encoder.decode_bytes([number]) for number in with_umlaut.ids.tolist()]
     assert with_umlaut.bytes.tolist() == [len(piece) for piece in pieces]
 
 
-def test_a_tokenizer_that_cuts_otherwise_than_its_merges_say_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_cuts_otherwise_than_its_merges_say_is_not_replaced(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "prefixed"
     shutil.copytree(checkpoint, folder)
     file = folder / "tokenizer.json"
@@ -63,7 +87,9 @@ def test_a_tokenizer_that_cuts_otherwise_than_its_merges_say_is_not_replaced(che
     settings["pre_tokenizer"]["add_prefix_space"] = True
     file.write_text(json.dumps(settings))
     tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**tokenizer_config, "add_prefix_space": True}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**tokenizer_config, "add_prefix_space": True})
+    )
     lm = open_folder(folder, CPU)
     assert lm.encoder is None
     (encoded,) = lm.encode(["the"])
@@ -86,7 +112,9 @@ def test_no_folder_and_no_model(tmp_path: Path) -> None:
 
 def with_model(checkpoint: Path, folder: Path, other: Any) -> Path:
     """The checkpoint with another model in the place of its own."""
-    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    shutil.copytree(
+        checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json")
+    )
     other.save_pretrained(folder)
     return folder
 
@@ -103,21 +131,34 @@ def test_a_head_that_is_missing_is_not_made_up(checkpoint: Path, tmp_path: Path)
 
 
 def test_models_of_other_kinds(checkpoint: Path, tmp_path: Path) -> None:
-    small = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8}
+    small = {
+        "num_hidden_layers": 1,
+        "hidden_size": 8,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+    }
     bert = BertForMaskedLM(BertConfig(vocab_size=300, **small))
-    assert "BertForMaskedLM is not RoBERTa-like" in refusal(with_model(checkpoint, tmp_path / "bert", bert))
+    assert "BertForMaskedLM is not RoBERTa-like" in refusal(
+        with_model(checkpoint, tmp_path / "bert", bert)
+    )
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_layer=1, n_embd=8, n_head=1))
-    assert "cannot be opened as a masked language model" in refusal(with_model(checkpoint, tmp_path / "gpt", gpt))
+    assert "cannot be opened as a masked language model" in refusal(
+        with_model(checkpoint, tmp_path / "gpt", gpt)
+    )
 
 
 def test_tokenizers_that_do_not_serve(checkpoint: Path, tmp_path: Path) -> None:
     small = with_model(checkpoint, tmp_path / "small", model(100))
     assert "do not belong together" in refusal(small)
     maskless = byte_level(tmp_path / "maskless")
+
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (maskless / name).exists():
             settings = json.loads((maskless / name).read_text())
-            (maskless / name).write_text(json.dumps({k: v for k, v in settings.items() if k != "mask_token"}))
+            (maskless / name).write_text(
+                json.dumps({k: v for k, v in settings.items() if k != "mask_token"})
+            )
+
     assert "no mask token" in refusal(maskless)
     (maskless / "tokenizer.json").unlink()
     assert "tokenizer" in refusal(maskless)
@@ -135,4 +176,6 @@ def test_cut_off_weights_and_unfinished_folders(checkpoint: Path, tmp_path: Path
 
 def test_bytes_of_a_text_of_nothing(tmp_path: Path) -> None:
     (empty,) = open_folder(unigram(tmp_path), CPU).encode([""])
-    assert empty.ids.dtype == empty.bytes.dtype == np.int64 and empty.ids.size == empty.bytes.size == 0
+    assert (
+        empty.ids.dtype == empty.bytes.dtype == np.int64 and empty.ids.size == empty.bytes.size == 0
+    )

@@ -35,7 +35,9 @@ def test_one_seed_has_no_deviation() -> None:
 
 
 def test_the_summary_holds_what_the_records_hold() -> None:
-    records = published(validation_loss=2.0, unigram_loss=3.0, untrained_loss=4.0, validation_masked_tokens=1000)
+    records = published(
+        validation_loss=2.0, unigram_loss=3.0, untrained_loss=4.0, validation_masked_tokens=1000
+    )
     compared = {
         "task": "greetings", "training_examples": 70, "test_examples": 700, "seeds": 3, "chance_accuracy": 0.25,
         **_figures(scores(0.8, 0.7, 0.9), scores(0.5, 0.5, 0.6)),

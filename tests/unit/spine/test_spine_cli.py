@@ -9,13 +9,16 @@ from robustly.cli import app
 from robustly.experiment import load_experiment
 
 
-def test_ctrl_c_that_a_library_turned_into_its_own_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_that_a_library_turned_into_its_own_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """As where a package tries one import after another."""
     with pytest.raises(typer.Exit) as exit, app.user_errors():
         try:
             raise KeyboardInterrupt
         except:  # noqa: E722
             import no_such_module  # noqa: F401
+
     assert exit.value.exit_code == app.STOPPED
     assert "stopped" in capsys.readouterr().err
 
@@ -35,5 +38,9 @@ def test_profile_reaches_every_rank_and_is_no_part_of_the_page() -> None:
 
 
 def test_updates_cannot_begin_larger_than_they_become() -> None:
-    with pytest.raises(UserError, match=r"schedule.batch_warmup.start = 9 is more than optim.batch_size = 8"):
-        load_experiment("tiny", ["schedule.batch_warmup={start: 9, updates: 5}", "optim.batch_size=8"])
+    with pytest.raises(
+        UserError, match=r"schedule.batch_warmup.start = 9 is more than optim.batch_size = 8"
+    ):
+        load_experiment(
+            "tiny", ["schedule.batch_warmup={start: 9, updates: 5}", "optim.batch_size=8"]
+        )

@@ -1,4 +1,5 @@
-"""Pages: read, based on each other, overridden, and refused with every fault in the user's words."""
+"""Pages: read, based on each other, overridden, and refused with every fault in the user's
+words."""
 
 import hashlib
 import re
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
 from robustly import UserError, config
-from robustly.config import Page, Section, locate
+from robustly.config import Config, Section, locate
 from robustly.experiment import Experiment, load_experiment
 
 
@@ -24,7 +25,9 @@ class Oven(Section):
     @model_validator(mode="after")
     def _not_burnt(self):
         if self.heat * self.minutes > 1e5:
-            raise ValueError(f"oven.heat ({self.heat}) for oven.minutes ({self.minutes}) burns the cake")
+            raise ValueError(
+                f"oven.heat ({self.heat}) for oven.minutes ({self.minutes}) burns the cake"
+            )
         return self
 
 
@@ -34,7 +37,7 @@ class Dough(Section):
     ratios: tuple[float, float] = (1.0, 2.0)
 
 
-class Recipe(Page):
+class Recipe(Config):
     schema_version: int = Field(alias="schema")
     oven: Oven
     dough: Dough
@@ -67,12 +70,17 @@ def message(page: Path, *overrides: str) -> str:
     return str(caught.value).removeprefix(f"{page}: ")
 
 
-# ------------------------------------------------------------------------------------------------ reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 def test_load(page):
     recipe = config.load(page(GOOD), [], Recipe)
-    assert (recipe.name, recipe.oven.heat, recipe.oven.minutes, recipe.dough.flour) == ("cake", 180.0, 40, "rye")
+    assert (recipe.name, recipe.oven.heat, recipe.oven.minutes, recipe.dough.flour) == (
+        "cake",
+        180.0,
+        40,
+        "rye",
+    )
     assert recipe.origin == page(GOOD)
     with pytest.raises(ValidationError, match="frozen"):
         recipe.oven.heat = 1.0
@@ -83,7 +91,9 @@ def test_folders(page):
     assert recipe.root == Path("runs/cake")
     assert recipe.folder("tokenizer") == Path("runs/cake/tokenizer")
     assert recipe.folder("data") == Path("/elsewhere/data")
-    assert config.load(page(GOOD), ["paths.root=/here"], Recipe).folder("train") == Path("/here/train")
+    assert config.load(page(GOOD), ["paths.root=/here"], Recipe).folder("train") == Path(
+        "/here/train"
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,9 +144,9 @@ def test_a_key_that_is_a_mapping_is_a_template_that_was_not_filled_in(page):
 
 
 def test_merge_keys(page):
-    text = GOOD.replace("oven: {", "usual: &usual {heat: 180, minutes: 99}\noven: {<<: *usual, ").replace(
-        "heat: 180, minutes: 40}", "minutes: 40}"
-    )
+    text = GOOD.replace(
+        "oven: {", "usual: &usual {heat: 180, minutes: 99}\noven: {<<: *usual, "
+    ).replace("heat: 180, minutes: 40}", "minutes: 40}")
     assert config.parse_yaml(text)["oven"] == {"heat": 180, "minutes": 40}
 
 
@@ -149,13 +159,19 @@ def test_a_shipped_page_is_found_beside_a_folder_of_its_name(tmp_path, monkeypat
 def test_home_in_paths(page, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     recipe = config.load(page(GOOD), ["paths.root=~/runs", "paths.data=data"], Recipe)
-    assert (recipe.folder("train"), recipe.folder("data")) == (Path("/home/me/runs/train"), Path("data"))
+    assert (recipe.folder("train"), recipe.folder("data")) == (
+        Path("/home/me/runs/train"),
+        Path("data"),
+    )
 
 
 def test_a_page_that_cannot_be_read(page, tmp_path):
     missing = tmp_path / "cake.yaml"
-    with pytest.raises(UserError, match=r"cake.yaml: no such page. Shipped pages, .*roberta_base.*tiny"):
+    with pytest.raises(
+        UserError, match=r"cake.yaml: no such page. Shipped pages, .*roberta_base.*tiny"
+    ):
         config.load(missing, [], Recipe)
+
     assert "not valid YAML" in message(page("a: [1"))
     assert "expected a mapping of sections, found list" in message(page("- 1\n"))
     assert "expected a mapping of sections, found NoneType" in message(page(""))
@@ -163,7 +179,7 @@ def test_a_page_that_cannot_be_read(page, tmp_path):
     assert "cannot be read" in message(tmp_path / "latin.yaml")
 
 
-# ------------------------------------------------------------------------------------------------ bases
+# -------------------------------------------------------------------------------------------- bases
 
 
 def test_a_page_states_only_what_differs_from_its_base(page):
@@ -172,12 +188,15 @@ def test_a_page_states_only_what_differs_from_its_base(page):
     small = page("base: bun.yaml\ndough: {spices: [anise]}\n", "small.yaml")
     recipe = config.load(small, ["dough.spices=[salt, rose]"], Recipe)
     assert (recipe.name, recipe.oven.heat, recipe.oven.minutes) == ("bun", 180.0, 15)
-    assert (recipe.dough.flour, recipe.dough.spices) == ("rye", ("salt", "rose"))  # lists are replaced whole
+    assert (recipe.dough.flour, recipe.dough.spices) == (
+        "rye",
+        ("salt", "rose"),
+    )  # lists are replaced whole
     assert recipe.origin == small
 
 
 def test_a_base_is_also_looked_for_among_the_shipped_pages(page):
-    raw = config.read_page(page("base: tiny.yaml\nname: mine\n"))
+    raw = config.read_config(page("base: tiny.yaml\nname: mine\n"))
     assert raw["name"] == "mine"
     assert raw["optim"]["betas"] == [0.9, 0.98]  # from roberta_base.yaml, the base of tiny.yaml
 
@@ -187,7 +206,9 @@ def test_a_base_that_is_missing_or_is_the_page_itself(page, tmp_path):
     assert f"base: nowhere.yaml not found; looked at {tmp_path}/nowhere.yaml" in text
     page(GOOD + "base: b.yaml\n", "a.yaml")
     page("base: a.yaml\n", "b.yaml")
-    with pytest.raises(UserError, match=r"a.yaml: this page is its own base \(a.yaml -> b.yaml -> a.yaml\)"):
+    with pytest.raises(
+        UserError, match=r"a.yaml: this page is its own base \(a.yaml -> b.yaml -> a.yaml\)"
+    ):
         config.load(tmp_path / "a.yaml", [], Recipe)
 
 
@@ -196,6 +217,7 @@ def test_an_input_lies_beside_the_page_or_in_the_working_directory(tmp_path, mon
     for folder in (beside, here):
         folder.mkdir()
         (folder / "both.bin").touch()
+
     (here / "here.bin").touch()
     (beside / "mixed.bin").mkdir()
     (here / "mixed.bin").touch()
@@ -207,10 +229,14 @@ def test_an_input_lies_beside_the_page_or_in_the_working_directory(tmp_path, mon
     assert locate("a.b", "mixed.bin", beside, file=True) == here / "mixed.bin"
     with pytest.raises(UserError) as gone:
         locate("a.b", "gone", beside)
+
     assert str(gone.value) == f"a.b: gone: not there; looked at {beside}/gone, {here}/gone"
     with pytest.raises(UserError) as folder_only:
         locate("a.b", str(beside), here, file=True, advice="Give a file")
-    assert str(folder_only.value) == f"a.b: {beside}: no file there; looked at {beside}. Give a file"
+
+    assert (
+        str(folder_only.value) == f"a.b: {beside}: no file there; looked at {beside}. Give a file"
+    )
 
 
 nested = st.recursive(
@@ -226,6 +252,7 @@ def test_merge_keeps_what_is_not_changed_and_changes_nothing_in_place(start, cha
     before = repr(start), repr(changes)
     merged = config.merge(start, changes)
     assert merged.keys() == start.keys() | changes.keys()
+
     for key in merged:
         if key not in changes:
             assert merged[key] == start[key]
@@ -233,19 +260,28 @@ def test_merge_keeps_what_is_not_changed_and_changes_nothing_in_place(start, cha
             assert merged[key] == config.merge(start[key], changes[key])
         else:
             assert merged[key] == changes[key]
+
     assert (repr(start), repr(changes)) == before
 
 
-# ------------------------------------------------------------------------------------------------ overrides
+# ---------------------------------------------------------------------------------------- overrides
 
 
 def test_overrides(page):
-    overrides = ["oven.heat=2e2", "oven.fan=true", "dough.ratios=[3, 4e-1]", "dough.flour=no", "name=a=b"]
+    overrides = [
+        "oven.heat=2e2",
+        "oven.fan=true",
+        "dough.ratios=[3, 4e-1]",
+        "dough.flour=no",
+        "name=a=b",
+    ]
     recipe = config.load(page(GOOD), overrides, Recipe)
     assert recipe.oven == Oven(heat=200.0, minutes=40, fan=True)
     assert recipe.dough == Dough(flour="no", ratios=(3.0, 0.4))
     assert recipe.name == "a=b"
-    assert config.load(page(GOOD), ["oven.heat=1", "oven.heat=2"], Recipe).oven.heat == 2.0  # the last has the word
+    assert (
+        config.load(page(GOOD), ["oven.heat=1", "oven.heat=2"], Recipe).oven.heat == 2.0
+    )  # the last has the word
 
 
 def test_an_override_can_take_a_value_back_to_nothing(page):
@@ -253,9 +289,14 @@ def test_an_override_can_take_a_value_back_to_nothing(page):
     assert recipe.root == Path("runs/cake")
 
 
-@pytest.mark.parametrize("assignment", ["oven.heat", "=3", "oven..heat=3", ".heat=3", "oven.=3", ""])
+@pytest.mark.parametrize(
+    "assignment", ["oven.heat", "=3", "oven..heat=3", ".heat=3", "oven.=3", ""]
+)
 def test_an_override_of_another_form(page, assignment):
-    with pytest.raises(UserError, match=re.escape(f"{assignment!r}: expected KEY=VALUE, such as optim.peak_lr=6e-4")):
+    with pytest.raises(
+        UserError,
+        match=re.escape(f"{assignment!r}: expected KEY=VALUE, such as optim.peak_lr=6e-4"),
+    ):
         config.load(page(GOOD), [assignment], Recipe)
 
 
@@ -264,12 +305,18 @@ def test_an_override_that_is_not_yaml(page):
         config.load(page(GOOD), ["dough.spices=[a"], Recipe)
 
 
-# ------------------------------------------------------------------------------------------------ faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 def test_all_faults_at_once(page):
     text = message(
-        page(GOOD), "oven.heat=hot", "oven.minutes=0", "oven.mode=boil", "oven.fann=true", "dough.flour=3", "temper=red"
+        page(GOOD),
+        "oven.heat=hot",
+        "oven.minutes=0",
+        "oven.mode=boil",
+        "oven.fann=true",
+        "dough.flour=3",
+        "temper=red",
     )
     assert text.splitlines() == [
         "6 faults",
@@ -284,7 +331,9 @@ def test_all_faults_at_once(page):
 
 def test_a_key_of_the_recipe_that_is_missing(page):
     text = message(page(GOOD.replace(", minutes: 40", "")))
-    assert text.startswith("1 fault\n  oven.minutes: missing; a page states every key of its recipe")
+    assert text.startswith(
+        "1 fault\n  oven.minutes: missing; a page states every key of its recipe"
+    )
 
 
 @pytest.mark.parametrize(
@@ -328,18 +377,26 @@ def test_keys():
     ]  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------ recipes
+# ------------------------------------------------------------------------------------------ recipes
 
 
 def test_a_field_at_its_default_stays_out_of_the_recipe():
     """So that a key that is added later, at the value that means `as before`, changes no hash."""
     assert Oven(heat=1, minutes=2).recipe() == {"heat": 1.0, "minutes": 2}
     assert Oven(heat=1, minutes=2, mode="bake").recipe() == {"heat": 1.0, "minutes": 2}
-    assert Oven(heat=1, minutes=2, mode="grill").recipe() == {"heat": 1.0, "minutes": 2, "mode": "grill"}
+    assert Oven(heat=1, minutes=2, mode="grill").recipe() == {
+        "heat": 1.0,
+        "minutes": 2,
+        "mode": "grill",
+    }
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=10,
 )
@@ -350,7 +407,9 @@ def test_fingerprint_ignores_the_order_of_keys(value):
     assert config.fingerprint(dict(reversed(value.items()))) == config.fingerprint(value)
 
 
-@pytest.mark.parametrize(("one", "other"), [(1, 1.0), (1, True), ("1", 1), ([], {}), (None, "null"), ([1, 2], [2, 1])])
+@pytest.mark.parametrize(
+    ("one", "other"), [(1, 1.0), (1, True), ("1", 1), ([], {}), (None, "null"), ([1, 2], [2, 1])]
+)
 def test_fingerprint_tells_values_apart(one, other):
     assert config.fingerprint({"a": one}) != config.fingerprint({"a": other})
 
@@ -373,10 +432,12 @@ def test_differences():
     assert list(config.differences(old, old)) == []
 
 
-# ------------------------------------------------------------------------------------------------ shipped pages
+# ------------------------------------------------------------------------------------ shipped pages
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in config.SHIPPED_PAGES.glob("*.yaml")))
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in config.SHIPPED_CONFIGS.glob("*.yaml"))
+)
 def test_shipped_pages_are_whole_and_called_by_their_name(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # a shipped page is found by its name from anywhere
     experiment = load_experiment(name)
@@ -384,8 +445,9 @@ def test_shipped_pages_are_whole_and_called_by_their_name(name, monkeypatch, tmp
 
 
 def test_the_base_page_states_every_key_of_the_recipe():
-    """Keys with a default do not change the result, or mean `as before`: only those may be left out."""
-    raw = config.read_page(config.SHIPPED_PAGES / "roberta_base.yaml")
+    """Keys with a default do not change the result, or mean `as before`: only those may be left
+    out."""
+    raw = config.read_config(config.SHIPPED_CONFIGS / "roberta_base.yaml")
     for section in ("corpus", "tokenizer", "data", "model", "masking", "optim", "schedule"):
         fields = Experiment.model_fields[section].annotation.model_fields
         required = {name for name, field in fields.items() if field.is_required()}
@@ -395,14 +457,29 @@ def test_the_base_page_states_every_key_of_the_recipe():
 def test_the_papers_numbers():
     """Liu et al. 2019, Table 9 and sections 2.3, 4.2, 4.4: RoBERTa-base and -large."""
     base, large = load_experiment("roberta_base"), load_experiment("roberta_large")
-    assert [(e.model.layers, e.model.hidden, e.model.feed_forward, e.model.heads) for e in (base, large)] == [
+    assert [
+        (e.model.layers, e.model.hidden, e.model.feed_forward, e.model.heads) for e in (base, large)
+    ] == [
         (12, 768, 3072, 12),
         (24, 1024, 4096, 16),
     ]
-    assert [(e.schedule.warmup, e.optim.peak_lr) for e in (base, large)] == [(24_000, 6e-4), (30_000, 4e-4)]
+    assert [(e.schedule.warmup, e.optim.peak_lr) for e in (base, large)] == [
+        (24_000, 6e-4),
+        (30_000, 4e-4),
+    ]
+
     for e in (base, large):
         assert (e.model.dropout, e.model.attention_dropout, e.optim.batch_size) == (0.1, 0.1, 8192)
-        assert (e.optim.weight_decay, e.optim.eps, e.optim.betas, e.optim.clip_norm) == (0.01, 1e-6, (0.9, 0.98), 0.0)
-        assert (e.schedule.updates, e.schedule.decay, e.data.block_length) == (500_000, "linear", 512)
+        assert (e.optim.weight_decay, e.optim.eps, e.optim.betas, e.optim.clip_norm) == (
+            0.01,
+            1e-6,
+            (0.9, 0.98),
+            0.0,
+        )
+        assert (e.schedule.updates, e.schedule.decay, e.data.block_length) == (
+            500_000,
+            "linear",
+            512,
+        )
         assert (e.masking.probability, e.masking.mask, e.masking.random) == (0.15, 0.8, 0.1)
         assert (e.model.positions, e.model.layer_norm_eps, e.model.token_types) == (514, 1e-5, 1)

@@ -23,7 +23,9 @@ def stage(folder: Path, name: str, finish: bool = True) -> Path:
 
 @pytest.mark.parametrize("finish", [True, False])
 @pytest.mark.parametrize("name", ["tokenizer", "data", "train", "published", "report", "delta"])
-def test_a_stage_is_known_by_its_manifest_or_its_recipe(tmp_path: Path, name: str, finish: bool) -> None:
+def test_a_stage_is_known_by_its_manifest_or_its_recipe(
+    tmp_path: Path, name: str, finish: bool
+) -> None:
     assert folder_kind(stage(tmp_path / "anything", name, finish)) == name
 
 
@@ -39,16 +41,23 @@ def test_runs_checkpoints_and_stages_that_are_still_counting(tmp_path: Path) -> 
 def test_what_is_not_known_is_listed(tmp_path: Path) -> None:
     for number in range(14):
         (tmp_path / f"{number:02}.txt").touch()
+
     (tmp_path / "00folder").mkdir()
-    with pytest.raises(UserError, match=r"It holds 00\.txt, 00folder/, .* and 3 more\. Known are .*tokenizer, data"):
+    with pytest.raises(
+        UserError, match=r"It holds 00\.txt, 00folder/, .* and 3 more\. Known are .*tokenizer, data"
+    ):
         folder_kind(tmp_path)
+
     with pytest.raises(UserError, match="a file, not a folder"):
         folder_kind(tmp_path / "00.txt")
+
     with pytest.raises(UserError, match="no such folder"):
         folder_kind(tmp_path / "nowhere")
+
     (tmp_path / "00folder" / "recipe.json").write_text('{"stage": "data"')
     with pytest.raises(UserError, match=r"recipe\.json: unreadable"):
         folder_kind(tmp_path / "00folder")
+
     (tmp_path / "00folder" / "recipe.json").write_text('{"stage": "data"}')
     with pytest.raises(UserError, match="not a recipe of this program"):
         recipe(tmp_path / "00folder")
@@ -62,11 +71,17 @@ def test_a_run_names_its_stages_and_the_next_command(tmp_path: Path) -> None:
     stage(tmp_path / "data", "data", finish=False)
     found = describe_run(tmp_path)
     assert found.summary == "A run: 1 of 4 stages finished."
-    assert stages() == {"tokenizer": "finished", "data": "begun", "train": "not begun", "published": "not begun"}
+    assert stages() == {
+        "tokenizer": "finished",
+        "data": "begun",
+        "train": "not begun",
+        "published": "not begun",
+    }
     assert found.notes == ["next: robustly prepare CONFIG"]
     assert found.examples[0].rows[0]["bytes_on_disk"] > 5
     for name in ("data", "train", "published", "report"):
         stage(tmp_path / name, name)
+
     assert describe_run(tmp_path).notes[0].startswith("next: robustly evaluate")
     stage(tmp_path / "deltas" / "one", "delta", finish=False)
     assert [*stages()][-2:] == ["report", "deltas/one"]
@@ -79,7 +94,13 @@ WIDE = Description(
     "One sentence about the folder, which says more than sixty columns can hold on a line.",
     {"tokens": 1234567, "share": 0.5, "fingerprint": "0123456789abcdef" * 6},
     [
-        Listing("texts", [{"number": n, "text": f"[/red] {'word ' * 20}[bold]", "nothing": None} for n in (1, 2000)]),
+        Listing(
+            "texts",
+            [
+                {"number": n, "text": f"[/red] {'word ' * 20}[bold]", "nothing": None}
+                for n in (1, 2000)
+            ],
+        ),
         Listing("many columns", [{f"quite a long column {n}": 1234567 for n in range(12)}]),
         Listing("empty", []),
     ],
@@ -89,7 +110,9 @@ WIDE = Description(
 
 def test_a_narrow_terminal_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
-    monkeypatch.setattr(log, "console", Console(file=written, width=60, soft_wrap=True, highlight=False))
+    monkeypatch.setattr(
+        log, "console", Console(file=written, width=60, soft_wrap=True, highlight=False)
+    )
     show(WIDE)
     text = written.getvalue()
     assert max(map(len, text.splitlines())) <= 60
@@ -111,8 +134,11 @@ def test_commands_stay_whole_and_quoted(tmp_path: Path, monkeypatch: pytest.Monk
     run = tmp_path / "a run with a long name, and spaces"
     for name in ("tokenizer", "data", "train", "published"):
         stage(run / name, name)
+
     written = io.StringIO()
-    monkeypatch.setattr(log, "console", Console(file=written, width=60, soft_wrap=True, highlight=False))
+    monkeypatch.setattr(
+        log, "console", Console(file=written, width=60, soft_wrap=True, highlight=False)
+    )
     show(describe_run(run))
     assert f"next: robustly evaluate '{run / 'published'}' --text FILES\n" in written.getvalue()
     assert f"run: {run}\n" in written.getvalue()

@@ -13,9 +13,9 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from robustly import UserError, log
-from robustly.metrics import Metrics, Wandb, read_metrics
+from robustly.metrics import Metrics, WandbRun, read_metrics
 
-# ------------------------------------------------------------------------------------------------ words
+# -------------------------------------------------------------------------------------------- words
 
 
 def test_messages_go_to_stderr_and_json_alone_to_stdout():
@@ -29,7 +29,9 @@ with log.progress("reading", 10, "files") as advance:
     advance(10)
 log.print_json({"a": [1, "é"], "b": None})
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert json.loads(done.stdout) == {"a": [1, "é"], "b": None}
     assert "é" in done.stdout
     lines = done.stderr.splitlines()
@@ -45,7 +47,9 @@ def test_a_narrow_terminal_gets_the_first_fields_and_a_file_all(
 ) -> None:
     out = io.StringIO()
     monkeypatch.setattr(
-        log, "console", Console(file=out, width=60, force_terminal=terminal, soft_wrap=True, highlight=False)
+        log,
+        "console",
+        Console(file=out, width=60, force_terminal=terminal, soft_wrap=True, highlight=False),
     )
     fields = [f"field {number} {'x' * 8}" for number in range(5)]  # 16 each, and 2 between
     log.say_fields(fields)
@@ -57,7 +61,9 @@ def test_brackets_in_tables_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
     monkeypatch.setattr(log, "console", Console(file=written, width=80))
     log.table("runs/[bold]x", {"[b]labels": "[/b] and [red]y"})
-    assert all(part in written.getvalue() for part in ("runs/[bold]x", "[b]labels", "[/b] and [red]y"))
+    assert all(
+        part in written.getvalue() for part in ("runs/[bold]x", "[b]labels", "[/b] and [red]y")
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,13 +84,20 @@ def test_figures(value, shown):
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0, "0 s"), (45.4, "45 s"), (119, "119 s"), (720, "12 min"), (12_600, "3.5 h"), (181_440, "2.1 d")],
+    [
+        (0, "0 s"),
+        (45.4, "45 s"),
+        (119, "119 s"),
+        (720, "12 min"),
+        (12_600, "3.5 h"),
+        (181_440, "2.1 d"),
+    ],
 )
 def test_durations(seconds, shown):
     assert log.duration(seconds) == shown
 
 
-# ------------------------------------------------------------------------------------------------ progress
+# ----------------------------------------------------------------------------------------- progress
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
@@ -94,6 +107,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys)
         for _ in range(20):
             now[0] += 1.5
             advance(50)
+
     assert capsys.readouterr().err.splitlines() == [
         # every 10 s at the earliest: after 7, 14 steps of 1.5 s
         "reading: 350 of 1,000 documents, 33 documents/s, 20 s left",
@@ -110,7 +124,7 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     assert "400/1000" in console.export_text()
 
 
-# ------------------------------------------------------------------------------------------------ metrics
+# ------------------------------------------------------------------------------------------ metrics
 
 
 def write(folder: Path, updates: range, resume_at: int, loss: float = 1.0) -> None:
@@ -138,7 +152,9 @@ def test_metrics_are_there_as_soon_as_they_are_written(tmp_path):
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
     write(tmp_path, range(1, 8), resume_at=0)
-    write(tmp_path, range(5, 7), resume_at=4, loss=3.0)  # killed after 7, the last checkpoint was of 4
+    write(
+        tmp_path, range(5, 7), resume_at=4, loss=3.0
+    )  # killed after 7, the last checkpoint was of 4
     assert lines(tmp_path) == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 3.0), (6, 3.0)]
     assert lines(tmp_path, "evaluations") == [(2, 0.5), (4, 0.5), (6, 1.5)]
     assert not list(tmp_path.glob("*.tmp"))
@@ -177,11 +193,14 @@ def test_tensorboard_shows_the_same_figures(tmp_path):
     write(tmp_path, range(5, 7), resume_at=4, loss=3.0)
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
-    assert board.Tags()["scalars"] == ["loss", "validation_loss"]  # numbers alone; update is the axis
+    assert board.Tags()["scalars"] == [
+        "loss",
+        "validation_loss",
+    ]  # numbers alone; update is the axis
     assert [(event.step, event.value) for event in board.Scalars("loss")] == lines(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------ Weights & Biases
+# --------------------------------------------------------------------------------- Weights & Biases
 
 
 class FakeWandb(types.ModuleType):
@@ -204,7 +223,7 @@ class FakeWandb(types.ModuleType):
         self.finished += 1
 
 
-AT_WANDB = Wandb("mlm", "team", "mine", "hash", {"seed": 1})
+AT_WANDB = WandbRun("mlm", "team", "mine", "hash", {"seed": 1})
 
 
 def test_weights_and_biases_get_the_same_figures(tmp_path, monkeypatch):
@@ -212,21 +231,30 @@ def test_weights_and_biases_get_the_same_figures(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     metrics = Metrics(tmp_path, 0, AT_WANDB)
     metrics.write("metrics", {"update": 3, "loss": 2.5, "device": "cpu"})
-    metrics.write("evaluations", {"update": 4, "validation_loss": 2.0, "validation_sources": {"a": {}}})
+    metrics.write(
+        "evaluations", {"update": 4, "validation_loss": 2.0, "validation_sources": {"a": {}}}
+    )
     metrics.close()
     assert fake.sent == [(3, {"loss": 2.5}), (4, {"validation_loss": 2.0})]
     assert fake.finished == 1
     settings = fake.started[0]
     assert (settings["project"], settings["entity"], settings["name"]) == ("mlm", "team", "mine")
-    assert (settings["resume"], settings["config"], settings["dir"]) == ("allow", {"seed": 1}, str(tmp_path))
+    assert (settings["resume"], settings["config"], settings["dir"]) == (
+        "allow",
+        {"seed": 1},
+        str(tmp_path),
+    )
 
 
-def test_a_resume_is_the_same_run_there_and_another_name_or_recipe_is_another(tmp_path, monkeypatch):
+def test_a_resume_is_the_same_run_there_and_another_name_or_recipe_is_another(
+    tmp_path, monkeypatch
+):
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     others = (AT_WANDB, AT_WANDB, replace(AT_WANDB, name="b"), replace(AT_WANDB, recipe_hash="h2"))
     for at in others:
         Metrics(tmp_path, 2, at).close()
+
     first, again, *rest = (settings["id"] for settings in fake.started)
     assert first == again and len({first, *rest}) == 3
 
@@ -235,8 +263,11 @@ def test_without_the_package_or_a_login_it_says_what_to_do(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install 'robustly\[wandb\]'"):
         Metrics(tmp_path, 0, AT_WANDB)
+
     fake = FakeWandb()
-    monkeypatch.setattr(fake, "init", lambda **settings: (_ for _ in ()).throw(fake.Error("no API key")))
+    monkeypatch.setattr(
+        fake, "init", lambda **settings: (_ for _ in ()).throw(fake.Error("no API key"))
+    )
     monkeypatch.setitem(sys.modules, "wandb", fake)
     with pytest.raises(UserError, match=r"no API key.*wandb login.*WANDB_MODE=offline"):
         Metrics(tmp_path, 0, AT_WANDB)

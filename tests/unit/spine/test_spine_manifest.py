@@ -1,4 +1,5 @@
-"""Stage folders: a kill at any moment leaves either nothing or a whole, and no work is overwritten."""
+"""Stage folders: a kill at any moment leaves either nothing or a whole, and no work is
+overwritten."""
 
 import hashlib
 import json
@@ -34,11 +35,14 @@ def finished_stage(folder: Path, recipe: dict | None = None) -> Stage:
         (folder / "shards").mkdir()
         (folder / "shards" / "0.bin").write_bytes(b"x" * 1000)
         (folder / "ends.npy").write_bytes(b"y" * 10)
-        stage.finish([folder / "shards" / "0.bin", folder / "ends.npy"], {"tokens": 500}, {"took": "long"})
+        stage.finish(
+            [folder / "shards" / "0.bin", folder / "ends.npy"], {"tokens": 500}, {"took": "long"}
+        )
+
     return stage
 
 
-# ------------------------------------------------------------------------------------------------ atomic writes
+# ------------------------------------------------------------------------------------ atomic writes
 
 
 def test_write_atomic(tmp_path):
@@ -56,9 +60,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monk
     def fail(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*{"fsync": (manifest.os, "fsync", fail), "replace": (Path, "replace", fail)}[failing])
+    monkeypatch.setattr(
+        *{"fsync": (manifest.os, "fsync", fail), "replace": (Path, "replace", fail)}[failing]
+    )
     with pytest.raises(OSError, match="No space left"):
         write_atomic(tmp_path / "file", "new")
+
     assert (tmp_path / "file").read_text() == "old"
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
@@ -97,18 +104,29 @@ manifest.write_atomic(Path({str(tmp_path / "file")!r}), "new" * 10_000)
     assert (tmp_path / "file").read_text() == "old"
 
 
-# ------------------------------------------------------------------------------------------------ stages
+# ------------------------------------------------------------------------------------------- stages
 
 
 def test_a_stage_that_finished_says_what_it_left(tmp_path):
     stage = finished_stage(tmp_path / "data")
     found = stage.finished()
     assert found == read(tmp_path / "data")
-    assert (found.stage, found.hash, found.recipe, found.inputs) == ("data", stage.hash, RECIPE_A, {"tokenizer": "abc"})
+    assert (found.stage, found.hash, found.recipe, found.inputs) == (
+        "data",
+        stage.hash,
+        RECIPE_A,
+        {"tokenizer": "abc"},
+    )
     assert list(found.outputs) == ["ends.npy", "shards/0.bin"]
-    shard = subprocess.run(["sha256sum", tmp_path / "data/shards/0.bin"], capture_output=True, text=True).stdout.split()
+    shard = subprocess.run(
+        ["sha256sum", tmp_path / "data/shards/0.bin"], capture_output=True, text=True
+    ).stdout.split()
     assert found.outputs["shards/0.bin"] == {"bytes": 1000, "sha256": shard[0]}
-    assert (found.counts, found.notes, found.version) == ({"tokens": 500}, {"took": "long"}, __version__)
+    assert (found.counts, found.notes, found.version) == (
+        {"tokens": 500},
+        {"took": "long"},
+        __version__,
+    )
     assert 0 <= found.seconds < 10
     time.strptime(found.finished, "%Y-%m-%dT%H:%M:%S%z")
 
@@ -126,12 +144,21 @@ def test_the_manifest_comes_last(tmp_path):
 
 def test_the_hash_covers_recipe_and_inputs_and_ignores_the_order_of_keys(tmp_path):
     def stage(**changes):
-        given = {"name": "data", "recipe": {"a": 1, "b": [1, 2]}, "inputs": {"x": "1", "y": "2"}, **changes}
+        given = {
+            "name": "data",
+            "recipe": {"a": 1, "b": [1, 2]},
+            "inputs": {"x": "1", "y": "2"},
+            **changes,
+        }
         return Stage(tmp_path, **given).hash
 
     assert stage(recipe={"b": [1, 2], "a": 1}, inputs={"y": "2", "x": "1"}) == stage()
     assert stage(recipe={"b": (1, 2), "a": 1}) == stage()  # as it reads back from JSON
-    others = [stage(recipe={"a": 1, "b": [2, 1]}), stage(inputs={"x": "1", "y": "3"}), stage(name="train")]
+    others = [
+        stage(recipe={"a": 1, "b": [2, 1]}),
+        stage(inputs={"x": "1", "y": "3"}),
+        stage(name="train"),
+    ]
     assert len({stage(), *others}) == 4
 
 
@@ -140,19 +167,28 @@ def test_work_of_another_recipe_is_refused_with_what_differs(tmp_path, finished)
     finished_stage(tmp_path)
     if not finished:
         (tmp_path / MANIFEST).unlink()
+
     content = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    other = Stage(tmp_path, "data", {"optim": {"peak_lr": 2e-3, "betas": (0.9, 0.98)}}, {"tokenizer": "def"})
+    other = Stage(
+        tmp_path, "data", {"optim": {"peak_lr": 2e-3, "betas": (0.9, 0.98)}}, {"tokenizer": "def"}
+    )
+
     for attempt in (other.finished, other.begin().__enter__):
         with pytest.raises(UserError) as caught:
             attempt()
+
         assert str(caught.value).splitlines() == [
             f"{tmp_path}: holds the data stage of another recipe; nothing was changed",
             "  optim.peak_lr: 0.001 there, 0.002 now",
             "  seed: 1 there, absent now",
             "  input.tokenizer: abc there, def now",
-            "To begin a sibling experiment that reuses what still fits, give `--new-run NAME` (a new name, and no "
-            "`paths` to this folder); or set the keys back, or delete the folder.",
+            (
+                "To begin a sibling experiment that reuses what still fits, give `--new-run NAME`"
+                " (a new name, and no `paths` to this folder); or set the keys back, or delete the"
+                " folder."
+            ),
         ]
+
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == content
 
 
@@ -169,20 +205,28 @@ def test_an_output_that_was_cut_off_or_removed_is_named(tmp_path):
     stage = finished_stage(tmp_path)
     shard = tmp_path / "shards" / "0.bin"
     shard.write_bytes(b"x" * 999)
-    with pytest.raises(UserError, match=r"shards/0.bin: 999 bytes, expected 1,000: cut off or changed; restore it"):
+
+    with pytest.raises(
+        UserError, match=r"shards/0.bin: 999 bytes, expected 1,000: cut off or changed; restore it"
+    ):
         stage.finished()
+
     shard.unlink()
     with pytest.raises(UserError, match=r"shards/0.bin: missing, though manifest.json lists it"):
         check_sizes(tmp_path, read(tmp_path))
 
 
 def test_require(tmp_path):
-    with pytest.raises(UserError, match=r"no finished data stage here .* run `robustly prepare X` first"):
+    with pytest.raises(
+        UserError, match=r"no finished data stage here .* run `robustly prepare X` first"
+    ):
         require(tmp_path / "nowhere", "data", "robustly prepare X")
+
     finished_stage(tmp_path)
     assert require(tmp_path, "data", "robustly prepare X").counts == {"tokens": 500}
     with pytest.raises(UserError, match="holds the output of the data stage, expected tokenizer"):
         require(tmp_path, "tokenizer", "robustly tokenizer X")
+
     (tmp_path / "ends.npy").unlink()
     with pytest.raises(UserError, match=r"ends.npy: missing"):
         require(tmp_path, "data", "robustly prepare X")
@@ -191,7 +235,9 @@ def test_require(tmp_path):
 @pytest.mark.parametrize("text", ["", '{"stage": "da', "[]", '{"colour": "red"}', "\x80"])
 def test_a_manifest_that_is_none_of_ours(tmp_path, text):
     (tmp_path / MANIFEST).write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=r"manifest.json: not a manifest of this program .* delete the folder"):
+    with pytest.raises(
+        UserError, match=r"manifest.json: not a manifest of this program .* delete the folder"
+    ):
         read(tmp_path)
 
 
@@ -208,7 +254,7 @@ def test_commit_is_this_checkouts():
     assert manifest.commit().removesuffix("-dirty") == expected
 
 
-# ------------------------------------------------------------------------------------------------ hashes
+# ------------------------------------------------------------------------------------------- hashes
 
 
 def spoil(path: Path) -> None:
@@ -247,8 +293,10 @@ def test_what_was_verified_is_remembered(tmp_path):
     for memory in ("", "{", "\x80"):  # the last two are no memory at all
         for name in found.outputs:
             (tmp_path / name).touch()
+
         if memory:
             (tmp_path / VERIFIED).write_bytes(memory.encode("latin-1"))
+
         assert unverified(tmp_path, found, found.outputs) == list(found.outputs)
         for left, name in ((["shards/0.bin"], "ends.npy"), ([], "shards/0.bin")):
             remember(tmp_path, {name: verify(tmp_path, found, name)})
@@ -285,15 +333,21 @@ def test_a_damaged_output_is_named_with_both_hashes(tmp_path):
     found = read(tmp_path)
     spoil(tmp_path / "ends.npy")
     check_sizes(tmp_path, found)  # sees nothing
-    before, now = (hashlib.sha256(content).hexdigest()[:12] for content in (b"y" * 10, b"z" + b"y" * 9))
-    with pytest.raises(UserError, match=rf"ends.npy: sha256 {now}, expected {before}: .*; restore it, or delete"):
+    before, now = (
+        hashlib.sha256(content).hexdigest()[:12] for content in (b"y" * 10, b"z" + b"y" * 9)
+    )
+
+    with pytest.raises(
+        UserError, match=rf"ends.npy: sha256 {now}, expected {before}: .*; restore it, or delete"
+    ):
         verify(tmp_path, found, "ends.npy")
+
     (tmp_path / "ends.npy").unlink()
     with pytest.raises(UserError, match=r"ends.npy: cannot be read: No such file .*; restore it"):
         verify(tmp_path, found, "ends.npy")
 
 
-# ------------------------------------------------------------------------------------------------ the lock
+# ----------------------------------------------------------------------------------------- the lock
 
 HOLDER = """
 import sys, time
@@ -308,7 +362,9 @@ with lock(Path(sys.argv[1])):
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -316,7 +372,10 @@ def holder(tmp_path):
 
 
 def test_two_processes_cannot_hold_a_folder(tmp_path, holder):
-    with pytest.raises(UserError, match="another process is at work here"), lock(tmp_path, patience=0.2):
+    with (
+        pytest.raises(UserError, match="another process is at work here"),
+        lock(tmp_path, patience=0.2),
+    ):
         pass
 
 
@@ -329,13 +388,17 @@ def test_a_killed_process_lets_go(tmp_path, holder):
 
 def test_the_lock_waits_for_a_process_that_is_about_to_end(tmp_path, holder):
     begun = time.monotonic()
-    with subprocess.Popen(["sh", "-c", f"sleep 0.5; kill {holder.pid}"]), lock(tmp_path, patience=5):
+    with (
+        subprocess.Popen(["sh", "-c", f"sleep 0.5; kill {holder.pid}"]),
+        lock(tmp_path, patience=5),
+    ):
         assert 0.4 < time.monotonic() - begun < 4
 
 
 def test_the_lock_makes_the_folder_or_says_why_not(tmp_path):
     with lock(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b").is_dir()
+
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(UserError, match=r"file/folder: cannot be written: .*; set paths.root"),

@@ -13,9 +13,11 @@ def cells(text: str) -> list[list[str]]:
             rows.append([])
         elif token.type == "inline":
             shown = (
-                part.content if part.type in ("text", "text_special") else f"[{part.type}]" for part in token.children
+                part.content if part.type in ("text", "text_special") else f"[{part.type}]"
+                for part in token.children
             )
             rows[-1].append("".join(shown))
+
     return rows
 
 
@@ -29,7 +31,10 @@ def test_a_reader_shows_every_character() -> None:
 
 
 def test_line_breaks_do_not_end_a_row() -> None:
-    assert cells(markdown.table(["a", "b"], [["one\ntwo", 12_345]])) == [["a", "b"], ["one two", "12,345"]]
+    assert cells(markdown.table(["a", "b"], [["one\ntwo", 12_345]])) == [
+        ["a", "b"],
+        ["one two", "12,345"],
+    ]
 
 
 def test_facts_have_no_header() -> None:

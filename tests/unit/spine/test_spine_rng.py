@@ -29,7 +29,7 @@ KNOWN_ANSWERS = [
 ]
 
 
-# ------------------------------------------------------------------------------------------------ the bits
+# ----------------------------------------------------------------------------------------- the bits
 
 
 @pytest.mark.parametrize(("key", "counter", "result"), KNOWN_ANSWERS)
@@ -41,10 +41,12 @@ def test_known_answers(key, counter, result):
 
 @pytest.fixture(scope="module")
 def torch_philox(tmp_path_factory):
-    """torch's own Philox, from the C++ header that it installs, as a function of (seed, subsequence, offset)."""
+    """torch's own Philox, from the C++ header that it installs, as a function of (seed,
+    subsequence, offset)."""
     package = importlib.util.find_spec("torch").submodule_search_locations[0]
     if shutil.which("g++") is None:
         pytest.skip("no g++ here to compile torch's header with; the known answers stand alone")
+
     folder = tmp_path_factory.mktemp("philox")
     (folder / "philox.cpp").write_text("""
 #include <ATen/core/PhiloxRNGEngine.h>
@@ -54,7 +56,17 @@ extern "C" void four(uint64_t seed, uint64_t subsequence, uint64_t offset, uint3
 }
 """)
     subprocess.run(
-        ["g++", "-std=c++20", "-O0", "-shared", "-fPIC", f"-I{package}/include", "philox.cpp", "-o", "philox.so"],
+        [
+            "g++",
+            "-std=c++20",
+            "-O0",
+            "-shared",
+            "-fPIC",
+            f"-I{package}/include",
+            "philox.cpp",
+            "-o",
+            "philox.so",
+        ],
         cwd=folder,
         check=True,
     )
@@ -73,7 +85,9 @@ extern "C" void four(uint64_t seed, uint64_t subsequence, uint64_t offset, uint3
 @settings(max_examples=300)
 def test_philox_is_torchs(torch_philox, key, counter):
     seed, subsequence = key[1] << 32 | key[0], counter[3] << 32 | counter[2]
-    assert tuple(map(int, philox(key, counter))) == torch_philox(seed, subsequence, counter[1] << 32 | counter[0])
+    assert tuple(map(int, philox(key, counter))) == torch_philox(
+        seed, subsequence, counter[1] << 32 | counter[0]
+    )
 
 
 @given(
@@ -84,7 +98,9 @@ def test_philox_is_torchs(torch_philox, key, counter):
 def test_in_bulk_as_one_by_one(key, columns, rows):
     bulk = philox(key, (np.array(columns), 7, np.array(rows)[:, None], 0))
     for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
-        assert [int(part[i, j]) for part in bulk] == [int(part) for part in philox(key, (column, 7, row, 0))]
+        assert [int(part[i, j]) for part in bulk] == [
+            int(part) for part in philox(key, (column, 7, row, 0))
+        ]
 
 
 def test_words_use_seed_purpose_epoch_index_and_draw_each():
@@ -117,10 +133,14 @@ def test_golden_values():
     ]
     assert seed64(1, Purpose.DROPOUT, 2, 3) == 15901094580947320652
     assert permute(np.arange(10), 10, seed=1, epoch=0).tolist() == [9, 3, 7, 5, 1, 2, 8, 4, 0, 6]
-    assert permute([0, 1, 10**12 - 1], 10**12, seed=7, epoch=3).tolist() == [570693104248, 943957161800, 879283764946]
+    assert permute([0, 1, 10**12 - 1], 10**12, seed=7, epoch=3).tolist() == [
+        570693104248,
+        943957161800,
+        879283764946,
+    ]
 
 
-# ------------------------------------------------------------------------------------------------ permutations
+# ------------------------------------------------------------------------------------- permutations
 
 
 @pytest.mark.parametrize(("seed", "largest"), [(1, 300), (0, 20), (ONES, 20)])
@@ -159,7 +179,7 @@ def test_a_position_outside_is_refused():
         permute([10], 10, seed=1, epoch=0)
 
 
-# ------------------------------------------------------------------------------------------------ randomness
+# --------------------------------------------------------------------------------------- randomness
 # Bounds are 5 standard deviations. The values are fixed, so a test that passes once passes always.
 
 
@@ -168,7 +188,9 @@ def unevenness(counts: np.ndarray) -> float:
     Wilson and Hilferty's cube root (1931)."""
     freedom, expected = counts.size - 1, counts.mean()
     chi_square = ((counts - expected) ** 2 / expected).sum()
-    return ((chi_square / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / (2 / (9 * freedom)) ** 0.5
+    return ((chi_square / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / (
+        2 / (9 * freedom)
+    ) ** 0.5
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -178,23 +200,32 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 def test_words_are_uniform_and_independent():
     count = 2**18
-    four = np.stack(words(1, Purpose.MASK_POSITION, 0, np.arange(count), 0)).astype(np.float64) / 2**32
+    four = (
+        np.stack(words(1, Purpose.MASK_POSITION, 0, np.arange(count), 0)).astype(np.float64) / 2**32
+    )
     for lane in four:
         assert abs(unevenness(np.histogram(lane, bins=1024, range=(0, 1))[0])) < 5
+
     for one, other in itertools.combinations(four, 2):
         assert abs(correlation(one, other)) < 5
+
     for step in (1, 2, 64):  # along the index, as neighbouring blocks see it
         assert abs(correlation(four[0, step:], four[0, :-step])) < 5
-    bits = np.unpackbits(np.stack(words(1, Purpose.MASK_POSITION, 0, np.arange(count), 0)).view(np.uint8)).mean()
+
+    bits = np.unpackbits(
+        np.stack(words(1, Purpose.MASK_POSITION, 0, np.arange(count), 0)).view(np.uint8)
+    ).mean()
     assert abs(bits - 0.5) < 5 * 0.5 / np.sqrt(count * 128)
 
 
 @pytest.mark.parametrize("size", [3, 4, 5])
 def test_every_order_of_a_few_is_equally_likely(size):
-    """Among orders of one parity: a balanced Feistel network makes even permutations alone from 16 values on,
-    which favours one parity after cycle walking by size (size - 1) / (16 * 15). Nothing here depends on it."""
+    """Among orders of one parity: a balanced Feistel network makes even permutations alone from 16
+    values on, which favours one parity after cycle walking by size (size - 1) / (16 * 15). Nothing
+    here depends on it."""
     orders = permute(np.arange(size)[:, None], size, seed=11, epoch=np.arange(24_000)).T
     inversions = sum(orders[:, i] > orders[:, j] for i, j in itertools.combinations(range(size), 2))
+
     for parity in (0, 1):
         _, counts = np.unique(orders[inversions % 2 == parity], axis=0, return_counts=True)
         assert len(counts) == math.factorial(size) // 2
@@ -220,7 +251,10 @@ def test_an_epochs_order_has_no_pattern(size):
 
 def test_epochs_and_seeds_give_unrelated_orders():
     size = 20_000
-    orders = [permute(np.arange(size), size, seed, epoch) for seed, epoch in [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]]
+    orders = [
+        permute(np.arange(size), size, seed, epoch)
+        for seed, epoch in [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
+    ]
     for one, other in itertools.combinations(orders, 2):
         assert np.count_nonzero(one == other) < 10  # expected: 1, Poisson
         assert abs(correlation(one, other)) < 5

@@ -1,4 +1,5 @@
-"""The stage: the same files whatever the circumstances, from exactly the documents of the corpus."""
+"""The stage: the same files whatever the circumstances, from exactly the documents of the
+corpus."""
 
 import gzip
 import json
@@ -13,17 +14,17 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from tokenizers import Tokenizer as Reference
+from tokenizers import TokenizerConfig as Reference
 from tokenizers import models, pre_tokenizers, trainers
 
 from robustly import UserError, manifest
 from robustly.corpus import documents as raw_text
-from robustly.corpus.config import Processing, Slurm
+from robustly.corpus.config import Processing, SlurmConfig
 from robustly.files import WORK_LOCK, lock, sha256
 from robustly.tokenizer import build as stage
 from robustly.tokenizer import counting, merges
 from robustly.tokenizer.build import build
-from robustly.tokenizer.config import Tokenizer
+from robustly.tokenizer.config import TokenizerConfig
 from robustly.tokenizer.counts import read_counts
 from robustly.tokenizer.vocabulary import read
 from robustly.tokenizer.words import split
@@ -79,8 +80,14 @@ def test_a_finished_stage(trained, prose, prose_file):
     assert done.counts["bytes"] == sum(len(text.encode()) for text in prose)
     assert done.counts["words"] == len(words)
     assert done.counts["distinct_words"] == len(set(words))
-    assert (done.counts["entries"], done.counts["merges"], done.counts["bad_lines"]) == (1000, 739, 0)
-    assert done.counts["bytes_per_token"] == pytest.approx(done.counts["bytes"] / done.counts["tokens"], abs=1e-4)
+    assert (done.counts["entries"], done.counts["merges"], done.counts["bad_lines"]) == (
+        1000,
+        739,
+        0,
+    )
+    assert done.counts["bytes_per_token"] == pytest.approx(
+        done.counts["bytes"] / done.counts["tokens"], abs=1e-4
+    )
     assert done.notes["files"][str(prose_file)]["sha256"] == sha256(prose_file)
     assert str(prose_file) not in json.dumps([done.recipe, done.inputs])
 
@@ -97,7 +104,14 @@ def test_ids_are_laid_out_as_in_roberta(trained):
 def test_the_same_command_again_does_nothing(trained, prose_file, page):
     before = contents(trained)
     with mock.patch.object(counting, "process", side_effect=AssertionError("counted again")):
-        done = build(page(prose_file), Tokenizer(vocab_size=1000, min_frequency=2), trained, Path(), ONE)
+        done = build(
+            page(prose_file),
+            TokenizerConfig(vocab_size=1000, min_frequency=2),
+            trained,
+            Path(),
+            ONE,
+        )
+
     assert done == manifest.read(trained)
     assert not (trained / "work").exists()
     assert contents(trained) == before
@@ -106,12 +120,20 @@ def test_the_same_command_again_does_nothing(trained, prose_file, page):
 def test_another_recipe_does_not_overwrite(trained, prose_file, page):
     before = contents(trained)
     with pytest.raises(UserError, match=r"tokenizer\.vocab_size: 1000 there, 900 now"):
-        build(page(prose_file), Tokenizer(vocab_size=900, min_frequency=2), trained, Path(), ONE)
+        build(
+            page(prose_file), TokenizerConfig(vocab_size=900, min_frequency=2), trained, Path(), ONE
+        )
     assert contents(trained) == before
 
 
 def test_the_same_files_for_any_parts_workers_and_hash_seed(page, prose_file, program, tmp_path):
-    build(page(prose_file), Tokenizer(vocab_size=600, min_frequency=2), tmp_path / "one", Path(), ONE)
+    build(
+        page(prose_file),
+        TokenizerConfig(vocab_size=600, min_frequency=2),
+        tmp_path / "one",
+        Path(),
+        ONE,
+    )
     command = [sys.executable, program, prose_file, tmp_path / "two", "2"]
     subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "1"}, check=True)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
@@ -125,53 +147,95 @@ def test_after_a_kill_only_the_rest_is_counted(page, prose_file, program, tmp_pa
         while len(list(folder.glob("work/*/tasks/completions/*"))) < 3:
             assert time.monotonic() < deadline and run.poll() is None
             time.sleep(0.001)
-        run.kill()  # the main process alone: its workers must end by themselves, or the folder stays locked
+
+        # the main process alone: its workers must end by themselves, or the folder stays locked
+        run.kill()
+
     assert manifest.read(folder) is None
     done = [int(path.name) for path in folder.glob("work/*/tasks/completions/*")]
     before = words_files(folder)
+
     with (
         mock.patch.object(raw_text, "PART_BYTES", 10_000),
         mock.patch.object(stage.shutil, "rmtree"),  # leaves the counts to look at
     ):
-        build(page(prose_file), Tokenizer(vocab_size=600, min_frequency=2), folder, Path(), ONE)
+        build(
+            page(prose_file), TokenizerConfig(vocab_size=600, min_frequency=2), folder, Path(), ONE
+        )
+
     after = words_files(folder)
     assert 3 <= len(done) < len(after)
-    assert all(after[f"words-{number:05d}.tsv"] == before[f"words-{number:05d}.tsv"] for number in done)
-    build(page(prose_file), Tokenizer(vocab_size=600, min_frequency=2), tmp_path / "straight", Path(), ONE)
+    assert all(
+        after[f"words-{number:05d}.tsv"] == before[f"words-{number:05d}.tsv"] for number in done
+    )
+    build(
+        page(prose_file),
+        TokenizerConfig(vocab_size=600, min_frequency=2),
+        tmp_path / "straight",
+        Path(),
+        ONE,
+    )
     assert contents(folder) == contents(tmp_path / "straight")
 
 
 def test_a_vocabulary_too_large_for_the_corpus(page, tmp_path):
     (tmp_path / "a.txt").write_text("abc abc abd")
     corpus, folder = page(tmp_path / "a.txt"), tmp_path / "tokenizer"
-    with pytest.raises(UserError, match=r"vocab_size = 5000: the corpus gives no more than 263 entries.* lower"):
-        build(corpus, Tokenizer(vocab_size=5000, min_frequency=2), folder, Path(), ONE)
+    with pytest.raises(
+        UserError, match=r"vocab_size = 5000: the corpus gives no more than 263 entries.* lower"
+    ):
+        build(corpus, TokenizerConfig(vocab_size=5000, min_frequency=2), folder, Path(), ONE)
+
     with mock.patch.object(counting, "documents", side_effect=AssertionError("counted again")):
-        done = build(corpus, Tokenizer(vocab_size=263, min_frequency=2), folder, Path(), ONE)
+        done = build(corpus, TokenizerConfig(vocab_size=263, min_frequency=2), folder, Path(), ONE)
+
     assert (done.counts["merges"], done.counts["documents"]) == (2, 1)
     assert read(folder).merges == [("a", "b"), ("Ġ", "ab")]
 
 
 def test_the_smallest_vocabulary_is_bytes_alone(page, tmp_path):
     (tmp_path / "a.txt").write_text("abc abc")
-    done = build(page(tmp_path / "a.txt"), Tokenizer(vocab_size=261, min_frequency=2), tmp_path / "t", Path(), ONE)
-    assert (done.counts["merges"], done.counts["tokens"], done.counts["bytes_per_token"]) == (0, 7, 1.0)
+    done = build(
+        page(tmp_path / "a.txt"),
+        TokenizerConfig(vocab_size=261, min_frequency=2),
+        tmp_path / "t",
+        Path(),
+        ONE,
+    )
+    assert (done.counts["merges"], done.counts["tokens"], done.counts["bytes_per_token"]) == (
+        0,
+        7,
+        1.0,
+    )
 
 
 @pytest.mark.parametrize("text", ["", "\n \n\n"])
 def test_a_corpus_without_text_is_refused(page, tmp_path, text):
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(UserError, match=r"corpus\.sources: no text in .*a\.txt"):
-        build(page(tmp_path / "a.txt"), Tokenizer(vocab_size=300, min_frequency=2), tmp_path / "t", Path(), ONE)
+        build(
+            page(tmp_path / "a.txt"),
+            TokenizerConfig(vocab_size=300, min_frequency=2),
+            tmp_path / "t",
+            Path(),
+            ONE,
+        )
 
 
 def test_a_mended_corpus_is_not_refused(page, tmp_path):
     first, second = tmp_path / "a.txt", tmp_path / "b.txt"
     first.write_bytes(b"xyz xyz xyz xyz")  # counted before the fault is found
     second.write_bytes(b"abc \xff abc")
-    arguments = (page(first, second), Tokenizer(vocab_size=262, min_frequency=2), tmp_path / "t", Path(), ONE)
+    arguments = (
+        page(first, second),
+        TokenizerConfig(vocab_size=262, min_frequency=2),
+        tmp_path / "t",
+        Path(),
+        ONE,
+    )
     with pytest.raises(UserError, match="not UTF-8"):
         build(*arguments)
+
     assert len(words_files(tmp_path / "t")) == 1
     first.write_bytes(b"abd")
     second.write_bytes(b"abc abc")
@@ -182,27 +246,40 @@ def test_a_mended_corpus_is_not_refused(page, tmp_path):
 def test_bad_rows_are_held_against_the_whole_corpus(page, tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "abc abc"}\nbroken\n')
-    size = Tokenizer(vocab_size=262, min_frequency=2)
+
+    size = TokenizerConfig(vocab_size=262, min_frequency=2)
     with pytest.raises(UserError, match=r"b\.jsonl: line 2 .*\n2 broken rows"):
         build(page(str(tmp_path / "*.jsonl"), max_bad_lines=1), size, tmp_path / "one", Path(), ONE)
-    done = build(page(str(tmp_path / "*.jsonl"), max_bad_lines=2), size, tmp_path / "two", Path(), ONE)
+
+    done = build(
+        page(str(tmp_path / "*.jsonl"), max_bad_lines=2), size, tmp_path / "two", Path(), ONE
+    )
     assert (done.counts["bad_lines"], done.counts["documents"]) == (2, 2)
 
 
 def test_engines_that_disagree_end_the_stage(page, prose_file, tmp_path):
     with (
         mock.patch("robustly.tokenizer.tokenizer.PATTERN", r"\s+|\S+"),
-        pytest.raises(UserError, match="tiktoken and tokenizers encode a text of the corpus differently"),
+        pytest.raises(
+            UserError, match="tiktoken and tokenizers encode a text of the corpus differently"
+        ),
     ):
-        build(page(prose_file), Tokenizer(vocab_size=600, min_frequency=2), tmp_path / "t", Path(), ONE)
+        build(
+            page(prose_file),
+            TokenizerConfig(vocab_size=600, min_frequency=2),
+            tmp_path / "t",
+            Path(),
+            ONE,
+        )
+
     assert manifest.read(tmp_path / "t") is None
 
 
-# ------------------------------------------------------------------------------------------------- what the page says
+# ------------------------------------------------------------------------------- what the page says
 
 
 def settings(**keys):
-    return Tokenizer.model_validate({"vocab_size": 600, "min_frequency": 2, **keys})
+    return TokenizerConfig.model_validate({"vocab_size": 600, "min_frequency": 2, **keys})
 
 
 def words_of(folder):
@@ -213,14 +290,24 @@ def test_counts_stay_and_make_the_same_tokenizer(trained, prose, page, tmp_path)
     expected = Counter(word for text in prose for word in split(text))
     assert list(read_counts(trained / "counts.tsv.zst")) == sorted(expected.items())
     tsv = trained / "counts.tsv.zst"
-    done = build(page(counts=str(tsv)), Tokenizer(vocab_size=1000, min_frequency=2), tmp_path / "t", Path(), ONE)
+    done = build(
+        page(counts=str(tsv)),
+        TokenizerConfig(vocab_size=1000, min_frequency=2),
+        tmp_path / "t",
+        Path(),
+        ONE,
+    )
     assert contents(tmp_path / "t") == contents(trained)
-    assert (done.counts["words"], done.counts["bytes"]) == (expected.total(), sum(len(text.encode()) for text in prose))
+    assert (done.counts["words"], done.counts["bytes"]) == (
+        expected.total(),
+        sum(len(text.encode()) for text in prose),
+    )
     assert not {"documents", "bad_lines"} & done.counts.keys()
 
 
 def test_counts_from_another_engine(trained, page, tmp_path):
-    """Unsorted, in several files, some words in both, escaped, compressed or not: the sums are what matters."""
+    """Unsorted, in several files, some words in both, escaped, compressed or not: the sums are what
+    matters."""
     rows = list(read_counts(trained / "counts.tsv.zst"))
     random.Random(3).shuffle(rows)
     first = "".join(f"{number}\t{json.dumps(word)}\r\n" for word, number in rows[: len(rows) // 2])
@@ -229,8 +316,15 @@ def test_counts_from_another_engine(trained, page, tmp_path):
     (tmp_path / "a.tsv").write_bytes(first.encode())
     with gzip.open(tmp_path / "b.tsv.gz", "wb") as file:
         file.write(last.encode())
+
     corpus = page(counts=[str(tmp_path / "*.tsv"), "b.tsv.gz"])
-    build(corpus, Tokenizer(vocab_size=1000, min_frequency=2), tmp_path / "t", tmp_path, Processing(2))
+    build(
+        corpus,
+        TokenizerConfig(vocab_size=1000, min_frequency=2),
+        tmp_path / "t",
+        tmp_path,
+        Processing(2),
+    )
     expected = words_of(trained)
     expected["zq"] = expected.get("zq", 0) + 7
     assert words_of(tmp_path / "t") == expected
@@ -244,21 +338,34 @@ def test_counts_beyond_32_bits_in_a_file(page, tmp_path, many):
     for number in range(2):  # the sum of both is what is large
         lines = [f"{(count + number) // 2}\t{json.dumps(word)}\n" for word, count in rows.items()]
         (tmp_path / f"{number}.tsv").write_text("".join(lines))
-    build(page(counts=str(tmp_path / "*.tsv")), settings(vocab_size=263), tmp_path / "t", Path(), ONE)
+
+    build(
+        page(counts=str(tmp_path / "*.tsv")), settings(vocab_size=263), tmp_path / "t", Path(), ONE
+    )
     assert words_of(tmp_path / "t") == rows
     assert read(tmp_path / "t").merges == [("x", "y"), ("a", "b")]
 
 
-def test_counts_stand_for_the_text_even_where_sources_are_given(trained, page, prose_file, tmp_path):
+def test_counts_stand_for_the_text_even_where_sources_are_given(
+    trained, page, prose_file, tmp_path
+):
     corpus = page(prose_file, counts=str(trained / "counts.tsv.zst"))
-    build(corpus, Tokenizer(vocab_size=1000, min_frequency=2), tmp_path / "t", Path(), ONE)
+    build(corpus, TokenizerConfig(vocab_size=1000, min_frequency=2), tmp_path / "t", Path(), ONE)
     assert contents(tmp_path / "t") == contents(trained)
     for name, number in (("a", 5), ("b", 6)):
         (tmp_path / f"{name}.tsv").write_text(f'{number}\t"abc"\n')
+
     first = page(prose_file, counts=str(tmp_path / "a.tsv"))
     build(first, settings(vocab_size=263), tmp_path / "u", Path(), ONE)
+
     with pytest.raises(UserError, match="counts"):
-        build(page(prose_file, counts=str(tmp_path / "b.tsv")), settings(vocab_size=263), tmp_path / "u", Path(), ONE)
+        build(
+            page(prose_file, counts=str(tmp_path / "b.tsv")),
+            settings(vocab_size=263),
+            tmp_path / "u",
+            Path(),
+            ONE,
+        )
 
 
 @pytest.mark.parametrize(
@@ -281,22 +388,33 @@ def test_counts_have_a_way_of_counting_already(page, tmp_path):
     corpus = page(counts=str(tmp_path / "a.tsv"))
     with pytest.raises(UserError, match=r"count_by = line: corpus\.counts are counted already"):
         build(corpus, settings(count_by="line"), tmp_path / "t", Path(), ONE)
+
     (tmp_path / "a.tsv").write_text('7\t"a"\n3\t"\u1100\u1161"\n', encoding="utf-8")
-    with pytest.raises(UserError, match=r"a\.tsv: line 2 .* is not in NFC, as tokenizer\.normalization wants it"):
+
+    with pytest.raises(
+        UserError, match=r"a\.tsv: line 2 .* is not in NFC, as tokenizer\.normalization wants it"
+    ):
         build(corpus, settings(normalization="nfc"), tmp_path / "t", Path(), ONE)
 
 
 def test_words_that_never_occur_are_left_out(page, tmp_path):
     (tmp_path / "a.tsv").write_text('7\t"a"\n0\t"b"\n')
-    done = build(page(counts=str(tmp_path / "a.tsv")), settings(vocab_size=261), tmp_path / "t", Path(), ONE)
+    done = build(
+        page(counts=str(tmp_path / "a.tsv")), settings(vocab_size=261), tmp_path / "t", Path(), ONE
+    )
     assert (done.counts["distinct_words"], done.counts["words"]) == (1, 7)
 
 
 def test_counts_that_are_not_there(page, tmp_path):
-    with pytest.raises(UserError, match=r"corpus\.counts: x\.tsv: no file there.*expected word counts: \.tsv"):
+    with pytest.raises(
+        UserError, match=r"corpus\.counts: x\.tsv: no file there.*expected word counts: \.tsv"
+    ):
         build(page(counts="x.tsv"), settings(), tmp_path / "t", tmp_path, ONE)
+
     (tmp_path / "x.csv").write_text("")
-    with pytest.raises(UserError, match=r"x\.csv: unknown kind of file: expected word counts: \.tsv"):
+    with pytest.raises(
+        UserError, match=r"x\.csv: unknown kind of file: expected word counts: \.tsv"
+    ):
         build(page(counts="x.csv"), settings(), tmp_path / "t", tmp_path, ONE)
 
 
@@ -314,14 +432,24 @@ def test_a_size_beyond_all_merges(page, tmp_path):
     (tmp_path / "a.txt").write_text("abc abc abd")
     size = settings(vocab_size=2**31, accept_fewer=True)
     with mock.patch("robustly.tokenizer.merges._train", wraps=merges._train) as training:
-        assert build(page(tmp_path / "a.txt"), size, tmp_path / "t", Path(), ONE).counts["entries"] == 263
-    assert training.call_args.args[3] == len("abc") + len(" abc") + len(" abd")  # a merge takes a place at least
+        assert (
+            build(page(tmp_path / "a.txt"), size, tmp_path / "t", Path(), ONE).counts["entries"]
+            == 263
+        )
+
+    assert training.call_args.args[3] == len("abc") + len(" abc") + len(
+        " abd"
+    )  # a merge takes a place at least
 
 
 def test_counts_are_no_text(page, tmp_path):
     (tmp_path / "a.tsv").write_text('7\t"a"\n')
-    with pytest.raises(UserError, match=r"a\.tsv: unknown kind of file.*word counts \(\.tsv\) only for corpus\.counts"):
+    with pytest.raises(
+        UserError,
+        match=r"a\.tsv: unknown kind of file.*word counts \(\.tsv\) only for corpus\.counts",
+    ):
         build(page(tmp_path / "a.tsv"), settings(), tmp_path / "t", Path(), ONE)
+
     with pytest.raises(ValueError, match="no sources: expected at least one"):
         page()
 
@@ -343,7 +471,7 @@ def test_lines_may_be_counted_instead_of_documents(page, tmp_path):
 
 
 def test_lines_are_counted_as_tokenizers_reads_files(page, prose_file, tmp_path):
-    size = Tokenizer(vocab_size=1500, min_frequency=2, count_by="line")
+    size = TokenizerConfig(vocab_size=1500, min_frequency=2, count_by="line")
     build(page(prose_file, documents="file"), size, tmp_path / "t", Path(), ONE)
     fast = Reference(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -362,7 +490,13 @@ def test_lines_are_counted_as_tokenizers_reads_files(page, prose_file, tmp_path)
 
 def test_nfc_before_words_are_counted(page, tmp_path):
     (tmp_path / "a.txt").write_text("cafe\u0301 cafe\u0301", encoding="utf-8")
-    build(page(tmp_path / "a.txt"), settings(vocab_size=261, normalization="nfc"), tmp_path / "t", Path(), ONE)
+    build(
+        page(tmp_path / "a.txt"),
+        settings(vocab_size=261, normalization="nfc"),
+        tmp_path / "t",
+        Path(),
+        ONE,
+    )
     assert words_of(tmp_path / "t") == {"caf\u00e9": 1, " caf\u00e9": 1}
     assert read(tmp_path / "t").nfc
     build(page(tmp_path / "a.txt"), settings(vocab_size=261), tmp_path / "plain", Path(), ONE)
@@ -370,9 +504,16 @@ def test_nfc_before_words_are_counted(page, tmp_path):
 
 
 def test_further_special_tokens_count_towards_the_size(page, prose_file, tmp_path):
-    done = build(page(prose_file), settings(special_tokens=["[ENT]", "<url>"]), tmp_path / "t", Path(), ONE)
+    done = build(
+        page(prose_file), settings(special_tokens=["[ENT]", "<url>"]), tmp_path / "t", Path(), ONE
+    )
     ids = read(tmp_path / "t").ids
-    assert (ids["[ENT]"], ids["<url>"], ids["<mask>"], done.counts["entries"]) == (597, 598, 599, 600)
+    assert (ids["[ENT]"], ids["<url>"], ids["<mask>"], done.counts["entries"]) == (
+        597,
+        598,
+        599,
+        600,
+    )
     assert done.counts["merges"] == 337
 
 
@@ -382,11 +523,17 @@ def test_further_special_tokens_count_towards_the_size(page, prose_file, tmp_pat
         ({"special_tokens": ["<mask>"]}, "'<mask>' is there already"),
         ({"special_tokens": ["[A]", "[A]"]}, r"'\[A\]' is there already"),
         ({"special_tokens": ["word"]}, "'word' could be learned from the text"),
-        ({"special_tokens": ["Ã©"]}, "could be learned from the text"),  # the bytes of é in their symbols
+        (
+            {"special_tokens": ["Ã©"]},
+            "could be learned from the text",
+        ),  # the bytes of é in their symbols
         ({"special_tokens": ["Ã"]}, "could be learned from the text"),  # the first of them
         ({"special_tokens": [" [A]"]}, "without white space around it"),
         ({"special_tokens": [""]}, "'': expected a name"),
-        ({"special_tokens": ["[A1]"], "vocab_size": 261}, "expected at least 262, since special_tokens has 1"),
+        (
+            {"special_tokens": ["[A1]"], "vocab_size": 261},
+            "expected at least 262, since special_tokens has 1",
+        ),
         ({"vocab_size": 260}, "expected at least 261"),
         ({"max_token_length": 2}, "greater than or equal to 3"),
     ],
@@ -414,52 +561,79 @@ def test_fewer_entries_where_the_page_accepts_them(page, tmp_path):
 
 def test_rare_words_may_be_left_out(page, tmp_path):
     (tmp_path / "a.txt").write_text("ab ab ab xy xy")
-    done = build(page(tmp_path / "a.txt"), settings(min_word_count=2, accept_fewer=True), tmp_path / "t", Path(), ONE)
+    done = build(
+        page(tmp_path / "a.txt"),
+        settings(min_word_count=2, accept_fewer=True),
+        tmp_path / "t",
+        Path(),
+        ONE,
+    )
     assert (done.counts["distinct_words"], done.counts["trained_on_words"]) == (3, 2)
-    assert read(tmp_path / "t").merges == [("a", "b"), ("x", "y"), ("Ġ", "ab"), ("Ġ", "xy")][: done.counts["merges"]]
+    assert (
+        read(tmp_path / "t").merges
+        == [("a", "b"), ("x", "y"), ("Ġ", "ab"), ("Ġ", "xy")][: done.counts["merges"]]
+    )
     assert words_of(tmp_path / "t") == {"ab": 1, " ab": 2, " xy": 2}
 
 
 @pytest.mark.parametrize(("least", "kept"), [(1, 4), (2, 3), (999, 3), (1000, 2)])
 def test_the_words_that_are_kept_are_known_before_training(page, tmp_path, capsys, least, kept):
     rows = {"ab": 1, " ab": 999, "cd": 1000, " cd": 5000}
-    (tmp_path / "a.tsv").write_text("".join(f"{number}\t{json.dumps(word)}\n" for word, number in rows.items()))
+    (tmp_path / "a.tsv").write_text(
+        "".join(f"{number}\t{json.dumps(word)}\n" for word, number in rows.items())
+    )
     size = settings(vocab_size=261, min_word_count=least)
     done = build(page(counts=str(tmp_path / "a.tsv")), size, tmp_path / "t", Path(), ONE)
     assert f"training on {kept} distinct words" in capsys.readouterr().err
     assert done.counts.get("trained_on_words", 4) == kept
 
 
-def test_memory_is_said_and_held_against_what_there_is(page, prose_file, tmp_path, monkeypatch, capsys):
+def test_memory_is_said_and_held_against_what_there_is(
+    page, prose_file, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr("robustly.machine.available_memory", lambda: 300_000)
-    with pytest.raises(UserError, match=r"takes about 0\.0 GiB.*tokenizer\.min_word_count: (\d+) leaves") as fault:
+    with pytest.raises(
+        UserError, match=r"takes about 0\.0 GiB.*tokenizer\.min_word_count: (\d+) leaves"
+    ) as fault:
         build(page(prose_file), settings(), tmp_path / "t", Path(), ONE)
+
     least = int(re.search(r"min_word_count: (\d+)", str(fault.value))[1])
+
     with mock.patch.object(counting, "documents", side_effect=AssertionError("counted again")):
-        done = build(page(prose_file), settings(min_word_count=least, accept_fewer=True), tmp_path / "t", Path(), ONE)
+        done = build(
+            page(prose_file),
+            settings(min_word_count=least, accept_fewer=True),
+            tmp_path / "t",
+            Path(),
+            ONE,
+        )
+
     kept = [word for word, number in words_of(tmp_path / "t").items() if number >= least]
     assert done.counts["trained_on_words"] == len(kept)
     assert f"training on {len(kept):,} distinct words: at most" in capsys.readouterr().err
 
 
-# ----------------------------------------------------------------------------------------------------- any order
+# ---------------------------------------------------------------------------------------- any order
 
 
 def test_the_same_files_whatever_the_memory_workers_and_order(page, prose, tmp_path):
     for number, text in enumerate(prose):
         (tmp_path / f"{number:03d}.txt").write_text(text, encoding="utf-8")
+
     order = list(range(len(prose)))
     random.Random(0).shuffle(order)
     plain = page(*(tmp_path / f"{number:03d}.txt" for number in range(len(prose))))
     shuffled = page(*(tmp_path / f"{number:03d}.txt" for number in order))
     build(plain, settings(), tmp_path / "one", Path(), ONE)
     build(shuffled, settings(), tmp_path / "three", Path(), Processing(workers=3))
+
     with (
         mock.patch.object(Processing, "counting_bytes", 30_000),
         mock.patch("robustly.tokenizer.counts.BATCH", 100),
         mock.patch("robustly.tokenizer.counts.FAN_IN", 3),
     ):
         build(plain, settings(), tmp_path / "scarce", Path(), ONE)
+
     assert contents(tmp_path / "three") == contents(tmp_path / "one")
     assert read(tmp_path / "scarce") == read(tmp_path / "one")
     assert words_of(tmp_path / "scarce") == words_of(tmp_path / "one")
@@ -469,8 +643,12 @@ def test_memory_is_shared_among_the_workers():
     half, whole = Processing(workers=2, memory_gb=4), Processing(workers=1, memory_gb=4)
     assert whole.counting_bytes < 4 * 2**30
     assert 2 * half.counting_bytes < whole.counting_bytes
-    with pytest.raises(UserError, match=r"run\.memory_gb = 1: too little for run\.workers = 64, which take 11\.16"):
+
+    with pytest.raises(
+        UserError, match=r"run\.memory_gb = 1: too little for run\.workers = 64, which take 11\.16"
+    ):
         assert Processing(workers=64, memory_gb=1).counting_bytes
+
     assert Processing(workers=64).counting_bytes == 2**29
-    on_slurm = Processing(workers=64, memory_gb=1, executor="slurm", slurm=Slurm(memory_gb=4))
+    on_slurm = Processing(workers=64, memory_gb=1, executor="slurm", slurm=SlurmConfig(memory_gb=4))
     assert on_slurm.counting_bytes == whole.counting_bytes

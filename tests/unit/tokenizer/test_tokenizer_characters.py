@@ -1,4 +1,5 @@
-"""Classes of characters: those of the engine, which agree with Python's where Python knows a character."""
+"""Classes of characters: those of the engine, which agree with Python's where Python knows a
+character."""
 
 import sys
 import unicodedata
@@ -10,18 +11,32 @@ def test_classes_are_those_of_unicode():
     found = classes()
     assert found.shape == (sys.maxunicode + 1,)
     other = []
+
     for point in range(sys.maxunicode + 1):
         category = unicodedata.category(chr(point))
         expected = {"L": LETTER, "N": DIGIT, "Z": SPACE}.get(category[0], OTHER)
         if category not in ("Cn", "Cc") and found[point] != expected:
             other.append(hex(point))
+
     assert not other
 
 
 def test_white_space_is_unicodes_own():
     """Not Python's, to which the separators U+001C to U+001F are white space too."""
     spaces = [point for point in range(sys.maxunicode + 1) if classes()[point] == SPACE]
-    expected = [*range(9, 14), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000]
+    expected = [
+        *range(9, 14),
+        0x20,
+        0x85,
+        0xA0,
+        0x1680,
+        *range(0x2000, 0x200B),
+        0x2028,
+        0x2029,
+        0x202F,
+        0x205F,
+        0x3000,
+    ]
     assert spaces == expected
 
 

@@ -1,4 +1,5 @@
-"""The raw text: which documents there are, to the byte, however the files are cut, packed and named."""
+"""The raw text: which documents there are, to the byte, however the files are cut, packed and
+named."""
 
 import gzip
 import json
@@ -23,21 +24,26 @@ from robustly.corpus.config import Processing
 from robustly.corpus.documents import Document, documents, refuse_many
 from robustly.corpus.executors import process
 from robustly.corpus.files import hashes
-from robustly.corpus.partitions import Part, parts
+from robustly.corpus.partitions import Partition, partitions
 from robustly.corpus.reading import WHOLE
 
 LINES = st.lists(
-    st.sampled_from(["", " ", "\t \r", "\r", "a", " b ", "cé\r", "\u3000", "d" * 40, "\u2028e"]), max_size=40
+    st.sampled_from(["", " ", "\t \r", "\r", "a", " b ", "cé\r", "\u3000", "d" * 40, "\u2028e"]),
+    max_size=40,
 )
 
 
 def read(corpus, beside=Path(), bad_lines=None):
     """The texts of a corpus, read part by part."""
     bad_lines = [] if bad_lines is None else bad_lines
-    return [document.text for part in parts(corpus, beside) for document in documents(part, corpus, bad_lines)]
+    return [
+        document.text
+        for part in partitions(corpus, beside)
+        for document in documents(part, corpus, bad_lines)
+    ]
 
 
-# ------------------------------------------------------------------------------------------------ what a document is
+# ------------------------------------------------------------------------------- what a document is
 
 
 def test_blank_lines_end_documents_and_nothing_else_is_lost(page, tmp_path):
@@ -62,8 +68,12 @@ def test_a_byte_order_mark_is_not_text(page, tmp_path, mode):
 
 def test_rows_hold_documents(page, tmp_path):
     rows = [{"text": "one\n\ntwo", "n": 1}, {"text": ""}, {"text": "三 \U0001f600"}]
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n \n", encoding="utf-8")
-    pyarrow.parquet.write_table(pyarrow.table({"text": [row["text"] for row in rows]}), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text(
+        "\n".join(json.dumps(row) for row in rows) + "\n\n \n", encoding="utf-8"
+    )
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": [row["text"] for row in rows]}), tmp_path / "a.parquet"
+    )
     for name in ("a.jsonl", "a.parquet"):
         assert read(page(tmp_path / name)) == [row["text"] for row in rows]
 
@@ -71,12 +81,15 @@ def test_rows_hold_documents(page, tmp_path):
 def test_a_document_knows_its_source(page, tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(name)
+
     corpus = page(tmp_path / "b.txt", {"path": str(tmp_path / "a.txt"), "name": "first"})
-    found = [document for part in parts(corpus, Path()) for document in documents(part, corpus, [])]
+    found = [
+        document for part in partitions(corpus, Path()) for document in documents(part, corpus, [])
+    ]
     assert found == [Document("b", 0), Document("a", 1)]
 
 
-# ----------------------------------------------------------------------------------------------- however it is cut
+# -------------------------------------------------------------------------------- however it is cut
 
 
 @given(lines=LINES, last=st.sampled_from(["", "\n"]), size=st.integers(1, 60))
@@ -90,10 +103,11 @@ def test_parts_hold_each_document_once(page, tmp_path_factory, lines, last, size
         "blank_line": [run.strip("\n") for run in runs if run.strip("\n")],
         "line": [line for line in lines if not blank.fullmatch(line)],
     }
+
     with mock.patch.object(raw_text, "PART_BYTES", size):
         for mode, texts in expected.items():
             corpus = page(file, documents=mode)
-            assert len(parts(corpus, Path())) == -(-len(text.encode()) // size)
+            assert len(partitions(corpus, Path())) == -(-len(text.encode()) // size)
             assert read(corpus) == texts
 
 
@@ -106,19 +120,23 @@ def test_parts_hold_each_row_once(page, tmp_path_factory, texts, size):
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     table = pyarrow.table({"text": pyarrow.array(texts, pyarrow.large_string())})
     pyarrow.parquet.write_table(table, folder / "a.parquet", row_group_size=3)
+
     with mock.patch.object(raw_text, "PART_BYTES", size):
         assert read(page(folder / "a.jsonl")) == texts
         assert read(page(folder / "a.parquet")) == texts
         if len(texts) > 6:
-            assert len(parts(page(folder / "a.parquet"), Path())) > 1
+            assert len(partitions(page(folder / "a.parquet"), Path())) > 1
 
 
 def test_a_part_ends_with_the_document_that_began_in_it(page, tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("one\n\ntwo\ntwo\n\nthree\n")
     corpus = page(file)
-    assert [d.text for d in documents(Part(0, str(file), 0, 6), corpus, [])] == ["one", "two\ntwo"]
-    assert [d.text for d in documents(Part(0, str(file), 6, 20), corpus, [])] == ["three"]
+    assert [d.text for d in documents(Partition(0, str(file), 0, 6), corpus, [])] == [
+        "one",
+        "two\ntwo",
+    ]
+    assert [d.text for d in documents(Partition(0, str(file), 6, 20), corpus, [])] == ["three"]
 
 
 def test_a_document_of_a_hundred_megabytes(page, tmp_path):
@@ -126,7 +144,7 @@ def test_a_document_of_a_hundred_megabytes(page, tmp_path):
     line = "All work and no play makes a long document. " * 2**16 + "\n"
     text = line * (100 * 2**20 // len(line))
     file.write_text("first\n\n" + text + "\nlast")
-    assert len(parts(page(file), Path())) > 5
+    assert len(partitions(page(file), Path())) > 5
     found = read(page(file))
     assert [len(document) for document in found] == [5, len(text) - 1, 4]
     assert found[1] == text[:-1]
@@ -138,37 +156,54 @@ def test_a_document_of_a_hundred_megabytes(page, tmp_path):
     [(".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstandard.ZstdCompressor().compress)],
 )
 def test_compressed_files_are_read_whole(page, tmp_path, suffix, compression, compress):
-    pieces = [b'"one"\n\n', b'"two"\n']  # two members, streams or frames in one file, as parallel tools write them
+    pieces = [
+        b'"one"\n\n',
+        b'"two"\n',
+    ]  # two members, streams or frames in one file, as parallel tools write them
     if suffix == ".jsonl":
         pieces = [b'{"text": ' + piece.strip() + b"}\n" for piece in pieces]
+
     plain, packed = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}{compression}"
     plain.write_bytes(b"".join(pieces))
     packed.write_bytes(b"".join(map(compress, pieces)))
+
     with mock.patch.object(raw_text, "PART_BYTES", 4):
-        assert parts(page(packed), Path()) == [Part(0, str(packed), 0, WHOLE)]
+        assert partitions(page(packed), Path()) == [Partition(0, str(packed), 0, WHOLE)]
         assert read(page(packed)) == read(page(plain))
         assert len(read(page(plain))) == 2
 
 
-# ------------------------------------------------------------------------------------------------------ which files
+# -------------------------------------------------------------------------------------- which files
 
 
 def test_sources_come_as_on_the_page_and_files_by_name(page, tmp_path):
-    for name in ("b/2.txt", "b/10.txt", "b/c/1.jsonl", "b/.hidden/x.txt", "b/.DS_Store", "a.txt", "z.md"):
+    for name in (
+        "b/2.txt",
+        "b/10.txt",
+        "b/c/1.jsonl",
+        "b/.hidden/x.txt",
+        "b/.DS_Store",
+        "a.txt",
+        "z.md",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text('{"text": "x"}')
+
     names = [
         Path(part.path).relative_to(tmp_path).as_posix()
-        for part in parts(page(tmp_path / "b", str(tmp_path / "*.txt")), Path())
+        for part in partitions(page(tmp_path / "b", str(tmp_path / "*.txt")), Path())
     ]
     assert names == ["b/10.txt", "b/2.txt", "b/c/1.jsonl", "a.txt"]
 
 
-def test_relative_paths_lie_beside_the_page_or_in_the_working_directory(page, tmp_path, monkeypatch):
+def test_relative_paths_lie_beside_the_page_or_in_the_working_directory(
+    page, tmp_path, monkeypatch
+):
     beside, here = tmp_path / "configs", tmp_path / "work"
     for folder in (beside, here):
         folder.mkdir()
         (folder / "both.txt").write_text(folder.name)
+
     (here / "here.txt").write_text("here")
     monkeypatch.chdir(here)
     assert read(page("both.txt", "here.txt"), beside) == ["configs", "here"]
@@ -191,23 +226,30 @@ def test_sources_that_hold_no_text_are_refused(page, tmp_path, source, message):
     (tmp_path / "odd").mkdir()
     for name in ("a.pdf", "a.parquet.gz"):
         (tmp_path / "odd" / name).write_text("x")
+
     with pytest.raises(UserError, match=message) as error:
-        parts(page(source), tmp_path)
+        partitions(page(source), tmp_path)
+
     assert str(tmp_path) in str(error.value)
 
 
-# --------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize("mode", ["blank_line", "line", "file"])
 @pytest.mark.parametrize(
-    ("bad", "message"), [(b"\xe9", "not UTF-8 (byte 0xe9)"), (b"\xed\xa0\x80", "not UTF-8"), (b"\0", "NUL")]
+    ("bad", "message"),
+    [(b"\xe9", "not UTF-8 (byte 0xe9)"), (b"\xed\xa0\x80", "not UTF-8"), (b"\0", "NUL")],
 )
 def test_bytes_that_are_not_text_are_named_with_file_and_line(page, tmp_path, mode, bad, message):
     file = tmp_path / "a.txt"
     file.write_bytes(b"one\n\n" + "zwö\n".encode() + b"three " + bad + b"\n")
-    with mock.patch.object(raw_text, "PART_BYTES", 8), pytest.raises(UserError, match=re.escape(message)) as error:
+    with (
+        mock.patch.object(raw_text, "PART_BYTES", 8),
+        pytest.raises(UserError, match=re.escape(message)) as error,
+    ):
         read(page(file, documents=mode))
+
     assert str(error.value).startswith(f"{file}: line 4 (byte 16 of the text)")
 
 
@@ -219,7 +261,8 @@ def test_bytes_that_are_not_text_are_found_in_compressed_files(page, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(r"\ud83d", r"\ud83d, half of a surrogate pair"), (r"\u0000", "NUL character")]
+    ("text", "message"),
+    [(r"\ud83d", r"\ud83d, half of a surrogate pair"), (r"\u0000", "NUL character")],
 )
 def test_escapes_that_stand_for_no_text_are_refused(page, tmp_path, text, message):
     file = tmp_path / "a.jsonl"
@@ -237,7 +280,15 @@ def test_a_surrogate_pair_is_a_character(page, tmp_path):
 
 def test_rows_without_text_are_skipped_and_named(page, tmp_path):
     file = tmp_path / "a.jsonl"
-    rows = ['{"text": "one"}', '{"text": "tw', "[1]", '{"Text": "x", "n": 1}', '{"text": null}', "[" * 100_000, "{}"]
+    rows = [
+        '{"text": "one"}',
+        '{"text": "tw',
+        "[1]",
+        '{"Text": "x", "n": 1}',
+        '{"text": null}',
+        "[" * 100_000,
+        "{}",
+    ]
     file.write_text("\n".join([*rows, '{"text": "last"}']))
     bad_lines = []
     assert read(page(file), bad_lines=bad_lines) == ["one", "last"]
@@ -247,6 +298,7 @@ def test_rows_without_text_are_skipped_and_named(page, tmp_path):
     assert len(bad_lines) == len(reasons)
     for line, reason in zip(bad_lines, reasons, strict=True):
         assert reason in line.reason
+
     assert bad_lines[1].place == len("\n".join(rows[:2])) + 1
 
 
@@ -256,6 +308,7 @@ def test_more_rows_without_text_than_allowed_are_an_error(page, tmp_path):
     assert read(page(file, max_bad_lines=2)) == ["one", "two"]
     with pytest.raises(UserError) as error:
         read(page(file, max_bad_lines=1))
+
     assert str(error.value).startswith(f"{file}: line 3 (byte 18 of the text): not JSON")
     assert f"{file}: line 2 " in str(error.value) and "corpus.max_bad_lines = 1" in str(error.value)
 
@@ -265,11 +318,13 @@ def test_bad_rows_are_counted_over_all_parts(page, tmp_path):
     file.write_text("x\ny\n")
     corpus = page(file, max_bad_lines=1)
     bad_lines = []
+
     with mock.patch.object(raw_text, "PART_BYTES", 2):
-        for part in parts(corpus, Path()):
+        for part in partitions(corpus, Path()):
             in_part = []
             assert list(documents(part, corpus, in_part)) == []
             bad_lines += in_part
+
     assert len(bad_lines) == 2
     with pytest.raises(UserError, match="2 broken rows"):
         refuse_many(bad_lines, corpus)
@@ -284,7 +339,9 @@ def test_columns_of_parquet_are_checked(page, tmp_path):
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "b.parquet", row_group_size=1)
     with mock.patch.object(raw_text, "PART_BYTES", 1):
         assert read(page(tmp_path / "b.parquet"), bad_lines=bad_lines) == ["one", "two"]
+
     assert [line.place for line in bad_lines] == [1, 1]
+
     for key, message in (
         ("words", "its columns: text, number, nul"),
         ("number", "found int64"),
@@ -307,11 +364,16 @@ def test_files_that_are_cut_off_are_named(page, tmp_path, form, cut):
     file = tmp_path / f"a{form}"
     text = os.urandom(20_000).hex()
     raw = (json.dumps({"text": text}) if "jsonl" in form else text).encode()
-    compress = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}
+    compress = {
+        ".gz": gzip.compress,
+        ".xz": lzma.compress,
+        ".zst": zstandard.ZstdCompressor().compress,
+    }
     if form == ".parquet":
         pyarrow.parquet.write_table(pyarrow.table({"text": [text]}), file)
     else:
         file.write_bytes(compress[file.suffix](raw))
+
     assert read(page(file)) == [text]
     file.write_bytes(file.read_bytes()[:-cut])
     with pytest.raises(UserError, match=rf"{re.escape(str(file))}: cannot be read"):
@@ -325,11 +387,16 @@ def test_files_that_are_not_what_their_name_says_are_named(page, tmp_path, name)
         read(page(tmp_path))
 
 
-# ------------------------------------------------------------------------------------------------------------ hashes
+# ------------------------------------------------------------------------------------------- hashes
 
 
 def test_the_hash_follows_contents_names_and_order_but_not_paths(page, tmp_path):
-    for name, text in {"one/a.txt": "a", "one/b.txt": "b", "two/x/a.txt": "a", "two/x/c.txt": "b"}.items():
+    for name, text in {
+        "one/a.txt": "a",
+        "one/b.txt": "b",
+        "two/x/a.txt": "a",
+        "two/x/c.txt": "b",
+    }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
 
@@ -359,50 +426,66 @@ def test_known_files_are_not_hashed_anew(page, tmp_path):
     assert {fact["bytes"] for fact in first.files.values()} == {1}
     with mock.patch.object(raw_text, "sha256", side_effect=AssertionError("hashed anew")):
         assert hashes(corpus, Path(), first.files) == first
+
     (tmp_path / "a.txt").write_text("A")
     os.utime(tmp_path / "a.txt", ns=(1, 1))
     with mock.patch.object(raw_text, "sha256", wraps=raw_text.sha256) as hashing:
         assert hashes(corpus, Path(), first.files) == hashes(corpus, Path(), {}) != first
+
     assert [call.args[0].name for call in hashing.call_args_list] == ["a.txt", "a.txt", "b.txt"]
 
 
-# ----------------------------------------------------------------------------------------------------------- process
+# ------------------------------------------------------------------------------------------ process
 
 
-def note(folder: Path, number: int, part: Part) -> None:
+def note(folder: Path, number: int, part: Partition) -> None:
     with (folder / f"{number}.done").open("a") as out:
         out.write(f"{part.start} {os.getpid()}\n")
 
 
-def fail_at_two(folder: Path, number: int, part: Part) -> None:
+def fail_at_two(folder: Path, number: int, part: Partition) -> None:
     if number == 2:
         raise UserError("the fault of part 2")
     note(folder, number, part)
 
 
-def die(folder: Path, number: int, part: Part) -> None:
+def die(folder: Path, number: int, part: Partition) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-FIVE = [Part(0, "a.txt", start, start + 1) for start in range(5)]
+FIVE = [Partition(0, "a.txt", start, start + 1) for start in range(5)]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_part_is_worked_on_once_though_a_run_fails(tmp_path, capfd, workers):
     with pytest.raises(UserError, match=r"^the fault of part 2$"):
-        process(partial(fail_at_two, tmp_path), FIVE, tmp_path / "tasks", Processing(workers), "testing")
+        process(
+            partial(fail_at_two, tmp_path), FIVE, tmp_path / "tasks", Processing(workers), "testing"
+        )
+
     done = len(list(tmp_path.glob("*.done")))
     assert 2 <= done < 5
     for _ in range(2):  # the second time there is nothing to do
         process(partial(note, tmp_path), FIVE, tmp_path / "tasks", Processing(workers), "testing")
+
     lines = [(tmp_path / f"{number}.done").read_text().splitlines() for number in range(5)]
-    assert [[line.split()[0] for line in part] for part in lines] == [["0"], ["1"], ["2"], ["3"], ["4"]]
-    assert {int(line.split()[1]) == os.getpid() for part in lines for line in part} == {workers == 1}
+    assert [[line.split()[0] for line in part] for part in lines] == [
+        ["0"],
+        ["1"],
+        ["2"],
+        ["3"],
+        ["4"],
+    ]
+    assert {int(line.split()[1]) == os.getpid() for part in lines for line in part} == {
+        workers == 1
+    }
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_worker_that_is_killed_ends_the_run(tmp_path):
-    with pytest.raises(UserError, match="a worker process was killed, most likely because memory ran out"):
+    with pytest.raises(
+        UserError, match="a worker process was killed, most likely because memory ran out"
+    ):
         process(partial(die, tmp_path), FIVE, tmp_path / "tasks", Processing(2), "testing")
 
 

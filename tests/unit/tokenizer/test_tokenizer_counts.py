@@ -45,6 +45,7 @@ def test_the_same_bytes_whatever_the_memory(tmp_path, prose):
         plenty, expected = counted(tmp_path, prose, 2**30)
         with mock.patch.object(counts, "write_counts", wraps=write_counts) as writing:
             scarce, found = counted(tmp_path, prose, 100_000)
+
     runs = [call.args[0].name for call in writing.call_args_list if ".run-" in call.args[0].name]
     assert len(runs) > 10 and len(set(runs)) == len(runs)
     assert found == expected and scarce.words == plenty.words
@@ -53,17 +54,22 @@ def test_the_same_bytes_whatever_the_memory(tmp_path, prose):
 
 @pytest.mark.parametrize("letter", ["a", "\u4e00", "\U0001f600"])
 def test_memory_is_bounded(tmp_path, letter):
-    """What Python allocates for 200,000 distinct words stays below what the counter may take, and a batch."""
+    """What Python allocates for 200,000 distinct words stays below what the counter may take, and a
+    batch."""
     limit = 8 * 2**20
     firsts = range(0, 200_000, 1000)
-    texts = (" ".join(f"{letter}{number}x" for number in range(first, first + 1000)) for first in firsts)
+    texts = (
+        " ".join(f"{letter}{number}x" for number in range(first, first + 1000)) for first in firsts
+    )
     tracemalloc.start()
+
     try:
         before = tracemalloc.get_traced_memory()[0]
         counted(tmp_path, texts, limit)
         peak = tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
+
     batch = counts.BATCH * (sys.getsizeof(f" {letter}123456x") + 8)
     assert peak < limit + 2 * batch
     assert sum(1 for _ in read_counts(tmp_path / "words.tsv")) > 200_000
@@ -77,7 +83,16 @@ def test_counts_from_elsewhere_are_added(tmp_path):
     assert counter.words == 2**40 + 2
 
 
-HARD = {'a\t"\n': 1, "\u2028é\U0001f600": 2**40, " the": 3, "\r": 4, "\\": 5, "\\n": 6, "\x85": 7, '"': MAX_COUNT}
+HARD = {
+    'a\t"\n': 1,
+    "\u2028é\U0001f600": 2**40,
+    " the": 3,
+    "\r": 4,
+    "\\": 5,
+    "\\n": 6,
+    "\x85": 7,
+    '"': MAX_COUNT,
+}
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.tsv.zst"])
@@ -86,9 +101,15 @@ def test_counts_come_back_from_a_file(tmp_path, name):
     write_counts(tmp_path / name, rows)
     assert list(read_counts(tmp_path / name)) == rows
     raw = (tmp_path / name).read_bytes()
-    text = pyarrow.CompressedInputStream(pyarrow.py_buffer(raw), "zstd").read() if name.endswith("zst") else raw
+    text = (
+        pyarrow.CompressedInputStream(pyarrow.py_buffer(raw), "zstd").read()
+        if name.endswith("zst")
+        else raw
+    )
     lines = text.decode().rstrip("\n").split("\n")
-    assert [(json.loads(word), int(number)) for number, word in (line.split("\t") for line in lines)] == rows
+    assert [
+        (json.loads(word), int(number)) for number, word in (line.split("\t") for line in lines)
+    ] == rows
 
 
 def test_a_compressed_file_of_many_frames(tmp_path):
@@ -98,7 +119,11 @@ def test_a_compressed_file_of_many_frames(tmp_path):
     assert list(read_counts(tmp_path / "a.tsv.zst")) == rows
 
 
-@given(st.text(min_size=1).filter(lambda text: len(split(text)) == 1), st.integers(0, MAX_COUNT), st.booleans())
+@given(
+    st.text(min_size=1).filter(lambda text: len(split(text)) == 1),
+    st.integers(0, MAX_COUNT),
+    st.booleans(),
+)
 def test_a_line_from_elsewhere(word, number, ascii_only):
     try:
         word.encode()
@@ -131,10 +156,13 @@ def test_counts_of_many_files_add_up(tmp_path):
     draw = random.Random(1)
     total, paths = Counter(), []
     for number in range(30):
-        some = Counter(draw.choices([f"w{i}" for i in range(50)] + ["\ue000", "\U00010000", '"', "\n"], k=20))
+        some = Counter(
+            draw.choices([f"w{i}" for i in range(50)] + ["\ue000", "\U00010000", '"', "\n"], k=20)
+        )
         total += some
         paths.append(tmp_path / f"{number}.tsv")
         write_counts(paths[-1], sorted(some.items()))
+
     for fan_in in (2, 7, 64):
         widest = []
 
@@ -152,9 +180,13 @@ def test_counts_of_many_files_add_up(tmp_path):
 def test_progress_is_shown_in_rows(tmp_path, capsys):
     for name in ("a", "b"):
         write_counts(tmp_path / f"{name}.tsv", [(f"w{number:02d}", 1) for number in range(25)])
+
     paths = [tmp_path / "a.tsv", tmp_path / "b.tsv"]
     with mock.patch.object(counts, "BATCH", 20), mock.patch("robustly.log.PLAIN_EVERY", 0):
         shown = list(sum_sorted(paths, "adding up"))
+
     assert shown == list(sum_sorted(paths)) == [(f"w{number:02d}", 2) for number in range(25)]
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(" words")[0] for line in lines] == [f"adding up: {done} of 50" for done in (20, 40, 50)]
+    assert [line.split(" words")[0] for line in lines] == [
+        f"adding up: {done} of 50" for done in (20, 40, 50)
+    ]

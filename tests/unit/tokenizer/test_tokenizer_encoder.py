@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_tokenizer_words import TEXT
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as Reference
 
 from robustly import UserError, tokenizer
 from robustly.tokenizer.merges import train
 from robustly.tokenizer.special_tokens import byte_symbols
-from robustly.tokenizer.tokenizer import LONG_RUN, Encoder
+from robustly.tokenizer.tokenizer import LONG_RUN, Tokenizer
 from robustly.tokenizer.vocabulary import Vocabulary, fast_tokenizer, lay_out, read, save
 from robustly.tokenizer.words import split
 
@@ -34,7 +34,7 @@ def encoder(trained):
 
 @pytest.fixture(scope="session")
 def reference(trained):
-    file = Tokenizer.from_file(str(trained / "tokenizer.json"))
+    file = Reference.from_file(str(trained / "tokenizer.json"))
     file.encode_special_tokens = True  # special tokens in a text are text, as for our encoder
     return file
 
@@ -44,6 +44,7 @@ def roberta(tmp_path_factory):
     """A folder with RoBERTa's own vocabulary."""
     if not (ROBERTA / "roberta_vocab.json").exists():
         pytest.skip(f"RoBERTa's vocabulary is not at {ROBERTA}")
+
     folder = tmp_path_factory.mktemp("roberta")
     shutil.copy(ROBERTA / "roberta_vocab.json", folder / "vocab.json")
     shutil.copy(ROBERTA / "vocab.bpe", folder / "merges.txt")
@@ -53,17 +54,19 @@ def roberta(tmp_path_factory):
 @pytest.fixture(scope="session")
 def spaced():
     """Two encoders of a vocabulary that knows runs of white space of many lengths."""
-    runs = {run * size: 1 for run in (" ", "\n", " \t", "\u3000", "ab", " .") for size in range(1, 40)}
+    runs = {
+        run * size: 1 for run in (" ", "\n", " \t", "\u3000", "ab", " .") for size in range(1, 40)
+    }
     vocabulary = lay_out(train(runs.items(), 60, 1).merges)
     assert {"ĠĠĠ", "ĊĊĊ", "ĠĉĠĉ", "ĠĠĠĠĠĠĠĠĠĠĠĠ"} <= vocabulary.ids.keys()
-    return Encoder(vocabulary), fast_tokenizer(vocabulary)
+    return Tokenizer(vocabulary), fast_tokenizer(vocabulary)
 
 
 def ids_of(encoder, text):
     return encoder.encode_documents([text])[0].tolist()
 
 
-# ---------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def test_the_one_file_that_transformers_saves_is_the_same_vocabulary(trained, tmp_path):
@@ -73,6 +76,7 @@ def test_the_one_file_that_transformers_saves_is_the_same_vocabulary(trained, tm
     assert not (tmp_path / "vocab.json").exists()
     assert read(tmp_path) == read(trained)
     text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+
     for old, new, message in [
         ('"<mask>"', '"[MASK]"', "without <mask>"),
         (text, "{", "not JSON"),
@@ -82,6 +86,7 @@ def test_the_one_file_that_transformers_saves_is_the_same_vocabulary(trained, tm
         (tmp_path / "tokenizer.json").write_text(text.replace(old, new), encoding="utf-8")
         with pytest.raises(UserError, match=message):
             read(tmp_path)
+
     stored = json.loads(text)
     stored["model"]["merges"].append(["no", "merge"])
     (tmp_path / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
@@ -97,8 +102,16 @@ def test_the_one_file_that_transformers_saves_is_the_same_vocabulary(trained, tm
             lambda text: text.replace('"!": 4, "\\"": 5', '"!": 5, "\\"": 4'),
             "vocab.json: other ids than in",
         ),
-        ("vocab.json", lambda text: text.replace('"<mask>": 999', '"more": 999'), "vocab.json: other ids than in"),
-        ("merges.txt", lambda text: text.rstrip("\n").rpartition("\n")[0] + "\n", "merges.txt: other merges than in"),
+        (
+            "vocab.json",
+            lambda text: text.replace('"<mask>": 999', '"more": 999'),
+            "vocab.json: other ids than in",
+        ),
+        (
+            "merges.txt",
+            lambda text: text.rstrip("\n").rpartition("\n")[0] + "\n",
+            "merges.txt: other merges than in",
+        ),
     ],
 )
 def test_files_of_a_folder_must_agree(trained, tmp_path, file, change, message):
@@ -107,13 +120,15 @@ def test_files_of_a_folder_must_agree(trained, tmp_path, file, change, message):
         changed = change(text) if name == file else text
         assert (changed != text) == (name == file)
         (tmp_path / name).write_text(changed, encoding="utf-8")
+
     with pytest.raises(UserError, match=message):
         read(tmp_path)
+
     (tmp_path / file).unlink()
     assert read(tmp_path) == read(trained)
 
 
-# ---------------------------------------------------------------------------------------------------------- lossless
+# ----------------------------------------------------------------------------------------- lossless
 
 
 def test_every_byte_is_a_token(encoder):
@@ -140,7 +155,7 @@ LINE = st.text(st.characters(codec="utf-8") | st.sampled_from("a1.' \u3000\u0301
 
 @given(st.lists(LINE.filter(bool), min_size=1, max_size=6))
 def test_lines_are_encoded_as_if_one_by_one(encoder, spaced, lines):
-    for each in (encoder, spaced[0], Encoder(replace(spaced[0].vocabulary, nfc=True))):
+    for each in (encoder, spaced[0], Tokenizer(replace(spaced[0].vocabulary, nfc=True))):
         ids, ends = each.encode_lines(lines)
         assert ids.dtype == each.dtype
         alone = [[*ids_of(each, line), each.eos_id] for line in lines]
@@ -153,7 +168,9 @@ def test_many_lines_are_encoded_in_groups(encoder, monkeypatch):
     ids, ends = encoder.encode_lines(lines)
     calls = []
     monkeypatch.setattr("robustly.tokenizer.tokenizer.TOGETHER", 150)
-    monkeypatch.setattr(encoder, "_encode", lambda text, whole=encoder._encode: calls.append(text) or whole(text))
+    monkeypatch.setattr(
+        encoder, "_encode", lambda text, whole=encoder._encode: calls.append(text) or whole(text)
+    )
     again = encoder.encode_lines(lines)
     assert again[0].tolist() == ids.tolist() and again[1].tolist() == ends.tolist()
     assert len(calls) > 5 and "\n".join(calls) == "\n".join(lines)
@@ -186,7 +203,7 @@ def test_special_tokens_are_decoded_by_name(encoder):
 
 
 def test_half_a_character_is_decoded_as_such(encoder):
-    (first, *rest) = ids_of(encoder, "\U0001f600")
+    first, *rest = ids_of(encoder, "\U0001f600")
     assert encoder.decode_bytes([first, *rest]) == "\U0001f600".encode()
     assert encoder.decode([first]) == "\ufffd"
 
@@ -194,16 +211,19 @@ def test_half_a_character_is_decoded_as_such(encoder):
 @pytest.mark.parametrize("text", ["ab\ud83d", "\ude00", "a" * LONG_RUN + "\ud800"])
 def test_half_a_surrogate_pair_is_refused(encoder, text):
     with pytest.raises(
-        UserError, match=rf"\\u{ord(text[-1]):04x}, half of a surrogate pair, at character {len(text) - 1}"
+        UserError,
+        match=rf"\\u{ord(text[-1]):04x}, half of a surrogate pair, at character {len(text) - 1}",
     ):
         encoder.encode_documents(["fine", text])
 
 
-# -------------------------------------------------------------------------------------------------------- equal ids
+# ---------------------------------------------------------------------------------------- equal ids
 
 
 def test_ids_of_documents_are_those_of_tokenizers(encoder, reference, prose):
-    expected = [encoding.ids for encoding in reference.encode_batch(prose, add_special_tokens=False)]
+    expected = [
+        encoding.ids for encoding in reference.encode_batch(prose, add_special_tokens=False)
+    ]
     assert [ids.tolist() for ids in encoder.encode_documents(prose)] == expected
 
 
@@ -217,14 +237,21 @@ def test_ids_of_any_text_are_those_of_tokenizers(encoder, reference, text):
 def test_ids_of_long_runs_are_those_of_tokenizers(monkeypatch, spaced, run, around):
     encoder, reference = spaced
     for size in (2, 49, 50, 51, 3000):
-        for long_run in (50, LONG_RUN):  # 50: as if runs of 50 characters were too long for the engine
+        for long_run in (
+            50,
+            LONG_RUN,
+        ):  # 50: as if runs of 50 characters were too long for the engine
             monkeypatch.setattr("robustly.tokenizer.tokenizer.LONG_RUN", long_run)
-            monkeypatch.setattr("robustly.tokenizer.tokenizer._LONG_RUN", re.compile(rf"\s{{{long_run},}}"))
+            monkeypatch.setattr(
+                "robustly.tokenizer.tokenizer._LONG_RUN", re.compile(rf"\s{{{long_run},}}")
+            )
             text = run.join(around) if size == 2 else around[0] + run * size + around[1]
             assert ids_of(encoder, text) == reference.encode(text, add_special_tokens=False).ids
 
 
-@pytest.mark.parametrize("text", [" " * 2_000_000, "\n" * 2_000_000 + "x", "a" + " \t" * 1_000_000 + "b" + " " * 10**6])
+@pytest.mark.parametrize(
+    "text", [" " * 2_000_000, "\n" * 2_000_000 + "x", "a" + " \t" * 1_000_000 + "b" + " " * 10**6]
+)
 def test_two_million_spaces(encoder, text):
     assert encoder.decode(ids_of(encoder, text)) == text
 
@@ -247,23 +274,37 @@ def test_transformers_knows_the_special_tokens(trained, encoder):
     assert len(fast) == fast.vocab_size == encoder.vocab_size == 1000
     names = ("bos", "cls", "pad", "eos", "sep", "unk", "mask")
     assert [getattr(fast, f"{name}_token_id") for name in names] == [0, 0, 1, 2, 2, 3, 999]
-    assert (encoder.bos_id, encoder.pad_id, encoder.eos_id, encoder.unk_id, encoder.mask_id) == (0, 1, 2, 3, 999)
+    assert (encoder.bos_id, encoder.pad_id, encoder.eos_id, encoder.unk_id, encoder.mask_id) == (
+        0,
+        1,
+        2,
+        3,
+        999,
+    )
     assert fast.model_max_length == 512
     a, b = ids_of(encoder, "one"), ids_of(encoder, " two")
-    assert fast("one <mask> two")["input_ids"] == [0, *a, 999, *b, 2]  # <mask> takes the space on its left
+    assert fast("one <mask> two")["input_ids"] == [
+        0,
+        *a,
+        999,
+        *b,
+        2,
+    ]  # <mask> takes the space on its left
     pair = fast("one", " two", return_token_type_ids=True)
     assert pair["input_ids"] == [0, *a, 2, 2, *b, 2]
     assert set(pair["token_type_ids"]) == {0}
     assert fast("one", return_offsets_mapping=True)["offset_mapping"][-2][1] == 3
 
 
-# ---------------------------------------------------------------------------------------------- RoBERTa's vocabulary
+# ----------------------------------------------------------------------------- RoBERTa's vocabulary
 
 
 def test_roberta_ids_of_hard_cases(roberta):
     encoder = tokenizer.load(roberta)
     assert (encoder.vocab_size, encoder.mask_id) == (50265, 50264)
-    cases = [json.loads(line) for line in (ROBERTA / "roberta_golden_ids.jsonl").read_text().splitlines()]
+    cases = [
+        json.loads(line) for line in (ROBERTA / "roberta_golden_ids.jsonl").read_text().splitlines()
+    ]
     wrong = [case["text"] for case in cases if ids_of(encoder, case["text"]) != case["ids"]]
     assert len(cases) == 743 and not wrong
     assert all(encoder.decode(case["ids"]) == case["text"] for case in cases)
@@ -281,7 +322,7 @@ def test_roberta_vocabulary_saved_anew_loads_in_transformers(roberta, tmp_path):
     assert sentence == [0, 250, 6, 50264, 3823, 487, 21992, 3645, 4, 2]
 
 
-# ----------------------------------------------------------------------------------------------------------- offsets
+# ------------------------------------------------------------------------------------------ offsets
 
 
 @given(TEXT)
@@ -289,7 +330,9 @@ def test_offsets_cut_the_text_at_its_tokens(encoder, text):
     ids = ids_of(encoder, text)
     raw, ends = text.encode(), encoder.byte_offsets(ids).tolist()
     assert len(ends) == len(ids) + 1 and ends[-1] == len(raw)
-    assert [raw[start:end] for start, end in pairwise(ends)] == [encoder.decode_bytes([number]) for number in ids]
+    assert [raw[start:end] for start, end in pairwise(ends)] == [
+        encoder.decode_bytes([number]) for number in ids
+    ]
 
 
 def test_special_tokens_cover_no_text(encoder):
@@ -308,8 +351,10 @@ def test_ids_of_no_token_are_refused(encoder, ids):
 def test_what_is_no_list_of_texts_is_refused(encoder):
     with pytest.raises(ValueError, match="expected a list of texts"):
         encoder.encode_documents("hello")
+
     with pytest.raises(ValueError, match="workers of at least 1, found 0"):
         encoder.encode_documents(["hello"], workers=0)
+
     assert encoder.encode_documents([]) == [] and encoder.decode([]) == ""
     assert [ids.tolist() for ids in encoder.encode_documents(text for text in ["a", "b"])] == [
         ids_of(encoder, "a"),
@@ -329,22 +374,28 @@ def test_several_processes_give_the_same_ids_in_order(encoder, prose):
         encoder.encode_documents(["fine", "\ud800"], workers=2)
 
 
-# -------------------------------------------------------------------------------------------------- NFC, more specials
+# ------------------------------------------------------------------------------- NFC, more specials
 
 
 def test_nfc_where_the_vocabulary_says_so(tmp_path, prose):
     from transformers import AutoTokenizer
 
     merges = train(
-        Counter(word for text in [*prose[:5], "caf\u00e9 " * 50] for word in split(text)).items(), 200, 1
+        Counter(word for text in [*prose[:5], "caf\u00e9 " * 50] for word in split(text)).items(),
+        200,
+        1,
     ).merges
     save(lay_out(merges, nfc=True), tmp_path)
     encoder, fast = tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     apart = "cafe\u0301 \u1100\u1161"
-    assert ids_of(encoder, apart) == ids_of(encoder, "caf\u00e9 \uac00") != ids_of(Encoder(lay_out(merges)), apart)
+    assert (
+        ids_of(encoder, apart)
+        == ids_of(encoder, "caf\u00e9 \uac00")
+        != ids_of(Tokenizer(lay_out(merges)), apart)
+    )
     assert encoder.decode(ids_of(encoder, apart)) == "caf\u00e9 \uac00"
     assert fast(apart)["input_ids"] == [0, *ids_of(encoder, apart), 2]
-    assert encoder.fingerprint != Encoder(lay_out(merges)).fingerprint
+    assert encoder.fingerprint != Tokenizer(lay_out(merges)).fingerprint
     fast.save_pretrained(tmp_path / "again")
     assert read(tmp_path / "again") == read(tmp_path) == lay_out(merges, nfc=True)
 
@@ -352,34 +403,40 @@ def test_nfc_where_the_vocabulary_says_so(tmp_path, prose):
 def test_further_special_tokens(tmp_path, prose):
     from transformers import AutoTokenizer, RobertaTokenizerFast
 
-    merges = train(Counter(word for text in prose[:5] for word in split(text)).items(), 50, 1).merges
+    merges = train(
+        Counter(word for text in prose[:5] for word in split(text)).items(), 50, 1
+    ).merges
     vocabulary = lay_out(merges, ["[ENT]", "<url>"])
     assert [vocabulary.ids[token] for token in ("[ENT]", "<url>", "<mask>")] == [310, 311, 312]
     save(vocabulary, tmp_path)
     encoder = tokenizer.load(tmp_path)
     a, b = ids_of(encoder, "one "), ids_of(encoder, " two")
+
     for loader in (AutoTokenizer, RobertaTokenizerFast):
         fast = loader.from_pretrained(tmp_path)
         assert fast("one [ENT] two<url>")["input_ids"] == [0, *a, 310, *b, 311, 2]
         assert {"[ENT]", "<url>"} < set(fast.all_special_tokens)
+
     assert not {310, 311} & set(ids_of(encoder, "one [ENT] two<url>"))  # in a text they are text
     assert encoder.decode([310]) == "[ENT]" and encoder.token_bytes[310] == 0
     fast.save_pretrained(tmp_path / "again")
     assert read(tmp_path / "again") == read(tmp_path) == vocabulary
 
 
-# ------------------------------------------------------------------------------------------------- many languages
+# ----------------------------------------------------------------------------------- many languages
 
 
 def test_every_file_of_the_multilingual_set_comes_back_with_the_ids_of_tokenizers(roberta):
     path = ROBERTA.parent / "corpora" / "multilingual.jsonl.xz"
     if not path.exists():
         pytest.skip(f"the multilingual corpus is not at {path}")
+
     encoder = tokenizer.load(roberta)
     reference = fast_tokenizer(read(roberta))
     reference.encode_special_tokens = True
     with lzma.open(path, "rt", encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in lines]
+
     assert len(texts) == 843
     for text, ids in zip(texts, encoder.encode_documents(texts), strict=True):
         assert encoder.decode(ids) == text
@@ -393,14 +450,14 @@ def test_every_byte_and_nul_come_back(encoder):
     assert sorted(raw) == list(range(256))
 
 
-# ----------------------------------------------------------------------------------------------------------- loading
+# ------------------------------------------------------------------------------------------ loading
 
 
 def test_large_vocabularies_have_wide_ids():
     symbols = byte_symbols()
     pairs = [(left, right) for left in symbols for right in symbols][: 2**16 - 260]
-    assert Encoder(lay_out(pairs[:-1])).dtype == np.uint16
-    encoder = Encoder(lay_out(pairs))
+    assert Tokenizer(lay_out(pairs[:-1])).dtype == np.uint16
+    encoder = Tokenizer(lay_out(pairs))
     assert (encoder.dtype, encoder.vocab_size, encoder.mask_id) == (np.uint32, 2**16 + 1, 2**16)
     assert encoder.decode(encoder.encode_documents(["some text"])[0]) == "some text"
 
@@ -409,22 +466,31 @@ def test_the_fingerprint_is_of_the_vocabulary(trained, encoder, tmp_path):
     assert tokenizer.load(trained).fingerprint == encoder.fingerprint
     merges = read(trained).merges
     swapped = [merges[1], merges[0], *merges[2:]]
-    assert Encoder(lay_out(swapped)).fingerprint != encoder.fingerprint
-    assert Encoder(Vocabulary(read(trained).ids, swapped)).fingerprint != encoder.fingerprint
+    assert Tokenizer(lay_out(swapped)).fingerprint != encoder.fingerprint
+    assert Tokenizer(Vocabulary(read(trained).ids, swapped)).fingerprint != encoder.fingerprint
 
 
 def test_ids_need_not_follow_the_order_of_the_merges(trained, encoder, prose):
     """As in RoBERTa's vocabulary, whose ids follow the frequency of the tokens."""
     vocabulary = read(trained)
     turned = np.array([0, 1, 2, 3, *range(998, 3, -1), 999])
-    other = Encoder(Vocabulary({token: int(turned[n]) for token, n in vocabulary.ids.items()}, vocabulary.merges))
-    for ids, expected in zip(other.encode_documents(prose), encoder.encode_documents(prose), strict=True):
+    other = Tokenizer(
+        Vocabulary(
+            {token: int(turned[n]) for token, n in vocabulary.ids.items()}, vocabulary.merges
+        )
+    )
+
+    for ids, expected in zip(
+        other.encode_documents(prose), encoder.encode_documents(prose), strict=True
+    ):
         assert ids.tolist() == turned[expected].tolist()
         assert other.decode_bytes(ids) == encoder.decode_bytes(expected)
 
 
 def test_an_encoder_goes_to_another_process(encoder):
-    assert ids_of(pickle.loads(pickle.dumps(encoder)), "to and fro") == ids_of(encoder, "to and fro")
+    assert ids_of(pickle.loads(pickle.dumps(encoder)), "to and fro") == ids_of(
+        encoder, "to and fro"
+    )
 
 
 @pytest.mark.parametrize(
@@ -435,7 +501,11 @@ def test_an_encoder_goes_to_another_process(encoder):
         ("vocab.json", lambda text: text[:-20], "not JSON"),
         ("vocab.json", lambda text: "[]", "expected an object"),
         ("vocab.json", lambda text: text.replace('"<pad>": 1', '"<pad>": 0'), "expected an object"),
-        ("vocab.json", lambda text: text.replace("<mask>", "[MASK]"), "in RoBERTa's layout: without <mask>"),
+        (
+            "vocab.json",
+            lambda text: text.replace("<mask>", "[MASK]"),
+            "in RoBERTa's layout: without <mask>",
+        ),
         ("merges.txt", lambda text: text + "Ġthe qx\n", "line 741: 'Ġthe qx' is not a merge"),
         ("merges.txt", lambda text: text + "justone\n", "line 741: 'justone' is not a merge"),
     ],
@@ -446,6 +516,8 @@ def test_folders_without_a_vocabulary_are_refused(trained, tmp_path, file, chang
         if name == file and (text := change(text)) is None:
             continue
         (tmp_path / name).write_text(text, encoding="utf-8")
+
     with pytest.raises(UserError, match=re.escape(message)) as error:
         tokenizer.load(tmp_path)
+
     assert str(tmp_path / file) in str(error.value)

@@ -1,4 +1,5 @@
-"""The parts of a corpus on a Slurm cluster, on Ray, and here: the same bytes, each part once, and a word for faults."""
+"""The parts of a corpus on a Slurm cluster, on Ray, and here: the same bytes, each part once, and a
+word for faults."""
 
 import os
 import re
@@ -15,14 +16,14 @@ from slurm_cluster import cluster
 
 from robustly import UserError
 from robustly.corpus import documents as raw_text
-from robustly.corpus.config import Processing, Slurm
+from robustly.corpus.config import Processing, SlurmConfig
 from robustly.corpus.executors import process
 from robustly.corpus.executors import slurm as slurm_executor
-from robustly.corpus.partitions import Part
+from robustly.corpus.partitions import Partition
 from robustly.tokenizer.build import build
-from robustly.tokenizer.config import Tokenizer
+from robustly.tokenizer.config import TokenizerConfig
 
-FIVE = [Part(0, "a.txt", start, start + 1) for start in range(5)]
+FIVE = [Partition(0, "a.txt", start, start + 1) for start in range(5)]
 HERE = Path(__file__).parent
 TWO = Processing(2)
 
@@ -33,7 +34,7 @@ def slurm(tmp_path_factory):
     with cluster(tmp_path_factory.mktemp("slurm")), pytest.MonkeyPatch.context() as patch:
         patch.setattr(slurm_executor, "POLL", 0.2)
         patch.setattr(slurm_executor, "PATIENCE", 3.0)
-        yield Processing(1, executor="slurm", slurm=Slurm(max_jobs=2))
+        yield Processing(1, executor="slurm", slurm=SlurmConfig(max_jobs=2))
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +74,13 @@ def fail_at_two_while_three_is_under_way(folder, number, part):
     if number == 2:
         while not (folder / "under way").exists():
             time.sleep(0.01)
+
         raise ZeroDivisionError
+
     if number == 3:
         (folder / "under way").touch()
         time.sleep(0.5)
+
     note(folder, number, part)
 
 
@@ -97,33 +101,54 @@ def finish(folder, processing):
     """Do what is left; every part was worked on once in the end, and not in this process."""
     process(partial(note, folder), FIVE, folder / "tasks", processing, "testing")
     lines = [(folder / f"{number}.done").read_text().splitlines() for number in range(5)]
-    assert [[line.split()[0] for line in part] for part in lines] == [["0"], ["1"], ["2"], ["3"], ["4"]]
+    assert [[line.split()[0] for line in part] for part in lines] == [
+        ["0"],
+        ["1"],
+        ["2"],
+        ["3"],
+        ["4"],
+    ]
     assert str(os.getpid()) not in {line.split()[1] for part in lines for line in part}
     assert not (folder / "tasks/slurm_job.json").exists()
 
 
 def test_a_tokenizer_is_the_same_bytes(elsewhere, page, prose_file, tmp_path, monkeypatch):
     monkeypatch.setattr(raw_text, "PART_BYTES", 100_000)
-    asked = page(prose_file), Tokenizer(vocab_size=600, min_frequency=2)
+    asked = page(prose_file), TokenizerConfig(vocab_size=600, min_frequency=2)
     assert len(raw_text.parts(asked[0], Path())) > 2
     made = [
-        build(*asked, tmp_path / processing.executor, Path(), processing) for processing in (Processing(1), elsewhere)
+        build(*asked, tmp_path / processing.executor, Path(), processing)
+        for processing in (Processing(1), elsewhere)
     ]
     assert made[0].outputs == made[1].outputs and made[0].hash == made[1].hash
     assert made[0].counts == made[1].counts
+
     for name in made[0].outputs:
-        assert (tmp_path / elsewhere.executor / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+        assert (tmp_path / elsewhere.executor / name).read_bytes() == (
+            tmp_path / "local" / name
+        ).read_bytes()
 
 
 def test_a_fault_comes_out_with_its_log_and_only_the_rest_is_done(elsewhere, tmp_path):
     for fault, said in (
         (UserError("the fault of\npart 2"), r"^the fault of\npart 2\nThe log: (.*)$"),
-        (ZeroDivisionError("by 0"), r"^testing: part 2 \(a\.txt\) failed: ZeroDivisionError: by 0\nThe log: (.*)$"),
+        (
+            ZeroDivisionError("by 0"),
+            r"^testing: part 2 \(a\.txt\) failed: ZeroDivisionError: by 0\nThe log: (.*)$",
+        ),
     ):
         with pytest.raises(UserError) as raised:
-            process(partial(fail_at_two, tmp_path, fault), FIVE, tmp_path / "tasks", elsewhere, "testing")
+            process(
+                partial(fail_at_two, tmp_path, fault),
+                FIVE,
+                tmp_path / "tasks",
+                elsewhere,
+                "testing",
+            )
+
         found = re.match(said, str(raised.value))
         assert found and Path(found[1]).is_file(), raised.value
+
     assert "by 0" in Path(found[1]).read_text() or elsewhere.executor == "ray"
     done = sorted(file.stem for file in tmp_path.glob("*.done"))
     assert "0" in done and "2" not in done
@@ -131,7 +156,10 @@ def test_a_fault_comes_out_with_its_log_and_only_the_rest_is_done(elsewhere, tmp
 
 
 def test_a_task_that_is_killed_is_an_error(elsewhere, tmp_path):
-    with pytest.raises(UserError, match=r"(?s)(left . of 5 parts undone \(task .: FAILED\)|was lost).*log: .*is kept"):
+    with pytest.raises(
+        UserError,
+        match=r"(?s)(left . of 5 parts undone \(task .: FAILED\)|was lost).*log: .*is kept",
+    ):
         process(partial(die_at_two, tmp_path), FIVE, tmp_path / "tasks", elsewhere, "testing")
     finish(tmp_path, elsewhere)
 
@@ -139,14 +167,21 @@ def test_a_task_that_is_killed_is_an_error(elsewhere, tmp_path):
 def test_parts_that_others_end_after_a_fault_are_done(tmp_path):
     """Here: part 2 fails while another process is at work on another, which is not done again."""
     with pytest.raises(ZeroDivisionError):
-        process(partial(fail_at_two_while_three_is_under_way, tmp_path), FIVE, tmp_path / "tasks", TWO, "testing")
+        process(
+            partial(fail_at_two_while_three_is_under_way, tmp_path),
+            FIVE,
+            tmp_path / "tasks",
+            TWO,
+            "testing",
+        )
+
     done = {file.stem for file in tmp_path.glob("*.done")}
     assert "3" in done and "2" not in done
     assert {str(int(mark.name)) for mark in (tmp_path / "tasks/completions").iterdir()} == done
     finish(tmp_path, TWO)
 
 
-# ----------------------------------------------------------------------------------------------------------- Slurm
+# -------------------------------------------------------------------------------------------- Slurm
 
 RUNS = """
 import sys
@@ -161,7 +196,8 @@ process(partial(hang_at_two, folder), FIVE, folder / "tasks", Processing(1, exec
 
 
 def at_work(expected):
-    """The states of the tasks that are not over, once they are as expected: one that is done takes a while to leave."""
+    """The states of the tasks that are not over, once they are as expected: one that is done takes
+    a while to leave."""
     deadline = time.monotonic() + 10
     while True:
         command = ["squeue", "--noheader", "--array", "--format=%T"]
@@ -172,23 +208,29 @@ def at_work(expected):
 
 
 @pytest.mark.parametrize(
-    ("how", "then"), [(signal.SIGINT, "slurm"), (signal.SIGKILL, "slurm"), (signal.SIGKILL, "local")]
+    ("how", "then"),
+    [(signal.SIGINT, "slurm"), (signal.SIGKILL, "slurm"), (signal.SIGKILL, "local")],
 )
 def test_a_run_that_is_stopped_leaves_no_task_that_works_on(slurm, tmp_path, how, then):
     paths = os.pathsep.join(path for path in sys.path if path)
     run = subprocess.Popen(
         [sys.executable, "-c", RUNS, tmp_path], env={**os.environ, "PYTHONPATH": paths},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "hangs").exists() or len(list(tmp_path.glob("tasks/completions/*"))) < 4:
+        while (
+            not (tmp_path / "hangs").exists() or len(list(tmp_path.glob("tasks/completions/*"))) < 4
+        ):
             assert time.monotonic() < deadline and run.poll() is None
             time.sleep(0.1)
+
         run.send_signal(how)
         run.wait(30)
     finally:
         run.kill()
+
     # Killed, it could do nothing: the next run, of whatever kind, ends the job first.
     left = [] if how == signal.SIGINT else ["RUNNING"]
     assert at_work(left) == left
@@ -208,6 +250,7 @@ def test_a_job_that_is_cancelled_is_not_waited_for(slurm, tmp_path, monkeypatch)
     monkeypatch.setattr(slurm_executor, "_queue", cancelled)
     with pytest.raises(UserError, match=r"parts undone \(task \d: CANCELLED"):
         process(partial(hang_at_two, tmp_path), FIVE, tmp_path / "tasks", slurm, "testing")
+
     assert asked
     (tmp_path / "hangs").unlink()
     finish(tmp_path, slurm)
@@ -217,22 +260,29 @@ def test_a_job_that_the_queue_forgot_is_not_waited_for(slurm, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(slurm_executor, "_queue", lambda name: "")
         patch.setattr(slurm_executor, "PATIENCE", 0.5)
-        with pytest.raises(UserError, match=r"(?s)does not hold the job any more; is .*/tasks a folder that all mach"):
+        with pytest.raises(
+            UserError,
+            match=r"(?s)does not hold the job any more; is .*/tasks a folder that all mach",
+        ):
             process(partial(hang_at_two, tmp_path), FIVE, tmp_path / "tasks", slurm, "testing")
 
 
 def test_what_slurm_refuses_is_told(slurm, tmp_path, monkeypatch):
-    other = Processing(1, executor="slurm", slurm=Slurm(partition="gone"))
-    with pytest.raises(UserError, match=r"(?s)sbatch refused the job: .*invalid partition.*--partition=gone"):
+    other = Processing(1, executor="slurm", slurm=SlurmConfig(partition="gone"))
+    with pytest.raises(
+        UserError, match=r"(?s)sbatch refused the job: .*invalid partition.*--partition=gone"
+    ):
         process(partial(note, tmp_path), FIVE, tmp_path / "tasks", other, "testing")
+
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="there is no sbatch here"):
         process(partial(note, tmp_path), FIVE, tmp_path / "tasks", slurm, "testing")
+
     assert not (tmp_path / "tasks/slurm_job.json").exists()
 
 
 def test_what_a_task_asks_of_slurm(tmp_path):
-    asked = Slurm(
+    asked = SlurmConfig(
         partition="cpu", time="1:00:00", cpus_per_task=2, memory_gb=1.5, account="nlp", max_jobs=7,
         options={"constraint": "a&b", "exclusive": ""},
     )  # fmt: skip
@@ -245,28 +295,48 @@ def test_what_a_task_asks_of_slurm(tmp_path):
         "array": "0-4%7", "constraint": "a&b", "exclusive": "", "requeue": "", "export": "ALL",
         "output": log, "error": log,
     }  # fmt: skip
-    with pytest.raises(ValidationError, match=r"array is set by this program; qos is set by run\.slurm\.qos"):
-        Slurm(options={"qos": "high", "array": "1"})
-    assert Slurm(time=60, options={"nice": 5}) == Slurm(time="60", options={"nice": "5"})
+
+    with pytest.raises(
+        ValidationError, match=r"array is set by this program; qos is set by run\.slurm\.qos"
+    ):
+        SlurmConfig(options={"qos": "high", "array": "1"})
+
+    assert SlurmConfig(time=60, options={"nice": 5}) == SlurmConfig(
+        time="60", options={"nice": "5"}
+    )
 
 
 def test_many_parts_share_a_task():
-    assert [slurm.parts_per_task(parts, None) for parts in (1, 256, 257, 10_000, 10**6)] == [1, 1, 2, 40, 1000]
+    assert [slurm.parts_per_task(parts, None) for parts in (1, 256, 257, 10_000, 10**6)] == [
+        1,
+        1,
+        2,
+        40,
+        1000,
+    ]
     assert [slurm.parts_per_task(parts, 8) for parts in (8, 9, 1000)] == [1, 2, 64]
 
 
-# ------------------------------------------------------------------------------------------------------------- Ray
+# ---------------------------------------------------------------------------------------------- Ray
 
 
 def test_without_ray_or_its_cluster(tmp_path, monkeypatch):
     asked = partial(
-        process, partial(note, tmp_path), FIVE, tmp_path / "tasks", Processing(1, executor="ray"), "testing"
+        process,
+        partial(note, tmp_path),
+        FIVE,
+        tmp_path / "tasks",
+        Processing(1, executor="ray"),
+        "testing",
     )
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
         with pytest.raises(UserError, match=r"pip install 'robustly\[ray\]'"):
             asked()
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'robustly[ray]'").shutdown()
+
+    pytest.importorskip(
+        "ray", reason="Ray is not installed: pip install 'robustly[ray]'"
+    ).shutdown()
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(UserError, match=r"RAY_ADDRESS = 127\.0\.0\.1:1: no Ray cluster answers"):
         asked()

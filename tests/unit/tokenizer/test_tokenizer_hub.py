@@ -1,4 +1,5 @@
-"""Datasets: folders laid out like the Hub's are read for real, and so is a small Hub on this machine."""
+"""Datasets: folders laid out like the Hub's are read for real, and so is a small Hub on this
+machine."""
 
 import json
 import os
@@ -20,11 +21,11 @@ from pydantic import ValidationError
 
 from robustly import UserError
 from robustly.corpus import hub
-from robustly.corpus.config import Corpus, Processing, Source
+from robustly.corpus.config import CorpusConfig, Processing, SourceConfig
 from robustly.corpus.documents import documents, refuse_many
 from robustly.corpus.executors import process
 from robustly.corpus.files import files, hashes, sizes
-from robustly.corpus.partitions import Part, parts
+from robustly.corpus.partitions import Partition, partitions
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMIT, LATER = "0123456789" * 4, "f" * 40
@@ -41,7 +42,9 @@ configs:
 def parquet(path: Path, texts: list[Any], **columns: list[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     ids = list(range(len(texts)))
-    pyarrow.parquet.write_table(pyarrow.table({"id": ids, "text": texts, **columns}), path, row_group_size=3)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"id": ids, "text": texts, **columns}), path, row_group_size=3
+    )
     return path
 
 
@@ -53,11 +56,16 @@ def jsonl(path: Path, rows: list[Any]) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two configurations: English in three shards, with another split beside them, and Finnish in one."""
+    """Two configurations: English in three shards, with another split beside them, and Finnish in
+    one."""
     place = tmp_path / "dataset"
     for shard in range(3):
         rows = 300 if shard == 1 else 4
-        parquet(place / "en" / f"train-{shard}.parquet", [f"shard {shard}\nrow {row} “ö”" for row in range(rows)])
+        parquet(
+            place / "en" / f"train-{shard}.parquet",
+            [f"shard {shard}\nrow {row} “ö”" for row in range(rows)],
+        )
+
     parquet(place / "en" / "test-0.parquet", ["held out"])
     parquet(place / "fi" / "all.parquet", ["oma tupa", "oma lupa"])
     (place / "README.md").write_text(CARD, encoding="utf-8")
@@ -77,125 +85,182 @@ def source(place: Path | str, **keys: Any) -> dict[str, Any]:
     return {"hub": str(place), **keys}
 
 
-def texts(corpus: Corpus) -> list[str]:
-    return [document.text for part in parts(corpus, Path()) for document in documents(part, corpus, [])]
+def texts(corpus: CorpusConfig) -> list[str]:
+    return [
+        document.text
+        for part in partitions(corpus, Path())
+        for document in documents(part, corpus, [])
+    ]
 
 
-def refusal(corpus: Corpus) -> str:
+def refusal(corpus: CorpusConfig) -> str:
     with pytest.raises(UserError) as refused:
         texts(corpus)
     return str(refused.value)
 
 
-# ---------------------------------------------------------------------------------------------- the page
+# ----------------------------------------------------------------------------------------- the page
 
 
 def test_a_source_is_files_or_a_dataset() -> None:
-    assert Source(path="a.txt").recipe() == {"path": "a.txt"}
-    assert Source(hub="a/b").recipe() == {"hub": "a/b"}
-    assert (Source(hub="a/b").label, Source(hub="a/b").title, Source(path="x/y.txt").title) == ("a/b", "b", "y.txt")
+    assert SourceConfig(path="a.txt").recipe() == {"path": "a.txt"}
+    assert SourceConfig(hub="a/b").recipe() == {"hub": "a/b"}
+    assert (
+        SourceConfig(hub="a/b").label,
+        SourceConfig(hub="a/b").title,
+        SourceConfig(path="x/y.txt").title,
+    ) == ("a/b", "b", "y.txt")
+
     for keys, reason in (
         ({}, "neither of path and hub"),
         ({"path": "a", "hub": "b"}, "both of path and hub"),
-        ({"path": "a", "split": "train", "revision": "main"}, "revision, split: only for a dataset"),
+        (
+            {"path": "a", "split": "train", "revision": "main"},
+            "revision, split: only for a dataset",
+        ),
     ):
         with pytest.raises(ValidationError, match=reason):
-            Source(**keys)
+            SourceConfig(**keys)
 
 
-# ---------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 
 
-def test_a_dataset_holds_what_its_files_hold(folder: Path, page: Callable[..., Corpus]) -> None:
+def test_a_dataset_holds_what_its_files_hold(
+    folder: Path, page: Callable[..., CorpusConfig]
+) -> None:
     from_hub = page(source(folder, subset="english"))
-    pieces = parts(from_hub, Path())
+    pieces = partitions(from_hub, Path())
     assert [(part.start, part.end) for part in pieces] == [(0, 3), (1, 3), (2, 3)]
+
     for piece, file in zip(pieces, sorted((folder / "en").glob("train-*")), strict=True):
         from_file = page(file)
-        expected = [document.text for part in parts(from_file, Path()) for document in documents(part, from_file, [])]
+        expected = [
+            document.text
+            for part in partitions(from_file, Path())
+            for document in documents(part, from_file, [])
+        ]
         assert [document.text for document in documents(piece, from_hub, [])] == expected != []
+
     assert texts(page(source(folder, subset="english", split="test"))) == ["held out"]
     assert texts(page(source(folder, subset="finnish"))) == ["oma tupa", "oma lupa"]
 
 
-def test_rows_of_json_and_places_of_sources(tmp_path: Path, page: Callable[..., Corpus]) -> None:
+def test_rows_of_json_and_places_of_sources(
+    tmp_path: Path, page: Callable[..., CorpusConfig]
+) -> None:
     for shard in "ab":
-        jsonl(tmp_path / "data" / f"train-{shard}.jsonl", [{"body": f"{shard}{row}", "n": row} for row in range(5)])
+        jsonl(
+            tmp_path / "data" / f"train-{shard}.jsonl",
+            [{"body": f"{shard}{row}", "n": row} for row in range(5)],
+        )
+
     (tmp_path / "one.txt").write_text("alone\n", encoding="utf-8")
     corpus = page(tmp_path / "one.txt", source("data"), text_key="body")
-    read = [document for part in parts(corpus, tmp_path) for document in documents(part, corpus, [])]
+    read = [
+        document
+        for part in partitions(corpus, tmp_path)
+        for document in documents(part, corpus, [])
+    ]
     assert [(document.source, document.text) for document in read] == [
         (0, "alone"), *((1, f"{shard}{row}") for shard in "ab" for row in range(5))
     ]  # fmt: skip
 
 
 class Copy:
-    def __init__(self, corpus: Corpus, out: Path):
+    def __init__(self, corpus: CorpusConfig, out: Path):
         self.corpus, self.out = corpus, out
 
-    def __call__(self, number: int, part: Part) -> None:
+    def __call__(self, number: int, part: Partition) -> None:
         rows = [document.text for document in documents(part, self.corpus, [])]
         (self.out / str(number)).write_text(json.dumps(rows), encoding="utf-8")
 
 
-def test_every_number_of_workers_reads_the_same(folder: Path, page: Callable[..., Corpus], tmp_path: Path) -> None:
+def test_every_number_of_workers_reads_the_same(
+    folder: Path, page: Callable[..., CorpusConfig], tmp_path: Path
+) -> None:
     corpus = page(source(folder, subset="english"))
     results = []
     for workers in (1, 2):
         out = tmp_path / f"by {workers}"
         out.mkdir()
-        process(Copy(corpus, out), parts(corpus, Path()), tmp_path / f"tasks {workers}", Processing(workers), "copying")
-        results.append([json.loads(file.read_text(encoding="utf-8")) for file in sorted(out.iterdir())])
+        process(
+            Copy(corpus, out),
+            partitions(corpus, Path()),
+            tmp_path / f"tasks {workers}",
+            Processing(workers),
+            "copying",
+        )
+        results.append(
+            [json.loads(file.read_text(encoding="utf-8")) for file in sorted(out.iterdir())]
+        )
+
     assert results[0] == results[1]
     assert [text for shard in results[0] for text in shard] == texts(corpus)
 
 
 def test_other_columns_are_not_read(folder: Path) -> None:
-    dataset = hub.dataset(Source(hub=str(folder), subset="english"), Path())
+    dataset = hub.dataset(SourceConfig(hub=str(folder), subset="english"), Path())
     opened = hub._open(dataset, "text")
     assert list(opened.features) == ["text"]
     assert [len(batch) for batch in hub.batches(dataset, 1, 3, "text")] == [256, 44]
 
 
-def test_rows_without_text_are_bad_lines(tmp_path: Path, page: Callable[..., Corpus]) -> None:
+def test_rows_without_text_are_bad_lines(tmp_path: Path, page: Callable[..., CorpusConfig]) -> None:
     for shard in range(2):
         parquet(tmp_path / "data" / f"{shard}.parquet", ["a", None, "", "d", None])
+
     corpus = page(source(tmp_path / "data"))
     bad: list[Any] = []
-    read = [d.text for part in parts(corpus, Path()) for d in documents(part, corpus, bad)]
+    read = [d.text for part in partitions(corpus, Path()) for d in documents(part, corpus, bad)]
     assert read == ["a", "", "d"] * 2
     assert [(line.path.rpartition(", ")[2], line.place) for line in bad] == [
         ("shard 0", 1), ("shard 0", 4), ("shard 1", 1), ("shard 1", 4)
     ]  # fmt: skip
-    with pytest.raises(UserError, match=r"data, split train, shard 1: row 4 \(the first is 0\): nothing in the column"):
+
+    with pytest.raises(
+        UserError,
+        match=r"data, split train, shard 1: row 4 \(the first is 0\): nothing in the column",
+    ):
         refuse_many(bad, page(source(tmp_path / "data"), max_bad_lines=3))
+
     assert "2 broken rows" in refusal(page(source(tmp_path / "data"), max_bad_lines=1))
 
 
-def test_rows_are_numbered_over_batches(tmp_path: Path, page: Callable[..., Corpus]) -> None:
-    parquet(tmp_path / "data" / "0.parquet", [None if row in (7, 290) else str(row) for row in range(300)])
+def test_rows_are_numbered_over_batches(tmp_path: Path, page: Callable[..., CorpusConfig]) -> None:
+    parquet(
+        tmp_path / "data" / "0.parquet",
+        [None if row in (7, 290) else str(row) for row in range(300)],
+    )
     corpus = page(source(tmp_path / "data"))
     bad: list[Any] = []
-    assert sum(1 for part in parts(corpus, Path()) for _ in documents(part, corpus, bad)) == 298
+    assert (
+        sum(1 for part in partitions(corpus, Path()) for _ in documents(part, corpus, bad)) == 298
+    )
     assert [line.place for line in bad] == [7, 290]
 
 
 @pytest.mark.parametrize("text", ["a\0b", "x" * (2**20 + 5) + "\0"])
-def test_what_no_text_can_hold_is_refused(tmp_path: Path, page: Callable[..., Corpus], text: str) -> None:
+def test_what_no_text_can_hold_is_refused(
+    tmp_path: Path, page: Callable[..., CorpusConfig], text: str
+) -> None:
     parquet(tmp_path / "data" / "0.parquet", ["fine", text])
     assert "shard 0: row 1 (the first is 0): a NUL" in refusal(page(source(tmp_path / "data")))
 
 
-# ---------------------------------------------------------------------------------------------- mistakes
+# ----------------------------------------------------------------------------------------- mistakes
 
 
-def test_what_is_not_in_a_dataset_is_refused_with_what_is(folder: Path, page: Callable[..., Corpus]) -> None:
+def test_what_is_not_in_a_dataset_is_refused_with_what_is(
+    folder: Path, page: Callable[..., CorpusConfig]
+) -> None:
     message = refusal(page(source(folder, subset="english", split="dev")))
     assert "no split 'dev'; its splits: train, test" in message
     for wrong in ({"subset": "german"}, {}):
         message = refusal(page(source(folder, **wrong)))
         assert "english" in message and "finnish" in message and "`subset` names one" in message
         assert "load_dataset" not in message
+
     message = refusal(page(source(folder, subset="english"), text_key="body"))
     assert "no column 'body' (corpus.text_key); its columns: id, text" in message
     message = refusal(page(source(folder, subset="english"), text_key="id"))
@@ -203,7 +268,9 @@ def test_what_is_not_in_a_dataset_is_refused_with_what_is(folder: Path, page: Ca
     assert "has no revisions" in refusal(page(source(folder, revision="main")))
 
 
-def test_columns_of_a_kind_that_does_not_tell_them_ahead(tmp_path: Path, page: Callable[..., Corpus]) -> None:
+def test_columns_of_a_kind_that_does_not_tell_them_ahead(
+    tmp_path: Path, page: Callable[..., CorpusConfig]
+) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.txt").write_text("one\ntwo\n", encoding="utf-8")
     assert texts(page(source(tmp_path / "data"))) == ["one", "two"]
@@ -212,48 +279,65 @@ def test_columns_of_a_kind_that_does_not_tell_them_ahead(tmp_path: Path, page: C
     )
 
 
-def test_damage_and_emptiness_are_told(tmp_path: Path, page: Callable[..., Corpus]) -> None:
+def test_damage_and_emptiness_are_told(tmp_path: Path, page: Callable[..., CorpusConfig]) -> None:
     whole = parquet(tmp_path / "cut" / "0.parquet", ["text"])
     whole.write_bytes(whole.read_bytes()[:-9])
-    assert "cut, split train: cannot be read: Parquet magic bytes not found" in refusal(page(source(tmp_path / "cut")))
+    assert "cut, split train: cannot be read: Parquet magic bytes not found" in refusal(
+        page(source(tmp_path / "cut"))
+    )
     (tmp_path / "empty").mkdir()
     assert "doesn't contain any data files" in refusal(page(source(tmp_path / "empty")))
 
 
-def test_a_text_beside_a_number_is_refused_and_not_put_into_quotes(tmp_path: Path, page: Callable[..., Corpus]) -> None:
+def test_a_text_beside_a_number_is_refused_and_not_put_into_quotes(
+    tmp_path: Path, page: Callable[..., CorpusConfig]
+) -> None:
     jsonl(tmp_path / "data" / "a.jsonl", [{"text": "x"}])
     jsonl(tmp_path / "data" / "b.jsonl", [{"text": 5}, {"text": "y"}])
     assert "changed from number to string" in refusal(page(source(tmp_path / "data")))
 
 
-def test_without_a_network_a_word_at_once(page: Callable[..., Corpus]) -> None:
+def test_without_a_network_a_word_at_once(page: Callable[..., CorpusConfig]) -> None:
     for revision in (None, COMMIT):
         start = time.monotonic()
         message = refusal(page(source("owner/name", revision=revision)))
         assert "owner/name: no folder of that name, and HF_HUB_OFFLINE is set" in message
         assert time.monotonic() - start < 5
+
     for place in ("./nothing", "/nothing/there", "a/b/c"):
         assert f"{place}: no folder there" in refusal(page(source(place)))
 
 
-# ---------------------------------------------------------------------------------------------- hashes
+# ------------------------------------------------------------------------------------------- hashes
 
 
-def hash_of(corpus: Corpus, beside: Path = Path(), remembered: dict[str, Any] | None = None) -> str:
+def hash_of(
+    corpus: CorpusConfig, beside: Path = Path(), remembered: dict[str, Any] | None = None
+) -> str:
     return hashes(corpus, beside, remembered or {}).corpus
 
 
-def test_the_hash_of_a_folder_is_that_of_its_files(folder: Path, page: Callable[..., Corpus], tmp_path: Path) -> None:
+def test_the_hash_of_a_folder_is_that_of_its_files(
+    folder: Path, page: Callable[..., CorpusConfig], tmp_path: Path
+) -> None:
     corpus = page(source(folder, subset="english"))
     first = hashes(corpus, Path(), {})
     assert hashes(corpus, Path(), first.files) == first
-    assert {str(path) for _, path in files(corpus, Path())} < first.files.keys() == sizes(corpus, Path()).keys()
+    assert (
+        {str(path) for _, path in files(corpus, Path())}
+        < first.files.keys()
+        == sizes(corpus, Path()).keys()
+    )
     moved = tmp_path / "elsewhere" / "dataset"
     moved.parent.mkdir()
     folder.rename(moved)
     assert hash_of(page(source("dataset", subset="english")), moved.parent) == first.corpus
 
-    others = [{"subset": "finnish"}, {"subset": "english", "split": "test"}, {"subset": "english", "name": "x"}]
+    others = [
+        {"subset": "finnish"},
+        {"subset": "english", "split": "test"},
+        {"subset": "english", "name": "x"},
+    ]
     seen = {first.corpus, *(hash_of(page(source(moved, **keys))) for keys in others)}
     assert len(seen) == 4
     parquet(moved / "en" / "train-2.parquet", ["other text"])
@@ -284,27 +368,35 @@ def api(monkeypatch: pytest.MonkeyPatch) -> type[Api]:
     return Api
 
 
-def test_a_name_on_the_hub_is_hashed_by_its_commit_asked_for_once(api: type[Api], page: Callable[..., Corpus]) -> None:
+def test_a_name_on_the_hub_is_hashed_by_its_commit_asked_for_once(
+    api: type[Api], page: Callable[..., CorpusConfig]
+) -> None:
     corpus = page(source("owner/name"))
     found = hashes(corpus, Path(), {})
     assert found.files == {"hf://owner/name@main//train": {"commit": COMMIT}}
     assert hashes(corpus, Path(), found.files) == found
     assert api.asked == [("owner/name", None)]
-    assert hash_of(page(source("owner/name", revision="v1"))) == found.corpus  # the same commit by another name
+    assert (
+        hash_of(page(source("owner/name", revision="v1"))) == found.corpus
+    )  # the same commit by another name
     api.answers[None] = LATER
     hub._ask.cache_clear()
-    assert hub.dataset(Source(hub="owner/name"), Path()).commit == COMMIT  # read as it was hashed
+    assert (
+        hub.dataset(SourceConfig(hub="owner/name"), Path()).commit == COMMIT
+    )  # read as it was hashed
     assert hash_of(corpus, remembered=found.files) != found.corpus
 
 
-def test_a_full_commit_needs_no_network_to_be_hashed(api: type[Api], page: Callable[..., Corpus]) -> None:
+def test_a_full_commit_needs_no_network_to_be_hashed(
+    api: type[Api], page: Callable[..., CorpusConfig]
+) -> None:
     pinned = hash_of(page(source("owner/name", revision=COMMIT.upper())))
     assert api.asked == []
     assert pinned == hash_of(page(source("owner/name")))
 
 
 def test_without_a_network_the_remembered_commit_is_taken(
-    api: type[Api], page: Callable[..., Corpus], capsys: pytest.CaptureFixture[str]
+    api: type[Api], page: Callable[..., CorpusConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     corpus = page(source("owner/name"))
     before = hashes(corpus, Path(), {})
@@ -312,12 +404,15 @@ def test_without_a_network_the_remembered_commit_is_taken(
     api.answers[None] = OSError("no route to host")
     assert hashes(corpus, Path(), before.files) == before
     told = " ".join(capsys.readouterr().err.split())
-    assert "cannot be reached: no route to host" in told and f"Taken to be as before, at commit {COMMIT}" in told
+    assert (
+        "cannot be reached: no route to host" in told
+        and f"Taken to be as before, at commit {COMMIT}" in told
+    )
     with pytest.raises(UserError, match="cannot be reached: no route to host"):
         hashes(corpus, Path(), {})
 
 
-# ---------------------------------------------------------------------------------------------- over the wire
+# ------------------------------------------------------------------------------------ over the wire
 
 READ = """
 import json, sys
@@ -339,7 +434,13 @@ for source in json.loads(sys.argv[1]):
 
 def read_from(endpoint: str, home: Path, *sources: dict[str, Any]) -> list[Any]:
     """Texts or refusals of some sources, read by a fresh Python from the Hub at an address."""
-    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "*", "no_proxy": "*"}
+    online = {
+        "HF_HUB_OFFLINE": "0",
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "NO_PROXY": "*",
+        "no_proxy": "*",
+    }
     done = subprocess.run(
         [sys.executable, "-c", READ, json.dumps(sources)],
         cwd=ROOT, env={**os.environ, **online}, capture_output=True, text=True, timeout=120,
@@ -348,7 +449,9 @@ def read_from(endpoint: str, home: Path, *sources: dict[str, Any]) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_a_hub_is_read_at_one_commit(folder: Path, page: Callable[..., Corpus], tmp_path: Path) -> None:
+def test_a_hub_is_read_at_one_commit(
+    folder: Path, page: Callable[..., CorpusConfig], tmp_path: Path
+) -> None:
     log = tmp_path / "requests"
     command = [sys.executable, hub_server.__file__, str(folder), str(log)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -366,6 +469,7 @@ def test_a_hub_is_read_at_one_commit(folder: Path, page: Callable[..., Corpus], 
             )
         finally:
             server.terminate()
+
     assert read == texts(page(source(folder, subset="english")))
     assert finnish == ["oma tupa", "oma lupa"]
     assert "no revision 'nowhere'" in no_revision
@@ -374,7 +478,9 @@ def test_a_hub_is_read_at_one_commit(folder: Path, page: Callable[..., Corpus], 
     requests = log.read_text().splitlines()
     of_files = [request for request in requests if "/resolve/" in request or "/tree/" in request]
     assert of_files and all(hub_server.COMMIT in request for request in of_files)
-    kept = [path for path in (tmp_path / "home").rglob("*") if path.is_file() and path.stat().st_size]
+    kept = [
+        path for path in (tmp_path / "home").rglob("*") if path.is_file() and path.stat().st_size
+    ]
     assert not [path for path in kept if pyarrow_magic(path)]
 
 
@@ -391,6 +497,7 @@ def test_a_hub_that_does_not_answer_is_given_up_soon(tmp_path: Path) -> None:
             source("owner/name"),
             source("owner/name", revision=COMMIT),
         )
+
     refused = read_from("http://127.0.0.1:9", tmp_path, source("owner/name"))
     assert all("the Hub cannot be reached" in message for message in (hanging, pinned, *refused))
     assert time.monotonic() - start < 40

@@ -1,17 +1,18 @@
-"""Imports: RoBERTa's vocabulary from fairseq's files, Hugging Face folders, and refusals that say why."""
+"""Imports: RoBERTa's vocabulary from fairseq's files, Hugging Face folders, and refusals that say
+why."""
 
 import json
 import re
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer as Fast
+from tokenizers import TokenizerConfig as Fast
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from robustly import UserError, manifest, tokenizer
 from robustly.corpus.config import Processing
 from robustly.tokenizer.build import build
-from robustly.tokenizer.config import Tokenizer
+from robustly.tokenizer.config import TokenizerConfig
 from robustly.tokenizer.special_tokens import byte_symbols
 from robustly.tokenizer.vocabulary import read
 
@@ -25,16 +26,25 @@ MERGES = [("a", "b"), ("Ġ", "ab"), ("c", "d")]
 def fairseq(tmp_path):
     """GPT-2's files in small: bytes, three merges, and a dictionary in an order of its own."""
     tokens = [*SYMBOLS, *(left + right for left, right in MERGES), "<|endoftext|>"]
-    (tmp_path / "encoder.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
-    (tmp_path / "vocab.bpe").write_text("#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in MERGES))
+    (tmp_path / "encoder.json").write_text(
+        json.dumps({token: number for number, token in enumerate(tokens)})
+    )
+    (tmp_path / "vocab.bpe").write_text(
+        "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in MERGES)
+    )
     numbers = [*range(len(tokens))][::-1]
-    lines = [f"{number} {10 * number}\n" for number in numbers] + ["madeupword0000 0\n", "madeupword0001 0\n"]
+    lines = [f"{number} {10 * number}\n" for number in numbers] + [
+        "madeupword0000 0\n",
+        "madeupword0001 0\n",
+    ]
     (tmp_path / "dict.txt").write_text("".join(lines))
     return {"encoder": "encoder.json", "merges": "vocab.bpe", "dictionary": "dict.txt"}
 
 
 def settings(imported, vocab_size=267, **keys):
-    return Tokenizer.model_validate({"vocab_size": vocab_size, "min_frequency": 2, "import": imported, **keys})
+    return TokenizerConfig.model_validate(
+        {"vocab_size": vocab_size, "min_frequency": 2, "import": imported, **keys}
+    )
 
 
 @pytest.fixture
@@ -63,12 +73,14 @@ def test_an_import_is_done_once_and_refused_for_another(fairseq, text, tmp_path)
     (tmp_path / "dict.txt").write_text("".join([*lines[1::-1], *lines[2:]]))
     with pytest.raises(UserError, match="import"):
         build(text, settings(fairseq), tmp_path / "t", tmp_path, ONE)
+
     assert manifest.read(tmp_path / "t") == done
 
 
 def test_roberta_itself(page, tmp_path):
     if not (ROBERTA / "roberta_dict.txt").exists():
         pytest.skip(f"RoBERTa's files are not at {ROBERTA}")
+
     files = {key: str(ROBERTA / name) for key, name in
              {"encoder": "encoder.json", "merges": "vocab.bpe", "dictionary": "roberta_dict.txt"}.items()}  # fmt: skip
     (tmp_path / "a.txt").write_text("Hello world\n")
@@ -78,12 +90,28 @@ def test_roberta_itself(page, tmp_path):
     for line in (ROBERTA / "roberta_golden_ids.jsonl").read_text().splitlines():
         case = json.loads(line)
         assert encoder.encode_documents([case["text"]])[0].tolist() == case["ids"]
+
     from transformers import AutoTokenizer
 
     fast = AutoTokenizer.from_pretrained(tmp_path / "t")
-    assert fast("A, <mask> AllenNLP sentence.")["input_ids"] == [0, 250, 6, 50264, 3823, 487, 21992, 3645, 4, 2]
+    assert fast("A, <mask> AllenNLP sentence.")["input_ids"] == [
+        0,
+        250,
+        6,
+        50264,
+        3823,
+        487,
+        21992,
+        3645,
+        4,
+        2,
+    ]
     assert fast("Hello world! cécé herlolip 418")["input_ids"][-3:] == [1588, 42928, 2]
-    assert fast("<|endoftext|>")["input_ids"] == [0, *encoder.encode_documents(["<|endoftext|>"])[0].tolist(), 2]
+    assert fast("<|endoftext|>")["input_ids"] == [
+        0,
+        *encoder.encode_documents(["<|endoftext|>"])[0].tolist(),
+        2,
+    ]
 
 
 @pytest.mark.parametrize("files", [["tokenizer.json"], ["vocab.json", "merges.txt"]])
@@ -92,6 +120,7 @@ def test_a_folder(trained, page, prose_file, prose, tmp_path, files):
     source.mkdir()
     for name in files:
         (source / name).write_bytes((trained / name).read_bytes())
+
     done = build(page(prose_file), settings("from elsewhere", 1000), tmp_path / "t", tmp_path, ONE)
     assert (done.counts["entries"], done.counts["merges"]) == (1000, 739)
     assert read(tmp_path / "t") == read(trained)
@@ -102,13 +131,20 @@ def test_a_folder(trained, page, prose_file, prose, tmp_path, files):
 def test_an_import_does_not_need_the_corpus(fairseq, page, tmp_path, capsys):
     done = build(page("nowhere.txt"), settings(fairseq), tmp_path / "t", tmp_path, ONE)
     assert done.counts["entries"] == 267
-    assert "the vocabulary is not tried on the corpus: corpus.sources: nowhere.txt" in capsys.readouterr().err
+    assert (
+        "the vocabulary is not tried on the corpus: corpus.sources: nowhere.txt"
+        in capsys.readouterr().err
+    )
 
 
 def test_merges_that_are_cut_off(fairseq, text, trained, page, tmp_path):
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\n")
-    with pytest.raises(UserError, match=r"vocab\.bpe: 2 tokens of the vocabulary are made by no merge, such as 'cd'"):
+    with pytest.raises(
+        UserError,
+        match=r"vocab\.bpe: 2 tokens of the vocabulary are made by no merge, such as 'cd'",
+    ):
         build(text, settings(fairseq), tmp_path / "t", tmp_path, ONE)
+
     (tmp_path / "there").mkdir()
     stored = json.loads((trained / "tokenizer.json").read_text())
     stored["model"]["merges"] = stored["model"]["merges"][:10]
@@ -131,8 +167,11 @@ def test_added_special_tokens_beside_a_vocabulary(plain_folder, text, tmp_path):
     (plain_folder / "added_tokens.json").write_text('{"[X1]": 1000}')
     with pytest.raises(UserError, match=r"'\[X1\]' is an added token, cut out of the text"):
         build(text, settings("there", 1001), tmp_path / "t", tmp_path, ONE)
+
     decoder = {"1000": {"content": "[X1]", "special": True}}
-    (plain_folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    (plain_folder / "tokenizer_config.json").write_text(
+        json.dumps({"added_tokens_decoder": decoder})
+    )
     build(text, settings("there", 1001), tmp_path / "t", tmp_path, ONE)
     found = read(tmp_path / "t")
     assert (found.ids["[X1]"], found.ids["<mask>"], found.extra) == (1000, 999, ("[X1]",))
@@ -140,7 +179,10 @@ def test_added_special_tokens_beside_a_vocabulary(plain_folder, text, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings_there", "message"),
-    [({"add_prefix_space": True}, "puts a space before the text"), ([], "expected an object, found list")],
+    [
+        ({"add_prefix_space": True}, "puts a space before the text"),
+        ([], "expected an object, found list"),
+    ],
 )
 def test_settings_beside_a_vocabulary(plain_folder, text, tmp_path, settings_there, message):
     (plain_folder / "tokenizer_config.json").write_text(json.dumps(settings_there))
@@ -152,6 +194,7 @@ def test_settings_beside_a_vocabulary(plain_folder, text, tmp_path, settings_the
 def test_ids_must_be_numbers(trained, plain_folder, text, tmp_path, file):
     if file == "tokenizer.json":
         (plain_folder / file).write_bytes((trained / file).read_bytes())
+
     changed = re.sub(r'"<pad>": 1\b', '"<pad>": "1"', (plain_folder / file).read_text())
     assert '"<pad>": "1"' in changed
     (plain_folder / file).write_text(changed.replace('"id": 1,', '"id": "1",'))
@@ -183,7 +226,9 @@ def test_counts_do_not_go_with_an_import(fairseq, page, tmp_path):
 
 
 def test_the_size_on_the_page_must_be_right(fairseq, text, tmp_path):
-    with pytest.raises(UserError, match=r"vocab_size = 266, but .* has 267 entries; set tokenizer\.vocab_size: 267"):
+    with pytest.raises(
+        UserError, match=r"vocab_size = 266, but .* has 267 entries; set tokenizer\.vocab_size: 267"
+    ):
         build(text, settings(fairseq, 266), tmp_path / "t", tmp_path, ONE)
     assert not (tmp_path / "t" / "recipe.json").exists()
 
@@ -200,27 +245,46 @@ def change(file, old, new):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "dict.txt").unlink(), "tokenizer.import.dictionary: dict.txt: not there"),
+        (
+            lambda folder: (folder / "dict.txt").unlink(),
+            "tokenizer.import.dictionary: dict.txt: not there",
+        ),
         (change("dict.txt", "259 2590\n", ""), None),
-        (change("dict.txt", "258 2580\n", ""), "1 tokens of .*vocab.bpe have no line there, such as 'cd' "),
-        (change("dict.txt", "258 2580\n", "9999 2\n"), "line 2: '9999' is neither an id of .*encoder.json"),
+        (
+            change("dict.txt", "258 2580\n", ""),
+            "1 tokens of .*vocab.bpe have no line there, such as 'cd' ",
+        ),
+        (
+            change("dict.txt", "258 2580\n", "9999 2\n"),
+            "line 2: '9999' is neither an id of .*encoder.json",
+        ),
         (change("dict.txt", "258 2580\n", "257 2\n"), "line 3: '257' .* stands there twice"),
-        (change("dict.txt", "258 2580\n", "258\n"), "line 2: expected an id and its count, found '258'"),
+        (
+            change("dict.txt", "258 2580\n", "258\n"),
+            "line 2: expected an id and its count, found '258'",
+        ),
         (change("vocab.bpe", "c d\n", "c e\n"), "vocab.bpe: line 4: 'c e' is not a merge"),
-        (lambda folder: (folder / "encoder.json").write_text("[]"), "expected GPT-2's encoder.json"),
+        (
+            lambda folder: (folder / "encoder.json").write_text("[]"),
+            "expected GPT-2's encoder.json",
+        ),
         (lambda folder: (folder / "encoder.json").write_text("{"), "not JSON"),
     ],
 )
 def test_fairseq_files_that_do_not_belong_together(fairseq, text, tmp_path, spoil, message):
     spoil(tmp_path)
     if message is None:  # <|endoftext|> is no part of any text
-        assert build(text, settings(fairseq, 266), tmp_path / "t", tmp_path, ONE).counts["entries"] == 266
+        assert (
+            build(text, settings(fairseq, 266), tmp_path / "t", tmp_path, ONE).counts["entries"]
+            == 266
+        )
         return
+
     with pytest.raises(UserError, match=message):
         build(text, settings(fairseq), tmp_path / "t", tmp_path, ONE)
 
 
-# ------------------------------------------------------------------------------------------------- other kinds
+# -------------------------------------------------------------------------------------- other kinds
 
 
 def word_piece(folder):
@@ -235,12 +299,18 @@ def unigram(folder):
     fast.save(str(folder / "tokenizer.json"))
 
 
-def byte_level(pre_tokenizer=None, normalizer=None, specials=("<s>", "<pad>", "</s>", "<unk>", "<mask>"), **model):
+def byte_level(
+    pre_tokenizer=None,
+    normalizer=None,
+    specials=("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
+    **model,
+):
     def make(folder):
         fast = Fast(models.BPE(**model))
         fast.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
         if normalizer:
             fast.normalizer = normalizer
+
         fast.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=270,
@@ -255,7 +325,10 @@ def byte_level(pre_tokenizer=None, normalizer=None, specials=("<s>", "<pad>", "<
 
 
 SPLIT = pre_tokenizers.Sequence(
-    [pre_tokenizers.Split(r"\d+", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    [
+        pre_tokenizers.Split(r"\d+", "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
 )
 
 
@@ -266,16 +339,34 @@ SPLIT = pre_tokenizers.Sequence(
         (unigram, "its model is Unigram (SentencePiece's), as XLM-RoBERTa's"),
         (byte_level(SPLIT), "its pre-tokenizer is Sequence, so another regex"),
         (byte_level(pre_tokenizers.Metaspace()), "its pre-tokenizer is Metaspace"),
-        (byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)), "puts a space before the text"),
-        (byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)), "does not use GPT-2's regex"),
-        (byte_level(normalizer=normalizers.Lowercase()), "changes the text first (normalizer Lowercase)"),
+        (
+            byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)),
+            "puts a space before the text",
+        ),
+        (
+            byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)),
+            "does not use GPT-2's regex",
+        ),
+        (
+            byte_level(normalizer=normalizers.Lowercase()),
+            "changes the text first (normalizer Lowercase)",
+        ),
         (byte_level(byte_fallback=True), "byte_fallback = True, as SentencePiece's"),
         (byte_level(dropout=0.1), "dropout = 0.1"),
         (byte_level(ignore_merges=True), "takes whole words without merging"),
         (byte_level(specials=["<|endoftext|>"]), "without <s> <pad> </s> <unk> <mask>"),
-        (byte_level(specials=["<pad>", "<s>", "</s>", "<unk>", "<mask>"]), "<s> has the id 1; RoBERTa's layout"),
-        (lambda folder: (folder / "vocab.txt").write_text("[PAD]\n"), "vocab.txt: a WordPiece vocabulary, as BERT's"),
-        (lambda folder: (folder / "spiece.model").write_bytes(b"\n"), "spiece.model: a SentencePiece model"),
+        (
+            byte_level(specials=["<pad>", "<s>", "</s>", "<unk>", "<mask>"]),
+            "<s> has the id 1; RoBERTa's layout",
+        ),
+        (
+            lambda folder: (folder / "vocab.txt").write_text("[PAD]\n"),
+            "vocab.txt: a WordPiece vocabulary, as BERT's",
+        ),
+        (
+            lambda folder: (folder / "spiece.model").write_bytes(b"\n"),
+            "spiece.model: a SentencePiece model",
+        ),
         (lambda folder: None, "vocab.json: cannot be read"),
     ],
 )
@@ -294,7 +385,12 @@ def test_nfc_and_further_special_tokens_are_taken_along(text, tmp_path):
     size = len(json.loads((tmp_path / "there" / "tokenizer.json").read_text())["model"]["vocab"])
     build(text, settings("there", size), tmp_path / "t", tmp_path, ONE)
     found = read(tmp_path / "t")
-    assert (found.nfc, found.extra, found.ids["[X1]"], found.ids["<mask>"]) == (True, ("[X1]",), 5, 4)
+    assert (found.nfc, found.extra, found.ids["[X1]"], found.ids["<mask>"]) == (
+        True,
+        ("[X1]",),
+        5,
+        4,
+    )
 
 
 def test_merges_that_no_training_finds_are_refused(text, tmp_path):
@@ -306,15 +402,24 @@ def test_merges_that_no_training_finds_are_refused(text, tmp_path):
     merges = [["b", "c"], ["a", "b"], ["ab", "c"]]
     for left, right in merges:
         vocab[left + right] = len(vocab)
+
     stored["model"].update(vocab=vocab, merges=merges)
     (tmp_path / "there" / "tokenizer.json").write_text(json.dumps(stored))
     (tmp_path / "a.txt").write_text("abc")
-    with pytest.raises(UserError, match="the merges are not in an order in which training finds them: 'abc'"):
+
+    with pytest.raises(
+        UserError, match="the merges are not in an order in which training finds them: 'abc'"
+    ):
         build(text, settings("there", 264), tmp_path / "t", tmp_path, ONE)
+
     assert not (tmp_path / "t" / "recipe.json").exists()
 
 
-@pytest.mark.parametrize("key", [{"special_tokens": ["[X1]"]}, {"accept_fewer": True}, {"normalization": "nfc"}])
+@pytest.mark.parametrize(
+    "key", [{"special_tokens": ["[X1]"]}, {"accept_fewer": True}, {"normalization": "nfc"}]
+)
 def test_keys_of_training_do_not_go_with_an_import(key):
-    with pytest.raises(ValueError, match=f"import takes a vocabulary as it is; remove {next(iter(key))}"):
+    with pytest.raises(
+        ValueError, match=f"import takes a vocabulary as it is; remove {next(iter(key))}"
+    ):
         settings("there", **key)

@@ -9,19 +9,26 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Reference
+from tokenizers import models, pre_tokenizers, trainers
 
 from robustly import UserError
 from robustly.tokenizer.merges import train
 from robustly.tokenizer.special_tokens import SPECIAL_TOKENS, byte_symbols
-from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out
 from robustly.tokenizer.words import split
 
 BUNDLED = Path(__file__).resolve().parents[3] / "data_prep" / "corpora" / "prose_cc0.txt"
 
 
-PEER = Path(__file__).resolve().parents[4] / "shared" / "data" / "tokenizer" / "peer_bpe_bundled_v1000.json"
+PEER = (
+    Path(__file__).resolve().parents[4]
+    / "shared"
+    / "data"
+    / "tokenizer"
+    / "peer_bpe_bundled_v1000.json"
+)
 
 
 def count(texts):
@@ -33,7 +40,7 @@ def count(texts):
 
 def reference(texts, size, min_frequency, max_token_length=None):
     """Vocabulary and merges by `tokenizers`' own trainer, over whole documents."""
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Reference(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
         vocab_size=size,
@@ -48,7 +55,9 @@ def reference(texts, size, min_frequency, max_token_length=None):
     return model["vocab"], [tuple(pair) for pair in model["merges"]]
 
 
-@pytest.mark.parametrize(("size", "min_frequency"), [(260, 1), (261, 2), (1000, 2), (3000, 2), (3000, 40), (9000, 3)])
+@pytest.mark.parametrize(
+    ("size", "min_frequency"), [(260, 1), (261, 2), (1000, 2), (3000, 2), (3000, 40), (9000, 3)]
+)
 def test_merges_and_ids_are_those_of_tokenizers(prose, size, min_frequency):
     vocab, merges = reference(prose, size, min_frequency)
     training = train(count(prose), size - 260, min_frequency)
@@ -81,13 +90,18 @@ def test_merges_that_tokenizers_found_elsewhere(bundled):
 
 # Few symbols and short texts: most pairs occur equally often.
 @given(
-    texts=st.lists(st.text("ab ", max_size=12) | st.text("aé1'\n ", max_size=12), min_size=1, max_size=12),
+    texts=st.lists(
+        st.text("ab ", max_size=12) | st.text("aé1'\n ", max_size=12), min_size=1, max_size=12
+    ),
     merges=st.integers(0, 40),
     min_frequency=st.integers(1, 3),
 )
 @settings(max_examples=300)
 def test_ties_are_broken_as_tokenizers_breaks_them(texts, merges, min_frequency):
-    assert train(count(texts), merges, min_frequency).merges == reference(texts, 260 + merges, min_frequency)[1]
+    assert (
+        train(count(texts), merges, min_frequency).merges
+        == reference(texts, 260 + merges, min_frequency)[1]
+    )
 
 
 @pytest.mark.parametrize(("length", "longest"), [(3, 2), (4, 3), (6, 5), (9, 8)])
@@ -104,7 +118,10 @@ def test_tokens_stay_below_a_length_as_in_tokenizers(prose, length, longest):
 )
 @settings(max_examples=150)
 def test_lengths_of_tokens_in_runs(texts, merges, length):
-    assert train(count(texts), merges, 1, length).merges == reference(texts, 260 + merges, 1, length)[1]
+    assert (
+        train(count(texts), merges, 1, length).merges
+        == reference(texts, 260 + merges, 1, length)[1]
+    )
 
 
 def test_the_order_of_words_does_not_matter(prose):
@@ -127,7 +144,9 @@ def test_more_words_than_positions_have_bits(monkeypatch):
         train([("abcd", 2), ("abc", 2), ("abx", 1)], 1, 1)
 
 
-@pytest.mark.parametrize("text", ["a" * 37, "ab" * 30 + "a", "aab" * 12, "abcabcab" * 5, "aaaabaaabaab" * 3])
+@pytest.mark.parametrize(
+    "text", ["a" * 37, "ab" * 30 + "a", "aab" * 12, "abcabcab" * 5, "aaaabaaabaab" * 3]
+)
 def test_pairs_that_overlap_merge_from_the_left(text):
     texts = [text, text[1:], text[:5]]
     assert train(count(texts), 60, 1).merges == reference(texts, 320, 1)[1]
@@ -135,15 +154,26 @@ def test_pairs_that_overlap_merge_from_the_left(text):
 
 def test_a_large_table_of_pairs():
     """Thousands of different characters make more pairs than the table has room for at first."""
-    letters = [chr(code) for code in range(0x100, 0xD7A4) if unicodedata.category(chr(code)) == "Lo"]
-    texts = [letters[i % len(letters)] + letters[i * 7 % len(letters)] + "ab" * (i % 3) for i in range(60_000)]
+    letters = [
+        chr(code) for code in range(0x100, 0xD7A4) if unicodedata.category(chr(code)) == "Lo"
+    ]
+    texts = [
+        letters[i % len(letters)] + letters[i * 7 % len(letters)] + "ab" * (i % 3)
+        for i in range(60_000)
+    ]
     assert train(count(texts), 4000, 1).merges == reference(texts, 4260, 1)[1]
 
 
 @pytest.mark.parametrize("many", [2**31 - 1, 2**31, 2**32, 2**32 + 2, 2**40])
 def test_counts_beyond_32_bits_merge_first(many):
     words = {"xy": many, "ab": many - 1, "the": many // 2, "cd": 3}
-    assert train(words.items(), 5, 2).merges == [("x", "y"), ("a", "b"), ("h", "e"), ("t", "he"), ("c", "d")]
+    assert train(words.items(), 5, 2).merges == [
+        ("x", "y"),
+        ("a", "b"),
+        ("h", "e"),
+        ("t", "he"),
+        ("c", "d"),
+    ]
 
 
 def test_the_sum_over_words_may_be_beyond_32_bits():
@@ -158,7 +188,7 @@ def test_fewer_merges_where_the_words_have_no_more():
 
 def test_tokens_are_those_that_the_encoder_gives(prose):
     training = train(count(prose), 500, 2)
-    encoder = Encoder(lay_out(training.merges))
+    encoder = Tokenizer(lay_out(training.merges))
     assert training.tokens == sum(len(ids) for ids in encoder.encode_documents(prose))
     assert training.words == len(count(prose))
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizers import trained_elsewhere
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as Reference
 
 from robustly.tokenizer import load, quality
 from robustly.tokenizer.quality import COUNTED, RATIOS, Quality, measure, measure_by
 from robustly.tokenizer.special_tokens import byte_symbols
-from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out, save
 
 TEXTS = [
@@ -37,26 +37,30 @@ def small(tmp_path_factory: pytest.TempPathFactory, prose: list[str]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def encoder(small: Path) -> Encoder:
+def encoder(small: Path) -> Tokenizer:
     return load(small)
 
 
 @pytest.fixture(scope="module")
-def reference(small: Path) -> Tokenizer:
-    found = Tokenizer.from_file(str(small / "tokenizer.json"))
+def reference(small: Path) -> Reference:
+    found = Reference.from_file(str(small / "tokenizer.json"))
     found.encode_special_tokens = True
     return found
 
 
-def counted(reference: Tokenizer, texts: Sequence[str]) -> dict[str, int]:
-    """By the letter: a word is cut on its own, with the space before it if there is one, which may be a token, too."""
-    pieces = [piece for text in texts for piece in reference.encode(text, add_special_tokens=False).tokens]
+def counted(reference: Reference, texts: Sequence[str]) -> dict[str, int]:
+    """By the letter: a word is cut on its own, with the space before it if there is one, which may
+    be a token, too."""
+    pieces = [
+        piece for text in texts for piece in reference.encode(text, add_special_tokens=False).tokens
+    ]
     words = [
         (" " if text[:start].endswith(" ") else "") + text[start:end]
         for text in texts
         for start, end in (match.span() for match in re.finditer(r"\S+", text))
     ]
     cut = [reference.encode(word, add_special_tokens=False).tokens for word in words]
+
     return {
         "documents": len(texts),
         "bytes": sum(len(text.encode()) for text in texts),
@@ -74,7 +78,7 @@ def facts(found: Quality) -> dict[str, Any]:
     return {name: figures[name] for name in (*COUNTED, "unused_entries")}
 
 
-def test_the_counts_are_those_of_plain_counting(encoder: Encoder, reference: Tokenizer) -> None:
+def test_the_counts_are_those_of_plain_counting(encoder: Tokenizer, reference: Reference) -> None:
     expected = counted(reference, TEXTS)
     assert min(expected.values()) > 0 and expected["whole_words"] < expected["words"]
     assert facts(measure(encoder, TEXTS)) == expected
@@ -82,12 +86,18 @@ def test_the_counts_are_those_of_plain_counting(encoder: Encoder, reference: Tok
         assert facts(measure(encoder, [text])) == counted(reference, [text])
 
 
-@given(st.lists(st.text(st.one_of(st.sampled_from(" \n\t\u00a0\u3000the rain,"), st.characters(codec="utf-8")))))
-def test_on_any_text(encoder: Encoder, reference: Tokenizer, texts: list[str]) -> None:
+@given(
+    st.lists(
+        st.text(
+            st.one_of(st.sampled_from(" \n\t\u00a0\u3000the rain,"), st.characters(codec="utf-8"))
+        )
+    )
+)
+def test_on_any_text(encoder: Tokenizer, reference: Reference, texts: list[str]) -> None:
     assert facts(measure(encoder, iter(texts))) == counted(reference, texts)
 
 
-def test_ratios(encoder: Encoder) -> None:
+def test_ratios(encoder: Tokenizer) -> None:
     text = "x the the thex 日"  # five words, 16 characters, 18 bytes
     found = measure(encoder, [text])
     cut = [encoder.decode_bytes([number]) for number in encoder.encode_documents([text])[0]]
@@ -102,12 +112,12 @@ def test_ratios(encoder: Encoder) -> None:
 def test_a_token_of_several_words() -> None:
     """Characters that Python takes for white space and the tokenizer does not."""
     separator = byte_symbols()[0x1C]
-    encoder = Encoder(lay_out([("!", separator), (f"!{separator}", "!")]))
+    encoder = Tokenizer(lay_out([("!", separator), (f"!{separator}", "!")]))
     found = measure(encoder, ["!\x1c! !"])
     assert (found.tokens, found.words, found.whole_words) == (3, 3, 1)
 
 
-def test_nothing_to_divide_by(encoder: Encoder) -> None:
+def test_nothing_to_divide_by(encoder: Tokenizer) -> None:
     none = measure(encoder, [])
     assert none.documents == 0 and none.unused_entries == encoder.vocab_size - 5
     assert {none.figures()[name] for name in RATIOS} == {None}
@@ -115,25 +125,32 @@ def test_nothing_to_divide_by(encoder: Encoder) -> None:
     assert white.tokens_per_word is white.words_in_one_token is None and white.bytes_per_token == 1
 
 
-def test_by_name(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_name(encoder: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """In whatever order the documents come, and however many are counted together."""
     draw = np.random.default_rng(0)
     names = [f"name {number}" for number in draw.integers(0, 3, 60)]
     texts = [TEXTS[number] for number in draw.integers(0, len(TEXTS), 60)]
     (together,) = measure_by([encoder], zip(names, texts, strict=True))
     assert list(together.rows) == list(dict.fromkeys(names))
+
     for name, row in together.rows.items():
-        assert row == measure(encoder, [text for own, text in zip(names, texts, strict=True) if own == name])
+        assert row == measure(
+            encoder, [text for own, text in zip(names, texts, strict=True) if own == name]
+        )
+
     assert together.total == measure(encoder, texts)
     monkeypatch.setattr(quality, "TOGETHER", 50)
     assert measure_by([encoder], zip(names, texts, strict=True)) == [together]
 
 
-def test_two_tokenizers_read_the_documents_once(encoder: Encoder) -> None:
-    bytes_alone = Encoder(lay_out([]))
+def test_two_tokenizers_read_the_documents_once(encoder: Tokenizer) -> None:
+    bytes_alone = Tokenizer(lay_out([]))
     one, two = measure_by([encoder, bytes_alone], (("", text) for text in TEXTS))
     assert one.total == measure(encoder, TEXTS)
-    assert two.total.single_byte_share == two.total.bytes_per_token == 1 and two.total.tokens == one.total.bytes
+    assert (
+        two.total.single_byte_share == two.total.bytes_per_token == 1
+        and two.total.tokens == one.total.bytes
+    )
 
 
 def test_a_tokenizer_that_normalizes_and_has_further_special_tokens(tmp_path: Path) -> None:
@@ -141,5 +158,11 @@ def test_a_tokenizer_that_normalizes_and_has_further_special_tokens(tmp_path: Pa
     save(lay_out([("Ã", "¤")], ["[ENT]"], nfc=True), tmp_path)
     text = unicodedata.normalize("NFD", "ä x ä")
     found = measure(load(tmp_path), [text])
-    assert (found.bytes, found.characters, found.tokens, found.words, found.whole_words) == (7, 5, 5, 3, 3)
+    assert (found.bytes, found.characters, found.tokens, found.words, found.whole_words) == (
+        7,
+        5,
+        5,
+        3,
+        3,
+    )
     assert found.unused_entries == 257 - 3  # ä, x and the space are used

@@ -46,7 +46,10 @@ def test_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     assert [text for _, text in files("a", documents="line").named] == ["One.", "Two", "lines."]
     (tmp_path / "one.txt").write_text("Three.")
-    assert dict(files("a", "one.txt").named).keys() == {str(tmp_path / "a" / "one.txt"), str(tmp_path / "one.txt")}
+    assert dict(files("a", "one.txt").named).keys() == {
+        str(tmp_path / "a" / "one.txt"),
+        str(tmp_path / "one.txt"),
+    }
 
 
 def packed(folder: Path) -> Path:
@@ -71,7 +74,9 @@ def test_by_key(tmp_path: Path, make: Callable[[Path], Path]) -> None:
 def refusal(named: Callable[[], Texts]) -> str:
     with pytest.raises(UserError) as fault:
         list(named().named)
-    assert "corpus." not in str(fault.value) and "max-bad" not in str(fault.value)  # neither page nor option has them
+    assert "corpus." not in str(fault.value) and "max-bad" not in str(
+        fault.value
+    )  # neither page nor option has them
     return str(fault.value)
 
 
@@ -89,7 +94,9 @@ def test_texts_at_fault(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(lines(ROWS) + '{"text": \n')
     message = refusal(lambda: files(rows))
-    assert message.startswith(f"{rows}: line 4 (byte {len(lines(ROWS))} of the text): not JSON: Expecting value")
+    assert message.startswith(
+        f"{rows}: line 4 (byte {len(lines(ROWS))} of the text): not JSON: Expecting value"
+    )
     assert message.endswith("of the line; mend the row or leave it out")
     assert "no key 'body' (--text-key)" in refusal(lambda: files(rows, text_key="body"))
 
@@ -98,13 +105,21 @@ def test_keys_at_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = tmp_path / "rows.txt.jsonl"
     rows.write_text(lines(ROWS))
     message = refusal(lambda: keys(rows, "dialect"))
-    assert message.startswith(f"{rows}: line 1") and "no key 'dialect' (--by); the keys here: 'lang'" in message
+    assert (
+        message.startswith(f"{rows}: line 1")
+        and "no key 'dialect' (--by); the keys here: 'lang'" in message
+    )
     assert "'year' (--by): expected a string, found int" in refusal(lambda: keys(rows, "year"))
     monkeypatch.setattr(texts, "MAX_VALUES", 2)
     assert "more than 2 values" in refusal(lambda: keys(rows, "text"))
     assert list(keys(rows, "lang").named) == EXPECTED
     rows.write_text(lines([*ROWS, {"lang": "sv", "text": None}]))
-    assert "'text' (--text-key): expected a string, found NoneType" in refusal(lambda: keys(rows, "lang"))
+    assert "'text' (--text-key): expected a string, found NoneType" in refusal(
+        lambda: keys(rows, "lang")
+    )
+
     for name in ("text.txt", "text.txt.gz"):
         (tmp_path / name).write_text("x")
-        assert f"{tmp_path / name}: has no keys" in refusal(lambda name=name: keys(tmp_path / name, "lang"))  # type: ignore[misc]
+        assert f"{tmp_path / name}: has no keys" in refusal(
+            lambda name=name: keys(tmp_path / name, "lang")
+        )  # type: ignore[misc]

@@ -1,4 +1,5 @@
-"""Verdicts on the documents of a corpus: skipped where they are read, and a word where they do not fit."""
+"""Verdicts on the documents of a corpus: skipped where they are read, and a word where they do not
+fit."""
 
 import json
 from collections.abc import Callable
@@ -9,74 +10,100 @@ import pytest
 
 from robustly import UserError
 from robustly.corpus import decisions
-from robustly.corpus.config import Corpus
+from robustly.corpus.config import CorpusConfig
 from robustly.corpus.documents import documents
-from robustly.corpus.partitions import parts
+from robustly.corpus.partitions import partitions
 from robustly.manifest import Stage
 
-Page = Callable[..., Corpus]
+Page = Callable[..., CorpusConfig]
 
 
 def judged(folder: Path, *codes: list[int]) -> Path:
     folder.mkdir()
     for number, part in enumerate(codes):
         np.save(decisions.verdicts_file(folder, number), np.array(part, np.uint8))
-    listed = {"format": 1, "verdicts": ["kept", "min_words"], "documents": [len(part) for part in codes]}
+
+    listed = {
+        "format": 1,
+        "verdicts": ["kept", "min_words"],
+        "documents": [len(part) for part in codes],
+    }
     (folder / decisions.VERDICTS).write_text(json.dumps(listed))
     return folder
 
 
-def texts(corpus: Corpus, folder: Path, cleaned: Path) -> list[str]:
-    pieces = decisions.attach(parts(corpus, folder), cleaned)
+def texts(corpus: CorpusConfig, folder: Path, cleaned: Path) -> list[str]:
+    pieces = decisions.attach(partitions(corpus, folder), cleaned)
     return [document.text for part in pieces for document in documents(part, corpus, [])]
 
 
 @pytest.fixture
-def corpus(tmp_path: Path, page: Page) -> Corpus:
+def corpus(tmp_path: Path, page: Page) -> CorpusConfig:
     (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree\n")
     (tmp_path / "b.txt").write_text("four\n")
     return page("a.txt", "b.txt")
 
 
-def test_documents_are_skipped_part_by_part(tmp_path: Path, corpus: Corpus) -> None:
-    assert texts(corpus, tmp_path, judged(tmp_path / "some", [0, 1, 0], [0])) == ["one", "three", "four"]
+def test_documents_are_skipped_part_by_part(tmp_path: Path, corpus: CorpusConfig) -> None:
+    assert texts(corpus, tmp_path, judged(tmp_path / "some", [0, 1, 0], [0])) == [
+        "one",
+        "three",
+        "four",
+    ]
     assert texts(corpus, tmp_path, judged(tmp_path / "none", [1, 1, 2], [1])) == []
-    unattached = [document.text for part in parts(corpus, tmp_path) for document in documents(part, corpus, [])]
+    unattached = [
+        document.text
+        for part in partitions(corpus, tmp_path)
+        for document in documents(part, corpus, [])
+    ]
     assert unattached == ["one", "two", "three", "four"]
 
 
 @pytest.mark.parametrize(("codes", "found"), [([0, 1], "more"), ([0, 0, 0, 1], "only 3")])
-def test_as_many_verdicts_as_documents(tmp_path: Path, corpus: Corpus, codes: list[int], found: str) -> None:
+def test_as_many_verdicts_as_documents(
+    tmp_path: Path, corpus: CorpusConfig, codes: list[int], found: str
+) -> None:
     folder = judged(tmp_path / "clean", codes, [0])
-    with pytest.raises(UserError, match=rf"verdicts on {len(codes)} documents, and the part has {found}; something"):
+    with pytest.raises(
+        UserError, match=rf"verdicts on {len(codes)} documents, and the part has {found}; something"
+    ):
         texts(corpus, tmp_path, folder)
 
 
-def test_as_many_parts(tmp_path: Path, corpus: Corpus) -> None:
+def test_as_many_parts(tmp_path: Path, corpus: CorpusConfig) -> None:
     with pytest.raises(UserError, match=r"verdicts\.json: on 1 parts of a corpus that has 2 now"):
         texts(corpus, tmp_path, judged(tmp_path / "clean", [0, 0, 0]))
 
 
-def test_files_that_cannot_be_read(tmp_path: Path, corpus: Corpus) -> None:
+def test_files_that_cannot_be_read(tmp_path: Path, corpus: CorpusConfig) -> None:
     folder = judged(tmp_path / "clean", [0, 0, 0], [0])
     path = decisions.verdicts_file(folder, 0)
     np.save(path, np.zeros(3, np.int64))
-    with pytest.raises(UserError, match=r"verdicts-00000\.npy: shape \(3,\) of int64, expected numbers of uint8"):
+
+    with pytest.raises(
+        UserError, match=r"verdicts-00000\.npy: shape \(3,\) of int64, expected numbers of uint8"
+    ):
         texts(corpus, tmp_path, folder)
+
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"verdicts-00000\.npy: cannot be read"):
         texts(corpus, tmp_path, folder)
+
     (folder / decisions.VERDICTS).write_text('{"format": 2}')
     with pytest.raises(UserError, match="format 2, expected 1"):
         texts(corpus, tmp_path, folder)
+
     (folder / decisions.VERDICTS).unlink()
     with pytest.raises(UserError, match=r"verdicts\.json: cannot be read"):
         texts(corpus, tmp_path, folder)
 
 
 def test_the_stage_is_required_on_this_corpus(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no finished clean stage here .*`robustly clean CONFIG` first"):
+    with pytest.raises(
+        UserError, match=r"no finished clean stage here .*`robustly clean CONFIG` first"
+    ):
         decisions.require(tmp_path, "a")
+
     Stage(tmp_path, "clean", {}, {"corpus": "a"}).finish([], {})
     assert decisions.require(tmp_path, "a").stage == "clean"
     with pytest.raises(UserError, match="another than the one that was cleaned here"):

@@ -1,4 +1,5 @@
-"""The table of words: the ids of the engine, whatever the table holds and wherever a text begins."""
+"""The table of words: the ids of the engine, whatever the table holds and wherever a text
+begins."""
 
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from robustly import UserError
 from robustly.tokenizer import load, word_table
 from robustly.tokenizer import tokenizer as module
 from robustly.tokenizer.merges import train
-from robustly.tokenizer.tokenizer import Encoder
+from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out
 from robustly.tokenizer.word_table import LONGEST, WordTable
 
@@ -31,9 +32,9 @@ ANY = st.lists(
 CROSSING = [*"astdmrevl' \n\t1½.é\u00a0\u3000"]
 
 
-def by_table(encoder: Encoder) -> Encoder:
+def by_table(encoder: Tokenizer) -> Tokenizer:
     """An encoder of the same vocabulary that has started its table, of `word_table.WORDS`."""
-    other = Encoder(encoder.vocabulary)
+    other = Tokenizer(encoder.vocabulary)
     other._encoded = module.BEFORE_TABLE
     assert other._table
     return other
@@ -51,9 +52,10 @@ def quick(plain):
 
 @pytest.fixture(scope="session")
 def crossing():
-    """Two encoders whose tokens show where words are cut: any two of some characters merge, and any two of those."""
+    """Two encoders whose tokens show where words are cut: any two of some characters merge, and any
+    two of those."""
     runs = {left + right: 1 for left in CROSSING for right in CROSSING}
-    encoder = Encoder(lay_out(train(runs.items(), 600, 1).merges))
+    encoder = Tokenizer(lay_out(train(runs.items(), 600, 1).merges))
     return encoder, by_table(encoder)
 
 
@@ -72,18 +74,35 @@ def test_words_are_cut_where_the_engine_cuts_them(crossing, text):
 
 
 def test_every_row_of_three_is_cut_where_the_engine_cuts_it(crossing):
-    texts = [f"{before}{row}" for row in map("".join, product(CROSSING, repeat=3)) for before in ("", "'")]
+    texts = [
+        f"{before}{row}"
+        for row in map("".join, product(CROSSING, repeat=3))
+        for before in ("", "'")
+    ]
     engine, table = (encoder.encode_documents(texts) for encoder in crossing)
     assert [ids.tolist() for ids in table] == [ids.tolist() for ids in engine]
 
 
 def test_every_character_is_read_from_its_bytes():
-    points = [*range(0, 0xD800, 37), *range(0xE000, 0x110000, 37), 0x7F, 0x80, 0x7FF, 0x800, 0xFFFF, 0x10000, 0x10FFFF]
+    points = [
+        *range(0, 0xD800, 37),
+        *range(0xE000, 0x110000, 37),
+        0x7F,
+        0x80,
+        0x7FF,
+        0x800,
+        0xFFFF,
+        0x10000,
+        0x10FFFF,
+    ]
     numbers = np.arange(0x110000, dtype=np.uint32)  # in the place of classes
     for point in points:
         raw = chr(point).encode()
         text = np.frombuffer(bytearray(b"x" + raw), np.uint8)
-        assert word_table._character.py_func(text.astype(np.int64), 1, numbers) == (point, 1 + len(raw))
+        assert word_table._character.py_func(text.astype(np.int64), 1, numbers) == (
+            point,
+            1 + len(raw),
+        )
 
 
 def test_corpora_of_every_kind(plain, quick, prose):
@@ -102,11 +121,16 @@ def test_ids_do_not_depend_on_what_the_table_holds(plain, texts):
 def test_a_full_table_begins_anew(plain):
     with mock.patch.object(word_table, "WORDS", 12):
         small = by_table(plain)
+
     for number in range(30):
         assert ids_of(small, f" number{number}") == ids_of(plain, f" number{number}")
         assert 0 < small._table._used[0] <= 12
-    with mock.patch.object(word_table, "WORDS", 8):  # their bytes fill the room before the words are that many
+
+    with mock.patch.object(
+        word_table, "WORDS", 8
+    ):  # their bytes fill the room before the words are that many
         small = by_table(plain)
+
     for number in range(30):
         text = f" {chr(97 + number % 26) * 100}"
         assert ids_of(small, text) == ids_of(plain, text)
@@ -119,7 +143,9 @@ def test_words_of_the_same_hash_are_told_apart(plain):
     first = table.encode(b" government").tolist()
     slots = table._words.slots
     (there,) = np.flatnonzero(slots["head"])
-    slots["head"][there] = word_table._head(np.frombuffer(text, np.uint8), 11, 22)  # as if both had it
+    slots["head"][there] = word_table._head(
+        np.frombuffer(text, np.uint8), 11, 22
+    )  # as if both had it
     slots[word_table._home(slots, slots["head"][there])] = slots[there]
     assert table.encode(b" parliament").tolist() == ids_of(plain, " parliament") != first
 
@@ -149,7 +175,11 @@ def test_lines(plain, quick, prose):
 def test_nfc(plain):
     vocabulary = lay_out(plain.vocabulary.merges, nfc=True)
     apart = "cafe\u0301 \u1100\u1161"
-    assert ids_of(by_table(Encoder(vocabulary)), apart) == ids_of(Encoder(vocabulary), apart) != ids_of(plain, apart)
+    assert (
+        ids_of(by_table(Tokenizer(vocabulary)), apart)
+        == ids_of(Tokenizer(vocabulary), apart)
+        != ids_of(plain, apart)
+    )
 
 
 def test_half_a_surrogate_pair_is_refused(quick):
@@ -158,21 +188,22 @@ def test_half_a_surrogate_pair_is_refused(quick):
 
 
 def test_wide_ids(plain):
-    wide = Encoder(lay_out(plain.vocabulary.merges, [f"[{number}-x]" for number in range(2**16)]))
+    wide = Tokenizer(lay_out(plain.vocabulary.merges, [f"[{number}-x]" for number in range(2**16)]))
     found = by_table(wide).encode_documents(["some words of it"])[0]
     assert found.dtype == np.uint32 and found.tolist() == ids_of(wide, "some words of it")
 
 
 def test_two_tokens_merge_though_no_merge_lists_them():
     """The engine merges by the bytes: here "a" and "bc" too, where only "ab" and "c" are listed."""
-    encoder = Encoder(lay_out([("b", "c"), ("a", "b"), ("ab", "c")]))
+    encoder = Tokenizer(lay_out([("b", "c"), ("a", "b"), ("ab", "c")]))
     assert ids_of(by_table(encoder), "xabc") == ids_of(encoder, "xabc")
     assert len(ids_of(encoder, "xabc")) == 2
 
 
 def test_a_word_that_is_a_token_is_that_token():
-    """Also where merging would not find it: "bc" comes first and leaves nothing that makes "abcd"."""
-    encoder = Encoder(lay_out([("b", "c"), ("a", "b"), ("c", "d"), ("ab", "cd")]))
+    """Also where merging would not find it: "bc" comes first and leaves nothing that makes
+    "abcd"."""
+    encoder = Tokenizer(lay_out([("b", "c"), ("a", "b"), ("c", "d"), ("ab", "cd")]))
     for text, tokens in [("abcd", 1), ("xabcd", 4)]:
         assert ids_of(by_table(encoder), text) == ids_of(encoder, text)
         assert len(ids_of(encoder, text)) == tokens
@@ -180,7 +211,7 @@ def test_a_word_that_is_a_token_is_that_token():
 
 def test_the_table_starts_after_so_many_characters(plain, monkeypatch):
     monkeypatch.setattr(module, "BEFORE_TABLE", 10)
-    encoder = Encoder(plain.vocabulary)
+    encoder = Tokenizer(plain.vocabulary)
     for text, started in [("12345678", False), ("12345678", False), ("12", True)]:
         assert ids_of(encoder, text) == ids_of(plain, text)
         assert ("_table" in vars(encoder)) == started

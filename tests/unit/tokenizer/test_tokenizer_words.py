@@ -12,14 +12,33 @@ from robustly.tokenizer.special_tokens import byte_symbols
 from robustly.tokenizer.words import split
 
 # As published in GPT-2's encoder.py.
-GPT2 = regex.compile(r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""")
+GPT2 = regex.compile(
+    r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+)
 
-# Text that exercises the pattern: contractions, digits, several kinds of white space, marks, letters of all sizes.
-# Characters that Python 3.11 does not know are left out: Unicode tables differ there from one engine to the next.
+# Text that exercises the pattern: contractions, digits, several kinds of white space, marks,
+# letters of all sizes. Characters that Python 3.11 does not know are left out: Unicode tables
+# differ there from one engine to the next.
 TEXT = st.lists(
     st.one_of(
         st.sampled_from(
-            ["'s", "'LL", "'re", "'", " ", "  ", "\n", "\t", "\r\n", "\u00a0", "\u3000", "12", "½", "_", "é"]
+            [
+                "'s",
+                "'LL",
+                "'re",
+                "'",
+                " ",
+                "  ",
+                "\n",
+                "\t",
+                "\r\n",
+                "\u00a0",
+                "\u3000",
+                "12",
+                "½",
+                "_",
+                "é",
+            ]
         ),
         st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=5),
     ),
@@ -37,7 +56,9 @@ def test_words_are_those_of_gpt2_and_lose_nothing(text):
 def test_words_are_those_of_tokenizers(text):
     symbols = byte_symbols()
     reference = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
-    assert ["".join(symbols[byte] for byte in word.encode()) for word in split(text)] == [word for word, _ in reference]
+    assert ["".join(symbols[byte] for byte in word.encode()) for word in split(text)] == [
+        word for word, _ in reference
+    ]
 
 
 def test_contractions_are_words():
