@@ -1,6 +1,6 @@
-"""One plan, many launchers: how the ranks of a training run are started, on one machine or many.
+"""One job, many launchers: how the ranks of a training run are started, on one machine or many.
 
-`robustly.launch.job.Plan` says what runs; each launcher turns the same plan into processes
+`robustly.launch.job.Job` says what runs; each launcher turns the same job into processes
 (`start`) or into the text that it would run (`render`). A rank learns who it is from
 `robustly.launch.environment`. Nothing here imports a stage or torch."""
 
@@ -14,10 +14,10 @@ from robustly.launch.job import Job, LaunchOptions
 class Launcher(Protocol):
     """What every launcher module offers."""
 
-    def render(self, plan: Job, options: LaunchOptions) -> str:
+    def render(self, job: Job, options: LaunchOptions) -> str:
         """What `start` would run, as shell text. Raises UserError if the options do not suffice."""
 
-    def start(self, plan: Job, options: LaunchOptions) -> int:
+    def start(self, job: Job, options: LaunchOptions) -> int:
         """Run it; the exit code is 0 only if every rank's was (Slurm: if the job was accepted)."""
 
 

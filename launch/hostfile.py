@@ -68,7 +68,7 @@ def parse(text: str, origin: str) -> list[Host]:
     return list(hosts.values())
 
 
-def commands(plan: Job, options: LaunchOptions) -> list[tuple[str, list[str]]]:
+def commands(job: Job, options: LaunchOptions) -> list[tuple[str, list[str]]]:
     """Each host's name and the ssh command that starts its ranks."""
     hosts = _hosts(options)
     ranks = [options.ranks_per_node or host.slots for host in hosts]
@@ -82,7 +82,7 @@ def commands(plan: Job, options: LaunchOptions) -> list[tuple[str, list[str]]]:
             hosts[0].address,
             options.master_port or MASTER_PORT,
         )
-        result.append((host.name, [*SSH, host.name, _there(plan, share)]))
+        result.append((host.name, [*SSH, host.name, _there(job, share)]))
 
     return result
 
@@ -112,16 +112,16 @@ def _hosts(options: LaunchOptions) -> list[Host]:
     return hosts[:wanted]
 
 
-def _there(plan: Job, share: NodeRanks) -> str:
+def _there(job: Job, share: NodeRanks) -> str:
     """The line that the login shell of a machine runs; quoted so that it arrives as it is written
     here."""
     agent = (
-        "exec", "env", *(f"{name}={value}" for name, value in plan.environment.items()),
-        sys.executable, "-P", "-m", "robustly.launch.node",
+        "exec", "env", *(f"{name}={value}" for name, value in job.environment.items()),
+        sys.executable, "-m", "robustly.launch.node",
         "--first-rank", str(share.first_rank), "--ranks", str(share.ranks), "--world-size", str(share.world_size),
-        "--master-addr", share.master_addr, "--master-port", str(share.master_port), "--", *plan.command,
+        "--master-addr", share.master_addr, "--master-port", str(share.master_port), "--", *job.command,
     )  # fmt: skip
-    return f"cd {shlex.quote(str(plan.folder))} && {shlex.join(agent)}"
+    return f"cd {shlex.quote(str(job.folder))} && {shlex.join(agent)}"
 
 
 class _Remote:
@@ -158,12 +158,12 @@ class _Remote:
             self.stop()
 
 
-def render(plan: Job, options: LaunchOptions) -> str:
+def render(job: Job, options: LaunchOptions) -> str:
     """The ssh commands, one a line; each ends its ranks when its standard input ends."""
-    return "".join(shlex.join(command) + "\n" for _, command in commands(plan, options))
+    return "".join(shlex.join(command) + "\n" for _, command in commands(job, options))
 
 
-def start(plan: Job, options: LaunchOptions) -> int:
+def start(job: Job, options: LaunchOptions) -> int:
     """Run all hosts' commands. A host that cannot be reached counts as exit code 255."""
-    starters = [partial(_Remote, host, command) for host, command in commands(plan, options)]
+    starters = [partial(_Remote, host, command) for host, command in commands(job, options)]
     return supervise(starters, grace=2 * GRACE)  # each machine needs one GRACE for its own ranks

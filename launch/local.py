@@ -139,32 +139,32 @@ def free_port() -> int:
     raise UserError(f"no free port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1}")
 
 
-def render(plan: Job, options: LaunchOptions) -> str:
+def render(job: Job, options: LaunchOptions) -> str:
     """A line for each rank, to be run side by side."""
-    share = _share(plan, options, options.master_port or numbered_port(0))
-    lines = [f"cd {shlex.quote(str(plan.folder))}", "# side by side; MASTER_PORT is any free port"]
+    share = _share(job, options, options.master_port or numbered_port(0))
+    lines = [f"cd {shlex.quote(str(job.folder))}", "# side by side; MASTER_PORT is any free port"]
 
     for local_rank in range(share.ranks):
-        assignments = {**plan.environment, **variables(share.rank(local_rank))}
+        assignments = {**job.environment, **variables(share.rank(local_rank))}
         lines.append(
             " ".join(f"{name}={shlex.quote(value)}" for name, value in assignments.items())
-            + f" {shlex.join(plan.command)} &"
+            + f" {shlex.join(job.command)} &"
         )
 
     return "\n".join([*lines, "wait"]) + "\n"
 
 
-def start(plan: Job, options: LaunchOptions) -> int:
-    share = _share(plan, options, options.master_port or free_port())
-    os.chdir(plan.folder)
-    return run_share(plan.command, share, plan.environment)
+def start(job: Job, options: LaunchOptions) -> int:
+    share = _share(job, options, options.master_port or free_port())
+    os.chdir(job.folder)
+    return run_share(job.command, share, job.environment)
 
 
-def _share(plan: Job, options: LaunchOptions, port: int) -> NodeRanks:
+def _share(job: Job, options: LaunchOptions, port: int) -> NodeRanks:
     if (options.nodes or 1) > 1:
         raise UserError(
             f"--nodes {options.nodes}: the local launcher uses this machine alone; take hostfile or"
             " slurm"
         )
-    ranks = options.ranks_per_node or plan.ranks
+    ranks = options.ranks_per_node or job.ranks
     return NodeRanks(0, ranks, ranks, "127.0.0.1", port)

@@ -37,7 +37,7 @@ exit $((code ? code : 1))
 """
 
 
-def render(plan: Job, options: LaunchOptions) -> str:
+def render(job: Job, options: LaunchOptions) -> str:
     """The batch script.
 
     The ranks read SLURM_* themselves (`robustly.launch.environment`), so that srun runs the command
@@ -45,10 +45,10 @@ def render(plan: Job, options: LaunchOptions) -> str:
     job that ends with the work incomplete puts itself back into the queue; Slurm does so itself
     after a preemption or the loss of a node. All attempts append to one output file."""
     directives = {
-        "job-name": plan.name,
-        "chdir": str(plan.folder),
+        "job-name": job.name,
+        "chdir": str(job.folder),
         "nodes": str(options.nodes or 1),
-        "ntasks-per-node": str(options.ranks_per_node or plan.ranks),
+        "ntasks-per-node": str(options.ranks_per_node or job.ranks),
         "requeue": "",
         "open-mode": "append",
         "signal": f"USR1@{LAST_CHECKPOINT}",  # to the ranks; `B:` would mean this script
@@ -65,12 +65,12 @@ def render(plan: Job, options: LaunchOptions) -> str:
     return SCRIPT.format(
         directives="\n".join(lines),
         exports="\n".join(
-            f"export {name}={shlex.quote(value)}" for name, value in plan.environment.items()
+            f"export {name}={shlex.quote(value)}" for name, value in job.environment.items()
         ),
         first_port=FIRST_PORT,
         ports=PORTS,
-        command=shlex.join(plan.command),
-        finished=shlex.quote(str(plan.finished)),
+        command=shlex.join(job.command),
+        finished=shlex.quote(str(job.finished)),
         users_mistake=USERS_MISTAKE,
         restarts=options.restarts,
     )
@@ -80,11 +80,11 @@ def _directive(name: str, value: str) -> str:
     return f"#SBATCH --{name}={shlex.quote(value)}" if value else f"#SBATCH --{name}"
 
 
-def start(plan: Job, options: LaunchOptions) -> int:
+def start(job: Job, options: LaunchOptions) -> int:
     """Hand the script to sbatch, which prints the job's number. Raises UserError where there is no
     sbatch."""
     try:
-        return subprocess.run(["sbatch"], input=render(plan, options), text=True).returncode
+        return subprocess.run(["sbatch"], input=render(job, options), text=True).returncode
     except FileNotFoundError:
         raise UserError(
             "sbatch: not found; run this where jobs are submitted, or print the script with"

@@ -14,7 +14,7 @@ from robustly.launch.job import MASTER_PORT, Job, LaunchOptions
 FIX = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
-def command(plan: Job, options: LaunchOptions) -> list[str]:
+def command(job: Job, options: LaunchOptions) -> list[str]:
     """The torchrun command, the same on every machine."""
     nodes = options.nodes or 1
     if nodes > 1 and options.master is None:
@@ -29,33 +29,33 @@ def command(plan: Job, options: LaunchOptions) -> list[str]:
         ["--standalone"]
         if nodes == 1
         else [
-            "--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-id", plan.name,
+            "--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-id", job.name,
             "--rdzv-endpoint", f"{options.master}:{options.master_port or MASTER_PORT}",
         ]
     )  # fmt: skip
     ranks = [
         "--nproc-per-node",
-        str(options.ranks_per_node or plan.ranks),
+        str(options.ranks_per_node or job.ranks),
         "--max-restarts",
         str(options.restarts),
     ]
-    return [torchrun, *meeting, *ranks, "--no-python", *plan.command]
+    return [torchrun, *meeting, *ranks, "--no-python", *job.command]
 
 
-def render(plan: Job, options: LaunchOptions) -> str:
+def render(job: Job, options: LaunchOptions) -> str:
     """The line to run on each machine."""
     assignments = " ".join(
-        f"{name}={shlex.quote(value)}" for name, value in {**plan.environment, **FIX}.items()
+        f"{name}={shlex.quote(value)}" for name, value in {**job.environment, **FIX}.items()
     )
     return (
-        f"cd {shlex.quote(str(plan.folder))} && {assignments}"
-        f" {shlex.join(command(plan, options))}\n"
+        f"cd {shlex.quote(str(job.folder))} && {assignments}"
+        f" {shlex.join(command(job, options))}\n"
     )
 
 
-def start(plan: Job, options: LaunchOptions) -> int:
+def start(job: Job, options: LaunchOptions) -> int:
     """Become torchrun on this machine; the other machines need the same command."""
-    arguments = command(plan, options)
-    os.chdir(plan.folder)
+    arguments = command(job, options)
+    os.chdir(job.folder)
     # In place of this process, so that signals go straight to torchrun and its exit code is ours.
-    os.execve(arguments[0], arguments, {**os.environ, **plan.environment, **FIX})
+    os.execve(arguments[0], arguments, {**os.environ, **job.environment, **FIX})

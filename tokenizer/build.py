@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from tokenizers import TokenizerConfig as Reference
+from tokenizers import Tokenizer as Reference
 
 from robustly import UserError, log, machine, manifest
 from robustly.config import fingerprint

@@ -137,7 +137,8 @@ def _parameters(folder: Path) -> int | None:
         try:
             with safe_open(path, "pt") as tensors:
                 total += sum(
-                    math.prod(tensors.get_slice(name).get_shape()) for name in tensors
+                    math.prod(tensors.get_slice(name).get_shape())
+                    for name in tensors.keys()  # noqa: SIM118 (a safe_open is not iterable)
                 )
         except (OSError, SafetensorError) as error:
             raise UserError(

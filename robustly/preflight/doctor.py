@@ -1,7 +1,6 @@
 """What this machine has and lacks for training. Each check is a function that returns a finding,
 with what to do."""
 
-import importlib.util
 import locale
 import os
 import platform
@@ -27,7 +26,6 @@ PROJECT = "robustly"
 WATCHED = ("torch", "transformers", "deepspeed", "tokenizers", "datasets", "numpy", "peft")
 """Libraries with a line of their own; the others that the project needs share one."""
 NOT_FOR_PRETRAINING = ("datasets", "peft")
-OUR_PACKAGES = ("robustly", "tokenizer", "data_prep", "pretrain", "delta", "publish", "launch")
 BF16_FROM = (8, 0)  # compute capability of Ampere, the first with bf16 tensor cores
 
 LITTLE_MEMORY, TOO_LITTLE_MEMORY = 4e9, 1.5e9
@@ -88,14 +86,12 @@ def examine() -> Diagnosis:
     findings = [
         python(),
         *libraries(),
-        packages(),
         *torch_findings,
         *([] if usable_gpus else [processor()]),
         memory(),
         shared_memory(),
         disk(Path.cwd()),
         locks(Path.cwd()),
-        shadows(Path.cwd()),
         open_files(),
         launchers(),
         encoding(),
@@ -212,21 +208,6 @@ def library(name: str, specifier: str) -> Finding:
         return Finding(name, "ok", version)
 
     return Finding(name, "note", f"{version}, tried with {specifier}", install)
-
-
-def packages() -> Finding:
-    """Our packages have plain names; another distribution's could come first on the path."""
-    home = Path(__file__).resolve().parent.parent
-    for name in OUR_PACKAGES:
-        spec = importlib.util.find_spec(name)
-        origin = Path(spec.origin).resolve() if spec and spec.origin else None
-        if origin is None or origin.parent.parent != home:
-            return Finding(
-                "packages", "problem", f"`import {name}` finds {origin or 'nothing'}, expected {home / name}",
-                "uninstall the other package of that name, or use a virtual environment of its own",
-            )  # fmt: skip
-
-    return Finding("packages", "ok", f"{home}")
 
 
 # --------------------------------------------------------------------------------------------- GPUs
@@ -457,24 +438,6 @@ def locks(folder: Path) -> Finding:
                        "change to a folder of yours, or set paths.root to one")  # fmt: skip
 
     return Finding("working directory", "ok", f"{folder}, can be written and locked")
-
-
-def shadows(folder: Path) -> Finding:
-    """A folder with the name of one of our packages comes first for Python programs that are
-    started beside it."""
-    home = Path(__file__).resolve().parent.parent
-    others = [
-        name
-        for name in OUR_PACKAGES
-        if (folder / name).is_dir() and (folder / name).resolve() != home / name
-    ]
-    if not others:
-        return Finding("shadowing", "ok", "no folder here has the name of one of our packages")
-
-    return Finding(
-        "shadowing", "note", f"{folder} holds {', '.join(others)}",
-        "`robustly` is safe from it; your own Python programs that import ours need `python -P`, or another folder",
-    )  # fmt: skip
 
 
 def open_files() -> Finding:

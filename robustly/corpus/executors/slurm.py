@@ -128,11 +128,10 @@ class SlurmExecutor(SlurmPipelineExecutor):
         pickled = shlex.quote(str(self.folder / "executor.pik"))
         self.env_command = f"export PYTHONPATH={shlex.quote(os.pathsep.join(import_paths()))}"
         script = self.folder / "job.sh"
-        # -P: not the working directory before them
         module = "datatrove.tools.launch_pickled_pipeline"
         script.write_text(
             self.get_launch_file_contents(
-                {}, f"exec {shlex.quote(sys.executable)} -P -m {module} {pickled}"
+                {}, f"exec {shlex.quote(sys.executable)} -m {module} {pickled}"
             )
         )
         options = self._options(math.ceil(len(waiting) / self.tasks_per_job))

@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -77,19 +76,6 @@ def test_what_is_not_installed_is_said_once(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(metadata, "metadata", missing)
     monkeypatch.setattr(metadata, "requires", missing)
     assert (doctor.python().status, doctor.libraries()) == ("problem", [])
-
-
-def test_another_package_of_our_name_is_a_problem(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert doctor.packages().status == "ok"
-    (tmp_path / "publish").mkdir()
-    (tmp_path / "publish" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "publish", raising=False)
-    found = doctor.packages()
-    assert found.status == "problem"
-    assert str(tmp_path / "publish") in found.found
 
 
 # --------------------------------------------------------------------------------------------- GPUs
@@ -209,14 +195,6 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("fcntl.flock", refuse)
     found = doctor.locks(tmp_path)
     assert (found.status, "keeps no locks" in found.found) == ("problem", True)
-
-
-def test_a_folder_that_shadows(tmp_path: Path) -> None:
-    assert doctor.shadows(tmp_path).status == "ok"
-    assert doctor.shadows(Path(doctor.__file__).parent.parent).status == "ok"  # the checkout itself
-    (tmp_path / "tokenizer").mkdir()
-    found = doctor.shadows(tmp_path)
-    assert (found.status, "tokenizer" in found.found) == ("note", True)
 
 
 @pytest.mark.parametrize(

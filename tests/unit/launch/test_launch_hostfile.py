@@ -15,7 +15,7 @@ import pytest
 from rank_program import alive, notes, signals, wait_for
 
 from robustly import UserError
-from robustly.launch import LaunchOptions, Plan, hostfile, node
+from robustly.launch import Job, LaunchOptions, hostfile, node
 from robustly.launch.hostfile import Host
 
 # Joins the last argument with a shell whose environment is bare, in a session of its own, and
@@ -56,8 +56,8 @@ def options(tmp_path: Path, hosts: str, **more) -> LaunchOptions:
     return LaunchOptions(hostfile=tmp_path / "hosts", **more)
 
 
-def plan(tmp_path: Path, command: list[str], **environment: str) -> Plan:
-    return Plan(tuple(command), tmp_path, tmp_path / "manifest.json", environment=environment)
+def job(tmp_path: Path, command: list[str], **environment: str) -> Job:
+    return Job(tuple(command), tmp_path, tmp_path / "manifest.json", environment=environment)
 
 
 def test_parse():
@@ -82,7 +82,7 @@ def test_parse_refuses(text, message):
 
 
 def test_what_does_not_fit_the_hostfile_is_refused(tmp_path):
-    some = plan(tmp_path, ["true"])
+    some = job(tmp_path, ["true"])
     with pytest.raises(UserError, match="needs --hostfile FILE"):
         hostfile.render(some, LaunchOptions())
 
@@ -98,7 +98,7 @@ def test_what_does_not_fit_the_hostfile_is_refused(tmp_path):
 
 
 def test_render(tmp_path):
-    some = plan(
+    some = job(
         tmp_path, ["robustly", "pretrain", "page.yaml", "data.language=it's"], NCCL_DEBUG="INFO"
     )
     text = hostfile.render(some, options(tmp_path, "user@nodea slots=2\nnodeb slots=1\n"))
@@ -110,7 +110,7 @@ def test_render(tmp_path):
     assert shlex.split(first)[:-2] == shlex.split(ssh)
     assert shlex.split(first)[-2:] == [
         "user@nodea",
-        f"cd {tmp_path} && exec env NCCL_DEBUG=INFO {sys.executable} -P -m robustly.launch.node"
+        f"cd {tmp_path} && exec env NCCL_DEBUG=INFO {sys.executable} -m robustly.launch.node"
         " --first-rank 0 --ranks 2 "
         "--world-size 3 --master-addr nodea --master-port 29500 -- "
         """robustly pretrain page.yaml 'data.language=it'"'"'s'""",
@@ -123,7 +123,7 @@ def test_render(tmp_path):
 def test_nodes_and_ranks_per_node_overrule_the_hostfile(tmp_path):
     three = "a slots=8\nb slots=4\nc slots=2\n"
     text = hostfile.render(
-        plan(tmp_path, ["true"]), options(tmp_path, three, nodes=2, ranks_per_node=3, master_port=5)
+        job(tmp_path, ["true"]), options(tmp_path, three, nodes=2, ranks_per_node=3, master_port=5)
     )
     assert re.findall(
         r"first-rank (\d) --ranks (\d) --world-size (\d) --master-addr a --master-port (\d)", text
@@ -134,7 +134,7 @@ def test_nodes_and_ranks_per_node_overrule_the_hostfile(tmp_path):
 
 
 def test_every_rank_gets_its_place_environment_and_arguments(tmp_path, rank, ssh):
-    some = plan(tmp_path, rank("end", *SPECIAL), NCCL_DEBUG="INFO", GLOO_SOCKET_IFNAME="it's $HOME")
+    some = job(tmp_path, rank("end", *SPECIAL), NCCL_DEBUG="INFO", GLOO_SOCKET_IFNAME="it's $HOME")
     assert (
         hostfile.start(
             some, options(tmp_path, "10.0.0.1 slots=1\n10.0.0.2 slots=2\n", master_port=20123)
@@ -158,7 +158,7 @@ def test_every_rank_gets_its_place_environment_and_arguments(tmp_path, rank, ssh
 
 
 def test_one_host_is_reached_over_ssh_too(tmp_path, rank, ssh):
-    assert hostfile.start(plan(tmp_path, rank("end")), options(tmp_path, "10.0.0.1 slots=1\n")) == 0
+    assert hostfile.start(job(tmp_path, rank("end")), options(tmp_path, "10.0.0.1 slots=1\n")) == 0
     assert (tmp_path / "ssh.10.0.0.1").exists()
     assert len(notes(tmp_path)) == 1
 
@@ -166,7 +166,7 @@ def test_one_host_is_reached_over_ssh_too(tmp_path, rank, ssh):
 def test_a_failure_on_one_host_stops_the_others(tmp_path, rank, ssh, capfd):
     both = options(tmp_path, "10.0.0.1 slots=2\n10.0.0.2 slots=1\n")
     begun = time.monotonic()
-    assert hostfile.start(plan(tmp_path, rank("fail:7:2")), both) == 7
+    assert hostfile.start(job(tmp_path, rank("fail:7:2")), both) == 7
     assert time.monotonic() - begun < 10
     assert signals(tmp_path) == ["SIGTERM\n", "SIGTERM\n"]
     assert not any(alive(int(r["pid"])) for r in notes(tmp_path))
@@ -176,7 +176,7 @@ def test_a_failure_on_one_host_stops_the_others(tmp_path, rank, ssh, capfd):
 def test_a_host_that_cannot_be_reached_stops_the_run(tmp_path, rank, ssh):
     assert (
         hostfile.start(
-            plan(tmp_path, rank("leave")), options(tmp_path, "10.0.0.1 slots=1\noff slots=1\n")
+            job(tmp_path, rank("leave")), options(tmp_path, "10.0.0.1 slots=1\noff slots=1\n")
         )
         == 255
     )
@@ -184,7 +184,7 @@ def test_a_host_that_cannot_be_reached_stops_the_run(tmp_path, rank, ssh):
 
 
 def test_a_folder_that_a_host_lacks_stops_the_run(tmp_path, rank, ssh, capfd):
-    some = Plan(tuple(rank("end")), tmp_path / "absent", tmp_path / "manifest.json")
+    some = Job(tuple(rank("end")), tmp_path / "absent", tmp_path / "manifest.json")
     assert hostfile.start(some, options(tmp_path, "10.0.0.1 slots=1\n")) != 0
     assert "absent" in capfd.readouterr().err
 
@@ -193,9 +193,9 @@ def launched(launcher, tmp_path, rank, behaviour):
     """A launcher of one rank on each of two hosts, in a process of its own, once both ranks are
     there."""
     program = f"""
-import sys; from pathlib import Path; from launch import LaunchOptions, Plan, hostfile
-plan = Plan({tuple(rank(behaviour))!r}, Path({str(tmp_path)!r}), Path("manifest.json"))
-sys.exit(hostfile.start(plan, LaunchOptions(hostfile=Path({str(tmp_path / "hosts")!r}))))
+import sys; from pathlib import Path; from robustly.launch import LaunchOptions, Job, hostfile
+job = Job({tuple(rank(behaviour))!r}, Path({str(tmp_path)!r}), Path("manifest.json"))
+sys.exit(hostfile.start(job, LaunchOptions(hostfile=Path({str(tmp_path / "hosts")!r}))))
 """
     options(tmp_path, "10.0.0.1 slots=1\n10.0.0.2 slots=1\n")
     process = launcher(program)
@@ -266,7 +266,7 @@ def test_a_first_host_that_the_others_do_not_know_stops_the_run(tmp_path, rank, 
     """Ranks would wait for it, deaf to signals, until their time runs out."""
     assert (
         hostfile.start(
-            plan(tmp_path, rank("end")),
+            job(tmp_path, rank("end")),
             options(tmp_path, "no.such.host.invalid slots=1\nb slots=1\n"),
         )
         == 2

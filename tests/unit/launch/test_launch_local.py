@@ -13,7 +13,7 @@ import pytest
 from rank_program import alive, notes, signals, wait_for
 
 from robustly import UserError
-from robustly.launch import LaunchOptions, Plan, local
+from robustly.launch import Job, LaunchOptions, local
 from robustly.launch.environment import FIRST_PORT, PORTS
 
 
@@ -86,7 +86,7 @@ def started(
 ):
     """A launcher of two ranks in a process of its own, once both are there."""
     process = launcher(
-        f"import sys; from launch import local; sys.exit(local.run({command!r}, 2, {{}}, {grace}))"
+        f"import sys; from robustly.launch import local; sys.exit(local.run({command!r}, 2, {{}}, {grace}))"
     )
     wait_for(lambda: len(notes(tmp_path)) == 2 or process.poll() is not None)
     assert process.poll() is None, process.stderr.read()
@@ -177,7 +177,7 @@ with open({str(tmp_path)!r} + "/" + os.environ["RANK"] + ".pid", "w") as out:
 sum(itertools.repeat(0))
 """
     command = [sys.executable, "-c", program]
-    process = launcher(f"from launch import local; local.run({command!r}, 2, {{}})")
+    process = launcher(f"from robustly.launch import local; local.run({command!r}, 2, {{}})")
     files = [tmp_path / "0.pid", tmp_path / "1.pid"]
     wait_for(lambda: all(file.exists() and file.read_text() for file in files))
     pids = [int(file.read_text()) for file in files]
@@ -201,14 +201,14 @@ def test_free_port_passes_over_one_in_use(rank):
 
 def test_start_runs_the_plan_in_its_folder(tmp_path, rank, monkeypatch):
     monkeypatch.chdir("/")
-    plan = Plan(
+    job = Job(
         tuple(rank("end")),
         tmp_path,
         tmp_path / "manifest.json",
         ranks=1,
         environment={"NCCL_DEBUG": "INFO"},
     )
-    assert local.start(plan, LaunchOptions(ranks_per_node=2)) == 0
+    assert local.start(job, LaunchOptions(ranks_per_node=2)) == 0
     assert [(r["RANK"], r["NCCL_DEBUG"], r["folder"]) for r in notes(tmp_path)] == [
         ("0", "INFO", str(tmp_path)),
         ("1", "INFO", str(tmp_path)),
@@ -216,8 +216,8 @@ def test_start_runs_the_plan_in_its_folder(tmp_path, rank, monkeypatch):
 
 
 def test_the_rendered_lines_run_the_same_ranks(tmp_path, rank):
-    plan = Plan(tuple(rank("end", "it's $HOME")), tmp_path, tmp_path / "manifest.json", ranks=2)
-    text = local.render(plan, LaunchOptions(master_port=20123))
+    job = Job(tuple(rank("end", "it's $HOME")), tmp_path, tmp_path / "manifest.json", ranks=2)
+    text = local.render(job, LaunchOptions(master_port=20123))
     subprocess.run(["bash", "-e"], input=text, text=True, check=True)
     assert [
         (r["RANK"], r["WORLD_SIZE"], r["MASTER_PORT"], r["arguments"]) for r in notes(tmp_path)
@@ -229,4 +229,4 @@ def test_the_rendered_lines_run_the_same_ranks(tmp_path, rank):
 
 def test_several_machines_are_refused(tmp_path):
     with pytest.raises(UserError, match="--nodes 2: the local launcher uses this machine alone"):
-        local.render(Plan(("true",), tmp_path, tmp_path), LaunchOptions(nodes=2))
+        local.render(Job(("true",), tmp_path, tmp_path), LaunchOptions(nodes=2))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from robustly import UserError
-from robustly.launch import LaunchOptions, Plan, slurm
+from robustly.launch import Job, LaunchOptions, slurm
 
 EXPECTED = """\
 #!/bin/bash
@@ -48,7 +48,7 @@ exit $((code ? code : 1))
 
 
 def test_render():
-    plan = Plan(
+    job = Job(
         command=("/env/bin/robustly", "pretrain", "page.yaml", "data.language=it's $HOME"),
         folder=Path("/home/me/my runs"),
         finished=Path("runs/tiny one/train/manifest.json"),
@@ -59,7 +59,7 @@ def test_render():
     options = LaunchOptions(
         nodes=2, partition="gpu", time="1-00:00:00", sbatch=("gpus-per-node=4", "--exclusive")
     )
-    text = slurm.render(plan, options)
+    text = slurm.render(job, options)
     assert text == EXPECTED
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
@@ -87,12 +87,12 @@ def run_script(folder: Path, finished: bool = False, **variables: str) -> tuple[
     if finished:
         (folder / "manifest.json").write_text("{}")
 
-    plan = Plan(("robustly", "pretrain", "it's $HOME"), folder, folder / "manifest.json")
+    job = Job(("robustly", "pretrain", "it's $HOME"), folder, folder / "manifest.json")
     environment = {
         "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "12345", "SLURM_JOB_NODELIST": "gpu[03-04]",
         "STATE": "RUNNING", "SRUN_CODE": "0", **variables,
     }  # fmt: skip
-    script = slurm.render(plan, LaunchOptions(restarts=2))
+    script = slurm.render(job, LaunchOptions(restarts=2))
     done = subprocess.run(["bash"], input=script, text=True, env=environment, cwd=folder)
     log = folder / "scontrol.log"
     asked = log.exists()
@@ -137,13 +137,13 @@ def test_what_happens_when_srun_ends(tmp_path, situation, expected):
 
 
 def test_start_hands_the_script_to_sbatch(tmp_path, monkeypatch):
-    plan = Plan(("robustly", "pretrain", "page.yaml"), tmp_path, tmp_path / "manifest.json")
+    job = Job(("robustly", "pretrain", "page.yaml"), tmp_path, tmp_path / "manifest.json")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="sbatch: not found"):
-        slurm.start(plan, LaunchOptions())
+        slurm.start(job, LaunchOptions())
 
     sbatch = tmp_path / "sbatch"
     sbatch.write_text(f"#!/bin/bash\n/bin/cat > {tmp_path}/script; exit 3\n")
     sbatch.chmod(0o755)
-    assert slurm.start(plan, LaunchOptions()) == 3
-    assert (tmp_path / "script").read_text() == slurm.render(plan, LaunchOptions())
+    assert slurm.start(job, LaunchOptions()) == 3
+    assert (tmp_path / "script").read_text() == slurm.render(job, LaunchOptions())

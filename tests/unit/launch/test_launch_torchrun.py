@@ -10,9 +10,9 @@ import pytest
 from rank_program import notes
 
 from robustly import UserError
-from robustly.launch import LaunchOptions, Plan, torchrun
+from robustly.launch import Job, LaunchOptions, torchrun
 
-PLAN = Plan(
+JOB = Job(
     command=("/env/bin/robustly", "pretrain", "page.yaml", "data.language=it's"),
     folder=Path("/home/me/my runs"),
     finished=Path("manifest.json"),
@@ -24,7 +24,7 @@ TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
 
 
 def test_render_for_one_machine():
-    text = torchrun.render(PLAN, LaunchOptions(restarts=1))
+    text = torchrun.render(JOB, LaunchOptions(restarts=1))
     assert text == (
         "cd '/home/me/my runs' && NCCL_DEBUG=INFO TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
         f"{TORCHRUN} --standalone --nproc-per-node 2 --max-restarts 1 --no-python "
@@ -34,13 +34,13 @@ def test_render_for_one_machine():
 
 
 def test_render_for_several_machines():
-    text = torchrun.render(PLAN, LaunchOptions(nodes=4, ranks_per_node=8, master="nodea"))
+    text = torchrun.render(JOB, LaunchOptions(nodes=4, ranks_per_node=8, master="nodea"))
     assert shlex.split(text)[5:-4] == [
         TORCHRUN, "--nnodes", "4", "--rdzv-backend", "c10d", "--rdzv-id", "tiny", "--rdzv-endpoint", "nodea:29500",
         "--nproc-per-node", "8", "--max-restarts", "3", "--no-python",
     ]  # fmt: skip
     with pytest.raises(UserError, match="--nodes 4: torchrun also needs --master HOST"):
-        torchrun.render(PLAN, LaunchOptions(nodes=4))
+        torchrun.render(JOB, LaunchOptions(nodes=4))
 
 
 def test_torchrun_starts_the_ranks_again_after_one_was_killed(tmp_path, rank, launcher):
@@ -53,9 +53,9 @@ if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1"
 os.execv(sys.executable, {rank("end", "it's $HOME")!r})
 """)
     process = launcher(f"""
-import sys; from pathlib import Path; from launch import LaunchOptions, Plan, torchrun
+import sys; from pathlib import Path; from robustly.launch import LaunchOptions, Job, torchrun
 command = ({sys.executable!r}, {str(program)!r})
-torchrun.start(Plan(command, Path({str(tmp_path)!r}), Path("manifest.json"), ranks=2), LaunchOptions(restarts=1))
+torchrun.start(Job(command, Path({str(tmp_path)!r}), Path("manifest.json"), ranks=2), LaunchOptions(restarts=1))
 """)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from robustly import UserError, __version__, manifest
+from robustly import UserError, __version__, files, manifest
 from robustly.files import lock, write_atomic
 from robustly.manifest import (
     MANIFEST,
@@ -61,7 +61,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(
-        *{"fsync": (manifest.os, "fsync", fail), "replace": (Path, "replace", fail)}[failing]
+        *{"fsync": (files.os, "fsync", fail), "replace": (Path, "replace", fail)}[failing]
     )
     with pytest.raises(OSError, match="No space left"):
         write_atomic(tmp_path / "file", "new")
@@ -82,7 +82,7 @@ def test_the_bytes_are_on_disk_before_the_name_is(tmp_path, monkeypatch):
         events.append(("renamed", to))
         return replace(path, to)
 
-    monkeypatch.setattr(manifest.os, "fsync", synced)
+    monkeypatch.setattr(files.os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", renamed)
     write_atomic(tmp_path / "file", "new")
     assert [event for event, _ in events] == ["synced", "renamed", "synced"]
@@ -96,9 +96,9 @@ def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
     program = f"""
 import os, signal
 from pathlib import Path
-from robustly import manifest
-manifest.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
-manifest.write_atomic(Path({str(tmp_path / "file")!r}), "new" * 10_000)
+from robustly import files
+files.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+files.write_atomic(Path({str(tmp_path / "file")!r}), "new" * 10_000)
 """
     assert subprocess.run([sys.executable, "-c", program]).returncode == -9
     assert (tmp_path / "file").read_text() == "old"
@@ -352,7 +352,7 @@ def test_a_damaged_output_is_named_with_both_hashes(tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from robustly.manifest import lock
+from robustly.files import lock
 with lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(100)

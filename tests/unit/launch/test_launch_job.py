@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from robustly.launch import LAUNCHERS, LaunchOptions, Plan
+from robustly.launch import LAUNCHERS, Job, LaunchOptions
 from robustly.launch.job import exported
 
 
@@ -31,10 +31,10 @@ def test_exported_leaves_credentials_out():
 @pytest.mark.parametrize("name", sorted(LAUNCHERS))
 def test_every_launcher_renders_shell_that_holds_the_command_and_the_folder(name, tmp_path):
     (tmp_path / "hosts").write_text("nodea slots=2\nnodeb slots=2\n")
-    plan = Plan(
+    job = Job(
         ("/env/bin/robustly", "pretrain", "page.yaml"), Path("/home/me/run"), Path("manifest.json")
     )
-    text = LAUNCHERS[name].render(plan, LaunchOptions(hostfile=tmp_path / "hosts"))
+    text = LAUNCHERS[name].render(job, LaunchOptions(hostfile=tmp_path / "hosts"))
     assert "/env/bin/robustly pretrain page.yaml" in text
     assert "/home/me/run" in text
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
