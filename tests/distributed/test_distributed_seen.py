@@ -157,9 +157,7 @@ def test_the_best_checkpoint_can_be_published(pretraining: MakePretraining, tmp_
 
     with safe_open(folder / "model.safetensors", "pt") as published:
         weights = of_finished(config.folder, best).weights()
-        assert all(
-            torch.equal(published.get_tensor(name), weights[name]) for name in published
-        )
+        assert all(torch.equal(published.get_tensor(name), weights[name]) for name in published)
 
     assert (
         made.counts["validation_loss"]

@@ -3,6 +3,7 @@ and after any kill, and the later stages see the kept documents only."""
 
 import gzip
 import json
+import os
 import random
 import signal
 import subprocess
@@ -253,7 +254,7 @@ def test_groups_of_parts_change_nothing(many, tmp_path, monkeypatch):
 DIES = """
 import os, signal, sys
 from pathlib import Path
-from data_prep import clean, near_duplicates
+from robustly.data_prep.cleaning import clean, near_duplicates
 from robustly.data_prep.cleaning.clean import _Cleaning
 from test_data_prep_clean import CHEAP, ONE, corpus
 
@@ -278,7 +279,7 @@ def test_after_a_kill_only_the_rest_is_made(many, tmp_path, place, monkeypatch):
     folder, page, whole = many
     killed = subprocess.run(
         [sys.executable, "-c", DIES, tmp_path / "clean", place, folder],
-        env={"PYTHONPATH": str(Path(__file__).parent)}, check=False,
+        env={"PYTHONPATH": os.pathsep.join(sys.path)}, check=False,
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL
     assert manifest.read(tmp_path / "clean") is None
@@ -346,7 +347,7 @@ def test_files_that_the_stage_knows_are_not_hashed_anew(cleaned, monkeypatch):
         str(folder / name)
         for name in ("a.jsonl", "b.jsonl", "c.jsonl", "lid.bin", "questions.jsonl")
     }
-    for where in ("robustly.corpus.documents.sha256", "robustly.files.sha256"):
+    for where in ("robustly.corpus.files.sha256", "robustly.files.sha256"):
         monkeypatch.setattr(where, lambda path: f"hashed {path.name} anew")
 
     assert (

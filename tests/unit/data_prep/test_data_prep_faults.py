@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from small_stores import VIEW, corpus, files_of, train_tokenizer, write_rows
 
 from robustly import UserError, manifest, tokenizer
-from robustly.corpus import documents as raw_text
+from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.partitions import Partition
 from robustly.data_prep import prepare as module
@@ -234,7 +234,7 @@ def test_documents_stay_held_out_when_the_corpus_grows(
     prepare(corpus("m.txt", validation=shares[0]), VIEW, folder / "small", trained, folder, ONE)
     (folder / "m.txt").write_text("\n\n".join([*first, *old]))
     (folder / "z.txt").write_text("\n\n".join(last))
-    with mock.patch.object(raw_text, "PART_BYTES", part_bytes):
+    with mock.patch.object(partitioning, "PARTITION_BYTES", part_bytes):
         prepare(corpus("*.txt", validation=shares[1]), VIEW, folder / "large", trained, folder, ONE)
 
     encoder = tokenizer.load(trained)

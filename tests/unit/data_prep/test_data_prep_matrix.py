@@ -14,7 +14,7 @@ import zstandard
 from small_stores import VIEW, files_of, train_tokenizer
 
 from robustly import tokenizer
-from robustly.corpus import documents as raw_text
+from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.partitions import partitions
 from robustly.data_prep.prepare import prepare
@@ -76,7 +76,7 @@ def test_any_number_of_workers_writes_the_same_bytes_of_every_kind_of_file(
     page = CorpusConfig(sources=sources, documents=documents, text_key="text", validation=0.2)
     folders = [tmp_path / f"data{count}" for count in workers]
 
-    with mock.patch.object(raw_text, "PART_BYTES", 300):
+    with mock.patch.object(partitioning, "PARTITION_BYTES", 300):
         assert len(partitions(page, tmp_path)) > 12
         made = [
             prepare(page, VIEW, folder, trained, tmp_path, Processing(count))

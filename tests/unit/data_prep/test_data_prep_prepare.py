@@ -2,6 +2,7 @@
 input."""
 
 import hashlib
+import os
 import shutil
 import signal
 import subprocess
@@ -141,9 +142,9 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path, trained):
 DIES = """
 import os, signal, sys
 from pathlib import Path
-from data_prep import prepare as module
+from robustly.data_prep import prepare as module
 from small_stores import VIEW, corpus
-from robustly.tokenizer.config import Processing
+from robustly.corpus.config import Processing
 
 def units(text, unit, language, units=module.units):
     if text.startswith("This is story 120."):  # amid the third of four parts
@@ -161,7 +162,7 @@ def test_after_a_kill_only_the_rest_is_made(tmp_path, trained):
     whole = prepare(page, VIEW, tmp_path / "whole", trained, tmp_path, Processing(1))
     killed = subprocess.run(
         [sys.executable, "-c", DIES, tmp_path, trained],
-        env={"PYTHONPATH": str(Path(__file__).parent)},
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL

@@ -14,11 +14,11 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from tokenizers import TokenizerConfig as Reference
+from tokenizers import Tokenizer as Reference
 from tokenizers import models, pre_tokenizers, trainers
 
 from robustly import UserError, manifest
-from robustly.corpus import documents as raw_text
+from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import Processing, SlurmConfig
 from robustly.files import WORK_LOCK, lock, sha256
 from robustly.tokenizer import build as stage
@@ -43,15 +43,16 @@ ONE = Processing(workers=1)
 BUILD = """
 import sys
 from pathlib import Path
-from tokenizer import corpus
+from robustly.corpus import partitions
+from robustly.corpus.config import CorpusConfig, Processing
 from robustly.tokenizer.build import build
-from robustly.tokenizer.config import Corpus, Processing, Tokenizer
+from robustly.tokenizer.config import TokenizerConfig
 
 if __name__ == "__main__":
     source, folder, workers = sys.argv[1:]
-    page = Corpus(sources=source, documents="blank_line", text_key="text", validation=0.1)
-    corpus.PART_BYTES = 10_000
-    build(page, Tokenizer(vocab_size=600, min_frequency=2), Path(folder), Path(), Processing(int(workers)))
+    corpus = CorpusConfig(sources=source, documents="blank_line", text_key="text", validation=0.1)
+    partitions.PARTITION_BYTES = 10_000
+    build(corpus, TokenizerConfig(vocab_size=600, min_frequency=2), Path(folder), Path(), Processing(int(workers)))
 """
 
 
@@ -101,11 +102,11 @@ def test_ids_are_laid_out_as_in_roberta(trained):
     assert ids[left + right] == 260
 
 
-def test_the_same_command_again_does_nothing(trained, prose_file, page):
+def test_the_same_command_again_does_nothing(trained, prose_file, corpus_of):
     before = contents(trained)
     with mock.patch.object(counting, "process", side_effect=AssertionError("counted again")):
         done = build(
-            page(prose_file),
+            corpus_of(prose_file),
             TokenizerConfig(vocab_size=1000, min_frequency=2),
             trained,
             Path(),
@@ -117,18 +118,24 @@ def test_the_same_command_again_does_nothing(trained, prose_file, page):
     assert contents(trained) == before
 
 
-def test_another_recipe_does_not_overwrite(trained, prose_file, page):
+def test_another_recipe_does_not_overwrite(trained, prose_file, corpus_of):
     before = contents(trained)
     with pytest.raises(UserError, match=r"tokenizer\.vocab_size: 1000 there, 900 now"):
         build(
-            page(prose_file), TokenizerConfig(vocab_size=900, min_frequency=2), trained, Path(), ONE
+            corpus_of(prose_file),
+            TokenizerConfig(vocab_size=900, min_frequency=2),
+            trained,
+            Path(),
+            ONE,
         )
     assert contents(trained) == before
 
 
-def test_the_same_files_for_any_parts_workers_and_hash_seed(page, prose_file, program, tmp_path):
+def test_the_same_files_for_any_parts_workers_and_hash_seed(
+    corpus_of, prose_file, program, tmp_path
+):
     build(
-        page(prose_file),
+        corpus_of(prose_file),
         TokenizerConfig(vocab_size=600, min_frequency=2),
         tmp_path / "one",
         Path(),
@@ -140,7 +147,7 @@ def test_the_same_files_for_any_parts_workers_and_hash_seed(page, prose_file, pr
     assert not (tmp_path / "two" / "work").exists()
 
 
-def test_after_a_kill_only_the_rest_is_counted(page, prose_file, program, tmp_path):
+def test_after_a_kill_only_the_rest_is_counted(corpus_of, prose_file, program, tmp_path):
     folder = tmp_path / "tokenizer"
     with subprocess.Popen([sys.executable, program, prose_file, folder, "2"]) as run:
         deadline = time.monotonic() + 60
@@ -156,11 +163,15 @@ def test_after_a_kill_only_the_rest_is_counted(page, prose_file, program, tmp_pa
     before = words_files(folder)
 
     with (
-        mock.patch.object(raw_text, "PART_BYTES", 10_000),
+        mock.patch.object(partitioning, "PARTITION_BYTES", 10_000),
         mock.patch.object(stage.shutil, "rmtree"),  # leaves the counts to look at
     ):
         build(
-            page(prose_file), TokenizerConfig(vocab_size=600, min_frequency=2), folder, Path(), ONE
+            corpus_of(prose_file),
+            TokenizerConfig(vocab_size=600, min_frequency=2),
+            folder,
+            Path(),
+            ONE,
         )
 
     after = words_files(folder)
@@ -169,7 +180,7 @@ def test_after_a_kill_only_the_rest_is_counted(page, prose_file, program, tmp_pa
         after[f"words-{number:05d}.tsv"] == before[f"words-{number:05d}.tsv"] for number in done
     )
     build(
-        page(prose_file),
+        corpus_of(prose_file),
         TokenizerConfig(vocab_size=600, min_frequency=2),
         tmp_path / "straight",
         Path(),
@@ -178,9 +189,9 @@ def test_after_a_kill_only_the_rest_is_counted(page, prose_file, program, tmp_pa
     assert contents(folder) == contents(tmp_path / "straight")
 
 
-def test_a_vocabulary_too_large_for_the_corpus(page, tmp_path):
+def test_a_vocabulary_too_large_for_the_corpus(corpus_of, tmp_path):
     (tmp_path / "a.txt").write_text("abc abc abd")
-    corpus, folder = page(tmp_path / "a.txt"), tmp_path / "tokenizer"
+    corpus, folder = corpus_of(tmp_path / "a.txt"), tmp_path / "tokenizer"
     with pytest.raises(
         UserError, match=r"vocab_size = 5000: the corpus gives no more than 263 entries.* lower"
     ):
@@ -193,10 +204,10 @@ def test_a_vocabulary_too_large_for_the_corpus(page, tmp_path):
     assert read(folder).merges == [("a", "b"), ("Ġ", "ab")]
 
 
-def test_the_smallest_vocabulary_is_bytes_alone(page, tmp_path):
+def test_the_smallest_vocabulary_is_bytes_alone(corpus_of, tmp_path):
     (tmp_path / "a.txt").write_text("abc abc")
     done = build(
-        page(tmp_path / "a.txt"),
+        corpus_of(tmp_path / "a.txt"),
         TokenizerConfig(vocab_size=261, min_frequency=2),
         tmp_path / "t",
         Path(),
@@ -210,11 +221,11 @@ def test_the_smallest_vocabulary_is_bytes_alone(page, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "\n \n\n"])
-def test_a_corpus_without_text_is_refused(page, tmp_path, text):
+def test_a_corpus_without_text_is_refused(corpus_of, tmp_path, text):
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(UserError, match=r"corpus\.sources: no text in .*a\.txt"):
         build(
-            page(tmp_path / "a.txt"),
+            corpus_of(tmp_path / "a.txt"),
             TokenizerConfig(vocab_size=300, min_frequency=2),
             tmp_path / "t",
             Path(),
@@ -222,12 +233,12 @@ def test_a_corpus_without_text_is_refused(page, tmp_path, text):
         )
 
 
-def test_a_mended_corpus_is_not_refused(page, tmp_path):
+def test_a_mended_corpus_is_not_refused(corpus_of, tmp_path):
     first, second = tmp_path / "a.txt", tmp_path / "b.txt"
     first.write_bytes(b"xyz xyz xyz xyz")  # counted before the fault is found
     second.write_bytes(b"abc \xff abc")
     arguments = (
-        page(first, second),
+        corpus_of(first, second),
         TokenizerConfig(vocab_size=262, min_frequency=2),
         tmp_path / "t",
         Path(),
@@ -243,21 +254,27 @@ def test_a_mended_corpus_is_not_refused(page, tmp_path):
     assert read(tmp_path / "t").merges == [("a", "b")]
 
 
-def test_bad_rows_are_held_against_the_whole_corpus(page, tmp_path):
+def test_bad_rows_are_held_against_the_whole_corpus(corpus_of, tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "abc abc"}\nbroken\n')
 
     size = TokenizerConfig(vocab_size=262, min_frequency=2)
     with pytest.raises(UserError, match=r"b\.jsonl: line 2 .*\n2 broken rows"):
-        build(page(str(tmp_path / "*.jsonl"), max_bad_lines=1), size, tmp_path / "one", Path(), ONE)
+        build(
+            corpus_of(str(tmp_path / "*.jsonl"), max_bad_lines=1),
+            size,
+            tmp_path / "one",
+            Path(),
+            ONE,
+        )
 
     done = build(
-        page(str(tmp_path / "*.jsonl"), max_bad_lines=2), size, tmp_path / "two", Path(), ONE
+        corpus_of(str(tmp_path / "*.jsonl"), max_bad_lines=2), size, tmp_path / "two", Path(), ONE
     )
     assert (done.counts["bad_lines"], done.counts["documents"]) == (2, 2)
 
 
-def test_engines_that_disagree_end_the_stage(page, prose_file, tmp_path):
+def test_engines_that_disagree_end_the_stage(corpus_of, prose_file, tmp_path):
     with (
         mock.patch("robustly.tokenizer.tokenizer.PATTERN", r"\s+|\S+"),
         pytest.raises(
@@ -265,7 +282,7 @@ def test_engines_that_disagree_end_the_stage(page, prose_file, tmp_path):
         ),
     ):
         build(
-            page(prose_file),
+            corpus_of(prose_file),
             TokenizerConfig(vocab_size=600, min_frequency=2),
             tmp_path / "t",
             Path(),
@@ -286,12 +303,12 @@ def words_of(folder):
     return dict(read_counts(folder / "counts.tsv.zst"))
 
 
-def test_counts_stay_and_make_the_same_tokenizer(trained, prose, page, tmp_path):
+def test_counts_stay_and_make_the_same_tokenizer(trained, prose, corpus_of, tmp_path):
     expected = Counter(word for text in prose for word in split(text))
     assert list(read_counts(trained / "counts.tsv.zst")) == sorted(expected.items())
     tsv = trained / "counts.tsv.zst"
     done = build(
-        page(counts=str(tsv)),
+        corpus_of(counts=str(tsv)),
         TokenizerConfig(vocab_size=1000, min_frequency=2),
         tmp_path / "t",
         Path(),
@@ -305,7 +322,7 @@ def test_counts_stay_and_make_the_same_tokenizer(trained, prose, page, tmp_path)
     assert not {"documents", "bad_lines"} & done.counts.keys()
 
 
-def test_counts_from_another_engine(trained, page, tmp_path):
+def test_counts_from_another_engine(trained, corpus_of, tmp_path):
     """Unsorted, in several files, some words in both, escaped, compressed or not: the sums are what
     matters."""
     rows = list(read_counts(trained / "counts.tsv.zst"))
@@ -317,7 +334,7 @@ def test_counts_from_another_engine(trained, page, tmp_path):
     with gzip.open(tmp_path / "b.tsv.gz", "wb") as file:
         file.write(last.encode())
 
-    corpus = page(counts=[str(tmp_path / "*.tsv"), "b.tsv.gz"])
+    corpus = corpus_of(counts=[str(tmp_path / "*.tsv"), "b.tsv.gz"])
     build(
         corpus,
         TokenizerConfig(vocab_size=1000, min_frequency=2),
@@ -332,7 +349,7 @@ def test_counts_from_another_engine(trained, page, tmp_path):
 
 
 @pytest.mark.parametrize("many", [2**31, 2**32, 2**40])
-def test_counts_beyond_32_bits_in_a_file(page, tmp_path, many):
+def test_counts_beyond_32_bits_in_a_file(corpus_of, tmp_path, many):
     """xy is rarer than the other pairs for whoever counts in 32 bits."""
     rows = {"xy": many // 2 + 5, "zxy": many // 2 + 5, "ab": many - 1, "cd": 7}
     for number in range(2):  # the sum of both is what is large
@@ -340,27 +357,31 @@ def test_counts_beyond_32_bits_in_a_file(page, tmp_path, many):
         (tmp_path / f"{number}.tsv").write_text("".join(lines))
 
     build(
-        page(counts=str(tmp_path / "*.tsv")), settings(vocab_size=263), tmp_path / "t", Path(), ONE
+        corpus_of(counts=str(tmp_path / "*.tsv")),
+        settings(vocab_size=263),
+        tmp_path / "t",
+        Path(),
+        ONE,
     )
     assert words_of(tmp_path / "t") == rows
     assert read(tmp_path / "t").merges == [("x", "y"), ("a", "b")]
 
 
 def test_counts_stand_for_the_text_even_where_sources_are_given(
-    trained, page, prose_file, tmp_path
+    trained, corpus_of, prose_file, tmp_path
 ):
-    corpus = page(prose_file, counts=str(trained / "counts.tsv.zst"))
+    corpus = corpus_of(prose_file, counts=str(trained / "counts.tsv.zst"))
     build(corpus, TokenizerConfig(vocab_size=1000, min_frequency=2), tmp_path / "t", Path(), ONE)
     assert contents(tmp_path / "t") == contents(trained)
     for name, number in (("a", 5), ("b", 6)):
         (tmp_path / f"{name}.tsv").write_text(f'{number}\t"abc"\n')
 
-    first = page(prose_file, counts=str(tmp_path / "a.tsv"))
+    first = corpus_of(prose_file, counts=str(tmp_path / "a.tsv"))
     build(first, settings(vocab_size=263), tmp_path / "u", Path(), ONE)
 
     with pytest.raises(UserError, match="counts"):
         build(
-            page(prose_file, counts=str(tmp_path / "b.tsv")),
+            corpus_of(prose_file, counts=str(tmp_path / "b.tsv")),
             settings(vocab_size=263),
             tmp_path / "u",
             Path(),
@@ -377,15 +398,15 @@ def test_counts_stand_for_the_text_even_where_sources_are_given(
         ('0\t"a"\n', r"corpus\.counts: no words in .*a\.tsv"),
     ],
 )
-def test_broken_counts(page, tmp_path, text, message):
+def test_broken_counts(corpus_of, tmp_path, text, message):
     (tmp_path / "a.tsv").write_text(text)
     with pytest.raises(UserError, match=message):
-        build(page(counts=str(tmp_path / "a.tsv")), settings(), tmp_path / "t", Path(), ONE)
+        build(corpus_of(counts=str(tmp_path / "a.tsv")), settings(), tmp_path / "t", Path(), ONE)
 
 
-def test_counts_have_a_way_of_counting_already(page, tmp_path):
+def test_counts_have_a_way_of_counting_already(corpus_of, tmp_path):
     (tmp_path / "a.tsv").write_text('7\t"a"\n3\t"e\u0301"\n0\t"b"\n', encoding="utf-8")
-    corpus = page(counts=str(tmp_path / "a.tsv"))
+    corpus = corpus_of(counts=str(tmp_path / "a.tsv"))
     with pytest.raises(UserError, match=r"count_by = line: corpus\.counts are counted already"):
         build(corpus, settings(count_by="line"), tmp_path / "t", Path(), ONE)
 
@@ -397,43 +418,49 @@ def test_counts_have_a_way_of_counting_already(page, tmp_path):
         build(corpus, settings(normalization="nfc"), tmp_path / "t", Path(), ONE)
 
 
-def test_words_that_never_occur_are_left_out(page, tmp_path):
+def test_words_that_never_occur_are_left_out(corpus_of, tmp_path):
     (tmp_path / "a.tsv").write_text('7\t"a"\n0\t"b"\n')
     done = build(
-        page(counts=str(tmp_path / "a.tsv")), settings(vocab_size=261), tmp_path / "t", Path(), ONE
+        corpus_of(counts=str(tmp_path / "a.tsv")),
+        settings(vocab_size=261),
+        tmp_path / "t",
+        Path(),
+        ONE,
     )
     assert (done.counts["distinct_words"], done.counts["words"]) == (1, 7)
 
 
-def test_counts_that_are_not_there(page, tmp_path):
+def test_counts_that_are_not_there(corpus_of, tmp_path):
     with pytest.raises(
         UserError, match=r"corpus\.counts: x\.tsv: no file there.*expected word counts: \.tsv"
     ):
-        build(page(counts="x.tsv"), settings(), tmp_path / "t", tmp_path, ONE)
+        build(corpus_of(counts="x.tsv"), settings(), tmp_path / "t", tmp_path, ONE)
 
     (tmp_path / "x.csv").write_text("")
     with pytest.raises(
         UserError, match=r"x\.csv: unknown kind of file: expected word counts: \.tsv"
     ):
-        build(page(counts="x.csv"), settings(), tmp_path / "t", tmp_path, ONE)
+        build(corpus_of(counts="x.csv"), settings(), tmp_path / "t", tmp_path, ONE)
 
 
-def test_one_command_at_a_time_in_a_folder(page, prose_file, tmp_path, monkeypatch):
+def test_one_command_at_a_time_in_a_folder(corpus_of, prose_file, tmp_path, monkeypatch):
     """Whatever the other one counts: what is at work must not be deleted."""
     monkeypatch.setattr(stage.manifest.lock.__wrapped__, "__defaults__", (".lock", 0.0))
     with (
         lock(tmp_path / "t", WORK_LOCK),
         pytest.raises(UserError, match="another process is at work here"),
     ):
-        build(page(prose_file), settings(count_by="line"), tmp_path / "t", Path(), ONE)
+        build(corpus_of(prose_file), settings(count_by="line"), tmp_path / "t", Path(), ONE)
 
 
-def test_a_size_beyond_all_merges(page, tmp_path):
+def test_a_size_beyond_all_merges(corpus_of, tmp_path):
     (tmp_path / "a.txt").write_text("abc abc abd")
     size = settings(vocab_size=2**31, accept_fewer=True)
     with mock.patch("robustly.tokenizer.merges._train", wraps=merges._train) as training:
         assert (
-            build(page(tmp_path / "a.txt"), size, tmp_path / "t", Path(), ONE).counts["entries"]
+            build(corpus_of(tmp_path / "a.txt"), size, tmp_path / "t", Path(), ONE).counts[
+                "entries"
+            ]
             == 263
         )
 
@@ -442,26 +469,26 @@ def test_a_size_beyond_all_merges(page, tmp_path):
     )  # a merge takes a place at least
 
 
-def test_counts_are_no_text(page, tmp_path):
+def test_counts_are_no_text(corpus_of, tmp_path):
     (tmp_path / "a.tsv").write_text('7\t"a"\n')
     with pytest.raises(
         UserError,
         match=r"a\.tsv: unknown kind of file.*word counts \(\.tsv\) only for corpus\.counts",
     ):
-        build(page(tmp_path / "a.tsv"), settings(), tmp_path / "t", Path(), ONE)
+        build(corpus_of(tmp_path / "a.tsv"), settings(), tmp_path / "t", Path(), ONE)
 
     with pytest.raises(ValueError, match="no sources: expected at least one"):
-        page()
+        corpus_of()
 
 
-def test_lines_may_be_counted_instead_of_documents(page, tmp_path):
+def test_lines_may_be_counted_instead_of_documents(corpus_of, tmp_path):
     (tmp_path / "a.txt").write_text("one \u2028\n two\n\n three\n")
     for unit, words in (
         ("document", {"one": 1, " \u2028\n": 1, "\n\n": 1, "\n": 1, " two": 1, " three": 1}),
         ("line", {"one": 1, " \u2028\n": 1, "\n": 3, " two": 1, " three": 1}),
     ):
         build(
-            page(tmp_path / "a.txt", documents="file"),
+            corpus_of(tmp_path / "a.txt", documents="file"),
             settings(vocab_size=261, count_by=unit),
             tmp_path / unit,
             Path(),
@@ -470,9 +497,9 @@ def test_lines_may_be_counted_instead_of_documents(page, tmp_path):
         assert words_of(tmp_path / unit) == words
 
 
-def test_lines_are_counted_as_tokenizers_reads_files(page, prose_file, tmp_path):
+def test_lines_are_counted_as_tokenizers_reads_files(corpus_of, prose_file, tmp_path):
     size = TokenizerConfig(vocab_size=1500, min_frequency=2, count_by="line")
-    build(page(prose_file, documents="file"), size, tmp_path / "t", Path(), ONE)
+    build(corpus_of(prose_file, documents="file"), size, tmp_path / "t", Path(), ONE)
     fast = Reference(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -488,10 +515,10 @@ def test_lines_are_counted_as_tokenizers_reads_files(page, prose_file, tmp_path)
     assert read(tmp_path / "t").ids == {**model["vocab"], "<mask>": 1499}
 
 
-def test_nfc_before_words_are_counted(page, tmp_path):
+def test_nfc_before_words_are_counted(corpus_of, tmp_path):
     (tmp_path / "a.txt").write_text("cafe\u0301 cafe\u0301", encoding="utf-8")
     build(
-        page(tmp_path / "a.txt"),
+        corpus_of(tmp_path / "a.txt"),
         settings(vocab_size=261, normalization="nfc"),
         tmp_path / "t",
         Path(),
@@ -499,13 +526,17 @@ def test_nfc_before_words_are_counted(page, tmp_path):
     )
     assert words_of(tmp_path / "t") == {"caf\u00e9": 1, " caf\u00e9": 1}
     assert read(tmp_path / "t").nfc
-    build(page(tmp_path / "a.txt"), settings(vocab_size=261), tmp_path / "plain", Path(), ONE)
+    build(corpus_of(tmp_path / "a.txt"), settings(vocab_size=261), tmp_path / "plain", Path(), ONE)
     assert set(words_of(tmp_path / "plain")) == {*split("cafe\u0301 cafe\u0301")}
 
 
-def test_further_special_tokens_count_towards_the_size(page, prose_file, tmp_path):
+def test_further_special_tokens_count_towards_the_size(corpus_of, prose_file, tmp_path):
     done = build(
-        page(prose_file), settings(special_tokens=["[ENT]", "<url>"]), tmp_path / "t", Path(), ONE
+        corpus_of(prose_file),
+        settings(special_tokens=["[ENT]", "<url>"]),
+        tmp_path / "t",
+        Path(),
+        ONE,
     )
     ids = read(tmp_path / "t").ids
     assert (ids["[ENT]"], ids["<url>"], ids["<mask>"], done.counts["entries"]) == (
@@ -547,22 +578,24 @@ def test_keys_that_came_later_keep_old_hashes():
     assert settings().recipe() == {"vocab_size": 600, "min_frequency": 2}
 
 
-def test_tokens_stay_short(page, prose_file, tmp_path):
-    build(page(prose_file), settings(max_token_length=5), tmp_path / "t", Path(), ONE)
+def test_tokens_stay_short(corpus_of, prose_file, tmp_path):
+    build(corpus_of(prose_file), settings(max_token_length=5), tmp_path / "t", Path(), ONE)
     assert max(len(left + right) for left, right in read(tmp_path / "t").merges) == 4
 
 
-def test_fewer_entries_where_the_page_accepts_them(page, tmp_path):
+def test_fewer_entries_where_the_page_accepts_them(corpus_of, tmp_path):
     (tmp_path / "a.txt").write_text("abc abc abd")
-    done = build(page(tmp_path / "a.txt"), settings(accept_fewer=True), tmp_path / "t", Path(), ONE)
+    done = build(
+        corpus_of(tmp_path / "a.txt"), settings(accept_fewer=True), tmp_path / "t", Path(), ONE
+    )
     assert (done.counts["entries"], done.counts["merges"]) == (263, 2)
     assert read(tmp_path / "t").ids["<mask>"] == 262
 
 
-def test_rare_words_may_be_left_out(page, tmp_path):
+def test_rare_words_may_be_left_out(corpus_of, tmp_path):
     (tmp_path / "a.txt").write_text("ab ab ab xy xy")
     done = build(
-        page(tmp_path / "a.txt"),
+        corpus_of(tmp_path / "a.txt"),
         settings(min_word_count=2, accept_fewer=True),
         tmp_path / "t",
         Path(),
@@ -577,31 +610,33 @@ def test_rare_words_may_be_left_out(page, tmp_path):
 
 
 @pytest.mark.parametrize(("least", "kept"), [(1, 4), (2, 3), (999, 3), (1000, 2)])
-def test_the_words_that_are_kept_are_known_before_training(page, tmp_path, capsys, least, kept):
+def test_the_words_that_are_kept_are_known_before_training(
+    corpus_of, tmp_path, capsys, least, kept
+):
     rows = {"ab": 1, " ab": 999, "cd": 1000, " cd": 5000}
     (tmp_path / "a.tsv").write_text(
         "".join(f"{number}\t{json.dumps(word)}\n" for word, number in rows.items())
     )
     size = settings(vocab_size=261, min_word_count=least)
-    done = build(page(counts=str(tmp_path / "a.tsv")), size, tmp_path / "t", Path(), ONE)
+    done = build(corpus_of(counts=str(tmp_path / "a.tsv")), size, tmp_path / "t", Path(), ONE)
     assert f"training on {kept} distinct words" in capsys.readouterr().err
     assert done.counts.get("trained_on_words", 4) == kept
 
 
 def test_memory_is_said_and_held_against_what_there_is(
-    page, prose_file, tmp_path, monkeypatch, capsys
+    corpus_of, prose_file, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr("robustly.machine.available_memory", lambda: 300_000)
     with pytest.raises(
         UserError, match=r"takes about 0\.0 GiB.*tokenizer\.min_word_count: (\d+) leaves"
     ) as fault:
-        build(page(prose_file), settings(), tmp_path / "t", Path(), ONE)
+        build(corpus_of(prose_file), settings(), tmp_path / "t", Path(), ONE)
 
     least = int(re.search(r"min_word_count: (\d+)", str(fault.value))[1])
 
     with mock.patch.object(counting, "documents", side_effect=AssertionError("counted again")):
         done = build(
-            page(prose_file),
+            corpus_of(prose_file),
             settings(min_word_count=least, accept_fewer=True),
             tmp_path / "t",
             Path(),
@@ -616,14 +651,14 @@ def test_memory_is_said_and_held_against_what_there_is(
 # ---------------------------------------------------------------------------------------- any order
 
 
-def test_the_same_files_whatever_the_memory_workers_and_order(page, prose, tmp_path):
+def test_the_same_files_whatever_the_memory_workers_and_order(corpus_of, prose, tmp_path):
     for number, text in enumerate(prose):
         (tmp_path / f"{number:03d}.txt").write_text(text, encoding="utf-8")
 
     order = list(range(len(prose)))
     random.Random(0).shuffle(order)
-    plain = page(*(tmp_path / f"{number:03d}.txt" for number in range(len(prose))))
-    shuffled = page(*(tmp_path / f"{number:03d}.txt" for number in order))
+    plain = corpus_of(*(tmp_path / f"{number:03d}.txt" for number in range(len(prose))))
+    shuffled = corpus_of(*(tmp_path / f"{number:03d}.txt" for number in order))
     build(plain, settings(), tmp_path / "one", Path(), ONE)
     build(shuffled, settings(), tmp_path / "three", Path(), Processing(workers=3))
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tokenizers import TokenizerConfig as Fast
+from tokenizers import Tokenizer as Fast
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from robustly import UserError, manifest, tokenizer
@@ -48,9 +48,9 @@ def settings(imported, vocab_size=267, **keys):
 
 
 @pytest.fixture
-def text(tmp_path, page):
+def text(tmp_path, corpus_of):
     (tmp_path / "a.txt").write_text("ab ab cd <mask> <|endoftext|> é\n")
-    return page(tmp_path / "a.txt")
+    return corpus_of(tmp_path / "a.txt")
 
 
 def test_fairseq_files(fairseq, text, tmp_path):
@@ -77,14 +77,14 @@ def test_an_import_is_done_once_and_refused_for_another(fairseq, text, tmp_path)
     assert manifest.read(tmp_path / "t") == done
 
 
-def test_roberta_itself(page, tmp_path):
+def test_roberta_itself(corpus_of, tmp_path):
     if not (ROBERTA / "roberta_dict.txt").exists():
         pytest.skip(f"RoBERTa's files are not at {ROBERTA}")
 
     files = {key: str(ROBERTA / name) for key, name in
              {"encoder": "encoder.json", "merges": "vocab.bpe", "dictionary": "roberta_dict.txt"}.items()}  # fmt: skip
     (tmp_path / "a.txt").write_text("Hello world\n")
-    build(page(tmp_path / "a.txt"), settings(files, 50265), tmp_path / "t", tmp_path, ONE)
+    build(corpus_of(tmp_path / "a.txt"), settings(files, 50265), tmp_path / "t", tmp_path, ONE)
     assert read(tmp_path / "t").ids == json.loads((ROBERTA / "roberta_vocab.json").read_text())
     encoder = tokenizer.load(tmp_path / "t")
     for line in (ROBERTA / "roberta_golden_ids.jsonl").read_text().splitlines():
@@ -115,21 +115,23 @@ def test_roberta_itself(page, tmp_path):
 
 
 @pytest.mark.parametrize("files", [["tokenizer.json"], ["vocab.json", "merges.txt"]])
-def test_a_folder(trained, page, prose_file, prose, tmp_path, files):
+def test_a_folder(trained, corpus_of, prose_file, prose, tmp_path, files):
     source = tmp_path / "from elsewhere"
     source.mkdir()
     for name in files:
         (source / name).write_bytes((trained / name).read_bytes())
 
-    done = build(page(prose_file), settings("from elsewhere", 1000), tmp_path / "t", tmp_path, ONE)
+    done = build(
+        corpus_of(prose_file), settings("from elsewhere", 1000), tmp_path / "t", tmp_path, ONE
+    )
     assert (done.counts["entries"], done.counts["merges"]) == (1000, 739)
     assert read(tmp_path / "t") == read(trained)
     ours, theirs = tokenizer.load(tmp_path / "t"), tokenizer.load(trained)
     assert ours.fingerprint == theirs.fingerprint
 
 
-def test_an_import_does_not_need_the_corpus(fairseq, page, tmp_path, capsys):
-    done = build(page("nowhere.txt"), settings(fairseq), tmp_path / "t", tmp_path, ONE)
+def test_an_import_does_not_need_the_corpus(fairseq, corpus_of, tmp_path, capsys):
+    done = build(corpus_of("nowhere.txt"), settings(fairseq), tmp_path / "t", tmp_path, ONE)
     assert done.counts["entries"] == 267
     assert (
         "the vocabulary is not tried on the corpus: corpus.sources: nowhere.txt"
@@ -137,7 +139,7 @@ def test_an_import_does_not_need_the_corpus(fairseq, page, tmp_path, capsys):
     )
 
 
-def test_merges_that_are_cut_off(fairseq, text, trained, page, tmp_path):
+def test_merges_that_are_cut_off(fairseq, text, trained, corpus_of, tmp_path):
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\n")
     with pytest.raises(
         UserError,
@@ -220,9 +222,9 @@ def test_an_import_that_is_none_of_both(tmp_path, imported, message):
     assert ": 1 fault\n" in str(fault.value) and "FairseqFiles" not in str(fault.value)
 
 
-def test_counts_do_not_go_with_an_import(fairseq, page, tmp_path):
+def test_counts_do_not_go_with_an_import(fairseq, corpus_of, tmp_path):
     with pytest.raises(UserError, match=r"corpus\.counts train one; remove either"):
-        build(page(counts="a.tsv"), settings(fairseq), tmp_path / "t", tmp_path, ONE)
+        build(corpus_of(counts="a.tsv"), settings(fairseq), tmp_path / "t", tmp_path, ONE)
 
 
 def test_the_size_on_the_page_must_be_right(fairseq, text, tmp_path):

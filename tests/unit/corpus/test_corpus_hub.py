@@ -127,14 +127,14 @@ def test_a_source_is_files_or_a_dataset() -> None:
 
 
 def test_a_dataset_holds_what_its_files_hold(
-    folder: Path, page: Callable[..., CorpusConfig]
+    folder: Path, corpus_of: Callable[..., CorpusConfig]
 ) -> None:
-    from_hub = page(source(folder, subset="english"))
+    from_hub = corpus_of(source(folder, subset="english"))
     pieces = partitions(from_hub, Path())
     assert [(part.start, part.end) for part in pieces] == [(0, 3), (1, 3), (2, 3)]
 
     for piece, file in zip(pieces, sorted((folder / "en").glob("train-*")), strict=True):
-        from_file = page(file)
+        from_file = corpus_of(file)
         expected = [
             document.text
             for part in partitions(from_file, Path())
@@ -142,12 +142,12 @@ def test_a_dataset_holds_what_its_files_hold(
         ]
         assert [document.text for document in documents(piece, from_hub, [])] == expected != []
 
-    assert texts(page(source(folder, subset="english", split="test"))) == ["held out"]
-    assert texts(page(source(folder, subset="finnish"))) == ["oma tupa", "oma lupa"]
+    assert texts(corpus_of(source(folder, subset="english", split="test"))) == ["held out"]
+    assert texts(corpus_of(source(folder, subset="finnish"))) == ["oma tupa", "oma lupa"]
 
 
 def test_rows_of_json_and_places_of_sources(
-    tmp_path: Path, page: Callable[..., CorpusConfig]
+    tmp_path: Path, corpus_of: Callable[..., CorpusConfig]
 ) -> None:
     for shard in "ab":
         jsonl(
@@ -156,7 +156,7 @@ def test_rows_of_json_and_places_of_sources(
         )
 
     (tmp_path / "one.txt").write_text("alone\n", encoding="utf-8")
-    corpus = page(tmp_path / "one.txt", source("data"), text_key="body")
+    corpus = corpus_of(tmp_path / "one.txt", source("data"), text_key="body")
     read = [
         document
         for part in partitions(corpus, tmp_path)
@@ -177,9 +177,9 @@ class Copy:
 
 
 def test_every_number_of_workers_reads_the_same(
-    folder: Path, page: Callable[..., CorpusConfig], tmp_path: Path
+    folder: Path, corpus_of: Callable[..., CorpusConfig], tmp_path: Path
 ) -> None:
-    corpus = page(source(folder, subset="english"))
+    corpus = corpus_of(source(folder, subset="english"))
     results = []
     for workers in (1, 2):
         out = tmp_path / f"by {workers}"
@@ -206,11 +206,13 @@ def test_other_columns_are_not_read(folder: Path) -> None:
     assert [len(batch) for batch in hub.batches(dataset, 1, 3, "text")] == [256, 44]
 
 
-def test_rows_without_text_are_bad_lines(tmp_path: Path, page: Callable[..., CorpusConfig]) -> None:
+def test_rows_without_text_are_bad_lines(
+    tmp_path: Path, corpus_of: Callable[..., CorpusConfig]
+) -> None:
     for shard in range(2):
         parquet(tmp_path / "data" / f"{shard}.parquet", ["a", None, "", "d", None])
 
-    corpus = page(source(tmp_path / "data"))
+    corpus = corpus_of(source(tmp_path / "data"))
     bad: list[Any] = []
     read = [d.text for part in partitions(corpus, Path()) for d in documents(part, corpus, bad)]
     assert read == ["a", "", "d"] * 2
@@ -222,17 +224,19 @@ def test_rows_without_text_are_bad_lines(tmp_path: Path, page: Callable[..., Cor
         UserError,
         match=r"data, split train, shard 1: row 4 \(the first is 0\): nothing in the column",
     ):
-        refuse_many(bad, page(source(tmp_path / "data"), max_bad_lines=3))
+        refuse_many(bad, corpus_of(source(tmp_path / "data"), max_bad_lines=3))
 
-    assert "2 broken rows" in refusal(page(source(tmp_path / "data"), max_bad_lines=1))
+    assert "2 broken rows" in refusal(corpus_of(source(tmp_path / "data"), max_bad_lines=1))
 
 
-def test_rows_are_numbered_over_batches(tmp_path: Path, page: Callable[..., CorpusConfig]) -> None:
+def test_rows_are_numbered_over_batches(
+    tmp_path: Path, corpus_of: Callable[..., CorpusConfig]
+) -> None:
     parquet(
         tmp_path / "data" / "0.parquet",
         [None if row in (7, 290) else str(row) for row in range(300)],
     )
-    corpus = page(source(tmp_path / "data"))
+    corpus = corpus_of(source(tmp_path / "data"))
     bad: list[Any] = []
     assert (
         sum(1 for part in partitions(corpus, Path()) for _ in documents(part, corpus, bad)) == 298
@@ -242,70 +246,72 @@ def test_rows_are_numbered_over_batches(tmp_path: Path, page: Callable[..., Corp
 
 @pytest.mark.parametrize("text", ["a\0b", "x" * (2**20 + 5) + "\0"])
 def test_what_no_text_can_hold_is_refused(
-    tmp_path: Path, page: Callable[..., CorpusConfig], text: str
+    tmp_path: Path, corpus_of: Callable[..., CorpusConfig], text: str
 ) -> None:
     parquet(tmp_path / "data" / "0.parquet", ["fine", text])
-    assert "shard 0: row 1 (the first is 0): a NUL" in refusal(page(source(tmp_path / "data")))
+    assert "shard 0: row 1 (the first is 0): a NUL" in refusal(corpus_of(source(tmp_path / "data")))
 
 
 # ----------------------------------------------------------------------------------------- mistakes
 
 
 def test_what_is_not_in_a_dataset_is_refused_with_what_is(
-    folder: Path, page: Callable[..., CorpusConfig]
+    folder: Path, corpus_of: Callable[..., CorpusConfig]
 ) -> None:
-    message = refusal(page(source(folder, subset="english", split="dev")))
+    message = refusal(corpus_of(source(folder, subset="english", split="dev")))
     assert "no split 'dev'; its splits: train, test" in message
     for wrong in ({"subset": "german"}, {}):
-        message = refusal(page(source(folder, **wrong)))
+        message = refusal(corpus_of(source(folder, **wrong)))
         assert "english" in message and "finnish" in message and "`subset` names one" in message
         assert "load_dataset" not in message
 
-    message = refusal(page(source(folder, subset="english"), text_key="body"))
+    message = refusal(corpus_of(source(folder, subset="english"), text_key="body"))
     assert "no column 'body' (corpus.text_key); its columns: id, text" in message
-    message = refusal(page(source(folder, subset="english"), text_key="id"))
+    message = refusal(corpus_of(source(folder, subset="english"), text_key="id"))
     assert "column 'id' (corpus.text_key): expected strings, found int64" in message
-    assert "has no revisions" in refusal(page(source(folder, revision="main")))
+    assert "has no revisions" in refusal(corpus_of(source(folder, revision="main")))
 
 
 def test_columns_of_a_kind_that_does_not_tell_them_ahead(
-    tmp_path: Path, page: Callable[..., CorpusConfig]
+    tmp_path: Path, corpus_of: Callable[..., CorpusConfig]
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.txt").write_text("one\ntwo\n", encoding="utf-8")
-    assert texts(page(source(tmp_path / "data"))) == ["one", "two"]
+    assert texts(corpus_of(source(tmp_path / "data"))) == ["one", "two"]
     assert "no column 'body' (corpus.text_key); its columns: text" in refusal(
-        page(source(tmp_path / "data"), text_key="body")
+        corpus_of(source(tmp_path / "data"), text_key="body")
     )
 
 
-def test_damage_and_emptiness_are_told(tmp_path: Path, page: Callable[..., CorpusConfig]) -> None:
+def test_damage_and_emptiness_are_told(
+    tmp_path: Path, corpus_of: Callable[..., CorpusConfig]
+) -> None:
     whole = parquet(tmp_path / "cut" / "0.parquet", ["text"])
     whole.write_bytes(whole.read_bytes()[:-9])
     assert "cut, split train: cannot be read: Parquet magic bytes not found" in refusal(
-        page(source(tmp_path / "cut"))
+        corpus_of(source(tmp_path / "cut"))
     )
     (tmp_path / "empty").mkdir()
-    assert "doesn't contain any data files" in refusal(page(source(tmp_path / "empty")))
+    assert "doesn't contain any data files" in refusal(corpus_of(source(tmp_path / "empty")))
 
 
 def test_a_text_beside_a_number_is_refused_and_not_put_into_quotes(
-    tmp_path: Path, page: Callable[..., CorpusConfig]
+    tmp_path: Path, corpus_of: Callable[..., CorpusConfig]
 ) -> None:
     jsonl(tmp_path / "data" / "a.jsonl", [{"text": "x"}])
     jsonl(tmp_path / "data" / "b.jsonl", [{"text": 5}, {"text": "y"}])
-    assert "changed from number to string" in refusal(page(source(tmp_path / "data")))
+    assert "changed from number to string" in refusal(corpus_of(source(tmp_path / "data")))
 
 
-def test_without_a_network_a_word_at_once(page: Callable[..., CorpusConfig]) -> None:
+def test_without_a_network_a_word_at_once(corpus_of: Callable[..., CorpusConfig]) -> None:
     for revision in (None, COMMIT):
         start = time.monotonic()
-        message = refusal(page(source("owner/name", revision=revision)))
+        message = refusal(corpus_of(source("owner/name", revision=revision)))
         assert "owner/name: no folder of that name, and HF_HUB_OFFLINE is set" in message
         assert time.monotonic() - start < 5
 
     for place in ("./nothing", "/nothing/there", "a/b/c"):
-        assert f"{place}: no folder there" in refusal(page(source(place)))
+        assert f"{place}: no folder there" in refusal(corpus_of(source(place)))
 
 
 # ------------------------------------------------------------------------------------------- hashes
@@ -318,9 +324,9 @@ def hash_of(
 
 
 def test_the_hash_of_a_folder_is_that_of_its_files(
-    folder: Path, page: Callable[..., CorpusConfig], tmp_path: Path
+    folder: Path, corpus_of: Callable[..., CorpusConfig], tmp_path: Path
 ) -> None:
-    corpus = page(source(folder, subset="english"))
+    corpus = corpus_of(source(folder, subset="english"))
     first = hashes(corpus, Path(), {})
     assert hashes(corpus, Path(), first.files) == first
     assert (
@@ -331,19 +337,19 @@ def test_the_hash_of_a_folder_is_that_of_its_files(
     moved = tmp_path / "elsewhere" / "dataset"
     moved.parent.mkdir()
     folder.rename(moved)
-    assert hash_of(page(source("dataset", subset="english")), moved.parent) == first.corpus
+    assert hash_of(corpus_of(source("dataset", subset="english")), moved.parent) == first.corpus
 
     others = [
         {"subset": "finnish"},
         {"subset": "english", "split": "test"},
         {"subset": "english", "name": "x"},
     ]
-    seen = {first.corpus, *(hash_of(page(source(moved, **keys))) for keys in others)}
+    seen = {first.corpus, *(hash_of(corpus_of(source(moved, **keys))) for keys in others)}
     assert len(seen) == 4
     parquet(moved / "en" / "train-2.parquet", ["other text"])
-    seen.add(hash_of(page(source(moved, subset="english")), remembered=first.files))
+    seen.add(hash_of(corpus_of(source(moved, subset="english")), remembered=first.files))
     (moved / "en" / "train-2.parquet").rename(moved / "en" / "train-3.parquet")
-    seen.add(hash_of(page(source(moved, subset="english"))))
+    seen.add(hash_of(corpus_of(source(moved, subset="english"))))
     assert len(seen) == 6
 
 
@@ -369,15 +375,15 @@ def api(monkeypatch: pytest.MonkeyPatch) -> type[Api]:
 
 
 def test_a_name_on_the_hub_is_hashed_by_its_commit_asked_for_once(
-    api: type[Api], page: Callable[..., CorpusConfig]
+    api: type[Api], corpus_of: Callable[..., CorpusConfig]
 ) -> None:
-    corpus = page(source("owner/name"))
+    corpus = corpus_of(source("owner/name"))
     found = hashes(corpus, Path(), {})
     assert found.files == {"hf://owner/name@main//train": {"commit": COMMIT}}
     assert hashes(corpus, Path(), found.files) == found
     assert api.asked == [("owner/name", None)]
     assert (
-        hash_of(page(source("owner/name", revision="v1"))) == found.corpus
+        hash_of(corpus_of(source("owner/name", revision="v1"))) == found.corpus
     )  # the same commit by another name
     api.answers[None] = LATER
     hub._ask.cache_clear()
@@ -388,17 +394,17 @@ def test_a_name_on_the_hub_is_hashed_by_its_commit_asked_for_once(
 
 
 def test_a_full_commit_needs_no_network_to_be_hashed(
-    api: type[Api], page: Callable[..., CorpusConfig]
+    api: type[Api], corpus_of: Callable[..., CorpusConfig]
 ) -> None:
-    pinned = hash_of(page(source("owner/name", revision=COMMIT.upper())))
+    pinned = hash_of(corpus_of(source("owner/name", revision=COMMIT.upper())))
     assert api.asked == []
-    assert pinned == hash_of(page(source("owner/name")))
+    assert pinned == hash_of(corpus_of(source("owner/name")))
 
 
 def test_without_a_network_the_remembered_commit_is_taken(
-    api: type[Api], page: Callable[..., CorpusConfig], capsys: pytest.CaptureFixture[str]
+    api: type[Api], corpus_of: Callable[..., CorpusConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    corpus = page(source("owner/name"))
+    corpus = corpus_of(source("owner/name"))
     before = hashes(corpus, Path(), {})
     hub._ask.cache_clear()
     api.answers[None] = OSError("no route to host")
@@ -418,14 +424,15 @@ READ = """
 import json, sys
 from pathlib import Path
 from robustly import UserError
-from tokenizer import hub
-from robustly.tokenizer.config import Corpus
-from robustly.corpus.documents import documents, parts
+from robustly.corpus import hub
+from robustly.corpus.config import CorpusConfig
+from robustly.corpus.documents import documents
+from robustly.corpus.partitions import partitions
 hub.TIMEOUT /= 5
 for source in json.loads(sys.argv[1]):
-    corpus = Corpus(sources=[source], documents="file", text_key="text", validation=0)
+    corpus = CorpusConfig(sources=[source], documents="file", text_key="text", validation=0)
     try:
-        found = parts(corpus, Path())
+        found = partitions(corpus, Path())
         print(json.dumps([d.text for part in found for d in documents(part, corpus, [])]))
     except UserError as error:
         print(json.dumps(str(error)))
@@ -450,7 +457,7 @@ def read_from(endpoint: str, home: Path, *sources: dict[str, Any]) -> list[Any]:
 
 
 def test_a_hub_is_read_at_one_commit(
-    folder: Path, page: Callable[..., CorpusConfig], tmp_path: Path
+    folder: Path, corpus_of: Callable[..., CorpusConfig], tmp_path: Path
 ) -> None:
     log = tmp_path / "requests"
     command = [sys.executable, hub_server.__file__, str(folder), str(log)]
@@ -470,7 +477,7 @@ def test_a_hub_is_read_at_one_commit(
         finally:
             server.terminate()
 
-    assert read == texts(page(source(folder, subset="english")))
+    assert read == texts(corpus_of(source(folder, subset="english")))
     assert finnish == ["oma tupa", "oma lupa"]
     assert "no revision 'nowhere'" in no_revision
     assert "no dataset on the Hub that you may read" in no_dataset and "HF_TOKEN" in no_dataset

@@ -15,7 +15,7 @@ from robustly.corpus.documents import documents
 from robustly.corpus.partitions import partitions
 from robustly.manifest import Stage
 
-Page = Callable[..., CorpusConfig]
+CorpusOf = Callable[..., CorpusConfig]
 
 
 def judged(folder: Path, *codes: list[int]) -> Path:
@@ -38,10 +38,10 @@ def texts(corpus: CorpusConfig, folder: Path, cleaned: Path) -> list[str]:
 
 
 @pytest.fixture
-def corpus(tmp_path: Path, page: Page) -> CorpusConfig:
+def corpus(tmp_path: Path, corpus_of: CorpusOf) -> CorpusConfig:
     (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree\n")
     (tmp_path / "b.txt").write_text("four\n")
-    return page("a.txt", "b.txt")
+    return corpus_of("a.txt", "b.txt")
 
 
 def test_documents_are_skipped_part_by_part(tmp_path: Path, corpus: CorpusConfig) -> None:

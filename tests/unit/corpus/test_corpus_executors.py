@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from slurm_cluster import cluster
 
 from robustly import UserError
-from robustly.corpus import documents as raw_text
+from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import Processing, SlurmConfig
 from robustly.corpus.executors import process
+from robustly.corpus.executors import ray as ray_executor
 from robustly.corpus.executors import slurm as slurm_executor
 from robustly.corpus.partitions import Partition
 from robustly.tokenizer.build import build
@@ -41,7 +42,7 @@ def slurm(tmp_path_factory):
 def ray():
     """Ray on two cores of this machine, and how to work on it."""
     library = pytest.importorskip("ray", reason="Ray is not installed: pip install 'robustly[ray]'")
-    ray._connect(2)
+    ray_executor._connect(2)
     yield Processing(2, executor="ray")
     library.shutdown()
 
@@ -112,10 +113,10 @@ def finish(folder, processing):
     assert not (folder / "tasks/slurm_job.json").exists()
 
 
-def test_a_tokenizer_is_the_same_bytes(elsewhere, page, prose_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(raw_text, "PART_BYTES", 100_000)
-    asked = page(prose_file), TokenizerConfig(vocab_size=600, min_frequency=2)
-    assert len(raw_text.parts(asked[0], Path())) > 2
+def test_a_tokenizer_is_the_same_bytes(elsewhere, corpus_of, prose_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(partitioning, "PARTITION_BYTES", 100_000)
+    asked = corpus_of(prose_file), TokenizerConfig(vocab_size=600, min_frequency=2)
+    assert len(partitioning.partitions(asked[0], Path())) > 2
     made = [
         build(*asked, tmp_path / processing.executor, Path(), processing)
         for processing in (Processing(1), elsewhere)
@@ -187,11 +188,11 @@ RUNS = """
 import sys
 from functools import partial
 from pathlib import Path
-from test_tokenizer_executor import FIVE, Processing, Slurm, hang_at_two, process, slurm_executor
+from test_corpus_executors import FIVE, Processing, SlurmConfig, hang_at_two, process, slurm_executor
 
 slurm_executor.POLL = 0.2
 folder = Path(sys.argv[1])
-process(partial(hang_at_two, folder), FIVE, folder / "tasks", Processing(1, executor="slurm", slurm=Slurm()), "testing")
+process(partial(hang_at_two, folder), FIVE, folder / "tasks", Processing(1, executor="slurm", slurm=SlurmConfig()), "testing")
 """
 
 
@@ -239,7 +240,7 @@ def test_a_run_that_is_stopped_leaves_no_task_that_works_on(slurm, tmp_path, how
 
 
 def test_a_job_that_is_cancelled_is_not_waited_for(slurm, tmp_path, monkeypatch):
-    queue, asked = slurm._queue, []
+    queue, asked = slurm_executor._queue, []
 
     def cancelled(name):
         if (tmp_path / "hangs").exists() and not asked:
@@ -286,8 +287,10 @@ def test_what_a_task_asks_of_slurm(tmp_path):
         partition="cpu", time="1:00:00", cpus_per_task=2, memory_gb=1.5, account="nlp", max_jobs=7,
         options={"constraint": "a&b", "exclusive": ""},
     )  # fmt: skip
-    step = slurm.Step(partial(note, tmp_path), FIVE)
-    options = dict(slurm.SlurmExecutor(step, tmp_path / "50%", asked, "counting words")._options(5))
+    step = slurm_executor.Step(partial(note, tmp_path), FIVE)
+    options = dict(
+        slurm_executor.SlurmExecutor(step, tmp_path / "50%", asked, "counting words")._options(5)
+    )
     log = f"{tmp_path}/50%%/slurm_logs/%A_%a.out"
     assert re.fullmatch("counting-words-[0-9a-f]{12}", options.pop("job-name"))
     assert options == {
@@ -307,14 +310,16 @@ def test_what_a_task_asks_of_slurm(tmp_path):
 
 
 def test_many_parts_share_a_task():
-    assert [slurm.parts_per_task(parts, None) for parts in (1, 256, 257, 10_000, 10**6)] == [
+    assert [
+        slurm_executor.parts_per_task(parts, None) for parts in (1, 256, 257, 10_000, 10**6)
+    ] == [
         1,
         1,
         2,
         40,
         1000,
     ]
-    assert [slurm.parts_per_task(parts, 8) for parts in (8, 9, 1000)] == [1, 2, 64]
+    assert [slurm_executor.parts_per_task(parts, 8) for parts in (8, 9, 1000)] == [1, 2, 64]
 
 
 # ---------------------------------------------------------------------------------------------- Ray

@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustly import UserError
-from robustly.corpus import documents as raw_text
+from robustly.corpus import files as corpus_files
+from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import Processing
 from robustly.corpus.documents import Document, documents, refuse_many
 from robustly.corpus.executors import process
@@ -46,27 +47,27 @@ def read(corpus, beside=Path(), bad_lines=None):
 # ------------------------------------------------------------------------------- what a document is
 
 
-def test_blank_lines_end_documents_and_nothing_else_is_lost(page, tmp_path):
+def test_blank_lines_end_documents_and_nothing_else_is_lost(corpus_of, tmp_path):
     file = tmp_path / "a.txt"
     file.write_bytes(b"\n \none \n  two\r\n\t\r\nthree\n\n\nfour")
-    assert read(page(file)) == ["one \n  two\r", "three", "four"]
+    assert read(corpus_of(file)) == ["one \n  two\r", "three", "four"]
 
 
-def test_documents_that_are_lines_or_files(page, tmp_path):
+def test_documents_that_are_lines_or_files(corpus_of, tmp_path):
     file = tmp_path / "a.txt"
     file.write_bytes(b"one \n\n two\r\n  \nthree")
-    assert read(page(file, documents="line")) == ["one ", " two\r", "three"]
-    assert read(page(file, documents="file")) == ["one \n\n two\r\n  \nthree"]
+    assert read(corpus_of(file, documents="line")) == ["one ", " two\r", "three"]
+    assert read(corpus_of(file, documents="file")) == ["one \n\n two\r\n  \nthree"]
 
 
 @pytest.mark.parametrize("mode", ["blank_line", "line", "file"])
-def test_a_byte_order_mark_is_not_text(page, tmp_path, mode):
+def test_a_byte_order_mark_is_not_text(corpus_of, tmp_path, mode):
     file = tmp_path / "a.txt"
     file.write_bytes(b"\xef\xbb\xbfone \xef\xbb\xbf")
-    assert read(page(file, documents=mode)) == ["one \ufeff"]
+    assert read(corpus_of(file, documents=mode)) == ["one \ufeff"]
 
 
-def test_rows_hold_documents(page, tmp_path):
+def test_rows_hold_documents(corpus_of, tmp_path):
     rows = [{"text": "one\n\ntwo", "n": 1}, {"text": ""}, {"text": "三 \U0001f600"}]
     (tmp_path / "a.jsonl").write_text(
         "\n".join(json.dumps(row) for row in rows) + "\n\n \n", encoding="utf-8"
@@ -75,14 +76,14 @@ def test_rows_hold_documents(page, tmp_path):
         pyarrow.table({"text": [row["text"] for row in rows]}), tmp_path / "a.parquet"
     )
     for name in ("a.jsonl", "a.parquet"):
-        assert read(page(tmp_path / name)) == [row["text"] for row in rows]
+        assert read(corpus_of(tmp_path / name)) == [row["text"] for row in rows]
 
 
-def test_a_document_knows_its_source(page, tmp_path):
+def test_a_document_knows_its_source(corpus_of, tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(name)
 
-    corpus = page(tmp_path / "b.txt", {"path": str(tmp_path / "a.txt"), "name": "first"})
+    corpus = corpus_of(tmp_path / "b.txt", {"path": str(tmp_path / "a.txt"), "name": "first"})
     found = [
         document for part in partitions(corpus, Path()) for document in documents(part, corpus, [])
     ]
@@ -93,7 +94,7 @@ def test_a_document_knows_its_source(page, tmp_path):
 
 
 @given(lines=LINES, last=st.sampled_from(["", "\n"]), size=st.integers(1, 60))
-def test_parts_hold_each_document_once(page, tmp_path_factory, lines, last, size):
+def test_parts_hold_each_document_once(corpus_of, tmp_path_factory, lines, last, size):
     text = "\n".join(lines) + last
     file = tmp_path_factory.mktemp("cut") / "a.txt"
     file.write_bytes(text.encode())
@@ -104,9 +105,9 @@ def test_parts_hold_each_document_once(page, tmp_path_factory, lines, last, size
         "line": [line for line in lines if not blank.fullmatch(line)],
     }
 
-    with mock.patch.object(raw_text, "PART_BYTES", size):
+    with mock.patch.object(partitioning, "PARTITION_BYTES", size):
         for mode, texts in expected.items():
-            corpus = page(file, documents=mode)
+            corpus = corpus_of(file, documents=mode)
             assert len(partitions(corpus, Path())) == -(-len(text.encode()) // size)
             assert read(corpus) == texts
 
@@ -115,23 +116,23 @@ def test_parts_hold_each_document_once(page, tmp_path_factory, lines, last, size
     texts=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)),
     size=st.integers(1, 100),
 )
-def test_parts_hold_each_row_once(page, tmp_path_factory, texts, size):
+def test_parts_hold_each_row_once(corpus_of, tmp_path_factory, texts, size):
     folder = tmp_path_factory.mktemp("cut")
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     table = pyarrow.table({"text": pyarrow.array(texts, pyarrow.large_string())})
     pyarrow.parquet.write_table(table, folder / "a.parquet", row_group_size=3)
 
-    with mock.patch.object(raw_text, "PART_BYTES", size):
-        assert read(page(folder / "a.jsonl")) == texts
-        assert read(page(folder / "a.parquet")) == texts
+    with mock.patch.object(partitioning, "PARTITION_BYTES", size):
+        assert read(corpus_of(folder / "a.jsonl")) == texts
+        assert read(corpus_of(folder / "a.parquet")) == texts
         if len(texts) > 6:
-            assert len(partitions(page(folder / "a.parquet"), Path())) > 1
+            assert len(partitions(corpus_of(folder / "a.parquet"), Path())) > 1
 
 
-def test_a_part_ends_with_the_document_that_began_in_it(page, tmp_path):
+def test_a_part_ends_with_the_document_that_began_in_it(corpus_of, tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("one\n\ntwo\ntwo\n\nthree\n")
-    corpus = page(file)
+    corpus = corpus_of(file)
     assert [d.text for d in documents(Partition(0, str(file), 0, 6), corpus, [])] == [
         "one",
         "two\ntwo",
@@ -139,13 +140,13 @@ def test_a_part_ends_with_the_document_that_began_in_it(page, tmp_path):
     assert [d.text for d in documents(Partition(0, str(file), 6, 20), corpus, [])] == ["three"]
 
 
-def test_a_document_of_a_hundred_megabytes(page, tmp_path):
+def test_a_document_of_a_hundred_megabytes(corpus_of, tmp_path):
     file = tmp_path / "a.txt"
     line = "All work and no play makes a long document. " * 2**16 + "\n"
     text = line * (100 * 2**20 // len(line))
     file.write_text("first\n\n" + text + "\nlast")
-    assert len(partitions(page(file), Path())) > 5
-    found = read(page(file))
+    assert len(partitions(corpus_of(file), Path())) > 5
+    found = read(corpus_of(file))
     assert [len(document) for document in found] == [5, len(text) - 1, 4]
     assert found[1] == text[:-1]
 
@@ -155,7 +156,7 @@ def test_a_document_of_a_hundred_megabytes(page, tmp_path):
     ("compression", "compress"),
     [(".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstandard.ZstdCompressor().compress)],
 )
-def test_compressed_files_are_read_whole(page, tmp_path, suffix, compression, compress):
+def test_compressed_files_are_read_whole(corpus_of, tmp_path, suffix, compression, compress):
     pieces = [
         b'"one"\n\n',
         b'"two"\n',
@@ -167,16 +168,16 @@ def test_compressed_files_are_read_whole(page, tmp_path, suffix, compression, co
     plain.write_bytes(b"".join(pieces))
     packed.write_bytes(b"".join(map(compress, pieces)))
 
-    with mock.patch.object(raw_text, "PART_BYTES", 4):
-        assert partitions(page(packed), Path()) == [Partition(0, str(packed), 0, WHOLE)]
-        assert read(page(packed)) == read(page(plain))
-        assert len(read(page(plain))) == 2
+    with mock.patch.object(partitioning, "PARTITION_BYTES", 4):
+        assert partitions(corpus_of(packed), Path()) == [Partition(0, str(packed), 0, WHOLE)]
+        assert read(corpus_of(packed)) == read(corpus_of(plain))
+        assert len(read(corpus_of(plain))) == 2
 
 
 # -------------------------------------------------------------------------------------- which files
 
 
-def test_sources_come_as_on_the_page_and_files_by_name(page, tmp_path):
+def test_sources_come_as_on_the_page_and_files_by_name(corpus_of, tmp_path):
     for name in (
         "b/2.txt",
         "b/10.txt",
@@ -191,13 +192,13 @@ def test_sources_come_as_on_the_page_and_files_by_name(page, tmp_path):
 
     names = [
         Path(part.path).relative_to(tmp_path).as_posix()
-        for part in partitions(page(tmp_path / "b", str(tmp_path / "*.txt")), Path())
+        for part in partitions(corpus_of(tmp_path / "b", str(tmp_path / "*.txt")), Path())
     ]
     assert names == ["b/10.txt", "b/2.txt", "b/c/1.jsonl", "a.txt"]
 
 
 def test_relative_paths_lie_beside_the_page_or_in_the_working_directory(
-    page, tmp_path, monkeypatch
+    corpus_of, tmp_path, monkeypatch
 ):
     beside, here = tmp_path / "configs", tmp_path / "work"
     for folder in (beside, here):
@@ -206,14 +207,14 @@ def test_relative_paths_lie_beside_the_page_or_in_the_working_directory(
 
     (here / "here.txt").write_text("here")
     monkeypatch.chdir(here)
-    assert read(page("both.txt", "here.txt"), beside) == ["configs", "here"]
+    assert read(corpus_of("both.txt", "here.txt"), beside) == ["configs", "here"]
 
 
-def test_an_empty_file_has_no_part(page, tmp_path):
+def test_an_empty_file_has_no_part(corpus_of, tmp_path):
     for name in ("a.txt", "a.jsonl.gz"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "b.txt").write_text("b")
-    assert read(page(tmp_path)) == ["b"]
+    assert read(corpus_of(tmp_path)) == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -221,14 +222,14 @@ def test_an_empty_file_has_no_part(page, tmp_path):
     [("nowhere.txt", "no file there; looked at"), ("empty", "no file there"), ("*.txt", "no file there"),
      ("odd/a.pdf", "unknown kind of file"), ("odd", "unknown kind of file"), ("odd/a.parquet.gz", "unknown kind")],
 )  # fmt: skip
-def test_sources_that_hold_no_text_are_refused(page, tmp_path, source, message):
+def test_sources_that_hold_no_text_are_refused(corpus_of, tmp_path, source, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
     for name in ("a.pdf", "a.parquet.gz"):
         (tmp_path / "odd" / name).write_text("x")
 
     with pytest.raises(UserError, match=message) as error:
-        partitions(page(source), tmp_path)
+        partitions(corpus_of(source), tmp_path)
 
     assert str(tmp_path) in str(error.value)
 
@@ -241,44 +242,46 @@ def test_sources_that_hold_no_text_are_refused(page, tmp_path, source, message):
     ("bad", "message"),
     [(b"\xe9", "not UTF-8 (byte 0xe9)"), (b"\xed\xa0\x80", "not UTF-8"), (b"\0", "NUL")],
 )
-def test_bytes_that_are_not_text_are_named_with_file_and_line(page, tmp_path, mode, bad, message):
+def test_bytes_that_are_not_text_are_named_with_file_and_line(
+    corpus_of, tmp_path, mode, bad, message
+):
     file = tmp_path / "a.txt"
     file.write_bytes(b"one\n\n" + "zwö\n".encode() + b"three " + bad + b"\n")
     with (
-        mock.patch.object(raw_text, "PART_BYTES", 8),
+        mock.patch.object(partitioning, "PARTITION_BYTES", 8),
         pytest.raises(UserError, match=re.escape(message)) as error,
     ):
-        read(page(file, documents=mode))
+        read(corpus_of(file, documents=mode))
 
     assert str(error.value).startswith(f"{file}: line 4 (byte 16 of the text)")
 
 
-def test_bytes_that_are_not_text_are_found_in_compressed_files(page, tmp_path):
+def test_bytes_that_are_not_text_are_found_in_compressed_files(corpus_of, tmp_path):
     file = tmp_path / "a.txt.gz"
     file.write_bytes(gzip.compress(b"one\n\ntwo \xff\n"))
     with pytest.raises(UserError, match=r"a\.txt\.gz: line 3 \(byte 9 of the text\): not UTF-8"):
-        read(page(file))
+        read(corpus_of(file))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [(r"\ud83d", r"\ud83d, half of a surrogate pair"), (r"\u0000", "NUL character")],
 )
-def test_escapes_that_stand_for_no_text_are_refused(page, tmp_path, text, message):
+def test_escapes_that_stand_for_no_text_are_refused(corpus_of, tmp_path, text, message):
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "one"}\n{"text": "two ' + text + '"}\n')
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        read(page(file))
+        read(corpus_of(file))
     assert str(error.value).startswith(f"{file}: line 2 ")
 
 
-def test_a_surrogate_pair_is_a_character(page, tmp_path):
+def test_a_surrogate_pair_is_a_character(corpus_of, tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text(r'{"text": "\ud83d\ude00"}')
-    assert read(page(file)) == ["\U0001f600"]
+    assert read(corpus_of(file)) == ["\U0001f600"]
 
 
-def test_rows_without_text_are_skipped_and_named(page, tmp_path):
+def test_rows_without_text_are_skipped_and_named(corpus_of, tmp_path):
     file = tmp_path / "a.jsonl"
     rows = [
         '{"text": "one"}',
@@ -291,7 +294,7 @@ def test_rows_without_text_are_skipped_and_named(page, tmp_path):
     ]
     file.write_text("\n".join([*rows, '{"text": "last"}']))
     bad_lines = []
-    assert read(page(file), bad_lines=bad_lines) == ["one", "last"]
+    assert read(corpus_of(file), bad_lines=bad_lines) == ["one", "last"]
     reasons = ["not JSON: Unterminated string", "expected a JSON object, found list",
                "no key 'text' (corpus.text_key); the keys here: 'Text', 'n'", "expected a string, found NoneType",
                "nested too deeply", "no key 'text'"]  # fmt: skip
@@ -302,24 +305,24 @@ def test_rows_without_text_are_skipped_and_named(page, tmp_path):
     assert bad_lines[1].place == len("\n".join(rows[:2])) + 1
 
 
-def test_more_rows_without_text_than_allowed_are_an_error(page, tmp_path):
+def test_more_rows_without_text_than_allowed_are_an_error(corpus_of, tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "one"}\nx\ny\n{"text": "two"}\n')
-    assert read(page(file, max_bad_lines=2)) == ["one", "two"]
+    assert read(corpus_of(file, max_bad_lines=2)) == ["one", "two"]
     with pytest.raises(UserError) as error:
-        read(page(file, max_bad_lines=1))
+        read(corpus_of(file, max_bad_lines=1))
 
     assert str(error.value).startswith(f"{file}: line 3 (byte 18 of the text): not JSON")
     assert f"{file}: line 2 " in str(error.value) and "corpus.max_bad_lines = 1" in str(error.value)
 
 
-def test_bad_rows_are_counted_over_all_parts(page, tmp_path):
+def test_bad_rows_are_counted_over_all_parts(corpus_of, tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("x\ny\n")
-    corpus = page(file, max_bad_lines=1)
+    corpus = corpus_of(file, max_bad_lines=1)
     bad_lines = []
 
-    with mock.patch.object(raw_text, "PART_BYTES", 2):
+    with mock.patch.object(partitioning, "PARTITION_BYTES", 2):
         for part in partitions(corpus, Path()):
             in_part = []
             assert list(documents(part, corpus, in_part)) == []
@@ -330,15 +333,15 @@ def test_bad_rows_are_counted_over_all_parts(page, tmp_path):
         refuse_many(bad_lines, corpus)
 
 
-def test_columns_of_parquet_are_checked(page, tmp_path):
+def test_columns_of_parquet_are_checked(corpus_of, tmp_path):
     table = {"text": ["one", None, "two"], "number": [1, 2, 3], "nul": ["a", "b\0", "c"]}
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
     bad_lines = []
-    assert read(page(tmp_path / "a.parquet"), bad_lines=bad_lines) == ["one", "two"]
+    assert read(corpus_of(tmp_path / "a.parquet"), bad_lines=bad_lines) == ["one", "two"]
     assert [line.place for line in bad_lines] == [1]
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "b.parquet", row_group_size=1)
-    with mock.patch.object(raw_text, "PART_BYTES", 1):
-        assert read(page(tmp_path / "b.parquet"), bad_lines=bad_lines) == ["one", "two"]
+    with mock.patch.object(partitioning, "PARTITION_BYTES", 1):
+        assert read(corpus_of(tmp_path / "b.parquet"), bad_lines=bad_lines) == ["one", "two"]
 
     assert [line.place for line in bad_lines] == [1, 1]
 
@@ -348,19 +351,19 @@ def test_columns_of_parquet_are_checked(page, tmp_path):
         ("nul", "row 1 .*NUL"),
     ):
         with pytest.raises(UserError, match=message):
-            read(page(tmp_path / "a.parquet", text_key=key))
+            read(corpus_of(tmp_path / "a.parquet", text_key=key))
 
 
-def test_strings_of_parquet_that_are_not_utf8_are_refused(page, tmp_path):
+def test_strings_of_parquet_that_are_not_utf8_are_refused(corpus_of, tmp_path):
     broken = pyarrow.array([b"one", b"\xff"]).view(pyarrow.string())
     pyarrow.parquet.write_table(pyarrow.table({"text": broken}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a\.parquet: row 1 .*not UTF-8"):
-        read(page(tmp_path / "a.parquet"))
+        read(corpus_of(tmp_path / "a.parquet"))
 
 
 @pytest.mark.parametrize("cut", [1, 40, 2000])
 @pytest.mark.parametrize("form", [".txt.gz", ".txt.xz", ".txt.zst", ".jsonl.gz", ".parquet"])
-def test_files_that_are_cut_off_are_named(page, tmp_path, form, cut):
+def test_files_that_are_cut_off_are_named(corpus_of, tmp_path, form, cut):
     file = tmp_path / f"a{form}"
     text = os.urandom(20_000).hex()
     raw = (json.dumps({"text": text}) if "jsonl" in form else text).encode()
@@ -374,23 +377,23 @@ def test_files_that_are_cut_off_are_named(page, tmp_path, form, cut):
     else:
         file.write_bytes(compress[file.suffix](raw))
 
-    assert read(page(file)) == [text]
+    assert read(corpus_of(file)) == [text]
     file.write_bytes(file.read_bytes()[:-cut])
     with pytest.raises(UserError, match=rf"{re.escape(str(file))}: cannot be read"):
-        read(page(file))
+        read(corpus_of(file))
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.xz", "a.txt.zst", "a.parquet"])
-def test_files_that_are_not_what_their_name_says_are_named(page, tmp_path, name):
+def test_files_that_are_not_what_their_name_says_are_named(corpus_of, tmp_path, name):
     (tmp_path / name).write_text("plain text")
     with pytest.raises(UserError, match=f"{name}: cannot be read"):
-        read(page(tmp_path))
+        read(corpus_of(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------- hashes
 
 
-def test_the_hash_follows_contents_names_and_order_but_not_paths(page, tmp_path):
+def test_the_hash_follows_contents_names_and_order_but_not_paths(corpus_of, tmp_path):
     for name, text in {
         "one/a.txt": "a",
         "one/b.txt": "b",
@@ -401,7 +404,7 @@ def test_the_hash_follows_contents_names_and_order_but_not_paths(page, tmp_path)
         (tmp_path / name).write_text(text)
 
     def hash_of(*sources):
-        return hashes(page(*sources), tmp_path, {}).corpus
+        return hashes(corpus_of(*sources), tmp_path, {}).corpus
 
     first = hash_of({"path": "one", "name": "n"})
     assert hash_of({"path": "two/x", "name": "n"}) == first
@@ -411,25 +414,25 @@ def test_the_hash_follows_contents_names_and_order_but_not_paths(page, tmp_path)
     assert hash_of({"path": "one", "name": "n"}) != first
 
 
-def test_the_hash_tells_one_kind_of_file_from_another(page, tmp_path):
+def test_the_hash_tells_one_kind_of_file_from_another(corpus_of, tmp_path):
     for name in ("t.txt", "t.jsonl"):
         (tmp_path / name).write_text('{"text": "x"}')
     sources = [{"path": name, "name": "n"} for name in ("t.txt", "t.jsonl")]
-    assert len({hashes(page(source), tmp_path, {}).corpus for source in sources}) == 2
+    assert len({hashes(corpus_of(source), tmp_path, {}).corpus for source in sources}) == 2
 
 
-def test_known_files_are_not_hashed_anew(page, tmp_path):
+def test_known_files_are_not_hashed_anew(corpus_of, tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_text("b")
-    corpus = page(tmp_path)
+    corpus = corpus_of(tmp_path)
     first = hashes(corpus, Path(), {})
     assert {fact["bytes"] for fact in first.files.values()} == {1}
-    with mock.patch.object(raw_text, "sha256", side_effect=AssertionError("hashed anew")):
+    with mock.patch.object(corpus_files, "sha256", side_effect=AssertionError("hashed anew")):
         assert hashes(corpus, Path(), first.files) == first
 
     (tmp_path / "a.txt").write_text("A")
     os.utime(tmp_path / "a.txt", ns=(1, 1))
-    with mock.patch.object(raw_text, "sha256", wraps=raw_text.sha256) as hashing:
+    with mock.patch.object(corpus_files, "sha256", wraps=corpus_files.sha256) as hashing:
         assert hashes(corpus, Path(), first.files) == hashes(corpus, Path(), {}) != first
 
     assert [call.args[0].name for call in hashing.call_args_list] == ["a.txt", "a.txt", "b.txt"]
