@@ -1,29 +1,33 @@
-"""One job, many launchers: how the ranks of a training run are started, on one machine or many.
+"""Start the ranks of a pretraining run: on this machine, over ssh, under Slurm or torchrun.
 
-`robustly.launch.job.Job` says what runs; each launcher turns the same job into processes
-(`start`) or into the text that it would run (`render`). A rank learns who it is from
+A `Job` says what runs, `LaunchOptions` where; each launcher turns them into processes (`start`) or
+into the shell text that it would run (`render`). A rank learns which one it is from
 `robustly.launch.environment`. Nothing here imports a stage or torch."""
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from robustly.launch import hostfile, local, slurm, torchrun
 from robustly.launch.job import Job, LaunchOptions
 
 
-class Launcher(Protocol):
-    """What every launcher module offers."""
+@dataclass(frozen=True)
+class Launcher:
+    """One way to start a job's ranks."""
 
-    def render(self, job: Job, options: LaunchOptions) -> str:
-        """What `start` would run, as shell text. Raises UserError if the options do not suffice."""
-
-    def start(self, job: Job, options: LaunchOptions) -> int:
-        """Run it; the exit code is 0 only if every rank's was (Slurm: if the job was accepted)."""
+    render: Callable[[Job, LaunchOptions], str]
+    """What `start` would run, as shell text. Raises UserError if the options do not suffice."""
+    start: Callable[[Job, LaunchOptions], int]
+    """Run it; the exit code is 0 only if every rank's was (Slurm: if the job was accepted)."""
+    waits: bool
+    """Whether `start` returns only when all ranks have ended."""
+    program: str | None = None
+    """What it calls, and `robustly doctor` looks for."""
 
 
 LAUNCHERS: Mapping[str, Launcher] = {
-    "local": local,
-    "hostfile": hostfile,
-    "slurm": slurm,
-    "torchrun": torchrun,
+    "local": Launcher(local.render, local.start, waits=True),
+    "hostfile": Launcher(hostfile.render, hostfile.start, waits=True, program="ssh"),
+    "slurm": Launcher(slurm.render, slurm.start, waits=False, program="sbatch"),
+    "torchrun": Launcher(torchrun.render, torchrun.start, waits=False, program="torchrun"),
 }

@@ -1,4 +1,4 @@
-"""Who am I? What a launcher tells a rank through its environment."""
+"""RANK, WORLD_SIZE and their like: which rank this process is, as its launcher says."""
 
 import os
 import re
@@ -26,18 +26,19 @@ class Rank:
     local_size: int
     """Ranks on this machine."""
     master_addr: str
-    """Machine of rank 0, where all meet."""
+    """Machine of rank 0, where all ranks connect."""
     master_port: int
 
 
 def rank_from_environment(environment: Mapping[str, str] = os.environ) -> Rank | None:
-    """What torchrun, deepspeed, our launchers, srun or mpirun say; None if none of them started
-    this process.
+    """This process's rank, as torchrun, deepspeed, our launchers, srun or mpirun announce it; None
+    if none of them started it.
 
     Inside a Slurm job the variables alone do not tell: the batch script, and the shell that
     `salloc` or `srun --pty` opens, carry them as well. A rank belongs to a step of several tasks
     and has no terminal. A step or an mpirun of one task counts as not launched: `run.ranks` of the
-    page applies there. Raises UserError if the variables contradict each other or some are missing.
+    config applies there. Raises UserError if the variables contradict each other or some are
+    missing.
     """
     if "RANK" in environment:
         return _rank(
@@ -135,7 +136,7 @@ def _slurm_rank(environment: Mapping[str, str]) -> Rank:
 
 
 def numbered_port(number: int) -> int:
-    """A port that all who know a job's number arrive at."""
+    """The port that belongs to a job's number: all who know the number compute the same."""
     return FIRST_PORT + number % PORTS
 
 

@@ -1,7 +1,7 @@
-"""Ranks on the machines of a hostfile, over ssh.
+"""Launch ranks over ssh, on the machines that a hostfile lists.
 
-The syntax is DeepSpeed's; the starting is ours, because pdsh neither stops the other machines when
-one fails nor passes arguments through unchanged. Each machine gets one ssh, which runs
+The file's syntax is DeepSpeed's. Its pdsh is not used, because it neither stops the other machines
+when one fails nor passes arguments through unchanged: each machine gets one ssh, which runs
 `robustly.launch.node` there."""
 
 import contextlib
@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from robustly import UserError
-from robustly.launch.job import MASTER_PORT, Job, LaunchOptions
-from robustly.launch.local import NodeRanks
+from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, NodeRanks
 from robustly.launch.supervise import GRACE, supervise
 
-# No question may be asked; a machine that is off, or a cable that is cut, is noticed within a
+# Nothing may ask for a password; a machine that is off, or a cable that is cut, is noticed within a
 # minute. Ports, users and keys come from the user's own ~/.ssh/config.
 SSH = (
     "ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20",
@@ -39,7 +38,7 @@ class Host:
         return self.name.rpartition("@")[2]
 
 
-def parse(text: str, origin: str) -> list[Host]:
+def parse(text: str, source: str) -> list[Host]:
     """The hosts of a hostfile: `HOST slots=N` a line; `#` begins a comment.
 
     Raises UserError with the line's number for another form, a host that stands twice, or no host
@@ -52,18 +51,18 @@ def parse(text: str, origin: str) -> list[Host]:
         form = re.fullmatch(r"(\S+)\s+slots=([1-9]\d*)", content)
         if form is None:
             raise UserError(
-                f"{origin}:{number}: found {content!r}, expected `HOST slots=N` with N of 1 or more"
+                f"{source}:{number}: found {content!r}, expected `HOST slots=N` with N of 1 or more"
             )
         if form[1] in hosts:
             raise UserError(
-                f"{origin}:{number}: {form[1]} stands here twice; give it one line with all its"
+                f"{source}:{number}: {form[1]} stands here twice; give it one line with all its"
                 " slots"
             )
 
         hosts[form[1]] = Host(form[1], int(form[2]))
 
     if not hosts:
-        raise UserError(f"{origin}: no hosts; expected lines of `HOST slots=N`")
+        raise UserError(f"{source}: no hosts; expected lines of `HOST slots=N`")
 
     return list(hosts.values())
 
@@ -75,14 +74,14 @@ def commands(job: Job, options: LaunchOptions) -> list[tuple[str, list[str]]]:
     result = []
 
     for i, host in enumerate(hosts):
-        share = NodeRanks(
+        node = NodeRanks(
             sum(ranks[:i]),
             ranks[i],
             sum(ranks),
             hosts[0].address,
             options.master_port or MASTER_PORT,
         )
-        result.append((host.name, [*SSH, host.name, _there(job, share)]))
+        result.append((host.name, [*SSH, host.name, _remote_line(job, node)]))
 
     return result
 
@@ -112,16 +111,17 @@ def _hosts(options: LaunchOptions) -> list[Host]:
     return hosts[:wanted]
 
 
-def _there(job: Job, share: NodeRanks) -> str:
-    """The line that the login shell of a machine runs; quoted so that it arrives as it is written
-    here."""
-    agent = (
+def _remote_line(job: Job, node: NodeRanks) -> str:
+    """The shell line for a machine, quoted so that the login shell there changes nothing."""
+    command = (
         "exec", "env", *(f"{name}={value}" for name, value in job.environment.items()),
         sys.executable, "-m", "robustly.launch.node",
-        "--first-rank", str(share.first_rank), "--ranks", str(share.ranks), "--world-size", str(share.world_size),
-        "--master-addr", share.master_addr, "--master-port", str(share.master_port), "--", *job.command,
+        "--first-rank", str(node.first_rank), "--ranks", str(node.ranks),
+        "--world-size", str(node.world_size),
+        "--master-addr", node.master_addr, "--master-port", str(node.master_port),
+        "--", *job.command,
     )  # fmt: skip
-    return f"cd {shlex.quote(str(job.folder))} && {shlex.join(agent)}"
+    return f"cd {shlex.quote(str(job.folder))} && {shlex.join(command)}"
 
 
 class _Remote:
@@ -133,33 +133,32 @@ class _Remote:
             command, stdin=subprocess.PIPE, text=True, start_new_session=True
         )
         assert self._popen.stdin is not None
-        self._orders = self._popen.stdin
+        self._input = self._popen.stdin
 
     def poll(self) -> int | None:
         return self._popen.poll()
 
     def send(self, number: int) -> None:
-        if self._orders.closed:
+        if self._input.closed:
             return  # already told to stop
         with contextlib.suppress(OSError):  # the connection is gone: poll() will say so
-            self._orders.write(f"{signal.Signals(number).name}\n")
-            self._orders.flush()
+            self._input.write(f"{signal.Signals(number).name}\n")
+            self._input.flush()
 
     def stop(self) -> None:
         with contextlib.suppress(OSError):
-            self._orders.close()
+            self._input.close()
 
     def kill(self) -> None:
-        if self._orders.closed:
+        if self._input.closed:
             self._popen.kill()
-        # leave ssh a moment to pass it on; the end of the input alone would give the ranks time
-        else:
+        else:  # ssh gets a moment to pass it on; the input's end alone would give the ranks time
             self.send(signal.SIGQUIT)
             self.stop()
 
 
 def render(job: Job, options: LaunchOptions) -> str:
-    """The ssh commands, one a line; each ends its ranks when its standard input ends."""
+    """The ssh commands, one a line; each stops its ranks when its standard input ends."""
     return "".join(shlex.join(command) + "\n" for _, command in commands(job, options))
 
 

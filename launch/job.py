@@ -1,14 +1,14 @@
-"""What a launcher starts, and where."""
+"""What a launcher is given: the job, where to run it, and the ranks that fall to one node."""
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from robustly.launch.environment import Rank
+
 MASTER_PORT = 29500  # the default of torch and DeepSpeed, so that an opened firewall fits
 
-# What changes how ranks talk, compute and find their caches. Credentials (HF_TOKEN, WANDB_API_KEY)
-# stay out: a command line can be read by every user of a machine.
 EXPORTED = (
     "NCCL_",
     "GLOO_",
@@ -20,6 +20,9 @@ EXPORTED = (
     "HF_HOME",
     "HF_HUB_OFFLINE",
 )
+"""Beginnings of the variables that change how ranks communicate, compute and find their caches.
+Credentials (HF_TOKEN, WANDB_API_KEY) stay out: every user of a machine can read its command
+lines."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +30,19 @@ class Job:
     """What runs: the same command in every rank; the ranks differ by their environment alone."""
 
     command: tuple[str, ...]
-    """Program and arguments, such as `/env/bin/robustly pretrain page.yaml optim.peak_lr=6e-4`."""
+    """Program and arguments, such as `/env/bin/robustly pretrain mine.yaml optim.peak_lr=6e-4`."""
     folder: Path
-    """Working directory; it has the same path on every machine."""
+    """Working directory; it has the same path on every node."""
     finished: Path
     """File that exists once the work is complete (the stage's manifest); only this means
     success."""
     name: str = "robustly"
     """What a queue calls the job."""
     ranks: int = 1
-    """Ranks on each machine, where `LaunchOptions.ranks_per_node` or a hostfile does not say
+    """Ranks on each node, where `LaunchOptions.ranks_per_node` or a hostfile does not say
     otherwise."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables that the ranks of other machines get beside what a login there gives them."""
+    """Variables that the ranks of other nodes get beside what a login there gives them."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ class LaunchOptions:
     hostfile: Path | None = None
     """hostfile: lines of `HOST slots=N`."""
     master: str | None = None
-    """torchrun on several machines: name of the first one, as the others reach it."""
+    """torchrun on several nodes: name of the first one, as the others reach it."""
     master_port: int | None = None
-    """Port on the first machine that the ranks meet at."""
+    """Port on the first node where the ranks meet."""
     restarts: int = 3
     """slurm, torchrun: how often to start again from the newest checkpoint after a failure."""
     partition: str | None = None
@@ -64,6 +67,27 @@ class LaunchOptions:
     """slurm: further options of sbatch, such as `gpus-per-node=8` or `account=nlp`."""
 
 
+@dataclass(frozen=True)
+class NodeRanks:
+    """The ranks of a run on one node: `ranks` of them, from `first_rank` on."""
+
+    first_rank: int
+    ranks: int
+    world_size: int
+    master_addr: str
+    master_port: int
+
+    def rank(self, local_rank: int) -> Rank:
+        return Rank(
+            rank=self.first_rank + local_rank,
+            local_rank=local_rank,
+            world_size=self.world_size,
+            local_size=self.ranks,
+            master_addr=self.master_addr,
+            master_port=self.master_port,
+        )
+
+
 def exported(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The part of an environment that ranks on other machines need too."""
+    """The part of an environment that ranks on other nodes need too."""
     return {name: value for name, value in sorted(environment.items()) if name.startswith(EXPORTED)}

@@ -1,4 +1,4 @@
-"""Ranks on this machine."""
+"""Launch ranks on this machine."""
 
 import contextlib
 import ctypes
@@ -9,36 +9,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from robustly import UserError
 from robustly.launch.environment import FIRST_PORT, PORTS, Rank, cores, numbered_port, variables
-from robustly.launch.job import Job, LaunchOptions
+from robustly.launch.job import Job, LaunchOptions, NodeRanks
 from robustly.launch.supervise import GRACE, supervise
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
-
-
-@dataclass(frozen=True)
-class NodeRanks:
-    """The ranks of a run that one machine holds: `ranks` of them, from `first_rank` on."""
-
-    first_rank: int
-    ranks: int
-    world_size: int
-    master_addr: str
-    master_port: int
-
-    def rank(self, local_rank: int) -> Rank:
-        return Rank(
-            rank=self.first_rank + local_rank,
-            local_rank=local_rank,
-            world_size=self.world_size,
-            local_size=self.ranks,
-            master_addr=self.master_addr,
-            master_port=self.master_port,
-        )
 
 
 def run(
@@ -46,21 +24,21 @@ def run(
 ) -> int:
     """Run `ranks` processes of a command here and wait for them; they share this process's output.
 
-    Their environment is this process's with `environment` over it, what tells them apart, and,
-    unless set, OMP_NUM_THREADS so that together they use each core once. Returns 0 or the exit code
-    of the rank that failed first (128 + n: killed by signal n). See `supervise` for what happens on
-    failures and signals."""
-    return run_share(
+    Each rank gets this process's environment, then `environment`, RANK and its like, and, unless it
+    is set, OMP_NUM_THREADS so that together the ranks use each core once. Returns 0 or the exit
+    code of the rank that failed first (128 + n: killed by signal n). `supervise` says what happens
+    on failures and signals."""
+    return run_node(
         command, NodeRanks(0, ranks, ranks, "127.0.0.1", free_port()), environment, grace
     )
 
 
-def run_share(
-    command: Sequence[str], share: NodeRanks, environment: Mapping[str, str], grace: float = GRACE
+def run_node(
+    command: Sequence[str], node: NodeRanks, environment: Mapping[str, str], grace: float = GRACE
 ) -> int:
-    """As `run`, for the ranks of this machine in a run of several machines."""
-    assert share.ranks > 0
-    threads = max(1, cores() // share.ranks)
+    """As `run`, for the ranks that this node has in a run of several nodes."""
+    assert node.ranks > 0
+    threads = max(1, cores() // node.ranks)
     common = {"OMP_NUM_THREADS": str(threads), **os.environ, **environment}
     # elsewhere than on Linux, ranks outlive a launcher that is SIGKILLed
     die_with_us = (
@@ -70,16 +48,13 @@ def run_share(
     )
 
     return supervise(
-        [
-            partial(_Process, command, share.rank(i), common, die_with_us)
-            for i in range(share.ranks)
-        ],
+        [partial(_Process, command, node.rank(i), common, die_with_us) for i in range(node.ranks)],
         grace,
     )
 
 
 class _Process:
-    """One rank, in a session of its own: the terminal's Ctrl-C reaches its launcher alone, which
+    """One rank, in a session of its own: the terminal's Ctrl-C reaches the launcher alone, which
     passes it on once."""
 
     def __init__(
@@ -102,7 +77,7 @@ class _Process:
         return self._popen.poll()
 
     def send(self, number: int) -> None:
-        """To the rank alone: its helpers must live while it writes its last checkpoint."""
+        """To the rank alone: its worker processes must live while it writes its last checkpoint."""
         self._popen.send_signal(number)
 
     def stop(self) -> None:
@@ -114,19 +89,19 @@ class _Process:
 
 
 def _die_with(parent: int, prctl: Callable[..., int]) -> None:
-    """In a new child: have the kernel SIGKILL it when its launcher ends, be it by SIGKILL.
+    """In a new child: have the kernel SIGKILL it when its launcher ends, even by SIGKILL.
 
-    Chosen over a thread in each rank that waits for a pipe to close: it needs nothing of the
-    command, no GIL, and acts while the rank is deep in C code. It reaches the rank and not the
-    rank's children; the workers of torch's DataLoader look after their parent themselves."""
+    Chosen over a thread in each rank that waits for a pipe to close: it needs no help from the
+    command, no GIL, and works while the rank is deep in C code. It reaches the rank and not the
+    rank's children; the workers of torch's DataLoader watch their parent themselves."""
     prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != parent:  # it ended before the call above
         os._exit(1)
 
 
 def free_port() -> int:
-    """A port below Linux's outgoing range that nobody listens on now; launches begin to look at
-    different ones."""
+    """A port below Linux's outgoing range that nobody listens on now. Each launcher begins its
+    search at another port, so that two rarely choose the same."""
     for step in range(PORTS):
         port = numbered_port(os.getpid() + step)
         with socket.socket() as probe:
@@ -140,12 +115,12 @@ def free_port() -> int:
 
 
 def render(job: Job, options: LaunchOptions) -> str:
-    """A line for each rank, to be run side by side."""
-    share = _share(job, options, options.master_port or numbered_port(0))
+    """A shell line for each rank, to be run side by side."""
+    node = _ranks_here(job, options, options.master_port or numbered_port(0))
     lines = [f"cd {shlex.quote(str(job.folder))}", "# side by side; MASTER_PORT is any free port"]
 
-    for local_rank in range(share.ranks):
-        assignments = {**job.environment, **variables(share.rank(local_rank))}
+    for local_rank in range(node.ranks):
+        assignments = {**job.environment, **variables(node.rank(local_rank))}
         lines.append(
             " ".join(f"{name}={shlex.quote(value)}" for name, value in assignments.items())
             + f" {shlex.join(job.command)} &"
@@ -155,12 +130,12 @@ def render(job: Job, options: LaunchOptions) -> str:
 
 
 def start(job: Job, options: LaunchOptions) -> int:
-    share = _share(job, options, options.master_port or free_port())
+    node = _ranks_here(job, options, options.master_port or free_port())
     os.chdir(job.folder)
-    return run_share(job.command, share, job.environment)
+    return run_node(job.command, node, job.environment)
 
 
-def _share(job: Job, options: LaunchOptions, port: int) -> NodeRanks:
+def _ranks_here(job: Job, options: LaunchOptions, port: int) -> NodeRanks:
     if (options.nodes or 1) > 1:
         raise UserError(
             f"--nodes {options.nodes}: the local launcher uses this machine alone; take hostfile or"

@@ -1,9 +1,9 @@
-"""The ranks of one machine, for a launcher on another one: `python -m robustly.launch.node`, at the
-far end of ssh.
+"""Run one node's ranks at the far end of the hostfile launcher's ssh: `python -m
+robustly.launch.node`.
 
-Standard input is the tie between the two. A line holds the name of a signal that the ranks are to
-get; its end means that the launcher stopped, died or can no longer be reached, and then the ranks
-must not live on."""
+The launcher speaks through standard input. A line is the name of a signal to pass on to the ranks;
+the end of the input means that the launcher stopped, died or can no longer be reached, and then the
+ranks must end too."""
 
 import argparse
 import os
@@ -15,14 +15,15 @@ import time
 from typing import TextIO
 
 from robustly import UserError, log
-from robustly.launch.local import NodeRanks, run_share
+from robustly.launch.job import NodeRanks
+from robustly.launch.local import run_node
 from robustly.launch.supervise import GRACE
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="robustly.launch.node", description=__doc__)
     parser.add_argument("--first-rank", type=int, required=True)
-    parser.add_argument("--ranks", type=int, required=True, help="ranks on this machine")
+    parser.add_argument("--ranks", type=int, required=True, help="ranks on this node")
     parser.add_argument("--world-size", type=int, required=True)
     parser.add_argument("--master-addr", required=True)
     parser.add_argument("--master-port", type=int, required=True)
@@ -35,16 +36,16 @@ def main() -> int:
             log.error(str(fault))
             return 2
 
-    threading.Thread(target=_obey, args=(sys.stdin,), daemon=True).start()
-    share = NodeRanks(
+    threading.Thread(target=_pass_on, args=(sys.stdin,), daemon=True).start()
+    node = NodeRanks(
         given.first_rank, given.ranks, given.world_size, given.master_addr, given.master_port
     )
-    return run_share(given.command, share, {})
+    return run_node(given.command, node, {})
 
 
-def _obey(orders: TextIO) -> None:
-    """Turn orders into signals to this process, where `supervise` passes them on."""
-    for line in orders:
+def _pass_on(lines: TextIO) -> None:
+    """Send this process the signals that the lines name; `supervise` passes them on."""
+    for line in lines:
         os.kill(os.getpid(), signal.Signals[line.strip()])
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
@@ -52,12 +53,12 @@ def _obey(orders: TextIO) -> None:
 
 
 def check_names(master_addr: str) -> None:
-    """Look up the names that ranks on several machines meet under, because what they do with a bad
-    one is wait.
+    """Look up the host names that ranks connect by before they start, because with a bad one they
+    would wait without a word.
 
-    Raises UserError where this machine does not know the first one's name. Warns if it knows itself
-    by a loopback address: Debian writes `127.0.1.1 HOSTNAME` into /etc/hosts, and gloo would offer
-    that to others."""
+    Raises UserError where this machine does not know the first one's name. Warns if it resolves its
+    own name to a loopback address: Debian writes `127.0.1.1 HOSTNAME` into /etc/hosts, and gloo
+    would offer that address to other machines."""
     name = socket.gethostname()
     try:
         socket.getaddrinfo(master_addr, None)

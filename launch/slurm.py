@@ -1,4 +1,5 @@
-"""Ranks as the tasks of a Slurm job."""
+"""Launch ranks as the tasks of a Slurm job, by a batch script that requeues itself until the work
+is complete."""
 
 import shlex
 import subprocess
@@ -7,7 +8,7 @@ from robustly import UserError
 from robustly.launch.environment import FIRST_PORT, PORTS
 from robustly.launch.job import Job, LaunchOptions
 
-LAST_CHECKPOINT = 120  # seconds before the time limit at which the ranks are told
+LAST_CHECKPOINT = 120  # seconds before the time limit when the ranks get SIGUSR1
 USERS_MISTAKE = 2  # exit code of a command that would fail again in the same way
 
 SCRIPT = """\
@@ -17,7 +18,8 @@ SCRIPT = """\
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_PORT=$(({first_port} + SLURM_JOB_ID % {ports}))
 if [ -n "${{SLURM_CPUS_PER_TASK:-}}" ]; then  # srun does not take it over from the job by itself
-    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK OMP_NUM_THREADS=${{OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}}
+    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+    export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}}
 fi
 
 srun --kill-on-bad-exit=1 {command}

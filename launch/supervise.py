@@ -1,4 +1,4 @@
-"""Keep watch over processes that must live and die together."""
+"""Watch over processes that must live and die together: failures, signals, exit codes."""
 
 import signal
 import time

@@ -1,5 +1,5 @@
-"""Ranks under torch's own launcher, `torchrun`: one on each machine, all with the same
-rendezvous."""
+"""Launch ranks under `torchrun`, torch's own launcher: one torchrun on each machine, all with the
+same rendezvous."""
 
 import os
 import shlex
@@ -9,9 +9,9 @@ from pathlib import Path
 from robustly import UserError
 from robustly.launch.job import MASTER_PORT, Job, LaunchOptions
 
-# Without it a restart meets again in the store that the dead ranks used, finds their addresses
-# there, and fails until no restarts are left, or hangs.
-FIX = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+# Without it, ranks that are restarted share the dead ranks' rendezvous store, find their addresses
+# there, and fail until no restarts are left, or hang.
+RESTART_FIX = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def command(job: Job, options: LaunchOptions) -> list[str]:
@@ -25,7 +25,7 @@ def command(job: Job, options: LaunchOptions) -> list[str]:
 
     # Beside this Python, so that every rank has this environment, whatever PATH says.
     torchrun = str(Path(sys.executable).with_name("torchrun"))
-    meeting = (
+    rendezvous = (
         ["--standalone"]
         if nodes == 1
         else [
@@ -39,17 +39,16 @@ def command(job: Job, options: LaunchOptions) -> list[str]:
         "--max-restarts",
         str(options.restarts),
     ]
-    return [torchrun, *meeting, *ranks, "--no-python", *job.command]
+    return [torchrun, *rendezvous, *ranks, "--no-python", *job.command]
 
 
 def render(job: Job, options: LaunchOptions) -> str:
     """The line to run on each machine."""
     assignments = " ".join(
-        f"{name}={shlex.quote(value)}" for name, value in {**job.environment, **FIX}.items()
+        f"{name}={shlex.quote(value)}" for name, value in {**job.environment, **RESTART_FIX}.items()
     )
     return (
-        f"cd {shlex.quote(str(job.folder))} && {assignments}"
-        f" {shlex.join(command(job, options))}\n"
+        f"cd {shlex.quote(str(job.folder))} && {assignments} {shlex.join(command(job, options))}\n"
     )
 
 
@@ -58,4 +57,4 @@ def start(job: Job, options: LaunchOptions) -> int:
     arguments = command(job, options)
     os.chdir(job.folder)
     # In place of this process, so that signals go straight to torchrun and its exit code is ours.
-    os.execve(arguments[0], arguments, {**os.environ, **job.environment, **FIX})
+    os.execve(arguments[0], arguments, {**os.environ, **job.environment, **RESTART_FIX})

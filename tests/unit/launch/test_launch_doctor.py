@@ -12,8 +12,11 @@ import pytest
 
 from robustly import machine
 from robustly.cli import app
-from robustly.preflight import doctor
-from robustly.preflight.doctor import Finding, Gpu, gpu_findings, library, parse_gpus, verdict
+from robustly.preflight import doctor, gpus, hardware, software
+from robustly.preflight.doctor import verdict
+from robustly.preflight.findings import Finding
+from robustly.preflight.gpus import Gpu, gpu_findings, parse_gpus
+from robustly.preflight.software import library
 
 A100 = Gpu("NVIDIA A100-SXM4-80GB", 81920 * 2**20, (8, 0), "535.104.05")
 V100 = Gpu("Tesla V100", 32768 * 2**20, (7, 0), "535.104.05")
@@ -22,7 +25,7 @@ V100 = Gpu("Tesla V100", 32768 * 2**20, (7, 0), "535.104.05")
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in the place of /proc and /sys/fs/cgroup."""
-    monkeypatch.setattr(doctor, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(machine, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(machine, "CGROUP", tmp_path)
     return tmp_path
@@ -65,8 +68,8 @@ def test_a_build_with_a_local_version_is_in_its_range(monkeypatch: pytest.Monkey
     ("version", "status"), [("3.12.1", "ok"), ("3.10.9", "problem"), ("3.14.0", "problem")]
 )
 def test_python(version: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.platform, "python_version", lambda: version)
-    assert doctor.python().status == status
+    monkeypatch.setattr(software.platform, "python_version", lambda: version)
+    assert software.python().status == status
 
 
 def test_what_is_not_installed_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +78,7 @@ def test_what_is_not_installed_is_said_once(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(metadata, "metadata", missing)
     monkeypatch.setattr(metadata, "requires", missing)
-    assert (doctor.python().status, doctor.libraries()) == ("problem", [])
+    assert (software.python().status, software.libraries()) == ("problem", [])
 
 
 # --------------------------------------------------------------------------------------------- GPUs
@@ -96,9 +99,9 @@ def test_hidden_gpus_are_none(hidden: str, monkeypatch: pytest.MonkeyPatch) -> N
     listed = subprocess.CompletedProcess([], 0, "NVIDIA A100-SXM4-80GB, 81920, 8.0, 535.104.05\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: listed)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert doctor.gpus() == [A100]
+    assert gpus.gpus() == [A100]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert doctor.gpus() == []
+    assert gpus.gpus() == []
 
 
 @pytest.mark.parametrize(
@@ -142,7 +145,7 @@ def test_memory(
         (system / "memory.max").write_text(f"{limit:.0f}\n")
         (system / "memory.current").write_text(f"{used:.0f}\n")
 
-    assert doctor.memory().status == status
+    assert hardware.memory().status == status
 
 
 def test_memory_without_a_limit_is_the_systems(system: Path) -> None:
@@ -153,39 +156,39 @@ def test_memory_without_a_limit_is_the_systems(system: Path) -> None:
 
 
 def test_memory_that_cannot_be_read_is_no_problem(system: Path) -> None:
-    assert doctor.memory().status == "note"
+    assert hardware.memory().status == "note"
 
 
 def test_processor(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "cores", lambda: 8)
-    monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(hardware, "cores", lambda: 8)
+    monkeypatch.setattr(hardware.platform, "machine", lambda: "x86_64")
     (system / "cpuinfo").write_text("model name: some\nflags\t\t: sse avx2 avx512f amx_tile\n")
-    assert doctor.processor() == Finding("cpu", "ok", "8 cores, AVX2, AVX-512, AMX")
+    assert hardware.processor() == Finding("cpu", "ok", "8 cores, AVX2, AVX-512, AMX")
     (system / "cpu.max").write_text("150000 100000\n")
-    limited = doctor.processor()
+    limited = hardware.processor()
     assert (limited.status, "1.5 cores" in limited.found) == ("note", True)
     (system / "cpu.max").write_text("max 100000\n")
     (system / "cpuinfo").write_text("flags : sse\n")
-    assert "without AVX2" in doctor.processor().found
+    assert "without AVX2" in hardware.processor().found
 
 
 @pytest.mark.parametrize(("free", "status"), [(1e12, "ok"), (5e9, "note"), (1e8, "problem")])
 def test_disk(free: float, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     usage = type("Usage", (), {"free": free})
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
-    assert doctor.disk(tmp_path).status == status
+    monkeypatch.setattr(hardware.shutil, "disk_usage", lambda path: usage)
+    assert hardware.disk(tmp_path).status == status
 
 
 def test_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 64 * 2**20})  # Docker's default
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
-    assert "--shm-size" in doctor.shared_memory().do
+    monkeypatch.setattr(hardware.shutil, "disk_usage", lambda path: usage)
+    assert "--shm-size" in hardware.shared_memory().do
 
 
 def test_a_working_directory(tmp_path: Path) -> None:
-    assert doctor.locks(tmp_path).status == "ok"
+    assert hardware.working_directory(tmp_path).status == "ok"
     assert not list(tmp_path.iterdir())
-    assert doctor.locks(tmp_path / "missing").status == "problem"
+    assert hardware.working_directory(tmp_path / "missing").status == "problem"
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +196,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(os.strerror(38))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    found = doctor.locks(tmp_path)
+    found = hardware.working_directory(tmp_path)
     assert (found.status, "keeps no locks" in found.found) == ("problem", True)
 
 
@@ -202,16 +205,16 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_open_files(soft: int, hard: int, do: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, hard))
-    found = doctor.open_files()
+    found = hardware.open_files()
     assert (found.status == "note") is bool(do)
     assert do in found.do
 
 
 def test_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        doctor, "_which", lambda program: "/usr/bin/ssh" if program == "ssh" else None
+        software, "which", lambda program: "/usr/bin/ssh" if program == "ssh" else None
     )
-    found = doctor.launchers()
+    found = software.launchers()
     assert found.found == "local, hostfile"
     assert "slurm (sbatch)" in found.do
 
@@ -226,7 +229,7 @@ def test_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_variables(environment: dict[str, str], status: str) -> None:
-    assert doctor.variables(environment).status == status
+    assert software.variables(environment).status == status
 
 
 # ---------------------------------------------------------------------------------------- the whole
@@ -235,7 +238,7 @@ def test_variables(environment: dict[str, str], status: str) -> None:
 @pytest.mark.parametrize(
     ("problems", "gpus", "cluster", "words"),
     [
-        (["disk"], 8, True, "nothing can be trained here before this is mended: disk"),
+        (["disk"], 8, True, "nothing can be trained here until this is fixed: disk"),
         ([], 0, False, "CPU only"),
         ([], 1, False, "one GPU"),
         ([], 8, True, "run.ranks=8, or configs/tiny.yaml to begin with; Slurm is here"),
@@ -261,7 +264,9 @@ def test_the_command_says_by_its_exit_code_whether_tiny_can_run(
     assert report["able"] and "CPU only" in report["verdict"] and report["verdict"] in output.err
     assert all(finding["do"] for finding in report["findings"] if finding["status"] != "ok")
 
-    monkeypatch.setattr(doctor, "memory", lambda: Finding("memory", "problem", "none", "buy some"))
+    monkeypatch.setattr(
+        hardware, "memory", lambda: Finding("memory", "problem", "none", "buy some")
+    )
     with pytest.raises(SystemExit) as leaving:
         app.main(["doctor"])
 

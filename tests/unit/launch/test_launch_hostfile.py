@@ -99,7 +99,7 @@ def test_what_does_not_fit_the_hostfile_is_refused(tmp_path):
 
 def test_render(tmp_path):
     some = job(
-        tmp_path, ["robustly", "pretrain", "page.yaml", "data.language=it's"], NCCL_DEBUG="INFO"
+        tmp_path, ["robustly", "pretrain", "mine.yaml", "data.language=it's"], NCCL_DEBUG="INFO"
     )
     text = hostfile.render(some, options(tmp_path, "user@nodea slots=2\nnodeb slots=1\n"))
     ssh = (
@@ -113,7 +113,7 @@ def test_render(tmp_path):
         f"cd {tmp_path} && exec env NCCL_DEBUG=INFO {sys.executable} -m robustly.launch.node"
         " --first-rank 0 --ranks 2 "
         "--world-size 3 --master-addr nodea --master-port 29500 -- "
-        """robustly pretrain page.yaml 'data.language=it'"'"'s'""",
+        """robustly pretrain mine.yaml 'data.language=it'"'"'s'""",
     ]
     assert shlex.split(second)[-2] == "nodeb"
     assert "--first-rank 2 --ranks 1 --world-size 3 --master-addr nodea" in second
@@ -242,7 +242,7 @@ def test_deaf_ranks_of_a_lost_launcher_are_killed_after_the_grace_period(monkeyp
     got: list[int] = []
     monkeypatch.setattr(node, "GRACE", 0.01)
     monkeypatch.setattr(node.os, "kill", lambda pid, number: got.append(number))
-    node._obey(io.StringIO("SIGUSR1\nSIGINT\n"))
+    node._pass_on(io.StringIO("SIGUSR1\nSIGINT\n"))
     assert got == [signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT]
 
 

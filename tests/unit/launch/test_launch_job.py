@@ -32,9 +32,9 @@ def test_exported_leaves_credentials_out():
 def test_every_launcher_renders_shell_that_holds_the_command_and_the_folder(name, tmp_path):
     (tmp_path / "hosts").write_text("nodea slots=2\nnodeb slots=2\n")
     job = Job(
-        ("/env/bin/robustly", "pretrain", "page.yaml"), Path("/home/me/run"), Path("manifest.json")
+        ("/env/bin/robustly", "pretrain", "mine.yaml"), Path("/home/me/run"), Path("manifest.json")
     )
     text = LAUNCHERS[name].render(job, LaunchOptions(hostfile=tmp_path / "hosts"))
-    assert "/env/bin/robustly pretrain page.yaml" in text
+    assert "/env/bin/robustly pretrain mine.yaml" in text
     assert "/home/me/run" in text
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)

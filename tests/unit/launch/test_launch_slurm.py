@@ -27,10 +27,11 @@ export PYTHONPATH='/a b'
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then  # srun does not take it over from the job by itself
-    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}
+    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}
 fi
 
-srun --kill-on-bad-exit=1 /env/bin/robustly pretrain page.yaml 'data.language=it'"'"'s $HOME'
+srun --kill-on-bad-exit=1 /env/bin/robustly pretrain mine.yaml 'data.language=it'"'"'s $HOME'
 code=$?
 
 # Ranks that were told to leave exit with 0 too: only the manifest means that the work is complete.
@@ -49,7 +50,7 @@ exit $((code ? code : 1))
 
 def test_render():
     job = Job(
-        command=("/env/bin/robustly", "pretrain", "page.yaml", "data.language=it's $HOME"),
+        command=("/env/bin/robustly", "pretrain", "mine.yaml", "data.language=it's $HOME"),
         folder=Path("/home/me/my runs"),
         finished=Path("runs/tiny one/train/manifest.json"),
         name="tiny",
@@ -137,7 +138,7 @@ def test_what_happens_when_srun_ends(tmp_path, situation, expected):
 
 
 def test_start_hands_the_script_to_sbatch(tmp_path, monkeypatch):
-    job = Job(("robustly", "pretrain", "page.yaml"), tmp_path, tmp_path / "manifest.json")
+    job = Job(("robustly", "pretrain", "mine.yaml"), tmp_path, tmp_path / "manifest.json")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="sbatch: not found"):
         slurm.start(job, LaunchOptions())

@@ -13,7 +13,7 @@ from robustly import UserError
 from robustly.launch import Job, LaunchOptions, torchrun
 
 JOB = Job(
-    command=("/env/bin/robustly", "pretrain", "page.yaml", "data.language=it's"),
+    command=("/env/bin/robustly", "pretrain", "mine.yaml", "data.language=it's"),
     folder=Path("/home/me/my runs"),
     finished=Path("manifest.json"),
     name="tiny",
@@ -28,7 +28,7 @@ def test_render_for_one_machine():
     assert text == (
         "cd '/home/me/my runs' && NCCL_DEBUG=INFO TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
         f"{TORCHRUN} --standalone --nproc-per-node 2 --max-restarts 1 --no-python "
-        """/env/bin/robustly pretrain page.yaml 'data.language=it'"'"'s'\n"""
+        """/env/bin/robustly pretrain mine.yaml 'data.language=it'"'"'s'\n"""
     )
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 

@@ -411,9 +411,10 @@ def test_what_a_rank_runs_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from robustly.preflight import doctor
+    from robustly.preflight.gpus import Gpu
 
     monkeypatch.setattr(
-        doctor, "gpus", lambda: [doctor.Gpu("Card", gpu, (8, 0), "1")] if gpu else []
+        doctor, "gpus", lambda: [Gpu("Card", gpu, (8, 0), "1")] if gpu else []
     )
     monkeypatch.setattr("robustly.machine.available_memory", lambda: 8 * 10**9)
     machine = app._machine(load_experiment("tiny", changes), 2, None)

@@ -1,0 +1,147 @@
+"""Checks of `robustly doctor`: processor, memory, disk, locks and open files."""
+
+import platform
+import resource
+import shutil
+import tempfile
+from pathlib import Path
+
+from robustly import UserError, machine
+from robustly.files import lock
+from robustly.launch.environment import cores
+from robustly.preflight.findings import Finding
+
+LITTLE_MEMORY, TOO_LITTLE_MEMORY = 4e9, 1.5e9
+"""Bytes. The two ranks of configs/tiny.yaml take 0.9 GB each at their peak, and share part of
+it."""
+LITTLE_DISK, TOO_LITTLE_DISK = 20e9, 0.3e9
+"""Bytes. A run of configs/tiny.yaml leaves less than 0.2 GB; RoBERTa-base's checkpoints take 4.5
+GB."""
+LITTLE_SHARED_MEMORY = 1e9
+"""Bytes of /dev/shm; NCCL passes gradients between the GPUs of a machine through it where they have
+no direct link."""
+FEW_FILES = 1024
+
+CPUINFO, SHARED_MEMORY = Path("/proc/cpuinfo"), Path("/dev/shm")
+
+
+def processor() -> Finding:
+    """Cores that this process may use, and the instructions that make bf16 and matrix products
+    fast."""
+    number = cores()
+    flags = _cpu_flags()
+    names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 bf16", "amx_tile": "AMX"}
+    fast = [name for flag, name in names.items() if flag in flags]
+    found = ", ".join([f"{number} {'core' if number == 1 else 'cores'}", *fast])
+    quota = cpu_quota()
+    if quota is not None and quota < number:
+        found += f"; a limit of {quota:g} cores' time"
+        remedy = (
+            "more threads than that wait for each other: set run.ranks and OMP_NUM_THREADS to it"
+        )
+        return Finding("cpu", "note", found, remedy)
+
+    if flags and "avx2" not in flags and platform.machine() in ("x86_64", "AMD64"):
+        remedy = "training will be slow; take another machine"
+        return Finding("cpu", "note", f"{found}, without AVX2", remedy)
+
+    return Finding("cpu", "ok", found)
+
+
+def _cpu_flags() -> set[str]:
+    """Instruction sets of the first core, as Linux names them; empty where they cannot be read."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+
+    of_cores = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return set(next(of_cores, "").split())
+
+
+def cpu_quota() -> float | None:
+    """Cores' worth of time that the control group allows (cgroup v2: `cpu.max`), None for no
+    limit."""
+    try:
+        allowed, period = (machine.CGROUP / "cpu.max").read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return None
+
+    return None if allowed == "max" else int(allowed) / int(period)
+
+
+def memory() -> Finding:
+    """RAM for configs/tiny.yaml and for more."""
+    available = machine.available_memory()
+    if available is None:
+        return Finding("memory", "note", "cannot be read here", "see that 4 GB of RAM are free")
+
+    remedy = "end other programs, or take a smaller run.micro_batch and fewer run.ranks"
+    found = f"{_gigabytes(available)} of RAM available"
+    return _enough("memory", available, LITTLE_MEMORY, TOO_LITTLE_MEMORY, found, remedy)
+
+
+def disk(folder: Path) -> Finding:
+    """Free disk for configs/tiny.yaml and for more."""
+    free = shutil.disk_usage(folder).free
+    remedy = "make room, or set paths.root to a larger disk"
+    found = f"{_gigabytes(free)} free in {folder}"
+    return _enough("disk", free, LITTLE_DISK, TOO_LITTLE_DISK, found, remedy)
+
+
+def _enough(
+    what: str, have: float, little: float, too_little: float, found: str, remedy: str
+) -> Finding:
+    if have < too_little:
+        needed = f"{remedy}; at least {_gigabytes(too_little)} are needed"
+        return Finding(what, "problem", found, needed)
+    if have < little:
+        return Finding(what, "note", f"{found}: little for more than configs/tiny.yaml", remedy)
+    return Finding(what, "ok", found)
+
+
+def shared_memory() -> Finding:
+    """/dev/shm, which Docker keeps small."""
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        remedy = "several GPUs may need it; Docker: --ipc=host"
+        return Finding("/dev/shm", "note", "not there", remedy)
+
+    found = f"{_gigabytes(free)} free"
+    if free < LITTLE_SHARED_MEMORY:
+        remedy = "several GPUs may need more; Docker: --shm-size=8g or --ipc=host"
+        return Finding("/dev/shm", "note", found, remedy)
+
+    return Finding("/dev/shm", "ok", found)
+
+
+def working_directory(folder: Path) -> Finding:
+    """Whether files below a folder can be written and locked, as runs in it are."""
+    name = "working directory"
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix=".robustly-doctor-", dir=folder) as place,
+            lock(Path(place), patience=0),
+        ):
+            return Finding(name, "ok", f"{folder}, can be written and locked")
+    except (OSError, UserError) as fault:
+        reason = getattr(fault, "strerror", None) or str(fault)
+        remedy = "change to a folder of yours, or set paths.root to one"
+        found = f"{folder}: cannot be written or locked: {reason}"
+        return Finding(name, "problem", found, remedy)
+
+
+def open_files() -> Finding:
+    """How many files a process may have open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < FEW_FILES:
+        raised = "4096" if hard < 0 or hard >= 4096 else str(hard)
+        remedy = f"a large corpus opens more: run `ulimit -n {raised}`"
+        return Finding("open files", "note", f"at most {soft}", remedy)
+
+    return Finding("open files", "ok", "no limit" if soft < 0 else f"at most {soft:,}")
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB"
