@@ -254,7 +254,7 @@ def test_the_command_line(
     def made(page: DeltaExperiment) -> None:
         raise UserError(f"{called}: {page.name} {page.optim.epochs}")
 
-    monkeypatch.setattr(f"delta.{called}", made)
+    monkeypatch.setattr(f"robustly.delta.{called}", made)
     done = CliRunner().invoke(
         app, ["delta", *arguments, "--new-run", "new", str(place / "page.yaml"), "optim.epochs=7"]
     )
