@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, PositiveFloat, Tag, field_validator, model_validator
 
 from robustly.config import Section
-from robustly.corpus.config import Executor, SlurmConfig
+from robustly.corpus.config import SlurmConfig
+from robustly.corpus.executors import ExecutorName
 from robustly.tokenizer.config import FairseqFiles, folder_or_files
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -248,7 +249,7 @@ class RunConfig(Section):
     memory_gb: PositiveFloat | None = None
     """Memory for counting words, in GiB, over all workers of this machine, Python included;
     counting spills to disk beyond it. Default: half a GiB of counts for each worker."""
-    executor: Executor = "local"
+    executor: ExecutorName = "local"
     """Where the tokenizer and data stages work on the parts of the corpus: workers on this machine,
     tasks of a Slurm job, or tasks in the Ray cluster that RAY_ADDRESS names (without one: workers
     on this machine)."""

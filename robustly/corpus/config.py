@@ -179,8 +179,6 @@ COUNTING_BYTES = 512 * 2**20
 
 MIN_COUNTING_BYTES = 16 * 2**20
 
-Executor = Literal["local", "slurm", "ray"]
-
 _SBATCH_OPTIONS = {
     **dict.fromkeys(
         ("array", "chdir", "error", "export", "job-name", "nodes", "ntasks", "output"),
@@ -233,7 +231,8 @@ class Processing:
     memory_gb: float | None = None
     """Memory for counting words, over all workers of this machine; None: `COUNTING_BYTES` for each
     of them."""
-    executor: Executor = "local"
+    executor: str = "local"
+    """Its name in `robustly.corpus.executors.EXECUTORS`."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     @property

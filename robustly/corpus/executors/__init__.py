@@ -1,10 +1,37 @@
-"""Work over the partitions of a corpus: on this machine, as a Slurm job, or in a Ray cluster."""
+"""Work on all parts of a corpus: on this machine, as a Slurm job, or in a Ray cluster.
+
+An executor is one file with a function `run` (see `Executor`) and one line of `EXECUTORS`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from robustly.corpus.config import Processing
+from robustly.corpus.executors import local, ray, slurm
+from robustly.corpus.executors.step import Step
+from robustly.log import progress
+
+Executor = Callable[[Step, Sequence[int], Processing, Callable[[int], None]], None]
+"""`run(step, waiting, processing, advance)` works on the parts of `step` with the numbers in
+`waiting`, marks each that is done, calls `advance(n)` when n more are, and returns when all are.
+Raises what the work raises (from another machine: a UserError, with its message and the log), and
+UserError if a worker is lost or the executor is not there."""
+
+EXECUTORS: dict[str, Executor] = {"local": local.run, "slurm": slurm.run, "ray": ray.run}
+"""By their names in the config (`run.executor`)."""
+
+
+def _known(name: str) -> str:
+    if name not in EXECUTORS:
+        *others, last = map(repr, EXECUTORS)
+        raise ValueError(f"expected {', '.join(others)} or {last}")
+    return name
+
+
+ExecutorName = Annotated[str, AfterValidator(_known)]
+"""Type of the config's `run.executor`."""
 
 
 def process(
@@ -14,19 +41,20 @@ def process(
     processing: Processing,
     what: str,
 ) -> None:
-    """Call `work(number, part)` for every part, where and how `processing` says, with a progress
-    bar.
+    """Call `work(number, part)` for every part, where and how `processing` says; `what` names the
+    work in messages and on a progress bar.
 
     `folder` remembers the parts that are done: after a kill, the same call does the rest, by
     whichever executor. `work` can be pickled, and has renamed its output into place when it
-    returns. An exception that it raises ends the whole and comes out here (from another machine: a
-    UserError, with its message and the log).
+    returns. The first exception that it raises ends the step.
 
-    Raises UserError, too, if a worker process was killed, or if Slurm or Ray is not there or gives
-    up."""
-    from robustly.corpus.executors.local import (
-        Step,
-        executor_for,
-    )  # datatrove takes half a second to import
+    Raises what an `Executor` raises, and UserError if a Slurm job of an earlier run may be at work
+    in `folder` and cannot be cancelled."""
+    step = Step(work, parts, folder.absolute(), what)
+    slurm.end_earlier_job(step.folder)
+    waiting = step.undone()
 
-    executor_for(Step(work, parts), folder, processing, what).run()
+    with progress(what, len(parts), "parts") as advance:
+        advance(len(parts) - len(waiting))
+        if waiting:
+            EXECUTORS[processing.executor](step, waiting, processing, advance)

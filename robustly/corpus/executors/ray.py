@@ -1,122 +1,93 @@
-"""Runs work over the parts of a corpus as tasks in a Ray cluster."""
+"""The Ray executor: works on each part as a task of one core in a Ray cluster."""
 
 import os
 import pickle
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from datatrove.executor.base import DistributedEnvVars, PipelineExecutor
-from datatrove.utils.logging import logger
-
 from robustly import UserError
-from robustly.corpus.executors.local import Step, import_paths
-from robustly.log import progress
+from robustly.corpus.config import Processing
+from robustly.corpus.executors.step import Step, import_paths
 
-# tasks that Ray knows of at a time: it spreads them over its cores, and plans ahead no further
+# Tasks that Ray is given at a time: it spreads them over its cores, and plans ahead no further.
 IN_FLIGHT = 1000
 PATIENCE = 30.0  # seconds for tasks to end that are killed
 
 
-class RayExecutor(PipelineExecutor):
-    """datatrove's pipeline, one Ray task of one core per part.
+def run(
+    step: Step, waiting: Sequence[int], processing: Processing, advance: Callable[[int], None]
+) -> None:
+    """See `Executor`. In the cluster that RAY_ADDRESS names, or in one of `processing.workers`
+    cores that is started on this machine for the step."""
+    ours = _connect(processing.workers)
+    import ray
 
-    datatrove's own executor for Ray tries a part that raises three times more and then counts the
-    run as done, starts a scheduler of its own, and leaves logs in the machines' /tmp."""
+    try:
+        _run_tasks(step, waiting, advance)
+    finally:
+        if ours:
+            ray.shutdown()
 
-    def __init__(self, step: Step, folder: Path, workers: int, what: str):
-        self.what = what
-        self.workers = workers
-        super().__init__([step], logging_dir=str(folder.absolute()))
 
-    @property
-    def world_size(self) -> int:
-        return len(self.pipeline[0].parts)
+def _run_tasks(step: Step, waiting: Sequence[int], advance: Callable[[int], None]) -> None:
+    import ray
 
-    def get_distributed_env(self, node_rank: int = -1) -> DistributedEnvVars:
-        return DistributedEnvVars(
-            datatrove_node_ips="",
-            datatrove_cpus_per_task="1",
-            datatrove_mem_per_cpu="-1",
-            datatrove_gpus_on_node="0",
-            datatrove_executor="RAY",
-        )
+    # Pickled here, and once: Ray would have each task look for the work's module before it knows
+    # where to look.
+    shared = ray.put((import_paths(), str(Path.cwd()), pickle.dumps(step)))
+    # No second try: a fault would come again, and what killed a worker, most likely a lack of
+    # memory, as well.
+    task = ray.remote(num_cpus=1, max_retries=0)(_do)
+    left = iter(waiting)
+    running: dict[Any, int] = {}
 
-    def run(self) -> None:
-        """Do every part that is not done yet: in the cluster that RAY_ADDRESS names, or in one of
-        `workers` cores that is started on this machine for it.
+    try:
+        while True:
+            while len(running) < IN_FLIGHT and (number := next(left, None)) is not None:
+                running[task.remote(shared, number)] = number
 
-        Raises UserError without Ray, without that cluster, and for whatever a task raises.
-        """
-        waiting = self.get_incomplete_ranks()
-        with progress(self.what, self.world_size, "parts") as advance:
-            advance(self.world_size - len(waiting))
-            if not waiting:
+            if not running:
                 return
 
-            ours = _connect(self.workers)
-            import ray
+            for done in ray.wait(list(running))[0]:
+                number = running.pop(done)
+                try:
+                    ray.get(done)
+                except ray.exceptions.RayError as error:
+                    raise _fault(step, number, error) from None
+                advance(1)
+    finally:
+        for other in running:
+            ray.cancel(other, force=True)
 
-            try:
-                self._run_tasks(waiting, advance)
-            finally:
-                if ours:
-                    ray.shutdown()
+        if running:  # they write into the folder that the next run writes into
+            ray.wait(list(running), num_returns=len(running), timeout=PATIENCE)
 
-    def _run_tasks(self, waiting: Sequence[int], advance: Callable[[int], None]) -> None:
-        import ray
 
-        # By value, and once: Ray would have each task look for the work's module before it knows
-        # where to look.
-        executor = ray.put((import_paths(), str(Path.cwd()), pickle.dumps(self)))
-        # No second try: a fault would come again, and what killed a worker, most likely a lack of
-        # memory, as well.
-        task = ray.remote(num_cpus=1, max_retries=0)(_run_for_rank)
-        left = iter(waiting)
-        running: dict[Any, int] = {}
+def _fault(step: Step, number: int, error: Any) -> UserError:
+    import ray
 
-        try:
-            while True:
-                while len(running) < IN_FLIGHT and (rank := next(left, None)) is not None:
-                    running[task.remote(executor, rank)] = rank
-
-                if not running:
-                    return
-
-                for done in ray.wait(list(running))[0]:
-                    rank = running.pop(done)
-                    try:
-                        ray.get(done)
-                    except ray.exceptions.RayError as error:
-                        raise self._fault(rank, error) from None
-                    advance(1)
-        finally:
-            for other in running:
-                ray.cancel(other, force=True)
-
-            if running:  # they write into the folder that the next run writes into
-                ray.wait(list(running), num_returns=len(running), timeout=PATIENCE)
-
-    def _fault(self, rank: int, error: Any) -> UserError:
-        import ray
-
-        part = self.pipeline[0].name(rank)
-        log = self.logging_dir.resolve_paths(f"logs/task_{rank:05d}.log")
-        if not isinstance(error, ray.exceptions.RayTaskError):
-            return UserError(
-                f"{self.what}: the worker of {part} was lost, most likely because memory ran out:"
-                f" {str(error).splitlines()[0]}\nIts log: {log}\nWhat is done is kept: run the same"
-                " command again"
-            )
-        if isinstance(error.cause, UserError):
-            return UserError(f"{error.cause}\nThe log: {log}")
-
+    part, log = step.name(number), _log(step, number)
+    if not isinstance(error, ray.exceptions.RayTaskError):
         return UserError(
-            f"{self.what}: {part} failed: {type(error.cause).__name__}: {error.cause}\nThe log:"
-            f" {log}"
+            f"{step.what}: the worker of {part} was lost, most likely because memory ran out:"
+            f" {str(error).splitlines()[0]}\nIts log: {log}\nWhat is done is kept: run the same"
+            " command again"
         )
+    if isinstance(error.cause, UserError):
+        return UserError(f"{error.cause}\nThe log: {log}")
+
+    return UserError(
+        f"{step.what}: {part} failed: {type(error.cause).__name__}: {error.cause}\nThe log: {log}"
+    )
+
+
+def _log(step: Step, number: int) -> Path:
+    return step.folder / "logs" / f"task_{number:05d}.log"
 
 
 def _connect(workers: int) -> bool:
@@ -162,11 +133,20 @@ def _connect(workers: int) -> bool:
     return True
 
 
-def _run_for_rank(executor: tuple[list[str], str, bytes], rank: int) -> None:
-    """In a worker of Ray: the same modules and the same working directory as where the run was
-    started."""
-    paths, folder, pickled = executor
+def _do(shared: tuple[list[str], str, bytes], number: int) -> None:
+    """In a worker of Ray: do a part, with the modules and the working directory of the process
+    that started the run. Its log tells where it ran, and how it failed."""
+    paths, folder, pickled = shared
     sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]
     os.chdir(folder)
-    logger.disable("datatrove")  # what goes to the console
-    pickle.loads(pickled)._run_for_rank(rank)
+    step: Step = pickle.loads(pickled)
+    log = _log(step, number)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(f"{step.name(number)}: on {socket.gethostname()}, process {os.getpid()}\n")
+
+    try:
+        step.do(number)
+    except Exception:
+        with log.open("a", encoding="utf-8") as out:
+            traceback.print_exc(file=out)
+        raise

@@ -1,11 +1,11 @@
-"""Runs work over the parts of a corpus as the tasks of a Slurm job."""
+"""The Slurm executor: works on the parts in the tasks of one Slurm job, and waits for it."""
 
 import contextlib
-import copy
 import hashlib
 import json
 import math
 import os
+import pickle
 import pwd
 import shlex
 import shutil
@@ -15,102 +15,61 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import dill
-from datatrove.executor.slurm import SlurmPipelineExecutor
-
 from robustly import UserError, log
-from robustly.corpus.config import SlurmConfig
-from robustly.corpus.executors.local import IN_SLURM, Step, import_paths
+from robustly.corpus.config import Processing, SlurmConfig
+from robustly.corpus.executors.step import Step, import_paths
 from robustly.files import write_json
-from robustly.log import progress
 
 MAX_TASKS = 1000  # of one job: one less than Slurm's default for MaxArraySize
-PARTS_PER_TASK = (
-    64  # at most, while MAX_TASKS allows: a GiB of text, beside which Python's start is short
-)
+# At most, while MAX_TASKS allows: a GiB of text, beside which Python's start is short.
+PARTS_PER_TASK = 64
 TASKS_WANTED = 256  # at once, where run.slurm.max_jobs says nothing
 POLL = 5.0  # seconds between two looks at the queue; they are a load on the cluster's controller
-# seconds: a shared folder may show a new file that late, and a cancelled task may end that late
+# Seconds: a shared folder may show a new file that late, and a cancelled task may end that late.
 PATIENCE = 60.0
 ATTEMPTS = 60  # looks at a queue that does not answer before it is an error: five minutes
 
-GONE_WRONG = {
-    "BOOT_FAIL",
-    "CANCELLED",
-    "DEADLINE",
-    "FAILED",
-    "OUT_OF_MEMORY",
-    "TIMEOUT",
-}  # and stays so
+# In the step's folder:
+MARK = "slurm_job.json"  # while a job may be at work there
+PICKLED = "step.pickle"  # what a task of the job needs
+FAULTS = "faults"  # what tasks have raised
+
+# States of a task that is over without success, and will stay so.
+GONE_WRONG = {"BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"}
 OVER = GONE_WRONG | {"COMPLETED", "NODE_FAIL", "PREEMPTED", "REVOKED"}
 
 
-class SlurmExecutor(SlurmPipelineExecutor):
-    """datatrove's executor for Slurm, one of its tasks per part, with a `run` of our own that waits
-    for the job.
+def run(
+    step: Step, waiting: Sequence[int], processing: Processing, advance: Callable[[int], None]
+) -> None:
+    """See `Executor`. Raises UserError without Slurm, too, or if it refuses the job."""
+    job = Job(step, waiting, processing.slurm)
+    number = job.submit()
 
-    The one that it replaces leaves when the job is in the queue, does not see a task that fails,
-    submits a second job to add up statistics, and looks for Python in the PATH."""
+    try:
+        job.wait(number, advance)
+    except _NoAnswer:
+        raise
+    except BaseException:  # Ctrl-C, too: a task that works on would write where the next run writes
+        end_earlier_job(step.folder)
+        raise
 
-    def __init__(self, step: Step, folder: Path, slurm: SlurmConfig, what: str):
-        self.what = what
-        self.slurm = slurm
-        self.in_job = False
-        self.folder = folder.absolute()
-        super().__init__(
-            [step],
-            tasks=len(step.parts),
-            time=slurm.time,
-            partition=slurm.partition,
-            cpus_per_task=slurm.cpus_per_task,
-            workers=slurm.max_jobs or -1,
-            # Whatever happened to an earlier run's job, this name finds it.
-            job_name=(
-                f"{what.replace(' ', '-')}-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]}"
-            ),
-            qos=slurm.qos,
-            sbatch_args=dict(slurm.options),
-            max_array_size=-1,
-            logging_dir=str(self.folder),
-            requeue_signals=None,  # Slurm requeues the tasks of a lost machine itself
-            with_srun=False,
-        )
+    (step.folder / MARK).unlink()
 
-    # -------------------------------------------------------------------------- where it is started
 
-    def run(self) -> None:
-        """Do every part that is not done yet, and wait for it. (In a task of the job: do the task's
-        parts.)
+class Job:
+    """A Slurm job: an array of tasks, each of which works on some of the parts, one after the
+    other."""
 
-        Raises UserError without Slurm, if it refuses the job, and for a task that fails or is lost,
-        with its log."""
-        if self.in_job:
-            super().run()
-            return
+    def __init__(self, step: Step, waiting: Sequence[int], slurm: SlurmConfig):
+        self.step, self.waiting, self.slurm = step, waiting, slurm
+        self.parts_per_task = parts_per_task(len(waiting), slurm.max_jobs)
+        # Whatever happened to an earlier run's job, this name finds it.
+        place = hashlib.sha256(str(step.folder).encode()).hexdigest()[:12]
+        self.name = f"{step.what.replace(' ', '-')}-{place}"
+        self.logs = step.folder / "slurm_logs"
 
-        waiting = self.get_incomplete_ranks()
-
-        with progress(self.what, self.tasks, "parts") as advance:
-            advance(self.tasks - len(waiting))
-            if not waiting:
-                return
-
-            job = self._submit(waiting)
-            mark = self.folder / IN_SLURM
-
-            try:
-                self._wait(job, waiting, advance)
-            except _NoAnswer:
-                raise
-            except (
-                BaseException
-            ):  # Ctrl-C, too: a task that works on would write where the next run writes
-                end_earlier_job(mark)
-                raise
-
-            mark.unlink()
-
-    def _submit(self, waiting: Sequence[int]) -> str:
+    def submit(self) -> str:
         """Hand the job to sbatch; returns its number."""
         if shutil.which("sbatch") is None:
             raise UserError(
@@ -118,73 +77,72 @@ class SlurmExecutor(SlurmPipelineExecutor):
                 " submitted, or set run.executor=local"
             )
 
-        self.tasks_per_job = parts_per_task(len(waiting), self.slurm.max_jobs)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self.folder / "faults", ignore_errors=True)
-        executor = copy.copy(self)
-        executor.in_job = True
-        (self.folder / "executor.pik").write_bytes(dill.dumps(executor))
-        (self.folder / "ranks_to_run.json").write_text(json.dumps(list(waiting)))
-        pickled = shlex.quote(str(self.folder / "executor.pik"))
-        self.env_command = f"export PYTHONPATH={shlex.quote(os.pathsep.join(import_paths()))}"
-        script = self.folder / "job.sh"
-        module = "datatrove.tools.launch_pickled_pipeline"
-        script.write_text(
-            self.get_launch_file_contents(
-                {}, f"exec {shlex.quote(sys.executable)} -m {module} {pickled}"
-            )
-        )
-        options = self._options(math.ceil(len(waiting) / self.tasks_per_job))
-        command = [
-            "sbatch",
-            "--parsable",
-            *(f"--{name}={value}" if value else f"--{name}" for name, value in options),
+        folder = self.step.folder
+        self.logs.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / FAULTS, ignore_errors=True)
+        tasks = [
+            self.waiting[first : first + self.parts_per_task]
+            for first in range(0, len(self.waiting), self.parts_per_task)
         ]
-        write_json(self.folder / IN_SLURM, {"name": self.job_name})
-        done = subprocess.run([*command, str(script)], capture_output=True, text=True)
+        (folder / PICKLED).write_bytes(pickle.dumps((self.step, tasks)))
+        script = folder / "job.sh"
+        script.write_text(_script(folder))
+
+        options = [
+            f"--{name}={value}" if value else f"--{name}"
+            for name, value in self.options(len(tasks)).items()
+        ]
+        write_json(folder / MARK, {"name": self.name})
+        done = subprocess.run(
+            ["sbatch", "--parsable", *options, str(script)], capture_output=True, text=True
+        )
         if done.returncode:
-            (self.folder / IN_SLURM).unlink()
+            (folder / MARK).unlink()
             raise UserError(
-                f"{self.what}: sbatch refused the job: {done.stderr.strip()}\nIt was given"
-                f" {shlex.join(command[1:])}; run.slurm says what is asked for"
+                f"{self.step.what}: sbatch refused the job: {done.stderr.strip()}\nIt was given"
+                f" {shlex.join(options)}; run.slurm says what is asked for"
             )
 
-        job = done.stdout.strip().partition(";")[0]
+        number = done.stdout.strip().partition(";")[0]
         log.say(
-            f"{self.what}: Slurm job {job}, {len(waiting):,} parts; its logs:"
-            f" {self.slurm_logs_folder}"
+            f"{self.step.what}: Slurm job {number}, {len(self.waiting):,} parts; its logs:"
+            f" {self.logs}"
         )
-        return job
+        return number
 
-    def _options(self, tasks: int) -> list[tuple[str, str]]:
+    def options(self, tasks: int) -> dict[str, str]:
         """The options of sbatch. Values go to it as they are: no shell or script reads them."""
-        options = self.get_sbatch_args(tasks)
-        del options["mem-per-cpu"]
-        if self.slurm.memory_gb:
-            options["mem"] = f"{math.ceil(self.slurm.memory_gb * 1024)}M"
+        at_once = f"%{self.slurm.max_jobs}" if self.slurm.max_jobs else ""
+        logs = _log_file(str(self.logs).replace("%", "%%"), "%A", "%a")
+        memory = self.slurm.memory_gb
+        options = {
+            "job-name": self.name,
+            "array": f"0-{tasks - 1}{at_once}",
+            "nodes": 1,
+            "cpus-per-task": self.slurm.cpus_per_task,
+            "mem": f"{math.ceil(memory * 1024)}M" if memory else None,
+            "time": self.slurm.time,
+            "partition": self.slurm.partition,
+            "account": self.slurm.account,
+            "qos": self.slurm.qos,
+            "requeue": "",  # the tasks of a lost machine
+            "export": "ALL",
+            "output": logs,
+            "error": logs,
+            **self.slurm.options,
+        }
+        return {name: str(value) for name, value in options.items() if value is not None}
 
-        if self.slurm.account:
-            options["account"] = self.slurm.account
-
-        options["export"] = "ALL"
-        options["output"] = options["error"] = self._log("%A", "%a", escape=True)
-        return [(name, str(value)) for name, value in options.items() if value is not None]
-
-    def _log(self, job: str, task: int | str, escape: bool = False) -> str:
-        folder = self.slurm_logs_folder.replace("%", "%%") if escape else self.slurm_logs_folder
-        return f"{folder}/{job}_{task}.out"
-
-    def _wait(self, job: str, waiting: Sequence[int], advance: Callable[[int], None]) -> None:
+    def wait(self, number: str, advance: Callable[[int], None]) -> None:
         """Returns when every part is done. Raises UserError as soon as that cannot come any
         more."""
-        left, over_since = len(waiting), None
+        left, over_since = len(self.waiting), None
         while True:
-            states = self._states(
-                job
-            )  # before the marks: what a task that is over has left must be seen
-            incomplete = self.get_incomplete_ranks(waiting)
-            advance(left - len(incomplete))
-            left = len(incomplete)
+            # before the marks: what a task that is over has left must be seen
+            states = self._states(number)
+            undone = self.step.undone(self.waiting)
+            advance(left - len(undone))
+            left = len(undone)
             if not left:
                 return
 
@@ -193,66 +151,45 @@ class SlurmExecutor(SlurmPipelineExecutor):
             if wrong or set(states.values()) <= OVER:
                 over_since = over_since or time.monotonic()
                 if time.monotonic() - over_since > PATIENCE:
-                    raise self._lost(job, waiting, incomplete, wrong)
+                    raise self._lost(number, undone, wrong)
             else:
                 over_since = None
 
             time.sleep(POLL if over_since is None else min(POLL, PATIENCE / 4))
 
-    def _states(self, job: str) -> dict[int, str]:
+    def _states(self, number: str) -> dict[int, str]:
         """The state of each task that Slurm still knows of."""
-        found = (line.split("|") for line in _queue(self.job_name).splitlines())
-        return {int(task): state for number, task, state in found if number == job}
+        found = (line.split("|") for line in _queue(self.name).splitlines())
+        return {int(task): state for job, task, state in found if job == number}
 
     def _raise_fault(self) -> None:
         """Raises UserError if a task has left word of what it raised."""
-        for file in sorted((self.folder / "faults").glob("*.json")):
+        for file in sorted((self.step.folder / FAULTS).glob("*.json")):
             fault = json.loads(file.read_text(encoding="utf-8"))
-            what = (
-                ""
-                if fault["user"]
-                else f"{self.what}: {self.pipeline[0].name(fault['part'])} failed: "
-            )
+            part = self.step.name(fault["part"])
+            what = "" if fault["user"] else f"{self.step.what}: {part} failed: "
             raise UserError(f"{what}{fault['message']}\nThe log: {fault['log']}")
 
-    def _lost(
-        self, job: str, waiting: Sequence[int], incomplete: Sequence[int], wrong: dict[int, str]
-    ) -> UserError:
+    def _lost(self, number: str, undone: Sequence[int], wrong: dict[int, str]) -> UserError:
         """What to say of tasks that are over, have left parts undone, and no word why."""
         tasks = sorted(wrong) or sorted(
-            {waiting.index(rank) // self.tasks_per_job for rank in incomplete}
+            {self.waiting.index(part) // self.parts_per_task for part in undone}
         )
         states = ", ".join(f"{task}: {wrong[task]}" for task in tasks[:3] if task in wrong)
-        advice = (
-            "OUT_OF_MEMORY: raise run.slurm.memory_gb; TIMEOUT: raise run.slurm.time" if wrong else
-            f"the queue does not hold the job any more; is {self.folder} a folder that all machines share?"
-        )  # fmt: skip
+        if wrong:
+            advice = "OUT_OF_MEMORY: raise run.slurm.memory_gb; TIMEOUT: raise run.slurm.time"
+        else:
+            advice = (
+                f"the queue does not hold the job any more; is {self.step.folder} a folder that all"
+                " machines share?"
+            )
 
         return UserError(
-            f"{self.what}: Slurm job {job} left {len(incomplete):,} of {len(waiting):,} parts"
-            f" undone{f' (task {states})' if states else ''}; the log:"
-            f" {self._log(job, tasks[0])}\n{advice}\nWhat is done is kept: run the same command"
-            " again"
+            f"{self.step.what}: Slurm job {number} left {len(undone):,} of"
+            f" {len(self.waiting):,} parts undone{f' (task {states})' if states else ''}; the log:"
+            f" {_log_file(self.logs, number, tasks[0])}\n{advice}\nWhat is done is kept: run the"
+            " same command again"
         )
-
-    # ----------------------------------------------------------------------------------- in the job
-
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> None:
-        try:
-            super()._run_for_rank(rank, local_rank, node_rank)
-        except Exception as error:
-            user = isinstance(error, UserError)
-            fault = {
-                "part": rank,
-                "user": user,
-                "message": str(error) if user else f"{type(error).__name__}: {error}",
-                "log": self._log(
-                    os.environ["SLURM_ARRAY_JOB_ID"], os.environ["SLURM_ARRAY_TASK_ID"]
-                ),
-            }
-            (self.folder / "faults").mkdir(exist_ok=True)
-            write_json(self.folder / "faults" / f"{rank:05d}.json", fault)
-            raise
 
 
 def parts_per_task(parts: int, max_jobs: int | None) -> int:
@@ -266,15 +203,67 @@ def parts_per_task(parts: int, max_jobs: int | None) -> int:
     )
 
 
+def _log_file(folder: Path | str, job: str, task: int | str) -> str:
+    return f"{folder}/{job}_{task}.out"
+
+
+# --------------------------------------------------------------------------------------- in the job
+
+
+def _script(folder: Path) -> str:
+    """The job's script: this Python, with the same modules, in each task."""
+    program = "import sys; from robustly.corpus.executors.slurm import work; work(sys.argv[1])"
+    # -P: modules are not looked for in the working directory first
+    command = [sys.executable, "-P", "-c", program, str(folder)]
+    return (
+        "#!/bin/bash\n"
+        f"export PYTHONPATH={shlex.quote(os.pathsep.join(import_paths()))} PYTHONUNBUFFERED=1\n"
+        f"exec {shlex.join(command)}\n"
+    )
+
+
+def work(folder: str) -> None:
+    """In a task of the job: do the task's parts, but those that were done before it was requeued.
+
+    What a part raises is left for the process that waits, and ends the task."""
+    step: Step
+    step, tasks = pickle.loads((Path(folder) / PICKLED).read_bytes())
+    job, task = os.environ["SLURM_ARRAY_JOB_ID"], os.environ["SLURM_ARRAY_TASK_ID"]
+
+    for number in step.undone(tasks[int(task)]):
+        print(f"{step.what}: {step.name(number)}")
+        try:
+            step.do(number)
+        except Exception as error:
+            user = isinstance(error, UserError)
+            fault = {
+                "part": number,
+                "user": user,
+                "message": str(error) if user else f"{type(error).__name__}: {error}",
+                "log": _log_file(step.folder / "slurm_logs", job, task),
+            }
+            (step.folder / FAULTS).mkdir(exist_ok=True)
+            write_json(step.folder / FAULTS / f"{number:05d}.json", fault)
+            raise
+
+
+# ---------------------------------------------------------------------------------------- the queue
+
+
 class _NoAnswer(UserError):
     """Slurm's controller is away."""
 
 
-def end_earlier_job(mark: Path) -> None:
-    """Cancel the job of which `mark` tells, if it is still in the queue, and wait until it is over.
+def end_earlier_job(folder: Path) -> None:
+    """Cancel the job that an earlier run may have left at work in a step's folder, and wait until
+    it is over.
 
     Raises UserError if that cannot be done.
     """
+    mark = folder / MARK
+    if not mark.exists():
+        return
+
     name = json.loads(mark.read_text(encoding="utf-8"))["name"]
     by_hand = f"see that it is over (`scancel --name {name}`), then delete {mark}"
     if shutil.which("scancel") is None:

@@ -20,6 +20,7 @@ from robustly.corpus.config import Processing, SlurmConfig
 from robustly.corpus.executors import process
 from robustly.corpus.executors import ray as ray_executor
 from robustly.corpus.executors import slurm as slurm_executor
+from robustly.corpus.executors.step import Step
 from robustly.corpus.partitions import Partition
 from robustly.tokenizer.build import build
 from robustly.tokenizer.config import TokenizerConfig
@@ -287,10 +288,8 @@ def test_what_a_task_asks_of_slurm(tmp_path):
         partition="cpu", time="1:00:00", cpus_per_task=2, memory_gb=1.5, account="nlp", max_jobs=7,
         options={"constraint": "a&b", "exclusive": ""},
     )  # fmt: skip
-    step = slurm_executor.Step(partial(note, tmp_path), FIVE)
-    options = dict(
-        slurm_executor.SlurmExecutor(step, tmp_path / "50%", asked, "counting words")._options(5)
-    )
+    step = Step(partial(note, tmp_path), FIVE, tmp_path / "50%", "counting words")
+    options = slurm_executor.Job(step, range(5), asked).options(5)
     log = f"{tmp_path}/50%%/slurm_logs/%A_%a.out"
     assert re.fullmatch("counting-words-[0-9a-f]{12}", options.pop("job-name"))
     assert options == {
