@@ -21,6 +21,7 @@ from robustly.delta.specs import parse
 from robustly.delta.tasks import TaskData, draw, read
 from robustly.delta.tuning import Diverged, attached, tune
 from robustly.delta.workers import Killed, each, how_many, peak_memory
+from robustly.figure import figure
 from robustly.files import atomic, write_atomic, write_json
 from robustly.log import show
 from robustly.manifest import Manifest, Stage
@@ -279,27 +280,23 @@ def _table(rows: Sequence[Row], data: TaskData, base: Base) -> str:
 
 def _plot(rows: Sequence[Row], data: TaskData, path: Path) -> None:
     """Score by stored parameters, with the deviation as a bar."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with atomic(path) as out, figure(out, 9, 5) as drawing:
+        axes = drawing.add_subplot()
 
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+        for number, row in enumerate(rows):
+            if row.stored is None or row.score is None:
+                continue
 
-    for number, row in enumerate(rows):
-        if row.stored is None or row.score is None:
-            continue
+            axes.errorbar(
+                row.stored, row.score, yerr=row.deviation, marker="osD"[number // 10 % 3], ls="", capsize=3,
+                color=f"C{number % 10}", label=row.label,
+            )  # fmt: skip
 
-        axes.errorbar(
-            row.stored, row.score, yerr=row.deviation, marker="osD"[number // 10 % 3], ls="", capsize=3,
-            color=f"C{number % 10}", label=row.label,
-        )  # fmt: skip
-
-    baseline = data.baselines[data.metric]
-    axes.axhline(baseline, ls=":", color="0.4", label=f"the same answer to all: {show(baseline)}")
-    axes.set_xscale("symlog", linthresh=100)  # a head alone has none
-    axes.set_xlim(-10, max([100, *(3 * row.stored for row in rows if row.stored)]))
-    axes.set(xlabel="parameters stored, besides the head", ylabel=f"{data.metric} on test")
-    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    with atomic(path) as file:
-        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+        baseline = data.baselines[data.metric]
+        axes.axhline(
+            baseline, ls=":", color="0.4", label=f"the same answer to all: {show(baseline)}"
+        )
+        axes.set_xscale("symlog", linthresh=100)  # a head alone has none
+        axes.set_xlim(-10, max([100, *(3 * row.stored for row in rows if row.stored)]))
+        axes.set(xlabel="parameters stored, besides the head", ylabel=f"{data.metric} on test")
+        axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))

@@ -20,6 +20,7 @@ from robustly.delta.tasks import TaskData, read
 from robustly.delta.tasks.config import HUB
 from robustly.delta.tuning import Diverged, attached, tune, unseen_test
 from robustly.delta.workers import CONTEXT, how_many, run
+from robustly.figure import figure
 from robustly.files import atomic, write_atomic, write_json
 from robustly.log import show
 from robustly.manifest import MANIFEST, Manifest, Stage
@@ -303,35 +304,29 @@ def _table(trials: Sequence[Trial], metric: str) -> str:
 
 def _plot(trials: Sequence[Trial], metric: str, path: Path) -> None:
     """Score by rate, and by size; trials that ended early are hollow."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with atomic(path) as out, figure(out, 10, 4.5) as drawing:
+        by_rate, by_size = drawing.subplots(1, 2, sharey=True)
+        shown = [trial for trial in trials if trial.score is not None]
 
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    by_rate, by_size = figure.subplots(1, 2, sharey=True)
-    shown = [trial for trial in trials if trial.score is not None]
+        for number, name in enumerate(sorted({trial.methods for trial in shown})):
+            for axes, key in ((by_rate, "peak_lr"), (by_size, "parameters")):
+                for whole in (True, False):
+                    some = [
+                        trial
+                        for trial in shown
+                        if trial.methods == name and (trial.state == "complete") == whole
+                    ]
+                    axes.plot(
+                        [getattr(trial, key) for trial in some], [trial.score for trial in some],
+                        ls="", marker="o", color=f"C{number % 10}", fillstyle="full" if whole else "none",
+                        label=name if whole else None,
+                    )  # fmt: skip
 
-    for number, name in enumerate(sorted({trial.methods for trial in shown})):
-        for axes, key in ((by_rate, "peak_lr"), (by_size, "parameters")):
-            for whole in (True, False):
-                some = [
-                    trial
-                    for trial in shown
-                    if trial.methods == name and (trial.state == "complete") == whole
-                ]
-                axes.plot(
-                    [getattr(trial, key) for trial in some], [trial.score for trial in some],
-                    ls="", marker="o", color=f"C{number % 10}", fillstyle="full" if whole else "none",
-                    label=name if whole else None,
-                )  # fmt: skip
-
-    by_rate.set(xscale="log", xlabel="peak_lr", ylabel=f"{metric} on dev")
-    by_size.set_xscale("symlog", linthresh=100)  # a head alone has none
-    by_size.set_xlim(-10, max([100, *(3 * trial.parameters for trial in shown)]))
-    by_size.set_xlabel("parameters trained, besides the head")
-    by_size.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    with atomic(path) as file:
-        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+        by_rate.set(xscale="log", xlabel="peak_lr", ylabel=f"{metric} on dev")
+        by_size.set_xscale("symlog", linthresh=100)  # a head alone has none
+        by_size.set_xlim(-10, max([100, *(3 * trial.parameters for trial in shown)]))
+        by_size.set_xlabel("parameters trained, besides the head")
+        by_size.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def page_text(page: DeltaExperiment, name: str) -> str:

@@ -1,11 +1,9 @@
-"""The model card, written from the run's own records."""
+"""Write the model card (README.md of a published folder) from the run's own records."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import yaml
+from typing import Any, NamedTuple
 
 from robustly import markdown
 from robustly.manifest import Manifest
@@ -13,14 +11,29 @@ from robustly.pretrain.config import ModelConfig
 from robustly.publish.config import PublishConfig
 from robustly.publish.tokenizer_fit import BYTES, DOCUMENTS
 
+USAGE = """\
+```python
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+model = AutoModelForMaskedLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```
+"""
+
+
+class StageManifests(NamedTuple):
+    """Of the stages that made a published model."""
+
+    tokenizer: Manifest
+    data: Manifest
+    train: Manifest
+
 
 def model_card(
     publish: PublishConfig,
     name: str,
     model: ModelConfig,
-    train: Manifest,
-    data: Manifest,
-    vocabulary: Manifest,
+    made: StageManifests,
     losses: Mapping[str, float],
     examples: Sequence[Mapping[str, Any]],
     fit: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -28,63 +41,36 @@ def model_card(
     """README.md: what the model is, how to load it, what it was trained on and how, and how well it
     does.
 
-    `fit` is what `held_out_fit` tells of the tokenizer.
+    `losses` are those of guessing by frequency and before training, in nats; empty where nothing
+    was held out. `fit` is what `held_out_fit` says of the tokenizer.
     """
-    title = publish.title or name
-    front: dict[str, Any] = {
-        **({"language": publish.language} if publish.language else {}),
-        **({"license": publish.license.lower()} if publish.license else {}),
-        "library_name": "transformers",
-        "pipeline_tag": "fill-mask",
-        "tags": ["roberta", "robustly", "masked-lm"],
-        "mask_token": "<mask>",
-    }
-    optim, schedule = train.recipe["optim"], train.recipe["schedule"]
+    train = made.train
     sections = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
-        f"# {title}\n",
+        f"---\n{_header(publish)}\n---\n",
+        f"# {publish.title or name}\n",
         f"{publish.description or _description(train)}\n",
-        "```python\nfrom transformers import AutoModelForMaskedLM, AutoTokenizer\n\n"
-        f'model = AutoModelForMaskedLM.from_pretrained("{name}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```\n',
+        USAGE.format(name=name),
         f"Texts may have up to {model.positions - 2} tokens, `<s>` and `</s>` included.\n",
         "## Held-out loss\n",
         _losses(train.counts, losses) if losses else "The run held no documents out.\n",
-        *([_source_losses(sources)] if (sources := train.counts.get("validation_sources")) else []),
-        "![loss over the updates](curve.png)\n",
-        *(["## Examples\n", _examples(examples)] if examples else []),
-        *(["## Tokenizer\n", _tokenizer(vocabulary, data, fit)] if fit["rows"] else []),
+    ]
+    if sources := train.counts.get("validation_sources"):
+        sections.append(_source_losses(sources))
+
+    sections.append("![loss over the updates](curve.png)\n")
+    if examples:
+        sections += ["## Examples\n", _examples(examples)]
+
+    if fit["rows"]:
+        sections += ["## Tokenizer\n", _tokenizer(made, fit)]
+
+    sections += [
         "## Training\n",
-        markdown.facts(
-            {
-                "parameters": train.counts["parameters"],
-                "layers / hidden / heads": f"{model.layers} / {model.hidden} / {model.heads}",
-                "vocabulary": vocabulary.counts["entries"],
-                "updates": train.counts["updates"],
-                "blocks per update": train.counts["blocks_per_update"],
-                "block length": train.recipe["data"]["block_length"],
-                "tokens seen": train.counts["tokens"],
-                "peak learning rate": optim["peak_lr"],
-                "warmup updates": schedule["warmup"],
-                "training tokens in the corpus": data.counts["train_tokens"],
-                "documents in the corpus": (
-                    data.counts["train_documents"] + data.counts["validation_documents"]
-                ),
-                **({"an epoch": train.notes["mixture"]} if "mixture" in train.notes else {}),
-                **(
-                    {"documents left out by cleaning": _left_out(data)}
-                    if data.notes.get("cleaned")
-                    else {}
-                ),
-                "hours of training": train.counts["training_seconds"] / 3600,
-                "ranks": train.notes["ranks"],
-                "precision": train.notes["run"]["precision"],
-            }
-        ),
+        markdown.facts(_training(model, made)),
         "The whole recipe, every key resolved, is `config.yaml`; the curve is `metrics.jsonl`.\n",
-        "<details><summary>Recipe</summary>\n\n```json\n"
-        + json.dumps(train.recipe, indent=2)
-        + "\n```\n\n</details>\n",
+        "<details><summary>Recipe</summary>\n",
+        f"```json\n{json.dumps(train.recipe, indent=2)}\n```\n",
+        "</details>\n",
         (
             f"Made by robustly {train.version}{f' ({train.commit})' if train.commit else ''};"
             f" recipe {train.hash[:16]}.\n"
@@ -93,11 +79,56 @@ def model_card(
     return "\n".join(sections)
 
 
+def _header(publish: PublishConfig) -> str:
+    """What the Hub reads of the card, as YAML."""
+    from huggingface_hub import ModelCardData
+
+    return ModelCardData(
+        language=publish.language or None,
+        license=publish.license.lower() if publish.license else None,
+        library_name="transformers",
+        pipeline_tag="fill-mask",
+        tags=["roberta", "robustly", "masked-lm"],
+        mask_token="<mask>",
+    ).to_yaml()
+
+
 def _description(train: Manifest) -> str:
     if "teacher" in train.inputs:
         return "A RoBERTa encoder distilled from another, its teacher (Sanh et al. 2019)."
     start = "further, from another checkpoint," if "init_from" in train.inputs else "from scratch"
     return f"A RoBERTa encoder pretrained {start} by masked language modeling."
+
+
+def _training(model: ModelConfig, made: StageManifests) -> dict[str, Any]:
+    train, data = made.train, made.data
+    facts = {
+        "parameters": train.counts["parameters"],
+        "layers / hidden / heads": f"{model.layers} / {model.hidden} / {model.heads}",
+        "vocabulary": made.tokenizer.counts["entries"],
+        "updates": train.counts["updates"],
+        "blocks per update": train.counts["blocks_per_update"],
+        "block length": train.recipe["data"]["block_length"],
+        "tokens seen": train.counts["tokens"],
+        "peak learning rate": train.recipe["optim"]["peak_lr"],
+        "warmup updates": train.recipe["schedule"]["warmup"],
+        "training tokens in the corpus": data.counts["train_tokens"],
+        "documents in the corpus": (
+            data.counts["train_documents"] + data.counts["validation_documents"]
+        ),
+    }
+    if "mixture" in train.notes:
+        facts["an epoch"] = train.notes["mixture"]
+
+    if dropped := data.notes.get("cleaned"):
+        facts["documents left out by cleaning"] = _left_out(dropped)
+
+    return {
+        **facts,
+        "hours of training": train.counts["training_seconds"] / 3600,
+        "ranks": train.notes["ranks"],
+        "precision": train.notes["run"]["precision"],
+    }
 
 
 def before_training(losses: Mapping[str, Any]) -> dict[str, float]:
@@ -128,16 +159,10 @@ def _losses(counts: Mapping[str, Any], losses: Mapping[str, float]) -> str:
     )
 
 
-def _left_out(data: Manifest) -> str:
-    reasons = {
-        name.removeprefix("dropped by "): count
-        for name, count in data.notes["cleaned"].items()
-        if count
-    }
-    return (
-        f"{sum(reasons.values()):,}"
-        f" ({', '.join(f'{reason}: {count:,}' for reason, count in reasons.items())})"
-    )
+def _left_out(dropped: Mapping[str, int]) -> str:
+    reasons = {name.removeprefix("dropped by "): count for name, count in dropped.items() if count}
+    each = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
+    return f"{sum(reasons.values()):,} ({each})"
 
 
 def _source_losses(sources: Mapping[str, Mapping[str, Any]]) -> str:
@@ -150,15 +175,13 @@ def _source_losses(sources: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _tokenizer(
-    vocabulary: Manifest, data: Manifest, fit: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> str:
-    """How well the tokenizer fits the held-out documents, how it cuts some, and what there is to
-    know about them."""
-    counted = vocabulary.inputs.get("corpus")
-    if counted == data.inputs["corpus"]:
+def _tokenizer(made: StageManifests, fit: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """How well the tokenizer fits the held-out documents, whether it has seen them, and how it cuts
+    some of them."""
+    counted = made.tokenizer.inputs.get("corpus")
+    if counted == made.data.inputs["corpus"]:
         known = "the tokenizer's words were counted on the whole corpus, these documents included"
-    elif counted == data.notes.get("training_corpus", ""):
+    elif counted == made.data.notes.get("training_corpus", ""):
         known = (
             "the tokenizer's words were counted on all sources but those that are held out as a"
             " whole"
@@ -169,22 +192,18 @@ def _tokenizer(
             " not known here"
         )
 
-    return "\n".join(
-        [
-            (
-                f"Byte-level BPE with {vocabulary.counts['entries']:,} entries. On documents that"
-                f" were held out from the model's training, of each source the first {DOCUMENTS:,}"
-                f" at most, up to {BYTES / 1e6:.0f} MB; {known}:\n"
-            ),
-            _table(fit["rows"]),
-            (
-                "A word is what stands between white space. Single bytes are tokens of one byte: of"
-                " characters that are not whole in the vocabulary, and of lone punctuation. How"
-                " some of it is cut:\n"
-            ),
-            _table([{"tokens": cut["tokens"], "cut": cut["cut"]} for cut in fit["cuts"]]),
-        ]
+    about = (
+        f"Byte-level BPE with {made.tokenizer.counts['entries']:,} entries. On documents that were"
+        " held out from the model's training, of each source the first"
+        f" {DOCUMENTS:,} at most, up to {BYTES / 1e6:.0f} MB; {known}:\n"
     )
+    words = (
+        "A word is what stands between white space. Single bytes are tokens of one byte: of"
+        " characters that are not whole in the vocabulary, and of lone punctuation. How some of it"
+        " is cut:\n"
+    )
+    cuts = [{"tokens": cut["tokens"], "cut": cut["cut"]} for cut in fit["cuts"]]
+    return "\n".join([about, _table(fit["rows"]), words, _table(cuts)])
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

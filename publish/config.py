@@ -1,5 +1,4 @@
-"""Schema of the page's `publish` section, what the model card says beyond the run's own records,
-and of `report`."""
+"""Sections `publish` (what the model card says beyond the run's own records) and `report`."""
 
 from typing import Literal
 
@@ -16,7 +15,7 @@ class PublishConfig(Section):
     """best: the one of the lowest held-out loss among those that were evaluated."""
 
     title: str | None = None
-    """Name of the model in its card; default: the page's name."""
+    """Name of the model in its card; default: the config's name."""
     language: list[str] = Field(default_factory=list)
     """ISO 639-1 codes of the corpus."""
     license: str | None = None
@@ -41,7 +40,7 @@ class PublishConfig(Section):
 
 
 class ReportConfig(Section):
-    """What a run ends with beside its losses and examples."""
+    """A delta to compare at the end of a run."""
 
     delta: str | None = None
     """Page of a delta that is tuned on the published model and on an untrained one, to compare;

@@ -1,5 +1,5 @@
-"""The proof that a published folder is the trained model: reloaded by plain transformers in a fresh
-process."""
+"""Prove that a published folder is the trained model: plain transformers reloads it in a fresh
+process, and its logits and token ids are compared."""
 
 import json
 import os
@@ -19,11 +19,9 @@ from robustly.data_prep.blocks import Blocks
 from robustly.tokenizer.special_tokens import MASK_TOKEN, SPECIAL_TOKENS
 from robustly.tokenizer.tokenizer import Tokenizer
 
-TOLERANCE = (
-    1e-5  # of logits, which have magnitude 10; fp32 on the same machine differs by rounding alone
-)
+TOLERANCE = 1e-5  # logits have magnitude 10; in fp32, on one machine, they differ by rounding
 
-# Runs apart: without the working directory (-P) or PYTHON* variables, and without our code.
+# Runs in a process that imports nothing of ours, in an empty folder and without PYTHON* variables.
 _RELOAD = """
 import json, sys
 from safetensors.torch import load_file
@@ -44,7 +42,7 @@ json.dump({
     "keys": sorted(str(key) for found in loading.values() for key in found),
     "ids": [tokenizer(text)["input_ids"] for text in asked["texts"]],
     "filled": {text: [guess["token_str"] for guess in fill(text)] for text in asked["blanks"]},
-    "ours": sorted(set(sys.modules) & {"robustly", "tokenizer", "data_prep", "pretrain", "publish"}),
+    "ours": sorted(name for name in sys.modules if name.split(".")[0] == "robustly"),
 }, sys.stdout)
 """
 
@@ -67,7 +65,7 @@ class Proof:
 def prove(
     folder: Path,
     model: RobertaForMaskedLM,
-    encoder: Tokenizer,
+    tokenizer: Tokenizer,
     data_folder: Path,
     view: dict[str, Any],
     blanks: list[str] | None = None,
@@ -82,7 +80,7 @@ def prove(
     ids = np.concatenate([ids, ids[:1], ids[:1]]).astype(np.int64)
     lengths = np.concatenate([lengths, [1, max(1, int(lengths[0]) // 2)]])
     attention = np.arange(ids.shape[1]) < lengths[:, None]
-    ids[~attention] = encoder.pad_id
+    ids[~attention] = tokenizer.pad_id
     probes = {
         "ids": torch.from_numpy(ids),
         "attention": torch.from_numpy(attention.astype(np.int64)),
@@ -90,9 +88,8 @@ def prove(
     with torch.no_grad():
         logits = model(input_ids=probes["ids"], attention_mask=probes["attention"]).logits
 
-    # as text, without the names of special tokens, which transformers reads as the tokens
-    # themselves
-    texts = [encoder.decode(row[:length]) for row, length in zip(ids, lengths, strict=True)]
+    # as text, without the names of special tokens: transformers would read them as the tokens
+    texts = [tokenizer.decode(row[:length]) for row, length in zip(ids, lengths, strict=True)]
     for name in (*SPECIAL_TOKENS, MASK_TOKEN):
         texts = [text.replace(name, " ") for text in texts]
 
@@ -110,8 +107,8 @@ def prove(
     assert done.returncode == 0, f"the published folder does not load:\n{done.stderr}"
     found = json.loads(done.stdout)
     ours = [
-        [encoder.bos_id, *encoded.tolist(), encoder.eos_id]
-        for encoded in encoder.encode_documents(texts)
+        [tokenizer.bos_id, *encoded.tolist(), tokenizer.eos_id]
+        for encoded in tokenizer.encode_documents(texts)
     ]
     assert not found["ours"], f"the fresh process imported our code: {found['ours']}"
     assert not found["keys"], f"missing or unexpected weights: {found['keys']}"

@@ -1,7 +1,7 @@
-"""A checkpoint as a folder that plain transformers loads: the contract with whoever uses the model.
+"""Publish a checkpoint as a folder that plain transformers loads.
 
 Files: model.safetensors (fp32, tied head), config.json, the tokenizer's files, config.yaml (the
-resolved page), metrics.jsonl, evaluations.jsonl, curve.png, README.md (the model card),
+resolved config), metrics.jsonl, evaluations.jsonl, curve.png, README.md (the model card),
 manifest.json."""
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import RobertaForMaskedLM
 
-from robustly import UserError, manifest, tokenizer
+from robustly import UserError, manifest
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.store import SPLITS, Store
 from robustly.files import write_atomic, write_json
@@ -26,12 +26,13 @@ from robustly.pretrain.config import MaskingConfig, ModelConfig
 from robustly.pretrain.evaluation import unigram_loss
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import NEXT_SENTENCE, roberta_config
-from robustly.publish.card import model_card
+from robustly.publish.card import StageManifests, model_card
 from robustly.publish.config import PublishConfig
 from robustly.publish.curve import draw_curve
 from robustly.publish.examples import Blank, held_out_blanks
 from robustly.publish.proof import prove
 from robustly.publish.tokenizer_fit import held_out_fit
+from robustly.tokenizer import load
 from robustly.tokenizer.special_tokens import MASK_TOKEN
 from robustly.tokenizer.tokenizer import Tokenizer
 
@@ -46,14 +47,14 @@ RECORDS = ("config.yaml", "metrics.jsonl", "evaluations.jsonl")
 
 
 def publish(
-    publish: PublishConfig,
+    config: PublishConfig,
     name: str,
     train_folder: Path,
     data_folder: Path,
     tokenizer_folder: Path,
     folder: Path,
 ) -> Manifest:
-    """Publish the checkpoint of a finished train folder that `publish.checkpoint` names, into
+    """Publish the checkpoint of a finished train folder that `config.checkpoint` names, into
     `folder`, and prove that it is the same model.
 
     Raises UserError if an input is unfinished, if there is no such checkpoint, or if `folder` holds
@@ -66,14 +67,11 @@ def publish(
             f"{train_folder}: was trained on other data than {data_folder} or another tokenizer"
         )
 
-    update = (
-        best_update(train_folder, train)
-        if publish.checkpoint == "best"
-        else train.counts["updates"]
-    )
+    best = config.checkpoint == "best"
+    update = best_update(train_folder, train) if best else train.counts["updates"]
     weights = folder_of(Path("checkpoints"), update) / WEIGHTS
     inputs = {"train": train.hash, "weights": train.outputs[weights.as_posix()]["sha256"]}
-    stage = Stage(folder, "published", {"name": name, "publish": publish.recipe()}, inputs)
+    stage = Stage(folder, "published", {"name": name, "publish": config.recipe()}, inputs)
     if finished := stage.finished():
         return finished
 
@@ -82,63 +80,30 @@ def publish(
     train = _as_of(train, checkpoint.progress, evaluations)
 
     with stage.begin():
-        model_section = ModelConfig(**train.recipe["model"])
-        encoder = tokenizer.load(tokenizer_folder)
-        _check_examples(publish, encoder, model_section.positions - 2)
-        model = _model(model_section, SpecialTokens.of(encoder), checkpoint.weights())
-        with quiet_transformers():
-            model.save_pretrained(folder)
-
-        (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
-        for file in TOKENIZER_FILES:
-            shutil.copyfile(tokenizer_folder / file, folder / file)
-
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        write_json(
-            folder / "tokenizer_config.json",
-            {**settings, "model_max_length": model_section.positions - 2},
-        )
+        section = ModelConfig(**train.recipe["model"])
+        tokenizer = load(tokenizer_folder)
+        special = SpecialTokens.of(tokenizer)
+        longest_input = section.positions - 2
+        _check_examples(config, tokenizer, longest_input)
+        model = _model(section, special, checkpoint.weights())
+        _save(model, folder, tokenizer_folder, longest_input)
         for file in RECORDS:
             shutil.copyfile(train_folder / file, folder / file)
 
-        unigram = (
-            _unigram(train, data_folder, SpecialTokens.of(encoder))
-            if "validation_loss" in train.counts
-            else None
+        losses = _losses(train, data_folder, special, evaluations)
+        draw_curve(train_folder, losses.get("unigram_loss"), folder / "curve.png")
+        blanks = [Blank(text, None) for text in config.examples] or held_out_blanks(
+            Store(data_folder, "validation"), tokenizer, longest_input
         )
-        draw_curve(train_folder, unigram, folder / "curve.png")
-        blanks = [Blank(text, None) for text in publish.examples]
-        blanks = blanks or held_out_blanks(
-            Store(data_folder, "validation"), encoder, model_section.positions - 2
-        )
-        proof = prove(
-            folder,
-            model,
-            encoder,
-            data_folder,
-            train.recipe["data"],
-            [blank.text for blank in blanks],
-        )
+        texts = [blank.text for blank in blanks]
+        proof = prove(folder, model, tokenizer, data_folder, train.recipe["data"], texts)
         examples = [{**blank._asdict(), "guesses": proof.filled[blank.text]} for blank in blanks]
-        before = (
-            "starting_loss" if train.inputs.keys() & {"init_from", "teacher"} else "untrained_loss"
-        )
-        losses = (
-            {}
-            if unigram is None
-            else {"unigram_loss": unigram, before: evaluations[0]["validation_loss"]}
-        )
-        fit = held_out_fit(data_folder, encoder)
-        write_atomic(
-            folder / "README.md",
-            model_card(
-                publish, name, model_section, train, data, vocabulary, losses, examples, fit
-            ),
-        )
-        files = [
-            path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")
-        ]
-        outputs = [path for path in files if path.name not in (manifest.RECIPE, manifest.MANIFEST)]
+        fit = held_out_fit(data_folder, tokenizer)
+        made = StageManifests(vocabulary, data, train)
+        card = model_card(config, name, section, made, losses, examples, fit)
+        write_atomic(folder / "README.md", card)
+
+        outputs = _outputs(folder)
         counts = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "bytes": sum(path.stat().st_size for path in outputs),
@@ -149,6 +114,48 @@ def publish(
             "tokenizer": fit,
         }
         return stage.finish(outputs, counts)
+
+
+def _save(
+    model: RobertaForMaskedLM, folder: Path, tokenizer_folder: Path, longest_input: int
+) -> None:
+    """Weights, model config and tokenizer, as transformers reads them."""
+    with quiet_transformers():
+        model.save_pretrained(folder)
+
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
+    for file in TOKENIZER_FILES:
+        shutil.copyfile(tokenizer_folder / file, folder / file)
+
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**settings, "model_max_length": longest_input})
+
+
+def _losses(
+    train: Manifest,
+    data_folder: Path,
+    special: SpecialTokens,
+    evaluations: Sequence[Mapping[str, Any]],
+) -> dict[str, float]:
+    """What the held-out loss compares with, on the same masked tokens: guessing by frequency, and
+    the model before its first update. Empty where nothing was held out."""
+    if "validation_loss" not in train.counts:
+        return {}
+
+    started = train.inputs.keys() & {"init_from", "teacher"}
+    before = "starting_loss" if started else "untrained_loss"
+    unigram = _unigram(train, data_folder, special)
+    return {"unigram_loss": unigram, before: evaluations[0]["validation_loss"]}
+
+
+def _outputs(folder: Path) -> list[Path]:
+    records = (manifest.RECIPE, manifest.MANIFEST)
+    return [
+        path
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.startswith(".") and path.name not in records
+    ]
 
 
 def _as_of(
@@ -165,39 +172,35 @@ def _as_of(
     return replace(train, counts={**train.counts, **counts})
 
 
-def _check_examples(publish: PublishConfig, encoder: Tokenizer, longest_input: int) -> None:
+def _check_examples(config: PublishConfig, tokenizer: Tokenizer, longest_input: int) -> None:
     """Raises UserError for a text that the model cannot take."""
-    for text in publish.examples:
+    for text in config.examples:
         before, _, after = text.partition(MASK_TOKEN)
-        tokens = (
-            sum(len(ids) for ids in encoder.encode_documents([before.rstrip(), after])) + 3
-        )  # <s> <mask> </s>
+        parts = tokenizer.encode_documents([before.rstrip(), after])
+        tokens = sum(len(ids) for ids in parts) + 3  # <s> <mask> </s>
         if tokens > longest_input:
             raise UserError(
-                f"robustly.publish.examples: {text!r} has {tokens} tokens; the model takes"
-                f" {longest_input}"
+                f"publish.examples: {text!r} has {tokens} tokens; the model takes {longest_input}"
             )
 
 
-def _unigram(train: Manifest, data_folder: Path, vocabulary: SpecialTokens) -> float:
-    """On the masked tokens of the run's own evaluations."""
+def _unigram(train: Manifest, data_folder: Path, special: SpecialTokens) -> float:
+    """Loss of guessing by frequency, on the masked tokens of the run's own evaluations."""
     view = train.recipe["data"]
     training, validation = (
         Blocks(data_folder, split, view["block_length"], view["format"]) for split in SPLITS
     )
     limit = train.notes["run"]["evaluate_blocks"]
-
-    return unigram_loss(
-        training, validation, limit, MaskingConfig(**train.recipe["masking"]), vocabulary
-    )
+    masking = MaskingConfig(**train.recipe["masking"])
+    return unigram_loss(training, validation, limit, masking, special)
 
 
 def _model(
-    section: ModelConfig, vocabulary: SpecialTokens, weights: dict[str, torch.Tensor]
+    section: ModelConfig, special: SpecialTokens, weights: dict[str, torch.Tensor]
 ) -> RobertaForMaskedLM:
     """The checkpoint's weights in transformers' class, fp32. Every parameter must be there, and no
     other but those of a next-sentence head, for which that class has no place."""
-    model = RobertaForMaskedLM(roberta_config(section, vocabulary))
+    model = RobertaForMaskedLM(roberta_config(section, special))
     parameters = dict(model.named_parameters())
     weights = {name: value for name, value in weights.items() if not name.startswith(NEXT_SENTENCE)}
     if unfit := parameters.keys() ^ weights.keys():

@@ -1,7 +1,7 @@
-"""Is the model worth its training? What a run's last words and its `report/` folder say.
+"""The final summary of a run, and its `report/` folder: is the model worth its training?
 
 Held-out loss beside guessing by frequency and beside the untrained model, on the same masked
-tokens; examples; and, where the page names a delta, the accuracy of that delta on the published
+tokens; examples; and, where the config names a delta, the accuracy of that delta on the published
 model and on an untrained one of the same configuration, with the same examples, budget and seeds.
 """
 
@@ -27,41 +27,42 @@ README = "README.md"
 CURVE = "curve.png"
 
 
-def compare(page: DeltaExperiment, published_folder: Path, folder: Path) -> Manifest:
-    """Tune the page's delta on the published model and on an untrained one, and write the report of
-    both.
+def compare(config: DeltaExperiment, published_folder: Path, folder: Path) -> Manifest:
+    """Tune the config's delta on the published model and on an untrained one, and write the report.
 
     Raises UserError if the model is not published, the task's files are at fault, or `folder` holds
     another report."""
     published = manifest.require(published_folder, "published", "robustly publish CONFIG")
-    data = read(page.delta.task, page.origin.parent)
+    data = read(config.delta.task, config.origin.parent)
     if data.metric != "accuracy":
         raise UserError(
-            f"report.delta: {page.name} is scored by {data.metric}; expected a task with accuracy"
+            f"report.delta: {config.name} is scored by {data.metric}; expected a task with accuracy"
         )
 
-    stage = Stage(folder, "report", {"delta": recipe(page, data)}, {"published": published.hash})
+    stage = Stage(folder, "report", {"delta": recipe(config, data)}, {"published": published.hash})
     if finished := stage.finished():
         return finished
 
     with stage.begin():
         base = Base.load(published_folder)
-        log.say(f"{page.name} on {published_folder} and, the same examples, on untrained models")
+        log.say(
+            f"{config.name} on {published_folder} and on untrained models, with the same examples"
+        )
         ours, untrained = [], []
 
-        for seed in page.all_seeds:
-            ours.append(tune(base, page, data, seed).score)
-            untrained.append(tune(base.untrained(seed), page, data, seed).score)
+        for seed in config.all_seeds:
+            ours.append(tune(base, config, data, seed).score)
+            untrained.append(tune(base.untrained(seed), config, data, seed).score)
             log.say(
                 f"seed {seed}  accuracy {_accuracy_of(ours[-1]):.1%}  untrained"
                 f" {_accuracy_of(untrained[-1]):.1%}"
             )
 
         counts = {
-            "task": page.name,
-            "training_examples": page.delta.task.examples or len(data.train),
+            "task": config.name,
+            "training_examples": config.delta.task.examples or len(data.train),
             "test_examples": len(data.test),
-            "seeds": page.delta.seeds,
+            "seeds": config.delta.seeds,
             "chance_accuracy": data.baselines["accuracy"],
             **_figures(ours, untrained),
         }
@@ -102,57 +103,59 @@ def summary(published: Manifest, compared: Mapping[str, Any] | None) -> list[Lis
     counts = published.counts
     listings = []
     if "unigram_loss" in counts:
-        losses = {
-            "this model": counts["validation_loss"],
-            "guessing by frequency": counts["unigram_loss"],
-            **before_training(counts),
-        }
-        rows = [
-            {
-                "held-out text": who,
-                "nats": f"{x:.3f}",
-                "bits": f"{x / math.log(2):.3f}",
-                "perplexity": f"{math.exp(x):,.0f}",
-            }
-            for who, x in losses.items()
-        ]
-        listings.append(
-            Listing(f"Loss on the same {counts['validation_masked_tokens']:,} masked tokens", rows)
-        )
+        title = f"Loss on the same {counts['validation_masked_tokens']:,} masked tokens"
+        listings.append(Listing(title, _losses(counts)))
 
-    blanks = [
-        {
-            "text": example["text"],
-            "guesses": " · ".join(guess.strip() for guess in example["guesses"]),
-            **({"was": example["answer"]} if example["answer"] else {}),
-        }
-        for example in counts["examples"]
-    ]
-    if blanks:
+    if blanks := [_blank(example) for example in counts["examples"]]:
         listings.append(Listing("Fill in the blank", blanks))
 
     if compared:
-        rows = [
-            {
-                "base": who,
-                "accuracy": _accuracy(compared[f"{key}_accuracy"], compared[f"{key}_deviation"]),
-            }
-            for who, key in (("this model", "ours"), ("untrained", "untrained"))
-        ]
-        rows.append(
-            {
-                "base": "gain",
-                "accuracy": _accuracy(compared["gain"], compared["gain_standard_error"]),
-            }
-        )
         title = (
             f"{compared['task']}: {compared['training_examples']} training examples,"
             f" {compared['test_examples']} test texts, {compared['seeds']} seeds: mean ± deviation"
             f" (gain: ± standard error); chance {compared['chance_accuracy']:.1%}"
         )
-        listings.append(Listing(title, rows))
+        listings.append(Listing(title, _accuracies(compared)))
 
     return listings
+
+
+def _losses(counts: Mapping[str, Any]) -> list[dict[str, str]]:
+    losses = {
+        "this model": counts["validation_loss"],
+        "guessing by frequency": counts["unigram_loss"],
+        **before_training(counts),
+    }
+    return [
+        {
+            "held-out text": who,
+            "nats": f"{x:.3f}",
+            "bits": f"{x / math.log(2):.3f}",
+            "perplexity": f"{math.exp(x):,.0f}",
+        }
+        for who, x in losses.items()
+    ]
+
+
+def _blank(example: Mapping[str, Any]) -> dict[str, str]:
+    guesses = " · ".join(guess.strip() for guess in example["guesses"])
+    row = {"text": example["text"], "guesses": guesses}
+    if example["answer"]:
+        row["was"] = example["answer"]
+
+    return row
+
+
+def _accuracies(compared: Mapping[str, Any]) -> list[dict[str, str]]:
+    figures = {
+        "this model": ("ours_accuracy", "ours_deviation"),
+        "untrained": ("untrained_accuracy", "untrained_deviation"),
+        "gain": ("gain", "gain_standard_error"),
+    }
+    return [
+        {"base": who, "accuracy": _accuracy(compared[mean], compared[spread])}
+        for who, (mean, spread) in figures.items()
+    ]
 
 
 def _accuracy(mean: float, spread: float | None) -> str:
@@ -162,9 +165,7 @@ def _accuracy(mean: float, spread: float | None) -> str:
 def _markdown(listings: Sequence[Listing]) -> str:
     lines = ["# Report", "", "![loss over the updates](curve.png)", ""]
     for listing in listings:
-        lines += [f"## {listing.title}", ""]
-        lines += [
-            markdown.table(list(listing.rows[0]), [list(row.values()) for row in listing.rows])
-        ]
+        rows = [list(row.values()) for row in listing.rows]
+        lines += [f"## {listing.title}", "", markdown.table(list(listing.rows[0]), rows)]
 
     return "\n".join(lines)

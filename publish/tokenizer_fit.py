@@ -1,5 +1,5 @@
-"""How a tokenizer fits the held-out documents of its token store: what the model card and `inspect`
-say of it."""
+"""Measure how well a tokenizer fits the held-out documents of its token store, for the model card
+and `robustly inspect`."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,17 +16,17 @@ BYTES = 20_000_000
 """Of each source, at most: seconds of work."""
 
 
-def held_out_texts(data_folder: Path, encoder: Tokenizer) -> Texts | None:
+def held_out_texts(data_folder: Path, tokenizer: Tokenizer) -> Texts | None:
     """The first documents of each source in the validation split, DOCUMENTS of them or BYTES; None
     if it is empty.
 
     Raises UserError if the store cannot be read or is another tokenizer's.
     """
-    check_tokenizer(data_folder, encoder)
+    check_tokenizer(data_folder, tokenizer)
     store = Store(data_folder, "validation")
     if not store.documents:
         return None
-    return Texts("held-out documents", "source", _first_of_each(store, encoder))
+    return Texts("held-out documents", "source", _first_of_each(store, tokenizer))
 
 
 COLUMNS = (
@@ -39,15 +39,15 @@ COLUMNS = (
 )
 
 
-def held_out_fit(data_folder: Path, encoder: Tokenizer) -> dict[str, list[dict[str, Any]]]:
+def held_out_fit(data_folder: Path, tokenizer: Tokenizer) -> dict[str, list[dict[str, Any]]]:
     """What the tokenizer makes of `held_out_texts`, for a manifest.
 
     `rows`: COLUMNS for each `source`, and for all where there are several; `cuts`: excerpts as they
     are cut. Both are empty where nothing is held out."""
-    if (texts := held_out_texts(data_folder, encoder)) is None:
+    if (texts := held_out_texts(data_folder, tokenizer)) is None:
         return {"rows": [], "cuts": []}
 
-    fit = fit_of(encoder, texts)
+    fit = fit_of(tokenizer, texts)
     rows = [{**size, **ratio} for size, ratio in zip(fit.sizes, fit.ratios, strict=True)]
 
     return {
@@ -58,10 +58,10 @@ def held_out_fit(data_folder: Path, encoder: Tokenizer) -> dict[str, list[dict[s
     }
 
 
-def _first_of_each(store: Store, encoder: Tokenizer) -> Iterator[tuple[str, str]]:
+def _first_of_each(store: Store, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
     for number, name in enumerate(store.sources):
         left = BYTES
-        for text in itertools.islice(store.texts_of(number, encoder), DOCUMENTS):
+        for text in itertools.islice(store.texts_of(number, tokenizer), DOCUMENTS):
             yield name, text
             if (left := left - len(text.encode())) <= 0:
                 break

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from robustly import log
 from robustly.description import Description, Listing
+from robustly.figure import figure
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -84,29 +82,29 @@ def _plot(listing: Listing, group: str, number: str) -> bytes:
     group."""
     bins = sorted({(row["from"], row["to"]) for row in listing.rows})
     groups = list(dict.fromkeys(row[group] for row in listing.rows))
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
     width = 0.8 / len(groups)
-
-    for place, name in enumerate(groups):
-        counts = {
-            (row["from"], row["to"]): row[number] for row in listing.rows if row[group] == name
-        }
-        total = sum(counts.values())
-        axes.bar(
-            [n + (place - (len(groups) - 1) / 2) * width for n in range(len(bins))],
-            [100 * counts.get(bin, 0) / total for bin in bins],
-            width,
-            label=f"{name}: {total:,}",
-        )
-
-    labels = ["–".join(dict.fromkeys(map(log.show, bin))) for bin in bins]
-    axes.set_xticks(range(len(bins)), labels, rotation=30, ha="right", fontsize=8)
-    axes.set_xlabel(LABELS[listing.title.split(",")[0].split()[-1]])
-    axes.set_ylabel(f"% of {number}")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=120, metadata={"Software": None})
+
+    with figure(out, 7, 3) as drawing:
+        axes = drawing.add_subplot()
+
+        for place, name in enumerate(groups):
+            counts = {
+                (row["from"], row["to"]): row[number] for row in listing.rows if row[group] == name
+            }
+            total = sum(counts.values())
+            axes.bar(
+                [n + (place - (len(groups) - 1) / 2) * width for n in range(len(bins))],
+                [100 * counts.get(bin, 0) / total for bin in bins],
+                width,
+                label=f"{name}: {total:,}",
+            )
+
+        labels = ["–".join(dict.fromkeys(map(log.show, bin))) for bin in bins]
+        axes.set_xticks(range(len(bins)), labels, rotation=30, ha="right", fontsize=8)
+        axes.set_xlabel(LABELS[listing.title.split(",")[0].split()[-1]])
+        axes.set_ylabel(f"% of {number}")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+
     return out.getvalue()

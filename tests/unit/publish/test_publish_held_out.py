@@ -13,7 +13,7 @@ from robustly.data_prep.store import ShardWriter, Store, split_of, write_store
 from robustly.manifest import Manifest
 from robustly.pretrain.config import ModelConfig
 from robustly.publish import tokenizer_fit
-from robustly.publish.card import model_card
+from robustly.publish.card import StageManifests, model_card
 from robustly.publish.config import PublishConfig
 from robustly.publish.tokenizer_fit import held_out_fit, held_out_texts
 
@@ -158,7 +158,9 @@ def card(fit: dict[str, Any], **tokenizer_inputs: str) -> str:
     documents = dict.fromkeys(("train_tokens", "train_documents", "validation_documents"), 1)
     data = made("data", {}, {"corpus": "the corpus"}, documents)
     vocabulary = made("tokenizer", {}, tokenizer_inputs, {"entries": 1000})
-    return model_card(PublishConfig(), "name", MODEL, train, data, vocabulary, {}, [], fit)
+    return model_card(
+        PublishConfig(), "name", MODEL, StageManifests(vocabulary, data, train), {}, [], fit
+    )
 
 
 def tables(page: str) -> list[list[list[str]]]:
