@@ -3,11 +3,11 @@ asks for."""
 
 import functools
 import json
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,119 +21,96 @@ from robustly.corpus.partitions import Partition, partitions
 from robustly.data_prep.config import DataConfig, store_recipe
 from robustly.data_prep.sentences import units
 from robustly.data_prep.store import SPLITS, Shard, ShardWriter, Split, Store, split_of, write_store
-from robustly.files import WORK_LOCK, lock, write_json
-from robustly.manifest import Manifest, Stage
+from robustly.files import write_json
+from robustly.manifest import Manifest, Outcome, Stage
 
 if TYPE_CHECKING:
     from robustly.tokenizer.tokenizer import Tokenizer
 
 
-def stage(
-    corpus: CorpusConfig,
-    data: DataConfig,
-    folder: Path,
-    tokenizer_folder: Path,
-    beside: Path,
-    cleaned: Path | None = None,
-) -> Stage:
-    """What the store in `folder` depends on. Raises UserError without a finished tokenizer or a
-    readable corpus.
+@dataclass(frozen=True)
+class DataStage:
+    """The data stage of a config."""
 
-    `cleaned`: folder of the clean stage, for a page that has one.
-    """
-    return _stage(corpus, data, folder, tokenizer_folder, beside, cleaned)[0]
+    corpus: CorpusConfig
+    data: DataConfig
+    folder: Path
+    tokenizer_folder: Path
+    processing: Processing
+    """Changes no byte."""
+    clean_folder: Path | None = None
+    """Of the clean stage, whose decisions say which documents there are; None takes all of them."""
 
+    def stage(self) -> Stage:
+        """What the token store depends on. Raises UserError without a finished tokenizer or a
+        readable corpus."""
+        if not self.corpus.sources:
+            raise UserError(
+                "corpus.sources: the config names none, only corpus.counts, from which a tokenizer"
+                " can be trained; the data stage needs the text itself"
+            )
 
-def _stage(
-    corpus: CorpusConfig,
-    data: DataConfig,
-    folder: Path,
-    tokenizer_folder: Path,
-    beside: Path,
-    cleaned: Path | None,
-) -> tuple[Stage, Hashes]:
-    if not corpus.sources:
-        raise UserError(
-            "corpus.sources: the page names none, only corpus.counts, from which a tokenizer can be"
-            " trained; the data stage needs the text itself"
-        )
+        inputs = {"corpus": self._contents.corpus, "tokenizer": self._trained.hash}
+        if self.clean_folder:
+            inputs["clean"] = decisions.require(self.clean_folder, self._contents.corpus).hash
 
-    trained = manifest.require(tokenizer_folder, "tokenizer", "robustly tokenizer CONFIG")
-    earlier = manifest.read(folder)
-    contents = hashes(
-        corpus, beside, {**trained.notes["files"], **(earlier.notes["files"] if earlier else {})}
-    )
-    inputs = {"corpus": contents.corpus, "tokenizer": trained.hash}
-    if cleaned:
-        inputs["clean"] = decisions.require(cleaned, contents.corpus).hash
+        return Stage(self.folder, "data", store_recipe(self.corpus, self.data), inputs)
 
-    return Stage(folder, "data", store_recipe(corpus, data), inputs), contents
+    @cached_property
+    def _trained(self) -> Manifest:
+        return manifest.require(self.tokenizer_folder, "tokenizer")
 
+    @cached_property
+    def _contents(self) -> Hashes:
+        earlier = manifest.read(self.folder)
+        remembered = {**self._trained.notes["files"], **(earlier.notes["files"] if earlier else {})}
+        return hashes(self.corpus, remembered)
 
-def prepare(
-    corpus: CorpusConfig,
-    data: DataConfig,
-    folder: Path,
-    tokenizer_folder: Path,
-    beside: Path,
-    processing: Processing,
-    cleaned: Path | None = None,
-) -> Manifest:
-    """Make the token store of a page into `folder`, and the view of it that `data` asks for; what
-    is there already is not made again. Returns the manifest.
+    def make(self) -> Manifest:
+        """Make the token store, and the packed index that `data` asks for; what is there already is
+        not made again. Returns the manifest.
 
-    `beside` is the folder of the page, where relative paths start; `processing` changes no byte.
-    `cleaned` is the folder of the clean stage, whose verdicts say which documents there are; None
-    takes all of them. Shards lie in `folder/work` until all are done: after a kill, only the rest
-    is made.
+        Raises UserError if the corpus cannot be read or holds no text, if a split would be empty,
+        if the text is too short for one block, or if the tokenizer or the clean stage is not
+        finished."""
+        stage = self.stage()
+        made = stage.make(stage.hash[:16], self._process, self._collect)
+        return _with_view(made, self.folder, self.data)
 
-    Raises UserError if the corpus cannot be read or holds no text, if a split would be empty, if
-    the text is too short for one block, or if the tokenizer or the clean stage is not finished."""
-    made, contents = _stage(corpus, data, folder, tokenizer_folder, beside, cleaned)
-    if finished := made.finished():
-        return _with_view(finished, folder, data)
+    def _process(self, work: Path) -> "list[_PartFacts]":
+        pieces = partitions(self.corpus)
+        if self.clean_folder:
+            pieces = decisions.attach(pieces, self.clean_folder)
 
-    # The stage begins when the shards are made and checked: a fault of the corpus or of the splits
-    # must not leave a folder that refuses the mended page.
-    work = folder / "work" / made.hash[:16]
-
-    with lock(folder, WORK_LOCK):
-        if finished := made.finished():  # by another process, while this one waited
-            return _with_view(finished, folder, data)
-
-        work.mkdir(parents=True, exist_ok=True)
-        pieces = partitions(corpus, beside)
-        pieces = decisions.attach(pieces, cleaned) if cleaned else pieces
-        task = _Task(corpus, data, work, tokenizer_folder, made.inputs["tokenizer"])
-
+        task = _Task(self.corpus, self.data, work, self.tokenizer_folder, self._trained.hash)
         with ThreadPoolExecutor(1) as beside_the_workers:
-            if processing.workers > 1:
+            if self.processing.workers > 1:
                 beside_the_workers.submit(_load_ahead, task)
-            process(task, pieces, work / "tasks", processing, "preparing")
+            process(task, pieces, work / "tasks", self.processing, "preparing")
 
         done = [_read_facts(work, number) for number in range(len(pieces))]
-        refuse_many([line for part in done for line in part.bad_lines], corpus)
-        shards = {
-            split: [shard for part in done if (shard := part.shards[split])] for split in SPLITS
+        refuse_many([line for part in done for line in part.bad_lines], self.corpus)
+        empty = sum(part.empty_documents for part in done)
+        _check(_shards(done), empty, self.corpus, self.data)
+        return done
+
+    def _collect(self, work: Path, done: "list[_PartFacts]") -> Outcome:
+        tokenizer = _encoder(self.tokenizer_folder, self._trained.hash)
+        sources = [source.title for source in self.corpus.sources]
+        outputs = write_store(
+            self.folder, work, self.stage().hash, tokenizer, sources, _shards(done)
+        )
+        counts = {**_count(self.folder, done), **_view(self.folder, self.data)}
+        notes = {
+            "files": self._contents.files,
+            "training_corpus": hashes(self.corpus.training, self._contents.files).corpus,
+            "cleaned": _dropped_before(self.clean_folder),
         }
-        _check(shards, sum(part.empty_documents for part in done), corpus, data)
+        return Outcome(outputs, counts, notes)
 
-        with made.begin():
-            encoder = _encoder(tokenizer_folder, made.inputs["tokenizer"])
-            sources = [source.title for source in corpus.sources]
-            outputs = write_store(folder, work, made.hash, encoder, sources, shards)
-            counts = {**_count(folder, done), **_view(folder, data)}
-            counted = hashes(corpus.training, beside, contents.files).corpus
-            notes = {
-                "files": contents.files,
-                "training_corpus": counted,
-                "cleaned": _dropped_before(cleaned),
-            }
-            result = made.finish(outputs, counts, notes=notes)
 
-        shutil.rmtree(folder / "work", ignore_errors=True)
-
-    return result
+def _shards(done: "Sequence[_PartFacts]") -> dict[Split, list[Shard]]:
+    return {split: [shard for part in done if (shard := part.shards[split])] for split in SPLITS}
 
 
 def _load_ahead(task: "_Task") -> None:

@@ -160,7 +160,7 @@ def _check_is_roberta(folder: Path) -> None:
         )
 
     if (folder / manifest.RECIPE).exists():
-        manifest.require(folder, "published", "robustly publish CONFIG")
+        manifest.require(folder, "published")
 
     try:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -63,7 +63,7 @@ def compare(page: DeltaExperiment) -> Manifest:
     Raises UserError if the base or the task's files are not what they should be, or if the folder
     holds another comparison."""
     base = Base.load(page.base)
-    data = read(page.delta.task, page.origin.parent)
+    data = read(page.delta.task)
     entries = [_settled(entry, page, base) for entry in page.compare.entries or _every_method()]
     stage = Stage(
         page.folder("comparison"),
@@ -209,7 +209,7 @@ def train(page: DeltaExperiment, entry: CompareEntry, seeds: Sequence[int], work
     """Train an entry with some seeds, and write a file for each; or one that says why it cannot
     be."""
     assert entry.peak_lr and entry.epochs
-    base, data = Base.load(page.base), read(page.delta.task, page.origin.parent)
+    base, data = Base.load(page.base), read(page.delta.task)
     tried = page.tuned_by(entry.methods, peak_lr=entry.peak_lr, epochs=entry.epochs)
 
     for seed in seeds:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from robustly import UserError, config
-from robustly.config import Config, Section, find
+from robustly.config import Config, InputPath, Section
 from robustly.delta.specs import Method, Rate
 from robustly.delta.tasks.config import Task
 from robustly.pretrain.config import Positive, ScheduleConfig
@@ -30,7 +30,7 @@ Methods = Annotated[list[Method], Field(min_length=1), AfterValidator(_each_once
 class DeltaConfig(Section):
     """What is attached to which base, for which task."""
 
-    base: str | None = None
+    base: InputPath | None = None
     """Folder of the base: one that `robustly publish` made, or transformers' save_pretrained.
     Default: `paths.published`."""
     methods: Annotated[
@@ -173,7 +173,7 @@ class DeltaExperiment(Config):
         working directory."""
         if self.delta.base is None:
             return self.folder("published")
-        candidates = find(self.delta.base, self.origin.parent)
+        candidates = self.delta.base.candidates
         return next((path for path in candidates if path.is_dir()), candidates[-1])
 
     def tuned_by(self, methods: Sequence[Method], **optim: float) -> "DeltaExperiment":

@@ -170,7 +170,7 @@ def load(base: Base | Path | str, folder: Path | str) -> Predictor:
     A base that is given as a `Base` is not read again, and every delta on it shares its weights in
     memory. Raises UserError if a folder is missing or damaged, or if the delta was made for another
     base."""
-    manifest.require(Path(folder), "delta", "robustly delta CONFIG")
+    manifest.require(Path(folder), "delta")
     return reload(base if isinstance(base, Base) else Base.load(base), Path(folder))
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from robustly import UserError, config, log, markdown
+from robustly import UserError, log, markdown
+from robustly.config import InputPath
 from robustly.delta import stage as delta_stage
 from robustly.delta.attachment import parameters
 from robustly.delta.base_model import Base
@@ -77,7 +78,7 @@ def search(page: DeltaExperiment) -> Manifest:
         )
 
     base = Base.load(page.base)
-    data = read(task, page.origin.parent)
+    data = read(task)
     space = _space(page, base)
     stage = Stage(
         page.folder("search"), "search", _recipe(page, data, space), delta_stage.inputs(base)
@@ -163,7 +164,7 @@ def _make_in_process(
     page: DeltaExperiment, folder: Path, space: Space, tickets: "Semaphore"
 ) -> None:
     """Make a trial for every ticket that the other processes leave."""
-    base, data = Base.load(page.base), read(page.delta.task, page.origin.parent)
+    base, data = Base.load(page.base), read(page.delta.task)
     while tickets.acquire(block=False):
         _one_trial(page, folder, space, base, data)
 
@@ -335,10 +336,10 @@ def page_text(page: DeltaExperiment, name: str) -> str:
     raw = page.model_dump(
         mode="json", by_alias=True, exclude_none=True, exclude={"search", "compare"}
     )
-    task, beside = raw["delta"]["task"], page.origin.parent
+    task = raw["delta"]["task"]
     for part in ("train", "dev", "test"):
         if part in task:
-            task[part] = _anywhere(task[part], beside)
+            task[part] = _anywhere(getattr(page.delta.task, part))
 
     if page.delta.base:
         raw["delta"]["base"] = str(page.base.absolute())
@@ -352,9 +353,9 @@ def page_text(page: DeltaExperiment, name: str) -> str:
     )
 
 
-def _anywhere(source: str, beside: Path) -> str:
+def _anywhere(source: InputPath) -> str:
     """A file or a dataset, as a page in any folder names it."""
     named = HUB.fullmatch(source)
-    path = named["name"] if named else source
-    found = next((place for place in config.find(path, beside) if place.exists()), None)
+    path = InputPath(named["name"], source.base_dir) if named else source
+    found = next((place for place in path.candidates if place.exists()), None)
     return source if found is None else source.replace(path, str(found.resolve()), 1)

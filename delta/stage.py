@@ -37,7 +37,7 @@ def make_delta(page: DeltaExperiment) -> Manifest:
     Raises UserError if the base or the task's files are not what they should be, if a method does
     not fit the base, or if the folder holds another delta."""
     base = Base.load(page.base)
-    data = read(page.delta.task, page.origin.parent)
+    data = read(page.delta.task)
     stage = Stage(page.folder("delta"), "delta", recipe(page, data), inputs(base))
     if finished := stage.finished():
         return finished
@@ -140,7 +140,7 @@ def _train(base: Base, page: DeltaExperiment, data: TaskData, folder: Path) -> N
 
 
 def _in_process(page: DeltaExperiment, seed: int, folder: Path, rank: int, ranks: int) -> None:
-    base, data = Base.load(page.base), read(page.delta.task, page.origin.parent)
+    base, data = Base.load(page.base), read(page.delta.task)
     with joined(_work(folder, seed) / MEETING, rank, ranks) as us:
         _one_seed(base, page, data, seed, folder, us)
 

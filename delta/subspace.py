@@ -252,7 +252,7 @@ class _Task:
     """A finished delta's task, for any prompt."""
 
     def __init__(self, page: DeltaExperiment, base: Base, updates: int, seed: int):
-        self.data = read(page.delta.task, page.origin.parent)
+        self.data = read(page.delta.task)
         self.metric = self.data.metric
         self.predictor = delta_folder.reload(base, page.folder("delta"))
         model, how = self.predictor.model, self.predictor.form

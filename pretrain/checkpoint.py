@@ -251,9 +251,7 @@ def read(path: Path) -> Checkpoint:
 def last_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint that a finished train folder ended with. Raises UserError if it is not what
     was written."""
-    return of_finished(
-        folder, manifest.require(folder, "train", "robustly pretrain CONFIG").counts["updates"]
-    )
+    return of_finished(folder, manifest.require(folder, "train").counts["updates"])
 
 
 def best_update(folder: Path, finished: Manifest) -> int:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, PositiveFloat, Tag, field_validator, model_validator
 
-from robustly.config import Section
+from robustly.config import InputPath, Section
 from robustly.corpus.config import SlurmConfig
 from robustly.corpus.executors import ExecutorName
 from robustly.tokenizer.config import FairseqFiles, folder_or_files
@@ -17,12 +17,12 @@ Weight = Annotated[float, Field(ge=0)]
 class FairseqCheckpoint(FairseqFiles):
     """A RoBERTa as fairseq keeps it, with the files of its vocabulary."""
 
-    weights: str
+    weights: InputPath
     """The checkpoint, such as `model.pt`."""
 
 
 _Checkpoint = Annotated[
-    Annotated[str, Field(min_length=1), Tag("Folder")] | Annotated[FairseqCheckpoint, Tag("Files")],
+    Annotated[InputPath, Tag("Folder")] | Annotated[FairseqCheckpoint, Tag("Files")],
     Discriminator(folder_or_files),
 ]
 

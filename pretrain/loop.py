@@ -44,7 +44,7 @@ from robustly.pretrain.objective import (
 from robustly.pretrain.profiling import Profile
 from robustly.pretrain.reporting import Report, Update, Window, mixture
 from robustly.pretrain.schedule import UpdateSizes, learning_rate
-from robustly.pretrain.stage import Pretraining
+from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.start.checkpoint import Initial
 from robustly.pretrain.start.weights import start_from
 from robustly.rng import Purpose, seed64
@@ -62,7 +62,7 @@ class FailedElsewhere(Exception):
 
 
 def pretrain(
-    config: Pretraining, rank: int, local_rank: int, ranks: int, profile: bool = False
+    config: PretrainingConfig, rank: int, local_rank: int, ranks: int, profile: bool = False
 ) -> Manifest | None:
     """Train this rank's part, from the newest checkpoint if there is one. Rank 0 returns the
     manifest.
@@ -79,7 +79,8 @@ def pretrain(
         if rank == 0:
             exits.enter_context(stage.begin())
             write_atomic(
-                config.folder / "config.yaml", yaml.safe_dump(config.page, sort_keys=False)
+                config.folder("train") / "config.yaml",
+                yaml.safe_dump(config.resolved(), sort_keys=False),
             )
 
         device = start_ranks(local_rank)
@@ -92,7 +93,7 @@ class Trainer:
     """The state of one rank while it trains."""
 
     def __init__(
-        self, config: Pretraining, stage: Stage, rank: int, ranks: int, device: torch.device
+        self, config: PretrainingConfig, stage: Stage, rank: int, ranks: int, device: torch.device
     ):
         self.config, self.stage, self.rank, self.ranks, self.device = (
             config,
@@ -102,16 +103,18 @@ class Trainer:
             device,
         )
         with self._together():
-            verify([config.tokenizer_folder, config.data_folder], rank)
+            verify([config.folder("tokenizer"), config.folder("data")], rank)
 
-        encoder = tokenizer.load(config.tokenizer_folder)
-        check_tokenizer(config.data_folder, encoder)
+        encoder = tokenizer.load(config.folder("tokenizer"))
+        check_tokenizer(config.folder("data"), encoder)
         self.vocabulary = SpecialTokens.of(encoder)
         length, format = config.data.block_length, config.data.format
-        validation = Blocks(config.data_folder, "validation", length, format)
+        validation = Blocks(config.folder("data"), "validation", length, format)
         self.validation_blocks = validation if len(validation) else None
         order = EpochSampler(
-            Blocks(config.data_folder, "train", length, format), config.seed, config.repeats
+            Blocks(config.folder("data"), "train", length, format),
+            config.seed,
+            config.corpus.repeats,
         )
         full = blocks_per_update(config.optim, length, order.mean_length, format)
         self.sizes = UpdateSizes.of(full, config.optim, config.schedule)
@@ -144,7 +147,7 @@ class Trainer:
         self.engine = Engine(
             self.model, config.optim, config.run, self.batches.accumulation, device
         )
-        self.checkpoints = config.folder / "checkpoints"
+        self.checkpoints = config.folder("train") / "checkpoints"
         self.progress = Progress(0, stage.hash)
         self.report: Report | None = None
         """Of rank 0, which speaks for all."""
@@ -189,7 +192,7 @@ class Trainer:
         self._resume()
         with self._together():
             if self.rank == 0:
-                write_json(config.folder / "deepspeed.json", self.engine.config)
+                write_json(config.folder("train") / "deepspeed.json", self.engine.config)
                 self.report = Report(
                     config,
                     self.stage.hash,
@@ -207,7 +210,9 @@ class Trainer:
         window = Window(**self.progress.interval) if self.progress.interval else Window()
         self.model.train()
         tracing = (
-            Profile(config.folder / "profile", self.rank, self.progress.update) if profile else None
+            Profile(config.folder("train") / "profile", self.rank, self.progress.update)
+            if profile
+            else None
         )
         ahead = self.batches.ahead(self.progress.update + 1, schedule.updates)
 
@@ -396,7 +401,7 @@ class Trainer:
         self.report.metrics.close()
         last = checkpoint.newest(self.checkpoints, self.stage.hash)
         assert last and last.progress.update == self.config.schedule.updates
-        evaluations = read_metrics(self.config.folder / "evaluations.jsonl")
+        evaluations = read_metrics(self.config.folder("train") / "evaluations.jsonl")
         best = checkpoint.mark_best(self.checkpoints)
         counts = {
             "updates": self.progress.update,
@@ -415,11 +420,11 @@ class Trainer:
         }
         outputs = [
             *(path / name for path in sorted(kept) for name in checkpoint.FILES),
-            *(self.config.folder / name for name in records),
+            *(self.config.folder("train") / name for name in records),
         ]
         notes = {"ranks": self.ranks, "run": self.config.run.model_dump(mode="json")}
-        if self.config.repeats:
-            notes["mixture"] = mixture(self.batches.order, self.config.repeats)
+        if self.config.corpus.repeats:
+            notes["mixture"] = mixture(self.batches.order, self.config.corpus.repeats)
 
         return self.stage.finish(outputs, counts, notes)
 

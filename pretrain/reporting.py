@@ -19,7 +19,7 @@ from robustly.pretrain.evaluation import Evaluation
 from robustly.pretrain.flops import flops_per_token
 from robustly.pretrain.mfu import peak_tflops, utilisation
 from robustly.pretrain.schedule import learning_rate
-from robustly.pretrain.stage import Pretraining
+from robustly.pretrain.stage import PretrainingConfig
 
 
 class Update(NamedTuple):
@@ -71,7 +71,7 @@ class Report:
 
     def __init__(
         self,
-        config: Pretraining,
+        config: PretrainingConfig,
         recipe: str,
         batches: Batches,
         ranks: int,
@@ -89,11 +89,11 @@ class Report:
         )
         asked = config.run.wandb
         wandb = (
-            WandbRun(asked.project, asked.entity, config.name, recipe, config.page)
+            WandbRun(asked.project, asked.entity, config.name, recipe, config.resolved())
             if asked
             else None
         )
-        self.metrics = Metrics(config.folder, update, wandb)
+        self.metrics = Metrics(config.folder("train"), update, wandb)
         self.peak = peak_tflops(config.run, _gpu(device))
         # Of one token that is no padding; attention goes over blocks of the mean length, so that
         # the figure is never too high for formats whose blocks are short.
@@ -134,8 +134,8 @@ class Report:
                     f"{len(order.blocks):,} of {config.data.block_length} ({config.data.format})"
                 ),
                 **(
-                    {"epoch": f"{order.size:,} blocks: {mixture(order, config.repeats)}"}
-                    if config.repeats
+                    {"epoch": f"{order.size:,} blocks: {mixture(order, config.corpus.repeats)}"}
+                    if config.corpus.repeats
                     else {}
                 ),
                 **({"peak": f"{self.peak:g} TFLOP/s of each"} if self.peak else {}),
@@ -153,7 +153,7 @@ class Report:
                     f"{sizes.before(config.schedule.updates + 1) / order.size:,.2f} epochs"
                 ),
                 "rate": f"{optim.peak_lr:g} after {config.schedule.warmup:,} updates",
-                "folder": config.folder,
+                "folder": config.folder("train"),
             },
         )
         if sizes.full > order.size:

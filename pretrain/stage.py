@@ -1,11 +1,16 @@
-"""What a pretraining is made of: its part of the page, its inputs, its folder. Imports no torch."""
+"""The train stage of a config: every section up to the trained model, and what it depends on.
+Imports no torch."""
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
 
 from robustly import UserError, manifest
+from robustly.config import Config
+from robustly.corpus.config import CorpusConfig, Processing
+from robustly.data_prep.cleaning.config import CleaningConfig
 from robustly.data_prep.config import DataConfig
+from robustly.launch.environment import cores
 from robustly.manifest import Stage
 from robustly.pretrain.config import (
     DistillationConfig,
@@ -16,70 +21,73 @@ from robustly.pretrain.config import (
     ScheduleConfig,
 )
 from robustly.pretrain.start.checkpoint import Initial, find_initial
+from robustly.tokenizer.config import TokenizerConfig
+
+SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True)
-class Pretraining:
-    """What one pretraining needs to know: the recipe's sections and the folders it reads and
-    writes."""
+class PretrainingConfig(Config):
+    """A config as far as pretraining goes: the sections from the raw text to the trained model."""
 
-    name: str
-    seed: int
+    schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
+    """Version of the config format; this release reads version 1."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """Masks, order, dropout and initial weights are functions of it."""
+    corpus: CorpusConfig
+    cleaning: CleaningConfig = CleaningConfig()
+    tokenizer: TokenizerConfig
     data: DataConfig
-    repeats: tuple[float, ...]
-    """How many times the blocks of each source come in an epoch, source by source; empty: each
-    once."""
     model: ModelConfig
+    distillation: DistillationConfig | None = None
+    """The teacher of `model`; default: it learns from the text alone."""
     masking: MaskingConfig
     optim: OptimConfig
     schedule: ScheduleConfig
-    run: RunConfig
-    tokenizer_folder: Path
-    data_folder: Path
-    folder: Path
-    page: dict[str, Any]
-    """The whole resolved page, written into the folder for people and for the published
-    checkpoint."""
-    beside: Path
-    """Folder of the page, where the relative paths of `model.init_from` and `distillation.teacher`
-    start."""
-    distillation: DistillationConfig | None = None
-    """How the model learns from a teacher; None: from the text alone."""
+    run: RunConfig = RunConfig()
+
+    @property
+    def processing(self) -> Processing:
+        workers = self.run.workers or cores()
+        return Processing(workers, self.run.memory_gb, self.run.executor, self.run.slurm)
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole config as plain data, for people and for the published checkpoint."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"paths"})
 
     def initial(self) -> Initial | None:
-        """The checkpoint that the weights start from, if the page names one. Raises UserError if it
-        is not there."""
-        return (
-            None
-            if self.model.init_from is None
-            else find_initial(self.model.init_from, self.beside)
-        )
+        """The checkpoint that the weights start from, if the config names one. Raises UserError if
+        it is not there."""
+        return None if self.model.init_from is None else find_initial(self.model.init_from)
 
     def teacher(self) -> Initial | None:
-        """The checkpoint of the teacher, if the page names one. Raises UserError if it is not
+        """The checkpoint of the teacher, if the config names one. Raises UserError if it is not
         there."""
         if self.distillation is None:
             return None
-        return find_initial(self.distillation.teacher, self.beside, "distillation.teacher")
+        return find_initial(self.distillation.teacher, "distillation.teacher")
 
     def stage(self) -> Stage:
         """The train stage of this recipe on these inputs. Raises UserError where an input is not
         finished."""
-        data = manifest.require(self.data_folder, "data", "robustly prepare CONFIG")
-        vocabulary = manifest.require(
-            self.tokenizer_folder, "tokenizer", "robustly tokenizer CONFIG"
-        )
-        if data.inputs["tokenizer"] != vocabulary.hash:
+        data = manifest.require(self.folder("data"), "data")
+        tokenizer = manifest.require(self.folder("tokenizer"), "tokenizer")
+        if data.inputs["tokenizer"] != tokenizer.hash:
             raise UserError(
-                f"{self.data_folder}: its tokens were made with another tokenizer than"
-                f" {self.tokenizer_folder}; point paths.tokenizer and paths.data to folders that"
+                f"{self.folder('data')}: its tokens were made with another tokenizer than"
+                f" {self.folder('tokenizer')}; point paths.tokenizer and paths.data to folders that"
                 " belong together, or prepare the data anew"
             )
 
-        repeats = {"repeats": self.repeats} if self.repeats else {}
+        packing: dict[str, Any] = {
+            "block_length": self.data.block_length,
+            "format": self.data.format,
+        }
+        if self.corpus.repeats:
+            packing["repeats"] = self.corpus.repeats
+
         recipe = {
             "seed": self.seed,
-            "data": {"block_length": self.data.block_length, "format": self.data.format, **repeats},
+            "data": packing,
             "model": self.model.recipe(),
             "masking": self.masking.recipe(),
             "optim": self.optim.recipe(),
@@ -89,6 +97,41 @@ class Pretraining:
             recipe["distillation"] = self.distillation.recipe()
 
         given = {"init_from": self.initial(), "teacher": self.teacher()}
-        inputs = {"data": data.hash, "tokenizer": vocabulary.hash}
+        inputs = {"data": data.hash, "tokenizer": tokenizer.hash}
         inputs |= {name: checkpoint.digest() for name, checkpoint in given.items() if checkpoint}
-        return Stage(self.folder, "train", recipe, inputs)
+        return Stage(self.folder("train"), "train", recipe, inputs)
+
+    @model_validator(mode="after")
+    def _block_fits_positions(self) -> Self:
+        if self.data.block_length > self.model.positions - 2:
+            raise ValueError(
+                f"data.block_length = {self.data.block_length} does not fit model.positions ="
+                f" {self.model.positions}: expected at most {self.model.positions - 2}, because"
+                " positions are counted from 2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _student_starts_from_its_teacher(self) -> Self:
+        if self.distillation and self.model.init_from is not None:
+            raise ValueError(
+                "model.init_from with distillation.teacher: a student starts from its teacher; take"
+                " one of them away"
+            )
+        if self.distillation and self.data.format not in ("full_sentences", "doc_sentences"):
+            raise ValueError(
+                f"data.format = {self.data.format} with distillation: a teacher teaches no next"
+                " sentences; expected full_sentences or doc_sentences"
+            )
+
+        return self
+
+    @model_validator(mode="after")
+    def _batch_rises(self) -> Self:
+        warmup = self.schedule.batch_warmup
+        if warmup and warmup.start > self.optim.batch_size:
+            raise ValueError(
+                f"schedule.batch_warmup.start = {warmup.start} is more than optim.batch_size ="
+                f" {self.optim.batch_size}"
+            )
+        return self

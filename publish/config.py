@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from robustly.config import Section
+from robustly.config import InputPath, Section
 from robustly.tokenizer.special_tokens import MASK_TOKEN
 
 
@@ -42,6 +42,11 @@ class PublishConfig(Section):
 class ReportConfig(Section):
     """A delta to compare at the end of a run."""
 
-    delta: str | None = None
+    delta: InputPath | None = None
     """Page of a delta that is tuned on the published model and on an untrained one, to compare;
     default: none. A relative path is looked up beside the page, then in the working directory."""
+
+    @property
+    def on(self) -> bool:
+        """Whether there is a delta to compare."""
+        return self.delta is not None

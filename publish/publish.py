@@ -59,9 +59,9 @@ def publish(
 
     Raises UserError if an input is unfinished, if there is no such checkpoint, or if `folder` holds
     another model."""
-    train = manifest.require(train_folder, "train", "robustly pretrain CONFIG")
-    data = manifest.require(data_folder, "data", "robustly prepare CONFIG")
-    vocabulary = manifest.require(tokenizer_folder, "tokenizer", "robustly tokenizer CONFIG")
+    train = manifest.require(train_folder, "train")
+    data = manifest.require(data_folder, "data")
+    vocabulary = manifest.require(tokenizer_folder, "tokenizer")
     if (train.inputs["data"], train.inputs["tokenizer"]) != (data.hash, vocabulary.hash):
         raise UserError(
             f"{train_folder}: was trained on other data than {data_folder} or another tokenizer"

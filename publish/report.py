@@ -32,8 +32,8 @@ def compare(config: DeltaExperiment, published_folder: Path, folder: Path) -> Ma
 
     Raises UserError if the model is not published, the task's files are at fault, or `folder` holds
     another report."""
-    published = manifest.require(published_folder, "published", "robustly publish CONFIG")
-    data = read(config.delta.task, config.origin.parent)
+    published = manifest.require(published_folder, "published")
+    data = read(config.delta.task)
     if data.metric != "accuracy":
         raise UserError(
             f"report.delta: {config.name} is scored by {data.metric}; expected a task with accuracy"

@@ -11,14 +11,16 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, field_validator
+from pydantic_core import core_schema
 
 from robustly import UserError
+from robustly.stages import RUN_STAGES
 
 SHIPPED_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -45,22 +47,57 @@ class Section(BaseModel):
         return self.model_dump(mode="json", exclude_defaults=True, by_alias=True)
 
 
+class InputPath(str):
+    """A path to read from, as a config states it.
+
+    A relative one is looked up beside the config file that states it (for a key on the command
+    line: beside the config file that is named there), then in the working directory. Recipes and
+    dumps hold the text alone.
+    """
+
+    base_dir: Path
+    """Folder of the config file."""
+
+    def __new__(cls, text: str, base_dir: Path | None = None) -> Self:
+        path = super().__new__(cls, text)
+        path.base_dir = base_dir or Path.cwd()
+        return path
+
+    def __getnewargs__(self) -> tuple[str, Path]:  # type: ignore[override]  # for pickling
+        return str(self), self.base_dir
+
+    @property
+    def candidates(self) -> list[Path]:
+        """Where it may lie, the preferred place first."""
+        path = Path(self)
+        with contextlib.suppress(RuntimeError):  # no such user: then `~name` is a name like others
+            path = path.expanduser()
+        if path.is_absolute():
+            return [path]
+        return list(dict.fromkeys([self.base_dir / path, Path.cwd() / path]))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
+        def validate(value: Any, as_text: Callable[[Any], str]) -> InputPath:
+            return cls(as_text(value), getattr(value, "base_dir", None))
+
+        return core_schema.no_info_wrap_validator_function(
+            validate,
+            core_schema.str_schema(min_length=1),
+            serialization=core_schema.plain_serializer_function_ser_schema(str),
+        )
+
+
 def is_folder_name(text: str) -> bool:
     """Whether a text names one folder: not a path, nor this folder or the one above."""
     return bool(text.strip(". ")) and "/" not in text
 
 
-class Paths(Section):
+class _Paths(Section):
     """Where an experiment lies. `root` holds one folder per stage; any of them can be another's."""
 
     root: Path | None = None
     """Folder of the experiment; default: runs/<name> under the working directory."""
-    clean: Path | None = None
-    tokenizer: Path | None = None
-    data: Path | None = None
-    train: Path | None = None
-    published: Path | None = None
-    report: Path | None = None
     delta: Path | None = None
     """Folder of one delta; default: `deltas/<name>` in the root."""
 
@@ -72,6 +109,10 @@ class Paths(Section):
         )  # a shell leaves the ~ of `paths.root=~/runs` as it is
 
 
+_folders: Any = {stage.name: (Path | None, None) for stage in RUN_STAGES}
+Paths = create_model("Paths", __base__=_Paths, **_folders)
+
+
 class Config(Section):
     """What every composed page has besides the stages' sections."""
 
@@ -80,8 +121,6 @@ class Config(Section):
     name: str
     """Name of the experiment; its folder is runs/<name> unless `paths.root` says otherwise."""
     paths: Paths = Paths()
-
-    _origin: Path = PrivateAttr(default=Path())
 
     @field_validator("name")
     @classmethod
@@ -97,11 +136,6 @@ class Config(Section):
     def folder(self, stage: str) -> Path:
         """The folder of a stage: the one that `paths` names, else `<root>/<stage>`."""
         return getattr(self.paths, stage) or self.root / stage
-
-    @property
-    def origin(self) -> Path:
-        """The page that this was read from."""
-        return self._origin
 
 
 ConfigType = TypeVar("ConfigType", bound=Config)
@@ -188,22 +222,12 @@ def parse_yaml(text: str) -> Any:
 # ------------------------------------------------------------------------------------------ reading
 
 
-def find(path: str | Path, beside: Path) -> list[Path]:
-    """Where an input path may lie: absolute, beside the page that names it, or in the working
-    directory."""
-    with contextlib.suppress(RuntimeError):  # no such user: then `~name` is a name like others
-        path = Path(path).expanduser()
-    path = Path(path)
-    return [path] if path.is_absolute() else list(dict.fromkeys([beside / path, Path.cwd() / path]))
-
-
-def locate(key: str, path: str, beside: Path, *, file: bool = False, advice: str = "") -> Path:
-    """The input that a page names under `key`: of the places that `find` gives, the first where
-    there is something.
+def locate(key: str, path: InputPath, *, file: bool = False, advice: str = "") -> Path:
+    """The input that a config names under `key`: the first of its candidates that is there.
 
     With `file`, folders do not count. Raises UserError, which ends with `advice`, if it is nowhere.
     """
-    candidates = find(path, beside)
+    candidates = path.candidates
     found = next((each for each in candidates if (each.is_file() if file else each.exists())), None)
     if found is None:
         what = "no file there" if file else "not there"
@@ -241,25 +265,37 @@ def read_config(page: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
     if not isinstance(raw, dict):
         raise UserError(f"{page}: expected a mapping of sections, found {type(raw).__name__}")
+    raw = stated_in(page.parent, raw)
     if (base := raw.pop("base", None)) is None:
         return raw
 
-    return merge(read_config(find_config(str(base), page, "base"), (*seen, page)), raw)
+    if not isinstance(base, InputPath):
+        raise UserError(f"{page}: base: {base!r}: expected the path of a config file")
+    return merge(read_config(find_config(f"{page}: base", base), (*seen, page)), raw)
 
 
-def find_config(name: str, page: Path, key: str) -> Path:
-    """A page that another one names under `key`: beside it, in the working directory, or a shipped
-    one.
+def stated_in(base_dir: Path, value: Any) -> Any:
+    """YAML data whose strings remember the folder of the config file that states them. A string
+    that is no path loses this again when its section is validated."""
+    match value:
+        case str():
+            return InputPath(value, base_dir)
+        case dict():
+            return {key: stated_in(base_dir, each) for key, each in value.items()}
+        case list():
+            return [stated_in(base_dir, each) for each in value]
+    return value
+
+
+def find_config(key: str, name: InputPath) -> Path:
+    """A config file that another one names under `key`: one of its candidates, or a shipped one.
 
     Raises UserError where there is none.
     """
-    candidates = [*find(name, page.parent), SHIPPED_CONFIGS / name]
+    candidates = [*name.candidates, SHIPPED_CONFIGS / name]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
-        raise UserError(
-            f"{page}: {key}: {name} not found; looked at " + ", ".join(map(str, candidates))
-        )
-
+        raise UserError(f"{key}: {name} not found; looked at " + ", ".join(map(str, candidates)))
     return found
 
 
@@ -276,9 +312,9 @@ def merge(start: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def override(raw: dict[str, Any], assignment: str) -> dict[str, Any]:
-    """Lay one `a.b=value` over a page. The value is read as YAML. Raises UserError on another
-    form."""
+def override(raw: dict[str, Any], assignment: str, base_dir: Path) -> dict[str, Any]:
+    """Lay one `a.b=value` over a config. The value is read as YAML; its paths are looked up in
+    `base_dir`, too. Raises UserError on another form."""
     key, equals, text = assignment.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
@@ -289,7 +325,7 @@ def override(raw: dict[str, Any], assignment: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{assignment!r}: the value is not valid YAML: {error}") from None
 
-    change = {keys[-1]: value}
+    change = {keys[-1]: stated_in(base_dir, value)}
     for part in reversed(keys[:-1]):
         change = {part: change}
 
@@ -307,19 +343,16 @@ def load(page: Path | str, overrides: Sequence[str], schema: type[ConfigType]) -
 
     raw = read_config(page)
     for assignment in overrides:
-        raw = override(raw, assignment)
+        raw = override(raw, assignment, page.resolve().parent)
 
     try:
-        parsed = schema.model_validate(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
         faults = sorted({_describe(fault, raw, schema) for fault in error.errors()})
         noun = "fault" if len(faults) == 1 else "faults"
         raise UserError(
             f"{page}: {len(faults)} {noun}\n" + "\n".join(f"  {fault}" for fault in faults)
         ) from None
-
-    parsed._origin = page.resolve()
-    return parsed
 
 
 def _describe(fault: Mapping[str, Any], page: Any, schema: type[BaseModel]) -> str:
@@ -337,12 +370,15 @@ def _describe(fault: Mapping[str, Any], page: Any, schema: type[BaseModel]) -> s
 
     # the key that says which kind of a union it is; the name of a function of ours has no quotes
     named = re.fullmatch(r"'(\w+)'", fault.get("ctx", {}).get("discriminator", ""))
-    if named and fault["type"] == "union_tag_not_found":
+    if named and fault["type"] == "union_tag_not_found" and isinstance(value, dict):
         return f"{key}.{named[1]}: missing; it says which kind this is, found {shown}"
     if named and fault["type"] == "union_tag_invalid":
         return (
             f"{key}.{named[1]} = {fault['ctx']['tag']!r}: expected {fault['ctx']['expected_tags']}"
         )
+
+    if named and fault["type"] == "union_tag_not_found":
+        return f"{key} = {shown}: expected a mapping of keys"
 
     message = fault["msg"].removeprefix("Value error, ")
     message = re.sub(r"^Input should be", "expected", message)

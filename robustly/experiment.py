@@ -1,217 +1,209 @@
-"""An experiment: a whole page, composed of the stages' sections, and the stages that it
-describes."""
+"""An experiment: a whole config, composed of the stages' sections, and the work of each stage."""
 
 import contextlib
+import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import PrivateAttr
 
 from robustly import UserError, config
-from robustly.config import Config
-from robustly.corpus.config import CorpusConfig, Processing
-from robustly.data_prep.cleaning.config import CleaningConfig
-from robustly.data_prep.config import DataConfig
-from robustly.manifest import Stage
-from robustly.pretrain.config import (
-    DistillationConfig,
-    MaskingConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    ScheduleConfig,
-)
+from robustly.manifest import Manifest, Stage
+from robustly.pretrain.stage import PretrainingConfig
 from robustly.publish.config import PublishConfig, ReportConfig
-from robustly.tokenizer.config import TokenizerConfig
+from robustly.stages import RUN_STAGES, RunStage, resolve
 
 if TYPE_CHECKING:
-    from robustly.pretrain.stage import Pretraining
-
-SCHEMA_VERSION = 1
+    from robustly.delta.config import DeltaExperiment
 
 
-class Experiment(Config):
-    """A whole page."""
+class Experiment(PretrainingConfig):
+    """A whole config."""
 
-    schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
-    """Version of the page format; this release reads version 1."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
-    """Masks, order, dropout and initial weights are functions of it."""
-    corpus: CorpusConfig
-    cleaning: CleaningConfig = CleaningConfig()
-    tokenizer: TokenizerConfig
-    data: DataConfig
-    model: ModelConfig
-    distillation: DistillationConfig | None = None
-    """The teacher of `model`; default: it learns from the text alone."""
-    masking: MaskingConfig
-    optim: OptimConfig
-    schedule: ScheduleConfig
-    run: RunConfig = RunConfig()
     publish: PublishConfig = PublishConfig()
     report: ReportConfig = ReportConfig()
 
-    @property
-    def workers(self) -> int:
-        from robustly.launch.environment import cores
-
-        return self.run.workers or cores()
+    _arguments: tuple[str, ...] = PrivateAttr(default=())
+    """The config and the overrides that it was loaded from, for the processes of its ranks."""
 
     @property
-    def processing(self) -> Processing:
-        return Processing(self.workers, self.run.memory_gb, self.run.executor, self.run.slurm)
+    def stages(self) -> list[RunStage]:
+        """The stages that the config asks for, in their order."""
+        return [
+            stage for stage in RUN_STAGES if not stage.optional or getattr(self, stage.section).on
+        ]
 
-    @model_validator(mode="after")
-    def _block_fits_positions(self) -> Self:
-        if self.data.block_length > self.model.positions - 2:
-            raise ValueError(
-                f"data.block_length = {self.data.block_length} does not fit model.positions ="
-                f" {self.model.positions}: expected at most {self.model.positions - 2}, because"
-                " positions are counted from 2"
+    def work(self, stage: RunStage) -> "Work":
+        found: Work = resolve(stage.work)(self)
+        return found
+
+    def clean_folder(self) -> Path | None:
+        """Folder of the clean stage, for the stages that read the corpus; None where the config
+        takes all of it.
+
+        Raises UserError if it holds the work of another recipe."""
+        if not self.cleaning.on:
+            return None
+        stage = clean_work(self).stage
+        assert stage
+        stage().refuse_other_work()
+        return self.folder("clean")
+
+    def compared_delta(self) -> "DeltaExperiment | None":
+        """The delta that the report tunes on the published model, with that model as its base; None
+        without one."""
+        from robustly.delta.config import load_delta
+
+        if self.report.delta is None:
+            return None
+        base = f"paths.published={json.dumps(str(self.folder('published')))}"
+        return load_delta(config.find_config("report.delta", self.report.delta), [base])
+
+    def rank_command(self, profile: bool = False) -> list[str]:
+        """What every rank runs."""
+        command = [sys.executable, "-m", "robustly.cli", "pretrain", *self._arguments]
+        return [*command, "--profile"] if profile else command
+
+    def in_run(self, name: str) -> Self:
+        """The experiment in the sibling folder `name`, with the old folders of the stages that
+        still fit.
+
+        Raises UserError if that is no new name."""
+        if not config.is_folder_name(name) or self.root.name == name:
+            raise UserError(
+                f"--new-run {name!r}: expected the name of another folder beside {self.root}"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _student_starts_from_its_teacher(self) -> Self:
-        if self.distillation and self.model.init_from is not None:
-            raise ValueError(
-                "model.init_from with distillation.teacher: a student starts from its teacher; take"
-                " one of them away"
-            )
-        if self.distillation and self.data.format not in ("full_sentences", "doc_sentences"):
-            raise ValueError(
-                f"data.format = {self.data.format} with distillation: a teacher teaches no next"
-                " sentences; expected full_sentences or doc_sentences"
-            )
+        paths = self.paths.model_copy(update={"root": self.root.parent / name})
+        for record in self.stages:
+            if getattr(paths, record.name) is not None:
+                continue
 
-        return self
+            old = paths.model_copy(update={record.name: self.root / record.name})
+            stage = self.model_copy(update={"paths": old}).work(record).stage
+            with contextlib.suppress(UserError):  # it does not fit: this stage is made anew
+                if stage and stage().finished():
+                    paths = old
 
-    @model_validator(mode="after")
-    def _batch_rises(self) -> Self:
-        warmup = self.schedule.batch_warmup
-        if warmup and warmup.start > self.optim.batch_size:
-            raise ValueError(
-                f"schedule.batch_warmup.start = {warmup.start} is more than optim.batch_size ="
-                f" {self.optim.batch_size}"
-            )
-        return self
+        # settled here, once: no rank may come to another choice
+        chosen = {"name": name, **{f"paths.{key}": path for key, path in paths if path}}
+        settled = self.model_copy(update={"paths": paths, "name": name})
+        settled._arguments = (
+            *self._arguments,
+            *(f"{key}={json.dumps(str(value))}" for key, value in chosen.items()),
+        )
+        return settled
 
 
-def load_experiment(page: Path | str, overrides: list[str] | None = None) -> Experiment:
-    """Read and check a page. Raises UserError with every fault."""
-    return config.load(page, overrides or [], Experiment)
+def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Experiment:
+    """Read and check a config. Raises UserError with every fault."""
+    experiment = config.load(path, overrides or [], Experiment)
+    experiment._arguments = (str(path), *(overrides or []))
+    return experiment
 
 
-def clean_stage(experiment: Experiment) -> Stage:
-    from robustly.data_prep.cleaning.clean import stage
+# --------------------------------------------------------------------------------- work of the stages
 
-    return stage(
+
+class RanksFailed(Exception):
+    """Training ended by a fault, which the ranks have said; the argument is the exit code."""
+
+
+class RanksStopped(Exception):
+    """Training was asked to stop before its end; the same command goes on."""
+
+
+class Work(NamedTuple):
+    """What a stage of an experiment does."""
+
+    make: Callable[[], Manifest]
+    """Does what is left to do."""
+    stage: Callable[[], Stage] | None = None
+    """What its folder depends on, for `--new-run`; None: a new run makes it anew. Raises UserError
+    where an input is not finished."""
+
+
+def clean_work(experiment: Experiment) -> Work:
+    from robustly.data_prep.cleaning.clean import CleanStage
+
+    made = CleanStage(
         experiment.corpus,
         experiment.cleaning,
         experiment.data.language,
         experiment.folder("clean"),
-        experiment.origin.parent,
+        experiment.processing,
     )
+    return Work(made.make, made.stage)
 
 
-def cleaned(experiment: Experiment) -> Path | None:
-    """Folder of the clean stage, for the stages that read the corpus; None for a page that takes
-    all of it.
+def tokenizer_work(experiment: Experiment) -> Work:
+    from robustly.tokenizer.build import TokenizerStage
 
-    Raises UserError if it holds the work of another recipe.
-    """
-    if not experiment.cleaning.on:
-        return None
-    clean_stage(experiment).refuse_other_work()
-    return experiment.folder("clean")
-
-
-def tokenizer_stage(experiment: Experiment) -> Stage:
-    from robustly.tokenizer.build import stage
-
-    return stage(
+    made = TokenizerStage(
         experiment.corpus,
         experiment.tokenizer,
         experiment.folder("tokenizer"),
-        experiment.origin.parent,
-        cleaned(experiment),
+        experiment.processing,
+        experiment.clean_folder(),
     )
+    return Work(made.make, made.stage)
 
 
-def data_stage(experiment: Experiment) -> Stage:
-    from robustly.data_prep.prepare import stage
+def data_work(experiment: Experiment) -> Work:
+    from robustly.data_prep.prepare import DataStage
 
-    return stage(
+    made = DataStage(
         experiment.corpus,
         experiment.data,
         experiment.folder("data"),
         experiment.folder("tokenizer"),
-        experiment.origin.parent,
-        cleaned(experiment),
+        experiment.processing,
+        experiment.clean_folder(),
     )
+    return Work(made.make, made.stage)
 
 
-def pretraining(experiment: Experiment) -> "Pretraining":
-    from robustly.pretrain.stage import Pretraining
+def train_work(experiment: Experiment, profile: bool = False) -> Work:
+    def make() -> Manifest:
+        from robustly.launch import local
 
-    return Pretraining(
-        name=experiment.name,
-        seed=experiment.seed,
-        data=experiment.data,
-        repeats=experiment.corpus.repeats,
-        model=experiment.model,
-        masking=experiment.masking,
-        optim=experiment.optim,
-        schedule=experiment.schedule,
-        run=experiment.run,
-        tokenizer_folder=experiment.folder("tokenizer"),
-        data_folder=experiment.folder("data"),
-        folder=experiment.folder("train"),
-        page=experiment.model_dump(mode="json", by_alias=True, exclude={"paths"}),
-        beside=experiment.origin.parent,
-        distillation=experiment.distillation,
-    )
+        stage = experiment.stage()
+        if finished := stage.finished():
+            return finished
+        if code := local.run(experiment.rank_command(profile), experiment.run.ranks, os.environ):
+            raise RanksFailed(code)
+        if (manifest := stage.finished()) is None:
+            raise RanksStopped
+        return manifest
+
+    return Work(make, experiment.stage)
 
 
-def train_stage(experiment: Experiment) -> Stage:
-    return pretraining(experiment).stage()
+def published_work(experiment: Experiment) -> Work:
+    def make() -> Manifest:
+        from robustly.publish.publish import publish
 
-
-STAGES: dict[str, Callable[[Experiment], Stage]] = {
-    "clean": clean_stage,
-    "tokenizer": tokenizer_stage,
-    "data": data_stage,
-    "train": train_stage,
-}
-
-
-def settle(experiment: Experiment, new_run: str | None) -> Experiment:
-    """The experiment in the sibling folder `new_run`, with the old folders of the stages that still
-    fit.
-
-    Raises UserError if that is no new name.
-    """
-    if new_run is None:
-        return experiment
-    if not config.is_folder_name(new_run) or experiment.root.name == new_run:
-        raise UserError(
-            f"--new-run {new_run!r}: expected the name of another folder beside {experiment.root}"
+        return publish(
+            experiment.publish,
+            experiment.name,
+            experiment.folder("train"),
+            experiment.folder("data"),
+            experiment.folder("tokenizer"),
+            experiment.folder("published"),
         )
 
-    paths = experiment.paths.model_copy(update={"root": experiment.root.parent / new_run})
+    return Work(make)
 
-    for name, stage in STAGES.items():
-        if getattr(paths, name) is not None or (name == "clean" and not experiment.cleaning.on):
-            continue
 
-        old = experiment.root / name
-        candidate = experiment.model_copy(update={"paths": paths.model_copy(update={name: old})})
-        candidate._origin = experiment.origin
-        with contextlib.suppress(UserError):  # it does not fit: this stage is made anew
-            if stage(candidate).finished():
-                paths = candidate.paths
+def report_work(experiment: Experiment) -> Work:
+    def make() -> Manifest:
+        from robustly.publish.report import compare
 
-    settled = experiment.model_copy(update={"paths": paths, "name": new_run})
-    settled._origin = experiment.origin
-    return settled
+        delta = experiment.compared_delta()
+        assert delta
+        return compare(delta, experiment.folder("published"), experiment.folder("report"))
+
+    return Work(make)

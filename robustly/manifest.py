@@ -7,16 +7,18 @@ same command again does nothing; a folder of another recipe is refused with the 
 import contextlib
 import functools
 import json
+import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from robustly import UserError, __version__
 from robustly.config import differences, fingerprint
-from robustly.files import lock, sha256, write_json
+from robustly.files import WORK_LOCK, lock, sha256, write_json
+from robustly.stages import KINDS
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.json"
@@ -88,14 +90,14 @@ def read(folder: Path) -> Manifest | None:
         ) from None
 
 
-def require(folder: Path, stage: str, command: str) -> Manifest:
+def require(folder: Path, stage: str) -> Manifest:
     """The manifest of a stage that must have finished, its files all there at their sizes.
 
     Raises UserError that names what is missing and the command that makes it.
     """
     if (manifest := read(folder)) is None:
         raise UserError(
-            f"{folder}: no finished {stage} stage here (no {MANIFEST}); run `{command}` first"
+            f"{folder}: no finished {stage} stage here (no {MANIFEST}); run `{KINDS[stage].command}` first"
         )
     if manifest.stage != stage:
         raise UserError(
@@ -184,6 +186,18 @@ def remember(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
     write_json(folder / VERIFIED, {**_verified(folder), **found})
 
 
+class Outcome(NamedTuple):
+    """What a stage has made."""
+
+    outputs: list[Path]
+    """Files below its folder."""
+    counts: Mapping[str, Any]
+    notes: Mapping[str, Any]
+
+
+Result = TypeVar("Result")
+
+
 class Stage:
     """One stage's folder from `begin` to `finish`.
 
@@ -254,6 +268,36 @@ class Stage:
             " (a new name, and no `paths` to this folder); or set the keys back, or delete the"
             " folder."
         )
+
+    def make(
+        self,
+        key: str,
+        process: Callable[[Path], Result],
+        collect: Callable[[Path, Result], Outcome],
+    ) -> Manifest:
+        """Do the long work of a stage, unless it is finished; returns the manifest.
+
+        `process` works in the folder `work/<key>` and checks what it made; `collect` then moves
+        that to its place and says what the manifest records. The stage begins between the two, so
+        that a fault of the input leaves no folder that refuses the mended config. After a kill,
+        the same call finds in the work folder what is done already.
+        """
+        if finished := self.finished():
+            return finished
+
+        work = self.folder / "work" / key
+        with lock(self.folder, WORK_LOCK):
+            if finished := self.finished():  # by another process, while this one waited
+                return finished
+
+            work.mkdir(parents=True, exist_ok=True)
+            processed = process(work)
+            with self.begin():
+                manifest = self.finish(*collect(work, processed))
+
+            shutil.rmtree(self.folder / "work", ignore_errors=True)
+
+        return manifest
 
     @contextlib.contextmanager
     def begin(self) -> Iterator["Stage"]:

@@ -114,7 +114,7 @@ def _be(asker: socket.socket) -> NoReturn:
     try:
         if sys.argv[0] == "robustly":
             sys.path[0] = str(Path(sys.executable).parent)
-            from robustly.cli.app import main as command
+            from robustly.cli import main as command
 
             command()
         else:

@@ -4,25 +4,27 @@ the text.
 Counts may come from elsewhere instead (`corpus.counts`), and so may the whole vocabulary
 (`tokenizer.import`)."""
 
-import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as Reference
 
 from robustly import UserError, log, machine, manifest
-from robustly.config import fingerprint
+from robustly.config import InputPath, fingerprint
 from robustly.corpus import decisions
 from robustly.corpus.config import CorpusConfig, CountFiles, Processing
 from robustly.corpus.documents import documents
 from robustly.corpus.files import Hashes, hashes
 from robustly.corpus.partitions import Partition, partitions
-from robustly.files import WORK_LOCK, lock, sha256
-from robustly.manifest import Manifest, Stage
+from robustly.files import sha256
+from robustly.manifest import Manifest, Outcome, Stage
 from robustly.tokenizer import load
-from robustly.tokenizer.config import TokenizerConfig
+from robustly.tokenizer.config import FairseqFiles, TokenizerConfig
 from robustly.tokenizer.counting import RARE, SUMS, Sums, count
 from robustly.tokenizer.counts import read_counts, watched
 from robustly.tokenizer.importing import files_of, read_imported
@@ -34,169 +36,144 @@ SAMPLE_DOCUMENTS = 16  # of each part
 SAMPLE_CHARACTERS = 4096  # of each document
 
 
-def stage(
-    corpus: CorpusConfig,
-    tokenizer: TokenizerConfig,
-    folder: Path,
-    beside: Path,
-    cleaned: Path | None = None,
-) -> Stage:
-    """What the tokenizer in `folder` depends on. Raises UserError if that cannot be read.
+@dataclass(frozen=True)
+class TokenizerStage:
+    """The tokenizer stage of a config."""
 
-    `cleaned`: folder of the clean stage, for a page that has one.
-    """
-    if tokenizer.imported is not None:
-        files = {path.name: sha256(path) for path in files_of(tokenizer.imported, beside)}
-        return Stage(
-            folder, "tokenizer", {"tokenizer": tokenizer.recipe()}, {"import": fingerprint(files)}
-        )
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    folder: Path
+    processing: Processing
+    """Changes no byte."""
+    clean_folder: Path | None = None
+    """Of the clean stage, whose decisions say which documents there are; None takes all of them."""
 
-    return _trained(corpus, tokenizer, folder, beside, cleaned)[0]
+    def stage(self) -> Stage:
+        """What the tokenizer depends on. Raises UserError if that cannot be read."""
+        recipe = {"tokenizer": self.tokenizer.recipe()}
+        if self.tokenizer.imported is not None:
+            files = {path.name: sha256(path) for path in files_of(self.tokenizer.imported)}
+            return Stage(self.folder, "tokenizer", recipe, {"import": fingerprint(files)})
 
+        if self.corpus.counts:
+            if self.tokenizer.count_by != "document":
+                raise UserError(
+                    f"tokenizer.count_by = {self.tokenizer.count_by}: corpus.counts are counted"
+                    " already; remove either"
+                )
+            return Stage(self.folder, "tokenizer", recipe, {"counts": self._contents.corpus})
 
-def _trained(
-    corpus: CorpusConfig,
-    tokenizer: TokenizerConfig,
-    folder: Path,
-    beside: Path,
-    cleaned: Path | None,
-) -> tuple[Stage, Hashes]:
-    earlier = manifest.read(folder)
-    remembered = earlier.notes.get("files", {}) if earlier else {}
-    recipe = {"tokenizer": tokenizer.recipe()}
-    if corpus.counts:
-        if tokenizer.count_by != "document":
+        inputs = {"corpus": self._contents.corpus}
+        if self.clean_folder:
+            whole = hashes(self.corpus, {**self._remembered, **self._contents.files})
+            inputs["clean"] = decisions.require(self.clean_folder, whole.corpus).hash
+
+        recipe["corpus"] = self.corpus.reading()
+        return Stage(self.folder, "tokenizer", recipe, inputs)
+
+    @cached_property
+    def _remembered(self) -> dict[str, dict[str, Any]]:
+        earlier = manifest.read(self.folder)
+        return earlier.notes.get("files", {}) if earlier else {}
+
+    @cached_property
+    def _contents(self) -> Hashes:
+        """Of what is trained on."""
+        trained_on = CountFiles.of(self.corpus) if self.corpus.counts else self.corpus.training
+        return hashes(trained_on, self._remembered)
+
+    def make(self) -> Manifest:
+        """Train the tokenizer, or take over the one that the config imports; does nothing where
+        that is done. Returns the manifest.
+
+        The counts of words lie in the work folder until all is done, one file for each partition of
+        the corpus: after a kill, only the rest is counted, and another vocabulary size uses them
+        again. Their sums stay, as `counts.tsv.zst`.
+
+        Raises UserError if the corpus, the counts or the import cannot be read or used; if the
+        corpus is empty, or too small for `tokenizer.vocab_size`; if training needs more memory than
+        there is; if the clean stage is not finished."""
+        if self.tokenizer.imported is not None:
+            return self._take_over(self.tokenizer.imported)
+
+        stage = self.stage()
+        counted: dict[str, Any] = {"text": stage.inputs}  # counts depend on the text alone
+        if not self.corpus.counts:
+            counted["reading"] = self.corpus.reading()
+            counted["by"] = self.tokenizer.count_by
+            counted["normalization"] = self.tokenizer.normalization
+
+        return stage.make(fingerprint(counted)[:16], self._process, self._collect)
+
+    def _process(self, work: Path) -> "_Trained":
+        text = self._partitions()
+        tally, sums = count(self.corpus, self.tokenizer, text, work, self.processing)
+        vocabulary, counts = _train(work / SUMS, sums, self.tokenizer)
+        found: dict[str, float] = {**tally, "distinct_words": sums.words, **counts}
+        # of the words that were trained on, which are all words unless rare ones were left out
+        if self.tokenizer.min_word_count == 1:
+            found["bytes_per_token"] = round(tally["bytes"] / counts["tokens"], 4)
+
+        return _Trained(vocabulary, text, found)
+
+    def _collect(self, work: Path, trained: "_Trained") -> Outcome:
+        outputs = save(trained.vocabulary, self.folder)
+        reference = Reference.from_file(str(self.folder / "tokenizer.json"))
+        _try_out(load(self.folder), reference, _sample(trained.text, self.corpus))
+        (work / SUMS).replace(self.folder / SUMS)
+        files = {"files": self._contents.files}
+        return Outcome([*outputs, self.folder / SUMS], trained.counts, files)
+
+    def _take_over(self, imported: InputPath | FairseqFiles) -> Manifest:
+        """Take a vocabulary that exists, and try it on the text."""
+        if self.corpus.counts:
             raise UserError(
-                f"tokenizer.count_by = {tokenizer.count_by}: corpus.counts are counted already;"
-                " remove either"
+                "tokenizer.import takes a vocabulary as it is, and corpus.counts train one; remove"
+                " either"
             )
 
-        contents = hashes(CountFiles.of(corpus), beside, remembered)
-        return Stage(folder, "tokenizer", recipe, {"counts": contents.corpus}), contents
-
-    contents = hashes(corpus.training, beside, remembered)
-    inputs = {"corpus": contents.corpus}
-    if cleaned:
-        whole = hashes(corpus, beside, {**remembered, **contents.files})
-        inputs["clean"] = decisions.require(cleaned, whole.corpus).hash
-
-    return Stage(folder, "tokenizer", {**recipe, "corpus": corpus.reading()}, inputs), contents
-
-
-def build(
-    corpus: CorpusConfig,
-    tokenizer: TokenizerConfig,
-    folder: Path,
-    beside: Path,
-    processing: Processing,
-    cleaned: Path | None = None,
-) -> Manifest:
-    """Make the tokenizer of a page in `folder`; does nothing where that is done. Returns the
-    manifest.
-
-    `beside` is the folder of the page, where relative paths start; `processing` changes no byte.
-    `cleaned` is the folder of the clean stage, whose verdicts say which documents there are; None
-    takes all of them. The counts of words lie in `folder/work` until all is done, one file for each
-    part of the corpus: after a kill, only the rest is counted, and another vocabulary size uses
-    them again. Their sums stay, as `counts.tsv.zst`.
-
-    Raises UserError if the corpus, the counts or the import cannot be read or used; if the corpus
-    is empty, or too small for `tokenizer.vocab_size`; if training needs more memory than there is;
-    if the clean stage is not finished."""
-    if tokenizer.imported is not None:
-        return _take_over(corpus, tokenizer, folder, beside)
-
-    made, contents = _trained(corpus, tokenizer, folder, beside, cleaned)
-    if finished := made.finished():
-        return finished
-
-    # Counts depend on the text alone, and the stage begins when merges are found: a fault of the
-    # corpus or of the vocabulary's size must not leave a folder that refuses the mended page.
-    counting = {
-        "reading": corpus.reading(),
-        "by": tokenizer.count_by,
-        "normalization": tokenizer.normalization,
-    }
-    work = (
-        folder
-        / "work"
-        / fingerprint({"text": made.inputs, **({} if corpus.counts else counting)})[:16]
-    )
-
-    with lock(folder, WORK_LOCK):
-        if finished := made.finished():  # by another process, while this one waited
+        stage = self.stage()
+        if finished := stage.finished():
             return finished
 
-        work.mkdir(parents=True, exist_ok=True)
-        text = _training_parts(corpus, beside, cleaned)
-        tally, sums = count(corpus, tokenizer, text, beside, work, processing)
-        vocabulary, counts = _train(work / SUMS, sums, tokenizer)
-
-        with made.begin():
-            outputs = save(vocabulary, folder)
-            _try_out(
-                load(folder),
-                Reference.from_file(str(folder / "tokenizer.json")),
-                _sample(text, corpus),
+        vocabulary = read_imported(imported)
+        if (found := len(vocabulary.ids)) != self.tokenizer.vocab_size:
+            raise UserError(
+                f"tokenizer.vocab_size = {self.tokenizer.vocab_size}, but the vocabulary of"
+                f" tokenizer.import has {found:,} entries; set tokenizer.vocab_size: {found}"
             )
-            (work / SUMS).replace(folder / SUMS)
-            found: dict[str, float] = {**tally, "distinct_words": sums.words, **counts}
-            # of the words that were trained on, which are all words unless rare ones were left out
-            if tokenizer.min_word_count == 1:
-                found["bytes_per_token"] = round(tally["bytes"] / counts["tokens"], 4)
 
-            result = made.finish([*outputs, folder / SUMS], found, notes={"files": contents.files})
+        try:
+            sample = list(_sample(self._partitions(), self.corpus))
+        except UserError as fault:  # the text is no part of an import, and may be elsewhere
+            log.warn(f"the vocabulary is not tried on the corpus: {fault}")
+            sample = []
 
-        shutil.rmtree(folder / "work", ignore_errors=True)
+        # All faults are found before the stage begins, for the reason that `Stage.make` gives.
+        tokenizer, reference = Tokenizer(vocabulary), fast_tokenizer(vocabulary)
+        _try_tokens(tokenizer, reference)
+        _try_out(tokenizer, reference, sample)
 
-    return result
+        with stage.begin():
+            outputs = save(vocabulary, self.folder)
+            counts = {"entries": found, "merges": len(vocabulary.merges)}
+            return stage.finish(outputs, counts, notes={"files": {}})
 
-
-def _take_over(
-    corpus: CorpusConfig, tokenizer: TokenizerConfig, folder: Path, beside: Path
-) -> Manifest:
-    """The stage with a vocabulary that exists."""
-    assert tokenizer.imported is not None
-    if corpus.counts:
-        raise UserError(
-            "tokenizer.import takes a vocabulary as it is, and corpus.counts train one; remove"
-            " either"
-        )
-
-    made = stage(corpus, tokenizer, folder, beside)
-    if finished := made.finished():
-        return finished
-
-    vocabulary = read_imported(tokenizer.imported, beside)
-    if (found := len(vocabulary.ids)) != tokenizer.vocab_size:
-        raise UserError(
-            f"tokenizer.vocab_size = {tokenizer.vocab_size}, but the vocabulary of tokenizer.import"
-            f" has {found:,} entries; set tokenizer.vocab_size: {found}"
-        )
-
-    try:
-        sample = list(_sample(_training_parts(corpus, beside, None), corpus))
-    except UserError as fault:  # the text is no part of an import, and may be elsewhere
-        log.warn(f"the vocabulary is not tried on the corpus: {fault}")
-        sample = []
-
-    # All faults are found before the stage begins, for the reason that `build` gives.
-    encoder, reference = Tokenizer(vocabulary), fast_tokenizer(vocabulary)
-    _try_tokens(encoder, reference)
-    _try_out(encoder, reference, sample)
-
-    with made.begin():
-        outputs = save(vocabulary, folder)
-        return made.finish(
-            outputs, {"entries": found, "merges": len(vocabulary.merges)}, notes={"files": {}}
-        )
+    def _partitions(self) -> list[Partition]:
+        """The partitions that are trained on: without the sources that are held out, and without
+        the dropped documents unless the vocabulary is imported."""
+        found = partitions(self.corpus)
+        if self.clean_folder and self.tokenizer.imported is None:
+            found = decisions.attach(found, self.clean_folder)
+        return [part for part in found if not self.corpus.sources[part.source].held_out]
 
 
-def _training_parts(corpus: CorpusConfig, beside: Path, cleaned: Path | None) -> list[Partition]:
-    """The parts of the corpus without the sources that are held out."""
-    pieces = partitions(corpus, beside)
-    pieces = decisions.attach(pieces, cleaned) if cleaned else pieces
-    return [part for part in pieces if not corpus.sources[part.source].held_out]
+@dataclass(frozen=True)
+class _Trained:
+    vocabulary: Vocabulary
+    text: list[Partition]
+    """What it was trained on."""
+    counts: dict[str, float]
 
 
 # ----------------------------------------------------------------------------------------- training

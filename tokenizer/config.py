@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from robustly.config import Section
+from robustly.config import InputPath, Section
 from robustly.tokenizer.special_tokens import MASK_TOKEN, SPECIAL_TOKENS
 
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256 + 1  # specials, every byte, <mask>
@@ -23,11 +23,11 @@ class FairseqFiles(Section):
     """A vocabulary as fairseq keeps RoBERTa's: GPT-2's files, and a dictionary that says which id a
     token has."""
 
-    encoder: str
+    encoder: InputPath
     """`encoder.json`: token -> GPT-2's id."""
-    merges: str
+    merges: InputPath
     """`vocab.bpe`: a merge a line."""
-    dictionary: str
+    dictionary: InputPath
     """`dict.txt`: GPT-2's ids and their counts; line n (from 0) has id n + 4."""
 
 
@@ -38,7 +38,7 @@ def folder_or_files(value: Any) -> str:
 
 
 _Imported = Annotated[
-    Annotated[str, Field(min_length=1), Tag("Folder")] | Annotated[FairseqFiles, Tag("Files")],
+    Annotated[InputPath, Tag("Folder")] | Annotated[FairseqFiles, Tag("Files")],
     Discriminator(folder_or_files),
 ]
 

@@ -56,7 +56,6 @@ def count(
     corpus: CorpusConfig,
     tokenizer: TokenizerConfig,
     text: Sequence[Partition],
-    beside: Path,
     work: Path,
     processing: Processing,
 ) -> tuple[dict[str, int], Sums]:
@@ -68,7 +67,7 @@ def count(
     many broken rows."""
     memory = processing.counting_bytes
     if corpus.counts:
-        pieces: Sequence[Partition] = partitions(CountFiles.of(corpus), beside)
+        pieces: Sequence[Partition] = partitions(CountFiles.of(corpus))
         add = partial(_add_part, tokenizer.normalization == "nfc", work, memory)
         process(add, pieces, work / "tasks", processing, "adding counts")
     else:

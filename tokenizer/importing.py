@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from robustly import UserError
-from robustly.config import locate
+from robustly.config import InputPath, locate
 from robustly.tokenizer.config import FairseqFiles
 from robustly.tokenizer.special_tokens import (
     MASK_TOKEN,
@@ -27,16 +27,13 @@ FOLDER_FILES = (
 FILLER = "madeupword"  # fairseq fills its dictionary up with these to a multiple of 8
 
 
-def files_of(imported: str | FairseqFiles, beside: Path) -> list[Path]:
+def files_of(imported: InputPath | FairseqFiles) -> list[Path]:
     """The files of an import that are there. Raises UserError if there are none, or one of
     fairseq's is missing."""
     if isinstance(imported, FairseqFiles):
-        return [
-            locate(f"{KEY}.{key}", getattr(imported, key), beside)
-            for key in FairseqFiles.model_fields
-        ]
+        return [locate(f"{KEY}.{key}", getattr(imported, key)) for key in FairseqFiles.model_fields]
 
-    folder = locate(KEY, imported, beside)
+    folder = locate(KEY, imported)
     if not folder.is_dir():
         raise UserError(
             f"{KEY}: {folder}: expected the folder of a Hugging Face tokenizer, found a file"
@@ -45,16 +42,16 @@ def files_of(imported: str | FairseqFiles, beside: Path) -> list[Path]:
     return [folder / name for name in FOLDER_FILES if (folder / name).exists()]
 
 
-def read_imported(imported: str | FairseqFiles, beside: Path) -> Vocabulary:
+def read_imported(imported: InputPath | FairseqFiles) -> Vocabulary:
     """The vocabulary of `tokenizer.import`.
 
     Raises UserError if a file is missing, and for a tokenizer of another kind with what makes it
     one."""
     if isinstance(imported, FairseqFiles):
-        encoder, merges, dictionary = files_of(imported, beside)
+        encoder, merges, dictionary = files_of(imported)
         return _whole(read_fairseq(encoder, merges, dictionary), merges)
 
-    folder = locate(KEY, imported, beside)
+    folder = locate(KEY, imported)
     vocabulary = read(folder)
 
     for number, token in enumerate(SPECIAL_TOKENS):

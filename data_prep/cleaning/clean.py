@@ -8,10 +8,9 @@ then near ones. So a document has one reason to be dropped, the first."""
 
 import itertools
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -45,135 +44,131 @@ from robustly.data_prep.cleaning.rules import (
     reason_to_drop,
     rules_of,
 )
-from robustly.files import WORK_LOCK, flush, lock, write_json
-from robustly.manifest import Manifest, Stage
+from robustly.files import flush, write_json
+from robustly.manifest import Manifest, Outcome, Stage
 
 GROUPS = 256
 """Groups of parts, at most: near duplicates keep a few files of each open at once."""
 
 
-def stage(
-    corpus: CorpusConfig, cleaning: CleaningConfig, language: str, folder: Path, beside: Path
-) -> Stage:
-    """What the verdicts in `folder` depend on; `language` says how words are split for quality
-    rules (`data.language`).
+@dataclass(frozen=True)
+class CleanStage:
+    """The clean stage of a config."""
 
-    Raises UserError without a readable corpus, or if a file that `cleaning` names is not there.
-    """
-    return _stage(corpus, cleaning, language, folder, beside)[0]
+    corpus: CorpusConfig
+    cleaning: CleaningConfig
+    language: str
+    """How words are split for quality rules (`data.language`)."""
+    folder: Path
+    processing: Processing
+    """Changes no byte."""
 
+    def stage(self) -> Stage:
+        """What the filter decisions depend on.
 
-def _stage(
-    corpus: CorpusConfig, cleaning: CleaningConfig, language: str, folder: Path, beside: Path
-) -> tuple[Stage, dict[str, dict[str, Any]]]:
-    """The stage, and what is known of the files that it reads, for the notes of its manifest."""
-    if not corpus.sources:
-        raise UserError(
-            "corpus.sources: the page names none, only corpus.counts; cleaning needs the text"
-            " itself"
-        )
-
-    earlier = manifest.read(folder)
-    remembered = earlier.notes["files"] if earlier else {}
-    contents = hashes(corpus, beside, remembered)
-    inputs, known = {"corpus": contents.corpus}, contents.files
-    if cleaning.language:
-        model = model_file(cleaning.language, beside)
-        facts = file_facts([model], remembered, "hashing the language model")
-        inputs["language_model"], known = facts[str(model)]["sha256"], {**known, **facts}
-
-    if cleaning.contamination:
-        texts = hashes(EvaluationFiles.of(cleaning.contamination), beside, remembered)
-        inputs["evaluation"], known = texts.corpus, {**known, **texts.files}
-
-    recipe: dict[str, Any] = {"corpus": corpus.reading(), "cleaning": cleaning.recipe()}
-    if cleaning.quality:
-        recipe["data"] = {"language": language}
-
-    return Stage(folder, "clean", recipe, inputs), known
-
-
-def clean(
-    corpus: CorpusConfig,
-    cleaning: CleaningConfig,
-    language: str,
-    folder: Path,
-    beside: Path,
-    processing: Processing,
-) -> Manifest:
-    """Make the verdicts that a page asks for in `folder`; does nothing where that is done. Returns
-    the manifest.
-
-    `language` is `data.language`, `beside` the folder of the page, where relative paths start;
-    `processing` changes no byte. What is done lies in `folder/work` until all is: after a kill,
-    only the rest is made.
-
-    Raises UserError if the page cleans nothing, if the corpus or another file cannot be read, if a
-    library is not installed, or if no document would be left."""
-    if not cleaning.on:
-        raise UserError(
-            "cleaning: the page asks for none, and the corpus is taken as it is; to clean it, set a"
-            " key such as cleaning.exact_duplicates=true"
-        )
-
-    made, known = _stage(corpus, cleaning, language, folder, beside)
-    if finished := made.finished():
-        return finished
-
-    # The stage begins when the verdicts are made and checked: a fault of the corpus must not leave
-    # a folder that refuses the mended page.
-    work = folder / "work" / made.hash[:16]
-
-    with lock(folder, WORK_LOCK):
-        if finished := made.finished():  # by another process, while this one waited
-            return finished
-
-        work.mkdir(parents=True, exist_ok=True)
-        if cleaning.quality:
-            check_words(language)
-
-        pieces = partitions(corpus, beside)
-        task = _Cleaning(corpus, cleaning, language, work, _model(cleaning, made, beside))
-        if cleaning.language and task.model:
-            check_languages(cleaning.language, task.model)
-
-        looked_for = _look_for(cleaning, work, beside)
-        process(task.judge, pieces, work / "tasks-rules", processing, "judging documents")
-        judged = [_read_judged(work, number) for number in range(len(pieces))]
-        refuse_many([line for part in judged for line in part.bad_lines], corpus)
-        groups = _groups(pieces)
-        buckets = _find_duplicates(task, judged, groups, processing) if pieces else 0
-        reasons = in_order(
-            [*(reason for part in judged for reason in part.reasons), *_of_duplicates(cleaning)]
-        )
-        settle = partial(task.settle, buckets, reasons)
-        process(settle, groups, work / "tasks-verdicts", processing, "writing verdicts")
-        tallies = [_read_tally(work, number) for number in range(len(pieces))]
-        counts = _count(corpus, pieces, tallies, reasons)
-        _check(counts, corpus)
-
-        with made.begin():
-            outputs = _move(work, folder, tallies, reasons)
-            bad_lines = sum(len(part.bad_lines) for part in judged)
-            result = made.finish(
-                outputs, {**counts, **looked_for, "bad_lines": bad_lines}, notes={"files": known}
+        Raises UserError without a readable corpus, or if a file that `cleaning` names is not there.
+        """
+        if not self.corpus.sources:
+            raise UserError(
+                "corpus.sources: the config names none, only corpus.counts; cleaning needs the text"
+                " itself"
             )
 
-        shutil.rmtree(folder / "work", ignore_errors=True)
+        recipe: dict[str, Any] = {
+            "corpus": self.corpus.reading(),
+            "cleaning": self.cleaning.recipe(),
+        }
+        if self.cleaning.quality:
+            recipe["data"] = {"language": self.language}
 
-    return result
+        return Stage(self.folder, "clean", recipe, self._inputs[0])
+
+    @cached_property
+    def _inputs(self) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+        """Hashes of what is read, and what is known of its files, for the notes of the manifest."""
+        earlier = manifest.read(self.folder)
+        remembered = earlier.notes["files"] if earlier else {}
+        contents = hashes(self.corpus, remembered)
+        inputs, files = {"corpus": contents.corpus}, dict(contents.files)
+        if self.cleaning.language:
+            model = model_file(self.cleaning.language)
+            facts = file_facts([model], remembered, "hashing the language model")
+            inputs["language_model"] = facts[str(model)]["sha256"]
+            files |= facts
+
+        if self.cleaning.contamination:
+            texts = hashes(EvaluationFiles.of(self.cleaning.contamination), remembered)
+            inputs["evaluation"] = texts.corpus
+            files |= texts.files
+
+        return inputs, files
+
+    def make(self) -> Manifest:
+        """Decide which documents are kept; does nothing where that is done. Returns the manifest.
+
+        Raises UserError if the config cleans nothing, if the corpus or another file cannot be read,
+        if a library is not installed, or if no document would be left."""
+        if not self.cleaning.on:
+            raise UserError(
+                "cleaning: the config asks for none, and the corpus is taken as it is; to clean it,"
+                " set a key such as cleaning.exact_duplicates=true"
+            )
+
+        stage = self.stage()
+        return stage.make(stage.hash[:16], self._process, self._collect)
+
+    def _process(self, work: Path) -> "_Decided":
+        if self.cleaning.quality:
+            check_words(self.language)
+
+        pieces = partitions(self.corpus)
+        task = _Cleaning(self.corpus, self.cleaning, self.language, work, self._model())
+        if self.cleaning.language and task.model:
+            check_languages(self.cleaning.language, task.model)
+
+        looked_for = _look_for(self.cleaning, work)
+        process(task.judge, pieces, work / "tasks-rules", self.processing, "judging documents")
+        judged = [_read_judged(work, number) for number in range(len(pieces))]
+        refuse_many([line for part in judged for line in part.bad_lines], self.corpus)
+
+        groups = _groups(pieces)
+        buckets = _find_duplicates(task, judged, groups, self.processing) if pieces else 0
+        reasons = in_order(
+            [
+                *(reason for part in judged for reason in part.reasons),
+                *_of_duplicates(self.cleaning),
+            ]
+        )
+        settle = partial(task.settle, buckets, reasons)
+        process(settle, groups, work / "tasks-verdicts", self.processing, "writing decisions")
+
+        tallies = [_read_tally(work, number) for number in range(len(pieces))]
+        counts = _count(self.corpus, pieces, tallies, reasons)
+        _check(counts, self.corpus)
+        bad_lines = sum(len(part.bad_lines) for part in judged)
+        return _Decided(tallies, reasons, {**counts, **looked_for, "bad_lines": bad_lines})
+
+    def _collect(self, work: Path, decided: "_Decided") -> Outcome:
+        outputs = _move(work, self.folder, decided.tallies, decided.reasons)
+        return Outcome(outputs, decided.counts, {"files": self._inputs[1]})
+
+    def _model(self) -> tuple[Path, str] | None:
+        """The language model's file and its sha256, where there is one."""
+        if not self.cleaning.language:
+            return None
+        return model_file(self.cleaning.language), self._inputs[0]["language_model"]
 
 
-def _model(cleaning: CleaningConfig, made: Stage, beside: Path) -> tuple[Path, str] | None:
-    """The language model's file and its sha256, where there is one."""
-    return (
-        (model_file(cleaning.language, beside), made.inputs["language_model"])
-        if cleaning.language
-        else None
-    )
+@dataclass(frozen=True)
+class _Decided:
+    """What the work comes to: the tally of each partition, the reasons by their codes, counts."""
+
+    tallies: "list[_Tally]"
+    reasons: list[str]
+    counts: dict[str, Any]
 
 
-def _look_for(cleaning: CleaningConfig, work: Path, beside: Path) -> dict[str, int]:
+def _look_for(cleaning: CleaningConfig, work: Path) -> dict[str, int]:
     """Write the index of evaluation texts, where the page names some; returns how many there
     are."""
     if not cleaning.contamination:
@@ -181,7 +176,7 @@ def _look_for(cleaning: CleaningConfig, work: Path, beside: Path) -> dict[str, i
 
     from robustly.data_prep.cleaning.contamination import build_index
 
-    index = build_index(cleaning.contamination, beside)
+    index = build_index(cleaning.contamination)
     npy.write(work / INDEX, index.hashes)
     if index.short:
         log.warn(

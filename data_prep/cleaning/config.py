@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
-from robustly.config import Section
+from robustly.config import InputPath, Section
 from robustly.corpus.config import CorpusConfig, SourceConfig
 
 QUALITY_FILTERS = {
@@ -53,7 +53,7 @@ def _as_files(value: Any) -> Any:
 class LanguageConfig(Section):
     """Which languages are kept, as a fastText model sees them."""
 
-    model: str
+    model: InputPath
     """A fastText model on this machine that tells languages, such as lid.176.ftz or GlotLID's. A
     relative path is looked up beside the page, then in the working directory."""
     keep: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
@@ -69,7 +69,7 @@ class LanguageConfig(Section):
 class ContaminationConfig(Section):
     """Texts that a model is to be evaluated on, and that it must not have seen."""
 
-    files: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+    files: Annotated[list[InputPath], BeforeValidator(_as_list), Field(min_length=1)]
     """Files, folders or globs of .txt (a text is a line), .jsonl and .parquet (each string of a row
     is a text), looked up beside the page, then in the working directory."""
     keys: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] | None = None

@@ -30,14 +30,14 @@ class Index:
     """Texts that have too few words for a run, and are not looked for."""
 
 
-def build_index(contamination: ContaminationConfig, beside: Path) -> Index:
+def build_index(contamination: ContaminationConfig) -> Index:
     """Read the evaluation texts of a page.
 
     Raises UserError if a file cannot be read, a row lacks a key, or no text is long enough.
     """
     found: list[NDArray[np.uint64]] = []
     texts = short = 0
-    paths = [path for _, path in files(EvaluationFiles.of(contamination), beside)]
+    paths = [path for _, path in files(EvaluationFiles.of(contamination))]
 
     with log.progress("reading evaluation texts", len(paths), "files") as advance:
         for path in paths:

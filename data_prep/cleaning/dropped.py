@@ -12,7 +12,7 @@ from robustly.data_prep.json_lines import check_place, new_file
 OPTION = "--dropped"
 
 
-def write_dropped(corpus: CorpusConfig, folder: Path, beside: Path, path: Path) -> int:
+def write_dropped(corpus: CorpusConfig, folder: Path, path: Path) -> int:
     """Read the corpus once more and write what the finished stage in `folder` drops to `path`;
     returns how many.
 
@@ -21,7 +21,7 @@ def write_dropped(corpus: CorpusConfig, folder: Path, beside: Path, path: Path) 
     cannot be read."""
     check_place(path, OPTION)
     names = decisions.read_list(folder)["verdicts"]
-    sources, pieces = corpus.names, partitions(corpus, beside)
+    sources, pieces = corpus.names, partitions(corpus)
     written = 0
 
     with (

@@ -93,10 +93,10 @@ def _contamination(evaluation: NDArray[np.uint64], n: int, text: str) -> str | N
 # ----------------------------------------------------------------------------------------- language
 
 
-def model_file(language: LanguageConfig, beside: Path) -> Path:
+def model_file(language: LanguageConfig) -> Path:
     """The file of the model that a page names. Raises UserError if it is not there."""
     advice = "Give a fastText model that tells languages, such as lid.176.ftz"
-    return locate("cleaning.language.model", language.model, beside, file=True, advice=advice)
+    return locate("cleaning.language.model", language.model, file=True, advice=advice)
 
 
 def check_languages(language: LanguageConfig, model: tuple[Path, str]) -> None:

@@ -113,7 +113,7 @@ def read(folder: Path) -> tuple[Record, dict[str, Tensor], str]:
 
     Raises UserError if it is missing, unfinished or damaged.
     """
-    finished = manifest.require(folder, "subspace", COMMAND)
+    finished = manifest.require(folder, "subspace")
     for name in finished.outputs:
         manifest.verify(folder, finished, name)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from robustly.config import Section
+from robustly.config import InputPath, Section
 from robustly.delta.tasks import template
 from robustly.pretrain.config import Positive
 
@@ -20,11 +20,11 @@ class _Task(Section):
     is a folder's or one on the Hugging Face Hub. Relative paths are looked up beside the page, then
     in the working directory."""
 
-    train: str
+    train: InputPath
     """What is trained on."""
-    dev: str | None = None
+    dev: InputPath | None = None
     """What the best epoch is chosen by; inputs that stand in here are never trained on."""
-    test: str
+    test: InputPath
     """What is scored; inputs that stand in here are never trained on, and are taken out of
     `dev`."""
     examples: Positive | None = None
@@ -36,7 +36,7 @@ class _Task(Section):
 
     @field_validator("train", "dev", "test")
     @classmethod
-    def _names_a_split(cls, value: str | None) -> str | None:
+    def _names_a_split(cls, value: InputPath | None) -> InputPath | None:
         if value and value.startswith("hub:") and not HUB.fullmatch(value):
             raise ValueError(
                 "expected hub:NAME/SPLIT or hub:NAME:SUBSET/SPLIT, such as"

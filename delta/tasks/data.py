@@ -5,7 +5,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,14 +86,14 @@ class TaskData:
         return metrics.scores(self.kind, [same] * len(answers), answers)
 
 
-def read(task: Task, beside: Path) -> TaskData:
+def read(task: Task) -> TaskData:
     """Read the files of a task; relative paths start at `beside` or in the working directory.
 
     Raises UserError naming file and line for what is no example; also for a label of another file
     that is not in training, for a single label, for a file of which nothing is left when another
     one's inputs are taken out, and for fewer examples than asked for."""
     names = {part: name for part in ("train", "dev", "test") if (name := getattr(task, part))}
-    tables = {part: files.read(f"delta.task.{part}", name, beside) for part, name in names.items()}
+    tables = {part: files.read(f"delta.task.{part}", name) for part, name in names.items()}
     parts = {part: examples(task, table) for part, table in tables.items()}
     labels = _labels(task, tables["train"], parts["train"])
     for part in parts:

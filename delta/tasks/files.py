@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robustly import UserError
-from robustly.config import fingerprint, locate
+from robustly.config import InputPath, fingerprint, locate
 from robustly.corpus import hub
 from robustly.corpus.config import SourceConfig
 from robustly.corpus.reading import form, json_object, opened
@@ -40,17 +40,17 @@ class Table:
         )
 
 
-def read(key: str, name: str, beside: Path) -> Table:
+def read(key: str, name: InputPath) -> Table:
     """What the page names under `key`; a relative path starts at `beside` or in the working
     directory.
 
     Raises UserError, with file and line where there is one, if it is missing, of another kind, or
     cannot be read."""
     if HUB.fullmatch(name):
-        rows = list(enumerate(_dataset(key, name, beside)))
+        rows = list(enumerate(_dataset(key, name)))
         return Table(name, rows, fingerprint([row for _, row in rows]))
 
-    path = locate(key, name, beside, file=True)
+    path = locate(key, name, file=True)
     kind, _ = form(path)
     if kind not in KINDS:
         raise UserError(
@@ -142,15 +142,16 @@ def _cells(text: str, kind: str) -> Iterator[tuple[int, Row]]:
             yield number, dict(zip(columns, cells, strict=True))
 
 
-def _dataset(key: str, name: str, beside: Path) -> Iterator[Row]:
+def _dataset(key: str, name: InputPath) -> Iterator[Row]:
     """The rows of a dataset's split, streamed at one commit; classes come by their names, a missing
     one as None."""
     named = HUB.fullmatch(name)
     assert named
-    source = SourceConfig(hub=named["name"], subset=named["subset"], split=named["split"])
+    place = InputPath(named["name"], name.base_dir)
+    source = SourceConfig(hub=place, subset=named["subset"], split=named["split"])
 
     try:
-        found = hub.dataset(source, beside)
+        found = hub.dataset(source)
     except UserError as error:
         raise UserError(f"{key}: {str(error).removeprefix('corpus.sources: ')}") from error
 

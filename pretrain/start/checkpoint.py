@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from robustly import UserError, manifest
-from robustly.config import fingerprint, locate
+from robustly.config import InputPath, fingerprint, locate
 from robustly.files import sha256
 from robustly.pretrain.config import FairseqCheckpoint
 from robustly.tokenizer.importing import FOLDER_FILES, read_fairseq
@@ -77,7 +77,7 @@ class Initial:
         return vocabulary
 
 
-def find_initial(init_from: str | FairseqCheckpoint, beside: Path, key: str = KEY) -> Initial:
+def find_initial(init_from: InputPath | FairseqCheckpoint, key: str = KEY) -> Initial:
     """The checkpoint that `key` of a page names; relative paths are looked up beside it, then in
     the working directory.
 
@@ -85,12 +85,12 @@ def find_initial(init_from: str | FairseqCheckpoint, beside: Path, key: str = KE
     """
     if isinstance(init_from, FairseqCheckpoint):
         weights, *rest = (
-            locate(f"{key}.{file}", getattr(init_from, file), beside, advice=_FETCH)
+            locate(f"{key}.{file}", getattr(init_from, file), advice=_FETCH)
             for file in ("weights", "encoder", "merges", "dictionary")
         )
         return Initial(key, "fairseq", weights, (weights,), None, tuple(rest))
 
-    folder = locate(key, init_from, beside, advice=_FETCH)
+    folder = locate(key, init_from, advice=_FETCH)
     if folder.is_file():
         raise UserError(f"{key}: {folder}: a file; {_EXPECTED}")
 
@@ -105,7 +105,7 @@ def find_initial(init_from: str | FairseqCheckpoint, beside: Path, key: str = KE
 
 
 def _run(train: Path, key: str) -> Initial:
-    finished = manifest.require(train, "train", "robustly pretrain CONFIG")
+    finished = manifest.require(train, "train")
     vocabulary = train.parent / "tokenizer"
     made = manifest.read(vocabulary)
     if made is None or made.hash != finished.inputs["tokenizer"]:
@@ -126,7 +126,7 @@ def _run(train: Path, key: str) -> Initial:
 
 def _transformers(folder: Path, key: str) -> Initial:
     if (folder / manifest.RECIPE).exists():
-        manifest.require(folder, "published", "robustly publish CONFIG")
+        manifest.require(folder, "published")
 
     if (folder / _INDEX).is_file():
         try:

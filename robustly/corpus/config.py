@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from robustly import UserError
-from robustly.config import Section
+from robustly.config import InputPath, Section
 
 
 def _as_source(value: Any) -> Any:
@@ -32,10 +32,10 @@ class SourceConfig(Section):
     """One body of text: files, or a dataset. In a page `{path: ...}`, `{hub: ...}`, or a path
     alone."""
 
-    path: str | None = None
+    path: InputPath | None = None
     """File, folder or glob of .txt, .jsonl or .parquet, each plain or .gz, .xz, .zst (not parquet).
     A relative path is looked up beside the page, then in the working directory."""
-    hub: str | None = None
+    hub: InputPath | None = None
     """A dataset on the Hugging Face Hub (owner/name), or a folder laid out like one; each row is a
     document. A folder is looked up like `path`, and taken before the Hub."""
     subset: str | None = None
@@ -104,7 +104,7 @@ class CorpusConfig(Section):
         list[Annotated[SourceConfig, BeforeValidator(_as_source)]], BeforeValidator(_as_list)
     ] = Field(default_factory=list)
     """One source or a list of them, in the order in which they enter the token store."""
-    counts: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
+    counts: Annotated[list[InputPath], BeforeValidator(_as_list)] = Field(default_factory=list)
     """Word counts (.tsv, plain or .gz, .xz, .zst: files, folders or globs) that the tokenizer is
     trained from instead of counting the words of `sources`; a line is a count, a tab and the word
     as a JSON string."""

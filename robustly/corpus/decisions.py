@@ -37,7 +37,7 @@ def require(folder: Path, corpus: str) -> Manifest:
 
     Raises UserError if it has not.
     """
-    finished = manifest.require(folder, "clean", COMMAND)
+    finished = manifest.require(folder, "clean")
     if finished.inputs["corpus"] != corpus:
         raise UserError(
             f"{folder}: the corpus is another than the one that was cleaned here; run `{COMMAND}`"

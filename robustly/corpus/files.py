@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from robustly import UserError
-from robustly.config import find, fingerprint
+from robustly.config import fingerprint
 from robustly.corpus import hub
 from robustly.corpus.config import CorpusConfig, SourceConfig
 from robustly.corpus.reading import (
@@ -19,7 +19,7 @@ from robustly.files import sha256
 from robustly.log import progress
 
 
-def files(corpus: CorpusConfig, beside: Path) -> list[tuple[int, Path]]:
+def files(corpus: CorpusConfig) -> list[tuple[int, Path]]:
     """The files of a corpus, each with the number of its source: sources as on the page, their
     files by name.
 
@@ -28,11 +28,11 @@ def files(corpus: CorpusConfig, beside: Path) -> list[tuple[int, Path]]:
     found = []
     for number, source in enumerate(corpus.sources):
         if source.path is None:
-            folder = hub.folder_of(source, beside)
+            folder = hub.folder_of(source)
             found += [(number, path) for path in _matches(folder)] if folder else []
             continue
 
-        candidates = find(source.path, beside)
+        candidates = source.path.candidates
         matches = next((some for some in map(_matches, candidates) if some), None)
         if matches is None:
             raise UserError(
@@ -88,16 +88,14 @@ class Hashes:
     of a manifest, to be `remembered` next time."""
 
 
-def hashes(
-    corpus: CorpusConfig, beside: Path, remembered: Mapping[str, Mapping[str, Any]]
-) -> Hashes:
+def hashes(corpus: CorpusConfig, remembered: Mapping[str, Mapping[str, Any]]) -> Hashes:
     """Hash every file of the corpus, except those whose size and time of change are as
     `remembered`.
 
     The Hub is asked at which commit a dataset is, unless the page says so; where it cannot be
     reached, the commit is the one that is `remembered`. Raises UserError as `files` and
     `hub.hashed` do, or if a file cannot be read."""
-    found = files(corpus, beside)
+    found = files(corpus)
     facts = file_facts([path for _, path in found], remembered, "hashing the corpus")
     contents: list[list[Any]] = []
 
@@ -110,7 +108,7 @@ def hashes(
             continue
 
         key = _key(source)
-        dataset = hub.hashed(source, beside, remembered.get(key, {}).get("commit"))
+        dataset = hub.hashed(source, remembered.get(key, {}).get("commit"))
         facts[key] = {"commit": dataset.commit}
         places = [
             [path.relative_to(dataset.place).as_posix(), facts[str(path)]["sha256"]] for path in own
@@ -149,11 +147,11 @@ def _key(source: SourceConfig) -> str:
     return f"hf://{source.hub}@{source.revision or 'main'}/{source.subset or ''}/{source.split}"
 
 
-def sizes(corpus: CorpusConfig, beside: Path) -> dict[str, int | None]:
+def sizes(corpus: CorpusConfig) -> dict[str, int | None]:
     """The bytes of everything that `hashes` has facts of, under the same names; None: a dataset, of
     any size.
 
     No network is asked. Raises UserError as `files` does.
     """
     datasets = {_key(source): None for source in corpus.sources if source.path is None}
-    return {**{str(path): path.stat().st_size for _, path in files(corpus, beside)}, **datasets}
+    return {**{str(path): path.stat().st_size for _, path in files(corpus)}, **datasets}

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from robustly import UserError, log
-from robustly.config import find
 from robustly.corpus.config import SourceConfig
 
 ROWS = 256  # of a batch
@@ -48,13 +47,13 @@ class Unreachable(UserError):
     """The Hub gave no answer."""
 
 
-def folder_of(source: SourceConfig, beside: Path) -> Path | None:
+def folder_of(source: SourceConfig) -> Path | None:
     """The folder that `source.hub` names, looked up like any path; None if it is a name on the Hub.
 
     Raises UserError if it is neither, or a folder with a revision.
     """
     assert source.hub is not None
-    candidates = find(source.hub, beside)
+    candidates = source.hub.candidates
     folder = next((candidate.absolute() for candidate in candidates if candidate.is_dir()), None)
     if folder is None and not _NAME.fullmatch(source.hub):
         raise UserError(
@@ -79,26 +78,26 @@ _hashed: dict[
 ] = {}  # (name, revision) -> the commit by which this process hashed it
 
 
-def dataset(source: SourceConfig, beside: Path) -> Dataset:
+def dataset(source: SourceConfig) -> Dataset:
     """What `source` names, at the commit by which it was hashed, to be read now.
 
     Raises UserError as `folder_of` and `hashed` do. A commit that the page pins is looked for, too:
     the answer takes a moment, where `datasets` would try again and again before it gives up."""
-    if folder := folder_of(source, beside):
+    if folder := folder_of(source):
         return Dataset(str(folder), source.subset, source.split, None)
     assert source.hub is not None
     commit = _hashed.get((source.hub, source.revision)) or _ask(source.hub, source.revision)
     return Dataset(source.hub, source.subset, source.split, _ask(source.hub, commit))
 
 
-def hashed(source: SourceConfig, beside: Path, remembered: str | None) -> Dataset:
+def hashed(source: SourceConfig, remembered: str | None) -> Dataset:
     """What `source` names, for hashing. A full commit on the page needs no network; any other
     revision is asked for.
 
     Where the Hub cannot be reached, it is at the commit that is `remembered` from an earlier time,
     with a warning. Raises UserError if there is none, or if the Hub has no such dataset or
     revision."""
-    if folder := folder_of(source, beside):
+    if folder := folder_of(source):
         return Dataset(str(folder), source.subset, source.split, None)
 
     name, revision = source.hub, source.revision

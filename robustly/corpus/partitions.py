@@ -33,17 +33,17 @@ class Partition:
     """File that says which of its documents are kept; None: all of them."""
 
 
-def partitions(corpus: CorpusConfig, beside: Path) -> list[Partition]:
+def partitions(corpus: CorpusConfig) -> list[Partition]:
     """Every part of the corpus, in order; an empty file has none, and a dataset has its shards.
 
     Raises UserError as `files` does, if a parquet file cannot be read or lacks the column
     `corpus.text_key`, or if a dataset cannot be reached or has no such subset, split or column."""
-    found = files(corpus, beside)
+    found = files(corpus)
     result = []
 
     for number, source in enumerate(corpus.sources):
         if source.path is None:
-            dataset = hub.dataset(source, beside)
+            dataset = hub.dataset(source)
             shards = hub.shards(dataset, corpus.text_key)
             result += [
                 Partition(number, str(dataset), shard, shards, dataset) for shard in range(shards)

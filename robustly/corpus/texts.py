@@ -98,7 +98,7 @@ def by_file(corpus: CorpusConfig) -> Texts:
     """The documents of a corpus without broken rows, under their files' names; raises UserError as
     `read` does."""
     with _as_options(OPTIONS):
-        names = _names([str(path) for _, path in files(corpus, Path.cwd())])
+        names = _names([str(path) for _, path in files(corpus)])
     return Texts("text", "file", ((names[path], text) for path, text in read(corpus, "measuring")))
 
 
@@ -109,7 +109,7 @@ def by_key(corpus: CorpusConfig, key: str) -> Texts:
     Raises UserError for a .txt file; while it is read, as `read` does, and if a row has no string
     at `key`, or if there are more than MAX_VALUES of them."""
     with _as_options(OPTIONS):
-        for _, path in files(corpus, Path.cwd()):
+        for _, path in files(corpus):
             if (
                 Path(
                     path.name.removesuffix(path.suffix if path.suffix in COMPRESSED else "")
@@ -147,9 +147,9 @@ def _rows(corpus: CorpusConfig, key: str) -> Iterator[tuple[str, str]]:
 
 def _pieces(corpus: CorpusConfig) -> list[Partition]:
     """The parts of the files, none of which is empty."""
-    here = Path.cwd()
-    pieces = partitions(corpus, here)
-    if empty := {str(path) for _, path in files(corpus, here)} - {piece.path for piece in pieces}:
+
+    pieces = partitions(corpus)
+    if empty := {str(path) for _, path in files(corpus)} - {piece.path for piece in pieces}:
         raise UserError(f"{min(empty)}: empty; expected text")
     return pieces
 

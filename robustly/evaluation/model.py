@@ -89,7 +89,7 @@ def open_folder(folder: Path, device: torch.device) -> MaskedLM:
         )
 
     if (folder / manifest.RECIPE).exists():
-        manifest.require(folder, "published", "robustly publish CONFIG")
+        manifest.require(folder, "published")
 
     if not (folder / "config.json").is_file():
         raise UserError(

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from robustly import UserError, log, manifest
 from robustly.files import write_atomic
-from robustly.inspection.folders import COMMANDS, RUN, describe_run, folder_kind
+from robustly.inspection.folders import CHECKPOINT, RUN, describe_run, folder_kind
+from robustly.stages import KINDS, resolve
 
 if TYPE_CHECKING:
     from robustly.corpus.texts import Texts
@@ -43,7 +44,7 @@ def check_data_folder(folder: Path, option: str) -> None:
     if (kind := folder_kind(folder)) != "data":
         inside = f"; this run's is {folder / 'data'}" if kind == RUN else ""
         raise UserError(f"{folder}: a {kind} folder; {option} is for data folders{inside}")
-    manifest.require(folder, "data", COMMANDS["data"])
+    manifest.require(folder, "data")
 
 
 def describe_data(
@@ -102,29 +103,10 @@ def held_out_beside(folder: Path) -> "Texts | None":
 
 
 def describe(folder: Path, kind: str) -> "Description":
-    """Each package describes its own folder; only that one is imported."""
-    match kind:
-        case "clean":
-            from robustly.inspection.cleaning import describe
-        case "tokenizer":
-            from robustly.inspection.tokenizer import describe
-        case "data":
-            from robustly.inspection.data import describe
-        case "train":
-            from robustly.inspection.train import describe
-        case "delta":
-            from robustly.inspection.delta import describe
-        case "search":
-            from robustly.inspection.delta import describe_search as describe
-        case "comparison":
-            from robustly.inspection.delta import describe_comparison as describe
-        case "subspace":
-            from robustly.inspection.delta import describe_subspace as describe
-        case "published" | "checkpoint":
-            from robustly.inspection.published import describe
-        case "report":
-            from robustly.inspection.published import describe_report as describe
-        case _:
-            describe = describe_run
-
-    return describe(folder)
+    """What a folder of this kind holds; only what describes it is imported."""
+    if kind == RUN:
+        return describe_run(folder)
+    if kind == CHECKPOINT:
+        kind = "published"
+    description: Description = resolve(KINDS[kind].describe)(folder)
+    return description

@@ -8,27 +8,7 @@ from typing import Any
 from robustly import UserError, manifest
 from robustly.description import Description, Listing
 from robustly.manifest import MANIFEST, RECIPE, Manifest
-
-COMMANDS = {
-    "clean": "robustly clean CONFIG",
-    "tokenizer": "robustly tokenizer CONFIG",
-    "data": "robustly prepare CONFIG",
-    "train": "robustly pretrain CONFIG",
-    "published": "robustly publish CONFIG",
-    "report": "robustly report CONFIG",
-    "delta": "robustly delta CONFIG",
-    "search": "robustly delta search CONFIG",
-    "comparison": "robustly delta compare CONFIG",
-    "subspace": "robustly delta subspace CONFIG... --into FOLDER",
-}
-"""Kind of a stage's folder -> the command that makes it."""
-
-RUN_STAGES = (
-    "tokenizer",
-    "data",
-    "train",
-    "published",
-)  # folders of a run, in the order in which they are made
+from robustly.stages import KINDS, RUN_STAGES
 
 RUN = "run"
 
@@ -44,7 +24,7 @@ def typed(folder: Path) -> str:
 
 
 def folder_kind(folder: Path) -> str:
-    """What a folder is: a key of COMMANDS, RUN or CHECKPOINT.
+    """What a folder is: a name of KINDS, RUN or CHECKPOINT.
 
     Raises UserError if it is not there, or if nothing in it is known: the message lists what was
     found."""
@@ -54,9 +34,9 @@ def folder_kind(folder: Path) -> str:
             f"{folder}: {what}; expected a folder that robustly made, or a Hugging Face checkpoint"
         )
 
-    if (stage := stage_of(folder)) in COMMANDS:
+    if (stage := stage_of(folder)) in KINDS:
         return stage
-    if any(stage_of(folder / name) for name in ("clean", *RUN_STAGES)):
+    if any(stage_of(folder / each.name) for each in RUN_STAGES):
         return RUN
     if (folder / "config.json").is_file():
         return CHECKPOINT
@@ -67,7 +47,7 @@ def folder_kind(folder: Path) -> str:
     shown = ", ".join(found[:12]) + (f" and {len(found) - 12:,} more" if len(found) > 12 else "")
     raise UserError(
         f"{folder}: not a kind of folder that is known here. It holds {shown or 'nothing'}. Known"
-        f" are the folders of stages ({', '.join(COMMANDS)}), of a whole run (runs/NAME), and"
+        f" are the folders of stages ({', '.join(KINDS)}), of a whole run (runs/NAME), and"
         " Hugging Face checkpoints (config.json) and tokenizers (tokenizer.json, or vocab.json and"
         " merges.txt)"
     )
@@ -79,7 +59,7 @@ def stage_of(folder: Path) -> str | None:
         return str(begun["stage"])
     # The first stages work in `work/` before they begin, so that a faulty corpus leaves no recipe
     # behind.
-    return folder.name if folder.name in COMMANDS and (folder / "work").is_dir() else None
+    return folder.name if folder.name in KINDS and (folder / "work").is_dir() else None
 
 
 def recipe(folder: Path) -> dict[str, Any] | None:
@@ -113,7 +93,7 @@ def unfinished(folder: Path, stage: str) -> Description:
         stage,
         f"The {stage} stage, begun and not finished: there is no {MANIFEST} yet.",
         {**({"recipe": begun["hash"][:16]} if begun else {}), "bytes_on_disk": disk_bytes(folder)},
-        notes=[f"next: {COMMANDS[stage]}, with the page that began it, goes on"],
+        notes=[f"next: {KINDS[stage].command}, with the config that began it, goes on"],
     )
 
 
@@ -140,24 +120,24 @@ def describe_run(folder: Path) -> Description:
 
     Raises UserError if a manifest cannot be read.
     """
-    places = [folder / "clean"] if stage_of(folder / "clean") else []
-    places += [folder / stage for stage in RUN_STAGES]
+    stages = [(folder / stage.name, stage.optional) for stage in RUN_STAGES]
+    places = [place for place, optional in stages if not optional or stage_of(place)]
     deltas = (
         path
         for parent in ("deltas", "searches", "comparisons")
         for path in sorted(folder.glob(f"{parent}/*"))
     )
-    places += [path for path in (folder / "report", *deltas) if stage_of(path)]
-    stages = []
+    places += [path for path in deltas if stage_of(path)]
+    rows: list[dict[str, Any]] = []
     following = f"robustly evaluate {typed(folder / 'published')} --text FILES"
 
     for place in reversed(places):  # the first that is not finished has the last word
         finished = manifest.read(place)
         state = "finished" if finished else "begun" if stage_of(place) else "not begun"
         if not finished:
-            following = COMMANDS[stage_of(place) or place.name]
+            following = KINDS[stage_of(place) or place.name].command
 
-        stages.append(
+        rows.append(
             {
                 "folder": place.relative_to(folder).as_posix(),
                 "state": state,
@@ -166,14 +146,14 @@ def describe_run(folder: Path) -> Description:
             }
         )
 
-    stages.reverse()
-    done = sum(stage["state"] == "finished" for stage in stages)
+    rows.reverse()
+    done = sum(row["state"] == "finished" for row in rows)
 
     return Description(
         folder,
         RUN,
-        f"A run: {done} of {len(stages)} stages finished.",
+        f"A run: {done} of {len(rows)} stages finished.",
         {"bytes_on_disk": disk_bytes(folder)},
-        [Listing("stages", stages)],
+        [Listing("stages", rows)],
         [f"next: {following}"],
     )

@@ -12,7 +12,6 @@ from robustly.corpus.texts import Texts
 from robustly.description import Description, Listing
 from robustly.inspection.folders import (
     CHECKPOINT,
-    COMMANDS,
     RUN,
     disk_bytes,
     folder_kind,
@@ -73,7 +72,7 @@ def _open(folder: Path) -> _Opened:
             f"{', '.join(KINDS.values())}{inside}"
         )
 
-    finished = manifest.require(folder, found, COMMANDS[found]) if stage_of(folder) else None
+    finished = manifest.require(folder, found) if stage_of(folder) else None
     return _Opened(folder, found, tokenizer.load(folder), finished)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from robustly import manifest
 from robustly.description import Description, Listing
-from robustly.inspection.folders import COMMANDS, disk_bytes, provenance, recipe
+from robustly.inspection.folders import disk_bytes, provenance, recipe
 from robustly.metrics import read_metrics
 from robustly.pretrain.checkpoint import BEST, NAME, STATE, update_of
+from robustly.stages import KINDS
 
 ROWS = 8  # of a curve
 BESIDE = ("update", "validation_sources")  # keys of an evaluation that are shown in other ways
@@ -39,7 +40,7 @@ def describe(folder: Path) -> Description:
         saved = complete[-1]["update"] if complete else 0
         summary = f"A pretraining at update {reached:,} of {schedule['updates']:,}, not finished."
         notes = [
-            f"next: {COMMANDS['train']}, with the page that began it, goes on from "
+            f"next: {KINDS['train'].command}, with the page that began it, goes on from "
             + (
                 f"the checkpoint of update {saved:,}"
                 if saved

@@ -28,7 +28,7 @@ from robustly.pretrain.config import RunConfig
 from robustly.pretrain.flops import embedding_parameters, flops_per_token, parameters
 from robustly.pretrain.mfu import PEAK_TFLOPS
 from robustly.pretrain.schedule import UpdateSizes
-from robustly.pretrain.stage import Pretraining
+from robustly.pretrain.stage import PretrainingConfig
 from robustly.tokenizer.config import TokenizerConfig
 
 BYTES_PER_TOKEN = 4.4
@@ -94,10 +94,9 @@ class Plan:
 
 
 def plan(
-    config: Pretraining,
+    config: PretrainingConfig,
     corpus: CorpusConfig,
     tokenizer: TokenizerConfig,
-    beside: Path,
     ranks: int,
     machine: Machine,
     speed: Speed | None,
@@ -110,7 +109,7 @@ def plan(
     vocabulary, run, length = tokenizer.vocab_size, config.run, config.data.block_length
     masked = config.masking.probability
     count = parameters(config.model, vocabulary)
-    size = corpus_size(config, corpus, tokenizer, beside)
+    size = corpus_size(config, corpus, tokenizer)
     filled = (
         1 - size.padding if config.data.format == "full_sentences" else 1.0
     )  # doc_sentences: more blocks instead
@@ -187,38 +186,38 @@ def plan(
 
 
 def corpus_size(
-    config: Pretraining, corpus: CorpusConfig, tokenizer: TokenizerConfig, beside: Path
+    config: PretrainingConfig, corpus: CorpusConfig, tokenizer: TokenizerConfig
 ) -> CorpusSize:
     """The tokens to train on: counted where the data stage has finished, else from the tokenizer's
     counts, else from the files' bytes, else not known. Folders of another recipe or other files do
     not count."""
     try:
-        found, trained_on = sizes(corpus, beside), sizes(corpus.training, beside)
+        found, trained_on = sizes(corpus), sizes(corpus.training)
     except UserError:
         found = trained_on = {}
 
     vocabulary, train_share = tokenizer.vocab_size, 1 - corpus.validation
     data_recipe = store_recipe(corpus, config.data)
     made = manifest.read(
-        config.tokenizer_folder
+        config.folder("tokenizer")
     )  # trained on the corpus, or on counts, or imported
-    prepared = _finished(config.data_folder, "data", data_recipe, found)
+    prepared = _finished(config.folder("data"), "data", data_recipe, found)
     same = made is not None and made.recipe.get("tokenizer") == tokenizer.recipe()
     if made and same and prepared and prepared.inputs["tokenizer"] == made.hash:
-        return _prepared_size(prepared, config.data, config.data_folder, config.repeats)
+        return _prepared_size(prepared, config.data, config.folder("data"), config.corpus.repeats)
 
     tokenizer_recipe = {"tokenizer": tokenizer.recipe(), "corpus": corpus.reading()}
-    if trained := _finished(config.tokenizer_folder, "tokenizer", tokenizer_recipe, trained_on):
+    if trained := _finished(config.folder("tokenizer"), "tokenizer", tokenizer_recipe, trained_on):
         tokens, documents = trained.counts["tokens"], trained.counts["documents"]
         units = tokens / TOKENS_PER_UNIT
         times, repeated = 1.0, ""
-        if config.repeats and trained_on:
-            text, epoch = _text_bytes(corpus.training, beside)
+        if config.corpus.repeats and trained_on:
+            text, epoch = _text_bytes(corpus.training)
             times, repeated = epoch / text, ", repeated in proportion to their bytes"
 
         return CorpusSize(
             (tokens + units + documents) * train_share * times,
-            f"{tokens:,} tokens counted in {config.tokenizer_folder}{repeated}, a </s> for every"
+            f"{tokens:,} tokens counted in {config.folder('tokenizer')}{repeated}, a </s> for every"
             f" {TOKENS_PER_UNIT} assumed",
             store=budget.store_bytes(tokens + units + documents, units, documents, vocabulary),
         )
@@ -239,7 +238,7 @@ def corpus_size(
         )
 
     known = {name: size for name, size in found.items() if size is not None}
-    text, epoch = _text_bytes(corpus, beside)
+    text, epoch = _text_bytes(corpus)
     packed = sorted({suffix for name in known if (suffix := Path(name).suffix) in EXPANSION})
     ratios = "".join(
         f", {EXPANSION[suffix]:g} bytes of text for one of {suffix}" for suffix in packed
@@ -256,11 +255,11 @@ def corpus_size(
     )
 
 
-def _text_bytes(corpus: CorpusConfig, beside: Path) -> tuple[float, float]:
+def _text_bytes(corpus: CorpusConfig) -> tuple[float, float]:
     """Bytes of text in the files, those of datasets not counted; and so many as an epoch has, each
     source repeated."""
     text = epoch = 0.0
-    for number, path in files(corpus, beside):
+    for number, path in files(corpus):
         source = corpus.sources[number]
         size = path.stat().st_size * EXPANSION.get(path.suffix, 1.0)
         text, epoch = text + size, epoch + size * (0 if source.held_out else source.repeat)
@@ -302,9 +301,9 @@ def _finished(
 # ----------------------------------------------------------------------------------------- the time
 
 
-def speeds_of(config: Pretraining, ranks: int, flops_per_position: float) -> list[Speed]:
+def speeds_of(config: PretrainingConfig, ranks: int, flops_per_position: float) -> list[Speed]:
     """The speed of the train folder's run if it is of this model, else those of GPU types."""
-    if measured := speed_in(config.folder, config, ranks):
+    if measured := speed_in(config.folder("train"), config, ranks):
         return [measured]
     return [
         speed_at(peaks[config.run.precision] * UTILISATION, ranks, flops_per_position,
@@ -327,7 +326,7 @@ def _of_tokens(speed: Speed, padding: float) -> Speed:
     )
 
 
-def speed_in(folder: Path, config: Pretraining, ranks: int) -> Speed | None:
+def speed_in(folder: Path, config: PretrainingConfig, ranks: int) -> Speed | None:
     """The median speed of the run in a train folder, if its model, blocks, precision and ranks are
     these."""
     try:
@@ -340,7 +339,7 @@ def speed_in(folder: Path, config: Pretraining, ranks: int) -> Speed | None:
         ("tokenizer", "vocab_size"), ("run", "precision"), ("run", "zero_stage"), ("run", "micro_batch"),
     )  # fmt: skip
     if (
-        any(_at(page, key) != _at(config.page, key) for key in keys)
+        any(_at(page, key) != _at(config.resolved(), key) for key in keys)
         or _at(page, ("run", "ranks")) != ranks
     ):
         return None
@@ -365,7 +364,7 @@ def _at(page: Any, key: tuple[str, ...]) -> Any:
 
 
 def warnings(
-    config: Pretraining,
+    config: PretrainingConfig,
     tokenizer: TokenizerConfig,
     ranks: int,
     machine: Machine,

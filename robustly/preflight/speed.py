@@ -11,7 +11,7 @@ from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.model_setup import accelerate
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
-from robustly.pretrain.stage import Pretraining
+from robustly.pretrain.stage import PretrainingConfig
 
 SECONDS = 15
 STEP_SECONDS = 2.0
@@ -19,7 +19,7 @@ STEP_SECONDS = 2.0
 this."""
 
 
-def measure(config: Pretraining, vocabulary: int, ranks: int, cores: int) -> Speed:
+def measure(config: PretrainingConfig, vocabulary: int, ranks: int, cores: int) -> Speed:
     """Train one rank on random tokens for some `SECONDS`; `ranks` of them are taken to be so many
     times as fast.
 
@@ -36,7 +36,7 @@ def measure(config: Pretraining, vocabulary: int, ranks: int, cores: int) -> Spe
         stop_ranks()
 
 
-def _measure(config: Pretraining, vocabulary: int, ranks: int, device: torch.device) -> Speed:
+def _measure(config: PretrainingConfig, vocabulary: int, ranks: int, device: torch.device) -> Speed:
     ids = SpecialTokens(vocabulary, 0, 1, 2, vocabulary - 1)
     objective = MaskedLanguageModel(
         new_model(roberta_config(config.model, ids), config.seed)
@@ -55,7 +55,7 @@ def _measure(config: Pretraining, vocabulary: int, ranks: int, device: torch.dev
 
 
 def _repeat(
-    engine: Engine, config: Pretraining, vocabulary: int, blocks: int
+    engine: Engine, config: PretrainingConfig, vocabulary: int, blocks: int
 ) -> list[tuple[float, float]]:
     """The times of micro-batches, as many as begin within `SECONDS`."""
     times: list[tuple[float, float]] = []
@@ -73,7 +73,7 @@ def _repeat(
 
 
 def speed_of(
-    config: Pretraining, ranks: int, blocks: int, passed: float, updated: float, kind: str
+    config: PretrainingConfig, ranks: int, blocks: int, passed: float, updated: float, kind: str
 ) -> Speed:
     """The speed of `ranks` ranks, from the seconds of a forward and backward pass of `blocks` and
     of an update."""
@@ -85,7 +85,9 @@ def speed_of(
     return Speed(tokens / seconds, source, of_full_blocks=True)
 
 
-def _one(engine: Engine, config: Pretraining, vocabulary: int, blocks: int) -> tuple[float, float]:
+def _one(
+    engine: Engine, config: PretrainingConfig, vocabulary: int, blocks: int
+) -> tuple[float, float]:
     """Seconds of a forward and backward pass of `blocks` full blocks, and of an update."""
     length = config.data.block_length
     masked = max(1, round(blocks * length * config.masking.probability))

@@ -7,8 +7,8 @@ import pytest
 from small_page import CORPUS, SMALL
 
 from robustly import experiment as experiments
-from robustly.cli import app
-from robustly.pretrain.stage import Pretraining
+from robustly.experiment import data_work, tokenizer_work
+from robustly.pretrain.stage import PretrainingConfig
 
 
 @pytest.fixture(scope="session")
@@ -20,23 +20,21 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment = experiments.load_experiment(
         "configs/tiny.yaml", [*SMALL, f"corpus.sources={root / 'corpus.txt'}", f"paths.root={root}"]
     )
-    app.build_tokenizer(experiment)
-    app.prepare_data(experiment)
+    tokenizer_work(experiment).make()
+    data_work(experiment).make()
     return root
 
 
-def maker(prepared: Path, parent: Path) -> Callable[..., Pretraining]:
+def maker(prepared: Path, parent: Path) -> Callable[..., PretrainingConfig]:
     """Makes a Pretraining on the prepared data whose train folder is `parent/<name>`."""
 
-    def make(name: str = "train", *changes: str) -> Pretraining:
+    def make(name: str = "train", *changes: str) -> PretrainingConfig:
         places = [
             f"corpus.sources={prepared / 'corpus.txt'}",
             f"paths.root={prepared}",
             f"paths.train={parent / name}",
         ]
-        return experiments.pretraining(
-            experiments.load_experiment("configs/tiny.yaml", [*SMALL, *places, *changes])
-        )
+        return experiments.load_experiment("configs/tiny.yaml", [*SMALL, *places, *changes])
 
     return make
 
@@ -44,10 +42,10 @@ def maker(prepared: Path, parent: Path) -> Callable[..., Pretraining]:
 @pytest.fixture(scope="module")
 def make_pretraining(
     prepared: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Pretraining]:
+) -> Callable[..., PretrainingConfig]:
     return maker(prepared, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture
-def pretraining(prepared: Path, tmp_path: Path) -> Callable[..., Pretraining]:
+def pretraining(prepared: Path, tmp_path: Path) -> Callable[..., PretrainingConfig]:
     return maker(prepared, tmp_path)

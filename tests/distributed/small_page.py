@@ -9,7 +9,7 @@ import torch
 
 from robustly.pretrain import loop
 from robustly.pretrain.checkpoint import BEST
-from robustly.pretrain.stage import Pretraining
+from robustly.pretrain.stage import PretrainingConfig
 
 CORPUS = Path(__file__).resolve().parents[2] / "data_prep" / "corpora" / "prose_cc0.txt"
 
@@ -37,7 +37,9 @@ SMALL = [
 ]
 
 
-def die_after(rank: int, ranks: int, config: Pretraining, update: int, marked: bool = True) -> None:
+def die_after(
+    rank: int, ranks: int, config: PretrainingConfig, update: int, marked: bool = True
+) -> None:
     """Train up to the checkpoint of an update and leave without another word; not `marked`: before
     the best of the checkpoints has its mark."""
     torch.set_num_threads(1)

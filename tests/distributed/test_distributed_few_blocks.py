@@ -9,11 +9,11 @@ import torch
 
 from ranks import run_distributed
 from robustly import experiment as experiments
-from robustly.cli import app
 from robustly.data_prep.blocks import Blocks
+from robustly.experiment import data_work, tokenizer_work
 from robustly.metrics import read_metrics
 from robustly.pretrain.loop import pretrain
-from robustly.pretrain.stage import Pretraining
+from robustly.pretrain.stage import PretrainingConfig
 
 pytestmark = pytest.mark.distributed
 TEXT = (
@@ -41,41 +41,41 @@ PAGE = (
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pretraining]:
+def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], PretrainingConfig]:
     """Makes a Pretraining on a store of two blocks."""
     root = tmp_path_factory.mktemp("small")
     (root / "corpus.txt").write_text(TEXT)
     places = [f"corpus.sources={root / 'corpus.txt'}", f"paths.root={root}"]
     prepared = experiments.load_experiment("configs/tiny.yaml", [*PAGE, *places])
-    app.build_tokenizer(prepared)
-    app.prepare_data(prepared)
+    tokenizer_work(prepared).make()
+    data_work(prepared).make()
 
-    def make(name: str) -> Pretraining:
+    def make(name: str) -> PretrainingConfig:
         page = [*PAGE, *places, f"paths.train={root / name}"]
-        return experiments.pretraining(experiments.load_experiment("configs/tiny.yaml", page))
+        return experiments.load_experiment("configs/tiny.yaml", page)
 
     return make
 
 
-def go(rank: int, ranks: int, config: Pretraining) -> None:
+def go(rank: int, ranks: int, config: PretrainingConfig) -> None:
     torch.set_num_threads(1)
     pretrain(config, rank, rank, ranks)
 
 
-def curve(config: Pretraining, folder: Path) -> list[dict[str, Any]]:
+def curve(config: PretrainingConfig, folder: Path) -> list[dict[str, Any]]:
     return [
         {key: line[key] for key in ("update", "loss", "grad_norm", "masked_tokens", "tokens")}
         for line in read_metrics(folder / "metrics.jsonl")
     ]
 
 
-def test_fewer_blocks_than_ranks(small: Callable[[str], Pretraining]) -> None:
+def test_fewer_blocks_than_ranks(small: Callable[[str], PretrainingConfig]) -> None:
     curves = []
     for ranks in (1, 3):
         config = small(f"on{ranks}")
-        assert len(Blocks(config.data_folder, "train", 64, "full_sentences")) == 2
+        assert len(Blocks(config.folder("data"), "train", 64, "full_sentences")) == 2
         run_distributed(ranks, go, config)
-        curves.append(curve(config, config.folder))
+        curves.append(curve(config, config.folder("train")))
 
     assert len(curves[0]) == 4 and all(line["masked_tokens"] > 0 for line in curves[0])
     for one, other in zip(*curves, strict=True):

@@ -32,7 +32,7 @@ from robustly.pretrain.objective import (
     roberta_config,
 )
 from robustly.pretrain.schedule import UpdateSizes
-from robustly.pretrain.stage import Pretraining
+from robustly.pretrain.stage import PretrainingConfig
 from robustly.rng import Purpose, seed64
 
 pytestmark = pytest.mark.distributed
@@ -46,51 +46,51 @@ REPEATED = (
     "masked_tokens",
     "tokens",
 )  # the rest are timings
-MakePretraining = Callable[..., Pretraining]
+MakePretraining = Callable[..., PretrainingConfig]
 
 
-def go(rank: int, ranks: int, config: Pretraining, kill_after: int | None = None) -> None:
+def go(rank: int, ranks: int, config: PretrainingConfig, kill_after: int | None = None) -> None:
     torch.set_num_threads(1)
     if kill_after is not None:
         threading.Thread(target=kill_this_process, args=(config, kill_after), daemon=True).start()
     pretrain(config, rank, rank, ranks)
 
 
-def kill_this_process(config: Pretraining, updates: int) -> None:
+def kill_this_process(config: PretrainingConfig, updates: int) -> None:
     """SIGKILL at a random moment of the update or two after the given one: an update takes some 50
     ms here."""
-    while len(read_metrics(config.folder / "metrics.jsonl")) < updates:
+    while len(read_metrics(config.folder("train") / "metrics.jsonl")) < updates:
         time.sleep(0.002)
     time.sleep(random.uniform(0, 0.1))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train(config: Pretraining, ranks: int) -> None:
+def train(config: PretrainingConfig, ranks: int) -> None:
     run_distributed(ranks, go, config)
 
 
-def metrics(config: Pretraining) -> list[dict[str, Any]]:
+def metrics(config: PretrainingConfig) -> list[dict[str, Any]]:
     return [
         {key: line[key] for key in REPEATED}
-        for line in read_metrics(config.folder / "metrics.jsonl")
+        for line in read_metrics(config.folder("train") / "metrics.jsonl")
     ]
 
 
-def evaluations(config: Pretraining) -> list[dict[str, Any]]:
-    return read_metrics(config.folder / "evaluations.jsonl")
+def evaluations(config: PretrainingConfig) -> list[dict[str, Any]]:
+    return read_metrics(config.folder("train") / "evaluations.jsonl")
 
 
-def assert_same_run(one: Pretraining, other: Pretraining) -> None:
+def assert_same_run(one: PretrainingConfig, other: PretrainingConfig) -> None:
     """To the bit: every logged figure, evaluation and final weight and moment."""
     assert metrics(one) == metrics(other)
     assert evaluations(one) == evaluations(other)
-    first, second = (last_checkpoint(config.folder) for config in (one, other))
+    first, second = (last_checkpoint(config.folder("train")) for config in (one, other))
     for name in ("weights.safetensors", "moments.safetensors"):
         assert first.files[name]["sha256"] == second.files[name]["sha256"], name
 
 
 @pytest.fixture(scope="module")
-def straight(make_pretraining: MakePretraining) -> Pretraining:
+def straight(make_pretraining: MakePretraining) -> PretrainingConfig:
     """A run of two ranks that nothing disturbed."""
     config = make_pretraining("straight")
     train(config, 2)
@@ -98,15 +98,15 @@ def straight(make_pretraining: MakePretraining) -> Pretraining:
 
 
 @pytest.fixture(scope="module")
-def straight_without_dropout(make_pretraining: MakePretraining) -> Pretraining:
+def straight_without_dropout(make_pretraining: MakePretraining) -> PretrainingConfig:
     config = make_pretraining("straight_without_dropout", *NO_DROPOUT)
     train(config, 2)
     return config
 
 
-def test_metrics_manifest_and_checkpoints_of_a_run(straight: Pretraining) -> None:
+def test_metrics_manifest_and_checkpoints_of_a_run(straight: PretrainingConfig) -> None:
     config = straight
-    lines = read_metrics(config.folder / "metrics.jsonl")
+    lines = read_metrics(config.folder("train") / "metrics.jsonl")
     assert [line["update"] for line in lines] == list(range(1, 13))
     wanted = {
         "update",
@@ -124,15 +124,15 @@ def test_metrics_manifest_and_checkpoints_of_a_run(straight: Pretraining) -> Non
     assert [line["update"] for line in evaluations(config)] == [0, 6, 12]
     assert evaluations(config)[-1]["validation_loss"] < evaluations(config)[0]["validation_loss"]
     kept = ["best.json", "update-00000010", "update-00000012"]
-    assert sorted(p.name for p in (config.folder / "checkpoints").iterdir()) == kept
-    assert list((config.folder / "tensorboard").iterdir())
+    assert sorted(p.name for p in (config.folder("train") / "checkpoints").iterdir()) == kept
+    assert list((config.folder("train") / "tensorboard").iterdir())
     manifest = config.stage().finished()
     assert manifest is not None
     assert manifest.counts["updates"] == 12
     assert manifest.counts["validation_loss"] == evaluations(config)[-1]["validation_loss"]
-    before = (config.folder / "metrics.jsonl").stat()
+    before = (config.folder("train") / "metrics.jsonl").stat()
     train(config, 2)  # does nothing
-    assert (config.folder / "metrics.jsonl").stat() == before
+    assert (config.folder("train") / "metrics.jsonl").stat() == before
 
 
 @pytest.mark.parametrize("format", ["full_sentences", "segment_pair"])
@@ -148,12 +148,12 @@ def test_the_first_gradient_is_that_of_the_mean_over_the_whole_update(
 
     def norm(rank: int, ranks: int) -> tuple[float, float]:
         torch.set_num_threads(1)
-        vocabulary = SpecialTokens.of(tokenizer.load(config.tokenizer_folder))
+        vocabulary = SpecialTokens.of(tokenizer.load(config.folder("tokenizer")))
         length = config.data.block_length
         order = EpochSampler(
-            Blocks(config.data_folder, "train", length, config.data.format),
+            Blocks(config.folder("data"), "train", length, config.data.format),
             config.seed,
-            config.repeats,
+            config.corpus.repeats,
         )
         count = blocks_per_update(config.optim, length, order.mean_length, config.data.format)
         (batch,) = (
@@ -187,7 +187,7 @@ def test_the_first_gradient_is_that_of_the_mean_over_the_whole_update(
 
 
 def test_loss_is_logged_over_the_interval(
-    pretraining: MakePretraining, straight: Pretraining
+    pretraining: MakePretraining, straight: PretrainingConfig
 ) -> None:
     """Also the interval during which the run was killed and resumed: updates 6 to 10, with a
     checkpoint at 8."""
@@ -208,7 +208,7 @@ def test_loss_is_logged_over_the_interval(
 
 
 def test_killed_at_random_moments_and_started_again_it_is_the_same_run(
-    pretraining: MakePretraining, straight: Pretraining
+    pretraining: MakePretraining, straight: PretrainingConfig
 ) -> None:
     killed = pretraining("killed")
     for updates in (3, 5, 7):
@@ -259,7 +259,10 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on(
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (3, 2), (2, 3)])
 def test_resumed_on_other_ranks_and_stage_it_sees_the_same_batches(
-    pretraining: MakePretraining, straight_without_dropout: Pretraining, ranks: int, stage: int
+    pretraining: MakePretraining,
+    straight_without_dropout: PretrainingConfig,
+    ranks: int,
+    stage: int,
 ) -> None:
     moved = pretraining("moved", *NO_DROPOUT)
 
@@ -278,7 +281,7 @@ def test_resumed_on_other_ranks_and_stage_it_sees_the_same_batches(
 
 
 def test_fp16_that_overflows_makes_every_update_of_fp32(
-    pretraining: MakePretraining, straight_without_dropout: Pretraining
+    pretraining: MakePretraining, straight_without_dropout: PretrainingConfig
 ) -> None:
     """At a loss scale of 2**30 the first gradients overflow; no update may be lost to that, nor its
     batch or rate."""
@@ -321,7 +324,9 @@ def test_evaluation_is_the_same_on_any_layout(pretraining: MakePretraining) -> N
 
 
 def test_dropout_repeats_itself_on_the_same_layout(
-    pretraining: MakePretraining, straight: Pretraining, straight_without_dropout: Pretraining
+    pretraining: MakePretraining,
+    straight: PretrainingConfig,
+    straight_without_dropout: PretrainingConfig,
 ) -> None:
     again = pretraining("again")
     train(again, 2)
@@ -330,10 +335,12 @@ def test_dropout_repeats_itself_on_the_same_layout(
 
 
 def test_another_recipe_is_refused_and_nothing_is_lost(
-    make_pretraining: MakePretraining, straight: Pretraining
+    make_pretraining: MakePretraining, straight: PretrainingConfig
 ) -> None:
     config = straight
-    files = {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()}
+    files = {
+        path: path.read_bytes() for path in config.folder("train").rglob("*") if path.is_file()
+    }
     with pytest.raises(UserError) as refused:
         make_pretraining("straight", "optim.peak_lr=1e-2", "masking.mask=0.7").stage().finished()
 
@@ -343,7 +350,9 @@ def test_another_recipe_is_refused_and_nothing_is_lost(
         and "masking.mask: 0.8 there, 0.7 now" in message
     )
     assert "--new-run" in message
-    assert {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()} == files
+    assert {
+        path: path.read_bytes() for path in config.folder("train").rglob("*") if path.is_file()
+    } == files
     assert (
         make_pretraining("straight", "run.micro_batch=3", "run.log_every=7").stage().finished()
     )  # `run` is no recipe
@@ -358,7 +367,7 @@ def test_divergence_stops_before_a_checkpoint_is_spoilt(pretraining: MakePretrai
     ):
         train(config, 1)
 
-    found = checkpoint.newest(config.folder / "checkpoints")
+    found = checkpoint.newest(config.folder("train") / "checkpoints")
     assert found is None or all(bool(torch.isfinite(w).all()) for w in found.weights().values())
 
 
@@ -377,7 +386,7 @@ def test_a_spoilt_evaluation_stops_before_the_weights_are_saved(
     ):
         train(config, 1)
 
-    assert checkpoint.newest(config.folder / "checkpoints") is None
+    assert checkpoint.newest(config.folder("train") / "checkpoints") is None
 
 
 def test_broken_lines_of_metrics_are_left_out_with_a_warning(
@@ -385,7 +394,7 @@ def test_broken_lines_of_metrics_are_left_out_with_a_warning(
 ) -> None:
     config = pretraining()
     run_distributed(1, die_after, config, 6)
-    file = config.folder / "metrics.jsonl"
+    file = config.folder("train") / "metrics.jsonl"
     whole = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([*whole[:2], b"42\n", b"\xff\n", *whole[2:], b'{"update": 7, "lo']))
     train(config, 1)
@@ -413,7 +422,7 @@ def test_inputs_that_do_not_belong_together_are_refused(
     with pytest.raises(UserError, match="robustly prepare"):
         pretraining("train", f"paths.data={tmp_path / 'nowhere'}").stage()
 
-    shard = next(iter(config.data_folder.glob("*.tokens.npy")))
+    shard = next(iter(config.folder("data").glob("*.tokens.npy")))
     content = shard.read_bytes()
 
     try:

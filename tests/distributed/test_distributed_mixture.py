@@ -13,23 +13,24 @@ from transformers import RobertaForMaskedLM
 from ranks import run_distributed
 from robustly import UserError, manifest, tokenizer
 from robustly import experiment as experiments
-from robustly.cli import app
 from robustly.corpus.documents import documents
 from robustly.corpus.partitions import partitions
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.sampler import EpochSampler
 from robustly.data_prep.store import Store
+from robustly.experiment import data_work, tokenizer_work
 from robustly.metrics import read_metrics
 from robustly.pretrain.checkpoint import last_checkpoint
 from robustly.pretrain.evaluation import masked_batches
 from robustly.pretrain.loop import pretrain
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import roberta_config
-from robustly.pretrain.stage import Pretraining
+from robustly.pretrain.stage import PretrainingConfig
+from stated import stated
 
 pytestmark = pytest.mark.distributed
 REPEATS = (1.5, 0.5, 1.0)
-MakePretraining = Callable[..., Pretraining]
+MakePretraining = Callable[..., PretrainingConfig]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / f"{name}.txt").write_text(text[begin:end].strip("\n"), encoding="utf-8")
 
     experiment = experiments.load_experiment("configs/tiny.yaml", changes(root))
-    app.build_tokenizer(experiment)
-    app.prepare_data(experiment)
+    tokenizer_work(experiment).make()
+    data_work(experiment).make()
     return root
 
 
@@ -67,19 +68,20 @@ def changes(root: Path, repeats: tuple[float, ...] = REPEATS, held_out: str = "c
     return [*SMALL, *others, f"corpus.sources={json.dumps(sources)}", f"paths.root={root}"]
 
 
-def make(root: Path, name: str, *more: str, repeats: tuple[float, ...] = REPEATS) -> Pretraining:
+def make(
+    root: Path, name: str, *more: str, repeats: tuple[float, ...] = REPEATS
+) -> PretrainingConfig:
     settings = [*changes(root, repeats), f"paths.train={root / name}", *more]
-    page = experiments.load_experiment("configs/tiny.yaml", settings)
-    return experiments.pretraining(page)
+    return experiments.load_experiment("configs/tiny.yaml", settings)
 
 
-def go(rank: int, ranks: int, config: Pretraining) -> None:
+def go(rank: int, ranks: int, config: PretrainingConfig) -> None:
     torch.set_num_threads(1)
     pretrain(config, rank, rank, ranks)
 
 
 @pytest.fixture(scope="module")
-def trained(root: Path) -> Pretraining:
+def trained(root: Path) -> PretrainingConfig:
     config = make(root, "train")
     run_distributed(2, go, config)
     return config
@@ -90,7 +92,7 @@ def test_the_source_that_is_held_out_is_the_validation_text_and_no_other_eye_see
 ) -> None:
     page = experiments.load_experiment("configs/tiny.yaml", changes(root))
     texts = {name: [] for name in range(3)}  # type: ignore[var-annotated]
-    for part in partitions(page.corpus, root):
+    for part in partitions(stated(root, page.corpus)):
         texts[part.source] += [document.text for document in documents(part, page.corpus, [])]
 
     encoder = tokenizer.load(root / "tokenizer")
@@ -101,11 +103,11 @@ def test_the_source_that_is_held_out_is_the_validation_text_and_no_other_eye_see
         len(list(validation.texts_of(source, encoder))) / len(texts[source]) for source in (0, 1)
     ]
     assert all(0 < share < 0.7 for share in shares)
-    counted = manifest.require(root / "tokenizer", "tokenizer", "").counts["documents"]
+    counted = manifest.require(root / "tokenizer", "tokenizer").counts["documents"]
     assert counted == len(texts[0]) + len(texts[1])
 
 
-def test_the_held_out_loss_of_each_source(trained: Pretraining) -> None:
+def test_the_held_out_loss_of_each_source(trained: PretrainingConfig) -> None:
     line = read_metrics(trained.folder / "evaluations.jsonl")[-1]
     sources = line["validation_sources"]
     assert "c" in sources and set(sources) <= {"a", "b", "c"} and len(sources) > 1
@@ -139,15 +141,17 @@ def test_the_held_out_loss_of_each_source(trained: Pretraining) -> None:
         assert score["loss"] == pytest.approx(sums[name] / score["masked_tokens"], rel=1e-4)
 
 
-def test_a_mixture_does_not_depend_on_the_ranks(root: Path, trained: Pretraining) -> None:
+def test_a_mixture_does_not_depend_on_the_ranks(root: Path, trained: PretrainingConfig) -> None:
     alone = make(root, "alone")
     run_distributed(1, go, alone)
-    one, two = (read_metrics(config.folder / "metrics.jsonl") for config in (alone, trained))
+    one, two = (
+        read_metrics(config.folder("train") / "metrics.jsonl") for config in (alone, trained)
+    )
     assert [line["masked_tokens"] for line in one] == [line["masked_tokens"] for line in two]
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], rel=1e-4)
 
 
-def test_an_epoch_is_the_repeated_sources(root: Path, trained: Pretraining) -> None:
+def test_an_epoch_is_the_repeated_sources(root: Path, trained: PretrainingConfig) -> None:
     blocks = Blocks(root / "data", "train", 64, trained.data.format)
     begin, middle, end, _ = blocks.source_starts.tolist()
     size = round(1.5 * (middle - begin)) + round(0.5 * (end - middle))
@@ -172,7 +176,7 @@ def test_pairs_train_with_a_next_sentence_loss_on_any_number_of_ranks(root: Path
     pairs = ("data.format=segment_pair", "optim.batch_size=8")
     config = make(root, "pairs", *pairs)
     experiment = experiments.load_experiment("configs/tiny.yaml", [*changes(root), *pairs])
-    assert app.prepare_data(experiment).counts["format"] == "segment_pair"
+    assert data_work(experiment).make().counts["format"] == "segment_pair"
     run_distributed(2, go, config)
     alone = make(root, "pairs_alone", *pairs, "run.micro_batch=3")
     run_distributed(1, go, alone)
@@ -184,13 +188,15 @@ def test_pairs_train_with_a_next_sentence_loss_on_any_number_of_ranks(root: Path
         )
 
     assert 0.6 < one[0]["next_sentence_loss"] < 0.8  # near ln 2
-    assert last_checkpoint(config.folder).weights()["next_sentence.output.weight"].shape == (2, 32)
+    assert last_checkpoint(config.folder("train")).weights()[
+        "next_sentence.output.weight"
+    ].shape == (2, 32)
 
     # the evaluation, by hand: 12 updates teach nothing, but the figures must be those of the labels
     # that are shown
-    line = read_metrics(config.folder / "evaluations.jsonl")[0]
-    blocks = Blocks(config.data_folder, "validation", 64, "segment_pair")
-    vocabulary = SpecialTokens.of(tokenizer.load(config.tokenizer_folder))
+    line = read_metrics(config.folder("train") / "evaluations.jsonl")[0]
+    blocks = Blocks(config.folder("data"), "validation", 64, "segment_pair")
+    vocabulary = SpecialTokens.of(tokenizer.load(config.folder("tokenizer")))
     shown = masked_batches(blocks, config.run.evaluate_blocks, config.masking, vocabulary, 16)
     follows = torch.cat([batch.follows for batch, _ in shown if batch.follows is not None])
     share = float((follows == 1).sum() / (follows >= 0).sum())

@@ -21,12 +21,12 @@ from robustly.metrics import read_metrics
 from robustly.pretrain.checkpoint import best_update, last_checkpoint, of_finished
 from robustly.pretrain.flops import flops_per_token
 from robustly.pretrain.loop import pretrain
-from robustly.pretrain.stage import Pretraining
+from robustly.pretrain.stage import PretrainingConfig
 from robustly.publish.config import PublishConfig
 from robustly.publish.publish import publish
 
 pytestmark = pytest.mark.distributed
-MakePretraining = Callable[..., Pretraining]
+MakePretraining = Callable[..., PretrainingConfig]
 TIMINGS = ("tokens_per_second", "data_wait", "memory_gb", "seconds", "mfu")
 GROWING = (
     "schedule.batch_warmup={start: 3, updates: 8}",
@@ -38,7 +38,7 @@ RISING_LOSS = ("optim.peak_lr=0.2", "schedule.warmup=8", "schedule.updates=8")
 """It falls at first."""
 
 
-def train(config: Pretraining, ranks: int, profile: bool = False) -> None:
+def train(config: PretrainingConfig, ranks: int, profile: bool = False) -> None:
     def go(rank: int, ranks: int) -> None:
         torch.set_num_threads(1)
         pretrain(config, rank, rank, ranks, profile)
@@ -46,13 +46,13 @@ def train(config: Pretraining, ranks: int, profile: bool = False) -> None:
     run_distributed(ranks, go)
 
 
-def metrics(config: Pretraining) -> list[dict[str, Any]]:
-    lines = read_metrics(config.folder / "metrics.jsonl")
+def metrics(config: PretrainingConfig) -> list[dict[str, Any]]:
+    lines = read_metrics(config.folder("train") / "metrics.jsonl")
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
 
 
-def order(config: Pretraining) -> EpochSampler:
-    return EpochSampler(Blocks(config.data_folder, "train", 64, "full_sentences"), config.seed)
+def order(config: PretrainingConfig) -> EpochSampler:
+    return EpochSampler(Blocks(config.folder("data"), "train", 64, "full_sentences"), config.seed)
 
 
 def files(folder: Path) -> list[str]:
@@ -60,14 +60,14 @@ def files(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def growing(make_pretraining: MakePretraining) -> Pretraining:
+def growing(make_pretraining: MakePretraining) -> PretrainingConfig:
     config = make_pretraining("growing", *GROWING, "run.peak_tflops=0.001")
     train(config, 2)
     return config
 
 
 def test_updates_grow_and_a_resume_amid_that_is_the_same_run(
-    growing: Pretraining, pretraining: MakePretraining
+    growing: PretrainingConfig, pretraining: MakePretraining
 ) -> None:
     blocks = [3 + 21 * k // 8 for k in range(8)] + [24] * 4
     for line in metrics(growing):
@@ -79,16 +79,18 @@ def test_updates_grow_and_a_resume_amid_that_is_the_same_run(
     train(killed, 2)
     assert metrics(killed) == metrics(growing)
     one, other = (
-        last_checkpoint(config.folder).files["weights.safetensors"] for config in (killed, growing)
+        last_checkpoint(config.folder("train")).files["weights.safetensors"]
+        for config in (killed, growing)
     )
     assert one == other
     marks = [
-        (config.folder / "checkpoints" / "best.json").read_text() for config in (killed, growing)
+        (config.folder("train") / "checkpoints" / "best.json").read_text()
+        for config in (killed, growing)
     ]
     assert marks[0] == marks[1]
 
 
-def test_utilisation_is_by_real_tokens_of_all_ranks(growing: Pretraining) -> None:
+def test_utilisation_is_by_real_tokens_of_all_ranks(growing: PretrainingConfig) -> None:
     lines = read_metrics(growing.folder / "metrics.jsonl")
     length = round(order(growing).mean_length)
     per_token = flops_per_token(growing.model, 500, length, growing.masking.probability)
@@ -113,20 +115,20 @@ def test_the_best_checkpoint_is_marked_kept_and_the_same_after_a_resume(
     train(killed, 1)
 
     for config in (straight, killed):
-        folder = config.folder / "checkpoints"
+        folder = config.folder("train") / "checkpoints"
         assert files(folder) == ["best.json", f"update-{best:08d}", "update-00000008"]
         assert json.loads((folder / "best.json").read_text()) == {
             "update": best,
             "validation_loss": losses[best],
         }
         finished = config.stage().finished()
-        assert finished is not None and best_update(config.folder, finished) == best
+        assert finished is not None and best_update(config.folder("train"), finished) == best
         assert finished.counts["best_validation_loss"] == losses[best]
         assert f"checkpoints/update-{best:08d}/weights.safetensors" in finished.outputs
 
 
 def test_a_trace_changes_no_number(
-    growing: Pretraining, pretraining: MakePretraining, capfd: pytest.CaptureFixture[str]
+    growing: PretrainingConfig, pretraining: MakePretraining, capfd: pytest.CaptureFixture[str]
 ) -> None:
     traced = pretraining("traced", *GROWING)
     train(traced, 2, profile=True)
@@ -148,15 +150,20 @@ def test_the_best_checkpoint_can_be_published(pretraining: MakePretraining, tmp_
     train(config, 1)
     finished = config.stage().finished()
     assert finished is not None
-    best, folder = best_update(config.folder, finished), tmp_path / "published"
+    best, folder = best_update(config.folder("train"), finished), tmp_path / "published"
     assert best < finished.counts["updates"]
     choice = PublishConfig(checkpoint="best")
     made = publish(
-        choice, "small", config.folder, config.data_folder, config.tokenizer_folder, folder
+        choice,
+        "small",
+        config.folder("train"),
+        config.folder("data"),
+        config.folder("tokenizer"),
+        folder,
     )
 
     with safe_open(folder / "model.safetensors", "pt") as published:
-        weights = of_finished(config.folder, best).weights()
+        weights = of_finished(config.folder("train"), best).weights()
         assert all(torch.equal(published.get_tensor(name), weights[name]) for name in published)
 
     assert (
@@ -170,4 +177,4 @@ def test_the_best_checkpoint_can_be_published(pretraining: MakePretraining, tmp_
     with pytest.raises(
         UserError, match=r"none of its checkpoints was evaluated.*publish\.checkpoint=last"
     ):
-        best_update(config.folder, without)
+        best_update(config.folder("train"), without)

@@ -10,7 +10,7 @@ from ranks import run_distributed
 from robustly import UserError
 from robustly.metrics import read_metrics
 from robustly.pretrain.loop import pretrain
-from robustly.pretrain.stage import Pretraining
+from robustly.pretrain.stage import PretrainingConfig
 
 pytestmark = pytest.mark.distributed
 SHORT = ("data.format=doc_sentences", "model.dropout=0.0", "model.attention_dropout=0.0")
@@ -18,12 +18,14 @@ COUNTED = {"update", "masked_tokens", "tokens", "lr", "validation_masked_tokens"
 MEASURED = {"loss", "grad_norm", "validation_loss", "validation_accuracy"}
 
 
-def go(rank: int, ranks: int, config: Pretraining) -> None:
+def go(rank: int, ranks: int, config: PretrainingConfig) -> None:
     torch.set_num_threads(1)
     pretrain(config, rank, rank, ranks)
 
 
-def test_a_run_without_padding_is_the_run_with_it(pretraining: Callable[..., Pretraining]) -> None:
+def test_a_run_without_padding_is_the_run_with_it(
+    pretraining: Callable[..., PretrainingConfig],
+) -> None:
     """To rounding, and what is counted exactly, of the updates and of the evaluations, whose blocks
     are not sorted."""
     lines = []
@@ -42,12 +44,12 @@ def test_a_run_without_padding_is_the_run_with_it(pretraining: Callable[..., Pre
         assert found and found == pytest.approx({key: padded[key] for key in found}, rel=1e-4)
 
 
-def read(config: Pretraining, name: str) -> list[dict[str, Any]]:
-    return read_metrics(config.folder / f"{name}.jsonl")
+def read(config: PretrainingConfig, name: str) -> list[dict[str, Any]]:
+    return read_metrics(config.folder("train") / f"{name}.jsonl")
 
 
 def test_attention_dropout_is_refused_before_the_first_update(
-    pretraining: Callable[..., Pretraining],
+    pretraining: Callable[..., PretrainingConfig],
 ) -> None:
     config = pretraining("refused", "run.attention=varlen")
 

@@ -13,13 +13,12 @@ from small_page import SMALL
 
 from ranks import run_distributed
 from robustly import UserError, manifest
-from robustly.cli import app
-from robustly.experiment import load_experiment
+from robustly.experiment import data_work, load_experiment
 from robustly.files import sha256
 from robustly.pretrain.engine import start_ranks, stop_ranks
 from robustly.pretrain.integrity import verify
 from robustly.pretrain.loop import FailedElsewhere, pretrain
-from robustly.pretrain.stage import Pretraining
+from robustly.pretrain.stage import PretrainingConfig
 
 pytestmark = pytest.mark.distributed
 
@@ -43,7 +42,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
 
 
-def end_of_training(rank: int, ranks: int, config: Pretraining) -> list[str]:
+def end_of_training(rank: int, ranks: int, config: PretrainingConfig) -> list[str]:
     try:
         pretrain(config, rank, rank, ranks)
     except (UserError, FailedElsewhere) as fault:
@@ -54,7 +53,10 @@ def end_of_training(rank: int, ranks: int, config: Pretraining) -> list[str]:
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("damage", [flip, cut])
 def test_a_damaged_shard_is_named_before_the_first_update(
-    pretraining: Callable[..., Pretraining], data: Path, ranks: int, damage: Callable[[Path], None]
+    pretraining: Callable[..., PretrainingConfig],
+    data: Path,
+    ranks: int,
+    damage: Callable[[Path], None],
 ) -> None:
     shard = next(data.glob("train-*.tokens.npy"))
     damage(shard)
@@ -70,7 +72,7 @@ def test_a_damaged_shard_is_named_before_the_first_update(
         found, expected = sha256(shard), manifest.read(data).outputs[shard.name]["sha256"]  # type: ignore[union-attr]
         assert f"sha256 {found[:12]}, expected {expected[:12]}" in named[0]
 
-    assert not (config.folder / "metrics.jsonl").exists()
+    assert not (config.folder("train") / "metrics.jsonl").exists()
 
 
 def hashed(rank: int, ranks: int, copies: list[Path]) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def test_the_data_is_known_where_it_was_prepared(prepared: Path, tmp_path: Path)
         f"paths.root={prepared}",
         f"paths.data={tmp_path / 'new'}",
     ]
-    app.prepare_data(load_experiment("configs/tiny.yaml", [*SMALL, *places]))
+    data_work(load_experiment("configs/tiny.yaml", [*SMALL, *places])).make()
     assert run_distributed(1, hashed, [tmp_path / "new"])[0]["names"] == []
     assert run_distributed(1, hashed, [prepared / "tokenizer"])[0]["names"] == []
 

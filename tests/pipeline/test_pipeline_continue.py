@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_pipeline_run import ROOT, robustly
 
+from robustly.config import InputPath
 from robustly.pretrain.start.checkpoint import find_initial
 from robustly.pretrain.start.weights import read
 
@@ -94,7 +95,7 @@ def test_the_loss_on_new_text_falls_below_the_starting_checkpoints(work: Path) -
     assert "input.init_from" in refused.stderr and "absent now" in refused.stderr
     # the folder of a run holds the same weights as what was published of it
     run, published = (
-        read(find_initial(f"runs/first{place}", work)) for place in ("", "/published")
+        read(find_initial(InputPath(f"runs/first{place}", work))) for place in ("", "/published")
     )
     assert run.vocabulary == published.vocabulary and run.weights.keys() == published.weights.keys()
     assert all(torch.equal(tensor, published.weights[name]) for name, tensor in run.weights.items())

@@ -10,9 +10,14 @@ import pytest
 import torch
 
 from ranks import run_distributed
-from robustly import log
-from robustly.cli import app
-from robustly.experiment import Experiment, load_experiment, pretraining
+from robustly import cli, log
+from robustly.experiment import (
+    Experiment,
+    data_work,
+    load_experiment,
+    published_work,
+    tokenizer_work,
+)
 from robustly.pretrain.loop import pretrain
 
 pytestmark = pytest.mark.pipeline
@@ -29,7 +34,7 @@ CHANGES = {
 
 def train(rank: int, ranks: int, experiment: Experiment) -> None:
     torch.set_num_threads(1)
-    pretrain(pretraining(experiment), rank, rank, ranks)
+    pretrain(experiment, rank, rank, ranks)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +47,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment = load_experiment(
         "tiny", [*(f"{key}={value}" for key, value in CHANGES.items()), *places]
     )
-    app.build_tokenizer(experiment)
-    app.prepare_data(experiment)
+    tokenizer_work(experiment).make()
+    data_work(experiment).make()
     run_distributed(1, train, experiment)
-    app.publish_checkpoint(experiment)
+    published_work(experiment).make()
     return work / "run"
 
 
@@ -54,7 +59,7 @@ def robustly(capfd: pytest.CaptureFixture[str], *arguments: Any, code: int = 0) 
     torch anew."""
     capfd.readouterr()
     with pytest.raises(SystemExit) as leaving:
-        app.main([str(argument) for argument in arguments])
+        cli.main([str(argument) for argument in arguments])
 
     captured = capfd.readouterr()
     assert (leaving.value.code or 0) == code, captured.err

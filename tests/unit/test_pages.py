@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from robustly.config import SHIPPED_CONFIGS
-from robustly.experiment import Experiment, load_experiment, pretraining
+from robustly.corpus.files import files
+from robustly.experiment import Experiment, load_experiment
 from robustly.preflight.plan import BYTES_PER_TOKEN, Machine, Plan, plan
 
 PAGES = sorted(SHIPPED_CONFIGS.glob("*.yaml"))
@@ -111,8 +112,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def budget_plan(name: str) -> Plan:
     page = load_experiment(name)
     gpu = Machine("cuda", round(BUDGETS[name][1]), "said")
-    config, beside = pretraining(page), page.origin.parent
-    return plan(config, page.corpus, page.tokenizer, beside, page.run.ranks, gpu, None)
+    return plan(page, page.corpus, page.tokenizer, page.run.ranks, gpu, None)
 
 
 @pytest.mark.parametrize("name", BUDGETS)
@@ -160,3 +160,17 @@ def test_every_number_of_a_budget_page_has_its_reason_on_the_line(name: str) -> 
     lines = (SHIPPED_CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     bare = [line for line in lines if line.startswith("  ") and ":" in line and "#" not in line]
     assert bare in ([], ["  ranks: 8"])
+
+
+def test_a_config_elsewhere_finds_the_corpus_of_its_base(tmp_path: Path) -> None:
+    """Its own paths start at itself, those of its base at the base, wherever the command is
+    given."""
+    (tmp_path / "mine").mkdir()
+    mine = tmp_path / "mine" / "mine.yaml"
+    mine.write_text("base: tiny.yaml\nname: mine\nreport: {delta: lora.yaml}\n", encoding="utf-8")
+    experiment = load_experiment(mine)
+    shipped = load_experiment("tiny")
+    assert files(experiment.corpus) == files(shipped.corpus) != []
+    assert experiment.report.delta is not None
+    assert experiment.report.delta.candidates[0] == tmp_path / "mine" / "lora.yaml"
+    assert experiment.resolved()["corpus"] == shipped.resolved()["corpus"]

@@ -14,6 +14,7 @@ from robustly.corpus.config import CorpusConfig
 from robustly.corpus.documents import documents
 from robustly.corpus.partitions import partitions
 from robustly.manifest import Stage
+from stated import stated
 
 CorpusOf = Callable[..., CorpusConfig]
 
@@ -33,7 +34,7 @@ def judged(folder: Path, *codes: list[int]) -> Path:
 
 
 def texts(corpus: CorpusConfig, folder: Path, cleaned: Path) -> list[str]:
-    pieces = decisions.attach(partitions(corpus, folder), cleaned)
+    pieces = decisions.attach(partitions(stated(folder, corpus)), cleaned)
     return [document.text for part in pieces for document in documents(part, corpus, [])]
 
 
@@ -53,7 +54,7 @@ def test_documents_are_skipped_part_by_part(tmp_path: Path, corpus: CorpusConfig
     assert texts(corpus, tmp_path, judged(tmp_path / "none", [1, 1, 2], [1])) == []
     unattached = [
         document.text
-        for part in partitions(corpus, tmp_path)
+        for part in partitions(stated(tmp_path, corpus))
         for document in documents(part, corpus, [])
     ]
     assert unattached == ["one", "two", "three", "four"]

@@ -27,6 +27,7 @@ from robustly.corpus.executors import process
 from robustly.corpus.files import hashes
 from robustly.corpus.partitions import Partition, partitions
 from robustly.corpus.reading import WHOLE
+from stated import stated
 
 LINES = st.lists(
     st.sampled_from(["", " ", "\t \r", "\r", "a", " b ", "cé\r", "\u3000", "d" * 40, "\u2028e"]),
@@ -39,7 +40,7 @@ def read(corpus, beside=Path(), bad_lines=None):
     bad_lines = [] if bad_lines is None else bad_lines
     return [
         document.text
-        for part in partitions(corpus, beside)
+        for part in partitions(stated(beside, corpus))
         for document in documents(part, corpus, bad_lines)
     ]
 
@@ -84,9 +85,7 @@ def test_a_document_knows_its_source(corpus_of, tmp_path):
         (tmp_path / f"{name}.txt").write_text(name)
 
     corpus = corpus_of(tmp_path / "b.txt", {"path": str(tmp_path / "a.txt"), "name": "first"})
-    found = [
-        document for part in partitions(corpus, Path()) for document in documents(part, corpus, [])
-    ]
+    found = [document for part in partitions(corpus) for document in documents(part, corpus, [])]
     assert found == [Document("b", 0), Document("a", 1)]
 
 
@@ -108,7 +107,7 @@ def test_parts_hold_each_document_once(corpus_of, tmp_path_factory, lines, last,
     with mock.patch.object(partitioning, "PARTITION_BYTES", size):
         for mode, texts in expected.items():
             corpus = corpus_of(file, documents=mode)
-            assert len(partitions(corpus, Path())) == -(-len(text.encode()) // size)
+            assert len(partitions(corpus)) == -(-len(text.encode()) // size)
             assert read(corpus) == texts
 
 
@@ -126,7 +125,7 @@ def test_parts_hold_each_row_once(corpus_of, tmp_path_factory, texts, size):
         assert read(corpus_of(folder / "a.jsonl")) == texts
         assert read(corpus_of(folder / "a.parquet")) == texts
         if len(texts) > 6:
-            assert len(partitions(corpus_of(folder / "a.parquet"), Path())) > 1
+            assert len(partitions(corpus_of(folder / "a.parquet"))) > 1
 
 
 def test_a_part_ends_with_the_document_that_began_in_it(corpus_of, tmp_path):
@@ -145,7 +144,7 @@ def test_a_document_of_a_hundred_megabytes(corpus_of, tmp_path):
     line = "All work and no play makes a long document. " * 2**16 + "\n"
     text = line * (100 * 2**20 // len(line))
     file.write_text("first\n\n" + text + "\nlast")
-    assert len(partitions(corpus_of(file), Path())) > 5
+    assert len(partitions(corpus_of(file))) > 5
     found = read(corpus_of(file))
     assert [len(document) for document in found] == [5, len(text) - 1, 4]
     assert found[1] == text[:-1]
@@ -169,7 +168,7 @@ def test_compressed_files_are_read_whole(corpus_of, tmp_path, suffix, compressio
     packed.write_bytes(b"".join(map(compress, pieces)))
 
     with mock.patch.object(partitioning, "PARTITION_BYTES", 4):
-        assert partitions(corpus_of(packed), Path()) == [Partition(0, str(packed), 0, WHOLE)]
+        assert partitions(corpus_of(packed)) == [Partition(0, str(packed), 0, WHOLE)]
         assert read(corpus_of(packed)) == read(corpus_of(plain))
         assert len(read(corpus_of(plain))) == 2
 
@@ -192,7 +191,7 @@ def test_sources_come_as_on_the_page_and_files_by_name(corpus_of, tmp_path):
 
     names = [
         Path(part.path).relative_to(tmp_path).as_posix()
-        for part in partitions(corpus_of(tmp_path / "b", str(tmp_path / "*.txt")), Path())
+        for part in partitions(corpus_of(tmp_path / "b", str(tmp_path / "*.txt")))
     ]
     assert names == ["b/10.txt", "b/2.txt", "b/c/1.jsonl", "a.txt"]
 
@@ -229,7 +228,7 @@ def test_sources_that_hold_no_text_are_refused(corpus_of, tmp_path, source, mess
         (tmp_path / "odd" / name).write_text("x")
 
     with pytest.raises(UserError, match=message) as error:
-        partitions(corpus_of(source), tmp_path)
+        partitions(stated(tmp_path, corpus_of(source)))
 
     assert str(tmp_path) in str(error.value)
 
@@ -323,7 +322,7 @@ def test_bad_rows_are_counted_over_all_parts(corpus_of, tmp_path):
     bad_lines = []
 
     with mock.patch.object(partitioning, "PARTITION_BYTES", 2):
-        for part in partitions(corpus, Path()):
+        for part in partitions(corpus):
             in_part = []
             assert list(documents(part, corpus, in_part)) == []
             bad_lines += in_part
@@ -404,7 +403,7 @@ def test_the_hash_follows_contents_names_and_order_but_not_paths(corpus_of, tmp_
         (tmp_path / name).write_text(text)
 
     def hash_of(*sources):
-        return hashes(corpus_of(*sources), tmp_path, {}).corpus
+        return hashes(stated(tmp_path, corpus_of(*sources)), {}).corpus
 
     first = hash_of({"path": "one", "name": "n"})
     assert hash_of({"path": "two/x", "name": "n"}) == first
@@ -418,22 +417,22 @@ def test_the_hash_tells_one_kind_of_file_from_another(corpus_of, tmp_path):
     for name in ("t.txt", "t.jsonl"):
         (tmp_path / name).write_text('{"text": "x"}')
     sources = [{"path": name, "name": "n"} for name in ("t.txt", "t.jsonl")]
-    assert len({hashes(corpus_of(source), tmp_path, {}).corpus for source in sources}) == 2
+    assert len({hashes(stated(tmp_path, corpus_of(source)), {}).corpus for source in sources}) == 2
 
 
 def test_known_files_are_not_hashed_anew(corpus_of, tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_text("b")
     corpus = corpus_of(tmp_path)
-    first = hashes(corpus, Path(), {})
+    first = hashes(corpus, {})
     assert {fact["bytes"] for fact in first.files.values()} == {1}
     with mock.patch.object(corpus_files, "sha256", side_effect=AssertionError("hashed anew")):
-        assert hashes(corpus, Path(), first.files) == first
+        assert hashes(corpus, first.files) == first
 
     (tmp_path / "a.txt").write_text("A")
     os.utime(tmp_path / "a.txt", ns=(1, 1))
     with mock.patch.object(corpus_files, "sha256", wraps=corpus_files.sha256) as hashing:
-        assert hashes(corpus, Path(), first.files) == hashes(corpus, Path(), {}) != first
+        assert hashes(corpus, first.files) == hashes(corpus, {}) != first
 
     assert [call.args[0].name for call in hashing.call_args_list] == ["a.txt", "a.txt", "b.txt"]
 

@@ -22,7 +22,7 @@ from robustly.corpus.executors import ray as ray_executor
 from robustly.corpus.executors import slurm as slurm_executor
 from robustly.corpus.executors.step import Step
 from robustly.corpus.partitions import Partition
-from robustly.tokenizer.build import build
+from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
 
 FIVE = [Partition(0, "a.txt", start, start + 1) for start in range(5)]
@@ -117,9 +117,9 @@ def finish(folder, processing):
 def test_a_tokenizer_is_the_same_bytes(elsewhere, corpus_of, prose_file, tmp_path, monkeypatch):
     monkeypatch.setattr(partitioning, "PARTITION_BYTES", 100_000)
     asked = corpus_of(prose_file), TokenizerConfig(vocab_size=600, min_frequency=2)
-    assert len(partitioning.partitions(asked[0], Path())) > 2
+    assert len(partitioning.partitions(asked[0])) > 2
     made = [
-        build(*asked, tmp_path / processing.executor, Path(), processing)
+        TokenizerStage(*asked, tmp_path / processing.executor, processing).make()
         for processing in (Processing(1), elsewhere)
     ]
     assert made[0].outputs == made[1].outputs and made[0].hash == made[1].hash

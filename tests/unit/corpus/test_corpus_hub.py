@@ -26,6 +26,7 @@ from robustly.corpus.documents import documents, refuse_many
 from robustly.corpus.executors import process
 from robustly.corpus.files import files, hashes, sizes
 from robustly.corpus.partitions import Partition, partitions
+from stated import stated
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMIT, LATER = "0123456789" * 4, "f" * 40
@@ -87,9 +88,7 @@ def source(place: Path | str, **keys: Any) -> dict[str, Any]:
 
 def texts(corpus: CorpusConfig) -> list[str]:
     return [
-        document.text
-        for part in partitions(corpus, Path())
-        for document in documents(part, corpus, [])
+        document.text for part in partitions(corpus) for document in documents(part, corpus, [])
     ]
 
 
@@ -130,14 +129,14 @@ def test_a_dataset_holds_what_its_files_hold(
     folder: Path, corpus_of: Callable[..., CorpusConfig]
 ) -> None:
     from_hub = corpus_of(source(folder, subset="english"))
-    pieces = partitions(from_hub, Path())
+    pieces = partitions(from_hub)
     assert [(part.start, part.end) for part in pieces] == [(0, 3), (1, 3), (2, 3)]
 
     for piece, file in zip(pieces, sorted((folder / "en").glob("train-*")), strict=True):
         from_file = corpus_of(file)
         expected = [
             document.text
-            for part in partitions(from_file, Path())
+            for part in partitions(from_file)
             for document in documents(part, from_file, [])
         ]
         assert [document.text for document in documents(piece, from_hub, [])] == expected != []
@@ -159,7 +158,7 @@ def test_rows_of_json_and_places_of_sources(
     corpus = corpus_of(tmp_path / "one.txt", source("data"), text_key="body")
     read = [
         document
-        for part in partitions(corpus, tmp_path)
+        for part in partitions(stated(tmp_path, corpus))
         for document in documents(part, corpus, [])
     ]
     assert [(document.source, document.text) for document in read] == [
@@ -186,7 +185,7 @@ def test_every_number_of_workers_reads_the_same(
         out.mkdir()
         process(
             Copy(corpus, out),
-            partitions(corpus, Path()),
+            partitions(corpus),
             tmp_path / f"tasks {workers}",
             Processing(workers),
             "copying",
@@ -200,7 +199,7 @@ def test_every_number_of_workers_reads_the_same(
 
 
 def test_other_columns_are_not_read(folder: Path) -> None:
-    dataset = hub.dataset(SourceConfig(hub=str(folder), subset="english"), Path())
+    dataset = hub.dataset(SourceConfig(hub=str(folder), subset="english"))
     opened = hub._open(dataset, "text")
     assert list(opened.features) == ["text"]
     assert [len(batch) for batch in hub.batches(dataset, 1, 3, "text")] == [256, 44]
@@ -214,7 +213,7 @@ def test_rows_without_text_are_bad_lines(
 
     corpus = corpus_of(source(tmp_path / "data"))
     bad: list[Any] = []
-    read = [d.text for part in partitions(corpus, Path()) for d in documents(part, corpus, bad)]
+    read = [d.text for part in partitions(corpus) for d in documents(part, corpus, bad)]
     assert read == ["a", "", "d"] * 2
     assert [(line.path.rpartition(", ")[2], line.place) for line in bad] == [
         ("shard 0", 1), ("shard 0", 4), ("shard 1", 1), ("shard 1", 4)
@@ -238,9 +237,7 @@ def test_rows_are_numbered_over_batches(
     )
     corpus = corpus_of(source(tmp_path / "data"))
     bad: list[Any] = []
-    assert (
-        sum(1 for part in partitions(corpus, Path()) for _ in documents(part, corpus, bad)) == 298
-    )
+    assert sum(1 for part in partitions(corpus) for _ in documents(part, corpus, bad)) == 298
     assert [line.place for line in bad] == [7, 290]
 
 
@@ -320,20 +317,16 @@ def test_without_a_network_a_word_at_once(corpus_of: Callable[..., CorpusConfig]
 def hash_of(
     corpus: CorpusConfig, beside: Path = Path(), remembered: dict[str, Any] | None = None
 ) -> str:
-    return hashes(corpus, beside, remembered or {}).corpus
+    return hashes(stated(beside, corpus), remembered or {}).corpus
 
 
 def test_the_hash_of_a_folder_is_that_of_its_files(
     folder: Path, corpus_of: Callable[..., CorpusConfig], tmp_path: Path
 ) -> None:
     corpus = corpus_of(source(folder, subset="english"))
-    first = hashes(corpus, Path(), {})
-    assert hashes(corpus, Path(), first.files) == first
-    assert (
-        {str(path) for _, path in files(corpus, Path())}
-        < first.files.keys()
-        == sizes(corpus, Path()).keys()
-    )
+    first = hashes(corpus, {})
+    assert hashes(corpus, first.files) == first
+    assert {str(path) for _, path in files(corpus)} < first.files.keys() == sizes(corpus).keys()
     moved = tmp_path / "elsewhere" / "dataset"
     moved.parent.mkdir()
     folder.rename(moved)
@@ -378,18 +371,16 @@ def test_a_name_on_the_hub_is_hashed_by_its_commit_asked_for_once(
     api: type[Api], corpus_of: Callable[..., CorpusConfig]
 ) -> None:
     corpus = corpus_of(source("owner/name"))
-    found = hashes(corpus, Path(), {})
+    found = hashes(corpus, {})
     assert found.files == {"hf://owner/name@main//train": {"commit": COMMIT}}
-    assert hashes(corpus, Path(), found.files) == found
+    assert hashes(corpus, found.files) == found
     assert api.asked == [("owner/name", None)]
     assert (
         hash_of(corpus_of(source("owner/name", revision="v1"))) == found.corpus
     )  # the same commit by another name
     api.answers[None] = LATER
     hub._ask.cache_clear()
-    assert (
-        hub.dataset(SourceConfig(hub="owner/name"), Path()).commit == COMMIT
-    )  # read as it was hashed
+    assert hub.dataset(SourceConfig(hub="owner/name")).commit == COMMIT  # read as it was hashed
     assert hash_of(corpus, remembered=found.files) != found.corpus
 
 
@@ -405,17 +396,17 @@ def test_without_a_network_the_remembered_commit_is_taken(
     api: type[Api], corpus_of: Callable[..., CorpusConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     corpus = corpus_of(source("owner/name"))
-    before = hashes(corpus, Path(), {})
+    before = hashes(corpus, {})
     hub._ask.cache_clear()
     api.answers[None] = OSError("no route to host")
-    assert hashes(corpus, Path(), before.files) == before
+    assert hashes(corpus, before.files) == before
     told = " ".join(capsys.readouterr().err.split())
     assert (
         "cannot be reached: no route to host" in told
         and f"Taken to be as before, at commit {COMMIT}" in told
     )
     with pytest.raises(UserError, match="cannot be reached: no route to host"):
-        hashes(corpus, Path(), {})
+        hashes(corpus, {})
 
 
 # ------------------------------------------------------------------------------------ over the wire
@@ -432,7 +423,7 @@ hub.TIMEOUT /= 5
 for source in json.loads(sys.argv[1]):
     corpus = CorpusConfig(sources=[source], documents="file", text_key="text", validation=0)
     try:
-        found = partitions(corpus, Path())
+        found = partitions(corpus)
         print(json.dumps([d.text for part in found for d in documents(part, corpus, [])]))
     except UserError as error:
         print(json.dumps(str(error)))

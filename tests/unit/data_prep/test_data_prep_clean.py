@@ -22,16 +22,16 @@ from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.documents import documents
 from robustly.corpus.partitions import partitions
 from robustly.data_prep.cleaning import clean as module
-from robustly.data_prep.cleaning.clean import clean, stage
+from robustly.data_prep.cleaning.clean import CleanStage
 from robustly.data_prep.cleaning.config import CleaningConfig
 from robustly.data_prep.cleaning.dropped import write_dropped
-from robustly.data_prep.prepare import prepare
-from robustly.data_prep.prepare import stage as data_stage
+from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import Store
 from robustly.inspection import cleaning
 from robustly.inspection.data import describe
-from robustly.tokenizer.build import build
+from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
+from stated import stated
 
 WORDS = [
     "the",
@@ -90,7 +90,7 @@ def planted_corpus(folder: Path):
 
 
 def seen_by_later_stages(page, folder: Path, cleaned: Path) -> list[str]:
-    pieces = decisions.attach(partitions(page, folder), cleaned)
+    pieces = decisions.attach(partitions(stated(folder, page)), cleaned)
     return [document.text for part in pieces for document in documents(part, page, [])]
 
 
@@ -108,12 +108,26 @@ def test_two_at_once_make_it_once(tmp_path):
         assert one == two
         return one
 
-    made = at_once(lambda: clean(page, CHEAP, "en", tmp_path / "clean", tmp_path, ONE))
+    made = at_once(
+        lambda: CleanStage(
+            stated(tmp_path, page), stated(tmp_path, CHEAP), "en", tmp_path / "clean", ONE
+        ).make()
+    )
     at_once(
-        lambda: prepare(page, VIEW, tmp_path / "data", trained, tmp_path, ONE, tmp_path / "clean")
+        lambda: DataStage(
+            stated(tmp_path, page), VIEW, tmp_path / "data", trained, ONE, tmp_path / "clean"
+        ).make()
     )
     settings = TokenizerConfig(vocab_size=270, min_frequency=2)
-    at_once(lambda: build(page, settings, tmp_path / "other", tmp_path, ONE, tmp_path / "clean"))
+    at_once(
+        lambda: TokenizerStage(
+            stated(tmp_path, page),
+            stated(tmp_path, settings),
+            tmp_path / "other",
+            ONE,
+            tmp_path / "clean",
+        ).make()
+    )
     assert made.counts["kept_documents"] < made.counts["documents"]
     assert not list(tmp_path.glob("*/work"))
 
@@ -124,22 +138,23 @@ def test_sources_of_one_name_are_told_apart(tmp_path, capfd):
         write_rows(tmp_path / name / "web.jsonl", texts)
 
     page = corpus("a/web.jsonl", "b/web.jsonl")
-    made = clean(page, CHEAP, "en", tmp_path / "clean", tmp_path, ONE)
+    made = CleanStage(
+        stated(tmp_path, page), stated(tmp_path, CHEAP), "en", tmp_path / "clean", ONE
+    ).make()
     assert "INFO" not in capfd.readouterr().err  # datatrove's own log of its steps
     assert [(row["source"], row["documents"]) for row in made.counts["sources"]] == [
         ("web.jsonl (1)", 1), ("web.jsonl (1)", 1), ("web.jsonl (2)", 2)
     ]  # fmt: skip
-    write_dropped(page, tmp_path / "clean", tmp_path, tmp_path / "dropped.jsonl")
+    write_dropped(stated(tmp_path, page), tmp_path / "clean", tmp_path / "dropped.jsonl")
     assert json.loads((tmp_path / "dropped.jsonl").read_text())["source"] == "web.jsonl (1)"
-    prepare(
-        page,
+    DataStage(
+        stated(tmp_path, page),
         VIEW,
         tmp_path / "data",
         train_tokenizer(tmp_path / "tokenizer"),
-        tmp_path,
         ONE,
         tmp_path / "clean",
-    )
+    ).make()
     assert Store(tmp_path / "data", "train").sources == ("web.jsonl (1)", "web.jsonl (2)")
 
 
@@ -148,7 +163,13 @@ def cleaned(tmp_path_factory):
     """A folder with a corpus and its clean stage, with every kind of rule."""
     folder = tmp_path_factory.mktemp("cleaned")
     page = planted_corpus(folder)
-    made = clean(page, CleaningConfig(**EVERYTHING), "en", folder / "clean", folder, ONE)
+    made = CleanStage(
+        stated(folder, page),
+        stated(folder, CleaningConfig(**EVERYTHING)),
+        "en",
+        folder / "clean",
+        ONE,
+    ).make()
     return folder, page, made
 
 
@@ -195,9 +216,13 @@ def test_what_is_planted_is_found_and_innocents_stay(cleaned):
 )
 def test_each_rule_by_itself(cleaned, tmp_path, key, reasons):
     folder, page, _ = cleaned
-    made = clean(
-        page, CleaningConfig(**{key: EVERYTHING[key]}), "en", tmp_path / "clean", folder, ONE
-    )
+    made = CleanStage(
+        stated(folder, page),
+        stated(folder, CleaningConfig(**{key: EVERYTHING[key]})),
+        "en",
+        tmp_path / "clean",
+        ONE,
+    ).make()
     dropped = Counter()
     for row in made.counts["sources"]:
         dropped[row["reason"]] += row["documents"]
@@ -212,7 +237,13 @@ def test_a_dropped_document_has_no_duplicates(tmp_path):
     write_rows(
         tmp_path / "b.jsonl", [INNOCENT[1], "short", INNOCENT[0], INNOCENT[1].upper(), INNOCENT[2]]
     )
-    made = clean(corpus("a.jsonl", "b.jsonl"), CHEAP, "en", tmp_path / "clean", tmp_path, ONE)
+    made = CleanStage(
+        stated(tmp_path, corpus("a.jsonl", "b.jsonl")),
+        stated(tmp_path, CHEAP),
+        "en",
+        tmp_path / "clean",
+        ONE,
+    ).make()
     found = [
         decisions.read(decisions.verdicts_file(tmp_path / "clean", n)).tolist() for n in (0, 1)
     ]
@@ -233,13 +264,19 @@ def many(tmp_path_factory):
         write_rows(folder / f"{number}.jsonl", [*INNOCENT[number : number + 3], "short", *again])
 
     page = corpus("*.jsonl")
-    return folder, page, clean(page, CHEAP, "en", folder / "clean", folder, ONE)
+    return (
+        folder,
+        page,
+        CleanStage(stated(folder, page), stated(folder, CHEAP), "en", folder / "clean", ONE).make(),
+    )
 
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_any_number_of_workers_writes_the_same_bytes(many, tmp_path, workers):
     folder, page, alone = many
-    made = clean(page, CHEAP, "en", tmp_path / "clean", folder, Processing(workers))
+    made = CleanStage(
+        stated(folder, page), stated(folder, CHEAP), "en", tmp_path / "clean", Processing(workers)
+    ).make()
     assert made.counts == alone.counts and made.hash == alone.hash and made.outputs == alone.outputs
     assert files_of(tmp_path / "clean") == files_of(folder / "clean")
     assert made.counts["kept_documents"] == 12 and made.counts["dropped by near_duplicates"] > 3
@@ -248,7 +285,12 @@ def test_any_number_of_workers_writes_the_same_bytes(many, tmp_path, workers):
 def test_groups_of_parts_change_nothing(many, tmp_path, monkeypatch):
     folder, page, alone = many
     monkeypatch.setattr(module, "GROUPS", 3)
-    assert clean(page, CHEAP, "en", tmp_path / "clean", folder, ONE).outputs == alone.outputs
+    assert (
+        CleanStage(stated(folder, page), stated(folder, CHEAP), "en", tmp_path / "clean", ONE)
+        .make()
+        .outputs
+        == alone.outputs
+    )
 
 
 DIES = """
@@ -256,6 +298,7 @@ import os, signal, sys
 from pathlib import Path
 from robustly.data_prep.cleaning import clean, near_duplicates
 from robustly.data_prep.cleaning.clean import _Cleaning
+from stated import stated
 from test_data_prep_clean import CHEAP, ONE, corpus
 
 def dies(work, when):
@@ -270,7 +313,7 @@ if place == "match":
     near_duplicates.match = dies(near_duplicates.match, lambda folder, near, bucket, _=None: bucket == 5)
 else:
     setattr(_Cleaning, place, dies(getattr(_Cleaning, place), lambda *arguments: arguments[-2] == 6))
-clean.clean(corpus("*.jsonl"), CHEAP, "en", Path(sys.argv[1]), Path(sys.argv[3]), ONE)
+clean.CleanStage(stated(Path(sys.argv[3]), corpus("*.jsonl")), CHEAP, "en", Path(sys.argv[1]), ONE).make()
 """
 
 
@@ -294,7 +337,9 @@ def test_after_a_kill_only_the_rest_is_made(many, tmp_path, place, monkeypatch):
 
         monkeypatch.setattr(module._Cleaning, name, recorded)
 
-    made = clean(page, CHEAP, "en", tmp_path / "clean", folder, ONE)
+    made = CleanStage(
+        stated(folder, page), stated(folder, CHEAP), "en", tmp_path / "clean", ONE
+    ).make()
     assert made.outputs == whole.outputs and made.counts == whole.counts
     steps = ["judge", "sign", "match", "settle"]
 
@@ -316,7 +361,13 @@ def test_the_same_again_does_nothing_and_another_recipe_is_refused(cleaned):
         path: path.stat().st_mtime_ns for path in (folder / "clean").iterdir() if path.is_file()
     }
     assert (
-        clean(page, CleaningConfig(**EVERYTHING), "en", folder / "clean", folder, Processing(2))
+        CleanStage(
+            stated(folder, page),
+            stated(folder, CleaningConfig(**EVERYTHING)),
+            "en",
+            folder / "clean",
+            Processing(2),
+        ).make()
         == made
     )
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -331,14 +382,13 @@ def test_the_same_again_does_nothing_and_another_recipe_is_refused(cleaned):
         ({}, "de", r"data\.language: en there, de now"),
     ):
         with pytest.raises(UserError, match=message):
-            clean(
-                page,
-                CleaningConfig(**{**EVERYTHING, **changes}),
+            CleanStage(
+                stated(folder, page),
+                stated(folder, CleaningConfig(**{**EVERYTHING, **changes})),
                 language,
                 folder / "clean",
-                folder,
                 ONE,
-            )
+            ).make()
 
 
 def test_files_that_the_stage_knows_are_not_hashed_anew(cleaned, monkeypatch):
@@ -351,9 +401,24 @@ def test_files_that_the_stage_knows_are_not_hashed_anew(cleaned, monkeypatch):
         monkeypatch.setattr(where, lambda path: f"hashed {path.name} anew")
 
     assert (
-        stage(page, CleaningConfig(**EVERYTHING), "en", folder / "clean", folder).hash == made.hash
+        CleanStage(
+            stated(folder, page),
+            stated(folder, CleaningConfig(**EVERYTHING)),
+            "en",
+            folder / "clean",
+            ONE,
+        )
+        .stage()
+        .hash
+        == made.hash
     )
-    other = stage(page, CleaningConfig(**EVERYTHING), "en", folder / "other", folder)
+    other = CleanStage(
+        stated(folder, page),
+        stated(folder, CleaningConfig(**EVERYTHING)),
+        "en",
+        folder / "other",
+        ONE,
+    ).stage()
     assert other.inputs["language_model"] == "hashed lid.bin anew"
 
 
@@ -363,7 +428,15 @@ def test_files_are_inputs_by_what_they_hold(cleaned, tmp_path):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
 
     assert (
-        stage(page, CleaningConfig(**EVERYTHING), "en", tmp_path / "clean", tmp_path).hash
+        CleanStage(
+            stated(tmp_path, page),
+            stated(tmp_path, CleaningConfig(**EVERYTHING)),
+            "en",
+            tmp_path / "clean",
+            ONE,
+        )
+        .stage()
+        .hash
         == made.hash
     )
     hashes = {made.hash}
@@ -373,7 +446,15 @@ def test_files_are_inputs_by_what_they_hold(cleaned, tmp_path):
             file.write(b"\n")
 
         hashes.add(
-            stage(page, CleaningConfig(**EVERYTHING), "en", tmp_path / "clean", tmp_path).hash
+            CleanStage(
+                stated(tmp_path, page),
+                stated(tmp_path, CleaningConfig(**EVERYTHING)),
+                "en",
+                tmp_path / "clean",
+                ONE,
+            )
+            .stage()
+            .hash
         )
 
     assert len(hashes) == 4
@@ -386,18 +467,33 @@ def test_the_tokenizer_counts_the_kept_documents_only(cleaned, tmp_path):
     folder, page, _ = cleaned
     settings = TokenizerConfig(vocab_size=300, min_frequency=1)
     write_rows(tmp_path / "kept.jsonl", [*INNOCENT, " \n"])
-    expected = build(corpus("kept.jsonl"), settings, tmp_path / "expected", tmp_path, ONE)
-    made = build(page, settings, tmp_path / "tokenizer", folder, ONE, folder / "clean")
+    expected = TokenizerStage(
+        stated(tmp_path, corpus("kept.jsonl")),
+        stated(tmp_path, settings),
+        tmp_path / "expected",
+        ONE,
+    ).make()
+    made = TokenizerStage(
+        stated(folder, page),
+        stated(folder, settings),
+        tmp_path / "tokenizer",
+        ONE,
+        folder / "clean",
+    ).make()
     assert made.outputs == expected.outputs and made.counts == expected.counts
     assert made.inputs["clean"] == manifest.read(folder / "clean").hash
-    uncleaned = build(page, settings, tmp_path / "uncleaned", folder, ONE)
+    uncleaned = TokenizerStage(
+        stated(folder, page), stated(folder, settings), tmp_path / "uncleaned", ONE
+    ).make()
     assert "clean" not in uncleaned.inputs and uncleaned.counts["documents"] == 31
 
 
 def test_the_store_holds_exactly_the_kept_documents_in_order(cleaned, tmp_path):
     folder, page, _ = cleaned
     trained = train_tokenizer(tmp_path / "tokenizer")
-    made = prepare(page, VIEW, tmp_path / "data", trained, folder, ONE, folder / "clean")
+    made = DataStage(
+        stated(folder, page), VIEW, tmp_path / "data", trained, ONE, folder / "clean"
+    ).make()
     assert list(Store(tmp_path / "data", "train").texts(tokenizer.load(trained))) == INNOCENT
     assert made.counts["empty_documents"] == 1
     assert made.inputs["clean"] == manifest.read(folder / "clean").hash
@@ -413,7 +509,7 @@ def test_the_store_holds_exactly_the_kept_documents_in_order(cleaned, tmp_path):
     assert {f"dropped by {reason}": count for reason, count in found.items()} == reasons and sum(
         reasons.values()
     ) > 5
-    plain = data_stage(page, VIEW, tmp_path / "data", trained, folder)
+    plain = DataStage(stated(folder, page), VIEW, tmp_path / "data", trained, ONE).stage()
     assert "clean" not in plain.inputs and plain.hash != made.hash
     with pytest.raises(UserError, match=r"input\.clean: .* there, absent now"):
         plain.refuse_other_work()
@@ -426,8 +522,16 @@ def test_later_stages_want_the_stage_finished_on_this_corpus(cleaned, tmp_path):
         train_tokenizer(tmp_path / "trained"),
     )
     for missing in (
-        lambda: build(page, settings, tmp_path / "tokenizer", folder, ONE, tmp_path / "clean"),
-        lambda: prepare(page, VIEW, tmp_path / "data", trained, folder, ONE, tmp_path / "clean"),
+        lambda: TokenizerStage(
+            stated(folder, page),
+            stated(folder, settings),
+            tmp_path / "tokenizer",
+            ONE,
+            tmp_path / "clean",
+        ).make(),
+        lambda: DataStage(
+            stated(folder, page), VIEW, tmp_path / "data", trained, ONE, tmp_path / "clean"
+        ).make(),
     ):
         with pytest.raises(
             UserError, match=r"no finished clean stage here .* run `robustly clean CONFIG` first"
@@ -437,12 +541,21 @@ def test_later_stages_want_the_stage_finished_on_this_corpus(cleaned, tmp_path):
     write_rows(tmp_path / "a.jsonl", INNOCENT)
 
     for changed in (
-        lambda: build(
-            corpus("a.jsonl"), settings, tmp_path / "tokenizer", tmp_path, ONE, folder / "clean"
-        ),
-        lambda: prepare(
-            corpus("a.jsonl"), VIEW, tmp_path / "data", trained, tmp_path, ONE, folder / "clean"
-        ),
+        lambda: TokenizerStage(
+            stated(tmp_path, corpus("a.jsonl")),
+            stated(tmp_path, settings),
+            tmp_path / "tokenizer",
+            ONE,
+            folder / "clean",
+        ).make(),
+        lambda: DataStage(
+            stated(tmp_path, corpus("a.jsonl")),
+            VIEW,
+            tmp_path / "data",
+            trained,
+            ONE,
+            folder / "clean",
+        ).make(),
     ):
         with pytest.raises(
             UserError, match="the corpus is another than the one that was cleaned here"
@@ -456,7 +569,7 @@ def test_later_stages_want_the_stage_finished_on_this_corpus(cleaned, tmp_path):
 @pytest.mark.parametrize("name", ["dropped.jsonl", "dropped.jsonl.gz"])
 def test_dropped_documents_are_written_out(cleaned, tmp_path, name):
     folder, page, _ = cleaned
-    assert write_dropped(page, folder / "clean", folder, tmp_path / name) == 6
+    assert write_dropped(stated(folder, page), folder / "clean", tmp_path / name) == 6
     data = (tmp_path / name).read_bytes()
     text = gzip.decompress(data).decode() if name.endswith(".gz") else data.decode()
     sources = ["a.jsonl"] * 2 + ["b.jsonl"] * 3 + ["c.jsonl"]
@@ -465,10 +578,10 @@ def test_dropped_documents_are_written_out(cleaned, tmp_path, name):
         for (reason, text), source in zip(PLANTED.items(), sources, strict=True)
     ]
     with pytest.raises(UserError, match=r"--dropped .*is there already and was left as it is"):
-        write_dropped(page, folder / "clean", folder, tmp_path / name)
+        write_dropped(stated(folder, page), folder / "clean", tmp_path / name)
 
     with pytest.raises(UserError, match=r"ends in \.jsonl or \.jsonl\.gz"):
-        write_dropped(page, folder / "clean", folder, tmp_path / "texts.txt")
+        write_dropped(stated(folder, page), folder / "clean", tmp_path / "texts.txt")
 
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -503,10 +616,16 @@ def test_mistakes(tmp_path):
 
     def refused(message, cleaning, language="en", sources=("a.jsonl",)):
         with pytest.raises(UserError, match=message):
-            clean(corpus(*sources), cleaning, language, tmp_path / "clean", tmp_path, ONE)
+            CleanStage(
+                stated(tmp_path, corpus(*sources)),
+                stated(tmp_path, cleaning),
+                language,
+                tmp_path / "clean",
+                ONE,
+            ).make()
         assert not (tmp_path / "clean" / manifest.RECIPE).exists()  # the mended page is not refused
 
-    refused("the page asks for none, and the corpus is taken as it is", CleaningConfig())
+    refused("the config asks for none, and the corpus is taken as it is", CleaningConfig())
     refused(
         r"none of the 2 documents in a\.jsonl is left \(dropped: 2 by min_words\)",
         CleaningConfig(min_words=9, exact_duplicates=True),
@@ -556,4 +675,6 @@ def test_mistakes(tmp_path):
     )
     counts_alone = CorpusConfig(counts=["words.tsv"], documents="line", text_key="", validation=0)
     with pytest.raises(UserError, match=r"only corpus\.counts; cleaning needs the text itself"):
-        clean(counts_alone, CHEAP, "en", tmp_path / "clean", tmp_path, ONE)
+        CleanStage(
+            stated(tmp_path, counts_alone), stated(tmp_path, CHEAP), "en", tmp_path / "clean", ONE
+        ).make()

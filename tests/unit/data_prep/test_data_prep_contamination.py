@@ -14,6 +14,7 @@ from robustly import UserError
 from robustly.data_prep.cleaning.config import ContaminationConfig
 from robustly.data_prep.cleaning.contamination import build_index, contaminated, evaluation_texts
 from robustly.data_prep.cleaning.shingles import hashes, words
+from stated import stated
 
 QUESTION = (
     "Which of the seven rivers that cross the old town was named after a king who never saw it?"
@@ -22,7 +23,7 @@ QUESTION = (
 
 def index_of(folder, *texts, **keys):
     (folder / "eval.txt").write_text("\n".join(texts), encoding="utf-8")
-    return build_index(ContaminationConfig(files="eval.txt", **keys), folder)
+    return build_index(stated(folder, ContaminationConfig(files="eval.txt", **keys)))
 
 
 def test_a_document_that_holds_a_run_of_words(tmp_path):
@@ -109,7 +110,7 @@ def test_texts_of_each_kind_of_file(tmp_path):
 def test_mistakes(tmp_path):
     def refused(files, message, **keys):
         with pytest.raises(UserError, match=message):
-            build_index(ContaminationConfig(files=files, **keys), tmp_path)
+            build_index(stated(tmp_path, ContaminationConfig(files=files, **keys)))
 
     refused("nowhere", r"cleaning\.contamination\.files: nowhere: no file there")
     (tmp_path / "a.csv").write_text("a")

@@ -13,9 +13,10 @@ from robustly.corpus.config import Processing
 from robustly.data_prep import decoding
 from robustly.data_prep.config import DataConfig
 from robustly.data_prep.decoding import decode_documents
-from robustly.data_prep.prepare import prepare
+from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import Store, split_of
 from robustly.tokenizer.tokenizer import Tokenizer
+from stated import stated
 
 SENTENCES = DataConfig(unit="sentence", language="en", block_length=16, format="full_sentences")
 ODD = [
@@ -38,7 +39,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(root / "odd.jsonl", [*ODD, " \n\t "])  # the last is dropped
     write_rows(root / "plain.jsonl", [*PLAIN, ODD[0]])
     sources = corpus("odd.jsonl", "plain.jsonl", validation=0.3)
-    prepare(sources, SENTENCES, root / "data", root / "tokenizer", root, Processing(1))
+    DataStage(
+        stated(root, sources), SENTENCES, root / "data", root / "tokenizer", Processing(1)
+    ).make()
     return root
 
 

@@ -13,10 +13,11 @@ from robustly import UserError, log, tokenizer
 from robustly.corpus.config import Processing
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.config import DataConfig
-from robustly.data_prep.prepare import prepare
+from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import Store
 from robustly.description import show
 from robustly.inspection.data import describe, document_lengths, find_tokenizer, unit_lengths
+from stated import stated
 
 TEXTS = [f"The inner thing number {n}. There it is{' again' * (n % 7)}." for n in range(60)]
 VIEW = DataConfig(unit="sentence", language="en", block_length=32, format="full_sentences")
@@ -31,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_rows(root / f"{name}.jsonl", texts)
 
     sources = corpus("first.jsonl", "second.jsonl", validation=0.3)
-    prepare(sources, VIEW, root / "data", root / "tokenizer", root, Processing(1))
+    DataStage(stated(root, sources), VIEW, root / "data", root / "tokenizer", Processing(1)).make()
     return root
 
 
@@ -176,7 +177,9 @@ def test_what_was_dropped(root: Path, tmp_path: Path) -> None:
         file.write('{"no": "text"}\n')
 
     page = corpus("a.jsonl").model_copy(update={"max_bad_lines": 5})
-    prepare(page, VIEW, tmp_path / "data", root / "tokenizer", tmp_path, Processing(1))
+    DataStage(
+        stated(tmp_path, page), VIEW, tmp_path / "data", root / "tokenizer", Processing(1)
+    ).make()
     assert {row["what"]: row["count"] for row in rows(tmp_path / "data")["dropped"]} == {
         "empty_documents": 2,
         "bad_lines": 1,

@@ -6,9 +6,10 @@ from small_stores import VIEW, corpus, files_of, train_tokenizer, write_rows
 
 from robustly.corpus.config import Processing, SlurmConfig
 from robustly.corpus.executors import slurm as slurm_executor
-from robustly.data_prep.cleaning.clean import clean
+from robustly.data_prep.cleaning.clean import CleanStage
 from robustly.data_prep.cleaning.config import CleaningConfig
-from robustly.data_prep.prepare import prepare
+from robustly.data_prep.prepare import DataStage
+from stated import stated
 
 PROSE = [
     f"This is story {n}. It has {n} words (or so). “Few!” said he.\nThe end of it.\n"
@@ -46,10 +47,12 @@ def test_verdicts_and_store_are_the_same_bytes(processing, tmp_path):
 
     def made(how):
         folder = tmp_path / how.executor
-        cleaned = clean(page, rules, "en", folder / "clean", tmp_path, how)
-        return cleaned, prepare(
-            page, VIEW, folder / "data", trained, tmp_path, how, folder / "clean"
-        )
+        cleaned = CleanStage(
+            stated(tmp_path, page), stated(tmp_path, rules), "en", folder / "clean", how
+        ).make()
+        return cleaned, DataStage(
+            stated(tmp_path, page), VIEW, folder / "data", trained, how, folder / "clean"
+        ).make()
 
     one, other = made(Processing(1)), made(processing)
     assert one[0].counts["kept_documents"] == 180 and one[0].counts["documents"] == 186

@@ -25,9 +25,10 @@ from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.partitions import Partition
 from robustly.data_prep import prepare as module
 from robustly.data_prep.blocks import Blocks
-from robustly.data_prep.prepare import prepare
+from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import SPLITS, ShardWriter, Store
 from robustly.files import disk_full
+from stated import stated
 
 PROSE = [
     f"This is story {n}. It has {n} words (or so). “Few!” said he.\nThe end of it.\n"
@@ -80,7 +81,7 @@ def test_a_bad_file_is_named_and_the_mended_one_is_taken(tmp_path, trained, name
     (tmp_path / name).write_bytes(content)
     page = corpus("a.jsonl", name).model_copy(update={"max_bad_lines": 0})
     with pytest.raises(UserError, match=message):
-        prepare(page, VIEW, tmp_path / "data", trained, tmp_path, ONE)
+        DataStage(stated(tmp_path, page), VIEW, tmp_path / "data", trained, ONE).make()
 
     assert not (tmp_path / "data/recipe.json").exists() and not list(
         (tmp_path / "data").glob("*.npy")
@@ -96,7 +97,9 @@ def test_a_bad_file_is_named_and_the_mended_one_is_taken(tmp_path, trained, name
     )
     (tmp_path / name).write_bytes(whole)
     assert (
-        prepare(page, VIEW, tmp_path / "data", trained, tmp_path, ONE).counts["train_documents"]
+        DataStage(stated(tmp_path, page), VIEW, tmp_path / "data", trained, ONE)
+        .make()
+        .counts["train_documents"]
         == 22
     )
 
@@ -115,13 +118,13 @@ class Killed(module._Task):
 
 def test_after_a_worker_is_killed_only_the_rest_is_made(tmp_path, trained, monkeypatch):
     page, folder = four_files(tmp_path / "corpus"), tmp_path / "data"
-    whole = prepare(page, VIEW, tmp_path / "whole", trained, tmp_path, ONE)
+    whole = DataStage(stated(tmp_path, page), VIEW, tmp_path / "whole", trained, ONE).make()
     with (
         monkeypatch.context() as patch,
         pytest.raises(UserError, match=r"a worker process was killed.*is kept"),
     ):
         patch.setattr(module, "_Task", Killed)
-        prepare(page, VIEW, folder, trained, tmp_path, Processing(2))
+        DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(2)).make()
 
     assert manifest.read(folder) is None and not list(folder.glob("*.npy"))
     done = [path.name for path in folder.glob("work/*/tasks/completions/*")]
@@ -133,7 +136,7 @@ def test_after_a_worker_is_killed_only_the_rest_is_made(tmp_path, trained, monke
     }  # a name with a dot in front is of a file that was not finished
     assert len(before) >= 5 * len(done)
 
-    made = prepare(page, VIEW, folder, trained, tmp_path, Processing(2))
+    made = DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(2)).make()
     assert files_of(folder) == files_of(tmp_path / "whole") and made.counts == whole.counts
 
     for name, status in before.items():
@@ -156,14 +159,14 @@ def test_a_full_disk_at_any_moment_leaves_nothing_half_written(tmp_path, trained
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", flushed)
-    prepare(page, VIEW, tmp_path / "whole", trained, tmp_path, ONE)
+    DataStage(stated(tmp_path, page), VIEW, tmp_path / "whole", trained, ONE).make()
     writes, whole = -left, files_of(tmp_path / "whole")
     assert writes > 40
 
     for moment in [*range(1, writes, 7), *range(writes - 6, writes + 1)]:
         folder, left = tmp_path / f"{moment}", moment
         with pytest.raises(OSError, match="No space left") as full:
-            prepare(page, VIEW, folder, trained, tmp_path, ONE)
+            DataStage(stated(tmp_path, page), VIEW, folder, trained, ONE).make()
 
         assert disk_full(full.value)
         assert not list(folder.rglob("*.tmp"))
@@ -175,7 +178,7 @@ def test_a_full_disk_at_any_moment_leaves_nothing_half_written(tmp_path, trained
         assert (finished is not None) == (
             moment == writes
         )  # the last makes the manifest's name durable
-        made = prepare(page, VIEW, folder, trained, tmp_path, ONE)
+        made = DataStage(stated(tmp_path, page), VIEW, folder, trained, ONE).make()
         assert files_of(folder) == whole and made == manifest.read(folder)
         assert finished or not (folder / "work").exists()
         shutil.rmtree(folder)
@@ -187,7 +190,9 @@ def test_a_full_disk_at_any_moment_leaves_nothing_half_written(tmp_path, trained
 def test_a_line_longer_than_a_block_is_trained_on_to_its_last_token(tmp_path, trained):
     text = "word " * 400
     write_rows(tmp_path / "a.jsonl", [text, PROSE[0]])
-    made = prepare(corpus("a.jsonl"), VIEW, tmp_path / "data", trained, tmp_path, ONE)
+    made = DataStage(
+        stated(tmp_path, corpus("a.jsonl")), VIEW, tmp_path / "data", trained, ONE
+    ).make()
     assert made.counts["long_units"] >= 1
     blocks = Blocks(tmp_path / "data", "train", VIEW.block_length, VIEW.format)
     ids, lengths = blocks.gather(np.arange(len(blocks)))
@@ -208,7 +213,7 @@ def test_a_document_of_a_hundred_megabytes(tmp_path, trained):
     sentence = "On it goes" + ", said the teller of the inn" * 40 + ". "
     text = (sentence * (100 * 2**20 // len(sentence))).strip()
     (tmp_path / "a.txt").write_text(text + "\n\nA short one.")
-    prepare(corpus("a.txt"), VIEW, tmp_path / "data", trained, tmp_path, ONE)
+    DataStage(stated(tmp_path, corpus("a.txt")), VIEW, tmp_path / "data", trained, ONE).make()
     first, second = Store(tmp_path / "data", "train").texts(tokenizer.load(trained))
     assert first == text and second == "A short one."
 
@@ -231,11 +236,19 @@ def test_documents_stay_held_out_when_the_corpus_grows(
     texts = [text.strip() for text in PROSE[:100]]
     old, first, last = texts[30:70], texts[30 - before : 30], texts[70 : 70 + after]
     (folder / "m.txt").write_text("\n\n".join(old))
-    prepare(corpus("m.txt", validation=shares[0]), VIEW, folder / "small", trained, folder, ONE)
+    DataStage(
+        stated(folder, corpus("m.txt", validation=shares[0])), VIEW, folder / "small", trained, ONE
+    ).make()
     (folder / "m.txt").write_text("\n\n".join([*first, *old]))
     (folder / "z.txt").write_text("\n\n".join(last))
     with mock.patch.object(partitioning, "PARTITION_BYTES", part_bytes):
-        prepare(corpus("*.txt", validation=shares[1]), VIEW, folder / "large", trained, folder, ONE)
+        DataStage(
+            stated(folder, corpus("*.txt", validation=shares[1])),
+            VIEW,
+            folder / "large",
+            trained,
+            ONE,
+        ).make()
 
     encoder = tokenizer.load(trained)
     small, large = (

@@ -8,8 +8,9 @@ from small_stores import VIEW, corpus, train_tokenizer, write_rows
 
 from robustly import UserError, manifest, tokenizer
 from robustly.corpus.config import CorpusConfig, Processing, SourceConfig
-from robustly.data_prep.prepare import prepare, stage
+from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import SPLITS, Store
+from stated import stated
 
 TEXTS = [f"This is story {n}. It has {n} words (or so). “Few!” said he." for n in range(40)]
 
@@ -32,16 +33,19 @@ def test_a_dataset_gives_the_store_that_its_files_give(tmp_path: Path, trained: 
 
     page = of_dataset("rows")
     stores = {
-        "file": prepare(
-            corpus("rows", validation=0.2),
+        "file": DataStage(
+            stated(tmp_path, corpus("rows", validation=0.2)),
             VIEW,
             tmp_path / "file",
             trained,
-            tmp_path,
             Processing(1),
-        ),
-        "one": prepare(page, VIEW, tmp_path / "one", trained, tmp_path, Processing(1)),
-        "two": prepare(page, VIEW, tmp_path / "two", trained, tmp_path, Processing(2)),
+        ).make(),
+        "one": DataStage(
+            stated(tmp_path, page), VIEW, tmp_path / "one", trained, Processing(1)
+        ).make(),
+        "two": DataStage(
+            stated(tmp_path, page), VIEW, tmp_path / "two", trained, Processing(2)
+        ).make(),
     }
     encoder = tokenizer.load(trained)
     for split in SPLITS:
@@ -52,13 +56,18 @@ def test_a_dataset_gives_the_store_that_its_files_give(tmp_path: Path, trained: 
     assert stores["one"].counts == stores["file"].counts
     assert stores["one"].hash == stores["two"].hash != stores["file"].hash
 
-    assert prepare(page, VIEW, tmp_path / "one", trained, tmp_path, Processing(1)) == manifest.read(
-        tmp_path / "one"
-    )
+    assert DataStage(
+        stated(tmp_path, page), VIEW, tmp_path / "one", trained, Processing(1)
+    ).make() == manifest.read(tmp_path / "one")
     write_rows(tmp_path / "rows" / "train-3.jsonl", ["Another text."])
-    assert stage(page, VIEW, tmp_path / "other", trained, tmp_path).hash != stores["one"].hash
+    assert (
+        DataStage(stated(tmp_path, page), VIEW, tmp_path / "other", trained, Processing(1))
+        .stage()
+        .hash
+        != stores["one"].hash
+    )
     with pytest.raises(UserError, match="corpus"):
-        prepare(page, VIEW, tmp_path / "one", trained, tmp_path, Processing(1))
+        DataStage(stated(tmp_path, page), VIEW, tmp_path / "one", trained, Processing(1)).make()
 
 
 def test_a_dataset_without_text_is_named(tmp_path: Path, trained: Path) -> None:
@@ -67,4 +76,6 @@ def test_a_dataset_without_text_is_named(tmp_path: Path, trained: Path) -> None:
     with pytest.raises(
         UserError, match=r"corpus\.sources: 2 documents of nothing but white space in rows"
     ):
-        prepare(of_dataset("rows"), VIEW, tmp_path / "data", trained, tmp_path, Processing(1))
+        DataStage(
+            stated(tmp_path, of_dataset("rows")), VIEW, tmp_path / "data", trained, Processing(1)
+        ).make()

@@ -17,8 +17,9 @@ from robustly import tokenizer
 from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.partitions import partitions
-from robustly.data_prep.prepare import prepare
+from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import SPLITS, Store
+from stated import stated
 
 SOURCES = ("plain", "packed", "rows", "table")
 TXT = {
@@ -77,9 +78,9 @@ def test_any_number_of_workers_writes_the_same_bytes_of_every_kind_of_file(
     folders = [tmp_path / f"data{count}" for count in workers]
 
     with mock.patch.object(partitioning, "PARTITION_BYTES", 300):
-        assert len(partitions(page, tmp_path)) > 12
+        assert len(partitions(stated(tmp_path, page))) > 12
         made = [
-            prepare(page, VIEW, folder, trained, tmp_path, Processing(count))
+            DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(count)).make()
             for folder, count in zip(folders, workers, strict=True)
         ]
 

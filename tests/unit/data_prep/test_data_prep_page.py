@@ -13,10 +13,11 @@ from small_stores import corpus, train_tokenizer, write_rows
 
 from robustly.corpus.config import Processing
 from robustly.data_prep.config import DataConfig
-from robustly.data_prep.prepare import prepare
+from robustly.data_prep.prepare import DataStage
 from robustly.description import Description
 from robustly.inspection.data import describe
 from robustly.inspection.html import page
+from stated import stated
 
 EVIL = '<script src="https://example.org/x.js"></script> <img onerror=a> & "quoted" </td>'
 
@@ -48,14 +49,13 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Description:
     train_tokenizer(root / "tokenizer")
     write_rows(root / "<b>.jsonl", [f"{EVIL} {n}" for n in range(40)])
     view = DataConfig(unit="line", language="en", block_length=128, format="doc_sentences")
-    prepare(
-        corpus("<b>.jsonl", validation=0.3),
+    DataStage(
+        stated(root, corpus("<b>.jsonl", validation=0.3)),
         view,
         root / "data",
         root / "tokenizer",
-        root,
         Processing(1),
-    )
+    ).make()
     return describe(root / "data", 3)
 
 
@@ -121,8 +121,12 @@ def test_a_page_without_blocks_as_text_says_why(tmp_path: Path) -> None:
     train_tokenizer(tmp_path / "elsewhere")
     write_rows(tmp_path / "a.jsonl", ["The thing.", "In the end there is another."])
     view = DataConfig(unit="line", language="en", block_length=8, format="full_sentences")
-    prepare(
-        corpus("a.jsonl"), view, tmp_path / "data", tmp_path / "elsewhere", tmp_path, Processing(1)
-    )
+    DataStage(
+        stated(tmp_path, corpus("a.jsonl")),
+        view,
+        tmp_path / "data",
+        tmp_path / "elsewhere",
+        Processing(1),
+    ).make()
     written = page(describe(tmp_path / "data"))  # a split without documents, too
     assert "--tokenizer FOLDER" in written and "blocks as text" not in written

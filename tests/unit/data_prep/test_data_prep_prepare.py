@@ -20,8 +20,9 @@ from robustly.corpus.config import Processing
 from robustly.corpus.documents import documents
 from robustly.corpus.partitions import partitions
 from robustly.data_prep.blocks import Blocks
-from robustly.data_prep.prepare import prepare, stage
+from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import SPLITS, Store
+from stated import stated
 
 BUNDLED = Path(__file__).parents[3] / "data_prep/corpora/prose_cc0.txt"
 PROSE = [
@@ -41,18 +42,17 @@ def texts_of(folder, trained, split):
 
 def test_the_bundled_corpus_comes_back_split_by_split(tmp_path, trained):
     page = corpus(str(BUNDLED), validation=0.1)
-    made = prepare(
-        page,
+    made = DataStage(
+        stated(tmp_path, page),
         VIEW.model_copy(update={"block_length": 128}),
         tmp_path / "data",
         trained,
-        tmp_path,
         Processing(1),
-    )
+    ).make()
 
     originals = [
         document.text
-        for part in partitions(page, tmp_path)
+        for part in partitions(stated(tmp_path, page))
         for document in documents(part, page, [])
     ]
     train, validation = (texts_of(tmp_path / "data", trained, split) for split in SPLITS)
@@ -99,14 +99,13 @@ def test_any_corpus_comes_back(tmp_path_factory, trained, texts, unit, validatio
     texts = [*texts, PROSE[0], PROSE[2]]  # one for either split
     write_rows(folder / "a.jsonl", texts)
     data = VIEW.model_copy(update={"unit": unit})
-    made = prepare(
-        corpus("a.jsonl", validation=validation),
+    made = DataStage(
+        stated(folder, corpus("a.jsonl", validation=validation)),
         data,
         folder / "data",
         trained,
-        folder,
         Processing(1),
-    )
+    ).make()
     kept = [text for text in texts if text.strip()]
     assert made.counts["empty_documents"] == len(texts) - len(kept)
     back = [texts_of(folder / "data", trained, split) for split in SPLITS]
@@ -127,7 +126,10 @@ def several_files(folder):
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path, trained):
     page = several_files(tmp_path / "corpus")
     made = [
-        prepare(page, VIEW, tmp_path / f"data{n}", trained, tmp_path, Processing(n)) for n in (1, 2)
+        DataStage(
+            stated(tmp_path, page), VIEW, tmp_path / f"data{n}", trained, Processing(n)
+        ).make()
+        for n in (1, 2)
     ]
     assert len(Store(tmp_path / "data1", "train").shards) == 4
     assert files_of(tmp_path / "data1") == files_of(tmp_path / "data2")
@@ -153,13 +155,15 @@ def units(text, unit, language, units=module.units):
 
 module.units = units
 root, trained = map(Path, sys.argv[1:])
-module.prepare(corpus(str(root / "corpus"), validation=0.1), VIEW, root / "data", trained, root, Processing(1))
+module.DataStage(corpus(str(root / "corpus"), validation=0.1), VIEW, root / "data", trained, Processing(1)).make()
 """
 
 
 def test_after_a_kill_only_the_rest_is_made(tmp_path, trained):
     page = several_files(tmp_path / "corpus")
-    whole = prepare(page, VIEW, tmp_path / "whole", trained, tmp_path, Processing(1))
+    whole = DataStage(
+        stated(tmp_path, page), VIEW, tmp_path / "whole", trained, Processing(1)
+    ).make()
     killed = subprocess.run(
         [sys.executable, "-c", DIES, tmp_path, trained],
         env={"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -169,7 +173,7 @@ def test_after_a_kill_only_the_rest_is_made(tmp_path, trained):
     folder = tmp_path / "data"
     assert manifest.read(folder) is None
     with pytest.raises(UserError, match="no finished data stage"):
-        manifest.require(folder, "data", "robustly prepare CONFIG")
+        manifest.require(folder, "data")
 
     finished = {
         path.name: path.stat()
@@ -181,7 +185,7 @@ def test_after_a_kill_only_the_rest_is_made(tmp_path, trained):
         "train-00001",
     }
 
-    made = prepare(page, VIEW, folder, trained, tmp_path, Processing(1))
+    made = DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(1)).make()
     assert made.outputs == whole.outputs and made.counts == whole.counts
     for name, before in finished.items():
         assert (folder / name).stat().st_ino == before.st_ino
@@ -196,66 +200,80 @@ def test_after_a_kill_only_the_rest_is_made(tmp_path, trained):
 def test_a_finished_store_serves_other_views(tmp_path, trained):
     write_rows(tmp_path / "a.jsonl", PROSE)
     page, folder = corpus("a.jsonl", validation=0.1), tmp_path / "data"
-    made = prepare(page, VIEW, folder, trained, tmp_path, Processing(1))
+    made = DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(1)).make()
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
-    assert prepare(page, VIEW, folder, trained, tmp_path, Processing(2)) == made
+    assert DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(2)).make() == made
     assert not (folder / "work").exists()
 
     wider = VIEW.model_copy(update={"block_length": 64, "format": "doc_sentences"})
-    again = prepare(page, wider, folder, trained, tmp_path, Processing(1))
+    again = DataStage(stated(tmp_path, page), wider, folder, trained, Processing(1)).make()
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()} == before
     assert again.outputs == made.outputs
     assert again.counts["train_blocks"] == len(Blocks(folder, "train", 64, "doc_sentences"))
     assert (
         again.counts
-        == prepare(page, wider, tmp_path / "other", trained, tmp_path, Processing(1)).counts
+        == DataStage(stated(tmp_path, page), wider, tmp_path / "other", trained, Processing(1))
+        .make()
+        .counts
         != made.counts
     )
 
     shutil.rmtree(folder / "views")
-    assert prepare(page, VIEW, folder, trained, tmp_path, Processing(1)) == made
+    assert DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(1)).make() == made
     assert len(list((folder / "views").iterdir())) == 2
 
     huge = VIEW.model_copy(update={"block_length": 10**6})
     with pytest.raises(UserError, match=r"data.block_length = 1000000"):
-        prepare(page, huge, folder, trained, tmp_path, Processing(1))
+        DataStage(stated(tmp_path, page), huge, folder, trained, Processing(1)).make()
 
 
 def test_a_store_of_another_recipe_is_not_overwritten(tmp_path, trained):
     write_rows(tmp_path / "a.jsonl", PROSE)
     page, folder = corpus("a.jsonl"), tmp_path / "data"
-    made = prepare(page, VIEW, folder, trained, tmp_path, Processing(1))
-    assert stage(page, VIEW, folder, trained, tmp_path).finished() == made
+    made = DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(1)).make()
+    assert (
+        DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(1)).stage().finished()
+        == made
+    )
 
     with pytest.raises(UserError, match=r"data.unit: sentence there, line now"):
-        prepare(
-            page, VIEW.model_copy(update={"unit": "line"}), folder, trained, tmp_path, Processing(1)
-        )
+        DataStage(
+            stated(tmp_path, page),
+            VIEW.model_copy(update={"unit": "line"}),
+            folder,
+            trained,
+            Processing(1),
+        ).make()
 
     with pytest.raises(UserError, match=r"corpus.validation: 0.0 there, 0.1 now"):
-        prepare(corpus("a.jsonl", validation=0.1), VIEW, folder, trained, tmp_path, Processing(1))
+        DataStage(
+            stated(tmp_path, corpus("a.jsonl", validation=0.1)),
+            VIEW,
+            folder,
+            trained,
+            Processing(1),
+        ).make()
 
     other = train_tokenizer(tmp_path / "other", merges=["t h"])
     with pytest.raises(UserError, match=r"input\.tokenizer"):
-        prepare(page, VIEW, folder, other, tmp_path, Processing(1))
+        DataStage(stated(tmp_path, page), VIEW, folder, other, Processing(1)).make()
 
     write_rows(tmp_path / "a.jsonl", PROSE[:-1])
     with pytest.raises(UserError, match=r"input\.corpus"):
-        prepare(page, VIEW, folder, trained, tmp_path, Processing(1))
+        DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(1)).make()
 
 
 def test_a_document_keeps_its_split_when_the_corpus_grows(tmp_path, trained):
     write_rows(tmp_path / "a.jsonl", PROSE[50:150])
     write_rows(tmp_path / "b.jsonl", PROSE)
     for name in ("a", "b"):
-        prepare(
-            corpus(f"{name}.jsonl", validation=0.2),
+        DataStage(
+            stated(tmp_path, corpus(f"{name}.jsonl", validation=0.2)),
             VIEW,
             tmp_path / name,
             trained,
-            tmp_path,
             Processing(1),
-        )
+        ).make()
 
     for split in SPLITS:
         small, large = (set(texts_of(tmp_path / name, trained, split)) for name in ("a", "b"))
@@ -269,14 +287,13 @@ def refused(tmp_path, trained, texts, validation=0.0, **view):
     write_rows(tmp_path / "a.jsonl", texts)
     data = VIEW.model_copy(update=view)
     with pytest.raises(UserError) as refusal:
-        prepare(
-            corpus("a.jsonl", validation=validation),
+        DataStage(
+            stated(tmp_path, corpus("a.jsonl", validation=validation)),
             data,
             tmp_path / "data",
             trained,
-            tmp_path,
             Processing(1),
-        )
+        ).make()
 
     return str(refusal.value)
 
@@ -299,9 +316,13 @@ def test_bad_input_is_refused_and_the_mended_page_is_taken(tmp_path, trained):
     )
 
     write_rows(tmp_path / "a.jsonl", PROSE)
-    made = prepare(
-        corpus("a.jsonl", validation=0.1), VIEW, tmp_path / "data", trained, tmp_path, Processing(1)
-    )
+    made = DataStage(
+        stated(tmp_path, corpus("a.jsonl", validation=0.1)),
+        VIEW,
+        tmp_path / "data",
+        trained,
+        Processing(1),
+    ).make()
     assert made.counts["train_documents"] + made.counts["validation_documents"] == 200
     assert not (tmp_path / "data/work").exists()
 
@@ -314,46 +335,50 @@ def test_bad_lines_are_counted_over_all_parts(tmp_path, trained):
 
     page = corpus("*.jsonl").model_copy(update={"max_bad_lines": 5})
     with pytest.raises(UserError, match=r"6 broken rows, more than corpus.max_bad_lines = 5"):
-        prepare(page, VIEW, tmp_path / "data", trained, tmp_path, Processing(1))
+        DataStage(stated(tmp_path, page), VIEW, tmp_path / "data", trained, Processing(1)).make()
 
-    made = prepare(
-        page.model_copy(update={"max_bad_lines": 6}),
+    made = DataStage(
+        stated(tmp_path, page.model_copy(update={"max_bad_lines": 6})),
         VIEW,
         tmp_path / "data",
         trained,
-        tmp_path,
         Processing(1),
-    )
+    ).make()
     assert made.counts["bad_lines"] == 6 and made.counts["train_documents"] == 400
 
 
 def test_the_tokenizer_must_be_finished(tmp_path):
     write_rows(tmp_path / "a.jsonl", PROSE)
     with pytest.raises(UserError, match="run `robustly tokenizer CONFIG` first"):
-        prepare(
-            corpus("a.jsonl"),
+        DataStage(
+            stated(tmp_path, corpus("a.jsonl")),
             VIEW,
             tmp_path / "data",
             tmp_path / "tokenizer",
-            tmp_path,
             Processing(1),
-        )
+        ).make()
 
 
 def test_a_truncated_shard_is_named_before_training(tmp_path, trained):
     write_rows(tmp_path / "a.jsonl", PROSE)
-    made = prepare(corpus("a.jsonl"), VIEW, tmp_path / "data", trained, tmp_path, Processing(1))
+    made = DataStage(
+        stated(tmp_path, corpus("a.jsonl")), VIEW, tmp_path / "data", trained, Processing(1)
+    ).make()
     shard = tmp_path / "data/train-00000.tokens.npy"
     assert made.outputs[shard.name]["sha256"] == hashlib.sha256(shard.read_bytes()).hexdigest()
     shard.write_bytes(shard.read_bytes()[:-2])
     with pytest.raises(UserError, match=r"train-00000\.tokens\.npy: .* cut off or changed"):
-        manifest.require(tmp_path / "data", "data", "robustly prepare CONFIG")
+        manifest.require(tmp_path / "data", "data")
 
 
 def test_a_document_of_many_megabytes_without_a_line_break(tmp_path, trained):
     text = "An endless “story, he said. And on it goes, the teller. " * 40_000  # 2.2 MB
     (tmp_path / "a.txt").write_text(text)
-    prepare(
-        corpus("a.txt", documents="file"), VIEW, tmp_path / "data", trained, tmp_path, Processing(1)
-    )
+    DataStage(
+        stated(tmp_path, corpus("a.txt", documents="file")),
+        VIEW,
+        tmp_path / "data",
+        trained,
+        Processing(1),
+    ).make()
     assert texts_of(tmp_path / "data", trained, "train") == [text]

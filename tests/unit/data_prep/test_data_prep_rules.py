@@ -25,6 +25,7 @@ from robustly.data_prep.cleaning.rules import (
     rules_of,
 )
 from robustly.files import sha256
+from stated import stated
 
 BUNDLED = Path(__file__).parents[3] / "data_prep/corpora/prose_cc0.txt"
 PROSE = [text[:1500] for text in BUNDLED.read_text(encoding="utf-8").split("\n\n")[:8]]
@@ -162,7 +163,7 @@ def test_languages_are_kept_by_their_probability(model):
 
 def test_mistakes_with_the_model(model, tmp_path, monkeypatch):
     page = language(keep=["en", "swedish"]).language
-    assert model_file(page, tmp_path) == model[0]
+    assert model_file(stated(tmp_path, page)) == model[0]
     with pytest.raises(
         UserError, match=r"keep: swedish: not among the 3 languages of .*tiny\.bin: de, en, fi"
     ):
@@ -174,7 +175,7 @@ def test_mistakes_with_the_model(model, tmp_path, monkeypatch):
         UserError,
         match=r"language\.model: lid\.bin: no file there; looked at .*Give a fastText model",
     ):
-        model_file(CleaningConfig(language={"model": "lid.bin", "keep": "en"}).language, tmp_path)
+        model_file(CleaningConfig(language={"model": "lid.bin", "keep": "en"}).language)
 
     (tmp_path / "text.bin").write_bytes(b"text" * 100)
     with pytest.raises(UserError, match=r"text\.bin: not a fastText model"):

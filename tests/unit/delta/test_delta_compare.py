@@ -133,7 +133,7 @@ def test_an_entry_that_does_not_fit_is_a_row(
 def test_a_process_that_fails_ends_the_others() -> None:
     started = time.monotonic()
     with pytest.raises(UserError, match="'mistake': expected KEY=VALUE"):
-        run(operator.call, [(override, {}, "mistake"), (time.sleep, 1000)], at_once=2)
+        run(operator.call, [(override, {}, "mistake", Path()), (time.sleep, 1000)], at_once=2)
 
     with pytest.raises(Killed, match="signal 9"):
         run(operator.call, [(signal.raise_signal, signal.SIGKILL), (time.sleep, 1000)], at_once=2)
@@ -155,7 +155,7 @@ def test_so_many_processes_at_a_time_and_each_fault_is_told(tmp_path: Path) -> N
     files = [tmp_path / str(place) for place in range(3)]
     calls = [
         (signal.raise_signal, signal.SIGKILL),
-        (override, {}, "mistake"),
+        (override, {}, "mistake", Path()),
         *((stamp, file) for file in files),
     ]
     faults = dict(each(operator.call, calls, at_once=2))

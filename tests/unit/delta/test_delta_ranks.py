@@ -76,9 +76,7 @@ def trained_by(
 ) -> dict[str, Any]:
     page = load_delta(page_file, changes)
     with joined(Path(meeting), rank, size) as ranks:
-        tuned = tune(
-            Base.load(page.base), page, read(page.delta.task, page.origin.parent), 3, ranks=ranks
-        )
+        tuned = tune(Base.load(page.base), page, read(page.delta.task), 3, ranks=ranks)
 
     weights = {
         name: parameter.detach().double().sum().item()

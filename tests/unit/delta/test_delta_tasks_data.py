@@ -13,9 +13,11 @@ import pytest
 from pydantic import TypeAdapter
 
 from robustly import UserError
+from robustly.config import InputPath
 from robustly.delta.tasks import Example, TaskData, draw, read
 from robustly.delta.tasks.config import Task
 from robustly.delta.tasks.files import read as read_table
+from stated import stated
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "tasks"
 KEYS: dict[str, dict[str, Any]] = {
@@ -61,7 +63,7 @@ def labelled(kind: str = "classification", **counts: int) -> TaskData:
 def test_json_lines_with_their_numbers(tmp_path: Path) -> None:
     raw = '\ufeff{"t": "one\\u2028two", "l": "x", "more": 1}\r\n\n  \n{"t": "naïve\u2028", "l": 7}'.encode()
     (tmp_path / "a.jsonl").write_bytes(raw)
-    table = read_table("key", "a.jsonl", tmp_path)
+    table = read_table("key", InputPath("a.jsonl", tmp_path))
     assert table.rows == [
         (1, {"t": "one\u2028two", "l": "x", "more": 1}),
         (4, {"t": "naïve\u2028", "l": 7}),
@@ -69,30 +71,30 @@ def test_json_lines_with_their_numbers(tmp_path: Path) -> None:
     assert table.sha256 == hashlib.sha256(raw).hexdigest()
     for name, pack in (("a.jsonl.gz", gzip.compress), ("a.jsonl.xz", lzma.compress)):
         (tmp_path / name).write_bytes(pack(raw))
-        assert read_table("key", name, tmp_path).rows == table.rows
+        assert read_table("key", InputPath(name, tmp_path)).rows == table.rows
 
     with pyarrow.CompressedOutputStream(str(tmp_path / "a.jsonl.zst"), "zstd") as out:
         out.write(raw)
 
-    assert read_table("key", "a.jsonl.zst", tmp_path).rows == table.rows
+    assert read_table("key", InputPath("a.jsonl.zst", tmp_path)).rows == table.rows
 
 
 def test_quotes_hold_lines_together_in_csv(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(
         b'\xef\xbb\xbft,l\r\n"one, ""two""\r\nthree",x\r\n\r\nfour,y\r\n'
     )
-    assert read_table("key", "a.csv", tmp_path).rows == [
+    assert read_table("key", InputPath("a.csv", tmp_path)).rows == [
         (2, {"t": 'one, "two"\r\nthree', "l": "x"}),
         (5, {"t": "four", "l": "y"}),
     ]
     (tmp_path / "a.csv").write_bytes(b"t,l\rone,x\r")
-    assert read_table("key", "a.csv", tmp_path).rows == [(2, {"t": "one", "l": "x"})]
+    assert read_table("key", InputPath("a.csv", tmp_path)).rows == [(2, {"t": "one", "l": "x"})]
 
 
 def test_quotes_are_text_in_tsv(tmp_path: Path) -> None:
     """A quotation mark that opens and does not close would take the lines below into its cell."""
     (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b't\tl\n"He said\tx\nNo "end", he\ty\n'))
-    assert read_table("key", "a.tsv.gz", tmp_path).rows == [
+    assert read_table("key", InputPath("a.tsv.gz", tmp_path)).rows == [
         (2, {"t": '"He said', "l": "x"}),
         (3, {"t": 'No "end", he', "l": "y"}),
     ]
@@ -125,7 +127,7 @@ def test_quotes_are_text_in_tsv(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        read_table("key", name, tmp_path)
+        read_table("key", InputPath(name, tmp_path))
 
 
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
@@ -134,7 +136,7 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
         UserError,
         match=rf"delta.task.test: test.jsonl: no file there; looked at {tmp_path}/test.jsonl",
     ):
-        read(task(), tmp_path)
+        read(stated(tmp_path, task()))
 
 
 # ----------------------------------------------------------------------------------------- datasets
@@ -173,18 +175,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_dataset_gives_its_classes_by_name(folder: Path) -> None:
-    data = read(task(train="hub:set/train", test="hub:set:main/test"), folder.parent)
+    data = read(stated(folder.parent, task(train="hub:set/train", test="hub:set:main/test")))
     assert data.labels == ("bad", "good")
     assert data.train == (Example(("a",), "good", 0), Example(("b",), "bad", 1))
     assert [example.label for example in data.test] == ["bad", "good"]
     assert len(set(data.hashes.values())) == 2
     assert (
-        data.hashes == read(task(train="hub:set/train", test="hub:set/test"), folder.parent).hashes
+        data.hashes
+        == read(stated(folder.parent, task(train="hub:set/train", test="hub:set/test"))).hashes
     )
 
 
 def test_a_dataset_gives_lists_of_classes_by_name(folder: Path) -> None:
-    data = read(task("tokens", train="hub:set/train", test="hub:set/test"), folder.parent)
+    data = read(stated(folder.parent, task("tokens", train="hub:set/train", test="hub:set/test")))
     assert data.labels == ("B-LOC", "I-LOC", "O")
     assert data.train[0] == Example(("in", "Rome"), ("O", "B-LOC"), 0)
 
@@ -203,7 +206,7 @@ def test_a_dataset_gives_lists_of_classes_by_name(folder: Path) -> None:
 )
 def test_a_dataset_that_cannot_be_used(folder: Path, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        read(task(train="hub:set/train", test=name), folder.parent)
+        read(stated(folder.parent, task(train="hub:set/train", test=name)))
 
 
 # --------------------------------------------------------------------------------------------- rows
@@ -238,7 +241,7 @@ def apart(kind: str) -> list[dict[str, Any]]:
 def test_examples_of_each_kind(tmp_path: Path, kind: str) -> None:
     lines(tmp_path / "train.jsonl", *GOOD[kind])
     lines(tmp_path / "test.jsonl", *apart(kind))
-    data = read(task(kind), tmp_path)
+    data = read(stated(tmp_path, task(kind)))
     assert (data.kind, list(data.train), data.labels) == (kind, MADE[kind], LABELS.get(kind, ()))
     assert (len(data.test), data.dev, data.left_out) == (2, (), 0)
 
@@ -246,7 +249,7 @@ def test_examples_of_each_kind(tmp_path: Path, kind: str) -> None:
 def test_pairs(tmp_path: Path) -> None:
     lines(tmp_path / "train.jsonl", {"t": "a", "u": "b", "l": "x"}, {"t": "b", "u": "a", "l": "y"})
     lines(tmp_path / "test.jsonl", {"t": "a", "u": "c", "l": "x"})
-    data = read(task(text_pair="u"), tmp_path)
+    data = read(stated(tmp_path, task(text_pair="u")))
     assert [example.texts for example in data.train] == [
         ("a", "b"),
         ("b", "a"),
@@ -256,7 +259,7 @@ def test_pairs(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"line 1: no key 'u' \(delta.task.text_pair\); the keys here: 't', 'l'"
     ):
-        read(task(text_pair="u"), tmp_path)
+        read(stated(tmp_path, task(text_pair="u")))
 
 
 @pytest.mark.parametrize(
@@ -331,7 +334,7 @@ def test_a_broken_line_is_named(
         file.write("\n" + line + "\n")
 
     with pytest.raises(UserError, match=rf"{part}\.jsonl: line 4: .*{message}"):
-        read(task(kind), tmp_path)
+        read(stated(tmp_path, task(kind)))
 
 
 # ------------------------------------------------------------------------------------------- labels
@@ -349,7 +352,7 @@ def test_what_is_tested_is_not_trained_on(tmp_path: Path) -> None:
     )
     write(tmp_path / "dev.jsonl", ("f", "x"), ("d", "y"), ("h", "y"))
     write(tmp_path / "test.jsonl", ("a", "x"), ("d", "y"), ("e", "y"))
-    data = read(task(dev="dev.jsonl"), tmp_path)
+    data = read(stated(tmp_path, task(dev="dev.jsonl")))
     assert [example.texts[0] for example in data.train] == ["b", "c", "g"]
     assert [example.texts[0] for example in data.dev] == ["f", "h"]
     assert (data.left_out, data.dev_left_out, data.labels) == (3, 1, ("x", "y"))
@@ -362,11 +365,11 @@ def test_what_is_tested_is_not_trained_on(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"every text of the label 'y' stands in .*dev.jsonl or .*test.jsonl, too"
     ):
-        read(task(dev="dev.jsonl", train="only.jsonl"), _only(tmp_path))
+        read(stated(_only(tmp_path), task(dev="dev.jsonl", train="only.jsonl")))
 
     write(tmp_path / "dev.jsonl", ("a", "y"))
     with pytest.raises(UserError, match=r"dev.jsonl: every input stands in .*test.jsonl, too"):
-        read(task(dev="dev.jsonl"), tmp_path)
+        read(stated(tmp_path, task(dev="dev.jsonl")))
 
 
 def _only(folder: Path) -> Path:
@@ -381,11 +384,11 @@ def test_an_input_with_other_choices_is_another(tmp_path: Path) -> None:
         {"t": "a", "c": ["p", "r"], "a": 0},
     )
     lines(tmp_path / "test.jsonl", {"t": "a", "c": ["p", "q"], "a": 1})
-    data = read(task("multiple_choice"), tmp_path)
+    data = read(stated(tmp_path, task("multiple_choice")))
     assert [example.choices for example in data.train] == [("p", "r")] and data.left_out == 1
     lines(tmp_path / "train.jsonl", {"t": "a", "c": ["p", "q"], "a": 0})
     with pytest.raises(UserError, match="every input stands in"):
-        read(task("multiple_choice"), tmp_path)
+        read(stated(tmp_path, task("multiple_choice")))
 
 
 @pytest.mark.parametrize("part", ["dev", "test"])
@@ -401,31 +404,31 @@ def test_a_label_that_training_lacks(tmp_path: Path, part: str) -> None:
     with pytest.raises(
         UserError, match=rf"{part}\.jsonl: line 2: the label 'z' is not in .*train.jsonl.* are x, y"
     ):
-        read(task(dev="dev.jsonl"), tmp_path)
+        read(stated(tmp_path, task(dev="dev.jsonl")))
 
 
 def test_a_kind_of_entity_that_training_lacks(tmp_path: Path) -> None:
     lines(tmp_path / "train.jsonl", {"w": ["a", "b"], "g": ["O", "B-X"]})
     lines(tmp_path / "test.jsonl", {"w": ["c", "d"], "g": ["B-X", "I-X"]})
-    assert read(task("tokens"), tmp_path).labels == (
+    assert read(stated(tmp_path, task("tokens"))).labels == (
         "B-X",
         "I-X",
         "O",
     )  # within an entity is learnt by name
     lines(tmp_path / "test.jsonl", {"w": ["c", "d"], "g": ["B-X", "B-Y"]})
     with pytest.raises(UserError, match=r"test.jsonl: line 1: the label 'B-Y' is not in"):
-        read(task("tokens"), tmp_path)
+        read(stated(tmp_path, task("tokens")))
 
     lines(tmp_path / "train.jsonl", {"w": ["a"], "g": ["O"]})
     with pytest.raises(UserError, match=r"train.jsonl: every tag is O"):
-        read(task("tokens"), tmp_path)
+        read(stated(tmp_path, task("tokens")))
 
 
 def test_one_label_alone(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", ("a", "x"), ("b", "x"))
     write(tmp_path / "test.jsonl", ("c", "x"))
     with pytest.raises(UserError, match="every line has the label 'x'"):
-        read(task(), tmp_path)
+        read(stated(tmp_path, task()))
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -433,7 +436,7 @@ def test_one_number_alone(tmp_path: Path, part: str) -> None:
     write(tmp_path / "train.jsonl", ("a", 1), ("b", 1 if part == "train" else 2))
     write(tmp_path / "test.jsonl", ("c", 1), ("d", 1 if part == "test" else 2))
     with pytest.raises(UserError, match=rf"{part}.jsonl: every line has the number 1"):
-        read(task("regression"), tmp_path)
+        read(stated(tmp_path, task("regression")))
 
 
 def test_labels_and_words_of_a_cloze(tmp_path: Path) -> None:
@@ -444,47 +447,47 @@ def test_labels_and_words_of_a_cloze(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"delta.task.words: 'z' is not a label of .*train.jsonl, but among x, y, z"
     ):
-        read(task("cloze", words={**words, "z": "so"}), tmp_path)
+        read(stated(tmp_path, task("cloze", words={**words, "z": "so"})))
 
     with pytest.raises(
         UserError, match=r"delta.task.words: 'y' is a label of .*train.jsonl, but not among x, z"
     ):
-        read(task("cloze", words={"x": "good", "z": "bad"}), tmp_path)
+        read(stated(tmp_path, task("cloze", words={"x": "good", "z": "bad"})))
 
 
 def test_fewer_examples_than_asked_for(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", ("a", "x"), ("b", "y"), ("c", "x"))
     write(tmp_path / "test.jsonl", ("d", "x"))
-    assert len(read(task(examples=2), tmp_path).train) == 3
+    assert len(read(stated(tmp_path, task(examples=2))).train) == 3
 
     with pytest.raises(
         UserError, match=r"examples = 4 is 2 for each of 2 labels, but .* has 1 of 'y'"
     ):
-        read(task(examples=4), tmp_path)
+        read(stated(tmp_path, task(examples=4)))
 
     with pytest.raises(
         UserError, match=r"examples = 1: expected at least one for each of 2 labels"
     ):
-        read(task(examples=1), tmp_path)
+        read(stated(tmp_path, task(examples=1)))
 
     write(tmp_path / "train.jsonl", ("a", 1), ("b", 2), ("d", 3))
     write(tmp_path / "test.jsonl", ("d", 1), ("e", 2))
-    assert len(read(task("regression", examples=2), tmp_path).train) == 2
+    assert len(read(stated(tmp_path, task("regression", examples=2))).train) == 2
 
     with pytest.raises(
         UserError, match=r"examples = 3, but .*train.jsonl has 2 that the other files lack"
     ):
-        read(task("regression", examples=3), tmp_path)
+        read(stated(tmp_path, task("regression", examples=3)))
 
 
 def test_as_many_as_there_are_but_no_more(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", ("a", "x"), ("b", "y"), ("c", "x"), ("d", "y"))
     write(tmp_path / "test.jsonl", ("e", "x"))
-    assert len(draw(read(task(examples=4), tmp_path), 4, seed=1)) == 4
+    assert len(draw(read(stated(tmp_path, task(examples=4))), 4, seed=1)) == 4
     with pytest.raises(
         UserError, match=r"examples = 5 is 2.5 for each of 2 labels, but .* has 2 of 'x'"
     ):
-        read(task(examples=5), tmp_path)
+        read(stated(tmp_path, task(examples=5)))
 
 
 def test_what_one_answer_to_everything_gets() -> None:

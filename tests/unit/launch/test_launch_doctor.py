@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from robustly import machine
-from robustly.cli import app
+from robustly import cli, machine
 from robustly.preflight import doctor, gpus, hardware, software
 from robustly.preflight.doctor import verdict
 from robustly.preflight.findings import Finding
@@ -256,7 +255,7 @@ def test_the_command_says_by_its_exit_code_whether_tiny_can_run(
         doctor, "torch_and_gpus", lambda seen: (gpu_findings(seen, 0, "2.13.0", None, ""), 0)
     )
     with pytest.raises(SystemExit) as leaving:
-        app.main(["doctor", "--json"])
+        cli.main(["doctor", "--json"])
 
     output = capsys.readouterr()
     report = json.loads(output.out)  # nothing else on stdout
@@ -268,7 +267,7 @@ def test_the_command_says_by_its_exit_code_whether_tiny_can_run(
         hardware, "memory", lambda: Finding("memory", "problem", "none", "buy some")
     )
     with pytest.raises(SystemExit) as leaving:
-        app.main(["doctor"])
+        cli.main(["doctor"])
 
     assert leaving.value.code == 1
     assert "-> buy some" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustly import UserError
+from robustly.config import InputPath
 from robustly.data_prep.sampler import Samples
 from robustly.experiment import load_experiment
 from robustly.pretrain.batches import MicroBatch, make_micro_batch
@@ -207,7 +208,7 @@ def folder(tmp_path: Path) -> Path:
 
 def teacher_for(folder: Path, student: ModelConfig, encoder: Tokenizer | None = None) -> Any:
     return read_teacher(
-        find_initial(str(folder), folder, "distillation.teacher"),
+        find_initial(InputPath(InputPath(str(folder), folder), "distillation.teacher")),
         student,
         encoder or Tokenizer(WORDS),
     )
@@ -255,7 +256,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(folder: Path) -> None:
 
 def test_a_teacher_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^distillation.teacher: nothing: not there"):
-        find_initial("nothing", tmp_path, "distillation.teacher")
+        find_initial(InputPath(InputPath("nothing", tmp_path), "distillation.teacher"))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from robustly import UserError, manifest
+from robustly.config import InputPath
 from robustly.files import sha256
 from robustly.manifest import Stage
 from robustly.pretrain.config import FairseqCheckpoint, ModelConfig
@@ -92,7 +93,7 @@ def test_a_run_that_keeps_its_best_checkpoint_too_starts_from_its_last(tmp_path:
 
         train.finish(files, {})
 
-    assert find_initial(str(tmp_path), tmp_path).weights == (files[1],)
+    assert find_initial(InputPath(str(tmp_path), tmp_path)).weights == (files[1],)
 
 
 def start(
@@ -107,7 +108,7 @@ def start_from_path(
     path: Path | FairseqCheckpoint, section: ModelConfig = SECTION, vocabulary: Vocabulary = OLD
 ) -> RobertaForMaskedLM:
     found = find_initial(
-        path if isinstance(path, FairseqCheckpoint) else str(path), Path("/nowhere")
+        path if isinstance(path, FairseqCheckpoint) else InputPath(str(path), Path("/nowhere"))
     )
     return start(found, section, vocabulary)
 
@@ -254,11 +255,11 @@ def test_an_output_layer_of_its_own_is_refused(folder: Path, source: RobertaForM
 
 
 def test_content_counts_and_not_the_place(folder: Path, tmp_path: Path) -> None:
-    digest = find_initial(str(folder), tmp_path).digest()
+    digest = find_initial(InputPath(str(folder), tmp_path)).digest()
     shutil.copytree(folder, tmp_path / "copy")
-    assert find_initial("copy", tmp_path).digest() == digest
+    assert find_initial(InputPath("copy", tmp_path)).digest() == digest
     model_of(SECTION, OLD, 2).save_pretrained(tmp_path / "copy")
-    assert find_initial("copy", tmp_path).digest() != digest
+    assert find_initial(InputPath("copy", tmp_path)).digest() != digest
 
 
 def test_weights_of_ours_are_hashed_once_and_damage_is_seen(folder: Path, tmp_path: Path) -> None:
@@ -266,7 +267,7 @@ def test_weights_of_ours_are_hashed_once_and_damage_is_seen(folder: Path, tmp_pa
     with Stage(folder, "published", {}, {}).begin() as stage:
         stage.finish([folder / "config.json", weights], {})
 
-    found = find_initial(str(folder), tmp_path)
+    found = find_initial(InputPath(str(folder), tmp_path))
     with mock.patch.object(manifest, "sha256", wraps=sha256) as hashing:
         found.digest()
         start(found)
@@ -490,7 +491,7 @@ def test_what_does_not_fit_a_fairseq_checkpoint_is_named(
         start_from_path(fairseq)
 
     with pytest.raises(UserError, match=r"model.init_from.weights: .*gone.pt: not there"):
-        start_from_path(fairseq.model_copy(update={"weights": "gone.pt"}))
+        start_from_path(fairseq.model_copy(update={"weights": InputPath("gone.pt")}))
 
 
 # ------------------------------------------------------------------------------------------ fitting
@@ -519,7 +520,7 @@ def test_shared_tokens_keep_their_rows_and_new_ones_are_the_mean_of_their_pieces
 def test_what_was_taken_is_said(folder: Path, tmp_path: Path) -> None:
     section = SECTION.model_copy(update={"positions": 20})
     model = new_model(roberta_config(section, SpecialTokens.of(Tokenizer(NEW))), 7)
-    said = start_from(model, find_initial(str(folder), tmp_path), section, NEW)
+    said = start_from(model, find_initial(InputPath(str(folder), tmp_path)), section, NEW)
     assert (
         f"{len(NEW.ids) - 5} tokens as they are there, 5 made from their pieces; positions 12"
         " there, 20" in said

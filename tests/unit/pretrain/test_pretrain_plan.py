@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from ranks import run_distributed
-from robustly.cli import app
+from robustly import cli
+from robustly.cli import preflight
 from robustly.data_prep.store import Store
-from robustly.experiment import Experiment, load_experiment, pretraining
+from robustly.experiment import Experiment, data_work, load_experiment, tokenizer_work
 from robustly.preflight import plan as plans
 from robustly.preflight import speed as speeds
 from robustly.preflight.plan import Machine, Plan, Speed, plan
@@ -31,12 +32,10 @@ NO_MEMORY = Machine("cpu", None, "not looked at")
 def planned(
     experiment: Experiment, ranks: int = 2, machine: Machine = NO_MEMORY, speed: Speed | None = None
 ) -> Plan:
-    beside = experiment.origin.parent
     return plan(
-        pretraining(experiment),
+        experiment,
         experiment.corpus,
         experiment.tokenizer,
-        beside,
         ranks,
         machine,
         speed,
@@ -97,14 +96,14 @@ def test_tokens_are_counted_where_that_was_done_and_estimated_elsewhere(place: P
     assert estimated.work["corpus_tokens"] == round(size / 4.4 * 0.9)
     assert f"estimated from {size:,} bytes in 1 files" in estimated.work["corpus_source"]
 
-    app.build_tokenizer(experiment)
+    tokenizer_work(experiment).make()
     from_words = planned(experiment)
     assert (
         "counted in" in from_words.work["corpus_source"]
         and "tokenizer" in from_words.work["corpus_source"]
     )
 
-    app.prepare_data(experiment)
+    data_work(experiment).make()
     counted = planned(experiment)
     truth = Store(place / "data", "train").stream_tokens
     assert counted.work["corpus_tokens"] == truth
@@ -152,10 +151,10 @@ def test_an_epoch_has_each_source_as_often_as_the_page_says(tmp_path: Path) -> N
 
     of_bytes = (3 * bytes_of["a"] + 0.5 * bytes_of["b"]) * 0.9
     assert planned(page()).work["corpus_tokens"] == pytest.approx(of_bytes / 4.4, abs=1)
-    app.build_tokenizer(page())
+    tokenizer_work(page()).make()
     from_words = planned(page())
     assert "repeated in proportion to their bytes" in from_words.work["corpus_source"]
-    app.prepare_data(page())
+    data_work(page()).make()
     counted = planned(page())
     store = Store(tmp_path / "data", "train")
     first, second = (sum(shard.tokens for shard in store.shards_of(source)) for source in (0, 1))
@@ -194,7 +193,7 @@ def test_a_dataset_is_unknown_until_it_is_counted(tmp_path: Path) -> None:
             in planned(experiment).work["corpus_source"]
         )
 
-    app.build_tokenizer(there)
+    tokenizer_work(there).make()
     assert "tokens counted in" in planned(there).work["corpus_source"]
     assert "unknown until" in planned(elsewhere).work["corpus_source"]
 
@@ -213,8 +212,8 @@ def test_a_given_speed_is_taken() -> None:
 def test_padding_takes_its_share_of_a_speed_of_full_blocks(place: Path, tmp_path: Path) -> None:
     shutil.copy(place / "corpus.txt", tmp_path)
     experiment = small(tmp_path)
-    app.build_tokenizer(experiment)
-    padding = app.prepare_data(experiment).counts["padding"]
+    tokenizer_work(experiment).make()
+    padding = data_work(experiment).make().counts["padding"]
     assert padding > 0.1
     full = planned(experiment, speed=Speed(1000.0, "measured", of_full_blocks=True))
     assert full.time[0]["tokens_per_second"] == pytest.approx(1000 * (1 - padding))
@@ -243,9 +242,7 @@ def test_the_speed_of_a_run_counts_if_it_is_of_this_model(tmp_path: Path) -> Non
     experiment = small(tmp_path)
     train = tmp_path / "train"
     train.mkdir()
-    (train / "config.yaml").write_text(
-        yaml.safe_dump(pretraining(experiment).page), encoding="utf-8"
-    )
+    (train / "config.yaml").write_text(yaml.safe_dump(experiment.resolved()), encoding="utf-8")
     rates = [10.0, 500.0, 400.0, 600.0]  # the first interval warms up
     lines = [
         json.dumps({"update": 10 * n, "tokens_per_second": rate}) for n, rate in enumerate(rates, 1)
@@ -270,7 +267,7 @@ def test_the_speed_of_a_run_counts_if_it_is_of_this_model(tmp_path: Path) -> Non
 
 def test_a_measured_pass_and_update_make_a_speed() -> None:
     """24 blocks of 64 on 2 ranks: 3 passes of 4 blocks at 0.5 s, and an update of 0.1 s."""
-    config = pretraining(load_experiment("tiny", SMALL))
+    config = load_experiment("tiny", SMALL)
     assert speeds.speed_of(config, 2, 4, 0.5, 0.1, "cpu").tokens_per_second == pytest.approx(
         24 * 64 / 1.6
     )
@@ -279,7 +276,7 @@ def test_a_measured_pass_and_update_make_a_speed() -> None:
 
 def measured(rank: int, ranks: int) -> list[Any]:
     speeds.SECONDS = 1
-    found = speeds.measure(pretraining(load_experiment("tiny", SMALL)), 500, 2, 1)
+    found = speeds.measure(load_experiment("tiny", SMALL), 500, 2, 1)
     return [found.tokens_per_second, found.source]
 
 
@@ -351,9 +348,9 @@ def test_tensor_cores_like_multiples_of_64(size: int, odd: bool) -> None:
 
 PROGRAM = """
 import sys
-import robustly.cli.app
+import robustly.cli
 try:
-    robustly.cli.app.main(["plan", *sys.argv[1:]])
+    robustly.cli.main(["plan", *sys.argv[1:]])
 except SystemExit as leaving:
     assert not leaving.code, leaving.code
 assert not {"torch", "transformers", "deepspeed", "datatrove"} & set(sys.modules)
@@ -390,7 +387,7 @@ def test_the_command_needs_no_torch_and_prints_one_object() -> None:
 
 def test_one_speed_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
-        app.main(["plan", "tiny", "--tflops", "1", "--measure"])
+        cli.main(["plan", "tiny", "--tflops", "1", "--measure"])
     assert leaving.value.code == 2
     assert "give one of them" in capsys.readouterr().err
 
@@ -413,13 +410,13 @@ def test_what_a_rank_runs_on(
     from robustly.preflight import doctor
     from robustly.preflight.gpus import Gpu
 
-    monkeypatch.setattr(
-        doctor, "gpus", lambda: [Gpu("Card", gpu, (8, 0), "1")] if gpu else []
-    )
+    monkeypatch.setattr(doctor, "gpus", lambda: [Gpu("Card", gpu, (8, 0), "1")] if gpu else [])
     monkeypatch.setattr("robustly.machine.available_memory", lambda: 8 * 10**9)
-    machine = app._machine(load_experiment("tiny", changes), 2, None)
+    machine = preflight._machine(load_experiment("tiny", changes), 2, None)
     assert (machine.device, machine.memory) == (device, memory)
-    assert app._machine(load_experiment("tiny"), 2, 40.0) == Machine("cuda", 40 * 10**9, "--memory")
+    assert preflight._machine(load_experiment("tiny"), 2, 40.0) == Machine(
+        "cuda", 40 * 10**9, "--memory"
+    )
 
 
 def test_the_assumptions_are_named() -> None:

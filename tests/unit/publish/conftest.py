@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from robustly.cli import app
-from robustly.experiment import load_experiment
+from robustly.experiment import data_work, load_experiment, tokenizer_work
 
 CORPUS = Path(__file__).resolve().parents[3] / "data_prep" / "corpora" / "prose_cc0.txt"
 
@@ -22,6 +21,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "data.block_length": 64, "model.positions": 66, "paths.root": root, "run.workers": 1,
     }  # fmt: skip
     experiment = load_experiment("tiny", [f"{key}={value}" for key, value in changes.items()])
-    app.build_tokenizer(experiment)
-    app.prepare_data(experiment)
+    tokenizer_work(experiment).make()
+    data_work(experiment).make()
     yield root

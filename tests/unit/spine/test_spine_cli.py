@@ -5,7 +5,7 @@ import typer
 from typer.testing import CliRunner
 
 from robustly import UserError
-from robustly.cli import app
+from robustly.cli import app, common
 from robustly.experiment import load_experiment
 
 
@@ -13,27 +13,27 @@ def test_ctrl_c_that_a_library_turned_into_its_own_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As where a package tries one import after another."""
-    with pytest.raises(typer.Exit) as exit, app.user_errors():
+    with pytest.raises(typer.Exit) as exit, common.user_errors():
         try:
             raise KeyboardInterrupt
         except:  # noqa: E722
             import no_such_module  # noqa: F401
 
-    assert exit.value.exit_code == app.STOPPED
+    assert exit.value.exit_code == common.STOPPED
     assert "stopped" in capsys.readouterr().err
 
 
 def test_errors_of_ours_are_not_hidden() -> None:
-    with pytest.raises(RuntimeError, match="ours"), app.user_errors():
+    with pytest.raises(RuntimeError, match="ours"), common.user_errors():
         raise RuntimeError("ours")
 
 
 def test_profile_reaches_every_rank_and_is_no_part_of_the_page() -> None:
-    page = load_experiment("tiny")
-    traced = app.rank_command("tiny", ["seed=2"], page, None, profile=True)
+    page = load_experiment("tiny", ["seed=2"])
+    traced = page.rank_command(profile=True)
     assert traced[-4:] == ["pretrain", "tiny", "seed=2", "--profile"]
-    assert "--profile" not in app.rank_command("tiny", ["seed=2"], page, None)
-    launched = CliRunner().invoke(app.app, ["launch", "local", "tiny", "--profile", "--dry-run"])
+    assert "--profile" not in page.rank_command()
+    launched = CliRunner().invoke(app, ["launch", "local", "tiny", "--profile", "--dry-run"])
     assert launched.exit_code == 0 and "pretrain tiny --profile" in launched.stdout
 
 

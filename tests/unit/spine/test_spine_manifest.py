@@ -218,18 +218,18 @@ def test_an_output_that_was_cut_off_or_removed_is_named(tmp_path):
 
 def test_require(tmp_path):
     with pytest.raises(
-        UserError, match=r"no finished data stage here .* run `robustly prepare X` first"
+        UserError, match=r"no finished data stage here .* run `robustly prepare CONFIG` first"
     ):
-        require(tmp_path / "nowhere", "data", "robustly prepare X")
+        require(tmp_path / "nowhere", "data")
 
     finished_stage(tmp_path)
-    assert require(tmp_path, "data", "robustly prepare X").counts == {"tokens": 500}
+    assert require(tmp_path, "data").counts == {"tokens": 500}
     with pytest.raises(UserError, match="holds the output of the data stage, expected tokenizer"):
-        require(tmp_path, "tokenizer", "robustly tokenizer X")
+        require(tmp_path, "tokenizer")
 
     (tmp_path / "ends.npy").unlink()
     with pytest.raises(UserError, match=r"ends.npy: missing"):
-        require(tmp_path, "data", "robustly prepare X")
+        require(tmp_path, "data")
 
 
 @pytest.mark.parametrize("text", ["", '{"stage": "da', "[]", '{"colour": "red"}', "\x80"])

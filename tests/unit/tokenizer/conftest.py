@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from robustly.corpus.config import CorpusConfig, Processing
-from robustly.tokenizer.build import build
+from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
 
 
@@ -18,11 +18,10 @@ def trained(
 ) -> Path:
     """The folder of a finished tokenizer stage, 1,000 entries."""
     folder = tmp_path_factory.mktemp("trained") / "tokenizer"
-    build(
+    TokenizerStage(
         corpus_of(prose_file),
         TokenizerConfig(vocab_size=1000, min_frequency=2),
         folder,
-        Path(),
         Processing(workers=1),
-    )
+    ).make()
     return folder

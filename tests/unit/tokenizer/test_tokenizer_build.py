@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -23,11 +22,12 @@ from robustly.corpus.config import Processing, SlurmConfig
 from robustly.files import WORK_LOCK, lock, sha256
 from robustly.tokenizer import build as stage
 from robustly.tokenizer import counting, merges
-from robustly.tokenizer.build import build
+from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
 from robustly.tokenizer.counts import read_counts
 from robustly.tokenizer.vocabulary import read
 from robustly.tokenizer.words import split
+from stated import stated
 
 NAMES = [
     "counts.tsv.zst",
@@ -45,14 +45,15 @@ import sys
 from pathlib import Path
 from robustly.corpus import partitions
 from robustly.corpus.config import CorpusConfig, Processing
-from robustly.tokenizer.build import build
+from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
 
 if __name__ == "__main__":
     source, folder, workers = sys.argv[1:]
     corpus = CorpusConfig(sources=source, documents="blank_line", text_key="text", validation=0.1)
     partitions.PARTITION_BYTES = 10_000
-    build(corpus, TokenizerConfig(vocab_size=600, min_frequency=2), Path(folder), Path(), Processing(int(workers)))
+    size = TokenizerConfig(vocab_size=600, min_frequency=2)
+    TokenizerStage(corpus, size, Path(folder), Processing(int(workers))).make()
 """
 
 
@@ -72,7 +73,7 @@ def words_files(folder):
 
 
 def test_a_finished_stage(trained, prose, prose_file):
-    done = manifest.require(trained, "tokenizer", "")
+    done = manifest.require(trained, "tokenizer")
     assert sorted(done.outputs) == NAMES
     left = sorted(path.name for path in trained.iterdir() if path.name not in (".lock", WORK_LOCK))
     assert left == sorted([*NAMES, "manifest.json", "recipe.json"])
@@ -105,13 +106,9 @@ def test_ids_are_laid_out_as_in_roberta(trained):
 def test_the_same_command_again_does_nothing(trained, prose_file, corpus_of):
     before = contents(trained)
     with mock.patch.object(counting, "process", side_effect=AssertionError("counted again")):
-        done = build(
-            corpus_of(prose_file),
-            TokenizerConfig(vocab_size=1000, min_frequency=2),
-            trained,
-            Path(),
-            ONE,
-        )
+        done = TokenizerStage(
+            corpus_of(prose_file), TokenizerConfig(vocab_size=1000, min_frequency=2), trained, ONE
+        ).make()
 
     assert done == manifest.read(trained)
     assert not (trained / "work").exists()
@@ -121,26 +118,21 @@ def test_the_same_command_again_does_nothing(trained, prose_file, corpus_of):
 def test_another_recipe_does_not_overwrite(trained, prose_file, corpus_of):
     before = contents(trained)
     with pytest.raises(UserError, match=r"tokenizer\.vocab_size: 1000 there, 900 now"):
-        build(
-            corpus_of(prose_file),
-            TokenizerConfig(vocab_size=900, min_frequency=2),
-            trained,
-            Path(),
-            ONE,
-        )
+        TokenizerStage(
+            corpus_of(prose_file), TokenizerConfig(vocab_size=900, min_frequency=2), trained, ONE
+        ).make()
     assert contents(trained) == before
 
 
 def test_the_same_files_for_any_parts_workers_and_hash_seed(
     corpus_of, prose_file, program, tmp_path
 ):
-    build(
+    TokenizerStage(
         corpus_of(prose_file),
         TokenizerConfig(vocab_size=600, min_frequency=2),
         tmp_path / "one",
-        Path(),
         ONE,
-    )
+    ).make()
     command = [sys.executable, program, prose_file, tmp_path / "two", "2"]
     subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "1"}, check=True)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
@@ -164,28 +156,23 @@ def test_after_a_kill_only_the_rest_is_counted(corpus_of, prose_file, program, t
 
     with (
         mock.patch.object(partitioning, "PARTITION_BYTES", 10_000),
-        mock.patch.object(stage.shutil, "rmtree"),  # leaves the counts to look at
+        mock.patch.object(manifest.shutil, "rmtree"),  # leaves the counts to look at
     ):
-        build(
-            corpus_of(prose_file),
-            TokenizerConfig(vocab_size=600, min_frequency=2),
-            folder,
-            Path(),
-            ONE,
-        )
+        TokenizerStage(
+            corpus_of(prose_file), TokenizerConfig(vocab_size=600, min_frequency=2), folder, ONE
+        ).make()
 
     after = words_files(folder)
     assert 3 <= len(done) < len(after)
     assert all(
         after[f"words-{number:05d}.tsv"] == before[f"words-{number:05d}.tsv"] for number in done
     )
-    build(
+    TokenizerStage(
         corpus_of(prose_file),
         TokenizerConfig(vocab_size=600, min_frequency=2),
         tmp_path / "straight",
-        Path(),
         ONE,
-    )
+    ).make()
     assert contents(folder) == contents(tmp_path / "straight")
 
 
@@ -195,10 +182,14 @@ def test_a_vocabulary_too_large_for_the_corpus(corpus_of, tmp_path):
     with pytest.raises(
         UserError, match=r"vocab_size = 5000: the corpus gives no more than 263 entries.* lower"
     ):
-        build(corpus, TokenizerConfig(vocab_size=5000, min_frequency=2), folder, Path(), ONE)
+        TokenizerStage(
+            corpus, TokenizerConfig(vocab_size=5000, min_frequency=2), folder, ONE
+        ).make()
 
     with mock.patch.object(counting, "documents", side_effect=AssertionError("counted again")):
-        done = build(corpus, TokenizerConfig(vocab_size=263, min_frequency=2), folder, Path(), ONE)
+        done = TokenizerStage(
+            corpus, TokenizerConfig(vocab_size=263, min_frequency=2), folder, ONE
+        ).make()
 
     assert (done.counts["merges"], done.counts["documents"]) == (2, 1)
     assert read(folder).merges == [("a", "b"), ("Ġ", "ab")]
@@ -206,13 +197,12 @@ def test_a_vocabulary_too_large_for_the_corpus(corpus_of, tmp_path):
 
 def test_the_smallest_vocabulary_is_bytes_alone(corpus_of, tmp_path):
     (tmp_path / "a.txt").write_text("abc abc")
-    done = build(
+    done = TokenizerStage(
         corpus_of(tmp_path / "a.txt"),
         TokenizerConfig(vocab_size=261, min_frequency=2),
         tmp_path / "t",
-        Path(),
         ONE,
-    )
+    ).make()
     assert (done.counts["merges"], done.counts["tokens"], done.counts["bytes_per_token"]) == (
         0,
         7,
@@ -224,13 +214,12 @@ def test_the_smallest_vocabulary_is_bytes_alone(corpus_of, tmp_path):
 def test_a_corpus_without_text_is_refused(corpus_of, tmp_path, text):
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(UserError, match=r"corpus\.sources: no text in .*a\.txt"):
-        build(
+        TokenizerStage(
             corpus_of(tmp_path / "a.txt"),
             TokenizerConfig(vocab_size=300, min_frequency=2),
             tmp_path / "t",
-            Path(),
             ONE,
-        )
+        ).make()
 
 
 def test_a_mended_corpus_is_not_refused(corpus_of, tmp_path):
@@ -241,16 +230,15 @@ def test_a_mended_corpus_is_not_refused(corpus_of, tmp_path):
         corpus_of(first, second),
         TokenizerConfig(vocab_size=262, min_frequency=2),
         tmp_path / "t",
-        Path(),
         ONE,
     )
     with pytest.raises(UserError, match="not UTF-8"):
-        build(*arguments)
+        TokenizerStage(*arguments).make()
 
     assert len(words_files(tmp_path / "t")) == 1
     first.write_bytes(b"abd")
     second.write_bytes(b"abc abc")
-    assert build(*arguments).counts["bytes"] == 10
+    assert TokenizerStage(*arguments).make().counts["bytes"] == 10
     assert read(tmp_path / "t").merges == [("a", "b")]
 
 
@@ -260,17 +248,13 @@ def test_bad_rows_are_held_against_the_whole_corpus(corpus_of, tmp_path):
 
     size = TokenizerConfig(vocab_size=262, min_frequency=2)
     with pytest.raises(UserError, match=r"b\.jsonl: line 2 .*\n2 broken rows"):
-        build(
-            corpus_of(str(tmp_path / "*.jsonl"), max_bad_lines=1),
-            size,
-            tmp_path / "one",
-            Path(),
-            ONE,
-        )
+        TokenizerStage(
+            corpus_of(str(tmp_path / "*.jsonl"), max_bad_lines=1), size, tmp_path / "one", ONE
+        ).make()
 
-    done = build(
-        corpus_of(str(tmp_path / "*.jsonl"), max_bad_lines=2), size, tmp_path / "two", Path(), ONE
-    )
+    done = TokenizerStage(
+        corpus_of(str(tmp_path / "*.jsonl"), max_bad_lines=2), size, tmp_path / "two", ONE
+    ).make()
     assert (done.counts["bad_lines"], done.counts["documents"]) == (2, 2)
 
 
@@ -281,13 +265,12 @@ def test_engines_that_disagree_end_the_stage(corpus_of, prose_file, tmp_path):
             UserError, match="tiktoken and tokenizers encode a text of the corpus differently"
         ),
     ):
-        build(
+        TokenizerStage(
             corpus_of(prose_file),
             TokenizerConfig(vocab_size=600, min_frequency=2),
             tmp_path / "t",
-            Path(),
             ONE,
-        )
+        ).make()
 
     assert manifest.read(tmp_path / "t") is None
 
@@ -307,13 +290,12 @@ def test_counts_stay_and_make_the_same_tokenizer(trained, prose, corpus_of, tmp_
     expected = Counter(word for text in prose for word in split(text))
     assert list(read_counts(trained / "counts.tsv.zst")) == sorted(expected.items())
     tsv = trained / "counts.tsv.zst"
-    done = build(
+    done = TokenizerStage(
         corpus_of(counts=str(tsv)),
         TokenizerConfig(vocab_size=1000, min_frequency=2),
         tmp_path / "t",
-        Path(),
         ONE,
-    )
+    ).make()
     assert contents(tmp_path / "t") == contents(trained)
     assert (done.counts["words"], done.counts["bytes"]) == (
         expected.total(),
@@ -335,13 +317,12 @@ def test_counts_from_another_engine(trained, corpus_of, tmp_path):
         file.write(last.encode())
 
     corpus = corpus_of(counts=[str(tmp_path / "*.tsv"), "b.tsv.gz"])
-    build(
-        corpus,
-        TokenizerConfig(vocab_size=1000, min_frequency=2),
+    TokenizerStage(
+        stated(tmp_path, corpus),
+        stated(tmp_path, TokenizerConfig(vocab_size=1000, min_frequency=2)),
         tmp_path / "t",
-        tmp_path,
         Processing(2),
-    )
+    ).make()
     expected = words_of(trained)
     expected["zq"] = expected.get("zq", 0) + 7
     assert words_of(tmp_path / "t") == expected
@@ -356,13 +337,9 @@ def test_counts_beyond_32_bits_in_a_file(corpus_of, tmp_path, many):
         lines = [f"{(count + number) // 2}\t{json.dumps(word)}\n" for word, count in rows.items()]
         (tmp_path / f"{number}.tsv").write_text("".join(lines))
 
-    build(
-        corpus_of(counts=str(tmp_path / "*.tsv")),
-        settings(vocab_size=263),
-        tmp_path / "t",
-        Path(),
-        ONE,
-    )
+    TokenizerStage(
+        corpus_of(counts=str(tmp_path / "*.tsv")), settings(vocab_size=263), tmp_path / "t", ONE
+    ).make()
     assert words_of(tmp_path / "t") == rows
     assert read(tmp_path / "t").merges == [("x", "y"), ("a", "b")]
 
@@ -371,22 +348,23 @@ def test_counts_stand_for_the_text_even_where_sources_are_given(
     trained, corpus_of, prose_file, tmp_path
 ):
     corpus = corpus_of(prose_file, counts=str(trained / "counts.tsv.zst"))
-    build(corpus, TokenizerConfig(vocab_size=1000, min_frequency=2), tmp_path / "t", Path(), ONE)
+    TokenizerStage(
+        corpus, TokenizerConfig(vocab_size=1000, min_frequency=2), tmp_path / "t", ONE
+    ).make()
     assert contents(tmp_path / "t") == contents(trained)
     for name, number in (("a", 5), ("b", 6)):
         (tmp_path / f"{name}.tsv").write_text(f'{number}\t"abc"\n')
 
     first = corpus_of(prose_file, counts=str(tmp_path / "a.tsv"))
-    build(first, settings(vocab_size=263), tmp_path / "u", Path(), ONE)
+    TokenizerStage(first, settings(vocab_size=263), tmp_path / "u", ONE).make()
 
     with pytest.raises(UserError, match="counts"):
-        build(
+        TokenizerStage(
             corpus_of(prose_file, counts=str(tmp_path / "b.tsv")),
             settings(vocab_size=263),
             tmp_path / "u",
-            Path(),
             ONE,
-        )
+        ).make()
 
 
 @pytest.mark.parametrize(
@@ -401,32 +379,30 @@ def test_counts_stand_for_the_text_even_where_sources_are_given(
 def test_broken_counts(corpus_of, tmp_path, text, message):
     (tmp_path / "a.tsv").write_text(text)
     with pytest.raises(UserError, match=message):
-        build(corpus_of(counts=str(tmp_path / "a.tsv")), settings(), tmp_path / "t", Path(), ONE)
+        TokenizerStage(
+            corpus_of(counts=str(tmp_path / "a.tsv")), settings(), tmp_path / "t", ONE
+        ).make()
 
 
 def test_counts_have_a_way_of_counting_already(corpus_of, tmp_path):
     (tmp_path / "a.tsv").write_text('7\t"a"\n3\t"e\u0301"\n0\t"b"\n', encoding="utf-8")
     corpus = corpus_of(counts=str(tmp_path / "a.tsv"))
     with pytest.raises(UserError, match=r"count_by = line: corpus\.counts are counted already"):
-        build(corpus, settings(count_by="line"), tmp_path / "t", Path(), ONE)
+        TokenizerStage(corpus, settings(count_by="line"), tmp_path / "t", ONE).make()
 
     (tmp_path / "a.tsv").write_text('7\t"a"\n3\t"\u1100\u1161"\n', encoding="utf-8")
 
     with pytest.raises(
         UserError, match=r"a\.tsv: line 2 .* is not in NFC, as tokenizer\.normalization wants it"
     ):
-        build(corpus, settings(normalization="nfc"), tmp_path / "t", Path(), ONE)
+        TokenizerStage(corpus, settings(normalization="nfc"), tmp_path / "t", ONE).make()
 
 
 def test_words_that_never_occur_are_left_out(corpus_of, tmp_path):
     (tmp_path / "a.tsv").write_text('7\t"a"\n0\t"b"\n')
-    done = build(
-        corpus_of(counts=str(tmp_path / "a.tsv")),
-        settings(vocab_size=261),
-        tmp_path / "t",
-        Path(),
-        ONE,
-    )
+    done = TokenizerStage(
+        corpus_of(counts=str(tmp_path / "a.tsv")), settings(vocab_size=261), tmp_path / "t", ONE
+    ).make()
     assert (done.counts["distinct_words"], done.counts["words"]) == (1, 7)
 
 
@@ -434,13 +410,23 @@ def test_counts_that_are_not_there(corpus_of, tmp_path):
     with pytest.raises(
         UserError, match=r"corpus\.counts: x\.tsv: no file there.*expected word counts: \.tsv"
     ):
-        build(corpus_of(counts="x.tsv"), settings(), tmp_path / "t", tmp_path, ONE)
+        TokenizerStage(
+            stated(tmp_path, corpus_of(counts="x.tsv")),
+            stated(tmp_path, settings()),
+            tmp_path / "t",
+            ONE,
+        ).make()
 
     (tmp_path / "x.csv").write_text("")
     with pytest.raises(
         UserError, match=r"x\.csv: unknown kind of file: expected word counts: \.tsv"
     ):
-        build(corpus_of(counts="x.csv"), settings(), tmp_path / "t", tmp_path, ONE)
+        TokenizerStage(
+            stated(tmp_path, corpus_of(counts="x.csv")),
+            stated(tmp_path, settings()),
+            tmp_path / "t",
+            ONE,
+        ).make()
 
 
 def test_one_command_at_a_time_in_a_folder(corpus_of, prose_file, tmp_path, monkeypatch):
@@ -450,7 +436,7 @@ def test_one_command_at_a_time_in_a_folder(corpus_of, prose_file, tmp_path, monk
         lock(tmp_path / "t", WORK_LOCK),
         pytest.raises(UserError, match="another process is at work here"),
     ):
-        build(corpus_of(prose_file), settings(count_by="line"), tmp_path / "t", Path(), ONE)
+        TokenizerStage(corpus_of(prose_file), settings(count_by="line"), tmp_path / "t", ONE).make()
 
 
 def test_a_size_beyond_all_merges(corpus_of, tmp_path):
@@ -458,9 +444,9 @@ def test_a_size_beyond_all_merges(corpus_of, tmp_path):
     size = settings(vocab_size=2**31, accept_fewer=True)
     with mock.patch("robustly.tokenizer.merges._train", wraps=merges._train) as training:
         assert (
-            build(corpus_of(tmp_path / "a.txt"), size, tmp_path / "t", Path(), ONE).counts[
-                "entries"
-            ]
+            TokenizerStage(corpus_of(tmp_path / "a.txt"), size, tmp_path / "t", ONE)
+            .make()
+            .counts["entries"]
             == 263
         )
 
@@ -475,7 +461,7 @@ def test_counts_are_no_text(corpus_of, tmp_path):
         UserError,
         match=r"a\.tsv: unknown kind of file.*word counts \(\.tsv\) only for corpus\.counts",
     ):
-        build(corpus_of(tmp_path / "a.tsv"), settings(), tmp_path / "t", Path(), ONE)
+        TokenizerStage(corpus_of(tmp_path / "a.tsv"), settings(), tmp_path / "t", ONE).make()
 
     with pytest.raises(ValueError, match="no sources: expected at least one"):
         corpus_of()
@@ -487,19 +473,18 @@ def test_lines_may_be_counted_instead_of_documents(corpus_of, tmp_path):
         ("document", {"one": 1, " \u2028\n": 1, "\n\n": 1, "\n": 1, " two": 1, " three": 1}),
         ("line", {"one": 1, " \u2028\n": 1, "\n": 3, " two": 1, " three": 1}),
     ):
-        build(
+        TokenizerStage(
             corpus_of(tmp_path / "a.txt", documents="file"),
             settings(vocab_size=261, count_by=unit),
             tmp_path / unit,
-            Path(),
             ONE,
-        )
+        ).make()
         assert words_of(tmp_path / unit) == words
 
 
 def test_lines_are_counted_as_tokenizers_reads_files(corpus_of, prose_file, tmp_path):
     size = TokenizerConfig(vocab_size=1500, min_frequency=2, count_by="line")
-    build(corpus_of(prose_file, documents="file"), size, tmp_path / "t", Path(), ONE)
+    TokenizerStage(corpus_of(prose_file, documents="file"), size, tmp_path / "t", ONE).make()
     fast = Reference(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -517,27 +502,24 @@ def test_lines_are_counted_as_tokenizers_reads_files(corpus_of, prose_file, tmp_
 
 def test_nfc_before_words_are_counted(corpus_of, tmp_path):
     (tmp_path / "a.txt").write_text("cafe\u0301 cafe\u0301", encoding="utf-8")
-    build(
+    TokenizerStage(
         corpus_of(tmp_path / "a.txt"),
         settings(vocab_size=261, normalization="nfc"),
         tmp_path / "t",
-        Path(),
         ONE,
-    )
+    ).make()
     assert words_of(tmp_path / "t") == {"caf\u00e9": 1, " caf\u00e9": 1}
     assert read(tmp_path / "t").nfc
-    build(corpus_of(tmp_path / "a.txt"), settings(vocab_size=261), tmp_path / "plain", Path(), ONE)
+    TokenizerStage(
+        corpus_of(tmp_path / "a.txt"), settings(vocab_size=261), tmp_path / "plain", ONE
+    ).make()
     assert set(words_of(tmp_path / "plain")) == {*split("cafe\u0301 cafe\u0301")}
 
 
 def test_further_special_tokens_count_towards_the_size(corpus_of, prose_file, tmp_path):
-    done = build(
-        corpus_of(prose_file),
-        settings(special_tokens=["[ENT]", "<url>"]),
-        tmp_path / "t",
-        Path(),
-        ONE,
-    )
+    done = TokenizerStage(
+        corpus_of(prose_file), settings(special_tokens=["[ENT]", "<url>"]), tmp_path / "t", ONE
+    ).make()
     ids = read(tmp_path / "t").ids
     assert (ids["[ENT]"], ids["<url>"], ids["<mask>"], done.counts["entries"]) == (
         597,
@@ -579,28 +561,27 @@ def test_keys_that_came_later_keep_old_hashes():
 
 
 def test_tokens_stay_short(corpus_of, prose_file, tmp_path):
-    build(corpus_of(prose_file), settings(max_token_length=5), tmp_path / "t", Path(), ONE)
+    TokenizerStage(corpus_of(prose_file), settings(max_token_length=5), tmp_path / "t", ONE).make()
     assert max(len(left + right) for left, right in read(tmp_path / "t").merges) == 4
 
 
 def test_fewer_entries_where_the_page_accepts_them(corpus_of, tmp_path):
     (tmp_path / "a.txt").write_text("abc abc abd")
-    done = build(
-        corpus_of(tmp_path / "a.txt"), settings(accept_fewer=True), tmp_path / "t", Path(), ONE
-    )
+    done = TokenizerStage(
+        corpus_of(tmp_path / "a.txt"), settings(accept_fewer=True), tmp_path / "t", ONE
+    ).make()
     assert (done.counts["entries"], done.counts["merges"]) == (263, 2)
     assert read(tmp_path / "t").ids["<mask>"] == 262
 
 
 def test_rare_words_may_be_left_out(corpus_of, tmp_path):
     (tmp_path / "a.txt").write_text("ab ab ab xy xy")
-    done = build(
+    done = TokenizerStage(
         corpus_of(tmp_path / "a.txt"),
         settings(min_word_count=2, accept_fewer=True),
         tmp_path / "t",
-        Path(),
         ONE,
-    )
+    ).make()
     assert (done.counts["distinct_words"], done.counts["trained_on_words"]) == (3, 2)
     assert (
         read(tmp_path / "t").merges
@@ -618,7 +599,9 @@ def test_the_words_that_are_kept_are_known_before_training(
         "".join(f"{number}\t{json.dumps(word)}\n" for word, number in rows.items())
     )
     size = settings(vocab_size=261, min_word_count=least)
-    done = build(corpus_of(counts=str(tmp_path / "a.tsv")), size, tmp_path / "t", Path(), ONE)
+    done = TokenizerStage(
+        corpus_of(counts=str(tmp_path / "a.tsv")), size, tmp_path / "t", ONE
+    ).make()
     assert f"training on {kept} distinct words" in capsys.readouterr().err
     assert done.counts.get("trained_on_words", 4) == kept
 
@@ -630,18 +613,17 @@ def test_memory_is_said_and_held_against_what_there_is(
     with pytest.raises(
         UserError, match=r"takes about 0\.0 GiB.*tokenizer\.min_word_count: (\d+) leaves"
     ) as fault:
-        build(corpus_of(prose_file), settings(), tmp_path / "t", Path(), ONE)
+        TokenizerStage(corpus_of(prose_file), settings(), tmp_path / "t", ONE).make()
 
     least = int(re.search(r"min_word_count: (\d+)", str(fault.value))[1])
 
     with mock.patch.object(counting, "documents", side_effect=AssertionError("counted again")):
-        done = build(
+        done = TokenizerStage(
             corpus_of(prose_file),
             settings(min_word_count=least, accept_fewer=True),
             tmp_path / "t",
-            Path(),
             ONE,
-        )
+        ).make()
 
     kept = [word for word, number in words_of(tmp_path / "t").items() if number >= least]
     assert done.counts["trained_on_words"] == len(kept)
@@ -659,15 +641,15 @@ def test_the_same_files_whatever_the_memory_workers_and_order(corpus_of, prose, 
     random.Random(0).shuffle(order)
     plain = corpus_of(*(tmp_path / f"{number:03d}.txt" for number in range(len(prose))))
     shuffled = corpus_of(*(tmp_path / f"{number:03d}.txt" for number in order))
-    build(plain, settings(), tmp_path / "one", Path(), ONE)
-    build(shuffled, settings(), tmp_path / "three", Path(), Processing(workers=3))
+    TokenizerStage(plain, settings(), tmp_path / "one", ONE).make()
+    TokenizerStage(shuffled, settings(), tmp_path / "three", Processing(workers=3)).make()
 
     with (
         mock.patch.object(Processing, "counting_bytes", 30_000),
         mock.patch("robustly.tokenizer.counts.BATCH", 100),
         mock.patch("robustly.tokenizer.counts.FAN_IN", 3),
     ):
-        build(plain, settings(), tmp_path / "scarce", Path(), ONE)
+        TokenizerStage(plain, settings(), tmp_path / "scarce", ONE).make()
 
     assert contents(tmp_path / "three") == contents(tmp_path / "one")
     assert read(tmp_path / "scarce") == read(tmp_path / "one")

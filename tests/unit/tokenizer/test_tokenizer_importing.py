@@ -11,10 +11,11 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from robustly import UserError, manifest, tokenizer
 from robustly.corpus.config import Processing
-from robustly.tokenizer.build import build
+from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
 from robustly.tokenizer.special_tokens import byte_symbols
 from robustly.tokenizer.vocabulary import read
+from stated import stated
 
 ROBERTA = Path(__file__).resolve().parents[4] / "shared" / "data" / "tokenizer"
 ONE = Processing(workers=1)
@@ -54,7 +55,9 @@ def text(tmp_path, corpus_of):
 
 
 def test_fairseq_files(fairseq, text, tmp_path):
-    done = build(text, settings(fairseq), tmp_path / "t", tmp_path, ONE)
+    done = TokenizerStage(
+        stated(tmp_path, text), stated(tmp_path, settings(fairseq)), tmp_path / "t", ONE
+    ).make()
     assert (done.counts["entries"], done.counts["merges"]) == (267, 3)
     ids = read(tmp_path / "t").ids
     first = ["<s>", "<pad>", "</s>", "<unk>", "<|endoftext|>", "cd", "Ġab", "ab", SYMBOLS[255]]
@@ -67,12 +70,21 @@ def test_fairseq_files(fairseq, text, tmp_path):
 
 
 def test_an_import_is_done_once_and_refused_for_another(fairseq, text, tmp_path):
-    done = build(text, settings(fairseq), tmp_path / "t", tmp_path, ONE)
-    assert build(text, settings(fairseq), tmp_path / "t", tmp_path, ONE) == done
+    done = TokenizerStage(
+        stated(tmp_path, text), stated(tmp_path, settings(fairseq)), tmp_path / "t", ONE
+    ).make()
+    assert (
+        TokenizerStage(
+            stated(tmp_path, text), stated(tmp_path, settings(fairseq)), tmp_path / "t", ONE
+        ).make()
+        == done
+    )
     lines = (tmp_path / "dict.txt").read_text().splitlines(keepends=True)
     (tmp_path / "dict.txt").write_text("".join([*lines[1::-1], *lines[2:]]))
     with pytest.raises(UserError, match="import"):
-        build(text, settings(fairseq), tmp_path / "t", tmp_path, ONE)
+        TokenizerStage(
+            stated(tmp_path, text), stated(tmp_path, settings(fairseq)), tmp_path / "t", ONE
+        ).make()
 
     assert manifest.read(tmp_path / "t") == done
 
@@ -84,7 +96,12 @@ def test_roberta_itself(corpus_of, tmp_path):
     files = {key: str(ROBERTA / name) for key, name in
              {"encoder": "encoder.json", "merges": "vocab.bpe", "dictionary": "roberta_dict.txt"}.items()}  # fmt: skip
     (tmp_path / "a.txt").write_text("Hello world\n")
-    build(corpus_of(tmp_path / "a.txt"), settings(files, 50265), tmp_path / "t", tmp_path, ONE)
+    TokenizerStage(
+        stated(tmp_path, corpus_of(tmp_path / "a.txt")),
+        stated(tmp_path, settings(files, 50265)),
+        tmp_path / "t",
+        ONE,
+    ).make()
     assert read(tmp_path / "t").ids == json.loads((ROBERTA / "roberta_vocab.json").read_text())
     encoder = tokenizer.load(tmp_path / "t")
     for line in (ROBERTA / "roberta_golden_ids.jsonl").read_text().splitlines():
@@ -121,9 +138,12 @@ def test_a_folder(trained, corpus_of, prose_file, prose, tmp_path, files):
     for name in files:
         (source / name).write_bytes((trained / name).read_bytes())
 
-    done = build(
-        corpus_of(prose_file), settings("from elsewhere", 1000), tmp_path / "t", tmp_path, ONE
-    )
+    done = TokenizerStage(
+        stated(tmp_path, corpus_of(prose_file)),
+        stated(tmp_path, settings("from elsewhere", 1000)),
+        tmp_path / "t",
+        ONE,
+    ).make()
     assert (done.counts["entries"], done.counts["merges"]) == (1000, 739)
     assert read(tmp_path / "t") == read(trained)
     ours, theirs = tokenizer.load(tmp_path / "t"), tokenizer.load(trained)
@@ -131,7 +151,12 @@ def test_a_folder(trained, corpus_of, prose_file, prose, tmp_path, files):
 
 
 def test_an_import_does_not_need_the_corpus(fairseq, corpus_of, tmp_path, capsys):
-    done = build(corpus_of("nowhere.txt"), settings(fairseq), tmp_path / "t", tmp_path, ONE)
+    done = TokenizerStage(
+        stated(tmp_path, corpus_of("nowhere.txt")),
+        stated(tmp_path, settings(fairseq)),
+        tmp_path / "t",
+        ONE,
+    ).make()
     assert done.counts["entries"] == 267
     assert (
         "the vocabulary is not tried on the corpus: corpus.sources: nowhere.txt"
@@ -145,14 +170,18 @@ def test_merges_that_are_cut_off(fairseq, text, trained, corpus_of, tmp_path):
         UserError,
         match=r"vocab\.bpe: 2 tokens of the vocabulary are made by no merge, such as 'cd'",
     ):
-        build(text, settings(fairseq), tmp_path / "t", tmp_path, ONE)
+        TokenizerStage(
+            stated(tmp_path, text), stated(tmp_path, settings(fairseq)), tmp_path / "t", ONE
+        ).make()
 
     (tmp_path / "there").mkdir()
     stored = json.loads((trained / "tokenizer.json").read_text())
     stored["model"]["merges"] = stored["model"]["merges"][:10]
     (tmp_path / "there" / "tokenizer.json").write_text(json.dumps(stored))
     with pytest.raises(UserError, match="there: 729 tokens of the vocabulary are made by no merge"):
-        build(text, settings("there", 1000), tmp_path / "t", tmp_path, ONE)
+        TokenizerStage(
+            stated(tmp_path, text), stated(tmp_path, settings("there", 1000)), tmp_path / "t", ONE
+        ).make()
 
 
 @pytest.fixture
@@ -168,13 +197,17 @@ def plain_folder(trained, tmp_path):
 def test_added_special_tokens_beside_a_vocabulary(plain_folder, text, tmp_path):
     (plain_folder / "added_tokens.json").write_text('{"[X1]": 1000}')
     with pytest.raises(UserError, match=r"'\[X1\]' is an added token, cut out of the text"):
-        build(text, settings("there", 1001), tmp_path / "t", tmp_path, ONE)
+        TokenizerStage(
+            stated(tmp_path, text), stated(tmp_path, settings("there", 1001)), tmp_path / "t", ONE
+        ).make()
 
     decoder = {"1000": {"content": "[X1]", "special": True}}
     (plain_folder / "tokenizer_config.json").write_text(
         json.dumps({"added_tokens_decoder": decoder})
     )
-    build(text, settings("there", 1001), tmp_path / "t", tmp_path, ONE)
+    TokenizerStage(
+        stated(tmp_path, text), stated(tmp_path, settings("there", 1001)), tmp_path / "t", ONE
+    ).make()
     found = read(tmp_path / "t")
     assert (found.ids["[X1]"], found.ids["<mask>"], found.extra) == (1000, 999, ("[X1]",))
 
@@ -189,7 +222,9 @@ def test_added_special_tokens_beside_a_vocabulary(plain_folder, text, tmp_path):
 def test_settings_beside_a_vocabulary(plain_folder, text, tmp_path, settings_there, message):
     (plain_folder / "tokenizer_config.json").write_text(json.dumps(settings_there))
     with pytest.raises(UserError, match=message):
-        build(text, settings("there", 1000), tmp_path / "t", tmp_path, ONE)
+        TokenizerStage(
+            stated(tmp_path, text), stated(tmp_path, settings("there", 1000)), tmp_path / "t", ONE
+        ).make()
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "vocab.json"])
@@ -201,7 +236,9 @@ def test_ids_must_be_numbers(trained, plain_folder, text, tmp_path, file):
     assert '"<pad>": "1"' in changed
     (plain_folder / file).write_text(changed.replace('"id": 1,', '"id": "1",'))
     with pytest.raises(UserError, match=r"one of the ids 0, 1, 2|not a file of `tokenizers`"):
-        build(text, settings("there", 1000), tmp_path / "t", tmp_path, ONE)
+        TokenizerStage(
+            stated(tmp_path, text), stated(tmp_path, settings("there", 1000)), tmp_path / "t", ONE
+        ).make()
 
 
 @pytest.mark.parametrize(
@@ -224,14 +261,21 @@ def test_an_import_that_is_none_of_both(tmp_path, imported, message):
 
 def test_counts_do_not_go_with_an_import(fairseq, corpus_of, tmp_path):
     with pytest.raises(UserError, match=r"corpus\.counts train one; remove either"):
-        build(corpus_of(counts="a.tsv"), settings(fairseq), tmp_path / "t", tmp_path, ONE)
+        TokenizerStage(
+            stated(tmp_path, corpus_of(counts="a.tsv")),
+            stated(tmp_path, settings(fairseq)),
+            tmp_path / "t",
+            ONE,
+        ).make()
 
 
 def test_the_size_on_the_page_must_be_right(fairseq, text, tmp_path):
     with pytest.raises(
         UserError, match=r"vocab_size = 266, but .* has 267 entries; set tokenizer\.vocab_size: 267"
     ):
-        build(text, settings(fairseq, 266), tmp_path / "t", tmp_path, ONE)
+        TokenizerStage(
+            stated(tmp_path, text), stated(tmp_path, settings(fairseq, 266)), tmp_path / "t", ONE
+        ).make()
     assert not (tmp_path / "t" / "recipe.json").exists()
 
 
@@ -277,13 +321,22 @@ def test_fairseq_files_that_do_not_belong_together(fairseq, text, tmp_path, spoi
     spoil(tmp_path)
     if message is None:  # <|endoftext|> is no part of any text
         assert (
-            build(text, settings(fairseq, 266), tmp_path / "t", tmp_path, ONE).counts["entries"]
+            TokenizerStage(
+                stated(tmp_path, text),
+                stated(tmp_path, settings(fairseq, 266)),
+                tmp_path / "t",
+                ONE,
+            )
+            .make()
+            .counts["entries"]
             == 266
         )
         return
 
     with pytest.raises(UserError, match=message):
-        build(text, settings(fairseq), tmp_path / "t", tmp_path, ONE)
+        TokenizerStage(
+            stated(tmp_path, text), stated(tmp_path, settings(fairseq)), tmp_path / "t", ONE
+        ).make()
 
 
 # -------------------------------------------------------------------------------------- other kinds
@@ -376,7 +429,9 @@ def test_other_kinds_are_refused_with_the_reason(make, message, text, tmp_path):
     (tmp_path / "there").mkdir()
     make(tmp_path / "there")
     with pytest.raises(UserError, match=re.escape(message)):
-        build(text, settings("there", 270), tmp_path / "t", tmp_path, ONE)
+        TokenizerStage(
+            stated(tmp_path, text), stated(tmp_path, settings("there", 270)), tmp_path / "t", ONE
+        ).make()
     assert not (tmp_path / "t" / "recipe.json").exists()
 
 
@@ -385,7 +440,9 @@ def test_nfc_and_further_special_tokens_are_taken_along(text, tmp_path):
     specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "[X1]"]
     byte_level(normalizer=normalizers.NFC(), specials=specials)(tmp_path / "there")
     size = len(json.loads((tmp_path / "there" / "tokenizer.json").read_text())["model"]["vocab"])
-    build(text, settings("there", size), tmp_path / "t", tmp_path, ONE)
+    TokenizerStage(
+        stated(tmp_path, text), stated(tmp_path, settings("there", size)), tmp_path / "t", ONE
+    ).make()
     found = read(tmp_path / "t")
     assert (found.nfc, found.extra, found.ids["[X1]"], found.ids["<mask>"]) == (
         True,
@@ -412,7 +469,9 @@ def test_merges_that_no_training_finds_are_refused(text, tmp_path):
     with pytest.raises(
         UserError, match="the merges are not in an order in which training finds them: 'abc'"
     ):
-        build(text, settings("there", 264), tmp_path / "t", tmp_path, ONE)
+        TokenizerStage(
+            stated(tmp_path, text), stated(tmp_path, settings("there", 264)), tmp_path / "t", ONE
+        ).make()
 
     assert not (tmp_path / "t" / "recipe.json").exists()
 

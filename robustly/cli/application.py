@@ -1,0 +1,39 @@
+"""The command `robustly`: its application and its entry point; the other files of this folder add the
+commands, by topic, each importing a stage when it is called."""
+
+from typing import Annotated
+
+import typer
+
+from robustly import __version__
+
+app = typer.Typer(
+    name="robustly",
+    help=(
+        "Pretrain encoders by the RoBERTa recipe: raw text -> tokenizer -> token store ->"
+        " checkpoint -> published folder."
+    ),
+    epilog=(
+        "CONFIG is a YAML page (see configs/); any of its keys can be set as a.b=value. The same"
+        " command again goes on where the last one stopped, or does nothing if all is done."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"robustly {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass

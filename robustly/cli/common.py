@@ -1,0 +1,122 @@
+"""What all commands share: options, messages, exit codes."""
+
+import contextlib
+import errno
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from robustly import UserError, log
+from robustly.experiment import Experiment, RanksFailed, RanksStopped, load_experiment
+from robustly.files import disk_full
+from robustly.manifest import Manifest
+
+MISTAKE = 2  # exit code of what the user can mend
+STOPPED = 128 + signal.SIGINT
+
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="YAML page of the experiment.")
+]
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Keys to set, such as optim.peak_lr=6e-4."),
+]
+
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the manifest as one JSON object on stdout.")
+]
+
+
+NewRun = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Work in the sibling folder NAME; stages that still fit are reused."
+    ),
+]
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn a user's mistake into one message and exit code 2, and Ctrl-C into a word of comfort."""
+    try:
+        yield
+    except UserError as fault:
+        log.error(str(fault))
+        raise typer.Exit(MISTAKE) from None
+    except RanksFailed as failed:
+        raise typer.Exit(failed.args[0]) from None
+    except RanksStopped:
+        log.say("the same command goes on")
+        raise typer.Exit(STOPPED) from None
+    except KeyboardInterrupt:
+        _stopped()
+    except Exception as fault:
+        if _interrupted(fault):
+            _stopped()
+
+        refused = getattr(fault, "errno", None) in (
+            errno.EACCES,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.ENAMETOOLONG,
+        )
+        if not (refused or disk_full(fault)):
+            raise
+
+        log.error(f"{fault}. Nothing that was finished is lost; the same command goes on")
+        raise typer.Exit(MISTAKE) from None
+
+
+def _stopped() -> NoReturn:
+    log.say("stopped; nothing that was finished is lost, and the same command goes on")
+    raise typer.Exit(STOPPED) from None
+
+
+def _interrupted(fault: BaseException) -> bool:
+    """Whether Ctrl-C is behind an error: libraries that are being imported may catch it and fail
+    elsewhere."""
+    cause = fault.__cause__ or fault.__context__
+    return isinstance(fault, KeyboardInterrupt) or (cause is not None and _interrupted(cause))
+
+
+def command_line(*words: str) -> str:
+    """What to type next, with this program under the name that a shell finds here."""
+    found = shutil.which("robustly") or Path(sys.argv[0]).name != "robustly"
+    return shlex.join(["robustly" if found else sys.argv[0], *words])
+
+
+def retyped(config: str, overrides: list[str] | None, new_run: str | None) -> list[str]:
+    """What the user typed, for the next command to type."""
+    return [config, *(overrides or []), *(["--new-run", new_run] if new_run else [])]
+
+
+def experiment_of(config: str, overrides: list[str] | None, new_run: str | None) -> Experiment:
+    """The experiment that a command is for. Raises UserError."""
+    experiment = load_experiment(config, overrides)
+    return experiment.in_run(new_run) if new_run else experiment
+
+
+def report(folder: Path, manifest: Manifest, next_command: str | None, as_json: bool) -> None:
+    """The table at the end of a stage, and what to type next."""
+    log.table(
+        f"{manifest.stage}: {folder}",
+        {
+            **{k: v for k, v in manifest.counts.items() if not isinstance(v, dict | list)},
+            "seconds": manifest.seconds,
+        },
+    )
+    if next_command:
+        log.say(f"next: {next_command}")
+
+    if as_json:
+        log.print_json({"folder": str(folder), **asdict(manifest)})

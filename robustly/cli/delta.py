@@ -1,0 +1,144 @@
+"""`robustly delta`: tune, search, compare, subspace."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from robustly import log
+from robustly.cli.application import app
+from robustly.cli.common import (
+    ConfigArgument,
+    Json,
+    NewRun,
+    Overrides,
+    command_line,
+    report,
+    user_errors,
+)
+
+if TYPE_CHECKING:
+    from robustly.delta.config import DeltaExperiment
+
+
+class _TuneByDefault(TyperGroup):
+    """`robustly delta CONFIG` is `robustly delta tune CONFIG`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        if args and args[0] not in (*self.commands, "--help"):
+            meant = difflib.get_close_matches(args[0], self.commands, n=1)
+            if meant and len(args) > 1 and not Path(args[0]).exists():
+                raise typer.BadParameter(
+                    f"{args[0]}: no such page or command; did you mean {meant[0]}?"
+                )
+            args = ["tune", *args]
+
+        return super().parse_args(ctx, args)
+
+
+delta_app = typer.Typer(
+    cls=_TuneByDefault,
+    help=(
+        "Attach a delta (LoRA, adapters, prompts, ...) to a published folder, train and score it,"
+        " and save it: `robustly delta CONFIG`, short for `robustly delta tune CONFIG`. Or find the"
+        " methods and rates to do it with."
+    ),
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+app.add_typer(
+    delta_app, name="delta", short_help="Attach a delta to a published folder; search, compare."
+)
+
+
+def delta_page(config: str, overrides: list[str] | None, new_run: str | None) -> "DeltaExperiment":
+    from robustly.delta.config import load_delta
+
+    named = [f"name={json.dumps(new_run)}"] if new_run else []
+    return load_delta(config, [*(overrides or []), *named])
+
+
+@delta_app.command(name="tune", short_help="Train, score and save the page's delta.")
+def delta_command(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    new_run: NewRun = None,
+    as_json: Json = False,
+) -> None:
+    """Attach a delta (LoRA, adapters, prompts, ...) to a published folder, train and score it, and
+    save it."""
+    with user_errors():
+        settled = delta_page(config, overrides, new_run)
+        from robustly.delta.stage import make_delta
+
+        folder = settled.folder("delta")
+        report(folder, make_delta(settled), command_line("inspect", str(folder)), as_json)
+
+
+@delta_app.command(name="search", short_help="Try methods and rates; the best becomes a page.")
+def delta_search_command(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    new_run: NewRun = None,
+    as_json: Json = False,
+) -> None:
+    """Try methods and rates, as the page's section `search` says, score them on the dev file, and
+    write a page for the best. The same command goes on where the last one stopped."""
+    with user_errors():
+        settled = delta_page(config, overrides, new_run)
+        from robustly.delta.search import BEST, search
+
+        folder = settled.folder("search")
+        report(folder, search(settled), command_line("delta", str(folder / BEST)), as_json)
+
+
+@delta_app.command(name="compare", short_help="Methods side by side.")
+def delta_compare_command(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    new_run: NewRun = None,
+    as_json: Json = False,
+) -> None:
+    """Methods side by side, as the page's section `compare` says: score, parameters, bytes, seconds
+    and memory of each, over `delta.seeds` seeds. The same command goes on where the last one
+    stopped."""
+    with user_errors():
+        settled = delta_page(config, overrides, new_run)
+        from robustly.delta.compare import compare
+
+        folder = settled.folder("comparison")
+        manifest = compare(settled)
+        report(folder, manifest, None, as_json)
+        log.say(f"table: {folder / 'table.md'}")
+
+
+@delta_app.command(
+    name="subspace", short_help="A space for intrinsic prompts, out of several tasks."
+)
+def delta_subspace_command(
+    pages: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG... KEY=VALUE...", help="A page for each task; keys to set in all."
+        ),
+    ],
+    into: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the decoder goes.")],
+    dimension: Annotated[int, typer.Option(min=1, help="Numbers that an intrinsic prompt has.")],
+    width: Annotated[int, typer.Option(min=1, help="Of the decoder's hidden layer.")] = 768,
+    updates: Annotated[int, typer.Option(min=1, help="Each is over all tasks.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Find a space of few numbers in which the prompts of several tasks lie, for the method
+    `intrinsic_prompt`: by the prompts themselves and by the tasks' losses. Prompts that are not
+    trained yet are trained first, by their pages."""
+    with user_errors():
+        keys = [each for each in pages if "=" in each and not Path(each).exists()]
+        settled = [delta_page(page, keys, None) for page in pages if page not in keys]
+        from robustly.delta.subspace import make_subspace
+
+        report(into, make_subspace(settled, into, dimension, width, updates), None, as_json)

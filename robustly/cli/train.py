@@ -1,0 +1,115 @@
+"""`robustly pretrain` and `robustly distill`: the launcher of ranks, and the body of each of them."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from robustly import UserError, log
+from robustly.cli.application import app
+from robustly.cli.common import (
+    MISTAKE,
+    ConfigArgument,
+    Json,
+    NewRun,
+    Overrides,
+    command_line,
+    experiment_of,
+    report,
+    retyped,
+    user_errors,
+)
+from robustly.experiment import load_experiment, train_work
+
+ProfileOption = Annotated[
+    bool,
+    typer.Option(
+        "--profile",
+        help="Trace updates 3 to 5 of this start into train/profile/; changes no number.",
+    ),
+]
+
+
+@app.command(name="pretrain", short_help="Train the model, or go on from its last checkpoint.")
+def pretrain_command(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    new_run: NewRun = None,
+    profile: ProfileOption = False,
+    as_json: Json = False,
+) -> None:
+    """Train the model, from the newest checkpoint if there is one. Starts run.ranks processes on
+    this machine; started by a launcher (torchrun, srun, `robustly launch`), it is one of its
+    ranks."""
+    from robustly.launch.environment import rank_from_environment
+
+    with user_errors():
+        launched = rank_from_environment() is not None
+
+    if launched:
+        _be_rank(config, overrides, profile)
+        return
+
+    with user_errors():
+        _train_and_report(config, overrides, new_run, profile, as_json)
+
+
+@app.command(name="distill", short_help="Train a smaller model by a teacher.")
+def distill_command(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    new_run: NewRun = None,
+    profile: ProfileOption = False,
+    as_json: Json = False,
+) -> None:
+    """Train a smaller model, the student, by a larger one: `pretrain` for a config with a section
+    `distillation`, which `run` and `launch` know as well. Tokenizer and data must be finished, with
+    the teacher's vocabulary."""
+    with user_errors():
+        if load_experiment(config, overrides).distillation is None:
+            raise UserError(
+                f"{config}: names no teacher; set distillation.teacher to the folder of a larger"
+                " model"
+            )
+
+        _train_and_report(config, overrides, new_run, profile, as_json)
+
+
+def _train_and_report(
+    config: str, overrides: list[str] | None, new_run: str | None, profile: bool, as_json: bool
+) -> None:
+    experiment = experiment_of(config, overrides, new_run)
+    following = command_line("publish", *retyped(config, overrides, new_run))
+    manifest = train_work(experiment, profile).make()
+    report(experiment.folder("train"), manifest, following, as_json)
+
+
+def _be_rank(config: str, overrides: list[str] | None, profile: bool) -> None:
+    """The body of one rank's process."""
+    from robustly.launch.environment import export, rank_from_environment
+
+    os.dup2(
+        sys.stderr.fileno(), sys.stdout.fileno()
+    )  # libraries print; stdout belongs to the command that was typed
+
+    with user_errors():
+        me = rank_from_environment()
+        assert me is not None
+        export(me)
+        from robustly.pretrain.loop import FailedElsewhere, Stopped, pretrain
+
+        try:
+            pretrain(
+                load_experiment(config, overrides),
+                me.rank,
+                me.local_rank,
+                me.world_size,
+                profile,
+            )
+        # exit code 0: another would have launchers kill the ranks that are still leaving
+        except Stopped as stopped:
+            if me.rank == 0:
+                log.say(str(stopped))
+        except FailedElsewhere:
+            raise typer.Exit(MISTAKE) from None
