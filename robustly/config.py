@@ -1,7 +1,7 @@
-"""One YAML page per experiment, parsed into frozen, typed sections; every fault is reported at
+"""Config files: YAML parsed into frozen, typed sections; every fault is reported at
 once.
 
-A page is a mapping of sections (`optim`, `schedule`, ...). `base: other.yaml` takes another page as
+A config is a mapping of sections (`optim`, `schedule`, ...). `base: other.yaml` takes another one as
 the start and states only the differences; `a.b=value` on the command line has the last word. Each
 stage owns the schema of its section (a `Section` subclass in its `config.py`);
 `robustly.experiment` composes them."""
@@ -26,12 +26,12 @@ SHIPPED_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 class Section(BaseModel):
-    """A part of a page: immutable, refuses keys that it does not know, documents each field below
+    """A part of a config: immutable, refuses keys that it does not know, documents each field below
     it.
 
-    A field without a default is part of the recipe: every shipped page states it and every hash
+    A field without a default is part of the recipe: every shipped config states it and every hash
     covers it. A field that is added later gets a default that means "as before"; at that value it
-    stays out of the hash, so that old pages keep working and keep their hash."""
+    stays out of the hash, so that old configs keep working and keep their hash."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -114,10 +114,10 @@ Paths = create_model("Paths", __base__=_Paths, **_folders)
 
 
 class Config(Section):
-    """What every composed page has besides the stages' sections."""
+    """What every composed config has besides the stages' sections."""
 
     schema_version: int
-    """Version of the page format (key `schema`); this release reads version 1."""
+    """Version of the config format (key `schema`); this release reads version 1."""
     name: str
     """Name of the experiment; its folder is runs/<name> unless `paths.root` says otherwise."""
     paths: Paths = Paths()
@@ -215,7 +215,7 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse one YAML document by the rules of a page. Raises yaml.YAMLError."""
+    """Parse one YAML document by the rules of a config file. Raises yaml.YAMLError."""
     return yaml.load(text, _Loader)  # a SafeLoader underneath
 
 
@@ -237,41 +237,41 @@ def locate(key: str, path: InputPath, *, file: bool = False, advice: str = "") -
     return found
 
 
-def read_config(page: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a page and the pages that it is based on into one mapping.
+def read_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a config file and the ones that it is based on into one mapping.
 
-    Raises UserError when a page is missing, is not YAML, or is its own base.
+    Raises UserError when a file is missing, is not YAML, or is its own base.
     """
-    page = page.resolve()
-    if page in seen:
+    path = path.resolve()
+    if path in seen:
         raise UserError(
-            f"{page}: this page is its own base ({' -> '.join(p.name for p in (*seen, page))})"
+            f"{path}: this config is its own base ({' -> '.join(p.name for p in (*seen, path))})"
         )
 
     try:
-        text = page.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        pages = ", ".join(sorted(p.stem for p in SHIPPED_CONFIGS.glob("*.yaml")))
+        shipped = ", ".join(sorted(p.stem for p in SHIPPED_CONFIGS.glob("*.yaml")))
         raise UserError(
-            f"{page}: no such page. Shipped pages, in {SHIPPED_CONFIGS}: {pages}"
+            f"{path}: no such config file. Shipped ones, in {SHIPPED_CONFIGS}: {shipped}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{page}: cannot be read: {error}") from None
+        raise UserError(f"{path}: cannot be read: {error}") from None
 
     try:
         raw = parse_yaml(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{page}: not valid YAML: {error}") from None
+        raise UserError(f"{path}: not valid YAML: {error}") from None
 
     if not isinstance(raw, dict):
-        raise UserError(f"{page}: expected a mapping of sections, found {type(raw).__name__}")
-    raw = stated_in(page.parent, raw)
+        raise UserError(f"{path}: expected a mapping of sections, found {type(raw).__name__}")
+    raw = stated_in(path.parent, raw)
     if (base := raw.pop("base", None)) is None:
         return raw
 
     if not isinstance(base, InputPath):
-        raise UserError(f"{page}: base: {base!r}: expected the path of a config file")
-    return merge(read_config(find_config(f"{page}: base", base), (*seen, page)), raw)
+        raise UserError(f"{path}: base: {base!r}: expected the path of a config file")
+    return merge(read_config(find_config(f"{path}: base", base), (*seen, path)), raw)
 
 
 def stated_in(base_dir: Path, value: Any) -> Any:
@@ -332,18 +332,18 @@ def override(raw: dict[str, Any], assignment: str, base_dir: Path) -> dict[str, 
     return merge(raw, change)
 
 
-def load(page: Path | str, overrides: Sequence[str], schema: type[ConfigType]) -> ConfigType:
-    """Read a page, lay the overrides over it and check it whole.
+def load(path: Path | str, overrides: Sequence[str], schema: type[ConfigType]) -> ConfigType:
+    """Read a config file, lay the overrides over it and check it whole.
 
     Raises UserError that lists every fault: key, value found, what was expected, the nearest right
     key."""
-    page = Path(page)
-    if not page.is_file() and not page.suffix and (SHIPPED_CONFIGS / f"{page}.yaml").exists():
-        page = SHIPPED_CONFIGS / f"{page}.yaml"
+    path = Path(path)
+    if not path.is_file() and not path.suffix and (SHIPPED_CONFIGS / f"{path}.yaml").exists():
+        path = SHIPPED_CONFIGS / f"{path}.yaml"
 
-    raw = read_config(page)
+    raw = read_config(path)
     for assignment in overrides:
-        raw = override(raw, assignment, page.resolve().parent)
+        raw = override(raw, assignment, path.resolve().parent)
 
     try:
         return schema.model_validate(raw)
@@ -351,20 +351,20 @@ def load(page: Path | str, overrides: Sequence[str], schema: type[ConfigType]) -
         faults = sorted({_describe(fault, raw, schema) for fault in error.errors()})
         noun = "fault" if len(faults) == 1 else "faults"
         raise UserError(
-            f"{page}: {len(faults)} {noun}\n" + "\n".join(f"  {fault}" for fault in faults)
+            f"{path}: {len(faults)} {noun}\n" + "\n".join(f"  {fault}" for fault in faults)
         ) from None
 
 
-def _describe(fault: Mapping[str, Any], page: Any, schema: type[BaseModel]) -> str:
-    """One fault of a page in the user's words."""
-    key = ".".join(map(str, _keys_of(fault, page)))
+def _describe(fault: Mapping[str, Any], raw: Any, schema: type[BaseModel]) -> str:
+    """One fault of a config in the user's words."""
+    key = ".".join(map(str, _keys_of(fault, raw)))
     value = fault["input"]
     shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown key (value {shown}){_nearest(key, schema)}"
     if fault["type"] == "missing":
         return (
-            f"{key}: missing; a page states every key of its recipe (start from another page by"
+            f"{key}: missing; a config states every key of its recipe (start from another one by"
             " `base:`)"
         )
 
@@ -391,26 +391,26 @@ def _describe(fault: Mapping[str, Any], page: Any, schema: type[BaseModel]) -> s
     return f"{key} = {shown}: {message}"
 
 
-def _keys_of(fault: Mapping[str, Any], page: Any) -> Iterator[str | int]:
+def _keys_of(fault: Mapping[str, Any], raw: Any) -> Iterator[str | int]:
     """Where a fault is, without pydantic's names for types and for the kinds of a union, which are
     no keys."""
     *location, last = fault["loc"] or ("",)
     for part in location:
-        if _is_tag(part) or (isinstance(page, dict) and part not in page):
+        if _is_tag(part) or (isinstance(raw, dict) and part not in raw):
             continue
 
         yield part
         try:
-            page = page[part]
+            raw = raw[part]
         except (
             TypeError,
             KeyError,
             IndexError,
         ):  # a short form, such as a path in the place of a list
-            page = None
+            raw = None
 
     no_key = _is_tag(last) or (
-        isinstance(page, dict) and last not in page and fault["type"] != "missing"
+        isinstance(raw, dict) and last not in raw and fault["type"] != "missing"
     )
     if fault["type"] == "extra_forbidden" or not no_key:
         yield last
@@ -444,7 +444,7 @@ def _nearest(key: str, schema: type[BaseModel]) -> str:
 
 
 def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every key that a page of this schema may set, as `a.b`; also those of list entries and of a
+    """Every key that a config of this schema may set, as `a.b`; also those of list entries and of a
     union's kinds."""
     found: dict[str, None] = {}
     for name, field in schema.model_fields.items():

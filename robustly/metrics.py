@@ -22,7 +22,7 @@ class WandbRun:
     """User or team; None: the one that is logged in."""
     name: str
     recipe_hash: str
-    page: Mapping[str, Any]
+    config: Mapping[str, Any]
     """What is shown as the run's configuration."""
 
     def start(self, folder: Path) -> Any:
@@ -46,7 +46,7 @@ class WandbRun:
                 name=self.name,
                 id=identity,
                 resume="allow",
-                config=dict(self.page),
+                config=dict(self.config),
                 dir=str(folder),
             )
         except wandb.Error as error:

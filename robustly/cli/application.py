@@ -14,7 +14,7 @@ app = typer.Typer(
         " checkpoint -> published folder."
     ),
     epilog=(
-        "CONFIG is a YAML page (see configs/); any of its keys can be set as a.b=value. The same"
+        "CONFIG is a YAML file or the name of a shipped one (see configs/); any of its keys can be set as a.b=value. The same"
         " command again goes on where the last one stopped, or does nothing if all is done."
     ),
     no_args_is_help=True,

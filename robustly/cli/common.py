@@ -22,7 +22,10 @@ MISTAKE = 2  # exit code of what the user can mend
 STOPPED = 128 + signal.SIGINT
 
 ConfigArgument = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="YAML page of the experiment.")
+    str,
+    typer.Argument(
+        metavar="CONFIG", help="Config file of the experiment, or a shipped one's name."
+    ),
 ]
 
 

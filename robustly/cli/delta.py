@@ -32,7 +32,7 @@ class _TuneByDefault(TyperGroup):
             meant = difflib.get_close_matches(args[0], self.commands, n=1)
             if meant and len(args) > 1 and not Path(args[0]).exists():
                 raise typer.BadParameter(
-                    f"{args[0]}: no such page or command; did you mean {meant[0]}?"
+                    f"{args[0]}: no such config or command; did you mean {meant[0]}?"
                 )
             args = ["tune", *args]
 
@@ -56,14 +56,16 @@ app.add_typer(
 )
 
 
-def delta_page(config: str, overrides: list[str] | None, new_run: str | None) -> "DeltaExperiment":
+def delta_config(
+    config: str, overrides: list[str] | None, new_run: str | None
+) -> "DeltaExperiment":
     from robustly.delta.config import load_delta
 
     named = [f"name={json.dumps(new_run)}"] if new_run else []
     return load_delta(config, [*(overrides or []), *named])
 
 
-@delta_app.command(name="tune", short_help="Train, score and save the page's delta.")
+@delta_app.command(name="tune", short_help="Train, score and save a delta.")
 def delta_command(
     config: ConfigArgument,
     overrides: Overrides = None,
@@ -73,24 +75,24 @@ def delta_command(
     """Attach a delta (LoRA, adapters, prompts, ...) to a published folder, train and score it, and
     save it."""
     with user_errors():
-        settled = delta_page(config, overrides, new_run)
+        settled = delta_config(config, overrides, new_run)
         from robustly.delta.stage import make_delta
 
         folder = settled.folder("delta")
         report(folder, make_delta(settled), command_line("inspect", str(folder)), as_json)
 
 
-@delta_app.command(name="search", short_help="Try methods and rates; the best becomes a page.")
+@delta_app.command(name="search", short_help="Search methods and learning rates.")
 def delta_search_command(
     config: ConfigArgument,
     overrides: Overrides = None,
     new_run: NewRun = None,
     as_json: Json = False,
 ) -> None:
-    """Try methods and rates, as the page's section `search` says, score them on the dev file, and
-    write a page for the best. The same command goes on where the last one stopped."""
+    """Try methods and rates, as the config's section `search` says, score them on the dev file, and
+    write a config for the best. The same command goes on where the last one stopped."""
     with user_errors():
-        settled = delta_page(config, overrides, new_run)
+        settled = delta_config(config, overrides, new_run)
         from robustly.delta.search import BEST, search
 
         folder = settled.folder("search")
@@ -104,11 +106,11 @@ def delta_compare_command(
     new_run: NewRun = None,
     as_json: Json = False,
 ) -> None:
-    """Methods side by side, as the page's section `compare` says: score, parameters, bytes, seconds
+    """Methods side by side, as the config's section `compare` says: score, parameters, bytes, seconds
     and memory of each, over `delta.seeds` seeds. The same command goes on where the last one
     stopped."""
     with user_errors():
-        settled = delta_page(config, overrides, new_run)
+        settled = delta_config(config, overrides, new_run)
         from robustly.delta.compare import compare
 
         folder = settled.folder("comparison")
@@ -121,10 +123,10 @@ def delta_compare_command(
     name="subspace", short_help="A space for intrinsic prompts, out of several tasks."
 )
 def delta_subspace_command(
-    pages: Annotated[
+    configs: Annotated[
         list[str],
         typer.Argument(
-            metavar="CONFIG... KEY=VALUE...", help="A page for each task; keys to set in all."
+            metavar="CONFIG... KEY=VALUE...", help="A config for each task; keys to set in all."
         ),
     ],
     into: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the decoder goes.")],
@@ -135,10 +137,10 @@ def delta_subspace_command(
 ) -> None:
     """Find a space of few numbers in which the prompts of several tasks lie, for the method
     `intrinsic_prompt`: by the prompts themselves and by the tasks' losses. Prompts that are not
-    trained yet are trained first, by their pages."""
+    trained yet are trained first, by their configs."""
     with user_errors():
-        keys = [each for each in pages if "=" in each and not Path(each).exists()]
-        settled = [delta_page(page, keys, None) for page in pages if page not in keys]
+        keys = [each for each in configs if "=" in each and not Path(each).exists()]
+        settled = [delta_config(each, keys, None) for each in configs if each not in keys]
         from robustly.delta.subspace import make_subspace
 
         report(into, make_subspace(settled, into, dimension, width, updates), None, as_json)

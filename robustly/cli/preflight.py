@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from robustly.preflight.plan import Machine, Speed
 
 
-@app.command(name="plan", short_help="What a page will take, before anything runs.")
+@app.command(name="plan", short_help="Estimate time, memory and disk of a config.")
 def plan_command(
     config: ConfigArgument,
     overrides: Overrides = None,
@@ -44,7 +44,7 @@ def plan_command(
         bool, typer.Option("--json", help="Print the plan as one JSON object on stdout.")
     ] = False,
 ) -> None:
-    """What a page will take, before anything runs: parameters, epochs, memory of a rank, time,
+    """Estimate what a config takes, before anything runs: parameters, FLOPs, epochs, memory of a rank, time,
     disk."""
     with user_errors():
         from robustly.preflight.plan import plan, show

@@ -55,7 +55,7 @@ def test_a_block_longer_than_the_positions(tmp_path: Path) -> None:
 
 
 def test_missing_page_and_wrong_command(tmp_path: Path) -> None:
-    assert "no such page" in mistake(tmp_path, "run", "nowhere.yaml")
+    assert "no such config" in mistake(tmp_path, "run", "nowhere.yaml")
     assert "fly" in mistake(tmp_path, "fly", "tiny.yaml")
 
 

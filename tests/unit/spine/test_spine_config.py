@@ -167,7 +167,7 @@ def test_home_in_paths(page, monkeypatch):
 def test_a_page_that_cannot_be_read(page, tmp_path):
     missing = tmp_path / "cake.yaml"
     with pytest.raises(
-        UserError, match=r"cake.yaml: no such page. Shipped pages, .*roberta_base.*tiny"
+        UserError, match=r"cake.yaml: no such config file. Shipped ones, .*roberta_base.*tiny"
     ):
         config.load(missing, [], Recipe)
 
@@ -205,7 +205,7 @@ def test_a_base_that_is_missing_or_is_the_page_itself(page, tmp_path):
     page(GOOD + "base: b.yaml\n", "a.yaml")
     page("base: a.yaml\n", "b.yaml")
     with pytest.raises(
-        UserError, match=r"a.yaml: this page is its own base \(a.yaml -> b.yaml -> a.yaml\)"
+        UserError, match=r"a.yaml: this config is its own base \(a.yaml -> b.yaml -> a.yaml\)"
     ):
         config.load(tmp_path / "a.yaml", [], Recipe)
 
@@ -330,7 +330,7 @@ def test_all_faults_at_once(page):
 def test_a_key_of_the_recipe_that_is_missing(page):
     text = message(page(GOOD.replace(", minutes: 40", "")))
     assert text.startswith(
-        "1 fault\n  oven.minutes: missing; a page states every key of its recipe"
+        "1 fault\n  oven.minutes: missing; a config states every key of its recipe"
     )
 
 
