@@ -22,7 +22,7 @@ from pydantic_core import core_schema
 from robustly import UserError
 from robustly.stages import RUN_STAGES
 
-SHIPPED_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+SHIPPED_CONFIGS = (Path(__file__).parent / "configs").resolve()
 
 
 class Section(BaseModel):
