@@ -1,10 +1,10 @@
-"""Config files: YAML parsed into frozen, typed sections; every fault is reported at
-once.
+"""Config files: YAML parsed into frozen, typed sections; every fault is reported at once.
 
-A config is a mapping of sections (`optim`, `schedule`, ...). `base: other.yaml` takes another one as
-the start and states only the differences; `a.b=value` on the command line has the last word. Each
-stage owns the schema of its section (a `Section` subclass in its `config.py`);
-`robustly.experiment` composes them."""
+A config is a mapping of sections (`optim`, `schedule`, ...). `base: other.yaml` takes another one
+as the start and states only the differences; `a.b=value` on the command line has the last word.
+Each stage owns the schema of its section (a `Section` subclass in its `config.py`);
+`robustly.experiment` composes them.
+"""
 
 import contextlib
 import difflib

@@ -105,7 +105,7 @@ def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Exp
     return experiment
 
 
-# --------------------------------------------------------------------------------- work of the stages
+# ------------------------------------------------------------------------------- work of the stages
 
 
 class RanksFailed(Exception):

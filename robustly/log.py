@@ -90,9 +90,9 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
     """Show progress on work of `total` units; yields `advance(n)`."""
     if console.is_terminal and total:
         columns = (
-            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn(unit),
-            TimeElapsedColumn(), TimeRemainingColumn(),
-        )  # fmt: skip
+            *(TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()),
+            *(TextColumn(unit), TimeElapsedColumn(), TimeRemainingColumn()),
+        )
         with Progress(*columns, console=console, transient=True) as bars:
             task = bars.add_task(what, total=total)
             yield lambda n: bars.advance(task, n)

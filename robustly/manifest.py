@@ -97,7 +97,8 @@ def require(folder: Path, stage: str) -> Manifest:
     """
     if (manifest := read(folder)) is None:
         raise UserError(
-            f"{folder}: no finished {stage} stage here (no {MANIFEST}); run `{KINDS[stage].command}` first"
+            f"{folder}: no finished {stage} stage here (no {MANIFEST}); run"
+            f" `{KINDS[stage].command}` first"
         )
     if manifest.stage != stage:
         raise UserError(

@@ -17,56 +17,92 @@ class FolderKind:
 
     name: str
     """In its manifest; of a stage, also its folder in a run and its key in `paths`."""
-    command: str
-    """What makes it, for people."""
+    verb: str
+    """The command that makes it: what follows `robustly`."""
     describe: str
     """module:function of the folder, for `robustly inspect`."""
+
+    @property
+    def command(self) -> str:
+        """What makes it, for people."""
+        return f"robustly {self.verb} CONFIG"
 
 
 @dataclass(frozen=True)
 class RunStage(FolderKind):
     section: str
     """Of the config."""
-    optional: bool
+    help: str
+    optional: bool = False
     """Whether the section's `on` says that the config asks for the stage."""
-    work: str
-    """module:function of the experiment that gives its `robustly.experiment.Work`."""
+
+    @property
+    def work(self) -> str:
+        """module:function of the experiment that gives its `robustly.experiment.Work`."""
+        return f"robustly.experiment:{self.name}_work"
 
 
-def _stage(
-    name: str, command: str, section: str, description: str, optional: bool = False
-) -> RunStage:
-    return RunStage(
-        name,
-        f"robustly {command} CONFIG",
-        f"robustly.inspection.{description}",
-        section,
-        optional,
-        f"robustly.experiment:{name}_work",
-    )
-
-
+_HERE = "robustly.inspection"
 RUN_STAGES = (
-    _stage("clean", "clean", "cleaning", "cleaning:describe", optional=True),
-    _stage("tokenizer", "tokenizer", "tokenizer", "tokenizer:describe"),
-    _stage("data", "prepare", "data", "data:describe"),
-    _stage("train", "pretrain", "schedule", "train:describe"),
-    _stage("published", "publish", "publish", "published:describe"),
-    _stage("report", "report", "report", "published:describe_report", optional=True),
+    RunStage(
+        "clean",
+        "clean",
+        f"{_HERE}.cleaning:describe",
+        "cleaning",
+        "Filter and deduplicate the corpus, as the config's section `cleaning` asks for it. No text"
+        " is changed: the later stages skip the documents that are dropped.",
+        optional=True,
+    ),
+    RunStage(
+        "tokenizer",
+        "tokenizer",
+        f"{_HERE}.tokenizer:describe",
+        "tokenizer",
+        "Train the byte-level BPE tokenizer on the corpus.",
+    ),
+    RunStage(
+        "data",
+        "prepare",
+        f"{_HERE}.data:describe",
+        "data",
+        "Encode the corpus into the token store.",
+    ),
+    RunStage(
+        "train",
+        "pretrain",
+        f"{_HERE}.train:describe",
+        "schedule",
+        "Train the model, from the newest checkpoint if there is one. Starts run.ranks processes on"
+        " this machine; started by a launcher (torchrun, srun, `robustly launch`), it is one of its"
+        " ranks.",
+    ),
+    RunStage(
+        "published",
+        "publish",
+        f"{_HERE}.published:describe",
+        "publish",
+        "Make a folder of the last checkpoint (publish.checkpoint: or the best) that plain"
+        " transformers loads, and prove it.",
+    ),
+    RunStage(
+        "report",
+        "report",
+        f"{_HERE}.published:describe_report",
+        "report",
+        "Compare a delta on the published model and on an untrained one.",
+        optional=True,
+    ),
 )
-_DELTA = "robustly.inspection.delta"
+STAGES = {stage.name: stage for stage in RUN_STAGES}
 KINDS: dict[str, FolderKind] = {
-    **{stage.name: stage for stage in RUN_STAGES},
-    "delta": FolderKind("delta", "robustly delta CONFIG", f"{_DELTA}:describe"),
-    "search": FolderKind("search", "robustly delta search CONFIG", f"{_DELTA}:describe_search"),
-    "comparison": FolderKind(
-        "comparison", "robustly delta compare CONFIG", f"{_DELTA}:describe_comparison"
-    ),
-    "subspace": FolderKind(
-        "subspace",
-        "robustly delta subspace CONFIG... --into FOLDER",
-        f"{_DELTA}:describe_subspace",
-    ),
+    kind.name: kind
+    for kind in (
+        *RUN_STAGES,
+        FolderKind("delta", "delta", f"{_HERE}.delta:describe"),
+        FolderKind("search", "delta search", f"{_HERE}.delta:describe_search"),
+        FolderKind("comparison", "delta compare", f"{_HERE}.delta:describe_comparison"),
+        FolderKind("subspace", "delta subspace --into FOLDER", f"{_HERE}.delta:describe_subspace"),
+    )
 }
 """Every kind by its name."""
 

@@ -1,21 +1,36 @@
-"""The command `robustly`: its application and its entry point; the other files of this folder add the
-commands, by topic, each importing a stage when it is called."""
+"""The application of the command `robustly`. The other files of this folder add the commands, by
+topic; each imports a stage when it is called."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from robustly import __version__
 
+ORDER = (
+    *("run", "clean", "tokenizer", "prepare", "pretrain", "distill", "publish", "report"),
+    *("evaluate", "inspect", "plan", "doctor", "launch", "delta"),
+)
+"""Of the commands in the help: as a user meets them."""
+
+
+class _InOrder(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self.commands, key=ORDER.index)
+
+
 app = typer.Typer(
+    cls=_InOrder,
     name="robustly",
     help=(
         "Pretrain encoders by the RoBERTa recipe: raw text -> tokenizer -> token store ->"
         " checkpoint -> published folder."
     ),
     epilog=(
-        "CONFIG is a YAML file or the name of a shipped one (see configs/); any of its keys can be set as a.b=value. The same"
-        " command again goes on where the last one stopped, or does nothing if all is done."
+        "CONFIG is a YAML file or the name of a shipped one (see configs/); any of its keys can be"
+        " set as a.b=value. The same command again goes on where the last one stopped, or does"
+        " nothing if all is done."
     ),
     no_args_is_help=True,
     add_completion=False,

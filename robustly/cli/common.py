@@ -98,18 +98,31 @@ def command_line(*words: str) -> str:
     return shlex.join(["robustly" if found else sys.argv[0], *words])
 
 
-def retyped(config: str, overrides: list[str] | None, new_run: str | None) -> list[str]:
-    """What the user typed, for the next command to type."""
-    return [config, *(overrides or []), *(["--new-run", new_run] if new_run else [])]
-
-
 def experiment_of(config: str, overrides: list[str] | None, new_run: str | None) -> Experiment:
     """The experiment that a command is for. Raises UserError."""
     experiment = load_experiment(config, overrides)
     return experiment.in_run(new_run) if new_run else experiment
 
 
-def report(folder: Path, manifest: Manifest, next_command: str | None, as_json: bool) -> None:
+def next_command(
+    experiment: Experiment,
+    after: str,
+    config: str,
+    overrides: list[str] | None,
+    new_run: str | None,
+) -> str:
+    """What to type after a stage: the next one with the same arguments, or a look at the model."""
+    names = [stage.name for stage in experiment.stages]
+    following = experiment.stages[names.index(after) + 1 :]
+    if not following:
+        return command_line("inspect", str(experiment.folder("published")))
+    run = ["--new-run", new_run] if new_run else []
+    return command_line(following[0].verb, config, *(overrides or []), *run)
+
+
+def show_result(
+    folder: Path, manifest: Manifest, as_json: bool, following: str | None = None
+) -> None:
     """The table at the end of a stage, and what to type next."""
     log.table(
         f"{manifest.stage}: {folder}",
@@ -118,8 +131,8 @@ def report(folder: Path, manifest: Manifest, next_command: str | None, as_json: 
             "seconds": manifest.seconds,
         },
     )
-    if next_command:
-        log.say(f"next: {next_command}")
+    if following:
+        log.say(f"next: {following}")
 
     if as_json:
         log.print_json({"folder": str(folder), **asdict(manifest)})

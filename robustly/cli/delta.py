@@ -16,7 +16,7 @@ from robustly.cli.common import (
     NewRun,
     Overrides,
     command_line,
-    report,
+    show_result,
     user_errors,
 )
 
@@ -79,7 +79,7 @@ def delta_command(
         from robustly.delta.stage import make_delta
 
         folder = settled.folder("delta")
-        report(folder, make_delta(settled), command_line("inspect", str(folder)), as_json)
+        show_result(folder, make_delta(settled), as_json, command_line("inspect", str(folder)))
 
 
 @delta_app.command(name="search", short_help="Search methods and learning rates.")
@@ -96,7 +96,7 @@ def delta_search_command(
         from robustly.delta.search import BEST, search
 
         folder = settled.folder("search")
-        report(folder, search(settled), command_line("delta", str(folder / BEST)), as_json)
+        show_result(folder, search(settled), as_json, command_line("delta", str(folder / BEST)))
 
 
 @delta_app.command(name="compare", short_help="Methods side by side.")
@@ -106,16 +106,16 @@ def delta_compare_command(
     new_run: NewRun = None,
     as_json: Json = False,
 ) -> None:
-    """Methods side by side, as the config's section `compare` says: score, parameters, bytes, seconds
-    and memory of each, over `delta.seeds` seeds. The same command goes on where the last one
-    stopped."""
+    """Compare methods side by side, as the config's section `compare` says: score, parameters,
+    bytes, seconds and memory of each, over `delta.seeds` seeds. The same command goes on where the
+    last one stopped."""
     with user_errors():
         settled = delta_config(config, overrides, new_run)
         from robustly.delta.compare import compare
 
         folder = settled.folder("comparison")
         manifest = compare(settled)
-        report(folder, manifest, None, as_json)
+        show_result(folder, manifest, as_json)
         log.say(f"table: {folder / 'table.md'}")
 
 
@@ -143,4 +143,4 @@ def delta_subspace_command(
         settled = [delta_config(each, keys, None) for each in configs if each not in keys]
         from robustly.delta.subspace import make_subspace
 
-        report(into, make_subspace(settled, into, dimension, width, updates), None, as_json)
+        show_result(into, make_subspace(settled, into, dimension, width, updates), as_json)

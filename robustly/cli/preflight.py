@@ -44,8 +44,8 @@ def plan_command(
         bool, typer.Option("--json", help="Print the plan as one JSON object on stdout.")
     ] = False,
 ) -> None:
-    """Estimate what a config takes, before anything runs: parameters, FLOPs, epochs, memory of a rank, time,
-    disk."""
+    """Estimate what a config takes, before anything runs: parameters, FLOPs, epochs, memory of a
+    rank, time, disk."""
     with user_errors():
         from robustly.preflight.plan import plan, show
 

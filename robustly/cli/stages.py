@@ -1,11 +1,12 @@
-"""The commands of the stages that make data: clean, tokenizer, prepare."""
+"""The commands of the stages, and `robustly run`, which makes them all in order."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from robustly import log
+from robustly import UserError, log
 from robustly.cli.application import app
 from robustly.cli.common import (
     ConfigArgument,
@@ -14,14 +15,67 @@ from robustly.cli.common import (
     Overrides,
     command_line,
     experiment_of,
-    report,
-    retyped,
+    next_command,
+    show_result,
     user_errors,
 )
-from robustly.experiment import clean_work, data_work, tokenizer_work
+from robustly.experiment import Experiment
+from robustly.manifest import Manifest
+from robustly.stages import STAGES, RunStage
 
 
-@app.command(name="clean", short_help="Filter and deduplicate the corpus.")
+@app.command(name="run", short_help="All stages in order; what is finished is skipped.")
+def run_command(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    new_run: NewRun = None,
+    as_json: Json = False,
+) -> None:
+    """All stages in order: clean, tokenizer, prepare, pretrain, publish, report. A finished stage
+    is skipped."""
+    with user_errors():
+        experiment = experiment_of(config, overrides, new_run)
+        if compared := experiment.compared_delta():
+            from robustly.delta.tasks import read
+
+            read(compared.delta.task)  # a fault of its files is said now, not after the training
+
+        manifests = make_all(experiment, experiment.stages)
+        summarize(experiment, manifests)
+        if as_json:
+            log.print_json({name: asdict(manifest) for name, manifest in manifests.items()})
+
+
+def make_all(experiment: Experiment, stages: list[RunStage]) -> dict[str, Manifest]:
+    manifests = {}
+    for stage in stages:
+        log.say(f"--- {stage.name}")
+        manifests[stage.name] = experiment.work(stage).make()
+        show_result(experiment.folder(stage.name), manifests[stage.name], False)
+
+    return manifests
+
+
+def summarize(experiment: Experiment, manifests: dict[str, Manifest]) -> None:
+    """The final summary of a run: what the model is worth, where it is, and what to do with it."""
+    from robustly.description import show_listing
+    from robustly.publish.report import summary
+
+    compared = manifests["report"].counts if "report" in manifests else None
+    for listing in summary(manifests["published"], compared):
+        show_listing(listing)
+
+    published = experiment.folder("published")
+    log.say(f"\nthe curve: {published / 'curve.png'}")
+    log.say(f"the model: {published} (plain transformers loads it)")
+    log.say(f"its card:  {published / 'README.md'}")
+    log.say(f"next:      {command_line('inspect', str(published))}")
+    log.say("           docs/howto/: your own text, language, task")
+
+
+@app.command(
+    name="clean", help=STAGES["clean"].help, short_help="Filter and deduplicate the corpus."
+)
 def clean_command(
     config: ConfigArgument,
     overrides: Overrides = None,
@@ -34,8 +88,6 @@ def clean_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Filter and deduplicate the corpus, as the config's section `cleaning` asks for it. No text is
-    changed: the later stages skip the documents that are dropped."""
     with user_errors():
         from robustly.data_prep.cleaning.dropped import OPTION, write_dropped
         from robustly.data_prep.json_lines import check_place
@@ -45,40 +97,52 @@ def clean_command(
 
         experiment = experiment_of(config, overrides, new_run)
         folder = experiment.folder("clean")
-        manifest = clean_work(experiment).make()
+        manifest = experiment.work(STAGES["clean"]).make()
         if dropped:
             number = write_dropped(experiment.corpus, folder, dropped)
             log.say(f"{number:,} dropped documents: {dropped}")
 
-        following = command_line("tokenizer", *retyped(config, overrides, new_run))
-        report(folder, manifest, following, as_json)
+        following = next_command(experiment, "clean", config, overrides, new_run)
+        show_result(folder, manifest, as_json, following)
 
 
-@app.command(name="tokenizer")
-def tokenizer_command(
+def add_command(stage: RunStage, short_help: str | None = None) -> None:
+    """The command of a stage that takes no options of its own."""
+
+    @app.command(name=stage.verb, help=stage.help, short_help=short_help)
+    def command(
+        config: ConfigArgument,
+        overrides: Overrides = None,
+        new_run: NewRun = None,
+        as_json: Json = False,
+    ) -> None:
+        with user_errors():
+            experiment = experiment_of(config, overrides, new_run)
+            manifest = experiment.work(stage).make()
+            following = next_command(experiment, stage.name, config, overrides, new_run)
+            show_result(experiment.folder(stage.name), manifest, as_json, following)
+
+
+add_command(STAGES["tokenizer"])
+add_command(STAGES["data"])
+add_command(STAGES["published"], "Make a folder that plain transformers loads.")
+
+
+@app.command(name="report", help=STAGES["report"].help)
+def report_command(
     config: ConfigArgument,
     overrides: Overrides = None,
     new_run: NewRun = None,
     as_json: Json = False,
 ) -> None:
-    """Train the byte-level BPE tokenizer on the corpus."""
     with user_errors():
         experiment = experiment_of(config, overrides, new_run)
-        following = command_line("prepare", *retyped(config, overrides, new_run))
-        report(
-            experiment.folder("tokenizer"), tokenizer_work(experiment).make(), following, as_json
-        )
+        if experiment.compared_delta() is None:
+            raise UserError(
+                f"{config}: names no delta to compare; set report.delta, such as"
+                " report.delta=delta/lora.yaml"
+            )
 
-
-@app.command(name="prepare")
-def prepare_command(
-    config: ConfigArgument,
-    overrides: Overrides = None,
-    new_run: NewRun = None,
-    as_json: Json = False,
-) -> None:
-    """Turn the corpus into the token store."""
-    with user_errors():
-        experiment = experiment_of(config, overrides, new_run)
-        following = command_line("pretrain", *retyped(config, overrides, new_run))
-        report(experiment.folder("data"), data_work(experiment).make(), following, as_json)
+        made = {name: experiment.work(STAGES[name]).make() for name in ("published", "report")}
+        show_result(experiment.folder("report"), made["report"], as_json)
+        summarize(experiment, made)

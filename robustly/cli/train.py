@@ -1,4 +1,4 @@
-"""`robustly pretrain` and `robustly distill`: the launcher of ranks, and the body of each of them."""
+"""`robustly pretrain` and `robustly distill`: starting the ranks, and the body of each of them."""
 
 import os
 import sys
@@ -14,13 +14,13 @@ from robustly.cli.common import (
     Json,
     NewRun,
     Overrides,
-    command_line,
     experiment_of,
-    report,
-    retyped,
+    next_command,
+    show_result,
     user_errors,
 )
 from robustly.experiment import load_experiment, train_work
+from robustly.stages import STAGES
 
 ProfileOption = Annotated[
     bool,
@@ -31,7 +31,11 @@ ProfileOption = Annotated[
 ]
 
 
-@app.command(name="pretrain", short_help="Train the model, or go on from its last checkpoint.")
+@app.command(
+    name="pretrain",
+    help=STAGES["train"].help,
+    short_help="Train the model, or go on from its last checkpoint.",
+)
 def pretrain_command(
     config: ConfigArgument,
     overrides: Overrides = None,
@@ -39,9 +43,6 @@ def pretrain_command(
     profile: ProfileOption = False,
     as_json: Json = False,
 ) -> None:
-    """Train the model, from the newest checkpoint if there is one. Starts run.ranks processes on
-    this machine; started by a launcher (torchrun, srun, `robustly launch`), it is one of its
-    ranks."""
     from robustly.launch.environment import rank_from_environment
 
     with user_errors():
@@ -80,9 +81,9 @@ def _train_and_report(
     config: str, overrides: list[str] | None, new_run: str | None, profile: bool, as_json: bool
 ) -> None:
     experiment = experiment_of(config, overrides, new_run)
-    following = command_line("publish", *retyped(config, overrides, new_run))
     manifest = train_work(experiment, profile).make()
-    report(experiment.folder("train"), manifest, following, as_json)
+    following = next_command(experiment, "train", config, overrides, new_run)
+    show_result(experiment.folder("train"), manifest, as_json, following)
 
 
 def _be_rank(config: str, overrides: list[str] | None, profile: bool) -> None:
