@@ -1,21 +1,23 @@
-"""What a data folder holds: documents and tokens per split and source, how long they are, what was
-dropped, the views of them, blocks as text."""
+"""Describe a data folder: documents and tokens by split and source, their lengths, what was
+dropped, the packed blocks, and some of them as text."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robustly import UserError, manifest, tokenizer
+from robustly import UserError, manifest
 from robustly.data_prep.blocks import VIEWS, Blocks
 from robustly.data_prep.config import Format
 from robustly.data_prep.store import SPLITS, Shard, Split, Store, check_tokenizer
 from robustly.description import Description, Listing
 from robustly.inspection.folders import disk_bytes, provenance, unfinished
 from robustly.inspection.histogram import Tally, octaves, tally, tenths
+from robustly.manifest import Manifest
+from robustly.tokenizer import load
 
 if TYPE_CHECKING:
     from robustly.tokenizer.tokenizer import Tokenizer
@@ -37,18 +39,18 @@ def find_tokenizer(folder: Path, given: Path | None) -> "Tokenizer":
     """
     place = given or folder.absolute().parent / "tokenizer"
     try:
-        encoder = tokenizer.load(place)
-        check_tokenizer(folder, encoder)
+        tokenizer = load(place)
+        check_tokenizer(folder, tokenizer)
     except UserError as fault:
         remedy = "" if given else "; --tokenizer FOLDER takes it from elsewhere"
         raise UserError(f"text needs the tokenizer in {place}: {fault}{remedy}") from None
 
-    return encoder
+    return tokenizer
 
 
-def describe(folder: Path, blocks: int = 1, encoder: "Tokenizer | None" = None) -> Description:
+def describe(folder: Path, blocks: int = 1, tokenizer: "Tokenizer | None" = None) -> Description:
     """Describe a data folder, finished or begun. So many blocks of each view are shown as text, by
-    `encoder` or the tokenizer beside the folder, if there is one.
+    `tokenizer` or the one beside the folder, if there is one.
 
     Raises UserError if a file of a finished one is missing or was cut off.
     """
@@ -58,63 +60,80 @@ def describe(folder: Path, blocks: int = 1, encoder: "Tokenizer | None" = None) 
     manifest.check_sizes(folder, finished)
     stores = {split: Store(folder, split) for split in SPLITS}
     views = [view for split in SPLITS for view in _views(folder, stores[split])]
-    shown, notes = [], []
+    texts, notes = [], []
 
     try:
-        shown = _decoded(views, blocks, encoder or find_tokenizer(folder, None))
+        texts = _as_text(views, blocks, tokenizer or find_tokenizer(folder, None))
     except UserError as fault:
         notes.append(f"blocks are not shown: {fault}")
 
-    of_documents, of_units = (
-        {
-            split: tally(pieces for shard in store.shards for pieces in lengths(store, shard))
-            for split, store in stores.items()
-        }
-        for lengths in (document_lengths, unit_lengths)
-    )
-    counts = finished.counts
     documents = sum(store.documents for store in stores.values())
     tokens = sum(store.text_tokens for store in stores.values())
     unit = finished.recipe.get("data", {}).get("unit", "unit")
+    figures = {
+        "documents": documents,
+        "units": sum(store.units for store in stores.values()),
+        "tokens": tokens,
+    }
+    if "bytes" in finished.counts:
+        figures["bytes"] = finished.counts["bytes"]
 
     return Description(
         folder,
         "data",
         f"A token store of {documents:,} documents and {tokens:,} tokens, in {unit}s.",
         {
-            "documents": documents,
-            "units": sum(store.units for store in stores.values()),
-            "tokens": tokens,
-            **{name: counts[name] for name in ("bytes",) if name in counts},
+            **figures,
             "bytes_per_token_on_disk": stores["train"].dtype.itemsize,
             "bytes_on_disk": disk_bytes(folder),
             **provenance(finished),
         },
         [
-            Listing("splits and sources", [row for split in SPLITS for row in _sources(stores[split])]),
-            Listing("dropped", [
-                *(
-                    {"what": "documents", "reason": name.removeprefix("dropped by "), "count": number}
-                    for name, number in finished.notes.get("cleaned", {}).items()
-                ),
-                *(
-                    {"what": name, "reason": reason, "count": counts[name]}
-                    for name, reason in DROPPED.items() if name in counts
-                ),
-            ]),
-            Listing("tokens per document", [_quantiles(*found) for found in of_documents.items() if found[1].total]),
-            *(
-                Listing(f"{kind} by tokens", [
-                    {"split": split, **row} for split, lengths in tallies.items() for row in octaves(lengths, kind)
-                ], bars=("split", kind))
-                for kind, tallies in (("documents", of_documents), ("units", of_units))
+            Listing(
+                "splits and sources", [row for split in SPLITS for row in _sources(stores[split])]
             ),
+            Listing("dropped", _dropped(finished)),
+            *_lengths(stores),
             Listing("blocks", [_fill(format, view) for format, view in views]),
             *_fills(views),
-            Listing("blocks as text", shown),
+            Listing("blocks as text", texts),
         ],
         notes,
-    )  # fmt: skip
+    )
+
+
+def _dropped(finished: Manifest) -> list[dict[str, Any]]:
+    """What cleaning left out, by reason, and what held no text."""
+    rows = [
+        {"what": "documents", "reason": reason.removeprefix("dropped by "), "count": count}
+        for reason, count in finished.notes.get("cleaned", {}).items()
+    ]
+    for what, reason in DROPPED.items():
+        if what in finished.counts:
+            rows.append({"what": what, "reason": reason, "count": finished.counts[what]})
+
+    return rows
+
+
+def _lengths(stores: Mapping[Split, Store]) -> Iterator[Listing]:
+    """How long documents and units are, in tokens."""
+    tallies = {
+        kind: {
+            split: tally(piece for shard in store.shards for piece in lengths(store, shard))
+            for split, store in stores.items()
+        }
+        for kind, lengths in (("documents", document_lengths), ("units", unit_lengths))
+    }
+    quantiles = [_quantiles(*found) for found in tallies["documents"].items() if found[1].total]
+    yield Listing("tokens per document", quantiles)
+
+    for kind, of_splits in tallies.items():
+        bins = [
+            {"split": split, **row}
+            for split, lengths in of_splits.items()
+            for row in octaves(lengths, kind)
+        ]
+        yield Listing(f"{kind} by tokens", bins, bars=("split", kind))
 
 
 def _sources(store: Store) -> Iterator[dict[str, Any]]:
@@ -190,26 +209,26 @@ def _fill(format: Format, blocks: Blocks) -> dict[str, Any]:
     }
 
 
-def _decoded(
-    views: list[tuple[Format, Blocks]], wanted: int, encoder: "Tokenizer"
+def _as_text(
+    views: list[tuple[Format, Blocks]], wanted: int, tokenizer: "Tokenizer"
 ) -> list[dict[str, Any]]:
-    """Blocks of each view as text, with <s> and </s> by name: from the middles of equal parts of
-    it."""
-    shown = []
+    """Blocks of each view as text, with <s> and </s> by name: from the middles of `wanted` equal
+    parts of it."""
+    rows = []
     for format, view in views:
         parts = min(wanted, len(view))
         for number in ((2 * part + 1) * len(view) // (2 * parts) for part in range(parts)):
             ids, lengths = view.gather(np.array([number]))
-            text = encoder.decode(ids[0, : lengths[0]])
-            follows = (
-                {"follows": FOLLOWS[int(view.follows(np.array([number]))[0])]} if view.pairs else {}
-            )
-            of_view = {
+            row: dict[str, Any] = {
                 "split": view.store.split,
                 "format": format,
                 "length": view.block_length,
                 "block": number,
+                "tokens": int(lengths[0]),
             }
-            shown.append({**of_view, "tokens": int(lengths[0]), **follows, "text": text})
+            if view.pairs:
+                row["follows"] = FOLLOWS[int(view.follows(np.array([number]))[0])]
 
-    return shown
+            rows.append({**row, "text": tokenizer.decode(ids[0, : lengths[0]])})
+
+    return rows
