@@ -218,7 +218,7 @@ def test_without_its_tokenizer_no_block_is_shown_as_text(root: Path, tmp_path: P
         find_tokenizer(tmp_path / "data", None)
 
     elsewhere = describe(
-        tmp_path / "data", encoder=find_tokenizer(tmp_path / "data", root / "tokenizer")
+        tmp_path / "data", tokenizer=find_tokenizer(tmp_path / "data", root / "tokenizer")
     )
     assert (
         not elsewhere.notes and elsewhere.examples[-1].rows == rows(root / "data")["blocks as text"]
