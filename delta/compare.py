@@ -20,11 +20,12 @@ from robustly.delta.defaults import COMPARED, label, rated
 from robustly.delta.specs import parse
 from robustly.delta.tasks import TaskData, draw, read
 from robustly.delta.tuning import Diverged, attached, tune
-from robustly.delta.workers import Killed, each, how_many, peak_memory
+from robustly.delta.workers import Killed, each, how_many
 from robustly.figure import figure
 from robustly.files import atomic, write_atomic, write_json
 from robustly.log import show
 from robustly.manifest import Manifest, Stage
+from robustly.resources import peak_memory
 
 MEGABYTE = 1e6
 
@@ -231,7 +232,7 @@ def train(page: DeltaExperiment, entry: CompareEntry, seeds: Sequence[int], work
             "stored": parameters(model)["delta"],
             "bytes": tensors.stat().st_size,
             "seconds": tuned.score.seconds,
-            "memory": peak_memory(),
+            "memory": peak_memory(model.device),
         }
         tensors.unlink()
         write_json(work / f"{seed}.json", result)

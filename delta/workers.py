@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +17,6 @@ from robustly.workers import follow_parent
 
 CONTEXT = multiprocessing.get_context("spawn")
 """A forked child would inherit our threads' locks, and CUDA does not survive a fork."""
-STATUS = Path("/proc/self/status")
 
 
 class Killed(UserError):
@@ -140,21 +138,3 @@ def _fault(ended: _Started) -> UserError | OSError | None:
         return None
 
     return fault
-
-
-def peak_memory() -> int | None:
-    """Bytes of memory that this process has had at most: of a GPU where there is one, else resident
-    ones; None where Linux does not say.
-
-    Not `ru_maxrss`: a new process begins with the peak of the one that started it.
-    """
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-
-    try:
-        lines = STATUS.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-
-    kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
-    return int(kilobytes) * 1024 if kilobytes else None

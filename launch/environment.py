@@ -57,11 +57,6 @@ def rank_from_environment(environment: Mapping[str, str] = os.environ) -> Rank |
     return None
 
 
-def cores() -> int:
-    """Cores that this process may use; fewer than the machine's in a container or a Slurm job."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def export(rank: Rank) -> None:
     """Set the variables that torch's `env://` rendezvous and the libraries on top of it read."""
     os.environ.update(variables(rank))

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from robustly import UserError
-from robustly.launch.environment import FIRST_PORT, PORTS, Rank, cores, numbered_port, variables
+from robustly.launch.environment import FIRST_PORT, PORTS, Rank, numbered_port, variables
 from robustly.launch.job import Job, LaunchOptions, NodeRanks
 from robustly.launch.supervise import GRACE, supervise
+from robustly.resources import cores
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 

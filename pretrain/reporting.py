@@ -1,7 +1,6 @@
 """What a run says of itself: a header, a line for each interval and evaluation, and the same
 figures in files."""
 
-import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from robustly.pretrain.flops import flops_per_token
 from robustly.pretrain.mfu import peak_tflops, utilisation
 from robustly.pretrain.schedule import learning_rate
 from robustly.pretrain.stage import PretrainingConfig
+from robustly.resources import peak_memory
 
 
 class Update(NamedTuple):
@@ -195,7 +195,7 @@ class Report:
                 else {}
             ),
             "data_wait": window.waited / window.seconds,
-            "memory_gb": _memory(self.device) / 1e9,
+            "memory_gb": peak_memory(self.device) / 1e9,
             "seconds": progress.seconds,
         }
         self.metrics.write("metrics", line)
@@ -243,14 +243,6 @@ def mixture(order: EpochSampler, repeats: Sequence[float]) -> str:
     """The sources that are trained on, and how many times each comes in an epoch."""
     sources = zip(order.blocks.store.sources, repeats, order.mixture.sizes, strict=True)
     return ", ".join(f"{name} x {times:g}" for name, times, blocks in sources if blocks)
-
-
-def _memory(device: torch.device) -> int:
-    """Bytes at the peak: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _gpu(device: torch.device) -> str | None:

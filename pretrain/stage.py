@@ -10,7 +10,6 @@ from robustly.config import Config
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.data_prep.cleaning.config import CleaningConfig
 from robustly.data_prep.config import DataConfig
-from robustly.launch.environment import cores
 from robustly.manifest import Stage
 from robustly.pretrain.config import (
     DistillationConfig,
@@ -21,6 +20,7 @@ from robustly.pretrain.config import (
     ScheduleConfig,
 )
 from robustly.pretrain.start.checkpoint import Initial, find_initial
+from robustly.resources import cores
 from robustly.tokenizer.config import TokenizerConfig
 
 SCHEMA_VERSION = 1

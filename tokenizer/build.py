@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Reference
 
-from robustly import UserError, log, machine, manifest
+from robustly import UserError, log, manifest
 from robustly.config import InputPath, fingerprint
 from robustly.corpus import decisions
 from robustly.corpus.config import CorpusConfig, CountFiles, Processing
@@ -23,6 +23,7 @@ from robustly.corpus.files import Hashes, hashes
 from robustly.corpus.partitions import Partition, partitions
 from robustly.files import sha256
 from robustly.manifest import Manifest, Outcome, Stage
+from robustly.resources import available_memory
 from robustly.tokenizer import load
 from robustly.tokenizer.config import FairseqFiles, TokenizerConfig
 from robustly.tokenizer.counting import RARE, SUMS, Sums, count
@@ -189,13 +190,13 @@ def _train(file: Path, sums: Sums, tokenizer: TokenizerConfig) -> tuple[Vocabula
 
     least = tokenizer.min_word_count
     words, symbols = sums.kept(least)
-    needed, free = memory(words, symbols), machine.available_memory()
+    needed, free = memory(words, symbols), available_memory()
     each = needed // max(words, 1)
     log.say(
         f"training on {words:,} distinct words: at most {needed / 2**20:,.0f} MiB of memory, {each}"
         " bytes a word"
     )
-    if free is not None and needed > free:
+    if needed > free:
         fits = (times for times in range(least + 1, RARE + 2) if memory(*sums.kept(times)) <= free)
         hint = next(
             (f"tokenizer.min_word_count: {times} leaves {sums.kept(times)[0]:,}" for times in fits),

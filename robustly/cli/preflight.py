@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustly import UserError, log, machine
+from robustly import UserError, log
 from robustly.cli.application import app
 from robustly.cli.common import (
     ConfigArgument,
@@ -14,6 +14,7 @@ from robustly.cli.common import (
 )
 from robustly.experiment import Experiment, load_experiment
 from robustly.pretrain.flops import flops_per_token
+from robustly.resources import available_memory, cores
 
 if TYPE_CHECKING:
     from robustly.preflight.plan import Machine, Speed
@@ -83,15 +84,8 @@ def _machine(experiment: Experiment, ranks: int, gigabytes: float | None) -> "Ma
     if experiment.run.precision != "fp32":
         return Machine("cuda", None, "no GPU on this machine: say --memory GB")
 
-    available = machine.available_memory()
-    if available is None:
-        return Machine("cpu", None, "this machine does not say: give --memory GB for a GPU")
-
-    return Machine(
-        "cpu",
-        available // ranks,
-        f"this machine's free RAM / {ranks} {'rank' if ranks == 1 else 'ranks'}",
-    )
+    shared = f"this machine's free RAM / {ranks} {'rank' if ranks == 1 else 'ranks'}"
+    return Machine("cpu", available_memory() // ranks, shared)
 
 
 def _speed(
@@ -122,7 +116,7 @@ def _speed(
     if not measured:
         return None
 
-    from robustly.launch.environment import Rank, cores, export
+    from robustly.launch.environment import Rank, export
     from robustly.launch.local import free_port
 
     log.say("measuring one rank's speed on this machine ...")

@@ -6,10 +6,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from robustly import UserError, machine
+from robustly import UserError
 from robustly.files import lock
-from robustly.launch.environment import cores
 from robustly.preflight.findings import Finding
+from robustly.resources import available_memory, cores, cpu_quota
 
 LITTLE_MEMORY, TOO_LITTLE_MEMORY = 4e9, 1.5e9
 """Bytes. The two ranks of configs/tiny.yaml take 0.9 GB each at their peak, and share part of
@@ -59,23 +59,9 @@ def _cpu_flags() -> set[str]:
     return set(next(of_cores, "").split())
 
 
-def cpu_quota() -> float | None:
-    """Cores' worth of time that the control group allows (cgroup v2: `cpu.max`), None for no
-    limit."""
-    try:
-        allowed, period = (machine.CGROUP / "cpu.max").read_text(encoding="utf-8").split()
-    except (OSError, ValueError):
-        return None
-
-    return None if allowed == "max" else int(allowed) / int(period)
-
-
 def memory() -> Finding:
     """RAM for configs/tiny.yaml and for more."""
-    available = machine.available_memory()
-    if available is None:
-        return Finding("memory", "note", "cannot be read here", "see that 4 GB of RAM are free")
-
+    available = available_memory()
     remedy = "end other programs, or take a smaller run.micro_batch and fewer run.ranks"
     found = f"{_gigabytes(available)} of RAM available"
     return _enough("memory", available, LITTLE_MEMORY, TOO_LITTLE_MEMORY, found, remedy)

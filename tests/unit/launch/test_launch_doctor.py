@@ -6,11 +6,12 @@ import resource
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from robustly import cli, machine
+from robustly import cli, resources
 from robustly.preflight import doctor, gpus, hardware, software
 from robustly.preflight.doctor import verdict
 from robustly.preflight.findings import Finding
@@ -23,11 +24,16 @@ V100 = Gpu("Tesla V100", 32768 * 2**20, (7, 0), "535.104.05")
 
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in the place of /proc and /sys/fs/cgroup."""
+    """A folder in the place of /proc and /sys/fs/cgroup, /proc/meminfo apart, which psutil reads."""
     monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(machine, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(resources, "CGROUP", tmp_path)
     return tmp_path
+
+
+def give_memory(monkeypatch: pytest.MonkeyPatch, available: float) -> None:
+    """Bytes of RAM that the system has left."""
+    given = SimpleNamespace(available=int(available))
+    monkeypatch.setattr(resources.psutil, "virtual_memory", lambda: given)
 
 
 # ----------------------------------------------------------------------------------------- software
@@ -128,34 +134,28 @@ def test_a_gpu_that_torch_cannot_use_says_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kilobytes", "limit", "used", "status"),
+    ("available", "limit", "used", "status"),
     [
-        (16e6, None, 0, "ok"),
-        (3e6, None, 0, "note"),
-        (1e6, None, 0, "problem"),
-        (16e6, 5e9, 4.5e9, "problem"),
+        (16e9, None, 0, "ok"),
+        (3e9, None, 0, "note"),
+        (1e9, None, 0, "problem"),
+        (16e9, 5e9, 4.5e9, "problem"),
     ],
 )
 def test_memory(
-    system: Path, kilobytes: float, limit: float | None, used: float, status: str
+    system: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    available: float,
+    limit: float | None,
+    used: float,
+    status: str,
 ) -> None:
-    (system / "meminfo").write_text(f"MemTotal: 99999999 kB\nMemAvailable: {kilobytes:.0f} kB\n")
+    give_memory(monkeypatch, available)
     if limit is not None:
         (system / "memory.max").write_text(f"{limit:.0f}\n")
         (system / "memory.current").write_text(f"{used:.0f}\n")
 
     assert hardware.memory().status == status
-
-
-def test_memory_without_a_limit_is_the_systems(system: Path) -> None:
-    (system / "meminfo").write_text("MemAvailable: 5000 kB\n")
-    (system / "memory.max").write_text("max\n")
-    (system / "memory.current").write_text("1\n")
-    assert machine.available_memory() == 5000 * 1024
-
-
-def test_memory_that_cannot_be_read_is_no_problem(system: Path) -> None:
-    assert hardware.memory().status == "note"
 
 
 def test_processor(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:

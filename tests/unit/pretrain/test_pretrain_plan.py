@@ -411,7 +411,7 @@ def test_what_a_rank_runs_on(
     from robustly.preflight.gpus import Gpu
 
     monkeypatch.setattr(doctor, "gpus", lambda: [Gpu("Card", gpu, (8, 0), "1")] if gpu else [])
-    monkeypatch.setattr("robustly.machine.available_memory", lambda: 8 * 10**9)
+    monkeypatch.setattr("robustly.cli.preflight.available_memory", lambda: 8 * 10**9)
     machine = preflight._machine(load_experiment("tiny", changes), 2, None)
     assert (machine.device, machine.memory) == (device, memory)
     assert preflight._machine(load_experiment("tiny"), 2, 40.0) == Machine(

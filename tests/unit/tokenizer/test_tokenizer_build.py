@@ -609,7 +609,7 @@ def test_the_words_that_are_kept_are_known_before_training(
 def test_memory_is_said_and_held_against_what_there_is(
     corpus_of, prose_file, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("robustly.machine.available_memory", lambda: 300_000)
+    monkeypatch.setattr("robustly.tokenizer.build.available_memory", lambda: 300_000)
     with pytest.raises(
         UserError, match=r"takes about 0\.0 GiB.*tokenizer\.min_word_count: (\d+) leaves"
     ) as fault:

@@ -1,0 +1,59 @@
+"""Cores and memory that this process may use, limits of its container included."""
+
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    import torch
+
+CGROUP, STATUS = Path("/sys/fs/cgroup"), Path("/proc/self/status")
+
+
+def cores() -> int:
+    """Cores that this process may use; fewer than the machine's in a container or a Slurm job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_quota() -> float | None:
+    """Cores' worth of time that the control group allows (cgroup v2: `cpu.max`), None for no
+    limit."""
+    try:
+        allowed, period = (CGROUP / "cpu.max").read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return None
+
+    return None if allowed == "max" else int(allowed) / int(period)
+
+
+def available_memory() -> int:
+    """Bytes of RAM that can be had now: the system's, or what the control group's limit, which
+    psutil does not see, leaves of it."""
+    system: int = psutil.virtual_memory().available
+    names = ("memory.max", "memory.current")
+
+    try:
+        limit, used = ((CGROUP / name).read_text(encoding="utf-8").strip() for name in names)
+    except OSError:
+        return system
+
+    return system if limit == "max" else min(system, max(0, int(limit) - int(used)))
+
+
+def peak_memory(device: "torch.device") -> int:
+    """Bytes that this process has held at most: of the GPU if it is one, else resident ones."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+
+    try:  # not `ru_maxrss` on Linux: a new process begins with the peak of the one that started it
+        lines = STATUS.read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
