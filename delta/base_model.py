@@ -1,12 +1,11 @@
 """The base: the encoder that a delta attaches to, its tokenizer, and the fingerprint that tells it
 from others."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from transformers import (
@@ -18,9 +17,10 @@ from transformers import (
     RobertaPreTrainedModel,
 )
 
-from robustly import UserError, manifest, tokenizer
+from robustly import UserError, tokenizer
 from robustly.delta.attachment import fingerprint, is_head
-from robustly.log import quiet_transformers
+from robustly.pretrain.start.model_files import find_folder
+from robustly.pretrain.start.open_model import check_tokens, open_model
 from robustly.rng import Purpose, seed64
 from robustly.tokenizer.tokenizer import Tokenizer
 
@@ -54,38 +54,11 @@ class Base:
         Raises UserError if the folder is missing, unfinished, of another model type, without some
         of the encoder's weights, or if the tokenizer is not byte-level in RoBERTa's layout or does
         not fit the model."""
-        folder = Path(folder)
-        _check_is_roberta(folder)
-        vocabulary = tokenizer.load(folder)
-
-        try:
-            with (
-                quiet_transformers()
-            ):  # it would list the language-modeling head as unexpected, which it is not here
-                model, found = RobertaForMaskedLM.from_pretrained(
-                    folder,
-                    dtype=torch.float32,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-        except Exception as error:  # each format and version has its own
-            raise UserError(f"{folder}: transformers cannot load the model: {error}") from error
-
-        missing = sorted(map(str, found["missing_keys"]))
-        if lacking := [name for name in missing if not name.startswith("lm_head.")]:
-            raise UserError(
-                f"{folder}: lacks {len(lacking)} weights of the encoder, such as {lacking[0]}"
-            )
-
-        config = model.config
-        if vocabulary.vocab_size > config.vocab_size or vocabulary.pad_id != config.pad_token_id:
-            raise UserError(
-                f"{folder}: the tokenizer has {vocabulary.vocab_size:,} entries and pads with"
-                f" {vocabulary.pad_id}; the model has {config.vocab_size:,} and pads with"
-                f" {config.pad_token_id}: they are not of one checkpoint"
-            )
-
-        return cls(str(folder), model.eval().requires_grad_(False), not missing, vocabulary)
+        files = find_folder(Path(folder), "paths.published")
+        model, has_head, _ = open_model(files, ["roberta"], needs_head=False)
+        own = tokenizer.load(folder)
+        check_tokens(files.title, model, own.vocab_size, own.pad_id)
+        return cls(str(folder), model.requires_grad_(False), has_head, own)
 
     def untrained(self, seed: int) -> "Base":
         """The same configuration and tokenizer with fresh random weights: what pretraining is
@@ -148,29 +121,3 @@ class Base:
     def fingerprint(self) -> str:
         """Of the encoder's weights (`robustly.delta.attachment.fingerprint`)."""
         return fingerprint(self.model.roberta)
-
-
-def _check_is_roberta(folder: Path) -> None:
-    if not folder.is_dir():
-        what = "not a folder" if folder.exists() else "no such folder"
-        raise UserError(
-            f"{folder}: {what}; paths.published (default: <paths.root>/published) must be a folder"
-            " that `robustly publish` or transformers' save_pretrained wrote. Names on the Hub are"
-            " not downloaded"
-        )
-
-    if (folder / manifest.RECIPE).exists():
-        manifest.require(folder, "published")
-
-    try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: no model that transformers can open: config.json: {error}"
-        ) from None
-
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind != "roberta":
-        raise UserError(
-            f"{folder}: a model of type {kind!r}; deltas attach to model_type 'roberta'"
-        )

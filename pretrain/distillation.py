@@ -12,10 +12,9 @@ from transformers import RobertaForMaskedLM
 
 from robustly import UserError
 from robustly.pretrain.config import DistillationConfig, ModelConfig
-from robustly.pretrain.masking import SpecialTokens
-from robustly.pretrain.objective import LossTerm, MaskedLanguageModel, roberta_config
-from robustly.pretrain.start.checkpoint import Initial
-from robustly.pretrain.start.weights import check_dimensions, check_names, read
+from robustly.pretrain.objective import LossTerm, MaskedLanguageModel
+from robustly.pretrain.start.fit_weights import check_dimensions, open_roberta
+from robustly.pretrain.start.model_files import ModelFiles
 from robustly.tokenizer.tokenizer import Tokenizer
 
 
@@ -29,51 +28,34 @@ def taken_layers(student: int, teacher: int) -> list[int]:
     return [place * teacher // student for place in range(student)]
 
 
-def read_teacher(initial: Initial, student: ModelConfig, encoder: Tokenizer) -> RobertaForMaskedLM:
+def open_teacher(
+    files: ModelFiles, student: ModelConfig, tokenizer: Tokenizer
+) -> RobertaForMaskedLM:
     """The teacher's model in fp32, without dropout, for evaluation only.
 
     Raises UserError unless it has the student's dimensions but for the layers, as many of these or
-    more, and the encoder's vocabulary; all dimensions that differ are named."""
-    taken = read(initial)
-    title = f"{initial.key}: {initial.folder}"
-    if taken.vocabulary.fingerprint != encoder.fingerprint:
+    more, and the tokenizer's vocabulary; all dimensions that differ are named."""
+    teacher = open_roberta(files, student)
+    theirs = files.vocabulary()
+    rows = teacher.get_input_embeddings().num_embeddings
+    if theirs.fingerprint != tokenizer.fingerprint or rows != tokenizer.vocab_size:
         raise UserError(
-            f"{title}: {len(taken.vocabulary.ids):,} tokens there, {encoder.vocab_size:,} in the"
-            " data's vocabulary, and not the same; set tokenizer.import to the teacher's folder"
-            " and prepare the data with it"
+            f"{files.title}: {len(theirs.ids):,} tokens there and {rows:,} embeddings,"
+            f" {tokenizer.vocab_size:,} tokens in the data's vocabulary, and not the same; set"
+            " tokenizer.import to the teacher's folder and prepare the data with it"
         )
 
-    there = taken.dimensions["layers"]
-    if student.layers > there:
+    layers = teacher.config.num_hidden_layers
+    if student.layers > layers:
         raise UserError(
-            f"{title}: {there} layers there; expected model.layers of as many at most, found"
+            f"{files.title}: {layers} layers there; expected model.layers of as many at most, found"
             f" {student.layers}"
         )
 
-    section = student.model_copy(update={"layers": there, "dropout": 0.0, "attention_dropout": 0.0})
-    check_dimensions(taken, section, title)
-    if (positions := taken.dimensions["positions"]) != student.positions:
-        raise UserError(
-            f"{title}: {positions} positions there; expected as many, found model.positions ="
-            f" {student.positions}"
-        )
-
-    model = RobertaForMaskedLM(roberta_config(section, SpecialTokens.of(encoder)))
-    parameters = dict(model.named_parameters())
-    check_names(taken.weights, parameters.keys(), title)
-    faults = [
-        f"  {name}: {list(taken.weights[name].shape)} there, {list(parameter.shape)} here"
-        for name, parameter in parameters.items()
-        if taken.weights[name].shape != parameter.shape
-    ]
-    if faults:
-        raise UserError("\n".join([f"{title}: tensors of other shapes", *faults]))
-
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(taken.weights[name])
-
-    return model.eval().requires_grad_(False)
+    check_dimensions(files, teacher, student, ["layers"])
+    # it never trains; some kernels ask for the config's word on that
+    teacher.config.hidden_dropout_prob = teacher.config.attention_probs_dropout_prob = 0.0
+    return teacher.requires_grad_(False)
 
 
 def start_from_teacher(student: RobertaForMaskedLM, teacher: RobertaForMaskedLM) -> list[int]:

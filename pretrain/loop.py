@@ -23,7 +23,7 @@ from robustly.metrics import read_metrics
 from robustly.pretrain import checkpoint
 from robustly.pretrain.batches import Batches, RankBatch, blocks_per_update
 from robustly.pretrain.checkpoint import Progress
-from robustly.pretrain.distillation import Distillation, read_teacher, start_from_teacher
+from robustly.pretrain.distillation import Distillation, open_teacher, start_from_teacher
 from robustly.pretrain.engine import (
     Engine,
     gather_over_ranks,
@@ -45,8 +45,8 @@ from robustly.pretrain.profiling import Profile
 from robustly.pretrain.reporting import Report, Update, Window, mixture
 from robustly.pretrain.schedule import UpdateSizes, learning_rate
 from robustly.pretrain.stage import PretrainingConfig
-from robustly.pretrain.start.checkpoint import Initial
-from robustly.pretrain.start.weights import start_from
+from robustly.pretrain.start.fit_weights import start_from
+from robustly.pretrain.start.model_files import ModelFiles
 from robustly.rng import Purpose, seed64
 from robustly.tokenizer.tokenizer import Tokenizer
 
@@ -157,7 +157,7 @@ class Trainer:
         config, initial = self.config, self.config.teacher()
         assert config.distillation and initial
         with self._together():
-            teacher = read_teacher(initial, config.model, encoder)
+            teacher = open_teacher(initial, config.model, encoder)
 
         self._check_same_start("teacher", initial)
         layers = start_from_teacher(roberta, teacher)
@@ -174,15 +174,16 @@ class Trainer:
         accelerate(guide, config.run, self.device)
         return Distillation(roberta, guide, config.distillation)
 
-    def _check_same_start(self, name: str, initial: Initial) -> None:
-        """Raises UserError (FailedElsewhere beside rank 0) if ranks, on other machines, start from
-        other files."""
+    def _check_same_start(self, name: str, files: ModelFiles) -> None:
+        """Raises UserError (FailedElsewhere beside rank 0) if ranks, on different machines, see
+        different files there."""
         if len(set(gather_over_ranks(self.stage.inputs[name]))) == 1:
             return
         if self.rank:
             raise FailedElsewhere
         raise UserError(
-            f"{initial.key}: the ranks' machines have different files there; expected the same ones"
+            f"{files.title}: ranks on different machines see different files there; expected the"
+            " same ones"
         )
 
     # ------------------------------------------------------------------------------------ the run

@@ -19,7 +19,7 @@ from robustly.pretrain.config import (
     RunConfig,
     ScheduleConfig,
 )
-from robustly.pretrain.start.checkpoint import Initial, find_initial
+from robustly.pretrain.start.model_files import ModelFiles, find_model
 from robustly.resources import cores
 from robustly.tokenizer.config import TokenizerConfig
 
@@ -54,17 +54,17 @@ class PretrainingConfig(Config):
         """The whole config as plain data, for people and for the published checkpoint."""
         return self.model_dump(mode="json", by_alias=True, exclude={"paths"})
 
-    def initial(self) -> Initial | None:
+    def initial(self) -> ModelFiles | None:
         """The checkpoint that the weights start from, if the config names one. Raises UserError if
         it is not there."""
-        return None if self.model.init_from is None else find_initial(self.model.init_from)
+        return None if self.model.init_from is None else find_model(self.model.init_from)
 
-    def teacher(self) -> Initial | None:
+    def teacher(self) -> ModelFiles | None:
         """The checkpoint of the teacher, if the config names one. Raises UserError if it is not
         there."""
         if self.distillation is None:
             return None
-        return find_initial(self.distillation.teacher, "distillation.teacher")
+        return find_model(self.distillation.teacher, "distillation.teacher")
 
     def stage(self) -> Stage:
         """The train stage of this recipe on these inputs. Raises UserError where an input is not

@@ -9,8 +9,14 @@ import torch
 from torch import Tensor
 
 from robustly import UserError
-from robustly.pretrain.start.parameter_names import OUTPUT, POSITIONS, TOKEN_TYPES, WORDS
-from robustly.pretrain.start.tensor_files import Inert, read_pickle, state_dict
+from robustly.pretrain.start.parameter_names import (
+    FIRST_FEED_FORWARD,
+    OUTPUT,
+    POSITIONS,
+    TOKEN_TYPES,
+    WORDS,
+)
+from robustly.pretrain.start.tensor_files import Placeholder, read_pickle, state_dict
 
 # The encoder was called decoder before March 2020 (RobertaModel.upgrade_state_dict_named);
 # `roberta.` where the model is a part of a larger one.
@@ -18,7 +24,7 @@ _PREFIX = re.compile(r"^(?:roberta\.)?(?:encoder|decoder)\.(?:sentence_encoder\.
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
 _PACKED = re.compile(r"layers\.(\d+)\.self_attn\.in_proj_(weight|bias)")
 # heads for other tasks, and the version of a module's format
-_NOT_TAKEN = re.compile(r"^(?:roberta\.)?classification_heads\.|(?:^|\.)version$")
+_LEFT_OUT = re.compile(r"^(?:roberta\.)?classification_heads\.|(?:^|\.)version$")
 _OUTSIDE_LAYERS = {
     "embed_tokens.weight": WORDS,
     "embed_positions.weight": POSITIONS,
@@ -45,11 +51,11 @@ _IN_LAYERS = {
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights of a fairseq checkpoint by transformers' names, and its dimensions by the page's
-    keys.
+    """The weights of a fairseq checkpoint by transformers' names, and its dimensions as
+    `RobertaConfig` has them.
 
-    `heads` is among these where the file keeps its settings, as fairseq's own do. Raises UserError
-    if the file cannot be read, or is of another model than RoBERTa."""
+    The number of heads is among these where the file keeps its settings, as fairseq's own do.
+    Raises UserError if the file cannot be read, or is of another model than RoBERTa."""
     stored = read_pickle(path)
     if not isinstance(stored, dict) or "model" not in stored:
         raise UserError(
@@ -62,18 +68,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     try:
         words = weights[WORDS]
+        in_layers = (name for name in weights if name.startswith("roberta.encoder.layer."))
         dimensions = {
-            "layers": len(
-                {
-                    name.split(".")[3]
-                    for name in weights
-                    if name.startswith("roberta.encoder.layer.")
-                }
-            ),
-            "hidden": words.shape[1],
-            "feed_forward": weights["roberta.encoder.layer.0.intermediate.dense.weight"].shape[0],
-            "positions": weights[POSITIONS].shape[0],
-            "token_types": 1,
+            "vocab_size": words.shape[0],
+            "num_hidden_layers": len({name.split(".")[3] for name in in_layers}),
+            "hidden_size": words.shape[1],
+            "intermediate_size": weights[FIRST_FEED_FORWARD].shape[0],
+            "max_position_embeddings": weights[POSITIONS].shape[0],
+            "type_vocab_size": 1,
             "layer_norm_eps": 1e-5,  # fairseq/modules/layer_norm.py
         }
     except KeyError as missing:
@@ -82,7 +84,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from None
 
     if "encoder_attention_heads" in settings:
-        dimensions["heads"] = settings["encoder_attention_heads"]
+        dimensions["num_attention_heads"] = settings["encoder_attention_heads"]
 
     # transformers adds a row for token types, which fairseq does not have
     return {**weights, TOKEN_TYPES: torch.zeros(1, words.shape[1])}, dimensions
@@ -94,7 +96,7 @@ def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(
         pair
         for name, tensor in weights.items()
-        if not _NOT_TAKEN.search(name)
+        if not _LEFT_OUT.search(name)
         for pair in _rename(name, tensor)
     )
 
@@ -118,7 +120,7 @@ def _settings(stored: Mapping[str, Any]) -> dict[str, Any]:
         stored.get("args"),
         stored["cfg"].get("model") if isinstance(stored.get("cfg"), dict) else None,
     ):
-        settings = found.state if isinstance(found, Inert) else found
+        settings = found.state if isinstance(found, Placeholder) else found
         if isinstance(settings, dict):
             return settings
 

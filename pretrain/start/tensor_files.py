@@ -16,15 +16,28 @@ from robustly import UserError
 _LEGACY_PICKLES = (
     4  # before torch 1.6: a magic number, the protocol, the machine, the object; then the storages
 )
+_FAULTS = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    OSError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
+"""What a file that is no checkpoint, or a damaged one, makes torch and pickle raise."""
 
 
-class Inert:
+class Placeholder:
     """Stands in for every class and function that a pickle names and torch does not hold to be
     safe: it does nothing and keeps the state of what it stands for."""
 
     state: Any = None
 
-    def __new__(cls, *arguments: Any) -> "Inert":
+    def __new__(cls, *arguments: Any) -> "Placeholder":
         return object.__new__(cls)
 
     def __init__(self, *arguments: Any) -> None: ...
@@ -34,17 +47,16 @@ class Inert:
 
 
 def read_pickle(path: Path) -> Any:
-    """What `torch.save` wrote, with `Inert` objects in the place of all but tensors and plain
+    """What `torch.save` wrote, with `Placeholder` objects in the place of all but tensors and plain
     values.
 
     torch's restricted unpickler (`weights_only`) reads it. Raises UserError if it cannot, as where
     a pickle names a function of `os`, or is cut off."""
     try:
-        inert: list[Any] = [(Inert, name) for name in sorted(_names(path))]
-        with torch.serialization.safe_globals(inert):
+        placeholders: list[Any] = [(Placeholder, name) for name in sorted(_names(path))]
+        with torch.serialization.safe_globals(placeholders):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError, TypeError, AttributeError,
-            AssertionError, IndexError, zipfile.BadZipFile) as error:  # fmt: skip
+    except _FAULTS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise UserError(f"{path}: cannot be read as tensors and plain values: {reason}") from None
 

@@ -27,7 +27,7 @@ from robustly.corpus.config import CorpusConfig
 from robustly.corpus.reading import json_object
 from robustly.corpus.texts import BAD_LINES, OPTIONS, given, read
 from robustly.description import Listing, show_listing
-from robustly.evaluation.model import LONGEST, MaskedLM, open_folder
+from robustly.evaluation.model import LONGEST, MaskedLM, open_masked_lm
 from robustly.evaluation.scoring import cut_blocks, enclose, pseudo_log_likelihoods, score_blocks
 from robustly.pretrain.config import MaskingConfig
 
@@ -76,7 +76,7 @@ def evaluate_text(
             texts.sizes,
             texts.index,
             rule,
-            lm.vocabulary,
+            lm.special,
             batch_size,
             advance,
         )
@@ -143,7 +143,7 @@ def _append(
     index: Iterator[int],
 ) -> None:
     for text, encoded in zip(contents, lm.encode(contents), strict=True):
-        blocks = cut_blocks(encoded.ids, length, lm.vocabulary.bos, lm.vocabulary.eos)
+        blocks = cut_blocks(encoded.ids, length, lm.special.bos, lm.special.eos)
         texts.blocks += blocks
         texts.sizes += cut_blocks(encoded.bytes, length, 0, 0)  # <s> and </s> stand for no byte
         texts.index += itertools.islice(index, len(blocks))
@@ -282,13 +282,11 @@ def evaluate_pairs(lm: MaskedLM, pairs: Sequence[Pair], batch_size: int) -> dict
                 f" included; the model takes {lm.longest:,}; shorten or remove it"
             )
 
-    sentences = [enclose(tokens.ids, lm.vocabulary.bos, lm.vocabulary.eos) for tokens in encoded]
+    sentences = [enclose(tokens.ids, lm.special.bos, lm.special.eos) for tokens in encoded]
     copies = sum(len(tokens.ids) for tokens in encoded)
 
     with log.progress("scoring pairs", copies, "masked copies") as advance:
-        found_scores = pseudo_log_likelihoods(
-            lm.model, sentences, lm.vocabulary, batch_size, advance
-        )
+        found_scores = pseudo_log_likelihoods(lm.model, sentences, lm.special, batch_size, advance)
 
     scores = dict(zip(places, found_scores.tolist(), strict=True))  # equal sentences tie to the bit
     rows = [
@@ -335,15 +333,15 @@ def evaluate_folder(
     """Evaluate the model in a folder on text, on minimal pairs, or on both; shows the figures and
     returns them.
 
-    Raises UserError as `open_folder`, `evaluate_text` and `read_pairs` do, or if an option is not
-    what it should be."""
+    Raises UserError as `open_masked_lm`, `evaluate_text` and `read_pairs` do, or if an option is
+    not what it should be."""
     corpus = given(texts, documents, text_key, max_bad_lines) if texts else None
     if not 0 < rate < 1:
         raise UserError(f"--mask-rate {rate}: expected a share between 0 and 1")
 
     pairs = [pair for path in dict.fromkeys(pair_files) for pair in read_pairs(path)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    lm = open_folder(folder, device)
+    lm = open_masked_lm(folder, device)
     parameters = sum(parameter.numel() for parameter in lm.model.parameters())
     report: dict[str, Any] = {
         "folder": str(folder),

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from robustly import UserError, manifest
 from robustly.description import Description, Listing
-from robustly.evaluation.model import open_folder
+from robustly.evaluation.model import open_masked_lm
 from robustly.inspection.folders import disk_bytes, provenance, typed, unfinished
 from robustly.log import quiet_transformers
 
@@ -151,16 +151,16 @@ def _parameters(folder: Path) -> int | None:
 def _fill(folder: Path, blanks: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """The three best guesses for each blank; or why there are none."""
     try:
-        lm = open_folder(folder, torch.device("cpu"))
+        lm = open_masked_lm(folder, torch.device("cpu"))
     except UserError as fault:
         return [], [f"no blanks are filled: {fault}"]
 
-    texts = [text.replace("<mask>", lm.tokens.mask_token) for text in blanks]
-    texts = [text for text in texts if len(lm.tokens(text)["input_ids"]) <= lm.longest]
+    texts = [text.replace("<mask>", lm.hf_tokenizer.mask_token) for text in blanks]
+    texts = [text for text in texts if len(lm.hf_tokenizer(text)["input_ids"]) <= lm.longest]
 
     with quiet_transformers():
         fill = transformers.pipeline(
-            "fill-mask", model=lm.model, tokenizer=lm.tokens, top_k=3, device="cpu"
+            "fill-mask", model=lm.model, tokenizer=lm.hf_tokenizer, top_k=3, device="cpu"
         )
         found = [fill(text) for text in texts]
 

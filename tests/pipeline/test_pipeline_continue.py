@@ -10,8 +10,8 @@ import torch
 from test_pipeline_run import ROOT, robustly
 
 from robustly.config import InputPath
-from robustly.pretrain.start.checkpoint import find_initial
-from robustly.pretrain.start.weights import read
+from robustly.pretrain.start.model_files import find_model
+from robustly.pretrain.start.open_model import open_model
 
 pytestmark = pytest.mark.pipeline
 TEXT = (ROOT / "data_prep" / "corpora" / "prose_cc0.txt").read_text(encoding="utf-8")
@@ -95,10 +95,12 @@ def test_the_loss_on_new_text_falls_below_the_starting_checkpoints(work: Path) -
     assert "input.init_from" in refused.stderr and "absent now" in refused.stderr
     # the folder of a run holds the same weights as what was published of it
     run, published = (
-        read(find_initial(InputPath(f"runs/first{place}", work))) for place in ("", "/published")
+        find_model(InputPath(f"runs/first{place}", work)) for place in ("", "/published")
     )
-    assert run.vocabulary == published.vocabulary and run.weights.keys() == published.weights.keys()
-    assert all(torch.equal(tensor, published.weights[name]) for name, tensor in run.weights.items())
+    assert run.vocabulary() == published.vocabulary()
+    ours, theirs = (open_model(files).model.state_dict() for files in (run, published))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 def test_other_tokens_and_longer_positions(work: Path) -> None:
@@ -122,8 +124,8 @@ def test_a_model_of_another_size_is_refused_before_the_first_update(work: Path) 
         "paths.data=runs/first/data",
     )
     refused = robustly("pretrain", "continued.yaml", "name=other", *other, cwd=work, code=2)
-    assert "model.hidden: 32 there, 64 on the page" in refused.stderr
-    assert "model.layers: 2 there, 3 on the page" in refused.stderr
+    assert "model.hidden: 32 there, 64 in the config" in refused.stderr
+    assert "model.layers: 2 there, 3 in the config" in refused.stderr
     assert "Traceback" not in refused.stderr
     gone = robustly(
         "pretrain",

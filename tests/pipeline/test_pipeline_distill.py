@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused_before_the_first_update(work: Path) -> Non
     )
     assert (
         "distillation.teacher: " in wider.stderr
-        and "model.hidden: 64 there, 32 on the page" in wider.stderr
+        and "model.hidden: 64 there, 32 in the config" in wider.stderr
     )
     assert "Traceback" not in wider.stderr
     without = robustly("distill", "teacher.yaml", cwd=work, code=2)

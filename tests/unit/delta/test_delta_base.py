@@ -103,7 +103,7 @@ def changed_copy(place: Path, tmp_path: Path, **changes: object) -> Path:
 
 
 def test_another_model_type(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a model of type 'bert'"):
+    with pytest.raises(UserError, match="model_type = 'bert'; expected roberta"):
         Base.load(changed_copy(place, tmp_path, model_type="bert"))
 
 
@@ -111,7 +111,7 @@ def test_weights_that_the_encoder_lacks(place: Path, tmp_path: Path) -> None:
     """transformers would fill them with random numbers."""
     with pytest.raises(
         UserError,
-        match=r"lacks 16 weights of the encoder, such as roberta\.encoder\.layer\.2\.attention",
+        match=r"16 of the model's tensors are missing \(roberta\.encoder\.layer\.2\.attention",
     ):
         Base.load(changed_copy(place, tmp_path, num_hidden_layers=3))
 
@@ -121,19 +121,19 @@ def test_a_tokenizer_of_another_checkpoint(place: Path, tmp_path: Path) -> None:
     (copy / "tokenizer.json").unlink()  # vocab.json and merges.txt say the same
     ids = json.loads((copy / "vocab.json").read_text())
     (copy / "vocab.json").write_text(json.dumps({**ids, "more": len(ids)}))
-    with pytest.raises(UserError, match=r"has 262 entries .* not of one checkpoint"):
+    with pytest.raises(UserError, match=r"do not belong together: 262 tokens .* against 261"):
         Base.load(copy)
 
 
 def test_folders_that_hold_no_base(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no such folder; paths.published"):
+    with pytest.raises(UserError, match=r"^paths.published: .*nowhere: no such folder; expected"):
         Base.load(tmp_path / "nowhere")
 
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: not a folder"):
         Base.load(tmp_path / "file")
 
-    with pytest.raises(UserError, match=r"config\.json: .*No such file"):
+    with pytest.raises(UserError, match=r"no config\.json"):
         Base.load(tmp_path)
 
     copy = changed_copy(place, tmp_path)
@@ -147,7 +147,7 @@ def test_a_cut_off_or_unfinished_base(place: Path, tmp_path: Path) -> None:
     copy = changed_copy(place, tmp_path)
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(UserError, match="copy: transformers cannot load the model"):
+    with pytest.raises(UserError, match=r"copy/model\.safetensors: cannot be read"):
         Base.load(copy)
 
     (copy / "recipe.json").write_text("{}")  # begun by us, never finished

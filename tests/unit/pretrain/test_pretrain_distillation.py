@@ -21,7 +21,7 @@ from robustly.pretrain.config import DistillationConfig, ModelConfig
 from robustly.pretrain.distillation import (
     Distillation,
     cosine_loss,
-    read_teacher,
+    open_teacher,
     soft_loss,
     start_from_teacher,
     taken_layers,
@@ -29,7 +29,7 @@ from robustly.pretrain.distillation import (
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.model_setup import accelerate
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
-from robustly.pretrain.start.checkpoint import find_initial
+from robustly.pretrain.start.model_files import find_model
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out, save
 from synthetic import VOCABULARY, masking, model, order, run
@@ -207,8 +207,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def teacher_for(folder: Path, student: ModelConfig, encoder: Tokenizer | None = None) -> Any:
-    return read_teacher(
-        find_initial(InputPath(InputPath(str(folder), folder), "distillation.teacher")),
+    return open_teacher(
+        find_model(InputPath(str(folder), folder), "distillation.teacher"),
         student,
         encoder or Tokenizer(WORDS),
     )
@@ -230,12 +230,12 @@ def test_a_teacher_is_read_as_it_is_without_dropout(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden": 32}, "model.hidden: 16 there, 32 on the page"),
-        ({"feed_forward": 48}, "model.feed_forward: 24 there, 48 on the page"),
-        ({"heads": 4}, "model.heads: 2 there, 4 on the page"),
+        ({"hidden": 32}, "model.hidden: 16 there, 32 in the config"),
+        ({"feed_forward": 48}, "model.feed_forward: 24 there, 48 in the config"),
+        ({"heads": 4}, "model.heads: 2 there, 4 in the config"),
         ({"layers": 5}, "4 layers there; expected model.layers of as many at most, found 5"),
-        ({"positions": 14}, "12 positions there; expected as many, found model.positions = 14"),
-        ({"positions": 10}, "model.positions: 12 there, 10 on the page"),
+        ({"positions": 14}, "model.positions: 12 there, 14 in the config"),
+        ({"positions": 10}, "model.positions: 12 there, 10 in the config"),
     ],
 )
 def test_a_teacher_of_another_shape_is_refused(
@@ -249,14 +249,15 @@ def test_a_teacher_of_another_shape_is_refused(
 
 def test_a_teacher_of_another_vocabulary_is_refused(folder: Path) -> None:
     with pytest.raises(
-        UserError, match=r"263 tokens there, 262 in the data's vocabulary.*set tokenizer.import"
+        UserError,
+        match=r"263 tokens there .*, 262 tokens in the data's vocabulary.*set tokenizer.import",
     ):
         teacher_for(folder, section(), Tokenizer(lay_out([("t", "h")])))
 
 
 def test_a_teacher_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^distillation.teacher: nothing: not there"):
-        find_initial(InputPath(InputPath("nothing", tmp_path), "distillation.teacher"))
+        find_model(InputPath("nothing", tmp_path), "distillation.teacher")
 
 
 @pytest.mark.parametrize(

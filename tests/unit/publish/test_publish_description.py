@@ -98,7 +98,7 @@ def test_a_model_that_cannot_fill_blanks_is_described_all_the_same(
     model(266).roberta.save_pretrained(tmp_path / "encoder")
     found = describe(tmp_path / "encoder")
     assert found.figures["parameters"] and not filled(found)
-    assert "no blanks are filled" in found.notes[0] and "not in the checkpoint" in found.notes[0]
+    assert "no blanks are filled" in found.notes[0] and "are missing" in found.notes[0]
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match="expected a JSON object, found list"):
         describe(tmp_path)

@@ -29,9 +29,9 @@ from robustly.manifest import Stage
 from robustly.pretrain.config import FairseqCheckpoint, ModelConfig
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
-from robustly.pretrain.start import weights
-from robustly.pretrain.start.checkpoint import Initial, find_initial
-from robustly.pretrain.start.weights import longer, mean_rows, pieces_of, start_from
+from robustly.pretrain.start import fit_weights
+from robustly.pretrain.start.fit_weights import longer, mean_rows, pieces_of, start_from
+from robustly.pretrain.start.model_files import ModelFiles, find_model
 from robustly.tokenizer.special_tokens import byte_symbols
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import Vocabulary, lay_out, save
@@ -93,21 +93,21 @@ def test_a_run_that_keeps_its_best_checkpoint_too_starts_from_its_last(tmp_path:
 
         train.finish(files, {})
 
-    assert find_initial(InputPath(str(tmp_path), tmp_path)).weights == (files[1],)
+    assert find_model(InputPath(str(tmp_path), tmp_path)).weights == (files[1],)
 
 
 def start(
-    initial: Initial, section: ModelConfig = SECTION, vocabulary: Vocabulary = OLD
+    files: ModelFiles, section: ModelConfig = SECTION, vocabulary: Vocabulary = OLD
 ) -> RobertaForMaskedLM:
     model = new_model(roberta_config(section, SpecialTokens.of(Tokenizer(vocabulary))), 7).eval()
-    start_from(model, initial, section, vocabulary)
+    start_from(model, files, section, vocabulary)
     return model
 
 
 def start_from_path(
     path: Path | FairseqCheckpoint, section: ModelConfig = SECTION, vocabulary: Vocabulary = OLD
 ) -> RobertaForMaskedLM:
-    found = find_initial(
+    found = find_model(
         path if isinstance(path, FairseqCheckpoint) else InputPath(str(path), Path("/nowhere"))
     )
     return start(found, section, vocabulary)
@@ -171,10 +171,10 @@ def test_every_dimension_that_differs_is_named(folder: Path) -> None:
         start_from_path(folder, page)
 
     for line in (
-        "model.layers: 2 there, 3 on the page", "model.hidden: 16 there, 32 on the page",
-        "model.heads: 2 there, 4 on the page", "model.feed_forward: 24 there, 48 on the page",
-        "model.positions: 12 there, 10 on the page", "model.token_types: 1 there, 2 on the page",
-        "model.layer_norm_eps: 1e-05 there, 1e-12 on the page",
+        "model.layers: 2 there, 3 in the config", "model.hidden: 16 there, 32 in the config",
+        "model.heads: 2 there, 4 in the config", "model.feed_forward: 24 there, 48 in the config",
+        "model.positions: 12 there, 10 in the config", "model.token_types: 1 there, 2 in the config",
+        "model.layer_norm_eps: 1e-05 there, 1e-12 in the config",
     ):  # fmt: skip
         assert line in str(found.value)
 
@@ -221,7 +221,9 @@ def test_other_folders_are_refused_with_what_they_are(folder: Path, tmp_path: Pa
     encoder = tmp_path / "encoder"
     RobertaModel(RobertaConfig.from_pretrained(folder)).save_pretrained(encoder)
     save(OLD, encoder)
-    with pytest.raises(UserError, match=r"tensors missing \(lm_head.bias, .*not an encoder alone"):
+    with pytest.raises(
+        UserError, match=r"tensors are missing \(lm_head.bias, .*not an encoder alone"
+    ):
         start_from_path(encoder)
 
     with pytest.raises(UserError, match=r"not there; looked at .*hf download"):
@@ -238,7 +240,7 @@ def test_other_folders_are_refused_with_what_they_are(folder: Path, tmp_path: Pa
 
     with pytest.raises(
         UserError,
-        match=r"its weights are not there; looked for model.safetensors, pytorch_model.bin",
+        match=r"its weights are not there; looked for .*model.safetensors, pytorch_model.bin",
     ):
         start_from_path(folder)
 
@@ -255,11 +257,11 @@ def test_an_output_layer_of_its_own_is_refused(folder: Path, source: RobertaForM
 
 
 def test_content_counts_and_not_the_place(folder: Path, tmp_path: Path) -> None:
-    digest = find_initial(InputPath(str(folder), tmp_path)).digest()
+    digest = find_model(InputPath(str(folder), tmp_path)).digest()
     shutil.copytree(folder, tmp_path / "copy")
-    assert find_initial(InputPath("copy", tmp_path)).digest() == digest
+    assert find_model(InputPath("copy", tmp_path)).digest() == digest
     model_of(SECTION, OLD, 2).save_pretrained(tmp_path / "copy")
-    assert find_initial(InputPath("copy", tmp_path)).digest() != digest
+    assert find_model(InputPath("copy", tmp_path)).digest() != digest
 
 
 def test_weights_of_ours_are_hashed_once_and_damage_is_seen(folder: Path, tmp_path: Path) -> None:
@@ -267,7 +269,7 @@ def test_weights_of_ours_are_hashed_once_and_damage_is_seen(folder: Path, tmp_pa
     with Stage(folder, "published", {}, {}).begin() as stage:
         stage.finish([folder / "config.json", weights], {})
 
-    found = find_initial(InputPath(str(folder), tmp_path))
+    found = find_model(InputPath(str(folder), tmp_path))
     with mock.patch.object(manifest, "sha256", wraps=sha256) as hashing:
         found.digest()
         start(found)
@@ -473,7 +475,7 @@ def test_what_does_not_fit_a_fairseq_checkpoint_is_named(
         {**state, "decoder.lm_head.weight": torch.zeros(266, 16)},
     )
     refused(
-        r"1 unknown \(decoder.layers.0.other.weight\)",
+        r"1 unknown tensors \(decoder.layers.0.other.weight\)",
         {**state, "decoder.layers.0.other.weight": torch.zeros(1)},
     )
     refused(
@@ -481,8 +483,10 @@ def test_what_does_not_fit_a_fairseq_checkpoint_is_named(
         {"encoder.embed.weight": torch.zeros(1)},
     )
     lost = {name: tensor for name, tensor in state.items() if "layers.1.fc2.bias" not in name}
-    refused(r"1 tensors missing \(roberta.encoder.layer.1.output.dense.bias\)", lost)
-    refused("265 rows for the 266 tokens", {
+    refused(
+        r"1 of the model's tensors are missing \(roberta.encoder.layer.1.output.dense.bias\)", lost
+    )
+    refused("266 tokens and <pad> 1 against 265 embeddings", {
         name: tensor[:265] if "embed_tokens" in name or "lm_head.weight" in name or "lm_head.bias" in name else tensor
         for name, tensor in state.items()
     })  # fmt: skip
@@ -520,7 +524,7 @@ def test_shared_tokens_keep_their_rows_and_new_ones_are_the_mean_of_their_pieces
 def test_what_was_taken_is_said(folder: Path, tmp_path: Path) -> None:
     section = SECTION.model_copy(update={"positions": 20})
     model = new_model(roberta_config(section, SpecialTokens.of(Tokenizer(NEW))), 7)
-    said = start_from(model, find_initial(InputPath(str(folder), tmp_path)), section, NEW)
+    said = start_from(model, find_model(InputPath(str(folder), tmp_path)), section, NEW)
     assert (
         f"{len(NEW.ids) - 5} tokens as they are there, 5 made from their pieces; positions 12"
         " there, 20" in said
@@ -567,4 +571,4 @@ def test_shapes_that_differ_are_named(folder: Path, source: RobertaForMaskedLM) 
     ):
         start_from_path(folder)
 
-    assert weights.FIRST_POSITION == 2
+    assert fit_weights.FIRST_POSITION == 2

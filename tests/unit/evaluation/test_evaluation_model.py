@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from robustly import UserError
-from robustly.evaluation.model import MaskedLM, open_folder
+from robustly.evaluation.model import MaskedLM, open_masked_lm
 from robustly.manifest import Stage
 
 CPU = torch.device("cpu")
@@ -39,21 +39,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("make", [byte_level, unigram])
 def test_any_fast_tokenizer_serves(make: Callable[[Path], Path], tmp_path: Path) -> None:
-    lm = open_folder(make(tmp_path), CPU)
-    assert (lm.encoder is None) == (
+    lm = open_masked_lm(make(tmp_path), CPU)
+    assert (lm.tokenizer is None) == (
         make is unigram
     )  # ours reads byte-level ones out of tokenizer.json
-    slow = MaskedLM(lm.model, lm.tokens, None).encode(TEXTS)
+    slow = MaskedLM(lm.model, lm.hf_tokenizer, None).encode(TEXTS)
     assert [one.ids.tolist() for one in lm.encode(TEXTS)] == [one.ids.tolist() for one in slow]
-    assert lm.vocabulary.mask == lm.tokens.convert_tokens_to_ids("<mask>") and lm.longest == 40
+    assert lm.special.mask == lm.hf_tokenizer.convert_tokens_to_ids("<mask>") and lm.longest == 40
 
     for text, encoded in zip(TEXTS, lm.encode(TEXTS), strict=True):
         assert len(encoded.ids) == len(encoded.bytes)
         if make is byte_level:  # names of special tokens are plain text
             assert not set(encoded.ids.tolist()) & {
-                lm.vocabulary.bos,
-                lm.vocabulary.eos,
-                lm.vocabulary.mask,
+                lm.special.bos,
+                lm.special.eos,
+                lm.special.mask,
             }
 
         assert (encoded.bytes >= 0).all()
@@ -62,9 +62,9 @@ def test_any_fast_tokenizer_serves(make: Callable[[Path], Path], tmp_path: Path)
 
 
 def test_the_fast_encoder_and_transformers_agree(checkpoint: Path) -> None:
-    lm = open_folder(checkpoint, CPU)
-    assert lm.encoder is not None
-    slow = MaskedLM(lm.model, lm.tokens, None)
+    lm = open_masked_lm(checkpoint, CPU)
+    assert lm.tokenizer is not None
+    slow = MaskedLM(lm.model, lm.hf_tokenizer, None)
 
     for text, one, other in zip(TEXTS, lm.encode(TEXTS), slow.encode(TEXTS), strict=True):
         assert one.ids.tolist() == other.ids.tolist()
@@ -73,7 +73,7 @@ def test_the_fast_encoder_and_transformers_agree(checkpoint: Path) -> None:
             assert one.bytes.tolist() == other.bytes.tolist()
 
     _, with_umlaut, *_ = lm.encode(TEXTS)
-    pieces = [lm.encoder.decode_bytes([number]) for number in with_umlaut.ids.tolist()]
+    pieces = [lm.tokenizer.decode_bytes([number]) for number in with_umlaut.ids.tolist()]
     assert with_umlaut.bytes.tolist() == [len(piece) for piece in pieces]
 
 
@@ -90,23 +90,25 @@ def test_a_tokenizer_that_cuts_otherwise_than_its_merges_say_is_not_replaced(
     (folder / "tokenizer_config.json").write_text(
         json.dumps({**tokenizer_config, "add_prefix_space": True})
     )
-    lm = open_folder(folder, CPU)
-    assert lm.encoder is None
+    lm = open_masked_lm(folder, CPU)
+    assert lm.tokenizer is None
     (encoded,) = lm.encode(["the"])
-    assert lm.tokens.convert_ids_to_tokens(encoded.ids.tolist()) == ["Ġthe"]
+    assert lm.hf_tokenizer.convert_ids_to_tokens(encoded.ids.tolist()) == ["Ġthe"]
 
 
 def refusal(folder: Path) -> str:
     with pytest.raises(UserError) as fault:
-        open_folder(folder, CPU)
+        open_masked_lm(folder, CPU)
     assert str(folder) in str(fault.value)
     return str(fault.value)
 
 
 def test_no_folder_and_no_model(tmp_path: Path) -> None:
-    assert "are not downloaded" in refusal(tmp_path / "roberta-base")
-    assert "no config.json" in refusal(tmp_path)
+    assert "Nothing is downloaded" in refusal(tmp_path / "roberta-base")
+    assert "no model here (no config.json)" in refusal(tmp_path)
     (tmp_path / "config.json").write_text("{}")
+    assert "its weights are not there" in refusal(tmp_path)
+    (tmp_path / "model.safetensors").touch()
     assert "cannot be opened as a masked language model" in refusal(tmp_path)
 
 
@@ -120,14 +122,15 @@ def with_model(checkpoint: Path, folder: Path, other: Any) -> Path:
 
 
 def test_a_head_that_is_missing_is_not_made_up(checkpoint: Path, tmp_path: Path) -> None:
-    lm = open_folder(checkpoint, CPU)
-    size = lm.vocabulary.size
+    lm = open_masked_lm(checkpoint, CPU)
+    size = lm.special.size
     for name, other in (
         ("classifier", RobertaForSequenceClassification(config(size))),
         ("encoder", model(size).roberta),
     ):
         message = refusal(with_model(checkpoint, tmp_path / name, other))
-        assert "lm_head.dense.weight" in message and "not in the checkpoint" in message
+        assert "6 of the model's tensors are missing (lm_head.bias" in message
+        assert "not an encoder alone" in message
 
 
 def test_models_of_other_kinds(checkpoint: Path, tmp_path: Path) -> None:
@@ -142,7 +145,7 @@ def test_models_of_other_kinds(checkpoint: Path, tmp_path: Path) -> None:
         with_model(checkpoint, tmp_path / "bert", bert)
     )
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_layer=1, n_embd=8, n_head=1))
-    assert "cannot be opened as a masked language model" in refusal(
+    assert "model_type = 'gpt2'; expected a masked language model" in refusal(
         with_model(checkpoint, tmp_path / "gpt", gpt)
     )
 
@@ -169,13 +172,13 @@ def test_cut_off_weights_and_unfinished_folders(checkpoint: Path, tmp_path: Path
     shutil.copytree(checkpoint, cut)
     weights = cut / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "cannot be opened" in refusal(cut)
+    assert "model.safetensors: cannot be read" in refusal(cut)
     with Stage(cut, "published", {}, {}).begin():
         assert "no finished published stage" in refusal(cut)
 
 
 def test_bytes_of_a_text_of_nothing(tmp_path: Path) -> None:
-    (empty,) = open_folder(unigram(tmp_path), CPU).encode([""])
+    (empty,) = open_masked_lm(unigram(tmp_path), CPU).encode([""])
     assert (
         empty.ids.dtype == empty.bytes.dtype == np.int64 and empty.ids.size == empty.bytes.size == 0
     )
