@@ -16,7 +16,7 @@ from robustly.corpus.config import CorpusConfig, CountFiles, Processing
 from robustly.corpus.documents import BadLine, documents, refuse_many
 from robustly.corpus.executors import process
 from robustly.corpus.partitions import Partition, partitions
-from robustly.corpus.reading import lines, where
+from robustly.corpus.reading import line_at, lines
 from robustly.files import write_json
 from robustly.tokenizer.config import MAX_MIN_WORD_COUNT, TokenizerConfig
 from robustly.tokenizer.counts import (
@@ -136,7 +136,7 @@ def _add_part(nfc: bool, work: Path, memory: int, number: int, part: Partition) 
                         f"{word[:40]!r} is not in NFC, as tokenizer.normalization wants it"
                     )
             except ValueError as fault:
-                raise UserError(f"{where(part.path, place)}: {fault}") from None
+                raise UserError(f"{line_at(part.path, place)}: {fault}") from None
 
             if times:
                 size += times * len(word.encode())

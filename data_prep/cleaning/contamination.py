@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from robustly import UserError, log
 from robustly.corpus.files import files
-from robustly.corpus.reading import form, json_object, lines, parquet, where
+from robustly.corpus.formats import format_of, where
 from robustly.data_prep.cleaning.config import ContaminationConfig, EvaluationFiles
 from robustly.data_prep.cleaning.shingles import hashes
 
@@ -72,31 +72,13 @@ def evaluation_texts(path: Path, keys: list[str] | None) -> Iterator[str]:
 
     Raises UserError if it cannot be read or a row lacks a key.
     """
-    name = str(path)
-    kind, _ = form(path)
-    if kind == ".parquet":
-        for place, row in enumerate(_parquet_rows(name)):
-            yield from _strings_at(row, keys, name, place)
-
-        return
-
-    if kind == ".txt":
-        yield from (line for _, line in lines(name))
-        return
-
-    for place, line in lines(name):
-        try:
-            row = json_object(line)
-        except ValueError as fault:
-            raise UserError(f"{where(name, place)}: {fault}") from None
-
-        yield from _strings_at(row, keys, name, place)
-
-
-def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:
-    with parquet(path) as table:
-        for batch in table.iter_batches(batch_size=256):
-            yield from batch.to_pylist()
+    for place, row in format_of(path).rows(str(path)):
+        if isinstance(row, str):
+            yield row
+        elif isinstance(row, ValueError):
+            raise UserError(f"{where(str(path), place)}: {row}")
+        else:
+            yield from _strings_at(row, keys, str(path), place)
 
 
 def _strings_at(

@@ -11,7 +11,8 @@ from robustly import UserError
 from robustly.config import InputPath, fingerprint, locate
 from robustly.corpus import hub
 from robustly.corpus.config import SourceConfig
-from robustly.corpus.reading import form, json_object, opened
+from robustly.corpus.formats.json_lines import json_object
+from robustly.corpus.reading import opened, suffixes
 from robustly.delta.tasks.config import HUB
 from robustly.files import sha256
 
@@ -51,7 +52,7 @@ def read(key: str, name: InputPath) -> Table:
         return Table(name, rows, fingerprint([row for _, row in rows]))
 
     path = locate(key, name, file=True)
-    kind, _ = form(path)
+    kind, _ = suffixes(path)
     if kind not in KINDS:
         raise UserError(
             f"{key}: {path}: expected {', '.join(KINDS)}, each plain or .gz, .xz or .zst; or"

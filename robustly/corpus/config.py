@@ -97,8 +97,6 @@ class CorpusConfig(Section):
     """The raw text that everything is made from."""
 
     key: ClassVar = "corpus.sources"
-    kinds: ClassVar[tuple[str, ...]] = (".txt", ".jsonl", ".parquet")
-    expected: ClassVar = "expected .txt, .jsonl (both plain, .gz, .xz or .zst) or .parquet"
 
     sources: Annotated[
         list[Annotated[SourceConfig, BeforeValidator(_as_source)]], BeforeValidator(_as_list)
@@ -159,8 +157,6 @@ class CountFiles(CorpusConfig):
     """Files of word counts, read line by line as text is."""
 
     key = "corpus.counts"
-    kinds = (".tsv",)
-    expected = "expected word counts: .tsv, plain, .gz, .xz or .zst"
 
     @classmethod
     def of(cls, corpus: CorpusConfig) -> "CountFiles":

@@ -9,12 +9,9 @@ from typing import Any
 from robustly import UserError
 from robustly.config import fingerprint
 from robustly.corpus import hub
-from robustly.corpus.config import CorpusConfig, SourceConfig
-from robustly.corpus.reading import (
-    FORMS,
-    form,
-    readable,
-)
+from robustly.corpus.config import CorpusConfig, CountFiles, SourceConfig
+from robustly.corpus.formats import COUNTS, DOCUMENTS, listed
+from robustly.corpus.reading import readable, suffixes
 from robustly.files import sha256
 from robustly.log import progress
 
@@ -25,7 +22,10 @@ def files(corpus: CorpusConfig) -> list[tuple[int, Path]]:
 
     Those of a dataset's folder are all that lie there, whatever they are; a dataset on the Hub has
     none here. Raises UserError if a source matches no file, or one whose suffix is not known."""
+    formats = COUNTS if isinstance(corpus, CountFiles) else DOCUMENTS
+    expected = f"expected {'word counts: ' if formats is COUNTS else ''}{listed(formats)}"
     found = []
+
     for number, source in enumerate(corpus.sources):
         if source.path is None:
             folder = hub.folder_of(source)
@@ -38,21 +38,23 @@ def files(corpus: CorpusConfig) -> list[tuple[int, Path]]:
             raise UserError(
                 f"{corpus.key}: {source.path}: no file there; looked at"
                 f" {', '.join(map(str, candidates))}. Give a file, a folder or a glob"
-                f" ({corpus.expected})"
+                f" ({expected})"
             )
 
         found += [(number, path) for path in matches]
 
     for number, path in found:
-        suffixes = form(path)
-        if corpus.sources[number].path is not None and not (
-            suffixes in FORMS and suffixes[0] in corpus.kinds
+        suffix, compression = suffixes(path)
+        if corpus.sources[number].path is None or (
+            suffix in formats and (formats[suffix].compressible or not compression)
         ):
-            counts = "; word counts (.tsv) only for corpus.counts" if suffixes[0] == ".tsv" else ""
-            raise UserError(
-                f"{path}: unknown kind of file: {corpus.expected}{counts}. {corpus.key} may pick"
-                " files by a glob"
-            )
+            continue
+
+        counts = "; word counts (.tsv) only for corpus.counts" if suffix in COUNTS else ""
+        raise UserError(
+            f"{path}: unknown kind of file: {expected}{counts}. {corpus.key} may pick files by a"
+            " glob"
+        )
 
     return found
 
@@ -103,7 +105,7 @@ def hashes(corpus: CorpusConfig, remembered: Mapping[str, Mapping[str, Any]]) ->
         own = [path for owner, path in found if owner == number]
         if source.path is not None:
             contents.append(
-                [source.title, [[form(path)[0], facts[str(path)]["sha256"]] for path in own]]
+                [source.title, [[suffixes(path)[0], facts[str(path)]["sha256"]] for path in own]]
             )
             continue
 

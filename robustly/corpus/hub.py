@@ -15,6 +15,8 @@ from typing import Any
 
 from robustly import UserError, log
 from robustly.corpus.config import SourceConfig
+from robustly.corpus.formats.format import Text
+from robustly.corpus.formats.parquet import column_texts
 
 ROWS = 256  # of a batch
 TIMEOUT = 10.0  # seconds that the Hub has to tell a commit
@@ -172,6 +174,18 @@ def shards(dataset: Dataset, column: str) -> int:
     """
     count: int = _open(dataset, column).num_shards
     return count
+
+
+def texts(dataset: Dataset, shard: int, of: int, column: str, name: str) -> Iterator[Text]:
+    """The texts in a column of one shard `of` so many, by the numbers of their rows; `name` is the
+    shard's in messages.
+
+    Raises UserError as `batches` does.
+    """
+    row = 0
+    for values in batches(dataset, shard, of, column):
+        yield from column_texts(values, name, row, column)
+        row += len(values)
 
 
 def batches(dataset: Dataset, shard: int, of: int, column: str) -> Iterator[Any]:

@@ -1,25 +1,24 @@
-"""The partitions of a corpus: pieces of its files that are worked on one by one, on any
+"""Cut a corpus into partitions: pieces of its files that are worked on one by one, on any
 executor."""
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from robustly.corpus import hub
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.files import files
-from robustly.corpus.reading import WHOLE, form, text_column
+from robustly.corpus.formats import format_of
+from robustly.corpus.reading import WHOLE, suffixes
 
-PARTITION_BYTES = (
-    16 * 2**20
-)  # of text: seconds of work, so that a kill loses little and every core has some
+# Of text: seconds of work, so that a kill loses little and every core has some.
+PARTITION_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A piece of one file: a range of bytes; of a parquet file, a range of row groups; a compressed
-    file whole.
+    """A piece of one file: a range of bytes, or of whatever its format counts (row groups of a
+    parquet file); a compressed file whole.
 
     Or a piece of a dataset: shard `start` of `end`, and `path` is what messages call the dataset.
     """
@@ -34,7 +33,7 @@ class Partition:
 
 
 def partitions(corpus: CorpusConfig) -> list[Partition]:
-    """Every part of the corpus, in order; an empty file has none, and a dataset has its shards.
+    """Every partition of the corpus, in order; an empty file has none, a dataset has its shards.
 
     Raises UserError as `files` does, if a parquet file cannot be read or lacks the column
     `corpus.text_key`, or if a dataset cannot be reached or has no such subset, split or column."""
@@ -60,28 +59,10 @@ def partitions(corpus: CorpusConfig) -> list[Partition]:
     return result
 
 
-def _ranges(path: Path, corpus: CorpusConfig) -> Iterator[tuple[int, int]]:
-    kind, compression = form(path)
-    size = path.stat().st_size
-    if size == 0:
-        return iter(())
-
-    if kind == ".parquet":
-        with text_column(str(path), corpus.text_key) as table:
-            groups = [
-                table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups)
-            ]
-
-        before = list(itertools.accumulate(groups, initial=0))  # bytes before each row group
-        starts = [
-            i
-            for i in range(1, len(groups))
-            if before[i] // PARTITION_BYTES > before[i - 1] // PARTITION_BYTES
-        ]
-        return itertools.pairwise([0, *starts, len(groups)])
-
-    if compression or (kind == ".txt" and corpus.documents == "file"):
-        return iter([(0, WHOLE)])
-
-    pieces = -(-size // PARTITION_BYTES)
-    return itertools.pairwise(size * piece // pieces for piece in range(pieces + 1))
+def _ranges(path: Path, corpus: CorpusConfig) -> Iterable[tuple[int, int]]:
+    _, compression = suffixes(path)
+    if path.stat().st_size == 0:
+        return ()
+    if compression:
+        return [(0, WHOLE)]
+    return format_of(path).ranges(path, corpus, PARTITION_BYTES)

@@ -7,7 +7,6 @@ What is wrong with a file is a UserError that names the place in it.
 import gzip
 import io
 import itertools
-import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -41,14 +40,10 @@ _FAULTS = (
     lzma.LZMAError,
     zlib.error,
 )  # what these raise on a file that is cut off or damaged
-FORMS = {(".parquet", "")} | {
-    (kind, compression) for kind in (".txt", ".jsonl", ".tsv") for compression in _OPENERS
-}
 
 
-def form(path: Path) -> tuple[str, str]:
-    """Kind and compression of a file by its suffixes, such as (".txt", ".gz"); one of `FORMS` if it
-    can be read."""
+def suffixes(path: Path) -> tuple[str, str]:
+    """A file's suffix and that of its compression ("": plain), such as (".txt", ".gz")."""
     compression = path.suffix if path.suffix in _OPENERS else ""
     return Path(path.name.removesuffix(compression)).suffix, compression
 
@@ -57,22 +52,9 @@ def form(path: Path) -> tuple[str, str]:
 def opened(path: str) -> Iterator[BinaryIO]:
     """The bytes of a file, decompressed if it is .gz, .xz or .zst. Raises UserError if it cannot be
     read to its end."""
-    _, compression = form(Path(path))
+    _, compression = suffixes(Path(path))
     with readable(path), io.BufferedReader(_OPENERS[compression](path), 2**20) as stream:
         yield stream
-
-
-@contextmanager
-def parquet(path: str) -> Iterator[Any]:
-    """A pyarrow.parquet.ParquetFile. Raises UserError if it is none, or cannot be read to its
-    end."""
-    import pyarrow.parquet
-
-    with (
-        readable(path, (OSError, pyarrow.ArrowException)),
-        pyarrow.parquet.ParquetFile(path) as table,
-    ):
-        yield table
 
 
 @contextmanager
@@ -89,17 +71,24 @@ def readable(path: str, faults: tuple[type[Exception], ...] = _FAULTS) -> Iterat
 # -------------------------------------------------------------------------------------------- lines
 
 
+def byte_ranges(path: Path, size: int) -> Iterator[tuple[int, int]]:
+    """A file in equal ranges of at most `size` bytes."""
+    total = path.stat().st_size
+    count = -(-total // size)
+    return itertools.pairwise(total * number // count for number in range(count + 1))
+
+
 def lines(path: str, start: int = 0, end: int = WHOLE) -> Iterator[tuple[int, str]]:
     """The lines that begin in a range of bytes and are not blank, without their line feeds, each
-    with its place for `where`."""
+    with the byte at which it begins."""
     with opened(path) as stream:
         for place, line in filter(_holds_text, _raw_lines(stream, start, end)):
             yield place, _decoded(line.removesuffix(b"\n"), path, place)
 
 
-def runs(path: str, start: int, end: int) -> Iterator[str]:
+def runs(path: str, start: int, end: int) -> Iterator[tuple[int, str]]:
     """The runs of lines between blank lines that begin in a range of bytes, each read to its end,
-    without the line feed of its last line."""
+    without the line feed of its last line, with the byte at which it begins."""
     with opened(path) as stream:
         rest = _raw_lines(stream, start, WHOLE)
         if start and not _blank_before(path, start):  # the run under way began before
@@ -111,7 +100,7 @@ def runs(path: str, start: int, end: int) -> Iterator[str]:
             place, first = next(run)
             if place >= end:
                 return
-            yield _decoded(_joined(first, run), path, place)  # noqa: B031 (the rest of the run)
+            yield place, _decoded(_joined(first, run), path, place)  # noqa: B031 (the rest of the run)
 
 
 def _joined(first: bytes, rest: Iterable[tuple[int, bytes]]) -> bytearray:
@@ -186,22 +175,22 @@ def _decoded(raw: bytes | bytearray, path: str, start: int) -> str:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{where(path, start + error.start)}: not UTF-8 (byte 0x{raw[error.start]:02x});"
+            f"{line_at(path, start + error.start)}: not UTF-8 (byte 0x{raw[error.start]:02x});"
             " convert the file, for example with `iconv -f WINDOWS-1252 -t UTF-8`, or remove the"
             " broken bytes"
         ) from None
 
     if "\0" in text:
-        raise UserError(f"{where(path, start + raw.index(0))}: {_NUL}")
+        raise UserError(f"{line_at(path, start + raw.index(0))}: {_NUL}")
 
     return text
 
 
-def checked(text: str, path: str, place: int) -> str:
-    """A string out of JSON or parquet, which may hold what UTF-8 text cannot. Raises UserError with
-    its place."""
+def check_text(text: str, place: Callable[[], str]) -> None:
+    """Raises UserError, with its place, for a string out of JSON or parquet that holds what UTF-8
+    text cannot."""
     if "\0" in text:
-        raise UserError(f"{where(path, place)}: {_NUL}")
+        raise UserError(f"{place()}: {_NUL}")
 
     try:
         for start in range(0, len(text), 2**20):  # a large document is not copied whole
@@ -209,11 +198,9 @@ def checked(text: str, path: str, place: int) -> str:
     except UnicodeEncodeError as error:
         half = f"\\u{ord(text[start + error.start]):04x}"
         raise UserError(
-            f"{where(path, place)}: the text holds {half}, half of a surrogate pair, which stands"
-            " for no character; remove it or write the pair"
+            f"{place()}: the text holds {half}, half of a surrogate pair, which stands for no"
+            " character; remove it or write the pair"
         ) from None
-
-    return text
 
 
 _NUL = (
@@ -222,60 +209,21 @@ _NUL = (
 )
 
 
-def json_object(line: str) -> dict[str, Any]:
-    """The object in a line of JSON. Raises ValueError that says what is wrong with the line."""
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"not JSON: {error.msg}, at character {error.pos + 1} of the line"
-        ) from None
-    except RecursionError:
-        raise ValueError("not JSON that can be read: nested too deeply") from None
-
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, found {type(value).__name__}")
-
-    return value
+# ------------------------------------------------------------------------------------------- places
 
 
-def where(path: str, place: int) -> str:
-    """A place for people: the line is counted here, because it is asked for once, when all is
-    lost."""
-    if form(Path(path))[0] not in (
-        ".txt",
-        ".jsonl",
-        ".tsv",
-    ):  # parquet, or the name of a dataset's shard
-        return f"{path}: row {place} (the first is 0)"
-
+def line_at(path: str, byte: int) -> str:
+    """A place in a file of lines, for people. The line is counted here, because this is asked for
+    once, when reading ends."""
     with opened(path) as stream:
-        line, left = 1, place
+        line, left = 1, byte
         while left and (chunk := stream.read(min(left, 2**20))):
             line += chunk.count(b"\n")
             left -= len(chunk)
 
-    return f"{path}: line {line} (byte {place} of the text)"
+    return f"{path}: line {line} (byte {byte} of the text)"
 
 
-@contextmanager
-def text_column(path: str, text_key: str) -> Iterator[Any]:
-    """A pyarrow.parquet.ParquetFile with strings in its column `text_key`. Raises UserError if it
-    is not that."""
-    from pyarrow import types
-
-    with parquet(path) as table:
-        columns = {field.name: field.type for field in table.schema_arrow}
-        if text_key not in columns:
-            raise UserError(
-                f"{path}: no column {text_key!r} (corpus.text_key); its columns:"
-                f" {', '.join(columns)}"
-            )
-
-        kind = columns[text_key]
-        if not (types.is_string(kind) or types.is_large_string(kind)):
-            raise UserError(
-                f"{path}: column {text_key!r} (corpus.text_key): expected strings, found {kind}"
-            )
-
-        yield table
+def row_at(path: str, row: int) -> str:
+    """A place in a file of numbered rows, for people."""
+    return f"{path}: row {row} (the first is 0)"

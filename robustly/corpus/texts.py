@@ -13,6 +13,7 @@ from robustly import UserError, log
 from robustly.corpus.config import CorpusConfig, SourceConfig
 from robustly.corpus.documents import BadLine, documents, refuse_many
 from robustly.corpus.files import files
+from robustly.corpus.formats import DOCUMENTS, format_of
 from robustly.corpus.partitions import Partition, partitions
 
 # The corpus reader names keys of a page; here they are options of the command.
@@ -23,7 +24,6 @@ OPTIONS = {
     "corpus.documents": "--documents",
 }
 BAD_LINES = {"corpus.max_bad_lines": "--max-bad-lines"}  # of commands that can skip broken rows
-COMPRESSED = (".gz", ".xz", ".zst")
 MAX_VALUES = 2000
 """Of the key of `--by`: some corpora have as many languages; more would be names of documents."""
 
@@ -110,15 +110,10 @@ def by_key(corpus: CorpusConfig, key: str) -> Texts:
     at `key`, or if there are more than MAX_VALUES of them."""
     with _as_options(OPTIONS):
         for _, path in files(corpus):
-            if (
-                Path(
-                    path.name.removesuffix(path.suffix if path.suffix in COMPRESSED else "")
-                ).suffix
-                == ".txt"
-            ):
+            if not format_of(path).has_keys:
+                keyed = " or ".join(suffix for suffix, kind in DOCUMENTS.items() if kind.has_keys)
                 raise UserError(
-                    f"{path}: has no keys; --by {key} takes .jsonl or .parquet, whose rows have"
-                    " some"
+                    f"{path}: has no keys; --by {key} takes {keyed}, whose rows have some"
                 )
 
     return Texts("text", key, _rows(corpus, key), by_name=True)

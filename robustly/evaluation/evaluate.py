@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from robustly import UserError, log
 from robustly.corpus.config import CorpusConfig
-from robustly.corpus.reading import json_object
+from robustly.corpus.formats.json_lines import json_object
 from robustly.corpus.texts import BAD_LINES, OPTIONS, given, read
 from robustly.description import Listing, show_listing
 from robustly.evaluation.model import LONGEST, MaskedLM, open_masked_lm

@@ -1,0 +1,34 @@
+"""What a format of text files says of itself: how its files are cut into partitions, and read."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustly.corpus.config import CorpusConfig
+
+Text = tuple[int, str | ValueError]
+"""Where a row begins (a byte or a number, as the format counts), and its text, or why it has
+none."""
+Row = tuple[int, str | dict[str, Any] | ValueError]
+"""As `Text`, but with the whole row: a line of text, or an object by its keys."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """Files of one kind."""
+
+    ranges: Callable[[Path, CorpusConfig, int], Iterable[tuple[int, int]]]
+    """(path, corpus, size) -> ranges of a plain file that is not empty, together all of it, of
+    about `size` bytes of text each: (start, end), in whatever unit `texts` takes."""
+    texts: Callable[[str, int, int, CorpusConfig], Iterator[Text]]
+    """(path, start, end, corpus) -> the documents that begin in a range, in order; the range of a
+    compressed file is (0, WHOLE)."""
+    rows: Callable[[str], Iterator[Row]]
+    """path -> every row of a file, for evaluation texts (`cleaning.contamination`)."""
+    where: Callable[[str, int], str]
+    """(path, place) -> a row's place for people."""
+    has_keys: bool
+    """Whether a row is an object, of which `corpus.text_key` is the text."""
+    compressible: bool = True
+    """Whether a file may also be .gz, .xz or .zst."""

@@ -1,0 +1,70 @@
+"""JSON lines (.jsonl): a document is the string under `corpus.text_key` of a line's object."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from robustly.corpus.config import CorpusConfig
+from robustly.corpus.formats.format import Format, Row, Text
+from robustly.corpus.reading import byte_ranges, line_at, lines
+
+
+def ranges(path: Path, corpus: CorpusConfig, size: int) -> Iterable[tuple[int, int]]:
+    return byte_ranges(path, size)
+
+
+def texts(path: str, start: int, end: int, corpus: CorpusConfig) -> Iterator[Text]:
+    for place, line in lines(path, start, end):
+        try:
+            text = _text_of(line, corpus.text_key)
+        except ValueError as fault:
+            yield place, fault
+        else:
+            del line  # of a large document, one copy less while the text is worked on
+            yield place, text
+
+
+def _text_of(line: str, key: str) -> str:
+    """The text in a line. Raises ValueError that says what is wrong with it."""
+    row = json_object(line)
+    if key not in row:
+        raise ValueError(
+            f"no key {key!r} (corpus.text_key); the keys here: {', '.join(map(repr, row))}"
+        )
+
+    text = row[key]
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{key!r} (corpus.text_key): expected a string, found {type(text).__name__}"
+        )
+
+    return text
+
+
+def rows(path: str) -> Iterator[Row]:
+    for place, line in lines(path):
+        try:
+            yield place, json_object(line)
+        except ValueError as fault:
+            yield place, fault
+
+
+def json_object(line: str) -> dict[str, Any]:
+    """The object in a line of JSON. Raises ValueError that says what is wrong with the line."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"not JSON: {error.msg}, at character {error.pos + 1} of the line"
+        ) from None
+    except RecursionError:
+        raise ValueError("not JSON that can be read: nested too deeply") from None
+
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, found {type(value).__name__}")
+
+    return value
+
+
+JSON_LINES = Format(ranges, texts, rows, where=line_at, has_keys=True)
