@@ -31,7 +31,7 @@ from robustly.pretrain.engine import (
     stop_ranks,
     sum_over_ranks,
 )
-from robustly.pretrain.evaluation import evaluate
+from robustly.pretrain.validation import evaluate
 from robustly.pretrain.integrity import verify
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.model_setup import accelerate

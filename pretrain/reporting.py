@@ -14,7 +14,7 @@ from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import Metrics, WandbRun
 from robustly.pretrain.batches import Batches
 from robustly.pretrain.checkpoint import Progress
-from robustly.pretrain.evaluation import Evaluation
+from robustly.pretrain.validation import Evaluation
 from robustly.pretrain.flops import flops_per_token
 from robustly.pretrain.mfu import peak_tflops, utilisation
 from robustly.pretrain.schedule import learning_rate

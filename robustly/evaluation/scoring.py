@@ -16,7 +16,7 @@ from robustly.pretrain.config import MaskingConfig
 from robustly.pretrain.masking import (
     EVALUATION_EPOCH,
     EVALUATION_SEED,
-    Masked,
+    MaskedInputs,
     SpecialTokens,
     mask_blocks,
 )
@@ -55,12 +55,12 @@ def enclose(tokens: Ids, first: int, last: int) -> NDArray[np.int64]:
     return np.concatenate([[first], tokens, [last]]).astype(np.int64)
 
 
-def mask_one_each(ids: NDArray[np.int64], positions: NDArray[np.int64], mask_id: int) -> Masked:
+def mask_one_each(ids: NDArray[np.int64], positions: NDArray[np.int64], mask_id: int) -> MaskedInputs:
     """Copies of sentences, (n, L), with <mask> at one position of each, (n,): the target of that
     copy."""
     targets = np.zeros(ids.shape, bool)
     targets[np.arange(len(ids)), positions] = True
-    return Masked(np.where(targets, mask_id, ids), targets)
+    return MaskedInputs(np.where(targets, mask_id, ids), targets)
 
 
 def pad(blocks: Sequence[Ids], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -154,7 +154,7 @@ def pseudo_log_likelihoods(
 
 
 def _losses(
-    model: PreTrainedModel, ids: NDArray[np.int64], lengths: NDArray[np.int64], masked: Masked
+    model: PreTrainedModel, ids: NDArray[np.int64], lengths: NDArray[np.int64], masked: MaskedInputs
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """-log P(token) in nats and whether the best guess is right, of each target in reading order.
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from robustly import tokenizer
 from robustly.data_prep.blocks import Blocks
-from robustly.pretrain.evaluation import masked_batches, unigram_loss
+from robustly.pretrain.validation import masked_batches, unigram_loss
 from robustly.pretrain.masking import SpecialTokens
 from synthetic import VOCABULARY, RandomBlocks, masking
 
