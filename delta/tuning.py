@@ -24,7 +24,7 @@ from robustly.delta.config import DeltaExperiment
 from robustly.delta.data_parallel import ALONE, Ranks
 from robustly.delta.predictor import Predictor, new_model
 from robustly.delta.tasks import TaskData, draw
-from robustly.pretrain.schedule import share_of_peak
+from robustly.pretrain.schedule import fraction_of_peak
 from robustly.rng import Purpose, permute, seed64
 
 WINDOW = 8
@@ -165,7 +165,7 @@ def tune(
                 )
 
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = peak * share_of_peak(update, schedule)
+                group["lr"] = peak * fraction_of_peak(update, schedule)
 
             if page.optim.clip_norm:
                 torch.nn.utils.clip_grad_norm_(trained(model).values(), page.optim.clip_norm)

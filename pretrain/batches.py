@@ -98,7 +98,7 @@ def accumulation_steps(batch: int, ranks: int, micro_batch: int) -> int:
     return math.ceil(math.ceil(batch / ranks) / micro_batch)
 
 
-AHEAD = 2
+PREFETCHED = 2
 """Shares that are made while one trains."""
 
 
@@ -157,7 +157,7 @@ class Batches:
         try:
             for update in range(first, last + 1):
                 waiting.append(maker.submit(self.share, update))
-                if len(waiting) > AHEAD:
+                if len(waiting) > PREFETCHED:
                     yield waiting.popleft().result()
 
             while waiting:

@@ -162,7 +162,7 @@ def save(
             shutil.rmtree(path)
 
 
-class Best(NamedTuple):
+class BestCheckpoint(NamedTuple):
     """The checkpoint of the lowest held-out loss."""
 
     update: int
@@ -170,7 +170,7 @@ class Best(NamedTuple):
     """Nats per masked token."""
 
 
-def mark_best(folder: Path) -> Best | None:
+def mark_best(folder: Path) -> BestCheckpoint | None:
     """Name in `best.json` the checkpoint below `folder` whose held-out loss is the lowest, the
     earliest of equals.
 
@@ -182,7 +182,7 @@ def mark_best(folder: Path) -> Best | None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             loss = json.loads((path / STATE).read_text(encoding="utf-8")).get("validation_loss")
             if isinstance(loss, float):
-                evaluated.append(Best(update_of(path), loss))
+                evaluated.append(BestCheckpoint(update_of(path), loss))
 
     if not evaluated:
         (folder / BEST).unlink(missing_ok=True)
@@ -203,7 +203,7 @@ def newest(folder: Path, recipe_hash: str | None = None) -> Checkpoint | None:
     for path in reversed(folders):
         try:
             found = read(path)
-        except Damaged as damage:
+        except DamagedCheckpoint as damage:
             log.warn(f"{damage}; falling back to an older checkpoint")
             continue
 
@@ -221,7 +221,7 @@ def newest(folder: Path, recipe_hash: str | None = None) -> Checkpoint | None:
     return None
 
 
-class Damaged(UserError):
+class DamagedCheckpoint(UserError):
     """A checkpoint that is not what was written."""
 
 
@@ -243,7 +243,7 @@ def read(path: Path) -> Checkpoint:
         raise UserError(f"{path}: cannot be read: {error}; nothing was changed") from None
 
     if damaged is not None:
-        raise Damaged(f"{path / damaged}: missing, cut off or changed")
+        raise DamagedCheckpoint(f"{path / damaged}: missing, cut off or changed")
 
     return Checkpoint(path, progress, files)
 
@@ -271,7 +271,7 @@ def of_finished(folder: Path, update: int) -> Checkpoint:
     path = folder_of(folder / "checkpoints", update)
     try:
         return read(path)
-    except Damaged as damage:
+    except DamagedCheckpoint as damage:
         raise UserError(
             f"{damage} since the run finished; restore it, or delete {folder / manifest.MANIFEST}"
             f" and {path} and give `robustly pretrain CONFIG` again, which goes on from the newest"

@@ -21,7 +21,7 @@ class FairseqCheckpoint(FairseqFiles):
     """The checkpoint, such as `model.pt`."""
 
 
-_Checkpoint = Annotated[
+_PretrainedModel = Annotated[
     Annotated[InputPath, Tag("Folder")] | Annotated[FairseqCheckpoint, Tag("Files")],
     Discriminator(folder_or_files),
 ]
@@ -43,7 +43,7 @@ class ModelConfig(Section):
     layer_norm_eps: Annotated[float, Field(gt=0)]
     init_std: Annotated[float, Field(gt=0)]
     """Standard deviation of the normal distribution that weights start from; biases start at 0."""
-    init_from: _Checkpoint | None = None
+    init_from: _PretrainedModel | None = None
     """The checkpoint that weights start from instead: a Hugging Face folder of a RoBERTa, a
     finished run of ours, or fairseq's files. Relative paths are looked up beside the page, then in
     the working directory."""
@@ -66,7 +66,7 @@ class DistillationConfig(Section):
     """How a smaller model, the student, learns from a teacher; `model` is the student's section.
     The defaults are DistilBERT's (Sanh et al. 2019, section 3)."""
 
-    teacher: _Checkpoint
+    teacher: _PretrainedModel
     """The teacher, of the kinds of `model.init_from`. Its vocabulary must be the page's."""
     temperature: PositiveFloat = 2.0
     """What the scores of both are divided by before they become the probabilities that `soft`
@@ -189,7 +189,7 @@ class ScheduleConfig(Section):
 
 # Keys of DeepSpeed's JSON that would change the result behind the recipe's back, and where the page
 # says it.
-OWNED_BY_THE_PAGE = {
+STATED_BY_THE_CONFIG = {
     "train_batch_size": "optim.batch_size",
     "train_micro_batch_size_per_gpu": "run.micro_batch",
     "gradient_accumulation_steps": "optim.batch_size and run.micro_batch",
@@ -303,8 +303,8 @@ class RunConfig(Section):
             *value,
             *(f"zero_optimization.{key}" for key in (zero if isinstance(zero, dict) else {})),
         }
-        if owned := sorted(given & OWNED_BY_THE_PAGE.keys()):
+        if owned := sorted(given & STATED_BY_THE_CONFIG.keys()):
             raise ValueError(
-                "; ".join(f"{key} is set by {OWNED_BY_THE_PAGE[key]}" for key in owned)
+                "; ".join(f"{key} is set by {STATED_BY_THE_CONFIG[key]}" for key in owned)
             )
         return value

@@ -18,7 +18,7 @@ from robustly.pretrain.start.model_files import ModelFiles
 from robustly.tokenizer.tokenizer import Tokenizer
 
 
-def taken_layers(student: int, teacher: int) -> list[int]:
+def layers_to_start_from(student: int, teacher: int) -> list[int]:
     """Which of a teacher's layers, from 0, a student's start from: evenly spaced, from the first
     on.
 
@@ -59,9 +59,9 @@ def open_teacher(
 
 
 def start_from_teacher(student: RobertaForMaskedLM, teacher: RobertaForMaskedLM) -> list[int]:
-    """Give a student its teacher's embeddings and head, and `taken_layers`, which it returns."""
+    """Give a student its teacher's embeddings, head and some of its layers; returns which."""
     ours, theirs = student.roberta.encoder.layer, teacher.roberta.encoder.layer
-    layers = taken_layers(len(ours), len(theirs))
+    layers = layers_to_start_from(len(ours), len(theirs))
     student.roberta.embeddings.load_state_dict(teacher.roberta.embeddings.state_dict())
     student.lm_head.load_state_dict(teacher.lm_head.state_dict())
     for layer, number in zip(ours, layers, strict=True):

@@ -31,7 +31,6 @@ from robustly.pretrain.engine import (
     stop_ranks,
     sum_over_ranks,
 )
-from robustly.pretrain.validation import evaluate
 from robustly.pretrain.integrity import verify
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.model_setup import accelerate
@@ -42,11 +41,12 @@ from robustly.pretrain.objective import (
     roberta_config,
 )
 from robustly.pretrain.profiling import Profile
-from robustly.pretrain.reporting import Report, Update, Window, mixture
+from robustly.pretrain.reporting import IntervalSums, TrainingLog, UpdateResult, mixture
 from robustly.pretrain.schedule import UpdateSizes, learning_rate
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.start.fit_weights import start_from
 from robustly.pretrain.start.model_files import ModelFiles
+from robustly.pretrain.validation import evaluate
 from robustly.rng import Purpose, seed64
 from robustly.tokenizer.tokenizer import Tokenizer
 
@@ -57,7 +57,7 @@ class Stopped(Exception):
     """The run was asked to stop by a signal; it wrote a checkpoint first."""
 
 
-class FailedElsewhere(Exception):
+class FailedOnAnotherRank(Exception):
     """Another rank met a fault and says so; this one leaves with it."""
 
 
@@ -149,7 +149,7 @@ class Trainer:
         )
         self.checkpoints = config.folder("train") / "checkpoints"
         self.progress = Progress(0, stage.hash)
-        self.report: Report | None = None
+        self.report: TrainingLog | None = None
         """Of rank 0, which speaks for all."""
 
     def _student(self, roberta: RobertaForMaskedLM, encoder: Tokenizer) -> Distillation:
@@ -180,7 +180,7 @@ class Trainer:
         if len(set(gather_over_ranks(self.stage.inputs[name]))) == 1:
             return
         if self.rank:
-            raise FailedElsewhere
+            raise FailedOnAnotherRank
         raise UserError(
             f"{files.title}: ranks on different machines see different files there; expected the"
             " same ones"
@@ -194,7 +194,7 @@ class Trainer:
         with self._together():
             if self.rank == 0:
                 write_json(config.folder("train") / "deepspeed.json", self.engine.config)
-                self.report = Report(
+                self.report = TrainingLog(
                     config,
                     self.stage.hash,
                     self.batches,
@@ -208,7 +208,9 @@ class Trainer:
             self._evaluate(0)
 
         session_start = time.monotonic() - self.progress.seconds
-        window = Window(**self.progress.interval) if self.progress.interval else Window()
+        window = (
+            IntervalSums(**self.progress.interval) if self.progress.interval else IntervalSums()
+        )
         self.model.train()
         tracing = (
             Profile(config.folder("train") / "profile", self.rank, self.progress.update)
@@ -241,7 +243,7 @@ class Trainer:
                         self.report.interval(
                             window, self.progress, done.norm, self.engine.loss_scale
                         )
-                    window = Window()
+                    window = IntervalSums()
 
                 if update % config.run.evaluate_every == 0 or update == schedule.updates:
                     self._evaluate(update)
@@ -254,7 +256,7 @@ class Trainer:
 
         return self._finish() if self.rank == 0 else None
 
-    def _update(self, share: RankBatch, asked: list[int]) -> Update:
+    def _update(self, share: RankBatch, asked: list[int]) -> UpdateResult:
         # every rank must divide by the same counts, and stop after the same update if any was asked
         # to
         counts = [share.masked_tokens, share.pairs, share.tokens, bool(asked)]
@@ -272,7 +274,7 @@ class Trainer:
         if not math.isfinite(norm):
             raise self._diverged(share.update, "gradient norm", norm)
 
-        return Update(int(masked), int(pairs), int(tokens), norm, stop > 0, **sums)
+        return UpdateResult(int(masked), int(pairs), int(tokens), norm, stop > 0, **sums)
 
     def _add_gradients(self, share: RankBatch, divisors: torch.Tensor) -> dict[str, float]:
         """Forward and backward through a share; returns the sums over all ranks of the parts of the
@@ -313,11 +315,11 @@ class Trainer:
         if fault:
             raise fault
         if failed:
-            raise FailedElsewhere
+            raise FailedOnAnotherRank
 
-    def _diverged(self, update: int, what: str, value: float) -> UserError | FailedElsewhere:
+    def _diverged(self, update: int, what: str, value: float) -> UserError | FailedOnAnotherRank:
         if self.rank:
-            return FailedElsewhere()
+            return FailedOnAnotherRank()
         kept = checkpoint.newest(self.checkpoints)
         rest = f"; the checkpoint of update {kept.progress.update} is whole" if kept else ""
         return UserError(
@@ -355,7 +357,7 @@ class Trainer:
         """Parameter names as transformers has them: a checkpoint knows nothing of our wrapper."""
         return [name.removeprefix("model.") for name, _ in self.model.named_parameters()]
 
-    def _save(self, window: Window) -> None:
+    def _save(self, window: IntervalSums) -> None:
         if self.report:
             self.report.metrics.sync()
 

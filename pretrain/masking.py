@@ -42,7 +42,7 @@ class SpecialTokens(NamedTuple):
         return cls(encoder.vocab_size, *special, encoder.begins_word)
 
 
-class Masked(NamedTuple):
+class MaskedInputs(NamedTuple):
     """Blocks as the model sees them. N blocks of L positions."""
 
     inputs: NDArray[np.int64]
@@ -59,7 +59,7 @@ def mask_blocks(
     masking: MaskingConfig,
     vocabulary: SpecialTokens,
     seed: int,
-) -> Masked:
+) -> MaskedInputs:
     """Mask N padded blocks of shape (N, L) with `lengths` (N,) at their (epoch, index), each (N,).
 
     A block of n candidates gets floor(p n + U) targets, U uniform in [0, 1): 76 or 77 of 512, 76.8
@@ -79,7 +79,7 @@ def mask_blocks(
         masking.probability, masking.mask, masking.mask + masking.random, masking.style == "bert",
         masking.whole_words, vocabulary, inputs, targets,
     )  # fmt: skip
-    return Masked(inputs, targets)
+    return MaskedInputs(inputs, targets)
 
 
 _COUNT, _POSITION, _KIND = (

@@ -11,7 +11,7 @@ PEAK_TFLOPS = {
 """Dense, with sums in fp32, from NVIDIA's A100 data sheet and its H100 and Ada architecture
 papers."""
 
-NAMES = {
+PEAKS_OF_GPUS = {
     "NVIDIA GeForce RTX 4090": "RTX 4090 (24 GB)",
     "NVIDIA A100-SXM4-40GB": "A100 (80 GB)",
     "NVIDIA A100-SXM4-80GB": "A100 (80 GB)",
@@ -29,10 +29,12 @@ def peak_tflops(run: RunConfig, device: str | None) -> float | None:
     known of a GPU of this name. None where it is not known: a CPU (no name), another GPU."""
     if run.peak_tflops is not None:
         return run.peak_tflops
-    return PEAK_TFLOPS[NAMES[device]][run.precision] if device in NAMES else None
+    return PEAK_TFLOPS[PEAKS_OF_GPUS[device]][run.precision] if device in PEAKS_OF_GPUS else None
 
 
-def utilisation(tokens_per_second: float, flops_per_token: float, ranks: int, peak: float) -> float:
+def model_flops_utilization(
+    tokens_per_second: float, flops_per_token: float, ranks: int, peak: float
+) -> float:
     """The share of the peak of all ranks that these tokens need. `peak`: of one rank, 10^12
     operations per second.
 

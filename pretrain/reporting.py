@@ -14,15 +14,15 @@ from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import Metrics, WandbRun
 from robustly.pretrain.batches import Batches
 from robustly.pretrain.checkpoint import Progress
-from robustly.pretrain.validation import Evaluation
 from robustly.pretrain.flops import flops_per_token
-from robustly.pretrain.mfu import peak_tflops, utilisation
+from robustly.pretrain.mfu import model_flops_utilization, peak_tflops
 from robustly.pretrain.schedule import learning_rate
 from robustly.pretrain.stage import PretrainingConfig
+from robustly.pretrain.validation import ValidationResult
 from robustly.resources import peak_memory
 
 
-class Update(NamedTuple):
+class UpdateResult(NamedTuple):
     """What an update was, over all ranks. Sums of losses in nats."""
 
     masked_tokens: int
@@ -39,7 +39,7 @@ class Update(NamedTuple):
 
 
 @dataclass
-class Window:
+class IntervalSums:
     """Sums over the updates of one logging interval."""
 
     loss_sum: float = 0.0
@@ -53,7 +53,7 @@ class Window:
     soft_loss_sum: float = 0.0
     cosine_loss_sum: float = 0.0
 
-    def add(self, update: Update, waited: float, seconds: float) -> None:
+    def add(self, update: UpdateResult, waited: float, seconds: float) -> None:
         self.loss_sum += update.loss_sum
         self.masked_tokens += update.masked_tokens
         self.pair_loss_sum += update.pair_loss_sum
@@ -66,7 +66,7 @@ class Window:
         self.updates += 1
 
 
-class Report:
+class TrainingLog:
     """Terminal, metrics.jsonl, evaluations.jsonl, TensorBoard, Weights & Biases."""
 
     def __init__(
@@ -162,7 +162,9 @@ class Report:
                 "it meets blocks more than once, under other masks"
             )
 
-    def interval(self, window: Window, progress: Progress, norm: float, loss_scale: float) -> None:
+    def interval(
+        self, window: IntervalSums, progress: Progress, norm: float, loss_scale: float
+    ) -> None:
         """The updates of a window, of which the last had this norm; `loss_scale` is not 1 in fp16
         alone."""
         update, schedule, sizes = progress.update, self.config.schedule, self.batches.sizes
@@ -190,7 +192,7 @@ class Report:
             "tokens": progress.tokens,
             "tokens_per_second": rate,
             **(
-                {"mfu": utilisation(rate, self.flops_per_token, self.ranks, self.peak)}
+                {"mfu": model_flops_utilization(rate, self.flops_per_token, self.ranks, self.peak)}
                 if self.peak
                 else {}
             ),
@@ -214,7 +216,7 @@ class Report:
             ]
         )
 
-    def evaluation(self, update: int, result: Evaluation) -> None:
+    def evaluation(self, update: int, result: ValidationResult) -> None:
         line = result.line()
         self.metrics.write("evaluations", {"update": update, **line})
         log.say_fields(

@@ -12,10 +12,10 @@ from robustly.pretrain.config import OptimConfig, ScheduleConfig
 def learning_rate(update: int, optim: OptimConfig, schedule: ScheduleConfig) -> float:
     """The rate of update number `update`, counted from 1; 0 is the state before training, rate
     0."""
-    return optim.peak_lr * share_of_peak(update, schedule)
+    return optim.peak_lr * fraction_of_peak(update, schedule)
 
 
-def share_of_peak(update: int, schedule: ScheduleConfig) -> float:
+def fraction_of_peak(update: int, schedule: ScheduleConfig) -> float:
     """The rate of update number `update` as a share of the peak, 0 to 1.
 
     Linear from 0 to the peak over `warmup` updates, peak at update `warmup` itself; then to 0 at

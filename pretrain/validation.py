@@ -21,7 +21,7 @@ from robustly.pretrain.masking import EVALUATION_EPOCH, EVALUATION_SEED, Special
 from robustly.pretrain.objective import MaskedLanguageModel
 
 
-class Score(NamedTuple):
+class ValidationScore(NamedTuple):
     """Means over masked tokens."""
 
     loss: float
@@ -31,18 +31,18 @@ class Score(NamedTuple):
     masked_tokens: int
 
     @classmethod
-    def of(cls, loss: float, right: float, masked: float) -> "Score":
+    def of(cls, loss: float, right: float, masked: float) -> "ValidationScore":
         """The means of these sums; 0 where nothing was masked."""
         return cls(loss / max(1.0, masked), right / max(1.0, masked), int(masked))
 
 
-class Evaluation(NamedTuple):
+class ValidationResult(NamedTuple):
     """Scores on the validation blocks."""
 
-    total: Score
-    sources: dict[str, Score]
+    total: ValidationScore
+    sources: dict[str, ValidationScore]
     """Of each source that has masked tokens there."""
-    next_sentence: Score | None = None
+    next_sentence: ValidationScore | None = None
     """Of whether second segments follow; None without a next-sentence head."""
 
     def line(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def evaluate(
     rank: int,
     ranks: int,
     device: torch.device,
-) -> Evaluation:
+) -> ValidationResult:
     """Evaluate on `limit` validation blocks (None: all of them), dealt to the ranks; collective.
 
     The same for any number of ranks and any micro-batch, to rounding.
@@ -136,9 +136,15 @@ def evaluate(
     table = np.array(sum_over_ranks(sums.flatten().tolist(), device)).reshape(3, -1)
     tokens, pairs = table[:, :-1], table[:, -1]
     sources_of = {
-        name: Score.of(*column) for name, column in zip(names, tokens.T, strict=True) if column[2]
+        name: ValidationScore.of(*column)
+        for name, column in zip(names, tokens.T, strict=True)
+        if column[2]
     }
-    return Evaluation(Score.of(*tokens.sum(1)), sources_of, Score.of(*pairs) if pairs[2] else None)
+    return ValidationResult(
+        ValidationScore.of(*tokens.sum(1)),
+        sources_of,
+        ValidationScore.of(*pairs) if pairs[2] else None,
+    )
 
 
 def _scores(logits: Tensor, labels: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ from robustly.manifest import Manifest, Stage
 from robustly.metrics import read_metrics
 from robustly.pretrain.checkpoint import WEIGHTS, Progress, best_update, folder_of, of_finished
 from robustly.pretrain.config import MaskingConfig, ModelConfig
-from robustly.pretrain.validation import unigram_loss
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import NEXT_SENTENCE, roberta_config
+from robustly.pretrain.validation import unigram_loss
 from robustly.publish.card import StageManifests, model_card
 from robustly.publish.config import PublishConfig
 from robustly.publish.curve import draw_curve

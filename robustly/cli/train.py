@@ -98,7 +98,7 @@ def _be_rank(config: str, overrides: list[str] | None, profile: bool) -> None:
         me = rank_from_environment()
         assert me is not None
         export(me)
-        from robustly.pretrain.loop import FailedElsewhere, Stopped, pretrain
+        from robustly.pretrain.loop import FailedOnAnotherRank, Stopped, pretrain
 
         try:
             pretrain(
@@ -112,5 +112,5 @@ def _be_rank(config: str, overrides: list[str] | None, profile: bool) -> None:
         except Stopped as stopped:
             if me.rank == 0:
                 log.say(str(stopped))
-        except FailedElsewhere:
+        except FailedOnAnotherRank:
             raise typer.Exit(MISTAKE) from None

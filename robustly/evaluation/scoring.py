@@ -55,7 +55,9 @@ def enclose(tokens: Ids, first: int, last: int) -> NDArray[np.int64]:
     return np.concatenate([[first], tokens, [last]]).astype(np.int64)
 
 
-def mask_one_each(ids: NDArray[np.int64], positions: NDArray[np.int64], mask_id: int) -> MaskedInputs:
+def mask_one_each(
+    ids: NDArray[np.int64], positions: NDArray[np.int64], mask_id: int
+) -> MaskedInputs:
     """Copies of sentences, (n, L), with <mask> at one position of each, (n,): the target of that
     copy."""
     targets = np.zeros(ids.shape, bool)

@@ -21,11 +21,11 @@ from robustly.data_prep.store import Store
 from robustly.experiment import data_work, tokenizer_work
 from robustly.metrics import read_metrics
 from robustly.pretrain.checkpoint import last_checkpoint
-from robustly.pretrain.validation import masked_batches
 from robustly.pretrain.loop import pretrain
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import roberta_config
 from robustly.pretrain.stage import PretrainingConfig
+from robustly.pretrain.validation import masked_batches
 from stated import stated
 
 pytestmark = pytest.mark.distributed

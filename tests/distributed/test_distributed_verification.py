@@ -17,7 +17,7 @@ from robustly.experiment import data_work, load_experiment
 from robustly.files import sha256
 from robustly.pretrain.engine import start_ranks, stop_ranks
 from robustly.pretrain.integrity import verify
-from robustly.pretrain.loop import FailedElsewhere, pretrain
+from robustly.pretrain.loop import FailedOnAnotherRank, pretrain
 from robustly.pretrain.stage import PretrainingConfig
 
 pytestmark = pytest.mark.distributed
@@ -45,7 +45,7 @@ def cut(path: Path) -> None:
 def end_of_training(rank: int, ranks: int, config: PretrainingConfig) -> list[str]:
     try:
         pretrain(config, rank, rank, ranks)
-    except (UserError, FailedElsewhere) as fault:
+    except (UserError, FailedOnAnotherRank) as fault:
         return [type(fault).__name__, str(fault)]
     return ["trained", ""]
 
@@ -63,7 +63,7 @@ def test_a_damaged_shard_is_named_before_the_first_update(
     config = pretraining("train", f"paths.data={data}")
     ends = run_distributed(ranks, end_of_training, config)
     named = [message for kind, message in ends if kind == "UserError"]
-    assert {kind for kind, _ in ends} <= {"UserError", "FailedElsewhere"}
+    assert {kind for kind, _ in ends} <= {"UserError", "FailedOnAnotherRank"}
     assert named and all(
         str(shard) in message and "restore it, or delete" in message for message in named
     )

@@ -17,8 +17,8 @@ from robustly import tokenizer
 from robustly.data_prep.blocks import Blocks
 from robustly.experiment import load_experiment
 from robustly.pretrain.checkpoint import of_finished
-from robustly.pretrain.validation import masked_batches
 from robustly.pretrain.masking import SpecialTokens
+from robustly.pretrain.validation import masked_batches
 
 pytestmark = pytest.mark.pipeline
 

@@ -21,10 +21,10 @@ from robustly.pretrain.config import DistillationConfig, ModelConfig
 from robustly.pretrain.distillation import (
     Distillation,
     cosine_loss,
+    layers_to_start_from,
     open_teacher,
     soft_loss,
     start_from_teacher,
-    taken_layers,
 )
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.model_setup import accelerate
@@ -67,11 +67,11 @@ def sums(objective: Distillation, made: MicroBatch) -> Tensor:
 @given(st.integers(1, 48), st.integers(0, 48))
 def test_layers_are_evenly_spaced_from_the_first(student: int, more: int) -> None:
     teacher = student + more
-    taken = taken_layers(student, teacher)
+    taken = layers_to_start_from(student, teacher)
     assert len(taken) == student and taken[0] == 0 and taken[-1] < teacher
     steps = {after - before for before, after in zip(taken, [*taken[1:], teacher], strict=True)}
     assert steps <= {teacher // student, -(-teacher // student)}
-    assert taken_layers(student, 2 * student) == list(range(0, 2 * student, 2))
+    assert layers_to_start_from(student, 2 * student) == list(range(0, 2 * student, 2))
 
 
 def test_a_student_starts_from_its_teachers_parts() -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from robustly.pretrain.masking import Masked, SpecialTokens, mask_blocks
+from robustly.pretrain.masking import MaskedInputs, SpecialTokens, mask_blocks
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out
 from synthetic import VOCABULARY, RandomBlocks, masking
@@ -23,7 +23,7 @@ def full_blocks(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def draw(
     count: int = 2000, epoch: int = 0, seed: int = 1, **changes: object
-) -> tuple[np.ndarray, Masked]:
+) -> tuple[np.ndarray, MaskedInputs]:
     ids, lengths = full_blocks(count)
     index = np.arange(count)
     return ids, mask_blocks(
@@ -154,7 +154,7 @@ def words_of(row: np.ndarray) -> np.ndarray:
 
 def draw_words(
     count: int, vocabulary: SpecialTokens = WORDY, **changes: object
-) -> tuple[np.ndarray, Masked]:
+) -> tuple[np.ndarray, MaskedInputs]:
     ids, lengths = full_blocks(count)
     ids[:, 100], ids[:, 101] = (
         VOCABULARY.eos,

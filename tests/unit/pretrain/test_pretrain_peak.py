@@ -3,14 +3,14 @@
 import pytest
 
 from robustly.pretrain.config import RunConfig
-from robustly.pretrain.mfu import NAMES, PEAK_TFLOPS, peak_tflops, utilisation
+from robustly.pretrain.mfu import PEAK_TFLOPS, PEAKS_OF_GPUS, model_flops_utilization, peak_tflops
 
 
 def test_by_hand() -> None:
     # 4 ranks of 2e12 a second; 1000 tokens a second of 4e9 operations are 4e12
-    assert utilisation(1000.0, 4e9, 4, 2.0) == 0.5
-    assert utilisation(500.0, 4e9, 4, 2.0) == 0.25
-    assert utilisation(1000.0, 4e9, 2, 2.0) == 1.0
+    assert model_flops_utilization(1000.0, 4e9, 4, 2.0) == 0.5
+    assert model_flops_utilization(500.0, 4e9, 4, 2.0) == 0.25
+    assert model_flops_utilization(1000.0, 4e9, 2, 2.0) == 1.0
 
 
 def test_the_page_has_the_last_word_on_the_peak() -> None:
@@ -30,6 +30,6 @@ def test_known_gpus_by_their_whole_name_and_precision() -> None:
         assert peak_tflops(RunConfig(), other) is None
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PEAKS_OF_GPUS)
 def test_every_name_has_a_peak(name: str) -> None:
-    assert set(PEAK_TFLOPS[NAMES[name]]) == {"bf16", "fp16", "fp32"}
+    assert set(PEAK_TFLOPS[PEAKS_OF_GPUS[name]]) == {"bf16", "fp16", "fp32"}

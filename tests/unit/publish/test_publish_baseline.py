@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from robustly import tokenizer
 from robustly.data_prep.blocks import Blocks
-from robustly.pretrain.validation import masked_batches, unigram_loss
 from robustly.pretrain.masking import SpecialTokens
+from robustly.pretrain.validation import masked_batches, unigram_loss
 from synthetic import VOCABULARY, RandomBlocks, masking
 
 
