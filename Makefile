@@ -1,6 +1,8 @@
 # make quickstart | test | check | clean. Another Python: make PYTHON=python3.12 quickstart
 
 PYTHON ?= python3
+# Versions to install; with `make CONSTRAINTS= quickstart`, the newest that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
@@ -17,14 +19,14 @@ check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# Made once, and again when pyproject.toml changes. pip takes torch from the indexes that it is configured with.
-$(INSTALLED): pyproject.toml
+# Made once, and again when pyproject.toml or the constraints change. pip takes torch from the indexes that it is configured with.
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
 	    echo "robustly needs Python 3.11 to 3.13; $(PYTHON) is: $$($(PYTHON) --version 2>&1)"; \
 	    echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@echo "Installing robustly and what it needs into $(VENV): about two minutes, longer on a slow network ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
 	@touch $@
 
 # Runs stay: they are somebody's work.
