@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from robustly import UserError, log
+from robustly.cli.completion import configs
 from robustly.experiment import Experiment, RanksFailed, RanksStopped, load_experiment
 from robustly.files import disk_full
 from robustly.manifest import Manifest
@@ -24,7 +25,9 @@ STOPPED = 128 + signal.SIGINT
 ConfigArgument = Annotated[
     str,
     typer.Argument(
-        metavar="CONFIG", help="Config file of the experiment, or a shipped one's name."
+        metavar="CONFIG",
+        help="Config file of the experiment, or a shipped one's name.",
+        autocompletion=configs,
     ),
 ]
 

@@ -3,7 +3,7 @@
 import difflib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -19,6 +19,7 @@ from robustly.cli.common import (
     show_result,
     user_errors,
 )
+from robustly.cli.completion import configs
 
 if TYPE_CHECKING:
     from robustly.delta.config import DeltaExperiment
@@ -37,6 +38,14 @@ class _TuneByDefault(TyperGroup):
             args = ["tune", *args]
 
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: typer.Context, incomplete: str) -> list[Any]:  # type: ignore[override]
+        """Its commands, and the configs that `tune` takes."""
+        config = self.commands["tune"].params[0]
+        return [
+            *super().shell_complete(ctx, incomplete),
+            *config.shell_complete(ctx, incomplete),
+        ]
 
 
 delta_app = typer.Typer(
@@ -126,7 +135,9 @@ def delta_subspace_command(
     configs: Annotated[
         list[str],
         typer.Argument(
-            metavar="CONFIG... KEY=VALUE...", help="A config for each task; keys to set in all."
+            metavar="CONFIG... KEY=VALUE...",
+            help="A config for each task; keys to set in all.",
+            autocompletion=configs,
         ),
     ],
     into: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the decoder goes.")],

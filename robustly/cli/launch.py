@@ -15,6 +15,7 @@ from robustly.cli.common import (
     experiment_of,
     user_errors,
 )
+from robustly.cli.completion import launchers
 from robustly.cli.train import ProfileOption
 from robustly.manifest import MANIFEST
 
@@ -22,7 +23,12 @@ from robustly.manifest import MANIFEST
 @app.command(name="launch")
 def launch_command(
     launcher: Annotated[
-        str, typer.Argument(metavar="LAUNCHER", help="local, hostfile, slurm or torchrun.")
+        str,
+        typer.Argument(
+            metavar="LAUNCHER",
+            help="local, hostfile, slurm or torchrun.",
+            autocompletion=launchers,
+        ),
     ],
     config: ConfigArgument,
     overrides: Overrides = None,
