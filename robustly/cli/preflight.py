@@ -14,10 +14,9 @@ from robustly.cli.common import (
 )
 from robustly.experiment import Experiment, load_experiment
 from robustly.pretrain.flops import flops_per_token
-from robustly.resources import available_memory, cores
 
 if TYPE_CHECKING:
-    from robustly.preflight.plan import Machine, Speed
+    from robustly.preflight.speed import Speed
 
 
 @app.command(name="plan", short_help="Estimate time, memory and disk of a config.")
@@ -48,44 +47,17 @@ def plan_command(
     """Estimate what a config takes, before anything runs: parameters, FLOPs, epochs, memory of a
     rank, time, disk."""
     with user_errors():
+        from robustly.preflight.machine import machine_for
         from robustly.preflight.plan import plan, show
 
         experiment = load_experiment(config, overrides)
-        settings = experiment
         total = ranks or experiment.run.ranks
-        machine = _machine(experiment, total, memory)
+        machine = machine_for(experiment.run, total, memory)
         speed = _speed(experiment, total, tokens_per_second, tflops, measure)
-        found = plan(
-            settings,
-            experiment.corpus,
-            experiment.tokenizer,
-            total,
-            machine,
-            speed,
-        )
+        found = plan(experiment, total, machine, speed)
         show(found)
         if as_json:
             log.print_json(asdict(found))
-
-
-def _machine(experiment: Experiment, ranks: int, gigabytes: float | None) -> "Machine":
-    """What a rank runs on: the GPU whose memory is given, this machine's, or, for fp32 without one,
-    its CPU."""
-    from robustly.preflight import doctor
-    from robustly.preflight.plan import Machine
-
-    if gigabytes is not None:
-        return Machine("cuda", round(gigabytes * 1e9), "--memory")
-
-    if here := doctor.gpus():
-        least = min(here, key=lambda gpu: gpu.memory)
-        return Machine("cuda", least.memory, f"this machine's {least.name}")
-
-    if experiment.run.precision != "fp32":
-        return Machine("cuda", None, "no GPU on this machine: say --memory GB")
-
-    shared = f"this machine's free RAM / {ranks} {'rank' if ranks == 1 else 'ranks'}"
-    return Machine("cpu", available_memory() // ranks, shared)
 
 
 def _speed(
@@ -96,22 +68,21 @@ def _speed(
     measured: bool,
 ) -> "Speed | None":
     """The speed that was given or is to be measured. Raises UserError for more than one of them."""
-    from robustly.preflight import plan
+    from robustly.preflight.speed import Speed, speed_at
 
     if (tokens_per_second is not None) + (tflops is not None) + measured > 1:
         raise UserError("--tokens-per-second, --tflops, --measure: give one of them")
     if tokens_per_second is not None:
-        return plan.Speed(tokens_per_second, "--tokens-per-second")
+        return Speed(tokens_per_second, "--tokens-per-second")
 
-    vocabulary = experiment.tokenizer.vocab_size
     if tflops is not None:
         per_token = flops_per_token(
             experiment.model,
-            vocabulary,
+            experiment.tokenizer.vocab_size,
             experiment.data.block_length,
             experiment.masking.probability,
         )
-        return plan.speed_at(tflops, ranks, per_token, f"--tflops {tflops:g}, {ranks} ranks")
+        return speed_at(tflops, ranks, per_token, f"--tflops {tflops:g}, {ranks} ranks")
 
     if not measured:
         return None
@@ -121,9 +92,9 @@ def _speed(
 
     log.say("measuring one rank's speed on this machine ...")
     export(Rank(0, 0, 1, 1, "127.0.0.1", free_port()))
-    from robustly.preflight.speed import measure
+    from robustly.preflight.measure_speed import measure
 
-    return measure(experiment, vocabulary, ranks, cores())
+    return measure(experiment, ranks)
 
 
 @app.command(name="doctor", short_help="What this machine has and lacks.")

@@ -1,107 +1,94 @@
-"""How fast this machine trains a page's model: a few real micro-batches, forward, backward and
-update."""
+"""How fast a config trains: the speed that was given, that of the train folder's run, or estimates
+for GPU types."""
 
-import time
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import torch
+import yaml
 
-from robustly import log
-from robustly.preflight.plan import Speed
-from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
-from robustly.pretrain.masking import SpecialTokens
-from robustly.pretrain.model_setup import accelerate
-from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.config import parse_yaml
+from robustly.metrics import read_metrics
+from robustly.pretrain.mfu import PEAK_TFLOPS
 from robustly.pretrain.stage import PretrainingConfig
 
-SECONDS = 15
-STEP_SECONDS = 2.0
-"""A micro-batch is measured with fewer blocks than the page's where it would take longer than
-this."""
+UTILISATION = 0.4
+"""Share of a GPU's peak that training reaches: an assumption; `--measure` or a run's own metrics
+replace it."""
+SAME = (
+    ("model",),
+    ("data", "block_length"),
+    ("data", "format"),
+    ("masking", "probability"),
+    ("optim", "batch_size"),
+    ("tokenizer", "vocab_size"),
+    ("run", "precision"),
+    ("run", "zero_stage"),
+    ("run", "micro_batch"),
+)
+"""Keys that a run and a config must share for its speed to count."""
 
 
-def measure(config: PretrainingConfig, vocabulary: int, ranks: int, cores: int) -> Speed:
-    """Train one rank on random tokens for some `SECONDS`; `ranks` of them are taken to be so many
-    times as fast.
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second of all ranks together, and where that is known from."""
 
-    This process becomes the only rank of a process group (its environment says where): call it
-    once. On CPU it uses the cores that a rank would have. Time for communication, evaluations and
-    checkpoints is not in it."""
-    device = start_ranks(0)
+    tokens_per_second: float
+    source: str
+    of_full_blocks: bool = False
+    """Whether it counts positions, as of blocks without padding: padding takes its share of
+    them."""
+
+    def without_padding(self, padding: float) -> "Speed":
+        """As tokens per second that are no padding, which takes so much of full blocks."""
+        if not self.of_full_blocks:
+            return self
+        return Speed(self.tokens_per_second * (1 - padding), self.source)
+
+
+def speeds_of(config: PretrainingConfig, ranks: int, flops_per_position: float) -> list[Speed]:
+    """The speed of the train folder's run if it is of this model, else those of GPU types."""
+    if measured := speed_in(config.folder("train"), config, ranks):
+        return [measured]
+
+    speeds = []
+    for name, peaks in PEAK_TFLOPS.items():
+        peak = peaks[config.run.precision]
+        source = f"{ranks} x {name}: {UTILISATION:.0%} of {peak:g} TFLOP/s assumed"
+        speeds.append(speed_at(peak * UTILISATION, ranks, flops_per_position, source))
+
+    return speeds
+
+
+def speed_at(tflops: float, ranks: int, flops_per_position: float, source: str) -> Speed:
+    """The speed of ranks that reach `tflops` (10^12 operations per second) each."""
+    return Speed(ranks * tflops * 1e12 / flops_per_position, source, of_full_blocks=True)
+
+
+def speed_in(folder: Path, config: PretrainingConfig, ranks: int) -> Speed | None:
+    """The median speed of the run in a train folder, if its model, blocks, precision and ranks are
+    these."""
     try:
-        if device.type == "cpu":
-            torch.set_num_threads(max(1, cores // ranks))
+        run = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return None
 
-        return _measure(config, vocabulary, ranks, device)
-    finally:
-        stop_ranks()
+    wanted = config.resolved()
+    if _at(run, ("run", "ranks")) != ranks or any(
+        _at(run, key) != _at(wanted, key) for key in SAME
+    ):
+        return None
 
+    lines = read_metrics(folder / "metrics.jsonl")
+    if not lines:
+        return None
 
-def _measure(config: PretrainingConfig, vocabulary: int, ranks: int, device: torch.device) -> Speed:
-    ids = SpecialTokens(vocabulary, 0, 1, 2, vocabulary - 1)
-    objective = MaskedLanguageModel(
-        new_model(roberta_config(config.model, ids), config.seed)
-    ).train()
-    accelerate(objective, config.run, device)
-    engine = Engine(objective, config.optim, config.run, 1, device)
-    blocks = 1
-    times = [_one(engine, config, vocabulary, blocks)]  # warms up
-    if sum(times[0]) < SECONDS / 3:  # else it is too slow here for anything but this one
-        alone, _ = _one(engine, config, vocabulary, blocks)
-        blocks = max(1, min(config.run.micro_batch, int(STEP_SECONDS / alone)))
-        times = _repeat(engine, config, vocabulary, blocks)
-
-    passed, updated = (sum(column) / len(times) for column in zip(*times, strict=True))
-    return speed_of(config, ranks, blocks, passed, updated, device.type)
+    rates = [line["tokens_per_second"] for line in lines[1:] or lines]  # the first warms up
+    return Speed(statistics.median(rates), f"measured in {folder}, {ranks} ranks")
 
 
-def _repeat(
-    engine: Engine, config: PretrainingConfig, vocabulary: int, blocks: int
-) -> list[tuple[float, float]]:
-    """The times of micro-batches, as many as begin within `SECONDS`."""
-    times: list[tuple[float, float]] = []
-    shown, begin = 0, time.monotonic()
-
-    with log.progress("measuring", SECONDS, "s") as advance:
-        while (spent := time.monotonic() - begin) < SECONDS:
-            advance(int(spent) - shown)
-            shown = int(spent)
-            times.append(_one(engine, config, vocabulary, blocks))
-
-        advance(SECONDS - shown)
-
-    return times
-
-
-def speed_of(
-    config: PretrainingConfig, ranks: int, blocks: int, passed: float, updated: float, kind: str
-) -> Speed:
-    """The speed of `ranks` ranks, from the seconds of a forward and backward pass of `blocks` and
-    of an update."""
-    share = config.optim.batch_size / ranks
-    seconds = share / blocks * passed + updated
-    tokens = config.optim.batch_size * config.data.block_length
-    times = f", times {ranks} ranks without communication" if ranks > 1 else ""
-    source = f"measured here: one rank on {kind}, micro-batches of {blocks}{times}"
-    return Speed(tokens / seconds, source, of_full_blocks=True)
-
-
-def _one(
-    engine: Engine, config: PretrainingConfig, vocabulary: int, blocks: int
-) -> tuple[float, float]:
-    """Seconds of a forward and backward pass of `blocks` full blocks, and of an update."""
-    length = config.data.block_length
-    masked = max(1, round(blocks * length * config.masking.probability))
-    inputs = torch.randint(4, vocabulary, (blocks, length)).to(engine.device)
-    positions = torch.randperm(blocks * length)[:masked].sort().values.to(engine.device)
-    labels = inputs.flatten()[positions]
-    begin = _now(engine.device)
-    engine.backward(engine(inputs, None, positions, labels).sum() / masked)
-    middle = _now(engine.device)
-    engine.step(1e-6)
-    return middle - begin, _now(engine.device) - middle
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.monotonic()
+def _at(config: Any, key: tuple[str, ...]) -> Any:
+    for part in key:
+        config = config.get(part) if isinstance(config, dict) else None
+    return config

@@ -9,7 +9,9 @@ import yaml
 from robustly.config import SHIPPED_CONFIGS
 from robustly.corpus.files import files
 from robustly.experiment import Experiment, load_experiment
-from robustly.preflight.plan import BYTES_PER_TOKEN, Machine, Plan, plan
+from robustly.preflight.corpus_size import BYTES_PER_TOKEN
+from robustly.preflight.machine import Machine
+from robustly.preflight.plan import Plan, plan
 
 PAGES = sorted(SHIPPED_CONFIGS.glob("*.yaml"))
 RECIPE = ("corpus", "tokenizer", "data", "model", "masking", "optim", "schedule")
@@ -112,7 +114,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def budget_plan(name: str) -> Plan:
     page = load_experiment(name)
     gpu = Machine("cuda", round(BUDGETS[name][1]), "said")
-    return plan(page, page.corpus, page.tokenizer, page.run.ranks, gpu, None)
+    return plan(page, page.run.ranks, gpu, None)
 
 
 @pytest.mark.parametrize("name", BUDGETS)

@@ -12,12 +12,15 @@ import yaml
 
 from ranks import run_distributed
 from robustly import cli
-from robustly.cli import preflight
 from robustly.data_prep.store import Store
 from robustly.experiment import Experiment, data_work, load_experiment, tokenizer_work
-from robustly.preflight import plan as plans
-from robustly.preflight import speed as speeds
-from robustly.preflight.plan import Machine, Plan, Speed, plan
+from robustly.preflight import machine as machines
+from robustly.preflight import measure_speed
+from robustly.preflight.corpus_size import BYTES_PER_TOKEN
+from robustly.preflight.gpus import Gpu
+from robustly.preflight.machine import Machine, machine_for
+from robustly.preflight.plan import Plan, plan
+from robustly.preflight.speed import UTILISATION, Speed, speed_at
 from robustly.pretrain.flops import flops_per_token
 
 CORPUS = Path(__file__).resolve().parents[3] / "data_prep" / "corpora" / "prose_cc0.txt"
@@ -32,14 +35,7 @@ NO_MEMORY = Machine("cpu", None, "not looked at")
 def planned(
     experiment: Experiment, ranks: int = 2, machine: Machine = NO_MEMORY, speed: Speed | None = None
 ) -> Plan:
-    return plan(
-        experiment,
-        experiment.corpus,
-        experiment.tokenizer,
-        ranks,
-        machine,
-        speed,
-    )
+    return plan(experiment, ranks, machine, speed)
 
 
 @pytest.fixture(autouse=True)
@@ -227,7 +223,7 @@ def test_padding_takes_its_share_of_a_speed_of_full_blocks(place: Path, tmp_path
     assert a100["tokens_per_second"] == pytest.approx(
         2 * 0.4 * 19.5e12 / per_position * (1 - padding)
     )
-    assert plans.speed_at(1.0, 1, 1.0, "").of_full_blocks
+    assert speed_at(1.0, 1, 1.0, "").of_full_blocks
 
 
 def test_gpu_types_are_estimates_that_say_so() -> None:
@@ -268,15 +264,15 @@ def test_the_speed_of_a_run_counts_if_it_is_of_this_model(tmp_path: Path) -> Non
 def test_a_measured_pass_and_update_make_a_speed() -> None:
     """24 blocks of 64 on 2 ranks: 3 passes of 4 blocks at 0.5 s, and an update of 0.1 s."""
     config = load_experiment("tiny", SMALL)
-    assert speeds.speed_of(config, 2, 4, 0.5, 0.1, "cpu").tokens_per_second == pytest.approx(
+    assert measure_speed.speed_of(config, 2, 4, 0.5, 0.1, "cpu").tokens_per_second == pytest.approx(
         24 * 64 / 1.6
     )
-    assert speeds.speed_of(config, 2, 4, 0.5, 0.1, "cpu").of_full_blocks
+    assert measure_speed.speed_of(config, 2, 4, 0.5, 0.1, "cpu").of_full_blocks
 
 
 def measured(rank: int, ranks: int) -> list[Any]:
-    speeds.SECONDS = 1
-    found = speeds.measure(load_experiment("tiny", SMALL), 500, 2, 1)
+    measure_speed.SECONDS = 1
+    found = measure_speed.measure(load_experiment("tiny", SMALL), 2)
     return [found.tokens_per_second, found.source]
 
 
@@ -407,20 +403,17 @@ def test_what_a_rank_runs_on(
     memory: float | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from robustly.preflight import doctor
-    from robustly.preflight.gpus import Gpu
-
-    monkeypatch.setattr(doctor, "gpus", lambda: [Gpu("Card", gpu, (8, 0), "1")] if gpu else [])
-    monkeypatch.setattr("robustly.cli.preflight.available_memory", lambda: 8 * 10**9)
-    machine = preflight._machine(load_experiment("tiny", changes), 2, None)
+    here = [Gpu("Card", gpu, (8, 0), "1")] if gpu else []
+    monkeypatch.setattr(machines, "gpus", lambda: here)
+    monkeypatch.setattr(machines, "available_memory", lambda: 8 * 10**9)
+    run = load_experiment("tiny", changes).run
+    machine = machine_for(run, 2, None)
     assert (machine.device, machine.memory) == (device, memory)
-    assert preflight._machine(load_experiment("tiny"), 2, 40.0) == Machine(
-        "cuda", 40 * 10**9, "--memory"
-    )
+    assert machine_for(run, 2, 40.0) == Machine("cuda", 40 * 10**9, "--memory")
 
 
 def test_the_assumptions_are_named() -> None:
-    assert (plans.BYTES_PER_TOKEN, plans.UTILISATION) == (
+    assert (BYTES_PER_TOKEN, UTILISATION) == (
         4.4,
         0.4,
     )  # docs/budget.md and the budget pages say so

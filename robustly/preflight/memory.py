@@ -1,7 +1,6 @@
-"""What a model costs: parameters, floating-point operations, memory of a rank, bytes on disk. Plain
-arithmetic.
+"""Estimate the memory of a rank, part by part, as the engine has DeepSpeed 0.19.8 hold it.
 
-Nothing here runs or imports torch; docs/budget.md compares each formula with what was measured.
+Plain arithmetic, without torch; docs/budget.md compares each formula with what was measured.
 Symbols: V entries of the vocabulary, H hidden units, F units of the feed-forward, A heads, L tokens
 of a block, N blocks of a micro-batch, M masked tokens of it, P parameters, R ranks."""
 
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from robustly.pretrain.config import ModelConfig, RunConfig
 from robustly.pretrain.flops import parameters
+from robustly.pretrain.stage import PretrainingConfig
 
 Device = Literal["cuda", "cpu"]
 
@@ -26,22 +26,11 @@ FRAGMENTATION = 1.1
 """Bytes that torch's caching allocator holds on a GPU for one that is used by activations: an
 assumption."""
 CHUNK_SCORES = 2**24
-"""Scores that are there at a time (pretrain/cross_entropy.py: ELEMENTS)."""
-TOKENIZER_BYTES = 100
-"""Bytes of the tokenizer's files for an entry of the vocabulary: 93 in runs/tiny/published."""
-
-
-# --------------------------------------------------------------------------------------- parameters
-
-
-# --------------------------------------------------------------------------------------- operations
-
-
-# ------------------------------------------------------------------------------------------- memory
+"""Scores that are there at a time (ELEMENTS of pretrain/cross_entropy.py)."""
 
 
 @dataclass(frozen=True)
-class Memory:
+class RankMemory:
     """Bytes of one rank. `peak` is not their plain sum: activations are gone when the update's end
     needs its own."""
 
@@ -92,10 +81,8 @@ def activation_bytes(
     inputs, and all of the rest is there for one layer at a time."""
     size = DTYPE_BYTES[precision]
     h, f, heads, tokens = model.hidden, model.feed_forward, model.heads, blocks * block_length
-    mask_bytes = (
-        1 if device == "cuda" else size
-    )  # of dropout: torch keeps booleans on a GPU, factors on CPU
-    dropout = mask_bytes * h if model.dropout else 0
+    # masks of dropout: torch keeps booleans on a GPU, factors on CPU
+    dropout = (1 if device == "cuda" else size) * h if model.dropout else 0
     layer = (8 * h + 2 * f) * size + 2 * dropout + 16  # 16: mean and deviation of two LayerNorms
     if device == "cpu" and model.attention_dropout:
         layer += 3 * heads * block_length * 4
@@ -109,7 +96,7 @@ def activation_bytes(
 
 
 def logits_bytes(
-    model: ModelConfig, vocabulary: int, masked_tokens: float, precision: str, device: Device
+    model: ModelConfig, vocab_size: int, masked_tokens: float, precision: str, device: Device
 ) -> int:
     """Bytes of the output matrix and the cross-entropy (pretrain/cross_entropy.py) at their peak.
 
@@ -118,9 +105,9 @@ def logits_bytes(
     pass, the gradients that are handed on. In 16 bits: a chunk's scores, with a copy and the
     log-probabilities in fp32; or its probabilities in both, with what they add to the matrix's
     gradient, which a CPU first copies into fp32."""
-    matrix = vocabulary * model.hidden
-    kept = 4 * (matrix + vocabulary + masked_tokens * model.hidden)
-    chunk = min(masked_tokens, max(1, CHUNK_SCORES // vocabulary)) * vocabulary
+    matrix = vocab_size * model.hidden
+    kept = 4 * (matrix + vocab_size + masked_tokens * model.hidden)
+    chunk = min(masked_tokens, max(1, CHUNK_SCORES // vocab_size)) * vocab_size
     if precision == "fp32":
         beside = max(8 * chunk, kept)
     else:
@@ -129,37 +116,30 @@ def logits_bytes(
     return round(kept + beside)
 
 
-def memory(
-    model: ModelConfig,
-    vocabulary: int,
-    run: RunConfig,
-    ranks: int,
-    block_length: int,
-    masked: float,
-    device: Device,
-    micro_batch: int | None = None,
-    padded: bool = True,
-) -> Memory:
+def rank_memory(
+    config: PretrainingConfig, ranks: int, device: Device, micro_batch: int | None = None
+) -> RankMemory:
     """Bytes of a rank at its peak, as the engine has DeepSpeed 0.19.8 hold them.
 
-    Bytes of a parameter, R ranks (measured; tests/unit/pretrain/test_pretrain_budget.py):
+    Bytes of a parameter, R ranks (measured; tests/unit/preflight/test_preflight_memory.py):
 
-        stage 0 fp32   weights 4, moments 8,             gradients 4,        flat copy of them 4
-        (one rank: none) stage 1 fp32   weights 4, fp32 copy and moments 12/R, gradients 4,
-        bucket stage 2 fp32   weights 4, fp32 copy and moments 12/R, gradients 4 + 4/R,  bucket
-        stage 1 bf16   weights 2, fp32 copy and moments 12/R, gradients 4 + 2,    no bucket stage 2
-        bf16   weights 2, fp32 copy and moments 12/R, gradients 2 + 4/R,  bucket, at the end its
-        fp32 copy
+        stage 0 fp32   weights 4, moments 8,               gradients 4,
+                       flat copy of them 4 (one rank: none)
+        stage 1 fp32   weights 4, fp32 copy and moments 12/R, gradients 4,        bucket
+        stage 2 fp32   weights 4, fp32 copy and moments 12/R, gradients 4 + 4/R,  bucket
+        stage 1 bf16   weights 2, fp32 copy and moments 12/R, gradients 4 + 2,    no bucket
+        stage 2 bf16   weights 2, fp32 copy and moments 12/R, gradients 2 + 4/R,  bucket,
+                       at the end its fp32 copy
 
     Not measured: fp16, taken for bf16 with a bucket; stage 3, taken for stage 2, which needs more.
-    `micro_batch`: blocks; default: the page's. What `run.deepspeed` changes is not followed, but
-    for the bucket's size."""
-    count = parameters(model, vocabulary)
-    size = DTYPE_BYTES[run.precision]
+    `micro_batch`: blocks; default: the config's. What `run.deepspeed` changes is not followed, but
+    for the bucket's size. Blocks are taken to be padded."""
+    model, run, vocab_size = config.model, config.run, config.tokenizer.vocab_size
+    block_length, masked = config.data.block_length, config.masking.probability
     blocks = micro_batch or run.micro_batch
-    share = math.ceil(count / ranks)
-    stage = run.zero_stage_for(ranks)
-    plain = run.precision == "fp32"
+    count = parameters(model, vocab_size)
+    size, share = DTYPE_BYTES[run.precision], math.ceil(count / ranks)
+    stage, plain, on_gpu = run.zero_stage_for(ranks), run.precision == "fp32", device == "cuda"
     if stage == 0:
         gradients = 4 * count
     elif plain:
@@ -168,32 +148,32 @@ def memory(
         gradients = 2 * count + (4 * share if stage >= 2 else 4 * count)
 
     # the tied matrix gets a gradient as output and another as input, and they are added
-    tied = 3 * size * vocabulary * model.hidden
-    bucket, reduced = _bucket(run, stage, count, device == "cuda")
-    unsharded_copy = 4 * count if ranks > 1 else 0
-    flat_copy = unsharded_copy if stage == 0 else 4 * share if plain else max(size * count, reduced)
-    masked_tokens = blocks * block_length * masked
-    on_gpu = device == "cuda"
+    tied = 3 * size * vocab_size * model.hidden
+    bucket, reduced = _bucket(run, stage, count, on_gpu)
+    if stage == 0:
+        flat_copy = 4 * count if ranks > 1 else 0
+    else:
+        flat_copy = 4 * share if plain else max(size * count, reduced)
 
-    return Memory(
+    activations = activation_bytes(
+        model,
+        blocks,
+        block_length,
+        masked,
+        run.precision,
+        device,
+        padded=True,
+        checkpointing=run.activation_checkpointing,
+    )
+    return RankMemory(
         weights=size * count,
         optimizer=12 * share if stage else 8 * count,
         gradients=gradients,
         bucket=bucket,
-        activations=round(
-            activation_bytes(
-                model,
-                blocks,
-                block_length,
-                masked,
-                run.precision,
-                device,
-                padded,
-                run.activation_checkpointing,
-            )
-            * (FRAGMENTATION if on_gpu else 1)
+        activations=round(activations * (FRAGMENTATION if on_gpu else 1)),
+        logits=logits_bytes(
+            model, vocab_size, blocks * block_length * masked, run.precision, device
         ),
-        logits=logits_bytes(model, vocabulary, masked_tokens, run.precision, device),
         update=max(tied, flat_copy),
         overhead=OVERHEAD[device],
     )
@@ -203,41 +183,26 @@ def _bucket(run: RunConfig, stage: int, count: int, on_gpu: bool) -> tuple[int, 
     """Bytes of the bucket, and of the copy of its content that is reduced in fp32 where it is bf16.
 
     Only stage 0 and BF16_Optimizer (stage 1, bf16) have none. A GPU gives the whole buffer, a CPU
-    the pages that are written."""
+    the memory pages that are written."""
     if stage == 0 or (stage, run.precision) == (1, "bf16"):
         return 0, 0
 
     zero: Any = run.deepspeed.get("zero_optimization")
-    elements = (
-        int(zero.get("reduce_bucket_size", REDUCE_BUCKET))
-        if isinstance(zero, dict)
-        else REDUCE_BUCKET
-    )
+    elements = REDUCE_BUCKET
+    if isinstance(zero, dict):
+        elements = int(zero.get("reduce_bucket_size", REDUCE_BUCKET))
+
     used = min(elements, count)
-
-    return DTYPE_BYTES[run.precision] * (elements if on_gpu else used), (
-        0 if run.precision == "fp32" else 4 * used
-    )
+    reduced = 0 if run.precision == "fp32" else 4 * used
+    return DTYPE_BYTES[run.precision] * (elements if on_gpu else used), reduced
 
 
-def largest_micro_batch(
-    model: ModelConfig,
-    vocabulary: int,
-    run: RunConfig,
-    ranks: int,
-    block_length: int,
-    masked: float,
-    device: Device,
-    limit: int,
-) -> int:
+def largest_micro_batch(config: PretrainingConfig, ranks: int, device: Device, limit: int) -> int:
     """The most blocks of a micro-batch whose peak is at most `limit` bytes; 0 if not even one
     fits."""
 
     def fits(blocks: int) -> bool:
-        return (
-            memory(model, vocabulary, run, ranks, block_length, masked, device, blocks).peak
-            <= limit
-        )
+        return rank_memory(config, ranks, device, blocks).peak <= limit
 
     if not fits(1):
         return 0
@@ -252,22 +217,3 @@ def largest_micro_batch(
         below, above = (middle, above) if fits(middle) else (below, middle)
 
     return below
-
-
-# --------------------------------------------------------------------------------------------- disk
-
-
-def checkpoint_bytes(count: int) -> int:
-    """fp32 weights and both moments (checkpoint.py)."""
-    return 12 * count
-
-
-def published_bytes(count: int, vocabulary: int) -> int:
-    """fp32 weights and the tokenizer's files."""
-    return 4 * count + TOKENIZER_BYTES * vocabulary
-
-
-def store_bytes(tokens: float, units: float, documents: float, vocabulary: int) -> float:
-    """The token store: ids in 2 bytes, 4 above 65,536 entries; 4 for the end of a unit, 4 and about
-    1 for the white space before it, 12 for a document."""
-    return (2 if vocabulary <= 2**16 else 4) * tokens + 9 * units + 12 * documents

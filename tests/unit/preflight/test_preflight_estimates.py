@@ -1,4 +1,4 @@
-"""The arithmetic of the budget, against the real model, torch's counters and what torch really
+"""The estimates of FLOPs, memory and disk, against the real model, torch's counters and what torch really
 holds."""
 
 import gc
@@ -12,15 +12,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ranks import run_distributed
 from robustly.experiment import load_experiment
-from robustly.preflight import budget
+from robustly.preflight import memory
+from robustly.preflight.disk import checkpoint_bytes
+from robustly.preflight.memory import largest_micro_batch, rank_memory
 from robustly.pretrain import checkpoint
 from robustly.pretrain.checkpoint import Progress
-from robustly.pretrain.config import RunConfig
+from robustly.pretrain.config import ModelConfig, RunConfig
 from robustly.pretrain.cross_entropy import ELEMENTS, summed_cross_entropy
 from robustly.pretrain.engine import Engine, start_ranks
 from robustly.pretrain.flops import embedding_parameters, flops_per_token, parameters
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.pretrain.stage import PretrainingConfig
 from synthetic import model, optim
 
 BLOCKS, LENGTH, ENTRIES, MASKED = 8, 64, 3000, 0.125
@@ -28,10 +31,22 @@ VOCABULARY = SpecialTokens(ENTRIES, 0, 1, 2, ENTRIES - 1)
 SHAPE = {"layers": 4, "hidden": 128, "heads": 4, "feed_forward": 512, "positions": LENGTH + 2}
 
 
+def config(sizes: ModelConfig, settings: RunConfig) -> PretrainingConfig:
+    """Of a model and a run, with the vocabulary, blocks and masks of these tests."""
+    shape = {
+        "tokenizer.vocab_size": ENTRIES,
+        "data.block_length": LENGTH,
+        "model.positions": LENGTH + 2,
+        "masking.probability": MASKED,
+    }
+    tiny = load_experiment("tiny", [f"{key}={value}" for key, value in shape.items()])
+    return tiny.model_copy(update={"model": sizes, "run": settings})
+
+
 def objective(attention: str = "sdpa", **changes: Any) -> MaskedLanguageModel:
-    config = roberta_config(model(**{**SHAPE, **changes}), VOCABULARY)
-    config._attn_implementation = attention
-    return MaskedLanguageModel(new_model(config, 1)).train()
+    settings = roberta_config(model(**{**SHAPE, **changes}), VOCABULARY)
+    settings._attn_implementation = attention
+    return MaskedLanguageModel(new_model(settings, 1)).train()
 
 
 def micro_batch(
@@ -115,7 +130,7 @@ def test_activations_are_what_autograd_keeps(
         ENTRIES * SHAPE["hidden"] + ENTRIES + MASKED * BLOCKS * LENGTH * SHAPE["hidden"]
     )
     sizes = model(**{**SHAPE, **changes})
-    expected = budget.activation_bytes(sizes, BLOCKS, LENGTH, MASKED, precision, "cpu", padded)
+    expected = memory.activation_bytes(sizes, BLOCKS, LENGTH, MASKED, precision, "cpu", padded)
     assert loss.requires_grad
     assert measured == pytest.approx(expected + gradients_of_matrix, rel=0.01)
 
@@ -136,9 +151,9 @@ def test_the_cross_entropy_holds_what_is_planned(
     def forward_and_backward() -> None:
         torch.autograd.grad(summed_cross_entropy(*tensors, labels, rows * ENTRIES), tensors)
 
-    assert budget.CHUNK_SCORES == ELEMENTS
-    monkeypatch.setattr(budget, "CHUNK_SCORES", rows * ENTRIES)
-    expected = budget.logits_bytes(model(**SHAPE), ENTRIES, masked_tokens, precision, "cpu")
+    assert memory.CHUNK_SCORES == ELEMENTS
+    monkeypatch.setattr(memory, "CHUNK_SCORES", rows * ENTRIES)
+    expected = memory.logits_bytes(model(**SHAPE), ENTRIES, masked_tokens, precision, "cpu")
     assert expected == pytest.approx(peak_of(forward_and_backward), rel=0.01)
 
 
@@ -224,19 +239,16 @@ def test_memory_is_what_torch_holds(
     ranks: int, stage: int, precision: str, measured_peaks: dict[tuple[int, int, str], int]
 ) -> None:
     measured = measured_peaks[ranks, stage, precision]
-    expected = budget.memory(
-        model(**SHAPE), ENTRIES, run(stage, precision, ranks), ranks, LENGTH, MASKED, "cpu"
-    )
+    settings = config(model(**SHAPE), run(stage, precision, ranks))
+    expected = rank_memory(settings, ranks, "cpu")
     assert 0.97 * measured <= expected.peak - expected.overhead <= 1.2 * measured
 
 
 def test_what_a_gpu_holds_more_than_a_cpu() -> None:
     """The whole bucket, and reserve; and less: dropout's masks as booleans, no L x L scores."""
-    sizes, settings = model(**SHAPE, dropout=0.1, attention_dropout=0.1), RunConfig(zero_stage=1)
-    cpu, gpu = (
-        budget.memory(sizes, ENTRIES, settings, 2, LENGTH, MASKED, device)
-        for device in ("cpu", "cuda")
-    )  # type: ignore[arg-type]
+    sizes = model(**SHAPE, dropout=0.1, attention_dropout=0.1)
+    settings = config(sizes, RunConfig(zero_stage=1))
+    cpu, gpu = rank_memory(settings, 2, "cpu"), rank_memory(settings, 2, "cuda")
     assert gpu.bucket == 4 * 500_000_000
     assert cpu.bucket == 4 * parameters(sizes, ENTRIES)
     assert gpu.activations < cpu.activations
@@ -249,7 +261,7 @@ def test_a_layer_of_four_times_its_width_keeps_34_h_bytes_as_korthikanti_et_al_c
     """Their count leaves out softmax's sums, LayerNorms' statistics and the padding mask: 4 A + 16
     bytes here."""
     two, three = (
-        budget.activation_bytes(
+        memory.activation_bytes(
             model(**{**SHAPE, "layers": n}, dropout=0.1), 1, LENGTH, MASKED, "bf16", "cuda", False
         )
         for n in (2, 3)
@@ -259,28 +271,22 @@ def test_a_layer_of_four_times_its_width_keeps_34_h_bytes_as_korthikanti_et_al_c
 
 @pytest.mark.parametrize("limit", [1.7e9, 3e9, 24e9])
 def test_the_largest_micro_batch_fits_and_one_more_does_not(limit: float) -> None:
-    sizes, settings = model(**SHAPE), RunConfig(zero_stage=1, precision="bf16")
-    shape = (sizes, ENTRIES, settings, 4, LENGTH, MASKED, "cuda")
-    largest = budget.largest_micro_batch(*shape, round(limit))  # type: ignore[arg-type]
-    assert budget.memory(*shape, largest).peak <= limit < budget.memory(*shape, largest + 1).peak  # type: ignore[arg-type]
+    settings = config(model(**SHAPE), RunConfig(zero_stage=1, precision="bf16"))
+    largest = largest_micro_batch(settings, 4, "cuda", round(limit))
+    fits, above = (rank_memory(settings, 4, "cuda", n).peak for n in (largest, largest + 1))
+    assert fits <= limit < above
 
 
 def test_no_micro_batch_fits_into_too_little() -> None:
-    settings = RunConfig(zero_stage=1, precision="bf16")
-    assert (
-        budget.largest_micro_batch(
-            model(**SHAPE), ENTRIES, settings, 1, LENGTH, MASKED, "cuda", 10**9
-        )
-        == 0
-    )
+    settings = config(model(**SHAPE), RunConfig(zero_stage=1, precision="bf16"))
+    assert largest_micro_batch(settings, 1, "cuda", 10**9) == 0
 
 
 def test_more_ranks_hold_less_each() -> None:
     sizes = model(**SHAPE)
     for stage in (1, 2):
         one, four = (
-            budget.memory(sizes, ENTRIES, run(stage, "bf16", ranks), ranks, LENGTH, MASKED, "cuda")
-            for ranks in (1, 4)
+            rank_memory(config(sizes, run(stage, "bf16", ranks)), ranks, "cuda") for ranks in (1, 4)
         )
         assert four.optimizer * 4 == pytest.approx(one.optimizer, rel=1e-4)
         assert four.peak < one.peak
@@ -298,5 +304,5 @@ def test_a_checkpoint_has_the_bytes_that_are_planned(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, Progress(1, "hash"), tensors, True, 1)
     written = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     assert written == pytest.approx(
-        budget.checkpoint_bytes(sum(p.numel() for p in network.parameters())), rel=0.02
+        checkpoint_bytes(sum(p.numel() for p in network.parameters())), rel=0.02
     )

@@ -1,0 +1,118 @@
+"""What to reconsider in a config before its run starts."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from robustly.preflight.corpus_size import CorpusSize
+from robustly.preflight.disk import gigabytes
+from robustly.preflight.machine import Machine
+from robustly.pretrain.stage import PretrainingConfig
+
+MANY_EPOCHS = 100
+
+
+def warnings(
+    config: PretrainingConfig,
+    ranks: int,
+    machine: Machine,
+    size: CorpusSize,
+    total: float,
+    memory: dict[str, Any],
+) -> list[str]:
+    """Warnings on a config whose run sees `total` tokens; `memory` is the plan's."""
+    return [
+        *_on_corpus(config, size, total),
+        *_on_memory(config, machine, memory),
+        *_on_batch(config, ranks),
+        *_on_warmup(config),
+        *_on_vocabulary(config, machine),
+        *_on_idle_ranks(config, ranks),
+    ]
+
+
+def _on_corpus(config: PretrainingConfig, size: CorpusSize, total: float) -> Iterator[str]:
+    if not size.tokens:
+        return
+
+    batch, updates = config.optim.batch_size, config.schedule.updates
+    if batch * config.data.block_length > size.tokens:
+        yield (
+            f"optim.batch_size = {batch:,}: an update holds more tokens than the corpus"
+            f" ({size.tokens:,.0f}); lower it"
+        )
+
+    if (epochs := total / size.tokens) >= MANY_EPOCHS:
+        yield (
+            f"{epochs:,.0f} epochs: the corpus is small for schedule.updates = {updates:,}; more"
+            " text or fewer updates serve better"
+        )
+
+
+def _on_memory(
+    config: PretrainingConfig, machine: Machine, memory: dict[str, Any]
+) -> Iterator[str]:
+    if machine.memory is None or memory["peak"] <= machine.memory:
+        return
+
+    if largest := memory["largest_micro_batch"]:
+        remedy = f"run.micro_batch={largest}"
+    elif machine.device == "cuda":
+        remedy = "more ranks with run.zero_stage=1, or a smaller model"
+    else:
+        remedy = "fewer ranks, or a smaller model"
+
+    yield (
+        f"run.micro_batch = {config.run.micro_batch}: a rank needs {gigabytes(memory['peak'])},"
+        f" more than {gigabytes(machine.memory)} ({machine.source}); take {remedy}"
+    )
+
+
+def _on_batch(config: PretrainingConfig, ranks: int) -> Iterator[str]:
+    batch, micro_batch = config.optim.batch_size, config.run.micro_batch
+    share = math.ceil(batch / ranks)
+    if micro_batch > share:
+        yield (
+            f"run.micro_batch = {micro_batch}: a rank's share of an update is {share}"
+            f" {'block' if share == 1 else 'blocks'}; a larger micro-batch is not used"
+        )
+
+    if batch < ranks:
+        yield f"optim.batch_size = {batch}: some of {ranks} ranks would have nothing to do"
+
+
+def _on_warmup(config: PretrainingConfig) -> Iterator[str]:
+    warmup, updates = config.schedule.warmup, config.schedule.updates
+    if warmup == 0:
+        yield (
+            "schedule.warmup = 0: the first updates are made at the peak rate; Transformers diverge"
+            " so"
+        )
+    elif warmup > updates / 2:
+        yield (
+            f"schedule.warmup = {warmup:,}: more than half of {updates:,} updates;"
+            " 5 to 10% is usual"
+        )
+
+
+def _on_vocabulary(config: PretrainingConfig, machine: Machine) -> Iterator[str]:
+    """NVIDIA, Matrix Multiplication Background User's Guide: bf16 is fastest on multiples of 64
+    elements (A100)."""
+    size = config.tokenizer.vocab_size
+    if machine.device == "cuda" and config.run.precision == "bf16" and size % 64:
+        yield (
+            f"tokenizer.vocab_size = {size:,}: not a multiple of 64, for which tensor cores are"
+            f" fastest; {math.ceil(size / 64) * 64:,} is"
+        )
+
+
+def _on_idle_ranks(config: PretrainingConfig, ranks: int) -> Iterator[str]:
+    """A last micro-batch that is mostly empty costs as many steps as a full one."""
+    micro_batch = config.run.micro_batch
+    share = math.ceil(config.optim.batch_size / ranks)
+    steps = math.ceil(share / micro_batch)
+    if steps > 1 and (used := share / (steps * micro_batch)) < 0.75:
+        yield (
+            f"run.micro_batch = {micro_batch}: {steps} micro-batches for a rank's {share} blocks,"
+            f" {used:.0%} full; run.micro_batch={math.ceil(share / steps)} fills them"
+        )
