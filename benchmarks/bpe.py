@@ -61,7 +61,7 @@ def encoding(folder: str, files: list[str]) -> dict[str, Any]:
     """Encode every document by both engines on one core; are the ids the same on every one?"""
     from tokenizers import Tokenizer
 
-    from robustly import tokenizer
+    from robustly.tokenizer import load_tokenizer
 
     texts = [
         text
@@ -69,7 +69,7 @@ def encoding(folder: str, files: list[str]) -> dict[str, Any]:
         for text in Path(file).read_text(encoding="utf-8").strip().split("\n\n")
     ]
     size = sum(len(text.encode()) for text in texts)
-    encoder = tokenizer.load(Path(folder))
+    encoder = load_tokenizer(Path(folder))
     peer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
     peer.encode_special_tokens = True
     ours: list[Any] = []

@@ -36,7 +36,7 @@ paths: {{root: {root}}}
 
 def encoding(folder: str, file: str) -> dict[str, float]:
     """Megabytes of a file and the seconds of both, in a process that has encoded nothing."""
-    from robustly import tokenizer
+    from robustly.tokenizer import load_tokenizer
 
     content = Path(file).read_text(encoding="utf-8")
     lines = (
@@ -45,7 +45,7 @@ def encoding(folder: str, file: str) -> dict[str, float]:
         else None
     )
     texts = lines or content.split("\n\n")
-    encoder = tokenizer.load(Path(folder))
+    encoder = load_tokenizer(Path(folder))
     start = time.process_time()
     table = encoder._table
     table.encode(b"a")

@@ -70,9 +70,9 @@ def run_mlm(files: list[str], tokenizer_folder: str, cache: str, cores: int) -> 
 
 def encoding(tokenizer_folder: str, files: list[str]) -> float:
     """Bytes of text a second that tiktoken alone encodes, on one core."""
-    from robustly import tokenizer
+    from robustly.tokenizer import load_tokenizer
 
-    engine = tokenizer.load(Path(tokenizer_folder))._engine
+    engine = load_tokenizer(Path(tokenizer_folder))._engine
     texts = [
         text
         for file in files

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustly.pretrain.masking import SpecialTokens
-from robustly.tokenizer.vocabulary import lay_out, save
+from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
 
 class RandomBlocks:
@@ -46,4 +46,4 @@ def save_tokenizer(size: int, folder: Path) -> None:
         words = [word + letter for word in words for letter in letters]
 
     folder.mkdir(exist_ok=True)
-    save(lay_out(merges[: size - 261]), folder)
+    save_vocabulary(lay_out(merges[: size - 261]), folder)

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from robustly.data_prep import npy
 from robustly.data_prep.config import PAIRS, Format
-from robustly.data_prep.packing import plan, record, room
+from robustly.data_prep.packing import index_dtype, longest_line, pack
 from robustly.data_prep.store import Split, Store
 
-VIEWS = "views"
+PACKED = "views"
 
 # Shards that are kept open: each costs a file descriptor, of which a process has 1,024 unless told
 # otherwise.
@@ -30,7 +30,7 @@ CHUNK = 2**22  # records that are read at a time
 def long_units(store: Store, block_length: int, format: Format) -> int:
     """How many units do not fit into a block (pair formats: into half of one) with their </s>, and
     are cut."""
-    longest = room(block_length, format)
+    longest = longest_line(block_length, format)
     return sum(
         int(np.count_nonzero(sizes > longest))
         for shard in store.shards
@@ -50,8 +50,8 @@ class Blocks:
         self.block_length, self.format = block_length, format
         self.pairs = format in PAIRS
         """Whether a block has two segments."""
-        kind = record(format)
-        path = folder / VIEWS / f"{split}-{format}-{block_length}-{self.store.hash[:16]}.npy"
+        kind = index_dtype(format)
+        path = folder / PACKED / f"{split}-{format}-{block_length}-{self.store.hash[:16]}.npy"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             with npy.GrowingArray(path, kind) as view:
@@ -68,7 +68,7 @@ class Blocks:
             lines = (
                 sizes for shard in self.store.shards_of(source) for sizes in self.store.lines(shard)
             )
-            yield from plan(
+            yield from pack(
                 lines, self.block_length, self.format, int(self.store.source_starts[source])
             )
 

@@ -37,18 +37,18 @@ between the segments included, which are not in the stream; tokens of the first 
 second begins, -1 if there is none; where the first one's document begins."""
 
 
-def record(format: Format) -> np.dtype[Any]:
+def index_dtype(format: Format) -> np.dtype[Any]:
     """What a plan of this format is a list of."""
     return PAIR if format in PAIRS else BLOCK
 
 
-def room(block_length: int, format: Format) -> int:
+def longest_line(block_length: int, format: Format) -> int:
     """The longest line that is not cut: beside <s>; in half of what <s> and the </s> between the
     segments leave."""
     return (block_length - 2) // 2 if format in PAIRS else block_length - 1
 
 
-def plan(
+def pack(
     lines: Iterable[NDArray[np.int64]], block_length: int, format: Format, start: int = 0
 ) -> Iterator[NDArray[Any]]:
     """The blocks of a stream that begins at `start`, of dtype `record(format)`, a bunch for each
@@ -58,9 +58,9 @@ def plan(
     unit, 1 for the lone </s>. Every token is in one block but the lone </s> of each document; in
     `full_sentences` that of the last document alone (it separates no two)."""
     if format in PAIRS:
-        return _paired(lines, room(block_length, format), format == "segment_pair", start)
+        return _paired(lines, longest_line(block_length, format), format == "segment_pair", start)
 
-    return _filled(lines, room(block_length, format), format == "full_sentences", start)
+    return _filled(lines, longest_line(block_length, format), format == "full_sentences", start)
 
 
 def _filled(

@@ -11,18 +11,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustly import UserError, manifest, tokenizer
+from robustly import UserError, manifest
 from robustly.corpus import decisions
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.documents import BadLine, documents, refuse_many
 from robustly.corpus.executors import process
-from robustly.corpus.files import Hashes, hashes
+from robustly.corpus.files import Hashes, hash_corpus
 from robustly.corpus.partitions import Partition, partitions
 from robustly.data_prep.config import DataConfig, store_recipe
 from robustly.data_prep.sentences import units
 from robustly.data_prep.store import SPLITS, Shard, ShardWriter, Split, Store, split_of, write_store
 from robustly.files import write_json
 from robustly.manifest import Manifest, Outcome, Stage
+from robustly.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from robustly.tokenizer.tokenizer import Tokenizer
@@ -64,7 +65,7 @@ class DataStage:
     def _contents(self) -> Hashes:
         earlier = manifest.read(self.folder)
         remembered = {**self._trained.notes["files"], **(earlier.notes["files"] if earlier else {})}
-        return hashes(self.corpus, remembered)
+        return hash_corpus(self.corpus, remembered)
 
     def make(self) -> Manifest:
         """Make the token store, and the packed index that `data` asks for; what is there already is
@@ -77,12 +78,12 @@ class DataStage:
         made = stage.make(stage.hash[:16], self._process, self._collect)
         return _with_view(made, self.folder, self.data)
 
-    def _process(self, work: Path) -> "list[_PartFacts]":
+    def _process(self, work: Path) -> "list[_PartitionFacts]":
         pieces = partitions(self.corpus)
         if self.clean_folder:
             pieces = decisions.attach(pieces, self.clean_folder)
 
-        task = _Task(self.corpus, self.data, work, self.tokenizer_folder, self._trained.hash)
+        task = _ShardMaker(self.corpus, self.data, work, self.tokenizer_folder, self._trained.hash)
         with ThreadPoolExecutor(1) as beside_the_workers:
             if self.processing.workers > 1:
                 beside_the_workers.submit(_load_ahead, task)
@@ -94,8 +95,8 @@ class DataStage:
         _check(_shards(done), empty, self.corpus, self.data)
         return done
 
-    def _collect(self, work: Path, done: "list[_PartFacts]") -> Outcome:
-        tokenizer = _encoder(self.tokenizer_folder, self._trained.hash)
+    def _collect(self, work: Path, done: "list[_PartitionFacts]") -> Outcome:
+        tokenizer = _tokenizer(self.tokenizer_folder, self._trained.hash)
         sources = [source.title for source in self.corpus.sources]
         outputs = write_store(
             self.folder, work, self.stage().hash, tokenizer, sources, _shards(done)
@@ -103,22 +104,22 @@ class DataStage:
         counts = {**_count(self.folder, done), **_view(self.folder, self.data)}
         notes = {
             "files": self._contents.files,
-            "training_corpus": hashes(self.corpus.training, self._contents.files).corpus,
+            "training_corpus": hash_corpus(self.corpus.training, self._contents.files).corpus,
             "cleaned": _dropped_before(self.clean_folder),
         }
         return Outcome(outputs, counts, notes)
 
 
-def _shards(done: "Sequence[_PartFacts]") -> dict[Split, list[Shard]]:
+def _shards(done: "Sequence[_PartitionFacts]") -> dict[Split, list[Shard]]:
     return {split: [shard for part in done if (shard := part.shards[split])] for split in SPLITS}
 
 
-def _load_ahead(task: "_Task") -> None:
+def _load_ahead(task: "_ShardMaker") -> None:
     """Load what the end of the stage takes, a second or two of imports and reading, while others
     are at work."""
     import robustly.data_prep.blocks  # noqa: F401 (numba)
 
-    _encoder(task.tokenizer_folder, task.trained)
+    _tokenizer(task.tokenizer_folder, task.trained)
 
 
 def _dropped_before(cleaned: Path | None) -> dict[str, int]:
@@ -173,7 +174,7 @@ def _check_room(tokens: int, data: DataConfig) -> None:
         )
 
 
-def _count(folder: Path, done: Sequence["_PartFacts"]) -> dict[str, Any]:
+def _count(folder: Path, done: Sequence["_PartitionFacts"]) -> dict[str, Any]:
     counts: dict[str, Any] = {}
     for split in SPLITS:
         store = Store(folder, split)
@@ -237,7 +238,7 @@ def _with_view(finished: Manifest, folder: Path, data: DataConfig) -> Manifest:
 
 
 @dataclass(frozen=True)
-class _PartFacts:
+class _PartitionFacts:
     """What is known of a part once it is done."""
 
     shards: dict[Split, Shard | None]
@@ -250,9 +251,9 @@ def _facts_file(work: Path, number: int) -> Path:
     return work / f"part-{number:05d}.json"
 
 
-def _read_facts(work: Path, number: int) -> _PartFacts:
+def _read_facts(work: Path, number: int) -> _PartitionFacts:
     facts = json.loads(_facts_file(work, number).read_text(encoding="utf-8"))
-    return _PartFacts(
+    return _PartitionFacts(
         {split: Shard(**shard) if shard else None for split, shard in facts["shards"].items()},
         facts["text_bytes"],
         facts["empty_documents"],
@@ -261,14 +262,14 @@ def _read_facts(work: Path, number: int) -> _PartFacts:
 
 
 @functools.lru_cache(maxsize=1)
-def _encoder(folder: Path, trained: str) -> "Tokenizer":
+def _tokenizer(folder: Path, trained: str) -> "Tokenizer":
     """The encoder, loaded once a process; `trained`, the hash of its stage, tells it from an
     earlier one there."""
-    return tokenizer.load(folder)
+    return load_tokenizer(folder)
 
 
 @dataclass(frozen=True)
-class _Task:
+class _ShardMaker:
     """Makes the shards of a part, in any process."""
 
     corpus: CorpusConfig
@@ -278,7 +279,7 @@ class _Task:
     trained: str
 
     def __call__(self, number: int, part: Partition) -> None:
-        encoder = _encoder(self.tokenizer_folder, self.trained)
+        tokenizer = _tokenizer(self.tokenizer_folder, self.trained)
         bad_lines: list[BadLine] = []
         text_bytes = empty = 0
 
@@ -289,8 +290,8 @@ class _Task:
                         self.work,
                         f"{split}-{number:05d}",
                         part.source,
-                        encoder.eos_id,
-                        encoder.dtype,
+                        tokenizer.eos_id,
+                        tokenizer.dtype,
                     )
                 )
                 for split in SPLITS
@@ -309,11 +310,12 @@ class _Task:
                 writers[
                     "validation" if held_out else split_of(text, self.corpus.validation)
                 ].append(
-                    *encoder.encode_lines([text[start:end] for start, end in spans]),
+                    *tokenizer.encode_lines([text[start:end] for start, end in spans]),
                     [text[start:end] for start, end in zip(gap_starts, gap_ends, strict=True)],
                 )
 
         shards = {split: writer.shard for split, writer in writers.items()}
         write_json(
-            _facts_file(self.work, number), asdict(_PartFacts(shards, text_bytes, empty, bad_lines))
+            _facts_file(self.work, number),
+            asdict(_PartitionFacts(shards, text_bytes, empty, bad_lines)),
         )

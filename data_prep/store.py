@@ -30,7 +30,7 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
 STORE = "store.json"
 FORMAT = 1  # version of the files; a reader refuses another
-KINDS = ("tokens", "units", "documents", "gaps", "gap_ends")
+ARRAYS = ("tokens", "units", "documents", "gaps", "gap_ends")
 """The files of a shard: `<name>.<kind>.npy`."""
 END = np.uint32
 """Type of the ends of units, documents and gaps within a shard."""
@@ -74,10 +74,10 @@ class ShardWriter:
         dtypes: dict[str, DTypeLike] = {"tokens": dtype, "gaps": np.uint8}
         self._files = {
             kind: npy.GrowingArray(folder / f"{name}.{kind}.npy", dtypes.get(kind, END))
-            for kind in KINDS
+            for kind in ARRAYS
         }
         self._documents = self._units = self._tokens = self._gap_bytes = 0  # so far
-        self._waiting = _Waiting()
+        self._waiting = _Buffer()
 
     def append(
         self, tokens: NDArray[Any], unit_ends: NDArray[np.int64], gaps: Sequence[str]
@@ -111,7 +111,7 @@ class ShardWriter:
 
     def _write(self) -> None:
         """Write what is waiting, many documents at a time: most are short."""
-        waiting, self._waiting = self._waiting, _Waiting()
+        waiting, self._waiting = self._waiting, _Buffer()
         if waiting.tokens:
             self._files["tokens"].append(np.concatenate(waiting.tokens))
             self._files["units"].append(np.concatenate(waiting.unit_ends).astype(END))
@@ -147,7 +147,7 @@ class ShardWriter:
 
 
 @dataclass
-class _Waiting:
+class _Buffer:
     """Documents on their way to the files of a shard."""
 
     tokens: list[NDArray[Any]] = field(default_factory=list)
@@ -163,14 +163,14 @@ def write_store(
     folder: Path,
     work: Path,
     stage_hash: str,
-    encoder: "Tokenizer",
+    tokenizer: "Tokenizer",
     sources: Sequence[str],
     shards: dict[Split, list[Shard]],
 ) -> list[Path]:
     """Move the shards from `work` into `folder` and list them in `store.json`; returns all files of
     the store."""
     names = [
-        f"{shard.name}.{kind}.npy" for split in SPLITS for shard in shards[split] for kind in KINDS
+        f"{shard.name}.{kind}.npy" for split in SPLITS for shard in shards[split] for kind in ARRAYS
     ]
     for name in names:
         if (work / name).exists():  # else a run that was killed has moved it
@@ -182,12 +182,12 @@ def write_store(
         {
             "format": FORMAT,
             "hash": stage_hash,
-            "vocabulary": encoder.fingerprint,
-            "vocab_size": encoder.vocab_size,
-            "dtype": encoder.dtype.name,
-            "bos_id": encoder.bos_id,
-            "pad_id": encoder.pad_id,
-            "eos_id": encoder.eos_id,
+            "vocabulary": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "dtype": tokenizer.dtype.name,
+            "bos_id": tokenizer.bos_id,
+            "pad_id": tokenizer.pad_id,
+            "eos_id": tokenizer.eos_id,
             "sources": list(sources),
             "splits": {split: [asdict(shard) for shard in shards[split]] for split in SPLITS},
         },
@@ -217,15 +217,15 @@ def _facts(folder: Path) -> dict[str, Any]:
     return cast(dict[str, Any], facts)
 
 
-def check_tokenizer(folder: Path, encoder: "Tokenizer") -> None:
+def check_tokenizer(folder: Path, tokenizer: "Tokenizer") -> None:
     """Raises UserError if the store in `folder` was not written with the vocabulary of
-    `encoder`."""
+    `tokenizer`."""
     facts = _facts(folder)
-    if facts["vocabulary"] != encoder.fingerprint:
+    if facts["vocabulary"] != tokenizer.fingerprint:
         raise UserError(
             f"{folder}: its tokens are of another tokenizer ({facts['vocab_size']:,} entries,"
-            f" fingerprint {facts['vocabulary'][:12]}) than the one given ({encoder.vocab_size:,}"
-            f" entries, {encoder.fingerprint[:12]}); give the tokenizer that it was prepared with,"
+            f" fingerprint {facts['vocabulary'][:12]}) than the one given ({tokenizer.vocab_size:,}"
+            f" entries, {tokenizer.fingerprint[:12]}); give the tokenizer that it was prepared with,"
             " or prepare the data anew"
         )
 
@@ -309,19 +309,19 @@ class Store:
             yield np.diff(ends, prepend=start)
             first, unit, start = last, units, int(ends[-1])
 
-    def texts(self, encoder: "Tokenizer") -> Iterator[str]:
-        """The documents, to the byte, in the order of the store. Raises UserError if `encoder` is
+    def texts(self, tokenizer: "Tokenizer") -> Iterator[str]:
+        """The documents, to the byte, in the order of the store. Raises UserError if `tokenizer` is
         another's."""
-        return (text for _, text in self.named_texts(encoder))
+        return (text for _, text in self.named_texts(tokenizer))
 
-    def named_texts(self, encoder: "Tokenizer") -> Iterator[tuple[str, str]]:
+    def named_texts(self, tokenizer: "Tokenizer") -> Iterator[tuple[str, str]]:
         """As `texts`, each with the name of its source: (source, text)."""
         for number, name in enumerate(self.sources):  # shards are in the order of the sources
-            yield from ((name, text) for text in self.texts_of(number, encoder))
+            yield from ((name, text) for text in self.texts_of(number, tokenizer))
 
-    def texts_of(self, source: int, encoder: "Tokenizer") -> Iterator[str]:
+    def texts_of(self, source: int, tokenizer: "Tokenizer") -> Iterator[str]:
         """As `texts`, of one source by its place."""
-        check_tokenizer(self.folder, encoder)
+        check_tokenizer(self.folder, tokenizer)
         for shard in self.shards_of(source):
             tokens, unit_ends = self.tokens(shard), self.unit_ends(shard)
             gaps = self._read(shard, "gaps", np.uint8, None)
@@ -336,7 +336,7 @@ class Store:
             for document_end in self.document_ends(shard).tolist():
                 pieces = []
                 for end in unit_ends[unit:document_end].tolist():
-                    pieces += [next(white_space), encoder.decode(tokens[begin : end - 1])]
+                    pieces += [next(white_space), tokenizer.decode(tokens[begin : end - 1])]
                     begin = end
                 yield "".join([*pieces, next(white_space)])
                 begin, unit = begin + 1, document_end

@@ -17,11 +17,12 @@ from transformers import (
     RobertaPreTrainedModel,
 )
 
-from robustly import UserError, tokenizer
+from robustly import UserError
 from robustly.delta.attachment import fingerprint, is_head
 from robustly.pretrain.start.model_files import find_folder
 from robustly.pretrain.start.open_model import check_tokens, open_model
 from robustly.rng import Purpose, seed64
+from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.tokenizer import Tokenizer
 
 Head = Literal["sequence", "tokens", "choice", "masked_lm"]
@@ -56,7 +57,7 @@ class Base:
         not fit the model."""
         files = find_folder(Path(folder), "paths.published")
         model, has_head, _ = open_model(files, ["roberta"], needs_head=False)
-        own = tokenizer.load(folder)
+        own = load_tokenizer(folder)
         check_tokens(files.title, model, own.vocab_size, own.pad_id)
         return cls(str(folder), model.requires_grad_(False), has_head, own)
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import RobertaForMaskedLM
 
-from robustly import UserError, log, tokenizer
+from robustly import UserError, log
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.sampler import EpochSampler
 from robustly.data_prep.store import check_tokenizer
@@ -48,6 +48,7 @@ from robustly.pretrain.start.fit_weights import start_from
 from robustly.pretrain.start.model_files import ModelFiles
 from robustly.pretrain.validation import evaluate
 from robustly.rng import Purpose, seed64
+from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.tokenizer import Tokenizer
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -105,7 +106,7 @@ class Trainer:
         with self._together():
             verify([config.folder("tokenizer"), config.folder("data")], rank)
 
-        encoder = tokenizer.load(config.folder("tokenizer"))
+        encoder = load_tokenizer(config.folder("tokenizer"))
         check_tokenizer(config.folder("data"), encoder)
         self.vocabulary = SpecialTokens.of(encoder)
         length, format = config.data.block_length, config.data.format

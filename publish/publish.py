@@ -32,7 +32,7 @@ from robustly.publish.curve import draw_curve
 from robustly.publish.examples import Blank, held_out_blanks
 from robustly.publish.proof import prove
 from robustly.publish.tokenizer_fit import held_out_fit
-from robustly.tokenizer import load
+from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.special_tokens import MASK_TOKEN
 from robustly.tokenizer.tokenizer import Tokenizer
 
@@ -81,7 +81,7 @@ def publish(
 
     with stage.begin():
         section = ModelConfig(**train.recipe["model"])
-        tokenizer = load(tokenizer_folder)
+        tokenizer = load_tokenizer(tokenizer_folder)
         special = SpecialTokens.of(tokenizer)
         longest_input = section.positions - 2
         _check_examples(config, tokenizer, longest_input)

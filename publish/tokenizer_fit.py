@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from robustly.corpus.texts import Texts
+from robustly.corpus.texts import NamedTexts
 from robustly.data_prep.store import Store, check_tokenizer
-from robustly.tokenizer.fit import fit_of
+from robustly.tokenizer.fit import measure_fit
 from robustly.tokenizer.tokenizer import Tokenizer
 
 DOCUMENTS = 1000
@@ -16,7 +16,7 @@ BYTES = 20_000_000
 """Of each source, at most: seconds of work."""
 
 
-def held_out_texts(data_folder: Path, tokenizer: Tokenizer) -> Texts | None:
+def held_out_texts(data_folder: Path, tokenizer: Tokenizer) -> NamedTexts | None:
     """The first documents of each source in the validation split, DOCUMENTS of them or BYTES; None
     if it is empty.
 
@@ -26,7 +26,7 @@ def held_out_texts(data_folder: Path, tokenizer: Tokenizer) -> Texts | None:
     store = Store(data_folder, "validation")
     if not store.documents:
         return None
-    return Texts("held-out documents", "source", _first_of_each(store, tokenizer))
+    return NamedTexts("held-out documents", "source", _first_of_each(store, tokenizer))
 
 
 COLUMNS = (
@@ -47,7 +47,7 @@ def held_out_fit(data_folder: Path, tokenizer: Tokenizer) -> dict[str, list[dict
     if (texts := held_out_texts(data_folder, tokenizer)) is None:
         return {"rows": [], "cuts": []}
 
-    fit = fit_of(tokenizer, texts)
+    fit = measure_fit(tokenizer, texts)
     rows = [{**size, **ratio} for size, ratio in zip(fit.sizes, fit.ratios, strict=True)]
 
     return {

@@ -14,7 +14,7 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
-from robustly.tokenizer.vocabulary import lay_out, save
+from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
 NAMES = {
     "bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>",
@@ -46,7 +46,7 @@ def ours(folder: Path, merges: Sequence[str] = ("t h", "th e", "Ġ the", "i n", 
     """As `robustly publish` writes it, without its records."""
     vocabulary = lay_out([tuple(merge.split()) for merge in merges])
     model(len(vocabulary.ids)).save_pretrained(folder)
-    save(vocabulary, folder)
+    save_vocabulary(vocabulary, folder)
     return folder
 
 

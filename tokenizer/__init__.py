@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from robustly.tokenizer.tokenizer import Tokenizer
 
 
-def load(folder: Path | str) -> "Tokenizer":
+def load_tokenizer(folder: Path | str) -> "Tokenizer":
     """The encoder of a finished tokenizer stage, a published folder, or RoBERTa's `vocab.json` and
     `merges.txt`.
 
     Raises UserError if the files are missing or are not a byte-level vocabulary in RoBERTa's
     layout."""
     from robustly.tokenizer.tokenizer import Tokenizer
-    from robustly.tokenizer.vocabulary import read
+    from robustly.tokenizer.vocabulary import read_vocabulary
 
-    return Tokenizer(read(Path(folder)))
+    return Tokenizer(read_vocabulary(Path(folder)))

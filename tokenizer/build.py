@@ -19,18 +19,18 @@ from robustly.config import InputPath, fingerprint
 from robustly.corpus import decisions
 from robustly.corpus.config import CorpusConfig, CountFiles, Processing
 from robustly.corpus.documents import documents
-from robustly.corpus.files import Hashes, hashes
+from robustly.corpus.files import Hashes, hash_corpus
 from robustly.corpus.partitions import Partition, partitions
 from robustly.files import sha256
 from robustly.manifest import Manifest, Outcome, Stage
 from robustly.resources import available_memory
-from robustly.tokenizer import load
+from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.config import FairseqFiles, TokenizerConfig
-from robustly.tokenizer.counting import RARE, SUMS, Sums, count
+from robustly.tokenizer.counting import COUNTS_FILE, RARE, CountSummary, count
 from robustly.tokenizer.counts import read_counts, watched
 from robustly.tokenizer.importing import files_of, read_imported
 from robustly.tokenizer.tokenizer import Tokenizer
-from robustly.tokenizer.vocabulary import Vocabulary, fast_tokenizer, lay_out, save
+from robustly.tokenizer.vocabulary import Vocabulary, fast_tokenizer, lay_out, save_vocabulary
 
 SAMPLE_PARTS = 16
 SAMPLE_DOCUMENTS = 16  # of each part
@@ -66,7 +66,7 @@ class TokenizerStage:
 
         inputs = {"corpus": self._contents.corpus}
         if self.clean_folder:
-            whole = hashes(self.corpus, {**self._remembered, **self._contents.files})
+            whole = hash_corpus(self.corpus, {**self._remembered, **self._contents.files})
             inputs["clean"] = decisions.require(self.clean_folder, whole.corpus).hash
 
         recipe["corpus"] = self.corpus.reading()
@@ -81,7 +81,7 @@ class TokenizerStage:
     def _contents(self) -> Hashes:
         """Of what is trained on."""
         trained_on = CountFiles.of(self.corpus) if self.corpus.counts else self.corpus.training
-        return hashes(trained_on, self._remembered)
+        return hash_corpus(trained_on, self._remembered)
 
     def make(self) -> Manifest:
         """Train the tokenizer, or take over the one that the config imports; does nothing where
@@ -109,7 +109,7 @@ class TokenizerStage:
     def _process(self, work: Path) -> "_Trained":
         text = self._partitions()
         tally, sums = count(self.corpus, self.tokenizer, text, work, self.processing)
-        vocabulary, counts = _train(work / SUMS, sums, self.tokenizer)
+        vocabulary, counts = _train(work / COUNTS_FILE, sums, self.tokenizer)
         found: dict[str, float] = {**tally, "distinct_words": sums.words, **counts}
         # of the words that were trained on, which are all words unless rare ones were left out
         if self.tokenizer.min_word_count == 1:
@@ -118,12 +118,12 @@ class TokenizerStage:
         return _Trained(vocabulary, text, found)
 
     def _collect(self, work: Path, trained: "_Trained") -> Outcome:
-        outputs = save(trained.vocabulary, self.folder)
+        outputs = save_vocabulary(trained.vocabulary, self.folder)
         reference = Reference.from_file(str(self.folder / "tokenizer.json"))
-        _try_out(load(self.folder), reference, _sample(trained.text, self.corpus))
-        (work / SUMS).replace(self.folder / SUMS)
+        _try_out(load_tokenizer(self.folder), reference, _sample(trained.text, self.corpus))
+        (work / COUNTS_FILE).replace(self.folder / COUNTS_FILE)
         files = {"files": self._contents.files}
-        return Outcome([*outputs, self.folder / SUMS], trained.counts, files)
+        return Outcome([*outputs, self.folder / COUNTS_FILE], trained.counts, files)
 
     def _take_over(self, imported: InputPath | FairseqFiles) -> Manifest:
         """Take a vocabulary that exists, and try it on the text."""
@@ -156,7 +156,7 @@ class TokenizerStage:
         _try_out(tokenizer, reference, sample)
 
         with stage.begin():
-            outputs = save(vocabulary, self.folder)
+            outputs = save_vocabulary(vocabulary, self.folder)
             counts = {"entries": found, "merges": len(vocabulary.merges)}
             return stage.finish(outputs, counts, notes={"files": {}})
 
@@ -180,24 +180,30 @@ class _Trained:
 # ----------------------------------------------------------------------------------------- training
 
 
-def _train(file: Path, sums: Sums, tokenizer: TokenizerConfig) -> tuple[Vocabulary, dict[str, int]]:
+def _train(
+    file: Path, sums: CountSummary, tokenizer: TokenizerConfig
+) -> tuple[Vocabulary, dict[str, int]]:
     """The vocabulary, and counts of it. Raises UserError if memory or the corpus do not suffice."""
     # numba: half a second and 100 MB that the workers need not have
     from robustly.tokenizer.merges import (
-        memory,
-        train,
+        memory_needed,
+        train_merges,
     )
 
     least = tokenizer.min_word_count
     words, symbols = sums.kept(least)
-    needed, free = memory(words, symbols), available_memory()
+    needed, free = memory_needed(words, symbols), available_memory()
     each = needed // max(words, 1)
     log.say(
         f"training on {words:,} distinct words: at most {needed / 2**20:,.0f} MiB of memory, {each}"
         " bytes a word"
     )
     if needed > free:
-        fits = (times for times in range(least + 1, RARE + 2) if memory(*sums.kept(times)) <= free)
+        fits = (
+            times
+            for times in range(least + 1, RARE + 2)
+            if memory_needed(*sums.kept(times)) <= free
+        )
         hint = next(
             (f"tokenizer.min_word_count: {times} leaves {sums.kept(times)[0]:,}" for times in fits),
             "",
@@ -212,7 +218,7 @@ def _train(file: Path, sums: Sums, tokenizer: TokenizerConfig) -> tuple[Vocabula
     wanted = tokenizer.vocab_size - tokenizer.fixed_entries
     rows = watched("reading counts", read_counts(file), sums.words)
     counts = ((word, number) for word, number in rows if number >= least)
-    training = train(counts, wanted, tokenizer.min_frequency, tokenizer.max_token_length)
+    training = train_merges(counts, wanted, tokenizer.min_frequency, tokenizer.max_token_length)
     if (found := len(training.merges)) < wanted:
         entries = tokenizer.fixed_entries + found
         message = (
@@ -250,16 +256,16 @@ def _sample(pieces: Sequence[Partition], corpus: CorpusConfig) -> Iterator[str]:
             yield document.text[:SAMPLE_CHARACTERS]
 
 
-def _try_out(encoder: Tokenizer, reference: Reference, texts: Iterable[str]) -> None:
+def _try_out(tokenizer: Tokenizer, reference: Reference, texts: Iterable[str]) -> None:
     """Raises UserError unless our encoder and `tokenizers` give the same ids, which stand for the
     exact text."""
     reference.encode_special_tokens = True  # a special token's name in a text is text
     for text in texts:
-        ids = encoder.encode_documents([text])[0]
-        exact = unicodedata.normalize("NFC", text) if encoder.vocabulary.nfc else text
+        ids = tokenizer.encode_documents([text])[0]
+        exact = unicodedata.normalize("NFC", text) if tokenizer.vocabulary.nfc else text
         if (
             ids.tolist() != reference.encode(text, add_special_tokens=False).ids
-            or encoder.decode(ids) != exact
+            or tokenizer.decode(ids) != exact
         ):
             raise UserError(
                 f"tiktoken and tokenizers encode a text of the corpus differently: {text[:200]!r}; "
@@ -267,22 +273,22 @@ def _try_out(encoder: Tokenizer, reference: Reference, texts: Iterable[str]) -> 
             )
 
 
-def _try_tokens(encoder: Tokenizer, reference: Reference) -> None:
+def _try_tokens(tokenizer: Tokenizer, reference: Reference) -> None:
     """Raises UserError if a merge of an imported vocabulary makes a token that the two engines find
     differently.
 
     tiktoken merges any neighbours that make a token, `tokenizers` only the pairs that are listed:
     the same for merges that were trained, and not for every list that can be written down."""
     reference.encode_special_tokens = True
-    for left, right in encoder.vocabulary.merges:
-        piece = encoder.decode_bytes([encoder.vocabulary.ids[left + right]])
+    for left, right in tokenizer.vocabulary.merges:
+        piece = tokenizer.decode_bytes([tokenizer.vocabulary.ids[left + right]])
         try:
             text = piece.decode()
         except UnicodeDecodeError:  # a part of a character is no text of its own
             continue
 
         ids = reference.encode(text, add_special_tokens=False).ids
-        if ids != encoder.encode_documents([text])[0].tolist():
+        if ids != tokenizer.encode_documents([text])[0].tolist():
             raise UserError(
                 "tokenizer.import: the merges are not in an order in which training finds them:"
                 f" {text!r} becomes {ids} pair by pair, and other ids by rank; such a vocabulary"

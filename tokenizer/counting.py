@@ -20,8 +20,8 @@ from robustly.corpus.reading import line_at, lines
 from robustly.files import write_json
 from robustly.tokenizer.config import MAX_MIN_WORD_COUNT, TokenizerConfig
 from robustly.tokenizer.counts import (
-    Addition,
     Count,
+    PartialSum,
     WordCounter,
     few_files,
     parse_count,
@@ -30,11 +30,11 @@ from robustly.tokenizer.counts import (
 )
 
 RARE = MAX_MIN_WORD_COUNT - 1  # how often a word occurs, at most, that may be left out
-SUMS = "counts.tsv.zst"
+COUNTS_FILE = "counts.tsv.zst"
 
 
 @dataclass(frozen=True)
-class Sums:
+class CountSummary:
     """Of the counts of the whole corpus."""
 
     words: int
@@ -58,12 +58,12 @@ def count(
     text: Sequence[Partition],
     work: Path,
     processing: Processing,
-) -> tuple[dict[str, int], Sums]:
+) -> tuple[dict[str, int], CountSummary]:
     """Count the words of the parts in `text`, or add up `corpus.counts`; what is in `work` already
     is not done again.
 
     Returns what the parts hold together, and what is known of the sums, which lie in `work` as
-    `SUMS`. Raises UserError if the text or the counts cannot be read, hold no words, or have too
+    `COUNTS_FILE`. Raises UserError if the text or the counts cannot be read, hold no words, or have too
     many broken rows."""
     memory = processing.counting_bytes
     if corpus.counts:
@@ -184,14 +184,14 @@ def _add_up(work: Path, size: int, corpus: CorpusConfig) -> dict[str, int]:
     return {**total, "bad_lines": len(bad_lines)}
 
 
-def _sum_up(work: Path, size: int, processing: Processing) -> Sums:
+def _sum_up(work: Path, size: int, processing: Processing) -> CountSummary:
     """Sum the counts of all parts into one file, by as many processes as there are while files are
     many."""
     known = work / "sums.json"
-    if known.exists() and (work / SUMS).exists():
-        return Sums(**json.loads(known.read_text(encoding="utf-8")))
+    if known.exists() and (work / COUNTS_FILE).exists():
+        return CountSummary(**json.loads(known.read_text(encoding="utf-8")))
 
-    def add(additions: Sequence[Addition], level: int) -> None:
+    def add(additions: Sequence[PartialSum], level: int) -> None:
         process(_add_files, additions, work / f"tasks-{level}", processing, "summing counts")
 
     paths = few_files([_words_file(work, number) for number in range(size)], add)
@@ -210,11 +210,11 @@ def _sum_up(work: Path, size: int, processing: Processing) -> Sums:
 
             yield word, number
 
-    write_counts(work / SUMS, measured(sum_sorted(paths, "summing counts")))
-    sums = Sums(words, symbols, rare)
+    write_counts(work / COUNTS_FILE, measured(sum_sorted(paths, "summing counts")))
+    sums = CountSummary(words, symbols, rare)
     write_json(known, asdict(sums))
     return sums
 
 
-def _add_files(number: int, addition: Addition) -> None:
+def _add_files(number: int, addition: PartialSum) -> None:
     addition.write()

@@ -20,7 +20,7 @@ import pyarrow
 
 from robustly.files import atomic
 from robustly.log import progress
-from robustly.tokenizer.words import chunks, split
+from robustly.tokenizer.words import split_words, text_chunks
 
 FAN_IN = 64  # files that are open at once while counts are summed
 BATCH = 2**16  # words that are added or written at once
@@ -48,8 +48,8 @@ class WordCounter:
 
     def add_text(self, text: str) -> None:
         """Count the words of a document or a line."""
-        for chunk in chunks(text):
-            self._pending += split(chunk)
+        for chunk in text_chunks(text):
+            self._pending += split_words(chunk)
             if len(self._pending) >= BATCH:
                 self._add_pending()
 
@@ -163,7 +163,7 @@ def parse_count(line: str) -> Count:
     except UnicodeEncodeError:
         raise ValueError(f"the word {quoted[:40]!r} holds half of a surrogate pair") from None
 
-    if len(pieces := split(word)) != 1:
+    if len(pieces := split_words(word)) != 1:
         raise ValueError(
             f"{word[:40]!r} is {len(pieces)} words for GPT-2's pre-tokenizer:"
             f" {'|'.join(pieces)[:60]!r}; count words as it splits them (a space belongs to the"
@@ -174,7 +174,7 @@ def parse_count(line: str) -> Count:
 
 
 @dataclass(frozen=True)
-class Addition:
+class PartialSum:
     """One file that is to hold the sums of others."""
 
     target: Path
@@ -185,13 +185,13 @@ class Addition:
         write_counts(self.target, sum_sorted(self.files))
 
 
-def _add_here(additions: Sequence[Addition], level: int) -> None:
+def _add_here(additions: Sequence[PartialSum], level: int) -> None:
     for addition in additions:
         addition.write()
 
 
 def few_files(
-    paths: Sequence[Path], add: Callable[[Sequence[Addition], int], None]
+    paths: Sequence[Path], add: Callable[[Sequence[PartialSum], int], None]
 ) -> Sequence[Path]:
     """At most `FAN_IN` files with the sums of all: `add(additions, level)` writes those that lie
     between, as often as it takes."""
@@ -199,7 +199,7 @@ def few_files(
     while len(paths) > FAN_IN:
         groups = [paths[first : first + FAN_IN] for first in range(0, len(paths), FAN_IN)]
         additions = [
-            Addition(folder / f"{name}.sum-{level}-{number:05d}.tsv", group)
+            PartialSum(folder / f"{name}.sum-{level}-{number:05d}.tsv", group)
             for number, group in enumerate(groups)
         ]
         add(additions, level)

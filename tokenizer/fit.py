@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from robustly.corpus.texts import Texts
-from robustly.tokenizer.quality import RATIOS, Measured, Quality, measure_by
+from robustly.corpus.texts import NamedTexts
+from robustly.tokenizer.quality import RATIOS, EncodingStats, StatsByName, measure_by
 from robustly.tokenizer.tokenizer import Tokenizer
 
 TOTAL = "total"
@@ -16,7 +16,7 @@ EXCERPT_WORDS, EXCERPT_BYTES = 12, 80
 
 
 @dataclass(frozen=True)
-class Fit:
+class TokenizerFit:
     """What a tokenizer makes of documents, in rows for people and programs: one for each name, the
     total last."""
 
@@ -27,11 +27,11 @@ class Fit:
     unused_entries: int
 
 
-def fit_of(encoder: Tokenizer, texts: Texts) -> Fit:
+def measure_fit(tokenizer: Tokenizer, texts: NamedTexts) -> TokenizerFit:
     """What a tokenizer makes of the documents under each name, and of all. Raises UserError as
     reading them does."""
-    excerpts = Excerpts()
-    (measured,) = measure_by([encoder], excerpts.taken(texts.named))
+    excerpts = ExcerptSampler()
+    (measured,) = measure_by([tokenizer], excerpts.taken(texts.named))
     rows = list(rows_of(texts, measured))
     sizes, ratios = (
         [
@@ -40,11 +40,11 @@ def fit_of(encoder: Tokenizer, texts: Texts) -> Fit:
         ]
         for columns in (("documents", "bytes", "words", "tokens"), RATIOS)
     )
-    cuts = [{"name": name, **cut_up(encoder, text)} for name, text in excerpts]
-    return Fit(sizes, ratios, cuts, measured.total.unused_entries)
+    cuts = [{"name": name, **cut_up(tokenizer, text)} for name, text in excerpts]
+    return TokenizerFit(sizes, ratios, cuts, measured.total.unused_entries)
 
 
-def rows_of(texts: Texts, measured: Measured) -> Iterator[tuple[str, Quality]]:
+def rows_of(texts: NamedTexts, measured: StatsByName) -> Iterator[tuple[str, EncodingStats]]:
     """The total last, where it is not the only row."""
     rows = measured.rows
     yield from sorted(rows.items()) if texts.by_name else rows.items()
@@ -52,7 +52,7 @@ def rows_of(texts: Texts, measured: Measured) -> Iterator[tuple[str, Quality]]:
         yield TOTAL, measured.total
 
 
-class Excerpts:
+class ExcerptSampler:
     """A few words of documents that pass by, of several names where there are several."""
 
     def __init__(self) -> None:
@@ -93,9 +93,9 @@ def excerpt(text: str) -> str:
     return shown
 
 
-def cut_up(encoder: Tokenizer, text: str) -> dict[str, Any]:
-    ids = encoder.encode_documents([text])[0]
-    pieces = [encoder.decode_bytes([number]) for number in ids.tolist()]
+def cut_up(tokenizer: Tokenizer, text: str) -> dict[str, Any]:
+    ids = tokenizer.encode_documents([text])[0]
+    pieces = [tokenizer.decode_bytes([number]) for number in ids.tolist()]
     return {
         "tokens": len(pieces),
         "bytes_per_token": sum(map(len, pieces)) / len(pieces),

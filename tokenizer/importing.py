@@ -13,7 +13,13 @@ from robustly.tokenizer.special_tokens import (
     byte_symbols,
     could_be_learned,
 )
-from robustly.tokenizer.vocabulary import Vocabulary, read, read_json, read_merges, read_text
+from robustly.tokenizer.vocabulary import (
+    Vocabulary,
+    read_json,
+    read_merges,
+    read_text,
+    read_vocabulary,
+)
 
 KEY = "tokenizer.import"
 # Of a Hugging Face folder, all that decides how text is encoded.
@@ -52,7 +58,7 @@ def read_imported(imported: InputPath | FairseqFiles) -> Vocabulary:
         return _whole(read_fairseq(encoder, merges, dictionary), merges)
 
     folder = locate(KEY, imported)
-    vocabulary = read(folder)
+    vocabulary = read_vocabulary(folder)
 
     for number, token in enumerate(SPECIAL_TOKENS):
         if (found := vocabulary.ids[token]) != number:

@@ -39,7 +39,7 @@ EMPTY = -1  # key of a free slot of the table
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainedMerges:
     """What training gives."""
 
     merges: list[tuple[str, str]]
@@ -50,8 +50,8 @@ class Training:
     """Tokens of the whole corpus, once all merges are done."""
 
 
-def memory(words: int, symbols: int) -> int:
-    """Bytes that `train` takes at most, about, for so many distinct words of so many bytes in all.
+def memory_needed(words: int, symbols: int) -> int:
+    """Bytes that `train_merges` takes at most, about, for so many distinct words of so many bytes in all.
 
     A position has its symbol, its neighbours, its word and its place in a list of equal pairs: 24
     bytes. The table of pairs adds up to 30 for each where the words are as varied as can be (random
@@ -59,12 +59,12 @@ def memory(words: int, symbols: int) -> int:
     return WORD_BYTES * words + POSITION_BYTES * symbols
 
 
-def train(
+def train_merges(
     words: Iterable[tuple[str, int]],
     merges: int,
     min_frequency: int,
     max_token_length: int | None = None,
-) -> Training:
+) -> TrainedMerges:
     """Find the first `merges` merges; fewer where the words have no more.
 
     `words` are distinct words with their counts. A pair that occurs less than `min_frequency` times
@@ -92,7 +92,7 @@ def train(
         pairs.append((names[left], names[right]))
         names.append(names[left] + names[right])
 
-    return Training(pairs, len(lengths), int(total))
+    return TrainedMerges(pairs, len(lengths), int(total))
 
 
 def _lay_out(words: Iterable[tuple[str, int]]) -> tuple[I32, I32, I64]:

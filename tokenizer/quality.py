@@ -38,7 +38,7 @@ _SPACES = np.array(
 
 
 @dataclass(frozen=True)
-class Quality:
+class EncodingStats:
     """What a tokenizer makes of some documents."""
 
     documents: int
@@ -93,23 +93,25 @@ def _ratio(part: int, whole: int) -> float | None:
 
 
 @dataclass(frozen=True)
-class Measured:
+class StatsByName:
     """Documents under several names, such as their languages."""
 
-    rows: dict[str, Quality]
+    rows: dict[str, EncodingStats]
     """By name, in the order in which the names came."""
-    total: Quality
+    total: EncodingStats
 
 
-def measure(encoder: "Tokenizer", texts: Iterable[str]) -> Quality:
+def measure(tokenizer: "Tokenizer", texts: Iterable[str]) -> EncodingStats:
     """What the tokenizer makes of the texts, each a document."""
-    return measure_by([encoder], (("", text) for text in texts))[0].total
+    return measure_by([tokenizer], (("", text) for text in texts))[0].total
 
 
-def measure_by(encoders: Sequence["Tokenizer"], named: Iterable[tuple[str, str]]) -> list[Measured]:
+def measure_by(
+    tokenizers: Sequence["Tokenizer"], named: Iterable[tuple[str, str]]
+) -> list[StatsByName]:
     """What each tokenizer makes of the same documents, which come as (name, text) and are read
     once."""
-    gauges = [_Gauge(encoder) for encoder in encoders]
+    gauges = [_Gauge(tokenizer) for tokenizer in tokenizers]
     for together in _batched(named):
         for gauge in gauges:
             gauge.add(together)
@@ -133,34 +135,36 @@ def _batched(named: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]
 class _Gauge:
     """Counts what one tokenizer makes of documents, by name."""
 
-    def __init__(self, encoder: "Tokenizer"):
-        self.encoder = encoder
+    def __init__(self, tokenizer: "Tokenizer"):
+        self.tokenizer = tokenizer
         self._counts: dict[str, NDArray[np.int64]] = {}  # of COUNTED
         self._used: dict[str, NDArray[np.uint8]] = {}  # a bit for each entry
 
     def add(self, documents: Sequence[tuple[str, str]]) -> None:
         texts = [text for _, text in documents]
-        encoded = self.encoder.encode_documents(texts)
-        if self.encoder.vocabulary.nfc:
+        encoded = self.tokenizer.encode_documents(texts)
+        if self.tokenizer.vocabulary.nfc:
             texts = [unicodedata.normalize("NFC", text) for text in texts]
 
-        rows = _count(texts, encoded, self.encoder.token_bytes)
+        rows = _count(texts, encoded, self.tokenizer.token_bytes)
         groups = {
             name: number for number, name in enumerate(dict.fromkeys(name for name, _ in documents))
         }
         of_document = np.array([groups[name] for name, _ in documents])
         of_token = np.repeat(of_document, rows[:, COUNTED.index("tokens")])
-        seen = np.unique(of_token * self.encoder.vocab_size + np.concatenate(encoded))
+        seen = np.unique(of_token * self.tokenizer.vocab_size + np.concatenate(encoded))
 
         for name, number in groups.items():
             added = rows[of_document == number].sum(0)
-            bounds = np.searchsorted(seen, np.array([number, number + 1]) * self.encoder.vocab_size)
-            used = np.zeros(self.encoder.vocab_size, bool)
-            used[seen[slice(*bounds)] - number * self.encoder.vocab_size] = True
+            bounds = np.searchsorted(
+                seen, np.array([number, number + 1]) * self.tokenizer.vocab_size
+            )
+            used = np.zeros(self.tokenizer.vocab_size, bool)
+            used[seen[slice(*bounds)] - number * self.tokenizer.vocab_size] = True
             self._counts[name] = self._counts.get(name, 0) + added
             self._used[name] = self._used.get(name, np.uint8(0)) | np.packbits(used)
 
-    def measured(self) -> Measured:
+    def measured(self) -> StatsByName:
         rows = {
             name: self._quality(counts, self._used[name]) for name, counts in self._counts.items()
         }
@@ -173,11 +177,13 @@ class _Gauge:
             if rows
             else none
         )
-        return Measured(rows, self._quality(*total))
+        return StatsByName(rows, self._quality(*total))
 
-    def _quality(self, counts: NDArray[np.int64], used: NDArray[np.uint8]) -> Quality:
-        unused = int((self.encoder.token_bytes > 0).sum() - np.bitwise_count(used).sum())
-        return Quality(**dict(zip(COUNTED, counts.tolist(), strict=True)), unused_entries=unused)
+    def _quality(self, counts: NDArray[np.int64], used: NDArray[np.uint8]) -> EncodingStats:
+        unused = int((self.tokenizer.token_bytes > 0).sum() - np.bitwise_count(used).sum())
+        return EncodingStats(
+            **dict(zip(COUNTED, counts.tolist(), strict=True)), unused_entries=unused
+        )
 
 
 def _count(

@@ -1,6 +1,6 @@
 """RoBERTa's special tokens, and which names a further one can have."""
 
-from robustly.tokenizer.words import split
+from robustly.tokenizer.words import split_words
 
 SPECIAL_TOKENS = (
     "<s>",
@@ -34,6 +34,6 @@ def could_be_learned(token: str) -> bool:
         return False
 
     try:
-        return len(split(bytes(map(byte_of.__getitem__, token)).decode())) == 1
+        return len(split_words(bytes(map(byte_of.__getitem__, token)).decode())) == 1
     except UnicodeDecodeError:
         return True

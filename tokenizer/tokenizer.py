@@ -245,9 +245,9 @@ def _groups(lines: Sequence[str]) -> Iterator[Sequence[str]]:
 _worker: Tokenizer | None = None  # of a process that `encode_documents` started
 
 
-def _begin_worker(encoder: Tokenizer) -> None:
+def _begin_worker(tokenizer: Tokenizer) -> None:
     global _worker
-    _worker = encoder
+    _worker = tokenizer
 
 
 def _encode_batch(texts: Sequence[str]) -> list[NDArray[Any]]:

@@ -65,7 +65,7 @@ def lay_out(
 # -------------------------------------------------------------------------------------------- files
 
 
-def save(vocabulary: Vocabulary, folder: Path) -> list[Path]:
+def save_vocabulary(vocabulary: Vocabulary, folder: Path) -> list[Path]:
     """Write the vocabulary as GPT-2, `tokenizers` and transformers read it; returns the files."""
     merges = "".join(f"{left} {right}\n" for left, right in vocabulary.merges)
     write_atomic(folder / "vocab.json", json.dumps(vocabulary.ids, ensure_ascii=False))
@@ -153,7 +153,7 @@ def fast_tokenizer(vocabulary: Vocabulary) -> Any:
 # ------------------------------------------------------------------------------------------ reading
 
 
-def read(folder: Path) -> Vocabulary:
+def read_vocabulary(folder: Path) -> Vocabulary:
     """The vocabulary in a folder: ours, a published one, or any Hugging Face tokenizer of RoBERTa's
     kind.
 

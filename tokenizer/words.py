@@ -17,7 +17,7 @@ CHUNK = 2**16  # characters: the words of a text are made so many at a time, wha
 _SEAM = regex.compile(r"(?<=\S)\s(?=\S)")
 
 
-def split(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The words of a text in order; joined, they are the text.
 
     `regex` knows newer Unicode tables than the engines that encode: a letter younger than Unicode
@@ -26,7 +26,7 @@ def split(text: str) -> list[str]:
     return regex.findall(PATTERN, text)
 
 
-def chunks(text: str) -> Iterator[str]:
+def text_chunks(text: str) -> Iterator[str]:
     """A text in pieces of about `CHUNK` characters, whose words are the words of the text."""
     start = 0
     while len(text) - start > CHUNK and (seam := _SEAM.search(text, start + CHUNK)):

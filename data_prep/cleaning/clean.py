@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from robustly import UserError, log, manifest
 from robustly.corpus import decisions
 from robustly.corpus.config import CorpusConfig, Processing
-from robustly.corpus.decisions import KEPT, verdicts_file
+from robustly.corpus.decisions import KEPT, decisions_file
 from robustly.corpus.documents import BadLine, documents, refuse_many
 from robustly.corpus.executors import process
-from robustly.corpus.files import file_facts, hashes
+from robustly.corpus.files import file_facts, hash_corpus
 from robustly.corpus.partitions import Partition, partitions
 from robustly.data_prep import npy
 from robustly.data_prep.cleaning.config import CleaningConfig, EvaluationFiles, NearDuplicatesConfig
@@ -88,7 +88,7 @@ class CleanStage:
         """Hashes of what is read, and what is known of its files, for the notes of the manifest."""
         earlier = manifest.read(self.folder)
         remembered = earlier.notes["files"] if earlier else {}
-        contents = hashes(self.corpus, remembered)
+        contents = hash_corpus(self.corpus, remembered)
         inputs, files = {"corpus": contents.corpus}, dict(contents.files)
         if self.cleaning.language:
             model = model_file(self.cleaning.language)
@@ -97,7 +97,7 @@ class CleanStage:
             files |= facts
 
         if self.cleaning.contamination:
-            texts = hashes(EvaluationFiles.of(self.cleaning.contamination), remembered)
+            texts = hash_corpus(EvaluationFiles.of(self.cleaning.contamination), remembered)
             inputs["evaluation"] = texts.corpus
             files |= texts.files
 
@@ -122,7 +122,7 @@ class CleanStage:
             check_words(self.language)
 
         pieces = partitions(self.corpus)
-        task = _Cleaning(self.corpus, self.cleaning, self.language, work, self._model())
+        task = _PartitionCleaner(self.corpus, self.cleaning, self.language, work, self._model())
         if self.cleaning.language and task.model:
             check_languages(self.cleaning.language, task.model)
 
@@ -163,7 +163,7 @@ class CleanStage:
 class _Decided:
     """What the work comes to: the tally of each partition, the reasons by their codes, counts."""
 
-    tallies: "list[_Tally]"
+    tallies: "list[_DecisionCounts]"
     reasons: list[str]
     counts: dict[str, Any]
 
@@ -189,8 +189,8 @@ def _look_for(cleaning: CleaningConfig, work: Path) -> dict[str, int]:
 
 
 def _find_duplicates(
-    task: "_Cleaning",
-    judged: Sequence["_Judged"],
+    task: "_PartitionCleaner",
+    judged: Sequence["_RuleDecisions"],
     groups: "Sequence[_Group]",
     processing: Processing,
 ) -> int:
@@ -238,7 +238,7 @@ def _of_duplicates(cleaning: CleaningConfig) -> list[str]:
 def _count(
     corpus: CorpusConfig,
     pieces: Sequence[Partition],
-    tallies: "Sequence[_Tally]",
+    tallies: "Sequence[_DecisionCounts]",
     reasons: list[str],
 ) -> dict[str, Any]:
     """What was kept and what was dropped: in all, and in `sources` a row for each source and
@@ -296,9 +296,11 @@ def _check(counts: dict[str, Any], corpus: CorpusConfig) -> None:
             )
 
 
-def _move(work: Path, folder: Path, tallies: "Sequence[_Tally]", reasons: list[str]) -> list[Path]:
+def _move(
+    work: Path, folder: Path, tallies: "Sequence[_DecisionCounts]", reasons: list[str]
+) -> list[Path]:
     """Move the verdicts from `work` into `folder` and list them; returns all files of the stage."""
-    paths = [verdicts_file(folder, number) for number in range(len(tallies))]
+    paths = [decisions_file(folder, number) for number in range(len(tallies))]
     for path in paths:
         if (work / path.name).exists():  # else a run that was killed has moved it
             (work / path.name).rename(path)
@@ -309,8 +311,8 @@ def _move(work: Path, folder: Path, tallies: "Sequence[_Tally]", reasons: list[s
         "verdicts": ["kept", *reasons],
         "documents": [sum(tally.documents) for tally in tallies],
     }
-    write_json(folder / decisions.VERDICTS, listed)
-    return [*paths, folder / decisions.VERDICTS]
+    write_json(folder / decisions.SUMMARY, listed)
+    return [*paths, folder / decisions.SUMMARY]
 
 
 # -------------------------------------------------------------------------------------------- parts
@@ -327,7 +329,7 @@ class _Group:
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _RuleDecisions:
     """What the rules made of a part; its documents' codes lie in a file, n for the nth of
     `reasons`, from 1."""
 
@@ -337,7 +339,7 @@ class _Judged:
 
 
 @dataclass(frozen=True)
-class _Tally:
+class _DecisionCounts:
     """A part's documents and their bytes, by verdict: kept, then each reason."""
 
     documents: list[int]
@@ -355,15 +357,17 @@ def _file(work: Path, kind: str, number: int, ending: str = "npy") -> Path:
     return work / f"{kind}-{number:05d}.{ending}"
 
 
-def _read_judged(work: Path, number: int) -> _Judged:
+def _read_judged(work: Path, number: int) -> _RuleDecisions:
     facts = json.loads(_file(work, "rules", number, "json").read_text(encoding="utf-8"))
-    return _Judged(
+    return _RuleDecisions(
         facts["kept"], facts["reasons"], [BadLine(**line) for line in facts["bad_lines"]]
     )
 
 
-def _read_tally(work: Path, number: int) -> _Tally:
-    return _Tally(**json.loads(_file(work, "tally", number, "json").read_text(encoding="utf-8")))
+def _read_tally(work: Path, number: int) -> _DecisionCounts:
+    return _DecisionCounts(
+        **json.loads(_file(work, "tally", number, "json").read_text(encoding="utf-8"))
+    )
 
 
 def _cluster(work: Path, near: NearDuplicatesConfig, number: int, groups: int) -> None:
@@ -373,7 +377,7 @@ def _cluster(work: Path, near: NearDuplicatesConfig, number: int, groups: int) -
 
 
 @dataclass(frozen=True)
-class _Cleaning:
+class _PartitionCleaner:
     """The work on the parts of a corpus, in any process."""
 
     corpus: CorpusConfig
@@ -404,7 +408,7 @@ class _Cleaning:
         if self.cleaning.exact_duplicates:
             write_hashes(self.work, number, texts_hashed, kept)
 
-        judged = _Judged(len(kept), [reason for reason in codes if reason], bad_lines)
+        judged = _RuleDecisions(len(kept), [reason for reason in codes if reason], bad_lines)
         write_json(_file(self.work, "rules", number, "json"), asdict(judged))
 
     def sign(self, buckets: int, number: int, group: _Group) -> None:
@@ -447,12 +451,13 @@ class _Cleaning:
                 NEAR, 0
             )
             seen += len(kept)
-            npy.write(verdicts_file(self.work, place), settled)
+            npy.write(decisions_file(self.work, place), settled)
             sizes = npy.read(_file(self.work, "sizes", place), np.int64, settled.size)
             found = np.bincount(settled, minlength=len(reasons) + 1)
             size = [int(sizes[settled == code].sum()) for code in range(len(reasons) + 1)]
             write_json(
-                _file(self.work, "tally", place, "json"), asdict(_Tally(found.tolist(), size))
+                _file(self.work, "tally", place, "json"),
+                asdict(_DecisionCounts(found.tolist(), size)),
             )
 
     def _near(self, group: int) -> NDArray[np.int64]:

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustly import UserError, log
-from robustly.corpus.files import files
+from robustly.corpus.files import corpus_files
 from robustly.corpus.formats import format_of, where
 from robustly.data_prep.cleaning.config import ContaminationConfig, EvaluationFiles
-from robustly.data_prep.cleaning.shingles import hashes
+from robustly.data_prep.cleaning.shingles import ngram_hashes
 
 
 @dataclass(frozen=True)
-class Index:
+class EvaluationIndex:
     """What is looked for."""
 
     hashes: NDArray[np.uint64]
@@ -30,19 +30,19 @@ class Index:
     """Texts that have too few words for a run, and are not looked for."""
 
 
-def build_index(contamination: ContaminationConfig) -> Index:
+def build_index(contamination: ContaminationConfig) -> EvaluationIndex:
     """Read the evaluation texts of a page.
 
     Raises UserError if a file cannot be read, a row lacks a key, or no text is long enough.
     """
     found: list[NDArray[np.uint64]] = []
     texts = short = 0
-    paths = [path for _, path in files(EvaluationFiles.of(contamination))]
+    paths = [path for _, path in corpus_files(EvaluationFiles.of(contamination))]
 
     with log.progress("reading evaluation texts", len(paths), "files") as advance:
         for path in paths:
             for text in evaluation_texts(path, contamination.keys):
-                runs = hashes(text, contamination.n_grams)
+                runs = ngram_hashes(text, contamination.n_grams)
                 texts += 1
                 short += runs.size == 0
                 found.append(runs)
@@ -55,12 +55,12 @@ def build_index(contamination: ContaminationConfig) -> Index:
             " (cleaning.contamination.n_grams); lower that, or give longer texts"
         )
 
-    return Index(np.unique(np.concatenate(found)), texts, short)
+    return EvaluationIndex(np.unique(np.concatenate(found)), texts, short)
 
 
 def contaminated(text: str, index: NDArray[np.uint64], n: int) -> bool:
     """Whether a text shares a run of n words with those of the index."""
-    runs = hashes(text, n)
+    runs = ngram_hashes(text, n)
     places = np.searchsorted(index, runs)
     places[places == index.size] = 0  # beyond the last: it differs from the first, too
     return bool(np.any(index[places] == runs))

@@ -20,7 +20,7 @@ def write_dropped(corpus: CorpusConfig, folder: Path, path: Path) -> int:
     of it is; compressed if it ends in .gz. Raises UserError as `check_place` does, or if the corpus
     cannot be read."""
     check_place(path, OPTION)
-    names = decisions.read_list(folder)["verdicts"]
+    names = decisions.read_summary(folder)["verdicts"]
     sources, pieces = corpus.names, partitions(corpus)
     written = 0
 
@@ -29,7 +29,7 @@ def write_dropped(corpus: CorpusConfig, folder: Path, path: Path) -> int:
         log.progress("writing dropped documents", len(pieces), "parts") as advance,
     ):
         for number, part in enumerate(pieces):
-            codes = decisions.read(decisions.verdicts_file(folder, number)).tolist()
+            codes = decisions.read(decisions.decisions_file(folder, number)).tolist()
             for document, code in zip(documents(part, corpus, []), codes, strict=True):
                 if code != decisions.KEPT:
                     write(

@@ -20,21 +20,21 @@ from numpy.typing import NDArray
 
 from robustly.data_prep import npy
 from robustly.data_prep.cleaning.config import NearDuplicatesConfig
-from robustly.data_prep.cleaning.shingles import HASHING, WORDS
+from robustly.data_prep.cleaning.shingles import HASHING, WORD_SPLITTER
 
 AT_ONCE = 2**14  # n-grams whose hashes are made at a time: 15 MB for each array of them
 BUFFERED = 2**12  # signatures that are read at a time from each file
 MEMBER = np.dtype([("document", "<u4"), ("cluster", "<u4")])
 
 
-class Signature(MinhashDedupSignature):
+class ChunkedSignature(MinhashDedupSignature):
     """datatrove's step, in bounded memory for a document of any length."""
 
     def get_signature(self, shingles: NDArray[np.uint64]) -> list[list[int]]:
         """The least hash of each function, over pieces of the document: as of the whole."""
         pieces = range(0, len(shingles), AT_ONCE)
         signatures = (
-            np.array(super(Signature, self).get_signature(shingles[at : at + AT_ONCE]))
+            np.array(super(ChunkedSignature, self).get_signature(shingles[at : at + AT_ONCE]))
             for at in pieces
         )
 
@@ -46,7 +46,7 @@ class Signature(MinhashDedupSignature):
 def sign(texts: Iterable[str], folder: Path, near: NearDuplicatesConfig, group: int) -> None:
     """Write the signatures of a group's documents, in order; one with fewer words than an n-gram
     has none."""
-    step = Signature(str(folder / "signatures"), _config(near), WORDS)
+    step = ChunkedSignature(str(folder / "signatures"), _config(near), WORD_SPLITTER)
     with _quiet():
         step.run((Document(text=text, id="") for text in texts), rank=group)
 

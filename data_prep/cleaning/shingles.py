@@ -24,18 +24,18 @@ def words(simplified: str) -> list[str]:
     return _UNSPACED.sub(r" \g<0> ", simplified).split()
 
 
-def hashes(text: str, n: int) -> NDArray[np.uint64]:
+def ngram_hashes(text: str, n: int) -> NDArray[np.uint64]:
     """Hashes of the runs of n words in a text, in order: (words - n + 1,), or (0,) where it is
     shorter."""
     runs = ngrams(words(simplify_text(text)), n)
     return np.fromiter((_hash(" ".join(run)) for run in runs), np.uint64)
 
 
-class Words(WhitespaceTokenizer):
+class WordSplitter(WhitespaceTokenizer):
     """`words` in the form that datatrove takes."""
 
     def word_tokenize(self, text: str) -> list[str]:
         return words(text)
 
 
-WORDS = Words()
+WORD_SPLITTER = WordSplitter()

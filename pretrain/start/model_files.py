@@ -13,7 +13,7 @@ from robustly.files import sha256
 from robustly.pretrain.config import FairseqCheckpoint
 from robustly.tokenizer.importing import FOLDER_FILES, read_fairseq
 from robustly.tokenizer.special_tokens import SPECIAL_TOKENS
-from robustly.tokenizer.vocabulary import Vocabulary, read, read_json_object
+from robustly.tokenizer.vocabulary import Vocabulary, read_json_object, read_vocabulary
 
 INIT_FROM = "model.init_from"
 _EXPECTED = (
@@ -78,7 +78,7 @@ class ModelFiles:
             return read_fairseq(*self.vocabulary_files)
 
         folder = self.vocabulary_files[0].parent if self.vocabulary_files else self.folder
-        vocabulary = read(folder)
+        vocabulary = read_vocabulary(folder)
         if moved := [
             token for number, token in enumerate(SPECIAL_TOKENS) if vocabulary.ids[token] != number
         ]:

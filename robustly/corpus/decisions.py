@@ -20,13 +20,13 @@ from robustly.manifest import Manifest
 if TYPE_CHECKING:
     from robustly.corpus.partitions import Partition
 
-VERDICTS = "verdicts.json"
+SUMMARY = "verdicts.json"
 FORMAT = 1  # version of the files; a reader refuses another
 KEPT = 0
 COMMAND = "robustly clean CONFIG"
 
 
-def verdicts_file(folder: Path, number: int) -> Path:
+def decisions_file(folder: Path, number: int) -> Path:
     """The verdicts on a part of the corpus, by its number: (documents,) of uint8."""
     return folder / f"verdicts-{number:05d}.npy"
 
@@ -53,26 +53,26 @@ def attach(parts: Sequence["Partition"], folder: Path) -> list["Partition"]:
 
     Raises UserError if it was made of other parts, or by another version of this program.
     """
-    listed = read_list(folder)
+    listed = read_summary(folder)
     if len(listed["documents"]) != len(parts):
         raise UserError(
-            f"{folder / VERDICTS}: on {len(listed['documents']):,} parts of a corpus that has"
+            f"{folder / SUMMARY}: on {len(listed['documents']):,} parts of a corpus that has"
             f" {len(parts):,} now; {_CHANGED}"
         )
 
     return [
-        replace(part, verdicts=str(verdicts_file(folder, number)))
+        replace(part, verdicts=str(decisions_file(folder, number)))
         for number, part in enumerate(parts)
     ]
 
 
-def read_list(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, Any]:
     """`verdicts.json` of a finished stage: the `verdicts` by their numbers, and how many
     `documents` each part has.
 
     Raises UserError if it cannot be read.
     """
-    path = folder / VERDICTS
+    path = folder / SUMMARY
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -16,7 +16,7 @@ from robustly.files import sha256
 from robustly.log import progress
 
 
-def files(corpus: CorpusConfig) -> list[tuple[int, Path]]:
+def corpus_files(corpus: CorpusConfig) -> list[tuple[int, Path]]:
     """The files of a corpus, each with the number of its source: sources as on the page, their
     files by name.
 
@@ -90,14 +90,14 @@ class Hashes:
     of a manifest, to be `remembered` next time."""
 
 
-def hashes(corpus: CorpusConfig, remembered: Mapping[str, Mapping[str, Any]]) -> Hashes:
+def hash_corpus(corpus: CorpusConfig, remembered: Mapping[str, Mapping[str, Any]]) -> Hashes:
     """Hash every file of the corpus, except those whose size and time of change are as
     `remembered`.
 
     The Hub is asked at which commit a dataset is, unless the page says so; where it cannot be
-    reached, the commit is the one that is `remembered`. Raises UserError as `files` and
+    reached, the commit is the one that is `remembered`. Raises UserError as `corpus_files` and
     `hub.hashed` do, or if a file cannot be read."""
-    found = files(corpus)
+    found = corpus_files(corpus)
     facts = file_facts([path for _, path in found], remembered, "hashing the corpus")
     contents: list[list[Any]] = []
 
@@ -149,11 +149,11 @@ def _key(source: SourceConfig) -> str:
     return f"hf://{source.hub}@{source.revision or 'main'}/{source.subset or ''}/{source.split}"
 
 
-def sizes(corpus: CorpusConfig) -> dict[str, int | None]:
-    """The bytes of everything that `hashes` has facts of, under the same names; None: a dataset, of
+def corpus_sizes(corpus: CorpusConfig) -> dict[str, int | None]:
+    """The bytes of everything that `hash_corpus` has facts of, under the same names; None: a dataset, of
     any size.
 
-    No network is asked. Raises UserError as `files` does.
+    No network is asked. Raises UserError as `corpus_files` does.
     """
     datasets = {_key(source): None for source in corpus.sources if source.path is None}
-    return {**{str(path): path.stat().st_size for _, path in files(corpus)}, **datasets}
+    return {**{str(path): path.stat().st_size for _, path in corpus_files(corpus)}, **datasets}

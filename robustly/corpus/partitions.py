@@ -7,7 +7,7 @@ from pathlib import Path
 
 from robustly.corpus import hub
 from robustly.corpus.config import CorpusConfig
-from robustly.corpus.files import files
+from robustly.corpus.files import corpus_files
 from robustly.corpus.formats import format_of
 from robustly.corpus.reading import WHOLE, suffixes
 
@@ -35,9 +35,9 @@ class Partition:
 def partitions(corpus: CorpusConfig) -> list[Partition]:
     """Every partition of the corpus, in order; an empty file has none, a dataset has its shards.
 
-    Raises UserError as `files` does, if a parquet file cannot be read or lacks the column
+    Raises UserError as `corpus_files` does, if a parquet file cannot be read or lacks the column
     `corpus.text_key`, or if a dataset cannot be reached or has no such subset, split or column."""
-    found = files(corpus)
+    found = corpus_files(corpus)
     result = []
 
     for number, source in enumerate(corpus.sources):

@@ -12,7 +12,7 @@ from typing import get_args
 from robustly import UserError, log
 from robustly.corpus.config import CorpusConfig, SourceConfig
 from robustly.corpus.documents import BadLine, documents, refuse_many
-from robustly.corpus.files import files
+from robustly.corpus.files import corpus_files
 from robustly.corpus.formats import DOCUMENTS, format_of
 from robustly.corpus.partitions import Partition, partitions
 
@@ -29,7 +29,7 @@ MAX_VALUES = 2000
 
 
 @dataclass(frozen=True)
-class Texts:
+class NamedTexts:
     """Documents under the names of what they come from."""
 
     title: str
@@ -41,7 +41,9 @@ class Texts:
     """Whether people look them up by name, rather than in the order in which they came."""
 
 
-def given(paths: Sequence[str], how: str, text_key: str, max_bad_lines: int = 0) -> CorpusConfig:
+def corpus_from_options(
+    paths: Sequence[str], how: str, text_key: str, max_bad_lines: int = 0
+) -> CorpusConfig:
     """The corpus of the files, folders or globs that `--text` names; `how` is the value of
     `--documents`.
 
@@ -62,7 +64,7 @@ def given(paths: Sequence[str], how: str, text_key: str, max_bad_lines: int = 0)
     )
 
 
-def read(
+def read_texts(
     corpus: CorpusConfig, what: str, options: Mapping[str, str] = OPTIONS
 ) -> Iterator[tuple[str, str]]:
     """(path of its file, text) of each document, the files one after the other, with a progress
@@ -94,29 +96,31 @@ def read(
         )
 
 
-def by_file(corpus: CorpusConfig) -> Texts:
+def by_file(corpus: CorpusConfig) -> NamedTexts:
     """The documents of a corpus without broken rows, under their files' names; raises UserError as
-    `read` does."""
+    `read_texts` does."""
     with _as_options(OPTIONS):
-        names = _names([str(path) for _, path in files(corpus)])
-    return Texts("text", "file", ((names[path], text) for path, text in read(corpus, "measuring")))
+        names = _names([str(path) for _, path in corpus_files(corpus)])
+    return NamedTexts(
+        "text", "file", ((names[path], text) for path, text in read_texts(corpus, "measuring"))
+    )
 
 
-def by_key(corpus: CorpusConfig, key: str) -> Texts:
+def by_key(corpus: CorpusConfig, key: str) -> NamedTexts:
     """The documents of rows (.jsonl, .parquet) without broken ones, under the strings that the rows
     hold at `key`.
 
-    Raises UserError for a .txt file; while it is read, as `read` does, and if a row has no string
+    Raises UserError for a .txt file; while it is read, as `read_texts` does, and if a row has no string
     at `key`, or if there are more than MAX_VALUES of them."""
     with _as_options(OPTIONS):
-        for _, path in files(corpus):
+        for _, path in corpus_files(corpus):
             if not format_of(path).has_keys:
                 keyed = " or ".join(suffix for suffix, kind in DOCUMENTS.items() if kind.has_keys)
                 raise UserError(
                     f"{path}: has no keys; --by {key} takes {keyed}, whose rows have some"
                 )
 
-    return Texts("text", key, _rows(corpus, key), by_name=True)
+    return NamedTexts("text", key, _rows(corpus, key), by_name=True)
 
 
 def _rows(corpus: CorpusConfig, key: str) -> Iterator[tuple[str, str]]:
@@ -124,7 +128,7 @@ def _rows(corpus: CorpusConfig, key: str) -> Iterator[tuple[str, str]]:
     the text."""
     values = corpus.model_copy(update={"text_key": key})
     names: set[str] = set()
-    texts = read(corpus, "measuring")
+    texts = read_texts(corpus, "measuring")
 
     with _as_options({**OPTIONS, "corpus.text_key": "--by"}):
         labels = (
@@ -144,7 +148,7 @@ def _pieces(corpus: CorpusConfig) -> list[Partition]:
     """The parts of the files, none of which is empty."""
 
     pieces = partitions(corpus)
-    if empty := {str(path) for _, path in files(corpus)} - {piece.path for piece in pieces}:
+    if empty := {str(path) for _, path in corpus_files(corpus)} - {piece.path for piece in pieces}:
         raise UserError(f"{min(empty)}: empty; expected text")
     return pieces
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from robustly import UserError, log
-from robustly.corpus.texts import given
+from robustly.corpus.texts import corpus_from_options
 from robustly.description import Listing, show_listing
 from robustly.evaluation.minimal_pairs import evaluate_pairs, read_pairs
 from robustly.evaluation.model import open_masked_lm
@@ -30,7 +30,7 @@ def evaluate_folder(
 
     Raises UserError as `open_masked_lm`, `evaluate_text` and `read_pairs` do, or if an option is
     not what it should be."""
-    corpus = given(texts, documents, text_key, max_bad_lines) if texts else None
+    corpus = corpus_from_options(texts, documents, text_key, max_bad_lines) if texts else None
     if not 0 < rate < 1:
         raise UserError(f"--mask-rate {rate}: expected a fraction between 0 and 1")
 

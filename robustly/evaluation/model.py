@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from robustly import UserError, tokenizer
+from robustly import UserError
 from robustly.log import quiet_transformers
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.start.model_files import find_folder
 from robustly.pretrain.start.open_model import check_tokens, first_line, open_model
+from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.tokenizer import Tokenizer
 
 LONGEST = 512  # tokens of a block, where the model takes more
@@ -129,7 +130,7 @@ def _check_tokenizer(folder: Path, hf_tokenizer: Any) -> None:
 def _our_tokenizer(folder: Path, hf_tokenizer: Any) -> Tokenizer | None:
     """Our tokenizer of the folder's vocabulary, if it has one and encodes as transformers does."""
     try:
-        ours = tokenizer.load(folder)
+        ours = load_tokenizer(folder)
     except UserError:  # no byte-level vocabulary in RoBERTa's layout
         return None
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from robustly import UserError, log
 from robustly.corpus.config import CorpusConfig
-from robustly.corpus.texts import BAD_LINES, OPTIONS, read
+from robustly.corpus.texts import BAD_LINES, OPTIONS, read_texts
 from robustly.evaluation.model import LONGEST, MaskedLM
 from robustly.evaluation.scoring import cut_blocks, score_blocks
 from robustly.evaluation.standard_error import standard_error
@@ -104,7 +104,7 @@ class _TextBlocks:
 
 def _read_blocks(lm: MaskedLM, corpus: CorpusConfig, length: int) -> _TextBlocks:
     texts = _TextBlocks()
-    everything = read(corpus, "encoding", {**OPTIONS, **BAD_LINES})
+    everything = read_texts(corpus, "encoding", {**OPTIONS, **BAD_LINES})
     for path, of_file in itertools.groupby(everything, key=lambda document: document[0]):
         index = itertools.count()
         for together in _batched(text for _, text in of_file):

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustly import UserError, manifest
-from robustly.data_prep.blocks import VIEWS, Blocks
+from robustly.data_prep.blocks import PACKED, Blocks
 from robustly.data_prep.config import Format
 from robustly.data_prep.store import SPLITS, Shard, Split, Store, check_tokenizer
 from robustly.description import Description, Listing
 from robustly.inspection.folders import disk_bytes, provenance, unfinished
 from robustly.inspection.histogram import Tally, octaves, tally, tenths
 from robustly.manifest import Manifest
-from robustly.tokenizer import load
+from robustly.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from robustly.tokenizer.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ def find_tokenizer(folder: Path, given: Path | None) -> "Tokenizer":
     """
     place = given or folder.absolute().parent / "tokenizer"
     try:
-        tokenizer = load(place)
+        tokenizer = load_tokenizer(place)
         check_tokenizer(folder, tokenizer)
     except UserError as fault:
         remedy = "" if given else "; --tokenizer FOLDER takes it from elsewhere"
@@ -191,7 +191,7 @@ def _fills(views: list[tuple[Format, Blocks]]) -> Iterator[Listing]:
 
 def _views(folder: Path, store: Store) -> Iterator[tuple[Format, Blocks]]:
     """The views of a split that have been made of this very store, each with its input format."""
-    for path in sorted((folder / VIEWS).glob("*.npy")):
+    for path in sorted((folder / PACKED).glob("*.npy")):
         named = _VIEW.fullmatch(path.stem)
         if named and named[1] == store.split and store.hash.startswith(named[4]):
             format = cast(Format, named[2])

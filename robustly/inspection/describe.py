@@ -10,7 +10,7 @@ from robustly.inspection.folders import CHECKPOINT, RUN, describe_run, folder_ki
 from robustly.stages import KINDS, resolve
 
 if TYPE_CHECKING:
-    from robustly.corpus.texts import Texts
+    from robustly.corpus.texts import NamedTexts
     from robustly.description import Description
 
 
@@ -25,9 +25,9 @@ def describe_tokenizer(
     if not (paths or other):
         texts = held_out_beside(folder) if folder_kind(folder) == "tokenizer" else None
     else:
-        from robustly.corpus.texts import by_file, by_key, given
+        from robustly.corpus.texts import by_file, by_key, corpus_from_options
 
-        corpus = given(paths, how, text_key) if paths else None
+        corpus = corpus_from_options(paths, how, text_key) if paths else None
         texts = (by_key(corpus, by) if by else by_file(corpus)) if corpus else None
 
     if not (texts or other):
@@ -84,18 +84,18 @@ def describe_data(
     return found
 
 
-def held_out_beside(folder: Path) -> "Texts | None":
+def held_out_beside(folder: Path) -> "NamedTexts | None":
     """Documents that the run of a finished tokenizer's folder holds out; None where there is no
     such run, or none."""
-    from robustly import tokenizer
     from robustly.publish.tokenizer_fit import held_out_texts
+    from robustly.tokenizer import load_tokenizer
 
     data = folder.absolute().parent / "data"
     if manifest.read(folder) is None or manifest.read(data) is None:
         return None
 
     try:
-        return held_out_texts(data, tokenizer.load(folder))
+        return held_out_texts(data, load_tokenizer(folder))
     except (
         UserError
     ):  # another tokenizer's data, or a folder at fault: that is for inspecting it to say

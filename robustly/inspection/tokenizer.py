@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustly import UserError, manifest, tokenizer
-from robustly.corpus.texts import Texts
+from robustly import UserError, manifest
+from robustly.corpus.texts import NamedTexts
 from robustly.description import Description, Listing
 from robustly.inspection.folders import (
     CHECKPOINT,
@@ -21,8 +21,9 @@ from robustly.inspection.folders import (
     unfinished,
 )
 from robustly.manifest import Manifest
-from robustly.tokenizer.fit import Excerpts, cut_up, fit_of, rows_of, shown
-from robustly.tokenizer.quality import Measured, measure_by
+from robustly.tokenizer import load_tokenizer
+from robustly.tokenizer.fit import ExcerptSampler, cut_up, measure_fit, rows_of, shown
+from robustly.tokenizer.quality import StatsByName, measure_by
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import Vocabulary
 
@@ -73,7 +74,7 @@ def _open(folder: Path) -> _Opened:
         )
 
     finished = manifest.require(folder, found) if stage_of(folder) else None
-    return _Opened(folder, found, tokenizer.load(folder), finished)
+    return _Opened(folder, found, load_tokenizer(folder), finished)
 
 
 # ------------------------------------------------------------------------------------ one tokenizer
@@ -89,7 +90,7 @@ def describe(folder: Path) -> Description:
     return describe_on(folder, None)
 
 
-def describe_on(folder: Path, texts: Texts | None) -> Description:
+def describe_on(folder: Path, texts: NamedTexts | None) -> Description:
     """Describe the tokenizer of a folder of KINDS, and what it makes of the texts, if there are
     any.
 
@@ -108,7 +109,7 @@ def describe_on(folder: Path, texts: Texts | None) -> Description:
         for number, (left, right) in enumerate(vocabulary.merges, start=1)
     ]
     trained = opened.finished.counts if opened.finished and opened.kind == "tokenizer" else {}
-    fit = fit_of(encoder, texts) if texts else None
+    fit = measure_fit(encoder, texts) if texts else None
 
     return Description(
         folder,
@@ -157,7 +158,7 @@ def describe_on(folder: Path, texts: Texts | None) -> Description:
 
 
 def _listings(
-    texts: Texts, sizes: list[dict[str, Any]], ratios: list[dict[str, Any]]
+    texts: NamedTexts, sizes: list[dict[str, Any]], ratios: list[dict[str, Any]]
 ) -> list[Listing]:
     return [
         Listing(f"{texts.title}, by {texts.by}", sizes),
@@ -168,7 +169,7 @@ def _listings(
 # ----------------------------------------------------------------------------------- two tokenizers
 
 
-def compare(folder: Path, other_folder: Path, texts: Texts | None = None) -> Description:
+def compare(folder: Path, other_folder: Path, texts: NamedTexts | None = None) -> Description:
     """The tokenizers of two folders beside each other: their vocabularies, and what they make of
     the same text.
 
@@ -177,7 +178,7 @@ def compare(folder: Path, other_folder: Path, texts: Texts | None = None) -> Des
     both = {THIS: _open(folder), OTHER: _open(other_folder)}
     this, other = both.values()
     same = this.encoder.fingerprint == other.encoder.fingerprint
-    excerpts = Excerpts()
+    excerpts = ExcerptSampler()
     measured = (
         measure_by([this.encoder, other.encoder], excerpts.taken(texts.named)) if texts else []
     )
@@ -256,7 +257,7 @@ def _cut_by_both(both: Mapping[str, _Opened], samples: Sequence[str]) -> list[di
     return rows
 
 
-def _on_text_by_both(texts: Texts, this: Measured, other: Measured) -> list[Listing]:
+def _on_text_by_both(texts: NamedTexts, this: StatsByName, other: StatsByName) -> list[Listing]:
     sizes, ratios = [], []
     for (name, one), (_, two) in zip(rows_of(texts, this), rows_of(texts, other), strict=True):
         sides = {THIS: one.figures(), OTHER: two.figures()}

@@ -10,7 +10,7 @@ import numpy as np
 
 from robustly import UserError, manifest
 from robustly.corpus.config import CorpusConfig
-from robustly.corpus.files import files, sizes
+from robustly.corpus.files import corpus_files, corpus_sizes
 from robustly.data_prep.config import store_recipe
 from robustly.data_prep.store import Store
 from robustly.manifest import Manifest
@@ -44,7 +44,7 @@ def corpus_size(config: PretrainingConfig) -> CorpusSize:
     not count."""
     corpus, tokenizer = config.corpus, config.tokenizer
     try:
-        found, trained_on = sizes(corpus), sizes(corpus.training)
+        found, trained_on = corpus_sizes(corpus), corpus_sizes(corpus.training)
     except UserError:
         found = trained_on = {}
 
@@ -147,7 +147,7 @@ def _text_bytes(corpus: CorpusConfig) -> tuple[float, float]:
     """Bytes of text in the files, those of datasets not counted; and those of an epoch, with each
     source as often as it is repeated."""
     text = epoch = 0.0
-    for number, path in files(corpus):
+    for number, path in corpus_files(corpus):
         source = corpus.sources[number]
         size = path.stat().st_size * EXPANSION.get(path.suffix, 1.0)
         text, epoch = text + size, epoch + size * (0 if source.held_out else source.repeat)

@@ -16,7 +16,7 @@ from small_page import die_after
 from torch.nn import functional
 
 from ranks import run_distributed
-from robustly import UserError, tokenizer
+from robustly import UserError
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import read_metrics
@@ -34,6 +34,7 @@ from robustly.pretrain.objective import (
 from robustly.pretrain.schedule import UpdateSizes
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.rng import Purpose, seed64
+from robustly.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.distributed
 NO_DROPOUT = ("model.dropout=0.0", "model.attention_dropout=0.0")
@@ -148,7 +149,7 @@ def test_the_first_gradient_is_that_of_the_mean_over_the_whole_update(
 
     def norm(rank: int, ranks: int) -> tuple[float, float]:
         torch.set_num_threads(1)
-        vocabulary = SpecialTokens.of(tokenizer.load(config.folder("tokenizer")))
+        vocabulary = SpecialTokens.of(load_tokenizer(config.folder("tokenizer")))
         length = config.data.block_length
         order = EpochSampler(
             Blocks(config.folder("data"), "train", length, config.data.format),

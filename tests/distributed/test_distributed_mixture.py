@@ -11,7 +11,7 @@ from small_page import CORPUS, SMALL
 from transformers import RobertaForMaskedLM
 
 from ranks import run_distributed
-from robustly import UserError, manifest, tokenizer
+from robustly import UserError, manifest
 from robustly import experiment as experiments
 from robustly.corpus.documents import documents
 from robustly.corpus.partitions import partitions
@@ -26,6 +26,7 @@ from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import roberta_config
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.validation import masked_batches
+from robustly.tokenizer import load_tokenizer
 from stated import stated
 
 pytestmark = pytest.mark.distributed
@@ -95,7 +96,7 @@ def test_the_source_that_is_held_out_is_the_validation_text_and_no_other_eye_see
     for part in partitions(stated(root, page.corpus)):
         texts[part.source] += [document.text for document in documents(part, page.corpus, [])]
 
-    encoder = tokenizer.load(root / "tokenizer")
+    encoder = load_tokenizer(root / "tokenizer")
     train, validation = (Store(root / "data", split) for split in ("train", "validation"))
     assert list(validation.texts_of(2, encoder)) == texts[2] and len(texts[2]) > 2
     assert not list(train.texts_of(2, encoder))
@@ -118,7 +119,7 @@ def test_the_held_out_loss_of_each_source(trained: PretrainingConfig) -> None:
         assert line[f"validation_{figure}"] == pytest.approx(mean)
 
     # the same by transformers' own loss, block by block
-    vocabulary = SpecialTokens.of(tokenizer.load(trained.tokenizer_folder))
+    vocabulary = SpecialTokens.of(load_tokenizer(trained.tokenizer_folder))
     model = RobertaForMaskedLM(roberta_config(trained.model, vocabulary)).eval()
     model.load_state_dict(last_checkpoint(trained.folder).weights(), strict=False)
     blocks = Blocks(trained.data_folder, "validation", 64, trained.data.format)
@@ -196,7 +197,7 @@ def test_pairs_train_with_a_next_sentence_loss_on_any_number_of_ranks(root: Path
     # that are shown
     line = read_metrics(config.folder("train") / "evaluations.jsonl")[0]
     blocks = Blocks(config.folder("data"), "validation", 64, "segment_pair")
-    vocabulary = SpecialTokens.of(tokenizer.load(config.folder("tokenizer")))
+    vocabulary = SpecialTokens.of(load_tokenizer(config.folder("tokenizer")))
     shown = masked_batches(blocks, config.run.evaluate_blocks, config.masking, vocabulary, 16)
     follows = torch.cat([batch.follows for batch, _ in shown if batch.follows is not None])
     share = float((follows == 1).sum() / (follows >= 0).sum())

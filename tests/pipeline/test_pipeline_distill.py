@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from test_pipeline_run import ROOT, robustly
 from transformers import AutoModelForMaskedLM
 
-from robustly import tokenizer
 from robustly.data_prep.blocks import Blocks
 from robustly.experiment import load_experiment
 from robustly.pretrain.checkpoint import of_finished
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.validation import masked_batches
+from robustly.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.pipeline
 
@@ -91,7 +91,7 @@ def losses_of_blocks(work: Path, run: str) -> NDArray[np.float64]:
     """Nats per masked token of each held-out block, under masks that are the same for all, of a
     run's student."""
     page = load_experiment(work / "student.yaml")
-    vocabulary = SpecialTokens.of(tokenizer.load(work / "runs" / "student" / "tokenizer"))
+    vocabulary = SpecialTokens.of(load_tokenizer(work / "runs" / "student" / "tokenizer"))
     held_out = Blocks(
         work / "runs" / "student" / "data", "validation", page.data.block_length, page.data.format
     )

@@ -170,12 +170,12 @@ def test_a_folder_that_is_not_the_trained_model_is_not_published(
     import torch
     from transformers import RobertaForMaskedLM
 
-    from robustly import tokenizer
     from robustly.publish.proof import prove
+    from robustly.tokenizer import load_tokenizer
 
     root = finished[0] / "runs" / "small"
     model = RobertaForMaskedLM.from_pretrained(root / "published").eval()
-    encoder = tokenizer.load(root / "tokenizer")
+    encoder = load_tokenizer(root / "tokenizer")
     view = {"block_length": 64, "format": "full_sentences"}
     copy = tmp_path / "copy"
     shutil.copytree(root / "published", copy)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from robustly.config import SHIPPED_CONFIGS
-from robustly.corpus.files import files
+from robustly.corpus.files import corpus_files
 from robustly.experiment import Experiment, load_experiment
 from robustly.preflight.corpus_size import BYTES_PER_TOKEN
 from robustly.preflight.machine import Machine
@@ -172,7 +172,7 @@ def test_a_config_elsewhere_finds_the_corpus_of_its_base(tmp_path: Path) -> None
     mine.write_text("base: tiny.yaml\nname: mine\nreport: {delta: lora.yaml}\n", encoding="utf-8")
     experiment = load_experiment(mine)
     shipped = load_experiment("tiny")
-    assert files(experiment.corpus) == files(shipped.corpus) != []
+    assert corpus_files(experiment.corpus) == corpus_files(shipped.corpus) != []
     assert experiment.report.delta is not None
     assert experiment.report.delta.candidates[0] == tmp_path / "mine" / "lora.yaml"
     assert experiment.resolved()["corpus"] == shipped.resolved()["corpus"]

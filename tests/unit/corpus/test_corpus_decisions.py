@@ -22,14 +22,14 @@ CorpusOf = Callable[..., CorpusConfig]
 def judged(folder: Path, *codes: list[int]) -> Path:
     folder.mkdir()
     for number, part in enumerate(codes):
-        np.save(decisions.verdicts_file(folder, number), np.array(part, np.uint8))
+        np.save(decisions.decisions_file(folder, number), np.array(part, np.uint8))
 
     listed = {
         "format": 1,
         "verdicts": ["kept", "min_words"],
         "documents": [len(part) for part in codes],
     }
-    (folder / decisions.VERDICTS).write_text(json.dumps(listed))
+    (folder / decisions.SUMMARY).write_text(json.dumps(listed))
     return folder
 
 
@@ -78,7 +78,7 @@ def test_as_many_parts(tmp_path: Path, corpus: CorpusConfig) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path, corpus: CorpusConfig) -> None:
     folder = judged(tmp_path / "clean", [0, 0, 0], [0])
-    path = decisions.verdicts_file(folder, 0)
+    path = decisions.decisions_file(folder, 0)
     np.save(path, np.zeros(3, np.int64))
 
     with pytest.raises(
@@ -90,11 +90,11 @@ def test_files_that_cannot_be_read(tmp_path: Path, corpus: CorpusConfig) -> None
     with pytest.raises(UserError, match=r"verdicts-00000\.npy: cannot be read"):
         texts(corpus, tmp_path, folder)
 
-    (folder / decisions.VERDICTS).write_text('{"format": 2}')
+    (folder / decisions.SUMMARY).write_text('{"format": 2}')
     with pytest.raises(UserError, match="format 2, expected 1"):
         texts(corpus, tmp_path, folder)
 
-    (folder / decisions.VERDICTS).unlink()
+    (folder / decisions.SUMMARY).unlink()
     with pytest.raises(UserError, match=r"verdicts\.json: cannot be read"):
         texts(corpus, tmp_path, folder)
 

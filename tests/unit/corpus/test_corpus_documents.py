@@ -24,7 +24,7 @@ from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import Processing
 from robustly.corpus.documents import Document, documents, refuse_many
 from robustly.corpus.executors import process
-from robustly.corpus.files import hashes
+from robustly.corpus.files import hash_corpus
 from robustly.corpus.partitions import Partition, partitions
 from robustly.corpus.reading import WHOLE
 from stated import stated
@@ -403,7 +403,7 @@ def test_the_hash_follows_contents_names_and_order_but_not_paths(corpus_of, tmp_
         (tmp_path / name).write_text(text)
 
     def hash_of(*sources):
-        return hashes(stated(tmp_path, corpus_of(*sources)), {}).corpus
+        return hash_corpus(stated(tmp_path, corpus_of(*sources)), {}).corpus
 
     first = hash_of({"path": "one", "name": "n"})
     assert hash_of({"path": "two/x", "name": "n"}) == first
@@ -417,22 +417,25 @@ def test_the_hash_tells_one_kind_of_file_from_another(corpus_of, tmp_path):
     for name in ("t.txt", "t.jsonl"):
         (tmp_path / name).write_text('{"text": "x"}')
     sources = [{"path": name, "name": "n"} for name in ("t.txt", "t.jsonl")]
-    assert len({hashes(stated(tmp_path, corpus_of(source)), {}).corpus for source in sources}) == 2
+    assert (
+        len({hash_corpus(stated(tmp_path, corpus_of(source)), {}).corpus for source in sources})
+        == 2
+    )
 
 
 def test_known_files_are_not_hashed_anew(corpus_of, tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_text("b")
     corpus = corpus_of(tmp_path)
-    first = hashes(corpus, {})
+    first = hash_corpus(corpus, {})
     assert {fact["bytes"] for fact in first.files.values()} == {1}
     with mock.patch.object(corpus_files, "sha256", side_effect=AssertionError("hashed anew")):
-        assert hashes(corpus, first.files) == first
+        assert hash_corpus(corpus, first.files) == first
 
     (tmp_path / "a.txt").write_text("A")
     os.utime(tmp_path / "a.txt", ns=(1, 1))
     with mock.patch.object(corpus_files, "sha256", wraps=corpus_files.sha256) as hashing:
-        assert hashes(corpus, first.files) == hashes(corpus, {}) != first
+        assert hash_corpus(corpus, first.files) == hash_corpus(corpus, {}) != first
 
     assert [call.args[0].name for call in hashing.call_args_list] == ["a.txt", "a.txt", "b.txt"]
 

@@ -24,7 +24,7 @@ from robustly.corpus import hub
 from robustly.corpus.config import CorpusConfig, Processing, SourceConfig
 from robustly.corpus.documents import documents, refuse_many
 from robustly.corpus.executors import process
-from robustly.corpus.files import files, hashes, sizes
+from robustly.corpus.files import corpus_files, corpus_sizes, hash_corpus
 from robustly.corpus.partitions import Partition, partitions
 from stated import stated
 
@@ -317,16 +317,20 @@ def test_without_a_network_a_word_at_once(corpus_of: Callable[..., CorpusConfig]
 def hash_of(
     corpus: CorpusConfig, beside: Path = Path(), remembered: dict[str, Any] | None = None
 ) -> str:
-    return hashes(stated(beside, corpus), remembered or {}).corpus
+    return hash_corpus(stated(beside, corpus), remembered or {}).corpus
 
 
 def test_the_hash_of_a_folder_is_that_of_its_files(
     folder: Path, corpus_of: Callable[..., CorpusConfig], tmp_path: Path
 ) -> None:
     corpus = corpus_of(source(folder, subset="english"))
-    first = hashes(corpus, {})
-    assert hashes(corpus, first.files) == first
-    assert {str(path) for _, path in files(corpus)} < first.files.keys() == sizes(corpus).keys()
+    first = hash_corpus(corpus, {})
+    assert hash_corpus(corpus, first.files) == first
+    assert (
+        {str(path) for _, path in corpus_files(corpus)}
+        < first.files.keys()
+        == corpus_sizes(corpus).keys()
+    )
     moved = tmp_path / "elsewhere" / "dataset"
     moved.parent.mkdir()
     folder.rename(moved)
@@ -371,9 +375,9 @@ def test_a_name_on_the_hub_is_hashed_by_its_commit_asked_for_once(
     api: type[Api], corpus_of: Callable[..., CorpusConfig]
 ) -> None:
     corpus = corpus_of(source("owner/name"))
-    found = hashes(corpus, {})
+    found = hash_corpus(corpus, {})
     assert found.files == {"hf://owner/name@main//train": {"commit": COMMIT}}
-    assert hashes(corpus, found.files) == found
+    assert hash_corpus(corpus, found.files) == found
     assert api.asked == [("owner/name", None)]
     assert (
         hash_of(corpus_of(source("owner/name", revision="v1"))) == found.corpus
@@ -396,17 +400,17 @@ def test_without_a_network_the_remembered_commit_is_taken(
     api: type[Api], corpus_of: Callable[..., CorpusConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     corpus = corpus_of(source("owner/name"))
-    before = hashes(corpus, {})
+    before = hash_corpus(corpus, {})
     hub._ask.cache_clear()
     api.answers[None] = OSError("no route to host")
-    assert hashes(corpus, before.files) == before
+    assert hash_corpus(corpus, before.files) == before
     told = " ".join(capsys.readouterr().err.split())
     assert (
         "cannot be reached: no route to host" in told
         and f"Taken to be as before, at commit {COMMIT}" in told
     )
     with pytest.raises(UserError, match="cannot be reached: no route to host"):
-        hashes(corpus, {})
+        hash_corpus(corpus, {})
 
 
 # ------------------------------------------------------------------------------------ over the wire

@@ -12,7 +12,7 @@ import pytest
 
 from robustly import UserError
 from robustly.corpus import texts
-from robustly.corpus.texts import Texts, by_file, by_key, given
+from robustly.corpus.texts import NamedTexts, by_file, by_key, corpus_from_options
 
 ROWS = [
     {"lang": "fi", "source": "a", "text": "Oma tupa, oma lupa.", "year": 1},
@@ -26,12 +26,12 @@ def lines(rows: Iterable[Any]) -> str:
     return "\n".join(map(json.dumps, rows)) + "\n"
 
 
-def files(*paths: Path | str, documents: str = "blank_line", text_key: str = "text") -> Texts:
-    return by_file(given([str(path) for path in paths], documents, text_key))
+def files(*paths: Path | str, documents: str = "blank_line", text_key: str = "text") -> NamedTexts:
+    return by_file(corpus_from_options([str(path) for path in paths], documents, text_key))
 
 
-def keys(path: Path, key: str) -> Texts:
-    return by_key(given([str(path)], "blank_line", "text"), key)
+def keys(path: Path, key: str) -> NamedTexts:
+    return by_key(corpus_from_options([str(path)], "blank_line", "text"), key)
 
 
 def test_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_by_key(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     assert [name for name, _ in keys(path, "source").named] == ["a", "b", "b"]
 
 
-def refusal(named: Callable[[], Texts]) -> str:
+def refusal(named: Callable[[], NamedTexts]) -> str:
     with pytest.raises(UserError) as fault:
         list(named().named)
     assert "corpus." not in str(fault.value) and "max-bad" not in str(

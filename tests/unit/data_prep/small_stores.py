@@ -12,7 +12,7 @@ from robustly.corpus.config import CorpusConfig
 from robustly.data_prep.config import DataConfig
 from robustly.data_prep.store import Shard, ShardWriter, Split, write_store
 from robustly.manifest import Stage
-from robustly.tokenizer.vocabulary import lay_out, save
+from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
 BOS, PAD, EOS = 0, 1, 2
 VIEW = DataConfig(unit="sentence", language="en", block_length=16, format="full_sentences")
@@ -23,7 +23,7 @@ def train_tokenizer(
 ) -> Path:
     """A finished tokenizer stage with a few merges."""
     folder.mkdir()
-    files = save(lay_out([tuple(merge.split()) for merge in merges]), folder)
+    files = save_vocabulary(lay_out([tuple(merge.split()) for merge in merges]), folder)
     Stage(folder, "tokenizer", {"merges": list(merges)}, {}).finish(files, {}, {"files": {}})
     return folder
 
@@ -83,10 +83,10 @@ class NumberedStore:
             if shard := writer.shard:
                 written[split].append(shard)
 
-        write_store(folder, folder, "0" * 64, numbered_encoder(), names, written)
+        write_store(folder, folder, "0" * 64, numbered_tokenizer(), names, written)
 
 
-def numbered_encoder(**changes: Any) -> Any:
+def numbered_tokenizer(**changes: Any) -> Any:
     facts = {"fingerprint": "f" * 64, "vocab_size": 2**31, "dtype": np.dtype(np.uint32)}
     return SimpleNamespace(**{**facts, "bos_id": BOS, "pad_id": PAD, "eos_id": EOS, **changes})
 

@@ -13,7 +13,7 @@ from small_stores import BOS, EOS, PAD, NumberedStore, packed
 from robustly import UserError
 from robustly.data_prep import blocks as module
 from robustly.data_prep.blocks import Blocks, long_units
-from robustly.data_prep.packing import BLOCK, plan
+from robustly.data_prep.packing import BLOCK, pack
 from robustly.data_prep.store import Store
 
 FORMATS = ["full_sentences", "doc_sentences"]
@@ -26,7 +26,7 @@ SHARDS = st.lists(st.lists(st.lists(SIZES, min_size=1, max_size=6), max_size=6),
 def planned(shards, block_length, format):
     """The plan for shards of lines, as (start, length) pairs."""
     return np.concatenate(
-        [*plan([np.array(s, np.int64) for s in shards], block_length, format), np.empty(0, BLOCK)]
+        [*pack([np.array(s, np.int64) for s in shards], block_length, format), np.empty(0, BLOCK)]
     )
 
 
@@ -218,7 +218,7 @@ def test_a_plan_is_made_once(tmp_path, monkeypatch):
     NumberedStore(tmp_path, [[[4, 7], [3, 3]]])
     made = [every_block(tmp_path, 9, format) for format in FORMATS]
     assert len(list((tmp_path / "views").iterdir())) == 2
-    monkeypatch.setattr(module, "plan", None)  # not called again
+    monkeypatch.setattr(module, "pack", None)  # not called again
     assert [every_block(tmp_path, 9, format) for format in FORMATS] == made
     with pytest.raises(TypeError):
         Blocks(tmp_path, "train", 10, "full_sentences")

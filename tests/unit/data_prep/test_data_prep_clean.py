@@ -16,7 +16,7 @@ import pytest
 from language_models import write_model
 from small_stores import VIEW, corpus, train_tokenizer, write_rows
 
-from robustly import UserError, manifest, tokenizer
+from robustly import UserError, manifest
 from robustly.corpus import decisions
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.documents import documents
@@ -29,6 +29,7 @@ from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import Store
 from robustly.inspection import cleaning
 from robustly.inspection.data import describe
+from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
 from stated import stated
@@ -196,7 +197,7 @@ def test_what_is_planted_is_found_and_innocents_stay(cleaned):
         ("b.jsonl", "gopher_repetition: dup_line_frac"), ("b.jsonl", "contamination"), ("b.jsonl", "exact_duplicates"),
         ("c.jsonl", "near_duplicates"),
     ]  # fmt: skip
-    assert decisions.read_list(folder / "clean") == {
+    assert decisions.read_summary(folder / "clean") == {
         "format": 1, "verdicts": ["kept", *PLANTED], "documents": [14, 11, 6],
     }  # fmt: skip
     assert not (folder / "clean" / "work").exists()
@@ -245,7 +246,7 @@ def test_a_dropped_document_has_no_duplicates(tmp_path):
         ONE,
     ).make()
     found = [
-        decisions.read(decisions.verdicts_file(tmp_path / "clean", n)).tolist() for n in (0, 1)
+        decisions.read(decisions.decisions_file(tmp_path / "clean", n)).tolist() for n in (0, 1)
     ]
     assert found == [[1, 1, 0, 0], [2, 1, 2, 3, 0]]
     assert made.counts["dropped by near_duplicates"] == 1
@@ -297,7 +298,7 @@ DIES = """
 import os, signal, sys
 from pathlib import Path
 from robustly.data_prep.cleaning import clean, near_duplicates
-from robustly.data_prep.cleaning.clean import _Cleaning
+from robustly.data_prep.cleaning.clean import _PartitionCleaner
 from stated import stated
 from test_data_prep_clean import CHEAP, ONE, corpus
 
@@ -312,7 +313,7 @@ place = sys.argv[2]
 if place == "match":
     near_duplicates.match = dies(near_duplicates.match, lambda folder, near, bucket, _=None: bucket == 5)
 else:
-    setattr(_Cleaning, place, dies(getattr(_Cleaning, place), lambda *arguments: arguments[-2] == 6))
+    setattr(_PartitionCleaner, place, dies(getattr(_PartitionCleaner, place), lambda *arguments: arguments[-2] == 6))
 clean.CleanStage(stated(Path(sys.argv[3]), corpus("*.jsonl")), CHEAP, "en", Path(sys.argv[1]), ONE).make()
 """
 
@@ -329,13 +330,13 @@ def test_after_a_kill_only_the_rest_is_made(many, tmp_path, place, monkeypatch):
     done = {"judge": [], "sign": [], "settle": []}
 
     for name, numbers in done.items():
-        original = getattr(module._Cleaning, name)
+        original = getattr(module._PartitionCleaner, name)
 
         def recorded(self, *arguments, numbers=numbers, original=original):
             numbers.append(arguments[-2])
             original(self, *arguments)
 
-        monkeypatch.setattr(module._Cleaning, name, recorded)
+        monkeypatch.setattr(module._PartitionCleaner, name, recorded)
 
     made = CleanStage(
         stated(folder, page), stated(folder, CHEAP), "en", tmp_path / "clean", ONE
@@ -494,7 +495,7 @@ def test_the_store_holds_exactly_the_kept_documents_in_order(cleaned, tmp_path):
     made = DataStage(
         stated(folder, page), VIEW, tmp_path / "data", trained, ONE, folder / "clean"
     ).make()
-    assert list(Store(tmp_path / "data", "train").texts(tokenizer.load(trained))) == INNOCENT
+    assert list(Store(tmp_path / "data", "train").texts(load_tokenizer(trained))) == INNOCENT
     assert made.counts["empty_documents"] == 1
     assert made.inputs["clean"] == manifest.read(folder / "clean").hash
     reasons = {

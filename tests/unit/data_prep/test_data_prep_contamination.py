@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from robustly import UserError
 from robustly.data_prep.cleaning.config import ContaminationConfig
 from robustly.data_prep.cleaning.contamination import build_index, contaminated, evaluation_texts
-from robustly.data_prep.cleaning.shingles import hashes, words
+from robustly.data_prep.cleaning.shingles import ngram_hashes, words
 from stated import stated
 
 QUESTION = (
@@ -57,7 +57,7 @@ LETTER = st.sampled_from("abcdef")
 @given(text=st.lists(LETTER, max_size=14), other=st.lists(LETTER, min_size=3, max_size=9))
 def test_as_a_search_for_every_run_would_say(text, other):
     runs = {tuple(other[at : at + 3]) for at in range(len(other) - 2)}
-    index = np.unique(hashes(" ".join(other), 3))
+    index = np.unique(ngram_hashes(" ".join(other), 3))
     assert contaminated(" ".join(text), index, 3) == any(
         tuple(text[at : at + 3]) in runs for at in range(len(text) - 2)
     )

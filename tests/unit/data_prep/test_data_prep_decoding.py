@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from small_stores import corpus, train_tokenizer, write_rows
 
-from robustly import UserError, tokenizer
+from robustly import UserError
 from robustly.corpus.config import Processing
 from robustly.data_prep import decoding
 from robustly.data_prep.config import DataConfig
 from robustly.data_prep.decoding import decode_documents
 from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import Store, split_of
+from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.tokenizer import Tokenizer
 from stated import stated
 
@@ -46,15 +47,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def encoder(root: Path) -> Tokenizer:
-    return tokenizer.load(root / "tokenizer")
+def tokenizer(root: Path) -> Tokenizer:
+    return load_tokenizer(root / "tokenizer")
 
 
 @pytest.mark.parametrize("name", ["all.jsonl", "all.jsonl.gz"])
 def test_every_document_to_the_byte(
-    root: Path, encoder: Tokenizer, tmp_path: Path, name: str
+    root: Path, tokenizer: Tokenizer, tmp_path: Path, name: str
 ) -> None:
-    count = decode_documents(root / "data", encoder, tmp_path / name)
+    count = decode_documents(root / "data", tokenizer, tmp_path / name)
     data = (tmp_path / name).read_bytes()
     text = gzip.decompress(data).decode() if name.endswith(".gz") else data.decode()
     assert text.endswith("\n")
@@ -72,24 +73,24 @@ def test_every_document_to_the_byte(
     in_order = [
         text
         for split in ("train", "validation")
-        for text in Store(root / "data", split).texts(encoder)
+        for text in Store(root / "data", split).texts(tokenizer)
     ]  # type: ignore[arg-type]
     assert [row["text"] for row in found] == in_order
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_the_same_documents_give_the_same_bytes(
-    root: Path, encoder: Tokenizer, tmp_path: Path
+    root: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     for name in ("one.jsonl.gz", "two.jsonl.gz"):
-        decode_documents(root / "data", encoder, tmp_path / name)
+        decode_documents(root / "data", tokenizer, tmp_path / name)
 
     data = (tmp_path / "one.jsonl.gz").read_bytes()
     assert data == (tmp_path / "two.jsonl.gz").read_bytes()
     assert data[3:8] == bytes(5)  # gzip's header: no name (flags), no time
 
 
-def test_what_was_written_is_never_lost(root: Path, encoder: Tokenizer, tmp_path: Path) -> None:
+def test_what_was_written_is_never_lost(root: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     there = tmp_path / "there.jsonl"
     there.write_text("mine")
     for place, message in (
@@ -98,7 +99,7 @@ def test_what_was_written_is_never_lost(root: Path, encoder: Tokenizer, tmp_path
         (tmp_path / "nowhere" / "a.jsonl", "no folder .*nowhere"),
     ):
         with pytest.raises(UserError, match=message):
-            decode_documents(root / "data", encoder, place)
+            decode_documents(root / "data", tokenizer, place)
 
     assert there.read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == [
         "there.jsonl"
@@ -107,22 +108,22 @@ def test_what_was_written_is_never_lost(root: Path, encoder: Tokenizer, tmp_path
 
 @pytest.mark.parametrize("name", ["all.jsonl", "all.jsonl.gz"])
 def test_a_file_is_there_when_all_of_it_is(
-    root: Path, encoder: Tokenizer, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    root: Path, tokenizer: Tokenizer, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Cut(Store):
-        def named_texts(self, encoder):
+        def named_texts(self, tokenizer):
             yield "odd.jsonl", "the first"
             raise KeyboardInterrupt
 
     monkeypatch.setattr(decoding, "Store", Cut)
     with pytest.raises(KeyboardInterrupt):
-        decode_documents(root / "data", encoder, tmp_path / name)
+        decode_documents(root / "data", tokenizer, tmp_path / name)
 
     assert not list(tmp_path.iterdir())
 
 
 def test_another_tokenizer_decodes_nothing(root: Path, tmp_path: Path) -> None:
-    other = tokenizer.load(train_tokenizer(tmp_path / "tokenizer", ["a b"]))
+    other = load_tokenizer(train_tokenizer(tmp_path / "tokenizer", ["a b"]))
     with pytest.raises(UserError, match="another tokenizer"):
         decode_documents(root / "data", other, tmp_path / "all.jsonl")
     assert not (tmp_path / "all.jsonl").exists()

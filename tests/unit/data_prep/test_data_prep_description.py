@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_stores import NumberedStore, corpus, train_tokenizer, write_rows
 
-from robustly import UserError, log, tokenizer
+from robustly import UserError, log
 from robustly.corpus.config import Processing
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.config import DataConfig
@@ -17,6 +17,7 @@ from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import Store
 from robustly.description import show
 from robustly.inspection.data import describe, document_lengths, find_tokenizer, unit_lengths
+from robustly.tokenizer import load_tokenizer
 from stated import stated
 
 TEXTS = [f"The inner thing number {n}. There it is{' again' * (n % 7)}." for n in range(60)]
@@ -43,7 +44,7 @@ def rows(folder: Path) -> dict[str, Any]:
 def test_a_data_folder(root: Path) -> None:
     found = describe(root / "data")
     assert json.loads(json.dumps(found.json(), allow_nan=False))["kind"] == "data"
-    encoder = tokenizer.load(root / "tokenizer")
+    tokenizer = load_tokenizer(root / "tokenizer")
     assert found.figures["documents"] == 60 and found.figures["units"] == 120
     listings = rows(root / "data")
     by_place = listings["splits and sources"]
@@ -69,7 +70,7 @@ def test_a_data_folder(root: Path) -> None:
         ids, lengths = Blocks(root / "data", split, 32, "full_sentences").gather(
             np.array([row["block"]])
         )  # type: ignore[arg-type]
-        assert text == encoder.decode(ids[0, : lengths[0]])
+        assert text == tokenizer.decode(ids[0, : lengths[0]])
 
 
 def lengths(of: Any, folder: Path) -> list[int]:
@@ -80,13 +81,15 @@ def lengths(of: Any, folder: Path) -> list[int]:
 
 
 def test_lengths_of_documents_are_those_of_their_tokens(root: Path, tmp_path: Path) -> None:
-    encoder = tokenizer.load(root / "tokenizer")
+    tokenizer = load_tokenizer(root / "tokenizer")
     sizes = []
     of_units = []
 
-    for text in Store(root / "data", "train").texts(encoder):
+    for text in Store(root / "data", "train").texts(tokenizer):
         first, second = text.split(". ")
-        of_units += (found := [len(ids) for ids in encoder.encode_documents([first + ".", second])])
+        of_units += (
+            found := [len(ids) for ids in tokenizer.encode_documents([first + ".", second])]
+        )
         sizes.append(sum(found))
 
     assert lengths(document_lengths, root / "data") == sizes
@@ -116,9 +119,10 @@ def test_blocks_of_two_segments_say_whether_the_second_follows(root: Path, tmp_p
     shutil.rmtree(tmp_path / "data" / "views")
     view = Blocks(tmp_path / "data", "train", 64, "sentence_pair")
     Blocks(tmp_path / "data", "validation", 64, "sentence_pair")
-    encoder = tokenizer.load(root / "tokenizer")
+    tokenizer = load_tokenizer(root / "tokenizer")
     found = {
-        listing.title: listing.rows for listing in describe(tmp_path / "data", 3, encoder).examples
+        listing.title: listing.rows
+        for listing in describe(tmp_path / "data", 3, tokenizer).examples
     }
     shown = [row for row in found["blocks as text"] if row["split"] == "train"]
     assert len(shown) == 3
@@ -152,7 +156,7 @@ def test_how_full_blocks_are(root: Path) -> None:
 def test_blocks_from_all_over_a_split(root: Path, wanted: int) -> None:
     shown = describe(root / "data", wanted).examples[-1].rows
     assert shown == describe(root / "data", wanted).examples[-1].rows
-    encoder = tokenizer.load(root / "tokenizer")
+    tokenizer = load_tokenizer(root / "tokenizer")
 
     for split in ("train", "validation"):
         view = Blocks(root / "data", split, 32, "full_sentences")  # type: ignore[arg-type]
@@ -168,7 +172,7 @@ def test_blocks_from_all_over_a_split(root: Path, wanted: int) -> None:
 
         for row in mine:
             ids, sizes = view.gather(np.array([row["block"]]))
-            assert row["text"] == encoder.decode(ids[0, : sizes[0]])
+            assert row["text"] == tokenizer.decode(ids[0, : sizes[0]])
 
 
 def test_what_was_dropped(root: Path, tmp_path: Path) -> None:

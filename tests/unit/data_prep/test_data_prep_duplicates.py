@@ -25,7 +25,7 @@ from robustly.data_prep.cleaning.duplicates import (
     write_hashes,
 )
 from robustly.data_prep.cleaning.near_duplicates import cluster, dropped_in, match, sign
-from robustly.data_prep.cleaning.shingles import HASHING, WORDS, hashes
+from robustly.data_prep.cleaning.shingles import HASHING, WORD_SPLITTER, ngram_hashes
 
 NEAR = NearDuplicatesConfig()
 
@@ -176,7 +176,7 @@ def test_the_clusters_are_those_of_datatroves_pipeline(tmp_path):
         1,
     )  # its defaults
     assert config.hash_config == HASHING
-    MinhashDedupSignature(str(tmp_path / "a"), config, WORDS).run(iter(documents))
+    MinhashDedupSignature(str(tmp_path / "a"), config, WORD_SPLITTER).run(iter(documents))
 
     for bucket in range(config.num_buckets):
         MinhashDedupBuckets(str(tmp_path / "a"), str(tmp_path / "b"), config=config).run(
@@ -208,12 +208,12 @@ def test_the_clusters_are_those_of_datatroves_pipeline(tmp_path):
 def test_the_same_signatures_in_pieces(tmp_path, monkeypatch):
     text = some_text(1, 5000)
     steps = [
-        kind(str(tmp_path), near_duplicates._config(NEAR), WORDS)
-        for kind in (MinhashDedupSignature, near_duplicates.Signature)
+        kind(str(tmp_path), near_duplicates._config(NEAR), WORD_SPLITTER)
+        for kind in (MinhashDedupSignature, near_duplicates.ChunkedSignature)
     ]
     monkeypatch.setattr(near_duplicates, "AT_ONCE", 700)
     shingles = steps[0].get_shingles(text)
-    assert shingles.shape == (4996, 1) and np.array_equal(shingles[:, 0], hashes(text, 5))
+    assert shingles.shape == (4996, 1) and np.array_equal(shingles[:, 0], ngram_hashes(text, 5))
     assert steps[1].get_signature(shingles) == steps[0].get_signature(shingles)
 
 

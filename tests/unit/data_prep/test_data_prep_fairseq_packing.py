@@ -15,7 +15,7 @@ from small_stores import BOS, EOS, NumberedStore
 
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.config import Format
-from robustly.data_prep.packing import plan
+from robustly.data_prep.packing import pack
 
 BREAK_MODES: dict[str, Format] = {"complete": "full_sentences", "complete_doc": "doc_sentences"}
 
@@ -53,7 +53,7 @@ def test_more_tokens_than_32_bits_can_count():
     """430,000 lines of 10,000 tokens, as many as fairseq takes to pass 2**32, here one to a
     block."""
     lines = np.append(np.full(430_000, 10_000), 1)
-    blocks = np.concatenate([*plan([lines], 10_001, "full_sentences")])
+    blocks = np.concatenate([*pack([lines], 10_001, "full_sentences")])
     assert len(blocks) == 430_000
     assert blocks["start"][-1] + blocks["length"][-1] - 1 == 4_300_000_000 > 2**32
     assert (np.diff(blocks["start"]) == 10_000).all()
@@ -109,7 +109,7 @@ def test_without_long_lines_the_blocks_are_fairseqs(documents, room, break_mode,
         np.array([size for document in documents[first:last] for size in [*document, 1]])
         for first, last in itertools.pairwise(bounds)
     ]
-    blocks = np.concatenate([*plan(shards, block_size + 1, BREAK_MODES[break_mode])])
+    blocks = np.concatenate([*pack(shards, block_size + 1, BREAK_MODES[break_mode])])
     found = list(zip(blocks["start"].tolist(), (blocks["length"] - 1).tolist(), strict=True))
     assert found == fairseq_blocks(in_its_file, block_size, break_mode)
 
@@ -121,7 +121,7 @@ def test_without_long_lines_the_blocks_are_fairseqs(documents, room, break_mode,
 def test_a_long_line_is_cut_where_fairseq_makes_a_block_that_is_too_long(break_mode):
     lines = [5, 25, 4, 1]
     assert (5, 25) in fairseq_blocks(lines[:-1], 10, break_mode)
-    blocks = np.concatenate([*plan([np.array(lines)], 11, BREAK_MODES[break_mode])])
+    blocks = np.concatenate([*pack([np.array(lines)], 11, BREAK_MODES[break_mode])])
     assert blocks["start"].tolist() == [0, 5, 15, 25] and (blocks["length"] - 1).tolist() == [
         5,
         10,
@@ -133,12 +133,12 @@ def test_a_long_line_is_cut_where_fairseq_makes_a_block_that_is_too_long(break_m
 def test_a_blank_line_at_the_end_of_its_file_is_no_token_of_ours():
     lines = [4, 1, 3, 1]
     assert fairseq_blocks(lines, 10, "complete") == [(0, 9)]
-    (blocks,) = (part for part in plan([np.array(lines)], 11, "full_sentences") if len(part))
+    (blocks,) = (part for part in pack([np.array(lines)], 11, "full_sentences") if len(part))
     assert [(int(block["start"]), int(block["length"]) - 1) for block in blocks] == [(0, 8)]
 
 
 def test_neither_keeps_a_separator_in_complete_doc():
     lines = [4, 1, 3, 1]
     assert fairseq_blocks(lines, 10, "complete_doc") == [(0, 4), (5, 3)]
-    blocks = np.concatenate([*plan([np.array(lines)], 11, "doc_sentences")])
+    blocks = np.concatenate([*pack([np.array(lines)], 11, "doc_sentences")])
     assert blocks["start"].tolist() == [0, 5] and (blocks["length"] - 1).tolist() == [4, 3]

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_stores import VIEW, corpus, files_of, train_tokenizer, write_rows
 
-from robustly import UserError, manifest, tokenizer
+from robustly import UserError, manifest
 from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.partitions import Partition
@@ -28,6 +28,7 @@ from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import SPLITS, ShardWriter, Store
 from robustly.files import disk_full
+from robustly.tokenizer import load_tokenizer
 from stated import stated
 
 PROSE = [
@@ -107,7 +108,7 @@ def test_a_bad_file_is_named_and_the_mended_one_is_taken(tmp_path, trained, name
 # --------------------------------------------------------------------------------- killed, and full
 
 
-class Killed(module._Task):
+class Killed(module._ShardMaker):
     """The work on a part; the process that works on the third dies with its shards half written."""
 
     def __call__(self, number: int, part: Partition) -> None:
@@ -123,7 +124,7 @@ def test_after_a_worker_is_killed_only_the_rest_is_made(tmp_path, trained, monke
         monkeypatch.context() as patch,
         pytest.raises(UserError, match=r"a worker process was killed.*is kept"),
     ):
-        patch.setattr(module, "_Task", Killed)
+        patch.setattr(module, "_ShardMaker", Killed)
         DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(2)).make()
 
     assert manifest.read(folder) is None and not list(folder.glob("*.npy"))
@@ -214,7 +215,7 @@ def test_a_document_of_a_hundred_megabytes(tmp_path, trained):
     text = (sentence * (100 * 2**20 // len(sentence))).strip()
     (tmp_path / "a.txt").write_text(text + "\n\nA short one.")
     DataStage(stated(tmp_path, corpus("a.txt")), VIEW, tmp_path / "data", trained, ONE).make()
-    first, second = Store(tmp_path / "data", "train").texts(tokenizer.load(trained))
+    first, second = Store(tmp_path / "data", "train").texts(load_tokenizer(trained))
     assert first == text and second == "A short one."
 
 
@@ -250,9 +251,9 @@ def test_documents_stay_held_out_when_the_corpus_grows(
             ONE,
         ).make()
 
-    encoder = tokenizer.load(trained)
+    tokenizer = load_tokenizer(trained)
     small, large = (
-        {split: set(Store(folder / name, split).texts(encoder)) for split in SPLITS}
+        {split: set(Store(folder / name, split).texts(tokenizer)) for split in SPLITS}
         for name in ("small", "large")
     )
     assert small["validation"] and small["validation"] | small["train"] == set(old)

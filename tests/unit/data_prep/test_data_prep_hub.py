@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from small_stores import VIEW, corpus, train_tokenizer, write_rows
 
-from robustly import UserError, manifest, tokenizer
+from robustly import UserError, manifest
 from robustly.corpus.config import CorpusConfig, Processing, SourceConfig
 from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import SPLITS, Store
+from robustly.tokenizer import load_tokenizer
 from stated import stated
 
 TEXTS = [f"This is story {n}. It has {n} words (or so). “Few!” said he." for n in range(40)]
@@ -47,9 +48,9 @@ def test_a_dataset_gives_the_store_that_its_files_give(tmp_path: Path, trained: 
             stated(tmp_path, page), VIEW, tmp_path / "two", trained, Processing(2)
         ).make(),
     }
-    encoder = tokenizer.load(trained)
+    tokenizer = load_tokenizer(trained)
     for split in SPLITS:
-        read = [list(Store(tmp_path / name, split).texts(encoder)) for name in stores]
+        read = [list(Store(tmp_path / name, split).texts(tokenizer)) for name in stores]
         assert read[0] == read[1] == read[2] != []
 
     assert stores["one"].outputs == stores["two"].outputs

@@ -13,12 +13,12 @@ import pytest
 import zstandard
 from small_stores import VIEW, files_of, train_tokenizer
 
-from robustly import tokenizer
 from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.partitions import partitions
 from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import SPLITS, Store
+from robustly.tokenizer import load_tokenizer
 from stated import stated
 
 SOURCES = ("plain", "packed", "rows", "table")
@@ -92,8 +92,8 @@ def test_any_number_of_workers_writes_the_same_bytes_of_every_kind_of_file(
             made[0].counts,
         )
 
-    encoder = tokenizer.load(trained)
-    back = [pair for split in SPLITS for pair in Store(folders[0], split).named_texts(encoder)]
+    tokenizer = load_tokenizer(trained)
+    back = [pair for split in SPLITS for pair in Store(folders[0], split).named_texts(tokenizer)]
 
     for source in SOURCES:
         expected = written[source]

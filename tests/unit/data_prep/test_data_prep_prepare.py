@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_stores import VIEW, corpus, files_of, train_tokenizer, write_rows
 
-from robustly import UserError, manifest, tokenizer
+from robustly import UserError, manifest
 from robustly.corpus.config import Processing
 from robustly.corpus.documents import documents
 from robustly.corpus.partitions import partitions
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import SPLITS, Store
+from robustly.tokenizer import load_tokenizer
 from stated import stated
 
 BUNDLED = Path(__file__).parents[3] / "data_prep/corpora/prose_cc0.txt"
@@ -37,7 +38,7 @@ def trained(tmp_path_factory):
 
 
 def texts_of(folder, trained, split):
-    return list(Store(folder, split).texts(tokenizer.load(trained)))
+    return list(Store(folder, split).texts(load_tokenizer(trained)))
 
 
 def test_the_bundled_corpus_comes_back_split_by_split(tmp_path, trained):

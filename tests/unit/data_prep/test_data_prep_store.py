@@ -9,14 +9,15 @@ import pytest
 import small_stores
 from hypothesis import given
 from hypothesis import strategies as st
-from small_stores import EOS, NumberedStore, numbered_encoder
+from small_stores import EOS, NumberedStore, numbered_tokenizer
 
-from robustly import UserError, tokenizer
+from robustly import UserError
 from robustly.data_prep import store
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.packing import BLOCK
 from robustly.data_prep.sentences import units
 from robustly.data_prep.store import ShardWriter, Store, check_tokenizer, split_of, write_store
+from robustly.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = st.lists(
@@ -26,30 +27,34 @@ DOCUMENTS = st.lists(
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return tokenizer.load(
+def tokenizer(tmp_path_factory):
+    return load_tokenizer(
         small_stores.train_tokenizer(tmp_path_factory.mktemp("stage") / "tokenizer")
     )
 
 
-def write(folder, encoder, shards, unit="sentence"):
+def write(folder, tokenizer, shards, unit="sentence"):
     """A store of the texts in `shards`, one list for each."""
     written = []
     for number, texts in enumerate(shards):
-        with ShardWriter(folder, f"train-{number:05d}", 0, encoder.eos_id, encoder.dtype) as writer:
+        with ShardWriter(
+            folder, f"train-{number:05d}", 0, tokenizer.eos_id, tokenizer.dtype
+        ) as writer:
             for text in texts:
                 spans = units(text, unit, "en")
                 ends = [0, *(end for _, end in spans)]
                 starts = [*(start for start, _ in spans), len(text)]
                 writer.append(
-                    *encoder.encode_lines([text[start:end] for start, end in spans]),
+                    *tokenizer.encode_lines([text[start:end] for start, end in spans]),
                     [text[end:start] for end, start in zip(ends, starts, strict=True)],
                 )
 
         if writer.shard:
             written.append(writer.shard)
 
-    return write_store(folder, folder, "hash", encoder, ["a"], {"train": written, "validation": []})
+    return write_store(
+        folder, folder, "hash", tokenizer, ["a"], {"train": written, "validation": []}
+    )
 
 
 @given(
@@ -57,27 +62,27 @@ def write(folder, encoder, shards, unit="sentence"):
     unit=st.sampled_from(["line", "sentence"]),
     waiting=st.integers(0, 30),
 )
-def test_documents_come_back_to_the_byte(tmp_path_factory, encoder, shards, unit, waiting):
+def test_documents_come_back_to_the_byte(tmp_path_factory, tokenizer, shards, unit, waiting):
     folder = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "WAITING", waiting)
-        write(folder, encoder, shards, unit)
+        write(folder, tokenizer, shards, unit)
 
     texts = [text for shard in shards for text in shard]
     read = Store(folder, "train")
-    assert list(read.texts(encoder)) == texts
+    assert list(read.texts(tokenizer)) == texts
     assert read.documents == len(texts)
     assert read.units == sum(len(units(text, unit, "en")) for text in texts)
     bodies = [text[start:end] for text in texts for start, end in units(text, unit, "en")]
-    assert read.text_tokens == sum(ids.size for ids in encoder.encode_documents(bodies))
+    assert read.text_tokens == sum(ids.size for ids in tokenizer.encode_documents(bodies))
 
 
 def test_the_stream_holds_an_eos_after_each_unit_and_one_more_after_each_document(
-    tmp_path, encoder
+    tmp_path, tokenizer
 ):
-    files = write(tmp_path, encoder, [["the. in.\nthe", " er\n"], []])
+    files = write(tmp_path, tokenizer, [["the. in.\nthe", " er\n"], []])
     the, stop, in_, er = (
-        encoder.encode_documents([text])[0].tolist() for text in ("the", ".", "in", "er")
+        tokenizer.encode_documents([text])[0].tolist() for text in ("the", ".", "in", "er")
     )
     assert all(len(ids) == 1 for ids in (the, stop, in_, er))
     tokens = np.load(tmp_path / "train-00000.tokens.npy")
@@ -93,15 +98,15 @@ def test_the_stream_holds_an_eos_after_each_unit_and_one_more_after_each_documen
     assert [sizes.tolist() for sizes in found] == [[3, 3, 2, 1, 2, 1]]
 
 
-def test_the_lines_of_the_documentation_read_a_store(tmp_path, encoder):
+def test_the_lines_of_the_documentation_read_a_store(tmp_path, tokenizer):
     texts = ["the in. er the.\nin", "er", "  the the\n"]
-    write(tmp_path, encoder, [texts[:2], texts[2:]])
+    write(tmp_path, tokenizer, [texts[:2], texts[2:]])
     code = re.search(
         r"```python\n(.*?)```", (ROOT / "docs/data_format.md").read_text(encoding="utf-8"), re.S
     )[1]
     names = {}
     exec(code.replace("runs/tiny/data", str(tmp_path)), names)
-    assert [[encoder.decode(unit) for unit in document] for document in names["documents"]] == [
+    assert [[tokenizer.decode(unit) for unit in document] for document in names["documents"]] == [
         ["the in.", "er the.", "in"],
         ["er"],
         ["the the"],
@@ -116,7 +121,7 @@ def test_large_vocabularies_take_32_bits(tmp_path):
         tmp_path,
         tmp_path,
         "hash",
-        numbered_encoder(),
+        numbered_tokenizer(),
         ["a"],
         {"train": [writer.shard], "validation": []},
     )
@@ -145,8 +150,8 @@ def test_offsets_beyond_2_to_the_32(tmp_path):
 
         shards.append(store.Shard(f"train-{number:05d}", 0, 1, 1, size))
 
-    encoder = numbered_encoder(dtype=np.dtype(np.uint16))
-    write_store(tmp_path, tmp_path, "f" * 64, encoder, ["a"], {"train": shards, "validation": []})
+    tokenizer = numbered_tokenizer(dtype=np.dtype(np.uint16))
+    write_store(tmp_path, tmp_path, "f" * 64, tokenizer, ["a"], {"train": shards, "validation": []})
     blocks = [(0, 3), (size - 2, 4), (2 * size - 2, 3)]
     assert 2 * size - 2 > 2**32
     (tmp_path / "views").mkdir()
@@ -210,16 +215,16 @@ def test_a_larger_share_holds_out_what_a_smaller_one_does(text, one, other):
 # ------------------------------------------------------------------------------------------- faults
 
 
-def test_another_tokenizer_is_refused(tmp_path, encoder):
-    write(tmp_path, encoder, [["the in"]])
-    check_tokenizer(tmp_path, encoder)
+def test_another_tokenizer_is_refused(tmp_path, tokenizer):
+    write(tmp_path, tokenizer, [["the in"]])
+    check_tokenizer(tmp_path, tokenizer)
     with pytest.raises(UserError, match=r"another tokenizer \(267 entries"):
-        check_tokenizer(tmp_path, numbered_encoder())
+        check_tokenizer(tmp_path, numbered_tokenizer())
     with pytest.raises(UserError, match="another tokenizer"):
-        next(Store(tmp_path, "train").texts(numbered_encoder()))
+        next(Store(tmp_path, "train").texts(numbered_tokenizer()))
 
 
-@pytest.mark.parametrize("kind", store.KINDS)
+@pytest.mark.parametrize("kind", store.ARRAYS)
 @pytest.mark.parametrize(
     "damage",
     [
@@ -230,20 +235,20 @@ def test_another_tokenizer_is_refused(tmp_path, encoder):
     ],
     ids=["missing", "empty", "cut off", "another type"],
 )
-def test_a_damaged_shard_is_named(tmp_path, encoder, kind, damage):
-    write(tmp_path, encoder, [["the in"], ["er. er. er."]])
+def test_a_damaged_shard_is_named(tmp_path, tokenizer, kind, damage):
+    write(tmp_path, tokenizer, [["the in"], ["er. er. er."]])
     damage(tmp_path / f"train-00001.{kind}.npy")
     with pytest.raises(UserError, match=rf"train-00001\.{kind}\.npy: .*make its folder anew"):
-        list(Store(tmp_path, "train").texts(encoder))
+        list(Store(tmp_path, "train").texts(tokenizer))
 
 
-def test_a_shard_of_another_length_is_named(tmp_path, encoder):
-    write(tmp_path, encoder, [["the in"]])
+def test_a_shard_of_another_length_is_named(tmp_path, tokenizer):
+    write(tmp_path, tokenizer, [["the in"]])
     np.save(tmp_path / "train-00000.tokens.npy", np.zeros(99, np.uint16))
     with pytest.raises(
         UserError, match=r"train-00000\.tokens\.npy: shape \(99,\) of uint16, expected 5 of uint16"
     ):
-        list(Store(tmp_path, "train").texts(encoder))
+        list(Store(tmp_path, "train").texts(tokenizer))
 
 
 def test_folders_that_hold_no_store(tmp_path):
@@ -277,7 +282,7 @@ def test_moving_shards_goes_on_after_a_kill(tmp_path):
     shard = Store(work, "train").shards[0]
     (work / "train-00000.tokens.npy").rename(tmp_path / "train-00000.tokens.npy")
     files = write_store(
-        tmp_path, work, "hash", numbered_encoder(), ["a"], {"train": [shard], "validation": []}
+        tmp_path, work, "hash", numbered_tokenizer(), ["a"], {"train": [shard], "validation": []}
     )
     assert all(file.parent == tmp_path and file.is_file() for file in files)
     assert Store(tmp_path, "train").stream_tokens == 10

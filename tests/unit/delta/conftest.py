@@ -15,7 +15,7 @@ from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment, load_delta
 from robustly.delta.tasks import TaskData, read
 from robustly.pretrain.objective import new_model
-from robustly.tokenizer.vocabulary import lay_out, save
+from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
 LETTERS = {
     "early": "abcd",
@@ -49,7 +49,7 @@ def small_model(seed: int) -> RobertaForMaskedLM:
 
 def write_base(folder: Path, seed: int) -> Path:
     small_model(seed).save_pretrained(folder)
-    save(lay_out([]), folder)
+    save_vocabulary(lay_out([]), folder)
     return folder
 
 

@@ -13,7 +13,7 @@ from robustly.delta.base_model import Base
 from robustly.delta.conformance import EVERY_METHOD, contract, expected_count
 from robustly.delta.specs import parse
 from robustly.pretrain.objective import new_model
-from robustly.tokenizer.vocabulary import lay_out, save
+from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
 TOGETHER = (
     [{"name": "adapter"}, {"name": "prefix"}, {"name": "lora"}],
@@ -125,7 +125,7 @@ def test_a_base_that_is_written_to_is_found_out(
 @pytest.mark.slow
 def test_every_method_keeps_it_at_the_size_of_roberta_base(tmp_path: Path) -> None:
     new_model(base_config(), 1).save_pretrained(tmp_path)
-    save(lay_out([]), tmp_path)
+    save_vocabulary(lay_out([]), tmp_path)
     kept = {one.methods: one for one in contract(tmp_path, [*EVERY_METHOD, *TOGETHER])}
     for name, count in AT_BASE_SIZE.items():
         assert kept[name].trained == count

@@ -26,10 +26,10 @@ from robustly import UserError
 from robustly.delta.tasks import Example, Form, form
 from robustly.delta.tasks.config import Task
 from robustly.delta.tasks.heads import Row, cut
-from robustly.tokenizer.merges import train
+from robustly.tokenizer.merges import train_merges
 from robustly.tokenizer.tokenizer import Tokenizer
-from robustly.tokenizer.vocabulary import lay_out, save
-from robustly.tokenizer.words import split
+from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
+from robustly.tokenizer.words import split_words
 
 TEXT = (
     """ It was great, it was terrible. The cat sat on the mat ; who saw the cat? Anna lives in Paris, Berlin and
@@ -51,8 +51,8 @@ HEADS = {
 def place(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """An encoder, and what transformers makes of the same files."""
     folder: Path = tmp_path_factory.mktemp("vocabulary")
-    vocabulary = lay_out(train(Counter(split(TEXT)).items(), 150, 1).merges)
-    save(vocabulary, folder)
+    vocabulary = lay_out(train_merges(Counter(split_words(TEXT)).items(), 150, 1).merges)
+    save_vocabulary(vocabulary, folder)
 
     return SimpleNamespace(
         encoder=Tokenizer(vocabulary),
@@ -89,7 +89,7 @@ def model(place: SimpleNamespace, how: Form, labels: int | None = None) -> Any:
 
 
 def text(draw: random.Random, words: int) -> str:
-    return " ".join(draw.choices(split(TEXT), k=words)).strip()
+    return " ".join(draw.choices(split_words(TEXT), k=words)).strip()
 
 
 # -------------------------------------------------------------------------------------------- texts

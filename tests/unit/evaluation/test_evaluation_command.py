@@ -18,7 +18,7 @@ from robustly import UserError
 from robustly.evaluation.evaluate import evaluate_folder
 from robustly.evaluation.minimal_pairs import read_pairs
 from robustly.evaluation.standard_error import standard_error
-from robustly.tokenizer.vocabulary import lay_out, save
+from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
 PROSE = [f"The {animal} number {n} went into the garden and saw the other one." for n in range(12) for animal in
          ("cat", "dog", "very old grey horse, which had not eaten since the day before yesterday,")]  # fmt: skip
@@ -108,7 +108,7 @@ def test_a_model_that_knows_nothing(tmp_path: Path, place: Path) -> None:
             parameter.zero_()
 
     blank.save_pretrained(tmp_path)
-    save(lay_out([]), tmp_path)
+    save_vocabulary(lay_out([]), tmp_path)
     total = on_text(tmp_path, place / "a.txt")["total"]
     assert total["perplexity"] == pytest.approx(261, rel=1e-4)
     assert total["bits_per_byte"] == pytest.approx(math.log2(261), rel=1e-5)

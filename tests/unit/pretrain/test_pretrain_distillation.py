@@ -31,7 +31,7 @@ from robustly.pretrain.model_setup import accelerate
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.start.model_files import find_model
 from robustly.tokenizer.tokenizer import Tokenizer
-from robustly.tokenizer.vocabulary import lay_out, save
+from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 from synthetic import VOCABULARY, masking, model, order, run
 
 WORDS = lay_out([("t", "h"), ("th", "e")])
@@ -202,7 +202,7 @@ def folder(tmp_path: Path) -> Path:
     new_model(roberta_config(section(), SpecialTokens.of(Tokenizer(WORDS))), 1).save_pretrained(
         tmp_path / "teacher"
     )
-    save(WORDS, tmp_path / "teacher")
+    save_vocabulary(WORDS, tmp_path / "teacher")
     return tmp_path / "teacher"
 
 

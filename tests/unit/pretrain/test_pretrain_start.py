@@ -34,7 +34,7 @@ from robustly.pretrain.start.fit_weights import longer, mean_rows, pieces_of, st
 from robustly.pretrain.start.model_files import ModelFiles, find_model
 from robustly.tokenizer.special_tokens import byte_symbols
 from robustly.tokenizer.tokenizer import Tokenizer
-from robustly.tokenizer.vocabulary import Vocabulary, lay_out, save
+from robustly.tokenizer.vocabulary import Vocabulary, lay_out, save_vocabulary
 
 SECTION = ModelConfig(
     layers=2, hidden=16, heads=2, feed_forward=24, positions=12, token_types=1, dropout=0.0, attention_dropout=0.0,
@@ -72,14 +72,14 @@ def source() -> RobertaForMaskedLM:
 def folder(source: RobertaForMaskedLM, tmp_path: Path) -> Path:
     """The checkpoint as a Hugging Face folder."""
     source.save_pretrained(tmp_path / "hf")
-    save(OLD, tmp_path / "hf")
+    save_vocabulary(OLD, tmp_path / "hf")
     return tmp_path / "hf"
 
 
 def test_a_run_that_keeps_its_best_checkpoint_too_starts_from_its_last(tmp_path: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
     words = Stage(tmp_path / "tokenizer", "tokenizer", {}, {})
-    words.finish(save(OLD, tmp_path / "tokenizer"), {})
+    words.finish(save_vocabulary(OLD, tmp_path / "tokenizer"), {})
     train = Stage(tmp_path / "train", "train", {}, {"tokenizer": words.hash})
 
     with train.begin():
@@ -220,7 +220,7 @@ def test_other_folders_are_refused_with_what_they_are(folder: Path, tmp_path: Pa
 
     encoder = tmp_path / "encoder"
     RobertaModel(RobertaConfig.from_pretrained(folder)).save_pretrained(encoder)
-    save(OLD, encoder)
+    save_vocabulary(OLD, encoder)
     with pytest.raises(
         UserError, match=r"tensors are missing \(lm_head.bias, .*not an encoder alone"
     ):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from robustly import tokenizer
 from robustly.data_prep.blocks import Blocks
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.validation import masked_batches, unigram_loss
+from robustly.tokenizer import load_tokenizer
 from synthetic import VOCABULARY, RandomBlocks, masking
 
 
@@ -19,7 +19,7 @@ def test_it_is_the_cross_entropy_of_the_training_frequencies(prepared: Path) -> 
     train, validation = (
         Blocks(prepared / "data", split, 64, "full_sentences") for split in ("train", "validation")
     )
-    vocabulary = SpecialTokens.of(tokenizer.load(prepared / "tokenizer"))
+    vocabulary = SpecialTokens.of(load_tokenizer(prepared / "tokenizer"))
     ids, lengths = train.gather(np.arange(len(train)))
     counts = np.bincount(ids[np.arange(64) < lengths[:, None]], minlength=vocabulary.size)
     labels = torch.cat(

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from robustly import tokenizer
 from robustly.data_prep.store import ShardWriter, Store, write_store
 from robustly.publish.config import PublishConfig
 from robustly.publish.examples import WORDS, held_out_blanks
+from robustly.tokenizer import load_tokenizer
 
 
 def squeezed(text: str) -> str:
@@ -16,7 +16,7 @@ def squeezed(text: str) -> str:
 
 
 def test_the_answer_in_the_blank_gives_a_sentence_of_a_held_out_document(prepared: Path) -> None:
-    encoder = tokenizer.load(prepared / "tokenizer")
+    encoder = load_tokenizer(prepared / "tokenizer")
     validation, train = (
         squeezed(" ".join(Store(prepared / "data", split).texts(encoder)))
         for split in ("validation", "train")
@@ -40,7 +40,7 @@ def test_the_answer_in_the_blank_gives_a_sentence_of_a_held_out_document(prepare
 def test_the_first_sentence_of_a_document_begins_after_the_mark_that_ends_the_one_before(
     prepared: Path, tmp_path: Path
 ) -> None:
-    encoder = tokenizer.load(prepared / "tokenizer")
+    encoder = load_tokenizer(prepared / "tokenizer")
     sentences = [
         f"The man {number} went to the house and the garden with the other." for number in range(30)
     ]
@@ -64,7 +64,7 @@ def test_the_first_sentence_of_a_document_begins_after_the_mark_that_ends_the_on
 
 
 def test_the_same_blanks_each_time_and_from_all_over(prepared: Path) -> None:
-    encoder = tokenizer.load(prepared / "tokenizer")
+    encoder = load_tokenizer(prepared / "tokenizer")
     store = Store(prepared / "data", "validation")
     blanks = held_out_blanks(store, encoder, 128)
     assert blanks == held_out_blanks(store, encoder, 128) and len(blanks) == 5
@@ -74,7 +74,7 @@ def test_the_same_blanks_each_time_and_from_all_over(prepared: Path) -> None:
 
 
 def test_blanks_fit_the_model(prepared: Path) -> None:
-    encoder = tokenizer.load(prepared / "tokenizer")
+    encoder = load_tokenizer(prepared / "tokenizer")
     store = Store(prepared / "data", "validation")
     short, any_length = (
         held_out_blanks(store, encoder, 24, 40),
@@ -100,7 +100,7 @@ def test_an_empty_split_has_none(prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "store.json").write_text(json.dumps(facts))
     assert (
         held_out_blanks(
-            Store(tmp_path / "data", "validation"), tokenizer.load(prepared / "tokenizer"), 128
+            Store(tmp_path / "data", "validation"), load_tokenizer(prepared / "tokenizer"), 128
         )
         == []
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from robustly import UserError, tokenizer
+from robustly import UserError
 from robustly.data_prep.store import ShardWriter, Store, split_of, write_store
 from robustly.manifest import Manifest
 from robustly.pretrain.config import ModelConfig
@@ -16,6 +16,7 @@ from robustly.publish import tokenizer_fit
 from robustly.publish.card import StageManifests, model_card
 from robustly.publish.config import PublishConfig
 from robustly.publish.tokenizer_fit import held_out_fit, held_out_texts
+from robustly.tokenizer import load_tokenizer
 
 CORPUS_TEXTS = {
     "wiki": ["The man and the woman went there.", "A house."],
@@ -44,7 +45,7 @@ def figures(folder: Path, texts: list[str]) -> dict[str, Any]:
 
 
 def test_a_source_s_held_out_documents(prepared: Path) -> None:
-    encoder = tokenizer.load(prepared / "tokenizer")
+    encoder = load_tokenizer(prepared / "tokenizer")
     corpus = (prepared / "corpus.txt").read_text(encoding="utf-8").strip("\n").split("\n\n")
     texts = [text for text in corpus if split_of(text, 0.2) == "validation"]
     assert 2 < len(texts) < len(corpus) / 2
@@ -66,7 +67,7 @@ def test_a_source_s_held_out_documents(prepared: Path) -> None:
 @pytest.fixture
 def store(prepared: Path, tmp_path: Path) -> Path:
     """A store with two sources, the first in two shards."""
-    encoder = tokenizer.load(prepared / "tokenizer")
+    encoder = load_tokenizer(prepared / "tokenizer")
     shards = []
     parts = [(0, text) for text in CORPUS_TEXTS["wiki"]] + [(1, CORPUS_TEXTS["news"])]
 
@@ -92,7 +93,7 @@ def store(prepared: Path, tmp_path: Path) -> Path:
 
 
 def test_by_source(prepared: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = tokenizer.load(prepared / "tokenizer")
+    encoder = load_tokenizer(prepared / "tokenizer")
     rows = {row["source"]: row for row in held_out_fit(store, encoder)["rows"]}
     every = {**CORPUS_TEXTS, "total": [text for texts in CORPUS_TEXTS.values() for text in texts]}
     assert list(rows) == list(every)
@@ -113,7 +114,7 @@ def test_by_source(prepared: Path, store: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_sources_of_one_name_and_none_at_all(prepared: Path, store: Path) -> None:
-    encoder = tokenizer.load(prepared / "tokenizer")
+    encoder = load_tokenizer(prepared / "tokenizer")
     facts = json.loads((store / "store.json").read_text())
     (store / "store.json").write_text(json.dumps({**facts, "sources": ["text", "text"]}))
     assert [row["source"] for row in held_out_fit(store, encoder)["rows"]] == [
@@ -176,7 +177,7 @@ def tables(page: str) -> list[list[list[str]]]:
 
 
 def test_the_card_has_a_table_of_the_tokenizer(prepared: Path, store: Path) -> None:
-    fit = held_out_fit(store, tokenizer.load(prepared / "tokenizer"))
+    fit = held_out_fit(store, load_tokenizer(prepared / "tokenizer"))
     page = card(fit, corpus="the corpus")
     section = page[page.index("## Tokenizer") : page.index("## Training")]
     assert "Byte-level BPE with 1,000 entries" in section and "these documents included" in section
@@ -200,7 +201,7 @@ def test_the_card_has_a_table_of_the_tokenizer(prepared: Path, store: Path) -> N
 def test_the_card_of_a_tokenizer_from_elsewhere(
     prepared: Path, store: Path, inputs: dict[str, str]
 ) -> None:
-    page = card(held_out_fit(store, tokenizer.load(prepared / "tokenizer")), **inputs)
+    page = card(held_out_fit(store, load_tokenizer(prepared / "tokenizer")), **inputs)
     assert "comes from elsewhere" in page and "these documents included" not in page
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from robustly.tokenizer.vocabulary import lay_out, save
+from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
 
 def trained_elsewhere(folder: Path, texts: Iterable[str], size: int) -> Path:
@@ -21,5 +21,5 @@ def trained_elsewhere(folder: Path, texts: Iterable[str], size: int) -> Path:
     )
     tokens.train_from_iterator(texts, trainer)
     merges = [tuple(merge) for merge in json.loads(tokens.to_str())["model"]["merges"]]
-    save(lay_out(merges), folder)
+    save_vocabulary(lay_out(merges), folder)
     return folder

@@ -25,8 +25,8 @@ from robustly.tokenizer import counting, merges
 from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
 from robustly.tokenizer.counts import read_counts
-from robustly.tokenizer.vocabulary import read
-from robustly.tokenizer.words import split
+from robustly.tokenizer.vocabulary import read_vocabulary
+from robustly.tokenizer.words import split_words
 from stated import stated
 
 NAMES = [
@@ -77,7 +77,7 @@ def test_a_finished_stage(trained, prose, prose_file):
     assert sorted(done.outputs) == NAMES
     left = sorted(path.name for path in trained.iterdir() if path.name not in (".lock", WORK_LOCK))
     assert left == sorted([*NAMES, "manifest.json", "recipe.json"])
-    words = [word for text in prose for word in split(text)]
+    words = [word for text in prose for word in split_words(text)]
     assert done.counts["documents"] == len(prose)
     assert done.counts["bytes"] == sum(len(text.encode()) for text in prose)
     assert done.counts["words"] == len(words)
@@ -95,11 +95,11 @@ def test_a_finished_stage(trained, prose, prose_file):
 
 
 def test_ids_are_laid_out_as_in_roberta(trained):
-    ids = read(trained).ids
+    ids = read_vocabulary(trained).ids
     assert [ids[token] for token in ("<s>", "<pad>", "</s>", "<unk>", "!", "~", "¡", "Ā", "Ń", "<mask>")] == [
         0, 1, 2, 3, 4, 97, 98, 192, 259, 999,
     ]  # fmt: skip
-    left, right = read(trained).merges[0]
+    left, right = read_vocabulary(trained).merges[0]
     assert ids[left + right] == 260
 
 
@@ -192,7 +192,7 @@ def test_a_vocabulary_too_large_for_the_corpus(corpus_of, tmp_path):
         ).make()
 
     assert (done.counts["merges"], done.counts["documents"]) == (2, 1)
-    assert read(folder).merges == [("a", "b"), ("Ġ", "ab")]
+    assert read_vocabulary(folder).merges == [("a", "b"), ("Ġ", "ab")]
 
 
 def test_the_smallest_vocabulary_is_bytes_alone(corpus_of, tmp_path):
@@ -239,7 +239,7 @@ def test_a_mended_corpus_is_not_refused(corpus_of, tmp_path):
     first.write_bytes(b"abd")
     second.write_bytes(b"abc abc")
     assert TokenizerStage(*arguments).make().counts["bytes"] == 10
-    assert read(tmp_path / "t").merges == [("a", "b")]
+    assert read_vocabulary(tmp_path / "t").merges == [("a", "b")]
 
 
 def test_bad_rows_are_held_against_the_whole_corpus(corpus_of, tmp_path):
@@ -287,7 +287,7 @@ def words_of(folder):
 
 
 def test_counts_stay_and_make_the_same_tokenizer(trained, prose, corpus_of, tmp_path):
-    expected = Counter(word for text in prose for word in split(text))
+    expected = Counter(word for text in prose for word in split_words(text))
     assert list(read_counts(trained / "counts.tsv.zst")) == sorted(expected.items())
     tsv = trained / "counts.tsv.zst"
     done = TokenizerStage(
@@ -326,7 +326,7 @@ def test_counts_from_another_engine(trained, corpus_of, tmp_path):
     expected = words_of(trained)
     expected["zq"] = expected.get("zq", 0) + 7
     assert words_of(tmp_path / "t") == expected
-    assert read(tmp_path / "t").merges[:500] == read(trained).merges[:500]
+    assert read_vocabulary(tmp_path / "t").merges[:500] == read_vocabulary(trained).merges[:500]
 
 
 @pytest.mark.parametrize("many", [2**31, 2**32, 2**40])
@@ -341,7 +341,7 @@ def test_counts_beyond_32_bits_in_a_file(corpus_of, tmp_path, many):
         corpus_of(counts=str(tmp_path / "*.tsv")), settings(vocab_size=263), tmp_path / "t", ONE
     ).make()
     assert words_of(tmp_path / "t") == rows
-    assert read(tmp_path / "t").merges == [("x", "y"), ("a", "b")]
+    assert read_vocabulary(tmp_path / "t").merges == [("x", "y"), ("a", "b")]
 
 
 def test_counts_stand_for_the_text_even_where_sources_are_given(
@@ -496,8 +496,8 @@ def test_lines_are_counted_as_tokenizers_reads_files(corpus_of, prose_file, tmp_
     )
     fast.train([str(prose_file)], trainer)
     model = json.loads(fast.to_str())["model"]
-    assert read(tmp_path / "t").merges == [tuple(pair) for pair in model["merges"]]
-    assert read(tmp_path / "t").ids == {**model["vocab"], "<mask>": 1499}
+    assert read_vocabulary(tmp_path / "t").merges == [tuple(pair) for pair in model["merges"]]
+    assert read_vocabulary(tmp_path / "t").ids == {**model["vocab"], "<mask>": 1499}
 
 
 def test_nfc_before_words_are_counted(corpus_of, tmp_path):
@@ -509,18 +509,18 @@ def test_nfc_before_words_are_counted(corpus_of, tmp_path):
         ONE,
     ).make()
     assert words_of(tmp_path / "t") == {"caf\u00e9": 1, " caf\u00e9": 1}
-    assert read(tmp_path / "t").nfc
+    assert read_vocabulary(tmp_path / "t").nfc
     TokenizerStage(
         corpus_of(tmp_path / "a.txt"), settings(vocab_size=261), tmp_path / "plain", ONE
     ).make()
-    assert set(words_of(tmp_path / "plain")) == {*split("cafe\u0301 cafe\u0301")}
+    assert set(words_of(tmp_path / "plain")) == {*split_words("cafe\u0301 cafe\u0301")}
 
 
 def test_further_special_tokens_count_towards_the_size(corpus_of, prose_file, tmp_path):
     done = TokenizerStage(
         corpus_of(prose_file), settings(special_tokens=["[ENT]", "<url>"]), tmp_path / "t", ONE
     ).make()
-    ids = read(tmp_path / "t").ids
+    ids = read_vocabulary(tmp_path / "t").ids
     assert (ids["[ENT]"], ids["<url>"], ids["<mask>"], done.counts["entries"]) == (
         597,
         598,
@@ -562,7 +562,7 @@ def test_keys_that_came_later_keep_old_hashes():
 
 def test_tokens_stay_short(corpus_of, prose_file, tmp_path):
     TokenizerStage(corpus_of(prose_file), settings(max_token_length=5), tmp_path / "t", ONE).make()
-    assert max(len(left + right) for left, right in read(tmp_path / "t").merges) == 4
+    assert max(len(left + right) for left, right in read_vocabulary(tmp_path / "t").merges) == 4
 
 
 def test_fewer_entries_where_the_page_accepts_them(corpus_of, tmp_path):
@@ -571,7 +571,7 @@ def test_fewer_entries_where_the_page_accepts_them(corpus_of, tmp_path):
         corpus_of(tmp_path / "a.txt"), settings(accept_fewer=True), tmp_path / "t", ONE
     ).make()
     assert (done.counts["entries"], done.counts["merges"]) == (263, 2)
-    assert read(tmp_path / "t").ids["<mask>"] == 262
+    assert read_vocabulary(tmp_path / "t").ids["<mask>"] == 262
 
 
 def test_rare_words_may_be_left_out(corpus_of, tmp_path):
@@ -584,7 +584,7 @@ def test_rare_words_may_be_left_out(corpus_of, tmp_path):
     ).make()
     assert (done.counts["distinct_words"], done.counts["trained_on_words"]) == (3, 2)
     assert (
-        read(tmp_path / "t").merges
+        read_vocabulary(tmp_path / "t").merges
         == [("a", "b"), ("x", "y"), ("Ġ", "ab"), ("Ġ", "xy")][: done.counts["merges"]]
     )
     assert words_of(tmp_path / "t") == {"ab": 1, " ab": 2, " xy": 2}
@@ -652,7 +652,7 @@ def test_the_same_files_whatever_the_memory_workers_and_order(corpus_of, prose, 
         TokenizerStage(plain, settings(), tmp_path / "scarce", ONE).make()
 
     assert contents(tmp_path / "three") == contents(tmp_path / "one")
-    assert read(tmp_path / "scarce") == read(tmp_path / "one")
+    assert read_vocabulary(tmp_path / "scarce") == read_vocabulary(tmp_path / "one")
     assert words_of(tmp_path / "scarce") == words_of(tmp_path / "one")
 
 

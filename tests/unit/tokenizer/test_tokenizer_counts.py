@@ -22,7 +22,7 @@ from robustly.tokenizer.counts import (
     sum_sorted,
     write_counts,
 )
-from robustly.tokenizer.words import split
+from robustly.tokenizer.words import split_words
 
 
 def counted(folder, texts, memory):
@@ -35,7 +35,7 @@ def counted(folder, texts, memory):
 
 def test_words_are_counted(tmp_path, prose):
     counter, _ = counted(tmp_path, prose, 2**30)
-    expected = Counter(word for text in prose for word in split(text))
+    expected = Counter(word for text in prose for word in split_words(text))
     assert list(read_counts(tmp_path / "words.tsv")) == sorted(expected.items())
     assert counter.words == expected.total()
 
@@ -120,7 +120,7 @@ def test_a_compressed_file_of_many_frames(tmp_path):
 
 
 @given(
-    st.text(min_size=1).filter(lambda text: len(split(text)) == 1),
+    st.text(min_size=1).filter(lambda text: len(split_words(text)) == 1),
     st.integers(0, MAX_COUNT),
     st.booleans(),
 )

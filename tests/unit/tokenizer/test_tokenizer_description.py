@@ -14,13 +14,13 @@ from small_tokenizers import trained_elsewhere
 from tokenizers import Tokenizer
 
 from robustly import UserError, log
-from robustly.corpus.texts import Texts
+from robustly.corpus.texts import NamedTexts
 from robustly.description import Description, show_listing
 from robustly.inspection.folders import folder_kind
 from robustly.inspection.tokenizer import SAMPLES, compare, describe, describe_on
 from robustly.manifest import Stage
 from robustly.tokenizer.fit import excerpt
-from robustly.tokenizer.vocabulary import lay_out, save
+from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
 
 def test_a_trained_tokenizer(trained: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_trained_tokenizer(trained: Path) -> None:
 
 
 def test_a_vocabulary_without_merges(tmp_path: Path) -> None:
-    Stage(tmp_path, "tokenizer", {}, {}).finish(save(lay_out([]), tmp_path), {})
+    Stage(tmp_path, "tokenizer", {}, {}).finish(save_vocabulary(lay_out([]), tmp_path), {})
     listings = {listing.title: listing.rows for listing in describe(tmp_path).examples}
     assert not listings["first merges"] and not listings["last merges"]
     assert all(row["single_bytes"] == 1 for row in listings["how sentences are cut"])
@@ -65,7 +65,7 @@ def test_begun_and_damaged_folders(tmp_path: Path) -> None:
     with made.begin():
         assert "not finished" in describe(tmp_path).summary
 
-    made.finish(save(lay_out([]), tmp_path), {})
+    made.finish(save_vocabulary(lay_out([]), tmp_path), {})
     (tmp_path / "merges.txt").write_text("")
     with pytest.raises(UserError, match=r"merges\.txt: 0 bytes, expected"):
         describe(tmp_path)
@@ -93,7 +93,7 @@ ROWS = [
     ("zh", "千里之行，始於足下。"),
     ("fi", "Hätä ei lue lakia."),
 ]
-TEXTS = Texts("text", "lang", ROWS, by_name=True)
+TEXTS = NamedTexts("text", "lang", ROWS, by_name=True)
 
 
 def rows_of(found: Description, title: str) -> dict[str, dict[str, Any]]:
@@ -145,7 +145,7 @@ def test_on_text(english: Path) -> None:
 
 def test_one_name_needs_no_total(english: Path) -> None:
     found = describe_on(
-        english, Texts("text", "file", [("a.txt", "Some words."), ("a.txt", "And more.")])
+        english, NamedTexts("text", "file", [("a.txt", "Some words."), ("a.txt", "And more.")])
     )
     assert list(rows_of(found, "text, by file")) == ["a.txt"]
 
@@ -232,7 +232,7 @@ def test_a_list_of_merges_that_goes_on(tmp_path: Path) -> None:
     merges = [("t", "h"), ("th", "e"), ("i", "n")]
     for name, count in (("short", 2), ("long", 3)):
         (tmp_path / name).mkdir()
-        save(lay_out(merges[:count]), tmp_path / name)
+        save_vocabulary(lay_out(merges[:count]), tmp_path / name)
 
     found = compare(tmp_path / "short", tmp_path / "long")
     assert found.figures["equal_first_merges"] == 2 and found.notes == []
@@ -303,7 +303,7 @@ def test_folders_without_a_tokenizer(english: Path, tmp_path: Path) -> None:
 def test_a_narrow_terminal_shows_every_number(
     english: Path, finnish: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = Texts(
+    long = NamedTexts(
         "held-out documents",
         "source",
         [("a source of a long name.jsonl", "word " * 400_000), *ROWS],

@@ -9,12 +9,13 @@ import pytest
 from tokenizers import Tokenizer as Fast
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from robustly import UserError, manifest, tokenizer
+from robustly import UserError, manifest
 from robustly.corpus.config import Processing
+from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
 from robustly.tokenizer.special_tokens import byte_symbols
-from robustly.tokenizer.vocabulary import read
+from robustly.tokenizer.vocabulary import read_vocabulary
 from stated import stated
 
 ROBERTA = Path(__file__).resolve().parents[4] / "shared" / "data" / "tokenizer"
@@ -59,13 +60,13 @@ def test_fairseq_files(fairseq, text, tmp_path):
         stated(tmp_path, text), stated(tmp_path, settings(fairseq)), tmp_path / "t", ONE
     ).make()
     assert (done.counts["entries"], done.counts["merges"]) == (267, 3)
-    ids = read(tmp_path / "t").ids
+    ids = read_vocabulary(tmp_path / "t").ids
     first = ["<s>", "<pad>", "</s>", "<unk>", "<|endoftext|>", "cd", "Ġab", "ab", SYMBOLS[255]]
     assert [ids[token] for token in first] == list(range(9))
     assert (ids["madeupword0000"], ids["madeupword0001"], ids["<mask>"]) == (264, 265, 266)
-    encoder = tokenizer.load(tmp_path / "t")
-    assert encoder.encode_documents(["ab abcd"])[0].tolist() == [7, 6, 5]
-    assert encoder.decode(encoder.encode_documents(["<|endoftext|>"])[0]) == "<|endoftext|>"
+    tokenizer = load_tokenizer(tmp_path / "t")
+    assert tokenizer.encode_documents(["ab abcd"])[0].tolist() == [7, 6, 5]
+    assert tokenizer.decode(tokenizer.encode_documents(["<|endoftext|>"])[0]) == "<|endoftext|>"
     assert str(tmp_path) not in json.dumps([done.recipe, done.inputs])
 
 
@@ -102,11 +103,13 @@ def test_roberta_itself(corpus_of, tmp_path):
         tmp_path / "t",
         ONE,
     ).make()
-    assert read(tmp_path / "t").ids == json.loads((ROBERTA / "roberta_vocab.json").read_text())
-    encoder = tokenizer.load(tmp_path / "t")
+    assert read_vocabulary(tmp_path / "t").ids == json.loads(
+        (ROBERTA / "roberta_vocab.json").read_text()
+    )
+    tokenizer = load_tokenizer(tmp_path / "t")
     for line in (ROBERTA / "roberta_golden_ids.jsonl").read_text().splitlines():
         case = json.loads(line)
-        assert encoder.encode_documents([case["text"]])[0].tolist() == case["ids"]
+        assert tokenizer.encode_documents([case["text"]])[0].tolist() == case["ids"]
 
     from transformers import AutoTokenizer
 
@@ -126,7 +129,7 @@ def test_roberta_itself(corpus_of, tmp_path):
     assert fast("Hello world! cécé herlolip 418")["input_ids"][-3:] == [1588, 42928, 2]
     assert fast("<|endoftext|>")["input_ids"] == [
         0,
-        *encoder.encode_documents(["<|endoftext|>"])[0].tolist(),
+        *tokenizer.encode_documents(["<|endoftext|>"])[0].tolist(),
         2,
     ]
 
@@ -145,8 +148,8 @@ def test_a_folder(trained, corpus_of, prose_file, prose, tmp_path, files):
         ONE,
     ).make()
     assert (done.counts["entries"], done.counts["merges"]) == (1000, 739)
-    assert read(tmp_path / "t") == read(trained)
-    ours, theirs = tokenizer.load(tmp_path / "t"), tokenizer.load(trained)
+    assert read_vocabulary(tmp_path / "t") == read_vocabulary(trained)
+    ours, theirs = load_tokenizer(tmp_path / "t"), load_tokenizer(trained)
     assert ours.fingerprint == theirs.fingerprint
 
 
@@ -208,7 +211,7 @@ def test_added_special_tokens_beside_a_vocabulary(plain_folder, text, tmp_path):
     TokenizerStage(
         stated(tmp_path, text), stated(tmp_path, settings("there", 1001)), tmp_path / "t", ONE
     ).make()
-    found = read(tmp_path / "t")
+    found = read_vocabulary(tmp_path / "t")
     assert (found.ids["[X1]"], found.ids["<mask>"], found.extra) == (1000, 999, ("[X1]",))
 
 
@@ -443,7 +446,7 @@ def test_nfc_and_further_special_tokens_are_taken_along(text, tmp_path):
     TokenizerStage(
         stated(tmp_path, text), stated(tmp_path, settings("there", size)), tmp_path / "t", ONE
     ).make()
-    found = read(tmp_path / "t")
+    found = read_vocabulary(tmp_path / "t")
     assert (found.nfc, found.extra, found.ids["[X1]"], found.ids["<mask>"]) == (
         True,
         ("[X1]",),

@@ -13,11 +13,11 @@ from tokenizers import Tokenizer as Reference
 from tokenizers import models, pre_tokenizers, trainers
 
 from robustly import UserError
-from robustly.tokenizer.merges import train
+from robustly.tokenizer.merges import train_merges
 from robustly.tokenizer.special_tokens import SPECIAL_TOKENS, byte_symbols
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out
-from robustly.tokenizer.words import split
+from robustly.tokenizer.words import split_words
 
 BUNDLED = Path(__file__).resolve().parents[3] / "data_prep" / "corpora" / "prose_cc0.txt"
 
@@ -34,7 +34,7 @@ PEER = (
 def count(texts):
     words = Counter()
     for text in texts:
-        words.update(split(text))
+        words.update(split_words(text))
     return words.items()
 
 
@@ -60,7 +60,7 @@ def reference(texts, size, min_frequency, max_token_length=None):
 )
 def test_merges_and_ids_are_those_of_tokenizers(prose, size, min_frequency):
     vocab, merges = reference(prose, size, min_frequency)
-    training = train(count(prose), size - 260, min_frequency)
+    training = train_merges(count(prose), size - 260, min_frequency)
     assert training.merges == merges
     ids = dict(lay_out(training.merges).ids)
     assert ids.pop("<mask>") == len(vocab)
@@ -75,7 +75,7 @@ def bundled():
 
 @pytest.mark.parametrize(("size", "min_frequency"), [(1000, 2), (8000, 2), (32_000, 1)])
 def test_merges_of_the_bundled_corpus(bundled, size, min_frequency):
-    merges = train(count(bundled), size - 260, min_frequency).merges
+    merges = train_merges(count(bundled), size - 260, min_frequency).merges
     assert len(merges) == size - 260
     assert merges == reference(bundled, size, min_frequency)[1]
 
@@ -85,7 +85,7 @@ def test_merges_that_tokenizers_found_elsewhere(bundled):
         pytest.skip(f"the vocabulary that tokenizers trained is not at {PEER}")
     peer = json.loads(PEER.read_text(encoding="utf-8"))
     assert len(peer["vocab"]) == 1000  # with <mask>
-    assert train(count(bundled), 739, 2).merges == [tuple(pair) for pair in peer["merges"]]
+    assert train_merges(count(bundled), 739, 2).merges == [tuple(pair) for pair in peer["merges"]]
 
 
 # Few symbols and short texts: most pairs occur equally often.
@@ -99,14 +99,14 @@ def test_merges_that_tokenizers_found_elsewhere(bundled):
 @settings(max_examples=300)
 def test_ties_are_broken_as_tokenizers_breaks_them(texts, merges, min_frequency):
     assert (
-        train(count(texts), merges, min_frequency).merges
+        train_merges(count(texts), merges, min_frequency).merges
         == reference(texts, 260 + merges, min_frequency)[1]
     )
 
 
 @pytest.mark.parametrize(("length", "longest"), [(3, 2), (4, 3), (6, 5), (9, 8)])
 def test_tokens_stay_below_a_length_as_in_tokenizers(prose, length, longest):
-    merges = train(count(prose), 1500, 2, length).merges
+    merges = train_merges(count(prose), 1500, 2, length).merges
     assert merges == reference(prose, 1760, 2, length)[1]
     assert max(len(left + right) for left, right in merges) == longest
 
@@ -119,29 +119,29 @@ def test_tokens_stay_below_a_length_as_in_tokenizers(prose, length, longest):
 @settings(max_examples=150)
 def test_lengths_of_tokens_in_runs(texts, merges, length):
     assert (
-        train(count(texts), merges, 1, length).merges
+        train_merges(count(texts), merges, 1, length).merges
         == reference(texts, 260 + merges, 1, length)[1]
     )
 
 
 def test_the_order_of_words_does_not_matter(prose):
     words = list(count(prose))
-    expected = train(words, 800, 2)
+    expected = train_merges(words, 800, 2)
     for seed in range(3):
         random.Random(seed).shuffle(words)
-        assert train(words, 800, 2) == expected
+        assert train_merges(words, 800, 2) == expected
 
 
 def test_more_text_than_63_bits_of_bytes_is_refused():
     with pytest.raises(UserError, match=r"more than 9,223,372,036,854,775,807 bytes of text"):
-        train([("ab", 2**62), ("cd", 2**62)], 1, 1)
+        train_merges([("ab", 2**62), ("cd", 2**62)], 1, 1)
 
 
 def test_more_words_than_positions_have_bits(monkeypatch):
     monkeypatch.setattr("robustly.tokenizer.merges.MAX_POSITIONS", 10)
-    assert train([("abcd", 2), ("abc", 2)], 1, 1).merges == [("a", "b")]
+    assert train_merges([("abcd", 2), ("abc", 2)], 1, 1).merges == [("a", "b")]
     with pytest.raises(UserError, match=r"more than 10 bytes together.*tokenizer\.min_word_count"):
-        train([("abcd", 2), ("abc", 2), ("abx", 1)], 1, 1)
+        train_merges([("abcd", 2), ("abc", 2), ("abx", 1)], 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_more_words_than_positions_have_bits(monkeypatch):
 )
 def test_pairs_that_overlap_merge_from_the_left(text):
     texts = [text, text[1:], text[:5]]
-    assert train(count(texts), 60, 1).merges == reference(texts, 320, 1)[1]
+    assert train_merges(count(texts), 60, 1).merges == reference(texts, 320, 1)[1]
 
 
 def test_a_large_table_of_pairs():
@@ -161,13 +161,13 @@ def test_a_large_table_of_pairs():
         letters[i % len(letters)] + letters[i * 7 % len(letters)] + "ab" * (i % 3)
         for i in range(60_000)
     ]
-    assert train(count(texts), 4000, 1).merges == reference(texts, 4260, 1)[1]
+    assert train_merges(count(texts), 4000, 1).merges == reference(texts, 4260, 1)[1]
 
 
 @pytest.mark.parametrize("many", [2**31 - 1, 2**31, 2**32, 2**32 + 2, 2**40])
 def test_counts_beyond_32_bits_merge_first(many):
     words = {"xy": many, "ab": many - 1, "the": many // 2, "cd": 3}
-    assert train(words.items(), 5, 2).merges == [
+    assert train_merges(words.items(), 5, 2).merges == [
         ("x", "y"),
         ("a", "b"),
         ("h", "e"),
@@ -178,18 +178,18 @@ def test_counts_beyond_32_bits_merge_first(many):
 
 def test_the_sum_over_words_may_be_beyond_32_bits():
     words = {f"ab{letter}": 2**29 for letter in "klmnopqr"} | {"cd": 2**31}
-    assert train(words.items(), 2, 1).merges == [("a", "b"), ("c", "d")]
+    assert train_merges(words.items(), 2, 1).merges == [("a", "b"), ("c", "d")]
 
 
 def test_fewer_merges_where_the_words_have_no_more():
-    assert train({"ab": 2, "cd": 1}.items(), 10, 2).merges == [("a", "b")]
-    assert train({}.items(), 10, 1).merges == []
+    assert train_merges({"ab": 2, "cd": 1}.items(), 10, 2).merges == [("a", "b")]
+    assert train_merges({}.items(), 10, 1).merges == []
 
 
-def test_tokens_are_those_that_the_encoder_gives(prose):
-    training = train(count(prose), 500, 2)
-    encoder = Tokenizer(lay_out(training.merges))
-    assert training.tokens == sum(len(ids) for ids in encoder.encode_documents(prose))
+def test_tokens_are_those_that_the_tokenizer_gives(prose):
+    training = train_merges(count(prose), 500, 2)
+    tokenizer = Tokenizer(lay_out(training.merges))
+    assert training.tokens == sum(len(ids) for ids in tokenizer.encode_documents(prose))
     assert training.words == len(count(prose))
 
 

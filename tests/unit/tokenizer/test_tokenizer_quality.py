@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from small_tokenizers import trained_elsewhere
 from tokenizers import Tokenizer as Reference
 
-from robustly.tokenizer import load, quality
-from robustly.tokenizer.quality import COUNTED, RATIOS, Quality, measure, measure_by
+from robustly.tokenizer import load_tokenizer, quality
+from robustly.tokenizer.quality import COUNTED, RATIOS, EncodingStats, measure, measure_by
 from robustly.tokenizer.special_tokens import byte_symbols
 from robustly.tokenizer.tokenizer import Tokenizer
-from robustly.tokenizer.vocabulary import lay_out, save
+from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
 TEXTS = [
     "The children were playing in the garden when it began to rain, and they went into the house.",
@@ -37,8 +37,8 @@ def small(tmp_path_factory: pytest.TempPathFactory, prose: list[str]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def encoder(small: Path) -> Tokenizer:
-    return load(small)
+def tokenizer(small: Path) -> Tokenizer:
+    return load_tokenizer(small)
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +73,17 @@ def counted(reference: Reference, texts: Sequence[str]) -> dict[str, int]:
     }
 
 
-def facts(found: Quality) -> dict[str, Any]:
+def facts(found: EncodingStats) -> dict[str, Any]:
     figures = found.figures()
     return {name: figures[name] for name in (*COUNTED, "unused_entries")}
 
 
-def test_the_counts_are_those_of_plain_counting(encoder: Tokenizer, reference: Reference) -> None:
+def test_the_counts_are_those_of_plain_counting(tokenizer: Tokenizer, reference: Reference) -> None:
     expected = counted(reference, TEXTS)
     assert min(expected.values()) > 0 and expected["whole_words"] < expected["words"]
-    assert facts(measure(encoder, TEXTS)) == expected
+    assert facts(measure(tokenizer, TEXTS)) == expected
     for text in TEXTS:
-        assert facts(measure(encoder, [text])) == counted(reference, [text])
+        assert facts(measure(tokenizer, [text])) == counted(reference, [text])
 
 
 @given(
@@ -93,14 +93,14 @@ def test_the_counts_are_those_of_plain_counting(encoder: Tokenizer, reference: R
         )
     )
 )
-def test_on_any_text(encoder: Tokenizer, reference: Reference, texts: list[str]) -> None:
-    assert facts(measure(encoder, iter(texts))) == counted(reference, texts)
+def test_on_any_text(tokenizer: Tokenizer, reference: Reference, texts: list[str]) -> None:
+    assert facts(measure(tokenizer, iter(texts))) == counted(reference, texts)
 
 
-def test_ratios(encoder: Tokenizer) -> None:
+def test_ratios(tokenizer: Tokenizer) -> None:
     text = "x the the thex 日"  # five words, 16 characters, 18 bytes
-    found = measure(encoder, [text])
-    cut = [encoder.decode_bytes([number]) for number in encoder.encode_documents([text])[0]]
+    found = measure(tokenizer, [text])
+    cut = [tokenizer.decode_bytes([number]) for number in tokenizer.encode_documents([text])[0]]
     assert cut == [b"x", b" the", b" the", b" the", b"x", b" ", b"\xe6", b"\x97", b"\xa5"]
     assert found.bytes_per_token == 18 / 9 and found.characters_per_token == round(16 / 9, 4)
     assert found.tokens_per_word == 9 / 5 and found.words_in_one_token == 3 / 5
@@ -112,41 +112,41 @@ def test_ratios(encoder: Tokenizer) -> None:
 def test_a_token_of_several_words() -> None:
     """Characters that Python takes for white space and the tokenizer does not."""
     separator = byte_symbols()[0x1C]
-    encoder = Tokenizer(lay_out([("!", separator), (f"!{separator}", "!")]))
-    found = measure(encoder, ["!\x1c! !"])
+    tokenizer = Tokenizer(lay_out([("!", separator), (f"!{separator}", "!")]))
+    found = measure(tokenizer, ["!\x1c! !"])
     assert (found.tokens, found.words, found.whole_words) == (3, 3, 1)
 
 
-def test_nothing_to_divide_by(encoder: Tokenizer) -> None:
-    none = measure(encoder, [])
-    assert none.documents == 0 and none.unused_entries == encoder.vocab_size - 5
+def test_nothing_to_divide_by(tokenizer: Tokenizer) -> None:
+    none = measure(tokenizer, [])
+    assert none.documents == 0 and none.unused_entries == tokenizer.vocab_size - 5
     assert {none.figures()[name] for name in RATIOS} == {None}
-    white = measure(encoder, [" \n"])
+    white = measure(tokenizer, [" \n"])
     assert white.tokens_per_word is white.words_in_one_token is None and white.bytes_per_token == 1
 
 
-def test_by_name(encoder: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_name(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """In whatever order the documents come, and however many are counted together."""
     draw = np.random.default_rng(0)
     names = [f"name {number}" for number in draw.integers(0, 3, 60)]
     texts = [TEXTS[number] for number in draw.integers(0, len(TEXTS), 60)]
-    (together,) = measure_by([encoder], zip(names, texts, strict=True))
+    (together,) = measure_by([tokenizer], zip(names, texts, strict=True))
     assert list(together.rows) == list(dict.fromkeys(names))
 
     for name, row in together.rows.items():
         assert row == measure(
-            encoder, [text for own, text in zip(names, texts, strict=True) if own == name]
+            tokenizer, [text for own, text in zip(names, texts, strict=True) if own == name]
         )
 
-    assert together.total == measure(encoder, texts)
+    assert together.total == measure(tokenizer, texts)
     monkeypatch.setattr(quality, "TOGETHER", 50)
-    assert measure_by([encoder], zip(names, texts, strict=True)) == [together]
+    assert measure_by([tokenizer], zip(names, texts, strict=True)) == [together]
 
 
-def test_two_tokenizers_read_the_documents_once(encoder: Tokenizer) -> None:
+def test_two_tokenizers_read_the_documents_once(tokenizer: Tokenizer) -> None:
     bytes_alone = Tokenizer(lay_out([]))
-    one, two = measure_by([encoder, bytes_alone], (("", text) for text in TEXTS))
-    assert one.total == measure(encoder, TEXTS)
+    one, two = measure_by([tokenizer, bytes_alone], (("", text) for text in TEXTS))
+    assert one.total == measure(tokenizer, TEXTS)
     assert (
         two.total.single_byte_share == two.total.bytes_per_token == 1
         and two.total.tokens == one.total.bytes
@@ -155,9 +155,9 @@ def test_two_tokenizers_read_the_documents_once(encoder: Tokenizer) -> None:
 
 def test_a_tokenizer_that_normalizes_and_has_further_special_tokens(tmp_path: Path) -> None:
     """Bytes are those that tokens stand for; a special token is never unused."""
-    save(lay_out([("Ã", "¤")], ["[ENT]"], nfc=True), tmp_path)
+    save_vocabulary(lay_out([("Ã", "¤")], ["[ENT]"], nfc=True), tmp_path)
     text = unicodedata.normalize("NFD", "ä x ä")
-    found = measure(load(tmp_path), [text])
+    found = measure(load_tokenizer(tmp_path), [text])
     assert (found.bytes, found.characters, found.tokens, found.words, found.whole_words) == (
         7,
         5,

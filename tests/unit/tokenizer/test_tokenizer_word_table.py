@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from test_tokenizer_words import TEXT
 
 from robustly import UserError
-from robustly.tokenizer import load, word_table
+from robustly.tokenizer import load_tokenizer, word_table
 from robustly.tokenizer import tokenizer as module
-from robustly.tokenizer.merges import train
+from robustly.tokenizer.merges import train_merges
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out
 from robustly.tokenizer.word_table import LONGEST, WordTable
@@ -32,9 +32,9 @@ ANY = st.lists(
 CROSSING = [*"astdmrevl' \n\t1½.é\u00a0\u3000"]
 
 
-def by_table(encoder: Tokenizer) -> Tokenizer:
-    """An encoder of the same vocabulary that has started its table, of `word_table.WORDS`."""
-    other = Tokenizer(encoder.vocabulary)
+def by_table(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer of the same vocabulary that has started its table, of `word_table.WORDS`."""
+    other = Tokenizer(tokenizer.vocabulary)
     other._encoded = module.BEFORE_TABLE
     assert other._table
     return other
@@ -42,7 +42,7 @@ def by_table(encoder: Tokenizer) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def plain(trained):
-    return load(trained)
+    return load_tokenizer(trained)
 
 
 @pytest.fixture(scope="session")
@@ -52,15 +52,15 @@ def quick(plain):
 
 @pytest.fixture(scope="session")
 def crossing():
-    """Two encoders whose tokens show where words are cut: any two of some characters merge, and any
+    """Two tokenizers whose tokens show where words are cut: any two of some characters merge, and any
     two of those."""
     runs = {left + right: 1 for left in CROSSING for right in CROSSING}
-    encoder = Tokenizer(lay_out(train(runs.items(), 600, 1).merges))
-    return encoder, by_table(encoder)
+    tokenizer = Tokenizer(lay_out(train_merges(runs.items(), 600, 1).merges))
+    return tokenizer, by_table(tokenizer)
 
 
-def ids_of(encoder, text):
-    return encoder.encode_documents([text])[0].tolist()
+def ids_of(tokenizer, text):
+    return tokenizer.encode_documents([text])[0].tolist()
 
 
 @given(ANY)
@@ -79,7 +79,7 @@ def test_every_row_of_three_is_cut_where_the_engine_cuts_it(crossing):
         for row in map("".join, product(CROSSING, repeat=3))
         for before in ("", "'")
     ]
-    engine, table = (encoder.encode_documents(texts) for encoder in crossing)
+    engine, table = (tokenizer.encode_documents(texts) for tokenizer in crossing)
     assert [ids.tolist() for ids in table] == [ids.tolist() for ids in engine]
 
 
@@ -195,32 +195,33 @@ def test_wide_ids(plain):
 
 def test_two_tokens_merge_though_no_merge_lists_them():
     """The engine merges by the bytes: here "a" and "bc" too, where only "ab" and "c" are listed."""
-    encoder = Tokenizer(lay_out([("b", "c"), ("a", "b"), ("ab", "c")]))
-    assert ids_of(by_table(encoder), "xabc") == ids_of(encoder, "xabc")
-    assert len(ids_of(encoder, "xabc")) == 2
+    tokenizer = Tokenizer(lay_out([("b", "c"), ("a", "b"), ("ab", "c")]))
+    assert ids_of(by_table(tokenizer), "xabc") == ids_of(tokenizer, "xabc")
+    assert len(ids_of(tokenizer, "xabc")) == 2
 
 
 def test_a_word_that_is_a_token_is_that_token():
     """Also where merging would not find it: "bc" comes first and leaves nothing that makes
     "abcd"."""
-    encoder = Tokenizer(lay_out([("b", "c"), ("a", "b"), ("c", "d"), ("ab", "cd")]))
+    tokenizer = Tokenizer(lay_out([("b", "c"), ("a", "b"), ("c", "d"), ("ab", "cd")]))
     for text, tokens in [("abcd", 1), ("xabcd", 4)]:
-        assert ids_of(by_table(encoder), text) == ids_of(encoder, text)
-        assert len(ids_of(encoder, text)) == tokens
+        assert ids_of(by_table(tokenizer), text) == ids_of(tokenizer, text)
+        assert len(ids_of(tokenizer, text)) == tokens
 
 
 def test_the_table_starts_after_so_many_characters(plain, monkeypatch):
     monkeypatch.setattr(module, "BEFORE_TABLE", 10)
-    encoder = Tokenizer(plain.vocabulary)
+    tokenizer = Tokenizer(plain.vocabulary)
     for text, started in [("12345678", False), ("12345678", False), ("12", True)]:
-        assert ids_of(encoder, text) == ids_of(plain, text)
-        assert ("_table" in vars(encoder)) == started
+        assert ids_of(tokenizer, text) == ids_of(plain, text)
+        assert ("_table" in vars(tokenizer)) == started
 
 
 def test_few_texts_do_not_import_numba(trained):
     program = (
-        "import sys, tokenizer\n"
-        f"tokenizer.load({str(trained)!r}).encode_documents(['a text'])\n"
+        "import sys\n"
+        "from robustly.tokenizer import load_tokenizer\n"
+        f"load_tokenizer({str(trained)!r}).encode_documents(['a text'])\n"
         "assert not {'numba', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

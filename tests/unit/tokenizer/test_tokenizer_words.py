@@ -9,7 +9,7 @@ from tokenizers import pre_tokenizers
 
 from robustly.tokenizer import words
 from robustly.tokenizer.special_tokens import byte_symbols
-from robustly.tokenizer.words import split
+from robustly.tokenizer.words import split_words
 
 # As published in GPT-2's encoder.py.
 GPT2 = regex.compile(
@@ -48,39 +48,39 @@ TEXT = st.lists(
 
 @given(TEXT)
 def test_words_are_those_of_gpt2_and_lose_nothing(text):
-    assert split(text) == GPT2.findall(text)
-    assert "".join(split(text)) == text
+    assert split_words(text) == GPT2.findall(text)
+    assert "".join(split_words(text)) == text
 
 
 @given(TEXT)
 def test_words_are_those_of_tokenizers(text):
     symbols = byte_symbols()
     reference = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
-    assert ["".join(symbols[byte] for byte in word.encode()) for word in split(text)] == [
+    assert ["".join(symbols[byte] for byte in word.encode()) for word in split_words(text)] == [
         word for word, _ in reference
     ]
 
 
 def test_contractions_are_words():
     text = "I'd she'll we've they're it's can't I'm he'D o'clock"
-    assert split(text) == GPT2.findall(text)
-    assert [word for word in split(text) if word[0] == "'"] == [
+    assert split_words(text) == GPT2.findall(text)
+    assert [word for word in split_words(text) if word[0] == "'"] == [
         "'d", "'ll", "'ve", "'re", "'s", "'t", "'m", "'", "'",
     ]  # fmt: skip
 
 
 def test_white_space_leaves_its_last_character_to_the_next_word():
-    assert split("a   b \n\nc  ") == ["a", "  ", " b", " \n", "\n", "c", "  "]
+    assert split_words("a   b \n\nc  ") == ["a", "  ", " b", " \n", "\n", "c", "  "]
 
 
 @given(TEXT | st.text("ab \n'.\u00a0", max_size=60), st.integers(1, 6))
 def test_words_of_chunks_are_the_words_of_the_text(text, size):
     with mock.patch.object(words, "CHUNK", size):
-        pieces = list(words.chunks(text))
-    assert [word for piece in pieces for word in split(piece)] == split(text)
+        pieces = list(words.text_chunks(text))
+    assert [word for piece in pieces for word in split_words(piece)] == split_words(text)
 
 
 def test_chunks_are_short_where_the_text_lets_them():
     text = "some words and\nmore of them " * 20_000
-    assert max(map(len, words.chunks(text))) < words.CHUNK + 10
-    assert len(list(words.chunks(" " * 200_000 + "a"))) == 1
+    assert max(map(len, words.text_chunks(text))) < words.CHUNK + 10
+    assert len(list(words.text_chunks(" " * 200_000 + "a"))) == 1
