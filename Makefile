@@ -1,4 +1,4 @@
-# make quickstart | test | check | clean. Another Python: make PYTHON=python3.12 quickstart
+# make quickstart | test | check | docs | clean. Another Python: make PYTHON=python3.12 quickstart
 
 PYTHON ?= python3
 # Versions to install; with `make CONSTRAINTS= quickstart`, the newest that pyproject.toml allows.
@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test check docs clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/robustly run configs/tiny.yaml
@@ -18,6 +18,10 @@ check: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# The API reference, from docstrings: open site/index.html.
+docs: $(INSTALLED)
+	$(VENV)/bin/python docs/api.py site
 
 # Made once, and again when pyproject.toml or the constraints change. pip takes torch from the indexes that it is configured with.
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
