@@ -1,5 +1,4 @@
-"""What a clean folder holds: how much of each source is kept, and for which reasons the rest is
-not."""
+"""Describe a clean folder: how much of each source is kept, and why the rest is dropped."""
 
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,13 @@ def describe(folder: Path) -> Description:
     counts = finished.counts
     rows: list[dict[str, Any]] = counts["sources"]
     dropped = [row for row in rows if row["reason"]]
+    names = dict.fromkeys(row["source"] for row in rows)
     total, kept = counts["documents"], counts["kept_documents"]
 
     return Description(
         folder,
         "clean",
-        f"Verdicts on {total:,} documents: {kept:,} are kept and {total - kept:,} dropped.",
+        f"Filter decisions on {total:,} documents: {kept:,} kept, {total - kept:,} dropped.",
         {
             **{name: value for name, value in counts.items() if isinstance(value, int)},
             "kept_share_of_bytes": round(counts["kept_bytes"] / counts["bytes"], 4),
@@ -34,11 +34,11 @@ def describe(folder: Path) -> Description:
             **provenance(finished),
         },
         [
-            Listing("sources", [_source(name, rows) for name in dict.fromkeys(row["source"] for row in rows)]),
+            Listing("sources", [_source(name, rows) for name in names]),
             Listing("dropped", dropped, bars=("source", "documents")),
         ],
         ["the dropped texts: robustly clean CONFIG --dropped FILE.jsonl writes them"],
-    )  # fmt: skip
+    )
 
 
 def _source(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

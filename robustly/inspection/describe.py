@@ -1,5 +1,5 @@
-"""What `robustly inspect` shows: each package describes its own folders, and only the one that is
-asked is imported."""
+"""Describe any folder for `robustly inspect`, by the module that its kind names, and by the
+command's options."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def describe_tokenizer(
     folder: Path, paths: list[str], by: str | None, text_key: str, how: str, other: Path | None
 ) -> "Description | None":
-    """The folder's tokenizer on texts, or beside another; on held-out documents of the run that it
-    lies in, where neither was asked for. None if there is nothing of all this to say."""
+    """The folder's tokenizer on texts, or beside another; where neither was asked for, on held-out
+    documents of the run that it lies in. None if there are none of these."""
     if by and not paths:
         raise UserError(f"--by {by}: of which text? Give --text FILES, too")
 
@@ -54,7 +54,7 @@ def describe_data(
     html: Path | None,
     with_tokenizer: Path | None,
 ) -> "Description":
-    """A data folder by its own options; the files that they ask for are written."""
+    """Describe a data folder, and write the files that its options ask for."""
     from robustly.data_prep.decoding import OPTION, decode_documents
     from robustly.data_prep.json_lines import check_place
     from robustly.inspection.data import describe, find_tokenizer
@@ -69,12 +69,12 @@ def describe_data(
             f"--html {html}: expected a file name that ends in .html, in a folder that is there"
         )
 
-    needed = blocks or documents or with_tokenizer  # a page can do without
-    encoder = find_tokenizer(folder, with_tokenizer) if needed else None
-    if documents and encoder:
-        log.say(f"{decode_documents(folder, encoder, documents):,} documents: {documents}")
+    needed = blocks or documents or with_tokenizer  # the HTML page can do without
+    tokenizer = find_tokenizer(folder, with_tokenizer) if needed else None
+    if documents and tokenizer:
+        log.say(f"{decode_documents(folder, tokenizer, documents):,} documents: {documents}")
 
-    found = describe(folder, blocks or 1, encoder)
+    found = describe(folder, blocks or 1, tokenizer)
     if html:
         from robustly.inspection.html import page
 
@@ -86,7 +86,7 @@ def describe_data(
 
 def held_out_beside(folder: Path) -> "NamedTexts | None":
     """Documents that the run of a finished tokenizer's folder holds out; None where there is no
-    such run, or none."""
+    such run, or none are."""
     from robustly.publish.tokenizer_fit import held_out_texts
     from robustly.tokenizer import load_tokenizer
 
@@ -96,9 +96,7 @@ def held_out_beside(folder: Path) -> "NamedTexts | None":
 
     try:
         return held_out_texts(data, load_tokenizer(folder))
-    except (
-        UserError
-    ):  # another tokenizer's data, or a folder at fault: that is for inspecting it to say
+    except UserError:  # another tokenizer's data, or a faulty folder: inspecting that one says so
         return None
 
 
@@ -106,7 +104,7 @@ def describe(folder: Path, kind: str) -> "Description":
     """What a folder of this kind holds; only what describes it is imported."""
     if kind == RUN:
         return describe_run(folder)
-    if kind == CHECKPOINT:
-        kind = "published"
-    description: Description = resolve(KINDS[kind].describe)(folder)
-    return description
+    found: Description = resolve(KINDS["published" if kind == CHECKPOINT else kind].describe)(
+        folder
+    )
+    return found

@@ -1,4 +1,5 @@
-"""What kind of folder this is: a stage's, a whole run's, a checkpoint's or a tokenizer's."""
+"""Tell what kind of folder it is (a stage's, a run's, a checkpoint's, a tokenizer's); describe a
+run."""
 
 import json
 import shlex
@@ -19,7 +20,7 @@ TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
 def typed(folder: Path) -> str:
-    """A folder as a shell reads it."""
+    """A folder as one types it in a shell."""
     return shlex.quote(str(folder))
 
 
@@ -63,7 +64,8 @@ def stage_of(folder: Path) -> str | None:
 
 
 def recipe(folder: Path) -> dict[str, Any] | None:
-    """What a stage's folder was begun for: `stage`, `hash`, `recipe`, `inputs`; None if none was.
+    """The recipe that a stage's folder was begun with: `stage`, `hash`, `recipe`, `inputs`; None if
+    there is none.
 
     Raises UserError if its manifest or recipe cannot be read.
     """
@@ -88,23 +90,22 @@ def recipe(folder: Path) -> dict[str, Any] | None:
 def unfinished(folder: Path, stage: str) -> Description:
     """A stage's folder that holds no manifest yet."""
     begun = recipe(folder)
+    figures = {"recipe": begun["hash"][:16]} if begun else {}
     return Description(
         folder,
         stage,
         f"The {stage} stage, begun and not finished: there is no {MANIFEST} yet.",
-        {**({"recipe": begun["hash"][:16]} if begun else {}), "bytes_on_disk": disk_bytes(folder)},
+        {**figures, "bytes_on_disk": disk_bytes(folder)},
         notes=[f"next: {KINDS[stage].command}, with the config that began it, goes on"],
     )
 
 
 def provenance(finished: Manifest) -> dict[str, Any]:
     """Where a finished folder comes from, in figures."""
+    commit = f", commit {finished.commit[:12]}" if finished.commit else ""
     return {
         "recipe": finished.hash[:16],
-        "made_by": (
-            f"robustly {finished.version}"
-            + (f", commit {finished.commit[:12]}" if finished.commit else "")
-        ),
+        "made_by": f"robustly {finished.version}{commit}",
         "finished": finished.finished,
         "seconds": finished.seconds,
     }
@@ -131,7 +132,9 @@ def describe_run(folder: Path) -> Description:
     rows: list[dict[str, Any]] = []
     following = f"robustly evaluate {typed(folder / 'published')} --text FILES"
 
-    for place in reversed(places):  # the first that is not finished has the last word
+    for place in reversed(
+        places
+    ):  # so that `following` is left with the first that is not finished
         finished = manifest.read(place)
         state = "finished" if finished else "begun" if stage_of(place) else "not begun"
         if not finished:

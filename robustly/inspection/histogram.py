@@ -1,4 +1,4 @@
-"""How long things are: how often each length occurs, counted shard by shard, and in bins."""
+"""Histograms of lengths, counted shard by shard."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

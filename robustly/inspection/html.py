@@ -1,5 +1,5 @@
-"""A description of a data folder as one HTML page that needs nothing else: figures, tables, plots,
-blocks as text."""
+"""Write the description of a data folder as one self-contained HTML page: figures, tables,
+histograms, blocks as text."""
 
 import base64
 import io
@@ -12,11 +12,18 @@ from robustly.description import Description, Listing
 from robustly.figure import figure
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1 { font-size: 1.3rem; overflow-wrap: anywhere } h2 { font-size: 1.05rem; margin-top: 2.2rem }
-table { border-collapse: collapse } th, td { padding: .15rem .9rem .15rem 0; vertical-align: top; text-align: left }
-th { font-weight: normal; color: #666 } .number { text-align: right; font-variant-numeric: tabular-nums }
-td { white-space: pre-wrap; overflow-wrap: anywhere } img { max-width: 100%; display: block; margin: .5rem 0 }
+body {
+  font: 15px/1.45 system-ui, sans-serif; color: #222;
+  max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+}
+h1 { font-size: 1.3rem; overflow-wrap: anywhere }
+h2 { font-size: 1.05rem; margin-top: 2.2rem }
+table { border-collapse: collapse }
+th, td { padding: .15rem .9rem .15rem 0; vertical-align: top; text-align: left }
+th { font-weight: normal; color: #666 }
+td { white-space: pre-wrap; overflow-wrap: anywhere }
+.number { text-align: right; font-variant-numeric: tabular-nums }
+img { max-width: 100%; display: block; margin: .5rem 0 }
 summary { cursor: pointer; color: #666 }
 """
 NUMBER = ' class="number"'
@@ -31,7 +38,7 @@ def page(description: Description) -> str:
         f"<p>{escape(description.summary)}</p>",
         _table(
             [
-                {"": name.replace("_", " "), " ": log.show(value)}
+                {"": _words(name), " ": log.show(value)}
                 for name, value in description.figures.items()
             ]
         ),
@@ -63,14 +70,19 @@ def _listing(listing: Listing) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     numbers = {name for name, value in rows[0].items() if isinstance(value, int | float)}
-    head = "".join(_cell("th", name.replace("_", " "), name in numbers) for name in rows[0])
-    body = [
-        "<tr>" + "".join(_cell("td", "-" if value is None else log.show(value), name in numbers)
-                         for name, value in row.items()) + "</tr>"
-        for row in rows
-    ]  # fmt: skip
-    named = "".join(rows[0]).strip()  # the figures are pairs without a head
-    return "\n".join(["<table>", *([f"<tr>{head}</tr>"] if named else []), *body, "</table>"])
+    lines = []
+    if "".join(rows[0]).strip():  # figures are pairs, without column names
+        lines.append("".join(_cell("th", _words(name), name in numbers) for name in rows[0]))
+
+    for row in rows:
+        shown = {name: "-" if value is None else log.show(value) for name, value in row.items()}
+        lines.append("".join(_cell("td", text, name in numbers) for name, text in shown.items()))
+
+    return "\n".join(["<table>", *(f"<tr>{line}</tr>" for line in lines), "</table>"])
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _cell(tag: str, text: str, number: bool) -> str:

@@ -1,5 +1,4 @@
-"""What a published folder holds, or any checkpoint of Hugging Face; and what a run's report
-holds."""
+"""Describe a published folder, any Hugging Face checkpoint, or a run's report."""
 
 import json
 import math
@@ -39,7 +38,7 @@ def describe(folder: Path) -> Description:
     Raises UserError if config.json cannot be read, or a file of a finished folder is missing or was
     cut off."""
     finished = manifest.read(folder)
-    if finished is None and manifest.RECIPE in (path.name for path in folder.iterdir()):
+    if finished is None and (folder / manifest.RECIPE).exists():
         return unfinished(folder, "published")
 
     if finished:
@@ -47,38 +46,32 @@ def describe(folder: Path) -> Description:
 
     counts = finished.counts if finished else {}
     settings = _read_settings(folder / "config.json")
-    architecture = ", ".join(
-        settings.get("architectures") or [str(settings.get("model_type", "unknown"))]
-    )
+    classes = settings.get("architectures") or [str(settings.get("model_type", "unknown"))]
+    what = f"{'A published' if finished else 'A Hugging Face checkpoint of a'} {', '.join(classes)}"
     parameters = counts.get("parameters") or _parameters(folder)
     blanks = [example["text"] for example in counts.get("examples", [])][:3] or BLANKS
     filled, notes = _fill(folder, blanks)
     if filled:
         notes.append(f"next: robustly evaluate {typed(folder)} --text FILES")
 
-    rows = counts.get("tokenizer", {}).get("rows", [])
-    figures = {name: value for name, value in counts.items() if not isinstance(value, list | dict)}
+    listings = [Listing("blanks, filled now", filled)]
+    if rows := counts.get("tokenizer", {}).get("rows"):
+        listings.append(Listing("its tokenizer on held-out documents", rows))
 
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    sizes = [{"file": path.name, "bytes": path.stat().st_size} for path in files]
     return Description(
         folder,
         "published" if finished else "checkpoint",
-        f"{'A published' if finished else 'A Hugging Face checkpoint of a'} {architecture}"
-        + (f" with {parameters:,} parameters." if parameters else "."),
+        f"{what} with {parameters:,} parameters." if parameters else f"{what}.",
         {
             "parameters": parameters,
             **{name: settings[key] for key, name in _SETTINGS.items() if key in settings},
-            **figures,
+            **{key: value for key, value in counts.items() if not isinstance(value, list | dict)},
             "bytes_on_disk": disk_bytes(folder),
             **(provenance(finished) if finished else {}),
         },
-        [
-            Listing("blanks, filled now", filled),
-            *([Listing("its tokenizer on held-out documents", rows)] if rows else []),
-            Listing(
-                "files",
-                [{"file": path.name, "bytes": path.stat().st_size} for path in _files(folder)],
-            ),
-        ],
+        [*listings, Listing("files", sizes)],
         notes,
     )
 
@@ -123,12 +116,6 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")
-    )
-
-
 def _parameters(folder: Path) -> int | None:
     """Of all tensors in the folder's safetensors files, whose headers alone are read; None without
     such files."""
@@ -164,10 +151,9 @@ def _fill(folder: Path, blanks: Sequence[str]) -> tuple[list[dict[str, Any]], li
         )
         found = [fill(text) for text in texts]
 
-    return [
-        {
-            "text": text,
-            "guesses": ", ".join(f"{g['token_str'].strip()} ({g['score']:.1%})" for g in guesses),
-        }
-        for text, guesses in zip(texts, found, strict=True)
-    ], []
+    rows = []
+    for text, guesses in zip(texts, found, strict=True):
+        shown = [f"{guess['token_str'].strip()} ({guess['score']:.1%})" for guess in guesses]
+        rows.append({"text": text, "guesses": ", ".join(shown)})
+
+    return rows, []

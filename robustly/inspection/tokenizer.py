@@ -1,5 +1,5 @@
-"""What a tokenizer's folder holds: its entries, how it cuts text; how well it fits given documents;
-two beside each other."""
+"""Describe a tokenizer: its entries, how it cuts text, how well it fits given documents; compare
+two."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -39,6 +39,8 @@ KINDS = {
     CHECKPOINT: "Hugging Face checkpoints",
 }
 """Of folders: those that hold a tokenizer."""
+COUNTS = ("documents", "bytes", "words", "distinct_words", "tokens", "bytes_per_token")
+"""Of the manifest, that are shown."""
 THIS, OTHER = "this", "other"
 WHAT_A_WORD_IS = (
     "tokens per word: a word is what stands between white space, punctuation included; where a"
@@ -54,13 +56,13 @@ class _Opened:
 
     folder: Path
     kind: str
-    encoder: Tokenizer
+    tokenizer: Tokenizer
     finished: Manifest | None
     """None in a folder that robustly did not make."""
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return self.encoder.vocabulary
+        return self.tokenizer.vocabulary
 
 
 def _open(folder: Path) -> _Opened:
@@ -97,67 +99,72 @@ def describe_on(folder: Path, texts: NamedTexts | None) -> Description:
     Raises UserError as `describe` does, if the folder is another or not finished, and what reading
     the texts raises."""
     opened = _open(folder)
-    vocabulary, encoder = opened.vocabulary, opened.encoder
+    tokenizer, vocabulary, finished = opened.tokenizer, opened.vocabulary, opened.finished
     special = {token: vocabulary.ids[token] for token in vocabulary.special}
     ordinary = {
-        number: encoder.decode_bytes([number])
+        number: tokenizer.decode_bytes([number])
         for number in set(vocabulary.ids.values()) - {*special.values()}
     }
-    longest = sorted(ordinary, key=lambda number: (-len(ordinary[number]), number))[:SHOWN]
-    merges = [
-        {"merge": number, "left": left, "right": right, "token": left + right}
-        for number, (left, right) in enumerate(vocabulary.merges, start=1)
+    trained = finished.counts if finished and opened.kind == "tokenizer" else {}
+    summary = f"Byte-level BPE with {tokenizer.vocab_size:,} entries"
+    if trained.get("bytes"):
+        summary += f", trained on {trained['bytes']:,} bytes of text"
+
+    figures = {
+        "entries": tokenizer.vocab_size,
+        "merges": len(vocabulary.merges),
+        "single_byte_entries": sum(len(token) == 1 for token in ordinary.values()),
+        **{name: trained[name] for name in COUNTS if name in trained},
+    }
+    listings = [
+        Listing("special tokens", [{"token": token, "id": n} for token, n in special.items()]),
+        *_merges(vocabulary),
+        Listing("longest tokens", _longest(ordinary)),
+        Listing("how sentences are cut", [cut_up(tokenizer, text) for text in SAMPLES]),
     ]
-    trained = opened.finished.counts if opened.finished and opened.kind == "tokenizer" else {}
-    fit = measure_fit(encoder, texts) if texts else None
+    note = f"on your own text: robustly inspect {typed(folder)} --text FILES"
+    if texts:
+        fit = measure_fit(tokenizer, texts)
+        figures["entries_not_in_the_text"] = fit.unused_entries
+        listings += _on_text(texts, fit.sizes, fit.ratios)
+        listings.append(Listing("how the text is cut", fit.cuts))
+        note = WHAT_A_WORD_IS
 
     return Description(
         folder,
         "tokenizer",
-        f"Byte-level BPE with {encoder.vocab_size:,} entries"
-        + (f", trained on {trained['bytes']:,} bytes of text." if trained.get("bytes") else "."),
+        f"{summary}.",
         {
-            "entries": encoder.vocab_size,
-            "merges": len(vocabulary.merges),
-            "single_byte_entries": sum(len(token) == 1 for token in ordinary.values()),
-            **{
-                name: trained[name]
-                for name in ("documents", "bytes", "words", "distinct_words")
-                if name in trained
-            },
-            **{name: trained[name] for name in ("tokens", "bytes_per_token") if name in trained},
-            **({"entries_not_in_the_text": fit.unused_entries} if fit else {}),
-            "fingerprint": encoder.fingerprint[:16],
+            **figures,
+            "fingerprint": tokenizer.fingerprint[:16],
             "bytes_on_disk": disk_bytes(folder),
-            **(provenance(opened.finished) if opened.finished else {}),
+            **(provenance(finished) if finished else {}),
         },
-        [
-            Listing(
-                "special tokens",
-                [{"token": token, "id": number} for token, number in special.items()],
-            ),
-            Listing("first merges", merges[:SHOWN]),
-            Listing("last merges", merges[SHOWN:][-SHOWN:]),
-            Listing(
-                "longest tokens",
-                [
-                    {"id": n, "bytes": len(ordinary[n]), "token": repr(shown(ordinary[n]))}
-                    for n in longest
-                ],
-            ),
-            Listing("how sentences are cut", [cut_up(encoder, text) for text in SAMPLES]),
-            *(_listings(texts, fit.sizes, fit.ratios) if texts and fit else []),
-            *([Listing("how the text is cut", fit.cuts)] if fit else []),
-        ],
-        (
-            [WHAT_A_WORD_IS]
-            if texts
-            else [f"on your own text: robustly inspect {typed(folder)} --text FILES"]
-        ),
+        listings,
+        [note],
     )
 
 
-def _listings(
+def _merges(vocabulary: Vocabulary) -> list[Listing]:
+    rows = [
+        {"merge": number, "left": left, "right": right, "token": left + right}
+        for number, (left, right) in enumerate(vocabulary.merges, start=1)
+    ]
+    return [
+        Listing("first merges", rows[:SHOWN]),
+        Listing("last merges", rows[SHOWN:][-SHOWN:]),
+    ]
+
+
+def _longest(tokens: Mapping[int, bytes]) -> list[dict[str, Any]]:
+    longest = sorted(tokens, key=lambda number: (-len(tokens[number]), number))[:SHOWN]
+    return [
+        {"id": number, "bytes": len(tokens[number]), "token": repr(shown(tokens[number]))}
+        for number in longest
+    ]
+
+
+def _on_text(
     texts: NamedTexts, sizes: list[dict[str, Any]], ratios: list[dict[str, Any]]
 ) -> list[Listing]:
     return [
@@ -177,39 +184,34 @@ def compare(folder: Path, other_folder: Path, texts: NamedTexts | None = None) -
     """
     both = {THIS: _open(folder), OTHER: _open(other_folder)}
     this, other = both.values()
-    same = this.encoder.fingerprint == other.encoder.fingerprint
-    excerpts = ExcerptSampler()
-    measured = (
-        measure_by([this.encoder, other.encoder], excerpts.taken(texts.named)) if texts else []
-    )
-    notes = ["Both give the same ids to every text."] if same else []
-    if measured:
-        notes += [
-            f"ratio: tokens of {THIS} / tokens of {OTHER}, below 1 where {THIS} needs fewer.",
-            WHAT_A_WORD_IS,
-        ]
+    sizes = [opened.tokenizer.vocab_size for opened in both.values()]
+    fingerprints = {name: opened.tokenizer.fingerprint for name, opened in both.items()}
+    figures: dict[str, Any] = {name: str(opened.folder) for name, opened in both.items()}
+    figures |= {f"{name}_fingerprint": found[:16] for name, found in fingerprints.items()}
+    figures["equal_first_merges"] = _equal_first_merges(this, other)
+    listings = [
+        Listing("vocabularies", _shared(this, other)),
+        Listing("where the merges first differ", _first_difference(this, other)),
+        Listing("how sentences are cut", _cut_by_both(both, SAMPLES)),
+    ]
+    notes = []
+    if fingerprints[THIS] == fingerprints[OTHER]:
+        notes.append("Both give the same ids to every text.")
 
-    return Description(
-        folder,
-        "tokenizer",
-        f"Two vocabularies: {this.encoder.vocab_size:,} entries and {other.encoder.vocab_size:,}.",
-        {name: str(opened.folder) for name, opened in both.items()}
-        | {f"{name}_fingerprint": opened.encoder.fingerprint[:16] for name, opened in both.items()}
-        | {"equal_first_merges": _equal_first_merges(this, other)}
-        | {
-            f"entries_of_{name}_not_in_the_text": found.total.unused_entries
-            for name, found in zip(both, measured, strict=False)
-        },
-        [
-            Listing("vocabularies", _shared(this, other)),
-            Listing("where the merges first differ", _first_difference(this, other)),
-            Listing("how sentences are cut", _cut_by_both(both, SAMPLES)),
-            *([*_on_text_by_both(texts, *measured),
-               Listing("how the text is cut", _cut_by_both(both, [text for _, text in excerpts]))]
-              if texts else []),
-        ],
-        notes,
-    )  # fmt: skip
+    if texts:
+        excerpts = ExcerptSampler()
+        measured = measure_by([this.tokenizer, other.tokenizer], excerpts.taken(texts.named))
+        for name, found in zip(both, measured, strict=True):
+            figures[f"entries_of_{name}_not_in_the_text"] = found.total.unused_entries
+
+        listings += _on_text_by_both(texts, *measured)
+        cuts = _cut_by_both(both, [text for _, text in excerpts])
+        listings.append(Listing("how the text is cut", cuts))
+        ratio = f"ratio: tokens of {THIS} / tokens of {OTHER}, below 1 where {THIS} needs fewer."
+        notes += [ratio, WHAT_A_WORD_IS]
+
+    summary = f"Two vocabularies: {sizes[0]:,} entries and {sizes[1]:,}."
+    return Description(folder, "tokenizer", summary, figures, listings, notes)
 
 
 def _shared(this: _Opened, other: _Opened) -> list[dict[str, Any]]:
@@ -246,13 +248,9 @@ def _cut_by_both(both: Mapping[str, _Opened], samples: Sequence[str]) -> list[di
     rows = []
     for text in samples:
         for name, opened in both.items():
-            cut = cut_up(opened.encoder, text)
-            rows.append(
-                {
-                    "tokenizer": name,
-                    **{key: cut[key] for key in ("tokens", "bytes_per_token", "cut")},
-                }
-            )
+            cut = cut_up(opened.tokenizer, text)
+            columns = {key: cut[key] for key in ("tokens", "bytes_per_token", "cut")}
+            rows.append({"tokenizer": name, **columns})
 
     return rows
 
@@ -274,4 +272,4 @@ def _on_text_by_both(texts: NamedTexts, this: StatsByName, other: StatsByName) -
         }
         ratios.append({"name": name, **compared})
 
-    return _listings(texts, sizes, ratios)
+    return _on_text(texts, sizes, ratios)

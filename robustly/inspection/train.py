@@ -1,14 +1,15 @@
-"""What a train folder holds: the recipe in a few figures, how far it came, its curve, its
+"""Describe a train folder: the recipe in a few figures, how far it came, its losses and
 checkpoints."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from robustly import manifest
 from robustly.description import Description, Listing
 from robustly.inspection.folders import disk_bytes, provenance, recipe
+from robustly.manifest import Manifest
 from robustly.metrics import read_metrics
 from robustly.pretrain.checkpoint import BEST, NAME, STATE, update_of
 from robustly.stages import KINDS
@@ -24,84 +25,80 @@ def describe(folder: Path) -> Description:
     finished = manifest.read(folder)
     metrics = read_metrics(folder / "metrics.jsonl")
     evaluations = read_metrics(folder / "evaluations.jsonl")
-    checkpoints = [
-        _checkpoint(path)
-        for path in sorted((folder / "checkpoints").glob("*"))
-        if NAME.fullmatch(path.name)
-    ]
+    places = sorted((folder / "checkpoints").glob("*"))
+    checkpoints = [_checkpoint(place) for place in places if NAME.fullmatch(place.name)]
+    complete = [found["update"] for found in checkpoints if found["complete"]]
     best = _best(folder / "checkpoints")
-    complete = [found for found in checkpoints if found["complete"]]
-    model, optim, schedule = (begun["recipe"][name] for name in ("model", "optim", "schedule"))
-    reached = max((line["update"] for line in [*metrics, *complete]), default=0)
+    updates = begun["recipe"]["schedule"]["updates"]
+    reached = max([*(line["update"] for line in metrics), *complete], default=0)
     if finished:
-        summary = f"A finished pretraining of {schedule['updates']:,} updates."
-        notes = ["next: robustly publish CONFIG"]
+        summary = f"A finished pretraining of {updates:,} updates."
+        note = "next: robustly publish CONFIG"
     else:
-        saved = complete[-1]["update"] if complete else 0
-        summary = f"A pretraining at update {reached:,} of {schedule['updates']:,}, not finished."
-        notes = [
-            f"next: {KINDS['train'].command}, with the page that began it, goes on from "
-            + (
-                f"the checkpoint of update {saved:,}"
-                if saved
-                else "the start: there is no complete checkpoint yet"
-            )
-        ]
+        summary = f"A pretraining at update {reached:,} of {updates:,}, not finished."
+        note = f"next: {KINDS['train'].command}, with the config that began it, goes on from "
+        if complete and complete[-1]:
+            note += f"the checkpoint of update {complete[-1]:,}"
+        else:
+            note += "the start: there is no complete checkpoint yet"
 
-    last = metrics[-1] if metrics else {}
-    facts = finished.counts if finished else {}
+    listings = [Listing("held-out loss", [_held_out(line) for line in spread(evaluations)])]
+    if by_source := _by_source(evaluations):
+        listings.append(Listing("held-out loss by source", by_source))
 
+    marked = [{**found, "best": found["update"] == best.get("update")} for found in checkpoints]
+    listings += [
+        Listing("training loss", [_training(line) for line in spread(metrics)]),
+        Listing("checkpoints", marked),
+    ]
     return Description(
         folder,
         "train",
         summary,
         {
-            "model": (
-                f"{model['layers']} layers x {model['hidden']} hidden, {model['heads']} heads, "
-                f"feed-forward {model['feed_forward']}"
-            ),
-            **{key: facts[key] for key in ("parameters", "training_seconds") if key in facts},
-            "block_length": begun["recipe"]["data"]["block_length"],
-            "format": begun["recipe"]["data"]["format"],
-            "masking": (
-                f"{begun['recipe']['masking']['probability']:.0%},"
-                f" {begun['recipe']['masking']['style']} style"
-            ),
-            "batch_size": optim["batch_size"],
-            "peak_lr": optim["peak_lr"],
-            "warmup": schedule["warmup"],
-            "updates": schedule["updates"],
+            **_recipe_figures(begun["recipe"], finished),
             "update_reached": reached,
-            **{
-                key: last[key]
-                for key in ("epoch", "loss", "tokens", "tokens_per_second")
-                if key in last
-            },
-            **{
-                key: value
-                for key, value in (evaluations[-1] if evaluations else {}).items()
-                if key not in BESIDE
-            },
+            **_last_figures(metrics, evaluations),
             **{f"best_{key}": value for key, value in best.items()},
             "checkpoint_bytes": disk_bytes(folder / "checkpoints"),
             "bytes_on_disk": disk_bytes(folder),
             **(provenance(finished) if finished else {"recipe": begun["hash"][:16]}),
         },
-        [
-            Listing("held-out loss", [_held_out(line) for line in spread(evaluations)]),
-            *(
-                [Listing("held-out loss by source", by_source)]
-                if (by_source := _by_source(evaluations))
-                else []
-            ),
-            Listing("training loss", [_training(line) for line in spread(metrics)]),
-            Listing(
-                "checkpoints",
-                [{**found, "best": found["update"] == best.get("update")} for found in checkpoints],
-            ),
-        ],
-        notes,
+        listings,
+        [note],
     )
+
+
+def _recipe_figures(recipe: Mapping[str, Any], finished: Manifest | None) -> dict[str, Any]:
+    model, data, masking = recipe["model"], recipe["data"], recipe["masking"]
+    facts = finished.counts if finished else {}
+    return {
+        "model": (
+            f"{model['layers']} layers x {model['hidden']} hidden, {model['heads']} heads, "
+            f"feed-forward {model['feed_forward']}"
+        ),
+        **{key: facts[key] for key in ("parameters", "training_seconds") if key in facts},
+        "block_length": data["block_length"],
+        "format": data["format"],
+        "masking": f"{masking['probability']:.0%}, {masking['style']} style",
+        "batch_size": recipe["optim"]["batch_size"],
+        "peak_lr": recipe["optim"]["peak_lr"],
+        "warmup": recipe["schedule"]["warmup"],
+        "updates": recipe["schedule"]["updates"],
+    }
+
+
+def _last_figures(
+    metrics: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Of the last lines of both."""
+    trained = metrics[-1] if metrics else {}
+    evaluated = evaluations[-1] if evaluations else {}
+    shown = ("epoch", "loss", "tokens", "tokens_per_second")
+    return {
+        **{key: trained[key] for key in shown if key in trained},
+        **{key: value for key, value in evaluated.items() if key not in BESIDE},
+    }
 
 
 def spread(lines: Sequence[dict[str, Any]], rows: int = ROWS) -> list[dict[str, Any]]:
@@ -137,8 +134,8 @@ def _best(checkpoints: Path) -> dict[str, Any]:
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
-    """A checkpoint by its mark of completion and its files' sizes; a resume compares their hashes
-    too."""
+    """Whether a checkpoint is complete is judged by its state file and its files' sizes; a resume
+    compares their hashes too."""
     try:
         files = json.loads((folder / STATE).read_text(encoding="utf-8"))["files"]
         complete = all(

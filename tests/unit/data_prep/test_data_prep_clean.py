@@ -591,7 +591,7 @@ def test_what_a_clean_folder_says_of_itself(cleaned, tmp_path):
     folder, _, made = cleaned
     found = cleaning.describe(folder / "clean")
     assert json.loads(json.dumps(found.json()))["kind"] == "clean"
-    assert found.summary == "Verdicts on 31 documents: 25 are kept and 6 dropped."
+    assert found.summary == "Filter decisions on 31 documents: 25 kept, 6 dropped."
     sources, dropped = found.examples
     assert [(row["source"], row["documents"], row["kept"]) for row in sources.rows] == [
         ("a.jsonl", 14, 12), ("b.jsonl", 11, 8), ("c.jsonl", 6, 5),
