@@ -1,8 +1,5 @@
-"""What a folder holds, in words, figures and examples: each package describes its own, and this is
-the form.
-
-`kind` tells whose a folder is; `robustly.inspection.describe.tokenizer.describe` and its like look
-inside. A whole run is described here, because its stages' manifests say all that is shown."""
+"""The form in which `robustly inspect` describes a folder (summary, figures, tables of examples),
+and how it is printed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,22 +16,22 @@ BAR = 12  # characters of the longest bar: a row of a histogram fits 60 columns
 
 @dataclass(frozen=True)
 class Listing:
-    """Examples of one sort, a row each; the rows have the same keys."""
+    """A table of examples; its rows have the same keys."""
 
     title: str
     rows: Sequence[Mapping[str, Any]]
     bars: tuple[str, str] | None = None
-    """Columns (group, number): people see each number as a bar, too, beside the largest of its
+    """Columns (group, number): each number is also drawn as a bar, scaled to the largest of its
     group."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """A folder for people and programs."""
+    """What a folder holds, for people and for programs."""
 
     folder: Path
     kind: str
-    """A key of COMMANDS, RUN or CHECKPOINT."""
+    """A name of `robustly.stages.KINDS`, `run` or `checkpoint`."""
     summary: str
     """In a sentence or two."""
     figures: Mapping[str, Any]
@@ -58,8 +55,8 @@ class Description:
 
 
 def show(description: Description) -> None:
-    """Print a description; on a narrow terminal, cells fold; paths and notes stay whole, to be
-    copied."""
+    """Print a description. On a narrow terminal cells fold; paths and notes stay whole, so that
+    they can be copied."""
     log.say(f"{description.kind}: {description.folder}")
     _print(Text(description.summary))
     _print(_pairs(description.figures))
@@ -71,8 +68,8 @@ def show(description: Description) -> None:
 
 
 def show_listing(listing: Listing) -> None:
-    """Print the rows of a listing below each other, or, on a terminal too narrow for its numbers,
-    one after the other; nothing where there are none."""
+    """Print a listing as a table, or, on a terminal too narrow for its numbers, row after row as
+    pairs; nothing where it is empty."""
     if not listing.rows:
         return
 
@@ -119,7 +116,7 @@ def _with_bars(rows: Sequence[Mapping[str, Any]], group: str, number: str) -> li
 
 
 def _bar(share: float) -> str:
-    """A bar of at most BAR characters, to an eighth of one; what is more than nothing is seen."""
+    """A bar of at most BAR characters, to an eighth of one; only a share of 0 has none."""
     eighths = max(round(share * BAR * 8), int(share > 0))
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
@@ -140,6 +137,3 @@ def _cell(value: Any) -> Text:
 
 def _print(what: Text | Table) -> None:
     log.console.print(what, soft_wrap=False)
-
-
-# ------------------------------------------------------------------------------------------ folders

@@ -1,4 +1,4 @@
-"""Tables of the cards and reports, as GitHub and the Hugging Face Hub read them."""
+"""Markdown tables for cards and reports."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

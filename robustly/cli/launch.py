@@ -17,6 +17,8 @@ from robustly.cli.common import (
 )
 from robustly.cli.completion import launchers
 from robustly.cli.train import ProfileOption
+from robustly.launch import LAUNCHERS
+from robustly.launch.job import Job, LaunchOptions, exported
 from robustly.manifest import MANIFEST
 
 
@@ -26,7 +28,7 @@ def launch_command(
         str,
         typer.Argument(
             metavar="LAUNCHER",
-            help="local, hostfile, slurm or torchrun.",
+            help=f"One of {', '.join(LAUNCHERS)}.",
             autocompletion=launchers,
         ),
     ],
@@ -59,9 +61,6 @@ def launch_command(
     new_run: NewRun = None,
 ) -> None:
     """Pretrain on one or many machines. Tokenizer and data must be finished."""
-    from robustly.launch import LAUNCHERS
-    from robustly.launch.job import Job, LaunchOptions, exported
-
     with user_errors():
         if launcher not in LAUNCHERS:
             raise UserError(
@@ -73,7 +72,7 @@ def launch_command(
             log.say(f"{experiment.folder('train')}: finished already")
             return
 
-        plan = Job(
+        job = Job(
             command=tuple(experiment.rank_command(profile)),
             folder=Path.cwd(),
             finished=experiment.folder("train").absolute() / MANIFEST,
@@ -93,14 +92,12 @@ def launch_command(
             tuple(sbatch or ()),
         )
         if dry_run:
-            typer.echo(LAUNCHERS[launcher].render(plan, options), nl=False)
+            typer.echo(LAUNCHERS[launcher].render(job, options), nl=False)
             return
 
-        if code := LAUNCHERS[launcher].start(plan, options):
+        if code := LAUNCHERS[launcher].start(job, options):
             raise typer.Exit(code)
 
-        if (
-            launcher in ("local", "hostfile") and not plan.finished.exists()
-        ):  # the others leave before it is done
+        if LAUNCHERS[launcher].waits and not job.finished.exists():
             log.say("the same command goes on")
             raise typer.Exit(STOPPED)
