@@ -1,6 +1,8 @@
 """Run a function as several ranks on this machine: forked after one import of torch and
 DeepSpeed."""
 
+import gc
+import importlib
 import json
 import os
 import signal
@@ -11,6 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import robustly.pretrain.engine  # noqa: F401 - imported once, before the ranks are forked
+
+# DeepSpeed would import it, and by it torch's compiler, when it makes the engine: a second a rank
+importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
 
 def run_distributed(
@@ -76,6 +81,7 @@ def _be_rank(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
+    gc.freeze()  # or every collection that DeepSpeed asks for goes through all that was imported
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
