@@ -218,7 +218,7 @@ def test_killed_at_random_moments_and_started_again_it_is_the_same_run(
         ):  # SIGKILL, not an error of ours
             run_distributed(2, go, killed, updates)
 
-        found = checkpoint.newest(killed.folder / "checkpoints")
+        found = checkpoint.newest(killed.folder("train") / "checkpoints")
         assert found is not None and updates - 2 <= found.progress.update < 12
 
     train(killed, 2)
@@ -251,7 +251,7 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on(
         return ""
 
     assert run_distributed(2, stop_after_5) == ["stopped after update 5, with a checkpoint"] * 2
-    found = checkpoint.newest(stopped.folder / "checkpoints")
+    found = checkpoint.newest(stopped.folder("train") / "checkpoints")
     assert found is not None and found.progress.update == 5
     assert len(metrics(stopped)) == 5
     train(stopped, 2)
@@ -296,7 +296,7 @@ def test_fp16_that_overflows_makes_every_update_of_fp32(
         go(rank, ranks, half)
 
     run_distributed(2, in_half)
-    lines = read_metrics(half.folder / "metrics.jsonl")
+    lines = read_metrics(half.folder("train") / "metrics.jsonl")
     assert 1 <= lines[0]["loss_scale"] < 2**30
 
     for one, other in zip(metrics(straight_without_dropout), metrics(half), strict=True):

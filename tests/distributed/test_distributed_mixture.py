@@ -109,7 +109,7 @@ def test_the_source_that_is_held_out_is_the_validation_text_and_no_other_eye_see
 
 
 def test_the_held_out_loss_of_each_source(trained: PretrainingConfig) -> None:
-    line = read_metrics(trained.folder / "evaluations.jsonl")[-1]
+    line = read_metrics(trained.folder("train") / "evaluations.jsonl")[-1]
     sources = line["validation_sources"]
     assert "c" in sources and set(sources) <= {"a", "b", "c"} and len(sources) > 1
     masked = sum(score["masked_tokens"] for score in sources.values())
@@ -119,10 +119,10 @@ def test_the_held_out_loss_of_each_source(trained: PretrainingConfig) -> None:
         assert line[f"validation_{figure}"] == pytest.approx(mean)
 
     # the same by transformers' own loss, block by block
-    vocabulary = SpecialTokens.of(load_tokenizer(trained.tokenizer_folder))
+    vocabulary = SpecialTokens.of(load_tokenizer(trained.folder("tokenizer")))
     model = RobertaForMaskedLM(roberta_config(trained.model, vocabulary)).eval()
-    model.load_state_dict(last_checkpoint(trained.folder).weights(), strict=False)
-    blocks = Blocks(trained.data_folder, "validation", 64, trained.data.format)
+    model.load_state_dict(last_checkpoint(trained.folder("train")).weights(), strict=False)
+    blocks = Blocks(trained.folder("data"), "validation", 64, trained.data.format)
     sums = dict.fromkeys("abc", 0.0)
 
     for batch, (source,) in masked_batches(
@@ -156,16 +156,16 @@ def test_an_epoch_is_the_repeated_sources(root: Path, trained: PretrainingConfig
     blocks = Blocks(root / "data", "train", 64, trained.data.format)
     begin, middle, end, _ = blocks.source_starts.tolist()
     size = round(1.5 * (middle - begin)) + round(0.5 * (end - middle))
-    assert EpochSampler(blocks, trained.seed, trained.repeats).size == size
-    last = read_metrics(trained.folder / "metrics.jsonl")[-1]
+    assert EpochSampler(blocks, trained.seed, trained.corpus.repeats).size == size
+    last = read_metrics(trained.folder("train") / "metrics.jsonl")[-1]
     assert last["epoch"] == pytest.approx(12 * 24 / size)
-    made = manifest.read(trained.folder)
+    made = manifest.read(trained.folder("train"))
     assert made and made.notes["mixture"] == "a x 1.5, b x 0.5"
 
 
 def test_repeats_are_of_the_recipe_of_the_training_and_not_of_the_store(root: Path) -> None:
     plain = make(root, "train", repeats=(1.0, 1.0, 1.0))
-    assert plain.repeats == () and "repeats" not in plain.stage().recipe["data"]
+    assert plain.corpus.repeats == () and "repeats" not in plain.stage().recipe["data"]
     other = make(root, "other")
     assert other.stage().recipe["data"]["repeats"] == list(REPEATS)
     assert other.stage().inputs == plain.stage().inputs
@@ -181,7 +181,7 @@ def test_pairs_train_with_a_next_sentence_loss_on_any_number_of_ranks(root: Path
     run_distributed(2, go, config)
     alone = make(root, "pairs_alone", *pairs, "run.micro_batch=3")
     run_distributed(1, go, alone)
-    one, two = (read_metrics(each.folder / "metrics.jsonl") for each in (config, alone))
+    one, two = (read_metrics(each.folder("train") / "metrics.jsonl") for each in (config, alone))
 
     for figure in ("loss", "next_sentence_loss", "grad_norm"):
         assert [line[figure] for line in one] == pytest.approx(
