@@ -118,7 +118,7 @@ def inspect_command(
             of_tokenizer = describe.describe_tokenizer(
                 folder, paths, by, text_key, documents, compare
             )
-            found = of_tokenizer or describe.describe(folder, folder_kind(folder))
+            found = of_tokenizer or describe.describe_folder(folder, folder_kind(folder))
 
         if as_json:
             log.print_json(found.json())

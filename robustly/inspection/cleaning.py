@@ -3,20 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from robustly import manifest
 from robustly.description import Description, Listing
-from robustly.inspection.folders import disk_bytes, provenance, unfinished
+from robustly.inspection.folders import disk_bytes, provenance
+from robustly.manifest import Manifest
 
 
-def describe(folder: Path) -> Description:
-    """Describe a clean folder, finished or begun.
-
-    Raises UserError if a file of a finished one is missing or was cut off.
-    """
-    if (finished := manifest.read(folder)) is None:
-        return unfinished(folder, "clean")
-
-    manifest.check_sizes(folder, finished)
+def describe(folder: Path, finished: Manifest) -> Description:
+    """Describe a clean folder."""
     counts = finished.counts
     rows: list[dict[str, Any]] = counts["sources"]
     dropped = [row for row in rows if row["reason"]]

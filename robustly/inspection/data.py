@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from robustly import UserError, manifest
+from robustly import UserError
 from robustly.data_prep.blocks import PACKED, Blocks
 from robustly.data_prep.config import Format
 from robustly.data_prep.store import SPLITS, Shard, Split, Store, check_tokenizer
 from robustly.description import Description, Listing
-from robustly.inspection.folders import disk_bytes, provenance, unfinished
+from robustly.inspection.folders import disk_bytes, provenance
 from robustly.inspection.histogram import Tally, octaves, tally, tenths
 from robustly.manifest import Manifest
 from robustly.tokenizer import load_tokenizer
@@ -48,16 +48,11 @@ def find_tokenizer(folder: Path, given: Path | None) -> "Tokenizer":
     return tokenizer
 
 
-def describe(folder: Path, blocks: int = 1, tokenizer: "Tokenizer | None" = None) -> Description:
-    """Describe a data folder, finished or begun. So many blocks of each view are shown as text, by
-    `tokenizer` or the one beside the folder, if there is one.
-
-    Raises UserError if a file of a finished one is missing or was cut off.
-    """
-    if (finished := manifest.read(folder)) is None:
-        return unfinished(folder, "data")
-
-    manifest.check_sizes(folder, finished)
+def describe(
+    folder: Path, finished: Manifest, blocks: int = 1, tokenizer: "Tokenizer | None" = None
+) -> Description:
+    """Describe a data folder. So many blocks of each view are shown as text, by `tokenizer` or the
+    one beside the folder, if there is one."""
     stores = {split: Store(folder, split) for split in SPLITS}
     views = [view for split in SPLITS for view in _views(folder, stores[split])]
     texts, notes = [], []

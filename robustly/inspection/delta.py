@@ -7,21 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from robustly import UserError, manifest
+from robustly import UserError
 from robustly.description import Description, Listing
-from robustly.inspection.folders import disk_bytes, provenance, typed, unfinished
+from robustly.inspection.folders import disk_bytes, provenance, typed
 from robustly.manifest import Manifest
 
 
-def describe(folder: Path) -> Description:
-    """Describe a delta's folder, finished or begun.
-
-    Raises UserError if a file of a finished one is missing, was cut off or is not what was written.
-    """
-    if (finished := manifest.read(folder)) is None:
-        return unfinished(folder, "delta")
-
-    manifest.check_sizes(folder, finished)
+def describe(folder: Path, finished: Manifest) -> Description:
+    """Describe a delta's folder. Raises UserError if a file is not what was written."""
     record, scores = (_mapping(folder / name) for name in ("delta.json", "scores.json"))
     names = " + ".join(method["name"] for method in record["methods"])
     what = (
@@ -71,13 +64,9 @@ def _flat(score: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def describe_search(folder: Path) -> Description:
+def describe_search(folder: Path, finished: Manifest) -> Description:
     """Describe a search's folder: its trials, the best first. Raises UserError as `describe`
     does."""
-    if (finished := manifest.read(folder)) is None:
-        return unfinished(folder, "search")
-
-    manifest.check_sizes(folder, finished)
     trials = sorted(
         _rows(folder / "trials.json"),
         key=lambda trial: (trial["state"] != "complete", -_score(trial)),
@@ -87,13 +76,9 @@ def describe_search(folder: Path) -> Description:
     return _described(folder, finished, summary, Listing("trials", trials), note)
 
 
-def describe_comparison(folder: Path) -> Description:
+def describe_comparison(folder: Path, finished: Manifest) -> Description:
     """Describe a comparison's folder: its rows, the best first. Raises UserError as `describe`
     does."""
-    if (finished := manifest.read(folder)) is None:
-        return unfinished(folder, "comparison")
-
-    manifest.check_sizes(folder, finished)
     shown = ("label", "score", "deviation", "trained", "stored", "bytes", "seconds", "failure")
     rows = [
         {key: row[key] for key in shown}
@@ -112,12 +97,8 @@ _SHOWN = (
 )  # scores on test, of the task's own prompt and of the decoder's
 
 
-def describe_subspace(folder: Path) -> Description:
+def describe_subspace(folder: Path, finished: Manifest) -> Description:
     """Describe a subspace's folder. Raises UserError as `describe` does."""
-    if (finished := manifest.read(folder)) is None:
-        return unfinished(folder, "subspace")
-
-    manifest.check_sizes(folder, finished)
     record = _mapping(folder / "subspace.json")
     summary = (
         f"A decoder from {record['dimension']} numbers to prompts of {record['tokens']} tokens"

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 from robustly import UserError, log, manifest
 from robustly.files import write_atomic
-from robustly.inspection.folders import CHECKPOINT, RUN, describe_run, folder_kind
+from robustly.inspection.folders import (
+    CHECKPOINT,
+    RUN,
+    describe_run,
+    folder_kind,
+    stage_of,
+    unfinished,
+)
 from robustly.stages import KINDS, resolve
 
 if TYPE_CHECKING:
@@ -74,7 +81,7 @@ def describe_data(
     if documents and tokenizer:
         log.say(f"{decode_documents(folder, tokenizer, documents):,} documents: {documents}")
 
-    found = describe(folder, blocks or 1, tokenizer)
+    found = describe(folder, manifest.require(folder, "data"), blocks or 1, tokenizer)
     if html:
         from robustly.inspection.html import page
 
@@ -100,11 +107,21 @@ def held_out_beside(folder: Path) -> "NamedTexts | None":
         return None
 
 
-def describe(folder: Path, kind: str) -> "Description":
-    """What a folder of this kind holds; only what describes it is imported."""
+def describe_folder(folder: Path, kind: str) -> "Description":
+    """What a folder of this kind holds; only what describes it is imported.
+
+    Raises UserError if a file of a finished one is missing, was cut off or is not what was
+    written."""
     if kind == RUN:
         return describe_run(folder)
-    found: Description = resolve(KINDS["published" if kind == CHECKPOINT else kind].describe)(
-        folder
-    )
+
+    finished = manifest.read(folder)
+    if kind != "train":  # which is described under way as well
+        if finished:
+            manifest.check_sizes(folder, finished)
+        elif stage_of(folder):
+            return unfinished(folder, kind)
+
+    describe = resolve(KINDS["published" if kind == CHECKPOINT else kind].describe)
+    found: Description = describe(folder, finished)
     return found

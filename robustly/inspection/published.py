@@ -10,11 +10,12 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from robustly import UserError, manifest
+from robustly import UserError
 from robustly.description import Description, Listing
 from robustly.evaluation.model import open_masked_lm
-from robustly.inspection.folders import disk_bytes, provenance, typed, unfinished
+from robustly.inspection.folders import disk_bytes, provenance, typed
 from robustly.log import quiet_transformers
+from robustly.manifest import Manifest
 
 BLANKS = (
     "The <mask> is on the table.",
@@ -31,19 +32,10 @@ _SETTINGS = {
 }
 
 
-def describe(folder: Path) -> Description:
-    """Describe a published folder, finished or begun, or a checkpoint without a manifest; blanks
-    are filled now.
+def describe(folder: Path, finished: Manifest | None) -> Description:
+    """Describe a published folder, or a checkpoint without a manifest; blanks are filled now.
 
-    Raises UserError if config.json cannot be read, or a file of a finished folder is missing or was
-    cut off."""
-    finished = manifest.read(folder)
-    if finished is None and (folder / manifest.RECIPE).exists():
-        return unfinished(folder, "published")
-
-    if finished:
-        manifest.check_sizes(folder, finished)
-
+    Raises UserError if config.json or the weights cannot be read."""
     counts = finished.counts if finished else {}
     settings = _read_settings(folder / "config.json")
     classes = settings.get("architectures") or [str(settings.get("model_type", "unknown"))]
@@ -76,12 +68,8 @@ def describe(folder: Path) -> Description:
     )
 
 
-def describe_report(folder: Path) -> Description:
-    """Describe a run's report, finished or begun."""
-    if (finished := manifest.read(folder)) is None:
-        return unfinished(folder, "report")
-
-    manifest.check_sizes(folder, finished)
+def describe_report(folder: Path, finished: Manifest) -> Description:
+    """Describe a run's report."""
     counts = finished.counts
     columns = {name: values for name, values in counts.items() if isinstance(values, list)}
     seeds = [

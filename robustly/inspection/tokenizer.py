@@ -18,7 +18,6 @@ from robustly.inspection.folders import (
     provenance,
     stage_of,
     typed,
-    unfinished,
 )
 from robustly.manifest import Manifest
 from robustly.tokenizer import load_tokenizer
@@ -82,13 +81,9 @@ def _open(folder: Path) -> _Opened:
 # ------------------------------------------------------------------------------------ one tokenizer
 
 
-def describe(folder: Path) -> Description:
-    """Describe the tokenizer's folder, finished or begun.
-
-    Raises UserError if a file of a finished one is missing or was cut off, or if it is no
-    byte-level BPE."""
-    if stage_of(folder) and manifest.read(folder) is None:
-        return unfinished(folder, "tokenizer")
+def describe(folder: Path, finished: Manifest | None) -> Description:
+    """Describe a tokenizer's folder, ours or another's. Raises UserError if it is no byte-level
+    BPE."""
     return describe_on(folder, None)
 
 
@@ -96,8 +91,8 @@ def describe_on(folder: Path, texts: NamedTexts | None) -> Description:
     """Describe the tokenizer of a folder of KINDS, and what it makes of the texts, if there are
     any.
 
-    Raises UserError as `describe` does, if the folder is another or not finished, and what reading
-    the texts raises."""
+    Raises UserError if the folder is another or not finished, or a file of it is missing or was cut
+    off; and what reading the texts raises."""
     opened = _open(folder)
     tokenizer, vocabulary, finished = opened.tokenizer, opened.vocabulary, opened.finished
     special = {token: vocabulary.ids[token] for token in vocabulary.special}

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robustly import manifest
 from robustly.description import Description, Listing
 from robustly.inspection.folders import disk_bytes, provenance, recipe
 from robustly.manifest import Manifest
@@ -18,11 +17,10 @@ ROWS = 8  # of a curve
 BESIDE = ("update", "validation_sources")  # keys of an evaluation that are shown in other ways
 
 
-def describe(folder: Path) -> Description:
+def describe(folder: Path, finished: Manifest | None) -> Description:
     """Describe a train folder, finished or under way."""
     begun = recipe(folder)
     assert begun is not None
-    finished = manifest.read(folder)
     metrics = read_metrics(folder / "metrics.jsonl")
     evaluations = read_metrics(folder / "evaluations.jsonl")
     places = sorted((folder / "checkpoints").glob("*"))

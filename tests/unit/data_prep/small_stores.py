@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from robustly import manifest
 from robustly.corpus.config import CorpusConfig
 from robustly.data_prep.config import DataConfig
 from robustly.data_prep.store import Shard, ShardWriter, Split, write_store
+from robustly.description import Description
+from robustly.inspection import data
+from robustly.inspection.describe import describe_folder
 from robustly.manifest import Stage
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
@@ -131,3 +135,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.npy")} | {
         "store.json": (folder / "store.json").read_bytes()
     }
+
+
+def describe(folder: Path, *options: Any, **more: Any) -> Description:
+    """A data folder as `robustly inspect` describes it, without or with its options."""
+    if not (options or more):
+        return describe_folder(folder, "data")
+    return data.describe(folder, manifest.require(folder, "data"), *options, **more)

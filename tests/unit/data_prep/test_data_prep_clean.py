@@ -27,8 +27,7 @@ from robustly.data_prep.cleaning.config import CleaningConfig
 from robustly.data_prep.cleaning.dropped import write_dropped
 from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import Store
-from robustly.inspection import cleaning
-from robustly.inspection.data import describe
+from robustly.inspection.describe import describe_folder
 from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
@@ -504,7 +503,9 @@ def test_the_store_holds_exactly_the_kept_documents_in_order(cleaned, tmp_path):
         if name.startswith("dropped by")
     }
     (listing,) = (
-        listing for listing in describe(tmp_path / "data").examples if listing.title == "dropped"
+        listing
+        for listing in describe_folder(tmp_path / "data", "data").examples
+        if listing.title == "dropped"
     )
     found = {row["reason"]: row["count"] for row in listing.rows if row["what"] == "documents"}
     assert {f"dropped by {reason}": count for reason, count in found.items()} == reasons and sum(
@@ -589,7 +590,7 @@ def test_dropped_documents_are_written_out(cleaned, tmp_path, name):
 
 def test_what_a_clean_folder_says_of_itself(cleaned, tmp_path):
     folder, _, made = cleaned
-    found = cleaning.describe(folder / "clean")
+    found = describe_folder(folder / "clean", "clean")
     assert json.loads(json.dumps(found.json()))["kind"] == "clean"
     assert found.summary == "Filter decisions on 31 documents: 25 kept, 6 dropped."
     sources, dropped = found.examples
@@ -599,14 +600,14 @@ def test_what_a_clean_folder_says_of_itself(cleaned, tmp_path):
     assert sum(row["bytes"] for row in sources.rows) == made.counts["bytes"]
     assert [row["reason"] for row in dropped.rows] == list(PLANTED)
     (tmp_path / "clean" / "work").mkdir(parents=True)
-    assert "not finished" in cleaning.describe(tmp_path / "clean").summary
+    assert "not finished" in describe_folder(tmp_path / "clean", "clean").summary
     copy = tmp_path / "cut"
     copy.mkdir()
     for path in (folder / "clean").glob("*.*"):
         (copy / path.name).write_bytes(path.read_bytes()[: -1 if path.suffix == ".npy" else None])
 
     with pytest.raises(UserError, match="cut off or changed"):
-        cleaning.describe(copy)
+        describe_folder(copy, "clean")
 
 
 # ----------------------------------------------------------------------------------------- mistakes

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_stores import NumberedStore, corpus, train_tokenizer, write_rows
+from small_stores import NumberedStore, corpus, describe, train_tokenizer, write_rows
 
 from robustly import UserError, log
 from robustly.corpus.config import Processing
@@ -16,7 +16,7 @@ from robustly.data_prep.config import DataConfig
 from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import Store
 from robustly.description import show
-from robustly.inspection.data import describe, document_lengths, find_tokenizer, unit_lengths
+from robustly.inspection.data import document_lengths, find_tokenizer, unit_lengths
 from robustly.tokenizer import load_tokenizer
 from stated import stated
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from small_stores import corpus, train_tokenizer, write_rows
+from small_stores import corpus, describe, train_tokenizer, write_rows
 
 from robustly.corpus.config import Processing
 from robustly.data_prep.config import DataConfig
 from robustly.data_prep.prepare import DataStage
 from robustly.description import Description
-from robustly.inspection.data import describe
 from robustly.inspection.html import page
 from stated import stated
 

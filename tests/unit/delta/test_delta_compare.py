@@ -70,7 +70,7 @@ def test_rows_with_one_that_fails(make_page: MakePage, base: Base, tmp_path: Pat
     assert manifest.counts["failed_entries"] == 1
     assert compare(page) == manifest
     folder = tmp_path / "comparisons" / "letters"
-    found = describe.describe(folder, folder_kind(folder))
+    found = describe.describe_folder(folder, folder_kind(folder))
     assert (found.kind, found.figures["entries"], found.figures["metric"]) == (
         "comparison",
         2,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -9,8 +10,10 @@ from robustly import UserError
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.saving import read_record
 from robustly.delta.stage import make_delta
-from robustly.inspection.delta import describe
+from robustly.inspection.describe import describe_folder
 from robustly.manifest import Stage
+
+describe = partial(describe_folder, kind="delta")
 
 
 def test_a_delta(make_page: Callable[..., DeltaExperiment]) -> None:

@@ -164,7 +164,7 @@ def test_the_folder(pages: list[DeltaExperiment], made: tuple[Path, Manifest], b
         tensor.numel() for tensor in decoder.values()
     )
     assert set(manifest.outputs) == {DECODER, RECORD}
-    described = describe.describe(folder, folder_kind(folder))
+    described = describe.describe_folder(folder, folder_kind(folder))
     assert described.kind == "subspace" and "2 numbers" in described.summary
     assert [row["name"] for row in described.examples[0].rows] == ["task0", "task1", "task2"]
     assert (

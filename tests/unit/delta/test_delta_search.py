@@ -66,7 +66,7 @@ def test_it_finds_the_better_of_two_rates_and_its_page_runs(
     assert len(table) == 2 + 6
     assert (folder / "plot.png").read_bytes()[:4] == b"\x89PNG"
     assert search(page) == manifest  # nothing is made again
-    described = describe.describe(folder, folder_kind(folder))
+    described = describe.describe_folder(folder, folder_kind(folder))
     assert described.kind == "search" and described.figures["best"] == manifest.counts["best"]
     assert described.examples[0].rows[0]["number"] == best["number"]
     run = describe_run(tmp_path)

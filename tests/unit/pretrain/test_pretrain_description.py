@@ -1,16 +1,20 @@
 """What a train folder says of itself, at any point of its run."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from robustly.inspection.train import describe, spread
+from robustly.inspection.describe import describe_folder
+from robustly.inspection.train import spread
 from robustly.manifest import Stage
 from robustly.pretrain import checkpoint
 from robustly.pretrain.checkpoint import Progress
 from synthetic import masking, model, optim, schedule
+
+describe = partial(describe_folder, kind="train")
 
 RECIPE = {
     "seed": 1, "data": {"block_length": 32, "format": "full_sentences"}, "model": model().recipe(),

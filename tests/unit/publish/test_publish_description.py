@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from transformers import pipeline
 
 from robustly import UserError
 from robustly.description import Description
-from robustly.inspection.published import describe, describe_report
+from robustly.inspection.describe import describe_folder
 from robustly.manifest import Stage
+
+describe = partial(describe_folder, kind="published")
+describe_report = partial(describe_folder, kind="report")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from tokenizers import Tokenizer
 from robustly import UserError, log
 from robustly.corpus.texts import NamedTexts
 from robustly.description import Description, show_listing
+from robustly.inspection.describe import describe_folder
 from robustly.inspection.folders import folder_kind
-from robustly.inspection.tokenizer import SAMPLES, compare, describe, describe_on
+from robustly.inspection.tokenizer import SAMPLES, compare, describe_on
 from robustly.manifest import Stage
 from robustly.tokenizer.fit import excerpt
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
+
+describe = partial(describe_folder, kind="tokenizer")
 
 
 def test_a_trained_tokenizer(trained: Path) -> None:
