@@ -35,7 +35,7 @@ from robustly.experiment import Experiment, load_experiment
 from robustly.pretrain.allocator import keep_freed_memory
 from robustly.pretrain.batches import Batches
 from robustly.pretrain.mfu import PEAK_TFLOPS
-from robustly.pretrain.model_setup import accelerate
+from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.schedule import UpdateSizes
 
@@ -119,7 +119,7 @@ def ours(
     run = page.run.model_copy(
         update={"precision": precision, "zero_stage": 1, "deepspeed": {}, "compile": compiled}
     )
-    accelerate(objective, run, device)
+    set_up_model(objective, run, device)
     blocks: Any = RandomBlocks(vocabulary, page.data.block_length)
     order = EpochSampler(blocks, page.seed)
     batches = Batches(

@@ -30,7 +30,7 @@ from random_text import vocabulary_of
 from robustly.data_prep.sampler import EpochSampler
 from robustly.pretrain.batches import Batches, MicroBatch
 from robustly.pretrain.config import MaskingConfig, ModelConfig, RunConfig
-from robustly.pretrain.model_setup import accelerate
+from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.schedule import UpdateSizes
 
@@ -97,7 +97,9 @@ def objective(attention: str) -> MaskedLanguageModel:
         .to(DEVICE, torch.bfloat16 if on_gpu else torch.float32)
         .train()
     )
-    accelerate(made, RunConfig(attention=attention, precision="bf16" if on_gpu else "fp32"), DEVICE)
+    set_up_model(
+        made, RunConfig(attention=attention, precision="bf16" if on_gpu else "fp32"), DEVICE
+    )
     return made
 
 
@@ -129,7 +131,7 @@ def measure(corpus: tuple[float, float], micro_batch: int) -> Found:
     masking = MaskingConfig(probability=0.15, mask=0.8, random=0.1, style="fairseq")
     ids = vocabulary_of(VOCABULARY)
     batches = Batches(EpochSampler(blocks, 1), UpdateSizes(BLOCKS), masking, ids, 0, 1, micro_batch)
-    share = batches.share(1)
+    share = batches.batch(1)
     micro_batches, tokens = share.micro_batches, share.tokens
     real = [int(length) for one in micro_batches for length in (one.inputs != ids.pad).sum(1)]
     padded_work = sum(work(*one.inputs.shape) for one in micro_batches)

@@ -1,19 +1,20 @@
-"""Which blocks make up update k, and this rank's part of them, ready for the device.
+"""The batches of a training: which blocks make up an update, and one rank's part of them, masked
+and ready for the device.
 
-Update k holds the B positions of the stream (`robustly.data_prep.sampler`) that follow those of
-update k-1, and where it begins is a function of k (`schedule.UpdateSizes`): so the batch of update
-k is the same for any number of ranks, micro-batch and thread, and one number, k, is all that a
-resume needs. Batches may straddle epochs.
+The global batch of update k holds the B blocks of the stream (`robustly.data_prep.sampler`) that
+follow those of update k-1; where it begins is a function of k (`schedule.UpdateSizes`). So it is
+the same for any number of ranks, micro-batch and thread, and a resume needs one number, k. A batch
+may straddle epochs.
 
-A rank sorts its part by length before it cuts it into micro-batches, each padded to its own longest
-block only: short blocks cost little padding, and the update's loss, a sum over all its tokens, does
-not know their order."""
+Each rank takes its part of the global batch in micro-batches, as many as gradient accumulation
+needs. It sorts the part by length first, and pads each micro-batch to its own longest block: short
+blocks cost little padding. The update's loss is a sum over all its tokens, whatever their order."""
 
 import math
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,41 +28,38 @@ from robustly.pretrain.masking import SpecialTokens, mask_blocks
 from robustly.pretrain.schedule import UpdateSizes
 
 MULTIPLE = 8
-"""Of positions in a row: fused attention wants rows of its mask aligned so, and tensor cores like
-it."""
+"""What the length of a micro-batch is rounded up to: fused attention wants the rows of its mask
+aligned so, and tensor cores are faster."""
 
 
 class MicroBatch(NamedTuple):
-    """What a rank passes through the model at a time. N blocks of L positions, M masked tokens.
+    """What a rank passes through the model at a time.
 
-    L is the length of the longest block, rounded up to a multiple of 8, but not above
-    `data.block_length`."""
+    Shapes: N blocks of L positions, M masked tokens. L is the length of the longest block, rounded
+    up to a multiple of 8, but not above `data.block_length`."""
 
     inputs: Tensor
-    """(N, L) int64."""
+    """(N, L) int64: ids, targets replaced."""
     attention: Tensor | None
-    """(N, L) int64, or None where no block is padded."""
+    """(N, L) int64, 1 on tokens and 0 on padding; None where no block is padded."""
     positions: Tensor
-    """(M,) int64 into the flattened (N x L)."""
+    """(M,) int64: where the targets are in the flattened (N x L)."""
     labels: Tensor
-    """(M,) int64."""
+    """(M,) int64: their ids."""
     follows: Tensor | None
-    """(N,) int64, of the pair formats: whether the second segment follows, 1 or 0; -1 where there
-    is none."""
+    """(N,) int64, in the pair formats: 1 if the second segment follows the first, 0 if not, -1 if
+    there is none."""
     first: int
-    """Blocks of the update that lower ranks and earlier micro-batches of this rank hold: dropout is
-    seeded by it."""
+    """How many blocks of the update come before these, in lower ranks and earlier micro-batches:
+    dropout is seeded by it."""
 
     def to(self, device: torch.device) -> "MicroBatch":
-        return self._replace(
-            inputs=self.inputs.to(device, non_blocking=True),
-            attention=(
-                None if self.attention is None else self.attention.to(device, non_blocking=True)
-            ),
-            positions=self.positions.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            follows=None if self.follows is None else self.follows.to(device, non_blocking=True),
-        )
+        moved: dict[str, Any] = {
+            name: tensor.to(device, non_blocking=True)
+            for name, tensor in self._asdict().items()
+            if isinstance(tensor, Tensor)
+        }
+        return self._replace(**moved)
 
     @property
     def pairs(self) -> int:
@@ -70,7 +68,7 @@ class MicroBatch(NamedTuple):
 
 
 class RankBatch(NamedTuple):
-    """One rank's part of one update."""
+    """One rank's part of an update's global batch."""
 
     update: int
     micro_batches: list[MicroBatch]
@@ -78,85 +76,85 @@ class RankBatch(NamedTuple):
     pairs: int
     """Blocks of two segments, in the pair formats."""
     tokens: int
-    """Without padding."""
+    """All that are no padding."""
 
 
 def blocks_per_update(
     optim: OptimConfig, block_length: int, mean_length: float, format: Format
 ) -> int:
-    """Blocks in an update. All formats but FULL-SENTENCES leave blocks short and get more of them,
-    so that an update holds as many tokens, in the mean, as one of full blocks (the paper's section
-    4.2)."""
+    """The global batch: blocks of an update, over all ranks. All formats but FULL-SENTENCES leave
+    blocks short and get more of them, so that an update holds as many tokens, in the mean, as one
+    of full blocks (the paper's section 4.2)."""
     if format != "full_sentences":
         return max(1, round(optim.batch_size * block_length / mean_length))
     return optim.batch_size
 
 
 def accumulation_steps(batch: int, ranks: int, micro_batch: int) -> int:
-    """Micro-batches that the rank with the largest share needs; every rank makes as many, empty
-    ones too."""
+    """Gradient accumulation: how many micro-batches the rank with the most blocks of a global batch
+    passes through the model. The other ranks make as many, the last of them perhaps empty."""
     return math.ceil(math.ceil(batch / ranks) / micro_batch)
 
 
 PREFETCHED = 2
-"""Shares that are made while one trains."""
+"""Batches that are made while the one before them trains."""
 
 
 class Batches:
-    """One rank's shares of the updates."""
+    """One rank's batches."""
 
     def __init__(
         self,
-        order: EpochSampler,
+        sampler: EpochSampler,
         sizes: UpdateSizes,
         masking: MaskingConfig,
-        vocabulary: SpecialTokens,
+        special: SpecialTokens,
         rank: int,
         ranks: int,
         micro_batch: int,
     ):
-        self.order = order
+        self.sampler = sampler
         self.sizes = sizes
         self.masking = masking
-        self.vocabulary = vocabulary
+        self.special = special
         self.rank = rank
         self.ranks = ranks
         self.micro_batch = micro_batch
         self.accumulation = accumulation_steps(sizes.full, ranks, micro_batch)
 
-    def share(self, update: int) -> RankBatch:
-        """This rank's part of an update (counted from 1): neighbours in the stream, as many as
-        other ranks' +-1."""
+    def batch(self, update: int) -> RankBatch:
+        """This rank's part of an update, counted from 1: neighbours in the stream, as many as other
+        ranks' +-1."""
         blocks, offset = self.sizes.blocks(update), self.sizes.before(update)
         begin, end = (rank * blocks // self.ranks for rank in (self.rank, self.rank + 1))
-        places = self.order.stream(offset + begin, offset + end)
-        rows = MaskedBlocks(self.order, places, self.masking, self.vocabulary)
-        by_length = np.argsort(
-            -rows.lengths, kind="stable"
-        )  # longest first: too little memory shows at once
+        samples = self.sampler.stream(offset + begin, offset + end)
+        masked = MaskedBlocks(self.sampler, samples, self.masking, self.special)
+
+        # longest first: too little memory shows at once
+        by_length = np.argsort(-masked.lengths, kind="stable")
         micro_batches = []
-
         for step in range(self.accumulation):
-            chosen = by_length[step * self.micro_batch : (step + 1) * self.micro_batch]
-            micro_batches.append(
-                rows.micro_batch(chosen, min(begin + step * self.micro_batch, end))
-            )
+            done = step * self.micro_batch
+            rows = by_length[done : done + self.micro_batch]
+            micro_batches.append(masked.micro_batch(rows, min(begin + done, end)))
 
-        masked, pairs = (
-            sum(counts)
-            for counts in zip(*((len(m.labels), m.pairs) for m in micro_batches), strict=True)
+        return RankBatch(
+            update,
+            micro_batches,
+            sum(len(each.labels) for each in micro_batches),
+            sum(each.pairs for each in micro_batches),
+            int(masked.lengths.sum()),
         )
-        return RankBatch(update, micro_batches, masked, pairs, int(rows.lengths.sum()))
 
     def ahead(self, first: int, last: int) -> Generator[RankBatch, None, None]:
-        """The shares of updates `first` to `last`, each made while others train. Raises what making
-        one does."""
+        """The batches of updates `first` to `last`, each made while others train. Raises what
+        making one does."""
         maker = ThreadPoolExecutor(1, "batches")
         waiting: deque[Future[RankBatch]] = deque()
 
         try:
             for update in range(first, last + 1):
-                waiting.append(maker.submit(self.share, update))
+                waiting.append(maker.submit(self.batch, update))
                 if len(waiting) > PREFETCHED:
                     yield waiting.popleft().result()
 
@@ -167,65 +165,61 @@ class Batches:
 
 
 class MaskedBlocks:
-    """The blocks at N places of an order, fetched and masked."""
+    """Blocks that a sampler chose, fetched and masked."""
 
     def __init__(
         self,
-        order: EpochSampler,
-        places: Samples,
+        sampler: EpochSampler,
+        samples: Samples,
         masking: MaskingConfig,
-        vocabulary: SpecialTokens,
+        special: SpecialTokens,
     ):
-        self.vocabulary = vocabulary
-        self.ids, self.lengths = order.blocks.gather(places.block, places.second)
+        blocks, seed = sampler.blocks, sampler.seed
+        self.special = special
+        self.ids, self.lengths = blocks.gather(samples.block, samples.second)
         self.masked = mask_blocks(
-            self.ids, self.lengths, places.epoch, places.entry, masking, vocabulary, order.seed
+            self.ids, self.lengths, samples.epoch, samples.entry, masking, special, seed
         )
-        pairs = order.blocks.pairs
-        self.follows = (
-            order.blocks.follows(places.block, places.second).astype(np.int64) if pairs else None
-        )
+        self.follows = None
+        if blocks.pairs:
+            self.follows = blocks.follows(samples.block, samples.second).astype(np.int64)
 
     def micro_batch(self, rows: NDArray[np.integer], first: int) -> MicroBatch:
         """Some of them, in the order of `rows`, without the padding that none of them needs.
 
-        Without any it is a lone `<s>` without targets: a rank that has nothing to do must still
+        Without rows it is a lone `<s>` without targets: a rank that has nothing to do must still
         take part in the collectives of a backward pass. (fairseq feeds a dummy batch of weight 0
         likewise.)"""
         if not len(rows):
-            empty = torch.empty(0, dtype=torch.int64)
+            lone, empty = torch.tensor([[self.special.bos]]), torch.empty(0, dtype=torch.int64)
             follows = None if self.follows is None else torch.tensor([-1])
-            return MicroBatch(
-                torch.tensor([[self.vocabulary.bos]]), None, empty, empty, follows, first
-            )
+            return MicroBatch(lone, None, empty, empty, follows, first)
 
         lengths = self.lengths[rows]
         width = min(self.ids.shape[1], math.ceil(int(lengths.max()) / MULTIPLE) * MULTIPLE)
         positions = np.flatnonzero(self.masked.targets[rows, :width])
-        padded = bool((lengths < width).any())
+        labels = self.ids[rows, :width].reshape(-1)[positions].astype(np.int64)
+        attention = None
+        if (lengths < width).any():
+            attention = torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64))
 
         return MicroBatch(
             torch.from_numpy(self.masked.inputs[rows, :width]),
-            (
-                torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64))
-                if padded
-                else None
-            ),
+            attention,
             torch.from_numpy(positions),
-            torch.from_numpy(self.ids[rows, :width].reshape(-1)[positions].astype(np.int64)),
+            torch.from_numpy(labels),
             None if self.follows is None else torch.from_numpy(self.follows[rows]),
             first,
         )
 
 
 def make_micro_batch(
-    order: EpochSampler,
-    places: Samples,
+    sampler: EpochSampler,
+    samples: Samples,
     masking: MaskingConfig,
-    vocabulary: SpecialTokens,
+    special: SpecialTokens,
     first: int,
 ) -> MicroBatch:
-    """Fetch, mask and convert the blocks at N places of an order, in their order."""
-    return MaskedBlocks(order, places, masking, vocabulary).micro_batch(
-        np.arange(len(places.block)), first
-    )
+    """Fetch, mask and convert the blocks that a sampler chose, in their order."""
+    rows = np.arange(len(samples.block))
+    return MaskedBlocks(sampler, samples, masking, special).micro_batch(rows, first)

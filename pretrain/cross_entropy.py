@@ -1,10 +1,12 @@
-"""Output matrix and cross-entropy in one, some rows at a time: no tensor of (masked tokens x
-vocabulary) is ever whole.
+"""Fused, chunked cross-entropy: output matrix and loss in one, some rows at a time, so that no
+tensor of (masked tokens x vocabulary) is ever whole.
 
-The gradient of a score is its probability, less 1 at the label. So the scores of a chunk of rows
-give its part of the loss and, at once, of the gradients of all that made them; the backward pass
-only multiplies these by the gradient that comes in. Nothing else is kept for it, not even the
-output matrix, which ZeRO stage 3 may have given back by then."""
+The gradient of a score is its probability, less 1 at the label. So a chunk's scores give its part
+of the loss and, at once, of the gradients of hidden states, weight and bias; the backward pass only
+multiplies these by the gradient that comes in. Nothing else is kept for it, not even the output
+matrix, which ZeRO stage 3 may have given back by then.
+
+Shapes: M masked tokens, hidden size H, vocabulary of V."""
 
 from typing import Any
 
@@ -35,7 +37,7 @@ def summed_cross_entropy(
     0: the sum is then 0, and so is every gradient. Matrix products are computed in the dtype of the
     inputs, all else and the sums over chunks in fp32 (fp64 if that is theirs). A chunk has as many
     rows as `elements` scores allow, but at least one. There are no second derivatives."""
-    if not torch.is_grad_enabled():  # Function does not tell its forward
+    if not torch.is_grad_enabled():  # a Function's forward is not told
         hidden, weight, bias = hidden.detach(), weight.detach(), bias.detach()
 
     return _SummedCrossEntropy.apply(hidden, weight, bias, labels, elements)
@@ -81,10 +83,11 @@ def _add_chunk(
     bias: Tensor,
     labels: Tensor,
 ) -> None:
-    """Add what some rows give to the loss and, where wanted, to the gradients of `hidden`, `weight`
-    and `bias`."""
-    states, targets = hidden[some], labels[some, None]
-    logs = torch.log_softmax(functional.linear(states, weight, bias), 1, dtype=loss.dtype)
+    """Add what some rows, m of them, give to the loss and, where wanted, to the gradients of
+    `hidden`, `weight` and `bias`."""
+    states, targets = hidden[some], labels[some, None]  # (m, H), (m, 1)
+    scores = functional.linear(states, weight, bias)  # (m, V)
+    logs = torch.log_softmax(scores, 1, dtype=loss.dtype)
     logs_of_labels = logs.gather(1, targets)
     loss -= logs_of_labels.sum()
     if gradients is None:

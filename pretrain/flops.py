@@ -1,37 +1,38 @@
-"""Parameters of a model and floating-point operations of a token, by arithmetic."""
+"""How many parameters a model has and how many floating-point operations a token takes, by
+arithmetic."""
 
 from robustly.pretrain.config import ModelConfig
 
 
-def embedding_parameters(model: ModelConfig, vocabulary: int) -> int:
+def embedding_parameters(model: ModelConfig, vocab_size: int) -> int:
     """Weights of the three embedding tables; the first is the head's output matrix too (tied)."""
-    return (vocabulary + model.positions + model.token_types) * model.hidden
+    return (vocab_size + model.positions + model.token_types) * model.hidden
 
 
-def parameters(model: ModelConfig, vocabulary: int) -> int:
+def parameters(model: ModelConfig, vocab_size: int) -> int:
     """Weights of transformers' RobertaForMaskedLM, tied head included: 124,697,433 for
     RoBERTa-base."""
     h, f = model.hidden, model.feed_forward
     layer_norm = 2 * h
     attention = 4 * (h * h + h)  # queries, keys, values, output
     feed_forward = (h * f + f) + (f * h + h)
-    head = (h * h + h) + layer_norm + vocabulary  # dense, LayerNorm, bias of the tied output matrix
+    head = (h * h + h) + layer_norm + vocab_size  # dense, LayerNorm, bias of the tied output matrix
     layers = model.layers * (attention + feed_forward + 2 * layer_norm)
-    return embedding_parameters(model, vocabulary) + layer_norm + layers + head
+    return embedding_parameters(model, vocab_size) + layer_norm + layers + head
 
 
-def flops_per_token(model: ModelConfig, vocabulary: int, block_length: int, masked: float) -> float:
+def flops_per_token(model: ModelConfig, vocab_size: int, block_length: int, masked: float) -> float:
     """Floating-point operations of one position of a full block, forward and backward: its matrix
     products.
 
     A product of (m x k) by (k x n) is 2 m k n operations, and its backward pass is two products of
     that size (Kaplan et al. 2020, section 2.1). Attention's scores and their use are counted whole,
-    since an encoder looks both ways. The head counts for the share `masked` of positions, as the
+    since an encoder looks both ways. The head counts for the fraction `masked` of positions, as the
     objective runs it. Not counted: elementwise work, and the scores that a fused attention kernel
     computes anew in its backward pass; so it is what the model needs, the numerator of "model FLOPs
     utilization" (Chowdhery et al. 2022, appendix B)."""
     h, f = model.hidden, model.feed_forward
     matrices = 2 * (4 * h * h + 2 * h * f)
     attention = 2 * 2 * block_length * h  # scores, and their sum over values
-    head = 2 * (h * h + h * vocabulary)
+    head = 2 * (h * h + h * vocab_size)
     return 3 * (model.layers * (matrices + attention) + masked * head)

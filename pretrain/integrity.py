@@ -1,4 +1,4 @@
-"""Before training: every file of the inputs holds what its stage wrote.
+"""Check before training that every file of the inputs holds what its stage wrote (sha256).
 
 Hashing reads everything, more than a gigabyte a second on one core. So the ranks share the work,
 and what was found whole is remembered in the folder until the file changes; files that lie where
@@ -34,8 +34,8 @@ def _verify(folder: Path, rank: int) -> list[str]:
     finished = manifest.read(folder)
     assert finished
     sizes = {name: facts["bytes"] for name, facts in finished.outputs.items()}
-    share = deal(sizes, len(group))[group.index(rank)]
-    names = manifest.unverified(folder, finished, share)
+    mine = deal(sizes, len(group))[group.index(rank)]
+    names = manifest.unverified(folder, finished, mine)
     found: dict[str, dict[str, Any]] = {}
     faults = []
 
@@ -47,16 +47,17 @@ def _verify(folder: Path, rank: int) -> list[str]:
                 faults.append(str(fault))
             advance(sizes[name])
 
-    shares = gather_over_ranks(found)
+    of_ranks = gather_over_ranks(found)
     if rank == group[0]:
-        _remember(folder, {name: facts for other in group for name, facts in shares[other].items()})
+        whole = {name: facts for other in group for name, facts in of_ranks[other].items()}
+        _remember(folder, whole)
 
     return faults
 
 
 def _copy(folder: Path) -> tuple[int, int, str]:
-    """Tells whether two ranks see the same files or each a copy of its own: machines may share the
-    folder or not."""
+    """Equal for two ranks that see the same files, different where each sees a copy of its own:
+    machines may share the folder or not."""
     status = (folder / manifest.MANIFEST).stat()
     # A block device belongs to one machine, and a clone of it is the same to the last inode.
     machine = socket.gethostname() if os.major(status.st_dev) else ""

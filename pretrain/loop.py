@@ -1,4 +1,4 @@
-"""One rank's pretraining, in the order in which things happen: prepare, resume, update after
+"""The training loop of one rank, in the order in which things happen: set up, resume, update after
 update, finish."""
 
 import contextlib
@@ -23,6 +23,7 @@ from robustly.metrics import read_metrics
 from robustly.pretrain import checkpoint
 from robustly.pretrain.batches import Batches, RankBatch, blocks_per_update
 from robustly.pretrain.checkpoint import Progress
+from robustly.pretrain.config import DistillationConfig
 from robustly.pretrain.distillation import Distillation, open_teacher, start_from_teacher
 from robustly.pretrain.engine import (
     Engine,
@@ -33,7 +34,7 @@ from robustly.pretrain.engine import (
 )
 from robustly.pretrain.integrity import verify
 from robustly.pretrain.masking import SpecialTokens
-from robustly.pretrain.model_setup import accelerate
+from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import (
     MaskedLanguageModel,
     NextSentenceHead,
@@ -51,6 +52,7 @@ from robustly.rng import Purpose, seed64
 from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.tokenizer import Tokenizer
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -65,13 +67,13 @@ class FailedOnAnotherRank(Exception):
 def pretrain(
     config: PretrainingConfig, rank: int, local_rank: int, ranks: int, profile: bool = False
 ) -> Manifest | None:
-    """Train this rank's part, from the newest checkpoint if there is one. Rank 0 returns the
+    """Train as one of the ranks, from the newest checkpoint if there is one. Rank 0 returns the
     manifest.
 
     `profile`: a few updates are traced, into the folder `profile` (`robustly.pretrain.profiling`).
 
-    Raises UserError for what the user can mend (FailedElsewhere on the ranks that have nothing to
-    say of it), Stopped after SIGINT, SIGTERM or SIGUSR1."""
+    Raises UserError for what the user can mend (FailedOnAnotherRank on the ranks that have nothing
+    to say of it), Stopped after SIGINT, SIGTERM or SIGUSR1."""
     stage = config.stage()
     if finished := stage.finished():
         return finished
@@ -79,10 +81,8 @@ def pretrain(
     with contextlib.ExitStack() as exits:
         if rank == 0:
             exits.enter_context(stage.begin())
-            write_atomic(
-                config.folder("train") / "config.yaml",
-                yaml.safe_dump(config.resolved(), sort_keys=False),
-            )
+            resolved = yaml.safe_dump(config.resolved(), sort_keys=False)
+            write_atomic(config.folder("train") / "config.yaml", resolved)
 
         device = start_ranks(local_rank)
         exits.callback(stop_ranks)
@@ -96,87 +96,82 @@ class Trainer:
     def __init__(
         self, config: PretrainingConfig, stage: Stage, rank: int, ranks: int, device: torch.device
     ):
-        self.config, self.stage, self.rank, self.ranks, self.device = (
-            config,
-            stage,
-            rank,
-            ranks,
-            device,
-        )
+        self.config, self.stage, self.device = config, stage, device
+        self.rank, self.ranks = rank, ranks
+        self.folder, data_folder = config.folder("train"), config.folder("data")
         with self._together():
-            verify([config.folder("tokenizer"), config.folder("data")], rank)
+            verify([config.folder("tokenizer"), data_folder], rank)
 
-        encoder = load_tokenizer(config.folder("tokenizer"))
-        check_tokenizer(config.folder("data"), encoder)
-        self.vocabulary = SpecialTokens.of(encoder)
+        tokenizer = load_tokenizer(config.folder("tokenizer"))
+        check_tokenizer(data_folder, tokenizer)
+        self.special = SpecialTokens.of(tokenizer)
         length, format = config.data.block_length, config.data.format
-        validation = Blocks(config.folder("data"), "validation", length, format)
+        validation = Blocks(data_folder, "validation", length, format)
         self.validation_blocks = validation if len(validation) else None
-        order = EpochSampler(
-            Blocks(config.folder("data"), "train", length, format),
-            config.seed,
-            config.corpus.repeats,
-        )
-        full = blocks_per_update(config.optim, length, order.mean_length, format)
+        train = Blocks(data_folder, "train", length, format)
+        sampler = EpochSampler(train, config.seed, config.corpus.repeats)
+        full = blocks_per_update(config.optim, length, sampler.mean_length, format)
         self.sizes = UpdateSizes.of(full, config.optim, config.schedule)
+        micro_batch = config.run.micro_batch
         self.batches = Batches(
-            order, self.sizes, config.masking, self.vocabulary, rank, ranks, config.run.micro_batch
+            sampler, self.sizes, config.masking, self.special, rank, ranks, micro_batch
         )
-        model_config = roberta_config(config.model, self.vocabulary)
-        head = (
-            NextSentenceHead(model_config, seed64(config.seed, Purpose.INIT, 0, 1))
-            if order.blocks.pairs
-            else None
-        )
-        roberta = new_model(model_config, seed64(config.seed, Purpose.INIT, 0, 0))
-        if initial := config.initial():
-            with self._together():
-                fitted = start_from(roberta, initial, config.model, encoder.vocabulary)
 
-            self._check_same_start("init_from", initial)
-            if rank == 0:
-                log.say(fitted)
-
-        self.model = (
-            self._student(roberta, encoder)
-            if config.distillation
-            else MaskedLanguageModel(roberta, head)
-        )
-        self.parts = self.model.parts()
+        self.model = self._new_model(tokenizer, pairs=train.pairs)
+        self.loss_terms = self.model.loss_terms()
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        accelerate(self.model, config.run, device)
+        set_up_model(self.model, config.run, device)
         self.engine = Engine(
             self.model, config.optim, config.run, self.batches.accumulation, device
         )
-        self.checkpoints = config.folder("train") / "checkpoints"
+        self.checkpoints = self.folder / "checkpoints"
         self.progress = Progress(0, stage.hash)
-        self.report: TrainingLog | None = None
+        self.log: TrainingLog | None = None
         """Of rank 0, which speaks for all."""
 
-    def _student(self, roberta: RobertaForMaskedLM, encoder: Tokenizer) -> Distillation:
-        """A new model with layers of the teacher, and the teacher beside it, on the device."""
-        config, initial = self.config, self.config.teacher()
-        assert config.distillation and initial
+    def _new_model(self, tokenizer: Tokenizer, pairs: bool) -> MaskedLanguageModel:
+        """The model with fresh weights, or those of the checkpoint or the teacher that the config
+        names."""
+        config, seed = self.config, self.config.seed
+        sizes = roberta_config(config.model, self.special)
+        roberta = new_model(sizes, seed64(seed, Purpose.INIT, 0, 0))
+        if source := config.initial():
+            with self._together():
+                fitted = start_from(roberta, source, config.model, tokenizer.vocabulary)
+
+            self._check_same_files("init_from", source)
+            if self.rank == 0:
+                log.say(fitted)
+
+        if config.distillation:
+            return self._student(roberta, config.distillation, tokenizer)
+        if pairs:
+            head = NextSentenceHead(sizes, seed64(seed, Purpose.INIT, 0, 1))
+            return MaskedLanguageModel(roberta, head)
+
+        return MaskedLanguageModel(roberta)
+
+    def _student(
+        self, roberta: RobertaForMaskedLM, settings: DistillationConfig, tokenizer: Tokenizer
+    ) -> Distillation:
+        """A student that starts from layers of its teacher, and the teacher, on the device."""
+        source = self.config.teacher()
+        assert source
         with self._together():
-            teacher = open_teacher(initial, config.model, encoder)
+            teacher = open_teacher(source, self.config.model, tokenizer)
 
-        self._check_same_start("teacher", initial)
-        layers = start_from_teacher(roberta, teacher)
+        self._check_same_files("teacher", source)
+        layers = ", ".join(map(str, start_from_teacher(roberta, teacher)))
         if self.rank == 0:
-            log.say(
-                f"starting from {initial.folder}: its layers {', '.join(map(str, layers))}, counted"
-                " from 0"
-            )
+            log.say(f"starting from {source.folder}: its layers {layers}, counted from 0")
 
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
-            config.run.precision
-        ]
-        guide = MaskedLanguageModel(teacher.to(self.device, dtype)).eval()
-        accelerate(guide, config.run, self.device)
-        return Distillation(roberta, guide, config.distillation)
+        run = self.config.run
+        objective = MaskedLanguageModel(teacher.to(self.device, DTYPES[run.precision])).eval()
+        set_up_model(objective, run, self.device)
+        return Distillation(roberta, objective, settings)
 
-    def _check_same_start(self, name: str, files: ModelFiles) -> None:
-        """Raises UserError (FailedElsewhere beside rank 0) if ranks, on different machines, see
+    def _check_same_files(self, name: str, files: ModelFiles) -> None:
+        """Raises UserError (FailedOnAnotherRank beside rank 0) if ranks on different machines see
         different files there."""
         if len(set(gather_over_ranks(self.stage.inputs[name]))) == 1:
             return
@@ -190,12 +185,12 @@ class Trainer:
     # ------------------------------------------------------------------------------------ the run
 
     def run(self, profile: bool = False) -> Manifest | None:
-        config, schedule = self.config, self.config.schedule
+        config, last = self.config, self.config.schedule.updates
         self._resume()
         with self._together():
             if self.rank == 0:
-                write_json(config.folder("train") / "deepspeed.json", self.engine.config)
-                self.report = TrainingLog(
+                write_json(self.folder / "deepspeed.json", self.engine.config)
+                self.log = TrainingLog(
                     config,
                     self.stage.hash,
                     self.batches,
@@ -203,109 +198,103 @@ class Trainer:
                     self.device,
                     self.progress.update,
                 )
-                self.report.header(self.parameters)
+                self.log.header(self.parameters)
 
         if self.progress.update == 0:
             self._evaluate(0)
 
         session_start = time.monotonic() - self.progress.seconds
-        window = (
-            IntervalSums(**self.progress.interval) if self.progress.interval else IntervalSums()
-        )
+        interval = IntervalSums(**self.progress.interval)
         self.model.train()
-        tracing = (
-            Profile(config.folder("train") / "profile", self.rank, self.progress.update)
-            if profile
-            else None
-        )
-        ahead = self.batches.ahead(self.progress.update + 1, schedule.updates)
+        tracing = None
+        if profile:
+            tracing = Profile(self.folder / "profile", self.rank, self.progress.update)
 
-        with _signals() as asked, contextlib.closing(ahead) as shares:
-            while self.progress.update < schedule.updates:
+        ahead = self.batches.ahead(self.progress.update + 1, last)
+
+        with _signals() as asked, contextlib.closing(ahead) as batches:
+            while self.progress.update < last:
                 before = time.monotonic()
-                share = next(shares)
+                batch = next(batches)
                 waited = time.monotonic() - before
 
-                done = self._update(share, asked)
-                update, tokens, stop = share.update, done.tokens, done.stop
-                window.add(done, waited, time.monotonic() - before)
+                done = self._update(batch, asked)
+                update, stop = batch.update, done.stop
+                interval.add(done, waited, time.monotonic() - before)
                 self.progress = Progress(
                     update,
                     self.stage.hash,
-                    self.progress.tokens + tokens,
+                    self.progress.tokens + done.tokens,
                     time.monotonic() - session_start,
                 )
                 if tracing:
                     with self._together():
-                        tracing.after(update, stop or update == schedule.updates)
+                        tracing.after(update, stop or update == last)
 
-                if update % config.run.log_every == 0 or update == schedule.updates:
-                    if self.report:
-                        self.report.interval(
-                            window, self.progress, done.norm, self.engine.loss_scale
+                if update % config.run.log_every == 0 or update == last:
+                    if self.log:
+                        self.log.interval(
+                            interval, self.progress, done.norm, self.engine.loss_scale
                         )
-                    window = IntervalSums()
+                    interval = IntervalSums()
 
-                if update % config.run.evaluate_every == 0 or update == schedule.updates:
+                if update % config.run.evaluate_every == 0 or update == last:
                     self._evaluate(update)
 
-                if update % config.run.checkpoint_every == 0 or update == schedule.updates or stop:
-                    self._save(window)
+                if update % config.run.checkpoint_every == 0 or update == last or stop:
+                    self._save(interval)
 
-                if stop and update < schedule.updates:
+                if stop and update < last:
                     raise Stopped(f"stopped after update {update}, with a checkpoint")
 
         return self._finish() if self.rank == 0 else None
 
-    def _update(self, share: RankBatch, asked: list[int]) -> UpdateResult:
-        # every rank must divide by the same counts, and stop after the same update if any was asked
-        # to
-        counts = [share.masked_tokens, share.pairs, share.tokens, bool(asked)]
+    def _update(self, batch: RankBatch, asked: list[int]) -> UpdateResult:
+        """One optimizer step, on this rank's part of the global batch. `asked`: signals to stop."""
+        # every rank must divide by the same counts, and stop after the same update
+        counts = [batch.masked_tokens, batch.pairs, batch.tokens, bool(asked)]
         masked, pairs, tokens, stop = sum_over_ranks(counts, self.device)
-        of_parts = {"masked_tokens": masked, "pairs": pairs, "tokens": tokens}
+        of_batch = {"masked_tokens": masked, "pairs": pairs, "tokens": tokens}
         divisors = torch.tensor(
-            [max(1.0, of_parts[part.over]) for part in self.parts], device=self.device
+            [max(1.0, of_batch[term.over]) for term in self.loss_terms], device=self.device
         )
-        rate = learning_rate(share.update, self.config.optim, self.config.schedule)
+        rate = learning_rate(batch.update, self.config.optim, self.config.schedule)
         norm = None
         while norm is None:  # again while the gradient overflows, in fp16
-            sums = self._add_gradients(share, divisors)
+            sums = self._add_gradients(batch, divisors)
             norm = self.engine.step(rate)
 
         if not math.isfinite(norm):
-            raise self._diverged(share.update, "gradient norm", norm)
+            raise self._diverged(batch.update, "gradient norm", norm)
 
         return UpdateResult(int(masked), int(pairs), int(tokens), norm, stop > 0, **sums)
 
-    def _add_gradients(self, share: RankBatch, divisors: torch.Tensor) -> dict[str, float]:
-        """Forward and backward through a share; returns the sums over all ranks of the parts of the
-        loss, by name."""
-        weights = torch.tensor([part.weight for part in self.parts], device=self.device)
-        sums = torch.zeros(
-            len(divisors), dtype=torch.float64, device=self.device
-        )  # reading it waits for the GPU
+    def _add_gradients(self, batch: RankBatch, divisors: torch.Tensor) -> dict[str, float]:
+        """Gradient accumulation: forward and backward through every micro-batch. Returns the sums
+        of the loss terms over all ranks, by name; `divisors`, (terms,): what their means are
+        over."""
+        weights = torch.tensor([term.weight for term in self.loss_terms], device=self.device)
+        # kept on the device: reading them waits for the GPU
+        sums = torch.zeros(len(divisors), dtype=torch.float64, device=self.device)
 
-        for micro_batch in share.micro_batches:
-            batch = micro_batch.to(self.device)
+        for one in (micro_batch.to(self.device) for micro_batch in batch.micro_batches):
             # ranks draw different noise, and the same layout draws the same again
-            torch.manual_seed(seed64(self.config.seed, Purpose.DROPOUT, share.update, batch.first))
-            found = self.engine(
-                batch.inputs, batch.attention, batch.positions, batch.labels, batch.follows
-            )
+            torch.manual_seed(seed64(self.config.seed, Purpose.DROPOUT, batch.update, one.first))
+            found = self.engine(one.inputs, one.attention, one.positions, one.labels, one.follows)
             self.engine.backward((weights * found / divisors).sum())
             sums += found.detach()
 
         totals = sum_over_ranks(sums.tolist(), self.device)
         if not math.isfinite(sum(totals)):
-            raise self._diverged(share.update, "loss", sum(totals))
+            raise self._diverged(batch.update, "loss", sum(totals))
 
-        return {part.name: total for part, total in zip(self.parts, totals, strict=True)}
+        return {term.name: total for term, total in zip(self.loss_terms, totals, strict=True)}
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
-        """Work that can fail on one rank alone, such as writing: all know how it ended before any
-        goes on. Otherwise the others would die in their next collective, with a traceback that
-        hides the reason."""
+        """For work that may fail on one rank alone, such as writing: all ranks learn how it ended
+        before any goes on. Otherwise the others would die in their next collective, with a
+        traceback that hides the reason."""
         fault: Exception | None = None
         try:
             yield
@@ -346,35 +335,22 @@ class Trainer:
             self.progress = found.progress
             log.say(f"going on from {found.folder}")
 
-        names = self._names()
+        names = [_as_in_transformers(name) for name, _ in self.model.named_parameters()]
         self.engine.restore(found.tensors(names) if found else None, int(update))
-        counted = self.progress
-        tokens, seconds = sum_over_ranks([counted.tokens, counted.seconds], self.device)
-        self.progress = Progress(
-            int(update), self.stage.hash, int(tokens), seconds, counted.interval
-        )
+        own = self.progress
+        tokens, seconds = sum_over_ranks([own.tokens, own.seconds], self.device)
+        self.progress = Progress(int(update), self.stage.hash, int(tokens), seconds, own.interval)
 
-    def _names(self) -> list[str]:
-        """Parameter names as transformers has them: a checkpoint knows nothing of our wrapper."""
-        return [name.removeprefix("model.") for name, _ in self.model.named_parameters()]
+    def _save(self, interval: IntervalSums) -> None:
+        if self.log:
+            self.log.metrics.sync()
 
-    def _save(self, window: IntervalSums) -> None:
-        if self.report:
-            self.report.metrics.sync()
-
-        self.progress = replace(self.progress, interval=vars(window).copy())
-        tensors = (
-            (name.removeprefix("model."), w, m, v) for name, w, m, v in self.engine.full_tensors()
-        )
-
+        self.progress = replace(self.progress, interval=vars(interval).copy())
+        full = self.engine.full_tensors()
+        tensors = ((_as_in_transformers(name), w, m, v) for name, w, m, v in full)
+        keep = self.config.run.keep_checkpoints
         with self._together():
-            checkpoint.save(
-                self.checkpoints,
-                self.progress,
-                tensors,
-                self.rank == 0,
-                self.config.run.keep_checkpoints,
-            )
+            checkpoint.save(self.checkpoints, self.progress, tensors, self.rank == 0, keep)
 
     def _evaluate(self, update: int) -> None:
         if self.validation_blocks is None:
@@ -386,7 +362,7 @@ class Trainer:
             self.validation_blocks,
             config.run.evaluate_blocks,
             config.masking,
-            self.vocabulary,
+            self.special,
             config.run.micro_batch,
             self.rank,
             self.ranks,
@@ -397,46 +373,49 @@ class Trainer:
             raise self._diverged(update, "validation loss", loss)
 
         self.progress = replace(self.progress, validation_loss=loss)
-        if self.report:
-            self.report.evaluation(update, result)
+        if self.log:
+            self.log.evaluation(update, result)
 
     def _finish(self) -> Manifest:
-        assert self.report
-        self.report.metrics.close()
+        assert self.log
+        self.log.metrics.close()
         last = checkpoint.newest(self.checkpoints, self.stage.hash)
         assert last and last.progress.update == self.config.schedule.updates
-        evaluations = read_metrics(self.config.folder("train") / "evaluations.jsonl")
-        best = checkpoint.mark_best(self.checkpoints)
         counts = {
             "updates": self.progress.update,
             "tokens": self.progress.tokens,
             "parameters": self.parameters,
             "blocks_per_update": self.sizes.full,
             "training_seconds": round(self.progress.seconds, 1),
-            **(evaluations[-1] if evaluations else {}),
-            **({f"best_{key}": value for key, value in best._asdict().items()} if best else {}),
         }
-        counts.pop("update", None)
+        if evaluations := read_metrics(self.folder / "evaluations.jsonl"):
+            counts |= evaluations[-1]
+            counts.pop("update")
+
+        kept = {last.folder}
+        if best := checkpoint.mark_best(self.checkpoints):
+            counts |= {f"best_{key}": value for key, value in best._asdict().items()}
+            kept.add(checkpoint.folder_of(self.checkpoints, best.update))
+
         records = ("config.yaml", "deepspeed.json", "metrics.jsonl", "evaluations.jsonl")
-        kept = {
-            last.folder,
-            *([checkpoint.folder_of(self.checkpoints, best.update)] if best else []),
-        }
-        outputs = [
-            *(path / name for path in sorted(kept) for name in checkpoint.FILES),
-            *(self.config.folder("train") / name for name in records),
-        ]
+        outputs = [path / name for path in sorted(kept) for name in checkpoint.FILES]
+        outputs += [self.folder / name for name in records]
         notes = {"ranks": self.ranks, "run": self.config.run.model_dump(mode="json")}
-        if self.config.corpus.repeats:
-            notes["mixture"] = mixture(self.batches.order, self.config.corpus.repeats)
+        if repeats := self.config.corpus.repeats:
+            notes["mixture"] = mixture(self.batches.sampler, repeats)
 
         return self.stage.finish(outputs, counts, notes)
 
 
+def _as_in_transformers(name: str) -> str:
+    """A parameter's name in transformers' model: a checkpoint knows nothing of our wrapper."""
+    return name.removeprefix("model.")
+
+
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect the signals that ask to stop (SIGUSR1: Slurm's word that the time is nearly over);
-    the update under way is finished first."""
+    """Collect the signals that ask to stop, instead of dying of them: the update under way is
+    finished first. Slurm sends SIGUSR1 when the time is nearly over."""
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

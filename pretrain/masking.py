@@ -1,8 +1,8 @@
-"""Dynamic masking: which positions of a block are targets and what the model sees there.
+"""Dynamic masking: which positions of a block are targets, and what the model sees there.
 
-A block's mask is a pure function of (seed, epoch, place in the epoch's virtual list), so it is the
-same on any number of ranks, with any micro-batch and after a resume, and another in every epoch
-(the paper's section 4.1) and for every copy of the block. The rules are fairseq's
+A block's mask is a pure function of (seed, epoch, its index in the epoch). So it is the same on any
+number of ranks, with any micro-batch and after a resume, and another one in every epoch (the
+paper's section 4.1) and for every copy of the block. The rules are fairseq's
 (mask_tokens_dataset.py) or BERT's; see `MaskingConfig.style`."""
 
 from typing import Any, NamedTuple
@@ -17,14 +17,13 @@ from robustly.tokenizer.tokenizer import Tokenizer
 
 FIRST_ORDINARY_ID = 4  # <s> <pad> </s> <unk> come first
 
-# Masks of held-out blocks: of a seed and epoch that are no run's, so that all runs meet the same
-# ones.
+# Masks of held-out blocks are those of a seed and an epoch that no run has: all runs meet the same.
 EVALUATION_SEED = 0
 EVALUATION_EPOCH = 2**32 - 1
 
 
 class SpecialTokens(NamedTuple):
-    """The ids of a vocabulary that the model and its masks must know."""
+    """What the model and its masks must know of a tokenizer."""
 
     size: int
     """Of the vocabulary."""
@@ -33,22 +32,22 @@ class SpecialTokens(NamedTuple):
     eos: int
     mask: int
     begins_word: NDArray[np.bool_] = np.zeros(0, np.bool_)
-    """Of each id: whether its token begins with white space, and so begins a word wherever it
-    stands. For masks of whole words alone."""
+    """(size,): whether the token begins with white space, and so begins a word wherever it stands.
+    Only masks of whole words ask for it."""
 
     @classmethod
-    def of(cls, encoder: Tokenizer) -> "SpecialTokens":
-        special = encoder.bos_id, encoder.pad_id, encoder.eos_id, encoder.mask_id
-        return cls(encoder.vocab_size, *special, encoder.begins_word)
+    def of(cls, tokenizer: Tokenizer) -> "SpecialTokens":
+        ids = tokenizer.bos_id, tokenizer.pad_id, tokenizer.eos_id, tokenizer.mask_id
+        return cls(tokenizer.vocab_size, *ids, tokenizer.begins_word)
 
 
 class MaskedInputs(NamedTuple):
     """Blocks as the model sees them. N blocks of L positions."""
 
     inputs: NDArray[np.int64]
-    """(N, L): ids, with the targets replaced as drawn."""
+    """(N, L): ids, with targets replaced by <mask>, by a random token, or not at all."""
     targets: NDArray[np.bool_]
-    """(N, L): where the loss is taken; replaced by <mask>, replaced at random, or left as it is."""
+    """(N, L): where the loss is taken, whatever stands there in `inputs`."""
 
 
 def mask_blocks(
@@ -57,10 +56,10 @@ def mask_blocks(
     epoch: NDArray[np.integer],
     index: NDArray[np.integer],
     masking: MaskingConfig,
-    vocabulary: SpecialTokens,
+    special: SpecialTokens,
     seed: int,
 ) -> MaskedInputs:
-    """Mask N padded blocks of shape (N, L) with `lengths` (N,) at their (epoch, index), each (N,).
+    """Mask N padded blocks, (N, L), with `lengths`, (N,), at their (epoch, index), each (N,).
 
     A block of n candidates gets floor(p n + U) targets, U uniform in [0, 1): 76 or 77 of 512, 76.8
     in the mean, drawn without replacement. Each target is then shown as <mask>, as a random token
@@ -73,15 +72,33 @@ def mask_blocks(
     if masking.fixed_masks:
         epoch = epoch % masking.fixed_masks
 
+    rule = _Rule(
+        masking.probability,
+        masking.mask,
+        masking.mask + masking.random,
+        masking.style == "bert",
+        masking.whole_words,
+    )
+    wide = index.astype(np.uint64)
+    counters = np.stack([wide & _LOW, wide >> _HALF, epoch.astype(np.uint64)], axis=1)
     inputs, targets = ids.astype(np.int64), np.zeros(ids.shape, np.bool_)
-    _mask(
-        lengths.astype(np.int64), epoch.astype(np.uint64), index.astype(np.uint64), np.uint64(seed),
-        masking.probability, masking.mask, masking.mask + masking.random, masking.style == "bert",
-        masking.whole_words, vocabulary, inputs, targets,
-    )  # fmt: skip
+    _mask_rows(inputs, targets, lengths.astype(np.int64), np.uint64(seed), counters, rule, special)
     return MaskedInputs(inputs, targets)
 
 
+class _Rule(NamedTuple):
+    """`MaskingConfig`, as compiled code takes it."""
+
+    probability: float
+    mask: float
+    """A target whose draw, uniform in [0, 1), is below it is shown as <mask>;"""
+    random: float
+    """otherwise, below this one, as a random token."""
+    bert: bool
+    whole_words: bool
+
+
+_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 _COUNT, _POSITION, _KIND = (
     np.uint64(p) for p in (Purpose.MASK_COUNT, Purpose.MASK_POSITION, Purpose.MASK_KIND)
 )
@@ -89,89 +106,124 @@ _BUCKETS, _TOP = 512, np.uint64(64 - 9)
 
 
 @numba.njit(cache=True, nogil=True)
-def _mask(
-    lengths: Any,
-    epochs: Any,
-    entries: Any,
-    seed: Any,
-    probability: float,
-    mask: float,
-    random: float,
-    bert: bool,
-    whole_words: bool,
-    vocabulary: SpecialTokens,
+def _mask_rows(
     inputs: NDArray[np.int64],
     targets: NDArray[np.bool_],
+    lengths: NDArray[np.int64],
+    seed: Any,
+    counters: NDArray[np.uint64],
+    rule: _Rule,
+    special: SpecialTokens,
 ) -> None:
+    """Mask each row in place. `counters`: (N, 3), what of Philox's counter is the row's own."""
     length = inputs.shape[1]
-    zero, half, low = np.uint64(0), np.uint64(32), np.uint64(0xFFFFFFFF)
-    # fairseq may draw any id but the first four; <mask> is the last, which BERT's rule leaves out
-    ordinary = np.uint64(vocabulary.size - FIRST_ORDINARY_ID - bert)
     scores = np.empty(4 * ((length + 3) // 4), np.uint64)
-    word = np.empty(
-        length, np.int64
-    )  # where each position's word begins; itself, unless whole words are masked
-    ranked = np.empty(length, np.uint64)
+    begins = np.empty(length, np.int64)
 
     for row in range(len(inputs)):
-        ids, chosen, size = inputs[row], targets[row], lengths[row]
-        entry, high, epoch = entries[row] & low, entries[row] >> half, epochs[row]
-        # a score for each position, the position in its low bits so that scores are distinct
-        for quad in range((size + 3) // 4):
-            four = four_words(seed, _POSITION, np.uint64(quad), entry, high, epoch)
-            for i in range(4):
-                scores[4 * quad + i] = four[i] << half | np.uint64(4 * quad + i)
+        ids, chosen = inputs[row, : lengths[row]], targets[row, : lengths[row]]
+        _draw_scores(scores, len(ids), seed, counters[row])
+        _find_candidates(ids, chosen, begins, rule, special)
+        _choose(chosen, scores, seed, counters[row], rule.probability)
+        _show(ids, chosen, begins, seed, counters[row], rule, special)
 
-        candidates = 0
-        size_of = np.zeros(_BUCKETS, np.int64)
-        after_special = True
 
-        for position in range(size):
-            special = ids[position] == vocabulary.bos or ids[position] == vocabulary.eos
-            word[position] = position
-            if whole_words and not (
-                special or after_special or vocabulary.begins_word[ids[position]]
-            ):
-                word[position] = word[position - 1]
+@numba.njit(cache=True, nogil=True)
+def _draw_scores(scores: NDArray[np.uint64], size: int, seed: Any, own: NDArray[np.uint64]) -> None:
+    """A random score for each position, which stands in its low bits: no two are alike."""
+    for quad in range((size + 3) // 4):
+        four = four_words(seed, _POSITION, np.uint64(quad), own[0], own[1], own[2])
+        for i in range(4):
+            scores[4 * quad + i] = four[i] << _HALF | np.uint64(4 * quad + i)
 
-            after_special = special
-            if word[position] == position and not (bert and special):
-                chosen[position] = True
-                candidates += 1
-                size_of[scores[position] >> _TOP] += 1
 
-        rounding = four_words(seed, _COUNT, zero, entry, high, epoch)[0]
-        wanted = int(np.floor(probability * candidates + rounding / 2.0**32))
+@numba.njit(cache=True, nogil=True)
+def _find_candidates(
+    ids: NDArray[np.int64],
+    chosen: NDArray[np.bool_],
+    begins: NDArray[np.int64],
+    rule: _Rule,
+    special: SpecialTokens,
+) -> None:
+    """Choose, for now, every position that may be a target; of a word, the first one.
 
-        # The `wanted` candidates with the lowest scores: whole buckets of them, and a part of one.
-        bucket = before = count = 0
-        while before + size_of[bucket] < wanted:
-            before += size_of[bucket]
-            bucket += 1
+    `begins`: where each position's word begins: itself, unless whole words are masked."""
+    after_special = True
+    for position in range(len(ids)):
+        token = ids[position]
+        is_special = token == special.bos or token == special.eos
+        begins[position] = position
+        if rule.whole_words and not (is_special or after_special or special.begins_word[token]):
+            begins[position] = begins[position - 1]
 
-        for position in range(size):
-            if chosen[position] and scores[position] >> _TOP == bucket:
-                ranked[count] = scores[position]
-                count += 1
+        after_special = is_special
+        chosen[position] = begins[position] == position and not (rule.bert and is_special)
 
-        highest = np.sort(ranked[:count])[wanted - before - 1] if wanted else zero
 
-        for position in range(size):
-            begin = word[position]
-            if begin == position:
-                chosen[position] &= wanted > 0 and scores[position] <= highest
-            else:
-                chosen[position] = chosen[begin]
+@numba.njit(cache=True, nogil=True)
+def _choose(
+    chosen: NDArray[np.bool_],
+    scores: NDArray[np.uint64],
+    seed: Any,
+    own: NDArray[np.uint64],
+    probability: float,
+) -> None:
+    """Leave of the candidates those with the lowest scores: the fraction `probability` of them,
+    rounded up or down at random."""
+    candidates = 0
+    size_of = np.zeros(_BUCKETS, np.int64)  # candidates by the top bits of their scores
+    for position in range(len(chosen)):
+        if chosen[position]:
+            candidates += 1
+            size_of[scores[position] >> _TOP] += 1
 
-            if not chosen[position]:
-                continue
+    rounding = four_words(seed, _COUNT, np.uint64(0), own[0], own[1], own[2])[0]
+    wanted = int(np.floor(probability * candidates + rounding / 2.0**32))
 
-            kind, token, _, _ = four_words(seed, _KIND, np.uint64(position), entry, high, epoch)
-            if begin != position:
-                kind = four_words(seed, _KIND, np.uint64(begin), entry, high, epoch)[0]
+    # whole buckets, and a part of one, which alone is sorted
+    bucket = before = 0
+    while before + size_of[bucket] < wanted:
+        before += size_of[bucket]
+        bucket += 1
 
-            share = kind / 2.0**32
-            if share < mask:
-                ids[position] = vocabulary.mask
-            elif share < random:
-                ids[position] = FIRST_ORDINARY_ID + int(token * ordinary >> half)
+    ranked = np.empty(size_of[bucket], np.uint64)
+    count = 0
+    for position in range(len(chosen)):
+        if chosen[position] and scores[position] >> _TOP == bucket:
+            ranked[count] = scores[position]
+            count += 1
+
+    highest = np.sort(ranked)[wanted - before - 1] if wanted else np.uint64(0)
+    for position in range(len(chosen)):
+        chosen[position] &= wanted > 0 and scores[position] <= highest
+
+
+@numba.njit(cache=True, nogil=True)
+def _show(
+    ids: NDArray[np.int64],
+    chosen: NDArray[np.bool_],
+    begins: NDArray[np.int64],
+    seed: Any,
+    own: NDArray[np.uint64],
+    rule: _Rule,
+    special: SpecialTokens,
+) -> None:
+    """Choose the rest of each chosen word, and replace what the model is not to see."""
+    # fairseq may draw any id but the first four; <mask> is the last, which BERT's rule leaves out
+    ordinary = np.uint64(special.size - FIRST_ORDINARY_ID - rule.bert)
+    for position in range(len(ids)):
+        begin = begins[position]
+        chosen[position] = chosen[begin]
+        if not chosen[position]:
+            continue
+
+        # a word is shown alike: its first position says how
+        kind, token, _, _ = four_words(seed, _KIND, np.uint64(position), own[0], own[1], own[2])
+        if begin != position:
+            kind = four_words(seed, _KIND, np.uint64(begin), own[0], own[1], own[2])[0]
+
+        draw = kind / 2.0**32
+        if draw < rule.mask:
+            ids[position] = special.mask
+        elif draw < rule.random:
+            ids[position] = FIRST_ORDINARY_ID + int(token * ordinary >> _HALF)

@@ -1,5 +1,5 @@
-"""Which share of a GPU's arithmetic a training uses: "model FLOPs utilization" (Chowdhery et al.
-2022, appendix B)."""
+"""MFU, "model FLOPs utilization": the fraction of a GPU's peak that a training uses (Chowdhery et
+al. 2022, appendix B)."""
 
 from robustly.pretrain.config import RunConfig
 
@@ -8,8 +8,8 @@ PEAK_TFLOPS = {
     "A100 (80 GB)": {"bf16": 312.0, "fp16": 312.0, "fp32": 19.5},
     "H100 SXM (80 GB)": {"bf16": 989.4, "fp16": 989.4, "fp32": 66.9},
 }
-"""Dense, with sums in fp32, from NVIDIA's A100 data sheet and its H100 and Ada architecture
-papers."""
+"""10^12 operations per second: dense, with sums in fp32, from NVIDIA's A100 data sheet and its
+H100 and Ada architecture papers."""
 
 PEAKS_OF_GPUS = {
     "NVIDIA GeForce RTX 4090": "RTX 4090 (24 GB)",
@@ -20,12 +20,12 @@ PEAKS_OF_GPUS = {
     "NVIDIA H100 80GB HBM3": "H100 SXM (80 GB)",
     "NVIDIA H200": "H100 SXM (80 GB)",
 }
-"""The cards that have these peaks, as CUDA names them: whole names, since laptops' cards and slices
-of one have less. A card with another memory, but the same cores, goes by its sister's name."""
+"""CUDA's names of the cards that have these peaks: whole names, since laptops' cards and slices of
+one have less. A card with the same cores and another memory has its sister's peak."""
 
 
 def peak_tflops(run: RunConfig, device: str | None) -> float | None:
-    """The peak of one rank's device, 10^12 operations per second: what the page says, else what is
+    """The peak of one rank's device, 10^12 operations per second: `run.peak_tflops`, or what is
     known of a GPU of this name. None where it is not known: a CPU (no name), another GPU."""
     if run.peak_tflops is not None:
         return run.peak_tflops
@@ -35,9 +35,8 @@ def peak_tflops(run: RunConfig, device: str | None) -> float | None:
 def model_flops_utilization(
     tokens_per_second: float, flops_per_token: float, ranks: int, peak: float
 ) -> float:
-    """The share of the peak of all ranks that these tokens need. `peak`: of one rank, 10^12
+    """The fraction of the peak of all ranks that these tokens need. `peak`: of one rank, 10^12
     operations per second.
 
-    Given tokens that are no padding, it counts no work on padding: that is wasted, as is what a
-    kernel computes twice."""
+    Count tokens without padding: work on padding is wasted, as is what a kernel computes twice."""
     return tokens_per_second * flops_per_token / (ranks * peak * 1e12)

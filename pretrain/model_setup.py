@@ -1,8 +1,5 @@
-"""How the encoder is run, as `run` says: by which attention, with which activations kept, compiled
-or not.
-
-All of it changes the result by rounding only.
-"""
+"""Set the encoder up for speed and memory, as the config's `run` section says: attention kernel,
+activation checkpointing, compilation. All of it changes the result by rounding only."""
 
 import os
 import shutil
@@ -17,14 +14,14 @@ from robustly.pretrain.objective import MaskedLanguageModel
 from robustly.pretrain.unpadded import VARLEN
 
 FLASH_MODULES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
-"""What the packages are imported as. transformers would fetch a missing one from the Hub."""
+"""The modules that must be there: transformers would fetch a missing one from the Hub."""
 
 WITHOUT_DROPOUT = ("flash_attention_3", VARLEN)
 
 
-def accelerate(objective: MaskedLanguageModel, run: RunConfig, device: torch.device) -> None:
-    """Have the encoder run as `run` says, in place. Raises UserError if this machine or model
-    cannot."""
+def set_up_model(objective: MaskedLanguageModel, run: RunConfig, device: torch.device) -> None:
+    """Set the objective's encoder up, in place. Raises UserError if this machine or model cannot
+    run so."""
     if run.attention in WITHOUT_DROPOUT and objective.model.config.attention_probs_dropout_prob:
         raise UserError(
             f"run.attention = {run.attention} has no dropout, found model.attention_dropout > 0; "
@@ -42,9 +39,8 @@ def accelerate(objective: MaskedLanguageModel, run: RunConfig, device: torch.dev
     if run.activation_checkpointing:
         objective.model.config.use_cache = False  # an encoder has none; transformers would warn
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # the name that all of transformers 5 knows
+            # older releases of transformers 5 know no other name
+            warnings.simplefilter("ignore", FutureWarning)
             # torch restores the state of its random numbers, so that dropout is drawn again alike
             objective.model.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -70,7 +66,7 @@ def _check_flash(run: RunConfig, device: torch.device) -> None:
 
 
 def _check_varlen(objective: MaskedLanguageModel, run: RunConfig, device: torch.device) -> None:
-    """On a GPU it must be what the kernel behind torch's `varlen_attn` takes."""
+    """Raises UserError unless torch's `varlen_attn` has a kernel for this model and device."""
     if device.type == "cpu":
         if run.compile:
             raise UserError(

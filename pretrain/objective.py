@@ -1,5 +1,5 @@
-"""The model and its objective: masked language modeling; next-sentence prediction beside it for the
-ablation alone."""
+"""The model and its loss: masked language modeling, and next-sentence prediction beside it for the
+paper's ablation."""
 
 from typing import Literal, NamedTuple
 
@@ -14,11 +14,11 @@ from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.unpadded import encode_unpadded
 
 
-def roberta_config(model: ModelConfig, vocabulary: SpecialTokens) -> RobertaConfig:
-    """transformers' configuration with every number that RoBERTa's published one has and the
-    defaults lack."""
+def roberta_config(model: ModelConfig, special: SpecialTokens) -> RobertaConfig:
+    """transformers' configuration of the model, with every number stated: some of its defaults are
+    not RoBERTa's."""
     return RobertaConfig(
-        vocab_size=vocabulary.size,
+        vocab_size=special.size,
         hidden_size=model.hidden,
         num_hidden_layers=model.layers,
         num_attention_heads=model.heads,
@@ -30,9 +30,9 @@ def roberta_config(model: ModelConfig, vocabulary: SpecialTokens) -> RobertaConf
         layer_norm_eps=model.layer_norm_eps,
         initializer_range=model.init_std,
         hidden_act="gelu",
-        bos_token_id=vocabulary.bos,
-        pad_token_id=vocabulary.pad,
-        eos_token_id=vocabulary.eos,
+        bos_token_id=special.bos,
+        pad_token_id=special.pad,
+        eos_token_id=special.eos,
         tie_word_embeddings=True,
     )
 
@@ -46,7 +46,7 @@ def new_model(config: RobertaConfig, seed: int) -> RobertaForMaskedLM:
 
 
 NEXT_SENTENCE = "next_sentence."
-"""What the names of the parameters of a next-sentence head begin with, in checkpoints."""
+"""What the names of a next-sentence head's parameters begin with, in checkpoints."""
 
 
 class NextSentenceHead(nn.Module):
@@ -69,7 +69,7 @@ class NextSentenceHead(nn.Module):
 
 
 class Logits(NamedTuple):
-    """Scores, fp32. M masked tokens, N blocks."""
+    """Scores, fp32, of M masked tokens in N blocks."""
 
     tokens: Tensor
     """(M, vocabulary)."""
@@ -78,29 +78,31 @@ class Logits(NamedTuple):
 
 
 class LossTerm(NamedTuple):
-    """What one of the sums of a forward pass is, and how it enters the loss of an update: by its
-    mean, weighted."""
+    """One of the sums that a forward pass gives. The loss of an update is the weighted sum of the
+    terms' means."""
 
     name: str
-    """As `reporting.Update` has it."""
+    """As `reporting.UpdateResult` has it."""
     over: Literal["masked_tokens", "pairs", "tokens"]
-    """What is added up, and the mean is over: those of the whole update, of all ranks."""
+    """What the mean is over: all of these in the global batch, on all ranks."""
     weight: float = 1.0
 
 
 class MaskedLanguageModel(nn.Module):
-    """Encoder, then head and cross-entropy on the masked positions only; and on <s> with a
-    next-sentence head."""
+    """Encoder, then head and cross-entropy on the masked positions only; a next-sentence head, if
+    there is one, on <s>.
+
+    Shapes: N blocks of L positions, hidden size H, M masked tokens."""
 
     def __init__(self, model: RobertaForMaskedLM, next_sentence: NextSentenceHead | None = None):
         super().__init__()
         self.model = model
         self.next_sentence = next_sentence
         self.unpadded = False
-        """Whether the encoder gets no padding: `robustly.pretrain.model_setup` sets it, with the
-        attention that this needs."""
+        """Whether padding is left out before the encoder: `robustly.pretrain.model_setup` sets it,
+        with the attention that this needs."""
 
-    def parts(self) -> list[LossTerm]:
+    def loss_terms(self) -> list[LossTerm]:
         """What `forward` gives, in its order."""
         pairs = [] if self.next_sentence is None else [LossTerm("pair_loss_sum", "pairs")]
         return [LossTerm("loss_sum", "masked_tokens"), *pairs]
@@ -116,13 +118,11 @@ class MaskedLanguageModel(nn.Module):
         """Sums of the cross-entropy in nats, fp32: over M masked tokens, and over the blocks of two
         segments; (1,), or (2,) with a next-sentence head.
 
-        `inputs`: (N, L) ids. `attention`: (N, L), 1 on tokens and 0 on padding; None where nothing
-        is padded. `positions`: (M,) indices into the flattened (N x L); `labels`: (M,) the ids to
-        restore. `follows`: (N,) 1 or 0, -1 where there is no second segment. M may be 0: the sum is
-        then 0, and so is every gradient."""
-        hidden = self.encode(inputs, attention)
+        The arguments are a `batches.MicroBatch`'s. M may be 0: the sum is then 0, and so is every
+        gradient."""
+        hidden = self.encode(inputs, attention)  # (N, L, H)
         head = self.model.lm_head
-        masked = hidden.flatten(0, 1)[positions]
+        masked = hidden.flatten(0, 1)[positions]  # (M, H)
         # transformers' RobertaLMHead up to its output matrix
         states = head.layer_norm(functional.gelu(head.dense(masked)))
         sums = [summed_cross_entropy(states, head.decoder.weight, head.decoder.bias, labels)]
@@ -134,14 +134,13 @@ class MaskedLanguageModel(nn.Module):
         return torch.stack(sums)
 
     def logits(self, inputs: Tensor, attention: Tensor | None, positions: Tensor) -> Logits:
-        """Scores at the masked positions, all there at once: for evaluations, which count right
-        ones."""
+        """Scores at the masked positions, all at once: for evaluations, which count right ones."""
         hidden = self.encode(inputs, attention)
         tokens = self.model.lm_head(hidden.flatten(0, 1)[positions]).float()
         return Logits(tokens, None if self.next_sentence is None else self.next_sentence(hidden))
 
     def encode(self, inputs: Tensor, attention: Tensor | None) -> Tensor:
-        """The last hidden states, (N, L, H), of inputs as those of `forward`."""
+        """The last hidden states, (N, L, H)."""
         if self.unpadded and attention is not None:
             return encode_unpadded(self.model.roberta, inputs, attention)
         return self.model.roberta(inputs, attention_mask=attention).last_hidden_state

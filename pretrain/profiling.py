@@ -1,5 +1,5 @@
-"""A trace of a few updates, for `--profile`: a file for chrome://tracing or Perfetto, and where the
-time went."""
+"""Profile a few updates with torch's profiler (`--profile`): a trace for chrome://tracing or
+Perfetto, and a table of where the time went."""
 
 from pathlib import Path
 
@@ -24,8 +24,8 @@ class Profile:
         self._profile: profile | None = None
 
     def after(self, update: int, over: bool) -> None:
-        """To be told after every update. `over`: none follows. Raises OSError if the trace cannot
-        be written."""
+        """Call it after every update; `over`: no other one follows. Raises OSError if the trace
+        cannot be written."""
         if update == self._first - 1 and not over:
             activities = [ProfilerActivity.CPU]
             if torch.cuda.is_available():
@@ -45,7 +45,7 @@ class Profile:
     def _write(self, found: profile, update: int) -> None:
         self._folder.mkdir(exist_ok=True)
         path = self._folder / f"rank{self._rank}-updates-{self._first}-{update}.json.gz"
-        beside = path.with_name(f".{path.name}")  # torch packs a file that is called .gz
+        beside = path.with_name(f".{path.name}")  # ends in .gz, too, so that torch compresses it
 
         try:
             found.export_chrome_trace(str(beside))
@@ -62,7 +62,7 @@ class Profile:
 
 def expensive(found: profile) -> dict[str, str]:
     """The operations with the most time of their own, on the GPU where there is one: milliseconds,
-    share, calls."""
+    share of all, calls."""
     events = [event for event in found.key_averages() if not event.is_user_annotation]
     on_device = any(event.self_device_time_total for event in events)
     spent = {

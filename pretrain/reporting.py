@@ -1,5 +1,5 @@
-"""What a run says of itself: a header, a line for each interval and evaluation, and the same
-figures in files."""
+"""Report a training: a header, and a line for each logging interval and evaluation, on the
+terminal, in metrics.jsonl and evaluations.jsonl, in TensorBoard and at Weights & Biases."""
 
 import sys
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from robustly.resources import peak_memory
 
 
 class UpdateResult(NamedTuple):
-    """What an update was, over all ranks. Sums of losses in nats."""
+    """What an update (an optimizer step) was, over all ranks. Sums of losses in nats."""
 
     masked_tokens: int
     pairs: int
@@ -48,6 +48,7 @@ class IntervalSums:
     pairs: float = 0.0
     tokens: float = 0.0
     waited: float = 0.0
+    """Seconds of waiting for batches."""
     seconds: float = 0.0
     updates: float = 0.0
     soft_loss_sum: float = 0.0
@@ -67,7 +68,7 @@ class IntervalSums:
 
 
 class TrainingLog:
-    """Terminal, metrics.jsonl, evaluations.jsonl, TensorBoard, Weights & Biases."""
+    """Where the figures of a training go."""
 
     def __init__(
         self,
@@ -80,127 +81,112 @@ class TrainingLog:
     ):
         """`recipe`: hash of the stage. `update`: the run goes on after this one; later lines in the
         files are cut."""
-        self.config, self.recipe, self.batches, self.ranks, self.device = (
-            config,
-            recipe,
-            batches,
-            ranks,
-            device,
-        )
-        asked = config.run.wandb
-        wandb = (
-            WandbRun(asked.project, asked.entity, config.name, recipe, config.resolved())
-            if asked
-            else None
-        )
+        self.config, self.recipe = config, recipe
+        self.batches, self.ranks, self.device = batches, ranks, device
+        wandb = None
+        if asked := config.run.wandb:
+            wandb = WandbRun(asked.project, asked.entity, config.name, recipe, config.resolved())
+
         self.metrics = Metrics(config.folder("train"), update, wandb)
         self.peak = peak_tflops(config.run, _gpu(device))
-        # Of one token that is no padding; attention goes over blocks of the mean length, so that
-        # the figure is never too high for formats whose blocks are short.
+        # Of one token that is no padding. Attention is counted over blocks of the mean length, so
+        # that the figure is never too high for formats whose blocks are short.
         self.flops_per_token = flops_per_token(
             config.model,
-            batches.vocabulary.size,
-            round(batches.order.mean_length),
+            batches.special.size,
+            round(batches.sampler.mean_length),
             config.masking.probability,
         )
 
     def header(self, parameters: int) -> None:
-        config, optim, order, sizes = (
-            self.config,
-            self.config.optim,
-            self.batches.order,
-            self.batches.sizes,
+        """Say what is trained, on what, and in which batches."""
+        config, run, schedule = self.config, self.config.run, self.config.schedule
+        sampler, sizes = self.batches.sampler, self.batches.sizes
+        commit = manifest.commit()[:12] or "not from a checkout"
+        versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "deepspeed")]
+        device = _gpu(self.device) or f"CPU ({torch.get_num_threads()} threads)"
+        rows: dict[str, Any] = {
+            "recipe": f"{self.recipe[:12]}  (code {commit})",
+            "versions": ", ".join([*versions, f"python {sys.version.split()[0]}"]),
+            "devices": (
+                f"{self.ranks} x {device}, {run.precision}, ZeRO stage"
+                f" {run.zero_stage_for(self.ranks)}"
+            ),
+            "parameters": parameters,
+            "blocks": (
+                f"{len(sampler.blocks):,} of {config.data.block_length} ({config.data.format})"
+            ),
+        }
+        if repeats := config.corpus.repeats:
+            rows["epoch"] = f"{sampler.size:,} blocks: {mixture(sampler, repeats)}"
+        if self.peak:
+            rows["peak"] = f"{self.peak:g} TFLOP/s of each"
+
+        rows["global batch"] = (
+            f"{sizes.full:,} blocks, {sizes.full * sampler.mean_length:,.0f} tokens"
         )
-        rising = config.schedule.batch_warmup
-        log.table(
-            f"pretraining {config.name}",
-            {
-                "recipe": (
-                    f"{self.recipe[:12]}  (code {manifest.commit()[:12] or 'not from a checkout'})"
-                ),
-                "versions": (
-                    ", ".join(
-                        f"{name} {version(name)}" for name in ("torch", "transformers", "deepspeed")
-                    )
-                    + f", python {sys.version.split()[0]}"
-                ),
-                "devices": (
-                    f"{self.ranks} x"
-                    f" {_gpu(self.device) or f'CPU ({torch.get_num_threads()} threads)'},"
-                    f" {config.run.precision}, ZeRO stage {config.run.zero_stage_for(self.ranks)}"
-                ),
-                "parameters": parameters,
-                "blocks": (
-                    f"{len(order.blocks):,} of {config.data.block_length} ({config.data.format})"
-                ),
-                **(
-                    {"epoch": f"{order.size:,} blocks: {mixture(order, config.corpus.repeats)}"}
-                    if config.corpus.repeats
-                    else {}
-                ),
-                **({"peak": f"{self.peak:g} TFLOP/s of each"} if self.peak else {}),
-                "update": (
-                    f"{sizes.full:,} blocks, {sizes.full * order.mean_length:,.0f} tokens:"
-                    f" {self.ranks} ranks x {config.run.micro_batch} x {self.batches.accumulation}"
-                    + (
-                        f"; from {sizes.blocks(1):,} blocks over {rising.updates:,} updates"
-                        if rising
-                        else ""
-                    )
-                ),
-                "updates": (
-                    f"{config.schedule.updates:,}, "
-                    f"{sizes.before(config.schedule.updates + 1) / order.size:,.2f} epochs"
-                ),
-                "rate": f"{optim.peak_lr:g} after {config.schedule.warmup:,} updates",
-                "folder": config.folder("train"),
-            },
-        )
-        if sizes.full > order.size:
+        if warmup := schedule.batch_warmup:
+            rows["global batch"] += (
+                f"; from {sizes.blocks(1):,} blocks over {warmup.updates:,} updates"
+            )
+
+        epochs = sizes.before(schedule.updates + 1) / sampler.size
+        rows |= {
+            "gradient accumulation": (
+                f"{self.batches.accumulation} micro-batches of {run.micro_batch} blocks on each of"
+                f" {self.ranks} ranks"
+            ),
+            "updates": f"{schedule.updates:,}, {epochs:,.2f} epochs",
+            "rate": f"{config.optim.peak_lr:g} after {schedule.warmup:,} updates",
+            "folder": config.folder("train"),
+        }
+        log.table(f"pretraining {config.name}", rows)
+        if sizes.full > sampler.size:
             log.warn(
-                f"an update ({sizes.full:,} blocks) is larger than an epoch ({order.size:,}): "
+                f"an update ({sizes.full:,} blocks) is larger than an epoch ({sampler.size:,}): "
                 "it meets blocks more than once, under other masks"
             )
 
     def interval(
-        self, window: IntervalSums, progress: Progress, norm: float, loss_scale: float
+        self, sums: IntervalSums, progress: Progress, norm: float, loss_scale: float
     ) -> None:
-        """The updates of a window, of which the last had this norm; `loss_scale` is not 1 in fp16
-        alone."""
+        """Report a logging interval. `norm`: of its last update; `loss_scale`: 1 but in fp16."""
         update, schedule, sizes = progress.update, self.config.schedule, self.batches.sizes
-        rate = window.tokens / window.seconds
+        rate = sums.tokens / sums.seconds
         done = sizes.before(update + 1)
-        before = sizes.before(update + 1 - int(window.updates))
-        left = (sizes.before(schedule.updates + 1) - done) * window.seconds / (done - before)
+        masked = max(1.0, sums.masked_tokens)
         line: dict[str, Any] = {
             "update": update,
-            "epoch": done / self.batches.order.size,
-            "loss": window.loss_sum / max(1.0, window.masked_tokens),
-            **({"next_sentence_loss": window.pair_loss_sum / window.pairs} if window.pairs else {}),
-            **(
-                {
-                    "soft_loss": window.soft_loss_sum / max(1.0, window.masked_tokens),
-                    "cosine_loss": window.cosine_loss_sum / window.tokens,
-                }
-                if self.config.distillation
-                else {}
-            ),
-            "lr": learning_rate(update, self.config.optim, schedule),
-            "grad_norm": norm,
-            **({"loss_scale": loss_scale} if self.config.run.precision == "fp16" else {}),
-            "masked_tokens": int(window.masked_tokens),
+            "epoch": done / self.batches.sampler.size,
+            "loss": sums.loss_sum / masked,
+        }
+        if sums.pairs:
+            line["next_sentence_loss"] = sums.pair_loss_sum / sums.pairs
+        if self.config.distillation:
+            line["soft_loss"] = sums.soft_loss_sum / masked
+            line["cosine_loss"] = sums.cosine_loss_sum / sums.tokens
+
+        line |= {"lr": learning_rate(update, self.config.optim, schedule), "grad_norm": norm}
+        if self.config.run.precision == "fp16":
+            line["loss_scale"] = loss_scale
+
+        line |= {
+            "masked_tokens": int(sums.masked_tokens),
             "tokens": progress.tokens,
             "tokens_per_second": rate,
-            **(
-                {"mfu": model_flops_utilization(rate, self.flops_per_token, self.ranks, self.peak)}
-                if self.peak
-                else {}
-            ),
-            "data_wait": window.waited / window.seconds,
+        }
+        if self.peak:
+            line["mfu"] = model_flops_utilization(rate, self.flops_per_token, self.ranks, self.peak)
+
+        line |= {
+            "data_wait": sums.waited / sums.seconds,
             "memory_gb": peak_memory(self.device) / 1e9,
             "seconds": progress.seconds,
         }
         self.metrics.write("metrics", line)
+
+        before = sizes.before(update + 1 - int(sums.updates))
+        left = (sizes.before(schedule.updates + 1) - done) * sums.seconds / (done - before)
         log.say_fields(
             [
                 f"update     {update:>7}/{schedule.updates}",
@@ -217,6 +203,7 @@ class TrainingLog:
         )
 
     def evaluation(self, update: int, result: ValidationResult) -> None:
+        """Report an evaluation on the held-out blocks."""
         line = result.line()
         self.metrics.write("evaluations", {"update": update, **line})
         log.say_fields(
@@ -241,9 +228,9 @@ class TrainingLog:
             )
 
 
-def mixture(order: EpochSampler, repeats: Sequence[float]) -> str:
+def mixture(sampler: EpochSampler, repeats: Sequence[float]) -> str:
     """The sources that are trained on, and how many times each comes in an epoch."""
-    sources = zip(order.blocks.store.sources, repeats, order.mixture.sizes, strict=True)
+    sources = zip(sampler.blocks.store.sources, repeats, sampler.mixture.sizes, strict=True)
     return ", ".join(f"{name} x {times:g}" for name, times, blocks in sources if blocks)
 
 

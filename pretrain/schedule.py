@@ -1,5 +1,5 @@
-"""The learning rate of each update (the paper's section 3.1; fairseq's polynomial_decay) and its
-blocks: pure functions of its number."""
+"""Learning rate and batch size of each update, as pure functions of its number (the paper's section
+3.1; fairseq's polynomial_decay)."""
 
 import math
 from typing import Self
@@ -16,7 +16,7 @@ def learning_rate(update: int, optim: OptimConfig, schedule: ScheduleConfig) -> 
 
 
 def fraction_of_peak(update: int, schedule: ScheduleConfig) -> float:
-    """The rate of update number `update` as a share of the peak, 0 to 1.
+    """The rate of update number `update` as a fraction of the peak, 0 to 1.
 
     Linear from 0 to the peak over `warmup` updates, peak at update `warmup` itself; then to 0 at
     update `updates` along a line (power 1, as in fairseq) or half a cosine, or not at all. `wsd`,
@@ -39,12 +39,12 @@ def fraction_of_peak(update: int, schedule: ScheduleConfig) -> float:
 
 
 class UpdateSizes:
-    """How many blocks each update has, and where they begin in the stream: what a resume at any
-    update needs."""
+    """The global batch of each update: how many blocks it has, and where they begin in the stream.
+    A resume at any update needs nothing else."""
 
     def __init__(self, full: int, start: int | None = None, updates: int = 0):
-        """`full` blocks in every update; before that, over the first `updates` of them, a line that
-        rises from `start` in the first one and would be at `full` in number `updates` + 1, rounded
+        """`full` blocks in every update. With a batch-size warmup: over the first `updates` ones, a
+        line that rises from `start` and would reach `full` in number `updates` + 1, rounded
         down."""
         assert start is None or 0 < start <= full
         self.full = full
@@ -54,7 +54,7 @@ class UpdateSizes:
 
     @classmethod
     def of(cls, full: int, optim: OptimConfig, schedule: ScheduleConfig) -> Self:
-        """As the page has it, where `full` blocks stand for its `optim.batch_size`."""
+        """As the config says, with `full` blocks for its `optim.batch_size`."""
         warmup = schedule.batch_warmup
         if warmup is None:
             return cls(full)

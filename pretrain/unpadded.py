@@ -1,11 +1,14 @@
-"""Padded blocks through the encoder without their padding: one row of all their tokens, attention
-within blocks.
+"""Unpadded (variable-length) attention: padded blocks go through the encoder as one row of all
+their tokens, with attention within blocks.
 
 The encoder is transformers' own. `run.attention: varlen` names an attention of ours, registered
 with transformers, that is told where the blocks end. No mask is ever made: it would have an element
 for every two tokens of the row. The kernel is torch's FlashAttention on a GPU; on CPU, torch's
 fused one, on blocks of one length at a time: a rank sorts its blocks by length
-(`robustly.pretrain.batches`), so that few calls serve many blocks."""
+(`robustly.pretrain.batches`), so that few calls serve many blocks.
+
+Shapes: N blocks of L positions, T tokens in them all, hidden size H; B blocks of a row, heads of D
+numbers."""
 
 import itertools
 from typing import Any
@@ -27,13 +30,10 @@ def encode_unpadded(roberta: RobertaModel, inputs: Tensor, attention: Tensor) ->
     `inputs`: (N, L) ids. `attention`: (N, L), 1 on tokens and 0 on padding, which is on the right.
     The encoder's attention must be `VARLEN`. Waits for the GPU once, to learn T."""
     blocks, length = inputs.shape
-    tokens = (
-        attention.flatten().nonzero().squeeze(1)
-    )  # (T,), where they are in the flattened (N x L)
-    ends = pad(attention.sum(1).cumsum(0), (1, 0)).to(torch.int32)
-    positions = (
-        tokens % length + roberta.config.pad_token_id + 1
-    )  # as transformers counts those of padded blocks
+    tokens = attention.flatten().nonzero().squeeze(1)  # (T,) into the flattened (N x L)
+    ends = pad(attention.sum(1).cumsum(0), (1, 0)).to(torch.int32)  # (N + 1,)
+    # as transformers counts those of padded blocks
+    positions = tokens % length + roberta.config.pad_token_id + 1
     row = inputs.flatten()[tokens]
     hidden = roberta(
         row[None], position_ids=positions[None], ends=ends, longest=length
@@ -54,10 +54,10 @@ def _attend(
     longest: int | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it, of `query`, `key` and `value` of (N, heads, L, D): (N, L,
-    heads, D).
+    """Attention as transformers calls it: `query`, `key` and `value` are (N, heads, L, D), the
+    result (N, L, heads, D).
 
-    With `ends`, N is 1 and L the tokens of B blocks; (B + 1,) int32: 0, and where each block ends.
+    With `ends`, (B + 1,) int32, N is 1 and L the tokens of B blocks: 0, and where each block ends.
     No block has more than `longest` tokens. Without, each row is a block without padding."""
     assert attention_mask is None and not dropout
     if ends is None:
@@ -78,21 +78,18 @@ def attend_by_length(
 ) -> Tensor:
     """Attention within blocks by torch's fused kernel, a call for neighbours of one length: (T,
     heads, D), as `query`, `key` and `value` are. `ends`: (B + 1,), 0 and where each block ends."""
-    neighbours = [
-        (length, len(list(same))) for length, same in itertools.groupby(ends.diff().tolist())
-    ]
+    lengths = itertools.groupby(ends.diff().tolist())
+    neighbours = [(length, len(list(same))) for length, same in lengths]
     sizes = [length * blocks for length, blocks in neighbours]
     found = []
 
     for (length, blocks), *states in zip(
         neighbours, *(x.split(sizes) for x in (query, key, value)), strict=True
     ):
-        q, k, v = (
-            x.unflatten(0, (blocks, length)).transpose(1, 2) for x in states
-        )  # (blocks, heads, length, D)
-        found.append(
-            scaled_dot_product_attention(q, k, v, scale=scaling).transpose(1, 2).flatten(0, 1)
-        )
+        # each (blocks, heads, length, D)
+        q, k, v = (x.unflatten(0, (blocks, length)).transpose(1, 2) for x in states)
+        attended = scaled_dot_product_attention(q, k, v, scale=scaling)
+        found.append(attended.transpose(1, 2).flatten(0, 1))
 
     return torch.cat(found)
 

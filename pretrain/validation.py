@@ -1,4 +1,5 @@
-"""Held-out masked-LM loss, on the same masks every time, by global sums over the ranks."""
+"""Held-out masked-LM loss and accuracy during training: the same blocks under the same masks every
+time, summed over the ranks."""
 
 import contextlib
 import math
@@ -49,46 +50,42 @@ class ValidationResult(NamedTuple):
         """The figures under the names that evaluations.jsonl and the model card use;
         `validation_sources` where there are several."""
         loss, accuracy, masked_tokens = self.total
-        sources = {name: score._asdict() for name, score in self.sources.items()}
-
-        return {
+        line: dict[str, Any] = {
             "validation_loss": loss,
             "validation_bits": loss / math.log(2),
             "validation_perplexity": math.exp(min(loss, 700.0)),
             "validation_accuracy": accuracy,
             "validation_masked_tokens": masked_tokens,
-            **({"validation_sources": sources} if len(sources) > 1 else {}),
-            **(
-                {
-                    "validation_next_sentence_loss": self.next_sentence.loss,
-                    "validation_next_sentence_accuracy": self.next_sentence.accuracy,
-                }
-                if self.next_sentence
-                else {}
-            ),
         }
+        if len(self.sources) > 1:
+            line["validation_sources"] = {n: score._asdict() for n, score in self.sources.items()}
+        if self.next_sentence:
+            line["validation_next_sentence_loss"] = self.next_sentence.loss
+            line["validation_next_sentence_accuracy"] = self.next_sentence.accuracy
+
+        return line
 
 
 def masked_batches(
     blocks: Blocks,
     limit: int | None,
     masking: MaskingConfig,
-    vocabulary: SpecialTokens,
+    special: SpecialTokens,
     micro_batch: int,
     rank: int = 0,
     ranks: int = 1,
 ) -> Iterator[tuple[MicroBatch, NDArray[np.int64]]]:
-    """This rank's part of `limit` validation blocks from all over (None: all of them), under their
-    fixed masks; with the place of each block's source."""
-    order = EpochSampler(blocks, EVALUATION_SEED)
+    """This rank's part of a fixed pseudo-random subset of `limit` validation blocks (None: all of
+    them), under fixed masks; with the index of each block's source, (N,)."""
+    sampler = EpochSampler(blocks, EVALUATION_SEED)
     count = min(len(blocks), limit or len(blocks))
     begin, end = rank * count // ranks, (rank + 1) * count // ranks
 
     for first in range(begin, end, micro_batch):
         positions = np.arange(first, min(first + micro_batch, end))
-        places = order.places(np.full_like(positions, EVALUATION_EPOCH), positions)
-        batch = make_micro_batch(order, places, masking, vocabulary, first)
-        yield batch, blocks.sources_of(places.block)
+        samples = sampler.places(np.full_like(positions, EVALUATION_EPOCH), positions)
+        batch = make_micro_batch(sampler, samples, masking, special, first)
+        yield batch, blocks.sources_of(samples.block)
 
 
 @torch.no_grad()
@@ -97,7 +94,7 @@ def evaluate(
     blocks: Blocks,
     limit: int | None,
     masking: MaskingConfig,
-    vocabulary: SpecialTokens,
+    special: SpecialTokens,
     micro_batch: int,
     rank: int,
     ranks: int,
@@ -112,17 +109,12 @@ def evaluate(
     names = blocks.store.sources
     # loss, right, and how many: of the masked tokens of each source, then of the next sentences
     sums = torch.zeros(3, len(names) + 1, dtype=torch.float64, device=device)
-    batches = masked_batches(blocks, limit, masking, vocabulary, micro_batch, rank, ranks)
-    share = min(len(blocks), limit or len(blocks)) // ranks  # rank 0's, which speaks for all
-    bar = (
-        log.progress("validation", share, "blocks")
-        if rank == 0
-        else contextlib.nullcontext(lambda n: None)
-    )
-
-    with bar as done:
-        for made, sources in batches:
-            batch = made.to(device)
+    batches = masked_batches(blocks, limit, masking, special, micro_batch, rank, ranks)
+    share = min(len(blocks), limit or len(blocks)) // ranks  # of rank 0, whose bar stands for all
+    quiet = contextlib.nullcontext(lambda n: None)
+    with log.progress("validation", share, "blocks") if rank == 0 else quiet as done:
+        for on_cpu, sources in batches:
+            batch = on_cpu.to(device)
             logits = model.logits(batch.inputs, batch.attention, batch.positions)
             source = torch.from_numpy(sources).to(device)[batch.positions // batch.inputs.shape[1]]
             sums.index_add_(1, source, _scores(logits.tokens, batch.labels))
@@ -161,22 +153,22 @@ def unigram_loss(
     validation: Blocks,
     limit: int | None,
     masking: MaskingConfig,
-    vocabulary: SpecialTokens,
+    special: SpecialTokens,
 ) -> float:
-    """What guessing the same masked tokens by their frequency in the training text costs, in nats
-    per token.
+    """The loss, in nats per token, of guessing the same masked tokens by their frequency in the
+    training text.
 
-    Each entry is counted once more than it occurs. Where a model stays at this loss, it has learnt
-    nothing of context."""
-    counts = np.ones(vocabulary.size)
+    Each entry is counted once more than it occurs. A model that stays at this loss has learnt
+    nothing from context."""
+    counts = np.ones(special.size)
     for shard in train.store.shards:
-        counts += np.bincount(train.store.tokens(shard), minlength=vocabulary.size)
+        counts += np.bincount(train.store.tokens(shard), minlength=special.size)
 
-    counts[vocabulary.bos] += len(train)
+    counts[special.bos] += len(train)
     if masking.style == "bert":
-        counts[[vocabulary.bos, vocabulary.eos]] = 1  # they are never targets
+        counts[[special.bos, special.eos]] = 1  # they are never targets
 
     nats = -np.log(counts / counts.sum())
-    batches = masked_batches(validation, limit, masking, vocabulary, micro_batch=64)
+    batches = masked_batches(validation, limit, masking, special, micro_batch=64)
     labels = np.concatenate([batch.labels.numpy() for batch, _ in batches])
     return float(nats[labels].mean())

@@ -9,7 +9,7 @@ from robustly import log
 from robustly.preflight.speed import Speed
 from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
 from robustly.pretrain.masking import SpecialTokens
-from robustly.pretrain.model_setup import accelerate
+from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.resources import cores
@@ -42,7 +42,7 @@ def _measure(config: PretrainingConfig, ranks: int, device: torch.device) -> Spe
     special = SpecialTokens(vocab_size, 0, 1, 2, vocab_size - 1)
     model = new_model(roberta_config(config.model, special), config.seed)
     objective = MaskedLanguageModel(model).train()
-    accelerate(objective, config.run, device)
+    set_up_model(objective, config.run, device)
     engine = Engine(objective, config.optim, config.run, 1, device)
     blocks = 1
     times = [_one(engine, config, blocks)]  # warms up

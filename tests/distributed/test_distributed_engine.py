@@ -73,7 +73,7 @@ def train(
     overflows = 0
 
     for update in range(1, UPDATES + 1):
-        share = batches.share(update)
+        share = batches.batch(update)
         (masked,) = sum_over_ranks([share.masked_tokens], engine.device)
         norm = None
 
@@ -133,7 +133,7 @@ def reference() -> dict[str, Any]:
         curve = []
 
         for update in range(1, UPDATES + 1):
-            (batch,) = make_batches(0, 1, 32).share(update).micro_batches
+            (batch,) = make_batches(0, 1, 32).batch(update).micro_batches
             logits = objective.logits(batch.inputs, batch.attention, batch.positions)
             loss = functional.cross_entropy(
                 logits.tokens, batch.labels
@@ -232,7 +232,7 @@ def test_a_gradient_that_overflows_at_any_scale_is_infinite() -> None:
         start_ranks(rank)
         batches = make_batches(rank, ranks, 32)
         engine = make_engine(batches.accumulation, 1, "fp16")
-        (batch,) = batches.share(1).micro_batches
+        (batch,) = batches.batch(1).micro_batches
         norms: list[float | None] = [None]
 
         while norms[-1] is None:
@@ -314,7 +314,7 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm(
         start_ranks(rank)
         batches = make_batches(rank, ranks, 32)
         engine = make_engine(batches.accumulation, stage, precision)
-        (batch,) = batches.share(1).micro_batches
+        (batch,) = batches.batch(1).micro_batches
         loss = engine(batch.inputs, batch.attention, batch.positions, batch.labels).sum()
         loss.register_hook(lambda gradient: gradient * value)
         engine.backward(loss / 100.0)
@@ -336,7 +336,7 @@ def test_ranks_that_see_different_gradients_say_so(factor: float, says: str) -> 
         start_ranks(rank)
         batches = make_batches(rank, ranks, 16)
         engine = make_engine(batches.accumulation, 0, "fp32")
-        (batch,) = batches.share(1).micro_batches
+        (batch,) = batches.batch(1).micro_batches
         engine.backward(
             engine(batch.inputs, batch.attention, batch.positions, batch.labels).sum() / 100
         )

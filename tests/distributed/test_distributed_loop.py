@@ -159,7 +159,7 @@ def test_the_first_gradient_is_that_of_the_mean_over_the_whole_update(
         count = blocks_per_update(config.optim, length, order.mean_length, config.data.format)
         (batch,) = (
             Batches(order, UpdateSizes(count), config.masking, vocabulary, 0, 1, count)
-            .share(1)
+            .batch(1)
             .micro_batches
         )
         sizes = roberta_config(config.model, vocabulary)

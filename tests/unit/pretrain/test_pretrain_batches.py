@@ -36,7 +36,7 @@ def rows(share_batches: list[Batches], update: int) -> list[Row]:
     micro_batches = [
         made
         for one in share_batches
-        for made in one.share(update).micro_batches
+        for made in one.batch(update).micro_batches
         if len(made.labels)
     ]
     places = [made.first + row for made in micro_batches for row in range(len(made.inputs))]
@@ -79,19 +79,19 @@ def test_growing_updates_meet_the_stream_once_and_in_order(ranks: int) -> None:
     ]
 
     for update in range(1, 12):
-        places = made[0].order.stream(sizes.before(update), sizes.before(update + 1))
+        places = made[0].sampler.stream(sizes.before(update), sizes.before(update + 1))
         assert rows(made, update) == shown(
-            [make_micro_batch(made[0].order, places, masking(), VOCABULARY, 0)]
+            [make_micro_batch(made[0].sampler, places, masking(), VOCABULARY, 0)]
         )
 
-    assert {len(one.share(1).micro_batches) for one in made} == {accumulation_steps(32, ranks, 4)}
+    assert {len(one.batch(1).micro_batches) for one in made} == {accumulation_steps(32, ranks, 4)}
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 40])
 def test_every_rank_makes_as_many_micro_batches(ranks: int) -> None:
-    shares = [batches(rank, ranks).share(1) for rank in range(ranks)]
+    shares = [batches(rank, ranks).batch(1) for rank in range(ranks)]
     assert {len(share.micro_batches) for share in shares} == {accumulation_steps(32, ranks, 8)}
-    whole = batches().share(1)
+    whole = batches().batch(1)
     assert sum(share.masked_tokens for share in shares) == whole.masked_tokens
     assert sum(share.tokens for share in shares) == whole.tokens
 
@@ -101,7 +101,7 @@ def test_ahead_gives_the_same_shares_in_order_and_leaves_no_thread() -> None:
     before = threading.active_count()
     shares = list(made.ahead(3, 7))
     assert [share.update for share in shares] == [3, 4, 5, 6, 7]
-    assert torch.equal(shares[2].micro_batches[0].inputs, made.share(5).micro_batches[0].inputs)
+    assert torch.equal(shares[2].micro_batches[0].inputs, made.batch(5).micro_batches[0].inputs)
     partly = made.ahead(1, 1000)
     next(partly)
     partly.close()
@@ -131,7 +131,7 @@ def test_short_blocks_make_updates_of_as_many_tokens() -> None:
         optim(batch_size=64), 32, EpochSampler(blocks, 5).mean_length, "doc_sentences"
     )
     made = Batches(order(blocks), UpdateSizes(batch), masking(), VOCABULARY, 0, 1, 32)
-    tokens = np.array([made.share(update).tokens for update in range(1, 2 * 2000 // batch + 1)])
+    tokens = np.array([made.batch(update).tokens for update in range(1, 2 * 2000 // batch + 1)])
     assert tokens.mean() == pytest.approx(64 * 32, rel=0.01)
     deviation = blocks.lengths.std() * np.sqrt(batch)  # of the sum of so many lengths
     assert tokens.std() < 1.5 * deviation and abs(tokens - 64 * 32).max() < 5 * deviation
@@ -142,8 +142,8 @@ def test_copies_of_a_block_have_masks_of_their_own() -> None:
     made = Batches(
         EpochSampler(blocks, 5, [2.0]), UpdateSizes(200), masking(), VOCABULARY, 0, 1, 200
     )  # an epoch is an update
-    places = made.order.stream(0, 200)
-    micro_batch = make_micro_batch(made.order, places, masking(), VOCABULARY, 0)
+    places = made.sampler.stream(0, 200)
+    micro_batch = make_micro_batch(made.sampler, places, masking(), VOCABULARY, 0)
     positions = micro_batch.positions.numpy()
     masked = [set((positions[positions // 32 == row] % 32).tolist()) for row in range(200)]
     copies = [
@@ -155,9 +155,9 @@ def test_copies_of_a_block_have_masks_of_their_own() -> None:
 
 def test_update_k_holds_the_streams_positions_from_k_minus_1_batches_on() -> None:
     some = batches(micro_batch=32)
-    (micro_batch,) = some.share(3).micro_batches
-    places = some.order.stream(64, 96)
-    ids, lengths = some.order.blocks.gather(places.block, places.second)
+    (micro_batch,) = some.batch(3).micro_batches
+    places = some.sampler.stream(64, 96)
+    ids, lengths = some.sampler.blocks.gather(places.block, places.second)
     ids = ids[np.argsort(-lengths, kind="stable")]
     shown = micro_batch.inputs.numpy()
     assert ((shown == ids).mean(1) > 0.8).all()  # all but the masked tokens
@@ -169,7 +169,7 @@ def test_a_micro_batch_is_padded_to_its_own_longest_block(shortest: int) -> None
     blocks: Any = RandomBlocks(shortest=shortest)
     for micro_batch in (
         Batches(order(blocks), UpdateSizes(32), masking(), VOCABULARY, 1, 3, 4)
-        .share(1)
+        .batch(1)
         .micro_batches
     ):
         real = micro_batch.inputs != VOCABULARY.pad
@@ -184,7 +184,7 @@ def test_a_micro_batch_is_padded_to_its_own_longest_block(shortest: int) -> None
 def test_blocks_of_a_share_come_longest_first() -> None:
     lengths = [
         int(length)
-        for micro_batch in batches(1, 2, micro_batch=4).share(2).micro_batches
+        for micro_batch in batches(1, 2, micro_batch=4).batch(2).micro_batches
         for length in (micro_batch.inputs != VOCABULARY.pad).sum(1)
     ]
     assert len(lengths) == 16 and lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 5
@@ -194,7 +194,7 @@ def test_blocks_are_not_padded_beyond_the_block_length() -> None:
     blocks: Any = RandomBlocks(length=21, shortest=21)
     (micro_batch,) = (
         Batches(order(blocks), UpdateSizes(8), masking(), VOCABULARY, 0, 1, 8)
-        .share(1)
+        .batch(1)
         .micro_batches
     )
     assert micro_batch.inputs.shape == (8, 21) and micro_batch.attention is None

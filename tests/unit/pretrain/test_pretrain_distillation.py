@@ -27,7 +27,7 @@ from robustly.pretrain.distillation import (
     start_from_teacher,
 )
 from robustly.pretrain.masking import SpecialTokens
-from robustly.pretrain.model_setup import accelerate
+from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.start.model_files import find_model
 from robustly.tokenizer.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ def distillation(student: int = 2, teacher: int = 4, attention: str = "sdpa") ->
     pupil = new_model(roberta_config(model(layers=student, init_std=0.2), VOCABULARY), 2)
     made = Distillation(pupil, guide, SETTINGS)
     for objective in (made, guide):
-        accelerate(objective, run(attention=attention), torch.device("cpu"))
+        set_up_model(objective, run(attention=attention), torch.device("cpu"))
 
     return made
 

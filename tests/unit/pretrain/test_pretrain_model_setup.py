@@ -12,7 +12,7 @@ import torch
 
 from robustly import UserError
 from robustly.pretrain.batches import Batches, MaskedBlocks
-from robustly.pretrain.model_setup import accelerate
+from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.schedule import UpdateSizes
 from synthetic import VOCABULARY, masking, model, order, run
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def objective(dropout: float = 0.0, layers: int = 2, **settings: Any) -> MaskedLanguageModel:
     sizes = model(dropout=dropout, attention_dropout=dropout, layers=layers)
     made = MaskedLanguageModel(new_model(roberta_config(sizes, VOCABULARY), 7)).train()
-    accelerate(made, run(**settings), CPU)
+    set_up_model(made, run(**settings), CPU)
     return made
 
 
@@ -32,7 +32,7 @@ def passed(made: MaskedLanguageModel, micro_batch: int = 4) -> tuple[float, list
     loss_sum = 0.0
     for batch in (
         Batches(order(), UpdateSizes(16), masking(), VOCABULARY, 0, 1, micro_batch)
-        .share(1)
+        .batch(1)
         .micro_batches
     ):
         torch.manual_seed(batch.first)
@@ -84,7 +84,7 @@ def test_shares_without_padding_give_the_same_with_checkpointed_activations_too(
         lambda _, given: rows.append(given[0].shape[:2])
     )
     assert_same(passed(made), passed(objective()))
-    tokens = Batches(order(), UpdateSizes(16), masking(), VOCABULARY, 0, 1, 16).share(1).tokens
+    tokens = Batches(order(), UpdateSizes(16), masking(), VOCABULARY, 0, 1, 16).batch(1).tokens
     assert rows and sum(blocks * length for blocks, length in rows) == tokens
     assert any(blocks == 1 for blocks, _ in rows)
 
@@ -140,7 +140,7 @@ def test_flash_attention_says_what_it_lacks(
         new_model(roberta_config(model(attention_dropout=0.1), VOCABULARY), 7)
     )
     with pytest.raises(UserError, match=message):
-        accelerate(
+        set_up_model(
             made, run(**{"attention": "flash_attention_2", **settings}), torch.device(device)
         )
 
@@ -188,4 +188,4 @@ def test_attention_without_padding_says_what_it_lacks(
     )
     made = MaskedLanguageModel(new_model(roberta_config(model(**sizes), VOCABULARY), 7))
     with pytest.raises(UserError, match=message):
-        accelerate(made, run(attention="varlen", **settings), torch.device(device))
+        set_up_model(made, run(attention="varlen", **settings), torch.device(device))
