@@ -13,7 +13,7 @@ from transformers import RobertaModel, RobertaPreTrainedModel
 from robustly import UserError
 from robustly.delta import methods as registry
 from robustly.delta.checkpoint import Stateful
-from robustly.delta.specs import Method, parse
+from robustly.delta.methods.method import Method
 from robustly.rng import Purpose, seed64
 
 
@@ -65,41 +65,15 @@ def attach(
 
     Raises UserError if the model is no RoBERTa, has a delta already, or if a method does not fit
     it."""
-    specs = parse(methods)
-    names = [spec.name for spec in specs]
-    if len(set(names)) != len(names):
-        raise UserError(f"methods: {', '.join(names)}: expected each of them once")
-    if not isinstance(getattr(model, "roberta", None), RobertaModel):
-        raise UserError(
-            f"expected a RoBERTa model of transformers with a head, found {type(model).__name__}"
-        )
-    if hasattr(model, "delta"):
-        raise UserError(
-            "the model has a delta already: give all methods in one list, or load the base again"
-        )
-
-    head = {name: parameter for name, parameter in model.named_parameters() if is_head(name)}
+    given = registry.parse(methods)
+    _check(model, given)
+    heads = {id(parameter) for name, parameter in model.named_parameters() if is_head(name)}
+    of_base = {id(parameter) for parameter in model.parameters()} - heads
     model.delta = Attachment(
-        specs, base_fingerprint or fingerprint(model.roberta), frozenset(), finished=finished
+        given, base_fingerprint or fingerprint(model.roberta), frozenset(), finished=finished
     )
-    of_base = {id(parameter) for name, parameter in model.named_parameters() if name not in head}
     model.requires_grad_(False)
-    method_of: dict[int, str] = {}
-
-    for place, name in enumerate(registry.ATTACH, start=1):
-        for spec in specs:
-            if spec.name == name:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed64(seed, Purpose.INIT, 0, place))  # 0 is the head's
-                    registry.ATTACH[name](model, spec)
-
-                method_of |= {
-                    id(p): name
-                    for p in model.parameters()
-                    if p.requires_grad and id(p) not in method_of
-                }
-
-    heads = {id(parameter) for parameter in head.values()}
+    method_of = _attach_each(model, given, seed)
 
     for parameter in model.parameters():
         # peft freezes what is not its own
@@ -113,6 +87,42 @@ def attach(
         name_of[number]: method for number, method in method_of.items() if number not in heads
     }
     return model
+
+
+def _check(model: RobertaPreTrainedModel, methods: Sequence[Method]) -> None:
+    names = [method.name for method in methods]
+    if len(set(names)) != len(names):
+        raise UserError(f"methods: {', '.join(names)}: expected each of them once")
+    if not isinstance(getattr(model, "roberta", None), RobertaModel):
+        raise UserError(
+            f"expected a RoBERTa model of transformers with a head, found {type(model).__name__}"
+        )
+    if hasattr(model, "delta"):
+        raise UserError(
+            "the model has a delta already: give all methods in one list, or load the base again"
+        )
+
+
+def _attach_each(
+    model: RobertaPreTrainedModel, methods: Sequence[Method], seed: int
+) -> dict[int, str]:
+    """Attach methods in the registry's order. Returns which one trains a parameter, by the
+    parameter's id."""
+    method_of: dict[int, str] = {}
+    for place, kind in enumerate(registry.METHODS, start=1):
+        for method in methods:
+            if type(method) is not kind:
+                continue
+
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed64(seed, Purpose.INIT, 0, place))  # place 0 is the head's
+                method.attach(model)
+
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    method_of.setdefault(id(parameter), method.name)
+
+    return method_of
 
 
 def finish(model: RobertaPreTrainedModel) -> None:

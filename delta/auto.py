@@ -14,7 +14,8 @@ from typing import Any
 from robustly import UserError, log, markdown
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
-from robustly.delta.defaults import LEAST_BUDGET, Candidate, Situation, label
+from robustly.delta.defaults import LEAST_BUDGET, Candidate, Situation
+from robustly.delta.methods import label
 from robustly.delta.tasks import Example, TaskData, draw, form
 from robustly.delta.tuning import Diverged, tune, unseen_test
 from robustly.files import write_json

@@ -9,6 +9,7 @@ import yaml
 
 from robustly import __version__, markdown
 from robustly.delta.auto import choice_section
+from robustly.delta.methods import parse
 from robustly.delta.saving import Record
 from robustly.delta.tasks import TaskData
 from robustly.delta.tuning import Score, mean_and_deviation
@@ -101,18 +102,14 @@ def delta_card(
 def _peft_use(base_name: str, folder_name: str, record: Record) -> str:
     kind = "TokenClassification" if record.task["kind"] == "tokens" else "SequenceClassification"
     outputs = len(record.labels) or 1
-    shifted = any(method["name"] in ("prefix", "p_tuning_v2") for method in record.methods)
-    note = (
-        "peft counts positions of the text from behind the prefix; here they begin where they do"
-        " without one: pass `position_ids` that are smaller by the number of tokens.\n"
-    )
+    note = "".join(method.peft_note for method in parse(record.methods))
 
     return (
         "Or with plain peft, which does not check the base:\n\n"
         f"```python\nfrom peft import PeftModel\nfrom transformers import AutoModelFor{kind}\n\n"
         f"base = AutoModelFor{kind}.from_pretrained({base_name}, num_labels={outputs})\n"
         f"model = PeftModel.from_pretrained(base, {folder_name}).eval()\n```\n"
-        + (f"\n{note}" if shifted else "")
+        + (f"\n{note}" if note else "")
     )
 
 

@@ -16,8 +16,8 @@ from robustly.delta import stage as delta_stage
 from robustly.delta.attachment import parameters
 from robustly.delta.base_model import Base
 from robustly.delta.config import CompareEntry, DeltaExperiment
-from robustly.delta.defaults import COMPARED, label, rated
-from robustly.delta.specs import parse
+from robustly.delta.defaults import COMPARED, rated
+from robustly.delta.methods import label, parse
 from robustly.delta.tasks import TaskData, draw, read
 from robustly.delta.tuning import Diverged, attached, tune
 from robustly.delta.workers import Killed, each, how_many

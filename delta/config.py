@@ -9,7 +9,8 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator,
 
 from robustly import UserError, config
 from robustly.config import Config, InputPath, Section
-from robustly.delta.specs import Method, Rate
+from robustly.delta.methods import AnyMethod
+from robustly.delta.methods.method import Method, Rate
 from robustly.delta.tasks.config import Task
 from robustly.pretrain.config import Positive, ScheduleConfig
 
@@ -24,7 +25,7 @@ def _each_once(value: list[Method]) -> list[Method]:
     return value
 
 
-Methods = Annotated[list[Method], Field(min_length=1), AfterValidator(_each_once)]
+Methods = Annotated[list[AnyMethod], Field(min_length=1), AfterValidator(_each_once)]
 
 
 class DeltaConfig(Section):

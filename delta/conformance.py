@@ -1,5 +1,4 @@
-"""The contract between a base and the delta methods: what must hold for every method on every
-base."""
+"""The conformance test of delta methods: what must hold for every method on every base."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -8,25 +7,21 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import RobertaConfig, RobertaPreTrainedModel
+from transformers import RobertaPreTrainedModel
 
 from robustly.delta.attachment import attach, fingerprint, parameters, trained
 from robustly.delta.base_model import Base
+from robustly.delta.methods import METHODS, name_of, parse
 from robustly.delta.saving import load_model, save_model
-from robustly.delta.specs import Method, parse
 
 EVERY_METHOD: tuple[dict[str, Any], ...] = tuple(
-    {"name": name}
-    for name in (
-        "lora", "dora", "ia3", "adalora", "adapter", "prefix", "p_tuning_v2", "prompt", "p_tuning", "bitfit", "head",
-        "full",
-    )
-)  # fmt: skip
-"""With their default sizes; an intrinsic prompt needs a subspace that fits the base."""
+    {"name": name_of(method)} for method in METHODS if method.conformance_tested
+)
+"""With their default sizes."""
 
 
-class Kept(NamedTuple):
-    """A method that keeps the contract."""
+class Conformance(NamedTuple):
+    """What was seen of a method that passed."""
 
     methods: str
     trained: int
@@ -37,28 +32,27 @@ class Kept(NamedTuple):
     """Largest change of a logit after two updates."""
 
 
-def contract(
+def check_conformance(
     folder: Path | str | Base,
     methods: Sequence[Sequence[dict[str, Any]] | dict[str, Any]] = EVERY_METHOD,
-) -> Iterator[Kept]:
-    """Hold each method, or list of methods together, to its contract on the base in a folder, one
-    at a time.
+) -> Iterator[Conformance]:
+    """Test each method, or list of methods together, on the base in a folder, one at a time.
 
-    It attaches; as many parameters are trained as its equations say (`expected_count`); after two
-    updates gradients have reached all of them and logits have moved; the base is equal to the bit;
-    the delta alone, saved and loaded onto the base under another random head, gives the same logits
-    to the bit. Raises AssertionError if one of these fails, UserError if a method does not fit the
-    base."""
+    It attaches; as many parameters are trained as its equations say (`Method.parameter_count`);
+    after two updates gradients have reached all of them and logits have moved; the base is equal to
+    the bit; the delta alone, saved and loaded onto the base under another random head, gives the
+    same logits to the bit. Raises AssertionError if one of these fails, UserError if a method does
+    not fit the base."""
     base = folder if isinstance(folder, Base) else Base.load(folder)
     before = base.fingerprint
     ids, mask, labels = _batch(base)
 
     for each in methods:
-        specs = parse([each] if isinstance(each, dict) else list(each))
-        name = " + ".join(spec.name for spec in specs)
-        model = attach(base.with_head("sequence", 2, seed=1), specs, 1, before)
+        given = parse([each] if isinstance(each, dict) else list(each))
+        name = " + ".join(method.name for method in given)
+        model = attach(base.with_head("sequence", 2, seed=1), given, 1, before)
         count = parameters(model)["delta"]
-        expected = sum(expected_count(spec, model.config) for spec in specs)
+        expected = sum(method.parameter_count(model.config) for method in given)
         assert count == expected, f"{name}: {count:,} parameters, expected {expected:,}"
         first = _logits(model, ids, mask)
         reached = _two_updates(model, ids, mask, labels)
@@ -75,53 +69,7 @@ def contract(
             again = load_model(base.with_head("sequence", 2, seed=2), Path(place))
 
         assert torch.equal(_logits(again, ids, mask), after), f"{name}: other logits after loading"
-        yield Kept(name, count, parameters(again)["delta"], moved)
-
-
-def expected_count(spec: Method, config: RobertaConfig) -> int:
-    """Parameters that a method trains, by the equations of its paper."""
-    layers, h, f = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-    maps = {
-        "query": 2 * h,
-        "key": 2 * h,
-        "value": 2 * h,
-    }  # what goes in and what comes out of a linear map
-    biases = layers * (3 * h + h + f + h + 2 * h) + h
-    match spec.name:
-        case "lora" | "dora":
-            if not set(spec.targets) <= maps.keys():
-                raise ValueError(
-                    f"targets: expected some of {', '.join(maps)}, found {', '.join(spec.targets)}"
-                )
-            lengths = h if spec.name == "dora" else 0
-            return layers * sum(spec.rank * maps[target] + lengths for target in spec.targets)
-        case "adalora":
-            return layers * sum(spec.initial_rank * (maps[target] + 1) for target in spec.targets)
-        case "ia3":
-            return layers * (2 * h + f)
-        case "adapter":
-            places = 2 if spec.place == "houlsby" else 1
-            norms = 2 * h * (2 * layers + 1) if spec.layer_norms else 0
-            return layers * places * (2 * h * spec.size + spec.size + h) + norms
-        case "prefix":  # rows of an embedding, then two layers
-            out = 2 * layers * h
-            return spec.tokens * h + h * spec.hidden + spec.hidden + spec.hidden * out + out
-        case "p_tuning_v2":
-            return spec.tokens * 2 * layers * h
-        case "prompt":
-            return spec.tokens * h
-        case "p_tuning":  # rows, a BiLSTM of two layers of h/2 each way, two layers
-            lstm = 2 * 2 * 4 * (h // 2) * (h + h // 2 + 2)
-            return spec.tokens * h + lstm + 2 * (h * h + h)
-        case "intrinsic_prompt":
-            raise ValueError("the count of an intrinsic prompt is its subspace's")
-        case "bitfit":
-            return biases
-        case "head":
-            return 0
-        case "full":
-            rows = config.vocab_size + config.max_position_embeddings + config.type_vocab_size + 2
-            return rows * h + layers * (4 * h * h + 2 * h * f + 4 * h + f + h + 4 * h)
+        yield Conformance(name, count, parameters(again)["delta"], moved)
 
 
 def _batch(base: Base) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,8 +99,10 @@ def _two_updates(
         loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         (loss + sum(penalty() for penalty in model.delta.penalties)).backward()
         reached |= {
-            name for name, p in trained(model).items() if p.grad is not None and bool(p.grad.abs().max() > 0)
-        }  # fmt: skip
+            name
+            for name, parameter in trained(model).items()
+            if parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
+        }
         optimizer.step()
         for act in model.delta.after_update:
             act(update, 2)

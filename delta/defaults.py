@@ -8,29 +8,11 @@ from typing import Any
 from transformers import RobertaConfig
 
 from robustly import UserError
-from robustly.delta.conformance import expected_count
-from robustly.delta.specs import Method, parse
+from robustly.delta.methods import Ia3, parse
+from robustly.delta.methods.method import Method, scaled_to_width
 from robustly.log import show
 
-WIDTH = 768
-"""Hidden units of RoBERTa-base, which the rates are for."""
-RATES = {
-    "lora": 5e-4,  # Hu et al. 2021, Table 9: 4e-4 to 5e-4
-    "dora": 5e-4,
-    "adalora": 1e-3,
-    "ia3": 3e-3,  # Liu et al. 2022, section 3.3
-    "adapter": 5e-4,
-    "prefix": 1e-4,  # He et al. 2022, exps/run_glue.sh: with a network, on RoBERTa-base
-    "p_tuning_v2": 5e-3,
-    "prompt": 5e-3,
-    "p_tuning": 1e-3,
-    "bitfit": 1e-3,
-    "head": 1e-3,
-    "full": 3e-5,
-}
-"""Peak learning rate of each method on RoBERTa-base; without a source: ours, a place to begin."""
 SEARCHED_RATES = 1e-4, 5e-3
-HIGHEST_RATE = 0.1
 
 SEARCHED: tuple[list[dict[str, Any]], ...] = (
     [{"name": "lora", "rank": 4, "alpha": 8}],
@@ -53,8 +35,22 @@ MAM: list[dict[str, Any]] = [
     {"name": "adapter", "place": "parallel", "scale": 4.0, "layer_norms": False},
 ]
 """He et al. 2022, "mix and match": section 4.6."""
+ALONE = (
+    "lora",
+    "dora",
+    "adalora",
+    "ia3",
+    "adapter",
+    "prefix",
+    "p_tuning_v2",
+    "prompt",
+    "p_tuning",
+    "bitfit",
+    "head",
+    "full",
+)
 COMPARED: tuple[list[dict[str, Any]], ...] = (
-    *([{"name": name}] for name in RATES),
+    *([{"name": name}] for name in ALONE),
     [{"name": "adapter"}, {"name": "prefix"}, {"name": "lora"}],
     [{"name": "bitfit"}, {"name": "lora"}],
     MAM,
@@ -170,7 +166,7 @@ def candidates(situation: Situation) -> list[Candidate]:
         chosen.append(scales)
 
     if not chosen:
-        least = stored_count(parse([{"name": "ia3"}])[0], config)
+        least = Ia3(name="ia3").parameter_count(config)
         raise UserError(
             f"delta.budget = {situation.budget:,}: expected at least {least:,}, which the smallest"
             " method (ia3) stores on this base"
@@ -190,36 +186,26 @@ def _fitting(
     sizes: Sequence[list[dict[str, Any]]], reason: str, situation: Situation
 ) -> Candidate | None:
     for methods in sizes:
-        specs = rated(parse(methods), situation.config.hidden_size)
-        stored = sum(stored_count(spec, situation.config) for spec in specs)
+        made = rated(parse(methods), situation.config.hidden_size)
+        stored = sum(method.parameter_count(situation.config) for method in made)
         if stored <= situation.budget:
             facts = {
                 name: show(getattr(situation, name))
                 for name in ("examples", "length", "parameters", "budget")
             }
-            return Candidate(specs, stored, reason.format(**facts))
+            return Candidate(made, stored, reason.format(**facts))
 
     return None
 
 
-# ------------------------------------------------------------------------------------ rates, counts
+# ------------------------------------------------------------------------------------------- rates
 
 
 def rated(methods: Sequence[Method], width: int) -> list[Method]:
-    """The methods, each at its rate for a base of so many hidden units, unless it has one: a narrow
-    base wants a higher one, by about as much as it is narrower (docs/log.md: 3e-3 for LoRA at 128).
-    Not a prefix: the network that makes it is as wide on any base. An adapter that is multiplied by
-    `scale` moves as much faster, so its rate is divided by it. Prefixes and scaled adapters at
-    higher rates gave the same answer to all (docs/deltas.md)."""
-
-    def rate(method: Method) -> float:
-        usual = RATES.get(method.name, 1e-3)
-        if method.name == "prefix":
-            return usual
-        return _at(usual / method.scale if method.name == "adapter" else usual, width)
-
+    """The methods, each at its default rate for a base of so many hidden units, unless it states
+    one."""
     return [
-        method if method.lr else method.model_copy(update={"lr": rate(method)})
+        method if method.lr else method.model_copy(update={"lr": method.scaled_lr(width)})
         for method in methods
     ]
 
@@ -227,38 +213,4 @@ def rated(methods: Sequence[Method], width: int) -> list[Method]:
 def searched_rates(width: int) -> tuple[float, float]:
     """Lowest and highest peak learning rate of a search on a base of so many hidden units."""
     low, high = SEARCHED_RATES
-    return _at(low, width), _at(high, width)
-
-
-def _at(rate: float, width: int) -> float:
-    return min(HIGHEST_RATE, float(f"{rate * WIDTH / width:.2g}"))
-
-
-def stored_count(method: Method, config: RobertaConfig) -> int:
-    """Parameters that a method of the rule stores on a base."""
-    h, f = config.hidden_size, config.intermediate_size
-    if method.name == "lora":  # what goes into and what comes out of each map
-        sizes = {"query": 2 * h, "key": 2 * h, "value": 2 * h, "dense": 2 * h + 2 * (h + f)}
-        return (
-            config.num_hidden_layers * method.rank * sum(sizes[target] for target in method.targets)
-        )
-
-    return expected_count(method, config)
-
-
-# -------------------------------------------------------------------------------------------- names
-
-
-def label(methods: Sequence[Method]) -> str:
-    """Methods for people: their names, with what is not the default, such as `lora (rank 4) +
-    bitfit`."""
-    return " + ".join(_label(method) for method in methods)
-
-
-def _label(method: Method) -> str:
-    own = method.model_dump(mode="json", exclude_defaults=True, exclude={"name"})
-    stated = [
-        f"{key} {' '.join(value) if isinstance(value, list) else value}"
-        for key, value in own.items()
-    ]
-    return f"{method.name} ({', '.join(stated)})" if stated else str(method.name)
+    return scaled_to_width(low, width), scaled_to_width(high, width)

@@ -9,15 +9,6 @@ from transformers import RobertaPreTrainedModel
 
 from robustly import UserError
 
-_WHY_NOT = {
-    "adapter": "its bottlenecks are not linear",
-    "prefix": "its keys and values are of no token",
-    "p_tuning_v2": "its keys and values are of no token",
-    "prompt": "its embeddings are of no token of the vocabulary",
-    "p_tuning": "its embeddings are of no token of the vocabulary",
-    "intrinsic_prompt": "its embeddings are of no token of the vocabulary",
-}
-
 
 def merge(model: RobertaPreTrainedModel) -> RobertaPreTrainedModel:
     """A plain model with the delta in its weights and the same head: the same logits but for
@@ -31,9 +22,10 @@ def merge(model: RobertaPreTrainedModel) -> RobertaPreTrainedModel:
         )
 
     for method in model.delta.methods:
-        if why := _WHY_NOT.get(method.name):
+        if method.why_not_merged:
             raise UserError(
-                f"{method.name}: cannot be merged: {why}; keep the base and load the delta onto it"
+                f"{method.name}: cannot be merged: {method.why_not_merged}; keep the base and load"
+                " the delta onto it"
             )
 
     changed = copy.deepcopy(model)  # merging writes into weights, which the base may share

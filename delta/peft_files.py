@@ -6,7 +6,6 @@ from pathlib import Path
 
 from peft import PeftConfig, TaskType
 from safetensors.torch import save
-from torch import Tensor
 from transformers import (
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
@@ -15,8 +14,6 @@ from transformers import (
 )
 
 from robustly.delta.attachment import trained
-from robustly.delta.methods import adalora, ia3, lora, prefix
-from robustly.delta.specs import AdaLora, Dora, Ia3, Lora, Method, Prefix, PTuningV2
 from robustly.files import write_atomic
 
 CONFIG = "adapter_config.json"
@@ -44,6 +41,7 @@ def write(model: RobertaPreTrainedModel, folder: Path, base_name: str) -> list[P
     if (config := _config(model)) is None:
         return []
 
+    assert not model.delta.finishers, "finish the model first"
     config.base_model_name_or_path = base_name
     config.inference_mode = True
     fields = {
@@ -51,8 +49,12 @@ def write(model: RobertaPreTrainedModel, folder: Path, base_name: str) -> list[P
         for key, value in config.to_dict().items()
     }
     write_atomic(folder / CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    name_in_peft = _name_in_prompt if config.is_prompt_learning else _name_in_layers
     method = model.delta.methods[0].name
-    tensors = dict(_peft_name(name, method, tensor) for name, tensor in trained(model).items())
+    tensors = {
+        name_in_peft(name, method): tensor.detach().cpu().contiguous()
+        for name, tensor in trained(model).items()
+    }
     write_atomic(folder / TENSORS, save(tensors, metadata={"format": "pt"}))
     return [folder / CONFIG, folder / TENSORS]
 
@@ -62,7 +64,7 @@ def _config(model: RobertaPreTrainedModel) -> PeftConfig | None:
     if len(model.delta.methods) > 1:
         return None
 
-    config = _of_method(model.delta.methods[0], model)
+    config = model.delta.methods[0].peft_config(model.config)
     task = _TASKS.get(type(model))
     if config is None or (
         task is None and (type(model) is not RobertaForMaskedLM or config.is_prompt_learning)
@@ -78,33 +80,14 @@ def _config(model: RobertaPreTrainedModel) -> PeftConfig | None:
     return config
 
 
-def _of_method(spec: Method, model: RobertaPreTrainedModel) -> PeftConfig | None:
-    match spec:
-        case Lora() | Dora():
-            return lora.peft_config(spec)
-        case Ia3():
-            return ia3.peft_config()
-        case AdaLora():
-            return adalora.peft_config(spec)
-        case Prefix() | PTuningV2():
-            assert model.delta.finished or isinstance(spec, PTuningV2), "finish the model first"
-            return prefix.peft_config(spec, model.config, finished=True)
-
-    return None
+def _name_in_prompt(name: str, method: str) -> str:
+    """What peft calls a parameter in a file of prefix tuning."""
+    return "prompt_embeddings" if name.startswith("roberta.prefix.") else f"base_model.{name}"
 
 
-def _peft_name(name: str, method: str, tensor: Tensor) -> tuple[str, Tensor]:
-    """What peft calls a parameter in its file, where the name of the adapter is left out."""
-    tensor = tensor.detach().cpu().contiguous()
-    if method in ("prefix", "p_tuning_v2"):
-        return (
-            "prompt_embeddings" if name.startswith("roberta.prefix.") else f"base_model.{name}"
-        ), tensor
-
+def _name_in_layers(name: str, method: str) -> str:
+    """What peft calls a parameter in a file of layers, where the name of the adapter is left
+    out."""
     bare = re.sub(rf"\.{method}(?=\.|$)", "", name)
-
-    return (
-        "base_model.model."
-        + re.sub(r"lora_magnitude_vector\.weight$", "lora_magnitude_vector", bare),
-        tensor,
-    )
+    bare = re.sub(r"lora_magnitude_vector\.weight$", "lora_magnitude_vector", bare)
+    return f"base_model.model.{bare}"

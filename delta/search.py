@@ -15,8 +15,9 @@ from robustly.delta import stage as delta_stage
 from robustly.delta.attachment import parameters
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
-from robustly.delta.defaults import SEARCHED, label, searched_rates
-from robustly.delta.specs import Method, parse
+from robustly.delta.defaults import SEARCHED, searched_rates
+from robustly.delta.methods import label, parse
+from robustly.delta.methods.method import Method
 from robustly.delta.tasks import TaskData, read
 from robustly.delta.tasks.config import HUB
 from robustly.delta.tuning import Diverged, attached, tune, unseen_test

@@ -17,8 +17,6 @@ from robustly.delta.card import delta_card
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.data_parallel import ALONE, Ranks, joined
 from robustly.delta.defaults import candidates
-from robustly.delta.methods.intrinsic_prompt import read as read_subspace
-from robustly.delta.specs import Method
 from robustly.delta.tasks import TaskData, draw, read
 from robustly.delta.tuning import Score, Tuned, attached, mean_and_deviation, tune
 from robustly.delta.workers import how_many, run
@@ -188,7 +186,7 @@ def recipe(page: DeltaExperiment, data: TaskData) -> dict[str, Any]:
     task = {key: value for key, value in page.delta.task.recipe().items() if key not in data.hashes}
     methods: dict[str, Any] = {"methods": page.delta.methods, "budget": page.delta.budget}
     if page.delta.methods != "auto":
-        methods = {"methods": [_method_recipe(method) for method in page.delta.listed]}
+        methods = {"methods": [method.recipe_by_content() for method in page.delta.listed]}
 
     return {
         "seed": page.seed,
@@ -197,13 +195,6 @@ def recipe(page: DeltaExperiment, data: TaskData) -> dict[str, Any]:
         **methods,
         "optim": page.optim.recipe(),
     }
-
-
-def _method_recipe(method: Method) -> dict[str, Any]:
-    """A subspace counts by what it holds, not by where it lies."""
-    if method.name != "intrinsic_prompt":
-        return method.recipe()
-    return {**method.recipe(), "subspace": None, "decoder": read_subspace(Path(method.subspace))[2]}
 
 
 def inputs(base: Base) -> dict[str, str]:

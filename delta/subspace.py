@@ -16,8 +16,9 @@ from robustly import UserError, log
 from robustly.delta import saving as delta_folder
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
-from robustly.delta.methods.intrinsic_prompt import DECODER, RECORD, Found, Record, decode
-from robustly.delta.specs import Prompt, PTuning
+from robustly.delta.layers.prompt_decoder import decode
+from robustly.delta.methods import Prompt, PTuning
+from robustly.delta.methods.intrinsic_prompt import DECODER, RECORD, SourceTask, Subspace
 from robustly.delta.stage import make_delta
 from robustly.delta.tasks import draw, read
 from robustly.delta.tuning import batches
@@ -178,13 +179,13 @@ def make_subspace(
                 f"{page.name}  {task.metric}: own prompt {log.show(before)}, out of the space"
                 f" {log.show(after)}"
             )
-            found.append(Found(page.name, one.hash, task.metric, before, after))
+            found.append(SourceTask(page.name, one.hash, task.metric, before, after))
 
         _, tokens, hidden = own.shape
         write_atomic(folder / DECODER, save(fitted.decoder))
         write_json(
             folder / RECORD,
-            asdict(Record(dimension, tokens, hidden, width, base.fingerprint, found)),
+            asdict(Subspace(dimension, tokens, hidden, width, base.fingerprint, found)),
         )
         counts = {
             "prompts": len(pages),

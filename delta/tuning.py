@@ -280,7 +280,7 @@ def _adamw(
     model: RobertaPreTrainedModel, page: DeltaExperiment
 ) -> tuple[torch.optim.AdamW, list[float]]:
     """The optimizer, with a group for each rate, and the groups' peaks."""
-    own = {spec.name: spec.lr for spec in model.delta.methods}
+    own = {method.name: method.lr for method in model.delta.methods}
     by_rate: dict[float, list[Tensor]] = {}
     for name, parameter in trained(model).items():
         rate = own.get(model.delta.method_of.get(name, "")) or page.optim.peak_lr

@@ -2,66 +2,96 @@
 2023). By peft."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import torch
-from peft import AdaLoraConfig, AdaLoraModel
-from torch import Tensor
-from transformers import RobertaPreTrainedModel
+from pydantic import Field, model_validator
 
-from robustly.delta.methods.tuner import check_low_rank, inject
-from robustly.delta.specs import AdaLora
+from robustly.delta.methods.low_rank import LowRank
+from robustly.pretrain.config import Positive
 
-IMPORTANCE = (
-    "ipt",
-    "exp_avg_ipt",
-    "exp_avg_unc",
-)  # of every entry, by peft's names: of an update, its means
+if TYPE_CHECKING:
+    from peft import AdaLoraConfig, AdaLoraModel
+    from torch import Tensor
+    from transformers import RobertaConfig, RobertaPreTrainedModel
 
 
-def peft_config(spec: AdaLora) -> AdaLoraConfig:
-    return AdaLoraConfig(
-        init_r=spec.initial_rank,
-        target_r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        orth_reg_weight=spec.orthogonal,
-        target_modules=list(spec.targets),
-        total_step=1,  # peft wants one; training tells the true one
-    )
+class AdaLora(LowRank):
+    """LoRA as P L Q, whose ranks go where they matter (Zhang et al. 2023)."""
+
+    name: Literal["adalora"]
+    rank: Positive = 8
+    """Mean rank of a map at the end."""
+    initial_rank: Positive = 12
+    """At the beginning: 1.5 times the final one, as in the paper's section 4."""
+    orthogonal: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of what keeps P and Q orthogonal (the paper's gamma)."""
+
+    @model_validator(mode="after")
+    def _ranks_are_taken(self) -> Self:
+        if self.initial_rank <= self.rank:
+            raise ValueError(
+                f"initial_rank is {self.initial_rank}: expected more than rank, {self.rank}"
+            )
+        return self
+
+    def attach(self, model: "RobertaPreTrainedModel") -> None:
+        """Updates at `targets`, and on `model.delta` what training does for them.
+
+        P and Q are random and L is 0 (section 3.1), so the model starts as it is without them.
+        Entries of L that lose their rank are 0 from then on; all are stored. Raises UserError if a
+        target names no linear map of the encoder, or beside another low-rank method."""
+        from peft import AdaLoraModel
+
+        from robustly.delta.layers.tuners import inject
+
+        self.check_targets(model)
+        tuner = inject(model.roberta, AdaLoraModel, self.peft_config(model.config), self.name)
+        ranks = _Ranks(tuner, self)
+        model.delta.penalties.append(ranks.orthogonality)
+        model.delta.after_update.append(ranks.allocate)
+        model.delta.stateful.append(ranks)
+
+        for name, parameter in model.named_parameters():
+            if ".ranknum." in name:
+                # peft lets it be trained where it moved it to another device
+                parameter.requires_grad_(False)
+                model.delta.kept.append(name)
+
+    def parameter_count(self, config: "RobertaConfig") -> int:
+        return sum(
+            self.initial_rank * (fan_in + fan_out + 1)
+            for fan_in, fan_out in self.target_sizes(config)
+        )
+
+    def peft_config(self, config: "RobertaConfig") -> "AdaLoraConfig":
+        from peft import AdaLoraConfig
+
+        return AdaLoraConfig(
+            init_r=self.initial_rank,
+            target_r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            orth_reg_weight=self.orthogonal,
+            target_modules=list(self.targets),
+            total_step=1,  # peft wants one; training tells the true one
+        )
 
 
-def attach(model: RobertaPreTrainedModel, spec: AdaLora) -> None:
-    """Updates at `spec.targets`, and on `model.delta` what training does for them.
-
-    P and Q are random and L is 0 (section 3.1), so the model starts as it is without them.
-    Parameters: initial_rank x (in + out + 1) for each map. Entries of L that lose their rank are 0
-    from then on; all are stored. Raises UserError if a target names no linear map of the encoder,
-    or beside another low-rank method."""
-    check_low_rank(model, spec)
-    tuner = inject(model.roberta, AdaLoraModel, peft_config(spec), spec.name)
-    ranks = _Ranks(tuner, spec)
-    model.delta.penalties.append(ranks.orthogonality)
-    model.delta.after_update.append(ranks.allocate)
-    model.delta.stateful.append(ranks)
-
-    for name, parameter in model.named_parameters():
-        if ".ranknum." in name:
-            parameter.requires_grad_(
-                False
-            )  # peft lets it be trained where it moved it to another device
-            model.delta.kept.append(name)
+_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""Of every entry, by peft's names: of one update, and the running means."""
 
 
 @dataclass
 class _Ranks:
-    tuner: AdaLoraModel
-    spec: AdaLora
+    tuner: "AdaLoraModel"
+    method: AdaLora
 
-    def orthogonality(self) -> Tensor:
-        """The mean over all P and Q of the distance of P'P or QQ' from the identity (equation 4;
-        peft adds it to a loss that the model itself computes, which ours does not), times
-        `orthogonal`."""
+    def orthogonality(self) -> "Tensor":
+        """The mean over all P and Q of the distance of P'P or QQ' from the identity (equation 4),
+        times `orthogonal`. (peft adds it to a loss that the model itself computes; ours does
+        not.)"""
+        import torch
+
         distances = []
         for name, parameter in self.tuner.model.named_parameters():
             if name.endswith((".lora_A.adalora", ".lora_B.adalora")):
@@ -69,7 +99,7 @@ class _Ranks:
                 identity = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
                 distances.append(torch.linalg.matrix_norm(rows @ rows.T - identity))
 
-        return self.spec.orthogonal * torch.stack(distances).mean()
+        return self.method.orthogonal * torch.stack(distances).mean()
 
     def allocate(self, update: int, updates: int) -> None:
         """Take ranks away, by the gradients of this update: none in the first tenth of all updates,
@@ -77,6 +107,7 @@ class _Ranks:
         as in the authors' scripts for GLUE)."""
         if updates == 1:
             return  # peft cannot tell what matters before the second
+
         config = self.tuner.peft_config["adalora"]
         config.total_step = updates
         config.tinit = updates // 10
@@ -86,10 +117,10 @@ class _Ranks:
     def state_dict(self) -> dict[str, Any]:
         """What peft has found out about each entry so far, and the ranks that are left."""
         allocator = self.tuner.rankallocator
-        known = {name: dict(getattr(allocator, name)) for name in IMPORTANCE}
+        known = {name: dict(getattr(allocator, name)) for name in _IMPORTANCE}
         return {**known, "rank_pattern": self.tuner.peft_config["adalora"].rank_pattern}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name in IMPORTANCE:
+        for name in _IMPORTANCE:
             setattr(self.tuner.rankallocator, name, dict(state_dict[name]))
         self.tuner.peft_config["adalora"].rank_pattern = state_dict["rank_pattern"]

@@ -1,78 +1,71 @@
 """Adapters: bottlenecks in the layers (Houlsby et al. 2019; Pfeiffer et al. 2021; parallel ones: He
 et al. 2022)."""
 
-from torch import Tensor, nn
-from transformers import RobertaPreTrainedModel
-from transformers.models.roberta.modeling_roberta import RobertaOutput, RobertaSelfOutput
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from robustly.delta.specs import Adapter
+from pydantic import Field
 
+from robustly.delta.methods.method import Method, scaled_to_width
+from robustly.pretrain.config import Positive
 
-class Bottleneck(nn.Module):
-    """scale * up(gelu(down(x))). `up` starts at 0: at first it adds nothing. Parameters: 2 hidden x
-    size + size + hidden."""
+if TYPE_CHECKING:
+    from transformers import RobertaConfig, RobertaPreTrainedModel
+    from transformers.models.roberta.modeling_roberta import RobertaOutput, RobertaSelfOutput
 
-    def __init__(self, hidden: int, size: int, scale: float):
-        super().__init__()
-        self.down = nn.Linear(hidden, size)
-        self.up = nn.Linear(size, hidden)
-        nn.init.zeros_(self.down.bias)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
-        self.scale = scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x`: ... x hidden."""
-        return self.scale * self.up(nn.functional.gelu(self.down(x)))
+    from robustly.delta.layers.bottleneck import AdaptedOutput
 
 
-class AdaptedOutput(nn.Module):
-    """The end of attention or of the feed-forward, with an adapter before the sum and its
-    LayerNorm. Its parts are the base's own, under the names that they have there."""
+class Adapter(Method):
+    """Bottlenecks within the layers: x + up(gelu(down(x)))."""
 
-    def __init__(
-        self, output: RobertaSelfOutput | RobertaOutput, adapter: Bottleneck, parallel: bool
-    ):
-        super().__init__()
-        self.dense: nn.Module = output.dense
-        self.dropout: nn.Module = output.dropout
-        self.LayerNorm: nn.Module = output.LayerNorm
-        self.adapter = adapter
-        self.parallel = parallel
+    name: Literal["adapter"]
+    size: Positive = 64
+    """Of the bottleneck."""
+    place: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
+    """houlsby: after attention and after the feed-forward (Houlsby et al. 2019, figure 2);
+    pfeiffer: after the feed-forward alone (Pfeiffer et al. 2021); parallel: beside the
+    feed-forward, from its input (He et al. 2022)."""
+    layer_norms: bool = True
+    """Whether the encoder's LayerNorms are trained, too (Houlsby et al. 2019, section 2.1); that of
+    the embeddings is one of them, as in the authors' code."""
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    """Of what it adds; He et al. 2022 have 4 for parallel ones."""
 
-    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
-        """`hidden_states`: what attention or the feed-forward has made so far, inputs x tokens x
-        its width; `input_tensor`: what went into it, inputs x tokens x hidden. Returns what the
-        layer hands on, of that shape."""
-        hidden_states = self.dropout(self.dense(hidden_states))
-        hidden_states = hidden_states + self.adapter(
-            input_tensor if self.parallel else hidden_states
-        )
-        normed: Tensor = self.LayerNorm(hidden_states + input_tensor)
-        return normed
+    default_lr: ClassVar[float] = 5e-4
+    why_not_merged: ClassVar[str | None] = "its bottlenecks are not linear"
 
+    def attach(self, model: "RobertaPreTrainedModel") -> None:
+        """A bottleneck in every layer, two for houlsby. (Pfeiffer's second LayerNorm around it is
+        left out.) The model starts as it is without them."""
+        from torch import nn
 
-def attach(model: RobertaPreTrainedModel, spec: Adapter) -> None:
-    """Bottlenecks in every layer: after attention and after the feed-forward (houlsby), after the
-    feed-forward alone (pfeiffer; that paper has a second LayerNorm around it, which is left out),
-    or beside the feed-forward (parallel).
+        for layer in model.roberta.encoder.layer:
+            if self.place == "houlsby":
+                layer.attention.output = self._adapted(layer.attention.output)
 
-    The model starts as it is without them. With `layer_norms`, the base's LayerNorms are trained as
-    well, that of the embeddings too. Parameters for RoBERTa-base with them: 2,417,664 for houlsby
-    of size 64, 351,936 of size 8."""
-    for layer in model.roberta.encoder.layer:
-        if spec.place == "houlsby":
-            layer.attention.output = _adapted(layer.attention.output, spec)
+            layer.output = self._adapted(layer.output)
 
-        layer.output = _adapted(layer.output, spec)
+        if self.layer_norms:
+            for module in model.roberta.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.requires_grad_(True)
 
-    if spec.layer_norms:
-        for module in model.roberta.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.requires_grad_(True)
+    def _adapted(self, output: "RobertaSelfOutput | RobertaOutput") -> "AdaptedOutput":
+        from robustly.delta.layers.bottleneck import AdaptedOutput, Bottleneck
 
+        scales = output.LayerNorm.weight
+        adapter = Bottleneck(len(scales), self.size, self.scale).to(scales.device, scales.dtype)
+        return AdaptedOutput(output, adapter, self.place == "parallel")
 
-def _adapted(output: RobertaSelfOutput | RobertaOutput, spec: Adapter) -> AdaptedOutput:
-    scales = output.LayerNorm.weight
-    adapter = Bottleneck(len(scales), spec.size, spec.scale).to(scales.device, scales.dtype)
-    return AdaptedOutput(output, adapter, spec.place == "parallel")
+    def parameter_count(self, config: "RobertaConfig") -> int:
+        """With the LayerNorms, RoBERTa-base: 2,417,664 for houlsby of size 64, 351,936 of size
+        8."""
+        layers, h = config.num_hidden_layers, config.hidden_size
+        places = 2 if self.place == "houlsby" else 1
+        norms = 2 * h * (2 * layers + 1) if self.layer_norms else 0
+        return layers * places * (2 * h * self.size + self.size + h) + norms
+
+    def scaled_lr(self, width: int) -> float:
+        """What is multiplied by `scale` moves as much faster: at the same rate such adapters gave
+        the same answer to all (docs/deltas.md)."""
+        return scaled_to_width(self.default_lr / self.scale, width)

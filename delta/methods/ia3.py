@@ -1,23 +1,42 @@
-"""(IA)^3: learned scales of what flows through the layers (Liu et al. 2022). By peft."""
+"""(IA)^3: learned scales of keys, values and feed-forward activations (Liu et al. 2022). By
+peft."""
 
-from peft import IA3Config, IA3Model
-from transformers import RobertaPreTrainedModel
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from robustly.delta.methods.tuner import inject
-from robustly.delta.specs import Ia3
+from robustly.delta.methods.method import Method
+
+if TYPE_CHECKING:
+    from peft import IA3Config
+    from transformers import RobertaConfig, RobertaPreTrainedModel
 
 _FEED_FORWARD = r".*layer\.\d+\.output\.dense"
 _TARGETS = rf".*attention\.self\.(key|value)|{_FEED_FORWARD}"
 
 
-def peft_config() -> IA3Config:
-    """The paper's places (section 3.3): keys, values, and the feed-forward's inner activations,
-    which are the input of its second map. peft's own choice for RoBERTa, the ending `output.dense`,
-    also scales what goes into attention's last map."""
-    return IA3Config(target_modules=_TARGETS, feedforward_modules=_FEED_FORWARD)
+class Ia3(Method):
+    """Learned scales of keys, values and the feed-forward's inner activations (Liu et al. 2022,
+    section 3.3)."""
 
+    name: Literal["ia3"]
 
-def attach(model: RobertaPreTrainedModel, spec: Ia3) -> None:
-    """Scales that start at 1, so the model starts as it is without them. Parameters: 2 x hidden +
-    inner size for each layer; 55,296 for RoBERTa-base."""
-    inject(model.roberta, IA3Model, peft_config(), spec.name)
+    default_lr: ClassVar[float] = 3e-3  # section 3.3
+
+    def attach(self, model: "RobertaPreTrainedModel") -> None:
+        """Scales start at 1, so the model starts as it is without them."""
+        from peft import IA3Model
+
+        from robustly.delta.layers.tuners import inject
+
+        inject(model.roberta, IA3Model, self.peft_config(model.config), self.name)
+
+    def parameter_count(self, config: "RobertaConfig") -> int:
+        """55,296 for RoBERTa-base."""
+        return config.num_hidden_layers * (2 * config.hidden_size + config.intermediate_size)
+
+    def peft_config(self, config: "RobertaConfig") -> "IA3Config":
+        """The paper's places: keys, values, and the feed-forward's inner activations, which are the
+        input of its second map. peft's own choice for RoBERTa, the ending `output.dense`, also
+        scales what goes into attention's last map."""
+        from peft import IA3Config
+
+        return IA3Config(target_modules=_TARGETS, feedforward_modules=_FEED_FORWARD)

@@ -5,27 +5,81 @@ The decoder is a folder of its own, which `robustly.delta.subspace` makes; here 
 input is trained."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import RobertaPreTrainedModel
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from robustly import UserError, manifest
-from robustly.delta.methods import soft_tokens
-from robustly.delta.specs import IntrinsicPrompt
+from robustly.delta.methods.method import Method
+from robustly.delta.methods.prompt import WHY_NOT_MERGED
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import RobertaConfig, RobertaPreTrainedModel
 
 DECODER = "decoder.safetensors"
 RECORD = "subspace.json"
 COMMAND = "robustly delta subspace"
 
 
+class IntrinsicPrompt(Method):
+    """A prompt out of few numbers z, by a decoder found on several tasks and then frozen (Qin et
+    al. 2021)."""
+
+    name: Literal["intrinsic_prompt"]
+    subspace: str
+    """Folder of the decoder, which `robustly delta subspace` makes; it says how many tokens and
+    numbers."""
+    decoder: str | None = None
+    """sha256 of its decoder. A delta that is saved has it, and attaches to no other; a config may
+    leave it out."""
+
+    why_not_merged: ClassVar[str | None] = WHY_NOT_MERGED
+    conformance_tested: ClassVar[bool] = False  # it needs a subspace that fits the base
+
+    def attach(self, model: "RobertaPreTrainedModel") -> None:
+        """A prompt after <s> out of the numbers that the folder's decoder takes; these alone are
+        its parameters.
+
+        The method that the model records has the decoder's sha256, so that a delta which is loaded
+        refuses another decoder. Raises UserError if the folder is missing or damaged, or if it is
+        of another base."""
+        from robustly.delta.layers import soft_tokens
+        from robustly.delta.layers.prompt_decoder import PromptCode
+
+        folder = Path(self.subspace)
+        subspace, decoder, found = read(folder)
+        if subspace.base != model.delta.fingerprint:
+            raise UserError(
+                f"{folder}: found on prompts of a base with weights {subspace.base[:16]}, this"
+                f" one's are {model.delta.fingerprint[:16]}: on other weights they would mean"
+                f" nothing; make one for this base with `{COMMAND}`"
+            )
+        if self.decoder and self.decoder != found:
+            raise UserError(
+                f"{folder}: holds the decoder {found[:16]}, the delta was trained with"
+                f" {self.decoder[:16]}: through another one its numbers would mean nothing; name"
+                " the folder of that one"
+            )
+
+        known = self.model_copy(update={"decoder": found})
+        model.delta.methods = [
+            known if method is self else method for method in model.delta.methods
+        ]
+        code = PromptCode(decoder, subspace.dimension, subspace.tokens, subspace.hidden)
+        soft_tokens.attach(model, code, subspace.tokens)
+
+    def parameter_count(self, config: "RobertaConfig") -> int:
+        return read(Path(self.subspace))[0].dimension
+
+    def recipe_by_content(self) -> dict[str, Any]:
+        decoder = read(Path(self.subspace))[2]
+        return {**self.recipe(), "subspace": None, "decoder": decoder}
+
+
 @dataclass(frozen=True)
-class Found:
-    """A task whose prompt is given back."""
+class SourceTask:
+    """A task whose trained prompt the decoder was found on."""
 
     name: str
     delta: str
@@ -38,7 +92,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Record:
+class Subspace:
     """subspace.json: what the decoder makes, for which base, and what it was found on."""
 
     dimension: int
@@ -49,74 +103,21 @@ class Record:
     """Of the decoder's inner layer."""
     base: str
     """Fingerprint of the encoder that the prompts were trained on."""
-    tasks: list[Found]
-    """What it was found on."""
+    tasks: list[SourceTask]
 
 
-def decode(decoder: Mapping[str, Tensor], code: Tensor) -> Tensor:
-    """linear, tanh, linear. `code`: ... x dimension; returns ... x (tokens * hidden).
-
-    `decoder`: `inner_weight` (width x dimension), `outer_weight` (tokens * hidden x width),
-    `inner_bias`, `outer_bias`."""
-    inner = torch.tanh(nn.functional.linear(code, decoder["inner_weight"], decoder["inner_bias"]))
-    return nn.functional.linear(inner, decoder["outer_weight"], decoder["outer_bias"])
-
-
-class Code(nn.Module):
-    """The numbers that are trained, and the frozen decoder, which is no parameter and not stored
-    with them."""
-
-    def __init__(self, decoder: Mapping[str, Tensor], record: Record):
-        super().__init__()
-        self.code = nn.Parameter(
-            torch.empty(record.dimension).normal_(std=0.02)
-        )  # as in the authors' code
-        self.shape = (record.tokens, record.hidden)
-        for name, tensor in decoder.items():
-            self.register_buffer(name, tensor, persistent=False)
-
-    def forward(self) -> Tensor:
-        """Embeddings, tokens x hidden."""
-        return decode(dict(self.named_buffers()), self.code).view(self.shape)
-
-
-def attach(model: RobertaPreTrainedModel, spec: IntrinsicPrompt) -> None:
-    """A prompt after <s> out of the numbers that the folder's decoder takes; these alone are its
-    parameters.
-
-    The method that the model records has the decoder's sha256 (`spec.decoder`), so that a delta
-    which is loaded refuses another decoder. Raises UserError if the folder is missing or damaged,
-    or if it is of another base."""
-    folder = Path(spec.subspace)
-    record, decoder, found = read(folder)
-    if record.base != model.delta.fingerprint:
-        raise UserError(
-            f"{folder}: found on prompts of a base with weights {record.base[:16]}, this one's are"
-            f" {model.delta.fingerprint[:16]}: on other weights they would mean nothing; make one"
-            f" for this base with `{COMMAND}`"
-        )
-    if spec.decoder and spec.decoder != found:
-        raise UserError(
-            f"{folder}: holds the decoder {found[:16]}, the delta was trained with"
-            f" {spec.decoder[:16]}: through another one its numbers would mean nothing; name the"
-            " folder of that one"
-        )
-
-    known = spec.model_copy(update={"decoder": found})
-    model.delta.methods = [known if method is spec else method for method in model.delta.methods]
-    soft_tokens.attach(model, Code(decoder, record), record.tokens)
-
-
-def read(folder: Path) -> tuple[Record, dict[str, Tensor], str]:
+def read(folder: Path) -> "tuple[Subspace, dict[str, Tensor], str]":
     """What a subspace's folder holds: its record, the decoder's tensors, and the sha256 of their
     file.
 
     Raises UserError if it is missing, unfinished or damaged.
     """
+    from safetensors.torch import load_file
+
     finished = manifest.require(folder, "subspace")
     for name in finished.outputs:
         manifest.verify(folder, finished, name)
 
     raw = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    record = Record(**{**raw, "tasks": [Found(**task) for task in raw["tasks"]]})
-    return record, load_file(folder / DECODER), finished.outputs[DECODER]["sha256"]
+    subspace = Subspace(**{**raw, "tasks": [SourceTask(**task) for task in raw["tasks"]]})
+    return subspace, load_file(folder / DECODER), finished.outputs[DECODER]["sha256"]

@@ -1,28 +1,58 @@
 """LoRA: low-rank updates beside frozen linear maps (Hu et al. 2021); DoRA (Liu et al. 2024). By
 peft."""
 
-from peft import LoraConfig, LoraModel
-from transformers import RobertaPreTrainedModel
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from robustly.delta.methods.tuner import check_low_rank, inject
-from robustly.delta.specs import Dora, Lora
+from robustly.delta.methods.low_rank import LowRank
 
-
-def peft_config(spec: Lora | Dora) -> LoraConfig:
-    return LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=list(spec.targets),
-        use_dora=spec.name == "dora",
-    )
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import RobertaConfig, RobertaPreTrainedModel
 
 
-def attach(model: RobertaPreTrainedModel, spec: Lora | Dora) -> None:
-    """Updates at `spec.targets`.
+class _Lora(LowRank):
+    default_lr: ClassVar[float] = 5e-4  # Hu et al. 2021, Table 9: 4e-4 to 5e-4
 
-    A is random and B is 0 (section 4.1), so the model starts as it is without them. Parameters:
-    rank x (in + out) for each map, and for DoRA out more. Raises UserError if a target names no
-    linear map of the encoder, or beside another low-rank method."""
-    check_low_rank(model, spec)
-    inject(model.roberta, LoraModel, peft_config(spec), spec.name)
+    def attach(self, model: "RobertaPreTrainedModel") -> None:
+        """Updates at `targets`: A is random and B is 0 (section 4.1), so the model starts as it is
+        without them. Raises UserError if a target names no linear map of the encoder, or beside
+        another low-rank method."""
+        from peft import LoraModel
+
+        from robustly.delta.layers.tuners import inject
+
+        self.check_targets(model)
+        inject(model.roberta, LoraModel, self.peft_config(model.config), self.name)
+
+    def peft_config(self, config: "RobertaConfig") -> "LoraConfig":
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=list(self.targets),
+            use_dora=self.name == "dora",
+        )
+
+
+class Lora(_Lora):
+    """Low-rank updates of linear maps: W x + (alpha / rank) B A x (Hu et al. 2021, section 4.1)."""
+
+    name: Literal["lora"]
+
+    def parameter_count(self, config: "RobertaConfig") -> int:
+        return sum(self.rank * (fan_in + fan_out) for fan_in, fan_out in self.target_sizes(config))
+
+
+class Dora(_Lora):
+    """LoRA on the directions of W's columns, and their lengths beside it (Liu et al. 2024, section
+    4)."""
+
+    name: Literal["dora"]
+
+    def parameter_count(self, config: "RobertaConfig") -> int:
+        return sum(
+            self.rank * (fan_in + fan_out) + fan_out
+            for fan_in, fan_out in self.target_sizes(config)
+        )

@@ -1,52 +1,49 @@
-"""P-Tuning, the first: learned embeddings out of a network that lets them depend on each other (Liu
-et al. 2021)."""
+"""P-Tuning v1: learned embeddings out of a network that lets them depend on each other (Liu et al.
+2021)."""
 
-from typing import Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
-from transformers import RobertaPreTrainedModel
+from robustly.delta.methods.method import Method
+from robustly.delta.methods.prompt import WHY_NOT_MERGED
+from robustly.pretrain.config import Positive
 
-from robustly.delta.methods import soft_tokens
-from robustly.delta.specs import PTuning
-
-
-class Network(nn.Module):
-    """A BiLSTM over input embeddings of its own, and two linear maps with a ReLU between them (the
-    paper's section 3.2; sizes of the authors' code: two layers, hidden / 2 in each direction).
-    Nothing is dropped out.
-
-    Parameters: 8,286,720 for 20 tokens and 768 hidden units.
-    """
-
-    def __init__(self, tokens: int, hidden: int):
-        super().__init__()
-        self.inputs = nn.Parameter(torch.randn(tokens, hidden))
-        self.lstm = nn.LSTM(hidden, hidden // 2, num_layers=2, bidirectional=True, batch_first=True)
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * (hidden // 2), hidden), nn.ReLU(), nn.Linear(hidden, hidden)
-        )
-
-    def forward(self) -> Tensor:
-        """Embeddings, tokens x hidden."""
-        rows: Tensor = self.mlp(self.lstm(self.inputs[None])[0])[0]
-        return rows
-
-    def train(self, mode: bool = True) -> Self:
-        """Always training: the mode would change the LSTM's kernel alone, and cuDNN's other one has
-        no gradients."""
-        return super().train(True)
+if TYPE_CHECKING:
+    from transformers import RobertaConfig, RobertaPreTrainedModel
 
 
-def attach(model: RobertaPreTrainedModel, spec: PTuning) -> None:
-    """A prompt out of `Network`, of which tokens x hidden numbers are kept after training.
+class PTuning(Method):
+    """Learned embeddings out of a BiLSTM and an MLP, at their places in a template (Liu et al.
+    2021, P-Tuning v1).
 
-    In the form that is stored (`model.delta.finished`), it is the table of these numbers. Raises
-    UserError as `soft_tokens.attach` does."""
-    hidden = model.config.hidden_size
-    if model.delta.finished:
-        soft_tokens.attach(model, soft_tokens.Table(torch.zeros(spec.tokens, hidden)), spec.tokens)
-        return
+    Where the task is a cloze, `{prompt}` in its template says where; otherwise they stand after
+    <s>."""
 
-    words = soft_tokens.attach(model, Network(spec.tokens, hidden), spec.tokens)
-    model.delta.finishers.append(words.finish)
+    name: Literal["p_tuning"]
+    tokens: Positive = 20
+
+    why_not_merged: ClassVar[str | None] = WHY_NOT_MERGED
+
+    def attach(self, model: "RobertaPreTrainedModel") -> None:
+        """A prompt out of a network, of which tokens x hidden numbers are kept after training.
+
+        In the form that is stored (`model.delta.finished`), it is the table of these numbers.
+        Raises UserError as `soft_tokens.attach` does."""
+        import torch
+
+        from robustly.delta.layers import soft_tokens
+        from robustly.delta.layers.prompt_network import PromptNetwork
+
+        hidden = model.config.hidden_size
+        if model.delta.finished:
+            table = soft_tokens.PromptTable(torch.zeros(self.tokens, hidden))
+            soft_tokens.attach(model, table, self.tokens)
+            return
+
+        words = soft_tokens.attach(model, PromptNetwork(self.tokens, hidden), self.tokens)
+        model.delta.finishers.append(words.finish)
+
+    def parameter_count(self, config: "RobertaConfig") -> int:
+        """8,286,720 for RoBERTa-base."""
+        h = config.hidden_size
+        lstm = 2 * 2 * 4 * (h // 2) * (h + h // 2 + 2)  # two layers of h / 2 each way, four gates
+        return self.tokens * h + lstm + 2 * (h * h + h)

@@ -1,150 +1,92 @@
-"""Prefixes: learned keys and values before those of the text, in every layer (Li and Liang 2021;
-Liu et al. 2022).
+"""Prefix tuning and P-Tuning v2: learned keys and values before those of the text, in every layer
+(Li and Liang 2021; Liu et al. 2022)."""
 
-They enter within attention, so that the text keeps its own positions, heads read what they always
-read, and layers can be computed twice (gradient checkpointing). peft passes them as a cache, which
-shifts RoBERTa's positions and refuses checkpointing; its networks are used here, and its order of
-numbers, so that it reads what is stored."""
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import inspect
-from typing import Any
+from robustly.delta.methods.method import Method
+from robustly.pretrain.config import Positive
 
-import torch
-from peft import PrefixEncoder, PrefixTuningConfig
-from torch import Tensor, nn
-from transformers import RobertaConfig, RobertaModel, RobertaPreTrainedModel
-from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
-
-from robustly import UserError
-from robustly.delta.methods.soft_tokens import INPUTS
-from robustly.delta.specs import Prefix, PTuningV2
-
-_PASSED = "prefix_of_layers"
-"""Name under which the encoder hands keys and values down to its layers."""
-_CACHE = (
-    "cache"
-    if "cache" in inspect.signature(RobertaSelfAttention.forward).parameters
-    else "past_key_values"
-)
-"""transformers renamed it."""
+if TYPE_CHECKING:
+    from peft import PrefixTuningConfig
+    from transformers import RobertaConfig, RobertaPreTrainedModel
 
 
-def peft_config(
-    spec: Prefix | PTuningV2, config: RobertaConfig, finished: bool
-) -> PrefixTuningConfig:
+class _OfKeysAndValues(Method):
+    why_not_merged: ClassVar[str | None] = "its keys and values are of no token"
+    peft_note: ClassVar[str] = (
+        "peft counts positions of the text from behind the prefix; here they begin where they do"
+        " without one: pass `position_ids` that are smaller by the number of tokens.\n"
+    )
+
+
+class Prefix(_OfKeysAndValues):
+    """Learned keys and values before those of the text in every layer, made by a small network (Li
+    and Liang 2021)."""
+
+    name: Literal["prefix"]
+    tokens: Positive = 20
+    hidden: Positive = 512
+    """Of the network, which is trained and not kept: its output is (Li and Liang 2021, section
+    4.3)."""
+
+    default_lr: ClassVar[float] = 1e-4  # He et al. 2022, exps/run_glue.sh: with a network
+
+    def attach(self, model: "RobertaPreTrainedModel") -> None:
+        """A prefix out of a network, of which tokens x 2 x layers x hidden numbers are kept after
+        training. In the form that is stored (`model.delta.finished`) it is a table of these.
+
+        Raises UserError beside p_tuning_v2."""
+        from robustly.delta.layers import prefix
+
+        prefix.attach(model, self.peft_config(model.config), network=not model.delta.finished)
+
+    def parameter_count(self, config: "RobertaConfig") -> int:
+        """9,864,704 for RoBERTa-base: rows of an embedding, then two linear maps."""
+        h = config.hidden_size
+        out = 2 * config.num_hidden_layers * h
+        return self.tokens * h + (h * self.hidden + self.hidden) + (self.hidden * out + out)
+
+    def scaled_lr(self, width: int) -> float:
+        """As it is: the network that makes a prefix is as wide on any base. At higher rates it gave
+        the same answer to all (docs/deltas.md)."""
+        return self.default_lr
+
+    def peft_config(self, config: "RobertaConfig") -> "PrefixTuningConfig":
+        return _peft_config(self.tokens, self.hidden, config)
+
+
+class PTuningV2(_OfKeysAndValues):
+    """Learned keys and values before those of the text in every layer, directly (Liu et al. 2022,
+    P-Tuning v2)."""
+
+    name: Literal["p_tuning_v2"]
+    tokens: Positive = 20
+
+    default_lr: ClassVar[float] = 5e-3
+
+    def attach(self, model: "RobertaPreTrainedModel") -> None:
+        """Raises UserError beside prefix."""
+        from robustly.delta.layers import prefix
+
+        prefix.attach(model, self.peft_config(model.config), network=False)
+
+    def parameter_count(self, config: "RobertaConfig") -> int:
+        return self.tokens * 2 * config.num_hidden_layers * config.hidden_size
+
+    def peft_config(self, config: "RobertaConfig") -> "PrefixTuningConfig":
+        return _peft_config(self.tokens, config.hidden_size, config)
+
+
+def _peft_config(tokens: int, hidden: int, config: "RobertaConfig") -> "PrefixTuningConfig":
+    """Without a network, as it is stored."""
+    from peft import PrefixTuningConfig
+
     return PrefixTuningConfig(
-        num_virtual_tokens=spec.tokens,
+        num_virtual_tokens=tokens,
         token_dim=config.hidden_size,
         num_transformer_submodules=1,
         num_attention_heads=config.num_attention_heads,
         num_layers=config.num_hidden_layers,
-        encoder_hidden_size=spec.hidden if isinstance(spec, Prefix) else config.hidden_size,
-        prefix_projection=isinstance(spec, Prefix) and not finished,
+        encoder_hidden_size=hidden,
+        prefix_projection=False,
     )
-
-
-class KeysAndValues(nn.Module):
-    """A prefix, out of a network of peft's: a table of its numbers, or until training is over what
-    makes them.
-
-    Parameters: tokens x 2 x layers x hidden; of the network for 20 tokens and 512 units,
-    RoBERTa-base: 9,864,704."""
-
-    def __init__(self, spec: Prefix | PTuningV2, config: RobertaConfig, finished: bool):
-        super().__init__()
-        self.spec, self.config = spec, config
-        self.encoder = PrefixEncoder(peft_config(spec, config, finished))
-
-    def numbers(self) -> Tensor:
-        """As peft stores them: tokens x (layers, keys before values, hidden). Equal to the bit
-        under autocast: scores during training are those of what is stored."""
-        device = self.encoder.embedding.weight.device
-        with torch.autocast(device.type, enabled=False):
-            numbers: Tensor = self.encoder(torch.arange(self.spec.tokens, device=device))
-        return numbers
-
-    def forward(self) -> Tensor:
-        """layers x (keys, values) x heads x tokens x (hidden / heads)."""
-        layers, heads = self.config.num_hidden_layers, self.config.num_attention_heads
-        return self.numbers().view(self.spec.tokens, layers, 2, heads, -1).permute(1, 2, 3, 0, 4)
-
-    def finish(self) -> None:
-        """Keep what the network makes, and not the network."""
-        table = PrefixEncoder(peft_config(self.spec, self.config, finished=True))
-        table.embedding.weight = nn.Parameter(self.numbers().detach())
-        self.encoder = table
-
-
-class _Before:
-    """Stands where attention expects the keys and values of earlier tokens. It keeps none."""
-
-    def __init__(self, keys: Tensor, values: Tensor):
-        """Of one layer: heads x tokens x (hidden / heads)."""
-        self.keys, self.values = keys, values
-
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """`keys`, `values`: inputs x heads x tokens x (hidden / heads). Returns them with the
-        prefix before them."""
-        return _joined(self.keys, keys), _joined(self.values, values)
-
-
-def attach(model: RobertaPreTrainedModel, spec: Prefix | PTuningV2) -> None:
-    """A prefix for every layer: made by a network in training (prefix), or learned directly
-    (p_tuning_v2).
-
-    Of both, tokens x 2 x layers x hidden numbers are kept after training; in the form that is
-    stored (`model.delta.finished`) they are the same. Raises UserError if both are asked for."""
-    if hasattr(model.roberta, "prefix"):
-        raise UserError(
-            "methods: prefix, p_tuning_v2: the one is the other without its network: give one of"
-            " them"
-        )
-
-    prefix = KeysAndValues(spec, model.config, model.delta.finished).to(model.device)
-    model.roberta.prefix = prefix
-    model.roberta.register_forward_pre_hook(_pass_down, with_kwargs=True)
-    for layer in model.roberta.encoder.layer:
-        layer.attention.self.register_forward_pre_hook(_receive, with_kwargs=True)
-
-    if isinstance(spec, Prefix) and not model.delta.finished:
-        model.delta.finishers.append(prefix.finish)
-
-
-def _pass_down(
-    encoder: RobertaModel, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    """Inputs of the encoder with the prefix beside them, to which all tokens attend: the mask is
-    longer than the text.
-
-    Attentions, where asked for, have the prefix's columns first. Raises UserError for a mask of
-    another shape."""
-    inputs = {**dict(zip(INPUTS, args, strict=False)), **kwargs}
-    text = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
-    mask = inputs.get("attention_mask")
-    if mask is None:
-        mask = torch.ones(text.shape[:2], dtype=torch.long, device=text.device)
-
-    if mask.dim() != 2:
-        raise UserError(
-            f"attention_mask: expected (inputs, tokens) beside a prefix, found {tuple(mask.shape)}"
-        )
-
-    inputs["attention_mask"] = torch.cat(
-        [mask.new_ones(len(mask), encoder.prefix.spec.tokens), mask], dim=1
-    )
-    inputs[_PASSED] = encoder.prefix()
-    return (), inputs
-
-
-def _receive(
-    attention: RobertaSelfAttention, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    """Inputs of one layer's attention, with its part of the prefix. It comes as an argument and not
-    by a memory of the encoder's, so that a layer that is computed again for its gradients has the
-    same one."""
-    keys, values = kwargs.pop(_PASSED)[attention.layer_idx]
-    return args, {**kwargs, _CACHE: _Before(keys, values)}
-
-
-def _joined(prefix: Tensor, text: Tensor) -> Tensor:
-    return torch.cat([prefix.to(text.dtype).expand(len(text), -1, -1, -1), text], dim=2)

@@ -1,27 +1,47 @@
-"""Prompt tuning: learned embeddings, directly (Lester et al. 2021)."""
+"""Prompt tuning: learned embeddings after <s>, directly (Lester et al. 2021)."""
 
-import torch
-from torch import Tensor
-from transformers import RobertaPreTrainedModel
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from robustly.delta.methods import soft_tokens
-from robustly.delta.specs import Prompt
+from robustly.delta.methods.method import Method
+from robustly.pretrain.config import Positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import RobertaConfig, RobertaPreTrainedModel
 
 SPECIAL = 4
 """Special tokens at the begin of the vocabulary, in RoBERTa's layout; <mask> is its last entry."""
+WHY_NOT_MERGED = "its embeddings are of no token of the vocabulary"
 
 
-def attach(model: RobertaPreTrainedModel, spec: Prompt) -> None:
-    """A prompt after <s>. Parameters: tokens x hidden. Raises UserError as `soft_tokens.attach`
-    does."""
-    soft_tokens.attach(model, soft_tokens.Table(_start(model, spec)), spec.tokens)
+class Prompt(Method):
+    """Learned embeddings after <s> (Lester et al. 2021)."""
 
+    name: Literal["prompt"]
+    tokens: Positive = 20
+    start: Literal["vocabulary", "random"] = "vocabulary"
+    """What they begin as: rows of the embedding, of entries drawn by the seed (the paper's section
+    3.2), or noise."""
 
-def _start(model: RobertaPreTrainedModel, spec: Prompt) -> Tensor:
-    """Rows of the embedding, of entries drawn evenly from all but RoBERTa's special tokens (the
-    paper draws from the 5,000 most frequent ones; frequencies are not known here), or noise as
-    large as the model's own start."""
-    words = model.roberta.embeddings.word_embeddings.weight
-    if spec.start == "vocabulary":
-        return words.detach()[torch.randint(SPECIAL, len(words) - 1, (spec.tokens,))].float()
-    return torch.empty(spec.tokens, words.shape[1]).normal_(std=model.config.initializer_range)
+    default_lr: ClassVar[float] = 5e-3
+    why_not_merged: ClassVar[str | None] = WHY_NOT_MERGED
+
+    def attach(self, model: "RobertaPreTrainedModel") -> None:
+        """Raises UserError as `soft_tokens.attach` does."""
+        from robustly.delta.layers import soft_tokens
+
+        soft_tokens.attach(model, soft_tokens.PromptTable(self._start(model)), self.tokens)
+
+    def _start(self, model: "RobertaPreTrainedModel") -> "Tensor":
+        """tokens x hidden: rows of the embedding, of entries drawn evenly from all but RoBERTa's
+        special tokens (the paper draws from the 5,000 most frequent ones; frequencies are not known
+        here), or noise as large as the model's own start."""
+        import torch
+
+        words = model.roberta.embeddings.word_embeddings.weight
+        if self.start == "vocabulary":
+            return words.detach()[torch.randint(SPECIAL, len(words) - 1, (self.tokens,))].float()
+        return torch.empty(self.tokens, words.shape[1]).normal_(std=model.config.initializer_range)
+
+    def parameter_count(self, config: "RobertaConfig") -> int:
+        return self.tokens * config.hidden_size

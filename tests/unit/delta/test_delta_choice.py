@@ -16,8 +16,8 @@ from robustly.delta.attachment import attach, parameters
 from robustly.delta.auto import choose, situation
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
-from robustly.delta.defaults import Candidate, Situation, candidates, label, rated, stored_count
-from robustly.delta.specs import parse
+from robustly.delta.defaults import Candidate, Situation, candidates, rated
+from robustly.delta.methods import label, parse
 from robustly.delta.stage import make_delta
 from robustly.delta.tasks import TaskData, draw
 from robustly.delta.tuning import Diverged
@@ -115,7 +115,7 @@ def test_counts_are_those_of_what_is_attached(base: Base) -> None:
 
     (method,) = parse([{"name": "lora", "rank": 3, "targets": ["key", "dense"]}])
     model = attach(base.with_head("sequence", 2, seed=1), [method], 1, base.fingerprint)
-    assert parameters(model)["delta"] == stored_count(method, config)
+    assert parameters(model)["delta"] == method.parameter_count(config)
 
 
 def test_what_the_rule_looks_at(base: Base, data: TaskData, make_page: MakePage) -> None:

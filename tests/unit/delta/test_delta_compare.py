@@ -19,9 +19,9 @@ from robustly.delta import compare as delta_compare
 from robustly.delta.base_model import Base
 from robustly.delta.compare import compare, train
 from robustly.delta.config import DeltaExperiment
-from robustly.delta.conformance import EVERY_METHOD, expected_count
+from robustly.delta.conformance import EVERY_METHOD
 from robustly.delta.defaults import COMPARED
-from robustly.delta.specs import parse
+from robustly.delta.methods import parse
 from robustly.delta.workers import Killed, each, run
 from robustly.inspection import describe
 from robustly.inspection.folders import folder_kind
@@ -52,7 +52,7 @@ def test_rows_with_one_that_fails(make_page: MakePage, base: Base, tmp_path: Pat
     manifest = compare(page)
     good, bad = rows_of(tmp_path)
     methods = parse([{"name": "lora", "rank": 4}, {"name": "bitfit"}])
-    count = sum(expected_count(method, base.model.config) for method in methods)
+    count = sum(method.parameter_count(base.model.config) for method in methods)
     assert good["label"] == "lora (rank 4) + bitfit"
     assert good["stored"] == good["trained"] == count
     head = 32 * 32 + 32 + 32 * 3 + 3

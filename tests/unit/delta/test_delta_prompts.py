@@ -21,7 +21,7 @@ from transformers import (
 
 from robustly import UserError
 from robustly.delta.attachment import attach, finish, parameters, stored, trained
-from robustly.delta.methods.soft_tokens import TABLE, PromptedEmbedding, longest
+from robustly.delta.layers.soft_tokens import TABLE, PromptedEmbedding, longest
 
 torch.set_num_threads(1)  # more are slower on networks this small
 HEADS = (

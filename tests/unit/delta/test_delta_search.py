@@ -15,9 +15,9 @@ from robustly.cli import app
 from robustly.delta import search as delta_search
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment, load_delta
-from robustly.delta.defaults import SEARCHED, label
+from robustly.delta.defaults import SEARCHED
+from robustly.delta.methods import label, parse
 from robustly.delta.search import page_text, search
-from robustly.delta.specs import parse
 from robustly.delta.stage import make_delta
 from robustly.inspection import describe
 from robustly.inspection.folders import describe_run, folder_kind

@@ -1,4 +1,5 @@
-"""The contract: every method keeps it, and a method that breaks it is found out."""
+"""The conformance test: every method passes it, and a method that breaks a rule of it is found
+out."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,9 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaPreTrainedModel
 
-from robustly.delta import methods
 from robustly.delta.base_model import Base
-from robustly.delta.conformance import EVERY_METHOD, contract, expected_count
-from robustly.delta.specs import parse
+from robustly.delta.conformance import EVERY_METHOD, check_conformance
+from robustly.delta.methods import BitFit, HeadOnly, parse
 from robustly.pretrain.objective import new_model
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
@@ -38,7 +38,7 @@ def base_config() -> RobertaConfig:
 
 
 def test_every_method_and_combinations_keep_it(base: Base) -> None:
-    kept = list(contract(base, [*EVERY_METHOD, *TOGETHER]))
+    kept = list(check_conformance(base, [*EVERY_METHOD, *TOGETHER]))
     assert [one.methods for one in kept[:3]] == ["lora", "dora", "ia3"] and len(kept) == len(
         EVERY_METHOD
     ) + 4
@@ -52,30 +52,33 @@ def test_every_method_and_combinations_keep_it(base: Base) -> None:
 def test_counts_at_the_size_of_roberta_base() -> None:
     config = base_config()
     for name, count in AT_BASE_SIZE.items():
-        (spec,) = parse([{"name": name}])
-        assert expected_count(spec, config) == count, name
+        (method,) = parse([{"name": name}])
+        assert method.parameter_count(config) == count, name
 
 
-def _trains_the_base(model: RobertaPreTrainedModel, spec: Any) -> None:
+_ATTACH = BitFit.attach
+
+
+def _trains_the_base(method: BitFit, model: RobertaPreTrainedModel) -> None:
     """Its own copy of a bias is not made: the base is written to."""
-    methods.bitfit.attach(model, spec)
+    _ATTACH(method, model)
     bias = model.roberta.encoder.layer[0].output.dense.bias
     model.delta.after_update.append(lambda update, updates: bias.data.add_(1.0))
     bias.requires_grad_(False)
 
 
-def _misses_one(model: RobertaPreTrainedModel, spec: Any) -> None:
-    methods.bitfit.attach(model, spec)
+def _misses_one(method: BitFit, model: RobertaPreTrainedModel) -> None:
+    _ATTACH(method, model)
     model.roberta.embeddings.LayerNorm.bias.requires_grad_(False)
 
 
-def _idle_parameter(model: RobertaPreTrainedModel, spec: Any) -> None:
-    _misses_one(model, spec)
+def _idle_parameter(method: BitFit, model: RobertaPreTrainedModel) -> None:
+    _misses_one(method, model)
     model.roberta.idle = torch.nn.Parameter(torch.zeros(model.config.hidden_size))
 
 
-def _unsaved_state(model: RobertaPreTrainedModel, spec: Any) -> None:
-    methods.bitfit.attach(model, spec)
+def _unsaved_state(method: BitFit, model: RobertaPreTrainedModel) -> None:
+    _ATTACH(method, model)
     buffer = torch.zeros(())
     model.roberta.register_buffer("unsaved", buffer, persistent=False)
     model.delta.after_update.append(lambda update, updates: buffer.add_(1.0))
@@ -99,25 +102,25 @@ def _shifted(output: Any, by: torch.Tensor) -> Any:
 def test_a_method_that_breaks_it_is_found_out(
     base: Base, attach: Callable[..., None], fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(methods.ATTACH, "bitfit", attach)
+    monkeypatch.setattr(BitFit, "attach", attach)
     with pytest.raises(AssertionError, match=fault):
-        list(contract(base, [{"name": "bitfit"}]))
+        list(check_conformance(base, [{"name": "bitfit"}]))
 
 
 def test_a_base_that_is_written_to_is_found_out(
     base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def attach(model: RobertaPreTrainedModel, spec: Any) -> None:
+    def attach(method: HeadOnly, model: RobertaPreTrainedModel) -> None:
         weight = model.roberta.encoder.layer[0].output.dense.weight  # the base's own memory
         model.delta.after_update.append(lambda update, updates: weight.data.add_(0.1))
 
-    monkeypatch.setitem(methods.ATTACH, "head", attach)
+    monkeypatch.setattr(HeadOnly, "attach", attach)
     weight = base.model.roberta.encoder.layer[0].output.dense.weight
     before = weight.clone()
 
     try:
         with pytest.raises(AssertionError, match="training changed the base"):
-            list(contract(base, [{"name": "head"}]))
+            list(check_conformance(base, [{"name": "head"}]))
     finally:
         weight.data.copy_(before)
 
@@ -126,7 +129,7 @@ def test_a_base_that_is_written_to_is_found_out(
 def test_every_method_keeps_it_at_the_size_of_roberta_base(tmp_path: Path) -> None:
     new_model(base_config(), 1).save_pretrained(tmp_path)
     save_vocabulary(lay_out([]), tmp_path)
-    kept = {one.methods: one for one in contract(tmp_path, [*EVERY_METHOD, *TOGETHER])}
+    kept = {one.methods: one for one in check_conformance(tmp_path, [*EVERY_METHOD, *TOGETHER])}
     for name, count in AT_BASE_SIZE.items():
         assert kept[name].trained == count
     assert kept["prefix"].stored == 368_640 and kept["p_tuning"].stored == 15_360

@@ -20,16 +20,11 @@ TABLE = "roberta.embeddings.word_embeddings.prompt.table"
 SHORTEST = 3
 """Positions that are left to a text at least: <s>, a token, </s>."""
 
-INPUTS = (
-    "input_ids",
-    "attention_mask",
-    "token_type_ids",
-    "position_ids",
-    "inputs_embeds",
-)  # as RobertaModel has them
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+"""Arguments of RobertaModel, in its order."""
 
 
-class Table(nn.Module):
+class PromptTable(nn.Module):
     """A prompt that is learned directly. Parameters: tokens x hidden."""
 
     def __init__(self, rows: Tensor):
@@ -78,7 +73,7 @@ class PromptedEmbedding(nn.Embedding):
 
     def finish(self) -> None:
         """Keep what the prompt's network makes, and not the network."""
-        self.prompt = Table(self.rows().detach().clone())
+        self.prompt = PromptTable(self.rows().detach().clone())
 
 
 def attach(model: RobertaPreTrainedModel, prompt: nn.Module, tokens: int) -> PromptedEmbedding:
@@ -90,7 +85,7 @@ def attach(model: RobertaPreTrainedModel, prompt: nn.Module, tokens: int) -> Pro
     embeddings = model.roberta.embeddings
     words = embeddings.word_embeddings
     if isinstance(words, PromptedEmbedding):
-        names = ", ".join(spec.name for spec in model.delta.methods)
+        names = ", ".join(method.name for method in model.delta.methods)
         raise UserError(
             f"methods: {names}: a model has one prompt: give one of prompt, p_tuning and"
             " intrinsic_prompt"

@@ -1,0 +1,1 @@
+"""Torch modules that methods put into the encoder."""

@@ -1,0 +1,46 @@
+"""The layers of an adapter: a bottleneck, and the end of a sublayer that holds one."""
+
+from torch import Tensor, nn
+from transformers.models.roberta.modeling_roberta import RobertaOutput, RobertaSelfOutput
+
+
+class Bottleneck(nn.Module):
+    """scale * up(gelu(down(x))). `up` starts at 0: at first it adds nothing. Parameters: 2 hidden x
+    size + size + hidden."""
+
+    def __init__(self, hidden: int, size: int, scale: float):
+        super().__init__()
+        self.down = nn.Linear(hidden, size)
+        self.up = nn.Linear(size, hidden)
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x`: ... x hidden."""
+        return self.scale * self.up(nn.functional.gelu(self.down(x)))
+
+
+class AdaptedOutput(nn.Module):
+    """The end of attention or of the feed-forward, with an adapter before the sum and its
+    LayerNorm. Its parts are the base's own, under the names that they have there."""
+
+    def __init__(
+        self, output: RobertaSelfOutput | RobertaOutput, adapter: Bottleneck, parallel: bool
+    ):
+        super().__init__()
+        self.dense: nn.Module = output.dense
+        self.dropout: nn.Module = output.dropout
+        self.LayerNorm: nn.Module = output.LayerNorm
+        self.adapter = adapter
+        self.parallel = parallel
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        """`hidden_states`: what attention or the feed-forward has made so far, inputs x tokens x
+        its width; `input_tensor`: what went into it, inputs x tokens x hidden. Returns what the
+        layer hands on, of that shape."""
+        hidden_states = self.dropout(self.dense(hidden_states))
+        adapted = self.adapter(input_tensor if self.parallel else hidden_states)
+        normed: Tensor = self.LayerNorm(hidden_states + adapted + input_tensor)
+        return normed

@@ -1,0 +1,130 @@
+"""Keys and values that enter within attention, before those of the text.
+
+So the text keeps its own positions, heads read what they always read, and layers can be computed
+twice (gradient checkpointing). peft passes them as a cache, which shifts RoBERTa's positions and
+refuses checkpointing; its networks are used here, and its order of numbers, so that it reads what
+is stored."""
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft import PrefixEncoder, PrefixTuningConfig
+from torch import Tensor, nn
+from transformers import RobertaModel, RobertaPreTrainedModel
+from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
+
+from robustly import UserError
+from robustly.delta.layers.soft_tokens import INPUTS
+
+_PASSED = "prefix_of_layers"
+"""Name under which the encoder hands keys and values down to its layers."""
+_CACHE = (
+    "cache"
+    if "cache" in inspect.signature(RobertaSelfAttention.forward).parameters
+    else "past_key_values"
+)
+"""transformers renamed it."""
+
+
+def attach(model: RobertaPreTrainedModel, config: PrefixTuningConfig, network: bool) -> None:
+    """Give every layer of the model a prefix, in place: made by a network, whose output is kept
+    after training, or learned directly. Raises UserError if the model has one."""
+    if hasattr(model.roberta, "prefix"):
+        raise UserError(
+            "methods: prefix, p_tuning_v2: the one is the other without its network: give one of"
+            " them"
+        )
+
+    prefix = KeysAndValues(replace(config, prefix_projection=network)).to(model.device)
+    model.roberta.prefix = prefix
+    model.roberta.register_forward_pre_hook(_pass_down, with_kwargs=True)
+    for layer in model.roberta.encoder.layer:
+        layer.attention.self.register_forward_pre_hook(_receive, with_kwargs=True)
+
+    if network:
+        model.delta.finishers.append(prefix.finish)
+
+
+class KeysAndValues(nn.Module):
+    """A prefix, out of a network of peft's: a table of its numbers, or until training is over what
+    makes them."""
+
+    def __init__(self, config: PrefixTuningConfig):
+        super().__init__()
+        self.config = config
+        self.tokens = config.num_virtual_tokens
+        self.encoder = PrefixEncoder(config)
+
+    def numbers(self) -> Tensor:
+        """As peft stores them: tokens x (layers, keys before values, hidden). Equal to the bit
+        under autocast: scores during training are those of what is stored."""
+        device = self.encoder.embedding.weight.device
+        with torch.autocast(device.type, enabled=False):
+            numbers: Tensor = self.encoder(torch.arange(self.tokens, device=device))
+        return numbers
+
+    def forward(self) -> Tensor:
+        """layers x (keys, values) x heads x tokens x (hidden / heads)."""
+        layers, heads = self.config.num_layers, self.config.num_attention_heads
+        return self.numbers().view(self.tokens, layers, 2, heads, -1).permute(1, 2, 3, 0, 4)
+
+    def finish(self) -> None:
+        """Keep what the network makes, and not the network."""
+        table = PrefixEncoder(replace(self.config, prefix_projection=False))
+        table.embedding.weight = nn.Parameter(self.numbers().detach())
+        self.encoder = table
+
+
+class _Before:
+    """Stands where attention expects the keys and values of earlier tokens. It keeps none."""
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        """Of one layer: heads x tokens x (hidden / heads)."""
+        self.keys, self.values = keys, values
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """`keys`, `values`: inputs x heads x tokens x (hidden / heads). Returns them with the
+        prefix before them."""
+        return _joined(self.keys, keys), _joined(self.values, values)
+
+
+def _pass_down(
+    encoder: RobertaModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Inputs of the encoder with the prefix beside them, to which all tokens attend: the mask is
+    longer than the text.
+
+    Attentions, where asked for, have the prefix's columns first. Raises UserError for a mask of
+    another shape."""
+    inputs = {**dict(zip(INPUTS, args, strict=False)), **kwargs}
+    text = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        mask = torch.ones(text.shape[:2], dtype=torch.long, device=text.device)
+
+    if mask.dim() != 2:
+        raise UserError(
+            f"attention_mask: expected (inputs, tokens) beside a prefix, found {tuple(mask.shape)}"
+        )
+
+    inputs["attention_mask"] = torch.cat(
+        [mask.new_ones(len(mask), encoder.prefix.tokens), mask], dim=1
+    )
+    inputs[_PASSED] = encoder.prefix()
+    return (), inputs
+
+
+def _receive(
+    attention: RobertaSelfAttention, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Inputs of one layer's attention, with its part of the prefix. It comes as an argument and not
+    by a memory of the encoder's, so that a layer that is computed again for its gradients has the
+    same one."""
+    keys, values = kwargs.pop(_PASSED)[attention.layer_idx]
+    return args, {**kwargs, _CACHE: _Before(keys, values)}
+
+
+def _joined(prefix: Tensor, text: Tensor) -> Tensor:
+    return torch.cat([prefix.to(text.dtype).expand(len(text), -1, -1, -1), text], dim=2)

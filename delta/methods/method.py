@@ -1,0 +1,69 @@
+"""What every delta method states: its keys in a config, how it attaches, and what is known of it.
+
+A config is read without torch, so files of methods import torch, peft and layers where they use
+them."""
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from robustly.config import Section
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import RobertaConfig, RobertaPreTrainedModel
+
+Rate = Annotated[float, Field(gt=0)]
+WIDTH = 768
+"""Hidden units of RoBERTa-base, for which default learning rates are stated."""
+HIGHEST_RATE = 0.1
+
+
+class Method(Section):
+    """A delta method. A subclass adds `name: Literal["..."]` and its sizes, each with a default
+    that works."""
+
+    if TYPE_CHECKING:
+        name: str  # each method's own; stored after `lr`, where subclasses declare it
+
+    lr: Rate | None = None
+    """Peak learning rate of its parameters; default: `optim.peak_lr`."""
+
+    default_lr: ClassVar[float] = 1e-3
+    """Peak learning rate on RoBERTa-base; without a source: ours, a place to begin."""
+    why_not_merged: ClassVar[str | None] = None
+    """Why no weight of a RoBERTa can do what it does; None where it can be merged into the base."""
+    peft_note: ClassVar[str] = ""
+    """What to do differently where plain peft loads it, for the card."""
+    conformance_tested: ClassVar[bool] = True
+    """Whether the conformance test covers it by its name alone."""
+
+    def attach(self, model: "RobertaPreTrainedModel") -> None:
+        """Add its modules to a model in place and make their parameters trainable.
+
+        Its start is drawn from torch's global generator. What training and saving must know is
+        noted on `model.delta` (`robustly.delta.attachment.Attachment`). Raises UserError if it does
+        not fit the model."""
+        raise NotImplementedError
+
+    def parameter_count(self, config: "RobertaConfig") -> int:
+        """Parameters that it trains in an encoder of this shape, by the equations of its paper."""
+        raise NotImplementedError
+
+    def scaled_lr(self, width: int) -> float:
+        """`default_lr` for a base of so many hidden units."""
+        return scaled_to_width(self.default_lr, width)
+
+    def peft_config(self, config: "RobertaConfig") -> "PeftConfig | None":
+        """What peft loads its stored form by; None where peft has no such form."""
+        return None
+
+    def recipe_by_content(self) -> dict[str, Any]:
+        """Its recipe, in which files count by what they hold and not by where they lie."""
+        return self.recipe()
+
+
+def scaled_to_width(rate: float, width: int) -> float:
+    """A learning rate for RoBERTa-base, on a base of so many hidden units: a narrow base wants a
+    higher one, by about as much as it is narrower (docs/log.md: 3e-3 for LoRA at 128)."""
+    return min(HIGHEST_RATE, float(f"{rate * WIDTH / width:.2g}"))
