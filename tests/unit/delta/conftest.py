@@ -99,4 +99,4 @@ def make_page(place: Path, tmp_path: Path) -> Callable[..., DeltaExperiment]:
 
 @pytest.fixture(scope="session")
 def data(place: Path) -> TaskData:
-    return read(load_delta(place / "page.yaml").delta.task, place)
+    return read(load_delta(place / "page.yaml").delta.task)

@@ -180,7 +180,7 @@ def test_judging_is_shared(
 ) -> None:
     """A rank of two answers every second example; the other's answers come from it."""
     page = make_page("optim.epochs=0.5")
-    data = read(page.delta.task, place)
+    data = read(page.delta.task)
     predictor = tune(base, page, data, 3).predictor
     answered = []
     logits = Predictor._logits
@@ -212,7 +212,7 @@ def test_dropout_differs_from_update_to_update_and_from_rank_to_rank(
     base: Base, place: Path, make_page: MakePage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = make_page("optim.epochs=0.67")
-    data = read(page.delta.task, place)
+    data = read(page.delta.task)
     gradients, seeds = tuning._gradients, []
     monkeypatch.setattr(
         tuning, "_gradients", lambda *given: seeds.append(torch.initial_seed()) or gradients(*given)
@@ -228,7 +228,7 @@ def test_the_first_rank_alone_writes_states(
 ) -> None:
     monkeypatch.setattr(delta_checkpoint, "EVERY", 0.0)
     page = make_page("optim.epochs=0.2", "optim.batch_size=8")
-    data = read(page.delta.task, place)
+    data = read(page.delta.task)
     tune(base, page, data, 3, checkpoint=tmp_path / "first.pt", ranks=WithAll(0, 1))
     tune(
         base,

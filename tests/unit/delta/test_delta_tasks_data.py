@@ -591,7 +591,8 @@ def test_real_tasks(
         pytest.skip(f"the task is not at {place}")
 
     dev = "dev.jsonl" if sizes[1] else None
-    data = read(task(kind, dev=dev, text=keys[0], text_pair=keys[1], label="label"), place)
+    found = task(kind, dev=dev, text=keys[0], text_pair=keys[1], label="label")
+    data = read(stated(place, found))
     assert (
         len(data.train) + data.left_out,
         len(data.dev) + data.dev_left_out,
