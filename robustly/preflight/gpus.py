@@ -48,26 +48,13 @@ def gpus() -> list[Gpu]:
 def parse_gpus(listing: str) -> list[Gpu]:
     """GPUs of nvidia-smi's lines, such as `NVIDIA A100-SXM4-80GB, 81920, 8.0, 535.104.05`: name,
     MiB, capability, driver. Lines of another form are left out."""
-    found = []
-    for line in listing.splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        if (
-            len(fields) != 4
-            or not fields[1].isdigit()
-            or not (capability := re.fullmatch(r"(\d+)\.(\d+)", fields[2]))
-        ):
-            continue
-
-        found.append(
-            Gpu(
-                fields[0],
-                int(fields[1]) * 2**20,
-                (int(capability[1]), int(capability[2])),
-                fields[3],
-            )
-        )
-
-    return found
+    form = re.compile(r"([^,]+), (\d+), (\d+)\.(\d+), ([^,]+)")
+    lines = (form.fullmatch(line.strip()) for line in listing.splitlines())
+    return [
+        Gpu(line[1], int(line[2]) * 2**20, (int(line[3]), int(line[4])), line[5])
+        for line in lines
+        if line
+    ]
 
 
 def torch_and_gpus(seen: Sequence[Gpu]) -> tuple[list[Finding], int]:
@@ -75,8 +62,8 @@ def torch_and_gpus(seen: Sequence[Gpu]) -> tuple[list[Finding], int]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        remedy = "install it anew: https://pytorch.org"
-        return [Finding("torch", "problem", f"cannot be imported: {error}", remedy)], 0
+        found = f"cannot be imported: {error}"
+        return [Finding("torch", "problem", found, "install it anew: https://pytorch.org")], 0
 
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if usable else ""
@@ -88,13 +75,12 @@ def gpu_findings(
 ) -> list[Finding]:
     """Findings on the GPUs that the driver has `seen`, of which torch can use `usable`."""
     if not seen and not usable:
-        remedy = "CPU is enough for configs/tiny.yaml; larger models need a GPU"
-        return [Finding("gpu", "note", "none", remedy)]
+        do = "CPU is enough for configs/tiny.yaml; larger models need a GPU"
+        return [Finding("gpu", "note", "none", do)]
     if not usable:
         return [_unusable(seen, torch_version, cuda)]
 
     findings = []
-
     for gpu in dict.fromkeys(seen):
         found = (
             f"{list(seen).count(gpu)} x {gpu.name}, {gpu.memory / 1e9:.0f} GB, compute capability"
@@ -103,8 +89,9 @@ def gpu_findings(
         if gpu.bf16:
             findings.append(Finding("gpu", "ok", f"{found}, bf16"))
         else:
-            remedy = "set run.precision=fp16"
-            findings.append(Finding("gpu", "note", f"{found}, no fast bf16", remedy))
+            findings.append(
+                Finding("gpu", "note", f"{found}, no fast bf16", "set run.precision=fp16")
+            )
 
     findings.append(Finding("cuda", "ok", f"CUDA {cuda}, NCCL {nccl}, {usable} usable by torch"))
     return findings

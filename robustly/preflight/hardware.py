@@ -35,15 +35,17 @@ def processor() -> Finding:
     found = ", ".join([f"{number} {'core' if number == 1 else 'cores'}", *fast])
     quota = cpu_quota()
     if quota is not None and quota < number:
-        found += f"; a limit of {quota:g} cores' time"
-        remedy = (
-            "more threads than that wait for each other: set run.ranks and OMP_NUM_THREADS to it"
+        return Finding(
+            "cpu",
+            "note",
+            f"{found}; a limit of {quota:g} cores' time",
+            "more threads than that wait for each other: set run.ranks and OMP_NUM_THREADS to it",
         )
-        return Finding("cpu", "note", found, remedy)
 
     if flags and "avx2" not in flags and platform.machine() in ("x86_64", "AMD64"):
-        remedy = "training will be slow; take another machine"
-        return Finding("cpu", "note", f"{found}, without AVX2", remedy)
+        return Finding(
+            "cpu", "note", f"{found}, without AVX2", "training will be slow; take another machine"
+        )
 
     return Finding("cpu", "ok", found)
 
@@ -61,27 +63,26 @@ def _cpu_flags() -> set[str]:
 
 def memory() -> Finding:
     """RAM for configs/tiny.yaml and for more."""
-    available = available_memory()
     remedy = "end other programs, or take a smaller run.micro_batch and fewer run.ranks"
-    found = f"{_gigabytes(available)} of RAM available"
-    return _enough("memory", available, LITTLE_MEMORY, TOO_LITTLE_MEMORY, found, remedy)
+    bounds = (LITTLE_MEMORY, TOO_LITTLE_MEMORY)
+    return _enough("memory", available_memory(), "of RAM available", bounds, remedy)
 
 
 def disk(folder: Path) -> Finding:
     """Free disk for configs/tiny.yaml and for more."""
-    free = shutil.disk_usage(folder).free
-    remedy = "make room, or set paths.root to a larger disk"
-    found = f"{_gigabytes(free)} free in {folder}"
-    return _enough("disk", free, LITTLE_DISK, TOO_LITTLE_DISK, found, remedy)
+    remedy, bounds = "make room, or set paths.root to a larger disk", (LITTLE_DISK, TOO_LITTLE_DISK)
+    return _enough("disk", shutil.disk_usage(folder).free, f"free in {folder}", bounds, remedy)
 
 
 def _enough(
-    what: str, have: float, little: float, too_little: float, found: str, remedy: str
+    what: str, have: float, of_what: str, bounds: tuple[float, float], remedy: str
 ) -> Finding:
-    if have < too_little:
-        needed = f"{remedy}; at least {_gigabytes(too_little)} are needed"
-        return Finding(what, "problem", found, needed)
-    if have < little:
+    """`bounds`: bytes below which it is little, and too little."""
+    found = f"{_gigabytes(have)} {of_what}"
+    if have < bounds[1]:
+        needed = f"at least {_gigabytes(bounds[1])} are needed"
+        return Finding(what, "problem", found, f"{remedy}; {needed}")
+    if have < bounds[0]:
         return Finding(what, "note", f"{found}: little for more than configs/tiny.yaml", remedy)
     return Finding(what, "ok", found)
 
@@ -91,31 +92,31 @@ def shared_memory() -> Finding:
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free
     except OSError:
-        remedy = "several GPUs may need it; Docker: --ipc=host"
-        return Finding("/dev/shm", "note", "not there", remedy)
+        return Finding(
+            "/dev/shm", "note", "not there", "several GPUs may need it; Docker: --ipc=host"
+        )
 
-    found = f"{_gigabytes(free)} free"
-    if free < LITTLE_SHARED_MEMORY:
-        remedy = "several GPUs may need more; Docker: --shm-size=8g or --ipc=host"
-        return Finding("/dev/shm", "note", found, remedy)
-
-    return Finding("/dev/shm", "ok", found)
+    little = free < LITTLE_SHARED_MEMORY
+    remedy = "several GPUs may need more; Docker: --shm-size=8g or --ipc=host" if little else ""
+    return Finding("/dev/shm", "note" if little else "ok", f"{_gigabytes(free)} free", remedy)
 
 
 def working_directory(folder: Path) -> Finding:
     """Whether files below a folder can be written and locked, as runs in it are."""
-    name = "working directory"
     try:
         with (
             tempfile.TemporaryDirectory(prefix=".robustly-doctor-", dir=folder) as place,
             lock(Path(place), patience=0),
         ):
-            return Finding(name, "ok", f"{folder}, can be written and locked")
+            return Finding("working directory", "ok", f"{folder}, can be written and locked")
     except (OSError, UserError) as fault:
         reason = getattr(fault, "strerror", None) or str(fault)
-        remedy = "change to a folder of yours, or set paths.root to one"
-        found = f"{folder}: cannot be written or locked: {reason}"
-        return Finding(name, "problem", found, remedy)
+        return Finding(
+            "working directory",
+            "problem",
+            f"{folder}: cannot be written or locked: {reason}",
+            "change to a folder of yours, or set paths.root to one",
+        )
 
 
 def open_files() -> Finding:
@@ -123,8 +124,12 @@ def open_files() -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < FEW_FILES:
         raised = "4096" if hard < 0 or hard >= 4096 else str(hard)
-        remedy = f"a large corpus opens more: run `ulimit -n {raised}`"
-        return Finding("open files", "note", f"at most {soft}", remedy)
+        return Finding(
+            "open files",
+            "note",
+            f"at most {soft}",
+            f"a large corpus opens more: run `ulimit -n {raised}`",
+        )
 
     return Finding("open files", "ok", "no limit" if soft < 0 else f"at most {soft:,}")
 

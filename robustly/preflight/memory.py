@@ -121,7 +121,7 @@ def rank_memory(
 ) -> RankMemory:
     """Bytes of a rank at its peak, as the engine has DeepSpeed 0.19.8 hold them.
 
-    Bytes of a parameter, R ranks (measured; tests/unit/preflight/test_preflight_memory.py):
+    Bytes of a parameter, R ranks (measured; tests/unit/preflight/test_preflight_estimates.py):
 
         stage 0 fp32   weights 4, moments 8,               gradients 4,
                        flat copy of them 4 (one rank: none)
@@ -140,12 +140,6 @@ def rank_memory(
     count = parameters(model, vocab_size)
     size, share = DTYPE_BYTES[run.precision], math.ceil(count / ranks)
     stage, plain, on_gpu = run.zero_stage_for(ranks), run.precision == "fp32", device == "cuda"
-    if stage == 0:
-        gradients = 4 * count
-    elif plain:
-        gradients = 4 * count + (4 * share if stage >= 2 else 0)
-    else:
-        gradients = 2 * count + (4 * share if stage >= 2 else 4 * count)
 
     # the tied matrix gets a gradient as output and another as input, and they are added
     tied = 3 * size * vocab_size * model.hidden
@@ -168,7 +162,7 @@ def rank_memory(
     return RankMemory(
         weights=size * count,
         optimizer=12 * share if stage else 8 * count,
-        gradients=gradients,
+        gradients=_gradients(count, share, stage, plain),
         bucket=bucket,
         activations=round(activations * (FRAGMENTATION if on_gpu else 1)),
         logits=logits_bytes(
@@ -177,6 +171,15 @@ def rank_memory(
         update=max(tied, flat_copy),
         overhead=OVERHEAD[device],
     )
+
+
+def _gradients(count: int, share: int, stage: int, plain: bool) -> int:
+    """Bytes of the gradients as they add up; `share`: parameters of a rank's part, `plain`: fp32."""
+    if stage == 0:
+        return 4 * count
+    if plain:
+        return 4 * count + (4 * share if stage >= 2 else 0)
+    return 2 * count + 4 * (share if stage >= 2 else count)
 
 
 def _bucket(run: RunConfig, stage: int, count: int, on_gpu: bool) -> tuple[int, int]:

@@ -25,14 +25,22 @@ def python() -> Finding:
     try:
         wanted = metadata.metadata(PROJECT)["Requires-Python"]
     except metadata.PackageNotFoundError:
-        remedy = "run `pip install -e .` in the checkout"
-        return Finding("python", "problem", f"{version}; {PROJECT} is not installed", remedy)
+        return Finding(
+            "python",
+            "problem",
+            f"{version}; {PROJECT} is not installed",
+            "run `pip install -e .` in the checkout",
+        )
 
     if version in SpecifierSet(wanted):
         return Finding("python", "ok", f"{version} ({sys.executable})")
 
-    remedy = "make a virtual environment with such a Python"
-    return Finding("python", "problem", f"{version}, expected {wanted}", remedy)
+    return Finding(
+        "python",
+        "problem",
+        f"{version}, expected {wanted}",
+        "make a virtual environment with such a Python",
+    )
 
 
 def libraries() -> list[Finding]:
@@ -49,12 +57,10 @@ def libraries() -> list[Finding]:
         for requirement in wanted
         if "extra" not in str(requirement.marker)
     ]
-    own_line = [finding for finding in findings if finding.what in WATCHED]
     others = [finding for finding in findings if finding.what not in WATCHED]
     faulty = [finding for finding in others if finding.status != "ok"]
-
     well = Finding("other libraries", "ok", f"{len(others)}, all in their ranges")
-    return own_line + (faulty or [well])
+    return [finding for finding in findings if finding.what in WATCHED] + (faulty or [well])
 
 
 def library(name: str, specifier: str) -> Finding:
@@ -87,8 +93,9 @@ def launchers() -> Finding:
         return Finding("launchers", "ok", found)
 
     missing = ", ".join(f"{name} ({program})" for name, program in lacking.items())
-    remedy = f"only for several machines: {missing} cannot be found"
-    return Finding("launchers", "note", found, remedy)
+    return Finding(
+        "launchers", "note", found, f"only for several machines: {missing} cannot be found"
+    )
 
 
 def which(program: str) -> str | None:
