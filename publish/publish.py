@@ -59,14 +59,8 @@ def publish(
 
     Raises UserError if an input is unfinished, if there is no such checkpoint, or if `folder` holds
     another model."""
-    train = manifest.require(train_folder, "train")
-    data = manifest.require(data_folder, "data")
-    vocabulary = manifest.require(tokenizer_folder, "tokenizer")
-    if (train.inputs["data"], train.inputs["tokenizer"]) != (data.hash, vocabulary.hash):
-        raise UserError(
-            f"{train_folder}: was trained on other data than {data_folder} or another tokenizer"
-        )
-
+    made = _finished_stages(tokenizer_folder, data_folder, train_folder)
+    train = made.train
     best = config.checkpoint == "best"
     update = best_update(train_folder, train) if best else train.counts["updates"]
     weights = folder_of(Path("checkpoints"), update) / WEIGHTS
@@ -99,8 +93,8 @@ def publish(
         proof = prove(folder, model, tokenizer, data_folder, train.recipe["data"], texts)
         examples = [{**blank._asdict(), "guesses": proof.filled[blank.text]} for blank in blanks]
         fit = held_out_fit(data_folder, tokenizer)
-        made = StageManifests(vocabulary, data, train)
-        card = model_card(config, name, section, made, losses, examples, fit)
+        stages = made._replace(train=train)
+        card = model_card(config, name, section, stages, losses, examples, fit)
         write_atomic(folder / "README.md", card)
 
         outputs = _outputs(folder)
@@ -114,6 +108,21 @@ def publish(
             "tokenizer": fit,
         }
         return stage.finish(outputs, counts)
+
+
+def _finished_stages(
+    tokenizer_folder: Path, data_folder: Path, train_folder: Path
+) -> StageManifests:
+    """Raises UserError if one is not finished, or the run was not trained on the other two."""
+    train = manifest.require(train_folder, "train")
+    data = manifest.require(data_folder, "data")
+    tokenizer = manifest.require(tokenizer_folder, "tokenizer")
+    if (train.inputs["data"], train.inputs["tokenizer"]) != (data.hash, tokenizer.hash):
+        raise UserError(
+            f"{train_folder}: was trained on other data than {data_folder} or another tokenizer"
+        )
+
+    return StageManifests(tokenizer, data, train)
 
 
 def _save(

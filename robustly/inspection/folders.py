@@ -100,8 +100,11 @@ def unfinished(folder: Path, stage: str) -> Description:
     )
 
 
-def provenance(finished: Manifest) -> dict[str, Any]:
-    """Where a finished folder comes from, in figures."""
+def provenance(finished: Manifest | None) -> dict[str, Any]:
+    """Where a finished folder comes from, in figures; none of another folder."""
+    if finished is None:
+        return {}
+
     commit = f", commit {finished.commit[:12]}" if finished.commit else ""
     return {
         "recipe": finished.hash[:16],

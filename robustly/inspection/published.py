@@ -61,7 +61,7 @@ def describe(folder: Path, finished: Manifest | None) -> Description:
             **{name: settings[key] for key, name in _SETTINGS.items() if key in settings},
             **{key: value for key, value in counts.items() if not isinstance(value, list | dict)},
             "bytes_on_disk": disk_bytes(folder),
-            **(provenance(finished) if finished else {}),
+            **provenance(finished),
         },
         [*listings, Listing("files", sizes)],
         notes,

@@ -133,7 +133,7 @@ def describe_on(folder: Path, texts: NamedTexts | None) -> Description:
             **figures,
             "fingerprint": tokenizer.fingerprint[:16],
             "bytes_on_disk": disk_bytes(folder),
-            **(provenance(finished) if finished else {}),
+            **provenance(finished),
         },
         listings,
         [note],

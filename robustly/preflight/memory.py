@@ -174,7 +174,7 @@ def rank_memory(
 
 
 def _gradients(count: int, share: int, stage: int, plain: bool) -> int:
-    """Bytes of the gradients as they add up; `share`: parameters of a rank's part, `plain`: fp32."""
+    """Bytes of the gradients as they add up; `share`: parameters of one rank."""
     if stage == 0:
         return 4 * count
     if plain:
