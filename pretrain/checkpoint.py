@@ -1,13 +1,13 @@
-"""Checkpoints that are complete or absent, and that load on any number of ranks and ZeRO stage.
+"""Save and load training checkpoints: complete or absent, for any number of ranks and ZeRO stage.
 
 A checkpoint is a folder `checkpoints/update-00001000/`:
 
-    weights.safetensors     fp32, by parameter name moments.safetensors     fp32, `exp_avg.NAME` and
-    `exp_avg_sq.NAME` state.json              counters, recipe hash, and size and sha256 of the two
-    files: the mark of completion
+    weights.safetensors   fp32, by parameter name
+    moments.safetensors   fp32, `exp_avg.NAME` and `exp_avg_sq.NAME`
+    state.json            counters, recipe hash, size and sha256 of both files; written last
 
-It is written in a hidden folder beside, flushed to disk and renamed, so that a kill or a full disk
-at any moment leaves the older ones as they were. At most 4.3 GB for RoBERTa-large.
+It is written into a hidden folder beside, flushed to disk and renamed, so that a kill or a full
+disk at any moment leaves the older ones as they were. At most 4.3 GB for RoBERTa-large.
 `checkpoints/best.json` names the one of the lowest held-out loss, which stays when older ones go.
 """
 
@@ -49,8 +49,7 @@ class Progress:
     seconds: float = 0.0
     """Time spent in training so far."""
     interval: dict[str, float] = field(default_factory=dict)
-    """Sums of the logging interval that is under way, so that its line is the same after a
-    resume."""
+    """`reporting.IntervalSums` so far, so that the interval's line is the same after a resume."""
     validation_loss: float | None = None
     """Held-out loss in nats per masked token; None where this update was not evaluated."""
 
@@ -118,29 +117,9 @@ def save(
         return
 
     final = folder_of(folder, progress.update)
-    beside = folder / f".{final.name}.tmp"
-
     try:
-        for left_over in folder.glob(".update-*.tmp"):
-            shutil.rmtree(left_over)
-
-        beside.mkdir(parents=True)
-        for name, values in ((WEIGHTS, weights), (MOMENTS, moments)):
-            save_file(values, beside / name, metadata={"format": "pt"})
-            flush(beside / name)
-
-        files = {
-            name: {"bytes": (beside / name).stat().st_size, "sha256": sha256(beside / name)}
-            for name in (WEIGHTS, MOMENTS)
-        }
-        write_json(beside / STATE, {**asdict(progress), "files": files})
-        if final.exists():  # of an earlier try, found damaged
-            shutil.rmtree(final)
-
-        beside.rename(final)
-        flush(folder)
+        _write(final, progress, weights, moments)
     except Exception as error:
-        shutil.rmtree(beside, ignore_errors=True)
         if not disk_full(error):
             raise
 
@@ -150,8 +129,7 @@ def save(
             " the same command again."
         ) from None
 
-    # Newer ones were found damaged when this run began; they must not count among those that are
-    # kept.
+    # Newer ones were found damaged when this run began; they must not count as kept.
     for path in _folders(folder):
         if path.name > final.name:
             shutil.rmtree(path)
@@ -160,6 +138,34 @@ def save(
     for path in _folders(folder)[:-keep]:
         if best is None or update_of(path) != best.update:
             shutil.rmtree(path)
+
+
+def _write(
+    final: Path, progress: Progress, weights: dict[str, Tensor], moments: dict[str, Tensor]
+) -> None:
+    """Write a whole checkpoint into a hidden folder beside, then rename that."""
+    folder, beside = final.parent, final.parent / f".{final.name}.tmp"
+    try:
+        for left_over in folder.glob(".update-*.tmp"):
+            shutil.rmtree(left_over)
+
+        beside.mkdir(parents=True)
+        files = {}
+        for name, tensors in ((WEIGHTS, weights), (MOMENTS, moments)):
+            path = beside / name
+            save_file(tensors, path, metadata={"format": "pt"})
+            flush(path)
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+        write_json(beside / STATE, {**asdict(progress), "files": files})
+        if final.exists():  # of an earlier try, found damaged
+            shutil.rmtree(final)
+
+        beside.rename(final)
+        flush(folder)
+    except Exception:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
 
 
 class BestCheckpoint(NamedTuple):
@@ -171,11 +177,11 @@ class BestCheckpoint(NamedTuple):
 
 
 def mark_best(folder: Path) -> BestCheckpoint | None:
-    """Name in `best.json` the checkpoint below `folder` whose held-out loss is the lowest, the
-    earliest of equals.
+    """Find the checkpoint below `folder` with the lowest held-out loss, the earliest of equals, and
+    name it in `best.json`.
 
-    None where none was evaluated. It follows from the states alone, so a kill before it is written
-    is mended by the next call. A state that cannot be read is passed over; other damage is for
+    None where none was evaluated. It follows from the states alone, so the next call makes up for a
+    kill before the file is written. A state that cannot be read is passed over; other damage is for
     `read` to find."""
     evaluated = []
     for path in _folders(folder):

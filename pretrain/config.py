@@ -1,4 +1,4 @@
-"""Schema of the page's `model`, `masking`, `optim`, `schedule` and `run` sections."""
+"""Pretraining's config sections: `model`, `distillation`, `masking`, `optim`, `schedule`, `run`."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -44,9 +44,8 @@ class ModelConfig(Section):
     init_std: Annotated[float, Field(gt=0)]
     """Standard deviation of the normal distribution that weights start from; biases start at 0."""
     init_from: _PretrainedModel | None = None
-    """The checkpoint that weights start from instead: a Hugging Face folder of a RoBERTa, a
-    finished run of ours, or fairseq's files. Relative paths are looked up beside the page, then in
-    the working directory."""
+    """The model whose weights these start from instead: a Hugging Face folder of a RoBERTa, a
+    finished run of ours, or fairseq's files."""
 
     def recipe(self) -> dict[str, Any]:
         """As every section's, but for the path of a checkpoint: what lies there is an input of the
@@ -67,7 +66,7 @@ class DistillationConfig(Section):
     The defaults are DistilBERT's (Sanh et al. 2019, section 3)."""
 
     teacher: _PretrainedModel
-    """The teacher, of the kinds of `model.init_from`. Its vocabulary must be the page's."""
+    """The teacher, of the kinds of `model.init_from`. Its vocabulary must be the config's."""
     temperature: PositiveFloat = 2.0
     """What the scores of both are divided by before they become the probabilities that `soft`
     compares."""
@@ -81,7 +80,8 @@ class DistillationConfig(Section):
     tokens."""
 
     def recipe(self) -> dict[str, Any]:
-        """All weights, and no path: the teacher is an input of the stage."""
+        """As every section's, but with all defaults and without the teacher's path: what lies there
+        is an input of the stage."""
         return self.model_dump(mode="json", exclude={"teacher"})
 
     @model_validator(mode="after")
@@ -127,8 +127,8 @@ class OptimConfig(Section):
     """AdamW with decoupled weight decay."""
 
     batch_size: Positive
-    """Blocks per update, over all ranks and micro-batches (full blocks' worth, where a format
-    leaves some short)."""
+    """The global batch: blocks per update, over all ranks and micro-batches (full blocks' worth,
+    where a format leaves some short)."""
     peak_lr: Annotated[float, Field(gt=0)]
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
     eps: Annotated[float, Field(gt=0)]
@@ -140,27 +140,29 @@ class OptimConfig(Section):
 
 
 class BatchWarmupConfig(Section):
-    """Smaller updates at the beginning."""
+    """Smaller global batches at the beginning."""
 
     start: Positive
     """Blocks of the first update, counted as `optim.batch_size` is."""
     updates: Positive
-    """Updates over which they rise linearly; the first one after these has `optim.batch_size`."""
+    """Updates over which the batch grows linearly; the first one after these has
+    `optim.batch_size`."""
 
 
 class ScheduleConfig(Section):
-    """The learning rate and the size of updates, counted in updates."""
+    """The learning rate and the batch size over the updates. An update is an optimizer step."""
 
     updates: Positive
+    """How many there are."""
     warmup: Annotated[int, Field(ge=0)]
     """Updates over which the rate rises linearly to its peak."""
     decay: Literal["linear", "cosine", "constant", "wsd"]
-    """How it goes from the peak to 0 at the last update (constant: not at all; wsd: over the last
-    `decay_updates`)."""
+    """How the rate falls from its peak to 0 at the last update (constant: not at all; wsd: over the
+    last `decay_updates`)."""
     decay_updates: Annotated[int, Field(ge=0)] = 0
     """Updates of the decay at the end, for wsd; 10 to 20% of all are usual."""
     batch_warmup: BatchWarmupConfig | None = None
-    """Smaller updates at the beginning; default: all have `optim.batch_size`."""
+    """Smaller global batches at the beginning; default: all have `optim.batch_size`."""
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
@@ -187,8 +189,8 @@ class ScheduleConfig(Section):
         return self
 
 
-# Keys of DeepSpeed's JSON that would change the result behind the recipe's back, and where the page
-# says it.
+# DeepSpeed's keys that would change the result behind the recipe's back, and the config's keys that
+# state them.
 STATED_BY_THE_CONFIG = {
     "train_batch_size": "optim.batch_size",
     "train_micro_batch_size_per_gpu": "run.micro_batch",
@@ -217,14 +219,15 @@ class WandbConfig(Section):
 
 
 class RunConfig(Section):
-    """What must not change the result beyond rounding: hardware, speed, intervals. Everything has a
+    """Hardware, speed and intervals: what changes the result by rounding only. Every key has a
     default."""
 
     ranks: Positive = 1
     """Processes that train together on this machine, one per GPU; launchers set it for several
     machines."""
     micro_batch: Positive = 8
-    """Blocks that a rank passes through the model at a time."""
+    """Blocks that a rank passes through the model at a time; gradient accumulation makes up the
+    rest of the global batch, `optim.batch_size`."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 and fp16 keep weights, gradients' sums and moments in fp32 beside them; they need
     zero_stage 1 or more. fp16 is for GPUs without bf16; an update whose gradient overflows is
@@ -232,7 +235,7 @@ class RunConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 gradients too, 3
     weights too. One rank alone has nothing to share and trains as in stage 0, unless the precision
-    needs it or `deepspeed` says more of ZeRO. """
+    needs it or `deepspeed` says more of ZeRO."""
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "varlen"] = "sdpa"
     """Who computes attention, by transformers' names: torch's fused kernels, plain matrix products,
     or the package flash-attn, which needs a GPU and bf16 and does no work on padding. varlen:
@@ -250,7 +253,7 @@ class RunConfig(Section):
     """Memory for counting words, in GiB, over all workers of this machine, Python included;
     counting spills to disk beyond it. Default: half a GiB of counts for each worker."""
     executor: ExecutorName = "local"
-    """Where the tokenizer and data stages work on the parts of the corpus: workers on this machine,
+    """What runs the tokenizer and data stages on the parts of the corpus: workers on this machine,
     tasks of a Slurm job, or tasks in the Ray cluster that RAY_ADDRESS names (without one: workers
     on this machine)."""
     slurm: SlurmConfig = SlurmConfig()
@@ -259,23 +262,23 @@ class RunConfig(Section):
     evaluate_every: Positive = 1000
     checkpoint_every: Positive = 1000
     keep_checkpoints: Positive = 2
-    """Newest checkpoints that are kept, beside the one of the lowest held-out loss; older ones go
-    when a newer one is complete."""
+    """How many of the newest checkpoints are kept, beside the one of the lowest held-out loss;
+    older ones go when a newer one is complete."""
     evaluate_blocks: Positive | None = None
     """Validation blocks per evaluation; default: all."""
     peak_tflops: PositiveFloat | None = None
-    """Peak of one rank's device in this precision, 10^12 operations per second, for the utilisation
-    in metrics.jsonl; default: that of the GPU, where it is known."""
+    """Peak of one rank's device in this precision, 10^12 operations per second, for `mfu` in
+    metrics.jsonl; default: that of the GPU, where it is known."""
     wandb: WandbConfig | None = None
-    """Weights & Biases gets the figures too: a project, or a mapping of project and entity. Needs
-    the extra `wandb`."""
+    """Send the figures to Weights & Biases, too: a project, or a mapping of project and entity.
+    Needs the extra `wandb`."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Extra keys for DeepSpeed's JSON, laid over ours; those that the page states itself are
+    """Extra keys for DeepSpeed's JSON, laid over ours; those that the config states itself are
     refused."""
 
     def zero_stage_for(self, ranks: int) -> int:
-        """The ZeRO stage that `ranks` ranks use: in fp32 its flat copies would gain one rank
-        nothing, in 16 bits it keeps the fp32 weights."""
+        """The ZeRO stage that `ranks` ranks use. One rank in fp32 gains nothing from ZeRO's flat
+        copies; in 16 bits it keeps the fp32 weights."""
         alone = (
             ranks == 1 and self.precision == "fp32" and "zero_optimization" not in self.deepspeed
         )

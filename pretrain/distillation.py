@@ -1,9 +1,9 @@
-"""A smaller model, the student, that learns from a trained one, the teacher (Sanh et al. 2019,
-DistilBERT).
+"""Knowledge distillation: a small model, the student, learns from a trained one, the teacher (Sanh
+et al. 2019, DistilBERT).
 
 The student has the teacher's width and vocabulary and fewer layers. It starts from the teacher's
-embeddings, head and some of its layers, and learns its probabilities of masked tokens and its
-hidden states beside the tokens themselves."""
+embeddings, head and some of its layers. It learns the masked tokens, the probabilities that the
+teacher gives them, and the teacher's hidden states."""
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from robustly.tokenizer.tokenizer import Tokenizer
 
 
 def layers_to_start_from(student: int, teacher: int) -> list[int]:
-    """Which of a teacher's layers, from 0, a student's start from: evenly spaced, from the first
-    on.
+    """Which of the teacher's layers, counted from 0, the student's start from: evenly spaced, from
+    the first on.
 
     Every second one (0, 2, 4, ...) for a student of half as many, as in the paper's section 3.
     """
@@ -71,8 +71,10 @@ def start_from_teacher(student: RobertaForMaskedLM, teacher: RobertaForMaskedLM)
 
 
 class Distillation(MaskedLanguageModel):
-    """A student's objective: masked language modeling, and what the teacher makes of the same
-    inputs."""
+    """A student's objective: masked language modeling, and likeness to the teacher on the same
+    inputs.
+
+    Shapes: N blocks of L positions, hidden size H, M masked tokens, vocabulary of V."""
 
     def __init__(
         self, model: RobertaForMaskedLM, teacher: MaskedLanguageModel, settings: DistillationConfig
@@ -80,12 +82,11 @@ class Distillation(MaskedLanguageModel):
         """`teacher`: frozen, in evaluation mode, on the device, in the precision and with the
         attention of the run."""
         super().__init__(model)
-        self._teacher = (
-            teacher,
-        )  # no submodule: it is neither trained nor saved, and stays in evaluation mode
+        # in a tuple it is no submodule: neither trained nor saved, and always in evaluation mode
+        self._teacher = (teacher,)
         self.settings = settings
 
-    def parts(self) -> list[LossTerm]:
+    def loss_terms(self) -> list[LossTerm]:
         return [
             LossTerm("loss_sum", "masked_tokens", self.settings.mlm),
             LossTerm("soft_loss_sum", "masked_tokens", self.settings.soft),
@@ -103,15 +104,15 @@ class Distillation(MaskedLanguageModel):
         """Sums, (3,) fp32: cross-entropy in nats and `soft_loss` over M masked tokens,
         `cosine_loss` over all tokens.
 
-        Arguments as the base's. A lone <s>, by which a rank without blocks takes part, counts for
-        nothing. Holds (M x vocabulary) scores of both models."""
+        The arguments are a `batches.MicroBatch`'s. A lone <s>, with which a rank without blocks
+        takes part, counts for nothing. Holds the scores of both models, (M, V) each."""
         assert follows is None
-        hidden = self.encode(inputs, attention)
+        hidden = self.encode(inputs, attention)  # (N, L, H)
         scores = self.model.lm_head(hidden.flatten(0, 1)[positions]).float()
         (teacher,) = self._teacher
         with torch.no_grad():
-            guiding = teacher.encode(inputs, attention)
-            guiding_scores = teacher.model.lm_head(guiding.flatten(0, 1)[positions]).float()
+            their_hidden = teacher.encode(inputs, attention)
+            their_scores = teacher.model.lm_head(their_hidden.flatten(0, 1)[positions]).float()
 
         counted = torch.ones_like(inputs) if attention is None else attention
         if inputs.numel() == 1:
@@ -120,16 +121,16 @@ class Distillation(MaskedLanguageModel):
         return torch.stack(
             [
                 functional.cross_entropy(scores, labels, reduction="sum"),
-                soft_loss(scores, guiding_scores, self.settings.temperature),
-                cosine_loss(hidden, guiding, counted),
+                soft_loss(scores, their_scores, self.settings.temperature),
+                cosine_loss(hidden, their_hidden, counted),
             ]
         )
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """The sum over rows of KL(teacher || student) in nats, of the probabilities at a temperature,
-    times its square: that keeps the size of the gradient (Hinton et al. 2015, section 2).
-    `student`, `teacher`: (M, V) scores."""
+    """The sum over M tokens of KL(teacher || student) in nats, of the probabilities at a
+    temperature, times its square, which keeps the size of the gradient (Hinton et al. 2015, section
+    2). `student`, `teacher`: (M, V) scores."""
     ours, theirs = (
         functional.log_softmax(scores / temperature, -1) for scores in (student, teacher)
     )
@@ -137,7 +138,7 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def cosine_loss(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:
-    """The sum of 1 - cosine of hidden states, (N, L, H) of each, over the tokens where `counted`,
-    (N, L), is 1."""
+    """The sum of 1 - cosine of two models' hidden states, (N, L, H), over the tokens where
+    `counted`, (N, L), is 1."""
     likeness = functional.cosine_similarity(student.float(), teacher.float(), dim=-1)
     return ((1 - likeness) * counted).sum()

@@ -1,11 +1,11 @@
-"""DeepSpeed, and only here: distributed start, ZeRO, gradients of a global sum, full tensors for
-checkpoints.
+"""DeepSpeed, imported here alone: process group, ZeRO, gradient accumulation, optimizer step, full
+tensors for checkpoints.
 
 What DeepSpeed 0.19.8 does by itself and what this module undoes or settles:
 
-* `backward` divides the loss by the accumulation steps and gradients are averaged over the ranks.
-  We want the plain sum of the parts of an update's loss, so each is multiplied by steps x ranks
-  first.
+* `backward` divides the loss by the gradient accumulation steps, and gradients are averaged over
+  the ranks. We want the plain sum of the parts of an update's loss, so each is multiplied by steps
+  x ranks first.
 * Gradient clipping is 1.0 unless set; gradients accumulate in the model's dtype (bf16) unless set.
 * On CPU it compiles a shared-memory op that training never uses and that leaves 66 MB per rank
   behind in /dev/shm; we switch it off.
@@ -38,9 +38,8 @@ from robustly.pretrain.allocator import keep_freed_memory
 from robustly.pretrain.config import OptimConfig, RunConfig
 from robustly.pretrain.optimizer import adamw
 
-os.environ.setdefault(
-    "DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu"
-)  # else it warns on CPU
+# else it warns on CPU
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import deepspeed
@@ -56,7 +55,7 @@ with warnings.catch_warnings():
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's first and second moment
 LOSS_SCALE_POWER = 16
-"""fp16 begins with the loss times 2 to this power, as apex does (fairseq: 7); it finds the right
+"""fp16 begins with a loss scale of 2 to this power, as apex does (fairseq: 7), and finds the right
 one by itself."""
 NORM_TOLERANCE = 1e-6
 """Relative, between ranks: unlike devices may add the same gradient up in another order."""
@@ -69,9 +68,8 @@ def start_ranks(local_rank: int) -> torch.device:
     Returns the device of this rank. Raises UserError if this machine has GPUs, but too few.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module="torch.distributed"
-    )  # DeepSpeed's calls
+    # of what DeepSpeed calls
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
@@ -131,9 +129,8 @@ def deepspeed_config(
             "enabled": run.precision == "fp16",
             "initial_scale_power": LOSS_SCALE_POWER,
             "loss_scale_window": 1000,
-            "hysteresis": (
-                1
-            ),  # the update is tried again at once: at the same scale it would overflow again
+            # the update is tried again at once, and would overflow again at the same scale
+            "hysteresis": 1,
         },
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
@@ -151,7 +148,8 @@ def deepspeed_config(
 class Engine:
     """A model on this rank's device, trained together with the other ranks.
 
-    An update is `accumulation` calls of `backward` on every rank, then one of `step`.
+    An update is `accumulation` calls of `backward` on every rank (gradient accumulation), then one
+    of `step`.
     """
 
     def __init__(
@@ -178,9 +176,8 @@ class Engine:
         weights = {name: p.detach().float().clone() for name, p in model.named_parameters()}
         adam = adamw(model, optim)
 
-        with contextlib.redirect_stdout(
-            io.StringIO()
-        ):  # it prints its memory use, without a switch
+        # it prints its memory use, without a switch
+        with contextlib.redirect_stdout(io.StringIO()):
             try:
                 self._deepspeed, *_ = deepspeed.initialize(
                     model=model, optimizer=adam, config=self.config
@@ -213,17 +210,17 @@ class Engine:
 
     @property
     def loss_scale(self) -> float:
-        """What DeepSpeed multiplies losses by, so that small gradients are not lost in fp16;
-        otherwise 1."""
-        return (
-            float(self._deepspeed.optimizer.loss_scale) if self._deepspeed.fp16_enabled() else 1.0
-        )
+        """What DeepSpeed multiplies losses by in fp16, so that small gradients are not lost; 1 in
+        other precisions."""
+        if not self._deepspeed.fp16_enabled():
+            return 1.0
+        return float(self._deepspeed.optimizer.loss_scale)
 
     def step(self, lr: float) -> float | None:
-        """Update the weights at rate `lr`; returns the norm of the whole gradient before clipping.
+        """The optimizer step, at rate `lr`; returns the norm of the whole gradient before clipping.
 
-        It is not finite on all ranks if it is so on one. None, in fp16: the gradient overflowed,
-        and only the loss scale has changed; compute the same update again. Raises UserError if the
+        Not finite on any rank if it is not so on one. None, in fp16: the gradient overflowed, and
+        only the loss scale has changed; compute the same update again. Raises UserError if the
         ranks found different norms."""
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
@@ -283,7 +280,7 @@ class Engine:
         )
 
     def _prepare_moments(self) -> None:
-        """Give Adam its zero moments now: DeepSpeed would make and link them in the first step
+        """Make Adam's moments, zeros, now: DeepSpeed would make and link them in the first step
         only."""
         for flat in self._adams_tensors():
             self._adam.state[flat] = {
@@ -295,7 +292,8 @@ class Engine:
             self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _adams_tensors(self) -> Iterator[Tensor]:
-        """What Adam updates: a rank's flat fp32 shares under ZeRO, the parameters without."""
+        """What Adam updates: a rank's part of the flat fp32 weights under ZeRO, the parameters
+        without."""
         if self._partitioned:  # they are in Adam's groups only during a step
             yield from self._deepspeed.optimizer.fp32_partitioned_groups_flat
             return
@@ -324,7 +322,7 @@ class Engine:
             self._adam.state[parameter][moment].copy_(value)
 
     def _part(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
-        """This rank's share of a tensor under ZeRO 3; the last ranks' ends with padding."""
+        """This rank's part of a tensor under ZeRO 3; the last ranks' ends with padding."""
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         own = value.flatten()[self.rank * size : (self.rank + 1) * size]
         return nn.functional.pad(own, (0, size - own.numel()))
@@ -351,14 +349,12 @@ class Engine:
         Rank 0 passes the tensors in order and sends them to the others, which pass None: only rank
         0 needs to see the checkpoint's files, and no rank can start from another one."""
         for _, parameter in self._parameters():
-            shape = getattr(
-                parameter, "ds_shape", parameter.shape
-            )  # under ZeRO 3 the tensor itself is empty
-            given = (
-                next(tensors)
-                if tensors is not None
-                else tuple(torch.empty(shape) for _ in range(3))
-            )
+            if tensors is not None:
+                given = next(tensors)
+            else:  # under ZeRO 3 the tensor itself is empty
+                shape = getattr(parameter, "ds_shape", parameter.shape)
+                given = torch.empty(shape), torch.empty(shape), torch.empty(shape)
+
             weight, first, second = (
                 value.to(self.device, torch.float32).contiguous() for value in given
             )

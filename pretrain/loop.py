@@ -185,20 +185,11 @@ class Trainer:
     # ------------------------------------------------------------------------------------ the run
 
     def run(self, profile: bool = False) -> Manifest | None:
+        """Train from the newest checkpoint to the last update. Raises what `pretrain` does."""
         config, last = self.config, self.config.schedule.updates
         self._resume()
         with self._together():
-            if self.rank == 0:
-                write_json(self.folder / "deepspeed.json", self.engine.config)
-                self.log = TrainingLog(
-                    config,
-                    self.stage.hash,
-                    self.batches,
-                    self.ranks,
-                    self.device,
-                    self.progress.update,
-                )
-                self.log.header(self.parameters)
+            self._open_log()
 
         if self.progress.update == 0:
             self._evaluate(0)
@@ -248,6 +239,15 @@ class Trainer:
                     raise Stopped(f"stopped after update {update}, with a checkpoint")
 
         return self._finish() if self.rank == 0 else None
+
+    def _open_log(self) -> None:
+        if self.rank == 0:
+            write_json(self.folder / "deepspeed.json", self.engine.config)
+            recipe, update = self.stage.hash, self.progress.update
+            self.log = TrainingLog(
+                self.config, recipe, self.batches, self.ranks, self.device, update
+            )
+            self.log.header(self.parameters)
 
     def _update(self, batch: RankBatch, asked: list[int]) -> UpdateResult:
         """One optimizer step, on this rank's part of the global batch. `asked`: signals to stop."""

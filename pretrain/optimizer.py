@@ -1,5 +1,5 @@
-"""AdamW as the page states it (the paper's section 3.1; fairseq's one group with decay, or BERT's
-two)."""
+"""The optimizer: AdamW (the paper's section 3.1), with weight decay on all parameters, as in
+fairseq, or on matrices alone, as in BERT."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from robustly.pretrain.config import OptimConfig
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """One group with decay, and one without where the recipe exempts biases and LayerNorms (1-d
-    tensors)."""
+    """Adam's parameter groups: one with decay; another without where `optim.decay` exempts biases
+    and LayerNorms (1-d tensors)."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if optim.decay == "all":
         return [{"params": parameters, "weight_decay": optim.weight_decay}]
@@ -23,11 +23,11 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
 
 
 def adamw(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """Over what is trainable, in one kernel for all parameters ("fused"); the rate is set before
-    every step.
+    """AdamW over what is trainable, in one kernel for all parameters ("fused"). The learning rate
+    is set before every step.
 
-    Decoupled decay, eps after bias correction (Loshchilov and Hutter 2019; apex's FusedAdam
-    likewise)."""
+    Decay is decoupled, eps is added after the bias correction (Loshchilov and Hutter 2019; apex's
+    FusedAdam likewise)."""
     return torch.optim.AdamW(
         parameter_groups(model, optim), lr=0.0, betas=optim.betas, eps=optim.eps, fused=True
     )

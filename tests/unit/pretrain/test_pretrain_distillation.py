@@ -134,7 +134,7 @@ def test_the_sums_are_those_of_the_losses() -> None:
         (1 - functional.cosine_similarity(ours, theirs)).sum(),
     ]
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
-    assert [(part.name, part.over, part.weight) for part in objective.parts()] == [
+    assert [(part.name, part.over, part.weight) for part in objective.loss_terms()] == [
         ("loss_sum", "masked_tokens", 2.0), ("soft_loss_sum", "masked_tokens", 5.0), ("cosine_loss_sum", "tokens", 1.0),
     ]  # fmt: skip
     alone = MaskedLanguageModel(objective.model)(
