@@ -67,7 +67,7 @@ def prove(
     model: RobertaForMaskedLM,
     tokenizer: Tokenizer,
     data_folder: Path,
-    view: dict[str, Any],
+    packing: dict[str, Any],
     blanks: list[str] | None = None,
 ) -> Proof:
     """Reload `folder` in a fresh process and compare logits (padded and full blocks, length 1) and
@@ -75,7 +75,7 @@ def prove(
 
     Raises AssertionError if anything differs: that is our fault, never the user's.
     """
-    blocks = Blocks(data_folder, "train", view["block_length"], view["format"])
+    blocks = Blocks(data_folder, "train", packing["block_length"], packing["format"])
     ids, lengths = blocks.gather(np.arange(min(4, len(blocks)), dtype=np.int64))
     ids = np.concatenate([ids, ids[:1], ids[:1]]).astype(np.int64)
     lengths = np.concatenate([lengths, [1, max(1, int(lengths[0]) // 2)]])

@@ -195,9 +195,9 @@ def _check_examples(config: PublishConfig, tokenizer: Tokenizer, longest_input: 
 
 def _unigram(train: Manifest, data_folder: Path, special: SpecialTokens) -> float:
     """Loss of guessing by frequency, on the masked tokens of the run's own evaluations."""
-    view = train.recipe["data"]
+    packing = train.recipe["data"]
     training, validation = (
-        Blocks(data_folder, split, view["block_length"], view["format"]) for split in SPLITS
+        Blocks(data_folder, split, packing["block_length"], packing["format"]) for split in SPLITS
     )
     limit = train.notes["run"]["evaluate_blocks"]
     masking = MaskingConfig(**train.recipe["masking"])

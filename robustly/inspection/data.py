@@ -29,7 +29,7 @@ FOLLOWS = {1: "yes", 0: "no", -1: "there is none"}
 """Whether the second segment of a pair follows the first in its document, as the block is
 planned."""
 CHUNK = 2**20  # lengths of blocks that are read at a time: 8 MB
-_VIEW = re.compile(rf"({'|'.join(SPLITS)})-({'|'.join(get_args(Format))})-(\d+)-([0-9a-f]{{16}})")
+_INDEX = re.compile(rf"({'|'.join(SPLITS)})-({'|'.join(get_args(Format))})-(\d+)-([0-9a-f]{{16}})")
 
 
 def find_tokenizer(folder: Path, given: Path | None) -> "Tokenizer":
@@ -51,14 +51,14 @@ def find_tokenizer(folder: Path, given: Path | None) -> "Tokenizer":
 def describe(
     folder: Path, finished: Manifest, blocks: int = 1, tokenizer: "Tokenizer | None" = None
 ) -> Description:
-    """Describe a data folder. So many blocks of each view are shown as text, by `tokenizer` or the
-    one beside the folder, if there is one."""
+    """Describe a data folder. So many blocks of each packed index are shown as text, by `tokenizer`
+    or the one beside the folder, if there is one."""
     stores = {split: Store(folder, split) for split in SPLITS}
-    views = [view for split in SPLITS for view in _views(folder, stores[split])]
+    indexes = [index for split in SPLITS for index in _indexes(folder, stores[split])]
     texts, notes = [], []
 
     try:
-        texts = _as_text(views, blocks, tokenizer or find_tokenizer(folder, None))
+        texts = _as_text(indexes, blocks, tokenizer or find_tokenizer(folder, None))
     except UserError as fault:
         notes.append(f"blocks are not shown: {fault}")
 
@@ -89,8 +89,8 @@ def describe(
             ),
             Listing("dropped", _dropped(finished)),
             *_lengths(stores),
-            Listing("blocks", [_fill(format, view) for format, view in views]),
-            *_fills(views),
+            Listing("blocks", [_fill(format, index) for format, index in indexes]),
+            *_fills(indexes),
             Listing("blocks as text", texts),
         ],
         notes,
@@ -170,24 +170,24 @@ def _quantiles(split: Split, lengths: Tally) -> dict[str, Any]:
     }
 
 
-def _fills(views: list[tuple[Format, Blocks]]) -> Iterator[Listing]:
-    """How full the blocks of each view are, as shares of their length."""
+def _fills(indexes: list[tuple[Format, Blocks]]) -> Iterator[Listing]:
+    """How full the blocks of each packed index are, as shares of their length."""
     rows: dict[tuple[Format, int], list[dict[str, Any]]] = {}
-    for format, view in views:
-        pieces = (view.lengths[begin : begin + CHUNK] for begin in range(0, len(view), CHUNK))
-        bins = tenths(tally(pieces), view.block_length, "blocks")
-        rows.setdefault((format, view.block_length), []).extend(
-            {"split": view.store.split, **row} for row in bins
+    for format, index in indexes:
+        pieces = (index.lengths[begin : begin + CHUNK] for begin in range(0, len(index), CHUNK))
+        bins = tenths(tally(pieces), index.block_length, "blocks")
+        rows.setdefault((format, index.block_length), []).extend(
+            {"split": index.store.split, **row} for row in bins
         )
 
     for (format, length), found in rows.items():
         yield Listing(f"blocks by fill, {format} {length}", found, bars=("split", "blocks"))
 
 
-def _views(folder: Path, store: Store) -> Iterator[tuple[Format, Blocks]]:
-    """The views of a split that have been made of this very store, each with its input format."""
+def _indexes(folder: Path, store: Store) -> Iterator[tuple[Format, Blocks]]:
+    """The packed indexes of a split, made of this very store, each with its input format."""
     for path in sorted((folder / PACKED).glob("*.npy")):
-        named = _VIEW.fullmatch(path.stem)
+        named = _INDEX.fullmatch(path.stem)
         if named and named[1] == store.split and store.hash.startswith(named[4]):
             format = cast(Format, named[2])
             yield format, Blocks(folder, store.split, int(named[3]), format)
@@ -205,24 +205,24 @@ def _fill(format: Format, blocks: Blocks) -> dict[str, Any]:
 
 
 def _as_text(
-    views: list[tuple[Format, Blocks]], wanted: int, tokenizer: "Tokenizer"
+    indexes: list[tuple[Format, Blocks]], wanted: int, tokenizer: "Tokenizer"
 ) -> list[dict[str, Any]]:
-    """Blocks of each view as text, with <s> and </s> by name: from the middles of `wanted` equal
-    parts of it."""
+    """Blocks of each packed index as text, with <s> and </s> by name: from the middles of `wanted`
+    equal parts of it."""
     rows = []
-    for format, view in views:
-        parts = min(wanted, len(view))
-        for number in ((2 * part + 1) * len(view) // (2 * parts) for part in range(parts)):
-            ids, lengths = view.gather(np.array([number]))
+    for format, index in indexes:
+        parts = min(wanted, len(index))
+        for number in ((2 * part + 1) * len(index) // (2 * parts) for part in range(parts)):
+            ids, lengths = index.gather(np.array([number]))
             row: dict[str, Any] = {
-                "split": view.store.split,
+                "split": index.store.split,
                 "format": format,
-                "length": view.block_length,
+                "length": index.block_length,
                 "block": number,
                 "tokens": int(lengths[0]),
             }
-            if view.pairs:
-                row["follows"] = FOLLOWS[int(view.follows(np.array([number]))[0])]
+            if index.pairs:
+                row["follows"] = FOLLOWS[int(index.follows(np.array([number]))[0])]
 
             rows.append({**row, "text": tokenizer.decode(ids[0, : lengths[0]])})
 

@@ -1,5 +1,5 @@
-"""What the folders of deltas hold: a delta's method, sizes, base and scores; trials of a search,
-rows of a comparison; what a subspace was found on."""
+"""Describe a delta (method, sizes, base, scores), a search (its trials), a comparison (its rows) or
+a subspace of prompts."""
 
 import json
 import math
@@ -17,11 +17,10 @@ def describe(folder: Path, finished: Manifest) -> Description:
     """Describe a delta's folder. Raises UserError if a file is not what was written."""
     record, scores = (_mapping(folder / name) for name in ("delta.json", "scores.json"))
     names = " + ".join(method["name"] for method in record["methods"])
-    what = (
-        f"tells {len(record['labels'])} labels apart"
-        if record["labels"]
-        else f"does {record['task']['kind']}"
-    )
+    labels, what = {}, f"does {record['task']['kind']}"
+    if record["labels"]:
+        labels = {"labels": ", ".join(record["labels"])}
+        what = f"tells {len(record['labels'])} labels apart"
 
     return Description(
         folder,
@@ -42,7 +41,7 @@ def describe(folder: Path, finished: Manifest) -> Description:
                 for name in ("train", "dev", "test")
                 if record["task"].get(name)
             },
-            **({"labels": ", ".join(record["labels"])} if record["labels"] else {}),
+            **labels,
             "base": record["base"]["name"],
             "base_fingerprint": record["base"]["fingerprint"][:16],
             "bytes_on_disk": disk_bytes(folder),
@@ -50,8 +49,8 @@ def describe(folder: Path, finished: Manifest) -> Description:
         },
         [Listing("by seed", [_flat(score) for score in scores["seeds"]])],
         [
-            f"next: `import delta; delta.load({record['base']['name']!r}, {str(folder)!r})` in"
-            " Python"
+            f"next: `from robustly import delta; delta.load({record['base']['name']!r},"
+            f" {str(folder)!r})` in Python"
         ],
     )
 
@@ -89,12 +88,8 @@ def describe_comparison(folder: Path, finished: Manifest) -> Description:
     return _described(folder, finished, summary, Listing("entries", rows), note)
 
 
-_SHOWN = (
-    "name",
-    "metric",
-    "own",
-    "decoded",
-)  # scores on test, of the task's own prompt and of the decoder's
+_SHOWN = ("name", "metric", "own", "decoded")
+"""Of a task: scores on test, of its own prompt and of the decoder's."""
 
 
 def describe_subspace(folder: Path, finished: Manifest) -> Description:
