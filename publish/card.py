@@ -45,7 +45,7 @@ def model_card(
     was held out. `fit` is what `held_out_fit` says of the tokenizer.
     """
     train = made.train
-    sections = [
+    sections = (
         f"---\n{_header(publish)}\n---\n",
         f"# {publish.title or name}\n",
         f"{publish.description or _description(train)}\n",
@@ -53,18 +53,10 @@ def model_card(
         f"Texts may have up to {model.positions - 2} tokens, `<s>` and `</s>` included.\n",
         "## Held-out loss\n",
         _losses(train.counts, losses) if losses else "The run held no documents out.\n",
-    ]
-    if sources := train.counts.get("validation_sources"):
-        sections.append(_source_losses(sources))
-
-    sections.append("![loss over the updates](curve.png)\n")
-    if examples:
-        sections += ["## Examples\n", _examples(examples)]
-
-    if fit["rows"]:
-        sections += ["## Tokenizer\n", _tokenizer(made, fit)]
-
-    sections += [
+        _source_losses(train.counts.get("validation_sources", {})),
+        "![loss over the updates](curve.png)\n",
+        _examples(examples),
+        _tokenizer(made, fit) if fit["rows"] else "",
         "## Training\n",
         markdown.facts(_training(model, made)),
         "The whole recipe, every key resolved, is `config.yaml`; the curve is `metrics.jsonl`.\n",
@@ -75,8 +67,8 @@ def model_card(
             f"Made by robustly {train.version}{f' ({train.commit})' if train.commit else ''};"
             f" recipe {train.hash[:16]}.\n"
         ),
-    ]
-    return "\n".join(sections)
+    )
+    return "\n".join(filter(None, sections))
 
 
 def _header(publish: PublishConfig) -> str:
@@ -102,6 +94,7 @@ def _description(train: Manifest) -> str:
 
 def _training(model: ModelConfig, made: StageManifests) -> dict[str, Any]:
     train, data = made.train, made.data
+    dropped = data.notes.get("cleaned")
     facts = {
         "parameters": train.counts["parameters"],
         "layers / hidden / heads": f"{model.layers} / {model.hidden} / {model.heads}",
@@ -116,19 +109,13 @@ def _training(model: ModelConfig, made: StageManifests) -> dict[str, Any]:
         "documents in the corpus": (
             data.counts["train_documents"] + data.counts["validation_documents"]
         ),
-    }
-    if "mixture" in train.notes:
-        facts["an epoch"] = train.notes["mixture"]
-
-    if dropped := data.notes.get("cleaned"):
-        facts["documents left out by cleaning"] = _left_out(dropped)
-
-    return {
-        **facts,
+        "an epoch": train.notes.get("mixture"),
+        "documents left out by cleaning": _left_out(dropped) if dropped else None,
         "hours of training": train.counts["training_seconds"] / 3600,
         "ranks": train.notes["ranks"],
         "precision": train.notes["run"]["precision"],
     }
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def before_training(losses: Mapping[str, Any]) -> dict[str, float]:
@@ -170,9 +157,8 @@ def _source_losses(sources: Mapping[str, Mapping[str, Any]]) -> str:
         [name, f"{score['loss']:.3f}", f"{score['accuracy']:.1%}", f"{score['masked_tokens']:,}"]
         for name, score in sources.items()
     ]
-    return markdown.table(
-        ["source", "nats per masked token", "best guess right", "masked tokens"], rows
-    )
+    header = ["source", "nats per masked token", "best guess right", "masked tokens"]
+    return markdown.table(header, rows) if rows else ""
 
 
 def _tokenizer(made: StageManifests, fit: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -203,7 +189,7 @@ def _tokenizer(made: StageManifests, fit: Mapping[str, Sequence[Mapping[str, Any
         " is cut:\n"
     )
     cuts = [{"tokens": cut["tokens"], "cut": cut["cut"]} for cut in fit["cuts"]]
-    return "\n".join([about, _table(fit["rows"]), words, _table(cuts)])
+    return "\n".join(["## Tokenizer\n", about, _table(fit["rows"]), words, _table(cuts)])
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -222,4 +208,5 @@ def _examples(examples: Sequence[Mapping[str, Any]]) -> str:
         ]
         for example in examples
     ]
-    return markdown.table(["text", "five best guesses", "was"], rows)
+    table = markdown.table(["text", "five best guesses", "was"], rows)
+    return f"## Examples\n\n{table}" if rows else ""
