@@ -59,7 +59,7 @@ class Base:
         model, has_head, _ = open_model(files, ["roberta"], needs_head=False)
         own = load_tokenizer(folder)
         check_tokens(files.title, model, own.vocab_size, own.pad_id)
-        return cls(str(folder), model.requires_grad_(False), has_head, own)
+        return cls(str(folder), model, has_head, own)
 
     def untrained(self, seed: int) -> "Base":
         """The same configuration and tokenizer with fresh random weights: what pretraining is

@@ -254,12 +254,6 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, progress, files)
 
 
-def last_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint that a finished train folder ended with. Raises UserError if it is not what
-    was written."""
-    return of_finished(folder, manifest.require(folder, "train").counts["updates"])
-
-
 def best_update(folder: Path, finished: Manifest) -> int:
     """The update of the best checkpoint of a finished train folder. Raises UserError if none was
     evaluated."""

@@ -55,7 +55,7 @@ def open_teacher(
     check_dimensions(files, teacher, student, ["layers"])
     # it never trains; some kernels ask for the config's word on that
     teacher.config.hidden_dropout_prob = teacher.config.attention_probs_dropout_prob = 0.0
-    return teacher.requires_grad_(False)
+    return teacher
 
 
 def start_from_teacher(student: RobertaForMaskedLM, teacher: RobertaForMaskedLM) -> list[int]:

@@ -1,4 +1,4 @@
-"""fairseq's names of RoBERTa's parameters, old and new, as transformers has them."""
+"""Read RoBERTa checkpoints of fairseq: its parameter names, old and new, become transformers'."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -91,8 +91,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """fairseq's parameters by transformers' names; queries, keys and values unpacked; an unknown
-    name stays."""
+    """fairseq's parameters by transformers' names, with queries, keys and values unpacked. An
+    unknown name stays."""
     return dict(
         pair
         for name, tensor in weights.items()
@@ -128,7 +128,7 @@ def _settings(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_kind(path: Path, settings: Mapping[str, Any]) -> None:
-    """Raises UserError for what another kind of model has in its settings."""
+    """Raises UserError if the settings are those of another kind of model."""
     for key, expected in (("activation_fn", "gelu"), ("encoder_normalize_before", False)):
         if settings.get(key, expected) != expected:
             raise UserError(f"{path}: {key} = {settings[key]!r}; expected RoBERTa's, {expected!r}")

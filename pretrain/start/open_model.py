@@ -31,7 +31,8 @@ _LEFT_OUT = ("roberta.pooler.", "roberta.embeddings.position_ids", NEXT_SENTENCE
 
 
 class OpenModel(NamedTuple):
-    """A masked language model in transformers' class: fp32, on the CPU, in evaluation mode."""
+    """A masked language model in transformers' class: fp32, on the CPU, in evaluation mode,
+    frozen."""
 
     model: Any
     has_head: bool
@@ -84,7 +85,7 @@ def open_model(
         )
 
     unknown = sorted(name for name in found["unexpected_keys"] if not name.startswith(_LEFT_OUT))
-    return OpenModel(model, not missing, unknown)
+    return OpenModel(model.requires_grad_(False), not missing, unknown)
 
 
 def _load(

@@ -1,4 +1,4 @@
-"""Tensors out of other people's files, without running anything that those hold."""
+"""Read tensors from safetensors files and pickles, without running any code that these hold."""
 
 import pickle
 import pickletools
@@ -32,8 +32,8 @@ _FAULTS = (
 
 
 class Placeholder:
-    """Stands in for every class and function that a pickle names and torch does not hold to be
-    safe: it does nothing and keeps the state of what it stands for."""
+    """Stands in for every class and function that a pickle names and torch does not know as safe:
+    it does nothing, and keeps the state of what it stands for."""
 
     state: Any = None
 

@@ -1,4 +1,5 @@
-"""Accuracy of a model on minimal pairs, such as BLiMP's, by pseudo-log-likelihood.
+"""Accuracy of a model on minimal pairs, such as BLiMP's, by pseudo-log-likelihood, with standard
+errors.
 
 The sentence with the higher pseudo-log-likelihood (Salazar et al. 2020, section 2) wins; a pair
 counts 1 if that is the good one, and 1/2 if both score the same."""
@@ -28,7 +29,7 @@ class Pair:
     sentence_good: str
     sentence_bad: str
     groups: dict[str, str]
-    """Of GROUPS, those that the line has."""
+    """The values of those GROUPS that the line has."""
 
 
 def read_pairs(path: Path) -> list[Pair]:

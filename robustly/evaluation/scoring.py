@@ -1,7 +1,6 @@
-"""Scores of text under a masked language model: loss on fixed masks, and pseudo-log-likelihood.
+"""Score token ids with a masked language model: loss on fixed masks, and pseudo-log-likelihood.
 
-Works on any model of transformers with a head `lm_head` on its encoder, not on our own alone, and
-on ids in memory."""
+Works on any model of transformers with a head `lm_head` on its encoder, not on our own alone."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -39,11 +38,11 @@ class BlockScores(NamedTuple):
 
 
 def cut_blocks(tokens: Ids, block_length: int, first: int, last: int) -> list[NDArray[np.int64]]:
-    """Cut a document's tokens, (tokens,), into blocks of `block_length` at most, between `first`
-    and `last`.
+    """Cut a document's tokens, (tokens,), into blocks of at most `block_length`, each between
+    `first` and `last`: of ids, <s> and </s>.
 
-    With ids, these are <s> and </s>. Every token is in one block; all blocks but the last are full.
-    A document without tokens gives none."""
+    Every token is in one block; all blocks but the last are full. A document without tokens gives
+    none."""
     room = block_length - 2
     return [
         enclose(tokens[start : start + room], first, last) for start in range(0, len(tokens), room)
@@ -58,8 +57,7 @@ def enclose(tokens: Ids, first: int, last: int) -> NDArray[np.int64]:
 def mask_one_each(
     ids: NDArray[np.int64], positions: NDArray[np.int64], mask_id: int
 ) -> MaskedInputs:
-    """Copies of sentences, (n, L), with <mask> at one position of each, (n,): the target of that
-    copy."""
+    """Copies of sentences, (n, L), each with <mask> at one position, (n,), its only target."""
     targets = np.zeros(ids.shape, bool)
     targets[np.arange(len(ids)), positions] = True
     return MaskedInputs(np.where(targets, mask_id, ids), targets)
@@ -75,8 +73,8 @@ def pad(blocks: Sequence[Ids], pad_id: int) -> tuple[NDArray[np.int64], NDArray[
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Indices in batches, longest first: neighbours are of like length, and memory that suffices at
-    first suffices."""
+    """Indices in batches, longest first: those of a batch are of like length, and too little memory
+    shows at once."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
@@ -89,7 +87,7 @@ def score_blocks(
     token_bytes: Sequence[Ids],
     index: Sequence[int],
     masking: MaskingConfig,
-    vocabulary: SpecialTokens,
+    special: SpecialTokens,
     batch_size: int,
     advance: Advance,
 ) -> BlockScores:
@@ -97,19 +95,19 @@ def score_blocks(
 
     `token_bytes` has the UTF-8 bytes of each token of each block, in the blocks' shapes. The masks
     are those of the evaluation during pretraining: the same in every run, with any batch size and
-    in any company. The model is put into evaluation mode. `advance` is told the number of blocks
-    done."""
+    whatever else is in the batch. The model is put into evaluation mode. `advance` is called with
+    the number of blocks done."""
     model.eval()
     scores = BlockScores(
         np.zeros(len(blocks)), *(np.zeros(len(blocks), np.int64) for _ in range(3))
     )
 
     for batch in by_length([len(block) for block in blocks], batch_size):
-        ids, lengths = pad([blocks[i] for i in batch], vocabulary.pad)
+        ids, lengths = pad([blocks[i] for i in batch], special.pad)
         sizes, _ = pad([token_bytes[i] for i in batch], 0)
         numbers = np.array([index[i] for i in batch], np.int64)
         epoch = np.full_like(numbers, EVALUATION_EPOCH)
-        masked = mask_blocks(ids, lengths, epoch, numbers, masking, vocabulary, EVALUATION_SEED)
+        masked = mask_blocks(ids, lengths, epoch, numbers, masking, special, EVALUATION_SEED)
         losses, right = _losses(model, ids, lengths, masked)
         row, _ = np.nonzero(masked.targets)
 
@@ -127,7 +125,7 @@ def score_blocks(
 def pseudo_log_likelihoods(
     model: PreTrainedModel,
     sentences: Sequence[Ids],
-    vocabulary: SpecialTokens,
+    special: SpecialTokens,
     batch_size: int,
     advance: Advance,
 ) -> NDArray[np.float64]:
@@ -137,7 +135,7 @@ def pseudo_log_likelihoods(
     It is the sum over the tokens of log P(token | all others), each from a copy of the sentence in
     which this token alone is masked; <s> and </s>, with which a sentence begins and ends here, are
     never masked and do not count. The copies of all sentences are batched together. `advance` is
-    told the number of copies done."""
+    called with the number of copies done."""
     model.eval()
     owner = np.repeat(np.arange(len(sentences)), [len(sentence) - 2 for sentence in sentences])
     masked_at = np.concatenate(
@@ -146,8 +144,8 @@ def pseudo_log_likelihoods(
     totals = np.zeros(len(sentences))
 
     for batch in by_length([len(sentences[i]) for i in owner.tolist()], batch_size):
-        ids, lengths = pad([sentences[i] for i in owner[batch].tolist()], vocabulary.pad)
-        masked = mask_one_each(ids, masked_at[batch], vocabulary.mask)
+        ids, lengths = pad([sentences[i] for i in owner[batch].tolist()], special.pad)
+        masked = mask_one_each(ids, masked_at[batch], special.mask)
         losses, _ = _losses(model, ids, lengths, masked)
         np.subtract.at(totals, owner[batch], losses)
         advance(len(batch))
@@ -163,15 +161,12 @@ def _losses(
     The head runs at the targets alone: the scores of all positions would take gigabytes with a
     large vocabulary."""
     device = model.device
-    attention = torch.from_numpy((np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)).to(
-        device
+    attention = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
+    inputs, mask, targets, labels = (
+        torch.from_numpy(array).to(device)
+        for array in (masked.inputs, attention, masked.targets, ids[masked.targets])
     )
-    hidden = model.base_model(
-        torch.from_numpy(masked.inputs).to(device), attention_mask=attention
-    ).last_hidden_state
-    logits = model.lm_head(
-        hidden[torch.from_numpy(masked.targets).to(device)]
-    ).float()  # (targets, vocabulary)
-    labels = torch.from_numpy(ids[masked.targets]).to(device)
+    hidden = model.base_model(inputs, attention_mask=mask).last_hidden_state  # (n, L, H)
+    logits = model.lm_head(hidden[targets]).float()  # (targets, vocabulary)
     losses = functional.cross_entropy(logits, labels, reduction="none")
     return losses.double().cpu().numpy(), (logits.argmax(-1) == labels).cpu().numpy()

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from robustly.pretrain import loop
+from robustly import manifest
+from robustly.pretrain import checkpoint, loop
 from robustly.pretrain.checkpoint import BEST
 from robustly.pretrain.stage import PretrainingConfig
 
@@ -55,3 +56,8 @@ def die_after(
     loop.Trainer._save = save_and_die  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         loop.pretrain(config, rank, rank, ranks)
+
+
+def last_checkpoint(folder: Path) -> checkpoint.Checkpoint:
+    """The checkpoint that a finished train folder ended with."""
+    return checkpoint.of_finished(folder, manifest.require(folder, "train").counts["updates"])

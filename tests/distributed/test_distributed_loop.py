@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_page import die_after
+from small_page import die_after, last_checkpoint
 from torch.nn import functional
 
 from ranks import run_distributed
@@ -22,7 +22,6 @@ from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import read_metrics
 from robustly.pretrain import checkpoint, engine, loop
 from robustly.pretrain.batches import Batches, blocks_per_update
-from robustly.pretrain.checkpoint import last_checkpoint
 from robustly.pretrain.loop import Stopped, pretrain
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_page import CORPUS, SMALL
+from small_page import CORPUS, SMALL, last_checkpoint
 from transformers import RobertaForMaskedLM
 
 from ranks import run_distributed
@@ -20,7 +20,6 @@ from robustly.data_prep.sampler import EpochSampler
 from robustly.data_prep.store import Store
 from robustly.experiment import data_work, tokenizer_work
 from robustly.metrics import read_metrics
-from robustly.pretrain.checkpoint import last_checkpoint
 from robustly.pretrain.loop import pretrain
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import roberta_config

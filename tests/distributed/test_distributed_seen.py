@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from small_page import die_after
+from small_page import die_after, last_checkpoint
 
 from ranks import run_distributed
 from robustly import UserError
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import read_metrics
-from robustly.pretrain.checkpoint import best_update, last_checkpoint, of_finished
+from robustly.pretrain.checkpoint import best_update, of_finished
 from robustly.pretrain.flops import flops_per_token
 from robustly.pretrain.loop import pretrain
 from robustly.pretrain.stage import PretrainingConfig
