@@ -318,6 +318,6 @@ def test_what_to_evaluate_on_must_be_said(run: Path, capfd: pytest.CaptureFixtur
     out, _ = robustly(capfd, "evaluate", model, "--minimal-pairs", pairs, pairs, "--json")
     assert json.loads(out)["minimal_pairs"]["pairs"] == len(pairs.read_text().splitlines())
     assert (
-        "are not downloaded"
+        "Nothing is downloaded"
         in robustly(capfd, "evaluate", "roberta-base", "--text", text, code=2)[1]
     )
