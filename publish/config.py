@@ -44,7 +44,8 @@ class ReportConfig(Section):
 
     delta: InputPath | None = None
     """Page of a delta that is tuned on the published model and on an untrained one, to compare;
-    default: none. A relative path is looked up beside the page, then in the working directory."""
+    default: none. A relative path is looked up beside the config file, then in the working
+    directory."""
 
     @property
     def on(self) -> bool:

@@ -83,9 +83,9 @@ def describe_data(
 
     found = describe(folder, manifest.require(folder, "data"), blocks or 1, tokenizer)
     if html:
-        from robustly.inspection.html import page
+        from robustly.inspection.html import html_page
 
-        write_atomic(html, page(found))
+        write_atomic(html, html_page(found))
         log.say(f"page: {html}")
 
     return found

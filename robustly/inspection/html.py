@@ -31,7 +31,7 @@ LABELS = {"tokens": "tokens", "fill": "share of the block that holds tokens"}
 """Last word before a comma in a histogram's title -> what its bins are of."""
 
 
-def page(description: Description) -> str:
+def html_page(description: Description) -> str:
     """The page; everything in it that came from the corpus is escaped."""
     parts = [
         f"<h1>{escape(f'{description.kind}: {description.folder}')}</h1>",

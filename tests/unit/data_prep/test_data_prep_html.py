@@ -15,7 +15,7 @@ from robustly.corpus.config import Processing
 from robustly.data_prep.config import DataConfig
 from robustly.data_prep.prepare import DataStage
 from robustly.description import Description
-from robustly.inspection.html import page
+from robustly.inspection.html import html_page
 from stated import stated
 
 EVIL = '<script src="https://example.org/x.js"></script> <img onerror=a> & "quoted" </td>'
@@ -59,7 +59,7 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Description:
 
 
 def test_the_page_holds_everything_escaped(described: Description) -> None:
-    written = page(described)
+    written = html_page(described)
     reader = Reader()
     reader.feed(written)
     assert not reader.open
@@ -91,7 +91,7 @@ def test_the_page_holds_everything_escaped(described: Description) -> None:
 
 def test_the_page_needs_nothing_else(described: Description) -> None:
     reader = Reader()
-    reader.feed(page(described))
+    reader.feed(html_page(described))
     assert {tag for tag, _ in reader.tags}.isdisjoint({"script", "link", "iframe", "object", "svg"})
     links = [
         value or ""
@@ -100,7 +100,7 @@ def test_the_page_needs_nothing_else(described: Description) -> None:
         if name in ("src", "href", "srcset", "style", "action") or name.startswith("on")
     ]
     assert len(links) == 3 and all(link.startswith("data:image/png;base64,") for link in links)
-    assert "url(" not in page(described) and "@import" not in page(described)
+    assert "url(" not in html_page(described) and "@import" not in html_page(described)
     alternatives = [attributes["alt"] for tag, attributes in reader.tags if tag == "img"]
     assert alternatives == [
         "documents by tokens",
@@ -127,5 +127,5 @@ def test_a_page_without_blocks_as_text_says_why(tmp_path: Path) -> None:
         tmp_path / "elsewhere",
         Processing(1),
     ).make()
-    written = page(describe(tmp_path / "data"))  # a split without documents, too
+    written = html_page(describe(tmp_path / "data"))  # a split without documents, too
     assert "--tokenizer FOLDER" in written and "blocks as text" not in written
