@@ -1,8 +1,10 @@
-"""The training view: blocks of at most `block_length` tokens, <s> first, cut out of a split's
-stream.
+"""The blocks of a split, at most `block_length` tokens with <s> first, by its packed index.
 
-`packing` says which; each source is packed on its own, so that a block is of one source. A plan
-costs 12 bytes a block (32 in the pair formats) and lies in `<folder>/views`."""
+The index says where in the split's stream each block lies (`packing`). Each source is packed on its
+own, so that a block is of one source. A block costs 12 bytes (32 in the pair formats); the files
+lie in `<folder>/views`.
+
+Shapes: n blocks that are asked for, L = `block_length`."""
 
 import bisect
 import functools
@@ -20,6 +22,7 @@ from robustly.data_prep.packing import index_dtype, longest_line, pack
 from robustly.data_prep.store import Split, Store
 
 PACKED = "views"
+"""Folder of a token store's packed indices."""
 
 # Shards that are kept open: each costs a file descriptor, of which a process has 1,024 unless told
 # otherwise.
@@ -41,9 +44,9 @@ def long_units(store: Store, block_length: int, format: Format) -> int:
 class Blocks:
     """The blocks of one split in one format, source by source.
 
-    Their plan is made when it is first asked for and remembered in `<folder>/views`; processes that
-    ask for it at the same time make the same. Raises UserError if the folder holds no token store
-    or a shard is missing or cut off."""
+    Their packed index is made when it is first asked for and kept in `<folder>/views`; processes
+    that ask for it at the same time make the same. Raises UserError if the folder holds no token
+    store or a shard is missing or cut off."""
 
     def __init__(self, folder: Path, split: Split, block_length: int, format: Format):
         self.store = Store(folder, split)
@@ -54,16 +57,16 @@ class Blocks:
         path = folder / PACKED / f"{split}-{format}-{block_length}-{self.store.hash[:16]}.npy"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            with npy.GrowingArray(path, kind) as view:
-                for blocks in self._plan():
-                    view.append(blocks)
+            with npy.GrowingArray(path, kind) as index:
+                for blocks in self._packed():
+                    index.append(blocks)
 
-        self._view = npy.read(path, kind)
+        self._index = npy.read(path, kind)
         self._tokens = functools.lru_cache(OPEN_SHARDS)(
             lambda shard: self.store.tokens(self.store.shards[shard])
         )
 
-    def _plan(self) -> Iterator[NDArray[Any]]:
+    def _packed(self) -> Iterator[NDArray[Any]]:
         for source in range(len(self.store.sources)):
             lines = (
                 sizes for shard in self.store.shards_of(source) for sizes in self.store.lines(shard)
@@ -73,13 +76,12 @@ class Blocks:
             )
 
     def __len__(self) -> int:
-        return self._view.size
+        return self._index.size
 
     @property
     def lengths(self) -> NDArray[np.int32]:
-        """Tokens of each block as it is planned, <s> and </s> included: (blocks,), mapped from
-        disk."""
-        return self._view["length"]
+        """Tokens of each block as packed, <s> and </s> included: (blocks,), mapped from disk."""
+        return self._index["length"]
 
     @functools.cached_property
     def source_lengths(self) -> NDArray[np.float64]:
@@ -101,27 +103,25 @@ class Blocks:
     @functools.cached_property
     def source_starts(self) -> NDArray[np.int64]:
         """The first block of each source, and the number of blocks: (sources + 1,)."""
-        starts = self._view[
-            "start"
-        ]  # within a source, some pairs are out of order; sources never are
+        # within a source, some pairs are out of order; sources never are
+        starts = self._index["start"]
         found = [
             bisect.bisect_left(starts, start) for start in self.store.source_starts[:-1].tolist()
         ]
         return np.array([*found, len(self)], np.int64)
 
     def sources_of(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The place of each block's source: (n,)."""
+        """The number of each block's source: (n,)."""
         return np.searchsorted(self.source_starts, blocks, side="right") - 1
 
     def gather(
         self, blocks: NDArray[np.int64], seconds: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The ids of n blocks, (n, block_length), padded with <pad> on the right, and their
-        lengths, (n,).
+        """The ids of n blocks, (n, L), padded with <pad> on the right, and their lengths, (n,).
 
         Pair formats: <s>, the first segment of each block, </s>, and the second segment of the
         block in `seconds` (default: its own). Raises IndexError for a block that there is not."""
-        rows = self._view[blocks]
+        rows = self._index[blocks]
         ids = np.full((len(rows), self.block_length), self.store.pad_id, np.int32)
         ids[:, 0] = self.store.bos_id
         if not self.pairs:
@@ -129,7 +129,7 @@ class Blocks:
             self._copy(ids, rows["start"], np.ones_like(lengths), lengths)
             return ids, lengths
 
-        others = rows if seconds is None else self._view[seconds]
+        others = rows if seconds is None else self._index[seconds]
         middle = 1 + rows["first"]
         lengths = np.where(
             others["second"] < 0, middle, middle + others["length"] - others["first"] - 1
@@ -169,7 +169,7 @@ class Blocks:
         """Whether the second segment (of the blocks in `seconds`; default: its own) follows the
         first in its document: 1, 0, or -1 where there is none; (n,). Pair formats alone."""
         assert self.pairs
-        rows = self._view[blocks]
+        rows = self._index[blocks]
         own = np.where(
             rows["second"] < 0, -1, rows["second"] == rows["start"] + rows["first"]
         ).astype(np.int8)
@@ -179,7 +179,7 @@ class Blocks:
         """Whether blocks can exchange their second segments with others': if both have one that
         follows the first, in different documents; (n,)."""
         follow = (self.follows(blocks) == 1) & (self.follows(others) == 1)
-        return follow & (self._view[blocks]["document"] != self._view[others]["document"])
+        return follow & (self._index[blocks]["document"] != self._index[others]["document"])
 
     @functools.cached_property
     def swap_share(self) -> float:
@@ -192,7 +192,7 @@ class Blocks:
         for at in range(0, len(self), CHUNK):
             found = self.follows(np.arange(at, min(at + CHUNK, len(self))))
             _, counts = np.unique(
-                self._view["document"][at : at + CHUNK][found == 1], return_counts=True
+                self._index["document"][at : at + CHUNK][found == 1], return_counts=True
             )
             following, alone = following + int((found == 1).sum()), alone + int((found < 0).sum())
             of_one_document += int((counts.astype(np.int64) ** 2).sum())

@@ -1,5 +1,4 @@
-"""The documents of a token store as JSON lines: the corpus as it was read, less what was
-dropped."""
+"""Decode a token store into JSON lines: the documents as they were read, less the dropped ones."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ OPTION = "--decode-documents"
 
 def decode_documents(folder: Path, tokenizer: "Tokenizer", path: Path) -> int:
     """Write every document of a store to `path`, split by split and in the order of the store;
-    returns how many.
+    returns their number.
 
     A line is {"text", "source", "split"}. The file is there when all of it is; compressed if it
     ends in .gz. Raises UserError as `check_place` does, and if `tokenizer` is not the store's."""

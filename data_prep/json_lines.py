@@ -1,5 +1,4 @@
-"""Documents written as JSON lines: to a new file, plain or compressed, that is there when all of it
-is."""
+"""Write JSON lines: to a new file, plain or compressed, that appears when it is whole."""
 
 import gzip
 import json
@@ -32,9 +31,8 @@ def new_file(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Yields what writes an object as a line of the file; compressed if its name ends in .gz."""
     with ExitStack() as open_files:
         out: BinaryIO = open_files.enter_context(atomic(path))
-        if path.name.endswith(
-            ".gz"
-        ):  # without a time or a name: the same documents give the same bytes
+        if path.name.endswith(".gz"):
+            # without a time or a name: the same documents give the same bytes
             packed = gzip.GzipFile("", "wb", compresslevel=6, fileobj=out, mtime=0)
             out = cast(BinaryIO, open_files.enter_context(packed))
 

@@ -1,4 +1,4 @@
-"""Arrays on disk: .npy files that are written as they grow and read by memory map."""
+"""Arrays on disk: one-dimensional .npy files, written as they grow and read by memory map."""
 
 import os
 import threading
@@ -28,7 +28,7 @@ class GrowingArray:
         self.path = path
         self.dtype = np.dtype(dtype)
         self.length = 0
-        # a name of its own, because ranks on several machines may write the same view at once
+        # a name of its own, because ranks on several machines may write the same index at once
         self._beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         self._file = self._beside.open("wb")
         self._write_header()
@@ -43,6 +43,7 @@ class GrowingArray:
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def append(self, values: NDArray[Any]) -> None:
+        """Write `values`, (n,) of the array's dtype, at its end."""
         assert values.dtype == self.dtype and values.ndim == 1
         self._file.write(values.tobytes())
         self.length += values.size
@@ -92,9 +93,8 @@ def read(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArray[Any
     another's."""
     try:
         with _ONE_AT_A_TIME:
-            array = np.asarray(
-                np.load(path, mmap_mode="r")
-            )  # a plain view of the map: slicing it is faster
+            # a plain array on the map, which is sliced faster than numpy's memmap
+            array = np.asarray(np.load(path, mmap_mode="r"))
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}): missing, cut off or changed; make its folder anew"

@@ -1,8 +1,8 @@
-"""The four input formats of Liu et al. 2019, section 4.2, as lists of slices of a stream.
+"""Pack a stream of tokens into blocks, in the four input formats of Liu et al. 2019, section 4.2.
 
 A *stream* is read as lines: a unit's tokens and its </s>, or the lone </s> that ends every
-document. A line longer than its room is cut into pieces that fill theirs, never dropped; what the
-last piece leaves free is filled with the lines that follow.
+document. A line longer than a block has room for is cut into pieces that fill one each, never
+dropped; what the last piece leaves free is filled with the lines that follow.
 
 * `full_sentences` (fairseq's `--sample-break-mode complete`): whole lines while they fit, across
   documents; the lone </s> between two documents is a line too.
@@ -12,10 +12,10 @@ last piece leaves free is filled with the lines that follow.
   block.
 * `sentence_pair`: two segments, each a line.
 
-Of the pair formats a block is planned with the two segments that follow each other in their
-document; `order` gives half of them another's second segment. A segment that is left over at the
-end of its document is halved between two lines; one of a single line is paired with the next such
-of another document."""
+In the pair formats a block is made of two segments that follow each other in their document;
+`sampler` gives half of the blocks another's second segment. A segment that is left over at the end
+of its document is halved between two lines; one of a single line is paired with the next such of
+another document."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from robustly.data_prep.config import PAIRS, Format
 
 BLOCK = np.dtype([("start", "<i8"), ("length", "<i4")])
-"""A block: where it begins in the stream, and its tokens, <s> included, which is not in the
+"""A block: where it begins in the stream, and how many tokens it has, with <s>, which is not in the
 stream."""
 PAIR = np.dtype(
     [("start", "<i8"), ("length", "<i4"), ("first", "<i4"), ("second", "<i8"), ("document", "<i8")]
@@ -38,25 +38,25 @@ second begins, -1 if there is none; where the first one's document begins."""
 
 
 def index_dtype(format: Format) -> np.dtype[Any]:
-    """What a plan of this format is a list of."""
+    """Type of a row of the packed index: a block."""
     return PAIR if format in PAIRS else BLOCK
 
 
 def longest_line(block_length: int, format: Format) -> int:
-    """The longest line that is not cut: beside <s>; in half of what <s> and the </s> between the
-    segments leave."""
+    """Tokens of the longest line that is not cut: a block less <s>; in the pair formats, half of a
+    block less <s> and the </s> between the segments."""
     return (block_length - 2) // 2 if format in PAIRS else block_length - 1
 
 
 def pack(
     lines: Iterable[NDArray[np.int64]], block_length: int, format: Format, start: int = 0
 ) -> Iterator[NDArray[Any]]:
-    """The blocks of a stream that begins at `start`, of dtype `record(format)`, a bunch for each
-    array of lines and one at the end.
+    """The blocks of a stream that begins at `start`: (blocks,) of `index_dtype(format)` for each
+    array of lines, and once more at the end.
 
-    `lines` are the sizes of the stream's lines, whole documents in each array: 2 or more for a
-    unit, 1 for the lone </s>. Every token is in one block but the lone </s> of each document; in
-    `full_sentences` that of the last document alone (it separates no two)."""
+    `lines` are the sizes of the stream's lines, (lines,) of whole documents in each array: 2 or
+    more for a unit, 1 for the lone </s>. Every token is in one block but the lone </s> of each
+    document; in `full_sentences` that of the last document alone (it separates no two)."""
     if format in PAIRS:
         return _paired(lines, longest_line(block_length, format), format == "segment_pair", start)
 
@@ -140,17 +140,15 @@ def _fill(
 def _paired(
     lines: Iterable[NDArray[np.int64]], room: int, joined: bool, start: int
 ) -> Iterator[NDArray[Any]]:
-    waiting = np.empty(
-        (0, 3), np.int64
-    )  # a segment without a partner: its start, length and document
+    # Segments without a partner, (n, 3): start, length and document.
+    waiting = np.empty((0, 3), np.int64)
     for sizes in lines:
         line_ends = start + np.cumsum(sizes)
         document_ends = line_ends[sizes == 1]
         starts, lengths, start, filled = _slices(sizes, room, False, joined, start, 0)
         assert not filled  # a lone </s> came last
-        number = np.searchsorted(
-            document_ends, starts, side="right"
-        )  # of its document, among these
+        # each segment's document, by its number among these
+        number = np.searchsorted(document_ends, starts, side="right")
         documents = np.concatenate([starts[:1], document_ends])[number]
         first_of = np.searchsorted(number, number)  # a document's first segment
         even = (np.arange(len(starts)) - first_of) % 2 == 0

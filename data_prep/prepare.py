@@ -1,5 +1,7 @@
-"""The data stage: documents -> splits -> units -> tokens -> shards, and the blocks that the page
-asks for."""
+"""Encode the corpus into the token store: the data stage.
+
+Documents -> splits -> units -> token ids -> shards, and the packed index that the config asks
+for."""
 
 import functools
 import json
@@ -76,22 +78,22 @@ class DataStage:
         finished."""
         stage = self.stage()
         made = stage.make(stage.hash[:16], self._process, self._collect)
-        return _with_view(made, self.folder, self.data)
+        return _with_packed_index(made, self.folder, self.data)
 
     def _process(self, work: Path) -> "list[_PartitionFacts]":
-        pieces = partitions(self.corpus)
+        cut = partitions(self.corpus)
         if self.clean_folder:
-            pieces = decisions.attach(pieces, self.clean_folder)
+            cut = decisions.attach(cut, self.clean_folder)
 
-        task = _ShardMaker(self.corpus, self.data, work, self.tokenizer_folder, self._trained.hash)
+        maker = _ShardMaker(self.corpus, self.data, work, self.tokenizer_folder, self._trained.hash)
         with ThreadPoolExecutor(1) as beside_the_workers:
             if self.processing.workers > 1:
-                beside_the_workers.submit(_load_ahead, task)
-            process(task, pieces, work / "tasks", self.processing, "preparing")
+                beside_the_workers.submit(_load_ahead, maker)
+            process(maker, cut, work / "tasks", self.processing, "preparing")
 
-        done = [_read_facts(work, number) for number in range(len(pieces))]
-        refuse_many([line for part in done for line in part.bad_lines], self.corpus)
-        empty = sum(part.empty_documents for part in done)
+        done = [_read_facts(work, number) for number in range(len(cut))]
+        refuse_many([line for facts in done for line in facts.bad_lines], self.corpus)
+        empty = sum(facts.empty_documents for facts in done)
         _check(_shards(done), empty, self.corpus, self.data)
         return done
 
@@ -101,7 +103,7 @@ class DataStage:
         outputs = write_store(
             self.folder, work, self.stage().hash, tokenizer, sources, _shards(done)
         )
-        counts = {**_count(self.folder, done), **_view(self.folder, self.data)}
+        counts = {**_count(self.folder, done), **_pack(self.folder, self.data)}
         notes = {
             "files": self._contents.files,
             "training_corpus": hash_corpus(self.corpus.training, self._contents.files).corpus,
@@ -111,25 +113,22 @@ class DataStage:
 
 
 def _shards(done: "Sequence[_PartitionFacts]") -> dict[Split, list[Shard]]:
-    return {split: [shard for part in done if (shard := part.shards[split])] for split in SPLITS}
+    return {split: [shard for facts in done if (shard := facts.shards[split])] for split in SPLITS}
 
 
-def _load_ahead(task: "_ShardMaker") -> None:
-    """Load what the end of the stage takes, a second or two of imports and reading, while others
-    are at work."""
+def _load_ahead(maker: "_ShardMaker") -> None:
+    """Load what the end of the stage needs, a second or two of imports and reading, while the
+    workers are at work."""
     import robustly.data_prep.blocks  # noqa: F401 (numba)
 
-    _tokenizer(task.tokenizer_folder, task.trained)
+    _tokenizer(maker.tokenizer_folder, maker.trained)
 
 
 def _dropped_before(cleaned: Path | None) -> dict[str, int]:
-    """How many documents the clean stage left out, by reason."""
+    """How many documents the clean stage has dropped, by reason."""
     made = manifest.read(cleaned) if cleaned else None
-    return (
-        {name: number for name, number in made.counts.items() if name.startswith("dropped by ")}
-        if made
-        else {}
-    )
+    counts = made.counts if made else {}
+    return {name: number for name, number in counts.items() if name.startswith("dropped by ")}
 
 
 def _check(
@@ -182,25 +181,22 @@ def _count(folder: Path, done: Sequence["_PartitionFacts"]) -> dict[str, Any]:
         counts[f"{split}_units"] = store.units
         counts[f"{split}_tokens"] = store.text_tokens
 
-    text_bytes = sum(part.text_bytes for part in done)
+    text_bytes = sum(facts.text_bytes for facts in done)
+    tokens = sum(counts[f"{split}_tokens"] for split in SPLITS)
 
     return {
         **counts,
         "bytes": text_bytes,
-        "tokens_per_byte": round(
-            sum(counts[f"{split}_tokens"] for split in SPLITS) / text_bytes, 4
-        ),
-        "empty_documents": sum(part.empty_documents for part in done),
-        "bad_lines": sum(len(part.bad_lines) for part in done),
+        "tokens_per_byte": round(tokens / text_bytes, 4),
+        "empty_documents": sum(facts.empty_documents for facts in done),
+        "bad_lines": sum(len(facts.bad_lines) for facts in done),
     }
 
 
-def _view(folder: Path, data: DataConfig) -> dict[str, Any]:
-    """Plan the blocks that the page asks for; returns their figures."""
-    from robustly.data_prep.blocks import (
-        Blocks,
-        long_units,
-    )  # here: a worker that makes shards need not import numba
+def _pack(folder: Path, data: DataConfig) -> dict[str, Any]:
+    """Make the packed index that the config asks for; returns its figures."""
+    # here: a worker that makes shards need not import numba
+    from robustly.data_prep.blocks import Blocks, long_units
 
     train, validation = (Blocks(folder, split, data.block_length, data.format) for split in SPLITS)
 
@@ -211,20 +207,19 @@ def _view(folder: Path, data: DataConfig) -> dict[str, Any]:
         "validation_blocks": len(validation),
         "padding": round(1 - train.mean_length / data.block_length, 4),
         "long_units": sum(
-            long_units(view.store, data.block_length, data.format) for view in (train, validation)
+            long_units(blocks.store, data.block_length, data.format)
+            for blocks in (train, validation)
         ),
     }
 
 
-def _with_view(finished: Manifest, folder: Path, data: DataConfig) -> Manifest:
-    """The manifest of a store that was made before, with the figures of the view that is asked for
+def _with_packed_index(finished: Manifest, folder: Path, data: DataConfig) -> Manifest:
+    """The manifest of a finished store, with the figures of the packed index that is asked for
     now."""
     _check_room(Store(folder, "train").stream_tokens, data)
-    if (finished.counts["format"], finished.counts["block_length"]) != (
-        data.format,
-        data.block_length,
-    ):
-        return replace(finished, counts={**finished.counts, **_view(folder, data)})
+    packed = finished.counts["format"], finished.counts["block_length"]
+    if packed != (data.format, data.block_length):
+        return replace(finished, counts={**finished.counts, **_pack(folder, data)})
 
     from robustly.data_prep.blocks import Blocks
 
@@ -234,12 +229,12 @@ def _with_view(finished: Manifest, folder: Path, data: DataConfig) -> Manifest:
     return finished
 
 
-# -------------------------------------------------------------------------------------------- parts
+# --------------------------------------------------------------------------------------- partitions
 
 
 @dataclass(frozen=True)
 class _PartitionFacts:
-    """What is known of a part once it is done."""
+    """What is known of a partition once its shards are made."""
 
     shards: dict[Split, Shard | None]
     text_bytes: int
@@ -263,14 +258,14 @@ def _read_facts(work: Path, number: int) -> _PartitionFacts:
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(folder: Path, trained: str) -> "Tokenizer":
-    """The encoder, loaded once a process; `trained`, the hash of its stage, tells it from an
+    """The tokenizer, loaded once a process; `trained`, the hash of its stage, tells it from an
     earlier one there."""
     return load_tokenizer(folder)
 
 
 @dataclass(frozen=True)
 class _ShardMaker:
-    """Makes the shards of a part, in any process."""
+    """Makes the shards of a partition, in any process."""
 
     corpus: CorpusConfig
     data: DataConfig
@@ -278,25 +273,25 @@ class _ShardMaker:
     tokenizer_folder: Path
     trained: str
 
-    def __call__(self, number: int, part: Partition) -> None:
+    def __call__(self, number: int, partition: Partition) -> None:
         tokenizer = _tokenizer(self.tokenizer_folder, self.trained)
+        held_out = self.corpus.sources[partition.source].held_out
         bad_lines: list[BadLine] = []
         text_bytes = empty = 0
+        writers: dict[Split, ShardWriter] = {}
 
         with ExitStack() as open_shards:
-            writers = {
-                split: open_shards.enter_context(
-                    ShardWriter(
-                        self.work,
-                        f"{split}-{number:05d}",
-                        part.source,
-                        tokenizer.eos_id,
-                        tokenizer.dtype,
-                    )
+            for split in SPLITS:
+                writer = ShardWriter(
+                    self.work,
+                    f"{split}-{number:05d}",
+                    partition.source,
+                    tokenizer.eos_id,
+                    tokenizer.dtype,
                 )
-                for split in SPLITS
-            }
-            for document in documents(part, self.corpus, bad_lines):
+                writers[split] = open_shards.enter_context(writer)
+
+            for document in documents(partition, self.corpus, bad_lines):
                 text = document.text
                 text_bytes += len(text.encode())
                 spans = units(text, self.data.unit, self.data.language)
@@ -306,13 +301,10 @@ class _ShardMaker:
 
                 gap_starts = [0, *(end for _, end in spans)]
                 gap_ends = [*(start for start, _ in spans), len(text)]
-                held_out = self.corpus.sources[part.source].held_out
-                writers[
-                    "validation" if held_out else split_of(text, self.corpus.validation)
-                ].append(
-                    *tokenizer.encode_lines([text[start:end] for start, end in spans]),
-                    [text[start:end] for start, end in zip(gap_starts, gap_ends, strict=True)],
-                )
+                gaps = [text[start:end] for start, end in zip(gap_starts, gap_ends, strict=True)]
+                ids, unit_ends = tokenizer.encode_lines([text[start:end] for start, end in spans])
+                split = "validation" if held_out else split_of(text, self.corpus.validation)
+                writers[split].append(ids, unit_ends, gaps)
 
         shards = {split: writer.shard for split, writer in writers.items()}
         write_json(

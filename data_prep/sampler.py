@@ -1,4 +1,4 @@
-"""Which block stands where in an endless stream of epochs.
+"""The order of training blocks: which block stands where in an endless stream of epochs.
 
 An epoch is a fixed virtual list, each source's blocks repeated a stated number of times, in an
 order of its own: a keyed permutation (`robustly.rng.permute`). So the block at position i of epoch
@@ -18,8 +18,8 @@ from robustly import UserError
 from robustly.data_prep.blocks import Blocks
 from robustly.rng import Purpose, permute, words
 
-# Which blocks make up the fraction of a repetition: the same in all runs and epochs, of a seed and
-# epoch that are no run's.
+# Seed and epoch, which no run has, of the subset that makes up a fraction: it is the same in all
+# runs and epochs.
 CHOICE_SEED = 0
 CHOICE_EPOCH = 2**32 - 2
 
@@ -40,16 +40,16 @@ class Samples(NamedTuple):
 class Mixture:
     """An epoch's virtual list: the blocks of source s `repeats[s]` times (default: each once).
 
-    After the whole repetitions of a source comes its fraction: as many of its blocks, a fixed
-    choice from all over. Something of a source is always left. Raises UserError for another number
-    of sources."""
+    After the whole repetitions of a source comes a fraction of its blocks, a fixed pseudo-random
+    subset. At least one block of a source is always left. Raises UserError for another number of
+    sources."""
 
     def __init__(self, source_starts: NDArray[np.int64], repeats: Sequence[float] = ()):
         sizes = np.diff(source_starts)
         times = np.array(repeats or np.ones(len(sizes)), np.float64)
         if len(times) != len(sizes):
             raise UserError(
-                f"corpus.sources: {len(times)} on the page, and the token store was made of"
+                f"corpus.sources: {len(times)} in the config, and the token store was made of"
                 f" {len(sizes)}; name the same ones, or leave out `repeat`"
             )
 
@@ -65,7 +65,7 @@ class Mixture:
         """The block at each place of the list."""
         source = np.searchsorted(self._ends, entry, side="right")
         copy, block = np.divmod(entry - (self._ends - self.sizes)[source], self._blocks[source])
-        # a source's last repetition is a part of it, unless it is whole
+        # the last repetition of a source may be a fraction of it
         partial = copy == (self.sizes // self._blocks.clip(1))[source]
 
         for number in np.unique(source[partial]):
@@ -93,21 +93,20 @@ class EpochSampler:
 
     def stream(self, start: int, stop: int) -> Samples:
         """What stands at the stream's positions `start` to `stop`, which run through epoch after
-        epoch."""
+        epoch: n = stop - start."""
         epoch, position = np.divmod(np.arange(start, stop, dtype=np.int64), self.size)
-        return self.places(epoch, position)
+        return self.samples(epoch, position)
 
-    def places(self, epoch: NDArray[np.int64], position: NDArray[np.int64]) -> Samples:
-        """What stands at positions of epochs."""
+    def samples(self, epoch: NDArray[np.int64], position: NDArray[np.int64]) -> Samples:
+        """What stands at n positions of epochs; both (n,)."""
         entry = permute(position, self.size, self.seed, epoch)
         block = self.mixture.block(entry)
         if not self.blocks.pairs:
             return Samples(epoch, entry, block, block)
 
         beside = position ^ 1
-        partner = np.where(
-            beside < self.size, beside, position
-        )  # the last of an odd number has none
+        # the last of an odd number has no partner
+        partner = np.where(beside < self.size, beside, position)
         other = self.mixture.block(permute(partner, self.size, self.seed, epoch))
         coin, _, _, _ = words(self.seed, Purpose.PAIR, epoch, position >> 1, 0)
         swapped = (coin < self.blocks.swap_share * 2.0**32) & self.blocks.may_swap(block, other)

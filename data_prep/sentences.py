@@ -1,5 +1,4 @@
-"""Documents into units: what is kept whole and ended by </s>, a line of the text or a sentence of a
-line.
+"""Split documents into units, the sentences or lines that are kept whole and ended by </s>.
 
 A unit is a stripped, non-empty stretch of the document, as fairseq strips lines before it encodes
 them; the white space between units is its own, so that units and gaps together are the document.
@@ -37,11 +36,11 @@ def units(text: str, unit: Literal["sentence", "line"], language: str) -> list[t
     start = 0
 
     for line in text.split("\n"):
-        for piece in sentences(line, language):
-            if body := piece.strip():
-                begin = start + len(piece) - len(piece.lstrip())
+        for sentence in sentences(line, language):
+            if body := sentence.strip():
+                begin = start + len(sentence) - len(sentence.lstrip())
                 found.append((begin, begin + len(body)))
-            start += len(piece)
+            start += len(sentence)
 
         start += 1  # the line feed
 

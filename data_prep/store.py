@@ -1,7 +1,7 @@
-"""The token store: every document as token ids, with the ends of its units and the white space
-between them.
+"""Read and write the token store: each document's token ids, the ends of its units, and the white
+space between them.
 
-A store is a folder of shards, one for each part of the corpus and split, listed in `store.json`;
+A store is a folder of shards, one for each partition of the corpus and split, in `store.json`;
 docs/data_format.md describes it. The tokens of a split, its shards one after the other, are its
 *stream*: the tokens of each unit, then </s>, and one more </s> after the last unit of a document.
 Every input format is a choice of slices of the stream."""
@@ -31,10 +31,12 @@ SPLITS: tuple[Split, Split] = ("train", "validation")
 STORE = "store.json"
 FORMAT = 1  # version of the files; a reader refuses another
 ARRAYS = ("tokens", "units", "documents", "gaps", "gap_ends")
-"""The files of a shard: `<name>.<kind>.npy`."""
+"""The files of a shard, `<name>.<array>.npy`. Of D documents with U units and T tokens: tokens
+(T,); units (U,) and documents (D,), where each ends; gaps, the bytes of the white space; gap_ends
+(U + D,)."""
 END = np.uint32
 """Type of the ends of units, documents and gaps within a shard."""
-LIMIT = 2**32 - 1
+LIMIT = 2**32 - 1  # of an end
 LINES_AT_ONCE = 2**22  # units: 32 MB for each array of their sizes
 WAITING = 2**20  # tokens that a writer collects before it writes them: some MB
 
@@ -52,7 +54,7 @@ def split_of(text: str, validation: float) -> Split:
 
 @dataclass(frozen=True)
 class Shard:
-    """What one part of the corpus gave to one split: the files `<name>.*.npy`."""
+    """The documents of one partition of the corpus in one split: the files `<name>.*.npy`."""
 
     name: str
     source: int
@@ -77,7 +79,7 @@ class ShardWriter:
             for kind in ARRAYS
         }
         self._documents = self._units = self._tokens = self._gap_bytes = 0  # so far
-        self._waiting = _Buffer()
+        self._buffer = _Buffer()
 
     def append(
         self, tokens: NDArray[Any], unit_ends: NDArray[np.int64], gaps: Sequence[str]
@@ -89,35 +91,35 @@ class ShardWriter:
         """
         assert len(unit_ends) and len(gaps) == len(unit_ends) + 1 and unit_ends[-1] == tokens.size
         white_space = [gap.encode() for gap in gaps]
-        waiting = self._waiting
-        waiting.tokens += (tokens, self._eos)
-        waiting.unit_ends.append(self._tokens + unit_ends)
-        waiting.document_ends.append(self._units + len(unit_ends))
-        waiting.gaps += white_space
-        waiting.gap_ends.append(self._gap_bytes + np.cumsum([len(gap) for gap in white_space]))
-        waiting.size += tokens.size
+        buffer = self._buffer
+        buffer.tokens += (tokens, self._eos)
+        buffer.unit_ends.append(self._tokens + unit_ends)
+        buffer.document_ends.append(self._units + len(unit_ends))
+        buffer.gaps += white_space
+        buffer.gap_ends.append(self._gap_bytes + np.cumsum([len(gap) for gap in white_space]))
+        buffer.size += tokens.size
         self._tokens += tokens.size + 1
         self._units += len(unit_ends)
-        self._gap_bytes = int(waiting.gap_ends[-1][-1])
+        self._gap_bytes = int(buffer.gap_ends[-1][-1])
         self._documents += 1
         if max(self._tokens, self._gap_bytes) > LIMIT:
             raise UserError(
-                f"{self.name}: more than {LIMIT:,} tokens in one part of the corpus: one compressed"
-                " file, or one document; cut the file into smaller ones"
+                f"{self.name}: more than {LIMIT:,} tokens in one partition of the corpus: one"
+                " compressed file, or one document; cut the file into smaller ones"
             )
 
-        if waiting.size > WAITING:
+        if buffer.size > WAITING:
             self._write()
 
     def _write(self) -> None:
         """Write what is waiting, many documents at a time: most are short."""
-        waiting, self._waiting = self._waiting, _Buffer()
-        if waiting.tokens:
-            self._files["tokens"].append(np.concatenate(waiting.tokens))
-            self._files["units"].append(np.concatenate(waiting.unit_ends).astype(END))
-            self._files["documents"].append(np.array(waiting.document_ends, END))
-            self._files["gaps"].append(np.frombuffer(b"".join(waiting.gaps), np.uint8))
-            self._files["gap_ends"].append(np.concatenate(waiting.gap_ends).astype(END))
+        buffer, self._buffer = self._buffer, _Buffer()
+        if buffer.tokens:
+            self._files["tokens"].append(np.concatenate(buffer.tokens))
+            self._files["units"].append(np.concatenate(buffer.unit_ends).astype(END))
+            self._files["documents"].append(np.array(buffer.document_ends, END))
+            self._files["gaps"].append(np.frombuffer(b"".join(buffer.gaps), np.uint8))
+            self._files["gap_ends"].append(np.concatenate(buffer.gap_ends).astype(END))
 
     @property
     def shard(self) -> Shard | None:
@@ -148,7 +150,7 @@ class ShardWriter:
 
 @dataclass
 class _Buffer:
-    """Documents on their way to the files of a shard."""
+    """Documents that a writer has not written yet; the arrays are those of `ARRAYS`, in pieces."""
 
     tokens: list[NDArray[Any]] = field(default_factory=list)
     unit_ends: list[NDArray[np.int64]] = field(default_factory=list)
@@ -225,8 +227,8 @@ def check_tokenizer(folder: Path, tokenizer: "Tokenizer") -> None:
         raise UserError(
             f"{folder}: its tokens are of another tokenizer ({facts['vocab_size']:,} entries,"
             f" fingerprint {facts['vocabulary'][:12]}) than the one given ({tokenizer.vocab_size:,}"
-            f" entries, {tokenizer.fingerprint[:12]}); give the tokenizer that it was prepared with,"
-            " or prepare the data anew"
+            f" entries, {tokenizer.fingerprint[:12]}); give the one that it was prepared with, or"
+            " prepare the data anew"
         )
 
 
@@ -278,7 +280,7 @@ class Store:
         return npy.read(self.folder / f"{shard.name}.{kind}.npy", dtype, length)
 
     def tokens(self, shard: Shard) -> NDArray[Any]:
-        """A shard's piece of the stream: (tokens,) of `dtype`."""
+        """A shard's tokens, a slice of the stream: (tokens,) of `dtype`."""
         return self._read(shard, "tokens", self.dtype, shard.tokens)
 
     def unit_ends(self, shard: Shard) -> NDArray[np.uint32]:
@@ -334,9 +336,9 @@ class Store:
             begin = unit = 0
 
             for document_end in self.document_ends(shard).tolist():
-                pieces = []
+                texts = []
                 for end in unit_ends[unit:document_end].tolist():
-                    pieces += [next(white_space), tokenizer.decode(tokens[begin : end - 1])]
+                    texts += [next(white_space), tokenizer.decode(tokens[begin : end - 1])]
                     begin = end
-                yield "".join([*pieces, next(white_space)])
+                yield "".join([*texts, next(white_space)])
                 begin, unit = begin + 1, document_end

@@ -83,7 +83,7 @@ def masked_batches(
 
     for first in range(begin, end, micro_batch):
         positions = np.arange(first, min(first + micro_batch, end))
-        samples = sampler.places(np.full_like(positions, EVALUATION_EPOCH), positions)
+        samples = sampler.samples(np.full_like(positions, EVALUATION_EPOCH), positions)
         batch = make_micro_batch(sampler, samples, masking, special, first)
         yield batch, blocks.sources_of(samples.block)
 

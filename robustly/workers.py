@@ -1,5 +1,4 @@
-"""Worker processes of this machine. They import what the work needs and no executor, so that they
-are soon at work."""
+"""Run work in worker processes of this machine, which end with the process that started them."""
 
 import multiprocessing
 import os

@@ -1,9 +1,9 @@
-"""Byte-level BPE: count words, train merges, save and load, import, encode fast.
+"""Byte-level BPE tokenizer: train it, save and load it, import one, encode text fast.
 
-`corpus` (with `hub`) reads the raw text, for this stage and the next, and `executor` spreads the
-work on it; `words` says what a word is, `counts` and `counting` count; `merges` trains;
-`vocabulary` is the layout and the files, `importing` those of others; `encoder` turns text into
-ids; `build` is the stage; `texts` and `quality` tell how good a tokenizer is."""
+`words` splits text into words, `counts` and `counting` count them, `merges` trains; `vocabulary` is
+the layout and its files, `importing` reads those of others; `tokenizer` turns text into ids,
+`word_table` and `characters` make that fast; `build` is the stage; `quality` and `fit` measure how
+well a tokenizer fits a text."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(folder: Path | str) -> "Tokenizer":
-    """The encoder of a finished tokenizer stage, a published folder, or RoBERTa's `vocab.json` and
-    `merges.txt`.
+    """The tokenizer of a finished tokenizer stage, a published folder, or RoBERTa's `vocab.json`
+    and `merges.txt`.
 
     Raises UserError if the files are missing or are not a byte-level vocabulary in RoBERTa's
     layout."""

@@ -1,8 +1,7 @@
-"""The tokenizer stage: count the words of the corpus, train the merges, save the files, try them on
-the text.
+"""Train the tokenizer: the stage that counts the corpus's words, trains merges and saves the files.
 
-Counts may come from elsewhere instead (`corpus.counts`), and so may the whole vocabulary
-(`tokenizer.import`)."""
+What is saved is tried on the text. Counts may come from elsewhere instead (`corpus.counts`), and so
+may the whole vocabulary (`tokenizer.import`)."""
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,8 +31,8 @@ from robustly.tokenizer.importing import files_of, read_imported
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import Vocabulary, fast_tokenizer, lay_out, save_vocabulary
 
-SAMPLE_PARTS = 16
-SAMPLE_DOCUMENTS = 16  # of each part
+SAMPLE_PARTITIONS = 16
+SAMPLE_DOCUMENTS = 16  # of each partition
 SAMPLE_CHARACTERS = 4096  # of each document
 
 
@@ -166,7 +165,7 @@ class TokenizerStage:
         found = partitions(self.corpus)
         if self.clean_folder and self.tokenizer.imported is None:
             found = decisions.attach(found, self.clean_folder)
-        return [part for part in found if not self.corpus.sources[part.source].held_out]
+        return [one for one in found if not self.corpus.sources[one.source].held_out]
 
 
 @dataclass(frozen=True)
@@ -185,36 +184,10 @@ def _train(
 ) -> tuple[Vocabulary, dict[str, int]]:
     """The vocabulary, and counts of it. Raises UserError if memory or the corpus do not suffice."""
     # numba: half a second and 100 MB that the workers need not have
-    from robustly.tokenizer.merges import (
-        memory_needed,
-        train_merges,
-    )
+    from robustly.tokenizer.merges import train_merges
 
     least = tokenizer.min_word_count
-    words, symbols = sums.kept(least)
-    needed, free = memory_needed(words, symbols), available_memory()
-    each = needed // max(words, 1)
-    log.say(
-        f"training on {words:,} distinct words: at most {needed / 2**20:,.0f} MiB of memory, {each}"
-        " bytes a word"
-    )
-    if needed > free:
-        fits = (
-            times
-            for times in range(least + 1, RARE + 2)
-            if memory_needed(*sums.kept(times)) <= free
-        )
-        hint = next(
-            (f"tokenizer.min_word_count: {times} leaves {sums.kept(times)[0]:,}" for times in fits),
-            "",
-        )
-        raise UserError(
-            f"training on {words:,} distinct words takes about {needed / 2**30:.1f} GiB, and"
-            f" {free / 2**30:.1f} GiB of memory are free;"
-            f" {hint or 'raise tokenizer.min_word_count'}, or take a machine with more. What was"
-            " counted is kept"
-        )
-
+    _check_memory(sums, least)
     wanted = tokenizer.vocab_size - tokenizer.fixed_entries
     rows = watched("reading counts", read_counts(file), sums.words)
     counts = ((word, number) for word, number in rows if number >= least)
@@ -238,26 +211,55 @@ def _train(
         training.merges, tokenizer.special_tokens, tokenizer.normalization == "nfc"
     )
 
-    return vocabulary, {
-        **({"trained_on_words": training.words} if least > 1 else {}),
+    found_counts = {"trained_on_words": training.words} if least > 1 else {}
+    found_counts |= {
         "entries": len(vocabulary.ids),
         "merges": found,
         "tokens": training.tokens,
     }
+    return vocabulary, found_counts
+
+
+def _check_memory(sums: CountSummary, least: int) -> None:
+    """Raises UserError if training on the words that occur at least `least` times takes more memory
+    than is free."""
+    from robustly.tokenizer.merges import memory_needed
+
+    words, symbols = sums.kept(least)
+    needed, free = memory_needed(words, symbols), available_memory()
+    each = needed // max(words, 1)
+    log.say(
+        f"training on {words:,} distinct words: at most {needed / 2**20:,.0f} MiB of memory, {each}"
+        " bytes a word"
+    )
+    if needed <= free:
+        return
+
+    hint = "raise tokenizer.min_word_count"
+    for times in range(least + 1, RARE + 2):
+        if memory_needed(*sums.kept(times)) <= free:
+            hint = f"tokenizer.min_word_count: {times} leaves {sums.kept(times)[0]:,}"
+            break
+
+    raise UserError(
+        f"training on {words:,} distinct words takes about {needed / 2**30:.1f} GiB, and"
+        f" {free / 2**30:.1f} GiB of memory are free; {hint}, or take a machine with more. What was"
+        " counted is kept"
+    )
 
 
 # ------------------------------------------------------------------------------------------- trying
 
 
-def _sample(pieces: Sequence[Partition], corpus: CorpusConfig) -> Iterator[str]:
-    """The beginnings of some documents from all over the corpus."""
-    for part in pieces[:: -(-len(pieces) // SAMPLE_PARTS) or 1]:
-        for document in islice(documents(part, corpus, []), SAMPLE_DOCUMENTS):
+def _sample(cut: Sequence[Partition], corpus: CorpusConfig) -> Iterator[str]:
+    """The beginnings of the first documents of some partitions, evenly spaced."""
+    for partition in cut[:: -(-len(cut) // SAMPLE_PARTITIONS) or 1]:
+        for document in islice(documents(partition, corpus, []), SAMPLE_DOCUMENTS):
             yield document.text[:SAMPLE_CHARACTERS]
 
 
 def _try_out(tokenizer: Tokenizer, reference: Reference, texts: Iterable[str]) -> None:
-    """Raises UserError unless our encoder and `tokenizers` give the same ids, which stand for the
+    """Raises UserError unless our tokenizer and `tokenizers` give the same ids, which stand for the
     exact text."""
     reference.encode_special_tokens = True  # a special token's name in a text is text
     for text in texts:
@@ -281,10 +283,10 @@ def _try_tokens(tokenizer: Tokenizer, reference: Reference) -> None:
     the same for merges that were trained, and not for every list that can be written down."""
     reference.encode_special_tokens = True
     for left, right in tokenizer.vocabulary.merges:
-        piece = tokenizer.decode_bytes([tokenizer.vocabulary.ids[left + right]])
+        raw = tokenizer.decode_bytes([tokenizer.vocabulary.ids[left + right]])
         try:
-            text = piece.decode()
-        except UnicodeDecodeError:  # a part of a character is no text of its own
+            text = raw.decode()
+        except UnicodeDecodeError:  # some bytes of a character are no text of their own
             continue
 
         ids = reference.encode(text, add_special_tokens=False).ids

@@ -1,5 +1,4 @@
-"""Schema of the page's `corpus` and `tokenizer` sections, and of how the work on a corpus is
-spread."""
+"""Schema of the config's section `tokenizer`."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -13,7 +12,7 @@ from pydantic import (
 )
 
 from robustly.config import InputPath, Section
-from robustly.tokenizer.special_tokens import MASK_TOKEN, SPECIAL_TOKENS
+from robustly.tokenizer.special_tokens import MASK_TOKEN, SPECIAL_TOKENS, could_be_learned
 
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256 + 1  # specials, every byte, <mask>
 MAX_MIN_WORD_COUNT = 1000
@@ -32,7 +31,7 @@ class FairseqFiles(Section):
 
 
 def folder_or_files(value: Any) -> str:
-    """Tells pydantic which of the two a page gives: the path of a folder, or files by their
+    """Tells pydantic which of the two a config gives: the path of a folder, or files by their
     names."""
     return "Files" if isinstance(value, Mapping | FairseqFiles) else "Folder"
 
@@ -59,7 +58,8 @@ class TokenizerConfig(Section):
     """nfc: text is brought to Unicode's NFC before words are counted and whenever it is encoded.
     Default: it is not."""
     min_word_count: Annotated[int, Field(ge=1, le=MAX_MIN_WORD_COUNT)] = 1
-    """Words that occur less often in the whole corpus are left out of training: to save memory."""
+    """Words that occur less often in the whole corpus are left out of training, which saves
+    memory."""
     max_token_length: Annotated[int, Field(ge=3)] | None = None
     """Tokens stay shorter than this many bytes; as in `tokenizers`, for the same merges from the
     same number."""
@@ -69,7 +69,7 @@ class TokenizerConfig(Section):
     imported: Annotated[_Imported | None, Field(alias="import")] = None
     """An existing vocabulary instead of training: the folder of a Hugging Face tokenizer, or
     fairseq's three files. `vocab_size` must be its size. Relative paths are looked up beside the
-    page, then in the working directory."""
+    config file, then in the working directory."""
 
     @property
     def fixed_entries(self) -> int:
@@ -88,8 +88,6 @@ class TokenizerConfig(Section):
     @field_validator("special_tokens")
     @classmethod
     def _cannot_be_learned(cls, value: list[str]) -> list[str]:
-        from robustly.tokenizer.special_tokens import could_be_learned
-
         for token in value:
             if token in (*SPECIAL_TOKENS, MASK_TOKEN) or value.count(token) > 1:
                 raise ValueError(f"{token!r} is there already: name each further token once")

@@ -1,4 +1,4 @@
-"""Counting the words of a corpus: each part into a file of its own, then the sums of all.
+"""Count the words of a corpus: each partition into a file of its own, then the sum of all.
 
 The counts come from text, or from count files that were made elsewhere. What is done lies in a
 folder, so that after a kill only the rest is done."""
@@ -35,7 +35,7 @@ COUNTS_FILE = "counts.tsv.zst"
 
 @dataclass(frozen=True)
 class CountSummary:
-    """Of the counts of the whole corpus."""
+    """What training must know of the counts of the whole corpus before it reads them."""
 
     words: int
     """Distinct words."""
@@ -59,53 +59,49 @@ def count(
     work: Path,
     processing: Processing,
 ) -> tuple[dict[str, int], CountSummary]:
-    """Count the words of the parts in `text`, or add up `corpus.counts`; what is in `work` already
-    is not done again.
+    """Count the words of the partitions in `text`, or add up `corpus.counts`; what is in `work`
+    already is not done again.
 
-    Returns what the parts hold together, and what is known of the sums, which lie in `work` as
-    `COUNTS_FILE`. Raises UserError if the text or the counts cannot be read, hold no words, or have too
-    many broken rows."""
+    Returns what the partitions hold together, and a summary of the counts, which lie in `work` as
+    `COUNTS_FILE`. Raises UserError if the text or the counts cannot be read, hold no words, or have
+    too many broken rows."""
     memory = processing.counting_bytes
     if corpus.counts:
-        pieces: Sequence[Partition] = partitions(CountFiles.of(corpus))
-        add = partial(_add_part, tokenizer.normalization == "nfc", work, memory)
-        process(add, pieces, work / "tasks", processing, "adding counts")
+        cut: Sequence[Partition] = partitions(CountFiles.of(corpus))
+        add = partial(_add_partition, tokenizer.normalization == "nfc", work, memory)
+        process(add, cut, work / "tasks", processing, "adding counts")
     else:
-        pieces = text
-        process(
-            partial(_count_part, corpus, tokenizer, work, memory),
-            pieces,
-            work / "tasks",
-            processing,
-            "counting words",
-        )
+        cut = text
+        counted = partial(_count_partition, corpus, tokenizer, work, memory)
+        process(counted, cut, work / "tasks", processing, "counting words")
 
-    return _add_up(work, len(pieces), corpus), _sum_up(work, len(pieces), processing)
+    return _add_up(work, len(cut), corpus), _sum_up(work, len(cut), processing)
 
 
-# -------------------------------------------------------------------------------------------- parts
+# --------------------------------------------------------------------------------------- partitions
 
 
-def _count_part(
+def _count_partition(
     corpus: CorpusConfig,
     tokenizer: TokenizerConfig,
     work: Path,
     memory: int,
     number: int,
-    part: Partition,
+    partition: Partition,
 ) -> None:
-    """Count one part into two files: its words, and what else is known of it."""
+    """Count one partition into two files: its words, and what else is known of it."""
     counter = WordCounter(_words_file(work, number), memory)
     bad_lines: list[BadLine] = []
     seen = size = 0
 
-    for document in documents(part, corpus, bad_lines):
+    for document in documents(partition, corpus, bad_lines):
         text = (
             unicodedata.normalize("NFC", document.text)
             if tokenizer.normalization
             else document.text
         )
-        for piece in io.StringIO(text, newline="\n") if tokenizer.count_by == "line" else (text,):
+        by_line = tokenizer.count_by == "line"
+        for piece in io.StringIO(text, newline="\n") if by_line else (text,):
             counter.add_text(piece)
 
         seen += 1
@@ -121,14 +117,14 @@ def _count_part(
     write_json(_tally_file(work, number), tally)
 
 
-def _add_part(nfc: bool, work: Path, memory: int, number: int, part: Partition) -> None:
-    """As `_count_part`, of counts that were made elsewhere."""
+def _add_partition(nfc: bool, work: Path, memory: int, number: int, partition: Partition) -> None:
+    """As `_count_partition`, of counts that were made elsewhere."""
     counter = WordCounter(_words_file(work, number), memory)
     size = 0
 
     def counts() -> Iterator[Count]:
         nonlocal size
-        for place, line in lines(part.path, part.start, part.end):
+        for place, line in lines(partition.path, partition.start, partition.end):
             try:
                 word, times = parse_count(line)
                 if nfc and not unicodedata.is_normalized("NFC", word):
@@ -136,7 +132,7 @@ def _add_part(nfc: bool, work: Path, memory: int, number: int, part: Partition) 
                         f"{word[:40]!r} is not in NFC, as tokenizer.normalization wants it"
                     )
             except ValueError as fault:
-                raise UserError(f"{line_at(part.path, place)}: {fault}") from None
+                raise UserError(f"{line_at(partition.path, place)}: {fault}") from None
 
             if times:
                 size += times * len(word.encode())
@@ -159,7 +155,7 @@ def _tally_file(work: Path, number: int) -> Path:
 
 
 def _add_up(work: Path, size: int, corpus: CorpusConfig) -> dict[str, int]:
-    """What all parts hold together. Raises UserError for too many bad lines, or for no text at
+    """What all partitions hold together. Raises UserError for too many bad lines, or for no text at
     all."""
     tallies = [
         json.loads(_tally_file(work, number).read_text(encoding="utf-8")) for number in range(size)
@@ -185,16 +181,16 @@ def _add_up(work: Path, size: int, corpus: CorpusConfig) -> dict[str, int]:
 
 
 def _sum_up(work: Path, size: int, processing: Processing) -> CountSummary:
-    """Sum the counts of all parts into one file, by as many processes as there are while files are
-    many."""
+    """Sum the counts of all partitions into one file; while files are many, in all worker
+    processes."""
     known = work / "sums.json"
     if known.exists() and (work / COUNTS_FILE).exists():
         return CountSummary(**json.loads(known.read_text(encoding="utf-8")))
 
-    def add(additions: Sequence[PartialSum], level: int) -> None:
-        process(_add_files, additions, work / f"tasks-{level}", processing, "summing counts")
+    def write(sums: Sequence[PartialSum], level: int) -> None:
+        process(_write_sum, sums, work / f"tasks-{level}", processing, "summing counts")
 
-    paths = few_files([_words_file(work, number) for number in range(size)], add)
+    paths = few_files([_words_file(work, number) for number in range(size)], write)
     words = symbols = 0
     rare = [[0, 0] for _ in range(RARE + 1)]
 
@@ -216,5 +212,5 @@ def _sum_up(work: Path, size: int, processing: Processing) -> CountSummary:
     return sums
 
 
-def _add_files(number: int, addition: PartialSum) -> None:
-    addition.write()
+def _write_sum(number: int, partial_sum: PartialSum) -> None:
+    partial_sum.write()

@@ -1,4 +1,4 @@
-"""Word counts: counting in bounded memory, the files that hold counts, and their sums.
+"""Word counts: count in bounded memory, read and write count files, sum them.
 
 A **count file** has a line for each word: its count, a tab, the word as a JSON string. Files that
 are written here are UTF-8, sorted by the words' code points, and name a word once. Files from
@@ -27,21 +27,20 @@ BATCH = 2**16  # words that are added or written at once
 # Bytes for each distinct word beside the string and the table: the number, if it is not small, and
 # its place in the sorted list when counts are written.
 ENTRY_BYTES = 48
-TABLE_GROWTH = (
-    1.5  # a table that grows exists twice for a moment: a third of its new size, and all of it
-)
+# A table that grows exists twice for a moment: a third of its new size, and all of it.
+TABLE_GROWTH = 1.5
 MAX_COUNT = 2**63 - 1
 
 Count = tuple[str, int]
 
 
 class WordCounter:
-    """Counts words in at most about `memory` bytes: what is more lies beside `target`, sorted,
-    until `finish`."""
+    """Counts words in at most about `memory` bytes; beyond that, sorted counts are written beside
+    `target` until `finish`."""
 
     def __init__(self, target: Path, memory: int):
         self.words = 0
-        """Words that were counted, each time that they occur."""
+        """Words that were counted, every occurrence."""
         self._target, self._memory = target, memory
         self._runs: list[Path] = []
         self._begin()
@@ -71,7 +70,7 @@ class WordCounter:
             return
 
         self._spill()
-        few = few_files(self._runs, _add_here)
+        few = few_files(self._runs, _write_here)
         write_counts(self._target, sum_sorted(few))
         for run in self._runs:
             run.unlink()
@@ -89,9 +88,8 @@ class WordCounter:
         self._weigh()
 
     def _weigh(self) -> None:
-        new = itertools.islice(
-            reversed(self._counts), len(self._counts) - self._known
-        )  # a dict keeps the order
+        # a dict keeps the order
+        new = itertools.islice(reversed(self._counts), len(self._counts) - self._known)
         self._strings += sum(map(sys.getsizeof, new))
         self._known = len(self._counts)
         table = int(sys.getsizeof(self._counts) * TABLE_GROWTH)
@@ -119,9 +117,8 @@ def write_counts(path: Path, counts: Iterable[Count]) -> None:
 
     with atomic(path) as out:
         while block := "".join(itertools.islice(rows, BATCH)).encode():
-            out.write(
-                squeeze(block)
-            )  # a frame of zstd each: frames one after the other are a file of zstd
+            # a frame of zstd each: frames one after the other are a file of zstd
+            out.write(squeeze(block))
 
 
 def read_counts(path: Path) -> Iterator[Count]:
@@ -175,7 +172,7 @@ def parse_count(line: str) -> Count:
 
 @dataclass(frozen=True)
 class PartialSum:
-    """One file that is to hold the sums of others."""
+    """A file that is to hold the sums of others."""
 
     target: Path
     files: Sequence[Path]
@@ -185,25 +182,25 @@ class PartialSum:
         write_counts(self.target, sum_sorted(self.files))
 
 
-def _add_here(additions: Sequence[PartialSum], level: int) -> None:
-    for addition in additions:
-        addition.write()
+def _write_here(sums: Sequence[PartialSum], level: int) -> None:
+    for partial_sum in sums:
+        partial_sum.write()
 
 
 def few_files(
-    paths: Sequence[Path], add: Callable[[Sequence[PartialSum], int], None]
+    paths: Sequence[Path], write: Callable[[Sequence[PartialSum], int], None]
 ) -> Sequence[Path]:
-    """At most `FAN_IN` files with the sums of all: `add(additions, level)` writes those that lie
-    between, as often as it takes."""
+    """At most `FAN_IN` files with the sums of all; `write(sums, level)` makes those between, as
+    many levels as it takes."""
     folder, name, level = paths[0].parent, paths[0].stem, 0
     while len(paths) > FAN_IN:
         groups = [paths[first : first + FAN_IN] for first in range(0, len(paths), FAN_IN)]
-        additions = [
+        sums = [
             PartialSum(folder / f"{name}.sum-{level}-{number:05d}.tsv", group)
             for number, group in enumerate(groups)
         ]
-        add(additions, level)
-        paths = [addition.target for addition in additions]
+        write(sums, level)
+        paths = [partial_sum.target for partial_sum in sums]
         level += 1
 
     return paths

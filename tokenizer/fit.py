@@ -1,4 +1,4 @@
-"""How well a tokenizer fits given texts: sizes, ratios, and the texts that it cuts into the most
+"""Measure how well a tokenizer fits given texts, in rows: sizes, ratios, and excerpts cut into
 tokens."""
 
 import itertools
@@ -53,7 +53,8 @@ def rows_of(texts: NamedTexts, measured: StatsByName) -> Iterator[tuple[str, Enc
 
 
 class ExcerptSampler:
-    """A few words of documents that pass by, of several names where there are several."""
+    """Takes a few words of some documents that pass by, under several names where there are
+    several."""
 
     def __init__(self) -> None:
         self._of: dict[str, list[str]] = {}
@@ -80,7 +81,7 @@ class ExcerptSampler:
 
 
 def excerpt(text: str) -> str:
-    """The beginning of the middle line of a document: some words of it; "" where there are none."""
+    """Some words from the beginning of the middle line of a document; "" where there are none."""
     lines = [line for line in text.splitlines() if line.strip()]
     shown = ""
 

@@ -1,4 +1,4 @@
-"""Vocabularies from elsewhere: RoBERTa's own from fairseq's files, or the folder of a Hugging Face
+"""Import a vocabulary: RoBERTa's own from fairseq's files, or the folder of a Hugging Face
 tokenizer."""
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Byte-level BPE training from word counts (Sennrich et al. 2016), with pair counts in 64 bits.
+"""Train byte-level BPE merges from word counts (Sennrich et al. 2016), with 64-bit pair counts.
 
 The merges are those of `tokenizers`' BpeTrainer: at each step the pair that occurs most often, of
 equals the one with the smallest (left id, right id). Its pair counts have 32 bits and overflow on
@@ -40,7 +40,7 @@ EMPTY = -1  # key of a free slot of the table
 
 @dataclass(frozen=True)
 class TrainedMerges:
-    """What training gives."""
+    """The result of training."""
 
     merges: list[tuple[str, str]]
     """Pairs of byte-level symbols in the order in which they merge."""
@@ -51,7 +51,8 @@ class TrainedMerges:
 
 
 def memory_needed(words: int, symbols: int) -> int:
-    """Bytes that `train_merges` takes at most, about, for so many distinct words of so many bytes in all.
+    """Bytes that `train_merges` takes at most, about, for so many distinct words of so many bytes
+    in all.
 
     A position has its symbol, its neighbours, its word and its place in a list of equal pairs: 24
     bytes. The table of pairs adds up to 30 for each where the words are as varied as can be (random
@@ -233,8 +234,7 @@ def _train(
     keys = np.full(2**17, EMPTY, np.int64)  # for at most 2**16 pairs of bytes
     counts = np.zeros(len(keys), np.int64)
     heads = np.full(len(keys), NONE, np.int32)
-    used = 0
-
+    used = 0  # pairs in the table
     start = 0
 
     for word in range(len(lengths)):
@@ -264,11 +264,8 @@ def _train(
                 heapq.heappush(heap, (-counts[slot], pair))
             continue
 
-        first, second, merged = (
-            np.int32(pair >> 32),
-            np.int32(pair & 0xFFFFFFFF),
-            np.int32(256 + done),
-        )
+        first, second = np.int32(pair >> 32), np.int32(pair & 0xFFFFFFFF)
+        merged = np.int32(256 + done)
         pairs[done] = first, second
         sizes[merged] = sizes[first] + sizes[second]
         places = []

@@ -1,4 +1,4 @@
-"""How well a vocabulary fits a text: how many bytes, characters and words a token stands for.
+"""Measure how well a vocabulary fits a text: bytes, characters and words per token (fertility).
 
 A *word* is here a run of characters without white space (`str.split`), punctuation included: tokens
 per word is then what the field calls fertility, and words in one token are the complement of its
@@ -32,14 +32,13 @@ RATIOS = (
     "single_byte_share",
 )
 _LAST_SPACE = 0x3000  # the white space of the highest code point
-_SPACES = np.array(
-    [chr(code).isspace() for code in range(_LAST_SPACE + 2)]
-)  # the last entry stands for all others
+# The last entry stands for all other characters.
+_SPACES = np.array([chr(code).isspace() for code in range(_LAST_SPACE + 2)])
 
 
 @dataclass(frozen=True)
 class EncodingStats:
-    """What a tokenizer makes of some documents."""
+    """Counts of some documents and of the tokens that they are encoded into."""
 
     documents: int
     bytes: int
@@ -78,14 +77,7 @@ class EncodingStats:
 
     def figures(self) -> dict[str, Any]:
         """All counts and ratios by name; a ratio whose divisor is 0 is None."""
-        names = (
-            "bytes_per_token",
-            "characters_per_token",
-            "tokens_per_word",
-            "words_in_one_token",
-            "single_byte_share",
-        )
-        return {**asdict(self), **{name: getattr(self, name) for name in names}}
+        return {**asdict(self), **{name: getattr(self, name) for name in RATIOS}}
 
 
 def _ratio(part: int, whole: int) -> float | None:
@@ -94,7 +86,7 @@ def _ratio(part: int, whole: int) -> float | None:
 
 @dataclass(frozen=True)
 class StatsByName:
-    """Documents under several names, such as their languages."""
+    """Figures of documents under several names, such as their languages."""
 
     rows: dict[str, EncodingStats]
     """By name, in the order in which the names came."""
@@ -189,15 +181,14 @@ class _Gauge:
 def _count(
     texts: Sequence[str], encoded: Sequence[NDArray[Any]], sizes: NDArray[Any]
 ) -> NDArray[np.int64]:
-    """COUNTED for each document: (documents, 7). All of them are laid end to end."""
+    """The counts named by COUNTED of each document: (documents, 7).
+
+    The documents are laid end to end: C characters, T tokens, W words."""
     codes = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4")
     ends = np.cumsum([len(text) for text in texts])  # of the documents, in characters
-    widths = (
-        1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
-    )  # of the characters, in bytes
-    places = np.concatenate(
-        [[0], np.cumsum(widths)]
-    )  # where each character begins, and where the last ends
+    widths = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)  # (C,), in bytes
+    # where each character begins, and where the last ends: (C + 1,)
+    places = np.concatenate([[0], np.cumsum(widths)])
 
     inside = ~_SPACES[np.minimum(codes, _LAST_SPACE + 1)]
     edges = np.zeros(len(codes) + 1, bool)
@@ -205,17 +196,13 @@ def _count(
     before, after = edges[:-1].copy(), edges[1:].copy()
     before[1:] |= ~inside[:-1]
     after[:-1] |= ~inside[1:]
-    first, last = (
-        np.flatnonzero(inside & before),
-        np.flatnonzero(inside & after),
-    )  # characters of each word
+    # the first and the last character of each word: (W,)
+    first, last = np.flatnonzero(inside & before), np.flatnonzero(inside & after)
 
-    ids = np.concatenate(encoded)
-    token_sizes = sizes[ids]
+    token_sizes = sizes[np.concatenate(encoded)]  # (T,), in bytes
     token_ends = np.cumsum(token_sizes, dtype=np.int64)
-    at = np.searchsorted(
-        token_ends, places[first], side="right"
-    )  # the token with the word's first byte
+    # the token with each word's first byte: (W,)
+    at = np.searchsorted(token_ends, places[first], side="right")
     begins = token_ends[at] - token_sizes[at] >= places[first] - 1  # there, or at the space before
     whole = np.zeros(len(codes), bool)
     whole[first] = begins & (token_ends[at] == places[last + 1])
@@ -234,6 +221,6 @@ def _count(
 
 
 def _sums(values: NDArray[Any], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The sum of each piece; the pieces lie end to end, and some may be empty."""
+    """The sum of each slice; slices lie end to end and end at `ends`, and some may be empty."""
     running = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
     return np.diff(running[ends], prepend=0)

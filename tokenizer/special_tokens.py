@@ -1,14 +1,10 @@
-"""RoBERTa's special tokens, and which names a further one can have."""
+"""RoBERTa's special tokens, the symbols of bytes, and names that a further special token can
+have."""
 
 from robustly.tokenizer.words import split_words
 
-SPECIAL_TOKENS = (
-    "<s>",
-    "<pad>",
-    "</s>",
-    "<unk>",
-)  # ids 0 to 3, as in fairseq; <mask> is the last id
-
+# Ids 0 to 3, as in fairseq; <mask> has the last id.
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_TOKEN = "<mask>"
 
 

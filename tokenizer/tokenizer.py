@@ -1,4 +1,4 @@
-"""Text to token ids and back: the ids of `tokenizers`, many times as fast.
+"""Encode text to token ids and decode them: the ids of `tokenizers`, many times as fast.
 
 tiktoken's engine encodes the first megabytes, and a table of the words seen (`word_table`) what
 comes after them."""
@@ -24,11 +24,10 @@ from robustly.tokenizer.words import PATTERN
 if TYPE_CHECKING:
     from robustly.tokenizer.word_table import WordTable
 
-TOGETHER = (
-    2**22
-)  # characters of lines that are encoded at once: while they are, they are held several times
+# Characters of lines that are encoded at once: while they are, they are held several times.
+TOGETHER = 2**22
 
-# Characters that an encoder gives to the engine before it starts the table of words: the start,
+# Characters that a tokenizer gives to the engine before it starts the table of words: the start,
 # with the import of numba, takes about as long as the engine does for so many.
 BEFORE_TABLE = 2**22
 
@@ -72,9 +71,8 @@ class Tokenizer:
         self._encoded = 0  # characters, by the engine
         self._line_feed = ids[symbols[ord("\n")]]
         self._eos = self.dtype.type(self.eos_id)
-        self._bytes = [
-            raw.get(token, token.encode()) for token in sorted(ids, key=ids.__getitem__)
-        ]  # by id
+        by_id = sorted(ids, key=ids.__getitem__)
+        self._bytes = [raw.get(token, token.encode()) for token in by_id]
         special = {ids[token] for token in vocabulary.special}
         self.token_bytes: NDArray[np.int32] = np.array(
             [0 if number in special else len(piece) for number, piece in enumerate(self._bytes)],
@@ -91,10 +89,9 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of the vocabulary: encoders with the same one give the same ids."""
-        return (
-            self.vocabulary.fingerprint
-        )  # as long in the making as the whole encoder, and workers do not ask for it
+        """Hash of the vocabulary: tokenizers with the same one give the same ids."""
+        # made when it is asked for: it takes as long as all the rest, and workers do not need it
+        return self.vocabulary.fingerprint
 
     def encode_documents(self, texts: Sequence[str], workers: int = 1) -> list[NDArray[Any]]:
         """The ids of each text, of `dtype`, without special tokens.
@@ -116,9 +113,8 @@ class Tokenizer:
         # as many batches as keep every process busy to the end
         size = -(-len(texts) // (8 * workers))
         batches = [texts[first : first + size] for first in range(0, len(texts), size)]
-        context = multiprocessing.get_context(
-            "spawn"
-        )  # a forked child would inherit our threads' locks
+        # spawn: a forked child would inherit our threads' locks
+        context = multiprocessing.get_context("spawn")
 
         with ProcessPoolExecutor(
             workers, mp_context=context, initializer=_begin_worker, initargs=(self,)
@@ -203,9 +199,8 @@ class Tokenizer:
 
     @functools.cached_property
     def _table(self) -> "WordTable":
-        from robustly.tokenizer.word_table import (
-            WordTable,  # numba: half a second and 100 MB that a few texts are not worth
-        )
+        # numba: half a second and 100 MB that a few texts are not worth
+        from robustly.tokenizer.word_table import WordTable
 
         tokens = [self._bytes[number] for number in self._ids.tolist()]  # by rank
         return WordTable(tokens, self._ids, self._engine._encode_single_piece)
@@ -217,7 +212,7 @@ class Tokenizer:
 
         ranks, done = [], 0
         for run in _LONG_RUN.finditer(text):
-            # the pattern makes one piece of a run, but leaves its last character to what follows
+            # the pattern makes one word of a run, but leaves its last character to what follows
             end = run.end() if run.end() == len(text) else run.end() - 1
             ranks.append(
                 self._engine.encode_to_numpy(text[done : run.start()], disallowed_special=())

@@ -1,5 +1,4 @@
-"""The vocabulary: which token has which id, which pairs merge in which order, and the files that
-say so.
+"""The vocabulary, ids of tokens and the order of merges, and the files that hold it.
 
 Layout, as fairseq numbers RoBERTa's special tokens and as `tokenizers` numbers the rest when it
 trains with the four special tokens and `ByteLevel.alphabet()`: `<s>` 0, `<pad>` 1, `</s>` 2,
@@ -23,7 +22,7 @@ MODEL_MAX_LENGTH = 512  # RoBERTa's; publishing writes the model's own
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens in byte-level symbols. Every part and every result of a merge is a token, and so is
+    """Tokens in byte-level symbols. Both sides and the result of a merge are tokens, and so is
     every byte."""
 
     ids: dict[str, int]
@@ -43,9 +42,11 @@ class Vocabulary:
     @property
     def fingerprint(self) -> str:
         """The same for two vocabularies that encode every text to the same ids."""
-        return fingerprint(
-            {"ids": self.ids, "merges": self.merges, **({"nfc": True} if self.nfc else {})}
-        )
+        hashed: dict[str, Any] = {"ids": self.ids, "merges": self.merges}
+        if self.nfc:
+            hashed["nfc"] = True
+
+        return fingerprint(hashed)
 
 
 def lay_out(
@@ -71,10 +72,10 @@ def save_vocabulary(vocabulary: Vocabulary, folder: Path) -> list[Path]:
     write_atomic(folder / "vocab.json", json.dumps(vocabulary.ids, ensure_ascii=False))
     write_atomic(folder / "merges.txt", "#version: 0.2\n" + merges)
     write_atomic(folder / "tokenizer.json", fast_tokenizer(vocabulary).to_str(pretty=True) + "\n")
-    named: dict[str, Any] = {
-        **_ROLES,
-        **({"extra_special_tokens": list(vocabulary.extra)} if vocabulary.extra else {}),
-    }
+    named: dict[str, Any] = dict(_ROLES)
+    if vocabulary.extra:
+        named["extra_special_tokens"] = list(vocabulary.extra)
+
     write_json(folder / "special_tokens_map.json", named)
     write_json(
         folder / "tokenizer_config.json",

@@ -20,7 +20,7 @@ U8 = NDArray[np.uint8]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 Rows = NDArray[Any]  # of SLOT, ENTRY or PAIR
-Ids = NDArray[Any]  # of an encoder's dtype
+Ids = NDArray[Any]  # of a tokenizer's dtype
 Int = int | np.integer[Any]  # numba makes no difference
 
 WORDS = 2**18  # that the table holds

@@ -1,4 +1,4 @@
-"""Words: the pieces of text that no merge crosses.
+"""Split text into words (pre-tokens), which no merge crosses.
 
 Text is taken as it is: no normalisation, and no space put in front, so that the first word of a
 document (or of a line, where lines are counted) is counted as it stands there."""
@@ -27,7 +27,7 @@ def split_words(text: str) -> list[str]:
 
 
 def text_chunks(text: str) -> Iterator[str]:
-    """A text in pieces of about `CHUNK` characters, whose words are the words of the text."""
+    """A text in chunks of about `CHUNK` characters, whose words are the words of the text."""
     start = 0
     while len(text) - start > CHUNK and (seam := _SEAM.search(text, start + CHUNK)):
         yield text[start : seam.start()]

@@ -1,4 +1,4 @@
-"""Schema of the page's `cleaning` section."""
+"""Schema of the config's section `cleaning`."""
 
 import difflib
 import inspect
@@ -17,13 +17,9 @@ QUALITY_FILTERS = {
     "c4_quality": "C4QualityFilter",
     "fineweb_quality": "FineWebQualityFilter",
 }
-"""Name on a page -> class of datatrove, in the order in which they judge a document."""
-OURS = (
-    "self",
-    "exclusion_writer",
-    "batch_size",
-    "language",
-)  # of a filter's parameters: not the page's
+"""Name in a config -> class of datatrove, in the order in which they are applied."""
+OURS = ("self", "exclusion_writer", "batch_size", "language")
+"""Parameters of a filter's class that a config cannot set."""
 
 
 def _as_list(value: Any) -> Any:
@@ -55,7 +51,7 @@ class LanguageConfig(Section):
 
     model: InputPath
     """A fastText model on this machine that tells languages, such as lid.176.ftz or GlotLID's. A
-    relative path is looked up beside the page, then in the working directory."""
+    relative path is looked up beside the config file, then in the working directory."""
     keep: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
     """Languages by the model's names: en for lid.176, eng_Latn for GlotLID."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.65
@@ -71,7 +67,7 @@ class ContaminationConfig(Section):
 
     files: Annotated[list[InputPath], BeforeValidator(_as_list), Field(min_length=1)]
     """Files, folders or globs of .txt (a text is a line), .jsonl and .parquet (each string of a row
-    is a text), looked up beside the page, then in the working directory."""
+    is a text), looked up beside the config file, then in the working directory."""
     keys: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] | None = None
     """Keys (.jsonl) or columns (.parquet) whose strings are taken; default: all of them."""
     n_grams: Annotated[int, Field(ge=1)] = 13
@@ -90,21 +86,21 @@ class EvaluationFiles(CorpusConfig):
 
     @classmethod
     def of(cls, contamination: ContaminationConfig) -> "EvaluationFiles":
-        """The files that a page names."""
+        """The files that a config names."""
         sources = [SourceConfig(path=path) for path in contamination.files]
         return cls(sources=sources, documents="line", text_key="", validation=0)
 
 
 class NearDuplicatesConfig(Section):
-    """MinHash, under datatrove's names. Of two documents that share a part s of their n-grams, one
-    is dropped with probability 1 - (1 - s^hashes_per_bucket)^num_buckets."""
+    """MinHash, under datatrove's names. Of two documents that share a fraction s of their n-grams,
+    one is dropped with probability 1 - (1 - s^hashes_per_bucket)^num_buckets."""
 
     n_grams: PositiveInt = 5
-    """Words of a piece of text that is hashed."""
+    """Words of an n-gram."""
     num_buckets: PositiveInt = 14
-    """How many times documents are compared."""
+    """How many times documents are compared, each time by other hashes."""
     hashes_per_bucket: PositiveInt = 8
-    """Hashes that must all be equal at one of these times."""
+    """Hashes that must all be equal in one of these comparisons."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
     """Of the hash functions."""
 
@@ -170,7 +166,7 @@ class CleaningConfig(Section):
 
 
 def _faults(name: str, parameters: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with a set of quality rules as the page has it."""
+    """What is wrong with a set of quality rules in a config."""
     if name not in QUALITY_FILTERS:
         yield f"no rules called {name!r}{_nearest(name, list(QUALITY_FILTERS))}"
         return

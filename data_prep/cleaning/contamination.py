@@ -1,4 +1,4 @@
-"""Evaluation texts in the corpus: documents that share a run of words with one of them.
+"""Find evaluation texts in the corpus: documents that share a run of words with one of them.
 
 As in GPT-3 (Brown et al. 2020, appendix C), which looked for runs of 13 words. The index is the
 sorted hashes of all runs of the texts, 8 bytes each, mapped into the memory of every process once.
@@ -21,7 +21,7 @@ from robustly.data_prep.cleaning.shingles import ngram_hashes
 
 @dataclass(frozen=True)
 class EvaluationIndex:
-    """What is looked for."""
+    """The runs of words that are looked for."""
 
     hashes: NDArray[np.uint64]
     """Of the runs of words, sorted, each once."""
@@ -31,7 +31,7 @@ class EvaluationIndex:
 
 
 def build_index(contamination: ContaminationConfig) -> EvaluationIndex:
-    """Read the evaluation texts of a page.
+    """Read the evaluation texts of a config.
 
     Raises UserError if a file cannot be read, a row lacks a key, or no text is long enough.
     """

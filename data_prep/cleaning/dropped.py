@@ -1,4 +1,4 @@
-"""The documents that the clean stage drops, as JSON lines, to be read by people."""
+"""Write the documents that the clean stage drops as JSON lines, to be looked at."""
 
 from pathlib import Path
 
@@ -14,29 +14,29 @@ OPTION = "--dropped"
 
 def write_dropped(corpus: CorpusConfig, folder: Path, path: Path) -> int:
     """Read the corpus once more and write what the finished stage in `folder` drops to `path`;
-    returns how many.
+    returns how many documents.
 
     A line is {"text", "source", "reason"}, in the order of the corpus. The file is there when all
     of it is; compressed if it ends in .gz. Raises UserError as `check_place` does, or if the corpus
     cannot be read."""
     check_place(path, OPTION)
-    names = decisions.read_summary(folder)["verdicts"]
-    sources, pieces = corpus.names, partitions(corpus)
+    reasons = decisions.read_summary(folder)["verdicts"]
+    sources, cut = corpus.names, partitions(corpus)
     written = 0
 
     with (
         new_file(path) as write,
-        log.progress("writing dropped documents", len(pieces), "parts") as advance,
+        log.progress("writing dropped documents", len(cut), "partitions") as advance,
     ):
-        for number, part in enumerate(pieces):
+        for number, partition in enumerate(cut):
             codes = decisions.read(decisions.decisions_file(folder, number)).tolist()
-            for document, code in zip(documents(part, corpus, []), codes, strict=True):
+            for document, code in zip(documents(partition, corpus, []), codes, strict=True):
                 if code != decisions.KEPT:
                     write(
                         {
                             "text": document.text,
                             "source": sources[document.source],
-                            "reason": names[code],
+                            "reason": reasons[code],
                         }
                     )
                     written += 1

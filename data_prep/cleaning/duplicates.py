@@ -1,7 +1,7 @@
-"""Exact duplicates in bounded memory: hashes of the texts, bucket by bucket.
+"""Find exact duplicates in bounded memory: hashes of the texts, bucket by bucket.
 
-Each part of the corpus leaves its hashes sorted, so that a bucket, which is a range of hashes, is a
-slice of each file."""
+Each partition of the corpus leaves its hashes sorted, so that a bucket, which is a range of hashes,
+is a slice of each file."""
 
 import bisect
 import hashlib
@@ -15,7 +15,7 @@ from robustly.data_prep import npy
 
 BUCKET_DOCUMENTS = 2**22  # about 300 MB of work
 HASH = np.dtype([("high", "<u8"), ("low", "<u8"), ("document", "<u4")])
-"""128 bits of the sha256 of a text, and its document's place in the part."""
+"""128 bits of the sha256 of a text, and its document's place in the partition."""
 PLACE = np.dtype([("part", "<u4"), ("document", "<u4")])
 
 
@@ -27,8 +27,8 @@ def text_hash(text: str) -> bytes:
 def write_hashes(
     folder: Path, number: int, hashes: bytes | bytearray, places: NDArray[np.integer]
 ) -> None:
-    """Write the hashes of a part's documents, 16 bytes each; `places`: (documents,), their places
-    in the part."""
+    """Write the hashes of a partition's documents, 16 bytes each; `places`: (documents,), their
+    places in the partition."""
     halves = np.frombuffer(hashes, ">u8").reshape(-1, 2)
     rows = np.empty(len(halves), HASH)
     rows["high"], rows["low"], rows["document"] = halves[:, 0], halves[:, 1], places
@@ -36,17 +36,19 @@ def write_hashes(
 
 
 def buckets_for(documents: int) -> int:
-    """How many buckets so many documents take: a power of two."""
+    """The number of buckets for so many documents: a power of two."""
     return 1 << max(0, (documents - 1) // BUCKET_DOCUMENTS).bit_length()
 
 
-def find_duplicates(folder: Path, parts: int, buckets: int, bucket: int, _: Any = None) -> None:
+def find_duplicates(
+    folder: Path, partitions: int, buckets: int, bucket: int, _: Any = None
+) -> None:
     """Write the places of the documents in a bucket whose text came before, in the order of the
     corpus."""
     bits = buckets.bit_length() - 1
     slices, numbers = [], []
 
-    for number in range(parts):
+    for number in range(partitions):
         rows = npy.read(_hashes_file(folder, number), HASH)
         first, last = (
             bisect.bisect_left(rows, edge << (64 - bits), key=lambda row: int(row["high"]))
@@ -55,30 +57,25 @@ def find_duplicates(folder: Path, parts: int, buckets: int, bucket: int, _: Any 
         slices.append(np.array(rows[first:last]))  # a copy: a view would keep the file open
         numbers.append(np.full(last - first, number, np.uint32))
 
-    rows, part = np.concatenate(slices), np.concatenate(numbers)
-    order = np.lexsort(
-        (rows["low"], rows["high"])
-    )  # stable: equal ones stay in the order of the corpus
-    rows, part = rows[order], part[order]
-    again = (
-        np.flatnonzero(
-            (rows["high"][1:] == rows["high"][:-1]) & (rows["low"][1:] == rows["low"][:-1])
-        )
-        + 1
-    )
+    rows, partition = np.concatenate(slices), np.concatenate(numbers)
+    # stable: equal ones stay in the order of the corpus
+    order = np.lexsort((rows["low"], rows["high"]))
+    rows, partition = rows[order], partition[order]
+    high, low = rows["high"], rows["low"]
+    again = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1])) + 1
     places = np.empty(len(again), PLACE)
-    places["part"], places["document"] = part[again], rows["document"][again]
+    places["part"], places["document"] = partition[again], rows["document"][again]
     npy.write(_places_file(folder, bucket), np.sort(places, order=PLACE.names))
 
 
 def duplicates_in(folder: Path, buckets: int, number: int) -> NDArray[np.uint32]:
-    """The documents of a part that `find_duplicates` found, by their places in it."""
+    """The documents of a partition that `find_duplicates` found, by their places in it."""
     found = []
     for bucket in range(buckets):
         places = npy.read(_places_file(folder, bucket), PLACE)
         first, last = (
-            bisect.bisect_left(places, part, key=lambda row: int(row["part"]))
-            for part in (number, number + 1)
+            bisect.bisect_left(places, edge, key=lambda row: int(row["part"]))
+            for edge in (number, number + 1)
         )
         found.append(places["document"][first:last])
 

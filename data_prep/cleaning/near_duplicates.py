@@ -1,8 +1,8 @@
-"""Near duplicates by MinHash (Broder 1997): datatrove's steps, on groups of parts.
+"""Find near duplicates by MinHash (Broder 1997): datatrove's steps, on groups of partitions.
 
 Signatures of each group's documents, pairs of equal ones bucket by bucket, clusters of the pairs.
-Of a cluster, the first document in the order of the corpus stays; datatrove's own choice of who
-stays is not used."""
+Of a cluster, the first document in the order of the corpus stays; datatrove's own choice of the one
+that stays is not used."""
 
 import contextlib
 import functools
@@ -31,11 +31,10 @@ class ChunkedSignature(MinhashDedupSignature):
     """datatrove's step, in bounded memory for a document of any length."""
 
     def get_signature(self, shingles: NDArray[np.uint64]) -> list[list[int]]:
-        """The least hash of each function, over pieces of the document: as of the whole."""
-        pieces = range(0, len(shingles), AT_ONCE)
+        """The least hash of each hash function over all n-grams, some of them at a time."""
         signatures = (
             np.array(super(ChunkedSignature, self).get_signature(shingles[at : at + AT_ONCE]))
-            for at in pieces
+            for at in range(0, len(shingles), AT_ONCE)
         )
 
         return [
@@ -92,7 +91,7 @@ def cluster(folder: Path, near: NearDuplicatesConfig, groups: int) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without datatrove's log, some lines a step: what is said is said by `process`."""
+    """Without datatrove's log, some lines a step: `process` shows the progress."""
     logger.disable("datatrove")
     try:
         yield

@@ -1,7 +1,8 @@
-"""Rules that judge a document by itself. A rule gives the reason why a text is dropped, or None.
+"""Rules that drop a document for what it is by itself: length, language, quality, contamination.
 
-The first word of a reason is the key of the page's `cleaning` section that asks for it, or the name
-of a set of quality rules; what follows a colon are the set's own words."""
+A rule gives the reason why a text is dropped, or None. The first word of a reason is the key of the
+config's section `cleaning` that asks for it, or the name of a set of quality rules; what follows a
+colon are the set's own words."""
 
 import contextlib
 import functools
@@ -39,7 +40,7 @@ def rules_of(
     model: tuple[Path, str] | None,
     evaluation: NDArray[np.uint64] | None,
 ) -> list[Rule]:
-    """The rules that a page asks for, in order.
+    """The rules that a config asks for, in order.
 
     `model` is the language model's file and its sha256; `evaluation` the index of evaluation texts.
     """
@@ -94,7 +95,7 @@ def _contamination(evaluation: NDArray[np.uint64], n: int, text: str) -> str | N
 
 
 def model_file(language: LanguageConfig) -> Path:
-    """The file of the model that a page names. Raises UserError if it is not there."""
+    """The file of the model that a config names. Raises UserError if it is not there."""
     advice = "Give a fastText model that tells languages, such as lid.176.ftz"
     return locate("cleaning.language.model", language.model, file=True, advice=advice)
 
@@ -197,15 +198,14 @@ def _quality(name: str, parameters: dict[str, Any], language: str) -> Rule:
     values = {
         key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()
     }
-    judge = getattr(filters, QUALITY_FILTERS[name])(language=language, **values)
+    quality_filter = getattr(filters, QUALITY_FILTERS[name])(language=language, **values)
 
     def rule(text: str) -> str | None:
-        verdict = judge.filter(
-            Document(text=text, id="")
-        )  # a document of its own: c4_quality cuts lines out of it
-        if verdict is True:
+        # a document of its own: c4_quality cuts lines out of it
+        kept = quality_filter.filter(Document(text=text, id=""))
+        if kept is True:
             return None
-        _, reason = verdict
+        _, reason = kept
         return f"{name}: {reason}"
 
     return rule

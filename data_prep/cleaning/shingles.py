@@ -1,5 +1,4 @@
-"""The words of a text as comparisons see them, and hashes of runs of them, for near duplicates and
-contamination.
+"""Word n-grams of a text and their hashes, for near duplicates and contamination.
 
 A text is simplified as datatrove does it: lower case, numbers as 0, punctuation as space, no
 diacritics. Words are what white space separates; of scripts written without spaces, each character
@@ -12,9 +11,8 @@ from datatrove.utils.text import ngrams, simplify_text
 from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 from numpy.typing import NDArray
 
-HASHING = HashConfig(
-    precision=64, hash_fc="sha1"
-)  # of the standard library: the same in every version
+# sha1 is of the standard library: the same in every version.
+HASHING = HashConfig(precision=64, hash_fc="sha1")
 _hash = create_hash_func(HASHING)
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 

@@ -1,5 +1,5 @@
-"""Schema of the config's `corpus` section, and of who works on a corpus: local processes, Slurm or
-Ray."""
+"""Schema of the config's section `corpus`, and of where the work on a corpus runs: processes of
+this machine, Slurm or Ray."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -29,12 +29,12 @@ def _as_list(value: Any) -> Any:
 
 
 class SourceConfig(Section):
-    """One body of text: files, or a dataset. In a page `{path: ...}`, `{hub: ...}`, or a path
+    """One body of text: files, or a dataset. In a config `{path: ...}`, `{hub: ...}`, or a path
     alone."""
 
     path: InputPath | None = None
     """File, folder or glob of .txt, .jsonl or .parquet, each plain or .gz, .xz, .zst (not parquet).
-    A relative path is looked up beside the page, then in the working directory."""
+    A relative path is looked up beside the config file, then in the working directory."""
     hub: InputPath | None = None
     """A dataset on the Hugging Face Hub (owner/name), or a folder laid out like one; each row is a
     document. A folder is looked up like `path`, and taken before the Hub."""
@@ -75,7 +75,7 @@ class SourceConfig(Section):
 
     @property
     def label(self) -> str:
-        """What the page gives: a path, or the name of a dataset."""
+        """What the config gives: a path, or the name of a dataset."""
         return self.path if self.path is not None else self.hub or ""
 
     @property
@@ -107,8 +107,8 @@ class CorpusConfig(Section):
     trained from instead of counting the words of `sources`; a line is a count, a tab and the word
     as a JSON string."""
     documents: Literal["blank_line", "file", "line"]
-    """What a document is in a .txt file: text between blank lines, the whole file, or each line.
-    In .jsonl, .parquet and a dataset it is a row."""
+    """What a document is in a .txt file: text between blank lines, the whole file, or each line. In
+    .jsonl, .parquet and a dataset it is a row."""
     text_key: str
     """Key (.jsonl) or column (.parquet, a dataset) that holds the text."""
     validation: Annotated[float, Field(ge=0, lt=1)]
@@ -160,7 +160,7 @@ class CountFiles(CorpusConfig):
 
     @classmethod
     def of(cls, corpus: CorpusConfig) -> "CountFiles":
-        """The counts that a page names."""
+        """The counts that a config names."""
         return cls(
             sources=[SourceConfig(path=path) for path in corpus.counts],
             documents="line",
@@ -169,10 +169,8 @@ class CountFiles(CorpusConfig):
         )
 
 
-PROCESS_BYTES = 160 * 2**20
-
-COUNTING_BYTES = 512 * 2**20
-
+PROCESS_BYTES = 160 * 2**20  # Python and the libraries of a worker
+COUNTING_BYTES = 512 * 2**20  # counts of a worker, where run.memory_gb says nothing
 MIN_COUNTING_BYTES = 16 * 2**20
 
 _SBATCH_OPTIONS = {
@@ -220,7 +218,7 @@ class SlurmConfig(Section):
 
 @dataclass(frozen=True)
 class Processing:
-    """Who works on the parts of a corpus; no byte of what is made depends on it."""
+    """Where the work on a corpus runs; no byte of what is made depends on it."""
 
     workers: int
     """Processes at once on this machine, or in the Ray cluster."""
@@ -238,12 +236,11 @@ class Processing:
 
         Raises UserError if that is next to nothing.
         """
-        processes = (
-            1 if self.executor == "slurm" else self.workers
-        )  # Slurm gives each task memory of its own
-        key, total = "run.memory_gb", self.memory_gb
-        if self.executor == "slurm" and self.slurm.memory_gb:
-            key, total = "run.slurm.memory_gb", self.slurm.memory_gb
+        processes, key, total = self.workers, "run.memory_gb", self.memory_gb
+        if self.executor == "slurm":
+            processes = 1  # each task has memory of its own
+            if self.slurm.memory_gb:
+                key, total = "run.slurm.memory_gb", self.slurm.memory_gb
 
         if total is None:
             return COUNTING_BYTES

@@ -1,8 +1,8 @@
-"""Which documents of the corpus are kept by its cleaning, for whoever reads them.
+"""Filter decisions: read which documents of a corpus the clean stage keeps.
 
-The clean stage (data_prep/cleaning/clean.py) leaves a file for each part of the corpus: a number
-for each document that the part gives, in order, which is the place of a word in the list of
-`verdicts.json`: 0 is `kept`, others are reasons."""
+The stage (data_prep/cleaning/clean.py) leaves a file for each partition of the corpus, with a
+number for each of its documents in their order: 0 is `kept`, the others stand for the reasons to
+drop a document, which `verdicts.json` lists."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ COMMAND = "robustly clean CONFIG"
 
 
 def decisions_file(folder: Path, number: int) -> Path:
-    """The verdicts on a part of the corpus, by its number: (documents,) of uint8."""
+    """The decisions on the documents of a partition, by its number: (documents,) of uint8."""
     return folder / f"verdicts-{number:05d}.npy"
 
 
@@ -47,76 +47,75 @@ def require(folder: Path, corpus: str) -> Manifest:
     return finished
 
 
-def attach(parts: Sequence["Partition"], folder: Path) -> list["Partition"]:
-    """The parts of a whole corpus, which give from now on only the documents that the stage in
-    `folder` keeps.
+def attach(partitions: Sequence["Partition"], folder: Path) -> list["Partition"]:
+    """The partitions of a whole corpus, of which `documents` reads from now on only what the stage
+    in `folder` keeps.
 
-    Raises UserError if it was made of other parts, or by another version of this program.
+    Raises UserError if it decided on other partitions, or is of another version of this program.
     """
-    listed = read_summary(folder)
-    if len(listed["documents"]) != len(parts):
+    decided = len(read_summary(folder)["documents"])
+    if decided != len(partitions):
         raise UserError(
-            f"{folder / SUMMARY}: on {len(listed['documents']):,} parts of a corpus that has"
-            f" {len(parts):,} now; {_CHANGED}"
+            f"{folder / SUMMARY}: on {decided:,} partitions of a corpus that has"
+            f" {len(partitions):,} now; {_CHANGED}"
         )
 
     return [
-        replace(part, verdicts=str(decisions_file(folder, number)))
-        for number, part in enumerate(parts)
+        replace(partition, decisions=str(decisions_file(folder, number)))
+        for number, partition in enumerate(partitions)
     ]
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """`verdicts.json` of a finished stage: the `verdicts` by their numbers, and how many
-    `documents` each part has.
+    """`verdicts.json` of a finished stage: what each number stands for (`verdicts`), and how many
+    documents each partition has (`documents`).
 
     Raises UserError if it cannot be read.
     """
     path = folder / SUMMARY
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
+        summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {_CHANGED}") from None
 
-    if listed.get("format") != FORMAT:
+    if summary.get("format") != FORMAT:
         raise UserError(
-            f"{path}: format {listed.get('format')!r}, expected {FORMAT}; use the version of"
+            f"{path}: format {summary.get('format')!r}, expected {FORMAT}; use the version of"
             " robustly that made it, or clean the corpus anew"
         )
 
-    return dict(listed)
+    return dict(summary)
 
 
 def read(path: Path) -> NDArray[np.uint8]:
-    """The verdicts on a part: (documents,). Raises UserError if the file is missing, cut off or
-    another's."""
+    """The decisions on a partition: (documents,). Raises UserError if the file is missing, cut off
+    or another's."""
     try:
-        verdicts = np.load(path)
+        found = np.load(path)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {_CHANGED}") from None
 
-    if verdicts.dtype != np.uint8 or verdicts.ndim != 1:
+    if found.dtype != np.uint8 or found.ndim != 1:
         raise UserError(
-            f"{path}: shape {verdicts.shape} of {verdicts.dtype}, expected numbers of uint8;"
-            f" {_CHANGED}"
+            f"{path}: shape {found.shape} of {found.dtype}, expected numbers of uint8; {_CHANGED}"
         )
 
-    return verdicts
+    return found
 
 
 def kept(texts: Iterator[str], path: Path) -> Iterator[str]:
-    """The documents of a part that are kept. Raises UserError if there are more or fewer of them
-    than verdicts."""
-    verdicts = read(path)
-    for number, (text, verdict) in enumerate(itertools.zip_longest(texts, verdicts.tolist())):
-        if text is None or verdict is None:
-            more = "more" if verdict is None else f"only {number:,}"
+    """The documents of a partition that are kept. Raises UserError if there are more or fewer of
+    them than decisions."""
+    found = read(path)
+    for number, (text, decision) in enumerate(itertools.zip_longest(texts, found.tolist())):
+        if text is None or decision is None:
+            more = "more" if decision is None else f"only {number:,}"
             raise UserError(
-                f"{path}: verdicts on {verdicts.size:,} documents, and the part has {more};"
+                f"{path}: decisions on {found.size:,} documents, and the partition has {more};"
                 f" {_CHANGED}"
             )
 
-        if verdict == KEPT:
+        if decision == KEPT:
             yield text
 
 

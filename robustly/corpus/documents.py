@@ -59,8 +59,8 @@ def documents(
     line for more of them than `corpus.max_bad_lines`, bytes that are not UTF-8, a NUL, half a
     surrogate pair, a file that is cut off; and if the decisions are on other documents."""
     texts = _texts(partition, corpus, bad_lines)
-    if partition.verdicts:
-        texts = decisions.kept(texts, Path(partition.verdicts))
+    if partition.decisions:
+        texts = decisions.kept(texts, Path(partition.decisions))
 
     for text in texts:
         yield Document(text, partition.source)

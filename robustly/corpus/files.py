@@ -1,4 +1,4 @@
-"""Which files and datasets a corpus is, and hashes of what they hold."""
+"""Find the files and datasets of a corpus, and hash what they hold."""
 
 import glob
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ from robustly.log import progress
 
 
 def corpus_files(corpus: CorpusConfig) -> list[tuple[int, Path]]:
-    """The files of a corpus, each with the number of its source: sources as on the page, their
+    """The files of a corpus, each with the number of its source: sources as in the config, their
     files by name.
 
     Those of a dataset's folder are all that lie there, whatever they are; a dataset on the Hub has
@@ -94,7 +94,7 @@ def hash_corpus(corpus: CorpusConfig, remembered: Mapping[str, Mapping[str, Any]
     """Hash every file of the corpus, except those whose size and time of change are as
     `remembered`.
 
-    The Hub is asked at which commit a dataset is, unless the page says so; where it cannot be
+    The Hub is asked at which commit a dataset is, unless the config says so; where it cannot be
     reached, the commit is the one that is `remembered`. Raises UserError as `corpus_files` and
     `hub.hashed` do, or if a file cannot be read."""
     found = corpus_files(corpus)
@@ -150,8 +150,8 @@ def _key(source: SourceConfig) -> str:
 
 
 def corpus_sizes(corpus: CorpusConfig) -> dict[str, int | None]:
-    """The bytes of everything that `hash_corpus` has facts of, under the same names; None: a dataset, of
-    any size.
+    """The bytes of everything that `hash_corpus` has facts of, under the same names; of a dataset
+    None.
 
     No network is asked. Raises UserError as `corpus_files` does.
     """

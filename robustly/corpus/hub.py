@@ -1,5 +1,4 @@
-"""Datasets of the Hugging Face Hub, and folders laid out like one, read by streaming through
-`datasets`.
+"""Stream datasets of the Hugging Face Hub, and folders laid out like one, through `datasets`.
 
 What a dataset holds is named by the commit of its repository. It is asked for once, and everything
 is read at that commit, by however many processes and however long after. Rows come in batches, and
@@ -75,16 +74,15 @@ def folder_of(source: SourceConfig) -> Path | None:
 # ------------------------------------------------------------------------------------------ commits
 
 
-_hashed: dict[
-    tuple[str, str | None], str
-] = {}  # (name, revision) -> the commit by which this process hashed it
+# (name, revision) -> the commit by which this process hashed it
+_hashed: dict[tuple[str, str | None], str] = {}
 
 
 def dataset(source: SourceConfig) -> Dataset:
     """What `source` names, at the commit by which it was hashed, to be read now.
 
-    Raises UserError as `folder_of` and `hashed` do. A commit that the page pins is looked for, too:
-    the answer takes a moment, where `datasets` would try again and again before it gives up."""
+    Raises UserError as `folder_of` and `hashed` do. A commit that the config pins is looked for,
+    too: the answer takes a moment, where `datasets` would try again and again before giving up."""
     if folder := folder_of(source):
         return Dataset(str(folder), source.subset, source.split, None)
     assert source.hub is not None
@@ -93,7 +91,7 @@ def dataset(source: SourceConfig) -> Dataset:
 
 
 def hashed(source: SourceConfig, remembered: str | None) -> Dataset:
-    """What `source` names, for hashing. A full commit on the page needs no network; any other
+    """What `source` names, for hashing. A full commit in the config needs no network; any other
     revision is asked for.
 
     Where the Hub cannot be reached, it is at the commit that is `remembered` from an earlier time,
@@ -168,7 +166,7 @@ def _ask(name: str, revision: str | None) -> str:
 
 
 def shards(dataset: Dataset, column: str) -> int:
-    """The pieces in which a dataset is stored: how many depends on its commit alone.
+    """How many files a dataset is stored in: it depends on the commit alone.
 
     Raises UserError if it cannot be opened, has no such subset, split or column.
     """
@@ -250,16 +248,14 @@ def opened(dataset: Dataset) -> tuple[Any, Any]:
         builder = datasets.load_dataset_builder(
             dataset.place, dataset.subset, revision=dataset.commit
         )
-        if (
-            dataset.commit and builder.hash != dataset.commit
-        ):  # `datasets` falls back on what it finds in its cache
+        # `datasets` falls back on what it finds in its cache
+        if dataset.commit and builder.hash != dataset.commit:
             raise UserError(
                 f"{dataset}: commit {dataset.commit} cannot be reached; check the network"
             )
 
-        if hasattr(
-            builder.config, "on_mixed_types"
-        ):  # JSON: or a text beside a number would come with its quotes on
+        # JSON: a text beside a number would come with its quotes on
+        if hasattr(builder.config, "on_mixed_types"):
             builder.config.on_mixed_types = None
 
         splits = builder.as_streaming_dataset()

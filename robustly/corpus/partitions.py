@@ -28,8 +28,8 @@ class Partition:
     start: int
     end: int
     dataset: hub.Dataset | None = None
-    verdicts: str | None = None
-    """File that says which of its documents are kept; None: all of them."""
+    decisions: str | None = None
+    """File of the decisions on its documents; None: all are kept."""
 
 
 def partitions(corpus: CorpusConfig) -> list[Partition]:

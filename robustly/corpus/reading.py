@@ -1,5 +1,4 @@
-"""Bytes and lines of files: opened whatever their compression, cut at line feeds, checked to be
-text.
+"""Read text files: opened whatever their compression, cut at line feeds, checked to be UTF-8 text.
 
 What is wrong with a file is a UserError that names the place in it.
 """
@@ -34,12 +33,8 @@ _OPENERS: dict[str, Callable[[str], Any]] = {
     ".xz": lzma.open,
     ".zst": _zstd,
 }
-_FAULTS = (
-    OSError,
-    EOFError,
-    lzma.LZMAError,
-    zlib.error,
-)  # what these raise on a file that is cut off or damaged
+# What these raise on a file that is cut off or damaged.
+_FAULTS = (OSError, EOFError, lzma.LZMAError, zlib.error)
 
 
 def suffixes(path: Path) -> tuple[str, str]:

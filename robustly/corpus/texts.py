@@ -1,5 +1,4 @@
-"""Texts that a command is given by options (`--text` and its like) instead of a page, read as a
-corpus is."""
+"""Read texts that a command's options name (`--text` and the like) as a corpus is read."""
 
 import itertools
 from collections import Counter
@@ -16,7 +15,7 @@ from robustly.corpus.files import corpus_files
 from robustly.corpus.formats import DOCUMENTS, format_of
 from robustly.corpus.partitions import Partition, partitions
 
-# The corpus reader names keys of a page; here they are options of the command.
+# Messages of the corpus reader name keys of a config; here they are options of the command.
 OPTIONS = {
     "; word counts (.tsv) only for corpus.counts": "",
     "corpus.sources": "--text",
@@ -30,7 +29,7 @@ MAX_VALUES = 2000
 
 @dataclass(frozen=True)
 class NamedTexts:
-    """Documents under the names of what they come from."""
+    """Documents, each with a name: that of its file, or a value of its row."""
 
     title: str
     by: str
@@ -38,7 +37,7 @@ class NamedTexts:
     named: Iterable[tuple[str, str]]
     """(name, text) of each document."""
     by_name: bool = False
-    """Whether people look them up by name, rather than in the order in which they came."""
+    """Whether tables list them by name, rather than in the order in which they came."""
 
 
 def corpus_from_options(
@@ -47,7 +46,7 @@ def corpus_from_options(
     """The corpus of the files, folders or globs that `--text` names; `how` is the value of
     `--documents`.
 
-    Raises UserError for another value than the page's.
+    Raises UserError for a value that `corpus.documents` does not take.
     """
     if how not in (known := get_args(CorpusConfig.model_fields["documents"].annotation)):
         raise UserError(f"--documents {how}: expected one of {', '.join(known)}")
@@ -71,15 +70,15 @@ def read_texts(
     bar.
 
     Raises UserError if a source matches no file, a file cannot be read or holds no text, or there
-    are too many broken rows; `options` are named in place of the page's keys."""
+    are too many broken rows; `options` are named in place of the config's keys."""
     bad_lines: list[BadLine] = []
     with _as_options(options):
-        pieces = _pieces(corpus)
-        with log.progress(what, len(pieces), "parts") as advance:
-            for path, group in itertools.groupby(pieces, key=lambda piece: piece.path):
+        cut = _partitions(corpus)
+        with log.progress(what, len(cut), "partitions") as advance:
+            for path, of_file in itertools.groupby(cut, key=lambda partition: partition.path):
                 seen = False
-                for piece in group:
-                    for document in documents(piece, corpus, bad_lines):
+                for partition in of_file:
+                    for document in documents(partition, corpus, bad_lines):
                         seen = True
                         yield path, document.text
                     advance(1)
@@ -110,8 +109,8 @@ def by_key(corpus: CorpusConfig, key: str) -> NamedTexts:
     """The documents of rows (.jsonl, .parquet) without broken ones, under the strings that the rows
     hold at `key`.
 
-    Raises UserError for a .txt file; while it is read, as `read_texts` does, and if a row has no string
-    at `key`, or if there are more than MAX_VALUES of them."""
+    Raises UserError for a .txt file; while it is read, as `read_texts` does, and if a row has no
+    string at `key`, or if there are more than MAX_VALUES of them."""
     with _as_options(OPTIONS):
         for _, path in corpus_files(corpus):
             if not format_of(path).has_keys:
@@ -132,7 +131,9 @@ def _rows(corpus: CorpusConfig, key: str) -> Iterator[tuple[str, str]]:
 
     with _as_options({**OPTIONS, "corpus.text_key": "--by"}):
         labels = (
-            document.text for piece in _pieces(values) for document in documents(piece, values, [])
+            document.text
+            for partition in _partitions(values)
+            for document in documents(partition, values, [])
         )
         for (_, text), name in zip(texts, labels, strict=True):
             names.add(name)
@@ -144,13 +145,13 @@ def _rows(corpus: CorpusConfig, key: str) -> Iterator[tuple[str, str]]:
             yield name, text
 
 
-def _pieces(corpus: CorpusConfig) -> list[Partition]:
-    """The parts of the files, none of which is empty."""
+def _partitions(corpus: CorpusConfig) -> list[Partition]:
+    """The partitions of the files. Raises UserError if a file is empty."""
 
-    pieces = partitions(corpus)
-    if empty := {str(path) for _, path in corpus_files(corpus)} - {piece.path for piece in pieces}:
+    found = partitions(corpus)
+    if empty := {str(path) for _, path in corpus_files(corpus)} - {one.path for one in found}:
         raise UserError(f"{min(empty)}: empty; expected text")
-    return pieces
+    return found
 
 
 def _names(paths: Sequence[str]) -> dict[str, str]:
@@ -161,8 +162,8 @@ def _names(paths: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def _as_options(options: Mapping[str, str]) -> Iterator[None]:
-    """Have a fault of the corpus name options. Without one for broken rows, only the first of them
-    is told."""
+    """Name options instead of the config's keys in what is raised. Of broken rows, a command
+    without an option for them tells the first alone."""
     try:
         yield
     except UserError as fault:

@@ -134,8 +134,8 @@ def _connect(workers: int) -> bool:
 
 
 def _do(shared: tuple[list[str], str, bytes], number: int) -> None:
-    """In a worker of Ray: do a part, with the modules and the working directory of the process
-    that started the run. Its log tells where it ran, and how it failed."""
+    """In a worker of Ray: do a part, with the modules and the working directory of the process that
+    started the run. Its log tells where it ran, and how it failed."""
     paths, folder, pickled = shared
     sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]
     os.chdir(folder)

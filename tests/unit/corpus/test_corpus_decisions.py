@@ -1,4 +1,4 @@
-"""Verdicts on the documents of a corpus: skipped where they are read, and a word where they do not
+"""Filter decisions on the documents of a corpus: skipped where they are read, and a word where they do not
 fit."""
 
 import json
@@ -61,18 +61,21 @@ def test_documents_are_skipped_part_by_part(tmp_path: Path, corpus: CorpusConfig
 
 
 @pytest.mark.parametrize(("codes", "found"), [([0, 1], "more"), ([0, 0, 0, 1], "only 3")])
-def test_as_many_verdicts_as_documents(
+def test_as_many_decisions_as_documents(
     tmp_path: Path, corpus: CorpusConfig, codes: list[int], found: str
 ) -> None:
     folder = judged(tmp_path / "clean", codes, [0])
     with pytest.raises(
-        UserError, match=rf"verdicts on {len(codes)} documents, and the part has {found}; something"
+        UserError,
+        match=rf"decisions on {len(codes)} documents, and the partition has {found}; something",
     ):
         texts(corpus, tmp_path, folder)
 
 
-def test_as_many_parts(tmp_path: Path, corpus: CorpusConfig) -> None:
-    with pytest.raises(UserError, match=r"verdicts\.json: on 1 parts of a corpus that has 2 now"):
+def test_as_many_partitions(tmp_path: Path, corpus: CorpusConfig) -> None:
+    with pytest.raises(
+        UserError, match=r"verdicts\.json: on 1 partitions of a corpus that has 2 now"
+    ):
         texts(corpus, tmp_path, judged(tmp_path / "clean", [0, 0, 0]))
 
 

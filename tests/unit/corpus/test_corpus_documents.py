@@ -221,7 +221,8 @@ def test_an_empty_file_has_no_part(corpus_of, tmp_path):
     [("nowhere.txt", "no file there; looked at"), ("empty", "no file there"), ("*.txt", "no file there"),
      ("odd/a.pdf", "unknown kind of file"), ("odd", "unknown kind of file"), ("odd/a.parquet.gz", "unknown kind")],
 )  # fmt: skip
-def test_sources_that_hold_no_text_are_refused(corpus_of, tmp_path, source, message):
+def test_sources_that_hold_no_text_are_refused(corpus_of, tmp_path, monkeypatch, source, message):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
     for name in ("a.pdf", "a.parquet.gz"):

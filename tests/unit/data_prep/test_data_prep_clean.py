@@ -21,7 +21,7 @@ from robustly.corpus import decisions
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.documents import documents
 from robustly.corpus.partitions import partitions
-from robustly.data_prep.cleaning import clean as module
+from robustly.data_prep.cleaning import steps
 from robustly.data_prep.cleaning.clean import CleanStage
 from robustly.data_prep.cleaning.config import CleaningConfig
 from robustly.data_prep.cleaning.dropped import write_dropped
@@ -284,7 +284,7 @@ def test_any_number_of_workers_writes_the_same_bytes(many, tmp_path, workers):
 
 def test_groups_of_parts_change_nothing(many, tmp_path, monkeypatch):
     folder, page, alone = many
-    monkeypatch.setattr(module, "GROUPS", 3)
+    monkeypatch.setattr(steps, "GROUPS", 3)
     assert (
         CleanStage(stated(folder, page), stated(folder, CHEAP), "en", tmp_path / "clean", ONE)
         .make()
@@ -297,7 +297,7 @@ DIES = """
 import os, signal, sys
 from pathlib import Path
 from robustly.data_prep.cleaning import clean, near_duplicates
-from robustly.data_prep.cleaning.clean import _PartitionCleaner
+from robustly.data_prep.cleaning.steps import PartitionCleaner
 from stated import stated
 from test_data_prep_clean import CHEAP, ONE, corpus
 
@@ -312,12 +312,12 @@ place = sys.argv[2]
 if place == "match":
     near_duplicates.match = dies(near_duplicates.match, lambda folder, near, bucket, _=None: bucket == 5)
 else:
-    setattr(_PartitionCleaner, place, dies(getattr(_PartitionCleaner, place), lambda *arguments: arguments[-2] == 6))
+    setattr(PartitionCleaner, place, dies(getattr(PartitionCleaner, place), lambda *arguments: arguments[-2] == 6))
 clean.CleanStage(stated(Path(sys.argv[3]), corpus("*.jsonl")), CHEAP, "en", Path(sys.argv[1]), ONE).make()
 """
 
 
-@pytest.mark.parametrize("place", ["judge", "sign", "match", "settle"])
+@pytest.mark.parametrize("place", ["apply_rules", "sign", "match", "write_decisions"])
 def test_after_a_kill_only_the_rest_is_made(many, tmp_path, place, monkeypatch):
     folder, page, whole = many
     killed = subprocess.run(
@@ -326,29 +326,29 @@ def test_after_a_kill_only_the_rest_is_made(many, tmp_path, place, monkeypatch):
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL
     assert manifest.read(tmp_path / "clean") is None
-    done = {"judge": [], "sign": [], "settle": []}
+    done = {"apply_rules": [], "sign": [], "write_decisions": []}
 
     for name, numbers in done.items():
-        original = getattr(module._PartitionCleaner, name)
+        original = getattr(steps.PartitionCleaner, name)
 
         def recorded(self, *arguments, numbers=numbers, original=original):
             numbers.append(arguments[-2])
             original(self, *arguments)
 
-        monkeypatch.setattr(module._PartitionCleaner, name, recorded)
+        monkeypatch.setattr(steps.PartitionCleaner, name, recorded)
 
     made = CleanStage(
         stated(folder, page), stated(folder, CHEAP), "en", tmp_path / "clean", ONE
     ).make()
     assert made.outputs == whole.outputs and made.counts == whole.counts
-    steps = ["judge", "sign", "match", "settle"]
+    order = ["apply_rules", "sign", "match", "write_decisions"]
 
     for name, numbers in done.items():
         rest = {-1: [], 0: [6, 7, 8, 9], 1: list(range(10))}
         assert (
             numbers
             == rest[
-                (steps.index(name) > steps.index(place)) - (steps.index(name) < steps.index(place))
+                (order.index(name) > order.index(place)) - (order.index(name) < order.index(place))
             ]
         )
 

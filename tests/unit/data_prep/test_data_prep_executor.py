@@ -33,7 +33,7 @@ def processing(request, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("processing", ["slurm", "ray"], indirect=True)
-def test_verdicts_and_store_are_the_same_bytes(processing, tmp_path):
+def test_decisions_and_store_are_the_same_bytes(processing, tmp_path):
     trained = train_tokenizer(tmp_path / "tokenizer")
     (tmp_path / "corpus").mkdir()
     for number in range(3):

@@ -66,7 +66,7 @@ def test_a_fraction_is_a_fixed_choice_from_all_over():
 
 def test_another_number_of_sources_is_refused():
     with pytest.raises(
-        UserError, match=r"corpus.sources: 2 on the page, and the token store was made of 3"
+        UserError, match=r"corpus.sources: 2 in the config, and the token store was made of 3"
     ):
         Mixture(starts([1, 2, 3]), [1.0, 2.0])
 

@@ -38,14 +38,14 @@ class Seen:
     def segments(self):
         """The two segments of each row, less <s> and the </s> between them; the second empty where
         there is none."""
-        view = self.blocks._view
+        view = self.blocks._index
         for row, block in zip(self.rows, self.index(), strict=True):
             first = int(view[block]["first"])
             yield row[1 : 1 + first], row[2 + first :]
 
     def index(self):
         start_of = {
-            int(self.token_at(start)): n for n, start in enumerate(self.blocks._view["start"])
+            int(self.token_at(start)): n for n, start in enumerate(self.blocks._index["start"])
         }
         return [start_of[row[1]] for row in self.rows]
 
@@ -244,7 +244,7 @@ def test_lines_are_read_in_pieces_of_whole_documents(tmp_path, monkeypatch):
     documents = [[2, 3], [1] * 7, [5], [4, 4, 4], [9], [1, 1]]
     NumberedStore(tmp_path, [documents])
     views = {
-        f: Blocks(tmp_path, "train", 16, f)._view.copy()
+        f: Blocks(tmp_path, "train", 16, f)._index.copy()
         for f in [*FORMATS, "full_sentences", "doc_sentences"]
     }
     for path in (tmp_path / "views").iterdir():
@@ -261,5 +261,5 @@ def test_lines_are_read_in_pieces_of_whole_documents(tmp_path, monkeypatch):
         size for d in documents for size in [*(n + 1 for n in d), 1]
     ]
     for format, view in views.items():
-        made = Blocks(tmp_path, "train", 16, format)._view
+        made = Blocks(tmp_path, "train", 16, format)._index
         assert sorted(map(tuple, made.tolist())) == sorted(map(tuple, view.tolist()))
