@@ -1,14 +1,19 @@
-"""For all tests: no network, one thread per process, and nothing left behind."""
+"""For all tests: no network, one thread per process, folders made once for all workers, and nothing
+left behind."""
 
 import contextlib
+import fcntl
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import psutil
 import pytest
+
+from tests import shared_memory, warm
 
 # Before anything imports torch, tokenizers or huggingface_hub, which read them once.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
@@ -17,44 +22,60 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_TH
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
-SHARED_MEMORY = Path("/dev/shm")
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One server of commands for the session, in whose workers this is called as well."""
+    if not hasattr(config, "workerinput"):
+        commands = contextlib.ExitStack()
+        commands.enter_context(warm.server())
+        config.add_cleanup(commands.close)
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Gives the folder of a name, filled by the first test of the session that asks, in whatever
+    worker; the others wait. Tests leave it as it is."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, filled = shared / name, shared / f"{name}.filled"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not filled.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one who failed
+                folder.mkdir()
+                fill(folder)
+                filled.touch()
+
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fails the last test of a session that leaves a child process, or a file in shared memory."""
-    before = set(SHARED_MEMORY.iterdir())
+    before = shared_memory.files()
     yield
     deadline = time.monotonic() + 5  # what has just been told to end may take a moment
 
-    while left := [
-        *_children(),
-        *(path for path in SHARED_MEMORY.iterdir() if path not in before and not _used(path)),
-    ]:
+    while left := [*_children(), *shared_memory.left(before)]:
         assert time.monotonic() < deadline, f"left behind: {', '.join(map(str, left))}"
         time.sleep(0.1)
 
 
 def _children() -> list[str]:
-    """Command lines of living children; multiprocessing's resource tracker lives as long as its
-    process."""
+    """Command lines of living children. Multiprocessing's resource tracker lives as long as its
+    process, and the server of commands, which looks after its own, as long as the session."""
     lines = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             line = " ".join(child.cmdline())
-            if (
-                child.status() != psutil.STATUS_ZOMBIE
-                and "multiprocessing.resource_tracker" not in line
+            if child.status() != psutil.STATUS_ZOMBIE and not (
+                "multiprocessing.resource_tracker" in line or "-m tests.warm" in line
             ):
                 lines.append(line)
 
     return lines
-
-
-def _used(path: Path) -> bool:
-    """Whether a living process maps a file: other work on this machine has files there, too."""
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        with contextlib.suppress(OSError):  # ended meanwhile, or another user's
-            if str(path) in maps.read_text():
-                return True
-    return False

@@ -1,125 +1,254 @@
-"""`robustly` and `python -` without the seconds of importing torch, transformers and DeepSpeed:
-each command is forked from one process that has imported them.
+"""Commands of tests without the seconds of importing torch, transformers and DeepSpeed: `robustly`
+and `python` in `commands()` are forked from one process that has imported them.
 
-A command sees its own arguments, folder, environment and files, as in a process of its own. It is
-for tests of many commands; how a command starts, is interrupted or killed is tested on real
-processes."""
+A command sees its own arguments, folder, environment and open files, receives the signals that are
+sent to it, dies when its starter kills it, and starts its own ranks and workers in the same way.
+What it cannot show is the start of a process itself and another seed of Python's hashes; some tests
+of each stage start real processes for that.
+
+A session of tests has one server, which imports nothing until somebody asks for a command, and ends
+with the session, however that ends."""
 
 import atexit
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
+import math
+import multiprocessing.spawn
 import os
+import runpy
 import selectors
+import shutil
 import signal
 import socket
-import stat
+import struct
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 import traceback
 import types
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
+VARIABLE = "ROBUSTLY_TESTS_COMMANDS"
+"""Folder of the session's commands, for xdist's workers."""
+
+LIBRARIES = ("torch", "transformers.models.roberta.modeling_roberta", "transformers.pipelines")
+"""What a process without our code needs, such as the one that proves a published folder."""
+OURS = (
+    "robustly.pretrain.loop",
+    "robustly.evaluation",
+    "robustly.publish.publish",
+    "robustly.delta.stage",
+    "robustly.delta.compare",
+    "robustly.delta.search",
+    "robustly.cli",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # and with it torch's compiler: see ranks.py
+)
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+END = 0
+"""The server's standard input: it ends with the session."""
+HIGH = 500  # file descriptors that no command asks for by number
+
 SHIM = """#!{python} -IS
-import json, os, socket, sys
-name = os.path.basename(sys.argv[0])
-if name == "python" and sys.argv[1:] != ["-"]:
-    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
-with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
-    server.connect({address!r})
-    asked = dict(argv=[name, *sys.argv[1:]], cwd=os.getcwd(), environ=dict(os.environ))
-    socket.send_fds(server, [json.dumps(asked).encode()], [0, 1, 2])
-    answer = server.recv(1)
-sys.exit(answer[0] if answer else 1)
+import json, os, signal, socket, struct, sys
+name, words = os.path.basename(sys.argv[0]), sys.argv[1:]
+if name == "robustly" or words == ["-"] or words[:2] == ["-m", "robustly.cli"] or (
+    words[:1] == ["-c"] and words[1].startswith("from multiprocessing.spawn import spawn_main")
+):
+    place = "ours"
+elif words[:3] == ["-W", "ignore", "-c"]:
+    place = "libraries"
+else:
+    os.execv({python!r}, [{python!r}, *words])
+
+passed_on = [getattr(signal, name) for name in {signals!r}]
+mask = signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
+ignored = [n for n in passed_on if signal.getsignal(n) is signal.SIG_IGN]
+files = [0, 1, 2]
+for number in map(int, os.listdir("/proc/self/fd")):
+    try:
+        if number > 2 and os.get_inheritable(number):
+            files.append(number)
+    except OSError:  # the listing itself
+        pass
+
+server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+server.connect(os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), place))
+asked = dict(
+    argv=[sys.argv[0], *words], cwd=os.getcwd(), environ=dict(os.environ), files=files,
+    ignored=ignored, mask=sorted(mask),
+)
+socket.send_fds(server, [json.dumps(asked).encode()], files)
+os.closerange(3, server.fileno())
+os.closerange(server.fileno() + 1, 1000)
+child = struct.unpack("i", server.recv(4))[0]
+for number in passed_on:
+    if number not in ignored:
+        signal.signal(number, lambda number, frame: os.kill(child, number))
+signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+code = struct.unpack("i", server.recv(4))[0]
+if code < 0:
+    signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [-code])
+    os.kill(os.getpid(), -code)
+os._exit(code)
 """
 
 
+def commands() -> Path:
+    """The folder with the session's `robustly` and `python`."""
+    return Path(os.environ[VARIABLE])
+
+
 @contextmanager
-def commands(folder: Path) -> Iterator[Path]:
-    """A folder for PATH, with `robustly` and `python`; no process that they started outlives the
-    context."""
-    address = folder / "socket"
+def server() -> Iterator[None]:
+    """The session's server; no process that it started outlives the context."""
+    folder = Path(tempfile.mkdtemp(prefix="warm-"))
+    for name in ("robustly", "python"):
+        shim = folder / name
+        shim.write_text(SHIM.format(python=sys.executable, signals=SIGNALS))
+        shim.chmod(0o755)
+
+    os.environ[VARIABLE] = str(folder)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.warm", str(folder)], cwd=ROOT, env=environment,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdin and process.stdout
 
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.warm", str(address)], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-        start_new_session=True,
-    ) as server:  # fmt: skip
-        assert server.stdout
-        try:
-            assert server.stdout.readline() == b"ready\n"
-            for name in ("robustly", "python"):
-                shim = folder / name
-                shim.write_text(SHIM.format(python=sys.executable, address=str(address)))
-                shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
-
-            yield folder
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
+    try:
+        assert process.stdout.readline() == b"listening\n"
+        yield
+    finally:
+        process.stdin.close()  # by which it ends
+        process.stdout.close()
+        shutil.rmtree(folder)
+        del os.environ[VARIABLE]
+        assert process.wait() == 0, "commands outlived the tests that started them"
 
 
-def _serve(address: str) -> None:
-    """Fork a process for every command; tell who asked how it ended."""
-    with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
-        selectors.DefaultSelector() as ready,
-    ):
-        listener.bind(address)
-        listener.listen()
+def _listen(folder: Path) -> int:
+    """Wait for the first command; then import the libraries, and in a fork of this process our code
+    as well, and serve both. Returns the number of commands that did not end in time."""
+    listeners = {}
+    for place in ("libraries", "ours"):
+        listeners[place] = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with contextlib.chdir(folder):  # the path of a socket may have 107 characters
+            listeners[place].bind(place)
+        listeners[place].listen(100)
+
+    print("listening", flush=True)
+    with selectors.DefaultSelector() as ready:
+        for waited_for in (END, *listeners.values()):
+            ready.register(waited_for, selectors.EVENT_READ)
+
+        if any(key.fileobj == END for key, _ in ready.select()):
+            return 0
+
+    sys.executable = str(folder / "python")
+    multiprocessing.spawn.set_executable(sys.executable)
+    _import(LIBRARIES)
+
+    if (ours := os.fork()) == 0:
+        listeners["libraries"].close()
+        _import(OURS)
+        os._exit(_serve(listeners["ours"]))
+
+    listeners["ours"].close()
+    left = _serve(listeners["libraries"])
+    return left + os.waitstatus_to_exitcode(os.waitpid(ours, 0)[1])
+
+
+def _import(modules: tuple[str, ...]) -> None:
+    for module in modules:
+        importlib.import_module(module)
+
+    gc.freeze()  # or the first collection of every child would copy all of it
+    threads = list(Path("/proc/self/task").iterdir())
+    assert len(threads) == 1, "a process with threads cannot be forked"
+
+
+def _serve(listener: socket.socket) -> int:
+    """Fork a process for every command, and tell who asked how it ended, until the session ends and
+    a little longer. Returns the number of commands that were still running then, and are killed."""
+    running: dict[int, socket.socket] = {}
+    deadline = math.inf
+
+    with selectors.DefaultSelector() as ready:
+        ready.register(END, selectors.EVENT_READ)
         ready.register(listener, selectors.EVENT_READ)
-        print("ready", flush=True)
 
-        while True:
-            for key, _ in ready.select():
-                if key.fileobj is listener:
+        while deadline == math.inf or (running and time.monotonic() < deadline):
+            for key, _ in ready.select(None if deadline == math.inf else 0.1):
+                if key.fileobj == END:
+                    ready.unregister(END)
+                    deadline = time.monotonic() + 5
+                elif key.fileobj is listener:
                     asker = listener.accept()[0]
+                    message, files, *_ = socket.recv_fds(asker, 1 << 20, 253)
                     if (child := os.fork()) == 0:
-                        listener.close()
-                        _be(asker)
-                    ready.register(os.pidfd_open(child), selectors.EVENT_READ, (child, asker))
-                    continue
+                        _be(json.loads(message), files, asker)
 
-                ready.unregister(key.fileobj)
-                os.close(key.fd)
-                child, asker = key.data
-                status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                with asker, contextlib.suppress(BrokenPipeError):  # whoever asked was killed
-                    asker.send(bytes([status % 256]))
+                    for file in files:
+                        os.close(file)
+                    running[child] = asker
+                    ready.register(os.pidfd_open(child), selectors.EVENT_READ, child)
+                    ready.register(asker, selectors.EVENT_READ, child)
+                elif isinstance(key.fileobj, socket.socket):  # who asked was killed
+                    ready.unregister(key.fileobj)
+                    _kill(key.data)
+                else:
+                    ready.unregister(key.fileobj)
+                    os.close(key.fd)
+                    status = os.waitstatus_to_exitcode(os.waitpid(key.data, 0)[1])
+                    with running.pop(key.data) as asker, contextlib.suppress(KeyError, OSError):
+                        ready.unregister(asker)
+                        asker.send(struct.pack("i", status))
+
+    for child in running:
+        _kill(child)
+    return len(running)
 
 
-def _be(asker: socket.socket) -> NoReturn:
+def _kill(child: int) -> None:
+    """A command and what it started in its own session."""
+    for end in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):
+            end(child, signal.SIGKILL)
+
+
+def _be(asked: dict[str, Any], files: list[int], asker: socket.socket) -> NoReturn:
     """Be the command that was asked for, and end."""
-    message, files, *_ = socket.recv_fds(asker, 1 << 20, 3)
-    asker.close()
-    for place, file in enumerate(files):
+    os.setsid()
+    asker.send(struct.pack("i", os.getpid()))
+    high = [fcntl.fcntl(file, fcntl.F_DUPFD, HIGH) for file in files]
+    asker.detach()
+    os.closerange(0, HIGH)
+    for place, file in zip(asked["files"], high, strict=True):
         os.dup2(file, place)
         os.close(file)
 
-    asked = json.loads(message)
     os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update(asked["environ"])
     sys.argv = asked["argv"]
-    main = types.ModuleType("__main__")
-    sys.modules["__main__"] = main
+    for number in asked["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, asked["mask"])
     code: int | str | None = 0
 
     try:
-        if sys.argv[0] == "robustly":
-            sys.path[0] = str(Path(sys.executable).parent)
-            from robustly.cli import main as command
-
-            command()
-        else:
-            sys.path[0] = ""
-            exec(compile(sys.stdin.read(), "<stdin>", "exec"), vars(main))
+        _run(sys.argv[1:])
     except SystemExit as end:
         code = end.code
     except BaseException:
@@ -137,15 +266,31 @@ def _be(asker: socket.socket) -> NoReturn:
     os._exit(code if isinstance(code, int) else bool(code))
 
 
+def _run(words: list[str]) -> None:
+    """As `robustly` does, or Python with these words."""
+    main = types.ModuleType("__main__")
+    sys.modules["__main__"] = main
+    if Path(sys.argv[0]).name == "robustly":
+        from robustly.cli import main as command
+
+        command()
+        return
+
+    sys.path[0] = ""
+    if words[:2] == ["-W", "ignore"]:
+        warnings.simplefilter("ignore")
+        words = words[2:]
+
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        exec(words[1], vars(main))
+    else:
+        sys.argv = words
+        exec(compile(sys.stdin.read(), "<stdin>", "exec"), vars(main))
+
+
 if __name__ == "__main__":
-    for module in (
-        "delta.compare",
-        "delta.search",
-        "robustly.delta.stage",
-        "robustly.pretrain.loop",
-        "robustly.evaluation.evaluate",
-        "robustly.publish.report",
-    ):
-        importlib.import_module(module)
-    gc.freeze()  # or the first collection of every child would copy all of it
-    _serve(sys.argv[1])
+    sys.exit(_listen(Path(sys.argv[1])))

@@ -104,7 +104,7 @@ def command_line(*words: str) -> str:
 def experiment_of(config: str, overrides: list[str] | None, new_run: str | None) -> Experiment:
     """The experiment that a command is for. Raises UserError."""
     experiment = load_experiment(config, overrides)
-    return experiment.in_run(new_run) if new_run else experiment
+    return experiment.in_run(new_run) if new_run is not None else experiment
 
 
 def next_command(

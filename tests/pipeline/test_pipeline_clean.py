@@ -1,31 +1,17 @@
 """The clean stage through the command line, before the stages that read the corpus."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import ROOT, robustly
 
 pytestmark = pytest.mark.pipeline
-ROOT = Path(__file__).resolve().parents[2]
-ROBUSTLY = Path(sys.executable).with_name("robustly")
 TEXTS = [
     f"This is text number {n}, and it has {n} words or so. It ends{' here' * (n % 9)}."
     for n in range(40)
 ]
 ON = ["cleaning.exact_duplicates=true", "cleaning.min_words=5"]
-
-
-def robustly(cwd: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [str(ROBUSTLY), *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == code, (
-        f"exit code {done.returncode}, expected {code}:\n{done.stdout}\n{done.stderr}"
-    )
-    assert "Traceback" not in done.stderr
-    return done
 
 
 @pytest.fixture
@@ -34,7 +20,7 @@ def work(tmp_path: Path) -> Path:
     (tmp_path / "corpus.jsonl").write_text(
         "".join(json.dumps({"text": text}) + "\n" for text in rows)
     )
-    (tmp_path / "page.yaml").write_text(
+    (tmp_path / "config.yaml").write_text(
         f"base: {ROOT}/configs/tiny.yaml\nname: small\ncorpus: {{sources: corpus.jsonl, validation:"
         " 0}\ntokenizer: {vocab_size: 300, min_frequency: 1}\nrun: {workers: 1}\n"
     )
@@ -42,15 +28,18 @@ def work(tmp_path: Path) -> Path:
 
 
 def test_the_stages_in_order(work: Path) -> None:
-    early = robustly(work, "tokenizer", "page.yaml", *ON, code=2)
+    early = robustly("tokenizer", "config.yaml", *ON, code=2, cwd=work)
     assert (
         "no finished clean stage here" in early.stderr
         and "run `robustly clean CONFIG` first" in early.stderr
     )
-    assert "cleaning: the page asks for none" in robustly(work, "clean", "page.yaml", code=2).stderr
+    assert (
+        "cleaning: the config asks for none"
+        in robustly("clean", "config.yaml", code=2, cwd=work).stderr
+    )
     assert not (work / "runs" / "small" / "clean" / "recipe.json").exists()
 
-    made = robustly(work, "clean", "page.yaml", *ON, "--dropped", "dropped.jsonl", "--json")
+    made = robustly("clean", "config.yaml", *ON, "--dropped", "dropped.jsonl", "--json", cwd=work)
     counts = json.loads(made.stdout)["counts"]
     assert (counts["documents"], counts["kept_documents"]) == (42, 40)
     assert (
@@ -62,25 +51,25 @@ def test_the_stages_in_order(work: Path) -> None:
     assert [(row["text"], row["reason"]) for row in dropped] == [
         (TEXTS[3], "exact_duplicates"), ("Too short.", "min_words"),
     ]  # fmt: skip
-    refused = robustly(work, "clean", "page.yaml", *ON, "--dropped", "dropped.jsonl", code=2)
+    refused = robustly("clean", "config.yaml", *ON, "--dropped", "dropped.jsonl", code=2, cwd=work)
     assert "is there already" in refused.stderr
 
-    changed = robustly(work, "tokenizer", "page.yaml", *ON, "cleaning.min_words=6", code=2)
+    changed = robustly("tokenizer", "config.yaml", *ON, "cleaning.min_words=6", code=2, cwd=work)
     assert "cleaning.min_words: 5 there, 6 now" in changed.stderr
-    trained = json.loads(robustly(work, "tokenizer", "page.yaml", *ON, "--json").stdout)
+    trained = json.loads(robustly("tokenizer", "config.yaml", *ON, "--json", cwd=work).stdout)
     assert trained["counts"]["documents"] == 40
-    prepared = json.loads(robustly(work, "prepare", "page.yaml", *ON, "--json").stdout)
+    prepared = json.loads(robustly("prepare", "config.yaml", *ON, "--json", cwd=work).stdout)
     assert prepared["counts"]["train_documents"] == 40
     assert (
         prepared["inputs"]["clean"] == trained["inputs"]["clean"] == json.loads(made.stdout)["hash"]
     )
 
-    told = json.loads(robustly(work, "inspect", "runs/small/clean", "--json").stdout)
+    told = json.loads(robustly("inspect", "runs/small/clean", "--json", cwd=work).stdout)
     assert [row["reason"] for row in told["examples"]["dropped"]] == [
         "min_words",
         "exact_duplicates",
     ]
-    stages = json.loads(robustly(work, "inspect", "runs/small", "--json").stdout)["examples"][
+    stages = json.loads(robustly("inspect", "runs/small", "--json", cwd=work).stdout)["examples"][
         "stages"
     ]
     assert [row["folder"] for row in stages if row["state"] == "finished"] == [
@@ -95,21 +84,21 @@ def test_the_stages_in_order(work: Path) -> None:
         "sibling",
         "--json",
     ]  # reuses the clean stage
-    again = json.loads(robustly(work, "tokenizer", "page.yaml", *ON, *sibling).stdout)
+    again = json.loads(robustly("tokenizer", "config.yaml", *ON, *sibling, cwd=work).stdout)
     assert (
         again["inputs"] == trained["inputs"] and not (work / "runs" / "sibling" / "clean").exists()
     )
 
 
 def test_a_page_without_cleaning_knows_nothing_of_it(work: Path) -> None:
-    trained = json.loads(robustly(work, "tokenizer", "page.yaml", "--json").stdout)
+    trained = json.loads(robustly("tokenizer", "config.yaml", "--json", cwd=work).stdout)
     assert trained["counts"]["documents"] == 42 and list(trained["inputs"]) == ["corpus"]
     assert sorted(path.name for path in (work / "runs" / "small").iterdir()) == ["tokenizer"]
 
 
 def test_mistakes_on_the_page(work: Path) -> None:
     wrong = ["cleaning.quality={gopher_quality: {min_words: 3}}", "cleaning.exact_duplicate=true"]
-    told = robustly(work, "clean", "page.yaml", *wrong, code=2).stderr
+    told = robustly("clean", "config.yaml", *wrong, code=2, cwd=work).stderr
     assert "2 faults" in told
     assert "gopher_quality has no parameter 'min_words'; did you mean min_doc_words?" in told
     assert (

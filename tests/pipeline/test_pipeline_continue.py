@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_pipeline_run import ROOT, robustly
+from command_line import CORPUS, ROOT, robustly
 
 from robustly.config import InputPath
 from robustly.pretrain.start.model_files import find_model
 from robustly.pretrain.start.open_model import open_model
 
 pytestmark = pytest.mark.pipeline
-TEXT = (ROOT / "data_prep" / "corpora" / "prose_cc0.txt").read_text(encoding="utf-8")
+TEXT = CORPUS.read_text(encoding="utf-8")
 
 BASE = f"""
 base: {ROOT}/configs/tiny.yaml

@@ -1,24 +1,28 @@
 """From a published folder to a delta through the command line, as a user would."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from test_pipeline_run import ROBUSTLY, ROOT, robustly, working_directory
+from command_line import ROOT, robustly
+
+from tests import warm
 
 pytestmark = pytest.mark.pipeline
 SMALL = ["optim.epochs=2.3", "delta.seeds=2", "paths.root=runs/small"]  # 20 updates
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def work(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
     """A working directory with a published folder."""
-    folder = working_directory(tmp_path_factory.mktemp("work"))
-    robustly("run", "page.yaml", "schedule.updates=4", "schedule.warmup=1", cwd=folder)
-    return folder
+    published = Path("runs", "small", "published")
+    shutil.copytree(finished[0] / published, tmp_path / published)
+    return tmp_path
 
 
 def test_a_delta_from_the_shipped_page(work: Path) -> None:
@@ -26,7 +30,7 @@ def test_a_delta_from_the_shipped_page(work: Path) -> None:
     folder = work / "runs" / "small" / "deltas" / "snips_lora"
 
     with subprocess.Popen(
-        [str(ROBUSTLY), *command, "optim.epochs=10000"],
+        [str(warm.commands() / "robustly"), *command, "optim.epochs=10000"],
         cwd=work, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
         # a shell's background jobs ignore it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -37,7 +41,7 @@ def test_a_delta_from_the_shipped_page(work: Path) -> None:
 
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        _, messages = process.communicate(timeout=60)
+        _, messages = process.communicate()
 
     assert process.returncode == 130
     assert "the same command goes on" in messages and "Traceback" not in messages

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import ROOT, robustly
 from numpy.typing import NDArray
-from test_pipeline_run import ROOT, robustly
 from transformers import AutoModelForMaskedLM
 
 from robustly.data_prep.blocks import Blocks

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,39 +79,40 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture(scope="session")
+def path() -> str:
     """The variable PATH: our commands, then those of the virtual environment and of the machine."""
-    with warm.commands(tmp_path_factory.mktemp("bin")) as folder:
-        yield f"{folder}:{BIN}:{os.environ['PATH']}"
+    return f"{warm.commands()}:{BIN}:{os.environ['PATH']}"
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory, path: str) -> Path:
+@pytest.fixture(scope="session")
+def checkout(once: Callable[..., Path], path: str) -> Path:
     """A folder like a checkout after `make quickstart`: what the documentation's commands touch,
     and a finished run."""
-    folder = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(ROOT / "configs", folder / "configs")
-    (folder / "configs" / "tiny.yaml").write_text(SHRUNKEN, encoding="utf-8")
-    (folder / "configs" / "delta" / "lora.yaml").write_text(SHRUNKEN_DELTA, encoding="utf-8")
-    shutil.copytree(ROOT / "delta" / "tasks", folder / "delta" / "tasks")
-    shutil.copytree(ROOT / "data_prep" / "corpora", folder / "data_prep" / "corpora")
-    text = (ROOT / "data_prep" / "corpora" / "prose_cc0.txt").read_text(encoding="utf-8")
-    small = text[: text.index("\n\n", 250_000)]
-    (folder / "data_prep" / "corpora" / "small.txt").write_text(small, encoding="utf-8")
-    (folder / "texts").mkdir()
-    (folder / "texts" / "english.txt").write_text(small, encoding="utf-8")
-    (folder / "texts" / "suomi.txt").write_text(finnish(), encoding="utf-8")
-    (folder / ".venv" / "bin").mkdir(parents=True)
-    (folder / ".venv" / "bin" / "activate").write_text(f'export PATH="{path}"\n')
-    run_in(folder, "robustly run configs/tiny.yaml", path)
-    return folder
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(ROOT / "configs", folder / "configs")
+        (folder / "configs" / "tiny.yaml").write_text(SHRUNKEN, encoding="utf-8")
+        (folder / "configs" / "delta" / "lora.yaml").write_text(SHRUNKEN_DELTA, encoding="utf-8")
+        shutil.copytree(ROOT / "delta" / "tasks", folder / "delta" / "tasks")
+        shutil.copytree(ROOT / "data_prep" / "corpora", folder / "data_prep" / "corpora")
+        text = (ROOT / "data_prep" / "corpora" / "prose_cc0.txt").read_text(encoding="utf-8")
+        small = text[: text.index("\n\n", 250_000)]
+        (folder / "data_prep" / "corpora" / "small.txt").write_text(small, encoding="utf-8")
+        (folder / "texts").mkdir()
+        (folder / "texts" / "english.txt").write_text(small, encoding="utf-8")
+        (folder / "texts" / "suomi.txt").write_text(finnish(), encoding="utf-8")
+        (folder / ".venv" / "bin").mkdir(parents=True)
+        (folder / ".venv" / "bin" / "activate").write_text(f'export PATH="{path}"\n')
+        run_in(folder, "robustly run configs/tiny.yaml", path)
+
+    return once("checkout", fill)
 
 
 def run_in(folder: Path, script: str, path: str) -> None:
     done = subprocess.run(
         ["bash", "-e", "-o", "pipefail", "-c", script], env={**os.environ, "PATH": path},
-        cwd=folder, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL,
+        cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, (
         f"exit code {done.returncode} of:\n{script}\n{done.stdout}\n{done.stderr}"

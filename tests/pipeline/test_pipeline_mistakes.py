@@ -1,23 +1,16 @@
 """A user's mistakes: one clear message, exit code 2, no traceback, nothing lost."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import CORPUS, ROOT, robustly
 
 pytestmark = pytest.mark.pipeline
-ROOT = Path(__file__).resolve().parents[2]
-ROBUSTLY = Path(sys.executable).with_name("robustly")
 GOOD = "A sentence of some words. Another one follows it.\n\n" * 3
 
 
-def mistake(cwd: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [str(ROBUSTLY), *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 2, f"exit code {done.returncode}:\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
+def mistake(cwd: Path, *arguments: str, own_process: bool = False) -> str:
+    done = robustly(*arguments, cwd=cwd, code=2, own_process=own_process)
     assert done.stdout == ""
     return done.stderr
 
@@ -38,6 +31,7 @@ def test_all_faults_of_a_page_at_once(tmp_path: Path) -> None:
     message = mistake(
         tmp_path, "run", str(ROOT / "configs" / "tiny.yaml"),
         "optim.peek_lr=1e-3", "schedule.updates=many", "model.heads=7", "tokenizer.vocab_size=5", "colour=red",
+        own_process=True,
     )  # fmt: skip
     assert "5 faults" in message
     assert "optim.peek_lr: unknown key" in message and "did you mean optim.peak_lr?" in message
@@ -139,15 +133,13 @@ def test_a_name_that_is_a_path(tmp_path: Path) -> None:
 def test_a_fault_of_one_rank_is_the_only_message(tmp_path: Path) -> None:
     """Rank 0 alone finds the checkpoint damaged; rank 1 must leave with it, not die in its next
     collective."""
-    text = (ROOT / "data_prep" / "corpora" / "prose_cc0.txt").read_text(encoding="utf-8")
+    text = CORPUS.read_text(encoding="utf-8")
     arguments = tiny(
         tmp_path, text[:30_000], "corpus.documents=line", "data.block_length=32", "run.ranks=2"
     )
 
     for stage in ("tokenizer", "prepare"):
-        subprocess.run(
-            [str(ROBUSTLY), stage, *arguments], cwd=tmp_path, check=True, capture_output=True
-        )
+        robustly(stage, *arguments, cwd=tmp_path)
 
     damaged = tmp_path / "runs" / "tiny" / "train" / "checkpoints" / "update-00000005"
     damaged.mkdir(parents=True)

@@ -11,71 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import ROBUSTLY, ROOT, robustly, working_directory
+
+from tests import warm
 
 pytestmark = pytest.mark.pipeline
-ROOT = Path(__file__).resolve().parents[2]
-CORPUS = ROOT / "data_prep" / "corpora" / "prose_cc0.txt"
-ROBUSTLY = Path(sys.executable).with_name("robustly")
 REPEATED = ("update", "epoch", "loss", "lr", "grad_norm", "masked_tokens", "tokens")
-
-
-def robustly(
-    *arguments: str, cwd: Path, code: int = 0, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [str(ROBUSTLY), *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == code, (
-        f"exit code {done.returncode}, expected {code}:\n{done.stdout}\n{done.stderr}"
-    )
-    return done
-
-
-def working_directory(folder: Path) -> Path:
-    """A small corpus and a page that trains in seconds."""
-    text = CORPUS.read_text(encoding="utf-8")
-    # names of special tokens are plain text in a corpus, as in HTML's <s>
-    struck_out = "From <s>10</s> to 5 <mask> and <pad> words.\n\n"
-    (folder / "corpus.txt").write_text(
-        struck_out + text[: text.index("\n\n", 150_000)], encoding="utf-8"
-    )
-    (folder / "page.yaml").write_text(
-        f"""
-base: {ROOT}/configs/tiny.yaml
-name: small
-corpus: {{sources: corpus.txt, validation: 0.1}}
-tokenizer: {{vocab_size: 500}}
-data: {{block_length: 64}}
-model: {{layers: 2, hidden: 32, heads: 2, feed_forward: 64, positions: 66, dropout: 0.1, attention_dropout: 0.1}}
-optim: {{batch_size: 24, peak_lr: 2e-3}}
-schedule: {{updates: 30, warmup: 3}}
-run: {{micro_batch: 4, log_every: 1, evaluate_every: 15, evaluate_blocks: 16, checkpoint_every: 3, workers: 1}}
-report: {{delta: null}}
-""",
-        encoding="utf-8",
-    )
-    return folder
 
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     return working_directory(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A working directory after `robustly run`, and what `--json` printed. Left as it is by the
-    tests."""
-    work = working_directory(tmp_path_factory.mktemp("finished"))
-    before = set(Path("/dev/shm").glob("*"))
-    done = robustly("run", "page.yaml", "--json", cwd=work)
-    assert set(Path("/dev/shm").glob("*")) <= before
-    return work, json.loads(done.stdout)  # nothing else on stdout
 
 
 def metrics(train: Path) -> list[dict[str, Any]]:
@@ -104,7 +50,7 @@ def test_the_same_command_again_does_nothing(finished: tuple[Path, dict[str, Any
     files = [path for path in (work / "runs").rglob("*") if path.is_file() and path.name != ".lock"]
     stamps = {path: path.stat().st_mtime_ns for path in files}
     again = robustly(
-        "run", "page.yaml", "run.micro_batch=3", "--json", cwd=work
+        "run", "config.yaml", "run.micro_batch=3", "--json", cwd=work
     )  # `run` is no part of the recipe
     assert json.loads(again.stdout) == manifests
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
@@ -165,8 +111,9 @@ print(json.dumps({
 
 
 def test_a_folder_that_is_not_the_trained_model_is_not_published(
-    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sys.executable", str(warm.commands() / "python"))
     import torch
     from transformers import RobertaForMaskedLM
 
@@ -207,7 +154,7 @@ def test_only_the_checkpoint_that_the_run_ended_with_is_published(
     content[-1] ^= 1
     weights.write_bytes(content)
     refused = robustly(
-        "publish", "page.yaml", cwd=work, code=2
+        "publish", "config.yaml", cwd=work, code=2
     )  # not: update 27 under the name of 30
     assert (
         "update-00000030/weights.safetensors: missing, cut off or changed since the run finished"
@@ -222,32 +169,33 @@ def test_a_changed_recipe_is_refused_and_a_sibling_reuses_what_fits(
     work = tmp_path / "work"
     shutil.copytree(finished[0], work)
     root = work / "runs" / "small"
-    refused = robustly("run", "page.yaml", "optim.peak_lr=1e-3", cwd=work, code=2)
+    refused = robustly("run", "config.yaml", "optim.peak_lr=1e-3", cwd=work, code=2)
     assert (
         "optim.peak_lr: 0.002 there, 0.001 now" in refused.stderr
         and "Traceback" not in refused.stderr
     )
     other_vocabulary = robustly(
-        "tokenizer", "page.yaml", "tokenizer.vocab_size=400", cwd=work, code=2
+        "tokenizer", "config.yaml", "tokenizer.vocab_size=400", cwd=work, code=2
     )
     assert "tokenizer.vocab_size: 500 there, 400 now" in other_vocabulary.stderr
-    again = robustly("pretrain", "page.yaml", "--new-run", "small", cwd=work, code=2)
+    again = robustly("pretrain", "config.yaml", "--new-run", "small", cwd=work, code=2)
     assert "expected the name of another folder" in again.stderr
     sibling = robustly(
-        "pretrain", "page.yaml", "schedule.updates=4", "--new-run", "sibling", "--json", cwd=work
+        "pretrain", "config.yaml", "schedule.updates=4", "--new-run", "sibling", "--json", cwd=work
     )
     assert json.loads(sibling.stdout)["counts"]["updates"] == 4
     assert sorted(path.name for path in (work / "runs" / "sibling").iterdir()) == ["train"]
     assert len(metrics(root / "train")) == 30
 
 
+@pytest.mark.full
 def test_sigkill_at_random_moments_changes_nothing(
     work: Path, finished: tuple[Path, dict[str, Any]]
 ) -> None:
     straight = finished[0] / "runs" / "small"
     for updates in (0, 0, 4, 16):  # 0: in the first seconds, during tokenizer, data or start
         with subprocess.Popen(
-            [str(ROBUSTLY), "run", "page.yaml", "paths.root=killed"],
+            [str(ROBUSTLY), "run", "config.yaml", "paths.root=killed"],
             cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
         ) as process:  # fmt: skip
             while updates and len(metrics_so_far(work / "killed" / "train")) < updates:
@@ -258,7 +206,7 @@ def test_sigkill_at_random_moments_changes_nothing(
             process.send_signal(signal.SIGKILL)  # the parent alone: its ranks must not outlive it
 
     assert list((work / "killed" / "train" / "checkpoints").glob("update-*"))
-    robustly("run", "page.yaml", "paths.root=killed", cwd=work)
+    robustly("run", "config.yaml", "paths.root=killed", cwd=work)
     assert metrics(work / "killed" / "train") == metrics(straight / "train")
     assert weights_of(work / "killed" / "train") == weights_of(straight / "train")
     for name in ("tokenizer/vocab.json", "tokenizer/merges.txt"):
@@ -269,12 +217,12 @@ def test_sigkill_at_random_moments_changes_nothing(
 
 
 def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(work: Path) -> None:
-    robustly("prepare", "page.yaml", cwd=work, code=2)  # says what comes first
-    robustly("tokenizer", "page.yaml", cwd=work)
-    robustly("prepare", "page.yaml", cwd=work)
+    robustly("prepare", "config.yaml", cwd=work, code=2)  # says what comes first
+    robustly("tokenizer", "config.yaml", cwd=work)
+    robustly("prepare", "config.yaml", cwd=work)
 
     with subprocess.Popen(
-        [str(ROBUSTLY), "pretrain", "page.yaml", "schedule.updates=5000", "run.checkpoint_every=100000"],
+        [str(ROBUSTLY), "pretrain", "config.yaml", "schedule.updates=5000", "run.checkpoint_every=100000"],
         cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
         # a shell's background jobs ignore it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -285,7 +233,7 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(work: Path)
             time.sleep(0.2)
 
         process.send_signal(signal.SIGINT)
-        _, messages = process.communicate(timeout=60)
+        _, messages = process.communicate()
 
     assert process.returncode == 130
     assert "stopped after update" in messages and "Traceback" not in messages
