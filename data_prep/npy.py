@@ -89,8 +89,8 @@ def write(path: Path, values: NDArray[Any]) -> None:
 
 
 def read(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArray[Any]:
-    """Map an array into memory, read-only. Raises UserError if it is missing, cut off or
-    another's."""
+    """Map an array into memory, read-only. Raises UserError if it is missing, cut off, or of
+    another type or length."""
     try:
         with _ONE_AT_A_TIME:
             # a plain array on the map, which is sliced faster than numpy's memmap

@@ -87,8 +87,8 @@ def _blocks(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[An
 def _slices(
     lines: NDArray[np.int64], room: int, across: bool, joined: bool, start: int, filled: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int, int]:
-    """Slices of at most `room` tokens: where they begin, their lengths, and the (start, filled)
-    that is under way."""
+    """Slices of at most `room` tokens: where they begin, (slices,), and their lengths; then start
+    and tokens (`filled`) of the slice that is not closed yet."""
     # Two neighbours hold `room` tokens or more together, unless a document or an unjoined line ends
     # between them.
     ends = len(lines) if not joined else 0 if across else int(np.count_nonzero(lines == 1))
@@ -110,8 +110,8 @@ def _fill(
     starts: NDArray[np.int64],
     lengths: NDArray[np.int64],
 ) -> tuple[int, int, int]:
-    """Fill slices with lines; (start, filled) is the slice under way, before and after. Returns the
-    slices closed."""
+    """Fill slices with lines; (start, filled) is the slice that is not closed yet, before and
+    after. Returns the number of closed ones, and that."""
     count = 0
     for size in lines:
         ends_document = size == 1 and not across

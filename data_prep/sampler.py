@@ -25,7 +25,7 @@ CHOICE_EPOCH = 2**32 - 2
 
 
 class Samples(NamedTuple):
-    """What stands at n positions; each (n,) int64."""
+    """The blocks at n positions of the stream; each (n,) int64."""
 
     epoch: NDArray[np.int64]
     entry: NDArray[np.int64]
@@ -92,13 +92,13 @@ class EpochSampler:
         return float(self.mixture.sizes @ self.blocks.source_lengths) / max(1, self.size)
 
     def stream(self, start: int, stop: int) -> Samples:
-        """What stands at the stream's positions `start` to `stop`, which run through epoch after
-        epoch: n = stop - start."""
+        """The samples at the stream's positions from `start` up to `stop`, which run through epoch
+        after epoch: n = stop - start."""
         epoch, position = np.divmod(np.arange(start, stop, dtype=np.int64), self.size)
         return self.samples(epoch, position)
 
     def samples(self, epoch: NDArray[np.int64], position: NDArray[np.int64]) -> Samples:
-        """What stands at n positions of epochs; both (n,)."""
+        """The samples at n positions of epochs; both (n,)."""
         entry = permute(position, self.size, self.seed, epoch)
         block = self.mixture.block(entry)
         if not self.blocks.pairs:

@@ -312,8 +312,8 @@ class Store:
             first, unit, start = last, units, int(ends[-1])
 
     def texts(self, tokenizer: "Tokenizer") -> Iterator[str]:
-        """The documents, to the byte, in the order of the store. Raises UserError if `tokenizer` is
-        another's."""
+        """The documents, to the byte, in the order of the store. Raises UserError if they are not
+        of this `tokenizer`."""
         return (text for _, text in self.named_texts(tokenizer))
 
     def named_texts(self, tokenizer: "Tokenizer") -> Iterator[tuple[str, str]]:

@@ -78,7 +78,7 @@ class TokenizerStage:
 
     @cached_property
     def _contents(self) -> Hashes:
-        """Of what is trained on."""
+        """Hashes of what is trained on."""
         trained_on = CountFiles.of(self.corpus) if self.corpus.counts else self.corpus.training
         return hash_corpus(trained_on, self._remembered)
 
@@ -182,7 +182,8 @@ class _Trained:
 def _train(
     file: Path, sums: CountSummary, tokenizer: TokenizerConfig
 ) -> tuple[Vocabulary, dict[str, int]]:
-    """The vocabulary, and counts of it. Raises UserError if memory or the corpus do not suffice."""
+    """The vocabulary, and counts for the manifest. Raises UserError if memory or the corpus do not
+    suffice."""
     # numba: half a second and 100 MB that the workers need not have
     from robustly.tokenizer.merges import train_merges
 

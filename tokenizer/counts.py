@@ -224,8 +224,8 @@ def watched(what: str, counts: Iterable[Count], rows: int) -> Iterator[Count]:
 
 
 def sum_sorted(paths: Sequence[Path], show: str | None = None) -> Iterator[Count]:
-    """The sums of at most `FAN_IN` sorted count files, sorted by word, streamed; `show` names a
-    progress bar."""
+    """The sums of at most `FAN_IN` sorted count files, sorted by word, streamed; `show` is the
+    title of a progress bar."""
     assert len(paths) <= FAN_IN
     rows = heapq.merge(*map(read_counts, paths))
     last, total = None, 0

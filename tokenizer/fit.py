@@ -17,8 +17,7 @@ EXCERPT_WORDS, EXCERPT_BYTES = 12, 80
 
 @dataclass(frozen=True)
 class TokenizerFit:
-    """What a tokenizer makes of documents, in rows for people and programs: one for each name, the
-    total last."""
+    """How a tokenizer fits documents, in rows of a table: one for each name, the total last."""
 
     sizes: list[dict[str, Any]]
     ratios: list[dict[str, Any]]
@@ -28,7 +27,7 @@ class TokenizerFit:
 
 
 def measure_fit(tokenizer: Tokenizer, texts: NamedTexts) -> TokenizerFit:
-    """What a tokenizer makes of the documents under each name, and of all. Raises UserError as
+    """How a tokenizer fits the documents under each name, and all of them. Raises UserError as
     reading them does."""
     excerpts = ExcerptSampler()
     (measured,) = measure_by([tokenizer], excerpts.taken(texts.named))
@@ -101,10 +100,10 @@ def cut_up(tokenizer: Tokenizer, text: str) -> dict[str, Any]:
         "tokens": len(pieces),
         "bytes_per_token": sum(map(len, pieces)) / len(pieces),
         "single_bytes": sum(len(piece) == 1 for piece in pieces) / len(pieces),
-        "cut": "|".join(map(shown, pieces)),
+        "cut": "|".join(map(token_text, pieces)),
     }
 
 
-def shown(piece: bytes) -> str:
+def token_text(piece: bytes) -> str:
     """A token as text; bytes that are a part of a character as \\xNN."""
     return piece.decode(errors="backslashreplace")

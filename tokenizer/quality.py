@@ -94,14 +94,14 @@ class StatsByName:
 
 
 def measure(tokenizer: "Tokenizer", texts: Iterable[str]) -> EncodingStats:
-    """What the tokenizer makes of the texts, each a document."""
+    """The figures of a tokenizer on texts, each a document."""
     return measure_by([tokenizer], (("", text) for text in texts))[0].total
 
 
 def measure_by(
     tokenizers: Sequence["Tokenizer"], named: Iterable[tuple[str, str]]
 ) -> list[StatsByName]:
-    """What each tokenizer makes of the same documents, which come as (name, text) and are read
+    """The figures of each tokenizer on the same documents, which come as (name, text) and are read
     once."""
     gauges = [_Gauge(tokenizer) for tokenizer in tokenizers]
     for together in _batched(named):
@@ -125,7 +125,7 @@ def _batched(named: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]
 
 
 class _Gauge:
-    """Counts what one tokenizer makes of documents, by name."""
+    """Counts documents and their tokens for one tokenizer, by name."""
 
     def __init__(self, tokenizer: "Tokenizer"):
         self.tokenizer = tokenizer

@@ -164,7 +164,7 @@ class Tokenizer:
         return self.decode_bytes(ids).decode(errors="replace")
 
     def _checked(self, ids: ArrayLike) -> NDArray[np.int64]:
-        """The ids as an array. Raises ValueError unless they are a row of this vocabulary's."""
+        """The ids as an array, (n,). Raises ValueError unless they are ids of this vocabulary."""
         numbers = np.asarray(ids)
         if numbers.size == 0:
             return np.empty(0, np.int64)

@@ -47,7 +47,7 @@ def _as_files(value: Any) -> Any:
 
 
 class LanguageConfig(Section):
-    """Which languages are kept, as a fastText model sees them."""
+    """Which languages are kept, as a fastText model tells them."""
 
     model: InputPath
     """A fastText model on this machine that tells languages, such as lid.176.ftz or GlotLID's. A
@@ -106,7 +106,7 @@ class NearDuplicatesConfig(Section):
 
 
 class CleaningConfig(Section):
-    """Which documents of the corpus are left out; the default is none of them."""
+    """How the corpus is filtered and deduplicated; by default not at all."""
 
     min_characters: PositiveInt | None = None
     max_characters: PositiveInt | None = None

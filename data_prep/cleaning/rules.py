@@ -1,4 +1,4 @@
-"""Rules that drop a document for what it is by itself: length, language, quality, contamination.
+"""Filter rules that look at one document alone: length, language, quality, contamination.
 
 A rule gives the reason why a text is dropped, or None. The first word of a reason is the key of the
 config's section `cleaning` that asks for it, or the name of a set of quality rules; what follows a
@@ -101,7 +101,8 @@ def model_file(language: LanguageConfig) -> Path:
 
 
 def check_languages(language: LanguageConfig, model: tuple[Path, str]) -> None:
-    """Raises UserError if the model is none, or does not know a language that is to be kept."""
+    """Raises UserError if the file is no fastText model, or does not know a language that is to be
+    kept."""
     known = _probabilities(_load_model(*model), "a")
     if unknown := [name for name in language.keep if known and name not in known]:
         raise UserError(

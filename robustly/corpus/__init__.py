@@ -1,0 +1,1 @@
+"""The corpus: its files and datasets, partitions, documents, filter decisions, and executors."""

@@ -234,7 +234,7 @@ class Processing:
         """Memory for the counts of one process: its share of `memory_gb`, less what Python and its
         libraries take.
 
-        Raises UserError if that is next to nothing.
+        Raises UserError if that is less than MIN_COUNTING_BYTES.
         """
         processes, key, total = self.workers, "run.memory_gb", self.memory_gb
         if self.executor == "slurm":

@@ -32,11 +32,8 @@ def decisions_file(folder: Path, number: int) -> Path:
 
 
 def require(folder: Path, corpus: str) -> Manifest:
-    """The manifest of the clean stage in `folder`, which must have finished on the corpus of this
-    hash.
-
-    Raises UserError if it has not.
-    """
+    """The manifest of the clean stage in `folder`. Raises UserError unless it has finished on the
+    corpus of this hash."""
     finished = manifest.require(folder, "clean")
     if finished.inputs["corpus"] != corpus:
         raise UserError(
@@ -89,7 +86,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def read(path: Path) -> NDArray[np.uint8]:
     """The decisions on a partition: (documents,). Raises UserError if the file is missing, cut off
-    or another's."""
+    or holds something else."""
     try:
         found = np.load(path)
     except (OSError, ValueError, EOFError) as error:

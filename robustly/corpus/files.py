@@ -21,7 +21,8 @@ def corpus_files(corpus: CorpusConfig) -> list[tuple[int, Path]]:
     files by name.
 
     Those of a dataset's folder are all that lie there, whatever they are; a dataset on the Hub has
-    none here. Raises UserError if a source matches no file, or one whose suffix is not known."""
+    none on this machine. Raises UserError if a source matches no file, or one whose suffix is not
+    known."""
     formats = COUNTS if isinstance(corpus, CountFiles) else DOCUMENTS
     expected = f"expected {'word counts: ' if formats is COUNTS else ''}{listed(formats)}"
     found = []
@@ -124,7 +125,7 @@ def file_facts(
     paths: Iterable[Path], remembered: Mapping[str, Mapping[str, Any]], what: str
 ) -> dict[str, dict[str, Any]]:
     """Path -> bytes, mtime_ns, sha256 of each file; those whose size and time of change are as
-    `remembered` are not read. `what` names the work to who waits for it. Raises UserError if a file
+    `remembered` are not read. `what` is the title of a progress bar. Raises UserError if a file
     cannot be read."""
     facts: dict[str, dict[str, Any]] = {}
     for path in paths:
@@ -145,7 +146,8 @@ def file_facts(
 
 
 def _key(source: SourceConfig) -> str:
-    """What the notes of a manifest call a dataset; no path holds two slashes."""
+    """A dataset's name among the files of a manifest's notes; two slashes in a row tell it from a
+    path."""
     return f"hf://{source.hub}@{source.revision or 'main'}/{source.subset or ''}/{source.split}"
 
 

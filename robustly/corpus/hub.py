@@ -288,8 +288,8 @@ def _check_column(dataset: Dataset, column: str, columns: dict[str, Any]) -> Non
 def readable(dataset: Dataset) -> Iterator[None]:
     """Turn what `datasets` raises into UserError.
 
-    That is whatever the readers of ten kinds of file, pyarrow, pandas, fsspec and two network
-    libraries raise."""
+    It is of many kinds: the readers of ten kinds of file, pyarrow, pandas, fsspec and two network
+    libraries raise their own."""
     try:
         yield
     except (UserError, MemoryError):

@@ -99,8 +99,8 @@ def runs(path: str, start: int, end: int) -> Iterator[tuple[int, str]]:
 
 
 def _joined(first: bytes, rest: Iterable[tuple[int, bytes]]) -> bytearray:
-    """Lines as one text, without the last line feed; held once, for a document may be as large as a
-    file."""
+    """Lines as one text, without the last line feed; held in memory once, since a document may be
+    as large as a file."""
     raw = bytearray(first)
     for _, line in rest:
         raw += line
@@ -208,8 +208,8 @@ _NUL = (
 
 
 def line_at(path: str, byte: int) -> str:
-    """A place in a file of lines, for people. The line is counted here, because this is asked for
-    once, when reading ends."""
+    """A place in a file of lines, for messages. The lines before it are counted only now, because a
+    place is asked for once, when reading has failed."""
     with opened(path) as stream:
         line, left = 1, byte
         while left and (chunk := stream.read(min(left, 2**20))):
@@ -220,5 +220,5 @@ def line_at(path: str, byte: int) -> str:
 
 
 def row_at(path: str, row: int) -> str:
-    """A place in a file of numbered rows, for people."""
+    """A place in a file of numbered rows, for messages."""
     return f"{path}: row {row} (the first is 0)"

@@ -21,7 +21,7 @@ from robustly.inspection.folders import (
 )
 from robustly.manifest import Manifest
 from robustly.tokenizer import load_tokenizer
-from robustly.tokenizer.fit import ExcerptSampler, cut_up, measure_fit, rows_of, shown
+from robustly.tokenizer.fit import ExcerptSampler, cut_up, measure_fit, rows_of, token_text
 from robustly.tokenizer.quality import StatsByName, measure_by
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import Vocabulary
@@ -154,7 +154,7 @@ def _merges(vocabulary: Vocabulary) -> list[Listing]:
 def _longest(tokens: Mapping[int, bytes]) -> list[dict[str, Any]]:
     longest = sorted(tokens, key=lambda number: (-len(tokens[number]), number))[:SHOWN]
     return [
-        {"id": number, "bytes": len(tokens[number]), "token": repr(shown(tokens[number]))}
+        {"id": number, "bytes": len(tokens[number]), "token": repr(token_text(tokens[number]))}
         for number in longest
     ]
 

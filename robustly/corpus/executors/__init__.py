@@ -1,4 +1,4 @@
-"""Work on all parts of a corpus: on this machine, as a Slurm job, or in a Ray cluster.
+"""Executors: run the work on a corpus on this machine, as a Slurm job, or in a Ray cluster.
 
 An executor is one file with a function `run` (see `Executor`) and one line of `EXECUTORS`."""
 

@@ -134,7 +134,7 @@ class Job:
         return {name: str(value) for name, value in options.items() if value is not None}
 
     def wait(self, number: str, advance: Callable[[int], None]) -> None:
-        """Returns when every part is done. Raises UserError as soon as that cannot come any
+        """Wait until every part is done. Raises UserError as soon as that cannot happen any
         more."""
         left, over_since = len(self.waiting), None
         while True:
@@ -163,7 +163,7 @@ class Job:
         return {int(task): state for job, task, state in found if job == number}
 
     def _raise_fault(self) -> None:
-        """Raises UserError if a task has left word of what it raised."""
+        """Raises UserError with what a task has raised, if one has."""
         for file in sorted((self.step.folder / FAULTS).glob("*.json")):
             fault = json.loads(file.read_text(encoding="utf-8"))
             part = self.step.name(fault["part"])
@@ -171,7 +171,8 @@ class Job:
             raise UserError(f"{what}{fault['message']}\nThe log: {fault['log']}")
 
     def _lost(self, number: str, undone: Sequence[int], wrong: dict[int, str]) -> UserError:
-        """What to say of tasks that are over, have left parts undone, and no word why."""
+        """The error for tasks that have ended, with parts undone and no message of what they
+        raised."""
         tasks = sorted(wrong) or sorted(
             {self.waiting.index(part) // self.parts_per_task for part in undone}
         )
@@ -251,7 +252,7 @@ def work(folder: str) -> None:
 
 
 class _NoAnswer(UserError):
-    """Slurm's controller is away."""
+    """Slurm's controller does not answer."""
 
 
 def end_earlier_job(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Formats of the files that a corpus is read from, by their suffixes.
+"""The file formats of a corpus (.txt, .jsonl, .parquet, ...), by suffix.
 
 A format is one file here and one line of `DOCUMENTS`."""
 
@@ -16,12 +16,12 @@ COUNTS: dict[str, Format] = {".tsv": TEXT}
 
 
 def format_of(path: Path | str) -> Format:
-    """The format of a file that `files` has listed."""
+    """The format of a file that `corpus_files` has listed."""
     return (DOCUMENTS | COUNTS)[suffixes(Path(path))[0]]
 
 
 def where(path: str, place: int) -> str:
-    """Where a row begins, for people: in a file, or in a shard of a dataset, whose rows are
+    """Where a row begins, in messages: in a file, or in a shard of a dataset, whose rows are
     numbered."""
     format = (DOCUMENTS | COUNTS).get(suffixes(Path(path))[0])
     return format.where(path, place) if format else row_at(path, place)

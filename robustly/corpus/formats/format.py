@@ -1,4 +1,4 @@
-"""What a format of text files says of itself: how its files are cut into partitions, and read."""
+"""A file format of the corpus: how its files are cut into partitions and read."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Format:
     rows: Callable[[str], Iterator[Row]]
     """path -> every row of a file, for evaluation texts (`cleaning.contamination`)."""
     where: Callable[[str, int], str]
-    """(path, place) -> a row's place for people."""
+    """(path, place) -> a row's place in messages."""
     has_keys: bool
     """Whether a row is an object, of which `corpus.text_key` is the text."""
     compressible: bool = True

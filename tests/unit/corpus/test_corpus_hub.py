@@ -98,7 +98,7 @@ def refusal(corpus: CorpusConfig) -> str:
     return str(refused.value)
 
 
-# ----------------------------------------------------------------------------------------- the page
+# ---------------------------------------------------------------------------------------- the config
 
 
 def test_a_source_is_files_or_a_dataset() -> None:

@@ -76,7 +76,7 @@ def refusal(named: Callable[[], NamedTexts]) -> str:
         list(named().named)
     assert "corpus." not in str(fault.value) and "max-bad" not in str(
         fault.value
-    )  # neither page nor option has them
+    )  # neither config nor option has them
     return str(fault.value)
 
 

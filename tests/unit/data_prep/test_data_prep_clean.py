@@ -89,9 +89,9 @@ def planted_corpus(folder: Path):
     return corpus("a.jsonl", "b.jsonl", "c.jsonl")
 
 
-def seen_by_later_stages(page, folder: Path, cleaned: Path) -> list[str]:
-    pieces = decisions.attach(partitions(stated(folder, page)), cleaned)
-    return [document.text for part in pieces for document in documents(part, page, [])]
+def seen_by_later_stages(config, folder: Path, cleaned: Path) -> list[str]:
+    pieces = decisions.attach(partitions(stated(folder, config)), cleaned)
+    return [document.text for part in pieces for document in documents(part, config, [])]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -100,7 +100,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def test_two_at_once_make_it_once(tmp_path):
     """The second waits for the first and sees that all is done."""
-    page, trained = planted_corpus(tmp_path), train_tokenizer(tmp_path / "tokenizer")
+    config, trained = planted_corpus(tmp_path), train_tokenizer(tmp_path / "tokenizer")
 
     def at_once(make):
         with ThreadPoolExecutor(2) as pool:
@@ -110,18 +110,18 @@ def test_two_at_once_make_it_once(tmp_path):
 
     made = at_once(
         lambda: CleanStage(
-            stated(tmp_path, page), stated(tmp_path, CHEAP), "en", tmp_path / "clean", ONE
+            stated(tmp_path, config), stated(tmp_path, CHEAP), "en", tmp_path / "clean", ONE
         ).make()
     )
     at_once(
         lambda: DataStage(
-            stated(tmp_path, page), VIEW, tmp_path / "data", trained, ONE, tmp_path / "clean"
+            stated(tmp_path, config), VIEW, tmp_path / "data", trained, ONE, tmp_path / "clean"
         ).make()
     )
     settings = TokenizerConfig(vocab_size=270, min_frequency=2)
     at_once(
         lambda: TokenizerStage(
-            stated(tmp_path, page),
+            stated(tmp_path, config),
             stated(tmp_path, settings),
             tmp_path / "other",
             ONE,
@@ -137,18 +137,18 @@ def test_sources_of_one_name_are_told_apart(tmp_path, capfd):
         (tmp_path / name).mkdir()
         write_rows(tmp_path / name / "web.jsonl", texts)
 
-    page = corpus("a/web.jsonl", "b/web.jsonl")
+    config = corpus("a/web.jsonl", "b/web.jsonl")
     made = CleanStage(
-        stated(tmp_path, page), stated(tmp_path, CHEAP), "en", tmp_path / "clean", ONE
+        stated(tmp_path, config), stated(tmp_path, CHEAP), "en", tmp_path / "clean", ONE
     ).make()
     assert "INFO" not in capfd.readouterr().err  # datatrove's own log of its steps
     assert [(row["source"], row["documents"]) for row in made.counts["sources"]] == [
         ("web.jsonl (1)", 1), ("web.jsonl (1)", 1), ("web.jsonl (2)", 2)
     ]  # fmt: skip
-    write_dropped(stated(tmp_path, page), tmp_path / "clean", tmp_path / "dropped.jsonl")
+    write_dropped(stated(tmp_path, config), tmp_path / "clean", tmp_path / "dropped.jsonl")
     assert json.loads((tmp_path / "dropped.jsonl").read_text())["source"] == "web.jsonl (1)"
     DataStage(
-        stated(tmp_path, page),
+        stated(tmp_path, config),
         VIEW,
         tmp_path / "data",
         train_tokenizer(tmp_path / "tokenizer"),
@@ -162,20 +162,20 @@ def test_sources_of_one_name_are_told_apart(tmp_path, capfd):
 def cleaned(tmp_path_factory):
     """A folder with a corpus and its clean stage, with every kind of rule."""
     folder = tmp_path_factory.mktemp("cleaned")
-    page = planted_corpus(folder)
+    config = planted_corpus(folder)
     made = CleanStage(
-        stated(folder, page),
+        stated(folder, config),
         stated(folder, CleaningConfig(**EVERYTHING)),
         "en",
         folder / "clean",
         ONE,
     ).make()
-    return folder, page, made
+    return folder, config, made
 
 
 def test_what_is_planted_is_found_and_innocents_stay(cleaned):
-    folder, page, made = cleaned
-    assert seen_by_later_stages(page, folder, folder / "clean") == [*INNOCENT, " \n"]
+    folder, config, made = cleaned
+    assert seen_by_later_stages(config, folder, folder / "clean") == [*INNOCENT, " \n"]
     counts = made.counts
     dropped = {name: number for name, number in counts.items() if name.startswith("dropped")}
     assert dropped == {f"dropped by {reason}": 1 for reason in PLANTED}
@@ -215,9 +215,9 @@ def test_what_is_planted_is_found_and_innocents_stay(cleaned):
     ],
 )
 def test_each_rule_by_itself(cleaned, tmp_path, key, reasons):
-    folder, page, _ = cleaned
+    folder, config, _ = cleaned
     made = CleanStage(
-        stated(folder, page),
+        stated(folder, config),
         stated(folder, CleaningConfig(**{key: EVERYTHING[key]})),
         "en",
         tmp_path / "clean",
@@ -263,19 +263,21 @@ def many(tmp_path_factory):
         again = [INNOCENT[number], INNOCENT[(number * 7) % 10].replace("of", "off", 1)]
         write_rows(folder / f"{number}.jsonl", [*INNOCENT[number : number + 3], "short", *again])
 
-    page = corpus("*.jsonl")
+    config = corpus("*.jsonl")
     return (
         folder,
-        page,
-        CleanStage(stated(folder, page), stated(folder, CHEAP), "en", folder / "clean", ONE).make(),
+        config,
+        CleanStage(
+            stated(folder, config), stated(folder, CHEAP), "en", folder / "clean", ONE
+        ).make(),
     )
 
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_any_number_of_workers_writes_the_same_bytes(many, tmp_path, workers):
-    folder, page, alone = many
+    folder, config, alone = many
     made = CleanStage(
-        stated(folder, page), stated(folder, CHEAP), "en", tmp_path / "clean", Processing(workers)
+        stated(folder, config), stated(folder, CHEAP), "en", tmp_path / "clean", Processing(workers)
     ).make()
     assert made.counts == alone.counts and made.hash == alone.hash and made.outputs == alone.outputs
     assert files_of(tmp_path / "clean") == files_of(folder / "clean")
@@ -283,10 +285,10 @@ def test_any_number_of_workers_writes_the_same_bytes(many, tmp_path, workers):
 
 
 def test_groups_of_parts_change_nothing(many, tmp_path, monkeypatch):
-    folder, page, alone = many
+    folder, config, alone = many
     monkeypatch.setattr(steps, "GROUPS", 3)
     assert (
-        CleanStage(stated(folder, page), stated(folder, CHEAP), "en", tmp_path / "clean", ONE)
+        CleanStage(stated(folder, config), stated(folder, CHEAP), "en", tmp_path / "clean", ONE)
         .make()
         .outputs
         == alone.outputs
@@ -319,7 +321,7 @@ clean.CleanStage(stated(Path(sys.argv[3]), corpus("*.jsonl")), CHEAP, "en", Path
 
 @pytest.mark.parametrize("place", ["apply_rules", "sign", "match", "write_decisions"])
 def test_after_a_kill_only_the_rest_is_made(many, tmp_path, place, monkeypatch):
-    folder, page, whole = many
+    folder, config, whole = many
     killed = subprocess.run(
         [sys.executable, "-c", DIES, tmp_path / "clean", place, folder],
         env={"PYTHONPATH": os.pathsep.join(sys.path)}, check=False,
@@ -338,7 +340,7 @@ def test_after_a_kill_only_the_rest_is_made(many, tmp_path, place, monkeypatch):
         monkeypatch.setattr(steps.PartitionCleaner, name, recorded)
 
     made = CleanStage(
-        stated(folder, page), stated(folder, CHEAP), "en", tmp_path / "clean", ONE
+        stated(folder, config), stated(folder, CHEAP), "en", tmp_path / "clean", ONE
     ).make()
     assert made.outputs == whole.outputs and made.counts == whole.counts
     order = ["apply_rules", "sign", "match", "write_decisions"]
@@ -356,13 +358,13 @@ def test_after_a_kill_only_the_rest_is_made(many, tmp_path, place, monkeypatch):
 
 
 def test_the_same_again_does_nothing_and_another_recipe_is_refused(cleaned):
-    folder, page, made = cleaned
+    folder, config, made = cleaned
     before = {
         path: path.stat().st_mtime_ns for path in (folder / "clean").iterdir() if path.is_file()
     }
     assert (
         CleanStage(
-            stated(folder, page),
+            stated(folder, config),
             stated(folder, CleaningConfig(**EVERYTHING)),
             "en",
             folder / "clean",
@@ -383,7 +385,7 @@ def test_the_same_again_does_nothing_and_another_recipe_is_refused(cleaned):
     ):
         with pytest.raises(UserError, match=message):
             CleanStage(
-                stated(folder, page),
+                stated(folder, config),
                 stated(folder, CleaningConfig(**{**EVERYTHING, **changes})),
                 language,
                 folder / "clean",
@@ -392,7 +394,7 @@ def test_the_same_again_does_nothing_and_another_recipe_is_refused(cleaned):
 
 
 def test_files_that_the_stage_knows_are_not_hashed_anew(cleaned, monkeypatch):
-    folder, page, made = cleaned
+    folder, config, made = cleaned
     assert made.notes["files"].keys() == {
         str(folder / name)
         for name in ("a.jsonl", "b.jsonl", "c.jsonl", "lid.bin", "questions.jsonl")
@@ -402,7 +404,7 @@ def test_files_that_the_stage_knows_are_not_hashed_anew(cleaned, monkeypatch):
 
     assert (
         CleanStage(
-            stated(folder, page),
+            stated(folder, config),
             stated(folder, CleaningConfig(**EVERYTHING)),
             "en",
             folder / "clean",
@@ -413,7 +415,7 @@ def test_files_that_the_stage_knows_are_not_hashed_anew(cleaned, monkeypatch):
         == made.hash
     )
     other = CleanStage(
-        stated(folder, page),
+        stated(folder, config),
         stated(folder, CleaningConfig(**EVERYTHING)),
         "en",
         folder / "other",
@@ -423,13 +425,13 @@ def test_files_that_the_stage_knows_are_not_hashed_anew(cleaned, monkeypatch):
 
 
 def test_files_are_inputs_by_what_they_hold(cleaned, tmp_path):
-    folder, page, made = cleaned
+    folder, config, made = cleaned
     for name in ("a.jsonl", "b.jsonl", "c.jsonl", "lid.bin", "questions.jsonl"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
 
     assert (
         CleanStage(
-            stated(tmp_path, page),
+            stated(tmp_path, config),
             stated(tmp_path, CleaningConfig(**EVERYTHING)),
             "en",
             tmp_path / "clean",
@@ -447,7 +449,7 @@ def test_files_are_inputs_by_what_they_hold(cleaned, tmp_path):
 
         hashes.add(
             CleanStage(
-                stated(tmp_path, page),
+                stated(tmp_path, config),
                 stated(tmp_path, CleaningConfig(**EVERYTHING)),
                 "en",
                 tmp_path / "clean",
@@ -464,7 +466,7 @@ def test_files_are_inputs_by_what_they_hold(cleaned, tmp_path):
 
 
 def test_the_tokenizer_counts_the_kept_documents_only(cleaned, tmp_path):
-    folder, page, _ = cleaned
+    folder, config, _ = cleaned
     settings = TokenizerConfig(vocab_size=300, min_frequency=1)
     write_rows(tmp_path / "kept.jsonl", [*INNOCENT, " \n"])
     expected = TokenizerStage(
@@ -474,7 +476,7 @@ def test_the_tokenizer_counts_the_kept_documents_only(cleaned, tmp_path):
         ONE,
     ).make()
     made = TokenizerStage(
-        stated(folder, page),
+        stated(folder, config),
         stated(folder, settings),
         tmp_path / "tokenizer",
         ONE,
@@ -483,16 +485,16 @@ def test_the_tokenizer_counts_the_kept_documents_only(cleaned, tmp_path):
     assert made.outputs == expected.outputs and made.counts == expected.counts
     assert made.inputs["clean"] == manifest.read(folder / "clean").hash
     uncleaned = TokenizerStage(
-        stated(folder, page), stated(folder, settings), tmp_path / "uncleaned", ONE
+        stated(folder, config), stated(folder, settings), tmp_path / "uncleaned", ONE
     ).make()
     assert "clean" not in uncleaned.inputs and uncleaned.counts["documents"] == 31
 
 
 def test_the_store_holds_exactly_the_kept_documents_in_order(cleaned, tmp_path):
-    folder, page, _ = cleaned
+    folder, config, _ = cleaned
     trained = train_tokenizer(tmp_path / "tokenizer")
     made = DataStage(
-        stated(folder, page), VIEW, tmp_path / "data", trained, ONE, folder / "clean"
+        stated(folder, config), VIEW, tmp_path / "data", trained, ONE, folder / "clean"
     ).make()
     assert list(Store(tmp_path / "data", "train").texts(load_tokenizer(trained))) == INNOCENT
     assert made.counts["empty_documents"] == 1
@@ -511,28 +513,28 @@ def test_the_store_holds_exactly_the_kept_documents_in_order(cleaned, tmp_path):
     assert {f"dropped by {reason}": count for reason, count in found.items()} == reasons and sum(
         reasons.values()
     ) > 5
-    plain = DataStage(stated(folder, page), VIEW, tmp_path / "data", trained, ONE).stage()
+    plain = DataStage(stated(folder, config), VIEW, tmp_path / "data", trained, ONE).stage()
     assert "clean" not in plain.inputs and plain.hash != made.hash
     with pytest.raises(UserError, match=r"input\.clean: .* there, absent now"):
         plain.refuse_other_work()
 
 
 def test_later_stages_want_the_stage_finished_on_this_corpus(cleaned, tmp_path):
-    folder, page, _ = cleaned
+    folder, config, _ = cleaned
     settings, trained = (
         TokenizerConfig(vocab_size=300, min_frequency=1),
         train_tokenizer(tmp_path / "trained"),
     )
     for missing in (
         lambda: TokenizerStage(
-            stated(folder, page),
+            stated(folder, config),
             stated(folder, settings),
             tmp_path / "tokenizer",
             ONE,
             tmp_path / "clean",
         ).make(),
         lambda: DataStage(
-            stated(folder, page), VIEW, tmp_path / "data", trained, ONE, tmp_path / "clean"
+            stated(folder, config), VIEW, tmp_path / "data", trained, ONE, tmp_path / "clean"
         ).make(),
     ):
         with pytest.raises(
@@ -570,8 +572,8 @@ def test_later_stages_want_the_stage_finished_on_this_corpus(cleaned, tmp_path):
 
 @pytest.mark.parametrize("name", ["dropped.jsonl", "dropped.jsonl.gz"])
 def test_dropped_documents_are_written_out(cleaned, tmp_path, name):
-    folder, page, _ = cleaned
-    assert write_dropped(stated(folder, page), folder / "clean", tmp_path / name) == 6
+    folder, config, _ = cleaned
+    assert write_dropped(stated(folder, config), folder / "clean", tmp_path / name) == 6
     data = (tmp_path / name).read_bytes()
     text = gzip.decompress(data).decode() if name.endswith(".gz") else data.decode()
     sources = ["a.jsonl"] * 2 + ["b.jsonl"] * 3 + ["c.jsonl"]
@@ -580,10 +582,10 @@ def test_dropped_documents_are_written_out(cleaned, tmp_path, name):
         for (reason, text), source in zip(PLANTED.items(), sources, strict=True)
     ]
     with pytest.raises(UserError, match=r"--dropped .*is there already and was left as it is"):
-        write_dropped(stated(folder, page), folder / "clean", tmp_path / name)
+        write_dropped(stated(folder, config), folder / "clean", tmp_path / name)
 
     with pytest.raises(UserError, match=r"ends in \.jsonl or \.jsonl\.gz"):
-        write_dropped(stated(folder, page), folder / "clean", tmp_path / "texts.txt")
+        write_dropped(stated(folder, config), folder / "clean", tmp_path / "texts.txt")
 
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -625,7 +627,9 @@ def test_mistakes(tmp_path):
                 tmp_path / "clean",
                 ONE,
             ).make()
-        assert not (tmp_path / "clean" / manifest.RECIPE).exists()  # the mended page is not refused
+        assert not (
+            tmp_path / "clean" / manifest.RECIPE
+        ).exists()  # the mended config is not refused
 
     refused("the config asks for none, and the corpus is taken as it is", CleaningConfig())
     refused(

@@ -1,4 +1,4 @@
-"""What a page may say of cleaning, and what it is told of mistakes."""
+"""What a config may say of cleaning, and what it is told of mistakes."""
 
 import pytest
 from pydantic import ValidationError

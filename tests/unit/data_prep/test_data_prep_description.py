@@ -180,9 +180,9 @@ def test_what_was_dropped(root: Path, tmp_path: Path) -> None:
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write('{"no": "text"}\n')
 
-    page = corpus("a.jsonl").model_copy(update={"max_bad_lines": 5})
+    config = corpus("a.jsonl").model_copy(update={"max_bad_lines": 5})
     DataStage(
-        stated(tmp_path, page), VIEW, tmp_path / "data", root / "tokenizer", Processing(1)
+        stated(tmp_path, config), VIEW, tmp_path / "data", root / "tokenizer", Processing(1)
     ).make()
     assert {row["what"]: row["count"] for row in rows(tmp_path / "data")["dropped"]} == {
         "empty_documents": 2,

@@ -42,16 +42,16 @@ def test_decisions_and_store_are_the_same_bytes(processing, tmp_path):
             [*PROSE[number * 60 : number * 60 + 60], PROSE[7], "Short."],
         )
 
-    page = corpus(str(tmp_path / "corpus"), validation=0.1)
+    config = corpus(str(tmp_path / "corpus"), validation=0.1)
     rules = CleaningConfig(min_words=4, exact_duplicates=True)
 
     def made(how):
         folder = tmp_path / how.executor
         cleaned = CleanStage(
-            stated(tmp_path, page), stated(tmp_path, rules), "en", folder / "clean", how
+            stated(tmp_path, config), stated(tmp_path, rules), "en", folder / "clean", how
         ).make()
         return cleaned, DataStage(
-            stated(tmp_path, page), VIEW, folder / "data", trained, how, folder / "clean"
+            stated(tmp_path, config), VIEW, folder / "data", trained, how, folder / "clean"
         ).make()
 
     one, other = made(Processing(1)), made(processing)

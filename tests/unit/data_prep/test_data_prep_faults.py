@@ -80,9 +80,9 @@ def test_a_bad_file_is_named_and_the_mended_one_is_taken(tmp_path, trained, name
     content, message = BAD[name]
     write_rows(tmp_path / "a.jsonl", PROSE[:20])
     (tmp_path / name).write_bytes(content)
-    page = corpus("a.jsonl", name).model_copy(update={"max_bad_lines": 0})
+    config = corpus("a.jsonl", name).model_copy(update={"max_bad_lines": 0})
     with pytest.raises(UserError, match=message):
-        DataStage(stated(tmp_path, page), VIEW, tmp_path / "data", trained, ONE).make()
+        DataStage(stated(tmp_path, config), VIEW, tmp_path / "data", trained, ONE).make()
 
     assert not (tmp_path / "data/recipe.json").exists() and not list(
         (tmp_path / "data").glob("*.npy")
@@ -98,7 +98,7 @@ def test_a_bad_file_is_named_and_the_mended_one_is_taken(tmp_path, trained, name
     )
     (tmp_path / name).write_bytes(whole)
     assert (
-        DataStage(stated(tmp_path, page), VIEW, tmp_path / "data", trained, ONE)
+        DataStage(stated(tmp_path, config), VIEW, tmp_path / "data", trained, ONE)
         .make()
         .counts["train_documents"]
         == 22
@@ -118,14 +118,14 @@ class Killed(module._ShardMaker):
 
 
 def test_after_a_worker_is_killed_only_the_rest_is_made(tmp_path, trained, monkeypatch):
-    page, folder = four_files(tmp_path / "corpus"), tmp_path / "data"
-    whole = DataStage(stated(tmp_path, page), VIEW, tmp_path / "whole", trained, ONE).make()
+    config, folder = four_files(tmp_path / "corpus"), tmp_path / "data"
+    whole = DataStage(stated(tmp_path, config), VIEW, tmp_path / "whole", trained, ONE).make()
     with (
         monkeypatch.context() as patch,
         pytest.raises(UserError, match=r"a worker process was killed.*is kept"),
     ):
         patch.setattr(module, "_ShardMaker", Killed)
-        DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(2)).make()
+        DataStage(stated(tmp_path, config), VIEW, folder, trained, Processing(2)).make()
 
     assert manifest.read(folder) is None and not list(folder.glob("*.npy"))
     done = [path.name for path in folder.glob("work/*/tasks/completions/*")]
@@ -137,7 +137,7 @@ def test_after_a_worker_is_killed_only_the_rest_is_made(tmp_path, trained, monke
     }  # a name with a dot in front is of a file that was not finished
     assert len(before) >= 5 * len(done)
 
-    made = DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(2)).make()
+    made = DataStage(stated(tmp_path, config), VIEW, folder, trained, Processing(2)).make()
     assert files_of(folder) == files_of(tmp_path / "whole") and made.counts == whole.counts
 
     for name, status in before.items():
@@ -150,7 +150,7 @@ def test_after_a_worker_is_killed_only_the_rest_is_made(tmp_path, trained, monke
 
 
 def test_a_full_disk_at_any_moment_leaves_nothing_half_written(tmp_path, trained, monkeypatch):
-    page = four_files(tmp_path / "corpus")
+    config = four_files(tmp_path / "corpus")
     left = 0  # writes before the disk is full
 
     def flushed(descriptor: int) -> None:
@@ -160,14 +160,14 @@ def test_a_full_disk_at_any_moment_leaves_nothing_half_written(tmp_path, trained
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", flushed)
-    DataStage(stated(tmp_path, page), VIEW, tmp_path / "whole", trained, ONE).make()
+    DataStage(stated(tmp_path, config), VIEW, tmp_path / "whole", trained, ONE).make()
     writes, whole = -left, files_of(tmp_path / "whole")
     assert writes > 40
 
     for moment in [*range(1, writes, 7), *range(writes - 6, writes + 1)]:
         folder, left = tmp_path / f"{moment}", moment
         with pytest.raises(OSError, match="No space left") as full:
-            DataStage(stated(tmp_path, page), VIEW, folder, trained, ONE).make()
+            DataStage(stated(tmp_path, config), VIEW, folder, trained, ONE).make()
 
         assert disk_full(full.value)
         assert not list(folder.rglob("*.tmp"))
@@ -179,7 +179,7 @@ def test_a_full_disk_at_any_moment_leaves_nothing_half_written(tmp_path, trained
         assert (finished is not None) == (
             moment == writes
         )  # the last makes the manifest's name durable
-        made = DataStage(stated(tmp_path, page), VIEW, folder, trained, ONE).make()
+        made = DataStage(stated(tmp_path, config), VIEW, folder, trained, ONE).make()
         assert files_of(folder) == whole and made == manifest.read(folder)
         assert finished or not (folder / "work").exists()
         shutil.rmtree(folder)

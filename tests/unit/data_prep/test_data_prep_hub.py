@@ -1,5 +1,5 @@
 """The data stage on a dataset: the store that its rows give in a file, finished once, and read as
-the page says."""
+the config says."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_a_dataset_gives_the_store_that_its_files_give(tmp_path: Path, trained: 
     for shard in range(4):
         write_rows(tmp_path / "rows" / f"train-{shard}.jsonl", TEXTS[shard * 10 : shard * 10 + 10])
 
-    page = of_dataset("rows")
+    config = of_dataset("rows")
     stores = {
         "file": DataStage(
             stated(tmp_path, corpus("rows", validation=0.2)),
@@ -42,10 +42,10 @@ def test_a_dataset_gives_the_store_that_its_files_give(tmp_path: Path, trained: 
             Processing(1),
         ).make(),
         "one": DataStage(
-            stated(tmp_path, page), VIEW, tmp_path / "one", trained, Processing(1)
+            stated(tmp_path, config), VIEW, tmp_path / "one", trained, Processing(1)
         ).make(),
         "two": DataStage(
-            stated(tmp_path, page), VIEW, tmp_path / "two", trained, Processing(2)
+            stated(tmp_path, config), VIEW, tmp_path / "two", trained, Processing(2)
         ).make(),
     }
     tokenizer = load_tokenizer(trained)
@@ -58,17 +58,17 @@ def test_a_dataset_gives_the_store_that_its_files_give(tmp_path: Path, trained: 
     assert stores["one"].hash == stores["two"].hash != stores["file"].hash
 
     assert DataStage(
-        stated(tmp_path, page), VIEW, tmp_path / "one", trained, Processing(1)
+        stated(tmp_path, config), VIEW, tmp_path / "one", trained, Processing(1)
     ).make() == manifest.read(tmp_path / "one")
     write_rows(tmp_path / "rows" / "train-3.jsonl", ["Another text."])
     assert (
-        DataStage(stated(tmp_path, page), VIEW, tmp_path / "other", trained, Processing(1))
+        DataStage(stated(tmp_path, config), VIEW, tmp_path / "other", trained, Processing(1))
         .stage()
         .hash
         != stores["one"].hash
     )
     with pytest.raises(UserError, match="corpus"):
-        DataStage(stated(tmp_path, page), VIEW, tmp_path / "one", trained, Processing(1)).make()
+        DataStage(stated(tmp_path, config), VIEW, tmp_path / "one", trained, Processing(1)).make()
 
 
 def test_a_dataset_without_text_is_named(tmp_path: Path, trained: Path) -> None:

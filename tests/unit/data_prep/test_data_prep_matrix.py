@@ -74,13 +74,13 @@ def test_any_number_of_workers_writes_the_same_bytes_of_every_kind_of_file(
     trained = train_tokenizer(tmp_path / "tokenizer")
     written = write_corpus(tmp_path / "corpus")
     sources = [str(tmp_path / "corpus" / source) for source in SOURCES]
-    page = CorpusConfig(sources=sources, documents=documents, text_key="text", validation=0.2)
+    config = CorpusConfig(sources=sources, documents=documents, text_key="text", validation=0.2)
     folders = [tmp_path / f"data{count}" for count in workers]
 
     with mock.patch.object(partitioning, "PARTITION_BYTES", 300):
-        assert len(partitions(stated(tmp_path, page))) > 12
+        assert len(partitions(stated(tmp_path, config))) > 12
         made = [
-            DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(count)).make()
+            DataStage(stated(tmp_path, config), VIEW, folder, trained, Processing(count)).make()
             for folder, count in zip(folders, workers, strict=True)
         ]
 

@@ -1,4 +1,4 @@
-"""The epoch's virtual list and its order: sources repeated as often as the page says, any position
+"""The epoch's virtual list and its order: sources repeated as often as the config says, any position
 by itself."""
 
 import numpy as np

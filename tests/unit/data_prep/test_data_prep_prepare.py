@@ -42,9 +42,9 @@ def texts_of(folder, trained, split):
 
 
 def test_the_bundled_corpus_comes_back_split_by_split(tmp_path, trained):
-    page = corpus(str(BUNDLED), validation=0.1)
+    config = corpus(str(BUNDLED), validation=0.1)
     made = DataStage(
-        stated(tmp_path, page),
+        stated(tmp_path, config),
         VIEW.model_copy(update={"block_length": 128}),
         tmp_path / "data",
         trained,
@@ -53,8 +53,8 @@ def test_the_bundled_corpus_comes_back_split_by_split(tmp_path, trained):
 
     originals = [
         document.text
-        for part in partitions(stated(tmp_path, page))
-        for document in documents(part, page, [])
+        for part in partitions(stated(tmp_path, config))
+        for document in documents(part, config, [])
     ]
     train, validation = (texts_of(tmp_path / "data", trained, split) for split in SPLITS)
     held_out = set(validation)
@@ -125,10 +125,10 @@ def several_files(folder):
 
 
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path, trained):
-    page = several_files(tmp_path / "corpus")
+    config = several_files(tmp_path / "corpus")
     made = [
         DataStage(
-            stated(tmp_path, page), VIEW, tmp_path / f"data{n}", trained, Processing(n)
+            stated(tmp_path, config), VIEW, tmp_path / f"data{n}", trained, Processing(n)
         ).make()
         for n in (1, 2)
     ]
@@ -161,9 +161,9 @@ module.DataStage(corpus(str(root / "corpus"), validation=0.1), VIEW, root / "dat
 
 
 def test_after_a_kill_only_the_rest_is_made(tmp_path, trained):
-    page = several_files(tmp_path / "corpus")
+    config = several_files(tmp_path / "corpus")
     whole = DataStage(
-        stated(tmp_path, page), VIEW, tmp_path / "whole", trained, Processing(1)
+        stated(tmp_path, config), VIEW, tmp_path / "whole", trained, Processing(1)
     ).make()
     killed = subprocess.run(
         [sys.executable, "-c", DIES, tmp_path, trained],
@@ -186,7 +186,7 @@ def test_after_a_kill_only_the_rest_is_made(tmp_path, trained):
         "train-00001",
     }
 
-    made = DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(1)).make()
+    made = DataStage(stated(tmp_path, config), VIEW, folder, trained, Processing(1)).make()
     assert made.outputs == whole.outputs and made.counts == whole.counts
     for name, before in finished.items():
         assert (folder / name).stat().st_ino == before.st_ino
@@ -200,46 +200,46 @@ def test_after_a_kill_only_the_rest_is_made(tmp_path, trained):
 
 def test_a_finished_store_serves_other_views(tmp_path, trained):
     write_rows(tmp_path / "a.jsonl", PROSE)
-    page, folder = corpus("a.jsonl", validation=0.1), tmp_path / "data"
-    made = DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(1)).make()
+    config, folder = corpus("a.jsonl", validation=0.1), tmp_path / "data"
+    made = DataStage(stated(tmp_path, config), VIEW, folder, trained, Processing(1)).make()
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
-    assert DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(2)).make() == made
+    assert DataStage(stated(tmp_path, config), VIEW, folder, trained, Processing(2)).make() == made
     assert not (folder / "work").exists()
 
     wider = VIEW.model_copy(update={"block_length": 64, "format": "doc_sentences"})
-    again = DataStage(stated(tmp_path, page), wider, folder, trained, Processing(1)).make()
+    again = DataStage(stated(tmp_path, config), wider, folder, trained, Processing(1)).make()
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()} == before
     assert again.outputs == made.outputs
     assert again.counts["train_blocks"] == len(Blocks(folder, "train", 64, "doc_sentences"))
     assert (
         again.counts
-        == DataStage(stated(tmp_path, page), wider, tmp_path / "other", trained, Processing(1))
+        == DataStage(stated(tmp_path, config), wider, tmp_path / "other", trained, Processing(1))
         .make()
         .counts
         != made.counts
     )
 
     shutil.rmtree(folder / "views")
-    assert DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(1)).make() == made
+    assert DataStage(stated(tmp_path, config), VIEW, folder, trained, Processing(1)).make() == made
     assert len(list((folder / "views").iterdir())) == 2
 
     huge = VIEW.model_copy(update={"block_length": 10**6})
     with pytest.raises(UserError, match=r"data.block_length = 1000000"):
-        DataStage(stated(tmp_path, page), huge, folder, trained, Processing(1)).make()
+        DataStage(stated(tmp_path, config), huge, folder, trained, Processing(1)).make()
 
 
 def test_a_store_of_another_recipe_is_not_overwritten(tmp_path, trained):
     write_rows(tmp_path / "a.jsonl", PROSE)
-    page, folder = corpus("a.jsonl"), tmp_path / "data"
-    made = DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(1)).make()
+    config, folder = corpus("a.jsonl"), tmp_path / "data"
+    made = DataStage(stated(tmp_path, config), VIEW, folder, trained, Processing(1)).make()
     assert (
-        DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(1)).stage().finished()
+        DataStage(stated(tmp_path, config), VIEW, folder, trained, Processing(1)).stage().finished()
         == made
     )
 
     with pytest.raises(UserError, match=r"data.unit: sentence there, line now"):
         DataStage(
-            stated(tmp_path, page),
+            stated(tmp_path, config),
             VIEW.model_copy(update={"unit": "line"}),
             folder,
             trained,
@@ -257,11 +257,11 @@ def test_a_store_of_another_recipe_is_not_overwritten(tmp_path, trained):
 
     other = train_tokenizer(tmp_path / "other", merges=["t h"])
     with pytest.raises(UserError, match=r"input\.tokenizer"):
-        DataStage(stated(tmp_path, page), VIEW, folder, other, Processing(1)).make()
+        DataStage(stated(tmp_path, config), VIEW, folder, other, Processing(1)).make()
 
     write_rows(tmp_path / "a.jsonl", PROSE[:-1])
     with pytest.raises(UserError, match=r"input\.corpus"):
-        DataStage(stated(tmp_path, page), VIEW, folder, trained, Processing(1)).make()
+        DataStage(stated(tmp_path, config), VIEW, folder, trained, Processing(1)).make()
 
 
 def test_a_document_keeps_its_split_when_the_corpus_grows(tmp_path, trained):
@@ -334,12 +334,12 @@ def test_bad_lines_are_counted_over_all_parts(tmp_path, trained):
         with (tmp_path / f"{name}.jsonl").open("a") as file:
             file.write("{broken\n" * 3)
 
-    page = corpus("*.jsonl").model_copy(update={"max_bad_lines": 5})
+    config = corpus("*.jsonl").model_copy(update={"max_bad_lines": 5})
     with pytest.raises(UserError, match=r"6 broken rows, more than corpus.max_bad_lines = 5"):
-        DataStage(stated(tmp_path, page), VIEW, tmp_path / "data", trained, Processing(1)).make()
+        DataStage(stated(tmp_path, config), VIEW, tmp_path / "data", trained, Processing(1)).make()
 
     made = DataStage(
-        stated(tmp_path, page.model_copy(update={"max_bad_lines": 6})),
+        stated(tmp_path, config.model_copy(update={"max_bad_lines": 6})),
         VIEW,
         tmp_path / "data",
         trained,

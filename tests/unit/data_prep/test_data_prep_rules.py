@@ -162,12 +162,12 @@ def test_languages_are_kept_by_their_probability(model):
 
 
 def test_mistakes_with_the_model(model, tmp_path, monkeypatch):
-    page = language(keep=["en", "swedish"]).language
-    assert model_file(stated(tmp_path, page)) == model[0]
+    config = language(keep=["en", "swedish"]).language
+    assert model_file(stated(tmp_path, config)) == model[0]
     with pytest.raises(
         UserError, match=r"keep: swedish: not among the 3 languages of .*tiny\.bin: de, en, fi"
     ):
-        check_languages(page, model)
+        check_languages(config, model)
 
     check_languages(language(keep=["fi", "de"]).language, model)
 
@@ -179,14 +179,14 @@ def test_mistakes_with_the_model(model, tmp_path, monkeypatch):
 
     (tmp_path / "text.bin").write_bytes(b"text" * 100)
     with pytest.raises(UserError, match=r"text\.bin: not a fastText model"):
-        check_languages(page, (tmp_path / "text.bin", "0"))
+        check_languages(config, (tmp_path / "text.bin", "0"))
 
     monkeypatch.setitem(sys.modules, "fasttext", None)
 
     with pytest.raises(
         UserError, match=r"fastText is not installed; pip install 'robustly\[clean\]'"
     ):
-        check_languages(page, (model[0], "1"))
+        check_languages(config, (model[0], "1"))
 
 
 # -------------------------------------------------------------------------------------------- words

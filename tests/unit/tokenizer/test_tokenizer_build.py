@@ -275,7 +275,7 @@ def test_engines_that_disagree_end_the_stage(corpus_of, prose_file, tmp_path):
     assert manifest.read(tmp_path / "t") is None
 
 
-# ------------------------------------------------------------------------------- what the page says
+# ----------------------------------------------------------------------------- what the config says
 
 
 def settings(**keys):
