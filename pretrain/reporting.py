@@ -55,16 +55,9 @@ class IntervalSums:
     cosine_loss_sum: float = 0.0
 
     def add(self, update: UpdateResult, waited: float, seconds: float) -> None:
-        self.loss_sum += update.loss_sum
-        self.masked_tokens += update.masked_tokens
-        self.pair_loss_sum += update.pair_loss_sum
-        self.soft_loss_sum += update.soft_loss_sum
-        self.cosine_loss_sum += update.cosine_loss_sum
-        self.pairs += update.pairs
-        self.tokens += update.tokens
-        self.waited += waited
-        self.seconds += seconds
-        self.updates += 1
+        new = {**update._asdict(), "waited": waited, "seconds": seconds, "updates": 1}
+        for name, so_far in vars(self).items():
+            setattr(self, name, so_far + new[name])
 
 
 class TrainingLog:
@@ -105,7 +98,12 @@ class TrainingLog:
         commit = manifest.commit()[:12] or "not from a checkout"
         versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "deepspeed")]
         device = _gpu(self.device) or f"CPU ({torch.get_num_threads()} threads)"
-        rows: dict[str, Any] = {
+        epochs = sizes.before(schedule.updates + 1) / sampler.size
+        repeats, batch = config.corpus.repeats, f"{sizes.full:,} blocks"
+        if warmup := schedule.batch_warmup:
+            batch += f", from {sizes.blocks(1):,} over {warmup.updates:,} updates"
+
+        rows = {
             "recipe": f"{self.recipe[:12]}  (code {commit})",
             "versions": ", ".join([*versions, f"python {sys.version.split()[0]}"]),
             "devices": (
@@ -116,22 +114,9 @@ class TrainingLog:
             "blocks": (
                 f"{len(sampler.blocks):,} of {config.data.block_length} ({config.data.format})"
             ),
-        }
-        if repeats := config.corpus.repeats:
-            rows["epoch"] = f"{sampler.size:,} blocks: {mixture(sampler, repeats)}"
-        if self.peak:
-            rows["peak"] = f"{self.peak:g} TFLOP/s of each"
-
-        rows["global batch"] = (
-            f"{sizes.full:,} blocks, {sizes.full * sampler.mean_length:,.0f} tokens"
-        )
-        if warmup := schedule.batch_warmup:
-            rows["global batch"] += (
-                f"; from {sizes.blocks(1):,} blocks over {warmup.updates:,} updates"
-            )
-
-        epochs = sizes.before(schedule.updates + 1) / sampler.size
-        rows |= {
+            "epoch": f"{sampler.size:,} blocks: {mixture(sampler, repeats)}" if repeats else None,
+            "peak": f"{self.peak:g} TFLOP/s of each" if self.peak else None,
+            "global batch": f"{batch}; {sizes.full * sampler.mean_length:,.0f} tokens",
             "gradient accumulation": (
                 f"{self.batches.accumulation} micro-batches of {run.micro_batch} blocks on each of"
                 f" {self.ranks} ranks"
@@ -140,7 +125,7 @@ class TrainingLog:
             "rate": f"{config.optim.peak_lr:g} after {schedule.warmup:,} updates",
             "folder": config.folder("train"),
         }
-        log.table(f"pretraining {config.name}", rows)
+        log.table(f"pretraining {config.name}", _stated(rows))
         if sizes.full > sampler.size:
             log.warn(
                 f"an update ({sizes.full:,} blocks) is larger than an epoch ({sampler.size:,}): "
@@ -154,35 +139,32 @@ class TrainingLog:
         update, schedule, sizes = progress.update, self.config.schedule, self.batches.sizes
         rate = sums.tokens / sums.seconds
         done = sizes.before(update + 1)
-        masked = max(1.0, sums.masked_tokens)
-        line: dict[str, Any] = {
-            "update": update,
-            "epoch": done / self.batches.sampler.size,
-            "loss": sums.loss_sum / masked,
-        }
-        if sums.pairs:
-            line["next_sentence_loss"] = sums.pair_loss_sum / sums.pairs
-        if self.config.distillation:
-            line["soft_loss"] = sums.soft_loss_sum / masked
-            line["cosine_loss"] = sums.cosine_loss_sum / sums.tokens
-
-        line |= {"lr": learning_rate(update, self.config.optim, schedule), "grad_norm": norm}
-        if self.config.run.precision == "fp16":
-            line["loss_scale"] = loss_scale
-
-        line |= {
-            "masked_tokens": int(sums.masked_tokens),
-            "tokens": progress.tokens,
-            "tokens_per_second": rate,
-        }
+        masked, pairs = max(1.0, sums.masked_tokens), sums.pairs
+        distills, fp16 = self.config.distillation, self.config.run.precision == "fp16"
+        mfu = None
         if self.peak:
-            line["mfu"] = model_flops_utilization(rate, self.flops_per_token, self.ranks, self.peak)
+            mfu = model_flops_utilization(rate, self.flops_per_token, self.ranks, self.peak)
 
-        line |= {
-            "data_wait": sums.waited / sums.seconds,
-            "memory_gb": peak_memory(self.device) / 1e9,
-            "seconds": progress.seconds,
-        }
+        line = _stated(
+            {
+                "update": update,
+                "epoch": done / self.batches.sampler.size,
+                "loss": sums.loss_sum / masked,
+                "next_sentence_loss": sums.pair_loss_sum / pairs if pairs else None,
+                "soft_loss": sums.soft_loss_sum / masked if distills else None,
+                "cosine_loss": sums.cosine_loss_sum / sums.tokens if distills else None,
+                "lr": learning_rate(update, self.config.optim, schedule),
+                "grad_norm": norm,
+                "loss_scale": loss_scale if fp16 else None,
+                "masked_tokens": int(sums.masked_tokens),
+                "tokens": progress.tokens,
+                "tokens_per_second": rate,
+                "mfu": mfu,
+                "data_wait": sums.waited / sums.seconds,
+                "memory_gb": peak_memory(self.device) / 1e9,
+                "seconds": progress.seconds,
+            }
+        )
         self.metrics.write("metrics", line)
 
         before = sizes.before(update + 1 - int(sums.updates))
@@ -226,6 +208,11 @@ class TrainingLog:
                     f"{score.masked_tokens:,} masked tokens",
                 ]
             )
+
+
+def _stated(figures: dict[str, Any]) -> dict[str, Any]:
+    """Those of the figures that this training has."""
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def mixture(sampler: EpochSampler, repeats: Sequence[float]) -> str:
