@@ -16,7 +16,7 @@ from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import LEAST_BUDGET, Candidate, Situation
 from robustly.delta.methods import label
-from robustly.delta.tasks import Example, TaskData, draw, form
+from robustly.delta.tasks import Example, TaskData, draw, task_head
 from robustly.delta.tuning import Diverged, tune, unseen_test
 from robustly.files import write_json
 from robustly.log import show
@@ -27,7 +27,7 @@ HELD_OUT = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class TrialResult:
     """Of a trial, on the examples that it did not train on."""
 
     score: float
@@ -41,11 +41,11 @@ class Found:
         return self.score, -self.loss
 
 
-def situation(base: Base, page: DeltaExperiment, data: TaskData) -> Situation:
+def situation(base: Base, config: DeltaExperiment, data: TaskData) -> Situation:
     """What the rule looks at."""
-    drawn = draw(data, page.delta.task.examples, page.seed)
-    how = form(
-        page.delta.task,
+    drawn = draw(data, config.delta.task.examples, config.seed)
+    how = task_head(
+        config.delta.task,
         data.labels,
         base.tokenizer,
         base.longest_input,
@@ -56,13 +56,13 @@ def situation(base: Base, page: DeltaExperiment, data: TaskData) -> Situation:
         examples=len(drawn),
         length=statistics.median(how.length(row) for row in how.encode(drawn)),
         parameters=base.parameters,
-        budget=page.delta.budget or max(LEAST_BUDGET, base.parameters // 100),
+        budget=config.delta.budget or max(LEAST_BUDGET, base.parameters // 100),
         config=base.model.config,
     )
 
 
 def choose(
-    base: Base, page: DeltaExperiment, data: TaskData, among: Sequence[Candidate], folder: Path
+    base: Base, config: DeltaExperiment, data: TaskData, among: Sequence[Candidate], folder: Path
 ) -> DeltaExperiment:
     """The page with the candidate that does best in a short trial, and `choice.json` in `folder`,
     which says how it came about. Trials that stand there already are not made again. The test file
@@ -74,7 +74,7 @@ def choose(
 
     Raises UserError if every candidate diverges.
     """
-    tried, how = _trial_data(data, page)
+    tried, how = _trial_data(data, config)
     record = _begun(folder) or {
         "candidates": [_described(each) for each in among],
         "scored_on": how,
@@ -89,19 +89,19 @@ def choose(
     for rung in range(rungs):
         if rung == len(record["rungs"]):
             record["rungs"].append(
-                {"epochs": page.optim.epochs / 2 ** (rungs - rung), "trials": {}}
+                {"epochs": config.optim.epochs / 2 ** (rungs - rung), "trials": {}}
             )
 
         epochs, trials = record["rungs"][rung]["epochs"], record["rungs"][rung]["trials"]
         for number in left:
             if str(number) not in trials:
                 trials[str(number)] = _described_trial(
-                    _trial(base, page, tried, among[number], epochs)
+                    _trial(base, config, tried, among[number], epochs)
                 )
                 write_json(folder / CHOICE, record)
 
         found = {
-            number: Found(**trials[str(number)])
+            number: TrialResult(**trials[str(number)])
             for number in left
             if "score" in trials[str(number)]
         }
@@ -128,7 +128,7 @@ def choose(
     log.say(f"chosen: {why}")
     methods = [method.model_dump(mode="json", exclude_defaults=True) for method in chosen.methods]
     write_json(folder / CHOICE, {**record, "chosen": left[0], "methods": methods, "why": why})
-    return page.tuned_by(chosen.methods)
+    return config.tuned_by(chosen.methods)
 
 
 def choice_section(folder: Path, metric: str) -> str:
@@ -158,30 +158,33 @@ def choice_section(folder: Path, metric: str) -> str:
 
 
 def _trial(
-    base: Base, page: DeltaExperiment, data: TaskData, candidate: Candidate, epochs: float
-) -> Found | None:
+    base: Base, config: DeltaExperiment, data: TaskData, candidate: Candidate, epochs: float
+) -> TrialResult | None:
     """None if it diverges."""
     started = time.monotonic()
     try:
         scores = tune(
-            base, _trial_page(page).tuned_by(candidate.methods, epochs=epochs), data, page.seed
+            base,
+            _trial_config(config).tuned_by(candidate.methods, epochs=epochs),
+            data,
+            config.seed,
         ).score.scores
     except Diverged:
         return None
 
-    return Found(scores[data.metric], scores["loss"], round(time.monotonic() - started, 3))
+    return TrialResult(scores[data.metric], scores["loss"], round(time.monotonic() - started, 3))
 
 
-def _trial_page(page: DeltaExperiment) -> DeltaExperiment:
+def _trial_config(config: DeltaExperiment) -> DeltaExperiment:
     """The trial's data are drawn already."""
-    task = page.delta.task.model_copy(update={"examples": None})
-    return page.model_copy(update={"delta": page.delta.model_copy(update={"task": task})})
+    task = config.delta.task.model_copy(update={"examples": None})
+    return config.model_copy(update={"delta": config.delta.model_copy(update={"task": task})})
 
 
-def _trial_data(data: TaskData, page: DeltaExperiment) -> tuple[TaskData, str]:
+def _trial_data(data: TaskData, config: DeltaExperiment) -> tuple[TaskData, str]:
     """The first seed's training examples, and what the trial is scored on in the place of the test
     file, in words."""
-    drawn = draw(data, page.delta.task.examples, page.seed)
+    drawn = draw(data, config.delta.task.examples, config.seed)
     if data.dev:
         return (
             unseen_test(dataclasses.replace(data, train=tuple(drawn))),
@@ -213,7 +216,7 @@ def _described(candidate: Candidate) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _described_trial(found: Found | None) -> dict[str, Any]:
+def _described_trial(found: TrialResult | None) -> dict[str, Any]:
     return {"diverged": True} if found is None else dataclasses.asdict(found)
 
 

@@ -25,8 +25,8 @@ from robustly.rng import Purpose, seed64
 from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.tokenizer import Tokenizer
 
-Head = Literal["sequence", "tokens", "choice", "masked_lm"]
-HEADS: dict[Head, type[RobertaPreTrainedModel]] = {
+HeadKind = Literal["sequence", "tokens", "choice", "masked_lm"]
+HEADS: dict[HeadKind, type[RobertaPreTrainedModel]] = {
     "sequence": RobertaForSequenceClassification,
     "tokens": RobertaForTokenClassification,
     "choice": RobertaForMultipleChoice,
@@ -70,7 +70,7 @@ class Base:
         return Base(f"{self.name}, untrained", model, self.has_lm_head, self.tokenizer)
 
     def with_head(
-        self, head: Head, outputs: int, seed: int, labels: Sequence[str] = ()
+        self, head: HeadKind, outputs: int, seed: int, labels: Sequence[str] = ()
     ) -> RobertaPreTrainedModel:
         """A model of the encoder under a fresh random head, which is a function of the seed; the
         encoder's weights, and for "masked_lm" the language-modeling head's, are the base's own.

@@ -10,17 +10,17 @@ import yaml
 from robustly import __version__, markdown
 from robustly.delta.auto import choice_section
 from robustly.delta.methods import parse
-from robustly.delta.saving import Record
+from robustly.delta.saving import DeltaRecord
 from robustly.delta.tasks import TaskData
-from robustly.delta.tuning import Score, mean_and_deviation
+from robustly.delta.tuning import SeedScore, mean_and_deviation
 from robustly.log import show
 
 
 def delta_card(
     name: str,
     folder: Path,
-    record: Record,
-    scores: Sequence[Score],
+    record: DeltaRecord,
+    scores: Sequence[SeedScore],
     data: TaskData,
     recipe: Mapping[str, Any],
 ) -> str:
@@ -99,7 +99,7 @@ def delta_card(
     return "\n".join(sections)
 
 
-def _peft_use(base_name: str, folder_name: str, record: Record) -> str:
+def _peft_use(base_name: str, folder_name: str, record: DeltaRecord) -> str:
     kind = "TokenClassification" if record.task["kind"] == "tokens" else "SequenceClassification"
     outputs = len(record.labels) or 1
     note = "".join(method.peft_note for method in parse(record.methods))
@@ -113,7 +113,7 @@ def _peft_use(base_name: str, folder_name: str, record: Record) -> str:
     )
 
 
-def _per_label(labels: Sequence[str], score: Score) -> str:
+def _per_label(labels: Sequence[str], score: SeedScore) -> str:
     """Recall and precision of each label, of one seed."""
     if not score.confusion:
         return ""

@@ -31,7 +31,7 @@ MEGABYTE = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class EntryResult:
     """An entry, over the seeds that were trained."""
 
     label: str
@@ -57,19 +57,19 @@ class Row:
     failure: str | None = None
 
 
-def compare(page: DeltaExperiment) -> Manifest:
+def compare(config: DeltaExperiment) -> Manifest:
     """Train every entry with every seed, and write a table and a picture. Seeds that a run that was
     stopped had finished are not trained again; an entry that fails is a row that says so.
 
     Raises UserError if the base or the task's files are not what they should be, or if the folder
     holds another comparison."""
-    base = Base.load(page.base)
-    data = read(page.delta.task)
-    entries = [_settled(entry, page, base) for entry in page.compare.entries or _every_method()]
+    base = Base.load(config.base)
+    data = read(config.delta.task)
+    entries = [_settled(entry, config, base) for entry in config.compare.entries or _every_method()]
     stage = Stage(
-        page.folder("comparison"),
+        config.folder("comparison"),
         "comparison",
-        _recipe(page, data, entries),
+        _recipe(config, data, entries),
         delta_stage.inputs(base),
     )
     if finished := stage.finished():
@@ -79,22 +79,22 @@ def compare(page: DeltaExperiment) -> Manifest:
         work = stage.folder / "work"
         work.mkdir(exist_ok=True)
         log.say(
-            f"comparison: {stage.folder}: {len(entries)} entries, seeds {page.seed} to"
-            f" {page.all_seeds[-1]}"
+            f"comparison: {stage.folder}: {len(entries)} entries, seeds {config.seed} to"
+            f" {config.all_seeds[-1]}"
         )
-        for entry in _trained(page, entries, work):
-            row = _row(page, entry, work / _key(entry))
+        for entry in _trained(config, entries, work):
+            row = _row(config, entry, work / _key(entry))
             log.say(f"{row.label}  " + (row.failure or f"{data.metric} {_with_deviation(row)}"))
 
-        rows = [_row(page, entry, work / _key(entry)) for entry in entries]
+        rows = [_row(config, entry, work / _key(entry)) for entry in entries]
         write_json(stage.folder / "rows.json", [dataclasses.asdict(row) for row in rows])
         write_atomic(stage.folder / "table.md", _table(rows, data, base))
         _plot(rows, data, stage.folder / "plot.png")
         counts = {
             "entries": len(rows),
             "failed_entries": sum(row.failure is not None for row in rows),
-            "seeds": page.delta.seeds,
-            "training_examples": len(draw(data, page.delta.task.examples, page.seed)),
+            "seeds": config.delta.seeds,
+            "training_examples": len(draw(data, config.delta.task.examples, config.seed)),
             "test_examples": len(data.test),
             "metric": data.metric,
             "baseline": data.baselines[data.metric],
@@ -110,23 +110,23 @@ def _every_method() -> list[CompareEntry]:
     return [CompareEntry(methods=parse(methods)) for methods in COMPARED]
 
 
-def _settled(entry: CompareEntry, page: DeltaExperiment, base: Base) -> CompareEntry:
+def _settled(entry: CompareEntry, config: DeltaExperiment, base: Base) -> CompareEntry:
     """Every rate and number of epochs said."""
     methods = (
         entry.methods if entry.peak_lr else rated(entry.methods, base.model.config.hidden_size)
     )
     settled = {
-        "peak_lr": page.optim.peak_lr,
-        "epochs": page.optim.epochs,
+        "peak_lr": config.optim.peak_lr,
+        "epochs": config.optim.epochs,
         **entry.model_dump(exclude_none=True),
     }
     return CompareEntry(**{**settled, "methods": methods})
 
 
 def _recipe(
-    page: DeltaExperiment, data: TaskData, entries: Sequence[CompareEntry]
+    config: DeltaExperiment, data: TaskData, entries: Sequence[CompareEntry]
 ) -> dict[str, Any]:
-    recipe = delta_stage.recipe(page.tuned_by(entries[0].methods), data)
+    recipe = delta_stage.recipe(config.tuned_by(entries[0].methods), data)
     del recipe["methods"]
     return {**recipe, "entries": [_entry_recipe(entry) for entry in entries]}
 
@@ -143,22 +143,22 @@ def _key(entry: CompareEntry) -> str:
 
 
 def _trained(
-    page: DeltaExperiment, entries: Sequence[CompareEntry], work: Path
+    config: DeltaExperiment, entries: Sequence[CompareEntry], work: Path
 ) -> Iterator[CompareEntry]:
     """Train what is not there yet, each entry in a process of its own, so that memory is its own.
     Yields each entry when all is there that can be."""
     calls = []
     for entry in entries:
         folder = work / _key(entry)
-        missing = [seed for seed in page.all_seeds if not (folder / f"{seed}.json").exists()]
+        missing = [seed for seed in config.all_seeds if not (folder / f"{seed}.json").exists()]
         if missing and not (folder / FAILURE).exists():
             folder.mkdir(exist_ok=True)
             (folder / KILLED).unlink(missing_ok=True)
-            calls.append((page, entry, missing, folder))
+            calls.append((config, entry, missing, folder))
         else:
             yield entry
 
-    for place, fault in each(train, calls, how_many(page.delta.processes)):
+    for place, fault in each(train, calls, how_many(config.delta.processes)):
         _, entry, _, folder = calls[place]
         if isinstance(
             fault, Killed
@@ -172,21 +172,21 @@ def _trained(
         yield entry
 
 
-def _row(page: DeltaExperiment, entry: CompareEntry, work: Path) -> Row:
+def _row(config: DeltaExperiment, entry: CompareEntry, work: Path) -> EntryResult:
     """The row of an entry that was trained."""
     assert entry.peak_lr and entry.epochs
-    row = Row(
+    row = EntryResult(
         label([method.model_copy(update={"lr": None}) for method in entry.methods]),
         entry.peak_lr,
         {method.name: method.lr for method in entry.methods if method.lr},
         entry.epochs,
-        page.delta.seeds,
+        config.delta.seeds,
     )
     for name in (FAILURE, KILLED):
         if (work / name).exists():
             return dataclasses.replace(row, failure=json.loads((work / name).read_text()))
 
-    results = [json.loads((work / f"{seed}.json").read_text()) for seed in page.all_seeds]
+    results = [json.loads((work / f"{seed}.json").read_text()) for seed in config.all_seeds]
     scores = [result["score"] for result in results]
     memories = [result["memory"] for result in results if result["memory"] is not None]
 
@@ -206,12 +206,12 @@ KILLED = "killed.json"
 """Why it was not, this time."""
 
 
-def train(page: DeltaExperiment, entry: CompareEntry, seeds: Sequence[int], work: Path) -> None:
+def train(config: DeltaExperiment, entry: CompareEntry, seeds: Sequence[int], work: Path) -> None:
     """Train an entry with some seeds, and write a file for each; or one that says why it cannot
     be."""
     assert entry.peak_lr and entry.epochs
-    base, data = Base.load(page.base), read(page.delta.task)
-    tried = page.tuned_by(entry.methods, peak_lr=entry.peak_lr, epochs=entry.epochs)
+    base, data = Base.load(config.base), read(config.delta.task)
+    tried = config.tuned_by(entry.methods, peak_lr=entry.peak_lr, epochs=entry.epochs)
 
     for seed in seeds:
         try:
@@ -242,11 +242,11 @@ def train(page: DeltaExperiment, entry: CompareEntry, seeds: Sequence[int], work
 # ------------------------------------------------------------------------------------------ results
 
 
-def _with_deviation(row: Row) -> str:
+def _with_deviation(row: EntryResult) -> str:
     return show(row.score) + ("" if row.deviation is None else f" ± {show(row.deviation)}")
 
 
-def _table(rows: Sequence[Row], data: TaskData, base: Base) -> str:
+def _table(rows: Sequence[EntryResult], data: TaskData, base: Base) -> str:
     header = [
         "methods", "rate", "epochs", data.metric, "trained", "stored", "of the base", "kB", "seconds", "memory, MB",
     ]  # fmt: skip
@@ -279,7 +279,7 @@ def _table(rows: Sequence[Row], data: TaskData, base: Base) -> str:
     return markdown.table(header, lines) + "\n" + note
 
 
-def _plot(rows: Sequence[Row], data: TaskData, path: Path) -> None:
+def _plot(rows: Sequence[EntryResult], data: TaskData, path: Path) -> None:
     """Score by stored parameters, with the deviation as a bar."""
     with atomic(path) as out, figure(out, 9, 5) as drawing:
         axes = drawing.add_subplot()

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from robustly import UserError, config
-from robustly.config import Config, InputPath, Section
+from robustly import UserError
+from robustly.config import Config, InputPath, Section, load
 from robustly.delta.methods import AnyMethod
 from robustly.delta.methods.method import Method, Rate
 from robustly.delta.tasks.config import Task
@@ -189,6 +189,6 @@ class DeltaExperiment(Config):
         return range(self.seed, self.seed + self.delta.seeds)
 
 
-def load_delta(page: Path | str, overrides: list[str] | None = None) -> DeltaExperiment:
+def load_delta(path: Path | str, overrides: list[str] | None = None) -> DeltaExperiment:
     """Read and check a page. Raises UserError with every fault."""
-    return config.load(page, overrides or [], DeltaExperiment)
+    return load(path, overrides or [], DeltaExperiment)

@@ -12,7 +12,7 @@ from transformers import RobertaPreTrainedModel
 from robustly import UserError
 from robustly.delta.base_model import Base
 from robustly.delta.data_parallel import ALONE, Ranks
-from robustly.delta.tasks import Example, Form, form
+from robustly.delta.tasks import Example, TaskHead, task_head
 from robustly.delta.tasks.config import Task
 
 BATCH = 32  # inputs that are scored at a time
@@ -20,8 +20,8 @@ BATCH = 32  # inputs that are scored at a time
 
 def new_model(base: Base, task: Task, labels: tuple[str, ...], seed: int) -> RobertaPreTrainedModel:
     """The base under the head that a task wants. Raises UserError if the base cannot have it."""
-    how = form(task, labels, base.tokenizer, base.longest_input, base.model.config.vocab_size)
-    return base.with_head(how.head, how.outputs, seed, labels)
+    head = task_head(task, labels, base.tokenizer, base.longest_input, base.model.config.vocab_size)
+    return base.with_head(head.kind, head.outputs, seed, labels)
 
 
 class Judgement(NamedTuple):
@@ -39,7 +39,7 @@ class Predictor:
 
     model: RobertaPreTrainedModel
     """With a delta attached (`delta.attach`)."""
-    form: Form
+    head: TaskHead
     labels: tuple[str, ...]
 
     @classmethod
@@ -48,12 +48,12 @@ class Predictor:
     ) -> "Predictor":
         """For a model with a delta: prompts take positions from the text."""
         vocabulary = base.model.config.vocab_size
-        how = form(task, labels, base.tokenizer, base.longest_input, vocabulary)
-        if model.delta.positions and not how.prompt_tokens:
+        head = task_head(task, labels, base.tokenizer, base.longest_input, vocabulary)
+        if model.delta.positions and not head.prompt_tokens:
             longest = base.longest_input - model.delta.positions
-            how = form(task, labels, base.tokenizer, longest, vocabulary)
+            head = task_head(task, labels, base.tokenizer, longest, vocabulary)
 
-        return cls(model, how, labels)
+        return cls(model, head, labels)
 
     def logits(self, inputs: Sequence[Any]) -> list[Tensor]:
         """Scores of each input, fp32, on the CPU; nothing is dropped out. `inputs`: as for
@@ -62,7 +62,7 @@ class Predictor:
 
     def logits_of(self, examples: Sequence[Example]) -> list[Tensor]:
         """As `logits`, of examples that were read."""
-        return self._logits(self.form.encode(examples))
+        return self._logits(self.head.encode(examples))
 
     def predict(self, inputs: Sequence[Any]) -> list[Any]:
         """The best answer to each input: a label, a number, a list of tags, or the index of a
@@ -70,23 +70,23 @@ class Predictor:
 
         An input is a text; a pair of them, or a list of words for tags; for multiple choice a pair
         of that and the choices, `(text, [choice, ...])`."""
-        rows = self.form.encode([_example(each) for each in inputs])
-        return self.form.answers(self._logits(rows), rows)
+        rows = self.head.encode([_example(each) for each in inputs])
+        return self.head.answers(self._logits(rows), rows)
 
     def judge(self, examples: Sequence[Example], ranks: Ranks = ALONE) -> "Judgement":
         """How well it answers examples; each of the ranks, which all call this, answers its share
         of them."""
-        rows = self.form.encode(examples)
+        rows = self.head.encode(examples)
         logits = ranks.gathered(self._logits(ranks.share(rows)))
-        answers = self.form.answers(logits, rows)
+        answers = self.head.answers(logits, rows)
         losses = [
-            self.form.loss(each[None], [row]).item() for each, row in zip(logits, rows, strict=True)
+            self.head.loss(each[None], [row]).item() for each, row in zip(logits, rows, strict=True)
         ]
-        scores = {**self.form.scores(answers, examples), "loss": float(np.mean(losses))}
+        scores = {**self.head.scores(answers, examples), "loss": float(np.mean(losses))}
         return Judgement(scores, self._confusion(answers, examples))
 
     def _confusion(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[list[int]]:
-        if self.form.head not in ("sequence", "masked_lm") or not self.labels:
+        if self.head.kind not in ("sequence", "masked_lm") or not self.labels:
             return []
         number = {label: place for place, label in enumerate(self.labels)}
         table = np.zeros((len(number), len(number)), np.int64)
@@ -98,16 +98,16 @@ class Predictor:
     def _logits(self, rows: Sequence[Any]) -> list[Tensor]:
         """Rows of like length go together."""
         found: list[Tensor] = [torch.empty(0)] * len(rows)
-        by_length = sorted(range(len(rows)), key=lambda i: self.form.length(rows[i]))
+        by_length = sorted(range(len(rows)), key=lambda i: self.head.length(rows[i]))
         training = self.model.training
         self.model.eval()
 
         with torch.no_grad():
             for start in range(0, len(rows), BATCH):
                 places = by_length[start : start + BATCH]
-                batch = self.form.batch([rows[i] for i in places], self.model.device)
+                batch = self.head.batch([rows[i] for i in places], self.model.device)
                 for place, scores in zip(
-                    places, self.form.logits(self.model, batch).float().cpu(), strict=True
+                    places, self.head.logits(self.model, batch).float().cpu(), strict=True
                 ):
                     found[place] = scores
 

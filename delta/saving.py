@@ -27,7 +27,7 @@ RECORD = "delta.json"
 
 
 @dataclass(frozen=True)
-class Record:
+class DeltaRecord:
     """delta.json: what one must know to use the delta."""
 
     methods: list[dict[str, Any]]
@@ -88,7 +88,7 @@ def save_model(model: RobertaPreTrainedModel, folder: Path) -> list[Path]:
     Returns the files."""
     finish(model)
     folder.mkdir(parents=True, exist_ok=True)
-    record = Record(
+    record = DeltaRecord(
         _methods(model), parameters=parameters(model), base={"fingerprint": model.delta.fingerprint}
     )
     write_json(folder / RECORD, asdict(record))
@@ -115,7 +115,7 @@ def _methods(model: RobertaPreTrainedModel) -> list[dict[str, Any]]:
     return [method.model_dump(mode="json") for method in model.delta.methods]
 
 
-def _other_base(folder: Path, record: Record, found: str) -> UserError:
+def _other_base(folder: Path, record: DeltaRecord, found: str) -> UserError:
     return UserError(
         f"{folder}: made for the base {record.base.get('name', '')} (weights"
         f" {record.base['fingerprint'][:16]}), found {found}: on other weights it would mean"
@@ -135,7 +135,7 @@ def save(
     """Write a finished delta and its head, without the base. `trained`: parameters that were.
     Returns the files."""
     model = predictor.model
-    record = Record(
+    record = DeltaRecord(
         methods=_methods(model),
         labels=list(predictor.labels),
         task={
@@ -197,11 +197,11 @@ def reload(base: Base, folder: Path, head_seed: int = 0) -> Predictor:
     return Predictor.of(model.eval(), task, labels, base)
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: Path) -> DeltaRecord:
     """delta.json. Raises UserError if it is missing or unreadable."""
     path = folder / RECORD
     try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
+        return DeltaRecord(**json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(
             f"{folder}: no delta here: {RECORD}: {error.strerror}; make one with `robustly delta`"

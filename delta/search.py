@@ -57,39 +57,39 @@ class Trial:
 
 
 @dataclasses.dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """What is chosen among."""
 
     methods: list[list[Method]]
     peak_lr: tuple[float, float]
 
 
-def search(page: DeltaExperiment) -> Manifest:
+def search(config: DeltaExperiment) -> Manifest:
     """Make the page's trials and write what came out, with a page for the best one. Trials that are
     there already, of a search that was stopped or had fewer, are not made again. The test file is
     not scored.
 
     Raises UserError if the page names no dev file, if the base or the task's files are not what
     they should be, if a method does not fit the base, or if the folder holds another search."""
-    task = page.delta.task
+    task = config.delta.task
     if task.dev is None:
         raise UserError(
             "delta.task.dev: missing; a search is scored on a dev file, so that the test file stays"
             " unseen"
         )
 
-    base = Base.load(page.base)
+    base = Base.load(config.base)
     data = read(task)
-    space = _space(page, base)
+    space = _space(config, base)
     stage = Stage(
-        page.folder("search"), "search", _recipe(page, data, space), delta_stage.inputs(base)
+        config.folder("search"), "search", _recipe(config, data, space), delta_stage.inputs(base)
     )
-    if (finished := stage.finished()) and finished.counts["trials"] >= page.search.trials:
+    if (finished := stage.finished()) and finished.counts["trials"] >= config.search.trials:
         return finished
 
     for methods in space.methods:  # what does not fit is said before any trial
         try:
-            attached(base, page.tuned_by(methods), data, page.seed)
+            attached(base, config.tuned_by(methods), data, config.seed)
         except UserError as fault:
             raise UserError(f"search.methods: {label(methods)}: {fault}") from None
 
@@ -97,14 +97,14 @@ def search(page: DeltaExperiment) -> Manifest:
         (stage.folder / MANIFEST).unlink()
 
     with stage.begin():
-        study = _study(stage.folder, page)
+        study = _study(stage.folder, config)
         _give_up_running(study)
-        left = page.search.trials - len(_ended(study))
+        left = config.search.trials - len(_ended(study))
         log.say(
-            f"search: {stage.folder}: {page.search.trials} trials, {left} to make; scored by"
+            f"search: {stage.folder}: {config.search.trials} trials, {left} to make; scored by"
             f" {data.metric} on dev"
         )
-        _make(page, stage.folder, space, left, base, data)
+        _make(config, stage.folder, space, left, base, data)
         trials = _trials(study)
         if not (ranked := [trial for trial in trials if trial.state == "complete"]):
             raise UserError(
@@ -113,7 +113,7 @@ def search(page: DeltaExperiment) -> Manifest:
             )
 
         best = max(ranked, key=lambda trial: (trial.score, -trial.number))
-        _write(page, stage.folder, space, trials, best, data.metric)
+        _write(config, stage.folder, space, trials, best, data.metric)
         counts = {
             "trials": len(trials),
             **{
@@ -128,19 +128,21 @@ def search(page: DeltaExperiment) -> Manifest:
         return stage.finish([stage.folder / name for name in names], counts)
 
 
-def _space(page: DeltaExperiment, base: Base) -> Space:
-    methods = page.search.methods or [parse(each) for each in SEARCHED]
-    return Space(methods, page.search.peak_lr or searched_rates(base.model.config.hidden_size))
+def _space(config: DeltaExperiment, base: Base) -> SearchSpace:
+    methods = config.search.methods or [parse(each) for each in SEARCHED]
+    return SearchSpace(
+        methods, config.search.peak_lr or searched_rates(base.model.config.hidden_size)
+    )
 
 
-def _recipe(page: DeltaExperiment, data: TaskData, space: Space) -> dict[str, Any]:
+def _recipe(config: DeltaExperiment, data: TaskData, space: SearchSpace) -> dict[str, Any]:
     """Neither how many trials there are, so that they can be more, nor who makes them."""
-    recipe = delta_stage.recipe(page.tuned_by(space.methods[0]), data)
+    recipe = delta_stage.recipe(config.tuned_by(space.methods[0]), data)
     del recipe["methods"], recipe["seeds"]
     methods = [[method.recipe() for method in each] for each in space.methods]
     return {
         **recipe,
-        "search": {"methods": methods, "peak_lr": space.peak_lr, "pruner": page.search.pruner},
+        "search": {"methods": methods, "peak_lr": space.peak_lr, "pruner": config.search.pruner},
     }
 
 
@@ -148,43 +150,43 @@ def _recipe(page: DeltaExperiment, data: TaskData, space: Space) -> dict[str, An
 
 
 def _make(
-    page: DeltaExperiment, folder: Path, space: Space, left: int, base: Base, data: TaskData
+    config: DeltaExperiment, folder: Path, space: SearchSpace, left: int, base: Base, data: TaskData
 ) -> None:
     """Make trials, in this process or in some."""
-    processes = min(how_many(page.delta.processes), left)
+    processes = min(how_many(config.delta.processes), left)
     if processes > 1:
         tickets = CONTEXT.Semaphore(left)
-        run(_make_in_process, [(page, folder, space, tickets)] * processes, processes)
+        run(_make_in_process, [(config, folder, space, tickets)] * processes, processes)
         return
 
     for _ in range(left):
-        _one_trial(page, folder, space, base, data)
+        _one_trial(config, folder, space, base, data)
 
 
 def _make_in_process(
-    page: DeltaExperiment, folder: Path, space: Space, tickets: "Semaphore"
+    config: DeltaExperiment, folder: Path, space: SearchSpace, tickets: "Semaphore"
 ) -> None:
     """Make a trial for every ticket that the other processes leave."""
-    base, data = Base.load(page.base), read(page.delta.task)
+    base, data = Base.load(config.base), read(config.delta.task)
     while tickets.acquire(block=False):
-        _one_trial(page, folder, space, base, data)
+        _one_trial(config, folder, space, base, data)
 
 
 def _one_trial(
-    page: DeltaExperiment, folder: Path, space: Space, base: Base, data: TaskData
+    config: DeltaExperiment, folder: Path, space: SearchSpace, base: Base, data: TaskData
 ) -> None:
     """In one process the trials are a function of the page's seed, however often the search is
     stopped."""
     import optuna
 
-    study = _study(folder, page)
-    seed = seed64(page.seed, Purpose.SEARCH, 0, len(_ended(study))) % 2**32
+    study = _study(folder, config)
+    seed = seed64(config.seed, Purpose.SEARCH, 0, len(_ended(study))) % 2**32
     study.sampler = optuna.samplers.TPESampler(seed=seed)
-    study.optimize(lambda trial: _score(trial, page, space, base, data), n_trials=1)
+    study.optimize(lambda trial: _score(trial, config, space, base, data), n_trials=1)
 
 
 def _score(
-    trial: "optuna.Trial", page: DeltaExperiment, space: Space, base: Base, data: TaskData
+    trial: "optuna.Trial", config: DeltaExperiment, space: SearchSpace, base: Base, data: TaskData
 ) -> float:
     """The best epoch's score on the dev file."""
     import optuna
@@ -192,9 +194,9 @@ def _score(
     names = [label(each) for each in space.methods]
     name = trial.suggest_categorical("methods", names)
     rate = trial.suggest_float("peak_lr", *space.peak_lr, log=True)
-    tried = page.tuned_by(space.methods[names.index(name)], peak_lr=rate)
+    tried = config.tuned_by(space.methods[names.index(name)], peak_lr=rate)
     started = time.monotonic()
-    sizes = parameters(attached(base, tried, data, page.seed).model)
+    sizes = parameters(attached(base, tried, data, config.seed).model)
     trial.set_user_attr("parameters", sizes["delta"])
     state = "pruned"
     scores: list[float] = []
@@ -206,7 +208,7 @@ def _score(
             raise optuna.TrialPruned
 
     try:
-        tune(base, tried, unseen_test(data), page.seed, after_epoch=after_epoch)
+        tune(base, tried, unseen_test(data), config.seed, after_epoch=after_epoch)
         state = "complete"
         return max(scores)
     except Diverged:
@@ -219,13 +221,13 @@ def _score(
         log.say(f"trial {trial.number}  {name}  peak_lr {rate:.2e}  {data.metric} {best}  {state}")
 
 
-def _study(folder: Path, page: DeltaExperiment) -> "optuna.Study":
+def _study(folder: Path, config: DeltaExperiment) -> "optuna.Study":
     """The study in a folder, made if there is none."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruner: optuna.pruners.BasePruner = optuna.pruners.MedianPruner()
-    if page.search.pruner == "halving":
+    if config.search.pruner == "halving":
         pruner = optuna.pruners.SuccessiveHalvingPruner()
 
     return optuna.create_study(
@@ -271,9 +273,9 @@ def _trials(study: "optuna.Study") -> list[Trial]:
 
 
 def _write(
-    page: DeltaExperiment,
+    config: DeltaExperiment,
     folder: Path,
-    space: Space,
+    space: SearchSpace,
     trials: Sequence[Trial],
     best: Trial,
     metric: str,
@@ -282,8 +284,8 @@ def _write(
     write_atomic(folder / "table.md", _table(trials, metric))
     _plot(trials, metric, folder / "plot.png")
     names = [label(each) for each in space.methods]
-    tuned = page.tuned_by(space.methods[names.index(best.methods)], peak_lr=best.peak_lr)
-    write_atomic(folder / BEST, page_text(tuned, f"{page.name}_best"))
+    tuned = config.tuned_by(space.methods[names.index(best.methods)], peak_lr=best.peak_lr)
+    write_atomic(folder / BEST, config_text(tuned, f"{config.name}_best"))
 
 
 def _table(trials: Sequence[Trial], metric: str) -> str:
@@ -331,24 +333,24 @@ def _plot(trials: Sequence[Trial], metric: str, path: Path) -> None:
         by_size.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def page_text(page: DeltaExperiment, name: str) -> str:
+def config_text(config: DeltaExperiment, name: str) -> str:
     """A page by itself under another name, for `robustly delta`, wherever it lies: relative paths
     that begin at the page become absolute. Without the sections of searches and comparisons."""
-    raw = page.model_dump(
+    raw = config.model_dump(
         mode="json", by_alias=True, exclude_none=True, exclude={"search", "compare"}
     )
     task = raw["delta"]["task"]
     for part in ("train", "dev", "test"):
         if part in task:
-            task[part] = _anywhere(getattr(page.delta.task, part))
+            task[part] = _anywhere(getattr(config.delta.task, part))
 
-    if page.delta.base:
-        raw["delta"]["base"] = str(page.base.absolute())
+    if config.delta.base:
+        raw["delta"]["base"] = str(config.base.absolute())
 
     paths = {key: path for key, path in raw["paths"].items() if key != "delta"}
 
     return yaml.safe_dump(
-        {**raw, "name": name, "paths": {**paths, "root": str(page.root)}},
+        {**raw, "name": name, "paths": {**paths, "root": str(config.root)}},
         sort_keys=False,
         allow_unicode=True,
     )

@@ -18,7 +18,7 @@ from robustly.delta.config import DeltaExperiment
 from robustly.delta.data_parallel import ALONE, Ranks, joined
 from robustly.delta.defaults import candidates
 from robustly.delta.tasks import TaskData, draw, read
-from robustly.delta.tuning import Score, Tuned, attached, mean_and_deviation, tune
+from robustly.delta.tuning import SeedScore, Tuned, attached, mean_and_deviation, tune
 from robustly.delta.workers import how_many, run
 from robustly.files import write_atomic, write_json
 from robustly.log import show
@@ -27,32 +27,32 @@ from robustly.manifest import Manifest, Stage
 LABELS_SHOWN = 10
 
 
-def make_delta(page: DeltaExperiment) -> Manifest:
+def make_delta(config: DeltaExperiment) -> Manifest:
     """Train and score the page's delta with every seed, and save the first seed's into the page's
     delta folder. There is no choice by the test file. What is there already is not made again: nor
     are seeds that a run that was stopped had finished.
 
     Raises UserError if the base or the task's files are not what they should be, if a method does
     not fit the base, or if the folder holds another delta."""
-    base = Base.load(page.base)
-    data = read(page.delta.task)
-    stage = Stage(page.folder("delta"), "delta", recipe(page, data), inputs(base))
+    base = Base.load(config.base)
+    data = read(config.delta.task)
+    stage = Stage(config.folder("delta"), "delta", recipe(config, data), inputs(base))
     if finished := stage.finished():
         return finished
 
-    if page.delta.methods == "auto":
-        among = candidates(situation(base, page, data))
+    if config.delta.methods == "auto":
+        among = candidates(situation(base, config, data))
         with stage.begin():
-            page = choose(base, page, data, among, stage.folder)
+            config = choose(base, config, data, among, stage.folder)
 
-    sizes = parameters(attached(base, page, data, page.seed).model)
-    examples = len(draw(data, page.delta.task.examples, page.seed))
-    _header(page, base, data, sizes, examples)
+    sizes = parameters(attached(base, config, data, config.seed).model)
+    examples = len(draw(data, config.delta.task.examples, config.seed))
+    _header(config, base, data, sizes, examples)
 
     with stage.begin():
-        _train(base, page, data, stage.folder)
-        done = [_work(stage.folder, seed) for seed in page.all_seeds]
-        scores = [Score(**json.loads((each / "score.json").read_text())) for each in done]
+        _train(base, config, data, stage.folder)
+        done = [_work(stage.folder, seed) for seed in config.all_seeds]
+        scores = [SeedScore(**json.loads((each / "score.json").read_text())) for each in done]
         lines_of = [(each / "metrics.jsonl").read_text() for each in done]
         write_atomic(stage.folder / "metrics.jsonl", "".join(lines_of))
         mean, deviation = mean_and_deviation(scores, data.metric)
@@ -64,14 +64,14 @@ def make_delta(page: DeltaExperiment) -> Manifest:
         write_json(
             stage.folder / "scores.json",
             {
-                **summary, "metric": data.metric, "saved_seed": page.seed, "labels": data.labels,
+                **summary, "metric": data.metric, "saved_seed": config.seed, "labels": data.labels,
                 "seeds": [asdict(score) for score in scores],
             },
         )  # fmt: skip
         record = delta_folder.read_record(stage.folder)
         write_atomic(
             stage.folder / "README.md",
-            delta_card(page.name, stage.folder, record, scores, data, stage.recipe),
+            delta_card(config.name, stage.folder, record, scores, data, stage.recipe),
         )
         names = {
             delta_folder.TENSORS,
@@ -94,7 +94,7 @@ def make_delta(page: DeltaExperiment) -> Manifest:
             "labels": len(data.labels),
             "training_examples": examples,
             "test_examples": len(data.test),
-            "seeds": page.delta.seeds,
+            "seeds": config.delta.seeds,
             "metric": data.metric,
             **summary,
         }
@@ -103,11 +103,11 @@ def make_delta(page: DeltaExperiment) -> Manifest:
         return result
 
 
-def _train(base: Base, page: DeltaExperiment, data: TaskData, folder: Path) -> None:
+def _train(base: Base, config: DeltaExperiment, data: TaskData, folder: Path) -> None:
     """Train the seeds that are not finished yet, as many at a time as there are processes; where
     there are more processes than seeds, several train one together."""
     missing = []
-    for seed in page.all_seeds:
+    for seed in config.all_seeds:
         if (_work(folder, seed) / "score.json").exists():
             log.say(f"seed {seed}  was finished before")
         else:
@@ -118,12 +118,12 @@ def _train(base: Base, page: DeltaExperiment, data: TaskData, folder: Path) -> N
     if not missing:
         return
 
-    processes = how_many(page.delta.processes)
+    processes = how_many(config.delta.processes)
     together = min(processes, len(missing))
-    ranks = min(processes // together, page.optim.batch_size)  # none without an example
+    ranks = min(processes // together, config.optim.batch_size)  # none without an example
     if together * ranks == 1:
         for seed in missing:
-            _one_seed(base, page, data, seed, folder, ALONE)
+            _one_seed(base, config, data, seed, folder, ALONE)
 
         return
 
@@ -133,38 +133,38 @@ def _train(base: Base, page: DeltaExperiment, data: TaskData, folder: Path) -> N
             f" its own, and there are {gpus} GPUs; expected at most {gpus}"
         )
 
-    calls = [(page, seed, folder, rank, ranks) for seed in missing for rank in range(ranks)]
+    calls = [(config, seed, folder, rank, ranks) for seed in missing for rank in range(ranks)]
     run(_in_process, calls, together * ranks)
 
 
-def _in_process(page: DeltaExperiment, seed: int, folder: Path, rank: int, ranks: int) -> None:
-    base, data = Base.load(page.base), read(page.delta.task)
+def _in_process(config: DeltaExperiment, seed: int, folder: Path, rank: int, ranks: int) -> None:
+    base, data = Base.load(config.base), read(config.delta.task)
     with joined(_work(folder, seed) / MEETING, rank, ranks) as us:
-        _one_seed(base, page, data, seed, folder, us)
+        _one_seed(base, config, data, seed, folder, us)
 
 
 def _one_seed(
-    base: Base, page: DeltaExperiment, data: TaskData, seed: int, folder: Path, ranks: Ranks
+    base: Base, config: DeltaExperiment, data: TaskData, seed: int, folder: Path, ranks: Ranks
 ) -> None:
     """Train a seed; what it leaves is the first rank's."""
     done = _work(folder, seed)
     checkpoint = done / "checkpoint.pt"
     board = folder / "tensorboard" / f"seed-{seed}"
-    tuned = tune(base, page, data, seed, board, checkpoint=checkpoint, ranks=ranks)
+    tuned = tune(base, config, data, seed, board, checkpoint=checkpoint, ranks=ranks)
     if ranks.rank:
         return
 
     log.say(f"seed {seed}  {_scores(tuned.score)}  trained in {log.duration(tuned.score.seconds)}")
-    if seed == page.seed:
-        sizes = parameters(attached(base, page, data, seed).model)
+    if seed == config.seed:
+        sizes = parameters(attached(base, config, data, seed).model)
         facts = {
             "sha256": data.hashes,
-            "training_examples": len(draw(data, page.delta.task.examples, seed)),
+            "training_examples": len(draw(data, config.delta.task.examples, seed)),
         }
         delta_folder.save(
-            tuned.predictor, base, page.delta.task, facts, sizes["delta"], seed, folder
+            tuned.predictor, base, config.delta.task, facts, sizes["delta"], seed, folder
         )
-        _prove(page, tuned, data, folder)
+        _prove(config, tuned, data, folder)
 
     lines = [{"seed": seed, **line} for line in tuned.lines]
     write_atomic(done / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
@@ -181,19 +181,21 @@ def _work(folder: Path, seed: int) -> Path:
     return folder / "work" / f"seed-{seed}"
 
 
-def recipe(page: DeltaExperiment, data: TaskData) -> dict[str, Any]:
+def recipe(config: DeltaExperiment, data: TaskData) -> dict[str, Any]:
     """What a delta's weights and scores depend on, besides its inputs."""
-    task = {key: value for key, value in page.delta.task.recipe().items() if key not in data.hashes}
-    methods: dict[str, Any] = {"methods": page.delta.methods, "budget": page.delta.budget}
-    if page.delta.methods != "auto":
-        methods = {"methods": [method.recipe_by_content() for method in page.delta.listed]}
+    task = {
+        key: value for key, value in config.delta.task.recipe().items() if key not in data.hashes
+    }
+    methods: dict[str, Any] = {"methods": config.delta.methods, "budget": config.delta.budget}
+    if config.delta.methods != "auto":
+        methods = {"methods": [method.recipe_by_content() for method in config.delta.listed]}
 
     return {
-        "seed": page.seed,
-        "seeds": page.delta.seeds,
+        "seed": config.seed,
+        "seeds": config.delta.seeds,
         "task": {**task, **data.hashes},  # the files' content in the place of their paths
         **methods,
-        "optim": page.optim.recipe(),
+        "optim": config.optim.recipe(),
     }
 
 
@@ -201,18 +203,18 @@ def inputs(base: Base) -> dict[str, str]:
     return {"base": base.fingerprint, "tokenizer": base.tokenizer.fingerprint}
 
 
-def _scores(score: Score) -> str:
+def _scores(score: SeedScore) -> str:
     return "  ".join(f"{name} {show(value)}" for name, value in score.scores.items())
 
 
 def _header(
-    page: DeltaExperiment, base: Base, data: TaskData, sizes: dict[str, int], examples: int
+    config: DeltaExperiment, base: Base, data: TaskData, sizes: dict[str, int], examples: int
 ) -> None:
     """What is about to be trained, for people."""
-    updates, batch = page.optim.schedule(examples).updates, page.optim.batch_size
+    updates, batch = config.optim.schedule(examples).updates, config.optim.batch_size
     more = ", ..." if len(data.labels) > LABELS_SHOWN else ""
     log.table(
-        f"delta: {page.folder('delta')}",
+        f"delta: {config.folder('delta')}",
         {
             "base": f"{base.name}, {base.parameters:,} parameters",
             **{
@@ -220,7 +222,7 @@ def _header(
                     f"{key} {_plain(value)}" for key, value in method.model_dump(exclude={"name"}).items()
                     if value is not None
                 )
-                for method in page.delta.listed
+                for method in config.delta.listed
             },
             "trained": f"{sizes['delta']:,} parameters, {sizes['delta'] / base.parameters:.2%} of the base",
             "head": f"{sizes['head']:,} parameters",
@@ -240,13 +242,13 @@ def _plain(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else show(value)
 
 
-def _prove(page: DeltaExperiment, tuned: Tuned, data: TaskData, folder: Path) -> None:
+def _prove(config: DeltaExperiment, tuned: Tuned, data: TaskData, folder: Path) -> None:
     """Reload the folder onto the base as it lies on the disk, under another random head, and
     compare all logits.
 
     Raises AssertionError if a bit differs: that is our fault, never the user's.
     """
-    reloaded = delta_folder.reload(Base.load(page.base), folder, head_seed=page.seed + 1)
+    reloaded = delta_folder.reload(Base.load(config.base), folder, head_seed=config.seed + 1)
     reloaded.model.to(tuned.predictor.model.device)
     both = (predictor.logits_of(data.test) for predictor in (reloaded, tuned.predictor))
     assert all(torch.equal(one, other) for one, other in zip(*both, strict=True)), (

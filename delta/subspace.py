@@ -126,7 +126,7 @@ def _backward(
 
 
 def make_subspace(
-    pages: Sequence[DeltaExperiment],
+    configs: Sequence[DeltaExperiment],
     folder: Path,
     dimension: int,
     width: int = 768,
@@ -138,14 +138,14 @@ def make_subspace(
     folder. Deltas of the pages that are not finished are made first; what is there already is not
     made again.
 
-    `pages`: a page for each task, with the one method `prompt` or `p_tuning`, all of one base and
+    `configs`: a page for each task, with the one method `prompt` or `p_tuning`, all of one base and
     one number of tokens. A task's loss is that of a batch of its training examples, through its
     delta's own head, without dropout.
 
     Raises UserError if there are fewer than two, if one is something else, or if the folder holds
     another subspace."""
-    _check(pages, dimension, width)
-    made = [make_delta(page) for page in pages]
+    _check(configs, dimension, width)
+    made = [make_delta(config) for config in configs]
     recipe = {
         "dimension": dimension,
         "width": width,
@@ -153,14 +153,14 @@ def make_subspace(
         "peak_lr": peak_lr,
         "seed": seed,
     }
-    inputs = {f"delta {page.name}": one.hash for page, one in zip(pages, made, strict=True)}
+    inputs = {f"delta {config.name}": one.hash for config, one in zip(configs, made, strict=True)}
     stage = Stage(folder, "subspace", recipe, inputs)
     if finished := stage.finished():
         return finished
 
     with stage.begin():
-        base = Base.load(pages[0].base)
-        tasks = [_Task(page, base, updates, seed) for page in pages]
+        base = Base.load(configs[0].base)
+        tasks = [_PromptedTask(config, base, updates, seed) for config in configs]
         own = torch.stack([task.prompt for task in tasks])
         fitted = fit(
             own,
@@ -173,13 +173,13 @@ def make_subspace(
         )
         found = []
 
-        for page, task, one, prompt in zip(pages, tasks, made, fitted.prompts, strict=True):
+        for config, task, one, prompt in zip(configs, tasks, made, fitted.prompts, strict=True):
             before, after = task.score(task.prompt), task.score(prompt)
             log.say(
-                f"{page.name}  {task.metric}: own prompt {log.show(before)}, out of the space"
+                f"{config.name}  {task.metric}: own prompt {log.show(before)}, out of the space"
                 f" {log.show(after)}"
             )
-            found.append(SourceTask(page.name, one.hash, task.metric, before, after))
+            found.append(SourceTask(config.name, one.hash, task.metric, before, after))
 
         _, tokens, hidden = own.shape
         write_atomic(folder / DECODER, save(fitted.decoder))
@@ -188,7 +188,7 @@ def make_subspace(
             asdict(Subspace(dimension, tokens, hidden, width, base.fingerprint, found)),
         )
         counts = {
-            "prompts": len(pages),
+            "prompts": len(configs),
             "prompt_parameters": tokens * hidden,
             "dimension": dimension,
             "decoder_parameters": sum(tensor.numel() for tensor in fitted.decoder.values()),
@@ -198,14 +198,14 @@ def make_subspace(
         return stage.finish([folder / DECODER, folder / RECORD], counts)
 
 
-def _check(pages: Sequence[DeltaExperiment], dimension: int, width: int) -> None:
-    if len(pages) < 2:
+def _check(configs: Sequence[DeltaExperiment], dimension: int, width: int) -> None:
+    if len(configs) < 2:
         raise UserError(
-            f"expected pages of two tasks or more, found {len(pages)}: a subspace is what tasks"
+            f"expected pages of two tasks or more, found {len(configs)}: a subspace is what tasks"
             " share"
         )
 
-    names = [page.name for page in pages]
+    names = [config.name for config in configs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"two pages are named {twice.pop()!r}; expected another `name` for each")
 
@@ -213,34 +213,34 @@ def _check(pages: Sequence[DeltaExperiment], dimension: int, width: int) -> None
         if value < 1:
             raise UserError(f"{name} = {value}: expected 1 or more")
 
-    first = _prompt(pages[0])
+    first = _prompt(configs[0])
 
-    for page in pages[1:]:
-        if (tokens := _prompt(page)) != first:
+    for config in configs[1:]:
+        if (tokens := _prompt(config)) != first:
             raise UserError(
-                f"{page.name}: {tokens} tokens, {pages[0].name} has {first}; expected one number"
+                f"{config.name}: {tokens} tokens, {configs[0].name} has {first}; expected one number"
             )
-        if page.base.resolve() != pages[0].base.resolve():
+        if config.base.resolve() != configs[0].base.resolve():
             raise UserError(
-                f"{page.name}: of the base {page.base}, {pages[0].name} of {pages[0].base};"
+                f"{config.name}: of the base {config.base}, {configs[0].name} of {configs[0].base};"
                 " expected one"
             )
 
 
-def _prompt(page: DeltaExperiment) -> int:
+def _prompt(config: DeltaExperiment) -> int:
     """Tokens of a page's prompt."""
-    match page.delta.methods:
+    match config.delta.methods:
         case [Prompt() | PTuning() as method]:
             return method.tokens
 
-    found = page.delta.methods
+    found = config.delta.methods
     names = found if isinstance(found, str) else ", ".join(method.name for method in found)
     raise UserError(
-        f"{page.name}: delta.methods: expected the one method `prompt` or `p_tuning`, found {names}"
+        f"{config.name}: delta.methods: expected the one method `prompt` or `p_tuning`, found {names}"
     )
 
 
-class _Given(nn.Module):
+class _GivenPrompt(nn.Module):
     """A prompt that comes from elsewhere."""
 
     rows: Tensor
@@ -249,29 +249,29 @@ class _Given(nn.Module):
         return self.rows
 
 
-class _Task:
+class _PromptedTask:
     """A finished delta's task, for any prompt."""
 
-    def __init__(self, page: DeltaExperiment, base: Base, updates: int, seed: int):
-        self.data = read(page.delta.task)
+    def __init__(self, config: DeltaExperiment, base: Base, updates: int, seed: int):
+        self.data = read(config.delta.task)
         self.metric = self.data.metric
-        self.predictor = delta_folder.reload(base, page.folder("delta"))
-        model, how = self.predictor.model, self.predictor.form
+        self.predictor = delta_folder.reload(base, config.folder("delta"))
+        model, head = self.predictor.model, self.predictor.head
         model.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
         words = model.roberta.embeddings.word_embeddings
         self.prompt = words.rows().detach().clone()
         """The delta's own, tokens x hidden."""
-        self.given = words.prompt = _Given()
-        self.rows = how.encode(draw(self.data, page.delta.task.examples, page.seed))
-        lengths = [how.length(row) for row in self.rows]
-        self.batches = batches(lengths, page.optim.batch_size, updates, seed)
+        self.given = words.prompt = _GivenPrompt()
+        self.rows = head.encode(draw(self.data, config.delta.task.examples, config.seed))
+        lengths = [head.length(row) for row in self.rows]
+        self.batches = batches(lengths, config.optim.batch_size, updates, seed)
 
     def loss(self, prompt: Tensor) -> Tensor:
         """Of the next batch."""
         self.given.rows = prompt
-        model, how = self.predictor.model, self.predictor.form
+        model, head = self.predictor.model, self.predictor.head
         batch = [self.rows[place] for place in next(self.batches)]
-        return how.loss(how.logits(model, how.batch(batch, model.device)), batch)
+        return head.loss(head.logits(model, head.batch(batch, model.device)), batch)
 
     def score(self, prompt: Tensor) -> float:
         """The main score on the test file."""

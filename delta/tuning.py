@@ -42,7 +42,7 @@ class Diverged(UserError):
 
 
 @dataclass(frozen=True)
-class Score:
+class SeedScore:
     """How one seed's delta does on the test file."""
 
     seed: int
@@ -65,16 +65,16 @@ class Tuned:
     """A trained delta."""
 
     predictor: Predictor
-    score: Score
+    score: SeedScore
     lines: list[dict[str, float]]
     """Loss and rate of each update, and the main score on the dev file of each epoch."""
 
 
-def score(base: Base, page: DeltaExperiment, data: TaskData) -> list[Score]:
+def score(base: Base, config: DeltaExperiment, data: TaskData) -> list[SeedScore]:
     """Train and score every seed of a page on a base; nothing is written. The same page on two
     bases trains on the same examples in the same order, so that the scores can be compared seed by
     seed."""
-    return [tune(base, page, data, seed).score for seed in page.all_seeds]
+    return [tune(base, config, data, seed).score for seed in config.all_seeds]
 
 
 def unseen_test(data: TaskData) -> TaskData:
@@ -83,26 +83,26 @@ def unseen_test(data: TaskData) -> TaskData:
     return dataclasses.replace(data, test=data.dev)
 
 
-def mean_and_deviation(scores: Sequence[Score], metric: str) -> tuple[float, float | None]:
+def mean_and_deviation(scores: Sequence[SeedScore], metric: str) -> tuple[float, float | None]:
     """Of a metric: the mean and the sample standard deviation (None for a single seed)."""
     found = [score.scores[metric] for score in scores]
     return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None
 
 
-def attached(base: Base, page: DeltaExperiment, data: TaskData, seed: int) -> Predictor:
+def attached(base: Base, config: DeltaExperiment, data: TaskData, seed: int) -> Predictor:
     """The page's methods on a base, before training: its scores are those of the base under a
     random head.
 
     Raises UserError if a method does not fit the base.
     """
-    model = new_model(base, page.delta.task, data.labels, seed)
-    attach(model, page.delta.listed, seed, base.fingerprint)
-    return Predictor.of(model, page.delta.task, data.labels, base)
+    model = new_model(base, config.delta.task, data.labels, seed)
+    attach(model, config.delta.listed, seed, base.fingerprint)
+    return Predictor.of(model, config.delta.task, data.labels, base)
 
 
 def tune(
     base: Base,
-    page: DeltaExperiment,
+    config: DeltaExperiment,
     data: TaskData,
     seed: int,
     board: Path | None = None,
@@ -124,14 +124,14 @@ def tune(
 
     Raises UserError if a method does not fit the base, and Diverged if the loss is no longer
     finite."""
-    predictor = attached(base, page, data, seed)
-    model, how = predictor.model, predictor.form
+    predictor = attached(base, config, data, seed)
+    model, head = predictor.model, predictor.head
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    rows = how.encode(draw(data, page.delta.task.examples, seed))
-    schedule = page.optim.schedule(len(rows))
-    per_epoch = len(rows) / page.optim.batch_size
-    optimizer, rates = _adamw(model, page)
+    rows = head.encode(draw(data, config.delta.task.examples, seed))
+    schedule = config.optim.schedule(len(rows))
+    per_epoch = len(rows) / config.optim.batch_size
+    optimizer, rates = _adamw(model, config)
     course = _Course()
     file = checkpoint and TrainingState(checkpoint, _parts(model, optimizer, course))
     if file and file.load(device) and not ranks.rank:
@@ -149,8 +149,8 @@ def tune(
     ):
         advance(course.updates)
         model.train()
-        lengths = [how.length(row) for row in rows]
-        every = batches(lengths, page.optim.batch_size, schedule.updates, seed)
+        lengths = [head.length(row) for row in rows]
+        every = batches(lengths, config.optim.batch_size, schedule.updates, seed)
 
         for update, places in enumerate(
             itertools.islice(every, course.updates, None), start=course.updates + 1
@@ -167,8 +167,8 @@ def tune(
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = peak * fraction_of_peak(update, schedule)
 
-            if page.optim.clip_norm:
-                torch.nn.utils.clip_grad_norm_(trained(model).values(), page.optim.clip_norm)
+            if config.optim.clip_norm:
+                torch.nn.utils.clip_grad_norm_(trained(model).values(), config.optim.clip_norm)
 
             optimizer.step()
             for act in model.delta.after_update:
@@ -184,7 +184,7 @@ def tune(
                 if after_epoch:
                     after_epoch(math.ceil(update / per_epoch), now)
 
-                if page.optim.patience and course.waited >= page.optim.patience:
+                if config.optim.patience and course.waited >= config.optim.patience:
                     break
 
             course.seconds = time.monotonic() - started
@@ -204,7 +204,7 @@ def tune(
 
     return Tuned(
         predictor,
-        Score(
+        SeedScore(
             seed=seed,
             scores=judgement.scores,
             confusion=judgement.confusion,
@@ -223,10 +223,10 @@ def _silent(updates: int) -> None:
 def _gradients(predictor: Predictor, batch: Sequence[Any], ranks: Ranks) -> float:
     """Leave on every trained parameter its gradient, of the batch's mean loss and the methods'
     penalties. Returns that mean loss."""
-    model, how = predictor.model, predictor.form
+    model, head = predictor.model, predictor.head
     mine = ranks.share(batch)
-    tensors = how.batch(mine, model.device)
-    loss = how.loss(how.logits(model, tensors), mine) * (how.targets(mine) / how.targets(batch))
+    tensors = head.batch(mine, model.device)
+    loss = head.loss(head.logits(model, tensors), mine) * (head.targets(mine) / head.targets(batch))
     penalty = sum(penalty() for penalty in model.delta.penalties)
     (loss + penalty / ranks.size).backward()
     whole = loss.detach()
@@ -277,17 +277,17 @@ def _parts(
 
 
 def _adamw(
-    model: RobertaPreTrainedModel, page: DeltaExperiment
+    model: RobertaPreTrainedModel, config: DeltaExperiment
 ) -> tuple[torch.optim.AdamW, list[float]]:
     """The optimizer, with a group for each rate, and the groups' peaks."""
     own = {method.name: method.lr for method in model.delta.methods}
     by_rate: dict[float, list[Tensor]] = {}
     for name, parameter in trained(model).items():
-        rate = own.get(model.delta.method_of.get(name, "")) or page.optim.peak_lr
+        rate = own.get(model.delta.method_of.get(name, "")) or config.optim.peak_lr
         by_rate.setdefault(rate, []).append(parameter)
 
     groups = [{"params": parameters} for parameters in by_rate.values()]
-    optim = page.optim
+    optim = config.optim
     adam = torch.optim.AdamW(
         groups,
         lr=0.0,

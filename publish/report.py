@@ -17,7 +17,7 @@ from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.stage import recipe
 from robustly.delta.tasks import read
-from robustly.delta.tuning import Score, tune
+from robustly.delta.tuning import SeedScore, tune
 from robustly.description import Listing
 from robustly.files import write_atomic
 from robustly.manifest import Manifest, Stage
@@ -71,11 +71,11 @@ def compare(config: DeltaExperiment, published_folder: Path, folder: Path) -> Ma
         return stage.finish([folder / README, folder / CURVE], counts)
 
 
-def _accuracy_of(score: Score) -> float:
+def _accuracy_of(score: SeedScore) -> float:
     return score.scores["accuracy"]
 
 
-def _figures(ours: Sequence[Score], untrained: Sequence[Score]) -> dict[str, Any]:
+def _figures(ours: Sequence[SeedScore], untrained: Sequence[SeedScore]) -> dict[str, Any]:
     """Accuracies per seed, mean and sample deviation; their paired difference with its standard
     error."""
     accuracies = {

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robustly.delta.tasks.data import Example, TaskData, draw, read
-    from robustly.delta.tasks.heads import Form, Row, form
+    from robustly.delta.tasks.heads import EncodedExample, TaskHead, task_head
 
-__all__ = ["Example", "Form", "Row", "TaskData", "draw", "form", "read"]
+__all__ = ["EncodedExample", "Example", "TaskData", "TaskHead", "draw", "read", "task_head"]
 
 _MODULES = {
     **dict.fromkeys(("Example", "TaskData", "draw", "read"), "robustly.delta.tasks.data"),
-    **dict.fromkeys(("Form", "Row", "form"), "robustly.delta.tasks.heads"),
+    **dict.fromkeys(("TaskHead", "EncodedExample", "task_head"), "robustly.delta.tasks.heads"),
 }
 
 

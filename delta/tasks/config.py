@@ -14,7 +14,7 @@ SHORTEST = 8
 HUB = re.compile(r"hub:(?P<name>.+?)(:(?P<subset>[^:/]+))?/(?P<split>[^:/]+)")
 
 
-class _Task(Section):
+class _OfFiles(Section):
     """Its files: JSON lines (.jsonl), or .csv or .tsv with a line of column names, each plain or
     .gz, .xz, .zst; or a split of a dataset, `hub:NAME/SPLIT` or `hub:NAME:SUBSET/SPLIT`, whose name
     is a folder's or one on the Hugging Face Hub. Relative paths are looked up beside the page, then
@@ -45,14 +45,14 @@ class _Task(Section):
         return value
 
 
-class _OfTexts(_Task):
+class _TextTask(_OfFiles):
     text: str = "text"
     """Key, or column, of the text."""
     text_pair: str | None = None
     """Key of the second text of a pair."""
 
 
-class Classification(_OfTexts):
+class ClassificationTask(_TextTask):
     """One of several labels for a text or a pair of texts."""
 
     kind: Literal["classification"]
@@ -60,7 +60,7 @@ class Classification(_OfTexts):
     """Key of the label, a string or an integer."""
 
 
-class Regression(_OfTexts):
+class RegressionTask(_TextTask):
     """A number for a text or a pair of texts. It is learnt as it is: bring it to a range of about
     10."""
 
@@ -69,7 +69,7 @@ class Regression(_OfTexts):
     """Key of the number."""
 
 
-class Tokens(_Task):
+class TokensTask(_OfFiles):
     """A tag for each word: entities in BIO, `B-` at an entity's first word, `I-` within, `O`
     outside."""
 
@@ -80,7 +80,7 @@ class Tokens(_Task):
     """Key of the list of their tags."""
 
 
-class MultipleChoice(_OfTexts):
+class MultipleChoiceTask(_TextTask):
     """One of an example's own choices. With a pair of texts, the choice follows the second."""
 
     kind: Literal["multiple_choice"]
@@ -90,7 +90,7 @@ class MultipleChoice(_OfTexts):
     """Key of the right one: its place, from 0, or its text."""
 
 
-class Cloze(_OfTexts):
+class ClozeTask(_TextTask):
     """A classification in which the language-modeling head fills a gap with the word of a label."""
 
     kind: Literal["cloze"]
@@ -144,6 +144,6 @@ class Cloze(_OfTexts):
 
 
 Task = Annotated[
-    Classification | Regression | Tokens | MultipleChoice | Cloze,
+    ClassificationTask | RegressionTask | TokensTask | MultipleChoiceTask | ClozeTask,
     Field(discriminator="kind"),
 ]

@@ -12,12 +12,12 @@ import numpy as np
 from robustly import UserError
 from robustly.delta.tasks import files, metrics
 from robustly.delta.tasks.config import (
-    Classification,
-    Cloze,
-    MultipleChoice,
-    Regression,
+    ClassificationTask,
+    ClozeTask,
+    MultipleChoiceTask,
+    RegressionTask,
     Task,
-    Tokens,
+    TokensTask,
 )
 from robustly.delta.tasks.files import Row, Table
 from robustly.delta.tasks.metrics import OUTSIDE
@@ -159,7 +159,7 @@ def examples(task: Task, table: Table) -> list[Example]:
     return made
 
 
-def _classified(task: Classification | Cloze, row: Row, line: int) -> Example:
+def _classified(task: ClassificationTask | ClozeTask, row: Row, line: int) -> Example:
     label = _value(row, task.label, "label")
     if not isinstance(label, str | int) or isinstance(label, bool):
         raise ValueError(
@@ -168,7 +168,7 @@ def _classified(task: Classification | Cloze, row: Row, line: int) -> Example:
     return Example(_texts(task, row), _checked(str(label), task.label, "label"), line)
 
 
-def _measured(task: Regression, row: Row, line: int) -> Example:
+def _measured(task: RegressionTask, row: Row, line: int) -> Example:
     value = _value(row, task.label, "label")
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # a cell of CSV is a string
@@ -180,7 +180,7 @@ def _measured(task: Regression, row: Row, line: int) -> Example:
     return Example(_texts(task, row), number, line)
 
 
-def _tagged(task: Tokens, row: Row, line: int) -> Example:
+def _tagged(task: TokensTask, row: Row, line: int) -> Example:
     words, tags = _strings(row, task.words, "words"), _strings(row, task.tags, "tags")
     if len(words) != len(tags):
         raise ValueError(
@@ -197,7 +197,7 @@ def _tagged(task: Tokens, row: Row, line: int) -> Example:
     return Example(words, tags, line)
 
 
-def _chosen(task: MultipleChoice, row: Row, line: int) -> Example:
+def _chosen(task: MultipleChoiceTask, row: Row, line: int) -> Example:
     choices = _strings(row, task.choices, "choices")
     if len(choices) < 2:
         raise ValueError(
@@ -297,7 +297,7 @@ def _labels(task: Task, table: Table, train: Sequence[Example]) -> tuple[str, ..
             f"{table.name}: every line has the label {labels.pop()!r}; expected two labels or more"
         )
 
-    if isinstance(task, Cloze) and (odd := sorted(labels ^ task.words.keys())):
+    if isinstance(task, ClozeTask) and (odd := sorted(labels ^ task.words.keys())):
         where = (
             f"a label of {table.name}, but not"
             if odd[0] in labels

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustly import UserError
-from robustly.delta.base_model import Head
+from robustly.delta.base_model import HeadKind
 from robustly.delta.tasks import metrics, template
 from robustly.delta.tasks.config import SHORTEST, Task
 from robustly.delta.tasks.data import Example
@@ -26,7 +26,7 @@ IGNORED = -100  # what cross-entropy passes over
 
 
 @dataclass(frozen=True)
-class Row:
+class EncodedExample:
     """An example as a model sees it."""
 
     ids: tuple[list[int], ...]
@@ -40,19 +40,19 @@ class Row:
     """For tokens: where each word's first piece stands, of the words that are not cut off."""
 
 
-def form(
+def task_head(
     task: Task, labels: tuple[str, ...], encoder: Tokenizer, longest: int, first_pseudo_id: int
-) -> "Form":
+) -> "TaskHead":
     """The form of a task.
 
     `labels`: `TaskData.labels`. `longest`: tokens of the longest input that the base can take.
     `first_pseudo_id`: the model's vocabulary size, from which on pseudo-tokens are numbered. Raises
     UserError if a base is too short, or if a cloze does not fit the tokenizer."""
-    return _FORMS[task.kind](task, labels, encoder, min(task.max_length, longest), first_pseudo_id)
+    return _HEADS[task.kind](task, labels, encoder, min(task.max_length, longest), first_pseudo_id)
 
 
 @dataclass(frozen=True)
-class Form(ABC):
+class TaskHead(ABC):
     """How a model answers one kind of task."""
 
     task: Any
@@ -62,7 +62,7 @@ class Form(ABC):
     """Tokens of an input, special ones included; what is longer is cut."""
     first_pseudo_id: int
 
-    head: ClassVar[Head]
+    kind: ClassVar[HeadKind]
     """What transformers' model has on top."""
 
     def __post_init__(self) -> None:
@@ -84,15 +84,15 @@ class Form(ABC):
         return 0
 
     @abstractmethod
-    def encode(self, examples: Sequence[Example]) -> list[Row]:
+    def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
         """A row for each example. Raises UserError if one is not of the task's shape, or if a text
         holds half of a surrogate pair."""
 
-    def length(self, row: Row) -> int:
+    def length(self, row: EncodedExample) -> int:
         """Tokens of a row's longest input."""
         return max(map(len, row.ids))
 
-    def batch(self, rows: Sequence[Row], device: torch.device) -> dict[str, Tensor]:
+    def batch(self, rows: Sequence[EncodedExample], device: torch.device) -> dict[str, Tensor]:
         """The model's inputs: ids and attention mask, (N, longest)."""
         return self._padded([row.ids[0] for row in rows], device)
 
@@ -103,16 +103,16 @@ class Form(ABC):
         return scores
 
     @abstractmethod
-    def loss(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    def loss(self, logits: Tensor, rows: Sequence[EncodedExample]) -> Tensor:
         """The mean over the batch's targets, fp32: cross-entropy in nats, of numbers the squared
         error."""
 
-    def targets(self, rows: Sequence[Row]) -> int:
+    def targets(self, rows: Sequence[EncodedExample]) -> int:
         """How many targets the loss is the mean of."""
         return len(rows)
 
     @abstractmethod
-    def answers(self, logits: Iterable[Tensor], rows: Sequence[Row]) -> list[Any]:
+    def answers(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[Any]:
         """The best answer to each row, as `Example.label` has it, from the row's logits."""
 
     def scores(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
@@ -173,19 +173,19 @@ def cut(texts: Sequence[list[int]], room: int) -> list[list[int]]:
     return [text[: kept if place == shorter else room - kept] for place, text in enumerate(texts)]
 
 
-class _OfTexts(Form):
+class _TextHead(TaskHead):
     """A text or a pair of texts under a head for sequences."""
 
-    head: ClassVar[Head] = "sequence"
+    kind: ClassVar[HeadKind] = "sequence"
 
-    def encode(self, examples: Sequence[Example]) -> list[Row]:
+    def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
         self._check(examples)
         columns = [
             self._encoded(column)
             for column in zip(*(example.texts for example in examples), strict=True)
         ]
         return [
-            Row((self._joined(texts),), self._target(example))
+            EncodedExample((self._joined(texts),), self._target(example))
             for texts, example in zip(zip(*columns, strict=True), examples, strict=True)
         ]
 
@@ -193,37 +193,37 @@ class _OfTexts(Form):
         return example.label
 
 
-class Classification(_OfTexts):
-    def loss(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+class ClassificationHead(_TextHead):
+    def loss(self, logits: Tensor, rows: Sequence[EncodedExample]) -> Tensor:
         targets = torch.tensor([row.target for row in rows], device=logits.device)
         return functional.cross_entropy(logits.float(), targets)
 
-    def answers(self, logits: Iterable[Tensor], rows: Sequence[Row]) -> list[str]:
+    def answers(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[str]:
         return [self.labels[int(scores.argmax())] for scores, _ in zip(logits, rows, strict=True)]
 
     def _target(self, example: Example) -> int | None:
         return None if example.label is None else self.number[example.label]
 
 
-class Regression(_OfTexts):
+class RegressionHead(_TextHead):
     @property
     def outputs(self) -> int:
         return 1
 
-    def loss(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    def loss(self, logits: Tensor, rows: Sequence[EncodedExample]) -> Tensor:
         targets = torch.tensor([row.target for row in rows], device=logits.device)
         return functional.mse_loss(logits.float().squeeze(-1), targets)
 
-    def answers(self, logits: Iterable[Tensor], rows: Sequence[Row]) -> list[float]:
+    def answers(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[float]:
         return [scores.item() for scores, _ in zip(logits, rows, strict=True)]
 
 
-class Tokens(Form):
+class TokensHead(TaskHead):
     """A tag at each word's first piece. Words have a space before them, the first one, too."""
 
-    head: ClassVar[Head] = "tokens"
+    kind: ClassVar[HeadKind] = "tokens"
 
-    def encode(self, examples: Sequence[Example]) -> list[Row]:
+    def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
         every = iter(
             self._encoded([f" {word.strip()}" for example in examples for word in example.texts])
         )
@@ -237,11 +237,11 @@ class Tokens(Form):
             ids = [*ids[: self.longest - 1], self.encoder.eos_id]
             target = None if example.label is None else [self.number[tag] for tag in example.label]
             kept = tuple(place for place in firsts if place < self.longest - 1)
-            rows.append(Row((ids,), target, len(firsts), kept))
+            rows.append(EncodedExample((ids,), target, len(firsts), kept))
 
         return rows
 
-    def loss(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    def loss(self, logits: Tensor, rows: Sequence[EncodedExample]) -> Tensor:
         targets = torch.full(logits.shape[:2], IGNORED)
         for line, row in zip(targets, rows, strict=True):
             line[list(row.firsts)] = torch.tensor(row.target[: len(row.firsts)])
@@ -249,10 +249,12 @@ class Tokens(Form):
             logits.float().flatten(0, 1), targets.flatten().to(logits.device)
         )
 
-    def targets(self, rows: Sequence[Row]) -> int:
+    def targets(self, rows: Sequence[EncodedExample]) -> int:
         return sum(len(row.firsts) for row in rows)
 
-    def answers(self, logits: Iterable[Tensor], rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    def answers(
+        self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]
+    ) -> list[tuple[str, ...]]:
         """A word that is cut off counts as one of no entity."""
         found = []
         for scores, row in zip(logits, rows, strict=True):
@@ -261,17 +263,17 @@ class Tokens(Form):
         return found
 
 
-class MultipleChoice(Form):
+class MultipleChoiceHead(TaskHead):
     """An input for each choice: the text, then the choice, after the second text where there is
     one."""
 
-    head: ClassVar[Head] = "choice"
+    kind: ClassVar[HeadKind] = "choice"
 
     @property
     def outputs(self) -> int:
         return 1
 
-    def encode(self, examples: Sequence[Example]) -> list[Row]:
+    def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
         self._check(examples)
         if any(not example.choices for example in examples):
             raise UserError("expected a text and its choices, found no choices")
@@ -285,11 +287,13 @@ class MultipleChoice(Form):
         seconds = iter(self._encoded(ends))
 
         return [
-            Row(tuple(self._joined([first, next(seconds)]) for _ in example.choices), example.label)
+            EncodedExample(
+                tuple(self._joined([first, next(seconds)]) for _ in example.choices), example.label
+            )
             for first, example in zip(firsts, examples, strict=True)
         ]
 
-    def batch(self, rows: Sequence[Row], device: torch.device) -> dict[str, Tensor]:
+    def batch(self, rows: Sequence[EncodedExample], device: torch.device) -> dict[str, Tensor]:
         """(N, most choices, longest); a row with fewer choices has empty inputs, whose scores are
         passed over."""
         most = max(len(row.ids) for row in rows)
@@ -301,22 +305,22 @@ class MultipleChoice(Form):
             for name, tensor in self._padded(inputs, device).items()
         }
 
-    def loss(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    def loss(self, logits: Tensor, rows: Sequence[EncodedExample]) -> Tensor:
         targets = torch.tensor([row.target for row in rows], device=logits.device)
         choices = torch.tensor([len(row.ids) for row in rows], device=logits.device)
         missing = torch.arange(logits.shape[1], device=logits.device) >= choices[:, None]
         return functional.cross_entropy(logits.float().masked_fill(missing, -torch.inf), targets)
 
-    def answers(self, logits: Iterable[Tensor], rows: Sequence[Row]) -> list[int]:
+    def answers(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[int]:
         return [
             int(scores[: len(row.ids)].argmax()) for scores, row in zip(logits, rows, strict=True)
         ]
 
 
-class Cloze(Classification):
+class ClozeHead(ClassificationHead):
     """The language-modeling head at <mask>, over the labels' words alone."""
 
-    head: ClassVar[Head] = "masked_lm"
+    kind: ClassVar[HeadKind] = "masked_lm"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -335,7 +339,7 @@ class Cloze(Classification):
     def prompt_tokens(self) -> int:
         return sum(part.count for part in self._parts)
 
-    def encode(self, examples: Sequence[Example]) -> list[Row]:
+    def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
         self._check(examples)
         before = {str(part.kind): part.words for part in self._parts}
         columns = [
@@ -344,7 +348,7 @@ class Cloze(Classification):
         ]
 
         return [
-            Row((self._filled(cut(texts, self._room)),), self._target(example))
+            EncodedExample((self._filled(cut(texts, self._room)),), self._target(example))
             for texts, example in zip(zip(*columns, strict=True), examples, strict=True)
         ]
 
@@ -417,10 +421,10 @@ class Cloze(Classification):
         return [ids[0] for ids in pieces]
 
 
-_FORMS: dict[str, type[Form]] = {
-    "classification": Classification,
-    "regression": Regression,
-    "tokens": Tokens,
-    "multiple_choice": MultipleChoice,
-    "cloze": Cloze,
+_HEADS: dict[str, type[TaskHead]] = {
+    "classification": ClassificationHead,
+    "regression": RegressionHead,
+    "tokens": TokensHead,
+    "multiple_choice": MultipleChoiceHead,
+    "cloze": ClozeHead,
 }

@@ -22,7 +22,7 @@ LETTERS = {
     "middle": "jklm",
     "late": "wxyz",
 }  # label -> of what letters its texts are
-PAGE = {
+CONFIG = {
     "schema": 1,
     "name": "letters",
     "seed": 3,
@@ -70,14 +70,14 @@ def write_task(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with base/, other/ (same shape, other weights), the task's files and page.yaml. Left
+    """Folder with base/, other/ (same shape, other weights), the task's files and letters.yaml. Left
     as it is by tests."""
     folder = tmp_path_factory.mktemp("place")
     torch.set_num_threads(1)
     write_base(folder / "base", seed=1)
     write_base(folder / "other", seed=2)
     write_task(folder)
-    (folder / "page.yaml").write_text(yaml.safe_dump(PAGE))
+    (folder / "letters.yaml").write_text(yaml.safe_dump(CONFIG))
     return folder
 
 
@@ -87,16 +87,16 @@ def base(place: Path) -> Base:
 
 
 @pytest.fixture
-def make_page(place: Path, tmp_path: Path) -> Callable[..., DeltaExperiment]:
+def make_config(place: Path, tmp_path: Path) -> Callable[..., DeltaExperiment]:
     """Makes the page with changes; its delta goes into the test's own folder."""
 
     def make(*changes: str) -> DeltaExperiment:
         places = [f"paths.published={place / 'base'}", f"paths.root={tmp_path}"]
-        return load_delta(place / "page.yaml", [*places, *changes])
+        return load_delta(place / "letters.yaml", [*places, *changes])
 
     return make
 
 
 @pytest.fixture(scope="session")
 def data(place: Path) -> TaskData:
-    return read(load_delta(place / "page.yaml").delta.task)
+    return read(load_delta(place / "letters.yaml").delta.task)

@@ -10,7 +10,7 @@ from transformers import RobertaForMaskedLM, RobertaModel
 
 from robustly import UserError
 from robustly.delta.attachment import is_head
-from robustly.delta.base_model import Base, Head
+from robustly.delta.base_model import Base, HeadKind
 
 LABELS = ("a", "b")
 
@@ -60,7 +60,7 @@ def test_the_head_is_a_function_of_the_seed(base: Base) -> None:
 
 
 @pytest.mark.parametrize("head", ["sequence", "tokens", "choice", "masked_lm"])
-def test_models_share_the_weights_of_their_base_in_memory(base: Base, head: Head) -> None:
+def test_models_share_the_weights_of_their_base_in_memory(base: Base, head: HeadKind) -> None:
     model = base.with_head(head, 2, seed=1)
     own = {name: tensor.data_ptr() for name, tensor in base.model.named_parameters()}
     found = {

@@ -17,7 +17,7 @@ from robustly.delta.stage import make_delta
 from robustly.delta.tasks import TaskData
 from robustly.delta.tuning import Tuned, tune
 
-MakePage = Callable[..., DeltaExperiment]
+MakeConfig = Callable[..., DeltaExperiment]
 UPDATES = 30  # of the page with 4 epochs of 60 examples, 8 at a time
 
 
@@ -51,25 +51,25 @@ def same(one: Tuned, other: Tuned, texts: Sequence[str]) -> bool:
 )
 @pytest.mark.parametrize("stopped_after", [4, 11, 22])
 def test_it_goes_on(
-    base: Base, data: TaskData, make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str,
+    base: Base, data: TaskData, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str,
     stopped_after: int,
 ) -> None:  # fmt: skip
     """Before and after the end of the first epoch (update 7.5), and after AdaLoRA's ranks are
     shared out (15); the best epoch's tensors are remembered, too."""
     dev = dataclasses.replace(data, dev=data.test[:9])
-    page = make_page(f"delta.methods=[{method}]", "optim.epochs=4")
-    whole = tune(base, page, dev, seed=3)
+    config = make_config(f"delta.methods=[{method}]", "optim.epochs=4")
+    whole = tune(base, config, dev, seed=3)
     assert len(whole.lines) == UPDATES
     file = tmp_path / "checkpoint.pt"
 
     with monkeypatch.context() as patch:
         stop_after(patch, stopped_after)
         with pytest.raises(KeyboardInterrupt):
-            tune(base, page, dev, seed=3, checkpoint=file)
+            tune(base, config, dev, seed=3, checkpoint=file)
 
     with monkeypatch.context() as patch:
         made = stop_after(patch, UPDATES)
-        rest = tune(base, page, dev, seed=3, checkpoint=file)
+        rest = tune(base, config, dev, seed=3, checkpoint=file)
 
     assert len(made) == UPDATES - stopped_after
     assert same(rest, whole, [example.texts[0] for example in data.test])
@@ -79,24 +79,24 @@ def test_it_goes_on(
 
 
 def test_the_same_command_goes_on_within_a_seed(
-    make_page: MakePage,
+    make_config: MakeConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "deltas"
-    make_delta(make_page("optim.epochs=2", "name=whole"))
-    page = make_page("optim.epochs=2", "name=stopped")
+    make_delta(make_config("optim.epochs=2", "name=whole"))
+    config = make_config("optim.epochs=2", "name=stopped")
 
     with monkeypatch.context() as patch:
         stop_after(patch, 20)  # 15 of the first seed, 5 of the second
         with pytest.raises(KeyboardInterrupt):
-            make_delta(page)
+            make_delta(config)
 
     assert not (folder / "stopped/manifest.json").exists()
     assert (folder / "stopped/work/seed-4/checkpoint.pt").stat().st_mode & 0o777 == 0o644
     capsys.readouterr()
-    make_delta(page)
+    make_delta(config)
     shown = capsys.readouterr().err
     assert (
         "seed 3  was finished before" in shown and "seed 4  goes on after update 5 of 15" in shown

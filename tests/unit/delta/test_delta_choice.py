@@ -22,7 +22,7 @@ from robustly.delta.stage import make_delta
 from robustly.delta.tasks import TaskData, draw
 from robustly.delta.tuning import Diverged
 
-MakePage = Callable[..., DeltaExperiment]
+MakeConfig = Callable[..., DeltaExperiment]
 AUTO = ("delta.methods=auto", "delta.seeds=1", "optim.epochs=2")
 BASE = RobertaConfig()  # 12 layers of 768
 LARGE = RobertaConfig(hidden_size=1024, num_hidden_layers=24, intermediate_size=4096)
@@ -118,19 +118,19 @@ def test_counts_are_those_of_what_is_attached(base: Base) -> None:
     assert parameters(model)["delta"] == method.parameter_count(config)
 
 
-def test_what_the_rule_looks_at(base: Base, data: TaskData, make_page: MakePage) -> None:
-    found = situation(base, make_page(*AUTO), data)
+def test_what_the_rule_looks_at(base: Base, data: TaskData, make_config: MakeConfig) -> None:
+    found = situation(base, make_config(*AUTO), data)
     lengths = sorted(
         len(example.texts[0]) + 2 for example in draw(data, 60, 3)
     )  # a token for each byte, <s>, </s>
     assert found.length == sum(lengths[29:31]) / 2
     assert (found.examples, found.budget, found.parameters) == (60, 300_000, base.parameters)
-    assert situation(base, make_page(*AUTO, "delta.budget=7"), data).budget == 7
+    assert situation(base, make_config(*AUTO, "delta.budget=7"), data).budget == 7
 
 
-def test_a_delta_of_a_chosen_method(make_page: MakePage, tmp_path: Path) -> None:
-    page = make_page(*AUTO, "delta.budget=2000")
-    manifest = make_delta(page)
+def test_a_delta_of_a_chosen_method(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(*AUTO, "delta.budget=2000")
+    manifest = make_delta(config)
     folder = tmp_path / "deltas" / "letters"
     record = json.loads((folder / "choice.json").read_text())
     assert [each["label"].partition(" ")[0] for each in record["candidates"]] == ["lora", "adapter"]
@@ -148,10 +148,10 @@ def test_a_delta_of_a_chosen_method(make_page: MakePage, tmp_path: Path) -> None
     assert "choice.json" in manifest.outputs
     card = (folder / "README.md").read_text()
     assert "## Choice" in card and record["candidates"][1]["reason"] in card
-    assert make_delta(page) == manifest
+    assert make_delta(config) == manifest
     assert manifest.recipe["methods"] == "auto"
 
-    again = make_page(*AUTO, "delta.budget=2000", "name=again")
+    again = make_config(*AUTO, "delta.budget=2000", "name=again")
     make_delta(again)
     same = json.loads((tmp_path / "deltas" / "again" / "choice.json").read_text())
     for each in (record, same):
@@ -173,9 +173,9 @@ def fake(made: list[tuple[int, float, int]], scores: dict[int, float]) -> Callab
             self.score = self
             self.scores = {"accuracy": score, "loss": 1.0}
 
-    def tune(base: Base, page: DeltaExperiment, data: TaskData, seed: int) -> Result:
-        rank = page.delta.listed[0].rank
-        made.append((rank, page.optim.epochs, len(data.train)))
+    def tune(base: Base, config: DeltaExperiment, data: TaskData, seed: int) -> Result:
+        rank = config.delta.listed[0].rank
+        made.append((rank, config.optim.epochs, len(data.train)))
         if rank not in scores:
             raise Diverged("nan")
         return Result(scores[rank])
@@ -184,12 +184,16 @@ def fake(made: list[tuple[int, float, int]], scores: dict[int, float]) -> Callab
 
 
 def test_successive_halving(
-    base: Base, data: TaskData, make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Base,
+    data: TaskData,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[tuple[int, float, int]] = []
     monkeypatch.setattr(delta_choice, "tune", fake(made, {1: 0.2, 2: 0.8, 4: 0.5}))
     among = [candidate(rank) for rank in (1, 2, 4, 8)]
-    page = choose(base, make_page(*AUTO, "optim.epochs=8"), data, among, tmp_path)
+    config = choose(base, make_config(*AUTO, "optim.epochs=8"), data, among, tmp_path)
     assert made == [
         (1, 2, 54),
         (2, 2, 54),
@@ -198,8 +202,8 @@ def test_successive_halving(
         (2, 4, 54),
         (4, 4, 54),
     ]  # a tenth of 60 is left out
-    assert label(page.delta.listed) == "lora (rank 2)"
-    assert page.delta.task.examples == 60 and page.optim.epochs == 8  # the trial's are its own
+    assert label(config.delta.listed) == "lora (rank 2)"
+    assert config.delta.task.examples == 60 and config.optim.epochs == 8  # the trial's are its own
     record = json.loads((tmp_path / "choice.json").read_text())
     assert record["rungs"][0]["trials"]["3"] == {"diverged": True}
     on = "6 of 60 training examples, which the trial leaves out"
@@ -208,48 +212,57 @@ def test_successive_halving(
     del record["rungs"][1]["trials"]["1"]  # as a kill in the last trial leaves it
     (tmp_path / "choice.json").write_text(json.dumps(record))
     assert (
-        choose(base, make_page(*AUTO, "optim.epochs=8"), data, among, tmp_path).delta == page.delta
+        choose(base, make_config(*AUTO, "optim.epochs=8"), data, among, tmp_path).delta
+        == config.delta
     )
     assert made == [(2, 4, 54)]
 
 
 def test_all_diverge(
-    base: Base, data: TaskData, make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Base,
+    data: TaskData,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(delta_choice, "tune", fake([], {}))
     with pytest.raises(UserError, match="every candidate diverges"):
-        choose(base, make_page(*AUTO), data, [candidate(1), candidate(2)], tmp_path)
+        choose(base, make_config(*AUTO), data, [candidate(1), candidate(2)], tmp_path)
 
 
 def test_one_candidate_needs_no_trial(
-    base: Base, data: TaskData, make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Base,
+    data: TaskData,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(delta_choice, "tune", None)
-    page = choose(base, make_page(*AUTO), data, [candidate(4)], tmp_path)
-    assert label(page.delta.listed) == "lora (rank 4)"
+    config = choose(base, make_config(*AUTO), data, [candidate(4)], tmp_path)
+    assert label(config.delta.listed) == "lora (rank 4)"
 
 
-def test_the_trial_does_not_see_the_test_file(data: TaskData, make_page: MakePage) -> None:
-    page = make_page(*AUTO)
-    tried, _ = delta_choice._trial_data(data, page)
+def test_the_trial_does_not_see_the_test_file(data: TaskData, make_config: MakeConfig) -> None:
+    config = make_config(*AUTO)
+    tried, _ = delta_choice._trial_data(data, config)
     drawn = {example.inputs for example in draw(data, 60, 3)}
     held_out, trained = ({example.inputs for example in part} for part in (tried.dev, tried.train))
     assert tried.test == tried.dev
     assert len(held_out) == 6 and held_out | trained == drawn and not held_out & trained
     dev = dataclasses.replace(data, dev=data.test[:30])
-    tried, how = delta_choice._trial_data(dev, page)
+    tried, how = delta_choice._trial_data(dev, config)
     assert (tried.test, len(tried.train), how) == (dev.dev, 60, "the dev file's 30 examples")
 
 
-def test_a_budget_is_for_auto_and_nobody_else_chooses(make_page: MakePage) -> None:
+def test_a_budget_is_for_auto_and_nobody_else_chooses(make_config: MakeConfig) -> None:
     with pytest.raises(UserError, match="budget is for"):
-        make_page("delta.budget=1000")
+        make_config("delta.budget=1000")
 
     with pytest.raises(UserError, match="`robustly delta` chooses"):
-        _ = make_page(*AUTO).delta.listed
+        _ = make_config(*AUTO).delta.listed
 
     with pytest.raises(UserError, match=r"delta\.methods = 'all': expected 'auto'"):
-        make_page("delta.methods=all")
+        make_config("delta.methods=all")
 
     with pytest.raises(UserError, match=r"1 fault\n  delta\.methods\.0\.rank = -1"):
-        make_page("delta.methods=[{name: lora, rank: -1}]")
+        make_config("delta.methods=[{name: lora, rank: -1}]")

@@ -26,7 +26,7 @@ from robustly.delta.workers import Killed, each, run
 from robustly.inspection import describe
 from robustly.inspection.folders import folder_kind
 
-MakePage = Callable[..., DeltaExperiment]
+MakeConfig = Callable[..., DeltaExperiment]
 QUICK = ("optim.epochs=0.5", "optim.batch_size=16", "delta.seeds=2")
 
 
@@ -43,13 +43,13 @@ def rows_of(folder: Path) -> list[dict[str, object]]:
     return list(json.loads((folder / "comparisons" / "letters" / "rows.json").read_text()))
 
 
-def test_rows_with_one_that_fails(make_page: MakePage, base: Base, tmp_path: Path) -> None:
+def test_rows_with_one_that_fails(make_config: MakeConfig, base: Base, tmp_path: Path) -> None:
     entries = (
         "[{methods: [{name: lora, rank: 4}, {name: bitfit}]}, {methods: [{name: full}], peak_lr:"
         " 1e30, epochs: 2}]"
     )
-    page = make_page(*QUICK, f"compare.entries={entries}", "optim.clip_norm=0")
-    manifest = compare(page)
+    config = make_config(*QUICK, f"compare.entries={entries}", "optim.clip_norm=0")
+    manifest = compare(config)
     good, bad = rows_of(tmp_path)
     methods = parse([{"name": "lora", "rank": 4}, {"name": "bitfit"}])
     count = sum(method.parameter_count(base.model.config) for method in methods)
@@ -68,7 +68,7 @@ def test_rows_with_one_that_fails(make_page: MakePage, base: Base, tmp_path: Pat
     assert "±" in table[2] and "the loss of update" in table[3]
     assert (tmp_path / "comparisons" / "letters" / "plot.png").read_bytes()[:4] == b"\x89PNG"
     assert manifest.counts["failed_entries"] == 1
-    assert compare(page) == manifest
+    assert compare(config) == manifest
     folder = tmp_path / "comparisons" / "letters"
     found = describe.describe_folder(folder, folder_kind(folder))
     assert (found.kind, found.figures["entries"], found.figures["metric"]) == (
@@ -84,36 +84,36 @@ def test_rows_with_one_that_fails(make_page: MakePage, base: Base, tmp_path: Pat
 
 
 def test_what_was_trained_before_a_kill_is_not_trained_again(
-    make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delta_compare, "each", here)
-    page = make_page(
+    config = make_config(
         *QUICK, "compare.entries=[{methods: [{name: head}]}, {methods: [{name: bitfit}]}]"
     )
     tune = delta_compare.tune
     trained = []
 
     def killed_in_the_last(
-        base: Base, page: DeltaExperiment, data: object, seed: int, checkpoint: Path
+        base: Base, config: DeltaExperiment, data: object, seed: int, checkpoint: Path
     ) -> object:
-        trained.append((page.delta.listed[0].name, seed))
+        trained.append((config.delta.listed[0].name, seed))
         if len(trained) == 4:
             raise KeyboardInterrupt
-        return tune(base, page, data, seed, checkpoint=checkpoint)
+        return tune(base, config, data, seed, checkpoint=checkpoint)
 
     monkeypatch.setattr(delta_compare, "tune", killed_in_the_last)
     with pytest.raises(KeyboardInterrupt):
-        compare(page)
+        compare(config)
 
-    compare(page)
+    compare(config)
     assert trained == [("head", 3), ("head", 4), ("bitfit", 3), ("bitfit", 4), ("bitfit", 4)]
     head, bitfit = rows_of(tmp_path)
     assert (head["stored"], bitfit["stored"] > 0) == (0, True)
 
     def score(seed: int, name: str) -> float:
         (tmp_path / name).mkdir(exist_ok=True)
-        entry = delta_compare._settled(page.compare.entries[1], page, Base.load(page.base))
-        train(page, entry, [seed], tmp_path / name)
+        entry = delta_compare._settled(config.compare.entries[1], config, Base.load(config.base))
+        train(config, entry, [seed], tmp_path / name)
         return float(json.loads((tmp_path / name / f"{seed}.json").read_text())["score"])
 
     both = [score(3, "alone"), score(4, "alone")]
@@ -122,10 +122,10 @@ def test_what_was_trained_before_a_kill_is_not_trained_again(
 
 
 def test_an_entry_that_does_not_fit_is_a_row(
-    make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delta_compare, "each", here)
-    compare(make_page(*QUICK, "compare.entries=[{methods: [{name: prompt, tokens: 60}]}]"))
+    compare(make_config(*QUICK, "compare.entries=[{methods: [{name: prompt, tokens: 60}]}]"))
     (row,) = rows_of(tmp_path)
     assert "tokens = 60" in row["failure"]
 
@@ -166,7 +166,7 @@ def test_so_many_processes_at_a_time_and_each_fault_is_told(tmp_path: Path) -> N
 
 
 def test_an_entry_that_is_killed_is_a_row(
-    make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And entries beside it are trained."""
 
@@ -180,13 +180,13 @@ def test_an_entry_that_is_killed_is_a_row(
 
     monkeypatch.setattr(delta_compare, "each", killed)
     entries = "[{methods: [{name: bitfit}]}, {methods: [{name: head}]}]"
-    compare(make_page(*QUICK, f"compare.entries={entries}", "delta.processes=3"))
+    compare(make_config(*QUICK, f"compare.entries={entries}", "delta.processes=3"))
     bitfit, head = rows_of(tmp_path)
     assert head["failure"] == "a process was killed" and head["score"] is None
     assert bitfit["failure"] is None and bitfit["score"] is not None
 
 
-def test_by_default_every_method_is_compared(make_page: MakePage) -> None:
+def test_by_default_every_method_is_compared(make_config: MakeConfig) -> None:
     alone = [methods[0]["name"] for methods in COMPARED if len(methods) == 1]
     assert alone and set(alone) == {method["name"] for method in EVERY_METHOD}
     together = [{method["name"] for method in methods} for methods in COMPARED if len(methods) > 1]

@@ -26,5 +26,5 @@ from robustly.delta.config import load_delta
 )  # fmt: skip
 def test_a_fault_names_the_key_as_the_page_has_it(place: Path, change: str, message: str) -> None:
     with pytest.raises(UserError) as refused:
-        load_delta(place / "page.yaml", [change])
+        load_delta(place / "letters.yaml", [change])
     assert message in str(refused.value)

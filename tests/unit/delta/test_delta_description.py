@@ -16,10 +16,10 @@ from robustly.manifest import Stage
 describe = partial(describe_folder, kind="delta")
 
 
-def test_a_delta(make_page: Callable[..., DeltaExperiment]) -> None:
-    page = make_page("optim.epochs=0.5")
-    folder = page.folder("delta")
-    made = make_delta(page)
+def test_a_delta(make_config: Callable[..., DeltaExperiment]) -> None:
+    config = make_config("optim.epochs=0.5")
+    folder = config.folder("delta")
+    made = make_delta(config)
     found = describe(folder)
     assert json.loads(json.dumps(found.json(), allow_nan=False))["kind"] == "delta"
     assert "lora delta" in found.summary and "3 labels" in found.summary
@@ -28,14 +28,14 @@ def test_a_delta(make_page: Callable[..., DeltaExperiment]) -> None:
     assert figures["accuracy"] == made.counts["accuracy"]
     assert figures["delta_parameters"] == made.counts["delta_parameters"] == 2 * 2 * 2 * 32 * 4
     assert figures["labels"] == ", ".join(read_record(folder).labels)
-    assert len(found.examples[0].rows) == page.delta.seeds
+    assert len(found.examples[0].rows) == config.delta.seeds
     (folder / "scores.json").write_text("")
     with pytest.raises(UserError, match=r"scores\.json: 0 bytes"):
         describe(folder)
 
 
-def test_an_unfinished_delta(make_page: Callable[..., DeltaExperiment]) -> None:
-    folder = make_page().folder("delta")
+def test_an_unfinished_delta(make_config: Callable[..., DeltaExperiment]) -> None:
+    folder = make_config().folder("delta")
     with Stage(folder, "delta", {}, {}).begin():
         found = describe(folder)
     assert "not finished" in found.summary and "robustly delta CONFIG" in found.notes[0]

@@ -33,9 +33,9 @@ def arguments(place: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str
 @pytest.fixture(scope="module")
 def finished(place: Path, arguments: list[str]) -> Path:
     """A delta of two seeds, of 6 updates each. Left as it is by the tests."""
-    page = load_delta(place / "page.yaml", arguments)
-    make_delta(page)
-    return page.folder("delta")
+    config = load_delta(place / "letters.yaml", arguments)
+    make_delta(config)
+    return config.folder("delta")
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def test_reloads_to_the_bit_under_any_head_seed(
     place: Path, base: Base, data: TaskData, finished: Path, arguments: list[str]
 ) -> None:
     texts = [example.texts[0] for example in data.test]
-    trained = tune(base, load_delta(place / "page.yaml", arguments), data, seed=3).predictor.logits(
-        texts
-    )
+    trained = tune(
+        base, load_delta(place / "letters.yaml", arguments), data, seed=3
+    ).predictor.logits(texts)
     for head_seed in (3, 4):
         assert torch.equal(
             torch.stack(reload(base, finished, head_seed).logits(texts)), torch.stack(trained)
@@ -146,7 +146,7 @@ def test_the_same_command_does_nothing_and_another_recipe_is_refused(
     }
     moved = Path(shutil.copy(place / "test.jsonl", tmp_path / "moved.jsonl"))
     make_delta(
-        load_delta(place / "page.yaml", [*arguments, f"delta.task.test={moved}", "name=other"])
+        load_delta(place / "letters.yaml", [*arguments, f"delta.task.test={moved}", "name=other"])
     )
     changed = tmp_path / "changed.jsonl"
     changed.write_text(moved.read_text().replace("e 0 ", "e 00 "))
@@ -160,7 +160,7 @@ def test_the_same_command_does_nothing_and_another_recipe_is_refused(
         (f"paths.published={place / 'other'}", "input.base: "),
     ]:
         with pytest.raises(UserError, match=f"of another recipe; nothing was changed\n.*{message}"):
-            make_delta(load_delta(place / "page.yaml", [*arguments, change]))
+            make_delta(load_delta(place / "letters.yaml", [*arguments, change]))
 
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
@@ -172,7 +172,7 @@ def test_a_mistake_leaves_no_folder(place: Path, tmp_path: Path) -> None:
         "delta.methods=[{name: lora}, {name: lora}]",
     ):  # fmt: skip
         with pytest.raises(UserError):
-            make_delta(load_delta(place / "page.yaml", [*arguments, change]))
+            make_delta(load_delta(place / "letters.yaml", [*arguments, change]))
 
     assert not (tmp_path / "delta").exists()
 
@@ -181,26 +181,26 @@ def test_a_stop_amid_the_second_seed_is_made_good(
     place: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [f"paths.published={place / 'base'}", f"paths.delta={tmp_path / 'delta'}", *SHORT]
-    page = load_delta(place / "page.yaml", arguments)
+    config = load_delta(place / "letters.yaml", arguments)
 
     seeds = []
 
     def stopped(
-        base: Base, page: DeltaExperiment, data: TaskData, seed: int, *rest: Any, **options: Any
+        base: Base, config: DeltaExperiment, data: TaskData, seed: int, *rest: Any, **options: Any
     ) -> object:
         seeds.append(seed)
         if seeds == [3, 4]:
             raise KeyboardInterrupt
-        return tune(base, page, data, seed, *rest, **options)
+        return tune(base, config, data, seed, *rest, **options)
 
     monkeypatch.setattr("robustly.delta.stage.tune", stopped)
     with pytest.raises(KeyboardInterrupt):
-        make_delta(page)
+        make_delta(config)
 
     with pytest.raises(UserError, match="no finished delta stage here"):
         delta.load(place / "base", tmp_path / "delta")
 
-    make_delta(page)
+    make_delta(config)
     assert seeds == [3, 4, 4]  # the first one is not made again
     assert not (tmp_path / "delta" / "work").exists()
     assert (tmp_path / "delta" / TENSORS).read_bytes() == (finished / TENSORS).read_bytes()
@@ -221,7 +221,7 @@ def test_a_folder_that_does_not_reload_equal_is_not_finished(
     monkeypatch.setattr("robustly.delta.saving.save", damaged)
     arguments = [f"paths.published={place / 'base'}", f"paths.delta={tmp_path / 'delta'}", *SHORT]
     with pytest.raises(AssertionError, match="other logits on reload"):
-        make_delta(load_delta(place / "page.yaml", arguments))
+        make_delta(load_delta(place / "letters.yaml", arguments))
 
     assert not (tmp_path / "delta" / "manifest.json").exists()
 

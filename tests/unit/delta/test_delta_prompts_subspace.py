@@ -20,13 +20,13 @@ from robustly.delta.layers.prompt_decoder import decode
 from robustly.delta.methods.intrinsic_prompt import DECODER, RECORD
 from robustly.delta.saving import load
 from robustly.delta.stage import make_delta
-from robustly.delta.subspace import _Task, fit, make_subspace
+from robustly.delta.subspace import _PromptedTask, fit, make_subspace
 from robustly.delta.tasks import TaskData
 from robustly.inspection import describe
 from robustly.inspection.folders import folder_kind
 from robustly.manifest import Manifest
 
-MakePage = Callable[..., DeltaExperiment]
+MakeConfig = Callable[..., DeltaExperiment]
 TASKS, TOKENS, HIDDEN = 6, 4, 32
 SIZES = {"width": 24, "updates": 300, "peak_lr": 5e-3}
 IDS = torch.tensor([[0, 9, 14, 31, 22, 7, 2], [0, 11, 5, 45, 17, 39, 2]])
@@ -107,7 +107,7 @@ PROMPT = "delta.methods=[{name: prompt, tokens: 4, lr: 0.05}]"
 
 
 @pytest.fixture(scope="module")
-def pages(place: Path, tmp_path_factory: pytest.TempPathFactory) -> list[DeltaExperiment]:
+def configs(place: Path, tmp_path_factory: pytest.TempPathFactory) -> list[DeltaExperiment]:
     """Three tasks: which letters, told by other names, from other examples."""
     root = tmp_path_factory.mktemp("tasks")
     found = []
@@ -120,7 +120,7 @@ def pages(place: Path, tmp_path_factory: pytest.TempPathFactory) -> list[DeltaEx
             (root / f"{name}{number}.jsonl").write_text(text)
 
         (root / f"task{number}.yaml").write_text(
-            f"base: {place / 'page.yaml'}\nname: task{number}\nseed: {5 + number}\n"
+            f"base: {place / 'letters.yaml'}\nname: task{number}\nseed: {5 + number}\n"
             f"delta: {{task: {{train: train{number}.jsonl, test: test{number}.jsonl}}}}\n"
         )
         found.append(load_delta(root / f"task{number}.yaml", overrides(place, root)))
@@ -136,13 +136,15 @@ def overrides(place: Path, root: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def made(
-    pages: list[DeltaExperiment], tmp_path_factory: pytest.TempPathFactory
+    configs: list[DeltaExperiment], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Manifest]:
     folder = tmp_path_factory.mktemp("made") / "space"
-    return folder, make_subspace(pages, folder, 2, **SIZES)
+    return folder, make_subspace(configs, folder, 2, **SIZES)
 
 
-def test_the_folder(pages: list[DeltaExperiment], made: tuple[Path, Manifest], base: Base) -> None:
+def test_the_folder(
+    configs: list[DeltaExperiment], made: tuple[Path, Manifest], base: Base
+) -> None:
     folder, manifest = made
     record = json.loads((folder / RECORD).read_text())
     shape = {
@@ -155,10 +157,10 @@ def test_the_folder(pages: list[DeltaExperiment], made: tuple[Path, Manifest], b
     assert {key: record[key] for key in shape} == shape
     assert [task["name"] for task in record["tasks"]] == ["task0", "task1", "task2"]
 
-    for page, task in zip(pages, record["tasks"], strict=True):  # the prompts were trained here
-        scores = json.loads((page.folder("delta") / "scores.json").read_text())
+    for config, task in zip(configs, record["tasks"], strict=True):  # the prompts were trained here
+        scores = json.loads((config.folder("delta") / "scores.json").read_text())
         assert task["own"] == pytest.approx(scores["accuracy"]) and task["metric"] == "accuracy"
-        assert f"delta {page.name}" in manifest.inputs
+        assert f"delta {config.name}" in manifest.inputs
 
     decoder = load_file(folder / DECODER)
     assert manifest.counts["decoder_parameters"] == sum(
@@ -169,17 +171,17 @@ def test_the_folder(pages: list[DeltaExperiment], made: tuple[Path, Manifest], b
     assert described.kind == "subspace" and "2 numbers" in described.summary
     assert [row["name"] for row in described.examples[0].rows] == ["task0", "task1", "task2"]
     assert (
-        make_subspace(pages, folder, 2, **SIZES).finished == manifest.finished
+        make_subspace(configs, folder, 2, **SIZES).finished == manifest.finished
     )  # the same again does nothing
     with pytest.raises(UserError, match="another recipe"):
-        make_subspace(pages, folder, 3, **SIZES)
+        make_subspace(configs, folder, 3, **SIZES)
 
     with pytest.raises(UserError, match="another recipe"):
-        make_subspace(pages[1:], folder, 2, **SIZES)
+        make_subspace(configs[1:], folder, 2, **SIZES)
 
 
 def test_the_tasks_losses_are_learnt(
-    pages: list[DeltaExperiment],
+    configs: list[DeltaExperiment],
     made: tuple[Path, Manifest],
     base: Base,
     monkeypatch: pytest.MonkeyPatch,
@@ -188,8 +190,8 @@ def test_the_tasks_losses_are_learnt(
     loss than the tasks' own prompts do, though the head was made for these; with the losses turned
     round, with far more; with the error alone, with about as much. The tasks' deltas stay as they
     are."""
-    before = [(page.folder("delta") / "delta.safetensors").read_bytes() for page in pages]
-    tasks = [_Task(page, base, 2 * 300, seed=1) for page in pages]
+    before = [(config.folder("delta") / "delta.safetensors").read_bytes() for config in configs]
+    tasks = [_PromptedTask(config, base, 2 * 300, seed=1) for config in configs]
     own = torch.stack([task.prompt for task in tasks])
     for task in tasks:
         task.metric = "loss"
@@ -215,26 +217,32 @@ def test_the_tasks_losses_are_learnt(
         < losses(against.prompts)
     )
     assert losses(alone.prompts) == pytest.approx(losses(own), rel=0.1)
-    assert before == [(page.folder("delta") / "delta.safetensors").read_bytes() for page in pages]
+    assert before == [
+        (config.folder("delta") / "delta.safetensors").read_bytes() for config in configs
+    ]
 
 
 def test_numbers_of_the_space_learn_a_task(
-    made: tuple[Path, Manifest], make_page: MakePage, data: TaskData, place: Path, tmp_path: Path
+    made: tuple[Path, Manifest],
+    make_config: MakeConfig,
+    data: TaskData,
+    place: Path,
+    tmp_path: Path,
 ) -> None:
     """And the delta that is saved reloads beside its decoder."""
-    page = make_page(
+    config = make_config(
         f"delta.methods=[{{name: intrinsic_prompt, subspace: {made[0]}, lr: 0.5}}]", "delta.seeds=1"
     )
-    manifest = make_delta(page)
+    manifest = make_delta(config)
     assert manifest.counts["delta_parameters"] == 2
     assert manifest.counts["accuracy"] > 0.5  # chance is 1/3
-    again = load(place / "base", page.folder("delta"))
+    again = load(place / "base", config.folder("delta"))
     assert again.judge(data.test).scores["accuracy"] == pytest.approx(manifest.counts["accuracy"])
 
 
-def test_from_the_command_line(pages: list[DeltaExperiment], place: Path, tmp_path: Path) -> None:
-    files = [str(page.origin) for page in pages]
-    keys = overrides(place, pages[0].root)
+def test_from_the_command_line(configs: list[DeltaExperiment], place: Path, tmp_path: Path) -> None:
+    files = [str(config.origin) for config in configs]
+    keys = overrides(place, configs[0].root)
     command = [
         "delta",
         "subspace",
@@ -311,7 +319,7 @@ def test_trains_and_reloads_to_the_bit(made: tuple[Path, Manifest], base: Base) 
 
 def test_another_decoder_or_base_is_refused(
     made: tuple[Path, Manifest],
-    pages: list[DeltaExperiment],
+    configs: list[DeltaExperiment],
     base: Base,
     place: Path,
     tmp_path: Path,
@@ -324,7 +332,7 @@ def test_another_decoder_or_base_is_refused(
     (method,) = attach(
         model(), [{"name": "intrinsic_prompt", "subspace": str(folder)}]
     ).delta.methods
-    make_subspace(pages, tmp_path / "other", 2, **{**SIZES, "updates": 2})
+    make_subspace(configs, tmp_path / "other", 2, **{**SIZES, "updates": 2})
     with pytest.raises(UserError, match=r"other: holds the decoder .* the delta was trained with"):
         attach(model(), [method.model_copy(update={"subspace": str(tmp_path / "other")})])
 
@@ -347,22 +355,22 @@ def test_another_decoder_or_base_is_refused(
 
 
 def test_pages_that_make_no_subspace(
-    pages: list[DeltaExperiment], make_page: MakePage, place: Path, tmp_path: Path
+    configs: list[DeltaExperiment], make_config: MakeConfig, place: Path, tmp_path: Path
 ) -> None:
     def refused(reason: str, *others: DeltaExperiment, dimension: int = 2) -> None:
         with pytest.raises(UserError, match=reason):
-            make_subspace([pages[0], *others], tmp_path / "space", dimension, **SIZES)
+            make_subspace([configs[0], *others], tmp_path / "space", dimension, **SIZES)
         assert not (tmp_path / "space").exists() and not (tmp_path / "deltas").exists()
 
     refused("two tasks or more, found 1")
-    refused("dimension = 0: expected 1 or more", pages[1], dimension=0)
-    refused("two pages are named 'task0'", make_page(PROMPT, "name=task0"))
+    refused("dimension = 0: expected 1 or more", configs[1], dimension=0)
+    refused("two pages are named 'task0'", make_config(PROMPT, "name=task0"))
     refused(
-        "letters: 3 tokens, task0 has 4", make_page("delta.methods=[{name: p_tuning, tokens: 3}]")
+        "letters: 3 tokens, task0 has 4", make_config("delta.methods=[{name: p_tuning, tokens: 3}]")
     )
     refused(
         "letters: of the base .*other, task0 of .*base",
-        make_page(PROMPT, f"delta.base={place / 'other'}"),
+        make_config(PROMPT, f"delta.base={place / 'other'}"),
     )
-    refused("letters: delta.methods: expected the one method .* found lora", make_page())
-    refused("letters: delta.methods: .* found auto", make_page("delta.methods=auto"))
+    refused("letters: delta.methods: expected the one method .* found lora", make_config())
+    refused("letters: delta.methods: .* found auto", make_config("delta.methods=auto"))

@@ -22,7 +22,7 @@ from robustly.delta.tasks import read
 from robustly.delta.tuning import tune
 from tests.ranks import run_distributed
 
-MakePage = Callable[..., DeltaExperiment]
+MakeConfig = Callable[..., DeltaExperiment]
 LETTERS = "abcdefgh"
 
 
@@ -74,9 +74,9 @@ TAGS = {
 def trained_by(
     rank: int, size: int, page_file: str, changes: list[str], meeting: str
 ) -> dict[str, Any]:
-    page = load_delta(page_file, changes)
+    config = load_delta(page_file, changes)
     with joined(Path(meeting), rank, size) as ranks:
-        tuned = tune(Base.load(page.base), page, read(page.delta.task), 3, ranks=ranks)
+        tuned = tune(Base.load(config.base), config, read(config.delta.task), 3, ranks=ranks)
 
     weights = {
         name: parameter.detach().double().sum().item()
@@ -104,10 +104,10 @@ def test_a_delta_does_not_depend_on_how_many_train_it(
     for file in ("train.jsonl", "test.jsonl"):
         shutil.copy(place / file, tmp_path)
 
-    raw = yaml.safe_load((place / "page.yaml").read_text())
+    raw = yaml.safe_load((place / "letters.yaml").read_text())
     task = TAGS if kind == "tokens" else {**raw["delta"]["task"], "dev": "dev.jsonl"}
-    page = tmp_path / "page.yaml"
-    page.write_text(yaml.safe_dump({**raw, "delta": {**raw["delta"], "task": task}}))
+    config = tmp_path / "letters.yaml"
+    config.write_text(yaml.safe_dump({**raw, "delta": {**raw["delta"], "task": task}}))
     dev = (place / "train.jsonl").read_text().replace('"text": "r', '"text": "d').splitlines()[:25]
     (tmp_path / "dev.jsonl").write_text("\n".join(dev) + "\n")
     for name, lines in (("a", 40), ("b", 25), ("c", 30)):
@@ -125,9 +125,9 @@ def test_a_delta_does_not_depend_on_how_many_train_it(
         "optim.epochs=1.5",
         "optim.batch_size=7",
     ]
-    (one,) = run_distributed(1, trained_by, str(page), changes, str(tmp_path / "one"))
+    (one,) = run_distributed(1, trained_by, str(config), changes, str(tmp_path / "one"))
 
-    for three in run_distributed(3, trained_by, str(page), changes, str(tmp_path / "three")):
+    for three in run_distributed(3, trained_by, str(config), changes, str(tmp_path / "three")):
         assert [line.keys() for line in three["lines"]] == [line.keys() for line in one["lines"]]
         for line, other in zip(three["lines"], one["lines"], strict=True):
             assert line["loss"] == pytest.approx(other["loss"], rel=2e-4)
@@ -140,10 +140,10 @@ def test_a_delta_does_not_depend_on_how_many_train_it(
 
 
 def test_seeds_side_by_side_are_those_one_after_the_other(
-    make_page: MakePage, tmp_path: Path
+    make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    make_delta(make_page("optim.epochs=1", "name=one"))
-    make_delta(make_page("optim.epochs=1", "name=two", "delta.processes=2"))
+    make_delta(make_config("optim.epochs=1", "name=one"))
+    make_delta(make_config("optim.epochs=1", "name=two", "delta.processes=2"))
     one, two = (tmp_path / "deltas" / name for name in ("one", "two"))
     assert (one / "metrics.jsonl").read_text() == (two / "metrics.jsonl").read_text()
     assert (one / "delta.safetensors").read_bytes() == (two / "delta.safetensors").read_bytes()
@@ -151,11 +151,11 @@ def test_seeds_side_by_side_are_those_one_after_the_other(
 
 
 def test_more_processes_than_seeds_train_one_together(
-    make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From a page, in processes of their own; a batch of 2 has no share for a third one."""
     manifest = make_delta(
-        make_page(
+        make_config(
             "optim.epochs=1",
             "delta.seeds=1",
             "delta.processes=3",
@@ -171,24 +171,24 @@ def test_more_processes_than_seeds_train_one_together(
         UserError, match=r"delta.processes = 3: 2 would train a seed together.* there are 1 GPUs"
     ):
         make_delta(
-            make_page("name=another", "delta.seeds=1", "delta.processes=3", "optim.batch_size=2")
+            make_config("name=another", "delta.seeds=1", "delta.processes=3", "optim.batch_size=2")
         )
 
 
 def test_judging_is_shared(
-    base: Base, place: Path, make_page: MakePage, monkeypatch: pytest.MonkeyPatch
+    base: Base, place: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rank of two answers every second example; the other's answers come from it."""
-    page = make_page("optim.epochs=0.5")
-    data = read(page.delta.task)
-    predictor = tune(base, page, data, 3).predictor
+    config = make_config("optim.epochs=0.5")
+    data = read(config.delta.task)
+    predictor = tune(base, config, data, 3).predictor
     answered = []
     logits = Predictor._logits
     monkeypatch.setattr(
         Predictor, "_logits", lambda self, rows: answered.append(len(rows)) or logits(self, rows)
     )
     whole = predictor.judge(data.test)
-    rows = predictor.form.encode(data.test)
+    rows = predictor.head.encode(data.test)
     other = logits(predictor, rows[1::2])
 
     class Two(Ranks):
@@ -209,30 +209,34 @@ class WithAll(Ranks):
 
 
 def test_dropout_differs_from_update_to_update_and_from_rank_to_rank(
-    base: Base, place: Path, make_page: MakePage, monkeypatch: pytest.MonkeyPatch
+    base: Base, place: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = make_page("optim.epochs=0.67")
-    data = read(page.delta.task)
+    config = make_config("optim.epochs=0.67")
+    data = read(config.delta.task)
     gradients, seeds = tuning._gradients, []
     monkeypatch.setattr(
         tuning, "_gradients", lambda *given: seeds.append(torch.initial_seed()) or gradients(*given)
     )
     for rank in (0, 1):
-        tune(base, page, data, 3, ranks=WithAll(rank, 1))
+        tune(base, config, data, 3, ranks=WithAll(rank, 1))
 
     assert len(seeds) == 2 * 5 == len(set(seeds))
 
 
 def test_the_first_rank_alone_writes_states(
-    base: Base, place: Path, make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Base,
+    place: Path,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(delta_checkpoint, "EVERY", 0.0)
-    page = make_page("optim.epochs=0.2", "optim.batch_size=8")
-    data = read(page.delta.task)
-    tune(base, page, data, 3, checkpoint=tmp_path / "first.pt", ranks=WithAll(0, 1))
+    config = make_config("optim.epochs=0.2", "optim.batch_size=8")
+    data = read(config.delta.task)
+    tune(base, config, data, 3, checkpoint=tmp_path / "first.pt", ranks=WithAll(0, 1))
     tune(
         base,
-        page,
+        config,
         data,
         3,
         tmp_path / "board",
@@ -241,5 +245,5 @@ def test_the_first_rank_alone_writes_states(
     )
     assert (tmp_path / "first.pt").exists()
     assert not (tmp_path / "second.pt").exists() and not (tmp_path / "board").exists()
-    _one_seed(base, page, data, 3, tmp_path / "second", WithAll(1, 1))
+    _one_seed(base, config, data, 3, tmp_path / "second", WithAll(1, 1))
     assert not list((tmp_path / "second").rglob("*"))

@@ -17,12 +17,12 @@ from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment, load_delta
 from robustly.delta.defaults import SEARCHED
 from robustly.delta.methods import label, parse
-from robustly.delta.search import page_text, search
+from robustly.delta.search import config_text, search
 from robustly.delta.stage import make_delta
 from robustly.inspection import describe
 from robustly.inspection.folders import describe_run, folder_kind
 
-MakePage = Callable[..., DeltaExperiment]
+MakeConfig = Callable[..., DeltaExperiment]
 QUICK = (
     "delta.task.dev=dev.jsonl", "delta.task.examples=null", "delta.seeds=1",
     "optim.epochs=1", "optim.batch_size=16", "optim.warmup=0.1",
@@ -44,12 +44,12 @@ def trials_of(folder: Path) -> list[dict[str, object]]:
 
 
 def test_it_finds_the_better_of_two_rates_and_its_page_runs(
-    make_page: MakePage, tmp_path: Path
+    make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    page = make_page(
+    config = make_config(
         *QUICK, SPACE, "search.trials=6", "search.peak_lr=[1e-7, 5e-2]", "optim.epochs=2.5"
     )
-    manifest = search(page)
+    manifest = search(config)
     folder = tmp_path / "searches" / "letters"
     trials = trials_of(folder)
     assert [trial["number"] for trial in trials] == list(range(6))
@@ -65,7 +65,7 @@ def test_it_finds_the_better_of_two_rates_and_its_page_runs(
     assert table[2].startswith(f"| {best['number']} | ")
     assert len(table) == 2 + 6
     assert (folder / "plot.png").read_bytes()[:4] == b"\x89PNG"
-    assert search(page) == manifest  # nothing is made again
+    assert search(config) == manifest  # nothing is made again
     described = describe.describe_folder(folder, folder_kind(folder))
     assert described.kind == "search" and described.figures["best"] == manifest.counts["best"]
     assert described.examples[0].rows[0]["number"] == best["number"]
@@ -86,13 +86,13 @@ def test_it_finds_the_better_of_two_rates_and_its_page_runs(
 
 
 def test_a_killed_search_goes_on_as_if_nothing_had_been(
-    make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = make_page(*QUICK, SPACE, "search.trials=4")
-    search(page)
+    config = make_config(*QUICK, SPACE, "search.trials=4")
+    search(config)
     whole = trials_of(tmp_path / "searches" / "letters")
 
-    stopped = make_page(*QUICK, SPACE, "search.trials=4", "name=stopped")
+    stopped = make_config(*QUICK, SPACE, "search.trials=4", "name=stopped")
     tune = delta_search.tune
     made = []
 
@@ -128,14 +128,14 @@ def test_a_killed_search_goes_on_as_if_nothing_had_been(
     assert [[t[key] for key in same] for t in again] == [[t[key] for key in same] for t in whole]
     assert [trial["number"] for trial in again] == [0, 1, 3, 4]
 
-    more = make_page(*QUICK, SPACE, "search.trials=5", "name=stopped")
+    more = make_config(*QUICK, SPACE, "search.trials=5", "name=stopped")
     assert search(more).counts["trials"] == 5
     assert trials_of(folder)[:4] == again
 
 
-def test_two_processes_share_a_study(make_page: MakePage, tmp_path: Path) -> None:
-    page = make_page(*QUICK, SPACE, "search.trials=4", "delta.processes=2")
-    assert search(page).counts["trials"] == 4
+def test_two_processes_share_a_study(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(*QUICK, SPACE, "search.trials=4", "delta.processes=2")
+    assert search(config).counts["trials"] == 4
     with sqlite3.connect(tmp_path / "searches" / "letters" / "study.sqlite") as study:
         assert study.execute("SELECT COUNT(*) FROM studies").fetchone() == (1,)
         times = study.execute(
@@ -149,16 +149,16 @@ def test_two_processes_share_a_study(make_page: MakePage, tmp_path: Path) -> Non
 
 
 def test_trials_that_lag_end_early_and_those_that_diverge_are_told(
-    make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the median pruner, after its five first trials: a score is the trial's own, falling from
     trial to trial."""
-    page = make_page(*QUICK, SPACE, "search.trials=8")
+    config = make_config(*QUICK, SPACE, "search.trials=8")
     number = iter(range(8))
 
     def tune(
         base: Base,
-        page: DeltaExperiment,
+        config: DeltaExperiment,
         data: object,
         seed: int,
         after_epoch: Callable[[int, float], None],
@@ -171,7 +171,7 @@ def test_trials_that_lag_end_early_and_those_that_diverge_are_told(
             after_epoch(epoch, 1.0 - 0.1 * mine)
 
     monkeypatch.setattr(delta_search, "tune", tune)
-    counts = search(page).counts
+    counts = search(config).counts
     states = [trial["state"] for trial in trials_of(tmp_path / "searches" / "letters")]
     assert states == ["complete"] * 5 + ["pruned"] * 2 + ["diverged"]
     assert [trial["epochs"] for trial in trials_of(tmp_path / "searches" / "letters")] == [
@@ -185,51 +185,55 @@ def test_trials_that_lag_end_early_and_those_that_diverge_are_told(
 
 
 def test_the_test_file_is_not_scored(
-    make_page: MakePage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
     monkeypatch.setattr(
         delta_search,
         "tune",
-        lambda base, page, data, seed, after_epoch: (seen.append(data), after_epoch(1, 0.5)),
+        lambda base, config, data, seed, after_epoch: (seen.append(data), after_epoch(1, 0.5)),
     )
-    search(make_page(*QUICK, SPACE, "search.trials=1"))
+    search(make_config(*QUICK, SPACE, "search.trials=1"))
     assert seen[0].test == seen[0].dev
     assert len(seen[0].dev) == 45
 
 
-def test_what_a_search_refuses(make_page: MakePage) -> None:
+def test_what_a_search_refuses(make_config: MakeConfig) -> None:
     with pytest.raises(UserError, match=r"delta\.task\.dev: missing"):
-        search(make_page())
+        search(make_config())
 
     with pytest.raises(
         UserError, match=r"search\.methods: prompt \(tokens 60\): tokens = 60"
     ):  # before any trial
-        search(make_page(*QUICK, "search.methods=[[{name: lora}], [{name: prompt, tokens: 60}]]"))
+        search(make_config(*QUICK, "search.methods=[[{name: lora}], [{name: prompt, tokens: 60}]]"))
 
     with pytest.raises(UserError, match="the lower rate first"):
-        make_page("search.peak_lr=[1e-2, 1e-3]")
+        make_config("search.peak_lr=[1e-2, 1e-3]")
 
-    page = make_page(*QUICK, SPACE, "search.trials=1", "optim.epochs=0.3")
-    search(page)
+    config = make_config(*QUICK, SPACE, "search.trials=1", "optim.epochs=0.3")
+    search(config)
 
     with pytest.raises(UserError, match=r"search\.pruner: median there, halving now"):
         search(
-            make_page(*QUICK, SPACE, "search.trials=1", "optim.epochs=0.3", "search.pruner=halving")
+            make_config(
+                *QUICK, SPACE, "search.trials=1", "optim.epochs=0.3", "search.pruner=halving"
+            )
         )
 
 
 def test_a_page_that_lies_elsewhere_means_the_same(
-    make_page: MakePage, place: Path, tmp_path: Path
+    make_config: MakeConfig, place: Path, tmp_path: Path
 ) -> None:
-    page = make_page("optim.clip_norm=0", "paths.delta=somewhere", f"delta.base={place / 'base'}")
+    config = make_config(
+        "optim.clip_norm=0", "paths.delta=somewhere", f"delta.base={place / 'base'}"
+    )
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "page.yaml").write_text(page_text(page, "moved"))
-    again = load_delta(tmp_path / "other" / "page.yaml")
+    (tmp_path / "other" / "letters.yaml").write_text(config_text(config, "moved"))
+    again = load_delta(tmp_path / "other" / "letters.yaml")
     assert again.delta.task.train == str(place / "train.jsonl")
-    assert again.optim == page.optim
-    assert again.delta.listed == page.delta.listed
-    assert again.base == page.base
+    assert again.optim == config.optim
+    assert again.delta.listed == config.delta.listed
+    assert again.base == config.base
     assert again.folder("delta") == tmp_path / "deltas" / "moved"
 
 
@@ -251,12 +255,13 @@ def test_the_command_line(
     arguments: tuple[str, ...],
     called: str,
 ) -> None:
-    def made(page: DeltaExperiment) -> None:
-        raise UserError(f"{called}: {page.name} {page.optim.epochs}")
+    def made(config: DeltaExperiment) -> None:
+        raise UserError(f"{called}: {config.name} {config.optim.epochs}")
 
     monkeypatch.setattr(f"robustly.delta.{called}", made)
     done = CliRunner().invoke(
-        app, ["delta", *arguments, "--new-run", "new", str(place / "page.yaml"), "optim.epochs=7"]
+        app,
+        ["delta", *arguments, "--new-run", "new", str(place / "letters.yaml"), "optim.epochs=7"],
     )
     assert done.exit_code == 2
     assert f"{called}: new 7.0" in done.stderr

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from robustly.delta.tasks.config import HUB, Cloze, Task
+from robustly.delta.tasks.config import HUB, ClozeTask, Task
 from robustly.delta.tasks.template import TemplatePiece, parse
 
 FILES = {"train": "train.jsonl", "test": "test.jsonl"}
@@ -115,7 +115,7 @@ def test_templates_that_cannot_be_filled(template: str, message: str) -> None:
 
 def test_words_of_a_cloze() -> None:
     cloze = task(**{**CLOZE, "words": {0: " bad", 1: "good "}})
-    assert isinstance(cloze, Cloze) and cloze.words == {"0": "bad", "1": "good"}
+    assert isinstance(cloze, ClozeTask) and cloze.words == {"0": "bad", "1": "good"}
 
 
 @pytest.mark.parametrize(

@@ -16,15 +16,15 @@ from robustly.delta.config import DeltaExperiment
 from robustly.delta.data_parallel import Ranks
 from robustly.delta.predictor import Judgement, Predictor
 from robustly.delta.tasks import Example, TaskData
-from robustly.delta.tuning import Score, attached, batches, mean_and_deviation, score, tune
+from robustly.delta.tuning import SeedScore, attached, batches, mean_and_deviation, score, tune
 
-MakePage = Callable[..., DeltaExperiment]
+MakeConfig = Callable[..., DeltaExperiment]
 SHORT = ("optim.epochs=0.67", "optim.warmup=0.2")  # 5 updates
 
 
-def test_it_learns(base: Base, data: TaskData, make_page: MakePage) -> None:
+def test_it_learns(base: Base, data: TaskData, make_config: MakeConfig) -> None:
     before = base.fingerprint
-    tuned = tune(base, make_page(), data, seed=3)
+    tuned = tune(base, make_config(), data, seed=3)
     assert tuned.score.scores["accuracy"] > 0.7  # chance is 1/3, with 90 texts 0.05 of deviation
     losses = [line["loss"] for line in tuned.lines]
     assert len(losses) == 60
@@ -43,17 +43,17 @@ def test_it_learns(base: Base, data: TaskData, make_page: MakePage) -> None:
 
 
 def test_the_same_seed_repeats_to_the_bit_and_another_differs(
-    base: Base, data: TaskData, make_page: MakePage
+    base: Base, data: TaskData, make_config: MakeConfig
 ) -> None:
-    page = make_page(*SHORT)
+    config = make_config(*SHORT)
     texts = [example.texts[0] for example in data.test[:10]]
     torch.manual_seed(5)
-    one = tune(base, page, data, seed=1)
+    one = tune(base, config, data, seed=1)
     torch.manual_seed(6)  # nobody else's random state matters
     before = torch.get_rng_state()
-    again = tune(base, page, data, seed=1)
+    again = tune(base, config, data, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
-    other = tune(base, page, data, seed=2)
+    other = tune(base, config, data, seed=2)
     assert one.lines == again.lines
     assert torch.equal(
         torch.stack(one.predictor.logits(texts)), torch.stack(again.predictor.logits(texts))
@@ -61,11 +61,11 @@ def test_the_same_seed_repeats_to_the_bit_and_another_differs(
     assert one.lines != other.lines
 
 
-def test_scores_are_of_each_seed(base: Base, data: TaskData, make_page: MakePage) -> None:
-    page = make_page(*SHORT)
-    scores = score(base, page, data)
+def test_scores_are_of_each_seed(base: Base, data: TaskData, make_config: MakeConfig) -> None:
+    config = make_config(*SHORT)
+    scores = score(base, config, data)
     assert [one.seed for one in scores] == [3, 4]
-    again = tune(base, page, data, seed=4)
+    again = tune(base, config, data, seed=4)
     assert scores[1].confusion == again.score.confusion
     guesses = again.predictor.predict([example.texts[0] for example in data.test])
     pairs = Counter(
@@ -83,14 +83,14 @@ def test_scores_are_of_each_seed(base: Base, data: TaskData, make_page: MakePage
     assert mean_and_deviation([_score(0.5)], "accuracy") == (0.5, None)
 
 
-def _score(accuracy: float) -> Score:
-    return Score(0, {"accuracy": accuracy}, [], 1.0, None, 0.0)
+def _score(accuracy: float) -> SeedScore:
+    return SeedScore(0, {"accuracy": accuracy}, [], 1.0, None, 0.0)
 
 
-def test_a_rate_that_blows_up(base: Base, data: TaskData, make_page: MakePage) -> None:
-    page = make_page("optim.peak_lr=1e30", "optim.clip_norm=0")
+def test_a_rate_that_blows_up(base: Base, data: TaskData, make_config: MakeConfig) -> None:
+    config = make_config("optim.peak_lr=1e30", "optim.clip_norm=0")
     with pytest.raises(UserError, match=r"the loss of update .* is nan; lower optim.peak_lr"):
-        tune(base, page, data, seed=1)
+        tune(base, config, data, seed=1)
 
 
 def test_epochs_see_every_example_once_in_another_order_and_batches_are_of_like_length() -> None:
@@ -111,9 +111,9 @@ def test_epochs_see_every_example_once_in_another_order_and_batches_are_of_like_
 
 
 def test_scores_do_not_depend_on_who_shares_the_batch(
-    base: Base, data: TaskData, make_page: MakePage
+    base: Base, data: TaskData, make_config: MakeConfig
 ) -> None:
-    predictor = attached(base, make_page(), data, seed=1)
+    predictor = attached(base, make_config(), data, seed=1)
     texts = [
         "a",
         "a much longer text than the others",
@@ -127,19 +127,23 @@ def test_scores_do_not_depend_on_who_shares_the_batch(
 
 
 def test_texts_are_cut_to_what_the_base_and_the_prompt_leave(
-    base: Base, data: TaskData, make_page: MakePage
+    base: Base, data: TaskData, make_config: MakeConfig
 ) -> None:
     for methods, longest in (("[{name: lora}]", 40), ("[{name: prompt, tokens: 7}]", 33)):
-        page = make_page("delta.task.max_length=1000", f"delta.methods={methods}")
-        predictor = attached(base, page, data, seed=1)
-        (row,) = predictor.form.encode([Example(("x" * 100,))])
-        assert predictor.form.length(row) == longest
+        config = make_config("delta.task.max_length=1000", f"delta.methods={methods}")
+        predictor = attached(base, config, data, seed=1)
+        (row,) = predictor.head.encode([Example(("x" * 100,))])
+        assert predictor.head.length(row) == longest
         assert predictor.logits(["x" * 100])[0].shape == (3,)
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "prefix", "p_tuning"])
 def test_the_delta_of_the_best_epoch_is_kept(
-    base: Base, data: TaskData, make_page: MakePage, monkeypatch: pytest.MonkeyPatch, method: str
+    base: Base,
+    data: TaskData,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
 ) -> None:
     """Epochs get scores as planned; what is kept gives the logits that the best one gave, to the
     bit."""
@@ -156,26 +160,31 @@ def test_the_delta_of_the_best_epoch_is_kept(
     monkeypatch.setattr(Predictor, "judge", planned_judge)
     size = "" if method in ("lora", "adalora") else ", tokens: 4"
     tuned = tune(
-        base, make_page(f"delta.methods=[{{name: {method}{size}}}]", "optim.epochs=4"), dev, seed=3
+        base,
+        make_config(f"delta.methods=[{{name: {method}{size}}}]", "optim.epochs=4"),
+        dev,
+        seed=3,
     )
     assert len(by_epoch) == 4 and not torch.equal(by_epoch[1], by_epoch[3])
     assert torch.equal(torch.stack(tuned.predictor.logits_of(dev.dev)), by_epoch[1])
     assert (tuned.score.dev, tuned.score.epoch) == (0.9, pytest.approx(2, abs=0.1))
 
 
-def test_patience_ends_a_seed(base: Base, data: TaskData, make_page: MakePage) -> None:
+def test_patience_ends_a_seed(base: Base, data: TaskData, make_config: MakeConfig) -> None:
     dev = dataclasses.replace(data, dev=data.test)
     tuned = tune(
-        base, make_page("optim.peak_lr=1e-9", "optim.epochs=20", "optim.patience=2"), dev, seed=3
+        base, make_config("optim.peak_lr=1e-9", "optim.epochs=20", "optim.patience=2"), dev, seed=3
     )
     assert len([line for line in tuned.lines if "dev_accuracy" in line]) == 3
 
 
-def test_methods_have_rates_of_their_own(base: Base, data: TaskData, make_page: MakePage) -> None:
-    page = make_page("delta.methods=[{name: lora}, {name: bitfit, lr: 1e-30}]", *SHORT)
-    tuned = tune(base, page, data, seed=3)
+def test_methods_have_rates_of_their_own(
+    base: Base, data: TaskData, make_config: MakeConfig
+) -> None:
+    config = make_config("delta.methods=[{name: lora}, {name: bitfit, lr: 1e-30}]", *SHORT)
+    tuned = tune(base, config, data, seed=3)
     names = trained(tuned.predictor.model)
-    start = trained(attached(base, page, data, seed=3).model)
+    start = trained(attached(base, config, data, seed=3).model)
     moved = {name for name in names if (names[name] - start[name]).abs().max() > 1e-12}
     assert moved and not any(
         tuned.predictor.model.delta.method_of.get(name) == "bitfit" for name in moved
@@ -187,12 +196,12 @@ def test_methods_have_rates_of_their_own(base: Base, data: TaskData, make_page: 
 
 
 def test_several_deltas_on_one_base_share_it(
-    place: Path, base: Base, data: TaskData, make_page: MakePage
+    place: Path, base: Base, data: TaskData, make_config: MakeConfig
 ) -> None:
     """Switching is using the other one: the weights of the base are there once, and nobody changes
     them."""
-    page = make_page(*SHORT, "delta.methods=[{name: bitfit}]")
-    one, other = (tune(base, page, data, seed).predictor for seed in (1, 2))
+    config = make_config(*SHORT, "delta.methods=[{name: bitfit}]")
+    one, other = (tune(base, config, data, seed).predictor for seed in (1, 2))
     texts = [example.texts[0] for example in data.test[:5]]
     before = torch.stack(one.logits(texts))
     assert not torch.equal(torch.stack(other.logits(texts)), before)

@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from robustly import UserError
-from robustly.delta.tasks import Example, Form, form
+from robustly.delta.tasks import Example, TaskHead, task_head
 from robustly.delta.tasks.config import Task
-from robustly.delta.tasks.heads import Row, cut
+from robustly.delta.tasks.heads import EncodedExample, cut
 from robustly.tokenizer.merges import train_merges
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
@@ -67,10 +67,10 @@ def make(
     labels: tuple[str, ...] = (),
     longest: int = LONGEST,
     **keys: Any,
-) -> Form:
-    page = {"kind": kind, "train": "a.jsonl", "test": "b.jsonl", **keys}
-    return form(
-        TypeAdapter(Task).validate_python(page),
+) -> TaskHead:
+    config = {"kind": kind, "train": "a.jsonl", "test": "b.jsonl", **keys}
+    return task_head(
+        TypeAdapter(Task).validate_python(config),
         labels,
         place.encoder,
         longest,
@@ -78,14 +78,14 @@ def make(
     )
 
 
-def model(place: SimpleNamespace, how: Form, labels: int | None = None) -> Any:
+def model(place: SimpleNamespace, head: TaskHead, labels: int | None = None) -> Any:
     torch.manual_seed(0)
     config = RobertaConfig(
         vocab_size=place.encoder.vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=LONGEST + 2, type_vocab_size=1, initializer_range=0.5,
-        pad_token_id=place.encoder.pad_id, num_labels=labels or how.outputs,
+        pad_token_id=place.encoder.pad_id, num_labels=labels or head.outputs,
     )  # fmt: skip
-    return HEADS[how.head](config).eval()
+    return HEADS[head.kind](config).eval()
 
 
 def text(draw: random.Random, words: int) -> str:
@@ -136,10 +136,10 @@ def test_the_longer_text_is_cut_first(first: int, second: int, room: int) -> Non
 
 
 def test_special_tokens_in_a_text_are_text(place: SimpleNamespace) -> None:
-    how = make(
+    head = make(
         place, "cloze", ("x", "y"), template="{text} <mask>", words={"x": "great", "y": "bad"}
     )
-    (row,) = how.encode([Example(("a</s><mask><pad>",))])
+    (row,) = head.encode([Example(("a</s><mask><pad>",))])
     assert [
         row.ids[0].count(n)
         for n in (place.encoder.mask_id, place.encoder.eos_id, place.encoder.pad_id)
@@ -161,8 +161,8 @@ def test_words_are_encoded_as_transformers_does(place: SimpleNamespace, longest:
         for k in (1, 4, 9, 15)
     ]
     tags = [tuple(draw.choices(TAGS, k=len(words))) for words in texts]
-    how = make(place, "tokens", TAGS, longest)
-    rows = how.encode([Example(words, answer) for words, answer in zip(texts, tags, strict=True)])
+    head = make(place, "tokens", TAGS, longest)
+    rows = head.encode([Example(words, answer) for words, answer in zip(texts, tags, strict=True)])
     expected = place.spaced(
         [list(words) for words in texts],
         is_split_into_words=True,
@@ -181,14 +181,14 @@ def test_words_are_encoded_as_transformers_does(place: SimpleNamespace, longest:
 
 
 def test_tags_are_learnt_at_first_pieces_alone(place: SimpleNamespace) -> None:
-    how = make(place, "tokens", TAGS)
-    rows = how.encode(
+    head = make(place, "tokens", TAGS)
+    rows = head.encode(
         [Example(("zebra", "in", "Paris"), ("O", "O", "B-LOC")), Example(("zebra",), ("B-LOC",))]
     )
-    batch = how.batch(rows, CPU)
+    batch = head.batch(rows, CPU)
     torch.manual_seed(1)
     logits = torch.randn(*batch["input_ids"].shape, 3, requires_grad=True)
-    loss = how.loss(logits, rows)
+    loss = head.loss(logits, rows)
     places = [(0, place) for place in rows[0].firsts] + [(1, rows[1].firsts[0])]
     by_hand = [
         -logits[at].log_softmax(-1)[tag] for at, tag in zip(places, (2, 2, 0, 0), strict=True)
@@ -200,16 +200,16 @@ def test_tags_are_learnt_at_first_pieces_alone(place: SimpleNamespace) -> None:
 
 
 def test_words_that_are_cut_off_count_as_missed(place: SimpleNamespace) -> None:
-    how = make(place, "tokens", TAGS, longest=8)
+    head = make(place, "tokens", TAGS, longest=8)
     example = Example(("in",) * 9, ("B-LOC",) * 9)
-    (row,) = how.encode([example])
+    (row,) = head.encode([example])
     assert len(row.firsts) == 6
     logits = torch.zeros(1, 8, 3)
     logits[..., 0] = 1
-    answers = how.answers(logits, [row])
+    answers = head.answers(logits, [row])
     assert answers == [("B-LOC",) * 6 + ("O",) * 3]
-    assert how.scores(answers, [example])["recall"] == pytest.approx(6 / 9)
-    assert how.loss(logits, [row]).item() == pytest.approx(
+    assert head.scores(answers, [example])["recall"] == pytest.approx(6 / 9)
+    assert head.loss(logits, [row]).item() == pytest.approx(
         -torch.tensor([1.0, 0, 0]).log_softmax(0)[0].item()
     )
 
@@ -247,32 +247,32 @@ def test_choices_are_encoded_as_transformers_does(place: SimpleNamespace) -> Non
 def test_rows_with_fewer_choices(place: SimpleNamespace) -> None:
     """They have the loss and the answer that they have alone, whatever the places that they lack
     score."""
-    how = make(place, "multiple_choice")
-    rows = how.encode(
+    head = make(place, "multiple_choice")
+    rows = head.encode(
         [
             Example(("who saw",), 1, choices=("the cat", "Anna")),
             Example(("in",), 2, choices=("a", "b", "Paris")),
         ]
     )
-    batch = how.batch(rows, CPU)
-    assert batch["input_ids"].shape == (2, 3, how.length(rows[0]))
+    batch = head.batch(rows, CPU)
+    assert batch["input_ids"].shape == (2, 3, head.length(rows[0]))
     assert batch["attention_mask"].any(-1).all()  # attention to nothing is NaN in some kernels
-    tuned = model(place, how)
+    tuned = model(place, head)
 
     with torch.no_grad():
-        logits = how.logits(tuned, batch)
-        alone = how.logits(tuned, how.batch(rows[:1], CPU))
+        logits = head.logits(tuned, batch)
+        alone = head.logits(tuned, head.batch(rows[:1], CPU))
         assert torch.allclose(logits[:1, :2], alone, atol=1e-5)
-        assert how.loss(logits[:1], rows[:1]).item() == pytest.approx(
-            how.loss(alone, rows[:1]).item(), rel=1e-4
+        assert head.loss(logits[:1], rows[:1]).item() == pytest.approx(
+            head.loss(alone, rows[:1]).item(), rel=1e-4
         )
 
     logits = torch.tensor([[1.0, 2.0, 9.0], [1.0, 2.0, 9.0]])
-    assert how.answers(logits, rows) == [1, 2]
-    assert how.loss(logits[:1], rows[:1]).item() == pytest.approx(
+    assert head.answers(logits, rows) == [1, 2]
+    assert head.loss(logits[:1], rows[:1]).item() == pytest.approx(
         -torch.tensor([1.0, 2]).log_softmax(0)[1].item()
     )
-    assert how.scores([1, 0], [Example(("",), 1), Example(("",), 2)]) == {"accuracy": 0.5}
+    assert head.scores([1, 0], [Example(("",), 1), Example(("",), 2)]) == {"accuracy": 0.5}
 
 
 # ------------------------------------------------------------------------------------------- clozes
@@ -280,7 +280,7 @@ def test_rows_with_fewer_choices(place: SimpleNamespace) -> None:
 WORDS = {"neg": "terrible", "pos": "great"}
 
 
-def cloze(place: SimpleNamespace, template: str, longest: int = LONGEST, **keys: Any) -> Form:
+def cloze(place: SimpleNamespace, template: str, longest: int = LONGEST, **keys: Any) -> TaskHead:
     return make(
         place, "cloze", ("neg", "pos"), longest, **{"template": template, "words": WORDS, **keys}
     )
@@ -307,7 +307,7 @@ def test_a_template_is_encoded_as_transformers_encodes_it_filled(
 
 
 def test_the_template_is_never_cut(place: SimpleNamespace) -> None:
-    how = cloze(place, "{text} ? <mask> , {text_pair}", text_pair="u")
+    head = cloze(place, "{text} ? <mask> , {text_pair}", text_pair="u")
     draw = random.Random(7)
     pairs = [
         (text(draw, first), text(draw, second))
@@ -319,7 +319,7 @@ def test_the_template_is_never_cut(place: SimpleNamespace) -> None:
     fixed = [*question, place.encoder.mask_id, *comma]
 
     for row, (first, second) in zip(
-        how.encode([Example(pair) for pair in pairs]), pairs, strict=True
+        head.encode([Example(pair) for pair in pairs]), pairs, strict=True
     ):
         whole = [
             place.reference(each, add_special_tokens=False)["input_ids"]
@@ -331,9 +331,9 @@ def test_the_template_is_never_cut(place: SimpleNamespace) -> None:
 
 
 def test_pseudo_tokens_are_numbered_as_they_appear(place: SimpleNamespace) -> None:
-    how = cloze(place, "{prompt:2} {text} {prompt} <mask> {prompt}")
+    head = cloze(place, "{prompt:2} {text} {prompt} <mask> {prompt}")
     first = place.encoder.vocab_size
-    (row,) = how.encode([Example(("Paris",))])
+    (row,) = head.encode([Example(("Paris",))])
     (paris,) = place.encoder.encode_documents([" Paris"])
     assert row.ids[0] == [
         0,
@@ -345,19 +345,19 @@ def test_pseudo_tokens_are_numbered_as_they_appear(place: SimpleNamespace) -> No
         first + 3,
         2,
     ]
-    assert how.prompt_tokens == 4 and how.outputs == first
+    assert head.prompt_tokens == 4 and head.outputs == first
     assert (
         cloze(place, "{text} <mask>").prompt_tokens == 0 == make(place, "regression").prompt_tokens
     )
 
 
 def test_the_head_at_the_mask_over_the_words(place: SimpleNamespace) -> None:
-    how = cloze(place, "{text} It was <mask>.")
-    rows = how.encode([Example(("The cat sat on the mat",), "pos"), Example(("Paris",), "neg")])
-    tuned = model(place, how)
-    batch = how.batch(rows, CPU)
+    head = cloze(place, "{text} It was <mask>.")
+    rows = head.encode([Example(("The cat sat on the mat",), "pos"), Example(("Paris",), "neg")])
+    tuned = model(place, head)
+    batch = head.batch(rows, CPU)
     with torch.no_grad():
-        logits = how.logits(tuned, batch)
+        logits = head.logits(tuned, batch)
         everything = tuned(**batch).logits
 
     ids = [place.encoder.encode_documents([f" {word}"])[0].item() for word in ("terrible", "great")]
@@ -366,7 +366,7 @@ def test_the_head_at_the_mask_over_the_words(place: SimpleNamespace) -> None:
         assert torch.allclose(logits[number], expected, atol=1e-5)
 
     assert logits.shape == (2, 2)
-    assert how.answers(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), rows) == ["pos", "neg"]
+    assert head.answers(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), rows) == ["pos", "neg"]
 
 
 def test_a_word_of_several_tokens(place: SimpleNamespace) -> None:
@@ -387,7 +387,7 @@ def test_a_template_that_leaves_no_room(place: SimpleNamespace) -> None:
 # ---------------------------------------------------------------------------------- batches, losses
 
 
-def kinds(place: SimpleNamespace) -> list[tuple[Form, list[Example]]]:
+def kinds(place: SimpleNamespace) -> list[tuple[TaskHead, list[Example]]]:
     """Each kind with three examples of different lengths."""
     texts = ["Paris", "The cat sat on the mat", "it was"]
     return [
@@ -412,47 +412,51 @@ def kinds(place: SimpleNamespace) -> list[tuple[Form, list[Example]]]:
 
 
 def test_padding_changes_nothing(place: SimpleNamespace) -> None:
-    for how, examples in kinds(place):
-        tuned, rows = model(place, how), how.encode(examples)
+    for head, examples in kinds(place):
+        tuned, rows = model(place, head), head.encode(examples)
         with torch.no_grad():
-            together = how.logits(tuned, how.batch(rows, CPU))
+            together = head.logits(tuned, head.batch(rows, CPU))
             for number, row in enumerate(rows):
-                alone = how.logits(tuned, how.batch([row], CPU))[0]
-                size = len(alone) if how.head == "tokens" else None
-                assert torch.allclose(together[number][:size], alone, atol=1e-4), how.task.kind
-                if how.task.kind != "regression":
-                    assert how.answers([together[number]], [row]) == how.answers([alone], [row])
-                assert how.length(row) == how.batch([row], CPU)["input_ids"].shape[-1]
+                alone = head.logits(tuned, head.batch([row], CPU))[0]
+                size = len(alone) if head.kind == "tokens" else None
+                assert torch.allclose(together[number][:size], alone, atol=1e-4), head.task.kind
+                if head.task.kind != "regression":
+                    assert head.answers([together[number]], [row]) == head.answers([alone], [row])
+                assert head.length(row) == head.batch([row], CPU)["input_ids"].shape[-1]
 
-        assert len({how.length(row) for row in rows}) > 1
+        assert len({head.length(row) for row in rows}) > 1
 
 
 def test_every_kind_is_learnt_by_the_same_loop(place: SimpleNamespace) -> None:
-    for how, examples in kinds(place):
-        tuned, rows = model(place, how), how.encode(examples)
+    for head, examples in kinds(place):
+        tuned, rows = model(place, head), head.encode(examples)
         optimizer = torch.optim.AdamW(tuned.parameters(), 3e-3)
         losses = []
 
         for _ in range(40):
-            loss = how.loss(how.logits(tuned, how.batch(rows, CPU)), rows)
+            loss = head.loss(head.logits(tuned, head.batch(rows, CPU)), rows)
             assert loss.dtype == torch.float32 and loss.shape == ()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
 
-        assert losses[-1] < 0.2 * losses[0], how.task.kind
+        assert losses[-1] < 0.2 * losses[0], head.task.kind
         with torch.no_grad():
-            answers = how.answers(how.logits(tuned, how.batch(rows, CPU)), rows)
+            answers = head.answers(head.logits(tuned, head.batch(rows, CPU)), rows)
 
-        if how.task.kind == "regression":
+        if head.task.kind == "regression":
             assert answers == pytest.approx([example.label for example in examples], abs=0.7)
         else:
-            assert answers == [example.label for example in examples], how.task.kind
+            assert answers == [example.label for example in examples], head.task.kind
 
 
 def test_losses_are_means_in_fp32(place: SimpleNamespace) -> None:
-    rows = [Row(([0, 2],), 1), Row(([0, 2],), 0), Row(([0, 2],), 1)]
+    rows = [
+        EncodedExample(([0, 2],), 1),
+        EncodedExample(([0, 2],), 0),
+        EncodedExample(([0, 2],), 1),
+    ]
     logits = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)).bfloat16()
     loss = make(place, "classification", ("x", "y")).loss(logits, rows)
     assert loss.dtype == torch.float32
@@ -464,7 +468,7 @@ def test_losses_are_means_in_fp32(place: SimpleNamespace) -> None:
 
 
 def test_what_each_kind_asks_of_a_base(place: SimpleNamespace) -> None:
-    asked = {how.task.kind: (how.head, how.outputs) for how, _ in kinds(place)}
+    asked = {head.task.kind: (head.kind, head.outputs) for head, _ in kinds(place)}
     assert asked == {
         "classification": ("sequence", 3),
         "regression": ("sequence", 1),
@@ -475,12 +479,12 @@ def test_what_each_kind_asks_of_a_base(place: SimpleNamespace) -> None:
 
 
 def test_inputs_without_answers_are_encoded_the_same(place: SimpleNamespace) -> None:
-    for how, examples in kinds(place):
+    for head, examples in kinds(place):
         bare = [Example(example.texts, choices=example.choices) for example in examples]
-        rows = how.encode(bare)
-        assert [row.ids for row in rows] == [row.ids for row in how.encode(examples)]
+        rows = head.encode(bare)
+        assert [row.ids for row in rows] == [row.ids for row in head.encode(examples)]
         assert {row.target for row in rows} == {None}
-        assert how.encode([]) == []
+        assert head.encode([]) == []
 
 
 def test_inputs_of_another_shape(place: SimpleNamespace) -> None:
