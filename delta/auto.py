@@ -16,8 +16,10 @@ from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import LEAST_BUDGET, Candidate, Situation
 from robustly.delta.methods import label
-from robustly.delta.tasks import Example, TaskData, draw, task_head
-from robustly.delta.tuning import Diverged, tune, unseen_test
+from robustly.delta.tasks.data import Example, TaskData, draw
+from robustly.delta.tasks.heads import task_head
+from robustly.delta.trainer import Diverged
+from robustly.delta.tuning import tune, unseen_test
 from robustly.files import write_json
 from robustly.log import show
 

@@ -11,7 +11,7 @@ from robustly import __version__, markdown
 from robustly.delta.auto import choice_section
 from robustly.delta.methods import parse
 from robustly.delta.saving import DeltaRecord
-from robustly.delta.tasks import TaskData
+from robustly.delta.tasks.data import TaskData
 from robustly.delta.tuning import SeedScore, mean_and_deviation
 from robustly.log import show
 

@@ -18,8 +18,9 @@ from robustly.delta.base_model import Base
 from robustly.delta.config import CompareEntry, DeltaExperiment
 from robustly.delta.defaults import COMPARED, rated
 from robustly.delta.methods import label, parse
-from robustly.delta.tasks import TaskData, draw, read
-from robustly.delta.tuning import Diverged, attached, tune
+from robustly.delta.tasks.data import TaskData, draw, read
+from robustly.delta.trainer import Diverged
+from robustly.delta.tuning import attached, tune
 from robustly.delta.workers import Killed, each, how_many
 from robustly.figure import figure
 from robustly.files import atomic, write_atomic, write_json

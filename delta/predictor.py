@@ -12,8 +12,9 @@ from transformers import RobertaPreTrainedModel
 from robustly import UserError
 from robustly.delta.base_model import Base
 from robustly.delta.data_parallel import ALONE, Ranks
-from robustly.delta.tasks import Example, TaskHead, task_head
 from robustly.delta.tasks.config import Task
+from robustly.delta.tasks.data import Example
+from robustly.delta.tasks.heads import TaskHead, task_head
 
 BATCH = 32  # inputs that are scored at a time
 

@@ -18,9 +18,10 @@ from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import SEARCHED, searched_rates
 from robustly.delta.methods import label, parse
 from robustly.delta.methods.method import Method
-from robustly.delta.tasks import TaskData, read
 from robustly.delta.tasks.config import HUB
-from robustly.delta.tuning import Diverged, attached, tune, unseen_test
+from robustly.delta.tasks.data import TaskData, read
+from robustly.delta.trainer import Diverged
+from robustly.delta.tuning import attached, tune, unseen_test
 from robustly.delta.workers import CONTEXT, how_many, run
 from robustly.figure import figure
 from robustly.files import atomic, write_atomic, write_json

@@ -17,7 +17,7 @@ from robustly.delta.card import delta_card
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.data_parallel import ALONE, Ranks, joined
 from robustly.delta.defaults import candidates
-from robustly.delta.tasks import TaskData, draw, read
+from robustly.delta.tasks.data import TaskData, draw, read
 from robustly.delta.tuning import SeedScore, Tuned, attached, mean_and_deviation, tune
 from robustly.delta.workers import how_many, run
 from robustly.files import write_atomic, write_json

@@ -16,7 +16,7 @@ from robustly import UserError, log, manifest, markdown
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.stage import recipe
-from robustly.delta.tasks import read
+from robustly.delta.tasks.data import read
 from robustly.delta.tuning import SeedScore, tune
 from robustly.description import Listing
 from robustly.files import write_atomic

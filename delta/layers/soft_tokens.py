@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import RobertaModel, RobertaPreTrainedModel
 
 from robustly import UserError
+from robustly.delta.layers.prompts import PromptTable
 
 TABLE = "roberta.embeddings.word_embeddings.prompt.table"
 """Name of a prompt's parameter, tokens x hidden, where it is one."""
@@ -22,17 +23,6 @@ SHORTEST = 3
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 """Arguments of RobertaModel, in its order."""
-
-
-class PromptTable(nn.Module):
-    """A prompt that is learned directly. Parameters: tokens x hidden."""
-
-    def __init__(self, rows: Tensor):
-        super().__init__()
-        self.table = nn.Parameter(rows)
-
-    def forward(self) -> Tensor:
-        return self.table
 
 
 class PromptedEmbedding(nn.Embedding):

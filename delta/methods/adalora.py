@@ -35,18 +35,11 @@ class AdaLora(LowRank):
         return self
 
     def attach(self, model: "RobertaPreTrainedModel") -> None:
-        """Updates at `targets`, and on `model.delta` what training does for them.
+        """As other low-rank methods, and notes on `model.delta` what training does for the ranks.
 
         P and Q are random and L is 0 (section 3.1), so the model starts as it is without them.
-        Entries of L that lose their rank are 0 from then on; all are stored. Raises UserError if a
-        target names no linear map of the encoder, or beside another low-rank method."""
-        from peft import AdaLoraModel
-
-        from robustly.delta.layers.tuners import inject
-
-        self.check_targets(model)
-        tuner = inject(model.roberta, AdaLoraModel, self.peft_config(model.config), self.name)
-        ranks = _Ranks(tuner, self)
+        Entries of L that lose their rank are 0 from then on; all are stored."""
+        ranks = _Ranks(self.inject(model), self)
         model.delta.penalties.append(ranks.orthogonality)
         model.delta.after_update.append(ranks.allocate)
         model.delta.stateful.append(ranks)

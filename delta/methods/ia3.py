@@ -23,11 +23,9 @@ class Ia3(Method):
 
     def attach(self, model: "RobertaPreTrainedModel") -> None:
         """Scales start at 1, so the model starts as it is without them."""
-        from peft import IA3Model
-
         from robustly.delta.layers.tuners import inject
 
-        inject(model.roberta, IA3Model, self.peft_config(model.config), self.name)
+        inject(model.roberta, self.peft_config(model.config), self.name)
 
     def parameter_count(self, config: "RobertaConfig") -> int:
         """55,296 for RoBERTa-base."""

@@ -45,7 +45,7 @@ class IntrinsicPrompt(Method):
         refuses another decoder. Raises UserError if the folder is missing or damaged, or if it is
         of another base."""
         from robustly.delta.layers import soft_tokens
-        from robustly.delta.layers.prompt_decoder import PromptCode
+        from robustly.delta.layers.prompts import PromptCode
 
         folder = Path(self.subspace)
         subspace, decoder, found = read(folder)

@@ -7,22 +7,11 @@ from robustly.delta.methods.low_rank import LowRank
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import RobertaConfig, RobertaPreTrainedModel
+    from transformers import RobertaConfig
 
 
 class _Lora(LowRank):
     default_lr: ClassVar[float] = 5e-4  # Hu et al. 2021, Table 9: 4e-4 to 5e-4
-
-    def attach(self, model: "RobertaPreTrainedModel") -> None:
-        """Updates at `targets`: A is random and B is 0 (section 4.1), so the model starts as it is
-        without them. Raises UserError if a target names no linear map of the encoder, or beside
-        another low-rank method."""
-        from peft import LoraModel
-
-        from robustly.delta.layers.tuners import inject
-
-        self.check_targets(model)
-        inject(model.roberta, LoraModel, self.peft_config(model.config), self.name)
 
     def peft_config(self, config: "RobertaConfig") -> "LoraConfig":
         from peft import LoraConfig
@@ -37,7 +26,8 @@ class _Lora(LowRank):
 
 
 class Lora(_Lora):
-    """Low-rank updates of linear maps: W x + (alpha / rank) B A x (Hu et al. 2021, section 4.1)."""
+    """Low-rank updates of linear maps: W x + (alpha / rank) B A x (Hu et al. 2021, section 4.1).
+    A is random and B is 0, so the model starts as it is without them."""
 
     name: Literal["lora"]
 

@@ -9,6 +9,7 @@ from robustly.delta.methods.method import Method
 from robustly.pretrain.config import Positive
 
 if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTuner
     from transformers import RobertaConfig, RobertaPreTrainedModel
 
 
@@ -27,22 +28,28 @@ class LowRank(Method):
     def _sorted(cls, value: list[str]) -> list[str]:
         return sorted(set(value))  # peft keeps a set: the order has no meaning
 
-    def check_targets(self, model: "RobertaPreTrainedModel") -> None:
-        """Refuse what peft takes in silence: a target that matches nothing, as long as another
-        matches; and a second low-rank method on the same maps, which puts the first one to sleep.
-        Raises UserError."""
+    def attach(self, model: "RobertaPreTrainedModel") -> None:
+        """Updates of the maps that `targets` names. Raises UserError if one names no linear map of
+        the encoder, or beside another low-rank method."""
+        self.inject(model)
+
+    def inject(self, model: "RobertaPreTrainedModel") -> "BaseTuner":
+        """As `attach`; returns peft's object for the updates."""
         from torch import nn
 
-        beside = [other.name for other in model.delta.methods if isinstance(other, LowRank)]
-        if len(beside) > 1:
-            raise UserError(f"methods: {', '.join(beside)}: give one of lora, dora, adalora")
+        from robustly.delta.layers.tuners import inject
+
+        # What peft takes in silence: a second low-rank method on the same maps, which puts the
+        # first one to sleep; and a target that matches nothing, as long as another matches.
+        given = [other.name for other in model.delta.methods if isinstance(other, LowRank)]
+        if len(given) > 1:
+            raise UserError(f"methods: {', '.join(given)}: give one of lora, dora, adalora")
 
         linear = {
             name.removesuffix(".base_layer")
             for name, module in model.roberta.named_modules()
             if isinstance(module, nn.Linear)
         }
-
         for target in self.targets:
             if not any(_names(target, linear_map) for linear_map in linear):
                 # Without encoder.layer.0.
@@ -51,6 +58,8 @@ class LowRank(Method):
                     f"targets: {target!r} names no linear map of the encoder; it has"
                     f" {', '.join(endings)}"
                 )
+
+        return inject(model.roberta, self.peft_config(model.config), self.name)
 
     def target_sizes(self, config: "RobertaConfig") -> list[tuple[int, int]]:
         """Inputs and outputs of every linear map that `targets` names, over all layers."""

@@ -31,11 +31,11 @@ class PTuning(Method):
         import torch
 
         from robustly.delta.layers import soft_tokens
-        from robustly.delta.layers.prompt_network import PromptNetwork
+        from robustly.delta.layers.prompts import PromptNetwork, PromptTable
 
         hidden = model.config.hidden_size
         if model.delta.finished:
-            table = soft_tokens.PromptTable(torch.zeros(self.tokens, hidden))
+            table = PromptTable(torch.zeros(self.tokens, hidden))
             soft_tokens.attach(model, table, self.tokens)
             return
 

@@ -29,8 +29,9 @@ class Prompt(Method):
     def attach(self, model: "RobertaPreTrainedModel") -> None:
         """Raises UserError as `soft_tokens.attach` does."""
         from robustly.delta.layers import soft_tokens
+        from robustly.delta.layers.prompts import PromptTable
 
-        soft_tokens.attach(model, soft_tokens.PromptTable(self._start(model)), self.tokens)
+        soft_tokens.attach(model, PromptTable(self._start(model)), self.tokens)
 
     def _start(self, model: "RobertaPreTrainedModel") -> "Tensor":
         """tokens x hidden: rows of the embedding, of entries drawn evenly from all but RoBERTa's

@@ -36,7 +36,7 @@ def run_command(
     with user_errors():
         experiment = experiment_of(config, overrides, new_run)
         if compared := experiment.compared_delta():
-            from robustly.delta.tasks import read
+            from robustly.delta.tasks.data import read
 
             read(compared.delta.task)  # a fault of its files is said now, not after the training
 

@@ -1,5 +1,5 @@
-"""A small base as transformers saves it, a task that can be learnt, and a page: 2 layers, 32 hidden
-units."""
+"""A small base as transformers saves it, a task that can be learnt, and a config: 2 layers, 32
+hidden units."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment, load_delta
-from robustly.delta.tasks import TaskData, read
+from robustly.delta.tasks.data import TaskData, read
 from robustly.pretrain.objective import new_model
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
@@ -88,7 +88,7 @@ def base(place: Path) -> Base:
 
 @pytest.fixture
 def make_config(place: Path, tmp_path: Path) -> Callable[..., DeltaExperiment]:
-    """Makes the page with changes; its delta goes into the test's own folder."""
+    """Makes the config with changes; its delta goes into the test's own folder."""
 
     def make(*changes: str) -> DeltaExperiment:
         places = [f"paths.published={place / 'base'}", f"paths.root={tmp_path}"]

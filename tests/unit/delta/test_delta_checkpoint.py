@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from robustly.delta import checkpoint as delta_checkpoint
-from robustly.delta import tuning
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.stage import make_delta
-from robustly.delta.tasks import TaskData
+from robustly.delta.tasks.data import TaskData
+from robustly.delta.trainer import Trainer
 from robustly.delta.tuning import Tuned, tune
 
 MakeConfig = Callable[..., DeltaExperiment]
-UPDATES = 30  # of the page with 4 epochs of 60 examples, 8 at a time
+UPDATES = 30  # of the config with 4 epochs of 60 examples, 8 at a time
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def after_every_update(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> list[int]:
     """Ctrl-C after so many updates more; returns a list to which each adds a number."""
-    gradients, made = tuning._gradients, []
+    gradients, made = Trainer._backward, []
 
     def stopped(*arguments: Any) -> float:
         if len(made) == updates:
@@ -37,7 +37,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> list[int]:
         made.append(len(made))
         return gradients(*arguments)
 
-    monkeypatch.setattr(tuning, "_gradients", stopped)
+    monkeypatch.setattr(Trainer, "_backward", stopped)
     return made
 
 

@@ -19,8 +19,8 @@ from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import Candidate, Situation, candidates, rated
 from robustly.delta.methods import label, parse
 from robustly.delta.stage import make_delta
-from robustly.delta.tasks import TaskData, draw
-from robustly.delta.tuning import Diverged
+from robustly.delta.tasks.data import TaskData, draw
+from robustly.delta.trainer import Diverged
 
 MakeConfig = Callable[..., DeltaExperiment]
 AUTO = ("delta.methods=auto", "delta.seeds=1", "optim.epochs=2")

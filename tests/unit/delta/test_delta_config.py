@@ -1,4 +1,4 @@
-"""Faults of a delta's page: kinds of a union are told apart by a key, and are no keys
+"""Faults of a delta's config: kinds of a union are told apart by a key, and are no keys
 themselves."""
 
 from pathlib import Path

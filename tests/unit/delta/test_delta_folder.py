@@ -18,7 +18,7 @@ from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment, load_delta
 from robustly.delta.saving import RECORD, TENSORS, reload
 from robustly.delta.stage import make_delta
-from robustly.delta.tasks import TaskData
+from robustly.delta.tasks.data import TaskData
 from robustly.delta.tuning import tune
 
 SHORT = ["optim.epochs=0.8", "optim.warmup=0.2"]  # 6 updates

@@ -443,7 +443,7 @@ def test_gradient_checkpointing() -> None:
 
 
 def test_a_prefix_stands_before_a_prompt() -> None:
-    """Both attached, whatever their order on the page: what the prefix alone makes of embeddings
+    """Both attached, whatever their order in the config: what the prefix alone makes of embeddings
     with the prompt's."""
     prefix = {"name": "p_tuning_v2", "tokens": 3}
     both, alone = attach(new_model(), [prefix, PROMPT]), attach(new_model(), [prefix])

@@ -16,12 +16,12 @@ from robustly.cli import app
 from robustly.delta.attachment import attach, finish, parameters, stored, trained
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment, load_delta
-from robustly.delta.layers.prompt_decoder import decode
+from robustly.delta.layers.prompts import decode
 from robustly.delta.methods.intrinsic_prompt import DECODER, RECORD
 from robustly.delta.saving import load
 from robustly.delta.stage import make_delta
 from robustly.delta.subspace import _PromptedTask, fit, make_subspace
-from robustly.delta.tasks import TaskData
+from robustly.delta.tasks.data import TaskData
 from robustly.inspection import describe
 from robustly.inspection.folders import folder_kind
 from robustly.manifest import Manifest

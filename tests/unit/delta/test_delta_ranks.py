@@ -12,13 +12,13 @@ import yaml
 
 from robustly import UserError
 from robustly.delta import checkpoint as delta_checkpoint
-from robustly.delta import tuning
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment, load_delta
 from robustly.delta.data_parallel import Ranks, joined
 from robustly.delta.predictor import Predictor
 from robustly.delta.stage import _one_seed, make_delta
-from robustly.delta.tasks import read
+from robustly.delta.tasks.data import read
+from robustly.delta.trainer import Trainer
 from robustly.delta.tuning import tune
 from tests.ranks import run_distributed
 
@@ -71,10 +71,8 @@ TAGS = {
 }  # fmt: skip
 
 
-def trained_by(
-    rank: int, size: int, page_file: str, changes: list[str], meeting: str
-) -> dict[str, Any]:
-    config = load_delta(page_file, changes)
+def trained_by(rank: int, size: int, path: str, changes: list[str], meeting: str) -> dict[str, Any]:
+    config = load_delta(path, changes)
     with joined(Path(meeting), rank, size) as ranks:
         tuned = tune(Base.load(config.base), config, read(config.delta.task), 3, ranks=ranks)
 
@@ -106,8 +104,8 @@ def test_a_delta_does_not_depend_on_how_many_train_it(
 
     raw = yaml.safe_load((place / "letters.yaml").read_text())
     task = TAGS if kind == "tokens" else {**raw["delta"]["task"], "dev": "dev.jsonl"}
-    config = tmp_path / "letters.yaml"
-    config.write_text(yaml.safe_dump({**raw, "delta": {**raw["delta"], "task": task}}))
+    path = tmp_path / "letters.yaml"
+    path.write_text(yaml.safe_dump({**raw, "delta": {**raw["delta"], "task": task}}))
     dev = (place / "train.jsonl").read_text().replace('"text": "r', '"text": "d').splitlines()[:25]
     (tmp_path / "dev.jsonl").write_text("\n".join(dev) + "\n")
     for name, lines in (("a", 40), ("b", 25), ("c", 30)):
@@ -125,9 +123,9 @@ def test_a_delta_does_not_depend_on_how_many_train_it(
         "optim.epochs=1.5",
         "optim.batch_size=7",
     ]
-    (one,) = run_distributed(1, trained_by, str(config), changes, str(tmp_path / "one"))
+    (one,) = run_distributed(1, trained_by, str(path), changes, str(tmp_path / "one"))
 
-    for three in run_distributed(3, trained_by, str(config), changes, str(tmp_path / "three")):
+    for three in run_distributed(3, trained_by, str(path), changes, str(tmp_path / "three")):
         assert [line.keys() for line in three["lines"]] == [line.keys() for line in one["lines"]]
         for line, other in zip(three["lines"], one["lines"], strict=True):
             assert line["loss"] == pytest.approx(other["loss"], rel=2e-4)
@@ -153,7 +151,7 @@ def test_seeds_side_by_side_are_those_one_after_the_other(
 def test_more_processes_than_seeds_train_one_together(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a page, in processes of their own; a batch of 2 has no share for a third one."""
+    """From a config, in processes of their own; a batch of 2 has no share for a third one."""
     manifest = make_delta(
         make_config(
             "optim.epochs=1",
@@ -213,9 +211,9 @@ def test_dropout_differs_from_update_to_update_and_from_rank_to_rank(
 ) -> None:
     config = make_config("optim.epochs=0.67")
     data = read(config.delta.task)
-    gradients, seeds = tuning._gradients, []
+    gradients, seeds = Trainer._backward, []
     monkeypatch.setattr(
-        tuning, "_gradients", lambda *given: seeds.append(torch.initial_seed()) or gradients(*given)
+        Trainer, "_backward", lambda *given: seeds.append(torch.initial_seed()) or gradients(*given)
     )
     for rank in (0, 1):
         tune(base, config, data, 3, ranks=WithAll(rank, 1))

@@ -1,4 +1,4 @@
-"""A search: trials on the dev file, which end early or go on after a kill, and a page for the
+"""A search: trials on the dev file, which end early or go on after a kill, and a config for the
 best."""
 
 import itertools

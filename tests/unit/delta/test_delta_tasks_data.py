@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 
 from robustly import UserError
 from robustly.config import InputPath
-from robustly.delta.tasks import Example, TaskData, draw, read
 from robustly.delta.tasks.config import Task
+from robustly.delta.tasks.data import Example, TaskData, draw, read
 from robustly.delta.tasks.files import read as read_table
 from stated import stated
 

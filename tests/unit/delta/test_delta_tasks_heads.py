@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from robustly import UserError
-from robustly.delta.tasks import Example, TaskHead, task_head
 from robustly.delta.tasks.config import Task
-from robustly.delta.tasks.heads import EncodedExample, cut
+from robustly.delta.tasks.data import Example
+from robustly.delta.tasks.heads import EncodedExample, TaskHead, cut, task_head
 from robustly.tokenizer.merges import train_merges
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary

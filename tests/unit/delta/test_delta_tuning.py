@@ -15,8 +15,9 @@ from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.data_parallel import Ranks
 from robustly.delta.predictor import Judgement, Predictor
-from robustly.delta.tasks import Example, TaskData
-from robustly.delta.tuning import SeedScore, attached, batches, mean_and_deviation, score, tune
+from robustly.delta.tasks.data import Example, TaskData
+from robustly.delta.trainer import batches
+from robustly.delta.tuning import SeedScore, attached, mean_and_deviation, score, tune
 
 MakeConfig = Callable[..., DeltaExperiment]
 SHORT = ("optim.epochs=0.67", "optim.warmup=0.2")  # 5 updates
