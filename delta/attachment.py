@@ -1,5 +1,5 @@
-"""Attaching: the base is frozen, methods add their modules, and what is trained has a name by which
-it is stored."""
+"""Attach methods to a RoBERTa model: freeze the base, add their modules, note what is trained and
+stored."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -25,8 +25,7 @@ class Attachment:
     fingerprint: str
     """Of the encoder that it was attached to."""
     head: frozenset[str]
-    """Names of the parameters that the base does not bring: a task's head. All of them are
-    trained."""
+    """Names of the parameters of the task's head, all of which are trained."""
     kept: list[str] = field(default_factory=list)
     """Names of tensors that are stored though they are not trained."""
     penalties: list[Callable[[], Tensor]] = field(default_factory=list)
@@ -56,12 +55,12 @@ def attach(
 ) -> RobertaPreTrainedModel:
     """Attach methods to a RoBERTa model of transformers with any head, in place; returns it.
 
-    `methods`: as on a page, such as `[{"name": "lora", "rank": 8}]`. Trained are what they add and
-    the head, or what they name of the base (bitfit, full); everything else is frozen. Each method's
-    start is a function of `seed` alone, whatever stands beside it. The order of the list has no
-    meaning. Weights of the base that are trained are copied first: models that share a base in
-    memory do not see it. `base_fingerprint`: the encoder's, where it is known. `finished`: in the
-    form that is stored, into which tensors are then loaded (see `finish`).
+    `methods`: as in a config, such as `[{"name": "lora", "rank": 8}]`. What they add is trained, or
+    what they name of the base (bitfit, full), and the head; everything else is frozen. Each
+    method's start is a function of `seed` alone, whatever other methods there are. The order of the
+    list has no meaning. Weights of the base that are trained are copied first: models that share a
+    base in memory do not see it. `base_fingerprint`: the encoder's, where it is known. `finished`:
+    in the form that is stored, into which tensors are then loaded (see `finish`).
 
     Raises UserError if the model is no RoBERTa, has a delta already, or if a method does not fit
     it."""
@@ -126,8 +125,8 @@ def _attach_each(
 
 
 def finish(model: RobertaPreTrainedModel) -> None:
-    """After training: methods whose networks are needed for training alone keep their output. The
-    model computes the same as before, to the bit, and is trained no more."""
+    """After training: replace networks that training alone needs by their output. The model
+    computes the same as before, to the bit, and is trained no more."""
     for finisher in model.delta.finishers:
         finisher()
     model.delta.finishers.clear()
@@ -135,7 +134,7 @@ def finish(model: RobertaPreTrainedModel) -> None:
 
 
 def is_head(name: str) -> bool:
-    """Whether a parameter of a model belongs to the head: not to the encoder, nor to its
+    """Whether a parameter belongs to a task's head: not to the encoder, nor to its
     language-modeling head."""
     return not name.startswith(("roberta.", "lm_head.")) or name.startswith("roberta.pooler.")
 
@@ -154,14 +153,14 @@ def fingerprint(encoder: RobertaModel) -> str:
 
 
 def trained(model: RobertaPreTrainedModel) -> dict[str, Tensor]:
-    """What is trained, by name."""
+    """The parameters that are trained, by name."""
     return {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
 
 
 def stored(model: RobertaPreTrainedModel) -> dict[str, Tensor]:
-    """What a delta's file holds, by name: what is trained, and what methods keep beside it."""
+    """The tensors of a delta's file, by name: what is trained, and what methods keep with it."""
     everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {**trained(model), **{name: everything[name] for name in model.delta.kept}}
 

@@ -1,5 +1,5 @@
-"""`delta.methods: auto`: the rule's candidates, a short trial of them by successive halving, and
-why one was chosen."""
+"""Choose a method for `delta.methods: auto`: a short trial of the rule's candidates, by successive
+halving, and a record of why one was chosen."""
 
 import dataclasses
 import hashlib
@@ -28,25 +28,10 @@ HELD_OUT = 10
 """One of so many training examples is held out where there is no dev file."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TrialResult:
-    """Of a trial, on the examples that it did not train on."""
-
-    score: float
-    """Of the best epoch."""
-    loss: float
-    seconds: float
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Scores of few examples are often equal; losses are not."""
-        return self.score, -self.loss
-
-
 def situation(base: Base, config: DeltaExperiment, data: TaskData) -> Situation:
     """What the rule looks at."""
     drawn = draw(data, config.delta.task.examples, config.seed)
-    how = task_head(
+    head = task_head(
         config.delta.task,
         data.labels,
         base.tokenizer,
@@ -56,7 +41,7 @@ def situation(base: Base, config: DeltaExperiment, data: TaskData) -> Situation:
 
     return Situation(
         examples=len(drawn),
-        length=statistics.median(how.length(row) for row in how.encode(drawn)),
+        length=statistics.median(head.length(example) for example in head.encode(drawn)),
         parameters=base.parameters,
         budget=config.delta.budget or max(LEAST_BUDGET, base.parameters // 100),
         config=base.model.config,
@@ -66,71 +51,74 @@ def situation(base: Base, config: DeltaExperiment, data: TaskData) -> Situation:
 def choose(
     base: Base, config: DeltaExperiment, data: TaskData, among: Sequence[Candidate], folder: Path
 ) -> DeltaExperiment:
-    """The page with the candidate that does best in a short trial, and `choice.json` in `folder`,
-    which says how it came about. Trials that stand there already are not made again. The test file
-    is not looked at.
+    """The config with the candidate that does best in a short trial. `choice.json` in `folder` says
+    how it came about; trials that stand there already are not run again. The test file is not
+    looked at.
 
-    The candidates are trained for a fraction of the page's epochs, the better half of them for
-    twice as long, and so on until one is left; the last two for half the epochs. Equal scores go by
-    the loss.
+    Successive halving: the candidates are trained for a fraction of the config's epochs, the better
+    half of them for twice as long, and so on until one is left; the last two for half the epochs.
 
     Raises UserError if every candidate diverges.
     """
-    tried, how = _trial_data(data, config)
+    trial_data, scored_on = _trial_data(data, config)
     record = _begun(folder) or {
         "candidates": [_described(each) for each in among],
-        "scored_on": how,
+        "scored_on": scored_on,
         "rungs": [],
     }
     left = list(range(len(among)))
     rungs = math.ceil(math.log2(len(among)))
-    log.say(f"methods: auto: {len(among)} candidates, scored by {data.metric} on {how}")
+    log.say(f"methods: auto: {len(among)} candidates, scored by {data.metric} on {scored_on}")
     for each in among:
         log.say(f"  {label(each.methods)}, {each.stored:,} parameters: {each.reason}")
 
-    for rung in range(rungs):
-        if rung == len(record["rungs"]):
-            record["rungs"].append(
-                {"epochs": config.optim.epochs / 2 ** (rungs - rung), "trials": {}}
-            )
+    for number in range(rungs):
+        if number == len(record["rungs"]):
+            epochs = config.optim.epochs / 2 ** (rungs - number)
+            record["rungs"].append({"epochs": epochs, "trials": {}})
 
-        epochs, trials = record["rungs"][rung]["epochs"], record["rungs"][rung]["trials"]
-        for number in left:
-            if str(number) not in trials:
-                trials[str(number)] = _described_trial(
-                    _trial(base, config, tried, among[number], epochs)
-                )
+        rung = record["rungs"][number]
+        for place in left:
+            if str(place) not in rung["trials"]:
+                trial = _trial(base, config, trial_data, among[place], rung["epochs"])
+                rung["trials"][str(place)] = trial
                 write_json(folder / CHOICE, record)
 
-        found = {
-            number: TrialResult(**trials[str(number)])
-            for number in left
-            if "score" in trials[str(number)]
-        }
-        for number in left:
-            result = f"{data.metric} {show(found[number].score)}" if number in found else "diverged"
-            log.say(f"  {label(among[number].methods)}, {show(epochs)} epochs: {result}")
-
-        if not found:
-            raise UserError(
-                "delta.methods: auto: every candidate diverges; lower optim.peak_lr, or name"
-                " methods"
-            )
-
-        left = sorted(found, key=lambda number: found[number].rank, reverse=True)[
-            : math.ceil(len(left) / 2)
-        ]
+        left = _better_half(left, among, rung, data.metric)
 
     chosen = among[left[0]]
-    why = f"{label(chosen.methods)}: " + (
-        f"the best of {len(among)} in the trial on {how}"
-        if rungs
-        else "the only one that the budget allows"
-    )
+    why = f"{label(chosen.methods)}: the only one that the budget allows"
+    if rungs:
+        why = f"{label(chosen.methods)}: the best of {len(among)} in the trial on {scored_on}"
+
     log.say(f"chosen: {why}")
     methods = [method.model_dump(mode="json", exclude_defaults=True) for method in chosen.methods]
     write_json(folder / CHOICE, {**record, "chosen": left[0], "methods": methods, "why": why})
     return config.tuned_by(chosen.methods)
+
+
+def _better_half(
+    left: Sequence[int], among: Sequence[Candidate], rung: dict[str, Any], metric: str
+) -> list[int]:
+    """Say how the candidates that are left did in a rung; the places of the better half of them.
+
+    Scores of few examples are often equal; these go by the loss."""
+    ranks: dict[int, tuple[float, float]] = {}
+    for place in left:
+        trial = rung["trials"][str(place)]
+        result = "diverged"
+        if "score" in trial:
+            ranks[place] = trial["score"], -trial["loss"]
+            result = f"{metric} {show(trial['score'])}"
+
+        log.say(f"  {label(among[place].methods)}, {show(rung['epochs'])} epochs: {result}")
+
+    if not ranks:
+        raise UserError(
+            "delta.methods: auto: every candidate diverges; lower optim.peak_lr, or name methods"
+        )
+
+    return sorted(ranks, key=ranks.__getitem__, reverse=True)[: math.ceil(len(left) / 2)]
 
 
 def choice_section(folder: Path, metric: str) -> str:
@@ -140,52 +128,41 @@ def choice_section(folder: Path, metric: str) -> str:
         return ""
 
     rows = []
+    for place, candidate in enumerate(record["candidates"]):
+        trials = [rung["trials"].get(str(place)) for rung in record["rungs"]]
+        scores = [show(t["score"]) if "score" in t else "diverged" for t in trials if t]
+        shown = " -> ".join(scores) or "-"
+        rows.append([candidate["label"], candidate["stored"], candidate["reason"], shown])
 
-    for number, candidate in enumerate(record["candidates"]):
-        trials = [
-            rung["trials"][str(number)] for rung in record["rungs"] if str(number) in rung["trials"]
-        ]
-        scores = (
-            " -> ".join(
-                show(trial["score"]) if "score" in trial else "diverged" for trial in trials
-            )
-            or "-"
-        )
-        rows.append([candidate["label"], candidate["stored"], candidate["reason"], scores])
-
-    return (
-        f"## Choice\n\nThe page says `methods: auto`. Chosen is {record['why']}.\n\n"
-        + markdown.table(["candidate", "parameters", "why it is one", f"{metric}, trial by trial"], rows)
-    )  # fmt: skip
+    header = ["candidate", "parameters", "why it is one", f"{metric}, trial by trial"]
+    chosen = f"The config says `methods: auto`. Chosen is {record['why']}."
+    return f"## Choice\n\n{chosen}\n\n{markdown.table(header, rows)}"
 
 
 def _trial(
     base: Base, config: DeltaExperiment, data: TaskData, candidate: Candidate, epochs: float
-) -> TrialResult | None:
-    """None if it diverges."""
+) -> dict[str, Any]:
+    """Train a candidate; its score and loss in its best epoch, on examples that it did not see."""
     started = time.monotonic()
+    tried = _trial_config(config).tuned_by(candidate.methods, epochs=epochs)
     try:
-        scores = tune(
-            base,
-            _trial_config(config).tuned_by(candidate.methods, epochs=epochs),
-            data,
-            config.seed,
-        ).score.scores
+        scores = tune(base, tried, data, config.seed).score.scores
     except Diverged:
-        return None
+        return {"diverged": True}
 
-    return TrialResult(scores[data.metric], scores["loss"], round(time.monotonic() - started, 3))
+    seconds = round(time.monotonic() - started, 3)
+    return {"score": scores[data.metric], "loss": scores["loss"], "seconds": seconds}
 
 
 def _trial_config(config: DeltaExperiment) -> DeltaExperiment:
-    """The trial's data are drawn already."""
+    """Without a number of examples: the trial's are drawn already."""
     task = config.delta.task.model_copy(update={"examples": None})
     return config.model_copy(update={"delta": config.delta.model_copy(update={"task": task})})
 
 
 def _trial_data(data: TaskData, config: DeltaExperiment) -> tuple[TaskData, str]:
-    """The first seed's training examples, and what the trial is scored on in the place of the test
-    file, in words."""
+    """The first seed's training examples, with what the trial is scored on in the place of the test
+    file; and that in words."""
     drawn = draw(data, config.delta.task.examples, config.seed)
     if data.dev:
         return (
@@ -210,16 +187,14 @@ def _hash(example: Example) -> bytes:
 
 
 def _described(candidate: Candidate) -> dict[str, Any]:
-    methods = [
-        method.model_dump(mode="json", exclude_defaults=True) for method in candidate.methods
-    ]
     return {
-        "label": label(candidate.methods), "methods": methods, "stored": candidate.stored, "reason": candidate.reason,
-    }  # fmt: skip
-
-
-def _described_trial(found: TrialResult | None) -> dict[str, Any]:
-    return {"diverged": True} if found is None else dataclasses.asdict(found)
+        "label": label(candidate.methods),
+        "methods": [
+            method.model_dump(mode="json", exclude_defaults=True) for method in candidate.methods
+        ],
+        "stored": candidate.stored,
+        "reason": candidate.reason,
+    }
 
 
 def _begun(folder: Path) -> dict[str, Any] | None:

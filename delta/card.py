@@ -1,11 +1,11 @@
-"""The card of a delta, written from its records."""
+"""The model card of a delta: the README.md of its folder, written from its records."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCardData
 
 from robustly import __version__, markdown
 from robustly.delta.auto import choice_section
@@ -29,74 +29,67 @@ def delta_card(
     base_name, folder_name = (
         json.dumps(str(part), ensure_ascii=False) for part in (record.base["name"], folder)
     )
-    methods = " + ".join(method["name"] for method in record.methods)
+    methods = [method["name"] for method in record.methods]
     peft = (folder / "adapter_config.json").exists()
-    front = {
-        **({"library_name": "peft"} if peft else {}),
-        "base_model": record.base["name"],
-        "tags": ["robustly", "roberta", *(method["name"] for method in record.methods)],
+    header = ModelCardData(
+        base_model=record.base["name"],
+        library_name="peft" if peft else None,
+        tags=["robustly", "roberta", *methods],
+    )
+    examples = {
+        "test examples": len(data.test),
+        "training examples": record.facts["training_examples"],
     }
-    delta, base = (record.parameters[part] for part in ("delta", "base"))
-    rows = []
-
-    for metric in scores[0].scores:
-        mean, deviation = mean_and_deviation(scores, metric)
-        same = data.baselines.get(metric)
-        rows.append(
-            [metric, *("-" if value is None else show(value) for value in (mean, deviation, same))]
-        )
-
     sections = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+        f"---\n{header.to_yaml()}\n---\n",
         f"# {name}\n",
-        (
-            f"A {methods} delta with its head, for the encoder `{record.base['name']}`, which it"
-            f" needs and does not hold. Task: {data.kind}. Made by `robustly delta`.\n"
-        ),
+        f"A {' + '.join(methods)} delta with its head, for the encoder `{record.base['name']}`,"
+        f" which it needs and does not hold. Task: {data.kind}. Made by `robustly delta`.\n",
         "## Scores\n",
-        markdown.table(
-            ["test file", "mean", f"deviation of {len(scores)} seeds", "the same answer to all"],
-            rows,
-        ),
-        markdown.facts(
-            {
-                "test examples": len(data.test),
-                "training examples": record.facts["training_examples"],
-            }
-        ),
+        _score_table(scores, data),
+        markdown.facts(examples),
         _per_label(record.labels, scores[0]),
-        (
-            f"The delta in this folder is that of seed {record.seed}, the first, with {data.metric}"
-            f" {show(scores[0].scores[data.metric])}; it was not chosen by its score. Each seed"
-            " draws its own training examples.\n"
-        ),
+        f"The delta in this folder is that of seed {record.seed}, the first, with {data.metric}"
+        f" {show(scores[0].scores[data.metric])}; it was not chosen by its score. Each seed draws"
+        " its own training examples.\n",
         choice_section(folder, data.metric),
         "## Use\n",
-        (
-            "```python\nimport delta\n\n"
-            f"predictor = delta.load({base_name}, {folder_name})\n"
-            "predictor.predict([...])\n```\n"
-        ),
-        *([_peft_use(base_name, folder_name, record)] if peft else []),
-        "## Facts\n",
-        markdown.facts(
-            {
-                "parameters stored": f"{delta:,} ({delta / base:.2%} of the base's {base:,})",
-                "parameters trained": record.parameters["trained"],
-                "parameters of the head": record.parameters["head"],
-                "base, sha256 of the encoder's weights": record.base["fingerprint"],
-                **{
-                    f"{method['name']}: {key}": str(value)
-                    for method in record.methods
-                    for key, value in method.items()
-                    if key != "name" and value is not None
-                },
-                **{f"optim: {key}": str(value) for key, value in recipe["optim"].items()},
-                "robustly": __version__,
-            }
-        ),
+        "```python\nfrom robustly import delta\n\n"
+        f"predictor = delta.load({base_name}, {folder_name})\n"
+        "predictor.predict([...])\n```\n",
     ]
-    return "\n".join(sections)
+    if peft:
+        sections.append(_peft_use(base_name, folder_name, record))
+
+    return "\n".join([*sections, "## Facts\n", markdown.facts(_facts(record, recipe))])
+
+
+def _score_table(scores: Sequence[SeedScore], data: TaskData) -> str:
+    rows = []
+    for metric in scores[0].scores:
+        mean, deviation = mean_and_deviation(scores, metric)
+        values = (mean, deviation, data.baselines.get(metric))
+        rows.append([metric, *("-" if value is None else show(value) for value in values)])
+
+    deviation_of = f"deviation of {len(scores)} seeds"
+    return markdown.table(["test file", "mean", deviation_of, "the same answer to all"], rows)
+
+
+def _facts(record: DeltaRecord, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    delta, base = (record.parameters[part] for part in ("delta", "base"))
+    facts = {
+        "parameters stored": f"{delta:,} ({delta / base:.2%} of the base's {base:,})",
+        "parameters trained": record.parameters["trained"],
+        "parameters of the head": record.parameters["head"],
+        "base, sha256 of the encoder's weights": record.base["fingerprint"],
+    }
+    for method in record.methods:
+        stated = {key: value for key, value in method.items() if value is not None}
+        name = stated.pop("name")
+        facts |= {f"{name}: {key}": str(value) for key, value in stated.items()}
+
+    facts |= {f"optim: {key}": str(value) for key, value in recipe["optim"].items()}
+    return {**facts, "robustly": __version__}
 
 
 def _peft_use(base_name: str, folder_name: str, record: DeltaRecord) -> str:

@@ -1,5 +1,5 @@
-"""What a training that was stopped goes on from: its whole state, in a file that is replaced from
-time to time."""
+"""Checkpoint the training of a delta: its whole state, in a file that is replaced from time to
+time."""
 
 import time
 from collections.abc import Mapping

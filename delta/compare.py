@@ -1,4 +1,4 @@
-"""Methods side by side: score, parameters, bytes, seconds and memory of each, over several
+"""Compare methods side by side: score, parameters, bytes, seconds and memory of each, over several
 seeds."""
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 
 from robustly import UserError, log, markdown
 from robustly.config import fingerprint
-from robustly.delta import saving as delta_folder
+from robustly.delta import saving
 from robustly.delta import stage as delta_stage
 from robustly.delta.attachment import parameters
 from robustly.delta.base_model import Base
@@ -29,6 +29,10 @@ from robustly.manifest import Manifest, Stage
 from robustly.resources import peak_memory
 
 MEGABYTE = 1e6
+FAILURE = "failure.json"
+"""Why an entry cannot be trained."""
+KILLED = "killed.json"
+"""Why it was not, this time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +116,7 @@ def _every_method() -> list[CompareEntry]:
 
 
 def _settled(entry: CompareEntry, config: DeltaExperiment, base: Base) -> CompareEntry:
-    """Every rate and number of epochs said."""
+    """The entry with every learning rate and its number of epochs stated."""
     methods = (
         entry.methods if entry.peak_lr else rated(entry.methods, base.model.config.hidden_size)
     )
@@ -146,8 +150,8 @@ def _key(entry: CompareEntry) -> str:
 def _trained(
     config: DeltaExperiment, entries: Sequence[CompareEntry], work: Path
 ) -> Iterator[CompareEntry]:
-    """Train what is not there yet, each entry in a process of its own, so that memory is its own.
-    Yields each entry when all is there that can be."""
+    """Train the seeds that are not finished yet, each entry in a process of its own, so that the
+    memory it takes can be told. Yields each entry when it is done, or cannot be."""
     calls = []
     for entry in entries:
         folder = work / _key(entry)
@@ -161,12 +165,10 @@ def _trained(
 
     for place, fault in each(train, calls, how_many(config.delta.processes)):
         _, entry, _, folder = calls[place]
-        if isinstance(
-            fault, Killed
-        ):  # its row says so; the same command tries again as long as there is no table
-            write_json(
-                folder / KILLED, str(fault).partition(";")[0]
-            )  # the advice is for who can give it
+        if isinstance(fault, Killed):
+            # Its row says so, without the advice; as long as there is no table, the same command
+            # tries again.
+            write_json(folder / KILLED, str(fault).partition(";")[0])
         elif fault:
             raise fault
 
@@ -201,15 +203,9 @@ def _row(config: DeltaExperiment, entry: CompareEntry, work: Path) -> EntryResul
     )
 
 
-FAILURE = "failure.json"
-"""Why an entry cannot be trained."""
-KILLED = "killed.json"
-"""Why it was not, this time."""
-
-
 def train(config: DeltaExperiment, entry: CompareEntry, seeds: Sequence[int], work: Path) -> None:
-    """Train an entry with some seeds, and write a file for each; or one that says why it cannot
-    be."""
+    """Train an entry with some seeds and write a file for each, or one that says why it cannot be
+    trained."""
     assert entry.peak_lr and entry.epochs
     base, data = Base.load(config.base), read(config.delta.task)
     tried = config.tuned_by(entry.methods, peak_lr=entry.peak_lr, epochs=entry.epochs)
@@ -226,7 +222,7 @@ def train(config: DeltaExperiment, entry: CompareEntry, seeds: Sequence[int], wo
             return
 
         model = tuned.predictor.model
-        tensors = delta_folder.save_tensors(model, work)
+        tensors = saving.save_tensors(model, work)
         result = {
             "score": tuned.score.scores[data.metric],
             "trained": trained,
@@ -248,9 +244,8 @@ def _with_deviation(row: EntryResult) -> str:
 
 
 def _table(rows: Sequence[EntryResult], data: TaskData, base: Base) -> str:
-    header = [
-        "methods", "rate", "epochs", data.metric, "trained", "stored", "of the base", "kB", "seconds", "memory, MB",
-    ]  # fmt: skip
+    header = ["methods", "rate", "epochs", data.metric, "trained", "stored", "of the base"]
+    header += ["kB", "seconds", "memory, MB"]
     lines = []
     for row in rows:
         rates = (
@@ -263,12 +258,9 @@ def _table(rows: Sequence[EntryResult], data: TaskData, base: Base) -> str:
 
         assert row.trained is not None and row.stored is not None and row.bytes is not None
         memory = "-" if row.memory is None else round(row.memory / MEGABYTE)
-        lines.append(
-            [
-                row.label, rates, row.epochs, _with_deviation(row), row.trained, row.stored,
-                f"{row.stored / base.parameters:.2%}", round(row.bytes / 1000), row.seconds, memory,
-            ]
-        )  # fmt: skip
+        sizes = [row.trained, row.stored, f"{row.stored / base.parameters:.2%}"]
+        costs = [round(row.bytes / 1000), row.seconds, memory]
+        lines.append([row.label, rates, row.epochs, _with_deviation(row), *sizes, *costs])
 
     seeds = f"{rows[0].seeds} seeds: mean ± deviation" if rows[0].seeds > 1 else "one seed"
     note = (
@@ -290,9 +282,15 @@ def _plot(rows: Sequence[EntryResult], data: TaskData, path: Path) -> None:
                 continue
 
             axes.errorbar(
-                row.stored, row.score, yerr=row.deviation, marker="osD"[number // 10 % 3], ls="", capsize=3,
-                color=f"C{number % 10}", label=row.label,
-            )  # fmt: skip
+                row.stored,
+                row.score,
+                yerr=row.deviation,
+                marker="osD"[number // 10 % 3],
+                color=f"C{number % 10}",
+                ls="",
+                capsize=3,
+                label=row.label,
+            )
 
         baseline = data.baselines[data.metric]
         axes.axhline(

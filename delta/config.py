@@ -1,4 +1,4 @@
-"""The page of a delta: base, methods, task, and how it is trained."""
+"""The config of a delta: base, methods, task, training, search and comparison."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from robustly.delta.tasks.config import Task
 from robustly.pretrain.config import Positive, ScheduleConfig
 
 SCHEMA_VERSION = 1
-Share = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _each_once(value: list[Method]) -> list[Method]:
@@ -45,12 +45,12 @@ class DeltaConfig(Section):
     the base's, at least 300,000."""
     task: Task
     seeds: Positive = 1
-    """How many seeds are run, from `seed` upwards. Scores are over all of them; the first one's
-    delta is saved."""
+    """How many seeds are trained, from `seed` upwards. Scores are over all of them; the first
+    one's delta is saved."""
     processes: Positive | None = None
-    """That train at the same time, each on its share of the threads: seeds, entries of a
-    comparison, trials of a search. Where seeds are fewer, several train one together, each a share
-    of every batch. Default: one for each GPU."""
+    """How many train at the same time, each on its share of the threads: seeds, entries of a
+    comparison, trials of a search. Where seeds are fewer, several processes train one together,
+    each on a share of every batch. Default: one for each GPU."""
 
     @model_validator(mode="after")
     def _budget_is_for_auto(self) -> Self:
@@ -69,17 +69,17 @@ class DeltaConfig(Section):
 
 
 class TuningConfig(Section):
-    """AdamW over the delta and the head; the defaults are those of the LoRA paper's Table 9 where
-    it has them."""
+    """AdamW over the delta and the head; defaults from the LoRA paper's Table 9 where it has
+    them."""
 
     batch_size: Positive = 16
     """Examples."""
     epochs: Annotated[float, Field(gt=0)] = 10.0
     peak_lr: Annotated[float, Field(gt=0)] = 5e-4
     """Of the head, and of every method that states no `lr` of its own."""
-    warmup: Share = 0.06
-    """Share of the updates over which the rate rises; then it falls to 0 along a line."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    warmup: Fraction = 0.06
+    """Fraction of the updates over which the rate rises; then it falls to 0 along a line."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
@@ -89,7 +89,7 @@ class TuningConfig(Section):
     With a `dev` file the best epoch's delta is kept and tested, with or without patience."""
 
     def schedule(self, examples: int) -> ScheduleConfig:
-        """The rate of each update for so many training examples."""
+        """The learning-rate schedule for so many training examples."""
         updates = max(1, round(self.epochs * examples / self.batch_size))
         return ScheduleConfig(
             updates=updates, warmup=math.floor(self.warmup * updates), decay="linear"
@@ -97,13 +97,13 @@ class TuningConfig(Section):
 
 
 class SearchConfig(Section):
-    """`robustly delta search`: trials of methods and rates, scored on `task.dev` with the page's
-    first seed."""
+    """`robustly delta search`: trials of methods and rates, scored on `task.dev` with the
+    config's first seed."""
 
     trials: Positive = 20
     """In all; a finished search with a larger number goes on."""
     methods: Annotated[list[Methods], Field(min_length=1)] | None = None
-    """What is chosen among. Default: methods, sizes and places in `robustly.delta.defaults`."""
+    """Methods to choose from. Default: methods, sizes and places in `robustly.delta.defaults`."""
     peak_lr: tuple[Rate, Rate] | None = None
     """Lowest and highest `optim.peak_lr`; it is drawn evenly in its logarithm. Default: by the
     base's width."""
@@ -127,12 +127,12 @@ class SearchConfig(Section):
 
 
 class CompareEntry(Section):
-    """A row of a comparison."""
+    """An entry of a comparison."""
 
     methods: Methods
     peak_lr: Rate | None = None
     """Of the head, and of methods without an `lr`. Default: `optim.peak_lr` for the head, and for
-    each method its rate in `robustly.delta.defaults`."""
+    each method its own default, scaled to the base's width."""
     epochs: Annotated[float, Field(gt=0)] | None = None
     """Default: `optim.epochs`."""
 
@@ -145,10 +145,10 @@ class CompareConfig(Section):
 
 
 class DeltaExperiment(Config):
-    """A whole page."""
+    """The whole config of a delta."""
 
     schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
-    """Version of the page format; this release reads version 1."""
+    """Version of the config format; this release reads version 1."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
     """The draw of examples, the head, the delta's start, order and dropout are functions of it."""
     delta: DeltaConfig
@@ -157,20 +157,19 @@ class DeltaExperiment(Config):
     compare: CompareConfig = CompareConfig()
 
     def folder(self, stage: str) -> Path:
-        """As of any page; the delta's own folder is `<root>/deltas/<name>` unless `paths.delta`
+        """As of any config; the delta's own folder is `<root>/deltas/<name>` unless `paths.delta`
         names another, and `search` and `comparison` have theirs in `<root>/searches` and
         `<root>/comparisons`."""
         if stage in ("search", "comparison"):
-            return (
-                self.root / {"search": "searches", "comparison": "comparisons"}[stage] / self.name
-            )
+            plural = {"search": "searches", "comparison": "comparisons"}[stage]
+            return self.root / plural / self.name
         if stage == "delta" and self.paths.delta is None:
             return self.root / "deltas" / self.name
         return super().folder(stage)
 
     @property
     def base(self) -> Path:
-        """Folder of the base. A relative `delta.base` is looked up beside the page, then in the
+        """Folder of the base. A relative `delta.base` is looked up beside the config, then in the
         working directory."""
         if self.delta.base is None:
             return self.folder("published")
@@ -178,7 +177,7 @@ class DeltaExperiment(Config):
         return next((path for path in candidates if path.is_dir()), candidates[-1])
 
     def tuned_by(self, methods: Sequence[Method], **optim: float) -> "DeltaExperiment":
-        """The same page with other methods, and with other values of some keys of `optim`."""
+        """The same config with other methods, and with other values of some keys of `optim`."""
         delta = self.delta.model_copy(update={"methods": list(methods), "budget": None})
         return self.model_copy(
             update={"delta": delta, "optim": self.optim.model_copy(update=optim)}
@@ -190,5 +189,5 @@ class DeltaExperiment(Config):
 
 
 def load_delta(path: Path | str, overrides: list[str] | None = None) -> DeltaExperiment:
-    """Read and check a page. Raises UserError with every fault."""
+    """Read and check the config of a delta. Raises UserError with every fault."""
     return load(path, overrides or [], DeltaExperiment)

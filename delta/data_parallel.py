@@ -1,5 +1,5 @@
-"""Ranks: processes that train one delta together, each with its share of every batch (data
-parallel)."""
+"""Data parallelism: ranks, processes that train one delta together, each with its share of every
+batch."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -1,5 +1,5 @@
-"""What is known of the methods before any training: their rates, what to search and compare, and a
-rule by a task."""
+"""Defaults: learning rates, what `delta search` and `delta compare` try, and the rule of
+`delta.methods: auto`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from robustly.delta.methods.method import Method, scaled_to_width
 from robustly.log import show
 
 SEARCHED_RATES = 1e-4, 5e-3
+"""Lowest and highest peak learning rate of a search, on RoBERTa-base."""
 
 SEARCHED: tuple[list[dict[str, Any]], ...] = (
     [{"name": "lora", "rank": 4, "alpha": 8}],
@@ -28,34 +29,32 @@ SEARCHED: tuple[list[dict[str, Any]], ...] = (
     [{"name": "adapter", "place": "parallel", "scale": 4.0}],
     [{"name": "p_tuning_v2"}],
 )
-"""What a search chooses among unless the page says."""
+"""What a search tries unless the config says."""
 
 MAM: list[dict[str, Any]] = [
     {"name": "prefix"},
     {"name": "adapter", "place": "parallel", "scale": 4.0, "layer_norms": False},
 ]
 """He et al. 2022, "mix and match": section 4.6."""
-ALONE = (
-    "lora",
-    "dora",
-    "adalora",
-    "ia3",
-    "adapter",
-    "prefix",
-    "p_tuning_v2",
-    "prompt",
-    "p_tuning",
-    "bitfit",
-    "head",
-    "full",
-)
 COMPARED: tuple[list[dict[str, Any]], ...] = (
-    *([{"name": name}] for name in ALONE),
+    [{"name": "lora"}],
+    [{"name": "dora"}],
+    [{"name": "adalora"}],
+    [{"name": "ia3"}],
+    [{"name": "adapter"}],
+    [{"name": "prefix"}],
+    [{"name": "p_tuning_v2"}],
+    [{"name": "prompt"}],
+    [{"name": "p_tuning"}],
+    [{"name": "bitfit"}],
+    [{"name": "head"}],
+    [{"name": "full"}],
     [{"name": "adapter"}, {"name": "prefix"}, {"name": "lora"}],
     [{"name": "bitfit"}, {"name": "lora"}],
     MAM,
 )
-"""What a comparison has unless the page says: every method alone, and combinations."""
+"""What a comparison trains unless the config says: every method alone, and combinations; in an order
+that is part of its recipe."""
 
 # ----------------------------------------------------------------------------------------- the rule
 # The figures that its reasons quote: for RoBERTa's widths, published ones, tables of the papers;

@@ -1,4 +1,4 @@
-"""Merging: a delta that only changes weights of the base becomes a plain model of transformers."""
+"""Merge a delta into its base: a plain model of transformers with the same logits."""
 
 import copy
 
@@ -11,8 +11,9 @@ from robustly import UserError
 
 
 def merge(model: RobertaPreTrainedModel) -> RobertaPreTrainedModel:
-    """A plain model with the delta in its weights and the same head: the same logits but for
-    rounding, and nothing of ours or of peft's. Evaluating. The given model stays as it is.
+    """A plain model of transformers with the delta in its weights and the same head: the same
+    logits but for rounding, and no module of ours or of peft's. Evaluating. The given model stays
+    as it is.
 
     For lora, dora, ia3, adalora, bitfit, full and head, alone or together. Raises UserError for
     other methods, whose work no weight of a RoBERTa can do, and for a model without a delta."""

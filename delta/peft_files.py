@@ -1,4 +1,4 @@
-"""peft's own two files: a delta of one of its methods, for who has peft and not us."""
+"""Write a delta of one of peft's methods as peft does, so that peft alone can load it."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def write(model: RobertaPreTrainedModel, folder: Path, base_name: str) -> list[P
 
 
 def _config(model: RobertaPreTrainedModel) -> PeftConfig | None:
-    """peft's record of the delta; None where it has none."""
+    """What peft loads the delta by; None where it cannot."""
     if len(model.delta.methods) > 1:
         return None
 

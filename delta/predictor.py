@@ -1,4 +1,4 @@
-"""A predictor: a model with a delta, and the form of its task, from texts to answers."""
+"""Answer with a delta: a model and the head of its task, from texts to labels, numbers or tags."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ def new_model(base: Base, task: Task, labels: tuple[str, ...], seed: int) -> Rob
 
 
 class Judgement(NamedTuple):
-    """How well examples were answered."""
+    """Scores of answers to examples."""
 
     scores: dict[str, float]
     """The task's metrics, the main one first, and `loss`: mean of the examples'."""
@@ -36,7 +36,7 @@ class Judgement(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictor:
-    """From inputs to answers."""
+    """A model that answers inputs of a task."""
 
     model: RobertaPreTrainedModel
     """With a delta attached (`delta.attach`)."""
@@ -47,7 +47,7 @@ class Predictor:
     def of(
         cls, model: RobertaPreTrainedModel, task: Task, labels: tuple[str, ...], base: Base
     ) -> "Predictor":
-        """For a model with a delta: prompts take positions from the text."""
+        """The predictor of a model with a delta. Prompts take positions from the text."""
         vocabulary = base.model.config.vocab_size
         head = task_head(task, labels, base.tokenizer, base.longest_input, vocabulary)
         if model.delta.positions and not head.prompt_tokens:
@@ -57,12 +57,12 @@ class Predictor:
         return cls(model, head, labels)
 
     def logits(self, inputs: Sequence[Any]) -> list[Tensor]:
-        """Scores of each input, fp32, on the CPU; nothing is dropped out. `inputs`: as for
+        """The logits of each input, fp32, on the CPU, without dropout. `inputs`: as for
         `predict`."""
         return self.logits_of([_example(each) for each in inputs])
 
     def logits_of(self, examples: Sequence[Example]) -> list[Tensor]:
-        """As `logits`, of examples that were read."""
+        """The logits of each example (see `logits`)."""
         return self._logits(self.head.encode(examples))
 
     def predict(self, inputs: Sequence[Any]) -> list[Any]:
@@ -75,8 +75,8 @@ class Predictor:
         return self.head.answers(self._logits(rows), rows)
 
     def judge(self, examples: Sequence[Example], ranks: Ranks = ALONE) -> "Judgement":
-        """How well it answers examples; each of the ranks, which all call this, answers its share
-        of them."""
+        """The scores of its answers to examples; each of the ranks, which all call this, answers
+        its share of them."""
         rows = self.head.encode(examples)
         logits = ranks.gathered(self._logits(ranks.share(rows)))
         answers = self.head.answers(logits, rows)
@@ -97,7 +97,7 @@ class Predictor:
         return table.tolist()
 
     def _logits(self, rows: Sequence[Any]) -> list[Tensor]:
-        """Rows of like length go together."""
+        """The logits of each example; those of like length go into one batch."""
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         by_length = sorted(range(len(rows)), key=lambda i: self.head.length(rows[i]))
         training = self.model.training

@@ -1,5 +1,4 @@
-"""A delta's folder: its tensors, `delta.json`, the scores, a card, the manifest; peft's files, too,
-for its methods.
+"""Save and load a delta: its tensors and `delta.json`, and peft's files for peft's methods.
 
 It reloads bit-equal onto its base, and onto no other."""
 
@@ -32,15 +31,15 @@ class DeltaRecord:
 
     methods: list[dict[str, Any]]
     parameters: dict[str, int]
-    """`delta` and `head`, which are stored here; of one that we trained `trained`, and `base`,
-    which is not stored."""
+    """`delta` and `head`, which are stored here; where `robustly delta` trained it also `trained`,
+    and `base`, which is not stored."""
     base: dict[str, Any]
-    """`fingerprint` of its weights; of one that we trained `name`, and `tokenizer`: fingerprint of
-    its vocabulary."""
+    """`fingerprint` of its weights; where `robustly delta` trained it also `name`, and `tokenizer`:
+    fingerprint of its vocabulary."""
     labels: list[str] = field(default_factory=list)
     """In the order of the logits; empty where a task has none."""
     task: dict[str, Any] = field(default_factory=dict)
-    """The page's `delta.task`, the files by their names alone."""
+    """The config's `delta.task`, its files without their folders."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Hashes of the task's files, how many examples were drawn."""
     seed: int | None = None
@@ -57,8 +56,7 @@ def save_tensors(model: RobertaPreTrainedModel, folder: Path) -> Path:
 
 
 def load_tensors(model: RobertaPreTrainedModel, path: Path) -> None:
-    """Put the tensors of a file into a model to which the same methods are attached, in their
-    finished form.
+    """Load the tensors of a file into a model to which the same methods are attached, finished.
 
     Raises UserError if the file is missing, cut off, or holds other tensors than these.
     """
@@ -84,8 +82,8 @@ def load_tensors(model: RobertaPreTrainedModel, path: Path) -> None:
 
 
 def save_model(model: RobertaPreTrainedModel, folder: Path) -> list[Path]:
-    """Write the delta of a model that was trained by other means than ours; it is finished first.
-    Returns the files."""
+    """Write the delta and the head of a model that was trained after `attach`, without its base;
+    the delta is finished first. Returns the files."""
     finish(model)
     folder.mkdir(parents=True, exist_ok=True)
     record = DeltaRecord(
@@ -132,20 +130,15 @@ def save(
     seed: int,
     folder: Path,
 ) -> list[Path]:
-    """Write a finished delta and its head, without the base. `trained`: parameters that were.
+    """Write a finished delta and its head, without the base. `trained`: how many parameters were.
     Returns the files."""
     model = predictor.model
+    files = {name: getattr(task, name) for name in ("train", "dev", "test")}
+    names = {name: Path(file).name for name, file in files.items() if file}
     record = DeltaRecord(
         methods=_methods(model),
         labels=list(predictor.labels),
-        task={
-            **task.model_dump(mode="json"),
-            **{
-                name: Path(file).name
-                for name in ("train", "dev", "test")
-                if (file := getattr(task, name))
-            },
-        },
+        task={**task.model_dump(mode="json"), **names},
         facts=facts,
         seed=seed,
         parameters={**parameters(model), "trained": trained, "base": base.parameters},
@@ -165,11 +158,12 @@ def save(
 
 
 def load(base: Base | Path | str, folder: Path | str) -> Predictor:
-    """The predictor that was saved in a finished delta folder, on its base.
+    """The predictor that `robustly delta` saved in a folder, on its base:
+    `load(...).predict(["some text"])`.
 
-    A base that is given as a `Base` is not read again, and every delta on it shares its weights in
-    memory. Raises UserError if a folder is missing or damaged, or if the delta was made for another
-    base."""
+    A base that is given as a `robustly.delta.base_model.Base` is not read again, and every delta on
+    it shares its weights in memory: switching is using another predictor. Raises UserError if a
+    folder is missing or damaged, or if the delta was made for another base."""
     manifest.require(Path(folder), "delta")
     return reload(base if isinstance(base, Base) else Base.load(base), Path(folder))
 

@@ -1,4 +1,4 @@
-"""Searching for the best methods and rate: trials of an optuna study, scored on the dev file
+"""Search for the best methods and learning rate: trials of an optuna study, scored on the dev file
 alone."""
 
 import dataclasses
@@ -66,11 +66,10 @@ class SearchSpace:
 
 
 def search(config: DeltaExperiment) -> Manifest:
-    """Make the page's trials and write what came out, with a page for the best one. Trials that are
-    there already, of a search that was stopped or had fewer, are not made again. The test file is
-    not scored.
+    """Run the config's trials; write a table, a plot and a config of the best one. Trials of a
+    search that was stopped, or had fewer, are not run again. The test file is not scored.
 
-    Raises UserError if the page names no dev file, if the base or the task's files are not what
+    Raises UserError if the config names no dev file, if the base or the task's files are not what
     they should be, if a method does not fit the base, or if the folder holds another search."""
     task = config.delta.task
     if task.dev is None:
@@ -88,12 +87,7 @@ def search(config: DeltaExperiment) -> Manifest:
     if (finished := stage.finished()) and finished.counts["trials"] >= config.search.trials:
         return finished
 
-    for methods in space.methods:  # what does not fit is said before any trial
-        try:
-            attached(base, config.tuned_by(methods), data, config.seed)
-        except UserError as fault:
-            raise UserError(f"search.methods: {label(methods)}: {fault}") from None
-
+    _check_fit(config, base, data, space)
     if finished:  # with fewer trials
         (stage.folder / MANIFEST).unlink()
 
@@ -102,25 +96,18 @@ def search(config: DeltaExperiment) -> Manifest:
         _give_up_running(study)
         left = config.search.trials - len(_ended(study))
         log.say(
-            f"search: {stage.folder}: {config.search.trials} trials, {left} to make; scored by"
+            f"search: {stage.folder}: {config.search.trials} trials, {left} to run; scored by"
             f" {data.metric} on dev"
         )
-        _make(config, stage.folder, space, left, base, data)
-        trials = _trials(study)
-        if not (ranked := [trial for trial in trials if trial.state == "complete"]):
-            raise UserError(
-                f"{stage.folder}: no trial came to its end, most diverged; lower search.peak_lr,"
-                " and give another name"
-            )
+        _run_trials(config, stage.folder, space, left, base, data)
 
-        best = max(ranked, key=lambda trial: (trial.score, -trial.number))
+        trials = _trials(study)
+        best = _best(trials, stage.folder)
         _write(config, stage.folder, space, trials, best, data.metric)
         counts = {
             "trials": len(trials),
-            **{
-                f"{state}_trials": sum(trial.state == state for trial in trials)
-                for state in ("pruned", "diverged")
-            },
+            "pruned_trials": sum(trial.state == "pruned" for trial in trials),
+            "diverged_trials": sum(trial.state == "diverged" for trial in trials),
             "best": best.methods,
             "best_peak_lr": best.peak_lr,
             f"best_dev_{data.metric}": best.score,
@@ -136,8 +123,17 @@ def _space(config: DeltaExperiment, base: Base) -> SearchSpace:
     )
 
 
+def _check_fit(config: DeltaExperiment, base: Base, data: TaskData, space: SearchSpace) -> None:
+    """Raises UserError, before any trial, if some methods do not fit the base."""
+    for methods in space.methods:
+        try:
+            attached(base, config.tuned_by(methods), data, config.seed)
+        except UserError as fault:
+            raise UserError(f"search.methods: {label(methods)}: {fault}") from None
+
+
 def _recipe(config: DeltaExperiment, data: TaskData, space: SearchSpace) -> dict[str, Any]:
-    """Neither how many trials there are, so that they can be more, nor who makes them."""
+    """Without the number of trials, so that it can grow, and without the processes."""
     recipe = delta_stage.recipe(config.tuned_by(space.methods[0]), data)
     del recipe["methods"], recipe["seeds"]
     methods = [[method.recipe() for method in each] for each in space.methods]
@@ -150,24 +146,24 @@ def _recipe(config: DeltaExperiment, data: TaskData, space: SearchSpace) -> dict
 # ------------------------------------------------------------------------------------------- trials
 
 
-def _make(
+def _run_trials(
     config: DeltaExperiment, folder: Path, space: SearchSpace, left: int, base: Base, data: TaskData
 ) -> None:
-    """Make trials, in this process or in some."""
+    """Run so many trials, in this process or in several."""
     processes = min(how_many(config.delta.processes), left)
     if processes > 1:
         tickets = CONTEXT.Semaphore(left)
-        run(_make_in_process, [(config, folder, space, tickets)] * processes, processes)
+        run(_run_in_process, [(config, folder, space, tickets)] * processes, processes)
         return
 
     for _ in range(left):
         _one_trial(config, folder, space, base, data)
 
 
-def _make_in_process(
+def _run_in_process(
     config: DeltaExperiment, folder: Path, space: SearchSpace, tickets: "Semaphore"
 ) -> None:
-    """Make a trial for every ticket that the other processes leave."""
+    """Run a trial for every ticket that the other processes leave."""
     base, data = Base.load(config.base), read(config.delta.task)
     while tickets.acquire(block=False):
         _one_trial(config, folder, space, base, data)
@@ -176,8 +172,8 @@ def _make_in_process(
 def _one_trial(
     config: DeltaExperiment, folder: Path, space: SearchSpace, base: Base, data: TaskData
 ) -> None:
-    """In one process the trials are a function of the page's seed, however often the search is
-    stopped."""
+    """Run the next trial. In one process the trials are a function of the config's seed, however
+    often the search is stopped."""
     import optuna
 
     study = _study(folder, config)
@@ -247,7 +243,7 @@ def _ended(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
 
 
 def _give_up_running(study: "optuna.Study") -> None:
-    """Trials of a search that was killed: nobody is at work in this folder but us."""
+    """End the trials of a search that was killed: this process alone is at work in the folder."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -289,21 +285,28 @@ def _write(
     write_atomic(folder / BEST, config_text(tuned, f"{config.name}_best"))
 
 
+def _best(trials: Sequence[Trial], folder: Path) -> Trial:
+    """The first of the best trials. Raises UserError if none came to its end."""
+    ranked = [trial for trial in trials if trial.state == "complete"]
+    if not ranked:
+        raise UserError(
+            f"{folder}: no trial came to its end, most diverged; lower search.peak_lr, and give"
+            " another name"
+        )
+    return max(ranked, key=lambda trial: (trial.score, -trial.number))
+
+
 def _table(trials: Sequence[Trial], metric: str) -> str:
-    """The best first."""
+    """The trials, the best first."""
     order = {"complete": 0, "pruned": 1, "diverged": 2}
-    ranked = sorted(
-        trials, key=lambda trial: (order[trial.state], -(trial.score or 0), trial.number)
-    )
     header = ["trial", "methods", "peak_lr", "parameters", f"dev {metric}", "epochs", "seconds", ""]
-    rows = [
-        [
-            trial.number, trial.methods, f"{trial.peak_lr:.2e}", trial.parameters,
-            "-" if trial.score is None else trial.score, trial.epochs, trial.seconds,
-            "" if trial.state == "complete" else trial.state,
-        ]
-        for trial in ranked
-    ]  # fmt: skip
+    rows = []
+    for trial in sorted(trials, key=lambda t: (order[t.state], -(t.score or 0), t.number)):
+        score = "-" if trial.score is None else trial.score
+        state = "" if trial.state == "complete" else trial.state
+        sizes = [f"{trial.peak_lr:.2e}", trial.parameters, score, trial.epochs, trial.seconds]
+        rows.append([trial.number, trial.methods, *sizes, state])
+
     return markdown.table(header, rows)
 
 
@@ -315,17 +318,21 @@ def _plot(trials: Sequence[Trial], metric: str, path: Path) -> None:
 
         for number, name in enumerate(sorted({trial.methods for trial in shown})):
             for axes, key in ((by_rate, "peak_lr"), (by_size, "parameters")):
-                for whole in (True, False):
+                for complete in (True, False):
                     some = [
                         trial
                         for trial in shown
-                        if trial.methods == name and (trial.state == "complete") == whole
+                        if trial.methods == name and (trial.state == "complete") == complete
                     ]
                     axes.plot(
-                        [getattr(trial, key) for trial in some], [trial.score for trial in some],
-                        ls="", marker="o", color=f"C{number % 10}", fillstyle="full" if whole else "none",
-                        label=name if whole else None,
-                    )  # fmt: skip
+                        [getattr(trial, key) for trial in some],
+                        [trial.score for trial in some],
+                        ls="",
+                        marker="o",
+                        color=f"C{number % 10}",
+                        fillstyle="full" if complete else "none",
+                        label=name if complete else None,
+                    )
 
         by_rate.set(xscale="log", xlabel="peak_lr", ylabel=f"{metric} on dev")
         by_size.set_xscale("symlog", linthresh=100)  # a head alone has none
@@ -335,8 +342,8 @@ def _plot(trials: Sequence[Trial], metric: str, path: Path) -> None:
 
 
 def config_text(config: DeltaExperiment, name: str) -> str:
-    """A page by itself under another name, for `robustly delta`, wherever it lies: relative paths
-    that begin at the page become absolute. Without the sections of searches and comparisons."""
+    """The config under another name, for `robustly delta`, wherever its file lies: without a base
+    config, with absolute paths, and without the sections of searches and comparisons."""
     raw = config.model_dump(
         mode="json", by_alias=True, exclude_none=True, exclude={"search", "compare"}
     )
@@ -358,7 +365,7 @@ def config_text(config: DeltaExperiment, name: str) -> str:
 
 
 def _anywhere(source: InputPath) -> str:
-    """A file or a dataset, as a page in any folder names it."""
+    """A file or a dataset, as a config file in any folder names it."""
     named = HUB.fullmatch(source)
     path = InputPath(named["name"], source.base_dir) if named else source
     found = next((place for place in path.candidates if place.exists()), None)

@@ -1,4 +1,4 @@
-"""The stage: a page to a delta's folder, trained, scored, reloaded and compared."""
+"""Train a delta, score it, save it, and reload it as a proof: `robustly delta CONFIG`."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from robustly import UserError, log
-from robustly.delta import saving as delta_folder
+from robustly.delta import saving
 from robustly.delta.attachment import parameters
 from robustly.delta.auto import CHOICE, choose, situation
 from robustly.delta.base_model import Base
@@ -25,12 +25,14 @@ from robustly.log import show
 from robustly.manifest import Manifest, Stage
 
 LABELS_SHOWN = 10
+MEETING = "meeting"
+"""Where the ranks of a seed find each other."""
 
 
 def make_delta(config: DeltaExperiment) -> Manifest:
-    """Train and score the page's delta with every seed, and save the first seed's into the page's
-    delta folder. There is no choice by the test file. What is there already is not made again: nor
-    are seeds that a run that was stopped had finished.
+    """Train and score the config's delta with every seed, and save the first seed's into its
+    folder, whatever its score on the test file. Seeds that a run that was stopped had finished are
+    not trained again.
 
     Raises UserError if the base or the task's files are not what they should be, if a method does
     not fit the base, or if the folder holds another delta."""
@@ -47,60 +49,60 @@ def make_delta(config: DeltaExperiment) -> Manifest:
 
     sizes = parameters(attached(base, config, data, config.seed).model)
     examples = len(draw(data, config.delta.task.examples, config.seed))
-    _header(config, base, data, sizes, examples)
+    _announce(config, base, data, sizes, examples)
 
     with stage.begin():
         _train(base, config, data, stage.folder)
-        done = [_work(stage.folder, seed) for seed in config.all_seeds]
-        scores = [SeedScore(**json.loads((each / "score.json").read_text())) for each in done]
-        lines_of = [(each / "metrics.jsonl").read_text() for each in done]
-        write_atomic(stage.folder / "metrics.jsonl", "".join(lines_of))
-        mean, deviation = mean_and_deviation(scores, data.metric)
-        summary = {
-            data.metric: mean,
-            f"{data.metric}_deviation": deviation,
-            "baseline": data.baselines[data.metric],
-        }
-        write_json(
-            stage.folder / "scores.json",
-            {
-                **summary, "metric": data.metric, "saved_seed": config.seed, "labels": data.labels,
-                "seeds": [asdict(score) for score in scores],
-            },
-        )  # fmt: skip
-        record = delta_folder.read_record(stage.folder)
-        write_atomic(
-            stage.folder / "README.md",
-            delta_card(config.name, stage.folder, record, scores, data, stage.recipe),
-        )
-        names = {
-            delta_folder.TENSORS,
-            delta_folder.RECORD,
-            "scores.json",
-            "metrics.jsonl",
-            "README.md",
-        }
-        others = {
-            path.name for pattern in ("adapter_*", CHOICE) for path in stage.folder.glob(pattern)
-        }
-        files = [stage.folder / name for name in sorted(names | others)]
-        counts = {
-            **{
-                f"{part}_parameters": count
-                for part, count in record.parameters.items()
-                if part != "base"
-            },
-            "bytes": sum(path.stat().st_size for path in files),
-            "labels": len(data.labels),
-            "training_examples": examples,
-            "test_examples": len(data.test),
-            "seeds": config.delta.seeds,
-            "metric": data.metric,
-            **summary,
-        }
+        files, counts = _collect(config, data, stage, examples)
         result = stage.finish(files, counts)
         shutil.rmtree(stage.folder / "work")
         return result
+
+
+def _collect(
+    config: DeltaExperiment, data: TaskData, stage: Stage, examples: int
+) -> tuple[list[Path], dict[str, Any]]:
+    """Write the scores of all seeds and the card. Returns the files of the folder, and what the
+    manifest counts."""
+    folder = stage.folder
+    done = [_work(folder, seed) for seed in config.all_seeds]
+    scores = [SeedScore(**json.loads((each / "score.json").read_text())) for each in done]
+    lines = [(each / "metrics.jsonl").read_text() for each in done]
+    write_atomic(folder / "metrics.jsonl", "".join(lines))
+
+    mean, deviation = mean_and_deviation(scores, data.metric)
+    summary = {
+        data.metric: mean,
+        f"{data.metric}_deviation": deviation,
+        "baseline": data.baselines[data.metric],
+    }
+    details = {
+        "metric": data.metric,
+        "saved_seed": config.seed,
+        "labels": data.labels,
+        "seeds": [asdict(score) for score in scores],
+    }
+    write_json(folder / "scores.json", {**summary, **details})
+    record = saving.read_record(folder)
+    card = delta_card(config.name, folder, record, scores, data, stage.recipe)
+    write_atomic(folder / "README.md", card)
+
+    names = {saving.TENSORS, saving.RECORD, "scores.json", "metrics.jsonl", "README.md"}
+    names |= {path.name for pattern in ("adapter_*", CHOICE) for path in folder.glob(pattern)}
+    files = [folder / name for name in sorted(names)]
+    counts = {
+        f"{part}_parameters": count for part, count in record.parameters.items() if part != "base"
+    }
+    return files, {
+        **counts,
+        "bytes": sum(path.stat().st_size for path in files),
+        "labels": len(data.labels),
+        "training_examples": examples,
+        "test_examples": len(data.test),
+        "seeds": config.delta.seeds,
+        "metric": data.metric,
+        **summary,
+    }
 
 
 def _train(base: Base, config: DeltaExperiment, data: TaskData, folder: Path) -> None:
@@ -146,7 +148,7 @@ def _in_process(config: DeltaExperiment, seed: int, folder: Path, rank: int, ran
 def _one_seed(
     base: Base, config: DeltaExperiment, data: TaskData, seed: int, folder: Path, ranks: Ranks
 ) -> None:
-    """Train a seed; what it leaves is the first rank's."""
+    """Train a seed; the first rank writes what it leaves."""
     done = _work(folder, seed)
     checkpoint = done / "checkpoint.pt"
     board = folder / "tensorboard" / f"seed-{seed}"
@@ -154,26 +156,19 @@ def _one_seed(
     if ranks.rank:
         return
 
-    log.say(f"seed {seed}  {_scores(tuned.score)}  trained in {log.duration(tuned.score.seconds)}")
+    scores = "  ".join(f"{name} {show(value)}" for name, value in tuned.score.scores.items())
+    log.say(f"seed {seed}  {scores}  trained in {log.duration(tuned.score.seconds)}")
     if seed == config.seed:
         sizes = parameters(attached(base, config, data, seed).model)
-        facts = {
-            "sha256": data.hashes,
-            "training_examples": len(draw(data, config.delta.task.examples, seed)),
-        }
-        delta_folder.save(
-            tuned.predictor, base, config.delta.task, facts, sizes["delta"], seed, folder
-        )
+        examples = len(draw(data, config.delta.task.examples, seed))
+        facts = {"sha256": data.hashes, "training_examples": examples}
+        saving.save(tuned.predictor, base, config.delta.task, facts, sizes["delta"], seed, folder)
         _prove(config, tuned, data, folder)
 
     lines = [{"seed": seed, **line} for line in tuned.lines]
     write_atomic(done / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     write_json(done / "score.json", asdict(tuned.score))  # last: the seed is finished
     checkpoint.unlink(missing_ok=True)
-
-
-MEETING = "meeting"
-"""Where the ranks of a seed find each other."""
 
 
 def _work(folder: Path, seed: int) -> Path:
@@ -203,39 +198,36 @@ def inputs(base: Base) -> dict[str, str]:
     return {"base": base.fingerprint, "tokenizer": base.tokenizer.fingerprint}
 
 
-def _scores(score: SeedScore) -> str:
-    return "  ".join(f"{name} {show(value)}" for name, value in score.scores.items())
-
-
-def _header(
+def _announce(
     config: DeltaExperiment, base: Base, data: TaskData, sizes: dict[str, int], examples: int
 ) -> None:
-    """What is about to be trained, for people."""
+    """Say what is about to be trained."""
+    rows = {"base": f"{base.name}, {base.parameters:,} parameters"}
+    for method in config.delta.listed:
+        stated = method.model_dump(exclude={"name"}, exclude_none=True)
+        rows[f"method {method.name}"] = ", ".join(f"{k} {_plain(v)}" for k, v in stated.items())
+
+    share = f"{sizes['delta'] / base.parameters:.2%} of the base"
+    rows["trained"] = f"{sizes['delta']:,} parameters, {share}"
+    rows["head"] = f"{sizes['head']:,} parameters"
+    rows["task"] = f"{data.kind}, scored by {data.metric}"
     updates, batch = config.optim.schedule(examples).updates, config.optim.batch_size
-    more = ", ..." if len(data.labels) > LABELS_SHOWN else ""
-    log.table(
-        f"delta: {config.folder('delta')}",
-        {
-            "base": f"{base.name}, {base.parameters:,} parameters",
-            **{
-                f"method {method.name}": ", ".join(
-                    f"{key} {_plain(value)}" for key, value in method.model_dump(exclude={"name"}).items()
-                    if value is not None
-                )
-                for method in config.delta.listed
-            },
-            "trained": f"{sizes['delta']:,} parameters, {sizes['delta'] / base.parameters:.2%} of the base",
-            "head": f"{sizes['head']:,} parameters",
-            "task": f"{data.kind}, scored by {data.metric}",
-            "training": f"{examples:,} of {len(data.train):,} examples, {updates:,} updates of {batch:,} "
-            f"({show(updates * batch / examples)} epochs)",
-            **({"left out": f"{data.left_out:,} training examples of the other files"} if data.left_out else {}),
-            "dev": f"{len(data.dev):,} examples" if data.dev else "none: the last epoch is kept",
-            "test": f"{len(data.test):,} examples; the same answer to all: {data.metric} "
-            f"{show(data.baselines[data.metric])}",
-            **({"labels": f"{len(data.labels)}: {', '.join(data.labels[:LABELS_SHOWN])}{more}"} if data.labels else {}),
-        },
-    )  # fmt: skip
+    rows["training"] = (
+        f"{examples:,} of {len(data.train):,} examples, {updates:,} updates of {batch:,}"
+        f" ({show(updates * batch / examples)} epochs)"
+    )
+    if data.left_out:
+        rows["left out"] = f"{data.left_out:,} training examples of the other files"
+
+    rows["dev"] = f"{len(data.dev):,} examples" if data.dev else "none: the last epoch is kept"
+    baseline = f"{data.metric} {show(data.baselines[data.metric])}"
+    rows["test"] = f"{len(data.test):,} examples; the same answer to all: {baseline}"
+    if data.labels:
+        more = ", ..." if len(data.labels) > LABELS_SHOWN else ""
+        labels = ", ".join(data.labels[:LABELS_SHOWN])
+        rows["labels"] = f"{len(data.labels)}: {labels}{more}"
+
+    log.table(f"delta: {config.folder('delta')}", rows)
 
 
 def _plain(value: Any) -> str:
@@ -248,7 +240,7 @@ def _prove(config: DeltaExperiment, tuned: Tuned, data: TaskData, folder: Path) 
 
     Raises AssertionError if a bit differs: that is our fault, never the user's.
     """
-    reloaded = delta_folder.reload(Base.load(config.base), folder, head_seed=config.seed + 1)
+    reloaded = saving.reload(Base.load(config.base), folder, head_seed=config.seed + 1)
     reloaded.model.to(tuned.predictor.model.device)
     both = (predictor.logits_of(data.test) for predictor in (reloaded, tuned.predictor))
     assert all(torch.equal(one, other) for one, other in zip(*both, strict=True)), (

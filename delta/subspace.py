@@ -1,5 +1,5 @@
-"""The first stage of intrinsic prompt tuning: a space of few numbers in which the prompts of
-several tasks lie.
+"""Find the subspace of intrinsic prompt tuning: few numbers, and a decoder that makes the prompts
+of several tasks out of them.
 
 An auto-encoder is trained on prompts that were trained one by one; its decoder is kept, in a folder
 of its own, and `intrinsic_prompt` tunes the decoder's input on further tasks (Qin et al. 2021)."""
@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from robustly import UserError, log
-from robustly.delta import saving as delta_folder
+from robustly.delta import saving
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.layers.prompts import decode
@@ -38,9 +38,9 @@ class Fitted:
     error: float
     """Mean squared error of the prompts, after training."""
     variance: float
-    """The same for what knows nothing: their mean in the place of each."""
+    """The same with the mean prompt in the place of each: what knows nothing has."""
     prompts: Tensor
-    """As they are given back, tasks x tokens x hidden."""
+    """As the decoder makes them, tasks x tokens x hidden."""
 
 
 def fit(
@@ -68,39 +68,33 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed64(seed, Purpose.INIT, 0, 0))
         encoder = nn.Linear(tokens * hidden, dimension).to(flat.device)
-        inner, outer = (
-            nn.Linear(*sizes).to(flat.device)
-            for sizes in ((dimension, width), (width, tokens * hidden))
-        )
+        inner = nn.Linear(dimension, width).to(flat.device)
+        outer = nn.Linear(width, tokens * hidden).to(flat.device)
 
     decoder: dict[str, Tensor] = {
-        "inner_weight": inner.weight, "inner_bias": inner.bias, "outer_weight": outer.weight, "outer_bias": outer.bias,
-    }  # fmt: skip
+        "inner_weight": inner.weight,
+        "inner_bias": inner.bias,
+        "outer_weight": outer.weight,
+        "outer_bias": outer.bias,
+    }
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.values()], lr=peak_lr, fused=True)
 
     with log.progress("subspace", updates, "updates") as advance:
         for update in range(updates):
             decoded = decode(decoder, encoder(flat))
+            error = RECONSTRUCTION * nn.functional.mse_loss(decoded, flat)
             optimizer.zero_grad()
-            _backward(
-                RECONSTRUCTION * nn.functional.mse_loss(decoded, flat),
-                decoded,
-                (tokens, hidden),
-                task_loss,
-            )
+            _backward(error, decoded, (tokens, hidden), task_loss)
             optimizer.param_groups[0]["lr"] = peak_lr * (1 - update / updates)
             optimizer.step()
             advance(1)
 
     with torch.no_grad():
         decoded = decode(decoder, encoder(flat))
-        error = nn.functional.mse_loss(decoded, flat).item()
-
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.items()}
 
     return Fitted(
-        kept,
-        error,
+        {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.items()},
+        nn.functional.mse_loss(decoded, flat).item(),
         flat.var(dim=0, correction=0).mean().item(),
         decoded.view(tasks, tokens, hidden),
     )
@@ -135,10 +129,9 @@ def make_subspace(
     seed: int = 1,
 ) -> Manifest:
     """Find a decoder on the prompts of several tasks and on their losses, and save it into a
-    folder. Deltas of the pages that are not finished are made first; what is there already is not
-    made again.
+    folder. Deltas of the configs that are not finished are trained first.
 
-    `configs`: a page for each task, with the one method `prompt` or `p_tuning`, all of one base and
+    `configs`: one for each task, with the one method `prompt` or `p_tuning`, all of one base and
     one number of tokens. A task's loss is that of a batch of its training examples, through its
     delta's own head, without dropout.
 
@@ -201,13 +194,13 @@ def make_subspace(
 def _check(configs: Sequence[DeltaExperiment], dimension: int, width: int) -> None:
     if len(configs) < 2:
         raise UserError(
-            f"expected pages of two tasks or more, found {len(configs)}: a subspace is what tasks"
-            " share"
+            f"expected configs of two tasks or more, found {len(configs)}: a subspace is what"
+            " tasks share"
         )
 
     names = [config.name for config in configs]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"two pages are named {twice.pop()!r}; expected another `name` for each")
+        raise UserError(f"two configs are named {twice.pop()!r}; expected another `name` for each")
 
     for name, value in (("dimension", dimension), ("width", width)):
         if value < 1:
@@ -218,7 +211,8 @@ def _check(configs: Sequence[DeltaExperiment], dimension: int, width: int) -> No
     for config in configs[1:]:
         if (tokens := _prompt(config)) != first:
             raise UserError(
-                f"{config.name}: {tokens} tokens, {configs[0].name} has {first}; expected one number"
+                f"{config.name}: {tokens} tokens, {configs[0].name} has {first}; expected one"
+                " number"
             )
         if config.base.resolve() != configs[0].base.resolve():
             raise UserError(
@@ -228,7 +222,7 @@ def _check(configs: Sequence[DeltaExperiment], dimension: int, width: int) -> No
 
 
 def _prompt(config: DeltaExperiment) -> int:
-    """Tokens of a page's prompt."""
+    """Tokens of a config's prompt. Raises UserError if it has another method."""
     match config.delta.methods:
         case [Prompt() | PTuning() as method]:
             return method.tokens
@@ -236,7 +230,8 @@ def _prompt(config: DeltaExperiment) -> int:
     found = config.delta.methods
     names = found if isinstance(found, str) else ", ".join(method.name for method in found)
     raise UserError(
-        f"{config.name}: delta.methods: expected the one method `prompt` or `p_tuning`, found {names}"
+        f"{config.name}: delta.methods: expected the one method `prompt` or `p_tuning`, found"
+        f" {names}"
     )
 
 
@@ -250,12 +245,12 @@ class _GivenPrompt(nn.Module):
 
 
 class _PromptedTask:
-    """A finished delta's task, for any prompt."""
+    """The task of a finished delta, to be solved with any prompt in the place of its own."""
 
     def __init__(self, config: DeltaExperiment, base: Base, updates: int, seed: int):
         self.data = read(config.delta.task)
         self.metric = self.data.metric
-        self.predictor = delta_folder.reload(base, config.folder("delta"))
+        self.predictor = saving.reload(base, config.folder("delta"))
         model, head = self.predictor.model, self.predictor.head
         model.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
         words = model.roberta.embeddings.word_embeddings

@@ -52,7 +52,7 @@ class Tuned:
 
 
 def score(base: Base, config: DeltaExperiment, data: TaskData) -> list[SeedScore]:
-    """Train and score every seed of a page on a base; nothing is written. The same page on two
+    """Train and score every seed of a config on a base; nothing is written. The same config on two
     bases trains on the same examples in the same order, so that the scores can be compared seed by
     seed."""
     return [tune(base, config, data, seed).score for seed in config.all_seeds]
@@ -71,7 +71,7 @@ def mean_and_deviation(scores: Sequence[SeedScore], metric: str) -> tuple[float,
 
 
 def attached(base: Base, config: DeltaExperiment, data: TaskData, seed: int) -> Predictor:
-    """The page's methods on a base, before training: its scores are those of the base under a
+    """The config's methods on a base, before training: its scores are those of the base under a
     random head.
 
     Raises UserError if a method does not fit the base.

@@ -1,4 +1,4 @@
-"""Processes of this machine that train deltas, each with its share of the threads, or with a
+"""Worker processes of this machine that train deltas, each on its share of the threads, or on a
 GPU."""
 
 import multiprocessing
@@ -32,7 +32,7 @@ class _Started(NamedTuple):
 
 
 def how_many(asked: int | None) -> int:
-    """Processes at a time: what a page asks for, else one for each GPU, one on a CPU."""
+    """Processes at a time: what a config asks for, else one for each GPU, one on a CPU."""
     return asked or torch.cuda.device_count() or 1
 
 

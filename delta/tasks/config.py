@@ -1,4 +1,4 @@
-"""Schema of the page's `delta.task`: where a task's examples are, and what they hold."""
+"""The config of a task (`delta.task`): where its examples are, and what they hold."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -14,11 +14,11 @@ SHORTEST = 8
 HUB = re.compile(r"hub:(?P<name>.+?)(:(?P<subset>[^:/]+))?/(?P<split>[^:/]+)")
 
 
-class _OfFiles(Section):
+class _TaskFiles(Section):
     """Its files: JSON lines (.jsonl), or .csv or .tsv with a line of column names, each plain or
     .gz, .xz, .zst; or a split of a dataset, `hub:NAME/SPLIT` or `hub:NAME:SUBSET/SPLIT`, whose name
-    is a folder's or one on the Hugging Face Hub. Relative paths are looked up beside the page, then
-    in the working directory."""
+    is a folder's or one on the Hugging Face Hub. Relative paths are looked up beside the config,
+    then in the working directory."""
 
     train: InputPath
     """What is trained on."""
@@ -28,8 +28,8 @@ class _OfFiles(Section):
     """What is scored; inputs that stand in here are never trained on, and are taken out of
     `dev`."""
     examples: Positive | None = None
-    """Training examples in all, drawn anew by each seed, in equal parts of each label where there
-    are labels; null: all of them."""
+    """Training examples in all, drawn anew by each seed, as many of each label where there are
+    labels; null: all of them."""
     max_length: Annotated[int, Field(ge=SHORTEST)] = 512
     """Tokens of an input, special ones included; what is longer is cut at its end, of a pair the
     longer text first, and so is what the base has no position for."""
@@ -45,7 +45,7 @@ class _OfFiles(Section):
         return value
 
 
-class _TextTask(_OfFiles):
+class _TextTask(_TaskFiles):
     text: str = "text"
     """Key, or column, of the text."""
     text_pair: str | None = None
@@ -69,7 +69,7 @@ class RegressionTask(_TextTask):
     """Key of the number."""
 
 
-class TokensTask(_OfFiles):
+class TokensTask(_TaskFiles):
     """A tag for each word: entities in BIO, `B-` at an entity's first word, `I-` within, `O`
     outside."""
 

@@ -1,4 +1,4 @@
-"""A task's examples: checked, kept apart, and drawn for training."""
+"""A task's examples: read and checked, train, dev and test kept apart, drawn for training."""
 
 import functools
 import math
@@ -57,7 +57,7 @@ class TaskData:
     train: tuple[Example, ...]
     """In the order of the file, without the inputs of `dev` and `test`."""
     dev: tuple[Example, ...]
-    """Without the inputs of `test`; empty where the page names no file."""
+    """Without the inputs of `test`; empty where the config names no file."""
     test: tuple[Example, ...]
     left_out: int
     """Lines of the training file whose inputs stand in another file."""
@@ -87,7 +87,7 @@ class TaskData:
 
 
 def read(task: Task) -> TaskData:
-    """Read the files of a task; relative paths start at `beside` or in the working directory.
+    """Read the files of a task.
 
     Raises UserError naming file and line for what is no example; also for a label of another file
     that is not in training, for a single label, for a file of which nothing is left when another
@@ -332,7 +332,7 @@ def _check_labels(
 
 
 def _check_left(task: Task, data: TaskData, tables: dict[str, Table]) -> None:
-    """Raises UserError if what is left for training lacks a label, or is less than the page asks
+    """Raises UserError if what is left for training lacks a label, or is less than the config asks
     for."""
     train = tables["train"].name
     others = " or ".join(table.name for part, table in tables.items() if part != "train")

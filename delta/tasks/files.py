@@ -1,4 +1,4 @@
-"""Rows of a task's files: JSON lines, CSV, TSV, or a split of a dataset."""
+"""Read the rows of a task's files: JSON lines, CSV, TSV, or a split of a dataset."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ class Table:
     """What a file holds."""
 
     name: str
-    """Its path, or as the page names a dataset."""
+    """Its path, or as the config names a dataset."""
     rows: list[tuple[int, Row]]
     """Each with its line, from 1, or its row of a dataset, from 0."""
     sha256: str
@@ -42,8 +42,7 @@ class Table:
 
 
 def read(key: str, name: InputPath) -> Table:
-    """What the page names under `key`; a relative path starts at `beside` or in the working
-    directory.
+    """The rows of what the config names under `key`.
 
     Raises UserError, with file and line where there is one, if it is missing, of another kind, or
     cannot be read."""
@@ -162,7 +161,7 @@ def _dataset(key: str, name: InputPath) -> Iterator[Row]:
         with hub.readable(found):
             for row in split:
                 yield {column: _named(features.get(column), value) for column, value in row.items()}
-    except UserError as error:  # what it says of a corpus's source, of the name on this page
+    except UserError as error:
         fault = (
             str(error)
             .removeprefix("corpus.sources: ")

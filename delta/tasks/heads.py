@@ -1,7 +1,7 @@
-"""Between a task's examples and a model: rows of ids, batches, logits, loss, answers, scores.
+"""Heads of tasks: encode examples into ids, batch them, compute logits, loss, answers and scores.
 
-The same loop trains every kind of task: `form.loss(form.logits(model, form.batch(rows, device)),
-rows)`."""
+The same loop trains every kind of task: `head.loss(head.logits(model, head.batch(examples,
+device)), examples)`. In shapes N stands for the examples of a batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -41,14 +41,15 @@ class EncodedExample:
 
 
 def task_head(
-    task: Task, labels: tuple[str, ...], encoder: Tokenizer, longest: int, first_pseudo_id: int
+    task: Task, labels: tuple[str, ...], tokenizer: Tokenizer, longest: int, first_pseudo_id: int
 ) -> "TaskHead":
-    """The form of a task.
+    """The head of a task.
 
     `labels`: `TaskData.labels`. `longest`: tokens of the longest input that the base can take.
     `first_pseudo_id`: the model's vocabulary size, from which on pseudo-tokens are numbered. Raises
     UserError if a base is too short, or if a cloze does not fit the tokenizer."""
-    return _HEADS[task.kind](task, labels, encoder, min(task.max_length, longest), first_pseudo_id)
+    longest = min(task.max_length, longest)
+    return _HEADS[task.kind](task, labels, tokenizer, longest, first_pseudo_id)
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,13 @@ class TaskHead(ABC):
 
     task: Any
     labels: tuple[str, ...]
-    encoder: Tokenizer
+    tokenizer: Tokenizer
     longest: int
     """Tokens of an input, special ones included; what is longer is cut."""
     first_pseudo_id: int
 
     kind: ClassVar[HeadKind]
-    """What transformers' model has on top."""
+    """Which of transformers' heads the model has."""
 
     def __post_init__(self) -> None:
         if self.longest < SHORTEST:
@@ -85,11 +86,11 @@ class TaskHead(ABC):
 
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
-        """A row for each example. Raises UserError if one is not of the task's shape, or if a text
+        """Encode each example. Raises UserError if one is not of the task's shape, or if a text
         holds half of a surrogate pair."""
 
     def length(self, row: EncodedExample) -> int:
-        """Tokens of a row's longest input."""
+        """Tokens of an example's longest input."""
         return max(map(len, row.ids))
 
     def batch(self, rows: Sequence[EncodedExample], device: torch.device) -> dict[str, Tensor]:
@@ -97,23 +98,23 @@ class TaskHead(ABC):
         return self._padded([row.ids[0] for row in rows], device)
 
     def logits(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
-        """The model's scores of a batch: (N, outputs); tokens: (N, longest, outputs); multiple
+        """The model's logits of a batch: (N, outputs); tokens: (N, longest, outputs); multiple
         choice: (N, choices)."""
         scores: Tensor = model(**batch).logits
         return scores
 
     @abstractmethod
     def loss(self, logits: Tensor, rows: Sequence[EncodedExample]) -> Tensor:
-        """The mean over the batch's targets, fp32: cross-entropy in nats, of numbers the squared
-        error."""
+        """The mean loss over the batch's targets, fp32: cross-entropy in nats; for numbers the
+        squared error."""
 
     def targets(self, rows: Sequence[EncodedExample]) -> int:
-        """How many targets the loss is the mean of."""
+        """How many targets the mean of the loss is over."""
         return len(rows)
 
     @abstractmethod
     def answers(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[Any]:
-        """The best answer to each row, as `Example.label` has it, from the row's logits."""
+        """The best answer to each example, as `Example.label` has it, from its logits."""
 
     def scores(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         """The task's scores by name, the main one first."""
@@ -125,14 +126,14 @@ class TaskHead(ABC):
         return {label: number for number, label in enumerate(self.labels)}
 
     def _padded(self, inputs: Sequence[Sequence[int]], device: torch.device) -> dict[str, Tensor]:
-        ids = np.full((len(inputs), max(map(len, inputs))), self.encoder.pad_id, np.int64)
+        ids = np.full((len(inputs), max(map(len, inputs))), self.tokenizer.pad_id, np.int64)
         for line, each in zip(ids, inputs, strict=True):
             line[: len(each)] = each
 
         padded = torch.from_numpy(ids).to(device)
         return {
             "input_ids": padded,
-            "attention_mask": padded.ne(self.encoder.pad_id).long(),
+            "attention_mask": padded.ne(self.tokenizer.pad_id).long(),
         }  # no text makes <pad>
 
     def _check(self, examples: Sequence[Example]) -> None:
@@ -144,11 +145,11 @@ class TaskHead(ABC):
                 raise UserError(f"expected {what}, found {len(example.texts)}: {example.texts!r}")
 
     def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
-        return [ids.tolist() for ids in self.encoder.encode_documents(texts)]
+        return [ids.tolist() for ids in self.tokenizer.encode_documents(texts)]
 
     def _joined(self, texts: Sequence[list[int]]) -> list[int]:
         """<s> A </s>, or <s> A </s></s> B </s>, of at most `longest` tokens."""
-        bos, eos = self.encoder.bos_id, self.encoder.eos_id
+        bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
         if len(texts) == 1:
             return [bos, *texts[0][: self.longest - 2], eos]
         first, second = cut(texts, self.longest - 4)
@@ -229,12 +230,12 @@ class TokensHead(TaskHead):
         )
         rows = []
         for example in examples:
-            ids, firsts = [self.encoder.bos_id], []
+            ids, firsts = [self.tokenizer.bos_id], []
             for _ in example.texts:
                 firsts.append(len(ids))
                 ids += next(every)
 
-            ids = [*ids[: self.longest - 1], self.encoder.eos_id]
+            ids = [*ids[: self.longest - 1], self.tokenizer.eos_id]
             target = None if example.label is None else [self.number[tag] for tag in example.label]
             kept = tuple(place for place in firsts if place < self.longest - 1)
             rows.append(EncodedExample((ids,), target, len(firsts), kept))
@@ -297,7 +298,7 @@ class MultipleChoiceHead(TaskHead):
         """(N, most choices, longest); a row with fewer choices has empty inputs, whose scores are
         passed over."""
         most = max(len(row.ids) for row in rows)
-        empty = [self.encoder.bos_id, self.encoder.eos_id]
+        empty = [self.tokenizer.bos_id, self.tokenizer.eos_id]
         inputs = [ids for row in rows for ids in (*row.ids, *[empty] * (most - len(row.ids)))]
 
         return {
@@ -355,7 +356,9 @@ class ClozeHead(ClassificationHead):
     def logits(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
         """Of the labels' words, (N, labels). The head is run at <mask> alone."""
         hidden = model.roberta(**batch).last_hidden_state
-        places = batch["input_ids"].eq(self.encoder.mask_id).int().argmax(1)  # no text makes <mask>
+        places = (
+            batch["input_ids"].eq(self.tokenizer.mask_id).int().argmax(1)
+        )  # no text makes <mask>
         scores: Tensor = model.lm_head(
             hidden[torch.arange(len(hidden), device=hidden.device), places]
         )
@@ -363,10 +366,10 @@ class ClozeHead(ClassificationHead):
 
     def _filled(self, texts: Sequence[list[int]]) -> list[int]:
         """<s>, the template with these texts, </s>."""
-        ids = [self.encoder.bos_id]
+        ids = [self.tokenizer.bos_id]
         for part, fixed in zip(self._parts, self._fixed, strict=True):
             ids += texts[self._kinds.index(part.kind)] if part.kind in self._kinds else fixed
-        return [*ids, self.encoder.eos_id]
+        return [*ids, self.tokenizer.eos_id]
 
     @property
     def _kinds(self) -> tuple[str, ...]:
@@ -388,7 +391,7 @@ class ClozeHead(ClassificationHead):
         ):
             match part.kind:
                 case "mask":
-                    ids = [self.encoder.mask_id]
+                    ids = [self.tokenizer.mask_id]
                 case "prompt":
                     ids = list(range(pseudo, pseudo := pseudo + part.count))
                 case "text" | "text_pair":
@@ -411,7 +414,7 @@ class ClozeHead(ClassificationHead):
 
         for label, word, ids in zip(self.labels, words, pieces, strict=True):
             if len(ids) != 1:
-                shown = ", ".join(repr(self.encoder.decode([number])) for number in ids)
+                shown = ", ".join(repr(self.tokenizer.decode([number])) for number in ids)
                 raise UserError(
                     f"delta.task.words: {label}: {word!r} is {len(ids)} tokens of the base's"
                     f" vocabulary ({shown}); expected a word that is one token with the space"

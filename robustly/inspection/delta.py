@@ -5,17 +5,19 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from robustly import UserError
 from robustly.description import Description, Listing
 from robustly.inspection.folders import disk_bytes, provenance, typed
 from robustly.manifest import Manifest
 
+Kind = TypeVar("Kind")
+
 
 def describe(folder: Path, finished: Manifest) -> Description:
     """Describe a delta's folder. Raises UserError if a file is not what was written."""
-    record, scores = (_mapping(folder / name) for name in ("delta.json", "scores.json"))
+    record, scores = (_read(folder / name, dict) for name in ("delta.json", "scores.json"))
     names = " + ".join(method["name"] for method in record["methods"])
     labels, what = {}, f"does {record['task']['kind']}"
     if record["labels"]:
@@ -67,7 +69,7 @@ def describe_search(folder: Path, finished: Manifest) -> Description:
     """Describe a search's folder: its trials, the best first. Raises UserError as `describe`
     does."""
     trials = sorted(
-        _rows(folder / "trials.json"),
+        _read(folder / "trials.json", list),
         key=lambda trial: (trial["state"] != "complete", -_score(trial)),
     )
     summary = f"A search of {len(trials)} trials; the best is {finished.counts['best']}."
@@ -81,7 +83,7 @@ def describe_comparison(folder: Path, finished: Manifest) -> Description:
     shown = ("label", "score", "deviation", "trained", "stored", "bytes", "seconds", "failure")
     rows = [
         {key: row[key] for key in shown}
-        for row in sorted(_rows(folder / "rows.json"), key=_score, reverse=True)
+        for row in sorted(_read(folder / "rows.json", list), key=_score, reverse=True)
     ]
     summary = f"A comparison of {len(rows)} entries by {finished.counts['metric']} on test."
     note = f"table: {folder / 'table.md'}\nplot:  {folder / 'plot.png'}"
@@ -94,7 +96,7 @@ _SHOWN = ("name", "metric", "own", "decoded")
 
 def describe_subspace(folder: Path, finished: Manifest) -> Description:
     """Describe a subspace's folder. Raises UserError as `describe` does."""
-    record = _mapping(folder / "subspace.json")
+    record = _read(folder / "subspace.json", dict)
     summary = (
         f"A decoder from {record['dimension']} numbers to prompts of {record['tokens']} tokens"
         " (intrinsic_prompt)."
@@ -127,15 +129,7 @@ def _score(row: dict[str, Any]) -> float:
     return -math.inf if row["score"] is None else float(row["score"])
 
 
-def _mapping(path: Path) -> dict[str, Any]:
-    return _read(path, dict)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return _read(path, list)
-
-
-def _read(path: Path, kind: Callable[[Any], Any]) -> Any:
+def _read(path: Path, kind: Callable[[Any], Kind]) -> Kind:
     try:
         return kind(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:

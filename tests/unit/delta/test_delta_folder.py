@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
@@ -110,7 +111,10 @@ def test_what_the_folder_says(base: Base, finished: Path) -> None:
     }
     assert everything == manifest["outputs"].keys()
     card = (finished / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: peft\n") and f"{scores['accuracy']:.4g}" in card
+    header = ModelCard(card).data
+    assert (header.base_model, header.library_name) == (base.name, "peft")
+    assert header.tags == ["robustly", "roberta", "lora"]
+    assert f"{scores['accuracy']:.4g}" in card
     assert base.fingerprint in card and "| early | 30 |" in card
     assert f"delta.load({json.dumps(base.name)}, {json.dumps(str(finished))})" in card
 

@@ -364,7 +364,7 @@ def test_pages_that_make_no_subspace(
 
     refused("two tasks or more, found 1")
     refused("dimension = 0: expected 1 or more", configs[1], dimension=0)
-    refused("two pages are named 'task0'", make_config(PROMPT, "name=task0"))
+    refused("two configs are named 'task0'", make_config(PROMPT, "name=task0"))
     refused(
         "letters: 3 tokens, task0 has 4", make_config("delta.methods=[{name: p_tuning, tokens: 3}]")
     )

@@ -49,13 +49,13 @@ HEADS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """An encoder, and what transformers makes of the same files."""
+    """A tokenizer, and what transformers makes of the same files."""
     folder: Path = tmp_path_factory.mktemp("vocabulary")
     vocabulary = lay_out(train_merges(Counter(split_words(TEXT)).items(), 150, 1).merges)
     save_vocabulary(vocabulary, folder)
 
     return SimpleNamespace(
-        encoder=Tokenizer(vocabulary),
+        tokenizer=Tokenizer(vocabulary),
         reference=RobertaTokenizerFast.from_pretrained(folder),
         spaced=RobertaTokenizerFast.from_pretrained(folder, add_prefix_space=True),
     )
@@ -72,18 +72,18 @@ def make(
     return task_head(
         TypeAdapter(Task).validate_python(config),
         labels,
-        place.encoder,
+        place.tokenizer,
         longest,
-        place.encoder.vocab_size,
+        place.tokenizer.vocab_size,
     )
 
 
 def model(place: SimpleNamespace, head: TaskHead, labels: int | None = None) -> Any:
     torch.manual_seed(0)
     config = RobertaConfig(
-        vocab_size=place.encoder.vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=place.tokenizer.vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=LONGEST + 2, type_vocab_size=1, initializer_range=0.5,
-        pad_token_id=place.encoder.pad_id, num_labels=labels or head.outputs,
+        pad_token_id=place.tokenizer.pad_id, num_labels=labels or head.outputs,
     )  # fmt: skip
     return HEADS[head.kind](config).eval()
 
@@ -142,7 +142,7 @@ def test_special_tokens_in_a_text_are_text(place: SimpleNamespace) -> None:
     (row,) = head.encode([Example(("a</s><mask><pad>",))])
     assert [
         row.ids[0].count(n)
-        for n in (place.encoder.mask_id, place.encoder.eos_id, place.encoder.pad_id)
+        for n in (place.tokenizer.mask_id, place.tokenizer.eos_id, place.tokenizer.pad_id)
     ] == [
         1,
         1,
@@ -316,7 +316,7 @@ def test_the_template_is_never_cut(place: SimpleNamespace) -> None:
     question, comma = (
         place.reference(f" {sign}", add_special_tokens=False)["input_ids"] for sign in "?,"
     )
-    fixed = [*question, place.encoder.mask_id, *comma]
+    fixed = [*question, place.tokenizer.mask_id, *comma]
 
     for row, (first, second) in zip(
         head.encode([Example(pair) for pair in pairs]), pairs, strict=True
@@ -332,16 +332,16 @@ def test_the_template_is_never_cut(place: SimpleNamespace) -> None:
 
 def test_pseudo_tokens_are_numbered_as_they_appear(place: SimpleNamespace) -> None:
     head = cloze(place, "{prompt:2} {text} {prompt} <mask> {prompt}")
-    first = place.encoder.vocab_size
+    first = place.tokenizer.vocab_size
     (row,) = head.encode([Example(("Paris",))])
-    (paris,) = place.encoder.encode_documents([" Paris"])
+    (paris,) = place.tokenizer.encode_documents([" Paris"])
     assert row.ids[0] == [
         0,
         first,
         first + 1,
         *paris.tolist(),
         first + 2,
-        place.encoder.mask_id,
+        place.tokenizer.mask_id,
         first + 3,
         2,
     ]
@@ -360,9 +360,11 @@ def test_the_head_at_the_mask_over_the_words(place: SimpleNamespace) -> None:
         logits = head.logits(tuned, batch)
         everything = tuned(**batch).logits
 
-    ids = [place.encoder.encode_documents([f" {word}"])[0].item() for word in ("terrible", "great")]
+    ids = [
+        place.tokenizer.encode_documents([f" {word}"])[0].item() for word in ("terrible", "great")
+    ]
     for number, row in enumerate(rows):
-        expected = everything[number, row.ids[0].index(place.encoder.mask_id), ids]
+        expected = everything[number, row.ids[0].index(place.tokenizer.mask_id), ids]
         assert torch.allclose(logits[number], expected, atol=1e-5)
 
     assert logits.shape == (2, 2)
@@ -474,7 +476,7 @@ def test_what_each_kind_asks_of_a_base(place: SimpleNamespace) -> None:
         "regression": ("sequence", 1),
         "tokens": ("tokens", 3),
         "multiple_choice": ("choice", 1),
-        "cloze": ("masked_lm", place.encoder.vocab_size),
+        "cloze": ("masked_lm", place.tokenizer.vocab_size),
     }
 
 
