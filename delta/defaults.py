@@ -53,8 +53,8 @@ COMPARED: tuple[list[dict[str, Any]], ...] = (
     [{"name": "bitfit"}, {"name": "lora"}],
     MAM,
 )
-"""What a comparison trains unless the config says: every method alone, and combinations; in an order
-that is part of its recipe."""
+"""What a comparison trains unless the config says: every method alone, and combinations. Their
+order is part of its recipe."""
 
 # ----------------------------------------------------------------------------------------- the rule
 # The figures that its reasons quote: for RoBERTa's widths, published ones, tables of the papers;

@@ -241,7 +241,7 @@ def test_numbers_of_the_space_learn_a_task(
 
 
 def test_from_the_command_line(configs: list[DeltaExperiment], place: Path, tmp_path: Path) -> None:
-    files = [str(config.origin) for config in configs]
+    files = [str(config.root / f"{config.name}.yaml") for config in configs]
     keys = overrides(place, configs[0].root)
     command = [
         "delta",
