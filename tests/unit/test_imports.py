@@ -195,3 +195,19 @@ def test_help_loads_nothing_heavy(run_folder):
         not {"torch", "transformers", "deepspeed", "datatrove", "numba", "datasets", "tiktoken"}
         & loaded
     )
+
+
+def test_the_design_shows_every_file():
+    """One line a file: what it is for, found from the listing."""
+    tree = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").partition("```text\n")[2]
+    tree = tree.partition("```")[0]
+    shown, folder = set(), ""
+    for line in tree.splitlines():
+        if line.endswith("/"):
+            folder = line
+        elif line.strip():
+            shown.add(folder + line.split()[0])
+
+    files = {path.resolve().relative_to(ROOT).as_posix() for path in FILES}
+    empty = {path for path in files if not (ROOT / path).read_text(encoding="utf-8").strip()}
+    assert shown | empty == files
