@@ -1,5 +1,4 @@
-"""The spine: config, manifest, log, rng, which import none of the stages; and cli, the roof, which
-knows them all."""
+"""RoBERTa pretraining: raw text to a published checkpoint, and delta tuning on it."""
 
 __version__ = "0.1.0"
 

@@ -1,5 +1,4 @@
-"""What a user sees: headers, tables, progress, warnings; and the metrics of a run as JSON lines and
-TensorBoard.
+"""Print to people: messages, tables, progress, warnings.
 
 People read stderr, programs read stdout: with `--json` a command prints one JSON object on stdout
 and nothing else there. Bars are drawn on a terminal; elsewhere a plain line is written now and

@@ -1,0 +1,1 @@
+"""Cleaning: filters, contamination, exact and near duplicates."""

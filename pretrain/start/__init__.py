@@ -1,0 +1,1 @@
+"""Starting from other checkpoints: transformers' folders, runs of ours, fairseq's files."""
