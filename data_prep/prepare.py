@@ -291,8 +291,7 @@ class _ShardMaker:
                 )
                 writers[split] = open_shards.enter_context(writer)
 
-            for document in documents(partition, self.corpus, bad_lines):
-                text = document.text
+            for text in documents(partition, self.corpus, bad_lines):
                 text_bytes += len(text.encode())
                 spans = units(text, self.data.unit, self.data.language)
                 if not spans:

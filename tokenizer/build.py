@@ -255,8 +255,8 @@ def _check_memory(sums: CountSummary, least: int) -> None:
 def _sample(cut: Sequence[Partition], corpus: CorpusConfig) -> Iterator[str]:
     """The beginnings of the first documents of some partitions, evenly spaced."""
     for partition in cut[:: -(-len(cut) // SAMPLE_PARTITIONS) or 1]:
-        for document in islice(documents(partition, corpus, []), SAMPLE_DOCUMENTS):
-            yield document.text[:SAMPLE_CHARACTERS]
+        for text in islice(documents(partition, corpus, []), SAMPLE_DOCUMENTS):
+            yield text[:SAMPLE_CHARACTERS]
 
 
 def _try_out(tokenizer: Tokenizer, reference: Reference, texts: Iterable[str]) -> None:

@@ -94,12 +94,10 @@ def _count_partition(
     bad_lines: list[BadLine] = []
     seen = size = 0
 
-    for document in documents(partition, corpus, bad_lines):
-        text = (
-            unicodedata.normalize("NFC", document.text)
-            if tokenizer.normalization
-            else document.text
-        )
+    for text in documents(partition, corpus, bad_lines):
+        if tokenizer.normalization:
+            text = unicodedata.normalize("NFC", text)
+
         by_line = tokenizer.count_by == "line"
         for piece in io.StringIO(text, newline="\n") if by_line else (text,):
             counter.add_text(piece)

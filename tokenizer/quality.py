@@ -52,32 +52,20 @@ class EncodingStats:
     unused_entries: int
     """Entries of the vocabulary, but the special tokens, that stand nowhere in the documents."""
 
-    @property
-    def bytes_per_token(self) -> float | None:
-        return _ratio(self.bytes, self.tokens)
-
-    @property
-    def characters_per_token(self) -> float | None:
-        return _ratio(self.characters, self.tokens)
-
-    @property
-    def tokens_per_word(self) -> float | None:
-        """Of all tokens, those of white space included."""
-        return _ratio(self.tokens, self.words)
-
-    @property
-    def words_in_one_token(self) -> float | None:
-        """Share of the words."""
-        return _ratio(self.whole_words, self.words)
-
-    @property
-    def single_byte_share(self) -> float | None:
-        """Of the bytes."""
-        return _ratio(self.single_bytes, self.bytes)
-
     def figures(self) -> dict[str, Any]:
-        """All counts and ratios by name; a ratio whose divisor is 0 is None."""
-        return {**asdict(self), **{name: getattr(self, name) for name in RATIOS}}
+        """All counts, and the ratios by name: a ratio whose divisor is 0 is None. Tokens per word
+        are of all tokens, those of white space included."""
+        ratios = (
+            (self.bytes, self.tokens),
+            (self.characters, self.tokens),
+            (self.tokens, self.words),
+            (self.whole_words, self.words),
+            (self.single_bytes, self.bytes),
+        )
+        return {
+            **asdict(self),
+            **{name: _ratio(*counts) for name, counts in zip(RATIOS, ratios, strict=True)},
+        }
 
 
 def _ratio(part: int, whole: int) -> float | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Self, get_args
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from robustly.config import InputPath, Section
-from robustly.corpus.config import CorpusConfig, SourceConfig
+from robustly.corpus.config import CorpusConfig, SourceConfig, as_list
 
 QUALITY_FILTERS = {
     "gopher_quality": "GopherQualityFilter",
@@ -22,17 +22,13 @@ OURS = ("self", "exclusion_writer", "batch_size", "language")
 """Parameters of a filter's class that a config cannot set."""
 
 
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
 def _as_mapping(value: Any) -> Any:
     """Names alone, or names with parameters."""
     if isinstance(value, dict):
         return {
             name: {} if parameters is None else parameters for name, parameters in value.items()
         }
-    return {name: {} for name in _as_list(value)} if isinstance(value, str | list) else value
+    return {name: {} for name in as_list(value)} if isinstance(value, str | list) else value
 
 
 def _as_section(value: Any) -> Any:
@@ -52,7 +48,7 @@ class LanguageConfig(Section):
     model: InputPath
     """A fastText model on this machine that tells languages, such as lid.176.ftz or GlotLID's. A
     relative path is looked up beside the config file, then in the working directory."""
-    keep: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+    keep: Annotated[list[str], BeforeValidator(as_list), Field(min_length=1)]
     """Languages by the model's names: en for lid.176, eng_Latn for GlotLID."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.65
     """The model's probability of one of them must be higher."""
@@ -65,10 +61,10 @@ class LanguageConfig(Section):
 class ContaminationConfig(Section):
     """Texts that a model is to be evaluated on, and that it must not have seen."""
 
-    files: Annotated[list[InputPath], BeforeValidator(_as_list), Field(min_length=1)]
+    files: Annotated[list[InputPath], BeforeValidator(as_list), Field(min_length=1)]
     """Files, folders or globs of .txt (a text is a line), .jsonl and .parquet (each string of a row
     is a text), looked up beside the config file, then in the working directory."""
-    keys: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] | None = None
+    keys: Annotated[list[str], BeforeValidator(as_list), Field(min_length=1)] | None = None
     """Keys (.jsonl) or columns (.parquet) whose strings are taken; default: all of them."""
     n_grams: Annotated[int, Field(ge=1)] = 13
     """Words in a row that a document must share with a text to be dropped; shorter texts are not

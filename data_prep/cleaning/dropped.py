@@ -30,15 +30,10 @@ def write_dropped(corpus: CorpusConfig, folder: Path, path: Path) -> int:
     ):
         for number, partition in enumerate(cut):
             codes = decisions.read(decisions.decisions_file(folder, number)).tolist()
-            for document, code in zip(documents(partition, corpus, []), codes, strict=True):
+            for text, code in zip(documents(partition, corpus, []), codes, strict=True):
                 if code != decisions.KEPT:
-                    write(
-                        {
-                            "text": document.text,
-                            "source": sources[document.source],
-                            "reason": reasons[code],
-                        }
-                    )
+                    source = sources[partition.source]
+                    write({"text": text, "source": source, "reason": reasons[code]})
                     written += 1
 
             advance(1)

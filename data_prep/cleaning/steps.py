@@ -99,12 +99,12 @@ class PartitionCleaner:
         codes, sizes, hashes = bytearray(), [], bytearray()
         bad_lines: list[BadLine] = []
 
-        for document in documents(partition, self.corpus, bad_lines):
-            reason = reason_to_drop(document.text, rules)
+        for text in documents(partition, self.corpus, bad_lines):
+            reason = reason_to_drop(text, rules)
             codes.append(code_of.setdefault(reason, len(code_of)))
-            sizes.append(len(document.text.encode()))
+            sizes.append(len(text.encode()))
             if reason is None and self.cleaning.exact_duplicates:
-                hashes += text_hash(document.text)
+                hashes += text_hash(text)
 
         decided = np.frombuffer(codes, np.uint8)
         npy.write(_file(self.work, "rules", number), decided)
@@ -126,7 +126,7 @@ class PartitionCleaner:
 
     def _still_kept(self, buckets: int, group: Group) -> Iterator[str]:
         for number, partition in enumerate(group.partitions, group.first):
-            texts = (document.text for document in documents(partition, self.corpus, []))
+            texts = documents(partition, self.corpus, [])
             yield from itertools.compress(texts, self._before_near(buckets, number) == KEPT)
 
     def _before_near(self, buckets: int, number: int) -> NDArray[np.uint8]:

@@ -24,7 +24,8 @@ def _as_source(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
+    """For a key that takes one value or a list of them."""
     return value if isinstance(value, list) else [value]
 
 
@@ -99,10 +100,10 @@ class CorpusConfig(Section):
     key: ClassVar = "corpus.sources"
 
     sources: Annotated[
-        list[Annotated[SourceConfig, BeforeValidator(_as_source)]], BeforeValidator(_as_list)
+        list[Annotated[SourceConfig, BeforeValidator(_as_source)]], BeforeValidator(as_list)
     ] = Field(default_factory=list)
     """One source or a list of them, in the order in which they enter the token store."""
-    counts: Annotated[list[InputPath], BeforeValidator(_as_list)] = Field(default_factory=list)
+    counts: Annotated[list[InputPath], BeforeValidator(as_list)] = Field(default_factory=list)
     """Word counts (.tsv, plain or .gz, .xz, .zst: files, folders or globs) that the tokenizer is
     trained from instead of counting the words of `sources`; a line is a count, a tab and the word
     as a JSON string."""

@@ -32,14 +32,6 @@ from robustly.corpus.reading import check_text
 
 
 @dataclass(frozen=True)
-class Document:
-    """One document. `source` is the place of its source in `corpus.sources`."""
-
-    text: str
-    source: int
-
-
-@dataclass(frozen=True)
 class BadLine:
     """A row that gave no text: where it begins (byte of the text; in parquet or a dataset's shard,
     number of the row) and why."""
@@ -51,9 +43,9 @@ class BadLine:
 
 def documents(
     partition: Partition, corpus: CorpusConfig, bad_lines: list[BadLine]
-) -> Iterator[Document]:
-    """The documents that begin in a partition and are kept by its filter decisions; the last one is
-    read to its end, wherever that lies.
+) -> Iterator[str]:
+    """The texts of the documents that begin in a partition and are kept by its filter decisions;
+    the last one is read to its end, wherever that lies.
 
     Rows that give no text are appended to `bad_lines` and skipped. Raises UserError with file and
     line for more of them than `corpus.max_bad_lines`, bytes that are not UTF-8, a NUL, half a
@@ -62,8 +54,7 @@ def documents(
     if partition.decisions:
         texts = decisions.kept(texts, Path(partition.decisions))
 
-    for text in texts:
-        yield Document(text, partition.source)
+    return texts
 
 
 def _texts(partition: Partition, corpus: CorpusConfig, bad_lines: list[BadLine]) -> Iterator[str]:

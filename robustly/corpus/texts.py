@@ -78,9 +78,9 @@ def read_texts(
             for path, of_file in itertools.groupby(cut, key=lambda partition: partition.path):
                 seen = False
                 for partition in of_file:
-                    for document in documents(partition, corpus, bad_lines):
+                    for text in documents(partition, corpus, bad_lines):
                         seen = True
-                        yield path, document.text
+                        yield path, text
                     advance(1)
 
                 if not seen:
@@ -131,9 +131,7 @@ def _rows(corpus: CorpusConfig, key: str) -> Iterator[tuple[str, str]]:
 
     with _as_options({**OPTIONS, "corpus.text_key": "--by"}):
         labels = (
-            document.text
-            for partition in _partitions(values)
-            for document in documents(partition, values, [])
+            label for partition in _partitions(values) for label in documents(partition, values, [])
         )
         for (_, text), name in zip(texts, labels, strict=True):
             names.add(name)

@@ -93,7 +93,7 @@ def test_the_source_that_is_held_out_is_the_validation_text_and_no_other_eye_see
     page = experiments.load_experiment("configs/tiny.yaml", changes(root))
     texts = {name: [] for name in range(3)}  # type: ignore[var-annotated]
     for part in partitions(stated(root, page.corpus)):
-        texts[part.source] += [document.text for document in documents(part, page.corpus, [])]
+        texts[part.source] += documents(part, page.corpus, [])
 
     encoder = load_tokenizer(root / "tokenizer")
     train, validation = (Store(root / "data", split) for split in ("train", "validation"))

@@ -35,7 +35,7 @@ def judged(folder: Path, *codes: list[int]) -> Path:
 
 def texts(corpus: CorpusConfig, folder: Path, cleaned: Path) -> list[str]:
     pieces = decisions.attach(partitions(stated(folder, corpus)), cleaned)
-    return [document.text for part in pieces for document in documents(part, corpus, [])]
+    return [text for part in pieces for text in documents(part, corpus, [])]
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def test_documents_are_skipped_part_by_part(tmp_path: Path, corpus: CorpusConfig
     ]
     assert texts(corpus, tmp_path, judged(tmp_path / "none", [1, 1, 2], [1])) == []
     unattached = [
-        document.text
+        text
         for part in partitions(stated(tmp_path, corpus))
-        for document in documents(part, corpus, [])
+        for text in documents(part, corpus, [])
     ]
     assert unattached == ["one", "two", "three", "four"]
 

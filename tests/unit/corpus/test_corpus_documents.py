@@ -22,7 +22,7 @@ from robustly import UserError
 from robustly.corpus import files as corpus_files
 from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import Processing
-from robustly.corpus.documents import Document, documents, refuse_many
+from robustly.corpus.documents import documents, refuse_many
 from robustly.corpus.executors import process
 from robustly.corpus.files import hash_corpus
 from robustly.corpus.partitions import Partition, partitions
@@ -39,9 +39,9 @@ def read(corpus, beside=Path(), bad_lines=None):
     """The texts of a corpus, read part by part."""
     bad_lines = [] if bad_lines is None else bad_lines
     return [
-        document.text
+        text
         for part in partitions(stated(beside, corpus))
-        for document in documents(part, corpus, bad_lines)
+        for text in documents(part, corpus, bad_lines)
     ]
 
 
@@ -85,8 +85,10 @@ def test_a_document_knows_its_source(corpus_of, tmp_path):
         (tmp_path / f"{name}.txt").write_text(name)
 
     corpus = corpus_of(tmp_path / "b.txt", {"path": str(tmp_path / "a.txt"), "name": "first"})
-    found = [document for part in partitions(corpus) for document in documents(part, corpus, [])]
-    assert found == [Document("b", 0), Document("a", 1)]
+    found = [
+        (text, part.source) for part in partitions(corpus) for text in documents(part, corpus, [])
+    ]
+    assert found == [("b", 0), ("a", 1)]
 
 
 # -------------------------------------------------------------------------------- however it is cut
@@ -132,11 +134,11 @@ def test_a_part_ends_with_the_document_that_began_in_it(corpus_of, tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("one\n\ntwo\ntwo\n\nthree\n")
     corpus = corpus_of(file)
-    assert [d.text for d in documents(Partition(0, str(file), 0, 6), corpus, [])] == [
+    assert [text for text in documents(Partition(0, str(file), 0, 6), corpus, [])] == [
         "one",
         "two\ntwo",
     ]
-    assert [d.text for d in documents(Partition(0, str(file), 6, 20), corpus, [])] == ["three"]
+    assert [text for text in documents(Partition(0, str(file), 6, 20), corpus, [])] == ["three"]
 
 
 def test_a_document_of_a_hundred_megabytes(corpus_of, tmp_path):

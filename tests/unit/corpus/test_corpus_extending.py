@@ -42,7 +42,7 @@ def test_an_input_format(
 
     monkeypatch.setitem(formats.DOCUMENTS, ".csv", example("Adding an input format").CSV)
     bad: list[Any] = []
-    read = [d.text for part in partitions(corpus) for d in documents(part, corpus, bad)]
+    read = [text for part in partitions(corpus) for text in documents(part, corpus, bad)]
     assert read == ["one\n\ntwo", "three"] * 2
     assert [(line.place, line.reason) for line in bad] == [(1, "no field 'text'")] * 2
     (tmp_path / "c.pdf").write_text("")

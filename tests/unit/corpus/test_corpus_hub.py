@@ -87,9 +87,7 @@ def source(place: Path | str, **keys: Any) -> dict[str, Any]:
 
 
 def texts(corpus: CorpusConfig) -> list[str]:
-    return [
-        document.text for part in partitions(corpus) for document in documents(part, corpus, [])
-    ]
+    return [text for part in partitions(corpus) for text in documents(part, corpus, [])]
 
 
 def refusal(corpus: CorpusConfig) -> str:
@@ -135,11 +133,9 @@ def test_a_dataset_holds_what_its_files_hold(
     for piece, file in zip(pieces, sorted((folder / "en").glob("train-*")), strict=True):
         from_file = corpus_of(file)
         expected = [
-            document.text
-            for part in partitions(from_file)
-            for document in documents(part, from_file, [])
+            text for part in partitions(from_file) for text in documents(part, from_file, [])
         ]
-        assert [document.text for document in documents(piece, from_hub, [])] == expected != []
+        assert list(documents(piece, from_hub, [])) == expected != []
 
     assert texts(corpus_of(source(folder, subset="english", split="test"))) == ["held out"]
     assert texts(corpus_of(source(folder, subset="finnish"))) == ["oma tupa", "oma lupa"]
@@ -157,11 +153,11 @@ def test_rows_of_json_and_places_of_sources(
     (tmp_path / "one.txt").write_text("alone\n", encoding="utf-8")
     corpus = corpus_of(tmp_path / "one.txt", source("data"), text_key="body")
     read = [
-        document
+        (part.source, text)
         for part in partitions(stated(tmp_path, corpus))
-        for document in documents(part, corpus, [])
+        for text in documents(part, corpus, [])
     ]
-    assert [(document.source, document.text) for document in read] == [
+    assert read == [
         (0, "alone"), *((1, f"{shard}{row}") for shard in "ab" for row in range(5))
     ]  # fmt: skip
 
@@ -171,7 +167,7 @@ class Copy:
         self.corpus, self.out = corpus, out
 
     def __call__(self, number: int, part: Partition) -> None:
-        rows = [document.text for document in documents(part, self.corpus, [])]
+        rows = list(documents(part, self.corpus, []))
         (self.out / str(number)).write_text(json.dumps(rows), encoding="utf-8")
 
 
@@ -213,7 +209,7 @@ def test_rows_without_text_are_bad_lines(
 
     corpus = corpus_of(source(tmp_path / "data"))
     bad: list[Any] = []
-    read = [d.text for part in partitions(corpus) for d in documents(part, corpus, bad)]
+    read = [text for part in partitions(corpus) for text in documents(part, corpus, bad)]
     assert read == ["a", "", "d"] * 2
     assert [(line.path.rpartition(", ")[2], line.place) for line in bad] == [
         ("shard 0", 1), ("shard 0", 4), ("shard 1", 1), ("shard 1", 4)
@@ -428,7 +424,7 @@ for source in json.loads(sys.argv[1]):
     corpus = CorpusConfig(sources=[source], documents="file", text_key="text", validation=0)
     try:
         found = partitions(corpus)
-        print(json.dumps([d.text for part in found for d in documents(part, corpus, [])]))
+        print(json.dumps([text for part in found for text in documents(part, corpus, [])]))
     except UserError as error:
         print(json.dumps(str(error)))
 """

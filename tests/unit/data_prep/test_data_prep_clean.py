@@ -91,7 +91,7 @@ def planted_corpus(folder: Path):
 
 def seen_by_later_stages(config, folder: Path, cleaned: Path) -> list[str]:
     pieces = decisions.attach(partitions(stated(folder, config)), cleaned)
-    return [document.text for part in pieces for document in documents(part, config, [])]
+    return [text for part in pieces for text in documents(part, config, [])]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -52,9 +52,9 @@ def test_the_bundled_corpus_comes_back_split_by_split(tmp_path, trained):
     ).make()
 
     originals = [
-        document.text
+        text
         for part in partitions(stated(tmp_path, config))
-        for document in documents(part, config, [])
+        for text in documents(part, config, [])
     ]
     train, validation = (texts_of(tmp_path / "data", trained, split) for split in SPLITS)
     held_out = set(validation)
