@@ -1,4 +1,5 @@
-"""Manifests of stage folders: begun with `recipe.json`, ended with `manifest.json`, written last and by rename.
+"""Manifests of stage folders, which begin with `recipe.json` and end with `manifest.json`, written
+last and by rename.
 
 A folder without a manifest is unfinished. A stage asks `Stage.finished()` before it works, so the
 same command again does nothing; a folder of another recipe is refused with the keys that differ.
