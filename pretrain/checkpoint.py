@@ -1,4 +1,5 @@
-"""Save and load training checkpoints: complete or absent, for any number of ranks and ZeRO stage.
+"""Save, find and load training checkpoints, to resume from: complete or absent, for any number of
+ranks and ZeRO stage. `loop.Trainer` resumes from the newest one.
 
 A checkpoint is a folder `checkpoints/update-00001000/`:
 

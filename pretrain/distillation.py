@@ -13,7 +13,7 @@ from transformers import RobertaForMaskedLM
 from robustly import UserError
 from robustly.pretrain.config import DistillationConfig, ModelConfig
 from robustly.pretrain.objective import LossTerm, MaskedLanguageModel
-from robustly.pretrain.start.fit_weights import check_dimensions, open_roberta
+from robustly.pretrain.start.init_from import check_dimensions, open_roberta
 from robustly.pretrain.start.model_files import ModelFiles
 from robustly.tokenizer.tokenizer import Tokenizer
 

@@ -45,7 +45,7 @@ from robustly.pretrain.profiling import Profile
 from robustly.pretrain.reporting import IntervalSums, TrainingLog, UpdateResult, mixture
 from robustly.pretrain.schedule import UpdateSizes, learning_rate
 from robustly.pretrain.stage import PretrainingConfig
-from robustly.pretrain.start.fit_weights import start_from
+from robustly.pretrain.start.init_from import start_from
 from robustly.pretrain.start.model_files import ModelFiles
 from robustly.pretrain.validation import evaluate
 from robustly.rng import Purpose, seed64

@@ -29,8 +29,8 @@ from robustly.manifest import Stage
 from robustly.pretrain.config import FairseqCheckpoint, ModelConfig
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
-from robustly.pretrain.start import fit_weights
-from robustly.pretrain.start.fit_weights import longer, mean_rows, pieces_of, start_from
+from robustly.pretrain.start import init_from
+from robustly.pretrain.start.init_from import longer, mean_rows, pieces_of, start_from
 from robustly.pretrain.start.model_files import ModelFiles, find_model
 from robustly.tokenizer.special_tokens import byte_symbols
 from robustly.tokenizer.tokenizer import Tokenizer
@@ -571,4 +571,4 @@ def test_shapes_that_differ_are_named(folder: Path, source: RobertaForMaskedLM) 
     ):
         start_from_path(folder)
 
-    assert fit_weights.FIRST_POSITION == 2
+    assert init_from.FIRST_POSITION == 2
