@@ -1,5 +1,5 @@
-"""The interface of a file format of the corpus: how its files are cut into partitions and read. A new
-one is listed in `DOCUMENTS` (`__init__.py`)."""
+"""The interface of a file format of the corpus: how its files are cut into partitions and read. A
+new one is listed in `DOCUMENTS` (`__init__.py`)."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
