@@ -253,9 +253,9 @@ class RunConfig(Section):
     """Memory for counting words, in GiB, over all workers of this machine, Python included;
     counting spills to disk beyond it. Default: half a GiB of counts for each worker."""
     executor: ExecutorName = "local"
-    """What runs the tokenizer and data stages on the parts of the corpus: workers on this machine,
-    tasks of a Slurm job, or tasks in the Ray cluster that RAY_ADDRESS names (without one: workers
-    on this machine)."""
+    """What runs the clean, tokenizer and data stages on partitions of the corpus: workers on this
+    machine, tasks of a Slurm job, or tasks in the Ray cluster that RAY_ADDRESS names (without one:
+    workers on this machine)."""
     slurm: SlurmConfig = SlurmConfig()
     log_every: Positive = 10
     """Updates between lines of metrics.jsonl."""

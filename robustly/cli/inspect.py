@@ -53,7 +53,9 @@ def inspect_command(
     blocks: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Data: show N blocks of each view as text; default: one."
+            min=1,
+            metavar="N",
+            help="Data: show N blocks of each packed index as text; default: one.",
         ),
     ] = None,
     decode_documents: Annotated[
