@@ -51,7 +51,14 @@ OURS = (
     "robustly.delta.compare",
     "robustly.delta.search",
     "robustly.cli",
+    # what these import when they need it
     "deepspeed.runtime.zero.muon.muon_optimizer",  # and with it torch's compiler: see ranks.py
+    "torch.utils.tensorboard",
+    "matplotlib.figure",
+    "scipy.stats",
+    "sklearn.metrics",
+    "seqeval.metrics",
+    "optuna",
 )
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 END = 0
@@ -119,7 +126,9 @@ def server() -> Iterator[None]:
         shim.chmod(0o755)
 
     os.environ[VARIABLE] = str(folder)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # pyarrow's allocator would start a thread, and a process with threads cannot be forked
+    pyarrow = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
+    environment = {**os.environ, **pyarrow, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.warm", str(folder)], cwd=ROOT, env=environment,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,

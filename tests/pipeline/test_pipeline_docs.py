@@ -36,6 +36,7 @@ model: {{layers: 2, hidden: 32, heads: 2, feed_forward: 64}}
 optim: {{batch_size: 8}}
 schedule: {{updates: 12, warmup: 3}}
 run: {{micro_batch: 4, log_every: 4, evaluate_every: 6, evaluate_blocks: 16, checkpoint_every: 6, workers: 1}}
+report: {{delta: delta/lora.yaml}}
 """
 SHRUNKEN_DELTA = f"""
 base: {ROOT}/configs/delta/lora.yaml
