@@ -3,6 +3,7 @@ left behind."""
 
 import contextlib
 import fcntl
+import multiprocessing.spawn
 import os
 import shutil
 import time
@@ -52,6 +53,15 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
         return folder
 
     return make
+
+
+@pytest.fixture
+def warm_workers() -> Iterator[None]:
+    """Processes that multiprocessing would spawn are forked from the session's server."""
+    before = multiprocessing.spawn.get_executable()
+    multiprocessing.spawn.set_executable(warm.commands() / "python")
+    yield
+    multiprocessing.spawn.set_executable(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

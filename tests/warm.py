@@ -67,7 +67,7 @@ HIGH = 500  # file descriptors that no command asks for by number
 
 SHIM = """#!{python} -IS
 import json, os, signal, socket, struct, sys
-name, words = os.path.basename(sys.argv[0]), sys.argv[1:]
+name, words = os.path.basename(sys.argv[0]), [word for word in sys.argv[1:] if word != "-B"]
 if name == "robustly" or words == ["-"] or words[:2] == ["-m", "robustly.cli"] or (
     words[:1] == ["-c"] and words[1].startswith("from multiprocessing.spawn import spawn_main")
 ):

@@ -43,6 +43,7 @@ def rows_of(folder: Path) -> list[dict[str, object]]:
     return list(json.loads((folder / "comparisons" / "letters" / "rows.json").read_text()))
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_rows_with_one_that_fails(make_config: MakeConfig, base: Base, tmp_path: Path) -> None:
     entries = (
         "[{methods: [{name: lora, rank: 4}, {name: bitfit}]}, {methods: [{name: full}], peak_lr:"
@@ -149,6 +150,7 @@ def stamp(file: Path) -> None:
     file.write_text(f"{began} {time.monotonic()}")
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_so_many_processes_at_a_time_and_each_fault_is_told(tmp_path: Path) -> None:
     """Five calls, two at a time: never three, now and then two. What one ends with does not end the
     others."""

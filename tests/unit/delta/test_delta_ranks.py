@@ -137,6 +137,7 @@ def test_a_delta_does_not_depend_on_how_many_train_it(
         assert three["epoch"] == one["epoch"]
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_seeds_side_by_side_are_those_one_after_the_other(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -148,6 +149,7 @@ def test_seeds_side_by_side_are_those_one_after_the_other(
     assert len(json.loads((two / "scores.json").read_text())["seeds"]) == 2
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_more_processes_than_seeds_train_one_together(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
