@@ -19,7 +19,7 @@ from robustly.rng import Purpose, seed64
 
 @dataclass
 class Attachment:
-    """What `attach` leaves on a model as `model.delta`."""
+    """What `attach` notes on a model, as `model.delta`."""
 
     methods: list[Method]
     fingerprint: str
@@ -140,8 +140,8 @@ def is_head(name: str) -> bool:
 
 
 def fingerprint(encoder: RobertaModel) -> str:
-    """sha256 over the encoder's tensors by name: name, type, shape, bytes. The same however files
-    cut them, and with or without heads and a pooler beside them."""
+    """sha256 over the encoder's tensors by name: name, type, shape, bytes. Independent of how files
+    split them, and of heads and a pooler."""
     digest = hashlib.sha256()
     for name, parameter in sorted(encoder.named_parameters()):
         if not name.startswith("pooler."):

@@ -29,7 +29,7 @@ HELD_OUT = 10
 
 
 def situation(base: Base, config: DeltaExperiment, data: TaskData) -> Situation:
-    """What the rule looks at."""
+    """What the rule decides by."""
     drawn = draw(data, config.delta.task.examples, config.seed)
     head = task_head(
         config.delta.task,
@@ -100,7 +100,8 @@ def choose(
 def _better_half(
     left: Sequence[int], among: Sequence[Candidate], rung: dict[str, Any], metric: str
 ) -> list[int]:
-    """Say how the candidates that are left did in a rung; the places of the better half of them.
+    """The places of the better half of the candidates that are left, by their scores in a rung;
+    says how each did.
 
     Scores of few examples are often equal; these go by the loss."""
     ranks: dict[int, tuple[float, float]] = {}
@@ -142,7 +143,8 @@ def choice_section(folder: Path, metric: str) -> str:
 def _trial(
     base: Base, config: DeltaExperiment, data: TaskData, candidate: Candidate, epochs: float
 ) -> dict[str, Any]:
-    """Train a candidate; its score and loss in its best epoch, on examples that it did not see."""
+    """Train a candidate. Returns its score and loss on examples that it did not see, in its best
+    epoch."""
     started = time.monotonic()
     tried = _trial_config(config).tuned_by(candidate.methods, epochs=epochs)
     try:

@@ -18,13 +18,13 @@ SHARE = 0.05
 
 
 class Stateful(Protocol):
-    """As torch.distributed.checkpoint has it."""
+    """What has a state to save and restore (the protocol of torch.distributed.checkpoint)."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, texts, and lists and dicts of them."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from it."""
+        """Restore it."""
 
 
 class Tensors:
@@ -44,15 +44,15 @@ class Tensors:
 
 
 class TrainingState:
-    """The state of some parts, in a file."""
+    """The state of a training's parts, in a file."""
 
     def __init__(self, path: Path, parts: Mapping[str, Stateful]):
         self.path, self.parts = path, parts
         self.due = time.monotonic() + EVERY
 
     def load(self, device: torch.device) -> bool:
-        """Put the parts into the state of the file; whether there is one. No code of the file is
-        run."""
+        """Restore the parts from the file, if there is one; returns whether there is. No code of
+        the file is run."""
         if not self.path.exists():
             return False
         states = torch.load(self.path, map_location=device, weights_only=True)
@@ -62,7 +62,7 @@ class TrainingState:
         return True
 
     def save_if_due(self) -> None:
-        """Replace the file, if the last one is old enough."""
+        """Write the file anew, if the last time is long enough ago."""
         if (started := time.monotonic()) < self.due:
             return
         with atomic(self.path) as file:

@@ -37,7 +37,7 @@ KILLED = "killed.json"
 
 @dataclasses.dataclass(frozen=True)
 class EntryResult:
-    """An entry, over the seeds that were trained."""
+    """The results of an entry, over its seeds."""
 
     label: str
     peak_lr: float
@@ -63,8 +63,8 @@ class EntryResult:
 
 
 def compare(config: DeltaExperiment) -> Manifest:
-    """Train every entry with every seed, and write a table and a picture. Seeds that a run that was
-    stopped had finished are not trained again; an entry that fails is a row that says so.
+    """Train every entry with every seed, and write a table and a plot. Seeds that a run that was
+    stopped had finished are not trained again; the row of an entry that fails says why.
 
     Raises UserError if the base or the task's files are not what they should be, or if the folder
     holds another comparison."""
@@ -176,7 +176,7 @@ def _trained(
 
 
 def _row(config: DeltaExperiment, entry: CompareEntry, work: Path) -> EntryResult:
-    """The row of an entry that was trained."""
+    """The results of an entry, from the files that its training left."""
     assert entry.peak_lr and entry.epochs
     row = EntryResult(
         label([method.model_copy(update={"lr": None}) for method in entry.methods]),

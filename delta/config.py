@@ -29,7 +29,7 @@ Methods = Annotated[list[AnyMethod], Field(min_length=1), AfterValidator(_each_o
 
 
 class DeltaConfig(Section):
-    """What is attached to which base, for which task."""
+    """Methods, the base that they are attached to, and the task."""
 
     base: InputPath | None = None
     """Folder of the base: one that `robustly publish` made, or transformers' save_pretrained.
@@ -60,7 +60,7 @@ class DeltaConfig(Section):
 
     @property
     def listed(self) -> list[Method]:
-        """The methods. Raises UserError for `auto`, where nobody has chosen yet."""
+        """The methods. Raises UserError for `auto`, before they are chosen."""
         if isinstance(self.methods, str):
             raise UserError(
                 "delta.methods: auto: `robustly delta` chooses; expected a list of methods here"
@@ -157,7 +157,7 @@ class DeltaExperiment(Config):
     compare: CompareConfig = CompareConfig()
 
     def folder(self, stage: str) -> Path:
-        """As of any config; the delta's own folder is `<root>/deltas/<name>` unless `paths.delta`
+        """As in any config; the delta's own folder is `<root>/deltas/<name>` unless `paths.delta`
         names another, and `search` and `comparison` have theirs in `<root>/searches` and
         `<root>/comparisons`."""
         if stage in ("search", "comparison"):

@@ -17,18 +17,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train a delta. Every rank has the whole delta, the base and all
-    examples; only gradients and answers are exchanged."""
+    """This process's rank among those that train a delta. Every rank has the whole delta, the base
+    and all examples; only gradients and answers are exchanged."""
 
     rank: int = 0
     size: int = 1
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Every `size`-th, so that shares of what is sorted by length are of like length."""
+        """This rank's share of some items: every `size`-th, so that shares of what is sorted by
+        length are of like length."""
         return items[self.rank :: self.size]
 
     def gathered(self, share: list[T]) -> list[T]:
-        """All items, in their order, from each rank's share of them."""
+        """All items in their order, gathered from the ranks' shares."""
         if self.size == 1:
             return share
         shares: list[list[T]] = [[] for _ in range(self.size)]
@@ -38,7 +39,7 @@ class Ranks:
         ]
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Put the sum over all ranks in the place of each tensor, by one exchange."""
+        """Replace each tensor by its sum over all ranks, in one exchange."""
         if self.size == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -55,7 +56,7 @@ ALONE = Ranks()
 
 @contextmanager
 def joined(meeting: Path, rank: int, size: int) -> Iterator[Ranks]:
-    """Meet the other ranks, which are on this machine. `meeting`: a file that does not exist
+    """Join the other ranks, which are on this machine. `meeting`: a file that does not exist
     yet."""
     if size == 1:
         yield ALONE

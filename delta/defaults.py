@@ -108,7 +108,7 @@ LEAST_BUDGET = 300_000
 
 @dataclass(frozen=True)
 class Situation:
-    """What the rule looks at."""
+    """What the rule decides by."""
 
     examples: int
     """Training examples."""

@@ -201,7 +201,7 @@ def inputs(base: Base) -> dict[str, str]:
 def _announce(
     config: DeltaExperiment, base: Base, data: TaskData, sizes: dict[str, int], examples: int
 ) -> None:
-    """Say what is about to be trained."""
+    """Print what is about to be trained."""
     rows = {"base": f"{base.name}, {base.parameters:,} parameters"}
     for method in config.delta.listed:
         stated = method.model_dump(exclude={"name"}, exclude_none=True)

@@ -32,7 +32,7 @@ RECONSTRUCTION = 200.0
 
 @dataclass(frozen=True)
 class Fitted:
-    """A decoder and how well it gives back the prompts that it was found on."""
+    """A decoder, and how well it reproduces the prompts that it was found on."""
 
     decoder: dict[str, Tensor]
     error: float
@@ -155,31 +155,20 @@ def make_subspace(
         base = Base.load(configs[0].base)
         tasks = [_PromptedTask(config, base, updates, seed) for config in configs]
         own = torch.stack([task.prompt for task in tasks])
-        fitted = fit(
-            own,
-            dimension,
-            width,
-            updates,
-            peak_lr,
-            seed,
-            lambda task, prompt: tasks[task].loss(prompt),
-        )
-        found = []
 
-        for config, task, one, prompt in zip(configs, tasks, made, fitted.prompts, strict=True):
-            before, after = task.score(task.prompt), task.score(prompt)
-            log.say(
-                f"{config.name}  {task.metric}: own prompt {log.show(before)}, out of the space"
-                f" {log.show(after)}"
-            )
-            found.append(SourceTask(config.name, one.hash, task.metric, before, after))
+        def task_loss(task: int, prompt: Tensor) -> Tensor:
+            return tasks[task].loss(prompt)
+
+        fitted = fit(own, dimension, width, updates, peak_lr, seed, task_loss)
+        found = [
+            task.compare(one.hash, prompt)
+            for task, one, prompt in zip(tasks, made, fitted.prompts, strict=True)
+        ]
 
         _, tokens, hidden = own.shape
         write_atomic(folder / DECODER, save(fitted.decoder))
-        write_json(
-            folder / RECORD,
-            asdict(Subspace(dimension, tokens, hidden, width, base.fingerprint, found)),
-        )
+        record = Subspace(dimension, tokens, hidden, width, base.fingerprint, found)
+        write_json(folder / RECORD, asdict(record))
         counts = {
             "prompts": len(configs),
             "prompt_parameters": tokens * hidden,
@@ -236,7 +225,7 @@ def _prompt(config: DeltaExperiment) -> int:
 
 
 class _GivenPrompt(nn.Module):
-    """A prompt that comes from elsewhere."""
+    """A prompt that is set from outside."""
 
     rows: Tensor
 
@@ -249,7 +238,7 @@ class _PromptedTask:
 
     def __init__(self, config: DeltaExperiment, base: Base, updates: int, seed: int):
         self.data = read(config.delta.task)
-        self.metric = self.data.metric
+        self.name = config.name
         self.predictor = saving.reload(base, config.folder("delta"))
         model, head = self.predictor.model, self.predictor.head
         model.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
@@ -271,4 +260,13 @@ class _PromptedTask:
     def score(self, prompt: Tensor) -> float:
         """The main score on the test file."""
         self.given.rows = prompt
-        return self.predictor.judge(self.data.test).scores[self.metric]
+        return self.predictor.judge(self.data.test).scores[self.data.metric]
+
+    def compare(self, delta: str, decoded: Tensor) -> SourceTask:
+        """Score the delta's own prompt and the decoded one. `delta`: its hash."""
+        before, after = self.score(self.prompt), self.score(decoded)
+        log.say(
+            f"{self.name}  {self.data.metric}: own prompt {log.show(before)}, decoded"
+            f" {log.show(after)}"
+        )
+        return SourceTask(self.name, delta, self.data.metric, before, after)

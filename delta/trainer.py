@@ -1,4 +1,4 @@
-"""The training of one delta: its data, its optimizer, one update after another, the best epoch."""
+"""The updates of a delta's training: batches, optimizer, the best epoch (`tuning` runs them)."""
 
 import itertools
 import math
@@ -36,7 +36,7 @@ class Diverged(UserError):
 
 @dataclass
 class Course:
-    """What a training has seen, and its best epoch so far."""
+    """The course of a training: its updates, and its best epoch so far."""
 
     lines: list[dict[str, float]] = field(default_factory=list)
     """Of each update."""
@@ -83,7 +83,7 @@ class Trainer:
         self.course = Course()
 
     def parts(self) -> dict[str, Stateful]:
-        """Whatever an update changes, for a checkpoint."""
+        """What an update changes, by name, for a checkpoint."""
         methods = {f"method {n}": part for n, part in enumerate(self.model.delta.stateful)}
         tensors = Tensors(stored(self.model))
         return {"tensors": tensors, "optimizer": self.optimizer, "course": self.course, **methods}
@@ -125,8 +125,8 @@ class Trainer:
         self.optimizer.zero_grad()
 
     def _backward(self, batch: Sequence[EncodedExample]) -> float:
-        """Leave on every trained parameter its gradient, of the batch's mean loss and the methods'
-        penalties, summed over the ranks. Returns that mean loss."""
+        """Compute the gradients of the batch's mean loss and the methods' penalties, summed over
+        the ranks. Returns that mean loss."""
         mine = self.ranks.share(batch)
         logits = self.head.logits(self.model, self.head.batch(mine, self.model.device))
         # The share's mean counts by its share of the batch's targets.

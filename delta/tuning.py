@@ -1,4 +1,4 @@
-"""Training a delta and its head on a task, and scoring it."""
+"""Train a delta and its head on a task, and score it."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ from robustly.delta.trainer import Trainer
 
 @dataclass(frozen=True)
 class SeedScore:
-    """How one seed's delta does on the test file."""
+    """The scores of one seed's delta on the test file."""
 
     seed: int
     scores: dict[str, float]

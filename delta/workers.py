@@ -119,7 +119,7 @@ def _call(
 
 
 def _fault(ended: _Started) -> UserError | OSError | None:
-    """What an ended process ended with."""
+    """The error that an ended process raised, or None."""
     ended.process.join()
     code = ended.process.exitcode
     assert code is not None

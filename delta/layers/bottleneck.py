@@ -1,4 +1,4 @@
-"""The layers of an adapter: a bottleneck, and the end of a sublayer that holds one."""
+"""The layers of an adapter: a bottleneck, and the output of a sublayer that holds one."""
 
 from torch import Tensor, nn
 from transformers.models.roberta.modeling_roberta import RobertaOutput, RobertaSelfOutput
@@ -23,8 +23,8 @@ class Bottleneck(nn.Module):
 
 
 class AdaptedOutput(nn.Module):
-    """The end of attention or of the feed-forward, with an adapter before the sum and its
-    LayerNorm. Its parts are the base's own, under the names that they have there."""
+    """The output of attention or of the feed-forward, with an adapter before the sum and its
+    LayerNorm. Its other parts are the base's own, under the names that they have there."""
 
     def __init__(
         self, output: RobertaSelfOutput | RobertaOutput, adapter: Bottleneck, parallel: bool

@@ -1,4 +1,4 @@
-"""Keys and values that enter within attention, before those of the text.
+"""Prefixes: keys and values that attention sees before those of the text.
 
 So the text keeps its own positions, heads read what they always read, and layers can be computed
 twice (gradient checkpointing). peft passes them as a cache, which shifts RoBERTa's positions and
@@ -48,8 +48,8 @@ def attach(model: RobertaPreTrainedModel, config: PrefixTuningConfig, network: b
 
 
 class KeysAndValues(nn.Module):
-    """A prefix, out of a network of peft's: a table of its numbers, or until training is over what
-    makes them."""
+    """A prefix by peft's encoder: a table of its numbers, or during training the network that makes
+    them."""
 
     def __init__(self, config: PrefixTuningConfig):
         super().__init__()
@@ -71,14 +71,15 @@ class KeysAndValues(nn.Module):
         return self.numbers().view(self.tokens, layers, 2, heads, -1).permute(1, 2, 3, 0, 4)
 
     def finish(self) -> None:
-        """Keep what the network makes, and not the network."""
+        """Replace the network by what it makes."""
         table = PrefixEncoder(replace(self.config, prefix_projection=False))
         table.embedding.weight = nn.Parameter(self.numbers().detach())
         self.encoder = table
 
 
 class _Before:
-    """Stands where attention expects the keys and values of earlier tokens. It keeps none."""
+    """Takes the place of the cache in which attention expects keys and values of earlier tokens. It
+    keeps none."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         """Of one layer: heads x tokens x (hidden / heads)."""
@@ -93,8 +94,8 @@ class _Before:
 def _pass_down(
     encoder: RobertaModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Inputs of the encoder with the prefix beside them, to which all tokens attend: the mask is
-    longer than the text.
+    """Inputs of the encoder with the prefix, to which all tokens attend: the mask is longer than
+    the text.
 
     Attentions, where asked for, have the prefix's columns first. Raises UserError for a mask of
     another shape."""

@@ -62,7 +62,7 @@ class PromptedEmbedding(nn.Embedding):
         )
 
     def finish(self) -> None:
-        """Keep what the prompt's network makes, and not the network."""
+        """Replace the prompt's network by what it makes."""
         self.prompt = PromptTable(self.rows().detach().clone())
 
 

@@ -29,7 +29,7 @@ LABELLED = ("classification", "cloze")  # kinds whose examples have one of the t
 
 @dataclass(frozen=True)
 class Example:
-    """What a model sees, and what it should answer."""
+    """An input of a task, and its answer."""
 
     texts: tuple[str, ...]
     """A text, or a pair; for tokens, the words."""
@@ -42,13 +42,13 @@ class Example:
 
     @property
     def inputs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """All that a model sees."""
+        """What a model sees of it."""
         return self.texts, self.choices
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """What a task's files hold."""
+    """The examples of a task's files."""
 
     kind: str
     labels: tuple[str, ...]
@@ -314,8 +314,8 @@ def _labels(task: Task, table: Table, train: Sequence[Example]) -> tuple[str, ..
 def _check_labels(
     kind: str, known: set[str], table: Table, part: Sequence[Example], train: Table
 ) -> None:
-    """Raises UserError for a label that training lacks, and for numbers without a difference:
-    nothing correlates."""
+    """Raises UserError for a label that training lacks, and for numbers that are all equal: nothing
+    correlates with them."""
     if kind == "regression" and len({example.label for example in part}) == 1:
         raise UserError(
             f"{table.name}: every line has the number {part[0].label:g}; expected two numbers or"

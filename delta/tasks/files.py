@@ -23,7 +23,7 @@ UNLABELLED = -1  # how `datasets` writes a missing class
 
 @dataclass(frozen=True)
 class Table:
-    """What a file holds."""
+    """The rows of a file or of a dataset's split."""
 
     name: str
     """Its path, or as the config names a dataset."""
@@ -33,7 +33,7 @@ class Table:
     """Of the file as it lies on the disk, or of a dataset's rows."""
 
     def place(self, number: int) -> str:
-        """A row's place for people."""
+        """Where a row stands, for messages."""
         return (
             f"{self.name}: row {number} (the first is 0)"
             if HUB.fullmatch(self.name)
@@ -92,7 +92,7 @@ def _text(path: Path) -> str:
 
 
 def _json_lines(text: str) -> Iterator[tuple[int, Row]]:
-    """Blank lines are skipped."""
+    """The objects of JSON lines, each with its line; blank lines are skipped."""
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:

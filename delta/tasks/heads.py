@@ -54,7 +54,7 @@ def task_head(
 
 @dataclass(frozen=True)
 class TaskHead(ABC):
-    """How a model answers one kind of task."""
+    """How a model answers one kind of task: its inputs, logits, loss and answers."""
 
     task: Any
     labels: tuple[str, ...]
@@ -157,11 +157,10 @@ class TaskHead(ABC):
 
 
 def cut(texts: Sequence[list[int]], room: int) -> list[list[int]]:
-    """One or two texts, cut at their ends to `room` tokens together: the longer one first; both,
-    once they are equal.
+    """One or two texts, truncated at their ends to `room` tokens together: the longer one first;
+    both, once they are equal.
 
-    The odd token stays with the longer one, or the second, as in `tokenizers`' `longest_first`.
-    """
+    The odd token stays with the longer one, or the second, as in `tokenizers`' `longest_first`."""
     if len(texts) == 1:
         return [texts[0][:room]]
 
