@@ -238,7 +238,7 @@ class _PromptedTask:
 
     def __init__(self, config: DeltaExperiment, base: Base, updates: int, seed: int):
         self.data = read(config.delta.task)
-        self.name = config.name
+        self.name, self.metric = config.name, self.data.metric
         self.predictor = saving.reload(base, config.folder("delta"))
         model, head = self.predictor.model, self.predictor.head
         model.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
@@ -260,13 +260,12 @@ class _PromptedTask:
     def score(self, prompt: Tensor) -> float:
         """The main score on the test file."""
         self.given.rows = prompt
-        return self.predictor.judge(self.data.test).scores[self.data.metric]
+        return self.predictor.judge(self.data.test).scores[self.metric]
 
     def compare(self, delta: str, decoded: Tensor) -> SourceTask:
         """Score the delta's own prompt and the decoded one. `delta`: its hash."""
         before, after = self.score(self.prompt), self.score(decoded)
         log.say(
-            f"{self.name}  {self.data.metric}: own prompt {log.show(before)}, decoded"
-            f" {log.show(after)}"
+            f"{self.name}  {self.metric}: own prompt {log.show(before)}, decoded {log.show(after)}"
         )
-        return SourceTask(self.name, delta, self.data.metric, before, after)
+        return SourceTask(self.name, delta, self.metric, before, after)
