@@ -9,30 +9,59 @@ encoder, which is never changed; `tasks` reads examples and turns them into tens
 `tuning` trains, with other ranks (`data_parallel`) where there are some; `predictor` answers;
 `saving` writes and reads a delta's folder, `card` its README; `stage` is the command."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustly.stages import resolve
-
 if TYPE_CHECKING:
-    from robustly.delta.attachment import attach
-    from robustly.delta.merging import merge
+    from transformers import RobertaPreTrainedModel
+
+    from robustly.delta.base_model import Base
+    from robustly.delta.predictor import Predictor
+
+# Each function imports what it needs when it is called: a delta's config is read without torch.
+
+
+def load(base: "Base | Path | str", folder: Path | str) -> "Predictor":
+    """The predictor that `robustly delta` saved in `folder`, on its base:
+    `load(...).predict(["some text"])`.
+
+    Given a `robustly.delta.base_model.Base`, every delta on it shares its weights in memory:
+    switching is using another predictor. Raises UserError if either folder is missing or damaged,
+    or if the delta was made for another base."""
     from robustly.delta.saving import load
-    from robustly.delta.saving import load_model as load_into
-    from robustly.delta.saving import save_model as save
 
-__all__ = ["attach", "load", "load_into", "merge", "save"]
-
-_FUNCTIONS = {
-    "attach": "robustly.delta.attachment:attach",
-    "load": "robustly.delta.saving:load",
-    "load_into": "robustly.delta.saving:load_model",
-    "merge": "robustly.delta.merging:merge",
-    "save": "robustly.delta.saving:save_model",
-}
+    return load(base, folder)
 
 
-def __getattr__(name: str) -> Any:
-    """A function is imported when it is asked for: a config is read without torch."""
-    if name not in _FUNCTIONS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return resolve(_FUNCTIONS[name])
+def attach(
+    model: "RobertaPreTrainedModel", methods: Sequence[Any], seed: int = 0
+) -> "RobertaPreTrainedModel":
+    """Attach methods, such as `[{"name": "lora", "rank": 8}]`, to a RoBERTa model of transformers,
+    in place; returns it (`robustly.delta.attachment.attach`)."""
+    from robustly.delta.attachment import attach
+
+    return attach(model, methods, seed)
+
+
+def save(model: "RobertaPreTrainedModel", folder: Path | str) -> None:
+    """Write the delta and the head of a model that was trained after `attach`, without its base."""
+    from robustly.delta.saving import save_model
+
+    save_model(model, Path(folder))
+
+
+def load_into(model: "RobertaPreTrainedModel", folder: Path | str) -> "RobertaPreTrainedModel":
+    """Attach what `save` or `robustly delta` wrote to a freshly loaded model of the same base and
+    kind of head."""
+    from robustly.delta.saving import load_model
+
+    return load_model(model, Path(folder))
+
+
+def merge(model: "RobertaPreTrainedModel") -> "RobertaPreTrainedModel":
+    """The model without delta modules and with the same logits, where the methods allow it
+    (`robustly.delta.merging.merge`)."""
+    from robustly.delta.merging import merge
+
+    return merge(model)

@@ -86,8 +86,8 @@ def _add_chunk(
     """Add what some rows, m of them, give to the loss and, where wanted, to the gradients of
     `hidden`, `weight` and `bias`."""
     states, targets = hidden[some], labels[some, None]  # (m, H), (m, 1)
-    scores = functional.linear(states, weight, bias)  # (m, V)
-    logs = torch.log_softmax(scores, 1, dtype=loss.dtype)
+    # (m, V); the scores have no name, or they would stay in memory beside their logarithms
+    logs = torch.log_softmax(functional.linear(states, weight, bias), 1, dtype=loss.dtype)
     logs_of_labels = logs.gather(1, targets)
     loss -= logs_of_labels.sum()
     if gradients is None:
