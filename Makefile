@@ -1,4 +1,4 @@
-# make quickstart | test | check | docs | clean. Another Python: make PYTHON=python3.12 quickstart
+# make quickstart | test | test-fast | test-full | check | docs | clean. Another Python: make PYTHON=python3.12 quickstart
 
 PYTHON ?= python3
 # Versions to install; with `make CONSTRAINTS= quickstart`, the newest that pyproject.toml allows.
@@ -6,13 +6,23 @@ CONSTRAINTS ?= constraints.txt
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: quickstart test check docs clean
+.PHONY: quickstart test test-fast test-full check docs clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/robustly run configs/tiny.yaml
 
+PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST) -m "not slow and not full"
+
+# Unit tests that start no process.
+test-fast: $(INSTALLED)
+	$(PYTEST) -m "not slow and not full and not processes" tests/unit
+
+# Kills at random moments, Slurm, Ray.
+test-full: $(INSTALLED)
+	$(PYTEST) -m full
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -35,5 +45,5 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 
 # Runs stay: they are somebody's work.
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) site dist .coverage *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
