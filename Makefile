@@ -11,16 +11,17 @@ INSTALLED := $(VENV)/installed
 quickstart: $(INSTALLED)
 	$(VENV)/bin/robustly run configs/tiny.yaml
 
-PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4
 
+# Everything that a change must pass but for `test-full`.
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow and not full"
 
-# Unit tests that start no process.
+# What starts no process, while you work.
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow and not full and not processes" tests/unit
 
-# Kills at random moments, Slurm, Ray.
+# Kills at random moments; Slurm and Ray, where they are installed (.ci/setup).
 test-full: $(INSTALLED)
 	$(PYTEST) -m full
 

@@ -9,10 +9,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import psutil
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests import shared_memory, warm
 
@@ -30,6 +32,27 @@ def pytest_configure(config: pytest.Config) -> None:
         commands = contextlib.ExitStack()
         commands.enter_context(warm.server())
         config.add_cleanup(commands.close)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return InOrder(config, log)
+
+
+class InOrder(LoadFileScheduling):
+    """The tests of a file stay in one worker, which makes their fixtures, but for those that take
+    long and share nothing. Files are begun in alphabetical order: what takes longest comes first."""
+
+    def __init__(self, config: pytest.Config, log: Any) -> None:
+        super().__init__(config, log)
+        config.option.loadscopereorder = False
+
+    def _split_scope(self, nodeid: str) -> str:
+        return (
+            nodeid
+            if "::test_the_commands_of_a_page_run" in nodeid
+            else super()._split_scope(nodeid)
+        )
 
 
 @pytest.fixture(scope="session")

@@ -172,6 +172,7 @@ def run_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.processes
 def test_light_packages_load_without_torch_from_inside_a_run_folder(run_folder):
     light = [module for module in MODULES if room(module) in LIGHT]
     loaded = modules_loaded("\n".join(f"import {module}" for module in light), run_folder)
@@ -188,6 +189,7 @@ except SystemExit as leaving:
 """
 
 
+@pytest.mark.processes
 def test_help_loads_nothing_heavy(run_folder):
     loaded = modules_loaded(HELP, run_folder)
     assert "robustly.cli" in loaded

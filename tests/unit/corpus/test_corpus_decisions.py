@@ -102,6 +102,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, corpus: CorpusConfig) -> None
         texts(corpus, tmp_path, folder)
 
 
+@pytest.mark.processes
 def test_the_stage_is_required_on_this_corpus(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"no finished clean stage here .*`robustly clean CONFIG` first"

@@ -464,6 +464,7 @@ def die(folder: Path, number: int, part: Partition) -> None:
 FIVE = [Partition(0, "a.txt", start, start + 1) for start in range(5)]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_part_is_worked_on_once_though_a_run_fails(tmp_path, capfd, workers):
     with pytest.raises(UserError, match=r"^the fault of part 2$"):
@@ -490,6 +491,7 @@ def test_every_part_is_worked_on_once_though_a_run_fails(tmp_path, capfd, worker
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.processes
 def test_a_worker_that_is_killed_ends_the_run(tmp_path):
     with pytest.raises(
         UserError, match="a worker process was killed, most likely because memory ran out"

@@ -114,6 +114,7 @@ def finish(folder, processing):
     assert not (folder / "tasks/slurm_job.json").exists()
 
 
+@pytest.mark.full
 def test_a_tokenizer_is_the_same_bytes(elsewhere, corpus_of, prose_file, tmp_path, monkeypatch):
     monkeypatch.setattr(partitioning, "PARTITION_BYTES", 100_000)
     asked = corpus_of(prose_file), TokenizerConfig(vocab_size=600, min_frequency=2)
@@ -131,6 +132,7 @@ def test_a_tokenizer_is_the_same_bytes(elsewhere, corpus_of, prose_file, tmp_pat
         ).read_bytes()
 
 
+@pytest.mark.full
 def test_a_fault_comes_out_with_its_log_and_only_the_rest_is_done(elsewhere, tmp_path):
     for fault, said in (
         (UserError("the fault of\npart 2"), r"^the fault of\npart 2\nThe log: (.*)$"),
@@ -157,6 +159,7 @@ def test_a_fault_comes_out_with_its_log_and_only_the_rest_is_done(elsewhere, tmp
     finish(tmp_path, elsewhere)
 
 
+@pytest.mark.full
 def test_a_task_that_is_killed_is_an_error(elsewhere, tmp_path):
     with pytest.raises(
         UserError,
@@ -166,6 +169,7 @@ def test_a_task_that_is_killed_is_an_error(elsewhere, tmp_path):
     finish(tmp_path, elsewhere)
 
 
+@pytest.mark.processes
 def test_parts_that_others_end_after_a_fault_are_done(tmp_path):
     """Here: part 2 fails while another process is at work on another, which is not done again."""
     with pytest.raises(ZeroDivisionError):
@@ -209,6 +213,7 @@ def at_work(expected):
         time.sleep(0.2)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("how", "then"),
     [(signal.SIGINT, "slurm"), (signal.SIGKILL, "slurm"), (signal.SIGKILL, "local")],
@@ -240,6 +245,7 @@ def test_a_run_that_is_stopped_leaves_no_task_that_works_on(slurm, tmp_path, how
     assert at_work([]) == []
 
 
+@pytest.mark.full
 def test_a_job_that_is_cancelled_is_not_waited_for(slurm, tmp_path, monkeypatch):
     queue, asked = slurm_executor._queue, []
 
@@ -258,6 +264,7 @@ def test_a_job_that_is_cancelled_is_not_waited_for(slurm, tmp_path, monkeypatch)
     finish(tmp_path, slurm)
 
 
+@pytest.mark.full
 def test_a_job_that_the_queue_forgot_is_not_waited_for(slurm, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(slurm_executor, "_queue", lambda name: "")
@@ -269,6 +276,7 @@ def test_a_job_that_the_queue_forgot_is_not_waited_for(slurm, tmp_path, monkeypa
             process(partial(hang_at_two, tmp_path), FIVE, tmp_path / "tasks", slurm, "testing")
 
 
+@pytest.mark.full
 def test_what_slurm_refuses_is_told(slurm, tmp_path, monkeypatch):
     other = Processing(1, executor="slurm", slurm=SlurmConfig(partition="gone"))
     with pytest.raises(
@@ -324,6 +332,7 @@ def test_many_parts_share_a_task():
 # ---------------------------------------------------------------------------------------------- Ray
 
 
+@pytest.mark.full
 def test_without_ray_or_its_cluster(tmp_path, monkeypatch):
     asked = partial(
         process,

@@ -171,6 +171,7 @@ class Copy:
         (self.out / str(number)).write_text(json.dumps(rows), encoding="utf-8")
 
 
+@pytest.mark.processes
 def test_every_number_of_workers_reads_the_same(
     folder: Path, corpus_of: Callable[..., CorpusConfig], tmp_path: Path
 ) -> None:
@@ -447,6 +448,7 @@ def read_from(endpoint: str, home: Path, *sources: dict[str, Any]) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.processes
 def test_a_hub_is_read_at_one_commit(
     folder: Path, corpus_of: Callable[..., CorpusConfig], tmp_path: Path
 ) -> None:
@@ -486,6 +488,7 @@ def pyarrow_magic(path: Path) -> bool:
     return path.read_bytes()[:4] == b"PAR1"
 
 
+@pytest.mark.processes
 def test_a_hub_that_does_not_answer_is_given_up_soon(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()

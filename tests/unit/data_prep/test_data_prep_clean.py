@@ -273,6 +273,7 @@ def many(tmp_path_factory):
     )
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [2, 3])
 def test_any_number_of_workers_writes_the_same_bytes(many, tmp_path, workers):
     folder, config, alone = many
@@ -319,6 +320,7 @@ clean.CleanStage(stated(Path(sys.argv[3]), corpus("*.jsonl")), CHEAP, "en", Path
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("place", ["apply_rules", "sign", "match", "write_decisions"])
 def test_after_a_kill_only_the_rest_is_made(many, tmp_path, place, monkeypatch):
     folder, config, whole = many

@@ -32,6 +32,7 @@ def processing(request, tmp_path, monkeypatch):
         yield Processing(1, executor="slurm", slurm=SlurmConfig(max_jobs=2))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("processing", ["slurm", "ray"], indirect=True)
 def test_decisions_and_store_are_the_same_bytes(processing, tmp_path):
     trained = train_tokenizer(tmp_path / "tokenizer")

@@ -117,6 +117,7 @@ class Killed(module._ShardMaker):
         super().__call__(number, part)
 
 
+@pytest.mark.processes
 def test_after_a_worker_is_killed_only_the_rest_is_made(tmp_path, trained, monkeypatch):
     config, folder = four_files(tmp_path / "corpus"), tmp_path / "data"
     whole = DataStage(stated(tmp_path, config), VIEW, tmp_path / "whole", trained, ONE).make()

@@ -27,6 +27,7 @@ def of_dataset(folder: str, **keys: str) -> CorpusConfig:
     )
 
 
+@pytest.mark.processes
 def test_a_dataset_gives_the_store_that_its_files_give(tmp_path: Path, trained: Path) -> None:
     (tmp_path / "rows").mkdir()
     for shard in range(4):

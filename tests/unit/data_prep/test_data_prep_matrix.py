@@ -65,6 +65,7 @@ def write_corpus(root: Path) -> dict[str, list[str]]:
     return written
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("documents", "workers"), [("blank_line", (1, 2, 5)), ("line", (1, 2)), ("file", (1, 2))]
 )

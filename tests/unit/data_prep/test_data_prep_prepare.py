@@ -124,6 +124,7 @@ def several_files(folder):
     return corpus(str(folder), validation=0.1)
 
 
+@pytest.mark.processes
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path, trained):
     config = several_files(tmp_path / "corpus")
     made = [
@@ -160,6 +161,7 @@ module.DataStage(corpus(str(root / "corpus"), validation=0.1), VIEW, root / "dat
 """
 
 
+@pytest.mark.processes
 def test_after_a_kill_only_the_rest_is_made(tmp_path, trained):
     config = several_files(tmp_path / "corpus")
     whole = DataStage(

@@ -43,6 +43,7 @@ def rows_of(folder: Path) -> list[dict[str, object]]:
     return list(json.loads((folder / "comparisons" / "letters" / "rows.json").read_text()))
 
 
+@pytest.mark.processes
 @pytest.mark.usefixtures("warm_workers")
 def test_rows_with_one_that_fails(make_config: MakeConfig, base: Base, tmp_path: Path) -> None:
     entries = (
@@ -131,6 +132,7 @@ def test_an_entry_that_does_not_fit_is_a_row(
     assert "tokens = 60" in row["failure"]
 
 
+@pytest.mark.processes
 def test_a_process_that_fails_ends_the_others() -> None:
     started = time.monotonic()
     with pytest.raises(UserError, match="'mistake': expected KEY=VALUE"):
@@ -150,6 +152,7 @@ def stamp(file: Path) -> None:
     file.write_text(f"{began} {time.monotonic()}")
 
 
+@pytest.mark.processes
 @pytest.mark.usefixtures("warm_workers")
 def test_so_many_processes_at_a_time_and_each_fault_is_told(tmp_path: Path) -> None:
     """Five calls, two at a time: never three, now and then two. What one ends with does not end the

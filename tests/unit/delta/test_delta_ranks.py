@@ -41,6 +41,7 @@ def exchanged(rank: int, size: int, meeting: str) -> dict[str, Any]:
         }
 
 
+@pytest.mark.processes
 def test_what_ranks_exchange(tmp_path: Path) -> None:
     found = run_distributed(3, exchanged, str(tmp_path / "meeting"))
     assert [one["mine"] for one in found] == [["aa", "dd", "gg"], ["bb", "ee", "hh"], ["cc", "ff"]]
@@ -90,6 +91,7 @@ def trained_by(rank: int, size: int, path: str, changes: list[str], meeting: str
     }  # fmt: skip
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "method", ["{name: lora, rank: 4, dropout: 0}", "{name: adalora, dropout: 0}", "{name: bitfit}"]
 )
@@ -137,6 +139,7 @@ def test_a_delta_does_not_depend_on_how_many_train_it(
         assert three["epoch"] == one["epoch"]
 
 
+@pytest.mark.processes
 @pytest.mark.usefixtures("warm_workers")
 def test_seeds_side_by_side_are_those_one_after_the_other(
     make_config: MakeConfig, tmp_path: Path
@@ -149,6 +152,7 @@ def test_seeds_side_by_side_are_those_one_after_the_other(
     assert len(json.loads((two / "scores.json").read_text())["seeds"]) == 2
 
 
+@pytest.mark.processes
 @pytest.mark.usefixtures("warm_workers")
 def test_more_processes_than_seeds_train_one_together(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

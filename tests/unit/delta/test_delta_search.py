@@ -133,6 +133,7 @@ def test_a_killed_search_goes_on_as_if_nothing_had_been(
     assert trials_of(folder)[:4] == again
 
 
+@pytest.mark.processes
 @pytest.mark.usefixtures("warm_workers")
 def test_two_processes_share_a_study(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(*QUICK, SPACE, "search.trials=4", "delta.processes=2")

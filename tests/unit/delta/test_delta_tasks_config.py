@@ -134,6 +134,7 @@ def test_a_cloze_that_contradicts_itself(changes: dict[str, Any], message: str) 
     assert message in str(refusal.value)
 
 
+@pytest.mark.processes
 def test_a_config_is_read_without_torch() -> None:
     program = "import sys, robustly.delta.config; print(*sys.modules)"
     done = subprocess.run(

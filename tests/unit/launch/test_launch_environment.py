@@ -107,6 +107,7 @@ def test_a_launcher_inside_a_slurm_step_wins_over_srun():
     assert rank_from_environment({**SRUN, **TORCHRUN}) == Rank(5, 1, 8, 4, "nodea", 29500)
 
 
+@pytest.mark.processes
 def test_a_shell_on_a_terminal_inside_a_slurm_step_is_no_rank(tmp_path):
     """`srun --ntasks 8 --pty bash`: the variables of a task, but it is somebody's shell."""
     program = (
@@ -185,6 +186,7 @@ def test_first_host_of_a_node_list(nodes, first):
     assert first_host(nodes) == first
 
 
+@pytest.mark.processes
 def test_a_node_list_of_another_form_is_slurms_to_read(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"first host of rack\[0-1\]n\[1-4\].*set MASTER_ADDR"):

@@ -18,6 +18,8 @@ from robustly import UserError
 from robustly.launch import Job, LaunchOptions, hostfile, node
 from robustly.launch.hostfile import Host
 
+pytestmark = pytest.mark.processes
+
 # Joins the last argument with a shell whose environment is bare, in a session of its own, and
 # passes standard input on until it ends. The host `off` cannot be reached. Each connection leaves
 # its process id. Hosts are numbers where ranks are started, because they look up the first one's

@@ -33,6 +33,7 @@ def test_exported_leaves_credentials_out():
     ]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", sorted(LAUNCHERS))
 def test_every_launcher_renders_shell_that_holds_the_command_and_the_folder(name, tmp_path):
     (tmp_path / "hosts").write_text("nodea slots=2\nnodeb slots=2\n")
@@ -59,6 +60,7 @@ sys.exit(max(process.wait() for process in started))
 """
 
 
+@pytest.mark.processes
 def test_the_launcher_of_contributing_starts_the_ranks(tmp_path, rank, monkeypatch):
     section = CONTRIBUTING.read_text(encoding="utf-8").partition("## Adding a launcher\n")[2]
     assert (

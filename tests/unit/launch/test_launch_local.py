@@ -16,6 +16,8 @@ from robustly import UserError
 from robustly.launch import Job, LaunchOptions, local
 from robustly.launch.environment import FIRST_PORT, PORTS
 
+pytestmark = pytest.mark.processes
+
 
 def test_each_rank_knows_its_place(tmp_path, rank, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

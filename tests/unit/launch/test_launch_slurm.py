@@ -48,6 +48,7 @@ exit $((code ? code : 1))
 """
 
 
+@pytest.mark.processes
 def test_render():
     job = Job(
         command=("/env/bin/robustly", "pretrain", "mine.yaml", "data.language=it's $HOME"),
@@ -103,6 +104,7 @@ def run_script(folder: Path, finished: bool = False, **variables: str) -> tuple[
     return done.returncode, asked
 
 
+@pytest.mark.processes
 def test_srun_gets_the_command_unchanged_and_all_meet_on_the_first_host(tmp_path):
     run_script(tmp_path, finished=True, SLURM_CPUS_PER_TASK="6")
     assert (tmp_path / "srun.log").read_text().splitlines() == [
@@ -116,6 +118,7 @@ def test_srun_gets_the_command_unchanged_and_all_meet_on_the_first_host(tmp_path
     ]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("situation", "expected"),
     [
@@ -137,6 +140,7 @@ def test_what_happens_when_srun_ends(tmp_path, situation, expected):
     assert run_script(tmp_path, **situation) == expected
 
 
+@pytest.mark.processes
 def test_start_hands_the_script_to_sbatch(tmp_path, monkeypatch):
     job = Job(("robustly", "pretrain", "mine.yaml"), tmp_path, tmp_path / "manifest.json")
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -12,6 +12,8 @@ from rank_program import notes
 from robustly import UserError
 from robustly.launch import Job, LaunchOptions, torchrun
 
+pytestmark = pytest.mark.processes
+
 JOB = Job(
     command=("/env/bin/robustly", "pretrain", "mine.yaml", "data.language=it's"),
     folder=Path("/home/me/my runs"),

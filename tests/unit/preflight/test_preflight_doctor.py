@@ -247,6 +247,7 @@ def test_verdict(problems: list[str], gpus: int, cluster: bool, words: str) -> N
     assert words in verdict(problems, gpus, cluster)
 
 
+@pytest.mark.processes
 def test_the_command_says_by_its_exit_code_whether_tiny_can_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -231,6 +231,7 @@ def measured_peaks() -> dict[tuple[int, int, str], int]:
     }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("ranks", "stage", "precision"),
     [(n, *layout) for n, some in LAYOUTS.items() for layout in some],

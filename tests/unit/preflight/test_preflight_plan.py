@@ -276,6 +276,7 @@ def measured(rank: int, ranks: int) -> list[Any]:
     return [found.tokens_per_second, found.source]
 
 
+@pytest.mark.processes
 def test_this_machine_is_measured() -> None:
     rate, source = run_distributed(1, measured)[0]
     assert rate > 100
@@ -353,6 +354,7 @@ assert not {"torch", "transformers", "deepspeed", "datatrove"} & set(sys.modules
 """
 
 
+@pytest.mark.processes
 def test_the_command_needs_no_torch_and_prints_one_object() -> None:
     arguments = [
         "roberta_base",
@@ -381,6 +383,7 @@ def test_the_command_needs_no_torch_and_prints_one_object() -> None:
         assert said in done.stderr
 
 
+@pytest.mark.processes
 def test_one_speed_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         cli.main(["plan", "tiny", "--tflops", "1", "--measure"])

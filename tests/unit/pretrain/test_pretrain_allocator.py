@@ -31,6 +31,7 @@ def faults_of_the_last_allocation(rank: int, ranks: int) -> list[int]:
     return [before[-1], after[-1]]
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc",
     reason="the C library is not glibc: its allocator is left alone",

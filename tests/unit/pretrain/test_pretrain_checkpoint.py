@@ -153,6 +153,7 @@ def test_a_full_disk_leaves_the_older_ones(tmp_path: Path, monkeypatch: pytest.M
     assert names_in(tmp_path) == ["update-00000005"]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("moment", "call"),
     [("save_file", 2), ("flush", 2), ("sha256", 2), ("write_json", 1), ("flush", 3)],

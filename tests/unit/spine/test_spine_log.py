@@ -18,6 +18,7 @@ from robustly.metrics import Metrics, WandbRun, read_metrics
 # -------------------------------------------------------------------------------------------- words
 
 
+@pytest.mark.processes
 def test_messages_go_to_stderr_and_json_alone_to_stdout():
     program = """
 from robustly import log

@@ -91,6 +91,7 @@ def test_the_bytes_are_on_disk_before_the_name_is(tmp_path, monkeypatch):
     assert (file, folder) == (tmp_path / "file", tmp_path)  # the rename itself is made durable
 
 
+@pytest.mark.processes
 def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
     write_atomic(tmp_path / "file", "old")
     program = f"""
@@ -107,6 +108,7 @@ files.write_atomic(Path({str(tmp_path / "file")!r}), "new" * 10_000)
 # ------------------------------------------------------------------------------------------- stages
 
 
+@pytest.mark.processes
 def test_a_stage_that_finished_says_what_it_left(tmp_path):
     stage = finished_stage(tmp_path / "data")
     found = stage.finished()
@@ -247,6 +249,7 @@ def test_a_recipe_file_that_was_cut_off(tmp_path):
         Stage(tmp_path, "data", RECIPE_A, {}).finished()
 
 
+@pytest.mark.processes
 def test_commit_is_this_checkouts():
     here = Path(manifest.__file__).parent
     asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
@@ -276,6 +279,7 @@ def test_outputs_need_no_hashing_until_they_change(tmp_path):
     assert unverified(tmp_path, found, found.outputs) == ["ends.npy", "shards/0.bin"]
 
 
+@pytest.mark.processes
 def test_a_copy_is_not_known_though_all_of_it_is_copied(tmp_path):
     finished_stage(tmp_path / "data")
     found = read(tmp_path / "data")
@@ -371,6 +375,7 @@ def holder(tmp_path):
     process.communicate()
 
 
+@pytest.mark.processes
 def test_two_processes_cannot_hold_a_folder(tmp_path, holder):
     with (
         pytest.raises(UserError, match="another process is at work here"),
@@ -379,6 +384,7 @@ def test_two_processes_cannot_hold_a_folder(tmp_path, holder):
         pass
 
 
+@pytest.mark.processes
 def test_a_killed_process_lets_go(tmp_path, holder):
     holder.kill()
     begun = time.monotonic()
@@ -386,6 +392,7 @@ def test_a_killed_process_lets_go(tmp_path, holder):
         assert time.monotonic() - begun < 2
 
 
+@pytest.mark.processes
 def test_the_lock_waits_for_a_process_that_is_about_to_end(tmp_path, holder):
     begun = time.monotonic()
     with (

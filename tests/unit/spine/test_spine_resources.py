@@ -51,6 +51,7 @@ if held:
 """
 
 
+@pytest.mark.processes
 def test_the_peak_is_that_of_this_process_and_not_of_the_one_that_started_it() -> None:
     command = [sys.executable, "-c", PEAK, "300000000", PEAK]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -81,6 +81,7 @@ extern "C" void four(uint64_t seed, uint64_t subsequence, uint64_t offset, uint3
     return call
 
 
+@pytest.mark.processes
 @given(key=st.tuples(word, word), counter=st.tuples(word, word, word, word))
 @settings(max_examples=300)
 def test_philox_is_torchs(torch_philox, key, counter):

@@ -124,6 +124,7 @@ def test_another_recipe_does_not_overwrite(trained, prose_file, corpus_of):
     assert contents(trained) == before
 
 
+@pytest.mark.processes
 def test_the_same_files_for_any_parts_workers_and_hash_seed(
     corpus_of, prose_file, program, tmp_path
 ):
@@ -139,6 +140,7 @@ def test_the_same_files_for_any_parts_workers_and_hash_seed(
     assert not (tmp_path / "two" / "work").exists()
 
 
+@pytest.mark.processes
 def test_after_a_kill_only_the_rest_is_counted(corpus_of, prose_file, program, tmp_path):
     folder = tmp_path / "tokenizer"
     with subprocess.Popen([sys.executable, program, prose_file, folder, "2"]) as run:
@@ -304,6 +306,7 @@ def test_counts_stay_and_make_the_same_tokenizer(trained, prose, corpus_of, tmp_
     assert not {"documents", "bad_lines"} & done.counts.keys()
 
 
+@pytest.mark.processes
 def test_counts_from_another_engine(trained, corpus_of, tmp_path):
     """Unsorted, in several files, some words in both, escaped, compressed or not: the sums are what
     matters."""
@@ -633,6 +636,7 @@ def test_memory_is_said_and_held_against_what_there_is(
 # ---------------------------------------------------------------------------------------- any order
 
 
+@pytest.mark.processes
 def test_the_same_files_whatever_the_memory_workers_and_order(corpus_of, prose, tmp_path):
     for number, text in enumerate(prose):
         (tmp_path / f"{number:03d}.txt").write_text(text, encoding="utf-8")

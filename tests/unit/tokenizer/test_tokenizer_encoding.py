@@ -381,6 +381,7 @@ def test_a_folder_may_be_given_as_text(trained, tokenizer):
     assert load_tokenizer(str(trained)).fingerprint == tokenizer.fingerprint
 
 
+@pytest.mark.processes
 def test_several_processes_give_the_same_ids_in_order(tokenizer, prose):
     alone, together = (
         tokenizer.encode_documents(prose),

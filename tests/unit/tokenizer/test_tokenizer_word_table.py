@@ -217,6 +217,7 @@ def test_the_table_starts_after_so_many_characters(plain, monkeypatch):
         assert ("_table" in vars(tokenizer)) == started
 
 
+@pytest.mark.processes
 def test_few_texts_do_not_import_numba(trained):
     program = (
         "import sys\n"
