@@ -81,11 +81,10 @@ def load_tensors(model: RobertaPreTrainedModel, path: Path) -> None:
             tensor.copy_(found[name])
 
 
-def save_model(model: RobertaPreTrainedModel, folder: Path | str) -> list[Path]:
+def save_model(model: RobertaPreTrainedModel, folder: Path) -> list[Path]:
     """Write the delta and the head of a model that was trained after `attach`, without its base;
     the delta is finished first. Returns the files."""
     finish(model)
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     record = DeltaRecord(
         _methods(model), parameters=parameters(model), base={"fingerprint": model.delta.fingerprint}
@@ -94,13 +93,12 @@ def save_model(model: RobertaPreTrainedModel, folder: Path | str) -> list[Path]:
     return [save_tensors(model, folder), folder / RECORD]
 
 
-def load_model(model: RobertaPreTrainedModel, folder: Path | str) -> RobertaPreTrainedModel:
+def load_model(model: RobertaPreTrainedModel, folder: Path) -> RobertaPreTrainedModel:
     """Attach the delta in a folder to a freshly loaded model with a head of the same shape; returns
     it.
 
     Raises UserError if the folder is damaged, or if the model is of another base or has another
     head."""
-    folder = Path(folder)
     record = read_record(folder)
     found = fingerprint(model.roberta)
     if found != record.base["fingerprint"]:
