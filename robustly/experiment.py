@@ -83,8 +83,8 @@ class Experiment(PretrainingConfig):
                 continue
 
             old = paths.model_copy(update={record.name: self.root / record.name})
-            stage = self.model_copy(update={"paths": old}).work(record).stage
             with contextlib.suppress(UserError):  # it does not fit: this stage is made anew
+                stage = self.model_copy(update={"paths": old}).work(record).stage
                 if stage and stage().finished():
                     paths = old
 

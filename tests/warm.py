@@ -141,7 +141,6 @@ def server() -> Iterator[None]:
     finally:
         process.stdin.close()  # by which it ends
         process.stdout.close()
-        shutil.rmtree(folder)
         del os.environ[VARIABLE]
         assert process.wait() == 0, "commands outlived the tests that started them"
 
@@ -302,4 +301,6 @@ def _run(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(_listen(Path(sys.argv[1])))
+    commands_left = _listen(Path(sys.argv[1]))
+    shutil.rmtree(sys.argv[1])
+    sys.exit(commands_left)

@@ -31,17 +31,14 @@ ConfigArgument = Annotated[
     ),
 ]
 
-
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Keys to set, such as optim.peak_lr=6e-4."),
 ]
 
-
 Json = Annotated[
     bool, typer.Option("--json", help="Print the manifest as one JSON object on stdout.")
 ]
-
 
 NewRun = Annotated[
     str | None,
@@ -49,6 +46,17 @@ NewRun = Annotated[
         metavar="NAME", help="Work in the sibling folder NAME; stages that still fit are reused."
     ),
 ]
+
+Documents = Annotated[
+    str, typer.Option(help="What a document is in .txt: blank_line, file or line.")
+]
+
+TextKey = Annotated[
+    str, typer.Option(help="Key (.jsonl) or column (.parquet) that holds the text.")
+]
+
+MoreFiles = Annotated[list[str] | None, typer.Argument(metavar="FILES", hidden=True)]
+"""A shell that expands a glob gives an option its first file and leaves the others bare."""
 
 
 @contextlib.contextmanager

@@ -1,5 +1,4 @@
-"""What a shell completes to a CONFIG or a LAUNCHER; typer leaves out what does not begin with what
-was typed."""
+"""What a shell completes to a CONFIG; typer leaves out what does not begin with what was typed."""
 
 from glob import escape, iglob
 
@@ -18,9 +17,3 @@ def configs(ctx: typer.Context, incomplete: str) -> list[str]:
 
     # Path.glob would respell what was typed and look into hidden folders
     return sorted(shipped) + [file for each in patterns for file in sorted(iglob(each))]  # noqa: PTH207
-
-
-def launchers() -> list[str]:
-    from robustly.launch import LAUNCHERS
-
-    return list(LAUNCHERS)

@@ -7,9 +7,7 @@ import typer
 
 from robustly import UserError, log
 from robustly.cli.application import app
-from robustly.cli.common import (
-    user_errors,
-)
+from robustly.cli.common import Documents, MoreFiles, TextKey, user_errors
 
 
 @app.command(name="evaluate", short_help="Loss of a model on any text; minimal pairs.")
@@ -20,7 +18,7 @@ def evaluate_command(
             metavar="FOLDER", help="Published folder, or a RoBERTa-like checkpoint on this machine."
         ),
     ],
-    more: Annotated[list[str] | None, typer.Argument(metavar="FILES", hidden=True)] = None,
+    more: MoreFiles = None,
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -43,12 +41,8 @@ def evaluate_command(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Blocks at a time; changes nothing but speed.")
     ] = 32,
-    documents: Annotated[
-        str, typer.Option(help="What a document is in .txt: blank_line, file or line.")
-    ] = "blank_line",
-    text_key: Annotated[
-        str, typer.Option(help="Key (.jsonl) or column (.parquet) that holds the text.")
-    ] = "text",
+    documents: Documents = "blank_line",
+    text_key: TextKey = "text",
     max_bad_lines: Annotated[
         int, typer.Option(min=0, help="Broken rows that are skipped before it is an error.")
     ] = 0,

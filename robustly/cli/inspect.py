@@ -7,9 +7,7 @@ import typer
 
 from robustly import UserError, log
 from robustly.cli.application import app
-from robustly.cli.common import (
-    user_errors,
-)
+from robustly.cli.common import Documents, MoreFiles, TextKey, user_errors
 from robustly.inspection.folders import folder_kind
 
 
@@ -21,7 +19,7 @@ def inspect_command(
             metavar="FOLDER", help="A stage's folder, a run, a checkpoint, or a tokenizer."
         ),
     ],
-    more: Annotated[list[str] | None, typer.Argument(metavar="FILES", hidden=True)] = None,
+    more: MoreFiles = None,
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -38,12 +36,8 @@ def inspect_command(
             metavar="KEY", help="A row for each value of a key, such as lang; default: each file."
         ),
     ] = None,
-    text_key: Annotated[
-        str, typer.Option(help="Key (.jsonl) or column (.parquet) that holds the text.")
-    ] = "text",
-    documents: Annotated[
-        str, typer.Option(help="What a document is in .txt: blank_line, file or line.")
-    ] = "blank_line",
+    text_key: TextKey = "text",
+    documents: Documents = "blank_line",
     compare: Annotated[
         Path | None,
         typer.Option(

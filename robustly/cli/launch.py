@@ -15,7 +15,6 @@ from robustly.cli.common import (
     experiment_of,
     user_errors,
 )
-from robustly.cli.completion import launchers
 from robustly.cli.train import ProfileOption
 from robustly.launch import LAUNCHERS
 from robustly.launch.job import Job, LaunchOptions, exported
@@ -29,7 +28,7 @@ def launch_command(
         typer.Argument(
             metavar="LAUNCHER",
             help=f"One of {', '.join(LAUNCHERS)}.",
-            autocompletion=launchers,
+            autocompletion=lambda: list(LAUNCHERS),
         ),
     ],
     config: ConfigArgument,

@@ -7,11 +7,7 @@ import typer
 
 from robustly import UserError, log
 from robustly.cli.application import app
-from robustly.cli.common import (
-    ConfigArgument,
-    Overrides,
-    user_errors,
-)
+from robustly.cli.common import ConfigArgument, Overrides, user_errors
 from robustly.experiment import Experiment, load_experiment
 from robustly.pretrain.flops import flops_per_token
 

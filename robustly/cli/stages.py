@@ -70,7 +70,7 @@ def summarize(experiment: Experiment, manifests: dict[str, Manifest]) -> None:
     log.say(f"the model: {published} (plain transformers loads it)")
     log.say(f"its card:  {published / 'README.md'}")
     log.say(f"next:      {command_line('inspect', str(published))}")
-    log.say("           docs/howto/: your own text, language, task")
+    log.say("           docs/howto/ in the repository: your own text, language, task")
 
 
 @app.command(

@@ -90,9 +90,8 @@ def _be_rank(config: str, overrides: list[str] | None, profile: bool) -> None:
     """The body of one rank's process."""
     from robustly.launch.environment import export, rank_from_environment
 
-    os.dup2(
-        sys.stderr.fileno(), sys.stdout.fileno()
-    )  # libraries print; stdout belongs to the command that was typed
+    # libraries print; stdout belongs to the command that was typed
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     with user_errors():
         me = rank_from_environment()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 SCRIPT = """
 set -e
 eval "$(robustly --show-completion)"
@@ -47,7 +49,6 @@ def completed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return dict(zip(lines, map(shlex.split, done.stdout.splitlines()), strict=True))
 
 
-@pytest.mark.processes
 def test_commands_options_and_launchers(completed: dict[str, list[str]]) -> None:
     assert completed["pre"] == ["prepare", "pretrain"]
     assert completed["delta delta/lora --n"] == ["--new-run"]
