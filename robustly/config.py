@@ -251,7 +251,10 @@ def read_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        shipped = ", ".join(sorted(p.stem for p in SHIPPED_CONFIGS.glob("*.yaml")))
+        names = sorted(SHIPPED_CONFIGS.rglob("*.yaml"))
+        shipped = ", ".join(
+            each.relative_to(SHIPPED_CONFIGS).with_suffix("").as_posix() for each in names
+        )
         raise UserError(
             f"{path}: no such config file. Shipped ones, in {SHIPPED_CONFIGS}: {shipped}"
         ) from None
