@@ -14,7 +14,6 @@ from robustly.corpus.files import corpus_files, corpus_sizes
 from robustly.data_prep.config import store_recipe
 from robustly.data_prep.store import Store
 from robustly.manifest import Manifest
-from robustly.preflight.disk import store_bytes
 from robustly.pretrain.stage import PretrainingConfig
 
 BYTES_PER_TOKEN = 4.4
@@ -141,6 +140,12 @@ def _estimated(config: PretrainingConfig, found: Mapping[str, int]) -> CorpusSiz
         f" bytes for a token{ratios} assumed",
         store=store_bytes(tokens, units, documents, vocab_size),
     )
+
+
+def store_bytes(tokens: float, units: float, documents: float, vocab_size: int) -> float:
+    """The token store: ids in 2 bytes, 4 above 65,536 entries; 4 for the end of a unit, 4 and about
+    1 for the white space before it, 12 for a document."""
+    return (2 if vocab_size <= 2**16 else 4) * tokens + 9 * units + 12 * documents
 
 
 def _text_bytes(corpus: CorpusConfig) -> tuple[float, float]:

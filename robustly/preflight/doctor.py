@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustly import log
-from robustly.preflight import hardware, software
-from robustly.preflight.findings import Finding
-from robustly.preflight.gpus import gpus, torch_and_gpus
+from robustly.preflight import checks
+from robustly.preflight.checks import Finding
+from robustly.preflight.machine import gpus
 
 
 @dataclass(frozen=True)
@@ -24,24 +24,23 @@ class Diagnosis:
 def examine() -> Diagnosis:
     """Make every check, in the order in which they are printed."""
     here = Path.cwd()
-    seen_gpus = gpus()
-    torch_findings, usable_gpus = torch_and_gpus(seen_gpus)
-    findings = [software.python(), *software.libraries(), *torch_findings]
+    torch_findings, usable_gpus = checks.torch_and_gpus(gpus())
+    findings = [checks.python(), *checks.libraries(), *torch_findings]
     if not usable_gpus:
-        findings.append(hardware.processor())
+        findings.append(checks.processor())
 
     findings += [
-        hardware.memory(),
-        hardware.shared_memory(),
-        hardware.disk(here),
-        hardware.working_directory(here),
-        hardware.open_files(),
-        software.launchers(),
-        software.encoding(),
-        software.variables(os.environ),
+        checks.memory(),
+        checks.shared_memory(),
+        checks.disk(here),
+        checks.working_directory(here),
+        checks.open_files(),
+        checks.launchers(),
+        checks.encoding(),
+        checks.variables(os.environ),
     ]
     problems = [finding.what for finding in findings if finding.status == "problem"]
-    cluster = software.which("sbatch") is not None
+    cluster = checks.which("sbatch") is not None
     return Diagnosis(findings, not problems, verdict(problems, usable_gpus, cluster))
 
 

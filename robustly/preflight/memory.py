@@ -59,6 +59,11 @@ class RankMemory:
         return held + max(self.activations + self.logits, self.update)
 
 
+def gigabytes(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e7 or not count else f"{count / 1e6:,.2f} MB"
+
+
 def activation_bytes(
     model: ModelConfig,
     blocks: int,

@@ -9,14 +9,16 @@ from typing import Any
 
 from robustly import log
 from robustly.preflight.corpus_size import CorpusSize, corpus_size
-from robustly.preflight.disk import checkpoint_bytes, gigabytes, published_bytes
 from robustly.preflight.machine import Machine
-from robustly.preflight.memory import RankMemory, largest_micro_batch, rank_memory
+from robustly.preflight.memory import RankMemory, gigabytes, largest_micro_batch, rank_memory
 from robustly.preflight.plan_warnings import warnings
 from robustly.preflight.speed import Speed, speeds_of
 from robustly.pretrain.flops import embedding_parameters, flops_per_token, parameters
 from robustly.pretrain.schedule import UpdateSizes
 from robustly.pretrain.stage import PretrainingConfig
+
+TOKENIZER_BYTES = 100
+"""Of the tokenizer's files for an entry of the vocabulary: 93 in runs/tiny/published."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,14 @@ def plan(config: PretrainingConfig, ranks: int, machine: Machine, speed: Speed |
     per_position = flops_per_token(model, vocab_size, block_length, masked)
     per_token = per_position / (1 - size.padding)
     sizes = UpdateSizes.of(config.optim.batch_size, config.optim, config.schedule)
-    filled = _filled(config, size)
+    # the share of an update's positions that are no padding: in other formats than full_sentences
+    # an update has more blocks instead
+    filled = 1 - size.padding if config.data.format == "full_sentences" else 1.0
     total = sizes.before(config.schedule.updates + 1) * block_length * filled
-    speeds = [speed] if speed else speeds_of(config, ranks, per_position)
+    speeds = [
+        found.without_padding(size.padding)
+        for found in ([speed] if speed else speeds_of(config, ranks, per_position))
+    ]
     memory = _memory(config, ranks, machine)
 
     return Plan(
@@ -70,16 +77,17 @@ def plan(config: PretrainingConfig, ranks: int, machine: Machine, speed: Speed |
             ),
         },
         memory=memory,
-        time=[_time(found.without_padding(size.padding), total) for found in speeds],
+        time=[
+            {
+                "tokens_per_second": found.tokens_per_second,
+                "seconds": total / found.tokens_per_second,
+                "source": found.source,
+            }
+            for found in speeds
+        ],
         disk=_disk(config, size),
         warnings=warnings(config, ranks, machine, size, total, memory),
     )
-
-
-def _filled(config: PretrainingConfig, size: CorpusSize) -> float:
-    """The share of an update's positions that are no padding. In other formats than full_sentences
-    an update has more blocks instead."""
-    return 1 - size.padding if config.data.format == "full_sentences" else 1.0
 
 
 def _memory(config: PretrainingConfig, ranks: int, machine: Machine) -> dict[str, Any]:
@@ -101,12 +109,9 @@ def _memory(config: PretrainingConfig, ranks: int, machine: Machine) -> dict[str
     }
 
 
-def _time(speed: Speed, tokens: float) -> dict[str, Any]:
-    return {
-        "tokens_per_second": speed.tokens_per_second,
-        "seconds": tokens / speed.tokens_per_second,
-        "source": speed.source,
-    }
+def checkpoint_bytes(parameters: int) -> int:
+    """fp32 weights and both moments (pretrain/checkpoint.py)."""
+    return 12 * parameters
 
 
 def _disk(config: PretrainingConfig, size: CorpusSize) -> dict[str, Any]:
@@ -118,7 +123,8 @@ def _disk(config: PretrainingConfig, size: CorpusSize) -> dict[str, Any]:
         # the best may be an older one, and a new one is whole before an old one goes
         "checkpoints": checkpoint * (config.run.keep_checkpoints + 2),
         "token_store": None if size.store is None else round(size.store),
-        "published": published_bytes(count, vocab_size),
+        # fp32 weights and the tokenizer's files
+        "published": 4 * count + TOKENIZER_BYTES * vocab_size,
     }
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from robustly.preflight.corpus_size import CorpusSize
-from robustly.preflight.disk import gigabytes
 from robustly.preflight.machine import Machine
+from robustly.preflight.memory import gigabytes
 from robustly.pretrain.stage import PretrainingConfig
 
 MANY_EPOCHS = 100

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 from robustly import cli, resources
-from robustly.preflight import doctor, gpus, hardware, software
+from robustly.preflight import checks, machine
+from robustly.preflight.checks import Finding, gpu_findings, library
 from robustly.preflight.doctor import verdict
-from robustly.preflight.findings import Finding
-from robustly.preflight.gpus import Gpu, gpu_findings, parse_gpus
-from robustly.preflight.software import library
+from robustly.preflight.machine import Gpu, parse_gpus
 
 A100 = Gpu("NVIDIA A100-SXM4-80GB", 81920 * 2**20, (8, 0), "535.104.05")
 V100 = Gpu("Tesla V100", 32768 * 2**20, (7, 0), "535.104.05")
@@ -25,7 +24,7 @@ V100 = Gpu("Tesla V100", 32768 * 2**20, (7, 0), "535.104.05")
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in the place of /proc and /sys/fs/cgroup, /proc/meminfo apart, which psutil reads."""
-    monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(checks, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(resources, "CGROUP", tmp_path)
     return tmp_path
 
@@ -73,8 +72,8 @@ def test_a_build_with_a_local_version_is_in_its_range(monkeypatch: pytest.Monkey
     ("version", "status"), [("3.12.1", "ok"), ("3.10.9", "problem"), ("3.14.0", "problem")]
 )
 def test_python(version: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(software.platform, "python_version", lambda: version)
-    assert software.python().status == status
+    monkeypatch.setattr(checks.platform, "python_version", lambda: version)
+    assert checks.python().status == status
 
 
 def test_what_is_not_installed_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +82,7 @@ def test_what_is_not_installed_is_said_once(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(metadata, "metadata", missing)
     monkeypatch.setattr(metadata, "requires", missing)
-    assert (software.python().status, software.libraries()) == ("problem", [])
+    assert (checks.python().status, checks.libraries()) == ("problem", [])
 
 
 # --------------------------------------------------------------------------------------------- GPUs
@@ -104,9 +103,9 @@ def test_hidden_gpus_are_none(hidden: str, monkeypatch: pytest.MonkeyPatch) -> N
     listed = subprocess.CompletedProcess([], 0, "NVIDIA A100-SXM4-80GB, 81920, 8.0, 535.104.05\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: listed)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert gpus.gpus() == [A100]
+    assert machine.gpus() == [A100]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert gpus.gpus() == []
+    assert machine.gpus() == []
 
 
 @pytest.mark.parametrize(
@@ -155,39 +154,39 @@ def test_memory(
         (system / "memory.max").write_text(f"{limit:.0f}\n")
         (system / "memory.current").write_text(f"{used:.0f}\n")
 
-    assert hardware.memory().status == status
+    assert checks.memory().status == status
 
 
 def test_processor(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "cores", lambda: 8)
-    monkeypatch.setattr(hardware.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(checks, "cores", lambda: 8)
+    monkeypatch.setattr(checks.platform, "machine", lambda: "x86_64")
     (system / "cpuinfo").write_text("model name: some\nflags\t\t: sse avx2 avx512f amx_tile\n")
-    assert hardware.processor() == Finding("cpu", "ok", "8 cores, AVX2, AVX-512, AMX")
+    assert checks.processor() == Finding("cpu", "ok", "8 cores, AVX2, AVX-512, AMX")
     (system / "cpu.max").write_text("150000 100000\n")
-    limited = hardware.processor()
+    limited = checks.processor()
     assert (limited.status, "1.5 cores" in limited.found) == ("note", True)
     (system / "cpu.max").write_text("max 100000\n")
     (system / "cpuinfo").write_text("flags : sse\n")
-    assert "without AVX2" in hardware.processor().found
+    assert "without AVX2" in checks.processor().found
 
 
 @pytest.mark.parametrize(("free", "status"), [(1e12, "ok"), (5e9, "note"), (1e8, "problem")])
 def test_disk(free: float, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     usage = type("Usage", (), {"free": free})
-    monkeypatch.setattr(hardware.shutil, "disk_usage", lambda path: usage)
-    assert hardware.disk(tmp_path).status == status
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage)
+    assert checks.disk(tmp_path).status == status
 
 
 def test_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 64 * 2**20})  # Docker's default
-    monkeypatch.setattr(hardware.shutil, "disk_usage", lambda path: usage)
-    assert "--shm-size" in hardware.shared_memory().do
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage)
+    assert "--shm-size" in checks.shared_memory().do
 
 
 def test_a_working_directory(tmp_path: Path) -> None:
-    assert hardware.working_directory(tmp_path).status == "ok"
+    assert checks.working_directory(tmp_path).status == "ok"
     assert not list(tmp_path.iterdir())
-    assert hardware.working_directory(tmp_path / "missing").status == "problem"
+    assert checks.working_directory(tmp_path / "missing").status == "problem"
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +194,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(os.strerror(38))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    found = hardware.working_directory(tmp_path)
+    found = checks.working_directory(tmp_path)
     assert (found.status, "keeps no locks" in found.found) == ("problem", True)
 
 
@@ -204,16 +203,16 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_open_files(soft: int, hard: int, do: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, hard))
-    found = hardware.open_files()
+    found = checks.open_files()
     assert (found.status == "note") is bool(do)
     assert do in found.do
 
 
 def test_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        software, "which", lambda program: "/usr/bin/ssh" if program == "ssh" else None
+        checks, "which", lambda program: "/usr/bin/ssh" if program == "ssh" else None
     )
-    found = software.launchers()
+    found = checks.launchers()
     assert found.found == "local, hostfile"
     assert "slurm (sbatch)" in found.do
 
@@ -228,7 +227,7 @@ def test_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_variables(environment: dict[str, str], status: str) -> None:
-    assert software.variables(environment).status == status
+    assert checks.variables(environment).status == status
 
 
 # ---------------------------------------------------------------------------------------- the whole
@@ -253,7 +252,7 @@ def test_the_command_says_by_its_exit_code_whether_tiny_can_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        doctor, "torch_and_gpus", lambda seen: (gpu_findings(seen, 0, "2.13.0", None, ""), 0)
+        checks, "torch_and_gpus", lambda seen: (gpu_findings(seen, 0, "2.13.0", None, ""), 0)
     )
     with pytest.raises(SystemExit) as leaving:
         cli.main(["doctor", "--json"])
@@ -264,9 +263,7 @@ def test_the_command_says_by_its_exit_code_whether_tiny_can_run(
     assert report["able"] and "CPU only" in report["verdict"] and report["verdict"] in output.err
     assert all(finding["do"] for finding in report["findings"] if finding["status"] != "ok")
 
-    monkeypatch.setattr(
-        hardware, "memory", lambda: Finding("memory", "problem", "none", "buy some")
-    )
+    monkeypatch.setattr(checks, "memory", lambda: Finding("memory", "problem", "none", "buy some"))
     with pytest.raises(SystemExit) as leaving:
         cli.main(["doctor"])
 

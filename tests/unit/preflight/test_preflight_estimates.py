@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ranks import run_distributed
 from robustly.experiment import load_experiment
 from robustly.preflight import memory
-from robustly.preflight.disk import checkpoint_bytes
 from robustly.preflight.memory import largest_micro_batch, rank_memory
+from robustly.preflight.plan import checkpoint_bytes
 from robustly.pretrain import checkpoint
 from robustly.pretrain.checkpoint import Progress
 from robustly.pretrain.config import ModelConfig, RunConfig

@@ -17,8 +17,7 @@ from robustly.experiment import Experiment, data_work, load_experiment, tokenize
 from robustly.preflight import machine as machines
 from robustly.preflight import measure_speed
 from robustly.preflight.corpus_size import BYTES_PER_TOKEN
-from robustly.preflight.gpus import Gpu
-from robustly.preflight.machine import Machine, machine_for
+from robustly.preflight.machine import Gpu, Machine, machine_for
 from robustly.preflight.plan import Plan, plan
 from robustly.preflight.speed import UTILISATION, Speed, speed_at
 from robustly.pretrain.flops import flops_per_token
@@ -213,9 +212,8 @@ def test_padding_takes_its_share_of_a_speed_of_full_blocks(place: Path, tmp_path
     assert padding > 0.1
     full = planned(experiment, speed=Speed(1000.0, "measured", of_full_blocks=True))
     assert full.time[0]["tokens_per_second"] == pytest.approx(1000 * (1 - padding))
-    assert full.time[0]["seconds"] == pytest.approx(
-        100 * 24 * 64 / 1000, rel=1e-3
-    )  # all positions take time
+    # all positions take time
+    assert full.time[0]["seconds"] == pytest.approx(100 * 24 * 64 / 1000, rel=1e-3)
     said = planned(experiment, speed=Speed(1000.0, "said"))
     assert said.time[0]["tokens_per_second"] == 1000
     a100 = next(entry for entry in planned(experiment).time if "A100" in entry["source"])
@@ -416,10 +414,8 @@ def test_what_a_rank_runs_on(
 
 
 def test_the_assumptions_are_named() -> None:
-    assert (BYTES_PER_TOKEN, UTILISATION) == (
-        4.4,
-        0.4,
-    )  # docs/budget.md and the budget pages say so
+    # as docs/budget.md and the configs of budgets say
+    assert (BYTES_PER_TOKEN, UTILISATION) == (4.4, 0.4)
 
 
 def test_ranks_of_one_cpu_share_its_memory() -> None:
