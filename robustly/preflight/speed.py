@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from robustly.config import parse_yaml
 from robustly.metrics import read_metrics
 from robustly.pretrain.mfu import PEAK_TFLOPS
 from robustly.pretrain.stage import PretrainingConfig
+from robustly.strict_yaml import parse_yaml
 
 UTILISATION = 0.4
 """Share of a GPU's peak that training reaches: an assumption; `--measure` or a run's own metrics

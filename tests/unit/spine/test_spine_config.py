@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from robustly import UserError, config
 from robustly.config import Config, InputPath, Section, locate
 from robustly.experiment import Experiment, load_experiment
+from robustly.strict_yaml import parse_yaml
 
 
 class Oven(Section):
@@ -123,14 +124,14 @@ def test_folders(page):
     ],
 )
 def test_scalars_are_those_of_yaml_1_2(text, value):
-    parsed = config.parse_yaml(text)
+    parsed = parse_yaml(text)
     assert parsed == value
     assert type(parsed) is type(value)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_float_that_python_writes_is_read_back(number):
-    assert config.parse_yaml(repr(number)) == number
+    assert parse_yaml(repr(number)) == number
 
 
 def test_a_key_that_stands_twice(page):
@@ -146,7 +147,7 @@ def test_merge_keys(page):
     text = GOOD.replace(
         "oven: {", "usual: &usual {heat: 180, minutes: 99}\noven: {<<: *usual, "
     ).replace("heat: 180, minutes: 40}", "minutes: 40}")
-    assert config.parse_yaml(text)["oven"] == {"heat": 180, "minutes": 40}
+    assert parse_yaml(text)["oven"] == {"heat": 180, "minutes": 40}
 
 
 def test_a_shipped_page_is_found_beside_a_folder_of_its_name(tmp_path, monkeypatch):
