@@ -132,17 +132,20 @@ def _losses(counts: Mapping[str, Any], losses: Mapping[str, float]) -> str:
         "by frequency": losses["unigram_loss"],
         **before_training(losses),
     }
-    lines = [
-        [who, f"{x:.3f}", f"{x / math.log(2):.3f}", f"{math.exp(x):,.1f}"]
-        for who, x in rows.items()
-    ]
-    accuracy = (
-        f"Best guess right: {counts['validation_accuracy']:.1%} of"
-        f" {counts['validation_masked_tokens']:,} tokens.\n"
+    table = markdown.records(
+        [
+            {
+                "": who,
+                "nats per masked token": f"{x:.3f}",
+                "bits": f"{x / math.log(2):.3f}",
+                "perplexity": f"{math.exp(x):,.1f}",
+            }
+            for who, x in rows.items()
+        ]
     )
-
     return (
-        markdown.table(["", "nats per masked token", "bits", "perplexity"], lines) + "\n" + accuracy
+        f"{table}\nBest guess right: {counts['validation_accuracy']:.1%} of"
+        f" {counts['validation_masked_tokens']:,} tokens.\n"
     )
 
 
@@ -154,11 +157,15 @@ def _left_out(dropped: Mapping[str, int]) -> str:
 
 def _source_losses(sources: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [
-        [name, f"{score['loss']:.3f}", f"{score['accuracy']:.1%}", f"{score['masked_tokens']:,}"]
+        {
+            "source": name,
+            "nats per masked token": f"{score['loss']:.3f}",
+            "best guess right": f"{score['accuracy']:.1%}",
+            "masked tokens": f"{score['masked_tokens']:,}",
+        }
         for name, score in sources.items()
     ]
-    header = ["source", "nats per masked token", "best guess right", "masked tokens"]
-    return markdown.table(header, rows) if rows else ""
+    return markdown.records(rows) if rows else ""
 
 
 def _tokenizer(made: StageManifests, fit: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -189,24 +196,18 @@ def _tokenizer(made: StageManifests, fit: Mapping[str, Sequence[Mapping[str, Any
         " is cut:\n"
     )
     cuts = [{"tokens": cut["tokens"], "cut": cut["cut"]} for cut in fit["cuts"]]
-    return "\n".join(["## Tokenizer\n", about, _table(fit["rows"]), words, _table(cuts)])
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys."""
-    return markdown.table(
-        [name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows]
+    return "\n".join(
+        ["## Tokenizer\n", about, markdown.records(fit["rows"]), words, markdown.records(cuts)]
     )
 
 
 def _examples(examples: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        [
-            example["text"],
-            ", ".join(repr(guess) for guess in example["guesses"]),
-            example["answer"] or "",
-        ]
+        {
+            "text": example["text"],
+            "five best guesses": ", ".join(map(repr, example["guesses"])),
+            "was": example["answer"] or "",
+        }
         for example in examples
     ]
-    table = markdown.table(["text", "five best guesses", "was"], rows)
-    return f"## Examples\n\n{table}" if rows else ""
+    return f"## Examples\n\n{markdown.records(rows)}" if rows else ""

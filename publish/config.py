@@ -43,7 +43,7 @@ class ReportConfig(Section):
     """A delta to compare at the end of a run."""
 
     delta: InputPath | None = None
-    """Page of a delta that is tuned on the published model and on an untrained one, to compare;
+    """Config of a delta that is tuned on the published model and on an untrained one, to compare;
     default: none. A relative path is looked up beside the config file, then in the working
     directory."""
 

@@ -25,14 +25,18 @@ def draw_curve(train_folder: Path, unigram: float | None, path: Path) -> None:
             )
             axes.plot(updates, losses, marker="o", ms=3, color="C0", label="held out")
             axes.axhline(losses[0], ls=":", color="0.4", label=f"at the start: {losses[0]:.2f}")
-            last = (updates[-1], losses[-1])
             axes.annotate(
-                f"{losses[-1]:.2f}", last, xytext=(0, 6), textcoords="offset points", ha="right"
+                f"{losses[-1]:.2f}",
+                (updates[-1], losses[-1]),
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="right",
             )
 
         if unigram is not None:
-            label = f"guessing by frequency: {unigram:.2f}"
-            axes.axhline(unigram, ls="--", color="C3", label=label)
+            axes.axhline(
+                unigram, ls="--", color="C3", label=f"guessing by frequency: {unigram:.2f}"
+            )
 
         axes.set(xlabel="update", ylabel="loss (nats per masked token)")
         axes.legend(frameon=False)

@@ -80,10 +80,7 @@ def publish(
         longest_input = section.positions - 2
         _check_examples(config, tokenizer, longest_input)
         model = _model(section, special, checkpoint.weights())
-        _save(model, folder, tokenizer_folder, longest_input)
-        for file in RECORDS:
-            shutil.copyfile(train_folder / file, folder / file)
-
+        _save(model, longest_input, tokenizer_folder, train_folder, folder)
         losses = _losses(train, data_folder, special, evaluations)
         draw_curve(train_folder, losses.get("unigram_loss"), folder / "curve.png")
         blanks = [Blank(text, None) for text in config.examples] or held_out_blanks(
@@ -93,10 +90,9 @@ def publish(
         proof = prove(folder, model, tokenizer, data_folder, train.recipe["data"], texts)
         examples = [{**blank._asdict(), "guesses": proof.filled[blank.text]} for blank in blanks]
         fit = held_out_fit(data_folder, tokenizer)
-        stages = made._replace(train=train)
-        card = model_card(config, name, section, stages, losses, examples, fit)
+        made = made._replace(train=train)
+        card = model_card(config, name, section, made, losses, examples, fit)
         write_atomic(folder / "README.md", card)
-
         outputs = _outputs(folder)
         counts = {
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -126,15 +122,20 @@ def _finished_stages(
 
 
 def _save(
-    model: RobertaForMaskedLM, folder: Path, tokenizer_folder: Path, longest_input: int
+    model: RobertaForMaskedLM,
+    longest_input: int,
+    tokenizer_folder: Path,
+    train_folder: Path,
+    folder: Path,
 ) -> None:
-    """Weights, model config and tokenizer, as transformers reads them."""
+    """Weights, model config and tokenizer, as transformers reads them; the run's records."""
     with quiet_transformers():
         model.save_pretrained(folder)
 
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
-    for file in TOKENIZER_FILES:
-        shutil.copyfile(tokenizer_folder / file, folder / file)
+    for source, names in ((tokenizer_folder, TOKENIZER_FILES), (train_folder, RECORDS)):
+        for name in names:
+            shutil.copyfile(source / name, folder / name)
 
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
@@ -152,10 +153,17 @@ def _losses(
     if "validation_loss" not in train.counts:
         return {}
 
+    packing = train.recipe["data"]
+    training, validation = (
+        Blocks(data_folder, split, packing["block_length"], packing["format"]) for split in SPLITS
+    )
+    limit = train.notes["run"]["evaluate_blocks"]
+    masking = MaskingConfig(**train.recipe["masking"])
     started = train.inputs.keys() & {"init_from", "teacher"}
-    before = "starting_loss" if started else "untrained_loss"
-    unigram = _unigram(train, data_folder, special)
-    return {"unigram_loss": unigram, before: evaluations[0]["validation_loss"]}
+    return {
+        "unigram_loss": unigram_loss(training, validation, limit, masking, special),
+        "starting_loss" if started else "untrained_loss": evaluations[0]["validation_loss"],
+    }
 
 
 def _outputs(folder: Path) -> list[Path]:
@@ -191,17 +199,6 @@ def _check_examples(config: PublishConfig, tokenizer: Tokenizer, longest_input: 
             raise UserError(
                 f"publish.examples: {text!r} has {tokens} tokens; the model takes {longest_input}"
             )
-
-
-def _unigram(train: Manifest, data_folder: Path, special: SpecialTokens) -> float:
-    """Loss of guessing by frequency, on the masked tokens of the run's own evaluations."""
-    packing = train.recipe["data"]
-    training, validation = (
-        Blocks(data_folder, split, packing["block_length"], packing["format"]) for split in SPLITS
-    )
-    limit = train.notes["run"]["evaluate_blocks"]
-    masking = MaskingConfig(**train.recipe["masking"])
-    return unigram_loss(training, validation, limit, masking, special)
 
 
 def _model(

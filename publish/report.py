@@ -17,7 +17,7 @@ from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.stage import recipe
 from robustly.delta.tasks.data import read
-from robustly.delta.tuning import SeedScore, tune
+from robustly.delta.tuning import tune
 from robustly.description import Listing
 from robustly.files import write_atomic
 from robustly.manifest import Manifest, Stage
@@ -51,12 +51,11 @@ def compare(config: DeltaExperiment, published_folder: Path, folder: Path) -> Ma
         ours, untrained = [], []
 
         for seed in config.all_seeds:
-            ours.append(tune(base, config, data, seed).score)
-            untrained.append(tune(base.untrained(seed), config, data, seed).score)
-            log.say(
-                f"seed {seed}  accuracy {_accuracy_of(ours[-1]):.1%}  untrained"
-                f" {_accuracy_of(untrained[-1]):.1%}"
+            ours.append(tune(base, config, data, seed).score.scores["accuracy"])
+            untrained.append(
+                tune(base.untrained(seed), config, data, seed).score.scores["accuracy"]
             )
+            log.say(f"seed {seed}  accuracy {ours[-1]:.1%}  untrained {untrained[-1]:.1%}")
 
         counts = {
             "task": config.name,
@@ -71,18 +70,11 @@ def compare(config: DeltaExperiment, published_folder: Path, folder: Path) -> Ma
         return stage.finish([folder / README, folder / CURVE], counts)
 
 
-def _accuracy_of(score: SeedScore) -> float:
-    return score.scores["accuracy"]
-
-
-def _figures(ours: Sequence[SeedScore], untrained: Sequence[SeedScore]) -> dict[str, Any]:
+def _figures(ours: list[float], untrained: list[float]) -> dict[str, Any]:
     """Accuracies per seed, mean and sample deviation; their paired difference with its standard
     error."""
-    accuracies = {
-        "ours": list(map(_accuracy_of, ours)),
-        "untrained": list(map(_accuracy_of, untrained)),
-    }
-    gains = [a - b for a, b in zip(*accuracies.values(), strict=True)]
+    accuracies = {"ours": ours, "untrained": untrained}
+    gains = [a - b for a, b in zip(ours, untrained, strict=True)]
     several = len(gains) > 1
 
     return {
@@ -165,7 +157,6 @@ def _accuracy(mean: float, spread: float | None) -> str:
 def _markdown(listings: Sequence[Listing]) -> str:
     lines = ["# Report", "", "![loss over the updates](curve.png)", ""]
     for listing in listings:
-        rows = [list(row.values()) for row in listing.rows]
-        lines += [f"## {listing.title}", "", markdown.table(list(listing.rows[0]), rows)]
+        lines += [f"## {listing.title}", "", markdown.records(listing.rows)]
 
     return "\n".join(lines)

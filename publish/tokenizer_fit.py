@@ -14,6 +14,14 @@ from robustly.tokenizer.tokenizer import Tokenizer
 DOCUMENTS = 1000
 BYTES = 20_000_000
 """Of each source, at most: seconds of work."""
+COLUMNS = (
+    "documents",
+    "bytes",
+    "bytes_per_token",
+    "tokens_per_word",
+    "words_in_one_token",
+    "single_byte_share",
+)
 
 
 def held_out_texts(data_folder: Path, tokenizer: Tokenizer) -> NamedTexts | None:
@@ -29,16 +37,6 @@ def held_out_texts(data_folder: Path, tokenizer: Tokenizer) -> NamedTexts | None
     return NamedTexts("held-out documents", "source", _first_of_each(store, tokenizer))
 
 
-COLUMNS = (
-    "documents",
-    "bytes",
-    "bytes_per_token",
-    "tokens_per_word",
-    "words_in_one_token",
-    "single_byte_share",
-)
-
-
 def held_out_fit(data_folder: Path, tokenizer: Tokenizer) -> dict[str, list[dict[str, Any]]]:
     """What the tokenizer makes of `held_out_texts`, for a manifest.
 
@@ -48,8 +46,7 @@ def held_out_fit(data_folder: Path, tokenizer: Tokenizer) -> dict[str, list[dict
         return {"rows": [], "cuts": []}
 
     fit = measure_fit(tokenizer, texts)
-    rows = [{**size, **ratio} for size, ratio in zip(fit.sizes, fit.ratios, strict=True)]
-
+    rows = [size | ratio for size, ratio in zip(fit.sizes, fit.ratios, strict=True)]
     return {
         "rows": [
             {"source": row["name"], **{column: row[column] for column in COLUMNS}} for row in rows

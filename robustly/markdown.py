@@ -11,6 +11,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "".join(_line(row) for row in (header, ["---"] * len(header), *rows))
 
 
+def records(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of rows whose keys, the same in each, name the columns."""
+    header = [name.replace("_", " ") for name in rows[0]]
+    return table(header, [list(row.values()) for row in rows])
+
+
 def facts(rows: Mapping[str, Any]) -> str:
     """A table of two columns without a header: what, and how much."""
     return table(["", ""], [[name.replace("_", " "), value] for name, value in rows.items()])

@@ -67,9 +67,8 @@ def test_a_data_folder(root: Path) -> None:
         assert row["split"] == split
         text = row["text"]
         assert text.startswith("<s>") and text.endswith("</s>") and text.count("</s>") > 1
-        ids, lengths = Blocks(root / "data", split, 32, "full_sentences").gather(
-            np.array([row["block"]])
-        )  # type: ignore[arg-type]
+        blocks = Blocks(root / "data", split, 32, "full_sentences")  # type: ignore[arg-type]
+        ids, lengths = blocks.gather(np.array([row["block"]]))
         assert text == tokenizer.decode(ids[0, : lengths[0]])
 
 
@@ -138,9 +137,9 @@ def test_blocks_of_two_segments_say_whether_the_second_follows(root: Path, tmp_p
 def test_how_full_blocks_are(root: Path) -> None:
     for format, length in (("full_sentences", 32), ("doc_sentences", 24)):
         fills = [
-            Blocks(root / "data", split, length, format).lengths / length
+            Blocks(root / "data", split, length, format).lengths / length  # type: ignore[arg-type]
             for split in ("train", "validation")
-        ]  # type: ignore[arg-type]
+        ]
         found = rows(root / "data")[f"blocks by fill, {format} {length}"]
         for fill, split in zip(fills, ("train", "validation"), strict=True):
             bins = [row for row in found if row["split"] == split]
@@ -194,9 +193,8 @@ def test_histograms_fit_60_columns(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log.console, "_width", 60)
-    monkeypatch.chdir(
-        root
-    )  # a path is never folded, and a test's own may be longer than 60 characters
+    # a path is never folded, and a test's own may be longer than 60 characters
+    monkeypatch.chdir(root)
     show(describe(Path("data")))
     shown = capsys.readouterr().err
     histogram = shown[shown.index("units by tokens") :].split("\n\n")[0].splitlines()

@@ -49,10 +49,8 @@ def test_what_the_user_or_the_caller_set_stays(tmp_path, rank, monkeypatch):
 )
 def test_one_failure_stops_all_with_its_code(tmp_path, rank, code, expected, capsys):
     assert local.run(rank(f"fail:{code}:1"), 3, {}) == expected
-    assert signals(tmp_path) == [
-        "SIGTERM\n",
-        "SIGTERM\n",
-    ]  # ranks 0 and 2 were asked; nobody was asked twice
+    # ranks 0 and 2 were asked; nobody was asked twice
+    assert signals(tmp_path) == ["SIGTERM\n", "SIGTERM\n"]
     assert not any(alive(int(r["pid"])) for r in notes(tmp_path))
     assert f"rank 1 ended with exit code {expected}" in capsys.readouterr().err
 
@@ -100,9 +98,8 @@ def started(
     [("SIGINT", "SIGINT"), ("SIGTERM", "SIGTERM"), ("SIGUSR1", "SIGUSR1"), ("SIGHUP", "SIGTERM")],
 )
 def test_signals_are_passed_on_once_and_ranks_may_leave(tmp_path, rank, launcher, name, passed_on):
-    before = signal.signal(
-        signal.SIGHUP, signal.SIG_DFL
-    )  # the tests themselves may run under nohup
+    # the tests themselves may run under nohup
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         process = started(launcher, tmp_path, rank("leave"))
     finally:

@@ -129,10 +129,8 @@ def test_srun_gets_the_command_unchanged_and_all_meet_on_the_first_host(tmp_path
         ({"SRUN_CODE": "137", "SLURM_RESTART_COUNT": "1"}, (137, True)),
         ({"SRUN_CODE": "137", "SLURM_RESTART_COUNT": "2"}, (137, False)),  # enough
         ({"SRUN_CODE": "2"}, (2, False)),  # the user's mistake
-        (
-            {"SRUN_CODE": "2", "finished": True},
-            (2, False),
-        ),  # another recipe's manifest is not our success
+        # another recipe's manifest is not our success
+        ({"SRUN_CODE": "2", "finished": True}, (2, False)),
         ({"STATE": "COMPLETING"}, (1, False)),  # cancelled
     ],
 )

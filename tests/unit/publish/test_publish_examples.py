@@ -21,9 +21,8 @@ def test_the_answer_in_the_blank_gives_a_sentence_of_a_held_out_document(prepare
         squeezed(" ".join(Store(prepared / "data", split).texts(encoder)))
         for split in ("validation", "train")
     )
-    blanks = held_out_blanks(
-        Store(prepared / "data", "validation"), encoder, 128, 10**6
-    )  # all that there are
+    # all that there are
+    blanks = held_out_blanks(Store(prepared / "data", "validation"), encoder, 128, 10**6)
     assert len(blanks) > 100
 
     for text, answer in blanks:

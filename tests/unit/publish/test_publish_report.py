@@ -1,7 +1,6 @@
 """The figures of a comparison and the tables that a run ends with."""
 
 import statistics
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,18 +9,14 @@ from robustly.manifest import Manifest
 from robustly.publish.report import _figures, _markdown, summary
 
 
-def scores(*accuracies: float) -> Any:
-    return [SimpleNamespace(scores={"accuracy": accuracy}) for accuracy in accuracies]
-
-
 def published(**counts: Any) -> Manifest:
     example = {"text": "The <mask> ran.", "answer": "dog", "guesses": [" cat", " dog"]}
     return Manifest("published", "0", {}, {}, {}, {"examples": [example], **counts}, 1.0)
 
 
 def test_gains_are_paired_by_seed() -> None:
-    ours, untrained = (0.8, 0.7, 0.9), (0.5, 0.5, 0.6)
-    figures = _figures(scores(*ours), scores(*untrained))
+    ours, untrained = [0.8, 0.7, 0.9], [0.5, 0.5, 0.6]
+    figures = _figures(ours, untrained)
     assert figures["ours_accuracy"] == pytest.approx(0.8)
     assert figures["untrained_deviation"] == pytest.approx(statistics.stdev(untrained))
     # gains of 0.3, 0.2, 0.3: deviation 0.0577, over the root of 3
@@ -30,7 +25,7 @@ def test_gains_are_paired_by_seed() -> None:
 
 
 def test_one_seed_has_no_deviation() -> None:
-    figures = _figures(scores(0.8), scores(0.5))
+    figures = _figures([0.8], [0.5])
     assert figures["gain"] == pytest.approx(0.3) and figures["gain_standard_error"] is None
 
 
@@ -40,7 +35,7 @@ def test_the_summary_holds_what_the_records_hold() -> None:
     )
     compared = {
         "task": "greetings", "training_examples": 70, "test_examples": 700, "seeds": 3, "chance_accuracy": 0.25,
-        **_figures(scores(0.8, 0.7, 0.9), scores(0.5, 0.5, 0.6)),
+        **_figures([0.8, 0.7, 0.9], [0.5, 0.5, 0.6]),
     }  # fmt: skip
     losses, blanks, task = summary(records, compared)
     assert [row["nats"] for row in losses.rows] == ["2.000", "3.000", "4.000"]

@@ -43,3 +43,11 @@ def test_facts_have_no_header() -> None:
         ["tokens seen", "1,000"],
         ["name", "x"],
     ]
+
+
+def test_keys_of_records_are_the_header() -> None:
+    assert cells(markdown.records([{"": "x", "tokens_seen": 1}, {"": "y", "tokens_seen": 2}])) == [
+        ["", "tokens seen"],
+        ["x", "1"],
+        ["y", "2"],
+    ]
