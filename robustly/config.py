@@ -295,15 +295,14 @@ def _describe(fault: Mapping[str, Any], raw: Any, schema: type[BaseModel]) -> st
 
     # the key that says which kind of a union it is; the name of a function of ours has no quotes
     named = re.fullmatch(r"'(\w+)'", fault.get("ctx", {}).get("discriminator", ""))
-    if named and fault["type"] == "union_tag_not_found" and isinstance(value, dict):
-        return f"{key}.{named[1]}: missing; it says which kind this is, found {shown}"
+    if named and fault["type"] == "union_tag_not_found":
+        if isinstance(value, dict):
+            return f"{key}.{named[1]}: missing; it says which kind this is, found {shown}"
+        return f"{key} = {shown}: expected a mapping of keys"
     if named and fault["type"] == "union_tag_invalid":
         return (
             f"{key}.{named[1]} = {fault['ctx']['tag']!r}: expected {fault['ctx']['expected_tags']}"
         )
-
-    if named and fault["type"] == "union_tag_not_found":
-        return f"{key} = {shown}: expected a mapping of keys"
 
     message = fault["msg"].removeprefix("Value error, ")
     message = re.sub(r"^Input should be", "expected", message)
