@@ -4,14 +4,13 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import PrivateAttr
 
 from robustly import UserError, config
-from robustly.manifest import Manifest, Stage
+from robustly.manifest import Manifest, Work
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.publish.config import PublishConfig, ReportConfig
 from robustly.stages import RUN_STAGES, RunStage, resolve
@@ -36,7 +35,7 @@ class Experiment(PretrainingConfig):
             stage for stage in RUN_STAGES if not stage.optional or getattr(self, stage.section).on
         ]
 
-    def work(self, stage: RunStage) -> "Work":
+    def work(self, stage: RunStage) -> Work:
         found: Work = resolve(stage.work)(self)
         return found
 
@@ -114,16 +113,6 @@ class RanksFailed(Exception):
 
 class RanksStopped(Exception):
     """Training was asked to stop before its end; the same command goes on."""
-
-
-class Work(NamedTuple):
-    """What a stage of an experiment does."""
-
-    make: Callable[[], Manifest]
-    """Does what is left to do."""
-    stage: Callable[[], Stage] | None = None
-    """What its folder depends on, for `--new-run`; None: a new run makes it anew. Raises UserError
-    where an input is not finished."""
 
 
 def clean_work(experiment: Experiment) -> Work:

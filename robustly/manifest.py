@@ -197,6 +197,16 @@ class Outcome(NamedTuple):
     notes: Mapping[str, Any]
 
 
+class Work(NamedTuple):
+    """What a stage of an experiment does."""
+
+    make: Callable[[], Manifest]
+    """Does what is left to do."""
+    stage: "Callable[[], Stage] | None" = None
+    """What its folder depends on, for `--new-run`; None: a new run makes it anew. Raises UserError
+    where an input is not finished."""
+
+
 Result = TypeVar("Result")
 
 

@@ -1,9 +1,7 @@
 """The stages of a run in their order, and the other folders that commands make: the one table that
 `run`, the commands, `--new-run`, `inspect` and `paths` read.
 
-A new stage is a line here, its work (a function of the experiment in robustly/experiment.py) and
-its description (a module in robustly/inspection/). Both are named, not imported: this module is at
-the bottom of the house."""
+Work and descriptions are named, not imported: this module is at the bottom of the house."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,66 +28,72 @@ class FolderKind:
 
 @dataclass(frozen=True)
 class RunStage(FolderKind):
+    """A stage of `robustly run`."""
+
+    work: str
+    """module:function of the experiment that gives its `robustly.manifest.Work`."""
     section: str
     """Of the config."""
     help: str
     optional: bool = False
     """Whether the section's `on` says that the config asks for the stage."""
 
-    @property
-    def work(self) -> str:
-        """module:function of the experiment that gives its `robustly.experiment.Work`."""
-        return f"robustly.experiment:{self.name}_work"
-
 
 _HERE = "robustly.inspection"
+_WORK = "robustly.experiment"
 RUN_STAGES = (
     RunStage(
-        "clean",
-        "clean",
-        f"{_HERE}.cleaning:describe",
-        "cleaning",
-        "Filter and deduplicate the corpus, as the config's section `cleaning` asks for it. No text"
-        " is changed: the later stages skip the documents that are dropped.",
+        name="clean",
+        verb="clean",
+        describe=f"{_HERE}.cleaning:describe",
+        work=f"{_WORK}:clean_work",
+        section="cleaning",
+        help="Filter and deduplicate the corpus, as the config's section `cleaning` asks for it. No"
+        " text is changed: the later stages skip the documents that are dropped.",
         optional=True,
     ),
     RunStage(
-        "tokenizer",
-        "tokenizer",
-        f"{_HERE}.tokenizer:describe",
-        "tokenizer",
-        "Train the byte-level BPE tokenizer on the corpus.",
+        name="tokenizer",
+        verb="tokenizer",
+        describe=f"{_HERE}.tokenizer:describe",
+        work=f"{_WORK}:tokenizer_work",
+        section="tokenizer",
+        help="Train the byte-level BPE tokenizer on the corpus.",
     ),
     RunStage(
-        "data",
-        "prepare",
-        f"{_HERE}.data:describe",
-        "data",
-        "Encode the corpus into the token store.",
+        name="data",
+        verb="prepare",
+        describe=f"{_HERE}.data:describe",
+        work=f"{_WORK}:data_work",
+        section="data",
+        help="Encode the corpus into the token store.",
     ),
     RunStage(
-        "train",
-        "pretrain",
-        f"{_HERE}.train:describe",
-        "schedule",
-        "Train the model, from the newest checkpoint if there is one. Starts run.ranks processes on"
-        " this machine; started by a launcher (torchrun, srun, `robustly launch`), it is one of its"
-        " ranks.",
+        name="train",
+        verb="pretrain",
+        describe=f"{_HERE}.train:describe",
+        work=f"{_WORK}:train_work",
+        section="schedule",
+        help="Train the model, from the newest checkpoint if there is one. Starts run.ranks"
+        " processes on this machine; started by a launcher (torchrun, srun, `robustly launch`), it"
+        " is one of its ranks.",
     ),
     RunStage(
-        "published",
-        "publish",
-        f"{_HERE}.published:describe",
-        "publish",
-        "Make a folder of the last checkpoint (publish.checkpoint: or the best) that plain"
-        " transformers loads, and prove it.",
+        name="published",
+        verb="publish",
+        describe=f"{_HERE}.published:describe",
+        work=f"{_WORK}:published_work",
+        section="publish",
+        help="Make a folder that plain transformers loads, and prove it. It holds the last"
+        " checkpoint, or the best, as publish.checkpoint says.",
     ),
     RunStage(
-        "report",
-        "report",
-        f"{_HERE}.published:describe_report",
-        "report",
-        "Compare a delta on the published model and on an untrained one.",
+        name="report",
+        verb="report",
+        describe=f"{_HERE}.published:describe_report",
+        work=f"{_WORK}:report_work",
+        section="report",
+        help="Compare a delta on the published model and on an untrained one.",
         optional=True,
     ),
 )

@@ -17,7 +17,9 @@ ORDER = (
 
 class _InOrder(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(self.commands, key=ORDER.index)
+        return sorted(
+            self.commands, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)
+        )
 
 
 app = typer.Typer(

@@ -21,7 +21,7 @@ from robustly.cli.common import (
 )
 from robustly.experiment import Experiment
 from robustly.manifest import Manifest
-from robustly.stages import STAGES, RunStage
+from robustly.stages import RUN_STAGES, STAGES, RunStage
 
 
 @app.command(name="run", short_help="All stages in order; what is finished is skipped.")
@@ -106,10 +106,10 @@ def clean_command(
         show_result(folder, manifest, as_json, following)
 
 
-def add_command(stage: RunStage, short_help: str | None = None) -> None:
+def add_command(stage: RunStage) -> None:
     """The command of a stage that takes no options of its own."""
 
-    @app.command(name=stage.verb, help=stage.help, short_help=short_help)
+    @app.command(name=stage.verb, help=stage.help)
     def command(
         config: ConfigArgument,
         overrides: Overrides = None,
@@ -123,9 +123,9 @@ def add_command(stage: RunStage, short_help: str | None = None) -> None:
             show_result(experiment.folder(stage.name), manifest, as_json, following)
 
 
-add_command(STAGES["tokenizer"])
-add_command(STAGES["data"])
-add_command(STAGES["published"], "Make a folder that plain transformers loads.")
+for each in RUN_STAGES:
+    if each.name not in ("clean", "train", "report"):
+        add_command(each)
 
 
 @app.command(name="report", help=STAGES["report"].help)
