@@ -1,6 +1,7 @@
 """The example of CONTRIBUTING.md works: a stage is a file and a line."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def test_a_stage_is_a_file_and_a_line(
 ) -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = text.partition("## Adding a stage\n")[2].partition("\n## ")[0]
-    line, code = (block.partition("```")[0] for block in section.split("```python\n")[1:])
+    line, code = re.findall(r"^```(?:python)?\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     (tmp_path / "checksums.py").write_text(code)
     before = (ROOT / "robustly" / "stages.py").read_text(encoding="utf-8")
     lines = before.replace(")\nSTAGES = ", f"{line.rstrip()},\n)\nSTAGES = ")
