@@ -5,11 +5,11 @@ import shlex
 import subprocess
 
 from robustly import UserError
+from robustly.exit_codes import MISTAKE
 from robustly.launch.environment import FIRST_PORT, PORTS
 from robustly.launch.job import Job, LaunchOptions
 
 LAST_CHECKPOINT = 120  # seconds before the time limit when the ranks get SIGUSR1
-USERS_MISTAKE = 2  # exit code of a command that would fail again in the same way
 
 SCRIPT = """\
 #!/bin/bash
@@ -73,7 +73,7 @@ def render(job: Job, options: LaunchOptions) -> str:
         ports=PORTS,
         command=shlex.join(job.command),
         finished=shlex.quote(str(job.finished)),
-        users_mistake=USERS_MISTAKE,
+        users_mistake=MISTAKE,
         restarts=options.restarts,
     )
 

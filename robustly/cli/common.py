@@ -4,7 +4,6 @@ import contextlib
 import errno
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,12 +14,10 @@ import typer
 
 from robustly import UserError, log
 from robustly.cli.completion import configs
+from robustly.exit_codes import INTERRUPTED, MISTAKE
 from robustly.experiment import Experiment, RanksFailed, RanksStopped, load_experiment
 from robustly.files import disk_full
 from robustly.manifest import Manifest
-
-MISTAKE = 2  # exit code of what the user can mend
-STOPPED = 128 + signal.SIGINT
 
 ConfigArgument = Annotated[
     str,
@@ -71,7 +68,7 @@ def user_errors() -> Iterator[None]:
         raise typer.Exit(failed.args[0]) from None
     except RanksStopped:
         log.say("the same command goes on")
-        raise typer.Exit(STOPPED) from None
+        raise typer.Exit(INTERRUPTED) from None
     except KeyboardInterrupt:
         _stopped()
     except Exception as fault:
@@ -93,7 +90,7 @@ def user_errors() -> Iterator[None]:
 
 def _stopped() -> NoReturn:
     log.say("stopped; nothing that was finished is lost, and the same command goes on")
-    raise typer.Exit(STOPPED) from None
+    raise typer.Exit(INTERRUPTED) from None
 
 
 def _interrupted(fault: BaseException) -> bool:

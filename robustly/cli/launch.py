@@ -8,7 +8,6 @@ import typer
 from robustly import UserError, log
 from robustly.cli.application import app
 from robustly.cli.common import (
-    STOPPED,
     ConfigArgument,
     NewRun,
     Overrides,
@@ -16,6 +15,7 @@ from robustly.cli.common import (
     user_errors,
 )
 from robustly.cli.train import ProfileOption
+from robustly.exit_codes import INTERRUPTED
 from robustly.launch import LAUNCHERS
 from robustly.launch.job import Job, LaunchOptions, exported
 from robustly.manifest import MANIFEST
@@ -99,4 +99,4 @@ def launch_command(
 
         if LAUNCHERS[launcher].waits and not job.finished.exists():
             log.say("the same command goes on")
-            raise typer.Exit(STOPPED)
+            raise typer.Exit(INTERRUPTED)

@@ -9,7 +9,6 @@ import typer
 from robustly import UserError, log
 from robustly.cli.application import app
 from robustly.cli.common import (
-    MISTAKE,
     ConfigArgument,
     Json,
     NewRun,
@@ -19,6 +18,7 @@ from robustly.cli.common import (
     show_result,
     user_errors,
 )
+from robustly.exit_codes import MISTAKE
 from robustly.experiment import load_experiment, train_work
 from robustly.stages import STAGES
 
