@@ -2,7 +2,7 @@
 and how it is printed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ class Description:
     figures: Mapping[str, Any]
     """Name -> a number or a short text."""
     examples: Sequence[Listing] = ()
-    notes: Sequence[str] = field(default=())
+    notes: Sequence[str] = ()
     """What could not be shown, and why; what to do next."""
 
     def json(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def show(description: Description) -> None:
     they can be copied."""
     log.say(f"{description.kind}: {description.folder}")
     _print(Text(description.summary))
-    _print(_pairs(description.figures))
+    _print(log.pairs(description.figures))
     for listing in description.examples:
         show_listing(listing)
 
@@ -80,7 +80,7 @@ def show_listing(listing: Listing) -> None:
 
     for name, value in rows[0].items():
         header, number = name.replace("_", " "), isinstance(value, int | float)
-        widest = max(len(_cell(row[name])) for row in rows)
+        widest = max(len(log.cell(row[name])) for row in rows)
         least = max([widest if number else min(widest, 10), *map(len, header.split())])
         columns.append((header, number, least, max(widest, len(header))))
 
@@ -98,13 +98,13 @@ def show_listing(listing: Listing) -> None:
         )
 
     for row in rows:
-        grid.add_row(*map(_cell, row.values()))
+        grid.add_row(*map(log.cell, row.values()))
 
     if needed <= log.console.width:
         _print(grid)
     else:  # a number that is folded is a number misread
         for row in rows:
-            _print(_pairs(row))
+            _print(log.pairs(row))
             _print(Text())
 
 
@@ -119,20 +119,6 @@ def _bar(share: float) -> str:
     """A bar of at most BAR characters, to an eighth of one; only a share of 0 has none."""
     eighths = max(round(share * BAR * 8), int(share > 0))
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-
-
-def _pairs(facts: Mapping[str, Any]) -> Table:
-    grid = Table(show_header=False, box=None, pad_edge=False)
-    grid.add_column(style="dim", overflow="fold")
-    grid.add_column(overflow="fold")
-    for name, value in facts.items():
-        grid.add_row(Text(name.replace("_", " ")), _cell(value))
-    return grid
-
-
-def _cell(value: Any) -> Text:
-    """Text, not a string: rich would read [brackets] in a string as its own markup."""
-    return Text("-" if value is None else log.show(value), overflow="fold")
 
 
 def _print(what: Text | Table) -> None:

@@ -68,20 +68,25 @@ def duration(seconds: float) -> str:
 
 
 def table(title: str, rows: Mapping[str, Any]) -> None:
-    """A table of two columns: what, and how much. [Brackets] are text, not rich's markup."""
-    grid = Table(
-        title=Text(title, style="table.title"),
-        title_justify="left",
-        show_header=False,
-        box=None,
-        pad_edge=False,
-    )
-    grid.add_column(style="dim", no_wrap=True)
+    """Print a table of two columns: what, and how much."""
+    grid = pairs(rows)
+    grid.title, grid.title_justify = Text(title, style="table.title"), "left"
+    console.print(grid)
+
+
+def pairs(rows: Mapping[str, Any]) -> Table:
+    """Two columns without a header: what, and how much. On a narrow terminal both fold."""
+    grid = Table(show_header=False, box=None, pad_edge=False)
+    grid.add_column(style="dim", overflow="fold")
     grid.add_column(overflow="fold")
     for name, value in rows.items():
-        grid.add_row(Text(name.replace("_", " ")), Text(show(value)))
+        grid.add_row(Text(name.replace("_", " ")), cell(value))
+    return grid
 
-    console.print(grid)
+
+def cell(value: Any) -> Text:
+    """Text, not a string: rich would read [brackets] in a string as its own markup."""
+    return Text("-" if value is None else show(value), overflow="fold")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ dropped, the packed blocks, and some of them as text."""
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,7 @@ from robustly.inspection.folders import disk_bytes, provenance
 from robustly.inspection.histogram import Tally, octaves, tally, tenths
 from robustly.manifest import Manifest
 from robustly.tokenizer import load_tokenizer
-
-if TYPE_CHECKING:
-    from robustly.tokenizer.tokenizer import Tokenizer
+from robustly.tokenizer.tokenizer import Tokenizer
 
 QUANTILES = (0.05, 0.5, 0.95)
 DROPPED = {"empty_documents": "nothing but white space", "bad_lines": "a row that gave no text"}
@@ -32,7 +30,7 @@ CHUNK = 2**20  # lengths of blocks that are read at a time: 8 MB
 _INDEX = re.compile(rf"({'|'.join(SPLITS)})-({'|'.join(get_args(Format))})-(\d+)-([0-9a-f]{{16}})")
 
 
-def find_tokenizer(folder: Path, given: Path | None) -> "Tokenizer":
+def find_tokenizer(folder: Path, given: Path | None) -> Tokenizer:
     """The tokenizer of a data folder: the one that was given, else the one beside the folder.
 
     Raises UserError if there is none, or if it is another than the store's.
@@ -49,7 +47,7 @@ def find_tokenizer(folder: Path, given: Path | None) -> "Tokenizer":
 
 
 def describe(
-    folder: Path, finished: Manifest, blocks: int = 1, tokenizer: "Tokenizer | None" = None
+    folder: Path, finished: Manifest, blocks: int = 1, tokenizer: Tokenizer | None = None
 ) -> Description:
     """Describe a data folder. So many blocks of each packed index are shown as text, by `tokenizer`
     or the one beside the folder, if there is one."""
@@ -205,7 +203,7 @@ def _fill(format: Format, blocks: Blocks) -> dict[str, Any]:
 
 
 def _as_text(
-    indexes: list[tuple[Format, Blocks]], wanted: int, tokenizer: "Tokenizer"
+    indexes: list[tuple[Format, Blocks]], wanted: int, tokenizer: Tokenizer
 ) -> list[dict[str, Any]]:
     """Blocks of each packed index as text, with <s> and </s> by name: from the middles of `wanted`
     equal parts of it."""

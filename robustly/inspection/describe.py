@@ -2,9 +2,10 @@
 command's options."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from robustly import UserError, log, manifest
+from robustly.description import Description
 from robustly.files import write_atomic
 from robustly.inspection.folders import (
     CHECKPOINT,
@@ -15,27 +16,28 @@ from robustly.inspection.folders import (
     unfinished,
 )
 from robustly.stages import KINDS, resolve
+from robustly.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from robustly.corpus.texts import NamedTexts
-    from robustly.description import Description
 
 
 def describe_tokenizer(
     folder: Path, paths: list[str], by: str | None, text_key: str, how: str, other: Path | None
-) -> "Description | None":
+) -> Description | None:
     """The folder's tokenizer on texts, or beside another; where neither was asked for, on held-out
     documents of the run that it lies in. None if there are none of these."""
     if by and not paths:
         raise UserError(f"--by {by}: of which text? Give --text FILES, too")
 
-    if not (paths or other):
-        texts = held_out_beside(folder) if folder_kind(folder) == "tokenizer" else None
-    else:
+    texts = None
+    if paths:
         from robustly.corpus.texts import by_file, by_key, corpus_from_options
 
-        corpus = corpus_from_options(paths, how, text_key) if paths else None
-        texts = (by_key(corpus, by) if by else by_file(corpus)) if corpus else None
+        corpus = corpus_from_options(paths, how, text_key)
+        texts = by_key(corpus, by) if by else by_file(corpus)
+    elif not other and folder_kind(folder) == "tokenizer":
+        texts = held_out_beside(folder)
 
     if not (texts or other):
         return None
@@ -60,7 +62,7 @@ def describe_data(
     documents: Path | None,
     html: Path | None,
     with_tokenizer: Path | None,
-) -> "Description":
+) -> Description:
     """Describe a data folder, and write the files that its options ask for."""
     from robustly.data_prep.decoding import OPTION, decode_documents
     from robustly.data_prep.json_lines import check_place
@@ -95,7 +97,6 @@ def held_out_beside(folder: Path) -> "NamedTexts | None":
     """Documents that the run of a finished tokenizer's folder holds out; None where there is no
     such run, or none are."""
     from robustly.publish.tokenizer_fit import held_out_texts
-    from robustly.tokenizer import load_tokenizer
 
     data = folder.absolute().parent / "data"
     if manifest.read(folder) is None or manifest.read(data) is None:
@@ -107,7 +108,7 @@ def held_out_beside(folder: Path) -> "NamedTexts | None":
         return None
 
 
-def describe_folder(folder: Path, kind: str) -> "Description":
+def describe_folder(folder: Path, kind: str) -> Description:
     """What a folder of this kind holds; only what describes it is imported.
 
     Raises UserError if a file of a finished one is missing, was cut off or is not what was
@@ -123,5 +124,4 @@ def describe_folder(folder: Path, kind: str) -> "Description":
             return unfinished(folder, kind)
 
     describe = resolve(KINDS["published" if kind == CHECKPOINT else kind].describe)
-    found: Description = describe(folder, finished)
-    return found
+    return cast(Description, describe(folder, finished))

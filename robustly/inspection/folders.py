@@ -12,9 +12,7 @@ from robustly.manifest import MANIFEST, RECIPE, Manifest
 from robustly.stages import KINDS, RUN_STAGES
 
 RUN = "run"
-
 CHECKPOINT = "checkpoint"
-
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 """One of these is in a Hugging Face tokenizer's folder."""
 
@@ -73,7 +71,6 @@ def recipe(folder: Path) -> dict[str, Any] | None:
         return {name: getattr(finished, name) for name in ("stage", "hash", "recipe", "inputs")}
 
     path = folder / RECIPE
-
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -135,9 +132,8 @@ def describe_run(folder: Path) -> Description:
     rows: list[dict[str, Any]] = []
     following = f"robustly evaluate {typed(folder / 'published')} --text FILES"
 
-    for place in reversed(
-        places
-    ):  # so that `following` is left with the first that is not finished
+    # from the last, so that `following` is left with the first that is not finished
+    for place in reversed(places):
         finished = manifest.read(place)
         state = "finished" if finished else "begun" if stage_of(place) else "not begun"
         if not finished:
@@ -154,7 +150,6 @@ def describe_run(folder: Path) -> Description:
 
     rows.reverse()
     done = sum(row["state"] == "finished" for row in rows)
-
     return Description(
         folder,
         RUN,
