@@ -2,7 +2,7 @@
 command's options."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from robustly import UserError, log, manifest
 from robustly.description import Description
@@ -16,33 +16,25 @@ from robustly.inspection.folders import (
     unfinished,
 )
 from robustly.stages import KINDS, resolve
-from robustly.tokenizer import load_tokenizer
-
-if TYPE_CHECKING:
-    from robustly.corpus.texts import NamedTexts
 
 
 def describe_tokenizer(
     folder: Path, paths: list[str], by: str | None, text_key: str, how: str, other: Path | None
 ) -> Description | None:
-    """The folder's tokenizer on texts, or beside another; where neither was asked for, on held-out
-    documents of the run that it lies in. None if there are none of these."""
+    """The folder's tokenizer on texts, or beside another; None where neither was asked for."""
     if by and not paths:
         raise UserError(f"--by {by}: of which text? Give --text FILES, too")
 
-    texts = None
-    if paths:
-        from robustly.corpus.texts import by_file, by_key, corpus_from_options
-
-        corpus = corpus_from_options(paths, how, text_key)
-        texts = by_key(corpus, by) if by else by_file(corpus)
-    elif not other and folder_kind(folder) == "tokenizer":
-        texts = held_out_beside(folder)
-
-    if not (texts or other):
+    if not (paths or other):
         return None
 
+    from robustly.corpus.texts import by_file, by_key, corpus_from_options
     from robustly.inspection.tokenizer import compare, describe_on
+
+    texts = None
+    if paths:
+        corpus = corpus_from_options(paths, how, text_key)
+        texts = by_key(corpus, by) if by else by_file(corpus)
 
     return compare(folder, other, texts) if other else describe_on(folder, texts)
 
@@ -91,21 +83,6 @@ def describe_data(
         log.say(f"page: {html}")
 
     return found
-
-
-def held_out_beside(folder: Path) -> "NamedTexts | None":
-    """Documents that the run of a finished tokenizer's folder holds out; None where there is no
-    such run, or none are."""
-    from robustly.publish.tokenizer_fit import held_out_texts
-
-    data = folder.absolute().parent / "data"
-    if manifest.read(folder) is None or manifest.read(data) is None:
-        return None
-
-    try:
-        return held_out_texts(data, load_tokenizer(folder))
-    except UserError:  # another tokenizer's data, or a faulty folder: inspecting that one says so
-        return None
 
 
 def describe_folder(folder: Path, kind: str) -> Description:

@@ -20,6 +20,7 @@ from robustly.inspection.folders import (
     typed,
 )
 from robustly.manifest import Manifest
+from robustly.publish.tokenizer_fit import held_out_texts
 from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.fit import ExcerptSampler, cut_up, measure_fit, rows_of, token_text
 from robustly.tokenizer.quality import StatsByName, measure_by
@@ -59,10 +60,6 @@ class _Opened:
     finished: Manifest | None
     """None in a folder that robustly did not make."""
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return self.tokenizer.vocabulary
-
 
 def _open(folder: Path) -> _Opened:
     """Raises UserError if the folder holds no tokenizer, is unfinished, or a file is missing or was
@@ -82,9 +79,22 @@ def _open(folder: Path) -> _Opened:
 
 
 def describe(folder: Path, finished: Manifest | None) -> Description:
-    """Describe a tokenizer's folder, ours or another's. Raises UserError if it is no byte-level
-    BPE."""
-    return describe_on(folder, None)
+    """Describe a tokenizer's folder, ours or another's; in a run, on the documents that the run
+    holds out, too. Raises UserError if it is no byte-level BPE."""
+    return describe_on(folder, _held_out_beside(folder) if finished else None)
+
+
+def _held_out_beside(folder: Path) -> NamedTexts | None:
+    """Documents that the run of a tokenizer's folder holds out; None where there is no such run, or
+    none are."""
+    data = folder.absolute().parent / "data"
+    if manifest.read(data) is None:
+        return None
+
+    try:
+        return held_out_texts(data, load_tokenizer(folder))
+    except UserError:  # another tokenizer's data, or a faulty folder: inspecting that one says so
+        return None
 
 
 def describe_on(folder: Path, texts: NamedTexts | None) -> Description:
@@ -94,7 +104,8 @@ def describe_on(folder: Path, texts: NamedTexts | None) -> Description:
     Raises UserError if the folder is another or not finished, or a file of it is missing or was cut
     off; and what reading the texts raises."""
     opened = _open(folder)
-    tokenizer, vocabulary, finished = opened.tokenizer, opened.vocabulary, opened.finished
+    tokenizer, finished = opened.tokenizer, opened.finished
+    vocabulary = tokenizer.vocabulary
     special = {token: vocabulary.ids[token] for token in vocabulary.special}
     ordinary = {
         number: tokenizer.decode_bytes([number])
@@ -178,15 +189,17 @@ def compare(folder: Path, other_folder: Path, texts: NamedTexts | None = None) -
     Raises UserError as `describe_on` does, for either of them.
     """
     both = {THIS: _open(folder), OTHER: _open(other_folder)}
-    this, other = both.values()
-    sizes = [opened.tokenizer.vocab_size for opened in both.values()]
+    tokenizers = [opened.tokenizer for opened in both.values()]
+    sizes = [tokenizer.vocab_size for tokenizer in tokenizers]
+    this, other = (tokenizer.vocabulary for tokenizer in tokenizers)
+    equal_first = _equal_first_merges(this, other)
     fingerprints = {name: opened.tokenizer.fingerprint for name, opened in both.items()}
     figures: dict[str, Any] = {name: str(opened.folder) for name, opened in both.items()}
     figures |= {f"{name}_fingerprint": found[:16] for name, found in fingerprints.items()}
-    figures["equal_first_merges"] = _equal_first_merges(this, other)
+    figures["equal_first_merges"] = equal_first
     listings = [
         Listing("vocabularies", _shared(this, other)),
-        Listing("where the merges first differ", _first_difference(this, other)),
+        Listing("where the merges first differ", _first_difference(this, other, equal_first)),
         Listing("how sentences are cut", _cut_by_both(both, SAMPLES)),
     ]
     notes = []
@@ -195,7 +208,7 @@ def compare(folder: Path, other_folder: Path, texts: NamedTexts | None = None) -
 
     if texts:
         excerpts = ExcerptSampler()
-        measured = measure_by([this.tokenizer, other.tokenizer], excerpts.taken(texts.named))
+        measured = measure_by(tokenizers, excerpts.taken(texts.named))
         for name, found in zip(both, measured, strict=True):
             figures[f"entries_of_{name}_not_in_the_text"] = found.total.unused_entries
 
@@ -209,33 +222,31 @@ def compare(folder: Path, other_folder: Path, texts: NamedTexts | None = None) -
     return Description(folder, "tokenizer", summary, figures, listings, notes)
 
 
-def _shared(this: _Opened, other: _Opened) -> list[dict[str, Any]]:
-    rows = []
-    for what, one, two in (
-        ("entries", this.vocabulary.ids.keys(), other.vocabulary.ids.keys()),
-        ("merges", set(this.vocabulary.merges), set(other.vocabulary.merges)),
-    ):
-        rows.append({"what": what, THIS: len(one), OTHER: len(two), "shared": len(one & two)})
+def _shared(this: Vocabulary, other: Vocabulary) -> list[dict[str, Any]]:
+    return [
+        {"what": what, THIS: len(one), OTHER: len(two), "shared": len(one & two)}
+        for what, one, two in (
+            ("entries", this.ids.keys(), other.ids.keys()),
+            ("merges", set(this.merges), set(other.merges)),
+        )
+    ]
 
-    return rows
 
-
-def _equal_first_merges(this: _Opened, other: _Opened) -> int:
+def _equal_first_merges(this: Vocabulary, other: Vocabulary) -> int:
     """How many merges the lists have in common before they first differ."""
-    pairs = zip(this.vocabulary.merges, other.vocabulary.merges, strict=False)
+    pairs = zip(this.merges, other.merges, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _first_difference(this: _Opened, other: _Opened) -> list[dict[str, Any]]:
-    """The merges from there on; none where the lists are equal, or one ends."""
-    first = _equal_first_merges(this, other)
-    pairs = [*zip(this.vocabulary.merges, other.vocabulary.merges, strict=False)][
-        first : first + SHOWN
-    ]
-
+def _first_difference(
+    this: Vocabulary, other: Vocabulary, equal_first: int
+) -> list[dict[str, Any]]:
+    """The merges after the equal ones; none where the lists are equal, or one ends."""
+    shown = slice(equal_first, equal_first + SHOWN)
+    pairs = zip(this.merges[shown], other.merges[shown], strict=False)
     return [
         {"merge": number, THIS: " ".join(left), OTHER: " ".join(right)}
-        for number, (left, right) in enumerate(pairs, start=first + 1)
+        for number, (left, right) in enumerate(pairs, start=equal_first + 1)
     ]
 
 
