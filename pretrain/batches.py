@@ -151,7 +151,6 @@ class Batches:
         making one does."""
         maker = ThreadPoolExecutor(1, "batches")
         waiting: deque[Future[RankBatch]] = deque()
-
         try:
             for update in range(first, last + 1):
                 waiting.append(maker.submit(self.batch, update))

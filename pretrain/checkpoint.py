@@ -118,9 +118,11 @@ def save(
         return
 
     final = folder_of(folder, progress.update)
+    beside = folder / f".{final.name}.tmp"
     try:
-        _write(final, progress, weights, moments)
+        _write(final, beside, progress, weights, moments)
     except Exception as error:
+        shutil.rmtree(beside, ignore_errors=True)
         if not disk_full(error):
             raise
 
@@ -142,31 +144,30 @@ def save(
 
 
 def _write(
-    final: Path, progress: Progress, weights: dict[str, Tensor], moments: dict[str, Tensor]
+    final: Path,
+    beside: Path,
+    progress: Progress,
+    weights: dict[str, Tensor],
+    moments: dict[str, Tensor],
 ) -> None:
-    """Write a whole checkpoint into a hidden folder beside, then rename that."""
-    folder, beside = final.parent, final.parent / f".{final.name}.tmp"
-    try:
-        for left_over in folder.glob(".update-*.tmp"):
-            shutil.rmtree(left_over)
+    """Write a whole checkpoint into a hidden folder `beside`, then rename that."""
+    for left_over in final.parent.glob(".update-*.tmp"):
+        shutil.rmtree(left_over)
 
-        beside.mkdir(parents=True)
-        files = {}
-        for name, tensors in ((WEIGHTS, weights), (MOMENTS, moments)):
-            path = beside / name
-            save_file(tensors, path, metadata={"format": "pt"})
-            flush(path)
-            files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    beside.mkdir(parents=True)
+    files = {}
+    for name, tensors in ((WEIGHTS, weights), (MOMENTS, moments)):
+        path = beside / name
+        save_file(tensors, path, metadata={"format": "pt"})
+        flush(path)
+        files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
-        write_json(beside / STATE, {**asdict(progress), "files": files})
-        if final.exists():  # of an earlier try, found damaged
-            shutil.rmtree(final)
+    write_json(beside / STATE, {**asdict(progress), "files": files})
+    if final.exists():  # of an earlier try, found damaged
+        shutil.rmtree(final)
 
-        beside.rename(final)
-        flush(folder)
-    except Exception:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+    beside.rename(final)
+    flush(final.parent)
 
 
 class BestCheckpoint(NamedTuple):
@@ -235,7 +236,7 @@ class DamagedCheckpoint(UserError):
 def read(path: Path) -> Checkpoint:
     """The checkpoint in a folder, its files compared with their recorded sizes and sha256.
 
-    Raises Damaged if they differ, UserError if they cannot be read.
+    Raises DamagedCheckpoint if they differ, UserError if they cannot be read.
     """
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))

@@ -108,11 +108,11 @@ class Distillation(MaskedLanguageModel):
         takes part, counts for nothing. Holds the scores of both models, (M, V) each."""
         assert follows is None
         hidden = self.encode(inputs, attention)  # (N, L, H)
-        scores = self.model.lm_head(hidden.flatten(0, 1)[positions]).float()
+        scores = self.token_logits(hidden, positions)
         (teacher,) = self._teacher
         with torch.no_grad():
             their_hidden = teacher.encode(inputs, attention)
-            their_scores = teacher.model.lm_head(their_hidden.flatten(0, 1)[positions]).float()
+            their_scores = teacher.token_logits(their_hidden, positions)
 
         counted = torch.ones_like(inputs) if attention is None else attention
         if inputs.numel() == 1:

@@ -26,7 +26,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ from robustly.pretrain.allocator import keep_freed_memory
 from robustly.pretrain.config import OptimConfig, RunConfig
 from robustly.pretrain.optimizer import adamw
 
-# else it warns on CPU
+# without it DeepSpeed warns on CPU
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -68,7 +68,7 @@ def start_ranks(local_rank: int) -> torch.device:
     Returns the device of this rank. Raises UserError if this machine has GPUs, but too few.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # of what DeepSpeed calls
+    # DeepSpeed calls what torch will drop
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if torch.cuda.is_available():
@@ -93,21 +93,6 @@ def stop_ranks() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
-    """Add each value over all ranks, in float64 (counts up to 2**53 are exact)."""
-    # NCCL adds float64 too; the vector is tiny
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    return total.tolist()
-
-
-def gather_over_ranks(value: Any) -> list[Any]:
-    """What each rank passes, in the order of the ranks; anything that can be pickled."""
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def deepspeed_config(
@@ -176,7 +161,7 @@ class Engine:
         weights = {name: p.detach().float().clone() for name, p in model.named_parameters()}
         adam = adamw(model, optim)
 
-        # it prints its memory use, without a switch
+        # DeepSpeed prints its memory use and has no switch for that
         with contextlib.redirect_stdout(io.StringIO()):
             try:
                 self._deepspeed, *_ = deepspeed.initialize(
@@ -239,7 +224,7 @@ class Engine:
         same gradient."""
         norms = [torch.empty(1, dtype=torch.float64, device=self.device) for _ in range(self.ranks)]
         dist.all_gather(norms, torch.tensor([norm], dtype=torch.float64, device=self.device))
-        found = [float(each) for each in torch.cat(norms).tolist()]
+        found: list[float] = torch.cat(norms).tolist()
         for each in found:
             if not math.isfinite(each):
                 return each
@@ -349,12 +334,9 @@ class Engine:
         Rank 0 passes the tensors in order and sends them to the others, which pass None: only rank
         0 needs to see the checkpoint's files, and no rank can start from another one."""
         for _, parameter in self._parameters():
-            if tensors is not None:
-                given = next(tensors)
-            else:  # under ZeRO 3 the tensor itself is empty
-                shape = getattr(parameter, "ds_shape", parameter.shape)
-                given = torch.empty(shape), torch.empty(shape), torch.empty(shape)
-
+            # under ZeRO 3 the tensor itself is empty
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            given = next(tensors) if tensors is not None else [torch.empty(shape) for _ in range(3)]
             weight, first, second = (
                 value.to(self.device, torch.float32).contiguous() for value in given
             )

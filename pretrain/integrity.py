@@ -4,16 +4,15 @@ Hashing reads everything, more than a gigabyte a second on one core. So the rank
 and what was found whole is remembered in the folder until the file changes; files that lie where
 they were written are known from there."""
 
-import contextlib
 import heapq
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from robustly import UserError, log, manifest
-from robustly.pretrain.engine import gather_over_ranks
+from robustly.pretrain.ranks import gather_over_ranks, progress
 
 
 def verify(folders: Sequence[Path], rank: int) -> None:
@@ -38,8 +37,8 @@ def _verify(folder: Path, rank: int) -> list[str]:
     names = manifest.unverified(folder, finished, mine)
     found: dict[str, dict[str, Any]] = {}
     faults = []
-
-    with _progress(folder, sum(sizes[name] for name in names), rank) as advance:
+    size = sum(sizes[name] for name in names)
+    with progress(rank, f"checking {folder}", size, "bytes") as advance:
         for name in names:
             try:
                 found[name] = manifest.verify(folder, finished, name)
@@ -69,7 +68,6 @@ def deal(sizes: Mapping[str, int], hands: int) -> list[list[str]]:
     every rank."""
     dealt: list[list[str]] = [[] for _ in range(hands)]
     held = [(0, hand) for hand in range(hands)]
-
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         size, hand = held[0]
         dealt[hand].append(name)
@@ -88,11 +86,3 @@ def _remember(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
             f"{folder}: cannot be written ({error.strerror or error}), so that its files were found"
             " whole is not remembered: the next start hashes them again"
         )
-
-
-def _progress(
-    folder: Path, size: int, rank: int
-) -> contextlib.AbstractContextManager[Callable[[int], None]]:
-    if rank == 0 and size:
-        return log.progress(f"checking {folder}", size, "bytes")
-    return contextlib.nullcontext(lambda n: None)

@@ -25,13 +25,7 @@ from robustly.pretrain.batches import Batches, RankBatch, blocks_per_update
 from robustly.pretrain.checkpoint import Progress
 from robustly.pretrain.config import DistillationConfig
 from robustly.pretrain.distillation import Distillation, open_teacher, start_from_teacher
-from robustly.pretrain.engine import (
-    Engine,
-    gather_over_ranks,
-    start_ranks,
-    stop_ranks,
-    sum_over_ranks,
-)
+from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
 from robustly.pretrain.integrity import verify
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.model_setup import set_up_model
@@ -42,6 +36,7 @@ from robustly.pretrain.objective import (
     roberta_config,
 )
 from robustly.pretrain.profiling import Profile
+from robustly.pretrain.ranks import FailedOnAnotherRank, gather_over_ranks, sum_over_ranks, together
 from robustly.pretrain.reporting import IntervalSums, TrainingLog, UpdateResult, mixture
 from robustly.pretrain.schedule import UpdateSizes, learning_rate
 from robustly.pretrain.stage import PretrainingConfig
@@ -58,10 +53,6 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 class Stopped(Exception):
     """The run was asked to stop by a signal; it wrote a checkpoint first."""
-
-
-class FailedOnAnotherRank(Exception):
-    """Another rank met a fault and says so; this one leaves with it."""
 
 
 def pretrain(
@@ -86,8 +77,7 @@ def pretrain(
 
         device = start_ranks(local_rank)
         exits.callback(stop_ranks)
-        trainer = Trainer(config, stage, rank, ranks, device)
-        return trainer.run(profile)
+        return Trainer(config, stage, rank, ranks, device).run(profile)
 
 
 class Trainer:
@@ -99,7 +89,7 @@ class Trainer:
         self.config, self.stage, self.device = config, stage, device
         self.rank, self.ranks = rank, ranks
         self.folder, data_folder = config.folder("train"), config.folder("data")
-        with self._together():
+        with together(self.device):
             verify([config.folder("tokenizer"), data_folder], rank)
 
         tokenizer = load_tokenizer(config.folder("tokenizer"))
@@ -136,7 +126,7 @@ class Trainer:
         sizes = roberta_config(config.model, self.special)
         roberta = new_model(sizes, seed64(seed, Purpose.INIT, 0, 0))
         if source := config.initial():
-            with self._together():
+            with together(self.device):
                 fitted = start_from(roberta, source, config.model, tokenizer.vocabulary)
 
             self._check_same_files("init_from", source)
@@ -157,7 +147,7 @@ class Trainer:
         """A student that starts from layers of its teacher, and the teacher, on the device."""
         source = self.config.teacher()
         assert source
-        with self._together():
+        with together(self.device):
             teacher = open_teacher(source, self.config.model, tokenizer)
 
         self._check_same_files("teacher", source)
@@ -173,14 +163,13 @@ class Trainer:
     def _check_same_files(self, name: str, files: ModelFiles) -> None:
         """Raises UserError (FailedOnAnotherRank beside rank 0) if ranks on different machines see
         different files there."""
-        if len(set(gather_over_ranks(self.stage.inputs[name]))) == 1:
-            return
-        if self.rank:
-            raise FailedOnAnotherRank
-        raise UserError(
-            f"{files.title}: ranks on different machines see different files there; expected the"
-            " same ones"
-        )
+        hashes = gather_over_ranks(self.stage.inputs[name])
+        with together(self.device):
+            if self.rank == 0 and len(set(hashes)) > 1:
+                raise UserError(
+                    f"{files.title}: ranks on different machines see different files there;"
+                    " expected the same ones"
+                )
 
     # ------------------------------------------------------------------------------------ the run
 
@@ -188,7 +177,7 @@ class Trainer:
         """Train from the newest checkpoint to the last update. Raises what `pretrain` does."""
         config, last = self.config, self.config.schedule.updates
         self._resume()
-        with self._together():
+        with together(self.device):
             self._open_log()
 
         if self.progress.update == 0:
@@ -197,12 +186,10 @@ class Trainer:
         session_start = time.monotonic() - self.progress.seconds
         interval = IntervalSums(**self.progress.interval)
         self.model.train()
-        tracing = None
-        if profile:
-            tracing = Profile(self.folder / "profile", self.rank, self.progress.update)
-
+        tracing = (
+            Profile(self.folder / "profile", self.rank, self.progress.update) if profile else None
+        )
         ahead = self.batches.ahead(self.progress.update + 1, last)
-
         with _signals() as asked, contextlib.closing(ahead) as batches:
             while self.progress.update < last:
                 before = time.monotonic()
@@ -219,7 +206,7 @@ class Trainer:
                     time.monotonic() - session_start,
                 )
                 if tracing:
-                    with self._together():
+                    with together(self.device):
                         tracing.after(update, stop or update == last)
 
                 if update % config.run.log_every == 0 or update == last:
@@ -243,9 +230,13 @@ class Trainer:
     def _open_log(self) -> None:
         if self.rank == 0:
             write_json(self.folder / "deepspeed.json", self.engine.config)
-            recipe, update = self.stage.hash, self.progress.update
             self.log = TrainingLog(
-                self.config, recipe, self.batches, self.ranks, self.device, update
+                self.config,
+                self.stage.hash,
+                self.batches,
+                self.ranks,
+                self.device,
+                self.progress.update,
             )
             self.log.header(self.parameters)
 
@@ -276,7 +267,6 @@ class Trainer:
         weights = torch.tensor([term.weight for term in self.loss_terms], device=self.device)
         # kept on the device: reading them waits for the GPU
         sums = torch.zeros(len(divisors), dtype=torch.float64, device=self.device)
-
         for one in (micro_batch.to(self.device) for micro_batch in batch.micro_batches):
             # ranks draw different noise, and the same layout draws the same again
             torch.manual_seed(seed64(self.config.seed, Purpose.DROPOUT, batch.update, one.first))
@@ -289,23 +279,6 @@ class Trainer:
             raise self._diverged(batch.update, "loss", sum(totals))
 
         return {term.name: total for term, total in zip(self.loss_terms, totals, strict=True)}
-
-    @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
-        """For work that may fail on one rank alone, such as writing: all ranks learn how it ended
-        before any goes on. Otherwise the others would die in their next collective, with a
-        traceback that hides the reason."""
-        fault: Exception | None = None
-        try:
-            yield
-        except (UserError, OSError) as error:
-            fault = error
-
-        (failed,) = sum_over_ranks([fault is not None], self.device)
-        if fault:
-            raise fault
-        if failed:
-            raise FailedOnAnotherRank
 
     def _diverged(self, update: int, what: str, value: float) -> UserError | FailedOnAnotherRank:
         if self.rank:
@@ -323,23 +296,20 @@ class Trainer:
         """Go on from the newest complete checkpoint: rank 0 chooses and reads it, and sends it to
         the others."""
         found = None
-        with self._together():
+        with together(self.device):
             if self.rank == 0:
                 found = checkpoint.newest(self.checkpoints, self.stage.hash)
 
-        (update,) = sum_over_ranks([found.progress.update if found else 0], self.device)
-        if not update:
+        progress = gather_over_ranks(found.progress if found else None)[0]
+        if progress is None:
             return
 
         if found:
-            self.progress = found.progress
             log.say(f"going on from {found.folder}")
 
         names = [_as_in_transformers(name) for name, _ in self.model.named_parameters()]
-        self.engine.restore(found.tensors(names) if found else None, int(update))
-        own = self.progress
-        tokens, seconds = sum_over_ranks([own.tokens, own.seconds], self.device)
-        self.progress = Progress(int(update), self.stage.hash, int(tokens), seconds, own.interval)
+        self.engine.restore(found.tensors(names) if found else None, progress.update)
+        self.progress = progress
 
     def _save(self, interval: IntervalSums) -> None:
         if self.log:
@@ -348,9 +318,14 @@ class Trainer:
         self.progress = replace(self.progress, interval=vars(interval).copy())
         full = self.engine.full_tensors()
         tensors = ((_as_in_transformers(name), w, m, v) for name, w, m, v in full)
-        keep = self.config.run.keep_checkpoints
-        with self._together():
-            checkpoint.save(self.checkpoints, self.progress, tensors, self.rank == 0, keep)
+        with together(self.device):
+            checkpoint.save(
+                self.checkpoints,
+                self.progress,
+                tensors,
+                self.rank == 0,
+                self.config.run.keep_checkpoints,
+            )
 
     def _evaluate(self, update: int) -> None:
         if self.validation_blocks is None:
@@ -422,7 +397,6 @@ def _signals() -> Iterator[list[int]]:
         asked.append(number)
 
     before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
-
     try:
         yield asked
     finally:

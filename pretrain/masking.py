@@ -80,9 +80,9 @@ def mask_blocks(
         masking.whole_words,
     )
     wide = index.astype(np.uint64)
-    counters = np.stack([wide & _LOW, wide >> _HALF, epoch.astype(np.uint64)], axis=1)
+    keys = [np.full_like(wide, seed), wide & _LOW, wide >> _HALF, epoch.astype(np.uint64)]
     inputs, targets = ids.astype(np.int64), np.zeros(ids.shape, np.bool_)
-    _mask_rows(inputs, targets, lengths.astype(np.int64), np.uint64(seed), counters, rule, special)
+    _mask_rows(inputs, targets, lengths.astype(np.int64), np.stack(keys, axis=1), rule, special)
     return MaskedInputs(inputs, targets)
 
 
@@ -110,29 +110,35 @@ def _mask_rows(
     inputs: NDArray[np.int64],
     targets: NDArray[np.bool_],
     lengths: NDArray[np.int64],
-    seed: Any,
-    counters: NDArray[np.uint64],
+    keys: NDArray[np.uint64],
     rule: _Rule,
     special: SpecialTokens,
 ) -> None:
-    """Mask each row in place. `counters`: (N, 3), what of Philox's counter is the row's own."""
+    """Mask each row in place. `keys`: (N, 4), what a row's random numbers depend on: the seed, its
+    index (low and high half) and epoch."""
     length = inputs.shape[1]
     scores = np.empty(4 * ((length + 3) // 4), np.uint64)
     begins = np.empty(length, np.int64)
 
     for row in range(len(inputs)):
         ids, chosen = inputs[row, : lengths[row]], targets[row, : lengths[row]]
-        _draw_scores(scores, len(ids), seed, counters[row])
+        _draw_scores(scores, len(ids), keys[row])
         _find_candidates(ids, chosen, begins, rule, special)
-        _choose(chosen, scores, seed, counters[row], rule.probability)
-        _show(ids, chosen, begins, seed, counters[row], rule, special)
+        _choose(chosen, scores, keys[row], rule.probability)
+        _show(ids, chosen, begins, keys[row], rule, special)
 
 
 @numba.njit(cache=True, nogil=True)
-def _draw_scores(scores: NDArray[np.uint64], size: int, seed: Any, own: NDArray[np.uint64]) -> None:
+def _draw(key: NDArray[np.uint64], purpose: Any, number: int) -> Any:
+    """Four words of 32 random bits: draw `number` of a row for this purpose."""
+    return four_words(key[0], purpose, np.uint64(number), key[1], key[2], key[3])
+
+
+@numba.njit(cache=True, nogil=True)
+def _draw_scores(scores: NDArray[np.uint64], size: int, key: NDArray[np.uint64]) -> None:
     """A random score for each position, which stands in its low bits: no two are alike."""
     for quad in range((size + 3) // 4):
-        four = four_words(seed, _POSITION, np.uint64(quad), own[0], own[1], own[2])
+        four = _draw(key, _POSITION, quad)
         for i in range(4):
             scores[4 * quad + i] = four[i] << _HALF | np.uint64(4 * quad + i)
 
@@ -164,8 +170,7 @@ def _find_candidates(
 def _choose(
     chosen: NDArray[np.bool_],
     scores: NDArray[np.uint64],
-    seed: Any,
-    own: NDArray[np.uint64],
+    key: NDArray[np.uint64],
     probability: float,
 ) -> None:
     """Leave of the candidates those with the lowest scores: the fraction `probability` of them,
@@ -177,7 +182,7 @@ def _choose(
             candidates += 1
             size_of[scores[position] >> _TOP] += 1
 
-    rounding = four_words(seed, _COUNT, np.uint64(0), own[0], own[1], own[2])[0]
+    rounding = _draw(key, _COUNT, 0)[0]
     wanted = int(np.floor(probability * candidates + rounding / 2.0**32))
 
     # whole buckets, and a part of one, which alone is sorted
@@ -203,8 +208,7 @@ def _show(
     ids: NDArray[np.int64],
     chosen: NDArray[np.bool_],
     begins: NDArray[np.int64],
-    seed: Any,
-    own: NDArray[np.uint64],
+    key: NDArray[np.uint64],
     rule: _Rule,
     special: SpecialTokens,
 ) -> None:
@@ -218,9 +222,9 @@ def _show(
             continue
 
         # a word is shown alike: its first position says how
-        kind, token, _, _ = four_words(seed, _KIND, np.uint64(position), own[0], own[1], own[2])
+        kind, token, _, _ = _draw(key, _KIND, position)
         if begin != position:
-            kind = four_words(seed, _KIND, np.uint64(begin), own[0], own[1], own[2])[0]
+            kind = _draw(key, _KIND, begin)[0]
 
         draw = kind / 2.0**32
         if draw < rule.mask:

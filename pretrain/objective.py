@@ -136,8 +136,12 @@ class MaskedLanguageModel(nn.Module):
     def logits(self, inputs: Tensor, attention: Tensor | None, positions: Tensor) -> Logits:
         """Scores at the masked positions, all at once: for evaluations, which count right ones."""
         hidden = self.encode(inputs, attention)
-        tokens = self.model.lm_head(hidden.flatten(0, 1)[positions]).float()
-        return Logits(tokens, None if self.next_sentence is None else self.next_sentence(hidden))
+        follows = None if self.next_sentence is None else self.next_sentence(hidden)
+        return Logits(self.token_logits(hidden, positions), follows)
+
+    def token_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """(M, vocabulary) scores, fp32, at `positions`, (M,), of the hidden states, (N, L, H)."""
+        return self.model.lm_head(hidden.flatten(0, 1)[positions]).float()
 
     def encode(self, inputs: Tensor, attention: Tensor | None) -> Tensor:
         """The last hidden states, (N, L, H)."""

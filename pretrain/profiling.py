@@ -46,7 +46,6 @@ class Profile:
         self._folder.mkdir(exist_ok=True)
         path = self._folder / f"rank{self._rank}-updates-{self._first}-{update}.json.gz"
         beside = path.with_name(f".{path.name}")  # ends in .gz, too, so that torch compresses it
-
         try:
             found.export_chrome_trace(str(beside))
             beside.replace(path)
@@ -65,15 +64,15 @@ def expensive(found: profile) -> dict[str, str]:
     share of all, calls."""
     events = [event for event in found.key_averages() if not event.is_user_annotation]
     on_device = any(event.self_device_time_total for event in events)
+    # (microseconds, calls) of each
     spent = {
         event.key: (
             event.self_device_time_total if on_device else event.self_cpu_time_total,
             event.count,
         )
         for event in events
-    }  # microseconds
+    }
     total = sum(time for time, _ in spent.values())
-
     return {
         name: f"{time / 1e3:10,.1f} ms {time / max(1.0, total):6.1%} {calls:8,} calls"
         for name, (time, calls) in sorted(spent.items(), key=lambda item: -item[1][0])[:SHOWN]

@@ -81,11 +81,9 @@ def attend_by_length(
     lengths = itertools.groupby(ends.diff().tolist())
     neighbours = [(length, len(list(same))) for length, same in lengths]
     sizes = [length * blocks for length, blocks in neighbours]
+    parts = (states.split(sizes) for states in (query, key, value))
     found = []
-
-    for (length, blocks), *states in zip(
-        neighbours, *(x.split(sizes) for x in (query, key, value)), strict=True
-    ):
+    for (length, blocks), *states in zip(neighbours, *parts, strict=True):
         # each (blocks, heads, length, D)
         q, k, v = (x.unflatten(0, (blocks, length)).transpose(1, 2) for x in states)
         attended = scaled_dot_product_attention(q, k, v, scale=scaling)

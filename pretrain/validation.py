@@ -1,7 +1,6 @@
 """Held-out masked-LM loss and accuracy during training: the same blocks under the same masks every
 time, summed over the ranks."""
 
-import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,14 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from robustly import log
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.sampler import EpochSampler
 from robustly.pretrain.batches import MicroBatch, make_micro_batch
 from robustly.pretrain.config import MaskingConfig
-from robustly.pretrain.engine import sum_over_ranks
 from robustly.pretrain.masking import EVALUATION_EPOCH, EVALUATION_SEED, SpecialTokens
 from robustly.pretrain.objective import MaskedLanguageModel
+from robustly.pretrain.ranks import progress, sum_over_ranks
 
 
 class ValidationScore(NamedTuple):
@@ -110,9 +108,8 @@ def evaluate(
     # loss, right, and how many: of the masked tokens of each source, then of the next sentences
     sums = torch.zeros(3, len(names) + 1, dtype=torch.float64, device=device)
     batches = masked_batches(blocks, limit, masking, special, micro_batch, rank, ranks)
-    share = min(len(blocks), limit or len(blocks)) // ranks  # of rank 0, whose bar stands for all
-    quiet = contextlib.nullcontext(lambda n: None)
-    with log.progress("validation", share, "blocks") if rank == 0 else quiet as done:
+    share = min(len(blocks), limit or len(blocks)) // ranks
+    with progress(rank, "validation", share, "blocks") as done:
         for on_cpu, sources in batches:
             batch = on_cpu.to(device)
             logits = model.logits(batch.inputs, batch.attention, batch.positions)

@@ -25,15 +25,13 @@ _LAYER = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
 _PACKED = re.compile(r"layers\.(\d+)\.self_attn\.in_proj_(weight|bias)")
 # heads for other tasks, and the version of a module's format
 _LEFT_OUT = re.compile(r"^(?:roberta\.)?classification_heads\.|(?:^|\.)version$")
+# emb_layer_norm became layernorm_embedding with the encoder's change to TransformerEncoder
 _OUTSIDE_LAYERS = {
     "embed_tokens.weight": WORDS,
     "embed_positions.weight": POSITIONS,
     **{
         f"{norm}.{kind}": f"roberta.embeddings.LayerNorm.{kind}"
-        for norm in (
-            "emb_layer_norm",
-            "layernorm_embedding",
-        )  # before and after the encoder became TransformerEncoder
+        for norm in ("emb_layer_norm", "layernorm_embedding")
         for kind in ("weight", "bias")
     },
     "lm_head.weight": OUTPUT,

@@ -57,7 +57,6 @@ def start_from(
             parameter.copy_(fitted[name])
 
     made = len(pieces) - len(vocabulary.ids.keys() & theirs.ids.keys())
-
     return (
         f"starting from {files.folder}: {len(pieces) - made:,} tokens as they are there, {made:,}"
         f" made from their pieces; positions {positions:,} there, {section.positions:,} here"
@@ -118,7 +117,6 @@ def pieces_of(vocabulary: Vocabulary, source: Vocabulary) -> list[list[int]]:
     symbols = byte_symbols()
     special = {*vocabulary.special}
     pieces = []
-
     for token in sorted(vocabulary.ids, key=vocabulary.ids.__getitem__):
         if token in source.ids:
             pieces.append([source.ids[token]])

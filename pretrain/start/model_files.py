@@ -15,7 +15,6 @@ from robustly.tokenizer.importing import FOLDER_FILES, read_fairseq
 from robustly.tokenizer.special_tokens import SPECIAL_TOKENS
 from robustly.tokenizer.vocabulary import Vocabulary, read_json_object, read_vocabulary
 
-INIT_FROM = "model.init_from"
 _EXPECTED = (
     "expected a Hugging Face folder (config.json and weights), a finished run of ours, or fairseq's"
     " files (weights, encoder, merges, dictionary)"
@@ -91,7 +90,7 @@ class ModelFiles:
         return vocabulary
 
 
-def find_model(named: InputPath | FairseqCheckpoint, key: str = INIT_FROM) -> ModelFiles:
+def find_model(named: InputPath | FairseqCheckpoint, key: str = "model.init_from") -> ModelFiles:
     """The model, of any kind, that a config names under `key`.
 
     Raises UserError if it is not there, not finished, or none of the three kinds.
@@ -132,8 +131,14 @@ def _find_run(train: Path, key: str) -> ModelFiles:
         name for name in finished.outputs if name.endswith("/weights.safetensors")
     )
 
-    settings, files = train / manifest.RECIPE, _vocabulary_files(vocabulary)
-    return ModelFiles(f"{key}: {train}", "run", train, (weights,), settings, files)
+    return ModelFiles(
+        f"{key}: {train}",
+        "run",
+        train,
+        (weights,),
+        train / manifest.RECIPE,
+        _vocabulary_files(vocabulary),
+    )
 
 
 def find_folder(folder: Path, key: str = "") -> ModelFiles:
@@ -153,8 +158,14 @@ def find_folder(folder: Path, key: str = "") -> ModelFiles:
     if not (folder / "config.json").is_file():
         raise UserError(f"{title}: no model here (no config.json); {expected}")
 
-    settings, files = folder / "config.json", _vocabulary_files(folder)
-    return ModelFiles(title, "transformers", folder, _weights_files(folder, title), settings, files)
+    return ModelFiles(
+        title,
+        "transformers",
+        folder,
+        _weights_files(folder, title),
+        folder / "config.json",
+        _vocabulary_files(folder),
+    )
 
 
 def _weights_files(folder: Path, title: str) -> tuple[Path, ...]:

@@ -74,14 +74,14 @@ def open_model(
     # transformers fills them with random numbers
     missing = sorted(map(str, found["missing_keys"]))
     if lacking := [name for name in missing if needs_head or not name.startswith("lm_head.")]:
+        expected = (
+            "with its head, not an encoder alone or one that was fine-tuned for another task"
+            if needs_head
+            else "or its encoder, whole"
+        )
         raise UserError(
             f"{files.title}: {len(lacking)} of the model's tensors are missing"
-            f" ({first_names(lacking)}). Expected a masked language model"
-            + (
-                " with its head, not an encoder alone or one that was fine-tuned for another task"
-                if needs_head
-                else " or its encoder, whole"
-            )
+            f" ({first_names(lacking)}). Expected a masked language model {expected}"
         )
 
     unknown = sorted(name for name in found["unexpected_keys"] if not name.startswith(_LEFT_OUT))

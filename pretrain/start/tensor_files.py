@@ -13,9 +13,9 @@ from torch import Tensor
 
 from robustly import UserError
 
-_LEGACY_PICKLES = (
-    4  # before torch 1.6: a magic number, the protocol, the machine, the object; then the storages
-)
+_LEGACY_PICKLES = 4
+"""Of a file before torch 1.6: a magic number, the protocol, the machine, the object; the storages
+come after them."""
 _FAULTS = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,

@@ -97,7 +97,8 @@ def _be_rank(config: str, overrides: list[str] | None, profile: bool) -> None:
         me = rank_from_environment()
         assert me is not None
         export(me)
-        from robustly.pretrain.loop import FailedOnAnotherRank, Stopped, pretrain
+        from robustly.pretrain.loop import Stopped, pretrain
+        from robustly.pretrain.ranks import FailedOnAnotherRank
 
         try:
             pretrain(

@@ -37,16 +37,14 @@ def evaluate_folder(
     pairs = [pair for path in dict.fromkeys(pair_files) for pair in read_pairs(path)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lm = open_masked_lm(folder, device)
-    parameters = sum(parameter.numel() for parameter in lm.model.parameters())
     report: dict[str, Any] = {
         "folder": str(folder),
         "model": type(lm.model).__name__,
-        "parameters": parameters,
+        "parameters": sum(parameter.numel() for parameter in lm.model.parameters()),
     }
     if corpus:
-        report["text"] = evaluate_text(
-            lm, corpus, block_length(lm, wanted_length), rate, batch_size
-        )
+        length = block_length(lm, wanted_length)
+        report["text"] = evaluate_text(lm, corpus, length, rate, batch_size)
         _show_text(report["text"])
 
     if pairs:

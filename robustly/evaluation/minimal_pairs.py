@@ -14,8 +14,7 @@ import numpy as np
 from robustly import UserError, log
 from robustly.corpus.formats.json_lines import json_object
 from robustly.evaluation.model import MaskedLM
-from robustly.evaluation.scoring import enclose, pseudo_log_likelihoods
-from robustly.evaluation.standard_error import standard_error
+from robustly.evaluation.scoring import enclose, pseudo_log_likelihoods, standard_error
 
 GROUPS = ("linguistics_term", "UID")  # BLiMP's keys of what a pair tests
 
@@ -47,7 +46,6 @@ def read_pairs(path: Path) -> list[Pair]:
         ) from None
 
     pairs = []
-
     for number, raw in enumerate(lines, start=1):
         if not raw.strip():
             continue
@@ -93,7 +91,6 @@ def evaluate_pairs(lm: MaskedLM, pairs: Sequence[Pair], batch_size: int) -> dict
     """
     places = {text: pair for pair in pairs for text in (pair.sentence_good, pair.sentence_bad)}
     encoded = lm.encode(list(places))
-
     for pair, tokens in zip(places.values(), encoded, strict=True):
         if (found := len(tokens.ids) + 2) > lm.longest:
             raise UserError(
@@ -103,17 +100,14 @@ def evaluate_pairs(lm: MaskedLM, pairs: Sequence[Pair], batch_size: int) -> dict
 
     sentences = [enclose(tokens.ids, lm.special.bos, lm.special.eos) for tokens in encoded]
     copies = sum(len(tokens.ids) for tokens in encoded)
-
     with log.progress("scoring pairs", copies, "masked copies") as advance:
         found_scores = pseudo_log_likelihoods(lm.model, sentences, lm.special, batch_size, advance)
 
     scores = dict(zip(places, found_scores.tolist(), strict=True))  # equal sentences tie to the bit
     rows = [_row(pair, scores[pair.sentence_good], scores[pair.sentence_bad]) for pair in pairs]
     groups: dict[str, dict[str, Any]] = {}
-
     for key in GROUPS:
-        values = sorted({pair.groups[key] for pair in pairs if key in pair.groups})
-        if values:
+        if values := sorted({pair.groups[key] for pair in pairs if key in pair.groups}):
             groups[key] = {
                 value: _accuracy([row for row in rows if row["groups"].get(key) == value])
                 for value in values

@@ -64,7 +64,6 @@ class MaskedLM:
             ]
 
         found = _encode(self.hf_tokenizer, texts, return_offsets_mapping=True)
-
         return [
             Encoded(np.array(ids, np.int64), _token_bytes(text, offsets))
             for text, ids, offsets in zip(
@@ -82,23 +81,9 @@ def open_masked_lm(folder: Path, device: torch.device) -> MaskedLM:
     model = open_model(find_folder(folder)).model
     _check_model(folder, model)
     hf_tokenizer = _open_tokenizer(folder)
-    _check_tokenizer(folder, hf_tokenizer)
     highest = max(hf_tokenizer.cls_token_id, hf_tokenizer.sep_token_id, hf_tokenizer.mask_token_id)
     check_tokens(str(folder), model, max(len(hf_tokenizer), highest + 1), hf_tokenizer.pad_token_id)
     return MaskedLM(model.to(device), hf_tokenizer, _our_tokenizer(folder, hf_tokenizer))
-
-
-def _open_tokenizer(folder: Path) -> Any:
-    try:
-        with quiet_transformers():
-            return AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-    except Exception as error:  # each kind of tokenizer raises its own
-        raise UserError(
-            f"{folder}: its tokenizer cannot be opened: {first_line(error)}. Expected"
-            " tokenizer.json, or the files of a tokenizer that transformers knows"
-        ) from error
 
 
 def _check_model(folder: Path, model: Any) -> None:
@@ -111,7 +96,20 @@ def _check_model(folder: Path, model: Any) -> None:
         )
 
 
-def _check_tokenizer(folder: Path, hf_tokenizer: Any) -> None:
+def _open_tokenizer(folder: Path) -> Any:
+    """transformers' tokenizer. Raises UserError unless it has all special tokens and gives
+    offsets."""
+    try:
+        with quiet_transformers():
+            hf_tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # each kind of tokenizer raises its own
+        raise UserError(
+            f"{folder}: its tokenizer cannot be opened: {first_line(error)}. Expected"
+            " tokenizer.json, or the files of a tokenizer that transformers knows"
+        ) from error
+
     special = {
         name: getattr(hf_tokenizer, f"{name}_token_id") for name in ("cls", "pad", "sep", "mask")
     }
@@ -125,6 +123,8 @@ def _check_tokenizer(folder: Path, hf_tokenizer: Any) -> None:
             f"{folder}: its tokenizer ({type(hf_tokenizer).__name__}) gives no offsets; expected a"
             " tokenizer.json"
         )
+
+    return hf_tokenizer
 
 
 def _our_tokenizer(folder: Path, hf_tokenizer: Any) -> Tokenizer | None:

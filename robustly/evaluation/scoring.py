@@ -1,7 +1,9 @@
-"""Score token ids with a masked language model: loss on fixed masks, and pseudo-log-likelihood.
+"""Score token ids with a masked language model: loss on fixed masks, pseudo-log-likelihood, and the
+standard error of a mean of them.
 
 Works on any model of transformers with a head `lm_head` on its encoder, not on our own alone."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -110,10 +112,8 @@ def score_blocks(
         masked = mask_blocks(ids, lengths, epoch, numbers, masking, special, EVALUATION_SEED)
         losses, right = _losses(model, ids, lengths, masked)
         row, _ = np.nonzero(masked.targets)
-
-        for total, values in zip(
-            scores, (losses, right, np.ones_like(row), sizes[masked.targets]), strict=True
-        ):
+        found = losses, right, np.ones_like(row), sizes[masked.targets]
+        for total, values in zip(scores, found, strict=True):
             total[batch] = np.bincount(row, values, minlength=len(batch))
 
         advance(len(batch))
@@ -170,3 +170,16 @@ def _losses(
     logits = model.lm_head(hidden[targets]).float()  # (targets, vocabulary)
     losses = functional.cross_entropy(logits, labels, reduction="none")
     return losses.double().cpu().numpy(), (logits.argmax(-1) == labels).cpu().numpy()
+
+
+def standard_error(sums: NDArray[np.float64], weights: NDArray[np.float64]) -> float | None:
+    """Standard error of sum(sums) / sum(weights) over n independent units, such as documents; None
+    for fewer than 2.
+
+    The ratio estimator's, by linearisation (Cochran 1977, section 6.4): tokens of one document hang
+    together, and taking them as independent would make the error look smaller than it is."""
+    count = len(sums)
+    if count < 2:
+        return None
+    residuals = sums - sums.sum() / weights.sum() * weights
+    return float(math.sqrt(count / (count - 1) * (residuals**2).sum()) / weights.sum())

@@ -9,7 +9,7 @@ others, roughly: what is masked together, and what is left to guess it from, sti
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from robustly import UserError, log
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.texts import BAD_LINES, OPTIONS, read_texts
-from robustly.evaluation.model import LONGEST, MaskedLM
-from robustly.evaluation.scoring import cut_blocks, score_blocks
-from robustly.evaluation.standard_error import standard_error
+from robustly.evaluation.model import LONGEST, Encoded, MaskedLM
+from robustly.evaluation.scoring import cut_blocks, score_blocks, standard_error
 from robustly.pretrain.config import MaskingConfig
 
 ENCODED_TOGETHER = 256  # documents
@@ -52,7 +51,6 @@ def evaluate_text(
     token was masked."""
     rule = MaskingConfig(probability=rate, mask=0.8, random=0.1, style="bert")
     texts = _read_blocks(lm, corpus, length)
-
     with log.progress("evaluating", len(texts.blocks), "blocks") as advance:
         scores = score_blocks(
             lm.model,
@@ -75,7 +73,6 @@ def evaluate_text(
         )
 
     file = np.array(texts.file)
-
     return {
         "block_length": length,
         "masking": rule.model_dump(),
@@ -104,40 +101,28 @@ class _TextBlocks:
 
 def _read_blocks(lm: MaskedLM, corpus: CorpusConfig, length: int) -> _TextBlocks:
     texts = _TextBlocks()
-    everything = read_texts(corpus, "encoding", {**OPTIONS, **BAD_LINES})
-    for path, of_file in itertools.groupby(everything, key=lambda document: document[0]):
-        index = itertools.count()
-        for together in _batched(text for _, text in of_file):
-            _append(texts, len(texts.paths), together, lm, length, index)
+    documents = read_texts(corpus, "encoding", {**OPTIONS, **BAD_LINES})
+    for path, of_file in itertools.groupby(documents, key=lambda document: document[0]):
+        places = itertools.count()
+        for text, encoded in _encoded(lm, (text for _, text in of_file)):
+            blocks = cut_blocks(encoded.ids, length, lm.special.bos, lm.special.eos)
+            texts.blocks += blocks
+            texts.sizes += cut_blocks(encoded.bytes, length, 0, 0)  # <s> and </s> stand for no byte
+            texts.index += itertools.islice(places, len(blocks))
+            texts.document += [len(texts.file)] * len(blocks)
+            texts.file.append(len(texts.paths))
+            texts.tokens.append(len(encoded.ids))
+            texts.bytes.append(len(text.encode()))
 
         texts.paths.append(path)
 
     return texts
 
 
-def _append(
-    texts: _TextBlocks,
-    file: int,
-    contents: Sequence[str],
-    lm: MaskedLM,
-    length: int,
-    index: Iterator[int],
-) -> None:
-    """Add documents of one file. `index` numbers its blocks."""
-    for text, encoded in zip(contents, lm.encode(contents), strict=True):
-        blocks = cut_blocks(encoded.ids, length, lm.special.bos, lm.special.eos)
-        texts.blocks += blocks
-        texts.sizes += cut_blocks(encoded.bytes, length, 0, 0)  # <s> and </s> stand for no byte
-        texts.index += itertools.islice(index, len(blocks))
-        texts.document += [len(texts.file)] * len(blocks)
-        texts.file.append(file)
-        texts.tokens.append(len(encoded.ids))
-        texts.bytes.append(len(text.encode()))
-
-
-def _batched(items: Iterator[str]) -> Iterator[list[str]]:
-    while together := list(itertools.islice(items, ENCODED_TOGETHER)):
-        yield together
+def _encoded(lm: MaskedLM, texts: Iterator[str]) -> Iterator[tuple[str, Encoded]]:
+    """Each text with its tokens; many are encoded at a time."""
+    while together := list(itertools.islice(texts, ENCODED_TOGETHER)):
+        yield from zip(together, lm.encode(together), strict=True)
 
 
 def _figures(table: NDArray[np.float64]) -> dict[str, Any]:
@@ -154,7 +139,6 @@ def _figures(table: NDArray[np.float64]) -> dict[str, Any]:
         return {**counts, **dict.fromkeys(names)}
 
     loss = loss_sum / masked
-
     return {
         **counts,
         "loss": loss,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_page import CORPUS, SMALL
+from small_config import CORPUS, SMALL
 
 from robustly import experiment as experiments
 from robustly.experiment import data_work, tokenizer_work

@@ -14,14 +14,9 @@ import robustly.pretrain.engine
 from ranks import run_distributed
 from robustly import UserError
 from robustly.pretrain.batches import Batches
-from robustly.pretrain.engine import (
-    Engine,
-    deepspeed_config,
-    start_ranks,
-    stop_ranks,
-    sum_over_ranks,
-)
+from robustly.pretrain.engine import Engine, deepspeed_config, start_ranks, stop_ranks
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.pretrain.ranks import sum_over_ranks
 from robustly.pretrain.schedule import UpdateSizes, learning_rate
 from synthetic import VOCABULARY, masking, model, optim, order, run, schedule
 
@@ -131,13 +126,11 @@ def reference() -> dict[str, Any]:
             weight_decay=section.weight_decay,
         )
         curve = []
-
         for update in range(1, UPDATES + 1):
             (batch,) = make_batches(0, 1, 32).batch(update).micro_batches
             logits = objective.logits(batch.inputs, batch.attention, batch.positions)
-            loss = functional.cross_entropy(
-                logits.tokens, batch.labels
-            )  # the mean over all masked tokens
+            # the mean over all masked tokens
+            loss = functional.cross_entropy(logits.tokens, batch.labels)
             adam.zero_grad()
             loss.backward()
             norm = torch.nn.utils.get_total_norm([p.grad for p in objective.parameters()])  # type: ignore[misc]
@@ -154,13 +147,8 @@ def reference() -> dict[str, Any]:
     return run_distributed(1, go)[0]
 
 
-LAYOUTS = [
-    (1, 8),
-    (2, 4),
-    (2, 8),
-    (1, 32),
-    (3, 8),
-]  # ranks, micro-batch: accumulation 4, 4, 2, 1, 2
+# ranks, micro-batch: accumulation 4, 4, 2, 1, 2
+LAYOUTS = [(1, 8), (2, 4), (2, 8), (1, 32), (3, 8)]
 
 
 @pytest.mark.parametrize(("ranks", "micro_batch"), LAYOUTS)

@@ -20,7 +20,7 @@ TEXT = (
     "A story of the inn. It is a short one.\n\nAnd another of the weather, which was cold that"
     " year.\n"
 )
-PAGE = (
+CHANGES = (
     "tokenizer.vocab_size=270",
     "tokenizer.min_frequency=1",
     "corpus.validation=0",
@@ -46,13 +46,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pretraini
     root = tmp_path_factory.mktemp("small")
     (root / "corpus.txt").write_text(TEXT)
     places = [f"corpus.sources={root / 'corpus.txt'}", f"paths.root={root}"]
-    prepared = experiments.load_experiment("configs/tiny.yaml", [*PAGE, *places])
+    prepared = experiments.load_experiment("configs/tiny.yaml", [*CHANGES, *places])
     tokenizer_work(prepared).make()
     data_work(prepared).make()
 
     def make(name: str) -> PretrainingConfig:
-        page = [*PAGE, *places, f"paths.train={root / name}"]
-        return experiments.load_experiment("configs/tiny.yaml", page)
+        changes = [*CHANGES, *places, f"paths.train={root / name}"]
+        return experiments.load_experiment("configs/tiny.yaml", changes)
 
     return make
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_page import SMALL
+from small_config import SMALL
 
 from ranks import run_distributed
 from robustly import UserError, manifest
@@ -17,7 +17,8 @@ from robustly.experiment import data_work, load_experiment
 from robustly.files import sha256
 from robustly.pretrain.engine import start_ranks, stop_ranks
 from robustly.pretrain.integrity import verify
-from robustly.pretrain.loop import FailedOnAnotherRank, pretrain
+from robustly.pretrain.loop import pretrain
+from robustly.pretrain.ranks import FailedOnAnotherRank
 from robustly.pretrain.stage import PretrainingConfig
 
 pytestmark = pytest.mark.distributed

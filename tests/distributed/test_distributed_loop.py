@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_page import die_after, last_checkpoint
+from small_config import die_after, last_checkpoint
 from torch.nn import functional
 
 from ranks import run_distributed
@@ -37,15 +37,8 @@ from robustly.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.distributed
 NO_DROPOUT = ("model.dropout=0.0", "model.attention_dropout=0.0")
-REPEATED = (
-    "update",
-    "epoch",
-    "loss",
-    "lr",
-    "grad_norm",
-    "masked_tokens",
-    "tokens",
-)  # the rest are timings
+# the rest are timings
+REPEATED = ("update", "epoch", "loss", "lr", "grad_norm", "masked_tokens", "tokens")
 MakePretraining = Callable[..., PretrainingConfig]
 
 
@@ -288,9 +281,8 @@ def test_fp16_that_overflows_makes_every_update_of_fp32(
     half = pretraining("half", *NO_DROPOUT, "run.precision=fp16", "run.zero_stage=1")
 
     def in_half(rank: int, ranks: int) -> None:
-        engine.get_accelerator().is_fp16_supported = lambda: (
-            True
-        )  # CPUs can, slowly, which DeepSpeed does not know
+        # CPUs can, slowly, which DeepSpeed does not know
+        engine.get_accelerator().is_fp16_supported = lambda: True
         engine.LOSS_SCALE_POWER = 30
         go(rank, ranks, half)
 
@@ -353,9 +345,8 @@ def test_another_recipe_is_refused_and_nothing_is_lost(
     assert {
         path: path.read_bytes() for path in config.folder("train").rglob("*") if path.is_file()
     } == files
-    assert (
-        make_pretraining("straight", "run.micro_batch=3", "run.log_every=7").stage().finished()
-    )  # `run` is no recipe
+    # `run` is no recipe
+    assert make_pretraining("straight", "run.micro_batch=3", "run.log_every=7").stage().finished()
 
 
 def test_divergence_stops_before_a_checkpoint_is_spoilt(pretraining: MakePretraining) -> None:

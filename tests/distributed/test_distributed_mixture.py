@@ -1,4 +1,4 @@
-"""A corpus of several sources: repeated as the page says, one held out as a whole, the held-out
+"""A corpus of several sources: repeated as the config says, one held out as a whole, the held-out
 loss of each."""
 
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_page import CORPUS, SMALL, last_checkpoint
+from small_config import CORPUS, SMALL, last_checkpoint
 from transformers import RobertaForMaskedLM
 
 from ranks import run_distributed
@@ -90,10 +90,10 @@ def trained(root: Path) -> PretrainingConfig:
 def test_the_source_that_is_held_out_is_the_validation_text_and_no_other_eye_sees_it(
     root: Path,
 ) -> None:
-    page = experiments.load_experiment("configs/tiny.yaml", changes(root))
+    config = experiments.load_experiment("configs/tiny.yaml", changes(root))
     texts = {name: [] for name in range(3)}  # type: ignore[var-annotated]
-    for part in partitions(stated(root, page.corpus)):
-        texts[part.source] += documents(part, page.corpus, [])
+    for part in partitions(stated(root, config.corpus)):
+        texts[part.source] += documents(part, config.corpus, [])
 
     encoder = load_tokenizer(root / "tokenizer")
     train, validation = (Store(root / "data", split) for split in ("train", "validation"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from small_page import die_after, last_checkpoint
+from small_config import die_after, last_checkpoint
 
 from ranks import run_distributed
 from robustly import UserError
@@ -110,7 +110,7 @@ def test_the_best_checkpoint_is_marked_kept_and_the_same_after_a_resume(
         for line in read_metrics(straight.folder("train") / "evaluations.jsonl")
     }
     best = min((update for update in losses if update), key=lambda update: losses[update])
-    assert best < 8  # else this page tests nothing
+    assert best < 8  # else this config tests nothing
     run_distributed(1, die_after, killed, best, False)
     train(killed, 1)
 

@@ -17,7 +17,7 @@ from transformers import RobertaForMaskedLM
 from robustly import UserError
 from robustly.evaluation.evaluate import evaluate_folder
 from robustly.evaluation.minimal_pairs import read_pairs
-from robustly.evaluation.standard_error import standard_error
+from robustly.evaluation.scoring import standard_error
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
 PROSE = [f"The {animal} number {n} went into the garden and saw the other one." for n in range(12) for animal in

@@ -40,9 +40,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("make", [byte_level, unigram])
 def test_any_fast_tokenizer_serves(make: Callable[[Path], Path], tmp_path: Path) -> None:
     lm = open_masked_lm(make(tmp_path), CPU)
-    assert (lm.tokenizer is None) == (
-        make is unigram
-    )  # ours reads byte-level ones out of tokenizer.json
+    # ours reads byte-level ones out of tokenizer.json
+    assert (lm.tokenizer is None) == (make is unigram)
     slow = MaskedLM(lm.model, lm.hf_tokenizer, None).encode(TEXTS)
     assert [one.ids.tolist() for one in lm.encode(TEXTS)] == [one.ids.tolist() for one in slow]
     assert lm.special.mask == lm.hf_tokenizer.convert_tokens_to_ids("<mask>") and lm.longest == 40

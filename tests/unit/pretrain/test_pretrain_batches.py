@@ -139,9 +139,8 @@ def test_short_blocks_make_updates_of_as_many_tokens() -> None:
 
 def test_copies_of_a_block_have_masks_of_their_own() -> None:
     blocks: Any = RandomBlocks()
-    made = Batches(
-        EpochSampler(blocks, 5, [2.0]), UpdateSizes(200), masking(), VOCABULARY, 0, 1, 200
-    )  # an epoch is an update
+    sizes = UpdateSizes(200)  # an epoch is an update
+    made = Batches(EpochSampler(blocks, 5, [2.0]), sizes, masking(), VOCABULARY, 0, 1, 200)
     places = made.sampler.stream(0, 200)
     micro_batch = make_micro_batch(made.sampler, places, masking(), VOCABULARY, 0)
     positions = micro_batch.positions.numpy()

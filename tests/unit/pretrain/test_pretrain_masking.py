@@ -156,10 +156,8 @@ def draw_words(
     count: int, vocabulary: SpecialTokens = WORDY, **changes: object
 ) -> tuple[np.ndarray, MaskedInputs]:
     ids, lengths = full_blocks(count)
-    ids[:, 100], ids[:, 101] = (
-        VOCABULARY.eos,
-        4,
-    )  # a unit that begins amid the block, with no space in front
+    # a unit that begins amid the block, with no space in front
+    ids[:, 100], ids[:, 101] = VOCABULARY.eos, 4
     index = np.arange(count)
     settings = masking(whole_words=True, **changes)
     return ids, mask_blocks(ids, lengths, np.zeros(count, int), index, settings, vocabulary, 1)
@@ -208,9 +206,8 @@ def test_a_word_is_shown_in_one_way() -> None:
         assert abs(share - wanted) < 4 * np.sqrt(wanted * (1 - wanted) / len(kinds)) + 0.001
 
     found = np.bincount(drawn, minlength=VOCABULARY.size)[4:]
-    assert (
-        found.min() > 0 and chi_square(found, found.mean()) < 5
-    )  # a token of its own for each position
+    # each position draws a token of its own
+    assert found.min() > 0 and chi_square(found, found.mean()) < 5
 
 
 @pytest.mark.parametrize("style", ["fairseq", "bert"])

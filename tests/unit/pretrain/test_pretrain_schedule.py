@@ -101,11 +101,8 @@ def test_updates_grow_along_a_line() -> None:
     assert [sizes.blocks(update) for update in range(1, 8)] == [20, 40, 60, 80, 100, 100, 100]
     assert [sizes.before(update) for update in range(1, 8)] == [0, 20, 60, 120, 200, 300, 400]
     assert [UpdateSizes(7).before(update) for update in (1, 2, 500_001)] == [0, 7, 3_500_000]
-    assert [UpdateSizes(5, 2, 2).blocks(update) for update in (1, 2, 3)] == [
-        2,
-        3,
-        5,
-    ]  # 3.5 is rounded down
+    # 3.5 is rounded down
+    assert [UpdateSizes(5, 2, 2).blocks(update) for update in (1, 2, 3)] == [2, 3, 5]
 
 
 @given(

@@ -1,5 +1,5 @@
-"""What the distributed tests share: the changes that make the tiny page a run of seconds, and a run
-that dies."""
+"""What the distributed tests share: the changes that make the tiny config a run of seconds, and a
+run that dies."""
 
 from pathlib import Path
 from typing import Any

@@ -1,0 +1,60 @@
+"""What the ranks of a training tell each other: sums, values, and whether work failed on one of
+them."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from robustly import UserError, log
+
+
+class FailedOnAnotherRank(Exception):
+    """Another rank met a fault and says so; this one leaves with it."""
+
+
+def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
+    """Add each value over all ranks, in float64 (counts up to 2**53 are exact)."""
+    # NCCL adds float64 too; the vector is tiny
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def gather_over_ranks(value: Any) -> list[Any]:
+    """What each rank passes, in the order of the ranks; anything that can be pickled."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+@contextlib.contextmanager
+def together(device: torch.device) -> Iterator[None]:
+    """For work that may fail on one rank alone, such as writing: all ranks learn how it ended
+    before any goes on. Otherwise the others would die in their next collective, with a traceback
+    that hides the reason.
+
+    Raises UserError or OSError where the work did, FailedOnAnotherRank on the other ranks."""
+    fault: Exception | None = None
+    try:
+        yield
+    except (UserError, OSError) as error:
+        fault = error
+
+    (failed,) = sum_over_ranks([fault is not None], device)
+    if fault:
+        raise fault
+    if failed:
+        raise FailedOnAnotherRank
+
+
+def progress(
+    rank: int, what: str, total: int, unit: str
+) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    """`log.progress` on rank 0, whose bar stands for all; the others, and one without work, show
+    none."""
+    if rank == 0 and total:
+        return log.progress(what, total, unit)
+    return contextlib.nullcontext(lambda n: None)
