@@ -1,28 +1,23 @@
 """The blocks of a split, at most `block_length` tokens with <s> first, by its packed index.
 
-The index says where in the split's stream each block lies (`packing`). Each source is packed on its
-own, so that a block is of one source. A block costs 12 bytes (32 in the pair formats); the files
-lie in `<folder>/views`.
+The index says where in the split's stream each block lies (`packing`, `packed_index`). Each source
+is packed on its own, so that a block is of one source. A block costs 12 bytes (32 in the pair
+formats).
 
 Shapes: n blocks that are asked for, L = `block_length`."""
 
 import bisect
 import functools
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robustly.data_prep import npy
 from robustly.data_prep.config import PAIRS, Format
-from robustly.data_prep.packing import index_dtype, longest_line, pack
+from robustly.data_prep.packed_index import open_index
+from robustly.data_prep.packing import longest_line
 from robustly.data_prep.store import Split, Store
-
-PACKED = "views"
-"""Folder of a token store's packed indices."""
 
 # Shards that are kept open: each costs a file descriptor, of which a process has 1,024 unless told
 # otherwise.
@@ -44,36 +39,18 @@ def long_units(store: Store, block_length: int, format: Format) -> int:
 class Blocks:
     """The blocks of one split in one format, source by source.
 
-    Their packed index is made when it is first asked for and kept in `<folder>/views`; processes
-    that ask for it at the same time make the same. Raises UserError if the folder holds no token
-    store or a shard is missing or cut off."""
+    Raises UserError if the folder holds no token store or a shard is missing or cut off, or what
+    `open_index` does."""
 
     def __init__(self, folder: Path, split: Split, block_length: int, format: Format):
         self.store = Store(folder, split)
         self.block_length, self.format = block_length, format
         self.pairs = format in PAIRS
         """Whether a block has two segments."""
-        kind = index_dtype(format)
-        path = folder / PACKED / f"{split}-{format}-{block_length}-{self.store.hash[:16]}.npy"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            with npy.GrowingArray(path, kind) as index:
-                for blocks in self._packed():
-                    index.append(blocks)
-
-        self._index = npy.read(path, kind)
+        self._index, self.index_hash = open_index(self.store, block_length, format)
         self._tokens = functools.lru_cache(OPEN_SHARDS)(
             lambda shard: self.store.tokens(self.store.shards[shard])
         )
-
-    def _packed(self) -> Iterator[NDArray[Any]]:
-        for source in range(len(self.store.sources)):
-            lines = (
-                sizes for shard in self.store.shards_of(source) for sizes in self.store.lines(shard)
-            )
-            yield from pack(
-                lines, self.block_length, self.format, int(self.store.source_starts[source])
-            )
 
     def __len__(self) -> int:
         return self._index.size

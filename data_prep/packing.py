@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 
 from robustly.data_prep.config import PAIRS, Format
 
+PACKING = 1
+"""Version of the blocks that come out: another one makes every packed index anew."""
 BLOCK = np.dtype([("start", "<i8"), ("length", "<i4")])
 """A block: where it begins in the stream, and how many tokens it has, with <s>, which is not in the
 stream."""

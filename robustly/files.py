@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +23,8 @@ outside."""
 def atomic(path: Path) -> Iterator[BinaryIO]:
     """A file to write so that it is either wholly there or not: beside, flushed to disk, renamed at
     the end."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # a name of its own: threads, and processes on other machines, may write the same file at once
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with beside.open("wb") as out:
             yield out

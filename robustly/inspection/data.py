@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustly import UserError
-from robustly.data_prep.blocks import PACKED, Blocks
+from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.config import Format
+from robustly.data_prep.packed_index import PACKED
 from robustly.data_prep.store import SPLITS, Shard, Split, Store, check_tokenizer
 from robustly.description import Description, Listing
 from robustly.inspection.folders import disk_bytes, provenance

@@ -14,6 +14,7 @@ from small_stores import EOS, NumberedStore, numbered_tokenizer
 from robustly import UserError
 from robustly.data_prep import store
 from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.packed_index import PackedIndex
 from robustly.data_prep.packing import BLOCK
 from robustly.data_prep.sentences import units
 from robustly.data_prep.store import ShardWriter, Store, check_tokenizer, split_of, write_store
@@ -129,7 +130,7 @@ def test_large_vocabularies_take_32_bits(tmp_path):
     assert read.tokens(read.shards[0]).tolist() == [65_536, 2**31 - 1, EOS, EOS]
 
 
-def test_offsets_beyond_2_to_the_32(tmp_path):
+def test_offsets_beyond_2_to_the_32(tmp_path, monkeypatch):
     """Two shards of 3 * 10^9 tokens, all holes in their files but a few; a block lies on either
     side of the border."""
     size = 3 * 10**9
@@ -154,8 +155,8 @@ def test_offsets_beyond_2_to_the_32(tmp_path):
     write_store(tmp_path, tmp_path, "f" * 64, tokenizer, ["a"], {"train": shards, "validation": []})
     blocks = [(0, 3), (size - 2, 4), (2 * size - 2, 3)]
     assert 2 * size - 2 > 2**32
-    (tmp_path / "views").mkdir()
-    np.save(tmp_path / "views" / f"train-full_sentences-8-{'f' * 16}.npy", np.array(blocks, BLOCK))
+    index = PackedIndex(np.array(blocks, BLOCK), "")
+    monkeypatch.setattr("robustly.data_prep.blocks.open_index", lambda *asked: index)
     ids, lengths = Blocks(tmp_path, "train", 8, "full_sentences").gather(np.array([2, 0, 1]))
     assert lengths.tolist() == [3, 3, 4]
     assert ids.tolist() == [
