@@ -108,18 +108,16 @@ def _attach_each(
     """Attach methods in the registry's order. Returns which one trains a parameter, by the
     parameter's id."""
     method_of: dict[int, str] = {}
-    for place, kind in enumerate(registry.METHODS, start=1):
-        for method in methods:
-            if type(method) is not kind:
-                continue
+    places = {kind: place for place, kind in enumerate(registry.METHODS, start=1)}
+    for method in sorted(methods, key=lambda method: places[type(method)]):
+        with torch.random.fork_rng(devices=[]):
+            # Place 0 is the head's.
+            torch.manual_seed(seed64(seed, Purpose.INIT, 0, places[type(method)]))
+            method.attach(model)
 
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed64(seed, Purpose.INIT, 0, place))  # place 0 is the head's
-                method.attach(model)
-
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    method_of.setdefault(id(parameter), method.name)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                method_of.setdefault(id(parameter), method.name)
 
     return method_of
 

@@ -16,8 +16,8 @@ from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import LEAST_BUDGET, Candidate, Situation
 from robustly.delta.methods import label
+from robustly.delta.predictor import head_on
 from robustly.delta.tasks.data import Example, TaskData, draw
-from robustly.delta.tasks.heads import task_head
 from robustly.delta.trainer import Diverged
 from robustly.delta.tuning import tune, unseen_test
 from robustly.files import write_json
@@ -31,13 +31,7 @@ HELD_OUT = 10
 def situation(base: Base, config: DeltaExperiment, data: TaskData) -> Situation:
     """What the rule decides by."""
     drawn = draw(data, config.delta.task.examples, config.seed)
-    head = task_head(
-        config.delta.task,
-        data.labels,
-        base.tokenizer,
-        base.longest_input,
-        base.model.config.vocab_size,
-    )
+    head = head_on(base, config.delta.task, data.labels)
 
     return Situation(
         examples=len(drawn),
@@ -86,14 +80,15 @@ def choose(
 
         left = _better_half(left, among, rung, data.metric)
 
-    chosen = among[left[0]]
+    (best,) = left
+    chosen = among[best]
     why = f"{label(chosen.methods)}: the only one that the budget allows"
     if rungs:
         why = f"{label(chosen.methods)}: the best of {len(among)} in the trial on {scored_on}"
 
     log.say(f"chosen: {why}")
-    methods = [method.model_dump(mode="json", exclude_defaults=True) for method in chosen.methods]
-    write_json(folder / CHOICE, {**record, "chosen": left[0], "methods": methods, "why": why})
+    methods = record["candidates"][best]["methods"]
+    write_json(folder / CHOICE, {**record, "chosen": best, "methods": methods, "why": why})
     return config.tuned_by(chosen.methods)
 
 
@@ -146,7 +141,10 @@ def _trial(
     """Train a candidate. Returns its score and loss on examples that it did not see, in its best
     epoch."""
     started = time.monotonic()
-    tried = _trial_config(config).tuned_by(candidate.methods, epochs=epochs)
+    # Without a number of examples: the trial's are drawn already.
+    task = config.delta.task.model_copy(update={"examples": None})
+    tried = config.model_copy(update={"delta": config.delta.model_copy(update={"task": task})})
+    tried = tried.tuned_by(candidate.methods, epochs=epochs)
     try:
         scores = tune(base, tried, data, config.seed).score.scores
     except Diverged:
@@ -154,12 +152,6 @@ def _trial(
 
     seconds = round(time.monotonic() - started, 3)
     return {"score": scores[data.metric], "loss": scores["loss"], "seconds": seconds}
-
-
-def _trial_config(config: DeltaExperiment) -> DeltaExperiment:
-    """Without a number of examples: the trial's are drawn already."""
-    task = config.delta.task.model_copy(update={"examples": None})
-    return config.model_copy(update={"delta": config.delta.model_copy(update={"task": task})})
 
 
 def _trial_data(data: TaskData, config: DeltaExperiment) -> tuple[TaskData, str]:

@@ -19,6 +19,7 @@ from transformers import (
 
 from robustly import UserError
 from robustly.delta.attachment import fingerprint, is_head
+from robustly.delta.layers.soft_tokens import longest_input
 from robustly.pretrain.start.model_files import find_folder
 from robustly.pretrain.start.open_model import check_tokens, open_model
 from robustly.rng import Purpose, seed64
@@ -110,8 +111,8 @@ class Base:
 
     @property
     def longest_input(self) -> int:
-        """Tokens of the longest input: positions are counted from the padding id + 1."""
-        return self.model.config.max_position_embeddings - self.model.config.pad_token_id - 1
+        """Tokens of the longest input (`robustly.delta.layers.soft_tokens.longest_input`)."""
+        return longest_input(self.model.roberta)
 
     @property
     def parameters(self) -> int:

@@ -67,7 +67,7 @@ def delta_card(
 def _score_table(scores: Sequence[SeedScore], data: TaskData) -> str:
     rows = []
     for metric in scores[0].scores:
-        mean, deviation = mean_and_deviation(scores, metric)
+        mean, deviation = mean_and_deviation([score.scores[metric] for score in scores])
         values = (mean, deviation, data.baselines.get(metric))
         rows.append([metric, *("-" if value is None else show(value) for value in values)])
 

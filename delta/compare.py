@@ -20,7 +20,7 @@ from robustly.delta.defaults import COMPARED, rated
 from robustly.delta.methods import label, parse
 from robustly.delta.tasks.data import TaskData, draw, read
 from robustly.delta.trainer import Diverged
-from robustly.delta.tuning import attached, tune
+from robustly.delta.tuning import mean_and_deviation, tune
 from robustly.delta.workers import Killed, each, how_many
 from robustly.figure import figure
 from robustly.files import atomic, write_atomic, write_json
@@ -70,7 +70,7 @@ def compare(config: DeltaExperiment) -> Manifest:
     holds another comparison."""
     base = Base.load(config.base)
     data = read(config.delta.task)
-    entries = [_settled(entry, config, base) for entry in config.compare.entries or _every_method()]
+    entries = _entries(config, base)
     stage = Stage(
         config.folder("comparison"),
         "comparison",
@@ -111,21 +111,19 @@ def compare(config: DeltaExperiment) -> Manifest:
         return result
 
 
-def _every_method() -> list[CompareEntry]:
-    return [CompareEntry(methods=parse(methods)) for methods in COMPARED]
+def _entries(config: DeltaExperiment, base: Base) -> list[CompareEntry]:
+    """What is compared, with every learning rate and number of epochs stated."""
+    default = {"peak_lr": config.optim.peak_lr, "epochs": config.optim.epochs}
+    entries = []
+    every = [CompareEntry(methods=parse(methods)) for methods in COMPARED]
+    for entry in config.compare.entries or every:
+        stated = {**default, **entry.model_dump(exclude_none=True), "methods": entry.methods}
+        if not entry.peak_lr:
+            stated["methods"] = rated(entry.methods, base.model.config.hidden_size)
 
+        entries.append(CompareEntry(**stated))
 
-def _settled(entry: CompareEntry, config: DeltaExperiment, base: Base) -> CompareEntry:
-    """The entry with every learning rate and its number of epochs stated."""
-    methods = (
-        entry.methods if entry.peak_lr else rated(entry.methods, base.model.config.hidden_size)
-    )
-    settled = {
-        "peak_lr": config.optim.peak_lr,
-        "epochs": config.optim.epochs,
-        **entry.model_dump(exclude_none=True),
-    }
-    return CompareEntry(**{**settled, "methods": methods})
+    return entries
 
 
 def _recipe(
@@ -190,13 +188,13 @@ def _row(config: DeltaExperiment, entry: CompareEntry, work: Path) -> EntryResul
             return dataclasses.replace(row, failure=json.loads((work / name).read_text()))
 
     results = [json.loads((work / f"{seed}.json").read_text()) for seed in config.all_seeds]
-    scores = [result["score"] for result in results]
+    mean, deviation = mean_and_deviation([result["score"] for result in results])
     memories = [result["memory"] for result in results if result["memory"] is not None]
 
     return dataclasses.replace(
         row,
-        score=statistics.fmean(scores),
-        deviation=statistics.stdev(scores) if len(scores) > 1 else None,
+        score=mean,
+        deviation=deviation,
         seconds=round(statistics.fmean(result["seconds"] for result in results), 3),
         memory=max(memories, default=None),
         **{key: results[0][key] for key in ("trained", "stored", "bytes")},
@@ -212,7 +210,6 @@ def train(config: DeltaExperiment, entry: CompareEntry, seeds: Sequence[int], wo
 
     for seed in seeds:
         try:
-            trained = parameters(attached(base, tried, data, seed).model)["delta"]
             tuned = tune(base, tried, data, seed, checkpoint=work / f"{seed}.pt")
         except Diverged as fault:
             write_json(work / FAILURE, str(fault).partition(";")[0])
@@ -225,7 +222,7 @@ def train(config: DeltaExperiment, entry: CompareEntry, seeds: Sequence[int], wo
         tensors = saving.save_tensors(model, work)
         result = {
             "score": tuned.score.scores[data.metric],
-            "trained": trained,
+            "trained": tuned.trained,
             "stored": parameters(model)["delta"],
             "bytes": tensors.stat().st_size,
             "seconds": tuned.score.seconds,

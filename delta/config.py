@@ -160,11 +160,9 @@ class DeltaExperiment(Config):
         """As in any config; the delta's own folder is `<root>/deltas/<name>` unless `paths.delta`
         names another, and `search` and `comparison` have theirs in `<root>/searches` and
         `<root>/comparisons`."""
-        if stage in ("search", "comparison"):
-            plural = {"search": "searches", "comparison": "comparisons"}[stage]
-            return self.root / plural / self.name
-        if stage == "delta" and self.paths.delta is None:
-            return self.root / "deltas" / self.name
+        plural = {"delta": "deltas", "search": "searches", "comparison": "comparisons"}
+        if stage in plural and not (stage == "delta" and self.paths.delta):
+            return self.root / plural[stage] / self.name
         return super().folder(stage)
 
     @property

@@ -13,6 +13,7 @@ from robustly.delta.attachment import attach, fingerprint, parameters, trained
 from robustly.delta.base_model import Base
 from robustly.delta.methods import METHODS, name_of, parse
 from robustly.delta.saving import load_model, save_model
+from robustly.tokenizer.special_tokens import SPECIAL_TOKENS
 
 EVERY_METHOD: tuple[dict[str, Any], ...] = tuple(
     {"name": name_of(method)} for method in METHODS if method.conformance_tested
@@ -74,15 +75,13 @@ def check_conformance(
 
 def _batch(base: Base) -> tuple[Tensor, Tensor, Tensor]:
     """Four inputs of two lengths, their mask, their labels."""
-    encoder = base.tokenizer
+    own, longest = base.tokenizer, base.longest_input
+    length = min(12, longest - 20) if longest > 24 else longest // 2  # prompts have 20 tokens
     draw = torch.Generator().manual_seed(1)
-    length = (
-        min(12, base.longest_input - 20) if base.longest_input > 24 else base.longest_input // 2
-    )
-    ids = torch.randint(4, encoder.vocab_size - 1, (4, length), generator=draw)
-    ids[:, 0], ids[:, -1] = encoder.bos_id, encoder.eos_id
-    ids[2:, length // 2], ids[2:, length // 2 + 1 :] = encoder.eos_id, encoder.pad_id
-    return ids, (ids != encoder.pad_id).long(), torch.tensor([0, 1, 0, 1])
+    ids = torch.randint(len(SPECIAL_TOKENS), own.vocab_size - 1, (4, length), generator=draw)
+    ids[:, 0], ids[:, -1] = own.bos_id, own.eos_id
+    ids[2:, length // 2], ids[2:, length // 2 + 1 :] = own.eos_id, own.pad_id
+    return ids, (ids != own.pad_id).long(), torch.tensor([0, 1, 0, 1])
 
 
 def _two_updates(

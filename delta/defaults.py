@@ -138,11 +138,8 @@ def candidates(situation: Situation) -> list[Candidate]:
     Raises UserError if nothing fits the budget.
     """
     config = situation.config
-    few, many, narrow = (
-        situation.examples < FEW,
-        situation.examples >= MANY,
-        config.hidden_size < NARROW,
-    )
+    few, many = situation.examples < FEW, situation.examples >= MANY
+    narrow = config.hidden_size < NARROW
     targets = ["query", "key", "value", "dense"] if narrow else ["query", "value"]
     place, most = ("houlsby", 64) if narrow else ("pfeiffer", 16 if few else 64)
     lora = _halves(

@@ -49,10 +49,8 @@ def write(model: RobertaPreTrainedModel, folder: Path, base_name: str) -> list[P
         for key, value in config.to_dict().items()
     }
     write_atomic(folder / CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
-    name_in_peft = _name_in_prompt if config.is_prompt_learning else _name_in_layers
-    method = model.delta.methods[0].name
     tensors = {
-        name_in_peft(name, method): tensor.detach().cpu().contiguous()
+        _name_in_peft(name, model.delta.methods[0].name, config): tensor.detach().cpu().contiguous()
         for name, tensor in trained(model).items()
     }
     write_atomic(folder / TENSORS, save(tensors, metadata={"format": "pt"}))
@@ -80,14 +78,10 @@ def _config(model: RobertaPreTrainedModel) -> PeftConfig | None:
     return config
 
 
-def _name_in_prompt(name: str, method: str) -> str:
-    """What peft calls a parameter in a file of prefix tuning."""
-    return "prompt_embeddings" if name.startswith("roberta.prefix.") else f"base_model.{name}"
-
-
-def _name_in_layers(name: str, method: str) -> str:
-    """What peft calls a parameter in a file of layers, where the name of the adapter is left
-    out."""
-    bare = re.sub(rf"\.{method}(?=\.|$)", "", name)
+def _name_in_peft(name: str, adapter: str, config: PeftConfig) -> str:
+    """What peft calls a parameter in its file, where the name of the adapter is left out."""
+    if config.is_prompt_learning:
+        return "prompt_embeddings" if name.startswith("roberta.prefix.") else f"base_model.{name}"
+    bare = re.sub(rf"\.{adapter}(?=\.|$)", "", name)
     bare = re.sub(r"lora_magnitude_vector\.weight$", "lora_magnitude_vector", bare)
     return f"base_model.model.{bare}"

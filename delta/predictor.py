@@ -14,14 +14,21 @@ from robustly.delta.base_model import Base
 from robustly.delta.data_parallel import ALONE, Ranks
 from robustly.delta.tasks.config import Task
 from robustly.delta.tasks.data import Example
-from robustly.delta.tasks.heads import TaskHead, task_head
+from robustly.delta.tasks.heads import EncodedExample, TaskHead, task_head
 
 BATCH = 32  # inputs that are scored at a time
 
 
+def head_on(base: Base, task: Task, labels: tuple[str, ...], positions: int = 0) -> TaskHead:
+    """The head of a task on a base, whose text leaves some positions to a prompt. Raises UserError
+    as `task_head` does."""
+    longest = base.longest_input - positions
+    return task_head(task, labels, base.tokenizer, longest, base.model.config.vocab_size)
+
+
 def new_model(base: Base, task: Task, labels: tuple[str, ...], seed: int) -> RobertaPreTrainedModel:
     """The base under the head that a task wants. Raises UserError if the base cannot have it."""
-    head = task_head(task, labels, base.tokenizer, base.longest_input, base.model.config.vocab_size)
+    head = head_on(base, task, labels)
     return base.with_head(head.kind, head.outputs, seed, labels)
 
 
@@ -48,11 +55,9 @@ class Predictor:
         cls, model: RobertaPreTrainedModel, task: Task, labels: tuple[str, ...], base: Base
     ) -> "Predictor":
         """The predictor of a model with a delta. Prompts take positions from the text."""
-        vocabulary = base.model.config.vocab_size
-        head = task_head(task, labels, base.tokenizer, base.longest_input, vocabulary)
+        head = head_on(base, task, labels)
         if model.delta.positions and not head.prompt_tokens:
-            longest = base.longest_input - model.delta.positions
-            head = task_head(task, labels, base.tokenizer, longest, vocabulary)
+            head = head_on(base, task, labels, model.delta.positions)
 
         return cls(model, head, labels)
 
@@ -74,7 +79,7 @@ class Predictor:
         rows = self.head.encode([_example(each) for each in inputs])
         return self.head.answers(self._logits(rows), rows)
 
-    def judge(self, examples: Sequence[Example], ranks: Ranks = ALONE) -> "Judgement":
+    def judge(self, examples: Sequence[Example], ranks: Ranks = ALONE) -> Judgement:
         """The scores of its answers to examples; each of the ranks, which all call this, answers
         its share of them."""
         rows = self.head.encode(examples)
@@ -89,14 +94,14 @@ class Predictor:
     def _confusion(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[list[int]]:
         if self.head.kind not in ("sequence", "masked_lm") or not self.labels:
             return []
-        number = {label: place for place, label in enumerate(self.labels)}
+        number = self.head.number
         table = np.zeros((len(number), len(number)), np.int64)
         for example, answer in zip(examples, answers, strict=True):
             table[number[example.label], number[answer]] += 1
 
         return table.tolist()
 
-    def _logits(self, rows: Sequence[Any]) -> list[Tensor]:
+    def _logits(self, rows: Sequence[EncodedExample]) -> list[Tensor]:
         """The logits of each example; those of like length go into one batch."""
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         by_length = sorted(range(len(rows)), key=lambda i: self.head.length(rows[i]))

@@ -81,16 +81,16 @@ def load_tensors(model: RobertaPreTrainedModel, path: Path) -> None:
             tensor.copy_(found[name])
 
 
-def save_model(model: RobertaPreTrainedModel, folder: Path) -> list[Path]:
+def save_model(model: RobertaPreTrainedModel, folder: Path) -> None:
     """Write the delta and the head of a model that was trained after `attach`, without its base;
-    the delta is finished first. Returns the files."""
+    the delta is finished first."""
     finish(model)
     folder.mkdir(parents=True, exist_ok=True)
     record = DeltaRecord(
         _methods(model), parameters=parameters(model), base={"fingerprint": model.delta.fingerprint}
     )
     write_json(folder / RECORD, asdict(record))
-    return [save_tensors(model, folder), folder / RECORD]
+    save_tensors(model, folder)
 
 
 def load_model(model: RobertaPreTrainedModel, folder: Path) -> RobertaPreTrainedModel:
@@ -129,9 +129,9 @@ def save(
     trained: int,
     seed: int,
     folder: Path,
-) -> list[Path]:
-    """Write a finished delta and its head, without the base. `trained`: how many parameters were.
-    Returns the files."""
+) -> None:
+    """Write a finished delta and its head, without the base, and where peft can hold it peft's
+    files. `trained`: how many parameters were."""
     model = predictor.model
     files = {name: getattr(task, name) for name in ("train", "dev", "test")}
     names = {name: Path(file).name for name, file in files.items() if file}
@@ -149,12 +149,8 @@ def save(
         },
     )
     write_json(folder / RECORD, asdict(record))
-
-    return [
-        save_tensors(model, folder),
-        folder / RECORD,
-        *peft_files.write(model, folder, base.name),
-    ]
+    save_tensors(model, folder)
+    peft_files.write(model, folder, base.name)
 
 
 def load(base: Base | Path | str, folder: Path | str) -> Predictor:

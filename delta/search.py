@@ -12,7 +12,6 @@ import yaml
 from robustly import UserError, log, markdown
 from robustly.config import InputPath
 from robustly.delta import stage as delta_stage
-from robustly.delta.attachment import parameters
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import SEARCHED, searched_rates
@@ -193,8 +192,8 @@ def _score(
     rate = trial.suggest_float("peak_lr", *space.peak_lr, log=True)
     tried = config.tuned_by(space.methods[names.index(name)], peak_lr=rate)
     started = time.monotonic()
-    sizes = parameters(attached(base, tried, data, config.seed).model)
-    trial.set_user_attr("parameters", sizes["delta"])
+    counts = [method.parameter_count(base.model.config) for method in tried.delta.listed]
+    trial.set_user_attr("parameters", sum(counts))
     state = "pruned"
     scores: list[float] = []
 

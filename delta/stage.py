@@ -70,7 +70,7 @@ def _collect(
     lines = [(each / "metrics.jsonl").read_text() for each in done]
     write_atomic(folder / "metrics.jsonl", "".join(lines))
 
-    mean, deviation = mean_and_deviation(scores, data.metric)
+    mean, deviation = mean_and_deviation([score.scores[data.metric] for score in scores])
     summary = {
         data.metric: mean,
         f"{data.metric}_deviation": deviation,
@@ -159,10 +159,9 @@ def _one_seed(
     scores = "  ".join(f"{name} {show(value)}" for name, value in tuned.score.scores.items())
     log.say(f"seed {seed}  {scores}  trained in {log.duration(tuned.score.seconds)}")
     if seed == config.seed:
-        sizes = parameters(attached(base, config, data, seed).model)
         examples = len(draw(data, config.delta.task.examples, seed))
         facts = {"sha256": data.hashes, "training_examples": examples}
-        saving.save(tuned.predictor, base, config.delta.task, facts, sizes["delta"], seed, folder)
+        saving.save(tuned.predictor, base, config.delta.task, facts, tuned.trained, seed, folder)
         _prove(config, tuned, data, folder)
 
     lines = [{"seed": seed, **line} for line in tuned.lines]

@@ -16,7 +16,7 @@ from robustly import UserError, log
 from robustly.delta import saving
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
-from robustly.delta.layers.prompts import decode
+from robustly.delta.layers.soft_tokens import decode
 from robustly.delta.methods import Prompt, PTuning
 from robustly.delta.methods.intrinsic_prompt import DECODER, RECORD, SourceTask, Subspace
 from robustly.delta.stage import make_delta

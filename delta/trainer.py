@@ -128,9 +128,11 @@ class Trainer:
         """Compute the gradients of the batch's mean loss and the methods' penalties, summed over
         the ranks. Returns that mean loss."""
         mine = self.ranks.share(batch)
-        logits = self.head.logits(self.model, self.head.batch(mine, self.model.device))
-        # The share's mean counts by its share of the batch's targets.
-        loss = self.head.loss(logits, mine) * (self.head.targets(mine) / self.head.targets(batch))
+        inputs = self.head.batch(mine, self.model.device)
+        # The share's mean counts by its share of the batch's targets. The logits have no name,
+        # which would keep them while gradients are computed.
+        loss = self.head.loss(self.head.logits(self.model, inputs), mine)
+        loss = loss * (self.head.targets(mine) / self.head.targets(batch))
         penalty = sum(penalty() for penalty in self.model.delta.penalties)
         (loss + penalty / self.ranks.size).backward()
 
@@ -149,10 +151,6 @@ class Trainer:
             }
         else:
             course.waited += 1
-
-    @property
-    def out_of_patience(self) -> bool:
-        return self.optim.patience is not None and self.course.waited >= self.optim.patience
 
 
 def adamw(

@@ -5,14 +5,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from robustly import log
-from robustly.delta.attachment import attach, finish, stored
+from robustly.delta.attachment import attach, finish, parameters, stored
 from robustly.delta.base_model import Base
 from robustly.delta.checkpoint import Tensors, TrainingState
 from robustly.delta.config import DeltaExperiment
@@ -47,6 +47,8 @@ class Tuned:
 
     predictor: Predictor
     score: SeedScore
+    trained: int
+    """Parameters of the delta, while it was trained."""
     lines: list[dict[str, float]]
     """Loss and rate of each update, and the main score on the dev file of each epoch."""
 
@@ -64,10 +66,9 @@ def unseen_test(data: TaskData) -> TaskData:
     return dataclasses.replace(data, test=data.dev)
 
 
-def mean_and_deviation(scores: Sequence[SeedScore], metric: str) -> tuple[float, float | None]:
-    """Of a metric: the mean and the sample standard deviation (None for a single seed)."""
-    found = [score.scores[metric] for score in scores]
-    return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None
+def mean_and_deviation(scores: Sequence[float]) -> tuple[float, float | None]:
+    """Of the seeds' scores: the mean and the sample standard deviation (None for a single seed)."""
+    return statistics.fmean(scores), statistics.stdev(scores) if len(scores) > 1 else None
 
 
 def attached(base: Base, config: DeltaExperiment, data: TaskData, seed: int) -> Predictor:
@@ -122,6 +123,7 @@ def tune(
     if course.best:
         Tensors(stored(predictor.model)).load_state_dict(course.best)
 
+    trained = parameters(predictor.model)["delta"]
     finish(predictor.model)
     predictor.model.eval()
     if board and not ranks.rank:
@@ -136,7 +138,7 @@ def tune(
         dev=course.score if course.best else None,
         seconds=round(course.seconds, 3),
     )
-    return Tuned(predictor, score, course.lines)
+    return Tuned(predictor, score, trained, course.lines)
 
 
 def _train(
@@ -148,7 +150,9 @@ def _train(
     """Make the updates that are left, and score each epoch on the dev file."""
     course, ranks = trainer.course, trainer.ranks
     started = time.monotonic() - course.seconds
-    with _progress(trainer) as advance:
+    bar = log.progress(f"seed {trainer.seed}", trainer.schedule.updates, "updates")
+    silent = nullcontext(lambda updates: None)  # the first rank shows the progress of all
+    with silent if ranks.rank else bar as advance:
         advance(course.updates)
         trainer.model.train()
 
@@ -163,7 +167,7 @@ def _train(
                 if after_epoch:
                     after_epoch(math.ceil(update / trainer.per_epoch), score)
 
-                if trainer.out_of_patience:
+                if trainer.optim.patience and course.waited >= trainer.optim.patience:
                     break
 
             course.seconds = time.monotonic() - started
@@ -171,13 +175,6 @@ def _train(
                 state.save_if_due()
 
     course.seconds = time.monotonic() - started
-
-
-def _progress(trainer: Trainer) -> AbstractContextManager[Callable[[int], None]]:
-    """The bar of the first rank; the others show none."""
-    if trainer.ranks.rank:
-        return nullcontext(lambda updates: None)
-    return log.progress(f"seed {trainer.seed}", trainer.schedule.updates, "updates")
 
 
 def _to_board(lines: Sequence[dict[str, float]], folder: Path) -> None:

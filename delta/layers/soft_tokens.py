@@ -4,16 +4,19 @@ The word embedding answers to pseudo-ids, vocabulary size + i for token i of a p
 holds some, as a cloze template does, is taken as it is. Into any other they are inserted after its
 first token, and their positions are removed from what the encoder returns: `<s>` stays first and
 each token keeps its place, so that every head reads, and every label means, what it does without a
-prompt. (peft puts them before `<s>` and leaves them there.)"""
+prompt. (peft puts them before `<s>` and leaves them there.)
 
-from typing import Any
+What makes the embeddings is a module of the method's: a table, a network, or a decoder of few
+numbers."""
+
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import RobertaModel, RobertaPreTrainedModel
 
 from robustly import UserError
-from robustly.delta.layers.prompts import PromptTable
 
 TABLE = "roberta.embeddings.word_embeddings.prompt.table"
 """Name of a prompt's parameter, tokens x hidden, where it is one."""
@@ -81,7 +84,7 @@ def attach(model: RobertaPreTrainedModel, prompt: nn.Module, tokens: int) -> Pro
             " intrinsic_prompt"
         )
 
-    if tokens > (most := longest(model.roberta) - SHORTEST):
+    if tokens > (most := longest_input(model.roberta) - SHORTEST):
         raise UserError(
             f"tokens = {tokens}: expected at most {most}, so that the model's positions leave some"
             " to texts"
@@ -94,7 +97,7 @@ def attach(model: RobertaPreTrainedModel, prompt: nn.Module, tokens: int) -> Pro
     return embeddings.word_embeddings
 
 
-def longest(encoder: RobertaModel) -> int:
+def longest_input(encoder: RobertaModel) -> int:
     """Tokens of the longest input: positions are counted from the padding id + 1."""
     return encoder.config.max_position_embeddings - encoder.embeddings.padding_idx - 1
 
@@ -192,7 +195,7 @@ def _holds_prompt(ids: Tensor, words: PromptedEmbedding) -> bool:
 def _check_length(ids: Tensor, count: int, encoder: RobertaModel) -> None:
     """torch would name an index that is out of range. Padding has no position, so it may go
     beyond."""
-    most = longest(encoder) - count
+    most = longest_input(encoder) - count
     if (
         ids.shape[1] > most
         and (found := int((ids != encoder.embeddings.padding_idx).sum(dim=1).max())) > most
@@ -201,3 +204,66 @@ def _check_length(ids: Tensor, count: int, encoder: RobertaModel) -> None:
             f"an input of {found} tokens: expected at most {most}, since the prompt takes {count}"
             f" of the model's {most + count} positions"
         )
+
+
+# ------------------------------------------------------------------------------------------ prompts
+
+
+class PromptTable(nn.Module):
+    """A prompt that is learned directly. Parameters: tokens x hidden."""
+
+    def __init__(self, rows: Tensor):
+        super().__init__()
+        self.table = nn.Parameter(rows)
+
+    def forward(self) -> Tensor:
+        return self.table
+
+
+class PromptNetwork(nn.Module):
+    """A BiLSTM over input embeddings of its own, and two linear maps with a ReLU between them
+    (P-Tuning's section 3.2; sizes of the authors' code: two layers, hidden / 2 in each direction).
+    Nothing is dropped out."""
+
+    def __init__(self, tokens: int, hidden: int):
+        super().__init__()
+        self.inputs = nn.Parameter(torch.randn(tokens, hidden))
+        self.lstm = nn.LSTM(hidden, hidden // 2, num_layers=2, bidirectional=True, batch_first=True)
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * (hidden // 2), hidden), nn.ReLU(), nn.Linear(hidden, hidden)
+        )
+
+    def forward(self) -> Tensor:
+        """Embeddings, tokens x hidden."""
+        rows: Tensor = self.mlp(self.lstm(self.inputs[None])[0])[0]
+        return rows
+
+    def train(self, mode: bool = True) -> Self:
+        """Always training: the mode would change the LSTM's kernel alone, and cuDNN's other one has
+        no gradients."""
+        return super().train(True)
+
+
+def decode(decoder: Mapping[str, Tensor], code: Tensor) -> Tensor:
+    """linear, tanh, linear. `code`: ... x dimension; returns ... x (tokens * hidden).
+
+    `decoder`: `inner_weight` (width x dimension), `outer_weight` (tokens * hidden x width),
+    `inner_bias`, `outer_bias`."""
+    inner = torch.tanh(nn.functional.linear(code, decoder["inner_weight"], decoder["inner_bias"]))
+    return nn.functional.linear(inner, decoder["outer_weight"], decoder["outer_bias"])
+
+
+class PromptCode(nn.Module):
+    """The numbers that are trained, and the frozen decoder, which is no parameter and not stored
+    with them."""
+
+    def __init__(self, decoder: Mapping[str, Tensor], dimension: int, tokens: int, hidden: int):
+        super().__init__()
+        self.code = nn.Parameter(torch.empty(dimension).normal_(std=0.02))  # as the authors' code
+        self.shape = (tokens, hidden)
+        for name, tensor in decoder.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self) -> Tensor:
+        """Embeddings, tokens x hidden."""
+        return decode(dict(self.named_buffers()), self.code).view(self.shape)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from robustly.delta.methods.low_rank import LowRank
+from robustly.delta.methods.lora import LowRank
 from robustly.pretrain.config import Positive
 
 if TYPE_CHECKING:

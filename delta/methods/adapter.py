@@ -10,9 +10,6 @@ from robustly.pretrain.config import Positive
 
 if TYPE_CHECKING:
     from transformers import RobertaConfig, RobertaPreTrainedModel
-    from transformers.models.roberta.modeling_roberta import RobertaOutput, RobertaSelfOutput
-
-    from robustly.delta.layers.bottleneck import AdaptedOutput
 
 
 class Adapter(Method):
@@ -39,23 +36,17 @@ class Adapter(Method):
         left out.) The model starts as it is without them."""
         from torch import nn
 
-        for layer in model.roberta.encoder.layer:
-            if self.place == "houlsby":
-                layer.attention.output = self._adapted(layer.attention.output)
+        from robustly.delta.layers.adapter import AdaptedOutput
 
-            layer.output = self._adapted(layer.output)
+        parallel = self.place == "parallel"
+        for layer in model.roberta.encoder.layer:
+            for part in (layer.attention, layer) if self.place == "houlsby" else (layer,):
+                part.output = AdaptedOutput(part.output, self.size, self.scale, parallel)
 
         if self.layer_norms:
             for module in model.roberta.modules():
                 if isinstance(module, nn.LayerNorm):
                     module.requires_grad_(True)
-
-    def _adapted(self, output: "RobertaSelfOutput | RobertaOutput") -> "AdaptedOutput":
-        from robustly.delta.layers.bottleneck import AdaptedOutput, Bottleneck
-
-        scales = output.LayerNorm.weight
-        adapter = Bottleneck(len(scales), self.size, self.scale).to(scales.device, scales.dtype)
-        return AdaptedOutput(output, adapter, self.place == "parallel")
 
     def parameter_count(self, config: "RobertaConfig") -> int:
         """With the LayerNorms, RoBERTa-base: 2,417,664 for houlsby of size 64, 351,936 of size

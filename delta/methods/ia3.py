@@ -3,29 +3,23 @@ peft."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from robustly.delta.methods.method import Method
+from robustly.delta.methods.method import PeftLayers
 
 if TYPE_CHECKING:
     from peft import IA3Config
-    from transformers import RobertaConfig, RobertaPreTrainedModel
+    from transformers import RobertaConfig
 
 _FEED_FORWARD = r".*layer\.\d+\.output\.dense"
 _TARGETS = rf".*attention\.self\.(key|value)|{_FEED_FORWARD}"
 
 
-class Ia3(Method):
+class Ia3(PeftLayers):
     """Learned scales of keys, values and the feed-forward's inner activations (Liu et al. 2022,
-    section 3.3)."""
+    section 3.3). They start at 1, so the model starts as it is without them."""
 
     name: Literal["ia3"]
 
     default_lr: ClassVar[float] = 3e-3  # section 3.3
-
-    def attach(self, model: "RobertaPreTrainedModel") -> None:
-        """Scales start at 1, so the model starts as it is without them."""
-        from robustly.delta.layers.tuners import inject
-
-        inject(model.roberta, self.peft_config(model.config), self.name)
 
     def parameter_count(self, config: "RobertaConfig") -> int:
         """55,296 for RoBERTa-base."""

@@ -45,7 +45,6 @@ class IntrinsicPrompt(Method):
         refuses another decoder. Raises UserError if the folder is missing or damaged, or if it is
         of another base."""
         from robustly.delta.layers import soft_tokens
-        from robustly.delta.layers.prompts import PromptCode
 
         folder = Path(self.subspace)
         subspace, decoder, found = read(folder)
@@ -66,7 +65,7 @@ class IntrinsicPrompt(Method):
         model.delta.methods = [
             known if method is self else method for method in model.delta.methods
         ]
-        code = PromptCode(decoder, subspace.dimension, subspace.tokens, subspace.hidden)
+        code = soft_tokens.PromptCode(decoder, subspace.dimension, subspace.tokens, subspace.hidden)
         soft_tokens.attach(model, code, subspace.tokens)
 
     def parameter_count(self, config: "RobertaConfig") -> int:

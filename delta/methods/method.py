@@ -3,6 +3,7 @@
 A config is read without torch, so files of methods import torch, peft and layers where they use
 them."""
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -11,6 +12,7 @@ from robustly.config import Section
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+    from peft.tuners.tuners_utils import BaseTuner
     from transformers import RobertaConfig, RobertaPreTrainedModel
 
 Rate = Annotated[float, Field(gt=0)]
@@ -38,17 +40,17 @@ class Method(Section):
     conformance_tested: ClassVar[bool] = True
     """Whether the conformance test covers it by its name alone."""
 
+    @abstractmethod
     def attach(self, model: "RobertaPreTrainedModel") -> None:
         """Add its modules to a model in place and make their parameters trainable.
 
         Its start is drawn from torch's global generator. What training and saving must know is
         noted on `model.delta` (`robustly.delta.attachment.Attachment`). Raises UserError if it does
         not fit the model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parameter_count(self, config: "RobertaConfig") -> int:
         """Parameters that it trains in an encoder of this shape, by the equations of its paper."""
-        raise NotImplementedError
 
     def scaled_lr(self, width: int) -> float:
         """`default_lr` for a base of so many hidden units."""
@@ -61,6 +63,30 @@ class Method(Section):
     def recipe_by_content(self) -> dict[str, Any]:
         """Its recipe, in which files count by what they hold and not by where they lie."""
         return self.recipe()
+
+
+class PeftLayers(Method):
+    """A method by peft, whose layers take the place of linear maps of the encoder."""
+
+    def attach(self, model: "RobertaPreTrainedModel") -> None:
+        self.inject(model)
+
+    def inject(self, model: "RobertaPreTrainedModel") -> "BaseTuner":
+        """As `attach`; returns peft's object for the layers.
+
+        peft leaves a record of its methods on the encoder. It is taken away: for its sake peft
+        warns of the next method, or refuses it (AdaLoRA)."""
+        from peft import PEFT_TYPE_TO_TUNER_MAPPING
+
+        config = self.peft_config(model.config)
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+        injected = tuner(model.roberta, config, adapter_name=self.name)
+        del model.roberta.peft_config
+        return injected
+
+    @abstractmethod
+    def peft_config(self, config: "RobertaConfig") -> "PeftConfig":
+        """What peft makes the layers by, and loads their stored form by."""
 
 
 def scaled_to_width(rate: float, width: int) -> float:

@@ -31,15 +31,15 @@ class PTuning(Method):
         import torch
 
         from robustly.delta.layers import soft_tokens
-        from robustly.delta.layers.prompts import PromptNetwork, PromptTable
 
         hidden = model.config.hidden_size
         if model.delta.finished:
-            table = PromptTable(torch.zeros(self.tokens, hidden))
+            table = soft_tokens.PromptTable(torch.zeros(self.tokens, hidden))
             soft_tokens.attach(model, table, self.tokens)
             return
 
-        words = soft_tokens.attach(model, PromptNetwork(self.tokens, hidden), self.tokens)
+        network = soft_tokens.PromptNetwork(self.tokens, hidden)
+        words = soft_tokens.attach(model, network, self.tokens)
         model.delta.finishers.append(words.finish)
 
     def parameter_count(self, config: "RobertaConfig") -> int:

@@ -4,13 +4,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from robustly.delta.methods.method import Method
 from robustly.pretrain.config import Positive
+from robustly.tokenizer.special_tokens import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import RobertaConfig, RobertaPreTrainedModel
 
-SPECIAL = 4
-"""Special tokens at the begin of the vocabulary, in RoBERTa's layout; <mask> is its last entry."""
 WHY_NOT_MERGED = "its embeddings are of no token of the vocabulary"
 
 
@@ -29,19 +28,20 @@ class Prompt(Method):
     def attach(self, model: "RobertaPreTrainedModel") -> None:
         """Raises UserError as `soft_tokens.attach` does."""
         from robustly.delta.layers import soft_tokens
-        from robustly.delta.layers.prompts import PromptTable
 
-        soft_tokens.attach(model, PromptTable(self._start(model)), self.tokens)
+        soft_tokens.attach(model, soft_tokens.PromptTable(self._start(model)), self.tokens)
 
     def _start(self, model: "RobertaPreTrainedModel") -> "Tensor":
         """tokens x hidden: rows of the embedding, of entries drawn evenly from all but RoBERTa's
-        special tokens (the paper draws from the 5,000 most frequent ones; frequencies are not known
-        here), or noise as large as the model's own start."""
+        special tokens, which are the first, and <mask>, the last (the paper draws from the 5,000
+        most frequent ones; frequencies are not known here), or noise as large as the model's own
+        start."""
         import torch
 
         words = model.roberta.embeddings.word_embeddings.weight
         if self.start == "vocabulary":
-            return words.detach()[torch.randint(SPECIAL, len(words) - 1, (self.tokens,))].float()
+            drawn = torch.randint(len(SPECIAL_TOKENS), len(words) - 1, (self.tokens,))
+            return words.detach()[drawn].float()
         return torch.empty(self.tokens, words.shape[1]).normal_(std=model.config.initializer_range)
 
     def parameter_count(self, config: "RobertaConfig") -> int:

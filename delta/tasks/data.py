@@ -227,11 +227,12 @@ _EXAMPLE: dict[str, Callable[[Any, Row, int], Example]] = {
 
 
 def _texts(task: Any, row: Row) -> tuple[str, ...]:
-    roles = {
-        "text": task.text,
-        **({"text_pair": task.text_pair} if task.text_pair is not None else {}),
-    }
-    return tuple(_checked(_value(row, key, role), key, role) for role, key in roles.items())
+    roles = {"text": task.text, "text_pair": task.text_pair}
+    return tuple(
+        _checked(_value(row, key, role), key, role)
+        for role, key in roles.items()
+        if key is not None
+    )
 
 
 def _strings(row: Row, key: str, role: str) -> tuple[str, ...]:

@@ -131,10 +131,8 @@ class TaskHead(ABC):
             line[: len(each)] = each
 
         padded = torch.from_numpy(ids).to(device)
-        return {
-            "input_ids": padded,
-            "attention_mask": padded.ne(self.tokenizer.pad_id).long(),
-        }  # no text makes <pad>
+        # No text makes <pad>.
+        return {"input_ids": padded, "attention_mask": padded.ne(self.tokenizer.pad_id).long()}
 
     def _check(self, examples: Sequence[Example]) -> None:
         """Raises UserError unless each has a text, or a pair where the task has pairs."""
@@ -337,11 +335,11 @@ class ClozeHead(ClassificationHead):
 
     @property
     def prompt_tokens(self) -> int:
-        return sum(part.count for part in self._parts)
+        return sum(piece.count for piece in self._pieces)
 
     def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
         self._check(examples)
-        before = {str(part.kind): part.words for part in self._parts}
+        before = {str(piece.kind): piece.words for piece in self._pieces}
         columns = [
             self._encoded([before[kind] + example.texts[place] for example in examples])
             for place, kind in enumerate(self._kinds)
@@ -355,19 +353,17 @@ class ClozeHead(ClassificationHead):
     def logits(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
         """Of the labels' words, (N, labels). The head is run at <mask> alone."""
         hidden = model.roberta(**batch).last_hidden_state
-        places = (
-            batch["input_ids"].eq(self.tokenizer.mask_id).int().argmax(1)
-        )  # no text makes <mask>
-        scores: Tensor = model.lm_head(
-            hidden[torch.arange(len(hidden), device=hidden.device), places]
-        )
+        # No text makes <mask>.
+        places = batch["input_ids"].eq(self.tokenizer.mask_id).int().argmax(1)
+        rows = torch.arange(len(hidden), device=hidden.device)
+        scores: Tensor = model.lm_head(hidden[rows, places])
         return scores[:, self._word_ids]
 
     def _filled(self, texts: Sequence[list[int]]) -> list[int]:
         """<s>, the template with these texts, </s>."""
         ids = [self.tokenizer.bos_id]
-        for part, fixed in zip(self._parts, self._fixed, strict=True):
-            ids += texts[self._kinds.index(part.kind)] if part.kind in self._kinds else fixed
+        for piece, fixed in zip(self._pieces, self._fixed, strict=True):
+            ids += texts[self._kinds.index(piece.kind)] if piece.kind in self._kinds else fixed
         return [*ids, self.tokenizer.eos_id]
 
     @property
@@ -376,23 +372,23 @@ class ClozeHead(ClassificationHead):
         return ("text",) if self.task.text_pair is None else ("text", "text_pair")
 
     @cached_property
-    def _parts(self) -> list[template.TemplatePiece]:
+    def _pieces(self) -> list[template.TemplatePiece]:
         return template.parse(self.task.template)
 
     @cached_property
     def _fixed(self) -> list[list[int]]:
-        """The ids of each part; none of a text."""
+        """The ids of each piece; none of a text."""
         found = []
         pseudo = self.first_pseudo_id
 
-        for part, ids in zip(
-            self._parts, self._encoded([part.words for part in self._parts]), strict=True
+        for piece, ids in zip(
+            self._pieces, self._encoded([piece.words for piece in self._pieces]), strict=True
         ):
-            match part.kind:
+            match piece.kind:
                 case "mask":
                     ids = [self.tokenizer.mask_id]
                 case "prompt":
-                    ids = list(range(pseudo, pseudo := pseudo + part.count))
+                    ids = list(range(pseudo, pseudo := pseudo + piece.count))
                 case "text" | "text_pair":
                     ids = []
 
@@ -409,9 +405,9 @@ class ClozeHead(ClassificationHead):
     def _word_ids(self) -> list[int]:
         """The id of each label's word. Raises UserError if one is not a single token."""
         words = [self.task.words[label] for label in self.labels]
-        pieces = self._encoded([f" {word}" for word in words])
+        encoded = self._encoded([f" {word}" for word in words])
 
-        for label, word, ids in zip(self.labels, words, pieces, strict=True):
+        for label, word, ids in zip(self.labels, words, encoded, strict=True):
             if len(ids) != 1:
                 shown = ", ".join(repr(self.tokenizer.decode([number])) for number in ids)
                 raise UserError(
@@ -420,7 +416,7 @@ class ClozeHead(ClassificationHead):
                     " before it"
                 )
 
-        return [ids[0] for ids in pieces]
+        return [ids[0] for ids in encoded]
 
 
 _HEADS: dict[str, type[TaskHead]] = {

@@ -25,9 +25,8 @@ def scores(kind: str, answers: Sequence[Any], truth: Sequence[Any]) -> dict[str,
     accuracy of tags. multiple_choice: accuracy."""
     assert len(answers) == len(truth) > 0
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of what has a score here: one answer to everything, no entity found
+        # Of what has a score here: one answer to everything, no entity found.
+        warnings.simplefilter("ignore")
         found = {name: float(score) for name, score in _SCORES[kind](answers, truth).items()}
 
     assert next(iter(found)) == MAIN[kind]

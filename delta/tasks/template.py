@@ -21,7 +21,7 @@ class TemplatePiece:
 
 
 def parse(template: str) -> list[TemplatePiece]:
-    """The parts of a template, in order.
+    """The pieces of a template, in order.
 
     White space before `<mask>` and `{prompt}` and at the end is dropped, as RoBERTa's tokenizer
     drops it before <mask>. A space before a text goes with the text, whose first word is then one
@@ -29,28 +29,31 @@ def parse(template: str) -> list[TemplatePiece]:
 
     Raises ValueError unless there is one `<mask>`, one `{text}` and at most one `{text_pair}`, and
     if there is any other name in braces or another special token."""
-    parts: list[TemplatePiece] = []
+    pieces: list[TemplatePiece] = []
     start = 0
 
     for place in _PLACE.finditer(template):
         words = template[start : place.start()]
-        part = _part(place)
-        if part.kind in ("text", "text_pair") and words.endswith(" "):
-            words, part = words[:-1], TemplatePiece(part.kind, " ")
-        elif part.kind in ("mask", "prompt"):
+        piece = _piece(place)
+        if piece.kind in ("text", "text_pair") and words.endswith(" "):
+            words, piece = words[:-1], TemplatePiece(piece.kind, " ")
+        elif piece.kind in ("mask", "prompt"):
             words = words.rstrip()
 
-        parts += [TemplatePiece("words", words)] * bool(words) + [part]
+        if words:
+            pieces.append(TemplatePiece("words", words))
+
+        pieces.append(piece)
         start = place.end()
 
     if rest := template[start:].rstrip():
-        parts.append(TemplatePiece("words", rest))
+        pieces.append(TemplatePiece("words", rest))
 
     for kind, name in (("mask", MASK_TOKEN), ("text", "{text}")):
-        if (found := sum(part.kind == kind for part in parts)) != 1:
+        if (found := sum(piece.kind == kind for piece in pieces)) != 1:
             raise ValueError(f"expected {name} exactly once, found it {found} times")
 
-    if sum(part.kind == "text_pair" for part in parts) > 1:
+    if sum(piece.kind == "text_pair" for piece in pieces) > 1:
         raise ValueError("expected {text_pair} at most once")
 
     for token in SPECIAL_TOKENS:
@@ -60,10 +63,10 @@ def parse(template: str) -> list[TemplatePiece]:
                 " around it"
             )
 
-    return parts
+    return pieces
 
 
-def _part(place: re.Match[str]) -> TemplatePiece:
+def _piece(place: re.Match[str]) -> TemplatePiece:
     name, count = place["name"], place["count"]
     if name is None:
         return TemplatePiece("mask")

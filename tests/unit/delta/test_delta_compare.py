@@ -114,7 +114,7 @@ def test_what_was_trained_before_a_kill_is_not_trained_again(
 
     def score(seed: int, name: str) -> float:
         (tmp_path / name).mkdir(exist_ok=True)
-        entry = delta_compare._settled(config.compare.entries[1], config, Base.load(config.base))
+        _, entry = delta_compare._entries(config, Base.load(config.base))
         train(config, entry, [seed], tmp_path / name)
         return float(json.loads((tmp_path / name / f"{seed}.json").read_text())["score"])
 
@@ -196,5 +196,9 @@ def test_by_default_every_method_is_compared(make_config: MakeConfig) -> None:
     assert alone and set(alone) == {method["name"] for method in EVERY_METHOD}
     together = [{method["name"] for method in methods} for methods in COMPARED if len(methods) > 1]
     assert together == [{"adapter", "prefix", "lora"}, {"bitfit", "lora"}, {"prefix", "adapter"}]
-    entries = delta_compare._every_method()
-    assert [entry.peak_lr for entry in entries] == [None] * len(COMPARED)
+    config = make_config()
+    entries = delta_compare._entries(config, Base.load(config.base))
+    assert [[method.name for method in entry.methods] for entry in entries] == [
+        [method["name"] for method in methods] for methods in COMPARED
+    ]
+    assert all(method.lr for entry in entries for method in entry.methods)

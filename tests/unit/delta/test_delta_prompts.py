@@ -21,7 +21,7 @@ from transformers import (
 
 from robustly import UserError
 from robustly.delta.attachment import attach, finish, parameters, stored, trained
-from robustly.delta.layers.soft_tokens import TABLE, PromptedEmbedding, longest
+from robustly.delta.layers.soft_tokens import TABLE, PromptedEmbedding, longest_input
 
 torch.set_num_threads(1)  # more are slower on networks this small
 HEADS = (
@@ -383,7 +383,7 @@ def test_the_start() -> None:
 
 def test_the_longest_text() -> None:
     model = attach(new_model(), [PROMPT])
-    most = longest(model.roberta) - model.delta.positions
+    most = longest_input(model.roberta) - model.delta.positions
     assert most == 40 - TOKENS
     assert torch.isfinite(model(**texts(most, 5)).logits).all()
     padded = torch.nn.functional.pad(

@@ -16,7 +16,7 @@ from robustly.cli import app
 from robustly.delta.attachment import attach, finish, parameters, stored, trained
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment, load_delta
-from robustly.delta.layers.prompts import decode
+from robustly.delta.layers.soft_tokens import decode
 from robustly.delta.methods.intrinsic_prompt import DECODER, RECORD
 from robustly.delta.saving import load
 from robustly.delta.stage import make_delta

@@ -17,7 +17,7 @@ from robustly.delta.data_parallel import Ranks
 from robustly.delta.predictor import Judgement, Predictor
 from robustly.delta.tasks.data import Example, TaskData
 from robustly.delta.trainer import batches
-from robustly.delta.tuning import SeedScore, attached, mean_and_deviation, score, tune
+from robustly.delta.tuning import attached, mean_and_deviation, score, tune
 
 MakeConfig = Callable[..., DeltaExperiment]
 SHORT = ("optim.epochs=0.67", "optim.warmup=0.2")  # 5 updates
@@ -78,14 +78,8 @@ def test_scores_are_of_each_seed(base: Base, data: TaskData, make_config: MakeCo
     assert again.score.confusion != [
         list(column) for column in zip(*again.score.confusion, strict=True)
     ]
-    assert mean_and_deviation([_score(0.5), _score(0.7)], "accuracy") == pytest.approx(
-        (0.6, 0.2 / 2**0.5)
-    )
-    assert mean_and_deviation([_score(0.5)], "accuracy") == (0.5, None)
-
-
-def _score(accuracy: float) -> SeedScore:
-    return SeedScore(0, {"accuracy": accuracy}, [], 1.0, None, 0.0)
+    assert mean_and_deviation([0.5, 0.7]) == pytest.approx((0.6, 0.2 / 2**0.5))
+    assert mean_and_deviation([0.5]) == (0.5, None)
 
 
 def test_a_rate_that_blows_up(base: Base, data: TaskData, make_config: MakeConfig) -> None:

@@ -27,13 +27,14 @@ class AdaptedOutput(nn.Module):
     LayerNorm. Its other parts are the base's own, under the names that they have there."""
 
     def __init__(
-        self, output: RobertaSelfOutput | RobertaOutput, adapter: Bottleneck, parallel: bool
+        self, output: RobertaSelfOutput | RobertaOutput, size: int, scale: float, parallel: bool
     ):
         super().__init__()
         self.dense: nn.Module = output.dense
         self.dropout: nn.Module = output.dropout
         self.LayerNorm: nn.Module = output.LayerNorm
-        self.adapter = adapter
+        gains = output.LayerNorm.weight
+        self.adapter = Bottleneck(len(gains), size, scale).to(gains.device, gains.dtype)
         self.parallel = parallel
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
@@ -41,6 +42,9 @@ class AdaptedOutput(nn.Module):
         its width; `input_tensor`: what went into it, inputs x tokens x hidden. Returns what the
         layer hands on, of that shape."""
         hidden_states = self.dropout(self.dense(hidden_states))
-        adapted = self.adapter(input_tensor if self.parallel else hidden_states)
-        normed: Tensor = self.LayerNorm(hidden_states + adapted + input_tensor)
+        # Under one name, so that what was added up is free while the LayerNorm runs.
+        hidden_states = hidden_states + self.adapter(
+            input_tensor if self.parallel else hidden_states
+        )
+        normed: Tensor = self.LayerNorm(hidden_states + input_tensor)
         return normed
