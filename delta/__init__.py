@@ -4,10 +4,11 @@
 `attach` adds methods to a RoBERTa model of transformers, `save` writes what was trained, without
 the base, `load_into` attaches it to a fresh model, and `merge` folds it into the weights.
 
-`methods` holds a file for each method; `attachment` puts them on a model; `base_model` is the
-encoder, which is never changed; `tasks` reads examples and turns them into tensors and scores;
-`tuning` trains, with other ranks (`data_parallel`) where there are some; `predictor` answers;
-`saving` writes and reads a delta's folder, `card` its README; `stage` is the command."""
+`methods` holds a file for each method, `layers` their torch modules; `attachment` puts them on a
+model; `base_model` is the encoder, which is never changed; `tasks` reads examples and turns them
+into tensors and scores; `tuning` trains, with other ranks (`data_parallel`) where there are some;
+`predictor` answers; `saving` writes and reads a delta's folder, `card` its README; `stage` is the
+command."""
 
 from collections.abc import Sequence
 from pathlib import Path

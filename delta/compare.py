@@ -113,17 +113,16 @@ def compare(config: DeltaExperiment) -> Manifest:
 
 def _entries(config: DeltaExperiment, base: Base) -> list[CompareEntry]:
     """What is compared, with every learning rate and number of epochs stated."""
-    default = {"peak_lr": config.optim.peak_lr, "epochs": config.optim.epochs}
-    entries = []
+    width = base.model.config.hidden_size
     every = [CompareEntry(methods=parse(methods)) for methods in COMPARED]
-    for entry in config.compare.entries or every:
-        stated = {**default, **entry.model_dump(exclude_none=True), "methods": entry.methods}
-        if not entry.peak_lr:
-            stated["methods"] = rated(entry.methods, base.model.config.hidden_size)
-
-        entries.append(CompareEntry(**stated))
-
-    return entries
+    return [
+        CompareEntry(
+            methods=entry.methods if entry.peak_lr else rated(entry.methods, width),
+            peak_lr=entry.peak_lr or config.optim.peak_lr,
+            epochs=entry.epochs or config.optim.epochs,
+        )
+        for entry in config.compare.entries or every
+    ]
 
 
 def _recipe(

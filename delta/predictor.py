@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import RobertaPreTrainedModel
 
 from robustly import UserError
+from robustly.delta.attachment import attach
 from robustly.delta.base_model import Base
 from robustly.delta.data_parallel import ALONE, Ranks
 from robustly.delta.tasks.config import Task
@@ -24,12 +25,6 @@ def head_on(base: Base, task: Task, labels: tuple[str, ...], positions: int = 0)
     as `task_head` does."""
     longest = base.longest_input - positions
     return task_head(task, labels, base.tokenizer, longest, base.model.config.vocab_size)
-
-
-def new_model(base: Base, task: Task, labels: tuple[str, ...], seed: int) -> RobertaPreTrainedModel:
-    """The base under the head that a task wants. Raises UserError if the base cannot have it."""
-    head = head_on(base, task, labels)
-    return base.with_head(head.kind, head.outputs, seed, labels)
 
 
 class Judgement(NamedTuple):
@@ -51,11 +46,22 @@ class Predictor:
     labels: tuple[str, ...]
 
     @classmethod
-    def of(
-        cls, model: RobertaPreTrainedModel, task: Task, labels: tuple[str, ...], base: Base
+    def attached(
+        cls,
+        base: Base,
+        task: Task,
+        labels: tuple[str, ...],
+        methods: Sequence[Any],
+        seed: int,
+        finished: bool = False,
     ) -> "Predictor":
-        """The predictor of a model with a delta. Prompts take positions from the text."""
+        """A base under a random head for a task, with methods attached, `finished` as `attach` has
+        it. Prompts take positions from the text.
+
+        Raises UserError if the base cannot have the head, or if a method does not fit it."""
         head = head_on(base, task, labels)
+        model = base.with_head(head.kind, head.outputs, seed, labels)
+        attach(model, methods, seed, base.fingerprint, finished)
         if model.delta.positions and not head.prompt_tokens:
             head = head_on(base, task, labels, model.delta.positions)
 

@@ -17,7 +17,7 @@ from robustly import UserError, manifest
 from robustly.delta import peft_files
 from robustly.delta.attachment import attach, fingerprint, finish, parameters, stored
 from robustly.delta.base_model import Base
-from robustly.delta.predictor import Predictor, new_model
+from robustly.delta.predictor import Predictor
 from robustly.delta.tasks.config import Task
 from robustly.files import write_json
 
@@ -180,11 +180,12 @@ def reload(base: Base, folder: Path, head_seed: int = 0) -> Predictor:
         )
 
     task: Task = TypeAdapter[Any](Task).validate_python(record.task)
-    labels = tuple(record.labels)
-    model = new_model(base, task, labels, head_seed)
-    attach(model, record.methods, head_seed, base.fingerprint, finished=True)
-    load_tensors(model, folder / TENSORS)
-    return Predictor.of(model.eval(), task, labels, base)
+    predictor = Predictor.attached(
+        base, task, tuple(record.labels), record.methods, head_seed, finished=True
+    )
+    load_tensors(predictor.model, folder / TENSORS)
+    predictor.model.eval()
+    return predictor
 
 
 def read_record(folder: Path) -> DeltaRecord:

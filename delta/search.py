@@ -4,14 +4,18 @@ alone."""
 import dataclasses
 import time
 from collections.abc import Sequence
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import optuna
 import yaml
+from optuna.trial import FrozenTrial, TrialState
 
 from robustly import UserError, log, markdown
 from robustly.config import InputPath
 from robustly.delta import stage as delta_stage
+from robustly.delta.attachment import parameters
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import SEARCHED, searched_rates
@@ -27,11 +31,6 @@ from robustly.files import atomic, write_atomic, write_json
 from robustly.log import show
 from robustly.manifest import MANIFEST, Manifest, Stage
 from robustly.rng import Purpose, seed64
-
-if TYPE_CHECKING:
-    from multiprocessing.synchronize import Semaphore
-
-    import optuna
 
 STUDY = "study.sqlite"
 BEST = "best.yaml"
@@ -60,7 +59,8 @@ class Trial:
 class SearchSpace:
     """What is chosen among."""
 
-    methods: list[list[Method]]
+    methods: dict[str, list[Method]]
+    """By their labels."""
     peak_lr: tuple[float, float]
 
 
@@ -117,25 +117,25 @@ def search(config: DeltaExperiment) -> Manifest:
 
 def _space(config: DeltaExperiment, base: Base) -> SearchSpace:
     methods = config.search.methods or [parse(each) for each in SEARCHED]
-    return SearchSpace(
-        methods, config.search.peak_lr or searched_rates(base.model.config.hidden_size)
-    )
+    rates = config.search.peak_lr or searched_rates(base.model.config.hidden_size)
+    return SearchSpace({label(each): each for each in methods}, rates)
 
 
 def _check_fit(config: DeltaExperiment, base: Base, data: TaskData, space: SearchSpace) -> None:
     """Raises UserError, before any trial, if some methods do not fit the base."""
-    for methods in space.methods:
+    for name, methods in space.methods.items():
         try:
             attached(base, config.tuned_by(methods), data, config.seed)
         except UserError as fault:
-            raise UserError(f"search.methods: {label(methods)}: {fault}") from None
+            raise UserError(f"search.methods: {name}: {fault}") from None
 
 
 def _recipe(config: DeltaExperiment, data: TaskData, space: SearchSpace) -> dict[str, Any]:
     """Without the number of trials, so that it can grow, and without the processes."""
-    recipe = delta_stage.recipe(config.tuned_by(space.methods[0]), data)
+    first, *_ = space.methods.values()
+    recipe = delta_stage.recipe(config.tuned_by(first), data)
     del recipe["methods"], recipe["seeds"]
-    methods = [[method.recipe() for method in each] for each in space.methods]
+    methods = [[method.recipe() for method in each] for each in space.methods.values()]
     return {
         **recipe,
         "search": {"methods": methods, "peak_lr": space.peak_lr, "pruner": config.search.pruner},
@@ -160,7 +160,7 @@ def _run_trials(
 
 
 def _run_in_process(
-    config: DeltaExperiment, folder: Path, space: SearchSpace, tickets: "Semaphore"
+    config: DeltaExperiment, folder: Path, space: SearchSpace, tickets: Semaphore
 ) -> None:
     """Run a trial for every ticket that the other processes leave."""
     base, data = Base.load(config.base), read(config.delta.task)
@@ -173,8 +173,6 @@ def _one_trial(
 ) -> None:
     """Run the next trial. In one process the trials are a function of the config's seed, however
     often the search is stopped."""
-    import optuna
-
     study = _study(folder, config)
     seed = seed64(config.seed, Purpose.SEARCH, 0, len(_ended(study))) % 2**32
     study.sampler = optuna.samplers.TPESampler(seed=seed)
@@ -182,18 +180,16 @@ def _one_trial(
 
 
 def _score(
-    trial: "optuna.Trial", config: DeltaExperiment, space: SearchSpace, base: Base, data: TaskData
+    trial: optuna.Trial, config: DeltaExperiment, space: SearchSpace, base: Base, data: TaskData
 ) -> float:
     """The best epoch's score on the dev file."""
-    import optuna
-
-    names = [label(each) for each in space.methods]
-    name = trial.suggest_categorical("methods", names)
+    name = trial.suggest_categorical("methods", list(space.methods))
     rate = trial.suggest_float("peak_lr", *space.peak_lr, log=True)
-    tried = config.tuned_by(space.methods[names.index(name)], peak_lr=rate)
+    tried = config.tuned_by(space.methods[name], peak_lr=rate)
     started = time.monotonic()
-    counts = [method.parameter_count(base.model.config) for method in tried.delta.listed]
-    trial.set_user_attr("parameters", sum(counts))
+    # Attached, since the sum of `parameter_count` would count twice what two methods train.
+    sizes = parameters(attached(base, tried, data, config.seed).model)
+    trial.set_user_attr("parameters", sizes["delta"])
     state = "pruned"
     scores: list[float] = []
 
@@ -217,10 +213,8 @@ def _score(
         log.say(f"trial {trial.number}  {name}  peak_lr {rate:.2e}  {data.metric} {best}  {state}")
 
 
-def _study(folder: Path, config: DeltaExperiment) -> "optuna.Study":
+def _study(folder: Path, config: DeltaExperiment) -> optuna.Study:
     """The study in a folder, made if there is none."""
-    import optuna
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruner: optuna.pruners.BasePruner = optuna.pruners.MedianPruner()
     if config.search.pruner == "halving":
@@ -235,21 +229,17 @@ def _study(folder: Path, config: DeltaExperiment) -> "optuna.Study":
     )
 
 
-def _ended(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
-    from optuna.trial import TrialState
-
+def _ended(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
-def _give_up_running(study: "optuna.Study") -> None:
+def _give_up_running(study: optuna.Study) -> None:
     """End the trials of a search that was killed: this process alone is at work in the folder."""
-    from optuna.trial import TrialState
-
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
 
 
-def _trials(study: "optuna.Study") -> list[Trial]:
+def _trials(study: optuna.Study) -> list[Trial]:
     return [
         Trial(
             number=trial.number,
@@ -279,8 +269,7 @@ def _write(
     write_json(folder / "trials.json", [dataclasses.asdict(trial) for trial in trials])
     write_atomic(folder / "table.md", _table(trials, metric))
     _plot(trials, metric, folder / "plot.png")
-    names = [label(each) for each in space.methods]
-    tuned = config.tuned_by(space.methods[names.index(best.methods)], peak_lr=best.peak_lr)
+    tuned = config.tuned_by(space.methods[best.methods], peak_lr=best.peak_lr)
     write_atomic(folder / BEST, config_text(tuned, f"{config.name}_best"))
 
 

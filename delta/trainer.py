@@ -60,7 +60,7 @@ class Course:
         vars(self).update(state_dict)
 
 
-class Trainer:
+class DeltaTrainer:
     """Trains the delta and the head of a predictor on examples.
 
     The order of the examples and dropout are functions of the seed. `ranks`: those that train this

@@ -5,21 +5,21 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from robustly import log
-from robustly.delta.attachment import attach, finish, parameters, stored
+from robustly.delta.attachment import finish, parameters, stored
 from robustly.delta.base_model import Base
 from robustly.delta.checkpoint import Tensors, TrainingState
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.data_parallel import ALONE, Ranks
-from robustly.delta.predictor import Predictor, new_model
+from robustly.delta.predictor import Predictor
 from robustly.delta.tasks.data import TaskData, draw
-from robustly.delta.trainer import Trainer
+from robustly.delta.trainer import DeltaTrainer
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Tuned:
     trained: int
     """Parameters of the delta, while it was trained."""
     lines: list[dict[str, float]]
-    """Loss and rate of each update, and the main score on the dev file of each epoch."""
+    """Loss of each update, and the main score on the dev file of each epoch."""
 
 
 def score(base: Base, config: DeltaExperiment, data: TaskData) -> list[SeedScore]:
@@ -77,9 +77,7 @@ def attached(base: Base, config: DeltaExperiment, data: TaskData, seed: int) -> 
 
     Raises UserError if a method does not fit the base.
     """
-    model = new_model(base, config.delta.task, data.labels, seed)
-    attach(model, config.delta.listed, seed, base.fingerprint)
-    return Predictor.of(model, config.delta.task, data.labels, base)
+    return Predictor.attached(base, config.delta.task, data.labels, config.delta.listed, seed)
 
 
 def tune(
@@ -107,10 +105,11 @@ def tune(
     Raises UserError if a method does not fit the base, and Diverged if the loss is no longer
     finite."""
     predictor = attached(base, config, data, seed)
+    trained = parameters(predictor.model)["delta"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor.model.to(device)
     examples = draw(data, config.delta.task.examples, seed)
-    trainer = Trainer(predictor, examples, config.optim, seed, ranks)
+    trainer = DeltaTrainer(predictor, examples, config.optim, seed, ranks)
     state = TrainingState(checkpoint, trainer.parts()) if checkpoint else None
     if state and state.load(device) and not ranks.rank:
         updates = f"{trainer.course.updates:,} of {trainer.schedule.updates:,}"
@@ -123,7 +122,6 @@ def tune(
     if course.best:
         Tensors(stored(predictor.model)).load_state_dict(course.best)
 
-    trained = parameters(predictor.model)["delta"]
     finish(predictor.model)
     predictor.model.eval()
     if board and not ranks.rank:
@@ -142,7 +140,7 @@ def tune(
 
 
 def _train(
-    trainer: Trainer,
+    trainer: DeltaTrainer,
     data: TaskData,
     after_epoch: Callable[[int, float], None] | None,
     state: TrainingState | None,
@@ -150,9 +148,11 @@ def _train(
     """Make the updates that are left, and score each epoch on the dev file."""
     course, ranks = trainer.course, trainer.ranks
     started = time.monotonic() - course.seconds
-    bar = log.progress(f"seed {trainer.seed}", trainer.schedule.updates, "updates")
-    silent = nullcontext(lambda updates: None)  # the first rank shows the progress of all
-    with silent if ranks.rank else bar as advance:
+    bar: AbstractContextManager[Callable[[int], None]] = nullcontext(lambda updates: None)
+    if not ranks.rank:  # the first one shows the progress of all
+        bar = log.progress(f"seed {trainer.seed}", trainer.schedule.updates, "updates")
+
+    with bar as advance:
         advance(course.updates)
         trainer.model.train()
 

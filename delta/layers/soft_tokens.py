@@ -21,7 +21,7 @@ from robustly import UserError
 TABLE = "roberta.embeddings.word_embeddings.prompt.table"
 """Name of a prompt's parameter, tokens x hidden, where it is one."""
 
-SHORTEST = 3
+SHORTEST_TEXT = 3
 """Positions that are left to a text at least: <s>, a token, </s>."""
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
@@ -84,7 +84,7 @@ def attach(model: RobertaPreTrainedModel, prompt: nn.Module, tokens: int) -> Pro
             " intrinsic_prompt"
         )
 
-    if tokens > (most := longest_input(model.roberta) - SHORTEST):
+    if tokens > (most := longest_input(model.roberta) - SHORTEST_TEXT):
         raise UserError(
             f"tokens = {tokens}: expected at most {most}, so that the model's positions leave some"
             " to texts"

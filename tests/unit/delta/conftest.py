@@ -17,11 +17,8 @@ from robustly.delta.tasks.data import TaskData, read
 from robustly.pretrain.objective import new_model
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
-LETTERS = {
-    "early": "abcd",
-    "middle": "jklm",
-    "late": "wxyz",
-}  # label -> of what letters its texts are
+# Label -> of what letters its texts are.
+LETTERS = {"early": "abcd", "middle": "jklm", "late": "wxyz"}
 CONFIG = {
     "schema": 1,
     "name": "letters",

@@ -14,7 +14,7 @@ from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.stage import make_delta
 from robustly.delta.tasks.data import TaskData
-from robustly.delta.trainer import Trainer
+from robustly.delta.trainer import DeltaTrainer
 from robustly.delta.tuning import Tuned, tune
 
 MakeConfig = Callable[..., DeltaExperiment]
@@ -29,7 +29,7 @@ def after_every_update(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> list[int]:
     """Ctrl-C after so many updates more; returns a list to which each adds a number."""
-    gradients, made = Trainer._backward, []
+    gradients, made = DeltaTrainer._backward, []
 
     def stopped(*arguments: Any) -> float:
         if len(made) == updates:
@@ -37,7 +37,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> list[int]:
         made.append(len(made))
         return gradients(*arguments)
 
-    monkeypatch.setattr(Trainer, "_backward", stopped)
+    monkeypatch.setattr(DeltaTrainer, "_backward", stopped)
     return made
 
 

@@ -43,10 +43,8 @@ def test_the_rule() -> None:
     ]
     large = Situation(20_000, 30, 355_000_000, 3_550_000, LARGE)
     assert names(large) == ["lora", "adapter", "p_tuning_v2"]
-    assert names(dataclasses.replace(large, length=10)) == [
-        "lora",
-        "adapter",
-    ]  # 20 more keys would be most of them
+    # 20 more keys would be most of them.
+    assert names(dataclasses.replace(large, length=10)) == ["lora", "adapter"]
     lora = candidates(USUAL)[0]
     assert lora.methods[0] == parse([{"name": "lora", "lr": 5e-4}])[0]
     assert (lora.stored, lora.methods[0].lr) == (294_912, 5e-4)  # as the LoRA paper counts
@@ -54,9 +52,8 @@ def test_the_rule() -> None:
     width = RobertaConfig(
         hidden_size=192, num_hidden_layers=4, num_attention_heads=3, intermediate_size=768
     )
-    narrow = candidates(
-        Situation(140, 10, 3_400_000, 300_000, width)
-    )  # no BitFit, however few the examples
+    # No BitFit, however few the examples.
+    narrow = candidates(Situation(140, 10, 3_400_000, 300_000, width))
     assert [label(each.methods) for each in narrow] == [
         "lora (lr 0.002, targets dense key query value)",
         "adapter (lr 0.002)",
@@ -120,9 +117,8 @@ def test_counts_are_those_of_what_is_attached(base: Base) -> None:
 
 def test_what_the_rule_looks_at(base: Base, data: TaskData, make_config: MakeConfig) -> None:
     found = situation(base, make_config(*AUTO), data)
-    lengths = sorted(
-        len(example.texts[0]) + 2 for example in draw(data, 60, 3)
-    )  # a token for each byte, <s>, </s>
+    # A token for each byte, <s>, </s>.
+    lengths = sorted(len(example.texts[0]) + 2 for example in draw(data, 60, 3))
     assert found.length == sum(lengths[29:31]) / 2
     assert (found.examples, found.budget, found.parameters) == (60, 300_000, base.parameters)
     assert situation(base, make_config(*AUTO, "delta.budget=7"), data).budget == 7
@@ -194,14 +190,8 @@ def test_successive_halving(
     monkeypatch.setattr(delta_choice, "tune", fake(made, {1: 0.2, 2: 0.8, 4: 0.5}))
     among = [candidate(rank) for rank in (1, 2, 4, 8)]
     config = choose(base, make_config(*AUTO, "optim.epochs=8"), data, among, tmp_path)
-    assert made == [
-        (1, 2, 54),
-        (2, 2, 54),
-        (4, 2, 54),
-        (8, 2, 54),
-        (2, 4, 54),
-        (4, 4, 54),
-    ]  # a tenth of 60 is left out
+    # A tenth of 60 is left out.
+    assert made == [(1, 2, 54), (2, 2, 54), (4, 2, 54), (8, 2, 54), (2, 4, 54), (4, 4, 54)]
     assert label(config.delta.listed) == "lora (rank 2)"
     assert config.delta.task.examples == 60 and config.optim.epochs == 8  # the trial's are its own
     record = json.loads((tmp_path / "choice.json").read_text())

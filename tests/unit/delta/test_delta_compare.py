@@ -78,10 +78,8 @@ def test_rows_with_one_that_fails(make_config: MakeConfig, base: Base, tmp_path:
         2,
         "accuracy",
     )
-    assert [row["label"] for row in found.examples[0].rows] == [
-        good["label"],
-        bad["label"],
-    ]  # what failed comes last
+    # What failed comes last.
+    assert [row["label"] for row in found.examples[0].rows] == [good["label"], bad["label"]]
     assert not (tmp_path / "comparisons" / "letters" / "work").exists()
 
 

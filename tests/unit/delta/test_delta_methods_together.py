@@ -76,9 +76,8 @@ def test_starts_as_the_base_unless_it_adds_to_the_input(methods: list[dict[str, 
 )
 def test_under_every_head(methods: list[dict[str, Any]], head: str) -> None:
     model = attach(new_model(head), methods, seed=3)
-    unmoved = (
-        {"classifier.bias"} if head == "choice" else set()
-    )  # one score is added to all choices
+    # One score is added to all choices.
+    unmoved = {"classifier.bias"} if head == "choice" else set()
     assert train(model, batch(head, labels=True)) | unmoved == set(trained(model))
     finish(model)
     assert torch.equal(scores(reloaded(model, head), batch(head)), scores(model, batch(head)))

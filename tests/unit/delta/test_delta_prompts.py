@@ -386,9 +386,8 @@ def test_the_longest_text() -> None:
     most = longest_input(model.roberta) - model.delta.positions
     assert most == 40 - TOKENS
     assert torch.isfinite(model(**texts(most, 5)).logits).all()
-    padded = torch.nn.functional.pad(
-        texts(most, 5)["input_ids"], (0, 5), value=PAD
-    )  # to the full length
+    # Padded to the full length.
+    padded = torch.nn.functional.pad(texts(most, 5)["input_ids"], (0, 5), value=PAD)
     torch.testing.assert_close(
         model(padded, attention_mask=(padded != PAD).long()).logits,
         model(**texts(most, 5)).logits,

@@ -110,9 +110,8 @@ def test_spans_of_answers() -> None:
             torch.nn.functional.cross_entropy(output.start_logits, starts),
             torch.nn.functional.cross_entropy(output.end_logits, ends),
         ]
-        torch.testing.assert_close(
-            output.loss, sum(losses) / 2
-        )  # so with peft, label 2 is the third soft token
+        # So with peft, label 2 is the third soft token.
+        torch.testing.assert_close(output.loss, sum(losses) / 2)
 
 
 def few_updates(model: Any, parameters: list[Tensor]) -> None:

@@ -170,9 +170,8 @@ def test_the_folder(
     described = describe.describe_folder(folder, folder_kind(folder))
     assert described.kind == "subspace" and "2 numbers" in described.summary
     assert [row["name"] for row in described.examples[0].rows] == ["task0", "task1", "task2"]
-    assert (
-        make_subspace(configs, folder, 2, **SIZES).finished == manifest.finished
-    )  # the same again does nothing
+    # The same again does nothing.
+    assert make_subspace(configs, folder, 2, **SIZES).finished == manifest.finished
     with pytest.raises(UserError, match="another recipe"):
         make_subspace(configs, folder, 3, **SIZES)
 

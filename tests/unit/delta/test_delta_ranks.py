@@ -18,7 +18,7 @@ from robustly.delta.data_parallel import Ranks, joined
 from robustly.delta.predictor import Predictor
 from robustly.delta.stage import _one_seed, make_delta
 from robustly.delta.tasks.data import read
-from robustly.delta.trainer import Trainer
+from robustly.delta.trainer import DeltaTrainer
 from robustly.delta.tuning import tune
 from tests.ranks import run_distributed
 
@@ -77,12 +77,11 @@ def trained_by(rank: int, size: int, path: str, changes: list[str], meeting: str
     with joined(Path(meeting), rank, size) as ranks:
         tuned = tune(Base.load(config.base), config, read(config.delta.task), 3, ranks=ranks)
 
+    # Without the keys' biases: their gradient is 0 but for rounding, which Adam makes large.
     weights = {
         name: parameter.detach().double().sum().item()
         for name, parameter in tuned.predictor.model.named_parameters()
-        if not name.endswith(
-            "key.bias"
-        )  # its gradient is 0 but for rounding, which Adam makes large
+        if not name.endswith("key.bias")
     }
 
     return {
@@ -133,9 +132,8 @@ def test_a_delta_does_not_depend_on_how_many_train_it(
             assert line["loss"] == pytest.approx(other["loss"], rel=2e-4)
 
         assert three["weights"] == pytest.approx(one["weights"], rel=1e-3, abs=1e-3)
-        assert three["scores"] == pytest.approx(
-            one["scores"], abs=0.03
-        )  # a close decision may turn
+        # A close decision may turn.
+        assert three["scores"] == pytest.approx(one["scores"], abs=0.03)
         assert three["epoch"] == one["epoch"]
 
 
@@ -217,9 +215,11 @@ def test_dropout_differs_from_update_to_update_and_from_rank_to_rank(
 ) -> None:
     config = make_config("optim.epochs=0.67")
     data = read(config.delta.task)
-    gradients, seeds = Trainer._backward, []
+    gradients, seeds = DeltaTrainer._backward, []
     monkeypatch.setattr(
-        Trainer, "_backward", lambda *given: seeds.append(torch.initial_seed()) or gradients(*given)
+        DeltaTrainer,
+        "_backward",
+        lambda *given: seeds.append(torch.initial_seed()) or gradients(*given),
     )
     for rank in (0, 1):
         tune(base, config, data, 3, ranks=WithAll(rank, 1))

@@ -250,10 +250,8 @@ def test_pairs(tmp_path: Path) -> None:
     lines(tmp_path / "train.jsonl", {"t": "a", "u": "b", "l": "x"}, {"t": "b", "u": "a", "l": "y"})
     lines(tmp_path / "test.jsonl", {"t": "a", "u": "c", "l": "x"})
     data = read(stated(tmp_path, task(text_pair="u")))
-    assert [example.texts for example in data.train] == [
-        ("a", "b"),
-        ("b", "a"),
-    ]  # a test text in another pair is no leak
+    # A test text in another pair is no leak.
+    assert [example.texts for example in data.train] == [("a", "b"), ("b", "a")]
     lines(tmp_path / "test.jsonl", {"t": "a", "l": "x"})
 
     with pytest.raises(
@@ -410,11 +408,8 @@ def test_a_label_that_training_lacks(tmp_path: Path, part: str) -> None:
 def test_a_kind_of_entity_that_training_lacks(tmp_path: Path) -> None:
     lines(tmp_path / "train.jsonl", {"w": ["a", "b"], "g": ["O", "B-X"]})
     lines(tmp_path / "test.jsonl", {"w": ["c", "d"], "g": ["B-X", "I-X"]})
-    assert read(stated(tmp_path, task("tokens"))).labels == (
-        "B-X",
-        "I-X",
-        "O",
-    )  # within an entity is learnt by name
+    # I-X is learnt by name alone.
+    assert read(stated(tmp_path, task("tokens"))).labels == ("B-X", "I-X", "O")
     lines(tmp_path / "test.jsonl", {"w": ["c", "d"], "g": ["B-X", "B-Y"]})
     with pytest.raises(UserError, match=r"test.jsonl: line 1: the label 'B-Y' is not in"):
         read(stated(tmp_path, task("tokens")))
@@ -547,9 +542,8 @@ def test_draws_of_other_seeds_are_other_examples() -> None:
 def test_a_draw_favours_no_place_in_the_file() -> None:
     data = labelled(a=10, b=10)
     seen = Counter(example.texts for seed in range(150) for example in draw(data, 4, seed))
-    assert len(seen) == 20 and all(
-        8 < times < 52 for times in seen.values()
-    )  # 30 each, 4.5 deviations of 4.9
+    # 30 each, 4.5 deviations of 4.9.
+    assert len(seen) == 20 and all(8 < times < 52 for times in seen.values())
 
 
 def test_a_draw_stays_what_it_was() -> None:

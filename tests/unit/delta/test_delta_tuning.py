@@ -90,9 +90,8 @@ def test_a_rate_that_blows_up(base: Base, data: TaskData, make_config: MakeConfi
 
 def test_epochs_see_every_example_once_in_another_order_and_batches_are_of_like_length() -> None:
     lengths = [5 + 7 * place % 41 for place in range(48)]
-    made = list(
-        batches(lengths, size=6, updates=24, seed=1)
-    )  # windows of 8 batches are epochs here
+    # Windows of 8 batches are epochs here.
+    made = list(batches(lengths, size=6, updates=24, seed=1))
     epochs = [
         [place for batch in made[first : first + 8] for place in batch] for first in (0, 8, 16)
     ]
