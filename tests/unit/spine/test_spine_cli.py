@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from robustly import UserError
 from robustly.cli import app, common
+from robustly.exit_codes import INTERRUPTED
 from robustly.experiment import load_experiment
 
 
@@ -19,7 +20,7 @@ def test_ctrl_c_that_a_library_turned_into_its_own_error(
         except:  # noqa: E722
             import no_such_module  # noqa: F401
 
-    assert exit.value.exit_code == common.STOPPED
+    assert exit.value.exit_code == INTERRUPTED
     assert "stopped" in capsys.readouterr().err
 
 
