@@ -138,6 +138,41 @@ class Blocks:
                 at += piece.size
                 shard, offset = shard + 1, 0  # a block may go on in the next shard
 
+    # ----------------------------------------------------------------------- places in the stream
+
+    def slices(self, block: int, second: int) -> list[tuple[int, int, int]]:
+        """The slices of the stream that `gather` copies into a block: where each stands in it,
+        where it begins in the stream, and how many tokens it has."""
+        row = self._index[block]
+        if not self.pairs:
+            return [(1, int(row["start"]), int(row["length"]) - 1)]
+
+        found = [(1, int(row["start"]), int(row["first"]))]
+        other = self._index[second]
+        if other["second"] >= 0:
+            begin, tokens = int(other["second"]), int(other["length"] - other["first"] - 2)
+            found.append((1 + int(row["first"]) + 1, begin, tokens))
+
+        return found
+
+    def overlapping(
+        self, first: int, last: int, begin: int, end: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of the blocks `first` to `last` - 1, those with tokens from the stream's places `begin`
+        to `end` - 1 (in the pair formats, in their first segment), and those with some in their
+        second segment."""
+        rows = self._index[first:last]
+        sizes = rows["first"] if self.pairs else rows["length"] - 1
+        own = (rows["start"] < end) & (rows["start"] + sizes > begin)
+        if not self.pairs:
+            return first + np.flatnonzero(own), np.empty(0, np.int64)
+
+        seconds = rows["length"] - rows["first"] - 2
+        of_second = (
+            (rows["second"] >= 0) & (rows["second"] < end) & (rows["second"] + seconds > begin)
+        )
+        return first + np.flatnonzero(own), first + np.flatnonzero(of_second)
+
     # ------------------------------------------------------------------------------- next sentences
 
     def follows(

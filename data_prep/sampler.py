@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from robustly import UserError
 from robustly.data_prep.blocks import Blocks
-from robustly.rng import Purpose, permute, words
+from robustly.rng import Purpose, permute, unpermute, words
 
 # Seed and epoch, which no run has, of the subset that makes up a fraction: it is the same in all
 # runs and epochs.
@@ -76,6 +76,27 @@ class Mixture:
 
         return self._starts[source] + block
 
+    def entries(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """All places in the list where one of the blocks stands, in order: the inverse of
+        `block`."""
+        found = []
+        for source, (start, blocks_there) in enumerate(
+            zip(self._starts, self._blocks, strict=True)
+        ):
+            own = blocks[(blocks >= start) & (blocks < start + blocks_there)] - start
+            if not own.size:
+                continue
+
+            begin, (whole, part) = (
+                self._ends[source] - self.sizes[source],
+                divmod(int(self.sizes[source]), int(blocks_there)),
+            )
+            found += [begin + copy * blocks_there + own for copy in range(whole)]
+            chosen = unpermute(own, int(blocks_there), CHOICE_SEED, CHOICE_EPOCH)
+            found.append(begin + whole * blocks_there + chosen[chosen < part])
+
+        return np.sort(np.concatenate([np.empty(0, np.int64), *found]))
+
 
 class EpochSampler:
     """The stream of epochs over the blocks of a split."""
@@ -111,3 +132,21 @@ class EpochSampler:
         coin, _, _, _ = words(self.seed, Purpose.PAIR, epoch, position >> 1, 0)
         swapped = (coin < self.blocks.swap_share * 2.0**32) & self.blocks.may_swap(block, other)
         return Samples(epoch, entry, block, np.where(swapped, other, block))
+
+    def positions(
+        self, epoch: int, firsts: NDArray[np.int64], seconds: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """The positions of an epoch, in order, where one of the blocks `firsts` is shown, or in the
+        pair formats the second segment of one of `seconds`."""
+        either = np.union1d(firsts, seconds)
+        found = unpermute(self.mixture.entries(either), self.size, self.seed, epoch)
+        if self.blocks.pairs:  # a second segment may be shown at the partner's position
+            found = np.union1d(found, found ^ 1)
+            found = found[found < self.size]
+
+        shown = self.samples(np.full_like(found, epoch), found)
+        seen = np.isin(shown.block, firsts)
+        if self.blocks.pairs:
+            seen |= np.isin(shown.second, seconds)
+
+        return np.sort(found[seen])

@@ -14,18 +14,20 @@ import math
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.config import Format
 from robustly.data_prep.sampler import EpochSampler, Samples
 from robustly.pretrain.config import MaskingConfig, OptimConfig
 from robustly.pretrain.masking import SpecialTokens, mask_blocks
 from robustly.pretrain.schedule import UpdateSizes
+from robustly.pretrain.stage import PretrainingConfig
 
 MULTIPLE = 8
 """What the length of a micro-batch is rounded up to: fused attention wants the rows of its mask
@@ -96,6 +98,17 @@ def accumulation_steps(batch: int, ranks: int, micro_batch: int) -> int:
     return math.ceil(math.ceil(batch / ranks) / micro_batch)
 
 
+class Share(NamedTuple):
+    """A rank's blocks of an update, and their order."""
+
+    samples: Samples
+    masked: "MaskedBlocks"
+    rows: list[NDArray[np.integer]]
+    """Of each micro-batch: which of the blocks it holds, in its order."""
+    firsts: list[int]
+    """Of each micro-batch: `MicroBatch.first`."""
+
+
 PREFETCHED = 2
 """Batches that are made while the one before them trains."""
 
@@ -122,9 +135,23 @@ class Batches:
         self.micro_batch = micro_batch
         self.accumulation = accumulation_steps(sizes.full, ranks, micro_batch)
 
-    def batch(self, update: int) -> RankBatch:
-        """This rank's part of an update, counted from 1: neighbours in the stream, as many as other
-        ranks' +-1."""
+    @classmethod
+    def of(
+        cls, config: PretrainingConfig, special: SpecialTokens, rank: int = 0, ranks: int = 1
+    ) -> Self:
+        """Those of a config, from its token store. Raises UserError as `Blocks` and `EpochSampler`
+        do."""
+        length, format = config.data.block_length, config.data.format
+        train = Blocks(config.folder("data"), "train", length, format)
+        sampler = EpochSampler(train, config.seed, config.corpus.repeats)
+        full = blocks_per_update(config.optim, length, sampler.mean_length, format)
+        sizes = UpdateSizes.of(full, config.optim, config.schedule)
+        micro_batch = config.run.micro_batch
+        return cls(sampler, sizes, config.masking, special, rank, ranks, micro_batch)
+
+    def share(self, update: int) -> "Share":
+        """This rank's blocks of an update, counted from 1: neighbours in the stream, as many as
+        other ranks' +-1."""
         blocks, offset = self.sizes.blocks(update), self.sizes.before(update)
         begin, end = (rank * blocks // self.ranks for rank in (self.rank, self.rank + 1))
         samples = self.sampler.stream(offset + begin, offset + end)
@@ -132,18 +159,24 @@ class Batches:
 
         # longest first: too little memory shows at once
         by_length = np.argsort(-masked.lengths, kind="stable")
-        micro_batches = []
-        for step in range(self.accumulation):
-            done = step * self.micro_batch
-            rows = by_length[done : done + self.micro_batch]
-            micro_batches.append(masked.micro_batch(rows, min(begin + done, end)))
+        starts = range(0, self.accumulation * self.micro_batch, self.micro_batch)
+        rows = [by_length[done : done + self.micro_batch] for done in starts]
+        firsts = [min(begin + done, end) for done in starts]
+        return Share(samples, masked, rows, firsts)
 
+    def batch(self, update: int) -> RankBatch:
+        """This rank's part of an update, as it goes through the model."""
+        share = self.share(update)
+        micro_batches = [
+            share.masked.micro_batch(rows, first)
+            for rows, first in zip(share.rows, share.firsts, strict=True)
+        ]
         return RankBatch(
             update,
             micro_batches,
             sum(len(each.labels) for each in micro_batches),
             sum(each.pairs for each in micro_batches),
-            int(masked.lengths.sum()),
+            int(share.masked.lengths.sum()),
         )
 
     def ahead(self, first: int, last: int) -> Generator[RankBatch, None, None]:

@@ -68,3 +68,9 @@ class UpdateSizes:
         """Blocks of all updates before it: the position of its first one in the stream."""
         risen = min(update, len(self._ends)) - 1
         return int(self._ends[risen]) + (update - 1 - risen) * self.full
+
+    def update_of(self, position: int) -> int:
+        """The number of the update that holds a position of the stream."""
+        if position < self._ends[-1]:
+            return int(np.searchsorted(self._ends, position, side="right"))
+        return len(self._ends) + (position - int(self._ends[-1])) // self.full

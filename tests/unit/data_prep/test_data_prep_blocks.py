@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_stores import BOS, EOS, PAD, NumberedStore, packed
+from numbered_store import BOS, EOS, PAD, NumberedStore
+from small_stores import packed
 
 from robustly.data_prep import blocks as module
 from robustly.data_prep import packed_index

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_stores import NumberedStore, corpus, describe, train_tokenizer, write_rows
+from numbered_store import NumberedStore
+from small_stores import corpus, describe, train_tokenizer, write_rows
 
 from robustly import UserError, log
 from robustly.corpus.config import Processing

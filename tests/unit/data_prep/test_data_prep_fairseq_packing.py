@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_stores import BOS, EOS, NumberedStore
+from numbered_store import BOS, EOS, NumberedStore
 
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.config import Format

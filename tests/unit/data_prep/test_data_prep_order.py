@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numbered_store import NumberedStore
 from scipy.stats import chisquare
-from small_stores import NumberedStore
 
 from robustly import UserError
 from robustly.data_prep.blocks import Blocks

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_stores import BOS, EOS, PAD, NumberedStore
+from numbered_store import BOS, EOS, PAD, NumberedStore
 
 from robustly.data_prep.blocks import Blocks, long_units
 from robustly.data_prep.sampler import EpochSampler

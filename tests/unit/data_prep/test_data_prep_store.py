@@ -9,7 +9,7 @@ import pytest
 import small_stores
 from hypothesis import given
 from hypothesis import strategies as st
-from small_stores import EOS, NumberedStore, numbered_tokenizer
+from numbered_store import EOS, NumberedStore, numbered_tokenizer
 
 from robustly import UserError
 from robustly.data_prep import store

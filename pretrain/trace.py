@@ -1,0 +1,145 @@
+"""Trace an update to its documents, and a document to its updates: pure functions of the config and
+the token store, without a model.
+
+Both ask what training asks: the sampler for the blocks of an update, the masks of these, and the
+packed index for the places of their tokens. So what they list is what is trained on, on any number
+of ranks, before, while and after it is."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from robustly import UserError
+from robustly.data_prep.origins import Document, Origins
+from robustly.data_prep.store import check_tokenizer
+from robustly.pretrain.batches import Batches
+from robustly.pretrain.masking import SpecialTokens
+from robustly.pretrain.stage import PretrainingConfig
+from robustly.tokenizer import load_tokenizer
+
+
+class TracedPiece(NamedTuple):
+    """A run of a block's tokens that are of one document."""
+
+    document: int
+    """Its number in the train split, counted from 0."""
+    source: str
+    shard: str
+    place: int
+    """Of the document among those of its shard."""
+    at: int
+    """Where the run begins in the block."""
+    offset: int
+    """Where it begins in the document, in tokens of the stream."""
+    tokens: int
+
+
+@dataclass(frozen=True)
+class TracedBlock:
+    """A block of an update."""
+
+    position: int
+    """In the endless stream of epochs."""
+    rank: int
+    micro_batch: int
+    row: int
+    epoch: int
+    entry: int
+    """Place in the epoch's list; with seed and epoch it decides the mask."""
+    block: int
+    """Number in the packed index."""
+    second: int
+    """The block whose second segment is shown; `block` itself but for exchanged pairs."""
+    tokens: int
+    masked: list[int]
+    """Positions of the targets in the block."""
+    pieces: list[TracedPiece]
+
+    def json(self) -> dict[str, Any]:
+        return {**asdict(self), "pieces": [piece._asdict() for piece in self.pieces]}
+
+
+class Seen(NamedTuple):
+    """A document's appearance in an update."""
+
+    update: int
+    epoch: int
+    position: int
+    """Of the block that shows it, in the endless stream of epochs."""
+    block: int
+
+
+def batches_of(config: PretrainingConfig, rank: int = 0, ranks: int = 1) -> Batches:
+    """The batches of a config, from its finished tokenizer and data folders. Raises UserError where
+    they are not finished, or do not belong together."""
+    config.stage()
+    tokenizer = load_tokenizer(config.folder("tokenizer"))
+    check_tokenizer(config.folder("data"), tokenizer)
+    return Batches.of(config, SpecialTokens.of(tokenizer), rank, ranks)
+
+
+def trace_update(batches: Batches, update: int) -> list[TracedBlock]:
+    """The blocks of this rank's part of an update, in the order in which they go through the
+    model."""
+    origins = Origins(batches.sampler.blocks)
+    share = batches.share(update)
+    begin = batches.sizes.before(update) + batches.rank * batches.sizes.blocks(update) // (
+        batches.ranks
+    )
+    return [
+        TracedBlock(
+            begin + row,
+            batches.rank,
+            micro_batch,
+            place,
+            *(int(column[row]) for column in share.samples),
+            int(share.masked.lengths[row]),
+            np.flatnonzero(share.masked.masked.targets[row]).tolist(),
+            _pieces(origins, int(share.samples.block[row]), int(share.samples.second[row])),
+        )
+        for micro_batch, rows in enumerate(share.rows)
+        for place, row in enumerate(rows.tolist())
+    ]
+
+
+def _pieces(origins: Origins, block: int, second: int) -> list[TracedPiece]:
+    found = []
+    for piece in origins.pieces(block, second):
+        of = origins.document(piece.document)
+        found.append(
+            TracedPiece(
+                of.number, of.source, of.shard, of.place, piece.at, piece.offset, piece.tokens
+            )
+        )
+
+    return found
+
+
+def trace_document(batches: Batches, number: int, updates: int) -> tuple[Document, list[Seen]]:
+    """A document of the train split, and where the first `updates` updates see it, in their order.
+
+    Raises UserError if there is no such document."""
+    origins = Origins(batches.sampler.blocks)
+    document = origins.document(number)
+    firsts, seconds = origins.blocks_with(number)
+    return document, list(_seen(batches, firsts, seconds, updates))
+
+
+def _seen(batches: Batches, firsts: Any, seconds: Any, updates: int) -> Iterator[Seen]:
+    sampler, end = batches.sampler, batches.sizes.before(updates + 1)
+    for epoch in range(-(-end // sampler.size)):
+        for place in sampler.positions(epoch, firsts, seconds).tolist():
+            position = epoch * sampler.size + place
+            if position < end:
+                sample = sampler.stream(position, position + 1)
+                yield Seen(batches.sizes.update_of(position), epoch, position, int(sample.block[0]))
+
+
+def check_update(update: int, config: PretrainingConfig) -> None:
+    """Raises UserError unless the config has such an update."""
+    if not 1 <= update <= config.schedule.updates:
+        raise UserError(
+            f"update {update}: expected one of 1 to {config.schedule.updates} (schedule.updates)"
+        )
