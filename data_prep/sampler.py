@@ -80,19 +80,16 @@ class Mixture:
         """All places in the list where one of the blocks stands, in order: the inverse of
         `block`."""
         found = []
-        for source, (start, blocks_there) in enumerate(
-            zip(self._starts, self._blocks, strict=True)
-        ):
+        sources = zip(self._starts.tolist(), self._blocks.tolist(), strict=True)
+        for source, (start, blocks_there) in enumerate(sources):
             own = blocks[(blocks >= start) & (blocks < start + blocks_there)] - start
             if not own.size:
                 continue
 
-            begin, (whole, part) = (
-                self._ends[source] - self.sizes[source],
-                divmod(int(self.sizes[source]), int(blocks_there)),
-            )
+            size = int(self.sizes[source])
+            begin, (whole, part) = self._ends[source] - size, divmod(size, blocks_there)
             found += [begin + copy * blocks_there + own for copy in range(whole)]
-            chosen = unpermute(own, int(blocks_there), CHOICE_SEED, CHOICE_EPOCH)
+            chosen = unpermute(own, blocks_there, CHOICE_SEED, CHOICE_EPOCH)
             found.append(begin + whole * blocks_there + chosen[chosen < part])
 
         return np.sort(np.concatenate([np.empty(0, np.int64), *found]))

@@ -101,9 +101,11 @@ def accumulation_steps(batch: int, ranks: int, micro_batch: int) -> int:
 class Share(NamedTuple):
     """A rank's blocks of an update, and their order."""
 
+    begin: int
+    """How many blocks of the update are those of lower ranks."""
     samples: Samples
     masked: "MaskedBlocks"
-    rows: list[NDArray[np.integer]]
+    rows: list[NDArray[np.int64]]
     """Of each micro-batch: which of the blocks it holds, in its order."""
     firsts: list[int]
     """Of each micro-batch: `MicroBatch.first`."""
@@ -149,6 +151,11 @@ class Batches:
         micro_batch = config.run.micro_batch
         return cls(sampler, sizes, config.masking, special, rank, ranks, micro_batch)
 
+    def of_rank(self, rank: int) -> Self:
+        """Another rank's."""
+        layout = self.ranks, self.micro_batch
+        return type(self)(self.sampler, self.sizes, self.masking, self.special, rank, *layout)
+
     def share(self, update: int) -> "Share":
         """This rank's blocks of an update, counted from 1: neighbours in the stream, as many as
         other ranks' +-1."""
@@ -162,7 +169,7 @@ class Batches:
         starts = range(0, self.accumulation * self.micro_batch, self.micro_batch)
         rows = [by_length[done : done + self.micro_batch] for done in starts]
         firsts = [min(begin + done, end) for done in starts]
-        return Share(samples, masked, rows, firsts)
+        return Share(begin, samples, masked, rows, firsts)
 
     def batch(self, update: int) -> RankBatch:
         """This rank's part of an update, as it goes through the model."""

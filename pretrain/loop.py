@@ -15,13 +15,12 @@ from transformers import RobertaForMaskedLM
 
 from robustly import UserError, log
 from robustly.data_prep.blocks import Blocks
-from robustly.data_prep.sampler import EpochSampler
 from robustly.data_prep.store import check_tokenizer
 from robustly.files import write_atomic, write_json
 from robustly.manifest import Manifest, Stage
 from robustly.metrics import read_metrics
 from robustly.pretrain import checkpoint
-from robustly.pretrain.batches import Batches, RankBatch, blocks_per_update
+from robustly.pretrain.batches import Batches, RankBatch
 from robustly.pretrain.checkpoint import Progress
 from robustly.pretrain.config import DistillationConfig
 from robustly.pretrain.distillation import Distillation, open_teacher, start_from_teacher
@@ -38,7 +37,7 @@ from robustly.pretrain.objective import (
 from robustly.pretrain.profiling import Profile
 from robustly.pretrain.ranks import FailedOnAnotherRank, gather_over_ranks, sum_over_ranks, together
 from robustly.pretrain.reporting import IntervalSums, TrainingLog, UpdateResult, mixture
-from robustly.pretrain.schedule import UpdateSizes, learning_rate
+from robustly.pretrain.schedule import learning_rate
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.start.init_from import start_from
 from robustly.pretrain.start.model_files import ModelFiles
@@ -98,16 +97,9 @@ class Trainer:
         length, format = config.data.block_length, config.data.format
         validation = Blocks(data_folder, "validation", length, format)
         self.validation_blocks = validation if len(validation) else None
-        train = Blocks(data_folder, "train", length, format)
-        sampler = EpochSampler(train, config.seed, config.corpus.repeats)
-        full = blocks_per_update(config.optim, length, sampler.mean_length, format)
-        self.sizes = UpdateSizes.of(full, config.optim, config.schedule)
-        micro_batch = config.run.micro_batch
-        self.batches = Batches(
-            sampler, self.sizes, config.masking, self.special, rank, ranks, micro_batch
-        )
+        self.batches = Batches.of(config, self.special, rank, ranks)
 
-        self.model = self._new_model(tokenizer, pairs=train.pairs)
+        self.model = self._new_model(tokenizer, pairs=self.batches.sampler.blocks.pairs)
         self.loss_terms = self.model.loss_terms()
         self.parameters = sum(p.numel() for p in self.model.parameters())
         set_up_model(self.model, config.run, device)
@@ -360,7 +352,7 @@ class Trainer:
             "updates": self.progress.update,
             "tokens": self.progress.tokens,
             "parameters": self.parameters,
-            "blocks_per_update": self.sizes.full,
+            "blocks_per_update": self.batches.sizes.full,
             "training_seconds": round(self.progress.seconds, 1),
         }
         if evaluations := read_metrics(self.folder / "evaluations.jsonl"):

@@ -85,23 +85,28 @@ def trace_update(batches: Batches, update: int) -> list[TracedBlock]:
     model."""
     origins = Origins(batches.sampler.blocks)
     share = batches.share(update)
-    begin = batches.sizes.before(update) + batches.rank * batches.sizes.blocks(update) // (
-        batches.ranks
-    )
-    return [
-        TracedBlock(
-            begin + row,
-            batches.rank,
-            micro_batch,
-            place,
-            *(int(column[row]) for column in share.samples),
-            int(share.masked.lengths[row]),
-            np.flatnonzero(share.masked.masked.targets[row]).tolist(),
-            _pieces(origins, int(share.samples.block[row]), int(share.samples.second[row])),
-        )
-        for micro_batch, rows in enumerate(share.rows)
-        for place, row in enumerate(rows.tolist())
-    ]
+    position = batches.sizes.before(update) + share.begin
+    found = []
+    for micro_batch, rows in enumerate(share.rows):
+        for place, row in enumerate(rows.tolist()):
+            epoch, entry, block, second = (int(column[row]) for column in share.samples)
+            found.append(
+                TracedBlock(
+                    position=position + row,
+                    rank=batches.rank,
+                    micro_batch=micro_batch,
+                    row=place,
+                    epoch=epoch,
+                    entry=entry,
+                    block=block,
+                    second=second,
+                    tokens=int(share.masked.lengths[row]),
+                    masked=np.flatnonzero(share.masked.masked.targets[row]).tolist(),
+                    pieces=_pieces(origins, block, second),
+                )
+            )
+
+    return found
 
 
 def _pieces(origins: Origins, block: int, second: int) -> list[TracedPiece]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from robustly.cli import delta, evaluate, inspect, launch, preflight, stages, train  # noqa: F401
+from robustly.cli import delta, evaluate, inspect, launch, preflight, stages, trace, train  # noqa: F401
 from robustly.cli.application import app
 
 
