@@ -1,0 +1,93 @@
+"""What `robustly trace` lists is what ranks were trained on."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from ranks import run_distributed
+from robustly.cli import main
+from robustly.pretrain import loop
+from robustly.pretrain.batches import RankBatch
+from robustly.pretrain.loop import pretrain
+from robustly.pretrain.stage import PretrainingConfig
+
+pytestmark = pytest.mark.distributed
+Fed = list[list[list[Any]]]
+
+
+def go(rank: int, ranks: int, config: PretrainingConfig) -> Fed:
+    """Train; returns of each update and micro-batch the tokens of each block and its targets."""
+    torch.set_num_threads(1)
+    original, fed = loop.Trainer._update, []
+
+    def update_and_note(self: loop.Trainer, batch: RankBatch, *rest: Any) -> Any:
+        fed.append([shown(one) for one in batch.micro_batches])
+        return original(self, batch, *rest)
+
+    loop.Trainer._update = update_and_note  # type: ignore[method-assign]
+    pretrain(config, rank, rank, ranks)
+    return fed
+
+
+def shown(micro_batch: Any) -> list[Any]:
+    """Of each block: its length, and the positions of its targets; of an empty micro-batch, one
+    block of a lone <s>."""
+    width = micro_batch.inputs.shape[1]
+    lengths = [width] * len(micro_batch.inputs)
+    if micro_batch.attention is not None:
+        lengths = micro_batch.attention.sum(1).tolist()
+    positions = micro_batch.positions.tolist()
+    return [
+        [length, [p % width for p in positions if p // width == row]]
+        for row, length in enumerate(lengths)
+    ]
+
+
+def test_a_trace_is_what_the_ranks_of_a_run_were_fed(
+    make_pretraining: Callable[..., PretrainingConfig], capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = make_pretraining("traced", "schedule.updates=3", "run.ranks=2")
+    fed = run_distributed(2, go, config)
+    arguments = config._arguments  # type: ignore[attr-defined]
+    for update in (1, 2, 3):
+        for rank, of_rank in enumerate(fed):
+            capfd.readouterr()
+            wanted = ["--update", str(update), "--rank", str(rank), "--json"]
+            with pytest.raises(SystemExit, match="0"):
+                main(["trace", *arguments, *wanted])
+
+            blocks = json.loads(capfd.readouterr().out)["blocks"]
+            found: list[list[Any]] = [[] for _ in of_rank[update - 1]]
+            for block in blocks:
+                assert block["rank"] == rank and block["row"] == len(found[block["micro_batch"]])
+                found[block["micro_batch"]].append([block["tokens"], block["masked"]])
+
+            assert found == of_rank[update - 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "expected either --update K or --document D"),
+        (["--update", "1", "--document", "2"], "expected either --update K or --document D"),
+        (["--update", "0"], "update 0: expected one of 1 to 12"),
+        (["--update", "13"], "update 13: expected one of 1 to 12"),
+        (["--update", "1", "--rank", "2", "--ranks", "2"], "--rank 2: expected one of 0 to 1"),
+        (["--document", "999999"], "document 999999: the train split has"),
+    ],
+)
+def test_what_cannot_be_traced(
+    pretraining: Callable[..., PretrainingConfig],
+    capfd: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    arguments = pretraining()._arguments  # type: ignore[attr-defined]
+    with pytest.raises(SystemExit) as leaving:
+        main(["trace", *arguments, *words])
+
+    assert leaving.value.code == 2
+    assert said in capfd.readouterr().err
