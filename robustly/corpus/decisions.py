@@ -9,16 +9,14 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from robustly import UserError, manifest
+from robustly.corpus.partitions import Partition
 from robustly.manifest import Manifest
-
-if TYPE_CHECKING:
-    from robustly.corpus.partitions import Partition
 
 SUMMARY = "verdicts.json"
 FORMAT = 1  # version of the files; a reader refuses another
@@ -44,7 +42,7 @@ def require(folder: Path, corpus: str) -> Manifest:
     return finished
 
 
-def attach(partitions: Sequence["Partition"], folder: Path) -> list["Partition"]:
+def attach(partitions: Sequence[Partition], folder: Path) -> list[Partition]:
     """The partitions of a whole corpus, of which `documents` reads from now on only what the stage
     in `folder` keeps.
 
@@ -71,7 +69,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     path = folder / SUMMARY
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {_CHANGED}") from None
 
@@ -81,7 +79,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
             " robustly that made it, or clean the corpus anew"
         )
 
-    return dict(summary)
+    return summary
 
 
 def read(path: Path) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from typing import Any
 from robustly import UserError, log
 from robustly.corpus.config import SourceConfig
 from robustly.corpus.formats.format import Text
-from robustly.corpus.formats.parquet import column_texts
+from robustly.corpus.formats.parquet import check_column, column_texts
 
 ROWS = 256  # of a batch
 TIMEOUT = 10.0  # seconds that the Hub has to tell a commit
@@ -150,10 +150,10 @@ def _ask(name: str, revision: str | None) -> str:
             " unset it, or give a folder that holds a copy"
         ) from None
     except (HTTPError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Unreachable(
-            f"{where}: no folder of that name, and the Hub cannot be reached: {_first_line(error)};"
-            " check the network (HF_ENDPOINT names another server), or give a folder that holds a"
-            " copy"
+            f"{where}: no folder of that name, and the Hub cannot be reached: {reason}; check the"
+            " network (HF_ENDPOINT names another server), or give a folder that holds a copy"
         ) from error
 
     if commit is None:
@@ -208,7 +208,7 @@ def batches(dataset: Dataset, shard: int, of: int, column: str) -> Iterator[Any]
         if table is None:
             return
 
-        _check_column(dataset, column, {field.name: field.type for field in table.schema})
+        check_column(dataset, column, table.schema, or_null=True)
         yield table.column(column)
 
 
@@ -223,11 +223,7 @@ def _open(dataset: Dataset, column: str) -> Any:
     with readable(dataset):
         from datasets.packaged_modules.parquet.parquet import Parquet
 
-        _check_column(
-            dataset,
-            column,
-            {name: whole.features.arrow_schema.field(name).type for name in whole.features},
-        )
+        check_column(dataset, column, whole.features.arrow_schema, or_null=True)
         if isinstance(builder, Parquet):  # then the other columns are not even fetched
             builder.config.columns, builder.config.batch_size = [column], ROWS
             return builder.as_streaming_dataset(dataset.split)
@@ -268,22 +264,6 @@ def opened(dataset: Dataset) -> tuple[Any, Any]:
         return builder, splits[dataset.split]
 
 
-def _check_column(dataset: Dataset, column: str, columns: dict[str, Any]) -> None:
-    """Raises UserError unless there is a column of strings by that name."""
-    from pyarrow import types
-
-    if column not in columns:
-        raise UserError(
-            f"{dataset}: no column {column!r} (corpus.text_key); its columns: {', '.join(columns)}"
-        )
-
-    kind = columns[column]
-    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)):
-        raise UserError(
-            f"{dataset}: column {column!r} (corpus.text_key): expected strings, found {kind}"
-        )
-
-
 @contextmanager
 def readable(dataset: Dataset) -> Iterator[None]:
     """Turn what `datasets` raises into UserError.
@@ -305,7 +285,3 @@ def readable(dataset: Dataset) -> Iterator[None]:
         raise UserError(
             f"corpus.sources: {dataset}: cannot be read: {message or type(error).__name__}{remedy}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

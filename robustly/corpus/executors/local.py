@@ -1,16 +1,21 @@
 """The local executor: works on the parts in this process, or in worker processes beside it."""
 
+import multiprocessing
+import signal
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 
+from robustly import UserError
 from robustly.corpus.config import Processing
 from robustly.corpus.executors.step import Step
-from robustly.workers import run_on_workers
+from robustly.workers import follow_parent
 
 
 def run(
     step: Step, waiting: Sequence[int], processing: Processing, advance: Callable[[int], None]
 ) -> None:
-    """See `Executor`."""
+    """See `Executor`. When a part raises, those under way are done, and none is begun."""
     workers = min(processing.workers, len(step.parts))
     if workers == 1:
         for number in waiting:
@@ -19,5 +24,37 @@ def run(
 
         return
 
-    for _ in run_on_workers(step.work, step.parts, waiting, workers, step.mark, step.what):
-        advance(1)
+    # spawn: a forked child would inherit our threads' locks, and the lock on the stage's folder
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _begin_worker, (step,)) as pool:
+        # Ctrl-C is the parent's; workers that are still starting would answer it with a traceback
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures = [pool.submit(_do, number) for number in waiting]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+        try:
+            for future in as_completed(futures):
+                future.result()
+                advance(1)
+        except BrokenProcessPool:
+            raise UserError(
+                f"{step.what}: a worker process was killed, most likely because memory ran out;"
+                " what is done is kept: run the same command again, with fewer run.workers"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_step: Step  # in a worker process; sent once, because it holds the list of all parts
+
+
+def _begin_worker(step: Step) -> None:
+    global _step
+    _step = step
+    follow_parent()
+
+
+def _do(number: int) -> None:
+    _step.do(number)

@@ -18,7 +18,7 @@ def ranges(path: Path, corpus: CorpusConfig, size: int) -> Iterable[tuple[int, i
     """Ranges of row groups. Raises UserError if there is no column of strings by the name
     `corpus.text_key`."""
     with _opened(str(path)) as table:
-        _check_column(table, path, corpus.text_key)
+        check_column(path, corpus.text_key, table.schema_arrow)
         groups = [table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups)]
 
     before = list(itertools.accumulate(groups, initial=0))  # bytes before each row group
@@ -29,7 +29,7 @@ def ranges(path: Path, corpus: CorpusConfig, size: int) -> Iterable[tuple[int, i
 def texts(path: str, start: int, end: int, corpus: CorpusConfig) -> Iterator[Text]:
     key = corpus.text_key
     with _opened(path) as table:
-        _check_column(table, path, key)
+        check_column(path, key, table.schema_arrow)
         row = sum(table.metadata.row_group(group).num_rows for group in range(start))
         groups = list(range(start, end))
         for batch in table.iter_batches(batch_size=BATCH, row_groups=groups, columns=[key]):
@@ -68,19 +68,22 @@ def _opened(path: str) -> Iterator[Any]:
         yield table
 
 
-def _check_column(table: Any, path: Path | str, name: str) -> None:
+def check_column(place: object, name: str, schema: Any, or_null: bool = False) -> None:
+    """Raises UserError unless a pyarrow.Schema has a column of strings by that name (or, with
+    `or_null`, of nothing but nulls); `place` names the table."""
     from pyarrow import types
 
-    columns = {field.name: field.type for field in table.schema_arrow}
+    columns = {field.name: field.type for field in schema}
     if name not in columns:
         raise UserError(
-            f"{path}: no column {name!r} (corpus.text_key); its columns: {', '.join(columns)}"
+            f"{place}: no column {name!r} (corpus.text_key); its columns: {', '.join(columns)}"
         )
 
     kind = columns[name]
-    if not (types.is_string(kind) or types.is_large_string(kind)):
+    strings = types.is_string(kind) or types.is_large_string(kind)
+    if not (strings or (or_null and types.is_null(kind))):
         raise UserError(
-            f"{path}: column {name!r} (corpus.text_key): expected strings, found {kind}"
+            f"{place}: column {name!r} (corpus.text_key): expected strings, found {kind}"
         )
 
 
