@@ -43,7 +43,7 @@ def run(
     step: Step, waiting: Sequence[int], processing: Processing, advance: Callable[[int], None]
 ) -> None:
     """See `Executor`. Raises UserError without Slurm, too, or if it refuses the job."""
-    job = Job(step, waiting, processing.slurm)
+    job = SlurmJob(step, waiting, processing.slurm)
     number = job.submit()
 
     try:
@@ -57,7 +57,7 @@ def run(
     (step.folder / MARK).unlink()
 
 
-class Job:
+class SlurmJob:
     """A Slurm job: an array of tasks, each of which works on some of the parts, one after the
     other."""
 

@@ -297,7 +297,7 @@ def test_what_a_task_asks_of_slurm(tmp_path):
         options={"constraint": "a&b", "exclusive": ""},
     )  # fmt: skip
     step = Step(partial(note, tmp_path), FIVE, tmp_path / "50%", "counting words")
-    options = slurm_executor.Job(step, range(5), asked).options(5)
+    options = slurm_executor.SlurmJob(step, range(5), asked).options(5)
     log = f"{tmp_path}/50%%/slurm_logs/%A_%a.out"
     assert re.fullmatch("counting-words-[0-9a-f]{12}", options.pop("job-name"))
     assert options == {
