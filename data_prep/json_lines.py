@@ -36,8 +36,7 @@ def new_file(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
             packed = gzip.GzipFile("", "wb", compresslevel=6, fileobj=out, mtime=0)
             out = cast(BinaryIO, open_files.enter_context(packed))
 
-        yield lambda line: _write(out, line)
+        def write(line: Mapping[str, Any]) -> None:
+            out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
-
-def _write(out: BinaryIO, line: Mapping[str, Any]) -> None:
-    out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        yield write

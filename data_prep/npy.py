@@ -3,14 +3,15 @@
 import os
 import threading
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from robustly import UserError
+from robustly.files import flush
 
 # numpy reads a header by Python's `ast`, which now and then fails (SystemError) if several threads
 # use it at once.
@@ -69,12 +70,7 @@ class GrowingArray:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 self.finish()
@@ -86,6 +82,18 @@ def write(path: Path, values: NDArray[Any]) -> None:
     """Write a whole array as `GrowingArray` does."""
     with GrowingArray(path, values.dtype) as out:
         out.append(values)
+
+
+def move(work: Path, folder: Path, names: Iterable[str]) -> list[Path]:
+    """Move files from `work` into `folder`, but those that a run that was killed has moved; returns
+    where they are."""
+    paths = [folder / name for name in names]
+    for path in paths:
+        if (work / path.name).exists():
+            (work / path.name).rename(path)
+
+    flush(folder)
+    return paths
 
 
 def read(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArray[Any]:

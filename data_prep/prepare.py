@@ -18,7 +18,7 @@ from robustly.corpus import decisions
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.documents import BadLine, documents, refuse_many
 from robustly.corpus.executors import process
-from robustly.corpus.files import Hashes, hash_corpus
+from robustly.corpus.files import Hashes, hash_corpus, remembered_files
 from robustly.corpus.partitions import Partition, partitions
 from robustly.data_prep.config import DataConfig, store_recipe
 from robustly.data_prep.sentences import units
@@ -65,8 +65,7 @@ class DataStage:
 
     @cached_property
     def _contents(self) -> Hashes:
-        earlier = manifest.read(self.folder)
-        remembered = {**self._trained.notes["files"], **(earlier.notes["files"] if earlier else {})}
+        remembered = {**self._trained.notes["files"], **remembered_files(self.folder)}
         return hash_corpus(self.corpus, remembered)
 
     def make(self) -> Manifest:
@@ -85,11 +84,12 @@ class DataStage:
         if self.clean_folder:
             cut = decisions.attach(cut, self.clean_folder)
 
-        maker = _ShardMaker(self.corpus, self.data, work, self.tokenizer_folder, self._trained.hash)
+        trained = self.tokenizer_folder, self._trained.hash
+        make = functools.partial(_make_shards, self.corpus, self.data, work, *trained)
         with ThreadPoolExecutor(1) as beside_the_workers:
             if self.processing.workers > 1:
-                beside_the_workers.submit(_load_ahead, maker)
-            process(maker, cut, work / "tasks", self.processing, "preparing")
+                beside_the_workers.submit(_load_ahead, *trained)
+            process(make, cut, work / "tasks", self.processing, "preparing")
 
         done = [_read_facts(work, number) for number in range(len(cut))]
         refuse_many([line for facts in done for line in facts.bad_lines], self.corpus)
@@ -116,12 +116,12 @@ def _shards(done: "Sequence[_PartitionFacts]") -> dict[Split, list[Shard]]:
     return {split: [shard for facts in done if (shard := facts.shards[split])] for split in SPLITS}
 
 
-def _load_ahead(maker: "_ShardMaker") -> None:
+def _load_ahead(tokenizer_folder: Path, trained: str) -> None:
     """Load what the end of the stage needs, a second or two of imports and reading, while the
     workers are at work."""
     import robustly.data_prep.blocks  # noqa: F401 (numba)
 
-    _tokenizer(maker.tokenizer_folder, maker.trained)
+    _tokenizer(tokenizer_folder, trained)
 
 
 def _dropped_before(cleaned: Path | None) -> dict[str, int]:
@@ -263,50 +263,44 @@ def _tokenizer(folder: Path, trained: str) -> "Tokenizer":
     return load_tokenizer(folder)
 
 
-@dataclass(frozen=True)
-class _ShardMaker:
-    """Makes the shards of a partition, in any process."""
+def _make_shards(
+    corpus: CorpusConfig,
+    data: DataConfig,
+    work: Path,
+    tokenizer_folder: Path,
+    trained: str,
+    number: int,
+    partition: Partition,
+) -> None:
+    """Make the shards of a partition, in any process."""
+    tokenizer = _tokenizer(tokenizer_folder, trained)
+    held_out = corpus.sources[partition.source].held_out
+    bad_lines: list[BadLine] = []
+    text_bytes = empty = 0
+    writers: dict[Split, ShardWriter] = {}
 
-    corpus: CorpusConfig
-    data: DataConfig
-    work: Path
-    tokenizer_folder: Path
-    trained: str
+    with ExitStack() as open_shards:
+        for split in SPLITS:
+            name = f"{split}-{number:05d}"
+            writer = ShardWriter(work, name, partition.source, tokenizer.eos_id, tokenizer.dtype)
+            writers[split] = open_shards.enter_context(writer)
 
-    def __call__(self, number: int, partition: Partition) -> None:
-        tokenizer = _tokenizer(self.tokenizer_folder, self.trained)
-        held_out = self.corpus.sources[partition.source].held_out
-        bad_lines: list[BadLine] = []
-        text_bytes = empty = 0
-        writers: dict[Split, ShardWriter] = {}
+        for text in documents(partition, corpus, bad_lines):
+            text_bytes += len(text.encode())
+            spans = units(text, data.unit, data.language)
+            if not spans:
+                empty += 1
+                continue
 
-        with ExitStack() as open_shards:
-            for split in SPLITS:
-                writer = ShardWriter(
-                    self.work,
-                    f"{split}-{number:05d}",
-                    partition.source,
-                    tokenizer.eos_id,
-                    tokenizer.dtype,
-                )
-                writers[split] = open_shards.enter_context(writer)
+            gap_starts = [0, *(end for _, end in spans)]
+            gap_ends = [*(start for start, _ in spans), len(text)]
+            split = "validation" if held_out else split_of(text, corpus.validation)
+            # nothing is named that would keep a large document's ids while the next one is read
+            writers[split].append(
+                *tokenizer.encode_lines([text[start:end] for start, end in spans]),
+                [text[start:end] for start, end in zip(gap_starts, gap_ends, strict=True)],
+            )
 
-            for text in documents(partition, self.corpus, bad_lines):
-                text_bytes += len(text.encode())
-                spans = units(text, self.data.unit, self.data.language)
-                if not spans:
-                    empty += 1
-                    continue
-
-                gap_starts = [0, *(end for _, end in spans)]
-                gap_ends = [*(start for start, _ in spans), len(text)]
-                gaps = [text[start:end] for start, end in zip(gap_starts, gap_ends, strict=True)]
-                ids, unit_ends = tokenizer.encode_lines([text[start:end] for start, end in spans])
-                split = "validation" if held_out else split_of(text, self.corpus.validation)
-                writers[split].append(ids, unit_ends, gaps)
-
-        shards = {split: writer.shard for split, writer in writers.items()}
-        write_json(
-            _facts_file(self.work, number),
-            asdict(_PartitionFacts(shards, text_bytes, empty, bad_lines)),
-        )
+    shards = {split: writer.shard for split, writer in writers.items()}
+    facts = _PartitionFacts(shards, text_bytes, empty, bad_lines)
+    write_json(_facts_file(work, number), asdict(facts))

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -131,12 +130,7 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with ExitStack() as rest:
             for file in self._files.values():
                 rest.callback(file.discard)
@@ -174,11 +168,7 @@ def write_store(
     names = [
         f"{shard.name}.{kind}.npy" for split in SPLITS for shard in shards[split] for kind in ARRAYS
     ]
-    for name in names:
-        if (work / name).exists():  # else a run that was killed has moved it
-            (work / name).rename(folder / name)
-
-    flush(folder)
+    paths = npy.move(work, folder, names)
     write_json(
         folder / STORE,
         {
@@ -194,13 +184,13 @@ def write_store(
             "splits": {split: [asdict(shard) for shard in shards[split]] for split in SPLITS},
         },
     )
-    return [folder / name for name in (STORE, *names)]
+    return [folder / STORE, *paths]
 
 
 def _facts(folder: Path) -> dict[str, Any]:
     path = folder / STORE
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{folder}: no token store here (no {STORE}); run `robustly prepare CONFIG` first"
@@ -216,7 +206,7 @@ def _facts(folder: Path) -> dict[str, Any]:
             " prepare the data anew"
         )
 
-    return cast(dict[str, Any], facts)
+    return facts
 
 
 def check_tokenizer(folder: Path, tokenizer: "Tokenizer") -> None:

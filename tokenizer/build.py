@@ -13,12 +13,12 @@ from typing import Any
 
 from tokenizers import Tokenizer as Reference
 
-from robustly import UserError, log, manifest
+from robustly import UserError, log
 from robustly.config import InputPath, fingerprint
 from robustly.corpus import decisions
 from robustly.corpus.config import CorpusConfig, CountFiles, Processing
 from robustly.corpus.documents import documents
-from robustly.corpus.files import Hashes, hash_corpus
+from robustly.corpus.files import Hashes, hash_corpus, remembered_files
 from robustly.corpus.partitions import Partition, partitions
 from robustly.files import sha256
 from robustly.manifest import Manifest, Outcome, Stage
@@ -65,22 +65,19 @@ class TokenizerStage:
 
         inputs = {"corpus": self._contents.corpus}
         if self.clean_folder:
-            whole = hash_corpus(self.corpus, {**self._remembered, **self._contents.files})
+            remembered = {**remembered_files(self.folder), **self._contents.files}
+            whole = hash_corpus(self.corpus, remembered)
             inputs["clean"] = decisions.require(self.clean_folder, whole.corpus).hash
 
         recipe["corpus"] = self.corpus.reading()
         return Stage(self.folder, "tokenizer", recipe, inputs)
 
     @cached_property
-    def _remembered(self) -> dict[str, dict[str, Any]]:
-        earlier = manifest.read(self.folder)
-        return earlier.notes.get("files", {}) if earlier else {}
-
-    @cached_property
     def _contents(self) -> Hashes:
         """Hashes of what is trained on."""
-        trained_on = CountFiles.of(self.corpus) if self.corpus.counts else self.corpus.training
-        return hash_corpus(trained_on, self._remembered)
+        counts = self.corpus.counts
+        trained_on = CountFiles.of(counts) if counts else self.corpus.training
+        return hash_corpus(trained_on, remembered_files(self.folder))
 
     def make(self) -> Manifest:
         """Train the tokenizer, or take over the one that the config imports; does nothing where
@@ -105,7 +102,8 @@ class TokenizerStage:
 
         return stage.make(fingerprint(counted)[:16], self._process, self._collect)
 
-    def _process(self, work: Path) -> "_Trained":
+    def _process(self, work: Path) -> tuple[Vocabulary, list[Partition], dict[str, float]]:
+        """Returns the vocabulary, what it was trained on, and the manifest's counts."""
         text = self._partitions()
         tally, sums = count(self.corpus, self.tokenizer, text, work, self.processing)
         vocabulary, counts = _train(work / COUNTS_FILE, sums, self.tokenizer)
@@ -114,15 +112,18 @@ class TokenizerStage:
         if self.tokenizer.min_word_count == 1:
             found["bytes_per_token"] = round(tally["bytes"] / counts["tokens"], 4)
 
-        return _Trained(vocabulary, text, found)
+        return vocabulary, text, found
 
-    def _collect(self, work: Path, trained: "_Trained") -> Outcome:
-        outputs = save_vocabulary(trained.vocabulary, self.folder)
+    def _collect(
+        self, work: Path, trained: tuple[Vocabulary, list[Partition], dict[str, float]]
+    ) -> Outcome:
+        vocabulary, text, counts = trained
+        outputs = save_vocabulary(vocabulary, self.folder)
         reference = Reference.from_file(str(self.folder / "tokenizer.json"))
-        _try_out(load_tokenizer(self.folder), reference, _sample(trained.text, self.corpus))
+        _try_out(load_tokenizer(self.folder), reference, _sample(text, self.corpus))
         (work / COUNTS_FILE).replace(self.folder / COUNTS_FILE)
-        files = {"files": self._contents.files}
-        return Outcome([*outputs, self.folder / COUNTS_FILE], trained.counts, files)
+        notes = {"files": self._contents.files}
+        return Outcome([*outputs, self.folder / COUNTS_FILE], counts, notes)
 
     def _take_over(self, imported: InputPath | FairseqFiles) -> Manifest:
         """Take a vocabulary that exists, and try it on the text."""
@@ -168,14 +169,6 @@ class TokenizerStage:
         return [one for one in found if not self.corpus.sources[one.source].held_out]
 
 
-@dataclass(frozen=True)
-class _Trained:
-    vocabulary: Vocabulary
-    text: list[Partition]
-    """What it was trained on."""
-    counts: dict[str, float]
-
-
 # ----------------------------------------------------------------------------------------- training
 
 
@@ -213,11 +206,7 @@ def _train(
     )
 
     found_counts = {"trained_on_words": training.words} if least > 1 else {}
-    found_counts |= {
-        "entries": len(vocabulary.ids),
-        "merges": found,
-        "tokens": training.tokens,
-    }
+    found_counts |= {"entries": len(vocabulary.ids), "merges": found, "tokens": training.tokens}
     return vocabulary, found_counts
 
 
@@ -271,8 +260,8 @@ def _try_out(tokenizer: Tokenizer, reference: Reference, texts: Iterable[str]) -
             or tokenizer.decode(ids) != exact
         ):
             raise UserError(
-                f"tiktoken and tokenizers encode a text of the corpus differently: {text[:200]!r}; "
-                "install the versions that pyproject.toml names and run the stage again"
+                f"tiktoken and tokenizers encode a text of the corpus differently: {text[:200]!r};"
+                " install the versions that pyproject.toml names and run the stage again"
             )
 
 

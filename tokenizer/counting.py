@@ -27,6 +27,7 @@ from robustly.tokenizer.counts import (
     parse_count,
     sum_sorted,
     write_counts,
+    write_sum,
 )
 
 RARE = MAX_MIN_WORD_COUNT - 1  # how often a word occurs, at most, that may be left out
@@ -46,10 +47,9 @@ class CountSummary:
 
     def kept(self, min_count: int) -> tuple[int, int]:
         """Distinct words that occur at least so often, and their bytes."""
-        left_out = self.rare[:min_count]
-        return self.words - sum(row[0] for row in left_out), self.symbols - sum(
-            row[1] for row in left_out
-        )
+        rarer = self.rare[:min_count]
+        words = self.words - sum(row[0] for row in rarer)
+        return words, self.symbols - sum(row[1] for row in rarer)
 
 
 def count(
@@ -67,7 +67,7 @@ def count(
     too many broken rows."""
     memory = processing.counting_bytes
     if corpus.counts:
-        cut: Sequence[Partition] = partitions(CountFiles.of(corpus))
+        cut: Sequence[Partition] = partitions(CountFiles.of(corpus.counts))
         add = partial(_add_partition, tokenizer.normalization == "nfc", work, memory)
         process(add, cut, work / "tasks", processing, "adding counts")
     else:
@@ -186,7 +186,7 @@ def _sum_up(work: Path, size: int, processing: Processing) -> CountSummary:
         return CountSummary(**json.loads(known.read_text(encoding="utf-8")))
 
     def write(sums: Sequence[PartialSum], level: int) -> None:
-        process(_write_sum, sums, work / f"tasks-{level}", processing, "summing counts")
+        process(write_sum, sums, work / f"tasks-{level}", processing, "summing counts")
 
     paths = few_files([_words_file(work, number) for number in range(size)], write)
     words = symbols = 0
@@ -208,7 +208,3 @@ def _sum_up(work: Path, size: int, processing: Processing) -> CountSummary:
     sums = CountSummary(words, symbols, rare)
     write_json(known, asdict(sums))
     return sums
-
-
-def _write_sum(number: int, partial_sum: PartialSum) -> None:
-    partial_sum.write()

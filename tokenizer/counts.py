@@ -178,13 +178,15 @@ class PartialSum:
     files: Sequence[Path]
     """Sorted count files, at most `FAN_IN`."""
 
-    def write(self) -> None:
-        write_counts(self.target, sum_sorted(self.files))
+
+def write_sum(number: int, partial_sum: PartialSum) -> None:
+    """Write one of several sums, in any process."""
+    write_counts(partial_sum.target, sum_sorted(partial_sum.files))
 
 
 def _write_here(sums: Sequence[PartialSum], level: int) -> None:
-    for partial_sum in sums:
-        partial_sum.write()
+    for number, partial_sum in enumerate(sums):
+        write_sum(number, partial_sum)
 
 
 def few_files(

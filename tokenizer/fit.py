@@ -31,12 +31,9 @@ def measure_fit(tokenizer: Tokenizer, texts: NamedTexts) -> TokenizerFit:
     reading them does."""
     excerpts = ExcerptSampler()
     (measured,) = measure_by([tokenizer], excerpts.taken(texts.named))
-    rows = list(rows_of(texts, measured))
+    rows = [{"name": name, **stats.figures()} for name, stats in rows_of(texts, measured)]
     sizes, ratios = (
-        [
-            {"name": name, **{column: quality.figures()[column] for column in columns}}
-            for name, quality in rows
-        ]
+        [{column: row[column] for column in ("name", *columns)} for row in rows]
         for columns in (("documents", "bytes", "words", "tokens"), RATIOS)
     )
     cuts = [{"name": name, **cut_up(tokenizer, text)} for name, text in excerpts]

@@ -10,16 +10,16 @@ tokenizer has some. A *single byte* is a byte of the text that is a token of its
 that the vocabulary does not know whole, or of one that takes a single byte, such as a full stop,
 and was merged with nothing."""
 
+import functools
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from robustly.tokenizer.tokenizer import Tokenizer
+from robustly.tokenizer.tokenizer import Tokenizer
 
 TOGETHER = 2**20
 """Characters of documents that are encoded and counted together: some tens of MB."""
@@ -62,14 +62,8 @@ class EncodingStats:
             (self.whole_words, self.words),
             (self.single_bytes, self.bytes),
         )
-        return {
-            **asdict(self),
-            **{name: _ratio(*counts) for name, counts in zip(RATIOS, ratios, strict=True)},
-        }
-
-
-def _ratio(part: int, whole: int) -> float | None:
-    return round(part / whole, 4) if whole else None
+        rounded = (round(part / whole, 4) if whole else None for part, whole in ratios)
+        return {**asdict(self), **dict(zip(RATIOS, rounded, strict=True))}
 
 
 @dataclass(frozen=True)
@@ -81,13 +75,8 @@ class StatsByName:
     total: EncodingStats
 
 
-def measure(tokenizer: "Tokenizer", texts: Iterable[str]) -> EncodingStats:
-    """The figures of a tokenizer on texts, each a document."""
-    return measure_by([tokenizer], (("", text) for text in texts))[0].total
-
-
 def measure_by(
-    tokenizers: Sequence["Tokenizer"], named: Iterable[tuple[str, str]]
+    tokenizers: Sequence[Tokenizer], named: Iterable[tuple[str, str]]
 ) -> list[StatsByName]:
     """The figures of each tokenizer on the same documents, which come as (name, text) and are read
     once."""
@@ -115,7 +104,7 @@ def _batched(named: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]
 class _Gauge:
     """Counts documents and their tokens for one tokenizer, by name."""
 
-    def __init__(self, tokenizer: "Tokenizer"):
+    def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self._counts: dict[str, NDArray[np.int64]] = {}  # of COUNTED
         self._used: dict[str, NDArray[np.uint8]] = {}  # a bit for each entry
@@ -148,16 +137,9 @@ class _Gauge:
         rows = {
             name: self._quality(counts, self._used[name]) for name, counts in self._counts.items()
         }
-        none = np.zeros(len(COUNTED), np.int64), np.zeros(0, np.uint8)
-        total = (
-            (
-                np.sum(list(self._counts.values()), 0),
-                np.bitwise_or.reduce(list(self._used.values())),
-            )
-            if rows
-            else none
-        )
-        return StatsByName(rows, self._quality(*total))
+        counts = sum(self._counts.values(), np.zeros(len(COUNTED), np.int64))
+        used = functools.reduce(np.bitwise_or, self._used.values(), np.zeros(1, np.uint8))
+        return StatsByName(rows, self._quality(counts, used))
 
     def _quality(self, counts: NDArray[np.int64], used: NDArray[np.uint8]) -> EncodingStats:
         unused = int((self.tokenizer.token_bytes > 0).sum() - np.bitwise_count(used).sum())

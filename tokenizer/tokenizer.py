@@ -44,12 +44,8 @@ class Tokenizer:
         ids = vocabulary.ids
         self.vocabulary = vocabulary
         self.vocab_size = len(ids)
-        self.bos_id, self.pad_id, self.eos_id, self.unk_id = (
-            ids["<s>"],
-            ids["<pad>"],
-            ids["</s>"],
-            ids["<unk>"],
-        )
+        self.bos_id, self.pad_id = ids["<s>"], ids["<pad>"]
+        self.eos_id, self.unk_id = ids["</s>"], ids["<unk>"]
         self.mask_id = ids[MASK_TOKEN]
         self.dtype: np.dtype[Any] = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
         """Of the arrays of ids: the smallest that holds them all."""
@@ -73,12 +69,9 @@ class Tokenizer:
         self._eos = self.dtype.type(self.eos_id)
         by_id = sorted(ids, key=ids.__getitem__)
         self._bytes = [raw.get(token, token.encode()) for token in by_id]
-        special = {ids[token] for token in vocabulary.special}
-        self.token_bytes: NDArray[np.int32] = np.array(
-            [0 if number in special else len(piece) for number, piece in enumerate(self._bytes)],
-            np.int32,
-        )
+        self.token_bytes: NDArray[np.int32] = np.array([len(one) for one in self._bytes], np.int32)
         """Bytes of text that each id stands for; 0 for special tokens."""
+        self.token_bytes[[ids[token] for token in vocabulary.special]] = 0
         self.begins_word: NDArray[np.bool_] = np.array(
             [piece[:1].isspace() for piece in self._bytes]
         )
@@ -100,11 +93,10 @@ class Tokenizer:
         two): worth it from some 50 MB on, and in a program whose main module can be imported. The
         data stage has processes of its own. Raises UserError if a text holds half of a surrogate
         pair, which stands for no character."""
-        if isinstance(texts, str) or workers < 1:
-            raise ValueError(
-                "expected a list of texts, found a single one" if isinstance(texts, str) else
-                f"expected workers of at least 1, found {workers}"
-            )  # fmt: skip
+        if isinstance(texts, str):
+            raise ValueError("expected a list of texts, found a single one")
+        if workers < 1:
+            raise ValueError(f"expected workers of at least 1, found {workers}")
 
         texts = list(texts)
         if workers == 1 or len(texts) < 2:
@@ -206,25 +198,20 @@ class Tokenizer:
         return WordTable(tokens, self._ids, self._engine._encode_single_piece)
 
     def _ranks(self, text: str) -> NDArray[np.uint32]:
+        encode = functools.partial(self._engine.encode_to_numpy, disallowed_special=())
         # A run twice as long covers one of these windows whole; the engine bears a shorter one.
         if not any(text[at : at + LONG_RUN].isspace() for at in range(0, len(text), LONG_RUN)):
-            return self._engine.encode_to_numpy(text, disallowed_special=())
+            return encode(text)
 
         ranks, done = [], 0
         for run in _LONG_RUN.finditer(text):
             # the pattern makes one word of a run, but leaves its last character to what follows
             end = run.end() if run.end() == len(text) else run.end() - 1
-            ranks.append(
-                self._engine.encode_to_numpy(text[done : run.start()], disallowed_special=())
-            )
-            ranks.append(
-                np.array(self._engine._encode_single_piece(text[run.start() : end]), np.uint32)
-            )
+            spaces = self._engine._encode_single_piece(text[run.start() : end])
+            ranks += [encode(text[done : run.start()]), np.array(spaces, np.uint32)]
             done = end
 
-        return np.concatenate(
-            [*ranks, self._engine.encode_to_numpy(text[done:], disallowed_special=())]
-        )
+        return np.concatenate([*ranks, encode(text[done:])])
 
 
 def _groups(lines: Sequence[str]) -> Iterator[Sequence[str]]:

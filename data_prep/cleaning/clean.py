@@ -11,16 +11,16 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from robustly import UserError, log, manifest
+from robustly import UserError, log
 from robustly.corpus import decisions
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.decisions import KEPT, decisions_file
 from robustly.corpus.documents import refuse_many
 from robustly.corpus.executors import process
-from robustly.corpus.files import file_facts, hash_corpus
+from robustly.corpus.files import file_facts, hash_corpus, remembered_files
 from robustly.corpus.partitions import Partition, partitions
 from robustly.data_prep import npy
-from robustly.data_prep.cleaning.config import CleaningConfig, EvaluationFiles, NearDuplicatesConfig
+from robustly.data_prep.cleaning.config import CleaningConfig, EvaluationFiles
 from robustly.data_prep.cleaning.duplicates import buckets_for, find_duplicates
 from robustly.data_prep.cleaning.rules import (
     EXACT,
@@ -32,7 +32,6 @@ from robustly.data_prep.cleaning.rules import (
 )
 from robustly.data_prep.cleaning.steps import (
     INDEX,
-    DecisionCounts,
     Group,
     PartitionCleaner,
     RuleDecisions,
@@ -40,7 +39,7 @@ from robustly.data_prep.cleaning.steps import (
     read_counts,
     read_rule_decisions,
 )
-from robustly.files import flush, write_json
+from robustly.files import write_json
 from robustly.manifest import Manifest, Outcome, Stage
 
 
@@ -79,8 +78,7 @@ class CleanStage:
     @cached_property
     def _inputs(self) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
         """Hashes of what is read, and what is known of its files, for the notes of the manifest."""
-        earlier = manifest.read(self.folder)
-        remembered = earlier.notes["files"] if earlier else {}
+        remembered = remembered_files(self.folder)
         contents = hash_corpus(self.corpus, remembered)
         inputs, files = {"corpus": contents.corpus}, dict(contents.files)
         if self.cleaning.language:
@@ -90,7 +88,8 @@ class CleanStage:
             files |= facts
 
         if self.cleaning.contamination:
-            texts = hash_corpus(EvaluationFiles.of(self.cleaning.contamination), remembered)
+            evaluation = EvaluationFiles.of(self.cleaning.contamination.files)
+            texts = hash_corpus(evaluation, remembered)
             inputs["evaluation"] = texts.corpus
             files |= texts.files
 
@@ -110,15 +109,18 @@ class CleanStage:
         stage = self.stage()
         return stage.make(stage.hash[:16], self._process, self._collect)
 
-    def _process(self, work: Path) -> "_Decided":
+    def _process(self, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns what `verdicts.json` holds, and the manifest's counts."""
         if self.cleaning.quality:
             check_words(self.language)
 
         cut = partitions(self.corpus)
-        cleaner = PartitionCleaner(self.corpus, self.cleaning, self.language, work, self._model())
-        if self.cleaning.language and cleaner.model:
-            check_languages(self.cleaning.language, cleaner.model)
+        model = None
+        if self.cleaning.language:
+            model = model_file(self.cleaning.language), self._inputs[0]["language_model"]
+            check_languages(self.cleaning.language, model)
 
+        cleaner = PartitionCleaner(self.corpus, self.cleaning, self.language, work, model)
         evaluation = _write_index(self.cleaning, work)
         process(cleaner.apply_rules, cut, work / "tasks-rules", self.processing, "applying rules")
         by_rules = [read_rule_decisions(work, number) for number in range(len(cut))]
@@ -126,41 +128,35 @@ class CleanStage:
 
         groups = grouped(cut)
         buckets = _find_duplicates(cleaner, by_rules, groups, self.processing) if cut else 0
-        reasons = in_order(
-            [
-                *(reason for found in by_rules for reason in found.reasons),
-                *_reasons_of_duplicates(self.cleaning),
-            ]
-        )
+        found_reasons = [reason for found in by_rules for reason in found.reasons]
+        if self.cleaning.exact_duplicates:
+            found_reasons.append(EXACT)
+        if self.cleaning.near_duplicates:
+            found_reasons.append(NEAR)
+
+        reasons = in_order(found_reasons)
         write = partial(cleaner.write_decisions, buckets, reasons)
         process(write, groups, work / "tasks-verdicts", self.processing, "writing decisions")
 
         counted = [read_counts(work, number) for number in range(len(cut))]
         counts = _count(self.corpus, cut, counted, reasons)
         _check(counts, self.corpus)
+        summary = {
+            "format": decisions.FORMAT,
+            "verdicts": ["kept", *reasons],
+            "documents": [sum(own["documents"]) for own in counted],
+        }
         bad_lines = sum(len(found.bad_lines) for found in by_rules)
-        return _Decided(counted, reasons, {**counts, **evaluation, "bad_lines": bad_lines})
+        return summary, {**counts, **evaluation, "bad_lines": bad_lines}
 
-    def _collect(self, work: Path, decided: "_Decided") -> Outcome:
-        outputs = _move(work, self.folder, decided)
-        return Outcome(outputs, decided.counts, {"files": self._inputs[1]})
-
-    def _model(self) -> tuple[Path, str] | None:
-        """The language model's file and its sha256, where there is one."""
-        if not self.cleaning.language:
-            return None
-        return model_file(self.cleaning.language), self._inputs[0]["language_model"]
-
-
-@dataclass(frozen=True)
-class _Decided:
-    """What the work comes to."""
-
-    by_partition: list[DecisionCounts]
-    reasons: list[str]
-    """By their codes, from 1."""
-    counts: dict[str, Any]
-    """Of the whole corpus, for the manifest."""
+    def _collect(self, work: Path, decided: tuple[dict[str, Any], dict[str, Any]]) -> Outcome:
+        summary, counts = decided
+        numbers = range(len(summary["documents"]))
+        files = [decisions_file(work, number).name for number in numbers]
+        outputs = npy.move(work, self.folder, files)
+        write_json(self.folder / decisions.SUMMARY, summary)
+        notes = {"files": self._inputs[1]}
+        return Outcome([*outputs, self.folder / decisions.SUMMARY], counts, notes)
 
 
 def _write_index(cleaning: CleaningConfig, work: Path) -> dict[str, int]:
@@ -202,35 +198,25 @@ def _find_duplicates(
         step(find, range(buckets), "exact", "finding duplicates")
 
     if near:
-        from robustly.data_prep.cleaning.near_duplicates import match
+        from robustly.data_prep.cleaning.near_duplicates import cluster, match
 
         step(partial(cleaner.sign, buckets), groups, "signatures", "signing documents")
         each = range(near.num_buckets)
         step(partial(match, work, near), each, "pairs", "comparing signatures")
-        step(partial(_cluster, work, near), [len(groups)], "clusters", "clustering")
+        step(partial(cluster, work, near, len(groups)), range(1), "clusters", "clustering")
 
     return buckets
-
-
-def _cluster(work: Path, near: NearDuplicatesConfig, number: int, groups: int) -> None:
-    from robustly.data_prep.cleaning.near_duplicates import cluster
-
-    cluster(work, near, groups)
-
-
-def _reasons_of_duplicates(cleaning: CleaningConfig) -> list[str]:
-    return [EXACT] * cleaning.exact_duplicates + [NEAR] * (cleaning.near_duplicates is not None)
 
 
 def _count(
     corpus: CorpusConfig,
     cut: Sequence[Partition],
-    counted: Sequence[DecisionCounts],
+    counted: Sequence[dict[str, list[int]]],
     reasons: list[str],
 ) -> dict[str, Any]:
     """What was kept and what was dropped: in all, and in `sources` a row for each source and
     decision."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, name in enumerate(corpus.names):
         own = [
             counts
@@ -239,8 +225,7 @@ def _count(
         ]
         for code, reason in enumerate([None, *reasons]):
             found = {
-                kind: sum(getattr(counts, kind)[code] for counts in own)
-                for kind in ("documents", "bytes")
+                kind: sum(counts[kind][code] for counts in own) for kind in ("documents", "bytes")
             }
             if found["documents"] or code == KEPT:
                 rows.append({"source": name, "reason": reason, **found})
@@ -281,21 +266,3 @@ def _check(counts: dict[str, Any], corpus: CorpusConfig) -> None:
                 f"cleaning: none of the {found:,} documents in {', '.join(names)} is left (dropped:"
                 f" {dropped}); loosen the rules"
             )
-
-
-def _move(work: Path, folder: Path, decided: _Decided) -> list[Path]:
-    """Move the decisions from `work` into `folder` and list them; returns all files of the
-    stage."""
-    paths = [decisions_file(folder, number) for number in range(len(decided.by_partition))]
-    for path in paths:
-        if (work / path.name).exists():  # else a run that was killed has moved it
-            (work / path.name).rename(path)
-
-    flush(folder)
-    summary = {
-        "format": decisions.FORMAT,
-        "verdicts": ["kept", *decided.reasons],
-        "documents": [sum(counts.documents) for counts in decided.by_partition],
-    }
-    write_json(folder / decisions.SUMMARY, summary)
-    return [*paths, folder / decisions.SUMMARY]

@@ -4,12 +4,12 @@ import difflib
 import inspect
 from collections.abc import Iterator
 from types import NoneType
-from typing import Annotated, Any, ClassVar, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from robustly.config import InputPath, Section
-from robustly.corpus.config import CorpusConfig, SourceConfig, as_list
+from robustly.corpus.config import FilesBeside, as_list
 
 QUALITY_FILTERS = {
     "gopher_quality": "GopherQualityFilter",
@@ -75,16 +75,10 @@ class ContaminationConfig(Section):
         return {"keys": self.keys, "n_grams": self.n_grams}
 
 
-class EvaluationFiles(CorpusConfig):
-    """Files of evaluation texts, found and hashed as a corpus is."""
+class EvaluationFiles(FilesBeside):
+    """Files of evaluation texts."""
 
-    key: ClassVar = "cleaning.contamination.files"
-
-    @classmethod
-    def of(cls, contamination: ContaminationConfig) -> "EvaluationFiles":
-        """The files that a config names."""
-        sources = [SourceConfig(path=path) for path in contamination.files]
-        return cls(sources=sources, documents="line", text_key="", validation=0)
+    key = "cleaning.contamination.files"
 
 
 class NearDuplicatesConfig(Section):

@@ -37,7 +37,7 @@ def build_index(contamination: ContaminationConfig) -> EvaluationIndex:
     """
     found: list[NDArray[np.uint64]] = []
     texts = short = 0
-    paths = [path for _, path in corpus_files(EvaluationFiles.of(contamination))]
+    paths = [path for _, path in corpus_files(EvaluationFiles.of(contamination.files))]
 
     with log.progress("reading evaluation texts", len(paths), "files") as advance:
         for path in paths:
@@ -77,19 +77,13 @@ def evaluation_texts(path: Path, keys: list[str] | None) -> Iterator[str]:
             yield row
         elif isinstance(row, ValueError):
             raise UserError(f"{where(str(path), place)}: {row}")
+        elif missing := [key for key in keys or () if key not in row]:
+            raise UserError(
+                f"{where(str(path), place)}: no key {missing[0]!r} (cleaning.contamination.keys);"
+                f" the keys here: {', '.join(map(repr, row))}"
+            )
         else:
-            yield from _strings_at(row, keys, str(path), place)
-
-
-def _strings_at(
-    row: dict[str, Any], keys: list[str] | None, path: str, place: int
-) -> Iterator[str]:
-    if keys and (missing := [key for key in keys if key not in row]):
-        raise UserError(
-            f"{where(path, place)}: no key {missing[0]!r} (cleaning.contamination.keys); the keys"
-            " here: " + ", ".join(map(repr, row))
-        )
-    yield from _strings(row[key] for key in keys or row)
+            yield from _strings(row[key] for key in keys or row)
 
 
 def _strings(values: Iterable[Any]) -> Iterator[str]:

@@ -50,12 +50,9 @@ def find_duplicates(
 
     for number in range(partitions):
         rows = npy.read(_hashes_file(folder, number), HASH)
-        first, last = (
-            bisect.bisect_left(rows, edge << (64 - bits), key=lambda row: int(row["high"]))
-            for edge in (bucket, bucket + 1)
-        )
-        slices.append(np.array(rows[first:last]))  # a copy: a view would keep the file open
-        numbers.append(np.full(last - first, number, np.uint32))
+        edges = bucket << (64 - bits), (bucket + 1) << (64 - bits)
+        slices.append(np.array(_between(rows, "high", *edges)))  # a view would keep the file open
+        numbers.append(np.full(len(slices[-1]), number, np.uint32))
 
     rows, partition = np.concatenate(slices), np.concatenate(numbers)
     # stable: equal ones stay in the order of the corpus
@@ -70,16 +67,17 @@ def find_duplicates(
 
 def duplicates_in(folder: Path, buckets: int, number: int) -> NDArray[np.uint32]:
     """The documents of a partition that `find_duplicates` found, by their places in it."""
-    found = []
-    for bucket in range(buckets):
-        places = npy.read(_places_file(folder, bucket), PLACE)
-        first, last = (
-            bisect.bisect_left(places, edge, key=lambda row: int(row["part"]))
-            for edge in (number, number + 1)
-        )
-        found.append(places["document"][first:last])
-
+    every = (npy.read(_places_file(folder, bucket), PLACE) for bucket in range(buckets))
+    found = [_between(places, "part", number, number + 1)["document"] for places in every]
     return np.concatenate(found)
+
+
+def _between(rows: NDArray[Any], field: str, first: int, last: int) -> NDArray[Any]:
+    """The rows whose `field`, by which they are sorted, is at least `first` and below `last`."""
+    begin, end = (
+        bisect.bisect_left(rows, edge, key=lambda row: int(row[field])) for edge in (first, last)
+    )
+    return rows[begin:end]
 
 
 def _hashes_file(folder: Path, number: int) -> Path:

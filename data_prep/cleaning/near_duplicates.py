@@ -62,7 +62,7 @@ def match(folder: Path, near: NearDuplicatesConfig, bucket: int, _: Any = None) 
         step.run(rank=bucket, world_size=near.num_buckets)
 
 
-def cluster(folder: Path, near: NearDuplicatesConfig, groups: int) -> None:
+def cluster(folder: Path, near: NearDuplicatesConfig, groups: int, *_: Any) -> None:
     """Write, for each group, its documents that are not the first of their cluster."""
     step = MinhashDedupCluster(
         str(folder / "pairs"),

@@ -66,17 +66,12 @@ def read_rule_decisions(work: Path, number: int) -> RuleDecisions:
     return RuleDecisions(facts["kept"], facts["reasons"], bad_lines)
 
 
-@dataclass(frozen=True)
-class DecisionCounts:
-    """A partition's documents and their bytes, by decision: kept, then each reason."""
-
-    documents: list[int]
-    bytes: list[int]
-
-
-def read_counts(work: Path, number: int) -> DecisionCounts:
-    facts = json.loads(_file(work, "tally", number, "json").read_text(encoding="utf-8"))
-    return DecisionCounts(**facts)
+def read_counts(work: Path, number: int) -> dict[str, list[int]]:
+    """A partition's `documents` and their `bytes`, by decision: kept, then each reason."""
+    counts: dict[str, list[int]] = json.loads(
+        _file(work, "tally", number, "json").read_text(encoding="utf-8")
+    )
+    return counts
 
 
 @dataclass(frozen=True)
@@ -159,11 +154,11 @@ class PartitionCleaner:
 
             npy.write(decisions_file(self.work, place), decided)
             sizes = npy.read(_file(self.work, "sizes", place), np.int64, decided.size)
-            counts = DecisionCounts(
-                np.bincount(decided, minlength=len(reasons) + 1).tolist(),
-                [int(sizes[decided == code].sum()) for code in range(len(reasons) + 1)],
-            )
-            write_json(_file(self.work, "tally", place, "json"), asdict(counts))
+            counts = {
+                "documents": np.bincount(decided, minlength=len(reasons) + 1).tolist(),
+                "bytes": [int(sizes[decided == code].sum()) for code in range(len(reasons) + 1)],
+            }
+            write_json(_file(self.work, "tally", place, "json"), counts)
 
     def _near(self, group: int) -> NDArray[np.int64]:
         """The near duplicates among those documents of a group that were signed, by place."""

@@ -131,11 +131,7 @@ class CorpusConfig(Section):
     def training(self) -> "CorpusConfig":
         """The corpus without the sources that are held out."""
         sources = [source for source in self.sources if not source.held_out]
-        return (
-            self
-            if len(sources) == len(self.sources)
-            else self.model_copy(update={"sources": sources})
-        )
+        return self.model_copy(update={"sources": sources})
 
     @property
     def repeats(self) -> tuple[float, ...]:
@@ -154,20 +150,20 @@ class CorpusConfig(Section):
         return {"documents": self.documents, "text_key": self.text_key}
 
 
-class CountFiles(CorpusConfig):
-    """Files of word counts, read line by line as text is."""
-
-    key = "corpus.counts"
+class FilesBeside(CorpusConfig):
+    """Files that the config names at another `key` than its sources, found, hashed and cut as these
+    are."""
 
     @classmethod
-    def of(cls, corpus: CorpusConfig) -> "CountFiles":
-        """The counts that a config names."""
-        return cls(
-            sources=[SourceConfig(path=path) for path in corpus.counts],
-            documents="line",
-            text_key="",
-            validation=0,
-        )
+    def of(cls, paths: Sequence[InputPath]) -> Self:
+        sources = [SourceConfig(path=path) for path in paths]
+        return cls(sources=sources, documents="line", text_key="", validation=0)
+
+
+class CountFiles(FilesBeside):
+    """Files of word counts."""
+
+    key = "corpus.counts"
 
 
 PROCESS_BYTES = 160 * 2**20  # Python and the libraries of a worker

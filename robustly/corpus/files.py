@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustly import UserError
+from robustly import UserError, manifest
 from robustly.config import fingerprint
 from robustly.corpus import hub
 from robustly.corpus.config import CorpusConfig, CountFiles, SourceConfig
@@ -76,6 +76,13 @@ def _matches(path: Path) -> list[Path]:
         below = [Path(match) for match in glob.iglob(str(path), recursive=True)]  # noqa: PTH207 (may be absolute)
 
     return sorted((file for file in below if file.is_file()), key=Path.as_posix)
+
+
+def remembered_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the finished stage in a folder, if there is one, knows of the files that it read (see
+    `Hashes.files`)."""
+    earlier = manifest.read(folder)
+    return earlier.notes.get("files", {}) if earlier else {}
 
 
 @dataclass(frozen=True)

@@ -114,21 +114,17 @@ def _joined(first: bytes, rest: Iterable[tuple[int, bytes]]) -> bytearray:
 def _raw_lines(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[int, bytes]]:
     """The lines that begin at `start` or later and before `end`, each with the byte at which it
     begins."""
-    place = _seek_line(stream, start)
+    place = start
+    if start:  # to the end of the line that holds the byte before it
+        stream.seek(start - 1)
+        place += len(stream.readline()) - 1
+
     for line in stream:
         if place >= end:
             return
         text = line.removeprefix(BYTE_ORDER_MARK) if place == 0 else line
         yield place + len(line) - len(text), text
         place += len(line)
-
-
-def _seek_line(stream: BinaryIO, start: int) -> int:
-    """Go to the first line that begins at `start` or later; returns where that is."""
-    if start == 0:
-        return 0
-    stream.seek(start - 1)
-    return start - 1 + len(stream.readline())
 
 
 def _holds_text(line: tuple[int, bytes]) -> bool:

@@ -145,7 +145,6 @@ def _rows(corpus: CorpusConfig, key: str) -> Iterator[tuple[str, str]]:
 
 def _partitions(corpus: CorpusConfig) -> list[Partition]:
     """The partitions of the files. Raises UserError if a file is empty."""
-
     found = partitions(corpus)
     if empty := {str(path) for _, path in corpus_files(corpus)} - {one.path for one in found}:
         raise UserError(f"{min(empty)}: empty; expected text")

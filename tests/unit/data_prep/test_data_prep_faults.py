@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -22,7 +23,6 @@ from small_stores import VIEW, corpus, files_of, train_tokenizer, write_rows
 from robustly import UserError, manifest
 from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import CorpusConfig, Processing
-from robustly.corpus.partitions import Partition
 from robustly.data_prep import prepare as module
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.prepare import DataStage
@@ -108,13 +108,15 @@ def test_a_bad_file_is_named_and_the_mended_one_is_taken(tmp_path, trained, name
 # --------------------------------------------------------------------------------- killed, and full
 
 
-class Killed(module._ShardMaker):
-    """The work on a part; the process that works on the third dies with its shards half written."""
+MAKE = module._make_shards
 
-    def __call__(self, number: int, part: Partition) -> None:
-        if number == 2:
-            ShardWriter.__exit__ = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
-        super().__call__(number, part)
+
+def make_until_killed(*arguments: Any) -> None:
+    """The work on a part; the process that works on the third dies with its shards half written."""
+    *_, number, _ = arguments
+    if number == 2:
+        ShardWriter.__exit__ = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    MAKE(*arguments)
 
 
 @pytest.mark.processes
@@ -125,7 +127,7 @@ def test_after_a_worker_is_killed_only_the_rest_is_made(tmp_path, trained, monke
         monkeypatch.context() as patch,
         pytest.raises(UserError, match=r"a worker process was killed.*is kept"),
     ):
-        patch.setattr(module, "_ShardMaker", Killed)
+        patch.setattr(module, "_make_shards", make_until_killed)
         DataStage(stated(tmp_path, config), VIEW, folder, trained, Processing(2)).make()
 
     assert manifest.read(folder) is None and not list(folder.glob("*.npy"))

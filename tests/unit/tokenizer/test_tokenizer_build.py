@@ -20,7 +20,6 @@ from robustly import UserError, manifest
 from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import Processing, SlurmConfig
 from robustly.files import WORK_LOCK, lock, sha256
-from robustly.tokenizer import build as stage
 from robustly.tokenizer import counting, merges
 from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
@@ -434,7 +433,7 @@ def test_counts_that_are_not_there(corpus_of, tmp_path):
 
 def test_one_command_at_a_time_in_a_folder(corpus_of, prose_file, tmp_path, monkeypatch):
     """Whatever the other one counts: what is at work must not be deleted."""
-    monkeypatch.setattr(stage.manifest.lock.__wrapped__, "__defaults__", (".lock", 0.0))
+    monkeypatch.setattr(manifest.lock.__wrapped__, "__defaults__", (".lock", 0.0))
     with (
         lock(tmp_path / "t", WORK_LOCK),
         pytest.raises(UserError, match="another process is at work here"),

@@ -21,6 +21,7 @@ from robustly.tokenizer.counts import (
     read_counts,
     sum_sorted,
     write_counts,
+    write_sum,
 )
 from robustly.tokenizer.words import split_words
 
@@ -169,7 +170,7 @@ def test_counts_of_many_files_add_up(tmp_path):
         def add(additions, level, widest=widest):
             for addition in additions:
                 widest.append(len(addition.files))
-                addition.write()
+                write_sum(0, addition)
 
         with mock.patch.object(counts, "FAN_IN", fan_in):
             few = few_files(paths, add)

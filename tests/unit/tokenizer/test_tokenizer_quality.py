@@ -3,7 +3,7 @@
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from small_tokenizers import trained_elsewhere
 from tokenizers import Tokenizer as Reference
 
 from robustly.tokenizer import load_tokenizer, quality
-from robustly.tokenizer.quality import COUNTED, RATIOS, EncodingStats, measure, measure_by
+from robustly.tokenizer.quality import COUNTED, RATIOS, EncodingStats, measure_by
 from robustly.tokenizer.special_tokens import byte_symbols
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
@@ -46,6 +46,10 @@ def reference(small: Path) -> Reference:
     found = Reference.from_file(str(small / "tokenizer.json"))
     found.encode_special_tokens = True
     return found
+
+
+def measure(tokenizer: Tokenizer, texts: Iterable[str]) -> EncodingStats:
+    return measure_by([tokenizer], (("", text) for text in texts))[0].total
 
 
 def counted(reference: Reference, texts: Sequence[str]) -> dict[str, int]:
