@@ -17,7 +17,7 @@ from robustly.data_prep import npy
 from robustly.data_prep.config import Format
 from robustly.data_prep.packing import PACKING, index_dtype, pack
 from robustly.data_prep.store import Store
-from robustly.files import sha256, write_json
+from robustly.files import disk_full, sha256, write_json
 
 PACKED = "views"
 """Folder of a token store's packed indexes."""
@@ -71,6 +71,9 @@ def open_index(store: Store, block_length: int, format: Format) -> PackedIndex:
             log.say(f"{path}: {reason}; it is made anew")
             digest = _make(path, made_of, store)
     except OSError as error:
+        if disk_full(error):  # the store is whole, and the same command goes on
+            raise
+
         raise UserError(
             f"{path}: the packed index can be neither read nor made: {error.strerror or error}"
         ) from None
