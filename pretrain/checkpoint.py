@@ -1,5 +1,5 @@
 """Save, find and load training checkpoints, to resume from: complete or absent, for any number of
-ranks and ZeRO stage. `loop.Trainer` resumes from the newest one.
+ranks and ZeRO stage. `loop.Trainer` resumes from the newest one; `background_saves` writes them.
 
 A checkpoint is a folder `checkpoints/update-00001000/`:
 
@@ -21,13 +21,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from robustly import UserError, log, manifest
 from robustly.files import disk_full, flush, sha256, write_json
 from robustly.manifest import Manifest
+from robustly.pretrain.disk_space import disk_is_full
+from robustly.pretrain.tensor_file import write_tensors
 
 WEIGHTS = "weights.safetensors"
 MOMENTS = "moments.safetensors"
@@ -96,41 +98,62 @@ def update_of(path: Path) -> int:
     return int(path.name.removeprefix("update-"))
 
 
+class FullTensors(NamedTuple):
+    """What a checkpoint holds of a model: copies in this machine's memory, by the names that they
+    have in its files."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+
+
+def copy_tensors(
+    tensors: Iterator[tuple[str, Tensor, Tensor, Tensor]], keep: bool
+) -> FullTensors | None:
+    """Copies of (name, weight, first moment, second moment), which the next update leaves alone; 12
+    bytes of a parameter.
+
+    Collective: every rank passes its iterator of full tensors and goes through all of them; without
+    `keep` a rank copies nothing and gets None. From a GPU into pinned memory, at its full speed,
+    which torch keeps for the next copies."""
+    copies = FullTensors({}, {})
+    for name, weight, first, second in tensors:
+        if keep:
+            copies.weights[name] = _copy(weight)
+            copies.moments[f"exp_avg.{name}"] = _copy(first)
+            copies.moments[f"exp_avg_sq.{name}"] = _copy(second)
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+    return copies if keep else None
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor.detach(), non_blocking=True)
+
+
 def save(
     folder: Path,
     progress: Progress,
-    tensors: Iterator[tuple[str, Tensor, Tensor, Tensor]],
-    write: bool,
+    tensors: FullTensors,
     keep: int,
+    keep_every: int | None = None,
 ) -> None:
-    """Write the checkpoint of `progress.update` below `folder`, then drop all but the newest `keep`
-    and the best one.
+    """Write the checkpoint of `progress.update` below `folder`, then drop all but the newest
+    `keep`, the best one, and those of every `keep_every`th update.
 
-    Collective: every rank passes its iterator of full tensors, rank 0 alone has `write`. Raises
-    UserError if the disk is full; what was there before stays."""
-    weights, moments = {}, {}
-    for name, weight, first, second in tensors:
-        if write:
-            weights[name] = weight.cpu().contiguous()
-            moments[f"exp_avg.{name}"], moments[f"exp_avg_sq.{name}"] = first.cpu(), second.cpu()
-
-    if not write:
-        return
-
+    Raises UserError if the disk is full; what was there before stays."""
     final = folder_of(folder, progress.update)
     beside = folder / f".{final.name}.tmp"
     try:
-        _write(final, beside, progress, weights, moments)
+        _write(final, beside, progress, tensors)
     except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
         if not disk_full(error):
             raise
 
-        raise UserError(
-            f"{final}: the disk is full; the checkpoint of update {progress.update} was not"
-            " written, older ones are whole. Make room (or lower run.keep_checkpoints) and give"
-            " the same command again."
-        ) from None
+        raise disk_is_full(final, progress.update, str(error)) from None
 
     # Newer ones were found damaged when this run began; they must not count as kept.
     for path in _folders(folder):
@@ -139,29 +162,22 @@ def save(
 
     best = mark_best(folder)
     for path in _folders(folder)[:-keep]:
-        if best is None or update_of(path) != best.update:
+        update = update_of(path)
+        is_best = best is not None and update == best.update
+        if not (is_best or (keep_every and update % keep_every == 0)):
             shutil.rmtree(path)
 
 
-def _write(
-    final: Path,
-    beside: Path,
-    progress: Progress,
-    weights: dict[str, Tensor],
-    moments: dict[str, Tensor],
-) -> None:
+def _write(final: Path, beside: Path, progress: Progress, tensors: FullTensors) -> None:
     """Write a whole checkpoint into a hidden folder `beside`, then rename that."""
     for left_over in final.parent.glob(".update-*.tmp"):
         shutil.rmtree(left_over)
 
     beside.mkdir(parents=True)
-    files = {}
-    for name, tensors in ((WEIGHTS, weights), (MOMENTS, moments)):
-        path = beside / name
-        save_file(tensors, path, metadata={"format": "pt"})
-        flush(path)
-        files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-
+    files = {
+        WEIGHTS: write_tensors(beside / WEIGHTS, tensors.weights)._asdict(),
+        MOMENTS: write_tensors(beside / MOMENTS, tensors.moments)._asdict(),
+    }
     write_json(beside / STATE, {**asdict(progress), "files": files})
     if final.exists():  # of an earlier try, found damaged
         shutil.rmtree(final)

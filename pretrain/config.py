@@ -264,6 +264,8 @@ class RunConfig(Section):
     keep_checkpoints: Positive = 2
     """How many of the newest checkpoints are kept, beside the one of the lowest held-out loss;
     older ones go when a newer one is complete."""
+    keep_every: Positive | None = None
+    """Beside those, checkpoints whose update is a multiple of this number are kept for good."""
     evaluate_blocks: Positive | None = None
     """Validation blocks per evaluation; default: all."""
     peak_tflops: PositiveFloat | None = None

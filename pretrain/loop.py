@@ -20,9 +20,11 @@ from robustly.files import write_atomic, write_json
 from robustly.manifest import Manifest, Stage
 from robustly.metrics import read_metrics
 from robustly.pretrain import checkpoint
+from robustly.pretrain.background_saves import BackgroundSaves
 from robustly.pretrain.batches import Batches, RankBatch
 from robustly.pretrain.checkpoint import Progress
 from robustly.pretrain.config import DistillationConfig
+from robustly.pretrain.disk_space import look_before_checkpoint, look_before_run
 from robustly.pretrain.distillation import Distillation, open_teacher, start_from_teacher
 from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
 from robustly.pretrain.integrity import verify
@@ -47,6 +49,8 @@ from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.tokenizer import Tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PATIENCE = 5.0
+"""Seconds that ranks wait for a checkpoint between two words to each other."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -107,6 +111,7 @@ class Trainer:
             self.model, config.optim, config.run, self.batches.accumulation, device
         )
         self.checkpoints = self.folder / "checkpoints"
+        self.saves = BackgroundSaves(self.checkpoints, config.run)
         self.progress = Progress(0, stage.hash)
         self.log: TrainingLog | None = None
         """Of rank 0, which speaks for all."""
@@ -170,6 +175,10 @@ class Trainer:
         config, last = self.config, self.config.schedule.updates
         self._resume()
         with together(self.device):
+            if self.rank == 0 and self.progress.update < last:
+                self.checkpoints.mkdir(exist_ok=True)
+                look_before_run(self.checkpoints, self.parameters, config.run, config.schedule)
+
             self._open_log()
 
         if self.progress.update == 0:
@@ -182,7 +191,11 @@ class Trainer:
             Profile(self.folder / "profile", self.rank, self.progress.update) if profile else None
         )
         ahead = self.batches.ahead(self.progress.update + 1, last)
-        with _signals() as asked, contextlib.closing(ahead) as batches:
+        with (
+            _signals() as asked,
+            contextlib.closing(ahead) as batches,
+            contextlib.closing(self.saves),
+        ):
             while self.progress.update < last:
                 before = time.monotonic()
                 batch = next(batches)
@@ -214,6 +227,9 @@ class Trainer:
                 if update % config.run.checkpoint_every == 0 or update == last or stop:
                     self._save(interval)
 
+                if update == last or stop:
+                    self._saved()
+
                 if stop and update < last:
                     raise Stopped(f"stopped after update {update}, with a checkpoint")
 
@@ -234,8 +250,10 @@ class Trainer:
 
     def _update(self, batch: RankBatch, asked: list[int]) -> UpdateResult:
         """One optimizer step, on this rank's part of the global batch. `asked`: signals to stop."""
-        # every rank must divide by the same counts, and stop after the same update
-        counts = [batch.masked_tokens, batch.pairs, batch.tokens, bool(asked)]
+        # every rank must divide by the same counts, and stop after the same update; where it then
+        # saves, rank 0 says why a checkpoint could not be written
+        to_stop = bool(asked) or self.saves.failed
+        counts = [batch.masked_tokens, batch.pairs, batch.tokens, to_stop]
         masked, pairs, tokens, stop = sum_over_ranks(counts, self.device)
         of_batch = {"masked_tokens": masked, "pairs": pairs, "tokens": tokens}
         divisors = torch.tensor(
@@ -275,6 +293,8 @@ class Trainer:
     def _diverged(self, update: int, what: str, value: float) -> UserError | FailedOnAnotherRank:
         if self.rank:
             return FailedOnAnotherRank()
+
+        self.saves.close()
         kept = checkpoint.newest(self.checkpoints)
         rest = f"; the checkpoint of update {kept.progress.update} is whole" if kept else ""
         return UserError(
@@ -304,20 +324,31 @@ class Trainer:
         self.progress = progress
 
     def _save(self, interval: IntervalSums) -> None:
-        if self.log:
-            self.log.metrics.sync()
+        """Begin a checkpoint. Training waits until the one before is written and rank 0 has copied
+        the tensors, which it writes while training goes on."""
+        self._saved()
+        with together(self.device):
+            if self.log:
+                update = self.progress.update
+                look_before_checkpoint(self.checkpoints, self.parameters, update)
+                self.log.metrics.sync()
 
         self.progress = replace(self.progress, interval=vars(interval).copy())
         full = self.engine.full_tensors()
         tensors = ((_as_in_transformers(name), w, m, v) for name, w, m, v in full)
-        with together(self.device):
-            checkpoint.save(
-                self.checkpoints,
-                self.progress,
-                tensors,
-                self.rank == 0,
-                self.config.run.keep_checkpoints,
-            )
+        if copies := checkpoint.copy_tensors(tensors, self.rank == 0):
+            self.saves.begin(self.progress, copies)
+
+    def _saved(self) -> None:
+        """Wait until the checkpoint that was begun is written. Every few seconds the ranks tell
+        each other that it is not: none may take the others for hung on a slow disk."""
+        writing = 1.0
+        while writing:
+            written = True
+            with together(self.device):
+                written = self.saves.wait(PATIENCE)
+
+            (writing,) = sum_over_ranks([not written], self.device)
 
     def _evaluate(self, update: int) -> None:
         if self.validation_blocks is None:

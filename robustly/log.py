@@ -67,6 +67,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
+def gigabytes(count: float) -> str:
+    """Bytes for people: 1.50 GB, 2.30 MB."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e7 or not count else f"{count / 1e6:,.2f} MB"
+
+
 def table(title: str, rows: Mapping[str, Any]) -> None:
     """Print a table of two columns: what, and how much."""
     grid = pairs(rows)

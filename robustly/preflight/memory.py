@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from robustly.pretrain.config import ModelConfig, RunConfig
+from robustly.pretrain.disk_space import checkpoint_bytes
 from robustly.pretrain.flops import parameters
 from robustly.pretrain.stage import PretrainingConfig
 
@@ -51,17 +52,15 @@ class RankMemory:
     update: int
     """At the end of an update, when activations and logits are gone: gradients of the tied
     embeddings, flat copies."""
+    copies: int
+    """Of rank 0: weights and moments of a checkpoint while it is written. None on a GPU: they lie
+    in the machine's memory."""
     overhead: int
 
     @property
     def peak(self) -> int:
-        held = self.weights + self.optimizer + self.gradients + self.bucket + self.overhead
-        return held + max(self.activations + self.logits, self.update)
-
-
-def gigabytes(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:,.2f} GB" if count >= 1e7 or not count else f"{count / 1e6:,.2f} MB"
+        held = self.weights + self.optimizer + self.gradients + self.bucket + self.copies
+        return self.overhead + held + max(self.activations + self.logits, self.update)
 
 
 def activation_bytes(
@@ -124,7 +123,8 @@ def logits_bytes(
 def rank_memory(
     config: PretrainingConfig, ranks: int, device: Device, micro_batch: int | None = None
 ) -> RankMemory:
-    """Bytes of a rank at its peak, as the engine has DeepSpeed 0.19.8 hold them.
+    """Bytes of a rank at its peak, as the engine has DeepSpeed 0.19.8 hold them. The largest rank
+    is rank 0, which writes the checkpoints.
 
     Bytes of a parameter, R ranks (measured; tests/unit/preflight/test_preflight_estimates.py):
 
@@ -174,6 +174,7 @@ def rank_memory(
             model, vocab_size, blocks * block_length * masked, run.precision, device
         ),
         update=max(tied, flat_copy),
+        copies=0 if on_gpu else checkpoint_bytes(count),
         overhead=OVERHEAD[device],
     )
 

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from robustly import log
+from robustly.log import gigabytes
 from robustly.preflight.corpus_size import CorpusSize, corpus_size
 from robustly.preflight.machine import Machine
-from robustly.preflight.memory import RankMemory, gigabytes, largest_micro_batch, rank_memory
+from robustly.preflight.memory import RankMemory, largest_micro_batch, rank_memory
 from robustly.preflight.plan_warnings import warnings
 from robustly.preflight.speed import Speed, speeds_of
+from robustly.pretrain.disk_space import checkpoint_bytes, most_checkpoints
 from robustly.pretrain.flops import embedding_parameters, flops_per_token, parameters
 from robustly.pretrain.schedule import UpdateSizes
 from robustly.pretrain.stage import PretrainingConfig
@@ -92,6 +94,7 @@ def plan(config: PretrainingConfig, ranks: int, machine: Machine, speed: Speed |
 
 def _memory(config: PretrainingConfig, ranks: int, machine: Machine) -> dict[str, Any]:
     held = rank_memory(config, ranks, machine.device)
+    copies = checkpoint_bytes(parameters(config.model, config.tokenizer.vocab_size))
     largest = None
     if machine.memory is not None:
         largest = largest_micro_batch(config, ranks, machine.device, machine.memory)
@@ -103,15 +106,11 @@ def _memory(config: PretrainingConfig, ranks: int, machine: Machine) -> dict[str
         "zero_stage": config.run.zero_stage_for(ranks),
         **asdict(held),
         "peak": held.peak,
+        "copies_in_ram": copies,
         "limit": machine.memory,
         "limit_source": machine.source,
         "largest_micro_batch": largest,
     }
-
-
-def checkpoint_bytes(parameters: int) -> int:
-    """fp32 weights and both moments (pretrain/checkpoint.py)."""
-    return 12 * parameters
 
 
 def _disk(config: PretrainingConfig, size: CorpusSize) -> dict[str, Any]:
@@ -120,8 +119,7 @@ def _disk(config: PretrainingConfig, size: CorpusSize) -> dict[str, Any]:
     checkpoint = checkpoint_bytes(count)
     return {
         "checkpoint": checkpoint,
-        # the best may be an older one, and a new one is whole before an old one goes
-        "checkpoints": checkpoint * (config.run.keep_checkpoints + 2),
+        "checkpoints": checkpoint * most_checkpoints(config.run, config.schedule),
         "token_store": None if size.store is None else round(size.store),
         # fp32 weights and the tokenizer's files
         "published": 4 * count + TOKENIZER_BYTES * vocab_size,
@@ -196,6 +194,9 @@ def _memory_table(memory: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         limit = f"{gigabytes(memory['limit'])} ({limit})"
 
     rows = {part.name: gigabytes(memory[part.name]) for part in fields(RankMemory)}
+    if on_gpu:
+        rows["copies"] = f"{gigabytes(memory['copies_in_ram'])} of the machine's memory, on rank 0"
+
     rows |= {"peak": gigabytes(memory["peak"]), "there is": limit}
     return title, {
         **rows,

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from robustly.log import gigabytes
 from robustly.preflight.corpus_size import CorpusSize
 from robustly.preflight.machine import Machine
-from robustly.preflight.memory import gigabytes
 from robustly.pretrain.stage import PretrainingConfig
 
 MANY_EPOCHS = 100

@@ -49,6 +49,7 @@ def die_after(
     def save_and_die(self: loop.Trainer, window: Any) -> None:
         original(self, window)
         if self.progress.update == update:
+            self._saved()
             if not marked:
                 (self.checkpoints / BEST).unlink(missing_ok=True)
             raise KeyboardInterrupt

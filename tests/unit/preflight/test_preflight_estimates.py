@@ -14,11 +14,11 @@ from ranks import run_distributed
 from robustly.experiment import load_experiment
 from robustly.preflight import memory
 from robustly.preflight.memory import largest_micro_batch, rank_memory
-from robustly.preflight.plan import checkpoint_bytes
 from robustly.pretrain import checkpoint
 from robustly.pretrain.checkpoint import Progress
 from robustly.pretrain.config import ModelConfig, RunConfig
 from robustly.pretrain.cross_entropy import ELEMENTS, summed_cross_entropy
+from robustly.pretrain.disk_space import checkpoint_bytes
 from robustly.pretrain.engine import Engine, start_ranks
 from robustly.pretrain.flops import embedding_parameters, flops_per_token, parameters
 from robustly.pretrain.masking import SpecialTokens
@@ -182,6 +182,9 @@ def peak_of_training(ranks: int, stage: int, precision: str, device: torch.devic
         engine.step(1e-4)
 
     update()
+    # a checkpoint that is written meanwhile
+    copies = checkpoint.copy_tensors(engine.full_tensors(), keep=True)
+    assert copies
     before = sum(storage.nbytes() for address, storage in living().items() if address not in others)
     return before + peak_of(update)
 
@@ -302,7 +305,9 @@ def test_a_checkpoint_has_the_bytes_that_are_planned(tmp_path: Path) -> None:
         (name, p.detach(), torch.zeros_like(p), torch.zeros_like(p))
         for name, p in network.named_parameters()
     )
-    checkpoint.save(tmp_path, Progress(1, "hash"), tensors, True, 1)
+    copies = checkpoint.copy_tensors(tensors, keep=True)
+    assert copies
+    checkpoint.save(tmp_path, Progress(1, "hash"), copies, 1)
     written = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     assert written == pytest.approx(
         checkpoint_bytes(sum(p.numel() for p in network.parameters())), rel=0.02

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustly import UserError
 from robustly.pretrain import checkpoint
-from robustly.pretrain.checkpoint import Progress
+from robustly.pretrain.checkpoint import FullTensors, Progress
 
 NAMES = ["roberta.a", "lm_head.b"]
 
@@ -23,8 +23,19 @@ def tensors(value: float) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
         yield (name, *(torch.full((3, 2), float(value + i)) for i in range(3)))  # type: ignore[misc]
 
 
+def copies(value: float) -> FullTensors:
+    found = checkpoint.copy_tensors(tensors(value), keep=True)
+    assert found
+    return found
+
+
 def save(
-    folder: Path, update: int, recipe: str = "r", keep: int = 2, loss: float | None = None
+    folder: Path,
+    update: int,
+    recipe: str = "r",
+    keep: int = 2,
+    loss: float | None = None,
+    keep_every: int | None = None,
 ) -> None:
     interval = {"loss_sum": 1 / 3}
     progress = Progress(
@@ -35,7 +46,7 @@ def save(
         interval=interval,
         validation_loss=loss,
     )
-    checkpoint.save(folder, progress, tensors(update), write=True, keep=keep)
+    checkpoint.save(folder, progress, copies(update), keep, keep_every)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -58,12 +69,32 @@ def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
         list(found.tensors([*NAMES, "roberta.c"]))
 
 
-def test_only_the_newest_are_kept_and_only_rank_0_writes(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, Progress(1, "r"), tensors(1), write=False, keep=1)
-    assert not names_in(tmp_path)
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for update in (5, 10, 100):
         save(tmp_path, update)
     assert names_in(tmp_path) == ["update-00000010", "update-00000100"]
+
+
+def test_those_of_every_mth_update_are_kept_beside_the_newest_and_the_best(tmp_path: Path) -> None:
+    for update in range(2, 23, 2):
+        save(tmp_path, update, keep=1, keep_every=5, loss=0.0 if update == 6 else 1.0)
+
+    kept = ["best.json", *(f"update-{update:08d}" for update in (6, 10, 20, 22))]
+    assert names_in(tmp_path) == kept
+
+
+def test_copies_stay_as_they_are_and_only_rank_0_makes_them() -> None:
+    weight = torch.zeros(3)
+    given = [("a", weight, weight + 1, weight + 2)]
+    kept = checkpoint.copy_tensors(iter(given), keep=True)
+    weight.fill_(9.0)  # the next update
+    assert kept
+    assert kept.weights["a"].tolist() == [0.0, 0.0, 0.0]
+    assert sorted(kept.moments) == ["exp_avg.a", "exp_avg_sq.a"]
+
+    gone_through = iter(given)  # gathering them is the work of all ranks
+    assert checkpoint.copy_tensors(gone_through, keep=False) is None
+    assert next(gone_through, None) is None
 
 
 def test_the_best_is_marked_and_stays(tmp_path: Path) -> None:
@@ -142,11 +173,11 @@ def test_another_recipes_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_older_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 5)
 
-    def full(values: object, path: Path, metadata: object) -> None:
+    def full(path: Path, values: object) -> None:
         path.write_bytes(b"part")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     with pytest.raises(UserError, match="disk is full"):
         save(tmp_path, 10)
 
@@ -154,26 +185,25 @@ def test_a_full_disk_leaves_the_older_ones(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(
-    ("moment", "call"),
-    [("save_file", 2), ("flush", 2), ("sha256", 2), ("write_json", 1), ("flush", 3)],
-)
-def test_killed_at_any_moment_of_saving(tmp_path: Path, moment: str, call: int) -> None:
-    save(tmp_path, 5)
-    original = getattr(checkpoint, moment)
+@pytest.mark.parametrize("call", range(1, 8))
+def test_killed_at_any_moment_of_saving(tmp_path: Path, call: int) -> None:
+    """As it flushes, to disk: weights, moments, state, its folder; after the rename: the folder
+    above, best.json, its folder."""
+    save(tmp_path, 5, loss=2.0)
+    original = os.fsync
     if (child := os.fork()) == 0:
         calls = []
 
-        def killed(*arguments: object, **options: object) -> object:
+        def killed(descriptor: int) -> None:
             calls.append(1)
             if len(calls) == call:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return original(*arguments, **options)
+            original(descriptor)
 
-        setattr(checkpoint, moment, killed)
+        os.fsync = killed
 
         try:
-            save(tmp_path, 10, keep=1)
+            save(tmp_path, 10, keep=1, loss=1.0)
         finally:
             os._exit(0)
 
@@ -182,9 +212,12 @@ def test_killed_at_any_moment_of_saving(tmp_path: Path, moment: str, call: int) 
     found = checkpoint.newest(tmp_path, "r")
     assert found is not None
     # the rename is the moment of truth; before it the old one counts, after it the new one
-    assert found.progress.update == (10 if (moment, call) == ("flush", 3) else 5)
-    save(tmp_path, 15, keep=1)
-    assert names_in(tmp_path) == ["update-00000015"]
+    assert found.progress.update == (10 if call > 4 else 5)
+    save(tmp_path, 15, keep=1, loss=0.5)
+    assert [name for name in names_in(tmp_path) if not name.startswith(".best")] == [
+        "best.json",
+        "update-00000015",
+    ]
 
 
 def test_without_one_whole_checkpoint_nothing_begins_anew(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from robustly.inspection.describe import describe_folder
 from robustly.inspection.train import spread
 from robustly.manifest import Stage
 from robustly.pretrain import checkpoint
-from robustly.pretrain.checkpoint import Progress
+from robustly.pretrain.checkpoint import FullTensors, Progress
 from synthetic import masking, model, optim, schedule
 
 describe = partial(describe_folder, kind="train")
@@ -43,9 +43,10 @@ def write_lines(folder: Path, reached: int) -> None:
 
 
 def save(made: Stage, update: int, loss: float | None = None) -> Path:
-    tensors = iter([("weight", torch.zeros(3), torch.zeros(3), torch.zeros(3))])
+    moments = {"exp_avg.weight": torch.zeros(3), "exp_avg_sq.weight": torch.zeros(3)}
+    tensors = FullTensors({"weight": torch.zeros(3)}, moments)
     progress = Progress(update, made.hash, validation_loss=loss)
-    checkpoint.save(made.folder / "checkpoints", progress, tensors, True, 3)
+    checkpoint.save(made.folder / "checkpoints", progress, tensors, 3)
     return checkpoint.folder_of(made.folder / "checkpoints", update)
 
 
