@@ -26,7 +26,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -201,27 +201,43 @@ class Engine:
             return 1.0
         return float(self._deepspeed.optimizer.loss_scale)
 
-    def step(self, lr: float) -> float | None:
-        """The optimizer step, at rate `lr`; returns the norm of the whole gradient before clipping.
+    def step(self, lr: float, accepts: Callable[[float], bool] = lambda norm: True) -> float | None:
+        """The optimizer step, at rate `lr`; returns the norm of the whole gradient before clipping,
+        the same number on every rank.
 
-        Not finite on any rank if it is not so on one. None, in fp16: the gradient overflowed, and
-        only the loss scale has changed; compute the same update again. Raises UserError if the
-        ranks found different norms."""
+        Before anything changes, `accepts` is asked with the norm. Where it says no, and where the
+        norm is not finite, no rank makes the step: weights and moments stay as they were, and the
+        gradient is gone. None, in fp16: the gradient overflowed, and only the loss scale has
+        changed; compute the same update again. Raises UserError, before the step, if the ranks
+        found different norms."""
+        assert self._deepspeed.is_gradient_accumulation_boundary()
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
 
         unsharded_norm = None if self._sharded else self._norm()
-        assert self._deepspeed.is_gradient_accumulation_boundary()
+        asked: list[tuple[float, bool]] = []
+
+        def allowed() -> bool:
+            if not asked:
+                if (found := unsharded_norm) is None:
+                    found = self._deepspeed.optimizer._global_grad_norm
+
+                norm = self._agreed(float(found))
+                asked.append((norm, math.isfinite(norm) and accepts(norm)))
+
+            return asked[0][1]
+
+        self._adam.allowed = allowed
         self._deepspeed.step()
         if self._deepspeed.fp16_enabled() and self._deepspeed.optimizer.overflow:  # all ranks know
             return None if self.loss_scale > 1.0 else math.inf
 
-        norm = self._deepspeed.get_global_grad_norm() if unsharded_norm is None else unsharded_norm
-        return self._agreed(float(norm))
+        allowed()  # DeepSpeed itself leaves before Adam where the norm is not finite
+        return asked[0][0]
 
     def _agreed(self, norm: float) -> float:
-        """The norm that all ranks found. They hold the same weights only as long as they see the
-        same gradient."""
+        """The norm that all ranks found; rank 0's, where they differ by rounding. They hold the
+        same weights only as long as they see the same gradient."""
         norms = [torch.empty(1, dtype=torch.float64, device=self.device) for _ in range(self.ranks)]
         dist.all_gather(norms, torch.tensor([norm], dtype=torch.float64, device=self.device))
         found: list[float] = torch.cat(norms).tolist()
@@ -238,7 +254,7 @@ class Engine:
                 " command, without the machine of the odd rank if it happens again"
             )
 
-        return norm
+        return found[0]
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
         return self._deepspeed(*inputs)
@@ -327,9 +343,9 @@ class Engine:
                 state = self._adam.state[parameter]
                 yield name, parameter.detach(), state[MOMENTS[0]], state[MOMENTS[1]]
 
-    def restore(self, tensors: Iterator[tuple[Tensor, Tensor, Tensor]] | None, update: int) -> None:
-        """Put back what `full_tensors` gave after `update` updates, on any number of ranks and ZeRO
-        stage.
+    def restore(self, tensors: Iterator[tuple[Tensor, Tensor, Tensor]] | None, steps: int) -> None:
+        """Put back what `full_tensors` gave after `steps` optimizer steps, on any number of ranks
+        and ZeRO stage.
 
         Rank 0 passes the tensors in order and sends them to the others, which pass None: only rank
         0 needs to see the checkpoint's files, and no rank can start from another one."""
@@ -348,4 +364,4 @@ class Engine:
             self._set_moment(parameter, MOMENTS[1], second)
 
         for state in self._adam.state.values():
-            state["step"].fill_(float(update))
+            state["step"].fill_(float(steps))

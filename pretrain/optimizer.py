@@ -1,6 +1,7 @@
 """The optimizer: AdamW (the paper's section 3.1), with weight decay on all parameters, as in
 fairseq, or on matrices alone, as in BERT."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,12 +23,25 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
     ]
 
 
-def adamw(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW that asks before it changes anything.
+
+    DeepSpeed calls `step` last, when the gradient's norm is known and gradients are clipped, for
+    each group of parameters on its own. Where the answer is no, weights, moments and the count of
+    steps stay as they were, and DeepSpeed goes on as after any step."""
+
+    allowed: Callable[[], bool] = staticmethod(lambda: True)
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure) if self.allowed() else None
+
+
+def adamw(model: nn.Module, optim: OptimConfig) -> GuardedAdamW:
     """AdamW over what is trainable, in one kernel for all parameters ("fused"). The learning rate
     is set before every step.
 
     Decay is decoupled, eps is added after the bias correction (Loshchilov and Hutter 2019; apex's
     FusedAdam likewise)."""
-    return torch.optim.AdamW(
+    return GuardedAdamW(
         parameter_groups(model, optim), lr=0.0, betas=optim.betas, eps=optim.eps, fused=True
     )

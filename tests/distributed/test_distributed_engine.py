@@ -418,3 +418,64 @@ def test_one_rank_shards_only_where_that_gains_something() -> None:
         (run(zero_stage=2, deepspeed=offload), 1, 2),
     ]:
         assert deepspeed_config(optim(), settings, 1, ranks)["zero_optimization"]["stage"] == stage
+
+
+# ------------------------------------------------------------------------------- steps that are not
+
+
+def state(engine: Engine) -> list[Any]:
+    """Two numbers of every weight and moment, and Adam's counts of steps."""
+    tensors = [sums(t) for _, *three in engine.full_tensors() for t in three]
+    return [*tensors, [float(found["step"]) for found in engine._adam.state.values()]]
+
+
+FAULTS = ("nan", "inf", "refused")
+
+
+def meet_faults(rank: int, ranks: int, stage: int, precision: str) -> dict[str, Any]:
+    """Updates among which some are not to change anything; and a run without those."""
+    torch.set_num_threads(1)
+    start_ranks(rank)
+    batches = make_batches(rank, ranks, 8)
+    outcome: dict[str, Any] = {}
+    for name, updates in (("disturbed", [1, 2, *FAULTS, 3]), ("undisturbed", [1, 2, 3])):
+        engine = make_engine(batches.accumulation, stage, precision)
+        for update in updates:
+            fault = update if isinstance(update, str) else ""
+            before = state(engine)
+            for batch in batches.batch(5 if fault else int(update)).micro_batches:
+                loss = engine(batch.inputs, batch.attention, batch.positions, batch.labels).sum()
+                last_rank_s = rank == ranks - 1 and fault in ("nan", "inf")
+                engine.backward(loss * (float(fault) if last_rank_s else 1e-3))
+
+            asked: list[float] = []
+
+            def accepts(norm: float, fault: str = fault, asked: Any = asked) -> bool:
+                asked.append(norm)
+                return fault != "refused"
+
+            norm = engine.step(1e-2, accepts)
+            if fault:
+                outcome[fault] = [before == state(engine), repr(norm), asked]
+
+        outcome[name] = state(engine)
+
+    stop_ranks()
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [(0, "fp32"), *((stage, name) for stage in (1, 2, 3) for name in ("fp32", "bf16"))],
+)
+def test_no_rank_makes_a_step_that_is_not_finite_or_refused(stage: int, precision: str) -> None:
+    one, other = run_distributed(2, meet_faults, stage, precision)
+    assert one == other
+    assert one["disturbed"] == one["undisturbed"]
+    for fault in FAULTS:
+        unchanged, norm, asked = one[fault]
+        assert unchanged, fault
+        if fault == "refused":
+            assert asked == [float(norm)] and math.isfinite(float(norm))
+        else:
+            assert asked == [] and not math.isfinite(float(norm))
