@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from robustly import UserError
+from robustly.exit_codes import START_AGAIN
 from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, NodeRanks
 from robustly.launch.supervise import GRACE, supervise
 
@@ -24,6 +25,8 @@ SSH = (
     "ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20",
     "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4",
 )  # fmt: skip
+
+SSH_FAILED = 255
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,15 @@ class _Remote:
             self.send(signal.SIGQUIT)
             self.stop()
 
+    def record(self) -> None:
+        """The launcher at the far end watches its ranks, and says what they leave."""
+
+    def fault(self) -> None:
+        pass
+
+    def show_stack(self) -> None:
+        pass
+
 
 def render(job: Job, options: LaunchOptions) -> str:
     """The ssh commands, one a line; each stops its ranks when its standard input ends."""
@@ -163,6 +175,8 @@ def render(job: Job, options: LaunchOptions) -> str:
 
 
 def start(job: Job, options: LaunchOptions) -> int:
-    """Run all hosts' commands. A host that cannot be reached counts as exit code 255."""
+    """Run all hosts' commands. A host that cannot be reached, or is lost, is worth a new start."""
     starters = [partial(_Remote, host, command) for host, command in commands(job, options)]
-    return supervise(starters, grace=2 * GRACE)  # each machine needs one GRACE for its own ranks
+    # each machine needs one GRACE for its own ranks
+    code = supervise(starters, grace=2 * GRACE)
+    return START_AGAIN if code == SSH_FAILED else code

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from robustly import UserError
+from robustly import UserError, heartbeat
 from robustly.launch.environment import FIRST_PORT, PORTS, Rank, numbered_port, variables
 from robustly.launch.job import Job, LaunchOptions, NodeRanks
 from robustly.launch.supervise import GRACE, supervise
@@ -26,9 +26,8 @@ def run(
     """Run `ranks` processes of a command here and wait for them; they share this process's output.
 
     Each rank gets this process's environment, then `environment`, RANK and its like, and, unless it
-    is set, OMP_NUM_THREADS so that together the ranks use each core once. Returns 0 or the exit
-    code of the rank that failed first (128 + n: killed by signal n). `supervise` says what happens
-    on failures and signals."""
+    is set, OMP_NUM_THREADS so that together the ranks use each core once. `supervise` says what
+    happens on failures, hangs and signals, and what is returned."""
     return run_node(
         command, NodeRanks(0, ranks, ranks, "127.0.0.1", free_port()), environment, grace
     )
@@ -66,13 +65,17 @@ class _Process:
         before_exec: Callable[[], None] | None,
     ):
         self.name = f"rank {rank.rank}"
-        self._popen = subprocess.Popen(
-            command,
-            env={**environment, **variables(rank)},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=before_exec,
-        )
+        file, self._heartbeat = heartbeat.file(heartbeat.START_TIMEOUT)
+        with file:
+            passed = {heartbeat.VARIABLE: str(file.fileno())}
+            self._popen = subprocess.Popen(
+                command,
+                env={**environment, **variables(rank), **passed},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=before_exec,
+                pass_fds=(file.fileno(),),
+            )
 
     def poll(self) -> int | None:
         return self._popen.poll()
@@ -87,6 +90,16 @@ class _Process:
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):  # all of its group has ended
             os.killpg(self._popen.pid, signal.SIGKILL)
+
+    def record(self) -> heartbeat.Record:
+        return self._heartbeat.record()
+
+    def fault(self) -> heartbeat.Fault | None:
+        return self._heartbeat.fault()
+
+    def show_stack(self) -> None:
+        if self.record().beats:
+            self.send(heartbeat.SHOW_STACK)
 
 
 def _die_with(parent: int, prctl: Callable[..., int]) -> None:

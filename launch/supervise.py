@@ -1,14 +1,18 @@
-"""Watch over processes that must live and die together: failures, signals, exit codes."""
+"""Watch over processes that must live and die together: failures, hangs, signals, exit codes."""
 
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import FrameType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from robustly import log
+from robustly.exit_codes import FAULT, FINISHED, INTERRUPTED, START_AGAIN
+from robustly.heartbeat import START_TIMEOUT, Fault, Kind, Phase, Record, Watch
 
 GRACE = 15.0  # seconds between asking to stop and killing
 POLL = 0.05
@@ -35,19 +39,39 @@ class Child(Protocol):
     def kill(self) -> None:
         """End it and all that it started; harmless once it has ended, and when called again."""
 
+    def record(self) -> Record | None:
+        """What its heartbeat shows; None if another process watches it."""
+
+    def fault(self) -> Fault | None:
+        """What it left before it ended."""
+
+    def show_stack(self) -> None:
+        """Have it print where it stands, if it can."""
+
 
 def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> int:
-    """Start all and wait for all. Returns 0 if every exit code was 0, else the first other one.
+    """Start all, wait for all, and say at last what ended them. Returns an exit code
+    (`robustly.exit_codes`); that of a program that is not ours is passed on.
 
-    When one fails, the others are asked to stop and killed `grace` seconds later. Signals that
-    reach this process are passed on, and whoever leaves because of signal n (exit code 128 + n, as
-    in a shell) does not count as a failure: the others get the time that their last checkpoint
-    takes. A second SIGINT kills, and so does SIGQUIT. Nothing is left running, whatever happens
-    short of SIGKILL. To be called in the main thread."""
+    When one fails, or hangs (`robustly.heartbeat.Watch`), the others are asked to stop and killed
+    `grace` seconds later. Signals that reach this process are passed on; whoever leaves because of
+    them is no failure, and the others get the time that their last checkpoint takes, but those that
+    do nothing for it are killed when the bound of a hang and the grace are over. A second SIGINT
+    kills, and so does SIGQUIT. Nothing is left running, whatever happens short of SIGKILL. To be
+    called in the main thread."""
     running: list[Child] = []
     passed_on: list[int] = []
-    result = 0
+    watch = Watch()
+    last_work = 0.0
+    """When one last wrote a checkpoint, in the watch's time; or the signal came."""
+    outcome = _Outcome()
     deadline: float | None = None
+
+    def stop(others: Iterable[Child]) -> None:
+        nonlocal deadline
+        deadline = time.monotonic() + grace
+        for other in others:
+            other.stop()
 
     with _received_signals() as received:
         try:
@@ -55,25 +79,51 @@ def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> int:
                 running.append(start())
 
             while running:
+                looked = time.monotonic()
                 while received:
                     number = received.popleft()
                     if number == signal.SIGQUIT or number == signal.SIGINT in passed_on:
-                        result, deadline = result or 128 + number, 0.0
+                        outcome.interrupted, deadline = True, 0.0
                     else:
                         passed_on.append(number)
+                        last_work = watch.time
                         for child in running:
                             child.send(number)
 
                 for child, code in _ended(running):
                     running.remove(child)
                     child.kill()  # what it left behind
-                    if code - 128 in passed_on:
-                        result = result or code
-                    elif code and deadline is None:
-                        log.error(f"{child.name} ended with exit code {code}; the run stops")
-                        result, deadline = code, time.monotonic() + grace
-                        for other in running:
-                            other.stop()
+                    outcome.note(child, code, looked, passed_on, stopping=deadline is not None)
+                    if deadline is None and outcome.failed(passed_on):
+                        stop(running)
+
+                records = {child.name: record for child in running if (record := child.record())}
+                watch.look(records)
+                hung = watch.hung() if deadline is None else None
+                if hung:
+                    outcome.hung = hung.message()
+                    for child in running:
+                        if child.name == hung.name and hung.stopped:
+                            child.kill()
+                        else:
+                            child.show_stack()
+
+                    stop(running)
+
+                if passed_on and deadline is None:
+                    saving = [one for one in watch.seen() if one.record.phase == Phase.SAVE]
+                    last_work = max([last_work, *(watch.time - one.idle for one in saving)])
+                    bound = max(
+                        (record.bound for record in records.values()), default=START_TIMEOUT
+                    )
+                    if running and watch.time - last_work > bound + grace:
+                        names = ", ".join(child.name for child in running)
+                        outcome.hung = (
+                            f"{names} did not leave within {bound + grace:.0f} s of"
+                            f" {signal.Signals(passed_on[0]).name} and was killed; the same command"
+                            " goes on from the newest checkpoint"
+                        )
+                        deadline = 0.0
 
                 if deadline is not None and time.monotonic() > deadline:
                     for child in running:
@@ -86,7 +136,91 @@ def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> int:
                     child.kill()
                 time.sleep(POLL)
 
-    return result
+    return outcome.tell()
+
+
+class _End(NamedTuple):
+    """How a child ended: with the words that it left, or without."""
+
+    kind: Kind
+    when: float
+    code: int
+    text: str
+
+
+@dataclass
+class _Outcome:
+    """How all ended, and who is to blame."""
+
+    ends: list[_End] = field(default_factory=list)
+    hung: str = ""
+    interrupted: bool = False
+
+    def failed(self, passed_on: list[int]) -> bool:
+        """Whether the others must be told to stop: one failed, or was asked to stop alone."""
+        return any(end.kind != Kind.STOPPED or not passed_on for end in self.ends)
+
+    def note(
+        self, child: Child, code: int, looked: float, passed_on: list[int], stopping: bool
+    ) -> None:
+        """Note the end of a child. `looked`: when it was last seen alive; `stopping`: the others
+        were told to end before."""
+        if code == FINISHED:
+            return
+
+        left = child.fault()
+        asked = code - 128 in passed_on or (passed_on and code in (START_AGAIN, INTERRUPTED))
+        if left:
+            self.ends.append(_End(left.kind, left.when, left.code, left.text))
+        elif stopping:  # we ended it
+            self.ends.append(_End(Kind.FOLLOWED, looked, code, ""))
+        elif asked:
+            code = INTERRUPTED if signal.SIGINT in passed_on else START_AGAIN
+            self.ends.append(_End(Kind.STOPPED, looked, code, ""))
+        else:
+            self.ends.append(_End(Kind.ERROR, looked, *_death(child.name, code)))
+
+    def tell(self) -> int:
+        """Say what the first that failed had to say, and return its exit code."""
+        if self.interrupted:
+            return INTERRUPTED
+        if self.hung:
+            log.error(self.hung)
+            return START_AGAIN
+
+        first = min(self.ends, default=_End(Kind.STOPPED, 0.0, FINISHED, ""))
+        if first.code == FAULT:  # a traceback
+            sys.stderr.write(first.text)
+            sys.stderr.flush()
+        elif first.text:
+            (log.say if first.kind == Kind.STOPPED else log.error)(first.text)
+
+        return first.code
+
+
+GOES_ON = "the same command goes on from the newest checkpoint"
+DEATHS = {
+    signal.SIGKILL: (
+        "most likely because memory ran out: lower run.micro_batch, or give it more memory;"
+        f" {GOES_ON}"
+    ),
+    signal.SIGBUS: (
+        "a file that it was reading was cut off or cannot be read: look at the disk and at the"
+        " run's tokenizer and data; the same command checks their files, and goes on from the"
+        " newest checkpoint"
+    ),
+}
+
+
+def _death(name: str, code: int) -> tuple[int, str]:
+    """The exit code and words for a child that ended without a word of its own."""
+    number = code - 128
+    if number not in {each.value for each in signal.Signals}:
+        said = code in (FAULT, 2, START_AGAIN, INTERRUPTED)
+        return code, "" if said else f"{name} ended with exit code {code}; the run stops"
+
+    why = DEATHS.get(signal.Signals(number), GOES_ON)
+    return START_AGAIN, f"{name} was killed ({signal.Signals(number).name}): {why}"
 
 
 def _ended(running: Iterable[Child]) -> list[tuple[Child, int]]:

@@ -3,7 +3,8 @@
 import threading
 from pathlib import Path
 
-from robustly import log
+from robustly import heartbeat, log
+from robustly.heartbeat import Phase
 from robustly.pretrain import checkpoint
 from robustly.pretrain.checkpoint import FullTensors, Progress
 from robustly.pretrain.config import RunConfig
@@ -42,21 +43,19 @@ class BackgroundSaves:
         """Whether a checkpoint could not be written, and nobody has been told."""
         return self._fault is not None
 
-    def wait(self, patience: float | None = None) -> bool:
-        """Wait for the checkpoint that is being written, `patience` seconds at most; returns
-        whether none is any more. Raises what went wrong as it was written."""
-        if self._thread:
-            self._thread.join(patience)
-            if self._thread.is_alive():
-                return False
+    @property
+    def writing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written. Raises what went wrong as it was."""
+        if self._thread:
+            heartbeat.join(self._thread, Phase.SAVE)
             self._thread = None
 
         if fault := self._fault:
             self._fault = None
             raise fault
-
-        return True
 
     def close(self) -> None:
         """Wait for the checkpoint that is being written, where another fault ends the run: what

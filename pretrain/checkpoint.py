@@ -179,11 +179,13 @@ def _write(final: Path, beside: Path, progress: Progress, tensors: FullTensors) 
         MOMENTS: write_tensors(beside / MOMENTS, tensors.moments)._asdict(),
     }
     write_json(beside / STATE, {**asdict(progress), "files": files})
-    if final.exists():  # of an earlier try, found damaged
-        shutil.rmtree(final)
+    before = beside.with_name(f".{final.name}.before.tmp")
+    if final.exists():  # found damaged, or without the loss of an evaluation that was cut short
+        final.rename(before)
 
     beside.rename(final)
     flush(final.parent)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 class BestCheckpoint(NamedTuple):

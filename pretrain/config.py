@@ -257,6 +257,11 @@ class RunConfig(Section):
     machine, tasks of a Slurm job, or tasks in the Ray cluster that RAY_ADDRESS names (without one:
     workers on this machine)."""
     slurm: SlurmConfig = SlurmConfig()
+    timeout: PositiveFloat = 120.0
+    """Seconds within which a rank must get on while it trains, evaluates or saves; longer ones are
+    hung, and the run ends for a new start. Also of the workers of the stages before."""
+    start_timeout: PositiveFloat = 300.0
+    """The same before a start's first update: reading, checking, compiling."""
     log_every: Positive = 10
     """Updates between lines of metrics.jsonl."""
     evaluate_every: Positive = 1000

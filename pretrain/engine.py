@@ -33,10 +33,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from robustly import UserError
+from robustly import UserError, heartbeat
+from robustly.heartbeat import START_TIMEOUT, Phase
+from robustly.pretrain import peers
 from robustly.pretrain.allocator import keep_freed_memory
 from robustly.pretrain.config import OptimConfig, RunConfig
 from robustly.pretrain.optimizer import adamw
+from robustly.pretrain.ranks import bound_groups, collective_timeout
 
 # without it DeepSpeed warns on CPU
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -61,9 +64,9 @@ NORM_TOLERANCE = 1e-6
 """Relative, between ranks: unlike devices may add the same gradient up in another order."""
 
 
-def start_ranks(local_rank: int) -> torch.device:
+def start_ranks(local_rank: int, bound: float = START_TIMEOUT) -> torch.device:
     """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR,
-    MASTER_PORT).
+    MASTER_PORT). `bound`: seconds that a rank may take to come.
 
     Returns the device of this rank. Raises UserError if this machine has GPUs, but too few.
     """
@@ -81,17 +84,20 @@ def start_ranks(local_rank: int) -> torch.device:
 
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-        deepspeed.init_distributed("nccl", verbose=False)
-        return device
+    else:
+        device = torch.device("cpu")
+        keep_freed_memory()
 
-    keep_freed_memory()
-    deepspeed.init_distributed("gloo", verbose=False)
-    return torch.device("cpu")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(backend, verbose=False, timeout=collective_timeout(bound))
+    peers.begin()
+    return device
 
 
 def stop_ranks() -> None:
     """Leave the process group."""
     if dist.is_initialized():
+        peers.end()
         dist.destroy_process_group()
 
 
@@ -174,6 +180,7 @@ class Engine:
                     f"run.deepspeed = {run.deepspeed}: DeepSpeed refuses it: {error}"
                 ) from error
 
+        bound_groups(run.start_timeout)
         self._model = model
         self._adam = adam
         if self.ranks == 1 and not self._sharded:
@@ -334,6 +341,7 @@ class Engine:
         Collective: every rank must go through all of them.
         """
         for name, parameter in self._parameters():
+            heartbeat.mark(Phase.SAVE)
             if self._sharded:
                 first, second = (
                     safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS

@@ -3,20 +3,20 @@ update, finish."""
 
 import contextlib
 import math
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
-from types import FrameType
 
 import torch
 import yaml
 from transformers import RobertaForMaskedLM
 
-from robustly import UserError, log
+from robustly import UserError, heartbeat, log, stopping
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.store import check_tokenizer
+from robustly.exit_codes import START_AGAIN
 from robustly.files import write_atomic, write_json
+from robustly.heartbeat import Phase
 from robustly.manifest import Manifest, Stage
 from robustly.metrics import read_metrics
 from robustly.pretrain import checkpoint
@@ -37,7 +37,13 @@ from robustly.pretrain.objective import (
     roberta_config,
 )
 from robustly.pretrain.profiling import Profile
-from robustly.pretrain.ranks import FailedOnAnotherRank, gather_over_ranks, sum_over_ranks, together
+from robustly.pretrain.ranks import (
+    FailedOnAnotherRank,
+    bound_groups,
+    gather_over_ranks,
+    sum_over_ranks,
+    together,
+)
 from robustly.pretrain.reporting import IntervalSums, TrainingLog, UpdateResult, mixture
 from robustly.pretrain.schedule import learning_rate
 from robustly.pretrain.stage import PretrainingConfig
@@ -49,13 +55,17 @@ from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.tokenizer import Tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PATIENCE = 5.0
-"""Seconds that ranks wait for a checkpoint between two words to each other."""
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(Exception):
     """The run was asked to stop by a signal; it wrote a checkpoint first."""
+
+    def __init__(self, update: int, asked: list[int]):
+        super().__init__(
+            f"stopped after update {update}, with a checkpoint; the same command goes on"
+        )
+        self.code = stopping.code_of(asked[0]) if asked else START_AGAIN
+        """Exit code."""
 
 
 def pretrain(
@@ -67,7 +77,7 @@ def pretrain(
     `profile`: a few updates are traced, into the folder `profile` (`robustly.pretrain.profiling`).
 
     Raises UserError for what the user can mend (FailedOnAnotherRank on the ranks that have nothing
-    to say of it), Stopped after SIGINT, SIGTERM or SIGUSR1."""
+    to say of it), Stopped after a signal that asks to stop (`robustly.stopping`)."""
     stage = config.stage()
     if finished := stage.finished():
         return finished
@@ -78,9 +88,15 @@ def pretrain(
             resolved = yaml.safe_dump(config.resolved(), sort_keys=False)
             write_atomic(config.folder("train") / "config.yaml", resolved)
 
-        device = start_ranks(local_rank)
-        exits.callback(stop_ranks)
-        return Trainer(config, stage, rank, ranks, device).run(profile)
+        device = start_ranks(local_rank, config.run.start_timeout)
+        try:
+            manifest = Trainer(config, stage, rank, ranks, device).run(profile)
+        except Stopped:
+            stop_ranks()
+            raise
+
+        stop_ranks()  # after a fault it might wait for a rank that is lost
+        return manifest
 
 
 class Trainer:
@@ -181,8 +197,10 @@ class Trainer:
 
             self._open_log()
 
-        if self.progress.update == 0:
-            self._evaluate(0)
+        if self._evaluation_is_due():
+            self._evaluate(self.progress.update)
+            if self.progress.update:  # it was stopped there; the checkpoint gets its loss
+                self._save(IntervalSums(**self.progress.interval))
 
         session_start = time.monotonic() - self.progress.seconds
         interval = IntervalSums(**self.progress.interval)
@@ -190,19 +208,21 @@ class Trainer:
         tracing = (
             Profile(self.folder / "profile", self.rank, self.progress.update) if profile else None
         )
-        ahead = self.batches.ahead(self.progress.update + 1, last)
+        first = self.progress.update + 1
+        ahead = self.batches.ahead(first, last)
         with (
-            _signals() as asked,
+            stopping.noted() as asked,
             contextlib.closing(ahead) as batches,
             contextlib.closing(self.saves),
         ):
             while self.progress.update < last:
                 before = time.monotonic()
+                heartbeat.mark(Phase.BATCH, self.progress.update + 1)
                 batch = next(batches)
                 waited = time.monotonic() - before
 
                 done = self._update(batch, asked)
-                update, stop = batch.update, done.stop
+                update, stop, cut_short = batch.update, done.stop, False
                 interval.add(done, waited, time.monotonic() - before)
                 self.progress = Progress(
                     update,
@@ -210,6 +230,10 @@ class Trainer:
                     self.progress.tokens + done.tokens,
                     time.monotonic() - session_start,
                 )
+                if update == first:
+                    heartbeat.allow(config.run.timeout)
+                    bound_groups(config.run.timeout)
+
                 if tracing:
                     with together(self.device):
                         tracing.after(update, stop or update == last)
@@ -222,7 +246,8 @@ class Trainer:
                     interval = IntervalSums()
 
                 if update % config.run.evaluate_every == 0 or update == last:
-                    self._evaluate(update)
+                    cut_short = self._evaluate(update, asked)
+                    stop |= cut_short
 
                 if update % config.run.checkpoint_every == 0 or update == last or stop:
                     self._save(interval)
@@ -230,8 +255,8 @@ class Trainer:
                 if update == last or stop:
                     self._saved()
 
-                if stop and update < last:
-                    raise Stopped(f"stopped after update {update}, with a checkpoint")
+                if stop and (update < last or cut_short):
+                    raise Stopped(update, asked)
 
         return self._finish() if self.rank == 0 else None
 
@@ -252,6 +277,7 @@ class Trainer:
         """One optimizer step, on this rank's part of the global batch. `asked`: signals to stop."""
         # every rank must divide by the same counts, and stop after the same update; where it then
         # saves, rank 0 says why a checkpoint could not be written
+        heartbeat.mark(Phase.AGREEMENT, batch.update)
         to_stop = bool(asked) or self.saves.failed
         counts = [batch.masked_tokens, batch.pairs, batch.tokens, to_stop]
         masked, pairs, tokens, stop = sum_over_ranks(counts, self.device)
@@ -263,6 +289,7 @@ class Trainer:
         norm = None
         while norm is None:  # again while the gradient overflows, in fp16
             sums = self._add_gradients(batch, divisors)
+            heartbeat.mark(Phase.STEP)
             norm = self.engine.step(rate)
 
         if not math.isfinite(norm):
@@ -277,13 +304,17 @@ class Trainer:
         weights = torch.tensor([term.weight for term in self.loss_terms], device=self.device)
         # kept on the device: reading them waits for the GPU
         sums = torch.zeros(len(divisors), dtype=torch.float64, device=self.device)
-        for one in (micro_batch.to(self.device) for micro_batch in batch.micro_batches):
+        for number, on_cpu in enumerate(batch.micro_batches, 1):
+            one = on_cpu.to(self.device)
             # ranks draw different noise, and the same layout draws the same again
             torch.manual_seed(seed64(self.config.seed, Purpose.DROPOUT, batch.update, one.first))
+            heartbeat.mark(Phase.FORWARD, batch.update, number)
             found = self.engine(one.inputs, one.attention, one.positions, one.labels, one.follows)
+            heartbeat.mark(Phase.BACKWARD, batch.update, number)
             self.engine.backward((weights * found / divisors).sum())
             sums += found.detach()
 
+        heartbeat.mark(Phase.AGREEMENT, batch.update, number)
         totals = sum_over_ranks(sums.tolist(), self.device)
         if not math.isfinite(sum(totals)):
             raise self._diverged(batch.update, "loss", sum(totals))
@@ -340,19 +371,21 @@ class Trainer:
             self.saves.begin(self.progress, copies)
 
     def _saved(self) -> None:
-        """Wait until the checkpoint that was begun is written. Every few seconds the ranks tell
-        each other that it is not: none may take the others for hung on a slow disk."""
-        writing = 1.0
-        while writing:
-            written = True
-            with together(self.device):
-                written = self.saves.wait(PATIENCE)
+        """Wait until the checkpoint that was begun is written."""
+        with together(self.device):
+            self.saves.wait()
 
-            (writing,) = sum_over_ranks([not written], self.device)
+    def _evaluation_is_due(self) -> bool:
+        """Whether a start begins with one: the first of all, or one that a signal cut short."""
+        update, last = self.progress.update, self.config.schedule.updates
+        at = update % self.config.run.evaluate_every == 0 or update == last
+        return at and self.validation_blocks is not None and self.progress.validation_loss is None
 
-    def _evaluate(self, update: int) -> None:
+    def _evaluate(self, update: int, asked: Sequence[int] = ()) -> bool:
+        """Evaluate on the held-out blocks. Returns True, without a result, if a rank was `asked` to
+        stop meanwhile."""
         if self.validation_blocks is None:
-            return
+            return False
 
         config = self.config
         result = evaluate(
@@ -365,7 +398,11 @@ class Trainer:
             self.rank,
             self.ranks,
             self.device,
+            asked,
         )
+        if result is None:
+            return True
+
         loss = result.total.loss
         if not math.isfinite(loss):
             raise self._diverged(update, "validation loss", loss)
@@ -373,6 +410,8 @@ class Trainer:
         self.progress = replace(self.progress, validation_loss=loss)
         if self.log:
             self.log.evaluation(update, result)
+
+        return False
 
     def _finish(self) -> Manifest:
         assert self.log
@@ -408,20 +447,3 @@ class Trainer:
 def _as_in_transformers(name: str) -> str:
     """A parameter's name in transformers' model: a checkpoint knows nothing of our wrapper."""
     return name.removeprefix("model.")
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect the signals that ask to stop, instead of dying of them: the update under way is
-    finished first. Slurm sends SIGUSR1 when the time is nearly over."""
-    asked: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-
-    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

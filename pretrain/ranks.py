@@ -3,12 +3,14 @@ them."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from robustly import UserError, log
+from robustly.pretrain import peers
 
 
 class FailedOnAnotherRank(Exception):
@@ -23,8 +25,22 @@ def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]
     return total.tolist()
 
 
+def collective_timeout(bound: float) -> timedelta:
+    """How long a collective may take where a rank may go `bound` seconds without progress: longer,
+    so that the rank that hangs is found and named before those that wait for it fail."""
+    return timedelta(seconds=1.5 * bound)
+
+
+def bound_groups(bound: float) -> None:
+    """Bound the collectives of every process group. DeepSpeed's own groups would wait for half an
+    hour (gloo) or ten minutes (NCCL), whatever the first group was given."""
+    for group in dist.distributed_c10d._world.pg_map:
+        dist.distributed_c10d._set_pg_timeout(collective_timeout(bound), group)
+
+
 def gather_over_ranks(value: Any) -> list[Any]:
     """What each rank passes, in the order of the ranks; anything that can be pickled."""
+    peers.meet()
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -43,6 +59,7 @@ def together(device: torch.device) -> Iterator[None]:
     except (UserError, OSError) as error:
         fault = error
 
+    peers.meet()
     (failed,) = sum_over_ranks([fault is not None], device)
     if fault:
         raise fault

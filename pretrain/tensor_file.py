@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from robustly import heartbeat
+
 DTYPES = {  # in the order in which tensors lie in a file: the widest first, so that all are aligned
     torch.int64: "I64",
     torch.float64: "F64",
@@ -54,6 +56,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
                 chunk = part[start : start + CHUNK]
                 digest.update(chunk)
                 file.write(chunk)
+                heartbeat.go_on_in_background()
 
         file.flush()
         os.fsync(file.fileno())

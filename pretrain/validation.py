@@ -2,7 +2,7 @@
 time, summed over the ranks."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from robustly import heartbeat
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.sampler import EpochSampler
+from robustly.heartbeat import Phase
 from robustly.pretrain.batches import MicroBatch, make_micro_batch
 from robustly.pretrain.config import MaskingConfig
 from robustly.pretrain.masking import EVALUATION_EPOCH, EVALUATION_SEED, SpecialTokens
@@ -79,8 +81,10 @@ def masked_batches(
     count = min(len(blocks), limit or len(blocks))
     begin, end = rank * count // ranks, (rank + 1) * count // ranks
 
-    for first in range(begin, end, micro_batch):
-        positions = np.arange(first, min(first + micro_batch, end))
+    # as many on each rank, the last perhaps empty: they meet at each
+    most = begin + -(-count // ranks)
+    for first in range(begin, most, micro_batch):
+        positions = np.arange(min(first, end), min(first + micro_batch, end))
         samples = sampler.samples(np.full_like(positions, EVALUATION_EPOCH), positions)
         batch = make_micro_batch(sampler, samples, masking, special, first)
         yield batch, blocks.sources_of(samples.block)
@@ -97,10 +101,12 @@ def evaluate(
     rank: int,
     ranks: int,
     device: torch.device,
-) -> ValidationResult:
+    asked: Sequence[int] = (),
+) -> ValidationResult | None:
     """Evaluate on `limit` validation blocks (None: all of them), dealt to the ranks; collective.
 
-    The same for any number of ranks and any micro-batch, to rounding.
+    The same for any number of ranks and any micro-batch, to rounding. None, on all ranks, as soon
+    as one of them was `asked` to stop (signals).
     """
     was_training = model.training
     model.eval()
@@ -111,6 +117,12 @@ def evaluate(
     share = min(len(blocks), limit or len(blocks)) // ranks
     with progress(rank, "validation", share, "blocks") as done:
         for on_cpu, sources in batches:
+            heartbeat.mark(Phase.EVALUATION)
+            (stop,) = sum_over_ranks([bool(asked)], device)
+            if stop:
+                model.train(was_training)
+                return None
+
             batch = on_cpu.to(device)
             logits = model.logits(batch.inputs, batch.attention, batch.positions)
             source = torch.from_numpy(sources).to(device)[batch.positions // batch.inputs.shape[1]]

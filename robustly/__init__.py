@@ -8,3 +8,8 @@ class UserError(ValueError):
 
     The message says what was found, what was expected and what to do.
     """
+
+
+class StartAgain(UserError):
+    """A fault of the machines: printed likewise, exit code 75. The same command may well get
+    further."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import PrivateAttr
 
-from robustly import UserError, config
+from robustly import StartAgain, UserError, config
 from robustly.manifest import Manifest, Work
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.publish.config import PublishConfig, ReportConfig
@@ -107,12 +107,13 @@ def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Exp
 # ------------------------------------------------------------------------------- work of the stages
 
 
-class RanksFailed(Exception):
-    """Training ended by a fault, which the ranks have said; the argument is the exit code."""
+class RanksEnded(Exception):
+    """Training ended before its end; what ended it has been said."""
 
-
-class RanksStopped(Exception):
-    """Training was asked to stop before its end; the same command goes on."""
+    def __init__(self, code: int):
+        super().__init__(code)
+        self.code = code
+        """Exit code."""
 
 
 def clean_work(experiment: Experiment) -> Work:
@@ -163,9 +164,9 @@ def train_work(experiment: Experiment, profile: bool = False) -> Work:
         if finished := stage.finished():
             return finished
         if code := local.run(experiment.rank_command(profile), experiment.run.ranks, os.environ):
-            raise RanksFailed(code)
+            raise RanksEnded(code)
         if (manifest := stage.finished()) is None:
-            raise RanksStopped
+            raise StartAgain("the ranks ended before their work did; the same command goes on")
         return manifest
 
     return Work(make, experiment.stage)

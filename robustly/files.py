@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from robustly import UserError
+from robustly import UserError, heartbeat
 
 WORK_LOCK = ".work.lock"
 """Name of the lock on a folder's `work`, which goes when the stage is done: so the lock lies
@@ -66,6 +66,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sha256(path: Path) -> str:
+    heartbeat.go_on()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -50,7 +50,8 @@ OURS = (
     "robustly.delta.stage",
     "robustly.delta.compare",
     "robustly.delta.search",
-    "robustly.cli",
+    "robustly.cli.commands",
+    "robustly.cli.rank",
     # what these import when they need it
     "deepspeed.runtime.zero.muon.muon_optimizer",  # and with it torch's compiler: see ranks.py
     "torch.utils.tensorboard",

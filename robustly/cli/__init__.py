@@ -1,11 +1,13 @@
-"""The command line, by topic; `main` is its entry point."""
+"""The command line; `main` is its entry point, `robustly.cli.commands` holds the application."""
 
 from typing import Any
 
-from robustly.cli import delta, evaluate, inspect, launch, preflight, stages, trace, train  # noqa: F401
-from robustly.cli.application import app
+from robustly import stopping
 
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point of the command `robustly`."""
-    return app(arguments)
+    with stopping.ends_in_one_line():  # begins before the imports, which take a second
+        from robustly.cli.commands import app
+
+        return app(arguments)

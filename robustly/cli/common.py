@@ -12,12 +12,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from robustly import UserError, log
+from robustly import StartAgain, UserError, log
 from robustly.cli.completion import configs
-from robustly.exit_codes import INTERRUPTED, MISTAKE
-from robustly.experiment import Experiment, RanksFailed, RanksStopped, load_experiment
+from robustly.exit_codes import INTERRUPTED, MISTAKE, START_AGAIN
+from robustly.experiment import Experiment, RanksEnded, load_experiment
 from robustly.files import disk_full
 from robustly.manifest import Manifest
+from robustly.stopping import Terminated
 
 ConfigArgument = Annotated[
     str,
@@ -58,46 +59,67 @@ MoreFiles = Annotated[list[str] | None, typer.Argument(metavar="FILES", hidden=T
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a user's mistake into one message and exit code 2, and Ctrl-C into a word of comfort."""
+    """Turn a user's mistake, and what a new start mends, into one message and an exit code
+    (`robustly.exit_codes`), and Ctrl-C and signals that ask to stop into a word of comfort."""
     try:
         yield
-    except UserError as fault:
-        log.error(str(fault))
-        raise typer.Exit(MISTAKE) from None
-    except RanksFailed as failed:
-        raise typer.Exit(failed.args[0]) from None
-    except RanksStopped:
-        log.say("the same command goes on")
-        raise typer.Exit(INTERRUPTED) from None
-    except KeyboardInterrupt:
-        _stopped()
+    except RanksEnded as ended:
+        raise typer.Exit(ended.code) from None
+    except KeyboardInterrupt as stop:
+        _stopped(stop)
     except Exception as fault:
-        if _interrupted(fault):
-            _stopped()
-
-        refused = getattr(fault, "errno", None) in (
-            errno.EACCES,
-            errno.EROFS,
-            errno.ENOTDIR,
-            errno.ENAMETOOLONG,
-        )
-        if not (refused or disk_full(fault)):
+        if interruption := _interruption(fault):
+            _stopped(interruption)
+        if (known := ending(fault)) is None:
             raise
 
-        log.error(f"{fault}. Nothing that was finished is lost; the same command goes on")
-        raise typer.Exit(MISTAKE) from None
+        code, message = known
+        log.error(message)
+        raise typer.Exit(code) from None
 
 
-def _stopped() -> NoReturn:
+def ending(fault: Exception) -> tuple[int, str] | None:
+    """The exit code and message of a fault that is not the software's; else None."""
+    if isinstance(fault, UserError):
+        return START_AGAIN if isinstance(fault, StartAgain) else MISTAKE, str(fault)
+
+    refused = getattr(fault, "errno", None) in (
+        errno.EACCES,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.ENAMETOOLONG,
+    )
+    if refused or disk_full(fault):
+        return MISTAKE, f"{fault}. Nothing that was finished is lost; the same command goes on"
+    if out_of_memory(fault):
+        return START_AGAIN, (
+            f"memory ran out ({str(fault).splitlines()[0] if str(fault) else 'MemoryError'});"
+            " nothing that was finished is lost, and the same command goes on: with a smaller"
+            " run.micro_batch, fewer run.workers, or more memory"
+        )
+
+    return None
+
+
+def out_of_memory(fault: BaseException) -> bool:
+    """Whether memory ran out, this machine's or a GPU's; torch says so in words alone."""
+    return isinstance(fault, MemoryError) or any(
+        words in f"{type(fault).__name__}: {fault}"
+        for words in ("OutOfMemoryError", "can't allocate memory")
+    )
+
+
+def _stopped(stop: KeyboardInterrupt) -> NoReturn:
     log.say("stopped; nothing that was finished is lost, and the same command goes on")
-    raise typer.Exit(INTERRUPTED) from None
+    raise typer.Exit(START_AGAIN if isinstance(stop, Terminated) else INTERRUPTED) from None
 
 
-def _interrupted(fault: BaseException) -> bool:
-    """Whether Ctrl-C is behind an error: libraries that are being imported may catch it and fail
-    elsewhere."""
-    cause = fault.__cause__ or fault.__context__
-    return isinstance(fault, KeyboardInterrupt) or (cause is not None and _interrupted(cause))
+def _interruption(fault: BaseException | None) -> KeyboardInterrupt | None:
+    """The Ctrl-C or signal that is behind an error: libraries that are being imported may catch it
+    and fail elsewhere."""
+    if fault is None or isinstance(fault, KeyboardInterrupt):
+        return fault
+    return _interruption(fault.__cause__ or fault.__context__)
 
 
 def command_line(*words: str) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from robustly import UserError, log
+from robustly import StartAgain, UserError, log
 from robustly.cli.application import app
 from robustly.cli.common import (
     ConfigArgument,
@@ -15,7 +15,6 @@ from robustly.cli.common import (
     user_errors,
 )
 from robustly.cli.train import ProfileOption
-from robustly.exit_codes import INTERRUPTED
 from robustly.launch import LAUNCHERS
 from robustly.launch.job import Job, LaunchOptions, exported
 from robustly.manifest import MANIFEST
@@ -98,5 +97,4 @@ def launch_command(
             raise typer.Exit(code)
 
         if LAUNCHERS[launcher].waits and not job.finished.exists():
-            log.say("the same command goes on")
-            raise typer.Exit(INTERRUPTED)
+            raise StartAgain("the ranks ended before their work did; the same command goes on")

@@ -1,12 +1,10 @@
 """`robustly pretrain` and `robustly distill`: starting the ranks, and the body of each of them."""
 
-import os
-import sys
 from typing import Annotated
 
 import typer
 
-from robustly import UserError, log
+from robustly import UserError
 from robustly.cli.application import app
 from robustly.cli.common import (
     ConfigArgument,
@@ -18,7 +16,6 @@ from robustly.cli.common import (
     show_result,
     user_errors,
 )
-from robustly.exit_codes import MISTAKE
 from robustly.experiment import load_experiment, train_work
 from robustly.stages import STAGES
 
@@ -49,7 +46,9 @@ def pretrain_command(
         launched = rank_from_environment() is not None
 
     if launched:
-        _be_rank(config, overrides, profile)
+        from robustly.cli.rank import be_rank
+
+        be_rank(config, overrides, profile)
         return
 
     with user_errors():
@@ -84,33 +83,3 @@ def _train_and_report(
     manifest = train_work(experiment, profile).make()
     following = next_command(experiment, "train", config, overrides, new_run)
     show_result(experiment.folder("train"), manifest, as_json, following)
-
-
-def _be_rank(config: str, overrides: list[str] | None, profile: bool) -> None:
-    """The body of one rank's process."""
-    from robustly.launch.environment import export, rank_from_environment
-
-    # libraries print; stdout belongs to the command that was typed
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-    with user_errors():
-        me = rank_from_environment()
-        assert me is not None
-        export(me)
-        from robustly.pretrain.loop import Stopped, pretrain
-        from robustly.pretrain.ranks import FailedOnAnotherRank
-
-        try:
-            pretrain(
-                load_experiment(config, overrides),
-                me.rank,
-                me.local_rank,
-                me.world_size,
-                profile,
-            )
-        # exit code 0: another would have launchers kill the ranks that are still leaving
-        except Stopped as stopped:
-            if me.rank == 0:
-                log.say(str(stopped))
-        except FailedOnAnotherRank:
-            raise typer.Exit(MISTAKE) from None

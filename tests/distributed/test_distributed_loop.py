@@ -244,7 +244,10 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on(
 
         return ""
 
-    assert run_distributed(2, stop_after_5) == ["stopped after update 5, with a checkpoint"] * 2
+    assert (
+        run_distributed(2, stop_after_5)
+        == ["stopped after update 5, with a checkpoint; the same command goes on"] * 2
+    )
     found = checkpoint.newest(stopped.folder("train") / "checkpoints")
     assert found is not None and found.progress.update == 5
     assert len(metrics(stopped)) == 5

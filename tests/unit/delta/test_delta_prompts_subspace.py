@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from robustly import UserError
-from robustly.cli import app
+from robustly.cli.commands import app
 from robustly.delta.attachment import attach, finish, parameters, stored, trained
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment, load_delta

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from robustly import UserError
-from robustly.cli import app
+from robustly.cli.commands import app
 from robustly.delta import search as delta_search
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment, load_delta

@@ -180,7 +180,7 @@ def test_a_host_that_cannot_be_reached_stops_the_run(tmp_path, rank, ssh):
         hostfile.start(
             job(tmp_path, rank("leave")), options(tmp_path, "10.0.0.1 slots=1\noff slots=1\n")
         )
-        == 255
+        == 75
     )
     assert not any(alive(int(r["pid"])) for r in notes(tmp_path))
 
@@ -236,7 +236,7 @@ def test_a_lost_connection_stops_the_run_on_both_sides(tmp_path, rank, ssh, laun
     process = launched(launcher, tmp_path, rank, "leave")
     pids = [int(r["pid"]) for r in notes(tmp_path)]
     os.kill(int((tmp_path / "ssh.10.0.0.2").read_text()), signal.SIGKILL)
-    assert process.wait(10) == 137
+    assert process.wait(10) == 75
     wait_for(lambda: not any(map(alive, pids)))
 
 

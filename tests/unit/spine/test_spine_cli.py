@@ -5,7 +5,8 @@ import typer
 from typer.testing import CliRunner
 
 from robustly import UserError
-from robustly.cli import app, common
+from robustly.cli import common
+from robustly.cli.commands import app
 from robustly.exit_codes import INTERRUPTED
 from robustly.experiment import load_experiment
 

@@ -1,0 +1,181 @@
+"""What ranks know of each other beside their collectives: that one works on while others wait for
+it, that one has failed, and what each was last at. By the store in which they found each other, so
+that it works under any launcher and across machines."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
+
+from robustly import heartbeat
+from robustly.heartbeat import BEAT, Kind, Phase, Record, Seen, Watch
+
+LEAVE = 3.0
+"""Seconds that a rank that failed gives the others to hear of it."""
+WORK, FAULT, FOLLOWED = (f"robustly/{name}" for name in ("work", "fault", "followed"))
+
+
+class _Peers:
+    """The others, as this rank knows them."""
+
+    def __init__(self) -> None:
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        # a connection to the store does one thing at a time: a thread each
+        self.for_main, self.for_telling, self.for_asking = (
+            _get_default_store().clone()  # type: ignore[attr-defined]
+            for _ in range(3)
+        )
+        self.meetings = 0
+        self.watch = Watch()
+        self.told_marks = 0
+        self.over = threading.Event()
+        self.tell()
+        heartbeat.ask(self.seen)
+        self.thread = threading.Thread(target=self.tell_and_hear, name="peers", daemon=True)
+        self.thread.start()
+
+    # ------------------------------------------------------------------- waiting for those who work
+
+    def meet(self) -> None:
+        self.meetings += 1
+        store, here = self.for_main, f"robustly/meeting/{self.meetings}"
+        if store.add(here, 1) == self.ranks:
+            return
+
+        before, pause, looked, work = heartbeat.own().phase, 0.001, time.monotonic(), -1
+        heartbeat.mark(Phase.OTHERS)
+        while store.add(here, 0) < self.ranks:
+            time.sleep(pause)
+            pause = min(1.5 * pause, 0.1)
+            if time.monotonic() - looked > BEAT:
+                looked, last = time.monotonic(), work
+                work = store.add(WORK, 0)
+                if work != last:
+                    heartbeat.go_on()
+
+        heartbeat.mark(before)
+
+    # ---------------------------------------------------------------------------- what each is at
+
+    def tell(self) -> None:
+        """Tell what this rank is at, and count it as work unless it waits for others itself."""
+        record = heartbeat.own().record()
+        self.watch.look({"": record})
+        (own,) = self.watch.seen()
+        if record.marks != self.told_marks and record.phase != Phase.OTHERS:
+            self.for_telling.add(WORK, 1)
+
+        self.told_marks = record.marks
+        told = {"host": socket.gethostname(), "idle": own.idle, "record": record}
+        self.for_telling.set(f"robustly/rank/{self.rank}", json.dumps(told))
+
+    def tell_and_hear(self) -> None:
+        store = self.for_telling
+        try:
+            while not self.over.wait(BEAT):
+                self.tell()
+                if store.check([FAULT]):
+                    self.follow(json.loads(store.get(FAULT)))
+        except RuntimeError:
+            return  # the store went with its rank: the next collective fails
+
+    def seen(self, idle: float) -> list[Seen]:
+        """What the others are at, looked at twice: those that tell nothing new in between are
+        stopped, for all that is known as long as this rank has stood still, `idle` seconds."""
+        first = self.told()
+        time.sleep(3 * BEAT)
+        found = []
+        for rank, now in self.told().items():
+            beats, marks, update, micro_batch, phase, bound = now["record"]
+            record = Record(beats, marks, update, micro_batch, Phase(phase), bound)
+            silent = idle if first[rank]["record"][0] == beats else 0.0
+            idle_there = max(now["idle"], silent)
+            found.append(Seen(f"rank {rank}", record, silent, idle_there, now["host"]))
+
+        return found
+
+    def told(self) -> dict[int, Any]:
+        others = [rank for rank in range(self.ranks) if rank != self.rank]
+        return {rank: json.loads(self.for_asking.get(f"robustly/rank/{rank}")) for rank in others}
+
+    # ------------------------------------------------------------------------------------- failing
+
+    def fail(self, code: int) -> None:
+        fault = json.dumps({"rank": self.rank, "code": code})
+        if self.for_main.compare_set(FAULT, "", fault).decode() != fault:
+            return
+
+        deadline = time.monotonic() + LEAVE
+        while self.for_main.add(FOLLOWED, 0) < self.ranks - 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def hear(self) -> None:
+        heartbeat.mark(Phase.OTHERS)
+        deadline, work = time.monotonic() + LEAVE, self.for_main.add(WORK, 0)
+        while time.monotonic() < deadline:
+            time.sleep(BEAT)
+            if (now := self.for_main.add(WORK, 0)) != work:
+                deadline, work = time.monotonic() + LEAVE, now
+
+    def follow(self, fault: dict[str, int]) -> None:
+        """Leave as the rank that failed does, wherever the main thread waits."""
+        if fault["rank"] != self.rank:
+            self.for_telling.add(FOLLOWED, 1)
+            heartbeat.leave(Kind.FOLLOWED, fault["code"], "")
+            os._exit(fault["code"])
+
+
+_peers: _Peers | None = None  # none where this rank is alone
+
+
+def begin() -> None:
+    """Once the process group is there."""
+    global _peers
+    if dist.get_world_size() > 1:
+        _peers = _Peers()
+
+
+def end() -> None:
+    """Before the process group is left."""
+    global _peers
+    if _peers:
+        _peers.over.set()
+        _peers.thread.join()
+        _peers = None
+
+
+def meet() -> None:
+    """Wait until every rank is here, as long as those that are not make progress: work of one rank
+    may take longer than the bound of a collective. Collective itself."""
+    if _peers:
+        _peers.meet()
+
+
+def fail(code: int) -> None:
+    """Tell the others that this rank has failed, so that they leave with the same exit code, and
+    give them a moment for it."""
+    if _peers:
+        # the store may have gone with another rank
+        telling = threading.Thread(target=_peers.fail, args=(code,), daemon=True)
+        telling.start()
+        telling.join(2 * LEAVE)
+
+
+def hear() -> None:
+    """Wait for the rank that failed to say so, as long as one still works; then this process leaves
+    with its exit code. Returns if there is none, because it was killed."""
+    if _peers:
+        with contextlib.suppress(RuntimeError):  # the store went with it
+            _peers.hear()
+
+
+def lost(fault: BaseException) -> bool:
+    """Whether an error says that another rank has gone, or does not answer. gloo says so in words
+    alone."""
+    return isinstance(fault, dist.DistError) or "gloo/transport" in str(fault)

@@ -1,0 +1,72 @@
+"""The body of one rank's process, and how it ends."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from robustly import heartbeat, log, stopping
+from robustly.cli.common import ending
+from robustly.exit_codes import FAULT, START_AGAIN
+from robustly.experiment import load_experiment
+from robustly.heartbeat import Kind
+from robustly.launch.environment import export, rank_from_environment
+
+
+def be_rank(config: str, overrides: list[str] | None, profile: bool) -> None:
+    """Train as the rank that the environment names. Ends the process by its exit code where the
+    work is not complete."""
+    # libraries print; stdout belongs to the command that was typed
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    me = rank_from_environment()
+    assert me is not None
+    export(me)
+    heartbeat.begin(f"rank {me.rank}")
+    stopping.listen(speaks=me.rank == 0)
+
+    try:
+        experiment = load_experiment(config, overrides)
+        heartbeat.allow(experiment.run.start_timeout)
+        from robustly.pretrain import loop, peers, ranks
+    except Exception as fault:
+        _fail(me.rank, fault)
+
+    try:
+        loop.pretrain(experiment, me.rank, me.local_rank, me.world_size, profile)
+    except loop.Stopped as stopped:
+        if not heartbeat.leave(Kind.STOPPED, stopped.code, str(stopped)) and me.rank == 0:
+            log.say(str(stopped))
+
+        sys.exit(stopped.code)
+    except Exception as fault:
+        if isinstance(fault, ranks.FailedOnAnotherRank) or peers.lost(fault):
+            heartbeat.leave(Kind.FOLLOWED, START_AGAIN, "")
+            peers.hear()
+            if not heartbeat.watched():
+                log.say(f"rank {me.rank}: lost another rank; the same command goes on")
+
+            _leave(START_AGAIN)
+
+        _fail(me.rank, fault, peers.fail)
+
+
+def _fail(rank: int, fault: Exception, tell: Callable[[int], None] = lambda code: None) -> NoReturn:
+    """Say what happened, or leave it to the launcher to say, tell the other ranks, and end."""
+    lines = f"rank {rank}:", *traceback.format_exception(fault)
+    code, text = ending(fault) or (FAULT, "\n".join(lines))
+    if not heartbeat.leave(Kind.ERROR, code, text):
+        if code == FAULT:
+            sys.stderr.write(text)
+        else:
+            log.error(text)
+
+    tell(code)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: what Python and the libraries do at an orderly end may wait for lost ranks."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
