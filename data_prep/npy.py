@@ -2,7 +2,6 @@
 
 import os
 import threading
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from robustly import UserError
-from robustly.files import flush
+from robustly.files import flush, unfinished
 
 # numpy reads a header by Python's `ast`, which now and then fails (SystemError) if several threads
 # use it at once.
@@ -29,8 +28,7 @@ class GrowingArray:
         self.path = path
         self.dtype = np.dtype(dtype)
         self.length = 0
-        # a name of its own, because ranks on several machines may write the same index at once
-        self._beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        self._beside = unfinished(path)
         self._file = self._beside.open("wb")
         self._write_header()
 

@@ -17,10 +17,12 @@ from robustly.data_prep import npy
 from robustly.data_prep.config import Format
 from robustly.data_prep.packing import PACKING, index_dtype, pack
 from robustly.data_prep.store import Store
-from robustly.files import disk_full, sha256, write_json
+from robustly.files import disk_full, remove_left_overs, sha256, write_json
 
 PACKED = "views"
 """Folder of a token store's packed indexes."""
+HOUR = 3600.0
+"""Seconds without a change after which an unfinished index is one that nobody writes any more."""
 
 
 class PackedIndex(NamedTuple):
@@ -112,6 +114,7 @@ def _make(path: Path, made_of: dict[str, Any], store: Store) -> str:
     """Pack the split, source by source, so that a block is of one source. Returns the sha256."""
     format, block_length = made_of["format"], made_of["block_length"]
     path.parent.mkdir(exist_ok=True)
+    remove_left_overs(path.parent, untouched=HOUR)
 
     with npy.GrowingArray(path, index_dtype(format)) as index:
         for source in range(len(store.sources)):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import RobertaPreTrainedModel
 
 from robustly import UserError, manifest
@@ -20,6 +20,7 @@ from robustly.delta.base_model import Base
 from robustly.delta.predictor import Predictor
 from robustly.delta.tasks.config import Task
 from robustly.files import write_json
+from robustly.pretrain.tensor_file import write_tensors
 
 TENSORS = "delta.safetensors"
 RECORD = "delta.json"
@@ -48,10 +49,7 @@ class DeltaRecord:
 def save_tensors(model: RobertaPreTrainedModel, folder: Path) -> Path:
     """Write what the delta stores of a model, by parameter name. Returns the file."""
     path = folder / TENSORS
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in stored(model).items()}, path
-    )
-    path.chmod(0o644)  # safetensors writes it for its owner alone
+    write_tensors(path, {name: tensor.cpu() for name, tensor in stored(model).items()})
     return path
 
 

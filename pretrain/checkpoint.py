@@ -26,7 +26,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from robustly import UserError, log, manifest
-from robustly.files import disk_full, flush, sha256, write_json
+from robustly.files import disk_full, flush, sha256, unfinished, write_json
 from robustly.manifest import Manifest
 from robustly.pretrain.disk_space import disk_is_full
 from robustly.pretrain.tensor_file import write_tensors
@@ -145,7 +145,7 @@ def save(
 
     Raises UserError if the disk is full; what was there before stays."""
     final = folder_of(folder, progress.update)
-    beside = folder / f".{final.name}.tmp"
+    beside = unfinished(final)
     try:
         _write(final, beside, progress, tensors)
     except Exception as error:
@@ -170,9 +170,6 @@ def save(
 
 def _write(final: Path, beside: Path, progress: Progress, tensors: FullTensors) -> None:
     """Write a whole checkpoint into a hidden folder `beside`, then rename that."""
-    for left_over in final.parent.glob(".update-*.tmp"):
-        shutil.rmtree(left_over)
-
     beside.mkdir(parents=True)
     files = {
         WEIGHTS: write_tensors(beside / WEIGHTS, tensors.weights)._asdict(),

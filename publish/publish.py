@@ -6,6 +6,7 @@ manifest.json."""
 
 import json
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -132,7 +133,9 @@ def _save(
     with quiet_transformers():
         model.save_pretrained(folder)
 
-    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
+    # safetensors writes it for its owner alone; the file beside it has the mode of the user's umask
+    mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
+    (folder / "model.safetensors").chmod(mode)
     for source, names in ((tokenizer_folder, TOKENIZER_FILES), (train_folder, RECORDS)):
         for name in names:
             shutil.copyfile(source / name, folder / name)

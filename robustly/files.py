@@ -6,6 +6,8 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,17 +16,20 @@ from typing import Any, BinaryIO
 
 from robustly import UserError, heartbeat
 
+LOCK = ".lock"
+"""Name of the lock on a folder."""
 WORK_LOCK = ".work.lock"
 """Name of the lock on a folder's `work`, which goes when the stage is done: so the lock lies
 outside."""
+LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+"""Names that `unfinished` gives."""
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
     """A file to write so that it is either wholly there or not: beside, flushed to disk, renamed at
     the end."""
-    # a name of its own: threads, and processes on other machines, may write the same file at once
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    beside = unfinished(path)
     try:
         with beside.open("wb") as out:
             yield out
@@ -36,6 +41,35 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         beside.unlink(missing_ok=True)
 
     flush(path.parent)
+
+
+def unfinished(path: Path) -> Path:
+    """The path beside for a file, or a folder, that is renamed to `path` when it is whole.
+
+    A name of its own: threads, and processes on other machines, may write the same file at once."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def remove_left_overs(folder: Path, untouched: float = 0.0) -> None:
+    """Remove what processes that were killed have left unfinished below a folder that nobody else
+    writes to now; or what has not been touched for so many seconds, where somebody may. Folders
+    with a lock of their own are left alone."""
+    before = time.time() - untouched
+    for place, folders, names in os.walk(folder):
+        if place != str(folder) and LOCK in names:
+            folders.clear()
+            continue
+
+        found = [Path(place, name) for name in (*folders, *names) if LEFT_OVER.fullmatch(name)]
+        folders[:] = [name for name in folders if not LEFT_OVER.fullmatch(name)]
+        for path in found:
+            with contextlib.suppress(OSError):  # of another user: it harms nobody
+                if path.lstat().st_mtime > before:
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -72,7 +106,7 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def lock(folder: Path, name: str = ".lock", patience: float = 15.0) -> Iterator[None]:
+def lock(folder: Path, name: str = LOCK, patience: float = 15.0) -> Iterator[None]:
     """Hold a folder for one process: two runs of the same command must not write into each other's
     files. Locks of other names do not exclude each other.
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from robustly import UserError, __version__
 from robustly.config import differences, fingerprint
-from robustly.files import WORK_LOCK, lock, sha256, write_json
+from robustly.files import WORK_LOCK, lock, remove_left_overs, sha256, write_json
 from robustly.stages import KINDS
 
 MANIFEST = "manifest.json"
@@ -303,6 +303,7 @@ class Stage:
                 return finished
 
             work.mkdir(parents=True, exist_ok=True)
+            remove_left_overs(work)
             processed = process(work)
             with self.begin():
                 manifest = self.finish(*collect(work, processed))
@@ -313,8 +314,8 @@ class Stage:
 
     @contextlib.contextmanager
     def begin(self) -> Iterator["Stage"]:
-        """Hold the folder for this process alone while it works, and write down what it works
-        on."""
+        """Hold the folder for this process alone while it works, without what killed ones have
+        left unfinished, and write down what it works on."""
         with lock(self.folder):
             self.refuse_other_work()
             if read(self.folder):  # while this process waited for the lock
@@ -322,6 +323,7 @@ class Stage:
                     f"{self.folder}: another process has just finished this; give the command again"
                 )
 
+            remove_left_overs(self.folder)
             if not (self.folder / RECIPE).exists():
                 write_json(
                     self.folder / RECIPE,

@@ -1,7 +1,7 @@
 """Commands of tests without the seconds of importing torch, transformers and DeepSpeed: `robustly`
 and `python` in `commands()` are forked from one process that has imported them.
 
-A command sees its own arguments, folder, environment and open files, receives the signals that are
+A command sees its own arguments, folder, environment, open files and umask, receives the signals that are
 sent to it, dies when its starter kills it, and starts its own ranks and workers in the same way.
 What it cannot show is the start of a process itself and another seed of Python's hashes; some tests
 of each stage start real processes for that.
@@ -89,11 +89,13 @@ for number in map(int, os.listdir("/proc/self/fd")):
     except OSError:  # the listing itself
         pass
 
+umask = os.umask(0)
+os.umask(umask)
 server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 server.connect(os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), place))
 asked = dict(
     argv=[sys.argv[0], *words], cwd=os.getcwd(), environ=dict(os.environ), files=files,
-    ignored=ignored, mask=sorted(mask),
+    ignored=ignored, mask=sorted(mask), umask=umask,
 )
 socket.send_fds(server, [json.dumps(asked).encode()], files)
 os.closerange(3, server.fileno())
@@ -248,6 +250,7 @@ def _be(asked: dict[str, Any], files: list[int], asker: socket.socket) -> NoRetu
         os.close(file)
 
     os.chdir(asked["cwd"])
+    os.umask(asked["umask"])
     os.environ.clear()
     os.environ.update(asked["environ"])
     sys.argv = asked["argv"]

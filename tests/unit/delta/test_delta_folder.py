@@ -2,7 +2,9 @@
 what does not fit."""
 
 import json
+import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 from robustly import UserError, delta
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment, load_delta
-from robustly.delta.saving import RECORD, TENSORS, reload
+from robustly.delta.saving import RECORD, TENSORS, reload, save_tensors
 from robustly.delta.stage import make_delta
 from robustly.delta.tasks.data import TaskData
 from robustly.delta.tuning import tune
@@ -318,3 +320,19 @@ def test_a_model_of_ones_own_training(place: Path, base: Base, tmp_path: Path) -
     three = AutoModelForSequenceClassification.from_pretrained(place / "base", num_labels=3)
     with pytest.raises(UserError, match=r"classifier.out_proj.* is \(2"):
         delta.load_into(three, tmp_path / "own")
+
+
+@pytest.mark.parametrize("mask", [0o027, 0o002])
+def test_the_tensors_have_the_mode_that_the_user_wants(
+    base: Base, finished: Path, tmp_path: Path, mask: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        path = save_tensors(reload(base, finished).model, tmp_path)
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+    saved, read = load_file(finished / TENSORS), load_file(path)
+    assert saved.keys() == read.keys()
+    assert all(torch.equal(saved[name], read[name]) for name in saved)

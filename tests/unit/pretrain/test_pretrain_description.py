@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from robustly.files import unfinished
 from robustly.inspection.describe import describe_folder
 from robustly.inspection.train import spread
 from robustly.manifest import Stage
@@ -84,7 +85,7 @@ def test_a_run_under_way(train: Stage) -> None:
     assert found.summary == "A pretraining at update 23 of 40, not finished."
     assert "goes on from the checkpoint of update 20" in found.notes[0]
     cut.write_bytes(cut.read_bytes()[:-1])
-    (train.folder / "checkpoints" / ".update-00000030.tmp").mkdir()
+    unfinished(train.folder / "checkpoints" / "update-00000030").mkdir()
     found = describe(train.folder)
     assert "goes on from the checkpoint of update 10" in found.notes[0]
     listings = {listing.title: listing.rows for listing in found.examples}

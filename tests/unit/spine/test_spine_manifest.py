@@ -4,6 +4,7 @@ overwritten."""
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from robustly import UserError, __version__, files, manifest
-from robustly.files import lock, write_atomic
+from robustly.files import lock, unfinished, write_atomic
 from robustly.manifest import (
     MANIFEST,
     RECIPE,
     VERIFIED,
+    Outcome,
     Stage,
     check_sizes,
     read,
@@ -103,6 +105,66 @@ files.write_atomic(Path({str(tmp_path / "file")!r}), "new" * 10_000)
 """
     assert subprocess.run([sys.executable, "-c", program]).returncode == -9
     assert (tmp_path / "file").read_text() == "old"
+
+
+# -------------------------------------------------------------------------------------- left-overs
+
+
+def left_over(folder: Path) -> Path:
+    """What a kill in the middle of an atomic write leaves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (child := os.fork()) == 0:
+        with files.atomic(folder / "file") as file:
+            file.write(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.waitpid(child, 0)
+    (path,) = (path for path in folder.iterdir() if path.name.startswith(".file."))
+    return path
+
+
+@pytest.mark.processes
+def test_a_stage_that_begins_removes_what_killed_ones_have_left(tmp_path):
+    folder = tmp_path / "stage"
+    ours = [left_over(folder), left_over(folder / "checkpoints")]
+    unfinished(folder / "checkpoints" / "update-00000005").mkdir()
+    (unfinished(folder / "checkpoints" / "update-00000007") / "deep").mkdir(parents=True)
+    kept = [
+        folder / ".notes.tmp",
+        folder / "file",
+        left_over(tmp_path),
+        left_over(folder / "other"),
+    ]
+    for path in kept[:2]:
+        path.write_text("of the user")
+    (folder / "other" / ".lock").touch()  # the folder of another stage, which may be at work
+
+    with Stage(folder, "data", RECIPE_A, {}).begin():
+        assert not any(path.exists() for path in ours)
+        assert not list((folder / "checkpoints").iterdir())
+        assert all(path.exists() for path in kept)
+
+
+@pytest.mark.processes
+def test_the_work_of_a_stage_is_cleared_of_them_before_it_goes_on(tmp_path):
+    found = left_over(tmp_path / "work" / "key")
+    (tmp_path / "work" / "key" / "part").write_text("done")
+
+    def process(work: Path) -> None:
+        assert [path.name for path in work.iterdir()] == ["part"]
+
+    Stage(tmp_path, "data", RECIPE_A, {}).make("key", process, lambda *_: Outcome([], {}, {}))
+    assert not found.exists()
+
+
+def test_where_others_may_write_only_what_nobody_touches_is_removed(tmp_path):
+    fresh, old = (unfinished(tmp_path / name) for name in ("fresh", "old"))
+    for path in (fresh, old):
+        path.touch()
+
+    os.utime(old, (time.time() - 100,) * 2)
+    files.remove_left_overs(tmp_path, untouched=60)
+    assert fresh.exists() and not old.exists()
 
 
 # ------------------------------------------------------------------------------------------- stages
