@@ -18,6 +18,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,20 +108,22 @@ class FullTensors(NamedTuple):
 
 
 def copy_tensors(
-    tensors: Iterator[tuple[str, Tensor, Tensor, Tensor]], keep: bool
+    tensors: Iterator[tuple[str, Tensor, Tensor, Tensor]], keep: bool, gathered: bool = False
 ) -> FullTensors | None:
     """Copies of (name, weight, first moment, second moment), which the next update leaves alone; 12
     bytes of a parameter.
 
     Collective: every rank passes its iterator of full tensors and goes through all of them; without
-    `keep` a rank copies nothing and gets None. From a GPU into pinned memory, at its full speed,
-    which torch keeps for the next copies."""
+    `keep` a rank copies nothing and gets None. `gathered`: nobody else holds the tensors, and those
+    that are in this machine's memory are copies already. From a GPU into pinned memory, at its full
+    speed, which torch keeps for the next copies."""
+    copy = partial(_copy, gathered=gathered)
     copies = FullTensors({}, {})
     for name, weight, first, second in tensors:
         if keep:
-            copies.weights[name] = _copy(weight)
-            copies.moments[f"exp_avg.{name}"] = _copy(first)
-            copies.moments[f"exp_avg_sq.{name}"] = _copy(second)
+            copies.weights[name] = copy(weight)
+            copies.moments[f"exp_avg.{name}"] = copy(first)
+            copies.moments[f"exp_avg_sq.{name}"] = copy(second)
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -128,7 +131,9 @@ def copy_tensors(
     return copies if keep else None
 
 
-def _copy(tensor: Tensor) -> Tensor:
+def _copy(tensor: Tensor, gathered: bool) -> Tensor:
+    if gathered and not tensor.is_cuda:
+        return tensor
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
     return copy.copy_(tensor.detach(), non_blocking=True)
 

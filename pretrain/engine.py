@@ -278,6 +278,12 @@ class Engine:
         return self._deepspeed.optimizer is not self._adam
 
     @property
+    def gathers(self) -> bool:
+        """Whether `full_tensors` are gathered from the ranks, so that nobody else holds them; else
+        they are the training's own, which the next step changes."""
+        return self._sharded
+
+    @property
     def _partitioned(self) -> bool:
         """ZeRO 3: a rank holds parts of parameters, too."""
         return self._deepspeed.zero_optimization_stage() == 3

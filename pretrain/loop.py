@@ -367,7 +367,7 @@ class Trainer:
         self.progress = replace(self.progress, interval=vars(interval).copy())
         full = self.engine.full_tensors()
         tensors = ((_as_in_transformers(name), w, m, v) for name, w, m, v in full)
-        if copies := checkpoint.copy_tensors(tensors, self.rank == 0):
+        if copies := checkpoint.copy_tensors(tensors, self.rank == 0, self.engine.gathers):
             self.saves.begin(self.progress, copies)
 
     def _saved(self) -> None:

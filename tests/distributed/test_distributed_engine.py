@@ -14,6 +14,7 @@ import robustly.pretrain.engine
 from ranks import run_distributed
 from robustly import UserError
 from robustly.pretrain.batches import Batches
+from robustly.pretrain.checkpoint import copy_tensors
 from robustly.pretrain.engine import Engine, deepspeed_config, start_ranks, stop_ranks
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.ranks import sum_over_ranks
@@ -260,6 +261,45 @@ def test_bf16_follows_fp32_and_keeps_fp32_weights(stage: int, reference: dict[st
     for (loss, norm), (expected_loss, expected_norm) in zip(found, reference["curve"], strict=True):
         assert loss == pytest.approx(expected_loss, rel=2e-3)
         assert norm == pytest.approx(expected_norm, rel=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "precision"),
+    [(1, 0, "fp32"), (1, 1, "bf16"), (2, 0, "fp32"), (2, 1, "fp32"), (2, 1, "bf16"), (2, 2, "bf16"), (2, 3, "fp32")],
+)  # fmt: skip
+def test_copies_for_a_checkpoint_are_those_of_before_the_next_step(
+    ranks: int, stage: int, precision: str
+) -> None:
+    """Rank 0 writes them while the ranks train on."""
+
+    def go(rank: int, count: int) -> list[bool]:
+        torch.set_num_threads(1)
+        start_ranks(rank)
+        batches = make_batches(rank, count, 16)
+        engine = make_engine(batches.accumulation, stage, precision)
+
+        def update(number: int) -> None:
+            for batch in batches.batch(number).micro_batches:
+                inputs = (batch.inputs, batch.attention, batch.positions, batch.labels)
+                engine.backward(engine(*inputs).sum() / 100)
+            engine.step(1e-3)
+
+        update(1)
+        copies = copy_tensors(engine.full_tensors(), rank == 0, engine.gathers)
+        before = {name: sums(t) for name, t, *_ in engine.full_tensors()}
+        update(2)
+        after = {name: sums(t) for name, t, *_ in engine.full_tensors()}
+        stop_ranks()
+        if copies is None:
+            return [rank > 0]
+        return [
+            {name: sums(t) for name, t in copies.weights.items()} == before,
+            all(after[name] != before[name] for name in after),
+            all(t.dtype == torch.float32 for part in copies for t in part.values()),
+            len(copies.moments) == 2 * len(before),
+        ]
+
+    assert all(all(found) for found in run_distributed(ranks, go))
 
 
 @pytest.mark.parametrize(
