@@ -12,7 +12,7 @@ blocks cost little padding. The update's loss is a sum over all its tokens, what
 
 import math
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
 
@@ -28,6 +28,7 @@ from robustly.pretrain.config import MaskingConfig, OptimConfig
 from robustly.pretrain.masking import SpecialTokens, mask_blocks
 from robustly.pretrain.schedule import UpdateSizes
 from robustly.pretrain.stage import PretrainingConfig
+from robustly.rng import Purpose, seed64
 
 MULTIPLE = 8
 """What the length of a micro-batch is rounded up to: fused attention wants the rows of its mask
@@ -67,6 +68,11 @@ class MicroBatch(NamedTuple):
     def pairs(self) -> int:
         """Blocks of two segments."""
         return 0 if self.follows is None else int((self.follows >= 0).sum())
+
+
+def dropout_seed(seed: int, update: int, micro_batch: MicroBatch) -> int:
+    """Ranks draw different noise, and the same layout draws the same again."""
+    return seed64(seed, Purpose.DROPOUT, update, micro_batch.first)
 
 
 class RankBatch(NamedTuple):
@@ -186,21 +192,44 @@ class Batches:
             int(share.masked.lengths.sum()),
         )
 
-    def ahead(self, first: int, last: int) -> Generator[RankBatch, None, None]:
-        """The batches of updates `first` to `last`, each made while others train. Raises what
-        making one does."""
-        maker = ThreadPoolExecutor(1, "batches")
-        waiting: deque[Future[RankBatch]] = deque()
-        try:
-            for update in range(first, last + 1):
-                waiting.append(maker.submit(self.batch, update))
-                if len(waiting) > PREFETCHED:
-                    yield waiting.popleft().result()
+    def ahead(self, first: int, last: int) -> "BatchesAhead":
+        """The batches of updates `first` to `last`, each made while others train."""
+        return BatchesAhead(self.batch, first, last)
 
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            maker.shutdown(cancel_futures=True)
+
+class BatchesAhead:
+    """Batches in the order of their updates, made in a thread before they are asked for."""
+
+    def __init__(self, make: Callable[[int], RankBatch], first: int, last: int):
+        self._make, self._next, self._last = make, first, last
+        self._maker = ThreadPoolExecutor(1, "batches")
+        self._waiting: deque[Future[RankBatch]] = deque()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> RankBatch:
+        """Raises what making the batch does."""
+        while self._next <= self._last and len(self._waiting) <= PREFETCHED:
+            self._waiting.append(self._maker.submit(self._make, self._next))
+            self._next += 1
+
+        if not self._waiting:
+            self.close()
+            raise StopIteration
+
+        return self._waiting.popleft().result()
+
+    def go_to(self, update: int) -> None:
+        """Go on with the batch of this update."""
+        for batch in self._waiting:
+            batch.cancel()
+
+        self._waiting.clear()
+        self._next = update
+
+    def close(self) -> None:
+        self._maker.shutdown(cancel_futures=True)
 
 
 class MaskedBlocks:

@@ -56,6 +56,10 @@ class Progress:
     """`reporting.IntervalSums` so far, so that the interval's line is the same after a resume."""
     validation_loss: float | None = None
     """Held-out loss in nats per masked token; None where this update was not evaluated."""
+    skipped: list[int] = field(default_factory=list)
+    """Updates up to this one that were not made."""
+    recent: dict[str, list[float]] = field(default_factory=dict)
+    """`spikes.Usual` so far, so that the same updates are spikes after a resume."""
 
 
 @dataclass(frozen=True)

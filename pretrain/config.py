@@ -137,6 +137,20 @@ class OptimConfig(Section):
     """Which parameters decay: all (fairseq, RoBERTa) or all but biases and LayerNorms (BERT)."""
     clip_norm: Annotated[float, Field(ge=0)]
     """Largest gradient norm; 0 turns clipping off. The norm is logged either way."""
+    on_bad_numbers: Literal["stop", "skip", "rollback"] = "stop"
+    """What becomes of an update whose loss or gradient is not finite, which is never made. skip:
+    training goes on without it. rollback: training goes back to the last checkpoint and makes the
+    updates since again, without this one; it mends weights that a faulty device has damaged, and is
+    the same as skip where none has. Either notes the update in train/skipped.jsonl."""
+    on_spike: Literal["log", "skip", "rollback"] = "log"
+    """What becomes of an update whose loss or gradient norm is far above those of the 128 before
+    it. log: it is made, and noted in train/spikes.jsonl; the others as in `on_bad_numbers`."""
+    spike_sigma: PositiveFloat = 6.0
+    """From how many standard deviations above the median on it is far; a robust estimate."""
+
+    @property
+    def rolls_back(self) -> bool:
+        return "rollback" in (self.on_bad_numbers, self.on_spike)
 
 
 class BatchWarmupConfig(Section):
@@ -207,6 +221,7 @@ STATED_BY_THE_CONFIG = {
     "gradient_predivide_factor": "optim",
     "zero_allow_untested_optimizer": "optim",
     "zero_optimization.stage": "run.zero_stage",
+    "zero_optimization.compute_grad_norm": "optim.on_bad_numbers",
 }
 
 

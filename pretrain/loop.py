@@ -4,7 +4,7 @@ update, finish."""
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,7 +21,16 @@ from robustly.manifest import Manifest, Stage
 from robustly.metrics import read_metrics
 from robustly.pretrain import checkpoint
 from robustly.pretrain.background_saves import BackgroundSaves
-from robustly.pretrain.batches import Batches, RankBatch
+from robustly.pretrain.bad_numbers import (
+    DUMPS,
+    Attempt,
+    Examination,
+    Watch,
+    not_finite,
+    report,
+    write_dump,
+)
+from robustly.pretrain.batches import Batches, RankBatch, dropout_seed
 from robustly.pretrain.checkpoint import Progress
 from robustly.pretrain.config import DistillationConfig
 from robustly.pretrain.disk_space import look_before_checkpoint, look_before_run
@@ -35,7 +44,9 @@ from robustly.pretrain.objective import (
     NextSentenceHead,
     new_model,
     roberta_config,
+    weighted,
 )
+from robustly.pretrain.policies import MOST_IN_A_ROW, Policy, UpdatePolicies
 from robustly.pretrain.profiling import Profile
 from robustly.pretrain.ranks import (
     FailedOnAnotherRank,
@@ -128,6 +139,7 @@ class Trainer:
         )
         self.checkpoints = self.folder / "checkpoints"
         self.saves = BackgroundSaves(self.checkpoints, config.run)
+        self.policies = UpdatePolicies(config.optim, self.folder, self.batches)
         self.progress = Progress(0, stage.hash)
         self.log: TrainingLog | None = None
         """Of rank 0, which speaks for all."""
@@ -197,10 +209,14 @@ class Trainer:
 
             self._open_log()
 
-        if self._evaluation_is_due():
+        due = self._evaluation_is_due()
+        if due:
             self._evaluate(self.progress.update)
-            if self.progress.update:  # it was stopped there; the checkpoint gets its loss
-                self._save(IntervalSums(**self.progress.interval))
+
+        # it was stopped there, and the checkpoint gets its loss; or there must be one to go back to
+        update = self.progress.update
+        if (due and update) or (config.optim.rolls_back and not update):
+            self._save(IntervalSums(**self.progress.interval))
 
         session_start = time.monotonic() - self.progress.seconds
         interval = IntervalSums(**self.progress.interval)
@@ -222,6 +238,11 @@ class Trainer:
                 waited = time.monotonic() - before
 
                 done = self._update(batch, asked)
+                if done is None:
+                    interval = self._roll_back()
+                    batches.go_to(self.progress.update + 1)
+                    continue
+
                 update, stop, cut_short = batch.update, done.stop, False
                 interval.add(done, waited, time.monotonic() - before)
                 self.progress = Progress(
@@ -273,64 +294,129 @@ class Trainer:
             )
             self.log.header(self.parameters)
 
-    def _update(self, batch: RankBatch, asked: list[int]) -> UpdateResult:
-        """One optimizer step, on this rank's part of the global batch. `asked`: signals to stop."""
+    def _update(self, batch: RankBatch, asked: list[int]) -> UpdateResult | None:
+        """One optimizer step, on this rank's part of the global batch; None if training is to go
+        back to the last checkpoint. `asked`: signals to stop."""
         # every rank must divide by the same counts, and stop after the same update; where it then
         # saves, rank 0 says why a checkpoint could not be written
         heartbeat.mark(Phase.AGREEMENT, batch.update)
         to_stop = bool(asked) or self.saves.failed
         counts = [batch.masked_tokens, batch.pairs, batch.tokens, to_stop]
         masked, pairs, tokens, stop = sum_over_ranks(counts, self.device)
+        if batch.update in self.policies.skipped:
+            return UpdateResult.not_made(stop > 0)
+
         of_batch = {"masked_tokens": masked, "pairs": pairs, "tokens": tokens}
-        divisors = torch.tensor(
-            [max(1.0, of_batch[term.over]) for term in self.loss_terms], device=self.device
-        )
+        divisors = [max(1.0, of_batch[term.over]) for term in self.loss_terms]
+        first = self._attempt(batch, divisors, self.policies.accepts)
+        policy: Policy = "log"
+        spike = None
+        if first.fault:
+            policy, reason = self._look_into(batch, divisors, first)
+        elif spike := self.policies.usual.spike(first.loss, first.norm):
+            reason = str(spike)
+            with together(self.device):
+                policy = self.policies.on_spike(batch.update, spike)
+
+        if policy == "log":
+            self.policies.usual.add(first.loss, first.norm)
+            made = UpdateResult(int(masked), int(pairs), int(tokens), first.norm, stop > 0)
+            return made._replace(**first.sums, spikes=int(spike is not None))
+
+        if policy == "stop":
+            raise self._diverged(f"update {batch.update}: {reason}")
+
+        with together(self.device):
+            few = self.policies.skip(batch.update, reason)
+
+        if not few:
+            reason += f"; {MOST_IN_A_ROW} updates before it were skipped, too"
+            raise self._diverged(f"update {batch.update}: {reason}")
+
+        return None if policy == "rollback" else UpdateResult.not_made(stop > 0)
+
+    def _attempt(
+        self, batch: RankBatch, divisors: Sequence[float], accepts: Callable[[float, float], bool]
+    ) -> Attempt:
+        """Compute an update, and make it if its loss and norm are finite and `accepts` agrees to
+        them. `divisors`, one for each loss term: what their means are over."""
         rate = learning_rate(batch.update, self.config.optim, self.config.schedule)
         norm = None
         while norm is None:  # again while the gradient overflows, in fp16
-            sums = self._add_gradients(batch, divisors)
+            losses, totals = self._add_gradients(batch, divisors)
+            loss = weighted(totals, self.loss_terms, divisors)
+            finite = math.isfinite(loss)
             heartbeat.mark(Phase.STEP)
-            norm = self.engine.step(rate)
+            norm = self.engine.step(rate, lambda norm: finite and accepts(loss, norm))  # noqa: B023
+            if not finite:
+                break
 
-        if not math.isfinite(norm):
-            raise self._diverged(batch.update, "gradient norm", norm)
+        sums = {term.name: total for term, total in zip(self.loss_terms, totals, strict=True)}
+        return Attempt(losses, sums, loss, math.nan if norm is None else norm)
 
-        return UpdateResult(int(masked), int(pairs), int(tokens), norm, stop > 0, **sums)
-
-    def _add_gradients(self, batch: RankBatch, divisors: torch.Tensor) -> dict[str, float]:
-        """Gradient accumulation: forward and backward through every micro-batch. Returns the sums
-        of the loss terms over all ranks, by name; `divisors`, (terms,): what their means are
-        over."""
+    def _add_gradients(
+        self, batch: RankBatch, divisors: Sequence[float]
+    ) -> tuple[list[float], list[float]]:
+        """Gradient accumulation: forward and backward through every micro-batch. Returns the loss
+        of each of this rank's micro-batches, and the sums of the loss terms over all ranks."""
         weights = torch.tensor([term.weight for term in self.loss_terms], device=self.device)
-        # kept on the device: reading them waits for the GPU
-        sums = torch.zeros(len(divisors), dtype=torch.float64, device=self.device)
+        over = torch.tensor(divisors, device=self.device)
+        found = []  # kept on the device: reading them waits for the GPU
         for number, on_cpu in enumerate(batch.micro_batches, 1):
             one = on_cpu.to(self.device)
-            # ranks draw different noise, and the same layout draws the same again
-            torch.manual_seed(seed64(self.config.seed, Purpose.DROPOUT, batch.update, one.first))
+            torch.manual_seed(dropout_seed(self.config.seed, batch.update, one))
             heartbeat.mark(Phase.FORWARD, batch.update, number)
-            found = self.engine(one.inputs, one.attention, one.positions, one.labels, one.follows)
+            terms = self.engine(one.inputs, one.attention, one.positions, one.labels, one.follows)
             heartbeat.mark(Phase.BACKWARD, batch.update, number)
-            self.engine.backward((weights * found / divisors).sum())
-            sums += found.detach()
+            self.engine.backward((weights * terms / over).sum())
+            found.append(terms.detach())
 
         heartbeat.mark(Phase.AGREEMENT, batch.update, number)
-        totals = sum_over_ranks(sums.tolist(), self.device)
-        if not math.isfinite(sum(totals)):
-            raise self._diverged(batch.update, "loss", sum(totals))
+        table = torch.stack(found).double().tolist()
+        totals = sum_over_ranks([sum(column) for column in zip(*table, strict=True)], self.device)
+        return [weighted(row, self.loss_terms, divisors) for row in table], totals
 
-        return {term.name: total for term, total in zip(self.loss_terms, totals, strict=True)}
+    def _look_into(
+        self, batch: RankBatch, divisors: Sequence[float], first: Attempt
+    ) -> tuple[Policy, str]:
+        """Repeat an update that is not finite, and dump what is found; returns what becomes of it,
+        and why."""
+        weights = not_finite(self.engine.full_tensors())
+        with Watch(self.model) as watch:
+            again = self._attempt(batch, divisors, lambda loss, norm: False)
 
-    def _diverged(self, update: int, what: str, value: float) -> UserError | FailedOnAnotherRank:
+        own = report(self.batches, batch, first, again, watch.found)
+        found = Examination.of(batch.update, first, again, weights, gather_over_ranks(own))
+        reason = str(found)
+        with together(self.device):
+            if self.rank == 0:
+                dump = write_dump(self.folder / DUMPS, found, {"recipe": self.stage.hash})
+                reason += f"; see {dump}"
+
+        return self.policies.on_bad_numbers(found), reason
+
+    def _roll_back(self) -> IntervalSums:
+        """Go back to the last checkpoint, with all records; returns its interval so far."""
+        self._saved()
+        if self.log:
+            self.log.metrics.close()
+
+        self._resume()
+        with together(self.device):
+            self._open_log()
+
+        return IntervalSums(**self.progress.interval)
+
+    def _diverged(self, found: str) -> UserError | FailedOnAnotherRank:
         if self.rank:
             return FailedOnAnotherRank()
 
         self.saves.close()
         kept = checkpoint.newest(self.checkpoints)
-        rest = f"; the checkpoint of update {kept.progress.update} is whole" if kept else ""
+        rest = f" The checkpoint of update {kept.progress.update} is whole." if kept else ""
         return UserError(
-            f"update {update}: the {what} is {value}: training diverged{rest}. Lower optim.peak_lr"
-            " or lengthen schedule.warmup and give it a new name (--new-run NAME)"
+            f"{found}: training diverged.{rest} Lower optim.peak_lr or lengthen schedule.warmup and"
+            " give it a new name (--new-run NAME)"
         )
 
     # --------------------------------------------------------------------------- around the updates
@@ -344,6 +430,12 @@ class Trainer:
                 found = checkpoint.newest(self.checkpoints, self.stage.hash)
 
         progress = gather_over_ranks(found.progress if found else None)[0]
+        skipped: list[int] = []
+        with together(self.device):
+            if self.rank == 0:
+                skipped = self.policies.read_records(progress or self.progress)
+
+        self.policies.resume(gather_over_ranks(skipped)[0], progress or self.progress)
         if progress is None:
             return
 
@@ -351,7 +443,8 @@ class Trainer:
             log.say(f"going on from {found.folder}")
 
         names = [_as_in_transformers(name) for name, _ in self.model.named_parameters()]
-        self.engine.restore(found.tensors(names) if found else None, progress.update)
+        steps = progress.update - len(progress.skipped)
+        self.engine.restore(found.tensors(names) if found else None, steps)
         self.progress = progress
 
     def _save(self, interval: IntervalSums) -> None:
@@ -364,7 +457,11 @@ class Trainer:
                 look_before_checkpoint(self.checkpoints, self.parameters, update)
                 self.log.metrics.sync()
 
-        self.progress = replace(self.progress, interval=vars(interval).copy())
+        self.progress = replace(
+            self.progress,
+            interval=vars(interval).copy(),
+            **self.policies.state(self.progress.update),
+        )
         full = self.engine.full_tensors()
         tensors = ((_as_in_transformers(name), w, m, v) for name, w, m, v in full)
         if copies := checkpoint.copy_tensors(tensors, self.rank == 0, self.engine.gathers):
@@ -405,7 +502,7 @@ class Trainer:
 
         loss = result.total.loss
         if not math.isfinite(loss):
-            raise self._diverged(update, "validation loss", loss)
+            raise self._diverged(f"update {update}: the validation loss is {loss}")
 
         self.progress = replace(self.progress, validation_loss=loss)
         if self.log:
@@ -424,6 +521,7 @@ class Trainer:
             "parameters": self.parameters,
             "blocks_per_update": self.batches.sizes.full,
             "training_seconds": round(self.progress.seconds, 1),
+            **self.policies.counts(),
         }
         if evaluations := read_metrics(self.folder / "evaluations.jsonl"):
             counts |= evaluations[-1]
@@ -436,7 +534,7 @@ class Trainer:
 
         records = ("config.yaml", "deepspeed.json", "metrics.jsonl", "evaluations.jsonl")
         outputs = [path / name for path in sorted(kept) for name in checkpoint.FILES]
-        outputs += [self.folder / name for name in records]
+        outputs += [self.folder / name for name in (*records, *self.policies.records())]
         notes = {"ranks": self.ranks, "run": self.config.run.model_dump(mode="json")}
         if repeats := self.config.corpus.repeats:
             notes["mixture"] = mixture(self.batches.sampler, repeats)

@@ -1,6 +1,7 @@
 """The model and its loss: masked language modeling, and next-sentence prediction beside it for the
 paper's ablation."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -86,6 +87,13 @@ class LossTerm(NamedTuple):
     over: Literal["masked_tokens", "pairs", "tokens"]
     """What the mean is over: all of these in the global batch, on all ranks."""
     weight: float = 1.0
+
+
+def weighted(sums: Sequence[float], terms: Sequence[LossTerm], divisors: Sequence[float]) -> float:
+    """The loss, or the part of it that sums of the terms make up. `divisors`: what the terms' means
+    are over."""
+    parts = zip(sums, terms, divisors, strict=True)
+    return sum(total * term.weight / divisor for total, term, divisor in parts)
 
 
 class MaskedLanguageModel(nn.Module):

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 
@@ -28,14 +28,22 @@ class UpdateResult(NamedTuple):
     masked_tokens: int
     pairs: int
     tokens: int
-    norm: float
-    """Of the whole gradient, before clipping."""
+    norm: float | None
+    """Of the whole gradient, before clipping; None of an update that was not made."""
     stop: bool
     """Whether a rank was asked to stop."""
-    loss_sum: float
+    loss_sum: float = 0.0
     pair_loss_sum: float = 0.0
     soft_loss_sum: float = 0.0
     cosine_loss_sum: float = 0.0
+    spikes: int = 0
+    """1 if its loss or norm was unusual."""
+    skipped: int = 0
+    """1 if it was not made: then it has no tokens and no losses."""
+
+    @classmethod
+    def not_made(cls, stop: bool, spikes: int = 0) -> Self:
+        return cls(0, 0, 0, None, stop, spikes=spikes, skipped=1)
 
 
 @dataclass
@@ -53,6 +61,8 @@ class IntervalSums:
     updates: float = 0.0
     soft_loss_sum: float = 0.0
     cosine_loss_sum: float = 0.0
+    spikes: float = 0.0
+    skipped: float = 0.0
 
     def add(self, update: UpdateResult, waited: float, seconds: float) -> None:
         new = {**update._asdict(), "waited": waited, "seconds": seconds, "updates": 1}
@@ -133,7 +143,7 @@ class TrainingLog:
             )
 
     def interval(
-        self, sums: IntervalSums, progress: Progress, norm: float, loss_scale: float
+        self, sums: IntervalSums, progress: Progress, norm: float | None, loss_scale: float
     ) -> None:
         """Report a logging interval. `norm`: of its last update; `loss_scale`: 1 but in fp16."""
         update, schedule, sizes = progress.update, self.config.schedule, self.batches.sizes
@@ -149,13 +159,15 @@ class TrainingLog:
             {
                 "update": update,
                 "epoch": done / self.batches.sampler.size,
-                "loss": sums.loss_sum / masked,
+                "loss": sums.loss_sum / masked if sums.masked_tokens else None,
                 "next_sentence_loss": sums.pair_loss_sum / pairs if pairs else None,
                 "soft_loss": sums.soft_loss_sum / masked if distills else None,
-                "cosine_loss": sums.cosine_loss_sum / sums.tokens if distills else None,
+                "cosine_loss": sums.cosine_loss_sum / max(1.0, sums.tokens) if distills else None,
                 "lr": learning_rate(update, self.config.optim, schedule),
                 "grad_norm": norm,
                 "loss_scale": loss_scale if fp16 else None,
+                "spikes": int(sums.spikes) or None,
+                "skipped": int(sums.skipped) or None,
                 "masked_tokens": int(sums.masked_tokens),
                 "tokens": progress.tokens,
                 "tokens_per_second": rate,
@@ -172,12 +184,12 @@ class TrainingLog:
         log.say_fields(
             [
                 f"update     {update:>7}/{schedule.updates}",
-                f"loss {line['loss']:7.4f}",
+                f"loss {line['loss']:7.4f}" if sums.masked_tokens else "skipped",
                 f"left {log.duration(left):>7}",
                 f"{rate:>9,.0f} tokens/s",
                 *([f"mfu {line['mfu']:6.1%}"] if self.peak else []),
                 f"lr {line['lr']:.3e}",
-                f"norm {norm:8.3f}",
+                *([f"norm {norm:8.3f}"] if norm is not None else []),
                 f"epoch {line['epoch']:7.3f}",
                 f"wait {line['data_wait']:4.0%}",
                 f"{line['memory_gb']:5.1f} GB",

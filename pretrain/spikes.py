@@ -34,6 +34,12 @@ class Spike(NamedTuple):
     sigmas: float
     """How many standard deviations it lies above that."""
 
+    def __str__(self) -> str:
+        return (
+            f"the {self.what} is {self.value:.4g}, {self.sigmas:.1f} standard deviations above"
+            f" {self.usual:.4g}, the median before it"
+        )
+
 
 def sigmas_above(value: float, before: Sequence[float]) -> float:
     """How many standard deviations a value lies above those before it; 0 with fewer than LEAST of

@@ -16,7 +16,9 @@ def draw_curve(train_folder: Path, unigram: float | None, path: Path) -> None:
 
     with atomic(path) as out, figure(out, 7, 4) as drawing:
         axes = drawing.add_subplot()
-        updates, losses = ([line[key] for line in metrics] for key in ("update", "loss"))
+        # an interval of skipped updates has no loss
+        trained = [line for line in metrics if "loss" in line]
+        updates, losses = ([line[key] for line in trained] for key in ("update", "loss"))
         axes.plot(updates, losses, lw=1, color="0.7", label="training")
 
         if evaluations:

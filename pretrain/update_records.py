@@ -1,0 +1,81 @@
+"""Records of single updates in a train folder, a JSON line each, durable before training goes on.
+
+`skipped.jsonl` lists the updates that are not made. It is read at every start and followed to the
+letter: a run is a pure function of its config and this record. `spikes.jsonl` lists the updates
+whose loss or gradient norm was unusual."""
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from robustly import UserError
+from robustly.files import write_atomic
+
+SKIPPED = "skipped.jsonl"
+SPIKES = "spikes.jsonl"
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a record; none where there is no file. A last line that a kill cut off is left
+    out. Raises UserError if another is damaged."""
+    try:
+        *whole, _ = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+
+    lines = []
+    for number, text in enumerate(whole, start=1):
+        try:
+            line = json.loads(text)
+            assert type(line["update"]) is int
+        except (ValueError, TypeError, KeyError, AssertionError, RecursionError):
+            raise UserError(
+                f"{path}, line {number}: damaged; it says which updates are not made. Restore it,"
+                " or begin anew (--new-run NAME)"
+            ) from None
+
+        lines.append(line)
+
+    return lines
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a line; it is on disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def cut(path: Path, update: int, skipped: Collection[int]) -> None:
+    """Keep the lines of updates up to this one, and of those that are skipped: others are made
+    again."""
+    lines = read(path)
+    kept = [line for line in lines if line["update"] <= update or line["update"] in skipped]
+    _write(path, kept)
+
+
+def skipped(path: Path, update: int, without: Collection[int]) -> set[int]:
+    """The updates that `skipped.jsonl` lists. Raises UserError unless they are, up to `update`,
+    those that a checkpoint was trained `without`."""
+    lines = read(path)
+    found = {line["update"] for line in lines}
+    if {number for number in found if number <= update} != set(without):
+        raise UserError(
+            f"{path}: lists {_numbers(found)}, and the checkpoint of update {update} was trained"
+            f" without {_numbers(without)}; restore the file"
+        )
+
+    _write(path, lines)  # without a line that a kill cut off
+    return found
+
+
+def _write(path: Path, lines: list[dict[str, Any]]) -> None:
+    if path.exists():
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _numbers(updates: Collection[int]) -> str:
+    return f"updates {', '.join(map(str, sorted(updates)))}" if updates else "no update"

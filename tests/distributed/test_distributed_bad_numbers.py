@@ -1,0 +1,289 @@
+"""Updates whose loss or gradient is not finite: they are never made, what is found is told and
+dumped, and training stops, goes on without them, or goes back."""
+
+import json
+import re
+import socket
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_config import last_checkpoint
+
+from ranks import run_distributed
+from robustly import UserError
+from robustly.metrics import read_metrics
+from robustly.pretrain import checkpoint, loop
+from robustly.pretrain.bad_numbers import DUMPS
+from robustly.pretrain.batches import RankBatch
+from robustly.pretrain.loop import pretrain
+from robustly.pretrain.objective import MaskedLanguageModel
+from robustly.pretrain.ranks import FailedOnAnotherRank
+from robustly.pretrain.stage import PretrainingConfig
+from robustly.pretrain.trace import batches_of, trace_update
+from robustly.pretrain.update_records import SKIPPED
+
+pytestmark = pytest.mark.distributed
+MakePretraining = Callable[..., PretrainingConfig]
+MICRO_BATCHES = 3  # of a rank: 24 blocks on 2 ranks, 4 at a time
+
+
+class NanGradient(torch.autograd.Function):
+    """The identity, whose gradient is not a number."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("nan")
+
+
+def go(
+    rank: int,
+    ranks: int,
+    config: PretrainingConfig,
+    fault: str = "",
+    updates: Collection[int] = (),
+    once: bool = False,
+    die_at: int = 0,
+) -> str:
+    """Train; returns the message of a user's error, if one stopped it. There is a fault in
+    micro-batch 1 of rank 1 in some updates; `once`: not when it is repeated. `die_at`: leave without another word in this update."""
+    torch.set_num_threads(1)
+    now = {"update": 0, "forward": 0}
+    update, forward = loop.Trainer._update, MaskedLanguageModel.forward
+
+    def faulty_update(self: loop.Trainer, batch: RankBatch, *rest: Any) -> Any:
+        if batch.update == die_at:
+            raise KeyboardInterrupt
+        if fault == "weight" and batch.update in updates and not (once and now["update"] > 90):
+            now["update"] = 99 if once else 0
+            weight = self.model.model.lm_head.dense.bias
+            weights = {name: value for name, value in self.model.named_parameters()}
+            assert weights["model.lm_head.dense.bias"] is weight
+            self.engine._set_weight(weight, torch.full_like(weight, float("nan")))
+
+        if fault != "weight":
+            now.update(update=batch.update, forward=0)
+        return update(self, batch, *rest)
+
+    def faulty_forward(self: MaskedLanguageModel, *inputs: Any) -> torch.Tensor:
+        found = forward(self, *inputs)
+        number, now["forward"] = now["forward"], now["forward"] + 1
+        here = rank == 1 and now["update"] in updates and number % MICRO_BATCHES == 1
+        if not here or (once and number >= MICRO_BATCHES):
+            return found
+        if fault == "loss":
+            return found * float("nan")
+        return NanGradient.apply(found) if fault == "gradient" else found
+
+    loop.Trainer._update = faulty_update  # type: ignore[method-assign]
+    MaskedLanguageModel.forward = faulty_forward  # type: ignore[method-assign]
+    try:
+        pretrain(config, rank, rank, ranks)
+    except KeyboardInterrupt:
+        assert die_at
+    except (UserError, FailedOnAnotherRank) as error:
+        return str(error)
+
+    return ""
+
+
+def train(config: PretrainingConfig, *arguments: Any, **options: Any) -> str:
+    """Returns what rank 0 says where training stops by a fault."""
+
+    def start(rank: int, ranks: int) -> str:
+        return go(rank, ranks, config, *arguments, **options)
+
+    return run_distributed(2, start)[0]
+
+
+def dump_of(config: PretrainingConfig, update: int) -> tuple[Path, dict[str, Any]]:
+    folder = config.folder("train") / DUMPS / f"update-{update:08d}"
+    return folder, json.loads((folder / "dump.json").read_text(encoding="utf-8"))
+
+
+def weights(config: PretrainingConfig) -> list[str]:
+    files = last_checkpoint(config.folder("train")).files
+    return [json.dumps(str(files[name])) for name in sorted(files)]
+
+
+def lines(config: PretrainingConfig) -> list[dict[str, Any]]:
+    path = config.folder("train") / SKIPPED
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def losses(config: PretrainingConfig) -> list[tuple[int, float | None, int]]:
+    return [
+        (line["update"], line.get("loss"), line["tokens"])
+        for line in read_metrics(config.folder("train") / "metrics.jsonl")
+    ]
+
+
+# -------------------------------------------------------------------------------------------- stop
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_bad_batch_stops_before_the_step_with_a_dump_to_repeat_it(
+    pretraining: MakePretraining, stage: int
+) -> None:
+    config = pretraining("train", f"run.zero_stage={stage}")
+    said = train(config, "loss", (5,))
+    assert "update 5: the loss is nan, repeated: nan: the batch or the weights" in said
+    assert "(micro-batch 1 of rank 1, first in loss)" in said
+    assert "The checkpoint of update 4 is whole" in said
+    folder, dump = dump_of(config, 5)
+    assert f"see {folder}:" in said
+    assert (dump["update"], dump["what"], dump["value"], dump["repeated"]) == (
+        5,
+        "loss",
+        *2 * ["NaN"],
+    )
+    assert dump["weights"] == [] and [rank["rank"] for rank in dump["ranks"]] == [0, 1]
+    assert dump["ranks"][0]["faulty"] == [] and len(dump["ranks"][1]["losses"]) == MICRO_BATCHES
+
+    (faulty,) = dump["ranks"][1]["faulty"]
+    assert faulty["number"] == 1 and faulty["activation"] == "loss"
+    batches = batches_of(config, 1, 2)
+    made = batches.batch(5).micro_batches[1]
+    traced = [block.json() for block in trace_update(batches, 5) if block.micro_batch == 1]
+    assert faulty["blocks"] == json.loads(json.dumps(traced))
+    inputs = load_file(folder / faulty["inputs"])
+    assert torch.equal(inputs["inputs"], made.inputs)
+    assert torch.equal(inputs["labels"], made.labels)
+
+
+def test_a_number_that_is_finite_when_repeated_makes_the_device_suspect(
+    pretraining: MakePretraining,
+) -> None:
+    config = pretraining()
+    said = train(config, "loss", (5,), once=True)
+    assert "update 5: the loss is nan, repeated: 6." in said
+    assert f"the device of rank 1 on {socket.gethostname()} is suspect" in said
+    _, dump = dump_of(config, 5)
+    assert 4 < dump["repeated"] < 9 and not dump["met_again"]
+    (faulty,) = dump["ranks"][1]["faulty"]
+    assert faulty["number"] == 1 and faulty["activation"] is None and faulty["gradients"] == []
+
+
+def test_a_gradient_that_is_not_finite_is_found_where_it_began(
+    pretraining: MakePretraining,
+) -> None:
+    config = pretraining()
+    said = train(config, "gradient", (5,))
+    assert re.search("update 5: the gradient norm is (nan|inf), repeated: (nan|inf)", said)
+
+    _, dump = dump_of(config, 5)
+    assert dump["what"] == "gradient norm" and dump["ranks"][0]["faulty"] == []
+    (faulty,) = dump["ranks"][1]["faulty"]
+    assert faulty["activation"] is None
+    assert "model.lm_head.layer_norm.weight" in faulty["gradients"]
+    assert all(isinstance(loss, float) for loss in dump["ranks"][1]["losses"])
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_weights_that_are_not_finite_are_named_first(
+    pretraining: MakePretraining, policy: str
+) -> None:
+    config = pretraining("train", f"optim.on_bad_numbers={policy}")
+    said = train(config, "weight", (5,))
+    assert "weights were not finite before it: model.lm_head.dense.bias" in said
+    assert dump_of(config, 5)[1]["weights"] == ["model.lm_head.dense.bias"]
+    kept = checkpoint.newest(config.folder("train") / "checkpoints")
+    assert kept and kept.progress.update == 4
+
+
+# ------------------------------------------------------------------------------- skip and roll back
+
+
+@pytest.fixture(scope="module")
+def skipping(make_pretraining: MakePretraining) -> PretrainingConfig:
+    """A run that left out updates 5 and 6, and that nothing else disturbed."""
+    config = make_pretraining("skipping", "optim.on_bad_numbers=skip")
+    assert not train(config, "loss", (5, 6))
+    return config
+
+
+def test_skipped_updates_are_recorded_with_their_blocks_and_training_goes_on(
+    skipping: PretrainingConfig,
+) -> None:
+    found = lines(skipping)
+    assert [line["update"] for line in found] == [5, 6]
+    for line in found:
+        traced = [
+            block.block
+            for rank in (0, 1)
+            for block in trace_update(batches_of(skipping, rank, 2), line["update"])
+        ]
+        assert sorted(line["blocks"]) == sorted(traced) and "nan" in line["reason"]
+
+    told = losses(skipping)
+    assert [update for update, *_ in told] == list(range(1, 13))
+    assert [loss is None for _, loss, _ in told] == [u in (5, 6) for u in range(1, 13)]
+    assert told[3][2] == told[5][2] < told[6][2]  # tokens of updates that were made
+    last = last_checkpoint(skipping.folder("train")).progress
+    assert last.skipped == [5, 6] and len(last.recent["loss"]) == 10
+
+
+def test_a_run_is_a_pure_function_of_config_and_record(
+    skipping: PretrainingConfig, pretraining: MakePretraining
+) -> None:
+    """The same without the fault, where the record is there from the beginning; and where a kill
+    comes between the fault and the next checkpoint."""
+    recorded = pretraining("recorded", "optim.on_bad_numbers=skip")
+    recorded.folder("train").mkdir()
+    text = (skipping.folder("train") / SKIPPED).read_text(encoding="utf-8")
+    (recorded.folder("train") / SKIPPED).write_text(text, encoding="utf-8")
+    assert not train(recorded)
+
+    killed = pretraining("killed", "optim.on_bad_numbers=skip", "run.checkpoint_every=4")
+    assert not train(killed, "loss", (5, 6), die_at=7)
+    assert [line["update"] for line in lines(killed)] == [5, 6]
+    assert not train(killed)
+    for other in (recorded, killed):
+        assert losses(other) == losses(skipping)
+        assert weights(other)[:2] == weights(skipping)[:2]
+
+
+def test_a_record_that_was_changed_is_refused(pretraining: MakePretraining) -> None:
+    config = pretraining("train", "optim.on_bad_numbers=skip")
+    assert not train(config, "loss", (5,), die_at=8)
+    record = config.folder("train") / SKIPPED
+    whole = record.read_text(encoding="utf-8")
+    for text, said in (
+        ("", "lists no update, and the checkpoint of update 6 was trained without updates 5"),
+        (whole + '{"update": 3}\n', "lists updates 3, 5, and the checkpoint"),
+        ("{}\n", "skipped.jsonl, line 1: damaged"),
+    ):
+        record.write_text(text, encoding="utf-8")
+        assert said in train(config)
+
+    record.write_text(whole, encoding="utf-8")
+    assert not train(config)
+
+
+def test_too_many_skipped_in_a_row_stop(pretraining: MakePretraining) -> None:
+    changes = ("schedule.updates=16", "optim.on_bad_numbers=skip", "run.checkpoint_every=16")
+    config = pretraining("train", *changes)
+    said = train(config, "loss", range(3, 17))
+    assert re.search("update 13: the loss is nan.*10 updates before it were skipped, too", said)
+
+
+def test_rolling_back_skips_the_update_and_mends_damaged_weights(
+    skipping: PretrainingConfig, pretraining: MakePretraining
+) -> None:
+    back = pretraining("back", "optim.on_bad_numbers=rollback", "run.checkpoint_every=4")
+    assert not train(back, "loss", (5, 6))
+    assert [line["update"] for line in lines(back)] == [5, 6]
+    assert losses(back) == losses(skipping)
+    assert weights(back)[:2] == weights(skipping)[:2]
+
+    damaged = pretraining("damaged", "optim.on_bad_numbers=rollback", "run.checkpoint_every=4")
+    assert not train(damaged, "weight", (3,), once=True)  # before the first checkpoint of an update
+    assert [line["update"] for line in lines(damaged)] == [3]
+    assert [loss is None for _, loss, _ in losses(damaged)] == [u == 3 for u in range(1, 13)]
