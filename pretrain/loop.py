@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import RobertaForMaskedLM
 
-from robustly import UserError, heartbeat, log, stopping
+from robustly import StartAgain, UserError, heartbeat, log, stopping
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.store import check_tokenizer
 from robustly.exit_codes import START_AGAIN
@@ -323,9 +323,6 @@ class Trainer:
             made = UpdateResult(int(masked), int(pairs), int(tokens), first.norm, stop > 0)
             return made._replace(**first.sums, spikes=int(spike is not None))
 
-        if policy == "stop":
-            raise self._diverged(f"update {batch.update}: {reason}")
-
         with together(self.device):
             few = self.policies.skip(batch.update, reason)
 
@@ -380,7 +377,7 @@ class Trainer:
         self, batch: RankBatch, divisors: Sequence[float], first: Attempt
     ) -> tuple[Policy, str]:
         """Repeat an update that is not finite, and dump what is found; returns what becomes of it,
-        and why."""
+        and why. Raises UserError where that is to stop."""
         weights = not_finite(self.engine.full_tensors())
         with Watch(self.model) as watch:
             again = self._attempt(batch, divisors, lambda loss, norm: False)
@@ -393,7 +390,11 @@ class Trainer:
                 dump = write_dump(self.folder / DUMPS, found, {"recipe": self.stage.hash})
                 reason += f"; see {dump}"
 
-        return self.policies.on_bad_numbers(found), reason
+        policy = self.policies.on_bad_numbers(found)
+        if policy == "stop":
+            raise self._diverged(f"update {batch.update}: {reason}", found.device_is_suspect)
+
+        return policy, reason
 
     def _roll_back(self) -> IntervalSums:
         """Go back to the last checkpoint, with all records; returns its interval so far."""
@@ -407,16 +408,25 @@ class Trainer:
 
         return IntervalSums(**self.progress.interval)
 
-    def _diverged(self, found: str) -> UserError | FailedOnAnotherRank:
+    def _diverged(
+        self, found: str, device_is_suspect: bool = False
+    ) -> UserError | FailedOnAnotherRank:
         if self.rank:
             return FailedOnAnotherRank()
 
         self.saves.close()
         kept = checkpoint.newest(self.checkpoints)
         rest = f" The checkpoint of update {kept.progress.update} is whole." if kept else ""
+        if device_is_suspect:
+            return StartAgain(
+                f"{found}.{rest} The same command goes on; leave that machine out if it happens"
+                " again"
+            )
+
         return UserError(
-            f"{found}: training diverged.{rest} Lower optim.peak_lr or lengthen schedule.warmup and"
-            " give it a new name (--new-run NAME)"
+            f"{found}: training diverged.{rest} Lower optim.peak_lr or lengthen schedule.warmup, or"
+            " let it go on without such updates (optim.on_bad_numbers=skip), and give it a new name"
+            " (--new-run NAME)"
         )
 
     # --------------------------------------------------------------------------- around the updates

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 WINDOW = 128
 """Updates that an update is compared with (OLMo-core's SkipStepOptimizer: 128)."""
@@ -47,11 +48,17 @@ def sigmas_above(value: float, before: Sequence[float]) -> float:
     if len(before) < LEAST:
         return 0.0
 
-    logs = np.log(before)
-    usual = float(np.median(logs))
-    by_distance = float(np.median(np.abs(logs - usual))) / NORMAL_MAD
-    by_tail = (float(np.quantile(logs, 0.95)) - usual) / NORMAL_95
+    logs = np.sort(np.log(before))
+    usual = _middle(logs)
+    by_distance = _middle(np.sort(np.abs(logs - usual))) / NORMAL_MAD
+    by_tail = (float(logs[math.ceil(0.95 * (len(logs) - 1))]) - usual) / NORMAL_95
     return (math.log(value) - usual) / max(by_distance, by_tail, FINEST)
+
+
+def _middle(ordered: NDArray[np.float64]) -> float:
+    """The median; a tenth of the time that numpy's takes."""
+    size = len(ordered)
+    return float(ordered[(size - 1) // 2] + ordered[size // 2]) / 2
 
 
 class Usual:

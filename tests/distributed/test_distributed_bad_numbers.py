@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from small_config import last_checkpoint
 
 from ranks import run_distributed
-from robustly import UserError
+from robustly import StartAgain, UserError, manifest
 from robustly.metrics import read_metrics
 from robustly.pretrain import checkpoint, loop
 from robustly.pretrain.bad_numbers import DUMPS
@@ -24,7 +24,7 @@ from robustly.pretrain.objective import MaskedLanguageModel
 from robustly.pretrain.ranks import FailedOnAnotherRank
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.trace import batches_of, trace_update
-from robustly.pretrain.update_records import SKIPPED
+from robustly.pretrain.update_records import SKIPPED, SPIKES
 
 pytestmark = pytest.mark.distributed
 MakePretraining = Callable[..., PretrainingConfig]
@@ -80,6 +80,8 @@ def go(
             return found
         if fault == "loss":
             return found * float("nan")
+        if fault == "spike":
+            return found * 50
         return NanGradient.apply(found) if fault == "gradient" else found
 
     loop.Trainer._update = faulty_update  # type: ignore[method-assign]
@@ -89,7 +91,7 @@ def go(
     except KeyboardInterrupt:
         assert die_at
     except (UserError, FailedOnAnotherRank) as error:
-        return str(error)
+        return ("again: " if isinstance(error, StartAgain) else "") + str(error)
 
     return ""
 
@@ -163,7 +165,7 @@ def test_a_number_that_is_finite_when_repeated_makes_the_device_suspect(
 ) -> None:
     config = pretraining()
     said = train(config, "loss", (5,), once=True)
-    assert "update 5: the loss is nan, repeated: 6." in said
+    assert said.startswith("again: update 5: the loss is nan, repeated: 6.")
     assert f"the device of rank 1 on {socket.gethostname()} is suspect" in said
     _, dump = dump_of(config, 5)
     assert 4 < dump["repeated"] < 9 and not dump["met_again"]
@@ -287,3 +289,49 @@ def test_rolling_back_skips_the_update_and_mends_damaged_weights(
     assert not train(damaged, "weight", (3,), once=True)  # before the first checkpoint of an update
     assert [line["update"] for line in lines(damaged)] == [3]
     assert [loss is None for _, loss, _ in losses(damaged)] == [u == 3 for u in range(1, 13)]
+
+
+# ------------------------------------------------------------------------------------------- spikes
+
+LONG = ("schedule.updates=40", "run.checkpoint_every=10", "run.evaluate_every=40")
+SPIKE = 38
+
+
+def spike_lines(config: PretrainingConfig) -> list[dict[str, Any]]:
+    path = config.folder("train") / SPIKES
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_spike_is_made_and_noted_also_after_a_resume(pretraining: MakePretraining) -> None:
+    config = pretraining("train", *LONG)
+    assert not train(config, "spike", (SPIKE,), die_at=39)  # after the update, before a checkpoint
+    assert not train(config, "spike", (SPIKE,))
+    (line,) = spike_lines(config)
+    assert line["update"] == SPIKE and line["policy"] == "log" and line["sigmas"] > 6
+    assert line["value"] > 2 * line["usual"] and len(line["blocks"]) == 24
+    assert manifest.require(config.folder("train"), "train").counts["spikes"] == 1
+    told = read_metrics(config.folder("train") / "metrics.jsonl")
+    assert [line["update"] for line in told if line.get("spikes")] == [SPIKE]
+    assert not (config.folder("train") / SKIPPED).exists()
+
+
+def test_a_skipped_spike_changes_nothing(pretraining: MakePretraining) -> None:
+    """The step is refused when the norm is known: the run is the one without that update."""
+    runs = []
+    for name, policy in (("skip", "skip"), ("rollback", "rollback")):
+        config = pretraining(name, *LONG, f"optim.on_spike={policy}")
+        assert not train(config, "spike", (SPIKE,))
+        assert [line["update"] for line in spike_lines(config)] == [SPIKE]
+        assert [line["update"] for line in lines(config)] == [SPIKE]
+        counts = manifest.require(config.folder("train"), "train").counts
+        assert (counts["spikes"], counts["skipped_updates"]) == (1, 1)
+        runs.append(config)
+
+    recorded = pretraining("recorded", *LONG, "optim.on_spike=skip")
+    recorded.folder("train").mkdir()
+    text = (runs[0].folder("train") / SKIPPED).read_text(encoding="utf-8")
+    (recorded.folder("train") / SKIPPED).write_text(text, encoding="utf-8")
+    assert not train(recorded)
+    for config in runs:
+        assert losses(config) == losses(recorded)
+        assert weights(config)[:2] == weights(recorded)[:2]
