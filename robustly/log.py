@@ -5,6 +5,7 @@ and nothing else there. Bars are drawn on a terminal; elsewhere a plain line is 
 then."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -135,8 +136,11 @@ def plain() -> None:
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' own bars and reports out of what people read: what matters is said by
     us."""
+    import torch
     from transformers.utils import logging
 
+    # transformers imports DeepSpeed, which else says on stdout that it found no GPU
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
