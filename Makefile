@@ -1,4 +1,4 @@
-# make quickstart | test | test-fast | test-full | check | docs | clean. Another Python: make PYTHON=python3.12 quickstart
+# make quickstart | test | test-fast | test-full | stress | check | docs | clean. Another Python: make PYTHON=python3.12 quickstart
 
 PYTHON ?= python3
 # Versions to install; with `make CONSTRAINTS= quickstart`, the newest that pyproject.toml allows.
@@ -6,7 +6,9 @@ CONSTRAINTS ?= constraints.txt
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: quickstart test test-fast test-full check docs clean
+N ?= 50
+
+.PHONY: quickstart test test-fast test-full stress check docs clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/robustly run configs/tiny.yaml
@@ -24,6 +26,10 @@ test-fast: $(INSTALLED)
 # Kills at random moments; Slurm and Ray, where they are installed (.ci/setup).
 test-full: $(INSTALLED)
 	$(PYTEST) -m full
+
+# A training is killed N times at random moments and compared with an undisturbed one: minutes.
+stress: $(INSTALLED)
+	$(VENV)/bin/python -m tests.stress.kills $(N)
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -185,7 +185,7 @@ def _write(final: Path, beside: Path, progress: Progress, tensors: FullTensors) 
         MOMENTS: write_tensors(beside / MOMENTS, tensors.moments)._asdict(),
     }
     write_json(beside / STATE, {**asdict(progress), "files": files})
-    before = beside.with_name(f".{final.name}.before.tmp")
+    before = unfinished(final)
     if final.exists():  # found damaged, or without the loss of an evaluation that was cut short
         final.rename(before)
 

@@ -217,6 +217,7 @@ class Trainer:
         update = self.progress.update
         if (due and update) or (config.optim.rolls_back and not update):
             self._save(IntervalSums(**self.progress.interval))
+            self._saved()
 
         session_start = time.monotonic() - self.progress.seconds
         interval = IntervalSums(**self.progress.interval)

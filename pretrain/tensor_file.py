@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ DTYPES = {  # in the order in which tensors lie in a file: the widest first, so 
 ORDER = list(DTYPES)
 CHUNK = 2**23
 """Bytes that are hashed and written at a time."""
+FLUSHED = 2**28
+"""Bytes after which the disk is waited for: a slow one gets on in steps, unlike one that hangs."""
 
 
 class Written(NamedTuple):
@@ -49,6 +51,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
     assert sys.byteorder == "little", "the format's byte order"
     names = sorted(tensors, key=lambda name: (ORDER.index(tensors[name].dtype), name))
     digest = hashlib.sha256()
+    flushed = 0
 
     with path.open("wb") as file:
         for part in (_header(names, tensors), *(_bytes(tensors[name]) for name in names)):
@@ -56,11 +59,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
                 chunk = part[start : start + CHUNK]
                 digest.update(chunk)
                 file.write(chunk)
+                if file.tell() - flushed >= FLUSHED:
+                    _flush(file)
+                    flushed = file.tell()
+
                 heartbeat.go_on_in_background()
 
-        file.flush()
-        os.fsync(file.fileno())
+        _flush(file)
         return Written(file.tell(), digest.hexdigest())
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _header(names: list[str], tensors: Mapping[str, Tensor]) -> memoryview:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_stores import NumberedStore
+from numbered_store import NumberedStore
 
 from robustly import UserError
 from robustly.data_prep import packed_index

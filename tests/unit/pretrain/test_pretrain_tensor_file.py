@@ -37,6 +37,7 @@ def test_a_file_is_the_one_that_safetensors_writes(
     ours, theirs = (tmp_path_factory.getbasetemp() / name for name in ("ours", "theirs"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tensor_file, "CHUNK", chunk)
+        patch.setattr(tensor_file, "FLUSHED", 3 * chunk)
         written = write_tensors(ours, tensors)
 
     save_file(tensors, theirs, metadata={"format": "pt"})
