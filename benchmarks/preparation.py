@@ -125,7 +125,7 @@ def planning(folder: str) -> dict[str, float]:
     in a file."""
     import numpy as np
 
-    from robustly.data_prep import npy
+    from robustly import npy
     from robustly.data_prep.blocks import Blocks
     from robustly.data_prep.store import END, Shard, write_store
     from robustly.tokenizer.tokenizer import Tokenizer

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from robustly import UserError, log
-from robustly.data_prep import npy
+from robustly import UserError, log, npy
 from robustly.data_prep.config import Format
 from robustly.data_prep.packing import PACKING, index_dtype, pack
 from robustly.data_prep.store import Store

@@ -4,7 +4,6 @@ Documents -> splits -> units -> token ids -> shards, and the packed index that t
 for."""
 
 import functools
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from robustly.data_prep.sentences import units
 from robustly.data_prep.store import SPLITS, Shard, ShardWriter, Split, Store, split_of, write_store
 from robustly.files import write_json
 from robustly.manifest import Manifest, Outcome, Stage
+from robustly.strict_json import read_json
 from robustly.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class DataStage:
 
     @cached_property
     def _trained(self) -> Manifest:
-        return manifest.require(self.tokenizer_folder, "tokenizer")
+        return manifest.require_whole(self.tokenizer_folder, "tokenizer")
 
     @cached_property
     def _contents(self) -> Hashes:
@@ -247,13 +247,7 @@ def _facts_file(work: Path, number: int) -> Path:
 
 
 def _read_facts(work: Path, number: int) -> _PartitionFacts:
-    facts = json.loads(_facts_file(work, number).read_text(encoding="utf-8"))
-    return _PartitionFacts(
-        {split: Shard(**shard) if shard else None for split, shard in facts["shards"].items()},
-        facts["text_bytes"],
-        facts["empty_documents"],
-        [BadLine(**line) for line in facts["bad_lines"]],
-    )
+    return read_json(_facts_file(work, number), _PartitionFacts, f"delete {work} to begin anew")
 
 
 @functools.lru_cache(maxsize=1)

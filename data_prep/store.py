@@ -7,20 +7,21 @@ docs/data_format.md describes it. The tokens of a split, its shards one after th
 Every input format is a choice of slices of the stream."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from robustly import UserError
+from robustly import UserError, npy
 from robustly.corpus.config import unique_names
-from robustly.data_prep import npy
 from robustly.files import flush, write_json
+from robustly.strict_json import read_json, record
 
 if TYPE_CHECKING:
     from robustly.tokenizer.tokenizer import Tokenizer
@@ -51,16 +52,20 @@ def split_of(text: str, validation: float) -> Split:
     return "validation" if head < validation * 2**64 else "train"
 
 
+Count = Annotated[int, Field(ge=0, le=LIMIT)]
+
+
+@record
 @dataclass(frozen=True)
 class Shard:
     """The documents of one partition of the corpus in one split: the files `<name>.*.npy`."""
 
     name: str
-    source: int
+    source: Count
     """Place of its source in `corpus.sources`."""
-    documents: int
-    units: int
-    tokens: int
+    documents: Count
+    units: Count
+    tokens: Count
     """All of the stream: the text's, a </s> for each unit, one more for each document."""
 
 
@@ -169,54 +174,64 @@ def write_store(
         f"{shard.name}.{kind}.npy" for split in SPLITS for shard in shards[split] for kind in ARRAYS
     ]
     paths = npy.move(work, folder, names)
-    write_json(
-        folder / STORE,
-        {
-            "format": FORMAT,
-            "hash": stage_hash,
-            "vocabulary": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "dtype": tokenizer.dtype.name,
-            "bos_id": tokenizer.bos_id,
-            "pad_id": tokenizer.pad_id,
-            "eos_id": tokenizer.eos_id,
-            "sources": list(sources),
-            "splits": {split: [asdict(shard) for shard in shards[split]] for split in SPLITS},
-        },
+    facts = StoreFacts(
+        format=FORMAT,
+        hash=stage_hash,
+        vocabulary=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        dtype="uint16" if tokenizer.dtype == np.uint16 else "uint32",
+        bos_id=tokenizer.bos_id,
+        pad_id=tokenizer.pad_id,
+        eos_id=tokenizer.eos_id,
+        sources=list(sources),
+        splits={"train": shards["train"], "validation": shards["validation"]},
     )
+    write_json(folder / STORE, asdict(facts))
     return [folder / STORE, *paths]
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    path = folder / STORE
+class _Splits(TypedDict):
+    train: list[Shard]
+    validation: list[Shard]
+
+
+@record
+@dataclass(frozen=True)
+class StoreFacts:
+    """`store.json`."""
+
+    format: int
+    hash: str
+    """Of the stage that wrote it."""
+    vocabulary: str
+    """Fingerprint of the tokenizer's."""
+    vocab_size: Count
+    dtype: Literal["uint16", "uint32"]
+    bos_id: Count
+    pad_id: Count
+    eos_id: Count
+    sources: list[str]
+    splits: _Splits
+
+
+def _facts(folder: Path) -> StoreFacts:
     try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        remedy = f"restore it, or delete {folder} and prepare the data anew"
+        return read_json(folder / STORE, StoreFacts, remedy, FORMAT)
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{folder}: no token store here (no {STORE}); run `robustly prepare CONFIG` first"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: unreadable ({error}); delete {folder} and prepare the data anew"
-        ) from None
-
-    if facts.get("format") != FORMAT:
-        raise UserError(
-            f"{path}: a token store of format {facts.get('format')}, this release reads {FORMAT};"
-            " prepare the data anew"
-        )
-
-    return facts
 
 
 def check_tokenizer(folder: Path, tokenizer: "Tokenizer") -> None:
     """Raises UserError if the store in `folder` was not written with the vocabulary of
     `tokenizer`."""
     facts = _facts(folder)
-    if facts["vocabulary"] != tokenizer.fingerprint:
+    if facts.vocabulary != tokenizer.fingerprint:
         raise UserError(
-            f"{folder}: its tokens are of another tokenizer ({facts['vocab_size']:,} entries,"
-            f" fingerprint {facts['vocabulary'][:12]}) than the one given ({tokenizer.vocab_size:,}"
+            f"{folder}: its tokens are of another tokenizer ({facts.vocab_size:,} entries,"
+            f" fingerprint {facts.vocabulary[:12]}) than the one given ({tokenizer.vocab_size:,}"
             f" entries, {tokenizer.fingerprint[:12]}); give the one that it was prepared with, or"
             " prepare the data anew"
         )
@@ -231,15 +246,13 @@ class Store:
     def __init__(self, folder: Path, split: Split):
         facts = _facts(folder)
         self.folder, self.split = folder, split
-        self.hash: str = facts["hash"]
+        self.hash = facts.hash
         """Of the stage that wrote it."""
-        self.dtype = np.dtype(facts["dtype"])
-        self.bos_id, self.pad_id, self.eos_id = (
-            int(facts[name]) for name in ("bos_id", "pad_id", "eos_id")
-        )
-        self.sources: tuple[str, ...] = tuple(unique_names(facts["sources"]))
+        self.dtype = np.dtype(facts.dtype)
+        self.bos_id, self.pad_id, self.eos_id = facts.bos_id, facts.pad_id, facts.eos_id
+        self.sources: tuple[str, ...] = tuple(unique_names(facts.sources))
         """Names, each another; a shard's `source` is a place among them."""
-        self.shards = tuple(Shard(**shard) for shard in facts["splits"][split])
+        self.shards = tuple(facts.splits[split])
         self.documents = sum(shard.documents for shard in self.shards)
         self.units = sum(shard.units for shard in self.shards)
         self.starts: NDArray[np.int64] = np.cumsum(
@@ -275,11 +288,23 @@ class Store:
 
     def unit_ends(self, shard: Shard) -> NDArray[np.uint32]:
         """Where in the shard each unit ends, after its </s>: (units,)."""
-        return self._read(shard, "units", END, shard.units)
+        return self._ends(shard, "units", shard.units, shard.tokens)
 
     def document_ends(self, shard: Shard) -> NDArray[np.uint32]:
         """How many units of the shard there are up to the end of each document: (documents,)."""
-        return self._read(shard, "documents", END, shard.documents)
+        return self._ends(shard, "documents", shard.documents, shard.units)
+
+    def _ends(self, shard: Shard, kind: str, length: int, limit: int) -> NDArray[np.uint32]:
+        """Ends of pieces that all hold something. Raises UserError if they are none up to
+        `limit`."""
+        ends: NDArray[np.uint32] = self._read(shard, kind, END, length)
+        if not (ends.size and ends[0] and ends[-1] <= limit and (ends[1:] > ends[:-1]).all()):
+            raise UserError(
+                f"{self.folder / f'{shard.name}.{kind}.npy'}: not the ends of {length:,} {kind}:"
+                " changed since it was written; restore it, or make its folder anew"
+            )
+
+        return ends
 
     def lines(self, shard: Shard) -> Iterator[NDArray[np.int64]]:
         """Sizes of the lines of the shard's stream, </s> included: a unit's tokens + 1; 1 where a
@@ -315,20 +340,29 @@ class Store:
         """As `texts`, of one source by its place."""
         check_tokenizer(self.folder, tokenizer)
         for shard in self.shards_of(source):
-            tokens, unit_ends = self.tokens(shard), self.unit_ends(shard)
-            gaps = self._read(shard, "gaps", np.uint8, None)
-            gap_ends = self._read(shard, "gap_ends", END, shard.units + shard.documents)
-            gap_starts = np.concatenate([np.zeros(1, END), gap_ends[:-1]])
-            white_space = (
-                bytes(gaps[begin:end]).decode()
-                for begin, end in zip(gap_starts, gap_ends, strict=True)
-            )
-            begin = unit = 0
+            try:
+                yield from self._texts_in(shard, tokenizer)
+            except ValueError as error:
+                raise UserError(
+                    f"{self.folder / shard.name}: its documents cannot be decoded ({error}):"
+                    " changed since they were written; restore its files, or make the folder anew"
+                ) from None
 
-            for document_end in self.document_ends(shard).tolist():
-                texts = []
-                for end in unit_ends[unit:document_end].tolist():
-                    texts += [next(white_space), tokenizer.decode(tokens[begin : end - 1])]
-                    begin = end
-                yield "".join([*texts, next(white_space)])
-                begin, unit = begin + 1, document_end
+    def _texts_in(self, shard: Shard, tokenizer: "Tokenizer") -> Iterator[str]:
+        """Raises ValueError for an id or white space that is none."""
+        tokens, unit_ends = self.tokens(shard), self.unit_ends(shard)
+        gaps = self._read(shard, "gaps", np.uint8, None)
+        gap_ends = self._read(shard, "gap_ends", END, shard.units + shard.documents)
+        gap_starts = np.concatenate([np.zeros(1, END), gap_ends[:-1]])
+        white_space = (
+            bytes(gaps[begin:end]).decode() for begin, end in zip(gap_starts, gap_ends, strict=True)
+        )
+        begin = unit = 0
+
+        for document_end in self.document_ends(shard).tolist():
+            texts = []
+            for end in unit_ends[unit:document_end].tolist():
+                texts += [next(white_space), tokenizer.decode(tokens[begin : end - 1])]
+                begin = end
+            yield "".join([*texts, next(white_space)])
+            begin, unit = begin + 1, document_end

@@ -22,6 +22,7 @@ from robustly.delta.trainer import Diverged
 from robustly.delta.tuning import tune, unseen_test
 from robustly.files import write_json
 from robustly.log import show
+from robustly.strict_json import read_json
 
 CHOICE = "choice.json"
 HELD_OUT = 10
@@ -193,4 +194,5 @@ def _described(candidate: Candidate) -> dict[str, Any]:
 
 def _begun(folder: Path) -> dict[str, Any] | None:
     path = folder / CHOICE
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    again = f"delete {path} to choose again"
+    return read_json(path, dict[str, Any], again) if path.exists() else None

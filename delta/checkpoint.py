@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from robustly import UserError
 from robustly.files import atomic
+from robustly.pretrain.start.tensor_files import read_pickle
 
 EVERY = 60.0
 """Seconds between two states, at least."""
@@ -55,7 +57,12 @@ class TrainingState:
         the file is run."""
         if not self.path.exists():
             return False
-        states = torch.load(self.path, map_location=device, weights_only=True)
+        states = read_pickle(self.path)
+        if not isinstance(states, dict) or states.keys() != self.parts.keys():
+            raise UserError(
+                f"{self.path}: not the state of this training; delete it to train from the start"
+            )
+
         for name, part in self.parts.items():
             part.load_state_dict(states[name])
 

@@ -2,7 +2,6 @@
 seeds."""
 
 import dataclasses
-import json
 import shutil
 import statistics
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from robustly.files import atomic, write_atomic, write_json
 from robustly.log import show
 from robustly.manifest import Manifest, Stage
 from robustly.resources import peak_memory
+from robustly.strict_json import read_json
 
 MEGABYTE = 1e6
 FAILURE = "failure.json"
@@ -182,11 +182,12 @@ def _row(config: DeltaExperiment, entry: CompareEntry, work: Path) -> EntryResul
         entry.epochs,
         config.delta.seeds,
     )
+    again = f"delete {work} to train it again"
     for name in (FAILURE, KILLED):
         if (work / name).exists():
-            return dataclasses.replace(row, failure=json.loads((work / name).read_text()))
+            return dataclasses.replace(row, failure=read_json(work / name, str, again))
 
-    results = [json.loads((work / f"{seed}.json").read_text()) for seed in config.all_seeds]
+    results = [read_json(work / f"{seed}.json", dict[str, Any], again) for seed in config.all_seeds]
     mean, deviation = mean_and_deviation([result["score"] for result in results])
     memories = [result["memory"] for result in results if result["memory"] is not None]
 

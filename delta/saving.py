@@ -2,16 +2,16 @@
 
 It reloads bit-equal onto its base, and onto no other."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import RobertaPreTrainedModel
+from typing_extensions import TypedDict
 
 from robustly import UserError, manifest
 from robustly.delta import peft_files
@@ -21,11 +21,25 @@ from robustly.delta.predictor import Predictor
 from robustly.delta.tasks.config import Task
 from robustly.files import write_json
 from robustly.pretrain.tensor_file import write_tensors
+from robustly.resources import check_memory
+from robustly.strict_json import read_json, record
 
 TENSORS = "delta.safetensors"
 RECORD = "delta.json"
 
 
+@record
+class OfBase(TypedDict):
+    """What is known of a base."""
+
+    fingerprint: str
+    """Of the encoder's weights."""
+    name: NotRequired[str]
+    tokenizer: NotRequired[str]
+    """Fingerprint of its vocabulary."""
+
+
+@record
 @dataclass(frozen=True)
 class DeltaRecord:
     """delta.json: what one must know to use the delta."""
@@ -34,9 +48,8 @@ class DeltaRecord:
     parameters: dict[str, int]
     """`delta` and `head`, which are stored here; where `robustly delta` trained it also `trained`,
     and `base`, which is not stored."""
-    base: dict[str, Any]
-    """`fingerprint` of its weights; where `robustly delta` trained it also `name`, and `tokenizer`:
-    fingerprint of its vocabulary."""
+    base: OfBase
+    """Its weights alone, unless `robustly delta` trained it."""
     labels: list[str] = field(default_factory=list)
     """In the order of the logits; empty where a task has none."""
     task: dict[str, Any] = field(default_factory=dict)
@@ -61,6 +74,7 @@ def load_tensors(model: RobertaPreTrainedModel, path: Path) -> None:
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
+        check_memory(error, path)
         raise UserError(
             f"{path}: missing, cut off or damaged ({error}); restore it, or make the delta anew"
         ) from None
@@ -158,7 +172,7 @@ def load(base: Base | Path | str, folder: Path | str) -> Predictor:
     A base that is given as a `robustly.delta.base_model.Base` is not read again, and every delta on
     it shares its weights in memory: switching is using another predictor. Raises UserError if a
     folder is missing or damaged, or if the delta was made for another base."""
-    manifest.require(Path(folder), "delta")
+    manifest.require_whole(Path(folder), "delta")
     return reload(base if isinstance(base, Base) else Base.load(base), Path(folder))
 
 
@@ -171,31 +185,34 @@ def reload(base: Base, folder: Path, head_seed: int = 0) -> Predictor:
     record = read_record(folder)
     if record.base["fingerprint"] != base.fingerprint:
         raise _other_base(folder, record, f"{base.name} (weights {base.fingerprint[:16]})")
-    if record.base["tokenizer"] != base.tokenizer.fingerprint:
+    if record.base.get("tokenizer") != base.tokenizer.fingerprint:
         raise UserError(
-            f"{folder}: made with the tokenizer of {record.base['name']}; {base.name} has the same"
-            " weights and another vocabulary, so its ids would mean other words"
+            f"{folder}: made with the tokenizer of {record.base.get('name')}; {base.name} has the"
+            " same weights and another vocabulary, so its ids would mean other words"
         )
 
-    task: Task = TypeAdapter[Any](Task).validate_python(record.task)
-    predictor = Predictor.attached(
-        base, task, tuple(record.labels), record.methods, head_seed, finished=True
-    )
+    try:
+        task: Task = TypeAdapter[Any](Task).validate_python(record.task)
+        predictor = Predictor.attached(
+            base, task, tuple(record.labels), record.methods, head_seed, finished=True
+        )
+    except (UserError, ValidationError) as fault:
+        why = str(fault) if isinstance(fault, UserError) else "task: not one of this release"
+        raise UserError(f"{folder / RECORD}: {why}") from None
+
     load_tensors(predictor.model, folder / TENSORS)
     predictor.model.eval()
     return predictor
 
 
+_NO_RECORD = "not a delta's record: delete the folder and make it anew"
+
+
 def read_record(folder: Path) -> DeltaRecord:
     """delta.json. Raises UserError if it is missing or unreadable."""
-    path = folder / RECORD
     try:
-        return DeltaRecord(**json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
+        return read_json(folder / RECORD, DeltaRecord, _NO_RECORD)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"{folder}: no delta here: {RECORD}: {error.strerror}; make one with `robustly delta`"
-        ) from None
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path}: not a delta's record ({error}); delete the folder and make it anew"
         ) from None

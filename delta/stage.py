@@ -23,6 +23,7 @@ from robustly.delta.workers import how_many, run
 from robustly.files import write_atomic, write_json
 from robustly.log import show
 from robustly.manifest import Manifest, Stage
+from robustly.strict_json import read_json
 
 LABELS_SHOWN = 10
 MEETING = "meeting"
@@ -66,7 +67,7 @@ def _collect(
     manifest counts."""
     folder = stage.folder
     done = [_work(folder, seed) for seed in config.all_seeds]
-    scores = [SeedScore(**json.loads((each / "score.json").read_text())) for each in done]
+    scores = [read_json(each / "score.json", SeedScore, f"delete {each}") for each in done]
     lines = [(each / "metrics.jsonl").read_text() for each in done]
     write_atomic(folder / "metrics.jsonl", "".join(lines))
 

@@ -40,7 +40,8 @@ def run(work: Callable[..., None], calls: Sequence[tuple[Any, ...]], at_once: in
     """Call `work(*call)` for every call, as `each` does, until all are done. When one fails the
     others are ended.
 
-    Raises the UserError or OSError that a process raises, and Killed if one was killed.
+    Raises the UserError, OSError or MemoryError that a process raises, and Killed if one was
+    killed.
     """
     with closing(each(work, calls, at_once)) as ended:
         for _, fault in ended:
@@ -50,10 +51,10 @@ def run(work: Callable[..., None], calls: Sequence[tuple[Any, ...]], at_once: in
 
 def each(
     work: Callable[..., None], calls: Sequence[tuple[Any, ...]], at_once: int
-) -> Generator[tuple[int, UserError | OSError | None], None, None]:
+) -> Generator[tuple[int, UserError | OSError | MemoryError | None], None, None]:
     """Call `work(*call)` for every call, in a fresh process each, `at_once` of them at a time.
-    Yields the place of each call when it has ended, and the UserError or OSError that it raised, or
-    Killed if its process was killed.
+    Yields the place of each call when it has ended, and the UserError, OSError or MemoryError that
+    it raised, or Killed if its process was killed.
 
     Of several GPUs each process has another as its current one. When the caller goes no further, or
     at Ctrl-C, the processes are ended."""
@@ -114,11 +115,11 @@ def _call(
 
     try:
         work(*call)
-    except (UserError, OSError) as fault:
+    except (UserError, OSError, MemoryError) as fault:
         faults.send(fault)
 
 
-def _fault(ended: _Started) -> UserError | OSError | None:
+def _fault(ended: _Started) -> UserError | OSError | MemoryError | None:
     """The error that an ended process raised, or None."""
     ended.process.join()
     code = ended.process.exitcode
@@ -133,7 +134,7 @@ def _fault(ended: _Started) -> UserError | OSError | None:
         raise RuntimeError("a process failed; its traceback stands above")
 
     try:
-        fault: UserError | OSError = ended.faults.recv()
+        fault: UserError | OSError | MemoryError = ended.faults.recv()
     except EOFError:  # nothing was sent: it is done
         return None
 

@@ -44,14 +44,14 @@ def rank_from_environment(environment: Mapping[str, str] = os.environ) -> Rank |
         return _rank(
             environment, "RANK", "LOCAL_RANK", "WORLD_SIZE", ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
         )
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not _has_terminal():
+    if _number(environment, "SLURM_STEP_NUM_TASKS", 1) > 1 and not _has_terminal():
         return _slurm_rank(environment)
 
-    if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:  # Open MPI
+    if _number(environment, "OMPI_COMM_WORLD_SIZE", 1) > 1:  # Open MPI
         names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE")
         return _rank(environment, *names, ("OMPI_COMM_WORLD_LOCAL_SIZE",))
 
-    if int(environment.get("PMI_SIZE", "1")) > 1:  # Hydra, the mpirun of MPICH and Intel MPI
+    if _number(environment, "PMI_SIZE", 1) > 1:  # Hydra, the mpirun of MPICH and Intel MPI
         return _rank(environment, "PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", ("MPI_LOCALNRANKS",))
 
     return None
@@ -103,31 +103,48 @@ def _rank(
     except ValueError:
         raise UserError(f"{shown}: all but MASTER_ADDR must be whole numbers") from None
 
-    if not (
-        0 <= found.local_rank < found.local_size <= found.world_size
-        and 0 <= found.rank < found.world_size
-    ):
-        raise UserError(
-            f"{shown}: no such rank; expected 0 <= rank < world size, and the same on this machine"
-        )
-
-    return found
+    return _possible(found, shown)
 
 
 def _slurm_rank(environment: Mapping[str, str]) -> Rank:
-    nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
-    return Rank(
-        rank=int(environment["SLURM_PROCID"]),
-        local_rank=int(environment["SLURM_LOCALID"]),
-        world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
-        local_size=tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])[
-            int(environment["SLURM_NODEID"])
-        ],
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    per_node = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    node = _number(environment, "SLURM_NODEID")
+    found = Rank(
+        rank=_number(environment, "SLURM_PROCID"),
+        local_rank=_number(environment, "SLURM_LOCALID"),
+        world_size=_number(environment, "SLURM_STEP_NUM_TASKS"),
+        local_size=per_node[node] if 0 <= node < len(per_node) else 0,
         master_addr=environment.get("MASTER_ADDR") or first_host(nodes),
-        master_port=int(
-            environment.get("MASTER_PORT") or numbered_port(int(environment["SLURM_JOB_ID"]))
-        ),
+        master_port=_number(environment, "MASTER_PORT", 0)
+        or numbered_port(_number(environment, "SLURM_JOB_ID")),
     )
+    slurms = (f"{name}={value}" for name, value in environment.items() if name.startswith("SLURM_"))
+    return _possible(found, " ".join(slurms))
+
+
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """A variable that holds a whole number. Raises UserError if it holds something else, or is
+    missing and there is no default."""
+    text = environment.get(name, "" if default is None else str(default))
+    if not re.fullmatch(r"-?\d{1,18}", text):
+        raise UserError(f"{name}={text}: a launcher's variable; expected a whole number")
+    return int(text)
+
+
+def _possible(found: Rank, shown: str) -> Rank:
+    """The rank. Raises UserError if there is no such one."""
+    if not (
+        0 <= found.local_rank < found.local_size <= found.world_size
+        and 0 <= found.rank < found.world_size
+        and 0 < found.master_port < 2**16
+    ):
+        raise UserError(
+            f"{shown}: no such rank; expected 0 <= rank < world size, and the same on this machine,"
+            " and a port below 65536"
+        )
+
+    return found
 
 
 def numbered_port(number: int) -> int:
@@ -136,9 +153,16 @@ def numbered_port(number: int) -> int:
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Slurm's short form of tasks per node: `2(x3),1` -> [2, 2, 2, 1]."""
+    """Slurm's short form of tasks per node: `2(x3),1` -> [2, 2, 2, 1]. Raises UserError for another
+    form."""
+    part = r"(\d{1,6})(?:\(x(\d{1,6})\))?"
+    if not re.fullmatch(rf"{part}(,{part})*", text):
+        raise UserError(
+            f"SLURM_STEP_TASKS_PER_NODE={text}: expected Slurm's form of it, such as 2(x3),1"
+        )
+
     counts: list[int] = []
-    for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+    for tasks, times in re.findall(part, text):
         counts += [int(tasks)] * int(times or 1)
     return counts
 
@@ -153,12 +177,11 @@ def first_host(nodes: str) -> str:
         listing = subprocess.run(
             ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
         )
-    except (OSError, subprocess.CalledProcessError) as error:
+        return listing.stdout.split()[0]
+    except (OSError, ValueError, subprocess.CalledProcessError, IndexError) as error:
         raise UserError(
             f"cannot tell the first host of {nodes} ({error}); set MASTER_ADDR to it"
         ) from None
-
-    return listing.stdout.split()[0]
 
 
 def _has_terminal() -> bool:

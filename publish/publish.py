@@ -112,8 +112,9 @@ def _finished_stages(
 ) -> StageManifests:
     """Raises UserError if one is not finished, or the run was not trained on the other two."""
     train = manifest.require(train_folder, "train")
-    data = manifest.require(data_folder, "data")
-    tokenizer = manifest.require(tokenizer_folder, "tokenizer")
+    data = manifest.require_whole(data_folder, "data")
+    tokenizer = manifest.require_whole(tokenizer_folder, "tokenizer")
+    manifest.check_whole(train_folder, train, ("metrics.jsonl", "evaluations.jsonl"))
     if (train.inputs["data"], train.inputs["tokenizer"]) != (data.hash, tokenizer.hash):
         raise UserError(
             f"{train_folder}: was trained on other data than {data_folder} or another tokenizer"

@@ -242,13 +242,14 @@ def override(raw: dict[str, Any], assignment: str, base_dir: Path) -> dict[str, 
     `base_dir`, too. Raises UserError on another form."""
     key, equals, text = assignment.partition("=")
     keys = key.strip().split(".")
+    shown = repr(assignment if len(assignment) <= 80 else f"{assignment[:77]}...")
     if not equals or not all(keys):
-        raise UserError(f"{assignment!r}: expected KEY=VALUE, such as optim.peak_lr=6e-4")
+        raise UserError(f"{shown}: expected KEY=VALUE, such as optim.peak_lr=6e-4")
 
     try:
         value = parse_yaml(text) if text.strip() else None
     except yaml.YAMLError as error:
-        raise UserError(f"{assignment!r}: the value is not valid YAML: {error}") from None
+        raise UserError(f"{shown}: the value is not valid YAML: {error}") from None
 
     change = {keys[-1]: stated_in(base_dir, value)}
     for part in reversed(keys[:-1]):

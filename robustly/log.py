@@ -29,8 +29,16 @@ PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def printable(text: str) -> str:
+    """A text whose control characters, such as those that tell a terminal what to do, are written
+    out: messages quote files, and files may be damaged."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text
+    )
+
+
 def say(message: str) -> None:
-    console.print(message, markup=False)
+    console.print(printable(message), markup=False)
 
 
 def say_fields(fields: Sequence[str]) -> None:
@@ -42,11 +50,11 @@ def say_fields(fields: Sequence[str]) -> None:
 
 
 def warn(message: str) -> None:
-    console.print(f"warning: {message}", markup=False, style="yellow")
+    console.print(printable(f"warning: {message}"), markup=False, style="yellow")
 
 
 def error(message: str) -> None:
-    console.print(f"error: {message}", markup=False, style="red")
+    console.print(printable(f"error: {message}"), markup=False, style="red")
 
 
 def show(value: Any) -> str:

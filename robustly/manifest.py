@@ -14,12 +14,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
+
+from typing_extensions import TypedDict
 
 from robustly import UserError, __version__
 from robustly.config import differences, fingerprint
 from robustly.files import WORK_LOCK, lock, remove_left_overs, sha256, write_json
+from robustly.resources import check_memory
 from robustly.stages import KINDS
+from robustly.strict_json import read_json, record, sealed
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.json"
@@ -53,6 +57,28 @@ def commit() -> str:
     return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
 
 
+@record
+class FileFacts(TypedDict):
+    """What is known of an output."""
+
+    bytes: int
+    sha256: str
+
+
+@record
+@dataclass(frozen=True)
+class Recipe:
+    """What a stage's output depends on."""
+
+    stage: str
+    hash: str
+    """Fingerprint of the other three."""
+    recipe: dict[str, Any]
+    inputs: dict[str, str]
+    """Name of each input -> its hash."""
+
+
+@record
 @dataclass(frozen=True)
 class Manifest:
     """What a finished stage left behind. Sizes in bytes; hashes are hex sha256."""
@@ -63,8 +89,8 @@ class Manifest:
     recipe: dict[str, Any]
     inputs: dict[str, str]
     """Name of each input -> its hash."""
-    outputs: dict[str, dict[str, Any]]
-    """Path within the folder -> {"bytes": size, "sha256": hash}."""
+    outputs: dict[str, FileFacts]
+    """By path within the folder."""
     counts: dict[str, Any]
     seconds: float
     version: str = __version__
@@ -78,17 +104,49 @@ class Manifest:
 
 
 def read(folder: Path) -> Manifest | None:
-    """The manifest of a folder, or None where the stage has not finished. Raises UserError if
-    unreadable."""
+    """The manifest of a folder, or None where the stage has not finished. Raises UserError if it is
+    not what was written."""
     path = folder / MANIFEST
     try:
-        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        found = read_json(path, Manifest, _BEGIN_ANEW)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise UserError(
-            f"{path}: not a manifest of this program ({error}); delete the folder to make it anew"
-        ) from None
+
+    _check_hash(path, found)
+    return found
+
+
+def begun(folder: Path) -> Recipe | None:
+    """What a stage's folder was begun with, finished or not; None where none was begun. Raises
+    UserError if it is not what was written."""
+    if finished := read(folder):
+        return Recipe(finished.stage, finished.hash, finished.recipe, finished.inputs)
+
+    path = folder / RECIPE
+    try:
+        found = read_json(path, Recipe, _BEGIN_ANEW)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+    _check_hash(path, found)
+    return found
+
+
+_BEGIN_ANEW = "not what a stage wrote there: restore it, or delete the folder to begin anew"
+
+
+def _check_hash(path: Path, found: Recipe | Manifest) -> None:
+    try:
+        whole = found.hash == _hash(found.stage, found.recipe, found.inputs)
+    except ValueError:  # a number that is none
+        whole = False
+
+    if not whole:
+        raise UserError(f"{path}: its recipe or inputs were changed; {_BEGIN_ANEW}")
+
+
+def _hash(stage: str, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    return fingerprint({"stage": stage, "recipe": recipe, "inputs": inputs})
 
 
 def require(folder: Path, stage: str) -> Manifest:
@@ -110,11 +168,30 @@ def require(folder: Path, stage: str) -> Manifest:
     return manifest
 
 
-def check_sizes(folder: Path, manifest: Manifest) -> None:
-    """Raises UserError naming the first output that is missing or was cut off."""
+def require_whole(folder: Path, stage: str, names: Iterable[str] | None = None) -> Manifest:
+    """As `require`; raises UserError, too, as `check_whole` does."""
+    finished = require(folder, stage)
+    check_whole(folder, finished, names)
+    return finished
+
+
+def check_whole(folder: Path, manifest: Manifest, names: Iterable[str] | None = None) -> None:
+    """Raises UserError if an output (of `names`; default: any) is not what the stage wrote. Those
+    that have not changed since they were written, or last hashed, are not read again."""
+    listed = set(manifest.outputs if names is None else names) & manifest.outputs.keys()
+    check_sizes(folder, manifest, listed)
+    changed = unverified(folder, manifest, sorted(listed))
+    if found := {name: verify(folder, manifest, name) for name in changed}:
+        with contextlib.suppress(OSError):  # a folder that is only read: they are hashed each time
+            remember(folder, found)
+
+
+def check_sizes(folder: Path, manifest: Manifest, names: Iterable[str] | None = None) -> None:
+    """Raises UserError naming the first output (of `names`; default: any) that is missing or was
+    cut off."""
     remedy = _remedy(folder)
-    for name, facts in manifest.outputs.items():
-        path = folder / name
+    for name in manifest.outputs if names is None else names:
+        path, facts = folder / name, manifest.outputs[name]
         if not path.is_file():
             raise UserError(f"{path}: missing, though {MANIFEST} lists it; {remedy}")
         if (size := path.stat().st_size) != facts["bytes"]:
@@ -147,10 +224,8 @@ def unverified(folder: Path, manifest: Manifest, names: Iterable[str]) -> list[s
 
 def _verified(folder: Path) -> dict[str, dict[str, Any]]:
     try:
-        return cast(
-            dict[str, dict[str, Any]], json.loads((folder / VERIFIED).read_text(encoding="utf-8"))
-        )
-    except (OSError, ValueError):
+        return read_json(folder / VERIFIED, dict[str, dict[str, Any]], "")
+    except (OSError, UserError):  # then they are hashed again
         return {}
 
 
@@ -169,6 +244,7 @@ def verify(folder: Path, manifest: Manifest, name: str) -> dict[str, Any]:
         state = _state(path)  # before it is read, so that a change meanwhile is seen next time
         found = sha256(path)
     except OSError as error:
+        check_memory(error, path)
         raise UserError(
             f"{path}: cannot be read: {error.strerror or error}; {_remedy(folder)}"
         ) from None
@@ -225,7 +301,7 @@ class Stage:
             json.dumps(dict(recipe))
         )  # as it reads back, so that comparison is exact
         self.inputs = dict(inputs)
-        self.hash = fingerprint({"stage": name, "recipe": self.recipe, "inputs": self.inputs})
+        self.hash = _hash(name, self.recipe, self.inputs)
         self._started = time.monotonic()
 
     def finished(self) -> Manifest | None:
@@ -242,38 +318,18 @@ class Stage:
     def refuse_other_work(self) -> None:
         """Raises UserError, with the keys that differ, if the folder was begun by another
         recipe."""
-        manifest = read(self.folder)
-        try:
-            begun = (
-                asdict(manifest)
-                if manifest
-                else json.loads((self.folder / RECIPE).read_text(encoding="utf-8"))
-            )
-        except (FileNotFoundError, NotADirectoryError):
+        there = begun(self.folder)
+        if there is None or there.hash == self.hash:
             return
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{self.folder / RECIPE}: unreadable ({error}); delete {self.folder} to begin anew"
-            ) from None
 
-        try:
-            if begun["hash"] == self.hash:
-                return
-
-            changed = [
-                *differences(
-                    {"stage": begun["stage"], **begun["recipe"]},
-                    {"stage": self.name, **self.recipe},
-                ),
-                *differences(begun["inputs"], self.inputs, "input"),
-            ]
-        except (KeyError, TypeError):
-            raise UserError(
-                f"{self.folder / RECIPE}: not a recipe; delete {self.folder} to begin anew"
-            ) from None
-
+        changed = [
+            *differences(
+                {"stage": there.stage, **there.recipe}, {"stage": self.name, **self.recipe}
+            ),
+            *differences(there.inputs, self.inputs, "input"),
+        ]
         raise UserError(
-            f"{self.folder}: holds the {begun['stage']} stage of another recipe; nothing was"
+            f"{self.folder}: holds the {there.stage} stage of another recipe; nothing was"
             " changed\n"
             + "\n".join(f"  {line}" for line in changed)
             + "\nTo begin a sibling experiment that reuses what still fits, give `--new-run NAME`"
@@ -325,15 +381,8 @@ class Stage:
 
             remove_left_overs(self.folder)
             if not (self.folder / RECIPE).exists():
-                write_json(
-                    self.folder / RECIPE,
-                    {
-                        "stage": self.name,
-                        "hash": self.hash,
-                        "recipe": self.recipe,
-                        "inputs": self.inputs,
-                    },
-                )
+                work = Recipe(self.name, self.hash, self.recipe, self.inputs)
+                write_json(self.folder / RECIPE, asdict(work))
 
             yield self
 
@@ -361,5 +410,5 @@ class Stage:
             notes=dict(notes or {}),
             changed_ns={name: facts["changed_ns"] for name, facts in hashed.items()},
         )
-        write_json(self.folder / MANIFEST, asdict(manifest))
+        write_json(self.folder / MANIFEST, sealed(asdict(manifest)))
         return manifest

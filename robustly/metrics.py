@@ -11,6 +11,10 @@ from typing import Any
 from robustly import UserError
 from robustly.files import write_atomic
 from robustly.log import warn
+from robustly.strict_json import parse_json
+
+Figure = int | float | str | None | dict[str, dict[str, float]]
+"""What a line holds under a name: a number, a word, or scores of each source."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     for number, text in enumerate([*earlier, last], start=1):
         try:
-            line = json.loads(text)
-            lines.append({**line, "update": int(line["update"])})
-        except (ValueError, TypeError, KeyError):
+            line = parse_json(text, dict[str, Figure])
+            if type(line.get("update")) is not int:
+                raise ValueError("no update")
+            lines.append(line)
+        except ValueError:
             if number <= len(earlier):
                 warn(f"{path}, line {number}: not a line of metrics; left out")
 

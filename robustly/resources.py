@@ -1,5 +1,6 @@
 """Cores and memory that this process may use, limits of its container included."""
 
+import errno
 import os
 import resource
 import sys
@@ -12,6 +13,26 @@ if TYPE_CHECKING:
     import torch
 
 CGROUP, STATUS = Path("/sys/fs/cgroup"), Path("/proc/self/status")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: it says nothing of the file that was being read.
+    torch (RuntimeError) and other libraries say so in words alone."""
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    )
+
+
+def check_memory(error: BaseException, what: object) -> None:
+    """Raises MemoryError if an error says that memory ran out while `what` was read: to be called
+    before an error is taken for the damage of a file."""
+    if out_of_memory(error):
+        raise MemoryError(f"{what}: {error}") from None
+
+
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory", "memory allocation of")
 
 
 def cores() -> int:

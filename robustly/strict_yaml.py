@@ -1,10 +1,16 @@
-"""Read YAML strictly: YAML 1.2's core scalars, and no key twice."""
+"""Read YAML strictly: YAML 1.2's core schema, a bounded size, and no key twice."""
 
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import yaml
+
+VALUES = 100_000
+"""Values of a document at most, aliases written out: what a few lines of them could make of it."""
+CORE = ("null", "bool", "int", "float", "str", "seq", "map")
+"""The types of YAML 1.2's core schema."""
+_TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
@@ -12,6 +18,9 @@ class _Loader(yaml.SafeLoader):
     False), and so are `1:30` (90) and `2024-01-01` (a date)."""
 
 
+_Loader.yaml_constructors = {
+    tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (*(_TAG + name for name in CORE), None)
+}
 _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, pattern)
@@ -37,13 +46,45 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+def _refuse(message: str, node: yaml.Node) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+
+
+def _scalar(kind: str, read: Callable[[str], Any]) -> None:
+    """Have scalars of a type read by a function that raises ValueError or KeyError for others."""
+
+    def construct(loader: _Loader, node: yaml.ScalarNode) -> Any:
+        text = loader.construct_scalar(node)
+        try:
+            return read(text)
+        except (ValueError, KeyError):
+            raise _refuse(f"{text[:40]!r} is not of the type {kind}", node) from None
+
+    _Loader.add_constructor(_TAG + kind, construct)
+
+
+def _integer(text: str) -> int:
     """`010` is ten and `0o10` is eight (YAML 1.1 has `010` for eight)."""
-    text = loader.construct_scalar(node)
     return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+def _number(text: str) -> float:
+    return float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text.lower()))
+
+
+def _text(text: str) -> str:
+    """Raises ValueError for what is no text: a NUL, or half of a surrogate pair."""
+    if "\0" in text:
+        raise ValueError
+
+    text.encode()
+    return text
+
+
+_scalar("int", _integer)
+_scalar("float", _number)
+_scalar("bool", lambda text: {"true": True, "false": False}[text.lower()])
+_scalar("str", _text)
 
 
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -55,19 +96,11 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         if not isinstance(key, Hashable):
-            raise yaml.constructor.ConstructorError(
-                None,
-                None,
-                f"{key!r} cannot be a key (a template that was not filled in?)",
-                key_node.start_mark,
-            )
+            message = f"{key!r} cannot be a key (a template that was not filled in?)"
+            raise _refuse(message, key_node)
         if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None,
-                None,
-                f"the key {key!r} stands twice (lines {seen[key]} and {line})",
-                key_node.start_mark,
-            )
+            message = f"the key {key!r} stands twice (lines {seen[key]} and {line})"
+            raise _refuse(message, key_node)
 
         seen[key] = line
 
@@ -77,6 +110,34 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 
 
+def _size(node: yaml.Node, above: tuple[yaml.Node, ...], known: dict[yaml.Node, int]) -> int:
+    """How many values a node stands for, aliases written out. Raises YAMLError for too many, or for
+    an alias within what it stands for."""
+    if node in above:
+        raise _refuse("an alias within what it stands for", node)
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+
+    if node not in known:
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in node.value for part in pair] if pairs else node.value
+        known[node] = 1 + sum(_size(part, (*above, node), known) for part in parts)
+        if known[node] > VALUES:
+            raise _refuse(f"more than {VALUES:,} values", node)
+
+    return known[node]
+
+
 def parse_yaml(text: str) -> Any:
     """Parse one YAML document by these rules. Raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)  # a SafeLoader underneath
+    loader = _Loader(text)  # a SafeLoader underneath
+    try:
+        if (node := loader.get_single_node()) is None:
+            return None
+
+        _size(node, (), {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    finally:
+        loader.dispose()

@@ -4,7 +4,6 @@ The counts come from text, or from count files that were made elsewhere. What is
 folder, so that after a kill only the rest is done."""
 
 import io
-import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from robustly.corpus.executors import process
 from robustly.corpus.partitions import Partition, partitions
 from robustly.corpus.reading import line_at, lines
 from robustly.files import write_json
+from robustly.strict_json import read_json
 from robustly.tokenizer.config import MAX_MIN_WORD_COUNT, TokenizerConfig
 from robustly.tokenizer.counts import (
     Count,
@@ -32,6 +32,17 @@ from robustly.tokenizer.counts import (
 
 RARE = MAX_MIN_WORD_COUNT - 1  # how often a word occurs, at most, that may be left out
 COUNTS_FILE = "counts.tsv.zst"
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """What is known of a partition beside its words."""
+
+    bytes: int
+    words: int
+    bad_lines: list[BadLine]
+    documents: int = 0
+    """None where counts that were made elsewhere are added up."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +117,7 @@ def _count_partition(
         size += len(text.encode())
 
     counter.finish()
-    tally = {
-        "documents": seen,
-        "bytes": size,
-        "words": counter.words,
-        "bad_lines": [asdict(line) for line in bad_lines],
-    }
-    write_json(_tally_file(work, number), tally)
+    write_json(_tally_file(work, number), asdict(_Tally(size, counter.words, bad_lines, seen)))
 
 
 def _add_partition(nfc: bool, work: Path, memory: int, number: int, partition: Partition) -> None:
@@ -138,7 +143,7 @@ def _add_partition(nfc: bool, work: Path, memory: int, number: int, partition: P
 
     counter.add_counts(counts())
     counter.finish()
-    write_json(_tally_file(work, number), {"bytes": size, "words": counter.words, "bad_lines": []})
+    write_json(_tally_file(work, number), asdict(_Tally(size, counter.words, [])))
 
 
 def _words_file(work: Path, number: int) -> Path:
@@ -155,13 +160,12 @@ def _tally_file(work: Path, number: int) -> Path:
 def _add_up(work: Path, size: int, corpus: CorpusConfig) -> dict[str, int]:
     """What all partitions hold together. Raises UserError for too many bad lines, or for no text at
     all."""
-    tallies = [
-        json.loads(_tally_file(work, number).read_text(encoding="utf-8")) for number in range(size)
-    ]
-    bad_lines = [BadLine(**line) for tally in tallies for line in tally["bad_lines"]]
+    again = f"delete {work} to begin anew"
+    tallies = [read_json(_tally_file(work, number), _Tally, again) for number in range(size)]
+    bad_lines = [line for tally in tallies for line in tally.bad_lines]
     refuse_many(bad_lines, corpus)
     names = ("bytes", "words") if corpus.counts else ("documents", "bytes", "words")
-    total = {name: sum(tally[name] for tally in tallies) for name in names}
+    total = {name: sum(getattr(tally, name) for tally in tallies) for name in names}
     if corpus.counts:
         if not total["words"]:
             raise UserError(f"corpus.counts: no words in {', '.join(corpus.counts)}")
@@ -183,7 +187,7 @@ def _sum_up(work: Path, size: int, processing: Processing) -> CountSummary:
     processes."""
     known = work / "sums.json"
     if known.exists() and (work / COUNTS_FILE).exists():
-        return CountSummary(**json.loads(known.read_text(encoding="utf-8")))
+        return read_json(known, CountSummary, f"delete {work} to begin anew")
 
     def write(sums: Sequence[PartialSum], level: int) -> None:
         process(write_sum, sums, work / f"tasks-{level}", processing, "summing counts")

@@ -15,6 +15,7 @@ from typing import Any
 from robustly import UserError
 from robustly.config import fingerprint
 from robustly.files import write_atomic, write_json
+from robustly.strict_json import Kind, parse_json
 from robustly.tokenizer.special_tokens import MASK_TOKEN, SPECIAL_TOKENS, byte_symbols
 
 MODEL_MAX_LENGTH = 512  # RoBERTa's; publishing writes the model's own
@@ -282,6 +283,22 @@ def _another_kind(stored: dict[str, Any]) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class _AddedToken:
+    content: str
+    special: bool = False
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What counts of a `tokenizer_config.json`."""
+
+    add_prefix_space: bool | None = False
+    added_tokens_decoder: dict[int, _AddedToken] | None = None
+    extra_special_tokens: list[str | _AddedToken] | dict[str, Any] | None = None
+    additional_special_tokens: list[str | _AddedToken] | None = None
+
+
 def _added_beside(folder: Path) -> dict[str, int]:
     """The special tokens that `tokenizer_config.json` and `added_tokens.json` add where there is no
     tokenizer.json.
@@ -291,20 +308,19 @@ def _added_beside(folder: Path) -> dict[str, int]:
     added: dict[str, int] = {}
     special = {*SPECIAL_TOKENS, MASK_TOKEN}
     if (path := folder / "tokenizer_config.json").exists():
-        settings = read_json_object(path)
-        if settings.get("add_prefix_space"):
+        settings = _read_typed(path, _Settings)
+        if settings.add_prefix_space:
             raise UserError(f"{path}: it puts a space before the text (add_prefix_space); {_KIND}")
 
-        for number, token in (settings.get("added_tokens_decoder") or {}).items():
-            added[token["content"]] = int(number)
-            special |= {token["content"]} if token.get("special") else set()
+        for number, token in (settings.added_tokens_decoder or {}).items():
+            added[token.content] = number
+            special |= {token.content} if token.special else set()
 
-        for name in ("extra_special_tokens", "additional_special_tokens"):
-            named = settings.get(name) or []
-            special |= {token if isinstance(token, str) else token["content"] for token in named}
+        for named in (settings.extra_special_tokens, settings.additional_special_tokens):
+            special |= {each if isinstance(each, str) else each.content for each in named or ()}
 
     if (path := folder / "added_tokens.json").exists():
-        added |= read_json_object(path)
+        added |= _read_typed(path, dict[str, int])
 
     if plain := sorted(added.keys() - special):
         raise UserError(
@@ -337,10 +353,14 @@ def _checked_ids(ids: dict[str, Any], path: Path) -> dict[str, int]:
 
 def read_json(path: Path) -> Any:
     """Raises UserError if the file cannot be read or is not JSON."""
+    return _read_typed(path, Any)
+
+
+def _read_typed(path: Path, kind: type[Kind]) -> Kind:
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+        return parse_json(read_text(path), kind)
+    except ValueError as fault:
+        raise UserError(f"{path}: not JSON of a tokenizer ({fault})") from None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from robustly import UserError, log
+from robustly import UserError, log, npy
 from robustly.corpus import decisions
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.decisions import KEPT, decisions_file
@@ -19,7 +19,6 @@ from robustly.corpus.documents import refuse_many
 from robustly.corpus.executors import process
 from robustly.corpus.files import file_facts, hash_corpus, remembered_files
 from robustly.corpus.partitions import Partition, partitions
-from robustly.data_prep import npy
 from robustly.data_prep.cleaning.config import CleaningConfig, EvaluationFiles
 from robustly.data_prep.cleaning.duplicates import buckets_for, find_duplicates
 from robustly.data_prep.cleaning.rules import (

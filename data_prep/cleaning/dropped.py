@@ -20,7 +20,7 @@ def write_dropped(corpus: CorpusConfig, folder: Path, path: Path) -> int:
     of it is; compressed if it ends in .gz. Raises UserError as `check_place` does, or if the corpus
     cannot be read."""
     check_place(path, OPTION)
-    reasons = decisions.read_summary(folder)["verdicts"]
+    reasons = decisions.read_summary(folder).verdicts
     sources, cut = corpus.names, partitions(corpus)
     written = 0
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustly.data_prep import npy
+from robustly import npy
 
 BUCKET_DOCUMENTS = 2**22  # about 300 MB of work
 HASH = np.dtype([("high", "<u8"), ("low", "<u8"), ("document", "<u4")])

@@ -18,7 +18,7 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.utils.logging import logger
 from numpy.typing import NDArray
 
-from robustly.data_prep import npy
+from robustly import npy
 from robustly.data_prep.cleaning.config import NearDuplicatesConfig
 from robustly.data_prep.cleaning.shingles import HASHING, WORD_SPLITTER
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from robustly import UserError
 from robustly.config import locate
 from robustly.data_prep.cleaning.config import QUALITY_FILTERS, CleaningConfig, LanguageConfig
+from robustly.resources import check_memory
 
 Rule = Callable[[str], str | None]
 CONTAMINATION, EXACT, NEAR = "contamination", "exact_duplicates", "near_duplicates"
@@ -121,7 +122,8 @@ def _load_model(path: Path, sha256: str) -> Any:
 
     try:
         return fasttext.load_model(str(path))
-    except (ValueError, MemoryError, RuntimeError) as error:
+    except (ValueError, RuntimeError) as error:
+        check_memory(error, path)
         raise UserError(
             f"{path}: not a fastText model ({error}); expected one such as lid.176.ftz"
         ) from None

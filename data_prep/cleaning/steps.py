@@ -6,7 +6,6 @@ document; `verdicts-N.npy`, the decisions, whose codes are those of the whole co
 `tally-N.json`, their counts."""
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,15 +13,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from robustly import npy
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.decisions import KEPT, decisions_file
 from robustly.corpus.documents import BadLine, documents
 from robustly.corpus.partitions import Partition
-from robustly.data_prep import npy
 from robustly.data_prep.cleaning.config import CleaningConfig
 from robustly.data_prep.cleaning.duplicates import duplicates_in, text_hash, write_hashes
 from robustly.data_prep.cleaning.rules import EXACT, NEAR, reason_to_drop, rules_of
 from robustly.files import write_json
+from robustly.strict_json import read_json
 
 INDEX = "evaluation.npy"
 """In the work folder: the index of evaluation texts."""
@@ -61,17 +61,14 @@ class RuleDecisions:
 
 
 def read_rule_decisions(work: Path, number: int) -> RuleDecisions:
-    facts = json.loads(_file(work, "rules", number, "json").read_text(encoding="utf-8"))
-    bad_lines = [BadLine(**line) for line in facts["bad_lines"]]
-    return RuleDecisions(facts["kept"], facts["reasons"], bad_lines)
+    path = _file(work, "rules", number, "json")
+    return read_json(path, RuleDecisions, f"delete {work} to begin anew")
 
 
 def read_counts(work: Path, number: int) -> dict[str, list[int]]:
     """A partition's `documents` and their `bytes`, by decision: kept, then each reason."""
-    counts: dict[str, list[int]] = json.loads(
-        _file(work, "tally", number, "json").read_text(encoding="utf-8")
-    )
-    return counts
+    path = _file(work, "tally", number, "json")
+    return read_json(path, dict[str, list[int]], f"delete {work} to begin anew")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ et al. 2021).
 The decoder is a folder of its own, which `robustly.delta.subspace` makes; here it is read, and its
 input is trained."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from robustly import UserError, manifest
 from robustly.delta.methods.method import Method
 from robustly.delta.methods.prompt import WHY_NOT_MERGED
+from robustly.strict_json import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,10 +113,6 @@ def read(folder: Path) -> "tuple[Subspace, dict[str, Tensor], str]":
     """
     from safetensors.torch import load_file
 
-    finished = manifest.require(folder, "subspace")
-    for name in finished.outputs:
-        manifest.verify(folder, finished, name)
-
-    raw = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    subspace = Subspace(**{**raw, "tasks": [SourceTask(**task) for task in raw["tasks"]]})
+    finished = manifest.require_whole(folder, "subspace")
+    subspace = read_json(folder / RECORD, Subspace, "delete the folder and make it anew")
     return subspace, load_file(folder / DECODER), finished.outputs[DECODER]["sha256"]

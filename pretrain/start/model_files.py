@@ -63,12 +63,17 @@ class ModelFiles:
         return str(found["sha256"])
 
     def verify(self) -> None:
-        """Raises UserError if weights that a stage of ours wrote have been damaged since. Files
-        that were hashed and have not changed are not read again."""
+        """Raises UserError if a file that a stage of ours wrote has been damaged since. Files that
+        were hashed and have not changed are not read again."""
         if finished := manifest.read(self.folder):
-            names = [path.relative_to(self.folder).as_posix() for path in self.weights]
-            for name in manifest.unverified(self.folder, finished, names):
-                manifest.verify(self.folder, finished, name)
+            own = (*self.weights, *([self.settings] if self.settings else []))
+            names = [path.relative_to(self.folder).as_posix() for path in own]
+            manifest.check_whole(self.folder, finished, names)
+
+        for folder in {path.parent for path in self.vocabulary_files}:
+            if finished := manifest.read(folder):
+                names = [path.name for path in self.vocabulary_files]
+                manifest.check_whole(folder, finished, names)
 
     def vocabulary(self) -> Vocabulary:
         """The model's own vocabulary. Raises UserError unless it is of RoBERTa's kind, special ids

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedConfig, RobertaConfig
 
-from robustly import UserError
+from robustly import UserError, manifest
 from robustly.log import quiet_transformers
 from robustly.pretrain.objective import NEXT_SENTENCE
 from robustly.pretrain.start import fairseq
 from robustly.pretrain.start.model_files import ModelFiles
 from robustly.pretrain.start.tensor_files import read_tensors
-from robustly.tokenizer.vocabulary import read_json_object
+from robustly.resources import check_memory
 
 DIMENSIONS = {
     "layers": "num_hidden_layers",
@@ -62,6 +62,7 @@ def open_model(
     except UserError:
         raise
     except Exception as error:  # transformers, torch and json each raise their own
+        check_memory(error, files.title)
         raise UserError(
             f"{files.title}: cannot be opened as a masked language model: {first_line(error)}."
             " Expected config.json of a RoBERTa-like model and its weights, whole"
@@ -115,7 +116,9 @@ def _load(
 def _config(files: ModelFiles, model_types: Collection[str] | None) -> PreTrainedConfig:
     assert files.settings
     if files.kind == "run":
-        section = read_json_object(files.settings)["recipe"]["model"]
+        begun = manifest.begun(files.folder)
+        assert begun
+        section = begun.recipe["model"]
         dimensions = {name: section[key] for key, name in DIMENSIONS.items()}
         return RobertaConfig(vocab_size=len(files.vocabulary().ids), **dimensions)
 

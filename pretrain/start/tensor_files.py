@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robustly import UserError
+from robustly.resources import check_memory
 
 _LEGACY_PICKLES = 4
 """Of a file before torch 1.6: a magic number, the protocol, the machine, the object; the storages
@@ -57,6 +58,7 @@ def read_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals(placeholders):
             return torch.load(path, map_location="cpu", weights_only=True)
     except _FAULTS as error:
+        check_memory(error, path)
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise UserError(f"{path}: cannot be read as tensors and plain values: {reason}") from None
 
@@ -69,6 +71,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
+        check_memory(error, path)
         raise UserError(f"{path}: cannot be read: {error}") from None
 
 

@@ -18,6 +18,7 @@ from robustly.exit_codes import INTERRUPTED, MISTAKE, START_AGAIN
 from robustly.experiment import Experiment, RanksEnded, load_experiment
 from robustly.files import disk_full
 from robustly.manifest import Manifest
+from robustly.resources import out_of_memory
 from robustly.stopping import Terminated
 
 ConfigArgument = Annotated[
@@ -92,21 +93,17 @@ def ending(fault: Exception) -> tuple[int, str] | None:
     if refused or disk_full(fault):
         return MISTAKE, f"{fault}. Nothing that was finished is lost; the same command goes on"
     if out_of_memory(fault):
-        return START_AGAIN, (
-            f"memory ran out ({str(fault).splitlines()[0] if str(fault) else 'MemoryError'});"
-            " nothing that was finished is lost, and the same command goes on: with a smaller"
-            " run.micro_batch, fewer run.workers, or more memory"
-        )
+        said = str(fault).splitlines() or [type(fault).__name__]
+        return START_AGAIN, f"not enough memory ({said[0]}). {_MORE_MEMORY}"
 
     return None
 
 
-def out_of_memory(fault: BaseException) -> bool:
-    """Whether memory ran out, this machine's or a GPU's; torch says so in words alone."""
-    return isinstance(fault, MemoryError) or any(
-        words in f"{type(fault).__name__}: {fault}"
-        for words in ("OutOfMemoryError", "can't allocate memory")
-    )
+_MORE_MEMORY = (
+    "No file is damaged by this. Free memory, use a machine with more, or let the work need less"
+    " (a training: run.micro_batch; tokenizer and data: run.workers; a delta: optim.batch_size);"
+    " the same command goes on"
+)
 
 
 def _stopped(stop: KeyboardInterrupt) -> NoReturn:

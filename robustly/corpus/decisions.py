@@ -5,18 +5,17 @@ number for each of its documents in their order: 0 is `kept`, the others stand f
 drop a document, which `verdicts.json` lists."""
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robustly import UserError, manifest
+from robustly import UserError, manifest, npy
 from robustly.corpus.partitions import Partition
 from robustly.manifest import Manifest
+from robustly.strict_json import read_json, record
 
 SUMMARY = "verdicts.json"
 FORMAT = 1  # version of the files; a reader refuses another
@@ -32,7 +31,7 @@ def decisions_file(folder: Path, number: int) -> Path:
 def require(folder: Path, corpus: str) -> Manifest:
     """The manifest of the clean stage in `folder`. Raises UserError unless it has finished on the
     corpus of this hash."""
-    finished = manifest.require(folder, "clean")
+    finished = manifest.require_whole(folder, "clean")
     if finished.inputs["corpus"] != corpus:
         raise UserError(
             f"{folder}: the corpus is another than the one that was cleaned here; run `{COMMAND}`"
@@ -48,7 +47,7 @@ def attach(partitions: Sequence[Partition], folder: Path) -> list[Partition]:
 
     Raises UserError if it decided on other partitions, or is of another version of this program.
     """
-    decided = len(read_summary(folder)["documents"])
+    decided = len(read_summary(folder).documents)
     if decided != len(partitions):
         raise UserError(
             f"{folder / SUMMARY}: on {decided:,} partitions of a corpus that has"
@@ -61,41 +60,31 @@ def attach(partitions: Sequence[Partition], folder: Path) -> list[Partition]:
     ]
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
-    """`verdicts.json` of a finished stage: what each number stands for (`verdicts`), and how many
-    documents each partition has (`documents`).
+@record
+@dataclass(frozen=True)
+class Summary:
+    """`verdicts.json`."""
 
-    Raises UserError if it cannot be read.
-    """
+    format: int
+    verdicts: list[str]
+    """What each number stands for."""
+    documents: list[int]
+    """How many each partition has."""
+
+
+def read_summary(folder: Path) -> Summary:
+    """The summary of a finished stage. Raises UserError if it cannot be read."""
     path = folder / SUMMARY
     try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {_CHANGED}") from None
-
-    if summary.get("format") != FORMAT:
-        raise UserError(
-            f"{path}: format {summary.get('format')!r}, expected {FORMAT}; use the version of"
-            " robustly that made it, or clean the corpus anew"
-        )
-
-    return summary
+        return read_json(path, Summary, _CHANGED, FORMAT)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: not there; {_CHANGED}") from None
 
 
 def read(path: Path) -> NDArray[np.uint8]:
     """The decisions on a partition: (documents,). Raises UserError if the file is missing, cut off
     or holds something else."""
-    try:
-        found = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {_CHANGED}") from None
-
-    if found.dtype != np.uint8 or found.ndim != 1:
-        raise UserError(
-            f"{path}: shape {found.shape} of {found.dtype}, expected numbers of uint8; {_CHANGED}"
-        )
-
-    return found
+    return npy.read(path, np.uint8)
 
 
 def kept(texts: Iterator[str], path: Path) -> Iterator[str]:

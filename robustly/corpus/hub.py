@@ -16,6 +16,7 @@ from robustly import UserError, log
 from robustly.corpus.config import SourceConfig
 from robustly.corpus.formats.format import Text
 from robustly.corpus.formats.parquet import check_column, column_texts
+from robustly.resources import check_memory
 
 ROWS = 256  # of a batch
 TIMEOUT = 10.0  # seconds that the Hub has to tell a commit
@@ -275,6 +276,7 @@ def readable(dataset: Dataset) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except Exception as error:
+        check_memory(error, dataset)
         message = str(error).partition("\nExample of usage")[0].strip().replace("\n", " ")
         remedy = ""
         if "BuilderConfig" in message or "Config name is missing" in message:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from robustly import UserError
+from robustly.resources import check_memory
 
 WHOLE = 2**63 - 1  # the end of any file, whatever its length once decompressed
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -58,6 +59,7 @@ def readable(path: str, faults: tuple[type[Exception], ...] = _FAULTS) -> Iterat
     try:
         yield
     except faults as error:
+        check_memory(error, path)
         raise UserError(
             f"{path}: cannot be read: {error}. If it is cut off or damaged, copy or make it again"
         ) from error

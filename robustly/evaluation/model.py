@@ -15,6 +15,7 @@ from robustly.log import quiet_transformers
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.start.model_files import find_folder
 from robustly.pretrain.start.open_model import check_tokens, first_line, open_model
+from robustly.resources import check_memory
 from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.tokenizer import Tokenizer
 
@@ -105,6 +106,7 @@ def _open_tokenizer(folder: Path) -> Any:
                 folder, local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # each kind of tokenizer raises its own
+        check_memory(error, folder)
         raise UserError(
             f"{folder}: its tokenizer cannot be opened: {first_line(error)}. Expected"
             " tokenizer.json, or the files of a tokenizer that transformers knows"

@@ -1,18 +1,15 @@
 """Describe a delta (method, sizes, base, scores), a search (its trials), a comparison (its rows) or
 a subspace of prompts."""
 
-import json
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from robustly import UserError
 from robustly.description import Description, Listing
 from robustly.inspection.folders import disk_bytes, provenance, typed
 from robustly.manifest import Manifest
-
-Kind = TypeVar("Kind")
+from robustly.strict_json import Kind, parse_json
 
 
 def describe(folder: Path, finished: Manifest) -> Description:
@@ -129,10 +126,10 @@ def _score(row: dict[str, Any]) -> float:
     return -math.inf if row["score"] is None else float(row["score"])
 
 
-def _read(path: Path, kind: Callable[[Any], Kind]) -> Kind:
+def _read(path: Path, kind: type[Kind]) -> Kind:
     try:
-        return kind(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return parse_json(path.read_bytes(), kind)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); delete the folder and make it anew"
         ) from None

@@ -45,7 +45,7 @@ def check_data_folder(folder: Path, option: str) -> None:
     if (kind := folder_kind(folder)) != "data":
         inside = f"; this run's is {folder / 'data'}" if kind == RUN else ""
         raise UserError(f"{folder}: a {kind} folder; {option} is for data folders{inside}")
-    manifest.require(folder, "data")
+    manifest.require_whole(folder, "data")
 
 
 def describe_data(
@@ -93,12 +93,12 @@ def describe_folder(folder: Path, kind: str) -> Description:
     if kind == RUN:
         return describe_run(folder)
 
-    finished = manifest.read(folder)
-    if kind != "train":  # which is described under way as well
-        if finished:
-            manifest.check_sizes(folder, finished)
-        elif stage_of(folder):
-            return unfinished(folder, kind)
+    if finished := manifest.read(folder):
+        # a table says of each checkpoint whether it is complete
+        described = [name for name in finished.outputs if not name.startswith("checkpoints/")]
+        manifest.check_whole(folder, finished, described)
+    elif stage_of(folder) and kind != "train":  # which is described under way as well
+        return unfinished(folder, kind)
 
     describe = resolve(KINDS["published" if kind == CHECKPOINT else kind].describe)
     return cast(Description, describe(folder, finished))

@@ -1,14 +1,13 @@
 """Tell what kind of folder it is (a stage's, a run's, a checkpoint's, a tokenizer's); describe a
 run."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 from robustly import UserError, manifest
 from robustly.description import Description, Listing
-from robustly.manifest import MANIFEST, RECIPE, Manifest
+from robustly.manifest import MANIFEST, Manifest
 from robustly.stages import KINDS, RUN_STAGES
 
 RUN = "run"
@@ -54,40 +53,17 @@ def folder_kind(folder: Path) -> str:
 
 def stage_of(folder: Path) -> str | None:
     """The stage whose folder this is, finished or begun; None if it is no stage's."""
-    if begun := recipe(folder):
-        return str(begun["stage"])
+    if begun := manifest.begun(folder):
+        return begun.stage
     # The first stages work in `work/` before they begin, so that a faulty corpus leaves no recipe
     # behind.
     return folder.name if folder.name in KINDS and (folder / "work").is_dir() else None
 
 
-def recipe(folder: Path) -> dict[str, Any] | None:
-    """The recipe that a stage's folder was begun with: `stage`, `hash`, `recipe`, `inputs`; None if
-    there is none.
-
-    Raises UserError if its manifest or recipe cannot be read.
-    """
-    if finished := manifest.read(folder):
-        return {name: getattr(finished, name) for name in ("stage", "hash", "recipe", "inputs")}
-
-    path = folder / RECIPE
-    try:
-        begun = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: unreadable ({error}); delete {folder} to begin anew") from None
-
-    if not isinstance(begun, dict) or not {"stage", "hash", "recipe", "inputs"} <= begun.keys():
-        raise UserError(f"{path}: not a recipe of this program; delete {folder} to begin anew")
-
-    return begun
-
-
 def unfinished(folder: Path, stage: str) -> Description:
     """A stage's folder that holds no manifest yet."""
-    begun = recipe(folder)
-    figures = {"recipe": begun["hash"][:16]} if begun else {}
+    begun = manifest.begun(folder)
+    figures = {"recipe": begun.hash[:16]} if begun else {}
     return Description(
         folder,
         stage,

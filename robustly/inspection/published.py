@@ -1,6 +1,5 @@
 """Describe a published folder, any Hugging Face checkpoint, or a run's report."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ from robustly.evaluation.model import open_masked_lm
 from robustly.inspection.folders import disk_bytes, provenance, typed
 from robustly.log import quiet_transformers
 from robustly.manifest import Manifest
+from robustly.resources import check_memory
+from robustly.strict_json import parse_json
 
 BLANKS = (
     "The <mask> is on the table.",
@@ -93,7 +94,7 @@ def describe_report(folder: Path, finished: Manifest) -> Description:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = parse_json(path.read_bytes(), Any)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); expected a model's configuration as JSON"
@@ -116,6 +117,7 @@ def _parameters(folder: Path) -> int | None:
                     for name in tensors.keys()  # noqa: SIM118 (a safe_open is not iterable)
                 )
         except (OSError, SafetensorError) as error:
+            check_memory(error, path)
             raise UserError(
                 f"{path}: cannot be read ({error}): cut off or damaged; copy it again"
             ) from None

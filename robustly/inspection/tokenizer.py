@@ -71,7 +71,7 @@ def _open(folder: Path) -> _Opened:
             f"{', '.join(KINDS.values())}{inside}"
         )
 
-    finished = manifest.require(folder, found) if stage_of(folder) else None
+    finished = manifest.require_whole(folder, found) if stage_of(folder) else None
     return _Opened(folder, found, load_tokenizer(folder), finished)
 
 

@@ -1,17 +1,18 @@
 """Describe a train folder: the recipe in a few figures, how far it came, its losses and
 checkpoints."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from robustly import manifest
 from robustly.description import Description, Listing
-from robustly.inspection.folders import disk_bytes, provenance, recipe
+from robustly.inspection.folders import disk_bytes, provenance
 from robustly.manifest import Manifest
 from robustly.metrics import read_metrics
 from robustly.pretrain.checkpoint import BEST, NAME, STATE, update_of
 from robustly.stages import KINDS
+from robustly.strict_json import parse_json
 
 ROWS = 8  # of a curve
 BESIDE = ("update", "validation_sources")  # keys of an evaluation that are shown in other ways
@@ -19,7 +20,7 @@ BESIDE = ("update", "validation_sources")  # keys of an evaluation that are show
 
 def describe(folder: Path, finished: Manifest | None) -> Description:
     """Describe a train folder, finished or under way."""
-    begun = recipe(folder)
+    begun = manifest.begun(folder)
     assert begun is not None
     metrics = read_metrics(folder / "metrics.jsonl")
     evaluations = read_metrics(folder / "evaluations.jsonl")
@@ -27,7 +28,7 @@ def describe(folder: Path, finished: Manifest | None) -> Description:
     checkpoints = [_checkpoint(place) for place in places if NAME.fullmatch(place.name)]
     complete = [found["update"] for found in checkpoints if found["complete"]]
     best = _best(folder / "checkpoints")
-    updates = begun["recipe"]["schedule"]["updates"]
+    updates = begun.recipe["schedule"]["updates"]
     reached = max([*(line["update"] for line in metrics), *complete], default=0)
     if finished:
         summary = f"A finished pretraining of {updates:,} updates."
@@ -54,13 +55,13 @@ def describe(folder: Path, finished: Manifest | None) -> Description:
         "train",
         summary,
         {
-            **_recipe_figures(begun["recipe"], finished),
+            **_recipe_figures(begun.recipe, finished),
             "update_reached": reached,
             **_last_figures(metrics, evaluations),
             **{f"best_{key}": value for key, value in best.items()},
             "checkpoint_bytes": disk_bytes(folder / "checkpoints"),
             "bytes_on_disk": disk_bytes(folder),
-            "recipe": begun["hash"][:16],
+            "recipe": begun.hash[:16],
             **provenance(finished),
         },
         listings,
@@ -126,9 +127,9 @@ def _training(line: dict[str, Any]) -> dict[str, Any]:
 def _best(checkpoints: Path) -> dict[str, Any]:
     """Update and validation_loss of the best checkpoint; nothing where none is marked."""
     try:
-        marked = json.loads((checkpoints / BEST).read_text(encoding="utf-8"))
+        marked = parse_json((checkpoints / BEST).read_bytes(), dict[str, float])
         return {key: marked[key] for key in ("update", "validation_loss")}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         return {}
 
 
@@ -136,11 +137,11 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
     """Whether a checkpoint is complete is judged by its state file and its files' sizes; a resume
     compares their hashes too."""
     try:
-        files = json.loads((folder / STATE).read_text(encoding="utf-8"))["files"]
+        files = parse_json((folder / STATE).read_bytes(), dict[str, Any])["files"]
         complete = all(
             (folder / name).stat().st_size == facts["bytes"] for name, facts in files.items()
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         complete = False
 
     return {

@@ -196,9 +196,8 @@ def test_what_is_planted_is_found_and_innocents_stay(cleaned):
         ("b.jsonl", "gopher_repetition: dup_line_frac"), ("b.jsonl", "contamination"), ("b.jsonl", "exact_duplicates"),
         ("c.jsonl", "near_duplicates"),
     ]  # fmt: skip
-    assert decisions.read_summary(folder / "clean") == {
-        "format": 1, "verdicts": ["kept", *PLANTED], "documents": [14, 11, 6],
-    }  # fmt: skip
+    summary = decisions.Summary(format=1, verdicts=["kept", *PLANTED], documents=[14, 11, 6])
+    assert decisions.read_summary(folder / "clean") == summary
     assert not (folder / "clean" / "work").exists()
     assert set(made.outputs) == {"verdicts.json", *(f"verdicts-0000{n}.npy" for n in range(3))}
 

@@ -246,9 +246,7 @@ def test_a_damaged_shard_is_named(tmp_path, tokenizer, kind, damage):
 def test_a_shard_of_another_length_is_named(tmp_path, tokenizer):
     write(tmp_path, tokenizer, [["the in"]])
     np.save(tmp_path / "train-00000.tokens.npy", np.zeros(99, np.uint16))
-    with pytest.raises(
-        UserError, match=r"train-00000\.tokens\.npy: shape \(99,\) of uint16, expected 5 of uint16"
-    ):
+    with pytest.raises(UserError, match=r"train-00000\.tokens\.npy: 99 of uint16, expected 5:"):
         list(Store(tmp_path, "train").texts(tokenizer))
 
 
@@ -257,11 +255,11 @@ def test_folders_that_hold_no_store(tmp_path):
         Store(tmp_path, "train")
 
     (tmp_path / "store.json").write_text("{")
-    with pytest.raises(UserError, match=r"store\.json: unreadable"):
+    with pytest.raises(UserError, match=r"store\.json: Invalid JSON"):
         Store(tmp_path, "train")
 
     (tmp_path / "store.json").write_text(json.dumps({"format": 2}))
-    with pytest.raises(UserError, match="format 2, this release reads 1"):
+    with pytest.raises(UserError, match="format 2, expected 1"):
         Store(tmp_path, "train")
 
 

@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from ranks import run_distributed
-from robustly import cli
+from robustly import cli, manifest
 from robustly.data_prep.store import Store
 from robustly.experiment import Experiment, data_work, load_experiment, tokenizer_work
+from robustly.manifest import Stage
 from robustly.preflight import machine as machines
 from robustly.preflight import measure_speed
 from robustly.preflight.corpus_size import BYTES_PER_TOKEN
@@ -113,11 +114,13 @@ def test_tokens_are_counted_where_that_was_done_and_estimated_elsewhere(place: P
         "tokens counted in" in planned(small(place, "corpus.validation=0.2")).work["corpus_source"]
     )
     assert "estimated" in planned(small(place, "tokenizer.vocab_size=600")).work["corpus_source"]
-    again = json.loads((place / "tokenizer" / "manifest.json").read_text(encoding="utf-8"))
-    (place / "again").mkdir()
-    (place / "again" / "manifest.json").write_text(
-        json.dumps({**again, "hash": "other"}), encoding="utf-8"
-    )
+    made = manifest.read(place / "tokenizer")
+    assert made
+    with Stage(
+        place / "again", "tokenizer", made.recipe, {**made.inputs, "clean": "0"}
+    ).begin() as again:
+        again.finish([], made.counts, made.notes)
+
     retrained = planned(small(place, f"paths.tokenizer={place / 'again'}"))
     assert f"tokens counted in {place / 'again'}" in retrained.work["corpus_source"]
     (place / "more.txt").write_text("One more text.\n", encoding="utf-8")

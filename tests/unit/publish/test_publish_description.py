@@ -85,9 +85,10 @@ def test_a_published_folder(checkpoint: Path, tmp_path: Path) -> None:
         describe(folder)
 
     (folder / "manifest.json").unlink()
-    (folder / "recipe.json").write_text(
-        '{"stage": "published", "hash": "0", "recipe": {}, "inputs": {}}'
-    )
+    (folder / "recipe.json").unlink(missing_ok=True)
+    with Stage(folder, "published", {}, {}).begin():
+        pass
+
     assert "not finished" in describe(folder).summary
 
 

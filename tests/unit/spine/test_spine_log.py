@@ -272,3 +272,12 @@ def test_without_the_package_or_a_login_it_says_what_to_do(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "wandb", fake)
     with pytest.raises(UserError, match=r"no API key.*wandb login.*WANDB_MODE=offline"):
         Metrics(tmp_path, 0, AT_WANDB)
+
+
+def test_what_a_message_quotes_cannot_command_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert (
+        log.printable("a\x1b[31m\r\u202eb\ud800\nnaïve 日本")
+        == "a\\x1b[31m\\r\\u202eb\\ud800\nnaïve 日本"
+    )

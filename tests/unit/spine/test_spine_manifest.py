@@ -300,14 +300,14 @@ def test_require(tmp_path):
 def test_a_manifest_that_is_none_of_ours(tmp_path, text):
     (tmp_path / MANIFEST).write_bytes(text.encode("latin-1"))
     with pytest.raises(
-        UserError, match=r"manifest.json: not a manifest of this program .* delete the folder"
+        UserError, match=r"manifest.json: .*; not what a stage wrote there: .* delete the folder"
     ):
         read(tmp_path)
 
 
 def test_a_recipe_file_that_was_cut_off(tmp_path):
     (tmp_path / RECIPE).write_text('{"stage": "da')
-    with pytest.raises(UserError, match=r"recipe.json: unreadable .* to begin anew"):
+    with pytest.raises(UserError, match=r"recipe.json: Invalid JSON.* to begin anew"):
         Stage(tmp_path, "data", RECIPE_A, {}).finished()
 
 
@@ -373,7 +373,7 @@ def test_a_manifest_that_knows_no_times(tmp_path):
     """Of an earlier release."""
     finished_stage(tmp_path)
     facts = json.loads((tmp_path / MANIFEST).read_text())
-    del facts["changed_ns"]
+    del facts["changed_ns"], facts["seal"]
     (tmp_path / MANIFEST).write_text(json.dumps(facts))
     assert unverified(tmp_path, read(tmp_path), facts["outputs"]) == list(facts["outputs"])
 
@@ -474,3 +474,20 @@ def test_the_lock_makes_the_folder_or_says_why_not(tmp_path):
         lock(tmp_path / "file" / "folder"),
     ):
         pass
+
+
+def test_a_manifest_is_sealed(tmp_path):
+    finished_stage(tmp_path)
+    text = (tmp_path / MANIFEST).read_text()
+    (tmp_path / MANIFEST).write_text(text.replace('"tokens": 500', '"tokens": 501'))
+    with pytest.raises(UserError, match=r"manifest.json: changed since it was written"):
+        read(tmp_path)
+
+
+def test_a_recipe_is_that_of_its_hash(tmp_path):
+    with Stage(tmp_path, "data", RECIPE_A, {}).begin():
+        text = (tmp_path / RECIPE).read_text()
+
+    (tmp_path / RECIPE).write_text(text.replace('"seed": 1', '"seed": 2'))
+    with pytest.raises(UserError, match=r"recipe.json: its recipe or inputs were changed"):
+        Stage(tmp_path, "data", RECIPE_A, {}).finished()

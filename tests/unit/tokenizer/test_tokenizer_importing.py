@@ -219,7 +219,7 @@ def test_added_special_tokens_beside_a_vocabulary(plain_folder, text, tmp_path):
     ("settings_there", "message"),
     [
         ({"add_prefix_space": True}, "puts a space before the text"),
-        ([], "expected an object, found list"),
+        ([], "expected an object"),
     ],
 )
 def test_settings_beside_a_vocabulary(plain_folder, text, tmp_path, settings_there, message):

@@ -1,7 +1,7 @@
 """Arrays on disk: one-dimensional .npy files, written as they grow and read by memory map."""
 
+import io
 import os
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -11,10 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from robustly import UserError
 from robustly.files import flush, unfinished
-
-# numpy reads a header by Python's `ast`, which now and then fails (SystemError) if several threads
-# use it at once.
-_ONE_AT_A_TIME = threading.Lock()
+from robustly.resources import check_memory
 
 
 class GrowingArray:
@@ -33,13 +30,7 @@ class GrowingArray:
         self._write_header()
 
     def _write_header(self) -> None:
-        # numpy pads the header so that it keeps its size whatever the length
-        header = {
-            "descr": np.lib.format.dtype_to_descr(self.dtype),
-            "fortran_order": False,
-            "shape": (self.length,),
-        }
-        np.lib.format.write_array_header_1_0(self._file, header)
+        self._file.write(_header(self.dtype, self.length))
 
     def append(self, values: NDArray[Any]) -> None:
         """Write `values`, (n,) of the array's dtype, at its end."""
@@ -97,20 +88,46 @@ def move(work: Path, folder: Path, names: Iterable[str]) -> list[Path]:
 def read(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArray[Any]:
     """Map an array into memory, read-only. Raises UserError if it is missing, cut off, or of
     another type or length."""
+    dtype = np.dtype(dtype)
     try:
-        with _ONE_AT_A_TIME:
-            # a plain array on the map, which is sliced faster than numpy's memmap
-            array = np.asarray(np.load(path, mmap_mode="r"))
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}): missing, cut off or changed; make its folder anew"
-        ) from None
+        size = path.stat().st_size
+        start = len(_header(dtype, 0))
+        count = max(0, size - start) // dtype.itemsize
+        with path.open("rb") as file:
+            header = file.read(start)
 
-    if array.dtype != np.dtype(dtype) or array.ndim != 1 or length not in (None, array.size):
-        expected = f"{'an array' if length is None else f'{length:,}'} of {np.dtype(dtype)}"
+        # Compared, not parsed: a reader of headers is one of Python's literals.
+        if header != _header(dtype, count) or size != start + count * dtype.itemsize:
+            raise UserError(
+                f"{path}: {size:,} bytes, which are no array of {dtype}: cut off or changed since"
+                f" it was written; {_REMEDY}"
+            )
+
+        # a plain array on the map, which is sliced faster than numpy's memmap
+        array = np.asarray(np.memmap(path, dtype, "r", start, (count,)))
+    except OSError as error:
+        check_memory(error, path)
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}; {_REMEDY}") from None
+
+    if length not in (None, count):
         raise UserError(
-            f"{path}: shape {array.shape} of {array.dtype}, expected {expected}: changed since it"
-            " was written; make its folder anew"
+            f"{path}: {count:,} of {dtype}, expected {length:,}: changed since it was written;"
+            f" {_REMEDY}"
         )
 
     return array
+
+
+_REMEDY = "restore it, or make its folder anew"
+
+
+def _header(dtype: np.dtype[Any], length: int) -> bytes:
+    """The beginning of the file of an array; its size does not depend on the length."""
+    out = io.BytesIO()
+    facts = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (length,),
+    }
+    np.lib.format.write_array_header_1_0(out, facts)
+    return out.getvalue()
