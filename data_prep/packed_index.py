@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
 from robustly import UserError, log, npy
 from robustly.data_prep.config import Format
 from robustly.data_prep.packing import PACKING, index_dtype, pack
 from robustly.data_prep.store import Store
 from robustly.files import disk_full, remove_left_overs, sha256, write_json
+from robustly.strict_json import parse_json, record
 
 PACKED = "views"
 """Folder of a token store's packed indexes."""
@@ -33,6 +33,7 @@ class PackedIndex(NamedTuple):
     """Of the file."""
 
 
+@record
 @dataclass(frozen=True)
 class _Manifest:
     """What lies beside an index."""
@@ -88,7 +89,7 @@ def _verify(path: Path, made_of: dict[str, Any]) -> str:
     Raises FileNotFoundError if there is no index, _Unfit if it cannot be used."""
     changed = _changed_ns(path)
     try:
-        manifest = TypeAdapter(_Manifest).validate_json(path.with_suffix(".json").read_bytes())
+        manifest = parse_json(path.with_suffix(".json").read_bytes(), _Manifest)
     except (FileNotFoundError, ValueError):
         raise _Unfit("its manifest is missing or not one") from None
 

@@ -145,14 +145,13 @@ class Batches:
 
     @classmethod
     def of(
-        cls, config: PretrainingConfig, special: SpecialTokens, rank: int = 0, ranks: int = 1
+        cls, config: PretrainingConfig, train: Blocks, special: SpecialTokens, rank: int, ranks: int
     ) -> Self:
-        """Those of a config, from its token store. Raises UserError as `Blocks` and `EpochSampler`
-        do."""
-        length, format = config.data.block_length, config.data.format
-        train = Blocks(config.folder("data"), "train", length, format)
+        """Those of a config, from its blocks. Raises UserError as `EpochSampler` does."""
         sampler = EpochSampler(train, config.seed, config.corpus.repeats)
-        full = blocks_per_update(config.optim, length, sampler.mean_length, format)
+        full = blocks_per_update(
+            config.optim, train.block_length, sampler.mean_length, train.format
+        )
         sizes = UpdateSizes.of(full, config.optim, config.schedule)
         micro_batch = config.run.micro_batch
         return cls(sampler, sizes, config.masking, special, rank, ranks, micro_batch)

@@ -5,7 +5,8 @@ A checkpoint is a folder `checkpoints/update-00001000/`:
 
     weights.safetensors   fp32, by parameter name
     moments.safetensors   fp32, `exp_avg.NAME` and `exp_avg_sq.NAME`
-    state.json            counters, recipe hash, size and sha256 of both files; written last
+    state.json            counters, recipe hash, size and sha256 of both files, and a hash of all
+                          that; written last
 
 It is written into a hidden folder beside, flushed to disk and renamed, so that a kill or a full
 disk at any moment leaves the older ones as they were. At most 4.3 GB for RoBERTa-large.
@@ -13,14 +14,13 @@ disk at any moment leaves the older ones as they were. At most 4.3 GB for RoBERT
 """
 
 import contextlib
-import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -28,9 +28,12 @@ from torch import Tensor
 
 from robustly import UserError, log, manifest
 from robustly.files import disk_full, flush, sha256, unfinished, write_json
-from robustly.manifest import Manifest
+from robustly.manifest import FileFacts, Manifest
+from robustly.metrics import Extent
 from robustly.pretrain.disk_space import disk_is_full
+from robustly.pretrain.sessions import Session
 from robustly.pretrain.tensor_file import write_tensors
+from robustly.strict_json import parse_json, record, sealed
 
 WEIGHTS = "weights.safetensors"
 MOMENTS = "moments.safetensors"
@@ -40,6 +43,7 @@ BEST = "best.json"
 NAME = re.compile(r"update-\d{8}")
 
 
+@record
 @dataclass(frozen=True)
 class Progress:
     """All that a resumed run needs besides the tensors."""
@@ -60,6 +64,21 @@ class Progress:
     """Updates up to this one that were not made."""
     recent: dict[str, list[float]] = field(default_factory=dict)
     """`spikes.Usual` so far, so that the same updates are spikes after a resume."""
+    metrics: dict[str, Extent] = field(default_factory=dict)
+    """How far metrics.jsonl and evaluations.jsonl had been written."""
+    packed_index: dict[str, str] = field(default_factory=dict)
+    """Split -> sha256 of the index of its blocks."""
+    sessions: tuple[Session, ...] = ()
+    """Those that led here, the last one up to this update."""
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class _State(Progress):
+    """state.json."""
+
+    files: dict[str, FileFacts]
+    """What the two files of tensors must be."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +87,7 @@ class Checkpoint:
 
     folder: Path
     progress: Progress
-    files: dict[str, dict[str, Any]]
+    files: dict[str, FileFacts]
 
     def tensors(self, names: list[str]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(weight, first moment, second moment) of each parameter, in the order of `names`, read
@@ -180,11 +199,14 @@ def save(
 def _write(final: Path, beside: Path, progress: Progress, tensors: FullTensors) -> None:
     """Write a whole checkpoint into a hidden folder `beside`, then rename that."""
     beside.mkdir(parents=True)
-    files = {
-        WEIGHTS: write_tensors(beside / WEIGHTS, tensors.weights)._asdict(),
-        MOMENTS: write_tensors(beside / MOMENTS, tensors.moments)._asdict(),
+    state = {
+        **asdict(progress),
+        "files": {
+            WEIGHTS: write_tensors(beside / WEIGHTS, tensors.weights)._asdict(),
+            MOMENTS: write_tensors(beside / MOMENTS, tensors.moments)._asdict(),
+        },
     }
-    write_json(beside / STATE, {**asdict(progress), "files": files})
+    write_json(beside / STATE, sealed(state))
     before = unfinished(final)
     if final.exists():  # found damaged, or without the loss of an evaluation that was cut short
         final.rename(before)
@@ -211,9 +233,9 @@ def mark_best(folder: Path) -> BestCheckpoint | None:
     `read` to find."""
     evaluated = []
     for path in _folders(folder):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            loss = json.loads((path / STATE).read_text(encoding="utf-8")).get("validation_loss")
-            if isinstance(loss, float):
+        with contextlib.suppress(UserError):
+            loss = _read_state(path).progress.validation_loss
+            if loss is not None:
                 evaluated.append(BestCheckpoint(update_of(path), loss))
 
     if not evaluated:
@@ -262,22 +284,40 @@ def read(path: Path) -> Checkpoint:
 
     Raises DamagedCheckpoint if they differ, UserError if they cannot be read.
     """
+    found = _read_state(path)
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        files = state.pop("files")
-        progress = Progress(**state)
-        damaged = next(
-            (name for name, facts in files.items() if not _whole(path / name, facts)), None
-        )
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        damaged = STATE
+        for name, facts in found.files.items():
+            if not _whole(path / name, facts):
+                raise DamagedCheckpoint(f"{path / name}: missing, cut off or changed")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error}; nothing was changed") from None
+        raise _unreadable(path, error) from None
 
-    if damaged is not None:
-        raise DamagedCheckpoint(f"{path / damaged}: missing, cut off or changed")
+    return found
 
-    return Checkpoint(path, progress, files)
+
+def _read_state(path: Path) -> Checkpoint:
+    """What `state.json` says of the checkpoint in a folder.
+
+    Raises DamagedCheckpoint if it is not what was written, UserError if it cannot be read."""
+    try:
+        state = parse_json((path / STATE).read_bytes(), _State, seal=True)
+        if state.files.keys() != {WEIGHTS, MOMENTS}:
+            raise ValueError(f"files: expected {WEIGHTS} and {MOMENTS}, and no others")
+        if folder_of(path.parent, state.update) != path:
+            raise ValueError(f"of update {state.update}, which is not its folder's")
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{path / STATE}: missing") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except ValueError as fault:
+        raise DamagedCheckpoint(f"{path / STATE}: {fault}") from None
+
+    progress = {each.name: getattr(state, each.name) for each in fields(Progress)}
+    return Checkpoint(path, Progress(**progress), state.files)
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be read: {error}; nothing was changed")
 
 
 def best_update(folder: Path, finished: Manifest) -> int:
@@ -312,10 +352,10 @@ def _folders(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error}; nothing was changed") from None
+        raise _unreadable(folder, error) from None
 
 
-def _whole(path: Path, facts: dict[str, Any]) -> bool:
+def _whole(path: Path, facts: FileFacts) -> bool:
     return (
         path.is_file() and path.stat().st_size == facts["bytes"] and sha256(path) == facts["sha256"]
     )

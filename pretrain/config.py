@@ -286,6 +286,10 @@ class RunConfig(Section):
     older ones go when a newer one is complete."""
     keep_every: Positive | None = None
     """Beside those, checkpoints whose update is a multiple of this number are kept for good."""
+    accept_lost_metrics: bool = False
+    """Go on from a checkpoint although metrics.jsonl or evaluations.jsonl are not what they were
+    when it was written. What they lost stays lost, and sessions.jsonl says so; default: that is an
+    error."""
     evaluate_blocks: Positive | None = None
     """Validation blocks per evaluation; default: all."""
     peak_tflops: PositiveFloat | None = None

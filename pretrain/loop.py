@@ -3,23 +3,23 @@ update, finish."""
 
 import contextlib
 import math
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-import yaml
 from transformers import RobertaForMaskedLM
 
 from robustly import StartAgain, UserError, heartbeat, log, stopping
-from robustly.data_prep.blocks import Blocks
-from robustly.data_prep.store import check_tokenizer
 from robustly.exit_codes import START_AGAIN
 from robustly.files import write_atomic, write_json
 from robustly.heartbeat import Phase
 from robustly.manifest import Manifest, Stage
 from robustly.metrics import read_metrics
 from robustly.pretrain import checkpoint
+from robustly.pretrain.agreement import agree, code
 from robustly.pretrain.background_saves import BackgroundSaves
 from robustly.pretrain.bad_numbers import (
     DUMPS,
@@ -31,12 +31,12 @@ from robustly.pretrain.bad_numbers import (
     write_dump,
 )
 from robustly.pretrain.batches import Batches, RankBatch, dropout_seed
-from robustly.pretrain.checkpoint import Progress
+from robustly.pretrain.checkpoint import Checkpoint, Progress
 from robustly.pretrain.config import DistillationConfig
 from robustly.pretrain.disk_space import look_before_checkpoint, look_before_run
 from robustly.pretrain.distillation import Distillation, open_teacher, start_from_teacher
 from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
-from robustly.pretrain.integrity import verify
+from robustly.pretrain.inputs import Inputs, open_inputs
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import (
@@ -55,14 +55,20 @@ from robustly.pretrain.ranks import (
     sum_over_ranks,
     together,
 )
-from robustly.pretrain.reporting import IntervalSums, TrainingLog, UpdateResult, mixture
+from robustly.pretrain.reporting import (
+    IntervalSums,
+    TrainingLog,
+    UpdateResult,
+    device_name,
+    mixture,
+)
 from robustly.pretrain.schedule import learning_rate
+from robustly.pretrain.sessions import SESSIONS, Session, begin_session, write_sessions
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.start.init_from import start_from
-from robustly.pretrain.start.model_files import ModelFiles
 from robustly.pretrain.validation import evaluate
 from robustly.rng import Purpose, seed64
-from robustly.tokenizer import load_tokenizer
+from robustly.strict_yaml import dump_yaml
 from robustly.tokenizer.tokenizer import Tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -89,19 +95,10 @@ def pretrain(
 
     Raises UserError for what the user can mend (FailedOnAnotherRank on the ranks that have nothing
     to say of it), Stopped after a signal that asks to stop (`robustly.stopping`)."""
-    stage = config.stage()
-    if finished := stage.finished():
-        return finished
-
     with contextlib.ExitStack() as exits:
-        if rank == 0:
-            exits.enter_context(stage.begin())
-            resolved = yaml.safe_dump(config.resolved(), sort_keys=False)
-            write_atomic(config.folder("train") / "config.yaml", resolved)
-
         device = start_ranks(local_rank, config.run.start_timeout)
         try:
-            manifest = Trainer(config, stage, rank, ranks, device).run(profile)
+            manifest = _agree_and_train(config, rank, ranks, device, exits, profile)
         except Stopped:
             stop_ranks()
             raise
@@ -110,27 +107,60 @@ def pretrain(
         return manifest
 
 
+def _agree_and_train(
+    config: PretrainingConfig,
+    rank: int,
+    ranks: int,
+    device: torch.device,
+    exits: contextlib.ExitStack,
+    profile: bool,
+) -> Manifest | None:
+    """What `pretrain` does once the process group is up. `exits` keeps rank 0's lock on the run's
+    folder, which that rank alone reads and writes."""
+    agree({**config.resolved(), "code": code()}, rank)
+
+    finished = None
+    with together(device):
+        stage = config.stage()
+        if rank == 0:
+            finished = stage.finished()
+
+    agree({"inputs": stage.inputs, "recipe": stage.hash}, rank)
+    if finished := gather_over_ranks(finished)[0]:
+        return finished
+
+    inputs = open_inputs(config, rank, device)
+    agree({"files": inputs.files, "packed_index": inputs.packed_index}, rank)
+    with together(device):
+        if rank == 0:
+            exits.enter_context(stage.begin())
+            write_atomic(config.folder("train") / "config.yaml", dump_yaml(config.located()))
+
+    return Trainer(config, stage, inputs, rank, ranks, device).run(profile)
+
+
 class Trainer:
     """The state of one rank while it trains."""
 
     def __init__(
-        self, config: PretrainingConfig, stage: Stage, rank: int, ranks: int, device: torch.device
+        self,
+        config: PretrainingConfig,
+        stage: Stage,
+        inputs: Inputs,
+        rank: int,
+        ranks: int,
+        device: torch.device,
     ):
         self.config, self.stage, self.device = config, stage, device
         self.rank, self.ranks = rank, ranks
-        self.folder, data_folder = config.folder("train"), config.folder("data")
-        with together(self.device):
-            verify([config.folder("tokenizer"), data_folder], rank)
-
-        tokenizer = load_tokenizer(config.folder("tokenizer"))
-        check_tokenizer(data_folder, tokenizer)
-        self.special = SpecialTokens.of(tokenizer)
-        length, format = config.data.block_length, config.data.format
-        validation = Blocks(data_folder, "validation", length, format)
+        self.folder = config.folder("train")
+        self.packed_index = inputs.packed_index
+        self.special = SpecialTokens.of(inputs.tokenizer)
+        train, validation = inputs.blocks["train"], inputs.blocks["validation"]
         self.validation_blocks = validation if len(validation) else None
-        self.batches = Batches.of(config, self.special, rank, ranks)
+        self.batches = Batches.of(config, train, self.special, rank, ranks)
 
-        self.model = self._new_model(tokenizer, pairs=self.batches.sampler.blocks.pairs)
+        self.model = self._new_model(inputs.tokenizer, pairs=train.pairs)
         self.loss_terms = self.model.loss_terms()
         self.parameters = sum(p.numel() for p in self.model.parameters())
         set_up_model(self.model, config.run, device)
@@ -143,6 +173,8 @@ class Trainer:
         self.progress = Progress(0, stage.hash)
         self.log: TrainingLog | None = None
         """Of rank 0, which speaks for all."""
+        self.sessions: tuple[Session, ...] = ()
+        """Those that led here, this one included; of rank 0, too."""
 
     def _new_model(self, tokenizer: Tokenizer, pairs: bool) -> MaskedLanguageModel:
         """The model with fresh weights, or those of the checkpoint or the teacher that the config
@@ -154,7 +186,6 @@ class Trainer:
             with together(self.device):
                 fitted = start_from(roberta, source, config.model, tokenizer.vocabulary)
 
-            self._check_same_files("init_from", source)
             if self.rank == 0:
                 log.say(fitted)
 
@@ -175,7 +206,6 @@ class Trainer:
         with together(self.device):
             teacher = open_teacher(source, self.config.model, tokenizer)
 
-        self._check_same_files("teacher", source)
         layers = ", ".join(map(str, start_from_teacher(roberta, teacher)))
         if self.rank == 0:
             log.say(f"starting from {source.folder}: its layers {layers}, counted from 0")
@@ -184,17 +214,6 @@ class Trainer:
         objective = MaskedLanguageModel(teacher.to(self.device, DTYPES[run.precision])).eval()
         set_up_model(objective, run, self.device)
         return Distillation(roberta, objective, settings)
-
-    def _check_same_files(self, name: str, files: ModelFiles) -> None:
-        """Raises UserError (FailedOnAnotherRank beside rank 0) if ranks on different machines see
-        different files there."""
-        hashes = gather_over_ranks(self.stage.inputs[name])
-        with together(self.device):
-            if self.rank == 0 and len(set(hashes)) > 1:
-                raise UserError(
-                    f"{files.title}: ranks on different machines see different files there;"
-                    " expected the same ones"
-                )
 
     # ------------------------------------------------------------------------------------ the run
 
@@ -207,7 +226,7 @@ class Trainer:
                 self.checkpoints.mkdir(exist_ok=True)
                 look_before_run(self.checkpoints, self.parameters, config.run, config.schedule)
 
-            self._open_log()
+        self._open_log()
 
         due = self._evaluation_is_due()
         if due:
@@ -283,17 +302,25 @@ class Trainer:
         return self._finish() if self.rank == 0 else None
 
     def _open_log(self) -> None:
-        if self.rank == 0:
-            write_json(self.folder / "deepspeed.json", self.engine.config)
-            self.log = TrainingLog(
-                self.config,
-                self.stage.hash,
-                self.batches,
-                self.ranks,
-                self.device,
-                self.progress.update,
-            )
-            self.log.header(self.parameters)
+        places = gather_over_ranks((socket.gethostname(), device_name(self.device)))
+        with together(self.device):
+            if self.rank == 0:
+                write_json(self.folder / "deepspeed.json", self.engine.config)
+                self.log = TrainingLog(
+                    self.config,
+                    self.stage.hash,
+                    self.batches,
+                    self.ranks,
+                    self.device,
+                    self.progress,
+                )
+                self.log.header(self.parameters)
+                if not self.sessions:  # else training has gone back within a session
+                    update, lost = self.progress.update, self.log.metrics.lost
+                    began = begin_session(self.config.run, places, update, lost)
+                    self.sessions = (*self.progress.sessions, began)
+
+                write_sessions(self.folder, self.sessions)
 
     def _update(self, batch: RankBatch, asked: list[int]) -> UpdateResult | None:
         """One optimizer step, on this rank's part of the global batch; None if training is to go
@@ -404,9 +431,7 @@ class Trainer:
             self.log.metrics.close()
 
         self._resume()
-        with together(self.device):
-            self._open_log()
-
+        self._open_log()
         return IntervalSums(**self.progress.interval)
 
     def _diverged(
@@ -439,6 +464,8 @@ class Trainer:
         with together(self.device):
             if self.rank == 0:
                 found = checkpoint.newest(self.checkpoints, self.stage.hash)
+                if found:
+                    self._check_packed_index(found)
 
         progress = gather_over_ranks(found.progress if found else None)[0]
         skipped: list[int] = []
@@ -458,21 +485,34 @@ class Trainer:
         self.engine.restore(found.tensors(names) if found else None, steps)
         self.progress = progress
 
+    def _check_packed_index(self, found: Checkpoint) -> None:
+        if found.progress.packed_index != self.packed_index:
+            raise UserError(
+                f"{found.folder}: its blocks were packed by other code than this; nothing was"
+                f" changed. Go on with the code in {self.folder / SESSIONS}, or begin anew"
+                " (--new-run NAME)"
+            )
+
     def _save(self, interval: IntervalSums) -> None:
         """Begin a checkpoint. Training waits until the one before is written and rank 0 has copied
         the tensors, which it writes while training goes on."""
         self._saved()
+        self.progress = replace(
+            self.progress,
+            interval=vars(interval).copy(),
+            packed_index=self.packed_index,
+            **self.policies.state(self.progress.update),
+        )
         with together(self.device):
             if self.log:
                 update = self.progress.update
                 look_before_checkpoint(self.checkpoints, self.parameters, update)
-                self.log.metrics.sync()
+                *earlier, current = self.sessions
+                self.sessions = (*earlier, replace(current, to_update=update))
+                self.progress = replace(
+                    self.progress, metrics=self.log.metrics.sync(), sessions=self.sessions
+                )
 
-        self.progress = replace(
-            self.progress,
-            interval=vars(interval).copy(),
-            **self.policies.state(self.progress.update),
-        )
         full = self.engine.full_tensors()
         tensors = ((_as_in_transformers(name), w, m, v) for name, w, m, v in full)
         if copies := checkpoint.copy_tensors(tensors, self.rank == 0, self.engine.gathers):
@@ -482,6 +522,8 @@ class Trainer:
         """Wait until the checkpoint that was begun is written."""
         with together(self.device):
             self.saves.wait()
+            if self.sessions:
+                write_sessions(self.folder, self.sessions)
 
     def _evaluation_is_due(self) -> bool:
         """Whether a start begins with one: the first of all, or one that a signal cut short."""
@@ -543,10 +585,13 @@ class Trainer:
             counts |= {f"best_{key}": value for key, value in best._asdict().items()}
             kept.add(checkpoint.folder_of(self.checkpoints, best.update))
 
-        records = ("config.yaml", "deepspeed.json", "metrics.jsonl", "evaluations.jsonl")
+        records = ("config.yaml", "deepspeed.json", SESSIONS, "metrics.jsonl", "evaluations.jsonl")
         outputs = [path / name for path in sorted(kept) for name in checkpoint.FILES]
         outputs += [self.folder / name for name in (*records, *self.policies.records())]
-        notes = {"ranks": self.ranks, "run": self.config.run.model_dump(mode="json")}
+        notes: dict[str, Any] = {
+            "config": self.config.resolved(),
+            "packed_index": self.packed_index,
+        }
         if repeats := self.config.corpus.repeats:
             notes["mixture"] = mixture(self.batches.sampler, repeats)
 

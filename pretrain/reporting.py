@@ -1,10 +1,8 @@
 """Report a training: a header, and a line for each logging interval and evaluation, on the
 terminal, in metrics.jsonl and evaluations.jsonl, in TensorBoard and at Weights & Biases."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -12,6 +10,7 @@ import torch
 from robustly import log, manifest
 from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import Metrics, WandbRun
+from robustly.pretrain.agreement import versions
 from robustly.pretrain.batches import Batches
 from robustly.pretrain.checkpoint import Progress
 from robustly.pretrain.flops import flops_per_token
@@ -80,17 +79,23 @@ class TrainingLog:
         batches: Batches,
         ranks: int,
         device: torch.device,
-        update: int,
+        progress: Progress,
     ):
-        """`recipe`: hash of the stage. `update`: the run goes on after this one; later lines in the
-        files are cut."""
+        """`recipe`: hash of the stage. `progress`: the run goes on from there; later lines in the
+        files are cut. Raises UserError as `Metrics` does."""
         self.config, self.recipe = config, recipe
         self.batches, self.ranks, self.device = batches, ranks, device
         wandb = None
         if asked := config.run.wandb:
             wandb = WandbRun(asked.project, asked.entity, config.name, recipe, config.resolved())
 
-        self.metrics = Metrics(config.folder("train"), update, wandb)
+        self.metrics = Metrics(
+            config.folder("train"),
+            progress.update,
+            wandb,
+            progress.metrics,
+            config.run.accept_lost_metrics,
+        )
         self.peak = peak_tflops(config.run, _gpu(device))
         # Of one token that is no padding. Attention is counted over blocks of the mean length, so
         # that the figure is never too high for formats whose blocks are short.
@@ -106,7 +111,7 @@ class TrainingLog:
         config, run, schedule = self.config, self.config.run, self.config.schedule
         sampler, sizes = self.batches.sampler, self.batches.sizes
         commit = manifest.commit()[:12] or "not from a checkout"
-        versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "deepspeed")]
+        libraries = [f"{name} {version}" for name, version in versions().items()]
         device = _gpu(self.device) or f"CPU ({torch.get_num_threads()} threads)"
         epochs = sizes.before(schedule.updates + 1) / sampler.size
         repeats, batch = config.corpus.repeats, f"{sizes.full:,} blocks"
@@ -115,7 +120,7 @@ class TrainingLog:
 
         rows = {
             "recipe": f"{self.recipe[:12]}  (code {commit})",
-            "versions": ", ".join([*versions, f"python {sys.version.split()[0]}"]),
+            "versions": ", ".join(libraries),
             "devices": (
                 f"{self.ranks} x {device}, {run.precision}, ZeRO stage"
                 f" {run.zero_stage_for(self.ranks)}"
@@ -233,5 +238,10 @@ def mixture(sampler: EpochSampler, repeats: Sequence[float]) -> str:
     return ", ".join(f"{name} x {times:g}" for name, times, blocks in sources if blocks)
 
 
+def device_name(device: torch.device) -> str:
+    """What a rank's device is called: its GPU, or CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def _gpu(device: torch.device) -> str | None:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return device_name(device) if device.type == "cuda" else None

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robustly import UserError
+from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.origins import Document, Origins
 from robustly.data_prep.store import check_tokenizer
 from robustly.pretrain.batches import Batches
@@ -75,9 +76,10 @@ def batches_of(config: PretrainingConfig, rank: int = 0, ranks: int = 1) -> Batc
     """The batches of a config, from its finished tokenizer and data folders. Raises UserError where
     they are not finished, or do not belong together."""
     config.stage()
-    tokenizer = load_tokenizer(config.folder("tokenizer"))
-    check_tokenizer(config.folder("data"), tokenizer)
-    return Batches.of(config, SpecialTokens.of(tokenizer), rank, ranks)
+    tokenizer, folder = load_tokenizer(config.folder("tokenizer")), config.folder("data")
+    check_tokenizer(folder, tokenizer)
+    train = Blocks(folder, "train", config.data.block_length, config.data.format)
+    return Batches.of(config, train, SpecialTokens.of(tokenizer), rank, ranks)
 
 
 def trace_update(batches: Batches, update: int) -> list[TracedBlock]:

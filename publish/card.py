@@ -1,13 +1,15 @@
 """Write the model card (README.md of a published folder) from the run's own records."""
 
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from robustly import markdown
 from robustly.manifest import Manifest
 from robustly.pretrain.config import ModelConfig
+from robustly.pretrain.sessions import Session
 from robustly.publish.config import PublishConfig
 from robustly.publish.tokenizer_fit import BYTES, DOCUMENTS
 
@@ -34,6 +36,7 @@ def model_card(
     name: str,
     model: ModelConfig,
     made: StageManifests,
+    sessions: Sequence[Session],
     losses: Mapping[str, float],
     examples: Sequence[Mapping[str, Any]],
     fit: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -41,8 +44,9 @@ def model_card(
     """README.md: what the model is, how to load it, what it was trained on and how, and how well it
     does.
 
-    `losses` are those of guessing by frequency and before training, in nats; empty where nothing
-    was held out. `fit` is what `held_out_fit` says of the tokenizer.
+    `sessions` are those of the training that led to the weights. `losses` are those of guessing by
+    frequency and before training, in nats; empty where nothing was held out. `fit` is what
+    `held_out_fit` says of the tokenizer.
     """
     train = made.train
     sections = (
@@ -58,7 +62,8 @@ def model_card(
         _examples(examples),
         _tokenizer(made, fit) if fit["rows"] else "",
         "## Training\n",
-        markdown.facts(_training(model, made)),
+        markdown.facts(_training(model, made, sessions)),
+        _changes(sessions),
         "The whole recipe, every key resolved, is `config.yaml`; the curve is `metrics.jsonl`.\n",
         "<details><summary>Recipe</summary>\n",
         f"```json\n{json.dumps(train.recipe, indent=2)}\n```\n",
@@ -92,7 +97,9 @@ def _description(train: Manifest) -> str:
     return f"A RoBERTa encoder pretrained {start} by masked language modeling."
 
 
-def _training(model: ModelConfig, made: StageManifests) -> dict[str, Any]:
+def _training(
+    model: ModelConfig, made: StageManifests, sessions: Sequence[Session]
+) -> dict[str, Any]:
     train, data = made.train, made.data
     dropped = data.notes.get("cleaned")
     facts = {
@@ -112,10 +119,51 @@ def _training(model: ModelConfig, made: StageManifests) -> dict[str, Any]:
         "an epoch": train.notes.get("mixture"),
         "documents left out by cleaning": _left_out(dropped) if dropped else None,
         "hours of training": train.counts["training_seconds"] / 3600,
-        "ranks": train.notes["ranks"],
-        "precision": train.notes["run"]["precision"],
+        "sessions": len(sessions) if len(sessions) > 1 else None,
+        "ranks": _one_after_another(session.ranks for session in sessions),
+        "precision": _one_after_another(session.precision for session in sessions),
     }
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _one_after_another(values: Iterable[Any]) -> str:
+    return ", then ".join(str(value) for value, _ in itertools.groupby(values))
+
+
+def _changes(sessions: Sequence[Session]) -> str:
+    """What was not the same in all sessions, a row for each stretch of updates between changes; and
+    what records lost."""
+    facts = [_facts(session) for session in sessions]
+    keys = dict.fromkeys(key for each in facts for key in each)
+    changed = [key for key in keys if len({each.get(key) for each in facts}) > 1]
+    shown = [{key: each.get(key, "") for key in changed} for each in facts]
+    rows = []
+    for values, some in itertools.groupby(range(len(sessions)), shown.__getitem__):
+        first, *rest = some
+        begin, end = sessions[first].from_update + 1, sessions[(first, *rest)[-1]].to_update
+        rows.append({"updates": f"{begin:,} to {end:,}", **values})
+
+    about = "What was not the same in all sessions; it changes results by rounding alone:\n"
+    lost = sorted({name for session in sessions for name in session.lost_metrics})
+    return "\n".join(
+        [
+            *([about, markdown.records(rows)] if changed else []),
+            *([f"Lines were lost in training, of {', '.join(lost)}.\n"] if lost else []),
+        ]
+    )
+
+
+def _facts(session: Session) -> dict[str, Any]:
+    devices = ", ".join(f"{count} x {name}" for name, count in session.devices.items())
+    return {
+        "ranks": session.ranks,
+        "devices": devices,
+        "precision": session.precision,
+        "ZeRO stage": session.zero_stage,
+        "micro-batch": session.micro_batch,
+        "code": session.commit[:12],
+        **session.versions,
+    }
 
 
 def before_training(losses: Mapping[str, Any]) -> dict[str, float]:

@@ -33,6 +33,7 @@ from robustly.publish.curve import draw_curve
 from robustly.publish.examples import Blank, held_out_blanks
 from robustly.publish.proof import prove
 from robustly.publish.tokenizer_fit import held_out_fit
+from robustly.strict_yaml import dump_yaml
 from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.special_tokens import MASK_TOKEN
 from robustly.tokenizer.tokenizer import Tokenizer
@@ -44,7 +45,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
-RECORDS = ("config.yaml", "metrics.jsonl", "evaluations.jsonl")
+RECORDS = ("metrics.jsonl", "evaluations.jsonl")
 
 
 def publish(
@@ -82,6 +83,7 @@ def publish(
         _check_examples(config, tokenizer, longest_input)
         model = _model(section, special, checkpoint.weights())
         _save(model, longest_input, tokenizer_folder, train_folder, folder)
+        write_atomic(folder / "config.yaml", dump_yaml(train.notes["config"]))
         losses = _losses(train, data_folder, special, evaluations)
         draw_curve(train_folder, losses.get("unigram_loss"), folder / "curve.png")
         blanks = [Blank(text, None) for text in config.examples] or held_out_blanks(
@@ -92,7 +94,8 @@ def publish(
         examples = [{**blank._asdict(), "guesses": proof.filled[blank.text]} for blank in blanks]
         fit = held_out_fit(data_folder, tokenizer)
         made = made._replace(train=train)
-        card = model_card(config, name, section, made, losses, examples, fit)
+        sessions = checkpoint.progress.sessions
+        card = model_card(config, name, section, made, sessions, losses, examples, fit)
         write_atomic(folder / "README.md", card)
         outputs = _outputs(folder)
         counts = {
@@ -161,7 +164,7 @@ def _losses(
     training, validation = (
         Blocks(data_folder, split, packing["block_length"], packing["format"]) for split in SPLITS
     )
-    limit = train.notes["run"]["evaluate_blocks"]
+    limit = train.notes["config"]["run"]["evaluate_blocks"]
     masking = MaskingConfig(**train.recipe["masking"])
     started = train.inputs.keys() & {"init_from", "teacher"}
     return {

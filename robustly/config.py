@@ -8,15 +8,24 @@ Each stage owns the schema of its section (a `Section` subclass in its `config.p
 
 import contextlib
 import difflib
+import glob
 import hashlib
 import json
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializationInfo,
+    ValidationError,
+    create_model,
+    field_validator,
+)
 from pydantic_core import core_schema
 
 from robustly import UserError
@@ -47,13 +56,27 @@ class Section(BaseModel):
         default."""
         return self.model_dump(mode="json", exclude_defaults=True, by_alias=True)
 
+    def off_default(self, keys: Iterable[str]) -> list[str]:
+        """Which of these optional keys are at another value than their default. A config that was
+        written down whole states them all, so that stating one says nothing."""
+        fields = type(self).model_fields
+        return [
+            key
+            for key in sorted(keys)
+            if getattr(self, key) != fields[key].get_default(call_default_factory=True)
+        ]
+
+
+LOCATED = "located"
+"""Context of a dump (pydantic's `context`) whose paths can be stated in another folder's file."""
+
 
 class InputPath(str):
     """A path to read from, as a config states it.
 
     A relative one is looked up beside the config file that states it (for a key on the command
     line: beside the config file that is named there), then in the working directory. Recipes and
-    dumps hold the text alone.
+    dumps hold the text alone, but for dumps with `LOCATED`.
     """
 
     base_dir: Path
@@ -77,15 +100,29 @@ class InputPath(str):
             return [path]
         return list(dict.fromkeys([self.base_dir / path, Path.cwd() / path]))
 
+    @property
+    def located(self) -> str:
+        """The path as it may be stated everywhere: the first candidate where something lies or that
+        is a glob of something; the text itself where there is none, as for a name on the Hub."""
+        found = (
+            path
+            for path in map(str, self.candidates)
+            if os.path.lexists(path) or any(glob.iglob(path, recursive=True))  # noqa: PTH207
+        )
+        return next(found, str(self))
+
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
         def validate(value: Any, as_text: Callable[[Any], str]) -> InputPath:
             return cls(as_text(value), getattr(value, "base_dir", None))
 
+        def dump(value: InputPath, info: SerializationInfo) -> str:
+            return value.located if info.context is LOCATED else str(value)
+
         return core_schema.no_info_wrap_validator_function(
             validate,
             core_schema.str_schema(min_length=1),
-            serialization=core_schema.plain_serializer_function_ser_schema(str),
+            serialization=core_schema.plain_serializer_function_ser_schema(dump, info_arg=True),
         )
 
 
@@ -136,6 +173,15 @@ class Config(Section):
     def folder(self, stage: str) -> Path:
         """The folder of a stage: the one that `paths` names, else `<root>/<stage>`."""
         return getattr(self.paths, stage) or self.root / stage
+
+    def located(self) -> dict[str, Any]:
+        """The whole config as plain data that means the same in a file that lies anywhere: every
+        key, all paths absolute."""
+        paths = {"root": self.root, **{name: path for name, path in self.paths if path}}
+        return {
+            **self.model_dump(mode="json", by_alias=True, context=LOCATED, exclude={"paths"}),
+            "paths": {name: str(path.absolute()) for name, path in paths.items()},
+        }
 
 
 ConfigType = TypeVar("ConfigType", bound=Config)
@@ -399,16 +445,29 @@ def fingerprint(value: Any) -> str:
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
     """What two recipes disagree on, a line per key: `optim.peak_lr: 0.001 there, 0.002 now`."""
+    for name, there, now in differing(old, new, key):
+        yield f"{name}: {shortened(there)} there, {shortened(now)} now"
+
+
+def differing(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The keys that two values of plain data disagree on, as `a.b`, and what each has there; None
+    where it has nothing."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted({*old, *new}):
-            yield from differences(
-                old.get(name), new.get(name), f"{key}.{name}" if key else str(name)
-            )
+            inner = f"{key}.{name}" if key else str(name)
+            yield from differing(old.get(name), new.get(name), inner)
+    elif _rows(old) and _rows(new) and len(old) == len(new):
+        for place, pair in enumerate(zip(old, new, strict=True)):
+            yield from differing(*pair, f"{key}.{place}")
     elif old != new:
-        yield f"{key}: {_short(old)} there, {_short(new)} now"
+        yield key, old, new
 
 
-def _short(value: Any) -> str:
+def _rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
+
+
+def shortened(value: Any) -> str:
     if value is None:
         return "absent"
     text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value

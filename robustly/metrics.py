@@ -6,15 +6,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from robustly import UserError
 from robustly.files import write_atomic
 from robustly.log import warn
-from robustly.strict_json import parse_json
+from robustly.strict_json import parse_json, record
 
 Figure = int | float | str | None | dict[str, dict[str, float]]
 """What a line holds under a name: a number, a word, or scores of each source."""
+
+FILES = ("metrics", "evaluations")
+"""What lines are written to, `<name>.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -60,31 +63,76 @@ class WandbRun:
             ) from None
 
 
+@record
+@dataclass(frozen=True)
+class Extent:
+    """How far a file of lines had been written at some time."""
+
+    lines: int
+    size: int
+    """In bytes."""
+    sha256: str
+
+    @classmethod
+    def of(cls, content: bytes) -> Self:
+        return cls(content.count(b"\n"), len(content), hashlib.sha256(content).hexdigest())
+
+    def __str__(self) -> str:
+        return f"{self.lines:,} lines, {self.size:,} bytes, sha256 {self.sha256[:12]}"
+
+
 class Metrics:
     """A run's figures over time: `metrics.jsonl` and `evaluations.jsonl`, a line per object; the
     same in TensorBoard and, if asked, at Weights & Biases."""
 
-    def __init__(self, folder: Path, resume_at: int, wandb: WandbRun | None = None):
-        """Cuts both files back to lines of updates up to `resume_at` (0: begin anew), keeping whole
-        lines only.
+    def __init__(
+        self,
+        folder: Path,
+        resume_at: int,
+        wandb: WandbRun | None = None,
+        expected: Mapping[str, Extent] | None = None,
+        accept_lost: bool = False,
+    ):
+        """Cuts both files back to what they held at update `resume_at`; begins them anew at 0, but
+        where something is expected.
+
+        `expected`: by file, how far it had been written then. Raises UserError if one does not hold
+        that; with `accept_lost` its whole lines of updates up to there are kept, and `lost` names
+        it.
 
         Weights & Biases keeps what it was sent before and takes no earlier update twice: what is
         made again after a kill is the same."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{name}.jsonl" for name in FILES]
+        self.lost: tuple[str, ...] = ()
+        """Files that are not what was expected."""
+        kept = {path: b"" for path in paths}
+
+        for path in paths if expected or resume_at else []:
+            content = path.read_bytes() if path.exists() else b""
+            extent = (expected or {}).get(path.name)
+            if extent and Extent.of(content[: extent.size]) == extent:
+                kept[path] = content[: extent.size]
+                continue
+
+            if extent and not accept_lost:
+                raise UserError(
+                    f"{path}: begins with {Extent.of(content[: extent.size])}; expected {extent},"
+                    f" as the checkpoint of update {resume_at} says. Restore the file, or go on"
+                    " without what it lost: run.accept_lost_metrics=true"
+                )
+
+            self.lost += (path.name,) if extent else ()
+            lines = [line for line in read_metrics(path) if line["update"] <= resume_at]
+            kept[path] = "".join(json.dumps(line) + "\n" for line in lines).encode()
+
         self._wandb = wandb.start(folder) if wandb else None
         self._files = {}
-
-        for name in ("metrics", "evaluations"):
-            path = folder / f"{name}.jsonl"
-            kept = (
-                [line for line in read_metrics(path) if line["update"] <= resume_at]
-                if resume_at
-                else []
-            )
-            write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
-            self._files[name] = path.open("a", encoding="utf-8")
+        for path in paths:
+            write_atomic(path, kept[path])
+            self._files[path.stem] = path.open("a", encoding="utf-8")
 
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_at + 1)
 
@@ -103,10 +151,14 @@ class Metrics:
         if self._wandb:
             self._wandb.log(scalars, step=line["update"])
 
-    def sync(self) -> None:
-        """Make all lines durable, before a checkpoint says that they are there."""
+    def sync(self) -> dict[str, Extent]:
+        """Make all lines durable, before a checkpoint says that they are there. Returns how far
+        each file has been written, by its name."""
         for file in self._files.values():
             os.fsync(file.fileno())
+
+        paths = [Path(file.name) for file in self._files.values()]
+        return {path.name: Extent.of(path.read_bytes()) for path in paths}
 
     def close(self) -> None:
         self.sync()

@@ -52,10 +52,16 @@ def read_json(path: Path, kind: type[Kind], remedy: str, format: int | None = No
         raise UserError(f"{path}: {fault}; {remedy}") from None
 
 
-def parse_json(content: bytes | str, kind: type[Kind], format: int | None = None) -> Kind:
-    """As `read_json`, of a text. Raises ValueError that says what is wrong with it."""
+def parse_json(
+    content: bytes | str, kind: type[Kind], format: int | None = None, seal: bool = False
+) -> Kind:
+    """As `read_json`, of a text. `seal`: it must have one. Raises ValueError that says what is
+    wrong with it."""
     try:
         value = _adapter(Any).validate_json(content)
+        if seal and isinstance(value, dict) and SEAL not in value:
+            raise ValueError("has no seal: changed, or made by another version of robustly")
+
         if isinstance(value, dict) and SEAL in value:
             if value.pop(SEAL) != _seal(value):
                 raise ValueError("changed since it was written (its seal is another)")

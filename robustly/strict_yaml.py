@@ -1,4 +1,4 @@
-"""Read YAML strictly: YAML 1.2's core schema, a bounded size, and no key twice."""
+"""Read YAML strictly, YAML 1.2's core schema, a bounded size and no key twice, and write it."""
 
 import re
 from collections.abc import Callable, Hashable
@@ -126,6 +126,24 @@ def _size(node: yaml.Node, above: tuple[yaml.Node, ...], known: dict[yaml.Node, 
             raise _refuse(f"more than {VALUES:,} values", node)
 
     return known[node]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that YAML 1.2 or YAML 1.1 takes for another scalar."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [
+        *_Loader.yaml_implicit_resolvers.get(first, []),
+        *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+    ]
+    for first in {*_Loader.yaml_implicit_resolvers, *yaml.SafeDumper.yaml_implicit_resolvers}
+}
+
+
+def dump_yaml(value: Any) -> str:
+    """Plain data as YAML that `parse_yaml` reads as the same, keys in their order."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
 
 
 def parse_yaml(text: str) -> Any:

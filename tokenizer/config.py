@@ -112,7 +112,7 @@ class TokenizerConfig(Section):
                 f" special_tokens has {len(self.special_tokens)} beside the {MIN_VOCAB_SIZE} that"
                 " are always there"
             )
-        if self.imported is not None and (training := sorted(_TRAINING & self.model_fields_set)):
+        if self.imported is not None and (training := self.off_default(_TRAINING)):
             raise ValueError(f"import takes a vocabulary as it is; remove {', '.join(training)}")
         return self
 

@@ -62,9 +62,7 @@ class SourceConfig(Section):
                 f"found {found} of path and hub; expected one: path for files, hub for a dataset"
             )
 
-        if self.path is not None and (
-            keys := sorted(self.model_fields_set & {"subset", "split", "revision"})
-        ):
+        if self.path is not None and (keys := self.off_default({"subset", "split", "revision"})):
             raise ValueError(f"{', '.join(keys)}: only for a dataset; expected hub, or path alone")
         if self.held_out and self.repeat != 1:
             raise ValueError(

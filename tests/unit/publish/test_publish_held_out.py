@@ -148,7 +148,7 @@ def made(
 ) -> Manifest:
     return Manifest(
         stage=stage, hash="0" * 64, recipe=recipe, inputs=inputs, version="0", commit="", outputs={}, counts=counts,
-        seconds=1.0, finished="2026", notes={"ranks": 1, "run": {"precision": "fp32"}},
+        seconds=1.0, finished="2026", notes={},
     )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def card(fit: dict[str, Any], **tokenizer_inputs: str) -> str:
     data = made("data", {}, {"corpus": "the corpus"}, documents)
     vocabulary = made("tokenizer", {}, tokenizer_inputs, {"entries": 1000})
     return model_card(
-        PublishConfig(), "name", MODEL, StageManifests(vocabulary, data, train), {}, [], fit
+        PublishConfig(), "name", MODEL, StageManifests(vocabulary, data, train), [], {}, [], fit
     )
 
 
