@@ -90,6 +90,35 @@ def test_a_disk_that_fills_up_while_training_goes_on_stops_it_with_the_reason(
     assert run_distributed(2, train, config) == ["", ""]
 
 
+def test_a_fault_elsewhere_lets_the_checkpoint_that_was_begun_be_written(
+    pretraining: Callable[..., PretrainingConfig],
+) -> None:
+    config = pretraining("train", "run.checkpoint_every=4")
+
+    def slowly(path: Path, tensors: Any) -> Written:
+        time.sleep(0.5)
+        return write_tensors(path, tensors)
+
+    def fail_in_update_5(rank: int, ranks: int) -> bool:
+        original = loop.Trainer._update
+
+        def update(self: loop.Trainer, batch: Any, asked: list[int]) -> Any:
+            if batch.update == 5:
+                assert self.saves.writing
+                raise ZeroDivisionError
+            return original(self, batch, asked)
+
+        loop.Trainer._update = update  # type: ignore[method-assign]
+        with pytest.raises(ZeroDivisionError):
+            train(rank, ranks, config, slowly)
+
+        return True
+
+    assert run_distributed(1, fail_in_update_5) == [True]
+    found = checkpoint.newest(config.folder("train") / "checkpoints")
+    assert found is not None and found.progress.update == 4
+
+
 def test_a_run_and_a_checkpoint_without_room_are_refused_on_all_ranks(
     pretraining: Callable[..., PretrainingConfig],
 ) -> None:
