@@ -122,6 +122,11 @@ def update_of(path: Path) -> int:
     return int(path.name.removeprefix("update-"))
 
 
+def kept(folder: Path) -> list[int]:
+    """The updates of the checkpoints below a folder, in their order."""
+    return [update_of(path) for path in _folders(folder)]
+
+
 class FullTensors(NamedTuple):
     """What a checkpoint holds of a model: copies in this machine's memory, by the names that they
     have in its files."""

@@ -86,19 +86,25 @@ class Stopped(Exception):
 
 
 def pretrain(
-    config: PretrainingConfig, rank: int, local_rank: int, ranks: int, profile: bool = False
+    config: PretrainingConfig,
+    rank: int,
+    local_rank: int,
+    ranks: int,
+    profile: bool = False,
+    stop_after: int | None = None,
 ) -> Manifest | None:
     """Train as one of the ranks, from the newest checkpoint if there is one. Rank 0 returns the
     manifest.
 
     `profile`: a few updates are traced, into the folder `profile` (`robustly.pretrain.profiling`).
+    `stop_after`: stop after this update, as a signal would.
 
     Raises UserError for what the user can mend (FailedOnAnotherRank on the ranks that have nothing
     to say of it), Stopped after a signal that asks to stop (`robustly.stopping`)."""
     with contextlib.ExitStack() as exits:
         device = start_ranks(local_rank, config.run.start_timeout)
         try:
-            manifest = _agree_and_train(config, rank, ranks, device, exits, profile)
+            manifest = _agree_and_train(config, rank, ranks, device, exits, profile, stop_after)
         except Stopped:
             stop_ranks()
             raise
@@ -114,10 +120,11 @@ def _agree_and_train(
     device: torch.device,
     exits: contextlib.ExitStack,
     profile: bool,
+    stop_after: int | None,
 ) -> Manifest | None:
     """What `pretrain` does once the process group is up. `exits` keeps rank 0's lock on the run's
     folder, which that rank alone reads and writes."""
-    agree({**config.resolved(), "code": code()}, rank)
+    agree({**config.resolved(), "stop_after": stop_after, "code": code()}, rank)
 
     finished = None
     with together(device):
@@ -136,7 +143,7 @@ def _agree_and_train(
             exits.enter_context(stage.begin())
             write_atomic(config.folder("train") / "config.yaml", dump_yaml(config.located()))
 
-    return Trainer(config, stage, inputs, rank, ranks, device).run(profile)
+    return Trainer(config, stage, inputs, rank, ranks, device).run(profile, stop_after)
 
 
 class Trainer:
@@ -217,7 +224,7 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------ the run
 
-    def run(self, profile: bool = False) -> Manifest | None:
+    def run(self, profile: bool = False, stop_after: int | None = None) -> Manifest | None:
         """Train from the newest checkpoint to the last update. Raises what `pretrain` does."""
         config, last = self.config, self.config.schedule.updates
         self._resume()
@@ -263,7 +270,8 @@ class Trainer:
                     batches.go_to(self.progress.update + 1)
                     continue
 
-                update, stop, cut_short = batch.update, done.stop, False
+                update, cut_short = batch.update, False
+                stop = done.stop or update == stop_after
                 interval.add(done, waited, time.monotonic() - before)
                 self.progress = Progress(
                     update,

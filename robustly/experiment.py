@@ -61,10 +61,11 @@ class Experiment(PretrainingConfig):
         base = f"paths.published={json.dumps(str(self.folder('published')))}"
         return load_delta(config.find_config("report.delta", self.report.delta), [base])
 
-    def rank_command(self, profile: bool = False) -> list[str]:
+    def rank_command(self, profile: bool = False, stop_after: int | None = None) -> list[str]:
         """What every rank runs."""
         command = [sys.executable, "-m", "robustly.cli", "pretrain", *self._arguments]
-        return [*command, "--profile"] if profile else command
+        command += ["--profile"] if profile else []
+        return command if stop_after is None else [*command, "--stop-after", str(stop_after)]
 
     def in_run(self, name: str) -> Self:
         """The experiment in the sibling folder `name`, with the old folders of the stages that

@@ -10,7 +10,7 @@ from robustly import __version__
 
 ORDER = (
     *("run", "clean", "tokenizer", "prepare", "pretrain", "distill", "publish", "report"),
-    *("evaluate", "inspect", "trace", "plan", "doctor", "launch", "delta"),
+    *("evaluate", "inspect", "trace", "replay", "plan", "doctor", "launch", "delta"),
 )
 """Of the commands in the help: as a user meets them."""
 

@@ -14,7 +14,9 @@ from robustly.heartbeat import Kind
 from robustly.launch.environment import export, rank_from_environment
 
 
-def be_rank(config: str, overrides: list[str] | None, profile: bool) -> None:
+def be_rank(
+    config: str, overrides: list[str] | None, profile: bool, stop_after: int | None = None
+) -> None:
     """Train as the rank that the environment names. Ends the process by its exit code where the
     work is not complete."""
     # libraries print; stdout belongs to the command that was typed
@@ -33,7 +35,7 @@ def be_rank(config: str, overrides: list[str] | None, profile: bool) -> None:
         _fail(me.rank, fault)
 
     try:
-        loop.pretrain(experiment, me.rank, me.local_rank, me.world_size, profile)
+        loop.pretrain(experiment, me.rank, me.local_rank, me.world_size, profile, stop_after)
     except loop.Stopped as stopped:
         if not heartbeat.leave(Kind.STOPPED, stopped.code, str(stopped)) and me.rank == 0:
             log.say(str(stopped))

@@ -1,6 +1,10 @@
-"""`robustly trace`: which documents an update is trained on, and which updates see a document."""
+"""`robustly trace` and `robustly replay`: what an update was trained on, and whether it can be
+trained again."""
 
 import json
+import os
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,12 +13,17 @@ import typer
 from robustly import UserError, log
 from robustly.cli.application import app
 from robustly.cli.common import Overrides, user_errors
+from robustly.exit_codes import FAULT, FINISHED, START_AGAIN
 from robustly.experiment import Experiment, load_experiment
 from robustly.inspection.folders import RUN, folder_kind
 
 if TYPE_CHECKING:
     from robustly.data_prep.origins import Document
+    from robustly.pretrain.replay import Comparison
     from robustly.pretrain.trace import Seen, TracedBlock
+
+ENDED_WELL = (FINISHED, START_AGAIN)
+"""Of ranks that are to stop before the last update."""
 
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="Folder of a run or its train folder, or a config.")
@@ -71,6 +80,91 @@ def trace_command(
             block for one in chosen for block in trace.trace_update(whole.of_rank(one), update)
         ]
         _show_update(update, blocks, as_json)
+
+
+@app.command(name="replay", short_help="Train updates of a run again, and compare.")
+def replay_command(
+    run: RunArgument,
+    overrides: Overrides = None,
+    updates: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="How many updates are trained again; default: up to the next kept checkpoint.",
+        ),
+    ] = None,
+    start: Annotated[
+        int | None,
+        typer.Option(
+            "--from",
+            metavar="UPDATE",
+            help="The kept checkpoint to begin with; default: the newest with N updates after it.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was found as one JSON object on stdout.")
+    ] = False,
+) -> None:
+    """Train N updates of a run again, in a temporary folder, from a checkpoint that it kept, and
+    compare losses, and weights where another checkpoint lies at their end: they are the same to the
+    last bit on the same layout (ranks, micro-batch, precision, ZeRO stage, devices, versions), and
+    within a tolerance on another. Exit code 1 where they are not."""
+    with user_errors():
+        from robustly.launch import local
+        from robustly.pretrain import replay
+
+        experiment = experiment_at(run, overrides)
+        folder = experiment.folder("train")
+        chosen = replay.choose(folder, updates, start)
+        with tempfile.TemporaryDirectory(prefix="replay-") as temporary:
+            again = experiment_at(run, [*(overrides or []), *replay.changes(Path(temporary))])
+            replay.lay_out(folder, again.folder("train"), chosen)
+            command = again.rank_command(stop_after=chosen.end)
+            if (code := local.run(command, again.run.ranks, os.environ)) not in ENDED_WELL:
+                raise typer.Exit(code)
+
+            found = replay.compare(folder, again, chosen)
+
+        _show_comparison(found, as_json)
+        if not found.same:
+            raise typer.Exit(FAULT)
+
+
+def _show_comparison(found: "Comparison", as_json: bool) -> None:
+    for line in found.layout:
+        log.say(f"not the layout of the run: {line}")
+
+    shown = 10
+    for line in found.differences[:shown]:
+        log.say(line)
+
+    if (more := len(found.differences) - shown) > 0:
+        log.say(f"and {more} more differences")
+
+    verdict = "the same to the last bit"
+    if found.tolerance:
+        verdict = f"the same within {found.tolerance:g}" if found.same else "not the same"
+    elif not found.same:
+        verdict = "not the same"
+
+    tensors = "no checkpoint at the end to compare with"
+    if found.tensors:
+        different = len(found.different_tensors)
+        tensors = f"{found.tensors - different} of {found.tensors} the same to the last bit"
+
+    log.table(
+        f"replay: updates {found.start + 1} to {found.end}",
+        {
+            "lines of figures": found.lines,
+            "largest difference of losses": f"{found.largest:.1e}",
+            "weights and moments": tensors,
+            "distance of weights": f"{found.distance:.1e}" if found.tensors else "-",
+            "verdict": verdict,
+        },
+    )
+    if as_json:
+        log.print_json({**asdict(found), "same": found.same})
 
 
 def experiment_at(run: str, overrides: list[str] | None) -> Experiment:

@@ -38,6 +38,7 @@ def pretrain_command(
     overrides: Overrides = None,
     new_run: NewRun = None,
     profile: ProfileOption = False,
+    stop_after: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
     from robustly.launch.environment import rank_from_environment
@@ -48,7 +49,7 @@ def pretrain_command(
     if launched:
         from robustly.cli.rank import be_rank
 
-        be_rank(config, overrides, profile)
+        be_rank(config, overrides, profile, stop_after)
         return
 
     with user_errors():

@@ -46,12 +46,13 @@ def shown(micro_batch: Any) -> list[Any]:
     ]
 
 
-def test_a_trace_is_what_the_ranks_of_a_run_were_fed(
+def test_a_trace_of_a_run_s_folder_is_what_its_ranks_were_fed(
     make_pretraining: Callable[..., PretrainingConfig], capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = make_pretraining("traced", "schedule.updates=3", "run.ranks=2")
     fed = run_distributed(2, go, config)
-    arguments = config._arguments  # type: ignore[attr-defined]
+    data = [f"paths.{name}={config.folder(name)}" for name in ("data", "tokenizer")]
+    arguments = [str(config.folder("train")), *data]
     for update in (1, 2, 3):
         for rank, of_rank in enumerate(fed):
             capfd.readouterr()
