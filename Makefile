@@ -1,4 +1,4 @@
-# make quickstart | test | test-fast | test-full | stress | check | docs | clean. Another Python: make PYTHON=python3.12 quickstart
+# make quickstart | test | test-fast | test-full | stress | fuzz | check | docs | clean. Another Python: make PYTHON=python3.12 quickstart
 
 PYTHON ?= python3
 # Versions to install; with `make CONSTRAINTS= quickstart`, the newest that pyproject.toml allows.
@@ -7,8 +7,9 @@ VENV := .venv
 INSTALLED := $(VENV)/installed
 
 N ?= 50
+EXAMPLES ?= 500
 
-.PHONY: quickstart test test-fast test-full stress check docs clean
+.PHONY: quickstart test test-fast test-full stress fuzz check docs clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/robustly run configs/tiny.yaml
@@ -30,6 +31,10 @@ test-full: $(INSTALLED)
 # A training is killed N times at random moments and compared with an undisturbed one: minutes.
 stress: $(INSTALLED)
 	$(VENV)/bin/python -m tests.stress.kills $(N)
+
+# Every reader with EXAMPLES damaged files, others each time: minutes. `make test` has a few, always the same.
+fuzz: $(INSTALLED)
+	FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) tests/fuzz
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .

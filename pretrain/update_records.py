@@ -12,6 +12,7 @@ from typing import Any
 
 from robustly import UserError
 from robustly.files import write_atomic
+from robustly.strict_json import parse_json
 
 SKIPPED = "skipped.jsonl"
 SPIKES = "spikes.jsonl"
@@ -28,9 +29,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(whole, start=1):
         try:
-            line = json.loads(text)
-            assert type(line["update"]) is int
-        except (ValueError, TypeError, KeyError, AssertionError, RecursionError):
+            line = parse_json(text, dict[str, Any])
+            if type(line.get("update")) is not int:
+                raise ValueError("no update")
+        except ValueError:
             raise UserError(
                 f"{path}, line {number}: damaged; it says which updates are not made. Restore it,"
                 " or begin anew (--new-run NAME)"

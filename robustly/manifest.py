@@ -21,6 +21,7 @@ from typing_extensions import TypedDict
 from robustly import UserError, __version__
 from robustly.config import differences, fingerprint
 from robustly.files import WORK_LOCK, lock, remove_left_overs, sha256, write_json
+from robustly.log import progress
 from robustly.resources import check_memory
 from robustly.stages import KINDS
 from robustly.strict_json import read_json, record, sealed
@@ -180,10 +181,21 @@ def check_whole(folder: Path, manifest: Manifest, names: Iterable[str] | None = 
     that have not changed since they were written, or last hashed, are not read again."""
     listed = set(manifest.outputs if names is None else names) & manifest.outputs.keys()
     check_sizes(folder, manifest, listed)
-    changed = unverified(folder, manifest, sorted(listed))
-    if found := {name: verify(folder, manifest, name) for name in changed}:
-        with contextlib.suppress(OSError):  # a folder that is only read: they are hashed each time
-            remember(folder, found)
+    sizes = {
+        name: manifest.outputs[name]["bytes"]
+        for name in unverified(folder, manifest, sorted(listed))
+    }
+    if not sizes:
+        return
+
+    found = {}
+    with progress(f"checking {folder}", sum(sizes.values()), "bytes") as advance:
+        for name, size in sizes.items():
+            found[name] = verify(folder, manifest, name)
+            advance(size)
+
+    with contextlib.suppress(OSError):  # a folder that is only read: they are hashed each time
+        remember(folder, found)
 
 
 def check_sizes(folder: Path, manifest: Manifest, names: Iterable[str] | None = None) -> None:

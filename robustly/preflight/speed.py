@@ -71,7 +71,7 @@ def speed_in(folder: Path, config: PretrainingConfig, ranks: int) -> Speed | Non
     these."""
     try:
         run = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
 
     wanted = config.resolved()
@@ -81,11 +81,13 @@ def speed_in(folder: Path, config: PretrainingConfig, ranks: int) -> Speed | Non
         return None
 
     lines = read_metrics(folder / "metrics.jsonl")
-    if not lines:
+    stated = (line.get("tokens_per_second") for line in lines)
+    rates = [rate for rate in stated if isinstance(rate, int | float)]
+    if not rates:
         return None
 
-    rates = [line["tokens_per_second"] for line in lines[1:] or lines]  # the first warms up
-    return Speed(statistics.median(rates), f"measured in {folder}, {ranks} ranks")
+    median = statistics.median(rates[1:] or rates)  # the first warms up
+    return Speed(median, f"measured in {folder}, {ranks} ranks")
 
 
 def _at(config: Any, key: tuple[str, ...]) -> Any:

@@ -196,8 +196,8 @@ def shard_files(name: str = "train-00001") -> tuple[tuple[str, Form], ...]:
 
 STORE: tuple[tuple[str, Form], ...] = (
     ("data/store.json", "json"), *shard_files(), *shard_files("validation-00000"), ("data/manifest.json", "json"),
+    ("data/views/*.npy", "npy"), ("data/views/*.json", "json"),
 )  # fmt: skip
-VIEW = "data/views/train-full_sentences-16-{}.npy"
 
 
 def write_array(folder: Path) -> None:

@@ -16,6 +16,7 @@ from robustly.launch import environment, hostfile
 from robustly.launch.job import Job, LaunchOptions
 from robustly.manifest import Stage
 from robustly.metrics import read_metrics
+from robustly.preflight.speed import speed_in
 from tests.fuzz.reading import Reader, check
 
 RECIPE = {
@@ -79,9 +80,21 @@ def write_remembered(folder: Path) -> None:
 
 def write_metrics(folder: Path) -> None:
     lines = [
-        json.dumps({"update": update, "loss": 10 / update, "epoch": 0}) for update in range(1, 9)
+        json.dumps({"update": update, "loss": 10 / update, "tokens_per_second": 50 + update})
+        for update in range(1, 9)
     ]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def write_speed(folder: Path) -> None:
+    write_metrics(folder)
+    (folder / "config.yaml").write_text(json.dumps(load_experiment("tiny").resolved()))
+
+
+def read_speed(folder: Path) -> Any:
+    experiment = load_experiment("tiny")
+    ranks = experiment.resolved()["run"]["ranks"]
+    return speed_in(folder, experiment, ranks)
 
 
 def write_hosts(folder: Path) -> None:
@@ -128,6 +141,7 @@ READERS = [
     ),
     Reader("recipe, read", write_begun, manifest.begun, (("recipe.json", "json"),), hashed=True),
     Reader("metrics", write_metrics, lambda folder: read_metrics(folder / "metrics.jsonl"), (("metrics.jsonl", "jsonl"),)),
+    Reader("speed of an earlier run", write_speed, read_speed, (("config.yaml", "yaml"), ("metrics.jsonl", "jsonl"))),
     Reader("hostfile", write_hosts, read_hosts, (("hosts", "bytes"),)),
     *map(launched, VARIABLES),
 ]  # fmt: skip

@@ -5,6 +5,7 @@ import csv
 import functools
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,26 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robustly import delta
+from robustly import delta, metrics
 from robustly.config import InputPath
 from robustly.delta import saving
 from robustly.delta.base_model import Base
+from robustly.delta.checkpoint import Tensors, TrainingState
+from robustly.delta.methods import intrinsic_prompt
+from robustly.delta.methods.intrinsic_prompt import DECODER, RECORD, SourceTask, Subspace
 from robustly.delta.predictor import Predictor
 from robustly.delta.tasks import data as tasks
 from robustly.delta.tasks.config import ClassificationTask
 from robustly.evaluation.minimal_pairs import read_pairs
 from robustly.files import write_json
 from robustly.manifest import Stage
-from robustly.pretrain import checkpoint
+from robustly.pretrain import checkpoint, update_records
 from robustly.pretrain.checkpoint import FullTensors, Progress
 from robustly.pretrain.start import fairseq
 from robustly.pretrain.start.model_files import find_model
 from robustly.pretrain.start.open_model import open_model
 from robustly.pretrain.start.tensor_files import read_pickle, read_tensors
+from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 from tests import small_checkpoints
 from tests.fuzz.reading import Reader, check
 
@@ -57,6 +62,29 @@ def write_checkpoint(folder: Path) -> None:
 def read_checkpoint(folder: Path) -> Any:
     found = checkpoint.read(folder / "update-00000004")
     return found.progress, [[x.tolist() for x in row] for row in found.tensors(["a", "b"])]
+
+
+def write_lines(folder: Path) -> None:
+    for name in metrics.FILES:
+        lines = [json.dumps({"update": update, "loss": 9.0 - update}) for update in range(1, 7)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+    skipped = [json.dumps({"update": update, "why": "spike"}) for update in (2, 4, 9)]
+    (folder / update_records.SKIPPED).write_text("\n".join(skipped) + "\n")
+
+
+def resumed_lines(folder: Path) -> Any:
+    """At update 4, as its checkpoint knows the files."""
+    whole = (json.dumps({"update": update, "loss": 9.0 - update}) + "\n" for update in range(1, 5))
+    extent = metrics.Extent.of("".join(whole).encode())
+    expected = {f"{name}.jsonl": extent for name in metrics.FILES}
+    metrics.Metrics(folder, 4, expected=expected).close()
+    return [(folder / name).read_text() for name in expected]
+
+
+def skipped_updates(folder: Path) -> Any:
+    found = update_records.skipped(folder / update_records.SKIPPED, 4, {2, 4})
+    return sorted(update for update in found if update <= 4)
 
 
 # ------------------------------------------------------------------------------------------ tensors
@@ -128,6 +156,12 @@ def opened(folder: Path) -> Any:
     }, files.vocabulary().fingerprint
 
 
+def write_shards(folder: Path) -> None:
+    vocabulary = lay_out([("t", "h")])
+    small_checkpoints.model(len(vocabulary.ids)).save_pretrained(folder, max_shard_size="50KB")
+    save_vocabulary(vocabulary, folder)
+
+
 @functools.cache
 def base() -> Base:
     import tempfile
@@ -159,6 +193,35 @@ def read_delta(folder: Path) -> Any:
 
 def read_unfinished_delta(folder: Path) -> Any:
     return [x.tolist() for x in saving.reload(base(), folder).logits(["the thin cat"])]
+
+
+def write_subspace(folder: Path) -> None:
+    tasks = [SourceTask("a", "h", "accuracy", 0.5, 0.4)]
+    with Stage(folder, "subspace", {"name": "x"}, {}).begin() as stage:
+        save_file({"weight": torch.arange(6.0)}, folder / DECODER)
+        write_json(folder / RECORD, asdict(Subspace(2, 3, 4, 5, "b" * 64, tasks)))
+        stage.finish([folder / DECODER, folder / RECORD], {})
+
+
+def read_subspace(folder: Path) -> Any:
+    record, decoder, digest = intrinsic_prompt.read(folder)
+    return record, written(decoder), digest
+
+
+def training_state(folder: Path) -> TrainingState:
+    parts = {"weights": Tensors({"a": torch.arange(4.0), "b": torch.ones(2)}), "more": Tensors({})}
+    return TrainingState(folder / "0.pt", parts)
+
+
+def write_state(folder: Path) -> None:
+    state = training_state(folder)
+    state.due = 0
+    state.save_if_due()
+
+
+def read_state(folder: Path) -> Any:
+    state = training_state(folder)
+    return state.load(torch.device("cpu")), written(state.parts["weights"].state_dict())
 
 
 # ---------------------------------------------------------------------------------- tasks and pairs
@@ -197,6 +260,17 @@ def write_pairs(folder: Path) -> None:
 
 
 READERS = [
+    Reader(
+        "checkpoint",
+        write_checkpoint,
+        read_checkpoint,
+        tuple((f"update-00000004/{name}", form) for name, form in (
+            ("state.json", "json"), ("weights.safetensors", "bytes"), ("moments.safetensors", "bytes"),
+        )),
+        hashed=True,
+    ),
+    Reader("metrics at a resume", write_lines, resumed_lines, tuple((f"{name}.jsonl", "jsonl") for name in metrics.FILES), hashed=True),
+    Reader("updates that are skipped", write_lines, skipped_updates, ((update_records.SKIPPED, "jsonl"),), hashed=True),
     Reader("safetensors", write_safetensors, lambda folder: written(read_tensors(folder / "a.safetensors")), (("a.safetensors", "bytes"),)),
     Reader("pickled tensors", write_pickles, read_pickles, (("a.bin", "bytes"), ("old.pt", "bytes"))),
     Reader("fairseq's checkpoint", write_fairseq, read_fairseq, (("zip.pt", "bytes"), ("old.pt", "bytes"))),
@@ -218,6 +292,9 @@ READERS = [
         (("config.json", "json"), ("model.safetensors", "bytes"), ("tokenizer_config.json", "json")),
         cost=2,
     ),
+    Reader("sharded model", write_shards, opened, (("model.safetensors.index.json", "json"), ("*-of-*.safetensors", "bytes")), cost=4),
+    Reader("subspace of prompts", write_subspace, read_subspace, (("manifest.json", "json"), ("subspace.json", "json"), ("decoder.safetensors", "bytes")), hashed=True),
+    Reader("state of a delta's training", write_state, read_state, (("0.pt", "bytes"),)),
     Reader(
         "delta",
         write_delta,

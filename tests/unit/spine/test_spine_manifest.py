@@ -491,3 +491,21 @@ def test_a_recipe_is_that_of_its_hash(tmp_path):
     (tmp_path / RECIPE).write_text(text.replace('"seed": 1', '"seed": 2'))
     with pytest.raises(UserError, match=r"recipe.json: its recipe or inputs were changed"):
         Stage(tmp_path, "data", RECIPE_A, {}).finished()
+
+
+def test_files_are_hashed_where_they_have_changed(tmp_path, monkeypatch):
+    finished_stage(tmp_path)
+    hashed, sha256 = [], manifest.sha256
+    monkeypatch.setattr(manifest, "sha256", lambda path: hashed.append(path.name) or sha256(path))
+    manifest.require_whole(tmp_path, "data")
+    assert not hashed
+
+    (tmp_path / "ends.npy").touch()
+    for _ in range(2):  # remembered
+        manifest.require_whole(tmp_path, "data")
+        assert hashed == ["ends.npy"]
+
+    (tmp_path / "ends.npy").write_bytes(b"z" * 10)
+    manifest.require_whole(tmp_path, "data", ["shards/0.bin"])
+    with pytest.raises(UserError, match=r"ends\.npy: sha256 .* damaged since it was written"):
+        manifest.require_whole(tmp_path, "data")
