@@ -44,6 +44,11 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that the ranks of other nodes get beside what a login there gives them."""
 
+    @property
+    def checkpoints(self) -> Path:
+        """Folder whose last entry, by name, is another one when a start got further."""
+        return self.finished.parent / "checkpoints"
+
 
 @dataclass(frozen=True)
 class LaunchOptions:

@@ -5,7 +5,7 @@ import shlex
 import subprocess
 
 from robustly import UserError
-from robustly.exit_codes import MISTAKE
+from robustly.exit_codes import FAULT, MISTAKE, START_AGAIN
 from robustly.launch.environment import FIRST_PORT, PORTS
 from robustly.launch.job import Job, LaunchOptions
 
@@ -22,20 +22,25 @@ if [ -n "${{SLURM_CPUS_PER_TASK:-}}" ]; then  # srun does not take it over from 
     export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}}
 fi
 
+newest() {{ ls {checkpoints} 2>/dev/null | tail -n 1; }}
+before=$(newest)
 srun --kill-on-bad-exit=1 {command}
 code=$?
 
-# Ranks that were told to leave exit with 0 too: only the manifest means that the work is complete.
-if [ $code = 0 ] && [ -e {finished} ]; then exit 0; fi
-if [ $code = {users_mistake} ]; then exit $code; fi
-if [ $code = 0 ] || [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
+# Only the manifest means that the work is complete. A fault of the software ({fault}) and a user's
+# mistake ({mistake}) would happen again.
+if [ -e {finished} ]; then exit $code; fi
+if [ $code = {fault} ] || [ $code = {mistake} ]; then exit $code; fi
+# What else ended it, a new start may mend: as often as it takes while each gets further than the
+# one before, else so many times.
+if [ "$(newest)" != "$before" ] || [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
     # A job that was cancelled is not running any more, and must not come back.
     if [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
         echo "incomplete (exit code $code): back into the queue"
         scontrol requeue "$SLURM_JOB_ID" && sleep 60  # Slurm ends this attempt meanwhile
     fi
 fi
-exit $((code ? code : 1))
+exit $((code ? code : {start_again}))
 """
 
 
@@ -73,7 +78,10 @@ def render(job: Job, options: LaunchOptions) -> str:
         ports=PORTS,
         command=shlex.join(job.command),
         finished=shlex.quote(str(job.finished)),
-        users_mistake=MISTAKE,
+        checkpoints=shlex.quote(str(job.checkpoints)),
+        fault=FAULT,
+        mistake=MISTAKE,
+        start_again=START_AGAIN,
         restarts=options.restarts,
     )
 

@@ -16,6 +16,7 @@ from robustly.heartbeat import START_TIMEOUT, Fault, Kind, Phase, Record, Watch
 
 GRACE = 15.0  # seconds between asking to stop and killing
 POLL = 0.05
+STACK = 0.5  # seconds to print where threads stand
 
 # SIGUSR1 is how Slurm announces the end of a job's time; left alone, each of these would end this
 # process.
@@ -108,6 +109,7 @@ def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> int:
                         else:
                             child.show_stack()
 
+                    time.sleep(STACK)
                     stop(running)
 
                 if passed_on and deadline is None:

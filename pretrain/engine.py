@@ -362,11 +362,21 @@ class Engine:
         and ZeRO stage.
 
         Rank 0 passes the tensors in order and sends them to the others, which pass None: only rank
-        0 needs to see the checkpoint's files, and no rank can start from another one."""
-        for _, parameter in self._parameters():
+        0 needs to see the checkpoint's files, and no rank can start from another one. Raises
+        UserError for a tensor of another shape."""
+        for name, parameter in self._parameters():
+            heartbeat.go_on()
             # under ZeRO 3 the tensor itself is empty
-            shape = getattr(parameter, "ds_shape", parameter.shape)
+            shape = torch.Size(getattr(parameter, "ds_shape", parameter.shape))
             given = next(tensors) if tensors is not None else [torch.empty(shape) for _ in range(3)]
+            for found in given:
+                if found.shape != shape:
+                    raise UserError(
+                        f"the checkpoint of update {steps}: {name} has the shape"
+                        f" {tuple(found.shape)}, expected {tuple(shape)}; it is of another model."
+                        " Nothing was changed"
+                    )
+
             weight, first, second = (
                 value.to(self.device, torch.float32).contiguous() for value in given
             )

@@ -16,9 +16,9 @@ from torch.distributed.distributed_c10d import _get_default_store
 from robustly import heartbeat
 from robustly.heartbeat import BEAT, Kind, Phase, Record, Seen, Watch
 
-LEAVE = 3.0
+LEAVE = 4 * BEAT
 """Seconds that a rank that failed gives the others to hear of it."""
-WORK, FAULT, FOLLOWED = (f"robustly/{name}" for name in ("work", "fault", "followed"))
+WORK, FAULT = "robustly/work", "robustly/fault"
 
 
 class _Peers:
@@ -87,12 +87,14 @@ class _Peers:
 
     def seen(self, idle: float) -> list[Seen]:
         """What the others are at, looked at twice: those that tell nothing new in between are
-        stopped, for all that is known as long as this rank has stood still, `idle` seconds."""
+        stopped, for all that is known as long as this rank has stood still, `idle` seconds. What
+        they were last at is known to a second."""
+        bound = heartbeat.own().record().bound  # theirs may have changed since they told it
         first = self.told()
         time.sleep(3 * BEAT)
         found = []
         for rank, now in self.told().items():
-            beats, marks, update, micro_batch, phase, bound = now["record"]
+            beats, marks, update, micro_batch, phase, _ = now["record"]
             record = Record(beats, marks, update, micro_batch, Phase(phase), bound)
             silent = idle if first[rank]["record"][0] == beats else 0.0
             idle_there = max(now["idle"], silent)
@@ -107,13 +109,10 @@ class _Peers:
     # ------------------------------------------------------------------------------------- failing
 
     def fail(self, code: int) -> None:
+        self.over.set()
         fault = json.dumps({"rank": self.rank, "code": code})
-        if self.for_main.compare_set(FAULT, "", fault).decode() != fault:
-            return
-
-        deadline = time.monotonic() + LEAVE
-        while self.for_main.add(FOLLOWED, 0) < self.ranks - 1 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        if self.for_main.compare_set(FAULT, "", fault).decode() == fault:
+            time.sleep(LEAVE)  # and ask nothing more: rank 0, which keeps the store, leaves as well
 
     def hear(self) -> None:
         heartbeat.mark(Phase.OTHERS)
@@ -125,10 +124,13 @@ class _Peers:
 
     def follow(self, fault: dict[str, int]) -> None:
         """Leave as the rank that failed does, wherever the main thread waits."""
-        if fault["rank"] != self.rank:
-            self.for_telling.add(FOLLOWED, 1)
-            heartbeat.leave(Kind.FOLLOWED, fault["code"], "")
-            os._exit(fault["code"])
+        if fault["rank"] == self.rank:
+            return
+
+        heartbeat.leave(Kind.FOLLOWED, fault["code"], "")
+        if self.rank == 0:  # which keeps the store
+            time.sleep(2 * BEAT)
+        os._exit(fault["code"])
 
 
 _peers: _Peers | None = None  # none where this rank is alone
@@ -164,7 +166,7 @@ def fail(code: int) -> None:
         # the store may have gone with another rank
         telling = threading.Thread(target=_peers.fail, args=(code,), daemon=True)
         telling.start()
-        telling.join(2 * LEAVE)
+        telling.join(LEAVE + 2 * BEAT)
 
 
 def hear() -> None:

@@ -101,6 +101,9 @@ def _read(reader: int) -> None:
 
 
 def _leave(number: int) -> None:
+    if left := heartbeat.own().fault():  # this process is ending, and has said why
+        os._exit(left.code)
+
     message = (
         f"stopped by {signal.Signals(number).name}; nothing that was finished is lost, and the same"
         " command goes on"

@@ -24,6 +24,8 @@ def be_rank(
     me = rank_from_environment()
     assert me is not None
     export(me)
+    # where a rank is lost, torch would warn with pages of addresses
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     heartbeat.begin(f"rank {me.rank}")
     stopping.listen(speaks=me.rank == 0)
 

@@ -31,20 +31,25 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then  # srun does not take it over from th
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}
 fi
 
+newest() { ls 'runs/tiny one/train/checkpoints' 2>/dev/null | tail -n 1; }
+before=$(newest)
 srun --kill-on-bad-exit=1 /env/bin/robustly pretrain mine.yaml 'data.language=it'"'"'s $HOME'
 code=$?
 
-# Ranks that were told to leave exit with 0 too: only the manifest means that the work is complete.
-if [ $code = 0 ] && [ -e 'runs/tiny one/train/manifest.json' ]; then exit 0; fi
-if [ $code = 2 ]; then exit $code; fi
-if [ $code = 0 ] || [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
+# Only the manifest means that the work is complete. A fault of the software (1) and a user's
+# mistake (2) would happen again.
+if [ -e 'runs/tiny one/train/manifest.json' ]; then exit $code; fi
+if [ $code = 1 ] || [ $code = 2 ]; then exit $code; fi
+# What else ended it, a new start may mend: as often as it takes while each gets further than the
+# one before, else so many times.
+if [ "$(newest)" != "$before" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
     # A job that was cancelled is not running any more, and must not come back.
     if [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
         echo "incomplete (exit code $code): back into the queue"
         scontrol requeue "$SLURM_JOB_ID" && sleep 60  # Slurm ends this attempt meanwhile
     fi
 fi
-exit $((code ? code : 1))
+exit $((code ? code : 75))
 """
 
 
@@ -72,7 +77,7 @@ STAND_INS = {
     ),
     "srun": (
         'printf "%s\\n" "$MASTER_ADDR" "$MASTER_PORT" "${SRUN_CPUS_PER_TASK:-}" "$@" > srun.log;'
-        " exit $SRUN_CODE"
+        ' mkdir -p checkpoints; touch "checkpoints/update-$REACHED"; exit $SRUN_CODE'
     ),
     "squeue": "echo $STATE",
     "sleep": "",
@@ -86,13 +91,16 @@ def run_script(folder: Path, finished: bool = False, **variables: str) -> tuple[
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
         (folder / name).chmod(0o755)
 
+    (folder / "checkpoints").mkdir()
+    for name in ("best.json", "update-01"):
+        (folder / "checkpoints" / name).touch()
     if finished:
         (folder / "manifest.json").write_text("{}")
 
     job = Job(("robustly", "pretrain", "it's $HOME"), folder, folder / "manifest.json")
     environment = {
         "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "12345", "SLURM_JOB_NODELIST": "gpu[03-04]",
-        "STATE": "RUNNING", "SRUN_CODE": "0", **variables,
+        "STATE": "RUNNING", "SRUN_CODE": "0", "REACHED": "01", **variables,
     }  # fmt: skip
     script = slurm.render(job, LaunchOptions(restarts=2))
     done = subprocess.run(["bash"], input=script, text=True, env=environment, cwd=folder)
@@ -123,15 +131,19 @@ def test_srun_gets_the_command_unchanged_and_all_meet_on_the_first_host(tmp_path
     ("situation", "expected"),
     [
         ({"finished": True}, (0, False)),
-        ({}, (1, True)),  # told to leave before the time limit: exit code 0, but no manifest
-        ({"SLURM_RESTART_COUNT": "40"}, (1, True)),  # as often as it takes
+        # told to leave before the time limit, with a checkpoint: as often as it takes
+        ({"SRUN_CODE": "75", "REACHED": "02", "SLURM_RESTART_COUNT": "40"}, (75, True)),
+        # hung or killed, without another checkpoint
+        ({"SRUN_CODE": "75", "SLURM_RESTART_COUNT": "1"}, (75, True)),
+        ({"SRUN_CODE": "75", "SLURM_RESTART_COUNT": "2"}, (75, False)),  # enough
         ({"SRUN_CODE": "137"}, (137, True)),  # a rank was killed
-        ({"SRUN_CODE": "137", "SLURM_RESTART_COUNT": "1"}, (137, True)),
-        ({"SRUN_CODE": "137", "SLURM_RESTART_COUNT": "2"}, (137, False)),  # enough
-        ({"SRUN_CODE": "2"}, (2, False)),  # the user's mistake
+        ({"SRUN_CODE": "137", "SLURM_RESTART_COUNT": "2"}, (137, False)),
+        ({}, (75, True)),  # all left with 0, but the work is not complete
+        ({"SRUN_CODE": "1", "REACHED": "02"}, (1, False)),  # a fault of the software
+        ({"SRUN_CODE": "2", "REACHED": "02"}, (2, False)),  # the user's mistake
         # another recipe's manifest is not our success
         ({"SRUN_CODE": "2", "finished": True}, (2, False)),
-        ({"STATE": "COMPLETING"}, (1, False)),  # cancelled
+        ({"STATE": "COMPLETING"}, (75, False)),  # cancelled
     ],
 )
 def test_what_happens_when_srun_ends(tmp_path, situation, expected):
