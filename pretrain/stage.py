@@ -48,7 +48,8 @@ class PretrainingConfig(Config):
     @property
     def processing(self) -> Processing:
         workers = self.run.workers or cores()
-        return Processing(workers, self.run.memory_gb, self.run.executor, self.run.slurm)
+        run = self.run
+        return Processing(workers, run.memory_gb, run.executor, run.slurm, run.timeout)
 
     def resolved(self) -> dict[str, Any]:
         """The whole config as plain data, for people and for the published checkpoint."""

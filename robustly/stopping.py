@@ -18,6 +18,9 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Slurm sends SIGUSR1 when the time is nearly over; a terminal that is closed, SIGHUP."""
 
 
+COMFORT = "stopped; nothing that was finished is lost, and the same command goes on"
+
+
 class _State:
     asked: list[int] | None = None
     """Signals that came while they were to be noted; None: they end the process."""
@@ -43,6 +46,7 @@ def ends_in_one_line() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
+        sys.stderr.write(f"{COMFORT}\n")
         sys.exit(START_AGAIN if isinstance(stop, Terminated) else INTERRUPTED)
 
 
@@ -104,10 +108,7 @@ def _leave(number: int) -> None:
     if left := heartbeat.own().fault():  # this process is ending, and has said why
         os._exit(left.code)
 
-    message = (
-        f"stopped by {signal.Signals(number).name}; nothing that was finished is lost, and the same"
-        " command goes on"
-    )
+    message = COMFORT.replace("stopped", f"stopped by {signal.Signals(number).name}", 1)
     if not heartbeat.leave(Kind.STOPPED, code_of(number), message) and _State.speaks:
         sys.stderr.write(message + "\n")
         sys.stderr.flush()

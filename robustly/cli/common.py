@@ -19,7 +19,7 @@ from robustly.experiment import Experiment, RanksEnded, load_experiment
 from robustly.files import disk_full
 from robustly.manifest import Manifest
 from robustly.resources import out_of_memory
-from robustly.stopping import Terminated
+from robustly.stopping import COMFORT, Terminated
 
 ConfigArgument = Annotated[
     str,
@@ -107,7 +107,7 @@ _MORE_MEMORY = (
 
 
 def _stopped(stop: KeyboardInterrupt) -> NoReturn:
-    log.say("stopped; nothing that was finished is lost, and the same command goes on")
+    log.say(COMFORT)
     raise typer.Exit(START_AGAIN if isinstance(stop, Terminated) else INTERRUPTED) from None
 
 

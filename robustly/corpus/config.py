@@ -223,6 +223,8 @@ class Processing:
     executor: str = "local"
     """Its name in `robustly.corpus.executors.EXECUTORS`."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    timeout: float = 120.0
+    """Seconds without a sign of life after which a process of this machine counts as hung."""
 
     @property
     def counting_bytes(self) -> int:

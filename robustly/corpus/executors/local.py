@@ -3,13 +3,15 @@
 import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 
-from robustly import UserError
+from robustly import StartAgain
 from robustly.corpus.config import Processing
 from robustly.corpus.executors.step import Step
-from robustly.workers import follow_parent
+from robustly.heartbeat import BEAT
+from robustly.workers import Beats, follow_parent
 
 
 def run(
@@ -26,7 +28,8 @@ def run(
 
     # spawn: a forked child would inherit our threads' locks, and the lock on the stage's folder
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _begin_worker, (step,)) as pool:
+    beats, others = Beats(processing.timeout), multiprocessing.active_children()
+    with ProcessPoolExecutor(workers, context, _begin_worker, (step, beats.writer)) as pool:
         # Ctrl-C is the parent's; workers that are still starting would answer it with a traceback
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -35,11 +38,16 @@ def run(
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
         try:
-            for future in as_completed(futures):
-                future.result()
-                advance(1)
+            undone = set(futures)
+            while undone:
+                done, undone = wait(undone, BEAT, FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                    advance(1)
+
+                beats.look(set(multiprocessing.active_children()) - set(others))
         except BrokenProcessPool:
-            raise UserError(
+            raise StartAgain(
                 f"{step.what}: a worker process was killed, most likely because memory ran out;"
                 " what is done is kept: run the same command again, with fewer run.workers"
             ) from None
@@ -50,10 +58,10 @@ def run(
 _step: Step  # in a worker process; sent once, because it holds the list of all parts
 
 
-def _begin_worker(step: Step) -> None:
+def _begin_worker(step: Step, beats: Connection) -> None:
     global _step
     _step = step
-    follow_parent()
+    follow_parent(beats)
 
 
 def _do(number: int) -> None:

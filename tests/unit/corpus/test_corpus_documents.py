@@ -4,6 +4,7 @@ named."""
 import gzip
 import json
 import lzma
+import multiprocessing
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustly import UserError
+from robustly import StartAgain, UserError
 from robustly.corpus import files as corpus_files
 from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import Processing
@@ -457,6 +458,12 @@ def fail_at_two(folder: Path, number: int, part: Partition) -> None:
     note(folder, number, part)
 
 
+def stop(folder: Path, number: int, part: Partition) -> None:
+    """Stopped in the second part, in its first run."""
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def die(folder: Path, number: int, part: Partition) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -497,6 +504,15 @@ def test_a_worker_that_is_killed_ends_the_run(tmp_path):
         UserError, match="a worker process was killed, most likely because memory ran out"
     ):
         process(partial(die, tmp_path), FIVE, tmp_path / "tasks", Processing(2), "testing")
+
+
+@pytest.mark.processes
+def test_a_worker_that_is_stopped_ends_the_run(tmp_path):
+    two = Processing(2, timeout=3)
+    with pytest.raises(StartAgain, match=r"worker process \d+ on .*: no sign of life for \d s"):
+        process(partial(stop, tmp_path), FIVE, tmp_path / "tasks", two, "testing")
+
+    assert not multiprocessing.active_children()
 
 
 def test_a_corpus_without_parts_is_no_work(tmp_path):
