@@ -67,10 +67,14 @@ class Layout:
     tolerance: float = 0.0
     """Relative, of losses and gradient norms; 0: all is the same to the bit."""
 
-    def start(self, chance: random.Random) -> list[str]:
-        """Overrides of one start."""
-        ranks, stage = chance.choice(self.ranks), chance.choice(self.stages)
-        return [*self.changes, f"run.ranks={ranks}", f"run.zero_stage={stage}"]
+    def starts(self, chance: random.Random) -> Iterator[list[str]]:
+        """Overrides of one start after the other; on another number of ranks than the one before,
+        where there are others."""
+        ranks = 0
+        while True:
+            ranks = chance.choice([number for number in self.ranks if number != ranks] or [ranks])
+            stage = chance.choice(self.stages)
+            yield [*self.changes, f"run.ranks={ranks}", f"run.zero_stage={stage}"]
 
 
 # noise of dropout is drawn by the layout
@@ -197,7 +201,7 @@ def kill(run: Run, target: Target, wanted: Moment, chance: random.Random) -> Mom
             break
         if now != "start" and not seen:  # metrics.jsonl was cut back to the checkpoint
             seen, first = True, run.updates()
-            target_update = first + chance.randint(0, 3)
+            target_update = first + chance.randint(1, 6)
         if seen and wanted == now and (now == "save" or run.updates() >= target_update):
             time.sleep(chance.uniform(0, {"save": 0.01, "evaluation": 0.05}.get(now, 0.08)))
             break
@@ -306,6 +310,7 @@ def on_layout(layout: Layout, kills: int, work: Path, chance: random.Random) -> 
         tally.differences.append(f"the undisturbed run ended with exit code {code}")
         return tally
 
+    starts = layout.starts(chance)
     for number in itertools.count(1):
         if tally.targets.total() >= kills or tally.differences:
             return tally
@@ -314,7 +319,7 @@ def on_layout(layout: Layout, kills: int, work: Path, chance: random.Random) -> 
         tally.runs += 1
         while not run.finished():
             left = kills - tally.targets.total()
-            started = run.start(layout.start(chance))
+            started = run.start(next(starts))
             target: Target = chance.choice(("rank", "launcher", "all"))
             hit = kill(run, target, chance.choice(MOMENTS), chance) if left else None
             if hit:
