@@ -12,6 +12,7 @@ from robustly.experiment import Experiment, load_experiment
 from robustly.preflight.corpus_size import BYTES_PER_TOKEN
 from robustly.preflight.machine import Machine
 from robustly.preflight.plan import Plan, plan
+from robustly.strict_yaml import dump_yaml
 
 PAGES = sorted(SHIPPED_CONFIGS.glob("*.yaml"))
 RECIPE = ("corpus", "tokenizer", "data", "model", "masking", "optim", "schedule")
@@ -176,3 +177,60 @@ def test_a_config_elsewhere_finds_the_corpus_of_its_base(tmp_path: Path) -> None
     assert experiment.report.delta is not None
     assert experiment.report.delta.candidates[0] == tmp_path / "mine" / "lora.yaml"
     assert experiment.resolved()["corpus"] == shipped.resolved()["corpus"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_config_that_was_written_down_is_the_same_from_anywhere(
+    page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    experiment = load_experiment(page)
+    written = tmp_path / "config.yaml"
+    written.write_text(dump_yaml(experiment.located()), encoding="utf-8")
+    root = experiment.root.absolute()
+    monkeypatch.chdir(tmp_path)
+    again = load_experiment(written)
+    assert again.located() == experiment.located() and again.root == root
+    for name in RECIPE[1:]:
+        assert getattr(again, name) == getattr(experiment, name)
+
+
+def test_all_paths_of_a_config_that_was_written_down_are_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Relative to the config, to its base or to the working directory, globs and folders; a name
+    that lies nowhere stays a name."""
+    for name in ("b/texts/1.txt", "b/texts/2.txt", "mine/dev.txt", "cwd/encoder.json", "cwd/vocab.bpe",
+                 "cwd/dict.txt", "mine/lora.yaml"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+
+    (tmp_path / "mine" / "model").mkdir()
+    (tmp_path / "b" / "base.yaml").write_text(
+        "base: tiny.yaml\ncorpus:\n  sources: [texts/*.txt, {hub: owner/name, split: test}]\n"
+    )
+    (tmp_path / "mine" / "mine.yaml").write_text(
+        "base: ../b/base.yaml\nname: '1e3'\nreport: {delta: lora.yaml}\n"
+        "cleaning: {contamination: {files: [dev.txt]}}\nmodel: {init_from: model}\n"
+        "paths: {tokenizer: ../shared}\n"
+        "tokenizer: {vocab_size: 300, import: {encoder: encoder.json, merges: vocab.bpe, dictionary: dict.txt}}\n"
+    )
+    monkeypatch.chdir(tmp_path / "cwd")
+    experiment = load_experiment("../mine/mine.yaml")
+    located = dump_yaml(experiment.located())
+    (tmp_path / "config.yaml").write_text(located)
+    monkeypatch.chdir("/")
+    again = load_experiment(tmp_path / "config.yaml")
+    texts = [tmp_path / "b" / "texts" / name for name in ("1.txt", "2.txt")]
+    first, second = again.corpus.sources
+    assert first.path and corpus_files(again.corpus.model_copy(update={"sources": [first]})) == [
+        (0, text) for text in texts
+    ]
+    assert (first.title, second.hub, second.split) == ("*.txt", "owner/name", "test")
+    assert again.cleaning.contamination and again.report.delta
+    assert again.cleaning.contamination.files == [str(tmp_path / "mine" / "dev.txt")]
+    assert again.report.delta == str(tmp_path / "mine" / "lora.yaml")
+    assert again.model.init_from == str(tmp_path / "mine" / "model")
+    assert again.tokenizer.imported.encoder == str(tmp_path / "cwd" / "encoder.json")  # type: ignore[union-attr]
+    assert again.folder("tokenizer") == tmp_path / "cwd" / ".." / "shared"
+    assert again.folder("train") == tmp_path / "cwd" / "runs" / "1e3" / "train"
+    assert again.tokenizer.recipe() == experiment.tokenizer.recipe()

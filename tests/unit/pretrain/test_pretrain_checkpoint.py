@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,11 @@ from torch import Tensor
 
 from robustly import UserError
 from robustly.files import remove_left_overs
+from robustly.metrics import Extent
 from robustly.pretrain import checkpoint
-from robustly.pretrain.checkpoint import FullTensors, Progress
+from robustly.pretrain.checkpoint import DamagedCheckpoint, FullTensors, Progress
+from robustly.pretrain.sessions import Session
+from robustly.strict_json import sealed
 
 NAMES = ["roberta.a", "lm_head.b"]
 
@@ -256,3 +261,96 @@ def test_damaged_newer_checkpoints_do_not_push_out_whole_ones(tmp_path: Path) ->
     assert found is not None and found.progress.update == 5
     save(tmp_path, 7, keep=1)
     assert names_in(tmp_path) == ["update-00000001.tar", "update-00000003.mine", "update-00000007"]
+
+
+# ------------------------------------------------------------------------------------ state.json
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object], seal: bool) -> None:
+    """Change a checkpoint's state, under its old seal or under a new one that fits."""
+    state = json.loads((path / "state.json").read_text())
+    if seal:
+        del state["seal"]
+
+    change(state)
+    (path / "state.json").write_text(json.dumps(sealed(state) if seal else state))
+
+
+@pytest.mark.parametrize("key", ["update", "tokens", "seconds", "recipe_hash", "validation_loss"])
+def test_every_edit_of_a_state_is_found(tmp_path: Path, key: str) -> None:
+    save(tmp_path, 10, loss=2.0)
+    path = tmp_path / "update-00000010"
+    edit(path, lambda state: state.update({key: type(state[key])(3)}), seal=False)
+    with pytest.raises(DamagedCheckpoint, match=r"state\.json: changed since it was written"):
+        checkpoint.read(path)
+
+    assert checkpoint.mark_best(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state: state.update(files={}), "files: expected weights.safetensors and moments"),
+        (lambda state: state["files"].pop("moments.safetensors"), "files: expected"),
+        (lambda state: state["files"].update(more={"bytes": 1, "sha256": ""}), "files: expected"),
+        (lambda state: state["files"].update({"weights.safetensors": 5}), r"files\.weights"),
+        (lambda state: state.update(update=7), "of update 7, which is not its folder's"),
+        (lambda state: state.update(update="10"), "update: expected a valid integer"),
+        (lambda state: state.update(update=True), "update: expected a valid integer"),
+        (lambda state: state.update(tokens=1.5), "tokens: expected a valid integer"),
+        (lambda state: state.update(interval=[]), "interval: "),
+        (lambda state: state.update(sessions=[{}]), r"sessions\.0\."),
+        (lambda state: state.update(metrics={"metrics.jsonl": {"lines": 1}}), r"metrics\."),
+        (lambda state: state.update(unknown=1), "unknown: "),
+        (lambda state: state.pop("recipe_hash"), "recipe_hash: "),
+    ],
+)
+def test_a_state_of_another_shape_is_a_damaged_one(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], reason: str
+) -> None:
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+    path = tmp_path / "update-00000010"
+    edit(path, change, seal=True)
+    with pytest.raises(DamagedCheckpoint, match=r"state\.json: " + reason):
+        checkpoint.read(path)
+
+    found = checkpoint.newest(tmp_path, "r")
+    assert found is not None and found.progress.update == 5
+
+
+@pytest.mark.parametrize(
+    "content", ["", "5", "[]", "null", '"text"', "{}", '{"seal": 1}', "[" * 100_000, "\x00", "NaN"]
+)
+def test_what_is_no_state_is_a_damaged_one(tmp_path: Path, content: str) -> None:
+    save(tmp_path, 10)
+    (tmp_path / "update-00000010" / "state.json").write_text(content)
+    with pytest.raises(DamagedCheckpoint, match=r"state\.json: "):
+        checkpoint.read(tmp_path / "update-00000010")
+
+
+def test_a_state_without_a_seal_is_a_damaged_one(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    path = tmp_path / "update-00000010"
+    edit(path, lambda state: state.pop("seal"), seal=False)
+    with pytest.raises(DamagedCheckpoint, match="has no seal"):
+        checkpoint.read(path)
+
+
+def test_a_checkpoint_under_another_name_is_a_damaged_one(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    (tmp_path / "update-00000010").rename(tmp_path / "update-00000020")
+    with pytest.raises(UserError, match="none of its 1 checkpoints is whole"):
+        checkpoint.newest(tmp_path, "r")
+
+
+def test_records_and_sessions_come_back(tmp_path: Path) -> None:
+    session = Session(
+        "2026-01-01T00:00:00+0000", ("a", "b"), {"CPU": 2}, 2, "fp32", 1, 8, "c", {"torch": "2"}, 0, 9
+    )  # fmt: skip
+    progress = Progress(
+        9, "r", metrics={"metrics.jsonl": Extent(3, 99, "f" * 64)}, packed_index={"train": "0"},
+        sessions=(session, replace(session, lost_metrics=("metrics.jsonl",))),
+    )  # fmt: skip
+    checkpoint.save(tmp_path, progress, copies(1), 1)
+    assert checkpoint.read(tmp_path / "update-00000009").progress == progress

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from robustly import UserError
 from robustly.data_prep.store import ShardWriter, Store, split_of, write_store
 from robustly.manifest import Manifest
 from robustly.pretrain.config import ModelConfig
+from robustly.pretrain.sessions import Session
 from robustly.publish import tokenizer_fit
 from robustly.publish.card import StageManifests, model_card
 from robustly.publish.config import PublishConfig
@@ -152,7 +155,7 @@ def made(
     )  # fmt: skip
 
 
-def card(fit: dict[str, Any], **tokenizer_inputs: str) -> str:
+def card(fit: dict[str, Any], sessions: Sequence[Session] = (), **tokenizer_inputs: str) -> str:
     recipe = {"optim": {"peak_lr": 1e-3}, "schedule": {"warmup": 1}, "data": {"block_length": 64}}
     counted = ("parameters", "updates", "blocks_per_update", "tokens", "training_seconds")
     train = made("train", recipe, {}, dict.fromkeys(counted, 1))
@@ -160,7 +163,14 @@ def card(fit: dict[str, Any], **tokenizer_inputs: str) -> str:
     data = made("data", {}, {"corpus": "the corpus"}, documents)
     vocabulary = made("tokenizer", {}, tokenizer_inputs, {"entries": 1000})
     return model_card(
-        PublishConfig(), "name", MODEL, StageManifests(vocabulary, data, train), [], {}, [], fit
+        PublishConfig(),
+        "name",
+        MODEL,
+        StageManifests(vocabulary, data, train),
+        sessions,
+        {},
+        [],
+        fit,
     )
 
 
@@ -207,3 +217,37 @@ def test_the_card_of_a_tokenizer_from_elsewhere(
 
 def test_without_held_out_documents_the_card_has_no_such_table() -> None:
     assert "## Tokenizer" not in card({"rows": [], "cuts": []}, corpus="the corpus")
+
+
+SESSION = Session(
+    started="2026-01-01T00:00:00+0000", hosts=("a",), devices={"CPU": 2}, ranks=2, precision="fp32",
+    zero_stage=1, micro_batch=8, commit="0" * 40, versions={"torch": "2.13.0", "numpy": "2.4.6"},
+    from_update=0, to_update=1000,
+)  # fmt: skip
+NO_FIT: dict[str, Any] = {"rows": [], "cuts": []}
+
+
+def test_sessions_that_were_alike_are_counted_alone() -> None:
+    again = replace(SESSION, hosts=("b",), from_update=1000, to_update=2000)
+    page = card(NO_FIT, [SESSION, again])
+    assert "| sessions | 2 |" in page and "| ranks | 2 |" in page and "| precision | fp32 |" in page
+    assert "not the same" not in page and "lost" not in page
+    assert "sessions" not in card(NO_FIT, [SESSION])
+
+
+def test_what_changed_between_sessions_is_told() -> None:
+    second = replace(SESSION, from_update=1000, to_update=2000)
+    third = replace(
+        SESSION, ranks=4, devices={"NVIDIA H200": 4}, precision="bf16", from_update=2000, to_update=2500,
+        versions={"torch": "2.14.0", "numpy": "2.4.6"}, lost_metrics=("metrics.jsonl",),
+    )  # fmt: skip
+    page = card(NO_FIT, [SESSION, second, third])
+    assert "| sessions | 3 |" in page and "| ranks | 2, then 4 |" in page
+    assert "| precision | fp32, then bf16 |" in page
+    (table,) = [table for table in tables(page) if table and table[0][0] == "updates"]
+    assert table[0] == ["updates", "ranks", "devices", "precision", "torch"]
+    assert table[2:] == [
+        ["1 to 2,000", "2", "2 x CPU", "fp32", "2.13.0"],
+        ["2,001 to 2,500", "4", "4 x NVIDIA H200", "bf16", "2.14.0"],
+    ]
+    assert "Lines were lost in training, of metrics.jsonl." in page

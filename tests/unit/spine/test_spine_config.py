@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
 from robustly import UserError, config
 from robustly.config import Config, InputPath, Section, locate
 from robustly.experiment import Experiment, load_experiment
-from robustly.strict_yaml import parse_yaml
+from robustly.strict_yaml import dump_yaml, parse_yaml
 
 
 class Oven(Section):
@@ -418,6 +418,22 @@ def test_fingerprint_is_the_sha256_of_the_shortest_json():
     value = {"b": [1, 2.5, "é", None, True], "a": {"d": 6e-4, "c": -1}}
     text = '{"a":{"c":-1,"d":0.0006},"b":[1,2.5,"é",null,true]}'
     assert config.fingerprint(value) == hashlib.sha256(text.encode()).hexdigest()
+
+
+TRICKY = "01e.-+_: xnoyNullTrueFalse~=<?*&!|>%@`#'\"{}[],\n\t\u00e9\u2028\x85"
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(TRICKY, max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(TRICKY), inner, max_size=3),
+        max_leaves=8,
+    )
+)  # fmt: skip
+@example(["1e3", "no", "0o12", "2024-01-01", "1:30", "010", "", "~", 1e-5, 1e16, "<<", "="])
+def test_what_is_dumped_is_parsed_as_the_same(value):
+    assert parse_yaml(dump_yaml({"value": value})) == {"value": value}
 
 
 def test_differences():

@@ -13,7 +13,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from robustly import UserError, log
-from robustly.metrics import Metrics, WandbRun, read_metrics
+from robustly.metrics import Extent, Metrics, WandbRun, read_metrics
 
 # -------------------------------------------------------------------------------------------- words
 
@@ -179,6 +179,55 @@ def test_a_last_line_that_a_kill_cut_off_is_left_out(tmp_path, cut):
     write(tmp_path, range(4, 5), resume_at=3)
     assert [update for update, _ in lines(tmp_path)] == [*[1, 2, 3][:kept], 4]
     assert file.read_bytes().count(b"\n") == kept + 1
+
+
+def written(folder: Path) -> dict[str, Extent]:
+    return {path.name: Extent.of(path.read_bytes()) for path in folder.glob("*.jsonl")}
+
+
+def test_sync_says_how_far_the_files_are_written(tmp_path):
+    metrics = Metrics(tmp_path, 0)
+    metrics.write("metrics", {"update": 1, "loss": 2.5})
+    found = metrics.sync()
+    assert found == written(tmp_path)
+    assert (found["metrics.jsonl"].lines, found["evaluations.jsonl"].size) == (1, 0)
+    metrics.close()
+
+
+def test_what_the_checkpoint_says_is_kept_to_the_byte(tmp_path):
+    write(tmp_path, range(0, 5), resume_at=0)
+    expected = written(tmp_path)
+    before = [path.read_bytes() for path in sorted(tmp_path.glob("*.jsonl"))]
+    for resume_at in (4, 0):  # there may be a checkpoint before the first update
+        write(tmp_path, range(5, 8), resume_at=4)
+        metrics = Metrics(tmp_path, resume_at, expected=expected)
+        metrics.close()
+        assert metrics.lost == ()
+        assert [path.read_bytes() for path in sorted(tmp_path.glob("*.jsonl"))] == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "a digit", "another line"])
+@pytest.mark.parametrize("name", ["metrics", "evaluations"])
+def test_what_the_checkpoint_does_not_say_is_refused(tmp_path, damage, name):
+    write(tmp_path, range(0, 5), resume_at=0)
+    expected, file = written(tmp_path), tmp_path / f"{name}.jsonl"
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        changes = {"cut": content[:-1], "a digit": content.replace(b'loss": 1', b'loss": 2', 1)}
+        file.write_bytes(changes.get(damage, b'{"update": 0}\n' + content))
+        if file.read_bytes() == content:  # the evaluations' losses are halves
+            file.write_bytes(content.replace(b"0.5", b"0.6", 1))
+
+    now = written(tmp_path)
+    with pytest.raises(UserError, match=rf"{name}\.jsonl: begins with .*accept_lost_metrics=true"):
+        Metrics(tmp_path, 4, expected=expected)
+
+    assert written(tmp_path) == now
+    metrics = Metrics(tmp_path, 4, expected=expected, accept_lost=True)
+    metrics.close()
+    assert metrics.lost == (f"{name}.jsonl",)
 
 
 def test_a_figure_that_is_not_finite_is_refused(tmp_path):
