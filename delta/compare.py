@@ -220,15 +220,15 @@ def train(config: DeltaExperiment, entry: CompareEntry, seeds: Sequence[int], wo
 
         model = tuned.predictor.model
         tensors = saving.save_tensors(model, work)
+        (work / saving.TENSORS).unlink()
         result = {
             "score": tuned.score.scores[data.metric],
             "trained": tuned.trained,
             "stored": parameters(model)["delta"],
-            "bytes": tensors.stat().st_size,
+            "bytes": tensors["bytes"],
             "seconds": tuned.score.seconds,
             "memory": peak_memory(model.device),
         }
-        tensors.unlink()
         write_json(work / f"{seed}.json", result)
         (work / f"{seed}.pt").unlink(missing_ok=True)
 

@@ -2,14 +2,14 @@
 
 It reloads bit-equal onto its base, and onto no other."""
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as load_safetensors
 from transformers import RobertaPreTrainedModel
 from typing_extensions import TypedDict
 
@@ -20,12 +20,14 @@ from robustly.delta.base_model import Base
 from robustly.delta.predictor import Predictor
 from robustly.delta.tasks.config import Task
 from robustly.files import write_json
+from robustly.manifest import FileFacts
 from robustly.pretrain.tensor_file import write_tensors
 from robustly.resources import check_memory
-from robustly.strict_json import read_json, record
+from robustly.strict_json import read_json, record, sealed
 
 TENSORS = "delta.safetensors"
 RECORD = "delta.json"
+_RESTORE = "restore it, or make the delta anew"
 
 
 @record
@@ -50,6 +52,8 @@ class DeltaRecord:
     and `base`, which is not stored."""
     base: OfBase
     """Its weights alone, unless `robustly delta` trained it."""
+    tensors: FileFacts
+    """What `delta.safetensors` must be."""
     labels: list[str] = field(default_factory=list)
     """In the order of the logits; empty where a task has none."""
     task: dict[str, Any] = field(default_factory=dict)
@@ -59,26 +63,33 @@ class DeltaRecord:
     seed: int | None = None
 
 
-def save_tensors(model: RobertaPreTrainedModel, folder: Path) -> Path:
-    """Write what the delta stores of a model, by parameter name. Returns the file."""
-    path = folder / TENSORS
-    write_tensors(path, {name: tensor.cpu() for name, tensor in stored(model).items()})
-    return path
+def save_tensors(model: RobertaPreTrainedModel, folder: Path) -> FileFacts:
+    """Write what the delta stores of a model, by parameter name."""
+    tensors = {name: tensor.cpu() for name, tensor in stored(model).items()}
+    written = write_tensors(folder / TENSORS, tensors)
+    return {"bytes": written.bytes, "sha256": written.sha256}
 
 
-def load_tensors(model: RobertaPreTrainedModel, path: Path) -> None:
+def load_tensors(model: RobertaPreTrainedModel, path: Path, facts: FileFacts) -> None:
     """Load the tensors of a file into a model to which the same methods are attached, finished.
 
-    Raises UserError if the file is missing, cut off, or holds other tensors than these.
+    Raises UserError if the file is missing, is not what was written, or holds other tensors than
+    these.
     """
     try:
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         check_memory(error, path)
-        raise UserError(
-            f"{path}: missing, cut off or damaged ({error}); restore it, or make the delta anew"
-        ) from None
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}; {_RESTORE}") from None
 
+    found_hash = hashlib.sha256(content).hexdigest()
+    if found_hash != facts["sha256"]:
+        raise UserError(
+            f"{path}: {len(content):,} bytes, sha256 {found_hash[:12]}; expected"
+            f" {facts['bytes']:,}, {facts['sha256'][:12]}: damaged since it was written; {_RESTORE}"
+        )
+
+    found = load_safetensors(content)
     expected = stored(model)
     if unfit := sorted(found.keys() ^ expected.keys()):
         raise UserError(f"{path}: does not fit {RECORD}: {unfit[0]} is missing or unexpected")
@@ -99,10 +110,12 @@ def save_model(model: RobertaPreTrainedModel, folder: Path) -> None:
     finish(model)
     folder.mkdir(parents=True, exist_ok=True)
     record = DeltaRecord(
-        _methods(model), parameters=parameters(model), base={"fingerprint": model.delta.fingerprint}
+        methods=_methods(model),
+        parameters=parameters(model),
+        base={"fingerprint": model.delta.fingerprint},
+        tensors=save_tensors(model, folder),
     )
-    write_json(folder / RECORD, asdict(record))
-    save_tensors(model, folder)
+    write_json(folder / RECORD, sealed(asdict(record)))
 
 
 def load_model(model: RobertaPreTrainedModel, folder: Path) -> RobertaPreTrainedModel:
@@ -117,7 +130,7 @@ def load_model(model: RobertaPreTrainedModel, folder: Path) -> RobertaPreTrained
         raise _other_base(folder, record, f"another ({found[:16]})")
 
     attach(model, record.methods, 0, found, finished=True)
-    load_tensors(model, folder / TENSORS)
+    load_tensors(model, folder / TENSORS, record.tensors)
     return model
 
 
@@ -159,9 +172,9 @@ def save(
             "fingerprint": base.fingerprint,
             "tokenizer": base.tokenizer.fingerprint,
         },
+        tensors=save_tensors(model, folder),
     )
-    write_json(folder / RECORD, asdict(record))
-    save_tensors(model, folder)
+    write_json(folder / RECORD, sealed(asdict(record)))
     peft_files.write(model, folder, base.name)
 
 
@@ -200,7 +213,7 @@ def reload(base: Base, folder: Path, head_seed: int = 0) -> Predictor:
         why = str(fault) if isinstance(fault, UserError) else "task: not one of this release"
         raise UserError(f"{folder / RECORD}: {why}") from None
 
-    load_tensors(predictor.model, folder / TENSORS)
+    load_tensors(predictor.model, folder / TENSORS, record.tensors)
     predictor.model.eval()
     return predictor
 
@@ -211,7 +224,7 @@ _NO_RECORD = "not a delta's record: delete the folder and make it anew"
 def read_record(folder: Path) -> DeltaRecord:
     """delta.json. Raises UserError if it is missing or unreadable."""
     try:
-        return read_json(folder / RECORD, DeltaRecord, _NO_RECORD)
+        return read_json(folder / RECORD, DeltaRecord, _NO_RECORD, seal=True)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"{folder}: no delta here: {RECORD}: {error.strerror}; make one with `robustly delta`"

@@ -34,15 +34,18 @@ def _seal(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def read_json(path: Path, kind: type[Kind], remedy: str, format: int | None = None) -> Kind:
-    """A JSON file as a value of a type that pydantic knows. A seal is compared and taken off.
-    `format`: the version of the file, under the key `format`, that is read here.
+def read_json(
+    path: Path, kind: type[Kind], remedy: str, format: int | None = None, seal: bool = False
+) -> Kind:
+    """A JSON file as a value of a type that pydantic knows. A seal is compared and taken off;
+    `seal`: there must be one. `format`: the version of the file, under the key `format`, that is
+    read here.
 
     Raises FileNotFoundError or NotADirectoryError if the file is not there; UserError, which ends
     with `remedy`, if it cannot be read, is of another version or not of this type, or was changed
     since it was sealed."""
     try:
-        return parse_json(path.read_bytes(), kind, format)
+        return parse_json(path.read_bytes(), kind, format, seal)
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
@@ -55,8 +58,7 @@ def read_json(path: Path, kind: type[Kind], remedy: str, format: int | None = No
 def parse_json(
     content: bytes | str, kind: type[Kind], format: int | None = None, seal: bool = False
 ) -> Kind:
-    """As `read_json`, of a text. `seal`: it must have one. Raises ValueError that says what is
-    wrong with it."""
+    """As `read_json`, of a text. Raises ValueError that says what is wrong with it."""
     try:
         value = _adapter(Any).validate_json(content)
         if seal and isinstance(value, dict) and SEAL not in value:

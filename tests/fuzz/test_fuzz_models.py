@@ -308,6 +308,7 @@ READERS = [
         write_delta,
         read_unfinished_delta,
         (("delta.json", "json"), ("delta.safetensors", "bytes")),
+        hashed=True,
         cost=2,
     ),
     Reader("task files", write_task, read_task, (("train.csv", "bytes"), ("dev.tsv", "bytes"), ("test.jsonl", "jsonl"))),

@@ -23,6 +23,8 @@ from robustly.delta.saving import RECORD, TENSORS, reload, save_tensors
 from robustly.delta.stage import make_delta
 from robustly.delta.tasks.data import TaskData
 from robustly.delta.tuning import tune
+from robustly.files import sha256
+from robustly.strict_json import sealed
 
 SHORT = ["optim.epochs=0.8", "optim.warmup=0.2"]  # 6 updates
 
@@ -159,13 +161,15 @@ def test_the_same_command_does_nothing_and_another_recipe_is_refused(
     assert "seed 3" not in capsys.readouterr().err
 
     for change, message in [
-        ("delta.methods=[{name: lora, rank: 2}]", r"methods: \["),
+        ("delta.methods=[{name: lora, rank: 2}]", r"methods\.0\.rank: 4 there, 2 now"),
         ("delta.seeds=1", "seeds: 2 there, 1 now"),
         ("delta.task.max_length=39", "task.max_length: 40 there, 39 now"),
         (f"delta.task.test={changed}", "task.test: "),
         (f"paths.published={place / 'other'}", "input.base: "),
     ]:
-        with pytest.raises(UserError, match=f"of another recipe; nothing was changed\n.*{message}"):
+        with pytest.raises(
+            UserError, match=f"of another recipe; nothing was changed\n(?s:.*){message}"
+        ):
             make_delta(load_delta(place / "letters.yaml", [*arguments, change]))
 
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
@@ -219,7 +223,7 @@ def test_a_folder_that_does_not_reload_equal_is_not_finished(
         save(*arguments)  # type: ignore[arg-type]
         tensors = load_file(tmp_path / "delta" / TENSORS)
         next(iter(tensors.values())).view(-1)[0] += 0.1
-        save_file(tensors, tmp_path / "delta" / TENSORS)
+        write_again(tmp_path / "delta", tensors)
 
     from robustly.delta.saving import save
 
@@ -229,6 +233,33 @@ def test_a_folder_that_does_not_reload_equal_is_not_finished(
         make_delta(load_delta(place / "letters.yaml", arguments))
 
     assert not (tmp_path / "delta" / "manifest.json").exists()
+
+
+def write_again(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Other tensors, and a record that fits their file."""
+    save_file(tensors, folder / TENSORS)
+    change_record(
+        folder,
+        tensors={
+            "bytes": (folder / TENSORS).stat().st_size,
+            "sha256": sha256(folder / TENSORS),
+        },
+    )
+
+
+def change_record(folder: Path, seal: bool = True, **values: object) -> None:
+    record = json.loads((folder / RECORD).read_text())
+    if seal:
+        del record["seal"]
+
+    record |= values
+    (folder / RECORD).write_text(json.dumps(sealed(record) if seal else record))
+
+
+def flip_a_bit(folder: Path) -> None:
+    content = bytearray((folder / TENSORS).read_bytes())
+    content[-2] ^= 1
+    (folder / TENSORS).write_bytes(content)
 
 
 def cut_off(folder: Path) -> None:
@@ -241,31 +272,37 @@ def without_the_head(folder: Path) -> None:
         for name, tensor in load_file(folder / TENSORS).items()
         if "classifier" not in name
     }
-    save_file(tensors, folder / TENSORS)
+    write_again(folder, tensors)
 
 
 def without_a_lora_matrix(folder: Path) -> None:
     tensors = load_file(folder / TENSORS)
     del tensors[next(name for name in tensors if "lora_B" in name)]
-    save_file(tensors, folder / TENSORS)
+    write_again(folder, tensors)
 
 
 def of_another_rank(folder: Path) -> None:
     tensors = load_file(folder / TENSORS)
-    save_file(
+    write_again(
+        folder,
         {name: tensor[:2] if "lora_A" in name else tensor for name, tensor in tensors.items()},
-        folder / TENSORS,
     )
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut_off, "delta.safetensors: missing, cut off or damaged"),
+        (cut_off, r"delta.safetensors: [\d,]+ bytes, sha256 .*: damaged since it was written"),
+        (flip_a_bit, r"delta.safetensors: .*: damaged since it was written; restore it"),
+        (
+            lambda folder: change_record(folder, seal=False, labels=["x", "y"]),
+            "its seal is another",
+        ),
+        (lambda folder: change_record(folder, tensors={}), "delta.json: tensors.bytes: "),
         (without_the_head, r"does not fit delta.json: classifier.* is missing"),
         (without_a_lora_matrix, r"does not fit delta.json: .*lora_B.* is missing"),
         (of_another_rank, r"does not fit delta.json: .*lora_.* is \(2, .*, expected \(4, "),
-        (lambda folder: (folder / TENSORS).unlink(), "missing, cut off or damaged"),
+        (lambda folder: (folder / TENSORS).unlink(), "delta.safetensors: cannot be read: No such"),
         (lambda folder: (folder / RECORD).write_text("{"), "not a delta's record"),
         (lambda folder: (folder / RECORD).write_text("{}"), "not a delta's record"),
         (lambda folder: (folder / RECORD).unlink(), "no delta here: delta.json: No such file"),
@@ -328,10 +365,11 @@ def test_the_tensors_have_the_mode_that_the_user_wants(
 ) -> None:
     before = os.umask(mask)
     try:
-        path = save_tensors(reload(base, finished).model, tmp_path)
+        save_tensors(reload(base, finished).model, tmp_path)
     finally:
         os.umask(before)
 
+    path = tmp_path / TENSORS
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
     saved, read = load_file(finished / TENSORS), load_file(path)
     assert saved.keys() == read.keys()
