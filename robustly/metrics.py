@@ -16,6 +16,9 @@ from robustly.strict_json import parse_json, record
 Figure = int | float | str | None | dict[str, dict[str, float]]
 """What a line holds under a name: a number, a word, or scores of each source."""
 
+SOURCES = "validation_sources"
+"""What an evaluation's line holds scores of each source under."""
+
 FILES = ("metrics", "evaluations")
 """What lines are written to, `<name>.jsonl`."""
 
@@ -181,8 +184,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate([*earlier, last], start=1):
         try:
             line = parse_json(text, dict[str, Figure])
-            if type(line.get("update")) is not int:
-                raise ValueError("no update")
+            if type(line.get("update")) is not int or not isinstance(line.get(SOURCES, {}), dict):
+                raise ValueError("no update, or no scores by source")
             lines.append(line)
         except ValueError:
             if number <= len(earlier):

@@ -9,13 +9,13 @@ from robustly import manifest
 from robustly.description import Description, Listing
 from robustly.inspection.folders import disk_bytes, provenance
 from robustly.manifest import Manifest
-from robustly.metrics import read_metrics
+from robustly.metrics import SOURCES, read_metrics
 from robustly.pretrain.checkpoint import BEST, NAME, STATE, update_of
 from robustly.stages import KINDS
 from robustly.strict_json import parse_json
 
 ROWS = 8  # of a curve
-BESIDE = ("update", "validation_sources")  # keys of an evaluation that are shown in other ways
+BESIDE = ("update", SOURCES)  # keys of an evaluation that are shown in other ways
 
 
 def describe(folder: Path, finished: Manifest | None) -> Description:
@@ -115,7 +115,7 @@ def _held_out(line: dict[str, Any]) -> dict[str, Any]:
 
 def _by_source(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of the last evaluation."""
-    sources = evaluations[-1].get("validation_sources", {}) if evaluations else {}
+    sources = evaluations[-1].get(SOURCES, {}) if evaluations else {}
     return [{"source": name, **score} for name, score in sources.items()]
 
 

@@ -16,6 +16,7 @@ import typer
 
 from robustly import UserError, npy
 from robustly.cli.common import user_errors
+from robustly.corpus.executors.step import told
 from robustly.corpus.reading import file_text
 from robustly.exit_codes import START_AGAIN
 from robustly.pretrain.start import tensor_files
@@ -114,3 +115,10 @@ def test_an_array_that_the_address_space_has_no_room_for(tmp_path: Path) -> None
     kind, message = here.recv()
     child.join()
     assert kind == "MemoryError" and str(path) in message
+
+
+@pytest.mark.parametrize("error", TOO_LITTLE, ids=repr)
+def test_a_part_of_a_stage_says_it_wherever_it_is_worked_on(error: Exception) -> None:
+    assert told(error).startswith("not enough memory: ")
+    assert told(UserError("a.txt: no text")) == "a.txt: no text"
+    assert told(ValueError("memory")) == "ValueError: memory"

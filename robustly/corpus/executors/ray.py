@@ -11,7 +11,7 @@ from typing import Any
 
 from robustly import UserError
 from robustly.corpus.config import Processing
-from robustly.corpus.executors.step import Step, import_paths
+from robustly.corpus.executors.step import Step, import_paths, told
 
 # Tasks that Ray is given at a time: it spreads them over its cores, and plans ahead no further.
 IN_FLIGHT = 1000
@@ -81,9 +81,7 @@ def _fault(step: Step, number: int, error: Any) -> UserError:
     if isinstance(error.cause, UserError):
         return UserError(f"{error.cause}\nThe log: {log}")
 
-    return UserError(
-        f"{step.what}: {part} failed: {type(error.cause).__name__}: {error.cause}\nThe log: {log}"
-    )
+    return UserError(f"{step.what}: {part} failed: {told(error.cause)}\nThe log: {log}")
 
 
 def _log(step: Step, number: int) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from robustly import UserError, log
 from robustly.corpus.config import Processing, SlurmConfig
-from robustly.corpus.executors.step import Step, import_paths
+from robustly.corpus.executors.step import Step, import_paths, told
 from robustly.files import write_json
 
 MAX_TASKS = 1000  # of one job: one less than Slurm's default for MaxArraySize
@@ -236,11 +236,10 @@ def work(folder: str) -> None:
         try:
             step.do(number)
         except Exception as error:
-            user = isinstance(error, UserError)
             fault = {
                 "part": number,
-                "user": user,
-                "message": str(error) if user else f"{type(error).__name__}: {error}",
+                "user": isinstance(error, UserError),
+                "message": told(error),
                 "log": _log_file(step.folder / "slurm_logs", job, task),
             }
             (step.folder / FAULTS).mkdir(exist_ok=True)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robustly import UserError
+from robustly.resources import out_of_memory
+
 
 @dataclass(frozen=True)
 class Step:
@@ -42,6 +45,14 @@ class Step:
         """A part in messages: its number, and its file if it is of one."""
         path = getattr(self.parts[number], "path", None)
         return f"part {number} ({path})" if path else f"part {number}"
+
+
+def told(error: BaseException) -> str:
+    """What a part raised, for people."""
+    if isinstance(error, UserError):
+        return str(error)
+    what = "not enough memory: " if out_of_memory(error) else ""
+    return f"{what}{type(error).__name__}: {error}"
 
 
 def import_paths() -> list[str]:

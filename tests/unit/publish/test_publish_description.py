@@ -105,7 +105,7 @@ def test_a_model_that_cannot_fill_blanks_is_described_all_the_same(
     assert found.figures["parameters"] and not filled(found)
     assert "no blanks are filled" in found.notes[0] and "are missing" in found.notes[0]
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(UserError, match="expected a JSON object, found list"):
+    with pytest.raises(UserError, match="expected an object"):
         describe(tmp_path)
 
 
