@@ -7,9 +7,12 @@ A run of two ranks on a small config; the faults come at its fourth update. The 
 launcher are processes as `robustly pretrain` starts them; the program of a rank is this file, which
 adds the fault."""
 
+import itertools
+import json
 import os
 import platform
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +24,7 @@ from pathlib import Path
 import psutil
 
 from robustly import heartbeat
+from robustly.heartbeat import Phase
 from robustly.launch import local
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +48,7 @@ def config(folder: Path) -> list[str]:
 def rank(fault: str, folder: Path, words: list[str]) -> None:
     """Be a rank, whose number 1 meets a fault."""
     from robustly.cli import main
-    from robustly.pretrain import batches, loop
+    from robustly.pretrain import batches, loop, peers
 
     (folder / f"pid.{os.environ['RANK']}").write_text(str(os.getpid()))
     updates, make = loop.Trainer._update, batches.Batches.batch
@@ -60,10 +64,20 @@ def rank(fault: str, folder: Path, words: list[str]) -> None:
     def update(self: loop.Trainer, batch: batches.RankBatch, *others: object) -> object:
         meet(batch.update, "exception")
         meet(batch.update, "memory")
+        if batch.update == UPDATE and fault == "cost":
+            cost()
         if batch.update == UPDATE:
             (folder / f"there.{os.environ['RANK']}").touch()
             time.sleep(3 if fault == "outside" else 0)
         return updates(self, batch, *others)  # type: ignore[arg-type]
+
+    def cost() -> None:
+        peer = peers._peers
+        assert peer
+        seconds = timeit.timeit(
+            lambda: (peer.tell(), peer.for_telling.check([peers.FAULT])), number=300
+        )
+        (folder / "told").write_text(str(seconds / 300))
 
     def batch(self: batches.Batches, number: int) -> batches.RankBatch:
         meet(number, "data thread")
@@ -204,9 +218,33 @@ def main(prepared: Path) -> None:
         print(f"| {name} | {training(fault, prepared, strike)}", flush=True)
 
     print(f"| worker of `prepare` stopped | {preparing(prepared)}", flush=True)
+    print(f"\n{overhead(prepared.parent / 'tiny')}")
+
+
+def overhead(prepared: Path) -> str:
+    """What the heartbeat costs an update of the tiny config, on two ranks."""
+    words = [str(ROOT / "configs/tiny.yaml"), f"paths.root={prepared}", "run.log_every=1"]
+    for stage in ("tokenizer", "prepare"):
+        subprocess.run([sys.executable, "-m", "robustly.cli", stage, *words], check=True)
+
+    with tempfile.TemporaryDirectory() as name:
+        short = ["schedule.updates=100", "schedule.warmup=10", f"paths.train={name}/train"]
+        program = [sys.executable, __file__, "launch", "cost", name, *words, *short]
+        subprocess.run(program, check=True)
+        lines = (Path(name) / "train/metrics.jsonl").read_text().splitlines()
+        seconds = [json.loads(line)["seconds"] for line in lines]
+        update = statistics.median(b - a for a, b in itertools.pairwise(seconds[20:]))
+        told = float((Path(name) / "told").read_text())
+
     number = 1_000_000
-    seconds = timeit.timeit(lambda: heartbeat.mark(heartbeat.Phase.FORWARD, 1000, 3), number=number)
-    print(f"\nA mark takes {1e6 * seconds / number:.2f} us.")
+    mark = timeit.timeit(lambda: heartbeat.mark(Phase.FORWARD, 1000, 3), number=number) / number
+    marks = 6  # of an update of one micro-batch: loop.py
+    share = (marks * mark + update * told / heartbeat.BEAT) / update
+    return (
+        f"An update of the tiny config takes {1e3 * update:.1f} ms (median of 79, two ranks); its"
+        f" {marks} marks take {1e6 * mark:.2f} us each, and what a rank tells the others once a"
+        f" second {1e3 * told:.2f} ms: {share:.3%} of the update."
+    )
 
 
 if __name__ == "__main__":
