@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from robustly import UserError, log, npy
+from robustly import UserError, heartbeat, log, npy
 from robustly.data_prep.config import Format
 from robustly.data_prep.packing import PACKING, index_dtype, pack
 from robustly.data_prep.store import Store
@@ -122,6 +122,7 @@ def _make(path: Path, made_of: dict[str, Any], store: Store) -> str:
             start = int(store.source_starts[source])
             for blocks in pack(lines, block_length, format, start):
                 index.append(blocks)
+                heartbeat.go_on()
 
     changed = _changed_ns(path)
     digest = sha256(path)
