@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -26,6 +27,7 @@ from robustly.pretrain.loop import pretrain
 from robustly.pretrain.ranks import FailedOnAnotherRank
 from robustly.pretrain.sessions import Session
 from robustly.pretrain.stage import PretrainingConfig
+from robustly.pretrain.trace import batches_of
 from tests import warm
 
 pytestmark = pytest.mark.distributed
@@ -199,9 +201,11 @@ def test_another_packed_index_on_a_rank_is_named(
     assert "packed_index.train = " in said and nothing_was_written(config)
 
 
-def flip_a_bit(path: Path) -> None:
+def flip_a_bit(path: Path, block: int = -1) -> None:
+    """Move the begin of a block by a token."""
     content = bytearray(path.read_bytes())
-    content[-12] ^= 1
+    rows = np.load(path)
+    content[len(content) - rows.nbytes + block % len(rows) * rows.itemsize] ^= 1
     path.write_bytes(content)
 
 
@@ -211,7 +215,8 @@ def test_a_packed_index_with_a_flipped_bit_is_never_trained_on(
     copy = shutil.copytree(prepared / "data", tmp_path / "data")
     straight, healed = pretraining("straight"), pretraining("healed", f"paths.data={copy}")
     run_distributed(1, end, [straight])
-    flip_a_bit(next((copy / "views").glob("train-*-64-*.npy")))
+    first_block = int(batches_of(healed).share(1).samples.block[0])
+    flip_a_bit(next((copy / "views").glob("train-*-64-*.npy")), first_block)
     run_distributed(1, end, [healed])
     one, other = (last_checkpoint(config.folder("train")) for config in (straight, healed))
     assert one.files == other.files
