@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 import torch
 
 from robustly import UserError, log
-from robustly.workers import follow_parent
+from robustly.heartbeat import BEAT
+from robustly.workers import Beats, follow_parent
 
 CONTEXT = multiprocessing.get_context("spawn")
 """A forked child would inherit our threads' locks, and CUDA does not survive a fork."""
+SILENCE = 120.0
+"""Seconds without a sign of life after which a process counts as hung."""
 
 
 class Killed(UserError):
@@ -57,20 +60,22 @@ def each(
     it raised, or Killed if its process was killed.
 
     Of several GPUs each process has another as its current one. When the caller goes no further, or
-    at Ctrl-C, the processes are ended."""
+    at Ctrl-C, the processes are ended. Raises StartAgain, when all are ended, if one is stopped."""
     slots = deque(range(min(at_once, len(calls))))
     shared = len(slots)
     waiting = deque(enumerate(calls))
     started: dict[int, _Started] = {}
+    beats = Beats(SILENCE)
 
     try:
         while waiting or started:
             while waiting and slots:
                 place, call = waiting.popleft()
-                new = _start(work, place, call, slots.popleft(), shared)
+                new = _start(work, place, call, slots.popleft(), shared, beats.writer)
                 started[new.process.sentinel] = new
 
-            for sentinel in wait(list(started)):
+            beats.look(one.process for one in started.values())
+            for sentinel in wait(list(started), BEAT):
                 assert isinstance(sentinel, int)
                 ended = started.pop(sentinel)
                 slots.append(ended.slot)
@@ -82,14 +87,21 @@ def each(
 
 
 def _start(
-    work: Callable[..., None], place: int, call: tuple[Any, ...], slot: int, shared: int
+    work: Callable[..., None],
+    place: int,
+    call: tuple[Any, ...],
+    slot: int,
+    shared: int,
+    beats: Connection,
 ) -> _Started:
     # Ctrl-C is the parent's; processes that are still starting would answer it with a traceback
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         faults, theirs = CONTEXT.Pipe(duplex=False)
         threads = max(1, torch.get_num_threads() // shared)
-        process = CONTEXT.Process(target=_call, args=(work, call, slot, shared, threads, theirs))
+        process = CONTEXT.Process(
+            target=_call, args=(work, call, slot, shared, threads, theirs, beats)
+        )
         process.start()
         theirs.close()
         return _Started(place, slot, process, faults)
@@ -104,8 +116,9 @@ def _call(
     shared: int,
     threads: int,
     faults: Connection,
+    beats: Connection,
 ) -> None:
-    follow_parent()
+    follow_parent(beats)
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(slot % torch.cuda.device_count())

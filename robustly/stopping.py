@@ -33,13 +33,13 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def ends_in_one_line() -> Iterator[None]:
-    """For a command: in here SIGTERM and SIGHUP raise Terminated; whatever of them and of Ctrl-C
-    comes up to here ends the process without a traceback."""
+    """For a command: in here SIGTERM, SIGHUP and SIGUSR1 raise Terminated; whatever of them and of
+    Ctrl-C comes up to here ends the process without a traceback."""
 
     def raise_it(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, raise_it)
 

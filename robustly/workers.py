@@ -48,8 +48,7 @@ class Beats:
             raise StartAgain(
                 f"worker process {running[seen.name].pid} on {socket.gethostname()}: no sign of"
                 f" life for {seen.silent:.0f} s; it is stopped or stuck, and all were ended. What"
-                " is done is kept: the same command goes on. If that was slow work and no hang,"
-                " raise run.timeout"
+                " is done is kept: the same command goes on"
             )
 
 

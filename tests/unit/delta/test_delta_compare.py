@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from robustly import UserError
+from robustly import StartAgain, UserError
 from robustly.config import override
 from robustly.delta import compare as delta_compare
+from robustly.delta import workers
 from robustly.delta.base_model import Base
 from robustly.delta.compare import compare, train
 from robustly.delta.config import DeltaExperiment
@@ -140,6 +141,16 @@ def test_a_process_that_fails_ends_the_others() -> None:
         run(operator.call, [(signal.raise_signal, signal.SIGKILL), (time.sleep, 1000)], at_once=2)
 
     assert time.monotonic() - started < 500
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.processes
+@pytest.mark.usefixtures("warm_workers")
+def test_a_process_that_is_stopped_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "SILENCE", 3.0)
+    with pytest.raises(StartAgain, match=r"no sign of life for \d+ s"):
+        run(operator.call, [(signal.raise_signal, signal.SIGSTOP), (time.sleep, 1000)], at_once=2)
+
     assert not multiprocessing.active_children()
 
 

@@ -27,7 +27,13 @@ app([])
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)]
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 75),
+        (signal.SIGHUP, 75),
+        (signal.SIGUSR1, 75),
+        (signal.SIGINT, 130),
+    ],
 )
 def test_a_command_ends_in_one_line(number: signal.Signals, code: int, place: str) -> None:
     body = "\n".join(f"    {line}" for line in PLACES[place].splitlines())
