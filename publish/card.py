@@ -107,6 +107,7 @@ def _training(
         "layers / hidden / heads": f"{model.layers} / {model.hidden} / {model.heads}",
         "vocabulary": made.tokenizer.counts["entries"],
         "updates": train.counts["updates"],
+        "updates of these that were not made": train.counts.get("skipped_updates") or None,
         "blocks per update": train.counts["blocks_per_update"],
         "block length": train.recipe["data"]["block_length"],
         "tokens seen": train.counts["tokens"],

@@ -69,17 +69,16 @@ def trace_command(
             found, seen = trace.trace_document(
                 trace.batches_of(experiment), document, experiment.schedule.updates
             )
-            _show_document(found, seen, as_json)
+            _show_document(found, seen, shard_files(experiment), as_json)
             return
 
         assert update is not None
         trace.check_update(update, experiment)
         chosen = range(total) if rank is None else [rank]
         whole = trace.batches_of(experiment, 0, total)
-        blocks = [
-            block for one in chosen for block in trace.trace_update(whole.of_rank(one), update)
-        ]
-        _show_update(update, blocks, as_json)
+        shares = [trace.trace_update(whole.of_rank(one), update) for one in chosen]
+        blocks = [block for share in shares for block in share]
+        _show_update(update, blocks, shard_files(experiment), as_json)
 
 
 @app.command(name="replay", short_help="Train updates of a run again, and compare.")
@@ -186,9 +185,29 @@ def experiment_at(run: str, overrides: list[str] | None) -> Experiment:
     return load_experiment(str(train / "config.yaml"), [*places, *(overrides or [])])
 
 
-def _show_update(update: int, blocks: "list[TracedBlock]", as_json: bool) -> None:
+def shard_files(experiment: Experiment) -> dict[str, str]:
+    """What each shard of the train split was read from: a file and a range of its bytes (or rows,
+    or a dataset's shards); nothing where the corpus is not here."""
+    from robustly.corpus.partitions import partitions
+
+    try:
+        cut = partitions(experiment.corpus)
+    except UserError as fault:
+        log.say(f"without the files of the corpus: {fault}")
+        return {}
+
+    return {
+        f"train-{number:05d}": f"{part.path}[{part.start}:{part.end}]"
+        for number, part in enumerate(cut)
+    }
+
+
+def _show_update(
+    update: int, blocks: "list[TracedBlock]", files: dict[str, str], as_json: bool
+) -> None:
     if as_json:
-        log.print_json({"update": update, "blocks": [block.json() for block in blocks]})
+        listed = [block.json() for block in blocks]
+        log.print_json({"update": update, "blocks": listed, "shards": files})
         return
 
     from robustly.description import Listing, show_listing
@@ -220,6 +239,7 @@ def _show_update(update: int, blocks: "list[TracedBlock]", as_json: bool) -> Non
                     "source": piece.source,
                     "shard": piece.shard,
                     "place_in_shard": piece.place,
+                    "read_from": files.get(piece.shard),
                 }
                 for number, piece in sorted(documents.items())
             ],
@@ -227,13 +247,16 @@ def _show_update(update: int, blocks: "list[TracedBlock]", as_json: bool) -> Non
     )
 
 
-def _show_document(document: "Document", seen: "list[Seen]", as_json: bool) -> None:
+def _show_document(
+    document: "Document", seen: "list[Seen]", files: dict[str, str], as_json: bool
+) -> None:
+    figures = {**document._asdict(), "read_from": files.get(document.shard)}
     if as_json:
-        log.print_json({**document._asdict(), "seen": [line._asdict() for line in seen]})
+        log.print_json({**figures, "seen": [line._asdict() for line in seen]})
         return
 
     from robustly.description import Listing, show_listing
 
-    log.table(f"document {document.number}", document._asdict())
+    log.table(f"document {document.number}", figures)
     log.say(f"seen in {len({line.update for line in seen}):,} updates")
     show_listing(Listing("updates", [line._asdict() for line in seen]))

@@ -78,6 +78,7 @@ def _recipe_figures(recipe: Mapping[str, Any], finished: Manifest | None) -> dic
             f"feed-forward {model['feed_forward']}"
         ),
         **{key: facts[key] for key in ("parameters", "training_seconds") if key in facts},
+        **{key: facts[key] for key in ("spikes", "skipped_updates") if facts.get(key)},
         "block_length": data["block_length"],
         "format": data["format"],
         "masking": f"{masking['probability']:.0%}, {masking['style']} style",

@@ -92,3 +92,24 @@ def test_what_cannot_be_traced(
 
     assert leaving.value.code == 2
     assert said in capfd.readouterr().err
+
+
+def test_a_document_s_updates_and_what_it_was_read_from(
+    pretraining: Callable[..., PretrainingConfig], capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = pretraining()
+    arguments = config._arguments  # type: ignore[attr-defined]
+    with pytest.raises(SystemExit, match="0"):
+        main(["trace", *arguments, "--document", "3", "--json"])
+
+    found = json.loads(capfd.readouterr().out)
+    size = (config.folder("data").parent / "corpus.txt").stat().st_size
+    assert found["read_from"].endswith(f"corpus.txt[0:{size}]") and found["number"] == 3
+    for line in found["seen"]:
+        wanted = ["--update", str(line["update"]), "--json"]
+        with pytest.raises(SystemExit, match="0"):
+            main(["trace", *arguments, *wanted])
+
+        blocks = json.loads(capfd.readouterr().out)["blocks"]
+        (block,) = (block for block in blocks if block["position"] == line["position"])
+        assert 3 in [piece["document"] for piece in block["pieces"]]
