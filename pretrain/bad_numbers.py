@@ -126,6 +126,12 @@ def not_finite(full: Iterable[tuple[str, Tensor, Tensor, Tensor]]) -> list[str]:
     return [name for name, weight, *_ in full if not is_finite(weight)]
 
 
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 @dataclass(frozen=True)
 class FaultyMicroBatch:
     """A micro-batch that gave a number that is not finite, at first or when it was repeated."""
@@ -195,10 +201,7 @@ class Examination:
         """In words: `the loss is nan, repeated: 7.31: the device of rank 3 on gpu02 is suspect`."""
         found = f"the {self.what} is {self.value}, repeated: {self.repeated:.6g}"
         if self.weights:
-            more = f" and {len(self.weights) - 3} more" if len(self.weights) > 3 else ""
-            return (
-                f"{found}: weights were not finite before it: {', '.join(self.weights[:3])}{more}"
-            )
+            return f"{found}: weights were not finite before it: {listed(self.weights)}"
 
         if self.device_is_suspect:
             named = [f"rank {one.rank} on {one.host}" for one in self.ranks if one.suspect]

@@ -26,6 +26,7 @@ from robustly.pretrain.bad_numbers import (
     Attempt,
     Examination,
     Watch,
+    listed,
     not_finite,
     report,
     write_dump,
@@ -457,6 +458,9 @@ class Trainer:
                 " again"
             )
 
+        if not self.progress.update:
+            return UserError(f"{found}: expected a model to begin with that gives finite numbers")
+
         return UserError(
             f"{found}: training diverged.{rest} Lower optim.peak_lr or lengthen schedule.warmup, or"
             " let it go on without such updates (optim.on_bad_numbers=skip), and give it a new name"
@@ -563,7 +567,11 @@ class Trainer:
 
         loss = result.total.loss
         if not math.isfinite(loss):
-            raise self._diverged(f"update {update}: the validation loss is {loss}")
+            found = f"update {update}: the validation loss is {loss}"
+            if weights := not_finite(self.engine.full_tensors()):
+                found += f", and weights are not finite: {listed(weights)}"
+
+            raise self._diverged(found)
 
         self.progress = replace(self.progress, validation_loss=loss)
         if self.log:

@@ -84,6 +84,16 @@ def go(
             return found * 50
         return NanGradient.apply(found) if fault == "gradient" else found
 
+    if fault == "start":
+        fresh = loop.new_model
+
+        def spoilt(*arguments: Any) -> Any:
+            made = fresh(*arguments)
+            torch.nn.init.constant_(made.lm_head.dense.bias, float("nan"))
+            return made
+
+        loop.new_model = spoilt
+
     loop.Trainer._update = faulty_update  # type: ignore[method-assign]
     MaskedLanguageModel.forward = faulty_forward  # type: ignore[method-assign]
     try:
@@ -200,6 +210,15 @@ def test_weights_that_are_not_finite_are_named_first(
     assert kept and kept.progress.update == 4
 
 
+def test_weights_to_begin_with_that_are_not_finite_are_named(pretraining: MakePretraining) -> None:
+    said = train(pretraining(), "start")
+    assert (
+        "update 0: the validation loss is nan, and weights are not finite: model.lm_head.dense.bias"
+        in said
+    )
+    assert "expected a model to begin with that gives finite numbers" in said
+
+
 # ------------------------------------------------------------------------------- skip and roll back
 
 
@@ -250,6 +269,22 @@ def test_a_run_is_a_pure_function_of_config_and_record(
     for other in (recorded, killed):
         assert losses(other) == losses(skipping)
         assert weights(other)[:2] == weights(skipping)[:2]
+
+
+@pytest.mark.parametrize(
+    "layout", [("run.zero_stage=3",), ("run.zero_stage=2", "run.precision=bf16")], ids=str
+)
+def test_a_skip_leaves_nothing_behind_at_other_zero_stages(
+    pretraining: MakePretraining, layout: tuple[str, ...]
+) -> None:
+    changes = ("optim.on_bad_numbers=skip", "schedule.updates=8", *layout)
+    met, recorded = pretraining("met", *changes), pretraining("recorded", *changes)
+    assert not train(met, "gradient", (5,))
+    recorded.folder("train").mkdir()
+    text = (met.folder("train") / SKIPPED).read_text(encoding="utf-8")
+    (recorded.folder("train") / SKIPPED).write_text(text, encoding="utf-8")
+    assert not train(recorded)
+    assert losses(met) == losses(recorded) and weights(met)[:2] == weights(recorded)[:2]
 
 
 def test_a_record_that_was_changed_is_refused(pretraining: MakePretraining) -> None:
