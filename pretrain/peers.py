@@ -33,7 +33,7 @@ class _Peers:
         )
         self.meetings = 0
         self.watch = Watch()
-        self.told_marks = 0
+        self.told_marks, self.times = 0, 0
         self.over = threading.Event()
         self.tell()
         heartbeat.ask(self.seen)
@@ -72,7 +72,10 @@ class _Peers:
             self.for_telling.add(WORK, 1)
 
         self.told_marks = record.marks
-        told = {"host": socket.gethostname(), "idle": own.idle, "record": record}
+        self.times += 1
+        told = {
+            "host": socket.gethostname(), "times": self.times, "idle": own.idle, "record": record,
+        }  # fmt: skip
         self.for_telling.set(f"robustly/rank/{self.rank}", json.dumps(told))
 
     def tell_and_hear(self) -> None:
@@ -96,7 +99,7 @@ class _Peers:
         for rank, now in self.told().items():
             beats, marks, update, micro_batch, phase, _ = now["record"]
             record = Record(beats, marks, update, micro_batch, Phase(phase), bound)
-            silent = idle if first[rank]["record"][0] == beats else 0.0
+            silent = idle if first[rank]["times"] == now["times"] else 0.0
             idle_there = max(now["idle"], silent)
             found.append(Seen(f"rank {rank}", record, silent, idle_there, now["host"]))
 
