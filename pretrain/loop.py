@@ -67,6 +67,7 @@ from robustly.pretrain.schedule import learning_rate
 from robustly.pretrain.sessions import SESSIONS, Session, begin_session, write_sessions
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.start.init_from import start_from
+from robustly.pretrain.update_records import SKIPPED
 from robustly.pretrain.validation import evaluate
 from robustly.rng import Purpose, seed64
 from robustly.strict_yaml import dump_yaml
@@ -429,7 +430,13 @@ class Trainer:
 
         policy = self.policies.on_bad_numbers(found)
         if policy == "stop":
-            raise self._diverged(f"update {batch.update}: {reason}", found.device_is_suspect)
+            line = f'{{"update": {batch.update}}}'
+            way_on = f" To go on without it, add {line} to {self.folder / SKIPPED}."
+            raise self._diverged(
+                f"update {batch.update}: {reason}",
+                found.device_is_suspect,
+                way_on if not weights else "",
+            )
 
         return policy, reason
 
@@ -444,8 +451,9 @@ class Trainer:
         return IntervalSums(**self.progress.interval)
 
     def _diverged(
-        self, found: str, device_is_suspect: bool = False
+        self, found: str, device_is_suspect: bool = False, way_on: str = ""
     ) -> UserError | FailedOnAnotherRank:
+        """`way_on`: how the run can go on as it is, in a sentence; default: it cannot."""
         if self.rank:
             return FailedOnAnotherRank()
 
@@ -461,10 +469,10 @@ class Trainer:
         if not self.progress.update:
             return UserError(f"{found}: expected a model to begin with that gives finite numbers")
 
+        lower = "Otherwise lower" if way_on else "Lower"
         return UserError(
-            f"{found}: training diverged.{rest} Lower optim.peak_lr or lengthen schedule.warmup, or"
-            " let it go on without such updates (optim.on_bad_numbers=skip), and give it a new name"
-            " (--new-run NAME)"
+            f"{found}: training diverged.{rest}{way_on} {lower} optim.peak_lr or lengthen"
+            " schedule.warmup and give it a new name (--new-run NAME)"
         )
 
     # --------------------------------------------------------------------------- around the updates

@@ -5,7 +5,7 @@ Both ask what training asks: the sampler for the blocks of an update, the masks 
 packed index for the places of their tokens. So what they list is what is trained on, on any number
 of ranks, before, while and after it is."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -124,14 +124,18 @@ def _pieces(origins: Origins, block: int, second: int) -> list[TracedPiece]:
     return found
 
 
-def trace_document(batches: Batches, number: int, updates: int) -> tuple[Document, list[Seen]]:
-    """A document of the train split, and where the first `updates` updates see it, in their order.
+def trace_document(
+    batches: Batches, number: int, updates: int, skipped: Collection[int] = ()
+) -> tuple[Document, list[Seen]]:
+    """A document of the train split, and where the first `updates` updates, less those that are
+    `skipped`, see it, in their order.
 
     Raises UserError if there is no such document."""
     origins = Origins(batches.sampler.blocks)
     document = origins.document(number)
     firsts, seconds = origins.blocks_with(number)
-    return document, list(_seen(batches, firsts, seconds, updates))
+    seen = _seen(batches, firsts, seconds, updates)
+    return document, [line for line in seen if line.update not in skipped]
 
 
 def _seen(batches: Batches, firsts: Any, seconds: Any, updates: int) -> Iterator[Seen]:

@@ -12,7 +12,6 @@ from typing import Any
 
 from robustly import UserError
 from robustly.files import write_atomic
-from robustly.strict_json import parse_json
 
 SKIPPED = "skipped.jsonl"
 SPIKES = "spikes.jsonl"
@@ -22,25 +21,30 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a record; none where there is no file. A last line that a kill cut off is left
     out. Raises UserError if another is damaged."""
     try:
-        *whole, _ = path.read_bytes().split(b"\n")
+        *whole, last = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
 
     lines = []
-    for number, text in enumerate(whole, start=1):
-        try:
-            line = parse_json(text, dict[str, Any])
-            if type(line.get("update")) is not int:
-                raise ValueError("no update")
-        except ValueError:
+    for number, text in enumerate([*whole, last], start=1):
+        line = _parsed(text)
+        if line is not None:
+            lines.append(line)
+        elif number <= len(whole):
             raise UserError(
                 f"{path}, line {number}: damaged; it says which updates are not made. Restore it,"
                 " or begin anew (--new-run NAME)"
-            ) from None
-
-        lines.append(line)
+            )
 
     return lines
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+        return line if type(line["update"]) is int else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
@@ -65,9 +69,10 @@ def skipped(path: Path, update: int, without: Collection[int]) -> set[int]:
     lines = read(path)
     found = {line["update"] for line in lines}
     if {number for number in found if number <= update} != set(without):
+        gone = _numbers(without)
         raise UserError(
-            f"{path}: lists {_numbers(found)}, and the checkpoint of update {update} was trained"
-            f" without {_numbers(without)}; restore the file"
+            f"{path}: lists {_numbers(found) or 'no update'}, and the checkpoint of update {update}"
+            f" was trained {f'without {gone}' if gone else 'with every one'}; restore the file"
         )
 
     _write(path, lines)  # without a line that a kill cut off
@@ -80,4 +85,4 @@ def _write(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def _numbers(updates: Collection[int]) -> str:
-    return f"updates {', '.join(map(str, sorted(updates)))}" if updates else "no update"
+    return f"updates {', '.join(map(str, sorted(updates)))}" if updates else ""

@@ -59,16 +59,17 @@ def trace_command(
             raise UserError("expected either --update K or --document D")
 
         from robustly.pretrain import trace
+        from robustly.pretrain.update_records import SKIPPED, read
 
         experiment = experiment_at(run, overrides)
         total = ranks or experiment.run.ranks
         if rank is not None and rank >= total:
             raise UserError(f"--rank {rank}: expected one of 0 to {total - 1} (--ranks {total})")
 
+        skipped = {line["update"] for line in read(experiment.folder("train") / SKIPPED)}
         if document is not None:
-            found, seen = trace.trace_document(
-                trace.batches_of(experiment), document, experiment.schedule.updates
-            )
+            batches, updates = trace.batches_of(experiment), experiment.schedule.updates
+            found, seen = trace.trace_document(batches, document, updates, skipped)
             _show_document(found, seen, shard_files(experiment), as_json)
             return
 
@@ -78,7 +79,7 @@ def trace_command(
         whole = trace.batches_of(experiment, 0, total)
         shares = [trace.trace_update(whole.of_rank(one), update) for one in chosen]
         blocks = [block for share in shares for block in share]
-        _show_update(update, blocks, shard_files(experiment), as_json)
+        _show_update(update, update in skipped, blocks, shard_files(experiment), as_json)
 
 
 @app.command(name="replay", short_help="Train updates of a run again, and compare.")
@@ -203,11 +204,16 @@ def shard_files(experiment: Experiment) -> dict[str, str]:
 
 
 def _show_update(
-    update: int, blocks: "list[TracedBlock]", files: dict[str, str], as_json: bool
+    update: int,
+    skipped: bool,
+    blocks: "list[TracedBlock]",
+    files: dict[str, str],
+    as_json: bool,
 ) -> None:
     if as_json:
         listed = [block.json() for block in blocks]
-        log.print_json({"update": update, "blocks": listed, "shards": files})
+        figures = {"update": update, "skipped": skipped, "blocks": listed, "shards": files}
+        log.print_json(figures)
         return
 
     from robustly.description import Listing, show_listing
@@ -229,6 +235,9 @@ def _show_update(
     ]
     documents = {piece.document: piece for block in blocks for piece in block.pieces}
     log.say(f"update {update}: {len(blocks):,} blocks of {len(documents):,} documents")
+    if skipped:
+        log.say("it was skipped: no model has learnt from it")
+
     show_listing(Listing("blocks, in the order in which they go through the model", rows))
     show_listing(
         Listing(

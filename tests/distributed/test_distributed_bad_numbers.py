@@ -15,6 +15,8 @@ from small_config import last_checkpoint
 
 from ranks import run_distributed
 from robustly import StartAgain, UserError, manifest
+from robustly.cli import main
+from robustly.experiment import Experiment
 from robustly.metrics import read_metrics
 from robustly.pretrain import checkpoint, loop
 from robustly.pretrain.bad_numbers import DUMPS
@@ -22,12 +24,11 @@ from robustly.pretrain.batches import RankBatch
 from robustly.pretrain.loop import pretrain
 from robustly.pretrain.objective import MaskedLanguageModel
 from robustly.pretrain.ranks import FailedOnAnotherRank
-from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.trace import batches_of, trace_update
 from robustly.pretrain.update_records import SKIPPED, SPIKES
 
 pytestmark = pytest.mark.distributed
-MakePretraining = Callable[..., PretrainingConfig]
+MakePretraining = Callable[..., Experiment]
 MICRO_BATCHES = 3  # of a rank: 24 blocks on 2 ranks, 4 at a time
 
 
@@ -46,7 +47,7 @@ class NanGradient(torch.autograd.Function):
 def go(
     rank: int,
     ranks: int,
-    config: PretrainingConfig,
+    config: Experiment,
     fault: str = "",
     updates: Collection[int] = (),
     once: bool = False,
@@ -106,7 +107,7 @@ def go(
     return ""
 
 
-def train(config: PretrainingConfig, *arguments: Any, **options: Any) -> str:
+def train(config: Experiment, *arguments: Any, **options: Any) -> str:
     """Returns what rank 0 says where training stops by a fault."""
 
     def start(rank: int, ranks: int) -> str:
@@ -115,22 +116,22 @@ def train(config: PretrainingConfig, *arguments: Any, **options: Any) -> str:
     return run_distributed(2, start)[0]
 
 
-def dump_of(config: PretrainingConfig, update: int) -> tuple[Path, dict[str, Any]]:
+def dump_of(config: Experiment, update: int) -> tuple[Path, dict[str, Any]]:
     folder = config.folder("train") / DUMPS / f"update-{update:08d}"
     return folder, json.loads((folder / "dump.json").read_text(encoding="utf-8"))
 
 
-def weights(config: PretrainingConfig) -> list[str]:
+def weights(config: Experiment) -> list[str]:
     files = last_checkpoint(config.folder("train")).files
     return [json.dumps(str(files[name])) for name in sorted(files)]
 
 
-def lines(config: PretrainingConfig) -> list[dict[str, Any]]:
+def lines(config: Experiment) -> list[dict[str, Any]]:
     path = config.folder("train") / SKIPPED
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def losses(config: PretrainingConfig) -> list[tuple[int, float | None, int]]:
+def losses(config: Experiment) -> list[tuple[int, float | None, int]]:
     return [
         (line["update"], line.get("loss"), line["tokens"])
         for line in read_metrics(config.folder("train") / "metrics.jsonl")
@@ -168,6 +169,34 @@ def test_a_bad_batch_stops_before_the_step_with_a_dump_to_repeat_it(
     inputs = load_file(folder / faulty["inputs"])
     assert torch.equal(inputs["inputs"], made.inputs)
     assert torch.equal(inputs["labels"], made.labels)
+
+
+def test_a_run_that_stopped_goes_on_without_the_update_as_its_message_says(
+    skipping: Experiment, pretraining: MakePretraining, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = pretraining()
+    for update in (5, 6):
+        said = train(config, "loss", (5, 6))
+        line = f'{{"update": {update}}}'
+        assert f"To go on without it, add {line} to {config.folder('train') / SKIPPED}" in said
+        with (config.folder("train") / SKIPPED).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    assert not train(config, "loss", (5, 6))
+    assert losses(config) == losses(skipping) and weights(config)[:2] == weights(skipping)[:2]
+
+    capfd.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        main(["trace", *config._arguments, "--update", "5", "--json"])
+
+    found = json.loads(capfd.readouterr().out)
+    assert found["skipped"]
+    document = found["blocks"][0]["pieces"][0]["document"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["trace", *config._arguments, "--document", str(document), "--json"])
+
+    seen = {line["update"] for line in json.loads(capfd.readouterr().out)["seen"]}
+    assert not seen & {5, 6}
 
 
 def test_a_number_that_is_finite_when_repeated_makes_the_device_suspect(
@@ -223,7 +252,7 @@ def test_weights_to_begin_with_that_are_not_finite_are_named(pretraining: MakePr
 
 
 @pytest.fixture(scope="module")
-def skipping(make_pretraining: MakePretraining) -> PretrainingConfig:
+def skipping(make_pretraining: MakePretraining) -> Experiment:
     """A run that left out updates 5 and 6, and that nothing else disturbed."""
     config = make_pretraining("skipping", "optim.on_bad_numbers=skip")
     assert not train(config, "loss", (5, 6))
@@ -231,7 +260,7 @@ def skipping(make_pretraining: MakePretraining) -> PretrainingConfig:
 
 
 def test_skipped_updates_are_recorded_with_their_blocks_and_training_goes_on(
-    skipping: PretrainingConfig,
+    skipping: Experiment,
 ) -> None:
     found = lines(skipping)
     assert [line["update"] for line in found] == [5, 6]
@@ -252,7 +281,7 @@ def test_skipped_updates_are_recorded_with_their_blocks_and_training_goes_on(
 
 
 def test_a_run_is_a_pure_function_of_config_and_record(
-    skipping: PretrainingConfig, pretraining: MakePretraining
+    skipping: Experiment, pretraining: MakePretraining
 ) -> None:
     """The same without the fault, where the record is there from the beginning; and where a kill
     comes between the fault and the next checkpoint."""
@@ -312,7 +341,7 @@ def test_too_many_skipped_in_a_row_stop(pretraining: MakePretraining) -> None:
 
 
 def test_rolling_back_skips_the_update_and_mends_damaged_weights(
-    skipping: PretrainingConfig, pretraining: MakePretraining
+    skipping: Experiment, pretraining: MakePretraining
 ) -> None:
     back = pretraining("back", "optim.on_bad_numbers=rollback", "run.checkpoint_every=4")
     assert not train(back, "loss", (5, 6))
@@ -332,7 +361,7 @@ LONG = ("schedule.updates=40", "run.checkpoint_every=10", "run.evaluate_every=40
 SPIKE = 38
 
 
-def spike_lines(config: PretrainingConfig) -> list[dict[str, Any]]:
+def spike_lines(config: Experiment) -> list[dict[str, Any]]:
     path = config.folder("train") / SPIKES
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
