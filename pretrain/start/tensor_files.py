@@ -1,10 +1,13 @@
 """Read tensors from safetensors files and pickles, without running any code that these hold."""
 
+import mmap
 import pickle
 import pickletools
+import struct
 import zipfile
+import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +31,9 @@ _FAULTS = (
     TypeError,
     AttributeError,
     AssertionError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
 )
 """What a file that is no checkpoint, or a damaged one, makes torch and pickle raise."""
 
@@ -94,8 +100,9 @@ def _names(path: Path) -> set[str]:
             with archive.open(data) as file:
                 return _named(file)
 
-    with path.open("rb") as file:
-        return set().union(*(_named(file) for _ in range(_LEGACY_PICKLES)))
+    # mapped: a damaged length reads to the end of a map, and as much into memory from a file
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+        return set().union(*(_named(cast(IO[bytes], stream)) for _ in range(_LEGACY_PICKLES)))
 
 
 def _named(file: IO[bytes]) -> set[str]:

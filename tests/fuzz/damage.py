@@ -52,6 +52,8 @@ ODD_BYTES = (
     b"{",
     b"1",
 )
+HEADER = 400
+"""Bytes at both ends of a file that are damaged more often than others."""
 ODD_DTYPES = (
     "<u8",
     ">u4",
@@ -109,7 +111,13 @@ def _of_bytes(draw: st.DrawFn, content: bytes) -> Damage:
                 ["flip", "cut", "insert", "run twice", "run lost", "run of one byte", "emptied"]
             )
         )
-        at = draw(st.integers(0, max(0, len(content) - 1)))
+        last = max(0, len(content) - 1)
+        # anywhere, or where headers and directories are
+        at = draw(
+            st.integers(0, last)
+            | st.integers(0, min(last, HEADER))
+            | st.integers(max(0, last - HEADER), last)
+        )
         end = min(len(content), at + draw(st.integers(1, 64)))
         match kind:
             case "flip" if content:

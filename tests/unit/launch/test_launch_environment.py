@@ -213,3 +213,9 @@ def test_numbered_ports_stay_below_the_ports_that_linux_hands_out():
     assert max(ports) < 32768
     assert len(set(ports)) == 12000
     assert ports[:2] == [20000, 20001]  # jobs that start together meet at different ones
+
+
+@pytest.mark.parametrize("text", ["", "2(x3", "2;1", "two", "2(x99999999999)", "2(x3),"])
+def test_tasks_per_node_in_another_form(text):
+    with pytest.raises(UserError, match="expected Slurm's form of it, such as"):
+        tasks_per_node(text)

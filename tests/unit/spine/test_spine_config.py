@@ -498,3 +498,34 @@ def test_the_papers_numbers():
         )
         assert (e.masking.probability, e.masking.mask, e.masking.random) == (0.15, 0.8, 0.1)
         assert (e.model.positions, e.model.layer_norm_eps, e.model.token_types) == (514, 1e-5, 1)
+
+
+BOMB = ", ".join(
+    ["&a0 [x, x]", *(f"&a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10))]
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ("!!int x", "'x' is not of the type int"),
+        ("!!float []", "expected a scalar node"),
+        ("!!bool 7", "'7' is not of the type bool"),
+        ("!!timestamp 2024-01-01", "could not determine a constructor for the tag"),
+        ("!!python/object/apply:os.system [true]", "could not determine a constructor for the tag"),
+        ("1" * 5000, "is not of the type int"),
+        ('"a\\x00b"', "is not of the type str"),
+        ("[" * 5000, "nested too deeply"),
+        ("&a [*a]", "an alias within what it stands for"),
+        (f"[{BOMB}]", "more than 100,000 values"),
+    ],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_values_that_are_no_plain_data(tmp_path: Path, value: str, fault: str) -> None:
+    with pytest.raises(UserError, match=f"the value is not valid YAML: (.|\n)*{fault}") as found:
+        config.override({}, f"a.b={value}", tmp_path)
+
+    assert len(str(found.value)) < 1000
+    (tmp_path / "page.yaml").write_text(f"a: {value}")
+    with pytest.raises(UserError, match=rf"page\.yaml: not valid YAML: (.|\n)*{fault}"):
+        config.read_config(tmp_path / "page.yaml")
