@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from command_line import ROBUSTLY, ROOT, robustly, working_directory
 
+from robustly.strict_json import sealed
 from tests import warm
 
 pytestmark = pytest.mark.pipeline
@@ -39,7 +40,8 @@ def test_raw_text_to_a_published_folder(finished: tuple[Path, dict[str, Any]]) -
     assert list(manifests) == ["tokenizer", "data", "train", "published"]
     root = work / "runs" / "small"
     for stage in manifests:
-        assert json.loads((root / stage / "manifest.json").read_text()) == manifests[stage]
+        written = json.loads((root / stage / "manifest.json").read_text())
+        assert written == sealed(manifests[stage])
 
     assert len(metrics(root / "train")) == 30
     assert manifests["published"]["counts"]["max_logit_difference"] <= 1e-5
