@@ -38,13 +38,13 @@ CORPUS = ROOT / "data_prep" / "corpora" / "prose_cc0.txt"
 UPDATES, EVALUATE_EVERY = 30, 5
 CONFIG = f"""
 base: {ROOT}/configs/tiny.yaml
-corpus: {{sources: corpus.txt, validation: 0.1}}
+corpus: {{sources: corpus.txt, validation: 0.4}}
 tokenizer: {{vocab_size: 500}}
 data: {{block_length: 64}}
 model: {{layers: 2, hidden: 32, heads: 2, feed_forward: 64, positions: 66, dropout: 0.1, attention_dropout: 0.1}}
 optim: {{batch_size: 24, peak_lr: 2e-3}}
 schedule: {{updates: {UPDATES}, warmup: 5}}
-run: {{micro_batch: 4, log_every: 1, evaluate_every: {EVALUATE_EVERY}, evaluate_blocks: 48, checkpoint_every: 2, workers: 1}}
+run: {{micro_batch: 4, log_every: 1, evaluate_every: {EVALUATE_EVERY}, evaluate_blocks: 160, checkpoint_every: 2, workers: 1}}
 """
 TIMES = {"tokens_per_second", "seconds", "data_wait", "mfu", "memory_gb"}
 """Of a line of metrics.jsonl: what two runs may differ in."""
@@ -189,7 +189,7 @@ def kill(run: Run, target: Target, wanted: Moment, chance: random.Random) -> Mom
     had ended."""
     assert run.process
     ranks: list[int] = []
-    last_start, first = time.monotonic() + chance.uniform(0, 4), run.updates()
+    last_start, first = time.monotonic() + chance.uniform(0, 2), run.updates()
     target_update, seen = 0, False
 
     while run.process.poll() is None:
@@ -280,7 +280,7 @@ def differences(run: Run, straight: Run, tolerance: float) -> tuple[float, list[
 def stress(kills: int, work: Path, chance: random.Random) -> list[Tally]:
     """Kill and compare on all layouts, below a folder."""
     text = CORPUS.read_text(encoding="utf-8")
-    (work / "corpus.txt").write_text(text[: text.index("\n\n", 150_000)], encoding="utf-8")
+    (work / "corpus.txt").write_text(text[: text.index("\n\n", 200_000)], encoding="utf-8")
     (work / "config.yaml").write_text(CONFIG, encoding="utf-8")
     for command in ("tokenizer", "prepare"):
         _command(work, command, "config.yaml")
