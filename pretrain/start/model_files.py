@@ -187,7 +187,8 @@ def _weights_files(folder: Path, title: str) -> tuple[Path, ...]:
             f"{title}: {found}: expected weight_map, an object of tensors and files"
         ) from None
 
-    if missing := [name for name in names if not (folder / name).is_file()]:
+    there = {path.name for path in folder.iterdir()}
+    if missing := [name for name in names if name not in there]:
         raise UserError(f"{title}: its weights are not there; looked for {', '.join(missing)}")
 
     return tuple(folder / name for name in names)
