@@ -5,6 +5,7 @@ import csv
 import functools
 import io
 import json
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -164,10 +165,8 @@ def write_shards(folder: Path) -> None:
 
 @functools.cache
 def base() -> Base:
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp())
-    return Base.load(small_checkpoints.ours(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        return Base.load(small_checkpoints.ours(Path(folder)))
 
 
 TASK = ClassificationTask(
