@@ -36,9 +36,9 @@ from robustly import heartbeat
 from robustly.experiment import load_experiment
 from robustly.files import flush, sha256
 from robustly.launch import local
-from robustly.pretrain import checkpoint
-from robustly.pretrain.background_saves import BackgroundSaves
-from robustly.pretrain.checkpoint import Progress
+from robustly.pretrain.checkpoints import checkpoint
+from robustly.pretrain.checkpoints.background_saves import BackgroundSaves
+from robustly.pretrain.checkpoints.checkpoint import Progress
 from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config

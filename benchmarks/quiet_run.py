@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from robustly.metrics import read_metrics
-from robustly.pretrain.spikes import Usual
+from robustly.pretrain.bad_updates.spikes import Usual
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from robustly.delta.predictor import Predictor
 from robustly.delta.tasks.config import Task
 from robustly.files import write_json
 from robustly.manifest import FileFacts
-from robustly.pretrain.tensor_file import write_tensors
+from robustly.pretrain.checkpoints.tensor_file import write_tensors
 from robustly.resources import check_memory
 from robustly.strict_json import read_json, record, sealed
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import RobertaForMaskedLM
 
 from robustly import StartAgain, UserError, heartbeat, log, stopping
 from robustly.exit_codes import START_AGAIN
@@ -18,10 +17,8 @@ from robustly.files import write_atomic, write_json
 from robustly.heartbeat import Phase
 from robustly.manifest import Manifest, Stage
 from robustly.metrics import read_metrics
-from robustly.pretrain import checkpoint
 from robustly.pretrain.agreement import agree, code
-from robustly.pretrain.background_saves import BackgroundSaves
-from robustly.pretrain.bad_numbers import (
+from robustly.pretrain.bad_updates.bad_numbers import (
     DUMPS,
     Attempt,
     Examination,
@@ -31,23 +28,18 @@ from robustly.pretrain.bad_numbers import (
     report,
     write_dump,
 )
+from robustly.pretrain.bad_updates.policies import MOST_IN_A_ROW, Policy, UpdatePolicies
+from robustly.pretrain.bad_updates.update_records import SKIPPED
 from robustly.pretrain.batches import Batches, RankBatch, dropout_seed
-from robustly.pretrain.checkpoint import Checkpoint, Progress
-from robustly.pretrain.config import DistillationConfig
-from robustly.pretrain.disk_space import look_before_checkpoint, look_before_run
-from robustly.pretrain.distillation import Distillation, open_teacher, start_from_teacher
+from robustly.pretrain.checkpoints import checkpoint
+from robustly.pretrain.checkpoints.background_saves import BackgroundSaves
+from robustly.pretrain.checkpoints.checkpoint import Checkpoint, Progress
+from robustly.pretrain.checkpoints.disk_space import look_before_checkpoint, look_before_run
 from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
 from robustly.pretrain.inputs import Inputs, open_inputs
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.model_setup import set_up_model
-from robustly.pretrain.objective import (
-    MaskedLanguageModel,
-    NextSentenceHead,
-    new_model,
-    roberta_config,
-    weighted,
-)
-from robustly.pretrain.policies import MOST_IN_A_ROW, Policy, UpdatePolicies
+from robustly.pretrain.objective import weighted
 from robustly.pretrain.profiling import Profile
 from robustly.pretrain.ranks import (
     FailedOnAnotherRank,
@@ -66,14 +58,9 @@ from robustly.pretrain.reporting import (
 from robustly.pretrain.schedule import learning_rate
 from robustly.pretrain.sessions import SESSIONS, Session, begin_session, write_sessions
 from robustly.pretrain.stage import PretrainingConfig
-from robustly.pretrain.start.init_from import start_from
-from robustly.pretrain.update_records import SKIPPED
+from robustly.pretrain.start.initial_model import initial_model
 from robustly.pretrain.validation import evaluate
-from robustly.rng import Purpose, seed64
 from robustly.strict_yaml import dump_yaml
-from robustly.tokenizer.tokenizer import Tokenizer
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Stopped(Exception):
@@ -169,7 +156,7 @@ class Trainer:
         self.validation_blocks = validation if len(validation) else None
         self.batches = Batches.of(config, train, self.special, rank, ranks)
 
-        self.model = self._new_model(inputs.tokenizer, pairs=train.pairs)
+        self.model = initial_model(config, inputs.tokenizer, train.pairs, rank, device)
         self.loss_terms = self.model.loss_terms()
         self.parameters = sum(p.numel() for p in self.model.parameters())
         set_up_model(self.model, config.run, device)
@@ -184,45 +171,6 @@ class Trainer:
         """Of rank 0, which speaks for all."""
         self.sessions: tuple[Session, ...] = ()
         """Those that led here, this one included; of rank 0, too."""
-
-    def _new_model(self, tokenizer: Tokenizer, pairs: bool) -> MaskedLanguageModel:
-        """The model with fresh weights, or those of the checkpoint or the teacher that the config
-        names."""
-        config, seed = self.config, self.config.seed
-        sizes = roberta_config(config.model, self.special)
-        roberta = new_model(sizes, seed64(seed, Purpose.INIT, 0, 0))
-        if source := config.initial():
-            with together(self.device):
-                fitted = start_from(roberta, source, config.model, tokenizer.vocabulary)
-
-            if self.rank == 0:
-                log.say(fitted)
-
-        if config.distillation:
-            return self._student(roberta, config.distillation, tokenizer)
-        if pairs:
-            head = NextSentenceHead(sizes, seed64(seed, Purpose.INIT, 0, 1))
-            return MaskedLanguageModel(roberta, head)
-
-        return MaskedLanguageModel(roberta)
-
-    def _student(
-        self, roberta: RobertaForMaskedLM, settings: DistillationConfig, tokenizer: Tokenizer
-    ) -> Distillation:
-        """A student that starts from layers of its teacher, and the teacher, on the device."""
-        source = self.config.teacher()
-        assert source
-        with together(self.device):
-            teacher = open_teacher(source, self.config.model, tokenizer)
-
-        layers = ", ".join(map(str, start_from_teacher(roberta, teacher)))
-        if self.rank == 0:
-            log.say(f"starting from {source.folder}: its layers {layers}, counted from 0")
-
-        run = self.config.run
-        objective = MaskedLanguageModel(teacher.to(self.device, DTYPES[run.precision])).eval()
-        set_up_model(objective, run, self.device)
-        return Distillation(roberta, objective, settings)
 
     # ------------------------------------------------------------------------------------ the run
 

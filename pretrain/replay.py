@@ -15,10 +15,10 @@ from safetensors import safe_open
 
 from robustly import StartAgain, UserError
 from robustly.metrics import read_metrics
-from robustly.pretrain import checkpoint
-from robustly.pretrain.checkpoint import MOMENTS, WEIGHTS
+from robustly.pretrain.bad_updates.update_records import SKIPPED, SPIKES
+from robustly.pretrain.checkpoints import checkpoint
+from robustly.pretrain.checkpoints.checkpoint import MOMENTS, WEIGHTS
 from robustly.pretrain.stage import PretrainingConfig
-from robustly.pretrain.update_records import SKIPPED, SPIKES
 
 RECORDS = ("metrics.jsonl", "evaluations.jsonl", SKIPPED, SPIKES)
 OF_THE_MOMENT = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds")

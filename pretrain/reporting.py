@@ -12,7 +12,7 @@ from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import Metrics, WandbRun
 from robustly.pretrain.agreement import versions
 from robustly.pretrain.batches import Batches
-from robustly.pretrain.checkpoint import Progress
+from robustly.pretrain.checkpoints.checkpoint import Progress
 from robustly.pretrain.flops import flops_per_token
 from robustly.pretrain.mfu import model_flops_utilization, peak_tflops
 from robustly.pretrain.schedule import learning_rate

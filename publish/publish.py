@@ -22,7 +22,13 @@ from robustly.files import write_atomic, write_json
 from robustly.log import quiet_transformers
 from robustly.manifest import Manifest, Stage
 from robustly.metrics import read_metrics
-from robustly.pretrain.checkpoint import WEIGHTS, Progress, best_update, folder_of, of_finished
+from robustly.pretrain.checkpoints.checkpoint import (
+    WEIGHTS,
+    Progress,
+    best_update,
+    folder_of,
+    of_finished,
+)
 from robustly.pretrain.config import MaskingConfig, ModelConfig
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import NEXT_SENTENCE, roberta_config

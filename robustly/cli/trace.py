@@ -59,7 +59,7 @@ def trace_command(
             raise UserError("expected either --update K or --document D")
 
         from robustly.pretrain import trace
-        from robustly.pretrain.update_records import SKIPPED, read
+        from robustly.pretrain.bad_updates.update_records import SKIPPED, read
 
         experiment = experiment_at(run, overrides)
         total = ranks or experiment.run.ranks

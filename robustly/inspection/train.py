@@ -10,7 +10,7 @@ from robustly.description import Description, Listing
 from robustly.inspection.folders import disk_bytes, provenance
 from robustly.manifest import Manifest
 from robustly.metrics import SOURCES, read_metrics
-from robustly.pretrain.checkpoint import BEST, NAME, STATE, update_of
+from robustly.pretrain.checkpoints.checkpoint import BEST, NAME, STATE, update_of
 from robustly.stages import KINDS
 from robustly.strict_json import parse_json
 

@@ -8,8 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from robustly.pretrain.checkpoints.disk_space import checkpoint_bytes
 from robustly.pretrain.config import ModelConfig, RunConfig
-from robustly.pretrain.disk_space import checkpoint_bytes
 from robustly.pretrain.flops import parameters
 from robustly.pretrain.stage import PretrainingConfig
 

@@ -14,7 +14,7 @@ from robustly.preflight.machine import Machine
 from robustly.preflight.memory import RankMemory, largest_micro_batch, rank_memory
 from robustly.preflight.plan_warnings import warnings
 from robustly.preflight.speed import Speed, speeds_of
-from robustly.pretrain.disk_space import checkpoint_bytes, most_checkpoints
+from robustly.pretrain.checkpoints.disk_space import checkpoint_bytes, most_checkpoints
 from robustly.pretrain.flops import embedding_parameters, flops_per_token, parameters
 from robustly.pretrain.schedule import UpdateSizes
 from robustly.pretrain.stage import PretrainingConfig

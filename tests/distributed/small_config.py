@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from robustly import manifest
-from robustly.pretrain import checkpoint, loop
-from robustly.pretrain.checkpoint import BEST
+from robustly.pretrain import loop
+from robustly.pretrain.checkpoints import checkpoint
+from robustly.pretrain.checkpoints.checkpoint import BEST
 from robustly.pretrain.stage import PretrainingConfig
 
 CORPUS = Path(__file__).resolve().parents[2] / "data_prep" / "corpora" / "prose_cc0.txt"

@@ -22,7 +22,8 @@ from robustly import UserError, exit_codes, manifest
 from robustly.data_prep import packed_index
 from robustly.experiment import data_work, load_experiment, tokenizer_work
 from robustly.metrics import read_metrics
-from robustly.pretrain import agreement, checkpoint, loop
+from robustly.pretrain import agreement, loop
+from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.loop import pretrain
 from robustly.pretrain.ranks import FailedOnAnotherRank
 from robustly.pretrain.sessions import Session

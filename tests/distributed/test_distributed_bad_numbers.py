@@ -18,14 +18,16 @@ from robustly import StartAgain, UserError, manifest
 from robustly.cli import main
 from robustly.experiment import Experiment
 from robustly.metrics import read_metrics
-from robustly.pretrain import checkpoint, loop
-from robustly.pretrain.bad_numbers import DUMPS
+from robustly.pretrain import loop
+from robustly.pretrain.bad_updates.bad_numbers import DUMPS
+from robustly.pretrain.bad_updates.update_records import SKIPPED, SPIKES
 from robustly.pretrain.batches import RankBatch
+from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.loop import pretrain
 from robustly.pretrain.objective import MaskedLanguageModel
 from robustly.pretrain.ranks import FailedOnAnotherRank
+from robustly.pretrain.start import initial_model
 from robustly.pretrain.trace import batches_of, trace_update
-from robustly.pretrain.update_records import SKIPPED, SPIKES
 
 pytestmark = pytest.mark.distributed
 MakePretraining = Callable[..., Experiment]
@@ -86,14 +88,14 @@ def go(
         return NanGradient.apply(found) if fault == "gradient" else found
 
     if fault == "start":
-        fresh = loop.new_model
+        fresh = initial_model.new_model
 
         def spoilt(*arguments: Any) -> Any:
             made = fresh(*arguments)
             torch.nn.init.constant_(made.lm_head.dense.bias, float("nan"))
             return made
 
-        loop.new_model = spoilt
+        initial_model.new_model = spoilt
 
     loop.Trainer._update = faulty_update  # type: ignore[method-assign]
     MaskedLanguageModel.forward = faulty_forward  # type: ignore[method-assign]

@@ -14,7 +14,7 @@ import robustly.pretrain.engine
 from ranks import run_distributed
 from robustly import UserError
 from robustly.pretrain.batches import Batches
-from robustly.pretrain.checkpoint import copy_tensors
+from robustly.pretrain.checkpoints.checkpoint import copy_tensors
 from robustly.pretrain.engine import Engine, deepspeed_config, start_ranks, stop_ranks
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.ranks import sum_over_ranks

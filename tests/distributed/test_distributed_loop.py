@@ -20,8 +20,9 @@ from robustly import UserError
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import read_metrics
-from robustly.pretrain import checkpoint, engine, loop
+from robustly.pretrain import engine, loop
 from robustly.pretrain.batches import Batches, blocks_per_update
+from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.loop import Stopped, pretrain
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import (

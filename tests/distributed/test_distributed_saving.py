@@ -13,11 +13,12 @@ from small_config import last_checkpoint
 from ranks import run_distributed
 from robustly import UserError
 from robustly.metrics import read_metrics
-from robustly.pretrain import checkpoint, loop
+from robustly.pretrain import loop
+from robustly.pretrain.checkpoints import checkpoint
+from robustly.pretrain.checkpoints.tensor_file import Written, write_tensors
 from robustly.pretrain.loop import pretrain
 from robustly.pretrain.ranks import FailedOnAnotherRank
 from robustly.pretrain.stage import PretrainingConfig
-from robustly.pretrain.tensor_file import Written, write_tensors
 
 pytestmark = pytest.mark.distributed
 Write = Callable[[Path, Any], Written]

@@ -18,7 +18,7 @@ from robustly import UserError
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import read_metrics
-from robustly.pretrain.checkpoint import best_update, of_finished
+from robustly.pretrain.checkpoints.checkpoint import best_update, of_finished
 from robustly.pretrain.flops import flops_per_token
 from robustly.pretrain.loop import pretrain
 from robustly.pretrain.stage import PretrainingConfig

@@ -16,8 +16,8 @@ from robustly.files import write_json
 from robustly.inspection.describe import describe_folder
 from robustly.inspection.folders import folder_kind
 from robustly.manifest import Stage
-from robustly.pretrain import checkpoint
-from robustly.pretrain.checkpoint import FullTensors, Progress
+from robustly.pretrain.checkpoints import checkpoint
+from robustly.pretrain.checkpoints.checkpoint import FullTensors, Progress
 from tests.fuzz.damage import Form
 from tests.fuzz.reading import Reader, check
 from tests.fuzz.test_fuzz_data import write_data, write_tokenizer

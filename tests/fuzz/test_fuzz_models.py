@@ -27,8 +27,9 @@ from robustly.delta.tasks.config import ClassificationTask
 from robustly.evaluation.minimal_pairs import read_pairs
 from robustly.files import write_json
 from robustly.manifest import Stage
-from robustly.pretrain import checkpoint, update_records
-from robustly.pretrain.checkpoint import FullTensors, Progress
+from robustly.pretrain.bad_updates import update_records
+from robustly.pretrain.checkpoints import checkpoint
+from robustly.pretrain.checkpoints.checkpoint import FullTensors, Progress
 from robustly.pretrain.start import fairseq
 from robustly.pretrain.start.model_files import find_model
 from robustly.pretrain.start.open_model import open_model

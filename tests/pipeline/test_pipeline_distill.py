@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM
 
 from robustly.data_prep.blocks import Blocks
 from robustly.experiment import load_experiment
-from robustly.pretrain.checkpoint import of_finished
+from robustly.pretrain.checkpoints.checkpoint import of_finished
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.validation import masked_batches
 from robustly.tokenizer import load_tokenizer

@@ -30,7 +30,7 @@ import psutil
 from robustly import exit_codes, manifest
 from robustly.markdown import records
 from robustly.metrics import read_metrics
-from robustly.pretrain import checkpoint
+from robustly.pretrain.checkpoints import checkpoint
 from tests import warm
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,11 +14,11 @@ from ranks import run_distributed
 from robustly.experiment import load_experiment
 from robustly.preflight import memory
 from robustly.preflight.memory import largest_micro_batch, rank_memory
-from robustly.pretrain import checkpoint
-from robustly.pretrain.checkpoint import Progress
+from robustly.pretrain.checkpoints import checkpoint
+from robustly.pretrain.checkpoints.checkpoint import Progress
+from robustly.pretrain.checkpoints.disk_space import checkpoint_bytes
 from robustly.pretrain.config import ModelConfig, RunConfig
 from robustly.pretrain.cross_entropy import ELEMENTS, summed_cross_entropy
-from robustly.pretrain.disk_space import checkpoint_bytes
 from robustly.pretrain.engine import Engine, start_ranks
 from robustly.pretrain.flops import embedding_parameters, flops_per_token, parameters
 from robustly.pretrain.masking import SpecialTokens

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from robustly import UserError
-from robustly.pretrain import checkpoint
-from robustly.pretrain.background_saves import BackgroundSaves
-from robustly.pretrain.checkpoint import FullTensors, Progress
+from robustly.pretrain.checkpoints import checkpoint
+from robustly.pretrain.checkpoints.background_saves import BackgroundSaves
+from robustly.pretrain.checkpoints.checkpoint import FullTensors, Progress
+from robustly.pretrain.checkpoints.tensor_file import Written, write_tensors
 from robustly.pretrain.config import RunConfig
-from robustly.pretrain.tensor_file import Written, write_tensors
 
 COPIES = FullTensors({"a": torch.zeros(2)}, {"exp_avg.a": torch.zeros(2)})
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robustly.pretrain.bad_numbers import (
+from robustly.pretrain.bad_updates.bad_numbers import (
     Attempt,
     Examination,
     FaultyMicroBatch,

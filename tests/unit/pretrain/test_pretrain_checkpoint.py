@@ -16,8 +16,8 @@ from torch import Tensor
 from robustly import UserError
 from robustly.files import remove_left_overs
 from robustly.metrics import Extent
-from robustly.pretrain import checkpoint
-from robustly.pretrain.checkpoint import DamagedCheckpoint, FullTensors, Progress
+from robustly.pretrain.checkpoints import checkpoint
+from robustly.pretrain.checkpoints.checkpoint import DamagedCheckpoint, FullTensors, Progress
 from robustly.pretrain.sessions import Session
 from robustly.strict_json import sealed
 

@@ -11,8 +11,8 @@ from robustly.files import unfinished
 from robustly.inspection.describe import describe_folder
 from robustly.inspection.train import spread
 from robustly.manifest import Stage
-from robustly.pretrain import checkpoint
-from robustly.pretrain.checkpoint import FullTensors, Progress
+from robustly.pretrain.checkpoints import checkpoint
+from robustly.pretrain.checkpoints.checkpoint import FullTensors, Progress
 from synthetic import masking, model, optim, schedule
 
 describe = partial(describe_folder, kind="train")

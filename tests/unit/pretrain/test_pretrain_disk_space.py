@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from robustly import UserError
-from robustly.pretrain import disk_space
-from robustly.pretrain.config import RunConfig
-from robustly.pretrain.disk_space import (
+from robustly.pretrain.checkpoints import disk_space
+from robustly.pretrain.checkpoints.disk_space import (
     look_before_checkpoint,
     look_before_run,
     most_checkpoints,
 )
+from robustly.pretrain.config import RunConfig
 from synthetic import schedule
 
 PARAMETERS = 10**9  # 12 GB a checkpoint

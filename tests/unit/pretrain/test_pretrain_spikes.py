@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustly.pretrain.spikes import LEAST, WINDOW, Spike, Usual, sigmas_above
+from robustly.pretrain.bad_updates.spikes import LEAST, WINDOW, Spike, Usual, sigmas_above
 
 Pairs = list[tuple[float, float]]
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from robustly.pretrain import tensor_file
-from robustly.pretrain.tensor_file import DTYPES, write_tensors
+from robustly.pretrain.checkpoints import tensor_file
+from robustly.pretrain.checkpoints.tensor_file import DTYPES, write_tensors
 
 
 def tensor(dtype: torch.dtype, shape: list[int]) -> Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from robustly import UserError
-from robustly.pretrain.update_records import append, cut, read, skipped
+from robustly.pretrain.bad_updates.update_records import append, cut, read, skipped
 
 
 @pytest.fixture

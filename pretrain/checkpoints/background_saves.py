@@ -5,8 +5,8 @@ from pathlib import Path
 
 from robustly import heartbeat, log
 from robustly.heartbeat import Phase
-from robustly.pretrain import checkpoint
-from robustly.pretrain.checkpoint import FullTensors, Progress
+from robustly.pretrain.checkpoints import checkpoint
+from robustly.pretrain.checkpoints.checkpoint import FullTensors, Progress
 from robustly.pretrain.config import RunConfig
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robustly import log
-from robustly.pretrain.bad_numbers import Examination
+from robustly.pretrain.bad_updates.bad_numbers import Examination
+from robustly.pretrain.bad_updates.spikes import Spike, Usual
+from robustly.pretrain.bad_updates.update_records import SKIPPED, SPIKES, append, cut, read, skipped
 from robustly.pretrain.batches import Batches
-from robustly.pretrain.checkpoint import Progress
+from robustly.pretrain.checkpoints.checkpoint import Progress
 from robustly.pretrain.config import OptimConfig
-from robustly.pretrain.spikes import Spike, Usual
-from robustly.pretrain.update_records import SKIPPED, SPIKES, append, cut, read, skipped
 
 MOST_IN_A_ROW = 10
 """More updates than these are not skipped one after the other: the fault is not in the batches."""

@@ -30,9 +30,9 @@ from robustly import UserError, log, manifest
 from robustly.files import disk_full, flush, sha256, unfinished, write_json
 from robustly.manifest import FileFacts, Manifest
 from robustly.metrics import Extent
-from robustly.pretrain.disk_space import disk_is_full
+from robustly.pretrain.checkpoints.disk_space import disk_is_full
+from robustly.pretrain.checkpoints.tensor_file import write_tensors
 from robustly.pretrain.sessions import Session
-from robustly.pretrain.tensor_file import write_tensors
 from robustly.strict_json import parse_json, record, sealed
 
 WEIGHTS = "weights.safetensors"
