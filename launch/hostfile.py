@@ -165,8 +165,11 @@ class _Remote:
     def fault(self) -> None:
         pass
 
-    def show_stack(self) -> None:
+    def ask_stack(self) -> None:
         pass
+
+    def stack(self) -> str:
+        return ""
 
 
 def render(job: Job, options: LaunchOptions) -> str:

@@ -65,17 +65,16 @@ class _Process:
         before_exec: Callable[[], None] | None,
     ):
         self.name = f"rank {rank.rank}"
-        file, self._heartbeat = heartbeat.file(heartbeat.START_TIMEOUT)
-        with file:
-            passed = {heartbeat.VARIABLE: str(file.fileno())}
-            self._popen = subprocess.Popen(
-                command,
-                env={**environment, **variables(rank), **passed},
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                preexec_fn=before_exec,
-                pass_fds=(file.fileno(),),
-            )
+        self._file, self._heartbeat = heartbeat.file(heartbeat.START_TIMEOUT)
+        passed = {heartbeat.VARIABLE: str(self._file.fileno())}
+        self._popen = subprocess.Popen(
+            command,
+            env={**environment, **variables(rank), **passed},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=before_exec,
+            pass_fds=(self._file.fileno(),),
+        )
 
     def poll(self) -> int | None:
         return self._popen.poll()
@@ -97,9 +96,12 @@ class _Process:
     def fault(self) -> heartbeat.Fault | None:
         return self._heartbeat.fault()
 
-    def show_stack(self) -> None:
+    def ask_stack(self) -> None:
         if self.record().beats:
             self.send(heartbeat.SHOW_STACK)
+
+    def stack(self) -> str:
+        return heartbeat.stack(self._file)
 
 
 def _die_with(parent: int, prctl: Callable[..., int]) -> None:

@@ -16,7 +16,7 @@ from robustly.heartbeat import START_TIMEOUT, Fault, Kind, Phase, Record, Watch
 
 GRACE = 15.0  # seconds between asking to stop and killing
 POLL = 0.05
-STACK = 0.5  # seconds to print where threads stand
+STACK = 0.5  # seconds to write down where threads stand
 
 # SIGUSR1 is how Slurm announces the end of a job's time; left alone, each of these would end this
 # process.
@@ -46,8 +46,11 @@ class Child(Protocol):
     def fault(self) -> Fault | None:
         """What it left before it ended."""
 
-    def show_stack(self) -> None:
-        """Have it print where it stands, if it can."""
+    def ask_stack(self) -> None:
+        """Have it write down where its threads stand, if it can."""
+
+    def stack(self) -> str:
+        """What it has written of that."""
 
 
 def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> int:
@@ -107,9 +110,13 @@ def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> int:
                         if child.name == hung.name and hung.stopped:
                             child.kill()
                         else:
-                            child.show_stack()
+                            child.ask_stack()
 
                     time.sleep(STACK)
+                    for child in running:
+                        if stack := child.stack():
+                            sys.stderr.write(f"{child.name} stands here:\n{stack}\n")
+
                     stop(running)
 
                 if passed_on and deadline is None:

@@ -176,6 +176,13 @@ def file(bound: float) -> tuple[BinaryIO, Heartbeat]:
     return out, heartbeat
 
 
+def stack(file: BinaryIO) -> str:
+    """Where the threads stood of the process that was passed this file, when it was sent
+    SHOW_STACK."""
+    size = os.fstat(file.fileno()).st_size
+    return os.pread(file.fileno(), size - SIZE, SIZE).decode(errors="replace")
+
+
 # ---------------------------------------------------------------------------- this process's own
 
 
@@ -247,13 +254,14 @@ def begin(name: str) -> None:
 
     passed = os.environ.pop(VARIABLE, None)  # not for the processes that this one starts
     if passed is not None:
-        _Own.heartbeat = Heartbeat(mmap.mmap(int(passed), SIZE))
-        os.close(int(passed))
+        file = int(passed)
+        _Own.heartbeat = Heartbeat(mmap.mmap(file, SIZE))
         _Own.watched = True
+        os.lseek(file, SIZE, os.SEEK_SET)  # behind the heartbeat, for `stack`
+        faulthandler.register(SHOW_STACK, file, all_threads=True)
     else:
         _Own.heartbeat.allow(START_TIMEOUT)
 
-    faulthandler.register(SHOW_STACK, all_threads=True)
     _Own.beating = True
     _Own.heartbeat.beat()
     _Own.heartbeat.mark(Phase.START)

@@ -24,17 +24,16 @@ class _Forked(local._Process):
     def __init__(self, body: Body, node: NodeRanks, number: int, watched: bool):
         rank = node.rank(number)
         self.name = f"rank {rank.rank}"
-        file, self._heartbeat = heartbeat.file(heartbeat.START_TIMEOUT)
-        with file:
-            if (child := os.fork()) == 0:
-                os.setsid()
-                gc.freeze()
-                os.environ.update(local.variables(rank))
-                if watched:
-                    os.environ[heartbeat.VARIABLE] = str(os.dup(file.fileno()))
+        self._file, self._heartbeat = heartbeat.file(heartbeat.START_TIMEOUT)
+        if (child := os.fork()) == 0:
+            os.setsid()
+            gc.freeze()
+            os.environ.update(local.variables(rank))
+            if watched:
+                os.environ[heartbeat.VARIABLE] = str(self._file.fileno())
 
-                torch.set_num_threads(1)
-                _be(body, number, node.ranks)
+            torch.set_num_threads(1)
+            _be(body, number, node.ranks)
 
         self._popen = _Child(child)  # type: ignore[assignment]
 

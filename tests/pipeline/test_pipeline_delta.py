@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from command_line import ROOT, robustly
 
+from robustly.strict_json import sealed
 from tests import warm
 
 pytestmark = pytest.mark.pipeline
@@ -55,7 +56,8 @@ def test_a_delta_from_the_shipped_page(work: Path) -> None:
     done = robustly(*command, "--new-run", "short", "--json", cwd=work)
     manifest = json.loads(done.stdout)  # nothing else on stdout
     assert Path(manifest.pop("folder")) == Path("runs/small/deltas/short")
-    assert json.loads((folder.with_name("short") / "manifest.json").read_text()) == manifest
+    written = json.loads((folder.with_name("short") / "manifest.json").read_text())
+    assert written == sealed(manifest)
     counts = manifest["counts"]
     assert (counts["training_examples"], counts["test_examples"], counts["seeds"]) == (140, 700, 2)
     # two layers of rank 8: query, key, value and attention's output of 32 + 32, the feed-forward's

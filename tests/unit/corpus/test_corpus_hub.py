@@ -112,7 +112,7 @@ def test_a_source_is_files_or_a_dataset() -> None:
         ({}, "neither of path and hub"),
         ({"path": "a", "hub": "b"}, "both of path and hub"),
         (
-            {"path": "a", "split": "train", "revision": "main"},
+            {"path": "a", "split": "test", "revision": "main"},
             "revision, split: only for a dataset",
         ),
     ):
