@@ -109,7 +109,7 @@ def read(folder: Path) -> Manifest | None:
     not what was written."""
     path = folder / MANIFEST
     try:
-        found = read_json(path, Manifest, _BEGIN_ANEW)
+        found = read_json(path, Manifest, _BEGIN_ANEW, seal=True)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
