@@ -47,10 +47,8 @@ def open_inputs(config: PretrainingConfig, rank: int, device: torch.device) -> I
         }
 
     blocks: dict[Split, Blocks] = {}
-    for turn in (
-        0,
-        1,
-    ):  # an index that is not there is made by rank 0, and then found by the others
+    # an index that is not there is made by rank 0, and then found by the others
+    for turn in (0, 1):
         with together(device):
             if turn == min(rank, 1):
                 packing = config.data.block_length, config.data.format

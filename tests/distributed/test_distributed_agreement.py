@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ranks import run_distributed
 from robustly import UserError, exit_codes, manifest
 from robustly.data_prep import packed_index
 from robustly.experiment import data_work, load_experiment, tokenizer_work
+from robustly.files import write_json
 from robustly.metrics import read_metrics
 from robustly.pretrain import agreement, loop
 from robustly.pretrain.checkpoints import checkpoint
@@ -29,6 +30,7 @@ from robustly.pretrain.ranks import FailedOnAnotherRank
 from robustly.pretrain.sessions import Session
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.trace import batches_of
+from robustly.strict_json import sealed
 from tests import warm
 
 pytestmark = pytest.mark.distributed
@@ -182,7 +184,7 @@ def test_data_of_the_same_recipe_with_other_files_is_named(
     assert finished
     outputs = {name: facts for name, facts in finished.outputs.items() if "validation" not in name}
     made = replace(finished, outputs=outputs)
-    (copy / "manifest.json").write_text(json.dumps(made.__dict__), encoding="utf-8")
+    write_json(copy / "manifest.json", sealed(asdict(made)))
     config = pretraining()
     assert "files.data = " in refusal(config, pretraining("train", f"paths.data={copy}"))
 
