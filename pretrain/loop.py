@@ -22,7 +22,7 @@ from robustly.pretrain.bad_updates.bad_numbers import (
     DUMPS,
     Attempt,
     Examination,
-    Watch,
+    NumberHooks,
     listed,
     not_finite,
     report,
@@ -365,7 +365,7 @@ class Trainer:
         """Repeat an update that is not finite, and dump what is found; returns what becomes of it,
         and why. Raises UserError where that is to stop."""
         weights = not_finite(self.engine.full_tensors())
-        with Watch(self.model) as watch:
+        with NumberHooks(self.model) as watch:
             again = self._attempt(batch, divisors, lambda loss, norm: False)
 
         own = report(self.batches, batch, first, again, watch.found)

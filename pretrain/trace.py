@@ -62,7 +62,7 @@ class TracedBlock:
         return {**asdict(self), "pieces": [piece._asdict() for piece in self.pieces]}
 
 
-class Seen(NamedTuple):
+class Occurrence(NamedTuple):
     """A document's appearance in an update."""
 
     update: int
@@ -126,7 +126,7 @@ def _pieces(origins: Origins, block: int, second: int) -> list[TracedPiece]:
 
 def trace_document(
     batches: Batches, number: int, updates: int, skipped: Collection[int] = ()
-) -> tuple[Document, list[Seen]]:
+) -> tuple[Document, list[Occurrence]]:
     """A document of the train split, and where the first `updates` updates, less those that are
     `skipped`, see it, in their order.
 
@@ -138,14 +138,16 @@ def trace_document(
     return document, [line for line in seen if line.update not in skipped]
 
 
-def _seen(batches: Batches, firsts: Any, seconds: Any, updates: int) -> Iterator[Seen]:
+def _seen(batches: Batches, firsts: Any, seconds: Any, updates: int) -> Iterator[Occurrence]:
     sampler, end = batches.sampler, batches.sizes.before(updates + 1)
     for epoch in range(-(-end // sampler.size)):
         for place in sampler.positions(epoch, firsts, seconds).tolist():
             position = epoch * sampler.size + place
             if position < end:
                 sample = sampler.stream(position, position + 1)
-                yield Seen(batches.sizes.update_of(position), epoch, position, int(sample.block[0]))
+                yield Occurrence(
+                    batches.sizes.update_of(position), epoch, position, int(sample.block[0])
+                )
 
 
 def check_update(update: int, config: PretrainingConfig) -> None:

@@ -69,7 +69,7 @@ class FileFacts(TypedDict):
 @record
 @dataclass(frozen=True)
 class Recipe:
-    """What a stage's output depends on."""
+    """What a stage's output depends on, and nothing else."""
 
     stage: str
     hash: str
@@ -81,15 +81,9 @@ class Recipe:
 
 @record
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Recipe):
     """What a finished stage left behind. Sizes in bytes; hashes are hex sha256."""
 
-    stage: str
-    hash: str
-    """Fingerprint of recipe and inputs: what the stage's output depends on, and nothing else."""
-    recipe: dict[str, Any]
-    inputs: dict[str, str]
-    """Name of each input -> its hash."""
     outputs: dict[str, FileFacts]
     """By path within the folder."""
     counts: dict[str, Any]
@@ -121,7 +115,7 @@ def begun(folder: Path) -> Recipe | None:
     """What a stage's folder was begun with, finished or not; None where none was begun. Raises
     UserError if it is not what was written."""
     if finished := read(folder):
-        return Recipe(finished.stage, finished.hash, finished.recipe, finished.inputs)
+        return finished
 
     path = folder / RECIPE
     try:
@@ -136,7 +130,7 @@ def begun(folder: Path) -> Recipe | None:
 _BEGIN_ANEW = "not what a stage wrote there: restore it, or delete the folder to begin anew"
 
 
-def _check_hash(path: Path, found: Recipe | Manifest) -> None:
+def _check_hash(path: Path, found: Recipe) -> None:
     try:
         whole = found.hash == _hash(found.stage, found.recipe, found.inputs)
     except ValueError:  # a number that is none

@@ -48,7 +48,7 @@ class Attempt(NamedTuple):
 
 
 @dataclass
-class Watched:
+class NotFinite:
     """What is not finite in a micro-batch."""
 
     activation: str | None = None
@@ -57,12 +57,12 @@ class Watched:
     """Parameters whose gradients are not, in the order of the backward pass."""
 
 
-class Watch:
+class NumberHooks:
     """While it is open, it looks at every activation and gradient of a model, which takes time."""
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.found: list[Watched] = []
+        self.found: list[NotFinite] = []
         """Of each micro-batch that went through the model."""
 
     def __enter__(self) -> Self:
@@ -86,7 +86,7 @@ class Watch:
             hook.remove()
 
     def _begin(self, module: nn.Module, inputs: Any) -> None:
-        self.found.append(Watched())
+        self.found.append(NotFinite())
 
     def _activation(self, name: str) -> Any:
         def look(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -227,7 +227,7 @@ def report(
     batch: RankBatch,
     first: Attempt,
     again: Attempt,
-    watched: Sequence[Watched],
+    watched: Sequence[NotFinite],
 ) -> RankReport:
     """This rank's part of an examination."""
     bad = [

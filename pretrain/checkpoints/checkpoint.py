@@ -74,7 +74,7 @@ class Progress:
 
 @record
 @dataclass(frozen=True, kw_only=True)
-class _State(Progress):
+class _StateFile(Progress):
     """state.json."""
 
     files: dict[str, FileFacts]
@@ -305,7 +305,7 @@ def _read_state(path: Path) -> Checkpoint:
 
     Raises DamagedCheckpoint if it is not what was written, UserError if it cannot be read."""
     try:
-        state = parse_json((path / STATE).read_bytes(), _State, seal=True)
+        state = parse_json((path / STATE).read_bytes(), _StateFile, seal=True)
         if state.files.keys() != {WEIGHTS, MOMENTS}:
             raise ValueError(f"files: expected {WEIGHTS} and {MOMENTS}, and no others")
         if folder_of(path.parent, state.update) != path:

@@ -20,7 +20,7 @@ from robustly.inspection.folders import RUN, folder_kind
 if TYPE_CHECKING:
     from robustly.data_prep.origins import Document
     from robustly.pretrain.replay import Comparison
-    from robustly.pretrain.trace import Seen, TracedBlock
+    from robustly.pretrain.trace import Occurrence, TracedBlock
 
 ENDED_WELL = (FINISHED, START_AGAIN)
 """Of ranks that are to stop before the last update."""
@@ -257,7 +257,7 @@ def _show_update(
 
 
 def _show_document(
-    document: "Document", seen: "list[Seen]", files: dict[str, str], as_json: bool
+    document: "Document", seen: "list[Occurrence]", files: dict[str, str], as_json: bool
 ) -> None:
     figures = {**document._asdict(), "read_from": files.get(document.shard)}
     if as_json:

@@ -13,8 +13,8 @@ from robustly.pretrain.bad_updates.bad_numbers import (
     Attempt,
     Examination,
     FaultyMicroBatch,
+    NumberHooks,
     RankReport,
-    Watch,
     write_dump,
 )
 from robustly.pretrain.batches import Batches
@@ -29,7 +29,7 @@ def watched(fault: str) -> Any:
     """What is seen of two micro-batches; a parameter is not finite in the second."""
     objective = MaskedLanguageModel(new_model(roberta_config(model(), VOCABULARY), 7))
     batches = Batches(order(), UpdateSizes(16), masking(), VOCABULARY, 0, 1, 8)
-    with Watch(objective) as watch:
+    with NumberHooks(objective) as watch:
         for number, one in enumerate(batches.batch(1).micro_batches):
             if number:
                 objective.get_parameter(fault).data.view(-1)[0] = NAN
