@@ -31,7 +31,7 @@ def test_every_dependency_is_pinned_to_a_version_that_it_allows() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    for line in project["dependencies"] + extras["clean"] + extras["dev"]:
+    for line in [*project["dependencies"], *extras["clean"], *extras["segment"], *extras["dev"]]:
         wanted = Requirement(line)
         if wanted.name != "robustly":
             assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), line
