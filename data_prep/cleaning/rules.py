@@ -15,19 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustly import UserError
-from robustly.config import locate
-from robustly.data_prep.cleaning.config import QUALITY_FILTERS, CleaningConfig, LanguageConfig
-from robustly.resources import check_memory
+from robustly.data_prep.cleaning.config import INSTALL, QUALITY_FILTERS, CleaningConfig
+from robustly.data_prep.cleaning.language import in_language
 
 Rule = Callable[[str], str | None]
-CONTAMINATION, EXACT, NEAR = "contamination", "exact_duplicates", "near_duplicates"
+LANGUAGE, CONTAMINATION, EXACT, NEAR = (
+    "language",
+    "contamination",
+    "exact_duplicates",
+    "near_duplicates",
+)
 LENGTHS = ("min_characters", "max_characters", "min_words", "max_words")
-ORDER = (*LENGTHS, "language", *QUALITY_FILTERS, CONTAMINATION, EXACT, NEAR)
+ORDER = (*LENGTHS, LANGUAGE, *QUALITY_FILTERS, CONTAMINATION, EXACT, NEAR)
 """First words of the reasons, in the order of the rules: of several reasons, a document has the
 first."""
 DOWNLOADS = ("StanzaTokenizer", "TibetanTokenizer")
 """Word splitters of datatrove that fetch a model when they are first used."""
-INSTALL = "pip install 'robustly[clean]'"
 
 
 def in_order(reasons: Iterable[str]) -> list[str]:
@@ -48,7 +51,7 @@ def rules_of(
     rules: list[Rule] = [functools.partial(_length, cleaning)]
     if cleaning.language:
         assert model
-        rules.append(functools.partial(_language, _load_model(*model), cleaning.language))
+        rules.append(functools.partial(_language, in_language(cleaning.language, model)))
 
     rules += [
         _quality(name, cleaning.quality[name], word_language)
@@ -86,66 +89,14 @@ def _length(cleaning: CleaningConfig, text: str) -> str | None:
     return "max_words" if cleaning.max_words and words > cleaning.max_words else None
 
 
+def _language(kept: Callable[[str], bool], text: str) -> str | None:
+    return None if kept(text) else LANGUAGE
+
+
 def _contamination(evaluation: NDArray[np.uint64], n: int, text: str) -> str | None:
     from robustly.data_prep.cleaning.contamination import contaminated
 
     return CONTAMINATION if contaminated(text, evaluation, n) else None
-
-
-# ----------------------------------------------------------------------------------------- language
-
-
-def model_file(language: LanguageConfig) -> Path:
-    """The file of the model that a config names. Raises UserError if it is not there."""
-    advice = "Give a fastText model that tells languages, such as lid.176.ftz"
-    return locate("cleaning.language.model", language.model, file=True, advice=advice)
-
-
-def check_languages(language: LanguageConfig, model: tuple[Path, str]) -> None:
-    """Raises UserError if the file is no fastText model, or does not know a language that is to be
-    kept."""
-    known = _probabilities(_load_model(*model), "a")
-    if unknown := [name for name in language.keep if known and name not in known]:
-        raise UserError(
-            f"cleaning.language.keep: {', '.join(unknown)}: not among the {len(known):,} languages"
-            f" of {model[0]}: {', '.join(sorted(known)[:12])}, ..."
-        )
-
-
-@functools.lru_cache(maxsize=1)
-def _load_model(path: Path, sha256: str) -> Any:
-    """The model, loaded once a process; `sha256` tells it from an earlier one there."""
-    try:
-        import fasttext
-    except ImportError:
-        raise UserError(f"cleaning.language: fastText is not installed; {INSTALL}") from None
-
-    try:
-        return fasttext.load_model(str(path))
-    except (ValueError, RuntimeError) as error:
-        check_memory(error, path)
-        raise UserError(
-            f"{path}: not a fastText model ({error}); expected one such as lid.176.ftz"
-        ) from None
-
-
-def _probabilities(model: Any, text: str) -> dict[str, float]:
-    """Probability of every language that the model knows."""
-    # k: all of them; threshold: none is too small
-    labels, values = model.predict(text.replace("\n", " "), k=-1, threshold=-1.0)
-    return {
-        label.removeprefix("__label__"): float(value)
-        for label, value in zip(labels, values, strict=True)
-    }
-
-
-def _language(model: Any, language: LanguageConfig, text: str) -> str | None:
-    found = _probabilities(model, text)
-    return (
-        None
-        if any(found.get(name, 0.0) > language.threshold for name in language.keep)
-        else "language"
-    )
 
 
 # ------------------------------------------------------------------------------------------ quality

