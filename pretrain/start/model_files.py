@@ -11,9 +11,10 @@ from robustly import UserError, manifest
 from robustly.config import InputPath, fingerprint, locate
 from robustly.files import sha256
 from robustly.pretrain.config import FairseqCheckpoint
+from robustly.pretrain.start.weight_files import weight_files, what_lies_there
 from robustly.tokenizer.importing import FOLDER_FILES, read_fairseq
 from robustly.tokenizer.special_tokens import SPECIAL_TOKENS
-from robustly.tokenizer.vocabulary import Vocabulary, read_json_object, read_vocabulary
+from robustly.tokenizer.vocabulary import Vocabulary, read_vocabulary
 
 _EXPECTED = (
     "expected a Hugging Face folder (config.json and weights), a finished run of ours, or fairseq's"
@@ -23,13 +24,6 @@ _FETCH = (
     "Nothing is downloaded: fetch a model of the Hugging Face Hub first (`hf download NAME"
     " --local-dir FOLDER`)"
 )
-_WEIGHTS = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-"""What transformers calls a file of weights, or the index of its shards; the first one counts."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +110,7 @@ def find_model(named: InputPath | FairseqCheckpoint, key: str = "model.init_from
             return _find_run(train, key)
 
     if not (folder / "config.json").is_file():
-        raise UserError(f"{key}: {folder}: no model here; {_EXPECTED}")
+        raise UserError(f"{key}: {folder}: no model here; {_EXPECTED}{what_lies_there(folder)}")
 
     return find_folder(folder, key)
 
@@ -161,37 +155,18 @@ def find_folder(folder: Path, key: str = "") -> ModelFiles:
         manifest.require(folder, "published")
 
     if not (folder / "config.json").is_file():
-        raise UserError(f"{title}: no model here (no config.json); {expected}")
+        raise UserError(
+            f"{title}: no model here (no config.json); {expected}{what_lies_there(folder)}"
+        )
 
     return ModelFiles(
         title,
         "transformers",
         folder,
-        _weights_files(folder, title),
+        weight_files(folder, title),
         folder / "config.json",
         _vocabulary_files(folder),
     )
-
-
-def _weights_files(folder: Path, title: str) -> tuple[Path, ...]:
-    found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
-        raise UserError(f"{title}: its weights are not there; looked for {', '.join(_WEIGHTS)}")
-    if found.suffix != ".json":
-        return (found,)
-
-    try:
-        names = sorted({str(name) for name in read_json_object(found)["weight_map"].values()})
-    except (KeyError, AttributeError):
-        raise UserError(
-            f"{title}: {found}: expected weight_map, an object of tensors and files"
-        ) from None
-
-    there = {path.name for path in folder.iterdir()}
-    if missing := [name for name in names if name not in there]:
-        raise UserError(f"{title}: its weights are not there; looked for {', '.join(missing)}")
-
-    return tuple(folder / name for name in names)
 
 
 def _vocabulary_files(folder: Path) -> tuple[Path, ...]:

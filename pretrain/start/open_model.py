@@ -1,7 +1,8 @@
 """Open a RoBERTa-like masked language model from any of its kinds of files, and refuse what is
 damaged, incomplete or of another kind."""
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from robustly.log import quiet_transformers
 from robustly.pretrain.objective import NEXT_SENTENCE
 from robustly.pretrain.start import fairseq
 from robustly.pretrain.start.model_files import ModelFiles
+from robustly.pretrain.start.parameter_names import OUTPUT, today
 from robustly.pretrain.start.tensor_files import read_tensors
 from robustly.resources import check_memory
 
@@ -27,7 +29,9 @@ DIMENSIONS = {
 """The config's `model` keys that fix shapes and arithmetic -> RobertaConfig's names of them."""
 
 # saved beside a masked language model, which has no place for them
-_LEFT_OUT = ("roberta.pooler.", "roberta.embeddings.position_ids", NEXT_SENTENCE)
+_LEFT_OUT = re.compile(
+    rf"(?:roberta\.)?(?:pooler\.|embeddings\.(?:position|token_type)_ids$)|{re.escape(NEXT_SENTENCE)}"
+)
 
 
 class OpenModel(NamedTuple):
@@ -70,7 +74,9 @@ def open_model(
 
     if faults := sorted(found["mismatched_keys"]):
         lines = [f"  {name}: {[*there]} there, {[*here]} here" for name, there, here in faults]
-        raise UserError("\n".join([f"{files.title}: tensors of other shapes", *lines]))
+        raise UserError(
+            "\n".join([f"{files.title}: tensors of other shapes{_why(faults)}", *lines])
+        )
 
     # transformers fills them with random numbers
     missing = sorted(map(str, found["missing_keys"]))
@@ -80,13 +86,28 @@ def open_model(
             if needs_head
             else "or its encoder, whole"
         )
+        if OUTPUT in lacking and not getattr(model.config, "tie_word_embeddings", True):
+            expected += (
+                ", or tie_word_embeddings: true in config.json if its output layer has the weights"
+                " of the embeddings"
+            )
+
         raise UserError(
             f"{files.title}: {len(lacking)} of the model's tensors are missing"
             f" ({first_names(lacking)}). Expected a masked language model {expected}"
         )
 
-    unknown = sorted(name for name in found["unexpected_keys"] if not name.startswith(_LEFT_OUT))
+    unknown = sorted(name for name in found["unexpected_keys"] if not _LEFT_OUT.match(name))
     return OpenModel(model.requires_grad_(False), not missing, unknown)
+
+
+def _why(mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> str:
+    if any([*there] == [0] for _, there, _ in mismatched):
+        return (
+            ", some empty, as ZeRO's stage 3 and FSDP leave them on a rank: save the model with all"
+            " weights gathered"
+        )
+    return ""
 
 
 def _load(
@@ -99,7 +120,9 @@ def _load(
         config = RobertaConfig(**{"num_attention_heads": heads, **dimensions})
     else:
         config = _config(files, model_types)
-        weights = {name: x for path in files.weights for name, x in read_tensors(path).items()}
+        weights = today(
+            {name: x for path in files.weights for name, x in read_tensors(path).items()}
+        )
 
     model, found = MODEL_FOR_MASKED_LM_MAPPING[type(config)].from_pretrained(
         None,

@@ -38,6 +38,9 @@ _FAULTS = (
 """What a file that is no checkpoint, or a damaged one, makes torch and pickle raise."""
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
 class Placeholder:
     """Stands in for every class and function that a pickle names and torch does not know as safe:
     it does nothing, and keeps the state of what it stands for."""
@@ -60,6 +63,7 @@ def read_pickle(path: Path) -> Any:
     torch's restricted unpickler (`weights_only`) reads it. Raises UserError if it cannot, as where
     a pickle names a function of `os`, or is cut off."""
     try:
+        _check_fetched(path)
         placeholders: list[Any] = [(Placeholder, name) for name in sorted(_names(path))]
         with torch.serialization.safe_globals(placeholders):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -74,9 +78,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     something else."""
     if path.suffix != ".safetensors":
         return state_dict(path, read_pickle(path))
+
     try:
+        _check_fetched(path)
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         check_memory(error, path)
         raise UserError(f"{path}: cannot be read: {error}") from None
 
@@ -86,10 +92,28 @@ def state_dict(path: Path, value: Any) -> dict[str, Tensor]:
     if not isinstance(value, dict) or not all(
         isinstance(tensor, Tensor) for tensor in value.values()
     ):
-        raise UserError(
-            f"{path}: expected tensors by name (a state_dict), found {type(value).__name__}"
-        )
+        found = type(value).__name__
+        if isinstance(value, dict):
+            others = [
+                f"{str(name)[:60]} is {type(one).__name__}"
+                for name, one in value.items()
+                if not isinstance(one, Tensor)
+            ]
+            found = f"a dict where {', '.join(others[:3])}; save the weights on their own"
+
+        raise UserError(f"{path}: expected tensors by name (a state_dict), found {found}")
+
     return dict(value)
+
+
+def _check_fetched(path: Path) -> None:
+    """Raises ValueError if the file is what Git LFS leaves in the place of one that it has not
+    fetched."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(
+                "a pointer of Git LFS, not the file itself; fetch it (git lfs pull, or hf download)"
+            )
 
 
 def _names(path: Path) -> set[str]:

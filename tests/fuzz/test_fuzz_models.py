@@ -164,6 +164,21 @@ def write_shards(folder: Path) -> None:
     save_vocabulary(vocabulary, folder)
 
 
+def write_pickled_shards(folder: Path) -> None:
+    """Tied under the other name, and without an index."""
+    vocabulary = lay_out([("t", "h")])
+    model = small_checkpoints.model(len(vocabulary.ids))
+    model.config.save_pretrained(folder)
+    save_vocabulary(vocabulary, folder)
+    state = {name: x for name, x in model.state_dict().items() if "word_embeddings" not in name}
+    names = sorted(state)
+    for number, some in enumerate((names[:20], names[20:]), start=1):
+        torch.save(
+            {name: state[name].clone() for name in some},
+            folder / f"pytorch_model-{number:05d}-of-00002.bin",
+        )
+
+
 @functools.cache
 def base() -> Base:
     with tempfile.TemporaryDirectory() as folder:
@@ -293,6 +308,7 @@ READERS = [
         cost=2,
     ),
     Reader("sharded model", write_shards, opened, (("model.safetensors.index.json", "json"), ("*-of-*.safetensors", "bytes")), cost=4),
+    Reader("pickled shards", write_pickled_shards, opened, (("*-of-*.bin", "bytes"),), cost=4),
     Reader("subspace of prompts", write_subspace, read_subspace, (("manifest.json", "json"), ("subspace.json", "json"), ("decoder.safetensors", "bytes")), hashed=True),
     Reader("state of a delta's training", write_state, read_state, (("0.pt", "bytes"),)),
     Reader(

@@ -240,7 +240,7 @@ def test_other_folders_are_refused_with_what_they_are(folder: Path, tmp_path: Pa
 
     with pytest.raises(
         UserError,
-        match=r"its weights are not there; looked for .*model.safetensors, pytorch_model.bin",
+        match=r"its weights are not there; looked for model.safetensors, .*, pytorch_model.bin",
     ):
         start_from_path(folder)
 
