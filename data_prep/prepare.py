@@ -12,6 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from robustly import UserError, manifest
 from robustly.corpus import decisions
 from robustly.corpus.config import CorpusConfig, Processing
@@ -19,7 +22,7 @@ from robustly.corpus.documents import BadLine, documents, refuse_many
 from robustly.corpus.executors import process
 from robustly.corpus.files import Hashes, hash_corpus, remembered_files
 from robustly.corpus.partitions import Partition, partitions
-from robustly.data_prep.config import DataConfig, store_recipe
+from robustly.data_prep.config import DataConfig, Unit, store_recipe
 from robustly.data_prep.sentences import units
 from robustly.data_prep.store import SPLITS, Shard, ShardWriter, Split, Store, split_of, write_store
 from robustly.files import write_json
@@ -291,10 +294,21 @@ def _make_shards(
             split = "validation" if held_out else split_of(text, corpus.validation)
             # nothing is named that would keep a large document's ids while the next one is read
             writers[split].append(
-                *tokenizer.encode_lines([text[start:end] for start, end in spans]),
+                *_encode(tokenizer, text, spans, data.unit),
                 [text[start:end] for start, end in zip(gap_starts, gap_ends, strict=True)],
             )
 
     shards = {split: writer.shard for split, writer in writers.items()}
     facts = _PartitionFacts(shards, text_bytes, empty, bad_lines)
     write_json(_facts_file(work, number), asdict(facts))
+
+
+def _encode(
+    tokenizer: "Tokenizer", text: str, spans: Sequence[tuple[int, int]], unit: Unit
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The ids of a document's units, and where each ends, as `ShardWriter.append` takes them."""
+    if unit != "raw":
+        return tokenizer.encode_lines([text[start:end] for start, end in spans])
+
+    (ids,) = tokenizer.encode_documents([text])
+    return np.append(ids, tokenizer.dtype.type(tokenizer.eos_id)), np.array([ids.size + 1])

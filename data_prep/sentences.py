@@ -2,13 +2,16 @@
 
 A unit is a stripped, non-empty stretch of the document, as fairseq strips lines before it encodes
 them; the white space between units is its own, so that units and gaps together are the document.
-White space is what `str.strip` takes away. Only a line feed ends a line."""
+White space is what `str.strip` takes away. Only a line feed ends a line.
+
+A `raw` document is one unit, white space and all."""
 
 import re
 from collections.abc import Iterator
-from typing import Literal
 
 import sentencex
+
+from robustly.data_prep.config import Unit
 
 # sentencex looks for the end of every quotation that is opened, to the end of its input: for text
 # full of opening quotes its time is quadratic (256,000 characters: 3.6 s). It therefore sees this
@@ -23,12 +26,15 @@ _WIDE_SPACE = re.compile("[\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u20
 _STRIPPED_LINE = re.compile(r"\S(?:.*\S)?")  # the white space of `re` is that of `str.strip`
 
 
-def units(text: str, unit: Literal["sentence", "line"], language: str) -> list[tuple[int, int]]:
-    """Where the units of a document begin and end, in characters; in order, none empty, none
-    overlapping.
+def units(text: str, unit: Unit, language: str) -> list[tuple[int, int]]:
+    """Where the units of a document begin and end, in characters; in order, none empty or of
+    nothing but white space, none overlapping.
 
     `language` (ISO 639-1) chooses the rules for sentence ends; sentencex falls back where it has
     none."""
+    if unit == "raw":
+        return [(0, len(text))] if text.strip() else []
+
     if unit == "line":
         return [match.span() for match in _STRIPPED_LINE.finditer(text)]
 

@@ -1,9 +1,12 @@
-"""Fill-in-the-blank examples for the model card: held-out sentences with one word masked."""
+"""Fill-in-the-blank examples for the model card: held-out sentences, or lines of raw documents,
+with one word masked."""
 
+import itertools
 import re
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from robustly.data_prep.store import Store
 from robustly.rng import permute
@@ -27,11 +30,15 @@ def held_out_blanks(
     store: Store, tokenizer: Tokenizer, longest_input: int, wanted: int = 5
 ) -> list[Blank]:
     """Sentences of the store's split, each with a one-token word near its middle masked; sentences
-    without such a word are passed over.
+    without such a word are passed over. Of a unit of several lines, as a raw document is, it is one
+    line.
 
     A fixed pseudo-random subset, of at most `longest_input` tokens, <s> and </s> included. Fewer
     than `wanted` where the split is small."""
     ends = np.cumsum([shard.units for shard in store.shards])
+    line_feeds = np.array(
+        [b"\n" in tokenizer.decode_bytes([token]) for token in range(tokenizer.vocab_size)]
+    )
     blanks: list[Blank] = []
     if not store.units:
         return blanks
@@ -49,14 +56,26 @@ def held_out_blanks(
         begin = int(unit_ends[number - 1]) if number else 0
         # the lone </s> after the document before
         begin += bool(np.isin(number, store.document_ends(shard)))
-        ids = store.tokens(shard)[begin : int(unit_ends[number]) - 1]
-        if len(ids) > longest_input - 3:  # <s>, </s>, and what cutting may add
-            continue
-
-        if blank := _blank(ids.tolist(), tokenizer):
+        unit_ids = store.tokens(shard)[begin : int(unit_ends[number]) - 1]
+        lines = (
+            line
+            for line in _lines(unit_ids.tolist(), line_feeds)
+            if len(line) <= longest_input - 3  # <s>, </s>, and what cutting may add
+        )
+        found = (blank for line in lines if (blank := _blank(line, tokenizer)))
+        if blank := next(found, None):
             blanks.append(blank)
 
     return blanks
+
+
+def _lines(ids: list[int], line_feeds: NDArray[np.bool_]) -> list[list[int]]:
+    """The lines of a unit, without the tokens that hold a line feed; those nearest to its middle
+    first."""
+    places = [-1, *np.flatnonzero(line_feeds[ids]).tolist(), len(ids)]
+    lines = [(begin + 1, end) for begin, end in itertools.pairwise(places)]
+    lines.sort(key=lambda line: abs(sum(line) - len(ids)))
+    return [ids[begin:end] for begin, end in lines]
 
 
 def _blank(ids: list[int], tokenizer: Tokenizer) -> Blank | None:

@@ -64,6 +64,7 @@ def describe(
     documents = sum(store.documents for store in stores.values())
     tokens = sum(store.text_tokens for store in stores.values())
     unit = finished.recipe.get("data", {}).get("unit", "unit")
+    cut = "each a unit as it is" if unit == "raw" else f"in {unit}s"
     figures = {
         "documents": documents,
         "units": sum(store.units for store in stores.values()),
@@ -75,7 +76,7 @@ def describe(
     return Description(
         folder,
         "data",
-        f"A token store of {documents:,} documents and {tokens:,} tokens, in {unit}s.",
+        f"A token store of {documents:,} documents and {tokens:,} tokens, {cut}.",
         {
             **figures,
             "bytes_per_token_on_disk": stores["train"].dtype.itemsize,

@@ -109,7 +109,9 @@ def _counted(config: PretrainingConfig, trained: Manifest, there: bool) -> Corpu
     """By the tokenizer's counts. `there`: whether the corpus's files are."""
     corpus, vocab_size = config.corpus, config.tokenizer.vocab_size
     tokens, documents = trained.counts["tokens"], trained.counts["documents"]
-    units = tokens / TOKENS_PER_UNIT
+    raw = config.data.unit == "raw"
+    units = documents if raw else tokens / TOKENS_PER_UNIT
+    each = "document" if raw else f"{TOKENS_PER_UNIT} assumed"
     times, repeated = 1.0, ""
     if corpus.repeats and there:
         text, epoch = _text_bytes(corpus.training)
@@ -118,7 +120,7 @@ def _counted(config: PretrainingConfig, trained: Manifest, there: bool) -> Corpu
     return CorpusSize(
         (tokens + units + documents) * (1 - corpus.validation) * times,
         f"{tokens:,} tokens counted in {config.folder('tokenizer')}{repeated}, a </s> for every"
-        f" {TOKENS_PER_UNIT} assumed",
+        f" {each}",
         store=store_bytes(tokens + units + documents, units, documents, vocab_size),
     )
 
@@ -132,7 +134,8 @@ def _estimated(config: PretrainingConfig, found: Mapping[str, int]) -> CorpusSiz
     ratios = "".join(
         f", {EXPANSION[suffix]:g} bytes of text for one of {suffix}" for suffix in packed
     )
-    units, documents = tokens / TOKENS_PER_UNIT, tokens / TOKENS_PER_DOCUMENT
+    documents = tokens / TOKENS_PER_DOCUMENT
+    units = documents if config.data.unit == "raw" else tokens / TOKENS_PER_UNIT
 
     return CorpusSize(
         epoch / BYTES_PER_TOKEN * (1 - corpus.validation),

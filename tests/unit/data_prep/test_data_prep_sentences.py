@@ -56,6 +56,12 @@ def test_lines_are_split_at_line_feeds_alone():
     assert pieces(text, "line") == ["One. Two.", "three\rfour\u2028five", "six"]
 
 
+def test_a_raw_document_is_one_unit_as_it_is():
+    text = "\n\n  def f(x):\r\n\treturn x  # “no sentence. Ends.\n\n\f"
+    assert pieces(text, "raw") == [text]
+    assert units("", "raw", "en") == units(" \n\t\u3000", "raw", "en") == []
+
+
 def test_sentences_end_within_their_line():
     text = (
         "Dr. Brown came. He saw (e.g. me. Us.) it!  “Run. Now.” she said\nwithout a stop. Then"

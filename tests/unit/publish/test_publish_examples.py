@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -34,6 +35,21 @@ def test_the_answer_in_the_blank_gives_a_sentence_of_a_held_out_document(prepare
         ids = encoder.encode_documents([" " + answer])[0]
         assert len(ids) == 1, "a blank stands for one token"
         assert len(encoder.encode_documents([sentence])[0]) > 5
+
+
+def test_the_blank_of_a_raw_document_is_in_one_of_its_lines(prepared: Path, tmp_path: Path) -> None:
+    encoder = load_tokenizer(prepared / "tokenizer")
+    lines = [f"    {n} went to the house and the garden with the other" for n in range(100)]
+    (ids,) = encoder.encode_documents(["\n".join(lines)])
+    ids = np.append(ids, encoder.dtype.type(encoder.eos_id))
+    with ShardWriter(tmp_path, "validation-00000", 0, encoder.eos_id, encoder.dtype) as writer:
+        writer.append(ids, np.array([len(ids)]), ["", ""])
+
+    assert writer.shard
+    splits: dict = {"train": [], "validation": [writer.shard]}
+    write_store(tmp_path, tmp_path, "0" * 64, encoder, ["made up"], splits)
+    ((text, answer),) = held_out_blanks(Store(tmp_path, "validation"), encoder, 128)
+    assert text.replace("<mask>", str(answer)) in [line.strip() for line in lines[40:60]]
 
 
 def test_the_first_sentence_of_a_document_begins_after_the_mark_that_ends_the_one_before(
