@@ -28,7 +28,7 @@ _PretrainedModel = Annotated[
 
 
 class ModelConfig(Section):
-    """A RoBERTa encoder (post-LayerNorm, GELU, learned positions, tied head)."""
+    """A RoBERTa encoder (post-LayerNorm, GELU, learned positions) with its head."""
 
     layers: Positive
     hidden: Positive
@@ -43,6 +43,9 @@ class ModelConfig(Section):
     layer_norm_eps: Annotated[float, Field(gt=0)]
     init_std: Annotated[float, Field(gt=0)]
     """Standard deviation of the normal distribution that weights start from; biases start at 0."""
+    tied_head: bool = True
+    """Whether the head's output matrix is the table of token embeddings, as in RoBERTa; false: it
+    has weights of its own."""
     init_from: _PretrainedModel | None = None
     """The model whose weights these start from instead: a Hugging Face folder of a RoBERTa, a
     finished run of ours, or fairseq's files."""

@@ -5,18 +5,18 @@ from robustly.pretrain.config import ModelConfig
 
 
 def embedding_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Weights of the three embedding tables; the first is the head's output matrix too (tied)."""
+    """Weights of the three embedding tables; a tied head's output matrix is the first of them."""
     return (vocab_size + model.positions + model.token_types) * model.hidden
 
 
 def parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Weights of transformers' RobertaForMaskedLM, tied head included: 124,697,433 for
-    RoBERTa-base."""
+    """Weights of transformers' RobertaForMaskedLM, head included: 124,697,433 for RoBERTa-base."""
     h, f = model.hidden, model.feed_forward
     layer_norm = 2 * h
     attention = 4 * (h * h + h)  # queries, keys, values, output
     feed_forward = (h * f + f) + (f * h + h)
-    head = (h * h + h) + layer_norm + vocab_size  # dense, LayerNorm, bias of the tied output matrix
+    output = vocab_size if model.tied_head else vocab_size * (h + 1)  # bias; matrix of its own
+    head = (h * h + h) + layer_norm + output  # dense, LayerNorm
     layers = model.layers * (attention + feed_forward + 2 * layer_norm)
     return embedding_parameters(model, vocab_size) + layer_norm + layers + head
 

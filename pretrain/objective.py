@@ -34,7 +34,7 @@ def roberta_config(model: ModelConfig, special: SpecialTokens) -> RobertaConfig:
         bos_token_id=special.bos,
         pad_token_id=special.pad,
         eos_token_id=special.eos,
-        tie_word_embeddings=True,
+        tie_word_embeddings=model.tied_head,
     )
 
 
@@ -43,7 +43,16 @@ def new_model(config: RobertaConfig, seed: int) -> RobertaForMaskedLM:
     rows 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return RobertaForMaskedLM(config)
+        model = RobertaForMaskedLM(config)
+
+    share_bias(model)
+    return model
+
+
+def share_bias(model: RobertaForMaskedLM) -> None:
+    """Make the two names of the head's bias one parameter. transformers computes with the output
+    layer's, and does so itself only where the matrix is tied."""
+    model.lm_head.bias = model.lm_head.decoder.bias
 
 
 NEXT_SENTENCE = "next_sentence."

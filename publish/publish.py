@@ -1,8 +1,7 @@
 """Publish a checkpoint as a folder that plain transformers loads.
 
-Files: model.safetensors (fp32, tied head), config.json, the tokenizer's files, config.yaml (the
-resolved config), metrics.jsonl, evaluations.jsonl, curve.png, README.md (the model card),
-manifest.json."""
+Files: model.safetensors (fp32), config.json, the tokenizer's files, config.yaml (the resolved
+config), metrics.jsonl, evaluations.jsonl, curve.png, README.md (the model card), manifest.json."""
 
 import json
 import shutil
@@ -31,7 +30,7 @@ from robustly.pretrain.checkpoints.checkpoint import (
 )
 from robustly.pretrain.config import MaskingConfig, ModelConfig
 from robustly.pretrain.masking import SpecialTokens
-from robustly.pretrain.objective import NEXT_SENTENCE, roberta_config
+from robustly.pretrain.objective import NEXT_SENTENCE, new_model, roberta_config
 from robustly.pretrain.validation import unigram_loss
 from robustly.publish.card import StageManifests, model_card
 from robustly.publish.config import PublishConfig
@@ -140,8 +139,11 @@ def _save(
     folder: Path,
 ) -> None:
     """Weights, model config and tokenizer, as transformers reads them; the run's records."""
+    tied = model.config.tie_word_embeddings
+    # one bias in memory, which transformers asks for by both of its names where the head is untied
+    state = None if tied else {name: x.clone() for name, x in model.state_dict().items()}
     with quiet_transformers():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state)
 
     # safetensors writes it for its owner alone; the file beside it has the mode of the user's umask
     mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
@@ -219,7 +221,7 @@ def _model(
 ) -> RobertaForMaskedLM:
     """The checkpoint's weights in transformers' class, fp32. Every parameter must be there, and no
     other but those of a next-sentence head, for which that class has no place."""
-    model = RobertaForMaskedLM(roberta_config(section, special))
+    model = new_model(roberta_config(section, special), 0)
     parameters = dict(model.named_parameters())
     weights = {name: value for name, value in weights.items() if not name.startswith(NEXT_SENTENCE)}
     if unfit := parameters.keys() ^ weights.keys():

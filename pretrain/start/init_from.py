@@ -11,16 +11,21 @@ from transformers import RobertaForMaskedLM
 
 from robustly import UserError
 from robustly.pretrain.config import ModelConfig
+from robustly.pretrain.objective import share_bias
 from robustly.pretrain.start.model_files import ModelFiles
-from robustly.pretrain.start.open_model import DIMENSIONS, check_tokens, first_names, open_model
-from robustly.pretrain.start.parameter_names import OUTPUT_BIAS, POSITIONS, WORDS
+from robustly.pretrain.start.open_model import (
+    DIMENSIONS,
+    ROBERTAS,
+    check_tokens,
+    first_names,
+    open_model,
+)
+from robustly.pretrain.start.parameter_names import OUTPUT, OUTPUT_BIAS, POSITIONS, WORDS
 from robustly.tokenizer.special_tokens import SPECIAL_TOKENS, byte_symbols
 from robustly.tokenizer.vocabulary import Vocabulary
 
 FIRST_POSITION = SPECIAL_TOKENS.index("<pad>") + 1
 
-_ROBERTAS = ("roberta", "xlm-roberta", "camembert")
-"""One layout of parameters; the tokenizer may differ."""
 _SETTINGS = (
     ("hidden_act", "gelu"),
     ("position_embedding_type", "absolute"),
@@ -46,9 +51,10 @@ def start_from(
 
     pieces = pieces_of(vocabulary, theirs)
     weights = dict(source.named_parameters())
+    matrices = weights.keys() & {WORDS, OUTPUT}  # the second where it is not the first
     fitted = {
         **weights,
-        WORDS: mean_rows(weights[WORDS], pieces),
+        **{name: mean_rows(weights[name], pieces) for name in matrices},
         OUTPUT_BIAS: mean_rows(weights[OUTPUT_BIAS][:, None], pieces)[:, 0],
         POSITIONS: longer(weights[POSITIONS], section.positions),
     }
@@ -64,24 +70,18 @@ def start_from(
 
 
 def open_roberta(files: ModelFiles, section: ModelConfig) -> RobertaForMaskedLM:
-    """The model in some files, which must be RoBERTa's own: nothing more, tied, and with its
-    activation and positions. `section` says how many heads it has where the files do not.
+    """The model in some files, which must be RoBERTa's own: nothing more, and with its activation
+    and positions. `section` says how many heads it has where the files do not.
 
     Raises UserError if it is another one."""
-    model, _, unknown = open_model(files, _ROBERTAS, heads=section.heads)
+    model, _, unknown = open_model(files, ROBERTAS, heads=section.heads)
     if unknown:
         raise UserError(
             f"{files.title}: {len(unknown)} unknown tensors ({first_names(unknown)}). Expected"
             " RoBERTa with its head for masked language modeling alone"
         )
 
-    head, words = model.lm_head, model.get_input_embeddings()
-    if head.decoder.weight is not words.weight or head.decoder.bias is not head.bias:
-        raise UserError(
-            f"{files.title}: its output layer has weights of its own; expected those of the"
-            " embeddings, as in RoBERTa (tie_word_embeddings)"
-        )
-
+    share_bias(model)
     for name, expected in _SETTINGS:
         if (found := getattr(model.config, name, expected)) != expected:
             raise UserError(

@@ -10,10 +10,11 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedConf
 
 from robustly import UserError, manifest
 from robustly.log import quiet_transformers
+from robustly.pretrain.config import ModelConfig
 from robustly.pretrain.objective import NEXT_SENTENCE
 from robustly.pretrain.start import fairseq
 from robustly.pretrain.start.model_files import ModelFiles
-from robustly.pretrain.start.parameter_names import OUTPUT, today
+from robustly.pretrain.start.parameter_names import OUTPUT, today, with_output_bias
 from robustly.pretrain.start.tensor_files import read_tensors
 from robustly.resources import check_memory
 
@@ -25,8 +26,12 @@ DIMENSIONS = {
     "positions": "max_position_embeddings",
     "token_types": "type_vocab_size",
     "layer_norm_eps": "layer_norm_eps",
+    "tied_head": "tie_word_embeddings",
 }
 """The config's `model` keys that fix shapes and arithmetic -> RobertaConfig's names of them."""
+
+ROBERTAS = ("roberta", "xlm-roberta", "camembert")
+"""transformers' names of models with RoBERTa's parameters; the tokenizer may differ."""
 
 # saved beside a masked language model, which has no place for them
 _LEFT_OUT = re.compile(
@@ -123,6 +128,8 @@ def _load(
         weights = today(
             {name: x for path in files.weights for name, x in read_tensors(path).items()}
         )
+        if config.model_type in ROBERTAS and not config.tie_word_embeddings:
+            weights = with_output_bias(weights)
 
     model, found = MODEL_FOR_MASKED_LM_MAPPING[type(config)].from_pretrained(
         None,
@@ -133,6 +140,11 @@ def _load(
         output_loading_info=True,
     )
     model.config.name_or_path = str(files.folder)
+    if (output := model.get_output_embeddings()) is not None:
+        # transformers unties what the files hold twice with different values, whatever they say
+        tied = output.weight is model.get_input_embeddings().weight
+        model.config.tie_word_embeddings = tied
+
     return model, found
 
 
@@ -141,8 +153,8 @@ def _config(files: ModelFiles, model_types: Collection[str] | None) -> PreTraine
     if files.kind == "run":
         begun = manifest.begun(files.folder)
         assert begun
-        section = begun.recipe["model"]
-        dimensions = {name: section[key] for key, name in DIMENSIONS.items()}
+        section = ModelConfig(**begun.recipe["model"])
+        dimensions = {name: getattr(section, key) for key, name in DIMENSIONS.items()}
         return RobertaConfig(vocab_size=len(files.vocabulary().ids), **dimensions)
 
     config = AutoConfig.from_pretrained(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -27,6 +28,7 @@ from robustly.config import InputPath
 from robustly.files import sha256
 from robustly.manifest import Stage
 from robustly.pretrain.config import FairseqCheckpoint, ModelConfig
+from robustly.pretrain.flops import parameters
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.start import init_from
@@ -245,15 +247,51 @@ def test_other_folders_are_refused_with_what_they_are(folder: Path, tmp_path: Pa
         start_from_path(folder)
 
 
-def test_an_output_layer_of_its_own_is_refused(folder: Path, source: RobertaForMaskedLM) -> None:
-    (folder / "model.safetensors").unlink()
-    state = {
-        **source.state_dict(),
-        "lm_head.decoder.weight": torch.ones_like(source.lm_head.decoder.weight),
-    }
-    torch.save(state, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="its output layer has weights of its own"):
+@pytest.mark.parametrize("saved", ["untied", "as transformers 4 saved it", "tied in config.json"])
+def test_an_output_layer_of_its_own_stays_one(folder: Path, saved: str) -> None:
+    """Its bias is kept once or twice; the tensors decide, not what config.json says of them."""
+    untied = SECTION.model_copy(update={"tied_head": False})
+    source = model_of(untied, OLD, 3)
+    source.config.save_pretrained(folder)
+    if saved == "tied in config.json":
+        rewrite(folder / "config.json", tie_word_embeddings=True)
+
+    state = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    if saved == "as transformers 4 saved it":
+        del state["lm_head.decoder.bias"]
+
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.tied_head: False there, True in the config"):
         start_from_path(folder)
+
+    started = start_from_path(folder, untied)
+    assert torch.equal(logits(started), logits(source))
+    if saved != "as transformers 4 saved it":  # where version 5 takes 0 for the bias
+        reference = RobertaForMaskedLM.from_pretrained(folder)
+        assert torch.equal(logits(started), logits(reference))
+
+    other = start_from_path(folder, untied, NEW)
+    old = OLD.ids["Ġthe"]
+    rows = [OLD.ids[piece] for piece in ("Ġ", "th")]
+    for table, theirs in (
+        (other.lm_head.decoder.weight, source.lm_head.decoder.weight),
+        (other.get_input_embeddings().weight, source.get_input_embeddings().weight),
+    ):
+        assert torch.allclose(table[NEW.ids["Ġth"]], theirs[rows].mean(0))
+        assert not torch.equal(table[NEW.ids["Ġth"]], theirs[old])
+
+    trained = {name for name, _ in started.named_parameters() if name.startswith("lm_head.")}
+    assert "lm_head.decoder.weight" in trained and "lm_head.decoder.bias" not in trained
+
+
+def test_an_output_layer_of_its_own_counts() -> None:
+    untied = SECTION.model_copy(update={"tied_head": False})
+    for section in (SECTION, untied):
+        made = model_of(section, OLD, 1)
+        size = len(OLD.ids)
+        assert parameters(section, size) == sum(p.numel() for p in made.parameters())
+
+    assert "tied_head" not in SECTION.recipe() and untied.recipe()["tied_head"] is False
 
 
 def test_content_counts_and_not_the_place(folder: Path, tmp_path: Path) -> None:
@@ -471,7 +509,7 @@ def test_what_does_not_fit_a_fairseq_checkpoint_is_named(
     refused("activation_fn = 'relu'", activation_fn="relu")
     refused("encoder_normalize_before = True", encoder_normalize_before=True)
     refused(
-        "its output layer has weights of its own",
+        "model.tied_head: False there, True in the config",
         {**state, "decoder.lm_head.weight": torch.zeros(266, 16)},
     )
     refused(

@@ -287,6 +287,15 @@ def test_settings_of_an_output_of_its_own_without_its_weights(
         open_model(find_model(InputPath(str(folder))))
 
 
+def test_a_cloze_scores_with_an_output_of_its_own(folder: Path, source: RobertaForMaskedLM) -> None:
+    """Although config.json calls it tied, as plain transformers does."""
+    into_safetensors(folder, {**state_of(source), OUTPUT: state_of(source)[OUTPUT] + 1})
+    reference = AutoModelForMaskedLM.from_pretrained(folder)
+    cloze = Base.load(folder).with_head("masked_lm", 1, 0)
+    assert torch.equal(logits_of(cloze), logits_of(reference))
+    assert not torch.equal(logits_of(cloze), logits_of(source))
+
+
 def test_an_encoder_alone_will_do_for_a_delta(folder: Path, source: RobertaForMaskedLM) -> None:
     source.roberta.save_pretrained(folder)
     assert not any("lm_head" in name for name in load_file(folder / "model.safetensors"))
