@@ -21,7 +21,7 @@ from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.documents import BadLine, documents, refuse_many
 from robustly.corpus.executors import process
 from robustly.corpus.files import Hashes, hash_corpus, remembered_files
-from robustly.corpus.partitions import Partition, partitions
+from robustly.corpus.partitions import Partition, partitions, work_key
 from robustly.data_prep.config import DataConfig, Unit, store_recipe
 from robustly.data_prep.sentences import units
 from robustly.data_prep.store import SPLITS, Shard, ShardWriter, Split, Store, split_of, write_store
@@ -79,7 +79,7 @@ class DataStage:
         if the text is too short for one block, or if the tokenizer or the clean stage is not
         finished."""
         stage = self.stage()
-        made = stage.make(stage.hash[:16], self._process, self._collect)
+        made = stage.make(work_key(stage.hash), self._process, self._collect)
         return _with_packed_index(made, self.folder, self.data)
 
     def _process(self, work: Path) -> "list[_PartitionFacts]":

@@ -19,7 +19,7 @@ from robustly.corpus import decisions
 from robustly.corpus.config import CorpusConfig, CountFiles, Processing
 from robustly.corpus.documents import documents
 from robustly.corpus.files import Hashes, hash_corpus, remembered_files
-from robustly.corpus.partitions import Partition, partitions
+from robustly.corpus.partitions import Partition, partitions, work_key
 from robustly.files import sha256
 from robustly.manifest import Manifest, Outcome, Stage
 from robustly.resources import available_memory
@@ -100,7 +100,7 @@ class TokenizerStage:
             counted["by"] = self.tokenizer.count_by
             counted["normalization"] = self.tokenizer.normalization
 
-        return stage.make(fingerprint(counted)[:16], self._process, self._collect)
+        return stage.make(work_key(fingerprint(counted)), self._process, self._collect)
 
     def _process(self, work: Path) -> tuple[Vocabulary, list[Partition], dict[str, float]]:
         """Returns the vocabulary, what it was trained on, and the manifest's counts."""

@@ -127,19 +127,20 @@ def _add_partition(nfc: bool, work: Path, memory: int, number: int, partition: P
 
     def counts() -> Iterator[Count]:
         nonlocal size
-        for place, line in lines(partition.path, partition.start, partition.end):
-            try:
-                word, times = parse_count(line)
-                if nfc and not unicodedata.is_normalized("NFC", word):
-                    raise ValueError(
-                        f"{word[:40]!r} is not in NFC, as tokenizer.normalization wants it"
-                    )
-            except ValueError as fault:
-                raise UserError(f"{line_at(partition.path, place)}: {fault}") from None
+        for piece in partition.pieces:
+            for place, line in lines(piece.path, piece.start, piece.end):
+                try:
+                    word, times = parse_count(line)
+                    if nfc and not unicodedata.is_normalized("NFC", word):
+                        raise ValueError(
+                            f"{word[:40]!r} is not in NFC, as tokenizer.normalization wants it"
+                        )
+                except ValueError as fault:
+                    raise UserError(f"{line_at(piece.path, place)}: {fault}") from None
 
-            if times:
-                size += times * len(word.encode())
-                yield word, times
+                if times:
+                    size += times * len(word.encode())
+                    yield word, times
 
     counter.add_counts(counts())
     counter.finish()

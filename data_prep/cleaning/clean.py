@@ -19,7 +19,7 @@ from robustly.corpus.decisions import KEPT, decisions_file
 from robustly.corpus.documents import refuse_many
 from robustly.corpus.executors import process
 from robustly.corpus.files import file_facts, hash_corpus, remembered_files
-from robustly.corpus.partitions import Partition, partitions
+from robustly.corpus.partitions import Partition, partitions, work_key
 from robustly.data_prep.cleaning.config import CleaningConfig, EvaluationFiles
 from robustly.data_prep.cleaning.duplicates import buckets_for, find_duplicates
 from robustly.data_prep.cleaning.language import PACKAGE, check_languages, model_file
@@ -101,7 +101,7 @@ class CleanStage:
             )
 
         stage = self.stage()
-        return stage.make(stage.hash[:16], self._process, self._collect)
+        return stage.make(work_key(stage.hash), self._process, self._collect)
 
     def _process(self, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns what `verdicts.json` holds, and the manifest's counts."""

@@ -1,5 +1,6 @@
 """Write the documents that the clean stage drops as JSON lines, to be looked at."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from robustly import log
@@ -21,7 +22,7 @@ def write_dropped(corpus: CorpusConfig, folder: Path, path: Path) -> int:
     cannot be read."""
     check_place(path, OPTION)
     reasons = decisions.read_summary(folder).verdicts
-    sources, cut = corpus.names, partitions(corpus)
+    sources, cut = corpus.names, decisions.attach(partitions(corpus), folder)
     written = 0
 
     with (
@@ -30,7 +31,8 @@ def write_dropped(corpus: CorpusConfig, folder: Path, path: Path) -> int:
     ):
         for number, partition in enumerate(cut):
             codes = decisions.read(decisions.decisions_file(folder, number)).tolist()
-            for text, code in zip(documents(partition, corpus, []), codes, strict=True):
+            whole = replace(partition, decisions=None)
+            for text, code in zip(documents(whole, corpus, []), codes, strict=True):
                 if code != decisions.KEPT:
                     source = sources[partition.source]
                     write({"text": text, "source": source, "reason": reasons[code]})

@@ -197,10 +197,7 @@ def shard_files(experiment: Experiment) -> dict[str, str]:
         log.say(f"without the files of the corpus: {fault}")
         return {}
 
-    return {
-        f"train-{number:05d}": f"{part.path}[{part.start}:{part.end}]"
-        for number, part in enumerate(cut)
-    }
+    return {f"train-{number:05d}": str(part) for number, part in enumerate(cut)}
 
 
 def _show_update(

@@ -1,9 +1,9 @@
 """Read the documents of a corpus, the same for counting words and for making the token store.
 
-A corpus is a list of files and datasets, in the order of the config's sources; each is cut into
-partitions, and all work is done partition by partition. Their list depends on what is read alone,
-never on the number of workers, so that whatever is made from them is the same bytes for any number
-of workers, and one large file keeps every core busy.
+A corpus is a list of files and datasets, in the order of the config's sources; they are cut into
+partitions, small files gathered, and all work is done partition by partition. Their list depends on
+what is read alone, never on the number of workers, so that whatever is made from them is the same
+bytes for any number of workers, and one large file keeps every core busy.
 
 What the text of a document is, to the byte:
 
@@ -58,20 +58,21 @@ def documents(
 
 
 def _texts(partition: Partition, corpus: CorpusConfig, bad_lines: list[BadLine]) -> Iterator[str]:
-    path, start, end = partition.path, partition.start, partition.end
-    if partition.dataset:
-        path = f"{path}, shard {start}"
-        rows = hub.texts(partition.dataset, start, end, corpus.text_key, path)
-    else:
-        rows = format_of(path).texts(path, start, end, corpus)
-
-    for place, text in rows:
-        if isinstance(text, ValueError):
-            bad_lines.append(BadLine(path, place, str(text)))
-            refuse_many(bad_lines, corpus)
+    for piece in partition.pieces:
+        path, start, end = piece.path, piece.start, piece.end
+        if piece.dataset:
+            path = f"{path}, shard {start}"
+            rows = hub.texts(piece.dataset, start, end, corpus.text_key, path)
         else:
-            check_text(text, lambda: where(path, place))  # noqa: B023 (called at once)
-            yield text
+            rows = format_of(path).texts(path, start, end, corpus)
+
+        for place, text in rows:
+            if isinstance(text, ValueError):
+                bad_lines.append(BadLine(path, place, str(text)))
+                refuse_many(bad_lines, corpus)
+            else:
+                check_text(text, lambda: where(path, place))  # noqa: B023 (called at once)
+                yield text
 
 
 def refuse_many(bad_lines: Sequence[BadLine], corpus: CorpusConfig) -> None:

@@ -1,7 +1,9 @@
-"""Cut a corpus into partitions: pieces of its files that are worked on one by one, on any
-executor."""
+"""Cut a corpus into partitions: pieces of its files that are worked on together, on any executor.
 
-from collections.abc import Iterable
+A large file is cut into several partitions, and small ones are gathered: a partition costs some ten
+files and as many flushes to disk, however little text it holds."""
+
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,30 +15,56 @@ from robustly.corpus.reading import WHOLE, suffixes
 
 # Of text: seconds of work, so that a kill loses little and every core has some.
 PARTITION_BYTES = 16 * 2**20
+EXPANSION = {".gz": 3.0, ".xz": 4.0, ".zst": 3.5, ".parquet": 2.0}
+"""Bytes of text for a byte of a compressed file: assumptions."""
+RULE = 2
+"""Version of how a corpus is cut and read; the first cut each file alone."""
 
 
 @dataclass(frozen=True)
-class Partition:
+class Piece:
     """A piece of one file: a range of bytes, or of whatever its format counts (row groups of a
     parquet file); a compressed file whole.
 
     Or a piece of a dataset: shard `start` of `end`, and `path` is what messages call the dataset.
     """
 
-    source: int
     path: str
     start: int
     end: int
     dataset: hub.Dataset | None = None
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One piece of a large file or of a dataset, or several small files of a source, whole and in
+    order."""
+
+    source: int
+    pieces: tuple[Piece, ...]
     decisions: str | None = None
     """File of the decisions on its documents; None: all are kept."""
+
+    def __str__(self) -> str:
+        first, last = self.pieces[0], self.pieces[-1]
+        if first is last:
+            return f"{first.path}[{first.start}:{first.end}]"
+        return f"{len(self.pieces):,} files from {first.path} to {last.path}"
+
+
+def work_key(text: str) -> str:
+    """Name of the work folder of a stage that makes something of the text with this hash. What a
+    version of this program left unfinished that cuts otherwise is not gone on with."""
+    return f"{text[:16]}-{RULE}"
 
 
 def partitions(corpus: CorpusConfig) -> list[Partition]:
     """Every partition of the corpus, in order; an empty file has none, a dataset has its shards.
 
-    Raises UserError as `corpus_files` does, if a parquet file cannot be read or lacks the column
-    `corpus.text_key`, or if a dataset cannot be reached or has no such subset, split or column."""
+    Files that come behind the others of a source leave its partitions as they are, but for the
+    last. Raises UserError as `corpus_files` does, if a parquet file cannot be read or lacks the
+    column `corpus.text_key`, or if a dataset cannot be reached or has no such subset, split or
+    column."""
     found = corpus_files(corpus)
     result = []
 
@@ -45,24 +73,41 @@ def partitions(corpus: CorpusConfig) -> list[Partition]:
             dataset = hub.dataset(source)
             shards = hub.shards(dataset, corpus.text_key)
             result += [
-                Partition(number, str(dataset), shard, shards, dataset) for shard in range(shards)
+                Partition(number, (Piece(str(dataset), shard, shards, dataset),))
+                for shard in range(shards)
             ]
-            continue
-
-        own = [path for owner, path in found if owner == number]
-        result += [
-            Partition(number, str(path), start, end)
-            for path in own
-            for start, end in _ranges(path, corpus)
-        ]
+        else:
+            own = (path for owner, path in found if owner == number)
+            result += [Partition(number, pieces) for pieces in _gathered(own, corpus)]
 
     return result
 
 
+def _gathered(paths: Iterable[Path], corpus: CorpusConfig) -> Iterator[tuple[Piece, ...]]:
+    """The pieces of files, each alone, but those that are a file: of these, as many as follow each
+    other and have PARTITION_BYTES of text together."""
+    waiting: list[Piece] = []
+    waiting_bytes = 0.0
+
+    for path in paths:
+        suffix, compression = suffixes(path)
+        text_bytes = path.stat().st_size * EXPANSION.get(compression or suffix, 1.0)
+        pieces = [Piece(str(path), *ends) for ends in _ranges(path, corpus)] if text_bytes else []
+        if waiting and (len(pieces) > 1 or waiting_bytes + text_bytes > PARTITION_BYTES):
+            yield tuple(waiting)
+            waiting, waiting_bytes = [], 0.0
+
+        if len(pieces) > 1:
+            yield from ((piece,) for piece in pieces)
+        else:
+            waiting += pieces
+            waiting_bytes += text_bytes
+
+    if waiting:
+        yield tuple(waiting)
+
+
 def _ranges(path: Path, corpus: CorpusConfig) -> Iterable[tuple[int, int]]:
-    _, compression = suffixes(path)
-    if path.stat().st_size == 0:
-        return ()
-    if compression:
+    if suffixes(path)[1]:
         return [(0, WHOLE)]
     return format_of(path).ranges(path, corpus, PARTITION_BYTES)

@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -75,7 +75,7 @@ def read_texts(
     with _as_options(options):
         cut = _partitions(corpus)
         with log.progress(what, len(cut), "partitions") as advance:
-            for path, of_file in itertools.groupby(cut, key=lambda partition: partition.path):
+            for path, of_file in itertools.groupby(cut, key=lambda part: part.pieces[0].path):
                 seen = False
                 for partition in of_file:
                     for text in documents(partition, corpus, bad_lines):
@@ -144,10 +144,16 @@ def _rows(corpus: CorpusConfig, key: str) -> Iterator[tuple[str, str]]:
 
 
 def _partitions(corpus: CorpusConfig) -> list[Partition]:
-    """The partitions of the files. Raises UserError if a file is empty."""
-    found = partitions(corpus)
-    if empty := {str(path) for _, path in corpus_files(corpus)} - {one.path for one in found}:
+    """The partitions of the files, each of one file. Raises UserError if a file is empty."""
+    found = [
+        replace(partition, pieces=(piece,))
+        for partition in partitions(corpus)
+        for piece in partition.pieces
+    ]
+    read = {partition.pieces[0].path for partition in found}
+    if empty := {str(path) for _, path in corpus_files(corpus)} - read:
         raise UserError(f"{min(empty)}: empty; expected text")
+
     return found
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from robustly import UserError, manifest
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.files import corpus_files, corpus_sizes
+from robustly.corpus.partitions import EXPANSION
 from robustly.data_prep.config import store_recipe
 from robustly.data_prep.store import Store
 from robustly.manifest import Manifest
@@ -19,8 +20,6 @@ from robustly.pretrain.stage import PretrainingConfig
 BYTES_PER_TOKEN = 4.4
 """UTF-8 bytes of English for a token, 50,000 entries: an assumption. Other languages and smaller
 vocabularies have less; 3.8 with 4,096 entries."""
-EXPANSION = {".gz": 3.0, ".xz": 4.0, ".zst": 3.5, ".parquet": 2.0}
-"""Bytes of text for a byte of a compressed file: assumptions."""
 TOKENS_PER_UNIT, TOKENS_PER_DOCUMENT = 25, 800
 """For the size of a token store that is not made yet: assumptions for English sentences and
 articles."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from robustly import UserError
+from robustly.corpus.partitions import Partition
 from robustly.resources import out_of_memory
 
 
@@ -42,9 +43,9 @@ class Step:
         (marks / f"{number:05d}").touch()
 
     def name(self, number: int) -> str:
-        """A part in messages: its number, and its file if it is of one."""
-        path = getattr(self.parts[number], "path", None)
-        return f"part {number} ({path})" if path else f"part {number}"
+        """A part in messages: its number, and where it lies if it is a partition of a corpus."""
+        part = self.parts[number]
+        return f"part {number} ({part})" if isinstance(part, Partition) else f"part {number}"
 
 
 def told(error: BaseException) -> str:

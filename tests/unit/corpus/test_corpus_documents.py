@@ -26,7 +26,7 @@ from robustly.corpus.config import Processing
 from robustly.corpus.documents import documents, refuse_many
 from robustly.corpus.executors import process
 from robustly.corpus.files import hash_corpus
-from robustly.corpus.partitions import Partition, partitions
+from robustly.corpus.partitions import Partition, Piece, partitions
 from robustly.corpus.reading import WHOLE
 from stated import stated
 
@@ -135,11 +135,13 @@ def test_a_part_ends_with_the_document_that_began_in_it(corpus_of, tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("one\n\ntwo\ntwo\n\nthree\n")
     corpus = corpus_of(file)
-    assert [text for text in documents(Partition(0, str(file), 0, 6), corpus, [])] == [
+    assert [text for text in documents(Partition(0, (Piece(str(file), 0, 6),)), corpus, [])] == [
         "one",
         "two\ntwo",
     ]
-    assert [text for text in documents(Partition(0, str(file), 6, 20), corpus, [])] == ["three"]
+    assert [text for text in documents(Partition(0, (Piece(str(file), 6, 20),)), corpus, [])] == [
+        "three"
+    ]
 
 
 def test_a_document_of_a_hundred_megabytes(corpus_of, tmp_path):
@@ -171,7 +173,7 @@ def test_compressed_files_are_read_whole(corpus_of, tmp_path, suffix, compressio
     packed.write_bytes(b"".join(map(compress, pieces)))
 
     with mock.patch.object(partitioning, "PARTITION_BYTES", 4):
-        assert partitions(corpus_of(packed)) == [Partition(0, str(packed), 0, WHOLE)]
+        assert partitions(corpus_of(packed)) == [Partition(0, (Piece(str(packed), 0, WHOLE),))]
         assert read(corpus_of(packed)) == read(corpus_of(plain))
         assert len(read(corpus_of(plain))) == 2
 
@@ -193,8 +195,9 @@ def test_sources_come_as_on_the_page_and_files_by_name(corpus_of, tmp_path):
         (tmp_path / name).write_text('{"text": "x"}')
 
     names = [
-        Path(part.path).relative_to(tmp_path).as_posix()
+        Path(piece.path).relative_to(tmp_path).as_posix()
         for part in partitions(corpus_of(tmp_path / "b", str(tmp_path / "*.txt")))
+        for piece in part.pieces
     ]
     assert names == ["b/10.txt", "b/2.txt", "b/c/1.jsonl", "a.txt"]
 
@@ -449,7 +452,7 @@ def test_known_files_are_not_hashed_anew(corpus_of, tmp_path):
 
 def note(folder: Path, number: int, part: Partition) -> None:
     with (folder / f"{number}.done").open("a") as out:
-        out.write(f"{part.start} {os.getpid()}\n")
+        out.write(f"{part.pieces[0].start} {os.getpid()}\n")
 
 
 def fail_at_two(folder: Path, number: int, part: Partition) -> None:
@@ -468,7 +471,7 @@ def die(folder: Path, number: int, part: Partition) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-FIVE = [Partition(0, "a.txt", start, start + 1) for start in range(5)]
+FIVE = [Partition(0, (Piece("a.txt", start, start + 1),)) for start in range(5)]
 
 
 @pytest.mark.processes

@@ -21,11 +21,11 @@ from robustly.corpus.executors import process
 from robustly.corpus.executors import ray as ray_executor
 from robustly.corpus.executors import slurm as slurm_executor
 from robustly.corpus.executors.step import Step
-from robustly.corpus.partitions import Partition
+from robustly.corpus.partitions import Partition, Piece
 from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
 
-FIVE = [Partition(0, "a.txt", start, start + 1) for start in range(5)]
+FIVE = [Partition(0, (Piece("a.txt", start, start + 1),)) for start in range(5)]
 HERE = Path(__file__).parent
 TWO = Processing(2)
 
@@ -63,7 +63,7 @@ def elsewhere(request):
 
 def note(folder, number, part):
     with (folder / f"{number}.done").open("a") as file:
-        file.write(f"{part.start} {os.getpid()}\n")
+        file.write(f"{part.pieces[0].start} {os.getpid()}\n")
 
 
 def fail_at_two(folder, fault, number, part):
@@ -138,7 +138,7 @@ def test_a_fault_comes_out_with_its_log_and_only_the_rest_is_done(elsewhere, tmp
         (UserError("the fault of\npart 2"), r"^the fault of\npart 2\nThe log: (.*)$"),
         (
             ZeroDivisionError("by 0"),
-            r"^testing: part 2 \(a\.txt\) failed: ZeroDivisionError: by 0\nThe log: (.*)$",
+            r"^testing: part 2 \(a\.txt\[2:3\]\) failed: ZeroDivisionError: by 0\nThe log: (.*)$",
         ),
     ):
         with pytest.raises(UserError) as raised:

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from language_models import write_model
@@ -18,6 +19,7 @@ from small_stores import VIEW, corpus, train_tokenizer, write_rows
 
 from robustly import UserError, manifest
 from robustly.corpus import decisions
+from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.documents import documents
 from robustly.corpus.partitions import partitions
@@ -253,6 +255,10 @@ def test_a_dropped_document_has_no_duplicates(tmp_path):
 # -------------------------------------------------------------------------------- workers and kills
 
 
+ONE_FILE = 2_500
+"""Bytes of a partition, so that each of `many` is one."""
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """Ten files, some of whose documents come again or nearly again in others, and their clean
@@ -263,18 +269,22 @@ def many(tmp_path_factory):
         write_rows(folder / f"{number}.jsonl", [*INNOCENT[number : number + 3], "short", *again])
 
     config = corpus("*.jsonl")
-    return (
-        folder,
-        config,
-        CleanStage(
+    with mock.patch.object(partitioning, "PARTITION_BYTES", ONE_FILE):
+        made = CleanStage(
             stated(folder, config), stated(folder, CHEAP), "en", folder / "clean", ONE
-        ).make(),
-    )
+        ).make()
+
+    return folder, config, made
+
+
+@pytest.fixture
+def small_partitions(monkeypatch):
+    monkeypatch.setattr(partitioning, "PARTITION_BYTES", ONE_FILE)
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("workers", [2, 3])
-def test_any_number_of_workers_writes_the_same_bytes(many, tmp_path, workers):
+def test_any_number_of_workers_writes_the_same_bytes(many, small_partitions, tmp_path, workers):
     folder, config, alone = many
     made = CleanStage(
         stated(folder, config), stated(folder, CHEAP), "en", tmp_path / "clean", Processing(workers)
@@ -284,7 +294,7 @@ def test_any_number_of_workers_writes_the_same_bytes(many, tmp_path, workers):
     assert made.counts["kept_documents"] == 12 and made.counts["dropped by near_duplicates"] > 3
 
 
-def test_groups_of_parts_change_nothing(many, tmp_path, monkeypatch):
+def test_groups_of_parts_change_nothing(many, small_partitions, tmp_path, monkeypatch):
     folder, config, alone = many
     monkeypatch.setattr(steps, "GROUPS", 3)
     assert (
@@ -298,10 +308,11 @@ def test_groups_of_parts_change_nothing(many, tmp_path, monkeypatch):
 DIES = """
 import os, signal, sys
 from pathlib import Path
+from robustly.corpus import partitions
 from robustly.data_prep.cleaning import clean, near_duplicates
 from robustly.data_prep.cleaning.steps import PartitionCleaner
 from stated import stated
-from test_data_prep_clean import CHEAP, ONE, corpus
+from test_data_prep_clean import CHEAP, ONE, ONE_FILE, corpus
 
 def dies(work, when):
     def instead(*arguments):
@@ -310,6 +321,7 @@ def dies(work, when):
         return work(*arguments)
     return instead
 
+partitions.PARTITION_BYTES = ONE_FILE
 place = sys.argv[2]
 if place == "match":
     near_duplicates.match = dies(near_duplicates.match, lambda folder, near, bucket, _=None: bucket == 5)
@@ -321,7 +333,7 @@ clean.CleanStage(stated(Path(sys.argv[3]), corpus("*.jsonl")), CHEAP, "en", Path
 
 @pytest.mark.processes
 @pytest.mark.parametrize("place", ["apply_rules", "sign", "match", "write_decisions"])
-def test_after_a_kill_only_the_rest_is_made(many, tmp_path, place, monkeypatch):
+def test_after_a_kill_only_the_rest_is_made(many, small_partitions, tmp_path, place, monkeypatch):
     folder, config, whole = many
     killed = subprocess.run(
         [sys.executable, "-c", DIES, tmp_path / "clean", place, folder],

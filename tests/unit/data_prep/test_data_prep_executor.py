@@ -4,6 +4,7 @@ import pytest
 from slurm_cluster import cluster
 from small_stores import VIEW, corpus, files_of, train_tokenizer, write_rows
 
+from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import Processing, SlurmConfig
 from robustly.corpus.executors import slurm as slurm_executor
 from robustly.data_prep.cleaning.clean import CleanStage
@@ -34,7 +35,7 @@ def processing(request, tmp_path, monkeypatch):
 
 @pytest.mark.full
 @pytest.mark.parametrize("processing", ["slurm", "ray"], indirect=True)
-def test_decisions_and_store_are_the_same_bytes(processing, tmp_path):
+def test_decisions_and_store_are_the_same_bytes(processing, tmp_path, monkeypatch):
     trained = train_tokenizer(tmp_path / "tokenizer")
     (tmp_path / "corpus").mkdir()
     for number in range(3):
@@ -43,6 +44,7 @@ def test_decisions_and_store_are_the_same_bytes(processing, tmp_path):
             [*PROSE[number * 60 : number * 60 + 60], PROSE[7], "Short."],
         )
 
+    monkeypatch.setattr(partitioning, "PARTITION_BYTES", 8_000)  # each file alone
     config = corpus(str(tmp_path / "corpus"), validation=0.1)
     rules = CleaningConfig(min_words=4, exact_duplicates=True)
 

@@ -121,6 +121,7 @@ def make_until_killed(*arguments: Any) -> None:
 
 @pytest.mark.processes
 def test_after_a_worker_is_killed_only_the_rest_is_made(tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(partitioning, "PARTITION_BYTES", 6_000)
     config, folder = four_files(tmp_path / "corpus"), tmp_path / "data"
     whole = DataStage(stated(tmp_path, config), VIEW, tmp_path / "whole", trained, ONE).make()
     with (
@@ -153,6 +154,7 @@ def test_after_a_worker_is_killed_only_the_rest_is_made(tmp_path, trained, monke
 
 
 def test_a_full_disk_at_any_moment_leaves_nothing_half_written(tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(partitioning, "PARTITION_BYTES", 6_000)
     config = four_files(tmp_path / "corpus")
     left = 0  # writes before the disk is full
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from small_stores import VIEW, corpus, files_of, train_tokenizer, write_rows
 
 from robustly import UserError, manifest
+from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import Processing
 from robustly.corpus.documents import documents
 from robustly.corpus.partitions import partitions
@@ -117,6 +118,12 @@ def test_any_corpus_comes_back(tmp_path_factory, trained, texts, unit, validatio
 # -------------------------------------------------------------------------------- workers and kills
 
 
+@pytest.fixture
+def small_partitions(monkeypatch):
+    """Each of `several_files` is a partition."""
+    monkeypatch.setattr(partitioning, "PARTITION_BYTES", 6_000)
+
+
 def several_files(folder):
     folder.mkdir()
     for number in range(4):
@@ -125,7 +132,7 @@ def several_files(folder):
 
 
 @pytest.mark.processes
-def test_any_number_of_workers_writes_the_same_bytes(tmp_path, trained):
+def test_any_number_of_workers_writes_the_same_bytes(tmp_path, trained, small_partitions):
     config = several_files(tmp_path / "corpus")
     made = [
         DataStage(
@@ -148,6 +155,7 @@ import os, signal, sys
 from pathlib import Path
 from robustly.data_prep import prepare as module
 from small_stores import VIEW, corpus
+from robustly.corpus import partitions
 from robustly.corpus.config import Processing
 
 def units(text, unit, language, units=module.units):
@@ -156,13 +164,14 @@ def units(text, unit, language, units=module.units):
     return units(text, unit, language)
 
 module.units = units
+partitions.PARTITION_BYTES = 6_000
 root, trained = map(Path, sys.argv[1:])
 module.DataStage(corpus(str(root / "corpus"), validation=0.1), VIEW, root / "data", trained, Processing(1)).make()
 """
 
 
 @pytest.mark.processes
-def test_after_a_kill_only_the_rest_is_made(tmp_path, trained):
+def test_after_a_kill_only_the_rest_is_made(tmp_path, trained, small_partitions):
     config = several_files(tmp_path / "corpus")
     whole = DataStage(
         stated(tmp_path, config), VIEW, tmp_path / "whole", trained, Processing(1)
