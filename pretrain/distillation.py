@@ -13,8 +13,9 @@ from transformers import RobertaForMaskedLM
 from robustly import UserError
 from robustly.pretrain.config import DistillationConfig, ModelConfig
 from robustly.pretrain.objective import LossTerm, MaskedLanguageModel
-from robustly.pretrain.start.init_from import check_dimensions, open_roberta
+from robustly.pretrain.start.init_from import check_dimensions, keep_rows, open_roberta
 from robustly.pretrain.start.model_files import ModelFiles
+from robustly.pretrain.start.open_model import check_tokens
 from robustly.tokenizer.tokenizer import Tokenizer
 
 
@@ -37,13 +38,15 @@ def open_teacher(
     more, and the tokenizer's vocabulary; all dimensions that differ are named."""
     teacher = open_roberta(files, student)
     theirs = files.vocabulary()
-    rows = teacher.get_input_embeddings().num_embeddings
-    if theirs.fingerprint != tokenizer.fingerprint or rows != tokenizer.vocab_size:
+    check_tokens(files.title, teacher, len(theirs.ids), theirs.ids["<pad>"])
+    if theirs.fingerprint != tokenizer.fingerprint:
         raise UserError(
-            f"{files.title}: {len(theirs.ids):,} tokens there and {rows:,} embeddings,"
-            f" {tokenizer.vocab_size:,} tokens in the data's vocabulary, and not the same; set"
-            " tokenizer.import to the teacher's folder and prepare the data with it"
+            f"{files.title}: {len(theirs.ids):,} tokens there, {tokenizer.vocab_size:,} in the"
+            " data's vocabulary, and not the same; set tokenizer.import to the teacher's folder and"
+            " prepare the data with it"
         )
+
+    keep_rows(teacher, tokenizer.vocab_size)
 
     layers = teacher.config.num_hidden_layers
     if student.layers > layers:

@@ -30,6 +30,11 @@ FOLDER_FILES = (
     "tokenizer_config.json",
     "added_tokens.json",
 )
+_WAY_ROUND = (
+    "To start from its model, leave tokenizer.import out: the tokens of a vocabulary that is"
+    " trained on your text take their rows from model.init_from"
+    " (docs/howto/continue_pretraining.md)"
+)
 FILLER = "madeupword"  # fairseq fills its dictionary up with these to a multiple of 8
 
 
@@ -58,8 +63,16 @@ def read_imported(imported: InputPath | FairseqFiles) -> Vocabulary:
         return _whole(read_fairseq(encoder, merges, dictionary), merges)
 
     folder = locate(KEY, imported)
-    vocabulary = read_vocabulary(folder)
+    try:
+        vocabulary = read_vocabulary(folder)
+        _check_layout(vocabulary, folder)
+    except UserError as fault:
+        raise UserError(f"{fault}. {_WAY_ROUND}") from None
 
+    return _whole(vocabulary, folder)
+
+
+def _check_layout(vocabulary: Vocabulary, folder: Path) -> None:
     for number, token in enumerate(SPECIAL_TOKENS):
         if (found := vocabulary.ids[token]) != number:
             raise UserError(
@@ -67,8 +80,6 @@ def read_imported(imported: InputPath | FairseqFiles) -> Vocabulary:
                 f" positions rest, gives {', '.join(SPECIAL_TOKENS)} the ids 0 to"
                 f" {len(SPECIAL_TOKENS) - 1}"
             )
-
-    return _whole(vocabulary, folder)
 
 
 def _whole(vocabulary: Vocabulary, path: Path) -> Vocabulary:

@@ -1,11 +1,10 @@
 """Start from another model's weights (`model.init_from`): fit them to this model's vocabulary and
 positions."""
 
-import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import RobertaForMaskedLM
 
@@ -21,7 +20,8 @@ from robustly.pretrain.start.open_model import (
     open_model,
 )
 from robustly.pretrain.start.parameter_names import OUTPUT, OUTPUT_BIAS, POSITIONS, WORDS
-from robustly.tokenizer.special_tokens import SPECIAL_TOKENS, byte_symbols
+from robustly.pretrain.start.source_tokens import SourceTokens
+from robustly.tokenizer.special_tokens import SPECIAL_TOKENS
 from robustly.tokenizer.vocabulary import Vocabulary
 
 FIRST_POSITION = SPECIAL_TOKENS.index("<pad>") + 1
@@ -29,7 +29,6 @@ FIRST_POSITION = SPECIAL_TOKENS.index("<pad>") + 1
 _SETTINGS = (
     ("hidden_act", "gelu"),
     ("position_embedding_type", "absolute"),
-    ("pad_token_id", FIRST_POSITION - 1),
     ("is_decoder", False),
 )
 """What else RoBERTa's arithmetic rests on."""
@@ -44,25 +43,28 @@ def start_from(
     Raises UserError if the checkpoint cannot be read, or does not fit: every mismatch is named.
     """
     source = open_roberta(files, section)
-    positions = source.config.max_position_embeddings
+    theirs = SourceTokens.of(files)
+    check_tokens(files.title, source, max(theirs.ids.values()) + 1, theirs.ids["<pad>"])
+    first = theirs.ids["<pad>"] + 1
+    positions = source.config.max_position_embeddings - first + FIRST_POSITION
+    source.config.max_position_embeddings = positions  # in our layout
     check_dimensions(files, source, section, ["positions"] if positions < section.positions else [])
-    theirs = files.vocabulary()
-    check_tokens(files.title, source, len(theirs.ids), theirs.ids["<pad>"])
 
-    pieces = pieces_of(vocabulary, theirs)
-    weights = dict(source.named_parameters())
-    matrices = weights.keys() & {WORDS, OUTPUT}  # the second where it is not the first
+    words = theirs.words_of(vocabulary)
+    pieces = [theirs.pieces_of(word) for word in words]
+    weights = dict(source.named_parameters(remove_duplicate=False))
+    matrices = [WORDS] if section.tied_head else [WORDS, OUTPUT]
     fitted = {
         **weights,
         **{name: mean_rows(weights[name], pieces) for name in matrices},
         OUTPUT_BIAS: mean_rows(weights[OUTPUT_BIAS][:, None], pieces)[:, 0],
-        POSITIONS: longer(weights[POSITIONS], section.positions),
+        POSITIONS: longer(weights[POSITIONS], section.positions, first),
     }
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(fitted[name])
 
-    made = len(pieces) - len(vocabulary.ids.keys() & theirs.ids.keys())
+    made = sum(word not in theirs.ids for word in words)
     return (
         f"starting from {files.folder}: {len(pieces) - made:,} tokens as they are there, {made:,}"
         f" made from their pieces; positions {positions:,} there, {section.positions:,} here"
@@ -91,6 +93,19 @@ def open_roberta(files: ModelFiles, section: ModelConfig) -> RobertaForMaskedLM:
     return model
 
 
+def keep_rows(model: RobertaForMaskedLM, tokens: int) -> None:
+    """Take away the rows of a model that no token has: some tables are padded to a round size."""
+    words, decoder = model.get_input_embeddings(), model.lm_head.decoder
+    tied = decoder.weight is words.weight
+    words.weight = nn.Parameter(words.weight[:tokens].clone(), requires_grad=False)
+    words.num_embeddings = decoder.out_features = model.config.vocab_size = tokens
+    decoder.weight = (
+        words.weight if tied else nn.Parameter(decoder.weight[:tokens].clone(), requires_grad=False)
+    )
+    decoder.bias = nn.Parameter(decoder.bias[:tokens].clone(), requires_grad=False)
+    share_bias(model)
+
+
 def check_dimensions(
     files: ModelFiles, model: RobertaForMaskedLM, section: ModelConfig, free: Collection[str]
 ) -> None:
@@ -107,39 +122,6 @@ def check_dimensions(
         raise UserError("\n".join([title, *faults]))
 
 
-def pieces_of(vocabulary: Vocabulary, source: Vocabulary) -> list[list[int]]:
-    """For each id of `vocabulary`, the ids of `source` that stand for its token: itself, or the
-    pieces it is cut into.
-
-    Tokens are the same if they are written the same. Since every byte is a token, every token has
-    pieces."""
-    order = {pair: number for number, pair in enumerate(source.merges)}
-    symbols = byte_symbols()
-    special = {*vocabulary.special}
-    pieces = []
-    for token in sorted(vocabulary.ids, key=vocabulary.ids.__getitem__):
-        if token in source.ids:
-            pieces.append([source.ids[token]])
-            continue
-
-        text = "".join(symbols[byte] for byte in token.encode()) if token in special else token
-        pieces.append([source.ids[piece] for piece in _merged(list(text), order)])
-
-    return pieces
-
-
-def _merged(pieces: list[str], order: Mapping[tuple[str, str], int]) -> list[str]:
-    """The pieces after all merges, each time of the pair that comes first in `order`."""
-    while len(pieces) > 1:
-        pairs = list(itertools.pairwise(pieces))
-        number, at = min((order.get(pair, len(order)), place) for place, pair in enumerate(pairs))
-        if number == len(order):
-            break
-        pieces[at : at + 2] = ["".join(pairs[at])]
-
-    return pieces
-
-
 def mean_rows(table: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
     """(N, H): of `table` (V, H), the mean of the rows of each of the N pieces; a single row as it
     is, to the bit."""
@@ -148,10 +130,11 @@ def mean_rows(table: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
     return functional.embedding_bag(flat, table, sizes.cumsum(0) - sizes, mode="mean")
 
 
-def longer(table: Tensor, rows: int) -> Tensor:
-    """A table of positions with more rows, (rows, H): the learned ones again and again, as in
-    Longformer (Beltagy et al. 2020, section 5). Those before the first position, which no token
-    has, stay as they are."""
-    learned = table.shape[0] - FIRST_POSITION
-    again = FIRST_POSITION + torch.arange(rows - FIRST_POSITION) % learned
-    return torch.cat([table[:FIRST_POSITION], table[again]])
+def longer(table: Tensor, rows: int, first: int = FIRST_POSITION) -> Tensor:
+    """A table of positions with more rows, (rows, H): the learned ones, which begin at `first`,
+    again and again, as in Longformer (Beltagy et al. 2020, section 5). Those before our first
+    position, which no token has, are theirs before theirs, or 0."""
+    learned = table[first:]
+    before = table.new_zeros(FIRST_POSITION, table.shape[1])
+    before[: min(first, FIRST_POSITION)] = table[: min(first, FIRST_POSITION)]
+    return torch.cat([before, learned[torch.arange(rows - FIRST_POSITION) % len(learned)]])

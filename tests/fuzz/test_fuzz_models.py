@@ -33,6 +33,7 @@ from robustly.pretrain.checkpoints.checkpoint import FullTensors, Progress
 from robustly.pretrain.start import fairseq
 from robustly.pretrain.start.model_files import find_model
 from robustly.pretrain.start.open_model import open_model
+from robustly.pretrain.start.source_tokens import SourceTokens
 from robustly.pretrain.start.tensor_files import read_pickle, read_tensors
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 from tests import small_checkpoints
@@ -156,6 +157,15 @@ def opened(folder: Path) -> Any:
     return {
         name: x.sum().item() for name, x in model.state_dict().items()
     }, files.vocabulary().fingerprint
+
+
+def write_sentencepiece(folder: Path) -> None:
+    small_checkpoints.unigram(folder)
+
+
+def read_source_tokens(folder: Path) -> Any:
+    source = SourceTokens.of(find_model(InputPath(str(folder))))
+    return [source.pieces_of(word) for word in source.words_of(lay_out([("t", "h")]))]
 
 
 def write_shards(folder: Path) -> None:
@@ -308,6 +318,7 @@ READERS = [
         cost=2,
     ),
     Reader("sharded model", write_shards, opened, (("model.safetensors.index.json", "json"), ("*-of-*.safetensors", "bytes")), cost=4),
+    Reader("SentencePiece's tokens", write_sentencepiece, read_source_tokens, (("tokenizer.json", "json"),), cost=2),
     Reader("pickled shards", write_pickled_shards, opened, (("*-of-*.bin", "bytes"),), cost=4),
     Reader("subspace of prompts", write_subspace, read_subspace, (("manifest.json", "json"), ("subspace.json", "json"), ("decoder.safetensors", "bytes")), hashed=True),
     Reader("state of a delta's training", write_state, read_state, (("0.pt", "bytes"),)),

@@ -250,9 +250,27 @@ def test_a_teacher_of_another_shape_is_refused(
 def test_a_teacher_of_another_vocabulary_is_refused(folder: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"263 tokens there .*, 262 tokens in the data's vocabulary.*set tokenizer.import",
+        match=r"263 tokens there, 262 in the data's vocabulary.*set tokenizer.import",
     ):
         teacher_for(folder, section(), Tokenizer(lay_out([("t", "h")])))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_that_no_token_has_are_left_out_of_a_teacher(tmp_path: Path, tied: bool) -> None:
+    size = len(WORDS.ids)
+    page = section().model_copy(update={"tied_head": tied})
+    vocabulary = SpecialTokens.of(Tokenizer(WORDS))._replace(size=320)
+    source = new_model(roberta_config(page, vocabulary), 1).eval()
+    state = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    source.save_pretrained(tmp_path, state_dict=state)
+    save_vocabulary(WORDS, tmp_path)
+
+    made = teacher_for(tmp_path, page)
+    ids = torch.tensor([[0, 30, 100, 2]])
+    assert torch.equal(made(ids).logits, source(ids).logits[:, :, :size])
+    student = new_model(roberta_config(page, SpecialTokens.of(Tokenizer(WORDS))), 2)
+    start_from_teacher(student, made)
+    assert torch.equal(student.lm_head.bias, made.lm_head.bias)
 
 
 def test_a_teacher_that_is_not_there_is_named(tmp_path: Path) -> None:
