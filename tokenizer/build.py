@@ -24,10 +24,11 @@ from robustly.files import sha256
 from robustly.manifest import Manifest, Outcome, Stage
 from robustly.resources import available_memory
 from robustly.tokenizer import load_tokenizer
-from robustly.tokenizer.config import FairseqFiles, TokenizerConfig
+from robustly.tokenizer.config import SEGMENTER_KEY, FairseqFiles, TokenizerConfig
 from robustly.tokenizer.counting import COUNTS_FILE, RARE, CountSummary, count
 from robustly.tokenizer.counts import read_counts, watched
 from robustly.tokenizer.importing import files_of, read_imported
+from robustly.tokenizer.segmenters import word_list
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import Vocabulary, fast_tokenizer, lay_out, save_vocabulary
 
@@ -56,10 +57,10 @@ class TokenizerStage:
             return Stage(self.folder, "tokenizer", recipe, {"import": fingerprint(files)})
 
         if self.corpus.counts:
-            if self.tokenizer.count_by != "document":
+            if ways := self.tokenizer.off_default({"count_by", "segmenter"}):
                 raise UserError(
-                    f"tokenizer.count_by = {self.tokenizer.count_by}: corpus.counts are counted"
-                    " already; remove either"
+                    f"tokenizer.{ways[0]} = {getattr(self.tokenizer, ways[0])}: corpus.counts are"
+                    " counted already; remove either"
                 )
             return Stage(self.folder, "tokenizer", recipe, {"counts": self._contents.corpus})
 
@@ -68,6 +69,9 @@ class TokenizerStage:
             remembered = {**remembered_files(self.folder), **self._contents.files}
             whole = hash_corpus(self.corpus, remembered)
             inputs["clean"] = decisions.require(self.clean_folder, whole.corpus).hash
+
+        if listed := word_list(self.tokenizer.segmenter, SEGMENTER_KEY):
+            inputs["words"] = sha256(listed)
 
         recipe["corpus"] = self.corpus.reading()
         return Stage(self.folder, "tokenizer", recipe, inputs)
@@ -99,6 +103,8 @@ class TokenizerStage:
             counted["reading"] = self.corpus.reading()
             counted["by"] = self.tokenizer.count_by
             counted["normalization"] = self.tokenizer.normalization
+            asked = stage.recipe["tokenizer"]
+            counted |= {key: asked[key] for key in ("pattern", "segmenter") if key in asked}
 
         return stage.make(work_key(fingerprint(counted)), self._process, self._collect)
 
@@ -202,7 +208,10 @@ def _train(
         log.warn(f"{message}; taken as tokenizer.accept_fewer says")
 
     vocabulary = lay_out(
-        training.merges, tokenizer.special_tokens, tokenizer.normalization == "nfc"
+        training.merges,
+        tokenizer.special_tokens,
+        tokenizer.normalization == "nfc",
+        tokenizer.pattern,
     )
 
     found_counts = {"trained_on_words": training.words} if least > 1 else {}

@@ -1,4 +1,4 @@
-"""Which characters are letters, digits and white space to the engine that encodes.
+"""Of which class each character is to the engine that encodes: a letter, a digit, white space ...
 
 Classes of characters depend on the version of Unicode, and Python's tables, `regex`'s and the
 engine's are of different ones. The engine itself is asked, so that no list has to be kept up with
@@ -10,19 +10,31 @@ import numpy as np
 import tiktoken
 from numpy.typing import NDArray
 
-OTHER, LETTER, DIGIT, SPACE = range(4)
-_CLASSES = {LETTER: r"\p{L}", DIGIT: r"\p{N}", SPACE: r"\s"}
+from robustly.tokenizer.words import PatternName
+
+OTHER, LETTER, DIGIT, SPACE, CAPITAL, SMALL, MARK = range(7)
+_CLASSES = {
+    "gpt2": {LETTER: r"\p{L}", DIGIT: r"\p{N}", SPACE: r"\s"},
+    "unicode": {
+        LETTER: r"[\p{Lm}\p{Lo}]",
+        DIGIT: r"\p{N}",
+        SPACE: r"\s",
+        CAPITAL: r"[\p{Lu}\p{Lt}]",
+        SMALL: r"\p{Ll}",
+        MARK: r"[\p{M}\u200c\u200d]",
+    },
+}
 
 
 @functools.cache
-def classes() -> NDArray[np.uint8]:
-    """The class of each code point, shape (0x110000,); half a surrogate pair is OTHER. A tenth of a
-    second."""
+def classes(pattern: PatternName) -> NDArray[np.uint8]:
+    """The class of each code point for a pattern of `words`, shape (0x110000,); half a surrogate
+    pair is OTHER. A tenth of a second."""
     points = np.arange(0x110000, dtype="<u4")
     every = points[(points < 0xD800) | (points > 0xDFFF)].tobytes().decode("utf-32-le")
     found = np.full(points.size, OTHER, np.uint8)
-    for number, pattern in _CLASSES.items():
-        found[_matching(pattern, every)] = number
+    for number, characters in _CLASSES[pattern].items():
+        found[_matching(characters, every)] = number
 
     return found
 

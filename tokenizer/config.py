@@ -12,10 +12,13 @@ from pydantic import (
 )
 
 from robustly.config import InputPath, Section
+from robustly.tokenizer.segmenters import SegmenterName
 from robustly.tokenizer.special_tokens import MASK_TOKEN, SPECIAL_TOKENS, could_be_learned
+from robustly.tokenizer.words import PatternName
 
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256 + 1  # specials, every byte, <mask>
 MAX_MIN_WORD_COUNT = 1000
+SEGMENTER_KEY = "tokenizer.segmenter"
 
 
 class FairseqFiles(Section):
@@ -60,6 +63,16 @@ class TokenizerConfig(Section):
     min_word_count: Annotated[int, Field(ge=1, le=MAX_MIN_WORD_COUNT)] = 1
     """Words that occur less often in the whole corpus are left out of training, which saves
     memory."""
+    pattern: PatternName = "gpt2"
+    """What cuts text into words, which no merge crosses. gpt2: GPT-2's, as RoBERTa has it, which
+    ends a word at every combining mark (Hindi, Tamil, Burmese, Thai ...). unicode: marks stay with
+    their letters, words part where a capital follows a small letter, contractions stay with their
+    word, and digits come in groups of three (docs/tokenizer.md)."""
+    segmenter: SegmenterName | None = None
+    """What cuts words further before they are counted, where no spaces stand between them, so that
+    no token of two words is learned: icu (Chinese, Japanese, Thai, Lao, Khmer, Burmese; needs
+    `pip install 'robustly[segment]'`), or the file of a list of words, of which the longest is
+    taken. Text is encoded without it. Default: they are not."""
     max_token_length: Annotated[int, Field(ge=3)] | None = None
     """Tokens stay shorter than this many bytes; as in `tokenizers`, for the same merges from the
     same number."""
@@ -87,7 +100,7 @@ class TokenizerConfig(Section):
 
     @field_validator("special_tokens")
     @classmethod
-    def _cannot_be_learned(cls, value: list[str]) -> list[str]:
+    def _are_names(cls, value: list[str]) -> list[str]:
         for token in value:
             if token in (*SPECIAL_TOKENS, MASK_TOKEN) or value.count(token) > 1:
                 raise ValueError(f"{token!r} is there already: name each further token once")
@@ -95,11 +108,6 @@ class TokenizerConfig(Section):
                 raise ValueError(
                     f"{token!r}: expected a name without white space around it, such as [ENT] or"
                     " <url>"
-                )
-            if could_be_learned(token):
-                raise ValueError(
-                    f"{token!r} could be learned from the text: expected a name that mixes letters"
-                    " with other characters, such as [ENT] or <url>"
                 )
 
         return value
@@ -112,16 +120,24 @@ class TokenizerConfig(Section):
                 f" special_tokens has {len(self.special_tokens)} beside the {MIN_VOCAB_SIZE} that"
                 " are always there"
             )
+        for token in self.special_tokens:
+            if could_be_learned(token, self.pattern):
+                raise ValueError(
+                    f"special_tokens: {token!r} could be learned from the text: expected a name"
+                    " that mixes letters with other characters, such as [ENT] or <url>"
+                )
         if self.imported is not None and (training := self.off_default(_TRAINING)):
             raise ValueError(f"import takes a vocabulary as it is; remove {', '.join(training)}")
         return self
 
     def recipe(self) -> dict[str, Any]:
-        """As every section's, but for the paths of an import: what lies there is an input of the
-        stage."""
-        if self.imported is None:
-            return super().recipe()
-        return {"vocab_size": self.vocab_size, "import": True}
+        """As every section's, but for the paths of an import and of a list of words: what lies
+        there is an input of the stage."""
+        if self.imported is not None:
+            return {"vocab_size": self.vocab_size, "import": True}
+
+        recipe = super().recipe()
+        return {**recipe, "segmenter": "words"} if self.segmenter not in (None, "icu") else recipe
 
 
 _TRAINING = {
@@ -130,5 +146,7 @@ _TRAINING = {
     "normalization",
     "min_word_count",
     "max_token_length",
+    "pattern",
+    "segmenter",
     "accept_fewer",
 }

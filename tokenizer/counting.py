@@ -5,7 +5,7 @@ folder, so that after a kill only the rest is done."""
 
 import io
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from robustly.corpus.partitions import Partition, partitions
 from robustly.corpus.reading import line_at, lines
 from robustly.files import write_json
 from robustly.strict_json import read_json
-from robustly.tokenizer.config import MAX_MIN_WORD_COUNT, TokenizerConfig
+from robustly.tokenizer.config import MAX_MIN_WORD_COUNT, SEGMENTER_KEY, TokenizerConfig
 from robustly.tokenizer.counts import (
     Count,
     PartialSum,
@@ -29,6 +29,8 @@ from robustly.tokenizer.counts import (
     write_counts,
     write_sum,
 )
+from robustly.tokenizer.segmenters import segmenter, split_finer
+from robustly.tokenizer.words import split_words
 
 RARE = MAX_MIN_WORD_COUNT - 1  # how often a word occurs, at most, that may be left out
 COUNTS_FILE = "counts.tsv.zst"
@@ -79,7 +81,7 @@ def count(
     memory = processing.counting_bytes
     if corpus.counts:
         cut: Sequence[Partition] = partitions(CountFiles.of(corpus.counts))
-        add = partial(_add_partition, tokenizer.normalization == "nfc", work, memory)
+        add = partial(_add_partition, tokenizer, work, memory)
         process(add, cut, work / "tasks", processing, "adding counts")
     else:
         cut = text
@@ -101,7 +103,7 @@ def _count_partition(
     partition: Partition,
 ) -> None:
     """Count one partition into two files: its words, and what else is known of it."""
-    counter = WordCounter(_words_file(work, number), memory)
+    counter = WordCounter(_words_file(work, number), memory, _splitter(tokenizer))
     bad_lines: list[BadLine] = []
     seen = size = 0
 
@@ -120,9 +122,20 @@ def _count_partition(
     write_json(_tally_file(work, number), asdict(_Tally(size, counter.words, bad_lines, seen)))
 
 
-def _add_partition(nfc: bool, work: Path, memory: int, number: int, partition: Partition) -> None:
+def _splitter(tokenizer: TokenizerConfig) -> Callable[[str], list[str]]:
+    """What cuts text into the words that are counted."""
+    if tokenizer.segmenter is None:
+        return partial(split_words, pattern=tokenizer.pattern)
+    segment = segmenter(tokenizer.segmenter, SEGMENTER_KEY)
+    return partial(split_finer, pattern=tokenizer.pattern, segment=segment)
+
+
+def _add_partition(
+    tokenizer: TokenizerConfig, work: Path, memory: int, number: int, partition: Partition
+) -> None:
     """As `_count_partition`, of counts that were made elsewhere."""
     counter = WordCounter(_words_file(work, number), memory)
+    nfc = tokenizer.normalization == "nfc"
     size = 0
 
     def counts() -> Iterator[Count]:
@@ -130,7 +143,7 @@ def _add_partition(nfc: bool, work: Path, memory: int, number: int, partition: P
         for piece in partition.pieces:
             for place, line in lines(piece.path, piece.start, piece.end):
                 try:
-                    word, times = parse_count(line)
+                    word, times = parse_count(line, tokenizer.pattern)
                     if nfc and not unicodedata.is_normalized("NFC", word):
                         raise ValueError(
                             f"{word[:40]!r} is not in NFC, as tokenizer.normalization wants it"

@@ -20,7 +20,7 @@ import pyarrow
 
 from robustly.files import atomic
 from robustly.log import progress
-from robustly.tokenizer.words import split_words, text_chunks
+from robustly.tokenizer.words import PatternName, split_words, text_chunks
 
 FAN_IN = 64  # files that are open at once while counts are summed
 BATCH = 2**16  # words that are added or written at once
@@ -38,17 +38,17 @@ class WordCounter:
     """Counts words in at most about `memory` bytes; beyond that, sorted counts are written beside
     `target` until `finish`."""
 
-    def __init__(self, target: Path, memory: int):
+    def __init__(self, target: Path, memory: int, split: Callable[[str], list[str]] = split_words):
         self.words = 0
         """Words that were counted, every occurrence."""
-        self._target, self._memory = target, memory
+        self._target, self._memory, self._split = target, memory, split
         self._runs: list[Path] = []
         self._begin()
 
     def add_text(self, text: str) -> None:
         """Count the words of a document or a line."""
         for chunk in text_chunks(text):
-            self._pending += split_words(chunk)
+            self._pending += self._split(chunk)
             if len(self._pending) >= BATCH:
                 self._add_pending()
 
@@ -135,7 +135,7 @@ def read_counts(path: Path) -> Iterator[Count]:
             yield (word[1:-2] if "\\" not in word else json.loads(word)), int(number)
 
 
-def parse_count(line: str) -> Count:
+def parse_count(line: str, pattern: PatternName) -> Count:
     """A line of a count file from anywhere. Raises ValueError that says what is wrong with it."""
     number, tab, quoted = line.rstrip("\r\n").partition("\t")
     if not tab:
@@ -160,9 +160,9 @@ def parse_count(line: str) -> Count:
     except UnicodeEncodeError:
         raise ValueError(f"the word {quoted[:40]!r} holds half of a surrogate pair") from None
 
-    if len(pieces := split_words(word)) != 1:
+    if len(pieces := split_words(word, pattern)) != 1:
         raise ValueError(
-            f"{word[:40]!r} is {len(pieces)} words for GPT-2's pre-tokenizer:"
+            f"{word[:40]!r} is {len(pieces)} words for tokenizer.pattern {pattern}:"
             f" {'|'.join(pieces)[:60]!r}; count words as it splits them (a space belongs to the"
             " word that follows it)"
         )

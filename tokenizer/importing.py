@@ -90,7 +90,11 @@ def _whole(vocabulary: Vocabulary, path: Path) -> Vocabulary:
         *(left + right for left, right in vocabulary.merges),
         *vocabulary.special,
     }
-    if lost := [token for token in vocabulary.ids if token not in made and could_be_learned(token)]:
+    if lost := [
+        token
+        for token in vocabulary.ids
+        if token not in made and could_be_learned(token, vocabulary.pattern)
+    ]:
         raise UserError(
             f"{path}: {len(lost):,} tokens of the vocabulary are made by no merge, such as"
             f" {lost[0]!r}: the {len(vocabulary.merges):,} merges are cut off, or belong to another"

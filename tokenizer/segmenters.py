@@ -7,21 +7,25 @@ the user's own. Pieces are cut, never changed: joined, they are the text."""
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import regex
+from pydantic import Field
 
 from robustly import UserError
 from robustly.config import InputPath, locate
+from robustly.tokenizer.words import PatternName, split_words
 
 Segmenter = Callable[[str], list[str]]
 """Cuts a text into pieces that are not empty and that, joined, are the text."""
-SegmenterName = Literal["icu"] | InputPath
+SegmenterName = Annotated[Literal["icu"] | InputPath, Field(union_mode="left_to_right")]
 """How a config names one: `icu`, or the file of a list of words."""
 
 INSTALL = "pip install 'robustly[segment]'"
 _MARK = regex.compile(r"\p{M}")
+_BETWEEN_LETTERS = regex.compile(r"(?<=[\p{L}\p{M}])(?=\p{L})")
 
 
 def segmenter(name: SegmenterName, key: str) -> Segmenter:
@@ -34,11 +38,24 @@ def segmenter(name: SegmenterName, key: str) -> Segmenter:
 
     It does not travel between processes. Raises UserError if the package is not installed, or the
     file is not there or holds no words."""
-    if isinstance(name, InputPath):
-        path = locate(key, name, file=True, advice="Expected icu, or the file of a list of words")
-        return _by_words(_read_words(path))
+    listed = word_list(name, key)
+    return _by_words(_read_words(listed)) if listed else _by_icu(key)
 
-    return _by_icu(key)
+
+def word_list(name: SegmenterName | None, key: str) -> Path | None:
+    """The file of a list of words that a config names under `key`, if it names one. Raises
+    UserError if it is not there."""
+    if name is None or name == "icu":
+        return None
+    return locate(key, name, file=True, advice="Expected icu, or the file of a list of words")
+
+
+def split_finer(text: str, pattern: PatternName, segment: Segmenter) -> list[str]:
+    """The words of a pattern, cut further wherever the segmenter cuts between two letters."""
+    words = accumulate(map(len, split_words(text, pattern)))
+    pieces = accumulate(map(len, segment(text)))
+    ends = {*words, *(end for end in pieces if _BETWEEN_LETTERS.match(text, end))}
+    return [text[start:end] for start, end in pairwise(sorted({0, *ends}))]
 
 
 def _by_icu(key: str) -> Segmenter:

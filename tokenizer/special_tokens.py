@@ -1,7 +1,7 @@
 """RoBERTa's special tokens, the symbols of bytes, and names that a further special token can
 have."""
 
-from robustly.tokenizer.words import split_words
+from robustly.tokenizer.words import PatternName, split_words
 
 # Ids 0 to 3, as in fairseq; <mask> has the last id.
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -22,7 +22,7 @@ def byte_symbols() -> list[str]:
     ]
 
 
-def could_be_learned(token: str) -> bool:
+def could_be_learned(token: str, pattern: PatternName) -> bool:
     """Whether training could make a token: if its bytes are one word, or some bytes amid a
     character."""
     byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
@@ -30,6 +30,6 @@ def could_be_learned(token: str) -> bool:
         return False
 
     try:
-        return len(split_words(bytes(map(byte_of.__getitem__, token)).decode())) == 1
+        return len(split_words(bytes(map(byte_of.__getitem__, token)).decode(), pattern)) == 1
     except UnicodeDecodeError:
         return True

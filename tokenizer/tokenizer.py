@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from robustly import UserError
 from robustly.tokenizer.special_tokens import MASK_TOKEN, byte_symbols
 from robustly.tokenizer.vocabulary import Vocabulary
-from robustly.tokenizer.words import PATTERN
+from robustly.tokenizer.words import PATTERNS
 
 if TYPE_CHECKING:
     from robustly.tokenizer.word_table import WordTable
@@ -61,7 +61,10 @@ class Tokenizer:
         # This one is plain text as well, because no call allows it.
         unused = {MASK_TOKEN: len(ranks)}
         self._engine = tiktoken.Encoding(
-            "robustly", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=unused
+            "robustly",
+            pat_str=PATTERNS[vocabulary.pattern],
+            mergeable_ranks=ranks,
+            special_tokens=unused,
         )
         self._ids = np.array([ids[token] for token in raw], self.dtype)  # by rank
         self._encoded = 0  # characters, by the engine
@@ -195,7 +198,8 @@ class Tokenizer:
         from robustly.tokenizer.word_table import WordTable
 
         tokens = [self._bytes[number] for number in self._ids.tolist()]  # by rank
-        return WordTable(tokens, self._ids, self._engine._encode_single_piece)
+        merge, pattern = self._engine._encode_single_piece, self.vocabulary.pattern
+        return WordTable(tokens, self._ids, merge, pattern)
 
     def _ranks(self, text: str) -> NDArray[np.uint32]:
         encode = functools.partial(self._engine.encode_to_numpy, disallowed_special=())

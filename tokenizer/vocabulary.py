@@ -17,6 +17,7 @@ from robustly.config import fingerprint
 from robustly.files import write_atomic, write_json
 from robustly.strict_json import Kind, parse_json
 from robustly.tokenizer.special_tokens import MASK_TOKEN, SPECIAL_TOKENS, byte_symbols
+from robustly.tokenizer.words import PATTERNS, PatternName
 
 MODEL_MAX_LENGTH = 512  # RoBERTa's; publishing writes the model's own
 
@@ -34,6 +35,8 @@ class Vocabulary:
     """Special tokens beside RoBERTa's five, in the order of their ids."""
     nfc: bool = False
     """Whether text is brought to Unicode's NFC before it is encoded."""
+    pattern: PatternName = "gpt2"
+    """What cuts text into words, which no merge crosses."""
 
     @property
     def special(self) -> tuple[str, ...]:
@@ -46,12 +49,17 @@ class Vocabulary:
         hashed: dict[str, Any] = {"ids": self.ids, "merges": self.merges}
         if self.nfc:
             hashed["nfc"] = True
+        if self.pattern != "gpt2":
+            hashed["pattern"] = self.pattern
 
         return fingerprint(hashed)
 
 
 def lay_out(
-    merges: list[tuple[str, str]], extra: Sequence[str] = (), nfc: bool = False
+    merges: list[tuple[str, str]],
+    extra: Sequence[str] = (),
+    nfc: bool = False,
+    pattern: PatternName = "gpt2",
 ) -> Vocabulary:
     """The vocabulary of a trained tokenizer: special tokens, bytes, merges, further special tokens,
     <mask>."""
@@ -61,7 +69,7 @@ def lay_out(
     assert len(ids) == len(tokens), (
         "two merges made the same token, or one that looks like a special token"
     )
-    return Vocabulary(ids, merges, tuple(extra), nfc)
+    return Vocabulary(ids, merges, tuple(extra), nfc, pattern)
 
 
 # -------------------------------------------------------------------------------------------- files
@@ -82,8 +90,10 @@ def save_vocabulary(vocabulary: Vocabulary, folder: Path) -> list[Path]:
         folder / "tokenizer_config.json",
         {
             # transformers builds a RobertaTokenizer from vocabulary and merges alone, which would
-            # lose the normalizer
-            "tokenizer_class": "PreTrainedTokenizerFast" if vocabulary.nfc else "RobertaTokenizer",
+            # lose the normalizer and the pattern
+            "tokenizer_class": "RobertaTokenizer"
+            if vocabulary.pattern == "gpt2" and not vocabulary.nfc
+            else "PreTrainedTokenizerFast",
             "add_prefix_space": False,
             "trim_offsets": True,
             "errors": "replace",
@@ -128,6 +138,7 @@ def fast_tokenizer(vocabulary: Vocabulary) -> Any:
     """The same vocabulary as a `tokenizers.Tokenizer` that adds <s> and </s>, as RoBERTa's does."""
     from tokenizers import (
         AddedToken,
+        Regex,
         Tokenizer,
         decoders,
         models,
@@ -141,7 +152,16 @@ def fast_tokenizer(vocabulary: Vocabulary) -> Any:
     if vocabulary.nfc:
         tokenizer.normalizer = normalizers.NFC()
 
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if vocabulary.pattern == "gpt2":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(PATTERNS[vocabulary.pattern]), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.RobertaProcessing(
         ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), trim_offsets=True, add_prefix_space=False
@@ -225,7 +245,9 @@ def _read_fast_tokenizer(path: Path) -> Vocabulary:
         )
 
     extra = tuple(token for _, token in special if token not in (*SPECIAL_TOKENS, MASK_TOKEN))
-    return Vocabulary(ids, merges, extra, stored["normalizer"] is not None)
+    pattern = _pattern(stored["pre_tokenizer"])
+    assert pattern, "of another kind"
+    return Vocabulary(ids, merges, extra, stored["normalizer"] is not None, pattern)
 
 
 def _check_agreement(vocabulary: Vocabulary, folder: Path) -> None:
@@ -270,15 +292,36 @@ def _another_kind(stored: dict[str, Any]) -> str | None:
         return f"it changes the text first (normalizer {normalizer.get('type')})"
     if words is None:
         return "it does not cut text into words (no pre-tokenizer)"
-
+    if _pattern(words):
+        return None
     if words["type"] != "ByteLevel":
         regex = ", so another regex" if words["type"] in ("Sequence", "Split") else ""
         return f"its pre-tokenizer is {words['type']}{regex}"
 
     if not words.get("use_regex", True):
         return "its pre-tokenizer does not use GPT-2's regex"
-    if words["add_prefix_space"]:
-        return "it puts a space before the text (add_prefix_space)"
+    return "it puts a space before the text (add_prefix_space)"
+
+
+def _pattern(words: dict[str, Any]) -> PatternName | None:
+    """The pattern of a pre-tokenizer as `fast_tokenizer` makes it, None for any other."""
+    match words:
+        case {"type": "ByteLevel", "add_prefix_space": False}:
+            return "gpt2" if words.get("use_regex", True) else None
+
+        case {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": regex},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+            ],
+        }:
+            return next((name for name, known in PATTERNS.items() if known == regex), None)
 
     return None
 

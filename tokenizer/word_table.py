@@ -4,8 +4,8 @@ Nearly all words of a text have stood there before. A table holds the bytes and 
 seen; a word that is not in it is merged as the engine does it, and put there. The table is bounded:
 once it is full, it begins anew. Ids do not depend on what it holds.
 
-The scan cuts what `words.PATTERN` cuts, over the bytes of the text, with the engine's classes of
-characters."""
+The scan cuts what the patterns of `words` cut, over the bytes of the text, with the engine's
+classes of characters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,17 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from robustly.tokenizer.characters import SPACE, classes
+from robustly.tokenizer.characters import (
+    CAPITAL,
+    DIGIT,
+    LETTER,
+    MARK,
+    OTHER,
+    SMALL,
+    SPACE,
+    classes,
+)
+from robustly.tokenizer.words import PatternName
 
 U8 = NDArray[np.uint8]
 I32 = NDArray[np.int32]
@@ -48,6 +58,7 @@ MIX = np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing
 
 SPACE_BYTE, APOSTROPHE = ord(" "), ord("'")
 D, E, L, M, R, S, T, V = b"delmrstv"
+IN_WORDS = (LETTER, SMALL, CAPITAL, MARK)
 
 
 class _Table(NamedTuple):
@@ -73,7 +84,13 @@ class _Merges(NamedTuple):
 class WordTable:
     """Encodes texts. Threads take turns: the scan keeps Python's lock."""
 
-    def __init__(self, tokens: Sequence[bytes], ids: Ids, merge: Callable[[bytes], Sequence[int]]):
+    def __init__(
+        self,
+        tokens: Sequence[bytes],
+        ids: Ids,
+        merge: Callable[[bytes], Sequence[int]],
+        pattern: PatternName,
+    ):
         """`tokens` and their `ids` by rank; `merge` gives the ranks of a word of more than LONGEST
         bytes."""
         assert WORDS * WORD_BYTES >= LONGEST, "no room for a word"
@@ -86,7 +103,8 @@ class WordTable:
         self._merges = _Merges(table, *_pairs(table))
         self._words = _empty(WORDS, WORDS * WORD_BYTES)
         self._used = np.zeros(1, np.int64)  # entries of words
-        self._ids, self._merge, self._classes = ids, merge, classes()
+        self._ids, self._merge = ids, merge
+        self._classes, self._unicode = classes(pattern), pattern == "unicode"
 
     def encode(self, text: bytes) -> Ids:
         """The ids of a text in UTF-8."""
@@ -98,7 +116,15 @@ class WordTable:
 
         while True:
             at, size, end = _scan(
-                raw, at, self._classes, self._merges, self._words, self._used, found, size
+                raw,
+                at,
+                self._classes,
+                self._unicode,
+                self._merges,
+                self._words,
+                self._used,
+                found,
+                size,
             )
             if at == raw.size:
                 return found[:size].astype(self._ids.dtype)
@@ -356,8 +382,8 @@ def _character(text: U8, at: Int, classes: U8) -> tuple[Int, Int]:
 
 
 @njit(cache=True)
-def _word_end(text: U8, start: Int, classes: U8) -> Int:
-    """Where the word that begins at `start` ends: the alternatives of `words.PATTERN` in their
+def _gpt2_word_end(text: U8, start: Int, classes: U8) -> Int:
+    """Where the word that begins at `start` ends: the alternatives of the pattern `gpt2` in their
     order."""
     size = len(text)
     if text[start] == APOSTROPHE and start + 1 < size:
@@ -376,11 +402,18 @@ def _word_end(text: U8, start: Int, classes: U8) -> Int:
         if following != SPACE:
             kind, end = following, beyond
 
+    return _run_end(text, start, end, kind, classes)
+
+
+@njit(cache=True)
+def _run_end(text: U8, start: Int, end: Int, kind: Int, classes: U8) -> Int:
+    """Where the run of characters of this kind ends, which is known to go from `start` to `end`."""
+    size = len(text)
     last = start  # where the run's last character begins
 
     while end < size:
         following, beyond = _character(text, end, classes)
-        if following != kind:
+        if following != kind and not (following == MARK and kind == OTHER):
             break
 
         last, end = end, beyond
@@ -390,10 +423,111 @@ def _word_end(text: U8, start: Int, classes: U8) -> Int:
 
 
 @njit(cache=True)
+def _unicode_word_end(text: U8, start: Int, classes: U8) -> Int:
+    """As `_gpt2_word_end`, of the pattern `unicode`."""
+    size = len(text)
+    kind, end = _character(text, start, classes)
+    if end < size and (text[start] == SPACE_BYTE or _is_three(text, start, 0xE2, 0x80, 0x8B)):
+        following, beyond = _character(text, end, classes)
+        if following == DIGIT or following in IN_WORDS or (kind == SPACE and following == OTHER):
+            kind, end = following, beyond
+
+    if kind == DIGIT:
+        return _digits_end(text, end, classes)
+    if kind in IN_WORDS:
+        return _ending_end(text, _letters_end(text, end, kind, classes), classes)
+    return _run_end(text, start, end, kind, classes)
+
+
+@njit(cache=True)
+def _is_three(text: U8, at: Int, first: Int, second: Int, third: Int) -> bool:
+    """Whether a character of these three bytes stands there."""
+    return (
+        text[at] == first
+        and at + 2 < len(text)
+        and text[at + 1] == second
+        and text[at + 2] == third
+    )
+
+
+@njit(cache=True)
+def _letters_end(text: U8, end: Int, kind: Int, classes: U8) -> Int:
+    """Where letters end whose first, of this kind, ends at `end`."""
+    small = kind == SMALL  # whether one was there: then a capital begins another word
+    while end < len(text):
+        following, beyond = _character(text, end, classes)
+        if following not in IN_WORDS or (small and following == CAPITAL):
+            break
+
+        small = small or following == SMALL
+        end = beyond
+
+    return end
+
+
+@njit(cache=True)
+def _digits_end(text: U8, end: Int, classes: U8) -> Int:
+    """Where digits end, three at most, the first of which ends at `end`."""
+    count = 1
+    while end < len(text):
+        following, beyond = _character(text, end, classes)
+        if following != MARK:
+            if following != DIGIT or count == 3:
+                break
+            count += 1
+
+        end = beyond
+
+    return end
+
+
+@njit(cache=True)
+def _ending_end(text: U8, end: Int, classes: U8) -> Int:
+    """Where that ends which letters that end at `end` take along: a contraction, or the mark that
+    ends a Tibetan syllable (U+0F0B, U+0F0C)."""
+    size = len(text)
+    if end == size:
+        return end
+    if _is_three(text, end, 0xE0, 0xBC, 0x8B) or _is_three(text, end, 0xE0, 0xBC, 0x8C):
+        return end + 3
+
+    if text[end] == APOSTROPHE:
+        at = end + 1
+    elif _is_three(text, end, 0xE2, 0x80, 0x99):  # U+2019
+        at = end + 3
+    else:
+        return end
+
+    if at == size:
+        return end
+
+    after = text[at] | 0x20  # small, if it is a letter
+    if after in (S, T, M, D):
+        at += 1
+    else:
+        last = text[at + 1] | 0x20 if at + 1 < size else 0
+        if (last == E and after in (R, V)) or (last == L and after == L):
+            at += 2
+        else:
+            return end
+
+    return end if at < size and _character(text, at, classes)[0] in IN_WORDS else at
+
+
+@njit(cache=True)
 def _scan(
-    text: U8, at: Int, classes: U8, merges: _Merges, words: _Table, used: I64, found: I32, size: Int
+    text: U8,
+    at: Int,
+    classes: U8,
+    unicode: bool,
+    merges: _Merges,
+    words: _Table,
+    used: I64,
+    found: I32,
+    size: Int,
 ) -> tuple[Int, Int, Int]:
-    """Encode a text from the word that begins at `at` on; ids go to `found`, from `size` on.
+    """Encode a text from the word that begins at `at` on; ids go to `found`, from `size` on. Words
+    are those of the pattern `unicode`, or of `gpt2`.
 
     Returns where it stopped, the new `size`, and where the word that it stopped at ends, which has
     more than LONGEST bytes. It stops at the end of the text too."""
@@ -409,7 +543,11 @@ def _scan(
     while at < len(text) and end - at <= LONGEST:
         count, start = 0, at
         while count < TOGETHER and start < len(text):
-            end = _word_end(text, start, classes)
+            if unicode:
+                end = _unicode_word_end(text, start, classes)
+            else:
+                end = _gpt2_word_end(text, start, classes)
+
             if end - start > LONGEST:
                 break
             ends[count], heads[count] = end, _head(text, start, end)

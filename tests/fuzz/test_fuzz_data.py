@@ -96,7 +96,7 @@ def read_words(folder: Path) -> Any:
     for name in ("counts.tsv", "counts.tsv.zst"):
         for place, line in lines(str(folder / name)):
             try:
-                found.append(parse_count(line))
+                found.append(parse_count(line, "gpt2"))
             except ValueError as fault:
                 raise UserError(f"{line_at(str(folder / name), place)}: {fault}") from None
     return found

@@ -4,11 +4,20 @@ character."""
 import sys
 import unicodedata
 
-from robustly.tokenizer.characters import DIGIT, LETTER, OTHER, SPACE, classes
+from robustly.tokenizer.characters import (
+    CAPITAL,
+    DIGIT,
+    LETTER,
+    MARK,
+    OTHER,
+    SMALL,
+    SPACE,
+    classes,
+)
 
 
 def test_classes_are_those_of_unicode():
-    found = classes()
+    found = classes("gpt2")
     assert found.shape == (sys.maxunicode + 1,)
     other = []
 
@@ -23,7 +32,7 @@ def test_classes_are_those_of_unicode():
 
 def test_white_space_is_unicodes_own():
     """Not Python's, to which the separators U+001C to U+001F are white space too."""
-    spaces = [point for point in range(sys.maxunicode + 1) if classes()[point] == SPACE]
+    spaces = [point for point in range(sys.maxunicode + 1) if classes("gpt2")[point] == SPACE]
     expected = [
         *range(9, 14),
         0x20,
@@ -41,5 +50,21 @@ def test_white_space_is_unicodes_own():
 
 
 def test_letters_that_this_python_may_not_know():
-    assert classes()[0x1C89] == LETTER  # Unicode 16
-    assert classes()[0x10FFFF] == OTHER and classes()[0xD800] == OTHER
+    assert classes("gpt2")[0x1C89] == LETTER  # Unicode 16
+    assert classes("gpt2")[0x10FFFF] == OTHER and classes("gpt2")[0xD800] == OTHER
+
+
+def test_letters_by_their_case_and_marks():
+    kinds = {"Lu": CAPITAL, "Lt": CAPITAL, "Ll": SMALL, "Lm": LETTER, "Lo": LETTER}
+    other = []
+
+    for point in range(sys.maxunicode + 1):
+        category = unicodedata.category(chr(point))
+        plain = {"L": kinds.get(category), "M": MARK, "N": DIGIT, "Z": SPACE}.get(
+            category[0], OTHER
+        )
+        expected = MARK if chr(point) in "\u200c\u200d" else plain
+        if category not in ("Cn", "Cc") and classes("unicode")[point] != expected:
+            other.append(hex(point))
+
+    assert not other

@@ -130,7 +130,10 @@ def test_a_line_from_elsewhere(word, number, ascii_only):
         word.encode()
     except UnicodeEncodeError:
         return
-    assert parse_count(f"{number}\t{json.dumps(word, ensure_ascii=ascii_only)}\n") == (word, number)
+    assert parse_count(f"{number}\t{json.dumps(word, ensure_ascii=ascii_only)}\n", "gpt2") == (
+        word,
+        number,
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,13 +147,13 @@ def test_a_line_from_elsewhere(word, number, ascii_only):
         ("3\tword", "expected the word as a JSON string"),
         ("3\t7", "expected the word as a JSON string"),
         ('3\t"\\ud800"', "half of a surrogate pair"),
-        ('3\t"two words"', "is 2 words for GPT-2's pre-tokenizer"),
+        ('3\t"two words"', "is 2 words for tokenizer.pattern gpt2"),
         ('3\t""', "is 0 words"),
     ],
 )
 def test_lines_that_are_no_counts(line, message):
     with pytest.raises(ValueError, match="^.*" + message.replace("(", r"\(")):
-        parse_count(line)
+        parse_count(line, "gpt2")
 
 
 def test_counts_of_many_files_add_up(tmp_path):

@@ -3,14 +3,15 @@ begins."""
 
 import subprocess
 import sys
-from itertools import product
+from dataclasses import replace
+from itertools import chain, product
 from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_tokenizer_words import TEXT
+from test_tokenizer_words import MARKED
 
 from robustly import UserError
 from robustly.tokenizer import load_tokenizer, word_table
@@ -19,17 +20,21 @@ from robustly.tokenizer.merges import train_merges
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out
 from robustly.tokenizer.word_table import LONGEST, WordTable
+from robustly.tokenizer.words import PATTERNS
 
 # Any character, known to anyone or not, and what the pattern looks at.
 ANY = st.lists(
-    TEXT
+    MARKED
     | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
     | st.text("ab \n\t'\u00a0\u3000\u2028\u2029\u0085\x1c0٣½\u0301é中😀", max_size=8)
     | st.sampled_from(["'s", "'t", "'re", "'ve", "'ll", "'m", "'d", "'S", "'l", "'r", "'v"]),
     max_size=12,
 ).map("".join)
 
-CROSSING = [*"astdmrevl' \n\t1½.é\u00a0\u3000"]
+CROSSING = {
+    "gpt2": [*"astdmrevl' \n\t1½.é\u00a0\u3000"],
+    "unicode": [*"asTlLeE'’ \n1½.éÉक\u0301\u200b་\u3000"],
+}
 
 
 def by_table(tokenizer: Tokenizer) -> Tokenizer:
@@ -40,9 +45,10 @@ def by_table(tokenizer: Tokenizer) -> Tokenizer:
     return other
 
 
-@pytest.fixture(scope="session")
-def plain(trained):
-    return load_tokenizer(trained)
+@pytest.fixture(scope="session", params=PATTERNS)
+def plain(request, trained):
+    vocabulary = load_tokenizer(trained).vocabulary
+    return Tokenizer(replace(vocabulary, pattern=request.param))
 
 
 @pytest.fixture(scope="session")
@@ -50,13 +56,15 @@ def quick(plain):
     return by_table(plain)
 
 
-@pytest.fixture(scope="session")
-def crossing():
-    """Two tokenizers whose tokens show where words are cut: any two of some characters merge, and any
-    two of those."""
-    runs = {left + right: 1 for left in CROSSING for right in CROSSING}
-    tokenizer = Tokenizer(lay_out(train_merges(runs.items(), 600, 1).merges))
-    return tokenizer, by_table(tokenizer)
+@pytest.fixture(scope="session", params=PATTERNS)
+def crossing(request):
+    """Some characters, and two tokenizers whose tokens show where words are cut: any two of the
+    characters merge, and any two of those."""
+    characters = CROSSING[request.param]
+    runs = {left + right: 1 for left in characters for right in characters}
+    merges = train_merges(runs.items(), 600, 1).merges
+    tokenizer = Tokenizer(lay_out(merges, pattern=request.param))
+    return characters, tokenizer, by_table(tokenizer)
 
 
 def ids_of(tokenizer, text):
@@ -68,18 +76,20 @@ def test_ids_of_any_text_are_the_engines(plain, quick, text):
     assert ids_of(quick, text) == ids_of(plain, text)
 
 
-@given(ANY | st.text(CROSSING, max_size=40))
+@given(ANY | st.text([*chain(*CROSSING.values())], max_size=40))
 def test_words_are_cut_where_the_engine_cuts_them(crossing, text):
-    assert ids_of(crossing[1], text) == ids_of(crossing[0], text)
+    _, engine, table = crossing
+    assert ids_of(table, text) == ids_of(engine, text)
 
 
 def test_every_row_of_three_is_cut_where_the_engine_cuts_it(crossing):
+    characters, *tokenizers = crossing
     texts = [
         f"{before}{row}"
-        for row in map("".join, product(CROSSING, repeat=3))
+        for row in map("".join, product(characters, repeat=3))
         for before in ("", "'")
     ]
-    engine, table = (tokenizer.encode_documents(texts) for tokenizer in crossing)
+    engine, table = (tokenizer.encode_documents(texts) for tokenizer in tokenizers)
     assert [ids.tolist() for ids in table] == [ids.tolist() for ids in engine]
 
 
@@ -150,13 +160,13 @@ def test_words_of_the_same_hash_are_told_apart(plain):
     assert table.encode(b" parliament").tolist() == ids_of(plain, " parliament") != first
 
 
-@pytest.mark.parametrize("letter", ["a", "é", "中", "😀", ".", "7", " ", "\n", "\u3000"])
+@pytest.mark.parametrize("letter", [*"aAé中😀.7क \n\u3000\u0301\u200b", "7\u0301", "a's"])
 def test_long_words(plain, quick, crossing, letter):
     size = len(letter.encode())
     for count in (LONGEST // size - 1, LONGEST // size, LONGEST // size + 1, 3000):
         for text in (letter * count, f"{letter * count}x y", f"a {letter * count}b"):
             assert ids_of(quick, text) == ids_of(plain, text)
-            assert ids_of(crossing[1], text) == ids_of(crossing[0], text)
+            assert ids_of(crossing[2], text) == ids_of(crossing[1], text)
 
 
 def test_a_word_of_a_megabyte_and_white_space_without_end(plain, quick):
@@ -231,4 +241,5 @@ def test_few_texts_do_not_import_numba(trained):
 def test_a_table_that_has_no_room_for_a_word_is_our_own_mistake(monkeypatch, plain):
     monkeypatch.setattr(word_table, "WORDS", 7)
     with pytest.raises(AssertionError, match="no room"):
-        WordTable([bytes([byte]) for byte in range(256)], np.arange(256, dtype=np.uint16), list)
+        alone = [bytes([byte]) for byte in range(256)]
+        WordTable(alone, np.arange(256, dtype=np.uint16), list, "gpt2")
