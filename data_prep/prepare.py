@@ -110,7 +110,8 @@ class DataStage:
         notes = {
             "files": self._contents.files,
             "training_corpus": hash_corpus(self.corpus.training, self._contents.files).corpus,
-            "cleaned": _dropped_before(self.clean_folder),
+            "cleaned": _cleaned(self.clean_folder, "dropped by "),
+            "replaced": _cleaned(self.clean_folder, "replaced "),
         }
         return Outcome(outputs, counts, notes)
 
@@ -127,11 +128,11 @@ def _load_ahead(tokenizer_folder: Path, trained: str) -> None:
     _tokenizer(tokenizer_folder, trained)
 
 
-def _dropped_before(cleaned: Path | None) -> dict[str, int]:
-    """How many documents the clean stage has dropped, by reason."""
-    made = manifest.read(cleaned) if cleaned else None
+def _cleaned(folder: Path | None, what: str) -> dict[str, int]:
+    """The counts of the clean stage whose names begin so."""
+    made = manifest.read(folder) if folder else None
     counts = made.counts if made else {}
-    return {name: number for name, number in counts.items() if name.startswith("dropped by ")}
+    return {name: number for name, number in counts.items() if name.startswith(what)}
 
 
 def _check(

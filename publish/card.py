@@ -101,7 +101,7 @@ def _training(
     model: ModelConfig, made: StageManifests, sessions: Sequence[Session]
 ) -> dict[str, Any]:
     train, data = made.train, made.data
-    dropped = data.notes.get("cleaned")
+    dropped, replaced = data.notes.get("cleaned"), data.notes.get("replaced")
     facts = {
         "parameters": train.counts["parameters"],
         "layers / hidden / heads": f"{model.layers} / {model.hidden} / {model.heads}",
@@ -118,7 +118,8 @@ def _training(
             data.counts["train_documents"] + data.counts["validation_documents"]
         ),
         "an epoch": train.notes.get("mixture"),
-        "documents left out by cleaning": _left_out(dropped) if dropped else None,
+        "documents left out by cleaning": _total(dropped, "dropped by ") if dropped else None,
+        "personal data replaced": _total(replaced, "replaced ") if replaced else None,
         "hours of training": train.counts["training_seconds"] / 3600,
         "sessions": len(sessions) if len(sessions) > 1 else None,
         "ranks": _one_after_another(session.ranks for session in sessions),
@@ -198,10 +199,11 @@ def _losses(counts: Mapping[str, Any], losses: Mapping[str, float]) -> str:
     )
 
 
-def _left_out(dropped: Mapping[str, int]) -> str:
-    reasons = {name.removeprefix("dropped by "): count for name, count in dropped.items() if count}
-    each = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
-    return f"{sum(reasons.values()):,} ({each})"
+def _total(counts: Mapping[str, int], what: str) -> str:
+    """The sum of counts, and each of them by what follows `what` in its name."""
+    kinds = {name.removeprefix(what): count for name, count in counts.items() if count}
+    each = ", ".join(f"{kind}: {count:,}" for kind, count in kinds.items())
+    return f"{sum(kinds.values()):,} ({each})" if kinds else "0"
 
 
 def _source_losses(sources: Mapping[str, Mapping[str, Any]]) -> str:

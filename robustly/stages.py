@@ -49,7 +49,8 @@ RUN_STAGES = (
         work=f"{_WORK}:clean_work",
         section="cleaning",
         help="Filter and deduplicate the corpus, as the config's section `cleaning` asks for it. No"
-        " text is changed: the later stages skip the documents that are dropped.",
+        " file is changed: the later stages skip the documents that are dropped, and replace what"
+        " is to be replaced.",
         optional=True,
     ),
     RunStage(

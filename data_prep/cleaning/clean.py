@@ -1,9 +1,11 @@
 """Filter and deduplicate the corpus: the clean stage, which decides what documents are kept.
 
-No text is copied or changed: every partition of the corpus gets a file of filter decisions, a
-number for each document (robustly/corpus/decisions.py reads them). They are made in steps, each
-spread over partitions or buckets: rules that look at a document by itself; then, among what is
-still kept, exact duplicates; then near ones. So a document has one reason to be dropped."""
+No text is copied: every partition of the corpus gets a file of filter decisions, a number for each
+document (robustly/corpus/decisions.py reads them). They are made in steps, each spread over
+partitions or buckets: rules that look at a document by itself; then, among what is still kept,
+exact duplicates; then near ones. So a document has one reason to be dropped. Where personal data
+are replaced, it is found first of all, and all steps work on the text as it will be trained on
+(robustly/corpus/replacements.py)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +22,11 @@ from robustly.corpus.documents import refuse_many
 from robustly.corpus.executors import process
 from robustly.corpus.files import file_facts, hash_corpus, remembered_files
 from robustly.corpus.partitions import Partition, partitions, work_key
+from robustly.corpus.replacements import replacements_file
 from robustly.data_prep.cleaning.config import CleaningConfig, EvaluationFiles
 from robustly.data_prep.cleaning.duplicates import buckets_for, find_duplicates
-from robustly.data_prep.cleaning.language import PACKAGE, check_languages, model_file
+from robustly.data_prep.cleaning.language import MODEL_PACKAGE, check_languages, model_file
+from robustly.data_prep.cleaning.personal_data import PERSONAL_DATA_PACKAGES, finder
 from robustly.data_prep.cleaning.rules import EXACT, NEAR, check_words, in_order
 from robustly.data_prep.cleaning.steps import (
     INDEX,
@@ -116,6 +120,13 @@ class CleanStage:
 
         cleaner = PartitionCleaner(self.corpus, self.cleaning, self.language, work, model)
         evaluation = _write_index(self.cleaning, work)
+        if self.cleaning.replacements:
+            assert self.cleaning.personal_data
+            finder(self.cleaning.personal_data)  # what it lacks is said here, once
+            find, what = cleaner.find_personal_data, "finding personal data"
+            process(find, cut, work / "tasks-personal-data", self.processing, what)
+            cut = decisions.attach_replacements(cut, work, self.cleaning.replacements)
+
         process(cleaner.apply_rules, cut, work / "tasks-rules", self.processing, "applying rules")
         by_rules = [read_rule_decisions(work, number) for number in range(len(cut))]
         refuse_many([line for found in by_rules for line in found.bad_lines], self.corpus)
@@ -134,24 +145,38 @@ class CleanStage:
 
         counted = [read_counts(work, number) for number in range(len(cut))]
         counts = _count(self.corpus, cut, counted, reasons)
+        replaced = {
+            f"replaced {kind}": sum(own["replaced"][code] for own in counted)
+            for code, kind in enumerate(self.cleaning.replacements)
+        }
         _check(counts, self.corpus)
-        summary = {
+        summary: dict[str, Any] = {
             "format": decisions.FORMAT,
             "verdicts": ["kept", *reasons],
             "documents": [sum(own["documents"]) for own in counted],
         }
         bad_lines = sum(len(found.bad_lines) for found in by_rules)
-        return summary, {**counts, **evaluation, "bad_lines": bad_lines}
+        if self.cleaning.replacements:
+            summary["placeholders"] = self.cleaning.replacements
+
+        return summary, {**counts, **replaced, **evaluation, "bad_lines": bad_lines}
 
     def _packages(self) -> list[str]:
         """Packages whose versions may change decisions, or whose model is an input."""
         language = self.cleaning.language
-        return [PACKAGE] if language and language.model is None else []
+        carries_model = language and language.model is None
+        return [
+            *([MODEL_PACKAGE] if carries_model else []),
+            *(PERSONAL_DATA_PACKAGES if self.cleaning.personal_data else []),
+        ]
 
     def _collect(self, work: Path, decided: tuple[dict[str, Any], dict[str, Any]]) -> Outcome:
         summary, counts = decided
         numbers = range(len(summary["documents"]))
         files = [decisions_file(work, number).name for number in numbers]
+        if self.cleaning.replacements:
+            files += [replacements_file(work, number).name for number in numbers]
+
         outputs = npy.move(work, self.folder, files)
         write_json(self.folder / decisions.SUMMARY, summary)
         notes: dict[str, Any] = {"files": self._inputs[1]}

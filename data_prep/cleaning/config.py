@@ -4,7 +4,7 @@ import difflib
 import inspect
 from collections.abc import Iterator
 from types import NoneType
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
@@ -40,6 +40,10 @@ def _as_section(value: Any) -> Any:
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
+def _as_action(value: Any) -> Any:
+    return {"action": value} if isinstance(value, str) else value
+
+
 def _as_files(value: Any) -> Any:
     return {"files": value} if isinstance(value, str | list) else value
 
@@ -59,6 +63,52 @@ class LanguageConfig(Section):
     def recipe(self) -> dict[str, Any]:
         """As every section's, but for the path: what lies there is an input of the stage."""
         return {"keep": sorted(self.keep), "threshold": self.threshold}
+
+
+Kind = Literal["mail", "phone", "ip", "card", "iban"]
+"""Kinds of personal data."""
+
+
+class PersonalDataConfig(Section):
+    """What is done where personal data stand in a text."""
+
+    action: Literal["replace", "drop"]
+    """replace: a placeholder stands for each in whatever reads the text: rules, tokenizer, token
+    store, evaluation. drop: the document is left out."""
+    kinds: Annotated[list[Kind], BeforeValidator(as_list)] = Field(
+        default_factory=lambda: list(get_args(Kind)), min_length=1
+    )
+    """Which are looked for: mail addresses, phone numbers, public IP addresses, card numbers and
+    IBANs with right check digits."""
+    phone_countries: Annotated[
+        list[Annotated[str, Field(pattern="^[A-Z]{2}$")]], BeforeValidator(as_list)
+    ] = Field(default_factory=list)
+    """Countries (ISO 3166: US, DE) whose numbers are known without + and the country's code."""
+    placeholders: dict[Kind, Annotated[str, Field(pattern="^[^\\x00]*$")]] = Field(
+        default_factory=dict
+    )
+    """What stands for each kind; default: its name in angle brackets, such as <mail>, which may be
+    one of `tokenizer.special_tokens`."""
+
+    @property
+    def replacements(self) -> dict[str, str]:
+        """Kind -> what stands for it; empty unless something is replaced."""
+        if self.action == "drop":
+            return {}
+        return {kind: self.placeholders.get(kind, f"<{kind}>") for kind in self.kinds}
+
+    @field_validator("kinds")
+    @classmethod
+    def _in_order(cls, value: list[Kind]) -> list[Kind]:
+        return [kind for kind in get_args(Kind) if kind in value]
+
+    @model_validator(mode="after")
+    def _replaces(self) -> Self:
+        if self.action == "drop" and self.placeholders:
+            raise ValueError("placeholders: only for action: replace")
+        if unused := sorted(self.placeholders.keys() - set(self.kinds)):
+            raise ValueError(f"placeholders: {unused[0]} is not among the kinds that are replaced")
+        return self
 
 
 class ContaminationConfig(Section):
@@ -108,6 +158,9 @@ class CleaningConfig(Section):
     max_words: PositiveInt | None = None
     language: LanguageConfig | None = None
     """Documents of other languages are dropped."""
+    personal_data: Annotated[PersonalDataConfig | None, BeforeValidator(_as_action)] = None
+    """`replace` or `drop`: what is done where personal data stand in a text; the word alone takes
+    the defaults."""
     quality: Annotated[dict[str, dict[str, Any]], BeforeValidator(_as_mapping)] = Field(
         default_factory=dict
     )
@@ -122,6 +175,12 @@ class CleaningConfig(Section):
     near_duplicates: Annotated[NearDuplicatesConfig | None, BeforeValidator(_as_section)] = None
     """Of documents with much the same text, all but the first are dropped; `true` takes the
     defaults."""
+
+    @property
+    def replacements(self) -> dict[str, str]:
+        """Kind of personal data -> what stands for it in the text; empty where it stays as it
+        is."""
+        return self.personal_data.replacements if self.personal_data else {}
 
     @property
     def on(self) -> bool:

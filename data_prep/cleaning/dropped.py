@@ -14,8 +14,8 @@ OPTION = "--dropped"
 
 
 def write_dropped(corpus: CorpusConfig, folder: Path, path: Path) -> int:
-    """Read the corpus once more and write what the finished stage in `folder` drops to `path`;
-    returns how many documents.
+    """Read the corpus once more and write what the finished stage in `folder` drops to `path`, as
+    the rules saw it: with the stage's replacements. Returns how many documents.
 
     A line is {"text", "source", "reason"}, in the order of the corpus. The file is there when all
     of it is; compressed if it ends in .gz. Raises UserError as `check_place` does, or if the corpus

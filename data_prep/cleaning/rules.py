@@ -2,7 +2,7 @@
 
 A rule gives the reason why a text is dropped, or None. The first word of a reason is the key of the
 config's section `cleaning` that asks for it, or the name of a set of quality rules; what follows a
-colon are the set's own words."""
+colon are the set's own words, or the kind of personal data that comes first in the text."""
 
 import contextlib
 import functools
@@ -17,16 +17,13 @@ from numpy.typing import NDArray
 from robustly import UserError
 from robustly.data_prep.cleaning.config import INSTALL, QUALITY_FILTERS, CleaningConfig
 from robustly.data_prep.cleaning.language import in_language
+from robustly.data_prep.cleaning.personal_data import Finder, finder
 
 Rule = Callable[[str], str | None]
-LANGUAGE, CONTAMINATION, EXACT, NEAR = (
-    "language",
-    "contamination",
-    "exact_duplicates",
-    "near_duplicates",
-)
+LANGUAGE, PERSONAL_DATA, CONTAMINATION = "language", "personal_data", "contamination"
+EXACT, NEAR = "exact_duplicates", "near_duplicates"
 LENGTHS = ("min_characters", "max_characters", "min_words", "max_words")
-ORDER = (*LENGTHS, LANGUAGE, *QUALITY_FILTERS, CONTAMINATION, EXACT, NEAR)
+ORDER = (*LENGTHS, LANGUAGE, PERSONAL_DATA, *QUALITY_FILTERS, CONTAMINATION, EXACT, NEAR)
 """First words of the reasons, in the order of the rules: of several reasons, a document has the
 first."""
 DOWNLOADS = ("StanzaTokenizer", "TibetanTokenizer")
@@ -52,6 +49,9 @@ def rules_of(
     if cleaning.language:
         assert model
         rules.append(functools.partial(_language, in_language(cleaning.language, model)))
+
+    if cleaning.personal_data and cleaning.personal_data.action == "drop":
+        rules.append(functools.partial(_personal_data, finder(cleaning.personal_data)))
 
     rules += [
         _quality(name, cleaning.quality[name], word_language)
@@ -91,6 +91,11 @@ def _length(cleaning: CleaningConfig, text: str) -> str | None:
 
 def _language(kept: Callable[[str], bool], text: str) -> str | None:
     return None if kept(text) else LANGUAGE
+
+
+def _personal_data(find: Finder, text: str) -> str | None:
+    found = find(text)
+    return f"{PERSONAL_DATA}: {found[0].kind}" if found else None
 
 
 def _contamination(evaluation: NDArray[np.uint64], n: int, text: str) -> str | None:

@@ -2,8 +2,8 @@
 
 The work folder holds, for partition N: `rules-N.npy`, the codes that the rules gave its documents
 (0 is kept, n stands for the nth reason in `rules-N.json`); `sizes-N.npy`, the bytes of each
-document; `verdicts-N.npy`, the decisions, whose codes are those of the whole corpus; and
-`tally-N.json`, their counts."""
+document; `replacements-N.npy`, where personal data are replaced; `verdicts-N.npy`, the decisions,
+whose codes are those of the whole corpus; and `tally-N.json`, their counts."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,11 @@ from robustly.corpus.config import CorpusConfig
 from robustly.corpus.decisions import KEPT, decisions_file
 from robustly.corpus.documents import BadLine, documents
 from robustly.corpus.partitions import Partition
+from robustly.corpus.replacements import SPAN, replacements_file
+from robustly.corpus.replacements import read as read_spans
 from robustly.data_prep.cleaning.config import CleaningConfig
 from robustly.data_prep.cleaning.duplicates import duplicates_in, text_hash, write_hashes
+from robustly.data_prep.cleaning.personal_data import finder
 from robustly.data_prep.cleaning.rules import EXACT, NEAR, reason_to_drop, rules_of
 from robustly.files import write_json
 from robustly.strict_json import read_json
@@ -66,7 +69,8 @@ def read_rule_decisions(work: Path, number: int) -> RuleDecisions:
 
 
 def read_counts(work: Path, number: int) -> dict[str, list[int]]:
-    """A partition's `documents` and their `bytes`, by decision: kept, then each reason."""
+    """A partition's `documents` and their `bytes`, by decision: kept, then each reason; and what is
+    `replaced` in those that are kept, by kind."""
     path = _file(work, "tally", number, "json")
     return read_json(path, dict[str, list[int]], f"delete {work} to begin anew")
 
@@ -82,6 +86,18 @@ class PartitionCleaner:
     work: Path
     model: tuple[Path, str] | None
     """The language model's file and its sha256."""
+
+    def find_personal_data(self, number: int, partition: Partition) -> None:
+        """Write down what is to be replaced in a partition: the other steps read it replaced."""
+        personal = self.cleaning.personal_data
+        assert personal
+        find, kinds = finder(personal), list(personal.replacements)
+        spans = [
+            (place, found.start, found.end, kinds.index(found.kind))
+            for place, text in enumerate(documents(partition, self.corpus, []))
+            for found in find(text)
+        ]
+        npy.write(replacements_file(self.work, number), np.array(spans, SPAN))
 
     def apply_rules(self, number: int, partition: Partition) -> None:
         """Have the rules decide on each document of a partition, by itself."""
@@ -154,8 +170,17 @@ class PartitionCleaner:
             counts = {
                 "documents": np.bincount(decided, minlength=len(reasons) + 1).tolist(),
                 "bytes": [int(sizes[decided == code].sum()) for code in range(len(reasons) + 1)],
+                "replaced": self._replaced(place, decided),
             }
             write_json(_file(self.work, "tally", place, "json"), counts)
+
+    def _replaced(self, number: int, decided: NDArray[np.uint8]) -> list[int]:
+        """How much is replaced in those documents of a partition that are kept, by kind."""
+        if not (kinds := self.cleaning.replacements):
+            return []
+        spans = read_spans(replacements_file(self.work, number))
+        in_kept = decided[spans["document"]] == KEPT
+        return np.bincount(spans["kind"][in_kept], minlength=len(kinds)).tolist()
 
     def _near(self, group: int) -> NDArray[np.int64]:
         """The near duplicates among those documents of a group that were signed, by place."""

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustly import UserError
-from robustly.corpus import decisions, hub
+from robustly.corpus import decisions, hub, replacements
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.formats import format_of, where
 from robustly.corpus.partitions import Partition
@@ -44,13 +44,15 @@ class BadLine:
 def documents(
     partition: Partition, corpus: CorpusConfig, bad_lines: list[BadLine]
 ) -> Iterator[str]:
-    """The texts of the documents that begin in a partition and are kept by its filter decisions;
-    the last one is read to its end, wherever that lies.
+    """The texts of the documents that begin in a partition and are kept by its filter decisions,
+    with its replacements; the last one is read to its end, wherever that lies.
 
     Rows that give no text are appended to `bad_lines` and skipped. Raises UserError with file and
     line for more of them than `corpus.max_bad_lines`, bytes that are not UTF-8, a NUL, half a
     surrogate pair, a file that is cut off; and if the decisions are on other documents."""
     texts = _texts(partition, corpus, bad_lines)
+    if partition.replacements:
+        texts = replacements.replaced(texts, partition.replacements)
     if partition.decisions:
         texts = decisions.kept(texts, Path(partition.decisions))
 

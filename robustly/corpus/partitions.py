@@ -12,6 +12,7 @@ from robustly.corpus.config import CorpusConfig
 from robustly.corpus.files import corpus_files
 from robustly.corpus.formats import format_of
 from robustly.corpus.reading import WHOLE, suffixes
+from robustly.corpus.replacements import Replacements
 
 # Of text: seconds of work, so that a kill loses little and every core has some.
 PARTITION_BYTES = 16 * 2**20
@@ -44,6 +45,8 @@ class Partition:
     pieces: tuple[Piece, ...]
     decisions: str | None = None
     """File of the decisions on its documents; None: all are kept."""
+    replacements: Replacements | None = None
+    """What stands for personal data in its documents; None: they are read as they are."""
 
     def __str__(self) -> str:
         first, last = self.pieces[0], self.pieces[-1]

@@ -14,7 +14,7 @@ import pytest
 
 from robustly import manifest, npy
 from robustly.config import InputPath
-from robustly.corpus import decisions
+from robustly.corpus import decisions, replacements
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.documents import documents
 from robustly.corpus.partitions import partitions
@@ -133,9 +133,18 @@ def write_decisions(folder: Path) -> None:
     cleaned = folder / "clean"
     with Stage(cleaned, "clean", {}, {"corpus": "c"}).begin() as stage:
         npy.write(decisions.decisions_file(cleaned, 0), np.array([0, 1, 0, 2] * 3, np.uint8))
-        summary = {"format": 1, "verdicts": ["kept", "min_words", "x"], "documents": [12]}
+        spans = np.array([(0, 0, 2, 0), (0, 3, 4, 1), (6, 1, 2, 0)], replacements.SPAN)
+        npy.write(replacements.replacements_file(cleaned, 0), spans)
+        summary = {
+            "format": 1, "verdicts": ["kept", "min_words", "x"], "documents": [12],
+            "placeholders": {"mail": "<mail>", "ip": "<ip>"},
+        }  # fmt: skip
         (cleaned / decisions.SUMMARY).write_text(json.dumps(summary))
-        files = [decisions.decisions_file(cleaned, 0), cleaned / decisions.SUMMARY]
+        files = [
+            decisions.decisions_file(cleaned, 0),
+            replacements.replacements_file(cleaned, 0),
+            cleaned / decisions.SUMMARY,
+        ]
         stage.finish(files, {"documents": 12})
 
 
@@ -208,6 +217,11 @@ def described(kind: str, inside: str = ".") -> Any:
     return lambda folder: describe_folder(folder / inside, kind).json()
 
 
+CLEAN: tuple[tuple[str, Form], ...] = (
+    ("clean/verdicts.json", "json"),
+    ("clean/verdicts-00000.npy", "npy"),
+    ("clean/replacements-00000.npy", "npy"),
+)
 READERS = [
     Reader("tokenizer", write_tokenizer, read_tokenizer, (*FILES, ("merges.txt", "bytes")), hashed=True),
     Reader(
@@ -240,14 +254,14 @@ READERS = [
         "decisions",
         write_decisions,
         read_decisions,
-        (("clean/verdicts.json", "json"), ("clean/verdicts-00000.npy", "npy")),
+        CLEAN,
         hashed=True,
     ),
     Reader(
         "decisions, not hashed",
         write_decisions,
         functools.partial(read_decisions, whole=False),
-        (("clean/verdicts.json", "json"), ("clean/verdicts-00000.npy", "npy")),
+        CLEAN,
     ),
     Reader("array", write_array, lambda folder: npy.read(folder / "a.npy", np.uint32, 20).sum(), (("a.npy", "npy"),)),
     Reader("token store", write_data, functools.partial(read_store, whole=True), STORE, hashed=True),

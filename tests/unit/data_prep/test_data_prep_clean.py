@@ -583,6 +583,120 @@ def test_later_stages_want_the_stage_finished_on_this_corpus(cleaned, tmp_path):
 # ------------------------------------------------------------------------------------------- people
 
 
+# ------------------------------------------------------------------------------------ personal data
+
+
+def with_mail(text: str, number: int) -> str:
+    words = text.split(" ")
+    return " ".join([*words[:20], f"jo{number}@host{number}.org", *words[20:]])
+
+
+@pytest.fixture(scope="module")
+def personal(tmp_path_factory):
+    """Two files: texts that differ from each other only by an address, and one with two kinds."""
+    folder = tmp_path_factory.mktemp("personal")
+    write_rows(
+        folder / "a.jsonl", [*INNOCENT[:5], with_mail(INNOCENT[5], 1), with_mail(INNOCENT[6], 1)]
+    )
+    last = INNOCENT[7] + " From 93.184.216.119 and 93.184.216.120, jo@host.org."
+    write_rows(folder / "b.jsonl", [with_mail(INNOCENT[5], 2), last, " \n", "ж🦊 jo@host.org"])
+    return folder, corpus("a.jsonl", "b.jsonl")
+
+
+def clean_stage(folder: Path, config, to: Path, workers: int = 1, **keys) -> CleanStage:
+    rules = stated(folder, CleaningConfig(**keys))
+    return CleanStage(stated(folder, config), rules, "en", to, Processing(workers))
+
+
+def test_replaced_text_is_what_all_rules_and_stages_see(personal, tmp_path):
+    folder, config = personal
+    rules = {"personal_data": "replace", "exact_duplicates": True, "near_duplicates": True}
+    made = clean_stage(folder, config, tmp_path / "clean", **rules, min_words=2).make()
+    counts = {name: made.counts[name] for name in ("documents", "kept_documents")}
+    assert counts == {"documents": 11, "kept_documents": 10}
+    assert made.counts["dropped by exact_duplicates"] == 1  # the address was all that was different
+    assert {name: count for name, count in made.counts.items() if name.startswith("replaced ")} == {
+        "replaced mail": 4, "replaced phone": 0, "replaced ip": 2, "replaced card": 0, "replaced iban": 0,
+    }  # fmt: skip
+    replaced = INNOCENT[5].split(" ")
+    expected = [
+        *INNOCENT[:5],
+        *(with_mail(INNOCENT[n], 1).replace("jo1@host1.org", "<mail>") for n in (5, 6)),
+        INNOCENT[7] + " From <ip> and <ip>, <mail>.",
+        " \n",
+        "ж🦊 <mail>",
+    ]
+    assert seen_by_later_stages(config, folder, tmp_path / "clean") == expected
+    assert " ".join([*replaced[:20], "<mail>", *replaced[20:]]) in expected
+    assert made.counts["kept_bytes"] == sum(len(text.encode()) for text in expected)
+    assert made.notes["packages"].keys() == {"datatrove", "phonenumbers", "python-stdnum"}
+
+    write_dropped(stated(folder, config), tmp_path / "clean", tmp_path / "dropped.jsonl")
+    dropped = json.loads((tmp_path / "dropped.jsonl").read_text())
+    assert dropped == {"text": expected[5], "source": "b.jsonl", "reason": "exact_duplicates"}
+
+    plain = clean_stage(
+        folder, config, tmp_path / "plain", min_words=2, exact_duplicates=True
+    ).make()
+    assert plain.counts["dropped by exact_duplicates"] == 0
+    assert not any(name.startswith("replaced") for name in plain.counts)
+    assert not list((tmp_path / "plain").glob("replacements*"))
+    assert "placeholders" not in json.loads((tmp_path / "plain" / decisions.SUMMARY).read_text())
+
+
+def test_tokenizer_and_store_hold_the_replaced_text(personal, tmp_path):
+    """The split, too, is by the hash of the text that is trained on: texts that differ by a name
+    alone are on one side."""
+    folder, config = personal
+    placeholders = {"mail": "nobody@example.org"}
+    rules = {"personal_data": {"action": "replace", "placeholders": placeholders}}
+    clean_stage(folder, config, tmp_path / "clean", **rules).make()
+    seen = seen_by_later_stages(config, folder, tmp_path / "clean")
+    assert sum("nobody@example.org" in text for text in seen) == 5
+    whole = stated(folder, config).model_copy(update={"validation": 0.5})
+    settings = TokenizerConfig(vocab_size=300, min_frequency=1)
+    trained = TokenizerStage(
+        whole, settings, tmp_path / "tokenizer", ONE, tmp_path / "clean"
+    ).make()
+    assert trained.counts["bytes"] == sum(len(text.encode()) for text in seen)
+
+    view = VIEW.model_copy(update={"block_length": 16})
+    store = DataStage(
+        whole, view, tmp_path / "data", tmp_path / "tokenizer", ONE, tmp_path / "clean"
+    )
+    assert store.make().notes["replaced"]["replaced mail"] == 5
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    train, held_out = (
+        list(Store(tmp_path / "data", split).texts(tokenizer)) for split in ("train", "validation")
+    )
+    assert train and held_out and not set(train) & set(held_out)
+    assert sorted([*train, *held_out]) == sorted(text for text in seen if text.strip())
+
+
+@pytest.mark.processes
+def test_spans_are_the_same_bytes_for_any_number_of_workers(personal, tmp_path):
+    folder, config = personal
+    made = [
+        clean_stage(
+            folder, config, tmp_path / str(workers), workers, personal_data="replace"
+        ).make()
+        for workers in (1, 3)
+    ]
+    assert made[0].outputs == made[1].outputs and "replacements-00001.npy" in made[0].outputs
+
+
+def test_documents_with_personal_data_may_be_dropped(personal, tmp_path):
+    folder, config = personal
+    rules = {"personal_data": "drop", "exact_duplicates": True}
+    made = clean_stage(folder, config, tmp_path / "clean", **rules).make()
+    assert {name: n for name, n in made.counts.items() if name.startswith(("dropped", "replaced"))} == {
+        "dropped by personal_data: ip": 1, "dropped by personal_data: mail": 4, "dropped by exact_duplicates": 0,
+    }  # fmt: skip
+    assert seen_by_later_stages(config, folder, tmp_path / "clean") == [*INNOCENT[:5], " \n"]
+    ips = {"personal_data": {"action": "drop", "kinds": "ip"}}
+    assert clean_stage(folder, config, tmp_path / "ip", **ips).make().counts["kept_documents"] == 10
+
+
 @pytest.mark.parametrize("name", ["dropped.jsonl", "dropped.jsonl.gz"])
 def test_dropped_documents_are_written_out(cleaned, tmp_path, name):
     folder, config, _ = cleaned

@@ -20,7 +20,7 @@ def test_off_is_the_default_and_stays_out_of_the_recipe():
     [
         {"min_words": 5}, {"max_characters": 9}, {"quality": "gopher_quality"}, {"exact_duplicates": True},
         {"near_duplicates": True}, {"near_duplicates": {}}, {"language": {"model": "m", "keep": "en"}},
-        {"contamination": {"files": "a.txt"}},
+        {"contamination": {"files": "a.txt"}}, {"language": {"keep": "en"}}, {"personal_data": "drop"},
     ],
 )  # fmt: skip
 def test_each_rule_turns_the_stage_on(keys):
@@ -42,6 +42,17 @@ def test_paths_are_no_part_of_the_recipe_and_parameters_are():
     }  # fmt: skip
     assert recipe("here", n_grams=8) != recipe("here")
     assert parse(near_duplicates={"seed": 2}).recipe() == {"near_duplicates": {"seed": 2}}
+
+
+def test_personal_data_by_a_word_or_with_keys():
+    assert parse(personal_data="replace").recipe() == {"personal_data": {"action": "replace"}}
+    assert parse(personal_data="replace").replacements == {
+        kind: f"<{kind}>" for kind in ("mail", "phone", "ip", "card", "iban")
+    }
+    given = {"action": "replace", "kinds": ["ip", "mail"], "placeholders": {"mail": ""}}
+    assert parse(personal_data=given).replacements == {"mail": "", "ip": "<ip>"}
+    assert parse(personal_data=given).recipe()["personal_data"]["kinds"] == ["mail", "ip"]
+    assert parse(personal_data="drop").replacements == parse().replacements == {}
 
 
 def test_quality_rules_by_name_or_with_parameters():
@@ -87,6 +98,21 @@ def test_wrong_quality_rules_have_the_nearest_right_ones(quality, message):
         ({"min_words": 6, "max_words": 5}, "min_words = 6, max_words = 5"),
         ({"min_words": 0}, "greater than 0"),
         ({"language": {"model": "m", "keep": []}}, "at least 1 item"),
+        ({"personal_data": "remove"}, "'replace' or 'drop'"),
+        ({"personal_data": True}, "valid dictionary"),
+        (
+            {"personal_data": {"action": "drop", "kinds": "name"}},
+            "'mail', 'phone', 'ip', 'card' or 'iban'",
+        ),
+        (
+            {"personal_data": {"action": "drop", "placeholders": {"ip": "x"}}},
+            "only for action: replace",
+        ),
+        (
+            {"personal_data": {"action": "replace", "kinds": "ip", "placeholders": {"mail": "x"}}},
+            "mail is not among",
+        ),
+        ({"personal_data": {"action": "replace", "phone_countries": "us"}}, "pattern"),
         ({"language": {"model": "m", "keep": "en", "threshold": 1}}, "less than 1"),
         ({"contamination": {"files": []}}, "at least 1 item"),
         ({"near_duplicates": {"n_gram": 3}}, "Extra inputs are not permitted"),
