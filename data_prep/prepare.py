@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustly import UserError, manifest
+from robustly import UserError, manifest, npy
 from robustly.corpus import decisions
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.documents import BadLine, documents, refuse_many
@@ -29,9 +29,13 @@ from robustly.files import write_json
 from robustly.manifest import Manifest, Outcome, Stage
 from robustly.strict_json import read_json
 from robustly.tokenizer import load_tokenizer
+from robustly.tokenizer.added_tokens import count_added
 
 if TYPE_CHECKING:
     from robustly.tokenizer.tokenizer import Tokenizer
+
+
+TOKENS_AT_ONCE = 2**22  # that are counted: 32 MB
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ class DataStage:
             self.folder, work, self.stage().hash, tokenizer, sources, _shards(done)
         )
         counts = {**_count(self.folder, done), **_pack(self.folder, self.data)}
+        if added := tokenizer.vocabulary.added:
+            counts["added_tokens"] = count_added(added, (facts.added_tokens for facts in done))
         notes = {
             "files": self._contents.files,
             "training_corpus": hash_corpus(self.corpus.training, self._contents.files).corpus,
@@ -244,6 +250,8 @@ class _PartitionFacts:
     text_bytes: int
     empty_documents: int
     bad_lines: list[BadLine]
+    added_tokens: dict[str, int]
+    """How often each of the tokenizer's added tokens stands in the text."""
 
 
 def _facts_file(work: Path, number: int) -> Path:
@@ -300,8 +308,25 @@ def _make_shards(
             )
 
     shards = {split: writer.shard for split, writer in writers.items()}
-    facts = _PartitionFacts(shards, text_bytes, empty, bad_lines)
+    added = _count_added(work, [shard for shard in shards.values() if shard], tokenizer)
+    facts = _PartitionFacts(shards, text_bytes, empty, bad_lines, added)
     write_json(_facts_file(work, number), asdict(facts))
+
+
+def _count_added(work: Path, shards: Sequence[Shard], tokenizer: "Tokenizer") -> dict[str, int]:
+    """How often each added token of the tokenizer stands in shards."""
+    if not tokenizer.vocabulary.added:
+        return {}
+
+    times = np.zeros(tokenizer.vocab_size, np.int64)
+    for shard in shards:
+        tokens = npy.read(work / f"{shard.name}.tokens.npy", tokenizer.dtype, shard.tokens)
+        for start in range(0, tokens.size, TOKENS_AT_ONCE):
+            some = tokens[start : start + TOKENS_AT_ONCE]
+            times += np.bincount(some, minlength=times.size)
+
+    names = [token.content for token in tokenizer.vocabulary.added]
+    return {name: int(times[tokenizer.vocabulary.ids[name]]) for name in names}
 
 
 def _encode(

@@ -3,11 +3,11 @@
 What is saved is tried on the text. Counts may come from elsewhere instead (`corpus.counts`), and so
 may the whole vocabulary (`tokenizer.import`)."""
 
-import unicodedata
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ from robustly.tokenizer.counting import COUNTS_FILE, RARE, CountSummary, count
 from robustly.tokenizer.counts import read_counts, watched
 from robustly.tokenizer.importing import files_of, read_imported
 from robustly.tokenizer.segmenters import word_list
+from robustly.tokenizer.special_tokens import CONTROL_TOKENS
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import Vocabulary, fast_tokenizer, lay_out, save_vocabulary
 
 SAMPLE_PARTITIONS = 16
 SAMPLE_DOCUMENTS = 16  # of each partition
 SAMPLE_CHARACTERS = 4096  # of each document
+_CONTROL_TOKENS = re.compile("|".join(map(re.escape, CONTROL_TOKENS)))
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ class TokenizerStage:
             counted["normalization"] = self.tokenizer.normalization
             asked = stage.recipe["tokenizer"]
             counted |= {key: asked[key] for key in ("pattern", "segmenter") if key in asked}
+            if self.tokenizer.special_tokens:  # no words are counted in their names
+                counted["special_tokens"] = self.tokenizer.special_tokens
 
         return stage.make(work_key(fingerprint(counted)), self._process, self._collect)
 
@@ -260,10 +264,11 @@ def _sample(cut: Sequence[Partition], corpus: CorpusConfig) -> Iterator[str]:
 def _try_out(tokenizer: Tokenizer, reference: Reference, texts: Iterable[str]) -> None:
     """Raises UserError unless our tokenizer and `tokenizers` give the same ids, which stand for the
     exact text."""
-    reference.encode_special_tokens = True  # a special token's name in a text is text
-    for text in texts:
+    # the names of control tokens are text to ours alone
+    for text in chain(*map(_CONTROL_TOKENS.split, texts)):
         ids = tokenizer.encode_documents([text])[0]
-        exact = unicodedata.normalize("NFC", text) if tokenizer.vocabulary.nfc else text
+        cut = tokenizer.added_tokens.cut(text)
+        exact = "".join(piece if isinstance(piece, str) else piece.content for piece in cut)
         if (
             ids.tolist() != reference.encode(text, add_special_tokens=False).ids
             or tokenizer.decode(ids) != exact
@@ -280,7 +285,6 @@ def _try_tokens(tokenizer: Tokenizer, reference: Reference) -> None:
 
     tiktoken merges any neighbours that make a token, `tokenizers` only the pairs that are listed:
     the same for merges that were trained, and not for every list that can be written down."""
-    reference.encode_special_tokens = True
     for left, right in tokenizer.vocabulary.merges:
         raw = tokenizer.decode_bytes([tokenizer.vocabulary.ids[left + right]])
         try:

@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from robustly.config import InputPath, Section
+from robustly.tokenizer.added_tokens import AddedToken, special_tokens
 from robustly.tokenizer.segmenters import SegmenterName
 from robustly.tokenizer.special_tokens import MASK_TOKEN, SPECIAL_TOKENS, could_be_learned
 from robustly.tokenizer.words import PatternName
@@ -53,7 +54,8 @@ class TokenizerConfig(Section):
     min_frequency: Annotated[int, Field(ge=1)]
     """A pair seen less often than this is never merged."""
     special_tokens: Annotated[list[str], Field(max_length=2**16)] = Field(default_factory=list)
-    """Further special tokens, such as [ENT]; their ids are the last before that of <mask>."""
+    """Further special tokens, such as [ENT]: where such a name stands in a text it becomes the
+    token, and no word is learned from it. Their ids are the last before that of <mask>."""
     count_by: Literal["document", "line"] = "document"
     """What words are counted in: a whole document, or each of its lines with its line feed (as
     `tokenizers` reads files). Where white space runs over line feeds the words differ."""
@@ -85,6 +87,11 @@ class TokenizerConfig(Section):
     config file, then in the working directory."""
 
     @property
+    def added(self) -> tuple[AddedToken, ...]:
+        """The further special tokens, as they are cut out of texts."""
+        return special_tokens(self.special_tokens)
+
+    @property
     def fixed_entries(self) -> int:
         """Entries that are there without any merge."""
         return MIN_VOCAB_SIZE + len(self.special_tokens)
@@ -104,10 +111,10 @@ class TokenizerConfig(Section):
         for token in value:
             if token in (*SPECIAL_TOKENS, MASK_TOKEN) or value.count(token) > 1:
                 raise ValueError(f"{token!r} is there already: name each further token once")
-            if not token or token != token.strip() or "\0" in token:
+            if not token or token != token.strip() or {*token} & {"\0", "\n", "\r"}:
                 raise ValueError(
-                    f"{token!r}: expected a name without white space around it, such as [ENT] or"
-                    " <url>"
+                    f"{token!r}: expected a name on one line, without white space around it, such"
+                    " as [ENT] or <url>"
                 )
 
         return value

@@ -5,10 +5,12 @@ folder, so that after a kill only the rest is done."""
 
 import io
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from robustly import UserError
 from robustly.corpus.config import CorpusConfig, CountFiles, Processing
@@ -18,6 +20,7 @@ from robustly.corpus.partitions import Partition, partitions
 from robustly.corpus.reading import line_at, lines
 from robustly.files import write_json
 from robustly.strict_json import read_json
+from robustly.tokenizer.added_tokens import AddedTokens, count_added
 from robustly.tokenizer.config import MAX_MIN_WORD_COUNT, SEGMENTER_KEY, TokenizerConfig
 from robustly.tokenizer.counts import (
     Count,
@@ -45,6 +48,8 @@ class _Tally:
     bad_lines: list[BadLine]
     documents: int = 0
     """None where counts that were made elsewhere are added up."""
+    added_tokens: dict[str, int] = field(default_factory=dict)
+    """How often the names of `tokenizer.special_tokens` stand in the text."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def count(
     text: Sequence[Partition],
     work: Path,
     processing: Processing,
-) -> tuple[dict[str, int], CountSummary]:
+) -> tuple[dict[str, Any], CountSummary]:
     """Count the words of the partitions in `text`, or add up `corpus.counts`; what is in `work`
     already is not done again.
 
@@ -88,7 +93,7 @@ def count(
         counted = partial(_count_partition, corpus, tokenizer, work, memory)
         process(counted, cut, work / "tasks", processing, "counting words")
 
-    return _add_up(work, len(cut), corpus), _sum_up(work, len(cut), processing)
+    return _add_up(work, len(cut), corpus, tokenizer), _sum_up(work, len(cut), processing)
 
 
 # --------------------------------------------------------------------------------------- partitions
@@ -104,22 +109,27 @@ def _count_partition(
 ) -> None:
     """Count one partition into two files: its words, and what else is known of it."""
     counter = WordCounter(_words_file(work, number), memory, _splitter(tokenizer))
+    added_tokens = AddedTokens(tokenizer.added, tokenizer.normalization == "nfc")
+    named: Counter[str] = Counter()
     bad_lines: list[BadLine] = []
     seen = size = 0
 
     for text in documents(partition, corpus, bad_lines):
-        if tokenizer.normalization:
-            text = unicodedata.normalize("NFC", text)
-
         by_line = tokenizer.count_by == "line"
         for piece in io.StringIO(text, newline="\n") if by_line else (text,):
-            counter.add_text(piece)
+            for cut in added_tokens.cut(piece):
+                if isinstance(cut, str):
+                    counter.add_text(cut)
+                else:
+                    named[cut.content] += 1
 
         seen += 1
-        size += len(text.encode())
+        size += len(added_tokens.exact(text).encode())
 
     counter.finish()
-    write_json(_tally_file(work, number), asdict(_Tally(size, counter.words, bad_lines, seen)))
+    write_json(
+        _tally_file(work, number), asdict(_Tally(size, counter.words, bad_lines, seen, dict(named)))
+    )
 
 
 def _splitter(tokenizer: TokenizerConfig) -> Callable[[str], list[str]]:
@@ -171,7 +181,9 @@ def _tally_file(work: Path, number: int) -> Path:
 # --------------------------------------------------------------------------------------------- sums
 
 
-def _add_up(work: Path, size: int, corpus: CorpusConfig) -> dict[str, int]:
+def _add_up(
+    work: Path, size: int, corpus: CorpusConfig, tokenizer: TokenizerConfig
+) -> dict[str, Any]:
     """What all partitions hold together. Raises UserError for too many bad lines, or for no text at
     all."""
     again = f"delete {work} to begin anew"
@@ -193,7 +205,13 @@ def _add_up(work: Path, size: int, corpus: CorpusConfig) -> dict[str, int]:
             " documents"
         )
 
-    return {**total, "bad_lines": len(bad_lines)}
+    found = {**total, "bad_lines": len(bad_lines)}
+    if tokenizer.added:
+        found["added_tokens"] = count_added(
+            tokenizer.added, (tally.added_tokens for tally in tallies)
+        )
+
+    return found
 
 
 def _sum_up(work: Path, size: int, processing: Processing) -> CountSummary:

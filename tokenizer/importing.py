@@ -88,7 +88,7 @@ def _whole(vocabulary: Vocabulary, path: Path) -> Vocabulary:
     made = {
         *byte_symbols(),
         *(left + right for left, right in vocabulary.merges),
-        *vocabulary.special,
+        *(token.content for token in vocabulary.named),
     }
     if lost := [
         token

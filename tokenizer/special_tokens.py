@@ -6,6 +6,8 @@ from robustly.tokenizer.words import PatternName, split_words
 # Ids 0 to 3, as in fairseq; <mask> has the last id.
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_TOKEN = "<mask>"
+CONTROL_TOKENS = (*SPECIAL_TOKENS, MASK_TOKEN)
+"""Those that a model's input is made with. In a text, their names are plain text."""
 
 
 def byte_symbols() -> list[str]:

@@ -3,12 +3,12 @@
 tiktoken's engine encodes the first megabytes, and a table of the words seen (`word_table`) what
 comes after them."""
 
+import contextlib
 import functools
 import multiprocessing
-import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import chain
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,8 @@ import tiktoken
 from numpy.typing import ArrayLike, NDArray
 
 from robustly import UserError
-from robustly.tokenizer.special_tokens import MASK_TOKEN, byte_symbols
+from robustly.tokenizer.added_tokens import AddedToken, AddedTokens
+from robustly.tokenizer.special_tokens import CONTROL_TOKENS, MASK_TOKEN, byte_symbols
 from robustly.tokenizer.vocabulary import Vocabulary
 from robustly.tokenizer.words import PATTERNS
 
@@ -38,7 +39,8 @@ _LONG_RUN = regex.compile(rf"\s{{{LONG_RUN},}}+")
 
 
 class Tokenizer:
-    """Encodes and decodes with one vocabulary. Special tokens in a text are plain text to it."""
+    """Encodes and decodes with one vocabulary. The names of its added tokens are cut out of a text;
+    those of RoBERTa's five special tokens are plain text to it."""
 
     def __init__(self, vocabulary: Vocabulary):
         ids = vocabulary.ids
@@ -66,6 +68,7 @@ class Tokenizer:
             mergeable_ranks=ranks,
             special_tokens=unused,
         )
+        self.added_tokens = AddedTokens(vocabulary.added, vocabulary.nfc)
         self._ids = np.array([ids[token] for token in raw], self.dtype)  # by rank
         self._encoded = 0  # characters, by the engine
         self._line_feed = ids[symbols[ord("\n")]]
@@ -73,8 +76,9 @@ class Tokenizer:
         by_id = sorted(ids, key=ids.__getitem__)
         self._bytes = [raw.get(token, token.encode()) for token in by_id]
         self.token_bytes: NDArray[np.int32] = np.array([len(one) for one in self._bytes], np.int32)
-        """Bytes of text that each id stands for; 0 for special tokens."""
-        self.token_bytes[[ids[token] for token in vocabulary.special]] = 0
+        """Bytes of text that each id stands for: the name, of an added token; 0 for RoBERTa's five
+        special tokens."""
+        self.token_bytes[[ids[token] for token in CONTROL_TOKENS]] = 0
         self.begins_word: NDArray[np.bool_] = np.array(
             [piece[:1].isspace() for piece in self._bytes]
         )
@@ -90,7 +94,7 @@ class Tokenizer:
         return self.vocabulary.fingerprint
 
     def encode_documents(self, texts: Sequence[str], workers: int = 1) -> list[NDArray[Any]]:
-        """The ids of each text, of `dtype`, without special tokens.
+        """The ids of each text, of `dtype`, without <s> and </s>.
 
         With more than one of them, `workers` are processes that start for this call (a second or
         two): worth it from some 50 MB on, and in a program whose main module can be imported. The
@@ -122,15 +126,18 @@ class Tokenizer:
 
         A line is as in `encode_documents`, and holds no line feed, is not empty and neither begins
         nor ends with white space. Many are encoded in one go: between such lines a line feed is a
-        word of its own, so that none of them changes what its neighbours become. Raises UserError
-        as `encode_documents` does."""
+        word of its own, so that none of them changes what its neighbours become. Those in which an
+        added token stands are encoded one by one. Raises UserError as `encode_documents` does."""
         assert lines
-        ids, ends, size = [], [], 0
+        ids: list[NDArray[Any]] = []
+        ends: list[NDArray[np.int64]] = []
+        size = 0
 
-        for group in _groups(lines):
-            found = self._encode("\n".join(group))
+        for joined in self._in_one_go(lines):
+            text = "\n".join(joined)
+            found = self._encode(text) if len(joined) == 1 else self._encode_plain(text)
             at = np.flatnonzero(found == self._line_feed)
-            assert at.size == len(group) - 1, "a line feed, or no text, in a line"
+            assert at.size == len(joined) - 1, "a line feed, or no text, in a line"
             found[at] = self._eos
             ids.append(np.append(found, self._eos))
             ends.append(np.append(at, found.size) + size + 1)
@@ -138,19 +145,35 @@ class Tokenizer:
 
         return np.concatenate(ids), np.concatenate(ends)
 
+    def _in_one_go(self, lines: Sequence[str]) -> Iterator[Sequence[str]]:
+        """The lines in order, together where no added token stands in them."""
+        found_in = self.added_tokens.found_in
+        for group in _groups(lines):
+            if not found_in("\n".join(group)):
+                yield group
+                continue
+
+            for marked, some in groupby(group, found_in):
+                if marked:
+                    yield from ([line] for line in some)
+                else:
+                    yield list(some)
+
     def byte_offsets(self, ids: ArrayLike) -> NDArray[np.int64]:
         """Where tokens lie in the UTF-8 text that they encode, shape (tokens + 1,).
 
         Token i covers the bytes from [i] up to [i + 1].
 
-        Special tokens cover nothing. Where the vocabulary says NFC, the text is in NFC.
+        RoBERTa's special tokens cover nothing; an added token covers its name, and not the white
+        space that it may have taken. Where the vocabulary says NFC, the text is in NFC.
         """
         return np.concatenate(
             [[0], np.cumsum(self.token_bytes[self._checked(ids)], dtype=np.int64)]
         )
 
     def decode_bytes(self, ids: ArrayLike) -> bytes:
-        """The exact bytes that the ids stand for; special tokens come out as their names."""
+        """The exact bytes that the ids stand for; special and added tokens come out as their
+        names."""
         return b"".join(self._bytes[number] for number in self._checked(ids).tolist())
 
     def decode(self, ids: ArrayLike) -> str:
@@ -178,19 +201,27 @@ class Tokenizer:
         return numbers.astype(np.int64)
 
     def _encode(self, text: str) -> NDArray[Any]:
-        try:
-            exact = unicodedata.normalize("NFC", text) if self.vocabulary.nfc else text
-            if self._encoded >= BEFORE_TABLE:
-                return self._table.encode(exact.encode())
+        with _whole_characters(text):
+            ids = [
+                np.array([self.vocabulary.ids[piece.content]], self.dtype)
+                if isinstance(piece, AddedToken)
+                else self._encode_words(piece)
+                for piece in self.added_tokens.cut(text)
+            ]
 
-            self._encoded += len(exact)
-            return self._ids[self._ranks(exact)]
-        except UnicodeEncodeError:
-            found = regex.search(r"\p{Cs}", text)
-            raise UserError(
-                f"the text holds \\u{ord(found[0]):04x}, half of a surrogate pair, at character"
-                f" {found.start()}"
-            ) from None
+        return ids[0] if len(ids) == 1 else np.concatenate([*ids, np.empty(0, self.dtype)])
+
+    def _encode_plain(self, text: str) -> NDArray[Any]:
+        """The ids of a text in which no added token is looked for."""
+        with _whole_characters(text):
+            return self._encode_words(self.added_tokens.exact(text))
+
+    def _encode_words(self, text: str) -> NDArray[Any]:
+        if self._encoded >= BEFORE_TABLE:
+            return self._table.encode(text.encode())
+
+        self._encoded += len(text)
+        return self._ids[self._ranks(text)]
 
     @functools.cached_property
     def _table(self) -> "WordTable":
@@ -216,6 +247,19 @@ class Tokenizer:
             done = end
 
         return np.concatenate([*ranks, encode(text[done:])])
+
+
+@contextlib.contextmanager
+def _whole_characters(text: str) -> Iterator[None]:
+    """Raises UserError where encoding a text finds half of a surrogate pair."""
+    try:
+        yield
+    except UnicodeEncodeError:
+        found = regex.search(r"\p{Cs}", text)
+        raise UserError(
+            f"the text holds \\u{ord(found[0]):04x}, half of a surrogate pair, at character"
+            f" {found.start()}"
+        ) from None
 
 
 def _groups(lines: Sequence[str]) -> Iterator[Sequence[str]]:

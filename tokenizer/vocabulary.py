@@ -8,7 +8,7 @@ own are in the order of fairseq's dictionary, by frequency."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,13 @@ from robustly import UserError
 from robustly.config import fingerprint
 from robustly.files import write_atomic, write_json
 from robustly.strict_json import Kind, parse_json
-from robustly.tokenizer.special_tokens import MASK_TOKEN, SPECIAL_TOKENS, byte_symbols
+from robustly.tokenizer.added_tokens import AddedToken, special_tokens
+from robustly.tokenizer.special_tokens import (
+    CONTROL_TOKENS,
+    MASK_TOKEN,
+    SPECIAL_TOKENS,
+    byte_symbols,
+)
 from robustly.tokenizer.words import PATTERNS, PatternName
 
 MODEL_MAX_LENGTH = 512  # RoBERTa's; publishing writes the model's own
@@ -31,17 +37,21 @@ class Vocabulary:
     """Token -> id; the ids are 0 .. size - 1."""
     merges: list[tuple[str, str]]
     """Pairs in the order in which they merge."""
-    extra: tuple[str, ...] = ()
-    """Special tokens beside RoBERTa's five, in the order of their ids."""
+    added: tuple[AddedToken, ...] = ()
+    """Tokens beside RoBERTa's five that are cut out of a text, in the order of their ids."""
     nfc: bool = False
     """Whether text is brought to Unicode's NFC before it is encoded."""
     pattern: PatternName = "gpt2"
     """What cuts text into words, which no merge crosses."""
 
     @property
-    def special(self) -> tuple[str, ...]:
-        """All special tokens, in the order of a trained vocabulary's ids."""
-        return (*SPECIAL_TOKENS, *self.extra, MASK_TOKEN)
+    def named(self) -> tuple[AddedToken, ...]:
+        """All tokens that are written as their names, RoBERTa's five among them, in the order of a
+        trained vocabulary's ids."""
+        control = [AddedToken(token, special=True) for token in SPECIAL_TOKENS]
+        # it takes the space on its left, as in RoBERTa: "a <mask>" is two tokens
+        mask = AddedToken(MASK_TOKEN, special=True, lstrip=True)
+        return (*control, *self.added, mask)
 
     @property
     def fingerprint(self) -> str:
@@ -51,25 +61,27 @@ class Vocabulary:
             hashed["nfc"] = True
         if self.pattern != "gpt2":
             hashed["pattern"] = self.pattern
+        if self.added:
+            hashed["added"] = [asdict(token) for token in self.added]
 
         return fingerprint(hashed)
 
 
 def lay_out(
     merges: list[tuple[str, str]],
-    extra: Sequence[str] = (),
+    further: Sequence[str] = (),
     nfc: bool = False,
     pattern: PatternName = "gpt2",
 ) -> Vocabulary:
     """The vocabulary of a trained tokenizer: special tokens, bytes, merges, further special tokens,
     <mask>."""
     learned = [left + right for left, right in merges]
-    tokens = [*SPECIAL_TOKENS, *sorted(byte_symbols()), *learned, *extra, MASK_TOKEN]
+    tokens = [*SPECIAL_TOKENS, *sorted(byte_symbols()), *learned, *further, MASK_TOKEN]
     ids = {token: number for number, token in enumerate(tokens)}
     assert len(ids) == len(tokens), (
         "two merges made the same token, or one that looks like a special token"
     )
-    return Vocabulary(ids, merges, tuple(extra), nfc, pattern)
+    return Vocabulary(ids, merges, special_tokens(further), nfc, pattern)
 
 
 # -------------------------------------------------------------------------------------------- files
@@ -82,8 +94,9 @@ def save_vocabulary(vocabulary: Vocabulary, folder: Path) -> list[Path]:
     write_atomic(folder / "merges.txt", "#version: 0.2\n" + merges)
     write_atomic(folder / "tokenizer.json", fast_tokenizer(vocabulary).to_str(pretty=True) + "\n")
     named: dict[str, Any] = dict(_ROLES)
-    if vocabulary.extra:
-        named["extra_special_tokens"] = list(vocabulary.extra)
+    # transformers 4 knows them by this name; 5 takes it for its own, `extra_special_tokens`
+    if further := [token.content for token in vocabulary.added if token.special]:
+        named["additional_special_tokens"] = further
 
     write_json(folder / "special_tokens_map.json", named)
     write_json(
@@ -101,7 +114,7 @@ def save_vocabulary(vocabulary: Vocabulary, folder: Path) -> list[Path]:
             "clean_up_tokenization_spaces": False,
             **named,
             "added_tokens_decoder": {
-                str(vocabulary.ids[token]): _added_token(token) for token in vocabulary.special
+                str(vocabulary.ids[token.content]): asdict(token) for token in vocabulary.named
             },
         },
     )
@@ -113,14 +126,6 @@ def save_vocabulary(vocabulary: Vocabulary, folder: Path) -> list[Path]:
         "tokenizer_config.json",
     ]
     return [folder / name for name in names]
-
-
-def _added_token(token: str) -> dict[str, Any]:
-    # <mask> takes the space on its left, as in RoBERTa: "a <mask>" is two tokens
-    return {
-        "content": token, "lstrip": token == MASK_TOKEN, "rstrip": False, "single_word": False,
-        "normalized": False, "special": True,
-    }  # fmt: skip
 
 
 _ROLES = {
@@ -136,8 +141,8 @@ _ROLES = {
 
 def fast_tokenizer(vocabulary: Vocabulary) -> Any:
     """The same vocabulary as a `tokenizers.Tokenizer` that adds <s> and </s>, as RoBERTa's does."""
+    import tokenizers
     from tokenizers import (
-        AddedToken,
         Regex,
         Tokenizer,
         decoders,
@@ -166,9 +171,7 @@ def fast_tokenizer(vocabulary: Vocabulary) -> Any:
     tokenizer.post_processor = processors.RobertaProcessing(
         ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), trim_offsets=True, add_prefix_space=False
     )
-    tokenizer.add_special_tokens(
-        [AddedToken(**_added_token(token)) for token in vocabulary.special]
-    )
+    tokenizer.add_tokens([tokenizers.AddedToken(**asdict(token)) for token in vocabulary.named])
     return tokenizer
 
 
@@ -193,9 +196,10 @@ def read_vocabulary(folder: Path) -> Vocabulary:
                 raise UserError(f"{folder / name}: {kind}; {_KIND}")
 
     added = _added_beside(folder)
-    ids = _checked_ids({**read_json_object(path), **added}, path)
-    extra = tuple(sorted(added.keys() - {*SPECIAL_TOKENS, MASK_TOKEN}, key=ids.__getitem__))
-    return Vocabulary(ids, read_merges(folder / "merges.txt", ids), extra)
+    beside = {token.content: number for number, token in added.items()}
+    ids = _checked_ids({**read_json_object(path), **beside}, path)
+    merges = read_merges(folder / "merges.txt", ids)
+    return Vocabulary(ids, merges, _further(added))
 
 
 _KIND = (
@@ -230,7 +234,7 @@ def _read_fast_tokenizer(path: Path) -> Vocabulary:
             tuple(merge.split(" ") if isinstance(merge, str) else merge)
             for merge in model["merges"]
         ]
-        special = sorted((token["id"], token["content"]) for token in added if token["special"])
+        tokens = {token["id"]: _added_token(token) for token in added}
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: not a file of `tokenizers`; {_KIND}") from None
 
@@ -239,15 +243,30 @@ def _read_fast_tokenizer(path: Path) -> Vocabulary:
         if not _merges_tokens(merge, ids):
             raise UserError(f"{path}: {merge!r} is not a merge of two of its tokens into a third")
 
-    if plain := [token["content"] for token in added if not token["special"]]:
+    if plain := [token.content for token in tokens.values() if not token.special]:
         raise UserError(
             f"{path}: {plain[0]!r} is an added token, cut out of the text before words are; {_KIND}"
         )
 
-    extra = tuple(token for _, token in special if token not in (*SPECIAL_TOKENS, MASK_TOKEN))
     pattern = _pattern(stored["pre_tokenizer"])
     assert pattern, "of another kind"
-    return Vocabulary(ids, merges, extra, stored["normalizer"] is not None, pattern)
+    return Vocabulary(ids, merges, _further(tokens), stored["normalizer"] is not None, pattern)
+
+
+def _added_token(stored: dict[str, Any]) -> AddedToken:
+    """Raises KeyError or TypeError for what is none."""
+    token = AddedToken(
+        stored["content"],
+        *(stored[flag] for flag in ("special", "lstrip", "rstrip", "single_word", "normalized")),
+    )
+    if not isinstance(token.content, str):
+        raise TypeError(token.content)
+    return token
+
+
+def _further(added: Mapping[int, AddedToken]) -> tuple[AddedToken, ...]:
+    """Of the added tokens of a vocabulary by their ids, those beside RoBERTa's five."""
+    return tuple(token for _, token in sorted(added.items()) if token.content not in CONTROL_TOKENS)
 
 
 def _check_agreement(vocabulary: Vocabulary, folder: Path) -> None:
@@ -327,45 +346,41 @@ def _pattern(words: dict[str, Any]) -> PatternName | None:
 
 
 @dataclass(frozen=True)
-class _AddedToken:
-    content: str
-    special: bool = False
-
-
-@dataclass(frozen=True)
 class _Settings:
     """What counts of a `tokenizer_config.json`."""
 
     add_prefix_space: bool | None = False
-    added_tokens_decoder: dict[int, _AddedToken] | None = None
-    extra_special_tokens: list[str | _AddedToken] | dict[str, Any] | None = None
-    additional_special_tokens: list[str | _AddedToken] | None = None
+    added_tokens_decoder: dict[int, AddedToken] | None = None
+    extra_special_tokens: list[str | AddedToken] | dict[str, Any] | None = None
+    additional_special_tokens: list[str | AddedToken] | None = None
 
 
-def _added_beside(folder: Path) -> dict[str, int]:
+def _added_beside(folder: Path) -> dict[int, AddedToken]:
     """The special tokens that `tokenizer_config.json` and `added_tokens.json` add where there is no
-    tokenizer.json.
+    tokenizer.json, by their ids.
 
     Raises UserError if they say what makes it a tokenizer of another kind.
     """
-    added: dict[str, int] = {}
-    special = {*SPECIAL_TOKENS, MASK_TOKEN}
+    added: dict[int, AddedToken] = {}
+    named: set[str] = set(CONTROL_TOKENS)
     if (path := folder / "tokenizer_config.json").exists():
         settings = _read_typed(path, _Settings)
         if settings.add_prefix_space:
             raise UserError(f"{path}: it puts a space before the text (add_prefix_space); {_KIND}")
 
-        for number, token in (settings.added_tokens_decoder or {}).items():
-            added[token.content] = number
-            special |= {token.content} if token.special else set()
-
-        for named in (settings.extra_special_tokens, settings.additional_special_tokens):
-            special |= {each if isinstance(each, str) else each.content for each in named or ()}
+        added |= settings.added_tokens_decoder or {}
+        for names in (settings.extra_special_tokens, settings.additional_special_tokens):
+            named |= {each if isinstance(each, str) else each.content for each in names or ()}
 
     if (path := folder / "added_tokens.json").exists():
-        added |= _read_typed(path, dict[str, int])
+        for name, number in _read_typed(path, dict[str, int]).items():
+            added.setdefault(number, AddedToken(name))
 
-    if plain := sorted(added.keys() - special):
+    added = {
+        number: replace(token, special=token.special or token.content in named)
+        for number, token in added.items()
+    }
+    if plain := sorted(token.content for token in added.values() if not token.special):
         raise UserError(
             f"{folder}: {plain[0]!r} is an added token, cut out of the text before words are;"
             f" {_KIND}"

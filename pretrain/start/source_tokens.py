@@ -76,14 +76,14 @@ class SourceTokens:
     def words_of(self, vocabulary: Vocabulary) -> list[str]:
         """Each token of `vocabulary`, by id, as this model's tokenizer writes it. Special tokens
         that it has too are their names."""
-        special = {*vocabulary.special}
+        named = {token.content for token in vocabulary.named}
         byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
         by_id = sorted(vocabulary.ids, key=vocabulary.ids.__getitem__)
         return [
             token
-            if token in special and token in self.ids
+            if token in named and token in self.ids
             else self._written(
-                token.encode() if token in special else bytes(map(byte_of.__getitem__, token))
+                token.encode() if token in named else bytes(map(byte_of.__getitem__, token))
             )
             for token in by_id
         ]

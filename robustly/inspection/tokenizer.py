@@ -106,7 +106,7 @@ def describe_on(folder: Path, texts: NamedTexts | None) -> Description:
     opened = _open(folder)
     tokenizer, finished = opened.tokenizer, opened.finished
     vocabulary = tokenizer.vocabulary
-    special = {token: vocabulary.ids[token] for token in vocabulary.special}
+    special = {token.content: vocabulary.ids[token.content] for token in vocabulary.named}
     ordinary = {
         number: tokenizer.decode_bytes([number])
         for number in set(vocabulary.ids.values()) - {*special.values()}

@@ -66,7 +66,7 @@ def write_fairseq(folder: Path) -> None:
 
 
 def facts(vocabulary: Vocabulary) -> Any:
-    return vocabulary.fingerprint, vocabulary.extra, vocabulary.nfc
+    return vocabulary.fingerprint, vocabulary.added, vocabulary.nfc
 
 
 def read_tokenizer(folder: Path) -> Any:

@@ -20,11 +20,14 @@ VIEW = DataConfig(unit="sentence", language="en", block_length=16, format="full_
 
 
 def train_tokenizer(
-    folder: Path, merges: Sequence[str] = ("t h", "th e", "i n", "Ġ the", "e r", "Ġ a")
+    folder: Path,
+    merges: Sequence[str] = ("t h", "th e", "i n", "Ġ the", "e r", "Ġ a"),
+    special_tokens: Sequence[str] = (),
 ) -> Path:
     """A finished tokenizer stage with a few merges."""
     folder.mkdir()
-    files = save_vocabulary(lay_out([tuple(merge.split()) for merge in merges]), folder)
+    vocabulary = lay_out([tuple(merge.split()) for merge in merges], special_tokens)
+    files = save_vocabulary(vocabulary, folder)
     Stage(folder, "tokenizer", {"merges": list(merges)}, {}).finish(files, {}, {"files": {}})
     return folder
 

@@ -394,3 +394,23 @@ def test_a_document_of_many_megabytes_without_a_line_break(tmp_path, trained):
         Processing(1),
     ).make()
     assert texts_of(tmp_path / "data", trained, "train") == [text]
+
+
+@pytest.mark.parametrize("unit", ["sentence", "line", "raw"])
+def test_added_tokens_are_found_and_counted(tmp_path, capsys, unit):
+    train_tokenizer(tmp_path / "tokenizer", special_tokens=["[ENT]", "[NIL]"])
+    ids = load_tokenizer(tmp_path / "tokenizer").vocabulary.ids
+    texts = [f"The [ENT] {n}[ENT]. <mask> it.\n[ENT] the end.\n" for n in range(40)]
+    made = DataStage(
+        stated(tmp_path, corpus(str(write_rows(tmp_path / "a.jsonl", texts)))),
+        VIEW.model_copy(update={"unit": unit}),
+        tmp_path / "data",
+        tmp_path / "tokenizer",
+        Processing(1),
+    ).make()
+    assert made.counts["added_tokens"] == {"[ENT]": 120, "[NIL]": 0}
+    assert "'[NIL]': of the tokenizer's added tokens" in capsys.readouterr().err
+    store = Store(tmp_path / "data", "train")
+    tokens = np.concatenate([store.tokens(shard) for shard in store.shards])
+    assert (tokens == ids["[ENT]"]).sum() == 120 and not (tokens == ids["<mask>"]).any()
+    assert texts_of(tmp_path / "data", tmp_path / "tokenizer", "train") == texts

@@ -456,7 +456,8 @@ def fairseq(source: RobertaForMaskedLM, tmp_path: Path) -> FairseqCheckpoint:
     (tmp_path / "encoder.json").write_text(json.dumps(numbers), encoding="utf-8")
     merges = "".join(f"{left} {right}\n" for left, right in OLD.merges)
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\n" + merges, encoding="utf-8")
-    lines = [token for token in OLD.ids if token not in OLD.special]
+    named = {token.content for token in OLD.named}
+    lines = [token for token in OLD.ids if token not in named]
     (tmp_path / "dict.txt").write_text(
         "".join(f"{numbers[token]} 1\n" for token in lines), encoding="utf-8"
     )

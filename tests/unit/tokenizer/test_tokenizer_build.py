@@ -532,6 +532,29 @@ def test_further_special_tokens_count_towards_the_size(corpus_of, prose_file, tm
     assert done.counts["merges"] == 337
 
 
+@pytest.mark.parametrize("count_by", ["document", "line"])
+@pytest.mark.parametrize("normalization", ["nfc", None])
+def test_the_names_of_special_tokens_are_counted_and_teach_no_merge(
+    corpus_of, tmp_path, capsys, count_by, normalization
+):
+    text = "She saw [ENT] and [ENT]'s cafe\u0301.\n<s>[ENT] <url>\n\nTo see.\n"
+    (tmp_path / "a.txt").write_text(text * 20, encoding="utf-8")
+    names = ["[ENT]", "<url>", "[NIL]"]
+    done = TokenizerStage(
+        corpus_of(tmp_path / "a.txt"),
+        settings(
+            vocab_size=266, special_tokens=names, count_by=count_by, normalization=normalization
+        ),
+        tmp_path / "t",
+        ONE,
+    ).make()
+    assert done.counts["added_tokens"] == {"[ENT]": 60, "<url>": 20, "[NIL]": 0}
+    words = words_of(tmp_path / "t")
+    assert not [word for word in words if "ENT" in word or "url" in word]
+    assert words["'s"] == words[" saw"] == words["<"] == 20  # of <s>, which is text
+    assert "'[NIL]': of the tokenizer's added tokens, and nowhere" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -545,6 +568,7 @@ def test_further_special_tokens_count_towards_the_size(corpus_of, prose_file, tm
         ({"special_tokens": ["Ã"]}, "could be learned from the text"),  # the first of them
         ({"special_tokens": [" [A]"]}, "without white space around it"),
         ({"special_tokens": [""]}, "'': expected a name"),
+        ({"special_tokens": ["[A\nB]"]}, "expected a name on one line"),
         (
             {"special_tokens": ["[A1]"], "vocab_size": 261},
             "expected at least 262, since special_tokens has 1",

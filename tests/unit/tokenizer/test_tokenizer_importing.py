@@ -12,6 +12,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from robustly import UserError, manifest
 from robustly.corpus.config import Processing
 from robustly.tokenizer import load_tokenizer
+from robustly.tokenizer.added_tokens import AddedToken
 from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
 from robustly.tokenizer.special_tokens import byte_symbols
@@ -212,7 +213,8 @@ def test_added_special_tokens_beside_a_vocabulary(plain_folder, text, tmp_path):
         stated(tmp_path, text), stated(tmp_path, settings("there", 1001)), tmp_path / "t", ONE
     ).make()
     found = read_vocabulary(tmp_path / "t")
-    assert (found.ids["[X1]"], found.ids["<mask>"], found.extra) == (1000, 999, ("[X1]",))
+    assert (found.ids["[X1]"], found.ids["<mask>"]) == (1000, 999)
+    assert found.added == (AddedToken("[X1]", special=True),)
 
 
 @pytest.mark.parametrize(
@@ -447,12 +449,8 @@ def test_nfc_and_further_special_tokens_are_taken_along(text, tmp_path):
         stated(tmp_path, text), stated(tmp_path, settings("there", size)), tmp_path / "t", ONE
     ).make()
     found = read_vocabulary(tmp_path / "t")
-    assert (found.nfc, found.extra, found.ids["[X1]"], found.ids["<mask>"]) == (
-        True,
-        ("[X1]",),
-        5,
-        4,
-    )
+    assert (found.nfc, found.ids["[X1]"], found.ids["<mask>"]) == (True, 5, 4)
+    assert found.added == (AddedToken("[X1]", special=True),)
 
 
 def test_merges_that_no_training_finds_are_refused(text, tmp_path):
