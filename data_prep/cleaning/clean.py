@@ -23,7 +23,7 @@ from robustly.corpus.executors import process
 from robustly.corpus.files import file_facts, hash_corpus, remembered_files
 from robustly.corpus.partitions import Partition, partitions, work_key
 from robustly.corpus.replacements import replacements_file
-from robustly.data_prep.cleaning.config import CleaningConfig, EvaluationFiles
+from robustly.data_prep.cleaning.config import CleaningConfig, EvaluationFiles, clean_recipe
 from robustly.data_prep.cleaning.duplicates import buckets_for, find_duplicates
 from robustly.data_prep.cleaning.language import MODEL_PACKAGE, check_languages, model_file
 from robustly.data_prep.cleaning.personal_data import PERSONAL_DATA_PACKAGES, finder
@@ -64,13 +64,7 @@ class CleanStage:
                 " itself"
             )
 
-        recipe: dict[str, Any] = {
-            "corpus": self.corpus.reading(),
-            "cleaning": self.cleaning.recipe(),
-        }
-        if self.cleaning.quality:
-            recipe["data"] = {"language": self.language}
-
+        recipe = clean_recipe(self.corpus, self.cleaning, self.language)
         return Stage(self.folder, "clean", recipe, self._inputs[0])
 
     @cached_property

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from robustly.config import InputPath, Section
-from robustly.corpus.config import FilesBeside, as_list
+from robustly.corpus.config import CorpusConfig, FilesBeside, as_list
 
 QUALITY_FILTERS = {
     "gopher_quality": "GopherQualityFilter",
@@ -215,6 +215,13 @@ class CleaningConfig(Section):
                 )
 
         return self
+
+
+def clean_recipe(corpus: CorpusConfig, cleaning: CleaningConfig, language: str) -> dict[str, Any]:
+    """What filter decisions depend on, beside the files that are read. `language` is that of
+    `data`: quality rules split words by it."""
+    recipe: dict[str, Any] = {"corpus": corpus.reading(), "cleaning": cleaning.recipe()}
+    return {**recipe, "data": {"language": language}} if cleaning.quality else recipe
 
 
 def _faults(name: str, parameters: dict[str, Any]) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""How many tokens the corpus has: counted where a stage has read it, else estimated from the files'
-bytes."""
+"""How many tokens the corpus has: counted where a stage has read it, else estimated from the bytes
+that the clean stage keeps, else from the files' bytes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from robustly import UserError, manifest
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.files import corpus_files, corpus_sizes
 from robustly.corpus.partitions import EXPANSION
+from robustly.data_prep.cleaning.config import CleaningConfig, EvaluationFiles, clean_recipe
+from robustly.data_prep.cleaning.language import model_file
 from robustly.data_prep.config import store_recipe
 from robustly.data_prep.store import Store
 from robustly.manifest import Manifest
@@ -38,39 +40,89 @@ class CorpusSize:
 
 def corpus_size(config: PretrainingConfig) -> CorpusSize:
     """The tokens to train on: counted where the data stage has finished, else from the tokenizer's
-    counts, else from the files' bytes, else not known. Folders of another recipe or other files do
-    not count."""
+    counts, else from the bytes that cleaning keeps, else from the files' bytes, else not known.
+    Folders of another recipe or other files do not count, nor do those of text that is not cleaned
+    where the config cleans it."""
     corpus, tokenizer = config.corpus, config.tokenizer
     try:
         found, trained_on = corpus_sizes(corpus), corpus_sizes(corpus.training)
     except UserError:
         found = trained_on = {}
 
+    cleaned = _cleaned(config, found)
+    as_cleaned = cleaned.hash if cleaned else "" if config.cleaning.on else None
+
     # a tokenizer that was trained on the corpus, or on counts, or was imported
     made = manifest.read(config.folder("tokenizer"))
     data_recipe = store_recipe(corpus, config.data)
     if made and made.recipe.get("tokenizer") == tokenizer.recipe():
         prepared = _finished(config.folder("data"), "data", data_recipe, found)
-        if prepared and prepared.inputs["tokenizer"] == made.hash:
+        if (
+            prepared
+            and prepared.inputs["tokenizer"] == made.hash
+            and prepared.inputs.get("clean") == as_cleaned
+        ):
             return _prepared(config, prepared)
 
     tokenizer_recipe = {"tokenizer": tokenizer.recipe(), "corpus": corpus.reading()}
     folder = config.folder("tokenizer")
-    if trained := _finished(folder, "tokenizer", tokenizer_recipe, trained_on):
-        return _counted(config, trained, there=bool(trained_on))
+    trained = _finished(folder, "tokenizer", tokenizer_recipe, trained_on)
+    if trained and trained.inputs.get("clean") == as_cleaned:
+        return _counted(config, trained, cleaned, there=bool(trained_on))
 
     if not corpus.sources:
         why = "corpus.sources names none, and corpus.counts do not tell the store's size"
         return CorpusSize(None, f"unknown: {why}")
 
+    if cleaned:
+        kept, of = cleaned.counts["kept_bytes"], cleaned.counts["bytes"]
+        what = f"{kept:,} bytes that cleaning keeps of {of:,} ({config.folder('clean')})"
+        return _estimated(config, _kept_bytes(corpus, cleaned), what)
+
+    not_yet = "; cleaning is not counted yet" if config.cleaning.on else ""
     if not found:
         labels = ", ".join(source.label for source in corpus.sources)
         return CorpusSize(None, f"unknown: corpus not found ({labels})")
 
     if hub := ", ".join(source.label for source in corpus.sources if source.hub is not None):
-        return CorpusSize(None, f"unknown until the tokenizer stage has read the dataset ({hub})")
+        stage = "clean" if config.cleaning.on else "tokenizer"
+        return CorpusSize(None, f"unknown until the {stage} stage has read the dataset ({hub})")
 
-    return _estimated(config, {name: size for name, size in found.items() if size is not None})
+    sizes = {name: size for name, size in found.items() if size is not None}
+    packed = sorted({suffix for name in sizes if (suffix := Path(name).suffix) in EXPANSION})
+    ratios = "".join(
+        f", {EXPANSION[suffix]:g} bytes of text for one of {suffix}" for suffix in packed
+    )
+    what = f"{sum(sizes.values()):,} bytes in {len(sizes):,} files"
+    return _estimated(config, _file_bytes(corpus), what, ratios, not_yet)
+
+
+def _cleaned(config: PretrainingConfig, found: Mapping[str, int | None]) -> Manifest | None:
+    """The manifest of the clean stage, where the config asks for one and it has finished."""
+    corpus, cleaning = config.corpus, config.cleaning
+    if not cleaning.on:
+        return None
+
+    try:
+        sizes = {**found, **_further_sizes(cleaning)} if found else {}
+    except UserError:
+        return None
+
+    recipe = clean_recipe(corpus, cleaning, config.data.language)
+    return _finished(config.folder("clean"), "clean", recipe, sizes)
+
+
+def _further_sizes(cleaning: CleaningConfig) -> dict[str, int | None]:
+    """The bytes of the files that the clean stage reads beside the corpus. Raises UserError if one
+    is not there."""
+    sizes: dict[str, int | None] = {}
+    if cleaning.language:
+        model = model_file(cleaning.language)
+        sizes[str(model)] = model.stat().st_size
+    if cleaning.contamination:
+        sizes |= corpus_sizes(EvaluationFiles.of(cleaning.contamination.files))
+
+    return sizes
 
 
 def _finished(
@@ -104,7 +156,9 @@ def _prepared(config: PretrainingConfig, prepared: Manifest) -> CorpusSize:
     )
 
 
-def _counted(config: PretrainingConfig, trained: Manifest, there: bool) -> CorpusSize:
+def _counted(
+    config: PretrainingConfig, trained: Manifest, cleaned: Manifest | None, there: bool
+) -> CorpusSize:
     """By the tokenizer's counts. `there`: whether the corpus's files are."""
     corpus, vocab_size = config.corpus, config.tokenizer.vocab_size
     tokens, documents = trained.counts["tokens"], trained.counts["documents"]
@@ -112,8 +166,9 @@ def _counted(config: PretrainingConfig, trained: Manifest, there: bool) -> Corpu
     units = documents if raw else tokens / TOKENS_PER_UNIT
     each = "document" if raw else f"{TOKENS_PER_UNIT} assumed"
     times, repeated = 1.0, ""
-    if corpus.repeats and there:
-        text, epoch = _text_bytes(corpus.training)
+    if corpus.repeats and (cleaned or there):
+        training = corpus.training
+        text, epoch = _kept_bytes(training, cleaned) if cleaned else _file_bytes(training)
         times, repeated = epoch / text, ", repeated in proportion to their bytes"
 
     return CorpusSize(
@@ -124,23 +179,23 @@ def _counted(config: PretrainingConfig, trained: Manifest, there: bool) -> Corpu
     )
 
 
-def _estimated(config: PretrainingConfig, found: Mapping[str, int]) -> CorpusSize:
-    """By the bytes of the files."""
-    corpus, vocab_size = config.corpus, config.tokenizer.vocab_size
-    text, epoch = _text_bytes(corpus)
+def _estimated(
+    config: PretrainingConfig,
+    text_bytes: tuple[float, float],
+    what: str,
+    ratios: str = "",
+    not_yet: str = "",
+) -> CorpusSize:
+    """By the bytes of the text, and of an epoch."""
+    text, epoch = text_bytes
     tokens = text / BYTES_PER_TOKEN
-    packed = sorted({suffix for name in found if (suffix := Path(name).suffix) in EXPANSION})
-    ratios = "".join(
-        f", {EXPANSION[suffix]:g} bytes of text for one of {suffix}" for suffix in packed
-    )
     documents = tokens / TOKENS_PER_DOCUMENT
     units = documents if config.data.unit == "raw" else tokens / TOKENS_PER_UNIT
 
     return CorpusSize(
-        epoch / BYTES_PER_TOKEN * (1 - corpus.validation),
-        f"estimated from {sum(found.values()):,} bytes in {len(found):,} files: {BYTES_PER_TOKEN}"
-        f" bytes for a token{ratios} assumed",
-        store=store_bytes(tokens, units, documents, vocab_size),
+        epoch / BYTES_PER_TOKEN * (1 - config.corpus.validation),
+        f"estimated from {what}: {BYTES_PER_TOKEN} bytes for a token{ratios} assumed{not_yet}",
+        store=store_bytes(tokens, units, documents, config.tokenizer.vocab_size),
     )
 
 
@@ -150,13 +205,23 @@ def store_bytes(tokens: float, units: float, documents: float, vocab_size: int) 
     return (2 if vocab_size <= 2**16 else 4) * tokens + 9 * units + 12 * documents
 
 
-def _text_bytes(corpus: CorpusConfig) -> tuple[float, float]:
+def _file_bytes(corpus: CorpusConfig) -> tuple[float, float]:
     """Bytes of text in the files, those of datasets not counted; and those of an epoch, with each
     source as often as it is repeated."""
-    text = epoch = 0.0
+    sizes = [0.0] * len(corpus.sources)
     for number, path in corpus_files(corpus):
-        source = corpus.sources[number]
-        size = path.stat().st_size * EXPANSION.get(path.suffix, 1.0)
-        text, epoch = text + size, epoch + size * (0 if source.held_out else source.repeat)
+        sizes[number] += path.stat().st_size * EXPANSION.get(path.suffix, 1.0)
 
-    return text, epoch
+    return _with_epoch(corpus, sizes)
+
+
+def _kept_bytes(corpus: CorpusConfig, cleaned: Manifest) -> tuple[float, float]:
+    """The same of the text that cleaning keeps."""
+    kept = {row["source"]: row["bytes"] for row in cleaned.counts["sources"] if not row["reason"]}
+    return _with_epoch(corpus, [kept[name] for name in corpus.names])
+
+
+def _with_epoch(corpus: CorpusConfig, sizes: Sequence[float]) -> tuple[float, float]:
+    """Of bytes of text by source: all, and those of an epoch."""
+    times = [0 if source.held_out else source.repeat for source in corpus.sources]
+    return sum(sizes), sum(size * each for size, each in zip(sizes, times, strict=True))

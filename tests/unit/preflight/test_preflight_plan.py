@@ -13,7 +13,7 @@ import yaml
 from ranks import run_distributed
 from robustly import cli, manifest
 from robustly.data_prep.store import Store
-from robustly.experiment import Experiment, data_work, load_experiment, tokenizer_work
+from robustly.experiment import Experiment, clean_work, data_work, load_experiment, tokenizer_work
 from robustly.manifest import Stage
 from robustly.preflight import machine as machines
 from robustly.preflight import measure_speed
@@ -117,7 +117,7 @@ def test_tokens_are_counted_where_that_was_done_and_estimated_elsewhere(place: P
     made = manifest.read(place / "tokenizer")
     assert made
     with Stage(
-        place / "again", "tokenizer", made.recipe, {**made.inputs, "clean": "0"}
+        place / "again", "tokenizer", made.recipe, {**made.inputs, "words": "0"}
     ).begin() as again:
         again.finish([], made.counts, made.notes)
 
@@ -194,6 +194,61 @@ def test_a_dataset_is_unknown_until_it_is_counted(tmp_path: Path) -> None:
     tokenizer_work(there).make()
     assert "tokens counted in" in planned(there).work["corpus_source"]
     assert "unknown until" in planned(elsewhere).work["corpus_source"]
+
+
+def test_cleaned_text_is_what_counts(tmp_path: Path) -> None:
+    documents = CORPUS.read_text(encoding="utf-8")[:150_000].split("\n\n")
+    more = tmp_path / "more.txt"
+    (tmp_path / "corpus.txt").write_text(
+        "\n\n".join([*documents, *documents[:2]]), encoding="utf-8"
+    )
+    more.write_text("\n\n".join([documents[0], "Words of this source alone."]), encoding="utf-8")
+    size = (tmp_path / "corpus.txt").stat().st_size + more.stat().st_size
+    sources = json.dumps([str(tmp_path / "corpus.txt"), {"path": str(more), "repeat": 2}])
+    cleaning = "cleaning={exact_duplicates: true, language: {keep: en, threshold: 0.1}}"
+
+    def source(*changes: str) -> str:
+        """What `plan` says it has the tokens from."""
+        found: str = planned(page(*changes)).work["corpus_source"]
+        return found
+
+    def page(*changes: str) -> Experiment:
+        places = [f"corpus.sources={sources}", "corpus.validation=0", f"paths.root={tmp_path}"]
+        return load_experiment("tiny", [*SMALL, *places, *changes])
+
+    plain = planned(page())
+    assert plain.work["corpus_source"] + "; cleaning is not counted yet" == source(cleaning)
+    assert planned(page(cleaning)).work["corpus_tokens"] == plain.work["corpus_tokens"]
+
+    made = clean_work(page(cleaning)).make()
+    kept, alone = made.counts["kept_bytes"], len("Words of this source alone.")
+    assert kept < size * 0.95
+    after = planned(page(cleaning))
+    assert after.work["corpus_tokens"] == round((kept + alone) / BYTES_PER_TOKEN)
+    assert after.work["epochs"] > plain.work["epochs"]
+    assert after.work["corpus_source"] == (
+        f"estimated from {kept:,} bytes that cleaning keeps of {made.counts['bytes']:,}"
+        f" ({tmp_path / 'clean'}): 4.4 bytes for a token assumed"
+    )
+    for other in ("cleaning.min_words=6", "cleaning.language.threshold=0.2"):
+        assert source(cleaning, other).endswith("cleaning is not counted yet")
+
+    tokenizer_work(page(cleaning)).make()
+    from_words = planned(page(cleaning)).work
+    assert "tokens counted in" in from_words["corpus_source"]
+    assert "repeated in proportion to their bytes" in from_words["corpus_source"]
+    data_work(page(cleaning)).make()
+    counted = planned(page(cleaning)).work
+    assert counted["corpus_source"] == f"counted in {tmp_path / 'data'}"
+    assert from_words["corpus_tokens"] == pytest.approx(counted["corpus_tokens"], rel=0.1)
+
+    # counts of cleaned text are none of the text as it is, or cleaned otherwise
+    assert source().startswith("estimated from")
+    assert source(cleaning, "cleaning.min_words=6").startswith("estimated from")
+    more.write_text("Another text than that.", encoding="utf-8")
+    assert source(cleaning).endswith("cleaning is not counted yet")
+    more.unlink()  # the corpus is not here: the folders are what is known
+    assert planned(page(cleaning)).work["corpus_tokens"] == counted["corpus_tokens"]
 
 
 # --------------------------------------------------------------------------------------------- time
