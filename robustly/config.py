@@ -8,7 +8,6 @@ Each stage owns the schema of its section (a `Section` subclass in its `config.p
 
 import contextlib
 import difflib
-import glob
 import hashlib
 import json
 import os
@@ -28,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
-from robustly import UserError
+from robustly import UserError, files
 from robustly.stages import RUN_STAGES
 from robustly.strict_yaml import parse_yaml
 
@@ -105,9 +104,9 @@ class InputPath(str):
         """The path as it may be stated everywhere: the first candidate where something lies or that
         is a glob of something; the text itself where there is none, as for a name on the Hub."""
         found = (
-            path
-            for path in map(str, self.candidates)
-            if os.path.lexists(path) or any(glob.iglob(path, recursive=True))  # noqa: PTH207
+            str(path)
+            for path in self.candidates
+            if os.path.lexists(path) or any(files.matching(path))
         )
         return next(found, str(self))
 

@@ -11,6 +11,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from glob import iglob
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +24,20 @@ WORK_LOCK = ".work.lock"
 outside."""
 LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 """Names that `unfinished` gives."""
+
+
+def matching(glob: Path) -> Iterator[Path]:
+    """What a glob matches. Its leading folders that are there by their very names are no part of
+    it, whatever brackets they have; if nothing matches, brackets are taken for themselves."""
+    folder = next(parent for parent in glob.parents if os.path.exists(parent))  # noqa: PTH110 (any name)
+    pattern = str(glob.relative_to(folder))
+    for each in dict.fromkeys((pattern, pattern.replace("[", "[[]"))):
+        found = False
+        for name in iglob(each, root_dir=folder, recursive=True):  # noqa: PTH207 (`**` of hidden files)
+            found = True
+            yield folder / name
+        if found:
+            return
 
 
 @contextlib.contextmanager

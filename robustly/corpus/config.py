@@ -34,8 +34,9 @@ class SourceConfig(Section):
     alone."""
 
     path: InputPath | None = None
-    """File, folder or glob of .txt, .jsonl or .parquet, each plain or .gz, .xz, .zst (not parquet).
-    A relative path is looked up beside the config file, then in the working directory."""
+    """File, folder or glob of .txt, .jsonl, .ndjson, .json, .csv or .tsv (each plain or .gz, .xz,
+    .zst, .bz2), .parquet, .arrow or .feather; or a folder that `save_to_disk` wrote. A relative
+    path is looked up beside the config file, then in the working directory."""
     hub: InputPath | None = None
     """A dataset on the Hugging Face Hub (owner/name), or a folder laid out like one; each row is a
     document. A folder is looked up like `path`, and taken before the Hub."""
@@ -102,14 +103,16 @@ class CorpusConfig(Section):
     ] = Field(default_factory=list)
     """One source or a list of them, in the order in which they enter the token store."""
     counts: Annotated[list[InputPath], BeforeValidator(as_list)] = Field(default_factory=list)
-    """Word counts (.tsv, plain or .gz, .xz, .zst: files, folders or globs) that the tokenizer is
-    trained from instead of counting the words of `sources`; a line is a count, a tab and the word
-    as a JSON string."""
+    """Word counts (.tsv, plain or .gz, .xz, .zst, .bz2: files, folders or globs) that the tokenizer
+    is trained from instead of counting the words of `sources`; a line is a count, a tab and the
+    word as a JSON string."""
     documents: Literal["blank_line", "file", "line"]
     """What a document is in a .txt file: text between blank lines, the whole file, or each line. In
-    .jsonl, .parquet and a dataset it is a row."""
-    text_key: str
-    """Key (.jsonl) or column (.parquet, a dataset) that holds the text."""
+    all others it is a row."""
+    text_key: str | Annotated[list[str], Field(min_length=1)]
+    """Key (.jsonl, .json) or column (.parquet, .arrow, .csv, .tsv, a dataset) that holds the text;
+    `data.text` is the key `text` within `data`, where no key has that very name. Of a list of keys
+    the texts are joined by line feeds, and one that is null is left out."""
     validation: Annotated[float, Field(ge=0, lt=1)]
     """Share of documents held out, chosen by a hash of their text: stable when the corpus grows."""
     max_bad_lines: Annotated[int, Field(ge=0)] = 100
@@ -138,11 +141,16 @@ class CorpusConfig(Section):
         return times if any(time != 1 for time in times) else ()
 
     @property
+    def text_keys(self) -> tuple[str, ...]:
+        """`text_key`, as if it were always a list."""
+        return (self.text_key,) if isinstance(self.text_key, str) else tuple(self.text_key)
+
+    @property
     def names(self) -> list[str]:
         """What reports call the sources."""
         return unique_names([source.title for source in self.sources])
 
-    def reading(self) -> dict[str, str]:
+    def reading(self) -> dict[str, str | list[str]]:
         """The part of the recipe that decides what text the files hold; the files themselves are
         hashed."""
         return {"documents": self.documents, "text_key": self.text_key}

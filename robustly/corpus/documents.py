@@ -12,12 +12,18 @@ What the text of a document is, to the byte:
   tab, form feed). Nothing else is taken away: a carriage return before a line feed stays.
 * `.txt`, `documents: line`: each line that is not blank, without its line feed.
 * `.txt`, `documents: file`: the file as it is.
-* `.jsonl`: the string under `corpus.text_key` in the object on each line, as JSON decodes it; blank
-  lines are skipped.
-* `.parquet`, and a dataset: the string in the column `corpus.text_key` of each row.
+* `.jsonl`, `.ndjson`: the string under `corpus.text_key` in the object on each line, as JSON
+  decodes it; blank lines are skipped.
+* `.json`: the same; or, if neither of its first two lines is an object, of each object of an array,
+  or of objects one after the other, over however many lines.
+* `.csv`, `.tsv`: the cell in the column `corpus.text_key` of each row below the column names. In
+  `.csv` quotes hold commas and line ends together, and line ends stay what they are; in `.tsv` they
+  are text.
+* `.parquet`, `.arrow`, `.feather`, and a dataset: the string in the column `corpus.text_key` of
+  each row; of bytes, as UTF-8.
 
-Only a line feed ends a line. A byte order mark at the start of a file is a mark of its encoding,
-not text."""
+Only a line feed ends a line (in `.csv` and `.tsv` a carriage return does, too). A byte order mark
+at the start of a file is a mark of its encoding, not text."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,7 +70,7 @@ def _texts(partition: Partition, corpus: CorpusConfig, bad_lines: list[BadLine])
         path, start, end = piece.path, piece.start, piece.end
         if piece.dataset:
             path = f"{path}, shard {start}"
-            rows = hub.texts(piece.dataset, start, end, corpus.text_key, path)
+            rows = hub.texts(piece.dataset, start, end, corpus.text_keys)
         else:
             rows = format_of(path).texts(path, start, end, corpus)
 

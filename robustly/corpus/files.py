@@ -1,18 +1,18 @@
 """Find the files and datasets of a corpus, and hash what they hold."""
 
-import glob
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from robustly import UserError, manifest
 from robustly.config import fingerprint
-from robustly.corpus import hub
-from robustly.corpus.config import CorpusConfig, CountFiles, SourceConfig
-from robustly.corpus.formats import COUNTS, DOCUMENTS, listed
+from robustly.corpus import foreign, hub, saved_datasets
+from robustly.corpus.config import CorpusConfig, SourceConfig
+from robustly.corpus.formats import COUNTS, DOCUMENTS, Format, formats_of, listed
 from robustly.corpus.reading import readable, suffixes
-from robustly.files import sha256
+from robustly.files import matching, sha256
 from robustly.log import progress
 
 
@@ -21,61 +21,102 @@ def corpus_files(corpus: CorpusConfig) -> list[tuple[int, Path]]:
     files by name.
 
     Those of a dataset's folder are all that lie there, whatever they are; a dataset on the Hub has
-    none on this machine. Raises UserError if a source matches no file, or one whose suffix is not
-    known."""
-    formats = COUNTS if isinstance(corpus, CountFiles) else DOCUMENTS
-    expected = f"expected {'word counts: ' if formats is COUNTS else ''}{listed(formats)}"
+    none on this machine. Raises UserError if a source matches no file, one whose suffix is not
+    known, a link to nothing, or a folder that `path` does not take."""
+    formats = formats_of(corpus)
     found = []
 
     for number, source in enumerate(corpus.sources):
         if source.path is None:
             folder = hub.folder_of(source)
-            found += [(number, path) for path in _matches(folder)] if folder else []
+            below = sorted(_below(folder), key=Path.as_posix) if folder else []
+            found += [(number, path) for path in below]
             continue
 
         candidates = source.path.candidates
-        matches = next((some for some in map(_matches, candidates) if some), None)
+        matches = next((some for path in candidates if (some := _matches(path, formats))), None)
         if matches is None:
+            hint = "; in a glob, [[] stands for a bracket" if "[" in source.path else ""
             raise UserError(
                 f"{corpus.key}: {source.path}: no file there; looked at"
                 f" {', '.join(map(str, candidates))}. Give a file, a folder or a glob"
-                f" ({expected})"
+                f" ({_expected(formats)}){hint}"
             )
 
+        for path in matches:
+            _check_kind(path, formats, corpus.key)
         found += [(number, path) for path in matches]
-
-    for number, path in found:
-        suffix, compression = suffixes(path)
-        if corpus.sources[number].path is None or (
-            suffix in formats and (formats[suffix].compressible or not compression)
-        ):
-            continue
-
-        counts = "; word counts (.tsv) only for corpus.counts" if suffix in COUNTS else ""
-        raise UserError(
-            f"{path}: unknown kind of file: {expected}{counts}. {corpus.key} may pick files by a"
-            " glob"
-        )
 
     return found
 
 
-def _matches(path: Path) -> list[Path]:
+def _matches(path: Path, formats: Mapping[str, Format]) -> list[Path]:
     """The files that a path stands for: itself, those below the folder but hidden ones, or what the
-    glob matches."""
+    glob matches; without what commonly lies beside data (README, _SUCCESS, sums)."""
     if path.is_file():
         return [path]
 
-    if path.is_dir():
-        below = [
-            file
-            for file in path.rglob("*")
-            if not any(p.startswith(".") for p in file.relative_to(path).parts)
-        ]
-    else:
-        below = [Path(match) for match in glob.iglob(str(path), recursive=True)]  # noqa: PTH207 (may be absolute)
+    if path.is_dir() and foreign.is_hub_folder(path):
+        raise UserError(
+            f"{path}: a dataset of the Hub, as its README.md says, with subsets and splits; give it"
+            f" as `hub: {path}`, or name its files by a glob"
+        )
 
-    return sorted((file for file in below if file.is_file()), key=Path.as_posix)
+    below = _below(path) if path.is_dir() else filter(Path.is_file, matching(path))
+    return sorted(
+        (
+            file
+            for file in below
+            if suffixes(file)[0] in formats or not foreign.lies_beside(file.name)
+        ),
+        key=Path.as_posix,
+    )
+
+
+def _below(folder: Path, within: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The files below a folder but hidden ones, links followed; of a dataset that `save_to_disk`
+    wrote, its own. `within`: the real paths of the folders above.
+
+    Raises UserError for a link to nothing."""
+    if saved_datasets.is_saved(folder):
+        yield from saved_datasets.files(folder)
+        return
+
+    within = (*within, os.path.realpath(folder))
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if os.path.realpath(path) not in within:
+                yield from _below(path, within)
+        elif path.is_file():
+            yield path
+        elif path.is_symlink():
+            raise UserError(
+                f"{path}: a link to {path.readlink()}, where nothing is; mend it or remove it"
+            )
+
+
+def _check_kind(path: Path, formats: Mapping[str, Format], key: str) -> None:
+    """Raises UserError for a file that no format reads."""
+    suffix, compression = suffixes(path)
+    if suffix in formats and (formats[suffix].compressible or not compression):
+        return
+
+    if suffix in formats:
+        way = f"decompress it: a {suffix} file is compressed within"
+    elif formats is COUNTS and suffix in DOCUMENTS:
+        way = "text goes to corpus.sources"
+    else:
+        way = foreign.way_round(suffix or compression)
+    raise UserError(
+        f"{path}: unknown kind of file: {_expected(formats)}. {way[0].upper()}{way[1:]}, or let"
+        f" {key} pick files by a glob"
+    )
+
+
+def _expected(formats: Mapping[str, Format]) -> str:
+    return f"expected {'word counts: ' if formats is COUNTS else ''}{listed(formats)}"
 
 
 def remembered_files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from robustly import UserError, log
+from robustly.corpus import saved_datasets
 from robustly.corpus.config import SourceConfig
+from robustly.corpus.formats.columns import Keys, check_columns, column_texts, top_columns
 from robustly.corpus.formats.format import Text
-from robustly.corpus.formats.parquet import check_column, column_texts
 from robustly.resources import check_memory
 
 ROWS = 256  # of a batch
@@ -67,6 +68,11 @@ def folder_of(source: SourceConfig) -> Path | None:
         raise UserError(
             f"corpus.sources: hub: {source.hub}: revision = {source.revision}, but {folder} is a"
             " folder, which has no revisions; remove the key"
+        )
+    if folder and saved_datasets.is_saved(folder):
+        raise UserError(
+            f"corpus.sources: hub: {source.hub}: a folder that `save_to_disk` wrote; give it as"
+            " `path`"
         )
 
     return folder
@@ -166,34 +172,34 @@ def _ask(name: str, revision: str | None) -> str:
 # --------------------------------------------------------------------------------------------- rows
 
 
-def shards(dataset: Dataset, column: str) -> int:
+def shards(dataset: Dataset, keys: Keys) -> int:
     """How many files a dataset is stored in: it depends on the commit alone.
 
-    Raises UserError if it cannot be opened, has no such subset, split or column.
+    Raises UserError if it cannot be opened, has no such subset, split or columns.
     """
-    count: int = _open(dataset, column).num_shards
+    count: int = _open(dataset, keys).num_shards
     return count
 
 
-def texts(dataset: Dataset, shard: int, of: int, column: str, name: str) -> Iterator[Text]:
-    """The texts in a column of one shard `of` so many, by the numbers of their rows; `name` is the
-    shard's in messages.
+def texts(dataset: Dataset, shard: int, of: int, keys: Keys) -> Iterator[Text]:
+    """The texts at `keys` of one shard `of` so many, by the numbers of their rows.
 
     Raises UserError as `batches` does.
     """
     row = 0
-    for values in batches(dataset, shard, of, column):
-        yield from column_texts(values, name, row, column)
-        row += len(values)
+    for batch in batches(dataset, shard, of, keys):
+        with readable(dataset):
+            found = list(column_texts(batch, keys, row))
+        yield from found
+        row += batch.num_rows
 
 
-def batches(dataset: Dataset, shard: int, of: int, column: str) -> Iterator[Any]:
-    """The strings in a column of one shard `of` so many, as pyarrow arrays of at most ROWS; None
-    where there is none.
+def batches(dataset: Dataset, shard: int, of: int, keys: Keys) -> Iterator[Any]:
+    """The columns of `keys` of one shard `of` so many, as pyarrow record batches of at most ROWS.
 
     Raises UserError as `shards` does, or if the rows cannot be read.
     """
-    whole = _open(dataset, column)
+    whole = _open(dataset, keys)
     if whole.num_shards != of:
         raise UserError(
             f"{dataset}: it had {of} shards and now has {whole.num_shards}; changed while it was"
@@ -209,14 +215,14 @@ def batches(dataset: Dataset, shard: int, of: int, column: str) -> Iterator[Any]
         if table is None:
             return
 
-        check_column(dataset, column, table.schema, or_null=True)
-        yield table.column(column)
+        check_columns(dataset, keys, table.schema)
+        yield from table.combine_chunks().to_batches()
 
 
 @functools.lru_cache(maxsize=8)
-def _open(dataset: Dataset, column: str) -> Any:
-    """The datasets.IterableDataset, opened once in a process, of this column alone where that is
-    known to be there."""
+def _open(dataset: Dataset, keys: Keys) -> Any:
+    """The datasets.IterableDataset, opened once in a process, of the columns of `keys` alone where
+    they are known to be there."""
     builder, whole = opened(dataset)
     if whole.features is None:  # a kind of file that does not say; seen when it is read
         return whole
@@ -224,12 +230,13 @@ def _open(dataset: Dataset, column: str) -> Any:
     with readable(dataset):
         from datasets.packaged_modules.parquet.parquet import Parquet
 
-        check_column(dataset, column, whole.features.arrow_schema, or_null=True)
+        check_columns(dataset, keys, whole.features.arrow_schema)
+        columns = top_columns(keys, whole.features.arrow_schema)
         if isinstance(builder, Parquet):  # then the other columns are not even fetched
-            builder.config.columns, builder.config.batch_size = [column], ROWS
+            builder.config.columns, builder.config.batch_size = columns, ROWS
             return builder.as_streaming_dataset(dataset.split)
 
-        return whole.select_columns([column])
+        return whole.select_columns(columns)
 
 
 def opened(dataset: Dataset) -> tuple[Any, Any]:

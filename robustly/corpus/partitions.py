@@ -10,13 +10,13 @@ from pathlib import Path
 from robustly.corpus import hub
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.files import corpus_files
-from robustly.corpus.formats import format_of
+from robustly.corpus.formats import formats_of
 from robustly.corpus.reading import WHOLE, suffixes
 from robustly.corpus.replacements import Replacements
 
 # Of text: seconds of work, so that a kill loses little and every core has some.
 PARTITION_BYTES = 16 * 2**20
-EXPANSION = {".gz": 3.0, ".xz": 4.0, ".zst": 3.5, ".parquet": 2.0}
+EXPANSION = {".gz": 3.0, ".bz2": 4.0, ".xz": 4.0, ".zst": 3.5, ".parquet": 2.0}
 """Bytes of text for a byte of a compressed file: assumptions."""
 RULE = 2
 """Version of how a corpus is cut and read; the first cut each file alone."""
@@ -74,7 +74,7 @@ def partitions(corpus: CorpusConfig) -> list[Partition]:
     for number, source in enumerate(corpus.sources):
         if source.path is None:
             dataset = hub.dataset(source)
-            shards = hub.shards(dataset, corpus.text_key)
+            shards = hub.shards(dataset, corpus.text_keys)
             result += [
                 Partition(number, (Piece(str(dataset), shard, shards, dataset),))
                 for shard in range(shards)
@@ -111,6 +111,7 @@ def _gathered(paths: Iterable[Path], corpus: CorpusConfig) -> Iterator[tuple[Pie
 
 
 def _ranges(path: Path, corpus: CorpusConfig) -> Iterable[tuple[int, int]]:
-    if suffixes(path)[1]:
+    suffix, compression = suffixes(path)
+    if compression:
         return [(0, WHOLE)]
-    return format_of(path).ranges(path, corpus, PARTITION_BYTES)
+    return formats_of(corpus)[suffix].ranges(path, corpus, PARTITION_BYTES)

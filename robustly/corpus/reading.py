@@ -1,8 +1,10 @@
-"""Read text files: opened whatever their compression, cut at line feeds, checked to be UTF-8 text.
+"""Read text files: opened whatever their compression, cut at line feeds, checked to be UTF-8 text
+and not another kind of file.
 
 What is wrong with a file is a UserError that names the place in it.
 """
 
+import bz2
 import gzip
 import io
 import itertools
@@ -13,19 +15,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from backports import zstd
+
 from robustly import UserError
+from robustly.corpus import foreign
 from robustly.resources import check_memory
 
 WHOLE = 2**63 - 1  # the end of any file, whatever its length once decompressed
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+ZSTD_WINDOW_LOG = 31  # the largest window that the format has
 
 # ------------------------------------------------------------------------------------------ opening
 
 
 def _zstd(path: str) -> Any:
-    import pyarrow  # tells a stream that is cut off from one that ends; zstandard does not
-
-    return pyarrow.CompressedInputStream(pyarrow.OSFile(path), "zstd")
+    """Frames of any window (`zstd --long=31` makes them of 2 GiB, which are held in memory), one
+    after the other; a frame that is cut off is an EOFError."""
+    return zstd.open(path, options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG})
 
 
 _OPENERS: dict[str, Callable[[str], Any]] = {
@@ -33,23 +39,36 @@ _OPENERS: dict[str, Callable[[str], Any]] = {
     ".gz": gzip.open,
     ".xz": lzma.open,
     ".zst": _zstd,
+    ".bz2": bz2.open,
 }
+COMPRESSIONS = ".gz, .xz, .zst or .bz2"
+"""For messages."""
 # What these raise on a file that is cut off or damaged.
-_FAULTS = (OSError, EOFError, lzma.LZMAError, zlib.error)
+_FAULTS = (OSError, EOFError, lzma.LZMAError, zlib.error, zstd.ZstdError)
 
 
 def suffixes(path: Path) -> tuple[str, str]:
-    """A file's suffix and that of its compression ("": plain), such as (".txt", ".gz")."""
-    compression = path.suffix if path.suffix in _OPENERS else ""
-    return Path(path.name.removesuffix(compression)).suffix, compression
+    """A file's suffix and that of its compression ("": plain), in small letters, such as (".txt",
+    ".gz")."""
+    compression = path.suffix.lower() if path.suffix.lower() in _OPENERS else ""
+    return Path(path.name[: len(path.name) - len(compression)]).suffix.lower(), compression
 
 
 @contextmanager
-def opened(path: str) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed if it is .gz, .xz or .zst. Raises UserError if it cannot be
-    read to its end."""
+def opened(path: str) -> Iterator[io.BufferedReader]:
+    """The bytes of a text file, decompressed if its name says so. Raises UserError if it cannot be
+    read to its end, or begins as another kind of file, or as text in UTF-16 or UTF-32."""
     _, compression = suffixes(Path(path))
-    with readable(path), io.BufferedReader(_OPENERS[compression](path), 2**20) as stream:
+    with readable(path), io.BufferedReader(_OPENERS[compression](path), foreign.HEAD) as stream:
+        foreign.check_text_file(path, stream.peek())
+        yield stream
+
+
+@contextmanager
+def _lines_of(path: str) -> Iterator[io.BufferedReader]:
+    """As `opened`, of a file whose lines end with line feeds."""
+    with opened(path) as stream:
+        foreign.check_line_ends(path, stream.peek())
         yield stream
 
 
@@ -60,9 +79,20 @@ def readable(path: str, faults: tuple[type[Exception], ...] = _FAULTS) -> Iterat
         yield
     except faults as error:
         check_memory(error, path)
-        raise UserError(
-            f"{path}: cannot be read: {error}. If it is cut off or damaged, copy or make it again"
-        ) from error
+        raise UserError(f"{path}: cannot be read: {error}. {_remedy(path)}") from error
+
+
+def _remedy(path: str) -> str:
+    """What to do with a file that cannot be read as what its name says."""
+    try:
+        with Path(path).open("rb") as stream:
+            kind = foreign.kind_of(stream.read(512))
+    except OSError:
+        kind = None
+
+    if kind and Path(path).suffix.lower() not in kind:
+        return f"It is {kind}: name it what it is"
+    return "If it is cut off or damaged, copy or make it again"
 
 
 # -------------------------------------------------------------------------------------------- lines
@@ -78,15 +108,15 @@ def byte_ranges(path: Path, size: int) -> Iterator[tuple[int, int]]:
 def lines(path: str, start: int = 0, end: int = WHOLE) -> Iterator[tuple[int, str]]:
     """The lines that begin in a range of bytes and are not blank, without their line feeds, each
     with the byte at which it begins."""
-    with opened(path) as stream:
+    with _lines_of(path) as stream:
         for place, line in filter(_holds_text, _raw_lines(stream, start, end)):
-            yield place, _decoded(line.removesuffix(b"\n"), path, place)
+            yield place, decoded(line.removesuffix(b"\n"), path, place)
 
 
 def runs(path: str, start: int, end: int) -> Iterator[tuple[int, str]]:
     """The runs of lines between blank lines that begin in a range of bytes, each read to its end,
     without the line feed of its last line, with the byte at which it begins."""
-    with opened(path) as stream:
+    with _lines_of(path) as stream:
         rest = _raw_lines(stream, start, WHOLE)
         if start and not _blank_before(path, start):  # the run under way began before
             rest = itertools.dropwhile(_holds_text, rest)
@@ -97,7 +127,7 @@ def runs(path: str, start: int, end: int) -> Iterator[tuple[int, str]]:
             place, first = next(run)
             if place >= end:
                 return
-            yield place, _decoded(_joined(first, run), path, place)  # noqa: B031 (the rest of the run)
+            yield place, decoded(_joined(first, run), path, place)  # noqa: B031 (the rest of the run)
 
 
 def _joined(first: bytes, rest: Iterable[tuple[int, bytes]]) -> bytearray:
@@ -157,11 +187,11 @@ def _blank_before(path: str, start: int) -> bool:
 
 def file_text(path: str) -> str:
     """The whole file as one text, without a byte order mark."""
-    with opened(path) as stream:
-        return _decoded(stream.read().removeprefix(BYTE_ORDER_MARK), path, 0)
+    with _lines_of(path) as stream:
+        return decoded(stream.read().removeprefix(BYTE_ORDER_MARK), path, 0)
 
 
-def _decoded(raw: bytes | bytearray, path: str, start: int) -> str:
+def decoded(raw: bytes | bytearray, path: str, start: int) -> str:
     """Strict UTF-8. Raises UserError with the place of the first fault; `start` is where `raw` lies
     in the file."""
     try:

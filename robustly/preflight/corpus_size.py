@@ -89,7 +89,9 @@ def corpus_size(config: PretrainingConfig) -> CorpusSize:
         return CorpusSize(None, f"unknown until the {stage} stage has read the dataset ({hub})")
 
     sizes = {name: size for name, size in found.items() if size is not None}
-    packed = sorted({suffix for name in sizes if (suffix := Path(name).suffix) in EXPANSION})
+    packed = sorted(
+        {suffix for name in sizes if (suffix := Path(name).suffix.lower()) in EXPANSION}
+    )
     ratios = "".join(
         f", {EXPANSION[suffix]:g} bytes of text for one of {suffix}" for suffix in packed
     )
@@ -210,7 +212,7 @@ def _file_bytes(corpus: CorpusConfig) -> tuple[float, float]:
     source as often as it is repeated."""
     sizes = [0.0] * len(corpus.sources)
     for number, path in corpus_files(corpus):
-        sizes[number] += path.stat().st_size * EXPANSION.get(path.suffix, 1.0)
+        sizes[number] += path.stat().st_size * EXPANSION.get(path.suffix.lower(), 1.0)
 
     return _with_epoch(corpus, sizes)
 

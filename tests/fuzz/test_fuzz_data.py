@@ -1,5 +1,7 @@
 """Damaged tokenizers, texts of all formats, decisions of cleaning, and token stores."""
 
+import bz2
+import csv
 import functools
 import gzip
 import json
@@ -7,6 +9,7 @@ import lzma
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -115,6 +118,25 @@ def write_corpus(folder: Path) -> None:
     (folder / "e.txt.zst").write_bytes(pyarrow.Codec("zstd").compress(plain, asbytes=True))
     table = pyarrow.table({"text": TEXTS, "n": list(range(len(TEXTS)))})
     pyarrow.parquet.write_table(table, folder / "f.parquet", row_group_size=4)
+    array = json.dumps([{"text": text, "n": [1]} for text in TEXTS], indent=1).encode()
+    (folder / "g.json").write_bytes(array)
+    (folder / "h.json.bz2").write_bytes(bz2.compress(rows))
+    (folder / "i.json.gz").write_bytes(gzip.compress(array))
+    with (folder / "j.csv").open("w", newline="", encoding="utf-8") as out:
+        csv.writer(out).writerows([["n", "text"], *enumerate(TEXTS)])
+    (folder / "k.tsv").write_text(
+        "text\tn\n" + "".join(f"{text.split()[0]}\t1\n" for text in TEXTS)
+    )
+    strings = pyarrow.table({"text": pyarrow.array(TEXTS, pyarrow.string_view()),
+                             "d": pyarrow.array(TEXTS).dictionary_encode()})  # fmt: skip
+    for name, kind in (("l.arrow", pyarrow.ipc.new_file), ("m.feather", pyarrow.ipc.new_stream)):
+        with kind(folder / name, strings.schema) as out:
+            out.write_table(strings, max_chunksize=4)
+    with pyarrow.ipc.new_file(
+        folder / "n.arrow", table.schema, options=pyarrow.ipc.IpcWriteOptions(compression="lz4")
+    ) as out:
+        out.write_table(table, max_chunksize=5)
+    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(folder / "o", num_shards=2)
 
 
 def corpus(*paths: Path) -> CorpusConfig:
@@ -123,8 +145,8 @@ def corpus(*paths: Path) -> CorpusConfig:
     )
 
 
-def read_corpus(name: str, folder: Path) -> Any:
-    found = corpus(folder / name)
+def read_corpus(name: str, folder: Path, key: str = "text") -> Any:
+    found = corpus(folder / name).model_copy(update={"text_key": key})
     return [text for part in partitions(found) for text in documents(part, found, [])]
 
 
@@ -247,8 +269,22 @@ READERS = [
         Reader(f"corpus, {name[2:]}", write_corpus, functools.partial(read_corpus, name), ((name, form),))
         for name, form in (
             ("a.txt", "bytes"), ("b.jsonl", "jsonl"), ("c.txt.gz", "bytes"), ("d.jsonl.xz", "bytes"),
-            ("e.txt.zst", "bytes"), ("f.parquet", "bytes"),
+            ("e.txt.zst", "bytes"), ("f.parquet", "bytes"), ("g.json", "bytes"), ("g.json", "json"),
+            ("h.json.bz2", "bytes"), ("i.json.gz", "bytes"), ("j.csv", "bytes"), ("k.tsv", "bytes"),
+            ("l.arrow", "bytes"), ("m.feather", "bytes"), ("n.arrow", "bytes"),
         )
+    ),
+    *(
+        Reader(f"corpus, column of dictionaries, {name}", write_corpus, functools.partial(read_corpus, name, key="d"),
+               ((name, "bytes"),))
+        for name in ("l.arrow", "m.feather")
+    ),
+    Reader(
+        "corpus, saved dataset",
+        write_corpus,
+        functools.partial(read_corpus, "o"),
+        (("o/state.json", "json"), ("o/*.json", "bytes"), ("o/*.arrow", "bytes")),
+        named="/o",
     ),
     Reader(
         "decisions",

@@ -2,34 +2,54 @@
 
 A format is one file here and one line of `DOCUMENTS`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from robustly.corpus.config import CorpusConfig, CountFiles
+from robustly.corpus.formats.arrow import ARROW
+from robustly.corpus.formats.cells import CSV, TSV
 from robustly.corpus.formats.format import Format
 from robustly.corpus.formats.json_lines import JSON_LINES
+from robustly.corpus.formats.json_values import JSON
 from robustly.corpus.formats.parquet import PARQUET
 from robustly.corpus.formats.text import TEXT
-from robustly.corpus.reading import row_at, suffixes
+from robustly.corpus.reading import COMPRESSIONS, row_at, suffixes
 
-DOCUMENTS: dict[str, Format] = {".txt": TEXT, ".jsonl": JSON_LINES, ".parquet": PARQUET}
+DOCUMENTS: dict[str, Format] = {
+    ".txt": TEXT,
+    ".jsonl": JSON_LINES,
+    ".ndjson": JSON_LINES,
+    ".json": JSON,
+    ".csv": CSV,
+    ".tsv": TSV,
+    ".parquet": PARQUET,
+    ".arrow": ARROW,
+    ".feather": ARROW,
+}
 COUNTS: dict[str, Format] = {".tsv": TEXT}
 """Word counts (`corpus.counts`), a line each."""
 
 
+def formats_of(corpus: CorpusConfig) -> Mapping[str, Format]:
+    """The formats that the files of a corpus may have."""
+    return COUNTS if isinstance(corpus, CountFiles) else DOCUMENTS
+
+
 def format_of(path: Path | str) -> Format:
-    """The format of a file that `corpus_files` has listed."""
-    return (DOCUMENTS | COUNTS)[suffixes(Path(path))[0]]
+    """The format of a file of documents that `corpus_files` has listed."""
+    return DOCUMENTS[suffixes(Path(path))[0]]
 
 
 def where(path: str, place: int) -> str:
     """Where a row begins, in messages: in a file, or in a shard of a dataset, whose rows are
     numbered."""
-    format = (DOCUMENTS | COUNTS).get(suffixes(Path(path))[0])
+    format = DOCUMENTS.get(suffixes(Path(path))[0])
     return format.where(path, place) if format else row_at(path, place)
 
 
-def listed(formats: dict[str, Format]) -> str:
-    """The suffixes of formats for messages, such as `.txt, .jsonl (plain, .gz, .xz or .zst) or
+def listed(formats: Mapping[str, Format]) -> str:
+    """The suffixes of formats for messages, such as `.txt, .jsonl (plain, .gz or .zst) or
     .parquet`."""
     packed = [suffix for suffix, format in formats.items() if format.compressible]
     plain = [suffix for suffix in formats if suffix not in packed]
-    return " or ".join([f"{', '.join(packed)} (plain, .gz, .xz or .zst)", *plain])
+    return " or ".join([f"{', '.join(packed)} (plain, {COMPRESSIONS})", *plain])

@@ -1,6 +1,7 @@
 """The interface of a file format of the corpus: how its files are cut into partitions and read. A
 new one is listed in `DOCUMENTS` (`__init__.py`)."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,20 @@ Text = tuple[int, str | ValueError]
 none."""
 Row = tuple[int, str | dict[str, Any] | ValueError]
 """As `Text`, but with the whole row: a line of text, or an object by its keys."""
+
+
+def between(places: Iterable[int], total: int, size: int) -> Iterable[tuple[int, int]]:
+    """Ranges of about `size` bytes of a file of `total`, given the bytes at which its rows begin;
+    a file of one range is not read for them."""
+    if total <= size:
+        return [(0, total)]
+
+    starts = [0]
+    for place in places:
+        if place // size > starts[-1] // size:
+            starts.append(place)
+
+    return itertools.pairwise([*starts, total])
 
 
 @dataclass(frozen=True)
@@ -32,4 +47,4 @@ class Format:
     has_keys: bool
     """Whether a row is an object, of which `corpus.text_key` is the text."""
     compressible: bool = True
-    """Whether a file may also be .gz, .xz or .zst."""
+    """Whether a file may also be compressed, as its second suffix says."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.formats.format import Format, Row, Text
+from robustly.corpus.formats.keys import text_of
 from robustly.corpus.reading import byte_ranges, line_at, lines
 
 
@@ -17,29 +18,20 @@ def ranges(path: Path, corpus: CorpusConfig, size: int) -> Iterable[tuple[int, i
 def texts(path: str, start: int, end: int, corpus: CorpusConfig) -> Iterator[Text]:
     for place, line in lines(path, start, end):
         try:
-            text = _text_of(line, corpus.text_key)
+            text = text_of(json_object(line), corpus.text_keys)
         except ValueError as fault:
-            yield place, fault
+            yield place, ValueError(f"{fault}{_OTHER_JSON}") if _is_no_line(line) else fault
         else:
             del line  # of a large document, one copy less while the text is worked on
             yield place, text
 
 
-def _text_of(line: str, key: str) -> str:
-    """The text in a line. Raises ValueError that says what is wrong with it."""
-    row = json_object(line)
-    if key not in row:
-        raise ValueError(
-            f"no key {key!r} (corpus.text_key); the keys here: {', '.join(map(repr, row))}"
-        )
+_OTHER_JSON = "; name the file .json, if it is an array, or has objects over several lines"
 
-    text = row[key]
-    if not isinstance(text, str):
-        raise ValueError(
-            f"{key!r} (corpus.text_key): expected a string, found {type(text).__name__}"
-        )
 
-    return text
+def _is_no_line(line: str) -> bool:
+    """Whether a line that is no object may begin an array, or an object over several lines."""
+    return line.startswith("[") or line.rstrip() == "{"
 
 
 def rows(path: str) -> Iterator[Row]:

@@ -360,11 +360,14 @@ def test_columns_of_parquet_are_checked(corpus_of, tmp_path):
             read(corpus_of(tmp_path / "a.parquet", text_key=key))
 
 
-def test_strings_of_parquet_that_are_not_utf8_are_refused(corpus_of, tmp_path):
-    broken = pyarrow.array([b"one", b"\xff"]).view(pyarrow.string())
+def test_strings_of_parquet_that_are_not_utf8_are_bad_rows(corpus_of, tmp_path):
+    broken = pyarrow.array([b"one", b"\xff", b"two"]).view(pyarrow.string())
     pyarrow.parquet.write_table(pyarrow.table({"text": broken}), tmp_path / "a.parquet")
+    bad_lines = []
+    assert read(corpus_of(tmp_path / "a.parquet"), bad_lines=bad_lines) == ["one", "two"]
+    assert [(line.place, line.reason) for line in bad_lines] == [(1, "not UTF-8 (byte 0xff)")]
     with pytest.raises(UserError, match=r"a\.parquet: row 1 .*not UTF-8"):
-        read(corpus_of(tmp_path / "a.parquet"))
+        read(corpus_of(tmp_path / "a.parquet", max_bad_lines=0))
 
 
 @pytest.mark.parametrize("cut", [1, 40, 2000])

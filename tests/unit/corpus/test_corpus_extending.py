@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -33,20 +32,18 @@ def example(title: str) -> ModuleType:
 def test_an_input_format(
     tmp_path: Path, corpus_of: Callable[..., CorpusConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = b'n,text\r\n1,"one\n\ntwo"\r\n2\r\n3,three\r\n'
-    (tmp_path / "a.csv").write_bytes(rows)
-    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(rows))
+    rows = b">one\nACGT\nAC\n>two\nGG\n"
+    (tmp_path / "a.fasta").write_bytes(rows)
+    (tmp_path / "b.fasta.gz").write_bytes(gzip.compress(rows))
     corpus = corpus_of(tmp_path)
-    with pytest.raises(UserError, match=r"a\.csv: unknown kind of file: expected \.txt, \.jsonl "):
+    with pytest.raises(UserError, match=r"a\.fasta: unknown kind of file: expected \.txt, \.jsonl"):
         partitions(corpus)
 
-    monkeypatch.setitem(formats.DOCUMENTS, ".csv", example("Adding an input format").CSV)
-    bad: list[Any] = []
-    read = [text for part in partitions(corpus) for text in documents(part, corpus, bad)]
-    assert read == ["one\n\ntwo", "three"] * 2
-    assert [(line.place, line.reason) for line in bad] == [(1, "no field 'text'")] * 2
+    monkeypatch.setitem(formats.DOCUMENTS, ".fasta", example("Adding an input format").FASTA)
+    read = [text for part in partitions(corpus) for text in documents(part, corpus, [])]
+    assert read == ["ACGTAC", "GG"] * 2
     (tmp_path / "c.pdf").write_text("")
-    with pytest.raises(UserError, match=r"\.txt, \.jsonl, \.csv \(plain, .*\) or \.parquet"):
+    with pytest.raises(UserError, match=r"\.tsv, \.fasta \(plain, .*\) or \.parquet"):
         partitions(corpus)
 
 

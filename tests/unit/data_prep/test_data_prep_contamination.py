@@ -113,8 +113,8 @@ def test_mistakes(tmp_path):
             build_index(stated(tmp_path, ContaminationConfig(files=files, **keys)))
 
     refused("nowhere", r"cleaning\.contamination\.files: nowhere: no file there")
-    (tmp_path / "a.csv").write_text("a")
-    refused("a.csv", r"a\.csv: unknown kind of file")
+    (tmp_path / "a.pdf").write_text("a")
+    refused("a.pdf", r"a\.pdf: unknown kind of file")
     (tmp_path / "a.jsonl").write_text('{"a": "b"}\n{"c": "d"}\n')
     refused(
         "a.jsonl",

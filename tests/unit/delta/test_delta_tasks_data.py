@@ -103,25 +103,45 @@ def test_quotes_are_text_in_tsv(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"t": "a"}\n\n{"t": ', r"a\.jsonl: line 3: not JSON"),
-        ("a.jsonl", b"[" * 100_000, r"a\.jsonl: line 1: .*nested too deeply"),
-        ("a.jsonl", b'["a", "b"]', r"a\.jsonl: line 1: expected a JSON object, found list"),
-        ("a.jsonl", b'{"t": "a"}\n{"t": "na\xefve"}', r"a\.jsonl: line 2: not UTF-8 \(byte 0xef\)"),
-        ("a.csv", b"t,l\na,x\nb\n", r"a\.csv: line 3: 1 cells, but there are 2 columns: t, l"),
-        ("a.csv", b't,l\na,"x\nb,y\n', r"a\.csv: line 2: not CSV: unexpected end of data"),
+        (
+            "a.jsonl",
+            b'{"t": "a"}\n\n{"t": ',
+            r"a\.jsonl: line 3 \(byte \d+ of the text\): not JSON",
+        ),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl: line 1 .*nested too deeply"),
+        (
+            "a.jsonl",
+            b'["a", "b"]',
+            r"a\.jsonl: line 1 \(byte \d+ of the text\): expected a JSON object, found list",
+        ),
+        (
+            "a.jsonl",
+            b'{"t": "a"}\n{"t": "na\xefve"}',
+            r"a\.jsonl: line 2 \(byte \d+ of the text\): not UTF-8 \(byte 0xef\)",
+        ),
+        (
+            "a.csv",
+            b"t,l\na,x\nb\n",
+            r"a\.csv: line 3 \(byte \d+ of the text\): 1 cells, but there are 2 columns: t, l",
+        ),
+        (
+            "a.csv",
+            b't,l\na,"x\nb,y\n',
+            r"a\.csv: line 2 \(byte \d+ of the text\): not CSV: unexpected end of data",
+        ),
         (
             "a.tsv",
             b"t\tt\na\tx\n",
-            r"a\.tsv: line 1: expected another name for each column, found t, t",
+            r"a\.tsv: line 1 \(byte \d+ of the text\): expected another name for each column, found t, t",
         ),
-        ("a.jsonl", b"\n \n", r"a\.jsonl: no line"),
-        ("a.csv", b"t,l\n", r"a\.csv: no line"),
+        ("a.jsonl", b"\n \n", r"a\.jsonl: no row"),
+        ("a.csv", b"t,l\n", r"a\.csv: no row"),
         (
             "a.jsonl.gz",
             gzip.compress(b'{"t": "a"}\n' * 99, mtime=0)[:-9],
             r"a\.jsonl\.gz: cannot be read",
         ),
-        ("a.txt", b"a\n", r"key: .*a\.txt: expected \.jsonl, \.csv, \.tsv"),
+        ("a.txt", b"a\n", r"key: .*a\.txt: expected \.jsonl, .*\.csv, \.tsv \(plain"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:

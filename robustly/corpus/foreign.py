@@ -1,0 +1,153 @@
+"""What files are that are no text of a corpus, by their names or their first bytes, and what to do
+with them."""
+
+import re
+import shlex
+from pathlib import Path
+
+from robustly import UserError
+
+HEAD = 2**20
+"""Bytes at the start of a file that are looked at."""
+
+# ------------------------------------------------------------------------------------------ by name
+
+_WAYS = {
+    "unpack it: `unzip FILE -d FOLDER`": ".zip",
+    "unpack it: `tar xf FILE`": ".tar .tgz .tbz .tbz2 .txz .tzst",
+    "unpack it: `7z x FILE`": ".7z .rar",
+    "decompress it: `lz4 -d FILE`": ".lz4",
+    "decompress it": ".z .br .lzma .lz .sz .snappy",
+    "take the text out: `pdftotext FILE NAME.txt`": ".pdf .ps .djvu",
+    "take the text out: `pandoc FILE -t plain -o NAME.txt`": (
+        ".doc .docx .odt .rtf .epub .tex .rst .ipynb"
+    ),
+    "take the text out, for example with trafilatura": ".html .htm .xhtml .mht .warc .wet .wat",
+    "take the text out (of a MediaWiki dump: `wikiextractor --json`)": ".xml .sgml .tei",
+    "save the sheet as .csv": ".xls .xlsx .ods",
+    "write its rows as .jsonl or .parquet": (
+        ".db .sqlite .sqlite3 .sql .avro .orc .msgpack .h5 .hdf5 .yaml .yml"
+    ),
+    "it holds tokens, not text: give the text that it was made of": ".bin .idx .npy .npz .mds",
+    "pickle runs code when it is read: write its rows as .jsonl": ".pkl .pickle .pt .pth",
+    "Markdown: name a copy .txt, if its marks are to be learned": ".md .markdown .mdx",
+}
+_WAY = {suffix: way for way, suffixes in _WAYS.items() for suffix in suffixes.split()}
+_PLAIN = "if it is plain text, name it .txt"
+
+_BESIDE = re.compile(
+    r"_[^.]*"  # marks of Spark and Hadoop: _SUCCESS, _metadata, _committed_123
+    r"|(readme|licen[cs]e|notice|copying|citation|changelog|authors)(\.(md|rst|html|cff|bib|json))?"
+    r"|(md5|sha\d*)sums?|checksums?|manifest|.*\.(md5|sha1|sha256|sha512|crc|asc|sig|aria2)"
+    r"|thumbs\.db|desktop\.ini",
+    re.IGNORECASE,
+)
+_CARD = re.compile(r"---\s*\n(?:.*\n)*?(?:configs|dataset_info):")
+
+
+def way_round(suffix: str) -> str:
+    """What to do with files of this suffix, which no format reads."""
+    return _WAY.get(suffix, _PLAIN)
+
+
+def lies_beside(name: str) -> bool:
+    """Whether a file by this name, of no format, commonly lies beside data and is none."""
+    return bool(_BESIDE.fullmatch(name))
+
+
+def is_hub_folder(folder: Path) -> bool:
+    """Whether a folder is a dataset of the Hub: its card says what its files are."""
+    try:
+        with (folder / "README.md").open(encoding="utf-8", errors="replace") as card:
+            return bool(_CARD.match(card.read(HEAD)))
+    except OSError:
+        return False
+
+
+# --------------------------------------------------------------------------------------- by content
+
+_SIGNATURES = {
+    rb"\x1f\x8b": "gzip (.gz)",
+    rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18": "Zstandard (.zst)",
+    rb"\xfd7zXZ\0": "xz (.xz)",
+    rb"BZh[1-9]1AY&SY": "bzip2 (.bz2)",
+    rb"\x04\x22\x4d\x18": "LZ4 (.lz4)",
+    rb"PK\x03\x04": "a ZIP archive (.zip)",
+    rb"7z\xbc\xaf\x27\x1c": "a 7-Zip archive (.7z)",
+    rb"Rar!\x1a\x07": "a RAR archive (.rar)",
+    rb".{257}ustar": "a tar archive (.tar)",
+    rb"PAR1.{,64}?[\0-\x08]": "Parquet (.parquet)",
+    rb"ARROW1\0|\xff\xff\xff\xff": "Arrow (.arrow or .feather)",
+    rb"FEA1.{,64}?[\0-\x08]": "Feather of version 1, which pyarrow.feather still reads",
+    rb"%PDF-": "PDF (.pdf)",
+    rb"SQLite format 3\0": "an SQLite database (.sqlite)",
+    rb"\x89HDF\r\n": "HDF5 (.h5)",
+    rb"\x93NUMPY": "an array of numpy (.npy)",
+    rb"version https://git-lfs": "a pointer of Git LFS, for which `git lfs pull` fetches the file",
+}
+_KINDS = [(re.compile(start, re.DOTALL), kind) for start, kind in _SIGNATURES.items()]
+_MARKS = {  # the longer ones first: one begins with another
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+
+
+def kind_of(head: bytes) -> str | None:
+    """What the first bytes say of a file; None: nothing but that it may be text."""
+    return next((kind for start, kind in _KINDS if start.match(head)), None)
+
+
+def encoding_of(head: bytes) -> str | None:
+    """UTF-16 or UTF-32 by its mark, or, with the order of its bytes, by NULs at every other byte of
+    the first; None for any other encoding."""
+    for mark, name in _MARKS.items():
+        if head.startswith(mark):
+            return name
+
+    start = head[: min(len(head), 512) // 4 * 4]
+    nul = [start[place::4].count(0) * 4 / (len(start) or 1) for place in range(4)]
+    match [share > 0.4 for share in nul]:  # of each byte of four
+        case [False, True, False, True] if not any(nul[::2]):
+            return "UTF-16LE"
+        case [True, False, True, False] if not any(nul[1::2]):
+            return "UTF-16BE"
+        case [False, True, True, True] if not nul[0]:
+            return "UTF-32LE"
+        case [True, True, True, False] if not nul[3]:
+            return "UTF-32BE"
+
+    return None
+
+
+def check_text_file(path: str, head: bytes) -> None:
+    """Raises UserError if the first bytes of a text file (decompressed) are those of another kind
+    of file, or of text in UTF-16 or UTF-32."""
+    if kind := kind_of(head):
+        raise UserError(f"{path}: expected text by its name, found {kind}; name it what it is")
+    if encoding := encoding_of(head):
+        raise UserError(
+            f"{path}: text in {encoding}; expected UTF-8: convert it,"
+            f" `iconv -f {encoding} -t UTF-8 {shlex.quote(Path(path).name)} > NEW`{_unpacked(path)}"
+        )
+
+
+def check_line_ends(path: str, head: bytes) -> None:
+    """Raises UserError if the lines at the start of a file end with carriage returns alone, as on
+    Macs before 2001: it would be one line."""
+    returns = head.count(b"\r") - head.count(b"\r\n") - head.endswith(b"\r")
+    if returns > head.count(b"\n"):
+        raise UserError(
+            f"{path}: lines that end with a carriage return alone, as on old Macs; expected line"
+            f" feeds: convert it, `tr '\\r' '\\n' < {shlex.quote(Path(path).name)} > NEW`"
+            f"{_unpacked(path)}"
+        )
+
+
+def _unpacked(path: str) -> str:
+    return (
+        " (decompressed first)"
+        if Path(path).suffix.lower() in (".gz", ".xz", ".zst", ".bz2")
+        else ""
+    )
