@@ -300,6 +300,8 @@ def _make_shards(
 
             gap_starts = [0, *(end for _, end in spans)]
             gap_ends = [*(start for start, _ in spans), len(text)]
+            if tokenizer.vocabulary.prefix_space and text.startswith(" ", spans[0][0]):
+                gap_ends[0] += 1  # the space that is not put before it; only a raw unit has one
             split = "validation" if held_out else split_of(text, corpus.validation)
             # nothing is named that would keep a large document's ids while the next one is read
             writers[split].append(

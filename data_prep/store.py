@@ -362,7 +362,7 @@ class Store:
         for document_end in self.document_ends(shard).tolist():
             texts = []
             for end in unit_ends[unit:document_end].tolist():
-                texts += [next(white_space), tokenizer.decode(tokens[begin : end - 1])]
+                texts += [next(white_space), tokenizer.decode_text(tokens[begin : end - 1])]
                 begin = end
             yield "".join([*texts, next(white_space)])
             begin, unit = begin + 1, document_end

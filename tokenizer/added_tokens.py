@@ -48,9 +48,11 @@ def special_tokens(names: Sequence[str]) -> tuple[AddedToken, ...]:
 class AddedTokens:
     """Cuts texts at the added tokens of a vocabulary."""
 
-    def __init__(self, tokens: Sequence[AddedToken], nfc: bool):
-        """`nfc`: text is brought to Unicode's NFC."""
+    def __init__(self, tokens: Sequence[AddedToken], nfc: bool, prefix_space: bool = False):
+        """`nfc`: text is brought to Unicode's NFC. `prefix_space`: a stretch that does not begin
+        with a space gets one."""
         self._nfc = nfc
+        self._prefix_space = prefix_space
         tokens = [token for token in tokens if token.content]
         self._as_they_stand = _by_name(
             {token.content: token for token in tokens if not token.normalized}
@@ -60,8 +62,14 @@ class AddedTokens:
         )
 
     def exact(self, text: str) -> str:
-        """The text that is encoded: the given one, or its NFC."""
+        """A text as it is searched: the given one, or its NFC."""
         return unicodedata.normalize("NFC", text) if self._nfc else text
+
+    def encoded(self, stretch: str) -> str:
+        """A stretch without added tokens as it is encoded: with the space before it, if one is to
+        be there."""
+        exact = self.exact(stretch)
+        return f" {exact}" if self._prefix_space and not exact.startswith(" ") else exact
 
     def found_in(self, text: str) -> bool:
         """Whether the name of one stands in a text."""
@@ -74,7 +82,7 @@ class AddedTokens:
         """The tokens that stand in a text, and the stretches between them, none empty, as they are
         to be encoded."""
         if not self.found_in(text):
-            return [self.exact(text)] if text else []
+            return [self.encoded(text)] if text else []
 
         pieces: list[str | AddedToken] = []
         for piece in _cut(self._as_they_stand, text):
@@ -83,7 +91,7 @@ class AddedTokens:
             else:
                 pieces.append(piece)
 
-        return pieces
+        return [self.encoded(piece) if isinstance(piece, str) else piece for piece in pieces]
 
 
 def count_added(

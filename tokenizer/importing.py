@@ -14,6 +14,7 @@ from robustly.tokenizer.special_tokens import (
     could_be_learned,
 )
 from robustly.tokenizer.vocabulary import (
+    FILLER,
     Vocabulary,
     read_json,
     read_merges,
@@ -35,7 +36,6 @@ _WAY_ROUND = (
     " trained on your text take their rows from model.init_from"
     " (docs/howto/continue_pretraining.md)"
 )
-FILLER = "madeupword"  # fairseq fills its dictionary up with these to a multiple of 8
 
 
 def files_of(imported: InputPath | FairseqFiles) -> list[Path]:

@@ -11,7 +11,6 @@ that the vocabulary does not know whole, or of one that takes a single byte, suc
 and was merged with nothing."""
 
 import functools
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -112,8 +111,8 @@ class _Gauge:
     def add(self, documents: Sequence[tuple[str, str]]) -> None:
         texts = [text for _, text in documents]
         encoded = self.tokenizer.encode_documents(texts)
-        if self.tokenizer.vocabulary.nfc:
-            texts = [unicodedata.normalize("NFC", text) for text in texts]
+        if not self.tokenizer.vocabulary.keeps_bytes:
+            texts = [self.tokenizer.decode(ids) for ids in encoded]
 
         rows = _count(texts, encoded, self.tokenizer.token_bytes)
         groups = {

@@ -68,7 +68,8 @@ class Tokenizer:
             mergeable_ranks=ranks,
             special_tokens=unused,
         )
-        self.added_tokens = AddedTokens(vocabulary.added, vocabulary.nfc)
+        self.added_tokens = AddedTokens(vocabulary.added, vocabulary.nfc, vocabulary.prefix_space)
+        self._between_lines = "\n " if vocabulary.prefix_space else "\n"
         self._ids = np.array([ids[token] for token in raw], self.dtype)  # by rank
         self._encoded = 0  # characters, by the engine
         self._line_feed = ids[symbols[ord("\n")]]
@@ -83,6 +84,9 @@ class Tokenizer:
             [piece[:1].isspace() for piece in self._bytes]
         )
         """Of each id, whether its text begins with white space."""
+        self.begins_with_space: NDArray[np.bool_] = np.array(
+            [piece[:1] == b" " for piece in self._bytes]
+        )
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Vocabulary]]:
         return Tokenizer, (self.vocabulary,)  # the engine itself does not travel between processes
@@ -134,7 +138,7 @@ class Tokenizer:
         size = 0
 
         for joined in self._in_one_go(lines):
-            text = "\n".join(joined)
+            text = self._between_lines.join(joined)
             found = self._encode(text) if len(joined) == 1 else self._encode_plain(text)
             at = np.flatnonzero(found == self._line_feed)
             assert at.size == len(joined) - 1, "a line feed, or no text, in a line"
@@ -165,11 +169,16 @@ class Tokenizer:
         Token i covers the bytes from [i] up to [i + 1].
 
         RoBERTa's special tokens cover nothing; an added token covers its name, and not the white
-        space that it may have taken. Where the vocabulary says NFC, the text is in NFC.
+        space that it may have taken. Where the vocabulary says NFC, the text is in NFC; where it
+        puts a space before a text, that is not counted, at the start and after special tokens.
         """
-        return np.concatenate(
-            [[0], np.cumsum(self.token_bytes[self._checked(ids)], dtype=np.int64)]
-        )
+        numbers = self._checked(ids)
+        sizes = self.token_bytes[numbers].astype(np.int64)
+        if self.vocabulary.prefix_space:
+            first = np.concatenate([[True], sizes[:-1] == 0])[: sizes.size]
+            sizes -= first & (sizes > 0) & self.begins_with_space[numbers]
+
+        return np.concatenate([[0], np.cumsum(sizes)])
 
     def decode_bytes(self, ids: ArrayLike) -> bytes:
         """The exact bytes that the ids stand for; special and added tokens come out as their
@@ -180,6 +189,12 @@ class Tokenizer:
         """As `decode_bytes`, as text. Where ids begin or end amid a character, U+FFFD stands for
         its rest."""
         return self.decode_bytes(ids).decode(errors="replace")
+
+    def decode_text(self, ids: ArrayLike) -> str:
+        """The text that became the ids: as `decode`, without the space that the vocabulary put
+        before it, if it does so."""
+        text = self.decode(ids)
+        return text.removeprefix(" ") if self.vocabulary.prefix_space else text
 
     def _checked(self, ids: ArrayLike) -> NDArray[np.int64]:
         """The ids as an array, (n,). Raises ValueError unless they are ids of this vocabulary."""
@@ -214,7 +229,7 @@ class Tokenizer:
     def _encode_plain(self, text: str) -> NDArray[Any]:
         """The ids of a text in which no added token is looked for."""
         with _whole_characters(text):
-            return self._encode_words(self.added_tokens.exact(text))
+            return self._encode_words(self.added_tokens.encoded(text))
 
     def _encode_words(self, text: str) -> NDArray[Any]:
         if self._encoded >= BEFORE_TABLE:

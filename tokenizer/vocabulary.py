@@ -6,6 +6,7 @@ trains with the four special tokens and `ByteLevel.alphabet()`: `<s>` 0, `<pad>`
 tokens, `<mask>` last. A vocabulary that is read or imported keeps the ids that it has: RoBERTa's
 own are in the order of fairseq's dictionary, by frequency."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,7 @@ from robustly.tokenizer.special_tokens import (
 )
 from robustly.tokenizer.words import PATTERNS, PatternName
 
+FILLER = "madeupword"  # fairseq fills its dictionary up with these to a multiple of 8
 MODEL_MAX_LENGTH = 512  # RoBERTa's; publishing writes the model's own
 
 
@@ -43,6 +45,9 @@ class Vocabulary:
     """Whether text is brought to Unicode's NFC before it is encoded."""
     pattern: PatternName = "gpt2"
     """What cuts text into words, which no merge crosses."""
+    prefix_space: bool = False
+    """Whether a text that does not begin with a space gets one before it is encoded, so that its
+    first word is the token that it is elsewhere; the same after each added token."""
 
     @property
     def named(self) -> tuple[AddedToken, ...]:
@@ -54,6 +59,11 @@ class Vocabulary:
         return (*control, *self.added, mask)
 
     @property
+    def keeps_bytes(self) -> bool:
+        """Whether the ids of any text stand for its very bytes."""
+        return not (self.nfc or self.prefix_space or self.added)
+
+    @property
     def fingerprint(self) -> str:
         """The same for two vocabularies that encode every text to the same ids."""
         hashed: dict[str, Any] = {"ids": self.ids, "merges": self.merges}
@@ -61,6 +71,8 @@ class Vocabulary:
             hashed["nfc"] = True
         if self.pattern != "gpt2":
             hashed["pattern"] = self.pattern
+        if self.prefix_space:
+            hashed["prefix_space"] = True
         if self.added:
             hashed["added"] = [asdict(token) for token in self.added]
 
@@ -107,7 +119,7 @@ def save_vocabulary(vocabulary: Vocabulary, folder: Path) -> list[Path]:
             "tokenizer_class": "RobertaTokenizer"
             if vocabulary.pattern == "gpt2" and not vocabulary.nfc
             else "PreTrainedTokenizerFast",
-            "add_prefix_space": False,
+            "add_prefix_space": vocabulary.prefix_space,
             "trim_offsets": True,
             "errors": "replace",
             "model_max_length": MODEL_MAX_LENGTH,
@@ -158,7 +170,7 @@ def fast_tokenizer(vocabulary: Vocabulary) -> Any:
         tokenizer.normalizer = normalizers.NFC()
 
     if vocabulary.pattern == "gpt2":
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(vocabulary.prefix_space)
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -169,7 +181,10 @@ def fast_tokenizer(vocabulary: Vocabulary) -> Any:
 
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), trim_offsets=True, add_prefix_space=False
+        ("</s>", ids["</s>"]),
+        ("<s>", ids["<s>"]),
+        trim_offsets=True,
+        add_prefix_space=vocabulary.prefix_space,
     )
     tokenizer.add_tokens([tokenizers.AddedToken(**asdict(token)) for token in vocabulary.named])
     return tokenizer
@@ -185,9 +200,15 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     `tokenizer.json` says most and is read where it is there, else `vocab.json` and `merges.txt`.
     Raises UserError if a file is missing or is not what it should be, and for a tokenizer of
     another kind with what makes it one."""
+    path = folder / "tokenizer_config.json"
+    settings = _read_typed(path, _Settings) if path.exists() else _Settings()
     if (path := folder / "tokenizer.json").exists():
         vocabulary = _read_fast_tokenizer(path)
         _check_agreement(vocabulary, folder)
+        if vocabulary.pattern == "gpt2" and settings.decides(folder):
+            vocabulary = replace(vocabulary, prefix_space=bool(settings.add_prefix_space))
+
+        _check_added(vocabulary, path)
         return vocabulary
 
     if not (path := folder / "vocab.json").exists():
@@ -195,11 +216,14 @@ def read_vocabulary(folder: Path) -> Vocabulary:
             if (folder / name).exists():
                 raise UserError(f"{folder / name}: {kind}; {_KIND}")
 
-    added = _added_beside(folder)
+    added = _added_beside(folder, settings)
     beside = {token.content: number for number, token in added.items()}
     ids = _checked_ids({**read_json_object(path), **beside}, path)
     merges = read_merges(folder / "merges.txt", ids)
-    return Vocabulary(ids, merges, _further(added))
+    prefix_space = bool(settings.add_prefix_space)
+    vocabulary = Vocabulary(ids, merges, _further(added), prefix_space=prefix_space)
+    _check_added(vocabulary, path)
+    return vocabulary
 
 
 _KIND = (
@@ -243,14 +267,11 @@ def _read_fast_tokenizer(path: Path) -> Vocabulary:
         if not _merges_tokens(merge, ids):
             raise UserError(f"{path}: {merge!r} is not a merge of two of its tokens into a third")
 
-    if plain := [token.content for token in tokens.values() if not token.special]:
-        raise UserError(
-            f"{path}: {plain[0]!r} is an added token, cut out of the text before words are; {_KIND}"
-        )
-
-    pattern = _pattern(stored["pre_tokenizer"])
+    words = stored["pre_tokenizer"]
+    pattern = _pattern(words)
     assert pattern, "of another kind"
-    return Vocabulary(ids, merges, _further(tokens), stored["normalizer"] is not None, pattern)
+    nfc, prefix_space = stored["normalizer"] is not None, words.get("add_prefix_space", False)
+    return Vocabulary(ids, merges, _further(tokens), nfc, pattern, prefix_space)
 
 
 def _added_token(stored: dict[str, Any]) -> AddedToken:
@@ -267,6 +288,18 @@ def _added_token(stored: dict[str, Any]) -> AddedToken:
 def _further(added: Mapping[int, AddedToken]) -> tuple[AddedToken, ...]:
     """Of the added tokens of a vocabulary by their ids, those beside RoBERTa's five."""
     return tuple(token for _, token in sorted(added.items()) if token.content not in CONTROL_TOKENS)
+
+
+def _check_added(vocabulary: Vocabulary, path: Path) -> None:
+    """Raises UserError if the name of an added token is written as other bytes are, whose id it
+    then has: a text with that name would be lost."""
+    of_bytes = {*byte_symbols(), *(left + right for left, right in vocabulary.merges)}
+    for token in vocabulary.added:
+        if not token.content.isascii() and token.content in of_bytes:
+            raise UserError(
+                f"{path}: {token.content!r} is an added token, and the same entry stands for other"
+                " bytes, so that neither can be told from the other; give it another name"
+            )
 
 
 def _check_agreement(vocabulary: Vocabulary, folder: Path) -> None:
@@ -317,15 +350,13 @@ def _another_kind(stored: dict[str, Any]) -> str | None:
         regex = ", so another regex" if words["type"] in ("Sequence", "Split") else ""
         return f"its pre-tokenizer is {words['type']}{regex}"
 
-    if not words.get("use_regex", True):
-        return "its pre-tokenizer does not use GPT-2's regex"
-    return "it puts a space before the text (add_prefix_space)"
+    return "its pre-tokenizer does not use GPT-2's regex"
 
 
 def _pattern(words: dict[str, Any]) -> PatternName | None:
     """The pattern of a pre-tokenizer as `fast_tokenizer` makes it, None for any other."""
     match words:
-        case {"type": "ByteLevel", "add_prefix_space": False}:
+        case {"type": "ByteLevel", "add_prefix_space": True | False}:
             return "gpt2" if words.get("use_regex", True) else None
 
         case {
@@ -349,52 +380,47 @@ def _pattern(words: dict[str, Any]) -> PatternName | None:
 class _Settings:
     """What counts of a `tokenizer_config.json`."""
 
+    tokenizer_class: str | None = None
     add_prefix_space: bool | None = False
     added_tokens_decoder: dict[int, AddedToken] | None = None
     extra_special_tokens: list[str | AddedToken] | dict[str, Any] | None = None
     additional_special_tokens: list[str | AddedToken] | None = None
 
+    def decides(self, folder: Path) -> bool:
+        """Whether transformers, which opens the folder, takes the space before a text from here and
+        not from tokenizer.json: its classes for one kind of tokenizer do. Where none is named, the
+        model's kind tells the class."""
+        if self.tokenizer_class is None:
+            return (folder / "config.json").exists()
+        return self.tokenizer_class not in ("PreTrainedTokenizerFast", "TokenizersBackend")
 
-def _added_beside(folder: Path) -> dict[int, AddedToken]:
-    """The special tokens that `tokenizer_config.json` and `added_tokens.json` add where there is no
-    tokenizer.json, by their ids.
 
-    Raises UserError if they say what makes it a tokenizer of another kind.
-    """
-    added: dict[int, AddedToken] = {}
+def _added_beside(folder: Path, settings: _Settings) -> dict[int, AddedToken]:
+    """The tokens that `tokenizer_config.json` and `added_tokens.json` add where there is no
+    tokenizer.json, by their ids."""
+    added = dict(settings.added_tokens_decoder or {})
     named: set[str] = set(CONTROL_TOKENS)
-    if (path := folder / "tokenizer_config.json").exists():
-        settings = _read_typed(path, _Settings)
-        if settings.add_prefix_space:
-            raise UserError(f"{path}: it puts a space before the text (add_prefix_space); {_KIND}")
-
-        added |= settings.added_tokens_decoder or {}
-        for names in (settings.extra_special_tokens, settings.additional_special_tokens):
-            named |= {each if isinstance(each, str) else each.content for each in names or ()}
+    for names in (settings.extra_special_tokens, settings.additional_special_tokens):
+        named |= {each if isinstance(each, str) else each.content for each in names or ()}
 
     if (path := folder / "added_tokens.json").exists():
         for name, number in _read_typed(path, dict[str, int]).items():
-            added.setdefault(number, AddedToken(name))
+            added.setdefault(number, AddedToken(name, normalized=name not in named))
 
-    added = {
+    return {
         number: replace(token, special=token.special or token.content in named)
         for number, token in added.items()
     }
-    if plain := sorted(token.content for token in added.values() if not token.special):
-        raise UserError(
-            f"{folder}: {plain[0]!r} is an added token, cut out of the text before words are;"
-            f" {_KIND}"
-        )
-
-    return added
 
 
 def _checked_ids(ids: dict[str, Any], path: Path) -> dict[str, int]:
-    if not all(type(number) is int for number in ids.values()) or sorted(ids.values()) != [
-        *range(len(ids))
-    ]:
+    """The ids with a name for each that no token has, as fairseq names those that fill its
+    dictionary up. Raises UserError if they are not ids, or not of a byte-level vocabulary."""
+    numbers = {number for number in ids.values() if type(number) is int and number >= 0}
+    if len(numbers) < len(ids) or max(numbers, default=0) >= 2 * len(ids):
         raise UserError(
-            f"{path}: expected an object that gives each token one of the ids 0, 1, 2, ..."
+            f"{path}: expected an object that gives each token one of the ids 0, 1, 2, ..., each of"
+            " them once"
         )
 
     missing = [
@@ -406,7 +432,9 @@ def _checked_ids(ids: dict[str, Any], path: Path) -> dict[str, int]:
             f" {' '.join(missing[:8])}"
         )
 
-    return ids
+    names = (name for n in itertools.count() if (name := f"{FILLER}{n:04d}") not in ids)
+    holes = sorted(set(range(max(numbers))) - numbers)
+    return {**ids, **dict(zip(names, holes, strict=False))} if holes else ids
 
 
 def read_json(path: Path) -> Any:

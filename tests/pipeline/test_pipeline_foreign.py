@@ -9,7 +9,7 @@ import pytest
 import torch
 from command_line import CORPUS, ROOT, robustly
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -63,15 +63,18 @@ def trained(model: Any, trainer: Any, pre_tokenizer: Any, decoder: Any) -> PreTr
 
 
 def test_a_run_that_changes_nothing_publishes_what_was_there(tmp_path: Path) -> None:
-    """An output matrix of its own, two token types, and rows that no token has."""
+    """A space before each text, added tokens that are not special, an output matrix of its own, two
+    token types, and rows that no token has."""
     trainer = trainers.BpeTrainer(
         vocab_size=300,
         special_tokens=[*SPECIAL],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer = trained(models.BPE(), trainer, byte_level, decoders.ByteLevel())
+    added = ("<user>", AddedToken("the", single_word=True), AddedToken("[CUT]", lstrip=True))
+    tokenizer.add_tokens([*added])
     there = tmp_path / "there"
     tokenizer.save_pretrained(there)
     settings = config(320, type_vocab_size=2, tie_word_embeddings=False)
@@ -81,7 +84,13 @@ def test_a_run_that_changes_nothing_publishes_what_was_there(tmp_path: Path) -> 
     keys = ("tokenizer.import=there", f"tokenizer.vocab_size={size}", "model.tied_head=false")
     published = run(["run"], tmp_path, *keys, "model.token_types=2") / "published"
     again = AutoTokenizer.from_pretrained(published)
-    texts = [*TEXT.splitlines()[:40], "naïve café", " two  spaces", "日本 🙂"]
+    texts = [
+        *TEXT.splitlines()[:40],
+        "naïve café",
+        " two  spaces",
+        "日本 🙂",
+        "a <user>x [CUT] the",
+    ]
     assert again(texts)["input_ids"] == tokenizer(texts)["input_ids"]
 
     ids = tokenizer(texts[0])["input_ids"][:40]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,14 @@ def train_tokenizer(
     folder: Path,
     merges: Sequence[str] = ("t h", "th e", "i n", "Ġ the", "e r", "Ġ a"),
     special_tokens: Sequence[str] = (),
+    prefix_space: bool = False,
 ) -> Path:
     """A finished tokenizer stage with a few merges."""
     folder.mkdir()
-    vocabulary = lay_out([tuple(merge.split()) for merge in merges], special_tokens)
+    vocabulary = replace(
+        lay_out([tuple(merge.split()) for merge in merges], special_tokens),
+        prefix_space=prefix_space,
+    )
     files = save_vocabulary(vocabulary, folder)
     Stage(folder, "tokenizer", {"merges": list(merges)}, {}).finish(files, {}, {"files": {}})
     return folder

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_stores import VIEW, corpus, files_of, train_tokenizer, write_rows
+from transformers import AutoTokenizer
 
 from robustly import UserError, manifest
 from robustly.corpus import partitions as partitioning
@@ -22,10 +23,12 @@ from robustly.corpus.documents import documents
 from robustly.corpus.partitions import partitions
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.prepare import DataStage
+from robustly.data_prep.sentences import units
 from robustly.data_prep.store import SPLITS, Store
 from robustly.tokenizer import load_tokenizer
 from stated import stated
 
+SPACES = ("", " ", "  ", "\n", "\u3000", " \u00a0", "\t ")
 BUNDLED = Path(__file__).parents[3] / "data_prep/corpora/prose_cc0.txt"
 PROSE = [
     f"This is story {n}. It has {n} words (or so). “Few!” said he.\nThe end of it.\n"
@@ -414,3 +417,26 @@ def test_added_tokens_are_found_and_counted(tmp_path, capsys, unit):
     tokens = np.concatenate([store.tokens(shard) for shard in store.shards])
     assert (tokens == ids["[ENT]"]).sum() == 120 and not (tokens == ids["<mask>"]).any()
     assert texts_of(tmp_path / "data", tmp_path / "tokenizer", "train") == texts
+
+
+@pytest.mark.parametrize("unit", ["sentence", "line", "raw"])
+def test_every_unit_gets_the_space_that_the_vocabulary_puts_before_it(tmp_path, unit):
+    trained = train_tokenizer(tmp_path / "tokenizer", prefix_space=True)
+    texts = [f"{space}the end {n}.\n  In the end. \n" for n, space in enumerate(SPACES)]
+    DataStage(
+        stated(tmp_path, corpus(str(write_rows(tmp_path / "a.jsonl", texts)))),
+        VIEW.model_copy(update={"unit": unit}),
+        tmp_path / "data",
+        trained,
+        Processing(1),
+    ).make()
+    assert texts_of(tmp_path / "data", trained, "train") == texts
+    expected = []
+    reference = AutoTokenizer.from_pretrained(trained)
+    for text in texts:
+        for start, end in units(text, unit, "en"):
+            expected += [*reference(text[start:end], add_special_tokens=False)["input_ids"], 2]
+        expected.append(2)
+
+    store = Store(tmp_path / "data", "train")
+    assert np.concatenate([store.tokens(shard) for shard in store.shards]).tolist() == expected
