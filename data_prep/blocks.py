@@ -9,7 +9,9 @@ Shapes: n blocks that are asked for, L = `block_length`."""
 import bisect
 import functools
 import itertools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,9 @@ from robustly.data_prep.config import PAIRS, Format
 from robustly.data_prep.packed_index import open_index
 from robustly.data_prep.packing import longest_line
 from robustly.data_prep.store import Split, Store
+from robustly.data_prep.word_starts import WordStarts, open_word_starts
+from robustly.tokenizer.segmenters import SegmenterName
+from robustly.tokenizer.tokenizer import Tokenizer
 
 # Shards that are kept open: each costs a file descriptor, of which a process has 1,024 unless told
 # otherwise.
@@ -36,6 +41,15 @@ def long_units(store: Store, block_length: int, format: Format) -> int:
     )
 
 
+class _Slices(NamedTuple):
+    """Slices of the stream in n blocks: where each begins in the stream, and where it begins and
+    ends in its block; each (n,)."""
+
+    starts: NDArray[np.int64]
+    begins: NDArray[np.int32]
+    ends: NDArray[np.int32]
+
+
 class Blocks:
     """The blocks of one split in one format, source by source.
 
@@ -48,12 +62,18 @@ class Blocks:
         self.pairs = format in PAIRS
         """Whether a block has two segments."""
         self._index, self.index_hash = open_index(self.store, block_length, format)
+        self.word_starts: WordStarts | None = None
+        """Where words begin, for masks that ask the text; None until `mark_words`."""
         self._tokens = functools.lru_cache(OPEN_SHARDS)(
             lambda shard: self.store.tokens(self.store.shards[shard])
         )
 
     def __len__(self) -> int:
         return self._index.size
+
+    def mark_words(self, words: SegmenterName, tokenizer: Tokenizer, **options: Any) -> None:
+        """Find out where words begin, as `open_word_starts` does."""
+        self.word_starts = open_word_starts(self.store, words, tokenizer, **options)
 
     @property
     def lengths(self) -> NDArray[np.int32]:
@@ -98,42 +118,68 @@ class Blocks:
 
         Pair formats: <s>, the first segment of each block, </s>, and the second segment of the
         block in `seconds` (default: its own). Raises IndexError for a block that there is not."""
-        rows = self._index[blocks]
-        ids = np.full((len(rows), self.block_length), self.store.pad_id, np.int32)
+        lengths, slices = self._layout(blocks, seconds)
+        ids = np.full((len(lengths), self.block_length), self.store.pad_id, np.int32)
         ids[:, 0] = self.store.bos_id
+        for each in slices:
+            self._copy(ids, lambda shard, begin, end: self._tokens(shard)[begin:end], each)
+
+        if self.pairs:
+            first, second = slices
+            paired = np.flatnonzero(second.ends > second.begins)
+            ids[paired, first.ends[paired]] = self.store.eos_id
+
+        return ids, lengths
+
+    def gather_word_starts(
+        self, blocks: NDArray[np.int64], seconds: NDArray[np.int64] | None = None
+    ) -> NDArray[np.bool_]:
+        """Whether a word begins at each position of n blocks, (n, L), as `gather` lays them out;
+        nothing is said of the positions of special tokens."""
+        assert self.word_starts
+        lengths, slices = self._layout(blocks, seconds)
+        starts = np.zeros((len(lengths), self.block_length), np.bool_)
+        for each in slices:
+            self._copy(starts, self.word_starts.read, each)
+
+        return starts
+
+    def _layout(
+        self, blocks: NDArray[np.int64], seconds: NDArray[np.int64] | None
+    ) -> "tuple[NDArray[np.int32], list[_Slices]]":
+        """The lengths of blocks, and the slices of the stream in them: one of each, or in the pair
+        formats two, of which the second may be empty."""
+        rows = self._index[blocks]
         if not self.pairs:
             lengths = np.ascontiguousarray(rows["length"])
-            self._copy(ids, rows["start"], np.ones_like(lengths), lengths)
-            return ids, lengths
+            return lengths, [_Slices(rows["start"], np.ones_like(lengths), lengths)]
 
         others = rows if seconds is None else self._index[seconds]
         middle = 1 + rows["first"]
-        lengths = np.where(
-            others["second"] < 0, middle, middle + others["length"] - others["first"] - 1
-        )
-        self._copy(ids, rows["start"], np.ones_like(middle), middle)
-        paired = np.flatnonzero(others["second"] >= 0)
-        ids[paired, middle[paired]] = self.store.eos_id
-        self._copy(ids, others["second"], middle + 1, lengths)
-        return ids, lengths.astype(np.int32)
+        alone = others["second"] < 0
+        lengths = np.where(alone, middle, middle + others["length"] - others["first"] - 1)
+        return lengths.astype(np.int32), [
+            _Slices(rows["start"], np.ones_like(middle), middle),
+            _Slices(others["second"], np.where(alone, lengths, middle + 1), lengths),
+        ]
 
     def _copy(
         self,
-        ids: NDArray[np.int32],
-        starts: NDArray[np.int64],
-        begins: NDArray[np.int32],
-        ends: NDArray[np.int32],
+        into: NDArray[Any],
+        read: Callable[[int, int, int], NDArray[Any]],
+        slices: "_Slices",
     ) -> None:
-        """Fill each row of `ids` from `begins` to `ends` with the stream from `starts` on."""
-        shards = np.searchsorted(self.store.starts, starts, side="right") - 1
-        offsets = starts - self.store.starts[shards]
-        places = zip(
-            ids, shards.tolist(), offsets.tolist(), begins.tolist(), ends.tolist(), strict=True
-        )
+        """Fill a part of each row of `into` with what `read` finds for a slice of the stream, given
+        by a shard and by where in it the slice begins and ends; it may give less, at the end of the
+        shard."""
+        shards = np.searchsorted(self.store.starts, slices.starts, side="right") - 1
+        offsets = slices.starts - self.store.starts[shards]
+        columns = shards, offsets, slices.begins, slices.ends
+        places = zip(into, *(column.tolist() for column in columns), strict=True)
 
         for row, shard, offset, at, end in places:
             while at < end:
-                piece = self._tokens(shard)[offset : offset + end - at]
+                piece = read(shard, offset, offset + end - at)
                 row[at : at + piece.size] = piece
                 at += piece.size
                 shard, offset = shard + 1, 0  # a block may go on in the next shard

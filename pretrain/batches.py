@@ -244,9 +244,12 @@ class MaskedBlocks:
         blocks, seed = sampler.blocks, sampler.seed
         self.special = special
         self.ids, self.lengths = blocks.gather(samples.block, samples.second)
-        self.masked = mask_blocks(
-            self.ids, self.lengths, samples.epoch, samples.entry, masking, special, seed
-        )
+        word_starts = None
+        if masking.segmenter is not None:
+            word_starts = blocks.gather_word_starts(samples.block, samples.second)
+
+        at = samples.epoch, samples.entry
+        self.masked = mask_blocks(self.ids, self.lengths, *at, masking, special, seed, word_starts)
         self.follows = None
         if blocks.pairs:
             self.follows = blocks.follows(samples.block, samples.second).astype(np.int64)

@@ -8,6 +8,7 @@ from robustly.config import InputPath, Section
 from robustly.corpus.config import SlurmConfig
 from robustly.corpus.executors import ExecutorName
 from robustly.tokenizer.config import FairseqFiles, folder_or_files
+from robustly.tokenizer.segmenters import SegmenterName
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -24,6 +25,11 @@ class FairseqCheckpoint(FairseqFiles):
 _PretrainedModel = Annotated[
     Annotated[InputPath, Tag("Folder")] | Annotated[FairseqCheckpoint, Tag("Files")],
     Discriminator(folder_or_files),
+]
+
+
+_Words = Annotated[
+    Literal["whitespace", "characters"] | SegmenterName, Field(union_mode="left_to_right")
 ]
 
 
@@ -113,9 +119,48 @@ class MaskingConfig(Section):
     whole_words: bool = False
     """The tokens of a word are targets together, and `probability` is that of a word (fairseq's
     --mask-whole-words)."""
+    words: _Words = "whitespace"
+    """What a word is, for `whole_words`: what stands between white space; a character (a token of
+    one or more whole characters is a word, and the bytes of a character are one), where no spaces
+    stand; or, by the text, what `icu` cuts (Chinese, Japanese, Thai, Lao, Khmer, Burmese), or the
+    longest match in a list of words, given as a file."""
+    longest_word: Positive | None = 10
+    """Tokens of the longest word, for `whole_words`: a longer one is cut into words of so many,
+    from its beginning on; in short blocks, of `probability` of their tokens, so that no block is
+    without a target for the length of its words. The default is SpanBERT's longest span (Joshi et
+    al. 2020, section 3.1). null: any length, as before there was this key."""
     fixed_masks: Positive | None = None
     """Static masking (the paper's section 4.1 has 10): so many masks of each block, taken in turn
     over the epochs; default: another one in every epoch."""
+
+    @property
+    def segmenter(self) -> SegmenterName | None:
+        """What cuts the text into words; None where the ids alone tell, or no whole words are
+        masked."""
+        if not self.whole_words or self.words == "whitespace" or self.words == "characters":
+            return None
+        return self.words
+
+    def recipe(self) -> dict[str, Any]:
+        """As every section's, but for the path of a list of words: what it holds is an input of the
+        stage. The longest word is stated wherever it matters."""
+        recipe = super().recipe()
+        if self.segmenter not in (None, "icu"):
+            recipe["words"] = "list"
+        if self.whole_words and self.longest_word:
+            recipe["longest_word"] = self.longest_word
+
+        return {key: value for key, value in recipe.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _words_are_whole(self) -> Self:
+        stated = self.off_default(("words", "longest_word"))
+        if stated and not self.whole_words:
+            raise ValueError(
+                f"masking.{stated[0]} without masking.whole_words: true; set that, too, or take"
+                f" {stated[0]} away"
+            )
+        return self
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Self:

@@ -11,6 +11,7 @@ from robustly.data_prep.store import SPLITS, Split, check_tokenizer
 from robustly.pretrain.integrity import verify
 from robustly.pretrain.ranks import together
 from robustly.pretrain.stage import PretrainingConfig
+from robustly.pretrain.targets import open_blocks
 from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.tokenizer import Tokenizer
 
@@ -25,8 +26,14 @@ class Inputs(NamedTuple):
 
     @property
     def packed_index(self) -> dict[str, str]:
-        """Split -> sha256 of the index of its blocks."""
-        return {split: blocks.index_hash for split, blocks in self.blocks.items()}
+        """Split -> sha256 of the index of its blocks; and of where words begin, if masks ask."""
+        found: dict[str, str] = {}
+        for split, blocks in self.blocks.items():
+            found[split] = blocks.index_hash
+            if blocks.word_starts:
+                found[f"{split} words"] = blocks.word_starts.sha256
+
+        return found
 
 
 def open_inputs(config: PretrainingConfig, rank: int, device: torch.device) -> Inputs:
@@ -51,7 +58,6 @@ def open_inputs(config: PretrainingConfig, rank: int, device: torch.device) -> I
     for turn in (0, 1):
         with together(device):
             if turn == min(rank, 1):
-                packing = config.data.block_length, config.data.format
-                blocks = {split: Blocks(folders["data"], split, *packing) for split in SPLITS}
+                blocks = {split: open_blocks(config, split, tokenizer) for split in SPLITS}
 
     return Inputs(tokenizer, blocks, files)

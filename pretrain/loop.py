@@ -59,6 +59,7 @@ from robustly.pretrain.schedule import learning_rate
 from robustly.pretrain.sessions import SESSIONS, Session, begin_session, write_sessions
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.start.initial_model import initial_model
+from robustly.pretrain.targets import check_targets, share_with_targets
 from robustly.pretrain.validation import evaluate
 from robustly.strict_yaml import dump_yaml
 
@@ -129,6 +130,10 @@ def _agree_and_train(
     agree({"files": inputs.files, "packed_index": inputs.packed_index}, rank)
     with together(device):
         if rank == 0:
+            special = SpecialTokens.of(inputs.tokenizer)
+            train = inputs.blocks["train"]
+            found = share_with_targets(train, config.masking, special, config.seed)
+            check_targets(found, config.masking)
             exits.enter_context(stage.begin())
             write_atomic(config.folder("train") / "config.yaml", dump_yaml(config.located()))
 
@@ -307,7 +312,8 @@ class Trainer:
         if policy == "log":
             self.policies.usual.add(first.loss, first.norm)
             made = UpdateResult(int(masked), int(pairs), int(tokens), first.norm, stop > 0)
-            return made._replace(**first.sums, spikes=int(spike is not None))
+            made = made._replace(spikes=int(spike is not None), without_targets=int(not masked))
+            return made._replace(**first.sums)
 
         with together(self.device):
             few = self.policies.skip(batch.update, reason)
@@ -456,9 +462,9 @@ class Trainer:
     def _check_packed_index(self, found: Checkpoint) -> None:
         if found.progress.packed_index != self.packed_index:
             raise UserError(
-                f"{found.folder}: its blocks were packed by other code than this; nothing was"
-                f" changed. Go on with the code in {self.folder / SESSIONS}, or begin anew"
-                " (--new-run NAME)"
+                f"{found.folder}: its blocks were packed by other code than this, or their words"
+                f" found; nothing was changed. Go on with the code in {self.folder / SESSIONS}, or"
+                " begin anew (--new-run NAME)"
             )
 
     def _save(self, interval: IntervalSums) -> None:
@@ -520,6 +526,14 @@ class Trainer:
         )
         if result is None:
             return True
+
+        with together(self.device):
+            if self.rank == 0 and not result.total.masked_tokens:
+                raise UserError(
+                    "no token of the held-out blocks is a target, so that their loss says nothing;"
+                    " hold out more text (corpus.validation, run.evaluate_blocks), or none"
+                    " (corpus.validation: 0)"
+                )
 
         loss = result.total.loss
         if not math.isfinite(loss):

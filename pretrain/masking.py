@@ -34,11 +34,15 @@ class SpecialTokens(NamedTuple):
     begins_word: NDArray[np.bool_] = np.zeros(0, np.bool_)
     """(size,): whether the token begins with white space, and so begins a word wherever it stands.
     Only masks of whole words ask for it."""
+    begins_character: NDArray[np.bool_] = np.zeros(0, np.bool_)
+    """(size,): whether the token begins with a character, not amid the bytes of one. Only masks of
+    whole characters ask for it."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "SpecialTokens":
         ids = tokenizer.bos_id, tokenizer.pad_id, tokenizer.eos_id, tokenizer.mask_id
-        return cls(tokenizer.vocab_size, *ids, tokenizer.begins_word)
+        begins = tokenizer.begins_word, tokenizer.begins_character
+        return cls(tokenizer.vocab_size, *ids, *begins)
 
 
 class MaskedInputs(NamedTuple):
@@ -58,8 +62,10 @@ def mask_blocks(
     masking: MaskingConfig,
     special: SpecialTokens,
     seed: int,
+    word_starts: NDArray[np.bool_] | None = None,
 ) -> MaskedInputs:
     """Mask N padded blocks, (N, L), with `lengths`, (N,), at their (epoch, index), each (N,).
+    `word_starts`, (N, L), say where words begin, if `masking` has a segmenter for them.
 
     A block of n candidates gets floor(p n + U) targets, U uniform in [0, 1): 76 or 77 of 512, 76.8
     in the mean, drawn without replacement. Each target is then shown as <mask>, as a random token
@@ -68,7 +74,10 @@ def mask_blocks(
     With `whole_words` the same is done to words instead of tokens: all tokens of a word are
     targets, and shown alike (a random one for each). A word begins with a token that begins with
     white space, or after <s> or </s>, each of which is a word of its own (fairseq,
-    get_whole_word_mask)."""
+    get_whole_word_mask); or as `masking.words` says. A word longer than `masking.longest_word`, or
+    than the targets that a block of so many tokens would have, is cut into several: so a block has
+    a target wherever single tokens would always have one."""
+    assert (masking.segmenter is None) == (word_starts is None)
     if masking.fixed_masks:
         epoch = epoch % masking.fixed_masks
 
@@ -78,11 +87,19 @@ def mask_blocks(
         masking.mask + masking.random,
         masking.style == "bert",
         masking.whole_words,
+        word_starts is not None,
+        masking.longest_word or 0,
     )
+    if masking.words == "characters":
+        special = special._replace(begins_word=special.begins_character)
+    if word_starts is None:
+        word_starts = np.zeros((len(ids), 0), np.bool_)
+
     wide = index.astype(np.uint64)
     keys = [np.full_like(wide, seed), wide & _LOW, wide >> _HALF, epoch.astype(np.uint64)]
     inputs, targets = ids.astype(np.int64), np.zeros(ids.shape, np.bool_)
-    _mask_rows(inputs, targets, lengths.astype(np.int64), np.stack(keys, axis=1), rule, special)
+    widths, by_row = lengths.astype(np.int64), np.stack(keys, axis=1)
+    _mask_rows(inputs, targets, widths, by_row, word_starts, rule, special)
     return MaskedInputs(inputs, targets)
 
 
@@ -96,6 +113,10 @@ class _Rule(NamedTuple):
     """otherwise, below this one, as a random token."""
     bert: bool
     whole_words: bool
+    from_text: bool
+    """Words begin where the text says, not where the tokens do."""
+    longest_word: int
+    """0: any length."""
 
 
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -111,11 +132,13 @@ def _mask_rows(
     targets: NDArray[np.bool_],
     lengths: NDArray[np.int64],
     keys: NDArray[np.uint64],
+    word_starts: NDArray[np.bool_],
     rule: _Rule,
     special: SpecialTokens,
 ) -> None:
     """Mask each row in place. `keys`: (N, 4), what a row's random numbers depend on: the seed, its
-    index (low and high half) and epoch."""
+    index (low and high half) and epoch. `word_starts`: (N, L), or (N, 0) where they are not asked
+    for."""
     length = inputs.shape[1]
     scores = np.empty(4 * ((length + 3) // 4), np.uint64)
     begins = np.empty(length, np.int64)
@@ -123,7 +146,7 @@ def _mask_rows(
     for row in range(len(inputs)):
         ids, chosen = inputs[row, : lengths[row]], targets[row, : lengths[row]]
         _draw_scores(scores, len(ids), keys[row])
-        _find_candidates(ids, chosen, begins, rule, special)
+        _find_candidates(ids, chosen, begins, word_starts[row], rule, special)
         _choose(chosen, scores, keys[row], rule.probability)
         _show(ids, chosen, begins, keys[row], rule, special)
 
@@ -148,19 +171,32 @@ def _find_candidates(
     ids: NDArray[np.int64],
     chosen: NDArray[np.bool_],
     begins: NDArray[np.int64],
+    word_starts: NDArray[np.bool_],
     rule: _Rule,
     special: SpecialTokens,
 ) -> None:
     """Choose, for now, every position that may be a target; of a word, the first one.
 
     `begins`: where each position's word begins: itself, unless whole words are masked."""
+    longest = len(ids)
+    if rule.whole_words and rule.longest_word:
+        ordinary = 0
+        for token in ids:
+            ordinary += not (token == special.bos or token == special.eos)
+
+        # then there are 1 / probability words or more
+        longest = min(rule.longest_word, max(1, int(rule.probability * ordinary)))
+
     after_special = True
     for position in range(len(ids)):
         token = ids[position]
         is_special = token == special.bos or token == special.eos
         begins[position] = position
-        if rule.whole_words and not (is_special or after_special or special.begins_word[token]):
-            begins[position] = begins[position - 1]
+        if rule.whole_words and not (is_special or after_special):
+            starts = word_starts[position] if rule.from_text else special.begins_word[token]
+            begin = begins[position - 1]
+            if not starts and position - begin < longest:
+                begins[position] = begin
 
         after_special = is_special
         chosen[position] = begins[position] == position and not (rule.bert and is_special)

@@ -39,6 +39,8 @@ class UpdateResult(NamedTuple):
     """1 if its loss or norm was unusual."""
     skipped: int = 0
     """1 if it was not made: then it has no tokens and no losses."""
+    without_targets: int = 0
+    """1 if no token of it was a target: then its loss is no measure."""
 
     @classmethod
     def not_made(cls, stop: bool, spikes: int = 0) -> Self:
@@ -62,6 +64,7 @@ class IntervalSums:
     cosine_loss_sum: float = 0.0
     spikes: float = 0.0
     skipped: float = 0.0
+    without_targets: float = 0.0
 
     def add(self, update: UpdateResult, waited: float, seconds: float) -> None:
         new = {**update._asdict(), "waited": waited, "seconds": seconds, "updates": 1}
@@ -173,6 +176,7 @@ class TrainingLog:
                 "loss_scale": loss_scale if fp16 else None,
                 "spikes": int(sums.spikes) or None,
                 "skipped": int(sums.skipped) or None,
+                "without_targets": int(sums.without_targets) or None,
                 "masked_tokens": int(sums.masked_tokens),
                 "tokens": progress.tokens,
                 "tokens_per_second": rate,
@@ -186,10 +190,11 @@ class TrainingLog:
 
         before = sizes.before(update + 1 - int(sums.updates))
         left = (sizes.before(schedule.updates + 1) - done) * sums.seconds / (done - before)
+        empty = "no targets" if sums.without_targets else "skipped"
         log.say_fields(
             [
                 f"update     {update:>7}/{schedule.updates}",
-                f"loss {line['loss']:7.4f}" if sums.masked_tokens else "skipped",
+                f"loss {line['loss']:7.4f}" if sums.masked_tokens else empty,
                 f"left {log.duration(left):>7}",
                 f"{rate:>9,.0f} tokens/s",
                 *([f"mfu {line['mfu']:6.1%}"] if self.peak else []),
@@ -200,6 +205,11 @@ class TrainingLog:
                 f"{line['memory_gb']:5.1f} GB",
             ]
         )
+        if sums.without_targets:
+            log.warn(
+                f"{sums.without_targets:,.0f} of these {sums.updates:,.0f} updates had no masked"
+                " token to learn from (masking.*, data.block_length, optim.batch_size)"
+            )
 
     def evaluation(self, update: int, result: ValidationResult) -> None:
         """Report an evaluation on the held-out blocks."""

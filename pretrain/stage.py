@@ -10,6 +10,7 @@ from robustly.config import Config
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.data_prep.cleaning.config import CleaningConfig
 from robustly.data_prep.config import DataConfig
+from robustly.files import sha256
 from robustly.manifest import Stage
 from robustly.pretrain.config import (
     DistillationConfig,
@@ -22,6 +23,7 @@ from robustly.pretrain.config import (
 from robustly.pretrain.start.model_files import ModelFiles, find_model
 from robustly.resources import cores
 from robustly.tokenizer.config import TokenizerConfig
+from robustly.tokenizer.segmenters import word_list
 
 SCHEMA_VERSION = 1
 
@@ -100,6 +102,10 @@ class PretrainingConfig(Config):
         given = {"init_from": self.initial(), "teacher": self.teacher()}
         inputs = {"data": data.hash, "tokenizer": tokenizer.hash}
         inputs |= {name: checkpoint.digest() for name, checkpoint in given.items() if checkpoint}
+        others = "whitespace, characters, "
+        if listed := word_list(self.masking.segmenter, "masking.words", others):
+            inputs["words"] = sha256(listed)
+
         return Stage(self.folder("train"), "train", recipe, inputs)
 
     @model_validator(mode="after")

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robustly import UserError
-from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.origins import Document, Origins
 from robustly.data_prep.store import check_tokenizer
 from robustly.pretrain.batches import Batches
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.stage import PretrainingConfig
+from robustly.pretrain.targets import open_blocks
 from robustly.tokenizer import load_tokenizer
 
 
@@ -78,7 +78,7 @@ def batches_of(config: PretrainingConfig, rank: int = 0, ranks: int = 1) -> Batc
     config.stage()
     tokenizer, folder = load_tokenizer(config.folder("tokenizer")), config.folder("data")
     check_tokenizer(folder, tokenizer)
-    train = Blocks(folder, "train", config.data.block_length, config.data.format)
+    train = open_blocks(config, "train", tokenizer)
     return Batches.of(config, train, SpecialTokens.of(tokenizer), rank, ranks)
 
 

@@ -177,11 +177,11 @@ def before_training(losses: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _losses(counts: Mapping[str, Any], losses: Mapping[str, float]) -> str:
-    rows = {
-        "this model": counts["validation_loss"],
-        "by frequency": losses["unigram_loss"],
-        **before_training(losses),
-    }
+    rows = {"this model": counts["validation_loss"]}
+    if "unigram_loss" in losses:
+        rows["by frequency"] = losses["unigram_loss"]
+
+    rows |= before_training(losses)
     table = markdown.records(
         [
             {

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import RobertaForMaskedLM
 
-from robustly import UserError, manifest
+from robustly import UserError, log, manifest
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.store import SPLITS, Store
 from robustly.files import write_atomic, write_json
@@ -89,7 +89,7 @@ def publish(
         model = _model(section, special, checkpoint.weights())
         _save(model, longest_input, tokenizer_folder, train_folder, folder)
         write_atomic(folder / "config.yaml", dump_yaml(train.notes["config"]))
-        losses = _losses(train, data_folder, special, evaluations)
+        losses = _losses(train, data_folder, tokenizer, evaluations)
         draw_curve(train_folder, losses.get("unigram_loss"), folder / "curve.png")
         blanks = [Blank(text, None) for text in config.examples] or held_out_blanks(
             Store(data_folder, "validation"), tokenizer, longest_input
@@ -160,7 +160,7 @@ def _save(
 def _losses(
     train: Manifest,
     data_folder: Path,
-    special: SpecialTokens,
+    tokenizer: Tokenizer,
     evaluations: Sequence[Mapping[str, Any]],
 ) -> dict[str, float]:
     """What the held-out loss compares with, on the same masked tokens: guessing by frequency, and
@@ -173,12 +173,30 @@ def _losses(
         Blocks(data_folder, split, packing["block_length"], packing["format"]) for split in SPLITS
     )
     limit = train.notes["config"]["run"]["evaluate_blocks"]
-    masking = MaskingConfig(**train.recipe["masking"])
+    masking = _masking(train)
     started = train.inputs.keys() & {"init_from", "teacher"}
-    return {
-        "unigram_loss": unigram_loss(training, validation, limit, masking, special),
-        "starting_loss" if started else "untrained_loss": evaluations[0]["validation_loss"],
-    }
+    first = "starting_loss" if started else "untrained_loss"
+    losses = {first: evaluations[0]["validation_loss"]}
+    try:
+        if words := masking.segmenter:
+            validation.mark_words(words, tokenizer, list_sha256=train.inputs.get("words"))
+    except UserError as fault:
+        log.warn(f"{fault}. The loss of guessing by frequency is left out")
+        return losses
+
+    special = SpecialTokens.of(tokenizer)
+    guessed = unigram_loss(training, validation, limit, masking, special)
+    return {"unigram_loss": guessed, **losses}
+
+
+def _masking(train: Manifest) -> MaskingConfig:
+    """The masking of a run."""
+    section = train.notes["config"]["masking"]
+    if section["whole_words"]:
+        # as it was before there was this key
+        section = {"longest_word": None, **section}
+
+    return MaskingConfig(**section)
 
 
 def _outputs(folder: Path) -> list[Path]:

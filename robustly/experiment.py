@@ -159,7 +159,15 @@ def data_work(experiment: Experiment) -> Work:
         experiment.processing,
         experiment.clean_folder(),
     )
-    return Work(made.make, made.stage)
+
+    def make() -> Manifest:
+        from robustly.pretrain.targets import prepare_masks
+
+        finished = made.make()
+        prepare_masks(experiment)
+        return finished
+
+    return Work(make, made.stage)
 
 
 def train_work(experiment: Experiment, profile: bool = False) -> Work:

@@ -42,12 +42,13 @@ def segmenter(name: SegmenterName, key: str) -> Segmenter:
     return _by_words(_read_words(listed)) if listed else _by_icu(key)
 
 
-def word_list(name: SegmenterName | None, key: str) -> Path | None:
+def word_list(name: SegmenterName | None, key: str, others: str = "") -> Path | None:
     """The file of a list of words that a config names under `key`, if it names one. Raises
-    UserError if it is not there."""
+    UserError if it is not there; `others` that could be named, for people: `a, b, `."""
     if name is None or name == "icu":
         return None
-    return locate(key, name, file=True, advice="Expected icu, or the file of a list of words")
+    advice = f"Expected {others}icu, or the file of a list of words"
+    return locate(key, name, file=True, advice=advice)
 
 
 def split_finer(text: str, pattern: PatternName, segment: Segmenter) -> list[str]:

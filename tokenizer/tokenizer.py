@@ -87,6 +87,10 @@ class Tokenizer:
         self.begins_with_space: NDArray[np.bool_] = np.array(
             [piece[:1] == b" " for piece in self._bytes]
         )
+        self.begins_character: NDArray[np.bool_] = np.array(
+            [piece[0] & 0xC0 != 0x80 for piece in self._bytes]
+        )
+        """Of each id, whether its text begins with a character, not amid the bytes of one."""
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Vocabulary]]:
         return Tokenizer, (self.vocabulary,)  # the engine itself does not travel between processes

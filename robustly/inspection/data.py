@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from robustly import UserError
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.config import Format
-from robustly.data_prep.packed_index import PACKED
+from robustly.data_prep.derived import VIEWS
 from robustly.data_prep.store import SPLITS, Shard, Split, Store, check_tokenizer
 from robustly.description import Description, Listing
 from robustly.inspection.folders import disk_bytes, provenance
@@ -186,7 +186,7 @@ def _fills(indexes: list[tuple[Format, Blocks]]) -> Iterator[Listing]:
 
 def _indexes(folder: Path, store: Store) -> Iterator[tuple[Format, Blocks]]:
     """The packed indexes of a split, made of this very store, each with its input format."""
-    for path in sorted((folder / PACKED).glob("*.npy")):
+    for path in sorted((folder / VIEWS).glob("*.npy")):
         named = _INDEX.fullmatch(path.stem)
         if named and named[1] == store.split and store.hash.startswith(named[4]):
             format = cast(Format, named[2])

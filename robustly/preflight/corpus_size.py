@@ -36,6 +36,8 @@ class CorpusSize:
     padding: float = 0.0
     store: float | None = None
     """Bytes of the token store."""
+    packed: bool = False
+    """Whether the store is there, packed as the config asks."""
 
 
 def corpus_size(config: PretrainingConfig) -> CorpusSize:
@@ -155,6 +157,7 @@ def _prepared(config: PretrainingConfig, prepared: Manifest) -> CorpusSize:
         f"counted in {folder}",
         padding=counts["padding"] if same_packing else 0.0,
         store=sum(facts["bytes"] for facts in prepared.outputs.values()),
+        packed=same_packing,
     )
 
 

@@ -10,6 +10,23 @@ from robustly.preflight.machine import Machine
 from robustly.pretrain.stage import PretrainingConfig
 
 MANY_EPOCHS = 100
+SPACELESS = (
+    "zh",
+    "yue",
+    "wuu",
+    "nan",
+    "hak",
+    "gan",
+    "lzh",
+    "ja",
+    "th",
+    "lo",
+    "km",
+    "my",
+    "bo",
+    "dz",
+)
+"""Languages that are written without spaces between words."""
 
 
 def warnings(
@@ -27,6 +44,7 @@ def warnings(
         *_on_batch(config, ranks),
         *_on_warmup(config),
         *_on_vocabulary(config, machine),
+        *_on_words(config, size),
         *_on_idle_ranks(config, ranks),
     ]
 
@@ -104,6 +122,24 @@ def _on_vocabulary(config: PretrainingConfig, machine: Machine) -> Iterator[str]
             f"tokenizer.vocab_size = {size:,}: not a multiple of 64, for which tensor cores are"
             f" fastest; {math.ceil(size / 64) * 64:,} is"
         )
+
+
+def _on_words(config: PretrainingConfig, size: CorpusSize) -> Iterator[str]:
+    masking, language = config.masking, config.data.language
+    if not masking.whole_words or masking.segmenter:
+        return
+
+    if masking.words == "whitespace" and language.partition("-")[0] in SPACELESS:
+        yield (
+            f"masking.whole_words: no spaces stand between words (data.language = {language});"
+            " masking.words=icu, characters, or a list of words says what a word is"
+        )
+
+    if size.packed:
+        from robustly.pretrain.targets import ENOUGH, prepared_share, too_few  # numba
+
+        if (found := prepared_share(config)).share < ENOUGH:
+            yield too_few(found, masking)
 
 
 def _on_idle_ranks(config: PretrainingConfig, ranks: int) -> Iterator[str]:

@@ -19,7 +19,7 @@ from small_config import SMALL, die_after, last_checkpoint
 
 from ranks import run_distributed
 from robustly import UserError, exit_codes, manifest
-from robustly.data_prep import packed_index
+from robustly.data_prep import derived
 from robustly.experiment import data_work, load_experiment, tokenizer_work
 from robustly.files import write_json
 from robustly.metrics import read_metrics
@@ -197,7 +197,7 @@ def test_another_packed_index_on_a_rank_is_named(
     index = next((copy / "views").glob("train-*-64-*.npy"))
     flip_a_bit(index)
     made = json.loads(index.with_suffix(".json").read_text())
-    made["sha256"] = packed_index.sha256(index)
+    made["sha256"] = derived.sha256(index)
     index.with_suffix(".json").write_text(json.dumps(made))
     config = pretraining()
     said = refusal(config, pretraining("train", f"paths.data={copy}"))

@@ -46,10 +46,14 @@ def shown(micro_batch: Any) -> list[Any]:
     ]
 
 
+@pytest.mark.parametrize("masks", [[], ["masking.whole_words=true", "masking.words=icu"]])
 def test_a_trace_of_a_run_s_folder_is_what_its_ranks_were_fed(
-    make_pretraining: Callable[..., PretrainingConfig], capfd: pytest.CaptureFixture[str]
+    make_pretraining: Callable[..., PretrainingConfig],
+    capfd: pytest.CaptureFixture[str],
+    masks: list[str],
 ) -> None:
-    config = make_pretraining("traced", "schedule.updates=3", "run.ranks=2")
+    name = f"traced{len(masks)}"
+    config = make_pretraining(name, "schedule.updates=3", "run.ranks=2", *masks)
     fed = run_distributed(2, go, config)
     data = [f"paths.{name}={config.folder(name)}" for name in ("data", "tokenizer")]
     arguments = [str(config.folder("train")), *data]

@@ -10,7 +10,7 @@ import pytest
 from numbered_store import NumberedStore
 
 from robustly import UserError
-from robustly.data_prep import packed_index
+from robustly.data_prep import derived, packed_index
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.config import Format
 
@@ -59,7 +59,7 @@ def make_by_other_code(path: Path) -> None:
     flip_a_bit(path)
     manifest = json.loads(path.with_suffix(".json").read_text())
     manifest["made_of"]["packing"] = packed_index.PACKING - 1
-    manifest |= {"sha256": packed_index.sha256(path), "changed_ns": path.stat().st_ctime_ns}
+    manifest |= {"sha256": derived.sha256(path), "changed_ns": path.stat().st_ctime_ns}
     path.with_suffix(".json").write_text(json.dumps(manifest))
 
 
@@ -94,8 +94,8 @@ def test_it_is_hashed_again_after_a_change_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[Path] = []
-    original = packed_index.sha256
-    monkeypatch.setattr(packed_index, "sha256", lambda path: hashed.append(path) or original(path))
+    original = derived.sha256
+    monkeypatch.setattr(derived, "sha256", lambda path: hashed.append(path) or original(path))
     right = ids(folder)
     assert len(hashed) == 1
     assert ids(folder) == right and len(hashed) == 1
@@ -113,7 +113,7 @@ def test_a_folder_that_is_only_read_serves_a_whole_index(
     def refuse(path: Path, value: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(packed_index, "write_json", refuse)
+    monkeypatch.setattr(derived, "write_json", refuse)
     assert ids(folder) == right
     flip_a_bit(index(folder))
     with pytest.raises(UserError, match=r"neither read nor made: Permission denied"):

@@ -379,6 +379,7 @@ def test_the_best_checkpoint_and_a_new_one_have_to_fit_beside_those_that_are_kep
         (["schedule.warmup=0"], "diverge"),
         (["schedule.warmup=60"], "more than half of 100 updates"),
         (["run.micro_batch=11"], "run.micro_batch=6 fills them"),
+        (["masking.whole_words=true", "data.language=th"], "masking.words=icu, characters, or a"),
     ],
 )
 def test_a_warning(changes: list[str], words: str, place: Path) -> None:

@@ -140,16 +140,20 @@ BEGINS = np.arange(VOCABULARY.size) % 3 == 0  # a third of the ids begin a word 
 WORDY = VOCABULARY._replace(begins_word=BEGINS)
 
 
-def words_of(row: np.ndarray) -> np.ndarray:
-    """The number of each position's word, the slow way."""
-    numbers, after_special = [], True
-    for token in row.tolist():
+def words_of(row: np.ndarray, starts: np.ndarray | None = None, longest: int = 10) -> np.ndarray:
+    """The number of each position's word, the slow way; `starts`: where words begin."""
+    words: list[list[int]] = []
+    after_special = True
+    for position, token in enumerate(row.tolist()):
         special = token in (VOCABULARY.bos, VOCABULARY.eos)
-        begins = special or after_special or bool(BEGINS[token])
-        numbers.append((numbers[-1] if numbers else -1) + begins)
+        begins = BEGINS[token] if starts is None else starts[position]
+        if special or after_special or begins or len(words[-1]) == longest:
+            words.append([])
+
+        words[-1].append(position)
         after_special = special
 
-    return np.array(numbers)
+    return np.repeat(np.arange(len(words)), [len(word) for word in words])
 
 
 def draw_words(
@@ -208,6 +212,138 @@ def test_a_word_is_shown_in_one_way() -> None:
     found = np.bincount(drawn, minlength=VOCABULARY.size)[4:]
     # each position draws a token of its own
     assert found.min() > 0 and chi_square(found, found.mean()) < 5
+
+
+def assert_whole(words: np.ndarray, targets: np.ndarray) -> None:
+    """All of a word is a target, or none of it."""
+    assert (targets == (np.bincount(words, targets) > 0)[words]).all()
+
+
+@pytest.mark.parametrize("longest", [1, 3, 10, 64, None])
+def test_a_longer_word_is_cut(longest: int | None) -> None:
+    """Text without white space: DNA, or Chinese."""
+    nowhere = VOCABULARY._replace(begins_word=np.zeros(VOCABULARY.size, bool))
+    ids, masked = draw_words(200, nowhere, longest_word=longest)
+    for row, targets in zip(ids, masked.targets, strict=True):
+        assert_whole(words_of(row, np.zeros(FULL, bool), longest or FULL), targets)
+
+    counts = masked.targets.sum(1)
+    if longest == 10:  # 55 words, and special tokens
+        assert counts.min() > 0 and abs(counts.mean() / FULL - 0.15) < 0.01
+    if longest is None:  # two words and four special tokens
+        assert (counts == 0).mean() > 0.1
+
+
+@pytest.mark.parametrize("style", ["fairseq", "bert"])
+@pytest.mark.parametrize("probability", [0.15, 0.3, 0.4])
+def test_a_block_has_a_target_wherever_single_tokens_would(style: str, probability: float) -> None:
+    """Of one word without end, in blocks of all lengths."""
+    assert masking().longest_word == 10
+    nowhere = VOCABULARY._replace(begins_word=np.zeros(VOCABULARY.size, bool))
+    lengths = np.arange(3, 131).repeat(20)
+    ids = np.full((len(lengths), 130), 7)
+    ids[:, 0] = VOCABULARY.bos
+    ids[np.arange(len(lengths)), lengths - 1] = VOCABULARY.eos
+    at = np.zeros(len(lengths), int), np.arange(len(lengths))
+    one_by_one, words = (
+        mask_blocks(
+            ids,
+            lengths,
+            *at,
+            masking(whole_words=whole, style=style, probability=probability),
+            nowhere,
+            1,
+        )
+        for whole in (False, True)
+    )
+    long_enough = probability * (lengths - 2) >= 1
+    assert long_enough.mean() > 0.9
+    assert words.targets[long_enough].any(1).all() and one_by_one.targets[long_enough].any(1).all()
+    shares = [masked.targets[long_enough].sum() for masked in (one_by_one, words)]
+    assert abs(shares[1] / shares[0] - 1) < 0.1
+
+
+def fairseq_words(row: np.ndarray) -> list[list[int]]:
+    """By fairseq's rule (get_whole_word_mask), of any length: a word begins with a token that begins
+    with white space, and special tokens are words of their own."""
+    special = np.isin(row, (VOCABULARY.bos, VOCABULARY.eos))
+    begins = np.flatnonzero(special | BEGINS[row] | np.r_[True, special[:-1]])
+    return np.split(np.arange(len(row)), begins[1:])
+
+
+def test_words_up_to_the_longest_are_fairseqs() -> None:
+    """Where no word is longer, the bound changes nothing, and words are those of fairseq's rule."""
+    ids, unbounded = draw_words(300, longest_word=None)
+    longest = max(len(word) for row in ids for word in fairseq_words(row))
+    _, bounded = draw_words(300, longest_word=longest)
+    assert longest > 2 and (unbounded.inputs == bounded.inputs).all()
+    _, shorter = draw_words(300, longest_word=longest - 1)
+    assert (unbounded.inputs != shorter.inputs).any()
+    for row, targets in zip(ids, bounded.targets, strict=True):
+        for word in fairseq_words(row):
+            assert targets[word].all() or not targets[word].any()
+
+
+def test_words_begin_where_the_text_says() -> None:
+    ids, lengths = full_blocks(200)
+    starts = np.random.default_rng(3).random(ids.shape) < 0.4
+    at = np.zeros(200, int), np.arange(200)
+    settings = masking(whole_words=True, words="icu")
+    masked = mask_blocks(ids, lengths, *at, settings, WORDY, 1, starts)
+    for row, began, targets in zip(ids, starts, masked.targets, strict=True):
+        assert_whole(words_of(row, began), targets)
+
+    # a pure function of each row
+    rows = np.array([5, 60])
+    alone = mask_blocks(
+        ids[rows], lengths[rows], at[0][rows], at[1][rows], settings, WORDY, 1, starts[rows]
+    )
+    assert (alone.inputs == masked.inputs[rows]).all()
+
+
+def test_a_character_is_a_word() -> None:
+    encoder = Tokenizer(lay_out([("Ġ", "t"), ("a", "b"), ("ä", "½"), ("ł", "å"), ("å", "¥")]))
+    special = SpecialTokens.of(encoder)
+    begins = special.begins_character
+    starting = {encoder.decode_bytes([number]) for number in np.flatnonzero(begins)}
+    assert {b"a", b"ab", b" t", b" ", "你".encode()[:2], "好".encode()[:1]} <= starting
+    assert not starting & {b"\xbd", b"\xa0\xe5", b"\xa5", b"\xbd\xa5"}
+
+    (tokens,) = encoder.encode_documents(["你好ab c" * 9])
+    ids = np.array([[encoder.bos_id, *tokens, encoder.eos_id]] * 300)
+    lengths, at = np.full(300, ids.shape[1]), (np.zeros(300, int), np.arange(300))
+    settings = masking(whole_words=True, words="characters")
+    masked = mask_blocks(ids, lengths, *at, settings, special, 1)
+    words = np.cumsum(begins[ids[0]]) - 1
+    assert len(set(words.tolist())) < ids.shape[1]
+    for targets in masked.targets:
+        assert_whole(words, targets)
+
+
+def test_words_and_their_bound_belong_to_whole_words() -> None:
+    for key, value in (("words", "icu"), ("longest_word", 4)):
+        with pytest.raises(ValueError, match=rf"masking.{key} without masking.whole_words: true"):
+            masking(**{key: value})
+
+
+def test_recipes_without_whole_words_are_as_they_were() -> None:
+    assert masking().recipe() == {
+        "probability": 0.15,
+        "mask": 0.8,
+        "random": 0.1,
+        "style": "fairseq",
+    }
+    assert masking(whole_words=True).recipe() == {
+        **masking().recipe(),
+        "whole_words": True,
+        "longest_word": 10,
+    }
+    # so that a run that was begun before there was a longest word can go on
+    assert masking(whole_words=True, longest_word=None).recipe() == {
+        **masking().recipe(),
+        "whole_words": True,
+    }
+    assert masking(whole_words=True, words="icu").recipe()["words"] == "icu"
 
 
 @pytest.mark.parametrize("style", ["fairseq", "bert"])
