@@ -306,6 +306,22 @@ class Store:
 
         return ends
 
+    def units_of(self, document: int) -> Iterator[NDArray[Any]]:
+        """The ids of each unit of a document, without </s>; by the document's place in the
+        split."""
+        ends = np.cumsum([shard.documents for shard in self.shards])
+        at = int(np.searchsorted(ends, document, side="right"))
+        shard = self.shards[at]
+        document_ends, unit_ends = self.document_ends(shard), self.unit_ends(shard)
+        number = document - int(ends[at] - shard.documents)
+        first = int(document_ends[number - 1]) if number else 0
+        # after the lone </s> that ends the document before
+        begin = int(unit_ends[first - 1]) + 1 if first else 0
+        tokens = self.tokens(shard)
+        for end in unit_ends[first : int(document_ends[number])].tolist():
+            yield tokens[begin : end - 1]
+            begin = end
+
     def lines(self, shard: Shard) -> Iterator[NDArray[np.int64]]:
         """Sizes of the lines of the shard's stream, </s> included: a unit's tokens + 1; 1 where a
         document ends.

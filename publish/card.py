@@ -11,6 +11,7 @@ from robustly.manifest import Manifest
 from robustly.pretrain.config import ModelConfig
 from robustly.pretrain.sessions import Session
 from robustly.publish.config import PublishConfig
+from robustly.publish.proof import Proof
 from robustly.publish.tokenizer_fit import BYTES, DOCUMENTS
 
 USAGE = """\
@@ -40,6 +41,7 @@ def model_card(
     losses: Mapping[str, float],
     examples: Sequence[Mapping[str, Any]],
     fit: Mapping[str, Sequence[Mapping[str, Any]]],
+    proof: Proof,
 ) -> str:
     """README.md: what the model is, how to load it, what it was trained on and how, and how well it
     does.
@@ -52,6 +54,7 @@ def model_card(
     sections = (
         f"---\n{_header(publish)}\n---\n",
         f"# {publish.title or name}\n",
+        _faults(proof),
         f"{publish.description or _description(train)}\n",
         USAGE.format(name=name),
         f"Texts may have up to {model.positions - 2} tokens, `<s>` and `</s>` included.\n",
@@ -64,6 +67,7 @@ def model_card(
         "## Training\n",
         markdown.facts(_training(model, made, sessions)),
         _changes(sessions),
+        _proof(proof),
         "The whole recipe, every key resolved, is `config.yaml`; the curve is `metrics.jsonl`.\n",
         "<details><summary>Recipe</summary>\n",
         f"```json\n{json.dumps(train.recipe, indent=2)}\n```\n",
@@ -95,6 +99,30 @@ def _description(train: Manifest) -> str:
         return "A RoBERTa encoder distilled from another, its teacher (Sanh et al. 2019)."
     start = "further, from another checkpoint," if "init_from" in train.inputs else "from scratch"
     return f"A RoBERTa encoder pretrained {start} by masked language modeling."
+
+
+def _faults(proof: Proof) -> str:
+    """A warning at the top of the card of a model that fails its proof."""
+    if not proof.faults:
+        return ""
+    about = "**Not proven to be the trained model**, and not published as such:\n\n"
+    return about + markdown.bullets(proof.faults)
+
+
+def _proof(proof: Proof) -> str:
+    """What plain transformers has found, and what was not tried."""
+    if proof.faults:
+        return ""
+
+    counts = proof.counts
+    found = (
+        f"Loaded by transformers {counts['transformers']} alone, the logits of blocks of the"
+        f" training data differ by at most {counts['max_logit_difference']:.0e} from the trained"
+        f" model's, and {counts['documents_with_equal_ids']} documents become the ids that are in"
+        " the token store.\n"
+    )
+    limits = f"\nNot proven:\n\n{markdown.bullets(proof.limits)}" if proof.limits else ""
+    return f"## Proof\n\n{found}{limits}"
 
 
 def _training(

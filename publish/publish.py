@@ -7,14 +7,14 @@ import json
 import shutil
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import RobertaForMaskedLM
 
-from robustly import UserError, log, manifest
+from robustly import Unproven, UserError, log, manifest
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.store import SPLITS, Store
 from robustly.files import write_atomic, write_json
@@ -36,7 +36,7 @@ from robustly.publish.card import StageManifests, model_card
 from robustly.publish.config import PublishConfig
 from robustly.publish.curve import draw_curve
 from robustly.publish.examples import Blank, held_out_blanks
-from robustly.publish.proof import prove
+from robustly.publish.proof import Proof, prove
 from robustly.publish.tokenizer_fit import held_out_fit
 from robustly.strict_yaml import dump_yaml
 from robustly.tokenizer import load_tokenizer
@@ -51,6 +51,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
 )
 RECORDS = ("metrics.jsonl", "evaluations.jsonl")
+PROOF = "proof.json"
+"""Beside a model that fails it: what was found."""
 
 
 def publish(
@@ -65,7 +67,7 @@ def publish(
     `folder`, and prove that it is the same model.
 
     Raises UserError if an input is unfinished, if there is no such checkpoint, or if `folder` holds
-    another model."""
+    another model; Unproven if the proof fails: what was made is then kept beside `folder`."""
     made = _finished_stages(tokenizer_folder, data_folder, train_folder)
     train = made.train
     best = config.checkpoint == "best"
@@ -96,19 +98,31 @@ def publish(
         )
         texts = [blank.text for blank in blanks]
         proof = prove(folder, model, tokenizer, data_folder, train.recipe["data"], texts)
-        examples = [{**blank._asdict(), "guesses": proof.filled[blank.text]} for blank in blanks]
+        examples = [
+            {**blank._asdict(), "guesses": proof.filled[blank.text]}
+            for blank in blanks
+            if blank.text in proof.filled
+        ]
         fit = held_out_fit(data_folder, tokenizer)
         made = made._replace(train=train)
         sessions = checkpoint.progress.sessions
-        card = model_card(config, name, section, made, sessions, losses, examples, fit)
+        card = model_card(config, name, section, made, sessions, losses, examples, fit, proof)
         write_atomic(folder / "README.md", card)
+        if proof.faults:
+            raise Unproven(_keep_apart(folder, proof))
+
+        for limit in proof.limits:
+            log.say(f"not proven: {limit}")
+
+        shutil.rmtree(_apart(folder), ignore_errors=True)
         outputs = _outputs(folder)
         counts = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "bytes": sum(path.stat().st_size for path in outputs),
             **{key: value for key, value in train.counts.items() if key.startswith("validation_")},
             **losses,
-            **proof.counts(),
+            **proof.counts,
+            "not_proven": list(proof.limits),
             "examples": examples,
             "tokenizer": fit,
         }
@@ -197,6 +211,28 @@ def _masking(train: Manifest) -> MaskingConfig:
         section = {"longest_word": None, **section}
 
     return MaskingConfig(**section)
+
+
+def _apart(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-unproven")
+
+
+def _keep_apart(folder: Path, proof: Proof) -> str:
+    """Move a model that fails its proof to a folder of its own; returns what to tell the user."""
+    apart = _apart(folder)
+    shutil.rmtree(apart, ignore_errors=True)
+    apart.mkdir()
+    for path in _outputs(folder):
+        path.replace(apart / path.name)
+
+    write_json(apart / PROOF, asdict(proof))
+    faults = "".join(f"\n  {fault}" for fault in proof.faults)
+    return (
+        f"{folder}: not published, because it is not proven to be the trained model:{faults}\nIt is"
+        f" kept in {apart}, its card says so, and {PROOF} there has the details. Nothing of the"
+        " training is lost: with the versions of transformers and tokenizers that pyproject.toml"
+        " names, the same command publishes it; if it fails with these, please report it"
+    )
 
 
 def _outputs(folder: Path) -> list[Path]:

@@ -10,6 +10,11 @@ class UserError(ValueError):
     """
 
 
+class Unproven(UserError):
+    """Something that was made fails its own proof, and is kept apart: a fault of the software, or
+    of a library. Printed likewise, exit code 1."""
+
+
 class StartAgain(UserError):
     """A fault of the machines: printed likewise, exit code 75. The same command may well get
     further."""

@@ -5,7 +5,8 @@ import signal
 FINISHED = 0
 """All that was asked for is done."""
 FAULT = 1
-"""A fault of the software, with its traceback: starting again would meet it again."""
+"""A fault of the software, with its traceback; or a folder that fails its proof, with where it is
+kept. Starting again would meet it again."""
 MISTAKE = 2
 """What the user can mend, training that diverged included: the same command would fail again."""
 START_AGAIN = 75

@@ -1,4 +1,4 @@
-"""Markdown tables for cards and reports."""
+"""Markdown tables and lists for cards and reports."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +20,11 @@ def records(rows: Sequence[Mapping[str, Any]]) -> str:
 def facts(rows: Mapping[str, Any]) -> str:
     """A table of two columns without a header: what, and how much."""
     return table(["", ""], [[name.replace("_", " "), value] for name, value in rows.items()])
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """A list with a bullet for each line."""
+    return "".join(f"* {_escaped(line)}\n" for line in lines)
 
 
 def _line(cells: Sequence[Any]) -> str:

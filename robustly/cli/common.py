@@ -12,9 +12,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from robustly import StartAgain, UserError, log
+from robustly import StartAgain, Unproven, UserError, log
 from robustly.cli.completion import configs
-from robustly.exit_codes import INTERRUPTED, MISTAKE, START_AGAIN
+from robustly.exit_codes import FAULT, INTERRUPTED, MISTAKE, START_AGAIN
 from robustly.experiment import Experiment, RanksEnded, load_experiment
 from robustly.files import disk_full
 from robustly.manifest import Manifest
@@ -81,6 +81,8 @@ def user_errors() -> Iterator[None]:
 
 def ending(fault: Exception) -> tuple[int, str] | None:
     """The exit code and message of a fault that is not the software's; else None."""
+    if isinstance(fault, Unproven):
+        return FAULT, str(fault)
     if isinstance(fault, UserError):
         return START_AGAIN if isinstance(fault, StartAgain) else MISTAKE, str(fault)
 

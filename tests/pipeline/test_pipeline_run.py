@@ -128,20 +128,58 @@ def test_a_folder_that_is_not_the_trained_model_is_not_published(
     view = {"block_length": 64, "format": "full_sentences"}
     copy = tmp_path / "copy"
     shutil.copytree(root / "published", copy)
-    assert prove(copy, model, encoder, root / "data", view).max_logit_difference <= 1e-5
+    proof = prove(copy, model, encoder, root / "data", view)
+    assert not proof.faults and proof.counts["max_logit_difference"] <= 1e-5
+    held_out = finished[1]["data"]["counts"]["validation_documents"]
+    assert proof.counts["documents_with_equal_ids"] == min(held_out, 64)
 
     with torch.no_grad():
         model.roberta.encoder.layer[1].output.dense.bias[0] += (
             0.1  # of one unit: LayerNorm removes a shift of all
         )
 
-    with pytest.raises(AssertionError, match="logits differ"):
-        prove(copy, model, encoder, root / "data", view)
-
+    (fault,) = prove(copy, model, encoder, root / "data", view).faults
+    assert fault.startswith("logits differ by")
     settings = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**settings, "tie_word_embeddings": False}))
-    with pytest.raises(AssertionError, match="missing or unexpected weights"):
-        prove(copy, model, encoder, root / "data", view)
+    faults = prove(copy, model, encoder, root / "data", view).faults
+    assert faults[0].startswith("missing or unexpected weights: ")
+
+
+def test_a_model_that_fails_its_proof_is_kept_apart(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robustly import Unproven, manifest
+    from robustly.cli.common import ending
+    from robustly.publish.config import PublishConfig
+    from robustly.publish.proof import Proof
+    from robustly.publish.publish import publish
+
+    root = finished[0] / "runs" / "small"
+    folders = root / "train", root / "data", root / "tokenizer", tmp_path / "published"
+    found = {"transformers": "5", "max_logit_difference": 0.0, "documents_with_equal_ids": 9}
+    proofs = [
+        Proof({}, {}, ["the tokenizer does not load or encode: no reason", "logits differ"], []),
+        Proof(found, {}, [], ["2 of 11 documents are left out"]),
+    ]
+    monkeypatch.setattr("robustly.publish.publish.prove", lambda *_: proofs.pop(0))
+
+    with pytest.raises(Unproven, match="logits differ") as raised:
+        publish(PublishConfig(), "small", *folders)
+
+    assert ending(raised.value) == (1, str(raised.value))
+    assert "does not load or encode: no reason" in str(raised.value)
+    apart = tmp_path / "published-unproven"
+    assert str(apart) in str(raised.value)
+    assert {"model.safetensors", "README.md", "tokenizer.json"} < {p.name for p in apart.iterdir()}
+    assert "**Not proven to be the trained model**" in (apart / "README.md").read_text()
+    assert json.loads((apart / "proof.json").read_text())["faults"][1] == "logits differ"
+    assert manifest.read(folders[-1]) is None and not (folders[-1] / "model.safetensors").exists()
+
+    made = publish(PublishConfig(), "small", *folders)  # the same again, once it can be proven
+    assert made.counts["not_proven"] == ["2 of 11 documents are left out"]
+    assert made.counts["documents_with_equal_ids"] == 9 and not apart.exists()
+    assert "* 2 of 11 documents are left out" in (folders[-1] / "README.md").read_text()
 
 
 def test_only_the_checkpoint_that_the_run_ended_with_is_published(

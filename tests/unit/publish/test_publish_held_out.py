@@ -18,6 +18,7 @@ from robustly.pretrain.sessions import Session
 from robustly.publish import tokenizer_fit
 from robustly.publish.card import StageManifests, model_card
 from robustly.publish.config import PublishConfig
+from robustly.publish.proof import Proof
 from robustly.publish.tokenizer_fit import held_out_fit, held_out_texts
 from robustly.tokenizer import load_tokenizer
 
@@ -155,7 +156,20 @@ def made(
     )  # fmt: skip
 
 
-def card(fit: dict[str, Any], sessions: Sequence[Session] = (), **tokenizer_inputs: str) -> str:
+PROVEN = Proof(
+    {"transformers": "5.0", "max_logit_difference": 2e-6, "documents_with_equal_ids": 64},
+    {},
+    [],
+    [],
+)
+
+
+def card(
+    fit: dict[str, Any],
+    sessions: Sequence[Session] = (),
+    proof: Proof = PROVEN,
+    **tokenizer_inputs: str,
+) -> str:
     recipe = {"optim": {"peak_lr": 1e-3}, "schedule": {"warmup": 1}, "data": {"block_length": 64}}
     counted = ("parameters", "updates", "blocks_per_update", "tokens", "training_seconds")
     train = made("train", recipe, {}, dict.fromkeys(counted, 1))
@@ -171,6 +185,7 @@ def card(fit: dict[str, Any], sessions: Sequence[Session] = (), **tokenizer_inpu
         {},
         [],
         fit,
+        proof,
     )
 
 
@@ -251,3 +266,14 @@ def test_what_changed_between_sessions_is_told() -> None:
         ["2,001 to 2,500", "4", "4 x NVIDIA H200", "bf16", "2.14.0"],
     ]
     assert "Lines were lost in training, of metrics.jsonl." in page
+
+
+def test_the_card_says_what_is_proven() -> None:
+    page = card(NO_FIT)
+    assert "at most 2e-06" in page and "64 documents become the ids" in page
+    assert "Not proven" not in page
+    limited = card(NO_FIT, proof=replace(PROVEN, limits=["of <s>, *one* thing", "another"]))
+    assert "Not proven:\n\n* of \\<s>, \\*one\\* thing\n* another\n" in limited
+    faulty = card(NO_FIT, proof=replace(PROVEN, counts={}, faults=["logits differ"]))
+    assert "**Not proven to be the trained model**" in faulty and "* logits differ\n" in faulty
+    assert faulty.index("Not proven") < faulty.index("```python") and "## Proof" not in faulty
