@@ -6,6 +6,7 @@ import functools
 import gzip
 import json
 import lzma
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from robustly.data_prep.store import Shard, ShardWriter, Split, Store, write_sto
 from robustly.inspection.describe import describe_folder
 from robustly.manifest import Stage
 from robustly.tokenizer import load_tokenizer
+from robustly.tokenizer.added_tokens import AddedToken
 from robustly.tokenizer.config import FairseqFiles
 from robustly.tokenizer.counting import parse_count
 from robustly.tokenizer.counts import write_counts
@@ -58,6 +60,21 @@ def write_old_tokenizer(folder: Path) -> None:
     (folder / "added_tokens.json").write_text(json.dumps({"[ENT]": VOCABULARY.ids["[ENT]"]}))
 
 
+def write_spaced_tokenizer(folder: Path) -> None:
+    """With a space before a text, an added token that is not special, and an id that no token
+    has."""
+    ids = {**VOCABULARY.ids, "<cut>": len(VOCABULARY.ids) + 1}
+    cut = AddedToken("<cut>", lstrip=True, normalized=True)
+    added = (*VOCABULARY.added, cut)
+    save_vocabulary(replace(VOCABULARY, ids=ids, added=added, prefix_space=True), folder)
+
+
+def read_spaced_tokenizer(folder: Path) -> Any:
+    tokenizer = load_tokenizer(folder)
+    texts = [*TEXTS, "the <cut> [ENT]the"]
+    return facts(tokenizer.vocabulary), [ids.tolist() for ids in tokenizer.encode_documents(texts)]
+
+
 def write_fairseq(folder: Path) -> None:
     numbers = {
         token: number for number, token in enumerate([*byte_symbols(), "th", "the", "Ġthe", "in"])
@@ -69,7 +86,7 @@ def write_fairseq(folder: Path) -> None:
 
 
 def facts(vocabulary: Vocabulary) -> Any:
-    return vocabulary.fingerprint, vocabulary.added, vocabulary.nfc
+    return vocabulary.fingerprint, vocabulary.added, vocabulary.nfc, vocabulary.prefix_space
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -251,6 +268,12 @@ READERS = [
         write_old_tokenizer,
         lambda folder: facts(load_tokenizer(folder).vocabulary),
         (("vocab.json", "json"), ("added_tokens.json", "json"), ("tokenizer_config.json", "json"), ("merges.txt", "bytes")),
+    ),
+    Reader(
+        "tokenizer with a space",
+        write_spaced_tokenizer,
+        read_spaced_tokenizer,
+        (*FILES, ("merges.txt", "bytes")),
     ),
     Reader(
         "imported tokenizer",

@@ -1,6 +1,7 @@
 """Tokenizers that others made: a space before the text, added tokens that are not special, ids that
 no token has. What counts is what transformers makes of their folders."""
 
+import functools
 import json
 from itertools import product
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer, RobertaConfig, RobertaTokenizer
 
 from robustly import UserError
 from robustly.tokenizer import load_tokenizer
+from robustly.tokenizer.added_tokens import AddedToken as OurAddedToken
 from robustly.tokenizer.quality import measure_by
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import (
@@ -133,6 +135,42 @@ def test_each_line_gets_its_space(lines: list[str]) -> None:
         assert each.tolist() == [*encoded, SPACED.eos_id]
         assert SPACED.decode_text(each[:-1]) == line
         assert SPACED.byte_offsets(each[:-1])[-1] == len(line.encode())
+
+
+PIECES = st.sampled_from(
+    ("<url>", "covid19", "<cut>", "Ab", "the", " ", "  ", "\n", "\u3000", "é", "e\u0301", "'s", "1")
+)
+
+
+@pytest.mark.parametrize("nfc", [False, True])
+@given(pieces=st.lists(PIECES, max_size=12))
+def test_stretches_between_added_tokens_get_theirs(nfc: bool, pieces: list[str]) -> None:
+    tokenizer, reference = spaced_with_added(nfc)
+    text = "".join(pieces)
+    assert ours_of(tokenizer, [text]) == [reference.encode(text, add_special_tokens=False).ids]
+    lines = [line for line in map(str.strip, text.split("\n")) if line]
+    if lines:
+        ids, _ = tokenizer.encode_lines(lines)
+        assert ids.tolist() == [
+            number
+            for line in lines
+            for number in (
+                *reference.encode(line, add_special_tokens=False).ids,
+                tokenizer.eos_id,
+            )
+        ]
+
+
+@functools.cache
+def spaced_with_added(nfc: bool) -> tuple[Tokenizer, Any]:
+    names = [str(token) for token in ADDED]
+    ids = PLAIN.ids | {name: len(PLAIN.ids) + place for place, name in enumerate(names)}
+    flags = ("special", "lstrip", "rstrip", "single_word", "normalized")
+    added = tuple(
+        OurAddedToken(str(token), *(getattr(token, flag) for flag in flags)) for token in ADDED
+    )
+    vocabulary = Vocabulary(ids, PLAIN.merges, added, nfc, prefix_space=True)
+    return Tokenizer(vocabulary), fast_tokenizer(vocabulary)
 
 
 @given(st.text(alphabet="the ging's1", min_size=1).map(str.lstrip).filter(bool))
