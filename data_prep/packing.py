@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from robustly.data_prep.config import PAIRS, Format
 
-PACKING = 1
+PACKING = 2
 """Version of the blocks that come out: another one makes every packed index anew."""
 BLOCK = np.dtype([("start", "<i8"), ("length", "<i4")])
 """A block: where it begins in the stream, and how many tokens it has, with <s>, which is not in the
@@ -142,8 +142,9 @@ def _fill(
 def _paired(
     lines: Iterable[NDArray[np.int64]], room: int, joined: bool, start: int
 ) -> Iterator[NDArray[Any]]:
-    # Segments without a partner, (n, 3): start, length and document.
-    waiting = np.empty((0, 3), np.int64)
+    # Segments without a partner, (n, 3): start, length and document; and the blocks that begin
+    # after one, which come after it.
+    waiting, held = np.empty((0, 3), np.int64), np.empty(0, PAIR)
     for sizes in lines:
         line_ends = start + np.cumsum(sizes)
         document_ends = line_ends[sizes == 1]
@@ -176,9 +177,13 @@ def _paired(
         one, two = waiting[0:couples:2].T, waiting[1:couples:2].T
         waiting = waiting[couples:]
         strangers = _pairs(one[0], one[1], two[0], two[1], one[2])
-        found = np.concatenate([pairs, halves, strangers])
-        yield found[np.argsort(found["start"])]
+        found = np.concatenate([held, pairs, halves, strangers])
+        found = found[np.argsort(found["start"])]
+        ready = np.searchsorted(found["start"], waiting[0, 0]) if len(waiting) else len(found)
+        yield found[:ready]
+        held = found[ready:]
 
+    yield held
     if len(waiting):
         alone = np.empty(1, PAIR)
         alone[0] = waiting[0, 0], waiting[0, 1] + 1, waiting[0, 1], -1, waiting[0, 2]

@@ -72,7 +72,7 @@ def make_by_other_code(path: Path) -> None:
         (write_manifest("[1]"), "its manifest is missing or not one"),
         (write_manifest('{"made_of": {}, "sha256": 1}'), "its manifest is missing or not one"),
         (write_manifest("\udcff".encode("utf-8", "replace").decode()), "missing or not one"),
-        (make_by_other_code, "made of packing 0, expected 1"),
+        (make_by_other_code, "made of packing 1, expected 2"),
     ],
 )
 def test_what_does_not_fit_is_made_anew(
@@ -120,7 +120,7 @@ def test_a_folder_that_is_only_read_serves_a_whole_index(
         ids(folder)
 
 
-# Made when PACKING was 1. Another hash: blocks have changed, so PACKING must, too.
+# Made when PACKING was 1, and the same since. Another hash: blocks have changed, so PACKING must, too.
 HASHES: dict[Format, str] = {
     "full_sentences": "5bb5c7dc7bc2bccd",
     "doc_sentences": "9ac6a51a7adc7e9c",

@@ -117,6 +117,18 @@ def test_labels_are_right_and_segments_are_of_one_document(
     assert alone <= 1
 
 
+@settings(max_examples=60)
+@given(shards=SHARDS, block_length=st.integers(8, 24), format=st.sampled_from(FORMATS))
+def test_blocks_do_not_depend_on_where_shards_end(tmp_path_factory, shards, block_length, format):
+    """Nor does their order, on which masks and exchanges depend."""
+    together = [[document for shard in shards for document in shard]]
+    one, other = (
+        NumberedStore(tmp_path_factory.mktemp("store"), cut) for cut in (shards, together)
+    )
+    rows = [everything(store, format, block_length)[0]._index.tolist() for store in (one, other)]
+    assert rows[0] == rows[1]
+
+
 def test_units_of_a_document_pair_up(tmp_path):
     store = NumberedStore(tmp_path, [[[2, 3, 1, 1, 2], [4], [2, 2]]])
     _, seen = everything(store, "sentence_pair", 16)
