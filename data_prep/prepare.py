@@ -23,7 +23,7 @@ from robustly.corpus.executors import process
 from robustly.corpus.files import Hashes, hash_corpus, remembered_files
 from robustly.corpus.partitions import Partition, partitions, work_key
 from robustly.data_prep.config import DataConfig, Unit, store_recipe
-from robustly.data_prep.sentences import units
+from robustly.data_prep.sentences import gaps, units
 from robustly.data_prep.store import SPLITS, Shard, ShardWriter, Split, Store, split_of, write_store
 from robustly.files import write_json
 from robustly.manifest import Manifest, Outcome, Stage
@@ -298,15 +298,15 @@ def _make_shards(
                 empty += 1
                 continue
 
-            gap_starts = [0, *(end for _, end in spans)]
-            gap_ends = [*(start for start, _ in spans), len(text)]
+            between = gaps(text, spans)
             if tokenizer.vocabulary.prefix_space and text.startswith(" ", spans[0][0]):
-                gap_ends[0] += 1  # the space that is not put before it; only a raw unit has one
+                between[0] += " "  # that is not put before it; only a raw unit has one
+
             split = "validation" if held_out else split_of(text, corpus.validation)
             # nothing is named that would keep a large document's ids while the next one is read
             writers[split].append(
                 *_encode(tokenizer, text, spans, data.unit),
-                [text[start:end] for start, end in zip(gap_starts, gap_ends, strict=True)],
+                between,
             )
 
     shards = {split: writer.shard for split, writer in writers.items()}

@@ -7,7 +7,7 @@ White space is what `str.strip` takes away. Only a line feed ends a line.
 A `raw` document is one unit, white space and all."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import sentencex
 
@@ -51,6 +51,13 @@ def units(text: str, unit: Unit, language: str) -> list[tuple[int, int]]:
         start += 1  # the line feed
 
     return found
+
+
+def gaps(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
+    """What stands before each of a document's units and after the last: (units + 1)."""
+    starts = [0, *(end for _, end in spans)]
+    ends = [*(start for start, _ in spans), len(text)]
+    return [text[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def sentences(line: str, language: str) -> Iterator[str]:

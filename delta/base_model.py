@@ -20,11 +20,12 @@ from transformers import (
 from robustly import UserError
 from robustly.delta.attachment import fingerprint, is_head
 from robustly.delta.layers.soft_tokens import longest_input
-from robustly.pretrain.start.model_files import find_folder
+from robustly.pretrain.start.model_files import ModelFiles, find_folder
 from robustly.pretrain.start.open_model import check_tokens, open_model
 from robustly.rng import Purpose, seed64
 from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.tokenizer import Tokenizer
+from robustly.tokenizer.vocabulary import read_json_object
 
 HeadKind = Literal["sequence", "tokens", "choice", "masked_lm"]
 HEADS: dict[HeadKind, type[RobertaPreTrainedModel]] = {
@@ -57,7 +58,8 @@ class Base:
         of the encoder's weights, or if the tokenizer is not byte-level in RoBERTa's layout or does
         not fit the model."""
         files = find_folder(Path(folder), "paths.published")
-        model, has_head, _ = open_model(files, ["roberta"], needs_head=False)
+        _check_kind(files)
+        model, has_head, _ = open_model(files, needs_head=False)
         own = load_tokenizer(folder)
         check_tokens(files.title, model, own.vocab_size, own.pad_id)
         return cls(str(folder), model, has_head, own)
@@ -123,3 +125,17 @@ class Base:
     def fingerprint(self) -> str:
         """Of the encoder's weights (`robustly.delta.attachment.fingerprint`)."""
         return fingerprint(self.model.roberta)
+
+
+def _check_kind(files: ModelFiles) -> None:
+    """Raises UserError, with the way round, for a model that is no RoBERTa: methods, heads and
+    stored deltas know its encoder by the names and shapes of RoBERTa's."""
+    assert files.settings
+    kind = read_json_object(files.settings).get("model_type")
+    if kind not in (None, "roberta"):  # without any, transformers says so
+        raise UserError(
+            f"{files.title}: model_type = {kind!r}; expected roberta, to whose layers deltas attach"
+            " (`robustly evaluate` takes others). peft attaches LoRA or IA3 to this one:"
+            " `get_peft_model(AutoModelForSequenceClassification.from_pretrained(FOLDER),"
+            " LoraConfig(task_type='SEQ_CLS'))`"
+        )

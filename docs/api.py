@@ -25,6 +25,7 @@ PUBLIC = (
     "robustly.pretrain.masking",
     "robustly.pretrain.schedule",
     "robustly.publish.config",
+    "robustly.evaluation.cutting",
     "robustly.evaluation.model",
     "robustly.evaluation.scoring",
     "robustly.evaluation.text",

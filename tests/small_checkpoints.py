@@ -1,13 +1,24 @@
-"""Small checkpoints of three kinds: ours, one with a tokenizer that `tokenizers` trained, one like
-XLM-R's."""
+"""Small checkpoints: ours, one with a tokenizer that `tokenizers` trained, one like XLM-R's, and
+other encoders over word pieces."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import (
+    AutoModelForMaskedLM,
+    DistilBertConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -77,6 +88,48 @@ def unigram(folder: Path) -> Path:
     )
     tokens.train_from_iterator(TEXT, trainer)
     return _saved(folder, tokens, XLMRobertaForMaskedLM)
+
+
+DIMENSIONS = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+    "max_position_embeddings": 40, "initializer_range": 0.3,
+}  # fmt: skip
+DISTILLED = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+
+
+def word_piece(folder: Path, config: type[PreTrainedConfig], **changes: Any) -> Path:
+    """A masked language model of another kind, over word pieces as BERT's are, white space dropped;
+    `[CLS] text [SEP]`, padding of id 0."""
+    names = {name: f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    tokens = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokens.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokens.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokens.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=120, special_tokens=[*names.values()], show_progress=False
+    )
+    tokens.train_from_iterator(TEXT, trainer)
+    tokens.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    named = {f"{name}_token": token for name, token in names.items()}
+    PreTrainedTokenizerFast(tokenizer_object=tokens, **named).save_pretrained(folder)
+    ids = {
+        "pad_token_id": 0,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    }
+    dimensions = DISTILLED if config is DistilBertConfig else DIMENSIONS
+    size = tokens.get_vocab_size()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        built = AutoModelForMaskedLM.from_config(
+            config(vocab_size=size, **{**ids, **dimensions, **changes})
+        )
+    built.save_pretrained(folder)
+    return folder
 
 
 def _saved(folder: Path, tokens: Tokenizer, kind: Any) -> Path:

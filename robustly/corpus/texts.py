@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from robustly import UserError, log
 from robustly.corpus.config import CorpusConfig, SourceConfig
@@ -25,6 +25,15 @@ OPTIONS = {
 BAD_LINES = {"corpus.max_bad_lines": "--max-bad-lines"}  # of commands that can skip broken rows
 MAX_VALUES = 2000
 """Of the key of `--by`: some corpora have as many languages; more would be names of documents."""
+
+
+class FileText(NamedTuple):
+    """A document of a file."""
+
+    source: int
+    """Place of the file's source among the corpus's."""
+    path: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -65,9 +74,8 @@ def corpus_from_options(
 
 def read_texts(
     corpus: CorpusConfig, what: str, options: Mapping[str, str] = OPTIONS
-) -> Iterator[tuple[str, str]]:
-    """(path of its file, text) of each document, the files one after the other, with a progress
-    bar.
+) -> Iterator[FileText]:
+    """Each document, the files one after the other, with a progress bar.
 
     Raises UserError if a source matches no file, a file cannot be read or holds no text, or there
     are too many broken rows; `options` are named in place of the config's keys."""
@@ -80,7 +88,7 @@ def read_texts(
                 for partition in of_file:
                     for text in documents(partition, corpus, bad_lines):
                         seen = True
-                        yield path, text
+                        yield FileText(partition.source, path, text)
                     advance(1)
 
                 if not seen:
@@ -101,7 +109,7 @@ def by_file(corpus: CorpusConfig) -> NamedTexts:
     with _as_options(OPTIONS):
         names = _names([str(path) for _, path in corpus_files(corpus)])
     return NamedTexts(
-        "text", "file", ((names[path], text) for path, text in read_texts(corpus, "measuring"))
+        "text", "file", ((names[one.path], one.text) for one in read_texts(corpus, "measuring"))
     )
 
 
@@ -133,14 +141,14 @@ def _rows(corpus: CorpusConfig, key: str) -> Iterator[tuple[str, str]]:
         labels = (
             label for partition in _partitions(values) for label in documents(partition, values, [])
         )
-        for (_, text), name in zip(texts, labels, strict=True):
+        for one, name in zip(texts, labels, strict=True):
             names.add(name)
             if len(names) > MAX_VALUES:
                 raise UserError(
                     f"--by {key}: more than {MAX_VALUES:,} values; expected a key that many rows"
                     " share, such as a language or a source"
                 )
-            yield name, text
+            yield name, one.text
 
 
 def _partitions(corpus: CorpusConfig) -> list[Partition]:

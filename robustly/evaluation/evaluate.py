@@ -6,21 +6,21 @@ from typing import Any
 
 import torch
 
-from robustly import UserError, log
+from robustly import log
 from robustly.corpus.texts import corpus_from_options
 from robustly.description import Listing, show_listing
+from robustly.evaluation.cutting import TextOptions, cutting
 from robustly.evaluation.minimal_pairs import evaluate_pairs, read_pairs
 from robustly.evaluation.model import open_masked_lm
-from robustly.evaluation.text import block_length, evaluate_text
+from robustly.evaluation.text import evaluate_text
 
 
 def evaluate_folder(
     folder: Path,
     texts: Sequence[str],
     pair_files: Sequence[Path],
-    wanted_length: int | None,
-    rate: float,
-    batch_size: int,
+    options: TextOptions = TextOptions(),  # noqa: B008 (frozen)
+    batch_size: int = 32,
     documents: str = "blank_line",
     text_key: str = "text",
     max_bad_lines: int = 0,
@@ -28,12 +28,8 @@ def evaluate_folder(
     """Evaluate the model in a folder on text, on minimal pairs, or on both; shows the figures and
     returns them.
 
-    Raises UserError as `open_masked_lm`, `evaluate_text` and `read_pairs` do, or if an option is
-    not what it should be."""
+    Raises UserError as `open_masked_lm`, `cutting`, `evaluate_text` and `read_pairs` do."""
     corpus = corpus_from_options(texts, documents, text_key, max_bad_lines) if texts else None
-    if not 0 < rate < 1:
-        raise UserError(f"--mask-rate {rate}: expected a fraction between 0 and 1")
-
     pairs = [pair for path in dict.fromkeys(pair_files) for pair in read_pairs(path)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lm = open_masked_lm(folder, device)
@@ -43,8 +39,8 @@ def evaluate_folder(
         "parameters": sum(parameter.numel() for parameter in lm.model.parameters()),
     }
     if corpus:
-        length = block_length(lm, wanted_length)
-        report["text"] = evaluate_text(lm, corpus, length, rate, batch_size)
+        cut = cutting(folder, lm, options)
+        report["text"] = evaluate_text(lm, corpus, cut, batch_size)
         _show_text(report["text"])
 
     if pairs:
@@ -80,12 +76,40 @@ def _show_text(report: dict[str, Any]) -> None:
             show_listing(Listing(title, rows))
 
     log.say(
-        "loss in nats per masked token, ± its standard error over documents. Blocks of at most"
-        f" {report['block_length']} tokens; {report['masking']['probability']:.0%} of the tokens"
-        " are targets (80% <mask>, 10% random, 10% as they are), the same ones every time. Between"
-        " models with different tokenizers, bits per byte compare roughly, and loss and perplexity"
-        " not at all."
+        "loss in nats per masked token, ± its standard error over documents. Between models with"
+        " different tokenizers, bits per byte compare roughly, and loss and perplexity not at all."
     )
+    log.say(f"{_how_cut(report['cut'])}. {_how_masked(report)}")
+
+
+_WHOSE = {
+    True: "as the model was trained",
+    False: "as options say; the model was trained on others",
+    None: "since the folder does not say how its model was trained (--unit, --format do)",
+}
+
+
+def _how_cut(cut: dict[str, Any]) -> str:
+    what = "whole documents" if cut["unit"] == "raw" else f"{cut['unit']}s"
+    return (
+        f"Units are {what}, packed by {cut['format']} into blocks of at most"
+        f" {cut['block_length']} tokens, {_WHOSE[cut['as_trained']]}"
+    )
+
+
+def _how_masked(report: dict[str, Any]) -> str:
+    rule = report["masking"]
+    rest = 1 - rule["mask"] - rule["random"]
+    targets = (
+        f"{rule['probability']:.0%} of the tokens are targets ({rule['mask']:.0%} <mask>,"
+        f" {rule['random']:.0%} random, {rest:.0%} as they are)"
+    )
+    if rule["masks"] == "run":
+        evaluated, blocks = report["evaluated_blocks"], report["blocks"]
+        whose = f"the run's own evaluation does it, on {evaluated:,} of {blocks:,} blocks"
+        return f"{targets}, as {whose}."
+
+    return f"{targets}, the same ones every time."
 
 
 def _show_pairs(report: dict[str, Any]) -> None:

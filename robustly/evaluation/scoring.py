@@ -1,54 +1,24 @@
-"""Score token ids with a masked language model: loss on fixed masks, pseudo-log-likelihood, and the
+"""Score token ids with a masked language model: loss at targets, pseudo-log-likelihood, and the
 standard error of a mean of them.
 
-Works on any model of transformers with a head `lm_head` on its encoder, not on our own alone."""
+Works on any model of transformers whose head scores each position by its own hidden state, not on
+our own alone."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from robustly.pretrain.config import MaskingConfig
-from robustly.pretrain.masking import (
-    EVALUATION_EPOCH,
-    EVALUATION_SEED,
-    MaskedInputs,
-    SpecialTokens,
-    mask_blocks,
-)
+from robustly.pretrain.masking import MaskedInputs, SpecialTokens
 
 Ids = NDArray[np.integer]
 Advance = Callable[[int], None]
-
-
-class BlockScores(NamedTuple):
-    """Sums over the masked tokens of each of n blocks, in the order of the blocks; each (n,)."""
-
-    loss: NDArray[np.float64]
-    """Nats."""
-    right: NDArray[np.int64]
-    """Masked tokens whose best guess is right."""
-    masked: NDArray[np.int64]
-    """Masked tokens."""
-    masked_bytes: NDArray[np.int64]
-    """UTF-8 bytes that the masked tokens stand for."""
-
-
-def cut_blocks(tokens: Ids, block_length: int, first: int, last: int) -> list[NDArray[np.int64]]:
-    """Cut a document's tokens, (tokens,), into blocks of at most `block_length`, each between
-    `first` and `last`: of ids, <s> and </s>.
-
-    Every token is in one block; all blocks but the last are full. A document without tokens gives
-    none."""
-    room = block_length - 2
-    return [
-        enclose(tokens[start : start + room], first, last) for start in range(0, len(tokens), room)
-    ]
 
 
 def enclose(tokens: Ids, first: int, last: int) -> NDArray[np.int64]:
@@ -74,51 +44,12 @@ def pad(blocks: Sequence[Ids], pad_id: int) -> tuple[NDArray[np.int64], NDArray[
     return ids, lengths
 
 
-def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[NDArray[np.int64]]:
+def by_length(lengths: ArrayLike, batch_size: int) -> Iterator[NDArray[np.int64]]:
     """Indices in batches, longest first: those of a batch are of like length, and too little memory
     shows at once."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
-
-
-@torch.no_grad()
-def score_blocks(
-    model: PreTrainedModel,
-    blocks: Sequence[Ids],
-    token_bytes: Sequence[Ids],
-    index: Sequence[int],
-    masking: MaskingConfig,
-    special: SpecialTokens,
-    batch_size: int,
-    advance: Advance,
-) -> BlockScores:
-    """Masked-LM loss of n blocks, each masked by its number in `index` and nothing else.
-
-    `token_bytes` has the UTF-8 bytes of each token of each block, in the blocks' shapes. The masks
-    are those of the evaluation during pretraining: the same in every run, with any batch size and
-    whatever else is in the batch. The model is put into evaluation mode. `advance` is called with
-    the number of blocks done."""
-    model.eval()
-    scores = BlockScores(
-        np.zeros(len(blocks)), *(np.zeros(len(blocks), np.int64) for _ in range(3))
-    )
-
-    for batch in by_length([len(block) for block in blocks], batch_size):
-        ids, lengths = pad([blocks[i] for i in batch], special.pad)
-        sizes, _ = pad([token_bytes[i] for i in batch], 0)
-        numbers = np.array([index[i] for i in batch], np.int64)
-        epoch = np.full_like(numbers, EVALUATION_EPOCH)
-        masked = mask_blocks(ids, lengths, epoch, numbers, masking, special, EVALUATION_SEED)
-        losses, right = _losses(model, ids, lengths, masked)
-        row, _ = np.nonzero(masked.targets)
-        found = losses, right, np.ones_like(row), sizes[masked.targets]
-        for total, values in zip(scores, found, strict=True):
-            total[batch] = np.bincount(row, values, minlength=len(batch))
-
-        advance(len(batch))
-
-    return scores
 
 
 @torch.no_grad()
@@ -146,30 +77,58 @@ def pseudo_log_likelihoods(
     for batch in by_length([len(sentences[i]) for i in owner.tolist()], batch_size):
         ids, lengths = pad([sentences[i] for i in owner[batch].tolist()], special.pad)
         masked = mask_one_each(ids, masked_at[batch], special.mask)
-        losses, _ = _losses(model, ids, lengths, masked)
-        np.subtract.at(totals, owner[batch], losses)
+        scores = score_targets(model, ids, lengths, masked)
+        np.subtract.at(totals, owner[batch], scores.loss)
         advance(len(batch))
 
     return totals
 
 
-def _losses(
-    model: PreTrainedModel, ids: NDArray[np.int64], lengths: NDArray[np.int64], masked: MaskedInputs
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """-log P(token) in nats and whether the best guess is right, of each target in reading order.
+class TargetScores(NamedTuple):
+    """Of each target of some blocks, in reading order; each (targets,)."""
 
-    The head runs at the targets alone: the scores of all positions would take gigabytes with a
-    large vocabulary."""
+    loss: NDArray[np.float64]
+    """-log P(token) in nats."""
+    right: NDArray[np.bool_]
+    """Whether the best guess is the token."""
+
+
+@torch.no_grad()
+def score_targets(
+    model: PreTrainedModel, ids: Ids, lengths: NDArray[np.integer], masked: MaskedInputs
+) -> TargetScores:
+    """Score the targets of n blocks, `ids` (n, L) of `lengths` (n,), as `masked` shows them. The
+    model is in evaluation mode."""
     device = model.device
     attention = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
     inputs, mask, targets, labels = (
         torch.from_numpy(array).to(device)
         for array in (masked.inputs, attention, masked.targets, ids[masked.targets])
     )
-    hidden = model.base_model(inputs, attention_mask=mask).last_hidden_state  # (n, L, H)
-    logits = model.lm_head(hidden[targets]).float()  # (targets, vocabulary)
-    losses = functional.cross_entropy(logits, labels, reduction="none")
-    return losses.double().cpu().numpy(), (logits.argmax(-1) == labels).cpu().numpy()
+    logits = target_logits(model, inputs, mask, targets)
+    losses = functional.cross_entropy(logits, labels.long(), reduction="none")
+    return TargetScores(losses.double().cpu().numpy(), (logits.argmax(-1) == labels).cpu().numpy())
+
+
+def target_logits(
+    model: PreTrainedModel, inputs: Tensor, attention: Tensor, targets: Tensor
+) -> Tensor:
+    """The scores of the vocabulary, fp32, at the targets: (targets, vocabulary). All arguments are
+    (n, L).
+
+    The head runs at the targets alone: the scores of all positions would take gigabytes with a
+    large vocabulary. Whatever head a model has, it is given their hidden states, as one row, in
+    place of all."""
+
+    def leave_targets(encoder: nn.Module, given: tuple[Any, ...], output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[targets][None]  # (1, targets, H)
+        return output
+
+    hook = model.base_model.register_forward_hook(leave_targets)
+    try:
+        return model(input_ids=inputs, attention_mask=attention).logits[0].float()
+    finally:
+        hook.remove()
 
 
 def standard_error(sums: NDArray[np.float64], weights: NDArray[np.float64]) -> float | None:

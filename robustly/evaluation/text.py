@@ -1,16 +1,23 @@
 """Masked-LM loss, perplexity and bits per byte of a model on text files, with standard errors.
 
-Documents are cut into blocks, <s> first and </s> last, never across documents, and nothing is
-dropped. 15% of each block's tokens are targets (BERT's rule: <s> and </s> never are; 80% are shown
-as <mask>, 10% as a random token, 10% as they are). The mask of a block depends on its place in its
-own file alone, so that two models with one tokenizer meet the same targets. Loss per token depends
-on the vocabulary: it compares models that share one. Bits per byte of the masked text compare
-others, roughly: what is masked together, and what is left to guess it from, still differ."""
+Text is cut as for training, by the same code: documents into units, units into a token store, and
+that into blocks (`robustly.data_prep`). What `--text` names each time is a source of its own, so
+that no block holds tokens of two.
 
-import itertools
+15% of each block's tokens are targets (BERT's rule: <s> and </s> never are; 80% are shown as
+<mask>, 10% as a random token, 10% as they are). The mask of a block depends on its place in its own
+source alone, so that two models with one tokenizer and one way of cutting meet the same targets.
+Or blocks and masks are those of the run's own evaluation.
+
+Loss per token depends on the vocabulary: it compares models that share one. Bits per byte compare
+others, roughly: what is masked together, and what is left to guess it from, still differ. They are
+of the masked tokens of the text: their loss, over the bytes that they stand for. The white space
+between units stands in no block; neither its bytes count, nor the loss of <s> and </s> where these
+are targets."""
+
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,120 +25,111 @@ from numpy.typing import NDArray
 
 from robustly import UserError, log
 from robustly.corpus.config import CorpusConfig
-from robustly.corpus.texts import BAD_LINES, OPTIONS, read_texts
-from robustly.evaluation.model import LONGEST, Encoded, MaskedLM
-from robustly.evaluation.scoring import cut_blocks, score_blocks, standard_error
-from robustly.pretrain.config import MaskingConfig
+from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.sampler import EpochSampler, Samples
+from robustly.evaluation.cutting import Cutting
+from robustly.evaluation.model import MaskedLM
+from robustly.evaluation.scoring import by_length, score_targets, standard_error
+from robustly.evaluation.text_store import SPLIT, Texts, places, write_texts
+from robustly.pretrain.batches import MaskedBlocks
+from robustly.pretrain.masking import EVALUATION_EPOCH, EVALUATION_SEED
 
-ENCODED_TOGETHER = 256  # documents
-
-
-def block_length(lm: MaskedLM, wanted: int | None) -> int:
-    """The length of blocks: `wanted`, by default the model's longest input, 512 at most.
-
-    Raises UserError if the model does not take so many.
-    """
-    length = min(lm.longest, LONGEST) if wanted is None else wanted
-    if not 3 <= length <= lm.longest:
-        raise UserError(
-            f"--block-length {length}: expected 3 (<s>, a token, </s>) to {lm.longest}, the model's"
-            " longest input"
-        )
-
-    return length
+SUMS = ("loss", "right", "masked", "text_loss", "text_bytes")
+"""Over the masked tokens of a document: nats, right guesses, how many; and the nats and bytes of
+those that are text, neither <s> nor </s>."""
 
 
 def evaluate_text(
-    lm: MaskedLM, corpus: CorpusConfig, length: int, rate: float, batch_size: int
+    lm: MaskedLM, corpus: CorpusConfig, cut: Cutting, batch_size: int
 ) -> dict[str, Any]:
-    """Masked-LM loss on the files of `corpus.sources`, per file and in total, in blocks of `length`
-    tokens.
+    """Masked-LM loss on the files of `corpus.sources`, per file and in total.
 
     Raises UserError if a source matches no file, a file cannot be read or holds no text, or no
     token was masked."""
-    rule = MaskingConfig(probability=rate, mask=0.8, random=0.1, style="bert")
-    texts = _read_blocks(lm, corpus, length)
-    with log.progress("evaluating", len(texts.blocks), "blocks") as advance:
-        scores = score_blocks(
-            lm.model,
-            texts.blocks,
-            texts.sizes,
-            texts.index,
-            rule,
-            lm.special,
-            batch_size,
-            advance,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        texts = write_texts(lm, corpus, cut.data, Path(folder))
+        blocks = Blocks(Path(folder), SPLIT, cut.data.block_length, cut.data.format)
+        sampler = EpochSampler(blocks, EVALUATION_SEED)
+        samples = _samples(sampler, cut)
+        sums = _score(lm, texts, sampler, samples, cut, batch_size)
 
-    # a row of sums for each document: loss, right, masked tokens, their bytes; tokens, bytes
-    document = np.array(texts.document, np.int64)
-    sums = [np.bincount(document, values, minlength=len(texts.file)) for values in scores]
-    table = np.stack([*sums, texts.tokens, texts.bytes], axis=1).astype(np.float64)
-    if not table[:, 2].any():
+    sizes = np.stack([texts.tokens, texts.bytes, texts.bytes_between], axis=1)
+    table = np.concatenate([sums, sizes], axis=1)
+    if not table[:, SUMS.index("masked")].any():
         raise UserError(
             f"{', '.join(texts.paths[:3])}: too little text: no token of it was masked; give more"
         )
 
-    file = np.array(texts.file)
     return {
-        "block_length": length,
-        "masking": rule.model_dump(),
-        "files": {path: _figures(table[file == number]) for number, path in enumerate(texts.paths)},
+        "cut": {**cut.data.model_dump(), "as_trained": cut.as_trained},
+        "blocks": len(blocks),
+        "evaluated_blocks": len(samples.block),
+        "masking": {"masks": "run" if cut.as_the_run else "bert", **cut.masking.model_dump()},
+        "files": {
+            path: _figures(table[texts.file == number]) for number, path in enumerate(texts.paths)
+        },
         "total": _figures(table),
     }
 
 
-@dataclass
-class _TextBlocks:
-    """The documents of all files, and the blocks that they are cut into."""
+def _samples(sampler: EpochSampler, cut: Cutting) -> Samples:
+    """The blocks that are evaluated, in the order of the run's own evaluation, under its masks or
+    those of their places in their source."""
+    blocks = sampler.blocks
+    positions = np.arange(min(len(blocks), cut.limit or len(blocks)))
+    samples = sampler.samples(np.full_like(positions, EVALUATION_EPOCH), positions)
+    if cut.as_the_run:
+        return samples
 
-    paths: list[str] = field(default_factory=list)
-    # of each document
-    file: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    bytes: list[int] = field(default_factory=list)
-    # of each block
-    blocks: list[NDArray[np.int64]] = field(default_factory=list)
-    sizes: list[NDArray[np.int64]] = field(default_factory=list)
-    """UTF-8 bytes of each of its tokens."""
-    document: list[int] = field(default_factory=list)
-    index: list[int] = field(default_factory=list)
-    """Place in its file: the masks depend on it, and so not on the other files."""
+    first = blocks.source_starts[blocks.sources_of(samples.block)]
+    return samples._replace(entry=samples.block - first)
 
 
-def _read_blocks(lm: MaskedLM, corpus: CorpusConfig, length: int) -> _TextBlocks:
-    texts = _TextBlocks()
-    documents = read_texts(corpus, "encoding", {**OPTIONS, **BAD_LINES})
-    for path, of_file in itertools.groupby(documents, key=lambda document: document[0]):
-        places = itertools.count()
-        for text, encoded in _encoded(lm, (text for _, text in of_file)):
-            blocks = cut_blocks(encoded.ids, length, lm.special.bos, lm.special.eos)
-            texts.blocks += blocks
-            texts.sizes += cut_blocks(encoded.bytes, length, 0, 0)  # <s> and </s> stand for no byte
-            texts.index += itertools.islice(places, len(blocks))
-            texts.document += [len(texts.file)] * len(blocks)
-            texts.file.append(len(texts.paths))
-            texts.tokens.append(len(encoded.ids))
-            texts.bytes.append(len(text.encode()))
+def _score(
+    lm: MaskedLM,
+    texts: Texts,
+    sampler: EpochSampler,
+    samples: Samples,
+    cut: Cutting,
+    batch_size: int,
+) -> NDArray[np.float64]:
+    """SUMS of each document: (documents, 5). A <s> counts with the token after it."""
+    lm.model.eval()
+    sums = np.zeros((len(texts.file), len(SUMS)))
+    with log.progress("evaluating", len(samples.block), "blocks") as advance:
+        for some in by_length(sampler.blocks.lengths[samples.block], batch_size):
+            chosen = Samples(*(column[some] for column in samples))
+            found = MaskedBlocks(sampler, chosen, cut.masking, lm.special)
+            width = int(found.lengths.max())
+            ids, targets = found.ids[:, :width], found.masked.targets[:, :width]
+            masked = found.masked._replace(inputs=found.masked.inputs[:, :width], targets=targets)
+            scores = score_targets(lm.model, ids, found.lengths, masked)
+            place = places(sampler.blocks, chosen, width)
+            document = texts.documents_of(np.where(place < 0, place[:, 1:2], place)[targets])
+            of_text = ~np.isin(ids[targets], (lm.special.bos, lm.special.eos))
+            values = (
+                scores.loss,
+                scores.right,
+                np.ones_like(of_text),
+                scores.loss * of_text,
+                texts.token_bytes[place[targets]] * of_text,
+            )
+            np.add.at(sums, document, np.stack(values, axis=1, dtype=np.float64))
+            advance(len(some))
 
-        texts.paths.append(path)
-
-    return texts
-
-
-def _encoded(lm: MaskedLM, texts: Iterator[str]) -> Iterator[tuple[str, Encoded]]:
-    """Each text with its tokens; many are encoded at a time."""
-    while together := list(itertools.islice(texts, ENCODED_TOGETHER)):
-        yield from zip(together, lm.encode(together), strict=True)
+    return sums
 
 
 def _figures(table: NDArray[np.float64]) -> dict[str, Any]:
-    """What is reported of n documents; `table`: (n, 6), as `evaluate_text` makes it."""
-    loss_sum, right, masked, masked_bytes, tokens, text_bytes = table.sum(0).tolist()
+    """What is reported of n documents; `table`: (n, 8), as `evaluate_text` makes it."""
+    loss_sum, right, masked, text_loss, masked_bytes, tokens, text_bytes, between = table.sum(
+        0
+    ).tolist()
     counts = {
         "documents": len(table),
         "tokens": int(tokens),
         "bytes": int(text_bytes),
+        "bytes_between_units": int(between),
         "masked_tokens": int(masked),
     }
     if not masked:
@@ -146,5 +144,5 @@ def _figures(table: NDArray[np.float64]) -> dict[str, Any]:
         "bits": loss / math.log(2),
         "perplexity": math.exp(min(loss, 700.0)),
         "accuracy": right / masked,
-        "bits_per_byte": loss_sum / math.log(2) / masked_bytes if masked_bytes else None,
+        "bits_per_byte": text_loss / math.log(2) / masked_bytes if masked_bytes else None,
     }

@@ -300,6 +300,30 @@ def test_evaluate(
     assert "bits per byte" in err and "a tie counts half" in err
 
 
+def test_the_loss_of_the_run_again(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On the run's own held-out documents, as its store is decoded, under its own masks."""
+    everything = tmp_path / "documents.jsonl"
+    robustly(capfd, "inspect", run / "data", "--decode-documents", everything)
+    lines = [
+        line
+        for line in everything.read_text().splitlines()
+        if json.loads(line)["split"] == "validation"
+    ]
+    (tmp_path / "held_out.jsonl").write_text("\n".join(lines))
+    command = "evaluate", run / "published", "--text", tmp_path / "held_out.jsonl", "--json"
+    out, err = robustly(capfd, *command, "--masking", "run")
+    found = json.loads(out)["text"]
+    own = json.loads((run / "published" / "manifest.json").read_text())["counts"]
+    assert found["total"]["masked_tokens"] == own["validation_masked_tokens"]
+    assert found["total"]["loss"] == pytest.approx(own["validation_loss"], abs=1e-5)
+    assert found["evaluated_blocks"] == 8 < found["blocks"]
+    assert "as the run's own evaluation does it, on 8 of" in " ".join(err.split())
+    lines = json.loads(robustly(capfd, *command, "--unit", "line")[0])["text"]
+    assert lines["cut"]["unit"] == "line" and lines["blocks"] == lines["evaluated_blocks"]
+
+
 def test_what_to_evaluate_on_must_be_said(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model, text, pairs = (
         run / "published",

@@ -4,9 +4,20 @@ import json
 import shutil
 from pathlib import Path
 
+import peft
 import pytest
 import torch
-from transformers import RobertaForMaskedLM, RobertaModel
+from small_checkpoints import word_piece
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    RobertaForMaskedLM,
+    RobertaModel,
+)
 
 from robustly import UserError
 from robustly.delta.attachment import is_head
@@ -102,9 +113,21 @@ def changed_copy(place: Path, tmp_path: Path, **changes: object) -> Path:
     return copy
 
 
-def test_another_model_type(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="model_type = 'bert'; expected roberta"):
-        Base.load(changed_copy(place, tmp_path, model_type="bert"))
+@pytest.mark.parametrize("config", [BertConfig, ModernBertConfig, DistilBertConfig, ElectraConfig])
+def test_another_model_type(config: type[PreTrainedConfig], tmp_path: Path) -> None:
+    folder = word_piece(tmp_path, config)
+    kind = config.model_type
+    with pytest.raises(
+        UserError, match=f"model_type = '{kind}'; expected roberta,.*get_peft_model"
+    ):
+        Base.load(folder)
+
+
+def test_what_the_refusal_names_works(tmp_path: Path) -> None:
+    bert = AutoModelForSequenceClassification.from_pretrained(word_piece(tmp_path, BertConfig))
+    with_lora = peft.get_peft_model(bert, peft.LoraConfig(task_type="SEQ_CLS"))
+    trained = [name for name, each in with_lora.named_parameters() if each.requires_grad]
+    assert any("lora" in name for name in trained) and any("classifier" in name for name in trained)
 
 
 def test_weights_that_the_encoder_lacks(place: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from small_checkpoints import model, ours, unigram
 from transformers import RobertaForMaskedLM
 
 from robustly import UserError
+from robustly.evaluation.cutting import TextOptions
 from robustly.evaluation.evaluate import evaluate_folder
 from robustly.evaluation.minimal_pairs import read_pairs
 from robustly.evaluation.scoring import standard_error
@@ -64,8 +65,9 @@ def on_text(
     batch_size: int = 4,
     **more: Any,
 ) -> Any:
+    options = TextOptions(block_length=length)
     return evaluate_folder(
-        checkpoint, [str(text) for text in texts], [], length, 0.15, batch_size, **more
+        checkpoint, [str(text) for text in texts], [], options, batch_size, **more
     )["text"]
 
 
@@ -78,7 +80,7 @@ def test_files_are_scored_alike_in_any_batch_order_and_company(
 ) -> None:
     a, b = place / "a.txt", place / "b.jsonl.gz"
     both = on_text(checkpoint, a, b)
-    assert both["block_length"] == 40 and list(both["files"]) == [str(a), str(b)]
+    assert both["cut"]["block_length"] == 40 and list(both["files"]) == [str(a), str(b)]
     turned = on_text(checkpoint, b, a, batch_size=64)
     assert list(turned["files"]) == [str(b), str(a)]
     alone = on_text(checkpoint, b, batch_size=1)
@@ -96,7 +98,7 @@ def test_the_figures_count_everything(checkpoint: Path, place: Path) -> None:
     assert total["masked_tokens"] == pytest.approx(0.15 * total["tokens"], rel=0.05)
     assert total["bits"] == pytest.approx(total["loss"] / math.log(2))
     shorter = on_text(checkpoint, place / "a.txt", length=12)
-    assert shorter["block_length"] == 12 and shorter["total"]["tokens"] == total["tokens"]
+    assert shorter["cut"]["block_length"] == 12 and shorter["total"]["tokens"] == total["tokens"]
     assert shorter["total"]["loss"] != pytest.approx(total["loss"], rel=1e-4)
 
 
@@ -166,7 +168,7 @@ def log_likelihood(checkpoint: Path, text: str) -> float:
 
 
 def test_minimal_pairs(checkpoint: Path, place: Path) -> None:
-    report = evaluate_folder(checkpoint, [], [place / "pairs.jsonl"], None, 0.15, 5)
+    report = evaluate_folder(checkpoint, [], [place / "pairs.jsonl"], batch_size=5)
     assert "text" not in report
     pairs = report["minimal_pairs"]
     scores = pairs["scores"]
@@ -241,10 +243,10 @@ def test_a_sentence_that_is_too_long(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     fits, too_long = "x" * 38, "x" * 39
     path.write_text(json.dumps({"sentence_good": fits, "sentence_bad": "y"}))
-    evaluate_folder(checkpoint, [], [path], None, 0.15, 8)
+    evaluate_folder(checkpoint, [], [path])
     path.write_text("\n" + json.dumps({"sentence_good": too_long, "sentence_bad": "y"}))
     with pytest.raises(UserError, match=r"pairs.jsonl: line 2: a sentence of 41 tokens.*takes 40"):
-        evaluate_folder(checkpoint, [], [path], None, 0.15, 8)
+        evaluate_folder(checkpoint, [], [path])
 
 
 # ----------------------------------------------------------------------------------------- mistakes
@@ -286,13 +288,9 @@ def test_faulty_texts(checkpoint: Path, place: Path, tmp_path: Path) -> None:
 
 def test_faulty_options(checkpoint: Path, place: Path) -> None:
     text = place / "a.txt"
-    assert "--block-length 41: expected 3" in refusal(checkpoint, text, length=41)
-    assert "--block-length 2: expected 3" in refusal(checkpoint, text, length=2)
     assert "--documents page: expected one of blank_line, file, line" in refusal(
         checkpoint, text, documents="page"
     )
-    with pytest.raises(UserError, match=r"--mask-rate 1\.0"):
-        evaluate_folder(checkpoint, [str(text)], [], None, 1.0, 4)
 
 
 def test_relative_paths_are_looked_up_in_the_working_directory(

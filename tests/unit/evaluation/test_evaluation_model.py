@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_checkpoints import byte_level, config, model, ours, unigram
+from small_checkpoints import byte_level, config, model, ours, unigram, word_piece
 from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
-    BertForMaskedLM,
+    FNetConfig,
     GPT2Config,
     GPT2LMHeadModel,
     RobertaForSequenceClassification,
@@ -76,23 +80,56 @@ def test_the_fast_encoder_and_transformers_agree(checkpoint: Path) -> None:
     assert with_umlaut.bytes.tolist() == [len(piece) for piece in pieces]
 
 
-def test_a_tokenizer_that_cuts_otherwise_than_its_merges_say_is_not_replaced(
+def test_a_space_that_is_put_before_a_text_is_none_of_its_bytes(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "prefixed"
     shutil.copytree(checkpoint, folder)
+    rewrite(folder / "tokenizer_config.json", add_prefix_space=True)
     file = folder / "tokenizer.json"
-    settings = json.loads(file.read_text())
-    settings["pre_tokenizer"]["add_prefix_space"] = True
-    file.write_text(json.dumps(settings))
-    tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({**tokenizer_config, "add_prefix_space": True})
+    rewrite(
+        file,
+        pre_tokenizer={**json.loads(file.read_text())["pre_tokenizer"], "add_prefix_space": True},
     )
     lm = open_masked_lm(folder, CPU)
+    slow = MaskedLM(lm.model, lm.hf_tokenizer, None)
+    for each in (lm, slow):
+        (encoded,) = each.encode(["the"])
+        assert lm.hf_tokenizer.convert_ids_to_tokens(encoded.ids.tolist()) == ["Ġthe"]
+        assert encoded.bytes.tolist() == [3]
+
+
+def rewrite(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_a_tokenizer_that_does_more_than_its_merges_say_is_not_replaced(tmp_path: Path) -> None:
+    folder = byte_level(tmp_path)
+    rewrite(folder / "tokenizer.json", normalizer={"type": "Lowercase"})
+    lm = open_masked_lm(folder, CPU)
     assert lm.tokenizer is None
-    (encoded,) = lm.encode(["the"])
-    assert lm.hf_tokenizer.convert_ids_to_tokens(encoded.ids.tolist()) == ["Ġthe"]
+    upper, lower = lm.encode(["THE", "the"])
+    assert upper.ids.tolist() == lower.ids.tolist() and upper.bytes.sum() == 3
+
+
+def test_further_special_tokens_are_read_as_tokens(tmp_path: Path) -> None:
+    """As the model's own tokenizer reads them; its control tokens stay text."""
+    folder = word_piece(tmp_path, BertConfig)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[ENT]"]})
+    tokenizer.save_pretrained(folder)
+    bert = AutoModelForMaskedLM.from_pretrained(folder)
+    bert.resize_token_embeddings(len(tokenizer))
+    bert.save_pretrained(folder)
+    lm = open_masked_lm(folder, CPU)
+    texts = ["the [ENT] in the house", "the house", "the [MASK] in [SEP]"]
+    first, second, third = lm.encode(texts)
+    for text, found in zip(texts[:2], (first, second), strict=True):
+        assert found.ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert found.bytes.sum() == len(text)
+
+    assert tokenizer.convert_tokens_to_ids("[ENT]") in first.ids
+    assert not {lm.special.mask, lm.special.eos} & set(third.ids.tolist())
 
 
 def refusal(folder: Path) -> str:
@@ -133,20 +170,17 @@ def test_a_head_that_is_missing_is_not_made_up(checkpoint: Path, tmp_path: Path)
 
 
 def test_models_of_other_kinds(checkpoint: Path, tmp_path: Path) -> None:
-    small = {
-        "num_hidden_layers": 1,
-        "hidden_size": 8,
-        "num_attention_heads": 1,
-        "intermediate_size": 8,
-    }
-    bert = BertForMaskedLM(BertConfig(vocab_size=300, **small))
-    assert "BertForMaskedLM is not RoBERTa-like" in refusal(
-        with_model(checkpoint, tmp_path / "bert", bert)
-    )
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_layer=1, n_embd=8, n_head=1))
     assert "model_type = 'gpt2'; expected a masked language model" in refusal(
         with_model(checkpoint, tmp_path / "gpt", gpt)
     )
+    small = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+    bart = BartForConditionalGeneration(BartConfig(vocab_size=300, **small))
+    message = refusal(with_model(checkpoint, tmp_path / "bart", bart))
+    assert "BartForConditionalGeneration cannot be evaluated here" in message
+    # it mixes positions without regard to padding
+    fnet = word_piece(tmp_path / "fnet", FNetConfig)
+    assert "its scores of an input beside a longer one are others" in refusal(fnet)
 
 
 def test_tokenizers_that_do_not_serve(checkpoint: Path, tmp_path: Path) -> None:
