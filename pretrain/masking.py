@@ -37,12 +37,16 @@ class SpecialTokens(NamedTuple):
     begins_character: NDArray[np.bool_] = np.zeros(0, np.bool_)
     """(size,): whether the token begins with a character, not amid the bytes of one. Only masks of
     whole characters ask for it."""
+    added: NDArray[np.int64] = np.zeros(0, np.int64)
+    """The ids of added tokens, which stand in text for their names: each is a word of its own."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "SpecialTokens":
         ids = tokenizer.bos_id, tokenizer.pad_id, tokenizer.eos_id, tokenizer.mask_id
         begins = tokenizer.begins_word, tokenizer.begins_character
-        return cls(tokenizer.vocab_size, *ids, *begins)
+        vocabulary = tokenizer.vocabulary
+        added = np.array([vocabulary.ids[token.content] for token in vocabulary.added], np.int64)
+        return cls(tokenizer.vocab_size, *ids, *begins, added)
 
 
 class MaskedInputs(NamedTuple):
@@ -87,20 +91,30 @@ def mask_blocks(
         masking.mask + masking.random,
         masking.style == "bert",
         masking.whole_words,
-        word_starts is not None,
         masking.longest_word or 0,
     )
-    if masking.words == "characters":
-        special = special._replace(begins_word=special.begins_character)
-    if word_starts is None:
-        word_starts = np.zeros((len(ids), 0), np.bool_)
+    starts = np.zeros((len(ids), 0), np.bool_)
+    if masking.whole_words:
+        starts = _word_starts(ids, masking, special) if word_starts is None else word_starts
+        if special.added.size:
+            alone = np.isin(ids, special.added)
+            starts = starts | alone | np.pad(alone, ((0, 0), (1, 0)))[:, :-1]
 
     wide = index.astype(np.uint64)
     keys = [np.full_like(wide, seed), wide & _LOW, wide >> _HALF, epoch.astype(np.uint64)]
     inputs, targets = ids.astype(np.int64), np.zeros(ids.shape, np.bool_)
     widths, by_row = lengths.astype(np.int64), np.stack(keys, axis=1)
-    _mask_rows(inputs, targets, widths, by_row, word_starts, rule, special)
+    _mask_rows(inputs, targets, widths, by_row, starts, rule, special)
     return MaskedInputs(inputs, targets)
+
+
+def _word_starts(
+    ids: NDArray[np.integer], masking: MaskingConfig, special: SpecialTokens
+) -> NDArray[np.bool_]:
+    """Whether a word begins at each position, (N, L), where the ids alone tell."""
+    characters = masking.words == "characters"
+    begins = special.begins_character if characters else special.begins_word
+    return begins[ids]
 
 
 class _Rule(NamedTuple):
@@ -113,8 +127,6 @@ class _Rule(NamedTuple):
     """otherwise, below this one, as a random token."""
     bert: bool
     whole_words: bool
-    from_text: bool
-    """Words begin where the text says, not where the tokens do."""
     longest_word: int
     """0: any length."""
 
@@ -137,8 +149,8 @@ def _mask_rows(
     special: SpecialTokens,
 ) -> None:
     """Mask each row in place. `keys`: (N, 4), what a row's random numbers depend on: the seed, its
-    index (low and high half) and epoch. `word_starts`: (N, L), or (N, 0) where they are not asked
-    for."""
+    index (low and high half) and epoch. `word_starts`: (N, L), or (N, 0) where no whole words are
+    masked."""
     length = inputs.shape[1]
     scores = np.empty(4 * ((length + 3) // 4), np.uint64)
     begins = np.empty(length, np.int64)
@@ -193,9 +205,8 @@ def _find_candidates(
         is_special = token == special.bos or token == special.eos
         begins[position] = position
         if rule.whole_words and not (is_special or after_special):
-            starts = word_starts[position] if rule.from_text else special.begins_word[token]
             begin = begins[position - 1]
-            if not starts and position - begin < longest:
+            if not word_starts[position] and position - begin < longest:
                 begins[position] = begin
 
         after_special = is_special

@@ -46,7 +46,13 @@ def shown(micro_batch: Any) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("masks", [[], ["masking.whole_words=true", "masking.words=icu"]])
+@pytest.mark.parametrize(
+    "masks",
+    [
+        [],
+        pytest.param(["masking.whole_words=true", "masking.words=icu"], marks=pytest.mark.full),
+    ],
+)
 def test_a_trace_of_a_run_s_folder_is_what_its_ranks_were_fed(
     make_pretraining: Callable[..., PretrainingConfig],
     capfd: pytest.CaptureFixture[str],

@@ -320,6 +320,25 @@ def test_a_character_is_a_word() -> None:
         assert_whole(words, targets)
 
 
+@pytest.mark.parametrize("words", ["whitespace", "characters", "icu"])
+def test_an_added_token_is_a_word_of_its_own(words: str) -> None:
+    """As `[ENT]` in `x[ENT]yz`, with no space around it."""
+    nowhere = np.zeros(VOCABULARY.size, bool)
+    special = VOCABULARY._replace(
+        begins_word=nowhere, begins_character=nowhere, added=np.array([250, 251])
+    )
+    ids = np.full((300, 40), 7)
+    ids[:, [10, 20, 21]] = 250, 251, 250
+    starts = np.zeros_like(ids, bool) if words == "icu" else None
+    at = np.full(300, 40), np.zeros(300, int), np.arange(300)
+    settings = masking(whole_words=True, words=words, probability=0.3)
+    masked = mask_blocks(ids, *at, settings, special, 1, starts)
+    began = np.isin(np.arange(40), [0, 10, 11, 20, 21, 22])
+    for targets in masked.targets:
+        assert_whole(words_of(ids[0], began), targets)
+    assert starts is None or not starts.any()
+
+
 def test_words_and_their_bound_belong_to_whole_words() -> None:
     for key, value in (("words", "icu"), ("longest_word", 4)):
         with pytest.raises(ValueError, match=rf"masking.{key} without masking.whole_words: true"):
