@@ -37,7 +37,14 @@ def open_teacher(
     Raises UserError unless it has the student's dimensions but for the layers, as many of these or
     more, and the tokenizer's vocabulary; all dimensions that differ are named."""
     teacher = open_roberta(files, student)
-    theirs = files.vocabulary()
+    try:
+        theirs = files.vocabulary()
+    except UserError as fault:
+        raise UserError(
+            f"{fault}. A teacher has the data's vocabulary: continue this one with a vocabulary of"
+            " bytes (model.init_from), and let that run teach"
+        ) from None
+
     check_tokens(files.title, teacher, len(theirs.ids), theirs.ids["<pad>"])
     if theirs.fingerprint != tokenizer.fingerprint:
         raise UserError(

@@ -22,6 +22,7 @@ LOCK = ".lock"
 WORK_LOCK = ".work.lock"
 """Name of the lock on a folder's `work`, which goes when the stage is done: so the lock lies
 outside."""
+_POINTER = b"version https://git-lfs.github.com/spec/"
 LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 """Names that `unfinished` gives."""
 
@@ -38,6 +39,16 @@ def matching(glob: Path) -> Iterator[Path]:
             yield folder / name
         if found:
             return
+
+
+def check_fetched(path: Path) -> None:
+    """Raises ValueError if the file is what Git LFS leaves in the place of one that it has not
+    fetched."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(
+                "a pointer of Git LFS, not the file itself; fetch it (git lfs pull, or hf download)"
+            )
 
 
 @contextlib.contextmanager

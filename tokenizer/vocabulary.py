@@ -15,7 +15,7 @@ from typing import Any
 
 from robustly import UserError
 from robustly.config import fingerprint
-from robustly.files import write_atomic, write_json
+from robustly.files import check_fetched, write_atomic, write_json
 from robustly.strict_json import Kind, parse_json
 from robustly.tokenizer.added_tokens import AddedToken, special_tokens
 from robustly.tokenizer.special_tokens import (
@@ -490,8 +490,9 @@ def _merges_tokens(merge: tuple[Any, ...], ids: Mapping[str, Any]) -> bool:
 def read_text(path: Path) -> str:
     """Raises UserError if the file cannot be read."""
     try:
+        check_fetched(path)
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); expected the folder of a finished tokenizer stage,"
             " of a published model or of a Hugging Face tokenizer"

@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from robustly import UserError
+from robustly.files import check_fetched
 from robustly.pretrain.start.model_files import ModelFiles
 from robustly.resources import check_memory
 from robustly.tokenizer.special_tokens import MASK_TOKEN, SPECIAL_TOKENS, byte_symbols
@@ -37,6 +38,9 @@ class SourceTokens:
         another way than is told above."""
         path = next((p for p in files.vocabulary_files if p.name == "tokenizer.json"), None)
         try:
+            if path:
+                check_fetched(path)
+
             tokenizer = (
                 Tokenizer.from_file(str(path)) if path else fast_tokenizer(files.vocabulary())
             )

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robustly import UserError
+from robustly.files import check_fetched
 from robustly.resources import check_memory
 
 _LEGACY_PICKLES = 4
@@ -36,9 +37,6 @@ _FAULTS = (
     zlib.error,
 )
 """What a file that is no checkpoint, or a damaged one, makes torch and pickle raise."""
-
-
-_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class Placeholder:
@@ -63,7 +61,7 @@ def read_pickle(path: Path) -> Any:
     torch's restricted unpickler (`weights_only`) reads it. Raises UserError if it cannot, as where
     a pickle names a function of `os`, or is cut off."""
     try:
-        _check_fetched(path)
+        check_fetched(path)
         placeholders: list[Any] = [(Placeholder, name) for name in sorted(_names(path))]
         with torch.serialization.safe_globals(placeholders):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -80,7 +78,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return state_dict(path, read_pickle(path))
 
     try:
-        _check_fetched(path)
+        check_fetched(path)
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         check_memory(error, path)
@@ -104,16 +102,6 @@ def state_dict(path: Path, value: Any) -> dict[str, Tensor]:
         raise UserError(f"{path}: expected tensors by name (a state_dict), found {found}")
 
     return dict(value)
-
-
-def _check_fetched(path: Path) -> None:
-    """Raises ValueError if the file is what Git LFS leaves in the place of one that it has not
-    fetched."""
-    with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            raise ValueError(
-                "a pointer of Git LFS, not the file itself; fetch it (git lfs pull, or hf download)"
-            )
 
 
 def _names(path: Path) -> set[str]:

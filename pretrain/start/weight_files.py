@@ -36,6 +36,8 @@ _ELSEWHERE = (
     ("pytorch_model.*.bin", "weights of one variant; rename it to pytorch_model.bin"),
     ("tf_model.h5", _CONVERT.format("TensorFlow")),
     ("flax_model.msgpack", _CONVERT.format("Flax")),
+    ("*.safetensors", "if it holds the whole model, rename it to model.safetensors"),
+    ("*.ckpt", "a checkpoint of Lightning; save its model's weights alone (save_pretrained)"),
     ("*.onnx", "a graph of ONNX, not to be trained; take the weights that it was made from"),
     ("*.gguf", "weights of llama.cpp; take those that they were made from"),
 )

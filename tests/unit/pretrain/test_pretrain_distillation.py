@@ -33,6 +33,7 @@ from robustly.pretrain.start.model_files import find_model
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 from synthetic import VOCABULARY, masking, model, order, run
+from tests import small_checkpoints
 
 WORDS = lay_out([("t", "h"), ("th", "e")])
 SETTINGS = DistillationConfig(teacher="there", temperature=3.0)
@@ -253,6 +254,13 @@ def test_a_teacher_of_another_vocabulary_is_refused(folder: Path) -> None:
         match=r"263 tokens there, 262 in the data's vocabulary.*set tokenizer.import",
     ):
         teacher_for(folder, section(), Tokenizer(lay_out([("t", "h")])))
+
+
+def test_a_teacher_with_pieces_of_text_is_told_the_way_round(tmp_path: Path) -> None:
+    small_checkpoints.unigram(tmp_path)
+    page = section().model_copy(update={"hidden": 32, "feed_forward": 64, "positions": 42})
+    with pytest.raises(UserError, match=r"Unigram .*model\.init_from\), and let that run teach"):
+        teacher_for(tmp_path, page)
 
 
 @pytest.mark.parametrize("tied", [True, False])

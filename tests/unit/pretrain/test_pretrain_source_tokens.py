@@ -235,6 +235,12 @@ def other_names(folder: Path) -> None:
         (word_piece, r"tokenizer|neither in symbols of bytes nor SentencePiece's"),
         (other_names, r"its tokenizer has no <pad>; expected RoBERTa's special tokens"),
         (
+            lambda folder: (folder / "tokenizer.json").write_text(
+                "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+            ),
+            "tokenizer.json: .* a pointer of Git LFS",
+        ),
+        (
             lambda folder: (folder / "tokenizer.json").write_text("{}"),
             "tokenizer.json: not a file of `tokenizers`",
         ),

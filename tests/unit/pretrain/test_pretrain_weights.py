@@ -236,6 +236,14 @@ REFUSED: dict[str, tuple[Save, str]] = {
         "weights of TensorFlow; save them with transformers as model.safetensors",
     ),
     "nothing": (lambda f, m: None, "its weights are not there; looked for model.safetensors, "),
+    "a name of one's own": (
+        lambda f, m: save_file(state_of(m, TIED), f / "best.safetensors"),
+        "best.safetensors is there: if it holds the whole model, rename it to model.safetensors",
+    ),
+    "Lightning": (
+        lambda f, m: torch.save({"state_dict": state_of(m)}, f / "last.ckpt"),
+        "last.ckpt is there: a checkpoint of Lightning",
+    ),
     "Git LFS": (
         lambda f, m: (f / "model.safetensors").write_text(
             "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"

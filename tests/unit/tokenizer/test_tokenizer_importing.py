@@ -414,6 +414,12 @@ SPLIT = pre_tokenizers.Sequence(
             "spiece.model: a SentencePiece model",
         ),
         (lambda folder: None, "vocab.json: cannot be read"),
+        (
+            lambda folder: (folder / "tokenizer.json").write_text(
+                "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+            ),
+            "tokenizer.json: cannot be read (a pointer of Git LFS",
+        ),
     ],
 )
 def test_other_kinds_are_refused_with_the_reason(make, message, text, tmp_path):
