@@ -5,7 +5,7 @@ table.
     multilingual
 
 The files are text with a blank line between documents, or JSON lines with a key `text`; plain or
-.xz. The vocabulary is trained on the first of them. Documents are encoded in turn by both, in
+.xz. A vocabulary of each pattern is trained on the first of them. Documents are encoded in turn by both, in
 batches, so that both see the same machine; seconds are those of the processor. "cold": each text is
 new to the table; "warm": all of it was encoded once before. Ids are compared. The table is printed
 and written to benchmarks/results/encoding-<date>.md."""
@@ -22,13 +22,15 @@ from typing import Any
 
 from beside import Watched, case, main, plain
 
+from robustly.tokenizer.words import PATTERNS
+
 VOCAB_SIZE = 50_265
 BATCH = 64
 PAGE = """
 base: roberta_base.yaml
 name: benchmark
 corpus: {{sources: ["{source}"], documents: blank_line, validation: 0.0}}
-tokenizer: {{vocab_size: {vocab_size}, min_frequency: 2}}
+tokenizer: {{vocab_size: {vocab_size}, min_frequency: 2, accept_fewer: true, pattern: {pattern}}}
 run: {{workers: {workers}}}
 paths: {{root: {root}}}
 """
@@ -72,27 +74,33 @@ CASES: dict[str, Callable[..., Any]] = {"encoding": encoding}
 
 def measure(given: list[str], scratch: Path) -> str:
     files = plain(given, scratch)
-    page = scratch / "page.yaml"
-    page.write_text(
-        PAGE.format(
-            source=files[0], vocab_size=VOCAB_SIZE, workers=os.cpu_count(), root=scratch / "run"
-        )
-    )
-    Watched([sys.executable, "-m", "robustly.cli", "tokenizer", str(page)])
-    folder = str(scratch / "run" / "tokenizer")
-    Watched(case("encoding", folder, files[-1]))  # compiles, where nothing is compiled yet
     rows = []
 
-    for file in files:
-        found = json.loads(Watched(case("encoding", folder, file)).output)
-        size, bare = found["megabytes"], found["tiktoken"]
-        speeds = [
-            f"{size / found[name]:.1f} ({bare / found[name]:.1f})" for name in ("cold", "warm")
-        ]
-        rows.append(
-            f"| {Path(file).name} | {size:.1f} | {size / bare:.1f} | {speeds[0]} | {speeds[1]} |"
-            f" {found['start']:.1f} |"
+    for pattern in PATTERNS:
+        page, root = scratch / f"{pattern}.yaml", scratch / pattern
+        page.write_text(
+            PAGE.format(
+                source=files[0],
+                vocab_size=VOCAB_SIZE,
+                pattern=pattern,
+                workers=os.cpu_count(),
+                root=root,
+            )
         )
+        Watched([sys.executable, "-m", "robustly.cli", "tokenizer", str(page)])
+        folder = str(root / "tokenizer")
+        Watched(case("encoding", folder, files[-1]))  # compiles, where nothing is compiled yet
+
+        for file in files:
+            found = json.loads(Watched(case("encoding", folder, file)).output)
+            size, bare = found["megabytes"], found["tiktoken"]
+            speeds = [
+                f"{size / found[name]:.1f} ({bare / found[name]:.1f})" for name in ("cold", "warm")
+            ]
+            rows.append(
+                f"| {pattern} | {Path(file).name} | {size:.1f} | {size / bare:.1f} | {speeds[0]} |"
+                f" {speeds[1]} | {found['start']:.1f} |"
+            )
 
     versions = ", ".join(f"{library} {version(library)}" for library in ("tiktoken", "numba"))
 
@@ -101,8 +109,8 @@ def measure(given: list[str], scratch: Path) -> str:
 {time.strftime("%Y-%m-%d")}, one core of {os.cpu_count()}, {platform.machine()}, Python {platform.python_version()},
 {versions}. Load of the machine over the last five minutes: {os.getloadavg()[1]:.1f}.
 
-| file | MB | tiktoken, MB/s | table, cold (times as fast) | table, warm | start, s |
-| --- | --- | --- | --- | --- | --- |
+| pattern | file | MB | tiktoken, MB/s | table, cold (times as fast) | table, warm | start, s |
+| --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
 """
 

@@ -33,6 +33,7 @@ from robustly.tokenizer.special_tokens import CONTROL_TOKENS
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import Vocabulary, fast_tokenizer, lay_out, save_vocabulary
 
+MANY_MARKS = 0.01  # of the words that are counted; emoji alone give fewer
 SAMPLE_PARTITIONS = 16
 SAMPLE_DOCUMENTS = 16  # of each partition
 SAMPLE_CHARACTERS = 4096  # of each document
@@ -116,6 +117,9 @@ class TokenizerStage:
         """Returns the vocabulary, what it was trained on, and the manifest's counts."""
         text = self._partitions()
         tally, sums = count(self.corpus, self.tokenizer, text, work, self.processing)
+        if self.tokenizer.pattern == "gpt2":
+            _warn_of_marks(sums.cut_at_marks / tally["words"])
+
         vocabulary, counts = _train(work / COUNTS_FILE, sums, self.tokenizer)
         found: dict[str, float] = {**tally, "distinct_words": sums.words, **counts}
         # of the words that were trained on, which are all words unless rare ones were left out
@@ -221,6 +225,16 @@ def _train(
     found_counts = {"trained_on_words": training.words} if least > 1 else {}
     found_counts |= {"entries": len(vocabulary.ids), "merges": found, "tokens": training.tokens}
     return vocabulary, found_counts
+
+
+def _warn_of_marks(share: float) -> None:
+    """Say it where many of the words begin with a combining mark."""
+    if share > MANY_MARKS:
+        log.warn(
+            f"{share:.0%} of the words that were counted begin with a combining mark: GPT-2's"
+            " pattern ends a word before each, and no vocabulary can put them together;"
+            " tokenizer.pattern: unicode keeps marks with their letters"
+        )
 
 
 def _check_memory(sums: CountSummary, least: int) -> None:

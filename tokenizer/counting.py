@@ -62,6 +62,9 @@ class CountSummary:
     """Bytes of these."""
     rare: list[list[int]]
     """Place n: how many words occur n times, and their bytes; for n up to `RARE`."""
+    cut_at_marks: int = 0
+    """Words, every occurrence, that begin with a combining mark: parts of what is one word to a
+    reader."""
 
     def kept(self, min_count: int) -> tuple[int, int]:
         """Distinct words that occur at least so often, and their bytes."""
@@ -225,11 +228,11 @@ def _sum_up(work: Path, size: int, processing: Processing) -> CountSummary:
         process(write_sum, sums, work / f"tasks-{level}", processing, "summing counts")
 
     paths = few_files([_words_file(work, number) for number in range(size)], write)
-    words = symbols = 0
+    words = symbols = cut_at_marks = 0
     rare = [[0, 0] for _ in range(RARE + 1)]
 
     def measured(counts: Iterable[Count]) -> Iterator[Count]:
-        nonlocal words, symbols
+        nonlocal words, symbols, cut_at_marks
         for word, number in counts:
             length = len(word.encode())
             words += 1
@@ -238,9 +241,12 @@ def _sum_up(work: Path, size: int, processing: Processing) -> CountSummary:
                 rare[number][0] += 1
                 rare[number][1] += length
 
+            if unicodedata.category(word[0]).startswith("M"):
+                cut_at_marks += number
+
             yield word, number
 
     write_counts(work / COUNTS_FILE, measured(sum_sorted(paths, "summing counts")))
-    sums = CountSummary(words, symbols, rare)
+    sums = CountSummary(words, symbols, rare, cut_at_marks)
     write_json(known, asdict(sums))
     return sums

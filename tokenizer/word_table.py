@@ -483,12 +483,16 @@ def _digits_end(text: U8, end: Int, classes: U8) -> Int:
 
 @njit(cache=True)
 def _ending_end(text: U8, end: Int, classes: U8) -> Int:
-    """Where that ends which letters that end at `end` take along: a contraction, or the mark that
-    ends a Tibetan syllable (U+0F0B, U+0F0C)."""
+    """Where that ends which letters that end at `end` take along: a contraction, or what ends a
+    Tibetan syllable (U+0F0B, U+0F0C) or an Ethiopic word (U+1361)."""
     size = len(text)
     if end == size:
         return end
-    if _is_three(text, end, 0xE0, 0xBC, 0x8B) or _is_three(text, end, 0xE0, 0xBC, 0x8C):
+    if (
+        _is_three(text, end, 0xE0, 0xBC, 0x8B)
+        or _is_three(text, end, 0xE0, 0xBC, 0x8C)
+        or _is_three(text, end, 0xE1, 0x8D, 0xA1)
+    ):
         return end + 3
 
     if text[end] == APOSTROPHE:

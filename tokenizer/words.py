@@ -22,10 +22,10 @@ PATTERNS: dict[PatternName, str] = {
     # it; white space, whose last character is left to the word after it where that can take it.
     "gpt2": r"'(?:[stmd]|re|ve|ll)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s",
     # A mark belongs to what it follows. Letters part where a capital follows a small one, and take
-    # an English contraction or the mark that ends a Tibetan syllable along; three digits at most;
-    # the space of no width, with which Khmer is written, goes with the word after it, as a space.
+    # along an English contraction, or what ends a Tibetan syllable or an Ethiopic word; three
+    # digits at most; the space of no width, as in Khmer, goes with the word after it, like a space.
     "unicode": rf"[ \u200b]?(?:{_NOT_LOWER}++{_NOT_UPPER}*+|{_NOT_UPPER}++)"
-    rf"(?:{_CONTRACTION}|[\u0f0b\u0f0c])?+"
+    rf"(?:{_CONTRACTION}|[\u0f0b\u0f0c\u1361])?+"
     rf"|[ \u200b]?(?:\p{{N}}[{_MARK}]*+){{1,3}}"
     r"| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s",
 }

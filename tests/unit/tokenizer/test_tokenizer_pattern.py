@@ -226,6 +226,19 @@ def test_what_a_special_token_may_be_depends_on_the_pattern():
         settings(special_tokens=["it's"], pattern="unicode")
 
 
+def test_a_corpus_that_gpt2_cuts_at_its_marks_is_told_of_the_other(
+    folder, corpus_of, tmp_path, capsys
+):
+    corpus = corpus_of(folder.parent / "texts.jsonl")
+    made(corpus, tmp_path / "unicode", pattern="unicode")
+    assert "combining mark" not in capsys.readouterr().err
+    made(corpus, tmp_path / "gpt2", vocab_size=500)
+    assert re.search(
+        r"warning: \d\d% of the words .* begin with a combining mark.* tokenizer\.pattern: unicode",
+        capsys.readouterr().err,
+    )
+
+
 # ------------------------------------------------------------------------------------- the segmenter
 
 

@@ -54,7 +54,7 @@ def test_words_are_those_of_gpt2_and_lose_nothing(text):
 
 
 # What the pattern `unicode` looks at, and halves of what belongs together.
-CASES = [*"'’sSlLrRaAéƏǅʰ", *"कि्ष", "ா", "\u0301", "\u200c", "\u200d", "\u200b", *"་༌།"]
+CASES = [*"'’sSlLrRaAéƏǅʰ", *"कि्ष", "ா", "\u0301", "\u200c", "\u200d", "\u200b", *"་༌།፡"]
 CASES += [*" \n\u3000", *"12٣½", "\u20e3", "\ufe0f", *".中ไ่😀👩", "'ll", "’VE", " ", " "]
 MARKED = TEXT | st.lists(st.sampled_from(CASES), max_size=30).map("".join)
 
@@ -97,6 +97,8 @@ def test_words_with_marks_are_those_of_tokenizers(text):
         ["र्\u200dय"],
         # a Tibetan syllable takes the mark that ends it along
         ["བོད་", "སྐད་", "ཡིན", "།", " ང་"],
+        # and an Ethiopic word the one that ends it
+        ["ለሰው፡", "ልጅ", "።"],
         # the space of no width goes with the word after it
         ["ភាសា", "\u200bខ្មែរ", "\u200b១២", "\u200b។"],
         # emoji are whole, and apart from letters
