@@ -119,6 +119,7 @@ def describe_on(folder: Path, texts: NamedTexts | None) -> Description:
     figures = {
         "entries": tokenizer.vocab_size,
         "merges": len(vocabulary.merges),
+        "pattern": vocabulary.pattern,
         "single_byte_entries": sum(len(token) == 1 for token in ordinary.values()),
         **{name: trained[name] for name in COUNTS if name in trained},
     }
