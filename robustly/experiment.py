@@ -16,6 +16,7 @@ from robustly.publish.config import PublishConfig, ReportConfig
 from robustly.stages import RUN_STAGES, RunStage, resolve
 
 if TYPE_CHECKING:
+    from robustly.data_prep.cleaning.clean import CleanStage
     from robustly.delta.config import DeltaExperiment
 
 
@@ -117,16 +118,20 @@ class RanksEnded(Exception):
         """Exit code."""
 
 
-def clean_work(experiment: Experiment) -> Work:
+def clean_stage(experiment: Experiment) -> "CleanStage":
     from robustly.data_prep.cleaning.clean import CleanStage
 
-    made = CleanStage(
+    return CleanStage(
         experiment.corpus,
         experiment.cleaning,
         experiment.data.language,
         experiment.folder("clean"),
         experiment.processing,
     )
+
+
+def clean_work(experiment: Experiment) -> Work:
+    made = clean_stage(experiment)
     return Work(made.make, made.stage)
 
 

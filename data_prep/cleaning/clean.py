@@ -87,17 +87,20 @@ class CleanStage:
 
         return inputs, files
 
-    def make(self) -> Manifest:
-        """Decide which documents are kept; does nothing where that is done. Returns the manifest.
-
-        Raises UserError if the config cleans nothing, if the corpus or another file cannot be read,
-        if a library is not installed, or if no document would be left."""
+    def check_on(self) -> None:
+        """Raises UserError if the config cleans nothing."""
         if not self.cleaning.on:
             raise UserError(
                 "cleaning: the config asks for none, and the corpus is taken as it is; to clean it,"
                 " set a key such as cleaning.exact_duplicates=true"
             )
 
+    def make(self) -> Manifest:
+        """Decide which documents are kept; does nothing where that is done. Returns the manifest.
+
+        Raises UserError if the config cleans nothing, if the corpus or another file cannot be read,
+        if a library is not installed, or if no document would be left."""
+        self.check_on()
         stage = self.stage()
         return stage.make(work_key(stage.hash), self._process, self._collect)
 

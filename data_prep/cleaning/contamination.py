@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datatrove.utils.text import simplify_text
 from numpy.typing import NDArray
 
 from robustly import UserError, log
 from robustly.corpus.files import corpus_files
 from robustly.corpus.formats import format_of, where
 from robustly.data_prep.cleaning.config import ContaminationConfig, EvaluationFiles
-from robustly.data_prep.cleaning.shingles import ngram_hashes
+from robustly.data_prep.cleaning.shingles import ngram_hashes, words
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,22 @@ def build_index(contamination: ContaminationConfig) -> EvaluationIndex:
 
 def contaminated(text: str, index: NDArray[np.uint64], n: int) -> bool:
     """Whether a text shares a run of n words with those of the index."""
+    return bool(np.any(_shared(text, index, n)))
+
+
+def shared_run(text: str, index: NDArray[np.uint64], n: int) -> list[str]:
+    """The first run of words that a contaminated text shares with those of the index,
+    simplified."""
+    first = int(np.argmax(_shared(text, index, n)))
+    return words(simplify_text(text))[first : first + n]
+
+
+def _shared(text: str, index: NDArray[np.uint64], n: int) -> NDArray[np.bool_]:
+    """Which of a text's runs of n words are in the index: (runs,)."""
     runs = ngram_hashes(text, n)
     places = np.searchsorted(index, runs)
     places[places == index.size] = 0  # beyond the last: it differs from the first, too
-    return bool(np.any(index[places] == runs))
+    return index[places] == runs
 
 
 def evaluation_texts(path: Path, keys: list[str] | None) -> Iterator[str]:

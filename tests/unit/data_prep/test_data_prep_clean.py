@@ -23,10 +23,11 @@ from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.documents import documents
 from robustly.corpus.partitions import partitions
-from robustly.data_prep.cleaning import steps
+from robustly.data_prep.cleaning import showing, steps
 from robustly.data_prep.cleaning.clean import CleanStage
 from robustly.data_prep.cleaning.config import CleaningConfig
 from robustly.data_prep.cleaning.dropped import write_dropped
+from robustly.data_prep.cleaning.showing import excerpt, show_rules
 from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.store import Store
 from robustly.inspection.describe import describe_folder
@@ -695,6 +696,119 @@ def test_documents_with_personal_data_may_be_dropped(personal, tmp_path):
     assert seen_by_later_stages(config, folder, tmp_path / "clean") == [*INNOCENT[:5], " \n"]
     ips = {"personal_data": {"action": "drop", "kinds": "ip"}}
     assert clean_stage(folder, config, tmp_path / "ip", **ips).make().counts["kept_documents"] == 10
+
+
+# ------------------------------------------------------------------------------------------ showing
+
+
+SHOWN = {
+    "min_words": ("2 words", "Too short."),
+    "language": ("de 1.00, en 0.00", "der und der und"),
+    "gopher_repetition: dup_line_frac": ("dup_line_frac", "The same line comes again, and that of all lines. ⏎ The"),
+    "contamination": ("why did the second of the three brothers leave the old house by", QUESTION),
+    "exact_duplicates": ("equal to one before", INNOCENT[3][:60]),
+    "near_duplicates": ("similar to one before", INNOCENT[10][:60]),
+}  # fmt: skip
+
+
+def test_examples_of_what_is_dropped(cleaned, tmp_path):
+    """Before the corpus is cleaned a sample, without duplicates; after that, what was decided.
+    Neither makes anything."""
+    folder, config, _ = cleaned
+    by_rules = [reason for reason in SHOWN if not reason.endswith("duplicates")]
+    before = show_rules(clean_stage(folder, config, tmp_path / "new", **EVERYTHING), 2)
+    assert not (tmp_path / "new").exists()
+    assert before.summary.startswith("A sample of 31 documents")
+    assert "duplicates are looked for in the whole corpus alone" in before.notes
+
+    after = show_rules(clean_stage(folder, config, folder / "clean", **EVERYTHING), 2)
+    assert after.summary == "Decisions on 31 documents." and not after.notes
+
+    for found, reasons in ((before, by_rules), (after, list(SHOWN))):
+        counts, *listings = found.examples
+        assert [listing.title for listing in listings] == reasons
+        assert {f"dropped by {reason}" for reason in reasons} < {row["what"] for row in counts.rows}
+        for listing in listings:
+            (row,) = listing.rows
+            why, text = SHOWN[listing.title]
+            assert row["why"] == why and text in row["text"], row
+            assert len(row["text"]) < 250
+
+    others = {**EVERYTHING, "min_words": 6}  # a page that the folder does not fit
+    assert show_rules(
+        clean_stage(folder, config, folder / "clean", **others), 1
+    ).summary.startswith("A sample")
+    with pytest.raises(UserError, match="the config asks for none"):
+        show_rules(clean_stage(folder, config, tmp_path / "new"), 1)
+
+
+def test_examples_of_what_is_replaced(personal, tmp_path):
+    folder, config = personal
+    stage = clean_stage(
+        folder, config, tmp_path / "clean", personal_data="replace", exact_duplicates=True
+    )
+    before = show_rules(stage, 5)
+    stage.make()
+    after = show_rules(stage, 5)
+
+    for found, mails in ((before, 5), (after, 4)):
+        counts = {row["what"]: row["count"] for row in found.examples[0].rows}
+        assert (counts["replaced mail"], counts["replaced ip"]) == (mails, 2)
+        rows = {listing.title: listing.rows for listing in found.examples[1:]}
+        assert len(rows["replaced mail"]) == mails
+        assert "jo1@host1.org" in rows["replaced mail"][0]["before"]
+        assert "<mail>" in rows["replaced mail"][0]["after"]
+        (row,) = rows["replaced ip"]  # a document's first
+        assert "From 93.184.216.119 and 93.184.216.120, jo@host.org." in row["before"]
+        assert "From <ip> and <ip>, <mail>." in row["after"]
+
+    (row,) = after.examples[1].rows
+    assert after.examples[1].title == "exact_duplicates" and "jo2" not in row["text"]
+    assert [len(listing.rows) for listing in show_rules(stage, 1).examples[1:]] == [1, 1, 1]
+
+    dropping = clean_stage(folder, config, tmp_path / "drop", personal_data="drop")
+    told = show_rules(dropping, 1).examples[2]
+    assert told.title == "personal_data: mail" and told.rows[0]["why"] == "mail: jo1@host1.org"
+    assert "jo1@host1.org" in told.rows[0]["text"]
+
+
+def test_a_sample_is_spread_and_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(showing, "SAMPLE_PARTITIONS", 3)
+    monkeypatch.setattr(showing, "SAMPLE_DOCUMENTS", 7)
+    monkeypatch.setattr("robustly.corpus.partitions.PARTITION_BYTES", 2500)  # a file each
+    for number in range(7):
+        write_rows(tmp_path / f"{number}.jsonl", [f"{number} {story(number)}"] * 5)
+
+    found = show_rules(
+        clean_stage(tmp_path, corpus("*.jsonl"), tmp_path / "clean", min_words=900), 9
+    )
+    assert [row["text"][0] for row in found.examples[1].rows] == [*"000", *"333", *"666"]
+    monkeypatch.setattr(showing, "SAMPLE_CHARACTERS", 3 * 300)
+    found = show_rules(
+        clean_stage(tmp_path, corpus("*.jsonl"), tmp_path / "clean", min_words=900), 9
+    )
+    assert [row["text"][0] for row in found.examples[1].rows] == ["0", "3", "6"]
+
+
+def test_examples_are_spread_over_the_corpus(tmp_path, monkeypatch):
+    monkeypatch.setattr("robustly.corpus.partitions.PARTITION_BYTES", 600)  # a file each
+    for number in range(5):
+        write_rows(
+            tmp_path / f"{number}.jsonl", [*(f"{number}{n}" for n in range(4)), story(number)]
+        )
+
+    stage = clean_stage(tmp_path, corpus("*.jsonl"), tmp_path / "clean", min_words=5)
+    stage.make()
+    found = show_rules(stage, 3)
+    assert [row["text"] for row in found.examples[1].rows] == ["00", "21", "43"]
+    assert len(show_rules(stage, 99).examples[1].rows) == 20
+
+
+def test_excerpts():
+    text = "a" * 100 + "MATCH" + "\n \tb\n" + "c" * 200
+    assert excerpt(text, 100, 105) == f"…{'a' * 70}MATCH ⏎ b ⏎ {'c' * 65}…"
+    assert excerpt("short", 0, 0) == "short"
+    assert len(excerpt("x" * 10**6, 10, 10**6 - 10)) < 230
 
 
 @pytest.mark.parametrize("name", ["dropped.jsonl", "dropped.jsonl.gz"])

@@ -1,0 +1,343 @@
+"""Show what each rule does, on examples: of a sample before the corpus is cleaned, and of the whole
+corpus once it is. Nothing is made or changed."""
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import regex
+from numpy.typing import NDArray
+
+from robustly import UserError, manifest
+from robustly.corpus import decisions
+from robustly.corpus.config import CorpusConfig
+from robustly.corpus.documents import documents
+from robustly.corpus.partitions import partitions
+from robustly.corpus.replacements import read as read_spans
+from robustly.corpus.replacements import replacements_file, with_placeholders
+from robustly.data_prep.cleaning.clean import CleanStage
+from robustly.data_prep.cleaning.config import CleaningConfig
+from robustly.data_prep.cleaning.language import check_languages, language_probabilities, model_file
+from robustly.data_prep.cleaning.personal_data import finder
+from robustly.data_prep.cleaning.rules import (
+    CONTAMINATION,
+    EXACT,
+    LANGUAGE,
+    NEAR,
+    PERSONAL_DATA,
+    check_words,
+    in_order,
+    reason_to_drop,
+    rules_of,
+)
+from robustly.description import Description, Listing
+from robustly.files import sha256
+from robustly.manifest import Manifest
+
+OPTION = "--show"
+SAMPLE_PARTITIONS, SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS = 50, 1_000, 2_000_000
+"""Of a sample, at most: all sets of quality rules look at so much in half a minute."""
+AROUND = 70
+"""Characters of an excerpt on either side of what a rule is about."""
+Span = tuple[int, int, int]
+"""Of a text: start, end, place among the placeholders."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A document that the rules have looked at."""
+
+    source: str
+    text: str
+    """As the corpus has it."""
+    spans: list[Span]
+    """What is replaced in it."""
+    reason: str | None
+    """Why it is dropped; None: it is kept."""
+
+
+def show_rules(stage: CleanStage, number: int) -> Description:
+    """Up to `number` examples of what each rule of a config does.
+
+    Raises UserError if the config cleans nothing, or if the corpus, or what a rule needs, cannot be
+    read."""
+    stage.check_on()
+    made = manifest.read(stage.folder)
+    finished = made if made and made.hash == stage.stage().hash else None
+    explain = _Explanations(stage.cleaning)
+    replaced = {kind: f"replaced {kind}" for kind in stage.cleaning.replacements}
+
+    if finished:
+        judged = list(_chosen(stage, number))
+        summary = f"Decisions on {finished.counts['documents']:,} documents."
+        rows, notes = _counted(finished), []
+    else:
+        judged, rows = _sampled(stage, explain)
+        summary = (
+            f"A sample of {len(judged):,} documents; the corpus is not cleaned by these rules yet."
+        )
+        notes = ["the whole corpus: robustly clean CONFIG"]
+        if stage.cleaning.exact_duplicates or stage.cleaning.near_duplicates:
+            notes.insert(0, "duplicates are looked for in the whole corpus alone")
+
+    examples: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for each in judged:
+        if each.reason:
+            if len(examples[each.reason]) < number:
+                examples[each.reason].append(explain.dropped(each))
+            continue
+
+        for kind, row in explain.replaced(each).items():
+            if len(examples[replaced[kind]]) < number:
+                examples[replaced[kind]].append(row)
+
+    titles = [*in_order(title for title in examples if title not in replaced.values())]
+    titles += [title for title in replaced.values() if title in examples]
+    listings = [Listing("rules", rows), *(Listing(title, examples[title]) for title in titles)]
+    return Description(stage.folder, "clean", summary, {}, listings, notes)
+
+
+def _counted(finished: Manifest) -> list[dict[str, Any]]:
+    counts = finished.counts
+    names = [name for name in counts if name.startswith(("dropped by ", "replaced "))]
+    return _rows({"kept": counts["kept_documents"], **{name: counts[name] for name in names}})
+
+
+def _rows(counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    return [{"what": name, "count": count} for name, count in counts.items()]
+
+
+# -------------------------------------------------------------------------------- before it is made
+
+
+def _sampled(
+    stage: CleanStage, explain: "_Explanations"
+) -> tuple[list[Judged], list[dict[str, Any]]]:
+    """A sample of the corpus as the rules see it, and what they do to it."""
+    cleaning = stage.cleaning
+    if cleaning.quality:
+        check_words(stage.language)
+
+    rules = rules_of(cleaning, stage.language, explain.model, explain.evaluation)
+    placeholders = list(cleaning.replacements.values())
+    judged = []
+    for source, text in _sample(stage.corpus):
+        spans = explain.spans(text) if placeholders else []
+        reason = reason_to_drop(with_placeholders(text, spans, placeholders), rules)
+        judged.append(Judged(source, text, spans, reason))
+
+    if not judged:
+        sources = ", ".join(source.label for source in stage.corpus.sources)
+        raise UserError(f"corpus.sources: no document in {sources}; expected text")
+
+    kept = [each for each in judged if each.reason is None]
+    dropped = Counter(each.reason for each in judged if each.reason)
+    counts = {"kept": len(kept)}
+    counts |= {f"dropped by {reason}": dropped[reason] for reason in in_order(dropped)}
+    for place, kind in enumerate(cleaning.replacements):
+        found = (span for each in kept for span in each.spans)
+        counts[f"replaced {kind}"] = sum(own == place for *_, own in found)
+
+    return judged, _rows(counts)
+
+
+def _sample(corpus: CorpusConfig) -> Iterator[tuple[str, str]]:
+    """The first documents of some partitions, evenly spaced, with the names of their sources."""
+    cut = partitions(corpus)
+    chosen = cut[:: -(-len(cut) // SAMPLE_PARTITIONS) or 1]
+    for partition in chosen:
+        characters = 0
+        first = itertools.islice(
+            documents(partition, corpus, []), -(-SAMPLE_DOCUMENTS // len(chosen))
+        )
+        for text in first:
+            yield corpus.names[partition.source], text
+            characters += len(text)
+            if characters >= SAMPLE_CHARACTERS / len(chosen):
+                break
+
+
+# ---------------------------------------------------------------------------------- once it is made
+
+
+def _chosen(stage: CleanStage, number: int) -> Iterator[Judged]:
+    """Documents for `number` examples of each reason and of each kind that is replaced, evenly
+    spread over the corpus."""
+    summary = decisions.read_summary(stage.folder)
+    cut = partitions(stage.corpus)
+    decisions.attach(cut, stage.folder)  # they are of these partitions
+    wanted = _wanted(stage.folder, len(cut), summary, number)
+
+    for place in sorted(wanted):
+        codes = decisions.read(decisions.decisions_file(stage.folder, place)).tolist()
+        spans_of = _spans_by_document(stage.folder, place) if summary.placeholders else {}
+        texts = documents(cut[place], stage.corpus, [])
+        source = stage.corpus.names[cut[place].source]
+        for document, text in enumerate(itertools.islice(texts, max(wanted[place]) + 1)):
+            if document in wanted[place]:
+                code = codes[document]
+                reason = None if code == decisions.KEPT else summary.verdicts[code]
+                yield Judged(source, text, spans_of.get(document, []), reason)
+
+
+def _wanted(folder: Path, cut: int, summary: decisions.Summary, number: int) -> dict[int, set[int]]:
+    """Partition -> its documents that are looked at."""
+
+    def decided(place: int) -> NDArray[np.uint8]:
+        return decisions.read(decisions.decisions_file(folder, place))
+
+    def dropped(place: int, code: int) -> NDArray[np.integer]:
+        return np.flatnonzero(decided(place) == code)
+
+    def replaced(place: int, kind: int) -> NDArray[np.integer]:
+        spans = read_spans(replacements_file(folder, place))
+        found = np.unique(spans["document"][spans["kind"] == kind])
+        return found[decided(place)[found] == decisions.KEPT]
+
+    wanted: dict[int, set[int]] = defaultdict(set)
+    found: list[Callable[[int], NDArray[np.integer]]] = [
+        *(partial(dropped, code=code) for code in range(1, len(summary.verdicts))),
+        *(partial(replaced, kind=kind) for kind in range(len(summary.placeholders))),
+    ]
+
+    for documents_in in found:
+        ends = np.cumsum([len(documents_in(place)) for place in range(cut)])
+        total = int(ends[-1]) if cut else 0
+        for rank in np.linspace(0, total - 1, min(number, total)).astype(int).tolist():
+            place = int(np.searchsorted(ends, rank, "right"))
+            own = documents_in(place)
+            wanted[place].add(int(own[rank - ends[place]]))  # counted from the last
+
+    return wanted
+
+
+def _spans_by_document(folder: Path, place: int) -> dict[int, list[Span]]:
+    found: dict[int, list[Span]] = defaultdict(list)
+    for document, *span in read_spans(replacements_file(folder, place)).tolist():
+        found[document].append(tuple(span))
+
+    return found
+
+
+# ------------------------------------------------------------------------------------ explanations
+
+
+class _Explanations:
+    """Why the rules of a config did what they did, in a row of a table."""
+
+    def __init__(self, cleaning: CleaningConfig):
+        """Raises UserError if what a rule needs is not there."""
+        self.cleaning = cleaning
+        self.model: tuple[Path, str] | None = None
+        self.evaluation: NDArray[np.uint64] | None = None
+        self.kinds = list(cleaning.replacements)
+        self.find = finder(cleaning.personal_data) if cleaning.personal_data else None
+
+        if cleaning.language:
+            path = model_file(cleaning.language)
+            self.model = path, sha256(path)
+            check_languages(cleaning.language, self.model)
+        if cleaning.contamination:
+            from robustly.data_prep.cleaning.contamination import build_index
+
+            self.evaluation = build_index(cleaning.contamination).hashes
+
+    def spans(self, text: str) -> list[Span]:
+        """What is replaced in a text."""
+        assert self.find
+        return [(start, end, self.kinds.index(kind)) for start, end, kind in self.find(text)]
+
+    def replaced(self, judged: Judged) -> dict[str, dict[str, Any]]:
+        """Kind -> its first replacement in a document."""
+        placeholders = list(self.cleaning.replacements.values())
+        rows: dict[str, dict[str, Any]] = {}
+        for start, end, kind in judged.spans:
+            low, high = max(0, start - AROUND), end + AROUND
+            inside = [
+                (first - low, last - low, own)
+                for first, last, own in judged.spans
+                if low <= first and last <= min(high, len(judged.text))
+            ]
+            after = with_placeholders(judged.text[low:high], inside, placeholders)
+            rows.setdefault(
+                self.kinds[kind],
+                {
+                    "source": judged.source,
+                    "before": excerpt(judged.text, start, end),
+                    "after": _in_line(after, low > 0, high < len(judged.text)),
+                },
+            )
+
+        return rows
+
+    def dropped(self, judged: Judged) -> dict[str, Any]:
+        assert judged.reason
+        text = with_placeholders(
+            judged.text, judged.spans, list(self.cleaning.replacements.values())
+        )
+        why, (start, end) = self._why(text, judged.reason)
+        return {"source": judged.source, "why": why, "text": excerpt(text, start, end)}
+
+    def _why(self, text: str, reason: str) -> tuple[str, tuple[int, int]]:
+        """In words, and where in the text."""
+        beginning = 0, 0
+        match reason.split(": "):
+            case ["min_characters" | "max_characters"]:
+                return f"{len(text):,} characters", beginning
+            case ["min_words" | "max_words"]:
+                return f"{len(text.split()):,} words", beginning
+            case [rule] if rule == LANGUAGE:
+                assert self.model
+                likely = itertools.islice(language_probabilities(self.model, text).items(), 3)
+                return ", ".join(f"{name} {value:.2f}" for name, value in likely), beginning
+            case [rule, kind] if rule == PERSONAL_DATA:
+                assert self.find
+                start, end, _ = next(iter(self.find(text)), (0, 0, kind))
+                return f"{kind}: {text[start:end]}", (start, end)
+            case [rule] if rule == CONTAMINATION:
+                return self._shared(text)
+            case [rule] if rule in (EXACT, NEAR):
+                return f"{'equal' if rule == EXACT else 'similar'} to one before", beginning
+            case _:
+                *_, word = reason.split(": ")
+                return word, _matched(text, word)
+
+    def _shared(self, text: str) -> tuple[str, tuple[int, int]]:
+        from robustly.data_prep.cleaning.contamination import shared_run
+
+        assert self.evaluation is not None and self.cleaning.contamination
+        words = shared_run(text, self.evaluation, self.cleaning.contamination.n_grams)
+        pattern = r"\W+".join(r"\d[\d.,]*" if word == "0" else regex.escape(word) for word in words)
+        found = regex.search(pattern, text, regex.I)
+        return " ".join(words), found.span() if found else (0, 0)
+
+
+def _matched(text: str, word: str) -> tuple[int, int]:
+    """Where in a text a set of quality rules found what it calls by this word, if it is in one
+    place: a piece of text, or a line that comes again."""
+    pieces = {"lorem_ipsum": "lorem ipsum", "curly_bracket": "{"}
+    piece = pieces.get(word, "")
+    if word.startswith(("dup_line", "dup_para")):
+        lines = Counter(line for line in text.split("\n") if line.strip())
+        piece = max(lines, key=lambda line: (lines[line] > 1) * lines[line] * len(line), default="")
+
+    at = max(0, text.lower().find(piece.lower()))
+    return at, at + len(piece)
+
+
+def excerpt(text: str, start: int, end: int) -> str:
+    """A piece of a text, in one line, with what is around it."""
+    low, high = max(0, start - AROUND), min(end, start + 2 * AROUND) + AROUND
+    if start == end:  # the beginning
+        high = start + 2 * AROUND
+    return _in_line(text[low:high], low > 0, high < len(text))
+
+
+def _in_line(text: str, cut_before: bool, cut_behind: bool) -> str:
+    line = regex.sub(r"\s*\n\s*", " ⏎ ", text).replace("\t", " ")
+    return "…" * cut_before + line + "…" * cut_behind
