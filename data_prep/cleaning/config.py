@@ -40,6 +40,10 @@ def _as_section(value: Any) -> Any:
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
+def _as_keep(value: Any) -> Any:
+    return {"keep": value} if isinstance(value, str | list) else value
+
+
 def _as_action(value: Any) -> Any:
     return {"action": value} if isinstance(value, str) else value
 
@@ -156,8 +160,8 @@ class CleaningConfig(Section):
     min_words: PositiveInt | None = None
     """Words are what white space separates."""
     max_words: PositiveInt | None = None
-    language: LanguageConfig | None = None
-    """Documents of other languages are dropped."""
+    language: Annotated[LanguageConfig | None, BeforeValidator(_as_keep)] = None
+    """Documents of other languages are dropped; languages alone take the defaults."""
     personal_data: Annotated[PersonalDataConfig | None, BeforeValidator(_as_action)] = None
     """`replace` or `drop`: what is done where personal data stand in a text; the word alone takes
     the defaults."""

@@ -132,8 +132,8 @@ def _iban(text: str) -> Spans:
 
 _MAY_BE_CARD = regex.compile(
     r"""(?<![\w./\#+-]|\d[ ])   # not a piece of a longer number, a path, a row of figures
-        (?:\d{4}(?P<gap>[ -]?)\d{4}(?P=gap)\d{4}(?P=gap)\d{4}
-          |3\d{3}(?P<gap>[ -]?)\d{6}(?P=gap)\d{4,5})
+        (?:\d{4}(?P<gap>[ \xa0-]?)\d{4}(?P=gap)\d{4}(?P=gap)\d{4}
+          |3\d{3}(?P<gap>[ \xa0-]?)\d{6}(?P=gap)\d{4,5})
         (?!\w|[.,/-]\d|[ ]\d)""",
     regex.ASCII | regex.VERBOSE,
 )
@@ -151,7 +151,7 @@ _ISSUED = regex.compile(
 def _card(text: str) -> Spans:
     _, _, luhn, _ = _libraries()
     for candidate in _MAY_BE_CARD.finditer(text):
-        digits = candidate[0].replace(" ", "").replace("-", "")
+        digits = regex.sub(r"\D", "", candidate[0])
         if _ISSUED.fullmatch(digits) and luhn.is_valid(digits):
             yield candidate.span()
 
@@ -159,7 +159,7 @@ def _card(text: str) -> Spans:
 # ------------------------------------------------------------------------------------- IP addresses
 
 _MAY_BE_IP = regex.compile(
-    r"""(?<![\w.:-]|(?<!/)/)(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\w)
+    r"""(?<![\w.]|(?<!\d)-|(?<!/)/)(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\w)
        |(?<![\w.:])[23][0-9a-f]{3}:(?:[0-9a-f]{0,4}:){1,6}[0-9a-f]{1,4}(?![\w:])""",
     regex.ASCII | regex.VERBOSE | regex.IGNORECASE,
 )
@@ -187,7 +187,11 @@ def _ip(text: str) -> Spans:
 
 # ------------------------------------------------------------------------------------------- phones
 
-_WRITTEN_AS_NUMBER = regex.compile(r"[\d\s]*\d(?:[ ()/-]+\d|\.\d+[ ./-]\d)", regex.ASCII)
+_WRITTEN_AS_NUMBER = regex.compile(
+    r"""(?!\D*\d+\.\d+\s+\d+\.\d+$)   # not two decimal numbers
+        \D*\d+(?:[ ()/-]+\d|\.\d+[./-]\d)""",
+    regex.ASCII | regex.VERBOSE,
+)
 """National numbers have gaps: ten digits in a row, or around a decimal point, are more often
 something else."""
 NATIONAL_DIGITS = 7
@@ -211,7 +215,7 @@ def _phone(countries: Sequence[str]) -> Callable[[str], Spans]:
             for found in matcher:
                 raw = found.raw_string
                 digits = sum(each.isdigit() for each in raw)
-                national = digits >= NATIONAL_DIGITS and _WRITTEN_AS_NUMBER.search(raw)
+                national = digits >= NATIONAL_DIGITS and _WRITTEN_AS_NUMBER.match(raw)
                 if country == "ZZ" or national:
                     yield found.start + (raw[0] == "(" and ")" not in raw), found.end
 

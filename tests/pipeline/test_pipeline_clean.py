@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from command_line import ROOT, robustly
 
+from robustly.tokenizer import load_tokenizer
+
 pytestmark = pytest.mark.pipeline
 TEXTS = [
     f"This is text number {n}, and it has {n} words or so. It ends{' here' * (n % 9)}."
@@ -142,5 +144,6 @@ def test_personal_data_is_replaced_from_corpus_to_store(work: Path) -> None:
     robustly("inspect", "runs/small/data", "--decode-documents", "texts.jsonl", cwd=work)
     texts = [json.loads(line)["text"] for line in (work / "texts.jsonl").read_text().splitlines()]
     assert texts[-1] == "Write to <mail> from <ip>, or call <phone>." and letter not in texts
+    assert load_tokenizer(work / "runs/small/tokenizer").encode_documents(["<mail>"])[0].size == 1
     planned = json.loads(robustly("plan", "config.yaml", *page, "--json", cwd=work).stdout)
     assert "counted in" in planned["work"]["corpus_source"]

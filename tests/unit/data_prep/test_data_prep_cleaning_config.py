@@ -55,6 +55,11 @@ def test_personal_data_by_a_word_or_with_keys():
     assert parse(personal_data="drop").replacements == parse().replacements == {}
 
 
+def test_languages_alone():
+    assert parse(language="en") == parse(language=["en"]) == parse(language={"keep": "en"})
+    assert parse(language=["fi", "en"]).language.keep == ["fi", "en"]
+
+
 def test_quality_rules_by_name_or_with_parameters():
     given = {"gopher_quality": {"min_doc_words": None}, "fineweb_quality": None}
     assert parse(quality=given).quality == {

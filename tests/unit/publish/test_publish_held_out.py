@@ -168,13 +168,15 @@ def card(
     fit: dict[str, Any],
     sessions: Sequence[Session] = (),
     proof: Proof = PROVEN,
+    notes: dict[str, Any] | None = None,
     **tokenizer_inputs: str,
 ) -> str:
+    """`notes`: of the data stage."""
     recipe = {"optim": {"peak_lr": 1e-3}, "schedule": {"warmup": 1}, "data": {"block_length": 64}}
     counted = ("parameters", "updates", "blocks_per_update", "tokens", "training_seconds")
     train = made("train", recipe, {}, dict.fromkeys(counted, 1))
     documents = dict.fromkeys(("train_tokens", "train_documents", "validation_documents"), 1)
-    data = made("data", {}, {"corpus": "the corpus"}, documents)
+    data = replace(made("data", {}, {"corpus": "the corpus"}, documents), notes=notes or {})
     vocabulary = made("tokenizer", {}, tokenizer_inputs, {"entries": 1000})
     return model_card(
         PublishConfig(),
@@ -232,6 +234,15 @@ def test_the_card_of_a_tokenizer_from_elsewhere(
 
 def test_without_held_out_documents_the_card_has_no_such_table() -> None:
     assert "## Tokenizer" not in card({"rows": [], "cuts": []}, corpus="the corpus")
+
+
+def test_the_card_tells_what_cleaning_did() -> None:
+    dropped = {"dropped by language": 7, "dropped by min_words": 0, "dropped by x: y": 2}
+    replaced = {"replaced mail": 1200, "replaced ip": 0, "replaced card": 1}
+    page = card({"rows": [], "cuts": []}, notes={"cleaned": dropped, "replaced": replaced})
+    assert "| documents left out by cleaning | 9 (language: 7, x: y: 2) |" in page
+    assert "| personal data replaced | 1,201 (mail: 1,200, card: 1) |" in page
+    assert "cleaning" not in card({"rows": [], "cuts": []}, notes={"cleaned": {}, "replaced": {}})
 
 
 SESSION = Session(
