@@ -1,5 +1,6 @@
 """Pretraining's config sections: `model`, `distillation`, `masking`, `optim`, `schedule`, `run`."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, PositiveFloat, Tag, field_validator, model_validator
@@ -169,6 +170,12 @@ class MaskingConfig(Section):
                 f"masking.mask ({self.mask}) + masking.random ({self.random}) is more than 1"
             )
         return self
+
+
+def recorded_masking(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The section as a run recorded it, which states every key that there was: before there was
+    `longest_word`, words had any length."""
+    return {"longest_word": None, **section} if section.get("whole_words") else dict(section)
 
 
 class OptimConfig(Section):

@@ -28,7 +28,7 @@ from robustly.pretrain.checkpoints.checkpoint import (
     folder_of,
     of_finished,
 )
-from robustly.pretrain.config import MaskingConfig, ModelConfig
+from robustly.pretrain.config import MaskingConfig, ModelConfig, recorded_masking
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import NEXT_SENTENCE, new_model, roberta_config
 from robustly.pretrain.validation import unigram_loss
@@ -187,7 +187,7 @@ def _losses(
         Blocks(data_folder, split, packing["block_length"], packing["format"]) for split in SPLITS
     )
     limit = train.notes["config"]["run"]["evaluate_blocks"]
-    masking = _masking(train)
+    masking = MaskingConfig(**recorded_masking(train.notes["config"]["masking"]))
     started = train.inputs.keys() & {"init_from", "teacher"}
     first = "starting_loss" if started else "untrained_loss"
     losses = {first: evaluations[0]["validation_loss"]}
@@ -201,16 +201,6 @@ def _losses(
     special = SpecialTokens.of(tokenizer)
     guessed = unigram_loss(training, validation, limit, masking, special)
     return {"unigram_loss": guessed, **losses}
-
-
-def _masking(train: Manifest) -> MaskingConfig:
-    """The masking of a run."""
-    section = train.notes["config"]["masking"]
-    if section["whole_words"]:
-        # as it was before there was this key
-        section = {"longest_word": None, **section}
-
-    return MaskingConfig(**section)
 
 
 def _apart(folder: Path) -> Path:

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from robustly import UserError, manifest
 from robustly.config import Config, load
 from robustly.data_prep.config import PAIRS, DataConfig
 from robustly.evaluation.model import LONGEST, MaskedLM
-from robustly.pretrain.config import MaskingConfig, RunConfig
+from robustly.pretrain.config import MaskingConfig, RunConfig, recorded_masking
 
 RATE = 0.15  # of the tokens are targets, where nothing else is said
 CONFIG = "config.yaml"
@@ -40,6 +40,11 @@ class Recorded(Config):
     data: DataConfig
     masking: MaskingConfig
     run: RunConfig = RunConfig()
+
+    @field_validator("masking", mode="before")
+    @classmethod
+    def _as_it_was(cls, value: Any) -> Any:
+        return recorded_masking(value) if isinstance(value, dict) else value
 
 
 class Cutting(NamedTuple):

@@ -49,6 +49,10 @@ def evaluate_text(
     with tempfile.TemporaryDirectory() as folder:
         texts = write_texts(lm, corpus, cut.data, Path(folder))
         blocks = Blocks(Path(folder), SPLIT, cut.data.block_length, cut.data.format)
+        if words := cut.masking.segmenter:
+            assert lm.tokenizer, "a folder of ours has a tokenizer of ours"
+            blocks.mark_words(words, lm.tokenizer)
+
         sampler = EpochSampler(blocks, EVALUATION_SEED)
         samples = _samples(sampler, cut)
         sums = _score(lm, texts, sampler, samples, cut, batch_size)

@@ -27,6 +27,7 @@ from robustly.files import write_atomic
 from robustly.manifest import Stage
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.pretrain.targets import open_blocks
 from robustly.pretrain.validation import ValidationResult, evaluate
 from robustly.strict_yaml import dump_yaml
 from robustly.tokenizer import load_tokenizer
@@ -91,7 +92,7 @@ class Run:
         data_work(self.experiment).make()
         self.tokenizer = load_tokenizer(root / "tokenizer")
         self.special = SpecialTokens.of(self.tokenizer)
-        self.blocks = Blocks(root / "data", "validation", LENGTH, self.experiment.data.format)
+        self.blocks = open_blocks(self.experiment, "validation", self.tokenizer)
         self.model = new_model(roberta_config(self.experiment.model, self.special), 1).eval()
         self.published = self.publish(root / f"published-{self.experiment.data.format}")
 
@@ -190,6 +191,31 @@ def test_a_held_out_source_is_evaluated_from_its_own_files(corpora: Path, tmp_pa
         sum(figures["masked_tokens"] for figures in report["files"].values())
         == total["masked_tokens"]
     )
+
+
+@pytest.mark.parametrize("words", ["icu", "words.txt"])
+def test_words_are_those_of_the_run(corpora: Path, tmp_path: Path, words: str) -> None:
+    (tmp_path / "words.txt").write_text("the\nthere\nwas\nreturn\n")
+    words = str(tmp_path / words) if words.endswith("txt") else words
+    run = Run(tmp_path, corpora, **{"masking.whole_words": True, "masking.words": words})
+    expected = run.own_evaluation()
+    texts = run.held_out(tmp_path)
+    report = evaluate_folder(run.published, texts, [], TextOptions(masking="run"))["text"]
+    assert report["total"]["masked_tokens"] == expected.total.masked_tokens > 300
+    assert report["total"]["loss"] == pytest.approx(expected.total.loss, abs=1e-5)
+
+
+def test_a_run_from_before_there_was_a_longest_word(corpora: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path, corpora, **{"masking.whole_words": True})
+    config = run.experiment.resolved()
+    del config["masking"]["longest_word"]
+    write_atomic(run.published / "config.yaml", dump_yaml(config))
+    (run.published / "manifest.json").unlink()
+    with Stage(run.published, "published", {}, {}).begin() as stage:
+        stage.finish([path for path in run.published.iterdir() if path.name[0] != "."], {})
+
+    found = cutting(run.published, open_masked_lm(run.published, CPU), TextOptions(masking="run"))
+    assert found.masking.whole_words and found.masking.longest_word is None
 
 
 # ---------------------------------------------------------------------------------- other options
