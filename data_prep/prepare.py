@@ -17,8 +17,17 @@ from numpy.typing import NDArray
 
 from robustly import UserError, manifest, npy
 from robustly.corpus import decisions
+from robustly.corpus.bad_lines import (
+    BadLine,
+    ListedLine,
+    count_bad_lines,
+    list_bad_lines,
+    listed_in,
+    move_list,
+    told,
+)
 from robustly.corpus.config import CorpusConfig, Processing
-from robustly.corpus.documents import BadLine, documents, refuse_many
+from robustly.corpus.documents import documents
 from robustly.corpus.executors import process
 from robustly.corpus.files import Hashes, hash_corpus, remembered_files
 from robustly.corpus.partitions import Partition, partitions, work_key
@@ -99,9 +108,10 @@ class DataStage:
             process(make, cut, work / "tasks", self.processing, "preparing")
 
         done = [_read_facts(work, number) for number in range(len(cut))]
-        refuse_many([line for facts in done for line in facts.bad_lines], self.corpus)
-        empty = sum(facts.empty_documents for facts in done)
-        _check(_shards(done), empty, self.corpus, self.data)
+        bad_lines = list_bad_lines(
+            [line for facts in done for line in facts.bad_lines], self.corpus, work
+        )
+        _check(done, bad_lines, self.corpus, self.data)
         return done
 
     def _collect(self, work: Path, done: "list[_PartitionFacts]") -> Outcome:
@@ -110,6 +120,7 @@ class DataStage:
         outputs = write_store(
             self.folder, work, self.stage().hash, tokenizer, sources, _shards(done)
         )
+        outputs += move_list(work, self.folder)
         counts = {**_count(self.folder, done), **_pack(self.folder, self.data)}
         if added := tokenizer.vocabulary.added:
             counts["added_tokens"] = count_added(added, (facts.added_tokens for facts in done))
@@ -142,19 +153,24 @@ def _cleaned(folder: Path | None, what: str) -> dict[str, int]:
 
 
 def _check(
-    shards: dict[Split, list[Shard]], empty: int, corpus: CorpusConfig, data: DataConfig
+    done: "Sequence[_PartitionFacts]",
+    bad_lines: Sequence[ListedLine],
+    corpus: CorpusConfig,
+    data: DataConfig,
 ) -> None:
     """Raises UserError unless there is text for every split, and enough to train on for a block."""
+    shards, skipped = _shards(done), told(bad_lines)
+    empty = sum(facts.empty_documents for facts in done)
     found = sum(shard.documents for split in SPLITS for shard in shards[split])
     if not found:
         sources = ", ".join(source.label for source in corpus.sources)
         what = f"{empty:,} documents of nothing but white space" if empty else "no document"
-        raise UserError(f"corpus.sources: {what} in {sources}; expected text")
+        raise UserError(f"corpus.sources: {what} in {sources}; expected text{skipped}")
 
     if not shards["train"]:
         raise UserError(
             f"corpus.validation = {corpus.validation}: all of the {found:,} documents are held out"
-            " and none is left to train on; lower it, or give more documents"
+            f" and none is left to train on; lower it, or give more documents{skipped}"
         )
 
     seen = {shard.source for shard in shards["validation"]}
@@ -162,24 +178,27 @@ def _check(
     for place, source in enumerate(corpus.sources):
         if source.held_out and place not in seen:
             raise UserError(
-                f"corpus.sources: no document in {source.label}, which is held_out; expected text"
+                f"corpus.sources: no document in {source.label}, which is held_out; expected"
+                f" text{skipped}"
             )
 
     if corpus.validation and not shards["validation"]:
         raise UserError(
             f"corpus.validation = {corpus.validation}: none of the {found:,} documents is held out,"
             " so there would be nothing to evaluate on; raise it, give more documents"
-            " (corpus.documents says where one ends), or set it to 0 to train without evaluation"
+            " (corpus.documents says where one ends), or set it to 0 to train without"
+            f" evaluation{skipped}"
         )
 
-    _check_room(sum(shard.tokens for shard in shards["train"]), data)
+    _check_room(sum(shard.tokens for shard in shards["train"]), data, bad_lines)
 
 
-def _check_room(tokens: int, data: DataConfig) -> None:
+def _check_room(tokens: int, data: DataConfig, bad_lines: Sequence[ListedLine]) -> None:
     if tokens < data.block_length - 1:  # and <s>
         raise UserError(
             f"data.block_length = {data.block_length}: the text to train on has {tokens:,} tokens"
-            " with </s>, too few for one block; give more text, or lower data.block_length"
+            " with </s>, too few for one block; give more text, or lower"
+            f" data.block_length{told(bad_lines)}"
         )
 
 
@@ -199,7 +218,7 @@ def _count(folder: Path, done: Sequence["_PartitionFacts"]) -> dict[str, Any]:
         "bytes": text_bytes,
         "tokens_per_byte": round(tokens / text_bytes, 4),
         "empty_documents": sum(facts.empty_documents for facts in done),
-        "bad_lines": sum(len(facts.bad_lines) for facts in done),
+        **count_bad_lines([line for facts in done for line in facts.bad_lines]),
     }
 
 
@@ -226,7 +245,7 @@ def _pack(folder: Path, data: DataConfig) -> dict[str, Any]:
 def _with_packed_index(finished: Manifest, folder: Path, data: DataConfig) -> Manifest:
     """The manifest of a finished store, with the figures of the packed index that is asked for
     now."""
-    _check_room(Store(folder, "train").stream_tokens, data)
+    _check_room(Store(folder, "train").stream_tokens, data, listed_in(folder))
     packed = finished.counts["format"], finished.counts["block_length"]
     if packed != (data.format, data.block_length):
         return replace(finished, counts={**finished.counts, **_pack(folder, data)})

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Reference
 from robustly import UserError, log
 from robustly.config import InputPath, fingerprint
 from robustly.corpus import decisions
+from robustly.corpus.bad_lines import listed_in, move_list, told
 from robustly.corpus.config import CorpusConfig, CountFiles, Processing
 from robustly.corpus.documents import documents
 from robustly.corpus.files import Hashes, hash_corpus, remembered_files
@@ -113,15 +114,15 @@ class TokenizerStage:
 
         return stage.make(work_key(fingerprint(counted)), self._process, self._collect)
 
-    def _process(self, work: Path) -> tuple[Vocabulary, list[Partition], dict[str, float]]:
+    def _process(self, work: Path) -> tuple[Vocabulary, list[Partition], dict[str, Any]]:
         """Returns the vocabulary, what it was trained on, and the manifest's counts."""
         text = self._partitions()
         tally, sums = count(self.corpus, self.tokenizer, text, work, self.processing)
         if self.tokenizer.pattern == "gpt2":
             _warn_of_marks(sums.cut_at_marks / tally["words"])
 
-        vocabulary, counts = _train(work / COUNTS_FILE, sums, self.tokenizer)
-        found: dict[str, float] = {**tally, "distinct_words": sums.words, **counts}
+        vocabulary, counts = _train(work, sums, self.tokenizer)
+        found = {**tally, "distinct_words": sums.words, **counts}
         # of the words that were trained on, which are all words unless rare ones were left out
         if self.tokenizer.min_word_count == 1:
             found["bytes_per_token"] = round(tally["bytes"] / counts["tokens"], 4)
@@ -129,15 +130,15 @@ class TokenizerStage:
         return vocabulary, text, found
 
     def _collect(
-        self, work: Path, trained: tuple[Vocabulary, list[Partition], dict[str, float]]
+        self, work: Path, trained: tuple[Vocabulary, list[Partition], dict[str, Any]]
     ) -> Outcome:
         vocabulary, text, counts = trained
         outputs = save_vocabulary(vocabulary, self.folder)
         reference = Reference.from_file(str(self.folder / "tokenizer.json"))
         _try_out(load_tokenizer(self.folder), reference, _sample(text, self.corpus))
         (work / COUNTS_FILE).replace(self.folder / COUNTS_FILE)
-        notes = {"files": self._contents.files}
-        return Outcome([*outputs, self.folder / COUNTS_FILE], counts, notes)
+        outputs += [self.folder / COUNTS_FILE, *move_list(work, self.folder)]
+        return Outcome(outputs, counts, {"files": self._contents.files})
 
     def _take_over(self, imported: InputPath | FairseqFiles) -> Manifest:
         """Take a vocabulary that exists, and try it on the text."""
@@ -187,17 +188,17 @@ class TokenizerStage:
 
 
 def _train(
-    file: Path, sums: CountSummary, tokenizer: TokenizerConfig
+    work: Path, sums: CountSummary, tokenizer: TokenizerConfig
 ) -> tuple[Vocabulary, dict[str, int]]:
-    """The vocabulary, and counts for the manifest. Raises UserError if memory or the corpus do not
-    suffice."""
+    """The vocabulary, from the counts in `work`, and counts for the manifest. Raises UserError if
+    memory or the corpus do not suffice."""
     # numba: half a second and 100 MB that the workers need not have
     from robustly.tokenizer.merges import train_merges
 
     least = tokenizer.min_word_count
     _check_memory(sums, least)
     wanted = tokenizer.vocab_size - tokenizer.fixed_entries
-    rows = watched("reading counts", read_counts(file), sums.words)
+    rows = watched("reading counts", read_counts(work / COUNTS_FILE), sums.words)
     counts = ((word, number) for word, number in rows if number >= least)
     training = train_merges(counts, wanted, tokenizer.min_frequency, tokenizer.max_token_length)
     if (found := len(training.merges)) < wanted:
@@ -210,7 +211,7 @@ def _train(
         if not tokenizer.accept_fewer:
             raise UserError(
                 f"{message}; lower tokenizer.vocab_size to that or less, set"
-                " tokenizer.accept_fewer: true, or add text"
+                f" tokenizer.accept_fewer: true, or add text{told(listed_in(work))}"
             )
 
         log.warn(f"{message}; taken as tokenizer.accept_fewer says")

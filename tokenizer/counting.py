@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from robustly import UserError
+from robustly.corpus.bad_lines import BadLine, count_bad_lines, list_bad_lines, told
 from robustly.corpus.config import CorpusConfig, CountFiles, Processing
-from robustly.corpus.documents import BadLine, documents, refuse_many
+from robustly.corpus.documents import documents
 from robustly.corpus.executors import process
 from robustly.corpus.partitions import Partition, partitions
 from robustly.corpus.reading import line_at, lines
@@ -83,9 +84,9 @@ def count(
     """Count the words of the partitions in `text`, or add up `corpus.counts`; what is in `work`
     already is not done again.
 
-    Returns what the partitions hold together, and a summary of the counts, which lie in `work` as
-    `COUNTS_FILE`. Raises UserError if the text or the counts cannot be read, hold no words, or have
-    too many broken rows."""
+    Returns what the partitions hold together, for the manifest, and a summary of the counts, which
+    lie in `work` as `COUNTS_FILE`, beside the list of bad lines. Raises UserError if the text or
+    the counts cannot be read, hold no words, or have too many broken rows."""
     memory = processing.counting_bytes
     if corpus.counts:
         cut: Sequence[Partition] = partitions(CountFiles.of(corpus.counts))
@@ -156,6 +157,8 @@ def _add_partition(
         for piece in partition.pieces:
             for place, line in lines(piece.path, piece.start, piece.end):
                 try:
+                    if isinstance(line, ValueError):
+                        raise line
                     word, times = parse_count(line, tokenizer.pattern)
                     if nfc and not unicodedata.is_normalized("NFC", word):
                         raise ValueError(
@@ -192,7 +195,7 @@ def _add_up(
     again = f"delete {work} to begin anew"
     tallies = [read_json(_tally_file(work, number), _Tally, again) for number in range(size)]
     bad_lines = [line for tally in tallies for line in tally.bad_lines]
-    refuse_many(bad_lines, corpus)
+    listed = list_bad_lines(bad_lines, corpus, work)
     names = ("bytes", "words") if corpus.counts else ("documents", "bytes", "words")
     total = {name: sum(getattr(tally, name) for tally in tallies) for name in names}
     if corpus.counts:
@@ -203,12 +206,9 @@ def _add_up(
 
     if not total["words"]:
         sources = ", ".join(source.label for source in corpus.sources)
-        raise UserError(
-            f"corpus.sources: no text in {sources} ({len(bad_lines)} broken rows); expected"
-            " documents"
-        )
+        raise UserError(f"corpus.sources: no text in {sources}; expected documents{told(listed)}")
 
-    found = {**total, "bad_lines": len(bad_lines)}
+    found: dict[str, Any] = {**total, **count_bad_lines(bad_lines)}
     if tokenizer.added:
         found["added_tokens"] = count_added(
             tokenizer.added, (tally.added_tokens for tally in tallies)

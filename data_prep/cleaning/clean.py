@@ -16,9 +16,15 @@ from typing import Any
 
 from robustly import UserError, log, npy
 from robustly.corpus import decisions
+from robustly.corpus.bad_lines import (
+    ListedLine,
+    count_bad_lines,
+    list_bad_lines,
+    move_list,
+    told,
+)
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.decisions import KEPT, decisions_file
-from robustly.corpus.documents import refuse_many
 from robustly.corpus.executors import process
 from robustly.corpus.files import file_facts, hash_corpus, remembered_files
 from robustly.corpus.partitions import Partition, partitions, work_key
@@ -126,7 +132,8 @@ class CleanStage:
 
         process(cleaner.apply_rules, cut, work / "tasks-rules", self.processing, "applying rules")
         by_rules = [read_rule_decisions(work, number) for number in range(len(cut))]
-        refuse_many([line for found in by_rules for line in found.bad_lines], self.corpus)
+        bad_lines = [line for found in by_rules for line in found.bad_lines]
+        listed = list_bad_lines(bad_lines, self.corpus, work)
 
         groups = grouped(cut)
         buckets = _find_duplicates(cleaner, by_rules, groups, self.processing) if cut else 0
@@ -146,17 +153,16 @@ class CleanStage:
             f"replaced {kind}": sum(own["replaced"][code] for own in counted)
             for code, kind in enumerate(self.cleaning.replacements)
         }
-        _check(counts, self.corpus)
+        _check(counts, self.corpus, listed)
         summary: dict[str, Any] = {
             "format": decisions.FORMAT,
             "verdicts": ["kept", *reasons],
             "documents": [sum(own["documents"]) for own in counted],
         }
-        bad_lines = sum(len(found.bad_lines) for found in by_rules)
         if self.cleaning.replacements:
             summary["placeholders"] = self.cleaning.replacements
 
-        return summary, {**counts, **replaced, **evaluation, "bad_lines": bad_lines}
+        return summary, {**counts, **replaced, **evaluation, **count_bad_lines(bad_lines)}
 
     def _packages(self) -> list[str]:
         """Packages whose versions may change decisions, or whose model is an input."""
@@ -174,7 +180,7 @@ class CleanStage:
         if self.cleaning.replacements:
             files += [replacements_file(work, number).name for number in numbers]
 
-        outputs = npy.move(work, self.folder, files)
+        outputs = [*npy.move(work, self.folder, files), *move_list(work, self.folder)]
         write_json(self.folder / decisions.SUMMARY, summary)
         notes: dict[str, Any] = {"files": self._inputs[1]}
         if used := self._packages():
@@ -267,12 +273,12 @@ def _count(
     }
 
 
-def _check(counts: dict[str, Any], corpus: CorpusConfig) -> None:
+def _check(counts: dict[str, Any], corpus: CorpusConfig, bad_lines: Sequence[ListedLine]) -> None:
     """Raises UserError unless there was text, and some of it is left: to train on, and in each
     source that is held out."""
     if not counts["documents"]:
         sources = ", ".join(source.label for source in corpus.sources)
-        raise UserError(f"corpus.sources: no document in {sources}; expected text")
+        raise UserError(f"corpus.sources: no document in {sources}; expected text{told(bad_lines)}")
 
     held_out = {
         name: source.held_out for name, source in zip(corpus.names, corpus.sources, strict=True)

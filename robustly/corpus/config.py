@@ -116,7 +116,8 @@ class CorpusConfig(Section):
     validation: Annotated[float, Field(ge=0, lt=1)]
     """Share of documents held out, chosen by a hash of their text: stable when the corpus grows."""
     max_bad_lines: Annotated[int, Field(ge=0)] = 100
-    """Rows without text in the whole corpus that are counted and skipped before it is an error."""
+    """Rows without text (no JSON, no such key, not UTF-8, ...) in the whole corpus that are skipped
+    before it is an error; `bad_lines.jsonl` lists them."""
 
     @model_validator(mode="after")
     def _holds_something(self) -> Self:

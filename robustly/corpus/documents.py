@@ -23,28 +23,18 @@ What the text of a document is, to the byte:
   each row; of bytes, as UTF-8.
 
 Only a line feed ends a line (in `.csv` and `.tsv` a carriage return does, too). A byte order mark
-at the start of a file is a mark of its encoding, not text."""
+at the start of a file is a mark of its encoding, not text. A document is there whole or not at all:
+one that holds a byte that is not UTF-8, a NUL or half of a surrogate pair is a bad row."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-from robustly import UserError
 from robustly.corpus import decisions, hub, replacements
+from robustly.corpus.bad_lines import BadLine, refuse_many
 from robustly.corpus.config import CorpusConfig
-from robustly.corpus.formats import format_of, where
+from robustly.corpus.formats import format_of
 from robustly.corpus.partitions import Partition
 from robustly.corpus.reading import check_text
-
-
-@dataclass(frozen=True)
-class BadLine:
-    """A row that gave no text: where it begins (byte of the text; in parquet or a dataset's shard,
-    number of the row) and why."""
-
-    path: str
-    place: int
-    reason: str
 
 
 def documents(
@@ -53,9 +43,10 @@ def documents(
     """The texts of the documents that begin in a partition and are kept by its filter decisions,
     with its replacements; the last one is read to its end, wherever that lies.
 
-    Rows that give no text are appended to `bad_lines` and skipped. Raises UserError with file and
-    line for more of them than `corpus.max_bad_lines`, bytes that are not UTF-8, a NUL, half a
-    surrogate pair, a file that is cut off; and if the decisions are on other documents."""
+    Rows that give no text are appended to `bad_lines` and skipped; so is a document with a broken
+    byte, a NUL or half of a surrogate pair in it. Raises UserError with file and line for more of
+    them than `corpus.max_bad_lines`, and for a file that cannot be read to its end; and if the
+    decisions are on other documents."""
     texts = _texts(partition, corpus, bad_lines)
     if partition.replacements:
         texts = replacements.replaced(texts, partition.replacements)
@@ -75,27 +66,12 @@ def _texts(partition: Partition, corpus: CorpusConfig, bad_lines: list[BadLine])
             rows = format_of(path).texts(path, start, end, corpus)
 
         for place, text in rows:
-            if isinstance(text, ValueError):
-                bad_lines.append(BadLine(path, place, str(text)))
+            try:
+                if isinstance(text, ValueError):
+                    raise text
+                check_text(text)
+            except ValueError as fault:
+                bad_lines.append(BadLine.of(path, place, fault))
                 refuse_many(bad_lines, corpus)
             else:
-                check_text(text, lambda: where(path, place))  # noqa: B023 (called at once)
                 yield text
-
-
-def refuse_many(bad_lines: Sequence[BadLine], corpus: CorpusConfig) -> None:
-    """Raises UserError, naming the first and the last, if there are more than
-    `corpus.max_bad_lines`.
-
-    `documents` holds each partition to the limit; a stage calls this with the bad lines of all
-    partitions together."""
-    if len(bad_lines) <= corpus.max_bad_lines:
-        return
-
-    first, last = bad_lines[0], bad_lines[-1]
-    raise UserError(
-        f"{where(last.path, last.place)}: {last.reason}\n{len(bad_lines)} broken rows, more than"
-        f" corpus.max_bad_lines = {corpus.max_bad_lines}; the first is"
-        f" {where(first.path, first.place)}: {first.reason}\nMend the file, or raise"
-        " corpus.max_bad_lines to skip more"
-    )

@@ -10,7 +10,7 @@ import io
 import itertools
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -105,17 +105,17 @@ def byte_ranges(path: Path, size: int) -> Iterator[tuple[int, int]]:
     return itertools.pairwise(total * number // count for number in range(count + 1))
 
 
-def lines(path: str, start: int = 0, end: int = WHOLE) -> Iterator[tuple[int, str]]:
-    """The lines that begin in a range of bytes and are not blank, without their line feeds, each
-    with the byte at which it begins."""
+def lines(path: str, start: int = 0, end: int = WHOLE) -> Iterator[tuple[int, str | ValueError]]:
+    """The lines that begin in a range of bytes and are not blank, without their line feeds, as
+    `read_text` gives them."""
     with _lines_of(path) as stream:
         for place, line in filter(_holds_text, _raw_lines(stream, start, end)):
-            yield place, decoded(line.removesuffix(b"\n"), path, place)
+            yield read_text(line.removesuffix(b"\n"), place)
 
 
-def runs(path: str, start: int, end: int) -> Iterator[tuple[int, str]]:
+def runs(path: str, start: int, end: int) -> Iterator[tuple[int, str | ValueError]]:
     """The runs of lines between blank lines that begin in a range of bytes, each read to its end,
-    without the line feed of its last line, with the byte at which it begins."""
+    without the line feed of its last line, as `read_text` gives them."""
     with _lines_of(path) as stream:
         rest = _raw_lines(stream, start, WHOLE)
         if start and not _blank_before(path, start):  # the run under way began before
@@ -127,7 +127,7 @@ def runs(path: str, start: int, end: int) -> Iterator[tuple[int, str]]:
             place, first = next(run)
             if place >= end:
                 return
-            yield place, decoded(_joined(first, run), path, place)  # noqa: B031 (the rest of the run)
+            yield read_text(_joined(first, run), place)  # noqa: B031 (the rest of the run)
 
 
 def _joined(first: bytes, rest: Iterable[tuple[int, bytes]]) -> bytearray:
@@ -185,68 +185,68 @@ def _blank_before(path: str, start: int) -> bool:
 # --------------------------------------------------------------------------------------------- text
 
 
-def file_text(path: str) -> str:
-    """The whole file as one text, without a byte order mark."""
+def file_text(path: str) -> tuple[int, str | ValueError]:
+    """The whole file as one text, without a byte order mark, as `read_text` gives it."""
     with _lines_of(path) as stream:
-        return decoded(stream.read().removeprefix(BYTE_ORDER_MARK), path, 0)
+        return read_text(stream.read().removeprefix(BYTE_ORDER_MARK), 0)
 
 
-def decoded(raw: bytes | bytearray, path: str, start: int) -> str:
-    """Strict UTF-8. Raises UserError with the place of the first fault; `start` is where `raw` lies
-    in the file."""
+def read_text(raw: bytes | bytearray, place: int) -> tuple[int, str | ValueError]:
+    """The byte of the file at which UTF-8 text begins, which is `place`, and the text; or the first
+    byte of it that makes it no text, and why."""
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{line_at(path, start + error.start)}: not UTF-8 (byte 0x{raw[error.start]:02x});"
-            " convert the file, for example with `iconv -f WINDOWS-1252 -t UTF-8`, or remove the"
-            " broken bytes"
-        ) from None
+        return place + error.start, ValueError(f"not UTF-8 (byte 0x{raw[error.start]:02x})")
 
     if "\0" in text:
-        raise UserError(f"{line_at(path, start + raw.index(0))}: {_NUL}")
+        return place + raw.index(0), ValueError(_NUL)
 
-    return text
+    return place, text
 
 
-def check_text(text: str, place: Callable[[], str]) -> None:
-    """Raises UserError, with its place, for a string out of JSON or parquet that holds what UTF-8
-    text cannot."""
+def check_text(text: str) -> None:
+    """Raises ValueError for a string out of JSON or parquet that holds what UTF-8 text cannot."""
     if "\0" in text:
-        raise UserError(f"{place()}: {_NUL}")
+        raise ValueError(_NUL)
 
     try:
         for start in range(0, len(text), 2**20):  # a large document is not copied whole
             text[start : start + 2**20].encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(text[start + error.start]):04x}"
-        raise UserError(
-            f"{place()}: the text holds {half}, half of a surrogate pair, which stands for no"
-            " character; remove it or write the pair"
+        raise ValueError(
+            f"half of a surrogate pair: {half} in the text stands for no character"
         ) from None
 
 
-_NUL = (
-    "a NUL character: binary data, or text in another encoding (UTF-16?); remove it or convert the"
-    " file to UTF-8"
-)
+_NUL = "a NUL character, which no text holds"
 
 
 # ------------------------------------------------------------------------------------------- places
 
 
 def line_at(path: str, byte: int) -> str:
-    """A place in a file of lines, for messages. The lines before it are counted only now, because a
-    place is asked for once, when reading has failed."""
+    """A file of lines and a place in it, for messages."""
+    return f"{path}: {lines_at(path, [byte])[0]}"
+
+
+def lines_at(path: str, bytes: Sequence[int]) -> list[str]:
+    """Places in a file of lines, for messages. The lines before them are counted only now, in one
+    pass, because places are asked for once, when something was wrong there."""
+    numbers: dict[int, int] = {}
     with opened(path) as stream:
-        line, left = 1, byte
-        while left and (chunk := stream.read(min(left, 2**20))):
-            line += chunk.count(b"\n")
-            left -= len(chunk)
+        line, before = 1, 0
+        for byte in sorted(set(bytes)):
+            left = byte - before
+            while left and (chunk := stream.read(min(left, 2**20))):
+                line += chunk.count(b"\n")
+                left -= len(chunk)
+            numbers[byte], before = line, byte
 
-    return f"{path}: line {line} (byte {byte} of the text)"
+    return [f"line {numbers[byte]} (byte {byte} of the text)" for byte in bytes]
 
 
-def row_at(path: str, row: int) -> str:
-    """A place in a file of numbered rows, for messages."""
-    return f"{path}: row {row} (the first is 0)"
+def rows_at(path: str, rows: Sequence[int]) -> list[str]:
+    """Places in a file of numbered rows, for messages."""
+    return [f"row {row} (the first is 0)" for row in rows]

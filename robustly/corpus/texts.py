@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from robustly import UserError, log
+from robustly.corpus.bad_lines import BadLine, listed, refuse_many, told, warn
 from robustly.corpus.config import CorpusConfig, SourceConfig
-from robustly.corpus.documents import BadLine, documents, refuse_many
+from robustly.corpus.documents import documents
 from robustly.corpus.files import corpus_files
 from robustly.corpus.formats import DOCUMENTS, format_of
 from robustly.corpus.partitions import Partition, partitions
@@ -92,15 +93,13 @@ def read_texts(
                     advance(1)
 
                 if not seen:
-                    raise UserError(f"{path}: no document in it; expected text")
+                    own = listed([line for line in bad_lines if line.path == path])
+                    raise UserError(f"{path}: no document in it; expected text{told(own)}")
 
         refuse_many(bad_lines, corpus)
 
     if bad_lines:
-        log.warn(
-            f"{len(bad_lines)} broken rows were skipped; the first: {bad_lines[0].path}:"
-            f" {bad_lines[0].reason}"
-        )
+        warn(listed(bad_lines))
 
 
 def by_file(corpus: CorpusConfig) -> NamedTexts:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from robustly.description import Description, Listing
-from robustly.inspection.folders import disk_bytes, provenance
+from robustly.inspection.folders import disk_bytes, provenance, rows_without_text
 from robustly.manifest import Manifest
 
 
@@ -29,6 +29,7 @@ def describe(folder: Path, finished: Manifest) -> Description:
         [
             Listing("sources", [_source(name, rows) for name in names]),
             Listing("dropped", dropped, bars=("source", "documents")),
+            *rows_without_text(folder, finished),
         ],
         ["the dropped texts: robustly clean CONFIG --dropped FILE.jsonl writes them"],
     )

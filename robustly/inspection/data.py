@@ -15,7 +15,7 @@ from robustly.data_prep.config import Format
 from robustly.data_prep.derived import VIEWS
 from robustly.data_prep.store import SPLITS, Shard, Split, Store, check_tokenizer
 from robustly.description import Description, Listing
-from robustly.inspection.folders import disk_bytes, provenance
+from robustly.inspection.folders import disk_bytes, provenance, rows_without_text
 from robustly.inspection.histogram import Tally, octaves, tally, tenths
 from robustly.manifest import Manifest
 from robustly.tokenizer import load_tokenizer
@@ -88,6 +88,7 @@ def describe(
                 "splits and sources", [row for split in SPLITS for row in _sources(stores[split])]
             ),
             Listing("dropped", _dropped(finished)),
+            *rows_without_text(folder, finished),
             *_lengths(stores),
             Listing("blocks", [_fill(format, index) for format, index in indexes]),
             *_fills(indexes),

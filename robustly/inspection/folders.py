@@ -2,10 +2,12 @@
 run."""
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from robustly import UserError, manifest
+from robustly.corpus.bad_lines import FILE, SHOWN, listed_in
 from robustly.description import Description, Listing
 from robustly.manifest import MANIFEST, Manifest
 from robustly.stages import KINDS, RUN_STAGES
@@ -85,6 +87,20 @@ def provenance(finished: Manifest | None) -> dict[str, Any]:
         "finished": finished.finished,
         "seconds": finished.seconds,
     }
+
+
+def rows_without_text(folder: Path, finished: Manifest) -> list[Listing]:
+    """What a stage that reads the corpus has skipped: how many rows of each kind, and the first.
+    Raises UserError if its list is not what it wrote."""
+    kinds = finished.counts.get("bad_lines_by_kind")
+    if not kinds:
+        return []
+
+    manifest.check_whole(folder, finished, [FILE])
+    return [
+        Listing("rows without text", [{"reason": kind, "rows": kinds[kind]} for kind in kinds]),
+        Listing(f"the first in {FILE}", [asdict(line) for line in listed_in(folder)[:SHOWN]]),
+    ]
 
 
 def disk_bytes(folder: Path) -> int:

@@ -16,6 +16,7 @@ from robustly.inspection.folders import (
     disk_bytes,
     folder_kind,
     provenance,
+    rows_without_text,
     stage_of,
     typed,
 )
@@ -128,6 +129,7 @@ def describe_on(folder: Path, texts: NamedTexts | None) -> Description:
         *_merges(vocabulary),
         Listing("longest tokens", _longest(ordinary)),
         Listing("how sentences are cut", [cut_up(tokenizer, text) for text in SAMPLES]),
+        *(rows_without_text(folder, finished) if finished and trained else []),
     ]
     note = f"on your own text: robustly inspect {typed(folder)} --text FILES"
     if texts:

@@ -116,6 +116,8 @@ def read_words(folder: Path) -> Any:
     for name in ("counts.tsv", "counts.tsv.zst"):
         for place, line in lines(str(folder / name)):
             try:
+                if isinstance(line, ValueError):
+                    raise line
                 found.append(parse_count(line, "gpt2"))
             except ValueError as fault:
                 raise UserError(f"{line_at(str(folder / name), place)}: {fault}") from None

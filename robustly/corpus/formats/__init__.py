@@ -2,7 +2,7 @@
 
 A format is one file here and one line of `DOCUMENTS`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from robustly.corpus.config import CorpusConfig, CountFiles
@@ -13,7 +13,7 @@ from robustly.corpus.formats.json_lines import JSON_LINES
 from robustly.corpus.formats.json_values import JSON
 from robustly.corpus.formats.parquet import PARQUET
 from robustly.corpus.formats.text import TEXT
-from robustly.corpus.reading import COMPRESSIONS, row_at, suffixes
+from robustly.corpus.reading import COMPRESSIONS, rows_at, suffixes
 
 DOCUMENTS: dict[str, Format] = {
     ".txt": TEXT,
@@ -40,11 +40,16 @@ def format_of(path: Path | str) -> Format:
     return DOCUMENTS[suffixes(Path(path))[0]]
 
 
-def where(path: str, place: int) -> str:
-    """Where a row begins, in messages: in a file, or in a shard of a dataset, whose rows are
+def places(path: str, rows: Sequence[int]) -> list[str]:
+    """Where rows begin, in messages: in a file, or in a shard of a dataset, whose rows are
     numbered."""
     format = DOCUMENTS.get(suffixes(Path(path))[0])
-    return format.where(path, place) if format else row_at(path, place)
+    return (format.places if format else rows_at)(path, rows)
+
+
+def where(path: str, place: int) -> str:
+    """The file and the place in it of one row."""
+    return f"{path}: {places(path, [place])[0]}"
 
 
 def listed(formats: Mapping[str, Format]) -> str:

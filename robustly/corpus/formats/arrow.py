@@ -4,7 +4,7 @@ Files and streams of record batches, as polars, `datasets` and pyarrow write the
 into memory, not read whole."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -45,9 +45,8 @@ def rows(path: str) -> Iterator[Row]:
             yield from enumerate(batch.to_pylist(), number * ROWS)
 
 
-def where(path: str, place: int) -> str:
-    number, row = divmod(place, ROWS)
-    return f"{path}: record batch {number}, row {row} (the first are 0)"
+def places(path: str, rows: Sequence[int]) -> list[str]:
+    return [f"record batch {row // ROWS}, row {row % ROWS} (the first are 0)" for row in rows]
 
 
 @contextmanager
@@ -92,4 +91,4 @@ def _sound(batches: Iterator[Any]) -> Iterator[Any]:
         yield batch
 
 
-ARROW = Format(ranges, texts, rows, where, has_keys=True, compressible=False)
+ARROW = Format(ranges, texts, rows, places, has_keys=True, compressible=False)

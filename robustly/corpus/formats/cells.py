@@ -15,7 +15,7 @@ from robustly import UserError
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.formats.format import Format, Row, Text, between
 from robustly.corpus.formats.keys import text_of
-from robustly.corpus.reading import BYTE_ORDER_MARK, decoded, line_at, opened
+from robustly.corpus.reading import BYTE_ORDER_MARK, line_at, lines_at, opened, read_text
 
 LONGEST_CELL = 2**30
 """Characters: a quote that is never closed does not fill the memory with the rest of the file."""
@@ -104,7 +104,10 @@ def _rows(
             names = ", ".join(columns)[:500]
             yield (
                 place,
-                ValueError(f"{len(row)} cells, but there are {len(columns)} columns: {names}"),
+                ValueError(
+                    f"no row of the table: {len(row)} cells, but there are {len(columns)} columns:"
+                    f" {names}"
+                ),
             )
         else:
             yield place, dict(zip(columns, row, strict=True))
@@ -124,6 +127,9 @@ def _cells(path: str, dialect: Dialect, stream: BinaryIO, start: int) -> Iterato
             cells = next(reader, None)
         except csv.Error as error:
             yield place, ValueError(f"not {name}: {error}")
+            continue
+        except ValueError as fault:  # of a line
+            yield place, fault
             continue
 
         if cells is None:
@@ -147,7 +153,11 @@ class _Lines:
     def __next__(self) -> str:
         raw, place = next(self._lines), self.place
         self.place += len(raw)
-        return decoded(raw if place else raw.removeprefix(BYTE_ORDER_MARK), self._path, place)
+        _, text = read_text(raw if place else raw.removeprefix(BYTE_ORDER_MARK), place)
+        if isinstance(text, ValueError):
+            raise text
+
+        return text
 
 
 def _ends_with_returns(path: str) -> bool:
@@ -176,7 +186,7 @@ def _format(dialect: Dialect) -> Format:
         partial(ranges, dialect),
         partial(texts, dialect),
         partial(rows, dialect),
-        where=line_at,
+        places=lines_at,
         has_keys=True,
     )
 

@@ -2,7 +2,7 @@
 new one is listed in `DOCUMENTS` (`__init__.py`)."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 from robustly.corpus.config import CorpusConfig
 
 Text = tuple[int, str | ValueError]
-"""Where a row begins (a byte or a number, as the format counts), and its text, or why it has
-none."""
+"""Where a row begins (a byte or a number, as the format counts), and its text; or why it has none:
+the kind of fault, then behind a colon, a semicolon, a comma or in brackets what is of this row
+alone (`BadLine.kind` counts kinds)."""
 Row = tuple[int, str | dict[str, Any] | ValueError]
 """As `Text`, but with the whole row: a line of text, or an object by its keys."""
 
@@ -42,8 +43,8 @@ class Format:
     compressed file is (0, WHOLE)."""
     rows: Callable[[str], Iterator[Row]]
     """path -> every row of a file, for evaluation texts (`cleaning.contamination`)."""
-    where: Callable[[str, int], str]
-    """(path, place) -> a row's place in messages."""
+    places: Callable[[str, Sequence[int]], list[str]]
+    """(path, places of rows) -> these in messages."""
     has_keys: bool
     """Whether a row is an object, of which `corpus.text_key` is the text."""
     compressible: bool = True

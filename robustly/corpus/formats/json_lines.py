@@ -8,7 +8,7 @@ from typing import Any
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.formats.format import Format, Row, Text
 from robustly.corpus.formats.keys import text_of
-from robustly.corpus.reading import byte_ranges, line_at, lines
+from robustly.corpus.reading import byte_ranges, lines, lines_at
 
 
 def ranges(path: Path, corpus: CorpusConfig, size: int) -> Iterable[tuple[int, int]]:
@@ -29,9 +29,9 @@ def texts(path: str, start: int, end: int, corpus: CorpusConfig) -> Iterator[Tex
 _OTHER_JSON = "; name the file .json, if it is an array, or has objects over several lines"
 
 
-def _is_no_line(line: str) -> bool:
+def _is_no_line(line: str | ValueError) -> bool:
     """Whether a line that is no object may begin an array, or an object over several lines."""
-    return line.startswith("[") or line.rstrip() == "{"
+    return isinstance(line, str) and (line.startswith("[") or line.rstrip() == "{")
 
 
 def rows(path: str) -> Iterator[Row]:
@@ -42,8 +42,11 @@ def rows(path: str) -> Iterator[Row]:
             yield place, fault
 
 
-def json_object(line: str) -> dict[str, Any]:
+def json_object(line: str | ValueError) -> dict[str, Any]:
     """The object in a line of JSON. Raises ValueError that says what is wrong with the line."""
+    if isinstance(line, ValueError):
+        raise line
+
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
@@ -52,6 +55,8 @@ def json_object(line: str) -> dict[str, Any]:
         ) from None
     except RecursionError:
         raise ValueError("not JSON that can be read: nested too deeply") from None
+    except ValueError:
+        raise ValueError("not JSON that can be read: a number of thousands of digits") from None
 
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, found {type(value).__name__}")
@@ -59,4 +64,4 @@ def json_object(line: str) -> dict[str, Any]:
     return value
 
 
-JSON_LINES = Format(ranges, texts, rows, where=line_at, has_keys=True)
+JSON_LINES = Format(ranges, texts, rows, places=lines_at, has_keys=True)

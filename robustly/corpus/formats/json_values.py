@@ -17,7 +17,7 @@ from robustly.corpus.formats import json_lines
 from robustly.corpus.formats.format import Format, Row, Text, between
 from robustly.corpus.formats.json_lines import json_object
 from robustly.corpus.formats.keys import text_of
-from robustly.corpus.reading import BYTE_ORDER_MARK, WHOLE, decoded, line_at, opened
+from robustly.corpus.reading import BYTE_ORDER_MARK, WHOLE, line_at, lines_at, opened, read_text
 
 CHUNK = 2**20
 LONGEST_LINE = 2**24
@@ -79,7 +79,7 @@ def _objects(path: str, start: int, end: int) -> Iterator[tuple[int, dict[str, A
             if place >= end:
                 return
             try:
-                yield place, json_object(decoded(raw, path, place))
+                yield place, json_object(read_text(raw, place)[1])
             except ValueError as fault:
                 yield place, fault
 
@@ -172,4 +172,4 @@ class _Values:
         )
 
 
-JSON = Format(ranges, texts, rows, where=line_at, has_keys=True)
+JSON = Format(ranges, texts, rows, places=lines_at, has_keys=True)

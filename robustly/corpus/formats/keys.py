@@ -18,9 +18,8 @@ def joined(values: Sequence[Any], keys: Sequence[str]) -> str:
         if value is None and len(keys) > 1:
             continue
         if not isinstance(value, str):
-            raise ValueError(
-                f"{key!r} (corpus.text_key): expected a string, found {type(value).__name__}"
-            )
+            found = "null" if value is None else type(value).__name__
+            raise ValueError(f"expected a string at {key!r} (corpus.text_key), found {found}")
         texts.append(value)
 
     if not texts:
@@ -36,7 +35,7 @@ def _value_at(row: Mapping[str, Any], key: str) -> Any:
     for name in key.split("."):
         if not isinstance(value, Mapping):
             raise ValueError(
-                f"{key!r} (corpus.text_key): expected an object to hold {name!r}, found"
+                f"expected an object to hold {name!r} of {key!r} (corpus.text_key), found"
                 f" {type(value).__name__}"
             )
         if name not in value:

@@ -9,7 +9,7 @@ from typing import Any
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.formats.columns import check_columns, column_texts, top_columns
 from robustly.corpus.formats.format import Format, Row, Text
-from robustly.corpus.reading import readable, row_at
+from robustly.corpus.reading import readable, rows_at
 
 BATCH = 256  # rows that are read at a time
 
@@ -61,4 +61,4 @@ def _opened(path: str) -> Iterator[Any]:
         yield table
 
 
-PARQUET = Format(ranges, texts, rows, where=row_at, has_keys=True, compressible=False)
+PARQUET = Format(ranges, texts, rows, places=rows_at, has_keys=True, compressible=False)

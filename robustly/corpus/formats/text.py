@@ -5,7 +5,7 @@ from pathlib import Path
 
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.formats.format import Format, Text
-from robustly.corpus.reading import WHOLE, byte_ranges, file_text, line_at, lines, runs
+from robustly.corpus.reading import WHOLE, byte_ranges, file_text, lines, lines_at, runs
 
 
 def ranges(path: Path, corpus: CorpusConfig, size: int) -> Iterable[tuple[int, int]]:
@@ -18,7 +18,7 @@ def texts(path: str, start: int, end: int, corpus: CorpusConfig) -> Iterator[Tex
     elif corpus.documents == "line":
         yield from lines(path, start, end)
     else:
-        yield 0, file_text(path)
+        yield file_text(path)
 
 
-TEXT = Format(ranges, texts, rows=lines, where=line_at, has_keys=False)
+TEXT = Format(ranges, texts, rows=lines, places=lines_at, has_keys=False)

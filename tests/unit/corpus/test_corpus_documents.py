@@ -257,27 +257,37 @@ def test_bytes_that_are_not_text_are_named_with_file_and_line(
         mock.patch.object(partitioning, "PARTITION_BYTES", 8),
         pytest.raises(UserError, match=re.escape(message)) as error,
     ):
-        read(corpus_of(file, documents=mode))
+        read(corpus_of(file, documents=mode, max_bad_lines=0))
 
     assert str(error.value).startswith(f"{file}: line 4 (byte 16 of the text)")
+    assert (
+        read(corpus_of(file, documents=mode))
+        == {
+            "blank_line": ["one"],
+            "line": ["one", "zwö"],
+            "file": [],
+        }[mode]
+    )
 
 
 def test_bytes_that_are_not_text_are_found_in_compressed_files(corpus_of, tmp_path):
     file = tmp_path / "a.txt.gz"
     file.write_bytes(gzip.compress(b"one\n\ntwo \xff\n"))
     with pytest.raises(UserError, match=r"a\.txt\.gz: line 3 \(byte 9 of the text\): not UTF-8"):
-        read(corpus_of(file))
+        read(corpus_of(file, max_bad_lines=0))
+    assert read(corpus_of(file)) == ["one"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(r"\ud83d", r"\ud83d, half of a surrogate pair"), (r"\u0000", "NUL character")],
+    [(r"\ud83d", r"half of a surrogate pair: \ud83d in the text"), (r"\u0000", "NUL character")],
 )
-def test_escapes_that_stand_for_no_text_are_refused(corpus_of, tmp_path, text, message):
+def test_escapes_that_stand_for_no_text_are_bad_rows(corpus_of, tmp_path, text, message):
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "one"}\n{"text": "two ' + text + '"}\n')
+    assert read(corpus_of(file)) == ["one"]
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        read(corpus_of(file))
+        read(corpus_of(file, max_bad_lines=0))
     assert str(error.value).startswith(f"{file}: line 2 ")
 
 
@@ -302,7 +312,7 @@ def test_rows_without_text_are_skipped_and_named(corpus_of, tmp_path):
     bad_lines = []
     assert read(corpus_of(file), bad_lines=bad_lines) == ["one", "last"]
     reasons = ["not JSON: Unterminated string", "expected a JSON object, found list",
-               "no key 'text' (corpus.text_key); the keys here: 'Text', 'n'", "expected a string, found NoneType",
+               "no key 'text' (corpus.text_key); the keys here: 'Text', 'n'", "expected a string at 'text' (corpus.text_key), found null",
                "nested too deeply", "no key 'text'"]  # fmt: skip
     assert len(bad_lines) == len(reasons)
     for line, reason in zip(bad_lines, reasons, strict=True):
@@ -357,7 +367,7 @@ def test_columns_of_parquet_are_checked(corpus_of, tmp_path):
         ("nul", "row 1 .*NUL"),
     ):
         with pytest.raises(UserError, match=message):
-            read(corpus_of(tmp_path / "a.parquet", text_key=key))
+            read(corpus_of(tmp_path / "a.parquet", text_key=key, max_bad_lines=0))
 
 
 def test_strings_of_parquet_that_are_not_utf8_are_bad_rows(corpus_of, tmp_path):

@@ -211,7 +211,7 @@ def test_columns_of_every_kind_of_string(
         with ranges_of(size):
             assert (len(partitions(corpus_of(tmp_path))) > 1) == (size == 1)
             assert read(corpus_of(tmp_path), bad) == [text for text in texts if text is not None]
-        assert len(bad) == 1 and "found NoneType" in bad[0].reason
+        assert len(bad) == 1 and "found null" in bad[0].reason
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -222,7 +222,7 @@ def test_columns_that_hold_no_strings(corpus_of: Corpus, tmp_path: Path, name: s
         ("list", "column 'list' (corpus.text_key): expected strings, found list<"),
         ("s", "expected strings, found struct<"), ("s.a", "column 's.a' (corpus.text_key): expected"),
         ("s.b", "no column 'b' in 's' (corpus.text_key); its columns: a"), ("n", "found int64"),
-        ("bytes", "not UTF-8 (byte 0xff)"), ("null", "expected a string, found NoneType"),
+        ("bytes", "not UTF-8 (byte 0xff)"), ("null", "expected a string at 'null' (corpus.text_key), found null"),
     ):  # fmt: skip
         found = refusal(corpus_of(tmp_path, text_key=key, max_bad_lines=0))
         assert message in found and name in found
@@ -421,7 +421,9 @@ def test_rows_of_csv_without_text_are_bad_rows(corpus_of: Corpus, tmp_path: Path
         raw.index(b) for b in (b"two", b"three", b'"fo', b'"six')
     ]
     message = refusal(corpus_of(tmp_path, max_bad_lines=0))
-    assert message.startswith(f"{tmp_path / 'a.csv'}: line 3 (byte 13 of the text): 1 cells")
+    assert message.startswith(
+        f"{tmp_path / 'a.csv'}: line 3 (byte 13 of the text): no row of the table: 1 cells"
+    )
 
 
 @pytest.mark.parametrize(
@@ -436,7 +438,7 @@ def test_tables_that_cannot_be_read(
     for name, content in (("a.csv", raw), ("a.csv.gz", gzip.compress(raw))):
         (tmp_path / name).write_bytes(content)
         if raw:
-            assert message in refusal(corpus_of(tmp_path / name))
+            assert message in refusal(corpus_of(tmp_path / name, max_bad_lines=0))
         else:
             assert read(corpus_of(tmp_path / name)) == []
 
@@ -556,16 +558,21 @@ PARQUET = written(lambda raw: pyarrow.parquet.write_table(table("a"), raw))
 ARROW = written(lambda raw: write_file(table("a"), raw))
 
 
+def packed(raw: bytes) -> bytes:
+    """The same at any time: it is in the names of tests."""
+    return gzip.compress(raw, mtime=0)
+
+
 @pytest.mark.parametrize(
     ("name", "raw", "message"),
     [
-        ("a.jsonl", gzip.compress(b"x" * 99), "found gzip (.gz)"), ("a.txt", zst(b"x"), "found Zstandard"),
+        ("a.jsonl", packed(b"x" * 99), "found gzip (.gz)"), ("a.txt", zst(b"x"), "found Zstandard"),
         ("a.txt", bz2.compress(b"x"), "bzip2"), ("a.json", PARQUET, "found Parquet (.parquet)"),
         ("a.csv", b"PK\3\4" + b"x" * 99, "ZIP"), ("a.csv", ARROW, "found Arrow"),
-        ("a.txt.gz", gzip.compress(tar()), "found a tar archive"), ("a.txt", tar(), "found a tar archive"),
-        ("a.txt.gz", gzip.compress(gzip.compress(b"x")), "found gzip"), ("a.txt", b"%PDF-1.7\n", "found PDF"),
+        ("a.txt.gz", packed(tar()), "found a tar archive"), ("a.txt", tar(), "found a tar archive"),
+        ("a.txt.gz", packed(packed(b"x")), "found gzip"), ("a.txt", b"%PDF-1.7\n", "found PDF"),
         ("a.txt.gz", zst(b"text"), "It is Zstandard (.zst): name it what it is"),
-        ("a.parquet", gzip.compress(b"x"), "It is gzip (.gz): name it"), ("a.arrow", PARQUET, "It is Parquet"),
+        ("a.parquet", packed(b"x"), "It is gzip (.gz): name it"), ("a.arrow", PARQUET, "It is Parquet"),
         ("a.parquet", ARROW, "It is Arrow"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         ("a.txt.xz", b"plain text", "If it is cut off or damaged"),

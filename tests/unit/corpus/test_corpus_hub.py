@@ -220,7 +220,7 @@ def test_rows_without_text_are_bad_lines(
 
     with pytest.raises(
         UserError,
-        match=r"data, split train, shard 1: row 4 \(the first is 0\): 'text' .*found NoneType",
+        match=r"data, split train, shard 1: row 4 \(the first is 0\): expected .*'text' .*found null",
     ):
         refuse_many(bad, corpus_of(source(tmp_path / "data"), max_bad_lines=3))
 
@@ -241,11 +241,13 @@ def test_rows_are_numbered_over_batches(
 
 
 @pytest.mark.parametrize("text", ["a\0b", "x" * (2**20 + 5) + "\0"])
-def test_what_no_text_can_hold_is_refused(
+def test_what_no_text_can_hold_is_a_bad_row(
     tmp_path: Path, corpus_of: Callable[..., CorpusConfig], text: str
 ) -> None:
     parquet(tmp_path / "data" / "0.parquet", ["fine", text])
-    assert "shard 0: row 1 (the first is 0): a NUL" in refusal(corpus_of(source(tmp_path / "data")))
+    dataset = source(tmp_path / "data")
+    assert texts(corpus_of(dataset)) == ["fine"]
+    assert "shard 0: row 1 (the first is 0): a NUL" in refusal(corpus_of(dataset, max_bad_lines=0))
 
 
 # ----------------------------------------------------------------------------------------- mistakes

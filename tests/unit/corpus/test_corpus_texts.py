@@ -109,12 +109,12 @@ def test_keys_at_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         message.startswith(f"{rows}: line 1")
         and "no key 'dialect' (--by); the keys here: 'lang'" in message
     )
-    assert "'year' (--by): expected a string, found int" in refusal(lambda: keys(rows, "year"))
+    assert "expected a string at 'year' (--by), found int" in refusal(lambda: keys(rows, "year"))
     monkeypatch.setattr(texts, "MAX_VALUES", 2)
     assert "more than 2 values" in refusal(lambda: keys(rows, "text"))
     assert list(keys(rows, "lang").named) == EXPECTED
     rows.write_text(lines([*ROWS, {"lang": "sv", "text": None}]))
-    assert "'text' (--text-key): expected a string, found NoneType" in refusal(
+    assert "expected a string at 'text' (--text-key), found null" in refusal(
         lambda: keys(rows, "lang")
     )
 

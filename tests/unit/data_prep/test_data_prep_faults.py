@@ -67,7 +67,7 @@ BAD = {
     "b.txt.zst": (zstandard.compress(GOOD.encode())[:-9], r"b\.txt\.zst: cannot be read"),
     "b.jsonl.gz": (b"no gzip", r"b\.jsonl\.gz: cannot be read"),
     "b.parquet": (b"PAR1 no parquet", r"b\.parquet: cannot be read"),
-    "b.txt": (GOOD.encode("utf-16"), r"b\.txt: line 1 .*not UTF-8"),
+    "b.txt": (GOOD.encode("utf-16"), r"b\.txt: text in UTF-16"),
     "c.txt": (GOOD.encode() + b"\n\nna\xefve", r"c\.txt: line 5 .*not UTF-8 \(byte 0xef\)"),
     "d.txt": (GOOD.encode() + b"\n\nnothing \0", r"d\.txt: line 5 .*NUL"),
     "b.jsonl": (ROWS.encode() + b'{"text": "cut o', r"b\.jsonl: line 3 .*not JSON"),

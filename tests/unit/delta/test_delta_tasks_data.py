@@ -122,7 +122,7 @@ def test_quotes_are_text_in_tsv(tmp_path: Path) -> None:
         (
             "a.csv",
             b"t,l\na,x\nb\n",
-            r"a\.csv: line 3 \(byte \d+ of the text\): 1 cells, but there are 2 columns: t, l",
+            r"a\.csv: line 3 \(byte \d+ of the text\): no row of the table: 1 cells, but there are 2 columns: t, l",
         ),
         (
             "a.csv",

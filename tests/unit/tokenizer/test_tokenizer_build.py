@@ -228,7 +228,7 @@ def test_a_mended_corpus_is_not_refused(corpus_of, tmp_path):
     first.write_bytes(b"xyz xyz xyz xyz")  # counted before the fault is found
     second.write_bytes(b"abc \xff abc")
     arguments = (
-        corpus_of(first, second),
+        corpus_of(first, second, max_bad_lines=0),
         TokenizerConfig(vocab_size=262, min_frequency=2),
         tmp_path / "t",
         ONE,
