@@ -119,10 +119,10 @@ class ContaminationConfig(Section):
     """Texts that a model is to be evaluated on, and that it must not have seen."""
 
     files: Annotated[list[InputPath], BeforeValidator(as_list), Field(min_length=1)]
-    """Files, folders or globs of .txt (a text is a line), .jsonl and .parquet (each string of a row
-    is a text), looked up beside the config file, then in the working directory."""
+    """Files, folders or globs, as of a corpus: .txt (a text is a line), others (each string of a
+    row is a text), looked up beside the config file, then in the working directory."""
     keys: Annotated[list[str], BeforeValidator(as_list), Field(min_length=1)] | None = None
-    """Keys (.jsonl) or columns (.parquet) whose strings are taken; default: all of them."""
+    """Keys or columns whose strings are taken; default: all of them."""
     n_grams: Annotated[int, Field(ge=1)] = 13
     """Words in a row that a document must share with a text to be dropped; shorter texts are not
     looked for."""

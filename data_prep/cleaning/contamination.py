@@ -80,8 +80,8 @@ def _shared(text: str, index: NDArray[np.uint64], n: int) -> NDArray[np.bool_]:
 
 
 def evaluation_texts(path: Path, keys: list[str] | None) -> Iterator[str]:
-    """The texts of a file: lines of .txt; strings of .jsonl and .parquet at `keys`, however deep,
-    or all of them.
+    """The texts of a file: lines of .txt; strings of other rows at `keys`, however deep, or all of
+    them.
 
     Raises UserError if it cannot be read or a row lacks a key.
     """

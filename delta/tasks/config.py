@@ -15,10 +15,10 @@ HUB = re.compile(r"hub:(?P<name>.+?)(:(?P<subset>[^:/]+))?/(?P<split>[^:/]+)")
 
 
 class _TaskFiles(Section):
-    """Its files: JSON lines (.jsonl), or .csv or .tsv with a line of column names, each plain or
-    .gz, .xz, .zst; or a split of a dataset, `hub:NAME/SPLIT` or `hub:NAME:SUBSET/SPLIT`, whose name
-    is a folder's or one on the Hugging Face Hub. Relative paths are looked up beside the config,
-    then in the working directory."""
+    """Its files: of any kind that a corpus has but .txt, such as .jsonl, .csv or .tsv (with a line
+    of column names) or .parquet; or a split of a dataset, `hub:NAME/SPLIT` or
+    `hub:NAME:SUBSET/SPLIT`, whose name is a folder's or one on the Hugging Face Hub. Relative paths
+    are looked up beside the config, then in the working directory."""
 
     train: InputPath
     """What is trained on."""

@@ -51,7 +51,7 @@ Documents = Annotated[
 ]
 
 TextKey = Annotated[
-    str, typer.Option(help="Key (.jsonl) or column (.parquet) that holds the text.")
+    str, typer.Option(help="Key or column that holds the text; `data.text` for rows within rows.")
 ]
 
 MoreFiles = Annotated[list[str] | None, typer.Argument(metavar="FILES", hidden=True)]

@@ -23,7 +23,8 @@ def evaluate_command(
     text: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FILES", help="Files, folders or globs of .txt, .jsonl, .parquet; repeatable."
+            metavar="FILES",
+            help="Files, folders or globs, of all kinds that a corpus has; repeatable.",
         ),
     ] = None,
     minimal_pairs: Annotated[

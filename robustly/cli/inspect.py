@@ -25,8 +25,8 @@ def inspect_command(
         typer.Option(
             metavar="FILES",
             help=(
-                "What the folder's tokenizer makes of files, folders or globs of .txt, .jsonl,"
-                " .parquet; repeatable."
+                "What the folder's tokenizer makes of text: files, folders or globs, of all kinds"
+                " that a corpus has; repeatable."
             ),
         ),
     ] = None,

@@ -36,11 +36,10 @@ def corpus_files(corpus: CorpusConfig) -> list[tuple[int, Path]]:
         candidates = source.path.candidates
         matches = next((some for path in candidates if (some := _matches(path, formats))), None)
         if matches is None:
-            hint = "; in a glob, [[] stands for a bracket" if "[" in source.path else ""
             raise UserError(
                 f"{corpus.key}: {source.path}: no file there; looked at"
                 f" {', '.join(map(str, candidates))}. Give a file, a folder or a glob"
-                f" ({_expected(formats)}){hint}"
+                f" ({_expected(formats)}){_hint(source.path, candidates)}"
             )
 
         for path in matches:
@@ -83,7 +82,12 @@ def _below(folder: Path, within: tuple[str, ...] = ()) -> Iterator[Path]:
         return
 
     within = (*within, os.path.realpath(folder))
-    for path in folder.iterdir():
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed: {error.strerror or error}") from None
+
+    for path in entries:
         if path.name.startswith("."):
             continue
         if path.is_dir():
@@ -97,6 +101,17 @@ def _below(folder: Path, within: tuple[str, ...] = ()) -> Iterator[Path]:
             )
 
 
+def _hint(path: str, candidates: Iterable[Path]) -> str:
+    """What may be wrong with a path where nothing is."""
+    if "://" in path:
+        return "; an address is not fetched: `hub` reads datasets of the Hub, others are downloaded"
+    if "{" in path:
+        return "; braces are not expanded: list what they stand for"
+    if any(each.is_dir() for candidate in candidates for each in matching(candidate)):
+        return "; it matches folders: end it with /** for all that is below"
+    return "; in a glob, [[] stands for a bracket" if "[" in path else ""
+
+
 def _check_kind(path: Path, formats: Mapping[str, Format], key: str) -> None:
     """Raises UserError for a file that no format reads."""
     suffix, compression = suffixes(path)
@@ -107,8 +122,10 @@ def _check_kind(path: Path, formats: Mapping[str, Format], key: str) -> None:
         way = f"decompress it: a {suffix} file is compressed within"
     elif formats is COUNTS and suffix in DOCUMENTS:
         way = "text goes to corpus.sources"
+    elif not suffix and compression:
+        way = f"say what it holds, such as NAME.txt{compression}"
     else:
-        way = foreign.way_round(suffix or compression)
+        way = foreign.way_round(suffix)
     raise UserError(
         f"{path}: unknown kind of file: {_expected(formats)}. {way[0].upper()}{way[1:]}, or let"
         f" {key} pick files by a glob"

@@ -31,6 +31,18 @@ _WAYS = {
     "it holds tokens, not text: give the text that it was made of": ".bin .idx .npy .npz .mds",
     "pickle runs code when it is read: write its rows as .jsonl": ".pkl .pickle .pt .pth",
     "Markdown: name a copy .txt, if its marks are to be learned": ".md .markdown .mdx",
+    **{
+        f"name it {name}": others
+        for name, others in (
+            (".jsonl", ".jsonlines .ldjson .jl"),
+            (".parquet", ".pq .parq"),
+            (".arrow", ".ipc .arrows"),
+            (".tsv", ".tab"),
+            (".zst, and the kind before it", ".zstd"),
+            (".gz, and the kind before it", ".gzip"),
+            (".bz2, and the kind before it", ".bz .bzip2"),
+        )
+    },
 }
 _WAY = {suffix: way for way, suffixes in _WAYS.items() for suffix in suffixes.split()}
 _PLAIN = "if it is plain text, name it .txt"

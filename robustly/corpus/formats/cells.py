@@ -84,14 +84,22 @@ def _table(path: str, dialect: Dialect) -> Iterator[tuple[BinaryIO, list[str], I
 
 
 def _check_columns(path: Path | str, columns: list[str], corpus: CorpusConfig) -> None:
+    """Raises UserError if there is no column for each of `corpus.text_key`; a file without any row
+    has none, and no text."""
     missing = [key for key in corpus.text_keys if key not in columns]
-    if columns and missing:
-        apart = [sign for sign in ";|\t" if len(columns) == 1 and sign in columns[0]]
-        hint = f"; its cells seem to stand apart by {apart[0]!r}: write it anew" if apart else ""
-        raise UserError(
-            f"{path}: no column {missing[0]!r} (corpus.text_key); its columns, by the first row:"
-            f" {', '.join(columns)[:500]}{hint}"
-        )
+    if not (columns and missing):
+        return
+
+    hint = ""
+    apart = [sign for sign in ";|\t" if len(columns) == 1 and sign in columns[0]]
+    if apart:
+        hint = f"; its cells seem to stand apart by {apart[0]!r}: write it anew with commas"
+    elif len(columns) == 2 and columns[0].isdigit() and columns[1].startswith('"'):
+        hint = "; if it holds word counts, it goes to corpus.counts"
+    raise UserError(
+        f"{path}: no column {missing[0]!r} (corpus.text_key); its columns, by the first row:"
+        f" {', '.join(columns)[:500]}{hint}"
+    )
 
 
 def _rows(

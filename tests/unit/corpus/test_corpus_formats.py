@@ -430,7 +430,7 @@ def test_rows_of_csv_without_text_are_bad_rows(corpus_of: Corpus, tmp_path: Path
     ("raw", "message"),
     [(b"a,b\n1,2\n", "no column 'text' (corpus.text_key); its columns, by the first row: a, b"),
      (b"a;text\n1;2\n", "its cells seem to stand apart by ';'"), (b"text,text\n", "another name for each"),
-     (b"", "^$"), (b"text\n\xff\n", "line 2 (byte 5 of the text): not UTF-8"), (b"text\n\0\n", "NUL")],
+     (b'7,"""a"""\n', "it goes to corpus.counts"), (b"", "^$"), (b"text\n\xff\n", "line 2 (byte 5 of the text): not UTF-8"), (b"text\n\0\n", "NUL")],
 )  # fmt: skip
 def test_tables_that_cannot_be_read(
     corpus_of: Corpus, tmp_path: Path, raw: bytes, message: str
@@ -514,6 +514,25 @@ def test_brackets_in_names(corpus_of: Corpus, tmp_path: Path, folder: str) -> No
     assert "[[] stands for a bracket" in refusal(corpus_of(str(tmp_path / "[q].txt")))
 
 
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [("https://example.org/a.txt", "an address is not fetched"), ("{a,b}.txt", "braces are not expanded"),
+     ("fold*", "it matches folders: end it with /**")],
+)  # fmt: skip
+def test_what_may_be_wrong_with_a_path(
+    corpus_of: Corpus, tmp_path: Path, path: str, hint: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_text("a")
+    message = refusal(stated(tmp_path, corpus_of(path)))
+    assert "no file there" in message and hint in message
+
+
+def test_a_folder_that_cannot_be_listed(corpus_of: Corpus, tmp_path: Path) -> None:
+    with mock.patch.object(Path, "iterdir", side_effect=PermissionError(13, "Permission denied")):
+        assert refusal(corpus_of(tmp_path)) == f"{tmp_path}: cannot be listed: Permission denied"
+
+
 def test_what_lies_beside_data_is_passed_over(corpus_of: Corpus, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "_b.txt").write_text("b")
@@ -530,7 +549,8 @@ def test_what_lies_beside_data_is_passed_over(corpus_of: Corpus, tmp_path: Path)
      ("a.pdf", "pdftotext"), ("a.docx", "pandoc"), ("a.html", "trafilatura"), ("a.warc.gz", "trafilatura"),
      ("a.xml.bz2", "wikiextractor"), ("a.md", "name a copy .txt"), ("notes.md", ".txt"), ("a.xlsx", ".csv"),
      ("a.sqlite", ".jsonl"), ("a.bin", "holds tokens"), ("wiki_00", "name it .txt"), ("a.py", "name it .txt"),
-     ("a.gz", "name it .txt"), ("a.parquet.zst", "Decompress it"), ("a.arrow.gz", "Decompress it")],
+     ("a.gz", "NAME.txt.gz"), ("a.jsonl.zstd", "Name it .zst"),
+     ("a.jsonlines", "Name it .jsonl"), ("a.pq", "Name it .parquet"), ("a.parquet.zst", "Decompress it"), ("a.arrow.gz", "Decompress it")],
 )  # fmt: skip
 def test_other_kinds_have_a_way_round(
     corpus_of: Corpus, tmp_path: Path, name: str, way: str

@@ -270,6 +270,23 @@ def test_what_is_not_in_a_dataset_is_refused_with_what_is(
     assert "has no revisions" in refusal(corpus_of(source(folder, revision="main")))
 
 
+def test_a_path_of_keys_and_a_list_of_them(
+    tmp_path: Path, corpus_of: Callable[..., CorpusConfig]
+) -> None:
+    (tmp_path / "a").mkdir()
+    rows = [{"title": "t", "n": 1, "data": {"text": "one", "x": 1}},
+            {"title": None, "n": 2, "data": {"text": "two", "x": 2}}]  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a" / "0.parquet")
+    jsonl(tmp_path / "b" / "0.jsonl", rows)
+    for folder in ("a", "b"):
+        assert texts(corpus_of(source(tmp_path / folder), text_key="data.text")) == ["one", "two"]
+        joined = corpus_of(source(tmp_path / folder), text_key=["title", "data.text"])
+        assert texts(joined) == ["t\none", "two"]
+        assert "no column 'y' in 'data'" in refusal(
+            corpus_of(source(tmp_path / folder), text_key="data.y")
+        )
+
+
 def test_columns_of_a_kind_that_does_not_tell_them_ahead(
     tmp_path: Path, corpus_of: Callable[..., CorpusConfig]
 ) -> None:
