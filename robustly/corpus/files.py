@@ -62,14 +62,7 @@ def _matches(path: Path, formats: Mapping[str, Format]) -> list[Path]:
         )
 
     below = _below(path) if path.is_dir() else filter(Path.is_file, matching(path))
-    return sorted(
-        (
-            file
-            for file in below
-            if suffixes(file)[0] in formats or not foreign.lies_beside(file.name)
-        ),
-        key=Path.as_posix,
-    )
+    return sorted((file for file in below if not foreign.lies_beside(file.name)), key=Path.as_posix)
 
 
 def _below(folder: Path, within: tuple[str, ...] = ()) -> Iterator[Path]:

@@ -45,13 +45,13 @@ _WAYS = {
     },
 }
 _WAY = {suffix: way for way, suffixes in _WAYS.items() for suffix in suffixes.split()}
-_PLAIN = "if it is plain text, name it .txt"
+_PLAIN = "if it is plain text, name it .txt (JSON lines: .jsonl)"
 
 _BESIDE = re.compile(
     r"_[^.]*"  # marks of Spark and Hadoop: _SUCCESS, _metadata, _committed_123
     r"|(readme|licen[cs]e|notice|copying|citation|changelog|authors)(\.(md|rst|html|cff|bib|json))?"
     r"|(md5|sha\d*)sums?|checksums?|manifest|.*\.(md5|sha1|sha256|sha512|crc|asc|sig|aria2)"
-    r"|thumbs\.db|desktop\.ini",
+    r"|thumbs\.db|desktop\.ini|dataset_infos?\.json",
     re.IGNORECASE,
 )
 _CARD = re.compile(r"---\s*\n(?:.*\n)*?(?:configs|dataset_info):")
@@ -63,7 +63,7 @@ def way_round(suffix: str) -> str:
 
 
 def lies_beside(name: str) -> bool:
-    """Whether a file by this name, of no format, commonly lies beside data and is none."""
+    """Whether a file by this name commonly lies beside data and is none."""
     return bool(_BESIDE.fullmatch(name))
 
 

@@ -21,8 +21,9 @@ def check_columns(place: object, keys: Keys, schema: Any) -> None:
         if types.is_dictionary(kind):
             kind = kind.value_type
         if not any(is_kind(kind) for is_kind in _texts_and_nulls()):
+            lists = "; write the texts of a list as rows of their own" if kind.num_fields else ""
             raise UserError(
-                f"{place}: column {key!r} (corpus.text_key): expected strings, found {kind}"
+                f"{place}: column {key!r} (corpus.text_key): expected strings, found {kind}{lists}"
             )
 
 

@@ -47,10 +47,23 @@ def texts(path: str, start: int, end: int, corpus: CorpusConfig) -> Iterator[Tex
         return
 
     for place, row in _objects(path, start, end):
+        if isinstance(row, ValueError):
+            yield place, row
+            continue
         try:
-            yield place, row if isinstance(row, ValueError) else text_of(row, corpus.text_keys)
+            yield place, text_of(row, corpus.text_keys)
         except ValueError as fault:
-            yield place, fault
+            yield place, ValueError(f"{fault}{_rows_within(row)}")
+
+
+def _rows_within(row: dict[str, Any]) -> str:
+    """What to do with an object that holds the rows of the whole file in a list."""
+    for key, value in row.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return (
+                f"; rows seem to be in {key!r}: `jq -c '.{key}[]' FILE > NEW.jsonl` takes them out"
+            )
+    return ""
 
 
 def rows(path: str) -> Iterator[Row]:

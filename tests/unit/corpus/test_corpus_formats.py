@@ -327,6 +327,13 @@ def test_json_that_is_cut_off(corpus_of: Corpus, tmp_path: Path, raw: str) -> No
             )
 
 
+def test_rows_within_an_object_are_told(corpus_of: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"version": 1,\n "data": [{"text": "a"}]}')
+    assert "`jq -c '.data[]' FILE > NEW.jsonl` takes them out" in refusal(
+        corpus_of(tmp_path, max_bad_lines=0)
+    )
+
+
 def test_a_large_array_is_not_held_in_memory(corpus_of: Corpus, tmp_path: Path) -> None:
     from tracemalloc import get_traced_memory, start, stop
 
@@ -537,7 +544,7 @@ def test_what_lies_beside_data_is_passed_over(corpus_of: Corpus, tmp_path: Path)
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "_b.txt").write_text("b")
     for name in ("README.md", "README", "_SUCCESS", "_metadata", "_committed_12", ".DS_Store", "LICENSE",
-                 "SHA256SUMS", "a.txt.md5", ".part-0.crc", "Thumbs.db"):  # fmt: skip
+                 "SHA256SUMS", "dataset_info.json", "a.txt.md5", ".part-0.crc", "Thumbs.db"):  # fmt: skip
         (tmp_path / name).write_text("not text")
     assert read(corpus_of(tmp_path)) == read(corpus_of(str(tmp_path / "*"))) == ["b", "a"]
     assert "unknown kind of file" in refusal(corpus_of(tmp_path / "README.md"))

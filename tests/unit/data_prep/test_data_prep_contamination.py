@@ -83,7 +83,11 @@ def test_texts_of_each_kind_of_file(tmp_path):
     (tmp_path / "a.jsonl").write_text(lines)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
 
-    for name in ("a.jsonl", "a.jsonl.gz"):
+    (tmp_path / "a.json").write_text(json.dumps(ROWS, indent=1))
+    (tmp_path / "a.csv").write_text('question,answer\n"q, one",a\n')
+    assert list(evaluation_texts(tmp_path / "a.csv", None)) == ["q, one", "a"]
+
+    for name in ("a.jsonl", "a.jsonl.gz", "a.json"):
         assert list(evaluation_texts(tmp_path / name, None)) == [
             "q one",
             "a",

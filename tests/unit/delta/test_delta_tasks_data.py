@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.feather
+import pyarrow.parquet
 import pytest
 from pydantic import TypeAdapter
 
@@ -98,6 +100,18 @@ def test_quotes_are_text_in_tsv(tmp_path: Path) -> None:
         (2, {"t": '"He said', "l": "x"}),
         (3, {"t": 'No "end", he', "l": "y"}),
     ]
+
+
+def test_files_of_other_kinds(tmp_path: Path) -> None:
+    rows = [{"t": "one\ntwo", "l": "x"}, {"t": "three", "l": "y"}]
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "b.parquet")
+    pyarrow.feather.write_feather(pyarrow.Table.from_pylist(rows), tmp_path / "c.feather")
+    for name, numbers in (("a.json", [2, 6]), ("b.parquet", [0, 1]), ("c.feather", [0, 1])):
+        table = read_table("key", InputPath(name, tmp_path))
+        assert table.rows == list(zip(numbers, rows, strict=True))
+        place = f"line {numbers[1]}" if name == "a.json" else "row 1 (the first is 0)"
+        assert table.place(numbers[1]) == f"{tmp_path / name}: {place}"
 
 
 @pytest.mark.parametrize(
