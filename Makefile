@@ -24,7 +24,7 @@ test: $(INSTALLED)
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow and not full and not processes" tests/unit
 
-# Kills at random moments; Slurm and Ray, where they are installed (.ci/setup).
+# Kills at random moments; Slurm, Ray and an older transformers, where they are installed (.ci/setup).
 test-full: $(INSTALLED)
 	$(PYTEST) -m full
 
@@ -57,5 +57,5 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 
 # Runs stay: they are somebody's work.
 clean:
-	rm -rf $(VENV) site dist .coverage *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .ci/transformers-4 site dist .coverage *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

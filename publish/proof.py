@@ -188,6 +188,13 @@ def _documents(data_folder: Path, tokenizer: Tokenizer) -> tuple[list[_Document]
         store = Store(data_folder, "train")
         limits.append("no documents are held out: ids are compared on documents of the training")
 
+    if not tokenizer.vocabulary.is_roberta_tokenizer:
+        limits.append(
+            "words given one by one: transformers does not heed add_prefix_space for a vocabulary"
+            " with NFC or another pattern; give each word but the first the space before it"
+            " (docs/tokenizer.md)"
+        )
+
     taking = [token.content for token in tokenizer.vocabulary.added if token.lstrip or token.rstrip]
     if taking:
         limits.append(

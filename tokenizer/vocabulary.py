@@ -59,6 +59,12 @@ class Vocabulary:
         return (*control, *self.added, mask)
 
     @property
+    def is_roberta_tokenizer(self) -> bool:
+        """Whether transformers' RobertaTokenizer gives its ids: built from tokens, merges and added
+        tokens alone, it knows no normalizer and no other pattern."""
+        return self.pattern == "gpt2" and not self.nfc
+
+    @property
     def keeps_bytes(self) -> bool:
         """Whether the ids of any text stand for its very bytes."""
         return not (self.nfc or self.prefix_space or self.added)
@@ -114,16 +120,16 @@ def save_vocabulary(vocabulary: Vocabulary, folder: Path) -> list[Path]:
     write_json(
         folder / "tokenizer_config.json",
         {
-            # transformers builds a RobertaTokenizer from vocabulary and merges alone, which would
-            # lose the normalizer and the pattern
             "tokenizer_class": "RobertaTokenizer"
-            if vocabulary.pattern == "gpt2" and not vocabulary.nfc
+            if vocabulary.is_roberta_tokenizer
             else "PreTrainedTokenizerFast",
             "add_prefix_space": vocabulary.prefix_space,
             "trim_offsets": True,
             "errors": "replace",
             "model_max_length": MODEL_MAX_LENGTH,
             "clean_up_tokenization_spaces": False,
+            # RobertaTokenizer's; transformers 4 would give PreTrainedTokenizerFast token types
+            "model_input_names": ["input_ids", "attention_mask"],
             **named,
             "added_tokens_decoder": {
                 str(vocabulary.ids[token.content]): asdict(token) for token in vocabulary.named

@@ -5,7 +5,7 @@ device)), examples)`. In shapes N stands for the examples of a batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -217,14 +217,25 @@ class RegressionHead(_TextHead):
 
 
 class TokensHead(TaskHead):
-    """A tag at each word's first piece. Words have a space before them, the first one, too."""
+    """A tag at each word's first piece. Words have a space before them, the first one, too; an
+    added token has none, as in transformers."""
 
     kind: ClassVar[HeadKind] = "tokens"
 
+    @cached_property
+    def _spaced(self) -> Tokenizer:
+        vocabulary = self.tokenizer.vocabulary
+        if not vocabulary.added:  # none is needed
+            return self.tokenizer
+        return Tokenizer(replace(vocabulary, prefix_space=True))
+
+    def _with_space(self, word: str) -> str:
+        word = word.strip()
+        return word if self.tokenizer.added_tokens.found_in(word) else f" {word}"
+
     def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
-        every = iter(
-            self._encoded([f" {word.strip()}" for example in examples for word in example.texts])
-        )
+        words = [self._with_space(word) for example in examples for word in example.texts]
+        every = (ids.tolist() for ids in self._spaced.encode_documents(words))
         rows = []
         for example in examples:
             ids, firsts = [self.tokenizer.bos_id], []
