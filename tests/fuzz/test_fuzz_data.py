@@ -32,6 +32,7 @@ from robustly.tokenizer.config import FairseqFiles
 from robustly.tokenizer.counting import parse_count
 from robustly.tokenizer.counts import write_counts
 from robustly.tokenizer.importing import read_imported
+from robustly.tokenizer.segmenters import segmenter
 from robustly.tokenizer.special_tokens import byte_symbols
 from robustly.tokenizer.vocabulary import Vocabulary, lay_out, save_vocabulary
 from tests.fuzz.damage import Form
@@ -73,6 +74,11 @@ def read_spaced_tokenizer(folder: Path) -> Any:
     tokenizer = load_tokenizer(folder)
     texts = [*TEXTS, "the <cut> [ENT]the"]
     return facts(tokenizer.vocabulary), [ids.tolist() for ids in tokenizer.encode_documents(texts)]
+
+
+def write_marked_tokenizer(folder: Path) -> None:
+    """Of the other pattern."""
+    save_vocabulary(replace(VOCABULARY, pattern="unicode"), folder)
 
 
 def write_fairseq(folder: Path) -> None:
@@ -122,6 +128,15 @@ def read_words(folder: Path) -> Any:
             except ValueError as fault:
                 raise UserError(f"{line_at(str(folder / name), place)}: {fault}") from None
     return found
+
+
+def write_list(folder: Path) -> None:
+    (folder / "words.txt").write_text("the\ncat 3\nhat\nthin\n日本\n", encoding="utf-8")
+
+
+def read_list(folder: Path) -> Any:
+    segment = segmenter(InputPath(str(folder / "words.txt")), "tokenizer.segmenter")
+    return [segment(text) for text in TEXTS]
 
 
 # ------------------------------------------------------------------------------------------- corpus
@@ -277,6 +292,13 @@ READERS = [
         read_spaced_tokenizer,
         (*FILES, ("merges.txt", "bytes")),
     ),
+    Reader(
+        "tokenizer that keeps marks",
+        write_marked_tokenizer,
+        lambda folder: facts(load_tokenizer(folder).vocabulary),
+        (("tokenizer.json", "json"),),
+    ),
+    Reader("list of words", write_list, read_list, (("words.txt", "bytes"),)),
     Reader(
         "imported tokenizer",
         write_tokenizer,

@@ -22,7 +22,7 @@ from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
 from robustly.tokenizer.counts import read_counts
 from robustly.tokenizer.tokenizer import LONG_RUN
-from robustly.tokenizer.vocabulary import read_vocabulary
+from robustly.tokenizer.vocabulary import lay_out, read_vocabulary, save_vocabulary
 from robustly.tokenizer.words import PATTERNS, split_words
 
 ONE = Processing(workers=1)
@@ -161,6 +161,16 @@ def test_the_table_of_words_cuts_by_it_too(monkeypatch, tokenizer, texts):
     table = module.Tokenizer(tokenizer.vocabulary)
     assert [ids_of(table, text) for text in texts] == [ids_of(tokenizer, text) for text in texts]
     assert "_table" in vars(table)
+
+
+def test_added_tokens_are_cut_out_first(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    vocabulary = lay_out(tokenizer.vocabulary.merges, ["[ENT]"], pattern="unicode")
+    save_vocabulary(vocabulary, tmp_path)
+    fast = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ["में[ENT]ि में", "[ENT]'s", "བོད[ENT]་", " \u200b[ENT]\u200bक"]:
+        assert fast(text)["input_ids"] == [0, *ids_of(module.Tokenizer(vocabulary), text), 2]
 
 
 # ---------------------------------------------------------------------------------------- its files
