@@ -197,8 +197,9 @@ def test_half_a_surrogate_pair_is_refused(quick):
         quick.encode_documents(["ab\ud800"])
 
 
-def test_wide_ids(plain):
-    wide = Tokenizer(lay_out(plain.vocabulary.merges, [f"[{number}-x]" for number in range(2**16)]))
+def test_wide_ids(trained):
+    merges = load_tokenizer(trained).vocabulary.merges
+    wide = Tokenizer(lay_out(merges, [f"[{number}-x]" for number in range(2**16)]))
     found = by_table(wide).encode_documents(["some words of it"])[0]
     assert found.dtype == np.uint32 and found.tolist() == ids_of(wide, "some words of it")
 
