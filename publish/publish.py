@@ -126,7 +126,8 @@ def publish(
             "examples": examples,
             "tokenizer": fit,
         }
-        return stage.finish(outputs, counts)
+        notes = {"words": train.inputs["words"]} if "words" in train.inputs else {}
+        return stage.finish(outputs, counts, notes)
 
 
 def _finished_stages(

@@ -59,6 +59,8 @@ class Cutting(NamedTuple):
     their source."""
     limit: int | None = None
     """How many blocks are evaluated, a fixed choice of them; None: all."""
+    list_sha256: str | None = None
+    """Of the list of words that the masks need, if they do."""
 
 
 def cutting(folder: Path, lm: MaskedLM, options: TextOptions) -> Cutting:
@@ -84,8 +86,16 @@ def cutting(folder: Path, lm: MaskedLM, options: TextOptions) -> Cutting:
                 "--mask-rate with --masking run, whose rate is the run's: give one of them"
             )
 
-        limit = recorded.run.evaluate_blocks
-        return Cutting(data, as_trained, recorded.masking, True, limit)
+        if lm.tokenizer is None:
+            raise UserError(
+                f"--masking run: {folder}: transformers reads its tokenizer otherwise than it was"
+                " trained; evaluate without the option, or with the transformers of its publishing"
+            )
+
+        finished = manifest.read(folder)
+        assert finished
+        limit, words = recorded.run.evaluate_blocks, finished.notes.get("words")
+        return Cutting(data, as_trained, recorded.masking, True, limit, words)
 
     if options.masking != "bert":
         raise UserError(f"--masking {options.masking}: expected bert or run")

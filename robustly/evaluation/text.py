@@ -50,8 +50,8 @@ def evaluate_text(
         texts = write_texts(lm, corpus, cut.data, Path(folder))
         blocks = Blocks(Path(folder), SPLIT, cut.data.block_length, cut.data.format)
         if words := cut.masking.segmenter:
-            assert lm.tokenizer, "a folder of ours has a tokenizer of ours"
-            blocks.mark_words(words, lm.tokenizer)
+            assert lm.tokenizer
+            blocks.mark_words(words, lm.tokenizer, list_sha256=cut.list_sha256)
 
         sampler = EpochSampler(blocks, EVALUATION_SEED)
         samples = _samples(sampler, cut)

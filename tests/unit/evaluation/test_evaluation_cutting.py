@@ -23,7 +23,7 @@ from robustly.evaluation.evaluate import evaluate_folder
 from robustly.evaluation.model import open_masked_lm
 from robustly.evaluation.text_store import SPLIT, write_texts
 from robustly.experiment import data_work, load_experiment, tokenizer_work
-from robustly.files import write_atomic
+from robustly.files import sha256, write_atomic
 from robustly.manifest import Stage
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
@@ -31,6 +31,7 @@ from robustly.pretrain.targets import open_blocks
 from robustly.pretrain.validation import ValidationResult, evaluate
 from robustly.strict_yaml import dump_yaml
 from robustly.tokenizer import load_tokenizer
+from robustly.tokenizer.segmenters import word_list
 from robustly.tokenizer.vocabulary import save_vocabulary
 
 CPU = torch.device("cpu")
@@ -104,7 +105,9 @@ class Run:
             self.model.save_pretrained(folder)
             save_vocabulary(self.tokenizer.vocabulary, folder)
             write_atomic(folder / "config.yaml", dump_yaml(self.experiment.resolved()))
-            stage.finish([path for path in folder.iterdir() if path.name[0] != "."], {})
+            outputs = [path for path in folder.iterdir() if path.name[0] != "."]
+            listed = word_list(self.experiment.masking.segmenter, "masking.words")
+            stage.finish(outputs, {}, {"words": sha256(listed)} if listed else {})
 
         return folder
 
@@ -164,18 +167,27 @@ def test_held_out_documents_are_evaluated_as_the_run_does(
             assert report["files"][path]["loss"] == pytest.approx(score.loss, abs=1e-5)
 
 
-def test_a_held_out_source_is_evaluated_from_its_own_files(corpora: Path, tmp_path: Path) -> None:
+RULES = [
+    {"masking.whole_words": True, "masking.fixed_masks": 3},
+    {"masking.whole_words": True, "masking.words": "characters", "masking.style": "bert"},
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_held_out_source_is_evaluated_from_its_own_files(
+    corpora: Path, tmp_path: Path, rule: dict[str, Any]
+) -> None:
     """Two files, packed together; some of the blocks, and a rule of masks of the run's own."""
     run = Run(
-        tmp_path,
+        tmp_path / "run",
         corpora,
         **{
             "corpus.sources": [
                 str(corpora / "code.jsonl"),
                 {"path": str(corpora / "tales"), "held_out": True},
             ],
-            "corpus.validation": 0, "tokenizer.vocab_size": 330, "run.evaluate_blocks": 13, "masking.whole_words": True,
-            "masking.probability": 0.4, "masking.random": 0.3, "masking.mask": 0.5, "masking.fixed_masks": 3,
+            "corpus.validation": 0, "tokenizer.vocab_size": 330, "run.evaluate_blocks": 13,
+            "masking.probability": 0.4, "masking.random": 0.3, "masking.mask": 0.5, **rule,
         },
     )  # fmt: skip
     texts = [str(corpora / "tales")]
@@ -203,6 +215,10 @@ def test_words_are_those_of_the_run(corpora: Path, tmp_path: Path, words: str) -
     report = evaluate_folder(run.published, texts, [], TextOptions(masking="run"))["text"]
     assert report["total"]["masked_tokens"] == expected.total.masked_tokens > 300
     assert report["total"]["loss"] == pytest.approx(expected.total.loss, abs=1e-5)
+    if words != "icu":  # another list gives other masks
+        Path(words).write_text("the\n")
+        with pytest.raises(UserError, match=r"words\.txt: it is not the list of words"):
+            evaluate_folder(run.published, texts, [], TextOptions(masking="run"))
 
 
 def test_a_run_from_before_there_was_a_longest_word(corpora: Path, tmp_path: Path) -> None:
