@@ -48,6 +48,11 @@ def evaluate_text(
     token was masked."""
     with tempfile.TemporaryDirectory() as folder:
         texts = write_texts(lm, corpus, cut.data, Path(folder))
+        if not texts.file.size:
+            raise UserError(
+                f"{_some(corpus)}: no text in it that is more than white space to the tokenizer"
+            )
+
         blocks = Blocks(Path(folder), SPLIT, cut.data.block_length, cut.data.format)
         if words := cut.masking.segmenter:
             assert lm.tokenizer
@@ -60,9 +65,7 @@ def evaluate_text(
     sizes = np.stack([texts.tokens, texts.bytes, texts.bytes_between], axis=1)
     table = np.concatenate([sums, sizes], axis=1)
     if not table[:, SUMS.index("masked")].any():
-        raise UserError(
-            f"{', '.join(texts.paths[:3])}: too little text: no token of it was masked; give more"
-        )
+        raise UserError(f"{_some(corpus)}: too little text: no token of it was masked; give more")
 
     return {
         "cut": {**cut.data.model_dump(), "as_trained": cut.as_trained},
@@ -74,6 +77,10 @@ def evaluate_text(
         },
         "total": _figures(table),
     }
+
+
+def _some(corpus: CorpusConfig) -> str:
+    return ", ".join(source.label for source in corpus.sources[:3])
 
 
 def _samples(sampler: EpochSampler, cut: Cutting) -> Samples:

@@ -71,19 +71,16 @@ def write_texts(lm: MaskedLM, corpus: CorpusConfig, data: DataConfig, folder: Pa
     token_bytes: list[NDArray[np.int32]] = []
     read = read_texts(corpus, "encoding", {**OPTIONS, **BAD_LINES})
 
-    for (source, path), of_file in itertools.groupby(read, key=lambda one: (one.source, one.path)):
-        file = paths.setdefault(path, len(paths))
-        name = f"{SPLIT}-{len(shards):05d}"
+    for source, of_source in itertools.groupby(read, key=lambda one: one.source):
+        name = f"{SPLIT}-{source:05d}"
         with ShardWriter(folder, name, source, lm.special.eos, dtype) as writer:
-            for one in of_file:
-                document = _encode(lm, one.text, data)
-                if document is None:
-                    continue
-
-                writer.append(document.ids.astype(dtype), document.unit_ends, document.gaps)
-                sizes = np.append(document.token_bytes, np.int32(0))  # of the lone </s>
-                token_bytes.append(sizes)
-                rows.append((file, *document.counts(one.text)))
+            for _, path, text in of_source:
+                file = paths.setdefault(path, len(paths))
+                if document := _encode(lm, text, data):
+                    writer.append(document.ids.astype(dtype), document.unit_ends, document.gaps)
+                    rows.append((file, *document.counts(text)))
+                    sizes = np.append(document.token_bytes, np.int32(0))  # of the lone </s>
+                    token_bytes.append(sizes)
 
         if writer.shard:
             shards.append(writer.shard)

@@ -281,6 +281,8 @@ def test_faulty_texts(checkpoint: Path, place: Path, tmp_path: Path) -> None:
     assert on_text(checkpoint, rows, max_bad_lines=1)["total"]["documents"] == 1
     rows.write_text('{"body": "x"}\n')
     assert "--text-key" in refusal(checkpoint, rows)
+    rows.write_text('{"text": " "}\n{"text": "\\n"}\n')
+    assert "more than white space to the tokenizer" in refusal(checkpoint, rows)
     short = tmp_path / "short.txt"
     short.write_text("x")
     assert "no token of it was masked" in refusal(checkpoint, short)

@@ -132,6 +132,22 @@ def test_pseudo_log_likelihood(
         assert row[score] == pytest.approx(total, rel=1e-5)
 
 
+def test_lines_that_are_nothing_to_the_tokenizer(tmp_path: Path) -> None:
+    """BERT's drops control characters: such a line is white space, and no empty unit, which would
+    end the document."""
+    folder = word_piece(tmp_path, BertConfig)
+    text = "\u200b\nthe garden and the house\n\u0001\nthe rain"
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    (tmp_path / "plain.txt").write_text("the garden and the house\nthe rain")
+    found, plain = (
+        evaluate_folder(folder, [str(tmp_path / name)], [], TextOptions(mask_rate=0.5))["text"]
+        for name in ("text.jsonl", "plain.txt")
+    )
+    assert found["blocks"] == plain["blocks"] == 1
+    assert found["total"]["loss"] == plain["total"]["loss"]
+    assert found["total"]["bytes_between_units"] == 7 == plain["total"]["bytes_between_units"] + 6
+
+
 def refusal(folder: Path) -> str:
     with pytest.raises(UserError) as fault:
         open_masked_lm(folder, torch.device("cpu"))
