@@ -30,7 +30,7 @@ LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 def matching(glob: Path) -> Iterator[Path]:
     """What a glob matches. Its leading folders that are there by their very names are no part of
     it, whatever brackets they have; if nothing matches, brackets are taken for themselves."""
-    folder = next(parent for parent in glob.parents if os.path.exists(parent))  # noqa: PTH110 (any name)
+    folder = next((parent for parent in glob.parents if os.path.exists(parent)), glob)  # noqa: PTH110 (any name)
     pattern = str(glob.relative_to(folder))
     for each in dict.fromkeys((pattern, pattern.replace("[", "[[]"))):
         found = False

@@ -100,7 +100,8 @@ def _hint(path: str, candidates: Iterable[Path]) -> str:
         return "; an address is not fetched: `hub` reads datasets of the Hub, others are downloaded"
     if "{" in path:
         return "; braces are not expanded: list what they stand for"
-    if any(each.is_dir() for candidate in candidates for each in matching(candidate)):
+    globs = (candidate for candidate in candidates if not candidate.is_dir())
+    if any(each.is_dir() for glob in globs for each in matching(glob)):
         return "; it matches folders: end it with /** for all that is below"
     return "; in a glob, [[] stands for a bracket" if "[" in path else ""
 

@@ -134,7 +134,8 @@ def _cells(path: str, dialect: Dialect, stream: BinaryIO, start: int) -> Iterato
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield place, ValueError(f"not {name}: {error}")
+            doubled = "; a quote within quotes is doubled" if "expected after" in str(error) else ""
+            yield place, ValueError(f"not {name}: {error}{doubled}")
             continue
         except ValueError as fault:  # of a line
             yield place, fault

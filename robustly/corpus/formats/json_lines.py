@@ -5,10 +5,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from robustly import UserError
 from robustly.corpus.config import CorpusConfig
+from robustly.corpus.foreign import HEAD
 from robustly.corpus.formats.format import Format, Row, Text
 from robustly.corpus.formats.keys import text_of
-from robustly.corpus.reading import byte_ranges, lines, lines_at
+from robustly.corpus.reading import byte_ranges, lines, lines_at, opened
+
+_OTHER_JSON = "; name the file .json, if it is an array, or has objects over several lines"
 
 
 def ranges(path: Path, corpus: CorpusConfig, size: int) -> Iterable[tuple[int, int]]:
@@ -16,6 +20,9 @@ def ranges(path: Path, corpus: CorpusConfig, size: int) -> Iterable[tuple[int, i
 
 
 def texts(path: str, start: int, end: int, corpus: CorpusConfig) -> Iterator[Text]:
+    if end - start > HEAD:
+        _check_no_array(path)
+
     for place, line in lines(path, start, end):
         try:
             text = text_of(json_object(line), corpus.text_keys)
@@ -26,7 +33,12 @@ def texts(path: str, start: int, end: int, corpus: CorpusConfig) -> Iterator[Tex
             yield place, text
 
 
-_OTHER_JSON = "; name the file .json, if it is an array, or has objects over several lines"
+def _check_no_array(path: str) -> None:
+    """Raises UserError if the file begins as an array in one line, which would be held whole."""
+    with opened(path) as stream:
+        head = stream.peek()
+    if head.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"[") and b"\n" not in head:
+        raise UserError(f"{path}: an array in one line; expected a JSON object a line{_OTHER_JSON}")
 
 
 def _is_no_line(line: str | ValueError) -> bool:

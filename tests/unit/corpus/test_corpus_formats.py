@@ -353,6 +353,11 @@ def test_json_lines_that_are_an_array_are_told(corpus_of: Corpus, tmp_path: Path
     for raw in ('[{"text": "a"},\n{"text": "b"}]', '{\n "text": "a"\n}\n'):
         (tmp_path / "a.jsonl").write_text(raw)
         assert "; name the file .json" in refusal(corpus_of(tmp_path, max_bad_lines=0))
+    (tmp_path / "a.jsonl").write_text("[" + '{"text": "a"}, ' * 2**17 + "5]")
+    assert "an array in one line; expected a JSON object a line; name the file .json" in refusal(
+        corpus_of(tmp_path)
+    )
+
     (tmp_path / "a.ndjson").write_text('{"text": "c"}\n')
     assert read(corpus_of(tmp_path / "a.ndjson")) == ["c"]
 
@@ -422,7 +427,12 @@ def test_rows_of_csv_without_text_are_bad_rows(corpus_of: Corpus, tmp_path: Path
     raw = b'text,n\none,1\ntwo\nthree,3,3\n"fo"ur,4\nfive,5\n"six,6\n'
     (tmp_path / "a.csv").write_bytes(raw)
     assert read(corpus_of(tmp_path), bad) == ["one", "five"]
-    reasons = ["1 cells, but there are 2 columns: text, n", "3 cells", "not CSV", "not CSV"]
+    reasons = [
+        "1 cells, but there are 2 columns: text, n",
+        "3 cells",
+        "a quote within quotes is doubled",
+        "not CSV",
+    ]
     assert [why in line.reason for why, line in zip(reasons, bad, strict=True)] == [True] * 4
     assert [line.place for line in bad] == [
         raw.index(b) for b in (b"two", b"three", b'"fo', b'"six')
@@ -524,15 +534,18 @@ def test_brackets_in_names(corpus_of: Corpus, tmp_path: Path, folder: str) -> No
 @pytest.mark.parametrize(
     ("path", "hint"),
     [("https://example.org/a.txt", "an address is not fetched"), ("{a,b}.txt", "braces are not expanded"),
-     ("fold*", "it matches folders: end it with /**")],
+     ("fold*", "it matches folders: end it with /**"), ("empty", "(plain, .gz, .xz, .zst or .bz2) or .parquet or"
+     " .arrow or .feather)")],
 )  # fmt: skip
 def test_what_may_be_wrong_with_a_path(
     corpus_of: Corpus, tmp_path: Path, path: str, hint: str
 ) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.txt").write_text("a")
+    (tmp_path / "empty").mkdir()
     message = refusal(stated(tmp_path, corpus_of(path)))
     assert "no file there" in message and hint in message
+    assert path != "empty" or message.endswith(hint)
 
 
 def test_a_folder_that_cannot_be_listed(corpus_of: Corpus, tmp_path: Path) -> None:
