@@ -191,6 +191,17 @@ def test_the_pattern_makes_another_vocabulary(folder, tokenizer, tmp_path):
     )
 
 
+def test_it_goes_with_nfc(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    vocabulary = lay_out(tokenizer.vocabulary.merges, nfc=True, pattern="unicode")
+    save_vocabulary(vocabulary, tmp_path)
+    assert read_vocabulary(tmp_path) == vocabulary
+    fast = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ["cafe\u0301 \u0915\u093c क्\u200dष", "\u1100\u1161\u11a8 \u0301a"]:
+        assert fast(text)["input_ids"] == [0, *ids_of(module.Tokenizer(vocabulary), text), 2]
+
+
 @pytest.mark.parametrize(
     "change",
     [
