@@ -273,10 +273,11 @@ def _read_fast_tokenizer(path: Path) -> Vocabulary:
         if not _merges_tokens(merge, ids):
             raise UserError(f"{path}: {merge!r} is not a merge of two of its tokens into a third")
 
-    words = stored["pre_tokenizer"]
-    pattern = _pattern(words)
-    assert pattern, "of another kind"
-    nfc, prefix_space = stored["normalizer"] is not None, words.get("add_prefix_space", False)
+    words = _alone(stored["pre_tokenizer"])
+    pattern = _pattern(words) if words else None
+    assert words and pattern, "of another kind"
+    nfc = _alone(stored["normalizer"]) is not None
+    prefix_space = words.get("add_prefix_space", False)
     return Vocabulary(ids, merges, _further(tokens), nfc, pattern, prefix_space)
 
 
@@ -330,7 +331,8 @@ def _check_agreement(vocabulary: Vocabulary, folder: Path) -> None:
 
 def _another_kind(stored: dict[str, Any]) -> str | None:
     """What makes the file of a tokenizer one of another kind than RoBERTa's, if anything does."""
-    model, normalizer, words = stored["model"], stored["normalizer"], stored["pre_tokenizer"]
+    model = stored["model"]
+    normalizer, words = _alone(stored["normalizer"]), _alone(stored["pre_tokenizer"])
     if (kind := model.get("type", "BPE")) != "BPE":
         family = {
             "WordPiece": ", as BERT's",
@@ -357,6 +359,18 @@ def _another_kind(stored: dict[str, Any]) -> str | None:
         return f"its pre-tokenizer is {words['type']}{regex}"
 
     return "its pre-tokenizer does not use GPT-2's regex"
+
+
+def _alone(step: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normalizer or pre-tokenizer out of the sequence in which it is the only one; None for an
+    empty sequence."""
+    match step:
+        case {"type": "Sequence", "normalizers": [] | [_] as steps}:
+            return _alone(steps[0]) if steps else None
+        case {"type": "Sequence", "pretokenizers": [] | [_] as steps}:
+            return _alone(steps[0]) if steps else None
+
+    return step
 
 
 def _pattern(words: dict[str, Any]) -> PatternName | None:
@@ -405,16 +419,17 @@ def _added_beside(folder: Path, settings: _Settings) -> dict[int, AddedToken]:
     """The tokens that `tokenizer_config.json` and `added_tokens.json` add where there is no
     tokenizer.json, by their ids."""
     added = dict(settings.added_tokens_decoder or {})
-    named: set[str] = set(CONTROL_TOKENS)
+    special = {token.content: token for token in special_tokens(CONTROL_TOKENS)}
     for names in (settings.extra_special_tokens, settings.additional_special_tokens):
-        named |= {each if isinstance(each, str) else each.content for each in names or ()}
+        tokens = (AddedToken(each) if isinstance(each, str) else each for each in names or ())
+        special |= {token.content: replace(token, special=True) for token in tokens}
 
     if (path := folder / "added_tokens.json").exists():
         for name, number in _read_typed(path, dict[str, int]).items():
-            added.setdefault(number, AddedToken(name, normalized=name not in named))
+            added.setdefault(number, special.get(name, AddedToken(name, normalized=True)))
 
     return {
-        number: replace(token, special=token.special or token.content in named)
+        number: replace(token, special=token.special or token.content in special)
         for number, token in added.items()
     }
 

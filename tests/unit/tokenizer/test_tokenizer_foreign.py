@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, pre_tokenizers
+from tokenizers import AddedToken, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, RobertaConfig, RobertaTokenizer
 
 from robustly import UserError
@@ -119,6 +119,21 @@ def test_who_decides_on_the_space(
     RobertaConfig(vocab_size=len(PLAIN.ids)).save_pretrained(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert ours_of(load_tokenizer(tmp_path), TEXTS) == ids_of(theirs, TEXTS)
+
+
+def test_a_sequence_of_one_step_is_that_step(tmp_path: Path) -> None:
+    tokens = fast_tokenizer(PLAIN)
+    tokens.normalizer = normalizers.Sequence([normalizers.Sequence([normalizers.NFC()])])
+    tokens.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(True)])
+    tokens.save(str(tmp_path / "tokenizer.json"))
+    ours = load_tokenizer(tmp_path)
+    assert (ours.vocabulary.nfc, ours.vocabulary.prefix_space) == (True, True)
+    texts = [*TEXTS, "e\u0301"]
+    assert ours_of(ours, texts) == [tokens.encode(t, add_special_tokens=False).ids for t in texts]
+
+    tokens.normalizer = normalizers.Sequence([])
+    tokens.save(str(tmp_path / "tokenizer.json"))
+    assert not load_tokenizer(tmp_path).vocabulary.nfc
 
 
 SPACED = Tokenizer(Vocabulary(PLAIN.ids, PLAIN.merges, prefix_space=True))

@@ -202,6 +202,11 @@ def test_added_special_tokens_beside_a_vocabulary(plain_folder, text, tmp_path):
     (plain_folder / "added_tokens.json").write_text('{"[X1]": 1000}')
     (plain,) = read_vocabulary(plain_folder).added
     assert plain == AddedToken("[X1]", normalized=True)
+    named = {"__type": "AddedToken", "content": "[X1]", "lstrip": True, "normalized": False}
+    (plain_folder / "tokenizer_config.json").write_text(
+        json.dumps({"additional_special_tokens": [named]})
+    )
+    assert read_vocabulary(plain_folder).added == (AddedToken("[X1]", special=True, lstrip=True),)
     decoder = {"1000": {"content": "[X1]", "special": True}}
     (plain_folder / "tokenizer_config.json").write_text(
         json.dumps({"added_tokens_decoder": decoder})
