@@ -27,6 +27,8 @@ from robustly.tokenizer.special_tokens import (
 from robustly.tokenizer.words import PATTERNS, PatternName
 
 FILLER = "madeupword"  # fairseq fills its dictionary up with these to a multiple of 8
+# takes the space on its left, as in RoBERTa: "a <mask>" is two tokens
+_MASK = AddedToken(MASK_TOKEN, special=True, lstrip=True)
 MODEL_MAX_LENGTH = 512  # RoBERTa's; publishing writes the model's own
 
 
@@ -48,15 +50,15 @@ class Vocabulary:
     prefix_space: bool = False
     """Whether a text that does not begin with a space gets one before it is encoded, so that its
     first word is the token that it is elsewhere; the same after each added token."""
+    mask: AddedToken = _MASK
+    """<mask> as transformers cuts it out of a text; to us its name is plain text."""
 
     @property
     def named(self) -> tuple[AddedToken, ...]:
         """All tokens that are written as their names, RoBERTa's five among them, in the order of a
         trained vocabulary's ids."""
         control = [AddedToken(token, special=True) for token in SPECIAL_TOKENS]
-        # it takes the space on its left, as in RoBERTa: "a <mask>" is two tokens
-        mask = AddedToken(MASK_TOKEN, special=True, lstrip=True)
-        return (*control, *self.added, mask)
+        return (*control, *self.added, self.mask)
 
     @property
     def is_roberta_tokenizer(self) -> bool:
@@ -226,8 +228,8 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     beside = {token.content: number for number, token in added.items()}
     ids = _checked_ids({**read_json_object(path), **beside}, path)
     merges = read_merges(folder / "merges.txt", ids)
-    prefix_space = bool(settings.add_prefix_space)
-    vocabulary = Vocabulary(ids, merges, _further(added), prefix_space=prefix_space)
+    prefix_space, mask = bool(settings.add_prefix_space), _mask_among(added, ids)
+    vocabulary = Vocabulary(ids, merges, _further(added), False, "gpt2", prefix_space, mask)
     _check_added(vocabulary, path)
     return vocabulary
 
@@ -278,7 +280,8 @@ def _read_fast_tokenizer(path: Path) -> Vocabulary:
     assert words and pattern, "of another kind"
     nfc = _alone(stored["normalizer"]) is not None
     prefix_space = words.get("add_prefix_space", False)
-    return Vocabulary(ids, merges, _further(tokens), nfc, pattern, prefix_space)
+    mask = _mask_among(tokens, ids)
+    return Vocabulary(ids, merges, _further(tokens), nfc, pattern, prefix_space, mask)
 
 
 def _added_token(stored: dict[str, Any]) -> AddedToken:
@@ -295,6 +298,10 @@ def _added_token(stored: dict[str, Any]) -> AddedToken:
 def _further(added: Mapping[int, AddedToken]) -> tuple[AddedToken, ...]:
     """Of the added tokens of a vocabulary by their ids, those beside RoBERTa's five."""
     return tuple(token for _, token in sorted(added.items()) if token.content not in CONTROL_TOKENS)
+
+
+def _mask_among(added: Mapping[int, AddedToken], ids: Mapping[str, int]) -> AddedToken:
+    return replace(added.get(ids[MASK_TOKEN], _MASK), special=True)
 
 
 def _check_added(vocabulary: Vocabulary, path: Path) -> None:

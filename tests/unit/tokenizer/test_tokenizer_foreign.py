@@ -136,6 +136,23 @@ def test_a_sequence_of_one_step_is_that_step(tmp_path: Path) -> None:
     assert not load_tokenizer(tmp_path).vocabulary.nfc
 
 
+@pytest.mark.parametrize("lstrip", [True, False])
+@pytest.mark.parametrize("kind", ["RobertaTokenizer", "PreTrainedTokenizerFast"])
+def test_mask_takes_the_spaces_that_it_took(tmp_path: Path, kind: str, lstrip: bool) -> None:
+    tokens = json.loads(fast_tokenizer(PLAIN).to_str())
+    tokens["added_tokens"][-1] |= {"lstrip": lstrip, "rstrip": not lstrip}
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "tokenizer.json").write_text(json.dumps(tokens))
+    page = {**NAMES, "tokenizer_class": kind}
+    (tmp_path / "there" / "tokenizer_config.json").write_text(json.dumps(page))
+    RobertaConfig(vocab_size=len(PLAIN.ids)).save_pretrained(tmp_path / "there")
+    (tmp_path / "here").mkdir()
+    save_vocabulary(read_vocabulary(tmp_path / "there"), tmp_path / "here")
+    before, after = (AutoTokenizer.from_pretrained(tmp_path / part) for part in ("there", "here"))
+    texts = ["the <mask> thing", "<mask>", " <mask> "]
+    assert ids_of(after, texts) == ids_of(before, texts)
+
+
 SPACED = Tokenizer(Vocabulary(PLAIN.ids, PLAIN.merges, prefix_space=True))
 LINES = st.text(alphabet="the ging's1é\u3000", min_size=1).map(str.strip).filter(bool)
 
