@@ -22,13 +22,13 @@ from transformers import RobertaForMaskedLM
 
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.store import Store
+from robustly.tokenizer.added_tokens import probes
 from robustly.tokenizer.special_tokens import CONTROL_TOKENS
 from robustly.tokenizer.tokenizer import Tokenizer
 
 TOLERANCE = 1e-5  # logits have magnitude 10; in fp32, on one machine, they differ by rounding
 DOCUMENTS = 64  # whose ids are compared with the token store's
 TOKENS = 2**16  # of each of them, in whole units: seconds of work for transformers in all
-NAMES = 64  # added tokens that are tried amid words
 PROBES = ("Hello world", " two  spaces\n", "naïve café 日本 🙂", "क्षि e\u0301 1234 it's")
 
 # Runs in a process that imports nothing of ours, in an empty folder and without PYTHON* variables.
@@ -105,11 +105,11 @@ def prove(
     """Reload `folder` in a fresh process and compare logits (padded and full blocks, length 1) and
     token ids: of probes with ours, of held-out documents, unit by unit, with the token store's;
     fill `blanks`, texts with a <mask>, there too."""
-    probes = _probe_blocks(data_folder, packing, model, tokenizer.pad_id)
+    blocks = _probe_blocks(data_folder, packing, model, tokenizer.pad_id)
     documents, limits = _documents(data_folder, tokenizer)
-    texts = [*PROBES, *_with_names(tokenizer)]
+    texts = [*PROBES, *probes(tokenizer.vocabulary.added)]
     units = [unit for document in documents for unit in document.units]
-    found = _reload(folder, probes, [*texts, *units], blanks)
+    found = _reload(folder, blocks, [*texts, *units], blanks)
     if "died" in found:
         return Proof({}, {}, [found["died"]], limits)
 
@@ -169,15 +169,6 @@ def _probe_blocks(
         logits = model(input_ids=given["ids"], attention_mask=given["attention"]).logits
 
     return {**given, "logits": logits.contiguous()}
-
-
-def _with_names(tokenizer: Tokenizer) -> list[str]:
-    """Texts in which added tokens stand: amid words, beside white space, and one after the
-    other."""
-    names = [token.content for token in tokenizer.vocabulary.added[:NAMES]]
-    return [
-        text for name in names for text in (f"one {name} two{name} \n", f"{name}{name}s {name}")
-    ]
 
 
 def _documents(data_folder: Path, tokenizer: Tokenizer) -> tuple[list[_Document], list[str]]:
@@ -243,11 +234,11 @@ def _document(units: Iterator[Any], tokenizer: Tokenizer) -> _Document:
 
 
 def _reload(
-    folder: Path, probes: dict[str, torch.Tensor], texts: Sequence[str], blanks: Sequence[str]
+    folder: Path, blocks: dict[str, torch.Tensor], texts: Sequence[str], blanks: Sequence[str]
 ) -> dict[str, Any]:
     """What `_RELOAD` finds; {"died": why} if it ends before that."""
     with tempfile.TemporaryDirectory() as given:
-        save_file(probes, Path(given) / "probes.safetensors")
+        save_file(blocks, Path(given) / "probes.safetensors")
         asked = json.dumps({"texts": texts, "blanks": list(blanks)})
         Path(given, "asked.json").write_text(asked, encoding="utf-8")
         command = [sys.executable, "-W", "ignore", "-c", _RELOAD, str(folder.resolve()), given]

@@ -12,6 +12,7 @@ import regex
 
 from robustly import log
 
+PROBED = 64  # tokens whose names are tried
 SHOWN = 8  # names in a message
 FEW = 8  # names that are looked for faster one by one than together
 # Unicode's White_Space and the characters of a word, as Rust's `\s` and `\w`; Python's differ.
@@ -92,6 +93,15 @@ class AddedTokens:
                 pieces.append(piece)
 
         return [self.encoded(piece) if isinstance(piece, str) else piece for piece in pieces]
+
+
+def probes(tokens: Sequence[AddedToken]) -> list[str]:
+    """Texts to compare tokenizers by: the names of the first PROBED tokens amid words, beside white
+    space, and one after the other."""
+    names = [token.content for token in tokens[:PROBED]]
+    return [
+        text for name in names for text in (f"one {name} two{name} \n", f"{name}{name}s {name}")
+    ]
 
 
 def count_added(

@@ -19,6 +19,7 @@ from robustly.pretrain.start.model_files import find_folder
 from robustly.pretrain.start.open_model import check_tokens, first_line, open_model
 from robustly.resources import check_memory
 from robustly.tokenizer import load_tokenizer
+from robustly.tokenizer.added_tokens import probes
 from robustly.tokenizer.tokenizer import Tokenizer
 
 LONGEST = 512  # tokens of a block, where the model takes more
@@ -200,8 +201,9 @@ def _our_tokenizer(folder: Path, hf_tokenizer: Any) -> Tokenizer | None:
     except UserError:  # no byte-level vocabulary in RoBERTa's layout
         return None
 
-    expected = [ids for ids, _ in _encode(hf_tokenizer, _PROBES)]
-    found = [ids.tolist() for ids in ours.encode_documents(_PROBES)]
+    texts = [*_PROBES, *probes(ours.vocabulary.added)]
+    expected = [ids for ids, _ in _encode(hf_tokenizer, texts)]
+    found = [ids.tolist() for ids in ours.encode_documents(texts)]
     return ours if found == expected and ours.mask_id == hf_tokenizer.mask_token_id else None
 
 

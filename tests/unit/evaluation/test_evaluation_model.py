@@ -25,6 +25,7 @@ from transformers import (
 from robustly import UserError
 from robustly.evaluation.model import MaskedLM, open_masked_lm
 from robustly.manifest import Stage
+from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -130,6 +131,25 @@ def test_further_special_tokens_are_read_as_tokens(tmp_path: Path) -> None:
 
     assert tokenizer.convert_tokens_to_ids("[ENT]") in first.ids
     assert not {lm.special.mask, lm.special.eos} & set(third.ids.tolist())
+
+
+def test_ours_is_taken_where_it_reads_further_special_tokens_alike(tmp_path: Path) -> None:
+    vocabulary = lay_out([("t", "h"), ("th", "e")], ["[ENT]"])
+    model(len(vocabulary.ids)).save_pretrained(tmp_path)
+    save_vocabulary(vocabulary, tmp_path)
+    lm = open_masked_lm(tmp_path, CPU)
+    text = "the [ENT] in the[ENT] house"
+    (found,) = lm.encode([text])
+    assert lm.tokenizer and found.ids.tolist().count(vocabulary.ids["[ENT]"]) == 2
+    assert found.ids.tolist() == lm.hf_tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert found.bytes.sum() == len(text)
+
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings["added_tokens_decoder"][str(vocabulary.ids["[ENT]"])]["lstrip"] = True
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    lm = open_masked_lm(tmp_path, CPU)  # to transformers it takes a space that it leaves to us
+    assert lm.tokenizer is None
+    assert lm.encode([text])[0].ids.size == found.ids.size - 1
 
 
 def refusal(folder: Path) -> str:
