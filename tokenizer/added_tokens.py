@@ -107,11 +107,14 @@ def probes(tokens: Sequence[AddedToken]) -> list[str]:
 def count_added(
     tokens: Sequence[AddedToken], counts: Iterable[Mapping[str, int]]
 ) -> dict[str, int]:
-    """How often each token stands in a corpus, from the counts of its parts. Warns of those that
-    stand nowhere."""
+    """How often each token stands in a corpus, from the counts of its parts. Says so, and warns of
+    those that stand nowhere."""
     found = Counter({token.content: 0 for token in tokens})
     for part in counts:
         found.update(part)
+
+    if often := [f"{name!r} {number:,}" for name, number in found.most_common(SHOWN) if number]:
+        log.say(f"added tokens in the text: {', '.join(often)}")
 
     if absent := [repr(name) for name, number in found.items() if not number]:
         more = f" and {len(absent) - SHOWN:,} more" if len(absent) > SHOWN else ""

@@ -2,6 +2,7 @@
 dropped, the packed blocks, and some of them as text."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -88,6 +89,7 @@ def describe(
                 "splits and sources", [row for split in SPLITS for row in _sources(stores[split])]
             ),
             Listing("dropped", _dropped(finished)),
+            Listing("added tokens in the text", _added(finished)),
             *rows_without_text(folder, finished),
             *_lengths(stores),
             Listing("blocks", [_fill(format, index) for format, index in indexes]),
@@ -109,6 +111,12 @@ def _dropped(finished: Manifest) -> list[dict[str, Any]]:
             rows.append({"what": what, "reason": reason, "count": finished.counts[what]})
 
     return rows
+
+
+def _added(finished: Manifest) -> list[dict[str, Any]]:
+    """How often each added token of the tokenizer stands in the text, the most frequent first."""
+    counts = Counter(finished.counts.get("added_tokens", {}))
+    return [{"token": name, "count": number} for name, number in counts.most_common()]
 
 
 def _lengths(stores: Mapping[Split, Store]) -> Iterator[Listing]:

@@ -125,7 +125,7 @@ def describe_on(folder: Path, texts: NamedTexts | None) -> Description:
         **{name: trained[name] for name in COUNTS if name in trained},
     }
     listings = [
-        Listing("special tokens", [{"token": token, "id": n} for token, n in special.items()]),
+        Listing("special tokens", _special(special, trained.get("added_tokens", {}))),
         *_merges(vocabulary),
         Listing("longest tokens", _longest(ordinary)),
         Listing("how sentences are cut", [cut_up(tokenizer, text) for text in SAMPLES]),
@@ -152,6 +152,16 @@ def describe_on(folder: Path, texts: NamedTexts | None) -> Description:
         listings,
         [note],
     )
+
+
+def _special(ids: Mapping[str, int], counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The tokens that are written as their names; of further ones, how often they stand in the
+    text, where that was counted."""
+    rows: list[dict[str, Any]] = [{"token": token, "id": number} for token, number in ids.items()]
+    if counts:
+        rows = [{**row, "in_the_text": counts.get(row["token"], "")} for row in rows]
+
+    return rows
 
 
 def _merges(vocabulary: Vocabulary) -> list[Listing]:

@@ -25,6 +25,7 @@ from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.prepare import DataStage
 from robustly.data_prep.sentences import units
 from robustly.data_prep.store import SPLITS, Store
+from robustly.inspection.describe import describe_folder
 from robustly.tokenizer import load_tokenizer
 from stated import stated
 
@@ -412,7 +413,16 @@ def test_added_tokens_are_found_and_counted(tmp_path, capsys, unit):
         Processing(1),
     ).make()
     assert made.counts["added_tokens"] == {"[ENT]": 120, "[NIL]": 0}
-    assert "'[NIL]': of the tokenizer's added tokens" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "added tokens in the text: '[ENT]' 120\n" in said
+    assert "'[NIL]': of the tokenizer's added tokens" in said
+    listings = {
+        each.title: each.rows for each in describe_folder(tmp_path / "data", "data").examples
+    }
+    assert listings["added tokens in the text"] == [
+        {"token": "[ENT]", "count": 120},
+        {"token": "[NIL]", "count": 0},
+    ]
     store = Store(tmp_path / "data", "train")
     tokens = np.concatenate([store.tokens(shard) for shard in store.shards])
     assert (tokens == ids["[ENT]"]).sum() == 120 and not (tokens == ids["<mask>"]).any()

@@ -20,10 +20,12 @@ from robustly import UserError, manifest
 from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import Processing, SlurmConfig
 from robustly.files import WORK_LOCK, lock, sha256
+from robustly.inspection.describe import describe_folder
 from robustly.tokenizer import counting, merges
 from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
 from robustly.tokenizer.counts import read_counts
+from robustly.tokenizer.special_tokens import CONTROL_TOKENS
 from robustly.tokenizer.vocabulary import read_vocabulary
 from robustly.tokenizer.words import split_words
 from stated import stated
@@ -553,6 +555,11 @@ def test_the_names_of_special_tokens_are_counted_and_teach_no_merge(
     assert not [word for word in words if "ENT" in word or "url" in word]
     assert words["'s"] == words[" saw"] == words["<"] == 20  # of <s>, which is text
     assert "'[NIL]': of the tokenizer's added tokens, and nowhere" in capsys.readouterr().err
+    listings = {
+        each.title: each.rows for each in describe_folder(tmp_path / "t", "tokenizer").examples
+    }
+    shown = {row["token"]: row["in_the_text"] for row in listings["special tokens"]}
+    assert shown == dict.fromkeys(CONTROL_TOKENS, "") | {"[ENT]": 60, "<url>": 20, "[NIL]": 0}
 
 
 @pytest.mark.parametrize(
