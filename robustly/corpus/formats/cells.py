@@ -130,30 +130,31 @@ def _cells(path: str, dialect: Dialect, stream: BinaryIO, start: int) -> Iterato
     reader = csv.reader(lines, **dialect)
 
     while True:
-        place = lines.place
+        place, lines.fault = lines.place, None
         try:
             cells = next(reader, None)
         except csv.Error as error:
             doubled = "; a quote within quotes is doubled" if "expected after" in str(error) else ""
-            yield place, ValueError(f"not {name}: {error}{doubled}")
-            continue
-        except ValueError as fault:  # of a line
-            yield place, fault
+            yield place, lines.fault or ValueError(f"not {name}: {error}{doubled}")
             continue
 
         if cells is None:
             return
-        if any(cell.strip() for cell in cells):
+        if lines.fault:
+            yield place, lines.fault
+        elif any(cell.strip() for cell in cells):
             yield place, cells
 
 
 class _Lines:
-    """The lines of a stream, for csv.reader, which takes one after the other."""
+    """The lines of a stream, for csv.reader, which takes one after the other. A row goes on to its
+    end, though one of its lines is no text."""
 
     def __init__(self, path: str, stream: BinaryIO, start: int):
         self.place = start
         """Byte at which the next line begins."""
-        self._path = path
+        self.fault: ValueError | None = None
+        """Why a line was no text."""
         self._lines = _returned(stream) if _ends_with_returns(path) else stream
 
     def __iter__(self) -> "_Lines":
@@ -164,7 +165,8 @@ class _Lines:
         self.place += len(raw)
         _, text = read_text(raw if place else raw.removeprefix(BYTE_ORDER_MARK), place)
         if isinstance(text, ValueError):
-            raise text
+            self.fault = text
+            return raw.decode(errors="replace")
 
         return text
 

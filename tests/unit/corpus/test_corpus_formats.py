@@ -460,6 +460,19 @@ def test_tables_that_cannot_be_read(
             assert read(corpus_of(tmp_path / name)) == []
 
 
+def test_a_row_with_a_broken_byte_ends_where_it_ends(corpus_of: Corpus, tmp_path: Path) -> None:
+    raw = as_csv(['one, "x"', 'two\nb\xe9d, ""\nlast, line', "three"]).replace(b"\xc3\xa9", b"\xff")
+    bad: list[BadLine] = []
+    (tmp_path / "a.csv").write_bytes(raw)
+    for size in (1, 2**24):
+        with ranges_of(size):
+            bad.clear()
+            assert read(corpus_of(tmp_path), bad) == ['one, "x"', "three"]
+            assert [(line.place, line.reason) for line in bad] == [
+                (raw.index(b"1,"), "not UTF-8 (byte 0xff)")
+            ]
+
+
 def test_a_quote_that_is_never_closed_is_bounded(corpus_of: Corpus, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b'text\n"one\n' + b"two\n" * 20)
     with mock.patch.object(cells, "LONGEST_CELL", 30):
