@@ -188,12 +188,13 @@ def _ip(text: str) -> Spans:
 # ------------------------------------------------------------------------------------------- phones
 
 _WRITTEN_AS_NUMBER = regex.compile(
-    r"""(?!\D*\d+\.\d+\s+\d+\.\d+$)   # not two decimal numbers
+    r"""(?!\D*\d+\.\d+\s+\d+\.\d+$|0-)   # not two decimal numbers, not an ISBN
         \D*\d+(?:[ ()/-]+\d|\.\d+[./-]\d)""",
     regex.ASCII | regex.VERBOSE,
 )
 """National numbers have gaps: ten digits in a row, or around a decimal point, are more often
 something else."""
+_OF_A_BOOK = regex.compile(r"\bIS[BS]N\b[^\n]{0,12}$", regex.I)
 NATIONAL_DIGITS = 7
 
 
@@ -215,7 +216,11 @@ def _phone(countries: Sequence[str]) -> Callable[[str], Spans]:
             for found in matcher:
                 raw = found.raw_string
                 digits = sum(each.isdigit() for each in raw)
-                national = digits >= NATIONAL_DIGITS and _WRITTEN_AS_NUMBER.match(raw)
+                national = (
+                    digits >= NATIONAL_DIGITS
+                    and _WRITTEN_AS_NUMBER.match(raw)
+                    and not _OF_A_BOOK.search(text, max(0, found.start - 20), found.start)
+                )
                 if country == "ZZ" or national:
                     yield found.start + (raw[0] == "(" and ")" not in raw), found.end
 
