@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustly import UserError, manifest, npy
+from robustly import UserError, log, manifest, npy
 from robustly.corpus import decisions
 from robustly.corpus.bad_lines import (
     BadLine,
@@ -29,8 +29,9 @@ from robustly.corpus.bad_lines import (
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.documents import documents
 from robustly.corpus.executors import process
-from robustly.corpus.files import Hashes, hash_corpus, remembered_files
+from robustly.corpus.files import Hashes, corpus_files, hash_corpus, remembered_files
 from robustly.corpus.partitions import Partition, partitions, work_key
+from robustly.corpus.reading import suffixes
 from robustly.data_prep.config import DataConfig, Unit, store_recipe
 from robustly.data_prep.sentences import gaps, units
 from robustly.data_prep.store import SPLITS, Shard, ShardWriter, Split, Store, split_of, write_store
@@ -96,6 +97,7 @@ class DataStage:
         return _with_packed_index(made, self.folder, self.data)
 
     def _process(self, work: Path) -> "list[_PartitionFacts]":
+        _look_at_raw(self.corpus, self.data)
         cut = partitions(self.corpus)
         if self.clean_folder:
             cut = decisions.attach(cut, self.clean_folder)
@@ -131,6 +133,21 @@ class DataStage:
             "replaced": _cleaned(self.clean_folder, "replaced "),
         }
         return Outcome(outputs, counts, notes)
+
+
+def _look_at_raw(corpus: CorpusConfig, data: DataConfig) -> None:
+    """Warn where documents are cut out of a file whose line ends are to be learned."""
+    if data.unit != "raw" or corpus.documents == "file":
+        return
+
+    for _, path in corpus_files(corpus):
+        if suffixes(path)[0] == ".txt":
+            log.warn(
+                f"data.unit = raw: corpus.documents = {corpus.documents} cuts {path} into documents"
+                " without the line ends between them; corpus.documents=file keeps them, and so does"
+                " a text in JSON lines or Parquet"
+            )
+            return
 
 
 def _shards(done: "Sequence[_PartitionFacts]") -> dict[Split, list[Shard]]:

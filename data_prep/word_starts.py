@@ -8,7 +8,7 @@ neither is hidden while the other is shown."""
 
 import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +110,12 @@ def _make(
     context = multiprocessing.get_context("spawn")
     given = store.folder, store.split, words, tokenizer.vocabulary
     with ProcessPoolExecutor(workers, context, _begin_worker, given) as pool:
-        yield from pool.map(_bits_of, shards)
+        for asked in [pool.submit(_bits_of, shard) for shard in shards]:
+            while not asked.done():
+                wait([asked], timeout=1.0)
+                heartbeat.go_on()
+
+            yield asked.result()
 
 
 _of_worker: tuple[Store, "WordMarker"] | None = None

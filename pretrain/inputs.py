@@ -58,6 +58,7 @@ def open_inputs(config: PretrainingConfig, rank: int, device: torch.device) -> I
     for turn in (0, 1):
         with together(device):
             if turn == min(rank, 1):
-                blocks = {split: open_blocks(config, split, tokenizer) for split in SPLITS}
+                workers = config.processing.workers
+                blocks = {split: open_blocks(config, split, tokenizer, workers) for split in SPLITS}
 
     return Inputs(tokenizer, blocks, files)

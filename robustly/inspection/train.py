@@ -81,12 +81,22 @@ def _recipe_figures(recipe: Mapping[str, Any], finished: Manifest | None) -> dic
         **{key: facts[key] for key in ("spikes", "skipped_updates") if facts.get(key)},
         "block_length": data["block_length"],
         "format": data["format"],
-        "masking": f"{masking['probability']:.0%}, {masking['style']} style",
+        "masking": f"{masking['probability']:.0%}, {masking['style']} style{_words(masking)}",
         "batch_size": recipe["optim"]["batch_size"],
         "peak_lr": recipe["optim"]["peak_lr"],
         "warmup": recipe["schedule"]["warmup"],
         "updates": recipe["schedule"]["updates"],
     }
+
+
+def _words(masking: Mapping[str, Any]) -> str:
+    """What is masked together, if whole words are."""
+    if not masking.get("whole_words"):
+        return ""
+
+    longest = masking.get("longest_word")
+    bound = f" of up to {longest} tokens" if longest else ""
+    return f", whole words ({masking.get('words', 'whitespace')}){bound}"
 
 
 def _last_figures(

@@ -89,6 +89,17 @@ def test_pairs_are_refused(format):
         type(RAW)(**{**RAW.model_dump(), "format": format})
 
 
+@pytest.mark.parametrize(("documents", "told"), [("blank_line", True), ("file", False)])
+def test_line_ends_that_are_lost_before_are_told(made, tmp_path, documents, told, capfd):
+    folder, _ = made
+    path = tmp_path / "code.txt"
+    path.write_text("".join(text.replace("\ufeff", "") for text in KEPT))
+    config = corpus(str(path), documents=documents)
+    DataStage(config, RAW, tmp_path / "data", folder / "tokenizer", Processing(1)).make()
+    said = " ".join(capfd.readouterr().err.split())
+    assert ("cuts" in said and "corpus.documents=file keeps them" in said) is told
+
+
 def test_a_store_of_lines_is_not_one_of_raw_documents(made, tmp_path):
     folder, _ = made
     config = corpus(str(folder / "code.jsonl"))
