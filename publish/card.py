@@ -105,7 +105,7 @@ def _faults(proof: Proof) -> str:
     """A warning at the top of the card of a model that fails its proof."""
     if not proof.faults:
         return ""
-    about = "**Not proven to be the trained model**, and not published as such:\n\n"
+    about = "**Not proven to be the trained model:**\n\n"
     return about + markdown.bullets(proof.faults)
 
 

@@ -14,6 +14,10 @@ class PublishConfig(Section):
     checkpoint: Literal["last", "best"] = "last"
     """best: the one of the lowest held-out loss among those that were evaluated."""
 
+    accept_unproven: bool = False
+    """Publish a model that fails its proof, too: its card and manifest name what is not as it
+    should be. Default: it is kept apart, and the command fails."""
+
     title: str | None = None
     """Name of the model in its card; default: the config's name."""
     language: list[str] = Field(default_factory=list)

@@ -67,7 +67,8 @@ def publish(
     `folder`, and prove that it is the same model.
 
     Raises UserError if an input is unfinished, if there is no such checkpoint, or if `folder` holds
-    another model; Unproven if the proof fails: what was made is then kept beside `folder`."""
+    another model; Unproven if the proof fails, which `config.accept_unproven` does not accept: what
+    was made is then kept beside `folder`."""
     made = _finished_stages(tokenizer_folder, data_folder, train_folder)
     train = made.train
     best = config.checkpoint == "best"
@@ -108,11 +109,12 @@ def publish(
         sessions = checkpoint.progress.sessions
         card = model_card(config, name, section, made, sessions, losses, examples, fit, proof)
         write_atomic(folder / "README.md", card)
-        if proof.faults:
+        if proof.faults and not config.accept_unproven:
             raise Unproven(_keep_apart(folder, proof))
 
-        for limit in proof.limits:
-            log.say(f"not proven: {limit}")
+        not_proven = [*proof.faults, *proof.limits]
+        for each in not_proven:
+            log.say(f"not proven: {each}")
 
         shutil.rmtree(_apart(folder), ignore_errors=True)
         outputs = _outputs(folder)
@@ -122,7 +124,7 @@ def publish(
             **{key: value for key, value in train.counts.items() if key.startswith("validation_")},
             **losses,
             **proof.counts,
-            "not_proven": list(proof.limits),
+            "not_proven": not_proven,
             "examples": examples,
             "tokenizer": fit,
         }
@@ -217,12 +219,14 @@ def _keep_apart(folder: Path, proof: Proof) -> str:
         path.replace(apart / path.name)
 
     write_json(apart / PROOF, asdict(proof))
+    (folder / manifest.RECIPE).unlink()  # nothing was begun that would refuse another recipe
     faults = "".join(f"\n  {fault}" for fault in proof.faults)
     return (
         f"{folder}: not published, because it is not proven to be the trained model:{faults}\nIt is"
         f" kept in {apart}, its card says so, and {PROOF} there has the details. Nothing of the"
         " training is lost: with the versions of transformers and tokenizers that pyproject.toml"
-        " names, the same command publishes it; if it fails with these, please report it"
+        " names, the same command publishes it; if it fails with these, please report it."
+        " publish.accept_unproven: true publishes it as it is, with these faults in its card"
     )
 
 

@@ -158,23 +158,26 @@ def test_a_model_that_fails_its_proof_is_kept_apart(
     root = finished[0] / "runs" / "small"
     folders = root / "train", root / "data", root / "tokenizer", tmp_path / "published"
     found = {"transformers": "5", "max_logit_difference": 0.0, "documents_with_equal_ids": 9}
-    proofs = [
-        Proof({}, {}, ["the tokenizer does not load or encode: no reason", "logits differ"], []),
-        Proof(found, {}, [], ["2 of 11 documents are left out"]),
-    ]
+    failed = Proof({}, {}, ["the tokenizer does not load or encode: why", "logits differ"], [])
+    proofs = [failed, failed, Proof(found, {}, [], ["2 of 11 documents are left out"])]
     monkeypatch.setattr("robustly.publish.publish.prove", lambda *_: proofs.pop(0))
 
     with pytest.raises(Unproven, match="logits differ") as raised:
         publish(PublishConfig(), "small", *folders)
 
     assert ending(raised.value) == (1, str(raised.value))
-    assert "does not load or encode: no reason" in str(raised.value)
+    assert "does not load or encode: why" in str(raised.value)
     apart = tmp_path / "published-unproven"
     assert str(apart) in str(raised.value)
     assert {"model.safetensors", "README.md", "tokenizer.json"} < {p.name for p in apart.iterdir()}
-    assert "**Not proven to be the trained model**" in (apart / "README.md").read_text()
+    assert "**Not proven to be the trained model:**" in (apart / "README.md").read_text()
     assert json.loads((apart / "proof.json").read_text())["faults"][1] == "logits differ"
     assert manifest.read(folders[-1]) is None and not (folders[-1] / "model.safetensors").exists()
+
+    accepted = publish(PublishConfig(accept_unproven=True), "small", *folders)
+    assert accepted.counts["not_proven"] == failed.faults and not apart.exists()
+    assert "**Not proven to be the trained model:**" in (folders[-1] / "README.md").read_text()
+    shutil.rmtree(folders[-1])
 
     made = publish(PublishConfig(), "small", *folders)  # the same again, once it can be proven
     assert made.counts["not_proven"] == ["2 of 11 documents are left out"]

@@ -286,5 +286,5 @@ def test_the_card_says_what_is_proven() -> None:
     limited = card(NO_FIT, proof=replace(PROVEN, limits=["of <s>, *one* thing", "another"]))
     assert "Not proven:\n\n* of \\<s>, \\*one\\* thing\n* another\n" in limited
     faulty = card(NO_FIT, proof=replace(PROVEN, counts={}, faults=["logits differ"]))
-    assert "**Not proven to be the trained model**" in faulty and "* logits differ\n" in faulty
+    assert "**Not proven to be the trained model:**" in faulty and "* logits differ\n" in faulty
     assert faulty.index("Not proven") < faulty.index("```python") and "## Proof" not in faulty
