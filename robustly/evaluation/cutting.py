@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import yaml
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from robustly import UserError, manifest
@@ -11,6 +12,7 @@ from robustly.config import Config, load
 from robustly.data_prep.config import PAIRS, DataConfig
 from robustly.evaluation.model import LONGEST, MaskedLM
 from robustly.pretrain.config import MaskingConfig, RunConfig, recorded_masking
+from robustly.strict_yaml import parse_yaml
 
 RATE = 0.15  # of the tokens are targets, where nothing else is said
 CONFIG = "config.yaml"
@@ -66,9 +68,9 @@ class Cutting(NamedTuple):
 def cutting(folder: Path, lm: MaskedLM, options: TextOptions) -> Cutting:
     """How text is cut and masked for the model of a folder.
 
-    A published folder of ours says how its model was trained; for any other, lines are kept whole
-    and a block ends with its document. Raises UserError for an option that is not what it should
-    be, or does not fit the model."""
+    A published folder of ours says how its model was trained (CONFIG); for any other, lines are
+    kept whole and a block ends with its document. Raises UserError for an option that is not what
+    it should be, or does not fit the model."""
     by_line, stated = _by_line(lm, options)
     recorded = _recorded(folder, stated)
     data = recorded.data if recorded else by_line
@@ -93,8 +95,8 @@ def cutting(folder: Path, lm: MaskedLM, options: TextOptions) -> Cutting:
             )
 
         finished = manifest.read(folder)
-        assert finished
-        limit, words = recorded.run.evaluate_blocks, finished.notes.get("words")
+        words = finished.notes.get("words") if finished else None
+        limit = recorded.run.evaluate_blocks
         return Cutting(data, as_trained, recorded.masking, True, limit, words)
 
     if options.masking != "bert":
@@ -132,15 +134,24 @@ def _option_fault(fault: Any) -> str:
 
 
 def _recorded(folder: Path, stated: dict[str, Any]) -> Recorded | None:
-    """What a published folder of ours says, but for what is stated; None for any other folder.
-    Raises UserError if it was damaged since."""
-    finished = manifest.read(folder)
-    if finished is None or finished.stage != "published":
+    """What a folder of ours, published or kept apart unproven, says of its run, but for what is
+    stated; None for any other folder. Raises UserError if it was damaged since."""
+    if finished := manifest.read(folder):
+        manifest.check_whole(folder, finished, [CONFIG])
+    if not _is_ours(folder / CONFIG):
         return None
 
-    manifest.check_whole(folder, finished, [CONFIG])
     overrides = [f"data.{key}={value}" for key, value in stated.items()]
     return load(folder / CONFIG, overrides, Recorded)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether there is a run's config; other programs have files of that name, too."""
+    try:
+        found = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(found, dict) and {"schema", "data", "masking"} <= found.keys()
 
 
 def _check_fits(

@@ -377,3 +377,25 @@ def test_a_config_that_was_changed(corpora: Path, text_file: Path, tmp_path: Pat
     config.write_text(config.read_text().replace("block_length: 40", "block_length: 20"))
     with pytest.raises(UserError, match=r"config\.yaml: sha256"):
         evaluate_folder(tmp_path, [str(text_file)], [], TextOptions())
+
+
+def test_a_folder_without_its_manifest(corpora: Path, text_file: Path, tmp_path: Path) -> None:
+    """As one that is kept apart, or was copied in part."""
+    run = Run(corpora / "sentence", corpora, **{"data.unit": "sentence"})
+    folder = run.publish(tmp_path)
+    for name in ("manifest.json", "recipe.json"):
+        (folder / name).unlink()
+
+    found = evaluate_folder(folder, [str(text_file)], [], TextOptions(masking="run"))["text"]
+    assert found["cut"] == {**run.experiment.data.model_dump(), "as_trained": True}
+
+
+@pytest.mark.parametrize(
+    "content", ["data: {name: c4}\n", "[1, 2]\n", "model: [", "\x00", "a: &a [*a]\n"]
+)
+def test_a_config_of_another_program_says_nothing(
+    content: str, text_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    found = evaluate_folder(ours(tmp_path), [str(text_file)], [], TextOptions())["text"]
+    assert found["cut"]["unit"] == "line" and found["cut"]["as_trained"] is None
