@@ -31,6 +31,9 @@ def inspected(folder: Path, inside: str = ".") -> Any:
     show(found)
     facts = found.json()
     del facts["figures"]["bytes_on_disk"]  # of the damaged file, too
+    for row in facts["examples"].get("files", []):
+        del row["bytes"]
+
     return facts
 
 
