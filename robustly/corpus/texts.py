@@ -78,23 +78,24 @@ def read_texts(
 ) -> Iterator[FileText]:
     """Each document, the files one after the other, with a progress bar.
 
-    Raises UserError if a source matches no file, a file cannot be read or holds no text, or there
+    Raises UserError if a source matches no file or holds no text, a file cannot be read, or there
     are too many broken rows; `options` are named in place of the config's keys."""
     bad_lines: list[BadLine] = []
     with _as_options(options):
         cut = _partitions(corpus)
         with log.progress(what, len(cut), "partitions") as advance:
-            for path, of_file in itertools.groupby(cut, key=lambda part: part.pieces[0].path):
-                seen = False
-                for partition in of_file:
+            for number, of_source in itertools.groupby(cut, key=lambda part: part.source):
+                seen, broken = False, len(bad_lines)
+                for partition in of_source:
                     for text in documents(partition, corpus, bad_lines):
                         seen = True
-                        yield FileText(partition.source, path, text)
+                        yield FileText(number, partition.pieces[0].path, text)
                     advance(1)
 
                 if not seen:
-                    own = listed([line for line in bad_lines if line.path == path])
-                    raise UserError(f"{path}: no document in it; expected text{told(own)}")
+                    own = told(listed(bad_lines[broken:]))
+                    label = corpus.sources[number].label
+                    raise UserError(f"{label}: no document in it; expected text{own}")
 
         refuse_many(bad_lines, corpus)
 
@@ -151,15 +152,17 @@ def _rows(corpus: CorpusConfig, key: str) -> Iterator[tuple[str, str]]:
 
 
 def _partitions(corpus: CorpusConfig) -> list[Partition]:
-    """The partitions of the files, each of one file. Raises UserError if a file is empty."""
+    """The partitions of the files, each of one file. Raises UserError if those of a source are
+    empty."""
     found = [
         replace(partition, pieces=(piece,))
         for partition in partitions(corpus)
         for piece in partition.pieces
     ]
-    read = {partition.pieces[0].path for partition in found}
-    if empty := {str(path) for _, path in corpus_files(corpus)} - read:
-        raise UserError(f"{min(empty)}: empty; expected text")
+    read = {partition.source for partition in found}
+    for number, source in enumerate(corpus.sources):
+        if number not in read:
+            raise UserError(f"{source.label}: empty; expected text")
 
     return found
 

@@ -52,6 +52,19 @@ def test_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
+def test_a_folder_may_hold_files_without_text(tmp_path: Path) -> None:
+    for name, text in (("a.txt", ""), ("b.txt", " \n\n"), ("c.txt", "One.\n")):
+        (tmp_path / name).write_text(text)
+
+    assert list(files(tmp_path).named) == [("c.txt", "One.")]
+
+    (tmp_path / "c.txt").unlink()
+    assert refusal(lambda: files(tmp_path)) == f"{tmp_path}: no document in it; expected text"
+
+    (tmp_path / "b.txt").unlink()
+    assert refusal(lambda: files(tmp_path)) == f"{tmp_path}: empty; expected text"
+
+
 def packed(folder: Path) -> Path:
     with gzip.open(folder / "rows.jsonl.gz", "wt") as out:
         out.write(lines(ROWS))
