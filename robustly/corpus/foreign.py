@@ -54,7 +54,7 @@ _BESIDE = re.compile(
     r"|thumbs\.db|desktop\.ini|dataset_infos?\.json",
     re.IGNORECASE,
 )
-_CARD = re.compile(r"---\s*\n(?:.*\n)*?(?:configs|dataset_info):")
+_CARD = re.compile(r"---\s*\n(?:(?!---).*\n)*?(?:configs|dataset_info):")
 
 
 def way_round(suffix: str) -> str:
@@ -112,8 +112,8 @@ def kind_of(head: bytes) -> str | None:
 
 
 def encoding_of(head: bytes) -> str | None:
-    """UTF-16 or UTF-32 by its mark, or, with the order of its bytes, by NULs at every other byte of
-    the first; None for any other encoding."""
+    """UTF-16 or UTF-32 by its mark, or, with the order of its bytes, by the NULs of the first 512;
+    None for any other encoding."""
     for mark, name in _MARKS.items():
         if head.startswith(mark):
             return name
@@ -121,16 +121,35 @@ def encoding_of(head: bytes) -> str | None:
     start = head[: min(len(head), 512) // 4 * 4]
     nul = [start[place::4].count(0) * 4 / (len(start) or 1) for place in range(4)]
     match [share > 0.4 for share in nul]:  # of each byte of four
-        case [False, True, False, True] if not any(nul[::2]):
-            return "UTF-16LE"
-        case [True, False, True, False] if not any(nul[1::2]):
-            return "UTF-16BE"
         case [False, True, True, True] if not nul[0]:
             return "UTF-32LE"
         case [True, True, True, False] if not nul[3]:
             return "UTF-32BE"
 
+    for name, zeros, others in (
+        ("UTF-16LE", nul[1::2], nul[::2]),
+        ("UTF-16BE", nul[::2], nul[1::2]),
+    ):
+        if not any(others) and (min(zeros) > 0.4 or _reads_as(name, start)):
+            return name
+
     return None
+
+
+def _reads_as(encoding: str, start: bytes) -> bool:
+    """Whether bytes with some NULs are text in an encoding, and none in UTF-8: another script than
+    the Latin one, with its spaces and line ends."""
+    if start.count(0) < 3:
+        return False
+    text, utf8 = (
+        start.decode(encoding, "replace"),
+        start.replace(b"\0", b"").decode(errors="replace"),
+    )
+    return _is_text(text) and not _is_text(utf8)
+
+
+def _is_text(text: str) -> bool:
+    return all(letter.isprintable() or letter.isspace() for letter in text.replace("\ufffd", "\0"))
 
 
 def check_text_file(path: str, head: bytes) -> None:

@@ -1,18 +1,22 @@
 """Tables as text (.csv, .tsv): a document is the cell in the column `corpus.text_key` of a row.
 
 The first row names the columns. In CSV (RFC 4180) quotes hold commas, quotes (doubled) and line
-ends together. In TSV they are text, as in GLUE's files: a cell holds no tab and no line end."""
+ends together. In TSV they do so if all quotes at the start of the file stand as they must then, as
+pandas writes them; else they are text, as in GLUE's files, and a cell holds no tab and no line
+end."""
 
 import csv
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from robustly import UserError
 from robustly.corpus.config import CorpusConfig
+from robustly.corpus.foreign import HEAD
 from robustly.corpus.formats.format import Format, Row, Text, between
 from robustly.corpus.formats.keys import text_of
 from robustly.corpus.reading import BYTE_ORDER_MARK, line_at, lines_at, opened, read_text
@@ -20,33 +24,62 @@ from robustly.corpus.reading import BYTE_ORDER_MARK, line_at, lines_at, opened, 
 LONGEST_CELL = 2**30
 """Characters: a quote that is never closed does not fill the memory with the rest of the file."""
 
+# Rows of TSV whose quotes hold cells together, and what may be the first part of one.
+_QUOTED = re.compile(rb'(?:(?:"(?:[^"]++|"")*+"|[^"\t\r\n]*+)[\t\r\n])*+')
+_OPEN_CELL = re.compile(rb'"(?:[^"]++|"")*+"?|[^"\t\r\n]*+')
+_LONGEST_OPEN = 2**16
+
 _LINE_END = re.compile(rb"\r\n?|\n")
 
-Dialect = dict[str, Any]
-_COMMAS: Dialect = {"strict": True}
-_TABS: Dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "strict": True}
+
+@dataclass(frozen=True)
+class _Form:
+    """How a table is written."""
+
+    name: str
+    dialect: dict[str, Any]
+    """For csv.reader."""
+    returns: bool
+    """Whether lines end with carriage returns alone, as on old Macs."""
 
 
-def ranges(
-    dialect: Dialect, path: Path, corpus: CorpusConfig, size: int
-) -> Iterable[tuple[int, int]]:
+def form_of(head: bytes, tabs: bool) -> _Form:
+    """The form of a table by its first bytes."""
+    first_end = _LINE_END.search(head)
+    returns = first_end is not None and first_end[0] == b"\r"
+    if not tabs:
+        return _Form("CSV", {"strict": True}, returns)
+    if _holds_quoted_cells(head):
+        return _Form("TSV", {"delimiter": "\t", "strict": True}, returns)
+    return _Form("TSV", {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "strict": True}, returns)
+
+
+def _holds_quoted_cells(head: bytes) -> bool:
+    """Whether there are quotes, each of them around a cell or doubled in one."""
+    rows = _QUOTED.match(head)
+    assert rows
+    rest = head[rows.end() :]
+    open_quote = rest.startswith(b'"') and not rest.endswith(b'"')
+    return (
+        b'"' in head
+        and _OPEN_CELL.fullmatch(rest) is not None
+        and not (open_quote and (len(head) < HEAD or len(rest) > _LONGEST_OPEN))
+    )
+
+
+def ranges(tabs: bool, path: Path, corpus: CorpusConfig, size: int) -> Iterable[tuple[int, int]]:
     """Ranges of bytes that begin with a row, found by reading the file. Raises UserError if it has
     no such columns."""
-    with _table(str(path), dialect) as (_, columns, rest):
-        _check_columns(path, columns, corpus)
-        return between((place for place, _ in rest), path.stat().st_size, size)
+    with _opened(str(path), tabs) as table:
+        _check_columns(path, table.columns, corpus)
+        places = (place for place, _ in table.cells(0))
+        return between(places, path.stat().st_size, size)
 
 
-def texts(
-    dialect: Dialect, path: str, start: int, end: int, corpus: CorpusConfig
-) -> Iterator[Text]:
-    with _table(path, dialect) as (stream, columns, rest):
-        _check_columns(path, columns, corpus)
-        if start:
-            stream.seek(start)
-            rest = _cells(path, dialect, stream, start)
-
-        for place, row in _rows(columns, rest):
+def texts(tabs: bool, path: str, start: int, end: int, corpus: CorpusConfig) -> Iterator[Text]:
+    with _opened(path, tabs) as table:
+        _check_columns(path, table.columns, corpus)
+        for place, row in table.rows(start):
             if place >= end:
                 return
             try:
@@ -55,20 +88,51 @@ def texts(
                 yield place, fault
 
 
-def rows(dialect: Dialect, path: str) -> Iterator[Row]:
-    with _table(path, dialect) as (_, columns, rest):
-        yield from _rows(columns, rest)
+def rows(tabs: bool, path: str) -> Iterator[Row]:
+    with _opened(path, tabs) as table:
+        yield from table.rows(0)
 
 
 Cells = tuple[int, list[str] | ValueError]
 
 
+@dataclass(frozen=True)
+class _Table:
+    """A file, its column names, and the rows below them."""
+
+    stream: BinaryIO
+    form: _Form
+    columns: list[str]
+    below: Iterator[Cells]
+
+    def cells(self, start: int) -> Iterator[Cells]:
+        """The rows from a byte on where one begins; 0: below the names."""
+        if not start:
+            return self.below
+        self.stream.seek(start)
+        return _cells(self.form, self.stream, start)
+
+    def rows(self, start: int) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
+        """The same, by column names."""
+        for place, cells in self.cells(start):
+            if isinstance(cells, ValueError):
+                yield place, cells
+            elif len(cells) == len(self.columns):
+                yield place, dict(zip(self.columns, cells, strict=True))
+            else:
+                fault = (
+                    f"no row of the table: {len(cells)} cells, but there are"
+                    f" {len(self.columns)} columns: {', '.join(self.columns)[:500]}"
+                )
+                yield place, ValueError(fault)
+
+
 @contextmanager
-def _table(path: str, dialect: Dialect) -> Iterator[tuple[BinaryIO, list[str], Iterator[Cells]]]:
-    """The file, its column names and the rows below them. Raises UserError if a name comes
-    twice."""
+def _opened(path: str, tabs: bool) -> Iterator[_Table]:
+    """Raises UserError if two columns have one name."""
     with opened(path) as stream:
-        cells = _cells(path, dialect, stream, 0)
+        form = form_of(stream.peek(), tabs)
+        cells = _cells(form, stream, 0)
         place, columns = next(cells, (0, []))
         if isinstance(columns, ValueError):
             raise UserError(f"{line_at(path, place)}: {columns}")
@@ -80,7 +144,7 @@ def _table(path: str, dialect: Dialect) -> Iterator[tuple[BinaryIO, list[str], I
                 f" {', '.join(columns)}"
             )
 
-        yield stream, columns, cells
+        yield _Table(stream, form, columns, cells)
 
 
 def _check_columns(path: Path | str, columns: list[str], corpus: CorpusConfig) -> None:
@@ -102,32 +166,12 @@ def _check_columns(path: Path | str, columns: list[str], corpus: CorpusConfig) -
     )
 
 
-def _rows(
-    columns: list[str], cells: Iterable[Cells]
-) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
-    for place, row in cells:
-        if isinstance(row, ValueError):
-            yield place, row
-        elif len(row) != len(columns):
-            names = ", ".join(columns)[:500]
-            yield (
-                place,
-                ValueError(
-                    f"no row of the table: {len(row)} cells, but there are {len(columns)} columns:"
-                    f" {names}"
-                ),
-            )
-        else:
-            yield place, dict(zip(columns, row, strict=True))
-
-
-def _cells(path: str, dialect: Dialect, stream: BinaryIO, start: int) -> Iterator[Cells]:
+def _cells(form: _Form, stream: BinaryIO, start: int) -> Iterator[Cells]:
     """The rows from a byte on where one begins, but blank ones; or why one cannot be read, and then
     on from its next line."""
     csv.field_size_limit(LONGEST_CELL)
-    name = "TSV" if dialect is _TABS else "CSV"
-    lines = _Lines(path, stream, start)
-    reader = csv.reader(lines, **dialect)
+    lines = _Lines(_returned(stream) if form.returns else stream, start)
+    reader = csv.reader(lines, **form.dialect)
 
     while True:
         place, lines.fault = lines.place, None
@@ -135,7 +179,7 @@ def _cells(path: str, dialect: Dialect, stream: BinaryIO, start: int) -> Iterato
             cells = next(reader, None)
         except csv.Error as error:
             doubled = "; a quote within quotes is doubled" if "expected after" in str(error) else ""
-            yield place, lines.fault or ValueError(f"not {name}: {error}{doubled}")
+            yield place, lines.fault or ValueError(f"not {form.name}: {error}{doubled}")
             continue
 
         if cells is None:
@@ -147,15 +191,15 @@ def _cells(path: str, dialect: Dialect, stream: BinaryIO, start: int) -> Iterato
 
 
 class _Lines:
-    """The lines of a stream, for csv.reader, which takes one after the other. A row goes on to its
-    end, though one of its lines is no text."""
+    """Lines for csv.reader, which takes one after the other. A row goes on to its end, though one
+    of its lines is no text."""
 
-    def __init__(self, path: str, stream: BinaryIO, start: int):
+    def __init__(self, lines: Iterable[bytes], start: int):
         self.place = start
         """Byte at which the next line begins."""
         self.fault: ValueError | None = None
         """Why a line was no text."""
-        self._lines = _returned(stream) if _ends_with_returns(path) else stream
+        self._lines = iter(lines)
 
     def __iter__(self) -> "_Lines":
         return self
@@ -169,13 +213,6 @@ class _Lines:
             return raw.decode(errors="replace")
 
         return text
-
-
-def _ends_with_returns(path: str) -> bool:
-    """Whether the first line ends with a carriage return alone, as on old Macs."""
-    with opened(path) as stream:
-        end = _LINE_END.search(stream.peek())
-        return end is not None and end[0] == b"\r"
 
 
 def _returned(stream: BinaryIO) -> Iterator[bytes]:
@@ -192,14 +229,14 @@ def _returned(stream: BinaryIO) -> Iterator[bytes]:
         yield b"".join(pieces)
 
 
-def _format(dialect: Dialect) -> Format:
+def _format(tabs: bool) -> Format:
     return Format(
-        partial(ranges, dialect),
-        partial(texts, dialect),
-        partial(rows, dialect),
+        partial(ranges, tabs),
+        partial(texts, tabs),
+        partial(rows, tabs),
         places=lines_at,
         has_keys=True,
     )
 
 
-CSV, TSV = _format(_COMMAS), _format(_TABS)
+CSV, TSV = _format(tabs=False), _format(tabs=True)

@@ -416,6 +416,43 @@ def test_quotes_are_text_in_tsv(corpus_of: Corpus, tmp_path: Path) -> None:
             assert read(corpus_of(tmp_path)) == ['"He said', 'No "end", he']
 
 
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_quotes_hold_cells_of_tsv_together_where_all_of_them_can(
+    corpus_of: Corpus, tmp_path: Path, quoting: Any
+) -> None:
+    """As pandas writes it; a file like GLUE's has quotes elsewhere."""
+    texts = ['one "quoted"', "two\nlines\tand a tab", '"', "plain", "last"]
+    out = io.StringIO()
+    csv.writer(out, "excel-tab", quoting=quoting).writerows(
+        [["text", "n"], *([t, 1] for t in texts)]
+    )
+    raw = out.getvalue().encode()
+    (tmp_path / "a.tsv").write_bytes(raw)
+    (tmp_path / "b.tsv.gz").write_bytes(gzip.compress(raw))
+    for size in (1, 2**24):
+        with ranges_of(size):
+            assert read(corpus_of(tmp_path)) == texts * 2
+
+    (tmp_path / "a.tsv").write_bytes(raw + b'a "word" of text\t1\n')
+    assert (
+        read(corpus_of(tmp_path / "a.tsv", text_key=out.getvalue().split("\t")[0]))[-1]
+        == 'a "word" of text'
+    )
+
+
+@pytest.mark.parametrize(
+    "first", [b'"open\t1\n', b'a "word"\t1\n', b'"a" word\t1\n', b'"a"b"\t1\n']
+)
+def test_one_quote_elsewhere_makes_all_of_them_text(
+    corpus_of: Corpus, tmp_path: Path, first: bytes
+) -> None:
+    (tmp_path / "a.tsv").write_bytes(b"text\tn\n" + first + b'"whole"\t2\n' * 9)
+    texts = read(corpus_of(tmp_path))
+    assert texts == [first.decode().split("\t")[0], *['"whole"'] * 9]
+    (tmp_path / "a.tsv").write_bytes(b"text\tn\n" + b"x\t1\n" * 2**17 + b'"' + b"y\t2\n" * 2**17)
+    assert len(read(corpus_of(tmp_path))) == 2**18
+
+
 def test_a_cell_of_a_megabyte(corpus_of: Corpus, tmp_path: Path) -> None:
     texts = ["long, " * 200_000, "short"]
     (tmp_path / "a.csv").write_bytes(as_csv(texts))
@@ -516,8 +553,9 @@ def test_a_folder_of_the_hub_is_told(corpus_of: Corpus, tmp_path: Path) -> None:
     )
     assert f"give it as `hub: {tmp_path}`" in refusal(corpus_of(tmp_path))
     assert read(corpus_of(str(tmp_path / "*.parquet"))) == ["a"]
-    (tmp_path / "README.md").write_text("# A folder\n\nconfigs: none\n")
-    assert read(corpus_of(tmp_path)) == ["a"]
+    for card in ("# A folder\n\nconfigs: none\n", "---\ntitle: x\n---\nconfigs: none\n"):
+        (tmp_path / "README.md").write_text(card)
+        assert read(corpus_of(tmp_path)) == ["a"]
 
 
 # -------------------------------------------------------------------------------------- other things
@@ -690,6 +728,25 @@ def test_other_unicode_encodings_are_told(
         message = refusal(corpus_of(tmp_path, documents=how, max_bad_lines=0))
     assert f"{name}: text in {named}; expected UTF-8" in message
     assert f"`iconv -f {named} -t UTF-8 {name} > NEW`" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("order", ["LE", "BE"])
+@pytest.mark.parametrize(
+    "text",
+    ["текст по-русски,\nбез знака", "ελληνικό κείμενο, σε\nγραμμές", "中文文本 有 空格 和\n行"],
+)
+def test_utf_16_of_other_scripts_without_a_mark(
+    corpus_of: Corpus, tmp_path: Path, text: str, order: str
+) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode(f"utf-16-{order}"))
+    assert f"text in UTF-16{order}" in refusal(corpus_of(tmp_path))
+    for stray in (
+        "some text a\0b\0c d\0 e, and more",
+        "plain text with some\0 NULs\0 in it, by\0 chance",
+        "на русском\0\0\0 тоже",
+    ):
+        (tmp_path / "a.txt").write_text(stray, encoding="utf-8")
+        assert "UTF-16" not in refusal(corpus_of(tmp_path, max_bad_lines=0)).partition(": ")[2][:30]
 
 
 @pytest.mark.parametrize("how", ["blank_line", "line", "file"])
