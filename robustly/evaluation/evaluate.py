@@ -8,6 +8,7 @@ import torch
 
 from robustly import log
 from robustly.corpus.texts import corpus_from_options
+from robustly.data_prep.config import PAIRS
 from robustly.description import Listing, show_listing
 from robustly.evaluation.cutting import TextOptions, cutting
 from robustly.evaluation.minimal_pairs import evaluate_pairs, read_pairs
@@ -79,29 +80,31 @@ def _show_text(report: dict[str, Any]) -> None:
         "loss in nats per masked token, ± its standard error over documents. Between models with"
         " different tokenizers, bits per byte compare roughly, and loss and perplexity not at all."
     )
-    log.say(f"{_how_cut(report['cut'])}. {_how_masked(report)}")
+    log.say(f"{_how_cut(report['cut'])} {_how_masked(report)}")
 
 
 _WHOSE = {
     True: "as the model was trained",
-    False: "as options say; the model was trained on others",
+    False: "as options say",
     None: "since the folder does not say how its model was trained (--unit, --format do)",
 }
 
 
 def _how_cut(cut: dict[str, Any]) -> str:
     what = "whole documents" if cut["unit"] == "raw" else f"{cut['unit']}s"
+    swapped = " Half of the second segments are another block's." if cut["format"] in PAIRS else ""
     return (
         f"Units are {what}, packed by {cut['format']} into blocks of at most"
-        f" {cut['block_length']} tokens, {_WHOSE[cut['as_trained']]}"
+        f" {cut['block_length']} tokens, {_WHOSE[cut['as_trained']]}.{swapped}"
     )
 
 
 def _how_masked(report: dict[str, Any]) -> str:
     rule = report["masking"]
     rest = 1 - rule["mask"] - rule["random"]
+    what = "words" if rule["whole_words"] else "tokens"
     targets = (
-        f"{rule['probability']:.0%} of the tokens are targets ({rule['mask']:.0%} <mask>,"
+        f"{rule['probability']:.0%} of the {what} are targets ({rule['mask']:.0%} <mask>,"
         f" {rule['random']:.0%} random, {rest:.0%} as they are)"
     )
     if rule["masks"] == "run":
