@@ -11,6 +11,8 @@ from robustly.data_prep.languages import is_code, nearest_code
 Unit = Literal["sentence", "line", "raw"]
 Format = Literal["full_sentences", "doc_sentences", "segment_pair", "sentence_pair"]
 PAIRS: tuple[Format, Format] = ("segment_pair", "sentence_pair")
+WORDS_KEY, WORDS_BY_IDS = "masking.words", "whitespace, characters, "
+"""The key that says what a word is, and what stands there besides segmenters, for messages."""
 
 
 class DataConfig(Section):

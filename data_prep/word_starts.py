@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustly import UserError, heartbeat, npy
+from robustly.data_prep.config import WORDS_BY_IDS, WORDS_KEY
 from robustly.data_prep.derived import VIEWS, derive
 from robustly.data_prep.store import Split, Store
 from robustly.files import sha256
@@ -25,8 +26,6 @@ from robustly.workers import follow_parent
 
 WORD_STARTS = 1
 """Version of the bits that come out: another one makes every file anew."""
-KEY = "masking.words"
-"""Of the config, which names the segmenter."""
 WORTH_WORKERS = 2**22
 """Tokens of a split from which on it is worth it to start processes."""
 UNITS = 2**12
@@ -80,7 +79,9 @@ def open_word_starts(
 
     def make() -> None:
         if list_sha256 and _list_hash(words) != list_sha256:
-            raise UserError(f"{KEY}: {words}: it is not the list of words that the run was given")
+            raise UserError(
+                f"{WORDS_KEY}: {words}: it is not the list of words that the run was given"
+            )
 
         with npy.GrowingArray(path, np.uint8) as file:
             for bits in _make(store, words, tokenizer, workers):
@@ -92,7 +93,7 @@ def open_word_starts(
 
 
 def _list_hash(words: SegmenterName) -> str | None:
-    listed = word_list(words, KEY)
+    listed = word_list(words, WORDS_KEY, WORDS_BY_IDS)
     return sha256(listed) if listed else None
 
 
@@ -106,7 +107,7 @@ def _make(
         yield from (_bits(store, shard, marker) for shard in shards)
         return
 
-    segmenter(words, KEY)  # a fault of it is said here, not in a worker
+    segmenter(words, WORDS_KEY)  # a fault of it is said here, not in a worker
     context = multiprocessing.get_context("spawn")
     given = store.folder, store.split, words, tokenizer.vocabulary
     with ProcessPoolExecutor(workers, context, _begin_worker, given) as pool:
@@ -162,7 +163,7 @@ class WordMarker:
 
     def __init__(self, words: SegmenterName, tokenizer: Tokenizer):
         """Raises UserError as `segmenter` does."""
-        self._cut, self._tokenizer = segmenter(words, KEY), tokenizer
+        self._cut, self._tokenizer = segmenter(words, WORDS_KEY), tokenizer
         self._sizes = np.array(
             [len(tokenizer.decode_bytes([token])) for token in range(tokenizer.vocab_size)]
         )

@@ -9,7 +9,7 @@ from robustly import UserError, manifest
 from robustly.config import Config
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.data_prep.cleaning.config import CleaningConfig
-from robustly.data_prep.config import DataConfig
+from robustly.data_prep.config import WORDS_BY_IDS, WORDS_KEY, DataConfig
 from robustly.files import sha256
 from robustly.manifest import Stage
 from robustly.pretrain.config import (
@@ -102,8 +102,7 @@ class PretrainingConfig(Config):
         given = {"init_from": self.initial(), "teacher": self.teacher()}
         inputs = {"data": data.hash, "tokenizer": tokenizer.hash}
         inputs |= {name: checkpoint.digest() for name, checkpoint in given.items() if checkpoint}
-        others = "whitespace, characters, "
-        if listed := word_list(self.masking.segmenter, "masking.words", others):
+        if listed := word_list(self.masking.segmenter, WORDS_KEY, WORDS_BY_IDS):
             inputs["words"] = sha256(listed)
 
         return Stage(self.folder("train"), "train", recipe, inputs)

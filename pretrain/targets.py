@@ -5,14 +5,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from robustly import UserError, log
+from robustly import UserError, log, manifest
 from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.config import WORDS_BY_IDS, WORDS_KEY
 from robustly.data_prep.store import SPLITS, Split
 from robustly.pretrain.config import MaskingConfig
 from robustly.pretrain.masking import SpecialTokens, mask_blocks
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.rng import permute
 from robustly.tokenizer import load_tokenizer
+from robustly.tokenizer.segmenters import segmenter, word_list
 from robustly.tokenizer.tokenizer import Tokenizer
 
 TRIED = 1024
@@ -34,6 +36,14 @@ def open_blocks(
         blocks.mark_words(words, tokenizer, workers=workers)
 
     return blocks
+
+
+def check_words(config: PretrainingConfig) -> None:
+    """Raises UserError if what cuts the text into words is not there, before the data stage begins:
+    later its work is asked for alone."""
+    if (words := config.masking.segmenter) and manifest.read(config.folder("data")) is None:
+        word_list(words, WORDS_KEY, WORDS_BY_IDS)
+        segmenter(words, WORDS_KEY)
 
 
 def prepare_masks(config: PretrainingConfig) -> "TargetShare":

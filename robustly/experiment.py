@@ -161,8 +161,9 @@ def data_work(experiment: Experiment) -> Work:
     )
 
     def make() -> Manifest:
-        from robustly.pretrain.targets import prepare_masks
+        from robustly.pretrain.targets import check_words, prepare_masks
 
+        check_words(experiment)
         finished = made.make()
         prepare_masks(experiment)
         return finished

@@ -4,12 +4,13 @@ targets, and a config whose blocks have too few is told."""
 import json
 import random
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from robustly import UserError
-from robustly.experiment import Experiment, load_experiment
+from robustly.experiment import Experiment, data_work, load_experiment
 from robustly.preflight.machine import Machine
 from robustly.preflight.plan import plan
 from robustly.pretrain.masking import SpecialTokens
@@ -162,6 +163,18 @@ def test_a_list_of_words_is_an_input_of_training(
             match=rf"masking\.words: {wrong}: no file there.*Expected whitespace, characters, icu",
         ):
             with_masks(prepared["chinese"], whole_words=True, words=wrong).stage()
+
+
+def test_a_segmenter_that_is_not_there_is_told_before_the_data_stage(
+    prepared: dict[str, Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "icu4py.breakers", None)
+    for words, said in (("icu", "icu4py is not installed"), ("jieba", "jieba: no file there")):
+        experiment = with_masks(prepared["chinese"], whole_words=True, words=words)
+        paths = experiment.paths.model_copy(update={"data": tmp_path / "data"})
+        with pytest.raises(UserError, match=said):
+            data_work(experiment.model_copy(update={"paths": paths})).make()
+        assert not (tmp_path / "data").exists()
 
 
 def test_masks_off_are_not_touched(prepared: dict[str, Experiment]) -> None:
