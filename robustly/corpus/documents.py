@@ -17,8 +17,8 @@ What the text of a document is, to the byte:
 * `.json`: the same; or, if neither of its first two lines is an object, of each object of an array,
   or of objects one after the other, over however many lines.
 * `.csv`, `.tsv`: the cell in the column `corpus.text_key` of each row below the column names. In
-  `.csv` quotes hold commas and line ends together, and line ends stay what they are; in `.tsv`, too,
-  or they are text, as its first bytes tell.
+  `.csv` quotes hold commas and line ends together, and line ends stay what they are; in `.tsv` they
+  do, too, or are text, as its first bytes tell.
 * `.parquet`, `.arrow`, `.feather`, and a dataset: the string in the column `corpus.text_key` of
   each row; of bytes, as UTF-8.
 

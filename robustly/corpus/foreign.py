@@ -141,11 +141,8 @@ def _reads_as(encoding: str, start: bytes) -> bool:
     the Latin one, with its spaces and line ends."""
     if start.count(0) < 3:
         return False
-    text, utf8 = (
-        start.decode(encoding, "replace"),
-        start.replace(b"\0", b"").decode(errors="replace"),
-    )
-    return _is_text(text) and not _is_text(utf8)
+    utf8 = start.replace(b"\0", b"").decode(errors="replace")
+    return _is_text(start.decode(encoding, "replace")) and not _is_text(utf8)
 
 
 def _is_text(text: str) -> bool:
