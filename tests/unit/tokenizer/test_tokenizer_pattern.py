@@ -219,7 +219,9 @@ def test_another_regex_is_refused(folder, tmp_path, change):
     stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     change(stored["pre_tokenizer"]["pretokenizers"])
     (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
-    with pytest.raises(UserError, match="its pre-tokenizer is Sequence, so another regex"):
+    with pytest.raises(
+        UserError, match=r"its pre-tokenizer is (Sequence|Split), so another regex|does not cut text"
+    ):
         read_vocabulary(tmp_path)
 
 
