@@ -31,6 +31,7 @@ _ELSEWHERE = (
     ("*.distcp", "shards of FSDP's ranks; merge them: accelerate merge-weights {0} {0}"),
     ("pytorch_model_fsdp.bin", "whole weights of FSDP; rename it to pytorch_model.bin"),
     ("checkpoint-*", "a checkpoint of transformers' Trainer; give that folder"),
+    ("snapshots", "a cache of the Hub; give a folder within it"),
     ("adapter_config.json", "an adapter of peft; merge it into its model and save that"),
     ("model.*.safetensors", "weights of one variant; rename it to model.safetensors"),
     ("pytorch_model.*.bin", "weights of one variant; rename it to pytorch_model.bin"),

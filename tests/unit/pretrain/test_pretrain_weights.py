@@ -284,6 +284,10 @@ def test_a_folder_without_settings_says_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no model here; .*checkpoint-7 is there"):
         find_model(InputPath(str(tmp_path)))
 
+    (tmp_path / "hub/snapshots/0123").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"snapshots is there: a cache of the Hub; give a folder"):
+        find_model(InputPath(str(tmp_path / "hub")))
+
 
 def test_settings_of_an_output_of_its_own_without_its_weights(
     folder: Path, source: RobertaForMaskedLM
