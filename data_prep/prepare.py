@@ -29,7 +29,13 @@ from robustly.corpus.bad_lines import (
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.documents import documents
 from robustly.corpus.executors import process
-from robustly.corpus.files import Hashes, corpus_files, hash_corpus, remembered_files
+from robustly.corpus.files import (
+    Hashes,
+    corpus_files,
+    hash_corpus,
+    remember_files,
+    remembered_files,
+)
 from robustly.corpus.partitions import Partition, partitions, work_key
 from robustly.corpus.reading import suffixes
 from robustly.data_prep.config import DataConfig, Unit, store_recipe
@@ -82,8 +88,8 @@ class DataStage:
 
     @cached_property
     def _contents(self) -> Hashes:
-        remembered = {**self._trained.notes["files"], **remembered_files(self.folder)}
-        return hash_corpus(self.corpus, remembered)
+        earlier = remembered_files(self.tokenizer_folder), remembered_files(self.folder)
+        return hash_corpus(self.corpus, {**earlier[0], **earlier[1]})
 
     def make(self) -> Manifest:
         """Make the token store, and the packed index that `data` asks for; what is there already is
@@ -127,7 +133,7 @@ class DataStage:
         if added := tokenizer.vocabulary.added:
             counts["added_tokens"] = count_added(added, (facts.added_tokens for facts in done))
         notes = {
-            "files": self._contents.files,
+            **remember_files(self.folder, self._contents.files),
             "training_corpus": hash_corpus(self.corpus.training, self._contents.files).corpus,
             "cleaned": _cleaned(self.clean_folder, "dropped by "),
             "replaced": _cleaned(self.clean_folder, "replaced "),

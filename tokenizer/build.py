@@ -19,7 +19,7 @@ from robustly.corpus import decisions
 from robustly.corpus.bad_lines import listed_in, move_list, told
 from robustly.corpus.config import CorpusConfig, CountFiles, Processing
 from robustly.corpus.documents import documents
-from robustly.corpus.files import Hashes, hash_corpus, remembered_files
+from robustly.corpus.files import Hashes, hash_corpus, remember_files, remembered_files
 from robustly.corpus.partitions import Partition, partitions, work_key
 from robustly.files import sha256
 from robustly.manifest import Manifest, Outcome, Stage
@@ -138,7 +138,8 @@ class TokenizerStage:
         _try_out(load_tokenizer(self.folder), reference, _sample(text, self.corpus))
         (work / COUNTS_FILE).replace(self.folder / COUNTS_FILE)
         outputs += [self.folder / COUNTS_FILE, *move_list(work, self.folder)]
-        return Outcome(outputs, counts, {"files": self._contents.files})
+        notes = remember_files(self.folder, self._contents.files)
+        return Outcome(outputs, counts, notes)
 
     def _take_over(self, imported: InputPath | FairseqFiles) -> Manifest:
         """Take a vocabulary that exists, and try it on the text."""
@@ -173,7 +174,7 @@ class TokenizerStage:
         with stage.begin():
             outputs = save_vocabulary(vocabulary, self.folder)
             counts = {"entries": found, "merges": len(vocabulary.merges)}
-            return stage.finish(outputs, counts, notes={"files": {}})
+            return stage.finish(outputs, counts)
 
     def _partitions(self) -> list[Partition]:
         """The partitions that are trained on: without the sources that are held out, and without

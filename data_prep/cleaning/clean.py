@@ -26,7 +26,7 @@ from robustly.corpus.bad_lines import (
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.decisions import KEPT, decisions_file
 from robustly.corpus.executors import process
-from robustly.corpus.files import file_facts, hash_corpus, remembered_files
+from robustly.corpus.files import file_facts, hash_corpus, remember_files, remembered_files
 from robustly.corpus.partitions import Partition, partitions, work_key
 from robustly.corpus.replacements import replacements_file
 from robustly.data_prep.cleaning.config import CleaningConfig, EvaluationFiles, clean_recipe
@@ -182,7 +182,7 @@ class CleanStage:
 
         outputs = [*npy.move(work, self.folder, files), *move_list(work, self.folder)]
         write_json(self.folder / decisions.SUMMARY, summary)
-        notes: dict[str, Any] = {"files": self._inputs[1]}
+        notes: dict[str, Any] = {**remember_files(self.folder, self._inputs[1])}
         if used := self._packages():
             notes["packages"] = {name: version(name) for name in used}
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from robustly import UserError, manifest
 from robustly.corpus.config import CorpusConfig
-from robustly.corpus.files import corpus_files, corpus_sizes
+from robustly.corpus.files import corpus_files, corpus_sizes, remembered_files
 from robustly.corpus.partitions import EXPANSION
 from robustly.data_prep.cleaning.config import CleaningConfig, EvaluationFiles, clean_recipe
 from robustly.data_prep.cleaning.language import model_file
@@ -141,7 +141,7 @@ def _finished(
     if made is None or made.stage != stage or made.recipe != recipe:
         return None
 
-    before = {name: facts.get("bytes") for name, facts in made.notes["files"].items()}
+    before = {name: facts.get("bytes") for name, facts in remembered_files(folder).items()}
     return made if not found or before == found else None
 
 

@@ -51,7 +51,7 @@ FILES: tuple[tuple[str, Form], ...] = tuple(
 def write_tokenizer(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     files = save_vocabulary(VOCABULARY, folder)
-    Stage(folder, "tokenizer", {"merges": 4}, {}).finish(files, {"bytes": 3}, {"files": {}})
+    Stage(folder, "tokenizer", {"merges": 4}, {}).finish(files, {"bytes": 3}, {})
 
 
 def write_old_tokenizer(folder: Path) -> None:

@@ -37,13 +37,13 @@ def formats_of(corpus: CorpusConfig) -> Mapping[str, Format]:
 
 def format_of(path: Path | str) -> Format:
     """The format of a file of documents that `corpus_files` has listed."""
-    return DOCUMENTS[suffixes(Path(path))[0]]
+    return DOCUMENTS[suffixes(path)[0]]
 
 
 def places(path: str, rows: Sequence[int]) -> list[str]:
     """Where rows begin, in messages: in a file, or in a shard of a dataset, whose rows are
     numbered."""
-    format = DOCUMENTS.get(suffixes(Path(path))[0])
+    format = DOCUMENTS.get(suffixes(path)[0])
     return (format.places if format else rows_at)(path, rows)
 
 

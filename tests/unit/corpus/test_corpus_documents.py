@@ -25,9 +25,10 @@ from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import Processing
 from robustly.corpus.documents import documents, refuse_many
 from robustly.corpus.executors import process
-from robustly.corpus.files import hash_corpus
+from robustly.corpus.files import FILES, hash_corpus, remember_files, remembered_files
 from robustly.corpus.partitions import Partition, Piece, partitions
 from robustly.corpus.reading import WHOLE
+from robustly.manifest import Stage
 from stated import stated
 
 LINES = st.lists(
@@ -458,6 +459,31 @@ def test_known_files_are_not_hashed_anew(corpus_of, tmp_path):
         assert hash_corpus(corpus, first.files) == hash_corpus(corpus, {}) != first
 
     assert [call.args[0].name for call in hashing.call_args_list] == ["a.txt", "a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("damage", ["deleted", "changed", "cut off"])
+def test_facts_of_files_that_are_not_what_was_written_are_forgotten(tmp_path, damage):
+    facts = {str(tmp_path / "a.txt"): {"bytes": 1, "mtime_ns": 2, "sha256": "3"}}
+    stage, file = Stage(tmp_path, "data", {}, {}), tmp_path / FILES
+    stage.finish([], {}, remember_files(tmp_path, facts))
+    assert remembered_files(tmp_path) == facts
+
+    content = file.read_text()
+    if damage == "deleted":
+        file.unlink()
+    else:
+        file.write_text(content.replace("3", "4") if damage == "changed" else content[:-9])
+    assert remembered_files(tmp_path) == {}
+
+
+def test_a_name_that_is_not_utf8_is_refused(corpus_of, tmp_path):
+    try:
+        (tmp_path / os.fsdecode(b"na\xefve.txt")).write_text("x")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+
+    with pytest.raises(UserError, match=r"na\\xefve\.txt.*: a name that is not UTF-8; rename it"):
+        read(corpus_of(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------ process

@@ -600,7 +600,7 @@ def test_what_may_be_wrong_with_a_path(
 
 
 def test_a_folder_that_cannot_be_listed(corpus_of: Corpus, tmp_path: Path) -> None:
-    with mock.patch.object(Path, "iterdir", side_effect=PermissionError(13, "Permission denied")):
+    with mock.patch("os.scandir", side_effect=PermissionError(13, "Permission denied")):
         assert refusal(corpus_of(tmp_path)) == f"{tmp_path}: cannot be listed: Permission denied"
 
 

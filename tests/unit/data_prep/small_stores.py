@@ -33,7 +33,7 @@ def train_tokenizer(
         prefix_space=prefix_space,
     )
     files = save_vocabulary(vocabulary, folder)
-    Stage(folder, "tokenizer", {"merges": list(merges)}, {}).finish(files, {}, {"files": {}})
+    Stage(folder, "tokenizer", {"merges": list(merges)}, {}).finish(files, {}, {})
     return folder
 
 

@@ -22,6 +22,7 @@ from robustly.corpus import decisions
 from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.documents import documents
+from robustly.corpus.files import remembered_files
 from robustly.corpus.partitions import partitions
 from robustly.data_prep.cleaning import showing, steps
 from robustly.data_prep.cleaning.clean import CleanStage
@@ -416,7 +417,7 @@ def test_the_same_again_does_nothing_and_another_recipe_is_refused(cleaned):
 
 def test_files_that_the_stage_knows_are_not_hashed_anew(cleaned, monkeypatch):
     folder, config, made = cleaned
-    assert made.notes["files"].keys() == {
+    assert remembered_files(folder / "clean").keys() == {
         str(folder / name)
         for name in ("a.jsonl", "b.jsonl", "c.jsonl", "lid.bin", "questions.jsonl")
     }

@@ -119,6 +119,7 @@ def test_tokens_are_counted_where_that_was_done_and_estimated_elsewhere(place: P
     with Stage(
         place / "again", "tokenizer", made.recipe, {**made.inputs, "words": "0"}
     ).begin() as again:
+        shutil.copy(place / "tokenizer/files.json", place / "again")
         again.finish([], made.counts, made.notes)
 
     retrained = planned(small(place, f"paths.tokenizer={place / 'again'}"))

@@ -19,6 +19,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from robustly import UserError, manifest
 from robustly.corpus import partitions as partitioning
 from robustly.corpus.config import Processing, SlurmConfig
+from robustly.corpus.files import remembered_files
 from robustly.files import WORK_LOCK, lock, sha256
 from robustly.inspection.describe import describe_folder
 from robustly.tokenizer import counting, merges
@@ -77,7 +78,7 @@ def test_a_finished_stage(trained, prose, prose_file):
     done = manifest.require(trained, "tokenizer")
     assert sorted(done.outputs) == NAMES
     left = sorted(path.name for path in trained.iterdir() if path.name not in (".lock", WORK_LOCK))
-    assert left == sorted([*NAMES, "manifest.json", "recipe.json"])
+    assert left == sorted([*NAMES, "files.json", "manifest.json", "recipe.json"])
     words = [word for text in prose for word in split_words(text)]
     assert done.counts["documents"] == len(prose)
     assert done.counts["bytes"] == sum(len(text.encode()) for text in prose)
@@ -91,7 +92,7 @@ def test_a_finished_stage(trained, prose, prose_file):
     assert done.counts["bytes_per_token"] == pytest.approx(
         done.counts["bytes"] / done.counts["tokens"], abs=1e-4
     )
-    assert done.notes["files"][str(prose_file)]["sha256"] == sha256(prose_file)
+    assert remembered_files(trained)[str(prose_file)]["sha256"] == sha256(prose_file)
     assert str(prose_file) not in json.dumps([done.recipe, done.inputs])
 
 

@@ -220,7 +220,8 @@ def test_another_regex_is_refused(folder, tmp_path, change):
     change(stored["pre_tokenizer"]["pretokenizers"])
     (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
     with pytest.raises(
-        UserError, match=r"its pre-tokenizer is (Sequence|Split), so another regex|does not cut text"
+        UserError,
+        match=r"its pre-tokenizer is (Sequence|Split), so another regex|does not cut text",
     ):
         read_vocabulary(tmp_path)
 
