@@ -29,6 +29,15 @@ def as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def _keys(value: Any) -> Any:
+    """`text_key`; in one fault what would be one for each type."""
+    if isinstance(value, str) or (
+        isinstance(value, list) and value and all(isinstance(key, str) for key in value)
+    ):
+        return value
+    raise ValueError("expected a key, or a list of keys")
+
+
 class SourceConfig(Section):
     """One body of text: files, or a dataset. In a config `{path: ...}`, `{hub: ...}`, or a path
     alone."""
@@ -109,7 +118,7 @@ class CorpusConfig(Section):
     documents: Literal["blank_line", "file", "line"]
     """What a document is in a .txt file: text between blank lines, the whole file, or each line. In
     all others it is a row."""
-    text_key: str | Annotated[list[str], Field(min_length=1)]
+    text_key: Annotated[str | list[str], BeforeValidator(_keys)]
     """Key (.jsonl, .json) or column (.parquet, .arrow, .csv, .tsv, a dataset) that holds the text;
     `data.text` is the key `text` within `data`, where no key has that very name. Of a list of keys
     the texts are joined by line feeds, and one that is null is left out."""

@@ -20,6 +20,7 @@ import pytest
 from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from robustly import UserError
 from robustly.corpus import partitions as partitioning
@@ -137,6 +138,11 @@ def test_keys_that_hold_no_text(corpus_of: Corpus, nested: Path, key: Any) -> No
 def test_a_recipe_with_one_key_is_as_it_was(corpus_of: Corpus, tmp_path: Path) -> None:
     assert corpus_of(tmp_path).reading() == {"documents": "blank_line", "text_key": "text"}
     assert corpus_of(tmp_path, text_key=["a", "b"]).reading()["text_key"] == ["a", "b"]
+    for odd in ([], 5, ["a", None], {"a": "b"}, None):
+        with pytest.raises(
+            ValidationError, match=r"1 validation error.*\ntext_key\n.*a list of keys"
+        ):
+            corpus_of(tmp_path, text_key=odd)
 
 
 def test_nothing_at_all_keys_is_a_bad_row(corpus_of: Corpus, tmp_path: Path) -> None:
