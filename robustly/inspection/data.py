@@ -89,7 +89,7 @@ def describe(
                 "splits and sources", [row for split in SPLITS for row in _sources(stores[split])]
             ),
             Listing("dropped", _dropped(finished)),
-            Listing("added tokens in the text", _added(finished)),
+            *_added(finished),
             *rows_without_text(folder, finished),
             *_lengths(stores),
             Listing("blocks", [_fill(format, index) for format, index in indexes]),
@@ -113,10 +113,12 @@ def _dropped(finished: Manifest) -> list[dict[str, Any]]:
     return rows
 
 
-def _added(finished: Manifest) -> list[dict[str, Any]]:
-    """How often each added token of the tokenizer stands in the text, the most frequent first."""
+def _added(finished: Manifest) -> list[Listing]:
+    """How often each added token of the tokenizer stands in the text, the most frequent first; no
+    listing where it has none."""
     counts = Counter(finished.counts.get("added_tokens", {}))
-    return [{"token": name, "count": number} for name, number in counts.most_common()]
+    rows = [{"token": name, "count": number} for name, number in counts.most_common()]
+    return [Listing("added tokens in the text", rows)] if rows else []
 
 
 def _lengths(stores: Mapping[Split, Store]) -> Iterator[Listing]:
