@@ -36,7 +36,7 @@ from robustly.corpus.files import (
     remember_files,
     remembered_files,
 )
-from robustly.corpus.partitions import Partition, partitions, work_key
+from robustly.corpus.partitions import RULE, Partition, partitions, work_key
 from robustly.corpus.reading import suffixes
 from robustly.data_prep.config import DataConfig, Unit, store_recipe
 from robustly.data_prep.sentences import gaps, units
@@ -134,6 +134,7 @@ class DataStage:
             counts["added_tokens"] = count_added(added, (facts.added_tokens for facts in done))
         notes = {
             **remember_files(self.folder, self._contents.files),
+            "cut": RULE,
             "training_corpus": hash_corpus(self.corpus.training, self._contents.files).corpus,
             "cleaned": _cleaned(self.clean_folder, "dropped by "),
             "replaced": _cleaned(self.clean_folder, "replaced "),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustly import UserError, log
+from robustly import UserError, log, manifest
 from robustly.cli.application import app
 from robustly.cli.common import Overrides, user_errors
 from robustly.exit_codes import FAULT, FINISHED, START_AGAIN
@@ -188,8 +188,14 @@ def experiment_at(run: str, overrides: list[str] | None) -> Experiment:
 
 def shard_files(experiment: Experiment) -> dict[str, str]:
     """What each shard of the train split was read from: a file and a range of its bytes (or rows,
-    or a dataset's shards); nothing where the corpus is not here."""
-    from robustly.corpus.partitions import partitions
+    or a dataset's shards), or many files; nothing where the corpus is not here, or was cut
+    otherwise."""
+    from robustly.corpus.partitions import RULE, partitions
+
+    made = manifest.read(experiment.folder("data"))
+    if made and made.notes.get("cut") != RULE:
+        log.say("without the files of the corpus: another version of robustly has cut it")
+        return {}
 
     try:
         cut = partitions(experiment.corpus)

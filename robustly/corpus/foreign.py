@@ -149,15 +149,37 @@ def _is_text(text: str) -> bool:
     return all(letter.isprintable() or letter.isspace() for letter in text.replace("\ufffd", "\0"))
 
 
+_SEEN = 2**16  # bytes in which binary data shows
+_ENOUGH = 1024  # bytes that no text has, less of which may be one bad row
+
+
+def is_binary(head: bytes) -> bool:
+    """Whether the first bytes are those of no UTF-8 text at all, as of an image, or of text in an
+    encoding of another script: nine of ten lines hold what no text does, together 3 bytes of 10."""
+    start = head[:_SEEN]
+    if start.isascii() and b"\0" not in start:
+        return False
+
+    lines = [line for line in start.split(b"\n") if line.strip()]
+    bad = [line.count(0) + len(line) - len(line.decode(errors="ignore").encode()) for line in lines]
+    of_bytes = sum(bad) >= max(_ENOUGH, 0.3 * len(start))
+    return of_bytes and sum(map(bool, bad)) >= 0.9 * len(lines)
+
+
 def check_text_file(path: str, head: bytes) -> None:
     """Raises UserError if the first bytes of a text file (decompressed) are those of another kind
-    of file, or of text in UTF-16 or UTF-32."""
+    of file, of text in UTF-16 or UTF-32, or of no UTF-8 at all."""
     if kind := kind_of(head):
         raise UserError(f"{path}: expected text by its name, found {kind}; name it what it is")
     if encoding := encoding_of(head):
         raise UserError(
             f"{path}: text in {encoding}; expected UTF-8: convert it,"
             f" `iconv -f {encoding} -t UTF-8 {shlex.quote(Path(path).name)} > NEW`{_unpacked(path)}"
+        )
+    if is_binary(head):
+        raise UserError(
+            f"{path}: binary data, or text in another encoding than UTF-8: convert it, if you know"
+            " which (`iconv -f WINDOWS-1251 -t UTF-8`, ...), or leave the file out"
         )
 
 

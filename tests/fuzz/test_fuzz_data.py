@@ -19,8 +19,11 @@ import pytest
 from robustly import manifest, npy
 from robustly.config import InputPath
 from robustly.corpus import decisions, replacements
+from robustly.corpus.bad_lines import FILE, BadLine, list_bad_lines, listed_in
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.documents import documents
+from robustly.corpus.files import FILES as READ_FILES
+from robustly.corpus.files import remember_files, remembered_files
 from robustly.corpus.partitions import partitions
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.store import Shard, ShardWriter, Split, Store, write_store
@@ -140,6 +143,19 @@ def read_list(folder: Path) -> Any:
 
 
 # ------------------------------------------------------------------------------------------- corpus
+
+
+FACTS = {f"{name}.txt": {"bytes": 1, "mtime_ns": 2, "sha256": "3" * 64} for name in "ab"}
+
+
+def write_files(folder: Path) -> None:
+    Stage(folder, "data", {}, {}).finish([], {}, remember_files(folder, FACTS))
+
+
+def write_bad_lines(folder: Path) -> None:
+    (folder / "a.jsonl").write_text("broken\n{}\n")
+    bad_lines = [BadLine(str(folder / "a.jsonl"), byte, "not JSON: x") for byte in (0, 7)]
+    list_bad_lines(bad_lines, corpus(folder), folder)
 
 
 def write_corpus(folder: Path) -> None:
@@ -311,6 +327,9 @@ READERS = [
         read_fairseq,
         (("encoder.json", "json"), ("vocab.bpe", "bytes"), ("dict.txt", "bytes")),
     ),
+    Reader("list of bad lines", write_bad_lines, listed_in, ((FILE, "jsonl"),)),
+    Reader("files that were read", write_files, lambda folder: remembered_files(folder) in ({}, FACTS),
+           ((READ_FILES, "json"), ("manifest.json", "json")), hashed=True),
     Reader("word counts", write_words, read_words, (("counts.tsv", "bytes"), ("counts.tsv.zst", "bytes"))),
     *(
         Reader(f"corpus, {name[2:]}", write_corpus, functools.partial(read_corpus, name), ((name, form),))

@@ -1,6 +1,8 @@
 """Bad rows: kinds, places, and files of `--text`."""
 
+import gzip
 import json
+import random
 from pathlib import Path
 from unittest import mock
 
@@ -28,6 +30,10 @@ def test_the_kind_of_a_reason_is_what_it_shares_with_others(reason: str, kind: s
     assert BadLine("a.jsonl", 0, reason).kind == kind
 
 
+def read(corpus) -> list[str]:
+    return [text for part in partitions(corpus) for text in documents(part, corpus, [])]
+
+
 def test_a_reason_is_not_as_long_as_its_row(corpus_of, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({f"key{n}": n for n in range(10_000)}))
     corpus, found = corpus_of(tmp_path / "a.jsonl"), []
@@ -53,6 +59,37 @@ def test_a_file_is_read_once_for_all_its_places(tmp_path: Path) -> None:
         "line 1000 (byte 1998 of the text)",
     ]  # fmt: skip
     assert told(found).startswith(". 6 rows gave no text, the first: ")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
+@pytest.mark.parametrize("how", ["line", "blank_line", "file"])
+def test_a_binary_file_is_an_error_as_a_whole(
+    corpus_of, tmp_path: Path, name: str, how: str
+) -> None:
+    cyrillic = "Это история о словах.\n".encode("cp1251") * 100
+    noise = random.Random(0).randbytes(20_000)
+    for raw in (noise, cyrillic, b"\x89PNG\r\n\x1a\n" + noise):
+        (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+        with pytest.raises(UserError, match="binary data, or text in another encoding than UTF-8"):
+            read(corpus_of(tmp_path / name, documents=how))
+
+
+def test_a_row_of_binary_data_is_a_bad_row(corpus_of, tmp_path: Path) -> None:
+    good = b'{"text": "one"}\n'
+    tail = b"\0" * 4096  # as a crash leaves it
+    (tmp_path / "a.jsonl").write_bytes(good + b"\xff" * 5000 + b"\n" + good * 3 + tail)
+    assert read(corpus_of(tmp_path / "a.jsonl")) == ["one"] * 4
+    (tmp_path / "b.txt").write_bytes("Une forêt.\n".encode("latin-1") * 50)
+    assert read(corpus_of(tmp_path / "b.txt")) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["Это история о словах.\n", "これは言葉の話です。\n", "🙂" * 9 + "\n", "ก" * 70_000]
+)
+def test_utf8_of_any_script_is_no_binary_data(corpus_of, tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text * 100, encoding="utf-8")
+    corpus = corpus_of(tmp_path / "a.txt", documents="file")
+    assert read(corpus) == [text * 100]
 
 
 def test_texts_of_options_skip_and_refuse_the_same_rows(tmp_path: Path) -> None:
