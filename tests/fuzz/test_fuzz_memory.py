@@ -68,6 +68,7 @@ def test_a_reader_passes_it_on(reads: str, error: Exception, tmp_path: Path) -> 
 
     npy.write(tmp_path / "a.npy", np.zeros(9, np.uint8))
     torch.save({"a": torch.ones(3)}, tmp_path / "a.bin")
+    (tmp_path / "a.safetensors").touch()
     owner, name, read = READS[reads]
     if reads == "text":
         owner, name = gzip._GzipReader, "read"
