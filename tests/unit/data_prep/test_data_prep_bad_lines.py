@@ -59,11 +59,15 @@ def write_corpus(folder: Path) -> CorpusConfig:
     (folder / "c.txt").write_bytes(b"A first one.\n\nna\xefve\nof two lines\n\nA last one.\n")
     texts = pyarrow.array([b"A text.", b"\xff", None, b"nul \0"]).view(pyarrow.string())
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), folder / "d.parquet")
+    (folder / "e.csv").write_bytes(b"text,n\nA cell.,1\ntoo,many,cells\n\xff,2\nalone\n")
+    with pyarrow.ipc.new_file(str(folder / "f.arrow"), pyarrow.schema({"text": "string"})) as out:
+        out.write(pyarrow.record_batch({"text": texts[:2]}))
+
     return stated(folder, corpus(str(folder), validation=0.2))
 
 
 EXPECTED = KINDS + Counter({
-    "no key 'text'": 1, "not UTF-8": 2, "expected a string at 'text'": 1, "a NUL character": 1,
+    "no key 'text'": 1, "no row of the table": 2, "not UTF-8": 4, "expected a string at 'text'": 1, "a NUL character": 1,
 })  # fmt: skip
 
 
@@ -109,21 +113,22 @@ def test_every_kind_of_row_is_counted_and_listed_alike_by_all_stages(
     config = write_corpus(tmp_path / "corpus")
     for name in STAGES:
         made = make(name, config, tmp_path / name)
-        assert made.counts["bad_lines"] == EXPECTED.total() == 16
+        assert made.counts["bad_lines"] == EXPECTED.total() == 20
         assert made.counts["bad_lines_by_kind"] == EXPECTED, name
         assert "bad_lines.jsonl" in made.outputs
         manifest.require_whole(tmp_path / name, name)
 
     rows = rows_of(tmp_path / "data")
     assert rows == rows_of(tmp_path / "tokenizer") == rows_of(tmp_path / "clean")
-    assert [list(row) for row in rows] == [["path", "place", "reason"]] * 16
+    assert [list(row) for row in rows] == [["path", "place", "reason"]] * 20
     assert [Path(row["path"]).name for row in rows] == [
-        *["a.jsonl"] * 11, "b.jsonl.gz", "c.txt", *["d.parquet"] * 3,
+        *["a.jsonl"] * 11, "b.jsonl.gz", "c.txt", *["d.parquet"] * 3, *["e.csv"] * 3, "f.arrow",
     ]  # fmt: skip
     places = [row["place"] for row in rows]
     assert [place.split(" (")[0] for place in places] == [
         *(f"line {2 * number + 2}" for number in range(11)),
-        "line 2", "line 3", "row 1", "row 2", "row 3",
+        "line 2", "line 3", "row 1", "row 2", "row 3", "line 3", "line 4", "line 5",
+        "record batch 0, row 1",
     ]  # fmt: skip
     assert places[12] == "line 3 (byte 16 of the text)"  # where the byte is, not the document
     assert rows[2]["reason"].endswith("the keys here: 'content', 'id'")
@@ -131,13 +136,13 @@ def test_every_kind_of_row_is_counted_and_listed_alike_by_all_stages(
 
     assert len(warnings) >= 3
     for said in (text for text in warnings if "give no text" in text):
-        assert said.startswith("16 rows give no text, skipped:\n")
+        assert said.startswith("20 rows give no text, skipped:\n")
         assert f"{tmp_path}/corpus/a.jsonl: line 6 (byte " in said
 
     documents = {name: manifest.read(tmp_path / name).counts for name in STAGES}  # type: ignore[union-attr]
-    assert documents["tokenizer"]["documents"] == documents["clean"]["documents"] == 15
+    assert documents["tokenizer"]["documents"] == documents["clean"]["documents"] == 17
     store = [Store(tmp_path / "data", split).documents for split in SPLITS]
-    assert sum(store) == 15
+    assert sum(store) == 17
 
 
 @pytest.mark.processes
@@ -276,14 +281,14 @@ def test_filter_decisions_are_on_the_same_documents(
     tmp_path: Path, make: Make, trained: Path
 ) -> None:
     config = write_corpus(tmp_path / "corpus")
-    (tmp_path / "corpus/e.jsonl").write_bytes(b'{"text": "short"}\nbroken\n' + good(3))
+    (tmp_path / "corpus/g.jsonl").write_bytes(b'{"text": "short"}\nbroken\n' + good(3))
     cleaned = make("clean", config, tmp_path / "clean")
-    assert cleaned.counts["kept_documents"] == cleaned.counts["documents"] - 1 == 16
+    assert cleaned.counts["kept_documents"] == cleaned.counts["documents"] - 1 == 18
     made = make("data", config, tmp_path / "data", clean_folder=tmp_path / "clean")
-    assert made.counts["bad_lines"] == cleaned.counts["bad_lines"] == 17
+    assert made.counts["bad_lines"] == cleaned.counts["bad_lines"] == 21
     found = {
         text
         for split in SPLITS
         for text in Store(tmp_path / "data", split).texts(load_tokenizer(trained))
     }
-    assert found == {*GOOD, "A first one.", "A last one.", "A text."}
+    assert found == {*GOOD, "A first one.", "A last one.", "A text.", "A cell."}
