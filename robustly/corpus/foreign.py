@@ -90,12 +90,13 @@ _SIGNATURES = {
     rb".{257}ustar": "a tar archive (.tar)",
     rb"PAR1.{,64}?[\0-\x08]": "Parquet (.parquet)",
     rb"ARROW1\0|\xff\xff\xff\xff": "Arrow (.arrow or .feather)",
-    rb"FEA1.{,64}?[\0-\x08]": "Feather of version 1, which pyarrow.feather still reads",
+    rb"FEA1.{,64}?[\0-\x08]": "Feather of version 1: write it anew as Parquet, pandas reads it",
+    rb"PARE": "encrypted Parquet: write it anew without encryption",
     rb"%PDF-": "PDF (.pdf)",
     rb"SQLite format 3\0": "an SQLite database (.sqlite)",
     rb"\x89HDF\r\n": "HDF5 (.h5)",
     rb"\x93NUMPY": "an array of numpy (.npy)",
-    rb"version https://git-lfs": "a pointer of Git LFS, for which `git lfs pull` fetches the file",
+    rb"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` fetches the file",
 }
 _KINDS = [(re.compile(start, re.DOTALL), kind) for start, kind in _SIGNATURES.items()]
 _MARKS = {  # the longer ones first: one begins with another
@@ -109,6 +110,11 @@ _MARKS = {  # the longer ones first: one begins with another
 def kind_of(head: bytes) -> str | None:
     """What the first bytes say of a file; None: nothing but that it may be text."""
     return next((kind for start, kind in _KINDS if start.match(head)), None)
+
+
+def as_named(kind: str) -> str:
+    """A kind of file that its name does not tell, and what to do."""
+    return f"{kind}: name it what it is" if kind.endswith(")") else kind
 
 
 def encoding_of(head: bytes) -> str | None:
@@ -170,7 +176,7 @@ def check_text_file(path: str, head: bytes) -> None:
     """Raises UserError if the first bytes of a text file (decompressed) are those of another kind
     of file, of text in UTF-16 or UTF-32, or of no UTF-8 at all."""
     if kind := kind_of(head):
-        raise UserError(f"{path}: expected text by its name, found {kind}; name it what it is")
+        raise UserError(f"{path}: expected text by its name, found {as_named(kind)}")
     if encoding := encoding_of(head):
         raise UserError(
             f"{path}: text in {encoding}; expected UTF-8: convert it,"

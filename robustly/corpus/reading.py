@@ -13,6 +13,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,12 +36,50 @@ def _zstd(path: str) -> Any:
     return zstd.open(path, options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG})
 
 
+class _Streams(io.RawIOBase):
+    """What the compressed streams of a file hold, one after the other. `bz2.open` and `lzma.open`
+    end without a word at the first that is damaged, or behind padding (zeros)."""
+
+    def __init__(self, new: Callable[[], Any], path: str):
+        self._file = Path(path).open("rb")  # noqa: SIM115 (closed with this)
+        self._new = new
+        """Makes a decompressor."""
+        self._stream = new()
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data:
+            raw = b""
+            if self._stream.eof:
+                raw = self._stream.unused_data.lstrip(b"\0")
+                while not raw:
+                    if not (read := self._file.read(_CHUNK)):
+                        return 0
+                    raw = read.lstrip(b"\0")
+                self._stream = self._new()
+            elif self._stream.needs_input and not (raw := self._file.read(_CHUNK)):
+                raise EOFError("it ends within a compressed stream")
+
+            data = self._stream.decompress(raw, len(buffer))
+
+        buffer[: len(data)] = data
+        return len(data)
+
+
+_CHUNK = 2**16  # bytes
 _OPENERS: dict[str, Callable[[str], Any]] = {
     "": io.FileIO,
     ".gz": gzip.open,
-    ".xz": lzma.open,
+    ".xz": partial(_Streams, lzma.LZMADecompressor),
     ".zst": _zstd,
-    ".bz2": bz2.open,
+    ".bz2": partial(_Streams, bz2.BZ2Decompressor),
 }
 COMPRESSIONS = ".gz, .xz, .zst or .bz2"
 """For messages."""
@@ -80,6 +119,8 @@ def readable(path: str, faults: tuple[type[Exception], ...] = _FAULTS) -> Iterat
     """Turn what readers raise on a missing, forbidden, cut-off or damaged file into UserError."""
     try:
         yield
+    except UserError:  # which is a ValueError
+        raise
     except faults as error:
         check_memory(error, path)
         raise UserError(f"{path}: cannot be read: {error}. {_remedy(path)}") from error
@@ -94,7 +135,7 @@ def _remedy(path: str) -> str:
         kind = None
 
     if kind and Path(path).suffix.lower() not in kind:
-        return f"It is {kind}: name it what it is"
+        return f"It is {foreign.as_named(kind)}"
     return "If it is cut off or damaged, copy or make it again"
 
 

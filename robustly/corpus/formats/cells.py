@@ -168,18 +168,23 @@ def _check_columns(path: Path | str, columns: list[str], corpus: CorpusConfig) -
 
 def _cells(form: _Form, stream: BinaryIO, start: int) -> Iterator[Cells]:
     """The rows from a byte on where one begins, but blank ones; or why one cannot be read, and then
-    on from its next line."""
+    on from its second line: a quote that is never closed costs one row, not all to the next
+    quote."""
     csv.field_size_limit(LONGEST_CELL)
     lines = _Lines(_returned(stream) if form.returns else stream, start)
     reader = csv.reader(lines, **form.dialect)
 
     while True:
-        place, lines.fault = lines.place, None
+        place = lines.begin_row()
         try:
             cells = next(reader, None)
         except csv.Error as error:
             doubled = "; a quote within quotes is doubled" if "expected after" in str(error) else ""
-            yield place, lines.fault or ValueError(f"not {form.name}: {error}{doubled}")
+            fault = lines.fault or ValueError(f"not {form.name}: {error}{doubled}")
+            if lines.go_back():
+                problem = "a quote that is never closed, or not doubled within quotes"
+                fault = ValueError(f"not {form.name}: {problem} ({error})")
+            yield place, fault
             continue
 
         if cells is None:
@@ -195,18 +200,33 @@ class _Lines:
     of its lines is no text."""
 
     def __init__(self, lines: Iterable[bytes], start: int):
-        self.place = start
-        """Byte at which the next line begins."""
         self.fault: ValueError | None = None
-        """Why a line was no text."""
+        """Why a line of the row was no text."""
+        self._place = start  # byte at which the next line begins
         self._lines = iter(lines)
+        self._row: list[bytes] = []  # its lines so far
+        self._again: list[bytes] = []  # lines to come once more, the first at the end
+
+    def begin_row(self) -> int:
+        """The byte at which the next row begins."""
+        self.fault = None
+        self._row.clear()
+        return self._place
+
+    def go_back(self) -> bool:
+        """To the second line of the row, if it has one."""
+        behind = self._row[:0:-1]
+        self._place -= sum(map(len, behind))
+        self._again += behind
+        return bool(behind)
 
     def __iter__(self) -> "_Lines":
         return self
 
     def __next__(self) -> str:
-        raw, place = next(self._lines), self.place
-        self.place += len(raw)
+        raw, place = self._again.pop() if self._again else next(self._lines), self._place
+        self._place += len(raw)
+        self._row.append(raw)
         _, text = read_text(raw if place else raw.removeprefix(BYTE_ORDER_MARK), place)
         if isinstance(text, ValueError):
             self.fault = text

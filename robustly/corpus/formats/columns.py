@@ -21,10 +21,21 @@ def check_columns(place: object, keys: Keys, schema: Any) -> None:
         if types.is_dictionary(kind):
             kind = kind.value_type
         if not any(is_kind(kind) for is_kind in _texts_and_nulls()):
-            lists = "; write the texts of a list as rows of their own" if kind.num_fields else ""
             raise UserError(
-                f"{place}: column {key!r} (corpus.text_key): expected strings, found {kind}{lists}"
+                f"{place}: column {key!r} (corpus.text_key): expected strings, found"
+                f" {kind}{_hint(key, kind)}"
             )
+
+
+def _hint(key: str, kind: Any) -> str:
+    """What to do with a column that holds no strings itself."""
+    from pyarrow import types
+
+    if types.is_struct(kind) and kind.num_fields:
+        return f"; name a field within it, such as {key}.{kind.field(0).name}"
+    if types.is_list(kind) or types.is_large_list(kind):
+        return "; write the texts of a list as rows of their own"
+    return ""
 
 
 def top_columns(keys: Keys, schema: Any) -> list[str]:
@@ -63,7 +74,10 @@ def _type_at(place: object, key: str, schema: Any) -> Any:
         if len(found) != 1:
             within = "" if kind is None else f" in {key.rpartition(name)[0].rstrip('.')!r}"
             problem = f"{len(found)} columns" if found else "no column"
-            names = ", ".join(field.name for field in fields) or f"it holds {kind}"
+            names = (
+                ", ".join(field.name for field in fields)
+                or f"it holds {'nothing' if kind is None else kind}"
+            )
             raise UserError(
                 f"{place}: {problem} {name!r}{within} (corpus.text_key); its columns: {names}"
             )
@@ -86,6 +100,10 @@ def _raw(column: Any) -> Any:
     """Strings as bytes, whole or not UTF-8. Raises pyarrow.ArrowInvalid if the file's offsets point
     outside of it."""
     import pyarrow
+
+    if isinstance(column, pyarrow.DictionaryArray):
+        column.validate(full=True)
+        return _raw(column.dictionary).take(column.indices)
 
     same = {
         pyarrow.string(): pyarrow.binary(),

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import lzma
 import re
 import tarfile
 from collections.abc import Callable
@@ -92,6 +93,23 @@ def test_suffixes_in_capitals_and_bzip2(corpus_of: Corpus, tmp_path: Path, name:
     one, other = (hash_corpus(corpus_of({"path": str(plain / same), "name": "n"}), {}).corpus
                   for same in ("x.jsonl", "x.JSONL"))  # fmt: skip
     assert one == other
+
+
+@pytest.mark.parametrize("suffix, pack", [(".bz2", bz2.compress), (".xz", lzma.compress)])
+def test_streams_behind_others_are_read_or_told(
+    corpus_of: Corpus, tmp_path: Path, suffix: str, pack: Any
+) -> None:
+    """The library's own readers end without a word where one is damaged or padded."""
+    file = tmp_path / f"a.txt{suffix}"
+    file.write_bytes(pack(b"one\n\nt") + pack(b"") + b"\0" * 8 + pack(b"wo\n") + b"\0" * 4)
+    assert read(corpus_of(file)) == ["one", "two"]
+    long = b"\n\n".join(b"%d" % number for number in range(50_000))
+    file.write_bytes(pack(long) + pack(b"0" * 2_000_000))
+    texts = read(corpus_of(file))
+    assert len(texts) == 50_000 and texts[-1] == "49999" + "0" * 2_000_000
+    for end in (pack(b"wo\n")[:-3], b"junk" + pack(b"wo\n")):
+        file.write_bytes(pack(b"one\n\nt") + end)
+        assert "cannot be read: " in refusal(corpus_of(file))
 
 
 # ------------------------------------------------------------------------------------------ text_key
@@ -232,6 +250,21 @@ def test_columns_that_hold_no_strings(corpus_of: Corpus, tmp_path: Path, name: s
     ):  # fmt: skip
         found = refusal(corpus_of(tmp_path, text_key=key, max_bad_lines=0))
         assert message in found and name in found
+        assert "cannot be read" not in found and "damaged" not in found
+        assert ("such as s.a" in found) == (key == "s")
+
+
+@pytest.mark.parametrize("name", ["b.arrow", "e.arrow"])
+def test_dictionaries_of_views(corpus_of: Corpus, tmp_path: Path, name: str) -> None:
+    """Categories of polars; pyarrow cannot cast them, nor write them to Parquet."""
+    values = pyarrow.array(
+        ["one", None, "naïve \U0001f600 and longer than a view"], pyarrow.string_view()
+    )
+    places = pyarrow.array([2, 0, None, 1, 0], pyarrow.uint32())
+    texts = pyarrow.DictionaryArray.from_arrays(places, values)
+    WRITERS[name](pyarrow.table({"text": texts}), tmp_path / name)
+    bad: list[BadLine] = []
+    assert read(corpus_of(tmp_path), bad) == [values[2].as_py(), "one", "one"] and len(bad) == 2
 
 
 def test_two_columns_of_one_name(corpus_of: Corpus, tmp_path: Path) -> None:
@@ -516,6 +549,24 @@ def test_a_row_with_a_broken_byte_ends_where_it_ends(corpus_of: Corpus, tmp_path
             ]
 
 
+def test_a_quote_that_is_never_closed_costs_one_row(corpus_of: Corpus, tmp_path: Path) -> None:
+    rows = [f"row {n},{n}" for n in range(99)]
+    for name, last in (("a.csv", '"last, row",1'), ("b.csv.gz", "last,1")):
+        pack = gzip.compress if name.endswith("gz") else bytes
+        raw = "\n".join(["text,n", *rows, '"open,1', *rows, "caf\xe9,1", last, ""]).encode(
+            "latin-1"
+        )
+        (tmp_path / name).write_bytes(pack(raw))
+    for size in (1, 40, 2**24):
+        with ranges_of(size):
+            bad: list[BadLine] = []
+            texts = [f"row {n}" for n in range(99)] * 2
+            assert read(corpus_of(tmp_path), bad) == [*texts, "last, row", *texts, "last"]
+            assert [line.reason.partition(" (")[0] for line in bad] == [
+                "not CSV: a quote that is never closed, or not doubled within quotes", "not UTF-8",
+            ] * 2  # fmt: skip
+
+
 def test_a_quote_that_is_never_closed_is_bounded(corpus_of: Corpus, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b'text\n"one\n' + b"two\n" * 20)
     with mock.patch.object(cells, "LONGEST_CELL", 30):
@@ -673,6 +724,8 @@ def packed(raw: bytes) -> bytes:
         ("a.parquet", ARROW, "It is Arrow"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         ("a.txt.xz", b"plain text", "If it is cut off or damaged"),
+        ("a.parquet", b"PARE" + b"x" * 99 + b"PARE", "encrypted Parquet: write it anew"),
+        ("a.feather", b"FEA1\0" + b"x" * 99, "It is Feather of version 1: write it anew"),
     ],
 )  # fmt: skip
 def test_a_suffix_that_lies_is_told(
