@@ -7,6 +7,7 @@ exact duplicates; then near ones. So a document has one reason to be dropped. Wh
 are replaced, it is found first of all, and all steps work on the text as it will be trained on
 (robustly/corpus/replacements.py)."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -289,9 +290,11 @@ def _check(counts: dict[str, Any], corpus: CorpusConfig, bad_lines: Sequence[Lis
         rows = [row for row in counts["sources"] if row["source"] in names]
         found = sum(row["documents"] for row in rows)
         if found and not any(row["documents"] for row in rows if row["reason"] is None):
-            dropped = ", ".join(
-                f"{row['documents']:,} by {row['reason']}" for row in rows if row["reason"]
-            )
+            by_reason: Counter[str] = Counter()
+            for row in rows:
+                if row["reason"]:
+                    by_reason[row["reason"]] += row["documents"]
+            dropped = ", ".join(f"{number:,} by {reason}" for reason, number in by_reason.items())
             raise UserError(
                 f"cleaning: none of the {found:,} documents in {', '.join(names)} is left (dropped:"
                 f" {dropped}); loosen the rules"

@@ -123,9 +123,10 @@ def _too_many(
     others: str = "",
 ) -> UserError:
     shown = _shown(first, number, others) if number > 1 else ""
+    rows = "1 broken row" if number == 1 else f"{number:,} broken rows"
     ways = {way for start, way in _WAYS.items() if last.reason.startswith(start)}
     return UserError(
-        f"{last}\n{number:,} broken rows, more than corpus.max_bad_lines ="
+        f"{last}\n{rows}, more than corpus.max_bad_lines ="
         f" {corpus.max_bad_lines}{shown}\nMend the file{''.join(ways)}, or raise"
         " corpus.max_bad_lines to skip more"
     )

@@ -66,8 +66,16 @@ def _matches(path: Path, formats: Mapping[str, Format]) -> list[Path]:
             f" as `hub: {path}`, or name its files by a glob"
         )
 
-    below = _below(path) if path.is_dir() else filter(Path.is_file, matching(path))
+    below = _below(path) if path.is_dir() else _globbed(path)
     return sorted((file for file in below if not foreign.lies_beside(file.name)), key=Path.as_posix)
+
+
+def _globbed(glob: Path) -> Iterator[Path]:
+    """The files that a glob matches. Raises UserError for a link to nothing."""
+    for path in matching(glob):
+        _check_link(path)
+        if path.is_file():
+            yield path
 
 
 def _below(folder: Path, within: tuple[str, ...] = ()) -> Iterator[Path]:
@@ -89,16 +97,21 @@ def _below(folder: Path, within: tuple[str, ...] = ()) -> Iterator[Path]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
+        if entry.is_symlink():
+            _check_link(Path(entry))
         if entry.is_dir():
             if os.path.realpath(entry) not in within:
                 yield from _below(Path(entry), within)
         elif entry.is_file():
             yield Path(entry)
-        elif entry.is_symlink():
-            target = Path(entry).readlink()
-            raise UserError(
-                f"{entry.path}: a link to {target}, where nothing is; mend it or remove it"
-            )
+
+
+def _check_link(path: Path) -> None:
+    """Raises UserError for a link to nothing, which one to itself is, too."""
+    if path.is_symlink() and not os.path.exists(path):  # noqa: PTH110 (no error for any link)
+        raise UserError(
+            f"{path}: a link to {path.readlink()}, where nothing is; mend it or remove it"
+        )
 
 
 def _hint(path: str, candidates: Iterable[Path]) -> str:

@@ -51,7 +51,7 @@ _BESIDE = re.compile(
     r"_[^.]*"  # marks of Spark and Hadoop: _SUCCESS, _metadata, _committed_123
     r"|(readme|licen[cs]e|notice|copying|citation|changelog|authors)(\.(md|rst|html|cff|bib|json))?"
     r"|(md5|sha\d*)sums?|checksums?|manifest|.*\.(md5|sha1|sha256|sha512|crc|asc|sig|aria2)"
-    r"|thumbs\.db|desktop\.ini|dataset_infos?\.json",
+    r"|thumbs\.db|desktop\.ini|dataset_(infos?|dict)\.json",
     re.IGNORECASE,
 )
 _CARD = re.compile(r"---\s*\n(?:(?!---).*\n)*?(?:configs|dataset_info):")

@@ -108,6 +108,8 @@ def test_texts_of_options_skip_and_refuse_the_same_rows(tmp_path: Path) -> None:
     assert texts(2) == ["one"]
     with pytest.raises(UserError, match="2 broken rows, more than --max-bad-lines = 1"):
         texts(1)
+    with pytest.raises(UserError, match="1 broken row, more than --max-bad-lines = 0"):
+        texts(0)
 
     file.write_bytes(b'{"content": "x"}\n')
     with pytest.raises(

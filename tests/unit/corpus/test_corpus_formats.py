@@ -597,6 +597,7 @@ def test_a_dataset_that_save_to_disk_wrote(corpus_of: Corpus, tmp_path: Path) ->
     datasets.DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "two")
     message = refusal(corpus_of(tmp_path / "two"))
     assert "with 2 splits: train, test; expected one: give the path of a split" in message
+    assert "it matches folders" in refusal(corpus_of(tmp_path / "two" / "*"))
     assert read(corpus_of(tmp_path / "two" / "test")) == rows["text"]
 
     (tmp_path / "one/set/data-00001-of-00003.arrow").unlink()
@@ -763,7 +764,13 @@ def test_links(corpus_of: Corpus, tmp_path: Path) -> None:
     (tmp_path / "real" / "deep" / "up").symlink_to(tmp_path / "real")
     assert read(corpus_of(corpus)) == ["a", "a"]
     (corpus / "c.txt").symlink_to(tmp_path / "nowhere")
-    assert f"c.txt: a link to {tmp_path}/nowhere, where nothing is" in refusal(corpus_of(corpus))
+    for path in (corpus, corpus / "*.txt", corpus / "c.txt"):
+        told = f"c.txt: a link to {tmp_path}/nowhere, where nothing is"
+        assert told in refusal(corpus_of(path))
+
+    (corpus / "c.txt").unlink()
+    (corpus / "c.txt").symlink_to("c.txt")
+    assert "c.txt: a link to c.txt, where nothing is" in refusal(corpus_of(corpus))
 
 
 # ------------------------------------------------------------------------------------------ encoding

@@ -873,6 +873,12 @@ def test_mistakes(tmp_path):
         r"none of the 2 documents in a\.jsonl is left \(dropped: 2 by min_words\)",
         CleaningConfig(min_words=9, exact_duplicates=True),
     )
+    write_rows(tmp_path / "b.jsonl", ["short"])
+    refused(
+        r"none of the 3 documents in a\.jsonl, b\.jsonl is left \(dropped: 3 by min_words\)",
+        CleaningConfig(min_words=9),
+        sources=("a.jsonl", "b.jsonl"),
+    )
     write_rows(tmp_path / "long.jsonl", [story(n) for n in range(5)])
 
     for short, held_out in ("long.jsonl", "a.jsonl"), ("a.jsonl", "long.jsonl"):
