@@ -122,7 +122,8 @@ class ContaminationConfig(Section):
     """Files, folders or globs, as of a corpus: .txt (a text is a line), others (each string of a
     row is a text), looked up beside the config file, then in the working directory."""
     keys: Annotated[list[str], BeforeValidator(as_list), Field(min_length=1)] | None = None
-    """Keys or columns whose strings are taken; default: all of them."""
+    """Keys or columns whose strings are taken, or paths of them (answers.text); default: all of
+    them."""
     n_grams: Annotated[int, Field(ge=1)] = 13
     """Words in a row that a document must share with a text to be dropped; shorter texts are not
     looked for."""

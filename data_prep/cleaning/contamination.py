@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from robustly import UserError, log
 from robustly.corpus.files import corpus_files
 from robustly.corpus.formats import format_of, where
+from robustly.corpus.formats.keys import value_at
 from robustly.data_prep.cleaning.config import ContaminationConfig, EvaluationFiles
 from robustly.data_prep.cleaning.shingles import ngram_hashes, words
 
@@ -80,23 +81,27 @@ def _shared(text: str, index: NDArray[np.uint64], n: int) -> NDArray[np.bool_]:
 
 
 def evaluation_texts(path: Path, keys: list[str] | None) -> Iterator[str]:
-    """The texts of a file: lines of .txt; strings of other rows at `keys`, however deep, or all of
-    them.
+    """The texts of a file: lines of .txt; strings of other rows at `keys` (or paths of keys),
+    however deep, or all of them.
 
     Raises UserError if it cannot be read or a row lacks a key.
     """
     for place, row in format_of(path).rows(str(path)):
         if isinstance(row, str):
             yield row
-        elif isinstance(row, ValueError):
-            raise UserError(f"{where(str(path), place)}: {row}")
-        elif missing := [key for key in keys or () if key not in row]:
+            continue
+
+        try:
+            if isinstance(row, ValueError):
+                raise row
+            values = [value_at(row, key) for key in keys or row]
+        except ValueError as fault:
+            reason = str(fault).replace("corpus.text_key", "cleaning.contamination.keys")
             raise UserError(
-                f"{where(str(path), place)}: no key {missing[0]!r} (cleaning.contamination.keys);"
-                f" the keys here: {', '.join(map(repr, row))}"
-            )
-        else:
-            yield from _strings(row[key] for key in keys or row)
+                f"{where(str(path), place)}: {reason}; mend the row or leave it out"
+            ) from None
+
+        yield from _strings(values)
 
 
 def _strings(values: Iterable[Any]) -> Iterator[str]:

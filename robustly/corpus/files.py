@@ -108,7 +108,7 @@ def _below(folder: Path, within: tuple[str, ...] = ()) -> Iterator[Path]:
 
 def _check_link(path: Path) -> None:
     """Raises UserError for a link to nothing, which one to itself is, too."""
-    if path.is_symlink() and not os.path.exists(path):  # noqa: PTH110 (no error for any link)
+    if path.is_symlink() and not path.exists():
         raise UserError(
             f"{path}: a link to {path.readlink()}, where nothing is; mend it or remove it"
         )

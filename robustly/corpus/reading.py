@@ -131,6 +131,8 @@ def _remedy(path: str) -> str:
     try:
         with Path(path).open("rb") as stream:
             kind = foreign.kind_of(stream.read(512))
+    except PermissionError:
+        return "Make it readable for you, or ask its owner to"
     except OSError:
         kind = None
 

@@ -181,7 +181,7 @@ def _cells(form: _Form, stream: BinaryIO, start: int) -> Iterator[Cells]:
         except csv.Error as error:
             doubled = "; a quote within quotes is doubled" if "expected after" in str(error) else ""
             fault = lines.fault or ValueError(f"not {form.name}: {error}{doubled}")
-            if lines.go_back():
+            if lines.go_back() or "unexpected end" in str(error):
                 problem = "a quote that is never closed, or not doubled within quotes"
                 fault = ValueError(f"not {form.name}: {problem} ({error})")
             yield place, fault

@@ -7,7 +7,7 @@ from typing import Any
 
 def text_of(row: Mapping[str, Any], keys: Sequence[str]) -> str:
     """The text of a row. Raises ValueError that says what the row has in its place."""
-    return joined([_value_at(row, key) for key in keys], keys)
+    return joined([value_at(row, key) for key in keys], keys)
 
 
 def joined(values: Sequence[Any], keys: Sequence[str]) -> str:
@@ -27,7 +27,8 @@ def joined(values: Sequence[Any], keys: Sequence[str]) -> str:
     return "\n".join(texts)
 
 
-def _value_at(row: Mapping[str, Any], key: str) -> Any:
+def value_at(row: Mapping[str, Any], key: str) -> Any:
+    """What a row holds at a key or a path of keys. Raises ValueError if there is nothing."""
     if key in row:
         return row[key]
 

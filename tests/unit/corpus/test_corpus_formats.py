@@ -662,6 +662,18 @@ def test_a_folder_that_cannot_be_listed(corpus_of: Corpus, tmp_path: Path) -> No
         assert refusal(corpus_of(tmp_path)) == f"{tmp_path}: cannot be listed: Permission denied"
 
 
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.bz2", "a.parquet"])
+def test_a_file_that_may_not_be_read(corpus_of: Corpus, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    denied = PermissionError(13, "Permission denied")
+    with (
+        mock.patch.object(Path, "open", side_effect=denied),
+        mock.patch.object(gzip, "GzipFile", side_effect=denied),
+    ):
+        message = refusal(corpus_of(tmp_path))
+    assert "Make it readable" in message and "damaged" not in message
+
+
 def test_what_lies_beside_data_is_passed_over(corpus_of: Corpus, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "_b.txt").write_text("b")

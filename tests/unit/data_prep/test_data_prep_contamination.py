@@ -111,6 +111,17 @@ def test_texts_of_each_kind_of_file(tmp_path):
     assert list(evaluation_texts(tmp_path / "a.parquet", ["options"])) == ["1", "2"]
 
 
+def test_keys_may_be_paths_as_a_corpus_has_them(tmp_path):
+    rows = [{"q": {"text": ["a", "b"], "n": "x"}}, {"q.text": "c", "q": {"text": "y"}}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert list(evaluation_texts(tmp_path / "a.jsonl", ["q.text"])) == ["a", "b", "c"]
+    (tmp_path / "a.jsonl").write_text('{"q": {"n": "x"}}')
+    with pytest.raises(
+        UserError, match=r"'q\.text' \(cleaning\.contamination\.keys\).*; mend the row"
+    ):
+        list(evaluation_texts(tmp_path / "a.jsonl", ["q.text"]))
+
+
 def test_mistakes(tmp_path):
     def refused(files, message, **keys):
         with pytest.raises(UserError, match=message):
