@@ -88,6 +88,7 @@ class Proof:
 
 class _Document(NamedTuple):
     units: list[str]
+    """Texts that become the ids."""
     ids: list[list[int]]
     """Of each unit, as the token store has them."""
     whole: bool
@@ -190,11 +191,18 @@ def _documents(data_folder: Path, tokenizer: Tokenizer) -> tuple[list[_Document]
     if taking:
         limits.append(
             f"{', '.join(taking[:8])}: the white space that they take is not in the token store, so"
-            " ids are compared on text without it"
+            " ids are compared on text without it, or with one space"
         )
 
     places = np.unique(np.linspace(0, store.documents - 1, DOCUMENTS).astype(np.int64))
-    every = [_document(store.units_of(place), tokenizer) for place in places.tolist()]
+    found = [_document(store.units_of(place), tokenizer) for place in places.tolist()]
+    every = [document for document in found if document]
+    if lost := len(found) - len(every):
+        limits.append(
+            f"{lost} of {len(found)} documents are left out: how their text stood beside added"
+            " tokens cannot be told from their ids"
+        )
+
     read = [document for document in every if document.units]
     if huge := len(every) - len(read):
         limits.append(
@@ -222,15 +230,48 @@ def _documents(data_folder: Path, tokenizer: Tokenizer) -> tuple[list[_Document]
     return documents, limits
 
 
-def _document(units: Iterator[Any], tokenizer: Tokenizer) -> _Document:
+def _document(units: Iterator[Any], tokenizer: Tokenizer) -> _Document | None:
+    """None where the text of a unit is not found."""
+    texts: list[str] = []
     ids: list[list[int]] = []
     left = TOKENS
     for unit in units:
         if (left := left - len(unit)) < 0:
             break
+        if (text := _text(unit.tolist(), tokenizer)) is None:
+            return None
+
+        texts.append(text)
         ids.append(unit.tolist())
 
-    return _Document([tokenizer.decode(unit) for unit in ids], ids, left >= 0)
+    return _Document(texts, ids, left >= 0)
+
+
+def _text(ids: list[int], tokenizer: Tokenizer) -> str | None:
+    """A text that becomes these ids: theirs, as it is or with a space where an added token may have
+    taken some. None where neither does, as where a name stood there that was none before NFC."""
+    added = tokenizer.vocabulary.added
+    if not added:
+        return tokenizer.decode(ids)
+
+    written = {
+        tokenizer.vocabulary.ids[token.content]: f"{' ' * token.lstrip}{token.content}"
+        f"{' ' * token.rstrip}"
+        for token in added
+    }
+    stretches = itertools.groupby(ids, key=written.get)
+    spaced = "".join(
+        tokenizer.decode([*some]) if name is None else name * len([*some])
+        for name, some in stretches
+    )
+    return next(
+        (
+            text
+            for text in dict.fromkeys((tokenizer.decode(ids), spaced))
+            if tokenizer.encode_documents([text])[0].tolist() == ids
+        ),
+        None,
+    )
 
 
 def _reload(

@@ -14,7 +14,12 @@ from pydantic import (
 from robustly.config import InputPath, Section
 from robustly.tokenizer.added_tokens import AddedToken, special_tokens
 from robustly.tokenizer.segmenters import SegmenterName
-from robustly.tokenizer.special_tokens import MASK_TOKEN, SPECIAL_TOKENS, could_be_learned
+from robustly.tokenizer.special_tokens import (
+    MASK_TOKEN,
+    SPECIAL_TOKENS,
+    byte_symbols,
+    could_be_learned,
+)
 from robustly.tokenizer.words import PatternName
 
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256 + 1  # specials, every byte, <mask>
@@ -127,7 +132,14 @@ class TokenizerConfig(Section):
                 f" special_tokens has {len(self.special_tokens)} beside the {MIN_VOCAB_SIZE} that"
                 " are always there"
             )
+        symbols = set(byte_symbols())
         for token in self.special_tokens:
+            if not token.isascii() and symbols.issuperset(token):
+                raise ValueError(
+                    f"special_tokens: all letters of {token!r} stand for bytes in vocabulary files,"
+                    " and `tokenizers` would decode it to these bytes: expected a name in ASCII,"
+                    " such as [ENT] or <url>"
+                )
             if could_be_learned(token, self.pattern):
                 raise ValueError(
                     f"special_tokens: {token!r} could be learned from the text: expected a name"

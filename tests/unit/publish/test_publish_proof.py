@@ -2,6 +2,7 @@
 name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from small_checkpoints import model
 from robustly.data_prep.store import ShardWriter, Store, write_store
 from robustly.publish import proof as proving
 from robustly.publish.proof import prove
+from robustly.tokenizer.added_tokens import AddedToken
 from robustly.tokenizer.merges import train_merges
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
@@ -86,6 +88,29 @@ def test_every_id_of_the_store_is_proven_but_of_what_is_named(
     assert huge.startswith("1 of 6 documents are left out: their first unit has more than 200")
     assert named.startswith("1 of 6 documents are left out: they hold the names of <s>")
     assert long == "of 1 of 6 documents, which are long, the first 200 tokens are compared"
+
+
+def test_text_that_ids_do_not_tell_is_found_or_left_out() -> None:
+    """White space that tokens take keeps names apart; one name's ids may hide another's letters."""
+    added = (
+        AddedToken("\u65e5", lstrip=True),
+        AddedToken("x\u65e5", special=True),
+        AddedToken("one", single_word=True),
+        AddedToken("<\u1ed9>", special=True),
+    )
+    base = lay_out([])
+    names = {token.content: len(base.ids) + place for place, token in enumerate(added)}
+    tokenizer = Tokenizer(replace(base, ids={**base.ids, **names}, added=added, nfc=True))
+
+    def found(text: str) -> str | None:
+        return proving._text(tokenizer.encode_documents([text])[0].tolist(), tokenizer)
+
+    assert found("two \u65e5, and <\u1ed9>") == "two\u65e5, and <\u1ed9>"
+    assert found("x \t\u65e5") == "x \u65e5"  # without the space there is x\u65e5
+    assert found("one \u65e5") == "one \u65e5"  # nor would there be a single word
+    assert found("two \u65e5x \u65e5") == "two \u65e5x \u65e5"
+    assert found("<o\u0323\u0302>") is None  # no name, and one once it is in NFC
+    assert found("ones\u65e5 x \u65e5, one\u65e5") is None  # here with a space, and there without
 
 
 def test_each_fault_is_named(made: Any, tmp_path: Path) -> None:

@@ -569,11 +569,10 @@ def test_the_names_of_special_tokens_are_counted_and_teach_no_merge(
         ({"special_tokens": ["<mask>"]}, "'<mask>' is there already"),
         ({"special_tokens": ["[A]", "[A]"]}, r"'\[A\]' is there already"),
         ({"special_tokens": ["word"]}, "'word' could be learned from the text"),
-        (
-            {"special_tokens": ["Ã©"]},
-            "could be learned from the text",
-        ),  # the bytes of é in their symbols
-        ({"special_tokens": ["Ã"]}, "could be learned from the text"),  # the first of them
+        ({"special_tokens": ["Ã©"]}, "'Ã©' stand for bytes"),  # those of é
+        ({"special_tokens": ["Ã"]}, "'Ã' stand for bytes"),  # the first of them
+        ({"special_tokens": ["[Ã©]"]}, r"'\[Ã©\]' stand for bytes"),  # of three words
+        ({"special_tokens": ["[GRÖSSE]"]}, "decode it to these bytes: expected a name in ASCII"),
         ({"special_tokens": [" [A]"]}, "without white space around it"),
         ({"special_tokens": [""]}, "'': expected a name"),
         ({"special_tokens": ["[A\nB]"]}, "expected a name on one line"),
