@@ -74,8 +74,8 @@ class Occurrence(NamedTuple):
 
 def batches_of(config: PretrainingConfig, rank: int = 0, ranks: int = 1) -> Batches:
     """The batches of a config, from its finished tokenizer and data folders. Raises UserError where
-    they are not finished, or do not belong together."""
-    config.stage()
+    they are not finished, do not belong together, or are not those that were trained on."""
+    config.stage().refuse_other_work()
     tokenizer, folder = load_tokenizer(config.folder("tokenizer")), config.folder("data")
     check_tokenizer(folder, tokenizer)
     train = open_blocks(config, "train", tokenizer)

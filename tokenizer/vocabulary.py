@@ -226,7 +226,9 @@ def read_vocabulary(folder: Path) -> Vocabulary:
 
     added = _added_beside(folder, settings)
     beside = {token.content: number for number, token in added.items()}
-    ids = _checked_ids({**read_json_object(path), **beside}, path)
+    vocab = read_json_object(path)
+    ids = _checked_ids({**vocab, **beside}, path)
+    _check_ids_of_added(vocab, dict(sorted(added.items())), path)
     merges = read_merges(folder / "merges.txt", ids)
     prefix_space, mask = bool(settings.add_prefix_space), _mask_among(added, ids)
     vocabulary = Vocabulary(ids, merges, _further(added), False, "gpt2", prefix_space, mask)
@@ -271,6 +273,7 @@ def _read_fast_tokenizer(path: Path) -> Vocabulary:
         raise UserError(f"{path}: not a file of `tokenizers`; {_KIND}") from None
 
     ids = _checked_ids(known, path)
+    _check_ids_of_added(model["vocab"], tokens, path)
     for merge in merges:
         if not _merges_tokens(merge, ids):
             raise UserError(f"{path}: {merge!r} is not a merge of two of its tokens into a third")
@@ -314,6 +317,23 @@ def _check_added(vocabulary: Vocabulary, path: Path) -> None:
                 f"{path}: {token.content!r} is an added token, and the same entry stands for other"
                 " bytes, so that neither can be told from the other; give it another name"
             )
+
+
+def _check_ids_of_added(
+    vocab: Mapping[str, int], added: Mapping[int, AddedToken], path: Path
+) -> None:
+    """Raises UserError if an added token has another id than `tokenizers` gives it, whatever the
+    file says: the model's, or the next one."""
+    last = -1  # of the added tokens before it
+    for number, token in added.items():
+        given = vocab.get(token.content, max(len(vocab), last + 1))
+        if number != given:
+            raise UserError(
+                f"{path}: {token.content!r} has the id {number}, but `tokenizers` gives it {given},"
+                " whatever the file says, so that transformers gives other ids than the file; load"
+                " and save it with transformers, and see that the model has its row there"
+            )
+        last = max(last, number)
 
 
 def _check_agreement(vocabulary: Vocabulary, folder: Path) -> None:

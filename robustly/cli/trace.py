@@ -115,6 +115,7 @@ def replay_command(
         from robustly.pretrain import replay
 
         experiment = experiment_at(run, overrides)
+        experiment.stage().refuse_other_work()
         folder = experiment.folder("train")
         chosen = replay.choose(folder, updates, start)
         with tempfile.TemporaryDirectory(prefix="replay-") as temporary:

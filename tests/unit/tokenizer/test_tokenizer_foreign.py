@@ -3,6 +3,7 @@ no token has. What counts is what transformers makes of their folders."""
 
 import functools
 import json
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,28 @@ def test_ids_that_no_token_has(tmp_path: Path) -> None:
     save_vocabulary(ours.vocabulary, tmp_path / "here")
     again = AutoTokenizer.from_pretrained(tmp_path / "here")
     assert ids_of(again, TEXTS) == ids_of(theirs, TEXTS) and len(again) == ours.vocab_size
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_an_added_token_behind_a_hole_is_refused(tmp_path: Path, fast: bool) -> None:
+    """transformers gives it the next id, whatever the files say."""
+    save_vocabulary(PLAIN, tmp_path)
+    size = len(PLAIN.ids)
+    path = tmp_path / "tokenizer.json"
+    settings = {"tokenizer_class": "RobertaTokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    if fast:
+        stored = json.loads(path.read_text())
+        stored["added_tokens"].append({**asdict(OurAddedToken("[E]")), "id": size + 3})
+        path.write_text(json.dumps(stored))
+    else:
+        path.unlink()
+        (tmp_path / "added_tokens.json").write_text(json.dumps({"[E]": size + 3}))
+
+    assert AutoTokenizer.from_pretrained(tmp_path).convert_tokens_to_ids("[E]") == size
+    said = rf"'\[E\]' has the id {size + 3}, but `tokenizers` gives it {size}"
+    with pytest.raises(UserError, match=said):
+        read_vocabulary(tmp_path)
 
 
 @pytest.mark.parametrize("number", [10**12, -1, 0, 5.0, True])
