@@ -43,7 +43,7 @@ model: {{layers: 2, hidden: 32, heads: 2, feed_forward: 64, positions: 66}}
 masking: {{whole_words: true, words: names.txt}}
 optim: {{batch_size: 8, peak_lr: 2e-3}}
 schedule: {{updates: 4, warmup: 1}}
-run: {{micro_batch: 4, ranks: 1, log_every: 1, evaluate_every: 4, checkpoint_every: 4, workers: 1}}
+run: {{micro_batch: 4, ranks: 1, log_every: 1, evaluate_every: 4, checkpoint_every: 2, workers: 1}}
 report: {{delta: null}}
 """
     )
@@ -62,6 +62,10 @@ report: {{delta: null}}
     # the words are kept beside the data: the list itself is asked for no more
     robustly("trace", "config.yaml", "--update", "1", cwd=tmp_path)
     (tmp_path / "names.txt").write_text("other\n")
+    for again in (["trace", "config.yaml", "--update", "1"], ["replay", "config.yaml"]):
+        refused = robustly(*again, cwd=tmp_path, code=2)
+        assert "another recipe" in refused.stderr and "input.words" in refused.stderr
+
     (root / "published").rename(root / "before")
     published = robustly("publish", "config.yaml", cwd=tmp_path)
     assert "left out" not in published.stderr
