@@ -158,7 +158,7 @@ def _check_columns(path: Path | str, columns: list[str], corpus: CorpusConfig) -
     apart = [sign for sign in ";|\t" if len(columns) == 1 and sign in columns[0]]
     if apart:
         hint = f"; its cells seem to stand apart by {apart[0]!r}: write it anew with commas"
-    elif len(columns) == 2 and columns[0].isdigit() and columns[1].startswith('"'):
+    elif len(columns) == 2 and columns[0].isdigit():
         hint = "; if it holds word counts, it goes to corpus.counts"
     raise UserError(
         f"{path}: no column {missing[0]!r} (corpus.text_key); its columns, by the first row:"
