@@ -63,6 +63,7 @@ def corpus_size(config: PretrainingConfig) -> CorpusSize:
             prepared
             and prepared.inputs["tokenizer"] == made.hash
             and prepared.inputs.get("clean") == as_cleaned
+            and list(Store(config.folder("data"), "train").sources) == corpus.names
         ):
             return _prepared(config, prepared)
 
@@ -113,7 +114,9 @@ def _cleaned(config: PretrainingConfig, found: Mapping[str, int | None]) -> Mani
         return None
 
     recipe = clean_recipe(corpus, cleaning, config.data.language)
-    return _finished(config.folder("clean"), "clean", recipe, sizes)
+    made = _finished(config.folder("clean"), "clean", recipe, sizes)
+    names = dict.fromkeys(row["source"] for row in made.counts["sources"]) if made else {}
+    return made if list(names) == corpus.names else None
 
 
 def _further_sizes(cleaning: CleaningConfig) -> dict[str, int | None]:

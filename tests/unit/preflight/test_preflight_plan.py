@@ -231,7 +231,8 @@ def test_cleaned_text_is_what_counts(tmp_path: Path) -> None:
         f"estimated from {kept:,} bytes that cleaning keeps of {made.counts['bytes']:,}"
         f" ({tmp_path / 'clean'}): 4.4 bytes for a token assumed"
     )
-    for other in ("cleaning.min_words=6", "cleaning.language.threshold=0.2"):
+    renamed = f"corpus.sources={json.dumps([str(tmp_path / 'corpus.txt'), {'path': str(more), 'name': 'other'}])}"
+    for other in ("cleaning.min_words=6", "cleaning.language.threshold=0.2", renamed):
         assert source(cleaning, other).endswith("cleaning is not counted yet")
 
     tokenizer_work(page(cleaning)).make()
@@ -242,6 +243,10 @@ def test_cleaned_text_is_what_counts(tmp_path: Path) -> None:
     counted = planned(page(cleaning)).work
     assert counted["corpus_source"] == f"counted in {tmp_path / 'data'}"
     assert from_words["corpus_tokens"] == pytest.approx(counted["corpus_tokens"], rel=0.1)
+
+    # the same files as one source
+    whole = json.dumps([{"path": f"{tmp_path}/*.txt", "repeat": 2}])
+    assert not source(cleaning, f"corpus.sources={whole}").startswith("counted in")
 
     # counts of cleaned text are none of the text as it is, or cleaned otherwise
     assert source().startswith("estimated from")
