@@ -32,8 +32,8 @@ FOLDER_FILES = (
     "added_tokens.json",
 )
 _WAY_ROUND = (
-    "To start from its model, leave tokenizer.import out: the tokens of a vocabulary that is"
-    " trained on your text take their rows from model.init_from"
+    "To start from a RoBERTa, XLM-RoBERTa or CamemBERT with it, leave tokenizer.import out: the"
+    " tokens of a vocabulary that is trained on your text take their rows from model.init_from"
     " (docs/howto/continue_pretraining.md)"
 )
 
