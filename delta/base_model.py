@@ -24,8 +24,8 @@ from robustly.pretrain.start.model_files import ModelFiles, find_folder
 from robustly.pretrain.start.open_model import check_tokens, open_model
 from robustly.rng import Purpose, seed64
 from robustly.tokenizer import load_tokenizer
+from robustly.tokenizer.reading import read_json_object
 from robustly.tokenizer.tokenizer import Tokenizer
-from robustly.tokenizer.vocabulary import read_json_object
 
 HeadKind = Literal["sequence", "tokens", "choice", "masked_lm"]
 HEADS: dict[HeadKind, type[RobertaPreTrainedModel]] = {

@@ -17,6 +17,7 @@ PUBLIC = (
     "robustly.tokenizer.config",
     "robustly.tokenizer.tokenizer",
     "robustly.tokenizer.vocabulary",
+    "robustly.tokenizer.reading",
     "robustly.data_prep.config",
     "robustly.data_prep.cleaning.config",
     "robustly.data_prep.store",

@@ -18,7 +18,7 @@ def load_tokenizer(folder: Path | str) -> "Tokenizer":
 
     Raises UserError if the files are missing or are not a byte-level vocabulary in RoBERTa's
     layout."""
+    from robustly.tokenizer.reading import read_vocabulary
     from robustly.tokenizer.tokenizer import Tokenizer
-    from robustly.tokenizer.vocabulary import read_vocabulary
 
     return Tokenizer(read_vocabulary(Path(folder)))

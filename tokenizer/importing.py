@@ -7,20 +7,14 @@ from pathlib import Path
 from robustly import UserError
 from robustly.config import InputPath, locate
 from robustly.tokenizer.config import FairseqFiles
+from robustly.tokenizer.reading import read_json, read_merges, read_text, read_vocabulary
 from robustly.tokenizer.special_tokens import (
     MASK_TOKEN,
     SPECIAL_TOKENS,
     byte_symbols,
     could_be_learned,
 )
-from robustly.tokenizer.vocabulary import (
-    FILLER,
-    Vocabulary,
-    read_json,
-    read_merges,
-    read_text,
-    read_vocabulary,
-)
+from robustly.tokenizer.vocabulary import FILLER, Vocabulary
 
 KEY = "tokenizer.import"
 # Of a Hugging Face folder, all that decides how text is encoded.

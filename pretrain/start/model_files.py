@@ -13,8 +13,9 @@ from robustly.files import sha256
 from robustly.pretrain.config import FairseqCheckpoint
 from robustly.pretrain.start.weight_files import weight_files, what_lies_there
 from robustly.tokenizer.importing import FOLDER_FILES, read_fairseq
+from robustly.tokenizer.reading import read_vocabulary
 from robustly.tokenizer.special_tokens import SPECIAL_TOKENS
-from robustly.tokenizer.vocabulary import Vocabulary, read_vocabulary
+from robustly.tokenizer.vocabulary import Vocabulary
 
 _EXPECTED = (
     "expected a Hugging Face folder (config.json and weights), a finished run of ours, or fairseq's"

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from robustly import UserError
-from robustly.tokenizer.vocabulary import read_json_object
+from robustly.tokenizer.reading import read_json_object
 
 NAMES = (
     "model.safetensors",

@@ -37,12 +37,7 @@ from robustly.pretrain.start.model_files import ModelFiles, find_model
 from robustly.pretrain.start.source_tokens import SourceTokens
 from robustly.tokenizer.special_tokens import byte_symbols
 from robustly.tokenizer.tokenizer import Tokenizer
-from robustly.tokenizer.vocabulary import (
-    Vocabulary,
-    fast_tokenizer,
-    lay_out,
-    save_vocabulary,
-)
+from robustly.tokenizer.vocabulary import Vocabulary, fast_tokenizer, lay_out, save_vocabulary
 
 SECTION = ModelConfig(
     layers=2, hidden=16, heads=2, feed_forward=24, positions=12, token_types=1, dropout=0.0, attention_dropout=0.0,

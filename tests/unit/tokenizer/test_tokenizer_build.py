@@ -26,8 +26,8 @@ from robustly.tokenizer import counting, merges
 from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
 from robustly.tokenizer.counts import read_counts
+from robustly.tokenizer.reading import read_vocabulary
 from robustly.tokenizer.special_tokens import CONTROL_TOKENS
-from robustly.tokenizer.vocabulary import read_vocabulary
 from robustly.tokenizer.words import split_words
 from stated import stated
 

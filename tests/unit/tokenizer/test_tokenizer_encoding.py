@@ -20,15 +20,10 @@ from tokenizers import Tokenizer as Reference
 from robustly import UserError
 from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.merges import train_merges
+from robustly.tokenizer.reading import read_vocabulary
 from robustly.tokenizer.special_tokens import byte_symbols
 from robustly.tokenizer.tokenizer import LONG_RUN, Tokenizer
-from robustly.tokenizer.vocabulary import (
-    Vocabulary,
-    fast_tokenizer,
-    lay_out,
-    read_vocabulary,
-    save_vocabulary,
-)
+from robustly.tokenizer.vocabulary import Vocabulary, fast_tokenizer, lay_out, save_vocabulary
 from robustly.tokenizer.words import split_words
 
 ROBERTA = Path(__file__).resolve().parents[4] / "shared" / "data" / "tokenizer"

@@ -19,14 +19,9 @@ from robustly import UserError
 from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.added_tokens import AddedToken as OurAddedToken
 from robustly.tokenizer.quality import measure_by
+from robustly.tokenizer.reading import read_vocabulary
 from robustly.tokenizer.tokenizer import Tokenizer
-from robustly.tokenizer.vocabulary import (
-    Vocabulary,
-    fast_tokenizer,
-    lay_out,
-    read_vocabulary,
-    save_vocabulary,
-)
+from robustly.tokenizer.vocabulary import Vocabulary, fast_tokenizer, lay_out, save_vocabulary
 from tests.small_checkpoints import NAMES
 
 PLAIN = lay_out([("t", "h"), ("th", "e"), ("Ġ", "the"), ("Ġ", "g"), ("Ã", "©"), ("i", "n")])

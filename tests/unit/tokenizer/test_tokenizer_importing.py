@@ -15,8 +15,8 @@ from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.added_tokens import AddedToken
 from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
+from robustly.tokenizer.reading import read_vocabulary
 from robustly.tokenizer.special_tokens import byte_symbols
-from robustly.tokenizer.vocabulary import read_vocabulary
 from stated import stated
 
 ROBERTA = Path(__file__).resolve().parents[4] / "shared" / "data" / "tokenizer"

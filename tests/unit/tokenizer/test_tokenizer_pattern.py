@@ -21,8 +21,9 @@ from robustly.tokenizer import tokenizer as module
 from robustly.tokenizer.build import TokenizerStage
 from robustly.tokenizer.config import TokenizerConfig
 from robustly.tokenizer.counts import read_counts
+from robustly.tokenizer.reading import read_vocabulary
 from robustly.tokenizer.tokenizer import LONG_RUN
-from robustly.tokenizer.vocabulary import lay_out, read_vocabulary, save_vocabulary
+from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 from robustly.tokenizer.words import PATTERNS, split_words
 
 ONE = Processing(workers=1)
