@@ -6,6 +6,7 @@ import fcntl
 import multiprocessing.spawn
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,9 @@ hypothesis.settings.load_profile("patient")
 
 def pytest_configure(config: pytest.Config) -> None:
     """One server of commands for the session, in whose workers this is called as well."""
+    # a shell's background job ignores it, and so would all that is told to stop in tests
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     if not hasattr(config, "workerinput"):
         commands = contextlib.ExitStack()
         commands.enter_context(warm.server())
