@@ -1,4 +1,4 @@
-"""Words to ids two to three times as fast as the engine: a compiled scan that looks each word up.
+"""Words to ids faster than the engine: a compiled scan that looks each word up.
 
 Nearly all words of a text have stood there before. A table holds the bytes and the ids of the words
 seen; a word that is not in it is merged as the engine does it, and put there. The table is bounded:
