@@ -104,7 +104,7 @@ class DataStage:
 
     def _process(self, work: Path) -> "list[_PartitionFacts]":
         _look_at_raw(self.corpus, self.data)
-        cut = partitions(self.corpus)
+        cut = partitions(self.corpus, self._contents.found)
         if self.clean_folder:
             cut = decisions.attach(cut, self.clean_folder)
 
@@ -135,7 +135,7 @@ class DataStage:
         notes = {
             **remember_files(self.folder, self._contents.files),
             "cut": RULE,
-            "training_corpus": hash_corpus(self.corpus.training, self._contents.files).corpus,
+            "training_corpus": self._contents.training,
             "cleaned": _cleaned(self.clean_folder, "dropped by "),
             "replaced": _cleaned(self.clean_folder, "replaced "),
         }

@@ -198,6 +198,10 @@ class Hashes:
     files: dict[str, dict[str, Any]]
     """Path -> bytes, mtime_ns, sha256; name of a dataset -> commit (None: a folder). To be
     `remembered` next time."""
+    training: str
+    """As `corpus`, without the sources that are held out."""
+    found: list[tuple[int, Path]]
+    """The files as `corpus_files` lists them, which takes a second for 100,000."""
 
 
 def hash_corpus(corpus: CorpusConfig, remembered: Mapping[str, Mapping[str, Any]]) -> Hashes:
@@ -227,7 +231,12 @@ def hash_corpus(corpus: CorpusConfig, remembered: Mapping[str, Mapping[str, Any]
         ]
         contents.append([source.title, [dataset.commit, dataset.subset, dataset.split, *places]])
 
-    return Hashes(fingerprint(contents), facts)
+    trained_on = [
+        content
+        for source, content in zip(corpus.sources, contents, strict=True)
+        if not source.held_out
+    ]
+    return Hashes(fingerprint(contents), facts, fingerprint(trained_on), found)
 
 
 def file_facts(

@@ -99,6 +99,7 @@ _SIGNATURES = {
     rb"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` fetches the file",
 }
 _KINDS = [(re.compile(start, re.DOTALL), kind) for start, kind in _SIGNATURES.items()]
+_ANY_KIND = re.compile(b"|".join(b"(?:%b)" % start for start in _SIGNATURES), re.DOTALL)
 _MARKS = {  # the longer ones first: one begins with another
     b"\xff\xfe\0\0": "UTF-32",
     b"\0\0\xfe\xff": "UTF-32",
@@ -109,7 +110,9 @@ _MARKS = {  # the longer ones first: one begins with another
 
 def kind_of(head: bytes) -> str | None:
     """What the first bytes say of a file; None: nothing but that it may be text."""
-    return next((kind for start, kind in _KINDS if start.match(head)), None)
+    if not _ANY_KIND.match(head):  # of 100,000 small files, each is asked
+        return None
+    return next(kind for start, kind in _KINDS if start.match(head))
 
 
 def as_named(kind: str) -> str:
@@ -125,6 +128,9 @@ def encoding_of(head: bytes) -> str | None:
             return name
 
     start = head[: min(len(head), 512) // 4 * 4]
+    if b"\0" not in start:
+        return None
+
     nul = [start[place::4].count(0) * 4 / (len(start) or 1) for place in range(4)]
     match [share > 0.4 for share in nul]:  # of each byte of four
         case [False, True, True, True] if not nul[0]:
@@ -163,13 +169,21 @@ def is_binary(head: bytes) -> bool:
     """Whether the first bytes are those of no UTF-8 text at all, as of an image, or of text in an
     encoding of another script: nine of ten lines hold what no text does, together 3 bytes of 10."""
     start = head[:_SEEN]
-    if start.isascii() and b"\0" not in start:
+    if b"\0" not in start and _is_utf8(start):
         return False
 
     lines = [line for line in start.split(b"\n") if line.strip()]
     bad = [line.count(0) + len(line) - len(line.decode(errors="ignore").encode()) for line in lines]
     of_bytes = sum(bad) >= max(_ENOUGH, 0.3 * len(start))
     return of_bytes and sum(map(bool, bad)) >= 0.9 * len(lines)
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def check_text_file(path: str, head: bytes) -> None:

@@ -3,7 +3,7 @@
 A large file is cut into several partitions, and small ones are gathered: a partition costs some ten
 files and as many flushes to disk, however little text it holds."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,14 +61,17 @@ def work_key(text: str) -> str:
     return f"{text[:16]}-{RULE}"
 
 
-def partitions(corpus: CorpusConfig) -> list[Partition]:
+def partitions(
+    corpus: CorpusConfig, found: Sequence[tuple[int, Path]] | None = None
+) -> list[Partition]:
     """Every partition of the corpus, in order; an empty file has none, a dataset has its shards.
+    `found`: its files, where `corpus_files` has listed them before.
 
     Files that come behind the others of a source leave its partitions as they are, but for the
     last. Raises UserError as `corpus_files` does, if a parquet file cannot be read or lacks the
     column `corpus.text_key`, or if a dataset cannot be reached or has no such subset, split or
     column."""
-    found = corpus_files(corpus)
+    found = corpus_files(corpus) if found is None else found
     result = []
 
     for number, source in enumerate(corpus.sources):

@@ -444,6 +444,22 @@ def test_the_hash_tells_one_kind_of_file_from_another(corpus_of, tmp_path):
     )
 
 
+def test_what_is_held_out_is_no_training_text(corpus_of, tmp_path):
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text(name)
+
+    sources = [
+        {"path": str(tmp_path / "a.txt")},
+        {"path": str(tmp_path / "b.txt"), "held_out": True},
+        {"path": str(tmp_path / "c.txt")},
+    ]
+    corpus = corpus_of(*sources)
+    found = hash_corpus(corpus, {})
+    assert found.training == hash_corpus(corpus.training, {}).corpus != found.corpus
+    assert found.found == corpus_files.corpus_files(corpus)
+    assert partitions(corpus, found.found) == partitions(corpus)
+
+
 def test_known_files_are_not_hashed_anew(corpus_of, tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_text("b")
