@@ -1,23 +1,35 @@
 """Start the ranks of a pretraining run: on this machine, over ssh, under Slurm or torchrun.
 
-A `Job` says what runs, `LaunchOptions` where; each launcher turns them into processes (`start`) or
-into the shell text that it would run (`render`). A rank learns which one it is from
-`robustly.launch.environment`. Nothing here imports a stage or torch."""
+A `Job` says what runs, a launcher's options (a class of `LaunchOptions`) where; the launcher turns
+A `Job` says what runs, a launcher's options (a class of `LaunchOptions`) where; the launcher turns
+them into processes (`start`) or into the shell text that it would run (`render`). A rank learns
+which one it is from `robustly.launch.environment`. Nothing here imports a stage or torch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from robustly.launch import hostfile, local, slurm, torchrun
+from robustly.launch.hostfile import HostfileOptions
 from robustly.launch.job import Job, LaunchOptions
+from robustly.launch.local import LocalOptions
+from robustly.launch.slurm import SlurmOptions
+from robustly.launch.torchrun import TorchrunOptions
+
+Options = TypeVar("Options", bound=LaunchOptions)
 
 
 @dataclass(frozen=True)
-class Launcher:
+class Launcher(Generic[Options]):
     """One way to start a job's ranks."""
 
-    render: Callable[[Job, LaunchOptions], str]
+    options: type[Options]
+    """What it heeds."""
+    help: str
+    """One line on where the ranks run."""
+    render: Callable[[Job, Options], str]
     """What `start` would run, as shell text. Raises UserError if the options do not suffice."""
-    start: Callable[[Job, LaunchOptions], int]
+    start: Callable[[Job, Options], int]
     """Run it; the exit code is 0 only if every rank's was (Slurm: if the job was accepted)."""
     waits: bool
     """Whether `start` returns only when all ranks have ended."""
@@ -25,9 +37,32 @@ class Launcher:
     """What it calls, and `robustly doctor` looks for."""
 
 
-LAUNCHERS: Mapping[str, Launcher] = {
-    "local": Launcher(local.render, local.start, waits=True),
-    "hostfile": Launcher(hostfile.render, hostfile.start, waits=True, program="ssh"),
-    "slurm": Launcher(slurm.render, slurm.start, waits=False, program="sbatch"),
-    "torchrun": Launcher(torchrun.render, torchrun.start, waits=False, program="torchrun"),
+LAUNCHERS: Mapping[str, Launcher[Any]] = {
+    "local": Launcher(
+        LocalOptions, "Ranks on this machine.", local.render, local.start, waits=True
+    ),
+    "hostfile": Launcher(
+        HostfileOptions,
+        "Ranks on the machines that a hostfile lists, over ssh.",
+        hostfile.render,
+        hostfile.start,
+        waits=True,
+        program="ssh",
+    ),
+    "slurm": Launcher(
+        SlurmOptions,
+        "A Slurm job, which requeues itself until the work is complete.",
+        slurm.render,
+        slurm.start,
+        waits=False,
+        program="sbatch",
+    ),
+    "torchrun": Launcher(
+        TorchrunOptions,
+        "Ranks under torchrun, the same command on each machine.",
+        torchrun.render,
+        torchrun.start,
+        waits=False,
+        program="torchrun",
+    ),
 }

@@ -13,10 +13,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from robustly import UserError
 from robustly.exit_codes import START_AGAIN
-from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, NodeRanks
+from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, NodeRanks, option
 from robustly.launch.supervise import GRACE, supervise
 
 # Nothing may ask for a password; a machine that is off, or a cable that is cut, is noticed within a
@@ -27,6 +28,14 @@ SSH = (
 )  # fmt: skip
 
 SSH_FAILED = 255
+
+
+@dataclass(frozen=True)
+class HostfileOptions(LaunchOptions):
+    ranks_per_node: int | None = option("Ranks on each machine; default: its slots.", min=1)
+    hostfile: Path | None = option("File with lines of HOST slots=N.")
+    nodes: int | None = option("Machines, from the first on; default: all.", min=1)
+    master_port: int = option("Port on the first machine where ranks meet.", MASTER_PORT)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ def parse(text: str, source: str) -> list[Host]:
     return list(hosts.values())
 
 
-def commands(job: Job, options: LaunchOptions) -> list[tuple[str, list[str]]]:
+def commands(job: Job, options: HostfileOptions) -> list[tuple[str, list[str]]]:
     """Each host's name and the ssh command that starts its ranks."""
     hosts = _hosts(options)
     ranks = [options.ranks_per_node or host.slots for host in hosts]
@@ -82,14 +91,14 @@ def commands(job: Job, options: LaunchOptions) -> list[tuple[str, list[str]]]:
             ranks[i],
             sum(ranks),
             hosts[0].address,
-            options.master_port or MASTER_PORT,
+            options.master_port,
         )
         result.append((host.name, [*SSH, host.name, _remote_line(job, node)]))
 
     return result
 
 
-def _hosts(options: LaunchOptions) -> list[Host]:
+def _hosts(options: HostfileOptions) -> list[Host]:
     if options.hostfile is None:
         raise UserError(
             "the hostfile launcher needs --hostfile FILE, with a line `HOST slots=N` for each"
@@ -172,12 +181,12 @@ class _Remote:
         return ""
 
 
-def render(job: Job, options: LaunchOptions) -> str:
+def render(job: Job, options: HostfileOptions) -> str:
     """The ssh commands, one a line; each stops its ranks when its standard input ends."""
     return "".join(shlex.join(command) + "\n" for _, command in commands(job, options))
 
 
-def start(job: Job, options: LaunchOptions) -> int:
+def start(job: Job, options: HostfileOptions) -> int:
     """Run all hosts' commands. A host that cannot be reached, or is lost, is worth a new start."""
     starters = [partial(_Remote, host, command) for host, command in commands(job, options)]
     # each machine needs one GRACE for its own ranks

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from robustly.launch.environment import Rank
 
@@ -50,26 +51,18 @@ class Job:
         return self.finished.parent / "checkpoints"
 
 
+def option(help: str, default: Any = None, **more: Any) -> Any:
+    """A field of a launcher's options, which is an option of its command as well. `more`: what
+    typer.Option takes, such as `min`."""
+    return field(default=default, metadata={"help": help, **more})
+
+
 @dataclass(frozen=True)
 class LaunchOptions:
-    """Where it runs: what the user says on the command line. None: the launcher's default."""
+    """Where a job runs: what the user says on the command line. Each launcher has its own, with the
+    options that it heeds and no others; a field is an option of `robustly launch LAUNCHER`."""
 
-    nodes: int | None = None
-    """Machines; default 1, with a hostfile all that it lists."""
-    ranks_per_node: int | None = None
-    hostfile: Path | None = None
-    """hostfile: lines of `HOST slots=N`."""
-    master: str | None = None
-    """torchrun on several nodes: name of the first one, as the others reach it."""
-    master_port: int | None = None
-    """Port on the first node where the ranks meet."""
-    restarts: int = 3
-    """slurm, torchrun: how often to start again from the newest checkpoint after a failure."""
-    partition: str | None = None
-    time: str | None = None
-    """slurm: time limit, such as 1-00:00:00."""
-    sbatch: tuple[str, ...] = ()
-    """slurm: further options of sbatch, such as `gpus-per-node=8` or `account=nlp`."""
+    ranks_per_node: int | None = option("Ranks on each machine; default: run.ranks.", min=1)
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,21 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from robustly import UserError, heartbeat
 from robustly.launch.environment import FIRST_PORT, PORTS, Rank, numbered_port, variables
-from robustly.launch.job import Job, LaunchOptions, NodeRanks
+from robustly.launch.job import Job, LaunchOptions, NodeRanks, option
 from robustly.launch.supervise import GRACE, supervise
 from robustly.resources import cores
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+@dataclass(frozen=True)
+class LocalOptions(LaunchOptions):
+    master_port: int | None = option("Port where the ranks meet; default: one that is free.")
 
 
 def run(
@@ -130,7 +136,7 @@ def free_port() -> int:
     raise UserError(f"no free port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1}")
 
 
-def render(job: Job, options: LaunchOptions) -> str:
+def render(job: Job, options: LocalOptions) -> str:
     """A shell line for each rank, to be run side by side."""
     node = _ranks_here(job, options, options.master_port or numbered_port(0))
     lines = [f"cd {shlex.quote(str(job.folder))}", "# side by side; MASTER_PORT is any free port"]
@@ -145,17 +151,12 @@ def render(job: Job, options: LaunchOptions) -> str:
     return "\n".join([*lines, "wait"]) + "\n"
 
 
-def start(job: Job, options: LaunchOptions) -> int:
+def start(job: Job, options: LocalOptions) -> int:
     node = _ranks_here(job, options, options.master_port or free_port())
     os.chdir(job.folder)
     return run_node(job.command, node, job.environment)
 
 
-def _ranks_here(job: Job, options: LaunchOptions, port: int) -> NodeRanks:
-    if (options.nodes or 1) > 1:
-        raise UserError(
-            f"--nodes {options.nodes}: the local launcher uses this machine alone; take hostfile or"
-            " slurm"
-        )
+def _ranks_here(job: Job, options: LocalOptions, port: int) -> NodeRanks:
     ranks = options.ranks_per_node or job.ranks
     return NodeRanks(0, ranks, ranks, "127.0.0.1", port)

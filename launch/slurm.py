@@ -3,13 +3,28 @@ is complete."""
 
 import shlex
 import subprocess
+from dataclasses import dataclass
 
 from robustly import UserError
 from robustly.exit_codes import FAULT, MISTAKE, START_AGAIN
 from robustly.launch.environment import FIRST_PORT, PORTS
-from robustly.launch.job import Job, LaunchOptions
+from robustly.launch.job import Job, LaunchOptions, option
 
 LAST_CHECKPOINT = 120  # seconds before the time limit when the ranks get SIGUSR1
+
+
+@dataclass(frozen=True)
+class SlurmOptions(LaunchOptions):
+    nodes: int = option("Machines.", 1, min=1)
+    restarts: int = option("New starts after failures.", 3, min=0)
+    partition: str | None = option("Partition.")
+    time: str | None = option("Time limit, such as 1-00:00:00.")
+    sbatch: tuple[str, ...] = option(
+        "A further option of sbatch, such as gpus-per-node=8; repeatable.",
+        (),
+        metavar="NAME=VALUE",
+    )
+
 
 SCRIPT = """\
 #!/bin/bash
@@ -44,7 +59,7 @@ exit $((code ? code : {start_again}))
 """
 
 
-def render(job: Job, options: LaunchOptions) -> str:
+def render(job: Job, options: SlurmOptions) -> str:
     """The batch script.
 
     The ranks read SLURM_* themselves (`robustly.launch.environment`), so that srun runs the command
@@ -54,7 +69,7 @@ def render(job: Job, options: LaunchOptions) -> str:
     directives = {
         "job-name": job.name,
         "chdir": str(job.folder),
-        "nodes": str(options.nodes or 1),
+        "nodes": str(options.nodes),
         "ntasks-per-node": str(options.ranks_per_node or job.ranks),
         "requeue": "",
         "open-mode": "append",
@@ -90,7 +105,7 @@ def _directive(name: str, value: str) -> str:
     return f"#SBATCH --{name}={shlex.quote(value)}" if value else f"#SBATCH --{name}"
 
 
-def start(job: Job, options: LaunchOptions) -> int:
+def start(job: Job, options: SlurmOptions) -> int:
     """Hand the script to sbatch, which prints the job's number. Raises UserError where there is no
     sbatch."""
     try:

@@ -1,11 +1,15 @@
 """`robustly launch`: pretraining on one or many machines."""
 
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from robustly import StartAgain, UserError, log
+from robustly import StartAgain, log
 from robustly.cli.application import app
 from robustly.cli.common import (
     ConfigArgument,
@@ -15,86 +19,94 @@ from robustly.cli.common import (
     user_errors,
 )
 from robustly.cli.train import ProfileOption
-from robustly.launch import LAUNCHERS
+from robustly.experiment import Experiment
+from robustly.launch import LAUNCHERS, Launcher
 from robustly.launch.job import Job, LaunchOptions, exported
 from robustly.manifest import MANIFEST
 
+launch_app = typer.Typer(
+    help="Pretrain on one or many machines. Tokenizer and data must be finished.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(launch_app, name="launch")
 
-@app.command(name="launch")
-def launch_command(
-    launcher: Annotated[
-        str,
-        typer.Argument(
-            metavar="LAUNCHER",
-            help=f"One of {', '.join(LAUNCHERS)}.",
-            autocompletion=lambda: list(LAUNCHERS),
-        ),
-    ],
-    config: ConfigArgument,
-    overrides: Overrides = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Machines.")] = None,
-    ranks_per_node: Annotated[
-        int | None, typer.Option(min=1, help="Ranks on each; default: run.ranks.")
-    ] = None,
-    hostfile: Annotated[Path | None, typer.Option(help="hostfile: lines of HOST slots=N.")] = None,
-    master: Annotated[
-        str | None, typer.Option(help="torchrun: the first machine, as the others reach it.")
-    ] = None,
-    master_port: Annotated[
-        int | None, typer.Option(help="Port on the first machine where ranks meet.")
-    ] = None,
-    restarts: Annotated[
-        int, typer.Option(min=0, help="slurm, torchrun: new starts after a failure.")
-    ] = 3,
-    partition: Annotated[str | None, typer.Option(help="slurm: partition.")] = None,
-    time: Annotated[str | None, typer.Option(help="slurm: time limit, such as 1-00:00:00.")] = None,
-    sbatch: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="slurm: a further option of sbatch; repeatable."),
-    ] = None,
-    profile: ProfileOption = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would run, and run nothing.")
-    ] = False,
-    new_run: NewRun = None,
-) -> None:
-    """Pretrain on one or many machines. Tokenizer and data must be finished."""
-    with user_errors():
-        if launcher not in LAUNCHERS:
-            raise UserError(
-                f"{launcher!r}: no such launcher; expected one of {', '.join(LAUNCHERS)}"
-            )
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and run nothing.")]
 
-        experiment = experiment_of(config, overrides, new_run)
-        if not dry_run and experiment.stage().finished():
-            log.say(f"{experiment.folder('train')}: finished already")
-            return
 
-        job = Job(
-            command=tuple(experiment.rank_command(profile)),
-            folder=Path.cwd(),
-            finished=experiment.folder("train").absolute() / MANIFEST,
-            name=experiment.name,
-            ranks=experiment.run.ranks,
-            environment=exported(),
-        )
-        options = LaunchOptions(
-            nodes,
-            ranks_per_node,
-            hostfile,
-            master,
-            master_port,
-            restarts,
-            partition,
-            time,
-            tuple(sbatch or ()),
-        )
-        if dry_run:
-            typer.echo(LAUNCHERS[launcher].render(job, options), nl=False)
-            return
+def with_options(body: Callable[..., None], options: type[LaunchOptions]) -> Callable[..., None]:
+    """A command's function: `body`, whose parameter `options` is taken apart into one option of the
+    command line for each field of a launcher's options."""
+    kinds = typing.get_type_hints(options)
+    fields = [_parameter(field, kinds[field.name]) for field in dataclasses.fields(options)]
+    names = [each.name for each in fields]
 
-        if code := LAUNCHERS[launcher].start(job, options):
-            raise typer.Exit(code)
+    def command(**given: Any) -> None:
+        chosen: dict[str, Any] = {name: given.pop(name) for name in names}
+        made: Any = {name: tuple(x) if isinstance(x, list) else x for name, x in chosen.items()}
+        body(**given, options=dataclasses.replace(options(), **made))
 
-        if LAUNCHERS[launcher].waits and not job.finished.exists():
-            raise StartAgain("the ranks ended before their work did; the same command goes on")
+    parameters = []
+    for each in inspect.signature(body, eval_str=True).parameters.values():
+        parameters += fields if each.name == "options" else [each]
+
+    command.__doc__ = body.__doc__
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _parameter(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
+    repeatable = typing.get_origin(kind) is tuple
+    default: Any = field.default
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=list(default) if repeatable else default,
+        annotation=Annotated[list[str] if repeatable else kind, typer.Option(**field.metadata)],
+    )
+
+
+def _add(name: str, launcher: Launcher[Any]) -> None:
+    def start(
+        *,
+        config: ConfigArgument,
+        overrides: Overrides = None,
+        options: LaunchOptions,
+        profile: ProfileOption = False,
+        dry_run: DryRun = False,
+        new_run: NewRun = None,
+    ) -> None:
+        with user_errors():
+            experiment = experiment_of(config, overrides, new_run)
+            job = job_of(experiment, profile)
+            if dry_run:
+                typer.echo(launcher.render(job, options), nl=False)
+                return
+
+            if experiment.stage().finished():
+                log.say(f"{experiment.folder('train')}: finished already")
+                return
+
+            if code := launcher.start(job, options):
+                raise typer.Exit(code)
+
+            if launcher.waits and not job.finished.exists():
+                raise StartAgain("the ranks ended before their work did; the same command goes on")
+
+    launch_app.command(name, help=launcher.help)(with_options(start, launcher.options))
+
+
+def job_of(experiment: Experiment, profile: bool = False) -> Job:
+    """The training of an experiment, as launchers take it."""
+    return Job(
+        command=tuple(experiment.rank_command(profile)),
+        folder=Path.cwd(),
+        finished=experiment.folder("train").absolute() / MANIFEST,
+        name=experiment.name,
+        ranks=experiment.run.ranks,
+        environment=exported(),
+    )
+
+
+for _name, _launcher in LAUNCHERS.items():
+    _add(_name, _launcher)

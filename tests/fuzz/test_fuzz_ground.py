@@ -13,7 +13,7 @@ from robustly import config, manifest
 from robustly.config import SHIPPED_CONFIGS, read_config
 from robustly.experiment import load_experiment
 from robustly.launch import environment, hostfile
-from robustly.launch.job import Job, LaunchOptions
+from robustly.launch.job import Job
 from robustly.manifest import Stage
 from robustly.metrics import read_metrics
 from robustly.preflight.speed import speed_in
@@ -103,7 +103,7 @@ def write_hosts(folder: Path) -> None:
 
 def read_hosts(folder: Path) -> Any:
     job = Job(("robustly", "pretrain"), folder, {}, folder / "manifest.json", "run")
-    return hostfile.render(job, LaunchOptions(hostfile=folder / "hosts"))
+    return hostfile.render(job, hostfile.HostfileOptions(hostfile=folder / "hosts"))
 
 
 def launched(kind: str) -> Reader:

@@ -15,7 +15,7 @@ import pytest
 from rank_program import alive, notes, signals, wait_for
 
 from robustly import UserError
-from robustly.launch import Job, LaunchOptions, hostfile, node
+from robustly.launch import HostfileOptions, Job, hostfile, node
 from robustly.launch.hostfile import Host
 
 pytestmark = pytest.mark.processes
@@ -53,9 +53,9 @@ def ssh(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
 
 
-def options(tmp_path: Path, hosts: str, **more) -> LaunchOptions:
+def options(tmp_path: Path, hosts: str, **more) -> HostfileOptions:
     (tmp_path / "hosts").write_text(hosts)
-    return LaunchOptions(hostfile=tmp_path / "hosts", **more)
+    return HostfileOptions(hostfile=tmp_path / "hosts", **more)
 
 
 def job(tmp_path: Path, command: list[str], **environment: str) -> Job:
@@ -86,10 +86,10 @@ def test_parse_refuses(text, message):
 def test_what_does_not_fit_the_hostfile_is_refused(tmp_path):
     some = job(tmp_path, ["true"])
     with pytest.raises(UserError, match="needs --hostfile FILE"):
-        hostfile.render(some, LaunchOptions())
+        hostfile.render(some, HostfileOptions())
 
     with pytest.raises(UserError, match=r"missing: cannot be read"):
-        hostfile.render(some, LaunchOptions(hostfile=tmp_path / "missing"))
+        hostfile.render(some, HostfileOptions(hostfile=tmp_path / "missing"))
 
     with pytest.raises(UserError, match=r"--nodes 3: .*hosts lists 2 hosts"):
         hostfile.render(some, options(tmp_path, "nodea slots=1\nnodeb slots=1\n", nodes=3))
@@ -195,9 +195,9 @@ def launched(launcher, tmp_path, rank, behaviour):
     """A launcher of one rank on each of two hosts, in a process of its own, once both ranks are
     there."""
     program = f"""
-import sys; from pathlib import Path; from robustly.launch import LaunchOptions, Job, hostfile
+import sys; from pathlib import Path; from robustly.launch import HostfileOptions, Job, hostfile
 job = Job({tuple(rank(behaviour))!r}, Path({str(tmp_path)!r}), Path("manifest.json"))
-sys.exit(hostfile.start(job, LaunchOptions(hostfile=Path({str(tmp_path / "hosts")!r}))))
+sys.exit(hostfile.start(job, HostfileOptions(hostfile=Path({str(tmp_path / "hosts")!r}))))
 """
     options(tmp_path, "10.0.0.1 slots=1\n10.0.0.2 slots=1\n")
     process = launcher(program)

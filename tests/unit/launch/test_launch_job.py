@@ -40,7 +40,8 @@ def test_every_launcher_renders_shell_that_holds_the_command_and_the_folder(name
     job = Job(
         ("/env/bin/robustly", "pretrain", "mine.yaml"), Path("/home/me/run"), Path("manifest.json")
     )
-    text = LAUNCHERS[name].render(job, LaunchOptions(hostfile=tmp_path / "hosts"))
+    given = {"hostfile": tmp_path / "hosts"} if name == "hostfile" else {}
+    text = LAUNCHERS[name].render(job, LAUNCHERS[name].options(**given))
     assert "/env/bin/robustly pretrain mine.yaml" in text
     assert "/home/me/run" in text
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
@@ -64,7 +65,8 @@ sys.exit(max(process.wait() for process in started))
 def test_the_launcher_of_contributing_starts_the_ranks(tmp_path, rank, monkeypatch):
     section = CONTRIBUTING.read_text(encoding="utf-8").partition("## Adding a launcher\n")[2]
     assert (
-        '"mpirun": Launcher(mpirun.render,\nmpirun.start, waits=True, program="mpirun")' in section
+        '"mpirun": Launcher(LaunchOptions,\n"Ranks under Open MPI.", mpirun.render, mpirun.start, waits=True, program="mpirun")'
+        in section
     )
     mpirun = ModuleType("mpirun")
     exec(section.partition("```python\n")[2].partition("```")[0], mpirun.__dict__)
@@ -74,7 +76,14 @@ def test_the_launcher_of_contributing_starts_the_ranks(tmp_path, rank, monkeypat
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
 
-    added = Launcher(mpirun.render, mpirun.start, waits=True, program="mpirun")
+    added = Launcher(
+        LaunchOptions,
+        "Ranks under Open MPI.",
+        mpirun.render,
+        mpirun.start,
+        waits=True,
+        program="mpirun",
+    )
     job = Job(tuple(rank("end", "it's $HOME")), tmp_path, tmp_path / "manifest.json", ranks=2)
     assert added.start(job, LaunchOptions()) == 0
     for number, environment in enumerate(notes(tmp_path)):

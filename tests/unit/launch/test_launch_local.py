@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from rank_program import alive, notes, signals, wait_for
+from typer.testing import CliRunner
 
-from robustly import UserError
-from robustly.launch import Job, LaunchOptions, local
+from robustly.cli.commands import app
+from robustly.launch import Job, LocalOptions, local
 from robustly.launch.environment import FIRST_PORT, PORTS
 
 pytestmark = pytest.mark.processes
@@ -213,7 +214,7 @@ def test_start_runs_the_plan_in_its_folder(tmp_path, rank, monkeypatch):
         ranks=1,
         environment={"NCCL_DEBUG": "INFO"},
     )
-    assert local.start(job, LaunchOptions(ranks_per_node=2)) == 0
+    assert local.start(job, LocalOptions(ranks_per_node=2)) == 0
     assert [(r["RANK"], r["NCCL_DEBUG"], r["folder"]) for r in notes(tmp_path)] == [
         ("0", "INFO", str(tmp_path)),
         ("1", "INFO", str(tmp_path)),
@@ -222,7 +223,7 @@ def test_start_runs_the_plan_in_its_folder(tmp_path, rank, monkeypatch):
 
 def test_the_rendered_lines_run_the_same_ranks(tmp_path, rank):
     job = Job(tuple(rank("end", "it's $HOME")), tmp_path, tmp_path / "manifest.json", ranks=2)
-    text = local.render(job, LaunchOptions(master_port=20123))
+    text = local.render(job, LocalOptions(master_port=20123))
     subprocess.run(["bash", "-e"], input=text, text=True, check=True)
     assert [
         (r["RANK"], r["WORLD_SIZE"], r["MASTER_PORT"], r["arguments"]) for r in notes(tmp_path)
@@ -232,6 +233,11 @@ def test_the_rendered_lines_run_the_same_ranks(tmp_path, rank):
     ]
 
 
-def test_several_machines_are_refused(tmp_path):
-    with pytest.raises(UserError, match="--nodes 2: the local launcher uses this machine alone"):
-        local.render(Job(("true",), tmp_path, tmp_path), LaunchOptions(nodes=2))
+@pytest.mark.parametrize(
+    ("launcher", "option"),
+    [("local", "--nodes=2"), ("hostfile", "--partition=gpu"), ("slurm", "--hostfile=hosts")],
+)
+def test_an_option_that_a_launcher_would_ignore_is_refused(launcher, option):
+    told = CliRunner().invoke(app, ["launch", launcher, "tiny", option, "--dry-run"])
+    assert told.exit_code == 2
+    assert f"No such option: {option.partition('=')[0]}" in told.output

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from robustly import UserError
-from robustly.launch import Job, LaunchOptions, slurm
+from robustly.launch import Job, SlurmOptions, slurm
 
 EXPECTED = """\
 #!/bin/bash
@@ -63,7 +63,7 @@ def test_render():
         ranks=4,
         environment={"NCCL_DEBUG": "INFO", "PYTHONPATH": "/a b"},
     )
-    options = LaunchOptions(
+    options = SlurmOptions(
         nodes=2, partition="gpu", time="1-00:00:00", sbatch=("gpus-per-node=4", "--exclusive")
     )
     text = slurm.render(job, options)
@@ -102,7 +102,7 @@ def run_script(folder: Path, finished: bool = False, **variables: str) -> tuple[
         "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "12345", "SLURM_JOB_NODELIST": "gpu[03-04]",
         "STATE": "RUNNING", "SRUN_CODE": "0", "REACHED": "01", **variables,
     }  # fmt: skip
-    script = slurm.render(job, LaunchOptions(restarts=2))
+    script = slurm.render(job, SlurmOptions(restarts=2))
     done = subprocess.run(["bash"], input=script, text=True, env=environment, cwd=folder)
     log = folder / "scontrol.log"
     asked = log.exists()
@@ -155,10 +155,10 @@ def test_start_hands_the_script_to_sbatch(tmp_path, monkeypatch):
     job = Job(("robustly", "pretrain", "mine.yaml"), tmp_path, tmp_path / "manifest.json")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="sbatch: not found"):
-        slurm.start(job, LaunchOptions())
+        slurm.start(job, SlurmOptions())
 
     sbatch = tmp_path / "sbatch"
     sbatch.write_text(f"#!/bin/bash\n/bin/cat > {tmp_path}/script; exit 3\n")
     sbatch.chmod(0o755)
-    assert slurm.start(job, LaunchOptions()) == 3
-    assert (tmp_path / "script").read_text() == slurm.render(job, LaunchOptions())
+    assert slurm.start(job, SlurmOptions()) == 3
+    assert (tmp_path / "script").read_text() == slurm.render(job, SlurmOptions())

@@ -10,7 +10,7 @@ import pytest
 from rank_program import notes
 
 from robustly import UserError
-from robustly.launch import Job, LaunchOptions, torchrun
+from robustly.launch import Job, TorchrunOptions, torchrun
 
 pytestmark = pytest.mark.processes
 
@@ -26,7 +26,7 @@ TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
 
 
 def test_render_for_one_machine():
-    text = torchrun.render(JOB, LaunchOptions(restarts=1))
+    text = torchrun.render(JOB, TorchrunOptions(restarts=1))
     assert text == (
         "cd '/home/me/my runs' && NCCL_DEBUG=INFO TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
         f"{TORCHRUN} --standalone --nproc-per-node 2 --max-restarts 1 --no-python "
@@ -36,13 +36,13 @@ def test_render_for_one_machine():
 
 
 def test_render_for_several_machines():
-    text = torchrun.render(JOB, LaunchOptions(nodes=4, ranks_per_node=8, master="nodea"))
+    text = torchrun.render(JOB, TorchrunOptions(nodes=4, ranks_per_node=8, master="nodea"))
     assert shlex.split(text)[5:-4] == [
         TORCHRUN, "--nnodes", "4", "--rdzv-backend", "c10d", "--rdzv-id", "tiny", "--rdzv-endpoint", "nodea:29500",
         "--nproc-per-node", "8", "--max-restarts", "3", "--no-python",
     ]  # fmt: skip
     with pytest.raises(UserError, match="--nodes 4: torchrun also needs --master HOST"):
-        torchrun.render(JOB, LaunchOptions(nodes=4))
+        torchrun.render(JOB, TorchrunOptions(nodes=4))
 
 
 def test_torchrun_starts_the_ranks_again_after_one_was_killed(tmp_path, rank, launcher):
@@ -55,9 +55,9 @@ if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1"
 os.execv(sys.executable, {rank("end", "it's $HOME")!r})
 """)
     process = launcher(f"""
-import sys; from pathlib import Path; from robustly.launch import LaunchOptions, Job, torchrun
+import sys; from pathlib import Path; from robustly.launch import TorchrunOptions, Job, torchrun
 command = ({sys.executable!r}, {str(program)!r})
-torchrun.start(Job(command, Path({str(tmp_path)!r}), Path("manifest.json"), ranks=2), LaunchOptions(restarts=1))
+torchrun.start(Job(command, Path({str(tmp_path)!r}), Path("manifest.json"), ranks=2), TorchrunOptions(restarts=1))
 """)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
