@@ -10,18 +10,19 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from robustly import UserError
 from robustly.exit_codes import START_AGAIN
+from robustly.launch.hosts import Host, exclude, include, read
 from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, NodeRanks, option
 from robustly.launch.supervise import GRACE, supervise
 
 # Nothing may ask for a password; a machine that is off, or a cable that is cut, is noticed within a
-# minute. Ports, users and keys come from the user's own ~/.ssh/config.
+# minute. Users, keys and all else come from the user's own ~/.ssh/config.
 SSH = (
     "ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20",
     "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4",
@@ -34,55 +35,26 @@ SSH_FAILED = 255
 class HostfileOptions(LaunchOptions):
     ranks_per_node: int | None = option("Ranks on each machine; default: its slots.", min=1)
     hostfile: Path | None = option("File with lines of HOST slots=N.")
+    include: str | None = option(
+        "Only these hosts and slots of the file.", metavar="HOST[:SLOT,SLOT][@HOST...]"
+    )
+    exclude: str | None = option(
+        "All but these hosts and slots.", metavar="HOST[:SLOT,SLOT][@HOST...]"
+    )
     nodes: int | None = option("Machines, from the first on; default: all.", min=1)
     master_port: int = option("Port on the first machine where ranks meet.", MASTER_PORT)
-
-
-@dataclass(frozen=True)
-class Host:
-    """A machine as ssh knows it (`name` or `user@name`), and its ranks."""
-
-    name: str
-    slots: int
-
-    @property
-    def address(self) -> str:
-        return self.name.rpartition("@")[2]
-
-
-def parse(text: str, source: str) -> list[Host]:
-    """The hosts of a hostfile: `HOST slots=N` a line; `#` begins a comment.
-
-    Raises UserError with the line's number for another form, a host that stands twice, or no host
-    at all."""
-    hosts: dict[str, Host] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if not (content := line.partition("#")[0].strip()):
-            continue
-
-        form = re.fullmatch(r"(\S+)\s+slots=([1-9]\d*)", content)
-        if form is None:
-            raise UserError(
-                f"{source}:{number}: found {content!r}, expected `HOST slots=N` with N of 1 or more"
-            )
-        if form[1] in hosts:
-            raise UserError(
-                f"{source}:{number}: {form[1]} stands here twice; give it one line with all its"
-                " slots"
-            )
-
-        hosts[form[1]] = Host(form[1], int(form[2]))
-
-    if not hosts:
-        raise UserError(f"{source}: no hosts; expected lines of `HOST slots=N`")
-
-    return list(hosts.values())
+    ssh_port: int | None = option("Port of sshd on the machines.", min=1, max=65535)
+    ssh_option: tuple[str, ...] = option(
+        "A further option of ssh, such as IdentityFile=/home/me/key; repeatable.",
+        (),
+        metavar="NAME=VALUE",
+    )
 
 
 def commands(job: Job, options: HostfileOptions) -> list[tuple[str, list[str]]]:
     """Each host's name and the ssh command that starts its ranks."""
     hosts = _hosts(options)
-    ranks = [options.ranks_per_node or host.slots for host in hosts]
+    ranks = [options.ranks_per_node or host.ranks for host in hosts]
     result = []
 
     for i, host in enumerate(hosts):
@@ -93,9 +65,18 @@ def commands(job: Job, options: HostfileOptions) -> list[tuple[str, list[str]]]:
             hosts[0].address,
             options.master_port,
         )
-        result.append((host.name, [*SSH, host.name, _remote_line(job, node)]))
+        environment = {**job.environment, **host.environment}
+        line = _remote_line(job, node, environment)
+        result.append((host.name, [*_ssh(options), host.name, line]))
 
     return result
+
+
+def _ssh(options: HostfileOptions) -> list[str]:
+    program, *ours = SSH
+    port = ["-p", str(options.ssh_port)] if options.ssh_port else []
+    theirs = [word for given in options.ssh_option for word in ("-o", given)]
+    return [program, *port, *theirs, *ours]  # of an option that stands twice ssh takes the first
 
 
 def _hosts(options: HostfileOptions) -> list[Host]:
@@ -105,15 +86,18 @@ def _hosts(options: HostfileOptions) -> list[Host]:
             " machine"
         )
 
-    try:
-        text = options.hostfile.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{options.hostfile}: cannot be read: {error}") from None
+    if options.include is not None and options.exclude is not None:
+        raise UserError("--include and --exclude: give one of them")
 
-    hosts = parse(text, str(options.hostfile))
+    hosts = read(options.hostfile)
+    if options.include is not None:
+        hosts = include(hosts, options.include)
+    if options.exclude is not None:
+        hosts = exclude(hosts, options.exclude)
+
     wanted = options.nodes or len(hosts)
     if wanted > len(hosts):
-        raise UserError(f"--nodes {wanted}: {options.hostfile} lists {len(hosts)} hosts")
+        raise UserError(f"--nodes {wanted}: {options.hostfile} has {len(hosts)} hosts")
     if wanted > 1 and re.fullmatch(r"localhost|127\..*|::1", hosts[0].address):
         raise UserError(
             f"{options.hostfile}: the first host is {hosts[0].name}, which the other machines"
@@ -123,10 +107,10 @@ def _hosts(options: HostfileOptions) -> list[Host]:
     return hosts[:wanted]
 
 
-def _remote_line(job: Job, node: NodeRanks) -> str:
+def _remote_line(job: Job, node: NodeRanks, environment: Mapping[str, str]) -> str:
     """The shell line for a machine, quoted so that the login shell there changes nothing."""
     command = (
-        "exec", "env", *(f"{name}={value}" for name, value in job.environment.items()),
+        "exec", "env", *(f"{name}={value}" for name, value in environment.items()),
         sys.executable, "-m", "robustly.launch.node",
         "--first-rank", str(node.first_rank), "--ranks", str(node.ranks),
         "--world-size", str(node.world_size),

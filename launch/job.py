@@ -11,16 +11,9 @@ from robustly.launch.environment import Rank
 MASTER_PORT = 29500  # the default of torch and DeepSpeed, so that an opened firewall fits
 
 EXPORTED = (
-    "NCCL_",
-    "GLOO_",
-    "TORCH_",
-    "OMP_",
-    "MKL_",
-    "PYTHON",
-    "LD_LIBRARY_PATH",
-    "HF_HOME",
-    "HF_HUB_OFFLINE",
-)
+    "NCCL_", "GLOO_", "UCX_", "FI_", "TORCH_", "TRITON_", "OMP_", "MKL_", "CUDA_", "PYTHON",
+    "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_OFFLINE", "WANDB_MODE",
+)  # fmt: skip
 """Beginnings of the variables that change how ranks communicate, compute and find their caches.
 Credentials (HF_TOKEN, WANDB_API_KEY) stay out: every user of a machine can read its command
 lines."""

@@ -16,7 +16,6 @@ from rank_program import alive, notes, signals, wait_for
 
 from robustly import UserError
 from robustly.launch import HostfileOptions, Job, hostfile, node
-from robustly.launch.hostfile import Host
 
 pytestmark = pytest.mark.processes
 
@@ -62,27 +61,6 @@ def job(tmp_path: Path, command: list[str], **environment: str) -> Job:
     return Job(tuple(command), tmp_path, tmp_path / "manifest.json", environment=environment)
 
 
-def test_parse():
-    text = "# two machines\nnodea slots=8\n\n  user@nodeb   slots=4  # the old one\n"
-    assert hostfile.parse(text, "hosts") == [Host("nodea", 8), Host("user@nodeb", 4)]
-    assert Host("user@nodeb", 4).address == "nodeb"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("nodea slots=8\nnodeb\n", r"hosts:2: found 'nodeb', expected `HOST slots=N`"),
-        ("nodea slots=0\n", r"hosts:1: found 'nodea slots=0'"),
-        ("nodea slots=two\n", r"hosts:1: found 'nodea slots=two'"),
-        ("nodea slots=1\n# again\nnodea slots=1\n", r"hosts:3: nodea stands here twice"),
-        ("# nobody\n", r"hosts: no hosts"),
-    ],
-)
-def test_parse_refuses(text, message):
-    with pytest.raises(UserError, match=message):
-        hostfile.parse(text, "hosts")
-
-
 def test_what_does_not_fit_the_hostfile_is_refused(tmp_path):
     some = job(tmp_path, ["true"])
     with pytest.raises(UserError, match="needs --hostfile FILE"):
@@ -91,7 +69,7 @@ def test_what_does_not_fit_the_hostfile_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"missing: cannot be read"):
         hostfile.render(some, HostfileOptions(hostfile=tmp_path / "missing"))
 
-    with pytest.raises(UserError, match=r"--nodes 3: .*hosts lists 2 hosts"):
+    with pytest.raises(UserError, match=r"--nodes 3: .*hosts has 2 hosts"):
         hostfile.render(some, options(tmp_path, "nodea slots=1\nnodeb slots=1\n", nodes=3))
 
     for name in ("localhost", "127.0.0.1", "user@localhost"):
@@ -133,6 +111,29 @@ def test_nodes_and_ranks_per_node_overrule_the_hostfile(tmp_path):
         ("0", "3", "6", "5"),
         ("3", "3", "6", "5"),
     ]
+
+
+def test_only_the_chosen_hosts_and_slots_get_ranks(tmp_path):
+    three = "a slots=8\nme@b slots=2\nc slots=4\n"
+    some = job(tmp_path, ["true"], CUDA_VISIBLE_DEVICES="7")
+    text = hostfile.render(some, options(tmp_path, three, exclude="a@b:0"))
+    assert re.findall(r" (\S+) 'cd .*DEVICES=(\S+) .*first-rank (\d) --ranks (\d)", text) == [
+        ("me@b", "1", "0", "1"),
+        ("c", "7", "1", "4"),
+    ]
+    assert hostfile.render(some, options(tmp_path, three, include="b:1@c")) == text
+    with pytest.raises(UserError, match="give one of them"):
+        hostfile.render(some, options(tmp_path, three, include="b", exclude="c"))
+
+
+def test_the_users_options_of_ssh_come_first_because_ssh_takes_the_first(tmp_path):
+    given = options(
+        tmp_path, "a slots=1\n", ssh_port=2222, ssh_option=("ConnectTimeout=5", "User=me")
+    )
+    text = hostfile.render(job(tmp_path, ["true"]), given)
+    assert text.startswith(
+        "ssh -p 2222 -o ConnectTimeout=5 -o User=me -T -o BatchMode=yes -o ConnectTimeout=20"
+    )
 
 
 def test_every_rank_gets_its_place_environment_and_arguments(tmp_path, rank, ssh):

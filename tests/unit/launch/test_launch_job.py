@@ -24,12 +24,21 @@ def test_exported_leaves_credentials_out():
         "WANDB_API_KEY": "secret",
         "PATH": "/bin",
         "CUDA_VISIBLE_DEVICES": "0",
+        "UCX_TLS": "rc",
+        "FI_PROVIDER": "efa",
+        "TRITON_CACHE_DIR": "/scratch",
+        "WANDB_MODE": "offline",
     }
     assert list(exported(environment)) == [
+        "CUDA_VISIBLE_DEVICES",
+        "FI_PROVIDER",
         "GLOO_SOCKET_IFNAME",
         "HF_HOME",
         "NCCL_DEBUG",
         "PYTHONPATH",
+        "TRITON_CACHE_DIR",
+        "UCX_TLS",
+        "WANDB_MODE",
     ]
 
 
