@@ -10,8 +10,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from robustly import UserError
 from robustly.exit_codes import START_AGAIN
 from robustly.launch.hosts import Host, exclude, include, read
 from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, NodeRanks, option
-from robustly.launch.supervise import GRACE, supervise
+from robustly.launch.supervise import GRACE, Ended, supervise
 
 # Nothing may ask for a password; a machine that is off, or a cable that is cut, is noticed within a
 # minute. Users, keys and all else come from the user's own ~/.ssh/config.
@@ -124,7 +124,7 @@ class _Remote:
     """The ssh to one machine."""
 
     def __init__(self, host: str, command: Sequence[str]):
-        self.name = host
+        self.name, self.host, self.rank = host, host, None
         self._popen = subprocess.Popen(
             command, stdin=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -171,8 +171,12 @@ def render(job: Job, options: HostfileOptions) -> str:
 
 
 def start(job: Job, options: HostfileOptions) -> int:
+    return run_hosts(commands(job, options)).code
+
+
+def run_hosts(hosts: Iterable[tuple[str, Sequence[str]]]) -> Ended:
     """Run all hosts' commands. A host that cannot be reached, or is lost, is worth a new start."""
-    starters = [partial(_Remote, host, command) for host, command in commands(job, options)]
+    starters = [partial(_Remote, host, command) for host, command in hosts]
     # each machine needs one GRACE for its own ranks
-    code = supervise(starters, grace=2 * GRACE)
-    return START_AGAIN if code == SSH_FAILED else code
+    ended = supervise(starters, grace=2 * GRACE)
+    return replace(ended, code=START_AGAIN) if ended.code == SSH_FAILED else ended

@@ -15,7 +15,7 @@ from functools import partial
 from robustly import UserError, heartbeat
 from robustly.launch.environment import FIRST_PORT, PORTS, Rank, numbered_port, variables
 from robustly.launch.job import Job, LaunchOptions, NodeRanks, option
-from robustly.launch.supervise import GRACE, supervise
+from robustly.launch.supervise import GRACE, Ended, supervise
 from robustly.resources import cores
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -33,15 +33,14 @@ def run(
 
     Each rank gets this process's environment, then `environment`, RANK and its like, and, unless it
     is set, OMP_NUM_THREADS so that together the ranks use each core once. `supervise` says what
-    happens on failures, hangs and signals, and what is returned."""
-    return run_node(
-        command, NodeRanks(0, ranks, ranks, "127.0.0.1", free_port()), environment, grace
-    )
+    happens on failures, hangs and signals, and which exit code is returned."""
+    node = NodeRanks(0, ranks, ranks, "127.0.0.1", free_port())
+    return run_node(command, node, environment, grace).code
 
 
 def run_node(
     command: Sequence[str], node: NodeRanks, environment: Mapping[str, str], grace: float = GRACE
-) -> int:
+) -> Ended:
     """As `run`, for the ranks that this node has in a run of several nodes."""
     assert node.ranks > 0
     threads = max(1, cores() // node.ranks)
@@ -70,7 +69,7 @@ class _Process:
         environment: Mapping[str, str],
         before_exec: Callable[[], None] | None,
     ):
-        self.name = f"rank {rank.rank}"
+        self.name, self.host, self.rank = f"rank {rank.rank}", socket.gethostname(), rank.rank
         self._file, self._heartbeat = heartbeat.file(heartbeat.START_TIMEOUT)
         passed = {heartbeat.VARIABLE: str(self._file.fileno())}
         self._popen = subprocess.Popen(
@@ -154,7 +153,7 @@ def render(job: Job, options: LocalOptions) -> str:
 def start(job: Job, options: LocalOptions) -> int:
     node = _ranks_here(job, options, options.master_port or free_port())
     os.chdir(job.folder)
-    return run_node(job.command, node, job.environment)
+    return run_node(job.command, node, job.environment).code
 
 
 def _ranks_here(job: Job, options: LocalOptions, port: int) -> NodeRanks:

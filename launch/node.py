@@ -40,7 +40,7 @@ def main() -> int:
     node = NodeRanks(
         given.first_rank, given.ranks, given.world_size, given.master_addr, given.master_port
     )
-    return run_node(given.command, node, {})
+    return run_node(given.command, node, {}).code
 
 
 def _pass_on(lines: TextIO) -> None:

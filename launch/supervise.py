@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import NamedTuple, Protocol
 
@@ -27,6 +27,12 @@ class Child(Protocol):
     """A process, here or on another machine, as its supervisor sees it."""
 
     name: str
+    host: str
+    """The machine that it runs on."""
+
+    @property
+    def rank(self) -> int | None:
+        """Its rank; None if it is none."""
 
     def poll(self) -> int | None:
         """Its exit code (negative: the signal that killed it), or None while it runs."""
@@ -53,9 +59,25 @@ class Child(Protocol):
         """What it has written of that."""
 
 
-def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> int:
-    """Start all, wait for all, and say at last what ended them. Returns an exit code
-    (`robustly.exit_codes`); that of a program that is not ours is passed on.
+@dataclass(frozen=True)
+class Ended:
+    """How all ended."""
+
+    code: int
+    """Exit code (`robustly.exit_codes`); that of a program that is not ours is passed on."""
+    kind: Kind | None = None
+    """Why; None if all finished."""
+    host: str = ""
+    rank: int | None = None
+    """Whom to blame: "" and None where it is nobody, or not known; a host alone if all of it."""
+    text: str = ""
+    """What it had to say, or what there is to say of it."""
+    asked: bool = False
+    """Whether a signal asked this process to stop."""
+
+
+def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> Ended:
+    """Start all, wait for all, and say at last what ended them.
 
     When one fails, or hangs (`robustly.heartbeat.Watch`), the others are asked to stop and killed
     `grace` seconds later. Signals that reach this process are passed on; whoever leaves because of
@@ -105,7 +127,9 @@ def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> int:
                 watch.look(records)
                 hung = watch.hung() if deadline is None else None
                 if hung:
-                    outcome.hung = hung.message()
+                    (one,) = (child for child in running if child.name == hung.name)
+                    text = hung.message()
+                    outcome.hung = Ended(START_AGAIN, Kind.ERROR, one.host, one.rank, text)
                     for child in running:
                         if child.name == hung.name and hung.stopped:
                             child.kill()
@@ -127,11 +151,12 @@ def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> int:
                     )
                     if running and watch.time - last_work > bound + grace:
                         names = ", ".join(child.name for child in running)
-                        outcome.hung = (
+                        text = (
                             f"{names} did not leave within {bound + grace:.0f} s of"
                             f" {signal.Signals(passed_on[0]).name} and was killed; the same command"
                             " goes on from the newest checkpoint"
                         )
+                        outcome.hung = Ended(START_AGAIN, Kind.ERROR, text=text)
                         deadline = 0.0
 
                 if deadline is not None and time.monotonic() > deadline:
@@ -145,7 +170,9 @@ def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> int:
                     child.kill()
                 time.sleep(POLL)
 
-    return outcome.tell()
+    ended = replace(outcome.ended(), asked=bool(passed_on) or outcome.interrupted)
+    _tell(ended)
+    return ended
 
 
 class _End(NamedTuple):
@@ -155,6 +182,8 @@ class _End(NamedTuple):
     when: float
     code: int
     text: str
+    host: str
+    rank: int | None
 
 
 @dataclass
@@ -162,7 +191,7 @@ class _Outcome:
     """How all ended, and who is to blame."""
 
     ends: list[_End] = field(default_factory=list)
-    hung: str = ""
+    hung: Ended | None = None
     interrupted: bool = False
 
     def failed(self, passed_on: list[int]) -> bool:
@@ -180,31 +209,40 @@ class _Outcome:
         left = child.fault()
         asked = code - 128 in passed_on or (passed_on and code in (START_AGAIN, INTERRUPTED))
         if left:
-            self.ends.append(_End(left.kind, left.when, left.code, left.text))
+            kind, code, when, text = left
         elif stopping:  # we ended it
-            self.ends.append(_End(Kind.FOLLOWED, looked, code, ""))
+            kind, when, text = Kind.FOLLOWED, looked, ""
         elif asked:
+            kind, when, text = Kind.STOPPED, looked, ""
             code = INTERRUPTED if signal.SIGINT in passed_on else START_AGAIN
-            self.ends.append(_End(Kind.STOPPED, looked, code, ""))
         else:
-            self.ends.append(_End(Kind.ERROR, looked, *_death(child.name, code)))
+            kind, when = Kind.ERROR, looked
+            code, text = _death(child.name, code)
 
-    def tell(self) -> int:
-        """Say what the first that failed had to say, and return its exit code."""
+        self.ends.append(_End(kind, when, code, text, child.host, child.rank))
+
+    def ended(self) -> Ended:
+        """How the first that failed ended."""
         if self.interrupted:
-            return INTERRUPTED
+            return Ended(INTERRUPTED, Kind.STOPPED)
         if self.hung:
-            log.error(self.hung)
-            return START_AGAIN
+            return self.hung
+        if not self.ends:
+            return Ended(FINISHED)
 
-        first = min(self.ends, default=_End(Kind.STOPPED, 0.0, FINISHED, ""))
-        if first.code == FAULT:  # a traceback
-            sys.stderr.write(first.text)
-            sys.stderr.flush()
-        elif first.text:
-            (log.say if first.kind == Kind.STOPPED else log.error)(first.text)
+        first = min(self.ends, key=lambda end: (end.kind, end.when))
+        if first.kind == Kind.STOPPED:
+            return Ended(first.code, first.kind, text=first.text)
+        return Ended(first.code, first.kind, first.host, first.rank, first.text)
 
-        return first.code
+
+def _tell(ended: Ended) -> None:
+    """Say what the first that failed had to say."""
+    if ended.code == FAULT:  # a traceback
+        sys.stderr.write(ended.text)
+        sys.stderr.flush()
+    elif ended.text:
+        (log.say if ended.kind == Kind.STOPPED else log.error)(ended.text)
 
 
 GOES_ON = "the same command goes on from the newest checkpoint"

@@ -23,7 +23,7 @@ class _Forked(local._Process):
 
     def __init__(self, body: Body, node: NodeRanks, number: int, watched: bool):
         rank = node.rank(number)
-        self.name = f"rank {rank.rank}"
+        self.name, self.host, self.rank = f"rank {rank.rank}", "here", rank.rank
         self._file, self._heartbeat = heartbeat.file(heartbeat.START_TIMEOUT)
         if (child := os.fork()) == 0:
             os.setsid()
@@ -74,4 +74,5 @@ def launch(ranks: int, body: Body, grace: float = 15.0, watched: bool = True) ->
     """Run `body(rank, ranks)` in `ranks` processes under the launcher; returns its exit code. Not
     `watched`: the launcher reads no heartbeat, as torchrun and srun do not."""
     node = NodeRanks(0, ranks, ranks, "127.0.0.1", local.free_port())
-    return supervise([partial(_Forked, body, node, i, watched) for i in range(ranks)], grace)
+    starters = [partial(_Forked, body, node, i, watched) for i in range(ranks)]
+    return supervise(starters, grace).code

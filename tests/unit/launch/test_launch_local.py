@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,14 @@ from rank_program import alive, notes, signals, wait_for
 from typer.testing import CliRunner
 
 from robustly.cli.commands import app
+from robustly.heartbeat import Kind
 from robustly.launch import Job, LocalOptions, local
 from robustly.launch.environment import FIRST_PORT, PORTS
+from robustly.launch.job import NodeRanks
+from robustly.launch.supervise import Ended
 
 pytestmark = pytest.mark.processes
+HERE = socket.gethostname()
 
 
 def test_each_rank_knows_its_place(tmp_path, rank, monkeypatch):
@@ -60,6 +65,22 @@ def test_one_failure_stops_all_with_its_code(tmp_path, rank, code, expected, sai
     assert signals(tmp_path) == ["SIGTERM\n", "SIGTERM\n"]
     assert not any(alive(int(r["pid"])) for r in notes(tmp_path))
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("os._exit(7 * rank)", Ended(7, Kind.ERROR, HERE, 1, "rank 1 ended with exit code 7; ")),
+        ("os.kill(os.getpid(), 9 * rank)", Ended(75, Kind.ERROR, HERE, 1, "rank 1 was killed ")),
+        ("", Ended(0)),
+    ],
+)
+def test_a_caller_learns_who_is_to_blame(command, expected):
+    program = f"import os; rank = int(os.environ['RANK']); {command}"
+    node = NodeRanks(0, 2, 2, "127.0.0.1", 20123)
+    ended = local.run_node([sys.executable, "-S", "-c", program], node, {})
+    assert replace(ended, text="") == replace(expected, text="")
+    assert ended.text.startswith(expected.text)
 
 
 def test_a_deaf_rank_is_killed_after_the_grace_period(tmp_path, rank):
