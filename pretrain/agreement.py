@@ -1,17 +1,19 @@
-"""All ranks train the same thing: before training they compare config, code and inputs, and a rank
-that differs is named, with the key and both values."""
+"""All ranks train the same thing: before training they compare config, code and inputs, and at each
+checkpoint the bits of their weights. A rank that differs is named with its host, and with what
+differs."""
 
 import hashlib
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import robustly
-from robustly import UserError, manifest
+from robustly import StartAgain, UserError, manifest
 from robustly.config import differing, shortened
 from robustly.pretrain.ranks import FailedOnAnotherRank, gather_over_ranks
 
@@ -78,3 +80,52 @@ def disagreements(hosts: Sequence[str], values: Sequence[Mapping[str, Any]]) -> 
         f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} on {host}: {line}"
         for (host, line), ranks in lines.items()
     ]
+
+
+# ----------------------------------------------------------------------------------------- weights
+
+
+def agree_on_weights(sums: Mapping[str, int], rank: int, update: int) -> None:
+    """Go on only if all ranks hold the same weights, of which they pass a checksum each, by name
+    (`Engine.checksums`). Every rank calls it.
+
+    Raises StartAgain on the first rank that holds others than most do, and FailedOnAnotherRank on
+    all others."""
+    of_ranks = gather_over_ranks((socket.gethostname(), dict(sums)))
+    hosts, values = zip(*of_ranks, strict=True)
+    odd = odd_ranks(values)
+    if not odd:
+        return
+
+    if rank != odd[0]:
+        raise FailedOnAnotherRank
+    raise StartAgain(
+        f"update {update}: the ranks hold different weights; no checkpoint was written\n"
+        + "\n".join(f"  {line}" for line in other_weights(hosts, values))
+        + "\nA bit may have flipped there, in memory or on the way. The same command goes on from"
+        " the newest checkpoint; leave that machine out if it happens again. (With"
+        " run.zero_stage=0, GPUs of different kinds may round differently: take 1)"
+    )
+
+
+def odd_ranks(sums: Sequence[Mapping[str, int]]) -> list[int]:
+    """The ranks whose checksums are others than those of most ranks; where no sort is most common,
+    others than the first such rank's."""
+    kinds = [tuple(sorted(own.items())) for own in sums]
+    ((usual, _),) = Counter(kinds).most_common(1)
+    return [rank for rank, kind in enumerate(kinds) if kind != usual]
+
+
+def other_weights(hosts: Sequence[str], sums: Sequence[Mapping[str, int]]) -> list[str]:
+    """A line for each odd rank: how many of its tensors differ, and the first of them."""
+    odd = odd_ranks(sums)
+    usual = next(rank for rank in range(len(sums)) if rank not in odd)
+    lines = []
+    for rank in odd:
+        names = [name for name, value in sums[rank].items() if value != sums[usual].get(name)]
+        lines.append(
+            f"rank {rank} on {hosts[rank]}: {len(names)} of {len(sums[rank])} tensors, such as"
+            f" {names[0]}, differ from those of rank {usual} on {hosts[usual]}"
+        )
+
+    return lines

@@ -357,6 +357,22 @@ class Engine:
                 state = self._adam.state[parameter]
                 yield name, parameter.detach(), state[MOMENTS[0]], state[MOMENTS[1]]
 
+    def checksums(self) -> dict[str, int]:
+        """Of the bits of each tensor that every rank holds whole, by name: the parameters in the
+        precision of forward and backward, which ranks must share to the last bit. Under ZeRO 3
+        only the small ones; of the others there is one copy, spread over the ranks.
+
+        Sums of whole numbers: exact in any order, and another number after any flipped bit."""
+        replicated = {
+            name: parameter
+            for name, parameter in self._model.named_parameters()
+            if not self._partitioned or getattr(parameter, "ds_persist", False)
+        }
+        sums = [_sum_of_bits(parameter.detach()) for parameter in replicated.values()]
+        if not sums:
+            return {}
+        return dict(zip(replicated, torch.stack(sums).tolist(), strict=True))  # one wait for a GPU
+
     def restore(self, tensors: Iterator[tuple[Tensor, Tensor, Tensor]] | None, steps: int) -> None:
         """Put back what `full_tensors` gave after `steps` optimizer steps, on any number of ranks
         and ZeRO stage.
@@ -389,3 +405,17 @@ class Engine:
 
         for state in self._adam.state.values():
             state["step"].fill_(float(steps))
+
+
+def _sum_of_bits(tensor: Tensor) -> Tensor:
+    """A tensor's content as whole numbers of 64 bits, added modulo 2**64: an int64 on its
+    device. At the speed of its memory."""
+    flat = tensor.reshape(-1)
+    together = 8 // flat.element_size()
+    if flat.storage_offset() % together:  # the sum must not depend on where the tensor lies
+        flat = flat.clone()
+
+    whole = flat.numel() // together * together
+    own_size = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}[flat.element_size()]
+    rest = flat[whole:].view(own_size).sum(dtype=torch.int64)
+    return flat[:whole].view(torch.int64).sum() + rest

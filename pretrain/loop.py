@@ -17,7 +17,7 @@ from robustly.files import write_atomic, write_json
 from robustly.heartbeat import Phase
 from robustly.manifest import Manifest, Stage
 from robustly.metrics import read_metrics
-from robustly.pretrain.agreement import agree, code
+from robustly.pretrain.agreement import agree, agree_on_weights, code
 from robustly.pretrain.bad_updates.bad_numbers import (
     DUMPS,
     Attempt,
@@ -471,6 +471,8 @@ class Trainer:
         """Begin a checkpoint. Training waits until the one before is written and rank 0 has copied
         the tensors, which it writes while training goes on."""
         self._saved()
+        heartbeat.mark(Phase.SAVE)
+        agree_on_weights(self.engine.checksums(), self.rank, self.progress.update)
         self.progress = replace(
             self.progress,
             interval=vars(interval).copy(),

@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from robustly import heartbeat
+from robustly import heartbeat, log
 from robustly.heartbeat import BEAT, Kind, Phase, Record, Seen, Watch
 
 LEAVE = 4 * BEAT
@@ -111,9 +111,9 @@ class _Peers:
 
     # ------------------------------------------------------------------------------------- failing
 
-    def fail(self, code: int) -> None:
+    def fail(self, code: int, text: str) -> None:
         self.over.set()
-        fault = json.dumps({"rank": self.rank, "code": code})
+        fault = json.dumps({"rank": self.rank, "code": code, "text": text})
         if self.for_main.compare_set(FAULT, "", fault).decode() == fault:
             time.sleep(LEAVE)  # and ask nothing more: rank 0, which keeps the store, leaves as well
 
@@ -125,13 +125,16 @@ class _Peers:
             if (now := self.for_main.add(WORK, 0)) != work:
                 deadline, work = time.monotonic() + LEAVE, now
 
-    def follow(self, fault: dict[str, int]) -> None:
+    def follow(self, fault: dict[str, Any]) -> None:
         """Leave as the rank that failed does, wherever the main thread waits."""
         if fault["rank"] == self.rank:
             return
 
-        heartbeat.leave(Kind.FOLLOWED, fault["code"], "")
+        watched = heartbeat.leave(Kind.FOLLOWED, fault["code"], "")
         if self.rank == 0:  # which keeps the store
+            if not watched:  # each machine's launcher has a console of its own; this is looked at
+                log.error(fault["text"])
+
             time.sleep(2 * BEAT)
         os._exit(fault["code"])
 
@@ -162,12 +165,12 @@ def meet() -> None:
         _peers.meet()
 
 
-def fail(code: int) -> None:
-    """Tell the others that this rank has failed, so that they leave with the same exit code, and
-    give them a moment for it."""
+def fail(code: int, text: str) -> None:
+    """Tell the others that this rank has failed, and what it says of it, so that they leave with
+    the same exit code, and give them a moment for it."""
     if _peers:
         # the store may have gone with another rank
-        telling = threading.Thread(target=_peers.fail, args=(code,), daemon=True)
+        telling = threading.Thread(target=_peers.fail, args=(code, text), daemon=True)
         telling.start()
         telling.join(LEAVE + 2 * BEAT)
 

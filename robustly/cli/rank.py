@@ -1,6 +1,7 @@
 """The body of one rank's process, and how it ends."""
 
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from robustly.cli.common import ending
 from robustly.exit_codes import FAULT, START_AGAIN
 from robustly.experiment import load_experiment
 from robustly.heartbeat import Kind
-from robustly.launch.environment import export, rank_from_environment
+from robustly.launch.environment import Rank, export, rank_from_environment
 
 
 def be_rank(
@@ -34,7 +35,7 @@ def be_rank(
         heartbeat.allow(experiment.run.start_timeout)
         from robustly.pretrain import loop, peers, ranks
     except Exception as fault:
-        _fail(me.rank, fault)
+        _fail(me, fault)
 
     try:
         loop.pretrain(experiment, me.rank, me.local_rank, me.world_size, profile, stop_after)
@@ -52,20 +53,26 @@ def be_rank(
 
             _leave(START_AGAIN)
 
-        _fail(me.rank, fault, peers.fail)
+        _fail(me, fault, peers.fail)
 
 
-def _fail(rank: int, fault: Exception, tell: Callable[[int], None] = lambda code: None) -> NoReturn:
+def _fail(
+    me: Rank, fault: Exception, tell: Callable[[int, str], None] = lambda code, text: None
+) -> NoReturn:
     """Say what happened, or leave it to the launcher to say, tell the other ranks, and end."""
-    lines = f"rank {rank}:", *traceback.format_exception(fault)
+    here = f"rank {me.rank} on {socket.gethostname()}"
+    lines = f"{here}:", *traceback.format_exception(fault)
     code, text = ending(fault) or (FAULT, "\n".join(lines))
+    if code != FAULT and me.world_size > me.local_size:  # what is wrong may be wrong there alone
+        text = f"{here}: {text}"
+
     if not heartbeat.leave(Kind.ERROR, code, text):
         if code == FAULT:
             sys.stderr.write(text)
         else:
             log.error(text)
 
-    tell(code)
+    tell(code, text)
     _leave(code)
 
 

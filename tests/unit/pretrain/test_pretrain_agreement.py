@@ -6,7 +6,7 @@ import pytest
 
 from robustly import UserError
 from robustly.pretrain import agreement
-from robustly.pretrain.agreement import agree, disagreements
+from robustly.pretrain.agreement import agree, disagreements, odd_ranks, other_weights
 from robustly.pretrain.ranks import FailedOnAnotherRank
 
 
@@ -48,3 +48,27 @@ def test_rank_0_speaks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(agreement, "gather_over_ranks", lambda own: values[:1])
     agree(of(), rank=0)
+
+
+@pytest.mark.parametrize(
+    ("sums", "odd"),
+    [
+        ([1, 1, 1], []),
+        ([1], []),
+        ([1, 2], [1]),  # nobody can tell which is right: rank 0 is the measure
+        ([1, 2, 2], [0]),
+        ([1, 2, 1, 3], [1, 3]),
+        ([1, 2, 3], [1, 2]),
+    ],
+)
+def test_ranks_that_hold_other_weights_than_most(sums: list[int], odd: list[int]) -> None:
+    of_ranks = [{"a": 0, "b": each} for each in sums]
+    assert odd_ranks(of_ranks) == odd
+    if odd:
+        lines = other_weights([f"host{rank}" for rank in range(len(sums))], of_ranks)
+        usual = next(rank for rank in range(len(sums)) if rank not in odd)
+        assert lines == [
+            f"rank {rank} on host{rank}: 1 of 2 tensors, such as b, differ from those of rank"
+            f" {usual} on host{usual}"
+            for rank in odd
+        ]
