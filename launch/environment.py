@@ -3,8 +3,10 @@
 import os
 import re
 import subprocess
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from robustly import UserError
 
@@ -37,22 +39,23 @@ def rank_from_environment(environment: Mapping[str, str] = os.environ) -> Rank |
     Inside a Slurm job the variables alone do not tell: the batch script, and the shell that
     `salloc` or `srun --pty` opens, carry them as well. A rank belongs to a step of several tasks
     and has no terminal. A step or an mpirun of one task counts as not launched: `run.ranks` of the
-    config applies there. Raises UserError if the variables contradict each other or some are
-    missing.
+    config applies there. An mpirun of several hosts starts a process on each by a step of its own,
+    so that its variables come before Slurm's. Raises UserError if the variables contradict each
+    other or some are missing.
     """
     if "RANK" in environment:
         return _rank(
             environment, "RANK", "LOCAL_RANK", "WORLD_SIZE", ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
         )
+
+    if _number(environment, "OMPI_COMM_WORLD_SIZE", 1) > 1:
+        return _open_mpi_rank(environment)
+
+    if "MPI_LOCALRANKID" in environment and _number(environment, "PMI_SIZE", 1) > 1:
+        return _hydra_rank(environment)
+
     if _number(environment, "SLURM_STEP_NUM_TASKS", 1) > 1 and not _has_terminal():
         return _slurm_rank(environment)
-
-    if _number(environment, "OMPI_COMM_WORLD_SIZE", 1) > 1:  # Open MPI
-        names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE")
-        return _rank(environment, *names, ("OMPI_COMM_WORLD_LOCAL_SIZE",))
-
-    if _number(environment, "PMI_SIZE", 1) > 1:  # Hydra, the mpirun of MPICH and Intel MPI
-        return _rank(environment, "PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", ("MPI_LOCALNRANKS",))
 
     return None
 
@@ -88,7 +91,8 @@ def _rank(
     if missing := [name for name in needed if name not in environment]:
         raise UserError(
             f"{shown}: a launcher started this process, but did not set {', '.join(missing)}; set"
-            f" them too (mpirun: -x NAME=VALUE), or unset {rank} to run without a launcher"
+            " them too (mpirun: -x NAME=VALUE; MPICH: -genv NAME VALUE; `robustly launch mpi` does"
+            f" it), or unset {rank} to run without a launcher"
         )
 
     try:
@@ -104,6 +108,48 @@ def _rank(
         raise UserError(f"{shown}: all but MASTER_ADDR must be whole numbers") from None
 
     return _possible(found, shown)
+
+
+def _open_mpi_rank(environment: Mapping[str, str]) -> Rank:
+    size, local = "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"
+    here = _where_ranks_meet(environment, size, local, environment.get("PMIX_NAMESPACE", ""))
+    return _rank(here, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", size, (local,))
+
+
+def _hydra_rank(environment: Mapping[str, str]) -> Rank:
+    """A rank under Hydra, the mpirun of MPICH and Intel MPI. It gives its job no name, but has one
+    process on each host from which all its ranks there descend."""
+    size, local = "PMI_SIZE", "MPI_LOCALNRANKS"
+    here = _where_ranks_meet(environment, size, local, f"{_ancestor('hydra') or os.getppid()}")
+    return _rank(here, "PMI_RANK", "MPI_LOCALRANKID", size, (local,))
+
+
+def _where_ranks_meet(
+    environment: Mapping[str, str], size: str, local: str, job: str
+) -> Mapping[str, str]:
+    """The environment, with MASTER_ADDR and MASTER_PORT for an mpirun of this host alone, which
+    need not set them. `job`: what all its ranks know, and no other mpirun has."""
+    if environment.get(size) != environment.get(local):
+        return environment
+
+    port = numbered_port(zlib.crc32(job.encode()))
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **environment}
+
+
+def _ancestor(name: str) -> int | None:
+    """Process id of the nearest ancestor whose program's name begins so; None if there is none, or
+    the system does not tell."""
+    pid = os.getppid()
+    try:
+        while pid > 1:
+            _, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")
+            program, _, fields = rest.rpartition(")")
+            if program.startswith(name):
+                return pid
+            pid = int(fields.split()[1])
+    except (OSError, ValueError, IndexError):  # another system than Linux, or it has just ended
+        return None
+    return None
 
 
 def _slurm_rank(environment: Mapping[str, str]) -> Rank:

@@ -136,24 +136,91 @@ def test_a_shell_on_a_terminal_inside_a_slurm_step_is_no_rank(tmp_path):
     assert (tmp_path / "answer").read_text() == "None"
 
 
-def test_mpirun_of_open_mpi_and_of_mpich():
-    master = {"MASTER_ADDR": "nodea", "MASTER_PORT": "29500"}
-    open_mpi = {
-        "OMPI_COMM_WORLD_RANK": "5",
-        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
-        "OMPI_COMM_WORLD_SIZE": "8",
-        "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
-    }
-    mpich = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4"}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "5",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "8",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+    "PMIX_NAMESPACE": "1317011457",
+}
+MPICH = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4"}
+MASTER = {"MASTER_ADDR": "nodea", "MASTER_PORT": "29500"}
 
-    for variables in (open_mpi, mpich):
-        assert rank_from_environment({**variables, **master}) == Rank(5, 1, 8, 4, "nodea", 29500)
-        with pytest.raises(
-            UserError, match=r"did not set MASTER_ADDR, MASTER_PORT; set them too \(mpirun: -x"
-        ):
-            rank_from_environment(variables)
 
-    assert rank_from_environment({**open_mpi, "OMPI_COMM_WORLD_SIZE": "1"}) is None
+@pytest.mark.parametrize("variables", [OPEN_MPI, MPICH])
+def test_mpirun_over_several_hosts(variables):
+    assert rank_from_environment({**variables, **MASTER}) == Rank(5, 1, 8, 4, "nodea", 29500)
+    with pytest.raises(
+        UserError, match=r"did not set MASTER_ADDR, MASTER_PORT; set them too \(mpirun: -x"
+    ):
+        rank_from_environment(variables)
+
+
+def test_an_mpirun_of_one_rank_is_no_launcher():
+    assert rank_from_environment({**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "1"}) is None
+    assert rank_from_environment({**MPICH, "PMI_SIZE": "1"}) is None
+
+
+def test_mpirun_of_one_host_needs_no_address():
+    """All ranks of one mpirun meet at the same port, those of another mpirun at another."""
+
+    def open_mpi(rank: int, job: str) -> Rank | None:
+        numbers = {"OMPI_COMM_WORLD_RANK": f"{rank}", "OMPI_COMM_WORLD_LOCAL_RANK": f"{rank}"}
+        sizes = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+        return rank_from_environment({**numbers, **sizes, "PMIX_NAMESPACE": job})
+
+    first, second, other = open_mpi(0, "1"), open_mpi(1, "1"), open_mpi(0, "prterun-vm-7@1")
+    assert first and second and other
+    assert first == Rank(0, 0, 2, 2, "127.0.0.1", first.master_port)
+    assert second == Rank(1, 1, 2, 2, "127.0.0.1", first.master_port)
+    assert other.master_port != first.master_port
+
+    mpich = rank_from_environment({**MPICH, "PMI_SIZE": "4", "PMI_RANK": "1"})
+    assert mpich == Rank(1, 1, 4, 4, "127.0.0.1", mpich.master_port)  # type: ignore[union-attr]
+    named = {**MPICH, "PMI_SIZE": "4", "PMI_RANK": "1", "MASTER_PORT": "23456"}
+    assert rank_from_environment(named) == Rank(1, 1, 4, 4, "127.0.0.1", 23456)
+
+
+@pytest.mark.processes
+def test_ranks_of_mpich_find_the_process_that_started_them_behind_shells_of_their_own(tmp_path):
+    """Stands in for Hydra: a program of its name that starts two shells, and they Python."""
+    hydra = tmp_path / "hydra_pmi_proxy"
+    hydra.symlink_to("/bin/bash")
+    program = tmp_path / "rank.py"
+    program.write_text(
+        "import os; from robustly.launch.environment import rank_from_environment\n"
+        "os.write(1, b'%d\\n' % rank_from_environment().master_port)\n"
+    )
+    rank = f"bash -c '{sys.executable} {program}; true'"
+    variables = {
+        **{n: v for n, v in os.environ.items() if n != "RANK" and not n.startswith("SLURM")},
+        **MPICH, "PMI_SIZE": "4", "PMI_RANK": "1",
+    }  # fmt: skip
+
+    def ports() -> set[str]:
+        shells = subprocess.run(
+            [hydra, "-c", f"{rank} & {rank} & wait"],
+            env=variables, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found = shells.stdout.split()
+        assert len(found) == 2
+        return set(found)
+
+    first, second = ports(), ports()
+    assert len(first) == len(second) == 1
+    assert first != second
+
+
+@pytest.mark.parametrize("variables", [OPEN_MPI, MPICH])
+def test_mpirun_inside_a_slurm_job_wins_over_the_step_that_it_made(variables):
+    step = {**SRUN, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    found = rank_from_environment({**step, **variables, **MASTER})
+    assert found == Rank(5, 1, 8, 4, "nodea", 29500)
+
+
+def test_a_task_of_srun_with_pmi_is_slurms():
+    found = rank_from_environment({**SRUN, "PMI_RANK": "5", "PMI_SIZE": "8"})
+    assert found == Rank(5, 1, 8, 4, "gpu03", numbered_port(12345))
 
 
 def test_export_is_what_is_read_back(monkeypatch):
