@@ -35,6 +35,8 @@ ANSWER = 10.0
 """Seconds that the other ranks get to say what they are at."""
 SHOW_STACK = signal.SIGUSR2
 """At this signal a process that beats prints where its threads stand."""
+KEEPING = 5.0
+"""Seconds that a process which ends waits for its last message to be kept."""
 SILENT = 5.0
 """Seconds without a beat after which a process counts as stopped where one must be named."""
 
@@ -143,13 +145,14 @@ class Heartbeat:
         """Set the bound."""
         _BOUND.pack_into(self._memory, _BOUND_AT, seconds)
 
-    def leave(self, kind: Kind, code: int, text: str) -> None:
-        """Leave a last message; only the first one counts."""
+    def leave(self, kind: Kind, code: int, text: str) -> bool:
+        """Leave a last message; only the first one counts. Returns whether this was it."""
         if _FAULT.unpack_from(self._memory, _FAULT_AT)[2]:
-            return
+            return False
         words = text.encode()[-(SIZE - _TEXT_AT) :]
         self._memory[_TEXT_AT : _TEXT_AT + len(words)] = words
         _FAULT.pack_into(self._memory, _FAULT_AT, kind, code, time.monotonic(), len(words))
+        return True
 
     def record(self) -> Record:
         (beats,) = _BEATS.unpack_from(self._memory, 0)
@@ -192,6 +195,9 @@ class _Own:
     beating = False
     background = 0
     others: Callable[[float], list["Seen"]] | None = None
+    keep: Callable[[Kind, int, str], None] | None = None
+    keeping: threading.Thread | None = None
+    leaving = threading.RLock()
 
 
 def ask(others: Callable[[float], list["Seen"]]) -> None:
@@ -233,8 +239,28 @@ def allow(seconds: float) -> None:
 def leave(kind: Kind, code: int, text: str) -> bool:
     """Leave this process's last message to its launcher. False where none of ours watches, and the
     process has to say it itself."""
-    _Own.heartbeat.leave(kind, code, text)
+    with _Own.leaving:
+        if _Own.heartbeat.leave(kind, code, text) and _Own.keep:
+            # a thread, because a file system that does not answer must not keep the process alive
+            keeping = threading.Thread(target=_Own.keep, args=(kind, code, text), daemon=True)
+            keeping.start()
+            _Own.keeping = keeping
+
+    wait_until_kept()
     return _Own.watched
+
+
+def keep_last_message(keep: Callable[[Kind, int, str], None]) -> None:
+    """Have this process's last message kept elsewhere as well, once it leaves one."""
+    _Own.keep = keep
+
+
+def wait_until_kept() -> None:
+    """Before a process ends that has left its last message."""
+    with _Own.leaving:  # which another thread may be at
+        keeping = _Own.keeping
+    if keeping:
+        keeping.join(KEEPING)
 
 
 def own() -> Heartbeat:
@@ -260,6 +286,7 @@ def begin(name: str) -> None:
         os.lseek(file, SIZE, os.SEEK_SET)  # behind the heartbeat, for `stack`
         faulthandler.register(SHOW_STACK, file, all_threads=True)
     else:
+        _Own.heartbeat = Heartbeat(mmap.mmap(-1, SIZE))  # the one before is a parent's as well
         _Own.heartbeat.allow(START_TIMEOUT)
 
     _Own.beating = True
@@ -290,6 +317,7 @@ def _end_hung(hung: "Seen") -> None:
     faulthandler.dump_traceback(all_threads=True)
     sys.stderr.write(f"error: {hung.message()}\n")
     sys.stderr.flush()
+    leave(Kind.ERROR, START_AGAIN, hung.message())
     os._exit(START_AGAIN)
 
 

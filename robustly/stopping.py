@@ -106,6 +106,7 @@ def _read(reader: int) -> None:
 
 def _leave(number: int) -> None:
     if left := heartbeat.own().fault():  # this process is ending, and has said why
+        heartbeat.wait_until_kept()
         os._exit(left.code)
 
     message = COMFORT.replace("stopped", f"stopped by {signal.Signals(number).name}", 1)

@@ -5,6 +5,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from robustly import heartbeat, log, stopping
@@ -12,6 +13,7 @@ from robustly.cli.common import ending
 from robustly.exit_codes import FAULT, START_AGAIN
 from robustly.experiment import load_experiment
 from robustly.heartbeat import Kind
+from robustly.launch import ends
 from robustly.launch.environment import Rank, export, rank_from_environment
 
 
@@ -28,10 +30,13 @@ def be_rank(
     # where a rank is lost, torch would warn with pages of addresses
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     heartbeat.begin(f"rank {me.rank}")
+    if folder := os.environ.get(ends.FOLDER):
+        ends.keep_word(me.rank, Path(folder))
     stopping.listen(speaks=me.rank == 0)
 
     try:
         experiment = load_experiment(config, overrides)
+        ends.keep_word(me.rank, experiment.folder("train"))
         heartbeat.allow(experiment.run.start_timeout)
         from robustly.pretrain import loop, peers, ranks
     except Exception as fault:

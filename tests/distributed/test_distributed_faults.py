@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from ranks import run_distributed
 from robustly import UserError, heartbeat
 from robustly.cli.rank import be_rank
 from robustly.heartbeat import Phase
+from robustly.launch import ends
 from robustly.metrics import read_metrics
 from robustly.pretrain import batches, loop, reporting, validation
 from robustly.pretrain.engine import Engine, start_ranks
@@ -86,6 +88,7 @@ def in_evaluation(rank: int) -> None:
 @pytest.mark.parametrize("where", [in_data_thread, in_log, in_header, in_evaluation])
 def test_a_mistake_is_said_once_wherever_it_arises(
     body: Callable[..., Body],
+    tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     where: Callable[[int], None],
     watched: bool,
@@ -93,6 +96,10 @@ def test_a_mistake_is_said_once_wherever_it_arises(
     """On rank 0 or another, by our launcher or another: one line, by ours the last one, and exit
     code 2."""
     assert launch(2, body(where), watched=watched) == 2
+    (left,) = tmp_path.glob("**/train")
+    first = ends.first(ends.read(left))
+    assert first and (first.code, first.text) == (2, "shard 3 is cut off")
+
     said = lines(capfd)
     assert said.count("error: shard 3 is cut off") == 1
     assert said[-1] == "error: shard 3 is cut off" or not watched
