@@ -2,49 +2,14 @@
 checkpoint the bits of their weights. A rank that differs is named with its host, and with what
 differs."""
 
-import hashlib
-import os
 import socket
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import robustly
-from robustly import StartAgain, UserError, manifest
+from robustly import StartAgain, UserError
 from robustly.config import differing, shortened
 from robustly.pretrain.ranks import FailedOnAnotherRank, gather_over_ranks
-
-LIBRARIES = ("torch", "transformers", "deepspeed", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Of what computes."""
-    return {
-        "robustly": robustly.__version__,
-        "python": sys.version.split()[0],
-        **{name: version(name) for name in LIBRARIES},
-    }
-
-
-def code() -> dict[str, Any]:
-    """The code that this rank runs: its commit, a hash of its files, and the libraries'
-    versions."""
-    return {"commit": manifest.commit(), "source": _source_hash(), "versions": versions()}
-
-
-def _source_hash() -> str:
-    """sha256 of all Python files of the package: a commit says `-dirty` of any change alike."""
-    found = hashlib.sha256()
-    for folder, folders, files in os.walk(Path(robustly.__file__).parent, followlinks=True):
-        folders.sort()
-        for name in sorted(files):
-            if name.endswith(".py"):
-                found.update(name.encode() + b"\0" + Path(folder, name).read_bytes())
-
-    return found.hexdigest()
 
 
 def agree(stated: Mapping[str, Any], rank: int) -> None:

@@ -17,7 +17,7 @@ from robustly.files import write_atomic, write_json
 from robustly.heartbeat import Phase
 from robustly.manifest import Manifest, Stage
 from robustly.metrics import read_metrics
-from robustly.pretrain.agreement import agree, agree_on_weights, code
+from robustly.pretrain.agreement import agree, agree_on_weights
 from robustly.pretrain.bad_updates.bad_numbers import (
     DUMPS,
     Attempt,
@@ -61,6 +61,7 @@ from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.start.initial_model import initial_model
 from robustly.pretrain.targets import check_targets, share_with_targets
 from robustly.pretrain.validation import evaluate
+from robustly.provenance import code
 from robustly.strict_yaml import dump_yaml
 
 

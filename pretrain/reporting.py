@@ -10,7 +10,6 @@ import torch
 from robustly import log, manifest
 from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import Metrics, WandbRun
-from robustly.pretrain.agreement import versions
 from robustly.pretrain.batches import Batches
 from robustly.pretrain.checkpoints.checkpoint import Progress
 from robustly.pretrain.flops import flops_per_token
@@ -18,6 +17,7 @@ from robustly.pretrain.mfu import model_flops_utilization, peak_tflops
 from robustly.pretrain.schedule import learning_rate
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.validation import ValidationResult
+from robustly.provenance import versions
 from robustly.resources import peak_memory
 
 

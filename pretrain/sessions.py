@@ -12,8 +12,8 @@ from pathlib import Path
 
 from robustly import manifest
 from robustly.files import write_atomic
-from robustly.pretrain.agreement import versions
 from robustly.pretrain.config import RunConfig
+from robustly.provenance import versions
 from robustly.strict_json import record
 
 SESSIONS = "sessions.jsonl"

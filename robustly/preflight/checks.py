@@ -3,40 +3,22 @@ locks, open files, encoding, environment variables."""
 
 import locale
 import platform
-import resource
 import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from robustly import UserError
 from robustly.files import lock
+from robustly.findings import Finding, Status, gigabytes
+from robustly.gpus import Gpu
 from robustly.launch import LAUNCHERS
-from robustly.preflight.machine import Gpu
 from robustly.resources import available_memory, cores, cpu_quota
-
-Status = Literal["ok", "note", "problem"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check's result: a line of the report."""
-
-    what: str
-    status: Status
-    """problem: `robustly run configs/tiny.yaml` cannot work; note: something is slow or not
-    possible here."""
-    found: str
-    do: str = ""
-    """What to do; empty where all is well."""
-
 
 # ----------------------------------------------------------------------------------------- software
 
@@ -239,12 +221,7 @@ it."""
 LITTLE_DISK, TOO_LITTLE_DISK = 20e9, 0.3e9
 """Bytes. A run of configs/tiny.yaml leaves less than 0.2 GB; RoBERTa-base's checkpoints take 4.5
 GB."""
-LITTLE_SHARED_MEMORY = 1e9
-"""Bytes of /dev/shm; NCCL passes gradients between the GPUs of a machine through it where they have
-no direct link."""
-FEW_FILES = 1024
-
-CPUINFO, SHARED_MEMORY = Path("/proc/cpuinfo"), Path("/dev/shm")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def processor() -> Finding:
@@ -309,27 +286,13 @@ def _enough(
     what: str, have: float, of_what: str, bounds: tuple[float, float], remedy: str
 ) -> Finding:
     """`bounds`: bytes below which it is little, and too little."""
-    found = f"{_gigabytes(have)} {of_what}"
+    found = f"{gigabytes(have)} {of_what}"
     if have < bounds[1]:
-        remedy += f"; at least {_gigabytes(bounds[1])} are needed"
+        remedy += f"; at least {gigabytes(bounds[1])} are needed"
         return Finding(what, "problem", found, remedy)
     if have < bounds[0]:
         return Finding(what, "note", f"{found}: little for more than configs/tiny.yaml", remedy)
     return Finding(what, "ok", found)
-
-
-def shared_memory() -> Finding:
-    """/dev/shm, which Docker keeps small."""
-    try:
-        free = shutil.disk_usage(SHARED_MEMORY).free
-    except OSError:
-        return Finding(
-            "/dev/shm", "note", "not there", "several GPUs may need it; Docker: --ipc=host"
-        )
-
-    little = free < LITTLE_SHARED_MEMORY
-    remedy = "several GPUs may need more; Docker: --shm-size=8g or --ipc=host" if little else ""
-    return Finding("/dev/shm", "note" if little else "ok", f"{_gigabytes(free)} free", remedy)
 
 
 def working_directory(folder: Path) -> Finding:
@@ -348,22 +311,3 @@ def working_directory(folder: Path) -> Finding:
             f"{folder}: cannot be written or locked: {reason}",
             "change to a folder of yours, or set paths.root to one",
         )
-
-
-def open_files() -> Finding:
-    """How many files a process may have open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= soft < FEW_FILES:
-        raised = "4096" if hard < 0 or hard >= 4096 else str(hard)
-        return Finding(
-            "open files",
-            "note",
-            f"at most {soft}",
-            f"a large corpus opens more: run `ulimit -n {raised}`",
-        )
-
-    return Finding("open files", "ok", "no limit" if soft < 0 else f"at most {soft:,}")
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustly import log
+from robustly.findings import Finding, gpu_health, open_files, shared_memory
+from robustly.gpus import gpu_processes, gpus
 from robustly.preflight import checks
-from robustly.preflight.checks import Finding
-from robustly.preflight.machine import gpus
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,19 @@ class Diagnosis:
 def examine() -> Diagnosis:
     """Make every check, in the order in which they are printed."""
     here = Path.cwd()
-    torch_findings, usable_gpus = checks.torch_and_gpus(gpus())
-    findings = [checks.python(), *checks.libraries(), *torch_findings]
+    seen = gpus()
+    health = gpu_health(seen, gpu_processes() if seen else [])
+    torch_findings, usable_gpus = checks.torch_and_gpus(seen)
+    findings = [checks.python(), *checks.libraries(), *torch_findings, *health]
     if not usable_gpus:
         findings.append(checks.processor())
 
     findings += [
         checks.memory(),
-        checks.shared_memory(),
+        shared_memory(),
         checks.disk(here),
         checks.working_directory(here),
-        checks.open_files(),
+        open_files(),
         checks.launchers(),
         checks.encoding(),
         checks.variables(os.environ),

@@ -18,12 +18,12 @@ import yaml
 from small_config import SMALL, die_after, last_checkpoint
 
 from ranks import run_distributed
-from robustly import UserError, exit_codes, manifest
+from robustly import UserError, exit_codes, manifest, provenance
 from robustly.data_prep import derived
 from robustly.experiment import data_work, load_experiment, tokenizer_work
 from robustly.files import write_json
 from robustly.metrics import read_metrics
-from robustly.pretrain import agreement, loop
+from robustly.pretrain import loop
 from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.loop import pretrain
 from robustly.pretrain.ranks import FailedOnAnotherRank
@@ -133,7 +133,7 @@ def end_with_other_code(
     rank: int, ranks: int, config: PretrainingConfig, change: dict[str, Any]
 ) -> list[str]:
     if rank == 1:
-        own = agreement.code()
+        own = provenance.code()
         changed = {**own, **change, "versions": {**own["versions"], **change.get("versions", {})}}
         loop.code = lambda: changed
     return end(rank, ranks, [config] * ranks)
@@ -286,7 +286,7 @@ def test_each_session_has_a_line(pretraining: MakePretraining) -> None:
     assert [line["devices"] for line in lines] == [{"CPU": 2}, {"CPU": 1}, {"CPU": 1}]
     for line in lines:
         assert line.keys() == Session.__dataclass_fields__.keys()
-        assert line["commit"] == manifest.commit() and line["versions"] == agreement.versions()
+        assert line["commit"] == manifest.commit() and line["versions"] == provenance.versions()
         assert line["hosts"] == [os.uname().nodename] and line["started"].startswith("20")
 
     finished = manifest.require(first.folder("train"), "train")

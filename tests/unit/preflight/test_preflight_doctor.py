@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from robustly import cli, resources
-from robustly.preflight import checks, machine
-from robustly.preflight.checks import Finding, gpu_findings, library
+from robustly import cli, findings, gpus, resources
+from robustly.findings import Finding
+from robustly.gpus import Gpu, parse_gpus
+from robustly.preflight import checks
+from robustly.preflight.checks import gpu_findings, library
 from robustly.preflight.doctor import verdict
-from robustly.preflight.machine import Gpu, parse_gpus
 
 A100 = Gpu("NVIDIA A100-SXM4-80GB", 81920 * 2**20, (8, 0), "535.104.05")
 V100 = Gpu("Tesla V100", 32768 * 2**20, (7, 0), "535.104.05")
@@ -88,24 +88,66 @@ def test_what_is_not_installed_is_said_once(monkeypatch: pytest.MonkeyPatch) -> 
 # --------------------------------------------------------------------------------------------- GPUs
 
 
-def test_the_drivers_listing() -> None:
-    listing = (
-        "NVIDIA A100-SXM4-80GB, 81920, 8.0, 535.104.05\nOdd card, [N/A], 8.0, 1\nTesla V100, 32768,"
-        " 7.0, 535.104.05\n"
+LISTING = """\
+NVIDIA A100-SXM4-80GB, 81920, 8.0, 535.104.05, 0, GPU-aa11, 4, 0
+Odd card, [N/A], 8.0, 1, 1, GPU-bb, 0, 0
+Tesla V100, 32768, 7.0, 535.104.05, 2, GPU-cc33, 30000, 12
+NVIDIA A100-SXM4-80GB, 81920, 8.0, 535.104.05, 3, GPU-dd44, 4, [N/A]
+"""
+COMPUTING = "GPU-cc33, 4711, /usr/bin/python3, 29000\nGPU-cc33, 12, other, [N/A]\nhuh\n"
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program of this name on the PATH, with the listings above."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        f"#!/bin/sh\ncase $1 in\n--query-gpu=*) cat <<E\n{LISTING}E\n;;\n"
+        f"--query-compute-apps=*) cat <<E\n{COMPUTING}E\n;;\nesac\n"
     )
-    assert parse_gpus(listing) == [A100, V100]
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return program
+
+
+def test_the_drivers_listing() -> None:
+    assert parse_gpus(LISTING) == [A100, V100, A100]
+    first, second, third = parse_gpus(LISTING)
+    assert (first.index, first.uuid, first.used, first.uncorrected) == (0, "GPU-aa11", 2**22, 0)
+    assert (second.used, second.uncorrected, third.uncorrected) == (30000 * 2**20, 12, 0)
     assert parse_gpus("No devices were found\n") == []
     assert (A100.bf16, V100.bf16) == (True, False)
 
 
-@pytest.mark.parametrize("hidden", ["", "-1"])
-def test_hidden_gpus_are_none(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = subprocess.CompletedProcess([], 0, "NVIDIA A100-SXM4-80GB, 81920, 8.0, 535.104.05\n")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: listed)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert machine.gpus() == [A100]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert machine.gpus() == []
+@pytest.mark.parametrize(
+    ("variable", "indices"),
+    [("0,3", [0, 3]), ("2", [2]), ("GPU-cc,GPU-dd44", [2, 3]), ("all", [0, 2, 3]), ("", []), ("-1", [])],
+)  # fmt: skip
+def test_hidden_gpus_are_left_out(
+    nvidia_smi: Path, variable: str, indices: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gpus.gpus() == [A100, V100, A100]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert [gpu.index for gpu in gpus.gpus()] == indices
+
+
+def test_the_health_of_gpus(nvidia_smi: Path) -> None:
+    assert gpus.gpu_processes() == [
+        ("GPU-cc33", 4711, "/usr/bin/python3", 29000 * 2**20), ("GPU-cc33", 12, "other", 0),
+    ]  # fmt: skip
+    errors, busy = findings.gpu_health(gpus.gpus(), gpus.gpu_processes())
+    assert (errors.what, errors.status, busy.what, busy.status) == (
+        "gpu 2", "problem", "gpu 2", "note",
+    )  # fmt: skip
+    assert "12 memory errors" in errors.found
+    assert "/usr/bin/python3 (process 4711), other (process 12): 30.4 GB of its 34.4" in busy.found
+
+
+@pytest.mark.parametrize("body", ["exit 9", "echo broken"])
+def test_a_driver_that_does_not_answer_has_no_gpus(nvidia_smi: Path, body: str) -> None:
+    nvidia_smi.write_text(f"#!/bin/sh\n{body}\n")
+    assert (gpus.gpus(), gpus.gpu_processes()) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -180,7 +222,7 @@ def test_disk(free: float, status: str, monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 64 * 2**20})  # Docker's default
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage)
-    assert "--shm-size" in checks.shared_memory().do
+    assert "--shm-size" in findings.shared_memory().do
 
 
 def test_a_working_directory(tmp_path: Path) -> None:
@@ -203,7 +245,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_open_files(soft: int, hard: int, do: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, hard))
-    found = checks.open_files()
+    found = findings.open_files()
     assert (found.status == "note") is bool(do)
     assert do in found.do
 

@@ -14,11 +14,12 @@ from ranks import run_distributed
 from robustly import cli, manifest
 from robustly.data_prep.store import Store
 from robustly.experiment import Experiment, clean_work, data_work, load_experiment, tokenizer_work
+from robustly.gpus import Gpu
 from robustly.manifest import Stage
 from robustly.preflight import machine as machines
 from robustly.preflight import measure_speed
 from robustly.preflight.corpus_size import BYTES_PER_TOKEN
-from robustly.preflight.machine import Gpu, Machine, machine_for
+from robustly.preflight.machine import Machine, machine_for
 from robustly.preflight.plan import Plan, plan
 from robustly.preflight.speed import UTILISATION, Speed, speed_at
 from robustly.pretrain.flops import flops_per_token
