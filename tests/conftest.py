@@ -18,6 +18,7 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from tests import shared_memory, warm
+from tests.lab.fixtures import hosts, slurm, small  # noqa: F401 - fixtures of all tests
 
 # Before anything imports torch, tokenizers or huggingface_hub, which read them once.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
