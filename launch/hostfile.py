@@ -17,6 +17,10 @@ from pathlib import Path
 
 from robustly import UserError
 from robustly.exit_codes import START_AGAIN
+from robustly.launch import attempts
+from robustly.launch.attempts import Attempt, Pool
+from robustly.launch.ends import ATTEMPT
+from robustly.launch.environment import PORTS
 from robustly.launch.hosts import Host, exclude, include, read
 from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, NodeRanks, option
 from robustly.launch.supervise import GRACE, Ended, supervise
@@ -42,7 +46,19 @@ class HostfileOptions(LaunchOptions):
         "All but these hosts and slots.", metavar="HOST[:SLOT,SLOT][@HOST...]"
     )
     nodes: int | None = option("Machines, from the first on; default: all.", min=1)
-    master_port: int = option("Port on the first machine where ranks meet.", MASTER_PORT)
+    spares: int = option(
+        "The file's last N hosts wait until one fails twice in a row.", 0, min=0, metavar="N"
+    )
+    min_nodes: int | None = option(
+        "Go on without hosts that fail twice in a row as long as so many are left; default: all.",
+        min=1,
+    )
+    restarts: int = option(
+        "New starts after failures in a row that leave no newer checkpoint.", 3, min=0
+    )
+    master_port: int | None = option(
+        "Port on the first machine where ranks meet; default: 29500, one more at each new start."
+    )
     ssh_port: int | None = option("Port of sshd on the machines.", min=1, max=65535)
     ssh_option: tuple[str, ...] = option(
         "A further option of ssh, such as IdentityFile=/home/me/key; repeatable.",
@@ -51,21 +67,17 @@ class HostfileOptions(LaunchOptions):
     )
 
 
-def commands(job: Job, options: HostfileOptions) -> list[tuple[str, list[str]]]:
+def commands(
+    job: Job, options: HostfileOptions, hosts: Sequence[Host], attempt: Attempt
+) -> list[tuple[str, list[str]]]:
     """Each host's name and the ssh command that starts its ranks."""
-    hosts = _hosts(options)
     ranks = [options.ranks_per_node or host.ranks for host in hosts]
+    port = options.master_port or MASTER_PORT + (attempt.number - 1) % PORTS
     result = []
 
     for i, host in enumerate(hosts):
-        node = NodeRanks(
-            sum(ranks[:i]),
-            ranks[i],
-            sum(ranks),
-            hosts[0].address,
-            options.master_port,
-        )
-        environment = {**job.environment, **host.environment}
+        node = NodeRanks(sum(ranks[:i]), ranks[i], sum(ranks), hosts[0].address, port)
+        environment = {**job.environment, **host.environment, ATTEMPT: attempt.name}
         line = _remote_line(job, node, environment)
         result.append((host.name, [*_ssh(options), host.name, line]))
 
@@ -79,13 +91,13 @@ def _ssh(options: HostfileOptions) -> list[str]:
     return [program, *port, *theirs, *ours]  # of an option that stands twice ssh takes the first
 
 
-def _hosts(options: HostfileOptions) -> list[Host]:
+def pool_of(options: HostfileOptions) -> Pool:
+    """The hosts that the options choose. Raises UserError if they do not fit the hostfile."""
     if options.hostfile is None:
         raise UserError(
             "the hostfile launcher needs --hostfile FILE, with a line `HOST slots=N` for each"
             " machine"
         )
-
     if options.include is not None and options.exclude is not None:
         raise UserError("--include and --exclude: give one of them")
 
@@ -95,16 +107,27 @@ def _hosts(options: HostfileOptions) -> list[Host]:
     if options.exclude is not None:
         hosts = exclude(hosts, options.exclude)
 
-    wanted = options.nodes or len(hosts)
-    if wanted > len(hosts):
-        raise UserError(f"--nodes {wanted}: {options.hostfile} has {len(hosts)} hosts")
-    if wanted > 1 and re.fullmatch(r"localhost|127\..*|::1", hosts[0].address):
-        raise UserError(
-            f"{options.hostfile}: the first host is {hosts[0].name}, which the other machines"
-            " cannot reach; give it the name that they know it by"
-        )
+    others = len(hosts) - options.spares
+    nodes = options.nodes or others
+    if not 0 < nodes <= others:
+        wanted = f"--nodes {options.nodes}" if options.nodes else "one host"
+        spares = f" and --spares {options.spares}" if options.spares else ""
+        raise UserError(f"{wanted}{spares}: {options.hostfile} has {len(hosts)} hosts")
 
-    return hosts[:wanted]
+    least = options.min_nodes or nodes
+    if least > nodes:
+        raise UserError(f"--min-nodes {least}: only {nodes} are used; give --nodes, or fewer")
+
+    pool = Pool((*hosts[:nodes], *hosts[others:]), nodes, least)
+    may_be_first = pool.hosts[: len(pool.hosts) - least + 1]
+    for host in may_be_first if nodes > 1 else ():
+        if re.fullmatch(r"localhost|127\..*|::1", host.address):
+            raise UserError(
+                f"{options.hostfile}: the first host is {host.name}, which the other machines"
+                " cannot reach; give it the name that they know it by"
+            )
+
+    return pool
 
 
 def _remote_line(job: Job, node: NodeRanks, environment: Mapping[str, str]) -> str:
@@ -167,11 +190,15 @@ class _Remote:
 
 def render(job: Job, options: HostfileOptions) -> str:
     """The ssh commands, one a line; each stops its ranks when its standard input ends."""
-    return "".join(shlex.join(command) + "\n" for _, command in commands(job, options))
+    once = commands(job, options, pool_of(options).used, Attempt(1, "1"))
+    return "".join(shlex.join(command) + "\n" for _, command in once)
 
 
 def start(job: Job, options: HostfileOptions) -> int:
-    return run_hosts(commands(job, options)).code
+    def start_once(hosts: Sequence[Host], attempt: Attempt) -> Ended:
+        return run_hosts(commands(job, options, hosts, attempt))
+
+    return attempts.run(start_once, job.checkpoints, options.restarts, pool_of(options))
 
 
 def run_hosts(hosts: Iterable[tuple[str, Sequence[str]]]) -> Ended:

@@ -35,6 +35,9 @@ class Job:
     ranks: int = 1
     """Ranks on each node, where `LaunchOptions.ranks_per_node` or a hostfile does not say
     otherwise."""
+    restarts: int = 0
+    """New starts after failures on one machine, where `LocalOptions.restarts` does not say
+    otherwise."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that the ranks of other nodes get beside what a login there gives them."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import os
 import shlex
 import signal
@@ -13,7 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from robustly import UserError, heartbeat
+from robustly.launch import attempts
+from robustly.launch.attempts import Attempt
+from robustly.launch.ends import ATTEMPT
 from robustly.launch.environment import FIRST_PORT, PORTS, Rank, numbered_port, variables
+from robustly.launch.hosts import Host
 from robustly.launch.job import Job, LaunchOptions, NodeRanks, option
 from robustly.launch.supervise import GRACE, Ended, supervise
 from robustly.resources import cores
@@ -23,6 +28,10 @@ PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 @dataclass(frozen=True)
 class LocalOptions(LaunchOptions):
+    restarts: int | None = option(
+        "New starts after failures in a row that leave no newer checkpoint; default: run.restarts.",
+        min=0,
+    )
     master_port: int | None = option("Port where the ranks meet; default: one that is free.")
 
 
@@ -120,11 +129,15 @@ def _die_with(parent: int, prctl: Callable[..., int]) -> None:
         os._exit(1)
 
 
+_numbers = itertools.count(os.getpid())
+
+
 def free_port() -> int:
     """A port below Linux's outgoing range that nobody listens on now. Each launcher begins its
-    search at another port, so that two rarely choose the same."""
-    for step in range(PORTS):
-        port = numbered_port(os.getpid() + step)
+    search at another port, so that two rarely choose the same, and goes on from there: ranks that
+    were left behind may yet come to a port that was given out before."""
+    for _ in range(PORTS):
+        port = numbered_port(next(_numbers))
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))
@@ -151,9 +164,13 @@ def render(job: Job, options: LocalOptions) -> str:
 
 
 def start(job: Job, options: LocalOptions) -> int:
-    node = _ranks_here(job, options, options.master_port or free_port())
+    def start_once(hosts: Sequence[Host], attempt: Attempt) -> Ended:
+        node = _ranks_here(job, options, options.master_port or free_port())
+        return run_node(job.command, node, {**job.environment, ATTEMPT: attempt.name})
+
     os.chdir(job.folder)
-    return run_node(job.command, node, job.environment).code
+    restarts = job.restarts if options.restarts is None else options.restarts
+    return attempts.run(start_once, job.checkpoints, restarts)
 
 
 def _ranks_here(job: Job, options: LocalOptions, port: int) -> NodeRanks:

@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, PositiveFloat, Tag, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from robustly.config import InputPath, Section
 from robustly.corpus.config import SlurmConfig
@@ -332,6 +340,11 @@ class RunConfig(Section):
     hung, and the run ends for a new start. Also of the workers of the stages before."""
     start_timeout: PositiveFloat = 300.0
     """The same before a start's first update: reading, checking, compiling."""
+    restarts: NonNegativeInt = 1
+    """New starts on this machine after failures in a row that leave no newer checkpoint, such as
+    ranks that were killed because memory ran out; launchers of several machines have `--restarts`.
+    Each goes on from the newest checkpoint. Not after mistakes, faults of the software or a request
+    to stop."""
     log_every: Positive = 10
     """Updates between lines of metrics.jsonl."""
     evaluate_every: Positive = 1000

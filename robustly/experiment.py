@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import PrivateAttr
 
 from robustly import StartAgain, UserError, config
-from robustly.manifest import Manifest, Work
+from robustly.manifest import MANIFEST, Manifest, Work
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.publish.config import PublishConfig, ReportConfig
 from robustly.stages import RUN_STAGES, RunStage, resolve
@@ -18,6 +17,7 @@ from robustly.stages import RUN_STAGES, RunStage, resolve
 if TYPE_CHECKING:
     from robustly.data_prep.cleaning.clean import CleanStage
     from robustly.delta.config import DeltaExperiment
+    from robustly.launch.job import Job
 
 
 class Experiment(PretrainingConfig):
@@ -67,6 +67,20 @@ class Experiment(PretrainingConfig):
         command = [sys.executable, "-m", "robustly.cli", "pretrain", *self._arguments]
         command += ["--profile"] if profile else []
         return command if stop_after is None else [*command, "--stop-after", str(stop_after)]
+
+    def job(self, profile: bool = False) -> "Job":
+        """The training, as launchers take it."""
+        from robustly.launch.job import Job, exported
+
+        return Job(
+            command=tuple(self.rank_command(profile)),
+            folder=Path.cwd(),
+            finished=self.folder("train").absolute() / MANIFEST,
+            name=self.name,
+            ranks=self.run.ranks,
+            restarts=self.run.restarts,
+            environment=exported(),
+        )
 
     def in_run(self, name: str) -> Self:
         """The experiment in the sibling folder `name`, with the old folders of the stages that
@@ -173,12 +187,12 @@ def data_work(experiment: Experiment) -> Work:
 
 def train_work(experiment: Experiment, profile: bool = False) -> Work:
     def make() -> Manifest:
-        from robustly.launch import local
+        from robustly.launch import LocalOptions, local
 
         stage = experiment.stage()
         if finished := stage.finished():
             return finished
-        if code := local.run(experiment.rank_command(profile), experiment.run.ranks, os.environ):
+        if code := local.start(experiment.job(profile), LocalOptions()):
             raise RanksEnded(code)
         if (manifest := stage.finished()) is None:
             raise StartAgain("the ranks ended before their work did; the same command goes on")

@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,10 +18,8 @@ from robustly.cli.common import (
     user_errors,
 )
 from robustly.cli.train import ProfileOption
-from robustly.experiment import Experiment
 from robustly.launch import LAUNCHERS, Launcher
-from robustly.launch.job import Job, LaunchOptions, exported
-from robustly.manifest import MANIFEST
+from robustly.launch.job import LaunchOptions
 
 launch_app = typer.Typer(
     help="Pretrain on one or many machines. Tokenizer and data must be finished.",
@@ -78,7 +75,7 @@ def _add(name: str, launcher: Launcher[Any]) -> None:
     ) -> None:
         with user_errors():
             experiment = experiment_of(config, overrides, new_run)
-            job = job_of(experiment, profile)
+            job = experiment.job(profile)
             if dry_run:
                 typer.echo(launcher.render(job, options), nl=False)
                 return
@@ -94,18 +91,6 @@ def _add(name: str, launcher: Launcher[Any]) -> None:
                 raise StartAgain("the ranks ended before their work did; the same command goes on")
 
     launch_app.command(name, help=launcher.help)(with_options(start, launcher.options))
-
-
-def job_of(experiment: Experiment, profile: bool = False) -> Job:
-    """The training of an experiment, as launchers take it."""
-    return Job(
-        command=tuple(experiment.rank_command(profile)),
-        folder=Path.cwd(),
-        finished=experiment.folder("train").absolute() / MANIFEST,
-        name=experiment.name,
-        ranks=experiment.run.ranks,
-        environment=exported(),
-    )
 
 
 for _name, _launcher in LAUNCHERS.items():

@@ -44,7 +44,7 @@ data: {{block_length: 64}}
 model: {{layers: 2, hidden: 32, heads: 2, feed_forward: 64, positions: 66, dropout: 0.1, attention_dropout: 0.1}}
 optim: {{batch_size: 24, peak_lr: 2e-3}}
 schedule: {{updates: {UPDATES}, warmup: 5}}
-run: {{micro_batch: 4, log_every: 1, evaluate_every: {EVALUATE_EVERY}, evaluate_blocks: 160, checkpoint_every: 2, workers: 1}}
+run: {{micro_batch: 4, log_every: 1, evaluate_every: {EVALUATE_EVERY}, evaluate_blocks: 160, checkpoint_every: 2, workers: 1, restarts: 0}}
 """
 TIMES = {"tokens_per_second", "seconds", "data_wait", "mfu", "memory_gb"}
 """Of a line of metrics.jsonl: what two runs may differ in."""

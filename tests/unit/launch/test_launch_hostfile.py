@@ -15,7 +15,7 @@ import pytest
 from rank_program import alive, notes, signals, wait_for
 
 from robustly import UserError
-from robustly.launch import HostfileOptions, Job, hostfile, node
+from robustly.launch import HostfileOptions, Job, attempts, hostfile, node
 
 pytestmark = pytest.mark.processes
 
@@ -54,7 +54,7 @@ def ssh(tmp_path, monkeypatch):
 
 def options(tmp_path: Path, hosts: str, **more) -> HostfileOptions:
     (tmp_path / "hosts").write_text(hosts)
-    return HostfileOptions(hostfile=tmp_path / "hosts", **more)
+    return HostfileOptions(hostfile=tmp_path / "hosts", **{"restarts": 0, **more})
 
 
 def job(tmp_path: Path, command: list[str], **environment: str) -> Job:
@@ -71,6 +71,15 @@ def test_what_does_not_fit_the_hostfile_is_refused(tmp_path):
 
     with pytest.raises(UserError, match=r"--nodes 3: .*hosts has 2 hosts"):
         hostfile.render(some, options(tmp_path, "nodea slots=1\nnodeb slots=1\n", nodes=3))
+
+    two = "nodea slots=1\nnodeb slots=1\n"
+    for given, message in (
+        ({"spares": 2}, r"one host and --spares 2: .*hosts has 2 hosts"),
+        ({"spares": 1, "nodes": 2}, r"--nodes 2 and --spares 1: .*hosts has 2 hosts"),
+        ({"min_nodes": 3}, r"--min-nodes 3: only 2 are used"),
+    ):
+        with pytest.raises(UserError, match=message):
+            hostfile.render(some, options(tmp_path, two, **given))
 
     for name in ("localhost", "127.0.0.1", "user@localhost"):
         with pytest.raises(UserError, match="which the other machines cannot reach"):
@@ -90,7 +99,7 @@ def test_render(tmp_path):
     assert shlex.split(first)[:-2] == shlex.split(ssh)
     assert shlex.split(first)[-2:] == [
         "user@nodea",
-        f"cd {tmp_path} && exec env NCCL_DEBUG=INFO {sys.executable} -m robustly.launch.node"
+        f"cd {tmp_path} && exec env NCCL_DEBUG=INFO ROBUSTLY_ATTEMPT=1 {sys.executable} -m robustly.launch.node"
         " --first-rank 0 --ranks 2 "
         "--world-size 3 --master-addr nodea --master-port 29500 -- "
         """robustly pretrain mine.yaml 'data.language=it'"'"'s'""",
@@ -134,6 +143,60 @@ def test_the_users_options_of_ssh_come_first_because_ssh_takes_the_first(tmp_pat
     assert text.startswith(
         "ssh -p 2222 -o ConnectTimeout=5 -o User=me -T -o BatchMode=yes -o ConnectTimeout=20"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("abcde", "", 5)),
+        ({"nodes": 2}, ("ab", "", 2)),
+        ({"spares": 2}, ("abc", "de", 3)),
+        ({"nodes": 2, "spares": 1, "min_nodes": 1}, ("ab", "e", 1)),
+        ({"exclude": "e", "spares": 1}, ("abc", "d", 3)),
+    ],
+)
+def test_the_last_hosts_of_the_file_are_the_spares(tmp_path, given, expected):
+    five = "".join(f"{name} slots=1\n" for name in "abcde")
+    pool = hostfile.pool_of(options(tmp_path, five, **given))
+    names = "".join(host.name for host in pool.hosts)
+    assert (names[: pool.nodes], names[pool.nodes :], pool.least) == expected
+
+
+def test_a_host_that_could_come_to_be_the_first_must_be_reachable_for_the_others(tmp_path):
+    some, two = job(tmp_path, ["true"]), "nodea slots=1\nlocalhost slots=1\n"
+    hostfile.render(some, options(tmp_path, two))
+    with pytest.raises(UserError, match="the first host is localhost"):
+        hostfile.render(some, options(tmp_path, two, min_nodes=1))
+
+
+def test_a_host_that_cannot_be_reached_is_replaced_by_a_spare(
+    tmp_path, rank, ssh, capfd, monkeypatch
+):
+    """Both ranks then meet at a host that was the second one, at another port than before."""
+    monkeypatch.setattr(attempts, "FIRST_PAUSE", 0.01)
+    three = options(
+        tmp_path, "off slots=1\n10.0.0.1 slots=1\n10.0.0.2 slots=2\n", spares=1, restarts=1
+    )
+    assert hostfile.start(job(tmp_path, rank("end")), three) == 0
+    assert [(r["RANK"], r["WORLD_SIZE"], r["MASTER_ADDR"]) for r in notes(tmp_path)] == [
+        ("0", "3", "10.0.0.1"),
+        ("1", "3", "10.0.0.1"),
+        ("2", "3", "10.0.0.1"),
+    ]
+    assert {r["MASTER_PORT"] for r in notes(tmp_path)} == {"29502"}
+    assert all(r["ROBUSTLY_ATTEMPT"].endswith("-3") for r in notes(tmp_path))
+    told = capfd.readouterr().err
+    assert "off failed twice in a row and is left out, 10.0.0.2 takes its place" in told
+
+
+def test_ranks_go_on_with_fewer_hosts_where_that_is_allowed(
+    tmp_path, rank, ssh, capfd, monkeypatch
+):
+    monkeypatch.setattr(attempts, "FIRST_PAUSE", 0.01)
+    some = options(tmp_path, "10.0.0.1 slots=2\noff slots=2\n", min_nodes=1, restarts=1)
+    assert hostfile.start(job(tmp_path, rank("end")), some) == 0
+    assert [r["WORLD_SIZE"] for r in notes(tmp_path)] == ["2", "2"]
+    assert "off failed twice in a row and is left out, 1 goes on" in capfd.readouterr().err
 
 
 def test_every_rank_gets_its_place_environment_and_arguments(tmp_path, rank, ssh):
@@ -198,7 +261,7 @@ def launched(launcher, tmp_path, rank, behaviour):
     program = f"""
 import sys; from pathlib import Path; from robustly.launch import HostfileOptions, Job, hostfile
 job = Job({tuple(rank(behaviour))!r}, Path({str(tmp_path)!r}), Path("manifest.json"))
-sys.exit(hostfile.start(job, HostfileOptions(hostfile=Path({str(tmp_path / "hosts")!r}))))
+sys.exit(hostfile.start(job, HostfileOptions(hostfile=Path({str(tmp_path / "hosts")!r}), restarts=0)))
 """
     options(tmp_path, "10.0.0.1 slots=1\n10.0.0.2 slots=1\n")
     process = launcher(program)

@@ -1,0 +1,166 @@
+"""Start a run's ranks again after a failure that a new start may mend, without a host that keeps
+failing.
+
+Each attempt goes on from the newest checkpoint, on any number of ranks: the result is that of an
+undisturbed run, up to rounding where their number changed."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from robustly import log
+from robustly.exit_codes import FAULT, FINISHED, INTERRUPTED, MISTAKE
+from robustly.heartbeat import Kind
+from robustly.launch.hosts import Host
+from robustly.launch.supervise import Ended
+
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0
+"""Seconds before a new start: three times as long after each failure without progress."""
+
+
+class Attempt(NamedTuple):
+    """One start of all ranks."""
+
+    number: int
+    """From 1."""
+    name: str
+    """No two starts of a run have the same."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The hosts that a run may use."""
+
+    hosts: tuple[Host, ...] = ()
+    nodes: int = 0
+    """So many are used at a time, from the first on; the others are spares."""
+    least: int = 0
+    """With fewer it must not go on."""
+
+    @property
+    def used(self) -> tuple[Host, ...]:
+        return self.hosts[: self.nodes]
+
+
+class Account(NamedTuple):
+    """What is said of an attempt that failed."""
+
+    attempt: int
+    seconds: float
+    ended: Ended
+    checkpoint: str
+    """The newest, "" if there is none."""
+    failures: int
+    """In a row without a newer checkpoint; 0: it wrote one."""
+
+    def line(self, change: str, pause: float | None) -> str:
+        """One line, with what became of the hosts and the seconds until the next attempt, None if
+        there is none."""
+        who = self.ended.host
+        if self.ended.rank is not None:
+            who = f"rank {self.ended.rank} on {who}"
+
+        parts = [
+            f"attempt {self.attempt} failed after {log.duration(self.seconds)}"
+            + (f" ({who})" if who else ""),
+            f"its newest checkpoint is {self.checkpoint}"
+            if not self.failures
+            else f"it got no further than {self.checkpoint or 'its start'}",
+        ]
+        parts += [change] if change else []
+        if pause is None:
+            parts += [f"no new start: {self.failures} in a row got no further"]
+        else:
+            parts += [f"attempt {self.attempt + 1} begins in {pause:.0f} s"]
+
+        return "; ".join(parts)
+
+
+def run(
+    start_once: Callable[[Sequence[Host], Attempt], Ended],
+    checkpoints: Path,
+    restarts: int,
+    pool: Pool = Pool(),
+) -> int:
+    """Start all ranks on the hosts of the pool until they finish, are asked to stop, or fail in a
+    way that a new start would meet again; more than `restarts` failures in a row that leave no
+    newer checkpoint are the end, too. Returns the exit code of the last attempt.
+
+    A signal between two attempts ends this process as it would anywhere."""
+    began = time.strftime("%Y%m%dT%H%M%S")
+    blamed: list[str] = []
+    number = failures = 0
+
+    while True:
+        number += 1
+        before, started = entries(checkpoints), time.monotonic()
+        ended = start_once(pool.used, Attempt(number, f"{began}-{number}"))
+        if not may_start_again(ended):
+            return ended.code
+
+        seconds, there = time.monotonic() - started, entries(checkpoints)
+        failures = failures + 1 if counts_as_failure(before, there) else 0
+        account = Account(number, seconds, ended, max(there, default=""), failures)
+
+        blamed.append(ended.host)
+        following = next_hosts(pool, blamed)
+        change = _change(pool, following)
+        if following != pool:
+            pool, blamed, failures = following, [], 0
+
+        if failures > restarts:
+            if restarts:
+                log.say(account.line(change, None))
+            return ended.code
+
+        pause = pause_after(failures)
+        log.say(account.line(change, pause))
+        time.sleep(pause)
+
+
+def entries(checkpoints: Path) -> set[str]:
+    """The checkpoints that there are, by name, which grow."""
+    return {path.name for path in checkpoints.glob("update-*")}
+
+
+def may_start_again(ended: Ended) -> bool:
+    """Whether a new start could do better: it would meet a fault of the software and a user's
+    mistake again, and nobody wants one after a signal that asked to stop."""
+    asked = ended.asked or ended.kind == Kind.STOPPED
+    return not asked and ended.code not in (FINISHED, FAULT, MISTAKE, INTERRUPTED)
+
+
+def counts_as_failure(before: set[str], there: set[str]) -> bool:
+    """Whether an attempt that failed left no newer checkpoint."""
+    return not there - before
+
+
+def next_hosts(pool: Pool, blamed: Sequence[str]) -> Pool:
+    """The pool without the host that the last two attempts failed by; the same if they did not fail
+    by one host, or too few would be left."""
+    if len(blamed) < 2 or blamed[-1] != blamed[-2]:
+        return pool
+
+    left = tuple(host for host in pool.hosts if host.name != blamed[-1])
+    enough = len(pool.hosts) > len(left) >= pool.least
+    return replace(pool, hosts=left) if enough else pool
+
+
+def pause_after(failures: int) -> float:
+    """Seconds until the next attempt, after so many failures in a row without progress."""
+    grown = FIRST_PAUSE * 3 ** min(max(0, failures - 1), 9)
+    return min(grown, LONGEST_PAUSE)
+
+
+def _change(before: Pool, after: Pool) -> str:
+    """Which host was left out, in words, and what takes its place."""
+    if after == before:
+        return ""
+
+    (out,) = {host.name for host in before.hosts} - {host.name for host in after.hosts}
+    new = [host.name for host in after.used if host not in before.used]
+    goes = "1 goes" if len(after.used) == 1 else f"{len(after.used)} go"
+    instead = f"{new[0]} takes its place" if new else f"{goes} on without it"
+    return f"{out} failed twice in a row and is left out, {instead}"
