@@ -1,4 +1,4 @@
-# make quickstart | test | test-fast | test-full | stress | fuzz | check | docs | clean. Another Python: make PYTHON=python3.12 quickstart
+# make quickstart | test | test-fast | test-full | stress | fuzz | check | scripts | docs | clean. Another Python: make PYTHON=python3.12 quickstart
 
 PYTHON ?= python3
 # Versions to install; with `make CONSTRAINTS= quickstart`, the newest that pyproject.toml allows.
@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/installed
 N ?= 50
 EXAMPLES ?= 500
 
-.PHONY: quickstart test test-fast test-full stress fuzz check docs clean
+.PHONY: quickstart test test-fast test-full stress fuzz check scripts docs clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/robustly run configs/tiny.yaml
@@ -40,6 +40,10 @@ check: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# The ready scripts in launch/: again after a change of a launcher, a published config or an estimate.
+scripts: $(INSTALLED)
+	$(VENV)/bin/python -m robustly.preflight.ready
 
 # The API reference, from docstrings: open site/index.html.
 docs: $(INSTALLED)

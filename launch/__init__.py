@@ -1,6 +1,6 @@
-"""Start the ranks of a pretraining run: on this machine, over ssh, under Slurm or torchrun.
+"""Start the ranks of a pretraining run: on this machine, over ssh, under Slurm or torchrun, in
+Kubernetes.
 
-A `Job` says what runs, a launcher's options (a class of `LaunchOptions`) where; the launcher turns
 A `Job` says what runs, a launcher's options (a class of `LaunchOptions`) where; the launcher turns
 them into processes (`start`) or into the shell text that it would run (`render`). A rank learns
 which one it is from `robustly.launch.environment`. Nothing here imports a stage or torch."""
@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from robustly.launch import hostfile, local, slurm, torchrun
+from robustly.launch import hostfile, kubernetes, local, slurm, torchrun
 from robustly.launch.hostfile import HostfileOptions
 from robustly.launch.job import Job, LaunchOptions
+from robustly.launch.kubernetes import KubernetesOptions
 from robustly.launch.local import LocalOptions
 from robustly.launch.slurm import SlurmOptions
 from robustly.launch.torchrun import TorchrunOptions
@@ -35,6 +36,8 @@ class Launcher(Generic[Options]):
     """Whether `start` returns only when all ranks have ended."""
     program: str | None = None
     """What it calls, and `robustly doctor` looks for."""
+    here: bool = True
+    """Whether the run's folder is on this machine."""
 
 
 LAUNCHERS: Mapping[str, Launcher[Any]] = {
@@ -64,5 +67,14 @@ LAUNCHERS: Mapping[str, Launcher[Any]] = {
         torchrun.start,
         waits=False,
         program="torchrun",
+    ),
+    "kubernetes": Launcher(
+        KubernetesOptions,
+        "Pods in a Kubernetes cluster, as a JobSet or a TrainJob: printed, or handed over.",
+        kubernetes.render,
+        kubernetes.start,
+        waits=False,
+        program="kubectl",
+        here=False,
     ),
 }

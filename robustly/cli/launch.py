@@ -55,11 +55,14 @@ def with_options(body: Callable[..., None], options: type[LaunchOptions]) -> Cal
 def _parameter(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
     repeatable = typing.get_origin(kind) is tuple
     default: Any = field.default
+    flag = [f"--{field.name.replace('_', '-')}"] if kind is bool else []  # without a --no-
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=list(default) if repeatable else default,
-        annotation=Annotated[list[str] if repeatable else kind, typer.Option(**field.metadata)],
+        annotation=Annotated[
+            list[str] if repeatable else kind, typer.Option(*flag, **field.metadata)
+        ],
     )
 
 
@@ -80,7 +83,7 @@ def _add(name: str, launcher: Launcher[Any]) -> None:
                 typer.echo(launcher.render(job, options), nl=False)
                 return
 
-            if experiment.stage().finished():
+            if launcher.here and experiment.stage().finished():
                 log.say(f"{experiment.folder('train')}: finished already")
                 return
 

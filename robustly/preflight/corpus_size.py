@@ -80,7 +80,7 @@ def corpus_size(config: PretrainingConfig) -> CorpusSize:
     if cleaned:
         kept, of = cleaned.counts["kept_bytes"], cleaned.counts["bytes"]
         what = f"{kept:,} bytes that cleaning keeps of {of:,} ({config.folder('clean')})"
-        return _estimated(config, _kept_bytes(corpus, cleaned), what)
+        return estimated(config, _kept_bytes(corpus, cleaned), what)
 
     not_yet = "; cleaning is not counted yet" if config.cleaning.on else ""
     if not found:
@@ -99,7 +99,7 @@ def corpus_size(config: PretrainingConfig) -> CorpusSize:
         f", {EXPANSION[suffix]:g} bytes of text for one of {suffix}" for suffix in packed
     )
     what = f"{sum(sizes.values()):,} bytes in {len(sizes):,} files"
-    return _estimated(config, _file_bytes(corpus), what, ratios, not_yet)
+    return estimated(config, _file_bytes(corpus), what, ratios, not_yet)
 
 
 def _cleaned(config: PretrainingConfig, found: Mapping[str, int | None]) -> Manifest | None:
@@ -187,7 +187,7 @@ def _counted(
     )
 
 
-def _estimated(
+def estimated(
     config: PretrainingConfig,
     text_bytes: tuple[float, float],
     what: str,
