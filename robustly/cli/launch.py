@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from robustly import StartAgain, log
 from robustly.cli.application import app
@@ -27,6 +28,9 @@ launch_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(launch_app, name="launch")
+
+UsageError: Any = typer.BadParameter.__base__
+"""Of click, of which typer has its own copy in newer versions."""
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and run nothing.")]
 
@@ -66,6 +70,24 @@ def _parameter(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
     )
 
 
+class LaunchCommand(TyperCommand):
+    """One that says of an option that it does not know which launchers have it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as fault:
+            unknown = getattr(fault, "option_name", "").lstrip("-").replace("-", "_")
+            owners = [
+                f"`launch {name}`"
+                for name, launcher in LAUNCHERS.items()
+                if unknown in {field.name for field in dataclasses.fields(launcher.options)}
+            ]
+            if owners:
+                fault.message += f"; it is one of {', '.join(owners)}"
+            raise
+
+
 def _add(name: str, launcher: Launcher[Any]) -> None:
     def start(
         *,
@@ -93,7 +115,9 @@ def _add(name: str, launcher: Launcher[Any]) -> None:
             if launcher.waits and not job.finished.exists():
                 raise StartAgain("the ranks ended before their work did; the same command goes on")
 
-    launch_app.command(name, help=launcher.help)(with_options(start, launcher.options))
+    launch_app.command(name, cls=LaunchCommand, help=launcher.help)(
+        with_options(start, launcher.options)
+    )
 
 
 for _name, _launcher in LAUNCHERS.items():
