@@ -15,6 +15,7 @@ from robustly import StartAgain, UserError, heartbeat, log, stopping
 from robustly.exit_codes import START_AGAIN
 from robustly.files import write_atomic, write_json
 from robustly.heartbeat import Phase
+from robustly.launch import snapshot
 from robustly.manifest import Manifest, Stage
 from robustly.metrics import read_metrics
 from robustly.pretrain.agreement import agree, agree_on_weights
@@ -83,19 +84,23 @@ def pretrain(
     ranks: int,
     profile: bool = False,
     stop_after: int | None = None,
+    keep_code: bool = False,
 ) -> Manifest | None:
     """Train as one of the ranks, from the newest checkpoint if there is one. Rank 0 returns the
     manifest.
 
     `profile`: a few updates are traced, into the folder `profile` (`robustly.pretrain.profiling`).
-    `stop_after`: stop after this update, as a signal would.
+    `stop_after`: stop after this update, as a signal would. `keep_code`: keep this code in the
+    run's folder, if none is kept there, for later starts (`robustly.launch.snapshot`).
 
     Raises UserError for what the user can mend (FailedOnAnotherRank on the ranks that have nothing
     to say of it), Stopped after a signal that asks to stop (`robustly.stopping`)."""
     with contextlib.ExitStack() as exits:
         device = start_ranks(local_rank, config.run.start_timeout)
         try:
-            manifest = _agree_and_train(config, rank, ranks, device, exits, profile, stop_after)
+            manifest = _agree_and_train(
+                config, rank, ranks, device, exits, profile, stop_after, keep_code
+            )
         except Stopped:
             stop_ranks()
             raise
@@ -112,6 +117,7 @@ def _agree_and_train(
     exits: contextlib.ExitStack,
     profile: bool,
     stop_after: int | None,
+    keep_code: bool,
 ) -> Manifest | None:
     """What `pretrain` does once the process group is up. `exits` keeps rank 0's lock on the run's
     folder, which that rank alone reads and writes."""
@@ -137,6 +143,8 @@ def _agree_and_train(
             check_targets(found, config.masking)
             exits.enter_context(stage.begin())
             write_atomic(config.folder("train") / "config.yaml", dump_yaml(config.located()))
+            if keep_code:
+                snapshot.keep(config.folder("train").absolute())
 
     return Trainer(config, stage, inputs, rank, ranks, device).run(profile, stop_after)
 

@@ -68,6 +68,8 @@ class Section(BaseModel):
 
 LOCATED = "located"
 """Context of a dump (pydantic's `context`) whose paths can be stated in another folder's file."""
+SETTLED = "settled"
+"""Context of one whose paths are stated as they were, each with the folder of its config file."""
 
 
 class InputPath(str):
@@ -115,7 +117,9 @@ class InputPath(str):
         def validate(value: Any, as_text: Callable[[Any], str]) -> InputPath:
             return cls(as_text(value), getattr(value, "base_dir", None))
 
-        def dump(value: InputPath, info: SerializationInfo) -> str:
+        def dump(value: InputPath, info: SerializationInfo) -> str | dict[str, str]:
+            if info.context is SETTLED:
+                return {"path": str(value), "beside": str(value.base_dir)}
             return value.located if info.context is LOCATED else str(value)
 
         return core_schema.no_info_wrap_validator_function(
@@ -176,9 +180,17 @@ class Config(Section):
     def located(self) -> dict[str, Any]:
         """The whole config as plain data that means the same in a file that lies anywhere: every
         key, all paths absolute."""
+        return self._anywhere(LOCATED)
+
+    def settled(self) -> dict[str, Any]:
+        """As `located`, for programs: read again it is this very config, its input paths in the
+        words in which they were stated."""
+        return self._anywhere(SETTLED)
+
+    def _anywhere(self, context: str) -> dict[str, Any]:
         paths = {"root": self.root, **{name: path for name, path in self.paths if path}}
         return {
-            **self.model_dump(mode="json", by_alias=True, context=LOCATED, exclude={"paths"}),
+            **self.model_dump(mode="json", by_alias=True, context=context, exclude={"paths"}),
             "paths": {name: str(path.absolute()) for name, path in paths.items()},
         }
 
@@ -245,11 +257,14 @@ def read_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def stated_in(base_dir: Path, value: Any) -> Any:
-    """YAML data whose strings remember the folder of the config file that states them. A string
-    that is no path loses this again when its section is validated."""
+    """YAML data whose strings remember the folder of the config file that states them, or the
+    one that they are stated with. A string that is no path loses this again when its section is
+    validated."""
     match value:
         case str():
             return InputPath(value, base_dir)
+        case {"path": str(path), "beside": str(beside), **others} if not others:
+            return InputPath(path, Path(beside))
         case dict():
             return {key: stated_in(base_dir, each) for key, each in value.items()}
         case list():
@@ -303,15 +318,20 @@ def override(raw: dict[str, Any], assignment: str, base_dir: Path) -> dict[str, 
     return merge(raw, change)
 
 
+def file_of(path: Path | str) -> Path:
+    """The config file that a path or the name of a shipped one means."""
+    path = Path(path)
+    if not path.is_file() and not path.suffix and (SHIPPED_CONFIGS / f"{path}.yaml").exists():
+        return SHIPPED_CONFIGS / f"{path}.yaml"
+    return path
+
+
 def load(path: Path | str, overrides: Sequence[str], schema: type[ConfigType]) -> ConfigType:
     """Read a config file, lay the overrides over it and check it whole.
 
     Raises UserError that lists every fault: key, value found, what was expected, the nearest right
     key."""
-    path = Path(path)
-    if not path.is_file() and not path.suffix and (SHIPPED_CONFIGS / f"{path}.yaml").exists():
-        path = SHIPPED_CONFIGS / f"{path}.yaml"
-
+    path = file_of(path)
     raw = read_config(path)
     for assignment in overrides:
         raw = override(raw, assignment, path.resolve().parent)

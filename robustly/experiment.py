@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Self
 from pydantic import PrivateAttr
 
 from robustly import StartAgain, UserError, config
+from robustly.config import fingerprint
+from robustly.files import write_atomic
 from robustly.manifest import MANIFEST, Manifest, Work
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.publish.config import PublishConfig, ReportConfig
 from robustly.stages import RUN_STAGES, RunStage, resolve
+from robustly.strict_yaml import dump_yaml
 
 if TYPE_CHECKING:
     from robustly.data_prep.cleaning.clean import CleanStage
     from robustly.delta.config import DeltaExperiment
     from robustly.launch.job import Job
+
+
+CONFIGS = "configs"
+"""Folder below the train stage's, with the config of each start."""
 
 
 class Experiment(PretrainingConfig):
@@ -62,18 +69,19 @@ class Experiment(PretrainingConfig):
         base = f"paths.published={json.dumps(str(self.folder('published')))}"
         return load_delta(config.find_config("report.delta", self.report.delta), [base])
 
-    def rank_command(self, profile: bool = False, stop_after: int | None = None) -> list[str]:
-        """What every rank runs."""
-        command = [sys.executable, "-m", "robustly.cli", "pretrain", *self._arguments]
-        command += ["--profile"] if profile else []
+    def rank_command(
+        self, profile: bool = False, live_code: bool = False, stop_after: int | None = None
+    ) -> list[str]:
+        """What every rank runs, of the code and the config that are typed."""
+        command = [sys.executable, "-m", "robustly.cli", *self._pretrain(profile, live_code)]
         return command if stop_after is None else [*command, "--stop-after", str(stop_after)]
 
-    def job(self, profile: bool = False) -> "Job":
-        """The training, as launchers take it."""
+    def job(self, command: list[str]) -> "Job":
+        """The training, by what every rank runs, as launchers take it."""
         from robustly.launch.job import Job, exported
 
         return Job(
-            command=tuple(self.rank_command(profile)),
+            command=tuple(command),
             folder=Path.cwd(),
             finished=self.folder("train").absolute() / MANIFEST,
             name=self.name,
@@ -81,6 +89,35 @@ class Experiment(PretrainingConfig):
             restarts=self.run.restarts,
             environment=exported(),
         )
+
+    def settle(self, profile: bool = False, live_code: bool = False) -> list[str]:
+        """What every rank of a start runs: the run's own code (with `live_code`: that which is
+        typed) and this config, both kept in the run's folder, so that a start that waits in a
+        queue, or is made again, is of the same. Says so if the code is another than that which is
+        typed.
+
+        Raises UserError as `snapshot.keep` does."""
+        from robustly.launch import snapshot
+
+        train = self.folder("train").absolute()
+        content = dump_yaml(self.settled())
+        file = train / CONFIGS / f"{fingerprint(content)[:16]}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, content)
+        settled = self.model_copy()
+        settled._arguments = (str(file),)
+
+        kept = None if live_code else snapshot.keep(train)
+        if kept is None:
+            snapshot.say_live(train)
+            return settled.rank_command(profile, live_code=True)
+
+        snapshot.say_whose(kept)
+        return kept.program(settled._pretrain(profile, live_code=False))
+
+    def _pretrain(self, profile: bool, live_code: bool) -> list[str]:
+        flags = {"--profile": profile, "--live-code": live_code}
+        return ["pretrain", *self._arguments, *(flag for flag, given in flags.items() if given)]
 
     def in_run(self, name: str) -> Self:
         """The experiment in the sibling folder `name`, with the old folders of the stages that
@@ -185,14 +222,15 @@ def data_work(experiment: Experiment) -> Work:
     return Work(make, made.stage)
 
 
-def train_work(experiment: Experiment, profile: bool = False) -> Work:
+def train_work(experiment: Experiment, profile: bool = False, live_code: bool = False) -> Work:
     def make() -> Manifest:
         from robustly.launch import LocalOptions, local
 
         stage = experiment.stage()
         if finished := stage.finished():
             return finished
-        if code := local.start(experiment.job(profile), LocalOptions()):
+        job = experiment.job(experiment.settle(profile, live_code))
+        if code := local.start(job, LocalOptions()):
             raise RanksEnded(code)
         if (manifest := stage.finished()) is None:
             raise StartAgain("the ranks ended before their work did; the same command goes on")

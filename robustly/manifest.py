@@ -33,11 +33,19 @@ VERIFIED = "verified.json"
 sha256 at that time."""
 
 
+SNAPSHOT = "robustly.json"
+"""File beside the package where that is the code that a run keeps (`robustly.launch.snapshot`)."""
+
+
 @functools.cache
 def commit() -> str:
-    """The git commit of this code, `-dirty` where files differ from it, or "" outside a
-    checkout."""
+    """The git commit of this code, `-dirty` where files differ from it, or "" outside a checkout.
+    Code that a run keeps has that of the checkout that it is of."""
     here = Path(__file__).resolve().parent.parent
+    with contextlib.suppress(OSError):
+        taken: str = json.loads((here / SNAPSHOT).read_bytes())["commit"]
+        return taken
+
     if not (here / ".git").exists():
         return ""
 

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
+PYTHON = sys.executable
 VARIABLE = "ROBUSTLY_TESTS_COMMANDS"
 """Folder of the session's commands, for xdist's workers."""
 
@@ -68,7 +69,7 @@ HIGH = 500  # file descriptors that no command asks for by number
 
 SHIM = """#!{python} -IS
 import json, os, signal, socket, struct, sys
-name, words = os.path.basename(sys.argv[0]), [word for word in sys.argv[1:] if word != "-B"]
+name, words = os.path.basename(sys.argv[0]), [word for word in sys.argv[1:] if word not in ("-B", "-P")]
 if name == "robustly" or words == ["-"] or words[:2] == ["-m", "robustly.cli"] or (
     words[:1] == ["-c"] and words[1].startswith("from multiprocessing.spawn import spawn_main")
 ):
@@ -173,6 +174,7 @@ def _listen(folder: Path) -> int:
     if (ours := os.fork()) == 0:
         listeners["libraries"].close()
         _import(OURS)
+        sys.modules["robustly.launch.snapshot"]._hashes()  # of what was imported
         os._exit(_serve(listeners["ours"]))
 
     listeners["ours"].close()
@@ -260,6 +262,7 @@ def _be(asked: dict[str, Any], files: list[int], asker: socket.socket) -> NoRetu
     code: int | str | None = 0
 
     try:
+        _take_place(sys.argv[1:])
         _run(sys.argv[1:])
     except SystemExit as end:
         code = end.code
@@ -276,6 +279,19 @@ def _be(asked: dict[str, Any], files: list[int], asker: socket.socket) -> NoRetu
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else bool(code))
+
+
+def _take_place(words: list[str]) -> None:
+    """Where PYTHONPATH begins with the kept code of a run: this process, which has imported the
+    very same, stands in for one that imports it from there; of another code, a real one starts."""
+    first = Path(os.environ.get("PYTHONPATH", "").split(os.pathsep)[0])
+    if not (first / "robustly.json").exists():
+        return
+
+    snapshot = sys.modules["robustly.launch.snapshot"]
+    if json.loads((first / "robustly.json").read_bytes())["files"] != snapshot._hashes():
+        os.execv(PYTHON, [PYTHON, *words])
+    snapshot._HERE = first / "robustly"  # type: ignore[attr-defined]
 
 
 def _run(words: list[str]) -> None:

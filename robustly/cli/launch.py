@@ -18,7 +18,7 @@ from robustly.cli.common import (
     experiment_of,
     user_errors,
 )
-from robustly.cli.train import ProfileOption
+from robustly.cli.train import LiveCode, ProfileOption
 from robustly.launch import LAUNCHERS, Launcher
 from robustly.launch.job import LaunchOptions
 
@@ -95,12 +95,13 @@ def _add(name: str, launcher: Launcher[Any]) -> None:
         overrides: Overrides = None,
         options: LaunchOptions,
         profile: ProfileOption = False,
+        live_code: LiveCode = False,
         dry_run: DryRun = False,
         new_run: NewRun = None,
     ) -> None:
         with user_errors():
             experiment = experiment_of(config, overrides, new_run)
-            job = experiment.job(profile)
+            job = experiment.job(experiment.rank_command(profile, live_code))
             if dry_run:
                 typer.echo(launcher.render(job, options), nl=False)
                 return
@@ -109,6 +110,8 @@ def _add(name: str, launcher: Launcher[Any]) -> None:
                 log.say(f"{experiment.folder('train')}: finished already")
                 return
 
+            if launcher.here:
+                job = experiment.job(experiment.settle(profile, live_code))
             if code := launcher.start(job, options):
                 raise typer.Exit(code)
 

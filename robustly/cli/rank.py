@@ -10,15 +10,20 @@ from typing import NoReturn
 
 from robustly import heartbeat, log, stopping
 from robustly.cli.common import ending
+from robustly.config import file_of
 from robustly.exit_codes import FAULT, START_AGAIN
 from robustly.experiment import load_experiment
 from robustly.heartbeat import Kind
-from robustly.launch import ends
+from robustly.launch import ends, snapshot
 from robustly.launch.environment import Rank, export, rank_from_environment
 
 
 def be_rank(
-    config: str, overrides: list[str] | None, profile: bool, stop_after: int | None = None
+    config: str,
+    overrides: list[str] | None,
+    profile: bool,
+    stop_after: int | None = None,
+    live_code: bool = False,
 ) -> None:
     """Train as the rank that the environment names. Ends the process by its exit code where the
     work is not complete."""
@@ -37,13 +42,27 @@ def be_rank(
     try:
         experiment = load_experiment(config, overrides)
         ends.keep_word(me.rank, experiment.folder("train"))
+        if not live_code:
+            flags = ["--profile"] if profile else []
+            flags += [] if stop_after is None else ["--stop-after", str(stop_after)]
+            typed = ["pretrain", str(file_of(config).absolute()), *(overrides or []), *flags]
+            _run_own_code(experiment.folder("train").absolute(), typed, me.rank)
+
         heartbeat.allow(experiment.run.start_timeout)
         from robustly.pretrain import loop, peers, ranks
     except Exception as fault:
         _fail(me, fault)
 
     try:
-        loop.pretrain(experiment, me.rank, me.local_rank, me.world_size, profile, stop_after)
+        loop.pretrain(
+            experiment,
+            me.rank,
+            me.local_rank,
+            me.world_size,
+            profile,
+            stop_after,
+            keep_code=not live_code,
+        )
     except loop.Stopped as stopped:
         if not heartbeat.leave(Kind.STOPPED, stopped.code, str(stopped)) and me.rank == 0:
             log.say(str(stopped))
@@ -59,6 +78,14 @@ def be_rank(
             _leave(START_AGAIN)
 
         _fail(me, fault, peers.fail)
+
+
+def _run_own_code(train: Path, typed: list[str], rank: int) -> None:
+    """Go on with the code of the run's first start, if there was one; perhaps as another
+    program."""
+    kept = snapshot.enter(train, typed, speaks=rank == 0)
+    if kept and rank == 0:
+        kept.warn_of_versions()
 
 
 def _fail(

@@ -19,7 +19,8 @@ from robustly.cli.common import (
     show_result,
     user_errors,
 )
-from robustly.experiment import Experiment
+from robustly.cli.train import LiveCode
+from robustly.experiment import Experiment, train_work
 from robustly.manifest import Manifest
 from robustly.stages import RUN_STAGES, STAGES, RunStage
 
@@ -29,6 +30,7 @@ def run_command(
     config: ConfigArgument,
     overrides: Overrides = None,
     new_run: NewRun = None,
+    live_code: LiveCode = False,
     as_json: Json = False,
 ) -> None:
     """All stages in order: clean, tokenizer, prepare, pretrain, publish, report. A finished stage
@@ -40,17 +42,21 @@ def run_command(
 
             read(compared.delta.task)  # a fault of its files is said now, not after the training
 
-        manifests = make_all(experiment, experiment.stages)
+        manifests = make_all(experiment, experiment.stages, live_code)
         summarize(experiment, manifests)
         if as_json:
             log.print_json({name: asdict(manifest) for name, manifest in manifests.items()})
 
 
-def make_all(experiment: Experiment, stages: list[RunStage]) -> dict[str, Manifest]:
+def make_all(
+    experiment: Experiment, stages: list[RunStage], live_code: bool
+) -> dict[str, Manifest]:
     manifests = {}
     for stage in stages:
         log.say(f"--- {stage.name}")
-        manifests[stage.name] = experiment.work(stage).make()
+        train = stage.name == "train"
+        work = train_work(experiment, live_code=live_code) if train else experiment.work(stage)
+        manifests[stage.name] = work.make()
         show_result(experiment.folder(stage.name), manifests[stage.name], False)
 
     return manifests

@@ -121,7 +121,7 @@ def replay_command(
         with tempfile.TemporaryDirectory(prefix="replay-") as temporary:
             again = experiment_at(run, [*(overrides or []), *replay.changes(Path(temporary))])
             replay.lay_out(folder, again.folder("train"), chosen)
-            command = again.rank_command(stop_after=chosen.end)
+            command = again.rank_command(live_code=True, stop_after=chosen.end)
             if (code := local.run(command, again.run.ranks, os.environ)) not in ENDED_WELL:
                 raise typer.Exit(code)
 

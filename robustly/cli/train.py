@@ -27,6 +27,15 @@ ProfileOption = Annotated[
     ),
 ]
 
+LiveCode = Annotated[
+    bool,
+    typer.Option(
+        "--live-code",
+        help="Run the code that is typed, and not that of the run's first start, which its folder"
+        " keeps.",
+    ),
+]
+
 
 @app.command(
     name="pretrain",
@@ -38,6 +47,7 @@ def pretrain_command(
     overrides: Overrides = None,
     new_run: NewRun = None,
     profile: ProfileOption = False,
+    live_code: LiveCode = False,
     stop_after: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
@@ -49,11 +59,11 @@ def pretrain_command(
     if launched:
         from robustly.cli.rank import be_rank
 
-        be_rank(config, overrides, profile, stop_after)
+        be_rank(config, overrides, profile, stop_after, live_code)
         return
 
     with user_errors():
-        _train_and_report(config, overrides, new_run, profile, as_json)
+        _train_and_report(config, overrides, new_run, profile, live_code, as_json)
 
 
 @app.command(name="distill", short_help="Train a smaller model by a teacher.")
@@ -62,6 +72,7 @@ def distill_command(
     overrides: Overrides = None,
     new_run: NewRun = None,
     profile: ProfileOption = False,
+    live_code: LiveCode = False,
     as_json: Json = False,
 ) -> None:
     """Train a smaller model, the student, by a larger one: `pretrain` for a config with a section
@@ -74,13 +85,18 @@ def distill_command(
                 " model"
             )
 
-        _train_and_report(config, overrides, new_run, profile, as_json)
+        _train_and_report(config, overrides, new_run, profile, live_code, as_json)
 
 
 def _train_and_report(
-    config: str, overrides: list[str] | None, new_run: str | None, profile: bool, as_json: bool
+    config: str,
+    overrides: list[str] | None,
+    new_run: str | None,
+    profile: bool,
+    live_code: bool,
+    as_json: bool,
 ) -> None:
     experiment = experiment_of(config, overrides, new_run)
-    manifest = train_work(experiment, profile).make()
+    manifest = train_work(experiment, profile, live_code).make()
     following = next_command(experiment, "train", config, overrides, new_run)
     show_result(experiment.folder("train"), manifest, as_json, following)

@@ -194,6 +194,26 @@ def test_a_config_that_was_written_down_is_the_same_from_anywhere(
         assert getattr(again, name) == getattr(experiment, name)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_config_that_was_settled_is_this_very_config(
+    page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From anywhere; its input paths in the words in which they were stated, so that no hash and no
+    card is another."""
+    stated = [] if "model" in page.read_text() else ["model.init_from=here"]
+    experiment = load_experiment(page, stated)
+    root = experiment.root.absolute()
+    (tmp_path / "settled.yaml").write_text(dump_yaml(experiment.settled()), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    again = load_experiment("settled.yaml")
+    assert again.resolved() == experiment.resolved() and again.root == root
+    assert again.located() == experiment.located()
+    for name in RECIPE[1:]:
+        assert getattr(again, name) == getattr(experiment, name)
+        if hasattr(getattr(again, name), "recipe"):
+            assert getattr(again, name).recipe() == getattr(experiment, name).recipe()
+
+
 def test_all_paths_of_a_config_that_was_written_down_are_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -218,6 +238,7 @@ def test_all_paths_of_a_config_that_was_written_down_are_found(
     experiment = load_experiment("../mine/mine.yaml")
     located = dump_yaml(experiment.located())
     (tmp_path / "config.yaml").write_text(located)
+    (tmp_path / "settled.yaml").write_text(dump_yaml(experiment.settled()))
     monkeypatch.chdir("/")
     again = load_experiment(tmp_path / "config.yaml")
     texts = [tmp_path / "b" / "texts" / name for name in ("1.txt", "2.txt")]
@@ -234,3 +255,8 @@ def test_all_paths_of_a_config_that_was_written_down_are_found(
     assert again.folder("tokenizer") == tmp_path / "cwd" / ".." / "shared"
     assert again.folder("train") == tmp_path / "cwd" / "runs" / "1e3" / "train"
     assert again.tokenizer.recipe() == experiment.tokenizer.recipe()
+    settled = load_experiment(tmp_path / "settled.yaml")
+    assert settled.resolved() == experiment.resolved() and settled.resolved() != again.resolved()
+    assert settled.model.init_from == "model" and settled.corpus.sources[1].hub == "owner/name"
+    monkeypatch.chdir(tmp_path / "cwd")
+    assert settled.located() == again.located()
