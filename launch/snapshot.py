@@ -4,7 +4,7 @@ what becomes of the checkout meanwhile changes nothing.
 
     train/code/robustly/      the sources, links resolved
     train/code/changes.diff   of a checkout, what its commit does not have
-    train/code/robustly.json  commit, versions, and the hash of every file; written last
+    train/code/robustly-code.json  commit, versions, and the hash of every file; written last
 
 A launcher puts the folder first in the PYTHONPATH of its ranks. A rank that somebody else started
 begins anew from there, before it has imported anything heavy. The other stages run the code that is
@@ -48,7 +48,7 @@ _HERE: Traversable = files(robustly)
 @record
 @dataclass(frozen=True)
 class _Note:
-    """robustly.json."""
+    """robustly-code.json."""
 
     format: int
     commit: str

@@ -33,7 +33,7 @@ VERIFIED = "verified.json"
 sha256 at that time."""
 
 
-SNAPSHOT = "robustly.json"
+SNAPSHOT = "robustly-code.json"
 """File beside the package where that is the code that a run keeps (`robustly.launch.snapshot`)."""
 
 

@@ -285,11 +285,11 @@ def _take_place(words: list[str]) -> None:
     """Where PYTHONPATH begins with the kept code of a run: this process, which has imported the
     very same, stands in for one that imports it from there; of another code, a real one starts."""
     first = Path(os.environ.get("PYTHONPATH", "").split(os.pathsep)[0])
-    if not (first / "robustly.json").exists():
+    if not (first / "robustly-code.json").exists():
         return
 
     snapshot = sys.modules["robustly.launch.snapshot"]
-    if json.loads((first / "robustly.json").read_bytes())["files"] != snapshot._hashes():
+    if json.loads((first / "robustly-code.json").read_bytes())["files"] != snapshot._hashes():
         os.execv(PYTHON, [PYTHON, *words])
     snapshot._HERE = first / "robustly"  # type: ignore[attr-defined]
 

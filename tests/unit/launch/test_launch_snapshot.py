@@ -149,8 +149,8 @@ def edit_note(code: Path) -> None:
         (add, r"changed are robustly/pretrain/mine.py"),
         (remove, r"changed are robustly/launch/job.py"),
         (edit_note, r"its seal is another"),
-        (lambda code: (code / manifest.SNAPSHOT).unlink(), r"has no robustly.json"),
-        (lambda code: (code / manifest.SNAPSHOT).write_text("{"), r"robustly.json: Invalid JSON"),
+        (lambda code: (code / manifest.SNAPSHOT).unlink(), r"has no robustly-code.json"),
+        (lambda code: (code / manifest.SNAPSHOT).write_text("{"), r"robustly-code.json: Invalid JSON"),
     ],
 )  # fmt: skip
 def test_code_that_was_changed_is_refused(
