@@ -2,8 +2,8 @@
 ranks of every later start run it, under whatever launcher and however long they wait in a queue;
 what becomes of the checkout meanwhile changes nothing.
 
-    train/code/robustly/      the sources, links resolved
-    train/code/changes.diff   of a checkout, what its commit does not have
+    train/code/robustly/           the sources, links resolved
+    train/code/changes.diff        of a checkout, what its commit does not have
     train/code/robustly-code.json  commit, versions, and the hash of every file; written last
 
 A launcher puts the folder first in the PYTHONPATH of its ranks. A rank that somebody else started
