@@ -117,6 +117,7 @@ def test_the_command_replays_and_compares(
 
     def run(command: list[str], ranks: int, environment: Any) -> int:
         arguments = command[command.index("pretrain") + 1 :]
+        arguments.remove("--live-code")  # a replay keeps no code
         end = int(arguments[arguments.index("--stop-after") + 1])
         path, *overrides = arguments[: arguments.index("--stop-after")]
         run_distributed(ranks, go, load_experiment(path, overrides), end, None, 0)
