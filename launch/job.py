@@ -1,6 +1,7 @@
 """What a launcher is given: the job, where to run it, and the ranks that fall to one node."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,10 @@ class Job:
     restarts: int = 0
     """New starts after failures on one machine, where `LocalOptions.restarts` does not say
     otherwise."""
+    python: str = sys.executable
+    """Program that runs a launcher's own part on other machines."""
+    checkpoint_bytes: int = 0
+    """Of one checkpoint, which is written when the job's time ends."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that the ranks of other nodes get beside what a login there gives them."""
 

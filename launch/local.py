@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -132,12 +132,13 @@ def _die_with(parent: int, prctl: Callable[..., int]) -> None:
 _numbers = itertools.count(os.getpid())
 
 
-def free_port() -> int:
-    """A port below Linux's outgoing range that nobody listens on now. Each launcher begins its
-    search at another port, so that two rarely choose the same, and goes on from there: ranks that
-    were left behind may yet come to a port that was given out before."""
+def free_port(numbers: Iterator[int] | None = None) -> int:
+    """A port below Linux's outgoing range that nobody listens on now, the first of those that
+    belong to some numbers. Each launcher begins its search at another port, so that two rarely
+    choose the same, and goes on from there: ranks that were left behind may yet come to a port that
+    was given out before."""
     for _ in range(PORTS):
-        port = numbered_port(next(_numbers))
+        port = numbered_port(next(numbers or _numbers))
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))

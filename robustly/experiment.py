@@ -79,6 +79,8 @@ class Experiment(PretrainingConfig):
     def job(self, command: list[str]) -> "Job":
         """The training, by what every rank runs, as launchers take it."""
         from robustly.launch.job import Job, exported
+        from robustly.pretrain.checkpoints.disk_space import checkpoint_bytes
+        from robustly.pretrain.flops import parameters
 
         return Job(
             command=tuple(command),
@@ -87,6 +89,7 @@ class Experiment(PretrainingConfig):
             name=self.name,
             ranks=self.run.ranks,
             restarts=self.run.restarts,
+            checkpoint_bytes=checkpoint_bytes(parameters(self.model, self.tokenizer.vocab_size)),
             environment=exported(),
         )
 

@@ -1,14 +1,32 @@
-"""The batch script, read by bash and run with stand-ins for Slurm's commands."""
+"""The batch script, and what a job of Slurm decides when srun has ended, with stand-ins for Slurm's
+commands; tests/unit/launch/test_launch_slurm_cluster.py has a real one."""
 
 import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from robustly import UserError
-from robustly.launch import Job, SlurmOptions, slurm
+from robustly.heartbeat import Kind
+from robustly.launch import Job, SlurmOptions, ends, slurm, slurm_job
+from robustly.launch.ends import End
+from robustly.launch.slurm_job import Failures, HowItEnded, decide
+from robustly.launch.slurm_time import seconds
 
+JOB = Job(
+    command=("/env/bin/robustly", "pretrain", "mine.yaml", "data.language=it's $HOME"),
+    folder=Path("/home/me/my runs"),
+    finished=Path("runs/tiny one/train/manifest.json"),
+    name="tiny",
+    ranks=4,
+    python="/env/bin/python",
+    checkpoint_bytes=1_500_000_000,
+    environment={"NCCL_DEBUG": "INFO", "PYTHONPATH": "/a b"},
+)
 EXPECTED = """\
 #!/bin/bash
 #SBATCH --job-name=tiny
@@ -17,148 +35,301 @@ EXPECTED = """\
 #SBATCH --ntasks-per-node=4
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --signal=USR1@120
+#SBATCH --signal=USR1@150
 #SBATCH --partition=gpu
 #SBATCH --time=1-00:00:00
 #SBATCH --gpus-per-node=4
 #SBATCH --exclusive
 export NCCL_DEBUG=INFO
 export PYTHONPATH='/a b'
-export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
-if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then  # srun does not take it over from the job by itself
-    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}
-fi
-
-newest() { ls 'runs/tiny one/train/checkpoints' 2>/dev/null | tail -n 1; }
-before=$(newest)
-srun --kill-on-bad-exit=1 /env/bin/robustly pretrain mine.yaml 'data.language=it'"'"'s $HOME'
-code=$?
-
-# Only the manifest means that the work is complete. A fault of the software (1) and a user's
-# mistake (2) would happen again.
-if [ -e 'runs/tiny one/train/manifest.json' ]; then exit $code; fi
-if [ $code = 1 ] || [ $code = 2 ]; then exit $code; fi
-# What else ended it, a new start may mend: as often as it takes while each gets further than the
-# one before, else so many times.
-if [ "$(newest)" != "$before" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
-    # A job that was cancelled is not running any more, and must not come back.
-    if [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
-        echo "incomplete (exit code $code): back into the queue"
-        scontrol requeue "$SLURM_JOB_ID" && sleep 60  # Slurm ends this attempt meanwhile
-    fi
-fi
-exit $((code ? code : 75))
+exec /env/bin/python -m robustly.launch.slurm_job --folder 'runs/tiny one/train' --restarts 3 \
+--last-checkpoint 150 -- /env/bin/robustly pretrain mine.yaml 'data.language=it'"'"'s $HOME'
 """
 
 
 @pytest.mark.processes
-def test_render():
-    job = Job(
-        command=("/env/bin/robustly", "pretrain", "mine.yaml", "data.language=it's $HOME"),
-        folder=Path("/home/me/my runs"),
-        finished=Path("runs/tiny one/train/manifest.json"),
-        name="tiny",
-        ranks=4,
-        environment={"NCCL_DEBUG": "INFO", "PYTHONPATH": "/a b"},
-    )
+def test_render() -> None:
     options = SlurmOptions(
         nodes=2, partition="gpu", time="1-00:00:00", sbatch=("gpus-per-node=4", "--exclusive")
     )
-    text = slurm.render(job, options)
+    text = slurm.render(JOB, options)
     assert text == EXPECTED
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
+def test_an_option_of_sbatch_wins_over_ours() -> None:
+    text = slurm.render(JOB, SlurmOptions(partition="gpu", sbatch=("partition=big", "nodes=4")))
+    assert "--partition=big" in text and "--partition=gpu" not in text
+    assert text.count("--nodes=") == 1 and "--nodes=4" in text
+
+
+@pytest.mark.parametrize(
+    ("bytes", "notice"), [(0, 120), (1_500_000_000, 150), (4_300_000_000, 206)]
+)
+def test_the_last_checkpoint_gets_the_time_that_its_size_takes(bytes: int, notice: int) -> None:
+    assert slurm.last_checkpoint(bytes) == notice
+
+
+def test_the_last_checkpoint_gets_the_time_that_is_asked_for() -> None:
+    text = slurm.render(JOB, SlurmOptions(last_checkpoint=600))
+    assert "--signal=USR1@600" in text and "--last-checkpoint 600" in text
+
+
+@pytest.mark.parametrize("given", [{"time": "2"}, {"sbatch": ("time=0:02:00",)}])
+def test_a_time_limit_that_leaves_nothing_for_work_is_refused(given: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="150 s before its end"):
+        slurm.render(JOB, SlurmOptions(**given))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", 5400), ("90:30", 5430), ("1:30:00", 5400), ("00:02:00", 120),
+        ("2-12", 60 * 3600), ("2-12:30", 60 * 3600 + 1800), ("1-00:00:01", 86401),
+        ("UNLIMITED", None), ("INFINITE", None), ("", None), ("1:2:3:4", None),
+    ],
+)  # fmt: skip
+def test_lengths_of_time_as_slurm_writes_them(text: str, expected: int | None) -> None:
+    assert seconds(text) == expected
+
+
+# ----------------------------------------------------------------------------------- the decision
+
+
+def end(kind: Kind = Kind.ERROR, code: int = 75, text: str = "lost", rank: int = 1) -> End:
+    return End("12345.0", "gpu04", rank, kind, code, text, 40, 100.0 + rank)
+
+
+STOPPED = [end(Kind.STOPPED, rank=rank) for rank in range(2)]
+
+
+def how(**changes: object) -> HowItEnded:
+    usual = {"finished": False, "code": 75, "ends": [], "ranks": 2, "advanced": False}
+    usual |= {"preempted": False, "running": True}
+    return HowItEnded(**{**usual, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("ended", "failures", "expected"),
+    [
+        (how(finished=True, code=0), 0, (False, 0, 0)),
+        # complete, and a rank fell at its exit
+        (how(finished=True, code=139), 2, (False, 0, 0)),
+        # another recipe's manifest is not our success
+        (how(finished=True, code=2), 0, (False, 2, 0)),
+        # before the time limit, with a checkpoint: as often as it takes
+        (how(ends=STOPPED, advanced=True), 2, (True, 75, 0)),
+        # before anything was trained: not for ever
+        (how(ends=STOPPED), 0, (True, 75, 1)),
+        (how(ends=STOPPED), 2, (False, 75, 3)),
+        # by SIGUSR1 before Python could take it
+        (how(code=128 + signal.SIGUSR1), 0, (True, 138, 1)),
+        # hung, or killed, with and without progress
+        (how(code=137), 1, (True, 137, 2)),
+        (how(code=137), 2, (False, 137, 3)),
+        (how(code=137, advanced=True), 2, (True, 137, 0)),
+        # all left with 0, but the work is not complete
+        (how(code=0), 0, (True, 75, 1)),
+        # srun says 143 for whatever the first rank said
+        (how(code=143, ends=[end(code=2)], advanced=True), 0, (False, 2, 0)),
+        (how(code=143, ends=[end(code=1)]), 0, (False, 1, 0)),
+        (how(code=143, ends=[end(code=75)]), 0, (True, 75, 1)),
+        (how(code=1), 0, (False, 1, 0)),
+        (how(code=2), 0, (False, 2, 0)),
+        # the cluster's own doing
+        (how(ends=STOPPED, preempted=True), 2, (True, 75, 2)),
+        (how(ends=STOPPED, running=False, advanced=True), 0, (False, 75, 0)),
+        # asked to stop for good: scancel --signal=INT
+        (
+            how(code=143, ends=[end(Kind.STOPPED, 130, rank=r) for r in (0, 1)], advanced=True),
+            0,
+            (False, 130, 0),
+        ),
+    ],
+)
+def test_decide(ended: HowItEnded, failures: int, expected: tuple[bool, int, int]) -> None:
+    assert decide(ended, failures, restarts=2)[:3] == expected
+
+
+@pytest.mark.parametrize(
+    ("ended", "words"),
+    [
+        (how(code=0, finished=True), ""),
+        (how(ends=STOPPED), "rank 0 on gpu04 ended first, at update 40: lost"),
+        (how(code=143, ends=[end(text="rank 1 on gpu04: the loss is nan")]),
+         "rank 1 on gpu04 ended first, at update 40: the loss is nan"),
+        (how(code=1, ends=[end(text="Traceback\n  x\nOSError: gone\n", rank=0), end()]),
+         "rank 0 on gpu04 ended first, at update 40: OSError: gone"),
+        # srun told the others to stop
+        (how(code=137, ends=STOPPED[:1]),
+         "rank 1 left no word: killed, perhaps because memory ran out"),
+        (how(code=137, ends=STOPPED[:1], ranks=20),
+         "ranks 1, 2, 3, 4, 5, 6, 7, 8, ... left no word: killed, perhaps because memory ran out"),
+        (how(code=143), "srun ended with exit code 143, and no rank left word of why"),
+    ],
+)  # fmt: skip
+def test_what_ended_a_start_is_said(ended: HowItEnded, words: str) -> None:
+    assert ended.in_words() == words
+
+
+def test_what_is_decided_is_said() -> None:
+    assert decide(how(), 0, 3).text.endswith("no progress in this start, 1 of 4 in a row")
+    assert "starts in a row without progress: 4" in decide(how(), 3, 3).text
+
+
+def test_failures_count_for_one_job_and_until_there_is_progress(tmp_path: Path) -> None:
+    kept = tmp_path / "slurm.json"
+    assert slurm_job.failures_so_far(kept, "7", "") == 0
+    slurm_job.write_json(kept, {"job": "7", "progress": "3 update-30", "number": 2})
+    assert slurm_job.failures_so_far(kept, "7", "3 update-30") == 2
+    assert slurm_job.failures_so_far(kept, "7", "3 update-40") == 0
+    assert slurm_job.failures_so_far(kept, "8", "3 update-30") == 0
+    kept.write_text("{")
+    assert slurm_job.failures_so_far(kept, "7", "3 update-30") == 0
+
+
+def test_progress_is_what_there_is_of_files(tmp_path: Path) -> None:
+    folder = tmp_path / "a [b]"
+    assert slurm_job.progress_of(folder / "checkpoints/update-*") == "0"
+    for name in ("update-10", "best.json", ".update-20.0123.tmp"):
+        (folder / "checkpoints" / name).mkdir(parents=True)
+    assert slurm_job.progress_of(folder / "checkpoints/update-*") == "1 update-10"
+
+
+# ------------------------------------------------------------------------------------- the process
+
 STAND_INS = {
     "scontrol": (
-        'if [ "$1" = show ]; then printf "gpu03\\ngpu04\\n"; else echo "$*" >> scontrol.log; fi'
+        'if [ "$1" = --oneliner ]; then echo "JobId=12345 JobState=$STATE TimeLimit=$LIMIT'
+        ' RunTime=00:00:03 PreemptTime=None"; else echo "$*" >> scontrol.log; exit 0; fi'
     ),
     "srun": (
-        'printf "%s\\n" "$MASTER_ADDR" "$MASTER_PORT" "${SRUN_CPUS_PER_TASK:-}" "$@" > srun.log;'
-        ' mkdir -p checkpoints; touch "checkpoints/update-$REACHED"; exit $SRUN_CODE'
+        'env > srun.env; printf "%s\\n" "$@" > srun.log; mkdir -p checkpoints;'
+        ' touch "checkpoints/update-$REACHED"; eval "$PLAY"; exit $SRUN_CODE'
     ),
-    "squeue": "echo $STATE",
-    "sleep": "",
 }
+ASKED = "requeue 12345\n"
 
 
-def run_script(folder: Path, finished: bool = False, **variables: str) -> tuple[int, bool]:
-    """Run the rendered script in a folder. Returns its exit code and whether it asked for a
-    requeue."""
+def start(folder: Path, **variables: str) -> "subprocess.Popen[str]":
+    """One start of the job in a folder."""
     for name, body in STAND_INS.items():
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
         (folder / name).chmod(0o755)
 
-    (folder / "checkpoints").mkdir()
-    for name in ("best.json", "update-01"):
-        (folder / "checkpoints" / name).touch()
-    if finished:
-        (folder / "manifest.json").write_text("{}")
-
-    job = Job(("robustly", "pretrain", "it's $HOME"), folder, folder / "manifest.json")
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "checkpoints/update-01").touch()
+    command = [
+        *(sys.executable, "-c", "import robustly.launch.slurm_job as job; job.END = 0; exit(job.main())"),
+        *("--folder", str(folder), "--restarts", "1", "--last-checkpoint", "120"),
+        *("--", "robustly", "pretrain", "it's $HOME"),
+    ]  # fmt: skip
     environment = {
-        "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "12345", "SLURM_JOB_NODELIST": "gpu[03-04]",
-        "STATE": "RUNNING", "SRUN_CODE": "0", "REACHED": "01", **variables,
+        "PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(sys.path),
+        "SLURM_JOB_ID": "12345", "SLURM_JOB_NODELIST": "gpu[03-04]",
+        "SLURM_TASKS_PER_NODE": "4(x2)", "STATE": "RUNNING",
+        "LIMIT": "UNLIMITED", "SRUN_CODE": "0", "REACHED": "01", **variables,
     }  # fmt: skip
-    script = slurm.render(job, SlurmOptions(restarts=2))
-    done = subprocess.run(["bash"], input=script, text=True, env=environment, cwd=folder)
+    return subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def run(folder: Path, **variables: str) -> tuple[int, bool, str]:
+    """Its exit code, whether it asked for a requeue, and what it said."""
     log = folder / "scontrol.log"
-    asked = log.exists()
-    if asked:
-        assert log.read_text() == "requeue 12345\n"
-
-    return done.returncode, asked
+    log.unlink(missing_ok=True)
+    process = start(folder, **variables)
+    said = process.communicate(timeout=60)[0]
+    assert not log.exists() or log.read_text() == ASKED
+    return process.returncode, log.exists(), said
 
 
 @pytest.mark.processes
-def test_srun_gets_the_command_unchanged_and_all_meet_on_the_first_host(tmp_path):
-    run_script(tmp_path, finished=True, SLURM_CPUS_PER_TASK="6")
+def test_srun_gets_the_command_unchanged_and_all_meet_on_the_first_host(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    variables = {"SLURM_CPUS_PER_TASK": "6", "SLURM_RESTART_COUNT": "4"}
+    assert run(tmp_path, **variables) == (0, False, "")
     assert (tmp_path / "srun.log").read_text().splitlines() == [
-        "gpu03",
-        str(20000 + 12345 % 12000),
-        "6",
-        "--kill-on-bad-exit=1",
-        "robustly",
-        "pretrain",
-        "it's $HOME",
+        *("--kill-on-bad-exit=1", "--export=ALL", "robustly", "pretrain", "it's $HOME")
     ]
+    given = dict(
+        line.split("=", 1)
+        for line in (tmp_path / "srun.env").read_text().splitlines()
+        if "=" in line
+    )
+    assert given["MASTER_ADDR"] == "gpu03"
+    assert 20000 + 12345 % 12000 <= int(given["MASTER_PORT"]) < 32768
+    assert given[ends.ATTEMPT] == "12345.4" and given[ends.FOLDER] == str(tmp_path)
+    assert given["SRUN_CPUS_PER_TASK"] == given["OMP_NUM_THREADS"] == "6"
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(
-    ("situation", "expected"),
-    [
-        ({"finished": True}, (0, False)),
-        # told to leave before the time limit, with a checkpoint: as often as it takes
-        ({"SRUN_CODE": "75", "REACHED": "02", "SLURM_RESTART_COUNT": "40"}, (75, True)),
-        # hung or killed, without another checkpoint
-        ({"SRUN_CODE": "75", "SLURM_RESTART_COUNT": "1"}, (75, True)),
-        ({"SRUN_CODE": "75", "SLURM_RESTART_COUNT": "2"}, (75, False)),  # enough
-        ({"SRUN_CODE": "137"}, (137, True)),  # a rank was killed
-        ({"SRUN_CODE": "137", "SLURM_RESTART_COUNT": "2"}, (137, False)),
-        ({}, (75, True)),  # all left with 0, but the work is not complete
-        ({"SRUN_CODE": "1", "REACHED": "02"}, (1, False)),  # a fault of the software
-        ({"SRUN_CODE": "2", "REACHED": "02"}, (2, False)),  # the user's mistake
-        # another recipe's manifest is not our success
-        ({"SRUN_CODE": "2", "finished": True}, (2, False)),
-        ({"STATE": "COMPLETING"}, (75, False)),  # cancelled
-    ],
-)
-def test_what_happens_when_srun_ends(tmp_path, situation, expected):
-    assert run_script(tmp_path, **situation) == expected
+def test_a_job_comes_back_until_it_gets_no_further(tmp_path: Path) -> None:
+    assert run(tmp_path, SRUN_CODE="137")[:2] == (75, True)  # Slurm ends it there; not these
+    assert run(tmp_path, SRUN_CODE="75", REACHED="02", SLURM_RESTART_COUNT="9")[:2] == (75, True)
+    assert run(tmp_path, SRUN_CODE="137")[:2] == (75, True)
+    code, asked, said = run(tmp_path, SRUN_CODE="137")
+    assert (code, asked) == (137, False) and "starts in a row without progress: 2" in said
+    # submitted again
+    assert run(tmp_path, SRUN_CODE="137", SLURM_JOB_ID="12345")[:2] == (137, False)
+    kept = slurm_job.parse_json((tmp_path / "slurm.json").read_bytes(), Failures)
+    assert kept == Failures("12345", "2 update-02", 1)
 
 
 @pytest.mark.processes
-def test_start_hands_the_script_to_sbatch(tmp_path, monkeypatch):
-    job = Job(("robustly", "pretrain", "mine.yaml"), tmp_path, tmp_path / "manifest.json")
+def test_the_rank_to_blame_tells_why_whatever_srun_says(tmp_path: Path) -> None:
+    left = End("12345.0", "gpu04", 5, Kind.ERROR, 2, "the loss is nan", 40, time.time())
+    kept = tmp_path / "kept"
+    ends.write(kept, left)
+    play = f"mkdir -p ends; cp {kept}/ends/5.json ends"
+    code, asked, said = run(tmp_path, SRUN_CODE="143", PLAY=play)
+    assert (code, asked) == (2, False)
+    assert "rank 5 on gpu04 ended first, at update 40: the loss is nan" in said
+
+    # the next start of the job does not take that for its own
+    assert run(tmp_path, SRUN_CODE="143", SLURM_RESTART_COUNT="1")[:2] == (75, True)
+
+
+@pytest.mark.processes
+def test_a_cancelled_job_does_not_come_back(tmp_path: Path) -> None:
+    code, asked, said = run(tmp_path, STATE="CANCELLED", SRUN_CODE="143", REACHED="02")
+    assert (code, asked) == (143, False) and "cancelled" in said
+
+
+@pytest.mark.processes
+def test_a_start_without_time_for_work_is_refused(tmp_path: Path) -> None:
+    code, asked, said = run(tmp_path, LIMIT="00:02:00")
+    assert (code, asked) == (2, False) and "leaves nothing for work" in said
+    assert not (tmp_path / "srun.log").exists()
+
+
+@pytest.mark.processes
+def test_signals_to_the_job_alone_do_not_end_it_before_its_tasks(tmp_path: Path) -> None:
+    play = "trap 'exit 75' USR1; touch there; while sleep 0.05; do :; done"
+    process = start(tmp_path, REACHED="02", PLAY=play)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "there").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGUSR1)  # which srun passes on to the tasks
+    said = process.communicate(timeout=30)[0]
+    assert "exit code 75" in said and (tmp_path / "scontrol.log").read_text() == ASKED
+
+
+@pytest.mark.processes
+def test_start_hands_the_script_to_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="sbatch: not found"):
-        slurm.start(job, SlurmOptions())
+        slurm.start(JOB, SlurmOptions())
 
     sbatch = tmp_path / "sbatch"
     sbatch.write_text(f"#!/bin/bash\n/bin/cat > {tmp_path}/script; exit 3\n")
     sbatch.chmod(0o755)
-    assert slurm.start(job, SlurmOptions()) == 3
-    assert (tmp_path / "script").read_text() == slurm.render(job, SlurmOptions())
+    assert slurm.start(JOB, SlurmOptions()) == 3
+    assert (tmp_path / "script").read_text() == slurm.render(JOB, SlurmOptions())

@@ -1,0 +1,140 @@
+"""Jobs of `robustly launch slurm` on a real Slurm of several nodes."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robustly.launch import slurm as launcher
+from robustly.launch.job import Job
+from robustly.launch.slurm import SlurmOptions
+from tests.lab.hosts import ROOT, Hosts
+from tests.lab.slurm import Slurm
+
+pytestmark = pytest.mark.full
+
+RANK = ROOT / "tests/lab/slurm_rank.py"
+_numbers = count()
+
+
+@dataclass
+class Run:
+    """A job of ranks that train nothing."""
+
+    slurm: Slurm
+    folder: Path
+    number: int
+
+    @property
+    def said(self) -> str:
+        """What has been printed, without Slurm's own lines."""
+        file = self.slurm.hosts.shared / f"slurm-{self.number}.out"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return "\n".join(line for line in lines if not line.startswith(("srun:", "slurmstepd")))
+
+    def begun(self, attempt: int = 0) -> list[dict[str, Any]]:
+        """What each rank found at the start of an attempt, by rank."""
+        files = (self.folder / f"begun/{self.number}.{attempt}").glob("[0-9]*")
+        return [json.loads(file.read_text()) for file in sorted(files)]
+
+    def wait_begun(self, attempt: int = 0, ranks: int = 2) -> None:
+        what = f"start {attempt} of job {self.number}"
+        self.slurm.hosts.wait(lambda: len(self.begun(attempt)) == ranks, what, 60)
+
+    def ended(self) -> tuple[str, str, int]:
+        """State and exit code at its end, and how often it came back."""
+        state = self.slurm.wait(self.number)
+        facts = self.slurm.facts(self.number)
+        return state, facts["ExitCode"], int(facts["Restarts"])
+
+    def cancel(self, *how: str) -> None:
+        self.slurm.run(["scancel", *how, str(self.number)])
+
+
+def launch(slurm: Slurm, behaviour: str = "usual", ranks: int = 1, **options: Any) -> Run:
+    """Launch ranks of a behaviour, on two nodes unless told otherwise."""
+    folder = slurm.hosts.shared / f"runs/{next(_numbers)}/train"
+    job = Job(
+        command=(sys.executable, str(RANK), str(folder), behaviour),
+        folder=slurm.hosts.shared,
+        finished=folder / "manifest.json",
+        ranks=ranks,
+    )
+    script = slurm.hosts.shared / "script"
+    script.write_text(launcher.render(job, SlurmOptions(**{"nodes": 2, **options})))
+    return Run(slurm, folder, slurm.sbatch(str(script)))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """Two nodes with two GPUs each."""
+    shared = tmp_path_factory.mktemp("slurm")
+    with Hosts(["login", "nodea", "nodeb"], shared) as hosts, Slurm(hosts, gpus=2) as slurm:
+        yield slurm
+
+
+def test_how_jobs_end(cluster: Slurm) -> None:
+    """Side by side, because most of it is waiting for Slurm."""
+    diverges = launch(cluster, "diverges:9")
+    killed = launch(cluster, "killed:2", restarts=0)
+    stuck = launch(cluster, "killed-at-start:9", restarts=1)
+    cancelled, interrupted = launch(cluster, "slow"), launch(cluster, "slow")
+    stopped = launch(cluster, "slow", restarts=0)
+    for run in (cancelled, interrupted, stopped):
+        run.wait_begun()
+
+    cancelled.cancel()
+    interrupted.cancel("--signal=INT")
+    stopped.cancel("--signal=USR1")
+
+    # srun returns 143, because it ends the other rank
+    assert diverges.ended() == ("FAILED", "2:0", 0)
+    assert "rank 1 on nodeb ended first, at update 15: the loss is nan" in diverges.said
+
+    assert cancelled.ended()[::2] == ("CANCELLED", 0)
+    assert interrupted.ended() == ("FAILED", "130:0", 0)
+
+    # each start but the last was killed, after a checkpoint
+    assert killed.ended() == ("COMPLETED", "0:0", 2), killed.said
+    assert "rank 1 left no word" in killed.said and "from the newest checkpoint" in killed.said
+
+    assert stuck.ended() == ("FAILED", "143:0", 1) or stuck.ended() == ("FAILED", "137:0", 1)
+    assert "starts in a row without progress: 2 (--restarts 1)" in stuck.said
+
+    stopped.wait_begun(1)
+    assert "stopped after update 1\nback into the queue" in stopped.said
+    assert stopped.begun(1)[0]["MASTER_PORT"] != stopped.begun(0)[0]["MASTER_PORT"]
+    stopped.cancel()
+
+
+def test_a_signal_at_any_moment_stops_and_the_job_comes_back(cluster: Slurm) -> None:
+    """While Slurm starts the step, Python starts, modules are imported, and later."""
+    runs = [launch(cluster, nodes=1, ranks=2, restarts=1) for _ in range(6)]
+    for tenths, run in enumerate(runs):
+        cluster.hosts.wait(lambda n=run.number: cluster.state(n) == "RUNNING", "start", 60)
+        time.sleep(0.15 * tenths)
+        cluster.run(["scancel", "--signal=USR1", str(run.number)], check=False)
+
+    ends = [run.ended() for run in runs]
+    assert [end[:2] for end in ends] == [("COMPLETED", "0:0")] * 6, [run.said for run in runs]
+    assert sum(end[2] for end in ends) >= 2  # the others had no task yet, or were done
+
+
+def test_preemption_brings_a_job_back_and_does_not_count(cluster: Slurm) -> None:
+    run = launch(cluster, "idle", restarts=0, sbatch=("exclusive",))
+    run.wait_begun()
+    other = cluster.sbatch("--partition=high --nodes=2 --exclusive --wrap 'srun sleep 1'")
+    assert cluster.wait(other) == "COMPLETED"
+    run.wait_begun(1)
+    assert run.said.endswith("preempted: back into the queue")
+
+    # which was then: the job's own time is over now
+    run.cancel("--signal=USR1")
+    assert run.ended() == ("FAILED", "75:0", 1)
+    assert "starts in a row without progress: 1" in run.said
