@@ -20,7 +20,8 @@ from robustly.preflight.corpus_size import estimated
 from robustly.preflight.machine import Machine
 from robustly.preflight.plan import plan
 from robustly.preflight.speed import UTILISATION, Speed, speed_at
-from robustly.pretrain.flops import flops_per_token
+from robustly.pretrain.checkpoints.disk_space import checkpoint_bytes
+from robustly.pretrain.flops import flops_per_token, parameters
 from robustly.pretrain.mfu import PEAK_TFLOPS
 from robustly.pretrain.stage import PretrainingConfig
 
@@ -105,8 +106,11 @@ READY = (
 def text(ready: Ready) -> str:
     """The script: the launcher's text, with lines of ours on top of it, below `#!`."""
     path = f"configs/{ready.config}.yaml"
+    config = _config(ready)
     job = Job(
         command=("robustly", "pretrain", path),
+        python="python",
+        checkpoint_bytes=checkpoint_bytes(parameters(config.model, config.tokenizer.vocab_size)),
         folder=Path(),
         finished=Path("runs", ready.config, "train", MANIFEST),
         name=ready.config,
@@ -117,19 +121,22 @@ def text(ready: Ready) -> str:
     for ours in ("#SBATCH --chdir=.\n", "cd . && ", f"{Path(sys.executable).parent}{os.sep}"):
         rendered = rendered.replace(ours, "")
 
-    comments = "".join(f"# {line}\n" for line in _figures(ready, path))
+    comments = "".join(f"# {line}\n" for line in _figures(ready, path, config))
     found = re.match("#!.*\n", rendered)
     interpreter = found[0] if found else ""
     return interpreter + comments + rendered.removeprefix(interpreter)
 
 
-def _figures(ready: Ready, path: str) -> list[str]:
-    """The lines on top, by the plan of each GPU type."""
-    config = load(
+def _config(ready: Ready) -> PretrainingConfig:
+    return load(
         SHIPPED_CONFIGS / f"{ready.config}.yaml",
         [f"paths.root={NOWHERE}", f"corpus.sources=[{{name: english, path: {NOWHERE}}}]"],
         PretrainingConfig,
     )
+
+
+def _figures(ready: Ready, path: str, config: PretrainingConfig) -> list[str]:
+    """The lines on top, by the plan of each GPU type."""
     ranks = ready.nodes * RANKS
     machine = Machine("cuda", GPU_MEMORY, "a GPU's")
     plans = {gpu: plan(config, ranks, machine, _speed(config, ranks, gpu)) for gpu in GPUS}
