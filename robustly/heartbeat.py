@@ -196,7 +196,7 @@ class _Own:
     background = 0
     others: Callable[[float], list["Seen"]] | None = None
     keep: Callable[[Kind, int, str], None] | None = None
-    keeping: threading.Thread | None = None
+    kept: threading.Event | None = None
     leaving = threading.RLock()
 
 
@@ -241,10 +241,15 @@ def leave(kind: Kind, code: int, text: str) -> bool:
     process has to say it itself."""
     with _Own.leaving:
         if _Own.heartbeat.leave(kind, code, text) and _Own.keep:
+            kept = _Own.kept = threading.Event()
+            keep = _Own.keep
+
+            def work() -> None:
+                keep(kind, code, text)
+                kept.set()
+
             # a thread, because a file system that does not answer must not keep the process alive
-            keeping = threading.Thread(target=_Own.keep, args=(kind, code, text), daemon=True)
-            keeping.start()
-            _Own.keeping = keeping
+            threading.Thread(target=work, daemon=True).start()
 
     wait_until_kept()
     return _Own.watched
@@ -258,9 +263,9 @@ def keep_last_message(keep: Callable[[Kind, int, str], None]) -> None:
 def wait_until_kept() -> None:
     """Before a process ends that has left its last message."""
     with _Own.leaving:  # which another thread may be at
-        keeping = _Own.keeping
-    if keeping:
-        keeping.join(KEEPING)
+        kept = _Own.kept
+    if kept:
+        kept.wait(KEEPING)
 
 
 def own() -> Heartbeat:
