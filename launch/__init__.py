@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from robustly.launch import hostfile, kubernetes, local, slurm, torchrun
 from robustly.launch.hostfile import HostfileOptions
-from robustly.launch.job import Job, LaunchOptions
+from robustly.launch.job import Job, LaunchOptions, Machines
 from robustly.launch.kubernetes import KubernetesOptions
 from robustly.launch.local import LocalOptions
 from robustly.launch.slurm import SlurmOptions
@@ -34,6 +34,11 @@ class Launcher(Generic[Options]):
     """Run it; the exit code is 0 only if every rank's was (Slurm: if the job was accepted)."""
     waits: bool
     """Whether `start` returns only when all ranks have ended."""
+    reached: Callable[[Job, Options], Machines] | None = None
+    """The machines, where it reaches each from here before it starts ranks. None: ranks look at
+    their machines themselves, before anything else."""
+    run: Callable[[Job, Options], int] | None = None
+    """Run a job's command once, now, and wait for its ranks, where `start` does otherwise."""
     program: str | None = None
     """What it calls, and `robustly doctor` looks for."""
     here: bool = True
@@ -42,7 +47,12 @@ class Launcher(Generic[Options]):
 
 LAUNCHERS: Mapping[str, Launcher[Any]] = {
     "local": Launcher(
-        LocalOptions, "Ranks on this machine.", local.render, local.start, waits=True
+        LocalOptions,
+        "Ranks on this machine.",
+        local.render,
+        local.start,
+        waits=True,
+        reached=local.reached,
     ),
     "hostfile": Launcher(
         HostfileOptions,
@@ -50,6 +60,7 @@ LAUNCHERS: Mapping[str, Launcher[Any]] = {
         hostfile.render,
         hostfile.start,
         waits=True,
+        reached=hostfile.reached,
         program="ssh",
     ),
     "slurm": Launcher(

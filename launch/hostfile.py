@@ -22,7 +22,15 @@ from robustly.launch.attempts import Attempt, Pool
 from robustly.launch.ends import ATTEMPT
 from robustly.launch.environment import PORTS
 from robustly.launch.hosts import Host, exclude, include, read
-from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, NodeRanks, option
+from robustly.launch.job import (
+    MASTER_PORT,
+    Job,
+    LaunchOptions,
+    Machines,
+    NodeRanks,
+    Reached,
+    option,
+)
 from robustly.launch.supervise import GRACE, Ended, supervise
 
 # Nothing may ask for a password; a machine that is off, or a cable that is cut, is noticed within a
@@ -77,11 +85,27 @@ def commands(
 
     for i, host in enumerate(hosts):
         node = NodeRanks(sum(ranks[:i]), ranks[i], sum(ranks), hosts[0].address, port)
-        environment = {**job.environment, **host.environment, ATTEMPT: attempt.name}
-        line = _remote_line(job, node, environment)
-        result.append((host.name, [*_ssh(options), host.name, line]))
+        words = _over_ssh(job, options, host, _node_words(job, node), {ATTEMPT: attempt.name})
+        result.append((host.name, words))
 
     return result
+
+
+def reached(job: Job, options: HostfileOptions) -> Machines:
+    """The hosts, spares included, and how a command gets there with the folder and environment of
+    ranks."""
+    pool = pool_of(options)
+    hosts = [
+        Reached(
+            host.name,
+            options.ranks_per_node or host.ranks,
+            host.address,
+            partial(_over_ssh, job, options, host),
+            None if i else options.master_port or MASTER_PORT,
+        )
+        for i, host in enumerate(pool.hosts)
+    ]
+    return Machines(hosts, len(hosts) - pool.least)
 
 
 def _ssh(options: HostfileOptions) -> list[str]:
@@ -130,17 +154,30 @@ def pool_of(options: HostfileOptions) -> Pool:
     return pool
 
 
-def _remote_line(job: Job, node: NodeRanks, environment: Mapping[str, str]) -> str:
-    """The shell line for a machine, quoted so that the login shell there changes nothing."""
-    command = (
-        "exec", "env", *(f"{name}={value}" for name, value in environment.items()),
+def _over_ssh(
+    job: Job,
+    options: HostfileOptions,
+    host: Host,
+    command: Sequence[str],
+    more: Mapping[str, str] | None = None,
+) -> list[str]:
+    """The ssh that runs a command on a host, with these variables beside its own, quoted so that
+    the login shell there changes nothing."""
+    environment = {**job.environment, **host.environment, **(more or {})}
+    words = ("exec", "env", *(f"{name}={value}" for name, value in environment.items()), *command)
+    line = f"cd {shlex.quote(str(job.folder))} && {shlex.join(words)}"
+    return [*_ssh(options), host.name, line]
+
+
+def _node_words(job: Job, node: NodeRanks) -> list[str]:
+    """The command that runs a node's ranks there."""
+    return [
         sys.executable, "-m", "robustly.launch.node",
         "--first-rank", str(node.first_rank), "--ranks", str(node.ranks),
         "--world-size", str(node.world_size),
         "--master-addr", node.master_addr, "--master-port", str(node.master_port),
         "--", *job.command,
-    )  # fmt: skip
-    return f"cd {shlex.quote(str(job.folder))} && {shlex.join(command)}"
+    ]  # fmt: skip
 
 
 class _Remote:

@@ -2,10 +2,10 @@
 
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from robustly.launch.environment import Rank
 
@@ -46,6 +46,9 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that the ranks of other nodes get beside what a login there gives them."""
 
+    def with_variables(self, more: Mapping[str, str]) -> "Job":
+        return replace(self, environment={**self.environment, **more})
+
     @property
     def checkpoints(self) -> Path:
         """Folder whose last entry, by name, is another one when a start got further."""
@@ -85,6 +88,27 @@ class NodeRanks:
             master_addr=self.master_addr,
             master_port=self.master_port,
         )
+
+
+class Reached(NamedTuple):
+    """A machine of a run, as its launcher reaches it before any rank starts."""
+
+    name: str
+    ranks: int
+    address: str
+    """As the others know it."""
+    words: Callable[[Sequence[str]], list[str]] | None = None
+    """The command that runs a command there as a rank would be; None: this machine."""
+    port: int | None = None
+    """The port where ranks are to meet, if that is there, and chosen by now."""
+
+
+class Machines(NamedTuple):
+    """All of a run's."""
+
+    hosts: list[Reached]
+    spare: int = 0
+    """How many of them may be missing."""
 
 
 def exported(environment: Mapping[str, str] = os.environ) -> dict[str, str]:

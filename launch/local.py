@@ -19,7 +19,7 @@ from robustly.launch.attempts import Attempt
 from robustly.launch.ends import ATTEMPT
 from robustly.launch.environment import FIRST_PORT, PORTS, Rank, numbered_port, variables
 from robustly.launch.hosts import Host
-from robustly.launch.job import Job, LaunchOptions, NodeRanks, option
+from robustly.launch.job import Job, LaunchOptions, Machines, NodeRanks, Reached, option
 from robustly.launch.supervise import GRACE, Ended, supervise
 from robustly.resources import cores
 
@@ -172,6 +172,14 @@ def start(job: Job, options: LocalOptions) -> int:
     os.chdir(job.folder)
     restarts = job.restarts if options.restarts is None else options.restarts
     return attempts.run(start_once, job.checkpoints, restarts)
+
+
+def reached(job: Job, options: LocalOptions) -> Machines:
+    """This machine alone."""
+    node = _ranks_here(job, options, 0)
+    return Machines(
+        [Reached(socket.gethostname(), node.ranks, "127.0.0.1", port=options.master_port)]
+    )
 
 
 def _ranks_here(job: Job, options: LocalOptions, port: int) -> NodeRanks:

@@ -3,6 +3,7 @@ update, finish."""
 
 import contextlib
 import math
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from robustly.exit_codes import START_AGAIN
 from robustly.files import write_atomic, write_json
 from robustly.heartbeat import Phase
 from robustly.launch import snapshot
+from robustly.launch.checks import NO_CHECK
 from robustly.manifest import Manifest, Stage
 from robustly.metrics import read_metrics
 from robustly.pretrain.agreement import agree, agree_on_weights
@@ -59,7 +61,9 @@ from robustly.pretrain.reporting import (
 from robustly.pretrain.schedule import learning_rate
 from robustly.pretrain.sessions import SESSIONS, Session, begin_session, write_sessions
 from robustly.pretrain.stage import PretrainingConfig
+from robustly.pretrain.start.check_hosts import check_hosts
 from robustly.pretrain.start.initial_model import initial_model
+from robustly.pretrain.start.question import question_of
 from robustly.pretrain.targets import check_targets, share_with_targets
 from robustly.pretrain.validation import evaluate
 from robustly.provenance import code
@@ -122,6 +126,8 @@ def _agree_and_train(
     """What `pretrain` does once the process group is up. `exits` keeps rank 0's lock on the run's
     folder, which that rank alone reads and writes."""
     agree({**config.resolved(), "stop_after": stop_after, "code": code()}, rank)
+    if NO_CHECK not in os.environ:
+        check_hosts(question_of(config), device)
 
     finished = None
     with together(device):

@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import PrivateAttr
 
@@ -20,7 +20,9 @@ from robustly.strict_yaml import dump_yaml
 if TYPE_CHECKING:
     from robustly.data_prep.cleaning.clean import CleanStage
     from robustly.delta.config import DeltaExperiment
-    from robustly.launch.job import Job
+    from robustly.launch import Launcher
+    from robustly.launch.checks.report import Report
+    from robustly.launch.job import Job, LaunchOptions
 
 
 CONFIGS = "configs"
@@ -121,6 +123,29 @@ class Experiment(PretrainingConfig):
     def _pretrain(self, profile: bool, live_code: bool) -> list[str]:
         flags = {"--profile": profile, "--live-code": live_code}
         return ["pretrain", *self._arguments, *(flag for flag, given in flags.items() if given)]
+
+    def look(
+        self,
+        launcher: "Launcher[Any]",
+        job: "Job",
+        options: "LaunchOptions",
+        live_code: bool,
+        wanted: bool = True,
+    ) -> dict[str, str]:
+        """Look at the hosts before a start, where that is `wanted`
+        (`robustly.preflight.hosts.look`)."""
+        from robustly.preflight import hosts
+
+        return hosts.look(launcher, job, options, self, live_code, wanted)
+
+    def examine(
+        self, launcher: "Launcher[Any]", options: "LaunchOptions", live_code: bool
+    ) -> "Report":
+        """The explicit check of the hosts (`robustly.preflight.hosts.examine`)."""
+        from robustly.preflight import hosts
+
+        job = self.job(self.rank_command(live_code=live_code))
+        return hosts.examine(launcher, job, options, self, live_code)
 
     def in_run(self, name: str) -> Self:
         """The experiment in the sibling folder `name`, with the old folders of the stages that
@@ -225,15 +250,21 @@ def data_work(experiment: Experiment) -> Work:
     return Work(make, made.stage)
 
 
-def train_work(experiment: Experiment, profile: bool = False, live_code: bool = False) -> Work:
+def train_work(
+    experiment: Experiment, profile: bool = False, live_code: bool = False, check: bool = True
+) -> Work:
     def make() -> Manifest:
-        from robustly.launch import LocalOptions, local
+        from robustly.launch import LAUNCHERS, LocalOptions
 
         stage = experiment.stage()
         if finished := stage.finished():
             return finished
+
+        local, options = LAUNCHERS["local"], LocalOptions()
+        typed = experiment.job(experiment.rank_command(profile, live_code))
+        looked = experiment.look(local, typed, options, live_code, check)
         job = experiment.job(experiment.settle(profile, live_code))
-        if code := local.start(job, LocalOptions()):
+        if code := local.start(job.with_variables(looked), options):
             raise RanksEnded(code)
         if (manifest := stage.finished()) is None:
             raise StartAgain("the ranks ended before their work did; the same command goes on")

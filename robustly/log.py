@@ -88,6 +88,18 @@ def table(title: str, rows: Mapping[str, Any]) -> None:
     console.print(grid)
 
 
+def rows(lines: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table with a header: a line for each mapping, a column for each of their keys."""
+    names = dict.fromkeys(name for line in lines for name in line)
+    grid = Table(box=None, pad_edge=False, header_style="dim")
+    for name in names:
+        grid.add_column(Text(name), overflow="fold")
+    for line in lines:
+        grid.add_row(*(cell(line.get(name)) for name in names))
+
+    console.print(grid)
+
+
 def pairs(rows: Mapping[str, Any]) -> Table:
     """Two columns without a header: what, and how much. On a narrow terminal both fold."""
     grid = Table(show_header=False, box=None, pad_edge=False)

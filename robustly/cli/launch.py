@@ -18,7 +18,7 @@ from robustly.cli.common import (
     experiment_of,
     user_errors,
 )
-from robustly.cli.train import LiveCode, ProfileOption
+from robustly.cli.train import LiveCode, NoCheck, ProfileOption
 from robustly.launch import LAUNCHERS, Launcher
 from robustly.launch.job import LaunchOptions
 
@@ -31,6 +31,14 @@ app.add_typer(launch_app, name="launch")
 
 UsageError: Any = typer.BadParameter.__base__
 """Of click, of which typer has its own copy in newer versions."""
+
+check_app = typer.Typer(
+    help="Look at the machines of a run as a launcher would use them, and train nothing: hosts,"
+    " code, versions, config, inputs, folder, disk, ports, clocks, GPUs, an all-reduce over all.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+launch_app.add_typer(check_app, name="check")
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and run nothing.")]
 
@@ -96,6 +104,7 @@ def _add(name: str, launcher: Launcher[Any]) -> None:
         options: LaunchOptions,
         profile: ProfileOption = False,
         live_code: LiveCode = False,
+        no_check: NoCheck = False,
         dry_run: DryRun = False,
         new_run: NewRun = None,
     ) -> None:
@@ -110,9 +119,10 @@ def _add(name: str, launcher: Launcher[Any]) -> None:
                 log.say(f"{experiment.folder('train')}: finished already")
                 return
 
+            looked = experiment.look(launcher, job, options, live_code, not no_check)
             if launcher.here:
                 job = experiment.job(experiment.settle(profile, live_code))
-            if code := launcher.start(job, options):
+            if code := launcher.start(job.with_variables(looked), options):
                 raise typer.Exit(code)
 
             if launcher.waits and not job.finished.exists():
@@ -120,6 +130,30 @@ def _add(name: str, launcher: Launcher[Any]) -> None:
 
     launch_app.command(name, cls=LaunchCommand, help=launcher.help)(
         with_options(start, launcher.options)
+    )
+
+    def check(
+        *,
+        config: ConfigArgument,
+        overrides: Overrides = None,
+        options: LaunchOptions,
+        live_code: LiveCode = False,
+        new_run: NewRun = None,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print the findings as one JSON object on stdout.")
+        ] = False,
+    ) -> None:
+        with user_errors():
+            experiment = experiment_of(config, overrides, new_run)
+            found = experiment.examine(launcher, options, live_code)
+            found.show()
+            if as_json:
+                log.print_json(found.plain())
+            if found.code:
+                raise typer.Exit(found.code)
+
+    check_app.command(name, cls=LaunchCommand, help=launcher.help)(
+        with_options(check, launcher.options)
     )
 
 

@@ -1,5 +1,6 @@
 """`robustly pretrain` and `robustly distill`: starting the ranks, and the body of each of them."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -35,6 +36,7 @@ LiveCode = Annotated[
         " keeps.",
     ),
 ]
+NoCheck = Annotated[bool, typer.Option("--no-check", help="Start without a look at the machines.")]
 
 
 @app.command(
@@ -48,6 +50,7 @@ def pretrain_command(
     new_run: NewRun = None,
     profile: ProfileOption = False,
     live_code: LiveCode = False,
+    no_check: NoCheck = False,
     stop_after: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
@@ -58,12 +61,15 @@ def pretrain_command(
 
     if launched:
         from robustly.cli.rank import be_rank
+        from robustly.launch.checks import NO_CHECK
 
+        if no_check:
+            os.environ[NO_CHECK] = "1"
         be_rank(config, overrides, profile, stop_after, live_code)
         return
 
     with user_errors():
-        _train_and_report(config, overrides, new_run, profile, live_code, as_json)
+        _train_and_report(config, overrides, new_run, profile, live_code, not no_check, as_json)
 
 
 @app.command(name="distill", short_help="Train a smaller model by a teacher.")
@@ -73,6 +79,7 @@ def distill_command(
     new_run: NewRun = None,
     profile: ProfileOption = False,
     live_code: LiveCode = False,
+    no_check: NoCheck = False,
     as_json: Json = False,
 ) -> None:
     """Train a smaller model, the student, by a larger one: `pretrain` for a config with a section
@@ -85,7 +92,7 @@ def distill_command(
                 " model"
             )
 
-        _train_and_report(config, overrides, new_run, profile, live_code, as_json)
+        _train_and_report(config, overrides, new_run, profile, live_code, not no_check, as_json)
 
 
 def _train_and_report(
@@ -94,9 +101,10 @@ def _train_and_report(
     new_run: str | None,
     profile: bool,
     live_code: bool,
+    check: bool,
     as_json: bool,
 ) -> None:
     experiment = experiment_of(config, overrides, new_run)
-    manifest = train_work(experiment, profile, live_code).make()
+    manifest = train_work(experiment, profile, live_code, check).make()
     following = next_command(experiment, "train", config, overrides, new_run)
     show_result(experiment.folder("train"), manifest, as_json, following)
