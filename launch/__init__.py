@@ -1,5 +1,5 @@
-"""Start the ranks of a pretraining run: on this machine, over ssh, under Slurm or torchrun, in
-Kubernetes.
+"""Start the ranks of a pretraining run: on this machine, over ssh, under Slurm, torchrun or
+mpirun, in Kubernetes.
 
 A `Job` says what runs, a launcher's options (a class of `LaunchOptions`) where; the launcher turns
 them into processes (`start`) or into the shell text that it would run (`render`). A rank learns
@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from robustly.launch import hostfile, kubernetes, local, slurm, torchrun
+from robustly.launch import hostfile, kubernetes, local, mpi, slurm, torchrun
 from robustly.launch.hostfile import HostfileOptions
 from robustly.launch.job import Job, LaunchOptions, Machines
 from robustly.launch.kubernetes import KubernetesOptions
 from robustly.launch.local import LocalOptions
+from robustly.launch.mpi import MpiOptions
 from robustly.launch.slurm import SlurmOptions
 from robustly.launch.torchrun import TorchrunOptions
 
@@ -76,8 +77,16 @@ LAUNCHERS: Mapping[str, Launcher[Any]] = {
         "Ranks under torchrun, the same command on each machine.",
         torchrun.render,
         torchrun.start,
-        waits=False,
+        waits=True,
         program="torchrun",
+    ),
+    "mpi": Launcher(
+        MpiOptions,
+        "Ranks under mpirun, of Open MPI, MPICH or Intel MPI.",
+        mpi.render,
+        mpi.start,
+        waits=True,
+        program="mpirun",
     ),
     "kubernetes": Launcher(
         KubernetesOptions,

@@ -60,7 +60,7 @@ class Account(NamedTuple):
         there is none."""
         who = self.ended.host
         if self.ended.rank is not None:
-            who = f"rank {self.ended.rank} on {who}"
+            who = f"rank {self.ended.rank}" + (f" on {who}" if who else "")
 
         parts = [
             f"attempt {self.attempt} failed after {log.duration(self.seconds)}"

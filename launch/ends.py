@@ -68,9 +68,20 @@ def first(ends: Iterable[End]) -> End | None:
     return min(to_blame, key=lambda end: (end.kind, end.when), default=None)
 
 
+def attempt_name(environment: Mapping[str, str]) -> str:
+    """What an attempt is called: by its launcher, or by the place where the ranks of torchrun meet,
+    which is another each time; "" where nothing tells."""
+    if name := environment.get(ATTEMPT):
+        return name
+    if "TORCHELASTIC_RUN_ID" in environment:
+        names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+        return "-".join(environment[name] for name in names)
+    return ""
+
+
 def keep_word(rank: int, train_folder: Path, environment: Mapping[str, str] = os.environ) -> None:
     """From now on, have this rank write how it ends into a run's folder."""
-    attempt = environment.get(ATTEMPT, "")
+    attempt = attempt_name(environment)
     host = socket.gethostname()
 
     def keep(kind: Kind, code: int, text: str) -> None:

@@ -54,15 +54,9 @@ def run_node(
     assert node.ranks > 0
     threads = max(1, cores() // node.ranks)
     common = {"OMP_NUM_THREADS": str(threads), **os.environ, **environment}
-    # elsewhere than on Linux, ranks outlive a launcher that is SIGKILLed
-    die_with_us = (
-        partial(_die_with, os.getpid(), ctypes.CDLL(None).prctl)
-        if sys.platform == "linux"
-        else None
-    )
-
+    before_exec = ends_with_us(signal.SIGKILL)
     return supervise(
-        [partial(_Process, command, node.rank(i), common, die_with_us) for i in range(node.ranks)],
+        [partial(_Process, command, node.rank(i), common, before_exec) for i in range(node.ranks)],
         grace,
     )
 
@@ -118,15 +112,24 @@ class _Process:
         return heartbeat.stack(self._file)
 
 
-def _die_with(parent: int, prctl: Callable[..., int]) -> None:
-    """In a new child: have the kernel SIGKILL it when its launcher ends, even by SIGKILL.
+def ends_with_us(number: int) -> Callable[[], None] | None:
+    """What a new child runs (`preexec_fn`) to have the kernel send it this signal when its launcher
+    ends, even by SIGKILL; None elsewhere than on Linux, where it would live on.
 
     Chosen over a thread in each rank that waits for a pipe to close: it needs no help from the
     command, no GIL, and works while the rank is deep in C code. It reaches the rank and not the
     rank's children; the workers of torch's DataLoader watch their parent themselves."""
-    prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
-    if os.getppid() != parent:  # it ended before the call above
-        os._exit(1)
+    if sys.platform != "linux":
+        return None
+
+    parent, prctl = os.getpid(), ctypes.CDLL(None).prctl
+
+    def before_exec() -> None:
+        prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(number))
+        if os.getppid() != parent:  # it ended before the call above
+            os._exit(1)
+
+    return before_exec
 
 
 _numbers = itertools.count(os.getpid())

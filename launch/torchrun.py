@@ -1,53 +1,117 @@
 """Launch ranks under `torchrun`, torch's own launcher: one torchrun on each machine, all with the
-same rendezvous."""
+same rendezvous.
 
+torchrun ends with 1 whatever happened; and it would start the ranks again after every failure, a
+user's mistake as well, and wait ten minutes for a machine that was asked to stop. So it starts them
+once, and `start` reads how they ended and starts it again (`robustly.launch.attempts`)."""
+
+import contextlib
 import os
+import re
 import shlex
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustly import UserError
+from robustly import StartAgain, UserError, log
+from robustly.exit_codes import FINISHED, MISTAKE
+from robustly.launch import attempts, ends
+from robustly.launch.attempts import Attempt
+from robustly.launch.foreign import Below, Foreign, Ranks
+from robustly.launch.hosts import Host
 from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, option
+from robustly.launch.local import cores
+from robustly.launch.supervise import GRACE, Ended, supervise
 
-# Without it, ranks that are restarted share the dead ranks' rendezvous store, find their addresses
-# there, and fail until no restarts are left, or hang.
+# Without it, ranks that are started again, as they are when a machine joins, share the rendezvous
+# store of those before, find their addresses there, and fail.
 RESTART_FIX = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+MEET = 600
+"""Seconds that machines wait for each other, torchrun's own default."""
+PAUSE = 5.0
+"""Seconds until torchrun is started again that found only what another machine's left behind."""
 
 
 @dataclass(frozen=True)
 class TorchrunOptions(LaunchOptions):
-    nodes: int = option("Machines.", 1, min=1)
+    nodes: str = option(
+        "Machines; with MIN:MAX as many as are there, from MIN on.", "1", metavar="N|MIN:MAX"
+    )
     master: str | None = option("The first machine, as the others reach it.")
     master_port: int = option("Port on the first machine where all meet.", MASTER_PORT)
-    restarts: int = option("New starts of all ranks after failures.", 3, min=0)
+    restarts: int = option("New starts after failures in a row that got no further.", 3, min=0)
+    rdzv_id: str | None = option("Name under which the machines meet; default: the run's.")
+    rdzv_backend: str = option("Where they do: c10d, etcd or etcd-v2.", "c10d")
+    rdzv_conf: str | None = option(
+        "Settings of that, such as join_timeout=900.", metavar="NAME=VALUE,..."
+    )
+    log_dir: Path | None = option("Folder that gets a copy of what each rank prints.")
+    torchrun: tuple[str, ...] = option(
+        "A further option of torchrun, such as local-addr=10.0.0.3; repeatable.",
+        (),
+        metavar="NAME=VALUE",
+    )
 
 
 def command(job: Job, options: TorchrunOptions) -> list[str]:
-    """The torchrun command, the same on every machine."""
-    if options.nodes > 1 and options.master is None:
+    """The torchrun command, the same on every machine. Raises UserError for options that cannot
+    work."""
+    # Beside this Python, so that every rank has this environment, whatever PATH says.
+    torchrun = str(Path(sys.executable).with_name("torchrun"))
+    logs = ["--log-dir", str(options.log_dir), "--tee", "3"] if options.log_dir else []
+    return [
+        torchrun, *_rendezvous(job, options),
+        "--nproc-per-node", str(options.ranks_per_node or job.ranks),
+        "--max-restarts", "0", *logs,
+        *(f"--{each.removeprefix('--')}" for each in options.torchrun),
+        "--no-python", *job.command,
+    ]  # fmt: skip
+
+
+def _rendezvous(job: Job, options: TorchrunOptions) -> list[str]:
+    form = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", options.nodes)
+    if not form or not 1 <= int(form[1]) <= int(form[2] or form[1]):
+        raise UserError(
+            f"--nodes {options.nodes}: expected a number of machines, or the least and the most as"
+            " in 2:4"
+        )
+
+    if options.nodes == "1":
+        for name in ("master", "rdzv_id", "rdzv_conf"):
+            if getattr(options, name) is not None:
+                raise UserError(
+                    f"--{name.replace('_', '-')}: of no use to one machine, which meets no other;"
+                    " give --nodes as well"
+                )
+        return ["--standalone"]
+
+    if options.master is None:
         raise UserError(
             f"--nodes {options.nodes}: torchrun also needs --master HOST, the first machine as the"
             " others reach it"
         )
 
-    # Beside this Python, so that every rank has this environment, whatever PATH says.
-    torchrun = str(Path(sys.executable).with_name("torchrun"))
-    rendezvous = (
-        ["--standalone"]
-        if options.nodes == 1
-        else [
-            "--nnodes", str(options.nodes), "--rdzv-backend", "c10d", "--rdzv-id", job.name,
-            "--rdzv-endpoint", f"{options.master}:{options.master_port}",
-        ]
-    )  # fmt: skip
-    ranks = [
-        "--nproc-per-node",
-        str(options.ranks_per_node or job.ranks),
-        "--max-restarts",
-        str(options.restarts),
-    ]
-    return [torchrun, *rendezvous, *ranks, "--no-python", *job.command]
+    if re.fullmatch(r"localhost|127\..*|::1", options.master):
+        raise UserError(
+            f"--master {options.master}: the other machines cannot reach it; give the name that"
+            " they know it by"
+        )
+
+    if options.rdzv_backend == "static":
+        raise UserError(
+            "--rdzv-backend static: its machines cannot meet again after a failure; give c10d,"
+            " which needs no more than that does"
+        )
+
+    return [
+        "--nnodes", options.nodes, "--rdzv-backend", options.rdzv_backend,
+        "--rdzv-id", options.rdzv_id or job.name,
+        "--rdzv-endpoint", f"{options.master}:{options.master_port}",
+        "--rdzv-conf", options.rdzv_conf or f"join_timeout={MEET}",
+    ]  # fmt: skip
 
 
 def render(job: Job, options: TorchrunOptions) -> str:
@@ -57,12 +121,74 @@ def render(job: Job, options: TorchrunOptions) -> str:
     )
     return (
         f"cd {shlex.quote(str(job.folder))} && {assignments} {shlex.join(command(job, options))}\n"
+        "# torchrun ends with 1 whatever happened; `robustly launch torchrun` finds how the ranks"
+        " ended, and starts it again\n"
     )
 
 
 def start(job: Job, options: TorchrunOptions) -> int:
-    """Become torchrun on this machine; the other machines need the same command."""
+    """Run torchrun on this machine, again after failures that a new start may mend; the other
+    machines need the same command. Each finds by itself how the ranks of all ended."""
     arguments = command(job, options)
-    os.chdir(job.folder)
-    # In place of this process, so that signals go straight to torchrun and its exit code is ours.
-    os.execve(arguments[0], arguments, {**os.environ, **job.environment, **RESTART_FIX})
+    threads = max(1, cores() // (options.ranks_per_node or job.ranks))
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **job.environment, **RESTART_FIX}
+    environment.pop(ends.ATTEMPT, None)  # torchrun's own variables tell
+
+    started: list[Torchrun] = []
+
+    def begin() -> Torchrun:
+        started.append(Torchrun("torchrun", arguments, environment, job.folder, job.finished))
+        return started[-1]
+
+    def start_once(hosts: Sequence[Host], attempt: Attempt) -> Ended:
+        deadline = time.monotonic() + _meet(options)
+        if options.nodes != "1":
+            place = f"{options.master}:{options.master_port}"
+            log.say(f"meets the other machines at {place}, for up to {_meet(options)} s")
+
+        while True:
+            ended = supervise([begin], GRACE)
+            if ended.asked or ended.code in (FINISHED, MISTAKE) or started[-1].ranks:
+                return ended
+
+            # Another machine's torchrun of the attempt before may not have ended yet.
+            if attempt.number == 1 or time.monotonic() > deadline:
+                raise StartAgain("the ranks did not begin; the same command starts them")
+            time.sleep(PAUSE)
+
+    return attempts.run(start_once, job.checkpoints, options.restarts)
+
+
+def _meet(options: TorchrunOptions) -> int:
+    """Seconds that machines wait for each other."""
+    found = re.search(r"(?:^|,)\s*join_timeout\s*=\s*(\d+)", options.rdzv_conf or "")
+    return int(found[1]) if found else MEET
+
+
+class Torchrun(Foreign):
+    """torchrun on this machine."""
+
+    def send(self, number: int) -> None:
+        """To the ranks alone: torchrun would pass it on to their worker processes too, and kill
+        them all half a minute later, whether their checkpoint is written or not."""
+        import psutil
+
+        ranks = self._ranks(self.look())
+        for rank in ranks:
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                rank.process.send_signal(number)
+        if not ranks:
+            self.stop()
+
+    def look(self) -> list[Below]:
+        below = super().look()
+        if ranks := self._ranks(below):
+            one = ranks[0].variables
+            found = Ranks(ends.attempt_name(one), int(one["WORLD_SIZE"]))
+            if found != self.ranks:
+                self.ranks, self.local = found, set()
+            self.local |= {int(rank.variables["RANK"]) for rank in ranks}
+        return below
+
+    def _ranks(self, below: Sequence[Below]) -> list[Below]:
+        return [each for each in below if each.parent == self.pid and "RANK" in each.variables]

@@ -77,7 +77,7 @@ READY = (
         "torchrun_2x8.sh",
         "torchrun",
         "roberta_base",
-        TorchrunOptions(nodes=2, ranks_per_node=RANKS, master="gpu01"),
+        TorchrunOptions(nodes="2", ranks_per_node=RANKS, master="gpu01"),
         2,
         "gpu01, the first machine by a name that the other one knows",
         f"bash torchrun_2x8.sh, on both machines, {HERE}; again to go on",

@@ -1,8 +1,6 @@
 """What every launcher has in common, and how one is added."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -58,50 +56,36 @@ def test_every_launcher_renders_shell_that_holds_the_command_and_the_folder(name
 
 CONTRIBUTING = Path(__file__).parents[3] / "CONTRIBUTING.md"
 
-# Open MPI's mpirun, as far as the example asks for it.
-MPIRUN = """#!{python}
-import os, subprocess, sys
-_, n, ranks, x, address, x, port, *command = sys.argv
-given = dict(each.split("=") for each in (address, port))
-ranked = [{{"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_RANK": str(rank), "RANK": str(rank),
-            "OMPI_COMM_WORLD_SIZE": ranks, "OMPI_COMM_WORLD_LOCAL_SIZE": ranks}} for rank in range(int(ranks))]
-started = [subprocess.Popen(command, env={{**os.environ, **given, **own}}) for own in ranked]
-sys.exit(max(process.wait() for process in started))
-"""
-
 
 @pytest.mark.processes
-def test_the_launcher_of_contributing_starts_the_ranks(tmp_path, rank, monkeypatch):
+def test_the_launcher_of_contributing_starts_the_ranks(tmp_path, rank):
     section = CONTRIBUTING.read_text(encoding="utf-8").partition("## Adding a launcher\n")[2]
     assert (
-        '"mpirun": Launcher(LaunchOptions,\n"Ranks under Open MPI.", mpirun.render, mpirun.start, waits=True, program="mpirun")'
+        '"xargs": Launcher(LaunchOptions,\n"Ranks on this machine, by xargs.", xargs.render, xargs.start, waits=True, program="xargs")'
         in section
     )
-    mpirun = ModuleType("mpirun")
-    exec(section.partition("```python\n")[2].partition("```")[0], mpirun.__dict__)
-    program = tmp_path / "bin" / "mpirun"
-    program.parent.mkdir()
-    program.write_text(MPIRUN.format(python=sys.executable))
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
-
+    xargs = ModuleType("xargs")
+    exec(section.partition("```python\n")[2].partition("```")[0], xargs.__dict__)
     added = Launcher(
         LaunchOptions,
-        "Ranks under Open MPI.",
-        mpirun.render,
-        mpirun.start,
+        "Ranks on this machine, by xargs.",
+        xargs.render,
+        xargs.start,
         waits=True,
-        program="mpirun",
+        program="xargs",
     )
     job = Job(tuple(rank("end", "it's $HOME")), tmp_path, tmp_path / "manifest.json", ranks=2)
-    assert added.start(job, LaunchOptions()) == 0
-    for number, environment in enumerate(notes(tmp_path)):
-        assert environment["arguments"] == ["it's $HOME"]
-        without = {name: value for name, value in environment.items() if name != "RANK"}
-        found = rank_from_environment(without)
-        assert found is not None
-        assert (found.rank, found.world_size, found.master_port) == (number, 2, 29500)
-
-    text = added.render(job, LaunchOptions(ranks_per_node=3))
-    assert "mpirun -n 3 -x MASTER_ADDR=127.0.0.1" in text
-    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    for run in (
+        lambda: added.start(job, LaunchOptions()),
+        lambda: subprocess.run(["bash", "-c", added.render(job, LaunchOptions())]).returncode,
+    ):
+        for note in (tmp_path / "notes").iterdir():
+            note.unlink()
+        assert run() == 0
+        ranks = notes(tmp_path)
+        assert len(ranks) == 2
+        for number, environment in enumerate(ranks):
+            assert environment["arguments"] == ["it's $HOME"]
+            found = rank_from_environment(environment)
+            assert found is not None
+            assert (found.rank, found.world_size, found.master_port) == (number, 2, 29500)

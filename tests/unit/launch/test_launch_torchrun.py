@@ -25,47 +25,86 @@ JOB = Job(
 TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
 
 
+def words(**options) -> list[str]:
+    """The rendered torchrun command, up to the ranks' own."""
+    line, comment = torchrun.render(JOB, TorchrunOptions(**options)).splitlines()
+    assert comment.startswith("# torchrun ends with 1 whatever happened")
+    found = shlex.split(line)
+    return found[found.index(TORCHRUN) : found.index("--no-python")]
+
+
 def test_render_for_one_machine():
     text = torchrun.render(JOB, TorchrunOptions(restarts=1))
-    assert text == (
+    assert text.splitlines()[0] == (
         "cd '/home/me/my runs' && NCCL_DEBUG=INFO TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
-        f"{TORCHRUN} --standalone --nproc-per-node 2 --max-restarts 1 --no-python "
-        """/env/bin/robustly pretrain mine.yaml 'data.language=it'"'"'s'\n"""
+        f"{TORCHRUN} --standalone --nproc-per-node 2 --max-restarts 0 --no-python "
+        """/env/bin/robustly pretrain mine.yaml 'data.language=it'"'"'s'"""
     )
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
 def test_render_for_several_machines():
-    text = torchrun.render(JOB, TorchrunOptions(nodes=4, ranks_per_node=8, master="nodea"))
-    assert shlex.split(text)[5:-4] == [
+    assert words(nodes="4", ranks_per_node=8, master="nodea") == [
         TORCHRUN, "--nnodes", "4", "--rdzv-backend", "c10d", "--rdzv-id", "tiny", "--rdzv-endpoint", "nodea:29500",
-        "--nproc-per-node", "8", "--max-restarts", "3", "--no-python",
+        "--rdzv-conf", "join_timeout=600", "--nproc-per-node", "8", "--max-restarts", "0",
     ]  # fmt: skip
-    with pytest.raises(UserError, match="--nodes 4: torchrun also needs --master HOST"):
-        torchrun.render(JOB, TorchrunOptions(nodes=4))
 
 
-def test_torchrun_starts_the_ranks_again_after_one_was_killed(tmp_path, rank, launcher):
+def test_options_pass_through():
+    given = words(
+        nodes="2:4", master="nodea", master_port=2379, rdzv_id="mine", rdzv_backend="etcd-v2",
+        rdzv_conf="join_timeout=60,last_call_timeout=5", log_dir=Path("my logs"),
+        torchrun=("local-addr=10.0.0.3", "--monitor-interval=1"),
+    )  # fmt: skip
+    assert given == [
+        TORCHRUN, "--nnodes", "2:4", "--rdzv-backend", "etcd-v2", "--rdzv-id", "mine", "--rdzv-endpoint", "nodea:2379",
+        "--rdzv-conf", "join_timeout=60,last_call_timeout=5", "--nproc-per-node", "2", "--max-restarts", "0",
+        "--log-dir", "my logs", "--tee", "3", "--local-addr=10.0.0.3", "--monitor-interval=1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nodes": "4"}, "--nodes 4: torchrun also needs --master HOST"),
+        ({"nodes": "4:2", "master": "nodea"}, "--nodes 4:2: expected a number of machines"),
+        ({"nodes": "0", "master": "nodea"}, "--nodes 0: expected"),
+        ({"nodes": "two", "master": "nodea"}, "--nodes two: expected"),
+        ({"nodes": "2", "master": "localhost"}, "--master localhost: the other machines cannot"),
+        ({"nodes": "2", "master": "nodea", "rdzv_backend": "static"}, "cannot meet again"),
+        ({"master": "nodea"}, "--master: of no use to one machine"),
+        ({"rdzv_id": "mine"}, "--rdzv-id: of no use to one machine"),
+        ({"rdzv_conf": "join_timeout=1"}, "--rdzv-conf: of no use to one machine"),
+    ],
+)
+def test_what_cannot_work_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        torchrun.render(JOB, TorchrunOptions(**options))
+
+
+def test_the_ranks_start_again_after_one_was_killed(tmp_path, rank, launcher):
     """For real: rank 1 is killed once, after which both ranks begin again and end."""
     program = tmp_path / "once.py"
     program.write_text(f"""
-import os, signal, sys
-if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
+import os, signal, sys, time
+if os.environ["RANK"] == "1" and not os.path.exists({str(tmp_path / "killed")!r}):
+    open({str(tmp_path / "killed")!r}, "w").close()
+    time.sleep(1)
     os.kill(os.getpid(), {signal.SIGKILL})
+open({str(tmp_path / "manifest.json")!r}, "w").close()
 os.execv(sys.executable, {rank("end", "it's $HOME")!r})
 """)
     process = launcher(f"""
-import sys; from pathlib import Path; from robustly.launch import TorchrunOptions, Job, torchrun
-command = ({sys.executable!r}, {str(program)!r})
-torchrun.start(Job(command, Path({str(tmp_path)!r}), Path("manifest.json"), ranks=2), TorchrunOptions(restarts=1))
+import sys; from pathlib import Path; from robustly.launch import TorchrunOptions, Job, attempts, foreign, torchrun
+attempts.FIRST_PAUSE, foreign.LOOK, foreign.LAST_WORD = 0.1, 0.2, 0.1
+command, folder = ({sys.executable!r}, {str(program)!r}), Path({str(tmp_path)!r})
+sys.exit(torchrun.start(Job(command, folder, folder / "manifest.json", ranks=2), TorchrunOptions(restarts=1)))
 """)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
-    assert [
-        (r["RANK"], r["LOCAL_WORLD_SIZE"], r["TORCHELASTIC_RESTART_COUNT"]) for r in notes(tmp_path)
-    ] == [
-        ("0", "2", "1"),
-        ("1", "2", "1"),
-    ]
-    assert {r["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] for r in notes(tmp_path)} == {"1"}
-    assert notes(tmp_path)[0]["arguments"] == ["it's $HOME"]
+    assert "left no word: killed" in errors
+    assert "attempt 2 begins" in errors
+    ranks = notes(tmp_path)
+    assert [(each["RANK"], each["LOCAL_WORLD_SIZE"]) for each in ranks] == [("0", "2"), ("1", "2")]
+    assert {each["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] for each in ranks} == {"1"}
+    assert ranks[0]["arguments"] == ["it's $HOME"]

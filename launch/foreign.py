@@ -1,0 +1,198 @@
+"""Run another project's launcher (torchrun, mpirun), whose exit code does not say how the work
+ended: the word that ranks leave in the run's folder does (`robustly.launch.ends`)."""
+
+import contextlib
+import ctypes
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from robustly.exit_codes import FINISHED, MISTAKE, START_AGAIN
+from robustly.heartbeat import Fault, Kind
+from robustly.launch import ends
+from robustly.launch.ends import End
+from robustly.launch.local import ends_with_us
+from robustly.launch.supervise import GOES_ON, Ended
+
+if TYPE_CHECKING:
+    from psutil import Process
+
+LOOK = 2.0  # seconds between two looks at the processes below it
+LOOK_AT_ENDS = 5.0  # and at the word that ranks have left, in a folder that many may look at
+OVER = 15.0  # seconds that the others get to leave after a rank anywhere has left word
+LAST_WORD = 5.0  # seconds that ranks elsewhere get to leave theirs, once it has ended
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class Ranks(NamedTuple):
+    """The ranks of one attempt."""
+
+    attempt: str
+    number: int
+    """Among all hosts."""
+
+
+class Below(NamedTuple):
+    """A process that the launcher started, or one of those did."""
+
+    process: "Process"
+    parent: int
+    variables: Mapping[str, str]
+
+
+class Foreign:
+    """The launcher, a child of this process, and all that it starts on this machine. For
+    `robustly.launch.supervise` it is one process, whose ranks watch themselves."""
+
+    rank: int | None
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        finished: Path,
+        ranks: Ranks | None = None,
+    ):
+        """`folder`: where it works; `finished`: file that is there once the work is complete,
+        beside the word of the ranks; `ranks`: None if they show only once they run."""
+        self.name, self.host, self.rank = name, "", None
+        self.ranks, self._finished = ranks, finished
+        self._train = finished.parent
+        self.local: set[int] = set()
+        """The ranks of this machine, where they show."""
+        self._looked = self._looked_at_ends = time.monotonic()
+        self._over: float | None = None
+        _adopt_orphans()
+        self._popen = subprocess.Popen(
+            command,
+            env={**environment, ends.FOLDER: str(self._train)},
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=ends_with_us(signal.SIGTERM),
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    def poll(self) -> int | None:
+        code, now = self._popen.poll(), time.monotonic()
+        if code is None and now - self._looked > LOOK:
+            self._looked = now
+            self.look()
+            self._end_what_is_over(now)
+
+        # MPICH may say 0 after a signal that it passed on
+        return START_AGAIN if code == FINISHED and not self._finished.exists() else code
+
+    def send(self, number: int) -> None:
+        self._popen.send_signal(number)
+
+    def stop(self) -> None:
+        self._popen.terminate()
+
+    def kill(self) -> None:
+        """Its ranks as well, which would live on without it."""
+        import psutil
+
+        below = self.look()
+        self._popen.kill()
+        for each in below:
+            with contextlib.suppress(psutil.Error):
+                each.process.kill()
+        for each in below:
+            with contextlib.suppress(psutil.Error):
+                each.process.wait(0.1)  # without the parent that started it, it is a child of ours
+
+    def record(self) -> None:
+        pass
+
+    def ask_stack(self) -> None:
+        pass
+
+    def stack(self) -> str:
+        return ""
+
+    def fault(self) -> Fault | None:
+        """Why it ended, once it has: what its ranks say, whatever its exit code does."""
+        code, now = self.poll(), time.monotonic()
+        if not code:
+            return None
+
+        if not self.ranks:
+            text = f"{self.name} ended with exit code {code}, and no rank had begun: see above"
+            return Fault(Kind.ERROR, MISTAKE if code == MISTAKE else START_AGAIN, now, text)
+
+        while len(self._words()) < self.ranks.number and time.monotonic() < now + LAST_WORD:
+            time.sleep(0.2)
+
+        ended = verdict(self._words(), self.ranks.number)
+        assert ended.kind is not None
+        here = socket.gethostname() if ended.rank in self.local else ""
+        self.host, self.rank = ended.host or here, ended.rank
+        return Fault(ended.kind, ended.code, now, ended.text)
+
+    def look(self) -> list[Below]:
+        """All that it has started and not ended, on this machine."""
+        import psutil
+
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                below = Below(process, process.ppid(), process.environ())
+                if below.variables.get(ends.FOLDER) == str(self._train):
+                    found.append(below)
+
+        return [each for each in found if each.process.pid != self.pid]
+
+    def _words(self) -> list[End]:
+        return ends.read(self._train, self.ranks.attempt) if self.ranks else []
+
+    def _end_what_is_over(self, now: float) -> None:
+        """A rank here that is stopped ends by nobody, while those elsewhere have found that and
+        left."""
+        if now - self._looked_at_ends > LOOK_AT_ENDS:
+            self._looked_at_ends = now
+            if not self._words():
+                self._over = None
+            elif self._over is None:
+                self._over = now
+
+        if self._over is not None and now - self._over > OVER:
+            self.kill()
+
+
+def verdict(words: Sequence[End], ranks: int) -> Ended:
+    """How an attempt of so many ranks ended that did not finish, by the word that they left.
+
+    One that was killed leaves none. Then those that were asked to stop were asked because of it:
+    launchers do that."""
+    first = ends.first(words)
+    silent = sorted(set(range(ranks)) - {end.rank for end in words})
+    if first and (first.kind == Kind.ERROR or not silent):
+        return Ended(first.code, first.kind, first.host, first.rank, first.text)
+    if not silent:
+        return Ended(START_AGAIN, Kind.ERROR, text=f"the ranks lost each other; {GOES_ON}")
+
+    names = ", ".join(map(str, silent[:8])) + (", ..." if len(silent) > 8 else "")
+    text = (
+        f"rank{'s' if len(silent) > 1 else ''} {names} left no word: killed, perhaps because memory"
+        f" ran out, or on a host that was lost; {GOES_ON}"
+    )
+    return Ended(START_AGAIN, Kind.ERROR, rank=silent[0] if len(silent) == 1 else None, text=text)
+
+
+def _adopt_orphans() -> None:
+    """Processes below this one whose parent is killed become its children, so that it can find
+    them."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
