@@ -4,6 +4,7 @@ failing.
 Each attempt goes on from the newest checkpoint, on any number of ranks: the result is that of an
 undisturbed run, up to rounding where their number changed."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -62,12 +63,12 @@ class Account(NamedTuple):
         if self.ended.rank is not None:
             who = f"rank {self.ended.rank}" + (f" on {who}" if who else "")
 
+        update = self.checkpoint.removeprefix("update-")
+        where = f"the checkpoint of update {int(update):,}" if update else "its start"
         parts = [
             f"attempt {self.attempt} failed after {log.duration(self.seconds)}"
             + (f" ({who})" if who else ""),
-            f"its newest checkpoint is {self.checkpoint}"
-            if not self.failures
-            else f"it got no further than {self.checkpoint or 'its start'}",
+            f"it got to {where}" if not self.failures else f"it got no further than {where}",
         ]
         parts += [change] if change else []
         if pause is None:
@@ -122,7 +123,8 @@ def run(
 
 def entries(checkpoints: Path) -> set[str]:
     """The checkpoints that there are, by name, which grow."""
-    return {path.name for path in checkpoints.glob("update-*")}
+    names = (path.name for path in checkpoints.glob("update-*"))
+    return {name for name in names if re.fullmatch(r"update-\d+", name)}
 
 
 def may_start_again(ended: Ended) -> bool:
@@ -143,7 +145,7 @@ def next_hosts(pool: Pool, blamed: Sequence[str]) -> Pool:
     if len(blamed) < 2 or blamed[-1] != blamed[-2]:
         return pool
 
-    left = tuple(host for host in pool.hosts if host.name != blamed[-1])
+    left = tuple(host for host in pool.hosts if host.address != blamed[-1])
     enough = len(pool.hosts) > len(left) >= pool.least
     return replace(pool, hosts=left) if enough else pool
 
@@ -159,8 +161,8 @@ def _change(before: Pool, after: Pool) -> str:
     if after == before:
         return ""
 
-    (out,) = {host.name for host in before.hosts} - {host.name for host in after.hosts}
-    new = [host.name for host in after.used if host not in before.used]
+    (out,) = {host.address for host in before.hosts} - {host.address for host in after.hosts}
+    new = [host.address for host in after.used if host not in before.used]
     goes = "1 goes" if len(after.used) == 1 else f"{len(after.used)} go"
     instead = f"{new[0]} takes its place" if new else f"{goes} on without it"
     return f"{out} failed twice in a row and is left out, {instead}"

@@ -25,6 +25,7 @@ import io
 import logging
 import math
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,7 +34,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from robustly import UserError, heartbeat
+from robustly import StartAgain, UserError, heartbeat
 from robustly.heartbeat import START_TIMEOUT, Phase
 from robustly.pretrain import peers
 from robustly.pretrain.allocator import keep_freed_memory
@@ -68,7 +69,8 @@ def start_ranks(local_rank: int, bound: float = START_TIMEOUT) -> torch.device:
     """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR,
     MASTER_PORT). `bound`: seconds that a rank may take to come.
 
-    Returns the device of this rank. Raises UserError if this machine has GPUs, but too few.
+    Returns the device of this rank. Raises UserError if this machine has GPUs, but too few, and
+    StartAgain if another program listens where the ranks were to meet.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls what torch will drop
@@ -89,7 +91,17 @@ def start_ranks(local_rank: int, bound: float = START_TIMEOUT) -> torch.device:
         keep_freed_memory()
 
     backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(backend, verbose=False, timeout=collective_timeout(bound))
+    try:
+        deepspeed.init_distributed(backend, verbose=False, timeout=collective_timeout(bound))
+    except dist.DistNetworkError as fault:
+        if "EADDRINUSE" not in str(fault):
+            raise
+        raise StartAgain(
+            f"port {os.environ['MASTER_PORT']} of {socket.gethostname()}, where the ranks were to"
+            " meet, is in use by another program, or by what is left of another run; start again,"
+            " with another --master-port where you gave one"
+        ) from None
+
     peers.begin()
     return device
 

@@ -3,6 +3,7 @@ code, and nothing that hangs."""
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from ranks import run_distributed
 from robustly import UserError, heartbeat
 from robustly.cli.rank import be_rank
 from robustly.heartbeat import Phase
-from robustly.launch import ends
+from robustly.launch import ends, local
 from robustly.metrics import read_metrics
 from robustly.pretrain import batches, loop, reporting, validation
 from robustly.pretrain.engine import Engine, start_ranks
@@ -104,6 +105,22 @@ def test_a_mistake_is_said_once_wherever_it_arises(
     assert said.count("error: shard 3 is cut off") == 1
     assert said[-1] == "error: shard 3 is cut off" or not watched
     assert "gloo" not in "".join(said) and "Traceback" not in "".join(said)
+
+
+def test_a_port_that_is_in_use_is_named_and_another_start_may_take_another(
+    body: Callable[..., Body], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other ranks get no answer there."""
+    port = local.free_port()
+    monkeypatch.setattr(local, "free_port", lambda: port)
+    with socket.socket() as busy:
+        busy.bind(("", port))
+        busy.listen()
+        assert launch(2, body(lambda rank: None), grace=0.5) == 75
+
+    said = lines(capfd)
+    assert said[-1].startswith(f"error: port {port} of {socket.gethostname()}, where the ranks")
+    assert "Traceback" not in "".join(said)
 
 
 def test_a_fault_of_the_software_is_shown_once(

@@ -57,7 +57,7 @@ def test_a_failure_counts_if_it_left_no_newer_checkpoint(before, there, expected
 
 def test_only_checkpoints_are_counted(tmp_path):
     assert attempts.entries(tmp_path / "none") == set()
-    for name in ("update-00000500", ".update-00001000.12.tmp"):
+    for name in ("update-00000500", ".update-00001000.12.tmp", "update-old"):
         (tmp_path / name).mkdir()
     (tmp_path / "best.json").touch()
     assert attempts.entries(tmp_path) == {"update-00000500"}
@@ -69,6 +69,7 @@ def test_only_checkpoints_are_counted(tmp_path):
         (Pool((A, B, C), nodes=2, least=2), ["b"], "ab"),
         (Pool((A, B, C), nodes=2, least=2), ["b", "b"], "ac"),  # a spare takes its place
         (Pool((A, B, C), nodes=2, least=2), ["a", "a"], "bc"),  # the first one, too
+        (Pool((Host("me@x", 2), A, B), nodes=2, least=2), ["x", "x"], "ab"),
         (Pool((A, B, C), nodes=2, least=2), ["a", "b"], "ab"),
         (Pool((A, B, C), nodes=2, least=2), ["b", "a", "b"], "ab"),
         (Pool((A, B, C), nodes=2, least=2), ["", ""], "ab"),  # nobody
@@ -96,14 +97,14 @@ def test_pauses_grow_while_nothing_gets_further():
             Account(1, 92.0, KILLED, "update-00000500", 0),
             "",
             5.0,
-            "attempt 1 failed after 92 s (rank 3 on b); its newest checkpoint is update-00000500;"
+            "attempt 1 failed after 92 s (rank 3 on b); it got to the checkpoint of update 500;"
             " attempt 2 begins in 5 s",
         ),
         (
             Account(4, 7200.0, Ended(75, Kind.ERROR, "b"), "update-00000500", 2),
             "b failed twice in a row and is left out, c takes its place",
             15.0,
-            "attempt 4 failed after 2.0 h (b); it got no further than update-00000500;"
+            "attempt 4 failed after 2.0 h (b); it got no further than the checkpoint of update 500;"
             " b failed twice in a row and is left out, c takes its place; attempt 5 begins in 15 s",
         ),
         (
@@ -220,6 +221,7 @@ def test_local_starts_again(
     tmp_path, monkeypatch, capfd, last, progress, options, expected, starts
 ):
     monkeypatch.setattr(attempts, "FIRST_PAUSE", 0.01)
+    monkeypatch.chdir(tmp_path)  # `start` goes there
     assert local.start(dying(tmp_path, last, progress), options) == expected
     ports = (tmp_path / "checkpoints" / "ports").read_text().split()
     assert len(ports) == starts

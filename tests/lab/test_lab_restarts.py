@@ -1,0 +1,49 @@
+"""A run over hosts goes on by itself when hosts are lost: on a spare, then on fewer."""
+
+import json
+import subprocess
+
+import pytest
+
+from tests import warm
+from tests.lab.small import Small
+
+NO_DROPOUT = "model.dropout=0.0 model.attention_dropout=0.0"  # its noise is drawn by the layout
+QUICK = "--ssh-option ConnectTimeout=3 --ssh-option ServerAliveInterval=2 --ssh-option ServerAliveCountMax=2"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("hosts", [3], indirect=True)
+def test_hosts_that_are_lost_are_replaced_and_then_done_without(hosts, small):
+    """nodeb loses power; nodec, the spare, takes its place, loses power too, and nodea ends alone
+    what three hosts began. The figures are those of a run that nothing happened to."""
+    command = (
+        f"robustly launch hostfile {small.command} {NO_DROPOUT} schedule.updates=40"
+        f" --hostfile {hosts.hostfile()} --spares 1 --min-nodes 1 --restarts 1 {QUICK}"
+    )
+    launch = hosts.popen("nodea", command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    for name, update in (("nodeb", 7), ("nodec", 17)):
+        hosts.wait(lambda update=update: small.updates() >= update, f"update {update}", 120)
+        hosts.crash(name)
+
+    _, told = launch.communicate(timeout=150)
+    print(told)
+    assert launch.returncode == 0, told
+    changes = [line for line in told.splitlines() if "is left out" in line]
+    assert "nodeb failed twice in a row and is left out, nodec takes its place" in changes[0], told
+    assert "nodec failed twice in a row and is left out, 1 goes on without it" in changes[1], told
+
+    straight = Small(small.folder, "straight")
+    subprocess.run(
+        [warm.commands() / "robustly", "pretrain", *straight.command.split(), *NO_DROPOUT.split(),
+         "schedule.updates=40", "run.ranks=2"],
+        cwd=small.folder, check=True, capture_output=True,
+    )  # fmt: skip
+    disturbed, expected = small.outcome(), straight.outcome()
+    for one, other in zip(disturbed["metrics"], expected["metrics"], strict=True):
+        assert one == pytest.approx(other, rel=1e-5), one["update"]
+        if one["update"] <= 15:  # on two ranks until then: the same to the bit
+            assert one == other
+
+    sessions = (small.train / "sessions.jsonl").read_text().splitlines()
+    assert [json.loads(session)["ranks"] for session in sessions] == [2, 2, 1]
