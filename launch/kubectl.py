@@ -12,7 +12,7 @@ ADVICE = {
         "the cluster lacks JobSet (0.10 or newer): https://jobset.sigs.k8s.io/docs/installation/"
     ),
     'no matches for kind "Train': (
-        "the cluster lacks Kubeflow Trainer (2.2 or newer); --kind jobset needs JobSet alone"
+        "the cluster lacks Kubeflow Trainer (2.1 or newer); --kind jobset needs JobSet alone"
     ),
     "onJobFailureMessagePatterns": "the cluster's JobSet is older than 0.10: a newer one is needed",
     "refused": NO_CLUSTER,

@@ -13,9 +13,11 @@ import yaml
 from robustly import UserError, log
 from robustly.exit_codes import FAULT, MISTAKE
 from robustly.launch import kubectl
+from robustly.launch.checks import NO_CHECK
 from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, option
-from robustly.launch.pod import FURTHER
 
+FURTHER = 76
+"""Exit code of a pod: as START_AGAIN, with a newer checkpoint than at its start. Not counted."""
 GPU = "nvidia.com/gpu"
 NODE = "node"  # the JobSet's one job and the pods' one container; Kubeflow Trainer wants this name
 NOT_STARTED = (126, 127)
@@ -43,6 +45,9 @@ class KubernetesOptions(LaunchOptions):
     shm: str = option("Most of the memory that /dev/shm takes.", "16Gi")
     resource: tuple[str, ...] = option(
         "Another resource of a pod, such as rdma/hca=8; repeatable.", (), metavar="NAME=COUNT"
+    )
+    capability: tuple[str, ...] = option(
+        "A capability of the container, such as IPC_LOCK for InfiniBand; repeatable.", ()
     )
     grace: int = option("Seconds for the last checkpoint of a pod that must end.", 120, min=1)
     node_selector: tuple[str, ...] = option(
@@ -229,10 +234,13 @@ def _pod(job: Job, options: KubernetesOptions, name: str) -> Yaml:
                 "image": options.image,
                 "command": _command(job, options.nodes, ranks),
                 "workingDir": str(folder),
-                "env": _environment(options, name),
+                "env": _environment(job, options, name),
                 "envFrom": [{"secretRef": {"name": secret}} for secret in options.secret],
                 "ports": [{"containerPort": options.master_port}],
                 "resources": {"limits": _resources(options, ranks)},
+                "securityContext": {"capabilities": {"add": [*options.capability]}}
+                if options.capability
+                else {},
                 "volumeMounts": [{"name": each, "mountPath": path} for each, path in mounts],
             }
         ],
@@ -263,8 +271,9 @@ def _command(job: Job, nodes: int, ranks: int) -> list[str]:
     ]
 
 
-def _environment(options: KubernetesOptions, name: str) -> list[Yaml]:
-    """JOB_COMPLETION_INDEX, the number of the pod, comes from the Job itself."""
+def _environment(job: Job, options: KubernetesOptions, name: str) -> list[Yaml]:
+    """JOB_COMPLETION_INDEX, the number of the pod, comes from the Job itself. Of this machine's
+    environment nothing goes along."""
     if not options.image:
         raise UserError("--image is missing: name the image that was made from the Containerfile")
 
@@ -278,6 +287,8 @@ def _environment(options: KubernetesOptions, name: str) -> list[Yaml]:
         "MASTER_ADDR": f"{name}-{NODE}-0-0.{name}",
         "MASTER_PORT": str(options.master_port),
     }
+    if NO_CHECK in job.environment:
+        fixed[NO_CHECK] = job.environment[NO_CHECK]
     given = {each: _literal(value) for each, value in _pairs("--env", options.env).items()}
     if taken := sorted({*given} & {*fixed, *of_pod}):
         raise UserError(f"--env {taken[0]}: the launcher sets it")

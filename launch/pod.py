@@ -16,12 +16,11 @@ from robustly.launch import ends
 from robustly.launch.attempts import counts_as_failure, entries
 from robustly.launch.ends import End
 from robustly.launch.job import NodeRanks
+from robustly.launch.kubernetes import FURTHER
 from robustly.launch.local import run_node
 from robustly.launch.supervise import Ended
 from robustly.stopping import ends_in_one_line
 
-FURTHER = 76
-"""As START_AGAIN, but there is a newer checkpoint than at the pod's start: not counted."""
 PATIENCE = 3600.0
 """Seconds that a pod waits for the others, which may wait for a machine or pull their image."""
 FINAL = (FINISHED, FAULT, MISTAKE)

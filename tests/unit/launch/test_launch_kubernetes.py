@@ -17,7 +17,9 @@ from kubernetes_schemas import validate
 from robustly import UserError
 from robustly.exit_codes import FAULT, FINISHED, MISTAKE, START_AGAIN
 from robustly.launch import Job, KubernetesOptions, kubernetes
-from robustly.launch.pod import FURTHER
+from robustly.launch.checks import NO_CHECK
+from robustly.launch.kubernetes import FURTHER
+from tests.lab.jobset import COUNTED, FAIL, UNCOUNTED, action, job_failure
 
 HERE = Path(__file__).parent
 JOB = Job(
@@ -44,6 +46,7 @@ ALL = LEAST | {
     "memory": "900Gi",
     "shm": "64Gi",
     "resource": ("rdma/hca=8",),
+    "capability": ("IPC_LOCK",),
     "grace": 300,
     "node_selector": ("gpu=h100", "zone=7"),
     "toleration": ("nvidia.com/gpu:NoSchedule", "team=nlp:NoExecute", "spot"),
@@ -175,45 +178,6 @@ def test_golden(kind):
 # ------------------------------------------------------------------------------------ exit codes
 
 
-def job_controller(job: dict[str, Any], pods: list[tuple[int, bool]]) -> tuple[str, str] | None:
-    """Why the Job fails, as Kubernetes' controller says it: reason and message. `pods`: of each that
-    ended, its exit code and whether it was disrupted. After pkg/controller/job, of which the
-    messages are taken word by word."""
-    for code, disrupted in pods:
-        for index, rule in enumerate(job["podFailurePolicy"]["rules"]):
-            end = f"matching {rule['action']} rule at index {index}"
-            if code in rule.get("onExitCodes", {}).get("values", ()):
-                container = rule["onExitCodes"]["containerName"]
-                return (
-                    "PodFailurePolicy",
-                    f"Container {container} for pod nlp/tiny-node-0-1-x7k2p failed with exit code"
-                    f" {code} {end}",
-                )
-            if disrupted and "onPodConditions" in rule:
-                return (
-                    "PodFailurePolicy",
-                    f"Pod nlp/tiny-node-0-76-x7k2p has condition DisruptionTarget {end}",
-                )
-
-    if sum(code != 0 for code, _ in pods) > job["backoffLimit"]:
-        return "BackoffLimitExceeded", "Job has reached the specified backoff limit"
-    return None
-
-
-def jobset_controller(policy: dict[str, Any], reason: str, message: str) -> str:
-    """What becomes of the JobSet: pkg/controllers/failure_policy.go."""
-    for rule in policy["rules"]:
-        if reason in rule["onJobFailureReasons"] and any(
-            re.search(pattern, message) for pattern in rule["onJobFailureMessagePatterns"]
-        ):
-            found: str = rule["action"]
-            return found
-    return "RestartJobSet"
-
-
-FAIL, COUNTED, UNCOUNTED = "FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"
-
-
 @pytest.mark.parametrize(
     ("pods", "expected"),
     [
@@ -238,8 +202,8 @@ def test_what_follows_from_a_pods_end(kind, pods, expected):
     document = objects(kind=kind)[0]
     spec = document["spec"]
     policy = (spec if kind == "jobset" else spec["template"]["spec"])["failurePolicy"]
-    failed = job_controller(job_of(document), pods)
-    assert (failed and jobset_controller(policy, *failed)) == expected
+    failed = job_failure(job_of(document), pods)
+    assert (failed and action(policy, *failed)) == expected
 
 
 # ------------------------------------------------------------------------------- what the pods get
@@ -271,6 +235,14 @@ def test_nothing_of_this_machine_is_in_it(monkeypatch):
             "data.language=it's $$HOME",
         ),
     ]
+
+
+def test_no_check_reaches_the_pods():
+    """Their ranks look at their hosts themselves."""
+    told = JOB.with_variables({NO_CHECK: "1"})
+    env = container_of(next(yaml.safe_load_all(kubernetes.render(told, options()))))["env"]
+    assert {"name": NO_CHECK, "value": "1"} in env
+    assert NO_CHECK not in kubernetes.render(JOB, options())
 
 
 def test_dollar_signs_arrive():

@@ -17,6 +17,7 @@ from robustly.heartbeat import Kind
 from robustly.launch import ends, pod
 from robustly.launch.ends import End
 from robustly.launch.job import NodeRanks
+from robustly.launch.kubernetes import FURTHER
 from robustly.launch.local import free_port
 from robustly.launch.supervise import Ended
 
@@ -56,11 +57,11 @@ def left(code: int, attempt: str = "0-uid", kind: Kind = Kind.ERROR) -> End:
         (FAULT, None, True, FAULT),
         (MISTAKE, None, True, MISTAKE),
         (START_AGAIN, None, False, START_AGAIN),
-        (START_AGAIN, None, True, pod.FURTHER),
+        (START_AGAIN, None, True, FURTHER),
         (START_AGAIN, left(MISTAKE), True, MISTAKE),
         (START_AGAIN, left(FAULT), False, FAULT),
         (START_AGAIN, left(START_AGAIN), False, START_AGAIN),
-        (130, None, True, pod.FURTHER),
+        (130, None, True, FURTHER),
         (9, None, False, START_AGAIN),
     ],
 )
@@ -79,8 +80,8 @@ def test_the_word_of_another_pod_is_of_this_attempt(tmp_path, monkeypatch):
 
 
 def test_the_codes_of_pods_differ_from_all_others():
-    assert pod.FURTHER not in {FINISHED, FAULT, MISTAKE, START_AGAIN, 126, 127}
-    assert pod.FURTHER < 128
+    assert FURTHER not in {FINISHED, FAULT, MISTAKE, START_AGAIN, 126, 127}
+    assert FURTHER < 128
 
 
 def test_it_waits_until_every_name_resolves(monkeypatch):
@@ -166,7 +167,7 @@ def test_ranks_by_the_index_of_the_pod(tmp_path, start, rank):
     [
         ("fail:2:1", True, MISTAKE),
         ("fail:-9:1", False, START_AGAIN),
-        ("fail:-9:1", True, pod.FURTHER),
+        ("fail:-9:1", True, FURTHER),
     ],
 )
 def test_the_exit_code_says_whether_it_got_further(
@@ -225,4 +226,5 @@ def test_outside_a_job(tmp_path):
         },
     )
     assert done.returncode == MISTAKE
+    assert len(done.stderr.splitlines()) == 1
     assert "JOB_COMPLETION_INDEX" in done.stderr and "Traceback" not in done.stderr

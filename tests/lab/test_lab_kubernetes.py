@@ -1,0 +1,82 @@
+"""The pods of `robustly launch kubernetes` over hosts, in the environment that JobSet gives them."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from robustly.exit_codes import MISTAKE, START_AGAIN
+from robustly.launch.kubernetes import FURTHER
+from tests.lab.hosts import Hosts
+from tests.lab.jobset import COMPLETED, COUNTED, FAIL, UNCOUNTED, JobSet
+from tests.lab.small import Small
+
+UPDATES = 40
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.parametrize("hosts", [JobSet.hosts_of("small", 2)], indirect=True),
+]
+
+
+@pytest.fixture
+def jobset(hosts: Hosts, small: Small) -> Iterator[JobSet]:
+    options = f"""schedule.updates={UPDATES} run.timeout=30 --nodes 2 --ranks-per-node 1 --gpus 0
+        --name small --image robustly:1 --volume work:{small.folder}"""
+    words = [*shlex.split(small.command), *shlex.split(options)]
+    made = subprocess.run(
+        [sys.executable, "-m", "robustly.cli", "launch", "kubernetes", *words],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    yield JobSet(yaml.safe_load(made.stdout), hosts)
+
+
+def test_pods_train_are_evicted_lose_a_rank_and_go_on(
+    hosts: Hosts,
+    small: Small,
+    jobset: JobSet,
+) -> None:
+    first, second = hosts.names
+    jobset.start(1)  # the first pod waits for a machine
+    jobset.start(0)
+    hosts.wait(lambda: small.updates() >= 2, "training", 60)
+    jobset.evict(1)
+    what, codes, _ = jobset.end()
+    assert what == UNCOUNTED
+    assert {*codes.values()} <= {FURTHER}
+
+    begun = small.updates()
+    assert begun < UPDATES
+    jobset.start()
+    hosts.wait(lambda: small.updates() > begun, "training", 60)
+    before = small.checkpoints()
+    jobset.rank(1).kill()
+    what, codes, said = jobset.end()
+    expected = UNCOUNTED if small.checkpoints() != before else COUNTED
+    assert what == expected, said
+    assert codes.keys() and {*codes.values()} <= {START_AGAIN, FURTHER}
+    assert "killed" in "".join(said.values())
+
+    jobset.start()
+    what, codes, _ = jobset.end()
+    assert (what, codes) == (COMPLETED, {first: 0, second: 0})
+    assert small.finished() and small.updates() == UPDATES
+
+    alone = Small(small.folder, "alone")
+    words = shlex.split(f"{alone.command} schedule.updates={UPDATES} run.ranks=2")
+    subprocess.run(
+        [sys.executable, "-m", "robustly.cli", "pretrain", *words], cwd=small.folder, check=True
+    )
+    assert small.outcome() == alone.outcome()
+
+
+def test_a_pod_of_another_code_ends_all(hosts: Hosts, small: Small, jobset: JobSet) -> None:
+    hosts.run(hosts.names[1], "echo '# edited' >> $PYTHONPATH/pretrain/masking.py")
+    jobset.start()
+    what, codes, said = jobset.end()
+    assert what == FAIL
+    assert {*codes.values()} == {MISTAKE}
+    assert "masking" in "".join(said.values()) or "code" in "".join(said.values())
