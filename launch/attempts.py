@@ -14,6 +14,7 @@ from typing import NamedTuple
 from robustly import log
 from robustly.exit_codes import FAULT, FINISHED, INTERRUPTED, MISTAKE
 from robustly.heartbeat import Kind
+from robustly.launch import summary
 from robustly.launch.hosts import Host
 from robustly.launch.supervise import Ended
 
@@ -99,7 +100,7 @@ def run(
         before, started = entries(checkpoints), time.monotonic()
         ended = start_once(pool.used, Attempt(number, f"{began}-{number}"))
         if not may_start_again(ended):
-            return ended.code
+            break
 
         seconds, there = time.monotonic() - started, entries(checkpoints)
         failures = failures + 1 if counts_as_failure(before, there) else 0
@@ -114,11 +115,14 @@ def run(
         if failures > restarts:
             if restarts:
                 log.say(account.line(change, None))
-            return ended.code
+            break
 
         pause = pause_after(failures)
         log.say(account.line(change, pause))
         time.sleep(pause)
+
+    summary.tell(ended, checkpoints.parent)
+    return ended.code
 
 
 def entries(checkpoints: Path) -> set[str]:

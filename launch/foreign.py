@@ -113,8 +113,12 @@ class Foreign:
             with contextlib.suppress(psutil.Error):
                 each.process.wait(0.1)  # without the parent that started it, it is a child of ours
 
-    def record(self) -> None:
+    def seen(self) -> None:
         pass
+
+    def output(self) -> bytes:
+        """It prints to the console itself."""
+        return b""
 
     def ask_stack(self) -> None:
         pass

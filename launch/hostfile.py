@@ -4,19 +4,15 @@ The file's syntax is DeepSpeed's. Its pdsh is not used, because it neither stops
 when one fails nor passes arguments through unchanged: each machine gets one ssh, which runs
 `robustly.launch.node` there."""
 
-import contextlib
 import re
 import shlex
-import signal
-import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from robustly import UserError
-from robustly.exit_codes import START_AGAIN
+from robustly import UserError, log
 from robustly.launch import attempts
 from robustly.launch.attempts import Attempt, Pool
 from robustly.launch.ends import ATTEMPT
@@ -31,6 +27,8 @@ from robustly.launch.job import (
     Reached,
     option,
 )
+from robustly.launch.logs import Output
+from robustly.launch.remote import Remote
 from robustly.launch.supervise import GRACE, Ended, supervise
 
 # Nothing may ask for a password; a machine that is off, or a cable that is cut, is noticed within a
@@ -39,8 +37,6 @@ SSH = (
     "ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20",
     "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4",
 )  # fmt: skip
-
-SSH_FAILED = 255
 
 
 @dataclass(frozen=True)
@@ -77,8 +73,8 @@ class HostfileOptions(LaunchOptions):
 
 def commands(
     job: Job, options: HostfileOptions, hosts: Sequence[Host], attempt: Attempt
-) -> list[tuple[str, list[str]]]:
-    """Each host's name and the ssh command that starts its ranks."""
+) -> list[tuple[str, NodeRanks, list[str]]]:
+    """Each host's name, its ranks, and the ssh command that starts them."""
     ranks = [options.ranks_per_node or host.ranks for host in hosts]
     port = options.master_port or MASTER_PORT + (attempt.number - 1) % PORTS
     result = []
@@ -86,7 +82,7 @@ def commands(
     for i, host in enumerate(hosts):
         node = NodeRanks(sum(ranks[:i]), ranks[i], sum(ranks), hosts[0].address, port)
         words = _over_ssh(job, options, host, _node_words(job, node), {ATTEMPT: attempt.name})
-        result.append((host.name, words))
+        result.append((host.name, node, words))
 
     return result
 
@@ -180,67 +176,24 @@ def _node_words(job: Job, node: NodeRanks) -> list[str]:
     ]  # fmt: skip
 
 
-class _Remote:
-    """The ssh to one machine."""
-
-    def __init__(self, host: str, command: Sequence[str]):
-        self.name, self.host, self.rank = host, host, None
-        self._popen = subprocess.Popen(
-            command, stdin=subprocess.PIPE, text=True, start_new_session=True
-        )
-        assert self._popen.stdin is not None
-        self._input = self._popen.stdin
-
-    def poll(self) -> int | None:
-        return self._popen.poll()
-
-    def send(self, number: int) -> None:
-        if self._input.closed:
-            return  # already told to stop
-        with contextlib.suppress(OSError):  # the connection is gone: poll() will say so
-            self._input.write(f"{signal.Signals(number).name}\n")
-            self._input.flush()
-
-    def stop(self) -> None:
-        with contextlib.suppress(OSError):
-            self._input.close()
-
-    def kill(self) -> None:
-        if self._input.closed:
-            self._popen.kill()
-        else:  # ssh gets a moment to pass it on; the input's end alone would give the ranks time
-            self.send(signal.SIGQUIT)
-            self.stop()
-
-    def record(self) -> None:
-        """The launcher at the far end watches its ranks, and says what they leave."""
-
-    def fault(self) -> None:
-        pass
-
-    def ask_stack(self) -> None:
-        pass
-
-    def stack(self) -> str:
-        return ""
-
-
 def render(job: Job, options: HostfileOptions) -> str:
     """The ssh commands, one a line; each stops its ranks when its standard input ends."""
     once = commands(job, options, pool_of(options).used, Attempt(1, "1"))
-    return "".join(shlex.join(command) + "\n" for _, command in once)
+    return "".join(shlex.join(command) + "\n" for *_, command in once)
 
 
 def start(job: Job, options: HostfileOptions) -> int:
     def start_once(hosts: Sequence[Host], attempt: Attempt) -> Ended:
-        return run_hosts(commands(job, options, hosts, attempt))
+        given = commands(job, options, hosts, attempt)
+        return run_hosts(given, Output(given[0][1].world_size, job.logs, attempt.name))
 
     return attempts.run(start_once, job.checkpoints, options.restarts, pool_of(options))
 
 
-def run_hosts(hosts: Iterable[tuple[str, Sequence[str]]]) -> Ended:
+def run_hosts(hosts: Sequence[tuple[str, NodeRanks, Sequence[str]]], output: Output) -> Ended:
     """Run all hosts' commands. A host that cannot be reached, or is lost, is worth a new start."""
-    starters = [partial(_Remote, host, command) for host, command in hosts]
-    # each machine needs one GRACE for its own ranks
-    ended = supervise(starters, grace=2 * GRACE)
-    return replace(ended, code=START_AGAIN) if ended.code == SSH_FAILED else ended
+    remotes = [Remote(*each) for each in hosts]
+    names = ", ".join(f"{remote.host} ({remote.node.names})" for remote in remotes)
+    log.say(f"{hosts[0][1].world_size} ranks on {names}")
+    starters = [start for remote in remotes for start in remote.starters()]
+    return supervise(starters, GRACE, output)

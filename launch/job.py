@@ -54,6 +54,11 @@ class Job:
         """Folder whose last entry, by name, is another one when a start got further."""
         return self.finished.parent / "checkpoints"
 
+    @property
+    def logs(self) -> Path:
+        """Folder of what the ranks print."""
+        return self.finished.parent / "logs"
+
 
 def option(help: str, default: Any = None, **more: Any) -> Any:
     """A field of a launcher's options, which is an option of its command as well. `more`: what
@@ -78,6 +83,12 @@ class NodeRanks:
     world_size: int
     master_addr: str
     master_port: int
+
+    @property
+    def names(self) -> str:
+        """Which ranks: 3, or 4-7."""
+        last = self.first_rank + self.ranks - 1
+        return str(last) if self.ranks == 1 else f"{self.first_rank}-{last}"
 
     def rank(self, local_rank: int) -> Rank:
         return Rank(

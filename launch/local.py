@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import itertools
 import os
 import shlex
@@ -13,17 +14,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from robustly import UserError, heartbeat
+from robustly import UserError, heartbeat, log
+from robustly.heartbeat import Seen, Watch
 from robustly.launch import attempts
 from robustly.launch.attempts import Attempt
 from robustly.launch.ends import ATTEMPT
 from robustly.launch.environment import FIRST_PORT, PORTS, Rank, numbered_port, variables
 from robustly.launch.hosts import Host
 from robustly.launch.job import Job, LaunchOptions, Machines, NodeRanks, Reached, option
+from robustly.launch.logs import Output
 from robustly.launch.supervise import GRACE, Ended, supervise
 from robustly.resources import cores
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+F_SETPIPE_SZ = 1031  # <fcntl.h>
+PIPE = 1 << 20
+"""Bytes that a rank can print while nobody reads them."""
 
 
 @dataclass(frozen=True)
@@ -38,30 +44,48 @@ class LocalOptions(LaunchOptions):
 def run(
     command: Sequence[str], ranks: int, environment: Mapping[str, str], grace: float = GRACE
 ) -> int:
-    """Run `ranks` processes of a command here and wait for them; they share this process's output.
+    """Run `ranks` processes of a command here and wait for them.
 
     Each rank gets this process's environment, then `environment`, RANK and its like, and, unless it
-    is set, OMP_NUM_THREADS so that together the ranks use each core once. `supervise` says what
-    happens on failures, hangs and signals, and which exit code is returned."""
+    is set, OMP_NUM_THREADS so that together the ranks use each core once. What they print goes to
+    the console (`robustly.launch.logs`). `supervise` says what happens on failures, hangs and
+    signals, and which exit code is returned."""
     node = NodeRanks(0, ranks, ranks, "127.0.0.1", free_port())
-    return run_node(command, node, environment, grace).code
+    return run_node(command, node, environment, Output(ranks), grace).code
 
 
 def run_node(
-    command: Sequence[str], node: NodeRanks, environment: Mapping[str, str], grace: float = GRACE
+    command: Sequence[str],
+    node: NodeRanks,
+    environment: Mapping[str, str],
+    output: Output,
+    grace: float = GRACE,
 ) -> Ended:
-    """As `run`, for the ranks that this node has in a run of several nodes."""
+    """As `run`, with the ranks' output going where `output` says."""
+    if sys.stderr.isatty():
+        environment = {**environment, log.COLUMNS: str(_columns(node.ranks))}
+
+    return supervise(starters(command, node, environment), grace, output)
+
+
+def _columns(ranks: int) -> int:
+    """How wide a rank may write, beside its name."""
+    name = f"[{socket.gethostname()}:{ranks - 1}] "
+    return max(40, log.console.width - (len(name) if ranks > 1 else 0))
+
+
+def starters(
+    command: Sequence[str], node: NodeRanks, environment: Mapping[str, str]
+) -> list[Callable[[], "Process"]]:
+    """What starts the ranks of a node, here."""
     assert node.ranks > 0
     threads = max(1, cores() // node.ranks)
     common = {"OMP_NUM_THREADS": str(threads), **os.environ, **environment}
     before_exec = ends_with_us(signal.SIGKILL)
-    return supervise(
-        [partial(_Process, command, node.rank(i), common, before_exec) for i in range(node.ranks)],
-        grace,
-    )
+    return [partial(Process, command, node.rank(i), common, before_exec) for i in range(node.ranks)]
 
 
-class _Process:
+class Process:
     """One rank, in a session of its own: the terminal's Ctrl-C reaches the launcher alone, which
     passes it on once."""
 
@@ -73,16 +97,24 @@ class _Process:
         before_exec: Callable[[], None] | None,
     ):
         self.name, self.host, self.rank = f"rank {rank.rank}", socket.gethostname(), rank.rank
-        self._file, self._heartbeat = heartbeat.file(heartbeat.START_TIMEOUT)
+        self._file, self.heartbeat = heartbeat.file(heartbeat.START_TIMEOUT)
+        self._watch = Watch()
         passed = {heartbeat.VARIABLE: str(self._file.fileno())}
         self._popen = subprocess.Popen(
             command,
             env={**environment, **variables(rank), **passed},
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=before_exec,
             pass_fds=(self._file.fileno(),),
         )
+        assert self._popen.stdout is not None
+        self._printed = self._popen.stdout.fileno()
+        os.set_blocking(self._printed, False)
+        with contextlib.suppress(OSError):  # so that a stopped launcher holds up no rank for long
+            fcntl.fcntl(self._printed, F_SETPIPE_SZ, PIPE)
 
     def poll(self) -> int | None:
         return self._popen.poll()
@@ -98,14 +130,21 @@ class _Process:
         with contextlib.suppress(ProcessLookupError):  # all of its group has ended
             os.killpg(self._popen.pid, signal.SIGKILL)
 
-    def record(self) -> heartbeat.Record:
-        return self._heartbeat.record()
+    def seen(self) -> Seen:
+        self._watch.look({self.name: self.heartbeat.record()})
+        return self._watch.seen(self.host)[0]
 
     def fault(self) -> heartbeat.Fault | None:
-        return self._heartbeat.fault()
+        return self.heartbeat.fault()
+
+    def output(self) -> bytes:
+        try:
+            return os.read(self._printed, PIPE)
+        except BlockingIOError:
+            return b""
 
     def ask_stack(self) -> None:
-        if self.record().beats:
+        if self.heartbeat.record().beats:
             self.send(heartbeat.SHOW_STACK)
 
     def stack(self) -> str:
@@ -170,7 +209,9 @@ def render(job: Job, options: LocalOptions) -> str:
 def start(job: Job, options: LocalOptions) -> int:
     def start_once(hosts: Sequence[Host], attempt: Attempt) -> Ended:
         node = _ranks_here(job, options, options.master_port or free_port())
-        return run_node(job.command, node, {**job.environment, ATTEMPT: attempt.name})
+        environment = {**job.environment, ATTEMPT: attempt.name}
+        output = Output(node.world_size, job.logs, attempt.name)
+        return run_node(job.command, node, environment, output)
 
     os.chdir(job.folder)
     restarts = job.restarts if options.restarts is None else options.restarts

@@ -1,23 +1,45 @@
-"""Run one node's ranks at the far end of the hostfile launcher's ssh: `python -m
+"""The agent of one node, at the far end of the hostfile launcher's ssh: `python -m
 robustly.launch.node`.
 
-The launcher speaks through standard input. A line is the name of a signal to pass on to the ranks;
-the end of the input means that the launcher stopped, died or can no longer be reached, and then the
-ranks must end too."""
+It starts the ranks of this node and does with them what the launcher orders, which sees through its
+reports what they are at, what they print and how they end (`robustly.launch.messages`). When the
+input ends, or nothing has come in for SILENCE seconds, the launcher has stopped, died or can no
+longer be reached, and then the ranks end too. They, in turn, end the agent if it is stopped."""
 
 import argparse
 import os
-import signal
+import select
 import socket
 import sys
-import threading
 import time
-from typing import TextIO
+from collections.abc import Sequence
 
 from robustly import UserError, log
+from robustly.exit_codes import FINISHED, MISTAKE, START_AGAIN
+from robustly.heartbeat import BEAT, Phase, Record, Watch
 from robustly.launch.job import NodeRanks
-from robustly.launch.local import run_node
-from robustly.launch.supervise import GRACE
+from robustly.launch.local import Process, starters
+from robustly.launch.messages import (
+    SILENCE,
+    Gone,
+    Lines,
+    Order,
+    Over,
+    Printed,
+    Report,
+    Stack,
+    State,
+    order_of,
+    report_line,
+)
+from robustly.launch.supervise import GRACE, POLL, end_all, received_signals
+
+LIMIT = 1 << 22
+"""Bytes of output that wait while the connection takes none; more are dropped."""
+LAST_WORDS = 10.0
+"""Seconds to pass on what there is to say at the end."""
+STACK = 0.5
+"""Seconds that a rank takes to write down where its threads stand."""
 
 
 def main() -> int:
@@ -29,27 +51,174 @@ def main() -> int:
     parser.add_argument("--master-port", type=int, required=True)
     parser.add_argument("command", nargs="+")
     given = parser.parse_args()
+    agent = Agent(sys.stdin.fileno(), sys.stdout.fileno())
     if given.world_size > given.ranks:
         try:
             check_names(given.master_addr)
         except UserError as fault:
-            log.error(str(fault))
-            return 2
+            agent.report(Gone(MISTAKE, str(fault)))
+            agent.flush(LAST_WORDS)
+            return MISTAKE
 
-    threading.Thread(target=_pass_on, args=(sys.stdin,), daemon=True).start()
     node = NodeRanks(
         given.first_rank, given.ranks, given.world_size, given.master_addr, given.master_port
     )
-    return run_node(given.command, node, {}).code
+    return agent.run(given.command, node)
 
 
-def _pass_on(lines: TextIO) -> None:
-    """Send this process the signals that the lines name; `supervise` passes them on."""
-    for line in lines:
-        os.kill(os.getpid(), signal.Signals[line.strip()])
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)
-    os.kill(os.getpid(), signal.SIGQUIT)
+class Agent:
+    """Looks after the ranks of one node for the launcher at the other end of two pipes."""
+
+    def __init__(self, orders: int, reports: int):
+        self._orders, self._reports = orders, reports
+        for pipe in (orders, reports):
+            os.set_blocking(pipe, False)
+
+        self._lines = Lines()
+        self._unsent = b""
+        self._dropped = 0
+        self._running: dict[int, Process] = {}
+        self._stacks: dict[int, float] = {}
+        """When those that were asked where they stand will have answered."""
+        self._heard = 0
+        self._launcher = Watch()
+        self._spoke = 0.0
+        self._deadline: float | None = None
+
+    def run(self, command: Sequence[str], node: NodeRanks) -> int:
+        """Start the ranks, and look after them until all have ended."""
+        with received_signals() as received:
+            try:
+                for start in starters(command, node, {}):
+                    process = start()
+                    self._running[process.rank] = process
+
+                while self._running:
+                    self._hear()
+                    if received:
+                        received.clear()
+                        self._end_ranks(f"its agent on {socket.gethostname()} was told to stop")
+
+                    self._look()
+                    if self._deadline is not None and time.monotonic() > self._deadline:
+                        for process in self._running.values():
+                            process.kill()
+
+                    self.flush()
+                    time.sleep(POLL)
+            finally:
+                end_all(self._running.values())
+
+        self.flush(LAST_WORDS)
+        return FINISHED if self._deadline is None else START_AGAIN
+
+    # ------------------------------------------------------------------------------- the launcher
+
+    def _hear(self) -> None:
+        """Follow the launcher's orders; end the ranks if it has gone."""
+        try:
+            data = os.read(self._orders, 1 << 16)
+        except BlockingIOError:
+            data = None
+        except OSError:
+            data = b""
+
+        if data:
+            self._heard += 1
+            for line in self._lines.add(data):
+                self._obey(order_of(line))
+
+        self._launcher.look({"": Record(self._heard, 0, 0, 0, Phase.START, SILENCE)})
+        if data == b"":
+            self._end_ranks("the launcher has gone")
+        elif self._launcher.seen()[0].silent > SILENCE:
+            self._end_ranks(
+                f"nothing was heard from the launcher for {SILENCE:.0f} s: it was stopped (Ctrl-Z),"
+                " its machine slept, or the network between was cut"
+            )
+
+    def _obey(self, order: Order) -> None:
+        process = self._running.get(order.rank)
+        if process is None:
+            return
+
+        match order.what:
+            case "send":
+                process.send(order.number)
+            case "stop":
+                process.stop()
+            case "kill":
+                process.kill()
+            case "stack":
+                process.ask_stack()
+                self._stacks[order.rank] = time.monotonic() + STACK
+
+    def _end_ranks(self, why: str) -> None:
+        if self._deadline is None:
+            self._deadline = time.monotonic() + GRACE
+            self.report(Gone(START_AGAIN, f"{why}; the ranks there were ended"))
+            for process in self._running.values():
+                process.stop()
+
+    def report(self, report: Report) -> None:
+        self._unsent += report_line(report)
+
+    def flush(self, patience: float = 0.0) -> None:
+        """Send what there is to send, as far as the connection takes it."""
+        until = time.monotonic() + patience
+        while self._unsent:
+            try:
+                self._unsent = self._unsent[os.write(self._reports, self._unsent) :]
+            except BlockingIOError:
+                if (left := until - time.monotonic()) <= 0:
+                    return
+                select.select([], [self._reports], [], left)
+            except OSError:  # there is nobody at the other end
+                self._unsent = b""
+
+    # ---------------------------------------------------------------------------------- the ranks
+
+    def _look(self) -> None:
+        """Report what the ranks are at, print and leave."""
+        for rank, process in list(self._running.items()):
+            code = process.poll()
+            if code is not None:
+                process.kill()  # what it left behind
+
+            self._pass_on(rank, process.output())
+            if code is not None:
+                del self._running[rank]
+                left = process.fault()
+                ago = left and left._replace(when=time.monotonic() - left.when)
+                self.report(Over(rank, code, ago))
+
+        for rank in [rank for rank, when in self._stacks.items() if time.monotonic() > when]:
+            del self._stacks[rank]
+            if rank in self._running:
+                self.report(Stack(rank, self._running[rank].stack()))
+
+        now = time.monotonic()
+        seen = [process.seen() for process in self._running.values()]
+        if now - self._spoke > BEAT:
+            self._spoke = now
+            for process in self._running.values():
+                process.heartbeat.watched(SILENCE)
+            if len(self._unsent) < LIMIT:
+                self.report(State(seen))
+
+    def _pass_on(self, rank: int, printed: bytes) -> None:
+        if not printed:
+            return
+
+        if len(self._unsent) > LIMIT:
+            self._dropped += len(printed)
+            return
+
+        if self._dropped:
+            note = f"\n... {self._dropped} bytes of output are missing here ...\n"
+            printed, self._dropped = note.encode() + printed, 0
+
+        self.report(Printed(rank, printed))
 
 
 def check_names(master_addr: str) -> None:

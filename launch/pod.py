@@ -18,6 +18,7 @@ from robustly.launch.ends import End
 from robustly.launch.job import NodeRanks
 from robustly.launch.kubernetes import FURTHER
 from robustly.launch.local import run_node
+from robustly.launch.logs import Output
 from robustly.launch.supervise import Ended
 from robustly.stopping import ends_in_one_line
 
@@ -49,7 +50,8 @@ def main() -> int:
 
         train = given.finished.parent
         before = entries(train / "checkpoints")
-        ended = run_node(given.command, node, {ends.FOLDER: str(train)})
+        output = Output(node.world_size, train / "logs", os.environ.get(ends.ATTEMPT, ""))
+        ended = run_node(given.command, node, {ends.FOLDER: str(train)}, output)
         further = not counts_as_failure(before, entries(train / "checkpoints"))
         return exit_code(ended, blamed(train) if _followed(ended) else None, further)
 

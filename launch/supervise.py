@@ -12,11 +12,12 @@ from typing import NamedTuple, Protocol
 
 from robustly import log
 from robustly.exit_codes import FAULT, FINISHED, INTERRUPTED, START_AGAIN
-from robustly.heartbeat import START_TIMEOUT, Fault, Kind, Phase, Record, Watch
+from robustly.heartbeat import START_TIMEOUT, Fault, Kind, Phase, Seen, Watch, to_blame
+from robustly.launch.logs import Output
 
 GRACE = 15.0  # seconds between asking to stop and killing
 POLL = 0.05
-STACK = 0.5  # seconds to write down where threads stand
+STACK = 1.5  # seconds to write down where threads stand, and to send it from another machine
 
 # SIGUSR1 is how Slurm announces the end of a job's time; left alone, each of these would end this
 # process.
@@ -46,11 +47,14 @@ class Child(Protocol):
     def kill(self) -> None:
         """End it and all that it started; harmless once it has ended, and when called again."""
 
-    def record(self) -> Record | None:
-        """What its heartbeat shows; None if another process watches it."""
+    def seen(self) -> Seen | None:
+        """What its heartbeat shows; None if it has none."""
 
     def fault(self) -> Fault | None:
         """What it left before it ended."""
+
+    def output(self) -> bytes:
+        """What it has printed since this was called before."""
 
     def ask_stack(self) -> None:
         """Have it write down where its threads stand, if it can."""
@@ -74,10 +78,17 @@ class Ended:
     """What it had to say, or what there is to say of it."""
     asked: bool = False
     """Whether a signal asked this process to stop."""
+    signal: int = 0
+    """The one that killed it."""
+    update: int = 0
+    """The furthest update that was begun."""
 
 
-def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> Ended:
-    """Start all, wait for all, and say at last what ended them.
+def supervise(
+    starters: Iterable[Callable[[], Child]], grace: float, output: Output | None = None
+) -> Ended:
+    """Start all, wait for all, and say at last what ended them. `output`: where goes what they
+    print, if it comes to this process.
 
     When one fails, or hangs (`robustly.heartbeat.Watch`), the others are asked to stop and killed
     `grace` seconds later. Signals that reach this process are passed on; whoever leaves because of
@@ -85,6 +96,7 @@ def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> Ended:
     do nothing for it are killed when the bound of a hang and the grace are over. A second SIGINT
     kills, and so does SIGQUIT. Nothing is left running, whatever happens short of SIGKILL. To be
     called in the main thread."""
+    output = output or Output(0)
     running: list[Child] = []
     passed_on: list[int] = []
     watch = Watch()
@@ -99,7 +111,7 @@ def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> Ended:
         for other in others:
             other.stop()
 
-    with _received_signals() as received:
+    with received_signals() as received:
         try:
             for start in starters:
                 running.append(start())
@@ -119,36 +131,43 @@ def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> Ended:
                 for child, code in _ended(running):
                     running.remove(child)
                     child.kill()  # what it left behind
-                    outcome.note(child, code, looked, passed_on, stopping=deadline is not None)
+                    stopping = deadline is not None
+                    text = outcome.note(child, code, looked, passed_on, stopping)
+                    _show(child, output)
+                    output.end(child.host, child.rank, text)
                     if deadline is None and outcome.failed(passed_on):
                         stop(running)
 
-                records = {child.name: record for child in running if (record := child.record())}
-                watch.look(records)
-                hung = watch.hung() if deadline is None else None
+                for child in running:
+                    _show(child, output)
+
+                watch.look({})
+                seen = [one for child in running if (one := child.seen())]
+                outcome.update = max([outcome.update, *(one.record.update for one in seen)])
+                hung = to_blame(seen) if deadline is None else None
                 if hung:
-                    (one,) = (child for child in running if child.name == hung.name)
+                    (odd,) = (child for child in running if child.name == hung.name)
                     text = hung.message()
-                    outcome.hung = Ended(START_AGAIN, Kind.ERROR, one.host, one.rank, text)
+                    outcome.hung = Ended(START_AGAIN, Kind.ERROR, odd.host, odd.rank, text)
+                    output.keep(odd.host, odd.rank, text)
                     for child in running:
-                        if child.name == hung.name and hung.stopped:
+                        if child == odd and hung.stopped:
                             child.kill()
                         else:
                             child.ask_stack()
 
-                    time.sleep(STACK)
+                    _wait(running, STACK)
                     for child in running:
                         if stack := child.stack():
-                            sys.stderr.write(f"{child.name} stands here:\n{stack}\n")
+                            output.say(f"{child.name} stands here:\n{stack}\n")
+                            output.keep(child.host, child.rank, f"it stands here:\n{stack}")
 
                     stop(running)
 
                 if passed_on and deadline is None:
-                    saving = [one for one in watch.seen() if one.record.phase == Phase.SAVE]
+                    saving = [one for one in seen if one.record.phase == Phase.SAVE]
                     last_work = max([last_work, *(watch.time - one.idle for one in saving)])
-                    bound = max(
-                        (record.bound for record in records.values()), default=START_TIMEOUT
-                    )
+                    bound = max((one.record.bound for one in seen), default=START_TIMEOUT)
                     if running and watch.time - last_work > bound + grace:
                         names = ", ".join(child.name for child in running)
                         text = (
@@ -165,14 +184,35 @@ def supervise(starters: Iterable[Callable[[], Child]], grace: float) -> Ended:
 
                 time.sleep(POLL)
         finally:
-            while running := [child for child in running if child.poll() is None]:
-                for child in running:
-                    child.kill()
-                time.sleep(POLL)
+            end_all(running)
 
-    ended = replace(outcome.ended(), asked=bool(passed_on) or outcome.interrupted)
+    output.close()
+    asked = bool(passed_on) or outcome.interrupted
+    ended = replace(outcome.ended(), asked=asked, update=outcome.update)
     _tell(ended)
     return ended
+
+
+def end_all(children: Iterable[Child]) -> None:
+    """Kill them, until they have ended."""
+    left = list(children)
+    while left := [child for child in left if child.poll() is None]:
+        for child in left:
+            child.kill()
+        time.sleep(POLL)
+
+
+def _show(child: Child, output: Output) -> None:
+    output.add(child.host, child.rank, child.output())
+
+
+def _wait(children: Iterable[Child], seconds: float) -> None:
+    """Let them go on for so long."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for child in children:
+            child.poll()
+        time.sleep(POLL)
 
 
 class _End(NamedTuple):
@@ -184,6 +224,7 @@ class _End(NamedTuple):
     text: str
     host: str
     rank: int | None
+    signal: int = 0
 
 
 @dataclass
@@ -193,6 +234,7 @@ class _Outcome:
     ends: list[_End] = field(default_factory=list)
     hung: Ended | None = None
     interrupted: bool = False
+    update: int = 0
 
     def failed(self, passed_on: list[int]) -> bool:
         """Whether the others must be told to stop: one failed, or was asked to stop alone."""
@@ -200,11 +242,11 @@ class _Outcome:
 
     def note(
         self, child: Child, code: int, looked: float, passed_on: list[int], stopping: bool
-    ) -> None:
-        """Note the end of a child. `looked`: when it was last seen alive; `stopping`: the others
-        were told to end before."""
+    ) -> str:
+        """Note the end of a child, and return what it left, or what there is to say of it.
+        `looked`: when it was last seen alive; `stopping`: the others were told to end before."""
         if code == FINISHED:
-            return
+            return ""
 
         left = child.fault()
         asked = code - 128 in passed_on or (passed_on and code in (START_AGAIN, INTERRUPTED))
@@ -216,10 +258,11 @@ class _Outcome:
             kind, when, text = Kind.STOPPED, looked, ""
             code = INTERRUPTED if signal.SIGINT in passed_on else START_AGAIN
         else:
-            kind, when = Kind.ERROR, looked
-            code, text = _death(child.name, code)
+            self.ends.append(death := _death(child, code, looked))
+            return death.text
 
         self.ends.append(_End(kind, when, code, text, child.host, child.rank))
+        return text
 
     def ended(self) -> Ended:
         """How the first that failed ended."""
@@ -233,7 +276,9 @@ class _Outcome:
         first = min(self.ends, key=lambda end: (end.kind, end.when))
         if first.kind == Kind.STOPPED:
             return Ended(first.code, first.kind, text=first.text)
-        return Ended(first.code, first.kind, first.host, first.rank, first.text)
+        return Ended(
+            first.code, first.kind, first.host, first.rank, first.text, signal=first.signal
+        )
 
 
 def _tell(ended: Ended) -> None:
@@ -259,15 +304,18 @@ DEATHS = {
 }
 
 
-def _death(name: str, code: int) -> tuple[int, str]:
-    """The exit code and words for a child that ended without a word of its own."""
+def _death(child: Child, code: int, when: float) -> _End:
+    """The end of a child that left no word of its own."""
+    who = child.name if child.rank is None else f"{child.name} on {child.host}"
     number = code - 128
     if number not in {each.value for each in signal.Signals}:
         said = code in (FAULT, 2, START_AGAIN, INTERRUPTED)
-        return code, "" if said else f"{name} ended with exit code {code}; the run stops"
+        text = "" if said else f"{who} ended with exit code {code}; the run stops"
+        return _End(Kind.ERROR, when, code, text, child.host, child.rank)
 
     why = DEATHS.get(signal.Signals(number), GOES_ON)
-    return START_AGAIN, f"{name} was killed ({signal.Signals(number).name}): {why}"
+    text = f"{who} was killed ({signal.Signals(number).name}): {why}"
+    return _End(Kind.ERROR, when, START_AGAIN, text, child.host, child.rank, number)
 
 
 def _ended(running: Iterable[Child]) -> list[tuple[Child, int]]:
@@ -277,7 +325,7 @@ def _ended(running: Iterable[Child]) -> list[tuple[Child, int]]:
 
 
 @contextmanager
-def _received_signals() -> Iterator[deque[int]]:
+def received_signals() -> Iterator[deque[int]]:
     """Collect signals instead of acting on them. Ignored ones (nohup) stay ignored.
 
     A terminal that was closed (SIGHUP) asks to stop, as SIGTERM does.

@@ -8,13 +8,15 @@ import os
 import socket
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from robustly import heartbeat, log
-from robustly.heartbeat import BEAT, Kind, Phase, Record, Seen, Watch
+from robustly.exit_codes import START_AGAIN
+from robustly.heartbeat import BEAT, Kind, Phase, Record, Seen, Watch, to_blame
 
 LEAVE = 4 * BEAT
 """Seconds that a rank that failed gives the others to hear of it."""
@@ -32,7 +34,7 @@ class _Peers:
             for _ in range(3)
         )
         self.meetings = 0
-        self.watch = Watch()
+        self.watch, self.all = Watch(), Watch()
         self.told_marks, self.times = 0, 0
         self.over = threading.Event()
         self.tell()
@@ -83,37 +85,66 @@ class _Peers:
         try:
             while not self.over.wait(BEAT):
                 self.tell()
+                heartbeat.own().answered()
                 if store.check([FAULT]):
                     self.follow(json.loads(store.get(FAULT)))
+                if self.rank == 0 and not heartbeat.watched():
+                    self.watch_all()
+
+            heartbeat.own().ask_no_more()
+            store.set(f"robustly/rank/{self.rank}", json.dumps({"over": True}))
         except RuntimeError:
             return  # the store went with its rank: the next collective fails
+
+    def watch_all(self) -> None:
+        """Of rank 0, where no launcher of ours watches: end if a rank hangs, or tells nothing."""
+        if not self.for_telling.check([f"robustly/rank/{rank}" for rank in range(self.ranks)]):
+            return  # not all have begun
+
+        own, told = heartbeat.own().record(), self.told(self.for_telling)
+        hosts = {f"rank {rank}": now["host"] for rank, now in told.items()}
+        # their bounds may have changed since they told them
+        records = {
+            f"rank {rank}": _record(now)._replace(bound=own.bound) for rank, now in told.items()
+        }
+        self.all.look({**records, "rank 0": own})
+        seen = [one._replace(host=hosts.get(one.name, "")) for one in self.all.seen()]
+        if hung := to_blame(seen):
+            fault = _fault(self.rank, START_AGAIN, hung.message())
+            heartbeat.end_hung(hung, partial(self.fail_by, fault))
+
+    def fail_by(self, fault: str) -> None:
+        """Let the others hear of it, by the store that goes with this rank."""
+        self.for_telling.set(FAULT, fault)
+        time.sleep(2 * BEAT)
 
     def seen(self, idle: float) -> list[Seen]:
         """What the others are at, looked at twice: those that tell nothing new in between are
         stopped, for all that is known as long as this rank has stood still, `idle` seconds. What
         they were last at is known to a second."""
         bound = heartbeat.own().record().bound  # theirs may have changed since they told it
-        first = self.told()
+        first = self.told(self.for_asking)
         time.sleep(3 * BEAT)
         found = []
-        for rank, now in self.told().items():
-            beats, marks, update, micro_batch, phase, _ = now["record"]
-            record = Record(beats, marks, update, micro_batch, Phase(phase), bound)
+        for rank, now in self.told(self.for_asking).items():
+            record = _record(now)._replace(bound=bound)
             silent = idle if first[rank]["times"] == now["times"] else 0.0
             idle_there = max(now["idle"], silent)
             found.append(Seen(f"rank {rank}", record, silent, idle_there, now["host"]))
 
         return found
 
-    def told(self) -> dict[int, Any]:
+    def told(self, store: dist.Store) -> dict[int, Any]:
+        """What the others told last, but for those that are through."""
         others = [rank for rank in range(self.ranks) if rank != self.rank]
-        return {rank: json.loads(self.for_asking.get(f"robustly/rank/{rank}")) for rank in others}
+        told = {rank: json.loads(store.get(f"robustly/rank/{rank}")) for rank in others}
+        return {rank: now for rank, now in told.items() if "over" not in now}
 
     # ------------------------------------------------------------------------------------- failing
 
     def fail(self, code: int, text: str) -> None:
         self.over.set()
-        fault = json.dumps({"rank": self.rank, "code": code, "text": text})
+        fault = _fault(self.rank, code, text)
         if self.for_main.compare_set(FAULT, "", fault).decode() == fault:
             time.sleep(LEAVE)  # and ask nothing more: rank 0, which keeps the store, leaves as well
 
@@ -132,11 +163,22 @@ class _Peers:
 
         watched = heartbeat.leave(Kind.FOLLOWED, fault["code"], "")
         if self.rank == 0:  # which keeps the store
-            if not watched:  # each machine's launcher has a console of its own; this is looked at
-                log.error(fault["text"])
+            if not watched and fault["host"] != socket.gethostname():
+                log.error(fault["text"])  # each machine may have a console of its own
 
             time.sleep(2 * BEAT)
         os._exit(fault["code"])
+
+
+def _fault(rank: int, code: int, text: str) -> str:
+    told = {"rank": rank, "host": socket.gethostname(), "code": code, "text": text}
+    return json.dumps(told)
+
+
+def _record(told: dict[str, Any]) -> Record:
+    """A rank's record as it told it; that it tells is what shows that it lives."""
+    _, marks, update, micro_batch, phase, bound, _ = told["record"]
+    return Record(told["times"], marks, update, micro_batch, Phase(phase), bound)
 
 
 _peers: _Peers | None = None  # none where this rank is alone

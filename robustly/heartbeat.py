@@ -38,7 +38,12 @@ SHOW_STACK = signal.SIGUSR2
 KEEPING = 5.0
 """Seconds that a process which ends waits for its last message to be kept."""
 SILENT = 5.0
-"""Seconds without a beat after which a process counts as stopped where one must be named."""
+"""Seconds without a beat, or without an answer, after which that is said where a process must be
+named."""
+QUIET = 40.0
+"""Seconds without a beat, or without an answer of rank 0, after which a rank that trains is ended,
+whatever its bound: so long no code of a training keeps Python's other threads from running, and no
+network is away that comes back by itself."""
 
 
 class Phase(enum.IntEnum):
@@ -98,6 +103,8 @@ class Record(NamedTuple):
     phase: Phase
     bound: float
     """Seconds without a mark that the process itself allows."""
+    answers: int = 0
+    """How many times rank 0's store has answered; 0 where nobody asks it."""
 
 
 class Fault(NamedTuple):
@@ -116,8 +123,10 @@ class Fault(NamedTuple):
 _BEATS = struct.Struct("=q")
 _MARKS = struct.Struct("=qqii")
 _BOUND = struct.Struct("=d")
+_ANSWERS = struct.Struct("=q")
+_WATCHER = struct.Struct("=qd")
 _FAULT = struct.Struct("=iidi")
-_MARKS_AT, _BOUND_AT, _FAULT_AT, _TEXT_AT = 8, 32, 64, 128
+_MARKS_AT, _BOUND_AT, _ANSWERS_AT, _WATCHER_AT, _FAULT_AT, _TEXT_AT = 8, 32, 40, 48, 64, 128
 SIZE = 65536
 
 
@@ -126,7 +135,7 @@ class Heartbeat:
 
     def __init__(self, memory: mmap.mmap):
         self._memory = memory
-        self._beats, self._marks = 0, 0
+        self._beats, self._marks, self._answers, self._looks = 0, 0, 0, 0
         self.update, self.phase = 0, Phase.START
 
     def beat(self) -> None:
@@ -145,6 +154,24 @@ class Heartbeat:
         """Set the bound."""
         _BOUND.pack_into(self._memory, _BOUND_AT, seconds)
 
+    def answered(self) -> None:
+        self._answers += 1
+        _ANSWERS.pack_into(self._memory, _ANSWERS_AT, self._answers)
+
+    def ask_no_more(self) -> None:
+        _ANSWERS.pack_into(self._memory, _ANSWERS_AT, 0)
+
+    def watched(self, patience: float) -> None:
+        """Of the one who watches: it still does. `patience`: seconds without that after which the
+        process may take it for stopped."""
+        self._looks += 1
+        _WATCHER.pack_into(self._memory, _WATCHER_AT, self._looks, patience)
+
+    def watcher(self) -> tuple[int, float]:
+        """How many times it has said so, and its patience; 0 where it never does."""
+        looks, patience = _WATCHER.unpack_from(self._memory, _WATCHER_AT)
+        return looks, patience
+
     def leave(self, kind: Kind, code: int, text: str) -> bool:
         """Leave a last message; only the first one counts. Returns whether this was it."""
         if _FAULT.unpack_from(self._memory, _FAULT_AT)[2]:
@@ -158,7 +185,8 @@ class Heartbeat:
         (beats,) = _BEATS.unpack_from(self._memory, 0)
         marks, update, micro_batch, phase = _MARKS.unpack_from(self._memory, _MARKS_AT)
         (bound,) = _BOUND.unpack_from(self._memory, _BOUND_AT)
-        return Record(beats, marks, update, micro_batch, Phase(phase), bound)
+        (answers,) = _ANSWERS.unpack_from(self._memory, _ANSWERS_AT)
+        return Record(beats, marks, update, micro_batch, Phase(phase), bound, answers)
 
     def fault(self) -> Fault | None:
         kind, code, when, length = _FAULT.unpack_from(self._memory, _FAULT_AT)
@@ -301,28 +329,40 @@ def begin(name: str) -> None:
 
 
 def _beat(name: str) -> None:
-    watch = Watch()
+    watch, watcher = Watch(), Watch()
     while True:
         time.sleep(BEAT)
         _Own.heartbeat.beat()
         if _Own.watched:
+            looks, patience = _Own.heartbeat.watcher()
+            watcher.look({"": Record(looks, 0, 0, 0, Phase.START, patience)})
+            if looks and watcher.seen()[0].silent > patience:
+                _end_with_watcher()
             continue
 
         watch.look({name: _Own.heartbeat.record()})
         if me := watch.hung():
             if _Own.others:  # who may not answer
-                threading.Timer(ANSWER, _end_hung, [me]).start()
+                threading.Timer(ANSWER, end_hung, [me]).start()
                 me = to_blame([me, *_Own.others(me.idle)]) or me
-            _end_hung(me)
+            end_hung(me)
 
 
-def _end_hung(hung: "Seen") -> None:
+def end_hung(hung: "Seen", tell: Callable[[], object] = lambda: None) -> None:
     """End this process, whose main thread may never return: where it stands, one line, exit
-    code."""
+    code. `tell`: what else is to be told."""
     faulthandler.dump_traceback(all_threads=True)
     sys.stderr.write(f"error: {hung.message()}\n")
     sys.stderr.flush()
     leave(Kind.ERROR, START_AGAIN, hung.message())
+    tell()
+    os._exit(START_AGAIN)
+
+
+def _end_with_watcher() -> None:
+    """End the agent that started this process, for it is stopped, and so nobody could end this
+    one; the kernel then ends all ranks that it started."""
+    os.kill(os.getppid(), signal.SIGKILL)
     os._exit(START_AGAIN)
 
 
@@ -339,6 +379,10 @@ class Seen(NamedTuple):
     idle: float
     """Seconds since its last mark."""
     host: str = ""
+    unanswered: float = 0.0
+    """Seconds since it last reached rank 0's store."""
+    away: float = 0.0
+    """Seconds since its host was last heard of: what has happened there since is not known."""
 
     @property
     def stopped(self) -> bool:
@@ -346,18 +390,33 @@ class Seen(NamedTuple):
         return self.silent > SILENT
 
     @property
+    def cut_off(self) -> bool:
+        """Whether it does not reach rank 0."""
+        return self.unanswered > SILENT and not self.stopped
+
+    @property
     def overdue(self) -> bool:
         waits = self.record.phase.waits and not self.stopped
-        return self.idle > self.record.bound * (PATIENCE if waits else 1.0)
+        if self.idle > self.record.bound * (PATIENCE if waits else 1.0):
+            return True
+
+        return self.record.phase != Phase.START and max(self.silent, self.unanswered) > QUIET
 
     def message(self) -> str:
         """What to tell the user, and what he can do."""
         where = f"{self.name} on {self.host or socket.gethostname()}"
         record = self.record
+        if self.away > SILENT:
+            return f"{where}: its host has not been heard of for {self.away:.0f} s; {_ADVICE}"
         if not record.beats:
             return f"{where}: gave no sign of life for {self.idle:.0f} s after its start; {_ADVICE}"
 
         stands = record.phase.words + (f" of update {record.update}" if record.update else "")
+        if self.cut_off:
+            return (
+                f"{where}: the network between it and other hosts is cut off: nothing has come"
+                f" through for {self.unanswered:.0f} s, last in {stands}; {_ADVICE}"
+            )
         stopped = ", and its process is stopped or stuck" if self.stopped else ""
         return f"{where}: no update for {self.idle:.0f} s{stopped}, last in {stands}; {_ADVICE}"
 
@@ -381,6 +440,7 @@ class Watch:
     _records: dict[str, Record] = field(default_factory=dict)
     _beat: dict[str, float] = field(default_factory=dict)
     _marked: dict[str, float] = field(default_factory=dict)
+    _answered: dict[str, float] = field(default_factory=dict)
 
     @property
     def time(self) -> float:
@@ -399,12 +459,21 @@ class Watch:
                 self._beat[name] = self._time
             if before is None or before.marks != record.marks:
                 self._marked[name] = self._time
+            if before is None or before.answers != record.answers or not record.answers:
+                self._answered[name] = self._time
 
         self._records = dict(records)
 
-    def seen(self) -> list[Seen]:
+    def seen(self, host: str = "") -> list[Seen]:
         return [
-            Seen(name, record, self._time - self._beat[name], self._time - self._marked[name])
+            Seen(
+                name,
+                record,
+                silent=self._time - self._beat[name],
+                idle=self._time - self._marked[name],
+                host=host,
+                unanswered=self._time - self._answered[name],
+            )
             for name, record in self._records.items()
         ]
 
@@ -416,15 +485,34 @@ class Watch:
 def to_blame(seen: Iterable[Seen]) -> Seen | None:
     """Which of the processes hangs, if one is overdue; the others may only wait for it.
 
-    First one whose process does not beat, then one that does not wait for others, then the one that
-    is furthest behind. Those count that have stood still for half their bound."""
+    First one whose host is not heard of, then one whose process does not beat, then one that does
+    not reach rank 0, then one that does not wait for others, then the one that is furthest behind.
+    Those count that are overdue, or have stood still for half their bound."""
     seen = list(seen)
     if not any(one.overdue for one in seen):
         return None
 
-    def telling(one: Seen) -> tuple[bool, bool, int, int, int, float]:
-        record = one.record
-        position = (record.update, record.micro_batch, record.phase)
-        return not one.stopped, record.phase.waits, *position, -one.idle
+    if odd := _cut_off_from_all(seen):
+        return odd
 
-    return min((one for one in seen if one.idle > one.record.bound / 2), key=telling)
+    def telling(one: Seen) -> tuple[bool, bool, bool, bool, int, int, int, float]:
+        record = one.record
+        lost = one.away <= SILENT, not one.stopped, not one.cut_off
+        position = (record.update, record.micro_batch, record.phase)
+        return *lost, record.phase.waits, *position, -one.idle
+
+    suspects = (one for one in seen if one.overdue or one.idle > one.record.bound / 2)
+    return min(suspects, key=telling)
+
+
+def _cut_off_from_all(seen: list[Seen]) -> Seen | None:
+    """Rank 0, where no rank of two or more other hosts reaches it, and all beat."""
+    first = next((one for one in seen if one.name == "rank 0"), None)
+    if first is None or any(one.stopped or one.away > SILENT for one in seen):
+        return None
+
+    others = [one for one in seen if one.host != first.host]
+    if len({one.host for one in others}) < 2 or not all(one.cut_off for one in others):
+        return None
+
+    return first._replace(unanswered=min(one.unanswered for one in others))

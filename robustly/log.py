@@ -26,7 +26,27 @@ from rich.text import Text
 
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+COLUMNS = "ROBUSTLY_COLUMNS"
+"""Environment variable by which a launcher tells a rank how wide the terminal is that shows what
+the rank prints, where there is one. The only rank of a run may draw on it."""
+
+
+def _console() -> Console:
+    columns = os.environ.get(COLUMNS, "")
+    if not columns.isdecimal():
+        return Console(stderr=True, highlight=False, soft_wrap=True)
+
+    alone = os.environ.get("WORLD_SIZE") == "1"
+    return Console(
+        stderr=True,
+        highlight=False,
+        soft_wrap=True,
+        force_terminal=alone,
+        width=int(columns),
+    )
+
+
+console = _console()
 
 
 def printable(text: str) -> str:
@@ -44,7 +64,8 @@ def say(message: str) -> None:
 def say_fields(fields: Sequence[str]) -> None:
     """One line of fields, the most wanted first: a terminal gets as many as fit."""
     shown = list(fields)
-    while console.is_terminal and len(shown) > 1 and len("  ".join(shown)) > console.width:
+    bounded = console.is_terminal or COLUMNS in os.environ
+    while bounded and len(shown) > 1 and len("  ".join(shown)) > console.width:
         shown.pop()
     say("  ".join(shown))
 

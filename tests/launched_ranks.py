@@ -11,20 +11,23 @@ from typing import Any
 import torch
 
 from robustly import heartbeat
+from robustly.heartbeat import Watch
 from robustly.launch import local
 from robustly.launch.job import NodeRanks
+from robustly.launch.logs import Output
 from robustly.launch.supervise import supervise
 
 Body = Callable[[int, int], Any]
 
 
-class _Forked(local._Process):
+class _Forked(local.Process):
     """A rank that is no program of its own."""
 
     def __init__(self, body: Body, node: NodeRanks, number: int, watched: bool):
         rank = node.rank(number)
         self.name, self.host, self.rank = f"rank {rank.rank}", "here", rank.rank
-        self._file, self._heartbeat = heartbeat.file(heartbeat.START_TIMEOUT)
+        self._file, self.heartbeat = heartbeat.file(heartbeat.START_TIMEOUT)
+        self._watch = Watch()
         if (child := os.fork()) == 0:
             os.setsid()
             gc.freeze()
@@ -36,6 +39,10 @@ class _Forked(local._Process):
             _be(body, number, node.ranks)
 
         self._popen = _Child(child)  # type: ignore[assignment]
+
+    def output(self) -> bytes:
+        """It prints where the tests do."""
+        return b""
 
 
 class _Child:
@@ -75,4 +82,4 @@ def launch(ranks: int, body: Body, grace: float = 15.0, watched: bool = True) ->
     `watched`: the launcher reads no heartbeat, as torchrun and srun do not."""
     node = NodeRanks(0, ranks, ranks, "127.0.0.1", local.free_port())
     starters = [partial(_Forked, body, node, i, watched) for i in range(ranks)]
-    return supervise(starters, grace).code
+    return supervise(starters, grace, Output(ranks)).code

@@ -168,7 +168,7 @@ def test_a_rank_that_is_killed_is_named(
 
     assert launch(2, body(meet)) == 75
     said = lines(capfd)
-    assert said[-1].startswith(f"error: rank 1 was killed ({number.name}): ")
+    assert said[-1].startswith(f"error: rank 1 on here was killed ({number.name}): ")
     assert "gloo" not in "".join(said)
 
 
@@ -327,3 +327,31 @@ def test_a_tensor_of_another_shape_is_refused(
     assert launch(2, body(meet)) == 2
     said = lines(capfd)[-1]
     assert "the checkpoint of update 4" in said and "has the shape" in said
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_stopped_rank_need_not_be_overdue(
+    body: Callable[..., Body],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    watched: bool,
+) -> None:
+    """Whatever run.timeout is: by the launcher, or by rank 0 where none of ours watches."""
+    monkeypatch.setattr(heartbeat, "QUIET", 6.0)
+
+    def meet(rank: int) -> None:
+        original = Engine.backward
+
+        def backward(self: Engine, loss: torch.Tensor) -> None:
+            if heartbeat.own().update == 3 and rank:
+                time.sleep(3)  # so that it tells what it is at
+                os.kill(os.getpid(), signal.SIGSTOP)
+            original(self, loss)
+
+        Engine.backward = backward  # type: ignore[method-assign]
+
+    begun = time.monotonic()
+    assert launch(2, body(meet, "run.timeout=600"), grace=5.0, watched=watched) == 75
+    assert time.monotonic() - begun < 90
+    (said,) = (line for line in lines(capfd) if line.startswith("error: "))
+    assert said.startswith("error: rank 1 on ") and "its process is stopped or stuck" in said

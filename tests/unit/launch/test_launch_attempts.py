@@ -143,6 +143,7 @@ class Scripted:
 def pauses(monkeypatch) -> list[float]:
     slept: list[float] = []
     monkeypatch.setattr(attempts.time, "sleep", slept.append)
+    monkeypatch.setattr(attempts.summary, "tell", lambda ended, train: None)
     return slept
 
 

@@ -19,6 +19,7 @@ from robustly.heartbeat import Kind
 from robustly.launch import Job, LocalOptions, local
 from robustly.launch.environment import FIRST_PORT, PORTS
 from robustly.launch.job import NodeRanks
+from robustly.launch.logs import Output
 from robustly.launch.supervise import Ended
 
 pytestmark = pytest.mark.processes
@@ -53,10 +54,18 @@ def test_what_the_user_or_the_caller_set_stays(tmp_path, rank, monkeypatch):
 @pytest.mark.parametrize(
     ("code", "expected", "said"),
     [
-        (7, 7, "rank 1 ended with exit code 7"),
-        (-signal.SIGKILL, 75, "rank 1 was killed (SIGKILL): most likely because memory ran out"),
-        (-signal.SIGBUS, 75, "rank 1 was killed (SIGBUS): a file that it was reading was cut off"),
-        (-signal.SIGSEGV, 75, "rank 1 was killed (SIGSEGV)"),
+        (7, 7, "rank 1 on HERE ended with exit code 7"),
+        (
+            -signal.SIGKILL,
+            75,
+            "rank 1 on HERE was killed (SIGKILL): most likely because memory ran out",
+        ),
+        (
+            -signal.SIGBUS,
+            75,
+            "rank 1 on HERE was killed (SIGBUS): a file that it was reading was cut off",
+        ),
+        (-signal.SIGSEGV, 75, "rank 1 on HERE was killed (SIGSEGV)"),
     ],
 )
 def test_one_failure_stops_all_with_its_code(tmp_path, rank, code, expected, said, capsys):
@@ -64,21 +73,27 @@ def test_one_failure_stops_all_with_its_code(tmp_path, rank, code, expected, sai
     # ranks 0 and 2 were asked; nobody was asked twice
     assert signals(tmp_path) == ["SIGTERM\n", "SIGTERM\n"]
     assert not any(alive(int(r["pid"])) for r in notes(tmp_path))
-    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert said.replace("HERE", HERE) in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("os._exit(7 * rank)", Ended(7, Kind.ERROR, HERE, 1, "rank 1 ended with exit code 7; ")),
-        ("os.kill(os.getpid(), 9 * rank)", Ended(75, Kind.ERROR, HERE, 1, "rank 1 was killed ")),
+        (
+            "os._exit(7 * rank)",
+            Ended(7, Kind.ERROR, HERE, 1, f"rank 1 on {HERE} ended with exit code 7; "),
+        ),
+        (
+            "os.kill(os.getpid(), 9 * rank)",
+            Ended(75, Kind.ERROR, HERE, 1, f"rank 1 on {HERE} was killed ", signal=9),
+        ),
         ("", Ended(0)),
     ],
 )
 def test_a_caller_learns_who_is_to_blame(command, expected):
     program = f"import os; rank = int(os.environ['RANK']); {command}"
     node = NodeRanks(0, 2, 2, "127.0.0.1", 20123)
-    ended = local.run_node([sys.executable, "-S", "-c", program], node, {})
+    ended = local.run_node([sys.executable, "-S", "-c", program], node, {}, Output(2))
     assert replace(ended, text="") == replace(expected, text="")
     assert ended.text.startswith(expected.text)
 
