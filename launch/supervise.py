@@ -284,7 +284,7 @@ class _Outcome:
 def _tell(ended: Ended) -> None:
     """Say what the first that failed had to say."""
     if ended.code == FAULT:  # a traceback
-        sys.stderr.write(ended.text)
+        sys.stderr.write(ended.text.rstrip("\n") + "\n")
         sys.stderr.flush()
     elif ended.text:
         (log.say if ended.kind == Kind.STOPPED else log.error)(ended.text)
