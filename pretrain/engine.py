@@ -33,6 +33,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _get_default_store
 
 from robustly import StartAgain, UserError, heartbeat
 from robustly.heartbeat import START_TIMEOUT, Phase
@@ -40,6 +41,7 @@ from robustly.pretrain import peers
 from robustly.pretrain.allocator import keep_freed_memory
 from robustly.pretrain.config import OptimConfig, RunConfig
 from robustly.pretrain.optimizer import adamw
+from robustly.pretrain.rank_gpu import own_gpu, refuse_shared
 from robustly.pretrain.ranks import bound_groups, collective_timeout
 
 # without it DeepSpeed warns on CPU
@@ -69,23 +71,17 @@ def start_ranks(local_rank: int, bound: float = START_TIMEOUT) -> torch.device:
     """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR,
     MASTER_PORT). `bound`: seconds that a rank may take to come.
 
-    Returns the device of this rank. Raises UserError if this machine has GPUs, but too few, and
-    StartAgain if another program listens where the ranks were to meet.
+    Returns the device of this rank. Raises UserError if this machine has GPUs, but not one for each
+    of its ranks, and StartAgain if another program listens where the ranks were to meet.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls what torch will drop
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(
-                f"more ranks on this machine than its {torch.cuda.device_count()} GPUs: expected"
-                " one each; lower run.ranks, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train"
-                " on CPU"
-            )
-
-        device = torch.device("cuda", local_rank)
+        device = torch.device("cuda", own_gpu(local_rank, torch.cuda.device_count()))
         torch.cuda.set_device(device)
+        os.environ["LOCAL_RANK"] = str(device.index)  # by which DeepSpeed sets it again
     else:
         device = torch.device("cpu")
         keep_freed_memory()
@@ -101,6 +97,10 @@ def start_ranks(local_rank: int, bound: float = START_TIMEOUT) -> torch.device:
             " meet, is in use by another program, or by what is left of another run; start again,"
             " with another --master-port where you gave one"
         ) from None
+
+    if device.type == "cuda":
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        refuse_shared(uuid, dist.get_rank(), dist.get_world_size(), _get_default_store())
 
     peers.begin()
     return device

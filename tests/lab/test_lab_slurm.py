@@ -14,6 +14,7 @@ import pytest
 from robustly.launch import slurm as launcher
 from robustly.launch.job import Job
 from robustly.launch.slurm import SlurmOptions
+from robustly.pretrain.rank_gpu import own_gpu
 from tests.lab.hosts import ROOT, Hosts
 from tests.lab.slurm import Slurm
 
@@ -138,3 +139,52 @@ def test_preemption_brings_a_job_back_and_does_not_count(cluster: Slurm) -> None
     run.cancel("--signal=USR1")
     assert run.ended() == ("FAILED", "75:0", 1)
     assert "starts in a row without progress: 1" in run.said
+
+
+GPUS = {
+    "per-task": ("gpus-per-task=1",),
+    "per-node": ("gpus-per-node=2",),
+    "gres": ("gres=gpu:2",),
+    "total": ("gpus=4",),
+}
+
+
+@pytest.fixture(scope="module")
+def with_gpus(cluster: Slurm) -> dict[str, Run]:
+    """Two ranks on each of two nodes, one after the other on the same GPUs."""
+    return {name: launch(cluster, ranks=2, sbatch=asked) for name, asked in GPUS.items()}
+
+
+@pytest.mark.parametrize("asked", GPUS)
+def test_each_rank_gets_a_gpu_however_they_are_asked_for(
+    with_gpus: dict[str, Run], asked: str
+) -> None:
+    run = with_gpus[asked]
+    assert run.ended()[0] == "COMPLETED", run.said
+    taken = []
+    for rank in run.begun():
+        seen = rank["CUDA_VISIBLE_DEVICES"].split(",")
+        assert len(seen) == (1 if asked == "per-task" else 2)
+        taken.append((rank["host"], seen[own_gpu(rank["me"]["local_rank"], len(seen))]))
+
+    assert sorted(taken) == [(node, gpu) for node in ("nodea", "nodeb") for gpu in ("0", "1")]
+
+
+def test_nodes_may_have_unlike_numbers_of_ranks(cluster: Slurm) -> None:
+    """Five tasks on two nodes: --ntasks wins over --ntasks-per-node, and Slurm deals them out. And a
+    script of one's own, without our variables."""
+    runs = [
+        launch(cluster, ranks=4, sbatch=("ntasks=5",)),
+        launch(cluster, ranks=3, sbatch=("ntasks=5", "distribution=cyclic")),
+    ]
+    for run in runs:
+        assert run.ended()[0] == "COMPLETED", run.said
+        ranks = [rank["me"] for rank in run.begun()]
+        assert [rank["rank"] for rank in ranks] == [*range(5)]
+        hosts = [rank["host"] for rank in run.begun()]
+        assert hosts[0] == run.begun()[0]["MASTER_ADDR"]
+        for host in ("nodea", "nodeb"):
+            here = [rank for rank, its in zip(ranks, hosts, strict=True) if its == host]
+            assert sorted(rank["local_rank"] for rank in here) == [*range(len(here))]
+            assert {rank["local_size"] for rank in here} == {len(here)}
+        assert len({hosts.count("nodea"), hosts.count("nodeb")}) == 2
