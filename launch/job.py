@@ -39,8 +39,9 @@ class Job:
     restarts: int = 0
     """New starts after failures on one machine, where `LocalOptions.restarts` does not say
     otherwise."""
-    python: str = sys.executable
-    """Program that runs a launcher's own part on other machines."""
+    python: tuple[str, ...] = (sys.executable,)
+    """What runs a module of the code that the ranks run: a launcher's own part on other
+    machines."""
     checkpoint_bytes: int = 0
     """Of one checkpoint, which is written when the job's time ends."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -48,6 +49,9 @@ class Job:
 
     def with_variables(self, more: Mapping[str, str]) -> "Job":
         return replace(self, environment={**self.environment, **more})
+
+    stage: str = "pretrain"
+    """The command that it is of, as people type it."""
 
     @property
     def checkpoints(self) -> Path:
@@ -58,6 +62,19 @@ class Job:
     def logs(self) -> Path:
         """Folder of what the ranks print."""
         return self.finished.parent / "logs"
+
+
+@dataclass(frozen=True)
+class StageJob(Job):
+    """A stage of a run that is not the training, as one process."""
+
+    cores: int = 1
+    memory_gb: float | None = None
+    """None: what the queue gives."""
+    asked: Mapping[str, str] = field(default_factory=dict)
+    """Further options of sbatch, by the config."""
+    goes_on: bool = True
+    """Whether it keeps what is done of its work, so that a new start makes sense."""
 
 
 def option(help: str, default: Any = None, **more: Any) -> Any:

@@ -2,14 +2,17 @@
 until the work is complete: `robustly.launch.slurm_job`, which it runs, decides that."""
 
 import math
+import re
 import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from robustly import UserError
-from robustly.launch.job import Job, LaunchOptions, option
+from robustly.launch.job import Job, LaunchOptions, StageJob, option
 from robustly.launch.slurm_time import seconds
+from robustly.stages import RUN_STAGES
 
 LEAVE = 120
 """Seconds that ranks get to end their update, and Slurm to tell them of it."""
@@ -28,10 +31,15 @@ class SlurmOptions(LaunchOptions):
         " its size.",
         min=1,
     )
+    stages: str | None = option(
+        "Submit these stages, each as a job that waits for the one before: `all`, or some, such as"
+        " prepare,pretrain,publish. What is finished is left out."
+    )
     sbatch: tuple[str, ...] = option(
-        "A further option of sbatch, such as gpus-per-node=8; repeatable.",
+        "A further option of sbatch, such as gpus-per-node=8; for another stage's job, or for"
+        " `all`, prepare:time=2:00:00. Repeatable.",
         (),
-        metavar="NAME=VALUE",
+        metavar="[STAGE:]NAME=VALUE",
     )
 
 
@@ -40,35 +48,72 @@ def render(job: Job, options: SlurmOptions) -> str:
 
     The ranks read SLURM_* themselves (`robustly.launch.environment`), so that srun runs the command
     as it is. All starts of the job append to one output file. Raises UserError if the time limit
-    leaves nothing for work."""
+    leaves nothing for work, or if --sbatch names no stage of a run."""
     notice = options.last_checkpoint or last_checkpoint(job.checkpoint_bytes)
+    restarts, progress = options.restarts, []
+    if isinstance(job, StageJob):
+        tasks, queue = _one_task(job), dict(job.asked)
+        progress = ["--progress", "work/**/completions/*", "--kept", "work/slurm.json"]
+        restarts = restarts if job.goes_on else 0
+    else:
+        tasks, queue = _ranks(job, options), _queue(options)
+
     directives = {
         "job-name": job.name,
         "chdir": str(job.folder),
-        "nodes": str(options.nodes),
-        "ntasks-per-node": str(options.ranks_per_node or job.ranks),
+        **tasks,
         "requeue": "",
         "open-mode": "append",
-        "signal": f"USR1@{notice}",  # to the ranks; `B:` would mean this script
-        **({"partition": options.partition} if options.partition else {}),
-        **({"time": options.time} if options.time else {}),
-        **asked_for(options.sbatch),
+        "signal": f"USR1@{notice}",  # to the tasks; `B:` would mean this script
+        **queue,
+        **asked_for(options.sbatch, job.stage, alone=options.stages is None),
     }
     _refuse_short(directives.get("time", ""), notice)
     command = [
-        *(job.python, "-m", "robustly.launch.slurm_job"),
-        *("--folder", str(job.finished.parent)),
-        *("--restarts", str(options.restarts)),
-        *("--last-checkpoint", str(notice)),
+        *(*job.python, "-m", "robustly.launch.slurm_job"),
+        *("--folder", str(job.finished.parent), *progress),
+        *("--restarts", str(restarts), "--last-checkpoint", str(notice)),
         *("--", *job.command),
     ]
     return script(directives, job.environment, command)
 
 
-def asked_for(sbatch: tuple[str, ...]) -> dict[str, str]:
-    """What was given by --sbatch: name -> value, "" for an option without."""
-    parts = (given.removeprefix("--").partition("=") for given in sbatch)
-    return {name: value for name, _, value in parts}
+def _ranks(job: Job, options: SlurmOptions) -> dict[str, str]:
+    ranks = options.ranks_per_node or job.ranks
+    return {"nodes": str(options.nodes), "ntasks-per-node": str(ranks)}
+
+
+def _one_task(job: StageJob) -> dict[str, str]:
+    memory = {"mem": f"{math.ceil(job.memory_gb * 1024)}M"} if job.memory_gb else {}
+    return {"nodes": "1", "ntasks": "1", "cpus-per-task": str(job.cores), **memory}
+
+
+def _queue(options: SlurmOptions) -> dict[str, str]:
+    given = {"partition": options.partition, "time": options.time}
+    return {name: value for name, value in given.items() if value}
+
+
+def asked_for(sbatch: Sequence[str], stage: str, alone: bool = False) -> dict[str, str]:
+    """What was given by --sbatch for the job of a stage: name -> value, "" for an option without.
+    `alone`: no other stage gets a job.
+
+    Raises UserError if a stage is named that there is not."""
+    found: dict[str, dict[str, str]] = {EVERY: {}, stage: {}}
+    for given in sbatch:
+        named, name, value = _GIVEN.fullmatch(given).groups("")  # type: ignore[union-attr]
+        to = named or TRAINING
+        if to not in (EVERY, *_VERBS):
+            raise UserError(f"--sbatch {given}: no stage {to}; expected one of {', '.join(_VERBS)}")
+        if alone and to not in (EVERY, stage):
+            raise UserError(f"--sbatch {given}: {to} gets no job here; give --stages")
+        found.setdefault(to, {})[name] = value
+
+    return {**found[EVERY], **found[stage]}
+
+
+TRAINING, EVERY = "pretrain", "all"
+_VERBS = [stage.verb for stage in RUN_STAGES]
+_GIVEN = re.compile(r"(?:([a-z]+):)?(?:--)?([^=]*)(?:=(.*))?", re.DOTALL)
 
 
 def script(
@@ -102,8 +147,13 @@ def _refuse_short(time: str, notice: int) -> None:
 def start(job: Job, options: SlurmOptions) -> int:
     """Hand the script to sbatch, which prints the job's number. Raises UserError where there is no
     sbatch."""
+    return submit(render(job, options)).returncode
+
+
+def submit(script: str, *options: str, **more: Any) -> "subprocess.CompletedProcess[str]":
+    """Give a script to sbatch. `more`: as subprocess.run takes it."""
     try:
-        return subprocess.run(["sbatch"], input=render(job, options), text=True).returncode
+        return subprocess.run(["sbatch", *options], input=script, text=True, **more)
     except FileNotFoundError:
         raise UserError(
             "sbatch: not found; run this where jobs are submitted, or print the script with"

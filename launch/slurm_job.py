@@ -79,7 +79,8 @@ class HowItEnded(NamedTuple):
             few = ", ".join(map(str, self.silent[:8])) + ", ..." * (len(self.silent) > 8)
             who = "rank" if len(self.silent) == 1 else "ranks"
             return f"{who} {few} left no word: killed, perhaps because memory ran out"
-        return f"srun ended with exit code {self.code}, and no rank left word of why"
+        why = ", without a word of why" if self.ranks > 1 else ""  # else it has said it itself
+        return f"ended with exit code {self.code}{why}"
 
 
 class Decision(NamedTuple):

@@ -78,6 +78,10 @@ class Experiment(PretrainingConfig):
         command = [sys.executable, "-m", "robustly.cli", *self._pretrain(profile, live_code)]
         return command if stop_after is None else [*command, "--stop-after", str(stop_after)]
 
+    def stage_command(self, stage: RunStage, *more: str) -> list[str]:
+        """What makes a stage, of the code that is typed."""
+        return [sys.executable, "-m", "robustly.cli", stage.verb, *self._arguments, *more]
+
     def job(self, command: list[str]) -> "Job":
         """The training, by what every rank runs, as launchers take it."""
         from robustly.launch.job import Job, exported
@@ -86,6 +90,7 @@ class Experiment(PretrainingConfig):
 
         return Job(
             command=tuple(command),
+            python=tuple(command[: command.index("-m")]),
             folder=Path.cwd(),
             finished=self.folder("train").absolute() / MANIFEST,
             name=self.name,

@@ -18,12 +18,15 @@ from robustly.cli.common import (
     experiment_of,
     user_errors,
 )
+from robustly.cli.launch_stages import launch_stages
 from robustly.cli.train import LiveCode, NoCheck, ProfileOption
 from robustly.launch import LAUNCHERS, Launcher
 from robustly.launch.job import LaunchOptions
+from robustly.launch.slurm import SlurmOptions
 
 launch_app = typer.Typer(
-    help="Pretrain on one or many machines. Tokenizer and data must be finished.",
+    help="Pretrain on one or many machines. Tokenizer and data must be finished (`slurm --stages`"
+    " makes them, too).",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -110,6 +113,9 @@ def _add(name: str, launcher: Launcher[Any]) -> None:
     ) -> None:
         with user_errors():
             experiment = experiment_of(config, overrides, new_run)
+            if isinstance(options, SlurmOptions) and options.stages is not None:
+                raise typer.Exit(launch_stages(experiment, options, profile, live_code, dry_run))
+
             job = experiment.job(experiment.rank_command(profile, live_code))
             if dry_run:
                 typer.echo(launcher.render(job, options), nl=False)

@@ -109,7 +109,7 @@ def text(ready: Ready) -> str:
     config = _config(ready)
     job = Job(
         command=("robustly", "pretrain", path),
-        python="python",
+        python=("python",),
         checkpoint_bytes=checkpoint_bytes(parameters(config.model, config.tokenizer.vocab_size)),
         folder=Path(),
         finished=Path("runs", ready.config, "train", MANIFEST),

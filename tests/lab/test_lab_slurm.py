@@ -1,6 +1,7 @@
 """Jobs of `robustly launch slurm` on a real Slurm of several nodes."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from robustly import manifest
 from robustly.launch import slurm as launcher
 from robustly.launch.job import Job
 from robustly.launch.slurm import SlurmOptions
 from robustly.pretrain.rank_gpu import own_gpu
+from tests.lab import small
 from tests.lab.hosts import ROOT, Hosts
 from tests.lab.slurm import Slurm
 
@@ -188,3 +191,51 @@ def test_nodes_may_have_unlike_numbers_of_ranks(cluster: Slurm) -> None:
             assert sorted(rank["local_rank"] for rank in here) == [*range(len(here))]
             assert {rank["local_size"] for rank in here} == {len(here)}
         assert len({hosts.count("nodea"), hosts.count("nodeb")}) == 2
+
+
+def submitted(cluster: Slurm, command: str) -> dict[str, int]:
+    """The jobs that a command submits, by their stages."""
+    said = cluster.run(command, timeout=120).stderr
+    return {
+        stage: int(number) for stage, number in re.findall(r"(?m)^(\w+): Slurm job (\d+)$", said)
+    }
+
+
+def test_all_stages_as_jobs_that_wait_for_each_other(cluster: Slurm) -> None:
+    shared = cluster.hosts.shared
+    text = small.CORPUS.read_text(encoding="utf-8")
+    (shared / "corpus.txt").write_text(text[: text.index("\n\n", 150_000)], encoding="utf-8")
+    (shared / "small.yaml").write_text(small.CONFIG, encoding="utf-8")
+    settings = "paths.root=runs/chain run.executor=slurm optim.batch_size=8 schedule.updates=4"
+    command = (
+        f"robustly launch slurm small.yaml {settings} --nodes 2 --ranks-per-node 1 --stages"
+        " tokenizer,prepare,pretrain --sbatch prepare:time=10 --sbatch pretrain:time=20"
+    )
+    jobs = submitted(cluster, command)
+    facts = [cluster.facts(job) for job in jobs.values()]
+    assert [*jobs] == ["tokenizer", "prepare", "pretrain"]
+    assert [each["NumNodes"][0] for each in facts] == ["1", "1", "2"]
+    assert [each["TimeLimit"] for each in facts[1:]] == ["00:10:00", "00:20:00"]
+
+    states = [cluster.wait(job, 240) for job in jobs.values()]
+    outputs = [(shared / f"slurm-{job}.out").read_text() for job in jobs.values()]
+    assert states == ["COMPLETED"] * 3, "\n".join(outputs)
+    # whose parts are jobs of an array
+    assert "counting words: Slurm job" in outputs[0] and "preparing: Slurm job" in outputs[1]
+    assert manifest.read(shared / "runs/chain/train")
+
+    # what is finished is left out; what cannot be done any more is not waited for
+    left = submitted(cluster, command.replace("tokenizer,prepare,pretrain", "all"))
+    assert [*left][:1] == ["publish"]
+    for job in left.values():
+        cluster.run(f"scancel {job}")
+
+
+def test_what_waits_for_a_stage_that_fails_is_cancelled(cluster: Slurm) -> None:
+    shared = cluster.hosts.shared
+    (shared / "corpus.txt").write_text("too little\n", encoding="utf-8")
+    (shared / "small.yaml").write_text(small.CONFIG, encoding="utf-8")
+    command = "robustly launch slurm small.yaml paths.root=runs/fails"
+    jobs = submitted(cluster, f"{command} --stages tokenizer,prepare,pretrain")
+    states = [cluster.wait(job, 120) for job in jobs.values()]
+    assert "FAILED" in states and states[-1] == "CANCELLED"

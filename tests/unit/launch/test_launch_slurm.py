@@ -6,16 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from robustly import UserError
 from robustly.heartbeat import Kind
-from robustly.launch import Job, SlurmOptions, ends, slurm, slurm_job
+from robustly.launch import Job, SlurmOptions, ends, slurm, slurm_job, slurm_stages
 from robustly.launch.ends import End
+from robustly.launch.job import StageJob
 from robustly.launch.slurm_job import Failures, HowItEnded, decide
 from robustly.launch.slurm_time import seconds
+from robustly.stages import STAGES
 
 JOB = Job(
     command=("/env/bin/robustly", "pretrain", "mine.yaml", "data.language=it's $HOME"),
@@ -23,7 +26,7 @@ JOB = Job(
     finished=Path("runs/tiny one/train/manifest.json"),
     name="tiny",
     ranks=4,
-    python="/env/bin/python",
+    python=("/env/bin/python",),
     checkpoint_bytes=1_500_000_000,
     environment={"NCCL_DEBUG": "INFO", "PYTHONPATH": "/a b"},
 )
@@ -55,6 +58,63 @@ def test_render() -> None:
     text = slurm.render(JOB, options)
     assert text == EXPECTED
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+STAGE = StageJob(
+    command=("/env/bin/python", "-m", "robustly.cli", "prepare", "mine.yaml", "run.workers=32"),
+    folder=Path("/home/me"),
+    finished=Path("/home/me/runs/tiny/data/manifest.json"),
+    name="tiny-prepare",
+    python=("/env/bin/python",),
+    stage="prepare",
+    cores=32,
+    memory_gb=0.5,
+    asked={"partition": "cpu", "account": "nlp"},
+)
+STAGE_EXPECTED = """\
+#!/bin/bash
+#SBATCH --job-name=tiny-prepare
+#SBATCH --chdir=/home/me
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=32
+#SBATCH --mem=512M
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=USR1@120
+#SBATCH --partition=long
+#SBATCH --account=nlp
+#SBATCH --comment=all
+#SBATCH --time=2:00:00
+exec /env/bin/python -m robustly.launch.slurm_job --folder /home/me/runs/tiny/data \
+--progress 'work/**/completions/*' --kept work/slurm.json --restarts 3 --last-checkpoint 120 -- \
+/env/bin/python -m robustly.cli prepare mine.yaml run.workers=32
+"""
+ASKED = (
+    *("gpus-per-node=8", "gres=gpu:8", "pretrain:time=9", "all:comment=all"),
+    *("prepare:time=2:00:00", "prepare:--partition=long", "publish:exclusive"),
+)
+
+
+def test_render_of_another_stage() -> None:
+    options = SlurmOptions(stages="all", partition="gpu", time="1-0", sbatch=ASKED)
+    assert slurm.render(STAGE, options) == STAGE_EXPECTED
+    text = slurm.render(JOB, options)
+    assert "--gres=gpu:8\n" in text and "--comment=all\n" in text and "--time=9\n" in text
+    assert "exclusive" not in text
+    assert "--restarts 0" in slurm.render(replace(STAGE, goes_on=False), options)
+
+
+@pytest.mark.parametrize(
+    ("given", "stages", "said"),
+    [
+        ("prepair:time=1", "all", "no stage prepair; expected one of clean, tokenizer, prepare"),
+        ("prepare:time=1", None, "prepare gets no job here; give --stages"),
+    ],
+)
+def test_an_option_for_no_job_is_refused(given: str, stages: str | None, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        slurm.render(JOB, SlurmOptions(stages=stages, sbatch=(given,)))
 
 
 def test_an_option_of_sbatch_wins_over_ours() -> None:
@@ -165,7 +225,7 @@ def test_decide(ended: HowItEnded, failures: int, expected: tuple[bool, int, int
          "rank 1 left no word: killed, perhaps because memory ran out"),
         (how(code=137, ends=STOPPED[:1], ranks=20),
          "ranks 1, 2, 3, 4, 5, 6, 7, 8, ... left no word: killed, perhaps because memory ran out"),
-        (how(code=143), "srun ended with exit code 143, and no rank left word of why"),
+        (how(code=143), "ended with exit code 143, without a word of why"),
     ],
 )  # fmt: skip
 def test_what_ended_a_start_is_said(ended: HowItEnded, words: str) -> None:
@@ -208,7 +268,7 @@ STAND_INS = {
         ' touch "checkpoints/update-$REACHED"; eval "$PLAY"; exit $SRUN_CODE'
     ),
 }
-ASKED = "requeue 12345\n"
+REQUEUED = "requeue 12345\n"
 
 
 def start(folder: Path, **variables: str) -> "subprocess.Popen[str]":
@@ -242,7 +302,7 @@ def run(folder: Path, **variables: str) -> tuple[int, bool, str]:
     log.unlink(missing_ok=True)
     process = start(folder, **variables)
     said = process.communicate(timeout=60)[0]
-    assert not log.exists() or log.read_text() == ASKED
+    assert not log.exists() or log.read_text() == REQUEUED
     return process.returncode, log.exists(), said
 
 
@@ -319,7 +379,7 @@ def test_signals_to_the_job_alone_do_not_end_it_before_its_tasks(tmp_path: Path)
     assert process.poll() is None
     process.send_signal(signal.SIGUSR1)  # which srun passes on to the tasks
     said = process.communicate(timeout=30)[0]
-    assert "exit code 75" in said and (tmp_path / "scontrol.log").read_text() == ASKED
+    assert "exit code 75" in said and (tmp_path / "scontrol.log").read_text() == REQUEUED
 
 
 @pytest.mark.processes
@@ -333,3 +393,96 @@ def test_start_hands_the_script_to_sbatch(tmp_path: Path, monkeypatch: pytest.Mo
     sbatch.chmod(0o755)
     assert slurm.start(JOB, SlurmOptions()) == 3
     assert (tmp_path / "script").read_text() == slurm.render(JOB, SlurmOptions())
+
+
+# --------------------------------------------------------------------------- stages as jobs in a row
+
+RUN = [STAGES[name] for name in ("tokenizer", "data", "train", "published")]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "finished", "chosen"),
+    [
+        ("all", [], ["tokenizer", "data", "train", "published"]),
+        ("all", ["tokenizer", "data"], ["train", "published"]),
+        ("all", ["tokenizer", "data", "train", "published"], []),
+        ("publish,pretrain", ["tokenizer", "data"], ["train", "published"]),
+        ("tokenizer, prepare", ["tokenizer"], ["data"]),
+        ("tokenizer", ["tokenizer"], []),
+    ],
+)
+def test_the_stages_that_are_submitted(wanted: str, finished: list[str], chosen: list[str]) -> None:
+    assert [each.name for each in slurm_stages.choose(wanted, RUN, finished)] == chosen
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ("pretrain,publish", "publish needs prepare, which is not finished"),
+        ("tokenizer,train", "no stage train; expected all, or some of tokenizer,prepare,pretrain"),
+        ("clean,tokenizer", "no stage clean"),
+        ("", "no stage ''"),
+    ],
+)
+def test_stages_that_cannot_be_submitted(wanted: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        slurm_stages.choose(wanted, RUN, ["tokenizer"])
+
+
+CHAIN = [STAGE, JOB]
+SBATCH = """\
+echo "$@" >> {folder}/calls
+n=$(/usr/bin/wc -l < {folder}/calls)
+/bin/cat > {folder}/script$n
+echo "10$n;cluster"
+exit $(( n == FAILS ? 5 : 0 ))
+"""
+
+
+@pytest.fixture
+def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a stand-in for sbatch, that notes its calls and scripts."""
+    bodies = {
+        "sbatch": SBATCH.format(folder=tmp_path),
+        "scancel": f"echo $* > {tmp_path}/cancelled",
+    }
+    for name, body in bodies.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("FAILS", "0")
+    return tmp_path
+
+
+CALLS = "--parsable\n--parsable --dependency=afterok:101 --kill-on-invalid-dep=yes\n"
+
+
+@pytest.mark.processes
+def test_each_stage_waits_for_the_one_before(sbatch: Path) -> None:
+    options = SlurmOptions(stages="all")
+    assert slurm_stages.start_all(CHAIN, options) == 0
+    assert (sbatch / "calls").read_text() == CALLS
+    for number, job in enumerate(CHAIN, 1):
+        assert (sbatch / f"script{number}").read_text() == slurm.render(job, options)
+
+
+@pytest.mark.processes
+def test_a_dry_run_prints_what_would_submit_the_stages(sbatch: Path) -> None:
+    options = SlurmOptions(stages="all")
+    text = slurm_stages.render_all(CHAIN, options)
+    # the stand-in says what follows the number, which a shell would have to take off
+    (sbatch / "sbatch").write_text((sbatch / "sbatch").read_text().replace(";cluster", ""))
+    subprocess.run(["bash"], input=text, text=True, check=True)
+    assert (sbatch / "calls").read_text() == CALLS
+    for number, job in enumerate(CHAIN, 1):
+        assert (sbatch / f"script{number}").read_text() == slurm.render(job, options)
+
+
+@pytest.mark.processes
+def test_no_part_of_a_chain_is_left_when_a_job_is_refused(
+    sbatch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAILS", "2")
+    assert slurm_stages.start_all(CHAIN, SlurmOptions(stages="all")) == 5
+    assert (sbatch / "cancelled").read_text() == "101\n"

@@ -1,0 +1,75 @@
+"""The stages of a run as Slurm jobs, each of which waits for the one before."""
+
+import subprocess
+from collections.abc import Sequence
+
+from robustly import UserError, log
+from robustly.launch.job import Job
+from robustly.launch.slurm import SlurmOptions, render, submit
+from robustly.stages import RunStage
+
+END = "END_OF_SCRIPT"
+
+
+def choose(wanted: str, asked: Sequence[RunStage], finished: Sequence[str]) -> list[RunStage]:
+    """The stages to submit, in their order: of those that the config asks for the ones that are
+    wanted (`all`, or commands with commas between them) and not finished, which are given by name.
+
+    Raises UserError for a stage that the config does not have, and where one is left out that is
+    not finished and that a wanted one needs."""
+    verbs = [stage.verb for stage in asked]
+    names = verbs if wanted == "all" else [name.strip() for name in wanted.split(",")]
+    if unknown := [name for name in names if name not in verbs]:
+        raise UserError(
+            f"--stages {wanted}: the config has no stage {unknown[0] or repr('')}; expected all, or"
+            f" some of {','.join(verbs)}"
+        )
+
+    left = [stage for stage in asked if stage.name not in finished]
+    chosen = [stage for stage in left if stage.verb in names]
+    needed = left[: left.index(chosen[-1])] if chosen else []
+    if missing := [stage.verb for stage in needed if stage not in chosen]:
+        raise UserError(
+            f"--stages {wanted}: {chosen[-1].verb} needs {missing[0]}, which is not finished; name"
+            " it too"
+        )
+
+    return chosen
+
+
+def render_all(jobs: Sequence[Job], options: SlurmOptions) -> str:
+    """What `start_all` does, as shell text."""
+    lines, before = [], ""
+    for job in jobs:
+        options_of_sbatch = " ".join(["--parsable", *_after(before)])
+        lines.append(f"{job.stage}=$(sbatch {options_of_sbatch} <<'{END}'")
+        lines.append(f"{render(job, options)}{END}\n)\n")
+        before = f"${job.stage}"
+
+    return "\n".join(lines)
+
+
+def start_all(jobs: Sequence[Job], options: SlurmOptions) -> int:
+    """Submit the jobs: each begins when the one before has done its work, and is cancelled when
+    that fails. Returns the exit code of sbatch where it refuses one; then none of them is left in
+    the queue."""
+    scripts = [render(job, options) for job in jobs]  # a mistake is met before any is submitted
+    numbers: list[str] = []
+    for job, script in zip(jobs, scripts, strict=True):
+        after = _after(numbers[-1] if numbers else "")
+        done = submit(script, "--parsable", *after, stdout=subprocess.PIPE)
+        if done.returncode:
+            if numbers:
+                subprocess.run(["scancel", *numbers])
+                log.error(f"{job.stage} was refused, and the jobs before it were cancelled")
+            return done.returncode
+
+        numbers.append(done.stdout.strip().partition(";")[0])  # what follows names a cluster
+        log.say(f"{job.stage}: Slurm job {numbers[-1]}")
+
+    return 0
+
+
+def _after(number: str) -> list[str]:
+    """The options of sbatch for a job that waits for another one's success; "": for none."""
+    return [f"--dependency=afterok:{number}", "--kill-on-invalid-dep=yes"] if number else []

@@ -1,0 +1,85 @@
+"""`robustly launch slurm --stages`: all stages of a run as jobs that wait for each other."""
+
+from pathlib import Path
+
+import typer
+
+from robustly import log, manifest
+from robustly.experiment import Experiment
+from robustly.launch import slurm_stages
+from robustly.launch.job import Job, StageJob, exported
+from robustly.launch.slurm import SlurmOptions, asked_for
+from robustly.manifest import MANIFEST
+from robustly.stages import STAGES, RunStage
+
+CORES = 8
+"""Of a stage's job, where neither run.workers nor --sbatch says otherwise."""
+CORPUS_STAGES = [STAGES[name] for name in ("clean", "tokenizer", "data")]
+
+
+def launch_stages(
+    experiment: Experiment, options: SlurmOptions, profile: bool, live_code: bool, dry_run: bool
+) -> int:
+    """Submit, or print, the jobs of the stages that are left to do. Returns an exit code."""
+    assert options.stages
+    chosen = slurm_stages.choose(options.stages, experiment.stages, finished_stages(experiment))
+    if not chosen:
+        log.say(f"{experiment.root}: finished already")
+        return 0
+
+    if not dry_run and STAGES["train"] in chosen:
+        training = experiment.job(experiment.settle(profile, live_code))
+    else:
+        training = experiment.job(experiment.rank_command(profile, live_code))
+
+    jobs = [
+        training if stage.name == "train" else stage_job(experiment, stage, options)
+        for stage in chosen
+    ]
+    if dry_run:
+        typer.echo(slurm_stages.render_all(jobs, options), nl=False)
+        return 0
+
+    return slurm_stages.start_all(jobs, options)
+
+
+def finished_stages(experiment: Experiment) -> list[str]:
+    """The names of the stages that are finished, up to the first that is not: what comes after that
+    has to be made of it."""
+    found = []
+    for stage in experiment.stages:
+        work = experiment.work(stage)
+        done = (
+            work.stage().finished() if work.stage else manifest.read(experiment.folder(stage.name))
+        )
+        if not done:
+            break
+        found.append(stage.name)
+
+    return found
+
+
+def stage_job(experiment: Experiment, stage: RunStage, options: SlurmOptions) -> Job:
+    """The job of a stage other than the training.
+
+    With `run.executor: slurm` the parts of its work go into an array of jobs by `run.slurm`, which
+    this one submits and waits for."""
+    run, ours = experiment.run, asked_for(options.sbatch, stage.verb)
+    of_corpus = stage in CORPUS_STAGES
+    elsewhere = of_corpus and run.executor == "slurm"
+    cores = 1 if elsewhere else int(ours.get("cpus-per-task", run.workers or CORES))
+    # the default, all cores, might be those of other jobs
+    workers = [f"run.workers={cores}"] if of_corpus and not (elsewhere or run.workers) else []
+    queue = {"partition": run.slurm.partition, "account": run.slurm.account, "qos": run.slurm.qos}
+    return StageJob(
+        command=tuple(experiment.stage_command(stage, *workers)),
+        folder=Path.cwd(),
+        finished=experiment.folder(stage.name).absolute() / MANIFEST,
+        name=f"{experiment.name}-{stage.verb}",
+        environment=exported(),
+        stage=stage.verb,
+        cores=cores,
+        memory_gb=run.memory_gb if of_corpus and not elsewhere else None,
+        asked={name: value for name, value in queue.items() if value},
+        goes_on=of_corpus,
+    )
