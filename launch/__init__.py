@@ -70,6 +70,7 @@ LAUNCHERS: Mapping[str, Launcher[Any]] = {
         slurm.render,
         slurm.start,
         waits=False,
+        run=slurm.run,
         program="sbatch",
     ),
     "torchrun": Launcher(

@@ -2,6 +2,7 @@
 until the work is complete: `robustly.launch.slurm_job`, which it runs, decides that."""
 
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -18,6 +19,7 @@ LEAVE = 120
 """Seconds that ranks get to end their update, and Slurm to tell them of it."""
 DISK = 50e6
 """Bytes a second that the slowest of shared disks writes."""
+SHORT = "10"  # minutes; a check takes one
 
 
 @dataclass(frozen=True)
@@ -159,3 +161,24 @@ def submit(script: str, *options: str, **more: Any) -> "subprocess.CompletedProc
             "sbatch: not found; run this where jobs are submitted, or print the script with"
             " --dry-run"
         ) from None
+
+
+def run(job: Job, options: SlurmOptions) -> int:
+    """Run the command's tasks once, as a job that does not come back, and wait for them. Raises
+    UserError where there is no srun."""
+    given = {
+        "job-name": job.name,
+        **_ranks(job, options),
+        **_queue(options),
+        **asked_for(options.sbatch, job.stage, alone=options.stages is None),
+        "time": SHORT,
+    }
+    words = [f"--{name}={value}" if value else f"--{name}" for name, value in given.items()]
+    try:
+        return subprocess.run(
+            ["srun", "--kill-on-bad-exit=1", *words, *job.command],
+            cwd=job.folder,
+            env={**os.environ, **job.environment},
+        ).returncode
+    except FileNotFoundError:
+        raise UserError("srun: not found; run this where jobs are submitted") from None

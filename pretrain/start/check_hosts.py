@@ -109,8 +109,9 @@ def _wait(device: torch.device) -> None:
 
 
 def be_rank(out: str, question: dict[str, Any] | None) -> None:
-    """A rank of the explicit check. Rank 0 writes into the file `out` what the hosts say, if they
-    are asked a `question`, and the all-reduce."""
+    """A rank of the explicit check. The first on each machine, where somebody may have an `out` of
+    his own, writes there what the hosts say, if they are asked a `question`, and the
+    all-reduce."""
     me = rank_from_environment() or Rank(0, 0, 1, 1, "127.0.0.1", free_port())
     export(me)
     heartbeat.begin(f"rank {me.rank}")
@@ -121,7 +122,7 @@ def be_rank(out: str, question: dict[str, Any] | None) -> None:
         answers = look(Question(**question), device, places).answers
 
     measured = all_reduce(device, len({host for host, _ in places}), times=5)
-    if me.rank == 0:
+    if me.local_rank == 0:
         write_json(Path(out), {"answers": answers, "all_reduce": measured})
 
     stop_ranks()

@@ -20,7 +20,6 @@ from robustly.launch.checks.compare import Answer, Fault, compare
 from robustly.launch.checks.facts import Question, nearest
 from robustly.launch.checks.report import AllReduce, Report
 from robustly.launch.job import Job, LaunchOptions, Machines
-from robustly.manifest import MANIFEST
 from robustly.preflight.memory import rank_memory
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.start.question import question_of
@@ -83,7 +82,7 @@ def examine(
         ranks = replace(
             job,
             command=(sys.executable, "-m", RANKS, order),
-            finished=folder / MANIFEST,
+            finished=out,
             name=f"{job.name}-check",
         )
         code = run(ranks, _once(options))
@@ -116,10 +115,6 @@ def _once(options: LaunchOptions) -> LaunchOptions:
 
 
 def _no_ranks(found: Report, code: int) -> Fault:
-    if code:
-        said = f"the ranks could not add up numbers together (exit code {code})"
-        do = "see what they said above: ports must be open between all hosts (NCCL_DEBUG=INFO)"
-        return Fault(tuple(found.answers) or ("all",), Finding("all-reduce", "problem", said, do))
-
-    said = "done; rank 0 is on another machine"
-    return Fault(("here",), Finding("all-reduce", "note", said, "look at the table there"))
+    said = f"the ranks could not add up numbers together (exit code {code})"
+    do = "see what they said above: ports must be open between all hosts (NCCL_DEBUG=INFO)"
+    return Fault(tuple(found.answers) or ("all",), Finding("all-reduce", "problem", said, do))

@@ -121,6 +121,64 @@ def test_a_host_that_is_down_is_a_line_of_the_table(hosts: Hosts, small: Small) 
     assert found["hosts"]["nodeb"]["facts"] is None
 
 
+NVIDIA_SMI = """\
+#!/bin/sh
+case $1 in
+--query-gpu=*)
+    echo "NVIDIA H100 80GB HBM3, 81559, 9.0, 550.54.15, 0, GPU-aa, 4, 0"
+    echo "NVIDIA H100 80GB HBM3, 81559, 9.0, 550.54.15, 1, GPU-bb, 70000, 3" ;;
+--query-compute-apps=*) echo "GPU-bb, 4711, python, 69000" ;;
+esac
+"""
+
+
+def test_gpus_are_looked_at_where_they_are(hosts: Hosts, small: Small) -> None:
+    """By an nvidia-smi that lists GPUs which are not there."""
+    driver = hosts.shared / "nvidia-smi"
+    driver.write_text(NVIDIA_SMI)
+    driver.chmod(0o755)
+    hosts.run("nodeb", f"cp {driver} /usr/local/bin/")
+    done = check(hosts, small, "--json")
+    said = {
+        (fault["what"], fault["status"]): fault["found"]
+        for fault in json.loads(done.stdout)["faults"]
+        if fault["hosts"] == ["nodeb"]
+    }
+    assert said["gpus", "problem"] == "2 x NVIDIA H100 80GB HBM3, nodea has no GPU"
+    assert "3 memory errors" in said["gpu 1", "problem"]
+    assert "in use by python (process 4711)" in said["gpu 1", "note"]
+    assert done.returncode == 2 and "2 x NVIDIA H100" in done.stderr
+
+
+def test_ranks_look_where_the_launcher_cannot(slurm: Slurm, small: Small) -> None:
+    """Under Slurm, from a host that has no rank; rank 0 brings what all say."""
+    words = f"launch check slurm {small.command} --nodes 2 --ranks-per-node 1 --json"
+    done = robustly(slurm.hosts, words, "login")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["ready"] and sorted(found["hosts"]) == ["nodea", "nodeb"]
+    assert found["all_reduce"]["ranks"] == found["all_reduce"]["hosts"] == 2
+
+    another_clone(slurm.hosts)
+    done = robustly(slurm.hosts, words, "login")
+    assert done.returncode == 2 and "nodeb: code.source = " in done.stderr
+    assert written(small) == set() and not list(slurm.hosts.shared.glob("**/.robustly-check-*"))
+
+
+def test_each_machine_of_torchrun_has_its_own_command(hosts: Hosts, small: Small) -> None:
+    command = f"python -m robustly.cli launch check torchrun {small.command}"
+    command += " --nodes 2 --ranks-per-node 1 --master nodea --json"
+    first, second = (
+        hosts.popen(name, f"{command} {more}", stdout=-1, stderr=-1, environment={"GLOO_SOCKET_IFNAME": "eth1"})
+        for name, more in (("nodea", ""), ("nodeb", "optim.peak_lr=3e-3"))
+    )  # fmt: skip
+    for each in (first, second):
+        out, err = each.communicate(timeout=120)
+        assert each.returncode == 2, err
+        assert "nodeb: config.optim.peak_lr = 0.003, nodea has 0.002" in err
+        assert json.loads(out)["all_reduce"]["hosts"] == 2
+
+
 # ------------------------------------------------------------------------------- every start looks
 
 
