@@ -14,6 +14,7 @@ from robustly import UserError, log
 from robustly.exit_codes import FAULT, MISTAKE
 from robustly.launch import kubectl
 from robustly.launch.checks import NO_CHECK
+from robustly.launch.ends import ATTEMPT
 from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, option
 
 FURTHER = 76
@@ -279,11 +280,11 @@ def _environment(job: Job, options: KubernetesOptions, name: str) -> list[Yaml]:
 
     label = "metadata.labels['{}']".format
     of_pod = {
-        "RESTART": label("jobset.sigs.k8s.io/restart-attempt"),
-        "JOB_UID": label("batch.kubernetes.io/controller-uid"),
+        "JOBSET_UID": label("jobset.sigs.k8s.io/jobset-uid"),
+        "JOBSET_RESTART": label("jobset.sigs.k8s.io/restart-attempt"),
     }
     fixed = {
-        "ROBUSTLY_ATTEMPT": "$(RESTART)-$(JOB_UID)",
+        ATTEMPT: "$(JOBSET_UID)-$(JOBSET_RESTART)",
         "MASTER_ADDR": f"{name}-{NODE}-0-0.{name}",
         "MASTER_PORT": str(options.master_port),
     }

@@ -129,7 +129,7 @@ def exit_code(ended: Ended, blamed: End | None, further: bool) -> int:
         return ended.code
 
     if blamed and blamed.code in FINAL:
-        log.error(f"rank {blamed.rank} on {blamed.host} ended the run: {blamed.text}")
+        log.error(f"ended by another pod: {blamed.text}")
         return blamed.code
 
     return FURTHER if further else START_AGAIN

@@ -95,7 +95,7 @@ class JobSet:
     def _environment(self, container: dict[str, Any], index: int) -> dict[str, str]:
         labels = {
             "jobset.sigs.k8s.io/restart-attempt": str(self.starts - 1),
-            "batch.kubernetes.io/controller-uid": f"7f6e-{self.starts}",
+            "jobset.sigs.k8s.io/jobset-uid": "0c1d5c52-7f6e-4b5c-8a55-1d6c3a0e9b77",
         }
         found = {"JOB_COMPLETION_INDEX": str(index)}
         for each in container["env"]:

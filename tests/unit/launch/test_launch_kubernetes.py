@@ -259,8 +259,9 @@ def test_dollar_signs_arrive():
 def test_attempts_differ_and_are_the_same_on_all_pods():
     env = {each["name"]: each for each in container_of(objects()[0])["env"]}
     names = list(env)
-    assert env["ROBUSTLY_ATTEMPT"]["value"] == "$(RESTART)-$(JOB_UID)"
-    assert names.index("ROBUSTLY_ATTEMPT") > max(names.index("RESTART"), names.index("JOB_UID"))
+    assert env["ROBUSTLY_ATTEMPT"]["value"] == "$(JOBSET_UID)-$(JOBSET_RESTART)"
+    assert names.index("ROBUSTLY_ATTEMPT") > names.index("JOBSET_UID")
+    assert names.index("ROBUSTLY_ATTEMPT") > names.index("JOBSET_RESTART")
     assert env["MASTER_ADDR"]["value"] == "tiny-one-node-0-0.tiny-one"
 
 
