@@ -4,13 +4,15 @@ and `python` in `commands()` are forked from one process that has imported them.
 A command sees its own arguments, folder, environment, open files and umask, receives the signals that are
 sent to it, dies when its starter kills it, and starts its own ranks and workers in the same way.
 What it cannot show is the start of a process itself and another seed of Python's hashes; some tests
-of each stage start real processes for that.
+of each stage start real processes for that. A command that is given on a host of the lab (tests/lab)
+runs there.
 
 A session of tests has one server, which imports nothing until somebody asks for a command, and ends
 with the session, however that ends."""
 
 import atexit
 import contextlib
+import ctypes
 import fcntl
 import gc
 import importlib
@@ -65,6 +67,7 @@ OURS = (
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 END = 0
 """The server's standard input: it ends with the session."""
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15  # <sys/prctl.h>
 HIGH = 500  # file descriptors that no command asks for by number
 
 SHIM = """#!{python} -IS
@@ -128,6 +131,8 @@ def server() -> Iterator[None]:
         shim = folder / name
         shim.write_text(SHIM.format(python=sys.executable, signals=SIGNALS))
         shim.chmod(0o755)
+    # where a launcher looks for it: beside its Python
+    (folder / "torchrun").symlink_to(Path(sys.executable).with_name("torchrun"))
 
     os.environ[VARIABLE] = str(folder)
     # pyarrow's allocator would start a thread, and a process with threads cannot be forked
@@ -242,6 +247,7 @@ def _kill(child: int) -> None:
 
 def _be(asked: dict[str, Any], files: list[int], asker: socket.socket) -> NoReturn:
     """Be the command that was asked for, and end."""
+    _enter_host(asker)
     os.setsid()
     asker.send(struct.pack("i", os.getpid()))
     high = [fcntl.fcntl(file, fcntl.F_DUPFD, HIGH) for file in files]
@@ -292,6 +298,36 @@ def _take_place(words: list[str]) -> None:
     if json.loads((first / "robustly-code.json").read_bytes())["files"] != snapshot._hashes():
         os.execv(PYTHON, [PYTHON, *words])
     snapshot._HERE = first / "robustly"  # type: ignore[attr-defined]
+
+
+def _enter_host(asker: socket.socket) -> None:
+    """Go to the host where the command was given, if that is another one. Its processes are not the
+    server's children, so this process stays behind and waits for the one that goes there."""
+    there, _, _ = struct.unpack("3i", asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    spaces = [Path(f"/proc/{there}/ns/{kind}") for kind in ("ipc", "uts", "net", "pid", "mnt")]
+    if all(space.samefile(f"/proc/self/ns/{space.name}") for space in spaces):
+        return
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    for opened in [os.open(space, os.O_RDONLY) for space in spaces]:
+        if libc.setns(opened, 0):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(opened)
+
+    if gone := os.fork():
+        os.closerange(0, 1000)
+        code = os.waitstatus_to_exitcode(os.waitpid(gone, 0)[1])
+        if code < 0:
+            os.kill(os.getpid(), -code)
+        os._exit(code)
+
+    libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    libc.prctl(PR_SET_NAME, name_on_host(there).encode())
+
+
+def name_on_host(asker: int) -> str:
+    """The name, in the list of processes, of what works for a command on a host."""
+    return f"warm-{asker}"
 
 
 def _run(words: list[str]) -> None:

@@ -18,23 +18,23 @@ Once = Callable[[str, Callable[[Path], None]], Path]
 @pytest.fixture
 def hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hosts]:
     """Two hosts, nodea and nodeb, that share `tmp_path`/shared; by an indirect parameter as many as
-    it says, or hosts of these names."""
+    it says, hosts of these names, or a dict of the arguments of `Hosts`."""
+    given = getattr(request, "param", 2)
     (tmp_path / "shared").mkdir()
-    with Hosts(getattr(request, "param", 2), tmp_path / "shared") as lab:
+    arguments = {"hosts": 2, **(given if isinstance(given, dict) else {"hosts": given})}
+    with Hosts(shared=tmp_path / "shared", **arguments) as lab:
         yield lab
 
 
 @pytest.fixture
 def slurm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Slurm]:
     """Slurm on two nodes, nodea and nodeb, and a host `login`; by an indirect parameter a dict of
-    other arguments of `Slurm`, and `nodes`, their number."""
+    other arguments of `Slurm`, `nodes` (their number) and `warm`."""
     given = {**getattr(request, "param", {})}
-    nodes = given.pop("nodes", 2)
+    names = ["login", *(f"node{letter}" for letter in "abcdefgh"[: given.pop("nodes", 2)])]
     (tmp_path / "shared").mkdir()
     with (
-        Hosts(
-            ["login", *(f"node{letter}" for letter in "abcdefgh"[:nodes])], tmp_path / "shared"
-        ) as lab,
+        Hosts(names, tmp_path / "shared", warm=given.pop("warm", False)) as lab,
         Slurm(lab, **given) as cluster,
     ):
         yield cluster

@@ -26,9 +26,11 @@ def main(order: dict) -> None:
     for fresh in ("dev/shm", "run"):
         mount("-t", "tmpfs", "tmpfs", root / fresh)
 
-    shared = root / order["shared"].lstrip("/")
-    shared.mkdir(parents=True, exist_ok=True)
-    mount("--bind", order["shared"], shared)
+    for folder in order["shared"]:
+        target = root / folder.lstrip("/")
+        target.mkdir(parents=True, exist_ok=True)
+        mount("--bind", folder, target)
+
     for name, text in order["files"].items():
         file = root / name.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)

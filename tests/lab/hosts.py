@@ -52,6 +52,8 @@ from typing import Any, Self
 import psutil
 import pytest
 
+from tests.warm import commands, name_on_host
+
 ROOT = Path(__file__).resolve().parents[2]
 HOST = Path(__file__).with_name("host.py")
 WORK = "/mnt"
@@ -112,9 +114,16 @@ class Hosts:
     """Machines that are up inside of a `with`. `hosts`: their number, or their names.
 
     shared: folder of this machine that all hosts share, under its own path. A `disk_mb` puts a disk
-    of that size there instead, which this machine sees as `hosts.outside(path)` only."""
+    of that size there instead, which this machine sees as `hosts.outside(path)` only. warm: the
+    commands `robustly` and `python -m robustly.cli` are those of tests/warm.py, and begin in no time."""
 
-    def __init__(self, hosts: int | Sequence[str], shared: Path, disk_mb: int | None = None):
+    def __init__(
+        self,
+        hosts: int | Sequence[str],
+        shared: Path,
+        disk_mb: int | None = None,
+        warm: bool = False,
+    ):
         self.names = (
             [f"node{letter}" for letter in "abcdefgh"[:hosts]]
             if isinstance(hosts, int)
@@ -122,6 +131,7 @@ class Hosts:
         )
         self.shared = shared.resolve()
         self._disk_mb = disk_mb
+        self._commands = [str(commands())] if warm else []
         self._up: dict[str, psutil.Process] = {}
         self._started: list[Process] = []
 
@@ -300,7 +310,9 @@ class Hosts:
                 if number is not None and (parent is None or _rank(parent) != number):
                     found[number] = process
 
-        return found
+        # a warm command asks another process to work for it
+        at_work = {process.name(): process for process in self.processes(name)}
+        return {number: at_work.get(name_on_host(p.pid), p) for number, p in found.items()}
 
     def outside(self, path: Path | str, name: str | None = None) -> Path:
         """A path of a host (default: the first that is up), as this machine reaches it."""
@@ -311,7 +323,7 @@ class Hosts:
     def variables(self) -> dict[str, str]:
         """What a login on a host has in its environment beside HOME and its like."""
         return {
-            "PATH": PATH,
+            "PATH": ":".join([*self._commands, PATH]),
             "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
@@ -321,9 +333,10 @@ class Hosts:
 
     def hostfile(self, slots: int = 1, names: Sequence[str] = (), file: str = "hosts") -> Path:
         """Write a hostfile of these hosts (default: all) into the shared folder."""
-        path = self.shared / file
-        path.write_text("".join(f"{name} slots={slots}\n" for name in names or self.names))
-        return path
+        self.outside(self.shared / file).write_text(
+            "".join(f"{name} slots={slots}\n" for name in names or self.names)
+        )
+        return self.shared / file
 
     @staticmethod
     def wait(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
@@ -371,7 +384,7 @@ class Hosts:
             "trees": _trees(
                 [ROOT, sys.prefix, sys.base_prefix, os.path.realpath(sys.executable), HOME]
             ),
-            "shared": str(self.shared),
+            "shared": [str(self.shared), *self._commands],
             "files": {
                 "/etc/hostname": f"{name}\n",
                 "/etc/hosts": f"127.0.0.1 localhost\n{file}",

@@ -36,10 +36,10 @@ TIMES = {"tokens_per_second", "seconds", "data_wait", "mfu", "memory_gb"}
 """Of a line of metrics.jsonl: what two runs may differ in."""
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, characters: int = 150_000) -> None:
     """Fill a folder with the corpus, the tokenizer and the data of the config."""
     text = CORPUS.read_text(encoding="utf-8")
-    (folder / "corpus.txt").write_text(text[: text.index("\n\n", 150_000)], encoding="utf-8")
+    (folder / "corpus.txt").write_text(text[: text.index("\n\n", characters)], encoding="utf-8")
     (folder / "small.yaml").write_text(CONFIG, encoding="utf-8")
     made = experiment.load_experiment(folder / "small.yaml", [f"paths.root={folder}/runs/small"])
     experiment.tokenizer_work(made).make()
@@ -51,8 +51,6 @@ class Small:
     """A training below a folder: its config and what has become of it."""
 
     folder: Path
-    name: str = "small"
-    """Of its folder of runs; another one has its own training of the same data."""
 
     @classmethod
     def of(cls, prepared: Path, folder: Path) -> "Small":
@@ -66,12 +64,7 @@ class Small:
 
     @property
     def train(self) -> Path:
-        return self.folder / "runs/small" / ("train" if self.name == "small" else self.name)
-
-    @property
-    def command(self) -> str:
-        """What follows `robustly launch LAUNCHER`, and `robustly pretrain`."""
-        return f"{self.config} paths.train={self.train}"
+        return self.folder / "runs/small/train"
 
     def updates(self) -> int:
         """Lines of metrics.jsonl: the updates done so far."""

@@ -136,7 +136,7 @@ def running(pid):
 def test_two_hosts_train(hosts, small):
     done = hosts.run(
         "nodea",
-        f"robustly launch hostfile {small.command} --hostfile {hosts.hostfile()}",
+        f"robustly launch hostfile {small.config} --hostfile {hosts.hostfile()}",
         timeout=200,
     )
     assert small.finished(), done.stderr
