@@ -52,10 +52,10 @@ def render(job: Job, options: SlurmOptions) -> str:
     as it is. All starts of the job append to one output file. Raises UserError if the time limit
     leaves nothing for work, or if --sbatch names no stage of a run."""
     notice = options.last_checkpoint or last_checkpoint(job.checkpoint_bytes)
-    restarts, progress = options.restarts, []
+    restarts, folder = options.restarts, ["--logs"]
     if isinstance(job, StageJob):
         tasks, queue = _one_task(job), dict(job.asked)
-        progress = ["--progress", "work/**/completions/*", "--kept", "work/slurm.json"]
+        folder = ["--progress", "work/**/completions/*", "--kept", "work/slurm.json"]
         restarts = restarts if job.goes_on else 0
     else:
         tasks, queue = _ranks(job, options), _queue(options)
@@ -73,7 +73,7 @@ def render(job: Job, options: SlurmOptions) -> str:
     _refuse_short(directives.get("time", ""), notice)
     command = [
         *(*job.python, "-m", "robustly.launch.slurm_job"),
-        *("--folder", str(job.finished.parent), *progress),
+        *("--folder", str(job.finished.parent), *folder),
         *("--restarts", str(restarts), "--last-checkpoint", str(notice)),
         *("--", *job.command),
     ]

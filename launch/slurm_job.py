@@ -20,16 +20,20 @@ from robustly import UserError, log
 from robustly.exit_codes import FAULT, FINISHED, INTERRUPTED, MISTAKE, START_AGAIN
 from robustly.files import matching, write_json
 from robustly.heartbeat import Kind
-from robustly.launch import ends
+from robustly.launch import ends, slurm_output
 from robustly.launch.ends import End
 from robustly.launch.environment import first_host, tasks_per_node
 from robustly.launch.local import free_port
+from robustly.launch.logs import Output
 from robustly.launch.slurm_time import seconds
+from robustly.launch.summary import summary
+from robustly.launch.supervise import Ended
 from robustly.strict_json import parse_json, record
 
 RECORD = "slurm.json"
 ANSWERS = 6
 """Times that a controller is asked which does not answer, ten seconds apart."""
+KILLED = "left no word: killed, perhaps because memory ran out"
 END = 120.0
 """Seconds in which Slurm ends a job that was put back into the queue."""
 
@@ -44,6 +48,8 @@ class HowItEnded(NamedTuple):
     ends: list[End]
     """Of the ranks that left word."""
     ranks: int
+    hosts: Mapping[int, str]
+    """By the ranks that began."""
     advanced: bool
     """There is a newer checkpoint than at the start."""
     preempted: bool
@@ -76,11 +82,23 @@ class HowItEnded(NamedTuple):
         if not self.code:
             return ""
         if 0 < len(self.silent) < self.ranks:
-            few = ", ".join(map(str, self.silent[:8])) + ", ..." * (len(self.silent) > 8)
+            some = [
+                f"{rank} on {self.hosts[rank]}" if rank in self.hosts else str(rank)
+                for rank in self.silent[:8]
+            ]
+            few = ", ".join(some) + ", ..." * (len(self.silent) > len(some))
             who = "rank" if len(self.silent) == 1 else "ranks"
-            return f"{who} {few} left no word: killed, perhaps because memory ran out"
+            return f"{who} {few} {KILLED}"
         why = ", without a word of why" if self.ranks > 1 else ""  # else it has said it itself
         return f"ended with exit code {self.code}{why}"
+
+    def blamed(self, code: int) -> Ended | None:
+        """The end of the rank to blame, of one that left no word, too; None where none is known."""
+        if end := self.first:
+            return Ended(code, end.kind, end.host, end.rank, end.text, update=end.update)
+        if 0 < len(self.silent) < self.ranks and (killed := self.silent[0]) in self.hosts:
+            return Ended(code, Kind.ERROR, self.hosts[killed], killed, f"it {KILLED}")
+        return None
 
 
 class Decision(NamedTuple):
@@ -204,29 +222,36 @@ def _restarts(environment: Mapping[str, str]) -> int:
 
 
 def run(
-    command: Sequence[str], folder: Path, progress: Path, kept: Path, restarts: int, notice: int
+    command: Sequence[str],
+    folder: Path,
+    progress: Path,
+    kept: Path,
+    logs: Path | None,
+    restarts: int,
+    notice: int,
 ) -> int:
     """Run one start of the job; returns its exit code, unless Slurm ends this process because the
     job goes back into the queue."""
-    job = os.environ["SLURM_JOB_ID"]
+    job, attempt = os.environ["SLURM_JOB_ID"], attempt_of(os.environ)
+    ranks = sum(tasks_per_node(os.environ["SLURM_TASKS_PER_NODE"]))
     _refuse_short_time(facts_of(job), notice)
     before = progress_of(progress)
-    code = _srun(command, step_environment(os.environ, folder))
+    variables = step_environment(os.environ, folder)
+    code, hosts = _srun(command, variables, Output(ranks, logs, attempt))
 
     facts, now = facts_of(job), progress_of(progress)
     how = HowItEnded(
         finished=(folder / "manifest.json").exists(),
         code=code,
-        ends=ends.read(folder, attempt_of(os.environ)),
-        ranks=sum(tasks_per_node(os.environ["SLURM_TASKS_PER_NODE"])),
+        ends=ends.read(folder, attempt),
+        ranks=ranks,
+        hosts=hosts,
         advanced=now != before,
         preempted=facts.get("PreemptTime", "None") not in ("None", "Unknown"),
         running=facts.get("JobState", "RUNNING") == "RUNNING",
     )
     decision = decide(how, failures_so_far(kept, job, now), restarts)
-    for line in filter(None, (how.in_words(), decision.text)):
-        log.say(line)
-
+    _tell(how, decision, folder if logs else None)
     if not decision.again:
         return decision.code
 
@@ -234,6 +259,19 @@ def run(
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, asdict(Failures(job, now, decision.failures)))
     return _requeue(job)
+
+
+def _tell(how: HowItEnded, decision: Decision, train: Path | None) -> None:
+    """Say how a start ended; of a training that failed for good, also where to look."""
+    failed = how.blamed(decision.code) if train and not decision.again else None
+    if train and failed and failed.kind == Kind.ERROR:
+        newest = max(train.glob("checkpoints/update-*"), default=None)
+        lines = summary(failed, train, newest, "launch it again")
+    else:
+        lines = [how.in_words()]
+
+    for line in filter(None, (*lines, decision.text)):
+        log.say(line)
 
 
 def _refuse_short_time(facts: Mapping[str, str], notice: int) -> None:
@@ -246,20 +284,30 @@ def _refuse_short_time(facts: Mapping[str, str], notice: int) -> None:
         )
 
 
-def _srun(command: Sequence[str], variables: Mapping[str, str]) -> int:
-    """Run the command as the job's tasks; returns srun's exit code as a shell gives it.
+def _srun(
+    command: Sequence[str], variables: Mapping[str, str], output: Output
+) -> tuple[int, dict[int, str]]:
+    """Run the command as the job's tasks; returns srun's exit code as a shell gives it, and the
+    hosts of the ranks.
 
     `--export`: whatever the job was submitted with, its tasks get what this process has."""
+    options = ["--kill-on-bad-exit=1", "--export=ALL", "--label"]
     with _signals() as passed_on:
         srun = subprocess.Popen(
-            ["srun", "--kill-on-bad-exit=1", "--export=ALL", *command],
+            ["srun", *options, *slurm_output.task(command)],
             env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         passed_on.append(srun)
+        assert srun.stdout
+        with srun.stdout:
+            hosts = slurm_output.show(srun.stdout, output)
+
         code = srun.wait()
 
-    return 128 - code if code < 0 else code
+    return (128 - code if code < 0 else code), hosts
 
 
 @contextlib.contextmanager
@@ -292,6 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True, help="of the stage")
     parser.add_argument("--progress", default="checkpoints/update-*", help="pattern, in it")
     parser.add_argument("--kept", default=RECORD, help="file in it that counts failures")
+    parser.add_argument("--logs", action="store_true", help="keep a log of each rank in it")
     parser.add_argument("--restarts", type=int, required=True)
     parser.add_argument("--last-checkpoint", type=int, required=True, help="seconds")
     parser.add_argument("command", nargs="+")
@@ -303,6 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder,
             folder / given.progress,
             folder / given.kept,
+            folder / "logs" if given.logs else None,
             given.restarts,
             given.last_checkpoint,
         )

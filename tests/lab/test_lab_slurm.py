@@ -99,14 +99,19 @@ def test_how_jobs_end(cluster: Slurm) -> None:
 
     # srun returns 143, because it ends the other rank
     assert diverges.ended() == ("FAILED", "2:0", 0)
-    assert "rank 1 on nodeb ended first, at update 15: the loss is nan" in diverges.said
+    for line in ("rank 1 on nodeb", "the loss is nan", "last update  15", "logs/nodeb-1.log"):
+        assert f"{line}\n" in diverges.said
+    assert "the loss is nan" in (diverges.folder / "logs/nodeb-1.log").read_text()
 
     assert cancelled.ended()[::2] == ("CANCELLED", 0)
     assert interrupted.ended() == ("FAILED", "130:0", 0)
 
     # each start but the last was killed, after a checkpoint
     assert killed.ended() == ("COMPLETED", "0:0", 2), killed.said
-    assert "rank 1 left no word" in killed.said and "from the newest checkpoint" in killed.said
+    assert (
+        "rank 1 on nodeb left no word" in killed.said
+        and "from the newest checkpoint" in killed.said
+    )
 
     assert stuck.ended() == ("FAILED", "143:0", 1) or stuck.ended() == ("FAILED", "137:0", 1)
     assert "starts in a row without progress: 2 (--restarts 1)" in stuck.said

@@ -13,9 +13,10 @@ import pytest
 
 from robustly import UserError
 from robustly.heartbeat import Kind
-from robustly.launch import Job, SlurmOptions, ends, slurm, slurm_job, slurm_stages
+from robustly.launch import Job, SlurmOptions, ends, slurm, slurm_job, slurm_output, slurm_stages
 from robustly.launch.ends import End
 from robustly.launch.job import StageJob
+from robustly.launch.logs import Output
 from robustly.launch.slurm_job import Failures, HowItEnded, decide
 from robustly.launch.slurm_time import seconds
 from robustly.stages import STAGES
@@ -45,7 +46,7 @@ EXPECTED = """\
 #SBATCH --exclusive
 export NCCL_DEBUG=INFO
 export PYTHONPATH='/a b'
-exec /env/bin/python -m robustly.launch.slurm_job --folder 'runs/tiny one/train' --restarts 3 \
+exec /env/bin/python -m robustly.launch.slurm_job --folder 'runs/tiny one/train' --logs --restarts 3 \
 --last-checkpoint 150 -- /env/bin/robustly pretrain mine.yaml 'data.language=it'"'"'s $HOME'
 """
 
@@ -164,8 +165,8 @@ STOPPED = [end(Kind.STOPPED, rank=rank) for rank in range(2)]
 
 
 def how(**changes: object) -> HowItEnded:
-    usual = {"finished": False, "code": 75, "ends": [], "ranks": 2, "advanced": False}
-    usual |= {"preempted": False, "running": True}
+    usual = {"finished": False, "code": 75, "ends": [], "ranks": 2, "hosts": {1: "gpu04"}}
+    usual |= {"advanced": False, "preempted": False, "running": True}
     return HowItEnded(**{**usual, **changes})  # type: ignore[arg-type]
 
 
@@ -222,9 +223,9 @@ def test_decide(ended: HowItEnded, failures: int, expected: tuple[bool, int, int
          "rank 0 on gpu04 ended first, at update 40: OSError: gone"),
         # srun told the others to stop
         (how(code=137, ends=STOPPED[:1]),
-         "rank 1 left no word: killed, perhaps because memory ran out"),
+         "rank 1 on gpu04 left no word: killed, perhaps because memory ran out"),
         (how(code=137, ends=STOPPED[:1], ranks=20),
-         "ranks 1, 2, 3, 4, 5, 6, 7, 8, ... left no word: killed, perhaps because memory ran out"),
+         "ranks 1 on gpu04, 2, 3, 4, 5, 6, 7, 8, ... left no word: killed, perhaps because memory ran out"),
         (how(code=143), "ended with exit code 143, without a word of why"),
     ],
 )  # fmt: skip
@@ -258,6 +259,33 @@ def test_progress_is_what_there_is_of_files(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------- the process
 
+
+@pytest.mark.processes
+def test_a_task_says_first_where_it_is_and_becomes_the_command() -> None:
+    command = slurm_output.task(["python", "-c", "import sys; print(sys.argv[1:])", "it's $HOME"])
+    environment = {**os.environ, "SLURMD_NODENAME": "gpu04"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.stderr, done.stdout) == ("on: gpu04\n", """["it's $HOME"]\n""")
+
+
+def test_what_ranks_print_is_shown_and_kept_by_rank_and_host(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        b" 1: on: gpu03\n", b"0: on: gpu04\n", b" 1: update 1\n", b"10: early\n", b"0: two: words\n",
+        b"srun: error: gpu04: task 0: Killed\n", b" 1: no end",
+    ]  # fmt: skip
+    output = Output(11, tmp_path / "logs", "7.0")
+    assert slurm_output.show(lines, output) == {1: "gpu03", 0: "gpu04"}
+    assert capfd.readouterr().err.splitlines() == [
+        "[gpu03:1] update 1", "[?:10] early", "[gpu04:0] two: words",
+        "srun: error: gpu04: task 0: Killed", "[gpu03:1] no end",
+    ]  # fmt: skip
+    header, *kept = (tmp_path / "logs/gpu03-1.log").read_text().splitlines()
+    assert header.endswith("rank 1 of 11 on gpu03, attempt 7.0")
+    assert kept == ["update 1", "no end"]
+
+
 STAND_INS = {
     "scontrol": (
         'if [ "$1" = --oneliner ]; then echo "JobId=12345 JobState=$STATE TimeLimit=$LIMIT'
@@ -281,7 +309,7 @@ def start(folder: Path, **variables: str) -> "subprocess.Popen[str]":
     (folder / "checkpoints/update-01").touch()
     command = [
         *(sys.executable, "-c", "import robustly.launch.slurm_job as job; job.END = 0; exit(job.main())"),
-        *("--folder", str(folder), "--restarts", "1", "--last-checkpoint", "120"),
+        *("--folder", str(folder), "--logs", "--restarts", "1", "--last-checkpoint", "120"),
         *("--", "robustly", "pretrain", "it's $HOME"),
     ]  # fmt: skip
     environment = {
@@ -312,7 +340,8 @@ def test_srun_gets_the_command_unchanged_and_all_meet_on_the_first_host(tmp_path
     variables = {"SLURM_CPUS_PER_TASK": "6", "SLURM_RESTART_COUNT": "4"}
     assert run(tmp_path, **variables) == (0, False, "")
     assert (tmp_path / "srun.log").read_text().splitlines() == [
-        *("--kill-on-bad-exit=1", "--export=ALL", "robustly", "pretrain", "it's $HOME")
+        *("--kill-on-bad-exit=1", "--export=ALL", "--label"),
+        *slurm_output.task(["robustly", "pretrain", "it's $HOME"]),
     ]
     given = dict(
         line.split("=", 1)
@@ -346,7 +375,14 @@ def test_the_rank_to_blame_tells_why_whatever_srun_says(tmp_path: Path) -> None:
     play = f"mkdir -p ends; cp {kept}/ends/5.json ends"
     code, asked, said = run(tmp_path, SRUN_CODE="143", PLAY=play)
     assert (code, asked) == (2, False)
-    assert "rank 5 on gpu04 ended first, at update 40: the loss is nan" in said
+    assert said.splitlines() == [
+        "where        rank 5 on gpu04",
+        "why          the loss is nan",
+        "last update  40",
+        "checkpoint   checkpoints/update-01",
+        "next         mend it; then: launch it again",
+        "the job ends: a new start would meet the same",
+    ]
 
     # the next start of the job does not take that for its own
     assert run(tmp_path, SRUN_CODE="143", SLURM_RESTART_COUNT="1")[:2] == (75, True)
