@@ -4,6 +4,7 @@ The file's syntax is DeepSpeed's. Its pdsh is not used, because it neither stops
 when one fails nor passes arguments through unchanged: each machine gets one ssh, which runs
 `robustly.launch.node` there."""
 
+import os
 import re
 import shlex
 import sys
@@ -63,6 +64,12 @@ class HostfileOptions(LaunchOptions):
     master_port: int | None = option(
         "Port on the first machine where ranks meet; default: 29500, one more at each new start."
     )
+    export: tuple[str, ...] = option(
+        "A further variable of this environment for the ranks, such as HF_TOKEN; repeatable.",
+        (),
+        metavar="NAME",
+    )
+    bind_cores: bool = option("Bind each rank to its share of the cores, by NUMA node.", False)
     ssh_port: int | None = option("Port of sshd on the machines.", min=1, max=65535)
     ssh_option: tuple[str, ...] = option(
         "A further option of ssh, such as IdentityFile=/home/me/key; repeatable.",
@@ -81,7 +88,9 @@ def commands(
 
     for i, host in enumerate(hosts):
         node = NodeRanks(sum(ranks[:i]), ranks[i], sum(ranks), hosts[0].address, port)
-        words = _over_ssh(job, options, host, _node_words(job, node), {ATTEMPT: attempt.name})
+        words = _over_ssh(
+            job, options, host, _node_words(job, node, options), {ATTEMPT: attempt.name}
+        )
         result.append((host.name, node, words))
 
     return result
@@ -165,34 +174,64 @@ def _over_ssh(
     return [*_ssh(options), host.name, line]
 
 
-def _node_words(job: Job, node: NodeRanks) -> list[str]:
+def _node_words(job: Job, node: NodeRanks, options: HostfileOptions) -> list[str]:
     """The command that runs a node's ranks there."""
     return [
         sys.executable, "-m", "robustly.launch.node",
         "--first-rank", str(node.first_rank), "--ranks", str(node.ranks),
         "--world-size", str(node.world_size),
         "--master-addr", node.master_addr, "--master-port", str(node.master_port),
-        "--", *job.command,
+        *(["--bind-cores"] if options.bind_cores else []), "--", *job.command,
     ]  # fmt: skip
 
 
 def render(job: Job, options: HostfileOptions) -> str:
-    """The ssh commands, one a line; each stops its ranks when its standard input ends."""
+    """The ssh commands, one a line; each gets the variables that were exported by name as the first
+    line of its standard input, and stops its ranks when that ends."""
     once = commands(job, options, pool_of(options).used, Attempt(1, "1"))
-    return "".join(shlex.join(command) + "\n" for *_, command in once)
+    note = f"# standard input begins with the values of {', '.join(options.export)}\n"
+    lines = "".join(shlex.join(command) + "\n" for *_, command in once)
+    return note + lines if options.export else lines
 
 
 def start(job: Job, options: HostfileOptions) -> int:
+    by_name = exported_by_name(options.export)
+
     def start_once(hosts: Sequence[Host], attempt: Attempt) -> Ended:
         given = commands(job, options, hosts, attempt)
-        return run_hosts(given, Output(given[0][1].world_size, job.logs, attempt.name))
+        return run_hosts(given, by_name, Output(given[0][1].world_size, job.logs, attempt.name))
 
     return attempts.run(start_once, job.checkpoints, options.restarts, pool_of(options))
 
 
-def run_hosts(hosts: Sequence[tuple[str, NodeRanks, Sequence[str]]], output: Output) -> Ended:
-    """Run all hosts' commands. A host that cannot be reached, or is lost, is worth a new start."""
-    remotes = [Remote(*each) for each in hosts]
+def exported_by_name(
+    names: Sequence[str], environment: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """The variables that `--export` names. They may be secrets: no command line has them, because
+    every user of a machine can read those.
+
+    Raises UserError for one that is not set, or comes with its value."""
+    for name in names:
+        if "=" in name:
+            name = name.partition("=")[0]
+            raise UserError(
+                f"--export {name}=...: every user of this machine can read a value that stands in a"
+                f" command line; set the variable, and give its name alone: --export {name}"
+            )
+        if name not in environment:
+            raise UserError(f"--export {name}: there is no such variable; export {name}=... first")
+
+    return {name: environment[name] for name in names}
+
+
+def run_hosts(
+    hosts: Sequence[tuple[str, NodeRanks, Sequence[str]]],
+    environment: Mapping[str, str],
+    output: Output,
+) -> Ended:
+    """Run all hosts' commands. A host that cannot be reached, or is lost, is worth a new start.
+    `environment`: for the ranks, beside what the commands set."""
+    remotes = [Remote(*each, environment) for each in hosts]
     names = ", ".join(f"{remote.host} ({remote.node.names})" for remote in remotes)
     log.say(f"{hosts[0][1].world_size} ranks on {names}")
     starters = [start for remote in remotes for start in remote.starters()]

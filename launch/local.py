@@ -10,21 +10,21 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
-from robustly import UserError, heartbeat, log
+from robustly import UserError, heartbeat, log, resources
 from robustly.heartbeat import Seen, Watch
-from robustly.launch import attempts
+from robustly.launch import attempts, cores
 from robustly.launch.attempts import Attempt
+from robustly.launch.cores import Core, numbers_of
 from robustly.launch.ends import ATTEMPT
 from robustly.launch.environment import FIRST_PORT, PORTS, Rank, numbered_port, variables
 from robustly.launch.hosts import Host
 from robustly.launch.job import Job, LaunchOptions, Machines, NodeRanks, Reached, option
 from robustly.launch.logs import Output
 from robustly.launch.supervise import GRACE, Ended, supervise
-from robustly.resources import cores
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 F_SETPIPE_SZ = 1031  # <fcntl.h>
@@ -38,6 +38,7 @@ class LocalOptions(LaunchOptions):
         "New starts after failures in a row that leave no newer checkpoint; default: run.restarts.",
         min=0,
     )
+    bind_cores: bool = option("Bind each rank to its share of the cores, by NUMA node.", False)
     master_port: int | None = option("Port where the ranks meet; default: one that is free.")
 
 
@@ -60,12 +61,13 @@ def run_node(
     environment: Mapping[str, str],
     output: Output,
     grace: float = GRACE,
+    bind_cores: bool = False,
 ) -> Ended:
     """As `run`, with the ranks' output going where `output` says."""
     if sys.stderr.isatty():
         environment = {**environment, log.COLUMNS: str(_columns(node.ranks))}
 
-    return supervise(starters(command, node, environment), grace, output)
+    return supervise(starters(command, node, environment, bind_cores), grace, output)
 
 
 def _columns(ranks: int) -> int:
@@ -75,14 +77,23 @@ def _columns(ranks: int) -> int:
 
 
 def starters(
-    command: Sequence[str], node: NodeRanks, environment: Mapping[str, str]
+    command: Sequence[str],
+    node: NodeRanks,
+    environment: Mapping[str, str],
+    bind_cores: bool = False,
 ) -> list[Callable[[], "Process"]]:
-    """What starts the ranks of a node, here."""
+    """What starts the ranks of a node, here. Raises UserError if they cannot be bound."""
     assert node.ranks > 0
-    threads = max(1, cores() // node.ranks)
-    common = {"OMP_NUM_THREADS": str(threads), **os.environ, **environment}
-    before_exec = ends_with_us(signal.SIGKILL)
-    return [partial(Process, command, node.rank(i), common, before_exec) for i in range(node.ranks)]
+    equal = max(1, resources.cores() // node.ranks)
+    shares: list[list[Core]] = cores.shares(node.ranks) if bind_cores else [[]] * node.ranks
+
+    def starter(local_rank: int, share: list[Core]) -> Callable[[], Process]:
+        threads = {"OMP_NUM_THREADS": str(len(share) or equal)}
+        whole = {**threads, **os.environ, **environment}
+        before_exec = ends_with_us(signal.SIGKILL, numbers_of(share))
+        return partial(Process, command, node.rank(local_rank), whole, before_exec)
+
+    return [starter(i, share) for i, share in enumerate(shares)]
 
 
 class Process:
@@ -151,9 +162,10 @@ class Process:
         return heartbeat.stack(self._file)
 
 
-def ends_with_us(number: int) -> Callable[[], None] | None:
+def ends_with_us(number: int, bound_to: Set[int] = frozenset()) -> Callable[[], None] | None:
     """What a new child runs (`preexec_fn`) to have the kernel send it this signal when its launcher
-    ends, even by SIGKILL; None elsewhere than on Linux, where it would live on.
+    ends, even by SIGKILL, and keep it on these hardware threads, if there are any; None elsewhere
+    than on Linux, where it would live on.
 
     Chosen over a thread in each rank that waits for a pipe to close: it needs no help from the
     command, no GIL, and works while the rank is deep in C code. It reaches the rank and not the
@@ -164,6 +176,9 @@ def ends_with_us(number: int) -> Callable[[], None] | None:
     parent, prctl = os.getpid(), ctypes.CDLL(None).prctl
 
     def before_exec() -> None:
+        if bound_to:
+            os.sched_setaffinity(0, bound_to)
+
         prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(number))
         if os.getppid() != parent:  # it ended before the call above
             os._exit(1)
@@ -196,11 +211,13 @@ def render(job: Job, options: LocalOptions) -> str:
     node = _ranks_here(job, options, options.master_port or numbered_port(0))
     lines = [f"cd {shlex.quote(str(job.folder))}", "# side by side; MASTER_PORT is any free port"]
 
-    for local_rank in range(node.ranks):
+    shares = cores.shares(node.ranks) if options.bind_cores else [[]] * node.ranks
+    for local_rank, share in enumerate(shares):
         assignments = {**job.environment, **variables(node.rank(local_rank))}
+        bound = ["taskset", "-c", ",".join(map(str, sorted(numbers_of(share))))] if share else []
         lines.append(
             " ".join(f"{name}={shlex.quote(value)}" for name, value in assignments.items())
-            + f" {shlex.join(job.command)} &"
+            + f" {shlex.join([*bound, *job.command])} &"
         )
 
     return "\n".join([*lines, "wait"]) + "\n"
@@ -211,7 +228,7 @@ def start(job: Job, options: LocalOptions) -> int:
         node = _ranks_here(job, options, options.master_port or free_port())
         environment = {**job.environment, ATTEMPT: attempt.name}
         output = Output(node.world_size, job.logs, attempt.name)
-        return run_node(job.command, node, environment, output)
+        return run_node(job.command, node, environment, output, bind_cores=options.bind_cores)
 
     os.chdir(job.folder)
     restarts = job.restarts if options.restarts is None else options.restarts

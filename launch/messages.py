@@ -4,6 +4,7 @@ other through ssh: a line each.
 An agent's lines begin with MARK, because a login shell may print lines of its own."""
 
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from robustly.heartbeat import Fault, Kind, Phase, Record, Seen
@@ -57,6 +58,16 @@ class Gone(NamedTuple):
 
 
 Report = State | Printed | Stack | Over | Gone
+
+
+def environment_line(environment: Mapping[str, str]) -> bytes:
+    """The launcher's first line: further variables for the ranks."""
+    return json.dumps(dict(environment)).encode() + b"\n"
+
+
+def environment_of(line: bytes) -> dict[str, str]:
+    found: dict[str, str] = json.loads(line)
+    return found
 
 
 def order_line(order: Order) -> bytes:

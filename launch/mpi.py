@@ -18,8 +18,9 @@ from robustly.launch.attempts import Attempt
 from robustly.launch.foreign import Foreign, Ranks
 from robustly.launch.hosts import Host, read
 from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, option
-from robustly.launch.local import cores, free_port
+from robustly.launch.local import free_port
 from robustly.launch.supervise import GRACE, Ended, supervise
+from robustly.resources import cores
 
 
 class Dialect(StrEnum):

@@ -12,7 +12,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from robustly import UserError, log
 from robustly.exit_codes import FINISHED, MISTAKE, START_AGAIN
@@ -29,6 +29,7 @@ from robustly.launch.messages import (
     Report,
     Stack,
     State,
+    environment_of,
     order_of,
     report_line,
 )
@@ -49,21 +50,24 @@ def main() -> int:
     parser.add_argument("--world-size", type=int, required=True)
     parser.add_argument("--master-addr", required=True)
     parser.add_argument("--master-port", type=int, required=True)
+    parser.add_argument("--bind-cores", action="store_true")
     parser.add_argument("command", nargs="+")
     given = parser.parse_args()
     agent = Agent(sys.stdin.fileno(), sys.stdout.fileno())
-    if given.world_size > given.ranks:
-        try:
-            check_names(given.master_addr)
-        except UserError as fault:
-            agent.report(Gone(MISTAKE, str(fault)))
-            agent.flush(LAST_WORDS)
-            return MISTAKE
-
     node = NodeRanks(
         given.first_rank, given.ranks, given.world_size, given.master_addr, given.master_port
     )
-    return agent.run(given.command, node)
+    try:
+        if node.world_size > node.ranks:
+            check_names(node.master_addr)
+
+        ranks = starters(given.command, node, agent.environment(), given.bind_cores)
+    except UserError as fault:
+        agent.report(Gone(MISTAKE, str(fault)))
+        agent.flush(LAST_WORDS)
+        return MISTAKE
+
+    return agent.run(ranks)
 
 
 class Agent:
@@ -85,11 +89,21 @@ class Agent:
         self._spoke = 0.0
         self._deadline: float | None = None
 
-    def run(self, command: Sequence[str], node: NodeRanks) -> int:
+    def environment(self) -> dict[str, str]:
+        """The variables that the launcher sends first; none where it has gone."""
+        while select.select([self._orders], [], [], SILENCE)[0]:
+            if not (data := os.read(self._orders, 1 << 16)):
+                break
+            if lines := self._lines.add(data):  # those behind say no more than that it lives
+                return environment_of(lines[0])
+
+        return {}
+
+    def run(self, ranks: Sequence[Callable[[], Process]]) -> int:
         """Start the ranks, and look after them until all have ended."""
         with received_signals() as received:
             try:
-                for start in starters(command, node, {}):
+                for start in ranks:
                     process = start()
                     self._running[process.rank] = process
 

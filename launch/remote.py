@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
 from robustly import UserError
@@ -23,6 +23,7 @@ from robustly.launch.messages import (
     Report,
     Stack,
     State,
+    environment_line,
     order_line,
     report_of,
 )
@@ -37,7 +38,9 @@ class Remote:
 
     rank = None
 
-    def __init__(self, host: str, node: NodeRanks, command: Sequence[str]):
+    def __init__(
+        self, host: str, node: NodeRanks, command: Sequence[str], environment: Mapping[str, str]
+    ):
         self.name = self.host = host.rpartition("@")[2]
         self.node = node
         self.ranks = {
@@ -45,6 +48,7 @@ class Remote:
             for rank in range(node.first_rank, node.first_rank + node.ranks)
         }
         self._command = command
+        self._unsent = environment_line(environment)
         self._reports, self._complaints = Lines(), Lines()
         self._printed = b""
         self._complaint = ""
@@ -133,9 +137,10 @@ class Remote:
 
     def order(self, order: Order) -> None:
         assert self._ssh.stdin
+        self._unsent += order_line(order)
         # where the connection is gone, or takes nothing, that will be noticed
         with contextlib.suppress(OSError):
-            os.write(self._ssh.stdin.fileno(), order_line(order))
+            self._unsent = self._unsent[os.write(self._ssh.stdin.fileno(), self._unsent) :]
 
     def turn(self) -> None:
         """Read what has come in, and say that the launcher lives."""

@@ -22,8 +22,8 @@ from robustly.launch.attempts import Attempt
 from robustly.launch.foreign import Below, Foreign, Ranks
 from robustly.launch.hosts import Host
 from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, option
-from robustly.launch.local import cores
 from robustly.launch.supervise import GRACE, Ended, supervise
+from robustly.resources import cores
 
 # Without it, ranks that are started again, as they are when a machine joins, share the rendezvous
 # store of those before, find their addresses there, and fail.

@@ -1,8 +1,10 @@
 """A run over hosts goes on by itself when hosts are lost: on a spare, then on fewer."""
 
+import contextlib
 import json
 import subprocess
 
+import psutil
 import pytest
 
 from tests import warm
@@ -10,6 +12,10 @@ from tests.lab.small import Small
 
 NO_DROPOUT = "model.dropout=0.0 model.attention_dropout=0.0"  # its noise is drawn by the layout
 QUICK = "--ssh-option ConnectTimeout=3 --ssh-option ServerAliveInterval=2 --ssh-option ServerAliveCountMax=2"
+ENVIRONMENT = {
+    "UCX_TLS": "tcp", "FI_PROVIDER": "tcp", "TRITON_CACHE_DIR": "/tmp/triton", "WANDB_MODE": "offline",
+    "CUDA_VISIBLE_DEVICES": "3",
+}  # fmt: skip
 
 
 @pytest.mark.full
@@ -20,14 +26,25 @@ def test_hosts_that_are_lost_are_replaced_and_then_done_without(hosts, small):
     command = (
         f"robustly launch hostfile {small.command} {NO_DROPOUT} schedule.updates=40"
         f" --hostfile {hosts.hostfile()} --spares 1 --min-nodes 1 --restarts 1 {QUICK}"
+        " --export A_TOKEN --bind-cores"
     )
-    launch = hosts.popen("nodea", command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    variables = {**ENVIRONMENT, "A_TOKEN": "none of yours"}
+    launch = hosts.popen(
+        "nodea", command, variables, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    hosts.wait(lambda: 1 in hosts.ranks("nodeb"), "a rank of nodeb", 120)
+    environment = hosts.ranks("nodeb")[1].environ()
+    assert variables.items() <= environment.items()
+    for name in hosts.names:
+        for process in hosts.processes(name):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                assert "none of yours" not in " ".join(process.cmdline())
+
     for name, update in (("nodeb", 7), ("nodec", 17)):
         hosts.wait(lambda update=update: small.updates() >= update, f"update {update}", 120)
         hosts.crash(name)
 
     _, told = launch.communicate(timeout=150)
-    print(told)
     assert launch.returncode == 0, told
     changes = [line for line in told.splitlines() if "is left out" in line]
     assert "nodeb failed twice in a row and is left out, nodec takes its place" in changes[0], told

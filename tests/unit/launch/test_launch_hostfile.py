@@ -29,6 +29,7 @@ if host == "off":
     print("ssh: connect to host off port 22: No route to host", file=sys.stderr)
     sys.exit(255)
 open({folder!r} + "/ssh." + host, "w").write(str(os.getpid()))
+open({folder!r} + "/ssh." + host + ".words", "w").write(repr(sys.argv))
 bare = {{"PATH": "/usr/bin:/bin", "HOME": "/", "PYTHONPATH": {root!r}}}
 there = subprocess.Popen(["bash", "-c", line], stdin=subprocess.PIPE, env=bare, start_new_session=True)
 def pump():
@@ -199,6 +200,45 @@ def test_ranks_go_on_with_fewer_hosts_where_that_is_allowed(
     assert "off failed twice in a row and is left out, 1 goes on" in capfd.readouterr().err
 
 
+def test_variables_that_are_exported_by_name_stand_in_no_command_line(
+    tmp_path, rank, ssh, monkeypatch
+):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("LARGE", "x" * 100_000)  # more than a pipe takes at once
+    some = job(tmp_path, rank("end"), NCCL_DEBUG="INFO")
+    given = options(tmp_path, "10.0.0.1 slots=1\n", export=("HF_TOKEN", "LARGE"))
+    assert hostfile.start(some, given) == 0
+    (found,) = notes(tmp_path)
+    assert (found["HF_TOKEN"], found["NCCL_DEBUG"]) == ("hf_secret", "INFO")
+    assert found["LARGE"] == "x" * 100_000
+
+    assert "hf_secret" not in (tmp_path / "ssh.10.0.0.1.words").read_text()
+    text = hostfile.render(some, given)
+    assert "secret" not in text
+    assert text.startswith("# standard input begins with the values of HF_TOKEN, LARGE\nssh ")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("NO_SUCH", "--export NO_SUCH: there is no such variable"),
+        ("HF_TOKEN=hf_secret", "--export HF_TOKEN=...: every user of this machine can read"),
+    ],
+)
+def test_export_takes_the_name_of_a_variable_that_is_set(tmp_path, name, message):
+    given = options(tmp_path, "10.0.0.1 slots=1\n", export=(name,))
+    with pytest.raises(UserError, match=message) as refused:
+        hostfile.start(job(tmp_path, ["true"]), given)
+    assert "hf_secret" not in str(refused.value)
+
+
+def test_cores_are_bound_on_the_hosts(tmp_path, rank, ssh, capfd):
+    """More ranks than cores are the user's mistake, and said as such."""
+    some = options(tmp_path, "10.0.0.1 slots=4000\n", bind_cores=True, restarts=3)
+    assert hostfile.start(job(tmp_path, rank("end")), some) == 2
+    assert "--bind-cores: 4000 ranks would share the" in capfd.readouterr().err
+
+
 def test_every_rank_gets_its_place_environment_and_arguments(tmp_path, rank, ssh):
     some = job(tmp_path, rank("end", *SPECIAL), NCCL_DEBUG="INFO", GLOO_SOCKET_IFNAME="it's $HOME")
     assert (
@@ -260,7 +300,7 @@ def launched(launcher, tmp_path, rank, behaviour):
     there."""
     program = f"""
 import sys; from pathlib import Path; from robustly.launch import HostfileOptions, Job, hostfile
-job = Job({tuple(rank(behaviour))!r}, Path({str(tmp_path)!r}), Path("manifest.json"))
+job = Job({tuple(rank(behaviour))!r}, Path({str(tmp_path)!r}), Path({str(tmp_path / "manifest.json")!r}))
 sys.exit(hostfile.start(job, HostfileOptions(hostfile=Path({str(tmp_path / "hosts")!r}), restarts=0)))
 """
     options(tmp_path, "10.0.0.1 slots=1\n10.0.0.2 slots=1\n")
