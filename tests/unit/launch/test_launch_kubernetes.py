@@ -3,6 +3,7 @@ kubectl's words lead to."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import jsonschema
 import pytest
 import yaml
 from kubernetes_schemas import validate
+from kubernetes_server import api_server
 
 from robustly import UserError
 from robustly.exit_codes import FAULT, FINISHED, MISTAKE, START_AGAIN
@@ -364,6 +366,56 @@ def test_what_kubectl_refuses_is_told_with_what_to_do(kubectl, text, code, said)
         kubernetes.start(JOB, options(apply=True))
 
 
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has kubectl itself speak to a server at an address."""
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl is not installed")
+
+    def use(server: str) -> None:
+        named = {"clusters": {"server": server}, "users": {}}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "it",
+            "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
+            **{key: [{"name": "it", key[:-1]: value}] for key, value in named.items()},
+        }
+        (tmp_path / "config").write_text(yaml.safe_dump(config))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+        monkeypatch.setenv("HOME", str(tmp_path))  # its caches
+
+    return use
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["jobset", "trainjob"])
+def test_kubectl_itself_reads_the_same(cluster, kind, capsys):
+    """Its parser of YAML is another one; and it has the server refuse unknown fields."""
+    given = options(**{**ALL, "kind": kind, "apply": True})
+    with api_server() as (address, created):
+        cluster(address)
+        assert kubernetes.start(JOB, given) == 0
+        expected = list(yaml.safe_load_all(kubernetes.render(JOB, given)))
+        for (query, found), wanted in zip(created, expected, strict=True):
+            found["metadata"].pop("annotations")  # kubectl's own
+            assert found == wanted
+            assert "fieldValidation=Strict" in query
+            validate(found)
+
+        with pytest.raises(UserError, match=f"kubectl delete {kind} tiny-one"):
+            kubernetes.start(JOB, given)  # unchanged
+
+
+@pytest.mark.processes
+def test_kubectl_itself_without_a_cluster(cluster):
+    with api_server() as (address, _):
+        cluster(address)
+
+    with pytest.raises(UserError, match="no cluster there"):
+        kubernetes.start(JOB, options(apply=True))
+
+
 def test_without_kubectl(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="kubectl: not found"):
@@ -383,6 +435,3 @@ def test_from_the_command_line(tmp_path):
         "TrainingRuntime",
         "TrainJob",
     ]
-
-    missing = subprocess.run(command[:-6], cwd=tmp_path, capture_output=True, text=True)
-    assert missing.returncode == MISTAKE and "--volume is missing" in missing.stderr
