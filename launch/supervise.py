@@ -187,7 +187,7 @@ def supervise(
             end_all(running)
 
     output.close()
-    asked = bool(passed_on) or outcome.interrupted
+    asked = bool(passed_on or received) or outcome.interrupted  # the last may have come too late
     ended = replace(outcome.ended(), asked=asked, update=outcome.update)
     _tell(ended)
     return ended

@@ -20,7 +20,7 @@ from robustly.launch import Job, LocalOptions, local
 from robustly.launch.environment import FIRST_PORT, PORTS
 from robustly.launch.job import NodeRanks
 from robustly.launch.logs import Output
-from robustly.launch.supervise import Ended
+from robustly.launch.supervise import Ended, supervise
 
 pytestmark = pytest.mark.processes
 HERE = socket.gethostname()
@@ -96,6 +96,21 @@ def test_a_caller_learns_who_is_to_blame(command, expected):
     ended = local.run_node([sys.executable, "-S", "-c", program], node, {}, Output(2))
     assert replace(ended, text="") == replace(expected, text="")
     assert ended.text.startswith(expected.text)
+
+
+def test_a_signal_that_comes_as_the_last_rank_fails_asks_to_stop_all_the_same():
+    """Nobody is left to pass it on to, but there must be no new start."""
+
+    class Failing:
+        name, host, rank = "rank 0", HERE, 0
+        seen = fault = output = kill = lambda self: b""
+
+        def poll(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return 75
+
+    ended = supervise([Failing], grace=1.0)
+    assert (ended.code, ended.asked) == (75, True)
 
 
 def test_a_deaf_rank_is_killed_after_the_grace_period(tmp_path, rank):
