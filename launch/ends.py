@@ -12,6 +12,7 @@ from pathlib import Path
 from robustly import heartbeat
 from robustly.files import write_json
 from robustly.heartbeat import Kind
+from robustly.lease import Lost
 from robustly.strict_json import parse_json, record
 
 ATTEMPT = "ROBUSTLY_ATTEMPT"
@@ -86,7 +87,7 @@ def keep_word(rank: int, train_folder: Path, environment: Mapping[str, str] = os
 
     def keep(kind: Kind, code: int, text: str) -> None:
         update = heartbeat.own().update
-        with contextlib.suppress(OSError):  # a full disk, perhaps what it ends for
+        with contextlib.suppress(OSError, Lost):  # a full disk, perhaps what it ends for
             write(train_folder, End(attempt, host, rank, kind, code, text, update, time.time()))
 
     heartbeat.keep_last_message(keep)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from robustly import StartAgain, UserError, heartbeat, log, stopping
+from robustly import StartAgain, UserError, heartbeat, lease, log, stopping
 from robustly.exit_codes import START_AGAIN
 from robustly.files import write_atomic, write_json
 from robustly.heartbeat import Phase
@@ -147,7 +147,7 @@ def _agree_and_train(
             train = inputs.blocks["train"]
             found = share_with_targets(train, config.masking, special, config.seed)
             check_targets(found, config.masking)
-            exits.enter_context(stage.begin())
+            exits.enter_context(stage.begin(lease.hold))
             write_atomic(config.folder("train") / "config.yaml", dump_yaml(config.located()))
             if keep_code:
                 snapshot.keep(config.folder("train").absolute())

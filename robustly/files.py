@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from glob import iglob
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +19,9 @@ from robustly import UserError, heartbeat
 
 LOCK = ".lock"
 """Name of the lock on a folder."""
+LEASE = re.compile(r"\.lease-(\d{8})")
+"""Names of the lock on a folder that processes of several machines may want
+(`robustly.lease`)."""
 WORK_LOCK = ".work.lock"
 """Name of the lock on a folder's `work`, which goes when the stage is done: so the lock lies
 outside."""
@@ -62,11 +65,35 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
             out.flush()
             os.fsync(out.fileno())
 
+        may_write(path)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 
     flush(path.parent)
+
+
+_guards: dict[Path, Callable[[], None]] = {}
+
+
+@contextlib.contextmanager
+def guarded(folder: Path, check: Callable[[], None]) -> Iterator[None]:
+    """In here, `check` is asked right before something appears, grows or goes in a folder, and
+    raises where this process must not write there any more."""
+    place = folder.absolute()
+    _guards[place] = check
+    try:
+        yield
+    finally:
+        del _guards[place]
+
+
+def may_write(path: Path) -> None:
+    """Called right before a file or folder appears, grows or goes. Raises `lease.Lost` where the
+    folder around is another process's by now."""
+    for folder, check in _guards.items():
+        if path.absolute().is_relative_to(folder):
+            check()
 
 
 def unfinished(path: Path) -> Path:
@@ -82,7 +109,7 @@ def remove_left_overs(folder: Path, untouched: float = 0.0) -> None:
     with a lock of their own are left alone."""
     before = time.time() - untouched
     for place, folders, names in os.walk(folder):
-        if place != str(folder) and LOCK in names:
+        if place != str(folder) and any(name == LOCK or LEASE.fullmatch(name) for name in names):
             folders.clear()
             continue
 

@@ -383,10 +383,12 @@ class Stage:
         return manifest
 
     @contextlib.contextmanager
-    def begin(self) -> Iterator["Stage"]:
-        """Hold the folder for this process alone while it works, without what killed ones have
-        left unfinished, and write down what it works on."""
-        with lock(self.folder):
+    def begin(
+        self, hold: Callable[[Path], contextlib.AbstractContextManager[None]] = lock
+    ) -> Iterator["Stage"]:
+        """Hold the folder for this process alone while it works (by `hold`), without what killed
+        ones have left unfinished, and write down what it works on."""
+        with hold(self.folder):
             self.refuse_other_work()
             if read(self.folder):  # while this process waited for the lock
                 raise UserError(

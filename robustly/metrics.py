@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from robustly import UserError
-from robustly.files import write_atomic
+from robustly.files import may_write, write_atomic
 from robustly.log import warn
 from robustly.strict_json import parse_json, record
 
@@ -141,8 +141,10 @@ class Metrics:
 
     def write(self, name: str, line: Mapping[str, Any]) -> None:
         """Add a line to `<name>.jsonl`; it has left this process when this returns."""
-        self._files[name].write(json.dumps(line, allow_nan=False) + "\n")
-        self._files[name].flush()
+        file = self._files[name]
+        may_write(Path(file.name))
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+        file.flush()
         scalars = {
             key: value
             for key, value in line.items()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from robustly import UserError
-from robustly.files import write_atomic
+from robustly.files import may_write, write_atomic
 
 SKIPPED = "skipped.jsonl"
 SPIKES = "spikes.jsonl"
@@ -49,6 +49,7 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
     """Add a line; it is on disk when this returns."""
+    may_write(path)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, allow_nan=False) + "\n")
         file.flush()

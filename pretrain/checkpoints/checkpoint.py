@@ -27,7 +27,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from robustly import UserError, log, manifest
-from robustly.files import disk_full, flush, sha256, unfinished, write_json
+from robustly.files import disk_full, flush, may_write, sha256, unfinished, write_json
 from robustly.manifest import FileFacts, Manifest
 from robustly.metrics import Extent
 from robustly.pretrain.checkpoints.disk_space import disk_is_full
@@ -183,11 +183,13 @@ def save(
         _write(final, beside, progress, tensors)
     except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
+        may_write(final)  # a successor has removed what was unfinished
         if not disk_full(error):
             raise
 
         raise disk_is_full(final, progress.update, str(error)) from None
 
+    may_write(folder)
     # Newer ones were found damaged when this run began; they must not count as kept.
     for path in _folders(folder):
         if path.name > final.name:
@@ -213,6 +215,7 @@ def _write(final: Path, beside: Path, progress: Progress, tensors: FullTensors) 
     }
     write_json(beside / STATE, sealed(state))
     before = unfinished(final)
+    may_write(final)
     if final.exists():  # found damaged, or without the loss of an evaluation that was cut short
         final.rename(before)
 

@@ -16,7 +16,7 @@ from small_config import die_after, last_checkpoint
 from torch.nn import functional
 
 from ranks import run_distributed
-from robustly import UserError
+from robustly import UserError, lease
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import read_metrics
@@ -390,9 +390,12 @@ def test_two_runs_at_once_do_not_mix(
     pretraining: MakePretraining, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = pretraining()
-    stage = config.stage()
-    with stage.begin(), pytest.raises(AssertionError, match="another process is at work here"):
-        monkeypatch.setattr("robustly.files.lock.__wrapped__.__defaults__", (".lock", 0.5))
+    monkeypatch.setattr(lease, "RENEWAL", 0.1)
+    monkeypatch.setattr(lease, "PATIENCE", 0.5)
+    with (
+        config.stage().begin(lease.hold),
+        pytest.raises(AssertionError, match=rf"another process is at work here: pid {os.getpid()}"),
+    ):
         run_distributed(1, go, config)
 
 
