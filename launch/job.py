@@ -1,5 +1,6 @@
 """What a launcher is given: the job, where to run it, and the ranks that fall to one node."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,12 @@ EXPORTED = (
 """Beginnings of the variables that change how ranks communicate, compute and find their caches.
 Credentials (HF_TOKEN, WANDB_API_KEY) stay out: every user of a machine can read its command
 lines."""
+
+
+LEAVE = 120
+"""Seconds that ranks get to end their update, and a queue to tell them of it."""
+DISK = 50e6
+"""Bytes a second that the slowest of shared disks writes."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,12 @@ class Job:
 
     stage: str = "pretrain"
     """The command that it is of, as people type it."""
+
+    @property
+    def last_checkpoint(self) -> int:
+        """Seconds before its end when a job must be told, so that a checkpoint of its size is there
+        in time on a slow disk."""
+        return LEAVE + math.ceil(self.checkpoint_bytes / DISK)
 
     @property
     def checkpoints(self) -> Path:

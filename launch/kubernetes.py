@@ -50,7 +50,9 @@ class KubernetesOptions(LaunchOptions):
     capability: tuple[str, ...] = option(
         "A capability of the container, such as IPC_LOCK for InfiniBand; repeatable.", ()
     )
-    grace: int = option("Seconds for the last checkpoint of a pod that must end.", 120, min=1)
+    grace: int | None = option(
+        "Seconds for the last checkpoint of a pod that must end; default: by its size.", min=1
+    )
     node_selector: tuple[str, ...] = option(
         "A label that the machines have; repeatable.", (), metavar="KEY=VALUE"
     )
@@ -217,44 +219,55 @@ def _failures(restarts: int) -> tuple[Yaml, Yaml]:
 
 
 def _pod(job: Job, options: KubernetesOptions, name: str) -> Yaml:
-    shared = _volumes(options)
+    shared = [{"claimName": claim} for claim, _ in _volumes(options)]
+    return _without_empty(
+        {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": options.grace or job.last_checkpoint,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,  # a service named `master` would set MASTER_PORT
+            "nodeSelector": _pairs("--node-selector", options.node_selector),
+            "tolerations": [_toleration(text) for text in options.toleration],
+            "imagePullSecrets": [{"name": secret} for secret in options.pull_secret],
+            "containers": [_container(job, options, name)],
+            "volumes": [
+                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": options.shm}},
+                *(
+                    {"name": f"shared-{number}", "persistentVolumeClaim": claim}
+                    for number, claim in enumerate(shared)
+                ),
+            ],
+        }
+    )
+
+
+def _container(job: Job, options: KubernetesOptions, name: str) -> Yaml:
+    if not options.image:
+        raise UserError("--image is missing: name the image that was made from the Containerfile")
+
     ranks = options.ranks_per_node or job.ranks
-    folder = options.folder or Path(shared[0][1])
-    mounts = [("shm", "/dev/shm"), *((f"shared-{i}", path) for i, (_, path) in enumerate(shared))]
-    pod: Yaml = {
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": options.grace,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,  # a service named `master` would set MASTER_PORT
-        "nodeSelector": _pairs("--node-selector", options.node_selector),
-        "tolerations": [_toleration(text) for text in options.toleration],
-        "imagePullSecrets": [{"name": secret} for secret in options.pull_secret],
-        "containers": [
-            {
-                "name": NODE,
-                "image": options.image,
-                "command": _command(job, options.nodes, ranks),
-                "workingDir": str(folder),
-                "env": _environment(job, options, name),
-                "envFrom": [{"secretRef": {"name": secret}} for secret in options.secret],
-                "ports": [{"containerPort": options.master_port}],
-                "resources": {"limits": _resources(options, ranks)},
-                "securityContext": {"capabilities": {"add": [*options.capability]}}
-                if options.capability
-                else {},
-                "volumeMounts": [{"name": each, "mountPath": path} for each, path in mounts],
-            }
-        ],
-        "volumes": [
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": options.shm}},
-            *(
-                {"name": f"shared-{i}", "persistentVolumeClaim": {"claimName": claim}}
-                for i, (claim, _) in enumerate(shared)
-            ),
-        ],
-    }
-    pod["containers"] = [_without_empty(each) for each in pod["containers"]]
-    return _without_empty(pod)
+    paths = [path for _, path in _volumes(options)]
+    security = {"capabilities": {"add": [*options.capability]}} if options.capability else {}
+    return _without_empty(
+        {
+            "name": NODE,
+            "image": options.image,
+            "command": _command(job, options.nodes, ranks),
+            "workingDir": str(options.folder or paths[0]),
+            "env": _environment(job, options, name),
+            "envFrom": [{"secretRef": {"name": secret}} for secret in options.secret],
+            "ports": [{"containerPort": options.master_port}],
+            "resources": _without_empty({"limits": _resources(options, ranks)}),
+            "securityContext": security,
+            "volumeMounts": [
+                {"name": "shm", "mountPath": "/dev/shm"},
+                *(
+                    {"name": f"shared-{number}", "mountPath": path}
+                    for number, path in enumerate(paths)
+                ),
+            ],
+        }
+    )
 
 
 def _command(job: Job, nodes: int, ranks: int) -> list[str]:
@@ -275,9 +288,6 @@ def _command(job: Job, nodes: int, ranks: int) -> list[str]:
 def _environment(job: Job, options: KubernetesOptions, name: str) -> list[Yaml]:
     """JOB_COMPLETION_INDEX, the number of the pod, comes from the Job itself. Of this machine's
     environment nothing goes along."""
-    if not options.image:
-        raise UserError("--image is missing: name the image that was made from the Containerfile")
-
     label = "metadata.labels['{}']".format
     of_pod = {
         "JOBSET_UID": label("jobset.sigs.k8s.io/jobset-uid"),

@@ -15,10 +15,6 @@ from robustly.launch.job import Job, LaunchOptions, StageJob, option
 from robustly.launch.slurm_time import seconds
 from robustly.stages import RUN_STAGES
 
-LEAVE = 120
-"""Seconds that ranks get to end their update, and Slurm to tell them of it."""
-DISK = 50e6
-"""Bytes a second that the slowest of shared disks writes."""
 SHORT = "10"  # minutes; a check takes one
 
 
@@ -51,7 +47,7 @@ def render(job: Job, options: SlurmOptions) -> str:
     The ranks read SLURM_* themselves (`robustly.launch.environment`), so that srun runs the command
     as it is. All starts of the job append to one output file. Raises UserError if the time limit
     leaves nothing for work, or if --sbatch names no stage of a run."""
-    notice = options.last_checkpoint or last_checkpoint(job.checkpoint_bytes)
+    notice = options.last_checkpoint or job.last_checkpoint
     restarts, folder = options.restarts, ["--logs"]
     if isinstance(job, StageJob):
         tasks, queue = _one_task(job), dict(job.asked)
@@ -128,12 +124,6 @@ def script(
     ]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     return "\n".join(["#!/bin/bash", *lines, f"exec {shlex.join(command)}", ""])
-
-
-def last_checkpoint(bytes: int) -> int:
-    """Seconds before the time limit when ranks are told to write their last checkpoint, of this
-    size: so that it is there in time on a slow disk."""
-    return LEAVE + math.ceil(bytes / DISK)
 
 
 def _refuse_short(time: str, notice: int) -> None:

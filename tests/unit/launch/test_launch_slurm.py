@@ -128,7 +128,7 @@ def test_an_option_of_sbatch_wins_over_ours() -> None:
     ("bytes", "notice"), [(0, 120), (1_500_000_000, 150), (4_300_000_000, 206)]
 )
 def test_the_last_checkpoint_gets_the_time_that_its_size_takes(bytes: int, notice: int) -> None:
-    assert slurm.last_checkpoint(bytes) == notice
+    assert replace(JOB, checkpoint_bytes=bytes).last_checkpoint == notice
 
 
 def test_the_last_checkpoint_gets_the_time_that_is_asked_for() -> None:
