@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from robustly import UserError, log
 from robustly.exit_codes import FINISHED, MISTAKE, START_AGAIN
 from robustly.heartbeat import BEAT, Phase, Record, Watch
+from robustly.launch.checks.names import first_host, own_name
 from robustly.launch.job import NodeRanks
 from robustly.launch.local import Process, starters
 from robustly.launch.messages import (
@@ -236,32 +237,12 @@ class Agent:
 
 
 def check_names(master_addr: str) -> None:
-    """Look up the host names that ranks connect by before they start, because with a bad one they
-    would wait without a word.
-
-    Raises UserError where this machine does not know the first one's name. Warns if it resolves its
-    own name to a loopback address: Debian writes `127.0.1.1 HOSTNAME` into /etc/hosts, and gloo
-    would offer that address to other machines."""
-    name = socket.gethostname()
-    try:
-        socket.getaddrinfo(master_addr, None)
-    except OSError as error:
-        raise UserError(
-            f"{name}: does not know the first host, {master_addr} ({error.strerror}); name it in"
-            " the hostfile as all hosts know it"
-        ) from None
-
-    try:
-        address = socket.gethostbyname(name)
-    except OSError:
-        return  # gloo then looks at the interfaces
-
-    if address.startswith("127.") and "GLOO_SOCKET_IFNAME" not in os.environ:
-        log.warn(
-            f"{name} resolves to {address} on {name} itself, where other machines cannot reach it"
-            " over gloo; correct /etc/hosts, or export GLOO_SOCKET_IFNAME with the name of the"
-            " network interface"
-        )
+    """Look up the host names that ranks connect by (`robustly.launch.checks.names`). Raises
+    UserError where this machine does not know the first one's, and warns of its own."""
+    for fault in first_host(master_addr):
+        raise UserError(f"{socket.gethostname()}: {fault.found}; {fault.do}")
+    for fault in own_name():
+        log.warn(f"{fault.found}; {fault.do}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from robustly import UserError, log, manifest, provenance
 from robustly.config import fingerprint
 from robustly.findings import Finding, gigabytes, gpu_health, open_files, shared_memory
 from robustly.gpus import Gpu, gpu_processes, gpus
+from robustly.launch.checks.names import first_host, own_name
 from robustly.resources import available_memory
 
 BEGUN = time.time()
@@ -85,13 +86,15 @@ def facts(
     if question.hosts > 1:  # else there is nothing to compare it with
         same, findings = _same(question, variables)
 
+    to_meet = question.hosts > 1 and question.master
     here = gpus()
     computing = [each for each in gpu_processes() if each.pid not in mine] if here else []
     findings += [
         *gpu_health(here, computing),
         *enough_gpus(here, question),
         *interfaces(variables, {name for _, name in socket.if_nameindex()}),
-        *names(question, bool(here), variables),
+        *(first_host(question.master) if to_meet else []),
+        *(own_name(variables) if to_meet and not here else []),
         *port(question.port),
         *run_folder(question),
         *disk(question),
@@ -157,8 +160,8 @@ def _same(question: Question, variables: Mapping[str, str]) -> tuple[dict[str, A
 
 
 def enough_gpus(here: list[Gpu], question: Question) -> list[Finding]:
-    """A GPU for each rank, with the memory that it needs."""
-    if not here:
+    """A GPU for each rank, with the memory that it needs. None where torch is built for CPU."""
+    if not here or metadata.version("torch").endswith("+cpu"):
         return []
     if len(here) < question.ranks:
         return [
@@ -209,44 +212,6 @@ def interfaces(variables: Mapping[str, str], there: set[str]) -> list[Finding]:
                     f"name one of {', '.join(sorted(there))}",
                 )
             )
-
-    return found
-
-
-def names(question: Question, has_gpus: bool, variables: Mapping[str, str]) -> list[Finding]:
-    """The names by which ranks find each other: a bad one lets them wait without a word. Debian
-    writes `127.0.1.1 HOSTNAME` into /etc/hosts, and gloo would offer that to other machines."""
-    if question.hosts == 1 or not question.master:
-        return []
-
-    found, own = [], socket.gethostname()
-    try:
-        socket.getaddrinfo(question.master, None)
-    except OSError as error:
-        found.append(
-            Finding(
-                "names",
-                "problem",
-                f"does not know the first host, {question.master} ({error.strerror})",
-                "name it as all hosts know it",
-            )
-        )
-
-    try:
-        address = socket.gethostbyname(own)
-    except OSError:
-        return found  # gloo then looks at the interfaces
-
-    if address.startswith("127.") and not has_gpus and "GLOO_SOCKET_IFNAME" not in variables:
-        found.append(
-            Finding(
-                "names",
-                "problem",
-                f"{own} resolves to {address} on {own} itself, where others cannot reach it",
-                "correct /etc/hosts, or export GLOO_SOCKET_IFNAME with the name of the network"
-                " interface",
-            )
-        )
 
     return found
 

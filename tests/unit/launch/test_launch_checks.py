@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -247,18 +248,24 @@ def test_interfaces_that_are_not_there(variables: dict[str, str], lacking: str) 
         assert f"there is no {lacking}" in found[0].found and "eth0, ib0, lo" in found[0].do
 
 
-def test_names_by_which_others_cannot_find_a_host(
+def test_names_by_which_hosts_cannot_find_each_other(
     question: Question, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     several = replace(question, hosts=2, master="localhost")
     monkeypatch.setattr(socket, "gethostbyname", lambda name: "127.0.1.1")
-    assert "resolves to 127.0.1.1" in found_by(several)["names"].found
-    assert "names" not in found_by(several, {"GLOO_SOCKET_IFNAME": "lo"})
-    assert "names" not in found_by(replace(several, hosts=1))
-    assert "names" not in found_by(replace(several, master=""))  # ranks have met
+    assert "resolves to 127.0.1.1" in found_by(several)["own name"].found
+    assert "own name" not in found_by(several, {"GLOO_SOCKET_IFNAME": "lo"})
+    assert "own name" not in found_by(replace(several, hosts=1))
+    assert "own name" not in found_by(replace(several, master=""))  # ranks have met
     monkeypatch.setattr(socket, "gethostbyname", lambda name: "10.0.0.1")
-    unknown = replace(several, master="no-such-host.invalid")
-    assert "does not know the first host, no-such-host.invalid" in found_by(unknown)["names"].found
+    assert "own name" not in found_by(several)
+
+    def unknown(name: str, port: None) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    found = found_by(replace(several, master="gpu01"))["first host"].found
+    assert found == "does not know the first host, gpu01 (Name or service not known)"
 
 
 def test_a_port_that_is_taken(question: Question) -> None:
@@ -322,10 +329,14 @@ def test_gpus_for_ranks(
     ]
     monkeypatch.setattr(facts, "gpus", lambda: cards)
     monkeypatch.setattr(facts, "gpu_processes", lambda: [])
+    monkeypatch.setattr(metadata, "version", lambda name: "2.13.0+cu130")
     monkeypatch.setattr(facts, "shared_memory", lambda: Finding("/dev/shm", "ok", ""))
     given = found_by(replace(question, ranks=ranks, gpu_memory=need))
     assert given.keys() == found.keys()
     assert all(text in given[what].found for what, text in found.items())
+
+    monkeypatch.setattr(metadata, "version", lambda name: "2.13.0+cpu")  # which leaves them alone
+    assert found_by(replace(question, ranks=ranks, gpu_memory=need)) == {}
 
 
 def test_it_is_light_and_quick(question: Question) -> None:
