@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -113,7 +114,8 @@ class Experiment(PretrainingConfig):
         content = dump_yaml(self.settled())
         file = train / CONFIGS / f"{fingerprint(content)[:16]}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, content)
+        typed = shlex.join(["robustly", *sys.argv[1:]]).replace("\n", " ")
+        write_atomic(file, f"# {typed}\n{content}")  # told by `launch status`
         settled = self.model_copy()
         settled._arguments = (str(file),)
 

@@ -158,6 +158,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds a folder, by a lock of either name."""
+    for name in (LOCK, WORK_LOCK):
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            (folder / name).open() as file,
+        ):
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+
+    return False
+
+
 @contextlib.contextmanager
 def lock(folder: Path, name: str = LOCK, patience: float = 15.0) -> Iterator[None]:
     """Hold a folder for one process: two runs of the same command must not write into each other's

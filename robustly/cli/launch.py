@@ -19,6 +19,7 @@ from robustly.cli.common import (
     user_errors,
 )
 from robustly.cli.launch_stages import launch_stages
+from robustly.cli.launch_status import status_command
 from robustly.cli.train import LiveCode, NoCheck, ProfileOption
 from robustly.launch import LAUNCHERS, Launcher
 from robustly.launch.job import LaunchOptions
@@ -163,5 +164,6 @@ def _add(name: str, launcher: Launcher[Any]) -> None:
     )
 
 
+launch_app.command("status", short_help="Where a run stands, whatever started it.")(status_command)
 for _name, _launcher in LAUNCHERS.items():
     _add(_name, _launcher)

@@ -1,6 +1,7 @@
 """A cut host's old rank 0 comes back after another host took the run over, and writes nothing."""
 
 import hashlib
+import json
 import subprocess
 from pathlib import Path
 
@@ -29,9 +30,14 @@ def test_a_cut_hosts_old_rank_writes_nothing(hosts, small):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     old = hosts.popen("nodea", long, **pipes)
     hosts.wait(lambda: list(small.train.glob("checkpoints/update-*")), "a checkpoint")
+    told = json.loads(hosts.run("nodeb", "robustly launch status runs/small --json").stdout)
+    assert told["train"]["state"] == "running" and told["train"]["holder"]["host"] == "nodea"
     (frozen,) = hosts.ranks("nodea").values()
     frozen.suspend()  # as one whose file system does not answer, which here all hosts share
     hosts.cut("nodea")
+    told = json.loads(hosts.run("nodeb", "robustly launch status runs/small --json").stdout)
+    assert told["train"]["state"] == "silent" and told["train"]["holder"]["host"] == "nodea"
+    assert told["next"].startswith("look at nodea: its rank 0 does not renew its lease")
 
     new = hosts.run("nodeb", f"{long} --stop-after 40", timeout=150, check=False)
     assert new.returncode == 75, new.stderr
