@@ -107,6 +107,7 @@ def reached(job: Job, options: HostfileOptions) -> Machines:
             host.address,
             partial(_over_ssh, job, options, host),
             None if i else options.master_port or MASTER_PORT,
+            other_ports=options.master_port is None,
         )
         for i, host in enumerate(pool.hosts)
     ]

@@ -142,6 +142,8 @@ class Reached(NamedTuple):
     """The command that runs a command there as a rank would be; None: this machine."""
     port: int | None = None
     """The port where ranks are to meet, if that is there, and chosen by now."""
+    other_ports: bool = False
+    """Whether a new start would take another."""
 
 
 class Machines(NamedTuple):

@@ -33,6 +33,7 @@ def ask(machines: Machines, question: Question, own_code: bool = True) -> Report
                 ranks=host.ranks,
                 master=hosts[0].address,
                 port=host.port,
+                other_ports=host.other_ports,
             )
             for host in hosts
         ]

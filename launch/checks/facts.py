@@ -50,6 +50,8 @@ class Question:
     """Where ranks are to meet; empty: they have met."""
     port: int | None = None
     """The port that they meet on, if that is on this host and must be free."""
+    other_ports: bool = False
+    """Whether a new start would take another."""
     word: str = ""
     """Of the file that another host wrote; empty: none."""
     level: int = 0
@@ -95,7 +97,7 @@ def facts(
         *interfaces(variables, {name for _, name in socket.if_nameindex()}),
         *(first_host(question.master) if to_meet else []),
         *(own_name(variables) if to_meet and not here else []),
-        *port(question.port),
+        *port(question.port, question.other_ports),
         *run_folder(question),
         *disk(question),
         open_files(),
@@ -216,7 +218,7 @@ def interfaces(variables: Mapping[str, str], there: set[str]) -> list[Finding]:
     return found
 
 
-def port(number: int | None) -> list[Finding]:
+def port(number: int | None, others: bool) -> list[Finding]:
     """Whether the port where ranks are to meet is free."""
     if number is None:
         return []
@@ -228,6 +230,9 @@ def port(number: int | None) -> list[Finding]:
             return []
         except OSError as error:
             found = f"port {number}: {error.strerror}"
+            if others:
+                do = "the start after this one takes the next; or take one: --master-port N"
+                return [Finding("port", "note", found, do)]
             return [Finding("port", "problem", found, "take another: --master-port N")]
 
 

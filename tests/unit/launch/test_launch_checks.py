@@ -273,7 +273,10 @@ def test_a_port_that_is_taken(question: Question) -> None:
         taken.bind(("", 0))
         taken.listen()
         number = taken.getsockname()[1]
-        assert f"port {number}" in found_by(replace(question, port=number))["port"].found
+        found = found_by(replace(question, port=number))["port"]
+        assert f"port {number}" in found.found and found.status == "problem"
+        others = replace(question, port=number, other_ports=True)
+        assert found_by(others)["port"].status == "note"
     assert "port" not in found_by(replace(question, port=number))
 
 
