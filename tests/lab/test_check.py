@@ -25,7 +25,7 @@ def robustly(hosts: Hosts, words: str, host: str = "nodea", **more):
 
 def launch(hosts: Hosts, small: Small, words: str = "", command: str = "launch hostfile", **more):
     hosts.hostfile()
-    return robustly(hosts, f"{command} {small.command} --hostfile hosts {QUICK} {words}", **more)
+    return robustly(hosts, f"{command} {small.config} --hostfile hosts {QUICK} {words}", **more)
 
 
 def check(hosts: Hosts, small: Small, words: str = "", **more):
@@ -152,7 +152,7 @@ def test_gpus_are_looked_at_where_they_are(hosts: Hosts, small: Small) -> None:
 
 def test_ranks_look_where_the_launcher_cannot(slurm: Slurm, small: Small) -> None:
     """Under Slurm, from a host that has no rank; rank 0 brings what all say."""
-    words = f"launch check slurm {small.command} --nodes 2 --ranks-per-node 1 --json"
+    words = f"launch check slurm {small.config} --nodes 2 --ranks-per-node 1 --json"
     done = robustly(slurm.hosts, words, "login")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -166,7 +166,7 @@ def test_ranks_look_where_the_launcher_cannot(slurm: Slurm, small: Small) -> Non
 
 
 def test_each_machine_of_torchrun_has_its_own_command(hosts: Hosts, small: Small) -> None:
-    command = f"python -m robustly.cli launch check torchrun {small.command}"
+    command = f"python -m robustly.cli launch check torchrun {small.config}"
     command += " --nodes 2 --ranks-per-node 1 --master nodea --json"
     first, second = (
         hosts.popen(name, f"{command} {more}", stdout=-1, stderr=-1, environment={"GLOO_SOCKET_IFNAME": "eth1"})
@@ -211,7 +211,7 @@ def torchruns(hosts: Hosts, small: Small, words: dict[str, str]) -> dict[str, st
     """What two torchruns of a user's own say, each host's ranks with further words."""
     meet = "--nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint nodea:29511"
     command = (
-        f"torchrun {meet} --rdzv-id x --no-python python -m robustly.cli pretrain {small.command}"
+        f"torchrun {meet} --rdzv-id x --no-python python -m robustly.cli pretrain {small.config}"
     )
     running = {
         name: hosts.popen(name, f"{command} {more} 2>&1", stdout=-1, environment={"GLOO_SOCKET_IFNAME": "eth1"})
@@ -240,7 +240,7 @@ def test_what_one_host_lacks_is_said_on_the_first_ones_console(hosts: Hosts, sma
 def test_under_slurm_each_difference_is_named(slurm: Slurm, small: Small, once: Once) -> None:
     another_clone(slurm.hosts)
     own = f'$(test $(hostname) = nodeb && echo "{DIFFERENT}")'
-    script = f"srun bash -c '\\''python -m robustly.cli pretrain {small.command} {own}'\\''"
+    script = f"srun bash -c '\\''python -m robustly.cli pretrain {small.config} {own}'\\''"
     job = slurm.sbatch(f"--nodes=2 --ntasks-per-node=1 --no-requeue -o out --wrap '{script}'")
     slurm.wait(job)
     said = (slurm.hosts.shared / "out").read_text()
