@@ -112,14 +112,14 @@ def _chosen_slots(hosts: Sequence[Host], option: str, text: str) -> dict[str, tu
                 f" without user names, of the hosts {', '.join(known)}"
             )
 
-        slots = tuple(sorted({int(number) for number in numbers.split(",") if number}))
-        if slots and slots[-1] >= known[name].slots:
+        slots = {int(number) for number in numbers.split(",") if number}
+        if slots and max(slots) >= known[name].slots:
             raise UserError(
-                f"{option} {text}: {name} has slots 0 to {known[name].slots - 1}, not {slots[-1]}"
+                f"{option} {text}: {name} has slots 0 to {known[name].slots - 1}, not {max(slots)}"
             )
-        if name in result:
-            raise UserError(f"{option} {text}: {name} stands here twice; give it one part")
+        if name in result and not (slots and result[name]):
+            raise UserError(f"{option} {text}: {name} stands here whole, and again")
 
-        result[name] = slots
+        result[name] = tuple(sorted(slots | {*result.get(name, ())}))
 
     return result

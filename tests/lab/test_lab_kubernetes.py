@@ -25,7 +25,7 @@ pytestmark = [
 def jobset(hosts: Hosts, small: Small) -> Iterator[JobSet]:
     options = f"""schedule.updates={UPDATES} run.timeout=30 --nodes 2 --ranks-per-node 1 --gpus 0
         --name small --image robustly:1 --volume work:{small.folder}"""
-    words = [*shlex.split(small.command), *shlex.split(options)]
+    words = [str(small.config), *shlex.split(options)]
     made = subprocess.run(
         [sys.executable, "-m", "robustly.cli", "launch", "kubernetes", *words],
         stdout=subprocess.PIPE,

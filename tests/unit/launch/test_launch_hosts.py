@@ -38,6 +38,7 @@ THREE = [Host("a", 4), Host("me@b", 2), Host("c", 4)]
         ("b", [Host("me@b", 2)]),
         ("c:0,2@a", [Host("a", 4), Host("c", 4, (0, 2))]),  # the file's order
         ("c:3,1,3", [Host("c", 4, (1, 3))]),
+        ("c:3@c:1", [Host("c", 4, (1, 3))]),
     ],
 )
 def test_include(chosen, expected):
@@ -73,7 +74,8 @@ def test_a_host_of_chosen_slots_has_as_many_ranks_which_see_their_gpus_alone():
         ("a:0-1", "found 'a:0-1'"),
         ("", "found ''"),
         ("b:2", "b has slots 0 to 1, not 2"),
-        ("a:0@a:1", "a stands here twice"),
+        ("a@a:1", "a stands here whole, and again"),
+        ("a@b@a", "a stands here whole, and again"),
     ],
 )
 def test_include_and_exclude_refuse(text, message):
@@ -81,6 +83,22 @@ def test_include_and_exclude_refuse(text, message):
         hosts.include(THREE, text)
     with pytest.raises(UserError, match=message):
         hosts.exclude(THREE, text)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "text", ["a", "c@a", "a:0", "c:3,1,3", "a:1@c:0@a:0", "b:0,1", "b@c:0,1,2,3", "b:1@a"]
+)
+def test_what_is_chosen_is_what_deepspeed_chooses(text):
+    from deepspeed.launcher.runner import parse_resource_filter
+
+    pool = {host.address: list(range(host.slots)) for host in THREE}
+    for choose, given in ((hosts.include, "include_str"), (hosts.exclude, "exclude_str")):
+        ours = {
+            host.address: list(host.chosen or range(host.slots)) for host in choose(THREE, text)
+        }
+        assert ours == parse_resource_filter(pool, **{given: text})
+        assert list(ours) == list(parse_resource_filter(pool, **{given: text}))
 
 
 def test_exclude_refuses_to_leave_no_host():
