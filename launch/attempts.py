@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from secrets import token_hex
 from typing import NamedTuple
 
 from robustly import log
@@ -91,14 +92,14 @@ def run(
     newer checkpoint are the end, too. Returns the exit code of the last attempt.
 
     A signal between two attempts ends this process as it would anywhere."""
-    began = time.strftime("%Y%m%dT%H%M%S")
+    series = f"{time.strftime('%Y%m%dT%H%M%S')}-{token_hex(3)}"
     blamed: list[str] = []
     number = failures = 0
 
     while True:
         number += 1
         before, started = entries(checkpoints), time.monotonic()
-        ended = start_once(pool.used, Attempt(number, f"{began}-{number}"))
+        ended = start_once(pool.used, Attempt(number, f"{series}-{number}"))
         if not may_start_again(ended):
             break
 

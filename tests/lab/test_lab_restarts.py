@@ -30,8 +30,9 @@ def environments(hosts, name):
 @pytest.mark.full
 @pytest.mark.parametrize("hosts", [{"hosts": 3, "warm": True}], indirect=True)
 def test_hosts_that_are_lost_are_replaced_and_then_done_without(hosts, small, tmp_path):
-    """nodeb loses power; nodec, the spare, takes its place, loses power too, and nodea ends alone
-    what three hosts began. The figures are those of a run that nothing happened to."""
+    """nodea, where rank 0 is, loses power; nodec, the spare and the launcher's own, takes a place;
+    nodeb loses power, too, and nodec ends alone what two hosts began. The figures are those of a
+    run that nothing happened to."""
     straight = Small.of(small.folder, tmp_path / "straight")
     command = (
         f"robustly launch hostfile {small.config} {NO_DROPOUT} schedule.updates=40"
@@ -40,7 +41,7 @@ def test_hosts_that_are_lost_are_replaced_and_then_done_without(hosts, small, tm
     )
     variables = {**ENVIRONMENT, "A_TOKEN": "none of yours"}
     launch = hosts.popen(
-        "nodea", command, variables, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        "nodec", command, variables, stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
     hosts.wait(lambda: ("RANK", "1") in environments(hosts, "nodeb"), "a rank of nodeb", 120)
     assert variables.items() <= environments(hosts, "nodeb")
@@ -49,15 +50,15 @@ def test_hosts_that_are_lost_are_replaced_and_then_done_without(hosts, small, tm
             with contextlib.suppress(psutil.NoSuchProcess):
                 assert "none of yours" not in " ".join(process.cmdline())
 
-    for name, update in (("nodeb", 7), ("nodec", 17)):
+    for name, update in (("nodea", 7), ("nodeb", 17)):
         hosts.wait(lambda update=update: small.updates() >= update, f"update {update}", 120)
         hosts.crash(name)
 
     _, told = launch.communicate(timeout=150)
     assert launch.returncode == 0, told
     changes = [line for line in told.splitlines() if "is left out" in line]
-    assert "nodeb failed twice in a row and is left out, nodec takes its place" in changes[0], told
-    assert "nodec failed twice in a row and is left out, 1 goes on without it" in changes[1], told
+    assert "nodea failed twice in a row and is left out, nodec takes its place" in changes[0], told
+    assert "nodeb failed twice in a row and is left out, 1 goes on without it" in changes[1], told
 
     subprocess.run(
         [warm.commands() / "robustly", "pretrain", straight.config, *NO_DROPOUT.split(),

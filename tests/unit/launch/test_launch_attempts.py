@@ -153,10 +153,23 @@ def test_failures_without_progress_are_counted(tmp_path, pauses, capfd):
     assert not starts.ends
     assert pauses == [5, 15, 5, 5, 15]
     assert [attempt.number for attempt in starts.attempts] == [1, 2, 3, 4, 5, 6]
-    assert len({attempt.name for attempt in starts.attempts}) == 6
+    series, numbers = zip(*(each.name.rsplit("-", 1) for each in starts.attempts), strict=True)
+    assert len(set(series)) == 1 and numbers == ("1", "2", "3", "4", "5", "6")
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 6
     assert lines[-1].endswith("no new start: 3 in a row got no further")
+
+
+def test_no_two_launchers_name_their_attempts_alike(tmp_path, monkeypatch):
+    """Even where they begin at the same second: what the other holds would be taken for one's own
+    earlier attempt's."""
+    monkeypatch.setattr(attempts.time, "strftime", lambda form: "20261129T120221")
+    names = set()
+    for _ in range(2):
+        starts = Scripted(tmp_path, [Ended(0)])
+        attempts.run(starts, tmp_path, restarts=0)
+        names.add(starts.attempts[0].name)
+    assert len(names) == 2
 
 
 def test_none_are_wanted(tmp_path, pauses, capfd):
