@@ -14,7 +14,7 @@ import pytest
 from rank_program import alive, notes, signals, wait_for
 
 from robustly import UserError
-from robustly.launch import HostfileOptions, Job, attempts, hostfile, node
+from robustly.launch import HostfileOptions, Job, attempts, cores, hostfile, node
 
 pytestmark = pytest.mark.processes
 
@@ -227,13 +227,26 @@ def test_variables_that_are_exported_by_name_stand_in_no_command_line(
 )
 def test_export_takes_the_name_of_a_variable_that_is_set(tmp_path, name, message):
     given = options(tmp_path, "10.0.0.1 slots=1\n", export=(name,))
-    with pytest.raises(UserError, match=message) as refused:
-        hostfile.start(job(tmp_path, ["true"]), given)
-    assert "hf_secret" not in str(refused.value)
+    for do in (hostfile.start, hostfile.render):
+        with pytest.raises(UserError, match=message) as refused:
+            do(job(tmp_path, ["true"]), given)
+        assert "hf_secret" not in str(refused.value)
 
 
 def test_cores_are_bound_on_the_hosts(tmp_path, rank, ssh, capfd):
     """More ranks than cores are the user's mistake, and said as such."""
+    program = f"""
+import os
+from pathlib import Path
+Path({str(tmp_path)!r}, "bound." + os.environ["RANK"]).write_text(str(sorted(os.sched_getaffinity(0))))
+"""
+    if len(cores.cores_by_node(os.sched_getaffinity(0))[0]) > 1:
+        two = options(tmp_path, "10.0.0.1 slots=2\n", bind_cores=True)
+        assert hostfile.start(job(tmp_path, [sys.executable, "-S", "-c", program]), two) == 0
+        for rank_of_it, share in enumerate(cores.shares(2)):
+            bound = (tmp_path / f"bound.{rank_of_it}").read_text()
+            assert bound == str(sorted(cores.numbers_of(share)))
+
     some = options(tmp_path, "10.0.0.1 slots=4000\n", bind_cores=True, restarts=3)
     assert hostfile.start(job(tmp_path, rank("end")), some) == 2
     assert "--bind-cores: 4000 ranks would share the" in capfd.readouterr().err
