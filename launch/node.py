@@ -34,7 +34,7 @@ from robustly.launch.messages import (
     order_of,
     report_line,
 )
-from robustly.launch.supervise import GRACE, POLL, end_all, received_signals
+from robustly.launch.supervise import GIVE_UP, GRACE, POLL, end_all, received_signals
 
 LIMIT = 1 << 22
 """Bytes of output that wait while the connection takes none; more are dropped."""
@@ -118,6 +118,8 @@ class Agent:
                     if self._deadline is not None and time.monotonic() > self._deadline:
                         for process in self._running.values():
                             process.kill()
+                        if time.monotonic() - self._deadline > GIVE_UP:
+                            break
 
                     self.flush()
                     time.sleep(POLL)

@@ -152,13 +152,15 @@ class Remote:
             self._printed += line + b"\n"
             self._complaint = line.decode(errors="replace").strip() or self._complaint
 
+        begun = self._heard > 0
         for line in self._reports.add(data := _read(self._ssh.stdout)):
             if report := report_of(line):
                 self._take(report)
-            else:
+                begun = True
+            else:  # of a shell that greets
                 self._printed += line + b"\n"
 
-        self._heard += bool(data)
+        self._heard += bool(data) and begun
         self._watch.look({"": Record(self._heard, 0, 0, 0, Phase.START, SILENCE)})
         if self._gone:
             return
@@ -252,10 +254,7 @@ class RemoteRank:
             self._remote.order(Order("kill", self.rank))
 
     def seen(self) -> Seen | None:
-        if self.state is None:
-            return None
-        away = self._remote.silent
-        return self.state._replace(idle=self.state.idle + away, away=away)
+        return self.state and self.state._replace(away=self._remote.silent)
 
     def fault(self) -> Fault | None:
         if self.code is None and (gone := self._remote.gone):

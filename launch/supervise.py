@@ -4,7 +4,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
@@ -17,6 +17,7 @@ from robustly.launch.logs import Output
 
 GRACE = 15.0  # seconds between asking to stop and killing
 POLL = 0.05
+GIVE_UP = 20.0  # seconds after which a process that does not end by SIGKILL is left behind
 STACK = 1.5  # seconds to write down where threads stand, and to send it from another machine
 
 # SIGUSR1 is how Slurm announces the end of a job's time; left alone, each of these would end this
@@ -104,6 +105,8 @@ def supervise(
     """When one last wrote a checkpoint, in the watch's time; or the signal came."""
     outcome = _Outcome()
     deadline: float | None = None
+    killed = 0.0
+    """When all that were left were killed first."""
 
     def stop(others: Iterable[Child]) -> None:
         nonlocal deadline
@@ -179,8 +182,13 @@ def supervise(
                         deadline = 0.0
 
                 if deadline is not None and time.monotonic() > deadline:
+                    killed = killed or time.monotonic()
                     for child in running:
                         child.kill()
+
+                    if time.monotonic() - killed > GIVE_UP:
+                        outcome.leave_behind(running)
+                        running.clear()
 
                 time.sleep(POLL)
         finally:
@@ -195,8 +203,8 @@ def supervise(
 
 def end_all(children: Iterable[Child]) -> None:
     """Kill them, until they have ended."""
-    left = list(children)
-    while left := [child for child in left if child.poll() is None]:
+    left, until = list(children), time.monotonic() + GIVE_UP
+    while time.monotonic() < until and (left := [child for child in left if child.poll() is None]):
         for child in left:
             child.kill()
         time.sleep(POLL)
@@ -263,6 +271,16 @@ class _Outcome:
 
         self.ends.append(_End(kind, when, code, text, child.host, child.rank))
         return text
+
+    def leave_behind(self, left: Sequence[Child]) -> None:
+        """Note those that do not even end by SIGKILL."""
+        names = ", ".join(f"{child.name} on {child.host}" for child in left)
+        text = (
+            f"{names} did not end by SIGKILL and was left behind: most likely it waits for a disk"
+            " or a file system that does not answer"
+        )
+        odd = left[0]
+        self.hung = self.hung or Ended(START_AGAIN, Kind.ERROR, odd.host, odd.rank, text)
 
     def ended(self) -> Ended:
         """How the first that failed ended."""

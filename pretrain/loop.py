@@ -292,7 +292,7 @@ class Trainer:
                     self.device,
                     self.progress,
                 )
-                self.log.header(self.parameters)
+                self.log.header(self.parameters, [host for host, _ in places])
                 if not self.sessions:  # else training has gone back within a session
                     update, lost = self.progress.update, self.log.metrics.lost
                     began = begin_session(self.config.run, places, update, lost)

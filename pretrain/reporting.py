@@ -1,6 +1,7 @@
 """Report a training: a header, and a line for each logging interval and evaluation, on the
 terminal, in metrics.jsonl and evaluations.jsonl, in TensorBoard and at Weights & Biases."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -109,8 +110,8 @@ class TrainingLog:
             config.masking.probability,
         )
 
-    def header(self, parameters: int) -> None:
-        """Say what is trained, on what, and in which batches."""
+    def header(self, parameters: int, hosts: Sequence[str]) -> None:
+        """Say what is trained, on what, and in which batches. `hosts`: of each rank."""
         config, run, schedule = self.config, self.config.run, self.config.schedule
         sampler, sizes = self.batches.sampler, self.batches.sizes
         commit = manifest.commit()[:12] or "not from a checkout"
@@ -124,6 +125,7 @@ class TrainingLog:
         rows = {
             "recipe": f"{self.recipe[:12]}  (code {commit})",
             "versions": ", ".join(libraries),
+            "hosts": hosts_of_ranks(hosts) if self.ranks > 1 else None,
             "devices": (
                 f"{self.ranks} x {device}, {run.precision}, ZeRO stage"
                 f" {run.zero_stage_for(self.ranks)}"
@@ -246,6 +248,15 @@ def mixture(sampler: EpochSampler, repeats: Sequence[float]) -> str:
     """The sources that are trained on, and how many times each comes in an epoch."""
     sources = zip(sampler.blocks.store.sources, repeats, sampler.mixture.sizes, strict=True)
     return ", ".join(f"{name} x {times:g}" for name, times, blocks in sources if blocks)
+
+
+def hosts_of_ranks(hosts: Sequence[str]) -> str:
+    """The hosts, with the numbers of their ranks: `gpu01 (0-7), gpu02 (8-15)`."""
+    runs = []
+    for host, ranks in itertools.groupby(range(len(hosts)), lambda rank: hosts[rank]):
+        first, *more = ranks
+        runs.append(f"{host} ({f'{first}-{more[-1]}' if more else first})")
+    return ", ".join(runs)
 
 
 def device_name(device: torch.device) -> str:

@@ -22,6 +22,7 @@ from robustly.launch.messages import (
     Report,
     Stack,
     State,
+    environment_line,
     order_line,
     report_of,
 )
@@ -51,6 +52,9 @@ class Launcher:
         )
         self.reports: list[Report] = []
         self._lines = Lines()
+        assert self.agent.stdin
+        self.agent.stdin.write(environment_line({}))
+        self.agent.stdin.flush()
 
     def order(self, *orders: Order) -> None:
         assert self.agent.stdin

@@ -47,6 +47,79 @@ def test_who_hangs(processes: list[Seen]) -> None:
         assert found and found.name == "rank 3"
 
 
+def at(seen: Seen, host: str, unanswered: float = 0.0, away: float = 0.0) -> Seen:
+    return seen._replace(host=host, unanswered=unanswered, away=away)
+
+
+@pytest.mark.parametrize(
+    ("processes", "named"),
+    [
+        # stopped, long before its bound is over; the others have only begun to wait
+        ([seen(0, 42, Phase.BACKWARD), seen(3, 42, Phase.FORWARD, silent=41)], "rank 3"),
+        # a hiccup
+        ([seen(0, 30, Phase.BACKWARD), seen(3, 30, Phase.FORWARD, silent=30)], None),
+        # while it reads and compiles, code may hold up its other threads
+        ([seen(3, 200, Phase.START, silent=200, bound=300)], None),
+        # rank 0 is stopped, and so nobody reaches its store
+        (
+            [
+                at(seen(0, 42, Phase.STEP, silent=41), "a"),
+                at(seen(1, 42, Phase.STEP), "b", unanswered=41),
+                at(seen(2, 42, Phase.STEP), "c", unanswered=41),
+            ],
+            "rank 0",
+        ),
+        # one host's data network is dead
+        (
+            [
+                at(seen(0, 42, Phase.AGREEMENT), "a"),
+                at(seen(1, 42, Phase.AGREEMENT), "b"),
+                at(seen(2, 42, Phase.AGREEMENT), "c", unanswered=41),
+            ],
+            "rank 2",
+        ),
+        # ... that of rank 0
+        (
+            [
+                at(seen(0, 42, Phase.AGREEMENT), "a"),
+                at(seen(1, 42, Phase.AGREEMENT), "b", unanswered=41),
+                at(seen(2, 42, Phase.AGREEMENT), "c", unanswered=42),
+            ],
+            "rank 0",
+        ),
+        # ... of one of two: who can tell? the other one
+        (
+            [
+                at(seen(0, 42, Phase.AGREEMENT), "a"),
+                at(seen(1, 42, Phase.AGREEMENT), "a"),
+                at(seen(2, 42, Phase.AGREEMENT), "b", unanswered=41),
+            ],
+            "rank 2",
+        ),
+        # a host that is not heard of, where the bound is shorter than the patience with it
+        (
+            [
+                at(seen(0, 11, Phase.FORWARD, bound=10), "a"),
+                at(seen(1, 0.5, Phase.OTHERS, bound=10), "b", away=10),
+            ],
+            "rank 1",
+        ),
+        # ... which alone is no reason to end a training that gets on: its launcher is patient
+        (
+            [
+                at(seen(0, 1, Phase.FORWARD, bound=10), "a"),
+                at(seen(1, 9, Phase.OTHERS, bound=10), "b", away=20),
+            ],
+            None,
+        ),
+    ],
+)
+def test_who_is_odd_over_hosts(processes: list[Seen], named: str | None) -> None:
+    for order in (processes, processes[::-1]):
+        found = to_blame(order)
+        assert (found and found.name) == named
+
+
 def test_what_the_user_is_told() -> None:
     message = seen(3, 120.4, Phase.BACKWARD).message()
     assert message.startswith(
@@ -54,6 +127,10 @@ def test_what_the_user_is_told() -> None:
     )
     assert "The same command goes on" in message and "run.timeout" in message
     assert "stopped" in seen(3, 120.4, Phase.BACKWARD, silent=120).message()
+    cut = at(seen(3, 42, Phase.STEP), "gpu02", unanswered=41).message()
+    assert "the network between it and other hosts is cut off" in cut and "for 41 s" in cut
+    lost = at(seen(3, 42, Phase.STEP), "gpu02", away=11).message()
+    assert "its host has not been heard of for 11 s" in lost
     never = Seen("rank 3", Record(0, 0, 0, 0, Phase.START, 300.0), 301, 301, "gpu02")
     assert "gave no sign of life for 301 s" in never.message()
 
@@ -72,6 +149,21 @@ def test_a_watch_finds_the_one_that_stands_still() -> None:
         assert (found is not None) == (second > 15)
         if found:
             assert found.name == "rank 1" and found.idle == second - 10
+
+
+def test_a_watch_counts_answers_of_those_who_ask() -> None:
+    now = 0.0
+    watch = Watch(lambda: now)
+    asked = Record(1, 1, 1, 1, Phase.FORWARD, 5.0)
+    for second in range(10):
+        now = float(second)
+        answers = min(second + 1, 4)
+        watch.look({"a": asked._replace(answers=answers), "b": asked})
+        found = {one.name: one.unanswered for one in watch.seen()}
+        assert found == {"a": max(0, second - 3), "b": 0}  # b asks nobody
+
+    watch.look({"a": asked})  # it asks no more
+    assert watch.seen()[0].unanswered == 0
 
 
 def test_a_watch_that_was_itself_stopped_accuses_nobody() -> None:
@@ -95,6 +187,17 @@ def test_the_first_words_are_left_and_no_file() -> None:
     heartbeat.mark(Phase.BACKWARD, 812, 3)
     heartbeat.allow(9.0)
     assert heartbeat.record() == Record(1, 1, 812, 3, Phase.BACKWARD, 9.0)
+
+    heartbeat.answered()
+    heartbeat.answered()
+    assert heartbeat.record().answers == 2
+    heartbeat.ask_no_more()
+    assert heartbeat.record().answers == 0
+
+    assert heartbeat.watcher() == (0, 0.0)
+    heartbeat.watched(30.0)
+    heartbeat.watched(30.0)
+    assert heartbeat.watcher() == (2, 30.0)
 
     heartbeat.leave(Kind.ERROR, 2, "x" * 100_000 + " é")
     heartbeat.leave(Kind.FOLLOWED, 75, "later")

@@ -1,0 +1,131 @@
+"""Faults of ranks, agents, hosts, networks and the launcher under `robustly launch hostfile`: all end
+everywhere, and the odd one is named."""
+
+import signal
+import subprocess
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.lab.hosts import Hosts
+from tests.lab.small import Small
+
+pytestmark = pytest.mark.full
+
+TIMEOUT = 15
+"""run.timeout of the small config, seconds."""
+
+
+def agent(hosts: Hosts, name: str) -> psutil.Process:
+    for process in hosts.processes(name):
+        if "robustly.launch.node" in process.cmdline():
+            return process
+    raise AssertionError(f"{name} has no agent")
+
+
+def at_work(hosts: Hosts) -> dict[str, list[str]]:
+    """What still runs of a training: ranks, agents and what they started, by host."""
+    found: dict[str, list[str]] = {}
+    for name in hosts.names:
+        for process in hosts.processes(name):
+            try:
+                words = " ".join(process.cmdline())
+                if process.status() != psutil.STATUS_ZOMBIE and "robustly" in words:
+                    found.setdefault(name, []).append(words)
+            except psutil.NoSuchProcess:
+                continue
+    return found
+
+
+def launched(hosts: Hosts, small: Small) -> Any:
+    """A training without end that has begun, on the first host."""
+    hosts.hostfile()
+    words = f"{small.config} schedule.updates=1000000 run.checkpoint_every=1000000"
+    command = f"robustly launch hostfile {words} --hostfile hosts --restarts 0"
+    console = (hosts.shared / "console").open("w")
+    process = hosts.popen("nodea", command, stdout=console, stderr=subprocess.STDOUT)
+    hosts.wait(lambda: small.updates() > 3 or process.poll() is not None, "updates", 120)
+    assert process.poll() is None, console_of(hosts)
+    return process
+
+
+def console_of(hosts: Hosts) -> str:
+    return (hosts.shared / "console").read_text()
+
+
+def test_an_agent_that_is_killed_is_named(hosts: Hosts, small: Small) -> None:
+    launcher = launched(hosts, small)
+    agent(hosts, "nodeb").kill()
+    assert launcher.wait(60) == 75
+    assert not at_work(hosts)
+    last = console_of(hosts).splitlines()[-5:]
+    assert [line.split()[0] for line in last] == ["where", "why", "last", "checkpoint", "next"]
+    assert last[0] == "where        nodeb"
+    assert "or its agent (robustly.launch.node), was lost" in last[1]
+    assert last[4].startswith("next         robustly launch hostfile ")
+
+
+def test_a_stopped_agent_ends_with_its_ranks(hosts: Hosts, small: Small) -> None:
+    """It heeds nobody; they train on, and find it."""
+    launched(hosts, small)
+    there = [agent(hosts, "nodeb"), *hosts.ranks("nodeb").values()]
+    there[0].suspend()
+    hosts.wait(lambda: not any(map(psutil.Process.is_running, there)), "their end", 90)
+    hosts.wait(lambda: "(nodeb)" in console_of(hosts), "what is said of it", 60)
+
+
+def test_sigterm_stops_all_with_a_checkpoint(hosts: Hosts, small: Small) -> None:
+    launcher = launched(hosts, small)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(60) == 75
+    assert not at_work(hosts)
+    assert small.checkpoints()
+    assert "with a checkpoint; the same command goes on" in console_of(hosts).splitlines()[-1]
+
+
+def test_sigterm_is_bounded(hosts: Hosts, small: Small) -> None:
+    """A rank that is stopped cannot leave."""
+    launcher = launched(hosts, small)
+    hosts.ranks("nodeb")[1].suspend()
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(TIMEOUT + 60) == 75
+    assert not at_work(hosts)
+    assert "rank 1 on nodeb" in console_of(hosts)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_ranks_end_without_a_launcher(hosts: Hosts, small: Small, number: int) -> None:
+    """One that was killed, or is stopped: by Ctrl-Z, or because its machine sleeps."""
+    launcher = launched(hosts, small)
+    launcher.send_signal(number)
+    hosts.wait(
+        lambda: not any("robustly.launch.node" in each for each in running(hosts)),
+        "the end of all agents",
+        90,
+    )
+    assert not hosts.ranks("nodea") and not hosts.ranks("nodeb")
+    if number == signal.SIGSTOP:
+        launcher.send_signal(signal.SIGTERM)  # it is heeded when it goes on
+        launcher.send_signal(signal.SIGCONT)
+        assert launcher.wait(60) == 75
+
+
+def running(hosts: Hosts) -> list[str]:
+    return [words for several in at_work(hosts).values() for words in several]
+
+
+def test_what_ranks_print_is_kept_and_shown(hosts: Hosts, small: Small) -> None:
+    hosts.hostfile(slots=2)
+    words = f"{small.config} schedule.updates=5"
+    done = hosts.run("nodea", f"robustly launch hostfile {words} --hostfile hosts", timeout=120)
+    lines = done.stderr.splitlines()
+    assert "4 ranks on nodea (0-1), nodeb (2-3)" in lines
+    report = [line for line in lines if "update" in line and "tokens/s" in line]
+    assert report and all(line.startswith("[nodea:0] ") for line in report)
+
+    logs = sorted(path.name for path in (small.train / "logs").iterdir())
+    assert logs == ["nodea-0.log", "nodea-1.log", "nodeb-2.log", "nodeb-3.log"]
+    header, *kept = (small.train / "logs" / "nodea-0.log").read_text().splitlines()
+    assert ": rank 0 of 4 on nodea, attempt " in header
+    assert [f"[nodea:0] {line}" for line in kept if "tokens/s" in line] == report
