@@ -1,7 +1,6 @@
 """A JobSet without a cluster: its pods as processes on the hosts of a lab, and what Kubernetes' Job
 controller and the JobSet controller make of their ends, by the object's own policies."""
 
-import contextlib
 import re
 import signal
 import subprocess
@@ -9,8 +8,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from tests.lab.hosts import Hosts, Process
 
@@ -66,6 +63,7 @@ class JobSet:
         self.starts = 0
         self.pods: dict[str, Process] = {}
         self.disrupted: set[str] = set()
+        self.killed: set[str] = set()
         domain = self.spec["network"]["subdomain"]
         for host in hosts.names:  # JobSet's headless service
             lines = "".join(f"{hosts.address(name)} {name}.{domain}\n" for name in hosts.names)
@@ -116,15 +114,12 @@ class JobSet:
             for process in self.pods[name].inner.children():
                 process.send_signal(signal.SIGTERM)
 
-    def rank(self, number: int) -> psutil.Process:
-        """A rank of the pods that run, by number."""
-        for pod in self.pods.values():
-            (program,) = pod.inner.children()
-            for process in program.children():
-                with contextlib.suppress(psutil.Error):
-                    if process.environ().get("RANK") == str(number):
-                        return process
-        raise AssertionError(f"no rank {number}")
+    def kill(self, index: int) -> None:
+        """As the kernel does where a container has no memory left: all of its processes."""
+        name = self.hosts.names[index]
+        self.killed.add(name)
+        for process in self.pods[name].inner.children():
+            process.kill()
 
     def evict(self, index: int) -> None:
         """As a drained node does."""
@@ -140,7 +135,12 @@ class JobSet:
         while failure is None:
             assert time.monotonic() < deadline, f"the pods did not end in {patience:.0f} s"
             codes = {name: pod.poll() for name, pod in self.pods.items()}
-            ended = {name: code % 256 for name, code in codes.items() if code is not None}
+            ended = {
+                # unshare has its own code for it
+                name: 128 + signal.SIGKILL if name in self.killed else code
+                for name, code in codes.items()
+                if code is not None
+            }
             failure = job_failure(
                 self.job, [(code, name in self.disrupted) for name, code in ended.items()]
             )
@@ -151,6 +151,6 @@ class JobSet:
         for name in self.pods:
             self.terminate(name)
         said = {name: pod.communicate(timeout=60)[1] for name, pod in self.pods.items()}
-        self.pods, self.disrupted = {}, set()
+        self.pods, self.disrupted, self.killed = {}, set(), set()
         what = action(self.spec["failurePolicy"], *failure) if failure else COMPLETED
         return what, ended, said
