@@ -89,7 +89,7 @@ class HowItEnded(NamedTuple):
             few = ", ".join(some) + ", ..." * (len(self.silent) > len(some))
             who = "rank" if len(self.silent) == 1 else "ranks"
             return f"{who} {few} {KILLED}"
-        why = ", without a word of why" if self.ranks > 1 else ""  # else it has said it itself
+        why = ", before a rank left word of why" if self.ranks > 1 else ""  # else it has said it
         return f"ended with exit code {self.code}{why}"
 
     def blamed(self, code: int) -> Ended | None:

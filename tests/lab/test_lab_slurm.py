@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from robustly.pretrain.rank_gpu import own_gpu
 from tests.lab import small
 from tests.lab.hosts import ROOT, Hosts
 from tests.lab.slurm import Slurm
+from tests.lab.small import Small
 
 pytestmark = pytest.mark.full
 
@@ -244,3 +247,33 @@ def test_what_waits_for_a_stage_that_fails_is_cancelled(cluster: Slurm) -> None:
     jobs = submitted(cluster, f"{command} --stages tokenizer,prepare,pretrain")
     states = [cluster.wait(job, 120) for job in jobs.values()]
     assert "FAILED" in states and states[-1] == "CANCELLED"
+
+
+@pytest.mark.parametrize("slurm", [{"nodes": 3}], indirect=True)
+def test_a_training_goes_through_signals_and_a_cut_node(slurm: Slurm, small: Small) -> None:
+    """SIGUSR1 while ranks import torch, and while they train; then the first node, where rank 0 and
+    the job itself run, is cut off, and the job goes on with the spare one. The result is that of an
+    undisturbed run."""
+    undisturbed = Small(shutil.copytree(small.folder, small.folder.with_name("undisturbed")))
+    settings = ["schedule.updates=90", "run.checkpoint_every=10"]
+    command = f"robustly launch slurm {small.config} {' '.join(settings)} --nodes 2 --restarts 1"
+    said = slurm.run(f"{command} --ranks-per-node 1", timeout=120)
+    job = int((said.stdout + said.stderr).split()[-1])
+
+    slurm.hosts.wait(lambda: slurm.hosts.ranks("nodea"), "rank 0", 60)
+    time.sleep(1)
+    slurm.run(f"scancel --signal=USR1 {job}")
+    slurm.hosts.wait(lambda: slurm.requeued(job) == 1, "the first return", 60)
+    slurm.hosts.wait(lambda: small.updates() > 5, "training", 120)
+    slurm.run(f"scancel --signal=USR1 {job}")
+    slurm.hosts.wait(lambda: slurm.requeued(job) == 2, "the second return", 60)
+
+    at = small.updates()
+    slurm.hosts.wait(lambda: small.updates() > at + 10, "training", 120)
+    slurm.hosts.cut("nodea")
+    slurm.hosts.wait(lambda: slurm.requeued(job) == 3, "another node", 60)
+    assert slurm.wait(job, 200) == "COMPLETED", (small.folder / f"slurm-{job}.out").read_text()
+    assert slurm.facts(job)["NodeList"] == "nodeb,nodec"
+    here = ["robustly", "pretrain", str(undisturbed.config), *settings, "run.ranks=2"]
+    subprocess.run(here, cwd=undisturbed.folder, check=True, capture_output=True, timeout=200)
+    assert small.outcome() == undisturbed.outcome()

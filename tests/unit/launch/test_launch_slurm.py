@@ -226,7 +226,7 @@ def test_decide(ended: HowItEnded, failures: int, expected: tuple[bool, int, int
          "rank 1 on gpu04 left no word: killed, perhaps because memory ran out"),
         (how(code=137, ends=STOPPED[:1], ranks=20),
          "ranks 1 on gpu04, 2, 3, 4, 5, 6, 7, 8, ... left no word: killed, perhaps because memory ran out"),
-        (how(code=143), "ended with exit code 143, without a word of why"),
+        (how(code=143), "ended with exit code 143, before a rank left word of why"),
     ],
 )  # fmt: skip
 def test_what_ended_a_start_is_said(ended: HowItEnded, words: str) -> None:
