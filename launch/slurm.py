@@ -123,6 +123,7 @@ def script(
         for name, value in directives.items()
     ]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    lines.append("trap '' TERM USR1  # ignored until what follows heeds them")
     return "\n".join(["#!/bin/bash", *lines, f"exec {shlex.join(command)}", ""])
 
 

@@ -18,4 +18,5 @@
 #SBATCH --account=ACCOUNT
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=12
+trap '' TERM USR1  # ignored until what follows heeds them
 exec python -m robustly.launch.slurm_job --folder runs/roberta_base/train --logs --restarts 3 --last-checkpoint 150 -- robustly pretrain configs/roberta_base.yaml

@@ -2,14 +2,13 @@
 decides whether the job is over or goes back into the queue."""
 
 import argparse
-import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -31,6 +30,7 @@ from robustly.launch.supervise import Ended
 from robustly.strict_json import parse_json, record
 
 RECORD = "slurm.json"
+"""Keeps the number of failures, in the folder of the training."""
 ANSWERS = 6
 """Times that a controller is asked which does not answer, ten seconds apart."""
 KILLED = "left no word: killed, perhaps because memory ran out"
@@ -292,37 +292,31 @@ def _srun(
 
     `--export`: whatever the job was submitted with, its tasks get what this process has."""
     options = ["--kill-on-bad-exit=1", "--export=ALL", "--label"]
-    with _signals() as passed_on:
-        srun = subprocess.Popen(
-            ["srun", *options, *slurm_output.task(command)],
-            env={**os.environ, **variables},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        passed_on.append(srun)
-        assert srun.stdout
-        with srun.stdout:
-            hosts = slurm_output.show(srun.stdout, output)
+    srun = subprocess.Popen(
+        ["srun", *options, *slurm_output.task(command)],
+        env={**os.environ, **variables},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    _leave_signals_to(srun)
+    assert srun.stdout
+    with srun.stdout:
+        hosts = slurm_output.show(srun.stdout, output)
 
-        code = srun.wait()
-
+    code = srun.wait()
     return (128 - code if code < 0 else code), hosts
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """In here SIGTERM, with which Slurm announces the end to all processes of a job, is left to the
-    tasks; SIGUSR1, which somebody sent to this process alone, is passed on to them."""
-    children: list[subprocess.Popen[bytes]] = []
+def _leave_signals_to(srun: "subprocess.Popen[bytes]") -> None:
+    """From now on, leave SIGTERM, with which Slurm announces the end to all processes of a job, to
+    the tasks, and pass SIGUSR1 on, which somebody sent to this process alone."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        for child in children:
-            child.send_signal(number)
+        srun.send_signal(number)
 
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     signal.signal(signal.SIGUSR1, pass_on)
-    yield children
 
 
 def _requeue(job: str) -> int:
@@ -356,7 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.restarts,
             given.last_checkpoint,
         )
-    except UserError as mistake:
+    except (UserError, OSError) as mistake:  # such as a full disk
         log.error(str(mistake))
         return MISTAKE
 

@@ -115,7 +115,8 @@ def _add(name: str, launcher: Launcher[Any]) -> None:
         with user_errors():
             experiment = experiment_of(config, overrides, new_run)
             if isinstance(options, SlurmOptions) and options.stages is not None:
-                raise typer.Exit(launch_stages(experiment, options, profile, live_code, dry_run))
+                given = (profile, live_code, not no_check, dry_run)
+                raise typer.Exit(launch_stages(experiment, options, *given))
 
             job = experiment.job(experiment.rank_command(profile, live_code))
             if dry_run:

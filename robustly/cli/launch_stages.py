@@ -6,7 +6,7 @@ import typer
 
 from robustly import log, manifest
 from robustly.experiment import Experiment
-from robustly.launch import slurm_stages
+from robustly.launch import LAUNCHERS, slurm_stages
 from robustly.launch.job import Job, StageJob, exported
 from robustly.launch.slurm import SlurmOptions, asked_for
 from robustly.manifest import MANIFEST
@@ -18,9 +18,15 @@ CORPUS_STAGES = [STAGES[name] for name in ("clean", "tokenizer", "data")]
 
 
 def launch_stages(
-    experiment: Experiment, options: SlurmOptions, profile: bool, live_code: bool, dry_run: bool
+    experiment: Experiment,
+    options: SlurmOptions,
+    profile: bool,
+    live_code: bool,
+    check: bool,
+    dry_run: bool,
 ) -> int:
-    """Submit, or print, the jobs of the stages that are left to do. Returns an exit code."""
+    """Submit, or print, the jobs of the stages that are left to do. `check`: the ranks of the
+    training look at their hosts. Returns an exit code."""
     assert options.stages
     chosen = slurm_stages.choose(options.stages, experiment.stages, finished_stages(experiment))
     if not chosen:
@@ -32,6 +38,8 @@ def launch_stages(
     else:
         training = experiment.job(experiment.rank_command(profile, live_code))
 
+    looked = experiment.look(LAUNCHERS["slurm"], training, options, live_code, check)
+    training = training.with_variables(looked)
     jobs = [
         training if stage.name == "train" else stage_job(experiment, stage, options)
         for stage in chosen

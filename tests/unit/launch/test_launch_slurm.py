@@ -46,6 +46,7 @@ EXPECTED = """\
 #SBATCH --exclusive
 export NCCL_DEBUG=INFO
 export PYTHONPATH='/a b'
+trap '' TERM USR1  # ignored until what follows heeds them
 exec /env/bin/python -m robustly.launch.slurm_job --folder 'runs/tiny one/train' --logs --restarts 3 \
 --last-checkpoint 150 -- /env/bin/robustly pretrain mine.yaml 'data.language=it'"'"'s $HOME'
 """
@@ -87,6 +88,7 @@ STAGE_EXPECTED = """\
 #SBATCH --account=nlp
 #SBATCH --comment=all
 #SBATCH --time=2:00:00
+trap '' TERM USR1  # ignored until what follows heeds them
 exec /env/bin/python -m robustly.launch.slurm_job --folder /home/me/runs/tiny/data \
 --progress 'work/**/completions/*' --kept work/slurm.json --restarts 3 --last-checkpoint 120 -- \
 /env/bin/python -m robustly.cli prepare mine.yaml run.workers=32
