@@ -222,6 +222,7 @@ def torchruns(hosts: Hosts, small: Small, words: dict[str, str]) -> dict[str, st
     return said
 
 
+@pytest.mark.parametrize("hosts", [{"warm": True}], indirect=True)
 def test_under_torchrun_each_difference_is_named(hosts: Hosts, small: Small) -> None:
     another_clone(hosts)
     said = torchruns(hosts, small, {"nodea": "", "nodeb": DIFFERENT})
@@ -230,6 +231,7 @@ def test_under_torchrun_each_difference_is_named(hosts: Hosts, small: Small) -> 
     assert written(small) <= LEFT
 
 
+@pytest.mark.parametrize("hosts", [{"warm": True}], indirect=True)
 def test_what_one_host_lacks_is_said_on_the_first_ones_console(hosts: Hosts, small: Small) -> None:
     words = {"nodea": "--no-check", "nodeb": "--no-check paths.data=/srv/data"}
     said = torchruns(hosts, small, words)["nodea"]
@@ -237,6 +239,7 @@ def test_what_one_host_lacks_is_said_on_the_first_ones_console(hosts: Hosts, sma
     assert written(small) <= LEFT
 
 
+@pytest.mark.parametrize("slurm", [{"warm": True}], indirect=True)
 def test_under_slurm_each_difference_is_named(slurm: Slurm, small: Small, once: Once) -> None:
     another_clone(slurm.hosts)
     own = f'$(test $(hostname) = nodeb && echo "{DIFFERENT}")'
