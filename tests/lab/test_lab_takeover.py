@@ -1,12 +1,20 @@
 """A cut host's old rank 0 comes back after another host took the run over, and writes nothing."""
 
+import contextlib
 import hashlib
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+
+from tests.lab.hosts import Hosts
+
+if TYPE_CHECKING:
+    from tests.lab.small import Small
 
 pytestmark = [pytest.mark.full, pytest.mark.distributed]
 
@@ -25,35 +33,54 @@ def written(train: Path) -> dict[str, str]:
     }
 
 
-def test_a_cut_hosts_old_rank_writes_nothing(hosts, small):
+@contextlib.contextmanager
+def frozen(rank: psutil.Process, command: psutil.Process) -> Iterator[None]:
+    """In here a rank stands still, as one whose file system does not answer, which here all hosts
+    share. `command`: nsenter, which stops with its child, and goes on by itself alone."""
+    rank.suspend()
+    try:
+        yield
+    finally:
+        rank.resume()
+        command.resume()
+
+
+def status(hosts: Hosts) -> dict[str, Any]:
+    told = hosts.run("nodeb", "robustly launch status runs/small --json", timeout=120)
+    found: dict[str, Any] = json.loads(told.stdout)
+    return found
+
+
+def test_a_cut_hosts_old_rank_writes_nothing(hosts: Hosts, small: "Small") -> None:
     long = f"{ALONE} schedule.updates=100000 run.checkpoint_every=2"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     old = hosts.popen("nodea", long, **pipes)
-    hosts.wait(lambda: list(small.train.glob("checkpoints/update-*")), "a checkpoint")
-    told = json.loads(hosts.run("nodeb", "robustly launch status runs/small --json").stdout)
-    assert told["train"]["state"] == "running" and told["train"]["holder"]["host"] == "nodea"
-    (frozen,) = hosts.ranks("nodea").values()
-    frozen.suspend()  # as one whose file system does not answer, which here all hosts share
-    hosts.cut("nodea")
-    told = json.loads(hosts.run("nodeb", "robustly launch status runs/small --json").stdout)
-    assert told["train"]["state"] == "silent" and told["train"]["holder"]["host"] == "nodea"
-    assert told["next"].startswith("look at nodea: its rank 0 does not renew its lease")
+    hosts.wait(lambda: list(small.train.glob("checkpoints/update-*")), "a checkpoint", 120)
+    told = status(hosts)
+    assert (told["train"]["state"], told["train"]["holder"]["host"]) == ("running", "nodea")
 
-    new = hosts.run("nodeb", f"{long} --stop-after 40", timeout=150, check=False)
-    assert new.returncode == 75, new.stderr
-    said = " ".join(new.stderr.split())
-    assert "taken over from pid" in said and "on nodea" in said
-    assert "it has not been heard of for 30 s" in said and "going on from" in said
+    (rank,) = hosts.ranks("nodea").values()
+    with frozen(rank, psutil.Process(old.pid)):
+        hosts.cut("nodea")
+        told = status(hosts)
+        assert (told["train"]["state"], told["train"]["holder"]["host"]) == ("silent", "nodea")
+        assert told["next"].startswith("look at nodea: its rank 0 does not renew its lease")
 
-    before = written(small.train)
-    hosts.heal("nodea")
-    frozen.resume()
-    psutil.Process(old.pid).resume()  # nsenter, which stops with its child
-    said, _ = old.communicate(timeout=60)
+        last = f"--stop-after {small.checkpoints()[-1] + 20}"
+        new = hosts.run("nodeb", f"{long} {last}", timeout=240, check=False)
+        assert new.returncode == 75, new.stderr
+        said = " ".join(new.stderr.split())
+        assert "taken over from pid" in said and "on nodea" in said
+        assert "it has not been heard of for 30 s" in said and "going on from" in said
+
+        before = written(small.train)
+        hosts.heal("nodea")
+
+    said, _ = old.communicate(timeout=120)
     assert old.returncode == 2, said
     said = " ".join(said.split())
     assert (
         "taken over by pid" in said and "on nodeb" in said and "has written nothing since" in said
     )
     assert written(small.train) == before
-    assert small.updates() == 40
+    assert status(hosts)["train"]["state"] == "stopped"
