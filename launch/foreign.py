@@ -88,8 +88,9 @@ class Foreign:
         code, now = self._popen.poll(), time.monotonic()
         if code is None and now - self._looked > LOOK:
             self._looked = now
-            self.look()
-            self._end_what_is_over(now)
+            below = self.look()
+            if self.ranks:
+                self._end_what_is_over(now, below)
 
         # MPICH may say 0 after a signal that it passed on
         return START_AGAIN if code == FINISHED and not self._finished.exists() else code
@@ -161,18 +162,26 @@ class Foreign:
     def _words(self) -> list[End]:
         return ends.read(self._train, self.ranks.attempt) if self.ranks else []
 
-    def _end_what_is_over(self, now: float) -> None:
+    def _end_what_is_over(self, now: float, below: Sequence[Below]) -> None:
         """A rank here that is stopped ends by nobody, while those elsewhere have found that and
-        left."""
+        left; and a launcher may wait for another machine's that is lost."""
+        assert self.ranks
         if now - self._looked_at_ends > LOOK_AT_ENDS:
             self._looked_at_ends = now
-            if not self._words():
+            if not is_over(self._words(), self.ranks.number):
                 self._over = None
             elif self._over is None:
                 self._over = now
 
-        if self._over is not None and now - self._over > OVER:
+        if self._over is not None and now - self._over > (OVER if below else LOOK_AT_ENDS):
             self.kill()
+
+
+def is_over(words: Sequence[End], ranks: int) -> bool:
+    """Whether an attempt of so many ranks is failing. Where all were asked to stop, the launcher
+    may have done it, to begin again with another machine."""
+    stopped = [end for end in words if end.kind == Kind.STOPPED]
+    return bool(words) and len(stopped) < ranks
 
 
 def verdict(words: Sequence[End], ranks: int) -> Ended:

@@ -186,7 +186,7 @@ class Torchrun(Foreign):
             one = ranks[0].variables
             found = Ranks(ends.attempt_name(one), int(one["WORLD_SIZE"]))
             if found != self.ranks:
-                self.ranks, self.local = found, set()
+                self.ranks, self.local, self._over = found, set(), None
             self.local |= {int(rank.variables["RANK"]) for rank in ranks}
         return below
 

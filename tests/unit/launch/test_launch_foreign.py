@@ -13,7 +13,7 @@ from rank_program import alive, wait_for
 from robustly.exit_codes import FAULT, MISTAKE, START_AGAIN
 from robustly.heartbeat import Kind
 from robustly.launch.ends import End
-from robustly.launch.foreign import verdict
+from robustly.launch.foreign import is_over, verdict
 
 # A rank that notes its pid and, told by a file what to do, leaves word and an exit code.
 RANK = """
@@ -106,6 +106,13 @@ def test_ranks_that_all_followed_lost_each_other():
     found = verdict([end(0, Kind.FOLLOWED), end(1, Kind.FOLLOWED)], 2)
     assert (found.code, found.kind) == (START_AGAIN, Kind.ERROR)
     assert "lost each other" in found.text
+
+
+def test_all_that_were_asked_to_stop_may_begin_again_with_another_machine():
+    assert not is_over([], 2)
+    assert not is_over([end(0, Kind.STOPPED), end(1, Kind.STOPPED)], 2)
+    assert is_over([end(0, Kind.STOPPED)], 2)
+    assert is_over([end(0, Kind.STOPPED), end(1, Kind.FOLLOWED)], 2)
 
 
 # --------------------------------------------------------------------------- as processes of its own

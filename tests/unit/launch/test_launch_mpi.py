@@ -167,6 +167,32 @@ os.execv(sys.executable, {rank("end", "it's $HOME")!r})
             assert each["MASTER_ADDR"] == "127.0.0.1"
             assert each["CORES"] == str(len(os.sched_getaffinity(0)))
 
+    def test_a_users_own_mpirun_needs_no_address(self, mpirun, tmp_path):
+        """Two at once: the ranks of each meet at a port of their own."""
+        program = tmp_path / "port.py"
+        program.write_text(
+            "import os; from robustly.launch.environment import rank_from_environment\n"
+            "me = rank_from_environment()\n"
+            "os.write(1, f'{me.rank}/{me.world_size} {me.master_addr}:{me.master_port}\\n'.encode())\n"
+        )
+        root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        both = [
+            subprocess.Popen(
+                [mpirun, "-np", "2", sys.executable, program],
+                env={**os.environ, **root}, stdout=subprocess.PIPE, text=True,
+            )
+            for _ in range(2)
+        ]  # fmt: skip
+        places = []
+        for process in both:
+            lines = sorted(process.communicate(timeout=60)[0].split("\n")[:-1])
+            assert [line.split()[0] for line in lines] == ["0/2", "1/2"]
+            (place,) = {line.split()[1] for line in lines}
+            places.append(place)
+
+        assert places[0] != places[1]
+        assert all(place.startswith("127.0.0.1:") for place in places)
+
     def test_a_signal_is_passed_on_and_gives_time(self, mpirun, tmp_path, rank, launcher):
         """Open MPI itself would kill the ranks two seconds after SIGTERM."""
         command = ranked(rank("resign"))

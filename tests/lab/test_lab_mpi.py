@@ -1,0 +1,30 @@
+"""mpirun over two hosts, of Open MPI and of MPICH."""
+
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+from robustly.exit_codes import START_AGAIN
+
+pytestmark = pytest.mark.full
+
+
+@pytest.mark.parametrize("mpirun", ["mpirun.openmpi", "mpirun.mpich"])
+def test_a_signal_stops_the_ranks_of_all_hosts_with_a_checkpoint(hosts, small, mpirun):
+    assert shutil.which(mpirun), "is not installed: see .ci/setup"
+    command = (
+        f"robustly launch mpi {small.command} --mpirun {mpirun} --hostfile {hosts.hostfile()}"
+        " schedule.updates=100000 run.checkpoint_every=100000"
+    )
+    launch = hosts.popen("nodea", command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    hosts.wait(lambda: small.updates() > 5, "training", 120)
+    assert (list(hosts.ranks("nodea")), list(hosts.ranks("nodeb"))) == ([0], [1])
+    launch.send_signal(signal.SIGTERM)
+
+    _, told = launch.communicate(timeout=120)
+    assert launch.returncode == START_AGAIN, told
+    (update,) = small.checkpoints()
+    assert f"stopped after update {update}, with a checkpoint" in told
+    assert not any(hosts.ranks(name) for name in hosts.names)
