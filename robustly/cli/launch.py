@@ -22,6 +22,7 @@ from robustly.cli.launch_stages import launch_stages
 from robustly.cli.launch_status import status_command
 from robustly.cli.train import LiveCode, NoCheck, ProfileOption
 from robustly.launch import LAUNCHERS, Launcher
+from robustly.launch.checks import NO_CHECK
 from robustly.launch.job import LaunchOptions
 from robustly.launch.slurm import SlurmOptions
 
@@ -120,7 +121,8 @@ def _add(name: str, launcher: Launcher[Any]) -> None:
 
             job = experiment.job(experiment.rank_command(profile, live_code))
             if dry_run:
-                typer.echo(launcher.render(job, options), nl=False)
+                told = {NO_CHECK: "1"} if no_check else {}
+                typer.echo(launcher.render(job.with_variables(told), options), nl=False)
                 return
 
             if launcher.here and experiment.stage().finished():

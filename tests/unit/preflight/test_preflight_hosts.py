@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from robustly import StartAgain, UserError
+from robustly.cli.commands import app
 from robustly.exit_codes import MISTAKE, START_AGAIN
 from robustly.experiment import Experiment, load_experiment
 from robustly.launch import Launcher
@@ -72,6 +74,12 @@ def test_nobody_looks_where_that_is_not_wanted(
         assert look(experiment, launcher, wanted=False) == {NO_CHECK: "1"}
     monkeypatch.setenv(NO_CHECK, "1")
     assert look(experiment, of([AWAY])) == {NO_CHECK: "1"}
+
+
+@pytest.mark.parametrize("option", [[], ["--no-check"]])
+def test_ranks_of_a_script_that_is_printed_are_told_as_well(option: list[str]) -> None:
+    done = CliRunner().invoke(app, ["launch", "slurm", "tiny", "--dry-run", *option])
+    assert done.exit_code == 0 and (f"export {NO_CHECK}=1\n" in done.output) is bool(option)
 
 
 # ---------------------------------------------------------------------------------------- the check
