@@ -127,7 +127,7 @@ class JobSet:
         self.disrupted.add(name)
         self.terminate(name)
 
-    def end(self, patience: float = 120) -> tuple[str, dict[str, int], dict[str, str]]:
+    def end(self, patience: float = 300) -> tuple[str, dict[str, int], dict[str, str]]:
         """Wait for the end of the Job: what becomes of the JobSet, the exit codes of the pods that
         ended by themselves, and what each pod said. The others are deleted."""
         deadline = time.monotonic() + patience
@@ -150,7 +150,7 @@ class JobSet:
 
         for name in self.pods:
             self.terminate(name)
-        said = {name: pod.communicate(timeout=60)[1] for name, pod in self.pods.items()}
+        said = {name: pod.communicate(timeout=180)[1] for name, pod in self.pods.items()}
         self.pods, self.disrupted, self.killed = {}, set(), set()
         what = action(self.spec["failurePolicy"], *failure) if failure else COMPLETED
         return what, ended, said
