@@ -292,6 +292,8 @@ def _srun(
 
     `--export`: whatever the job was submitted with, its tasks get what this process has."""
     options = ["--kill-on-bad-exit=1", "--export=ALL", "--label"]
+    started: list[subprocess.Popen[bytes]] = []
+    _leave_signals_to(started)  # before, so that srun does not begin with them ignored
     srun = subprocess.Popen(
         ["srun", *options, *slurm_output.task(command)],
         env={**os.environ, **variables},
@@ -299,7 +301,7 @@ def _srun(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    _leave_signals_to(srun)
+    started.append(srun)
     assert srun.stdout
     with srun.stdout:
         hosts = slurm_output.show(srun.stdout, output)
@@ -308,12 +310,13 @@ def _srun(
     return (128 - code if code < 0 else code), hosts
 
 
-def _leave_signals_to(srun: "subprocess.Popen[bytes]") -> None:
+def _leave_signals_to(started: list["subprocess.Popen[bytes]"]) -> None:
     """From now on, leave SIGTERM, with which Slurm announces the end to all processes of a job, to
     the tasks, and pass SIGUSR1 on, which somebody sent to this process alone."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        srun.send_signal(number)
+        for srun in started:
+            srun.send_signal(number)
 
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     signal.signal(signal.SIGUSR1, pass_on)

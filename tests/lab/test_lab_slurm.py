@@ -255,7 +255,7 @@ def test_a_training_goes_through_signals_and_a_cut_node(slurm: Slurm, small: Sma
     the job itself run, is cut off, and the job goes on with the spare one. The result is that of an
     undisturbed run."""
     undisturbed = Small(shutil.copytree(small.folder, small.folder.with_name("undisturbed")))
-    settings = ["schedule.updates=90", "run.checkpoint_every=10"]
+    settings = ["schedule.updates=60", "run.checkpoint_every=10"]
     command = f"robustly launch slurm {small.config} {' '.join(settings)} --nodes 2 --restarts 1"
     said = slurm.run(f"{command} --ranks-per-node 1", timeout=120)
     job = int((said.stdout + said.stderr).split()[-1])
@@ -272,7 +272,7 @@ def test_a_training_goes_through_signals_and_a_cut_node(slurm: Slurm, small: Sma
     slurm.hosts.wait(lambda: small.updates() > at + 10, "training", 120)
     slurm.hosts.cut("nodea")
     slurm.hosts.wait(lambda: slurm.requeued(job) == 3, "another node", 60)
-    assert slurm.wait(job, 200) == "COMPLETED", (small.folder / f"slurm-{job}.out").read_text()
+    assert slurm.wait(job, 400) == "COMPLETED", (small.folder / f"slurm-{job}.out").read_text()
     assert slurm.facts(job)["NodeList"] == "nodeb,nodec"
     here = ["robustly", "pretrain", str(undisturbed.config), *settings, "run.ranks=2"]
     subprocess.run(here, cwd=undisturbed.folder, check=True, capture_output=True, timeout=200)
