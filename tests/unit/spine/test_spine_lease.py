@@ -415,6 +415,28 @@ def test_no_checkpoint_appears_or_goes(tmp_path: Path) -> None:
         assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_no_checkpoint_appears_that_was_written_when_the_folder_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from robustly.pretrain.checkpoints import checkpoint
+    from robustly.pretrain.checkpoints.checkpoint import FullTensors, Progress
+
+    def write_and_lose(path: Path, value: Any) -> None:
+        write_json(path, value)
+        taken(tmp_path, me())
+
+    monkeypatch.setattr(checkpoint, "write_json", write_and_lose)
+    own = taken(tmp_path, ELSEWHERE)
+    tensors = FullTensors(
+        {"w": torch.zeros(2)}, {"exp_avg.w": torch.zeros(2), "exp_avg_sq.w": torch.zeros(2)}
+    )
+    with files.guarded(tmp_path, own.check), pytest.raises(Lost):
+        checkpoint.save(tmp_path / "checkpoints", Progress(1, "x"), tensors, keep=1)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
 def test_a_lease_that_cannot_be_read_is_no_licence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
