@@ -15,7 +15,7 @@ pytestmark = pytest.mark.full
 def test_a_signal_stops_the_ranks_of_all_hosts_with_a_checkpoint(hosts, small, mpirun):
     assert shutil.which(mpirun), "is not installed: see .ci/setup"
     command = (
-        f"robustly launch mpi {small.command} --mpirun {mpirun} --hostfile {hosts.hostfile()}"
+        f"robustly launch mpi {small.config} --mpirun {mpirun} --hostfile {hosts.hostfile()}"
         " schedule.updates=100000 run.checkpoint_every=100000"
     )
     launch = hosts.popen("nodea", command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)

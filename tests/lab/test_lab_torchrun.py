@@ -15,7 +15,7 @@ MEET = "--ranks-per-node 1 --master nodea"
 
 
 def start(hosts: Hosts, small: Small, name: str, words: str) -> Process:
-    command = f"robustly launch torchrun {small.command} {MEET} {words}"
+    command = f"robustly launch torchrun {small.config} {MEET} {words}"
     return hosts.popen(name, command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -43,16 +43,15 @@ def test_a_signal_on_one_host_stops_all_with_one_checkpoint(hosts, small):
 
 
 def test_a_rank_that_is_killed_is_started_again_and_the_run_is_the_same(hosts, small):
+    straight = Small.of(small.folder, hosts.shared / "straight")
     words = "--nodes 2 schedule.updates=40"
     both = [start(hosts, small, name, words) for name in hosts.names]
     hosts.wait(lambda: small.updates() >= 12, "update 12", 120)
     hosts.ranks("nodeb")[1].kill()
     assert [code for code, _ in codes(*both)] == [0, 0]
 
-    straight = Small(small.folder, "straight")
-    (hosts.shared / "straight").mkdir()
-    command = f"robustly launch local {straight.command} --ranks-per-node 2 schedule.updates=40"
-    hosts.run("nodea", command, timeout=120)
+    command = f"robustly launch local {straight.config} --ranks-per-node 2 schedule.updates=40"
+    hosts.run("nodea", command, timeout=120, cwd=straight.folder)
     assert small.outcome() == straight.outcome()
 
 
@@ -99,7 +98,7 @@ def ranks(small: Small) -> list[int]:
 def test_a_users_own_torchrun_claims_no_success(hosts, small):
     command = (
         "torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint nodea:29500"
-        f" --no-python robustly pretrain {small.command} schedule.updates=100000"
+        f" --no-python robustly pretrain {small.config} schedule.updates=100000"
     )
     both = [hosts.popen(name, command, stderr=subprocess.PIPE) for name in hosts.names]
     hosts.wait(lambda: small.updates() > 5, "training", 120)
