@@ -52,7 +52,7 @@ def run(
     the console (`robustly.launch.logs`). `supervise` says what happens on failures, hangs and
     signals, and which exit code is returned."""
     node = NodeRanks(0, ranks, ranks, "127.0.0.1", free_port())
-    return run_node(command, node, environment, Output(ranks), grace).code
+    return run_node(command, node, environment, Output(ranks, all_here=True), grace).code
 
 
 def run_node(
@@ -65,15 +65,9 @@ def run_node(
 ) -> Ended:
     """As `run`, with the ranks' output going where `output` says."""
     if sys.stderr.isatty():
-        environment = {**environment, log.COLUMNS: str(_columns(node.ranks))}
+        environment = {**environment, log.COLUMNS: str(log.console.width)}
 
     return supervise(starters(command, node, environment, bind_cores), grace, output)
-
-
-def _columns(ranks: int) -> int:
-    """How wide a rank may write, beside its name."""
-    name = f"[{socket.gethostname()}:{ranks - 1}] "
-    return max(40, log.console.width - (len(name) if ranks > 1 else 0))
 
 
 def starters(
@@ -227,7 +221,7 @@ def start(job: Job, options: LocalOptions) -> int:
     def start_once(hosts: Sequence[Host], attempt: Attempt) -> Ended:
         node = _ranks_here(job, options, options.master_port or free_port())
         environment = {**job.environment, ATTEMPT: attempt.name}
-        output = Output(node.world_size, job.logs, attempt.name)
+        output = Output(node.world_size, job.logs, attempt.name, all_here=True)
         return run_node(job.command, node, environment, output, bind_cores=options.bind_cores)
 
     os.chdir(job.folder)

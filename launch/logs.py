@@ -96,13 +96,16 @@ class Output:
     """Where the output of a run's ranks goes.
 
     On the console each line begins with `[host:rank]`, that of whatever serves a whole host with
-    `[host]`. The only rank of a run is shown as it prints, bars and all. The log files
-    (`logs/HOST-RANK.log`) are begun once the run's folder is there, and appended to by each
-    start."""
+    `[host]`. Where all ranks are on this machine, rank 0, which speaks for all, is shown as it
+    prints, bars and all. The log files (`logs/HOST-RANK.log`) are begun once the run's folder is
+    there, and appended to by each start."""
 
-    def __init__(self, ranks: int, logs: Path | None = None, attempt: str = ""):
-        """`logs`: their folder, inside the run's; None: none are kept. `attempt`: its name."""
-        self._ranks, self._attempt = ranks, attempt
+    def __init__(
+        self, ranks: int, logs: Path | None = None, attempt: str = "", all_here: bool = False
+    ):
+        """`logs`: their folder, inside the run's; None: none are kept. `attempt`: its name.
+        `all_here`: all ranks are on this machine."""
+        self._ranks, self._attempt, self._all_here = ranks, attempt, all_here
         self._lines: dict[str, TextLines] = {}
         self._solo = codecs.getincrementaldecoder("utf-8")("replace")
         self._console = _Writer(_show)
@@ -136,8 +139,7 @@ class Output:
         where = host if rank is None else f"{host}:{rank}"
         begun = where in self._lines
         lines = self._lines.setdefault(where, TextLines()).add(data, last)
-        alone = self._ranks == 1 and rank is not None
-        if alone:
+        if self._all_here and rank == 0:
             if shown := self._solo.decode(data, last):
                 self._console.put("", shown)
         elif lines:

@@ -28,7 +28,7 @@ PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 COLUMNS = "ROBUSTLY_COLUMNS"
 """Environment variable by which a launcher tells a rank how wide the terminal is that shows what
-the rank prints, where there is one. The only rank of a run may draw on it."""
+the rank prints, where there is one. Rank 0 of a run on one machine may draw on it."""
 
 
 def _console() -> Console:
@@ -36,12 +36,12 @@ def _console() -> Console:
     if not columns.isdecimal():
         return Console(stderr=True, highlight=False, soft_wrap=True)
 
-    alone = os.environ.get("WORLD_SIZE") == "1"
+    first = os.environ.get("RANK") == "0"
     return Console(
         stderr=True,
         highlight=False,
         soft_wrap=True,
-        force_terminal=alone,
+        force_terminal=first,
         width=int(columns),
     )
 

@@ -86,9 +86,10 @@ def test_the_next_start_appends(tmp_path):
     ]
 
 
-def test_the_only_rank_is_shown_as_it_prints(tmp_path, capsys):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_rank_0_on_one_machine_is_shown_as_it_prints(tmp_path, capsys, ranks):
     (tmp_path / "train").mkdir()
-    output = Output(1, tmp_path / "train" / "logs")
+    output = Output(ranks, tmp_path / "train" / "logs", all_here=True)
     printed = "\r\x1b[2K 10% ü\r\x1b[2K 100% ü\nhalf".encode()
     for byte in printed:
         output.add("vm", 0, bytes([byte]))
