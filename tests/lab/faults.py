@@ -1,24 +1,29 @@
 """Faults of hosts and networks under each launcher: how long until all has ended, what the launcher
 says, and whether the same command then leads to the model of an undisturbed run.
 
-    python -m tests.lab.faults [--launcher hostfile] [--fault "far host cut"] [--write]
+    python -m tests.lab.faults [--launcher hostfile] [--fault "far host cut"] [--keep FOLDER] [--write]
 
 Two ranks train on two hosts, from a checkpoint on. The fault comes a few updates later, before the
 next checkpoint. Measured is the time until every process of the training on every host has ended,
 the launcher too; of faults that are there before the start, the time from the command. Then what
 was broken is mended and the same command given again; weights, moments, losses and evaluations must
-be, to the bit, those of a run that nothing disturbed. --write puts the table into docs/launch.md."""
+be, to the bit, those of a run that nothing disturbed. Consoles and results lie in the
+folder; a later call with the same one adds to them. --write puts the table of all that are there into
+docs/launch.md."""
 
 import argparse
 import contextlib
+import json
 import os
 import platform
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,7 +115,11 @@ class Torchrun(Launch):
 
     def start(self) -> None:
         self.start_on(
-            NEAR, FAR, options=f"--nodes 2 --ranks-per-node 1 --master {NEAR} --restarts 0"
+            NEAR,
+            FAR,
+            options=f"--nodes 2 --ranks-per-node 1 --master {NEAR} --restarts 0"
+            # how long one waits for a host that does not come
+            f" --rdzv-conf join_timeout={TIMEOUT}",
         )
 
 
@@ -135,11 +144,10 @@ class SlurmLaunch(Launch):
 
     def ended(self) -> bool:
         """Out of the queue; a job that Slurm itself puts back has ended, too, for once."""
-        facts = self.slurm.facts(self.job)
-        return (
-            facts["JobState"] not in {"PENDING", "RUNNING", "COMPLETING"}
-            or facts["Restarts"] != "0"
-        )
+        return self.slurm.state(self.job) not in AT_WORK or self._requeued()
+
+    def _requeued(self) -> bool:
+        return self.slurm.requeued(self.job) > 0
 
     def code(self) -> int | None:
         if self._requeued():
@@ -200,6 +208,8 @@ class Fault:
     mend: Strike = nothing
     odd: str = FAR
     """The host that is to be named; "": nobody is to blame."""
+    unclear: tuple[str, ...] = ()
+    """Launchers that see no more than that two hosts no longer reach each other."""
     before: bool = False
     """It is there before the start."""
     codes: tuple[int, ...] = (START_AGAIN,)
@@ -225,11 +235,8 @@ def reboot(trial: Trial) -> None:
 
 def occupy(trial: Trial) -> None:
     port = trial.launch.master_port
-    listen = f"import socket, time; socket.create_server(('', {port})); print(flush=True); time.sleep(1000)"
-    # the object would be collected, and its port be free, were it not for a name
-    helper = trial.hosts.popen(
-        NEAR, [sys.executable, "-c", listen.replace("socket.create", "s = socket.create")]
-    )
+    listen = f"import socket, time; server = socket.create_server(('', {port})); time.sleep(1000)"
+    helper = trial.hosts.popen(NEAR, [sys.executable, "-c", listen])
     trial.helpers.append(helper)
     trial.hosts.wait(lambda: trial.hosts.listens(NEAR, port), "the port")
 
@@ -296,10 +303,11 @@ def same_data(trial: Trial) -> None:
 REFUSED = (MISTAKE,)
 """Of disagreements: refused, or, where all read what the launcher wrote down, trained as told."""
 FAULTS = (
-    Fault("rank killed", lambda trial: trial.rank(1).kill()),
+    # 137 is what srun says of it
+    Fault("rank killed", lambda trial: trial.rank(1).kill(), codes=(START_AGAIN, 128 + signal.SIGKILL)),
     Fault("rank stopped", lambda trial: trial.rank(1).suspend()),
     Fault("far host cut", lambda trial: trial.hosts.cut(FAR), heal),
-    Fault("near host cut, of rank 0", lambda trial: trial.hosts.cut(NEAR), heal, odd=NEAR),
+    Fault("near host cut, of rank 0", lambda trial: trial.hosts.cut(NEAR), heal, odd=NEAR, unclear=("torchrun",)),
     Fault("data network dropped", lambda trial: trial.hosts.drop_data(FAR), heal),
     Fault("launcher's host cut", lambda trial: trial.hosts.cut(LAUNCHER), heal, odd="", without=("torchrun",)),
     Fault("far host crashed", crash, reboot),
@@ -312,6 +320,15 @@ FAULTS = (
     Fault("port in use", occupy, release, odd="", before=True, codes=(MISTAKE, START_AGAIN)),
     Fault("shared disk full", fill, empty, odd="", codes=(MISTAKE,), disk_mb=40),
 )  # fmt: skip
+
+
+OWN_WAY = [
+    fault
+    for fault in FAULTS
+    if fault.name
+    in {"rank killed", "far host cut", "far host crashed", "port in use", "shared disk full"}
+]
+"""That each launcher meets in a way of its own."""
 
 
 def faults_of(launcher: str) -> list[Fault]:
@@ -338,12 +355,25 @@ class Result:
 
     @property
     def named(self) -> bool:
-        return not self.fault.odd or bool(re.search(rf"\b({self.fault.odd}|rank 1)\b", self.said))
+        """Whether the odd host is named, where the console speaks of what was wrong."""
+        wrong = "\n".join(re.findall(r"^(?:where|why|.*error:|  ).*", self.said, re.MULTILINE))
+        possible = (NEAR, FAR) if self.launcher in self.fault.unclear else (self.fault.odd,)
+        return any(name in wrong for name in possible)
 
     @property
     def trained(self) -> bool:
         """All ranks did what the launcher was told, whatever one host has."""
         return self.fault.before and self.code == FINISHED
+
+    def save(self, folder: Path) -> None:
+        said = {**vars(self), "fault": self.fault.name}
+        (folder / "result.json").write_text(json.dumps(said), encoding="utf-8")
+
+    @classmethod
+    def read(cls, file: Path) -> "Result":
+        said = json.loads(file.read_bytes())
+        (fault,) = (fault for fault in FAULTS if fault.name == said["fault"])
+        return cls(**{**said, "fault": fault})
 
     def line(self) -> str:
         found = self.faults()
@@ -386,6 +416,7 @@ def alive(process: psutil.Process) -> bool:
 
 def attempt(launcher: str, fault: Fault, made: "Made", folder: Path) -> Result:
     """Try a fault under a launcher, in a new lab whose files lie below `folder`."""
+    shutil.rmtree(folder, ignore_errors=True)
     shared = folder / "shared"
     shared.mkdir(parents=True)
     launch = LAUNCHERS[launcher](Small(shared.resolve()), folder)
@@ -434,16 +465,40 @@ def attempt(launcher: str, fault: Fault, made: "Made", folder: Path) -> Result:
 
         written = seen.checkpoints() != [BEGUN] or seen.updates() != BEGUN
         fault.mend(trial)
-        again = ""
         if fault.before and code == MISTAKE and written:
             again = "something was written before it was refused"
-        elif (second := launch.again()) != FINISHED or not seen.finished():
-            again = f"the same command ended with {second}"
-        elif seen.outcome() != made.outcome:
-            again = "the same command led to another model"
+        else:
+            again = _again(launch, seen, made)
 
         (folder / "console-all").write_text(launch.console(), encoding="utf-8")
-        return Result(fault, launcher, seconds, code, "\n".join(said.splitlines()[-LAST:]), again)
+        last = "\n".join(said.splitlines()[-LAST:])
+        result = Result(fault, launcher, seconds, code, last, again)
+        result.save(folder)
+        return result
+
+
+def _again(launch: Launch, seen: Small, made: "Made") -> str:
+    """Give the same command again; returns what is wrong with what it led to."""
+    try:
+        code = launch.again()
+    except AssertionError as waited:
+        return f"the same command: {waited}"
+    if code != FINISHED or not seen.finished():
+        return f"the same command ended with {code}"
+    if seen.outcome() != made.outcome:
+        return "the same command led to another model"
+    return ""
+
+
+def attempts(
+    launcher: str, faults: Iterable[Fault], made: "Made", folder: Path, at_once: int
+) -> Iterator[Result]:
+    """Try faults, so many labs at once: they wait more than they work."""
+    with ThreadPoolExecutor(at_once) as pool:
+        yield from pool.map(
+            lambda fault: attempt(launcher, fault, made, folder / re.sub(r"\W+", "-", fault.name)),
+            faults,
+        )
 
 
 LAST = 12
@@ -510,7 +565,7 @@ def cell(result: Result) -> str:
 
 
 def table(results: list[Result]) -> str:
-    names = list(dict.fromkeys(result.launcher for result in results))
+    names = [name for name in LAUNCHERS if any(result.launcher == name for result in results)]
     lines = [
         f"| fault | who is named | {' | '.join(names)} |",
         f"| --- | --- |{' --- |' * len(names)}",
@@ -527,40 +582,43 @@ def conditions() -> str:
     import torch
 
     day = datetime.now(UTC).date().isoformat()
-    return f"{day}, torch {torch.__version__.partition('+')[0]}, Python {platform.python_version()}, {os.cpu_count()} CPU cores"
+    return f"{day}, torch {torch.__version__.partition('+')[0]}, Python {platform.python_version()}, {os.cpu_count()} CPU cores, run.timeout={TIMEOUT}"
 
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     asked.add_argument("--launcher", action="append", choices=LAUNCHERS)
     asked.add_argument("--fault", action="append", choices=[fault.name for fault in FAULTS])
+    asked.add_argument("--at-once", type=int, default=1, help="labs; more disturb what is measured")
     asked.add_argument("--write", action="store_true", help="the table into docs/launch.md")
-    asked.add_argument("--keep", type=Path, help="folder where the files of all trials stay")
+    asked.add_argument(
+        "--keep", type=Path, help="folder of all files of the trials; default: a new one"
+    )
     given = asked.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     folder = given.keep or Path(tempfile.mkdtemp(prefix="faults-"))
-    results = []
     with warm.server():
-        Made.make(folder / "made")
+        if not (folder / "made").exists():
+            Made.make(folder / "made")
         made = Made.of(folder / "made")
         for launcher in given.launcher or LAUNCHERS:
-            for fault in faults_of(launcher):
-                if given.fault and fault.name not in given.fault:
-                    continue
-                place = folder / launcher / re.sub(r"\W+", "-", fault.name)
-                results.append(attempt(launcher, fault, made, place))
-                print(results[-1].line(), flush=True)
+            chosen = [
+                fault
+                for fault in faults_of(launcher)
+                if not given.fault or fault.name in given.fault
+            ]
+            for result in attempts(launcher, chosen, made, folder / launcher, given.at_once):
+                print(result.line(), flush=True)
 
-    print(f"\n{conditions()}\n\n{table(results)}")
+    results = [Result.read(file) for file in folder.glob("*/*/result.json")]
     if given.write:
-        text = DOCUMENT.read_text(encoding="utf-8")
-        before, rest = text.split(BEGIN)
+        before, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
         after = rest.partition(END)[2]
-        DOCUMENT.write_text(
-            f"{before}{BEGIN}\n\n{conditions()}\n\n{table(results)}\n{END}{after}", encoding="utf-8"
-        )
-    if not given.keep:
-        shutil.rmtree(folder)
+        written = f"{BEGIN}\n\n{table(results)}\nMeasured {conditions()}.\n\n{END}"
+        DOCUMENT.write_text(f"{before}{written}{after}", encoding="utf-8")
+    else:
+        print(f"\n{table(results)}\n{conditions()}; {folder}")
+
     sys.exit(any(result.faults() for result in results))
 
 
