@@ -49,6 +49,8 @@ KEYS = (
 )
 LAUNCHER, NEAR, FAR = "login", "nodea", "nodeb"
 """Where the command is typed, and the hosts of rank 0 and rank 1."""
+LAST = 12
+"""Lines of a console that a user looks at."""
 DOCUMENT = ROOT / "docs/launch.md"
 BEGIN, END = "<!-- faults: written by `python -m tests.lab.faults --write` -->", "<!-- /faults -->"
 
@@ -88,11 +90,24 @@ class Launch:
         return all(command.poll() is not None for command in self.commands)
 
     def code(self) -> int | None:
-        """Exit code of the command; of several, the one that is not 0. None: it goes on by itself."""
-        return max((command.returncode for command in self.commands), key=abs)
+        """Exit code of the command; of several, that of a mistake, or one that is not 0. None: it
+        goes on by itself."""
+        codes = [command.returncode for command in self.commands]
+        return MISTAKE if MISTAKE in codes else max(codes, key=abs)
 
     def console(self) -> str:
         return "".join(each.read_text(errors="replace") for each in self.said)
+
+    def last(self) -> str:
+        """The end of what users see, of the latest command; of several, each line with its host."""
+        if len(self.commands) == 1:
+            return "\n".join(self.console().splitlines()[-LAST:])
+        lines = []
+        for said in self.said[-len(self.commands) :]:
+            host = said.name.rpartition("-")[2]
+            text = said.read_text(errors="replace")
+            lines += [f"{host}: {line}" for line in text.splitlines()[-LAST:]]
+        return "\n".join(lines)
 
     def again(self) -> int | None:
         """Give the same command and wait for its end."""
@@ -356,7 +371,9 @@ class Result:
     @property
     def named(self) -> bool:
         """Whether the odd host is named, where the console speaks of what was wrong."""
-        wrong = "\n".join(re.findall(r"^(?:where|why|.*error:|  ).*", self.said, re.MULTILINE))
+        wrong = "\n".join(
+            re.findall(r"^(?:\w+: )?(?:where|why|.*error:|  ).*", self.said, re.MULTILINE)
+        )
         possible = (NEAR, FAR) if self.launcher in self.fault.unclear else (self.fault.odd,)
         return any(name in wrong for name in possible)
 
@@ -458,8 +475,8 @@ def attempt(launcher: str, fault: Fault, made: "Made", folder: Path) -> Result:
                 )
 
         seconds = float("inf") if over else time.monotonic() - struck
-        code, said = launch.code() if not over else -1, launch.console()
-        (folder / "console").write_text(said, encoding="utf-8")
+        code, said = launch.code() if not over else -1, launch.last()
+        (folder / "console").write_text(launch.console(), encoding="utf-8")
         for process in filter(alive, victims if over else ()):
             process.kill()
 
@@ -471,8 +488,7 @@ def attempt(launcher: str, fault: Fault, made: "Made", folder: Path) -> Result:
             again = _again(launch, seen, made)
 
         (folder / "console-all").write_text(launch.console(), encoding="utf-8")
-        last = "\n".join(said.splitlines()[-LAST:])
-        result = Result(fault, launcher, seconds, code, last, again)
+        result = Result(fault, launcher, seconds, code, said, again)
         result.save(folder)
         return result
 
@@ -499,10 +515,6 @@ def attempts(
             lambda fault: attempt(launcher, fault, made, folder / re.sub(r"\W+", "-", fault.name)),
             faults,
         )
-
-
-LAST = 12
-"""Lines of a console that a user looks at."""
 
 
 @dataclass(frozen=True)
@@ -557,11 +569,12 @@ def _cut_back(small: Small) -> None:
 
 
 def cell(result: Result) -> str:
-    if found := result.faults():
-        return "**" + "; ".join(found) + "**"
-    if result.trained:
+    if result.trained and not result.faults():
         return "trained as told"
-    return f"{result.seconds:.1f} s, {'requeued' if result.code is None else result.code}"
+    seen = f"{result.seconds:.1f} s, {'requeued' if result.code is None else result.code}"
+    told = [each for each in result.faults() if not each.startswith(("took", "exit code"))]
+    text = "; ".join([seen, *told])
+    return f"**{text}**" if result.faults() else text
 
 
 def table(results: list[Result]) -> str:
