@@ -260,7 +260,7 @@ def test_a_training_goes_through_signals_and_a_cut_node(slurm: Slurm, small: Sma
     said = slurm.run(f"{command} --ranks-per-node 1", timeout=120)
     job = int((said.stdout + said.stderr).split()[-1])
 
-    slurm.hosts.wait(lambda: slurm.hosts.ranks("nodea"), "rank 0", 60)
+    slurm.hosts.wait(lambda: slurm.hosts.ranks("nodeb"), "rank 1", 60)  # the job itself is no rank
     time.sleep(1)
     slurm.run(f"scancel --signal=USR1 {job}")
     slurm.hosts.wait(lambda: slurm.requeued(job) == 1, "the first return", 60)
