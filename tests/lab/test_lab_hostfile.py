@@ -68,11 +68,13 @@ def test_an_agent_that_is_killed_is_named(hosts: Hosts, small: Small) -> None:
 
 def test_a_stopped_agent_ends_with_its_ranks(hosts: Hosts, small: Small) -> None:
     """It heeds nobody; they train on, and find it."""
-    launched(hosts, small)
+    launcher = launched(hosts, small)
     there = [agent(hosts, "nodeb"), *hosts.ranks("nodeb").values()]
     there[0].suspend()
     hosts.wait(lambda: not any(map(psutil.Process.is_running, there)), "their end", 90)
-    hosts.wait(lambda: "(nodeb)" in console_of(hosts), "what is said of it", 60)
+    assert launcher.wait(60) == 75
+    assert not at_work(hosts)
+    assert "where        nodeb\n" in console_of(hosts)
 
 
 def test_sigterm_stops_all_with_a_checkpoint(hosts: Hosts, small: Small) -> None:
