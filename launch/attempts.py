@@ -89,7 +89,7 @@ def run(
 ) -> int:
     """Start all ranks on the hosts of the pool until they finish, are asked to stop, or fail in a
     way that a new start would meet again; more than `restarts` failures in a row that leave no
-    newer checkpoint are the end, too. Returns the exit code of the last attempt.
+    newer checkpoint are the end, too, and with 0 any failure is. Returns the exit code of the last attempt.
 
     A signal between two attempts ends this process as it would anywhere."""
     series = f"{time.strftime('%Y%m%dT%H%M%S')}-{token_hex(3)}"
@@ -113,7 +113,7 @@ def run(
         if following != pool:
             pool, blamed, failures = following, [], 0
 
-        if failures > restarts:
+        if not restarts or failures > restarts:
             if restarts:
                 log.say(account.line(change, None))
             break

@@ -172,8 +172,9 @@ def test_no_two_launchers_name_their_attempts_alike(tmp_path, monkeypatch):
     assert len(names) == 2
 
 
-def test_none_are_wanted(tmp_path, pauses, capfd):
-    starts = Scripted(tmp_path, [KILLED])
+@pytest.mark.parametrize("end", [KILLED, (KILLED, 500)])
+def test_none_are_wanted(tmp_path, pauses, capfd, end):
+    starts = Scripted(tmp_path, [end])
     assert attempts.run(starts, tmp_path, restarts=0) == 75
     assert not pauses and capfd.readouterr().err == ""
 
