@@ -88,8 +88,9 @@ def run(
     pool: Pool = Pool(),
 ) -> int:
     """Start all ranks on the hosts of the pool until they finish, are asked to stop, or fail in a
-    way that a new start would meet again; more than `restarts` failures in a row that leave no
-    newer checkpoint are the end, too, and with 0 any failure is. Returns the exit code of the last attempt.
+    way that a new start would meet again. More than `restarts` failures in a row that leave no
+    newer checkpoint are the end, too, and with 0 any failure is. Returns the exit code of the last
+    attempt.
 
     A signal between two attempts ends this process as it would anywhere."""
     series = f"{time.strftime('%Y%m%dT%H%M%S')}-{token_hex(3)}"
