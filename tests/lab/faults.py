@@ -464,7 +464,7 @@ def attempt(launcher: str, fault: Fault, made: "Made", folder: Path) -> Result:
             struck = time.monotonic()
             fault.strike(trial)
 
-        limit = struck + 2 * BOUND
+        limit = struck + (4 if fault.before else 2) * BOUND  # it may train to the end
         while (
             over := not (launch.ended() and not any(map(alive, victims)))
         ) and time.monotonic() < limit:
@@ -569,12 +569,15 @@ def _cut_back(small: Small) -> None:
 
 
 def cell(result: Result) -> str:
-    if result.trained and not result.faults():
+    found = result.faults()
+    if result.trained and not found:
         return "trained as told"
+    if result.seconds == float("inf"):
+        return "**not ended long after**"
     seen = f"{result.seconds:.1f} s, {'requeued' if result.code is None else result.code}"
-    told = [each for each in result.faults() if not each.startswith(("took", "exit code"))]
+    told = [each for each in found if not each.startswith(("took", "exit code"))]
     text = "; ".join([seen, *told])
-    return f"**{text}**" if result.faults() else text
+    return f"**{text}**" if found else text
 
 
 def table(results: list[Result]) -> str:
