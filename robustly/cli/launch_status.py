@@ -47,7 +47,8 @@ def status_command(
             return command_line(verbs[found[0].name], config, *(overrides or [])) if found else ""
 
         look = command_line("launch", "status", run, *(overrides or []))
-        then = status.next_step(training, command(before), command(after), look)
+        busy = any(stage.state == "running" for stage in stages)
+        then = status.next_step(training, command(before), command(after), look, busy)
         if as_json:
             log.print_json(
                 {

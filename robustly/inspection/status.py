@@ -243,10 +243,16 @@ def of_stage(name: str, folder: Path) -> StageStatus:
 # ---------------------------------------------------------------------------------- what to type
 
 
-def next_step(train: TrainStatus, ahead: str, following: str, look: str) -> str:
+def next_step(train: TrainStatus, ahead: str, following: str, look: str, busy: bool = False) -> str:
     """What to type next. `ahead`: the command of a stage before the training that is not done, ""
-    without one; `following`: that of the first after it, "" likewise; `look`: this one's."""
-    if train.state == "running":
+    without one; `following`: that of the first after it, "" likewise; `look`: this one's; `busy`:
+    another stage is at work."""
+    typed = shlex.split(train.typed)
+    queued = " (unless it waits in the queue: squeue --me)" if "slurm" in typed[:3] else ""
+    if "--stages" in typed:  # its jobs are those of the other stages as well
+        ahead, following = (train.typed + queued if found else "" for found in (ahead, following))
+
+    if train.state == "running" or (busy and train.state != "silent"):
         return f"nothing; to look again: {look}"
     if train.state == "silent":
         host = train.holder["host"] if train.holder else "its host"
@@ -261,9 +267,6 @@ def next_step(train: TrainStatus, ahead: str, following: str, look: str) -> str:
 
     code: int = train.last_end["code"] if train.last_end else START_AGAIN
     then = {FAULT: "report it; to go on: ", MISTAKE: "mend it; then: "}.get(code, "")
-    queued = ""
-    if "slurm" in shlex.split(train.typed)[:3]:
-        queued = " (unless it waits in the queue: squeue --me)"
     return f"{then}{train.typed or 'robustly pretrain CONFIG, or the launcher again'}{queued}"
 
 

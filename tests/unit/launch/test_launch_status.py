@@ -121,6 +121,9 @@ def training(**changes: Any) -> TrainStatus:
     return replace(stopped, **changes)
 
 
+CHAIN = "robustly launch slurm a.yaml --stages all"
+
+
 @pytest.mark.parametrize(
     ("changes", "ahead", "following", "expected"),
     [
@@ -134,10 +137,20 @@ def training(**changes: Any) -> TrainStatus:
         ({"last_end": {"code": 2}}, "", "p", "mend it; then: robustly launch local a.yaml"),
         ({"last_end": {"code": 1}}, "", "p", "report it; to go on: robustly launch local"),
         ({"typed": "robustly launch slurm a.yaml"}, "", "p", "squeue --me"),
+        # the jobs of a chain are in the queue
+        ({"typed": CHAIN}, "robustly prepare a.yaml", "p", f"{CHAIN} (unless it waits"),
+        ({"typed": CHAIN, "state": "done"}, "", "robustly publish a", f"{CHAIN} (unless it waits"),
+        ({"typed": CHAIN, "state": "done"}, "", "", "nothing; all is done"),
     ],
 )  # fmt: skip
 def test_what_to_type(changes: Any, ahead: str, following: str, expected: str) -> None:
     assert expected in next_step(training(**changes), ahead, following, "L")
+
+
+def test_there_is_nothing_to_type_while_another_stage_is_at_work() -> None:
+    for changes in ({}, {"state": "done"}):
+        found = next_step(training(**changes), "robustly prepare a.yaml", "p", "L", busy=True)
+        assert found == "nothing; to look again: L"
 
 
 # -------------------------------------------------------------------------------------- the command
