@@ -27,6 +27,7 @@ from robustly.launch.job import (
     NodeRanks,
     Reached,
     option,
+    port_option,
 )
 from robustly.launch.logs import Output
 from robustly.launch.remote import Remote
@@ -61,7 +62,7 @@ class HostfileOptions(LaunchOptions):
     restarts: int = option(
         "New starts after failures in a row that leave no newer checkpoint.", 3, min=0
     )
-    master_port: int | None = option(
+    master_port: int | None = port_option(
         "Port on the first machine where ranks meet; default: 29500, one more at each new start."
     )
     export: tuple[str, ...] = option(

@@ -96,6 +96,11 @@ def option(help: str, default: Any = None, **more: Any) -> Any:
     return field(default=default, metadata={"help": help, **more})
 
 
+def port_option(help: str) -> Any:
+    """A field for a port where ranks meet; None: the launcher chooses."""
+    return option(help, min=1, max=65535)
+
+
 @dataclass(frozen=True)
 class LaunchOptions:
     """Where a job runs: what the user says on the command line. Each launcher has its own, with the

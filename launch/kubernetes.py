@@ -15,7 +15,7 @@ from robustly.exit_codes import FAULT, MISTAKE
 from robustly.launch import kubectl
 from robustly.launch.checks import NO_CHECK
 from robustly.launch.ends import ATTEMPT
-from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, option
+from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, option, port_option
 
 FURTHER = 76
 """Exit code of a pod: as START_AGAIN, with a newer checkpoint than at its start. Not counted."""
@@ -74,7 +74,9 @@ class KubernetesOptions(LaunchOptions):
     namespace: str | None = option("Namespace; default: kubectl's.")
     name: str | None = option("Name of the job; default: the run's.")
     folder: Path | None = option("Working directory; default: the first volume's path.")
-    master_port: int = option("Port on the first pod where all meet.", MASTER_PORT)
+    master_port: int | None = port_option(
+        f"Port on the first pod where all meet; default: {MASTER_PORT}."
+    )
     apply: bool = option("Hand it to `kubectl apply`, instead of printing it.", False)
 
 
@@ -231,7 +233,10 @@ def _pod(job: Job, options: KubernetesOptions, name: str) -> Yaml:
             "imagePullSecrets": [{"name": secret} for secret in options.pull_secret],
             "containers": [_container(job, options, name)],
             "volumes": [
-                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": options.shm}},
+                {
+                    "name": "shm",
+                    "emptyDir": {"medium": "Memory", "sizeLimit": _amount("--shm", options.shm)},
+                },
                 *(
                     {"name": f"shared-{number}", "persistentVolumeClaim": claim}
                     for number, claim in enumerate(shared)
@@ -253,10 +258,10 @@ def _container(job: Job, options: KubernetesOptions, name: str) -> Yaml:
             "name": NODE,
             "image": options.image,
             "command": _command(job, options.nodes, ranks),
-            "workingDir": str(options.folder or paths[0]),
+            "workingDir": _working_directory(options, paths[0]),
             "env": _environment(job, options, name),
             "envFrom": [{"secretRef": {"name": secret}} for secret in options.secret],
-            "ports": [{"containerPort": options.master_port}],
+            "ports": [{"containerPort": options.master_port or MASTER_PORT}],
             "resources": _without_empty({"limits": _resources(options, ranks)}),
             "securityContext": security,
             "volumeMounts": [
@@ -296,7 +301,7 @@ def _environment(job: Job, options: KubernetesOptions, name: str) -> list[Yaml]:
     fixed = {
         ATTEMPT: "$(JOBSET_UID)-$(JOBSET_RESTART)",
         "MASTER_ADDR": f"{name}-{NODE}-0-0.{name}",
-        "MASTER_PORT": str(options.master_port),
+        "MASTER_PORT": str(options.master_port or MASTER_PORT),
     }
     if NO_CHECK in job.environment:
         fixed[NO_CHECK] = job.environment[NO_CHECK]
@@ -317,10 +322,28 @@ def _resources(options: KubernetesOptions, ranks: int) -> dict[str, str]:
     """Limits, which are requests as well. Cores too: a rank counts those that it may use."""
     gpus = ranks if options.gpus is None else options.gpus
     named = {GPU: str(gpus) if gpus else "", "cpu": options.cpu, "memory": options.memory}
-    return {
+    asked = {
         **{name: amount for name, amount in named.items() if amount},
         **_pairs("--resource", options.resource),
     }
+    return {name: _amount(name, amount) for name, amount in asked.items()}
+
+
+def _amount(name: str, given: str) -> str:
+    """Raises UserError where Kubernetes would not take it for a quantity."""
+    if not re.fullmatch(r"(\d+\.?\d*|\.\d+)([numkMGTPE]|[KMGTPE]i|[eE][-+]?\d+)?", given):
+        raise UserError(
+            f"{name} {given}: no amount as Kubernetes writes it; expected such as 96, 500m or 900Gi"
+        )
+
+    return given
+
+
+def _working_directory(options: KubernetesOptions, default: str) -> str:
+    if options.folder and not options.folder.is_absolute():
+        raise UserError(f"--folder {options.folder}: expected a path in the pods from / on")
+
+    return str(options.folder or default)
 
 
 # -------------------------------------------------------------------------- what the options say
@@ -362,6 +385,8 @@ def _volumes(options: KubernetesOptions) -> list[tuple[str, str]]:
     for claim, path in pairs:
         if not claim or not path.startswith("/"):
             raise UserError(f"--volume {claim}:{path}: expected CLAIM:/PATH, such as work:/work")
+        if [other for _, other in pairs].count(path) > 1:
+            raise UserError(f"--volume {claim}:{path}: two volumes cannot be at one path")
 
     return pairs
 

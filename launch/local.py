@@ -22,7 +22,15 @@ from robustly.launch.cores import Core, numbers_of
 from robustly.launch.ends import ATTEMPT
 from robustly.launch.environment import FIRST_PORT, PORTS, Rank, numbered_port, variables
 from robustly.launch.hosts import Host
-from robustly.launch.job import Job, LaunchOptions, Machines, NodeRanks, Reached, option
+from robustly.launch.job import (
+    Job,
+    LaunchOptions,
+    Machines,
+    NodeRanks,
+    Reached,
+    option,
+    port_option,
+)
 from robustly.launch.logs import Output
 from robustly.launch.supervise import GRACE, Ended, supervise
 
@@ -39,7 +47,7 @@ class LocalOptions(LaunchOptions):
         min=0,
     )
     bind_cores: bool = option("Bind each rank to its share of the cores, by NUMA node.", False)
-    master_port: int | None = option("Port where the ranks meet; default: one that is free.")
+    master_port: int | None = port_option("Port where the ranks meet; default: one that is free.")
 
 
 def run(

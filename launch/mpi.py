@@ -17,7 +17,7 @@ from robustly.launch import attempts, ends
 from robustly.launch.attempts import Attempt
 from robustly.launch.foreign import Foreign, Ranks
 from robustly.launch.hosts import Host, read
-from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, option
+from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, option, port_option
 from robustly.launch.local import free_port
 from robustly.launch.supervise import GRACE, Ended, supervise
 from robustly.resources import cores
@@ -41,7 +41,7 @@ class MpiOptions(LaunchOptions):
     )
     hostfile: Path | None = option("File with lines of HOST slots=N; default: this machine alone.")
     nodes: int | None = option("Machines, from the first on; default: all of the hostfile.", min=1)
-    master_port: int | None = option(
+    master_port: int | None = port_option(
         f"Port on the first machine where ranks meet; default: {MASTER_PORT}, on one machine one"
         " that is free."
     )
@@ -62,7 +62,7 @@ def command(
     counts = [options.ranks_per_node or host.ranks for host in hosts]
     total = str(sum(counts))
     listed = ",".join(f"{host.name}:{n}" for host, n in zip(hosts, counts, strict=True))
-    further = [word for words in options.mpirun_option for word in shlex.split(words)]
+    further = [word for words in options.mpirun_option for word in _words(words)]
     if dialect == Dialect.HYDRA:
         return [options.mpirun, "-genvall", "-n", total, "-hosts", listed, *further, *job.command]
 
@@ -71,6 +71,13 @@ def command(
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
     exported = [word for name in variables for word in ("-x", name)]
     return [options.mpirun, "-n", total, *place, *root, *exported, *further, *job.command]
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as fault:
+        raise UserError(f"--mpirun-option {text}: {fault}") from None
 
 
 def variables(

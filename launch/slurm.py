@@ -95,13 +95,17 @@ def asked_for(sbatch: Sequence[str], stage: str, alone: bool = False) -> dict[st
     """What was given by --sbatch for the job of a stage: name -> value, "" for an option without.
     `alone`: no other stage gets a job.
 
-    Raises UserError if a stage is named that there is not."""
+    Raises UserError if a stage is named that there is not, or no option by its long name."""
     found: dict[str, dict[str, str]] = {EVERY: {}, stage: {}}
     for given in sbatch:
-        named, name, value = _GIVEN.fullmatch(given).groups("")  # type: ignore[union-attr]
-        to = named or TRAINING
+        to, name, value = of_sbatch(given)
         if to not in (EVERY, *_VERBS):
             raise UserError(f"--sbatch {given}: no stage {to}; expected one of {', '.join(_VERBS)}")
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"--sbatch {given}: expected the long name of an option, as in account=nlp or"
+                " exclusive"
+            )
         if alone and to not in (EVERY, stage):
             raise UserError(f"--sbatch {given}: {to} gets no job here; give --stages")
         found.setdefault(to, {})[name] = value
@@ -109,8 +113,15 @@ def asked_for(sbatch: Sequence[str], stage: str, alone: bool = False) -> dict[st
     return {**found[EVERY], **found[stage]}
 
 
+def of_sbatch(given: str) -> tuple[str, str, str]:
+    """Stage, name and value of what was given by --sbatch."""
+    stage, name, value = _GIVEN.fullmatch(given).groups("")  # type: ignore[union-attr]
+    return stage or TRAINING, name, value
+
+
 TRAINING, EVERY = "pretrain", "all"
 _VERBS = [stage.verb for stage in RUN_STAGES]
+_NAME = re.compile("[a-z0-9][a-z0-9_-]+", re.IGNORECASE)
 _GIVEN = re.compile(r"(?:([a-z]+):)?(?:--)?([^=]*)(?:=(.*))?", re.DOTALL)
 
 

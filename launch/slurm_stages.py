@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from robustly import UserError, log
 from robustly.launch.job import Job
-from robustly.launch.slurm import SlurmOptions, render, submit
+from robustly.launch.slurm import EVERY, TRAINING, SlurmOptions, of_sbatch, render, submit
 from robustly.stages import RunStage
 
 END = "END_OF_SCRIPT"
@@ -17,8 +17,7 @@ def choose(wanted: str, asked: Sequence[RunStage], finished: Sequence[str]) -> l
 
     Raises UserError for a stage that the config does not have, and where one is left out that is
     not finished and that a wanted one needs."""
-    verbs = [stage.verb for stage in asked]
-    names = verbs if wanted == "all" else [name.strip() for name in wanted.split(",")]
+    verbs, names = [stage.verb for stage in asked], _named(wanted, asked)
     if unknown := [name for name in names if name not in verbs]:
         raise UserError(
             f"--stages {wanted}: the config has no stage {unknown[0] or repr('')}; expected all, or"
@@ -35,6 +34,32 @@ def choose(wanted: str, asked: Sequence[RunStage], finished: Sequence[str]) -> l
         )
 
     return chosen
+
+
+def _named(wanted: str, asked: Sequence[RunStage]) -> list[str]:
+    if wanted == "all":
+        return [stage.verb for stage in asked]
+    return [name.strip() for name in wanted.split(",")]
+
+
+def refuse_unheeded(options: SlurmOptions, asked: Sequence[RunStage]) -> None:
+    """Raises UserError for options of a stage that is not among those that are wanted, though
+    perhaps finished."""
+    names = [*_named(options.stages or "all", asked), EVERY]
+    for given in options.sbatch:
+        if (stage := of_sbatch(given)[0]) not in names:
+            raise UserError(
+                f"--sbatch {given}: is for {stage}, which gets no job here; --sbatch"
+                " STAGE:NAME=VALUE is for another stage, all:NAME=VALUE for each"
+            )
+
+    if TRAINING not in names:
+        for name in ("partition", "time", "last_checkpoint", "ranks_per_node"):
+            if getattr(options, name) is not None:
+                raise UserError(
+                    f"--{name.replace('_', '-')}: is for pretrain, which gets no job here; give"
+                    " other stages --sbatch all:NAME=VALUE, such as all:partition=cpu"
+                )
 
 
 def render_all(jobs: Sequence[Job], options: SlurmOptions) -> str:

@@ -21,13 +21,22 @@ from robustly.launch import attempts, ends
 from robustly.launch.attempts import Attempt
 from robustly.launch.foreign import Below, Foreign, Ranks
 from robustly.launch.hosts import Host
-from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, option
+from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, option, port_option
 from robustly.launch.supervise import GRACE, Ended, supervise
 from robustly.resources import cores
 
 # Without it, ranks that are started again, as they are when a machine joins, share the rendezvous
 # store of those before, find their addresses there, and fail.
 RESTART_FIX = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+OURS = {
+    "nnodes": "--nodes",
+    "nproc-per-node": "--ranks-per-node",
+    "max-restarts": "--restarts, which counts failures without progress",
+    "rdzv-endpoint": "--master and --master-port",
+    **{name: f"--{name}" for name in ("rdzv-id", "rdzv-backend", "rdzv-conf", "log-dir")},
+}
+"""Options of torchrun, and ours that set them."""
 
 MEET = 600
 """Seconds that machines wait for each other, torchrun's own default."""
@@ -41,10 +50,12 @@ class TorchrunOptions(LaunchOptions):
         "Machines; with MIN:MAX as many as are there, from MIN on.", "1", metavar="N|MIN:MAX"
     )
     master: str | None = option("The first machine, as the others reach it.")
-    master_port: int = option("Port on the first machine where all meet.", MASTER_PORT)
+    master_port: int | None = port_option(
+        f"Port on the first machine where all meet; default: {MASTER_PORT}."
+    )
     restarts: int = option("New starts after failures in a row that got no further.", 3, min=0)
     rdzv_id: str | None = option("Name under which the machines meet; default: the run's.")
-    rdzv_backend: str = option("Where they do: c10d, etcd or etcd-v2.", "c10d")
+    rdzv_backend: str | None = option("Where they do: c10d (the default), etcd or etcd-v2.")
     rdzv_conf: str | None = option(
         "Settings of that, such as join_timeout=900.", metavar="NAME=VALUE,..."
     )
@@ -66,7 +77,7 @@ def command(job: Job, options: TorchrunOptions) -> list[str]:
         torchrun, *_rendezvous(job, options),
         "--nproc-per-node", str(options.ranks_per_node or job.ranks),
         "--max-restarts", "0", *logs,
-        *(f"--{each.removeprefix('--')}" for each in options.torchrun),
+        *map(_further, options.torchrun),
         "--no-python", *job.command,
     ]  # fmt: skip
 
@@ -80,7 +91,7 @@ def _rendezvous(job: Job, options: TorchrunOptions) -> list[str]:
         )
 
     if options.nodes == "1":
-        for name in ("master", "rdzv_id", "rdzv_conf"):
+        for name in ("master", "master_port", "rdzv_id", "rdzv_backend", "rdzv_conf"):
             if getattr(options, name) is not None:
                 raise UserError(
                     f"--{name.replace('_', '-')}: of no use to one machine, which meets no other;"
@@ -92,6 +103,12 @@ def _rendezvous(job: Job, options: TorchrunOptions) -> list[str]:
         raise UserError(
             f"--nodes {options.nodes}: torchrun also needs --master HOST, the first machine as the"
             " others reach it"
+        )
+
+    if not options.master or re.search(r"://|^[^:]*:[^:]*$", options.master):
+        raise UserError(
+            f"--master {options.master}: expected a host's name or address alone; its port is"
+            " --master-port"
         )
 
     if re.fullmatch(r"localhost|127\..*|::1", options.master):
@@ -107,11 +124,27 @@ def _rendezvous(job: Job, options: TorchrunOptions) -> list[str]:
         )
 
     return [
-        "--nnodes", options.nodes, "--rdzv-backend", options.rdzv_backend,
+        "--nnodes", options.nodes, "--rdzv-backend", options.rdzv_backend or "c10d",
         "--rdzv-id", options.rdzv_id or job.name,
-        "--rdzv-endpoint", f"{options.master}:{options.master_port}",
+        "--rdzv-endpoint", _meeting_place(options),
         "--rdzv-conf", options.rdzv_conf or f"join_timeout={MEET}",
     ]  # fmt: skip
+
+
+def _meeting_place(options: TorchrunOptions) -> str:
+    return f"{options.master}:{options.master_port or MASTER_PORT}"
+
+
+def _further(given: str) -> str:
+    """An option of torchrun's own. Raises UserError for one that this launcher sets."""
+    name = given.removeprefix("--").partition("=")[0].replace("_", "-")
+    if not name or name in OURS:
+        raise UserError(
+            f"--torchrun {given}: "
+            + (f"give it as {OURS[name]}" if name else "expected NAME=VALUE, such as tee=3")
+        )
+
+    return f"--{given.removeprefix('--')}"
 
 
 def render(job: Job, options: TorchrunOptions) -> str:
@@ -143,7 +176,7 @@ def start(job: Job, options: TorchrunOptions) -> int:
     def start_once(hosts: Sequence[Host], attempt: Attempt) -> Ended:
         deadline = time.monotonic() + _meet(options)
         if options.nodes != "1":
-            place = f"{options.master}:{options.master_port}"
+            place = _meeting_place(options)
             log.say(f"meets the other machines at {place}, for up to {_meet(options)} s")
 
         while True:

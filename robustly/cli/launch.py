@@ -96,7 +96,7 @@ class LaunchCommand(TyperCommand):
                 for name, launcher in LAUNCHERS.items()
                 if unknown in {field.name for field in dataclasses.fields(launcher.options)}
             ]
-            if owners:
+            if owners and hasattr(fault, "possibilities"):  # else it is known, and lacks its value
                 fault.message += f"; it is one of {', '.join(owners)}"
             raise
 

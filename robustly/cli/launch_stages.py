@@ -1,10 +1,11 @@
 """`robustly launch slurm --stages`: all stages of a run as jobs that wait for each other."""
 
+import re
 from pathlib import Path
 
 import typer
 
-from robustly import log, manifest
+from robustly import UserError, log, manifest
 from robustly.experiment import Experiment
 from robustly.launch import LAUNCHERS, slurm_stages
 from robustly.launch.job import Job, StageJob, exported
@@ -27,8 +28,9 @@ def launch_stages(
 ) -> int:
     """Submit, or print, the jobs of the stages that are left to do. `check`: the ranks of the
     training look at their hosts. Returns an exit code."""
-    assert options.stages
+    assert options.stages is not None
     chosen = slurm_stages.choose(options.stages, experiment.stages, finished_stages(experiment))
+    slurm_stages.refuse_unheeded(options, experiment.stages)
     if not chosen:
         log.say(f"{experiment.root}: finished already")
         return 0
@@ -75,7 +77,7 @@ def stage_job(experiment: Experiment, stage: RunStage, options: SlurmOptions) ->
     run, ours = experiment.run, asked_for(options.sbatch, stage.verb)
     of_corpus = stage in CORPUS_STAGES
     elsewhere = of_corpus and run.executor == "slurm"
-    cores = 1 if elsewhere else int(ours.get("cpus-per-task", run.workers or CORES))
+    cores = 1 if elsewhere else _cores(stage, ours.get("cpus-per-task")) or run.workers or CORES
     # the default, all cores, might be those of other jobs
     workers = [f"run.workers={cores}"] if of_corpus and not (elsewhere or run.workers) else []
     queue = {"partition": run.slurm.partition, "account": run.slurm.account, "qos": run.slurm.qos}
@@ -91,3 +93,11 @@ def stage_job(experiment: Experiment, stage: RunStage, options: SlurmOptions) ->
         asked={name: value for name, value in queue.items() if value},
         goes_on=of_corpus,
     )
+
+
+def _cores(stage: RunStage, given: str | None) -> int | None:
+    """Raises UserError for what is no number of cores."""
+    if given is not None and not re.fullmatch("[1-9][0-9]*", given):
+        raise UserError(f"--sbatch {stage.verb}:cpus-per-task={given}: expected a number")
+
+    return int(given) if given else None

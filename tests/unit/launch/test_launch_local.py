@@ -301,3 +301,18 @@ def test_an_option_that_a_launcher_would_ignore_is_refused(launcher, option, tol
     assert result.exit_code == 2
     assert f"No such option: {option.partition('=')[0]}{told}" in output
     assert ("; it is one of" in output) == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "options", "told"),
+    [
+        ("hostfile", ["--hostfile"], "requires an argument."),
+        ("local", ["--master-port", "70000"], "less than or equal to 65535"),
+        ("torchrun", ["--master-port", "0"], "greater than or equal to 1"),
+    ],
+)
+def test_a_value_that_is_missing_or_wrong_is_said(launcher, options, told):
+    result = CliRunner().invoke(app, ["launch", launcher, "tiny", "--dry-run", *options])
+    output = " ".join(result.output.replace("│", " ").split())
+    assert result.exit_code == 2
+    assert told in output and "it is one of" not in output

@@ -108,6 +108,7 @@ def test_what_cannot_work_is_refused(tmp_path, hostfile):
     refused("neither Open MPI's nor MPICH's, but 'another'", mpirun=_program(tmp_path, "another"))
     dialect = Dialect.OPEN_MPI
     refused("--nodes 2: give --hostfile", nodes=2, dialect=dialect)
+    refused("--mpirun-option 'a: No closing", mpirun_option=("'a",), dialect=dialect)
     refused("--nodes 4: .* has 3 hosts", hostfile=hostfile, nodes=4, dialect=dialect)
     hostfile.write_text("gpu01 slots=8\nme@gpu02 slots=8\n")
     refused("me@gpu02: mpirun takes no user's name", hostfile=hostfile, dialect=dialect)

@@ -1,6 +1,7 @@
 """The batch script, and what a job of Slurm decides when srun has ended, with stand-ins for Slurm's
 commands; tests/unit/launch/test_launch_slurm_cluster.py has a real one."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +115,9 @@ def test_render_of_another_stage() -> None:
     [
         ("prepair:time=1", "all", "no stage prepair; expected one of clean, tokenizer, prepare"),
         ("prepare:time=1", None, "prepare gets no job here; give --stages"),
+        ("", None, "--sbatch : expected the long name of an option"),
+        ("A=nlp", None, "--sbatch A=nlp: expected the long name of an option"),
+        ("-A nlp", "all", "--sbatch -A nlp: expected the long name of an option"),
     ],
 )
 def test_an_option_for_no_job_is_refused(given: str, stages: str | None, said: str) -> None:
@@ -465,6 +470,24 @@ def test_the_stages_that_are_submitted(wanted: str, finished: list[str], chosen:
 def test_stages_that_cannot_be_submitted(wanted: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         slurm_stages.choose(wanted, RUN, ["tokenizer"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"stages": "tokenizer,prepare", "partition": "gpu"}, "--partition: is for pretrain"),
+        ({"stages": "prepare", "last_checkpoint": 9}, "--last-checkpoint: is for pretrain"),
+        ({"stages": "prepare", "sbatch": ("time=9",)}, "--sbatch time=9: is for pretrain"),
+        ({"stages": "all", "sbatch": ("clean:time=9",)}, "is for clean, which gets no job here"),
+        ({"stages": "all", "partition": "gpu", "sbatch": ("prepare:time=9", "all:comment=x")}, ""),
+        ({"stages": "prepare,pretrain", "time": "9", "sbatch": ("exclusive",)}, ""),
+    ],
+)
+def test_an_option_of_a_stage_that_is_not_asked_for_is_refused(
+    given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+        slurm_stages.refuse_unheeded(SlurmOptions(**given), RUN)
 
 
 CHAIN = [STAGE, JOB]

@@ -75,6 +75,14 @@ def test_options_pass_through():
         ({"master": "nodea"}, "--master: of no use to one machine"),
         ({"rdzv_id": "mine"}, "--rdzv-id: of no use to one machine"),
         ({"rdzv_conf": "join_timeout=1"}, "--rdzv-conf: of no use to one machine"),
+        ({"master_port": 29501}, "--master-port: of no use to one machine"),
+        ({"rdzv_backend": "etcd"}, "--rdzv-backend: of no use to one machine"),
+        ({"nodes": "2", "master": "nodea:29500"}, "expected a host's name or address alone"),
+        ({"nodes": "2", "master": "tcp://nodea"}, "expected a host's name or address alone"),
+        ({"nodes": "2", "master": ""}, "expected a host's name or address alone"),
+        ({"torchrun": ("",)}, "expected NAME=VALUE"),
+        ({"torchrun": ("nnodes=7",)}, "--torchrun nnodes=7: give it as --nodes"),
+        ({"torchrun": ("--max_restarts=5",)}, "give it as --restarts"),
     ],
 )
 def test_what_cannot_work_is_refused(options, message):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from robustly.cli.launch_stages import finished_stages, stage_job
+from robustly import UserError
+from robustly.cli.launch_stages import finished_stages, launch_stages, stage_job
 from robustly.experiment import Experiment, load_experiment
 from robustly.launch.job import StageJob
 from robustly.launch.slurm import SlurmOptions
@@ -47,6 +48,16 @@ def test_a_stage_gets_the_cores_that_its_workers_use(
     assert found.cores == cores
     workers = [word for word in found.command if word.startswith("run.workers")]
     assert workers == ([said] if said else [])
+
+
+def test_cores_that_are_no_number_are_refused(experiment: Experiment) -> None:
+    with pytest.raises(UserError, match="--sbatch prepare:cpus-per-task=many: expected a number"):
+        job(experiment, "data", "prepare:cpus-per-task=many")
+
+
+def test_no_stage_is_no_traceback(experiment: Experiment) -> None:
+    with pytest.raises(UserError, match="the config has no stage ''"):
+        launch_stages(experiment, SlurmOptions(stages=""), False, False, False, True)
 
 
 def test_a_stage_asks_for_what_the_config_says_of_the_cluster(experiment: Experiment) -> None:
