@@ -117,6 +117,9 @@ def _rendezvous(job: Job, options: TorchrunOptions) -> list[str]:
             " they know it by"
         )
 
+    if not re.fullmatch(r"([^=,]+=[^=,]+(,|$))*", options.rdzv_conf or ""):
+        raise UserError(f"--rdzv-conf {options.rdzv_conf}: expected NAME=VALUE,...")
+
     if options.rdzv_backend == "static":
         raise UserError(
             "--rdzv-backend static: its machines cannot meet again after a failure; give c10d,"

@@ -75,6 +75,10 @@ def test_options_pass_through():
         ({"master": "nodea"}, "--master: of no use to one machine"),
         ({"rdzv_id": "mine"}, "--rdzv-id: of no use to one machine"),
         ({"rdzv_conf": "join_timeout=1"}, "--rdzv-conf: of no use to one machine"),
+        (
+            {"nodes": "2", "master": "nodea", "rdzv_conf": "timeout"},
+            "--rdzv-conf timeout: expected",
+        ),
         ({"master_port": 29501}, "--master-port: of no use to one machine"),
         ({"rdzv_backend": "etcd"}, "--rdzv-backend: of no use to one machine"),
         ({"nodes": "2", "master": "nodea:29500"}, "expected a host's name or address alone"),
