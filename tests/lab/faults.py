@@ -98,6 +98,10 @@ class Launch:
     def console(self) -> str:
         return "".join(each.read_text(errors="replace") for each in self.said)
 
+    def victims(self, servers: set[psutil.Process]) -> set[psutil.Process]:
+        """The processes that must end: all but `servers`."""
+        return at_work(self.hosts) - servers
+
     def last(self) -> str:
         """The end of what users see, of the latest command; of several, each line with its host."""
         if len(self.commands) == 1:
@@ -157,6 +161,10 @@ class SlurmLaunch(Launch):
         assert self.commands[0].wait(60) == 0, self.console()
         self.job = int(re.findall(r"job (\d+)", self.console())[-1])
 
+    def victims(self, servers: set[psutil.Process]) -> set[psutil.Process]:
+        """The ranks: on a node that is cut off, srun waits until Slurm's controller is back."""
+        return {rank for name in self.slurm.nodes for rank in self.hosts.ranks(name).values()}
+
     def ended(self) -> bool:
         """Out of the queue; a job that Slurm itself puts back has ended, too, for once."""
         return self.slurm.state(self.job) not in AT_WORK or self._requeued()
@@ -179,6 +187,17 @@ class SlurmLaunch(Launch):
         if self.slurm.state(self.job) not in AT_WORK:
             self.commands.clear()
             self.start()
+
+        def over() -> bool:
+            facts = self.slurm.facts(self.job)
+            if facts["Reason"] == "launch_failed_requeued_held":
+                # a node came back with the old start on it: Slurm leaves that to its administrator
+                nodes = ",".join(self.slurm.nodes)
+                self.slurm.run(f"scontrol update nodename={nodes} state=resume", check=False)
+                self.slurm.run(f"scontrol release {self.job}")
+            return facts["JobState"] not in AT_WORK
+
+        self.hosts.wait(over, f"the end of job {self.job}", 180)
         return FINISHED if self.slurm.wait(self.job, 240) == "COMPLETED" else START_AGAIN
 
 
@@ -230,7 +249,7 @@ class Fault:
     codes: tuple[int, ...] = (START_AGAIN,)
     disk_mb: int | None = None
     without: tuple[str, ...] = ()
-    """Launchers that do not know it."""
+    """Launchers that do not know it: nothing of them stays where the command was typed."""
 
 
 def heal(trial: Trial) -> None:
@@ -324,7 +343,7 @@ FAULTS = (
     Fault("far host cut", lambda trial: trial.hosts.cut(FAR), heal),
     Fault("near host cut, of rank 0", lambda trial: trial.hosts.cut(NEAR), heal, odd=NEAR, unclear=("torchrun",)),
     Fault("data network dropped", lambda trial: trial.hosts.drop_data(FAR), heal),
-    Fault("launcher's host cut", lambda trial: trial.hosts.cut(LAUNCHER), heal, odd="", without=("torchrun",)),
+    Fault("launcher's host cut", lambda trial: trial.hosts.cut(LAUNCHER), heal, odd="", without=("torchrun", "slurm")),
     Fault("far host crashed", crash, reboot),
     Fault("other learning rate", other_key("optim.peak_lr", 1e-3), same_key, before=True, codes=REFUSED),
     Fault("other seed", other_key("seed", 9), same_key, before=True, codes=REFUSED),
@@ -460,7 +479,7 @@ def attempt(launcher: str, fault: Fault, made: "Made", folder: Path) -> Result:
                 lambda: launch.ended() or BEGUN + 3 <= seen.updates() < EVERY, "updates", 120
             )
             assert not launch.ended(), launch.console()
-            victims = at_work(launch.hosts) - servers
+            victims = launch.victims(servers)
             struck = time.monotonic()
             fault.strike(trial)
 
