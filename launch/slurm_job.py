@@ -2,6 +2,7 @@
 decides whether the job is over or goes back into the queue."""
 
 import argparse
+import contextlib
 import os
 import re
 import signal
@@ -353,10 +354,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.restarts,
             given.last_checkpoint,
         )
-    except (UserError, OSError) as mistake:  # such as a full disk
-        log.error(str(mistake))
+    except (UserError, OSError) as mistake:  # such as a full disk, which may take no words either
+        with contextlib.suppress(OSError):
+            log.error(str(mistake))
         return MISTAKE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    with contextlib.suppress(OSError):  # where Python's own end would make it 120
+        sys.stdout.flush()
+    os._exit(code)
