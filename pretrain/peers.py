@@ -88,7 +88,7 @@ class _Peers:
                 heartbeat.own().answered()
                 if store.check([FAULT]):
                     self.follow(json.loads(store.get(FAULT)))
-                if self.rank == 0 and not heartbeat.watched():
+                if self.rank == 0 and heartbeat.watches_itself():
                     self.watch_all()
 
             heartbeat.own().ask_no_more()

@@ -305,6 +305,11 @@ def watched() -> bool:
     return _Own.watched
 
 
+def watches_itself() -> bool:
+    """Whether this process beats, and no launcher of ours looks."""
+    return _Own.beating and not _Own.watched
+
+
 def begin(name: str) -> None:
     """Begin to beat, in the file that the launcher passed. Without one this process watches itself,
     as `name`."""
