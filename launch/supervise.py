@@ -133,6 +133,7 @@ def supervise(
 
                 for child, code in _ended(running):
                     running.remove(child)
+                    outcome.look([child])
                     child.kill()  # what it left behind
                     stopping = deadline is not None
                     text = outcome.note(child, code, looked, passed_on, stopping)
@@ -145,8 +146,7 @@ def supervise(
                     _show(child, output)
 
                 watch.look({})
-                seen = [one for child in running if (one := child.seen())]
-                outcome.update = max([outcome.update, *(one.record.update for one in seen)])
+                seen = outcome.look(running)
                 hung = to_blame(seen) if deadline is None else None
                 if hung:
                     (odd,) = (child for child in running if child.name == hung.name)
@@ -243,6 +243,12 @@ class _Outcome:
     hung: Ended | None = None
     interrupted: bool = False
     update: int = 0
+
+    def look(self, children: Iterable[Child]) -> list[Seen]:
+        """What is seen of them; the furthest update is noted."""
+        seen = [one for child in children if (one := child.seen())]
+        self.update = max([self.update, *(one.record.update for one in seen)])
+        return seen
 
     def failed(self, passed_on: list[int]) -> bool:
         """Whether the others must be told to stop: one failed, or was asked to stop alone."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from robustly.heartbeat import Fault, Kind, Seen
+from robustly.heartbeat import Fault, Kind, Phase, Record, Seen
 from robustly.launch import supervise
 from robustly.launch.supervise import Ended
 
@@ -28,7 +28,8 @@ class Rank:
         self.killed += 1
 
     def seen(self) -> Seen | None:
-        return None
+        record = Record(1, 1, 812 + self.rank, 1, Phase.STEP, 60.0)
+        return Seen(self.name, record, 0.0, 0.0, self.host)
 
     def fault(self) -> Fault | None:
         return None
@@ -63,5 +64,5 @@ def test_nor_does_it_hold_up_what_went_wrong_at_the_start(monkeypatch):
         supervise.supervise([lambda: Rank(0, None), fail], grace=0.1)
 
 
-def test_all_that_end_well_end_well():
-    assert supervise.supervise([lambda: Rank(0, 0)], grace=0.1) == Ended(0)
+def test_the_furthest_update_is_told_of_those_that_end_at_once():
+    assert supervise.supervise([lambda: Rank(0, 0)], grace=0.1) == Ended(0, update=812)
