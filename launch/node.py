@@ -38,6 +38,9 @@ from robustly.launch.supervise import GIVE_UP, GRACE, POLL, end_all, received_si
 
 LIMIT = 1 << 22
 """Bytes of output that wait while the connection takes none; more are dropped."""
+PATIENCE = 20.0
+"""Seconds after which its ranks take an agent for stopped, and end it: before the launcher gives it
+up, for that ends the other hosts' ranks, and these would follow and leave the agent behind."""
 LAST_WORDS = 10.0
 """Seconds to pass on what there is to say at the end."""
 STACK = 0.5
@@ -219,7 +222,7 @@ class Agent:
         if now - self._spoke > BEAT:
             self._spoke = now
             for process in self._running.values():
-                process.heartbeat.watched(SILENCE)
+                process.heartbeat.watched(PATIENCE)
             if len(self._unsent) < LIMIT:
                 self.report(State(seen))
 

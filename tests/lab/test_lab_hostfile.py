@@ -1,6 +1,7 @@
 """Faults of ranks, agents, hosts, networks and the launcher under `robustly launch hostfile`: all end
 everywhere, and the odd one is named."""
 
+import os
 import signal
 import subprocess
 from typing import Any
@@ -66,6 +67,15 @@ def test_an_agent_that_is_killed_is_named(hosts: Hosts, small: Small) -> None:
     assert last[4].startswith("next         robustly launch hostfile ")
 
 
+def test_a_stopped_agent_ends_with_its_ranks(hosts: Hosts, small: Small) -> None:
+    """It heeds nobody; they train on, and find it."""
+    launcher = launched(hosts, small)
+    agent(hosts, "nodeb").suspend()
+    assert launcher.wait(90) == 75
+    hosts.wait(lambda: not at_work(hosts), "the end of all", 30)
+    assert "where        nodeb\n" in console_of(hosts)
+
+
 def test_sigterm_stops_all_with_a_checkpoint(hosts: Hosts, small: Small) -> None:
     launcher = launched(hosts, small)
     launcher.send_signal(signal.SIGTERM)
@@ -88,6 +98,19 @@ def test_sigterm_is_bounded(hosts: Hosts, small: Small) -> None:
 def test_ranks_end_without_a_launcher(hosts: Hosts, small: Small) -> None:
     launched(hosts, small).kill()
     hosts.wait(lambda: not at_work(hosts), "the end of all", 90)
+
+
+def test_ranks_end_while_their_launcher_is_stopped(hosts: Hosts, small: Small) -> None:
+    """By Ctrl-Z, or because its machine sleeps; it says so when it goes on."""
+    launcher = launched(hosts, small)
+    command = launcher.inner
+    command.suspend()
+    hosts.wait(lambda: not at_work(hosts).get("nodeb"), "the end of the agent", 90)
+    command.resume()
+    os.kill(launcher.pid, signal.SIGCONT)  # the wrapper that brought it to its host
+    assert launcher.wait(60) == 75
+    assert not at_work(hosts)
+    assert "nothing was heard from the launcher for 30 s" in console_of(hosts)
 
 
 def test_what_ranks_print_is_kept_and_shown(hosts: Hosts, small: Small) -> None:

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.processes
 START = """
 import sys
 from robustly.launch import node
-node.SILENCE, node.GRACE = {silence}, {grace}
+node.SILENCE, node.PATIENCE, node.GRACE = {silence}, {silence}, {grace}
 sys.exit(node.main())
 """
 
