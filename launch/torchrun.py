@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import shlex
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -166,6 +167,8 @@ def start(job: Job, options: TorchrunOptions) -> int:
     """Run torchrun on this machine, again after failures that a new start may mend; the other
     machines need the same command. Each finds by itself how the ranks of all ended."""
     arguments = command(job, options)
+    if options.master:
+        _look_up(options.master)
     threads = max(1, cores() // (options.ranks_per_node or job.ranks))
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **job.environment, **RESTART_FIX}
     environment.pop(ends.ATTEMPT, None)  # torchrun's own variables tell
@@ -189,10 +192,31 @@ def start(job: Job, options: TorchrunOptions) -> int:
 
             # Another machine's torchrun of the attempt before may not have ended yet.
             if attempt.number == 1 or time.monotonic() > deadline:
-                raise StartAgain("the ranks did not begin; the same command starts them")
+                raise StartAgain(_not_begun(options))
             time.sleep(PAUSE)
 
     return attempts.run(start_once, job.checkpoints, options.restarts)
+
+
+def _look_up(master: str) -> None:
+    """Raises UserError at once where torchrun would try for minutes."""
+    try:
+        socket.getaddrinfo(master, None)
+    except OSError as fault:
+        raise UserError(
+            f"--master {master}: this machine does not know that name ({fault}); give a name or an"
+            " address that all machines know"
+        ) from None
+
+
+def _not_begun(options: TorchrunOptions) -> str:
+    if options.nodes == "1":
+        return "the ranks did not begin; the same command starts them"
+    return (
+        f"the ranks did not begin: {options.nodes.partition(':')[0]} machines did not meet at"
+        f" {_meeting_place(options)} within {_meet(options)} s (--rdzv-conf join_timeout=SECONDS);"
+        " give the same command on each, and let them reach that port"
+    )
 
 
 def _meet(options: TorchrunOptions) -> int:

@@ -5,12 +5,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rank_program import notes
 
-from robustly import UserError
+from robustly import StartAgain, UserError
+from robustly.exit_codes import START_AGAIN
+from robustly.heartbeat import Kind
 from robustly.launch import Job, TorchrunOptions, torchrun
+from robustly.launch.supervise import Ended
 
 pytestmark = pytest.mark.processes
 
@@ -92,6 +96,28 @@ def test_options_pass_through():
 def test_what_cannot_work_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         torchrun.render(JOB, TorchrunOptions(**options))
+
+
+def test_a_master_that_is_not_known_is_said_at_once(monkeypatch):
+    def unknown(*_):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    with pytest.raises(UserError, match="--master gpu1: this machine does not know that name"):
+        torchrun.start(JOB, TorchrunOptions(nodes="2", master="gpu1"))
+
+
+def test_machines_that_did_not_meet_are_told_of_each_other(monkeypatch):
+    """torchrun itself says no more than RendezvousTimeoutError."""
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: [])
+    nothing_began = SimpleNamespace(ranks=None)
+    monkeypatch.setattr(torchrun, "Torchrun", lambda *_: nothing_began)
+    monkeypatch.setattr(
+        torchrun, "supervise", lambda begin, _: begin[0]() and Ended(START_AGAIN, Kind.ERROR)
+    )
+    options = TorchrunOptions(nodes="2:4", master="gpu1", rdzv_conf="join_timeout=9")
+    with pytest.raises(StartAgain, match="2 machines did not meet at gpu1:29500 within 9 s"):
+        torchrun.start(JOB, options)
 
 
 def test_the_ranks_start_again_after_one_was_killed(tmp_path, rank, launcher):
