@@ -83,6 +83,8 @@ class Agent:
             os.set_blocking(pipe, False)
 
         self._lines = Lines()
+        self._early: list[bytes] = []
+        """Orders that came with the environment: given while ssh still connected."""
         self._unsent = b""
         self._dropped = 0
         self._running: dict[int, Process] = {}
@@ -98,8 +100,9 @@ class Agent:
         while select.select([self._orders], [], [], SILENCE)[0]:
             if not (data := os.read(self._orders, 1 << 16)):
                 break
-            if lines := self._lines.add(data):  # those behind say no more than that it lives
-                return environment_of(lines[0])
+            if lines := self._lines.add(data):
+                first, *self._early = lines
+                return environment_of(first)
 
         return {}
 
@@ -110,6 +113,9 @@ class Agent:
                 for start in ranks:
                     process = start()
                     self._running[process.rank] = process
+
+                for line in self._early:
+                    self._obey(order_of(line))
 
                 while self._running:
                     self._hear()

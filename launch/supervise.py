@@ -14,6 +14,7 @@ from robustly import log
 from robustly.exit_codes import FAULT, FINISHED, INTERRUPTED, START_AGAIN
 from robustly.heartbeat import START_TIMEOUT, Fault, Kind, Phase, Seen, Watch, to_blame
 from robustly.launch.logs import Output
+from robustly.stopping import COMFORT
 
 GRACE = 15.0  # seconds between asking to stop and killing
 POLL = 0.05
@@ -298,8 +299,9 @@ class _Outcome:
             return Ended(FINISHED)
 
         first = min(self.ends, key=lambda end: (end.kind, end.when))
-        if first.kind == Kind.STOPPED:
-            return Ended(first.code, first.kind, text=first.text)
+        if first.kind == Kind.STOPPED:  # before a rank was there to say it, nobody has
+            text = next((end.text for end in self.ends if end.text), COMFORT)
+            return Ended(first.code, first.kind, text=text)
         return Ended(
             first.code, first.kind, first.host, first.rank, first.text, signal=first.signal
         )

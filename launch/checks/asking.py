@@ -16,6 +16,7 @@ from robustly.launch.checks.compare import Answer, compare
 from robustly.launch.checks.facts import Question, facts, levels, word_file, write_word
 from robustly.launch.checks.report import Report
 from robustly.launch.job import Machines, Reached
+from robustly.launch.remote import SSH_FAILED
 
 DEADLINE = 30.0
 """Seconds for an answer; ssh itself gives up on a host after 20."""
@@ -86,4 +87,5 @@ def _ask(host: Reached, question: Question) -> Answer:
 
     said = done.stderr.strip().splitlines()
     fault = said[-1] if said else f"exit code {done.returncode} without a word"
-    return Answer(None, sent, received, fault)
+    reached = 0 <= done.returncode != SSH_FAILED
+    return Answer(None, sent, received, fault, reached)

@@ -19,6 +19,8 @@ class Answer(NamedTuple):
     received: float
     fault: str = ""
     """Why there are no facts."""
+    reached: bool = False
+    """Whether ssh got there all the same, and the question could not be asked."""
 
     def clock(self) -> float:
         """Seconds that the host's clock is ahead of ours (negative: behind), at least: what the
@@ -49,6 +51,7 @@ ADVICE = {
 }
 """What to do about a difference, by the beginning of its key."""
 REACH = "try `ssh` to it as this does, without a password; leave it out if it is down"
+START = "the folder of the start and the environment (.venv) must be there, at the same paths"
 
 
 def compare(answers: Mapping[str, Answer], spare: int = 0, own_code: bool = True) -> list[Fault]:
@@ -56,9 +59,11 @@ def compare(answers: Mapping[str, Answer], spare: int = 0, own_code: bool = True
     by host, in the order of their ranks; so many may be missing as are `spare`. `own_code`: each
     host's ranks run the code that is there, and not that which the run keeps."""
     found: dict[Finding, list[str]] = {}
-    silent = [host for host, answer in answers.items() if answer.facts is None]
+    silent = [host for host, each in answers.items() if each.facts is None and not each.reached]
     for host, answer in answers.items():
-        if answer.facts is None:
+        if answer.facts is None and answer.reached:
+            findings = [Finding("start", "problem", answer.fault, START)]
+        elif answer.facts is None:
             status: Status = "note" if len(silent) <= spare else "problem"
             findings = [Finding("reach", status, answer.fault, REACH)]
         else:

@@ -3,11 +3,13 @@
 from typing import Any
 
 from robustly import stopping
+from robustly.cli import console
 
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point of the command `robustly`."""
-    with stopping.ends_in_one_line():  # begins before the imports, which take a second
+    # begins before the imports, which take a second
+    with console.may_go(), stopping.ends_in_one_line():
         from robustly.cli.commands import app
 
         return app(arguments)

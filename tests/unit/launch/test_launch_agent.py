@@ -161,6 +161,14 @@ def test_orders_reach_the_rank_that_they_name(tmp_path, rank, agent):
     assert launcher.wait() == 0
 
 
+def test_orders_that_were_given_while_ssh_connected_are_followed(rank, agent):
+    """They come in one piece with the environment."""
+    launcher = agent(rank("deaf"), 2)
+    launcher.order(Order("beat"), Order("kill", 4), Order("kill", 5))
+    launcher.hear(lambda: len(launcher.of(Over)) == 2)
+    assert launcher.wait() == 0
+
+
 def test_ranks_end_when_the_launcher_is_silent(tmp_path, rank, agent):
     launcher = agent(rank("leave"), 2, silence=1.0)
     wait_for(lambda: len(notes(tmp_path)) == 2, 20)

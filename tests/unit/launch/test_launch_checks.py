@@ -136,6 +136,19 @@ def test_where_hosts_only_do_not_answer_a_new_start_may_help() -> None:
         found.refuse()
 
 
+def test_a_host_that_answers_without_the_environment_is_not_called_down() -> None:
+    """No new start helps, and no spare makes up for it."""
+    lacking = Answer(None, 99.0, 100.0, "env: '/venv/bin/python': No such file", reached=True)
+    answers = {"a": answered(), "b": lacking}
+    (fault,) = compare(answers, spare=1)
+    assert (fault.finding.what, fault.finding.status) == ("start", "problem")
+    assert "at the same paths" in fault.finding.do and "ssh" not in fault.finding.do
+    assert Report(answers, [fault]).code == MISTAKE
+    assert [each.finding.what for each in compare({**answers, "c": SILENT}, spare=1)] == [
+        "start", "reach",
+    ]  # fmt: skip
+
+
 def test_a_host_may_be_missing_where_others_can_stand_in(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -378,6 +391,7 @@ def test_all_hosts_are_asked_at_once(
         "here": "", "there": "", "away": "ssh: no route", "odd": "exit code 3 without a word",
         "lacking": "no-such-ssh: No such file or directory",
     }  # fmt: skip
+    assert [name for name, answer in found.answers.items() if answer.reached] == ["odd"]
     there = found.answers["there"].facts
     assert there and there["host"] == socket.gethostname() and there["same"]["config"]["seed"] == 7
     assert not list(tmp_path.glob(".robustly-check-*"))

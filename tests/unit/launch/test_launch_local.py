@@ -21,6 +21,7 @@ from robustly.launch.environment import FIRST_PORT, PORTS
 from robustly.launch.job import NodeRanks
 from robustly.launch.logs import Output
 from robustly.launch.supervise import Ended, supervise
+from robustly.stopping import COMFORT
 
 pytestmark = pytest.mark.processes
 HERE = socket.gethostname()
@@ -113,6 +114,27 @@ def test_a_signal_that_comes_as_the_last_rank_fails_asks_to_stop_all_the_same():
     assert (ended.code, ended.asked) == (75, True)
 
 
+def test_a_stop_that_no_rank_had_words_for_is_confirmed(capsys):
+    """Ranks that are asked before they have begun die of it."""
+
+    class Beginning:
+        name, host, rank = "rank 0", HERE, 0
+        seen = fault = output = kill = lambda self: b""
+        code = None
+
+        def send(self, number):
+            self.code = -number
+
+        def poll(self):
+            if self.code is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return self.code
+
+    ended = supervise([Beginning], grace=1.0)
+    assert (ended.code, ended.asked) == (75, True)
+    assert capsys.readouterr().err.startswith("stopped; nothing that was finished is lost")
+
+
 def test_a_deaf_rank_is_killed_after_the_grace_period(tmp_path, rank):
     program = f"""
 import os, sys
@@ -192,7 +214,7 @@ time.sleep(100)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 130
     assert (tmp_path / "checkpoint").read_text() == "SIGINT"
-    assert errors == ""  # the user knows
+    assert errors == f"{COMFORT}\n"
 
 
 def test_a_second_ctrl_c_kills(tmp_path, rank, launcher):

@@ -27,7 +27,7 @@ class Options(LaunchOptions):
 
 
 HERE = Reached("here", 2, "127.0.0.1")
-AWAY = Reached("away", 2, "away", lambda command: ["false"])
+AWAY = Reached("away", 2, "away", lambda command: ["sh", "-c", "exit 255"])
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_ranks_need_not_look_again_where_the_launcher_has(experiment: Experiment
 
 
 def test_a_host_that_does_not_answer_ends_the_start(experiment: Experiment) -> None:
-    with pytest.raises(StartAgain, match="away: reach: exit code 1 without a word"):
+    with pytest.raises(StartAgain, match="away: reach: exit code 255 without a word"):
         look(experiment, of([AWAY]))
 
 

@@ -1,5 +1,9 @@
 """What the command line makes of errors."""
 
+import json
+import os
+import subprocess
+
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -9,6 +13,7 @@ from robustly.cli import common
 from robustly.cli.commands import app
 from robustly.exit_codes import INTERRUPTED
 from robustly.experiment import load_experiment
+from tests import warm
 
 
 def test_ctrl_c_that_a_library_turned_into_its_own_error(
@@ -46,3 +51,18 @@ def test_updates_cannot_begin_larger_than_they_become() -> None:
         load_experiment(
             "tiny", ["schedule.batch_warmup={start: 9, updates: 5}", "optim.batch_size=8"]
         )
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("disk_full", [False, True])
+def test_people_who_have_gone_end_no_work(disk_full: bool) -> None:
+    """`2>&1 | head`, and `2> FILE` on a disk that is full: the command goes on to its end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    stderr = os.open("/dev/full", os.O_WRONLY) if disk_full else writer
+    command = [warm.commands() / "robustly", "plan", "tiny", "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr)
+    os.close(writer)
+    if disk_full:
+        os.close(stderr)
+    assert done.returncode == 0 and json.loads(done.stdout)

@@ -1,0 +1,38 @@
+"""What people read, where nobody may be left to read it."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+
+class _Lasting:
+    """A stream whose reader may go."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def may_go() -> Iterator[None]:
+    """In here, stderr that takes nothing (`2>&1 | head`, a terminal that was closed, a full disk
+    behind `2> FILE`) ends no work: what is said meanwhile is lost."""
+    stderr: Any = _Lasting(sys.stderr)
+    with contextlib.redirect_stderr(stderr):
+        yield
