@@ -66,6 +66,7 @@ class Foreign:
         self.name, self.host, self.rank = name, "", None
         self.ranks, self._finished = ranks, finished
         self._train = finished.parent
+        self._spare = Path(environment[ends.SPARE]) if ends.SPARE in environment else None
         self.local: set[int] = set()
         """The ranks of this machine, where they show."""
         self._looked = self._looked_at_ends = time.monotonic()
@@ -160,7 +161,9 @@ class Foreign:
         return [each for each in found if each.process.pid != self.pid]
 
     def _words(self) -> list[End]:
-        return ends.read(self._train, self.ranks.attempt) if self.ranks else []
+        if not self.ranks:
+            return []
+        return ends.read(self._train, self.ranks.attempt, self._spare)
 
     def _end_what_is_over(self, now: float, below: Sequence[Below]) -> None:
         """A rank here that is stopped ends by nobody, while those elsewhere have found that and

@@ -168,11 +168,12 @@ def start(job: Job, options: MpiOptions) -> int:
         given = variables(job, options, hosts, port, attempt.name)
         child = partial(
             Mpirun, "mpirun", command(job, options, hosts, dialect, list(given)),
-            {**os.environ, **given}, job.folder, job.finished, Ranks(attempt.name, ranks),
+            {**os.environ, **given, **spare}, job.folder, job.finished, Ranks(attempt.name, ranks),
         )  # fmt: skip
         return supervise([child], GRACE)
 
-    return attempts.run(start_once, job.checkpoints, options.restarts)
+    with ends.spare_folder() as spare:
+        return attempts.run(start_once, job.checkpoints, options.restarts)
 
 
 class Mpirun(Foreign):

@@ -237,14 +237,16 @@ def run(
     ranks = sum(tasks_per_node(os.environ["SLURM_TASKS_PER_NODE"]))
     _refuse_short_time(facts_of(job), notice)
     before = progress_of(progress)
-    variables = step_environment(os.environ, folder)
-    code, hosts = _srun(command, variables, Output(ranks, logs, attempt))
+    with ends.spare_folder() as spare:
+        variables = {**step_environment(os.environ, folder), **spare}
+        code, hosts = _srun(command, variables, Output(ranks, logs, attempt))
+        left = ends.read(folder, attempt, Path(spare[ends.SPARE]))
 
     facts, now = facts_of(job), progress_of(progress)
     how = HowItEnded(
         finished=(folder / "manifest.json").exists(),
         code=code,
-        ends=ends.read(folder, attempt),
+        ends=left,
         ranks=ranks,
         hosts=hosts,
         advanced=now != before,

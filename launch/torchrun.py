@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -41,6 +42,17 @@ OURS = {
 
 MEET = 600
 """Seconds that machines wait for each other, torchrun's own default."""
+CONNECT = 4
+"""Seconds in which what listens on a port must answer."""
+ASK_STORE = """
+import signal, sys
+from datetime import timedelta
+from torch.distributed import TCPStore
+
+host, port, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+signal.alarm(seconds + 1)
+TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds))
+"""
 PAUSE = 5.0
 """Seconds until torchrun is started again that found only what another machine's left behind."""
 
@@ -184,6 +196,8 @@ def start(job: Job, options: TorchrunOptions) -> int:
         if options.nodes != "1":
             place = _meeting_place(options)
             log.say(f"meets the other machines at {place}, for up to {_meet(options)} s")
+            if options.rdzv_backend in (None, "c10d"):
+                refuse_taken_port(options.master or "", options.master_port or MASTER_PORT)
 
         while True:
             ended = supervise([begin], GRACE)
@@ -195,7 +209,52 @@ def start(job: Job, options: TorchrunOptions) -> int:
                 raise StartAgain(_not_begun(options))
             time.sleep(PAUSE)
 
-    return attempts.run(start_once, job.checkpoints, options.restarts)
+    with ends.spare_folder() as spare:
+        environment |= spare
+        return attempts.run(start_once, job.checkpoints, options.restarts)
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """torchrun waits for ever where another program listens on the port where machines meet: on its
+    own machine, and on all that reach it. Raises UserError."""
+    for _ in range(2):  # a torchrun of the attempt before may just be ending
+        if not _taken(host, port) or _keeps_store(host, port):
+            return
+
+    raise UserError(
+        f"port {port} on {host}, where the machines are to meet, is in use by another program; end"
+        " that, or give all machines another --master-port"
+    )
+
+
+def _taken(host: str, port: int) -> bool:
+    """Whether a program listens there; on this machine, also one that other machines do not
+    reach."""
+    try:
+        socket.create_connection((host, port), CONNECT).close()
+        return True
+    except OSError:
+        pass
+
+    with socket.socket() as there, socket.socket() as here:
+        try:
+            there.bind((host, 0))
+        except OSError:
+            return False  # another machine, where nothing listens yet
+
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch does
+        try:
+            here.bind(("", port))
+        except OSError:
+            return True
+        return False
+
+
+def _keeps_store(host: str, port: int) -> bool:
+    """Whether it is a torchrun's, the first of two on one machine or that of the first machine: in
+    a process of its own, because a store's client does not give up on what is none."""
+    asked = [sys.executable, "-c", ASK_STORE, host, str(port), str(CONNECT)]
+    return not subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True).returncode
 
 
 def _look_up(master: str) -> None:

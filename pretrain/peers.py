@@ -16,7 +16,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from robustly import heartbeat, log
 from robustly.exit_codes import START_AGAIN
-from robustly.heartbeat import BEAT, Kind, Phase, Record, Seen, Watch, to_blame
+from robustly.heartbeat import BEAT, Kind, Odd, Phase, Record, Seen, Watch, to_blame
 
 LEAVE = 4 * BEAT
 """Seconds that a rank that failed gives the others to hear of it."""
@@ -110,7 +110,7 @@ class _Peers:
         self.all.look({**records, "rank 0": own})
         seen = [one._replace(host=hosts.get(one.name, "")) for one in self.all.seen()]
         if hung := to_blame(seen):
-            fault = _fault(self.rank, START_AGAIN, hung.message())
+            fault = _fault(self.rank, START_AGAIN, hung.message(), hung.odd)
             heartbeat.end_hung(hung, partial(self.fail_by, fault))
 
     def fail_by(self, fault: str) -> None:
@@ -161,7 +161,9 @@ class _Peers:
         if fault["rank"] == self.rank:
             return
 
-        watched = heartbeat.leave(Kind.FOLLOWED, fault["code"], "")
+        # the word of the one that failed may find no disk that takes it
+        text = "" if heartbeat.watched() else fault["text"]
+        watched = heartbeat.leave(Kind.FOLLOWED, fault["code"], text, Odd(*fault["odd"]))
         if self.rank == 0:  # which keeps the store
             if not watched and fault["host"] != socket.gethostname():
                 log.error(fault["text"])  # each machine may have a console of its own
@@ -170,8 +172,9 @@ class _Peers:
         os._exit(fault["code"])
 
 
-def _fault(rank: int, code: int, text: str) -> str:
-    told = {"rank": rank, "host": socket.gethostname(), "code": code, "text": text}
+def _fault(rank: int, code: int, text: str, odd: Odd | None = None) -> str:
+    host = socket.gethostname()
+    told = {"rank": rank, "host": host, "code": code, "text": text, "odd": odd or (rank, host)}
     return json.dumps(told)
 
 

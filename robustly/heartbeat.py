@@ -107,6 +107,13 @@ class Record(NamedTuple):
     """How many times rank 0's store has answered; 0 where nobody asks it."""
 
 
+class Odd(NamedTuple):
+    """The rank that something went wrong on, whoever found it."""
+
+    rank: int
+    host: str
+
+
 class Fault(NamedTuple):
     """What a process left before it ended."""
 
@@ -223,7 +230,7 @@ class _Own:
     beating = False
     background = 0
     others: Callable[[float], list["Seen"]] | None = None
-    keep: Callable[[Kind, int, str], None] | None = None
+    keep: Callable[[Kind, int, str, Odd | None], None] | None = None
     kept: threading.Event | None = None
     leaving = threading.RLock()
 
@@ -264,16 +271,16 @@ def allow(seconds: float) -> None:
     _Own.heartbeat.allow(seconds)
 
 
-def leave(kind: Kind, code: int, text: str) -> bool:
+def leave(kind: Kind, code: int, text: str, odd: Odd | None = None) -> bool:
     """Leave this process's last message to its launcher. False where none of ours watches, and the
-    process has to say it itself."""
+    process has to say it itself. `odd`: the rank to blame, where it is known and another one."""
     with _Own.leaving:
         if _Own.heartbeat.leave(kind, code, text) and _Own.keep:
             kept = _Own.kept = threading.Event()
             keep = _Own.keep
 
             def work() -> None:
-                keep(kind, code, text)
+                keep(kind, code, text, odd)
                 kept.set()
 
             # a thread, because a file system that does not answer must not keep the process alive
@@ -283,7 +290,7 @@ def leave(kind: Kind, code: int, text: str) -> bool:
     return _Own.watched
 
 
-def keep_last_message(keep: Callable[[Kind, int, str], None]) -> None:
+def keep_last_message(keep: Callable[[Kind, int, str, Odd | None], None]) -> None:
     """Have this process's last message kept elsewhere as well, once it leaves one."""
     _Own.keep = keep
 
@@ -359,7 +366,7 @@ def end_hung(hung: "Seen", tell: Callable[[], object] = lambda: None) -> None:
     faulthandler.dump_traceback(all_threads=True)
     sys.stderr.write(f"error: {hung.message()}\n")
     sys.stderr.flush()
-    leave(Kind.ERROR, START_AGAIN, hung.message())
+    leave(Kind.ERROR, START_AGAIN, hung.message(), hung.odd)
     tell()
     os._exit(START_AGAIN)
 
@@ -388,6 +395,12 @@ class Seen(NamedTuple):
     """Seconds since it last reached rank 0's store."""
     away: float = 0.0
     """Seconds since its host was last heard of: what has happened there since is not known."""
+
+    @property
+    def odd(self) -> Odd | None:
+        """None where it is no rank."""
+        number = self.name.removeprefix("rank ")
+        return Odd(int(number), self.host or socket.gethostname()) if number.isdigit() else None
 
     @property
     def stopped(self) -> bool:

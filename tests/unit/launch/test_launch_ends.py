@@ -50,11 +50,28 @@ def test_what_is_no_end_is_passed_over(tmp_path: Path) -> None:
         ([end(0, Kind.STOPPED, when=3.0), end(3, Kind.STOPPED, when=2.0)], 3),
         # a rank was killed, and can say nothing
         ([end(0, Kind.FOLLOWED), end(2, Kind.FOLLOWED)], None),
+        # rank 0 found that another one hangs
+        ([end(0, odd_rank=1, odd_host="nodec"), end(2, Kind.FOLLOWED)], 1),
+        # the one that failed could leave no word, but told the others
+        ([end(1, Kind.FOLLOWED, odd_rank=0, odd_host="nodea"), end(2, Kind.FOLLOWED)], 0),
     ],
 )
 def test_the_first_fault_is_to_blame(left: list[End], rank: int | None) -> None:
     found = ends.first(left)
     assert (found.rank if found else None) == rank
+
+
+def test_what_others_tell_of_the_one_to_blame_is_its_end() -> None:
+    told = end(1, Kind.FOLLOWED, odd_rank=0, odd_host="nodea")
+    assert ends.first([told]) == end(0, host="nodea")
+
+
+def test_word_that_only_a_spare_folder_took_is_read_as_well(tmp_path: Path) -> None:
+    train, spare = tmp_path / "train", tmp_path / "spare"
+    ends.write(train, end(1, text="old", attempt="6.0"))
+    ends.write(spare, end(1))
+    ends.write(train, end(0))
+    assert ends.read(train, "7.0", spare) == [end(0), end(1)]
 
 
 RANK = """
@@ -135,6 +152,24 @@ def test_a_folder_that_takes_no_word_does_not_keep_a_rank_alive(tmp_path: Path, 
     code, seconds = run(tmp_path, what)
     assert code == 2 and seconds < 20
     assert ends.read(tmp_path) == []
+
+
+@pytest.mark.processes
+def test_word_that_the_runs_folder_does_not_take_lies_in_the_spare_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = tmp_path / "train"
+    train.write_text("no folder")
+    what = "heartbeat.leave(heartbeat.Kind.ERROR, 2, 'no disk'); sys.exit(2)"
+    with ends.spare_folder() as variables:
+        monkeypatch.setenv(ends.SPARE, variables[ends.SPARE])
+        assert run(train, what)[0] == 2
+        (found,) = ends.read(train, "12.4", Path(variables[ends.SPARE]))
+
+    assert (found.code, found.text) == (2, "no disk")
+    assert not Path(variables[ends.SPARE]).exists()
+    assert run(train, what)[0] == 2  # of another machine: it makes no folder
+    assert not Path(variables[ends.SPARE]).exists()
 
 
 @pytest.mark.processes

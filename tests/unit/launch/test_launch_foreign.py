@@ -4,6 +4,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -106,6 +107,19 @@ def test_ranks_that_all_followed_lost_each_other():
     found = verdict([end(0, Kind.FOLLOWED), end(1, Kind.FOLLOWED)], 2)
     assert (found.code, found.kind) == (START_AGAIN, Kind.ERROR)
     assert "lost each other" in found.text
+
+
+def test_whoever_found_it_the_odd_one_is_to_blame():
+    found = verdict([replace(end(0, Kind.ERROR, text="rank 1 hangs"), odd_rank=1, odd_host="b")], 2)
+    assert (found.code, found.host, found.rank, found.text) == (START_AGAIN, "b", 1, "rank 1 hangs")
+
+
+def test_of_a_rank_without_a_disk_the_others_tell():
+    told = replace(end(1, Kind.FOLLOWED, MISTAKE, text="no disk"), odd_rank=0, odd_host="node0")
+    found = verdict([told], 2)
+    assert (found.code, found.kind, found.host, found.rank, found.text) == (
+        MISTAKE, Kind.ERROR, "node0", 0, "no disk",
+    )  # fmt: skip
 
 
 def test_all_that_were_asked_to_stop_may_begin_again_with_another_machine():

@@ -2,6 +2,7 @@
 
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from rank_program import notes
+from torch.distributed import TCPStore
 
 from robustly import StartAgain, UserError
 from robustly.exit_codes import START_AGAIN
@@ -146,3 +148,24 @@ sys.exit(torchrun.start(Job(command, folder, folder / "manifest.json", ranks=2),
     assert [(each["RANK"], each["LOCAL_WORLD_SIZE"]) for each in ranks] == [("0", "2"), ("1", "2")]
     assert {each["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] for each in ranks} == {"1"}
     assert ranks[0]["arguments"] == ["it's $HOME"]
+
+
+def test_a_port_that_another_program_listens_on_is_refused():
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} on localhost.* in use by another"):
+            torchrun.refuse_taken_port("localhost", port)
+
+    torchrun.refuse_taken_port("localhost", port)
+
+
+def test_a_port_that_only_its_own_machine_reaches_is_refused_there():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert torchrun._taken("127.0.0.2", port)
+    assert not torchrun._taken("127.0.0.2", port)
+
+
+def test_a_port_on_which_a_torchrun_waits_for_others_is_not_refused():
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    torchrun.refuse_taken_port("localhost", store.port)
