@@ -107,6 +107,25 @@ def test_a_mistake_is_said_once_wherever_it_arises(
     assert "gloo" not in "".join(said) and "Traceback" not in "".join(said)
 
 
+def test_of_a_rank_whose_word_no_disk_takes_the_others_tell(
+    body: Callable[..., Body], tmp_path: Path
+) -> None:
+    def meet(rank: int) -> None:
+        def full(*arguments: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        if rank == 0:
+            ends.write = full
+        in_log(rank)
+
+    assert launch(2, body(meet), watched=False) == 2
+    (left,) = tmp_path.glob("**/train")
+    (told,) = ends.read(left)
+    first = ends.first([told])
+    assert told.rank == 1 and first
+    assert (first.rank, first.code, first.text) == (0, 2, "shard 3 is cut off")
+
+
 def test_a_port_that_is_in_use_is_named_and_another_start_may_take_another(
     body: Callable[..., Body], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +194,11 @@ def test_a_rank_that_is_killed_is_named(
 @pytest.mark.parametrize("watched", [True, False])
 @pytest.mark.parametrize("how", ["stopped", "hung"])
 def test_a_rank_that_hangs_is_named(
-    body: Callable[..., Body], capfd: pytest.CaptureFixture[str], how: str, watched: bool
+    body: Callable[..., Body],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    how: str,
+    watched: bool,
 ) -> None:
     """By the launcher; and where none of ours watches, by a rank that waits for it."""
 
@@ -196,6 +219,10 @@ def test_a_rank_that_hangs_is_named(
     assert said and all(line.startswith("error: rank 1 on ") for line in said)
     if watched or how == "hung":  # of one that is stopped, others know what it told a second before
         assert "last in backward of update 3" in said[0]
+    if not watched:
+        (left,) = tmp_path.glob("**/train")
+        first = ends.first(ends.read(left))
+        assert first and (first.rank, first.host) == (1, socket.gethostname())
 
 
 def test_every_group_is_bounded(pretraining: MakePretraining) -> None:
