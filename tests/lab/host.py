@@ -34,6 +34,8 @@ def main(order: dict) -> None:
     for name, text in order["files"].items():
         file = root / name.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
+        # a folder that is shared is this machine's own
+        assert not is_machines(file.parent, root), f"{name} would be written on this machine"
         file.unlink(missing_ok=True)  # it may be a link, out of this root
         file.write_text(text)
         file.chmod(0o600 if "key" in name or ".ssh" in name else 0o644)
@@ -45,6 +47,12 @@ def main(order: dict) -> None:
     os.chdir("/")
     subprocess.run(["umount", "--lazy", "/.old"], check=True)
     os.execv("/usr/sbin/sshd", ["/usr/sbin/sshd", "-D", "-E", "/var/log/sshd.log"])
+
+
+def is_machines(folder: Path, root: Path) -> bool:
+    """Whether a folder below the host's root is the one that the machine has in its place."""
+    own = Path("/") / folder.relative_to(root)
+    return own.exists() and folder.samefile(own)
 
 
 def overlay(lower: str, own: Path, target: Path) -> None:

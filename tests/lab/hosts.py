@@ -130,6 +130,10 @@ class Hosts:
             else [*hosts]
         )
         self.shared = shared.resolve()
+        own = [Path(each).resolve() for each in ("/etc", HOME, ROOT, sys.prefix)]
+        assert not any(each.is_relative_to(self.shared) for each in own), (
+            f"{self.shared}: hosts may not share it, because they would write what is their own there"
+        )
         self._disk_mb = disk_mb
         self._commands = [str(commands())] if warm else []
         self._up: dict[str, psutil.Process] = {}

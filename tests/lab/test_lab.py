@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.lab.host import is_machines
 from tests.lab.hosts import Hosts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +105,7 @@ def test_nothing_is_left_of_a_test_that_is_killed(tmp_path):
     program = f"""
 import time
 from pathlib import Path
+from tests.lab.host import is_machines
 from tests.lab.hosts import Hosts
 with Hosts(1, Path({str(tmp_path)!r})) as hosts:
     hosts.popen("nodea", "setsid -f sleep 1234.5; sleep 1234.5")
@@ -160,3 +162,20 @@ def test_a_job_of_slurm_goes_over_nodes_and_comes_back(slurm):
         "nodeb",
         "nodeb",
     ]
+
+
+@pytest.mark.parametrize("folder", ["/", "/etc", str(ROOT)])
+def test_what_is_a_hosts_own_is_never_shared(folder):
+    with pytest.raises(AssertionError, match="hosts may not share it"):
+        Hosts(2, shared=Path(folder))
+
+
+@pytest.mark.processes
+def test_the_machine_keeps_its_own_files(tmp_path):
+    names = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/ssh/ssh_config"]
+    before = [Path(name).read_text() for name in names]
+    (tmp_path / "shared").mkdir()
+    with Hosts(1, shared=tmp_path / "shared") as lab:
+        assert lab.run("nodea", "cat /etc/hostname").stdout == "nodea\n"
+        assert is_machines(Path("/etc"), Path("/"))
+    assert [Path(name).read_text() for name in names] == before
