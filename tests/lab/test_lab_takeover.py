@@ -25,11 +25,14 @@ ALONE = (
 
 
 def written(train: Path) -> dict[str, str]:
-    """What a run has written, but the words of ranks, which are no results."""
+    """What a run has written, but the words of ranks, which are no results, and what lies aside,
+    unfinished, which nobody reads."""
     return {
         str(path.relative_to(train)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in train.rglob("*")
-        if path.is_file() and not {"ends", "logs", "tensorboard", "__pycache__"} & {*path.parts}
+        if path.is_file()
+        and not {"ends", "logs", "tensorboard", "__pycache__"} & {*path.parts}
+        and ".tmp" not in {Path(part).suffix for part in path.parts}
     }
 
 
