@@ -13,11 +13,10 @@ from pathlib import Path
 from robustly import heartbeat
 from robustly.files import write_json
 from robustly.heartbeat import Kind, Odd
+from robustly.lease import ATTEMPT as ATTEMPT
 from robustly.lease import Lost
 from robustly.strict_json import parse_json, record
 
-ATTEMPT = "ROBUSTLY_ATTEMPT"
-"""Environment variable by which a launcher names the attempt at a run that a rank belongs to."""
 FOLDER = "ROBUSTLY_TRAIN_FOLDER"
 """Environment variable by which a launcher says where the run's training is, so that a rank that
 cannot read its config leaves word there as well."""

@@ -27,8 +27,13 @@ def tell(ended: Ended, train: Path) -> None:
     refused = ended.code == MISTAKE and not ended.update
     if ended.kind == Kind.ERROR and not refused:
         newest = max((path for path in (train / "checkpoints").glob("update-*")), default=None)
-        for line in summary(ended, train, newest, shlex.join(["robustly", *sys.argv[1:]])):
+        for line in summary(ended, train, newest, typed()):
             log.say(line)
+
+
+def typed() -> str:
+    """The command that this process was started by, as in a shell."""
+    return shlex.join(["robustly", *sys.argv[1:]])
 
 
 def summary(ended: Ended, train: Path, newest: Path | None, command: str) -> list[str]:

@@ -19,6 +19,7 @@ from robustly.stopping import COMFORT
 GRACE = 15.0  # seconds between asking to stop and killing
 POLL = 0.05
 GIVE_UP = 20.0  # seconds after which a process that does not end by SIGKILL is left behind
+GOES_ON = "the same command goes on from the newest checkpoint"
 STACK = 1.5  # seconds to write down where threads stand, and to send it from another machine
 
 # SIGUSR1 is how Slurm announces the end of a job's time; left alone, each of these would end this
@@ -150,22 +151,7 @@ def supervise(
                 seen = outcome.look(running)
                 hung = to_blame(seen) if deadline is None else None
                 if hung:
-                    (odd,) = (child for child in running if child.name == hung.name)
-                    text = hung.message()
-                    outcome.hung = Ended(START_AGAIN, Kind.ERROR, odd.host, odd.rank, text)
-                    output.keep(odd.host, odd.rank, text)
-                    for child in running:
-                        if child == odd and hung.stopped:
-                            child.kill()
-                        else:
-                            child.ask_stack()
-
-                    _wait(running, STACK)
-                    for child in running:
-                        if stack := child.stack():
-                            output.say(f"{child.name} stands here:\n{stack}\n")
-                            output.keep(child.host, child.rank, f"it stands here:\n{stack}")
-
+                    outcome.hung = _accuse(hung, running, output)
                     stop(running)
 
                 if passed_on and deadline is None:
@@ -173,13 +159,7 @@ def supervise(
                     last_work = max([last_work, *(watch.time - one.idle for one in saving)])
                     bound = max((one.record.bound for one in seen), default=START_TIMEOUT)
                     if running and watch.time - last_work > bound + grace:
-                        names = ", ".join(child.name for child in running)
-                        text = (
-                            f"{names} did not leave within {bound + grace:.0f} s of"
-                            f" {signal.Signals(passed_on[0]).name} and was killed; the same command"
-                            " goes on from the newest checkpoint"
-                        )
-                        outcome.hung = Ended(START_AGAIN, Kind.ERROR, text=text)
+                        outcome.hung = _too_slow(running, passed_on[0], bound + grace)
                         deadline = 0.0
 
                 if deadline is not None and time.monotonic() > deadline:
@@ -209,6 +189,37 @@ def end_all(children: Iterable[Child]) -> None:
         for child in left:
             child.kill()
         time.sleep(POLL)
+
+
+def _accuse(hung: Seen, running: Sequence[Child], output: Output) -> Ended:
+    """Say who hangs, and where all stand. One whose process is stopped, which could say nothing
+    and heed no signal, is killed."""
+    (odd,) = (child for child in running if child.name == hung.name)
+    text = hung.message()
+    output.keep(odd.host, odd.rank, text)
+    for child in running:
+        if child == odd and hung.stopped:
+            child.kill()
+        else:
+            child.ask_stack()
+
+    _wait(running, STACK)
+    for child in running:
+        if stack := child.stack():
+            output.say(f"{child.name} stands here:\n{stack}\n")
+            output.keep(child.host, child.rank, f"it stands here:\n{stack}")
+
+    return Ended(START_AGAIN, Kind.ERROR, odd.host, odd.rank, text)
+
+
+def _too_slow(running: Iterable[Child], number: int, seconds: float) -> Ended:
+    """Who does not leave after a signal."""
+    names = ", ".join(child.name for child in running)
+    text = (
+        f"{names} did not leave within {seconds:.0f} s of {signal.Signals(number).name} and was"
+        f" killed; {GOES_ON}"
+    )
+    return Ended(START_AGAIN, Kind.ERROR, text=text)
 
 
 def _show(child: Child, output: Output) -> None:
@@ -316,7 +327,6 @@ def _tell(ended: Ended) -> None:
         (log.say if ended.kind == Kind.STOPPED else log.error)(ended.text)
 
 
-GOES_ON = "the same command goes on from the newest checkpoint"
 DEATHS = {
     signal.SIGKILL: (
         "most likely because memory ran out: lower run.micro_batch, or give it more memory;"

@@ -230,11 +230,8 @@ def refuse_taken_port(host: str, port: int) -> None:
 def _taken(host: str, port: int) -> bool:
     """Whether a program listens there; on this machine, also one that other machines do not
     reach."""
-    try:
-        socket.create_connection((host, port), CONNECT).close()
+    if _answers(host, port):
         return True
-    except OSError:
-        pass
 
     with socket.socket() as there, socket.socket() as here:
         try:
@@ -248,6 +245,14 @@ def _taken(host: str, port: int) -> bool:
         except OSError:
             return True
         return False
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), CONNECT).close()
+    except OSError:
+        return False
+    return True
 
 
 def _keeps_store(host: str, port: int) -> bool:

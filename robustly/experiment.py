@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -109,12 +108,13 @@ class Experiment(PretrainingConfig):
 
         Raises UserError as `snapshot.keep` does."""
         from robustly.launch import snapshot
+        from robustly.launch.summary import typed
 
         train = self.folder("train").absolute()
         content = dump_yaml(self.settled())
         file = train / CONFIGS / f"{fingerprint(content)[:16]}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
-        typed = shlex.join(["robustly", *sys.argv[1:]]).replace("\n", " ")
+        typed = typed().replace("\n", " ")
         write_atomic(file, f"# {typed}\n{content}")  # told by `launch status`
         settled = self.model_copy()
         settled._arguments = (str(file),)

@@ -31,6 +31,8 @@ from robustly.exit_codes import MISTAKE
 from robustly.heartbeat import Kind
 from robustly.strict_json import parse_json, record
 
+ATTEMPT = "ROBUSTLY_ATTEMPT"
+"""Environment variable by which a launcher names the attempt at a run that a rank belongs to."""
 RENEWAL = 3.0
 """Seconds between renewals."""
 TERM = 30.0
@@ -81,7 +83,7 @@ def this_process(environment: Mapping[str, str] = os.environ) -> Holder:
         machine=_machine(),
         born=_born(pid) or "",
         job=_job(environment),
-        attempt=environment.get("ROBUSTLY_ATTEMPT", ""),
+        attempt=environment.get(ATTEMPT, ""),
         since=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
     )
 

@@ -146,16 +146,21 @@ def test_a_disk_that_takes_no_log_is_said_once(tmp_path, capsys):
 
 
 def test_a_console_that_has_gone_is_no_fault(monkeypatch):
+    tried = []
+
     class Gone:
         def write(self, text: str) -> None:
+            tried.append(text)
             raise BrokenPipeError
 
         flush = write
 
     monkeypatch.setattr(sys, "stderr", Gone())
     output = Output(2)
-    output.add("a", 0, b"x\n")
-    output.close()
+    for line in (b"x\n", b"y\n"):
+        output.add("a", 0, line)
+        output.close()
+    assert tried == ["[a:0] x\n", "[a:0] y\n"]  # whoever writes has lived on
 
 
 def test_the_name_of_a_log_is_a_file_name():

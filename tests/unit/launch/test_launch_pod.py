@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -107,44 +107,23 @@ def test_it_does_not_wait_for_ever():
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(tmp_path, launcher, monkeypatch) -> Callable[..., subprocess.Popen[str]]:
     """A pod's program, as the container starts it."""
-    started: list[subprocess.Popen[str]] = []
+    monkeypatch.chdir(tmp_path)
 
     def run(
         *command: str, index: int = 0, nodes: int = 1, address: str = "localhost"
     ) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [
-                *(
-                    sys.executable,
-                    "-m",
-                    "robustly.launch.pod",
-                    "--nodes",
-                    str(nodes),
-                    "--ranks",
-                    "2",
-                ),
-                *("--finished", "runs/x/train/manifest.json", "--", *command),
-            ],
-            env={
-                **os.environ,
-                "JOB_COMPLETION_INDEX": str(index),
-                "MASTER_ADDR": address,
-                "MASTER_PORT": str(free_port()),
-            },
-            cwd=tmp_path,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
+        arguments = ["--nodes", str(nodes), "--ranks", "2"]
+        arguments += ["--finished", "runs/x/train/manifest.json", "--", *command]
+        return launcher(
+            f"import sys; from robustly.launch import pod; sys.argv[1:] = {arguments!r}; sys.exit(pod.main())",
+            JOB_COMPLETION_INDEX=str(index),
+            MASTER_ADDR=address,
+            MASTER_PORT=str(free_port()),
         )
-        started.append(process)
-        return process
 
-    yield run
-    for process in started:
-        process.kill()
-        process.communicate()
+    return run
 
 
 def checkpoint(folder: Path, update: int) -> None:
