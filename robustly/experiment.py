@@ -114,7 +114,6 @@ class Experiment(PretrainingConfig):
         content = dump_yaml(self.settled())
         file = train / CONFIGS / f"{fingerprint(content)[:16]}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
-        typed = typed().replace("\n", " ")
         write_atomic(file, f"# {typed}\n{content}")  # told by `launch status`
         settled = self.model_copy()
         settled._arguments = (str(file),)

@@ -18,7 +18,7 @@ from small_config import die_after
 from ranks import run_distributed
 from robustly import UserError, heartbeat
 from robustly.cli.rank import be_rank
-from robustly.heartbeat import Phase
+from robustly.heartbeat import Phase, watch
 from robustly.launch import ends, local
 from robustly.metrics import read_metrics
 from robustly.pretrain import batches, loop, reporting, validation
@@ -364,7 +364,7 @@ def test_a_stopped_rank_need_not_be_overdue(
     watched: bool,
 ) -> None:
     """Whatever run.timeout is: by the launcher, or by rank 0 where none of ours watches."""
-    monkeypatch.setattr(heartbeat, "QUIET", 6.0)
+    monkeypatch.setattr(watch, "QUIET", 6.0)
 
     def meet(rank: int) -> None:
         original = Engine.backward
