@@ -210,13 +210,13 @@ folder = pathlib.Path({str(tmp_path)!r})
 (folder / "tmp").rename(folder / (os.environ["RANK"] + ".pid"))
 time.sleep(100)
 """
-    launcher = agent([sys.executable, "-c", program], 2, silence=2.0)
+    launcher = agent([sys.executable, "-c", program], 2, silence=4.0)
     launcher.hear(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
     ranks = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
     launcher.hear(lambda: len(launcher.of(State)) > 4)  # as long as it lives, so do they
     assert all(map(alive, ranks))
     launcher.agent.send_signal(signal.SIGSTOP)
-    assert launcher.agent.wait(20) == -signal.SIGKILL
+    assert launcher.agent.wait(40) == -signal.SIGKILL
     wait_for(lambda: not any(map(alive, ranks)), 5)
 
 
