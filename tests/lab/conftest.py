@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.faults import Made
 from tests.lab.hosts import missing, require
+from tests.lab.trials import Made
 
 
 @pytest.fixture(scope="session")
