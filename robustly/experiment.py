@@ -114,7 +114,7 @@ class Experiment(PretrainingConfig):
         content = dump_yaml(self.settled())
         file = train / CONFIGS / f"{fingerprint(content)[:16]}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, f"# {typed}\n{content}")  # told by `launch status`
+        write_atomic(file, f"# {typed()}\n{content}")  # told by `launch status`
         settled = self.model_copy()
         settled._arguments = (str(file),)
 
