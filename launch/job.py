@@ -108,6 +108,12 @@ class LaunchOptions:
 
     ranks_per_node: int | None = option("Ranks on each machine; default: run.ranks.", min=1)
 
+    @property
+    def meets(self) -> bool:
+        """Whether other machines are given the same command, and wait for this one to meet
+        them."""
+        return False
+
 
 @dataclass(frozen=True)
 class NodeRanks:

@@ -79,6 +79,10 @@ class TorchrunOptions(LaunchOptions):
         metavar="NAME=VALUE",
     )
 
+    @property
+    def meets(self) -> bool:
+        return self.nodes != "1"
+
 
 def command(job: Job, options: TorchrunOptions) -> list[str]:
     """The torchrun command, the same on every machine. Raises UserError for options that cannot
@@ -193,7 +197,7 @@ def start(job: Job, options: TorchrunOptions) -> int:
 
     def start_once(hosts: Sequence[Host], attempt: Attempt) -> Ended:
         deadline = time.monotonic() + _meet(options)
-        if options.nodes != "1":
+        if options.meets:
             place = _meeting_place(options)
             log.say(f"meets the other machines at {place}, for up to {_meet(options)} s")
             if options.rdzv_backend in (None, "c10d"):

@@ -125,7 +125,10 @@ def _add(name: str, launcher: Launcher[Any]) -> None:
                 typer.echo(launcher.render(job.with_variables(told), options), nl=False)
                 return
 
-            if launcher.here and experiment.stage().finished():
+            # Another recipe on one of machines that meet is found by the ranks, for all at once: if
+            # this one refused it now, the others would wait for it, for minutes.
+            early = launcher.here and (not options.meets or job.finished.exists())
+            if early and experiment.stage().finished():
                 log.say(f"{experiment.folder('train')}: finished already")
                 return
 

@@ -69,7 +69,7 @@ class TrainStatus:
     """None before the first start."""
     last_end: Mapping[str, Any] | None
     """The rank that ended the last attempt that failed or was stopped: where, why, and its exit
-    code."""
+    code; None while it runs, and once it is done."""
     typed: str
     """The command of the last start, if one of ours started it."""
 
@@ -127,7 +127,8 @@ def of_training(train: Path, state: State, found: Found | None) -> TrainStatus:
         hosts=sessions[-1].get("hosts", []) if sessions else [],
         starts=found.number if found else 0,
         progress=_progress(train),
-        last_end=None if state == "done" else last_end(ends.read(train)),
+        # while it runs, a second start that was refused may have left word, which says nothing of it
+        last_end=None if state in ("done", "running") else last_end(ends.read(train)),
         typed=_typed(train / "configs"),
     )
 
