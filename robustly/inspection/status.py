@@ -127,7 +127,7 @@ def of_training(train: Path, state: State, found: Found | None) -> TrainStatus:
         hosts=sessions[-1].get("hosts", []) if sessions else [],
         starts=found.number if found else 0,
         progress=_progress(train),
-        # while it runs, a second start that was refused may have left word, which says nothing of it
+        # while it runs, a second start that was refused may have left word: none of its own
         last_end=None if state in ("done", "running") else last_end(ends.read(train)),
         typed=_typed(train / "configs"),
     )

@@ -169,7 +169,14 @@ OWN_WAY = [
     fault
     for fault in FAULTS
     if fault.name
-    in {"rank killed", "far host cut", "far host crashed", "other learning rate", "port in use", "shared disk full"}
+    in {
+        "rank killed",
+        "far host cut",
+        "far host crashed",
+        "other learning rate",
+        "port in use",
+        "shared disk full",
+    }
 ]
 """That each launcher meets in a way of its own."""
 
