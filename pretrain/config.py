@@ -81,7 +81,8 @@ class ModelConfig(Section):
 
 class DistillationConfig(Section):
     """How a smaller model, the student, learns from a teacher; `model` is the student's section.
-    The defaults are DistilBERT's (Sanh et al. 2019, section 3)."""
+    The defaults are DistilBERT's (Sanh et al. 2019, section 3, and the command of the authors'
+    script)."""
 
     teacher: _PretrainedModel
     """The teacher, of the kinds of `model.init_from`. Its vocabulary must be the config's."""
@@ -89,18 +90,24 @@ class DistillationConfig(Section):
     """What the scores of both are divided by before they become the probabilities that `soft`
     compares."""
     soft: Weight = 5.0
-    """Weight of the teacher's probabilities: their divergence from the student's, over masked
-    tokens."""
+    """Weight of the teacher's probabilities: their divergence from the student's."""
+    soft_over: Literal["tokens", "masked_tokens"] = "tokens"
+    """Which tokens `soft` is the mean over: all but padding, as in the authors' script, or the
+    masked ones alone, as with its `--restrict_ce_to_mask`."""
     mlm: Weight = 2.0
     """Weight of the masked-language-model loss."""
     cosine: Weight = 1.0
     """Weight of 1 - cosine of the student's and the teacher's last hidden states, over all
     tokens."""
+    layers: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
+    """Layers of the teacher, counted from 0, that the student's start from. Default: evenly spaced,
+    from the first on."""
 
     def recipe(self) -> dict[str, Any]:
         """As every section's, but with all defaults and without the teacher's path: what lies there
-        is an input of the stage."""
-        return self.model_dump(mode="json", exclude={"teacher"})
+        is an input of the stage. Over masked tokens, it is as when there was no other."""
+        without = {"teacher", "soft_over"} if self.soft_over == "masked_tokens" else {"teacher"}
+        return self.model_dump(mode="json", exclude=without, exclude_none=True)
 
     @model_validator(mode="after")
     def _teaches(self) -> Self:

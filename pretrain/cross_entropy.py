@@ -1,14 +1,16 @@
-"""Fused, chunked cross-entropy: output matrix and loss in one, some rows at a time, so that no
-tensor of (masked tokens x vocabulary) is ever whole.
+"""Fused, chunked losses of a vocabulary's scores: output matrix and loss in one, some rows at a
+time, so that no tensor of (tokens x vocabulary) is ever whole.
 
-The gradient of a score is its probability, less 1 at the label. So a chunk's scores give its part
-of the loss and, at once, of the gradients of hidden states, weight and bias; the backward pass only
-multiplies these by the gradient that comes in. Nothing else is kept for it, not even the output
-matrix, which ZeRO stage 3 may have given back by then.
+The gradient of a score is a difference of probabilities: for the cross-entropy its own, less 1 at
+the label; for the divergence from a teacher its own, less the teacher's. So a chunk's scores give
+its part of the loss and, at once, of the gradients of hidden states, weight and bias; the backward
+pass only multiplies these by the gradient that comes in. Nothing else is kept for it, not even the
+output matrix, which ZeRO stage 3 may have given back by then.
 
-Shapes: M masked tokens, hidden size H, vocabulary of V."""
+Shapes: M tokens, hidden size H, vocabulary of V."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +23,25 @@ ELEMENTS = 2**24
 (benchmarks/cross_entropy.py)."""
 SCALE, SHRINK = 2.0**11, 2.0**-8
 """In 16 bits, what the gradients of scores and the hidden states are multiplied by before their
-products. Gradients are probabilities, and fp16 has no normal numbers below 6e-5: scaled, from 3e-8
-on. What a product adds up then stays below fp16's largest, 65,504, for output weights up to 16 and
-for as many as 8,000 rows of one label with hidden states of 1. Powers of 2: nothing is rounded, so
-bf16, which needs neither, is as it was."""
+products. Gradients are differences of probabilities, and fp16 has no normal numbers below 6e-5:
+scaled, from 3e-8 on. What a product adds up then stays below fp16's largest, 65,504, for output
+weights up to 16 and for as many as 8,000 rows of one label with hidden states of 1. Powers of 2:
+nothing is rounded, so bf16, which needs neither, is as it was."""
+
+_OfLogs = Callable[[slice, Tensor], tuple[Tensor, Callable[[], Tensor]]]
+"""A loss of a chunk: from its rows and the logarithms of their probabilities, (m, V), the sum of
+their losses, and what makes, in the place of the logarithms, the gradients of their scores."""
+
+
+class Scores(NamedTuple):
+    """The scores of M tokens, not computed yet: states @ weight.T + bias."""
+
+    states: Tensor
+    """(M, H)."""
+    weight: Tensor
+    """(V, H)."""
+    bias: Tensor
+    """(V,)."""
 
 
 def summed_cross_entropy(
@@ -37,16 +54,67 @@ def summed_cross_entropy(
     0: the sum is then 0, and so is every gradient. Matrix products are computed in the dtype of the
     inputs, all else and the sums over chunks in fp32 (fp64 if that is theirs). A chunk has as many
     rows as `elements` scores allow, but at least one. There are no second derivatives."""
+
+    def of_labels(some: slice, logs: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        targets = labels[some, None]  # (m, 1)
+        logs_of_labels = logs.gather(1, targets)
+        return -logs_of_labels.sum(), lambda: logs.exp_().scatter_(
+            1,
+            targets,
+            logs_of_labels.expm1(),  # probability - 1
+        )
+
+    return _summed(Scores(hidden, weight, bias), of_labels, 1.0, elements)
+
+
+def summed_divergence(
+    ours: Scores, theirs: Scores, temperature: float, elements: int = ELEMENTS
+) -> Tensor:
+    """The sum of KL(theirs || ours) in nats, of the probabilities at a temperature, times its
+    square, which keeps the size of the gradient (Hinton et al. 2015, section 2): a scalar, fp32.
+
+    Of one number of rows, which may be 0, and one vocabulary; `theirs` has no gradients. Computed
+    as `summed_cross_entropy` is."""
+
+    def of_theirs(some: slice, logs: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        with torch.no_grad():
+            states = theirs.states[some]
+            their_logs = _logs(theirs._replace(states=states), temperature, logs.dtype)
+            wanted = their_logs.exp()
+            # less the 1 / temperature of the gradient, which is outside
+            loss = their_logs.sub_(logs).mul_(wanted).sum() * temperature
+
+        return loss, lambda: logs.exp_().sub_(wanted)
+
+    return _summed(ours, of_theirs, temperature, elements) * temperature
+
+
+def _summed(scores: Scores, of_logs: _OfLogs, temperature: float, elements: int) -> Tensor:
     if not torch.is_grad_enabled():  # a Function's forward is not told
-        hidden, weight, bias = hidden.detach(), weight.detach(), bias.detach()
+        scores = Scores(*(each.detach() for each in scores))
 
-    return _SummedCrossEntropy.apply(hidden, weight, bias, labels, elements)
+    found: Tensor = _SummedLoss.apply(*scores, of_logs, temperature, elements)
+    return found
 
 
-class _SummedCrossEntropy(Function):
+def _logs(scores: Scores, temperature: float, dtype: torch.dtype) -> Tensor:
+    """The logarithms of the probabilities at a temperature, (m, V). The scores have no name, or
+    they would stay in memory beside them."""
+    if temperature == 1:
+        return torch.log_softmax(functional.linear(*scores), 1, dtype=dtype)
+    return torch.log_softmax(functional.linear(*scores).to(dtype).div_(temperature), 1)
+
+
+class _SummedLoss(Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, elements: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        of_logs: _OfLogs,
+        temperature: float,
+        elements: int,
     ) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         loss = torch.zeros((), dtype=wide, device=hidden.device)
@@ -57,7 +125,9 @@ class _SummedCrossEntropy(Function):
 
         rows = max(1, elements // len(weight))
         for first in range(0, len(hidden), rows):
-            _add_chunk(slice(first, first + rows), loss, gradients, hidden, weight, bias, labels)
+            some = slice(first, first + rows)
+            chunk = Scores(hidden[some], weight, bias)
+            _add_chunk(some, loss, gradients, chunk, of_logs, temperature)
 
         ctx.dtype = hidden.dtype
         return loss
@@ -71,30 +141,27 @@ class _SummedCrossEntropy(Function):
             torch.mul(each, gradient, out=torch.empty_like(each, dtype=ctx.dtype))
             for each in ctx.saved_tensors
         )
-        return *products, None, None
+        return *products, None, None, None
 
 
 def _add_chunk(
     some: slice,
     loss: Tensor,
     gradients: tuple[Tensor, ...] | None,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
+    chunk: Scores,
+    of_logs: _OfLogs,
+    temperature: float,
 ) -> None:
-    """Add what some rows, m of them, give to the loss and, where wanted, to the gradients of
-    `hidden`, `weight` and `bias`."""
-    states, targets = hidden[some], labels[some, None]  # (m, H), (m, 1)
-    # (m, V); the scores have no name, or they would stay in memory beside their logarithms
-    logs = torch.log_softmax(functional.linear(states, weight, bias), 1, dtype=loss.dtype)
-    logs_of_labels = logs.gather(1, targets)
-    loss -= logs_of_labels.sum()
+    """Add what some rows, m of them, give to the loss and, where wanted, to the gradients of hidden
+    states, weight and bias."""
+    states, weight, _ = chunk
+    of_chunk, gradient = of_logs(some, _logs(chunk, temperature, loss.dtype))
+    loss += of_chunk
     if gradients is None:
         return
 
     of_hidden, of_weight, of_bias = gradients
-    of_scores = logs.exp_().scatter_(1, targets, logs_of_labels.expm1())  # probability - 1
+    of_scores = gradient()  # (m, V)
     of_bias += of_scores.sum(0)
     if of_scores.dtype == weight.dtype:
         torch.mm(of_scores, weight, out=of_hidden[some])

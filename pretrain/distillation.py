@@ -3,7 +3,9 @@ et al. 2019, DistilBERT).
 
 The student has the teacher's width and vocabulary and fewer layers. It starts from the teacher's
 embeddings, head and some of its layers. It learns the masked tokens, the probabilities that the
-teacher gives them, and the teacher's hidden states."""
+teacher gives to every token, and the teacher's hidden states."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from transformers import RobertaForMaskedLM
 
 from robustly import UserError
 from robustly.pretrain.config import DistillationConfig, ModelConfig
+from robustly.pretrain.cross_entropy import summed_cross_entropy, summed_divergence
 from robustly.pretrain.objective import LossTerm, MaskedLanguageModel
 from robustly.pretrain.start.init_from import check_dimensions, keep_rows, open_roberta
 from robustly.pretrain.start.model_files import ModelFiles
@@ -20,22 +23,28 @@ from robustly.tokenizer.tokenizer import Tokenizer
 
 
 def layers_to_start_from(student: int, teacher: int) -> list[int]:
-    """Which of the teacher's layers, counted from 0, the student's start from: evenly spaced, from
-    the first on.
+    """Which of the teacher's layers, counted from 0, the student's start from unless the config
+    says: evenly spaced, from the first on.
 
-    Every second one (0, 2, 4, ...) for a student of half as many, as in the paper's section 3.
+    Every second one (0, 2, 4, ...) for a student of half as many, as in the paper's section 3. (The
+    authors' script for DistilRoBERTa has 0, 2, 4, 7, 9 and 11 of 12.)
     """
     assert 0 < student <= teacher
     return [place * teacher // student for place in range(student)]
 
 
 def open_teacher(
-    files: ModelFiles, student: ModelConfig, tokenizer: Tokenizer
+    files: ModelFiles,
+    student: ModelConfig,
+    tokenizer: Tokenizer,
+    chosen: Sequence[int] | None = None,
 ) -> RobertaForMaskedLM:
-    """The teacher's model in fp32, without dropout, for evaluation only.
+    """The teacher's model in fp32, without dropout, for evaluation only. `chosen`: the layers that
+    the student is to start from.
 
     Raises UserError unless it has the student's dimensions but for the layers, as many of these or
-    more, and the tokenizer's vocabulary; all dimensions that differ are named."""
+    more, those that are chosen, and the tokenizer's vocabulary; all dimensions that differ are
+    named."""
     teacher = open_roberta(files, student)
     try:
         theirs = files.vocabulary()
@@ -62,16 +71,26 @@ def open_teacher(
             f" {student.layers}"
         )
 
+    if beyond := [layer for layer in chosen or () if layer >= layers]:
+        raise UserError(
+            f"distillation.layers: {beyond[0]}: {files.title} has {layers}, from 0 to {layers - 1}"
+        )
+
     check_dimensions(files, teacher, student, ["layers"])
     # it never trains; some kernels ask for the config's word on that
     teacher.config.hidden_dropout_prob = teacher.config.attention_probs_dropout_prob = 0.0
     return teacher
 
 
-def start_from_teacher(student: RobertaForMaskedLM, teacher: RobertaForMaskedLM) -> list[int]:
-    """Give a student its teacher's embeddings, head and some of its layers; returns which."""
+def start_from_teacher(
+    student: RobertaForMaskedLM,
+    teacher: RobertaForMaskedLM,
+    chosen: Sequence[int] | None = None,
+) -> list[int]:
+    """Give a student its teacher's embeddings, head and some of its layers: those that are chosen,
+    or `layers_to_start_from`; returns which."""
     ours, theirs = student.roberta.encoder.layer, teacher.roberta.encoder.layer
-    layers = layers_to_start_from(len(ours), len(theirs))
+    layers = list(chosen or layers_to_start_from(len(ours), len(theirs)))
     student.roberta.embeddings.load_state_dict(teacher.roberta.embeddings.state_dict())
     student.lm_head.load_state_dict(teacher.lm_head.state_dict())
     for layer, number in zip(ours, layers, strict=True):
@@ -84,7 +103,7 @@ class Distillation(MaskedLanguageModel):
     """A student's objective: masked language modeling, and likeness to the teacher on the same
     inputs.
 
-    Shapes: N blocks of L positions, hidden size H, M masked tokens, vocabulary of V."""
+    Shapes: N blocks of L positions, hidden size H, M masked tokens."""
 
     def __init__(
         self, model: RobertaForMaskedLM, teacher: MaskedLanguageModel, settings: DistillationConfig
@@ -97,10 +116,11 @@ class Distillation(MaskedLanguageModel):
         self.settings = settings
 
     def loss_terms(self) -> list[LossTerm]:
+        settings = self.settings
         return [
-            LossTerm("loss_sum", "masked_tokens", self.settings.mlm),
-            LossTerm("soft_loss_sum", "masked_tokens", self.settings.soft),
-            LossTerm("cosine_loss_sum", "tokens", self.settings.cosine),
+            LossTerm("loss_sum", "masked_tokens", settings.mlm),
+            LossTerm("soft_loss_sum", settings.soft_over, settings.soft),
+            LossTerm("cosine_loss_sum", "tokens", settings.cosine),
         ]
 
     def forward(
@@ -111,40 +131,37 @@ class Distillation(MaskedLanguageModel):
         labels: Tensor,
         follows: Tensor | None = None,
     ) -> Tensor:
-        """Sums, (3,) fp32: cross-entropy in nats and `soft_loss` over M masked tokens,
-        `cosine_loss` over all tokens.
+        """Sums, (3,) fp32: cross-entropy in nats over M masked tokens, divergence from the teacher
+        over these or all tokens, as `soft_over` says, and `cosine_loss` over all tokens.
 
         The arguments are a `batches.MicroBatch`'s. A lone <s>, with which a rank without blocks
-        takes part, counts for nothing. Holds the scores of both models, (M, V) each."""
+        takes part, counts for nothing."""
         assert follows is None
         hidden = self.encode(inputs, attention)  # (N, L, H)
-        scores = self.token_logits(hidden, positions)
         (teacher,) = self._teacher
         with torch.no_grad():
             their_hidden = teacher.encode(inputs, attention)
-            their_scores = teacher.token_logits(their_hidden, positions)
 
         counted = torch.ones_like(inputs) if attention is None else attention
         if inputs.numel() == 1:
             counted = torch.zeros_like(inputs)
 
+        masked = self.scores(hidden, positions)
+        ours, places = masked, positions
+        if self.settings.soft_over == "tokens":
+            places = counted.flatten().nonzero().squeeze(1)
+            ours = self.scores(hidden, places)
+
+        with torch.no_grad():
+            theirs = teacher.scores(their_hidden, places)
+
         return torch.stack(
             [
-                functional.cross_entropy(scores, labels, reduction="sum"),
-                soft_loss(scores, their_scores, self.settings.temperature),
+                summed_cross_entropy(*masked, labels),
+                summed_divergence(ours, theirs, self.settings.temperature),
                 cosine_loss(hidden, their_hidden, counted),
             ]
         )
-
-
-def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """The sum over M tokens of KL(teacher || student) in nats, of the probabilities at a
-    temperature, times its square, which keeps the size of the gradient (Hinton et al. 2015, section
-    2). `student`, `teacher`: (M, V) scores."""
-    ours, theirs = (
-        functional.log_softmax(scores / temperature, -1) for scores in (student, teacher)
-    )
-    return functional.kl_div(ours, theirs, reduction="sum", log_target=True) * temperature**2
 
 
 def cosine_loss(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from robustly.pretrain.config import ModelConfig
-from robustly.pretrain.cross_entropy import summed_cross_entropy
+from robustly.pretrain.cross_entropy import Scores, summed_cross_entropy
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.unpadded import encode_unpadded
 
@@ -138,11 +138,7 @@ class MaskedLanguageModel(nn.Module):
         The arguments are a `batches.MicroBatch`'s. M may be 0: the sum is then 0, and so is every
         gradient."""
         hidden = self.encode(inputs, attention)  # (N, L, H)
-        head = self.model.lm_head
-        masked = hidden.flatten(0, 1)[positions]  # (M, H)
-        # transformers' RobertaLMHead up to its output matrix
-        states = head.layer_norm(functional.gelu(head.dense(masked)))
-        sums = [summed_cross_entropy(states, head.decoder.weight, head.decoder.bias, labels)]
+        sums = [summed_cross_entropy(*self.scores(hidden, positions), labels)]
         if self.next_sentence is not None:
             assert follows is not None
             scores = self.next_sentence(hidden)
@@ -155,6 +151,14 @@ class MaskedLanguageModel(nn.Module):
         hidden = self.encode(inputs, attention)
         follows = None if self.next_sentence is None else self.next_sentence(hidden)
         return Logits(self.token_logits(hidden, positions), follows)
+
+    def scores(self, hidden: Tensor, positions: Tensor) -> Scores:
+        """What the vocabulary's scores at `positions`, (M,), of the hidden states, (N, L, H), are
+        computed from: transformers' RobertaLMHead up to its output matrix, and that."""
+        head = self.model.lm_head
+        chosen = hidden.flatten(0, 1)[positions]  # (M, H)
+        states = head.layer_norm(functional.gelu(head.dense(chosen)))
+        return Scores(states, head.decoder.weight, head.decoder.bias)
 
     def token_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """(M, vocabulary) scores, fp32, at `positions`, (M,), of the hidden states, (N, L, H)."""

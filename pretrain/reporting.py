@@ -160,7 +160,9 @@ class TrainingLog:
         rate = sums.tokens / sums.seconds
         done = sizes.before(update + 1)
         masked, pairs = max(1.0, sums.masked_tokens), sums.pairs
+        tokens = max(1.0, sums.tokens)
         distills, fp16 = self.config.distillation, self.config.run.precision == "fp16"
+        soft_over = tokens if distills and distills.soft_over == "tokens" else masked
         mfu = None
         if self.peak:
             mfu = model_flops_utilization(rate, self.flops_per_token, self.ranks, self.peak)
@@ -171,8 +173,8 @@ class TrainingLog:
                 "epoch": done / self.batches.sampler.size,
                 "loss": sums.loss_sum / masked if sums.masked_tokens else None,
                 "next_sentence_loss": sums.pair_loss_sum / pairs if pairs else None,
-                "soft_loss": sums.soft_loss_sum / masked if distills else None,
-                "cosine_loss": sums.cosine_loss_sum / max(1.0, sums.tokens) if distills else None,
+                "soft_loss": sums.soft_loss_sum / soft_over if distills else None,
+                "cosine_loss": sums.cosine_loss_sum / tokens if distills else None,
                 "lr": learning_rate(update, self.config.optim, schedule),
                 "grad_norm": norm,
                 "loss_scale": loss_scale if fp16 else None,

@@ -129,6 +129,13 @@ class PretrainingConfig(Config):
                 f"data.format = {self.data.format} with distillation: a teacher teaches no next"
                 " sentences; expected full_sentences or doc_sentences"
             )
+        if self.distillation and self.distillation.layers:
+            named = len(self.distillation.layers)
+            if named != self.model.layers:
+                raise ValueError(
+                    f"distillation.layers names {named}, model.layers = {self.model.layers}:"
+                    " expected one of the teacher's for each of the student's"
+                )
 
         return self
 

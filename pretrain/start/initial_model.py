@@ -61,9 +61,9 @@ def _student(
     source = config.teacher()
     assert source
     with together(device):
-        teacher = open_teacher(source, config.model, tokenizer)
+        teacher = open_teacher(source, config.model, tokenizer, settings.layers)
 
-    layers = ", ".join(map(str, start_from_teacher(roberta, teacher)))
+    layers = ", ".join(map(str, start_from_teacher(roberta, teacher, settings.layers)))
     if rank == 0:
         log.say(f"starting from {source.folder}: its layers {layers}, counted from 0")
 

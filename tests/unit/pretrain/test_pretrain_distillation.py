@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import rel_entr, softmax
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,12 +19,12 @@ from robustly.data_prep.sampler import Samples
 from robustly.experiment import load_experiment
 from robustly.pretrain.batches import MicroBatch, make_micro_batch
 from robustly.pretrain.config import DistillationConfig, ModelConfig
+from robustly.pretrain.cross_entropy import Scores, summed_divergence
 from robustly.pretrain.distillation import (
     Distillation,
     cosine_loss,
     layers_to_start_from,
     open_teacher,
-    soft_loss,
     start_from_teacher,
 )
 from robustly.pretrain.masking import SpecialTokens
@@ -45,13 +46,15 @@ def batch(blocks: list[int]) -> MicroBatch:
     return make_micro_batch(order(seed=3), places, masking(), VOCABULARY, 0)
 
 
-def distillation(student: int = 2, teacher: int = 4, attention: str = "sdpa") -> Distillation:
+def distillation(
+    student: int = 2, teacher: int = 4, attention: str = "sdpa", **changes: Any
+) -> Distillation:
     """A student that is not yet like its teacher, whose layers are far from each other."""
     guide = MaskedLanguageModel(
         new_model(roberta_config(model(layers=teacher, init_std=0.2), VOCABULARY), 1)
     ).eval()
     pupil = new_model(roberta_config(model(layers=student, init_std=0.2), VOCABULARY), 2)
-    made = Distillation(pupil, guide, SETTINGS)
+    made = Distillation(pupil, guide, SETTINGS.model_copy(update=changes))
     for objective in (made, guide):
         set_up_model(objective, run(attention=attention), torch.device("cpu"))
 
@@ -94,16 +97,87 @@ def test_a_student_starts_from_its_teachers_parts() -> None:
     assert torch.equal(scores[0].tokens, scores[1].tokens)
 
 
+def test_layers_can_be_chosen_as_in_the_authors_script() -> None:
+    """DistilRoBERTa's of 12."""
+    chosen = [0, 2, 4, 7, 9, 11]
+    teacher = new_model(roberta_config(model(layers=12), VOCABULARY), 1)
+    student = new_model(roberta_config(model(layers=6), VOCABULARY), 2)
+    assert start_from_teacher(student, teacher, chosen) == chosen
+    for ours, number in zip(student.roberta.encoder.layer, chosen, strict=True):
+        theirs = teacher.roberta.encoder.layer[number].state_dict()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.state_dict().items())
+
+
+def test_a_layer_that_the_teacher_lacks_is_refused(folder: Path) -> None:
+    there = find_model(InputPath(str(folder), folder), "distillation.teacher")
+    with pytest.raises(UserError, match=r"distillation.layers: 4: .* has 4, from 0 to 3"):
+        open_teacher(there, section(), Tokenizer(WORDS), [0, 1, 2, 4])
+
+
 # --------------------------------------------------------------------------------------- the losses
 
 
-def test_soft_loss_is_the_divergence_of_softened_probabilities() -> None:
-    student, teacher = torch.randn(2, 5, 9, dtype=torch.float64).unbind(0)
-    softened = [torch.softmax(scores / 3.0, -1) for scores in (student, teacher)]
-    expected = (softened[1] * (softened[1] / softened[0]).log()).sum() * 9.0
-    assert soft_loss(student, teacher, 3.0).item() == pytest.approx(expected.item(), rel=1e-9)
-    assert soft_loss(teacher, teacher, 3.0).item() == 0
-    assert soft_loss(student[:0], teacher[:0], 3.0).item() == 0
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("elements", [1, 20, 2**24])
+def test_the_soft_loss_is_the_divergence_of_softened_probabilities(
+    temperature: float, elements: int
+) -> None:
+    """By scipy's softmax and relative entropy; one row at a time, two, or all five; and as torch
+    differentiates its own."""
+    draw = torch.Generator().manual_seed(1)
+    shapes = [(5, 4), (9, 4), (9,)] * 2
+    every = [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes]
+    ours, theirs = Scores(*(one.requires_grad_() for one in every[:3])), Scores(*every[3:])
+    student, teacher = (functional.linear(*scores) for scores in (ours, theirs))
+
+    found = summed_divergence(ours, theirs, temperature, elements)
+    softened = [softmax(each.detach().numpy() / temperature, 1) for each in (student, teacher)]
+    expected = rel_entr(softened[1], softened[0]).sum() * temperature**2
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+
+    of_torch = temperature**2 * functional.kl_div(
+        torch.log_softmax(student / temperature, 1),
+        torch.softmax(teacher / temperature, 1),
+        reduction="sum",
+    )
+    for one, other in zip(
+        torch.autograd.grad(3 * found, ours), torch.autograd.grad(3 * of_torch, ours), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+    assert summed_divergence(ours, Scores(*every[:3]), temperature, elements).item() == 0
+    empty = Scores(ours.states[:0], *ours[1:]), Scores(theirs.states[:0], *theirs[1:])
+    assert summed_divergence(*empty, temperature, elements).item() == 0
+    with torch.no_grad():
+        assert summed_divergence(ours, theirs, temperature, elements).item() == found.item()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_soft_loss_in_16_bits_is_as_near_to_the_truth_as_torch(dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(1)
+    shapes = [(40, 48), (700, 48), (700,)] * 2
+    every = [(torch.randn(shape, generator=draw) * 0.3).to(dtype) for shape in shapes]
+
+    def gradients(loss: Any, wide: torch.dtype) -> list[Tensor]:
+        ours = Scores(*(one.to(wide).requires_grad_() for one in every[:3]))
+        theirs = Scores(*(one.to(wide) for one in every[3:]))
+        return list(torch.autograd.grad(8 * loss(ours, theirs, 2.0), ours))
+
+    def by_torch(ours: Scores, theirs: Scores, temperature: float) -> Tensor:
+        logs = [
+            torch.log_softmax(functional.linear(*scores) / temperature, 1).double()
+            for scores in (ours, theirs)
+        ]
+        divergence = functional.kl_div(*logs, reduction="sum", log_target=True)
+        return temperature**2 * divergence
+
+    truth = gradients(by_torch, torch.float64)
+    for ours, theirs, expected in zip(
+        gradients(summed_divergence, dtype), gradients(by_torch, dtype), truth, strict=True
+    ):
+        assert ours.dtype == dtype
+        errors = [float((one.double() - expected).norm()) for one in (ours, theirs)]
+        assert errors[0] <= 1.1 * errors[1]
 
 
 def test_cosine_loss_is_of_the_counted_tokens() -> None:
@@ -114,8 +188,9 @@ def test_cosine_loss_is_of_the_counted_tokens() -> None:
     )
 
 
-def test_the_sums_are_those_of_the_losses() -> None:
-    objective = distillation()
+@pytest.mark.parametrize("soft_over", ["tokens", "masked_tokens"])
+def test_the_sums_are_those_of_the_losses(soft_over: Any) -> None:
+    objective = distillation(soft_over=soft_over)
     made = batch([0, 1, 2, 3])
     assert made.attention is not None  # some blocks are padded
     found = sums(objective, made)
@@ -124,19 +199,24 @@ def test_the_sums_are_those_of_the_losses() -> None:
         plain.roberta(made.inputs, attention_mask=made.attention).last_hidden_state
         for plain in (objective.model, teacher.model)
     ]
-    chosen = [
-        plain.lm_head(hidden).flatten(0, 1)[made.positions]
+    scores = [
+        plain.lm_head(hidden)
         for plain, hidden in zip((objective.model, teacher.model), states, strict=True)
     ]
+    masked = [each.flatten(0, 1)[made.positions] for each in scores]
+    soft = (
+        masked if soft_over == "masked_tokens" else [each[made.attention == 1] for each in scores]
+    )
+    softened = [softmax(each.detach().double().numpy() / 3.0, 1) for each in soft]
     ours, theirs = (hidden[made.attention == 1] for hidden in states)
     expected = [
-        functional.cross_entropy(chosen[0], made.labels, reduction="sum"),
-        soft_loss(chosen[0], chosen[1], 3.0),
+        functional.cross_entropy(masked[0], made.labels, reduction="sum"),
+        torch.tensor(9.0 * rel_entr(softened[1], softened[0]).sum(), dtype=torch.float32),
         (1 - functional.cosine_similarity(ours, theirs)).sum(),
     ]
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
     assert [(part.name, part.over, part.weight) for part in objective.loss_terms()] == [
-        ("loss_sum", "masked_tokens", 2.0), ("soft_loss_sum", "masked_tokens", 5.0), ("cosine_loss_sum", "tokens", 1.0),
+        ("loss_sum", "masked_tokens", 2.0), ("soft_loss_sum", soft_over, 5.0), ("cosine_loss_sum", "tokens", 1.0),
     ]  # fmt: skip
     alone = MaskedLanguageModel(objective.model)(
         made.inputs, made.attention, made.positions, made.labels
@@ -294,6 +374,8 @@ def test_a_teacher_that_is_not_there_is_named(tmp_path: Path) -> None:
         ("distillation={teacher: t, soft: 0, mlm: 0, cosine: 0}", "soft, mlm and cosine are all 0"),
         ("distillation.temperature=0", "distillation.temperature = 0"),
         ("distillation.soft=-1", "distillation.soft = -1"),
+        ("distillation.soft_over=all", "distillation.soft_over"),
+        ("distillation.layers=[0]", "names 1, model.layers = 4: expected one of the teacher's for"),
     ],
 )
 def test_a_page_that_contradicts_itself_is_refused(override: str, message: str) -> None:
@@ -305,9 +387,7 @@ def test_the_place_of_the_teacher_is_no_part_of_the_recipe() -> None:
     assert (
         DistillationConfig(teacher="here").recipe() == DistillationConfig(teacher="there").recipe()
     )
-    assert DistillationConfig(teacher="here").recipe() == {
-        "temperature": 2.0,
-        "soft": 5.0,
-        "mlm": 2.0,
-        "cosine": 1.0,
-    }
+    before = {"temperature": 2.0, "soft": 5.0, "mlm": 2.0, "cosine": 1.0}
+    assert DistillationConfig(teacher="here").recipe() == {**before, "soft_over": "tokens"}
+    masked = DistillationConfig(teacher="here", soft_over="masked_tokens")
+    assert masked.recipe() == before  # a student that was begun when there was no other goes on
