@@ -117,11 +117,11 @@ class Predictor:
         with torch.no_grad():
             for start in range(0, len(rows), BATCH):
                 places = by_length[start : start + BATCH]
-                batch = self.head.batch([rows[i] for i in places], self.model.device)
-                for place, scores in zip(
-                    places, self.head.logits(self.model, batch).float().cpu(), strict=True
-                ):
-                    found[place] = scores
+                some = [rows[i] for i in places]
+                batch = self.head.batch(some, self.model.device)
+                scores = self.head.logits(self.model, batch, some).float().cpu()
+                for place, each in zip(places, scores, strict=True):
+                    found[place] = each
 
         self.model.train(training)
         return found

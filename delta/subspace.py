@@ -255,7 +255,8 @@ class _PromptedTask:
         self.given.rows = prompt
         model, head = self.predictor.model, self.predictor.head
         batch = [self.rows[place] for place in next(self.batches)]
-        return head.loss(head.logits(model, head.batch(batch, model.device)), batch)
+        inputs = head.batch(batch, model.device)
+        return head.loss(head.logits(model, inputs, batch), batch)
 
     def score(self, prompt: Tensor) -> float:
         """The main score on the test file."""

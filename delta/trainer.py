@@ -129,10 +129,9 @@ class DeltaTrainer:
         the ranks. Returns that mean loss."""
         mine = self.ranks.share(batch)
         inputs = self.head.batch(mine, self.model.device)
-        # The share's mean counts by its share of the batch's targets. The logits have no name,
-        # which would keep them while gradients are computed.
-        loss = self.head.loss(self.head.logits(self.model, inputs), mine)
-        loss = loss * (self.head.targets(mine) / self.head.targets(batch))
+        # The logits have no name, which would keep them while gradients are computed.
+        losses = self.head.losses(self.head.logits(self.model, inputs, mine), mine)
+        loss = losses.sum() / self.head.targets(batch)
         penalty = sum(penalty() for penalty in self.model.delta.penalties)
         (loss + penalty / self.ranks.size).backward()
 

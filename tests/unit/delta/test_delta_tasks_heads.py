@@ -25,7 +25,8 @@ from transformers import (
 from robustly import UserError
 from robustly.delta.tasks.config import Task
 from robustly.delta.tasks.data import Example
-from robustly.delta.tasks.heads import EncodedExample, TaskHead, cut, task_head
+from robustly.delta.tasks.heads import EncodedExample, TaskHead, task_head
+from robustly.delta.tasks.heads.texts import cut
 from robustly.tokenizer.merges import train_merges
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
@@ -256,13 +257,12 @@ def test_rows_with_fewer_choices(place: SimpleNamespace) -> None:
         ]
     )
     batch = head.batch(rows, CPU)
-    assert batch["input_ids"].shape == (2, 3, head.length(rows[0]))
-    assert batch["attention_mask"].any(-1).all()  # attention to nothing is NaN in some kernels
+    assert batch["input_ids"].shape == (5, max(map(head.length, rows)))
     tuned = model(place, head)
 
     with torch.no_grad():
-        logits = head.logits(tuned, batch)
-        alone = head.logits(tuned, head.batch(rows[:1], CPU))
+        logits = head.logits(tuned, batch, rows)
+        alone = head.logits(tuned, head.batch(rows[:1], CPU), rows[:1])
         assert torch.allclose(logits[:1, :2], alone, atol=1e-5)
         assert head.loss(logits[:1], rows[:1]).item() == pytest.approx(
             head.loss(alone, rows[:1]).item(), rel=1e-4
@@ -358,7 +358,7 @@ def test_the_head_at_the_mask_over_the_words(place: SimpleNamespace) -> None:
     tuned = model(place, head)
     batch = head.batch(rows, CPU)
     with torch.no_grad():
-        logits = head.logits(tuned, batch)
+        logits = head.logits(tuned, batch, rows)
         everything = tuned(**batch).logits
 
     ids = [
@@ -418,9 +418,9 @@ def test_padding_changes_nothing(place: SimpleNamespace) -> None:
     for head, examples in kinds(place):
         tuned, rows = model(place, head), head.encode(examples)
         with torch.no_grad():
-            together = head.logits(tuned, head.batch(rows, CPU))
+            together = head.logits(tuned, head.batch(rows, CPU), rows)
             for number, row in enumerate(rows):
-                alone = head.logits(tuned, head.batch([row], CPU))[0]
+                alone = head.logits(tuned, head.batch([row], CPU), [row])[0]
                 size = len(alone) if head.kind == "tokens" else None
                 assert torch.allclose(together[number][:size], alone, atol=1e-4), head.task.kind
                 if head.task.kind != "regression":
@@ -437,7 +437,7 @@ def test_every_kind_is_learnt_by_the_same_loop(place: SimpleNamespace) -> None:
         losses = []
 
         for _ in range(40):
-            loss = head.loss(head.logits(tuned, head.batch(rows, CPU)), rows)
+            loss = head.loss(head.logits(tuned, head.batch(rows, CPU), rows), rows)
             assert loss.dtype == torch.float32 and loss.shape == ()
             optimizer.zero_grad()
             loss.backward()
@@ -446,7 +446,7 @@ def test_every_kind_is_learnt_by_the_same_loop(place: SimpleNamespace) -> None:
 
         assert losses[-1] < 0.2 * losses[0], head.task.kind
         with torch.no_grad():
-            answers = head.answers(head.logits(tuned, head.batch(rows, CPU)), rows)
+            answers = head.answers(head.logits(tuned, head.batch(rows, CPU), rows), rows)
 
         if head.task.kind == "regression":
             assert answers == pytest.approx([example.label for example in examples], abs=0.7)
@@ -468,6 +468,52 @@ def test_losses_are_means_in_fp32(place: SimpleNamespace) -> None:
     )
     numbers = make(place, "regression").loss(torch.tensor([[1.0], [2.0], [4.0]]).bfloat16(), rows)
     assert numbers.dtype == torch.float32 and numbers.item() == pytest.approx((0 + 4 + 9) / 3)
+
+
+def test_the_mean_loss_is_over_all_targets(place: SimpleNamespace) -> None:
+    """Whatever the rows' own numbers of them: micro-batches of an update add up to it."""
+    for head, examples in kinds(place):
+        rows = head.encode(examples)
+        with torch.no_grad():
+            logits = head.logits(model(place, head), head.batch(rows, CPU), rows)
+
+        losses = head.losses(logits, rows)
+        assert losses.shape == (3,) and losses.dtype == torch.float32
+        parts = [head.loss(logits[i : i + 1], rows[i : i + 1]) for i in range(3)]
+        weights = [head.targets([row]) for row in rows]
+        mean = sum(p * w for p, w in zip(parts, weights, strict=True)) / sum(weights)
+        assert head.loss(logits, rows).item() == pytest.approx(float(mean), rel=1e-5)
+
+
+def test_probabilities_of_each_kind(place: SimpleNamespace) -> None:
+    """They are of each label, tag or choice, and the most probable one is the answer."""
+    for head, examples in kinds(place):
+        rows = head.encode(examples)
+        with torch.no_grad():
+            logits = head.logits(model(place, head), head.batch(rows, CPU), rows)
+
+        found, answers = head.probabilities(logits, rows), head.answers(logits, rows)
+        if head.task.kind == "regression":
+            assert found is None
+            continue
+
+        assert found is not None and len(found) == len(rows)
+        if head.task.kind == "tokens":
+            found = [word for row in found for word in row]
+            answers = [tag for row in answers for tag in row]
+
+        for shares, answer in zip(found, answers, strict=True):
+            named = dict(enumerate(shares)) if isinstance(shares, list) else shares
+            assert sum(named.values()) == pytest.approx(1)
+            assert max(named, key=named.__getitem__) == answer
+            assert set(named) == (set(head.labels) or {0, 1})
+
+
+def test_a_word_that_is_cut_off_has_no_probabilities(place: SimpleNamespace) -> None:
+    head = make(place, "tokens", TAGS, longest=8)
+    rows = head.encode([Example(("in",) * 7)])
+    (found,) = head.probabilities(torch.zeros(1, 8, 3), rows) or ()
+    assert found == [dict.fromkeys(TAGS, pytest.approx(1 / 3))] * 6 + [{}]
 
 
 def test_what_each_kind_asks_of_a_base(place: SimpleNamespace) -> None:

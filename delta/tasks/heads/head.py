@@ -1,0 +1,138 @@
+"""What the head of every kind of task does, and an example as a model sees it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustly import UserError
+from robustly.delta.base_model import HeadKind
+from robustly.delta.tasks import metrics
+from robustly.delta.tasks.config import SHORTEST
+from robustly.delta.tasks.data import Example
+from robustly.tokenizer.tokenizer import Tokenizer
+
+IGNORED = -100  # what cross-entropy passes over
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """An example as a model sees it."""
+
+    ids: tuple[list[int], ...]
+    """Its inputs: one, or one for each choice."""
+    target: Any = None
+    """Number of the right label, tag (one for each word) or choice, or the number itself; None if
+    it is not known."""
+    words: int = 0
+    """For tokens: how many words there are."""
+    firsts: tuple[int, ...] = ()
+    """For tokens: where each word's first piece stands, of the words that are not cut off."""
+
+
+@dataclass(frozen=True)
+class TaskHead(ABC):
+    """How a model answers one kind of task: its inputs, logits, loss and answers."""
+
+    task: Any
+    labels: tuple[str, ...]
+    tokenizer: Tokenizer
+    longest: int
+    """Tokens of an input, special ones included; what is longer is cut."""
+    first_pseudo_id: int
+
+    kind: ClassVar[HeadKind]
+    """Which of transformers' heads the model has."""
+
+    def __post_init__(self) -> None:
+        if self.longest < SHORTEST:
+            raise UserError(
+                f"the base leaves {self.longest} positions to an input of a task; expected"
+                f" {SHORTEST} or more"
+            )
+
+    @property
+    def outputs(self) -> int:
+        """Logits of an input, or of each of its tokens."""
+        return len(self.labels)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Pseudo-tokens of every input; their ids count from `first_pseudo_id`, in the order of the
+        template."""
+        return 0
+
+    @abstractmethod
+    def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
+        """Encode each example. Raises UserError if one is not of the task's shape, or if a text
+        holds half of a surrogate pair."""
+
+    def length(self, row: EncodedExample) -> int:
+        """Tokens of an example's longest input."""
+        return max(map(len, row.ids))
+
+    def batch(self, rows: Sequence[EncodedExample], device: torch.device) -> dict[str, Tensor]:
+        """The model's inputs, those of one row after those of another: ids and attention mask,
+        (inputs of all rows, longest)."""
+        inputs = [each for row in rows for each in row.ids]
+        ids = np.full((len(inputs), max(map(len, inputs))), self.tokenizer.pad_id, np.int64)
+        for line, each in zip(ids, inputs, strict=True):
+            line[: len(each)] = each
+
+        padded = torch.from_numpy(ids).to(device)
+        # No text makes <pad>.
+        return {"input_ids": padded, "attention_mask": padded.ne(self.tokenizer.pad_id).long()}
+
+    def logits(
+        self, model: Any, batch: dict[str, Tensor], rows: Sequence[EncodedExample]
+    ) -> Tensor:
+        """The model's logits of the rows that a batch was made of: (N, outputs); tokens: (N,
+        longest, outputs); multiple choice: (N, most choices)."""
+        scores: Tensor = model(**batch).logits
+        return scores
+
+    def loss(self, logits: Tensor, rows: Sequence[EncodedExample]) -> Tensor:
+        """The mean loss over the rows' targets, fp32."""
+        return self.losses(logits, rows).sum() / self.targets(rows)
+
+    @abstractmethod
+    def losses(self, logits: Tensor, rows: Sequence[EncodedExample]) -> Tensor:
+        """The loss of each row, summed over its targets, (N,), fp32: cross-entropy in nats; for
+        numbers the squared error."""
+
+    def targets(self, rows: Sequence[EncodedExample]) -> float:
+        """How many targets the mean of the loss is over."""
+        return len(rows)
+
+    @abstractmethod
+    def answers(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[Any]:
+        """The best answer to each example, as `Example.label` has it, from its logits."""
+
+    @abstractmethod
+    def probabilities(
+        self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]
+    ) -> list[Any] | None:
+        """The probability of each possible answer to each example, from its logits: by label; of
+        tokens, for each word by tag; of choices, in their order. None where answers are
+        numbers."""
+
+    def scores(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
+        """The task's scores by name, the main one first."""
+        return metrics.scores(self.task.kind, answers, [example.label for example in examples])
+
+    @cached_property
+    def number(self) -> dict[str, int]:
+        """Label -> its number."""
+        return {label: number for number, label in enumerate(self.labels)}
+
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        return [ids.tolist() for ids in self.tokenizer.encode_documents(texts)]
+
+    def _by_label(self, scores: Tensor) -> dict[str, float]:
+        """The softmax of the labels' logits."""
+        return dict(zip(self.labels, scores.float().softmax(-1).tolist(), strict=True))

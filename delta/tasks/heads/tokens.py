@@ -1,0 +1,86 @@
+"""A tag for each word."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robustly.delta.base_model import HeadKind
+from robustly.delta.tasks.data import Example
+from robustly.delta.tasks.heads.head import IGNORED, EncodedExample, TaskHead
+from robustly.delta.tasks.metrics import OUTSIDE
+from robustly.tokenizer.tokenizer import Tokenizer
+
+
+class TokensHead(TaskHead):
+    """A tag at each word's first piece. Words have a space before them, the first one, too; an
+    added token has none, as in transformers."""
+
+    kind: ClassVar[HeadKind] = "tokens"
+
+    def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
+        words = [self._with_space(word) for example in examples for word in example.texts]
+        every = (ids.tolist() for ids in self._spaced.encode_documents(words))
+        rows = []
+        for example in examples:
+            ids, firsts = [self.tokenizer.bos_id], []
+            for _ in example.texts:
+                firsts.append(len(ids))
+                ids += next(every)
+
+            ids = [*ids[: self.longest - 1], self.tokenizer.eos_id]
+            target = None if example.label is None else [self.number[tag] for tag in example.label]
+            kept = tuple(place for place in firsts if place < self.longest - 1)
+            rows.append(EncodedExample((ids,), target, len(firsts), kept))
+
+        return rows
+
+    def losses(self, logits: Tensor, rows: Sequence[EncodedExample]) -> Tensor:
+        targets = torch.full(logits.shape[:2], IGNORED)
+        for line, row in zip(targets, rows, strict=True):
+            line[list(row.firsts)] = torch.tensor(row.target[: len(row.firsts)])
+
+        each = functional.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten().to(logits.device), reduction="none"
+        )
+        return each.view(logits.shape[:2]).sum(1)
+
+    def targets(self, rows: Sequence[EncodedExample]) -> float:
+        return sum(len(row.firsts) for row in rows)
+
+    def answers(
+        self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]
+    ) -> list[tuple[str, ...]]:
+        """A word that is cut off counts as one of no entity."""
+        found = []
+        for scores, row in zip(logits, rows, strict=True):
+            tags = [self.labels[number] for number in scores[list(row.firsts)].argmax(-1).tolist()]
+            found.append((*tags, *[OUTSIDE] * (row.words - len(tags))))
+        return found
+
+    def probabilities(
+        self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]
+    ) -> list[list[dict[str, float]]]:
+        """None of a word that is cut off."""
+        return [
+            [
+                *(self._by_label(scores[place]) for place in row.firsts),
+                *[{}] * (row.words - len(row.firsts)),
+            ]
+            for scores, row in zip(logits, rows, strict=True)
+        ]
+
+    @cached_property
+    def _spaced(self) -> Tokenizer:
+        vocabulary = self.tokenizer.vocabulary
+        if not vocabulary.added:  # none is needed
+            return self.tokenizer
+        return Tokenizer(replace(vocabulary, prefix_space=True))
+
+    def _with_space(self, word: str) -> str:
+        word = word.strip()
+        return word if self.tokenizer.added_tokens.found_in(word) else f" {word}"
