@@ -26,7 +26,7 @@ test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow and not full and not processes" tests/unit
 
 # Kills at random moments; several hosts, Slurm, Ray and an older transformers, where they are installed (.ci/setup).
-# With FULL="full and not long" without the rest of the faults under Slurm and torchrun.
+# With FULL="full and not long" a part of the table of faults, as `.ci/run` has it.
 test-full: $(INSTALLED)
 	$(PYTEST) -m "$(FULL)"
 

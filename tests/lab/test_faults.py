@@ -2,30 +2,27 @@
 (tests/lab/trials.py)."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
 from tests.lab.faults import OWN_WAY, Fault, faults_of
+from tests.lab.launches import LAUNCHERS
 from tests.lab.trials import Made, attempts
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.parametrize("launcher", LAUNCHERS)]
 
 
-def check(launcher: str, faults: Iterable[Fault], made: Made, folder) -> None:
+def check(launcher: str, faults: Iterable[Fault], made: Made, folder: Path) -> None:
+    """All ends in time, the odd host is named, and the same command goes on to the same model."""
     results = attempts(launcher, faults, made, folder, at_once=2)
     assert [result.line() for result in results if result.faults()] == []
 
 
-def test_all_ends_in_time_names_the_odd_host_and_goes_on_to_the_same_model(made, tmp_path):
-    check("hostfile", faults_of("hostfile"), made, tmp_path)
-
-
-@pytest.mark.parametrize("launcher", ["slurm", "torchrun"])
-def test_so_do_those_that_a_launcher_meets_in_a_way_of_its_own(launcher, made, tmp_path):
+def test_what_a_launcher_meets_in_a_way_of_its_own(launcher, made, tmp_path):
     check(launcher, OWN_WAY, made, tmp_path)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("launcher", ["slurm", "torchrun"])
-def test_so_do_the_others(launcher, made, tmp_path):
+def test_the_others(launcher, made, tmp_path):
     check(launcher, [each for each in faults_of(launcher) if each not in OWN_WAY], made, tmp_path)
