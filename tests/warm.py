@@ -298,6 +298,9 @@ def _take_place(words: list[str]) -> None:
     if json.loads((first / "robustly-code.json").read_bytes())["files"] != snapshot._hashes():
         os.execv(PYTHON, [PYTHON, *words])
     snapshot._HERE = first / "robustly"  # type: ignore[attr-defined]
+    for name in ("robustly", "robustly.manifest"):  # by which it says what code it is
+        module = sys.modules[name]
+        module.__file__ = str(first / Path(str(module.__file__)).relative_to(ROOT))
 
 
 def _enter_host(asker: socket.socket) -> None:
