@@ -6,7 +6,7 @@ the base, `load_into` attaches it to a fresh model, and `merge` folds it into th
 
 `methods` holds a file for each method, `layers` their torch modules; `attachment` puts them on a
 model; `base_model` is the encoder, which is never changed; `tasks` reads examples and turns them
-into tensors and scores; `tuning` trains, with other ranks (`data_parallel`) where there are some;
+into tensors and scores; `tuning` trains;
 `predictor` answers; `saving` writes and reads a delta's folder, `card` its README; `stage` is the
 command."""
 

@@ -52,7 +52,7 @@ class TrainingState:
         self.path, self.parts = path, parts
         self.due = time.monotonic() + EVERY
 
-    def load(self, device: torch.device) -> bool:
+    def load(self) -> bool:
         """Restore the parts from the file, if there is one; returns whether there is. No code of
         the file is run."""
         if not self.path.exists():

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -49,8 +49,7 @@ class DeltaConfig(Section):
     one's delta is saved."""
     processes: Positive | None = None
     """How many train at the same time, each on its share of the threads: seeds, entries of a
-    comparison, trials of a search. Where seeds are fewer, several processes train one together,
-    each on a share of every batch. Default: one for each GPU."""
+    comparison, trials of a search. Default: one for each GPU."""
 
     @model_validator(mode="after")
     def _budget_is_for_auto(self) -> Self:
@@ -73,7 +72,14 @@ class TuningConfig(Section):
     them."""
 
     batch_size: Positive = 16
-    """Examples."""
+    """Examples of an update."""
+    micro_batch: Positive | None = None
+    """Examples that are computed at a time, where the memory does not hold all of an update's: its
+    loss and gradients are the same but for dropout and the last bits. Default: all."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16: the encoder computes in bf16 where torch.autocast lets it, in training and on the dev
+    file; weights, gradients' sums, moments, and scores on the test file are fp32. auto: bf16 on a
+    GPU that has it, and on a CPU with AMX if the base is 512 hidden units wide."""
     epochs: Annotated[float, Field(gt=0)] = 10.0
     peak_lr: Annotated[float, Field(gt=0)] = 5e-4
     """Of the head, and of every method that states no `lr` of its own."""
@@ -82,11 +88,17 @@ class TuningConfig(Section):
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Of all that is trained but biases and LayerNorms, as in transformers' Trainer and in the LoRA
+    authors' script."""
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest gradient norm; 0 turns clipping off."""
     patience: Positive | None = None
     """Epochs without a better score on `task.dev` after which a seed ends; default: all are made.
     With a `dev` file the best epoch's delta is kept and tested, with or without patience."""
+
+    def recipe(self) -> dict[str, Any]:
+        """Without the micro-batch: an interrupted training may go on with another one."""
+        return {key: value for key, value in super().recipe().items() if key != "micro_batch"}
 
     def schedule(self, examples: int) -> ScheduleConfig:
         """The learning-rate schedule for so many training examples."""
@@ -155,6 +167,15 @@ class DeltaExperiment(Config):
     optim: TuningConfig = TuningConfig()
     search: SearchConfig = SearchConfig()
     compare: CompareConfig = CompareConfig()
+
+    @model_validator(mode="after")
+    def _patience_needs_dev(self) -> Self:
+        if self.optim.patience and self.delta.task.dev is None:
+            raise ValueError(
+                f"optim.patience = {self.optim.patience}: counts epochs without a better score on"
+                " delta.task.dev, which is missing; name a dev file, or leave patience out"
+            )
+        return self
 
     def folder(self, stage: str) -> Path:
         """As in any config; the delta's own folder is `<root>/deltas/<name>` unless `paths.delta`

@@ -1,6 +1,6 @@
 """Answer with a delta: a model and the head of its task, from texts to labels, numbers or tags."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,6 @@ from transformers import RobertaPreTrainedModel
 from robustly import UserError
 from robustly.delta.attachment import attach
 from robustly.delta.base_model import Base
-from robustly.delta.data_parallel import ALONE, Ranks
 from robustly.delta.tasks.config import Task
 from robustly.delta.tasks.data import Example
 from robustly.delta.tasks.heads import EncodedExample, TaskHead, task_head
@@ -31,9 +30,11 @@ class Judgement(NamedTuple):
     """Scores of answers to examples."""
 
     scores: dict[str, float]
-    """The task's metrics, the main one first, and `loss`: mean of the examples'."""
+    """The task's metrics, the main one first, and `loss`: the mean over all targets."""
     confusion: list[list[int]]
     """Row: true label, column: predicted label; empty where an input has not one label."""
+    batches: list[tuple[list[int], Tensor]]
+    """The places of the examples that were answered together, and their logits."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Predictor:
 
     def logits_of(self, examples: Sequence[Example]) -> list[Tensor]:
         """The logits of each example (see `logits`)."""
-        return self._logits(self.head.encode(examples))
+        return _in_order(self.logits_by_batch(self.head.encode(examples)))
 
     def predict(self, inputs: Sequence[Any]) -> list[Any]:
         """The best answer to each input: a label, a number, a list of tags, or the index of a
@@ -83,19 +84,25 @@ class Predictor:
         An input is a text; a pair of them, or a list of words for tags; for multiple choice a pair
         of that and the choices, `(text, [choice, ...])`."""
         rows = self.head.encode([_example(each) for each in inputs])
-        return self.head.answers(self._logits(rows), rows)
+        return self.head.answers(_in_order(self.logits_by_batch(rows)), rows)
 
-    def judge(self, examples: Sequence[Example], ranks: Ranks = ALONE) -> Judgement:
-        """The scores of its answers to examples; each of the ranks, which all call this, answers
-        its share of them."""
-        rows = self.head.encode(examples)
-        logits = ranks.gathered(self._logits(ranks.share(rows)))
-        answers = self.head.answers(logits, rows)
-        losses = [
-            self.head.loss(each[None], [row]).item() for each, row in zip(logits, rows, strict=True)
-        ]
-        scores = {**self.head.scores(answers, examples), "loss": float(np.mean(losses))}
-        return Judgement(scores, self._confusion(answers, examples))
+    def judge(
+        self,
+        examples: Sequence[Example],
+        rows: Sequence[EncodedExample] | None = None,
+        advance: Callable[[int], None] = lambda examples: None,
+    ) -> Judgement:
+        """The scores of its answers to examples. `rows`: the examples encoded, where they are;
+        `advance` is told how many more are answered."""
+        rows = self.head.encode(examples) if rows is None else rows
+        batches = self.logits_by_batch(rows, advance)
+        answers = self.head.answers(_in_order(batches), rows)
+        loss = sum(
+            self.head.losses(logits, [rows[place] for place in places]).sum().item()
+            for places, logits in batches
+        )
+        scores = {**self.head.scores(answers, examples), "loss": loss / self.head.targets(rows)}
+        return Judgement(scores, self._confusion(answers, examples), batches)
 
     def _confusion(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[list[int]]:
         if self.head.kind not in ("sequence", "masked_lm") or not self.labels:
@@ -107,24 +114,37 @@ class Predictor:
 
         return table.tolist()
 
-    def _logits(self, rows: Sequence[EncodedExample]) -> list[Tensor]:
-        """The logits of each example; those of like length go into one batch."""
-        found: list[Tensor] = [torch.empty(0)] * len(rows)
-        by_length = sorted(range(len(rows)), key=lambda i: self.head.length(rows[i]))
+    def logits_by_batch(
+        self,
+        rows: Sequence[EncodedExample],
+        advance: Callable[[int], None] = lambda examples: None,
+    ) -> list[tuple[list[int], Tensor]]:
+        """The logits of each batch, fp32, on the CPU, without dropout, and the places of its rows;
+        rows of like length go into one batch."""
+        by_length = sorted(range(len(rows)), key=lambda place: self.head.length(rows[place]))
+        found = []
         training = self.model.training
         self.model.eval()
 
         with torch.no_grad():
             for start in range(0, len(rows), BATCH):
                 places = by_length[start : start + BATCH]
-                some = [rows[i] for i in places]
-                batch = self.head.batch(some, self.model.device)
-                scores = self.head.logits(self.model, batch, some).float().cpu()
-                for place, each in zip(places, scores, strict=True):
-                    found[place] = each
+                batch = [rows[place] for place in places]
+                inputs = self.head.batch(batch, self.model.device)
+                found.append((places, self.head.logits(self.model, inputs, batch).float().cpu()))
+                advance(len(places))
 
         self.model.train(training)
         return found
+
+
+def _in_order(batches: Sequence[tuple[list[int], Tensor]]) -> list[Tensor]:
+    """The logits of each row, in the order of the rows."""
+    found: dict[int, Tensor] = {}
+    for places, logits in batches:
+        found.update(zip(places, logits, strict=True))
+
+    return [found[place] for place in range(len(found))]
 
 
 def _example(given: Any) -> Example:

@@ -6,18 +6,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from robustly import UserError, log
+from robustly import log
 from robustly.delta import saving
 from robustly.delta.attachment import parameters
 from robustly.delta.auto import CHOICE, choose, situation
 from robustly.delta.base_model import Base
 from robustly.delta.card import delta_card
 from robustly.delta.config import DeltaExperiment
-from robustly.delta.data_parallel import ALONE, Ranks, joined
 from robustly.delta.defaults import candidates
-from robustly.delta.tasks.data import TaskData, draw, read
+from robustly.delta.tasks.data import TaskData, read
 from robustly.delta.tuning import SeedScore, Tuned, attached, mean_and_deviation, tune
 from robustly.delta.workers import how_many, run
 from robustly.files import write_atomic, write_json
@@ -26,8 +26,8 @@ from robustly.manifest import Manifest, Stage
 from robustly.strict_json import read_json
 
 LABELS_SHOWN = 10
-MEETING = "meeting"
-"""Where the ranks of a seed find each other."""
+PROVED = 8
+"""Batches of the test file whose logits must be the same after a reload."""
 
 
 def make_delta(config: DeltaExperiment) -> Manifest:
@@ -49,7 +49,7 @@ def make_delta(config: DeltaExperiment) -> Manifest:
             config = choose(base, config, data, among, stage.folder)
 
     sizes = parameters(attached(base, config, data, config.seed).model)
-    examples = len(draw(data, config.delta.task.examples, config.seed))
+    examples = config.delta.task.examples or len(data.train)
     _announce(config, base, data, sizes, examples)
 
     with stage.begin():
@@ -107,8 +107,7 @@ def _collect(
 
 
 def _train(base: Base, config: DeltaExperiment, data: TaskData, folder: Path) -> None:
-    """Train the seeds that are not finished yet, as many at a time as there are processes; where
-    there are more processes than seeds, several train one together."""
+    """Train the seeds that are not finished yet, as many at a time as there are processes."""
     missing = []
     for seed in config.all_seeds:
         if (_work(folder, seed) / "score.json").exists():
@@ -116,52 +115,30 @@ def _train(base: Base, config: DeltaExperiment, data: TaskData, folder: Path) ->
         else:
             missing.append(seed)
             _work(folder, seed).mkdir(parents=True, exist_ok=True)
-            (_work(folder, seed) / MEETING).unlink(missing_ok=True)
 
-    if not missing:
+    processes = min(how_many(config.delta.processes), len(missing))
+    if processes > 1:
+        run(_in_process, [(config, seed, folder) for seed in missing], processes)
         return
 
-    processes = how_many(config.delta.processes)
-    together = min(processes, len(missing))
-    ranks = min(processes // together, config.optim.batch_size)  # none without an example
-    if together * ranks == 1:
-        for seed in missing:
-            _one_seed(base, config, data, seed, folder, ALONE)
-
-        return
-
-    if ranks > 1 and 0 < (gpus := torch.cuda.device_count()) < together * ranks:
-        raise UserError(
-            f"delta.processes = {processes}: {ranks} would train a seed together, each on a GPU of"
-            f" its own, and there are {gpus} GPUs; expected at most {gpus}"
-        )
-
-    calls = [(config, seed, folder, rank, ranks) for seed in missing for rank in range(ranks)]
-    run(_in_process, calls, together * ranks)
+    for seed in missing:
+        _one_seed(base, config, data, seed, folder)
 
 
-def _in_process(config: DeltaExperiment, seed: int, folder: Path, rank: int, ranks: int) -> None:
-    base, data = Base.load(config.base), read(config.delta.task)
-    with joined(_work(folder, seed) / MEETING, rank, ranks) as us:
-        _one_seed(base, config, data, seed, folder, us)
+def _in_process(config: DeltaExperiment, seed: int, folder: Path) -> None:
+    _one_seed(Base.load(config.base), config, read(config.delta.task), seed, folder)
 
 
-def _one_seed(
-    base: Base, config: DeltaExperiment, data: TaskData, seed: int, folder: Path, ranks: Ranks
-) -> None:
-    """Train a seed; the first rank writes what it leaves."""
+def _one_seed(base: Base, config: DeltaExperiment, data: TaskData, seed: int, folder: Path) -> None:
+    """Train a seed and write what it leaves."""
     done = _work(folder, seed)
     checkpoint = done / "checkpoint.pt"
     board = folder / "tensorboard" / f"seed-{seed}"
-    tuned = tune(base, config, data, seed, board, checkpoint=checkpoint, ranks=ranks)
-    if ranks.rank:
-        return
-
+    tuned = tune(base, config, data, seed, board, checkpoint=checkpoint)
     scores = "  ".join(f"{name} {show(value)}" for name, value in tuned.score.scores.items())
     log.say(f"seed {seed}  {scores}  trained in {log.duration(tuned.score.seconds)}")
     if seed == config.seed:
-        examples = len(draw(data, config.delta.task.examples, seed))
-        facts = {"sha256": data.hashes, "training_examples": examples}
+        facts = {"sha256": data.hashes, "training_examples": tuned.examples}
         saving.save(tuned.predictor, base, config.delta.task, facts, tuned.trained, seed, folder)
         _prove(config, tuned, data, folder)
 
@@ -236,13 +213,16 @@ def _plain(value: Any) -> str:
 
 def _prove(config: DeltaExperiment, tuned: Tuned, data: TaskData, folder: Path) -> None:
     """Reload the folder onto the base as it lies on the disk, under another random head, and
-    compare all logits.
+    compare its logits of some batches of the test file, from the shortest inputs to the longest,
+    with those that were scored.
 
     Raises AssertionError if a bit differs: that is our fault, never the user's.
     """
     reloaded = saving.reload(Base.load(config.base), folder, head_seed=config.seed + 1)
     reloaded.model.to(tuned.predictor.model.device)
-    both = (predictor.logits_of(data.test) for predictor in (reloaded, tuned.predictor))
-    assert all(torch.equal(one, other) for one, other in zip(*both, strict=True)), (
-        f"{folder}: other logits on reload"
-    )
+    batches = tuned.test.batches
+    for number in sorted({round(place) for place in np.linspace(0, len(batches) - 1, PROVED)}):
+        places, expected = batches[number]
+        rows = reloaded.head.encode([data.test[place] for place in places])
+        ((_, found),) = reloaded.logits_by_batch(rows)
+        assert torch.equal(found, expected), f"{folder}: other logits on reload"

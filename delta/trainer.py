@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +16,8 @@ from robustly import UserError
 from robustly.delta.attachment import stored, trained
 from robustly.delta.checkpoint import Stateful, Tensors
 from robustly.delta.config import TuningConfig
-from robustly.delta.data_parallel import Ranks
 from robustly.delta.predictor import Predictor
-from robustly.delta.tasks.data import Example
+from robustly.delta.tasks.data import TaskData, draw
 from robustly.delta.tasks.heads import EncodedExample
 from robustly.pretrain.schedule import fraction_of_peak
 from robustly.rng import Purpose, permute, seed64
@@ -28,6 +28,14 @@ epoch to epoch."""
 NO_EPOCH = 2**32
 """Added to the number of a window, so that the order of its batches is drawn apart from the epochs'
 orders."""
+
+
+HEAD = "head"
+"""Part of the head's parameters; that of the others is their method's name."""
+UNDECAYED = re.compile("bias|layernorm")
+"""In the lower-case names of parameters that weight decay spares."""
+WIDE = 512
+"""Hidden units from which on bf16 is taken to be faster on a CPU with AMX."""
 
 
 class Diverged(UserError):
@@ -61,25 +69,27 @@ class Course:
 
 
 class DeltaTrainer:
-    """Trains the delta and the head of a predictor on examples.
+    """Trains the delta and the head of a predictor on a seed's examples.
 
-    The order of the examples and dropout are functions of the seed. `ranks`: those that train this
-    delta, each of which makes the same updates on its share of every batch."""
+    The draw of the examples, their order and dropout are functions of the seed."""
 
     def __init__(
         self,
         predictor: Predictor,
-        examples: Sequence[Example],
+        data: TaskData,
+        count: int | None,
         optim: TuningConfig,
         seed: int,
-        ranks: Ranks,
     ):
+        """`count`: as `draw` has it."""
         self.predictor, self.model, self.head = predictor, predictor.model, predictor.head
-        self.optim, self.seed, self.ranks = optim, seed, ranks
-        self.examples = self.head.encode(examples)
-        self.schedule = optim.schedule(len(self.examples))
-        self.per_epoch = len(self.examples) / optim.batch_size
-        self.optimizer, self.peaks = adamw(self.model, optim)
+        self.data, self.optim, self.seed = data, optim, seed
+        self.rows = self.head.encode(draw(data, count, seed))
+        self.dev = self.head.encode(data.dev)
+        self.schedule = optim.schedule(len(self.rows))
+        self.per_epoch = len(self.rows) / optim.batch_size
+        self.bf16 = trains_in_bf16(optim, self.model.device, self.model.config.hidden_size)
+        self.optimizer = adamw(self.model, optim)
         self.course = Course()
 
     def parts(self) -> dict[str, Stateful]:
@@ -95,15 +105,15 @@ class DeltaTrainer:
 
     def batches(self) -> Iterator[tuple[int, list[EncodedExample]]]:
         """The updates that are left, by their numbers from 1 on, and their batches."""
-        lengths = [self.head.length(example) for example in self.examples]
+        lengths = [self.head.length(row) for row in self.rows]
         every = batches(lengths, self.optim.batch_size, self.schedule.updates, self.seed)
         left = itertools.islice(every, self.course.updates, None)
         for update, places in enumerate(left, start=self.course.updates + 1):
-            yield update, [self.examples[place] for place in places]
+            yield update, [self.rows[place] for place in places]
 
     def step(self, update: int, batch: Sequence[EncodedExample]) -> None:
         """Make an update. Raises Diverged if its loss is not finite."""
-        torch.manual_seed(seed64(self.seed, Purpose.DROPOUT, self.ranks.rank, update))
+        torch.manual_seed(seed64(self.seed, Purpose.DROPOUT, 0, update))
         loss = self._backward(batch)
         self.course.lines.append({"update": update, "loss": loss})
         if not math.isfinite(loss):
@@ -112,8 +122,8 @@ class DeltaTrainer:
                 " which is another recipe: give `--new-run NAME` with it"
             )
 
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * fraction_of_peak(update, self.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * fraction_of_peak(update, self.schedule)
 
         if self.optim.clip_norm:
             torch.nn.utils.clip_grad_norm_(trained(self.model).values(), self.optim.clip_norm)
@@ -125,20 +135,36 @@ class DeltaTrainer:
         self.optimizer.zero_grad()
 
     def _backward(self, batch: Sequence[EncodedExample]) -> float:
-        """Compute the gradients of the batch's mean loss and the methods' penalties, summed over
-        the ranks. Returns that mean loss."""
-        mine = self.ranks.share(batch)
-        inputs = self.head.batch(mine, self.model.device)
-        # The logits have no name, which would keep them while gradients are computed.
-        losses = self.head.losses(self.head.logits(self.model, inputs, mine), mine)
-        loss = losses.sum() / self.head.targets(batch)
-        penalty = sum(penalty() for penalty in self.model.delta.penalties)
-        (loss + penalty / self.ranks.size).backward()
+        """Compute the gradients of the batch's mean loss and of the methods' penalties, a
+        micro-batch at a time. Returns that mean loss."""
+        targets = self.head.targets(batch)
+        whole = torch.zeros((), device=self.model.device)
+        size = self.optim.micro_batch or len(batch)
+        for start in range(0, len(batch), size):
+            some = batch[start : start + size]
+            # The logits have no name, which would keep them while gradients are computed.
+            loss = self.head.losses(self._logits(some), some).sum() / targets
+            loss.backward()
+            whole += loss.detach()
 
-        whole = loss.detach()
-        gradients = [p.grad for p in trained(self.model).values() if p.grad is not None]
-        self.ranks.add([whole, *gradients])
+        for penalty in self.model.delta.penalties:
+            penalty().backward()
+
         return whole.item()
+
+    def _logits(self, rows: Sequence[EncodedExample]) -> Tensor:
+        with self.precision():
+            return self.head.logits(self.model, self.head.batch(rows, self.model.device), rows)
+
+    def precision(self) -> torch.autocast:
+        """The context in which the model computes: weights stay in fp32, and so does what is added
+        to them."""
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def score(self) -> float:
+        """On the dev file: the main score of the delta as it is."""
+        with self.precision():
+            return self.predictor.judge(self.data.dev, self.dev).scores[self.data.metric]
 
     def take(self, update: int, score: float) -> None:
         """Note a score after an epoch, and keep what the delta stores if it is the best one."""
@@ -152,25 +178,40 @@ class DeltaTrainer:
             course.waited += 1
 
 
-def adamw(
-    model: RobertaPreTrainedModel, optim: TuningConfig
-) -> tuple[torch.optim.AdamW, list[float]]:
-    """The optimizer, with a group for each learning rate, and the groups' peaks."""
-    own = {method.name: method.lr for method in model.delta.methods}
-    by_rate: dict[float, list[Tensor]] = {}
-    for name, parameter in trained(model).items():
-        rate = own.get(model.delta.method_of.get(name, "")) or optim.peak_lr
-        by_rate.setdefault(rate, []).append(parameter)
+def trains_in_bf16(optim: TuningConfig, device: torch.device, width: int) -> bool:
+    """Whether `optim.precision` is bf16 on this device, for a base of so many hidden units."""
+    if optim.precision != "auto":
+        return optim.precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return width >= WIDE and bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
-    adam = torch.optim.AdamW(
-        [{"params": parameters} for parameters in by_rate.values()],
+
+def adamw(model: RobertaPreTrainedModel, optim: TuningConfig) -> torch.optim.AdamW:
+    """The optimizer. A group for the head and for each method, with its peak rate, and another for
+    the biases and LayerNorms of each, which do not decay (as in transformers' Trainer and in the
+    LoRA authors' script)."""
+    own = {method.name: method.lr for method in model.delta.methods}
+    groups: dict[tuple[str, bool], list[Tensor]] = {}
+    for name, parameter in trained(model).items():
+        key = model.delta.method_of.get(name, HEAD), UNDECAYED.search(name.lower()) is None
+        groups.setdefault(key, []).append(parameter)
+
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "part": part,
+                "peak": own.get(part) or optim.peak_lr,
+                "weight_decay": optim.weight_decay if decays else 0.0,
+            }
+            for (part, decays), parameters in groups.items()
+        ],
         lr=0.0,
         betas=optim.betas,
         eps=optim.eps,
-        weight_decay=optim.weight_decay,
         fused=True,
     )
-    return adam, list(by_rate)
 
 
 def batches(lengths: Sequence[int], size: int, updates: int, seed: int) -> Iterator[list[int]]:

@@ -5,7 +5,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +15,8 @@ from robustly.delta.attachment import finish, parameters, stored
 from robustly.delta.base_model import Base
 from robustly.delta.checkpoint import Tensors, TrainingState
 from robustly.delta.config import DeltaExperiment
-from robustly.delta.data_parallel import ALONE, Ranks
-from robustly.delta.predictor import Predictor
-from robustly.delta.tasks.data import TaskData, draw
+from robustly.delta.predictor import Judgement, Predictor
+from robustly.delta.tasks.data import TaskData
 from robustly.delta.trainer import DeltaTrainer
 
 
@@ -28,7 +26,7 @@ class SeedScore:
 
     seed: int
     scores: dict[str, float]
-    """By the names of the task's metrics, and `loss`: mean of the examples', nats (regression:
+    """By the names of the task's metrics, and `loss`: the mean over all targets, nats (regression:
     squared error)."""
     confusion: list[list[int]]
     """Row: true label, column: predicted label, in the order of the labels; empty where a task has
@@ -47,8 +45,11 @@ class Tuned:
 
     predictor: Predictor
     score: SeedScore
+    test: Judgement
     trained: int
     """Parameters of the delta, while it was trained."""
+    examples: int
+    """That it was trained on."""
     lines: list[dict[str, float]]
     """Loss of each update, and the main score on the dev file of each epoch."""
 
@@ -88,7 +89,6 @@ def tune(
     board: Path | None = None,
     after_epoch: Callable[[int, float], None] | None = None,
     checkpoint: Path | None = None,
-    ranks: Ranks = ALONE,
 ) -> Tuned:
     """Train one delta and its head; score the best epoch by the dev file, or without one the last,
     on the test file once.
@@ -98,9 +98,7 @@ def tune(
     is. `board`: folder for TensorBoard. `after_epoch(epoch, score)`: called with each score on the
     dev file, epochs counted from 1; what it raises ends the training. `checkpoint`: a file from
     which a training that was stopped goes on, as if it had not been; it is replaced every minute
-    and left there at the end. `ranks`: those that train this delta, each of which calls this; the
-    first one writes. A batch's gradients are summed over them, so that their number changes no more
-    than the dropout and the last bits.
+    and left there at the end.
 
     Raises UserError if a method does not fit the base, and Diverged if the loss is no longer
     finite."""
@@ -108,15 +106,14 @@ def tune(
     trained = parameters(predictor.model)["delta"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor.model.to(device)
-    examples = draw(data, config.delta.task.examples, seed)
-    trainer = DeltaTrainer(predictor, examples, config.optim, seed, ranks)
+    trainer = DeltaTrainer(predictor, data, config.delta.task.examples, config.optim, seed)
     state = TrainingState(checkpoint, trainer.parts()) if checkpoint else None
-    if state and state.load(device) and not ranks.rank:
+    if state and state.load():
         updates = f"{trainer.course.updates:,} of {trainer.schedule.updates:,}"
         log.say(f"seed {seed}  goes on after update {updates}")
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        _train(trainer, data, after_epoch, state)
+        _train(trainer, after_epoch, state)
 
     course = trainer.course
     if course.best:
@@ -124,35 +121,32 @@ def tune(
 
     finish(predictor.model)
     predictor.model.eval()
-    if board and not ranks.rank:
+    if board:
         _to_board(course.lines, board)
 
-    judgement = predictor.judge(data.test, ranks)
+    with log.progress(f"seed {seed}: scoring", len(data.test), "examples") as advance:
+        test = predictor.judge(data.test, advance=advance)
+
     score = SeedScore(
         seed=seed,
-        scores=judgement.scores,
-        confusion=judgement.confusion,
+        scores=test.scores,
+        confusion=test.confusion,
         epoch=round(course.epoch if course.best else course.updates / trainer.per_epoch, 3),
         dev=course.score if course.best else None,
         seconds=round(course.seconds, 3),
     )
-    return Tuned(predictor, score, trained, course.lines)
+    return Tuned(predictor, score, test, trained, len(trainer.rows), course.lines)
 
 
 def _train(
     trainer: DeltaTrainer,
-    data: TaskData,
     after_epoch: Callable[[int, float], None] | None,
     state: TrainingState | None,
 ) -> None:
     """Make the updates that are left, and score each epoch on the dev file."""
-    course, ranks = trainer.course, trainer.ranks
+    course = trainer.course
     started = time.monotonic() - course.seconds
-    bar: AbstractContextManager[Callable[[int], None]] = nullcontext(lambda updates: None)
-    if not ranks.rank:  # the first one shows the progress of all
-        bar = log.progress(f"seed {trainer.seed}", trainer.schedule.updates, "updates")
-
-    with bar as advance:
+    with log.progress(f"seed {trainer.seed}", trainer.schedule.updates, "updates") as advance:
         advance(course.updates)
         trainer.model.train()
 
@@ -160,9 +154,9 @@ def _train(
             trainer.step(update, batch)
             advance(1)
 
-            if data.dev and trainer.ends_epoch(update):
-                score = trainer.predictor.judge(data.dev, ranks).scores[data.metric]
-                course.lines[-1][f"dev_{data.metric}"] = score
+            if trainer.dev and trainer.ends_epoch(update):
+                score = trainer.score()
+                course.lines[-1][f"dev_{trainer.data.metric}"] = score
                 trainer.take(update, score)
                 if after_epoch:
                     after_epoch(math.ceil(update / trainer.per_epoch), score)
@@ -171,7 +165,7 @@ def _train(
                     break
 
             course.seconds = time.monotonic() - started
-            if state and not ranks.rank:
+            if state:
                 state.save_if_due()
 
     course.seconds = time.monotonic() - started

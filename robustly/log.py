@@ -161,7 +161,8 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
             said = now
             rate = done / (now - started)
             left = f", {(total - done) / rate:.0f} s left" if rate else ""
-            say(f"{what}: {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s{left}")
+            speed = f"{rate:,.0f} {unit}/s" if rate >= 1 or not rate else f"{1 / rate:,.1f} s each"
+            say(f"{what}: {done:,} of {total:,} {unit}, {speed}{left}")
 
     yield advance
 

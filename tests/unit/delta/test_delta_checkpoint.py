@@ -132,10 +132,10 @@ def test_states_are_written_now_and_then(tmp_path: Path, monkeypatch: pytest.Mon
             written.clear()
 
     file = delta_checkpoint.TrainingState(tmp_path / "state.pt", {"slow": Slow()})
-    assert not file.load(torch.device("cpu"))
+    assert not file.load()
     for _ in range(500):
         now += 1
         file.save_if_due()
 
     assert written == [60, 270, 480]
-    assert file.load(torch.device("cpu")) and not written
+    assert file.load() and not written

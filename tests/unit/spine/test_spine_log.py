@@ -116,6 +116,16 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys)
     ]
 
 
+def test_a_rate_below_one_is_said_as_seconds(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
+    with log.progress("seed 1", 100, "updates") as advance:
+        now[0] += 12.5
+        advance(1)
+
+    assert capsys.readouterr().err == "seed 1: 1 of 100 updates, 12.5 s each, 1238 s left\n"
+
+
 def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     console = Console(force_terminal=True, width=120, record=True, file=io.StringIO())
     monkeypatch.setattr(log, "console", console)
