@@ -8,7 +8,8 @@ the base, `load_into` attaches it to a fresh model, and `merge` folds it into th
 model; `base_model` is the encoder, which is never changed; `tasks` reads examples and turns them
 into tensors and scores; `tuning` trains;
 `predictor` answers; `saving` writes and reads a delta's folder, `card` its README; `stage` is the
-command."""
+command. A finished delta answers rows from a shell (`inputs`, `answering`), becomes a plain folder
+(`merged`), and is pushed (`hub`)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,36 +3,52 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import transformers
 from huggingface_hub import ModelCardData
 
 from robustly import __version__, markdown
+from robustly.delta import peft_files
 from robustly.delta.auto import choice_section
 from robustly.delta.methods import parse
-from robustly.delta.saving import DeltaRecord
+from robustly.delta.predictor import sample_input
+from robustly.delta.saving import DeltaRecord, task_of
 from robustly.delta.tasks.data import TaskData
 from robustly.delta.tuning import SeedScore, mean_and_deviation
 from robustly.log import show
+
+SAMPLE = "Some text."
+"""An input of the snippets."""
+
+
+class Source(NamedTuple):
+    """Where a reader of the card finds the base and the delta."""
+
+    base: str
+    delta: str
+    base_model: str | None
+    """The base's name on the Hugging Face Hub, if it is known."""
+    hub: bool = False
+    """Whether both are found there; else they are folders."""
 
 
 def delta_card(
     name: str,
     folder: Path,
+    source: Source,
     record: DeltaRecord,
     scores: Sequence[SeedScore],
+    by_label: Sequence[Mapping[str, Any]],
     data: TaskData,
     recipe: Mapping[str, Any],
 ) -> str:
-    """README.md: what the delta is, how well it does, how to load it from `folder`, and onto
+    """README.md of a delta's folder: what it is, how well it does, how to load it, and onto
     what."""
-    base_name, folder_name = (
-        json.dumps(str(part), ensure_ascii=False) for part in (record.base["name"], folder)
-    )
     methods = [method["name"] for method in record.methods]
-    peft = (folder / "adapter_config.json").exists()
+    peft = (folder / peft_files.CONFIG).exists()
     header = ModelCardData(
-        base_model=record.base["name"],
+        base_model=source.base_model,
         library_name="peft" if peft else None,
         tags=["robustly", "roberta", *methods],
     )
@@ -43,25 +59,39 @@ def delta_card(
     sections = [
         f"---\n{header.to_yaml()}\n---\n",
         f"# {name}\n",
-        f"A {' + '.join(methods)} delta with its head, for the encoder `{record.base['name']}`,"
+        f"A {' + '.join(methods)} delta with its head, for the encoder `{source.base}`,"
         f" which it needs and does not hold. Task: {data.kind}. Made by `robustly delta`.\n",
         "## Scores\n",
         _score_table(scores, data),
         markdown.facts(examples),
-        _per_label(record.labels, scores[0]),
+        _per_label(by_label),
         f"The delta in this folder is that of seed {record.seed}, the first, with {data.metric}"
         f" {show(scores[0].scores[data.metric])}; it was not chosen by its score. Each seed draws"
         " its own training examples.\n",
         choice_section(folder, data.metric),
         "## Use\n",
-        "```python\nfrom robustly import delta\n\n"
-        f"predictor = delta.load({base_name}, {folder_name})\n"
-        "predictor.predict([...])\n```\n",
+        _use(source, record),
     ]
     if peft:
-        sections.append(_peft_use(base_name, folder_name, record))
+        sections.append(_peft_use(source, record))
 
     return "\n".join([*sections, "## Facts\n", markdown.facts(_facts(record, recipe))])
+
+
+def _use(source: Source, record: DeltaRecord) -> str:
+    """How robustly loads it."""
+    base, folder = _quoted(source.base), _quoted(source.delta)
+    imports = "from robustly import delta\n"
+    if source.hub:
+        imports = f"from huggingface_hub import snapshot_download\n{imports}"
+        base, folder = (f"snapshot_download({each})" for each in (base, folder))
+
+    sample = sample_input(task_of(record), SAMPLE)
+    return (
+        f"```python\n{imports}\n"
+        f"predictor = delta.load({base}, {folder})\n"
+        f"print(predictor.predict([{_quoted(sample)}]))\n```\n"
+    )
 
 
 def _score_table(scores: Sequence[SeedScore], data: TaskData) -> str:
@@ -92,30 +122,48 @@ def _facts(record: DeltaRecord, recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {**facts, "robustly": __version__}
 
 
-def _peft_use(base_name: str, folder_name: str, record: DeltaRecord) -> str:
-    kind = "TokenClassification" if record.task["kind"] == "tokens" else "SequenceClassification"
-    outputs = len(record.labels) or 1
-    note = "".join(method.peft_note for method in parse(record.methods))
+_AUTO = {"tokens": "TokenClassification", "cloze": "MaskedLM"}
+"""Kind of task -> what follows AutoModelFor, where it is not SequenceClassification."""
 
+
+def _peft_use(source: Source, record: DeltaRecord) -> str:
+    """How plain peft loads it, where it can run it."""
+    note = "".join(method.peft_note for method in parse(record.methods))
+    if note and not peft_files.runs_prefixes():
+        return (
+            "peft's own files are here, too, but plain peft cannot run a prefix under the"
+            f" transformers that made them ({transformers.__version__}).\n"
+        )
+
+    kind = _AUTO.get(record.task["kind"], "SequenceClassification")
+    labels = "" if kind == "MaskedLM" else f", num_labels={len(record.labels) or 1}"
+    base, folder = _quoted(source.base), _quoted(source.delta)
     return (
         "Or with plain peft, which does not check the base:\n\n"
-        f"```python\nfrom peft import PeftModel\nfrom transformers import AutoModelFor{kind}\n\n"
-        f"base = AutoModelFor{kind}.from_pretrained({base_name}, num_labels={outputs})\n"
-        f"model = PeftModel.from_pretrained(base, {folder_name}).eval()\n```\n"
+        "```python\nfrom peft import PeftModel\n"
+        f"from transformers import AutoModelFor{kind}, AutoTokenizer\n\n"
+        f"base = AutoModelFor{kind}.from_pretrained({base}{labels})\n"
+        f"model = PeftModel.from_pretrained(base, {folder}).eval()\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({base})\n"
+        f'logits = model(**tokenizer({_quoted(SAMPLE)}, return_tensors="pt")).logits\n```\n'
         + (f"\n{note}" if note else "")
     )
 
 
-def _per_label(labels: Sequence[str], score: SeedScore) -> str:
-    """Recall and precision of each label, of one seed."""
-    if not score.confusion:
-        return ""
-    rows = []
+def _quoted(value: Any) -> str:
+    """A value as a literal of Python."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
-    for number, label in enumerate(labels):
-        right, tested = score.confusion[number][number], sum(score.confusion[number])
-        answered = sum(row[number] for row in score.confusion)
-        found, precise = (f"{right / count:.1%}" if count else "-" for count in (tested, answered))
-        rows.append([label, tested, found, precise])
 
-    return markdown.table(["label", "tested", "of these found", "of its answers right"], rows)
+def _per_label(by_label: Sequence[Mapping[str, Any]]) -> str:
+    """Recall and precision of each label, of the first seed."""
+    rows = [
+        [row["label"], row["tested"], *(_share(row[name]) for name in ("recall", "precision"))]
+        for row in by_label
+    ]
+    header = ["label", "tested", "of these found", "of its answers right"]
+    return markdown.table(header, rows) if rows else ""
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

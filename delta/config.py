@@ -34,6 +34,9 @@ class DeltaConfig(Section):
     base: InputPath | None = None
     """Folder of the base: one that `robustly publish` made, or transformers' save_pretrained.
     Default: `paths.published`."""
+    base_model: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")] | None = None
+    """The base's name on the Hugging Face Hub, such as FacebookAI/roberta-base, for the card and
+    for `--push`; without one the card names no base model."""
     methods: Annotated[
         Annotated[Methods, Tag("Methods")] | Annotated[Literal["auto"], Tag("Auto")],
         Discriminator(lambda value: "Auto" if isinstance(value, str) else "Methods"),

@@ -1,19 +1,23 @@
 """Write a delta of one of peft's methods as peft does, so that peft alone can load it."""
 
+import inspect
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from peft import PeftConfig, TaskType
 from safetensors.torch import save
+from torch import Tensor
 from transformers import (
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
     RobertaForTokenClassification,
+    RobertaModel,
     RobertaPreTrainedModel,
 )
 
-from robustly.delta.attachment import trained
+from robustly.delta.attachment import stored, trained
 from robustly.files import write_atomic
 
 CONFIG = "adapter_config.json"
@@ -55,6 +59,24 @@ def write(model: RobertaPreTrainedModel, folder: Path, base_name: str) -> list[P
     }
     write_atomic(folder / TENSORS, save(tensors, metadata={"format": "pt"}))
     return [folder / CONFIG, folder / TENSORS]
+
+
+def runs_prefixes() -> bool:
+    """Whether plain peft can run a prefix here."""
+    return "past_key_values" in inspect.signature(RobertaModel.forward).parameters
+
+
+def by_own_names(tensors: Mapping[str, Tensor], model: RobertaPreTrainedModel) -> dict[str, Tensor]:
+    """What peft's file of tensors holds of a finished model that `write` can write, by the names
+    of the model's parameters; what is stored and not trained is as it is in the model: it is in
+    peft's config."""
+    config = _config(model)
+    assert config
+    names = {
+        name: _name_in_peft(name, model.delta.methods[0].name, config) for name in trained(model)
+    }
+    kept = {name: tensor for name, tensor in stored(model).items() if name not in names}
+    return kept | {name: tensors[in_peft] for name, in_peft in names.items() if in_peft in tensors}
 
 
 def _config(model: RobertaPreTrainedModel) -> PeftConfig | None:

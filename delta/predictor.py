@@ -1,6 +1,6 @@
 """Answer with a delta: a model and the head of its task, from texts to labels, numbers or tags."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,10 @@ from robustly.delta.tasks.heads import EncodedExample, TaskHead, task_head
 BATCH = 32  # inputs that are scored at a time
 
 
+def unseen(count: int) -> None:
+    """Shows no progress."""
+
+
 def head_on(base: Base, task: Task, labels: tuple[str, ...], positions: int = 0) -> TaskHead:
     """The head of a task on a base, whose text leaves some positions to a prompt. Raises UserError
     as `task_head` does."""
@@ -26,13 +30,23 @@ def head_on(base: Base, task: Task, labels: tuple[str, ...], positions: int = 0)
     return task_head(task, labels, base.tokenizer, longest, base.model.config.vocab_size)
 
 
+class Answer(NamedTuple):
+    """The answer to an example."""
+
+    best: Any
+    """As `Example.label` has it."""
+    probabilities: Any
+    """Of each possible answer, as `TaskHead.probabilities` has it; None of a number."""
+
+
 class Judgement(NamedTuple):
-    """Scores of answers to examples."""
+    """Answers to examples, and their scores."""
 
     scores: dict[str, float]
     """The task's metrics, the main one first, and `loss`: the mean over all targets."""
     confusion: list[list[int]]
     """Row: true label, column: predicted label; empty where an input has not one label."""
+    answers: list[Answer]
     batches: list[tuple[list[int], Tensor]]
     """The places of the examples that were answered together, and their logits."""
 
@@ -68,41 +82,62 @@ class Predictor:
 
         return cls(model, head, labels)
 
-    def logits(self, inputs: Sequence[Any]) -> list[Tensor]:
+    def logits(self, inputs: Iterable[Any]) -> list[Tensor]:
         """The logits of each input, fp32, on the CPU, without dropout. `inputs`: as for
         `predict`."""
-        return self.logits_of([_example(each) for each in inputs])
+        return self.logits_of(_examples(inputs))
 
     def logits_of(self, examples: Sequence[Example]) -> list[Tensor]:
         """The logits of each example (see `logits`)."""
         return _in_order(self.logits_by_batch(self.head.encode(examples)))
 
-    def predict(self, inputs: Sequence[Any]) -> list[Any]:
+    def predict(self, inputs: Iterable[Any]) -> list[Any]:
         """The best answer to each input: a label, a number, a list of tags, or the index of a
         choice.
 
         An input is a text; a pair of them, or a list of words for tags; for multiple choice a pair
-        of that and the choices, `(text, [choice, ...])`."""
-        rows = self.head.encode([_example(each) for each in inputs])
-        return self.head.answers(_in_order(self.logits_by_batch(rows)), rows)
+        of that and the choices, `(text, [choice, ...])`. Raises UserError for a text in the place
+        of the list, and with the number of the input for one that is blank or of another shape."""
+        return [answer.best for answer in self.answer(_examples(inputs))]
+
+    def probabilities(self, inputs: Iterable[Any]) -> list[Any]:
+        """How probable each possible answer to an input is: a dict by label; of tags a list of
+        them, one for each word; of choices a list of numbers; None where the answer is a number.
+        `inputs`: as for `predict`."""
+        return [answer.probabilities for answer in self.answer(_examples(inputs))]
+
+    def answer(
+        self, examples: Sequence[Example], advance: Callable[[int], None] = unseen
+    ) -> list[Answer]:
+        """The answer to each example. `advance`: told how many more are ready."""
+        rows = self.head.encode(examples) if examples else []
+        return self._answers(self.logits_by_batch(rows, advance), rows)
+
+    def _answers(
+        self, batches: Sequence[tuple[list[int], Tensor]], rows: Sequence[EncodedExample]
+    ) -> list[Answer]:
+        logits = _in_order(batches)
+        probabilities = self.head.probabilities(logits, rows) or [None] * len(rows)
+        return list(map(Answer, self.head.answers(logits, rows), probabilities))
 
     def judge(
         self,
         examples: Sequence[Example],
         rows: Sequence[EncodedExample] | None = None,
-        advance: Callable[[int], None] = lambda examples: None,
+        advance: Callable[[int], None] = unseen,
     ) -> Judgement:
-        """The scores of its answers to examples. `rows`: the examples encoded, where they are;
+        """Its answers to examples, and their scores. `rows`: the examples encoded, where they are;
         `advance` is told how many more are answered."""
         rows = self.head.encode(examples) if rows is None else rows
         batches = self.logits_by_batch(rows, advance)
-        answers = self.head.answers(_in_order(batches), rows)
+        answers = self._answers(batches, rows)
+        best = [answer.best for answer in answers]
         loss = sum(
             self.head.losses(logits, [rows[place] for place in places]).sum().item()
             for places, logits in batches
         )
-        scores = {**self.head.scores(answers, examples), "loss": loss / self.head.targets(rows)}
-        return Judgement(scores, self._confusion(answers, examples), batches)
+        scores = {**self.head.scores(best, examples), "loss": loss / self.head.targets(rows)}
+        return Judgement(scores, self._confusion(best, examples), answers, batches)
 
     def _confusion(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[list[int]]:
         if self.head.kind not in ("sequence", "masked_lm") or not self.labels:
@@ -117,7 +152,7 @@ class Predictor:
     def logits_by_batch(
         self,
         rows: Sequence[EncodedExample],
-        advance: Callable[[int], None] = lambda examples: None,
+        advance: Callable[[int], None] = unseen,
     ) -> list[tuple[list[int], Tensor]]:
         """The logits of each batch, fp32, on the CPU, without dropout, and the places of its rows;
         rows of like length go into one batch."""
@@ -147,15 +182,47 @@ def _in_order(batches: Sequence[tuple[list[int], Tensor]]) -> list[Tensor]:
     return [found[place] for place in range(len(found))]
 
 
+def sample_input(task: Task, text: str) -> Any:
+    """An input of a task's shape, made of a text."""
+    if task.kind == "tokens":
+        return text.split()
+
+    texts = text if task.text_pair is None else (text, text)
+    return (texts, ["yes", "no"]) if task.kind == "multiple_choice" else texts
+
+
+def _examples(inputs: Iterable[Any]) -> list[Example]:
+    """Inputs as a user gives them, without answers. Raises UserError with the number of one that
+    is none."""
+    if isinstance(inputs, str | bytes | Mapping):
+        raise UserError(
+            f"expected a list of inputs, found {inputs!r:.80}: put it into a list, `[...]`, even"
+            " if it is the only one"
+        )
+
+    found = []
+    for number, each in enumerate(inputs):
+        try:
+            found.append(_example(each))
+        except ValueError as fault:
+            raise UserError(f"input {number} (the first is 0): {fault}") from None
+
+    return found
+
+
 def _example(given: Any) -> Example:
-    """An input as a user gives it, without an answer. Raises UserError if it is none."""
+    """Raises ValueError if it is no input, or a part of it is blank."""
     with_choices = isinstance(given, tuple | list) and len(given) == 2 and not _are_texts(given)
     texts, choices = given if with_choices else (given, ())
-    if not _are_texts(texts) or not all(isinstance(choice, str) for choice in choices):
-        raise UserError(
-            f"expected a text, a pair of texts, words, or (text, choices); found {given!r}"
+    if not _are_texts(texts) or isinstance(choices, str) or not _are_texts(choices):
+        raise ValueError(
+            f"expected a text, a pair of texts, words, or (text, choices); found {given!r:.80}"
         )
-    return Example((texts,) if isinstance(texts, str) else tuple(texts), choices=tuple(choices))
+
+    example = Example((texts,) if isinstance(texts, str) else tuple(texts), choices=tuple(choices))
+    if not example.texts or not all(part.strip() for part in (*example.texts, *example.choices)):
+        raise ValueError(f"blank: {given!r:.80}; expected text in every part")
+    return example
 
 
 def _are_texts(given: Any) -> bool:

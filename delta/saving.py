@@ -53,7 +53,7 @@ class DeltaRecord:
     base: OfBase
     """Its weights alone, unless `robustly delta` trained it."""
     tensors: FileFacts
-    """What `delta.safetensors` must be."""
+    """What their file must be."""
     labels: list[str] = field(default_factory=list)
     """In the order of the logits; empty where a task has none."""
     task: dict[str, Any] = field(default_factory=dict)
@@ -61,6 +61,15 @@ class DeltaRecord:
     facts: dict[str, Any] = field(default_factory=dict)
     """Hashes of the task's files, how many examples were drawn."""
     seed: int | None = None
+    file: str = TENSORS
+    """Where the tensors are; on the Hub in peft's file, where that holds all of them."""
+
+
+def task_of(record: DeltaRecord) -> Task:
+    """The task of a delta that `robustly delta` trained. Raises ValidationError if it is none of
+    this release's."""
+    task: Task = TypeAdapter[Any](Task).validate_python(record.task)
+    return task
 
 
 def save_tensors(model: RobertaPreTrainedModel, folder: Path) -> FileFacts:
@@ -90,6 +99,9 @@ def load_tensors(model: RobertaPreTrainedModel, path: Path, facts: FileFacts) ->
         )
 
     found = load_safetensors(content)
+    if path.name == peft_files.TENSORS:
+        found = peft_files.by_own_names(found, model)
+
     expected = stored(model)
     if unfit := sorted(found.keys() ^ expected.keys()):
         raise UserError(f"{path}: does not fit {RECORD}: {unfit[0]} is missing or unexpected")
@@ -130,7 +142,7 @@ def load_model(model: RobertaPreTrainedModel, folder: Path) -> RobertaPreTrained
         raise _other_base(folder, record, f"another ({found[:16]})")
 
     attach(model, record.methods, 0, found, finished=True)
-    load_tensors(model, folder / TENSORS, record.tensors)
+    load_tensors(model, folder / record.file, record.tensors)
     return model
 
 
@@ -205,15 +217,14 @@ def reload(base: Base, folder: Path, head_seed: int = 0) -> Predictor:
         )
 
     try:
-        task: Task = TypeAdapter[Any](Task).validate_python(record.task)
         predictor = Predictor.attached(
-            base, task, tuple(record.labels), record.methods, head_seed, finished=True
+            base, task_of(record), tuple(record.labels), record.methods, head_seed, finished=True
         )
     except (UserError, ValidationError) as fault:
         why = str(fault) if isinstance(fault, UserError) else "task: not one of this release"
         raise UserError(f"{folder / RECORD}: {why}") from None
 
-    load_tensors(predictor.model, folder / TENSORS, record.tensors)
+    load_tensors(predictor.model, folder / record.file, record.tensors)
     predictor.model.eval()
     return predictor
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import torch
 
 from robustly import log
 from robustly.delta import saving
+from robustly.delta.answering import predictions
 from robustly.delta.attachment import parameters
 from robustly.delta.auto import CHOICE, choose, situation
 from robustly.delta.base_model import Base
-from robustly.delta.card import delta_card
+from robustly.delta.card import Source, delta_card
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import candidates
+from robustly.delta.tasks import metrics
 from robustly.delta.tasks.data import TaskData, read
 from robustly.delta.tuning import SeedScore, Tuned, attached, mean_and_deviation, tune
 from robustly.delta.workers import how_many, run
@@ -26,6 +29,8 @@ from robustly.manifest import Manifest, Stage
 from robustly.strict_json import read_json
 
 LABELS_SHOWN = 10
+PREDICTIONS = "predictions.jsonl"
+"""Answers to the test file."""
 PROVED = 8
 """Batches of the test file whose logits must be the same after a reload."""
 
@@ -77,18 +82,22 @@ def _collect(
         f"{data.metric}_deviation": deviation,
         "baseline": data.baselines[data.metric],
     }
+    by_label = metrics.by_label(data.labels, scores[0].confusion)
     details = {
         "metric": data.metric,
         "saved_seed": config.seed,
         "labels": data.labels,
-        "seeds": [asdict(score) for score in scores],
+        "by_label": by_label,
+        "seeds": [{k: v for k, v in asdict(one).items() if k != "confusion"} for one in scores],
     }
     write_json(folder / "scores.json", {**summary, **details})
     record = saving.read_record(folder)
-    card = delta_card(config.name, folder, record, scores, data, stage.recipe)
+    source = Source(record.base["name"], str(folder), config.delta.base_model)
+    card = delta_card(config.name, folder, source, record, scores, by_label, data, stage.recipe)
     write_atomic(folder / "README.md", card)
 
-    names = {saving.TENSORS, saving.RECORD, "scores.json", "metrics.jsonl", "README.md"}
+    names = {saving.TENSORS, saving.RECORD, PREDICTIONS, "scores.json", "metrics.jsonl"}
+    names |= {"README.md"}
     names |= {path.name for pattern in ("adapter_*", CHOICE) for path in folder.glob(pattern)}
     files = [folder / name for name in sorted(names)]
     counts = {
@@ -140,12 +149,18 @@ def _one_seed(base: Base, config: DeltaExperiment, data: TaskData, seed: int, fo
     if seed == config.seed:
         facts = {"sha256": data.hashes, "training_examples": tuned.examples}
         saving.save(tuned.predictor, base, config.delta.task, facts, tuned.trained, seed, folder)
+        answered = predictions(tuned.predictor, data.test, tuned.test.answers)
+        write_atomic(folder / PREDICTIONS, json_lines(answered))
         _prove(config, tuned, data, folder)
 
-    lines = [{"seed": seed, **line} for line in tuned.lines]
-    write_atomic(done / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    lines = ({"seed": seed, **line} for line in tuned.lines)
+    write_atomic(done / "metrics.jsonl", json_lines(lines))
     write_json(done / "score.json", asdict(tuned.score))  # last: the seed is finished
     checkpoint.unlink(missing_ok=True)
+
+
+def json_lines(objects: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects)
 
 
 def _work(folder: Path, seed: int) -> Path:

@@ -137,9 +137,9 @@ def cell(value: Any) -> Text:
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show progress on work of `total` units; yields `advance(n)`."""
-    if console.is_terminal and total:
+def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show progress on work of `total` units, None where nobody knows; yields `advance(n)`."""
+    if console.is_terminal and total != 0:
         columns = (
             *(TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()),
             *(TextColumn(unit), TimeElapsedColumn(), TimeRemainingColumn()),
@@ -160,9 +160,13 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
         if now - said >= PLAIN_EVERY:
             said = now
             rate = done / (now - started)
-            left = f", {(total - done) / rate:.0f} s left" if rate else ""
+            of, left = "", ""
+            if total is not None:
+                of = f" of {total:,}"
+                left = f", {(total - done) / rate:.0f} s left" if rate else ""
+
             speed = f"{rate:,.0f} {unit}/s" if rate >= 1 or not rate else f"{1 / rate:,.1f} s each"
-            say(f"{what}: {done:,} of {total:,} {unit}, {speed}{left}")
+            say(f"{what}: {done:,}{of} {unit}, {speed}{left}")
 
     yield advance
 

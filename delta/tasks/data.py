@@ -159,6 +159,33 @@ def examples(task: Task, table: Table) -> list[Example]:
     return made
 
 
+def input_of(task: Task, row: str | Row) -> Example:
+    """The input in a row, which need hold no answer, or in a line of text, whose words stand
+    between spaces. Raises ValueError if there is none."""
+    if isinstance(row, str):
+        row = _row_of(task, row)
+
+    if isinstance(task, TokensTask):
+        words = row.get(task.words)
+        by_word = {task.words: words.split()} if isinstance(words, str) else {}
+        return Example(_strings({**row, **by_word}, task.words, "words"))
+
+    texts = _texts(task, row)
+    if isinstance(task, MultipleChoiceTask):
+        return Example(texts, choices=_strings(row, task.choices, "choices"))
+    return Example(texts)
+
+
+def _row_of(task: Task, line: str) -> Row:
+    if isinstance(task, TokensTask):
+        return {task.words: line}
+    if isinstance(task, MultipleChoiceTask) or task.text_pair is not None:
+        keys = [task.text, task.text_pair, getattr(task, "choices", None)]
+        named = ", ".join(repr(key) for key in keys if key)
+        raise ValueError(f"a line of text; expected an object with {named}")
+    return {task.text: line}
+
+
 def _classified(task: ClassificationTask | ClozeTask, row: Row, line: int) -> Example:
     label = _value(row, task.label, "label")
     if not isinstance(label, str | int) or isinstance(label, bool):

@@ -73,6 +73,27 @@ def _of_tags(answers: Sequence[Sequence[str]], truth: Sequence[Sequence[str]]) -
     }
 
 
+def by_label(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    """Of each label: how many are tested, the share of these that is found (recall), and the share
+    of its answers that is right (precision); None where there are none. Empty without a confusion
+    (row: true label, column: predicted label)."""
+    rows = []
+    for number, (label, row) in enumerate(zip(labels, confusion, strict=False)):
+        right, tested = row[number], sum(row)
+        answered = sum(each[number] for each in confusion)
+        found, precise = (right / count if count else None for count in (tested, answered))
+        rows.append({"label": label, "tested": tested, "recall": found, "precision": precise})
+
+    return rows
+
+
+def spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """The entities that tags mark, by seqeval: kind, first word, the word behind the last."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    return [(kind, first, last + 1) for kind, first, last in get_entities(list(tags))]
+
+
 def _of_places(answers: Sequence[int], truth: Sequence[int]) -> dict[str, float]:
     from sklearn.metrics import accuracy_score
 

@@ -1,4 +1,4 @@
-"""`robustly delta`: tune, search, compare, subspace."""
+"""`robustly delta`: tune, search, compare, subspace; how a delta is made."""
 
 import difflib
 import json
@@ -79,16 +79,32 @@ def delta_command(
     config: ConfigArgument,
     overrides: Overrides = None,
     new_run: NewRun = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORG/NAME",
+            help="Push it, once it is finished, to the Hugging Face Hub; delta.base_model names the"
+            " base there.",
+        ),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Nobody else sees it there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Attach a delta (LoRA, adapters, prompts, ...) to a published folder, train and score it, and
     save it."""
     with user_errors():
         settled = delta_config(config, overrides, new_run)
+        from robustly.delta import hub
         from robustly.delta.stage import make_delta
 
+        if push:
+            hub.check(settled, push)
+
         folder = settled.folder("delta")
-        show_result(folder, make_delta(settled), as_json, command_line("inspect", str(folder)))
+        manifest = make_delta(settled)
+        if push:
+            log.say(f"pushed: {hub.push(settled, push, private)}")
+        show_result(folder, manifest, as_json, command_line("delta", "predict", str(folder)))
 
 
 @delta_app.command(name="search", short_help="Search methods and learning rates.")

@@ -47,10 +47,7 @@ def describe(folder: Path, finished: Manifest) -> Description:
             **provenance(finished),
         },
         [Listing("by seed", [_flat(score) for score in scores["seeds"]])],
-        [
-            f"next: `from robustly import delta; delta.load({record['base']['name']!r},"
-            f" {str(folder)!r})` in Python"
-        ],
+        [f"next: robustly delta predict {typed(folder)} FILE"],
     )
 
 

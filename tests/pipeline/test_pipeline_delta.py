@@ -75,5 +75,5 @@ def test_a_delta_from_the_shipped_page(work: Path) -> None:
     ):
         assert words in done.stderr
 
-    assert "robustly inspect runs/small/deltas/short" in done.stderr
+    assert "robustly delta predict runs/small/deltas/short" in done.stderr
     assert "Warning" not in done.stderr

@@ -8,13 +8,13 @@ encoded examples, each of which has one input or several."""
 from robustly.delta.tasks.config import Task
 from robustly.delta.tasks.heads.classification import ClassificationHead
 from robustly.delta.tasks.heads.cloze import ClozeHead
-from robustly.delta.tasks.heads.head import EncodedExample, TaskHead
+from robustly.delta.tasks.heads.head import EncodedExample, TaskHead, Wanted
 from robustly.delta.tasks.heads.multiple_choice import MultipleChoiceHead
 from robustly.delta.tasks.heads.regression import RegressionHead
 from robustly.delta.tasks.heads.tokens import TokensHead
 from robustly.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["EncodedExample", "TaskHead", "task_head"]
+__all__ = ["EncodedExample", "TaskHead", "Wanted", "task_head"]
 
 HEADS: dict[str, type[TaskHead]] = {
     "classification": ClassificationHead,

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,17 @@ from robustly.delta.tasks.data import Example
 from robustly.tokenizer.tokenizer import Tokenizer
 
 IGNORED = -100  # what cross-entropy passes over
+DIGITS = 6
+"""Of a probability that is shown, behind the point."""
+
+
+class Wanted(NamedTuple):
+    """What is shown of an answer."""
+
+    top: int | None = None
+    """How many labels, the best first; None: all of them."""
+    min_score: float | None = None
+    """The probability below which an answer is none: null, for none of these."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +131,21 @@ class TaskHead(ABC):
         """The probability of each possible answer to each example, from its logits: by label; of
         tokens, for each word by tag; of choices, in their order. None where answers are
         numbers."""
+
+    def check(self, wanted: Wanted) -> None:
+        """Raises UserError if its answers have not what is wanted of them."""
+        if wanted.top is not None and not self.labels:
+            raise UserError(f"--top {wanted.top}: answers to {self.task.kind} are no labels")
+
+    def shown(
+        self, example: Example, best: Any, probabilities: Any, wanted: Wanted
+    ) -> dict[str, Any]:
+        """An answer as an object of JSON, whose keys are those of the answer in a training file,
+        whatever the task's file calls them."""
+        ranked = sorted(probabilities.items(), key=lambda item: -item[1])
+        sure = wanted.min_score is None or ranked[0][1] >= wanted.min_score
+        scores = {label: round(score, DIGITS) for label, score in ranked[: wanted.top]}
+        return {"label": best if sure else None, "scores": scores}
 
     def scores(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         """The task's scores by name, the main one first."""

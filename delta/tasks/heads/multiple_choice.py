@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from robustly import UserError
 from robustly.delta.base_model import HeadKind
 from robustly.delta.tasks.data import Example
-from robustly.delta.tasks.heads.head import EncodedExample
+from robustly.delta.tasks.heads.head import DIGITS, EncodedExample, Wanted
 from robustly.delta.tasks.heads.texts import TextHead
 
 
@@ -73,3 +73,14 @@ class MultipleChoiceHead(TextHead):
             scores[: len(row.ids)].float().softmax(-1).tolist()
             for scores, row in zip(logits, rows, strict=True)
         ]
+
+    def shown(
+        self, example: Example, best: int, probabilities: list[float], wanted: Wanted
+    ) -> dict[str, Any]:
+        """The place of the choice, its text, and the scores of all in their order."""
+        sure = wanted.min_score is None or probabilities[best] >= wanted.min_score
+        return {
+            "answer": best if sure else None,
+            "choice": example.choices[best] if sure else None,
+            "scores": [round(score, DIGITS) for score in probabilities],
+        }

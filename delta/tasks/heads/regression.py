@@ -1,12 +1,15 @@
 """A number for a text or a pair of texts."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustly.delta.tasks.heads.head import EncodedExample
+from robustly import UserError
+from robustly.delta.tasks.data import Example
+from robustly.delta.tasks.heads.head import DIGITS, EncodedExample, Wanted
 from robustly.delta.tasks.heads.texts import TextHead
 
 
@@ -24,3 +27,13 @@ class RegressionHead(TextHead):
 
     def probabilities(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> None:
         return None
+
+    def check(self, wanted: Wanted) -> None:
+        super().check(wanted)
+        if wanted.min_score is not None:
+            raise UserError("--min-score: a number is not more or less probable")
+
+    def shown(
+        self, example: Example, best: float, probabilities: None, wanted: Wanted
+    ) -> dict[str, Any]:
+        return {"label": round(best, DIGITS)}

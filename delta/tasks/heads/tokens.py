@@ -3,15 +3,17 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from robustly import UserError
 from robustly.delta.base_model import HeadKind
+from robustly.delta.tasks import metrics
 from robustly.delta.tasks.data import Example
-from robustly.delta.tasks.heads.head import IGNORED, EncodedExample, TaskHead
+from robustly.delta.tasks.heads.head import DIGITS, IGNORED, EncodedExample, TaskHead, Wanted
 from robustly.delta.tasks.metrics import OUTSIDE
 from robustly.tokenizer.tokenizer import Tokenizer
 
@@ -73,6 +75,34 @@ class TokensHead(TaskHead):
             ]
             for scores, row in zip(logits, rows, strict=True)
         ]
+
+    def check(self, wanted: Wanted) -> None:
+        if wanted.top is not None:
+            raise UserError(f"--top {wanted.top}: a word has one tag, and a span one score")
+
+    def shown(
+        self,
+        example: Example,
+        best: tuple[str, ...],
+        probabilities: list[dict[str, float]],
+        wanted: Wanted,
+    ) -> dict[str, Any]:
+        """The tags, and the spans of words that they mark: `start`, the number of its first word,
+        from 0, `end`, that of the word behind it, and the mean probability of their tags. Words of
+        a span below `wanted.min_score` are of none."""
+        tags, spans = list(best), []
+        for label, start, end in metrics.spans(best):
+            sure = [probabilities[word].get(tags[word], 0.0) for word in range(start, end)]
+            score = sum(sure) / len(sure)
+            if wanted.min_score is not None and score < wanted.min_score:
+                tags[start:end] = [OUTSIDE] * (end - start)
+                continue
+
+            text = " ".join(example.texts[start:end])
+            span = {"label": label, "text": text, "start": start, "end": end}
+            spans.append({**span, "score": round(score, DIGITS)})
+
+        return {"tags": tags, "spans": spans}
 
     @cached_property
     def _spaced(self) -> Tokenizer:

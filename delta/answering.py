@@ -1,0 +1,138 @@
+"""Answer any number of rows with a delta, in their order: `robustly delta predict`; and score
+labelled ones: `robustly delta score`."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from robustly import UserError
+from robustly.config import InputPath
+from robustly.delta.inputs import Given, windows
+from robustly.delta.predictor import BATCH, Answer, Judgement, Predictor, unseen
+from robustly.delta.tasks import files
+from robustly.delta.tasks.data import Example, examples, input_of
+from robustly.delta.tasks.heads import Wanted
+
+WINDOW = 8 * BATCH
+"""Rows that are held at a time, and sorted by length for the encoder."""
+
+
+class Options(NamedTuple):
+    """What a user wants of the answers to rows."""
+
+    wanted: Wanted = Wanted()
+    keep: tuple[str, ...] = ()
+    """Keys of a row that its answer repeats, under `input`."""
+    max_bad_lines: int = 0
+    """How many rows may have no input; each has an `error` in the place of its answer."""
+    slow: bool = False
+    """Whether rows come now and then (`inputs.windows`)."""
+
+
+class _Asked(NamedTuple):
+    """A row that holds an input."""
+
+    example: Example
+    kept: dict[str, Any]
+    line: str | None
+    """The line of text, where it is one."""
+
+
+def answers(
+    predictor: Predictor,
+    given: Iterable[Given],
+    options: Options,
+    advance: Callable[[int], None] = unseen,
+) -> Iterator[dict[str, Any]]:
+    """The answer to each row, in the rows' order, as it is printed. `advance`: told how many more
+    are ready.
+
+    Raises UserError if the answers have not what is wanted of them; and, after the answers to all
+    rows before it, with the place of a row that has no input, if it is one more than
+    `options.max_bad_lines`."""
+    predictor.head.check(options.wanted)
+    bad = 0
+
+    for window in windows(given, WINDOW, options.slow):
+        read = [_read(predictor, each, options.keep) for each in window]
+        asked = [each for each in read if isinstance(each, _Asked)]
+        answered = iter(predictor.answer([each.example for each in asked], advance))
+
+        for row, each in zip(window, read, strict=True):
+            if isinstance(each, _Asked):
+                yield each.kept | _shown(predictor, each, next(answered), options.wanted)
+                continue
+
+            bad += 1
+            fault = f"{row.place()}: {each}"
+            if bad > options.max_bad_lines:
+                raise UserError(fault)
+            yield {"error": fault}
+
+
+def _read(predictor: Predictor, given: Given, keep: tuple[str, ...]) -> _Asked | ValueError:
+    """What is asked by a row, or why nothing is."""
+    row = given.row
+    if isinstance(row, ValueError):
+        return row
+
+    try:
+        example = input_of(predictor.head.task, row)
+    except ValueError as fault:
+        return fault
+
+    keys = {} if isinstance(row, str) else row
+    if missing := [key for key in keep if key not in keys]:
+        found = ", ".join(keys) or "none, in a line of text"
+        return ValueError(f"no key {missing[0]!r} (--keep); the keys here: {found}")
+
+    kept = {"input": {key: keys[key] for key in keep}} if keep else {}
+    return _Asked(example, kept, row if isinstance(row, str) else None)
+
+
+def _shown(predictor: Predictor, asked: _Asked, answer: Answer, wanted: Wanted) -> dict[str, Any]:
+    found = predictor.head.shown(asked.example, *answer, wanted)
+    if asked.line is not None and "spans" in found:
+        words = list(re.finditer(r"\S+", asked.line))
+        for span in found["spans"]:
+            span["characters"] = [words[span["start"]].start(), words[span["end"] - 1].end()]
+
+    return found
+
+
+# ------------------------------------------------------------------------------------------ scoring
+
+
+def judged(predictor: Predictor, name: str) -> tuple[list[Example], Judgement]:
+    """The examples of a labelled file, whose keys are those of the task's files, and the answers
+    to them with their scores.
+
+    Raises UserError as `files.read` and `tasks.data.examples` do, and for a label that the delta
+    does not know."""
+    task = predictor.head.task
+    table = files.read("FILE", InputPath(name))
+    found = examples(task, table)
+    known = set(predictor.labels)
+    for example in found:
+        unknown = set(_labels(example)) - known if known else set()
+        if unknown:
+            raise UserError(
+                f"{table.place(example.line)}: the delta does not know the label"
+                f" {min(unknown)!r}; it knows {', '.join(predictor.labels)}"
+            )
+
+    return found, predictor.judge(found)
+
+
+def _labels(example: Example) -> tuple[str, ...]:
+    return example.label if isinstance(example.label, tuple) else (example.label,)
+
+
+def predictions(
+    predictor: Predictor, examples: Iterable[Example], answers: Iterable[Answer]
+) -> Iterator[dict[str, Any]]:
+    """The answers to labelled examples: for each its line in the file, the right answer as
+    `expected`, and what `answers` would give, with the best three labels."""
+    for example, answer in zip(examples, answers, strict=True):
+        shown = predictor.head.shown(example, *answer, Wanted(top=3))
+        yield {"line": example.line, "expected": example.label, **shown}

@@ -1,0 +1,203 @@
+"""`robustly delta predict`, `score` and `merge`: what a finished delta is used by."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from robustly import UserError, log
+from robustly.cli.common import user_errors
+from robustly.cli.delta import delta_app
+
+if TYPE_CHECKING:
+    from robustly.delta.base_model import Base
+    from robustly.delta.predictor import Predictor
+
+DeltaFolder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="What `robustly delta` has made.")
+]
+BaseFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--base", metavar="FOLDER", help="Its base; default: where it lay when it was trained."
+    ),
+]
+
+
+def finished_delta(folder: Path, base: Path | None) -> "tuple[Base, Predictor]":
+    """A delta on its base, on the GPU if there is one. Raises UserError if one of them is not what
+    it should be."""
+    import torch
+
+    from robustly import manifest
+    from robustly.delta.base_model import Base
+    from robustly.delta.saving import load, read_record
+
+    manifest.require_whole(folder, "delta")
+    name = base or Path(read_record(folder).base.get("name", ""))
+    if not name.is_dir():
+        raise UserError(f"{folder}: its base, {name}, is not there; give its folder by --base")
+
+    found = Base.load(name)
+    predictor = load(found, folder)
+    predictor.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return found, predictor
+
+
+@delta_app.command(name="predict", short_help="Answer inputs of files or of standard input.")
+def delta_predict_command(
+    folder: DeltaFolder,
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE]...",
+            help="Text (an input a line), JSON lines, CSV, or any other kind that a task's files"
+            " have; - (and none): standard input.",
+        ),
+    ] = None,
+    base: BaseFolder = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SUFFIX",
+            help="What the input is, such as txt, jsonl, csv; default: by the file's name, and"
+            " standard input by its first character.",
+        ),
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(metavar="K", min=1, help="Show the scores of the best K labels alone."),
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            min=0,
+            max=1,
+            help="Below this probability the label is null: none of these.",
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY", help="Repeat this key of the row in its answer, such as id; repeatable."
+        ),
+    ] = None,
+    max_bad_lines: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Rows without an input that may be; each has an error in the place of its answer.",
+        ),
+    ] = 0,
+) -> None:
+    """Answer each input by one line of JSON on stdout, in the inputs' order: the label, and how
+    probable each label is; for tags the spans as well. Inputs are answered while they are read,
+    however many there are, and from a pipe as they come. A row has the keys that the delta's
+    training file had, without the answer; a line of text is the text.
+
+    A row that holds no input (a blank text, a missing key, broken JSON) ends the command with its
+    line and exit code 2, after the answers to all rows before it.
+    """
+    with user_errors():
+        from robustly.delta.answering import Options, answers
+        from robustly.delta.inputs import read
+        from robustly.delta.predictor import unseen
+        from robustly.delta.tasks.heads import Wanted
+
+        _, predictor = finished_delta(folder, base)
+        names = files or ["-"]
+        options = Options(Wanted(top, min_score), tuple(keep or ()), max_bad_lines, "-" in names)
+        # on one terminal a bar would stand between the answers
+        progress = log.progress("answering", None, "rows")
+        with nullcontext(unseen) if sys.stdout.isatty() else progress as advance:
+            count, none = print_answers(
+                answers(predictor, read(names, format), options, advance), options.slow
+            )
+
+        log.say(f"{count:,} answers" + (f", {none:,} of them none of the labels" if none else ""))
+
+
+def print_answers(found: Iterable[Mapping[str, Any]], at_once: bool) -> tuple[int, int]:
+    """Print each answer as a line of JSON, until there are no more or who reads them has gone
+    (`| head`). `at_once`: they are waited for. Returns how many there were, and how many of them
+    are none of the labels."""
+    count = none = 0
+    try:
+        for answer in found:
+            sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            if at_once:
+                sys.stdout.flush()
+
+            count += 1
+            none += "label" in answer and answer["label"] is None
+
+    except BrokenPipeError:
+        # what is left in it has no reader, either, when Python flushes it in the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        with suppress(BrokenPipeError):
+            sys.stdout.flush()  # the answers come before a fault
+
+    return count, none
+
+
+@delta_app.command(name="score", short_help="Score a delta on a labelled file.")
+def delta_score_command(
+    folder: DeltaFolder,
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="With the keys of the delta's training file; or hub:NAME/SPLIT."
+        ),
+    ],
+    base: BaseFolder = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the scores as one JSON object on stdout.")
+    ] = False,
+) -> None:
+    """Score a delta on a labelled file: the task's metrics, the loss, and for each label how many
+    are found and how many answers are right."""
+    with user_errors():
+        from robustly.delta.answering import judged
+        from robustly.delta.tasks.metrics import by_label
+
+        _, predictor = finished_delta(folder, base)
+        examples, judgement = judged(predictor, file)
+        labels = by_label(predictor.labels, judgement.confusion)
+        log.table(f"{folder} on {file}", {"examples": len(examples), **judgement.scores})
+        if labels:
+            log.rows(labels)
+
+        if as_json:
+            scores = {"examples": len(examples), "scores": judgement.scores, "labels": labels}
+            log.print_json({"folder": str(folder), "file": file, **scores})
+
+
+@delta_app.command(name="merge", short_help="Merge a delta into its base, for plain transformers.")
+def delta_merge_command(
+    folder: DeltaFolder,
+    into: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the model goes: a new folder.")
+    ],
+    base: BaseFolder = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the facts as one JSON object on stdout.")
+    ] = False,
+) -> None:
+    """Write a delta and its base as one model that plain transformers loads, with tokenizer and
+    labels, where the methods allow it: lora, dora, ia3, adalora, bitfit, full and head. The folder
+    is reloaded by transformers and gives the same logits, or nothing is written."""
+    with user_errors():
+        from robustly.delta.merged import write_merged
+
+        found, predictor = finished_delta(folder, base)
+        facts = write_merged(predictor, found, into)
+        log.table(f"merged: {into}", facts)
+        if as_json:
+            log.print_json({"folder": str(into), **facts})
