@@ -10,7 +10,8 @@ from robustly.config import InputPath
 from robustly.delta.inputs import Given, windows
 from robustly.delta.predictor import BATCH, Answer, Judgement, Predictor, unseen
 from robustly.delta.tasks import files
-from robustly.delta.tasks.data import Example, examples, input_of
+from robustly.delta.tasks.data import labels_of
+from robustly.delta.tasks.examples import Example, examples, input_of, refuse
 from robustly.delta.tasks.heads import Wanted
 
 WINDOW = 8 * BATCH
@@ -107,25 +108,20 @@ def judged(predictor: Predictor, name: str) -> tuple[list[Example], Judgement]:
     """The examples of a labelled file, whose keys are those of the task's files, and the answers
     to them with their scores.
 
-    Raises UserError as `files.read` and `tasks.data.examples` do, and for a label that the delta
+    Raises UserError as `files.read` and `examples` do, and for a label that the delta
     does not know."""
     task = predictor.head.task
     table = files.read("FILE", InputPath(name))
     found = examples(task, table)
-    known = set(predictor.labels)
-    for example in found:
-        unknown = set(_labels(example)) - known if known else set()
-        if unknown:
-            raise UserError(
-                f"{table.place(example.line)}: the delta does not know the label"
-                f" {min(unknown)!r}; it knows {', '.join(predictor.labels)}"
-            )
-
+    refuse(
+        [
+            f"{table.place(example.line)}: the delta does not know the label {label!r}; it knows"
+            f" {', '.join(predictor.labels)}"
+            for example in found
+            for label in sorted(set(labels_of(task, example)) - set(predictor.labels))
+        ]
+    )
     return found, predictor.judge(found)
-
-
-def _labels(example: Example) -> tuple[str, ...]:
-    return example.label if isinstance(example.label, tuple) else (example.label,)
 
 
 def predictions(

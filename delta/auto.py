@@ -17,7 +17,8 @@ from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import LEAST_BUDGET, Candidate, Situation
 from robustly.delta.methods import label
 from robustly.delta.predictor import head_on
-from robustly.delta.tasks.data import Example, TaskData, draw
+from robustly.delta.tasks.data import TaskData, draw
+from robustly.delta.tasks.examples import Example
 from robustly.delta.trainer import Diverged
 from robustly.delta.tuning import tune, unseen_test
 from robustly.files import write_json

@@ -12,6 +12,7 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForMultipleChoice,
+    RobertaForQuestionAnswering,
     RobertaForSequenceClassification,
     RobertaForTokenClassification,
     RobertaPreTrainedModel,
@@ -27,11 +28,12 @@ from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.reading import read_json_object
 from robustly.tokenizer.tokenizer import Tokenizer
 
-HeadKind = Literal["sequence", "tokens", "choice", "masked_lm"]
+HeadKind = Literal["sequence", "tokens", "choice", "spans", "masked_lm"]
 HEADS: dict[HeadKind, type[RobertaPreTrainedModel]] = {
     "sequence": RobertaForSequenceClassification,
     "tokens": RobertaForTokenClassification,
     "choice": RobertaForMultipleChoice,
+    "spans": RobertaForQuestionAnswering,
     "masked_lm": RobertaForMaskedLM,
 }
 

@@ -53,7 +53,7 @@ def delta_card(
         tags=["robustly", "roberta", *methods],
     )
     examples = {
-        "test examples": len(data.test),
+        f"{data.scored_on} examples": len(data.test),
         "training examples": record.facts["training_examples"],
     }
     sections = [
@@ -101,8 +101,9 @@ def _score_table(scores: Sequence[SeedScore], data: TaskData) -> str:
         values = (mean, deviation, data.baselines.get(metric))
         rows.append([metric, *("-" if value is None else show(value) for value in values)])
 
+    file = f"{data.scored_on} file"
     deviation_of = f"deviation of {len(scores)} seeds"
-    return markdown.table(["test file", "mean", deviation_of, "the same answer to all"], rows)
+    return markdown.table([file, "mean", deviation_of, "the same answer to all"], rows)
 
 
 def _facts(record: DeltaRecord, recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from transformers import RobertaPreTrainedModel
 from robustly import UserError
 from robustly.delta.attachment import attach
 from robustly.delta.base_model import Base
-from robustly.delta.tasks.config import Task
-from robustly.delta.tasks.data import Example
+from robustly.delta.tasks.config import LabelledTask, Task
+from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads import EncodedExample, TaskHead, task_head
 
 BATCH = 32  # inputs that are scored at a time
@@ -92,17 +92,19 @@ class Predictor:
         return _in_order(self.logits_by_batch(self.head.encode(examples)))
 
     def predict(self, inputs: Iterable[Any]) -> list[Any]:
-        """The best answer to each input: a label, a number, a list of tags, or the index of a
-        choice.
+        """The best answer to each input: a label, several labels, a number, a list of tags, the
+        index of a choice, or the words that answer a question.
 
-        An input is a text; a pair of them, or a list of words for tags; for multiple choice a pair
-        of that and the choices, `(text, [choice, ...])`. Raises UserError for a text in the place
-        of the list, and with the number of the input for one that is blank or of another shape."""
+        An input is a text; a pair of them; a list of words for tags; a question and its context;
+        for multiple choice a pair of that and the choices, `(text, [choice, ...])`. Raises
+        UserError for a text in the place of the list, and with the number of the input for one that
+        is blank or of another shape."""
         return [answer.best for answer in self.answer(_examples(inputs))]
 
     def probabilities(self, inputs: Iterable[Any]) -> list[Any]:
-        """How probable each possible answer to an input is: a dict by label; of tags a list of
-        them, one for each word; of choices a list of numbers; None where the answer is a number.
+        """How probable each possible answer to an input is: a dict by label, or by the text of a
+        span; of tags a list of them, one for each word; of choices a list of numbers; None where
+        the answer is a number.
         `inputs`: as for `predict`."""
         return [answer.probabilities for answer in self.answer(_examples(inputs))]
 
@@ -140,7 +142,7 @@ class Predictor:
         return Judgement(scores, self._confusion(best, examples), answers, batches)
 
     def _confusion(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[list[int]]:
-        if self.head.kind not in ("sequence", "masked_lm") or not self.labels:
+        if not isinstance(self.head.task, LabelledTask):
             return []
         number = self.head.number
         table = np.zeros((len(number), len(number)), np.int64)
@@ -186,6 +188,8 @@ def sample_input(task: Task, text: str) -> Any:
     """An input of a task's shape, made of a text."""
     if task.kind == "tokens":
         return text.split()
+    if task.kind == "span_qa":
+        return (text, text)
 
     texts = text if task.text_pair is None else (text, text)
     return (texts, ["yes", "no"]) if task.kind == "multiple_choice" else texts

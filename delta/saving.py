@@ -170,8 +170,7 @@ def save(
     """Write a finished delta and its head, without the base, and where peft can hold it peft's
     files. `trained`: how many parameters were."""
     model = predictor.model
-    files = {name: getattr(task, name) for name in ("train", "dev", "test")}
-    names = {name: Path(file).name for name, file in files.items() if file}
+    names = {part: Path(file).name for part, file in task.files.items()}
     record = DeltaRecord(
         methods=_methods(model),
         labels=list(predictor.labels),

@@ -336,9 +336,8 @@ def config_text(config: DeltaExperiment, name: str) -> str:
         mode="json", by_alias=True, exclude_none=True, exclude={"search", "compare"}
     )
     task = raw["delta"]["task"]
-    for part in ("train", "dev", "test"):
-        if part in task:
-            task[part] = _anywhere(getattr(config.delta.task, part))
+    for part, file in config.delta.task.files.items():
+        task[part] = _anywhere(file)
 
     if config.delta.base:
         raw["delta"]["base"] = str(config.base.absolute())

@@ -214,6 +214,8 @@ def _announce(
     rows["dev"] = f"{len(data.dev):,} examples" if data.dev else "none: the last epoch is kept"
     baseline = f"{data.metric} {show(data.baselines[data.metric])}"
     rows["test"] = f"{len(data.test):,} examples; the same answer to all: {baseline}"
+    if data.scored_on == "dev":
+        rows["test"] = f"none: dev is scored; the same answer to all: {baseline}"
     if data.labels:
         more = ", ..." if len(data.labels) > LABELS_SHOWN else ""
         labels = ", ".join(data.labels[:LABELS_SHOWN])

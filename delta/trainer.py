@@ -85,6 +85,7 @@ class DeltaTrainer:
         self.predictor, self.model, self.head = predictor, predictor.model, predictor.head
         self.data, self.optim, self.seed = data, optim, seed
         self.rows = self.head.encode(draw(data, count, seed))
+        self.objective = self.head.training(self.rows)
         self.dev = self.head.encode(data.dev)
         self.schedule = optim.schedule(len(self.rows))
         self.per_epoch = len(self.rows) / optim.batch_size
@@ -137,13 +138,13 @@ class DeltaTrainer:
     def _backward(self, batch: Sequence[EncodedExample]) -> float:
         """Compute the gradients of the batch's mean loss and of the methods' penalties, a
         micro-batch at a time. Returns that mean loss."""
-        targets = self.head.targets(batch)
+        targets = self.objective.targets(batch)
         whole = torch.zeros((), device=self.model.device)
         size = self.optim.micro_batch or len(batch)
         for start in range(0, len(batch), size):
             some = batch[start : start + size]
             # The logits have no name, which would keep them while gradients are computed.
-            loss = self.head.losses(self._logits(some), some).sum() / targets
+            loss = self.objective.losses(self._logits(some), some).sum() / targets
             loss.backward()
             whole += loss.detach()
 

@@ -1,3 +1,4 @@
-"""Tasks of a delta: `config` is their section, `files` reads their rows and `data` makes checked
-examples of them; `template` is the text of a cloze; `heads` turns examples into tensors, losses
-and answers; `metrics` are the scores."""
+"""Tasks of a delta: `config` is their section, `files` reads their rows, `examples` makes checked
+examples of these, and `data` keeps training and tests apart; `template` is the text of a cloze,
+`tags` knows the schemes of entities; `heads` turns examples into tensors, losses and answers;
+`metrics` are the scores."""

@@ -1,9 +1,11 @@
 """The config of a task (`delta.task`): where its examples are, and what they hold."""
 
+import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from robustly.config import InputPath, Section
 from robustly.delta.tasks import template
@@ -14,6 +16,30 @@ SHORTEST = 8
 HUB = re.compile(r"hub:(?P<name>.+?)(:(?P<subset>[^:/]+))?/(?P<split>[^:/]+)")
 
 
+def label_name(value: object) -> str:
+    """A label as it stands in a file, as text: 1 and 1.0 are `1`, true is `true`. Raises ValueError
+    for what is no string, number or truth value."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() else str(value)
+    if isinstance(value, str | int):
+        return str(value)
+
+    found = "nothing" if value is None else type(value).__name__
+    raise ValueError(f"expected a string, a number, true or false, found {found}")
+
+
+def _by_name(value: Any) -> Any:
+    return {label_name(k): v for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+Label = Annotated[str, BeforeValidator(label_name)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+ClassWeights = Annotated[dict[str, Weight], Field(min_length=1), BeforeValidator(_by_name)]
+
+
 class _TaskFiles(Section):
     """Its files: of any kind that a corpus has but .txt, such as .jsonl, .csv or .tsv (with a line
     of column names) or .parquet; or a split of a dataset, `hub:NAME/SPLIT` or
@@ -22,27 +48,51 @@ class _TaskFiles(Section):
 
     train: InputPath
     """What is trained on."""
-    dev: InputPath | None = None
-    """What the best epoch is chosen by; inputs that stand in here are never trained on."""
-    test: InputPath
+    dev: Share | InputPath | None = None
+    """What the best epoch is chosen by; inputs that stand in here are never trained on. Or a share
+    of `train`, such as 0.1: an input belongs to it by its own hash, whatever else the file
+    holds, and equal inputs stay together."""
+    test: Share | InputPath | None = None
     """What is scored; inputs that stand in here are never trained on, and are taken out of
-    `dev`."""
+    `dev`. Or a share of `train`, as for `dev`. Default: `dev` is scored, too, by which the epoch
+    was chosen."""
     examples: Positive | None = None
-    """Training examples in all, drawn anew by each seed, as many of each label where there are
-    labels; null: all of them."""
+    """Training examples in all, drawn anew by each seed; null: all of them."""
     max_length: Annotated[int, Field(ge=SHORTEST)] = 512
     """Tokens of an input, special ones included; what is longer is cut at its end, of a pair the
     longer text first, and so is what the base has no position for."""
 
     @field_validator("train", "dev", "test")
     @classmethod
-    def _names_a_split(cls, value: InputPath | None) -> InputPath | None:
-        if value and value.startswith("hub:") and not HUB.fullmatch(value):
+    def _names_a_split(cls, value: InputPath | float | None) -> InputPath | float | None:
+        if isinstance(value, InputPath) and value.startswith("hub:") and not HUB.fullmatch(value):
             raise ValueError(
                 "expected hub:NAME/SPLIT or hub:NAME:SUBSET/SPLIT, such as"
                 " hub:nyu-mll/glue:sst2/train"
             )
         return value
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> Self:
+        if self.dev is None and self.test is None:
+            raise ValueError(
+                "neither dev nor test: expected a file that is scored, or a share of train, such as"
+                " test: 0.2"
+            )
+
+        shares = [share for share in (self.dev, self.test) if isinstance(share, float)]
+        if sum(shares) >= 1:
+            raise ValueError(
+                f"dev and test take {sum(shares):g} of train; expected less than all of it"
+            )
+
+        return self
+
+    @property
+    def files(self) -> dict[str, InputPath]:
+        """The files by their keys."""
+        values = {part: getattr(self, part) for part in ("train", "dev", "test")}
+        return {part: value for part, value in values.items() if isinstance(value, InputPath)}
 
 
 class _TextTask(_TaskFiles):
@@ -52,12 +102,57 @@ class _TextTask(_TaskFiles):
     """Key of the second text of a pair."""
 
 
-class ClassificationTask(_TextTask):
+class WeightedTask(_TaskFiles):
+    """How labels count in training; not in scores."""
+
+    class_weights: Literal["balanced"] | ClassWeights | None = None
+    """What an example's loss counts, by its label (for tokens, a word's by its tag; for several
+    labels, that of having one, beside not having it); a label that is not named counts 1.
+    `balanced`: by the inverse of the label's frequency among the training examples, 1 in the mean;
+    for several labels as many times as the examples without one are more than those with it."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that the target spreads evenly over all labels (Szegedy et al. 2016, section
+    7)."""
+
+
+class LabelledTask(_TextTask, WeightedTask):
+    """One of several labels for a text or a pair of texts."""
+
+    label: str = "label"
+    """Key of the label: a string, a number, true or false."""
+    draw: Literal["balanced", "proportional"] = "balanced"
+    """Of `examples`: as many of each label, or as many as the label's share of `train`."""
+    metric: Literal["accuracy", "macro_f1", "micro_f1", "binary_f1", "mcc"] = "accuracy"
+    """The main score: it chooses the best epoch, and what a search or `auto` finds."""
+    positive: Label | None = None
+    """The label whose F1 `binary_f1` is."""
+
+    @model_validator(mode="after")
+    def _knows_the_positive(self) -> Self:
+        if self.metric == "binary_f1" and self.positive is None:
+            raise ValueError("metric: binary_f1: expected the label that it is of in `positive`")
+        return self
+
+
+class ClassificationTask(LabelledTask):
     """One of several labels for a text or a pair of texts."""
 
     kind: Literal["classification"]
+
+
+class MultiLabelTask(_TextTask, WeightedTask):
+    """Any number of labels for a text or a pair of texts."""
+
+    kind: Literal["multi_label"]
     label: str = "label"
-    """Key of the label, a string or an integer."""
+    """Key of the list of labels, which may be empty."""
+    separator: Annotated[str, Field(min_length=1)] | None = None
+    """What stands between the labels where they are one string, as in a cell of CSV; a string that
+    is a JSON list needs none."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The probability from which on a label is answered."""
+    metric: Literal["micro_f1", "macro_f1", "exact_match"] = "micro_f1"
+    """The main score; `exact_match` is the share of examples all of whose labels are right."""
 
 
 class RegressionTask(_TextTask):
@@ -67,17 +162,23 @@ class RegressionTask(_TextTask):
     kind: Literal["regression"]
     label: str = "label"
     """Key of the number."""
+    metric: Literal["pearson", "spearman"] = "pearson"
+    """The main score."""
 
 
-class TokensTask(_TaskFiles):
-    """A tag for each word: entities in BIO, `B-` at an entity's first word, `I-` within, `O`
-    outside."""
+class TokensTask(WeightedTask):
+    """A tag for each word: of entities, in BIO (B- at an entity's first word, I- within, O
+    outside), IO, BIOES or BILOU, as `train` has them; or any other tags."""
 
     kind: Literal["tokens"]
     words: str = "words"
     """Key of the list of words."""
     tags: str = "tags"
-    """Key of the list of their tags."""
+    """Key of the list of their tags: strings, or integers."""
+    names: Annotated[list[str], Field(min_length=2)] | None = None
+    """What the tags 0, 1, ... are called, where files have them as integers."""
+    metric: Literal["entity_f1", "accuracy", "macro_f1"] | None = None
+    """The main score. Default: entity_f1 where there are entities, else accuracy."""
 
 
 class MultipleChoiceTask(_TextTask):
@@ -88,19 +189,19 @@ class MultipleChoiceTask(_TextTask):
     """Key of the list of choices."""
     answer: str = "answer"
     """Key of the right one: its place, from 0, or its text."""
+    metric: Literal["accuracy"] = "accuracy"
+    """The main score."""
 
 
-class ClozeTask(_TextTask):
+class ClozeTask(LabelledTask):
     """A classification in which the language-modeling head fills a gap with the word of a label."""
 
     kind: Literal["cloze"]
-    label: str = "label"
-    """Key of the label, a string or an integer."""
     template: str
     """A text with `{text}`, `<mask>` for the gap, `{text_pair}` where there is one, and `{prompt}`
     anywhere for a pseudo-token of `p_tuning`, `{prompt:3}` for three. It is never cut; the texts
     are."""
-    words: Annotated[dict[str, str], Field(min_length=2)]
+    words: Annotated[dict[str, str], Field(min_length=2), BeforeValidator(_by_name)]
     """Label -> the word that stands for it, one token of the vocabulary with the space before
     it."""
 
@@ -109,15 +210,6 @@ class ClozeTask(_TextTask):
     def _can_be_filled(cls, value: str) -> str:
         template.parse(value)
         return value
-
-    @field_validator("words", mode="before")
-    @classmethod
-    def _integers_are_labels(cls, value: Any) -> Any:
-        return (
-            {str(k) if type(k) is int else k: v for k, v in value.items()}
-            if isinstance(value, dict)
-            else value
-        )
 
     @field_validator("words")
     @classmethod
@@ -143,7 +235,35 @@ class ClozeTask(_TextTask):
         return self
 
 
+class SpanTask(_TaskFiles):
+    """A question about a text, whose answer is a span of it. Files are as SQuAD has them: its own
+    JSON, or a question a row."""
+
+    kind: Literal["span_qa"]
+    question: str = "question"
+    """Key of the question."""
+    context: str = "context"
+    """Key of the text that holds the answer."""
+    answers: str = "answers"
+    """Key of the right answers: `{"text": [...], "answer_start": [...]}`, or a list of `{"text":
+    ..., "answer_start": ...}`; the first one is learnt, and the best match counts."""
+    no_answer: bool = False
+    """Whether there may be none, as in SQuAD 2.0; the answer is then an empty string."""
+    stride: Positive = 128
+    """Tokens that two windows of a long context share; half of a window at most."""
+    longest_answer: Positive = 30
+    """Tokens."""
+    metric: Literal["f1", "exact_match"] = "f1"
+    """The main score: SQuAD's F1 of the answers' words, or the share of answers that are right."""
+
+
 Task = Annotated[
-    ClassificationTask | RegressionTask | TokensTask | MultipleChoiceTask | ClozeTask,
+    ClassificationTask
+    | MultiLabelTask
+    | RegressionTask
+    | TokensTask
+    | MultipleChoiceTask
+    | SpanTask
+    | ClozeTask,
     Field(discriminator="kind"),
 ]

@@ -1,64 +1,48 @@
 """A task's examples: read and checked, train, dev and test kept apart, drawn for training."""
 
 import functools
-import math
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from robustly import UserError
-from robustly.delta.tasks import files, metrics
+from robustly.delta.tasks import files, metrics, tags
 from robustly.delta.tasks.config import (
-    ClassificationTask,
     ClozeTask,
-    MultipleChoiceTask,
-    RegressionTask,
+    LabelledTask,
+    MultiLabelTask,
+    SpanTask,
     Task,
     TokensTask,
+    WeightedTask,
 )
-from robustly.delta.tasks.files import Row, Table
-from robustly.delta.tasks.metrics import OUTSIDE
+from robustly.delta.tasks.examples import Example, checked, refuse
+from robustly.delta.tasks.files import Table
 from robustly.rng import permute
 
 DRAW = 0  # the epoch whose order a draw follows; training counts its epochs from 1
-LABELLED = ("classification", "cloze")  # kinds whose examples have one of the task's labels
-
-
-@dataclass(frozen=True)
-class Example:
-    """An input of a task, and its answer."""
-
-    texts: tuple[str, ...]
-    """A text, or a pair; for tokens, the words."""
-    label: Any = None
-    """The answer: a label, a number, a tuple of tags, or the place of a choice; None where it is
-    not known."""
-    line: int = 0
-    """Line of its file, from 1, or its row in a dataset, from 0."""
-    choices: tuple[str, ...] = ()
-
-    @property
-    def inputs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What a model sees of it."""
-        return self.texts, self.choices
+LABELS_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class TaskData:
     """The examples of a task's files."""
 
-    kind: str
+    task: Task
     labels: tuple[str, ...]
-    """Of the training file, sorted: a label's place is its number. For tokens the tags: O, and B-
-    and I- of each kind of entity. None for numbers and choices."""
+    """Of the training file, sorted: a label's place is its number. For tokens the tags, of entities
+    with every mark of their scheme. None for numbers, choices and spans."""
     train: tuple[Example, ...]
     """In the order of the file, without the inputs of `dev` and `test`."""
     dev: tuple[Example, ...]
-    """Without the inputs of `test`; empty where the config names no file."""
+    """Without the inputs of `test`; empty where the config names none."""
     test: tuple[Example, ...]
+    """What is scored: `dev` again where the config names no test."""
     left_out: int
     """Lines of the training file whose inputs stand in another file."""
     dev_left_out: int
@@ -67,39 +51,57 @@ class TaskData:
     """sha256 of each file."""
 
     @property
+    def kind(self) -> str:
+        return self.task.kind
+
+    @property
     def metric(self) -> str:
         """Name of the main score."""
-        return metrics.MAIN[self.kind]
+        return metrics.main(self.task, self.labels)
+
+    @property
+    def scored_on(self) -> str:
+        """`test`; or `dev`, by which the epoch was chosen."""
+        return "dev" if self.task.test is None else "test"
 
     @functools.cached_property
     def baselines(self) -> dict[str, float]:
-        """Scores on the test file of one answer to everything: its most frequent label or place of
-        a choice, the training file's mean, or O."""
+        """Scores of one answer to everything in `test`: its most frequent one, the training file's
+        mean, or of entities none."""
         answers = [example.label for example in self.test]
-        if self.kind == "regression":
-            same: Any = float(np.mean([example.label for example in self.train]))
-        else:
-            same = min(Counter(answers).items(), key=lambda item: (-item[1], item[0]))[0]
+        same: list[Any]
+        match self.kind:
+            case "regression":
+                same = [float(np.mean([example.label for example in self.train]))] * len(answers)
+            case "tokens":
+                found = Counter(tag for each in answers for tag in each)
+                tag = tags.outside(self.labels) or _most(found)
+                same = [(tag,) * len(each) for each in answers]
+            case "span_qa":
+                found = Counter(each[0][0] if each else "" for each in answers)
+                same = [_most(found)] * len(answers)
+            case _:
+                same = [_most(Counter(answers))] * len(answers)
 
-        if self.kind == "tokens":
-            return metrics.scores(self.kind, [(OUTSIDE,) * len(tags) for tags in answers], answers)
-        return metrics.scores(self.kind, [same] * len(answers), answers)
+        return metrics.scores(self.task, self.labels, same, answers)
 
 
 def read(task: Task) -> TaskData:
     """Read the files of a task.
 
-    Raises UserError naming file and line for what is no example; also for a label of another file
-    that is not in training, for a single label, for a file of which nothing is left when another
-    one's inputs are taken out, and for fewer examples than asked for."""
-    names = {part: name for part in ("train", "dev", "test") if (name := getattr(task, part))}
-    tables = {part: files.read(f"delta.task.{part}", name) for part, name in names.items()}
-    parts = {part: examples(task, table) for part, table in tables.items()}
-    labels = _labels(task, tables["train"], parts["train"])
-    for part in parts:
-        _check_labels(task.kind, set(labels), tables[part], parts[part], tables["train"])
+    Raises UserError naming file and line for what is no example, all of them together; also for a
+    label of another file that is not in training, for a single label, for a file of which nothing
+    is left when another one's inputs are taken out, for a share that is empty, and for fewer
+    examples than asked for."""
+    tables = {part: files.read(f"delta.task.{part}", name) for part, name in task.files.items()}
+    faults: list[str] = []
+    parts = {part: checked(task, table, faults) for part, table in tables.items()}
+    refuse(faults)
+    labels = _labels(task, tables, parts)
+    _check_labels(task, set(labels), tables, parts)
+    parts = {**parts, **_shares(task, parts["train"], tables["train"].name)}
 
-    tested = {example.inputs for example in parts["test"]}
+    tested = {example.inputs for example in parts.get("test", ())}
     dev = tuple(example for example in parts.get("dev", ()) if example.inputs not in tested)
     if "dev" in parts and not dev:
         raise UserError(
@@ -110,11 +112,11 @@ def read(task: Task) -> TaskData:
     apart = tested | {example.inputs for example in parts.get("dev", ())}
     train = tuple(example for example in parts["train"] if example.inputs not in apart)
     data = TaskData(
-        kind=task.kind,
+        task=task,
         labels=labels,
         train=train,
         dev=dev,
-        test=tuple(parts["test"]),
+        test=tuple(parts.get("test", dev)),
         left_out=len(parts["train"]) - len(train),
         dev_left_out=len(parts.get("dev", ())) - len(dev),
         hashes={part: table.sha256 for part, table in tables.items()},
@@ -123,240 +125,186 @@ def read(task: Task) -> TaskData:
     return data
 
 
+def _most(found: Counter[Any]) -> Any:
+    """The most frequent one, of several the first in their order."""
+    return min(found.items(), key=lambda item: (-item[1], item[0]))[0]
+
+
 def draw(data: TaskData, count: int | None, seed: int) -> list[Example]:
-    """The training examples of a seed: `count` of them, in equal parts of each label where there
-    are labels (a count that they do not divide gives some labels one more), or all of them. In a
-    random order."""
+    """The training examples of a seed: `count` of them, or all. In a random order.
+
+    Where examples have one label, `balanced` takes equal parts of each (a count that they do not
+    divide gives some labels one more), and `proportional` as many of each as its share of all."""
     shuffled = [
         data.train[i] for i in permute(np.arange(len(data.train)), len(data.train), seed, DRAW)
     ]
     if count is None:
         return shuffled
-    if data.kind not in LABELLED:
+    if not isinstance(data.task, LabelledTask):
         return shuffled[:count]
 
+    every = Counter(example.label for example in shuffled)
+    balanced = data.task.draw == "balanced"
     seen: Counter[str] = Counter()
-    in_turn = []  # the first of every label, then the second of every label, ...
+    in_turn = []  # balanced: the first of every label, then the second of every label, ...
     for place, example in enumerate(shuffled):
-        in_turn.append((seen[example.label], place))
+        turn = seen[example.label] + 0.5
+        in_turn.append((turn if balanced else turn / every[example.label], place))
         seen[example.label] += 1
 
     return [shuffled[place] for _, place in sorted(in_turn)[:count]]
 
 
-# --------------------------------------------------------------------------------------------- rows
+# ------------------------------------------------------------------------------------------- shares
 
 
-def examples(task: Task, table: Table) -> list[Example]:
-    """The examples of a table. Raises UserError with file and line for a row that is none."""
-    made = []
-    for number, row in table.rows:
-        try:
-            made.append(_EXAMPLE[task.kind](task, row, number))
-        except ValueError as fault:
-            raise UserError(f"{table.place(number)}: {fault}") from None
+def _shares(task: Task, train: Sequence[Example], name: str) -> dict[str, list[Example]]:
+    """The parts that the config states as shares of the training file, and what they leave of it.
 
-    return made
+    An input is in a share by its own hash: another line changes nothing for it, and equal inputs
+    are in one part. What would leave training without a label stays there."""
+    shares = {part: getattr(task, part) for part in ("test", "dev")}
+    shares = {part: share for part, share in shares.items() if isinstance(share, float)}
+    if not shares:
+        return {}
 
+    part_of = [_part(_group(task, example), shares) for example in train]
+    learnt = {
+        label
+        for example, part in zip(train, part_of, strict=True)
+        if part == "train"
+        for label in labels_of(task, example)
+    }
+    kept = {
+        _group(task, example)
+        for example in train
+        if not learnt.issuperset(labels_of(task, example))
+    }
+    parts: dict[str, list[Example]] = {"train": [], **{part: [] for part in shares}}
+    for example, part in zip(train, part_of, strict=True):
+        parts["train" if _group(task, example) in kept else part].append(example)
 
-def input_of(task: Task, row: str | Row) -> Example:
-    """The input in a row, which need hold no answer, or in a line of text, whose words stand
-    between spaces. Raises ValueError if there is none."""
-    if isinstance(row, str):
-        row = _row_of(task, row)
-
-    if isinstance(task, TokensTask):
-        words = row.get(task.words)
-        by_word = {task.words: words.split()} if isinstance(words, str) else {}
-        return Example(_strings({**row, **by_word}, task.words, "words"))
-
-    texts = _texts(task, row)
-    if isinstance(task, MultipleChoiceTask):
-        return Example(texts, choices=_strings(row, task.choices, "choices"))
-    return Example(texts)
-
-
-def _row_of(task: Task, line: str) -> Row:
-    if isinstance(task, TokensTask):
-        return {task.words: line}
-    if isinstance(task, MultipleChoiceTask) or task.text_pair is not None:
-        keys = [task.text, task.text_pair, getattr(task, "choices", None)]
-        named = ", ".join(repr(key) for key in keys if key)
-        raise ValueError(f"a line of text; expected an object with {named}")
-    return {task.text: line}
-
-
-def _classified(task: ClassificationTask | ClozeTask, row: Row, line: int) -> Example:
-    label = _value(row, task.label, "label")
-    if not isinstance(label, str | int) or isinstance(label, bool):
-        raise ValueError(
-            f"{_key(task.label, 'label')}: expected a string or an integer, found {_kind(label)}"
-        )
-    return Example(_texts(task, row), _checked(str(label), task.label, "label"), line)
-
-
-def _measured(task: RegressionTask, row: Row, line: int) -> Example:
-    value = _value(row, task.label, "label")
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)  # a cell of CSV is a string
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-
-    if not math.isfinite(number):
-        raise ValueError(f"{_key(task.label, 'label')}: expected a number, found {value!r}")
-    return Example(_texts(task, row), number, line)
-
-
-def _tagged(task: TokensTask, row: Row, line: int) -> Example:
-    words, tags = _strings(row, task.words, "words"), _strings(row, task.tags, "tags")
-    if len(words) != len(tags):
-        raise ValueError(
-            f"{len(words)} in {task.words!r}, {len(tags)} in {task.tags!r}; expected a tag for each"
-            " word"
-        )
-
-    for tag in tags:
-        if tag != OUTSIDE and not (tag[:2] in ("B-", "I-") and tag[2:]):
-            raise ValueError(
-                f"{_key(task.tags, 'tags')}: expected O, B-KIND or I-KIND, found {tag!r}"
+    for part, share in shares.items():
+        if not parts[part]:
+            raise UserError(
+                f"delta.task.{part} = {share:g} of the {len(train):,} examples of {name} is none;"
+                " expected a larger share, or a file"
             )
 
-    return Example(words, tags, line)
+    return parts
 
 
-def _chosen(task: MultipleChoiceTask, row: Row, line: int) -> Example:
-    choices = _strings(row, task.choices, "choices")
-    if len(choices) < 2:
-        raise ValueError(
-            f"{_key(task.choices, 'choices')}: expected two choices or more, found one"
-        )
+def _part(group: Any, shares: dict[str, float]) -> str:
+    digest = hashlib.sha256(json.dumps(group).encode()).digest()
+    left = int.from_bytes(digest[:8]) / 2**64
+    for part, share in shares.items():
+        if left < share:
+            return part
+        left -= share
 
-    answer = _value(row, task.answer, "answer")
-    if isinstance(answer, str) and choices.count(answer) == 1:
-        answer = choices.index(answer)
-
-    if type(answer) is not int or not 0 <= answer < len(choices):
-        raise ValueError(
-            f"{_key(task.answer, 'answer')}: expected the text of one choice, or its place from 0"
-            f" to {len(choices) - 1}, found {answer!r}"
-        )
-
-    return Example(_texts(task, row), answer, line, choices)
+    return "train"
 
 
-_EXAMPLE: dict[str, Callable[[Any, Row, int], Example]] = {
-    "classification": _classified,
-    "cloze": _classified,
-    "regression": _measured,
-    "tokens": _tagged,
-    "multiple_choice": _chosen,
-}
-
-
-def _texts(task: Any, row: Row) -> tuple[str, ...]:
-    roles = {"text": task.text, "text_pair": task.text_pair}
-    return tuple(
-        _checked(_value(row, key, role), key, role)
-        for role, key in roles.items()
-        if key is not None
-    )
-
-
-def _strings(row: Row, key: str, role: str) -> tuple[str, ...]:
-    values = _value(row, key, role)
-    if not isinstance(values, list):
-        raise ValueError(f"{_key(key, role)}: expected a list, found {_kind(values)}")
-    if not values:
-        raise ValueError(f"{_key(key, role)}: empty")
-    return tuple(_checked(value, key, role) for value in values)
-
-
-def _value(row: Row, key: str, role: str) -> Any:
-    if key not in row:
-        raise ValueError(
-            f"no key {key!r} (delta.task.{role}); the keys here: {', '.join(map(repr, row))}"
-        )
-    return row[key]
-
-
-def _checked(value: Any, key: str, role: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{_key(key, role)}: expected a string, found {_kind(value)}")
-    if not value.strip():
-        raise ValueError(f"{_key(key, role)}: empty")
-
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{_key(key, role)}: holds \\u{ord(value[error.start]):04x}, half of a surrogate pair"
-        ) from None
-
-    return value
-
-
-def _key(key: str, role: str) -> str:
-    return f"{key!r} (delta.task.{role})"
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else type(value).__name__
+def _group(task: Task, example: Example) -> Any:
+    """What keeps examples together: their input; the context of questions."""
+    return example.texts[1] if isinstance(task, SpanTask) else example.inputs
 
 
 # ------------------------------------------------------------------------------------------- labels
 
 
-def _labels(task: Task, table: Table, train: Sequence[Example]) -> tuple[str, ...]:
+def labels_of(task: Task, example: Example) -> tuple[str, ...]:
+    """The labels that an example bears, of those that its task has."""
+    if isinstance(task, LabelledTask):
+        return (example.label,)
+    return example.label if isinstance(task, MultiLabelTask | TokensTask) else ()
+
+
+def _labels(
+    task: Task, tables: dict[str, Table], parts: dict[str, list[Example]]
+) -> tuple[str, ...]:
     """The labels of the training file. Raises UserError if a model could not learn, or say,
     them."""
-    if task.kind == "tokens":
-        kinds = {tag[2:] for example in train for tag in example.label if tag != OUTSIDE}
-        if not kinds:
-            raise UserError(f"{table.name}: every tag is {OUTSIDE}; expected some entities")
-
-        return tuple(sorted({OUTSIDE, *(f"{place}-{kind}" for place in "BI" for kind in kinds)}))
-
-    if task.kind not in LABELLED:
+    if not isinstance(task, WeightedTask):
         return ()
 
-    labels = {example.label for example in train}
-    if len(labels) < 2:
-        raise UserError(
-            f"{table.name}: every line has the label {labels.pop()!r}; expected two labels or more"
-        )
+    name = tables["train"].name
+    labels = {label for example in parts["train"] for label in labels_of(task, example)}
+    if isinstance(task, TokensTask) and tags.mark_entities(labels):
+        _check_scheme(task, tables, parts)
+        seen = {tag for part in parts.values() for example in part for tag in example.label}
+        labels = tags.every_tag({tag[2:] for tag in labels if tag != tags.OUTSIDE}, seen)
 
-    if isinstance(task, ClozeTask) and (odd := sorted(labels ^ task.words.keys())):
-        where = (
-            f"a label of {table.name}, but not"
-            if odd[0] in labels
-            else f"not a label of {table.name}, but"
-        )
-        raise UserError(
-            f"delta.task.words: {odd[0]!r} is {where} among {', '.join(task.words)}; expected a"
-            " word for each label"
-        )
+    if len(labels) < 2 and not (labels and isinstance(task, MultiLabelTask)):
+        what = "tag" if isinstance(task, TokensTask) else "label"
+        found = f"every {what} is {labels.pop()}" if labels else f"no line has a {what}"
+        raise UserError(f"{name}: {found}; expected two {what}s or more")
+
+    if isinstance(task, ClozeTask):
+        _check_named(name, labels, "words", task.words, labels ^ task.words.keys())
+    if isinstance(task, LabelledTask) and task.positive is not None:
+        _check_named(name, labels, "positive", labels, {task.positive} - labels)
+    if isinstance(task.class_weights, dict):
+        weighed = task.class_weights.keys()
+        _check_named(name, labels, "class_weights", weighed, weighed - labels)
 
     return tuple(sorted(labels))
 
 
-def _check_labels(
-    kind: str, known: set[str], table: Table, part: Sequence[Example], train: Table
+def _check_named(
+    train: str, labels: set[str], key: str, named: Iterable[str], odd: Set[str]
 ) -> None:
-    """Raises UserError for a label that training lacks, and for numbers that are all equal: nothing
-    correlates with them."""
-    if kind == "regression" and len({example.label for example in part}) == 1:
-        raise UserError(
-            f"{table.name}: every line has the number {part[0].label:g}; expected two numbers or"
-            " more"
+    """Raises UserError if a key of the config names labels that are none of the training file's, or
+    lacks some."""
+    for label in sorted(odd)[:1]:
+        where = (
+            f"a label of {train}, but not" if label in labels else f"not a label of {train}, but"
         )
+        raise UserError(f"delta.task.{key}: {label!r} is {where} among {', '.join(sorted(named))}")
 
-    for example in part:
-        labels = example.label if kind == "tokens" else (example.label,) if kind in LABELLED else ()
-        if unknown := [label for label in labels if label not in known]:
+
+def _check_scheme(
+    task: TokensTask, tables: dict[str, Table], parts: dict[str, list[Example]]
+) -> None:
+    """Raises UserError with the tags that are of no entity, where others are."""
+    refuse(
+        [
+            f"{tables[part].place(example.line)}: {task.tags!r} (delta.task.tags): expected O,"
+            f" B-KIND or I-KIND (or E-, S-, L-, U-, M-, W-), found {tag!r}"
+            for part, examples in parts.items()
+            for example in examples
+            for tag in example.label
+            if not tags.is_of_entities(tag)
+        ]
+    )
+
+
+def _check_labels(
+    task: Task, labels: set[str], tables: dict[str, Table], parts: dict[str, list[Example]]
+) -> None:
+    """Raises UserError with the labels that training lacks, and for numbers that are all equal:
+    nothing correlates with them."""
+    train = tables["train"].name
+    for part, some in parts.items():
+        if task.kind == "regression" and len({example.label for example in some}) == 1:
             raise UserError(
-                f"{table.place(example.line)}: the label {unknown[0]!r} is not in {train.name},"
-                f" whose labels are {', '.join(sorted(known))}"
+                f"{tables[part].name}: every line has the number {some[0].label:g}; expected two"
+                " numbers or more"
             )
+
+    shown = ", ".join(sorted(labels)[:LABELS_SHOWN]) + (
+        ", ..." if len(labels) > LABELS_SHOWN else ""
+    )
+    refuse(
+        [
+            f"{tables[part].place(example.line)}: the label {label!r} is not in {train}, whose"
+            f" labels are {shown}"
+            for part, some in parts.items()
+            for example in some
+            for label in dict.fromkeys(labels_of(task, example))
+            if label not in labels
+        ]
+    )
 
 
 def _check_left(task: Task, data: TaskData, tables: dict[str, Table]) -> None:
@@ -364,13 +312,11 @@ def _check_left(task: Task, data: TaskData, tables: dict[str, Table]) -> None:
     for."""
     train = tables["train"].name
     others = " or ".join(table.name for part, table in tables.items() if part != "train")
-    per_label = (
-        Counter(example.label for example in data.train) if task.kind in LABELLED else Counter()
-    )
+    per_label = Counter(example.label for example in data.train if isinstance(task, LabelledTask))
     lacking = [
         f"text of the label {label!r}"
         for label in data.labels
-        if task.kind in LABELLED and not per_label[label]
+        if isinstance(task, LabelledTask) and not per_label[label]
     ]
     if not data.train:
         lacking = ["input"]
@@ -383,7 +329,7 @@ def _check_left(task: Task, data: TaskData, tables: dict[str, Table]) -> None:
     if task.examples is None:
         return
 
-    if not per_label:
+    if not isinstance(task, LabelledTask) or task.draw == "proportional":
         if task.examples > len(data.train):
             raise UserError(
                 f"delta.task.examples = {task.examples}, but {train} has {len(data.train):,} that"
@@ -404,5 +350,6 @@ def _check_left(task: Task, data: TaskData, tables: dict[str, Table]) -> None:
         raise UserError(
             f"delta.task.examples = {task.examples} is {task.examples / len(per_label):,.4g} for"
             f" each of {len(per_label)} labels, but {train} has {fewest:,} of {label!r} that the"
-            " other files lack; lower it, or set it to null to train on every line"
+            " other files lack; lower it, set draw: proportional, or set it to null to train on"
+            " every line"
         )

@@ -3,7 +3,7 @@ dataset."""
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from robustly import UserError
 from robustly.config import InputPath, fingerprint, locate
 from robustly.corpus import hub
 from robustly.corpus.config import SourceConfig
-from robustly.corpus.formats import DOCUMENTS, listed, where
+from robustly.corpus.formats import DOCUMENTS, listed, places
 from robustly.corpus.reading import opened, suffixes
 from robustly.delta.tasks.config import HUB
 from robustly.files import sha256
@@ -31,6 +31,8 @@ class Table:
     """Each with its line, from 1, or its row of a table or dataset, from 0."""
     sha256: str
     """Of the file as it lies on the disk, or of a dataset's rows."""
+    faults: list[str] = field(default_factory=list)
+    """What is wrong with the other rows, each with its place."""
 
     def place(self, number: int) -> str:
         """Where a row stands, for messages."""
@@ -42,11 +44,10 @@ class Table:
 def read(key: str, name: InputPath) -> Table:
     """The rows of what the config names under `key`.
 
-    Raises UserError, with file and place where there is one, if it is missing, of another kind, or
-    cannot be read."""
+    Raises UserError if it is missing, of another kind, cannot be read or is empty."""
     if HUB.fullmatch(name):
-        rows = list(enumerate(_dataset(key, name)))
-        return Table(name, rows, fingerprint([row for _, row in rows]))
+        streamed = list(_dataset(key, name))
+        return Table(name, list(enumerate(streamed)), fingerprint(streamed))
 
     path = locate(key, name, file=True)
     kinds = {suffix: format for suffix, format in DOCUMENTS.items() if format.has_keys}
@@ -55,16 +56,20 @@ def read(key: str, name: InputPath) -> Table:
         raise UserError(f"{key}: {path}: expected {listed(kinds)}; or hub:NAME/SPLIT")
 
     rows = []
+    bad: list[tuple[int, ValueError]] = []
     for place, row in kinds[suffix].rows(str(path)):
         if isinstance(row, ValueError):
-            raise UserError(f"{where(str(path), place)}: {row}")
-        assert isinstance(row, dict)
-        rows.append((place, row))
+            bad.append((place, row))
+        else:
+            assert isinstance(row, dict)
+            rows.append((place, row))
 
-    if not rows:
+    if not rows and not bad:
         raise UserError(f"{path}: no row; expected examples")
 
-    return Table(str(path), list(_by_line(path, rows)), sha256(path))
+    at = places(str(path), [place for place, _ in bad])
+    faults = [f"{path}: {place}: {fault}" for place, (_, fault) in zip(at, bad, strict=True)]
+    return Table(str(path), list(_by_line(path, rows)), sha256(path), faults)
 
 
 def _has_lines(path: Path) -> bool:

@@ -9,8 +9,10 @@ from robustly.delta.tasks.config import Task
 from robustly.delta.tasks.heads.classification import ClassificationHead
 from robustly.delta.tasks.heads.cloze import ClozeHead
 from robustly.delta.tasks.heads.head import EncodedExample, TaskHead, Wanted
+from robustly.delta.tasks.heads.multi_label import MultiLabelHead
 from robustly.delta.tasks.heads.multiple_choice import MultipleChoiceHead
 from robustly.delta.tasks.heads.regression import RegressionHead
+from robustly.delta.tasks.heads.span_qa import SpanHead
 from robustly.delta.tasks.heads.tokens import TokensHead
 from robustly.tokenizer.tokenizer import Tokenizer
 
@@ -18,9 +20,11 @@ __all__ = ["EncodedExample", "TaskHead", "Wanted", "task_head"]
 
 HEADS: dict[str, type[TaskHead]] = {
     "classification": ClassificationHead,
+    "multi_label": MultiLabelHead,
     "regression": RegressionHead,
     "tokens": TokensHead,
     "multiple_choice": MultipleChoiceHead,
+    "span_qa": SpanHead,
     "cloze": ClozeHead,
 }
 

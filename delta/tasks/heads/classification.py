@@ -4,17 +4,15 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from robustly.delta.tasks.data import Example
+from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads.head import EncodedExample
 from robustly.delta.tasks.heads.texts import TextHead
 
 
 class ClassificationHead(TextHead):
     def losses(self, logits: Tensor, rows: Sequence[EncodedExample]) -> Tensor:
-        targets = torch.tensor([row.target for row in rows], device=logits.device)
-        return functional.cross_entropy(logits.float(), targets, reduction="none")
+        return self._cross_entropy(logits, torch.tensor([row.target for row in rows]))
 
     def answers(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[str]:
         return [self.labels[int(scores.argmax())] for scores, _ in zip(logits, rows, strict=True)]

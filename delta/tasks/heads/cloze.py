@@ -10,7 +10,7 @@ from torch import Tensor
 from robustly import UserError
 from robustly.delta.base_model import HeadKind
 from robustly.delta.tasks import template
-from robustly.delta.tasks.data import Example
+from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads.classification import ClassificationHead
 from robustly.delta.tasks.heads.head import EncodedExample
 from robustly.delta.tasks.heads.texts import cut

@@ -1,20 +1,22 @@
 """What the head of every kind of task does, and an example as a model sees it."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from robustly import UserError
 from robustly.delta.base_model import HeadKind
 from robustly.delta.tasks import metrics
-from robustly.delta.tasks.config import SHORTEST
-from robustly.delta.tasks.data import Example
+from robustly.delta.tasks.config import SHORTEST, WeightedTask
+from robustly.delta.tasks.examples import Example
 from robustly.tokenizer.tokenizer import Tokenizer
 
 IGNORED = -100  # what cross-entropy passes over
@@ -36,14 +38,29 @@ class EncodedExample:
     """An example as a model sees it."""
 
     ids: tuple[list[int], ...]
-    """Its inputs: one, or one for each choice."""
+    """Its inputs: one, or one for each choice or window of a context."""
     target: Any = None
-    """Number of the right label, tag (one for each word) or choice, or the number itself; None if
-    it is not known."""
+    """Number of the right label, tag (one for each word) or choice, or the number itself; 1 or 0
+    for each label, where there may be several; where the answer begins and ends in each window,
+    both 0 where it is not. None if it is not known."""
     words: int = 0
     """For tokens: how many words there are."""
     firsts: tuple[int, ...] = ()
     """For tokens: where each word's first piece stands, of the words that are not cut off."""
+    context: str = ""
+    """For span_qa: what the answer is cut out of."""
+    passages: tuple["Passage", ...] = ()
+    """For span_qa: of each input."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of a context within an input."""
+
+    first: int
+    """Where its first token stands."""
+    spans: tuple[tuple[int, int], ...]
+    """The characters of the context that each of its tokens covers: from, up to."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,10 @@ class TaskHead(ABC):
     longest: int
     """Tokens of an input, special ones included; what is longer is cut."""
     first_pseudo_id: int
+    weights: tuple[float, ...] = ()
+    """What a target of each label counts in the loss; empty: the same."""
+    smoothing: float = 0.0
+    """Of the targets in the loss."""
 
     kind: ClassVar[HeadKind]
     """Which of transformers' heads the model has."""
@@ -77,6 +98,34 @@ class TaskHead(ABC):
         """Pseudo-tokens of every input; their ids count from `first_pseudo_id`, in the order of the
         template."""
         return 0
+
+    def training(self, rows: Sequence[EncodedExample]) -> Self:
+        """The same head, whose loss is that of training: with the task's label smoothing and class
+        weights, of which the balanced ones go by the labels of these rows."""
+        task = self.task
+        if not isinstance(task, WeightedTask):
+            return self
+
+        weights: tuple[float, ...] = ()
+        if isinstance(task.class_weights, dict):
+            weights = tuple(task.class_weights.get(label, 1.0) for label in self.labels)
+        elif task.class_weights:
+            weights = self.balanced(rows)
+
+        return replace(self, weights=weights, smoothing=task.label_smoothing)
+
+    def balanced(self, rows: Sequence[EncodedExample]) -> tuple[float, ...]:
+        """The weight of each label by the inverse of its frequency among the rows' targets, 1 in
+        the mean over these; a label without any has 1."""
+        counts = Counter(number for row in rows for number in self.numbers(row))
+        size = counts.total() / len(counts)
+        return tuple(
+            size / counts[number] if counts[number] else 1.0 for number in range(len(self.labels))
+        )
+
+    def numbers(self, row: EncodedExample) -> Sequence[int]:
+        """The numbers of the labels that a row is to learn."""
+        return [row.target]
 
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
@@ -117,8 +166,8 @@ class TaskHead(ABC):
         numbers the squared error."""
 
     def targets(self, rows: Sequence[EncodedExample]) -> float:
-        """How many targets the mean of the loss is over."""
-        return len(rows)
+        """How many targets the mean of the loss is over; their weights, where they have some."""
+        return self._weight([number for row in rows for number in self.numbers(row)])
 
     @abstractmethod
     def answers(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[Any]:
@@ -129,8 +178,8 @@ class TaskHead(ABC):
         self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]
     ) -> list[Any] | None:
         """The probability of each possible answer to each example, from its logits: by label; of
-        tokens, for each word by tag; of choices, in their order. None where answers are
-        numbers."""
+        tokens, for each word by tag; of choices, in their order; of the best spans, by text. None
+        where answers are numbers."""
 
     def check(self, wanted: Wanted) -> None:
         """Raises UserError if its answers have not what is wanted of them."""
@@ -149,7 +198,8 @@ class TaskHead(ABC):
 
     def scores(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         """The task's scores by name, the main one first."""
-        return metrics.scores(self.task.kind, answers, [example.label for example in examples])
+        truth = [example.label for example in examples]
+        return metrics.scores(self.task, self.labels, answers, truth)
 
     @cached_property
     def number(self) -> dict[str, int]:
@@ -158,6 +208,22 @@ class TaskHead(ABC):
 
     def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
         return [ids.tolist() for ids in self.tokenizer.encode_documents(texts)]
+
+    def _weight(self, numbers: Sequence[int]) -> float:
+        """Of targets, together."""
+        return sum(self.weights[n] for n in numbers) if self.weights else len(numbers)
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Of each target, (n,), in fp32; 0 for `IGNORED`. `logits`: (n, labels)."""
+        weights = torch.tensor(self.weights, device=logits.device) if self.weights else None
+        return functional.cross_entropy(
+            logits.float(),
+            targets.to(logits.device),
+            weight=weights,
+            ignore_index=IGNORED,
+            reduction="none",
+            label_smoothing=self.smoothing,
+        )
 
     def _by_label(self, scores: Tensor) -> dict[str, float]:
         """The softmax of the labels' logits."""

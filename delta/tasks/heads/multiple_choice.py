@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from robustly import UserError
 from robustly.delta.base_model import HeadKind
-from robustly.delta.tasks.data import Example
+from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads.head import DIGITS, EncodedExample, Wanted
 from robustly.delta.tasks.heads.texts import TextHead
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustly import UserError
-from robustly.delta.tasks.data import Example
+from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads.head import DIGITS, EncodedExample, Wanted
 from robustly.delta.tasks.heads.texts import TextHead
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from robustly import UserError
 from robustly.delta.base_model import HeadKind
-from robustly.delta.tasks.data import Example
+from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads.head import EncodedExample, TaskHead
 
 

@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from robustly import UserError
 from robustly.delta.base_model import HeadKind
 from robustly.delta.tasks import metrics
-from robustly.delta.tasks.data import Example
+from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads.head import DIGITS, IGNORED, EncodedExample, TaskHead, Wanted
-from robustly.delta.tasks.metrics import OUTSIDE
+from robustly.delta.tasks.tags import OUTSIDE, outside
 from robustly.tokenizer.tokenizer import Tokenizer
 
 
@@ -46,22 +45,21 @@ class TokensHead(TaskHead):
         for line, row in zip(targets, rows, strict=True):
             line[list(row.firsts)] = torch.tensor(row.target[: len(row.firsts)])
 
-        each = functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten().to(logits.device), reduction="none"
-        )
+        each = self._cross_entropy(logits.flatten(0, 1), targets.flatten())
         return each.view(logits.shape[:2]).sum(1)
 
-    def targets(self, rows: Sequence[EncodedExample]) -> float:
-        return sum(len(row.firsts) for row in rows)
+    def numbers(self, row: EncodedExample) -> Sequence[int]:
+        return row.target[: len(row.firsts)]
 
     def answers(
         self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]
     ) -> list[tuple[str, ...]]:
-        """A word that is cut off counts as one of no entity."""
+        """A word that is cut off counts as one of no entity; where tags are plain it has none, an
+        empty one."""
         found = []
         for scores, row in zip(logits, rows, strict=True):
             tags = [self.labels[number] for number in scores[list(row.firsts)].argmax(-1).tolist()]
-            found.append((*tags, *[OUTSIDE] * (row.words - len(tags))))
+            found.append((*tags, *[outside(self.labels)] * (row.words - len(tags))))
         return found
 
     def probabilities(
@@ -91,7 +89,7 @@ class TokensHead(TaskHead):
         from 0, `end`, that of the word behind it, and the mean probability of their tags. Words of
         a span below `wanted.min_score` are of none."""
         tags, spans = list(best), []
-        for label, start, end in metrics.spans(best):
+        for label, start, end in metrics.spans(self.labels, best):
             sure = [probabilities[word].get(tags[word], 0.0) for word in range(start, end)]
             score = sum(sure) / len(sure)
             if wanted.min_score is not None and score < wanted.min_score:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from robustly.delta.tasks.config import HUB, ClozeTask, Task
+from robustly.delta.tasks.config import HUB, ClozeTask, Task, label_name
 from robustly.delta.tasks.template import TemplatePiece, parse
 
 FILES = {"train": "train.jsonl", "test": "test.jsonl"}
@@ -27,6 +27,7 @@ def test_what_a_page_need_not_say() -> None:
     assert task(kind="multiple_choice", **FILES).model_dump() == {
         "kind": "multiple_choice", "train": "train.jsonl", "dev": None, "test": "test.jsonl", "examples": None,
         "max_length": 512, "text": "text", "text_pair": None, "choices": "choices", "answer": "answer",
+        "metric": "accuracy",
     }  # fmt: skip
     assert task(kind="tokens", **FILES).model_dump(include={"words", "tags"}) == {
         "words": "words",
@@ -44,6 +45,19 @@ def test_what_a_page_need_not_say() -> None:
         {"kind": "regression", **FILES, "examples": 0},
         {"kind": "classification", **FILES, "max_length": 7},
         {"kind": "classification", "train": "a.jsonl"},
+        {"kind": "classification", "train": "a.jsonl", "test": 1.0},
+        {"kind": "classification", "train": "a.jsonl", "test": 0},
+        {"kind": "classification", "train": "a.jsonl", "test": 0.6, "dev": 0.4},
+        {"kind": "classification", "train": 0.5, "test": "a.jsonl"},
+        {"kind": "classification", **FILES, "metric": "pearson"},
+        {"kind": "classification", **FILES, "metric": "binary_f1"},
+        {"kind": "classification", **FILES, "class_weights": "equal"},
+        {"kind": "classification", **FILES, "class_weights": {"x": 0}},
+        {"kind": "classification", **FILES, "label_smoothing": 1},
+        {"kind": "regression", **FILES, "class_weights": "balanced"},
+        {"kind": "regression", **FILES, "metric": "accuracy"},
+        {"kind": "multi_label", **FILES, "threshold": 0},
+        {"kind": "span_qa", **FILES, "text": "t"},
     ],
 )
 def test_what_is_no_task(keys: dict[str, Any]) -> None:
@@ -116,6 +130,47 @@ def test_templates_that_cannot_be_filled(template: str, message: str) -> None:
 def test_words_of_a_cloze() -> None:
     cloze = task(**{**CLOZE, "words": {0: " bad", 1: "good "}})
     assert isinstance(cloze, ClozeTask) and cloze.words == {"0": "bad", "1": "good"}
+    assert task(**{**CLOZE, "words": {True: "good", 0.5: "bad"}}).words == {
+        "true": "good",
+        "0.5": "bad",
+    }
+
+
+def test_labels_in_a_config_are_named_as_in_a_file() -> None:
+    found = task(
+        kind="classification", metric="binary_f1", positive=True, class_weights={1: 2, 2.0: 3},
+        train="a.jsonl", dev=0.1, test=0.2,
+    )  # fmt: skip
+    assert found.positive == "true" and found.class_weights == {"1": 2, "2": 3}
+    assert found.files == {"train": "a.jsonl"} and (found.dev, found.test) == (0.1, 0.2)
+    assert task(**found.model_dump(mode="json")) == found
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [("x", "x"), (7, "7"), (1.0, "1"), (-0.5, "-0.5"), (True, "true"), (False, "false")],
+)
+def test_names_of_labels(value: object, name: str) -> None:
+    assert label_name(value) == name
+
+
+@pytest.mark.parametrize("value", [None, [], {}, float("nan"), float("inf")])
+def test_no_names_of_labels(value: object) -> None:
+    with pytest.raises(ValueError, match="expected a string, a number, true or false, found"):
+        label_name(value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"test": None}, "neither dev nor test: expected a file that is scored, or a share"),
+        ({"dev": 0.5, "test": 0.5}, "dev and test take 1 of train"),
+        ({"metric": "binary_f1"}, "metric: binary_f1: expected the label .* `positive`"),
+    ],
+)
+def test_tasks_that_contradict_themselves(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        task(**{**FILES, "kind": "classification", **keys})
 
 
 @pytest.mark.parametrize(

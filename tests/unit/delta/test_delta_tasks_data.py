@@ -5,7 +5,9 @@ import hashlib
 import json
 import lzma
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow
@@ -17,14 +19,17 @@ from pydantic import TypeAdapter
 from robustly import UserError
 from robustly.config import InputPath
 from robustly.delta.tasks.config import Task
-from robustly.delta.tasks.data import Example, TaskData, draw, read
+from robustly.delta.tasks.data import TaskData, draw, read
+from robustly.delta.tasks.examples import FAULTS_SHOWN, Example, refuse
 from robustly.delta.tasks.files import read as read_table
 from stated import stated
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "tasks"
 KEYS: dict[str, dict[str, Any]] = {
     "classification": {"text": "t", "label": "l"},
+    "multi_label": {"text": "t", "label": "l"},
     "regression": {"text": "t", "label": "l"},
+    "span_qa": {"question": "q", "context": "c", "answers": "a", "no_answer": True},
     "tokens": {"words": "w", "tags": "g"},
     "multiple_choice": {"text": "t", "choices": "c", "answer": "a"},
     "cloze": {
@@ -49,14 +54,17 @@ def write(path: Path, *rows: tuple[str, Any]) -> None:
     lines(path, *({"t": text, "l": label} for text, label in rows))
 
 
-def labelled(kind: str = "classification", **counts: int) -> TaskData:
+def labelled(
+    kind: str = "classification", keys: Mapping[str, Any] = MappingProxyType({}), **counts: int
+) -> TaskData:
     """`counts` training examples of each label."""
     train = tuple(
         Example((f"{label} {i}",), label, 1)
         for label, count in counts.items()
         for i in range(count)
     )
-    return TaskData(kind, tuple(sorted(counts)), train, (), (Example(("t",), "a", 1),), 0, 0, {})
+    test = (Example(("t",), "a", 1),)
+    return TaskData(task(kind, **keys), tuple(sorted(counts)), train, (), test, 0, 0, {})
 
 
 # -------------------------------------------------------------------------------------------- files
@@ -161,7 +169,7 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        read_table("key", InputPath(name, tmp_path))
+        refuse(read_table("key", InputPath(name, tmp_path)).faults)
 
 
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
@@ -248,6 +256,11 @@ def test_a_dataset_that_cannot_be_used(folder: Path, name: str, message: str) ->
 GOOD: dict[str, list[dict[str, Any]]] = {
     "classification": [{"t": "a", "l": "x"}, {"t": "b", "l": 7}],
     "cloze": [{"t": "a", "l": "x"}, {"t": "b", "l": "y"}],
+    "multi_label": [{"t": "a", "l": ["x", 7, "x"]}, {"t": "b", "l": []}],
+    "span_qa": [
+        {"q": "a", "c": "b cd", "a": {"text": ["cd", "d"], "answer_start": [2, 3]}},
+        {"q": "b", "c": "b cd", "a": {"text": [], "answer_start": []}},
+    ],
     "regression": [{"t": "a", "l": 1}, {"t": "b", "l": "-2.5e0"}],
     "tokens": [{"w": ["in", "Rome"], "g": ["O", "B-LOC"]}, {"w": ["no"], "g": ["O"]}],
     "multiple_choice": [
@@ -258,16 +271,26 @@ GOOD: dict[str, list[dict[str, Any]]] = {
 MADE = {
     "classification": [Example(("a",), "x", 1), Example(("b",), "7", 2)],
     "cloze": [Example(("a",), "x", 1), Example(("b",), "y", 2)],
+    "multi_label": [Example(("a",), ("7", "x"), 1), Example(("b",), (), 2)],
+    "span_qa": [
+        Example(("a", "b cd"), (("cd", 2), ("d", 3)), 1),
+        Example(("b", "b cd"), (), 2),
+    ],
     "regression": [Example(("a",), 1.0, 1), Example(("b",), -2.5, 2)],
     "tokens": [Example(("in", "Rome"), ("O", "B-LOC"), 1), Example(("no",), ("O",), 2)],
     "multiple_choice": [Example(("a",), 2, 1, ("p", "q", "r")), Example(("a",), 1, 2, ("p", "0"))],
 }
-LABELS = {"classification": ("7", "x"), "cloze": ("x", "y"), "tokens": ("B-LOC", "I-LOC", "O")}
+LABELS = {
+    "classification": ("7", "x"),
+    "cloze": ("x", "y"),
+    "multi_label": ("7", "x"),
+    "tokens": ("B-LOC", "I-LOC", "O"),
+}
 
 
 def apart(kind: str) -> list[dict[str, Any]]:
     """The same rows with other inputs."""
-    return [{**row, "t": row.get("t", "") + "!", "w": [*row.get("w", []), "!"], "g": [*row.get("g", []), "O"]}
+    return [{**row, "t": row.get("t", "") + "!", "q": row.get("q", "") + "!", "w": [*row.get("w", []), "!"], "g": [*row.get("g", []), "O"]}
             for row in GOOD[kind]]  # fmt: skip
 
 
@@ -306,14 +329,22 @@ def test_pairs(tmp_path: Path) -> None:
         ("classification", '{"t": 5, "l": "x"}', "'t' .*expected a string, found int"),
         (
             "classification",
-            '{"t": "a", "l": 0.5}',
-            "'l' .*expected a string or an integer, found float",
+            '{"t": "a", "l": ["x"]}',
+            "'l' .*expected a string, a number, true or false, found list",
         ),
-        ("classification", '{"t": "a", "l": true}', "expected a string or an integer, found bool"),
+        ("classification", '{"t": "a", "l": NaN}', "'l' .*found float"),
         ("classification", '{"t": " \\n", "l": "x"}', "'t' .*empty"),
         ("classification", '{"t": "a", "l": ""}', "'l' .*empty"),
         ("classification", '{"t": "a\\ud800", "l": "x"}', r"\\ud800, half of a surrogate pair"),
-        ("cloze", '{"t": "a", "l": null}', "expected a string or an integer, found nothing"),
+        ("cloze", '{"t": "a", "l": null}', "expected a string, a number, .*, found nothing"),
+        (
+            "multi_label",
+            '{"t": "a", "l": "x"}',
+            r"'l' \(delta.task.label\): expected a list, found str",
+        ),
+        ("multi_label", '{"t": "a", "l": "[x]"}', r"'l' .*not the JSON of a list: '\[x\]'"),
+        ("multi_label", '{"t": "a", "l": ["x", null]}', "'l' .*found nothing"),
+        ("multi_label", '{"t": "a", "l": null}', "'l' .*expected a list, found nothing"),
         ("regression", '{"t": "a", "l": "much"}', "'l' .*expected a number, found 'much'"),
         ("regression", '{"t": "a", "l": NaN}', "expected a number, found nan"),
         ("regression", '{"t": "a", "l": true}', "expected a number, found True"),
@@ -334,10 +365,11 @@ def test_pairs(tmp_path: Path) -> None:
         (
             "tokens",
             '{"w": ["a"], "g": ["NOUN"]}',
-            "'g' .*expected O, B-KIND or I-KIND, found 'NOUN'",
+            "'g' .*expected O, B-KIND or I-KIND .*, found 'NOUN'",
         ),
-        ("tokens", '{"w": ["a"], "g": ["B-"]}', "expected O, B-KIND or I-KIND, found 'B-'"),
-        ("tokens", '{"w": ["a"], "g": [1]}', "'g' .*expected a string, found int"),
+        ("tokens", '{"w": ["a"], "g": ["B-"]}', "expected O, B-KIND or I-KIND .*, found 'B-'"),
+        ("tokens", '{"w": ["a"], "g": [1]}', "'g' .*expected O, B-KIND or I-KIND .*found '1'"),
+        ("tokens", '{"w": ["a"], "g": [[1]]}', "'g' .*expected a string, a number, .*found list"),
         ("multiple_choice", '{"t": "a", "c": ["p"], "a": 0}', "expected two choices or more"),
         ("multiple_choice", '{"t": "a", "c": ["p", ""], "a": 0}', "'c' .*empty"),
         (
@@ -367,6 +399,234 @@ def test_a_broken_line_is_named(
 
     with pytest.raises(UserError, match=rf"{part}\.jsonl: line 4: .*{message}"):
         read(stated(tmp_path, task(kind)))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"q": "a", "c": "b", "a": {"text": ["x"], "answer_start": [0]}}', "'a' .*'x' does not stand in the context at character 0"),
+        ('{"q": "a", "c": "b", "a": {"text": ["b"], "answer_start": [1]}}', "'b' does not stand .* character 1"),
+        ('{"q": "a", "c": "b", "a": {"text": ["b"]}}', "as many numbers in `answer_start`"),
+        ('{"q": "a", "c": "b", "a": [{"text": "b"}]}', "as many numbers in `answer_start`"),
+        ('{"q": "a", "c": "b", "a": "b"}', "'a' .*expected a list, found str"),
+        ('{"q": "a", "c": " ", "a": []}', "'c' .*empty"),
+        ('{"c": "b", "a": []}', r"no key 'q' \(delta.task.question\)"),
+        ('{"data": [{"paragraphs": 1}]}', r"no key 'q' \(delta.task.question\); the keys here: 'data'"),
+    ],
+)  # fmt: skip
+def test_a_broken_question_is_named(tmp_path: Path, line: str, message: str) -> None:
+    lines(tmp_path / "train.jsonl", *GOOD["span_qa"])
+    (tmp_path / "test.jsonl").write_text(line)
+    with pytest.raises(UserError, match=rf"test\.jsonl: line 1: .*{message}"):
+        read(stated(tmp_path, task("span_qa")))
+
+
+def test_questions_must_have_answers_unless_the_config_says(tmp_path: Path) -> None:
+    lines(tmp_path / "train.jsonl", *GOOD["span_qa"])
+    lines(tmp_path / "test.jsonl", *apart("span_qa"))
+    with pytest.raises(UserError, match=r"line 2: 'a' .*: none; set delta.task.no_answer: true"):
+        read(stated(tmp_path, task("span_qa", no_answer=False)))
+
+
+def test_squads_own_file(tmp_path: Path) -> None:
+    """The form of train-v2.0.json; faults are told by the question's id."""
+
+    def question(number: int, text: str, start: int) -> dict[str, Any]:
+        answers = [{"text": text, "answer_start": start}] if text else []
+        asked = {"question": f"q{number}", "id": f"id{number}", "answers": answers}
+        return {**asked, "is_impossible": not text, "plausible_answers": []}
+
+    def file(*answers: tuple[str, int]) -> str:
+        qas = [question(number, *answer) for number, answer in enumerate(answers)]
+        paragraphs = [
+            {"context": "Rome or Bern", "qas": qas[:2]},
+            {"context": "Rome", "qas": qas[2:]},
+        ]
+        return json.dumps({"version": "v2.0", "data": [{"title": "t", "paragraphs": paragraphs}]})
+
+    (tmp_path / "train.json").write_text(file(("Bern", 8), ("", 0), ("Rome", 0)))
+    lines(tmp_path / "test.jsonl", {"question": "?", "context": "Ulm", "answers": []})
+    found = TypeAdapter(Task).validate_python(
+        {"kind": "span_qa", "train": "train.json", "test": "test.jsonl", "no_answer": True}
+    )
+    assert list(read(stated(tmp_path, found)).train) == [
+        Example(("q0", "Rome or Bern"), (("Bern", 8),), 1),
+        Example(("q1", "Rome or Bern"), (), 1),
+        Example(("q2", "Rome"), (("Rome", 0),), 1),
+    ]
+    (tmp_path / "train.json").write_text(file(("Bern", 7), ("", 0), ("Ulm", 0)))
+    with pytest.raises(UserError) as fault:
+        read(stated(tmp_path, found))
+
+    first, second = str(fault.value).splitlines()
+    assert "train.json: line 1: question 'id0': " in first and "'id2'" in second
+
+
+def test_all_bad_lines_at_once(tmp_path: Path) -> None:
+    """Of every file: unreadable ones, and those that are no examples; a long list is cut."""
+    (tmp_path / "train.jsonl").write_text('{"t": "a", "l": "x"}\n{"t": \n{"t": "", "l": "y"}\n')
+    (tmp_path / "test.jsonl").write_text('{"t": "c"}\n{"t": "d", "l": "x"}\n')
+    with pytest.raises(UserError) as fault:
+        read(stated(tmp_path, task()))
+
+    found = str(fault.value).splitlines()
+    assert [line.partition("jsonl: ")[2][:6] for line in found] == ["line 2", "line 3", "line 1"]
+    assert "not JSON" in found[0] and "empty" in found[1] and "no key 'l'" in found[2]
+    write(tmp_path / "train.jsonl", *[("", "x")] * (FAULTS_SHOWN + 1500))
+    with pytest.raises(UserError) as fault:
+        read(stated(tmp_path, task()))
+
+    found = str(fault.value).splitlines()
+    assert len(found) == FAULTS_SHOWN + 1 and found[-1] == "and 1,501 more"
+
+
+def test_all_labels_that_training_lacks_at_once(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", ("a", "x"), ("b", "y"))
+    write(tmp_path / "test.jsonl", ("c", "z"), ("d", "x"), ("e", "w"))
+    with pytest.raises(UserError) as fault:
+        read(stated(tmp_path, task()))
+    assert [line.rpartition("test.jsonl: ")[2][:24] for line in str(fault.value).splitlines()] == [
+        "line 1: the label 'z' is",
+        "line 3: the label 'w' is",
+    ]
+
+
+def test_truth_values_and_numbers_are_labels(tmp_path: Path) -> None:
+    lines(
+        tmp_path / "train.jsonl",
+        *({"t": str(n), "l": label} for n, label in enumerate((True, False, 1, 2.0, -0.5, "a"))),
+    )
+    (tmp_path / "test.csv").write_text("t,l\nx,true\ny,2\nz,-0.5\n")
+    data = read(stated(tmp_path, task(test="test.csv")))
+    assert data.labels == ("-0.5", "1", "2", "a", "false", "true")
+    assert [example.label for example in data.test] == ["true", "2", "-0.5"]
+
+
+def test_several_labels_in_a_cell(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text('t,l\na,x; y\nb,\nc,"[""y"", 2]"\nd,x;\n')
+    (tmp_path / "test.csv").write_text("t,l\ne,y;2\n")
+    data = read(
+        stated(tmp_path, task("multi_label", train="train.csv", test="test.csv", separator=";"))
+    )
+    assert [example.label for example in data.train] == [("x", "y"), (), ("2", "y"), ("x",)]
+    assert data.labels == ("2", "x", "y") and data.test[0].label == ("2", "y")
+    with pytest.raises(
+        UserError, match=r"train.csv: line 2: .*expected a list, found str; .*separator"
+    ):
+        read(stated(tmp_path, task("multi_label", train="train.csv", test="test.csv")))
+
+
+# --------------------------------------------------------------------------------------------- tags
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tags", "labels"),
+    [
+        ("IO", ["I-LOC", "I-LOC", "O", "I-PER"], "I-LOC I-PER O"),
+        ("BIO", ["B-LOC", "I-LOC", "O", "B-PER"], "B-LOC B-PER I-LOC I-PER O"),
+        ("BIOES", ["B-LOC", "E-LOC", "O", "S-PER"], "B-LOC B-PER E-LOC E-PER I-LOC I-PER O S-LOC S-PER"),
+        ("BILOU", ["B-LOC", "L-LOC", "O", "U-PER"], "B-LOC B-PER I-LOC I-PER L-LOC L-PER O U-LOC U-PER"),
+        ("BMEWO", ["B-LOC", "E-LOC", "O", "W-PER"], "B-LOC B-PER E-LOC E-PER M-LOC M-PER O W-LOC W-PER"),
+        ("POS", ["NNP", "NNP", "-LRB-", "O"], "-LRB- NNP O"),
+        ("integers", [3, 3, 0, 10], "0 10 3"),
+    ],
+)  # fmt: skip
+def test_tags_in_any_scheme(tmp_path: Path, scheme: str, tags: list[Any], labels: str) -> None:
+    lines(tmp_path / "train.jsonl", {"w": list("abcd"), "g": tags})
+    lines(tmp_path / "test.jsonl", {"w": ["e"], "g": tags[:1]})
+    data = read(stated(tmp_path, task("tokens")))
+    assert " ".join(data.labels) == labels
+    plain = scheme in ("POS", "integers")
+    assert data.metric == ("accuracy" if plain else "entity_f1")
+    assert data.train[0].label == tuple(map(str, tags))
+
+
+def test_a_mark_that_training_lacks_is_of_the_scheme(tmp_path: Path) -> None:
+    """B- in IO stands between neighbours of a kind alone: a small training file may have none."""
+    lines(tmp_path / "train.jsonl", {"w": ["a", "b"], "g": ["I-X", "O"]})
+    lines(tmp_path / "test.jsonl", {"w": ["c", "d"], "g": ["I-X", "B-X"]})
+    assert read(stated(tmp_path, task("tokens"))).labels == ("B-X", "I-X", "O")
+
+
+def test_integers_with_names(tmp_path: Path) -> None:
+    names = ["O", "B-LOC", "I-LOC"]
+    lines(tmp_path / "train.jsonl", {"w": ["in", "Rome"], "g": [0, 1]})
+    lines(tmp_path / "test.jsonl", {"w": ["Rome"], "g": [1]})
+    data = read(stated(tmp_path, task("tokens", names=names)))
+    assert data.labels == ("B-LOC", "I-LOC", "O") and data.train[0].label == ("O", "B-LOC")
+    lines(tmp_path / "test.jsonl", {"w": ["Rome"], "g": [3]})
+    with pytest.raises(
+        UserError, match=r"line 1: 'g' .*from 0 to 2, as delta.task.names .*found 3"
+    ):
+        read(stated(tmp_path, task("tokens", names=names)))
+
+
+def test_words_and_tags_in_a_cell(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text('w,g\n"[""in"", ""Rome""]","[""O"", ""B-LOC""]"\n')
+    lines(tmp_path / "test.jsonl", {"w": ["Rome"], "g": ["B-LOC"]})
+    data = read(stated(tmp_path, task("tokens", train="train.csv")))
+    assert data.train == (Example(("in", "Rome"), ("O", "B-LOC"), 2),)
+
+
+# ------------------------------------------------------------------------------------------- shares
+
+
+def test_shares_are_stable_and_keep_equal_inputs_together(tmp_path: Path) -> None:
+    """Another line moves none of the others; a tenth and a fifth of 3,000 within 5 deviations."""
+    rows = [(f"text {n % 3000}", "xy"[n % 2]) for n in range(3300)]
+    write(tmp_path / "train.jsonl", *rows)
+    shared = stated(tmp_path, task(dev=0.1, test=0.2))
+    data = read(shared)
+    parts = {name: {e.texts for e in getattr(data, name)} for name in ("train", "dev", "test")}
+    assert [len(parts[name]) for name in parts] == pytest.approx([2100, 300, 600], abs=125)
+    assert abs(len(parts["dev"]) - 300) < 85 and sum(map(len, parts.values())) == 3000
+    assert len(data.train) + len(data.dev) + len(data.test) == 3300
+    assert data.hashes.keys() == {"train"} and data.left_out == data.dev_left_out == 0
+
+    write(tmp_path / "train.jsonl", ("new", "x"), *rows[:2000])
+    again = read(shared)
+    for name, inputs in parts.items():
+        assert {e.texts for e in getattr(again, name)} - {("new",)} <= inputs
+
+
+def test_shares_beside_files(tmp_path: Path) -> None:
+    rows = [(f"text {n}", "xy"[n % 2]) for n in range(200)]
+    write(tmp_path / "train.jsonl", *rows)
+    write(tmp_path / "test.jsonl", *rows[:50])
+    data = read(stated(tmp_path, task(dev=0.3)))
+    tested = {e.texts for e in data.test}
+    assert len(data.test) == 50 and not tested & {e.texts for e in (*data.dev, *data.train)}
+    assert len(data.dev) + data.dev_left_out + len(data.train) + data.left_out == 200
+    assert data.left_out + data.dev_left_out == 50
+
+
+def test_a_label_that_the_shares_would_take_stays_in_training(tmp_path: Path) -> None:
+    rows = [(f"text {n}", "xy"[n % 2]) for n in range(100)]
+    for n in range(30):
+        write(tmp_path / "train.jsonl", *rows, (f"rare {n}", "z"))
+        data = read(stated(tmp_path, task(test=0.5)))
+        assert (f"rare {n}",) in {example.texts for example in data.train}
+
+
+def test_questions_about_a_context_stay_together(tmp_path: Path) -> None:
+    rows = [{"q": f"q{n}", "c": f"context {n % 20}", "a": []} for n in range(200)]
+    lines(tmp_path / "train.jsonl", *rows)
+    data = read(stated(tmp_path, task("span_qa", test=0.3)))
+    contexts = [{example.texts[1] for example in part} for part in (data.train, data.test)]
+    assert not contexts[0] & contexts[1] and all(contexts)
+
+
+def test_a_share_of_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", ("a", "x"), ("b", "y"))
+    with pytest.raises(UserError, match=r"delta.task.test = 0.01 of the 2 examples .* is none"):
+        read(stated(tmp_path, task(test=0.01)))
+
+
+def test_without_a_test_file_dev_is_scored(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", ("a", "x"), ("b", "y"))
+    write(tmp_path / "dev.jsonl", ("c", "x"))
+    data = read(stated(tmp_path, task(dev="dev.jsonl", test=None)))
+    assert data.test == data.dev == (Example(("c",), "x", 1),) and data.scored_on == "dev"
 
 
 # ------------------------------------------------------------------------------------------- labels
@@ -449,14 +709,14 @@ def test_a_kind_of_entity_that_training_lacks(tmp_path: Path) -> None:
         read(stated(tmp_path, task("tokens")))
 
     lines(tmp_path / "train.jsonl", {"w": ["a"], "g": ["O"]})
-    with pytest.raises(UserError, match=r"train.jsonl: every tag is O"):
+    with pytest.raises(UserError, match=r"train.jsonl: every tag is O; expected two tags or more"):
         read(stated(tmp_path, task("tokens")))
 
 
 def test_one_label_alone(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", ("a", "x"), ("b", "x"))
     write(tmp_path / "test.jsonl", ("c", "x"))
-    with pytest.raises(UserError, match="every line has the label 'x'"):
+    with pytest.raises(UserError, match="every label is x; expected two labels or more"):
         read(stated(tmp_path, task()))
 
 
@@ -520,28 +780,37 @@ def test_as_many_as_there_are_but_no_more(tmp_path: Path) -> None:
 
 
 def test_what_one_answer_to_everything_gets() -> None:
-    def data(kind: str, answers: list[Any], train: list[Any]) -> TaskData:
+    def data(
+        kind: str, answers: list[Any], train: list[Any], labels: tuple[str, ...] = ()
+    ) -> TaskData:
         parts = [
             tuple(Example((str(i),), label) for i, label in enumerate(part))
             for part in (train, answers)
         ]
-        return TaskData(kind, (), parts[0], (), parts[1], 0, 0, {})
+        return TaskData(task(kind), labels, parts[0], (), parts[1], 0, 0, {})
 
     assert data("classification", list("aab"), ["b"]).baselines == {
         "accuracy": 2 / 3,
-        "f1": 0.4,
+        "macro_f1": 0.4,
         "mcc": 0,
     }
     numbers = data("regression", [1.0, 3.0], [0.0, 2.0, 1.0])
     assert (
         numbers.baselines == {"pearson": 0, "spearman": 0, "mse": 2} and numbers.metric == "pearson"
     )
-    tags = data("tokens", [("O", "B-X"), ("O", "O")], [])
-    assert (
-        tags.baselines == {"f1": 0, "precision": 0, "recall": 0, "accuracy": 0.75}
-        and tags.metric == "f1"
-    )
+    tags = data("tokens", [("O", "B-X"), ("O", "O")], [], ("B-X", "I-X", "O"))
+    assert tags.baselines == {"entity_f1": 0, "precision": 0, "recall": 0, "accuracy": 0.75}
+    assert tags.metric == "entity_f1"
+    plain = data("tokens", [("N", "V"), ("N", "N")], [], ("N", "V"))
+    assert plain.baselines == pytest.approx({"accuracy": 0.75, "macro_f1": 3 / 7})
+    assert plain.metric == "accuracy"
     assert data("multiple_choice", [3, 1, 3, 0], []).baselines == {"accuracy": 0.5}
+    several = data("multi_label", [("a",), ("a", "b"), ("a",)], [], ("a", "b"))
+    assert several.baselines == pytest.approx(
+        {"micro_f1": 6 / 7, "macro_f1": 0.5, "exact_match": 2 / 3}
+    )
+    spans = data("span_qa", [(), (("a", 0), ("b", 2)), ()], [])
+    assert spans.baselines == pytest.approx({"f1": 2 / 3, "exact_match": 2 / 3})
 
 
 # -------------------------------------------------------------------------------------------- draws
@@ -593,6 +862,35 @@ def test_a_draw_stays_what_it_was() -> None:
 def test_all_examples_without_a_count() -> None:
     data = labelled(a=5, b=9)
     assert sorted(draw(data, None, seed=1), key=str) == sorted(data.train, key=str)
+
+
+def test_a_proportional_draw() -> None:
+    """Each label's count is its share of the draw, but for less than 1."""
+    data = labelled(keys={"draw": "proportional"}, a=70, b=25, c=5)
+    for count in (10, 20, 33, 99):
+        drawn = Counter(example.label for example in draw(data, count, seed=1))
+        shares = {"a": 0.7 * count, "b": 0.25 * count, "c": 0.05 * count}
+        assert all(abs(drawn[label] - share) < 1 for label, share in shares.items())
+        assert drawn.total() == count
+
+    assert draw(data, 20, seed=1) != draw(data, 20, seed=2)
+
+
+# ------------------------------------------------------------------------------- keys of the config
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"class_weights": {"x": 2, "z": 3}},
+        {"metric": "binary_f1", "positive": "z"},
+    ],
+)
+def test_keys_that_name_no_label(tmp_path: Path, keys: dict[str, Any]) -> None:
+    write(tmp_path / "train.jsonl", ("a", "x"), ("b", "y"))
+    write(tmp_path / "test.jsonl", ("c", "x"))
+    with pytest.raises(UserError, match=r"'z' is not a label of .*train.jsonl, but among x, "):
+        read(stated(tmp_path, task(**keys)))
 
 
 # --------------------------------------------------------------------------------------- real tasks

@@ -7,16 +7,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
+from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForMultipleChoice,
+    RobertaForQuestionAnswering,
     RobertaForSequenceClassification,
     RobertaForTokenClassification,
     RobertaTokenizerFast,
@@ -24,7 +27,7 @@ from transformers import (
 
 from robustly import UserError
 from robustly.delta.tasks.config import Task
-from robustly.delta.tasks.data import Example
+from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads import EncodedExample, TaskHead, task_head
 from robustly.delta.tasks.heads.texts import cut
 from robustly.tokenizer.merges import train_merges
@@ -44,6 +47,7 @@ HEADS = {
     "sequence": RobertaForSequenceClassification,
     "tokens": RobertaForTokenClassification,
     "choice": RobertaForMultipleChoice,
+    "spans": RobertaForQuestionAnswering,
     "masked_lm": RobertaForMaskedLM,
 }
 
@@ -411,6 +415,18 @@ def kinds(place: SimpleNamespace) -> list[tuple[TaskHead, list[Example]]]:
             [Example((t,), 1, choices=("in", "Anna lives")) for t in texts],
         ),
         (cloze(place, "{text} It was <mask>."), [Example((t,), "neg") for t in texts]),
+        (
+            make(place, "multi_label", ("x", "y", "z")),
+            [Example((t,), c) for t, c in zip(texts, (("x", "z"), (), ("y",)), strict=True)],
+        ),
+        (
+            make(place, "span_qa", no_answer=True, stride=2),
+            [
+                Example(("who ?", "Anna lives in Paris ; " * 3), (("Paris", 14),)),
+                Example(("where ?", "the cat sat"), (("the cat", 0), ("cat", 4))),
+                Example(("in ?", "it was bad"), ()),
+            ],
+        ),
     ]
 
 
@@ -421,8 +437,8 @@ def test_padding_changes_nothing(place: SimpleNamespace) -> None:
             together = head.logits(tuned, head.batch(rows, CPU), rows)
             for number, row in enumerate(rows):
                 alone = head.logits(tuned, head.batch([row], CPU), [row])[0]
-                size = len(alone) if head.kind == "tokens" else None
-                assert torch.allclose(together[number][:size], alone, atol=1e-4), head.task.kind
+                places = tuple(map(slice, alone.shape))
+                assert torch.allclose(together[number][places], alone, atol=1e-4), head.task.kind
                 if head.task.kind != "regression":
                     assert head.answers([together[number]], [row]) == head.answers([alone], [row])
                 assert head.length(row) == head.batch([row], CPU)["input_ids"].shape[-1]
@@ -450,6 +466,8 @@ def test_every_kind_is_learnt_by_the_same_loop(place: SimpleNamespace) -> None:
 
         if head.task.kind == "regression":
             assert answers == pytest.approx([example.label for example in examples], abs=0.7)
+        elif head.task.kind == "span_qa":
+            assert answers == ["Paris", "the cat", ""]
         else:
             assert answers == [example.label for example in examples], head.task.kind
 
@@ -479,10 +497,78 @@ def test_the_mean_loss_is_over_all_targets(place: SimpleNamespace) -> None:
 
         losses = head.losses(logits, rows)
         assert losses.shape == (3,) and losses.dtype == torch.float32
+        assert head.training(rows) == head
         parts = [head.loss(logits[i : i + 1], rows[i : i + 1]) for i in range(3)]
         weights = [head.targets([row]) for row in rows]
         mean = sum(p * w for p, w in zip(parts, weights, strict=True)) / sum(weights)
         assert head.loss(logits, rows).item() == pytest.approx(float(mean), rel=1e-5)
+
+
+def test_class_weights_and_label_smoothing_as_torch_has_them(place: SimpleNamespace) -> None:
+    """In the loss of training alone; a weighted mean."""
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    targets = [0, 2, 2, 1]
+    rows = [EncodedExample(([0, 2],), target) for target in targets]
+    weights = {"x": 3.0, "z": 0.5}
+    head = make(
+        place, "classification", ("x", "y", "z"), class_weights=weights, label_smoothing=0.1
+    )
+    reference = torch.nn.CrossEntropyLoss(torch.tensor([3.0, 1.0, 0.5]), label_smoothing=0.1)
+    expected = reference(logits, torch.tensor(targets)).item()
+    assert head.training(rows).loss(logits, rows).item() == pytest.approx(expected)
+    plain = functional.cross_entropy(logits, torch.tensor(targets)).item()
+    assert head.loss(logits, rows).item() == pytest.approx(plain)
+
+
+def test_balanced_weights_as_scikit_learn_has_them(place: SimpleNamespace) -> None:
+    targets = [0, 0, 0, 0, 1, 2]
+    rows = [EncodedExample(([0, 2],), target) for target in targets]
+    head = make(place, "classification", ("x", "y", "z"), class_weights="balanced").training(rows)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=targets)
+    assert head.weights == pytest.approx(expected.tolist())
+    assert head.targets(rows) == pytest.approx(len(rows))
+    assert head.training(rows[:5]).weights == pytest.approx((5 / 8, 5 / 2, 1.0))
+
+
+def test_tags_have_weights(place: SimpleNamespace) -> None:
+    head = make(place, "tokens", TAGS, class_weights="balanced", label_smoothing=0.2)
+    rows = head.encode(
+        [Example(("in", "Paris"), ("O", "B-LOC")), Example(("in", "the"), ("O", "O"))]
+    )
+    trained = head.training(rows)
+    assert trained.weights == pytest.approx((2.0, 1.0, 2 / 3))
+    logits = torch.randn(2, head.length(rows[0]), 3, generator=torch.Generator().manual_seed(2))
+    chosen = torch.stack([logits[0, place] for place in rows[0].firsts])
+    chosen = torch.cat([chosen, torch.stack([logits[1, place] for place in rows[1].firsts])])
+    reference = torch.nn.CrossEntropyLoss(torch.tensor(trained.weights), label_smoothing=0.2)
+    expected = reference(chosen, torch.tensor([2, 0, 2, 2])).item()
+    assert trained.loss(logits, rows).item() == pytest.approx(expected)
+
+
+def test_several_labels_are_learnt_one_by_one(place: SimpleNamespace) -> None:
+    """The mean over rows and labels, as transformers has it; a weight is that of having a label."""
+    rows = [
+        EncodedExample(([0, 2],), each) for each in ([1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [1.0, 1.0])
+    ]
+    logits = torch.randn(4, 2, generator=torch.Generator().manual_seed(3))
+    targets = torch.tensor([row.target for row in rows])
+    head = make(
+        place,
+        "multi_label",
+        ("x", "y"),
+        class_weights="balanced",
+        label_smoothing=0.2,
+        threshold=0.7,
+    )
+    expected = torch.nn.BCEWithLogitsLoss()(logits, targets).item()
+    assert head.loss(logits, rows).item() == pytest.approx(expected)
+    trained = head.training(rows)
+    assert trained.weights == pytest.approx((1 / 3, 3.0))
+    weighted = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor([1 / 3, 3.0]))
+    expected = weighted(logits, targets * 0.8 + 0.1).item()
+    assert trained.loss(logits, rows).item() == pytest.approx(expected)
+    scores = torch.tensor([[0.8, 0.9], [0.9, 0.8], [0.9, 0.9], [0.8, 0.8]])  # sigmoid: 0.69, 0.71
+    assert head.answers(scores, rows) == [("y",), ("x",), ("x", "y"), ()]
 
 
 def test_probabilities_of_each_kind(place: SimpleNamespace) -> None:
@@ -501,12 +587,16 @@ def test_probabilities_of_each_kind(place: SimpleNamespace) -> None:
         if head.task.kind == "tokens":
             found = [word for row in found for word in row]
             answers = [tag for row in answers for tag in row]
+        if head.task.kind == "multi_label":
+            assert [tuple(k for k, p in row.items() if p >= 0.5) for row in found] == answers
+            continue
 
         for shares, answer in zip(found, answers, strict=True):
             named = dict(enumerate(shares)) if isinstance(shares, list) else shares
             assert sum(named.values()) == pytest.approx(1)
             assert max(named, key=named.__getitem__) == answer
-            assert set(named) == (set(head.labels) or {0, 1})
+            if head.task.kind != "span_qa":
+                assert set(named) == (set(head.labels) or {0, 1})
 
 
 def test_a_word_that_is_cut_off_has_no_probabilities(place: SimpleNamespace) -> None:
@@ -524,6 +614,8 @@ def test_what_each_kind_asks_of_a_base(place: SimpleNamespace) -> None:
         "tokens": ("tokens", 3),
         "multiple_choice": ("choice", 1),
         "cloze": ("masked_lm", place.tokenizer.vocab_size),
+        "multi_label": ("sequence", 3),
+        "span_qa": ("spans", 2),
     }
 
 
@@ -537,6 +629,9 @@ def test_inputs_without_answers_are_encoded_the_same(place: SimpleNamespace) -> 
 
 
 def test_inputs_of_another_shape(place: SimpleNamespace) -> None:
+    with pytest.raises(UserError, match="expected a question and its context, found 1"):
+        make(place, "span_qa").encode([Example(("a",))])
+
     with pytest.raises(UserError, match="expected a text, found 2"):
         make(place, "classification", ("x", "y")).encode([Example(("a", "b"))])
 
