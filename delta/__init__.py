@@ -1,7 +1,7 @@
 """Delta tuning: small modules (LoRA, adapters, prompts, ...) attached to a published checkpoint.
 
 `load` gives the predictor of a folder that `robustly delta` wrote. For a training loop of your own
-`attach` adds methods to a RoBERTa model of transformers, `save` writes what was trained, without
+`attach` adds methods to a RoBERTa model of transformers, `save` writes what is trained, without
 the base, `load_into` attaches it to a fresh model, and `merge` folds it into the weights.
 
 `methods` holds a file for each method, `layers` their torch modules; `attachment` puts them on a
@@ -11,15 +11,15 @@ into tensors and scores; `tuning` trains;
 command. A finished delta answers rows from a shell (`inputs`, `answering`), becomes a plain folder
 (`merged`), and is pushed (`hub`)."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import RobertaPreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from robustly.delta.base_model import Base
     from robustly.delta.predictor import Predictor
+    from robustly.tokenizer.tokenizer import Tokenizer
 
 # Each function imports what it needs when it is called: a delta's config is read without torch.
 
@@ -37,23 +37,30 @@ def load(base: "Base | Path | str", folder: Path | str) -> "Predictor":
 
 
 def attach(
-    model: "RobertaPreTrainedModel", methods: Sequence[Any], seed: int = 0
-) -> "RobertaPreTrainedModel":
-    """Attach methods, such as `[{"name": "lora", "rank": 8}]`, to a RoBERTa model of transformers,
-    in place; returns it (`robustly.delta.attachment.attach`)."""
+    model: "PreTrainedModel",
+    methods: object,
+    seed: int = 0,
+    tokenizer: "Tokenizer | PreTrainedTokenizerBase | None" = None,
+) -> "PreTrainedModel":
+    """Attach methods, such as "lora" or `[{"name": "lora", "rank": 8}]`, to a RoBERTa, XLM-RoBERTa
+    or CamemBERT model of transformers, in place; returns it
+    (`robustly.delta.attachment.attach`). `tokenizer`: of the model, for a prompt that starts as a
+    text."""
     from robustly.delta.attachment import attach
+    from robustly.delta.wording import by_tokenizer
 
-    return attach(model, methods, seed)
+    return attach(model, methods, seed, wording=by_tokenizer(tokenizer) if tokenizer else None)
 
 
-def save(model: "RobertaPreTrainedModel", folder: Path | str) -> None:
-    """Write the delta and the head of a model that was trained after `attach`, without its base."""
+def save(model: "PreTrainedModel", folder: Path | str) -> None:
+    """Write the delta and the head of a model that is trained after `attach`, without its base. The
+    model stays as it is: its training can go on."""
     from robustly.delta.saving import save_model
 
     save_model(model, Path(folder))
 
 
-def load_into(model: "RobertaPreTrainedModel", folder: Path | str) -> "RobertaPreTrainedModel":
+def load_into(model: "PreTrainedModel", folder: Path | str) -> "PreTrainedModel":
     """Attach what `save` or `robustly delta` wrote to a freshly loaded model of the same base and
     kind of head."""
     from robustly.delta.saving import load_model
@@ -61,7 +68,7 @@ def load_into(model: "RobertaPreTrainedModel", folder: Path | str) -> "RobertaPr
     return load_model(model, Path(folder))
 
 
-def merge(model: "RobertaPreTrainedModel") -> "RobertaPreTrainedModel":
+def merge(model: "PreTrainedModel") -> "PreTrainedModel":
     """The model without delta modules and with the same logits, where the methods allow it
     (`robustly.delta.merging.merge`)."""
     from robustly.delta.merging import merge

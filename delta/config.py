@@ -5,27 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from robustly import UserError
 from robustly.config import Config, InputPath, Section, load
-from robustly.delta.methods import AnyMethod
+from robustly.delta.methods import Methods
 from robustly.delta.methods.method import Method, Rate
 from robustly.delta.tasks.config import Task
 from robustly.pretrain.config import Positive, ScheduleConfig
 
 SCHEMA_VERSION = 1
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _each_once(value: list[Method]) -> list[Method]:
-    names = [method.name for method in value]
-    if len(set(names)) != len(names):
-        raise ValueError(f"expected each method once, found {', '.join(names)}")
-    return value
-
-
-Methods = Annotated[list[AnyMethod], Field(min_length=1), AfterValidator(_each_once)]
 
 
 class DeltaConfig(Section):
@@ -39,10 +29,10 @@ class DeltaConfig(Section):
     for `--push`; without one the card names no base model."""
     methods: Annotated[
         Annotated[Methods, Tag("Methods")] | Annotated[Literal["auto"], Tag("Auto")],
-        Discriminator(lambda value: "Auto" if isinstance(value, str) else "Methods"),
+        Discriminator(lambda value: "Auto" if value == "auto" else "Methods"),
     ]
-    """One method or several at once; or `auto`: a rule and a short trial choose
-    (`robustly.delta.auto`)."""
+    """One method or several at once, each with its keys (`{name: lora, rank: 4}`) or by its name
+    alone (`lora`); or `auto`: a rule and a short trial choose (`robustly.delta.auto`)."""
     budget: Positive | None = None
     """With `methods: auto`, the most parameters that are stored, besides the head. Default: 1% of
     the base's, at least 300,000."""

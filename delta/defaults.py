@@ -8,7 +8,8 @@ from typing import Any
 from transformers import RobertaConfig
 
 from robustly import UserError
-from robustly.delta.methods import Ia3, parse
+from robustly.delta.attachment import count
+from robustly.delta.methods import parse
 from robustly.delta.methods.method import Method, scaled_to_width
 from robustly.log import show
 
@@ -162,7 +163,7 @@ def candidates(situation: Situation) -> list[Candidate]:
         chosen.append(scales)
 
     if not chosen:
-        least = Ia3(name="ia3").parameter_count(config)
+        least = count(config, "ia3", finished=True)
         raise UserError(
             f"delta.budget = {situation.budget:,}: expected at least {least:,}, which the smallest"
             " method (ia3) stores on this base"
@@ -183,7 +184,7 @@ def _fitting(
 ) -> Candidate | None:
     for methods in sizes:
         made = rated(parse(methods), situation.config.hidden_size)
-        stored = sum(method.parameter_count(situation.config) for method in made)
+        stored = count(situation.config, made, finished=True)
         if stored <= situation.budget:
             facts = {
                 name: show(getattr(situation, name))

@@ -2,15 +2,14 @@
 
 import copy
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import RobertaPreTrainedModel
+from transformers import PreTrainedModel
 
 from robustly import UserError
 
 
-def merge(model: RobertaPreTrainedModel) -> RobertaPreTrainedModel:
+def merge(model: PreTrainedModel) -> PreTrainedModel:
     """A plain model of transformers with the delta in its weights and the same head: the same
     logits but for rounding, and no module of ours or of peft's. Evaluating. The given model stays
     as it is.
@@ -39,13 +38,8 @@ def merge(model: RobertaPreTrainedModel) -> RobertaPreTrainedModel:
             parent, _, last = name.rpartition(".")
             setattr(changed.get_submodule(parent), last, _merged(changed.get_submodule(name)))
 
-    with torch.random.fork_rng(devices=[]):  # weights that are drawn for nothing
-        plain: RobertaPreTrainedModel = type(model)(copy.deepcopy(model.config)).to(
-            model.device, model.dtype
-        )
-
-    plain.load_state_dict(changed.state_dict())
-    return plain.eval()
+    del changed.delta
+    return changed.requires_grad_(True).eval()
 
 
 def _merged(layer: BaseTunerLayer) -> nn.Module:

@@ -10,29 +10,29 @@ from peft import PeftConfig, TaskType
 from safetensors.torch import save
 from torch import Tensor
 from transformers import (
-    RobertaForMaskedLM,
-    RobertaForSequenceClassification,
-    RobertaForTokenClassification,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    PreTrainedModel,
     RobertaModel,
-    RobertaPreTrainedModel,
 )
 
-from robustly.delta.attachment import stored, trained
+from robustly.delta.attachment import finished, stored, trained
 from robustly.files import write_atomic
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 
 _TASKS = {
-    RobertaForSequenceClassification: TaskType.SEQ_CLS,
-    RobertaForTokenClassification: TaskType.TOKEN_CLS,
+    TaskType.SEQ_CLS: MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    TaskType.TOKEN_CLS: MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
 }
 _HEADS = ["classifier", "score"]
 """What peft adds for these tasks by itself: modules that are stored whole."""
 
 
-def write(model: RobertaPreTrainedModel, folder: Path, base_name: str) -> list[Path]:
-    """Write a finished delta for `peft.PeftModel.from_pretrained(model, folder)`, where peft can
+def write(model: PreTrainedModel, folder: Path, base_name: str) -> list[Path]:
+    """Write a delta for `peft.PeftModel.from_pretrained(model, folder)`, where peft can
     hold it: exactly one of lora, dora, ia3, adalora, prefix and p_tuning_v2 under a sequence or
     token classification head, or one of the first four under a language-modeling head. Returns the
     files; none where it cannot.
@@ -45,7 +45,6 @@ def write(model: RobertaPreTrainedModel, folder: Path, base_name: str) -> list[P
     if (config := _config(model)) is None:
         return []
 
-    assert not model.delta.finishers, "finish the model first"
     config.base_model_name_or_path = base_name
     config.inference_mode = True
     fields = {
@@ -54,8 +53,9 @@ def write(model: RobertaPreTrainedModel, folder: Path, base_name: str) -> list[P
     }
     write_atomic(folder / CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
     tensors = {
-        _name_in_peft(name, model.delta.methods[0].name, config): tensor.detach().cpu().contiguous()
-        for name, tensor in trained(model).items()
+        _name_in_peft(name, model.delta.methods[0].name, config): tensor.cpu().contiguous()
+        for name, tensor in finished(model).items()
+        if name not in model.delta.kept
     }
     write_atomic(folder / TENSORS, save(tensors, metadata={"format": "pt"}))
     return [folder / CONFIG, folder / TENSORS]
@@ -66,7 +66,7 @@ def runs_prefixes() -> bool:
     return "past_key_values" in inspect.signature(RobertaModel.forward).parameters
 
 
-def by_own_names(tensors: Mapping[str, Tensor], model: RobertaPreTrainedModel) -> dict[str, Tensor]:
+def by_own_names(tensors: Mapping[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
     """What peft's file of tensors holds of a finished model that `write` can write, by the names
     of the model's parameters; what is stored and not trained is as it is in the model: it is in
     peft's config."""
@@ -79,16 +79,16 @@ def by_own_names(tensors: Mapping[str, Tensor], model: RobertaPreTrainedModel) -
     return kept | {name: tensors[in_peft] for name, in_peft in names.items() if in_peft in tensors}
 
 
-def _config(model: RobertaPreTrainedModel) -> PeftConfig | None:
+def _config(model: PreTrainedModel) -> PeftConfig | None:
     """What peft loads the delta by; None where it cannot."""
     if len(model.delta.methods) > 1:
         return None
 
     config = model.delta.methods[0].peft_config(model.config)
-    task = _TASKS.get(type(model))
-    if config is None or (
-        task is None and (type(model) is not RobertaForMaskedLM or config.is_prompt_learning)
-    ):
+    kind = type(model.config)
+    task = next((task for task, heads in _TASKS.items() if type(model) is heads[kind]), None)
+    masked_lm = type(model) is MODEL_FOR_MASKED_LM_MAPPING[kind]
+    if config is None or (task is None and (not masked_lm or config.is_prompt_learning)):
         return None
 
     config.task_type = task

@@ -15,6 +15,7 @@ from robustly.delta.base_model import Base
 from robustly.delta.tasks.config import LabelledTask, Task
 from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads import EncodedExample, TaskHead, task_head
+from robustly.delta.wording import by_tokenizer
 
 BATCH = 32  # inputs that are scored at a time
 
@@ -69,15 +70,20 @@ class Predictor:
         methods: Sequence[Any],
         seed: int,
         finished: bool = False,
+        examples: Callable[[], Sequence[Example]] | None = None,
     ) -> "Predictor":
         """A base under a random head for a task, with methods attached, `finished` as `attach` has
-        it. Prompts take positions from the text.
+        it. Prompts take positions from the text. `examples`: those of the training, for a prompt
+        that starts as them.
 
         Raises UserError if the base cannot have the head, or if a method does not fit it."""
         head = head_on(base, task, labels)
         model = base.with_head(head.kind, head.outputs, seed, labels)
-        attach(model, methods, seed, base.fingerprint, finished)
-        if model.delta.positions and not head.prompt_tokens:
+        wording = by_tokenizer(base.tokenizer, examples)
+        attach(model, methods, seed, base.fingerprint, finished, wording)
+        if head.prompt_tokens:
+            model.base_model.embeddings.word_embeddings.in_text = True
+        elif model.delta.positions:
             head = head_on(base, task, labels, model.delta.positions)
 
         return cls(model, head, labels)

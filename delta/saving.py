@@ -3,6 +3,7 @@
 It reloads bit-equal onto its base, and onto no other."""
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired
@@ -10,13 +11,15 @@ from typing import Any, NotRequired
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load as load_safetensors
-from transformers import RobertaPreTrainedModel
+from transformers import PreTrainedModel
 from typing_extensions import TypedDict
 
 from robustly import UserError, manifest
+from robustly.config import InputPath, stated_in
 from robustly.delta import peft_files
-from robustly.delta.attachment import attach, fingerprint, finish, parameters, stored
+from robustly.delta.attachment import attach, finished, finished_parameters, stored
 from robustly.delta.base_model import Base
+from robustly.delta.fingerprint import HALVES, fingerprint, is_same
 from robustly.delta.predictor import Predictor
 from robustly.delta.tasks.config import Task
 from robustly.files import write_json
@@ -36,6 +39,8 @@ class OfBase(TypedDict):
 
     fingerprint: str
     """Of the encoder's weights."""
+    rounded: NotRequired[dict[str, str]]
+    """The same after a cast to half precision, by its type."""
     name: NotRequired[str]
     tokenizer: NotRequired[str]
     """Fingerprint of its vocabulary."""
@@ -72,14 +77,14 @@ def task_of(record: DeltaRecord) -> Task:
     return task
 
 
-def save_tensors(model: RobertaPreTrainedModel, folder: Path) -> FileFacts:
-    """Write what the delta stores of a model, by parameter name."""
-    tensors = {name: tensor.cpu() for name, tensor in stored(model).items()}
+def save_tensors(model: PreTrainedModel, folder: Path) -> FileFacts:
+    """Write what the delta stores of a model, by parameter name. The model stays as it is."""
+    tensors = {name: tensor.cpu() for name, tensor in finished(model).items()}
     written = write_tensors(folder / TENSORS, tensors)
     return {"bytes": written.bytes, "sha256": written.sha256}
 
 
-def load_tensors(model: RobertaPreTrainedModel, path: Path, facts: FileFacts) -> None:
+def load_tensors(model: PreTrainedModel, path: Path, facts: FileFacts) -> None:
     """Load the tensors of a file into a model to which the same methods are attached, finished.
 
     Raises UserError if the file is missing, is not what was written, or holds other tensors than
@@ -116,45 +121,68 @@ def load_tensors(model: RobertaPreTrainedModel, path: Path, facts: FileFacts) ->
             tensor.copy_(found[name])
 
 
-def save_model(model: RobertaPreTrainedModel, folder: Path) -> None:
-    """Write the delta and the head of a model that was trained after `attach`, without its base;
-    the delta is finished first."""
-    finish(model)
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write the delta and the head of a model that is trained after `attach`, without its base. The
+    model stays as it is: its training can go on."""
     folder.mkdir(parents=True, exist_ok=True)
     record = DeltaRecord(
-        methods=_methods(model),
-        parameters=parameters(model),
-        base={"fingerprint": model.delta.fingerprint},
+        methods=_methods(model, folder),
+        parameters=finished_parameters(model),
+        base={"fingerprint": model.delta.fingerprint, "rounded": model.delta.rounded},
         tensors=save_tensors(model, folder),
     )
     write_json(folder / RECORD, sealed(asdict(record)))
 
 
-def load_model(model: RobertaPreTrainedModel, folder: Path) -> RobertaPreTrainedModel:
+def load_model(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Attach the delta in a folder to a freshly loaded model with a head of the same shape; returns
-    it.
+    it. The model may be in half precision.
 
     Raises UserError if the folder is damaged, or if the model is of another base or has another
     head."""
     record = read_record(folder)
-    found = fingerprint(model.roberta)
-    if found != record.base["fingerprint"]:
-        raise _other_base(folder, record, f"another ({found[:16]})")
-
-    attach(model, record.methods, 0, found, finished=True)
+    found = fingerprint(model.base_model)
+    _check_base(folder, record, model.base_model, found, "another")
+    methods = stated_in(folder, record.methods)
+    attach(model, methods, 0, record.base["fingerprint"], finished=True)
+    model.delta.rounded = record.base.get("rounded", {})
     load_tensors(model, folder / record.file, record.tensors)
     return model
 
 
-def _methods(model: RobertaPreTrainedModel) -> list[dict[str, Any]]:
-    return [method.model_dump(mode="json") for method in model.delta.methods]
+def _methods(model: PreTrainedModel, folder: Path) -> list[dict[str, Any]]:
+    """As the record in a folder has them: with paths relative to it, so that it can be moved along
+    with what they name."""
+    found = []
+    for method in model.delta.methods:
+        paths = {
+            key: os.path.relpath(value.located, folder)
+            for key, value in method
+            if isinstance(value, InputPath)
+        }
+        found.append({**method.model_dump(mode="json"), **paths})
+
+    return found
 
 
-def _other_base(folder: Path, record: DeltaRecord, found: str) -> UserError:
-    return UserError(
-        f"{folder}: made for the base {record.base.get('name', '')} (weights"
-        f" {record.base['fingerprint'][:16]}), found {found}: on other weights it would mean"
-        " nothing"
+def _check_base(
+    folder: Path, record: DeltaRecord, encoder: PreTrainedModel, found: str, name: str
+) -> None:
+    """Raises UserError unless an encoder with the fingerprint `found` is the one that a delta was
+    made for. `name`: the encoder's, for the user."""
+    base = record.base
+    if is_same(encoder, found, base["fingerprint"], base.get("rounded", {})):
+        return
+
+    why = "on other weights it would mean nothing"
+    if not base.get("rounded") and encoder.dtype in HALVES.values():
+        why = (
+            "it does not say what its base is in half precision: load it onto the base in full"
+            " precision and save it again"
+        )
+    raise UserError(
+        f"{folder}: made for the base {base.get('name', '')} (weights {base['fingerprint'][:16]}),"
+        f" found {name} (weights {found[:16]}): {why}"
     )
 
 
@@ -172,15 +200,16 @@ def save(
     model = predictor.model
     names = {part: Path(file).name for part, file in task.files.items()}
     record = DeltaRecord(
-        methods=_methods(model),
+        methods=_methods(model, folder),
         labels=list(predictor.labels),
         task={**task.model_dump(mode="json"), **names},
         facts=facts,
         seed=seed,
-        parameters={**parameters(model), "trained": trained, "base": base.parameters},
+        parameters={**finished_parameters(model), "trained": trained, "base": base.parameters},
         base={
             "name": base.name,
             "fingerprint": base.fingerprint,
+            "rounded": base.rounded,
             "tokenizer": base.tokenizer.fingerprint,
         },
         tensors=save_tensors(model, folder),
@@ -207,8 +236,7 @@ def reload(base: Base, folder: Path, head_seed: int = 0) -> Predictor:
     Raises UserError if the folder is not a delta's, is damaged, or was made for another base.
     """
     record = read_record(folder)
-    if record.base["fingerprint"] != base.fingerprint:
-        raise _other_base(folder, record, f"{base.name} (weights {base.fingerprint[:16]})")
+    _check_base(folder, record, base.model.base_model, base.fingerprint, base.name)
     if record.base.get("tokenizer") != base.tokenizer.fingerprint:
         raise UserError(
             f"{folder}: made with the tokenizer of {record.base.get('name')}; {base.name} has the"
@@ -217,7 +245,12 @@ def reload(base: Base, folder: Path, head_seed: int = 0) -> Predictor:
 
     try:
         predictor = Predictor.attached(
-            base, task_of(record), tuple(record.labels), record.methods, head_seed, finished=True
+            base,
+            task_of(record),
+            tuple(record.labels),
+            stated_in(folder, record.methods),
+            head_seed,
+            finished=True,
         )
     except (UserError, ValidationError) as fault:
         why = str(fault) if isinstance(fault, UserError) else "task: not one of this release"

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from robustly import UserError, log, markdown
 from robustly.config import InputPath
 from robustly.delta import stage as delta_stage
-from robustly.delta.attachment import parameters
+from robustly.delta.attachment import count
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import SEARCHED, searched_rates
@@ -187,9 +187,7 @@ def _score(
     rate = trial.suggest_float("peak_lr", *space.peak_lr, log=True)
     tried = config.tuned_by(space.methods[name], peak_lr=rate)
     started = time.monotonic()
-    # Attached, since the sum of `parameter_count` would count twice what two methods train.
-    sizes = parameters(attached(base, tried, data, config.seed).model)
-    trial.set_user_attr("parameters", sizes["delta"])
+    trial.set_user_attr("parameters", count(base.model.config, space.methods[name]))
     state = "pruned"
     scores: list[float] = []
 

@@ -16,7 +16,7 @@ from robustly.delta.base_model import Base
 from robustly.delta.checkpoint import Tensors, TrainingState
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.predictor import Judgement, Predictor
-from robustly.delta.tasks.data import TaskData
+from robustly.delta.tasks.data import TaskData, draw
 from robustly.delta.trainer import DeltaTrainer
 
 
@@ -78,7 +78,15 @@ def attached(base: Base, config: DeltaExperiment, data: TaskData, seed: int) -> 
 
     Raises UserError if a method does not fit the base.
     """
-    return Predictor.attached(base, config.delta.task, data.labels, config.delta.listed, seed)
+    task = config.delta.task
+    return Predictor.attached(
+        base,
+        task,
+        data.labels,
+        config.delta.listed,
+        seed,
+        examples=lambda: draw(data, task.examples, seed),
+    )
 
 
 def tune(

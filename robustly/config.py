@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -339,20 +339,26 @@ def load(path: Path | str, overrides: Sequence[str], schema: type[ConfigType]) -
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
-        faults = sorted({_describe(fault, raw, schema) for fault in error.errors()})
+        faults = described(error, raw, schema)
         noun = "fault" if len(faults) == 1 else "faults"
         raise UserError(
             f"{path}: {len(faults)} {noun}\n" + "\n".join(f"  {fault}" for fault in faults)
         ) from None
 
 
+def described(error: ValidationError, raw: Any, schema: type[BaseModel]) -> list[str]:
+    """The faults of a config in the user's words: key, value found, what was expected, the nearest
+    right key."""
+    return sorted({_describe(fault, raw, schema) for fault in error.errors()})
+
+
 def _describe(fault: Mapping[str, Any], raw: Any, schema: type[BaseModel]) -> str:
-    """One fault of a config in the user's words."""
     key = ".".join(map(str, _keys_of(fault, raw)))
     value = fault["input"]
     shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
     if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key (value {shown}){_nearest(key, schema)}"
+        kinds = [str(part) for part in fault["loc"][-2:-1]]
+        return f"{key}: unknown key (value {shown}){_nearest(key, schema, *kinds)}"
     if fault["type"] == "missing":
         return (
             f"{key}: missing; a config states every key of its recipe (start from another one by"
@@ -366,9 +372,10 @@ def _describe(fault: Mapping[str, Any], raw: Any, schema: type[BaseModel]) -> st
             return f"{key}.{named[1]}: missing; it says which kind this is, found {shown}"
         return f"{key} = {shown}: expected a mapping of keys"
     if named and fault["type"] == "union_tag_invalid":
-        return (
-            f"{key}.{named[1]} = {fault['ctx']['tag']!r}: expected {fault['ctx']['expected_tags']}"
-        )
+        tag, expected = fault["ctx"]["tag"], fault["ctx"]["expected_tags"]
+        meant = closest(tag, re.findall(r"'([^']*)'", expected))
+        advice = f"; did you mean {meant}?" if meant else ""
+        return f"{key}.{named[1]} = {tag!r}: expected {expected}{advice}"
 
     message = fault["msg"].removeprefix("Value error, ")
     message = re.sub(r"^Input should be", "expected", message)
@@ -411,13 +418,25 @@ def _is_tag(part: str | int) -> bool:
     return isinstance(part, str) and ("[" in part or part[:1].isupper())
 
 
-def _nearest(key: str, schema: type[BaseModel]) -> str:
-    known = list(keys(schema))
+def closest(word: str, known: Sequence[str]) -> str | None:
+    """The known word that is most likely meant by another one: one that begins with it, that is a
+    part of it between underscores, or that is the most alike."""
+    begin = [each for each in known if each.startswith(word)]
+    parts = [each for each in known if each in word.split("_")]
+    alike = difflib.get_close_matches(word, known, n=1) if len(word) > 2 else []
+    return next(iter([*begin, *parts, *alike]), None)
+
+
+def _nearest(key: str, schema: type[BaseModel], kind: str = "") -> str:
+    """`kind`: of the key's section, where that is one of several."""
     section, _, leaf = key.rpartition(".")
     plain = re.sub(r"\.\d+\b", "", section)  # without places in lists
-    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == plain]
-    if close := difflib.get_close_matches(leaf, siblings, n=1):
-        return f"; did you mean {section}.{close[0]}?" if section else f"; did you mean {close[0]}?"
+    known = [name for name in keys(schema) if plain not in (name, name.rpartition(".")[0])]
+    there = [each for path, each in _sections_of(schema) if path == plain]
+    there = [each for each in there if _is_kind(each, kind)] or there
+    siblings = [name for each in there for name in _names(each)]
+    if meant := closest(leaf, siblings):
+        return f"; did you mean {section}.{meant}?" if section else f"; did you mean {meant}?"
 
     if not (
         close := difflib.get_close_matches(key, known, n=1, cutoff=0.75)
@@ -444,6 +463,28 @@ def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
             found |= dict.fromkeys(keys(section, key + "."))
 
     yield from found
+
+
+def _sections_of(schema: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Every section of a schema with its path, also those of list entries and of a union's
+    kinds."""
+    yield path, schema
+    for name, field in zip(_names(schema), schema.model_fields.values(), strict=True):
+        for section in _sections(field.annotation):
+            yield from _sections_of(section, f"{path}.{name}" if path else name)
+
+
+def _names(schema: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in schema.model_fields.items()]
+
+
+def _is_kind(schema: type[BaseModel], kind: str) -> bool:
+    """Whether a section is this kind of a union, which one of its keys says."""
+    return any(
+        kind in get_args(field.annotation)
+        for field in schema.model_fields.values()
+        if get_origin(field.annotation) is Literal
+    )
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -18,8 +18,10 @@ class Bottleneck(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x`: ... x hidden."""
-        return self.scale * self.up(nn.functional.gelu(self.down(x)))
+        """`x`: ... x hidden, of the base's type; the adapter has its own."""
+        inner = nn.functional.gelu(self.down(x.to(self.down.weight.dtype)))
+        added: Tensor = self.scale * self.up(inner)
+        return added.to(x.dtype)
 
 
 class AdaptedOutput(nn.Module):
@@ -34,7 +36,7 @@ class AdaptedOutput(nn.Module):
         self.dropout: nn.Module = output.dropout
         self.LayerNorm: nn.Module = output.LayerNorm
         gains = output.LayerNorm.weight
-        self.adapter = Bottleneck(len(gains), size, scale).to(gains.device, gains.dtype)
+        self.adapter = Bottleneck(len(gains), size, scale).to(gains.device)
         self.parallel = parallel
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from peft import PrefixEncoder, PrefixTuningConfig
 from torch import Tensor, nn
-from transformers import RobertaModel, RobertaPreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
 
 from robustly import UserError
@@ -28,23 +28,23 @@ _CACHE = (
 """transformers renamed it."""
 
 
-def attach(model: RobertaPreTrainedModel, config: PrefixTuningConfig, network: bool) -> None:
-    """Give every layer of the model a prefix, in place: made by a network, whose output is kept
-    after training, or learned directly. Raises UserError if the model has one."""
-    if hasattr(model.roberta, "prefix"):
+def attach(model: PreTrainedModel, config: PrefixTuningConfig, network: bool) -> "KeysAndValues":
+    """Give every layer of the model a prefix, in place: made by a network, or learned directly;
+    returns it. Raises UserError if the model has one."""
+    encoder = model.base_model
+    if hasattr(encoder, "prefix"):
         raise UserError(
             "methods: prefix, p_tuning_v2: the one is the other without its network: give one of"
             " them"
         )
 
     prefix = KeysAndValues(replace(config, prefix_projection=network)).to(model.device)
-    model.roberta.prefix = prefix
-    model.roberta.register_forward_pre_hook(_pass_down, with_kwargs=True)
-    for layer in model.roberta.encoder.layer:
+    encoder.prefix = prefix
+    encoder.register_forward_pre_hook(_pass_down, with_kwargs=True)
+    for layer in encoder.encoder.layer:
         layer.attention.self.register_forward_pre_hook(_receive, with_kwargs=True)
 
-    if network:
-        model.delta.finishers.append(prefix.finish)
+    return prefix
 
 
 class KeysAndValues(nn.Module):
@@ -61,6 +61,8 @@ class KeysAndValues(nn.Module):
         """As peft stores them: tokens x (layers, keys before values, hidden). Equal to the bit
         under autocast: scores during training are those of what is stored."""
         device = self.encoder.embedding.weight.device
+        if torch.compiler.is_exporting():  # a program has no autocast
+            return self.encoder(torch.arange(self.tokens, device=device))
         with torch.autocast(device.type, enabled=False):
             numbers: Tensor = self.encoder(torch.arange(self.tokens, device=device))
         return numbers
@@ -70,11 +72,12 @@ class KeysAndValues(nn.Module):
         layers, heads = self.config.num_layers, self.config.num_attention_heads
         return self.numbers().view(self.tokens, layers, 2, heads, -1).permute(1, 2, 3, 0, 4)
 
-    def finish(self) -> None:
-        """Replace the network by what it makes."""
-        table = PrefixEncoder(replace(self.config, prefix_projection=False))
+    def table(self) -> PrefixEncoder:
+        """A table of what the network makes."""
+        with torch.device("meta"):  # its own numbers would be drawn for nothing
+            table = PrefixEncoder(replace(self.config, prefix_projection=False))
         table.embedding.weight = nn.Parameter(self.numbers().detach())
-        self.encoder = table
+        return table
 
 
 class _Before:
@@ -92,7 +95,7 @@ class _Before:
 
 
 def _pass_down(
-    encoder: RobertaModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+    encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """Inputs of the encoder with the prefix, to which all tokens attend: the mask is longer than
     the text.
@@ -111,7 +114,7 @@ def _pass_down(
         )
 
     inputs["attention_mask"] = torch.cat(
-        [mask.new_ones(len(mask), encoder.prefix.tokens), mask], dim=1
+        [mask.new_ones(mask.shape[0], encoder.prefix.tokens), mask], dim=1
     )
     inputs[_PASSED] = encoder.prefix()
     return (), inputs
@@ -128,4 +131,4 @@ def _receive(
 
 
 def _joined(prefix: Tensor, text: Tensor) -> Tensor:
-    return torch.cat([prefix.to(text.dtype).expand(len(text), -1, -1, -1), text], dim=2)
+    return torch.cat([prefix.to(text.dtype).expand(text.shape[0], -1, -1, -1), text], dim=2)

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import RobertaModel, RobertaPreTrainedModel
+from transformers import PreTrainedModel
 
 from robustly import UserError
 
@@ -42,6 +42,8 @@ class PromptedEmbedding(nn.Embedding):
         self.tokens = tokens
         self.inserted = False
         """Whether the encoder's present input got its pseudo-ids from us."""
+        self.in_text = False
+        """Whether the inputs of an exported program hold pseudo-ids, at which it cannot look."""
 
     @property
     def pseudo_ids(self) -> range:
@@ -51,6 +53,8 @@ class PromptedEmbedding(nn.Embedding):
         """The prompt's embeddings, tokens x hidden. The same to the bit with and without gradients,
         for which libraries have kernels of their own, and under autocast: scores during training
         are those of what is stored."""
+        if torch.compiler.is_exporting():  # a program has neither
+            return self.prompt()
         with torch.enable_grad(), torch.autocast(self.weight.device.type, enabled=False):
             rows: Tensor = self.prompt()
         return rows if torch.is_grad_enabled() else rows.detach()
@@ -64,19 +68,19 @@ class PromptedEmbedding(nn.Embedding):
             ours[..., None], nn.functional.embedding(places, self.rows().to(words.dtype)), words
         )
 
-    def finish(self) -> None:
-        """Replace the prompt's network by what it makes."""
-        self.prompt = PromptTable(self.rows().detach().clone())
+    def table(self) -> "PromptTable":
+        """A table of what the prompt's network makes."""
+        return PromptTable(self.rows().detach().clone())
 
 
-def attach(model: RobertaPreTrainedModel, prompt: nn.Module, tokens: int) -> PromptedEmbedding:
+def attach(model: PreTrainedModel, prompt: nn.Module, tokens: int) -> PromptedEmbedding:
     """Give the model a prompt of so many tokens, made by `prompt()` (tokens x hidden), in place;
     returns the word embedding that holds it.
 
     Raises UserError if the model has a prompt already, or too few positions for it.
     """
-    embeddings = model.roberta.embeddings
-    words = embeddings.word_embeddings
+    encoder = model.base_model
+    words = encoder.embeddings.word_embeddings
     if isinstance(words, PromptedEmbedding):
         names = ", ".join(method.name for method in model.delta.methods)
         raise UserError(
@@ -84,26 +88,27 @@ def attach(model: RobertaPreTrainedModel, prompt: nn.Module, tokens: int) -> Pro
             " intrinsic_prompt"
         )
 
-    if tokens > (most := longest_input(model.roberta) - SHORTEST_TEXT):
+    if tokens > (most := longest_input(encoder) - SHORTEST_TEXT):
         raise UserError(
             f"tokens = {tokens}: expected at most {most}, so that the model's positions leave some"
             " to texts"
         )
 
-    embeddings.word_embeddings = PromptedEmbedding(words, prompt.to(words.weight.device), tokens)
-    model.roberta.register_forward_pre_hook(_insert, with_kwargs=True)
-    model.roberta.register_forward_hook(_remove)
+    prompted = PromptedEmbedding(words, prompt.to(words.weight.device), tokens)
+    encoder.embeddings.word_embeddings = prompted
+    encoder.register_forward_pre_hook(_insert, with_kwargs=True)
+    encoder.register_forward_hook(_remove)
     model.delta.positions = tokens
-    return embeddings.word_embeddings
+    return prompted
 
 
-def longest_input(encoder: RobertaModel) -> int:
+def longest_input(encoder: PreTrainedModel) -> int:
     """Tokens of the longest input: positions are counted from the padding id + 1."""
     return encoder.config.max_position_embeddings - encoder.embeddings.padding_idx - 1
 
 
 def _insert(
-    encoder: RobertaModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+    encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[()], dict[str, Any]]:
     """Inputs of the encoder, with the prompt after the first token unless they hold pseudo-ids.
 
@@ -121,11 +126,11 @@ def _insert(
     if ids is not None:
         _check_length(ids, count, encoder)
         pseudo = torch.arange(words.pseudo_ids.start, words.pseudo_ids.stop, device=ids.device)
-        inputs["input_ids"] = _after_first(ids, pseudo.expand(len(ids), -1))
+        inputs["input_ids"] = _after_first(ids, pseudo.expand(ids.shape[0], -1))
     else:
         embedded = inputs["inputs_embeds"]
         inputs["inputs_embeds"] = _after_first(
-            embedded, words.rows().to(embedded.dtype).expand(len(embedded), -1, -1)
+            embedded, words.rows().to(embedded.dtype).expand(embedded.shape[0], -1, -1)
         )
 
     if (mask := inputs.get("attention_mask")) is not None:
@@ -135,7 +140,7 @@ def _insert(
                 f" {tuple(mask.shape)}"
             )
 
-        inputs["attention_mask"] = _after_first(mask, mask.new_ones(len(mask), count))
+        inputs["attention_mask"] = _after_first(mask, mask.new_ones(mask.shape[0], count))
 
     if (types := inputs.get("token_type_ids")) is not None:
         inputs["token_type_ids"] = _after_first(types, types[:, :1].expand(-1, count))
@@ -147,7 +152,7 @@ def _insert(
     return (), inputs
 
 
-def _remove(encoder: RobertaModel, args: tuple[Any, ...], output: Any) -> Any:
+def _remove(encoder: PreTrainedModel, args: tuple[Any, ...], output: Any) -> Any:
     """What the encoder returns, without the positions that were inserted."""
     words: PromptedEmbedding = encoder.embeddings.word_embeddings
     if not words.inserted:
@@ -175,6 +180,9 @@ def _after_first(tensor: Tensor, inserted: Tensor) -> Tensor:
 
 
 def _holds_prompt(ids: Tensor, words: PromptedEmbedding) -> bool:
+    if torch.compiler.is_exporting():
+        return words.in_text
+
     inputs = int((ids >= words.num_embeddings).any(dim=1).sum())
     if inputs == 0:
         return False
@@ -192,9 +200,12 @@ def _holds_prompt(ids: Tensor, words: PromptedEmbedding) -> bool:
     return True
 
 
-def _check_length(ids: Tensor, count: int, encoder: RobertaModel) -> None:
+def _check_length(ids: Tensor, count: int, encoder: PreTrainedModel) -> None:
     """torch would name an index that is out of range. Padding has no position, so it may go
     beyond."""
+    if torch.compiler.is_exporting():  # a program cannot look at its input
+        return
+
     most = longest_input(encoder) - count
     if (
         ids.shape[1] > most

@@ -5,13 +5,22 @@ learning rate, merging, and its form in peft.
 unless it must be attached before another one."""
 
 from collections.abc import Iterable, Sequence
-from functools import reduce
+from functools import cache, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from pydantic import Field, TypeAdapter, ValidationError, conlist
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    conlist,
+    create_model,
+)
 
 from robustly import UserError
+from robustly.config import described
 from robustly.delta.methods.adalora import AdaLora
 from robustly.delta.methods.adapter import Adapter
 from robustly.delta.methods.baselines import Full, HeadOnly
@@ -42,26 +51,45 @@ METHODS: tuple[type[Method], ...] = (
 """In the order in which they are attached."""
 
 
-def _one_of(methods: Iterable[type[Method]]) -> Any:
-    """The type of a section that is one of these methods, told apart by its name."""
-    return Annotated[reduce(or_, methods), Field(discriminator="name")]
+def _listed(value: Any) -> Any:
+    """Methods in a short form as a list of sections: a name stands for a method with its defaults,
+    one method for a list of it."""
+    several = value if isinstance(value, list | tuple) else [value]
+    return [{"name": each} if isinstance(each, str) else each for each in several]
+
+
+def _each_once(value: list[Method]) -> list[Method]:
+    names = [method.name for method in value]
+    if len(set(names)) != len(names):
+        raise ValueError(f"expected each method once, found {', '.join(names)}")
+    return value
+
+
+def _list_of(methods: Iterable[type[Method]]) -> Any:
+    """The type of a list of these methods, told apart by their names."""
+    one: Any = Annotated[reduce(or_, methods), Field(discriminator="name")]
+    several: Any = conlist(one, min_length=1)
+    return Annotated[several, BeforeValidator(_listed), AfterValidator(_each_once)]
 
 
 if TYPE_CHECKING:
-    AnyMethod = Method
+    Methods = list[Method]
 else:
-    AnyMethod = _one_of(METHODS)
+    Methods = _list_of(METHODS)
 
 
 def parse(methods: object) -> list[Method]:
-    """Methods as mappings, as in a config, or as made already. Raises UserError with what is
-    wrong."""
-    adapter: TypeAdapter[list[Method]] = TypeAdapter(conlist(_one_of(METHODS), min_length=1))
+    """Methods as in a config, or as made already. Raises UserError with what is wrong."""
+    given, schema = {"methods": methods}, _given(METHODS)
     try:
-        return adapter.validate_python(methods)
+        return schema.model_validate(given).methods  # type: ignore[attr-defined]
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UserError(f"methods: {faults}") from None
+        raise UserError("\n".join(described(error, given, schema))) from None
+
+
+@cache
+def _given(methods: tuple[type[Method], ...]) -> type[BaseModel]:
+    return create_model("Given", methods=(_list_of(methods), ...))
 
 
 def name_of(method: type[Method]) -> str:

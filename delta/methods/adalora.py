@@ -12,7 +12,7 @@ from robustly.pretrain.config import Positive
 if TYPE_CHECKING:
     from peft import AdaLoraConfig, AdaLoraModel
     from torch import Tensor
-    from transformers import RobertaConfig, RobertaPreTrainedModel
+    from transformers import PreTrainedModel, RobertaConfig
 
 
 class AdaLora(LowRank):
@@ -34,7 +34,7 @@ class AdaLora(LowRank):
             )
         return self
 
-    def attach(self, model: "RobertaPreTrainedModel") -> None:
+    def attach(self, model: "PreTrainedModel") -> None:
         """As other low-rank methods, and notes on `model.delta` what training does for the ranks.
 
         P and Q are random and L is 0 (section 3.1), so the model starts as it is without them.
@@ -49,12 +49,6 @@ class AdaLora(LowRank):
                 # peft lets it be trained where it moved it to another device
                 parameter.requires_grad_(False)
                 model.delta.kept.append(name)
-
-    def parameter_count(self, config: "RobertaConfig") -> int:
-        return sum(
-            self.initial_rank * (fan_in + fan_out + 1)
-            for fan_in, fan_out in self.target_sizes(config)
-        )
 
     def peft_config(self, config: "RobertaConfig") -> "AdaLoraConfig":
         from peft import AdaLoraConfig

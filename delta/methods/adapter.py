@@ -9,7 +9,7 @@ from robustly.delta.methods.method import Method, scaled_to_width
 from robustly.pretrain.config import Positive
 
 if TYPE_CHECKING:
-    from transformers import RobertaConfig, RobertaPreTrainedModel
+    from transformers import PreTrainedModel
 
 
 class Adapter(Method):
@@ -31,7 +31,7 @@ class Adapter(Method):
     default_lr: ClassVar[float] = 5e-4
     why_not_merged: ClassVar[str | None] = "its bottlenecks are not linear"
 
-    def attach(self, model: "RobertaPreTrainedModel") -> None:
+    def attach(self, model: "PreTrainedModel") -> None:
         """A bottleneck in every layer, two for houlsby. (Pfeiffer's second LayerNorm around it is
         left out.) The model starts as it is without them."""
         from torch import nn
@@ -39,22 +39,14 @@ class Adapter(Method):
         from robustly.delta.layers.adapter import AdaptedOutput
 
         parallel = self.place == "parallel"
-        for layer in model.roberta.encoder.layer:
+        for layer in model.base_model.encoder.layer:
             for part in (layer.attention, layer) if self.place == "houlsby" else (layer,):
                 part.output = AdaptedOutput(part.output, self.size, self.scale, parallel)
 
         if self.layer_norms:
-            for module in model.roberta.modules():
+            for module in model.base_model.modules():
                 if isinstance(module, nn.LayerNorm):
                     module.requires_grad_(True)
-
-    def parameter_count(self, config: "RobertaConfig") -> int:
-        """With the LayerNorms, RoBERTa-base: 2,417,664 for houlsby of size 64, 351,936 of size
-        8."""
-        layers, h = config.num_hidden_layers, config.hidden_size
-        places = 2 if self.place == "houlsby" else 1
-        norms = 2 * h * (2 * layers + 1) if self.layer_norms else 0
-        return layers * places * (2 * h * self.size + self.size + h) + norms
 
     def scaled_lr(self, width: int) -> float:
         """What is multiplied by `scale` moves as much faster: at the same rate such adapters gave

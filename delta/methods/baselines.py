@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from robustly.delta.methods.method import Method
 
 if TYPE_CHECKING:
-    from transformers import RobertaConfig, RobertaPreTrainedModel
+    from transformers import PreTrainedModel
 
 
 class HeadOnly(Method):
@@ -13,11 +13,8 @@ class HeadOnly(Method):
 
     name: Literal["head"]
 
-    def attach(self, model: "RobertaPreTrainedModel") -> None:
+    def attach(self, model: "PreTrainedModel") -> None:
         """Nothing to add: heads are trained beside every method."""
-
-    def parameter_count(self, config: "RobertaConfig") -> int:
-        return 0
 
 
 class Full(Method):
@@ -27,12 +24,5 @@ class Full(Method):
 
     default_lr: ClassVar[float] = 3e-5
 
-    def attach(self, model: "RobertaPreTrainedModel") -> None:
+    def attach(self, model: "PreTrainedModel") -> None:
         model.requires_grad_(True)
-
-    def parameter_count(self, config: "RobertaConfig") -> int:
-        h, f = config.hidden_size, config.intermediate_size
-        rows = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
-        norm = 2 * h
-        maps = 4 * (h * h + h) + (h * f + f) + (f * h + h)
-        return rows * h + norm + config.num_hidden_layers * (maps + 2 * norm)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from robustly.delta.methods.method import Method
 
 if TYPE_CHECKING:
-    from transformers import RobertaConfig, RobertaPreTrainedModel
+    from transformers import PreTrainedModel
 
 
 class BitFit(Method):
@@ -13,13 +13,7 @@ class BitFit(Method):
 
     name: Literal["bitfit"]
 
-    def attach(self, model: "RobertaPreTrainedModel") -> None:
-        for name, parameter in model.named_parameters():
-            of_encoder = name.startswith(("roberta.embeddings.", "roberta.encoder."))
-            if of_encoder and name.endswith(".bias"):
+    def attach(self, model: "PreTrainedModel") -> None:
+        for name, parameter in model.base_model.named_parameters():
+            if name.startswith(("embeddings.", "encoder.")) and name.endswith(".bias"):
                 parameter.requires_grad_(True)
-
-    def parameter_count(self, config: "RobertaConfig") -> int:
-        h = config.hidden_size
-        of_layer = 3 * h + h + 2 * h + config.intermediate_size + h  # queries to the last map
-        return config.num_hidden_layers * of_layer + h

@@ -21,10 +21,6 @@ class Ia3(PeftLayers):
 
     default_lr: ClassVar[float] = 3e-3  # section 3.3
 
-    def parameter_count(self, config: "RobertaConfig") -> int:
-        """55,296 for RoBERTa-base."""
-        return config.num_hidden_layers * (2 * config.hidden_size + config.intermediate_size)
-
     def peft_config(self, config: "RobertaConfig") -> "IA3Config":
         """The paper's places: keys, values, and the feed-forward's inner activations, which are the
         input of its second map. peft's own choice for RoBERTa, the ending `output.dense`, also

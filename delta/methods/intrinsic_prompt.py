@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from robustly import UserError, manifest
+from robustly.config import InputPath, locate
 from robustly.delta.methods.method import Method
 from robustly.delta.methods.prompt import WHY_NOT_MERGED
 from robustly.strict_json import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import RobertaConfig, RobertaPreTrainedModel
+    from transformers import PreTrainedModel
 
 DECODER = "decoder.safetensors"
 RECORD = "subspace.json"
@@ -27,9 +28,9 @@ class IntrinsicPrompt(Method):
     al. 2021)."""
 
     name: Literal["intrinsic_prompt"]
-    subspace: str
+    subspace: InputPath
     """Folder of the decoder, which `robustly delta subspace` makes; it says how many tokens and
-    numbers."""
+    numbers. A delta that is saved has it relative to its own folder."""
     decoder: str | None = None
     """sha256 of its decoder. A delta that is saved has it, and attaches to no other; a config may
     leave it out."""
@@ -37,7 +38,7 @@ class IntrinsicPrompt(Method):
     why_not_merged: ClassVar[str | None] = WHY_NOT_MERGED
     conformance_tested: ClassVar[bool] = False  # it needs a subspace that fits the base
 
-    def attach(self, model: "RobertaPreTrainedModel") -> None:
+    def attach(self, model: "PreTrainedModel") -> None:
         """A prompt after <s> out of the numbers that the folder's decoder takes; these alone are
         its parameters.
 
@@ -46,9 +47,10 @@ class IntrinsicPrompt(Method):
         of another base."""
         from robustly.delta.layers import soft_tokens
 
-        folder = Path(self.subspace)
+        folder = self._folder()
         subspace, decoder, found = read(folder)
-        if subspace.base != model.delta.fingerprint:
+        # The base of a stored delta has been compared, maybe in half precision.
+        if not model.delta.is_vacant and subspace.base != model.delta.fingerprint:
             raise UserError(
                 f"{folder}: found on prompts of a base with weights {subspace.base[:16]}, this"
                 f" one's are {model.delta.fingerprint[:16]}: on other weights they would mean"
@@ -61,18 +63,19 @@ class IntrinsicPrompt(Method):
                 " the folder of that one"
             )
 
-        known = self.model_copy(update={"decoder": found})
+        stated = self.model_copy(update={"decoder": found})
         model.delta.methods = [
-            known if method is self else method for method in model.delta.methods
+            stated if method is self else method for method in model.delta.methods
         ]
         code = soft_tokens.PromptCode(decoder, subspace.dimension, subspace.tokens, subspace.hidden)
         soft_tokens.attach(model, code, subspace.tokens)
 
-    def parameter_count(self, config: "RobertaConfig") -> int:
-        return read(Path(self.subspace))[0].dimension
+    def _folder(self) -> Path:
+        advice = f"A delta looks for it beside its own folder: copy it there; `{COMMAND}` makes one"
+        return locate("subspace", self.subspace, advice=advice)
 
     def recipe_by_content(self) -> dict[str, Any]:
-        decoder = read(Path(self.subspace))[2]
+        decoder = read(self._folder())[2]
         return {**self.recipe(), "subspace": None, "decoder": decoder}
 
 

@@ -12,7 +12,7 @@ from robustly.pretrain.config import Positive
 if TYPE_CHECKING:
     from peft import LoraConfig
     from peft.tuners.tuners_utils import BaseTuner
-    from transformers import RobertaConfig, RobertaPreTrainedModel
+    from transformers import PreTrainedModel, RobertaConfig
 
 
 class LowRank(PeftLayers):
@@ -32,7 +32,7 @@ class LowRank(PeftLayers):
     def _sorted(cls, value: list[str]) -> list[str]:
         return sorted(set(value))  # peft keeps a set: the order has no meaning
 
-    def inject(self, model: "RobertaPreTrainedModel") -> "BaseTuner":
+    def inject(self, model: "PreTrainedModel") -> "BaseTuner":
         """Updates of the maps that `targets` names. Raises UserError if one names no linear map of
         the encoder, or beside another low-rank method."""
         from torch import nn
@@ -45,7 +45,7 @@ class LowRank(PeftLayers):
 
         linear = {
             name.removesuffix(".base_layer")
-            for name, module in model.roberta.named_modules()
+            for name, module in model.base_model.encoder.named_modules(prefix="encoder")
             if isinstance(module, nn.Linear)
         }
         for target in self.targets:
@@ -58,24 +58,6 @@ class LowRank(PeftLayers):
                 )
 
         return super().inject(model)
-
-    def target_sizes(self, config: "RobertaConfig") -> list[tuple[int, int]]:
-        """Inputs and outputs of every linear map that `targets` names, over all layers."""
-        h, f = config.hidden_size, config.intermediate_size
-        maps = {
-            "attention.self.query": (h, h),
-            "attention.self.key": (h, h),
-            "attention.self.value": (h, h),
-            "attention.output.dense": (h, h),
-            "intermediate.dense": (h, f),
-            "output.dense": (f, h),
-        }
-        return [
-            sizes
-            for layer in range(config.num_hidden_layers)
-            for name, sizes in maps.items()
-            if any(_names(target, f"encoder.layer.{layer}.{name}") for target in self.targets)
-        ]
 
 
 def _names(target: str, linear_map: str) -> bool:
@@ -103,18 +85,9 @@ class Lora(_Lora):
 
     name: Literal["lora"]
 
-    def parameter_count(self, config: "RobertaConfig") -> int:
-        return sum(self.rank * (fan_in + fan_out) for fan_in, fan_out in self.target_sizes(config))
-
 
 class Dora(_Lora):
     """LoRA on the directions of W's columns, and their lengths beside it (Liu et al. 2024, section
     4)."""
 
     name: Literal["dora"]
-
-    def parameter_count(self, config: "RobertaConfig") -> int:
-        return sum(
-            self.rank * (fan_in + fan_out) + fan_out
-            for fan_in, fan_out in self.target_sizes(config)
-        )

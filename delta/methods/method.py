@@ -4,6 +4,8 @@ A config is read without torch, so files of methods import torch, peft and layer
 them."""
 
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -13,7 +15,8 @@ from robustly.config import Section
 if TYPE_CHECKING:
     from peft import PeftConfig
     from peft.tuners.tuners_utils import BaseTuner
-    from transformers import RobertaConfig, RobertaPreTrainedModel
+    from torch import nn
+    from transformers import PreTrainedModel, RobertaConfig
 
 Rate = Annotated[float, Field(gt=0)]
 WIDTH = 768
@@ -41,16 +44,12 @@ class Method(Section):
     """Whether the conformance test covers it by its name alone."""
 
     @abstractmethod
-    def attach(self, model: "RobertaPreTrainedModel") -> None:
+    def attach(self, model: "PreTrainedModel") -> None:
         """Add its modules to a model in place and make their parameters trainable.
 
         Its start is drawn from torch's global generator. What training and saving must know is
         noted on `model.delta` (`robustly.delta.attachment.Attachment`). Raises UserError if it does
         not fit the model."""
-
-    @abstractmethod
-    def parameter_count(self, config: "RobertaConfig") -> int:
-        """Parameters that it trains in an encoder of this shape, by the equations of its paper."""
 
     def scaled_lr(self, width: int) -> float:
         """`default_lr` for a base of so many hidden units."""
@@ -65,23 +64,39 @@ class Method(Section):
         return self.recipe()
 
 
+@dataclass(frozen=True)
+class Network:
+    """A network that training alone needs: what it makes is stored in its place."""
+
+    parent: "nn.Module"
+    name: str
+    """Of the network, within its parent."""
+    table: "Callable[[], nn.Module]"
+    """Makes the module that takes its place: a table of what it makes now. Draws no random
+    number."""
+
+
 class PeftLayers(Method):
     """A method by peft, whose layers take the place of linear maps of the encoder."""
 
-    def attach(self, model: "RobertaPreTrainedModel") -> None:
+    def attach(self, model: "PreTrainedModel") -> None:
         self.inject(model)
 
-    def inject(self, model: "RobertaPreTrainedModel") -> "BaseTuner":
+    def inject(self, model: "PreTrainedModel") -> "BaseTuner":
         """As `attach`; returns peft's object for the layers.
 
-        peft leaves a record of its methods on the encoder. It is taken away: for its sake peft
-        warns of the next method, or refuses it (AdaLoRA)."""
+        A pooler, which is a head's, is left out. peft leaves a record of its methods on the
+        encoder. It is taken away: for its sake peft warns of the next method, or refuses it
+        (AdaLoRA)."""
         from peft import PEFT_TYPE_TO_TUNER_MAPPING
 
-        config = self.peft_config(model.config)
+        encoder, config = model.base_model, self.peft_config(model.config)
+        if encoder.pooler is not None:
+            config.exclude_modules = r"pooler\..*"
+
         tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
-        injected = tuner(model.roberta, config, adapter_name=self.name)
-        del model.roberta.peft_config
+        injected = tuner(encoder, config, adapter_name=self.name)
+        del encoder.peft_config
         return injected
 
     @abstractmethod

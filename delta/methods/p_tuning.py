@@ -3,12 +3,12 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from robustly.delta.methods.method import Method
+from robustly.delta.methods.method import Method, Network
 from robustly.delta.methods.prompt import WHY_NOT_MERGED
 from robustly.pretrain.config import Positive
 
 if TYPE_CHECKING:
-    from transformers import RobertaConfig, RobertaPreTrainedModel
+    from transformers import PreTrainedModel
 
 
 class PTuning(Method):
@@ -23,7 +23,7 @@ class PTuning(Method):
 
     why_not_merged: ClassVar[str | None] = WHY_NOT_MERGED
 
-    def attach(self, model: "RobertaPreTrainedModel") -> None:
+    def attach(self, model: "PreTrainedModel") -> None:
         """A prompt out of a network, of which tokens x hidden numbers are kept after training.
 
         In the form that is stored (`model.delta.finished`), it is the table of these numbers.
@@ -40,10 +40,4 @@ class PTuning(Method):
 
         network = soft_tokens.PromptNetwork(self.tokens, hidden)
         words = soft_tokens.attach(model, network, self.tokens)
-        model.delta.finishers.append(words.finish)
-
-    def parameter_count(self, config: "RobertaConfig") -> int:
-        """8,286,720 for RoBERTa-base."""
-        h = config.hidden_size
-        lstm = 2 * 2 * 4 * (h // 2) * (h + h // 2 + 2)  # two layers of h / 2 each way, four gates
-        return self.tokens * h + lstm + 2 * (h * h + h)
+        model.delta.networks.append(Network(words, "prompt", words.table))

@@ -3,12 +3,12 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from robustly.delta.methods.method import Method
+from robustly.delta.methods.method import Method, Network
 from robustly.pretrain.config import Positive
 
 if TYPE_CHECKING:
     from peft import PrefixTuningConfig
-    from transformers import RobertaConfig, RobertaPreTrainedModel
+    from transformers import PreTrainedModel, RobertaConfig
 
 
 class _OfKeysAndValues(Method):
@@ -31,20 +31,17 @@ class Prefix(_OfKeysAndValues):
 
     default_lr: ClassVar[float] = 1e-4  # He et al. 2022, exps/run_glue.sh: with a network
 
-    def attach(self, model: "RobertaPreTrainedModel") -> None:
+    def attach(self, model: "PreTrainedModel") -> None:
         """A prefix out of a network, of which tokens x 2 x layers x hidden numbers are kept after
         training. In the form that is stored (`model.delta.finished`) it is a table of these.
 
         Raises UserError beside p_tuning_v2."""
         from robustly.delta.layers import prefix
 
-        prefix.attach(model, self.peft_config(model.config), network=not model.delta.finished)
-
-    def parameter_count(self, config: "RobertaConfig") -> int:
-        """9,864,704 for RoBERTa-base: rows of an embedding, then two linear maps."""
-        h = config.hidden_size
-        out = 2 * config.num_hidden_layers * h
-        return self.tokens * h + (h * self.hidden + self.hidden) + (self.hidden * out + out)
+        training = not model.delta.finished
+        made = prefix.attach(model, self.peft_config(model.config), network=training)
+        if training:
+            model.delta.networks.append(Network(made, "encoder", made.table))
 
     def scaled_lr(self, width: int) -> float:
         """As it is: the network that makes a prefix is as wide on any base. At higher rates it gave
@@ -64,14 +61,11 @@ class PTuningV2(_OfKeysAndValues):
 
     default_lr: ClassVar[float] = 5e-3
 
-    def attach(self, model: "RobertaPreTrainedModel") -> None:
+    def attach(self, model: "PreTrainedModel") -> None:
         """Raises UserError beside prefix."""
         from robustly.delta.layers import prefix
 
         prefix.attach(model, self.peft_config(model.config), network=False)
-
-    def parameter_count(self, config: "RobertaConfig") -> int:
-        return self.tokens * 2 * config.num_hidden_layers * config.hidden_size
 
     def peft_config(self, config: "RobertaConfig") -> "PrefixTuningConfig":
         return _peft_config(self.tokens, config.hidden_size, config)

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from robustly import UserError
-from robustly.delta.attachment import is_head
+from robustly.delta.attachment import head_names
 from robustly.delta.base_model import Base, HeadKind
 
 LABELS = ("a", "b")
@@ -74,8 +74,9 @@ def test_the_head_is_a_function_of_the_seed(base: Base) -> None:
 def test_models_share_the_weights_of_their_base_in_memory(base: Base, head: HeadKind) -> None:
     model = base.with_head(head, 2, seed=1)
     own = {name: tensor.data_ptr() for name, tensor in base.model.named_parameters()}
+    in_head = head_names(model)
     found = {
-        name: tensor.data_ptr() for name, tensor in model.named_parameters() if not is_head(name)
+        name: tensor.data_ptr() for name, tensor in model.named_parameters() if name not in in_head
     }
     for names in (own, found):
         names.pop("lm_head.bias", None)  # transformers ties it anew, to a copy

@@ -25,7 +25,9 @@ from robustly.delta.trainer import Diverged
 MakeConfig = Callable[..., DeltaExperiment]
 AUTO = ("delta.methods=auto", "delta.seeds=1", "optim.epochs=2")
 BASE = RobertaConfig()  # 12 layers of 768
-LARGE = RobertaConfig(hidden_size=1024, num_hidden_layers=24, intermediate_size=4096)
+LARGE = RobertaConfig(
+    hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+)
 USUAL = Situation(examples=20_000, length=30, parameters=125_000_000, budget=1_250_000, config=BASE)
 
 
@@ -109,10 +111,6 @@ def test_counts_are_those_of_what_is_attached(base: Base) -> None:
         for each in candidates(Situation(examples, 30, 400_000_000, 10**6, config)):
             model = attach(base.with_head("sequence", 2, seed=1), each.methods, 1, base.fingerprint)
             assert parameters(model)["delta"] == each.stored
-
-    (method,) = parse([{"name": "lora", "rank": 3, "targets": ["key", "dense"]}])
-    model = attach(base.with_head("sequence", 2, seed=1), [method], 1, base.fingerprint)
-    assert parameters(model)["delta"] == method.parameter_count(config)
 
 
 def test_what_the_rule_looks_at(base: Base, data: TaskData, make_config: MakeConfig) -> None:
@@ -251,7 +249,7 @@ def test_a_budget_is_for_auto_and_nobody_else_chooses(make_config: MakeConfig) -
     with pytest.raises(UserError, match="`robustly delta` chooses"):
         _ = make_config(*AUTO).delta.listed
 
-    with pytest.raises(UserError, match=r"delta\.methods = 'all': expected 'auto'"):
+    with pytest.raises(UserError, match=r"delta\.methods\.0\.name = 'all': expected 'lora'"):
         make_config("delta.methods=all")
 
     with pytest.raises(UserError, match=r"1 fault\n  delta\.methods\.0\.rank = -1"):

@@ -1,6 +1,7 @@
 """Intrinsic prompt tuning: the space that is found, its folder, and what is trained in it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
-from robustly import UserError
+from robustly import UserError, delta
 from robustly.cli.commands import app
 from robustly.delta.attachment import attach, finish, parameters, stored, trained
 from robustly.delta.base_model import Base
@@ -239,6 +241,33 @@ def test_numbers_of_the_space_learn_a_task(
     assert again.judge(data.test).scores["accuracy"] == pytest.approx(manifest.counts["accuracy"])
 
 
+def test_a_delta_and_its_decoder_move_together(
+    made: tuple[Path, Manifest], place: Path, tmp_path: Path
+) -> None:
+    """The delta's record has the way from its own folder to the decoder's, whatever the directory it
+    was trained in, and the decoder is told by its hash."""
+    model = AutoModelForSequenceClassification.from_pretrained(place / "base", num_labels=2)
+    shutil.copytree(made[0], tmp_path / "runs" / "space")
+    delta.attach(model, {"name": "intrinsic_prompt", "subspace": str(tmp_path / "runs" / "space")})
+    delta.save(model, tmp_path / "runs" / "deltas" / "own")
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    folder = tmp_path / "moved" / "deltas" / "own"
+    (method,) = json.loads((folder / "delta.json").read_text())["methods"]
+    assert method["subspace"] == "../../space"
+
+    def fresh() -> Any:
+        return AutoModelForSequenceClassification.from_pretrained(place / "base", num_labels=2)
+
+    assert torch.equal(delta.load_into(fresh(), folder)(IDS).logits, model.eval()(IDS).logits)
+    half = delta.load_into(fresh().bfloat16(), folder)
+    torch.testing.assert_close(half(IDS).logits.float(), model(IDS).logits, atol=0.02, rtol=0)
+    (tmp_path / "moved" / "space").rename(tmp_path / "moved" / "elsewhere")
+    with pytest.raises(
+        UserError, match=r"\.\./\.\./space: not there; .*beside its own folder: copy"
+    ):
+        delta.load_into(fresh(), folder)
+
+
 def test_from_the_command_line(configs: list[DeltaExperiment], place: Path, tmp_path: Path) -> None:
     files = [str(config.root / f"{config.name}.yaml") for config in configs]
     keys = overrides(place, configs[0].root)
@@ -333,7 +362,7 @@ def test_another_decoder_or_base_is_refused(
     ).delta.methods
     make_subspace(configs, tmp_path / "other", 2, **{**SIZES, "updates": 2})
     with pytest.raises(UserError, match=r"other: holds the decoder .* the delta was trained with"):
-        attach(model(), [method.model_copy(update={"subspace": str(tmp_path / "other")})])
+        attach(model(), [{**method.model_dump(), "subspace": str(tmp_path / "other")}])
 
     with pytest.raises(
         UserError, match=f"space: found on prompts of a base with weights {base.fingerprint[:16]}"
@@ -341,7 +370,7 @@ def test_another_decoder_or_base_is_refused(
         attach(Base.load(place / "other").with_head("sequence", 2, seed=1), [method])
 
     with pytest.raises(
-        UserError, match=r"nowhere: no finished subspace stage .*robustly delta subspace"
+        UserError, match=r"subspace: .*nowhere: not there; looked at .*robustly delta subspace"
     ):
         attach(model(), [{"name": "intrinsic_prompt", "subspace": str(tmp_path / "nowhere")}])
 
