@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import RobertaConfig
 
@@ -84,20 +84,28 @@ def test_sizes_shrink_to_the_budget() -> None:
         candidates(dataclasses.replace(USUAL, budget=20_000))
 
 
+@settings(max_examples=20, deadline=None)
 @given(
     st.integers(1, 10**6),
     st.integers(3, 512),
-    st.integers(60_000, 10**7),
-    st.sampled_from([BASE, LARGE]),
+    st.integers(10_000, 10**6),
+    st.sampled_from([768, 1024]),
 )
 def test_whatever_the_task_there_are_one_to_four_within_the_budget(
-    examples: int, length: int, budget: int, config: RobertaConfig
+    examples: int, length: int, budget: int, width: int
 ) -> None:
-    parameters = 125_000_000 if config is BASE else 355_000_000
+    """Of two layers, whose parameters are soon counted."""
+    parameters = 125_000_000 if width == 768 else 355_000_000
+    config = RobertaConfig(
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
+    )
     try:
         found = candidates(Situation(examples, length, parameters, budget, config))
     except UserError:
-        assert config is LARGE and budget < 147_456  # ia3: 24 x (2 x 1,024 + 4,096)
+        assert width == 1024 and budget < 12_288  # ia3: 2 x (2 x 1,024 + 4,096)
         return
 
     assert 1 <= len(found) <= 4
