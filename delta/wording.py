@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from robustly.delta.tasks.data import Example
+from robustly.delta.tasks.examples import Example
 from robustly.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -44,6 +44,12 @@ def verbalized(examples: Sequence[Example]) -> Iterator[str]:
 
 
 def _line(example: Example) -> str:
-    answer = example.choices[example.label] if example.choices else example.label
-    shown = " ".join(answer) if isinstance(answer, tuple) else answer
-    return f"{' '.join(example.texts)}: {shown}\n"
+    return f"{' '.join(example.texts)}: {_answer(example)}\n"
+
+
+def _answer(example: Example) -> str:
+    if example.choices:
+        return example.choices[example.label]
+    if isinstance(example.label, tuple):  # labels, tags, or texts of the context with their places
+        return " ".join(one if isinstance(one, str) else one[0] for one in example.label)
+    return str(example.label)

@@ -14,7 +14,8 @@ from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.saving import read_record, reload
 from robustly.delta.stage import make_delta
-from robustly.delta.tasks.data import Example, TaskData, draw
+from robustly.delta.tasks.data import TaskData, draw
+from robustly.delta.tasks.examples import Example
 from robustly.delta.tuning import attached
 from robustly.delta.wording import verbalized
 
@@ -89,8 +90,11 @@ def test_examples_as_texts() -> None:
         Example(("d",), "y"),
         Example(("e", "f"), ("O", "B-z")),
         Example(("g",), 1, choices=("h", "i")),
+        Example(("j", "k l"), (("l", 2),)),
+        Example(("m",), 0.5),
     ]
-    assert list(verbalized(drawn)) == ["a b: x\n", "d: y\n", "e f: O B-z\n", "g: i\n", "c: x\n"]
+    first = ["a b: x\n", "d: y\n", "e f: O B-z\n", "g: i\n", "j k l: l\n", "m: 0.5\n"]
+    assert list(verbalized(drawn)) == [*first, "c: x\n"]
 
 
 def test_a_delta_that_starts_as_words(
