@@ -15,7 +15,7 @@ from robustly.delta.methods import label, parse
     [
         ("delta.task.trian=x", "delta.task.trian: unknown key (value 'x'); did you mean delta.task.train?"),
         ("delta.task.label=3", "delta.task.label = 3: expected a valid string"),
-        ("delta.task.kind=clozze", "delta.task.kind = 'clozze': expected 'classification', 'regression', 'tokens', "),
+        ("delta.task.kind=clozze", "delta.task.kind = 'clozze': expected 'classification', 'multi_label', "),
         ("delta.methods=[{name: lora, rnk: 3}]", "delta.methods.0.rnk: unknown key (value 3); did you mean "
          "delta.methods.0.rank?"),
         ("delta.methods=[{name: lora, r: 3}]", "delta.methods.0.r: unknown key (value 3); did you mean "
