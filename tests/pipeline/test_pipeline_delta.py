@@ -77,3 +77,28 @@ def test_a_delta_from_the_shipped_page(work: Path) -> None:
 
     assert "robustly delta predict runs/small/deltas/short" in done.stderr
     assert "Warning" not in done.stderr
+
+    use(folder.with_name("short"), work)
+
+
+def use(folder: Path, work: Path) -> None:
+    """Answers on stdout alone, as lines of JSON; a reader that goes is no fault; a bad row is one,
+    with its line, after the answers before it."""
+    files = ROOT / "delta" / "tasks" / "snips"
+    answers = robustly("delta", "predict", str(folder), str(files / "test.jsonl"), cwd=work)
+    lines = answers.stdout.splitlines()
+    assert len(lines) == 700 and {*json.loads(lines[0])} == {"label", "scores"}
+    assert "700 answers" in answers.stderr and "Warning" not in answers.stderr
+
+    predict = f"{warm.commands() / 'robustly'} delta predict {folder.relative_to(work)}"
+    for script, code, shown in [
+        (f"head -c 100000 {files}/test.jsonl | head -n 300 | {predict} | head -n 2", 0, 2),
+        (f"printf 'Play some jazz\\n \\nRate this book\\n' | {predict} --top 1", 2, 1),
+    ]:
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", script], cwd=work, capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr and len(done.stdout.splitlines()) == shown
+
+    assert "standard input: line 2: 'text' (delta.task.text): empty" in done.stderr
