@@ -135,7 +135,7 @@ def print_answers(found: Iterable[Mapping[str, Any]], at_once: bool) -> tuple[in
                 sys.stdout.flush()
 
             count += 1
-            none += "label" in answer and answer["label"] is None
+            none += answer.get("label", "") in (None, [])
 
     except BrokenPipeError:
         # what is left in it has no reader, either, when Python flushes it in the end

@@ -192,7 +192,7 @@ class TaskHead(ABC):
         """An answer as an object of JSON, whose keys are those of the answer in a training file,
         whatever the task's file calls them."""
         ranked = sorted(probabilities.items(), key=lambda item: -item[1])
-        sure = wanted.min_score is None or ranked[0][1] >= wanted.min_score
+        sure = max(probabilities.values(), default=0.0) >= (wanted.min_score or 0.0)
         scores = {label: round(score, DIGITS) for label, score in ranked[: wanted.top]}
         return {"label": best if sure else None, "scores": scores}
 

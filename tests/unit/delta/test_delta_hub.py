@@ -6,7 +6,7 @@ import http.server
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,20 @@ from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
 ON_HUB = "delta.base_model=some-org/some-base"
 LORA = "{name: lora, rank: 2}"
-TASKS: dict[str, dict[str, Any]] = {
-    "classification": {"text": "abc", "label": "x"},
-    "regression": {"text": "abc", "label": 0.5},
-    "tokens": {"words": ["ab", "c"], "tags": ["B-x", "O"]},
-    "multiple_choice": {"text": "abc", "choices": ["d", "e"], "answer": 0},
-    "cloze": {"text": "abc", "label": "x"},
+ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "classification": lambda n: {"text": f"abc {n}", "label": "xy"[n % 2]},
+    "multi_label": lambda n: {"text": f"abc {n}", "label": ["x", "y"][n % 2 :]},
+    "regression": lambda n: {"text": f"abc {n}", "label": n},
+    "tokens": lambda n: {"words": [f"ab{n}", "c"], "tags": ["B-x", "O"]},
+    "multiple_choice": lambda n: {"text": f"abc {n}", "choices": ["d", "e"], "answer": n % 2},
+    "cloze": lambda n: {"text": f"abc {n}", "label": "xy"[n % 2]},
+    "span_qa": lambda n: {
+        "question": f"abc {n}",
+        "context": "def ghi",
+        "answers": {"text": ["ghi"], "answer_start": [4]},
+    },
 }
+"""Kind of task -> a row of its files by number."""
 
 
 def snippets(card: str) -> list[str]:
@@ -84,19 +91,9 @@ def with_words(base: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("kind", ROWS)
 def test_the_snippets_of_every_kind_of_task_run(place: Path, tmp_path: Path, kind: str) -> None:
-    rows = [
-        TASKS[kind]
-        | {key: value for key in ("text",) if key in TASKS[kind] for value in [f"abc {n}"]}
-        for n in range(8)
-    ]
-    for n, row in enumerate(rows):
-        if "label" in row:
-            row["label"] = n % 2 if kind == "regression" else "xy"[n % 2]
-        if "words" in row:
-            row["words"] = [f"ab{n}", "c"]
-
+    rows = list(map(ROWS[kind], range(8)))
     for name, some in (("train", rows[:4]), ("test", rows[4:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
 
@@ -114,7 +111,7 @@ def test_the_snippets_of_every_kind_of_task_run(place: Path, tmp_path: Path, kin
     (tmp_path / "page.yaml").write_text(json.dumps(page))
     make_delta(load_delta(tmp_path / "page.yaml"))
     found = snippets((tmp_path / "delta" / "README.md").read_text())
-    assert len(found) == (1 if kind == "multiple_choice" else 2)
+    assert len(found) == (1 if kind in ("multiple_choice", "span_qa") else 2)
     for snippet in found:
         exec(snippet, {})
 

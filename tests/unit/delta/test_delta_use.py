@@ -339,6 +339,24 @@ def test_numbers_and_choices_and_pairs(base: Base) -> None:
     assert (none["answer"], none["choice"]) == (None, None)
 
 
+def test_several_labels_and_spans(base: Base) -> None:
+    several = untrained(base, "multi_label", LABELS)
+    (scores,) = several.probabilities(["abc"])
+    (found,) = answers(several, given("abc"), Options())
+    assert found["label"] == [label for label in LABELS if scores[label] >= 0.5]
+    assert found["scores"] == pytest.approx(scores, abs=1e-6)
+    (none,) = answers(several, given("abc"), Options(Wanted(min_score=1)))
+    assert none == found | {"label": []}
+
+    spans = untrained(base, "span_qa", ())
+    row = {"question": "abc", "context": "def ghi jkl"}
+    (found,) = answers(spans, given(row), Options(Wanted(top=3)))
+    assert found["answer"] == next(iter(found["scores"])) == spans.predict([tuple(row.values())])[0]
+    assert found["answer"] in row["context"] and len(found["scores"]) == 3
+    with pytest.raises(UserError, match="expected an object with 'question', 'context'"):
+        next(answers(spans, given("abc"), Options()))
+
+
 # -------------------------------------------------------------------------------------- from Python
 
 
