@@ -55,7 +55,7 @@ def delta_predict_command(
     files: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILE|-]...",
+            metavar="[FILE]...",
             help="Text (an input a line), JSON lines, CSV, or any other kind that a task's files"
             " have; - (and none): standard input.",
         ),
