@@ -86,8 +86,8 @@ def pack(config: DeltaExperiment, data: TaskData, repository: str, into: Path) -
     record = saving.read_record(folder)
     if outside := [method["name"] for method in record.methods if "subspace" in method]:
         raise UserError(
-            f"{folder}: {outside[0]} needs the decoder in its `subspace`, a folder of its own, which"
-            " would not be pushed with it; expected a method that is whole by itself"
+            f"{folder}: {outside[0]} needs the decoder in its `subspace`, a folder of its own,"
+            " which would not be pushed with it; expected a method that is whole by itself"
         )
 
     for name in (SCORES, CHOICE):
