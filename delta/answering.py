@@ -2,7 +2,7 @@
 labelled ones: `robustly delta score`."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from robustly import UserError
@@ -12,10 +12,13 @@ from robustly.delta.predictor import BATCH, Answer, Judgement, Predictor, unseen
 from robustly.delta.tasks import files
 from robustly.delta.tasks.data import labels_of
 from robustly.delta.tasks.examples import Example, examples, input_of, refuse
-from robustly.delta.tasks.heads import Wanted
+from robustly.delta.tasks.heads import TaskHead, Wanted
+from robustly.delta.together import Together
 
 WINDOW = 8 * BATCH
 """Rows that are held at a time, and sorted by length for the encoder."""
+DELTA = "delta"
+"""Key of the name of a delta."""
 
 
 class Options(NamedTuple):
@@ -31,8 +34,10 @@ class Options(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """A row that holds an input."""
+    """A row that holds an input, for one delta."""
 
+    delta: str
+    """Its name; empty where there is one alone."""
     example: Example
     kept: dict[str, Any]
     line: str | None
@@ -40,7 +45,7 @@ class _Asked(NamedTuple):
 
 
 def answers(
-    predictor: Predictor,
+    predictor: Predictor | Together,
     given: Iterable[Given],
     options: Options,
     advance: Callable[[int], None] = unseen,
@@ -48,20 +53,28 @@ def answers(
     """The answer to each row, in the rows' order, as it is printed. `advance`: told how many more
     are ready.
 
+    Of several deltas a row is for the one that it names under `delta`, and else for all of them.
+
     Raises UserError if the answers have not what is wanted of them; and, after the answers to all
     rows before it, with the place of a row that has no input, if it is one more than
     `options.max_bad_lines`."""
-    predictor.head.check(options.wanted)
-    bad = 0
+    heads = predictor.heads if isinstance(predictor, Together) else {"": predictor.head}
+    for head in heads.values():
+        head.check(options.wanted)
 
+    bad = 0
     for window in windows(given, WINDOW, options.slow):
-        read = [_read(predictor, each, options.keep) for each in window]
-        asked = [each for each in read if isinstance(each, _Asked)]
-        answered = iter(predictor.answer([each.example for each in asked], advance))
+        read = [_read(heads, each, options.keep) for each in window]
+        asked = [one for each in read if isinstance(each, list) for one in each]
+        answered = iter(_answered(predictor, asked, advance))
 
         for row, each in zip(window, read, strict=True):
-            if isinstance(each, _Asked):
-                yield each.kept | _shown(predictor, each, next(answered), options.wanted)
+            if isinstance(each, list):
+                shown = {
+                    one.delta: _shown(heads[one.delta], one, next(answered), options.wanted)
+                    for one in each
+                }
+                yield each[0].kept | _row(shown)
                 continue
 
             bad += 1
@@ -71,34 +84,59 @@ def answers(
             yield {"error": fault}
 
 
-def _read(predictor: Predictor, given: Given, keep: tuple[str, ...]) -> _Asked | ValueError:
-    """What is asked by a row, or why nothing is."""
+def _read(
+    heads: Mapping[str, TaskHead], given: Given, keep: tuple[str, ...]
+) -> list[_Asked] | ValueError:
+    """What is asked by a row, of one delta or of each, or why nothing is."""
     row = given.row
     if isinstance(row, ValueError):
         return row
 
+    keys = {} if isinstance(row, str) else row
+    names = [*heads]
+    if DELTA in keys and "" not in heads:
+        names = [str(keys[DELTA])]
+        if names[0] not in heads:
+            return ValueError(f"{DELTA}: {names[0]!r}; expected one of {', '.join(heads)}")
+
     try:
-        example = input_of(predictor.head.task, row)
+        examples = {name: input_of(heads[name].task, row) for name in names}
     except ValueError as fault:
         return fault
 
-    keys = {} if isinstance(row, str) else row
     if missing := [key for key in keep if key not in keys]:
         found = ", ".join(keys) or "none, in a line of text"
         return ValueError(f"no key {missing[0]!r} (--keep); the keys here: {found}")
 
     kept = {"input": {key: keys[key] for key in keep}} if keep else {}
-    return _Asked(example, kept, row if isinstance(row, str) else None)
+    line = row if isinstance(row, str) else None
+    return [_Asked(name, example, kept, line) for name, example in examples.items()]
 
 
-def _shown(predictor: Predictor, asked: _Asked, answer: Answer, wanted: Wanted) -> dict[str, Any]:
-    found = predictor.head.shown(asked.example, *answer, wanted)
+def _answered(
+    predictor: Predictor | Together, asked: Sequence[_Asked], advance: Callable[[int], None]
+) -> list[Answer]:
+    if isinstance(predictor, Together):
+        return predictor.answer([(each.delta, each.example) for each in asked], advance)
+    return predictor.answer([each.example for each in asked], advance)
+
+
+def _shown(head: TaskHead, asked: _Asked, answer: Answer, wanted: Wanted) -> dict[str, Any]:
+    found = head.shown(asked.example, *answer, wanted)
     if asked.line is not None and "spans" in found:
         words = list(re.finditer(r"\S+", asked.line))
         for span in found["spans"]:
             span["characters"] = [words[span["start"]].start(), words[span["end"] - 1].end()]
 
     return found
+
+
+def _row(shown: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The answer of one delta, with its name if it has one; or those of several, by name."""
+    if len(shown) > 1:
+        return {"answers": shown}
+    ((name, answer),) = shown.items()
+    return {DELTA: name, **answer} if name else answer
 
 
 # ------------------------------------------------------------------------------------------ scoring

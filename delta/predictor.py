@@ -91,11 +91,11 @@ class Predictor:
     def logits(self, inputs: Iterable[Any]) -> list[Tensor]:
         """The logits of each input, fp32, on the CPU, without dropout. `inputs`: as for
         `predict`."""
-        return self.logits_of(_examples(inputs))
+        return self.logits_of(as_examples(inputs))
 
     def logits_of(self, examples: Sequence[Example]) -> list[Tensor]:
         """The logits of each example (see `logits`)."""
-        return _in_order(self.logits_by_batch(self.head.encode(examples)))
+        return in_order(self.logits_by_batch(self.head.encode(examples)))
 
     def predict(self, inputs: Iterable[Any]) -> list[Any]:
         """The best answer to each input: a label, several labels, a number, a list of tags, the
@@ -105,28 +105,21 @@ class Predictor:
         for multiple choice a pair of that and the choices, `(text, [choice, ...])`. Raises
         UserError for a text in the place of the list, and with the number of the input for one that
         is blank or of another shape."""
-        return [answer.best for answer in self.answer(_examples(inputs))]
+        return [answer.best for answer in self.answer(as_examples(inputs))]
 
     def probabilities(self, inputs: Iterable[Any]) -> list[Any]:
         """How probable each possible answer to an input is: a dict by label, or by the text of a
         span; of tags a list of them, one for each word; of choices a list of numbers; None where
         the answer is a number.
         `inputs`: as for `predict`."""
-        return [answer.probabilities for answer in self.answer(_examples(inputs))]
+        return [answer.probabilities for answer in self.answer(as_examples(inputs))]
 
     def answer(
         self, examples: Sequence[Example], advance: Callable[[int], None] = unseen
     ) -> list[Answer]:
         """The answer to each example. `advance`: told how many more are ready."""
         rows = self.head.encode(examples) if examples else []
-        return self._answers(self.logits_by_batch(rows, advance), rows)
-
-    def _answers(
-        self, batches: Sequence[tuple[list[int], Tensor]], rows: Sequence[EncodedExample]
-    ) -> list[Answer]:
-        logits = _in_order(batches)
-        probabilities = self.head.probabilities(logits, rows) or [None] * len(rows)
-        return list(map(Answer, self.head.answers(logits, rows), probabilities))
+        return answers_of(self.head, in_order(self.logits_by_batch(rows, advance)), rows)
 
     def judge(
         self,
@@ -138,7 +131,7 @@ class Predictor:
         `advance` is told how many more are answered."""
         rows = self.head.encode(examples) if rows is None else rows
         batches = self.logits_by_batch(rows, advance)
-        answers = self._answers(batches, rows)
+        answers = answers_of(self.head, in_order(batches), rows)
         best = [answer.best for answer in answers]
         loss = sum(
             self.head.losses(logits, [rows[place] for place in places]).sum().item()
@@ -181,13 +174,21 @@ class Predictor:
         return found
 
 
-def _in_order(batches: Sequence[tuple[list[int], Tensor]]) -> list[Tensor]:
+def in_order(batches: Sequence[tuple[list[int], Tensor]]) -> list[Tensor]:
     """The logits of each row, in the order of the rows."""
     found: dict[int, Tensor] = {}
     for places, logits in batches:
         found.update(zip(places, logits, strict=True))
 
     return [found[place] for place in range(len(found))]
+
+
+def answers_of(
+    head: TaskHead, logits: Sequence[Tensor], rows: Sequence[EncodedExample]
+) -> list[Answer]:
+    """What a head answers to the logits of its rows."""
+    probabilities = head.probabilities(logits, rows) or [None] * len(rows)
+    return list(map(Answer, head.answers(logits, rows), probabilities))
 
 
 def sample_input(task: Task, text: str) -> Any:
@@ -201,7 +202,7 @@ def sample_input(task: Task, text: str) -> Any:
     return (texts, ["yes", "no"]) if task.kind == "multiple_choice" else texts
 
 
-def _examples(inputs: Iterable[Any]) -> list[Example]:
+def as_examples(inputs: Iterable[Any]) -> list[Example]:
     """Inputs as a user gives them, without answers. Raises UserError with the number of one that
     is none."""
     if isinstance(inputs, str | bytes | Mapping):

@@ -18,7 +18,7 @@ from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
 from robustly import UserError
 from robustly.delta.layers.soft_tokens import INPUTS
 
-_PASSED = "prefix_of_layers"
+PASSED = "prefix_of_layers"
 """Name under which the encoder hands keys and values down to its layers."""
 _CACHE = (
     "cache"
@@ -41,10 +41,17 @@ def attach(model: PreTrainedModel, config: PrefixTuningConfig, network: bool) ->
     prefix = KeysAndValues(replace(config, prefix_projection=network)).to(model.device)
     encoder.prefix = prefix
     encoder.register_forward_pre_hook(_pass_down, with_kwargs=True)
-    for layer in encoder.encoder.layer:
-        layer.attention.self.register_forward_pre_hook(_receive, with_kwargs=True)
+    listen(encoder)
 
     return prefix
+
+
+def listen(encoder: PreTrainedModel) -> None:
+    """Have an encoder's layers attend to what it is passed as `PASSED` before its text: layers x
+    (keys, values) x heads x tokens x (hidden / heads); each input's own, where inputs come before
+    heads."""
+    for layer in encoder.encoder.layer:
+        layer.attention.self.register_forward_pre_hook(_receive, with_kwargs=True)
 
 
 class KeysAndValues(nn.Module):
@@ -116,7 +123,7 @@ def _pass_down(
     inputs["attention_mask"] = torch.cat(
         [mask.new_ones(mask.shape[0], encoder.prefix.tokens), mask], dim=1
     )
-    inputs[_PASSED] = encoder.prefix()
+    inputs[PASSED] = encoder.prefix()
     return (), inputs
 
 
@@ -126,7 +133,7 @@ def _receive(
     """Inputs of one layer's attention, with its part of the prefix. It comes as an argument and not
     by a memory of the encoder's, so that a layer that is computed again for its gradients has the
     same one."""
-    keys, values = kwargs.pop(_PASSED)[attention.layer_idx]
+    keys, values = kwargs.pop(PASSED)[attention.layer_idx]
     return args, {**kwargs, _CACHE: _Before(keys, values)}
 
 

@@ -126,10 +126,10 @@ def _insert(
     if ids is not None:
         _check_length(ids, count, encoder)
         pseudo = torch.arange(words.pseudo_ids.start, words.pseudo_ids.stop, device=ids.device)
-        inputs["input_ids"] = _after_first(ids, pseudo.expand(ids.shape[0], -1))
+        inputs["input_ids"] = after_first(ids, pseudo.expand(ids.shape[0], -1))
     else:
         embedded = inputs["inputs_embeds"]
-        inputs["inputs_embeds"] = _after_first(
+        inputs["inputs_embeds"] = after_first(
             embedded, words.rows().to(embedded.dtype).expand(embedded.shape[0], -1, -1)
         )
 
@@ -140,10 +140,10 @@ def _insert(
                 f" {tuple(mask.shape)}"
             )
 
-        inputs["attention_mask"] = _after_first(mask, mask.new_ones(mask.shape[0], count))
+        inputs["attention_mask"] = after_first(mask, mask.new_ones(mask.shape[0], count))
 
     if (types := inputs.get("token_type_ids")) is not None:
-        inputs["token_type_ids"] = _after_first(types, types[:, :1].expand(-1, count))
+        inputs["token_type_ids"] = after_first(types, types[:, :1].expand(-1, count))
 
     if (places := inputs.get("position_ids")) is not None:
         ours = places[:, :1] + torch.arange(count + 1, device=places.device)
@@ -171,12 +171,18 @@ def _cut(value: Any, count: int) -> Any:
     if isinstance(value, tuple):
         return tuple(_cut(each, count) for each in value)
     if isinstance(value, Tensor) and value.dim() == 3:
-        return torch.cat([value[:, :1], value[:, 1 + count :]], dim=1)
+        return without(value, count)
     return value
 
 
-def _after_first(tensor: Tensor, inserted: Tensor) -> Tensor:
+def after_first(tensor: Tensor, inserted: Tensor) -> Tensor:
+    """Inputs x tokens, with others inserted after the first token."""
     return torch.cat([tensor[:, :1], inserted, tensor[:, 1:]], dim=1)
+
+
+def without(states: Tensor, count: int) -> Tensor:
+    """Inputs x tokens x hidden, without so many tokens after the first."""
+    return torch.cat([states[:, :1], states[:, 1 + count :]], dim=1)
 
 
 def _holds_prompt(ids: Tensor, words: PromptedEmbedding) -> bool:

@@ -30,6 +30,7 @@ class Adapter(Method):
 
     default_lr: ClassVar[float] = 5e-4
     why_not_merged: ClassVar[str | None] = "its bottlenecks are not linear"
+    by_row: ClassVar[bool] = True
 
     def attach(self, model: "PreTrainedModel") -> None:
         """A bottleneck in every layer, two for houlsby. (Pfeiffer's second LayerNorm around it is

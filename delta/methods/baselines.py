@@ -13,6 +13,8 @@ class HeadOnly(Method):
 
     name: Literal["head"]
 
+    by_row: ClassVar[bool] = True
+
     def attach(self, model: "PreTrainedModel") -> None:
         """Nothing to add: heads are trained beside every method."""
 

@@ -20,6 +20,7 @@ class Ia3(PeftLayers):
     name: Literal["ia3"]
 
     default_lr: ClassVar[float] = 3e-3  # section 3.3
+    by_row: ClassVar[bool] = True
 
     def peft_config(self, config: "RobertaConfig") -> "IA3Config":
         """The paper's places: keys, values, and the feed-forward's inner activations, which are the

@@ -36,6 +36,7 @@ class IntrinsicPrompt(Method):
     leave it out."""
 
     why_not_merged: ClassVar[str | None] = WHY_NOT_MERGED
+    by_row: ClassVar[bool] = True
     conformance_tested: ClassVar[bool] = False  # it needs a subspace that fits the base
 
     def attach(self, model: "PreTrainedModel") -> None:

@@ -27,6 +27,8 @@ class LowRank(PeftLayers):
     targets: Annotated[list[str], Field(min_length=1, default_factory=lambda: ["query", "value"])]
     """Names of linear maps of the encoder: the last part, or the last parts joined by dots."""
 
+    by_row: ClassVar[bool] = True
+
     @field_validator("targets")
     @classmethod
     def _sorted(cls, value: list[str]) -> list[str]:

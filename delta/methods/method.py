@@ -38,6 +38,9 @@ class Method(Section):
     """Peak learning rate on RoBERTa-base; without a source: ours, a place to begin."""
     why_not_merged: ClassVar[str | None] = None
     """Why no weight of a RoBERTa can do what it does; None where it can be merged into the base."""
+    by_row: ClassVar[bool] = False
+    """Whether rows of several deltas go through one run of the encoder, each with its own of this
+    (`robustly.delta.layers.by_row`); otherwise a delta with it has runs to itself."""
     peft_note: ClassVar[str] = ""
     """What to do differently where plain peft loads it, for the card."""
     conformance_tested: ClassVar[bool] = True

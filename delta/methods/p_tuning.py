@@ -22,6 +22,7 @@ class PTuning(Method):
     tokens: Positive = 20
 
     why_not_merged: ClassVar[str | None] = WHY_NOT_MERGED
+    by_row: ClassVar[bool] = True
 
     def attach(self, model: "PreTrainedModel") -> None:
         """A prompt out of a network, of which tokens x hidden numbers are kept after training.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 class _OfKeysAndValues(Method):
     why_not_merged: ClassVar[str | None] = "its keys and values are of no token"
+    by_row: ClassVar[bool] = True
     peft_note: ClassVar[str] = (
         "peft counts positions of the text from behind the prefix; here they begin where they do"
         " without one: pass `position_ids` that are smaller by the number of tokens.\n"

@@ -35,6 +35,7 @@ class Prompt(Method):
 
     default_lr: ClassVar[float] = 5e-3
     why_not_merged: ClassVar[str | None] = WHY_NOT_MERGED
+    by_row: ClassVar[bool] = True
 
     @field_validator("start")
     @classmethod

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +17,7 @@ from robustly.cli.delta import delta_app
 if TYPE_CHECKING:
     from robustly.delta.base_model import Base
     from robustly.delta.predictor import Predictor
+    from robustly.delta.together import Together
 
 DeltaFolder = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="What `robustly delta` has made.")
@@ -32,32 +33,61 @@ BaseFolder = Annotated[
 def finished_delta(folder: Path, base: Path | None) -> "tuple[Base, Predictor]":
     """A delta on its base, on the GPU if there is one. Raises UserError if one of them is not what
     it should be."""
-    import torch
+    from robustly.delta.saving import load
 
+    found = base_of(folder, base)
+    predictor = load(found, folder)
+    predictor.model.to(device())
+    return found, predictor
+
+
+def finished_deltas(folders: Sequence[Path], base: Path | None) -> "Together":
+    """Deltas on one base, by the names of their folders, on the GPU if there is one. Raises
+    UserError if two have one name, or as `finished_delta` does."""
+    from robustly.delta.together import Together
+
+    names = [folder.name for folder in folders]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"--deltas: {twice[0]} twice; expected folders of different names")
+
+    found = base_of(folders[0], base)
+    return Together.load(found, dict(zip(names, folders, strict=True))).to(device())
+
+
+def base_of(folder: Path, base: Path | None) -> "Base":
     from robustly import manifest
     from robustly.delta.base_model import Base
-    from robustly.delta.saving import load, read_record
+    from robustly.delta.saving import read_record
 
     manifest.require_whole(folder, "delta")
     name = base or Path(read_record(folder).base.get("name", ""))
     if not name.is_dir():
         raise UserError(f"{folder}: its base, {name}, is not there; give its folder by --base")
+    return Base.load(name)
 
-    found = Base.load(name)
-    predictor = load(found, folder)
-    predictor.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return found, predictor
+
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @delta_app.command(name="predict", short_help="Answer inputs of files or of standard input.")
 def delta_predict_command(
-    folder: DeltaFolder,
-    files: Annotated[
+    given: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILE]...",
-            help="Text (an input a line), JSON lines, CSV, or any other kind that a task's files"
-            " have; - (and none): standard input.",
+            metavar="FOLDER [FILE]...",
+            help="What `robustly delta` has made; and text (an input a line), JSON lines, CSV, or"
+            " any other kind that a task's files have; - (and none): standard input.",
+        ),
+    ] = None,
+    deltas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER,FOLDER,...",
+            help="Several deltas on one base, in the place of FOLDER. A row is for the one that it"
+            " names under the key `delta`, by its folder's name, and else for all of them.",
         ),
     ] = None,
     base: BaseFolder = None,
@@ -99,7 +129,8 @@ def delta_predict_command(
     """Answer each input by one line of JSON on stdout, in the inputs' order: the label, and how
     probable each label is; for tags the spans as well. Inputs are answered while they are read,
     however many there are, and from a pipe as they come. A row has the keys that the delta's
-    training file had, without the answer; a line of text is the text.
+    training file had, without the answer; a line of text is the text. Several deltas
+    (`--deltas`) answer by one run of the encoder, where their methods allow it.
 
     A row that holds no input (a blank text, a missing key, broken JSON) ends the command with its
     line and exit code 2, after the answers to all rows before it.
@@ -110,7 +141,15 @@ def delta_predict_command(
         from robustly.delta.predictor import unseen
         from robustly.delta.tasks.heads import Wanted
 
-        _, predictor = finished_delta(folder, base)
+        files = given or []
+        predictor: Predictor | Together
+        if deltas:
+            predictor = finished_deltas([Path(each) for each in deltas.split(",")], base)
+        elif files:
+            predictor, files = finished_delta(Path(files[0]), base)[1], files[1:]
+        else:
+            raise UserError("expected the folder of a delta, or --deltas FOLDER,FOLDER,...")
+
         names = files or ["-"]
         options = Options(Wanted(top, min_score), tuple(keep or ()), max_bad_lines, "-" in names)
         # on one terminal a bar would stand between the answers
