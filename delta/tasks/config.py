@@ -5,7 +5,14 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from robustly.config import InputPath, Section
 from robustly.delta.tasks import template
@@ -35,7 +42,11 @@ def _by_name(value: Any) -> Any:
 
 
 Label = Annotated[str, BeforeValidator(label_name)]
-Share = Annotated[float, Field(gt=0, lt=1)]
+FileOrShare = Annotated[
+    Annotated[float, Field(gt=0, lt=1), Tag("Share")] | Annotated[InputPath, Tag("File")],
+    Discriminator(lambda value: "Share" if isinstance(value, int | float) else "File"),
+]
+"""A file, or a share of the training file."""
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ClassWeights = Annotated[dict[str, Weight], Field(min_length=1), BeforeValidator(_by_name)]
 
@@ -48,11 +59,11 @@ class _TaskFiles(Section):
 
     train: InputPath
     """What is trained on."""
-    dev: Share | InputPath | None = None
+    dev: FileOrShare | None = None
     """What the best epoch is chosen by; inputs that stand in here are never trained on. Or a share
     of `train`, such as 0.1: an input belongs to it by its own hash, whatever else the file
     holds, and equal inputs stay together."""
-    test: Share | InputPath | None = None
+    test: FileOrShare | None = None
     """What is scored; inputs that stand in here are never trained on, and are taken out of
     `dev`. Or a share of `train`, as for `dev`. Default: `dev` is scored, too, by which the epoch
     was chosen."""
