@@ -109,7 +109,7 @@ def pack(config: DeltaExperiment, data: TaskData, repository: str, into: Path) -
     record.base["name"] = base_model
     write_json(into / saving.RECORD, sealed(dataclasses.asdict(record)))
     scores = json.loads((folder / SCORES).read_bytes())
-    seeds = [SeedScore(**each, confusion=[]) for each in scores["seeds"]]
+    seeds = [SeedScore(**each, by_label=[]) for each in scores["seeds"]]
     source = Source(base_model, repository, base_model, hub=True)
     card = delta_card(
         config.name, into, source, record, seeds, scores["by_label"], data, finished.recipe

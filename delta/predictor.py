@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import RobertaPreTrainedModel
@@ -12,7 +11,8 @@ from transformers import RobertaPreTrainedModel
 from robustly import UserError
 from robustly.delta.attachment import attach
 from robustly.delta.base_model import Base
-from robustly.delta.tasks.config import LabelledTask, Task
+from robustly.delta.tasks import metrics
+from robustly.delta.tasks.config import LabelledTask, MultiLabelTask, Task
 from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads import EncodedExample, TaskHead, task_head
 from robustly.delta.wording import by_tokenizer
@@ -45,8 +45,9 @@ class Judgement(NamedTuple):
 
     scores: dict[str, float]
     """The task's metrics, the main one first, and `loss`: the mean over all targets."""
-    confusion: list[list[int]]
-    """Row: true label, column: predicted label; empty where an input has not one label."""
+    by_label: list[dict[str, Any]]
+    """How many of a label are found, and how many answers are right (`metrics.by_label`); empty
+    where a task has no labels of texts."""
     answers: list[Answer]
     batches: list[tuple[list[int], Tensor]]
     """The places of the examples that were answered together, and their logits."""
@@ -138,17 +139,20 @@ class Predictor:
             for places, logits in batches
         )
         scores = {**self.head.scores(best, examples), "loss": loss / self.head.targets(rows)}
-        return Judgement(scores, self._confusion(best, examples), answers, batches)
+        return Judgement(scores, self._by_label(best, examples), answers, batches)
 
-    def _confusion(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[list[int]]:
-        if not isinstance(self.head.task, LabelledTask):
+    def _by_label(
+        self, answers: Sequence[Any], examples: Sequence[Example]
+    ) -> list[dict[str, Any]]:
+        task = self.head.task
+        if not isinstance(task, LabelledTask | MultiLabelTask):
             return []
-        number = self.head.number
-        table = np.zeros((len(number), len(number)), np.int64)
-        for example, answer in zip(examples, answers, strict=True):
-            table[number[example.label], number[answer]] += 1
 
-        return table.tolist()
+        truth = [example.label for example in examples]
+        if isinstance(task, LabelledTask):  # one each
+            answers, truth = ([(label,) for label in each] for each in (answers, truth))
+
+        return metrics.by_label(self.labels, answers, truth)
 
     def logits_by_batch(
         self,

@@ -19,7 +19,6 @@ from robustly.delta.base_model import Base
 from robustly.delta.card import Source, delta_card
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import candidates
-from robustly.delta.tasks import metrics
 from robustly.delta.tasks.data import TaskData, read
 from robustly.delta.tuning import SeedScore, Tuned, attached, mean_and_deviation, tune
 from robustly.delta.workers import how_many, run
@@ -82,13 +81,13 @@ def _collect(
         f"{data.metric}_deviation": deviation,
         "baseline": data.baselines[data.metric],
     }
-    by_label = metrics.by_label(data.labels, scores[0].confusion)
+    by_label = scores[0].by_label
     details = {
         "metric": data.metric,
         "saved_seed": config.seed,
         "labels": data.labels,
         "by_label": by_label,
-        "seeds": [{k: v for k, v in asdict(one).items() if k != "confusion"} for one in scores],
+        "seeds": [{k: v for k, v in asdict(one).items() if k != "by_label"} for one in scores],
     }
     write_json(folder / "scores.json", {**summary, **details})
     record = saving.read_record(folder)

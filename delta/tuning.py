@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,9 +29,8 @@ class SeedScore:
     scores: dict[str, float]
     """By the names of the task's metrics, and `loss`: the mean over all targets, nats (regression:
     squared error)."""
-    confusion: list[list[int]]
-    """Row: true label, column: predicted label, in the order of the labels; empty where a task has
-    none."""
+    by_label: list[dict[str, Any]]
+    """How many of each label are found, and how many answers are right (`metrics.by_label`)."""
     epoch: float
     """After which the delta was kept."""
     dev: float | None
@@ -138,7 +138,7 @@ def tune(
     score = SeedScore(
         seed=seed,
         scores=test.scores,
-        confusion=test.confusion,
+        by_label=test.by_label,
         epoch=round(course.epoch if course.best else course.updates / trainer.per_epoch, 3),
         dev=course.score if course.best else None,
         seconds=round(course.seconds, 3),

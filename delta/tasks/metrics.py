@@ -133,18 +133,27 @@ def _of_entities(
     }
 
 
-def by_label(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+def by_label(
+    labels: Sequence[str], answers: Sequence[Sequence[str]], truth: Sequence[Sequence[str]]
+) -> list[dict[str, Any]]:
     """Of each label: how many are tested, the share of these that is found (recall), and the share
-    of its answers that is right (precision); None where there are none. Empty without a confusion
-    (row: true label, column: predicted label)."""
-    rows = []
-    for number, (label, row) in enumerate(zip(labels, confusion, strict=False)):
-        right, tested = row[number], sum(row)
-        answered = sum(each[number] for each in confusion)
-        found, precise = (right / count if count else None for count in (tested, answered))
-        rows.append({"label": label, "tested": tested, "recall": found, "precision": precise})
+    of its answers that is right (precision); None where there are none. `answers`, `truth`: the
+    labels of each example."""
+    pairs = list(zip(answers, truth, strict=True))
+    right = Counter(label for given, true in pairs for label in {*given} & {*true})
+    tested, answered = (
+        Counter(label for each in some for label in each) for some in (truth, answers)
+    )
 
-    return rows
+    return [
+        {
+            "label": label,
+            "tested": tested[label],
+            "recall": right[label] / tested[label] if tested[label] else None,
+            "precision": right[label] / answered[label] if answered[label] else None,
+        }
+        for label in labels
+    ]
 
 
 def spans(labels: Sequence[str], answer: Sequence[str]) -> list[tuple[str, int, int]]:

@@ -204,11 +204,10 @@ def delta_score_command(
     are found and how many answers are right."""
     with user_errors():
         from robustly.delta.answering import judged
-        from robustly.delta.tasks.metrics import by_label
 
         _, predictor = finished_delta(folder, base)
         examples, judgement = judged(predictor, file)
-        labels = by_label(predictor.labels, judgement.confusion)
+        labels = judgement.by_label
         log.table(f"{folder} on {file}", {"examples": len(examples), **judgement.scores})
         if labels:
             log.rows(labels)

@@ -56,6 +56,8 @@ def test_several_labels(place: Path, made: MakeDelta) -> None:
     folder, _ = made(keys, several(random.Random(1)))
     scores = json.loads((folder / "scores.json").read_text())
     assert scores["metric"] == "micro_f1" and scores["micro_f1"] > 0.9 > scores["baseline"]
+    assert [each["label"] for each in scores["by_label"]] == ["early", "late"]
+    assert all(each["recall"] > 0.8 for each in scores["by_label"])
     predictor = delta.load(place / "base", folder)
     assert predictor.predict(["mmmm abca", "mmmm zwzx", "mmmm"]) == [("early",), ("late",), ()]
     (found,) = predictor.probabilities(["mmmm abca"])

@@ -14,6 +14,7 @@ from seqeval.metrics import f1_score as strict_f1
 from seqeval.scheme import BILOU, IOBES
 
 from robustly.delta.tasks.config import Task
+from robustly.delta.tasks.metrics import by_label
 from robustly.delta.tasks.metrics import scores as scores_of
 
 KEYS: dict[str, dict[str, Any]] = {
@@ -180,6 +181,15 @@ def test_several_labels() -> None:
     assert scores("multi_label", answers, truth, ("a", "b", "c")) == pytest.approx(
         {"micro_f1": 4 / 6, "macro_f1": (2 / 3 + 2 / 3 + 0) / 3, "exact_match": 2 / 3}
     )
+
+
+def test_each_label_on_its_own() -> None:
+    truth, answers = [("a", "b"), ("a",), ()], [("a", "b"), ("b",), ()]
+    assert by_label(("a", "b", "c"), answers, truth) == [
+        {"label": "a", "tested": 2, "recall": 0.5, "precision": 1.0},
+        {"label": "b", "tested": 1, "recall": 1.0, "precision": 0.5},
+        {"label": "c", "tested": 0, "recall": None, "precision": None},
+    ]
 
 
 def test_plain_tags() -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 import statistics
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from sklearn.metrics import precision_recall_fscore_support
 from transformers import Trainer
 
 from robustly import UserError
@@ -74,17 +74,16 @@ def test_scores_are_of_each_seed(base: Base, data: TaskData, make_config: MakeCo
     scores = score(base, config, data)
     assert [one.seed for one in scores] == [3, 4]
     again = tune(base, config, data, seed=4)
-    assert scores[1].confusion == again.score.confusion
+    assert scores[1].by_label == again.score.by_label
     guesses = again.predictor.predict([example.texts[0] for example in data.test])
-    pairs = Counter(
-        (example.label, guess) for example, guess in zip(data.test, guesses, strict=True)
+    truth = [example.label for example in data.test]
+    precision, recall, _, tested = precision_recall_fscore_support(
+        truth, guesses, labels=data.labels, zero_division=0
     )
-    assert again.score.confusion == [
-        [pairs[truth, guess] for guess in data.labels] for truth in data.labels
-    ]
-    assert again.score.confusion != [
-        list(column) for column in zip(*again.score.confusion, strict=True)
-    ]
+    assert [each["label"] for each in again.score.by_label] == list(data.labels)
+    for name, expected in (("tested", tested), ("recall", recall), ("precision", precision)):
+        found = [each[name] or 0 for each in again.score.by_label]
+        assert found == pytest.approx(list(expected))
     assert mean_and_deviation([0.5, 0.7]) == pytest.approx((0.6, 0.2 / 2**0.5))
     assert mean_and_deviation([0.5]) == (0.5, None)
 
