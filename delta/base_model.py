@@ -122,6 +122,11 @@ class Base:
         return longest_input(self.model.base_model)
 
     @property
+    def width(self) -> int:
+        """Hidden units."""
+        return int(self.model.config.hidden_size)
+
+    @property
     def parameters(self) -> int:
         """Of the encoder, without heads."""
         return sum(parameter.numel() for parameter in self.model.base_model.parameters())

@@ -70,8 +70,12 @@ class TrainingState:
 
     def save_if_due(self) -> None:
         """Write the file anew, if the last time is long enough ago."""
-        if (started := time.monotonic()) < self.due:
-            return
+        if time.monotonic() >= self.due:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file anew."""
+        started = time.monotonic()
         with atomic(self.path) as file:
             torch.save({name: part.state_dict() for name, part in self.parts.items()}, file)
 

@@ -4,35 +4,26 @@ seeds."""
 import dataclasses
 import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from robustly import UserError, log, markdown
-from robustly.config import fingerprint
-from robustly.delta import saving
 from robustly.delta import stage as delta_stage
-from robustly.delta.attachment import parameters
-from robustly.delta.base_model import Base
 from robustly.delta.config import CompareEntry, DeltaExperiment
 from robustly.delta.defaults import COMPARED, rated
 from robustly.delta.methods import label, parse
-from robustly.delta.tasks.data import TaskData, draw, read
-from robustly.delta.trainer import Diverged
-from robustly.delta.tuning import mean_and_deviation, tune
-from robustly.delta.workers import Killed, each, how_many
-from robustly.figure import figure
-from robustly.files import atomic, write_atomic, write_json
+from robustly.delta.score_plot import Point, plot_scores
+from robustly.delta.tasks.data import TaskData, draw
+from robustly.delta.trial import Setting, Trial, trial
+from robustly.delta.tuning import mean_and_deviation
+from robustly.delta.workers import Ended, Killed, how_many, run
+from robustly.files import write_atomic, write_json
 from robustly.log import show
 from robustly.manifest import Manifest, Stage
-from robustly.resources import peak_memory
-from robustly.strict_json import read_json
 
 MEGABYTE = 1e6
-FAILURE = "failure.json"
-"""Why an entry cannot be trained."""
-KILLED = "killed.json"
-"""Why it was not, this time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,34 +57,35 @@ def compare(config: DeltaExperiment) -> Manifest:
     """Train every entry with every seed, and write a table and a plot. Seeds that a run that was
     stopped had finished are not trained again; the row of an entry that fails says why.
 
-    Raises UserError if the base or the task's files are not what they should be, or if the folder
-    holds another comparison."""
-    base = Base.load(config.base)
-    data = read(config.delta.task)
-    entries = _entries(config, base)
+    Raises UserError if the base or the task's files are not what they should be, if entries end
+    early and the config names no dev file, or if the folder holds another comparison."""
+    if config.compare.pruner and config.delta.task.dev is None:
+        raise UserError(
+            f"compare.pruner: {config.compare.pruner}: goes by scores on delta.task.dev, which is"
+            " missing; name a dev file, or leave the pruner out"
+        )
+
+    setting = Setting.load(config)
+    data = setting.data
+    entries = _entries(setting)
     stage = Stage(
         config.folder("comparison"),
         "comparison",
-        _recipe(config, data, entries),
-        delta_stage.inputs(base),
+        _recipe(setting, entries),
+        delta_stage.inputs(setting.base),
     )
     if finished := stage.finished():
         return finished
 
     with stage.begin():
         work = stage.folder / "work"
-        work.mkdir(exist_ok=True)
         log.say(
             f"comparison: {stage.folder}: {len(entries)} entries, seeds {config.seed} to"
             f" {config.all_seeds[-1]}"
         )
-        for entry in _trained(config, entries, work):
-            row = _row(config, entry, work / _key(entry))
-            log.say(f"{row.label}  " + (row.failure or f"{data.metric} {_with_deviation(row)}"))
-
-        rows = [_row(config, entry, work / _key(entry)) for entry in entries]
+        rows = _trained(setting, entries, work)
         write_json(stage.folder / "rows.json", [dataclasses.asdict(row) for row in rows])
-        write_atomic(stage.folder / "table.md", _table(rows, data, base))
+        write_atomic(stage.folder / "table.md", _table(rows, setting))
         _plot(rows, data, stage.folder / "plot.png")
         counts = {
             "entries": len(rows),
@@ -111,13 +103,13 @@ def compare(config: DeltaExperiment) -> Manifest:
         return result
 
 
-def _entries(config: DeltaExperiment, base: Base) -> list[CompareEntry]:
+def _entries(setting: Setting) -> list[CompareEntry]:
     """What is compared, with every learning rate and number of epochs stated."""
-    width = base.model.config.hidden_size
+    config = setting.config
     every = [CompareEntry(methods=parse(methods)) for methods in COMPARED]
     return [
         CompareEntry(
-            methods=entry.methods if entry.peak_lr else rated(entry.methods, width),
+            methods=entry.methods if entry.peak_lr else rated(entry.methods, setting.base.width),
             peak_lr=entry.peak_lr or config.optim.peak_lr,
             epochs=entry.epochs or config.optim.epochs,
         )
@@ -125,112 +117,95 @@ def _entries(config: DeltaExperiment, base: Base) -> list[CompareEntry]:
     ]
 
 
-def _recipe(
-    config: DeltaExperiment, data: TaskData, entries: Sequence[CompareEntry]
-) -> dict[str, Any]:
-    recipe = delta_stage.recipe(config.tuned_by(entries[0].methods), data)
-    del recipe["methods"]
-    return {**recipe, "entries": [_entry_recipe(entry) for entry in entries]}
-
-
-def _entry_recipe(entry: CompareEntry) -> dict[str, Any]:
-    return {**entry.recipe(), "methods": [method.recipe() for method in entry.methods]}
-
-
-def _key(entry: CompareEntry) -> str:
-    return fingerprint(_entry_recipe(entry))[:16]
+def _recipe(setting: Setting, entries: Sequence[CompareEntry]) -> dict[str, Any]:
+    recipe = delta_stage.recipe(setting.config, setting.data)
+    listed = [
+        {**entry.recipe(), "methods": [method.recipe() for method in entry.methods]}
+        for entry in entries
+    ]
+    return {
+        **{key: value for key, value in recipe.items() if key not in ("methods", "budget")},
+        "entries": listed,
+        **setting.config.compare.model_dump(include={"pruner"}, exclude_none=True),
+    }
 
 
 # ------------------------------------------------------------------------------------------ entries
 
 
-def _trained(
-    config: DeltaExperiment, entries: Sequence[CompareEntry], work: Path
-) -> Iterator[CompareEntry]:
-    """Train the seeds that are not finished yet, each entry in a process of its own, so that the
-    memory it takes can be told. Yields each entry when it is done, or cannot be."""
-    calls = []
-    for entry in entries:
-        folder = work / _key(entry)
-        missing = [seed for seed in config.all_seeds if not (folder / f"{seed}.json").exists()]
-        if missing and not (folder / FAILURE).exists():
-            folder.mkdir(exist_ok=True)
-            (folder / KILLED).unlink(missing_ok=True)
-            calls.append((config, entry, missing, folder))
-        else:
-            yield entry
+def _trained(setting: Setting, entries: Sequence[CompareEntry], work: Path) -> list[EntryResult]:
+    """The rows of all entries. Each is trained with all seeds in a process of its own, so that the
+    memory it takes can be told."""
+    rows: dict[int, EntryResult] = {}
 
-    for place, fault in each(train, calls, how_many(config.delta.processes)):
-        _, entry, _, folder = calls[place]
-        if isinstance(fault, Killed):
+    def told(ended: Ended) -> None:
+        row = _row(setting, entries[ended.place])
+        try:
+            row = _with_trials(row, ended.result(), setting.data.metric)
+        except Killed as fault:
             # Its row says so, without the advice; as long as there is no table, the same command
             # tries again.
-            write_json(folder / KILLED, str(fault).partition(";")[0])
-        elif fault:
-            raise fault
+            row = dataclasses.replace(row, failure=str(fault).partition(";")[0])
 
-        yield entry
+        rows[ended.place] = row
+        log.say(f"{row.label}  " + (row.failure or f"{setting.data.metric} {_with_deviation(row)}"))
+
+    calls = [(entry, work / f"entry-{place:03}") for place, entry in enumerate(entries)]
+    processes = how_many(setting.config.delta.processes, len(calls))
+    run(partial(train, setting), calls, processes, told, fresh=True)
+    return [rows[place] for place in range(len(entries))]
 
 
-def _row(config: DeltaExperiment, entry: CompareEntry, work: Path) -> EntryResult:
-    """The results of an entry, from the files that its training left."""
+def train(setting: Setting, entry: CompareEntry, work: Path) -> list[Trial]:
+    """The trials of an entry with one seed after another, as long as they come to their end."""
+    changes = {
+        "delta.methods": [method.model_dump(mode="json") for method in entry.methods],
+        "optim.peak_lr": entry.peak_lr,
+        "optim.epochs": entry.epochs,
+    }
+    made: list[Trial] = []
+    for seed in setting.config.all_seeds:
+        folder = work.with_name(f"{work.name}-seed-{seed}")
+        made.append(trial(setting, changes, seed, folder, pruner=setting.config.compare.pruner))
+        if made[-1].state != "complete":
+            break
+
+    return made
+
+
+def _row(setting: Setting, entry: CompareEntry) -> EntryResult:
+    """The row of an entry, without results."""
     assert entry.peak_lr and entry.epochs
-    row = EntryResult(
+    return EntryResult(
         label([method.model_copy(update={"lr": None}) for method in entry.methods]),
         entry.peak_lr,
         {method.name: method.lr for method in entry.methods if method.lr},
         entry.epochs,
-        config.delta.seeds,
+        setting.config.delta.seeds,
     )
-    again = f"delete {work} to train it again"
-    for name in (FAILURE, KILLED):
-        if (work / name).exists():
-            return dataclasses.replace(row, failure=read_json(work / name, str, again))
 
-    results = [read_json(work / f"{seed}.json", dict[str, Any], again) for seed in config.all_seeds]
-    mean, deviation = mean_and_deviation([result["score"] for result in results])
-    memories = [result["memory"] for result in results if result["memory"] is not None]
 
+def _with_trials(row: EntryResult, trials: Sequence[Trial], metric: str) -> EntryResult:
+    """The results of an entry, or why there are none."""
+    last = trials[-1]
+    if last.state == "pruned":
+        why = f"ended early after {len(last.curve)} epochs, with {metric} {show(last.best)} on dev"
+        return dataclasses.replace(row, failure=why)
+    if last.failure:
+        return dataclasses.replace(row, failure=last.failure.partition(";")[0])
+
+    scores = [made.score for made in trials if made.score]
+    mean, deviation = mean_and_deviation([score.scores[metric] for score in scores])
     return dataclasses.replace(
         row,
         score=mean,
         deviation=deviation,
-        seconds=round(statistics.fmean(result["seconds"] for result in results), 3),
-        memory=max(memories, default=None),
-        **{key: results[0][key] for key in ("trained", "stored", "bytes")},
+        seconds=round(statistics.fmean(score.seconds for score in scores), 3),
+        trained=last.sizes["trained"],
+        stored=last.sizes["stored"],
+        bytes=last.sizes["bytes"],
+        memory=max(made.sizes["memory"] for made in trials),
     )
-
-
-def train(config: DeltaExperiment, entry: CompareEntry, seeds: Sequence[int], work: Path) -> None:
-    """Train an entry with some seeds and write a file for each, or one that says why it cannot be
-    trained."""
-    assert entry.peak_lr and entry.epochs
-    base, data = Base.load(config.base), read(config.delta.task)
-    tried = config.tuned_by(entry.methods, peak_lr=entry.peak_lr, epochs=entry.epochs)
-
-    for seed in seeds:
-        try:
-            tuned = tune(base, tried, data, seed, checkpoint=work / f"{seed}.pt")
-        except Diverged as fault:
-            write_json(work / FAILURE, str(fault).partition(";")[0])
-            return
-        except UserError as fault:  # a method that does not fit this base, or this task
-            write_json(work / FAILURE, str(fault))
-            return
-
-        model = tuned.predictor.model
-        tensors = saving.save_tensors(model, work)
-        (work / saving.TENSORS).unlink()
-        result = {
-            "score": tuned.score.scores[data.metric],
-            "trained": tuned.trained,
-            "stored": parameters(model)["delta"],
-            "bytes": tensors["bytes"],
-            "seconds": tuned.score.seconds,
-            "memory": peak_memory(model.device),
-        }
-        write_json(work / f"{seed}.json", result)
-        (work / f"{seed}.pt").unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------ results
@@ -240,7 +215,8 @@ def _with_deviation(row: EntryResult) -> str:
     return show(row.score) + ("" if row.deviation is None else f" ± {show(row.deviation)}")
 
 
-def _table(rows: Sequence[EntryResult], data: TaskData, base: Base) -> str:
+def _table(rows: Sequence[EntryResult], setting: Setting) -> str:
+    data = setting.data
     header = ["methods", "rate", "epochs", data.metric, "trained", "stored", "of the base"]
     header += ["kB", "seconds", "memory, MB"]
     lines = []
@@ -254,46 +230,29 @@ def _table(rows: Sequence[EntryResult], data: TaskData, base: Base) -> str:
             continue
 
         assert row.trained is not None and row.stored is not None and row.bytes is not None
-        memory = "-" if row.memory is None else round(row.memory / MEGABYTE)
-        sizes = [row.trained, row.stored, f"{row.stored / base.parameters:.2%}"]
+        assert row.memory is not None
+        memory = round(row.memory / MEGABYTE)
+        sizes = [row.trained, row.stored, f"{row.stored / setting.base.parameters:.2%}"]
         costs = [round(row.bytes / 1000), row.seconds, memory]
         lines.append([row.label, rates, row.epochs, _with_deviation(row), *sizes, *costs])
 
     seeds = f"{rows[0].seeds} seeds: mean ± deviation" if rows[0].seeds > 1 else "one seed"
     note = (
-        f"{data.metric} on {len(data.test):,} test examples, {seeds}; the same answer to all:"
-        f" {show(data.baselines[data.metric])}. Parameters without the head's, kB with them."
-        " Seconds of training a seed. Memory of the whole process, or of the GPU where there is"
-        " one.\n"
+        f"{data.metric} on {len(data.test):,} {data.scored_on} examples, {seeds}; the same answer"
+        f" to all: {show(data.baselines[data.metric])}. Parameters without the head's, kB with"
+        " them. Seconds of training a seed. Memory of the whole process, or of the GPU where there"
+        " is one.\n"
     )
     return markdown.table(header, lines) + "\n" + note
 
 
 def _plot(rows: Sequence[EntryResult], data: TaskData, path: Path) -> None:
     """Score by stored parameters, with the deviation as a bar."""
-    with atomic(path) as out, figure(out, 9, 5) as drawing:
-        axes = drawing.add_subplot()
-
-        for number, row in enumerate(rows):
-            if row.stored is None or row.score is None:
-                continue
-
-            axes.errorbar(
-                row.stored,
-                row.score,
-                yerr=row.deviation,
-                marker="osD"[number // 10 % 3],
-                color=f"C{number % 10}",
-                ls="",
-                capsize=3,
-                label=row.label,
-            )
-
-        baseline = data.baselines[data.metric]
-        axes.axhline(
-            baseline, ls=":", color="0.4", label=f"the same answer to all: {show(baseline)}"
-        )
-        axes.set_xscale("symlog", linthresh=100)  # a head alone has none
-        axes.set_xlim(-10, max([100, *(3 * row.stored for row in rows if row.stored)]))
-        axes.set(xlabel="parameters stored, besides the head", ylabel=f"{data.metric} on test")
-        axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    same = data.baselines[data.metric]
+    points = [
+        Point(row.label, vars(row), row.score, row.deviation)
+        for row in rows
+        if row.score is not None
+    ]
+    level = same, f"the same answer to all: {show(same)}"
+    plot_scores(path, points, {"stored": "symlog"}, f"{data.metric} on {data.scored_on}", level)

@@ -1,14 +1,14 @@
 """The config of a delta: base, methods, task, training, search and comparison."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from robustly import UserError
-from robustly.config import Config, InputPath, Section, load
+from robustly.config import Config, InputPath, Section, check, laid, load, stated_in
 from robustly.delta.methods import Methods
 from robustly.delta.methods.method import Method, Rate
 from robustly.delta.tasks.config import Task
@@ -16,6 +16,7 @@ from robustly.pretrain.config import Positive, ScheduleConfig
 
 SCHEMA_VERSION = 1
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Pruner = Literal["median", "halving"]
 
 
 class DeltaConfig(Section):
@@ -101,34 +102,46 @@ class TuningConfig(Section):
         )
 
 
+RATES = "rates"
+"""The word of a search's space that is no key."""
+
+
 class SearchConfig(Section):
-    """`robustly delta search`: trials of methods and rates, scored on `task.dev` with the
-    config's first seed."""
+    """`robustly delta search`: trials of values of any keys, scored on `task.dev` with the config's
+    first seed."""
 
     trials: Positive = 20
     """In all; a finished search with a larger number goes on."""
-    methods: Annotated[list[Methods], Field(min_length=1)] | None = None
-    """Methods to choose from. Default: methods, sizes and places in `robustly.delta.defaults`."""
-    peak_lr: tuple[Rate, Rate] | None = None
-    """Lowest and highest `optim.peak_lr`; it is drawn evenly in its logarithm. Default: by the
-    base's width."""
-    pruner: Literal["median", "halving"] = "median"
+    space: Annotated[dict[str, list[Any]], Field(min_length=1)] | None = None
+    """What is drawn: for each key, such as `optim.batch_size` or `delta.methods.0.rank`, a list of
+    choices, or lowest value, highest value and `linear` or `log`: drawn evenly in itself or in its
+    logarithm, as integers where both are. `rates` is no key: a factor of the usual rates of all
+    methods that state no `lr`, and of `optim.peak_lr`. Default: methods, sizes, places and rates
+    in `robustly.delta.defaults`."""
+    pruner: Pruner = "median"
     """Which trials end early: those below the median of the others after the same epoch, or by
     successive halving."""
 
-    @field_validator("methods")
+    @field_validator("space")
     @classmethod
-    def _different(cls, value: list[list[Method]] | None) -> list[list[Method]] | None:
-        if value and any(each in value[:place] for place, each in enumerate(value)):
-            raise ValueError("expected each list of methods once")
+    def _can_be_drawn(cls, value: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:
+        for key, values in (value or {}).items():
+            if not values or any(each in values[:place] for place, each in enumerate(values)):
+                raise ValueError(f"{key}: expected choices, each once, found {values}")
+            if is_range(values) and not (values[2] == "linear" or values[0] > 0):
+                raise ValueError(f"{key}: expected bounds above 0, which have a logarithm")
+            if is_range(values) and not values[0] < values[1]:
+                raise ValueError(f"{key}: expected the lower bound first, found {values}")
+
         return value
 
-    @field_validator("peak_lr")
-    @classmethod
-    def _low_to_high(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value and value[0] >= value[1]:
-            raise ValueError("expected the lower rate first")
-        return value
+
+def is_range(values: Sequence[Any]) -> bool:
+    """Whether what a search draws of is a range, and not a list of choices."""
+    bounds, scale = values[:2], values[2:]
+    return list(scale) in (["linear"], ["log"]) and all(
+        type(each) in (int, float) for each in bounds
+    )
 
 
 class CompareEntry(Section):
@@ -147,6 +160,9 @@ class CompareConfig(Section):
 
     entries: Annotated[list[CompareEntry], Field(min_length=1)] | None = None
     """Default: every method alone and three combinations (`robustly.delta.defaults`)."""
+    pruner: Pruner | None = None
+    """Which entries end early by their scores on `task.dev`, as in a search, each beside those with
+    the same seed. Default: none."""
 
 
 class DeltaExperiment(Config):
@@ -188,12 +204,17 @@ class DeltaExperiment(Config):
         candidates = self.delta.base.candidates
         return next((path for path in candidates if path.is_dir()), candidates[-1])
 
-    def tuned_by(self, methods: Sequence[Method], **optim: float) -> "DeltaExperiment":
-        """The same config with other methods, and with other values of some keys of `optim`."""
-        delta = self.delta.model_copy(update={"methods": list(methods), "budget": None})
-        return self.model_copy(
-            update={"delta": delta, "optim": self.optim.model_copy(update=optim)}
-        )
+    def varied(self, changes: Mapping[str, Any]) -> "DeltaExperiment":
+        """The same config with other values of some keys, such as `delta.methods.0.rank`. Raises
+        UserError for what is no key, or no value of it."""
+        raw: Any = stated_in(Path.cwd(), self.settled())
+        if "delta.methods" in changes:
+            raw = laid(raw, "delta.budget", None)  # it is for `auto`
+
+        for key, value in changes.items():
+            raw = laid(raw, key, value)
+
+        return check(raw, DeltaExperiment, self.name)
 
     @property
     def all_seeds(self) -> range:

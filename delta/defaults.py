@@ -10,11 +10,11 @@ from transformers import RobertaConfig
 from robustly import UserError
 from robustly.delta.attachment import count
 from robustly.delta.methods import parse
-from robustly.delta.methods.method import Method, scaled_to_width
+from robustly.delta.methods.method import Method
 from robustly.log import show
 
-SEARCHED_RATES = 1e-4, 5e-3
-"""Lowest and highest peak learning rate of a search, on RoBERTa-base."""
+FACTORS = 0.25, 4.0
+"""Lowest and highest factor of the usual rates, in a search."""
 
 SEARCHED: tuple[list[dict[str, Any]], ...] = (
     [{"name": "lora", "rank": 4, "alpha": 8}],
@@ -183,9 +183,9 @@ def _fitting(
     sizes: Sequence[list[dict[str, Any]]], reason: str, situation: Situation
 ) -> Candidate | None:
     for methods in sizes:
-        made = rated(parse(methods), situation.config.hidden_size)
-        stored = count(situation.config, made, finished=True)
+        stored = count(situation.config, methods, finished=True)
         if stored <= situation.budget:
+            made = rated(parse(methods), situation.config.hidden_size)
             facts = {
                 name: show(getattr(situation, name))
                 for name in ("examples", "length", "parameters", "budget")
@@ -198,16 +198,10 @@ def _fitting(
 # ------------------------------------------------------------------------------------------- rates
 
 
-def rated(methods: Sequence[Method], width: int) -> list[Method]:
-    """The methods, each at its default rate for a base of so many hidden units, unless it states
-    one."""
+def rated(methods: Sequence[Method], width: int, factor: float = 1.0) -> list[Method]:
+    """The methods, each at its default rate for a base of so many hidden units times a factor,
+    unless it states one."""
     return [
-        method if method.lr else method.model_copy(update={"lr": method.scaled_lr(width)})
+        method if method.lr else method.model_copy(update={"lr": factor * method.scaled_lr(width)})
         for method in methods
     ]
-
-
-def searched_rates(width: int) -> tuple[float, float]:
-    """Lowest and highest peak learning rate of a search on a base of so many hidden units."""
-    low, high = SEARCHED_RATES
-    return scaled_to_width(low, width), scaled_to_width(high, width)

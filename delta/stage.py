@@ -1,31 +1,31 @@
 """Train a delta, score it, save it, and reload it as a proof: `robustly delta CONFIG`."""
 
-import json
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from robustly import log
+from robustly import UserError, log
 from robustly.delta import saving
 from robustly.delta.answering import predictions
 from robustly.delta.attachment import parameters
-from robustly.delta.auto import CHOICE, choose, situation
+from robustly.delta.auto import CHOICE, choose, held_out, situation
 from robustly.delta.base_model import Base
 from robustly.delta.card import Source, delta_card
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import candidates
-from robustly.delta.tasks.data import TaskData, read
-from robustly.delta.tuning import SeedScore, Tuned, attached, mean_and_deviation, tune
+from robustly.delta.tasks.data import TaskData
+from robustly.delta.trial import LINES, Setting, Trial, seed_folder, trial
+from robustly.delta.tuning import Tuned, attached, mean_and_deviation
 from robustly.delta.workers import how_many, run
-from robustly.files import write_atomic, write_json
+from robustly.files import write_atomic, write_json, write_json_lines
 from robustly.log import show
 from robustly.manifest import Manifest, Stage
-from robustly.strict_json import read_json
 
 LABELS_SHOWN = 10
 PREDICTIONS = "predictions.jsonl"
@@ -41,39 +41,39 @@ def make_delta(config: DeltaExperiment) -> Manifest:
 
     Raises UserError if the base or the task's files are not what they should be, if a method does
     not fit the base, or if the folder holds another delta."""
-    base = Base.load(config.base)
-    data = read(config.delta.task)
+    setting = Setting.load(config)
+    base, data = setting.base, setting.data
     stage = Stage(config.folder("delta"), "delta", recipe(config, data), inputs(base))
     if finished := stage.finished():
         return finished
 
     if config.delta.methods == "auto":
-        among = candidates(situation(base, config, data))
+        scored, among = held_out(setting), candidates(situation(setting))
         with stage.begin():
-            config = choose(base, config, data, among, stage.folder)
+            config = choose(setting, scored, among, stage.folder)
+
+        setting = replace(setting, config=config)
 
     sizes = parameters(attached(base, config, data, config.seed).model)
     examples = config.delta.task.examples or len(data.train)
     _announce(config, base, data, sizes, examples)
 
     with stage.begin():
-        _train(base, config, data, stage.folder)
-        files, counts = _collect(config, data, stage, examples)
+        files, counts = _collect(setting, stage, examples, _train(setting, stage.folder))
         result = stage.finish(files, counts)
         shutil.rmtree(stage.folder / "work")
         return result
 
 
 def _collect(
-    config: DeltaExperiment, data: TaskData, stage: Stage, examples: int
+    setting: Setting, stage: Stage, examples: int, trials: Sequence[Trial]
 ) -> tuple[list[Path], dict[str, Any]]:
     """Write the scores of all seeds and the card. Returns the files of the folder, and what the
     manifest counts."""
-    folder = stage.folder
-    done = [_work(folder, seed) for seed in config.all_seeds]
-    scores = [read_json(each / "score.json", SeedScore, f"delete {each}") for each in done]
-    lines = [(each / "metrics.jsonl").read_text() for each in done]
-    write_atomic(folder / "metrics.jsonl", "".join(lines))
+    config, data, folder = setting.config, setting.data, stage.folder
+    scores = [made.score for made in trials if made.score]
+    lines = [(seed_folder(folder, made.seed) / LINES).read_text() for made in trials]
+    write_atomic(folder / LINES, "".join(lines))
 
     mean, deviation = mean_and_deviation([score.scores[data.metric] for score in scores])
     summary = {
@@ -95,8 +95,7 @@ def _collect(
     card = delta_card(config.name, folder, source, record, scores, by_label, data, stage.recipe)
     write_atomic(folder / "README.md", card)
 
-    names = {saving.TENSORS, saving.RECORD, PREDICTIONS, "scores.json", "metrics.jsonl"}
-    names |= {"README.md"}
+    names = {saving.TENSORS, saving.RECORD, PREDICTIONS, LINES, "scores.json", "README.md"}
     names |= {path.name for pattern in ("adapter_*", CHOICE) for path in folder.glob(pattern)}
     files = [folder / name for name in sorted(names)]
     counts = {
@@ -114,57 +113,51 @@ def _collect(
     }
 
 
-def _train(base: Base, config: DeltaExperiment, data: TaskData, folder: Path) -> None:
-    """Train the seeds that are not finished yet, as many at a time as there are processes."""
-    missing = []
-    for seed in config.all_seeds:
-        if (_work(folder, seed) / "score.json").exists():
+def _train(setting: Setting, folder: Path) -> list[Trial]:
+    """Train the seeds that are not finished yet, as many at a time as there are processes; returns
+    all of them."""
+    places = {seed: seed_folder(folder, seed) for seed in setting.config.all_seeds}
+    calls = []
+    for seed, place in places.items():
+        if (before := Trial.found(place)) and before.state == "complete":
             log.say(f"seed {seed}  was finished before")
         else:
-            missing.append(seed)
-            _work(folder, seed).mkdir(parents=True, exist_ok=True)
+            calls.append((folder, seed))
 
-    processes = min(how_many(config.delta.processes), len(missing))
-    if processes > 1:
-        run(_in_process, [(config, seed, folder) for seed in missing], processes)
-        return
-
-    for seed in missing:
-        _one_seed(base, config, data, seed, folder)
+    run(
+        partial(_one_seed, setting),
+        calls,
+        how_many(setting.config.delta.processes, len(calls)),
+    )
+    return [trial(setting, {}, seed, place) for seed, place in places.items()]
 
 
-def _in_process(config: DeltaExperiment, seed: int, folder: Path) -> None:
-    _one_seed(Base.load(config.base), config, read(config.delta.task), seed, folder)
+def _one_seed(setting: Setting, folder: Path, seed: int) -> None:
+    """Raises UserError if it diverges."""
+    made = trial(
+        setting,
+        {},
+        seed,
+        seed_folder(folder, seed),
+        board=folder / "tensorboard" / f"seed-{seed}",
+        kept=partial(_keep, setting, folder) if seed == setting.config.seed else None,
+    )
+    if made.score is None:
+        raise UserError(made.failure)
+
+    scores = "  ".join(f"{name} {show(value)}" for name, value in made.score.scores.items())
+    log.say(f"seed {seed}  {scores}  trained in {log.duration(made.score.seconds)}")
 
 
-def _one_seed(base: Base, config: DeltaExperiment, data: TaskData, seed: int, folder: Path) -> None:
-    """Train a seed and write what it leaves."""
-    done = _work(folder, seed)
-    checkpoint = done / "checkpoint.pt"
-    board = folder / "tensorboard" / f"seed-{seed}"
-    tuned = tune(base, config, data, seed, board, checkpoint=checkpoint)
-    scores = "  ".join(f"{name} {show(value)}" for name, value in tuned.score.scores.items())
-    log.say(f"seed {seed}  {scores}  trained in {log.duration(tuned.score.seconds)}")
-    if seed == config.seed:
-        facts = {"sha256": data.hashes, "training_examples": tuned.examples}
-        saving.save(tuned.predictor, base, config.delta.task, facts, tuned.trained, seed, folder)
-        answered = predictions(tuned.predictor, data.test, tuned.test.answers)
-        write_atomic(folder / PREDICTIONS, json_lines(answered))
-        _prove(config, tuned, data, folder)
-
-    lines = ({"seed": seed, **line} for line in tuned.lines)
-    write_atomic(done / "metrics.jsonl", json_lines(lines))
-    write_json(done / "score.json", asdict(tuned.score))  # last: the seed is finished
-    checkpoint.unlink(missing_ok=True)
-
-
-def json_lines(objects: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects)
-
-
-def _work(folder: Path, seed: int) -> Path:
-    """What a seed leaves until all are finished."""
-    return folder / "work" / f"seed-{seed}"
+def _keep(setting: Setting, folder: Path, tuned: Tuned) -> None:
+    """Save the first seed's delta."""
+    config, data = setting.config, setting.data
+    facts = {"sha256": data.hashes, "training_examples": tuned.examples}
+    task, seed = config.delta.task, config.seed
+    saving.save(tuned.predictor, setting.base, task, facts, tuned.trained, seed, folder)
+    answered = predictions(tuned.predictor, data.test, tuned.test.answers)
+    write_json_lines(folder / PREDICTIONS, answered)
+    _prove(config, tuned, data, folder)
 
 
 def recipe(config: DeltaExperiment, data: TaskData) -> dict[str, Any]:

@@ -162,10 +162,10 @@ class DeltaTrainer:
         to them."""
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def score(self) -> float:
-        """On the dev file: the main score of the delta as it is."""
+    def scores(self) -> dict[str, float]:
+        """On the dev file: the scores of the delta as it is."""
         with self.precision():
-            return self.predictor.judge(self.data.dev, self.dev).scores[self.data.metric]
+            return self.predictor.judge(self.data.dev, self.dev).scores
 
     def take(self, update: int, score: float) -> None:
         """Note a score after an epoch, and keep what the delta stores if it is the best one."""

@@ -21,6 +21,10 @@ from robustly.delta.tasks.data import TaskData, draw
 from robustly.delta.trainer import DeltaTrainer
 
 
+class Stopped(Exception):
+    """Raised by `after_epoch`, it ends a training, which can go on from its checkpoint."""
+
+
 @dataclass(frozen=True)
 class SeedScore:
     """The scores of one seed's delta on the test file."""
@@ -95,7 +99,7 @@ def tune(
     data: TaskData,
     seed: int,
     board: Path | None = None,
-    after_epoch: Callable[[int, float], None] | None = None,
+    after_epoch: Callable[[int, float, float], None] | None = None,
     checkpoint: Path | None = None,
 ) -> Tuned:
     """Train one delta and its head; score the best epoch by the dev file, or without one the last,
@@ -103,10 +107,10 @@ def tune(
 
     The draw of examples, the head, the delta's start, the order and dropout are functions of `seed`
     alone: on one machine's CPU the same seed gives the same bits. Every other weight stays as it
-    is. `board`: folder for TensorBoard. `after_epoch(epoch, score)`: called with each score on the
-    dev file, epochs counted from 1; what it raises ends the training. `checkpoint`: a file from
-    which a training that was stopped goes on, as if it had not been; it is replaced every minute
-    and left there at the end.
+    is. `board`: folder for TensorBoard. `after_epoch(epoch, score, loss)`: called with the main
+    score and the loss on the dev file, epochs counted from 1; it may raise Stopped. `checkpoint`: a
+    file from which a training that was stopped goes on, as if it had not been; it is replaced every
+    minute and left there at the end.
 
     Raises UserError if a method does not fit the base, and Diverged if the loss is no longer
     finite."""
@@ -121,7 +125,12 @@ def tune(
         log.say(f"seed {seed}  goes on after update {updates}")
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        _train(trainer, after_epoch, state)
+        try:
+            _train(trainer, after_epoch, state)
+        except Stopped:
+            if state:
+                state.save()
+            raise
 
     course = trainer.course
     if course.best:
@@ -148,7 +157,7 @@ def tune(
 
 def _train(
     trainer: DeltaTrainer,
-    after_epoch: Callable[[int, float], None] | None,
+    after_epoch: Callable[[int, float, float], None] | None,
     state: TrainingState | None,
 ) -> None:
     """Make the updates that are left, and score each epoch on the dev file."""
@@ -159,24 +168,24 @@ def _train(
         trainer.model.train()
 
         for update, batch in trainer.batches():
+            if trainer.optim.patience and course.waited >= trainer.optim.patience:
+                break
+
             trainer.step(update, batch)
             advance(1)
+            course.seconds = time.monotonic() - started
 
             if trainer.dev and trainer.ends_epoch(update):
-                score = trainer.score()
+                scores = trainer.scores()
+                course.seconds = time.monotonic() - started
+                score = scores[trainer.data.metric]
                 course.lines[-1][f"dev_{trainer.data.metric}"] = score
                 trainer.take(update, score)
                 if after_epoch:
-                    after_epoch(math.ceil(update / trainer.per_epoch), score)
+                    after_epoch(math.ceil(update / trainer.per_epoch), score, scores["loss"])
 
-                if trainer.optim.patience and course.waited >= trainer.optim.patience:
-                    break
-
-            course.seconds = time.monotonic() - started
             if state:
                 state.save_if_due()
-
-    course.seconds = time.monotonic() - started
 
 
 def _to_board(lines: Sequence[dict[str, float]], folder: Path) -> None:

@@ -1,11 +1,10 @@
-"""Worker processes of this machine that train deltas, each on its share of the threads, or on a
-GPU."""
+"""Calls in worker processes of this machine that train deltas, each on its share of the threads, or
+on a GPU."""
 
 import multiprocessing
 import signal
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, NamedTuple
@@ -26,98 +25,119 @@ class Killed(UserError):
     """A process was ended from outside."""
 
 
-class _Started(NamedTuple):
+@dataclass(frozen=True)
+class Ended:
+    """A call that has ended."""
+
     place: int
-    """Of its call."""
-    slot: int
+    """Among the calls."""
+    value: Any = None
+    fault: UserError | OSError | MemoryError | None = None
+
+    def result(self) -> Any:
+        """What it returned. Raises what it raised, or Killed if its process was killed."""
+        if self.fault:
+            raise self.fault
+        return self.value
+
+
+class _Worker(NamedTuple):
     process: SpawnProcess
-    faults: Connection
+    pipe: Connection
+    """Calls go in, what they came to comes out."""
+    slot: int
 
 
-def how_many(asked: int | None) -> int:
-    """Processes at a time: what a config asks for, else one for each GPU, one on a CPU."""
-    return asked or torch.cuda.device_count() or 1
+def how_many(asked: int | None, calls: int) -> int:
+    """Processes at a time: what a config asks for, else one for each GPU, one on a CPU; not more
+    than there are calls."""
+    return max(1, min(asked or torch.cuda.device_count() or 1, calls))
 
 
-def run(work: Callable[..., None], calls: Sequence[tuple[Any, ...]], at_once: int) -> None:
-    """Call `work(*call)` for every call, as `each` does, until all are done. When one fails the
-    others are ended.
+def run(
+    work: Callable[..., Any],
+    calls: Iterable[tuple[Any, ...]],
+    at_once: int,
+    then: Callable[[Ended], Any] = Ended.result,
+    fresh: bool = False,
+) -> None:
+    """Call `work(*call)` for every call, one after the other in this process, or `at_once` of them
+    at a time in processes that take one call after another; `fresh`: each in a process of its own,
+    so that the memory that it takes can be told.
 
-    Raises the UserError, OSError or MemoryError that a process raises, and Killed if one was
-    killed.
-    """
-    with closing(each(work, calls, at_once)) as ended:
-        for _, fault in ended:
-            if fault:
-                raise fault
+    When a call has ended `then` is told; what it raises ends all. A call is taken from `calls` when
+    a process is free for it, so that an iterator can decide on it by what has ended. Of several
+    GPUs each process has another as its current one. Raises StartAgain if a process is stopped."""
+    if at_once == 1 and not fresh:
+        for place, call in enumerate(calls):
+            then(_ended(work, place, call))
+        return
 
-
-def each(
-    work: Callable[..., None], calls: Sequence[tuple[Any, ...]], at_once: int
-) -> Generator[tuple[int, UserError | OSError | MemoryError | None], None, None]:
-    """Call `work(*call)` for every call, in a fresh process each, `at_once` of them at a time.
-    Yields the place of each call when it has ended, and the UserError, OSError or MemoryError that
-    it raised, or Killed if its process was killed.
-
-    Of several GPUs each process has another as its current one. When the caller goes no further, or
-    at Ctrl-C, the processes are ended. Raises StartAgain, when all are ended, if one is stopped."""
-    slots = deque(range(min(at_once, len(calls))))
-    shared = len(slots)
-    waiting = deque(enumerate(calls))
-    started: dict[int, _Started] = {}
+    left, slots = enumerate(calls), list(reversed(range(at_once)))
+    busy: dict[Connection, tuple[_Worker, int]] = {}
+    idle: list[_Worker] = []
     beats = Beats(SILENCE)
 
     try:
-        while waiting or started:
-            while waiting and slots:
-                place, call = waiting.popleft()
-                new = _start(work, place, call, slots.popleft(), shared, beats.writer)
-                started[new.process.sentinel] = new
+        while True:
+            while (idle or slots) and (upcoming := next(left, None)):
+                worker = idle.pop() if idle else _start(work, slots.pop(), at_once, beats.writer)
+                worker.pipe.send(upcoming)
+                busy[worker.pipe] = worker, upcoming[0]
 
-            beats.look(one.process for one in started.values())
-            for sentinel in wait(list(started), BEAT):
-                assert isinstance(sentinel, int)
-                ended = started.pop(sentinel)
-                slots.append(ended.slot)
-                yield ended.place, _fault(ended)
+            if not busy:
+                return
+
+            beats.look(worker.process for worker, _ in busy.values())
+            for pipe in wait(list(busy), BEAT):
+                assert isinstance(pipe, Connection)
+                worker, place = busy.pop(pipe)
+                try:
+                    ended = pipe.recv()
+                except EOFError:
+                    ended = Ended(place, fault=_killed(worker.process))
+
+                if fresh or isinstance(ended.fault, Killed):
+                    _end(worker)
+                    slots.append(worker.slot)
+                else:
+                    idle.append(worker)
+
+                then(ended)
     finally:
-        for one in started.values():
-            one.process.kill()
-            one.process.join()
+        for worker in (*idle, *(worker for worker, _ in busy.values())):
+            _end(worker)
 
 
-def _start(
-    work: Callable[..., None],
-    place: int,
-    call: tuple[Any, ...],
-    slot: int,
-    shared: int,
-    beats: Connection,
-) -> _Started:
+def _start(work: Callable[..., Any], slot: int, shared: int, beats: Connection) -> _Worker:
     # Ctrl-C is the parent's; processes that are still starting would answer it with a traceback
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        faults, theirs = CONTEXT.Pipe(duplex=False)
+        ours, theirs = CONTEXT.Pipe()
         threads = max(1, torch.get_num_threads() // shared)
-        process = CONTEXT.Process(
-            target=_call, args=(work, call, slot, shared, threads, theirs, beats)
-        )
+        process = CONTEXT.Process(target=_serve, args=(work, slot, shared, threads, theirs, beats))
         process.start()
         theirs.close()
-        return _Started(place, slot, process, faults)
+        return _Worker(process, ours, slot)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _call(
-    work: Callable[..., None],
-    call: tuple[Any, ...],
+def _end(worker: _Worker) -> None:
+    worker.process.kill()
+    worker.process.join()
+    worker.pipe.close()
+
+
+def _serve(
+    work: Callable[..., Any],
     slot: int,
     shared: int,
     threads: int,
-    faults: Connection,
+    pipe: Connection,
     beats: Connection,
 ) -> None:
+    """Make calls until the parent ends this process."""
     follow_parent(beats)
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
@@ -126,16 +146,21 @@ def _call(
     if shared > 1:
         log.plain()
 
+    while True:
+        pipe.send(_ended(work, *pipe.recv()))
+
+
+def _ended(work: Callable[..., Any], place: int, call: tuple[Any, ...]) -> Ended:
     try:
-        work(*call)
+        return Ended(place, work(*call))
     except (UserError, OSError, MemoryError) as fault:
-        faults.send(fault)
+        return Ended(place, fault=fault)
 
 
-def _fault(ended: _Started) -> UserError | OSError | MemoryError | None:
-    """The error that an ended process raised, or None."""
-    ended.process.join()
-    code = ended.process.exitcode
+def _killed(process: SpawnProcess) -> Killed:
+    """Why a process has ended."""
+    process.join()
+    code = process.exitcode
     assert code is not None
     if code < 0:
         return Killed(
@@ -143,12 +168,4 @@ def _fault(ended: _Started) -> UserError | OSError | MemoryError | None:
             " done is kept: give the same command again, with a smaller optim.batch_size or fewer"
             " delta.processes"
         )
-    if code:
-        raise RuntimeError("a process failed; its traceback stands above")
-
-    try:
-        fault: UserError | OSError | MemoryError = ended.faults.recv()
-    except EOFError:  # nothing was sent: it is done
-        return None
-
-    return fault
+    raise RuntimeError("a process failed; its traceback stands above")

@@ -301,9 +301,9 @@ def override(raw: dict[str, Any], assignment: str, base_dir: Path) -> dict[str, 
     """Lay one `a.b=value` over a config. The value is read as YAML; its paths are looked up in
     `base_dir`, too. Raises UserError on another form."""
     key, equals, text = assignment.partition("=")
-    keys = key.strip().split(".")
+    key = key.strip()
     shown = repr(assignment if len(assignment) <= 80 else f"{assignment[:77]}...")
-    if not equals or not all(keys):
+    if not equals or not all(key.split(".")):
         raise UserError(f"{shown}: expected KEY=VALUE, such as optim.peak_lr=6e-4")
 
     try:
@@ -311,11 +311,24 @@ def override(raw: dict[str, Any], assignment: str, base_dir: Path) -> dict[str, 
     except yaml.YAMLError as error:
         raise UserError(f"{shown}: the value is not valid YAML: {error}") from None
 
-    change = {keys[-1]: stated_in(base_dir, value)}
-    for part in reversed(keys[:-1]):
-        change = {part: change}
+    return laid(raw, key, stated_in(base_dir, value))
 
-    return merge(raw, change)
+
+def laid(raw: Any, key: str, value: Any) -> Any:
+    """A config with one key set: `a.b`, or `a.0.b` in the first place of a list that stands there.
+    Sections are merged. Raises UserError if the list is shorter."""
+    first, _, rest = key.partition(".")
+    if isinstance(raw, list) and first.isdecimal():
+        if (place := int(first)) >= len(raw):
+            raise UserError(f"{key}: the list there has {len(raw)}, counted from 0")
+
+        new = laid(raw[place], rest, value) if rest else value
+        return [*raw[:place], new, *raw[place + 1 :]]
+
+    section = raw if isinstance(raw, dict) else {}
+    if rest:
+        return {**section, first: laid(section.get(first), rest, value)}
+    return merge(section, {first: value})
 
 
 def file_of(path: Path | str) -> Path:
@@ -327,22 +340,26 @@ def file_of(path: Path | str) -> Path:
 
 
 def load(path: Path | str, overrides: Sequence[str], schema: type[ConfigType]) -> ConfigType:
-    """Read a config file, lay the overrides over it and check it whole.
-
-    Raises UserError that lists every fault: key, value found, what was expected, the nearest right
-    key."""
+    """Read a config file, lay the overrides over it and check it whole. Raises UserError as `check`
+    does."""
     path = file_of(path)
     raw = read_config(path)
     for assignment in overrides:
         raw = override(raw, assignment, path.resolve().parent)
 
+    return check(raw, schema, str(path))
+
+
+def check(raw: Mapping[str, Any], schema: type[ConfigType], title: str) -> ConfigType:
+    """The config that a mapping states. Raises UserError that lists every fault: key, value found,
+    what was expected, the nearest right key."""
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
         faults = described(error, raw, schema)
         noun = "fault" if len(faults) == 1 else "faults"
         raise UserError(
-            f"{path}: {len(faults)} {noun}\n" + "\n".join(f"  {fault}" for fault in faults)
+            f"{title}: {len(faults)} {noun}\n" + "\n".join(f"  {fault}" for fault in faults)
         ) from None
 
 

@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from glob import iglob
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -150,6 +150,10 @@ def disk_full(error: BaseException) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    write_atomic(path, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in values))
 
 
 def sha256(path: Path) -> str:

@@ -62,10 +62,7 @@ def _flat(score: dict[str, Any]) -> dict[str, Any]:
 def describe_search(folder: Path, finished: Manifest) -> Description:
     """Describe a search's folder: its trials, the best first. Raises UserError as `describe`
     does."""
-    trials = sorted(
-        _read(folder / "trials.json", list),
-        key=lambda trial: (trial["state"] != "complete", -_score(trial)),
-    )
+    trials = _read(folder / "trials.json", list)
     summary = f"A search of {len(trials)} trials; the best is {finished.counts['best']}."
     note = f"next: robustly delta {typed(folder / 'best.yaml')}"
     return _described(folder, finished, summary, Listing("trials", trials), note)

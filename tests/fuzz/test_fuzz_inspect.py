@@ -10,7 +10,6 @@ import torch
 
 from robustly.delta.compare import EntryResult
 from robustly.delta.methods.intrinsic_prompt import SourceTask, Subspace
-from robustly.delta.search import Trial
 from robustly.description import Description, show
 from robustly.files import write_json
 from robustly.inspection.describe import describe_folder
@@ -102,7 +101,18 @@ RECORDS: tuple[tuple[str, Form], ...] = (
     ("recipe.json", "json"), ("metrics.jsonl", "jsonl"), ("evaluations.jsonl", "jsonl"),
     ("checkpoints/best.json", "json"), ("checkpoints/update-00000004/state.json", "json"),
 )  # fmt: skip
-TRIALS = [vars(Trial(n, "lora", 1e-3, 7, "complete", 0.5, 3, 1.0)) for n in range(2)]
+TRIALS = [
+    {
+        "trial": n,
+        "rates": 1.5,
+        "parameters": 7,
+        "score": 0.5,
+        "epochs": 3,
+        "seconds": 1.0,
+        "state": "complete",
+    }
+    for n in range(2)
+]
 TASKS = [vars(SourceTask("a", "h", "accuracy", 0.5, 0.4))]
 
 READERS = [

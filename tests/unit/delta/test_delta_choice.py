@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from transformers import RobertaConfig
 
 from robustly import UserError
-from robustly.delta import auto as delta_choice
+from robustly.delta import trial as delta_trial
 from robustly.delta.attachment import attach, parameters
-from robustly.delta.auto import choose, situation
+from robustly.delta.auto import choice_section, choose, held_out, situation
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import Candidate, Situation, candidates, rated
@@ -21,6 +22,8 @@ from robustly.delta.methods import label, parse
 from robustly.delta.stage import make_delta
 from robustly.delta.tasks.data import TaskData, draw
 from robustly.delta.trainer import Diverged
+from robustly.delta.trial import Setting, Trial
+from robustly.delta.tuning import Stopped
 
 MakeConfig = Callable[..., DeltaExperiment]
 AUTO = ("delta.methods=auto", "delta.seeds=1", "optim.epochs=2")
@@ -122,65 +125,80 @@ def test_counts_are_those_of_what_is_attached(base: Base) -> None:
 
 
 def test_what_the_rule_looks_at(base: Base, data: TaskData, make_config: MakeConfig) -> None:
-    found = situation(base, make_config(*AUTO), data)
+    found = situation(Setting(make_config(*AUTO), base, data))
     # A token for each byte, <s>, </s>.
     lengths = sorted(len(example.texts[0]) + 2 for example in draw(data, 60, 3))
     assert found.length == sum(lengths[29:31]) / 2
     assert (found.examples, found.budget, found.parameters) == (60, 300_000, base.parameters)
-    assert situation(base, make_config(*AUTO, "delta.budget=7"), data).budget == 7
+    assert situation(Setting(make_config(*AUTO, "delta.budget=7"), base, data)).budget == 7
 
 
-def test_a_delta_of_a_chosen_method(make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config(*AUTO, "delta.budget=2000")
+@pytest.fixture
+def dev(place: Path) -> str:
+    """The test texts, which differ by a letter."""
+    text = (place / "test.jsonl").read_text()
+    (place / "chosen_by.jsonl").write_text(text.replace('"text": "e', '"text": "d'))
+    return "delta.task.dev=chosen_by.jsonl"
+
+
+def test_a_delta_of_a_chosen_method(make_config: MakeConfig, dev: str, tmp_path: Path) -> None:
+    """The winner's training goes on: the delta is that of a config which names the method, to the
+    bit."""
+    config = make_config(*AUTO, dev, "delta.budget=2000", "optim.epochs=3")
     manifest = make_delta(config)
     folder = tmp_path / "deltas" / "letters"
     record = json.loads((folder / "choice.json").read_text())
-    assert [each["label"].partition(" ")[0] for each in record["candidates"]] == ["lora", "adapter"]
-    assert all(each["reason"] for each in record["candidates"])
-    assert [(rung["epochs"], sorted(rung["trials"])) for rung in record["rungs"]] == [
-        (1.0, ["0", "1"])
-    ]
-    trials = record["rungs"][0]["trials"]
-    best = max(trials, key=lambda number: (trials[number]["score"], -trials[number]["loss"]))
-    assert record["chosen"] == int(best)
-    assert all(trial["seconds"] > 0 for trial in trials.values())
+    candidates = record["candidates"]
+    assert [each["label"].partition(" ")[0] for each in candidates] == ["lora", "adapter"]
+    assert all(each["reason"] and each["seconds"] > 0 for each in candidates)
+    assert [len(each["curve"]) for each in candidates] == [2, 2]  # half of three epochs, whole ones
+    best = max((0, 1), key=lambda place: max(candidates[place]["curve"]))
+    assert max(candidates[record["chosen"]]["curve"]) == max(candidates[best]["curve"])
     methods = json.loads((folder / "delta.json").read_text())["methods"]
     assert [method["name"] for method in methods] == [record["methods"][0]["name"]]
     assert methods[0]["lr"] == record["methods"][0]["lr"]
-    assert "choice.json" in manifest.outputs
+    assert "choice.json" in manifest.outputs and "scored on 90 examples of dev" in record["why"]
     card = (folder / "README.md").read_text()
-    assert "## Choice" in card and record["candidates"][1]["reason"] in card
+    assert "## Choice" in card and candidates[1]["reason"] in card
     assert make_delta(config) == manifest
     assert manifest.recipe["methods"] == "auto"
 
-    again = make_config(*AUTO, "delta.budget=2000", "name=again")
-    make_delta(again)
-    same = json.loads((tmp_path / "deltas" / "again" / "choice.json").read_text())
-    for each in (record, same):
-        for trial in each["rungs"][0]["trials"].values():
-            del trial["seconds"]
-
-    assert same == record
+    named = json.dumps(record["methods"])
+    make_delta(
+        make_config(*AUTO[1:], dev, "optim.epochs=3", f"delta.methods={named}", "name=named")
+    )
+    again = tmp_path / "deltas" / "named"
+    for file in ("delta.safetensors", "metrics.jsonl"):
+        assert (again / file).read_bytes() == (folder / file).read_bytes()
 
 
 def candidate(rank: int) -> Candidate:
     return Candidate(parse([{"name": "lora", "rank": rank}]), rank, f"rank {rank}")
 
 
-def fake(made: list[tuple[int, float, int]], scores: dict[int, float]) -> Callable[..., object]:
-    """In the place of `tune`: scores by rank; notes rank, epochs and training examples."""
+Curves = dict[int, list[tuple[float, float]]]
+Call = tuple[int, int, int, int]
 
-    class Result:
-        def __init__(self, score: float):
-            self.score = self
-            self.scores = {"accuracy": score, "loss": 1.0}
 
-    def tune(base: Base, config: DeltaExperiment, data: TaskData, seed: int) -> Result:
+def fake(made: list[Call], curves: Curves) -> Callable[..., object]:
+    """In the place of `tune`: scores and losses on dev by rank, epoch by epoch; notes rank, first
+    and last epoch, and training examples."""
+
+    def tune(
+        base: Any, config: Any, data: Any, seed: int, board: Any, after_epoch: Any, state: Path
+    ) -> None:
         rank = config.delta.listed[0].rank
-        made.append((rank, config.optim.epochs, len(data.train)))
-        if rank not in scores:
+        if rank not in curves:
             raise Diverged("nan")
-        return Result(scores[rank])
+
+        first = int(state.read_text()) if state.exists() else 0
+        for epoch, scores in enumerate(curves[rank][first:], start=first + 1):
+            state.write_text(str(epoch))
+            try:
+                after_epoch(epoch, *scores)
+            except Stopped:
+                made.append((rank, first + 1, epoch, len(data.train)))
+                raise
 
     return tune
 
@@ -192,26 +210,71 @@ def test_successive_halving(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made: list[tuple[int, float, int]] = []
-    monkeypatch.setattr(delta_choice, "tune", fake(made, {1: 0.2, 2: 0.8, 4: 0.5}))
+    """The better half goes on from where it stands."""
+    made: list[Call] = []
+    curves: Curves = {
+        1: [(0.2, 1.0)] * 8,
+        2: [(0.5, 1.0)] * 3 + [(0.8, 1.0)] * 5,
+        4: [(0.6, 1.0)] * 8,
+    }
+    monkeypatch.setattr(delta_trial, "tune", fake(made, curves))
     among = [candidate(rank) for rank in (1, 2, 4, 8)]
-    config = choose(base, make_config(*AUTO, "optim.epochs=8"), data, among, tmp_path)
-    # A tenth of 60 is left out.
-    assert made == [(1, 2, 54), (2, 2, 54), (4, 2, 54), (8, 2, 54), (2, 4, 54), (4, 4, 54)]
+    setting = Setting(make_config(*AUTO, "optim.epochs=8"), base, data)
+    scored = held_out(setting)
+    left = len(scored.data.train)
+    config = choose(setting, scored, among, tmp_path)
+    assert made == [
+        (1, 1, 2, left),
+        (2, 1, 2, left),
+        (4, 1, 2, left),
+        (4, 3, 4, left),
+        (2, 3, 4, left),
+    ]
     assert label(config.delta.listed) == "lora (rank 2)"
     assert config.delta.task.examples == 60 and config.optim.epochs == 8  # the trial's are its own
     record = json.loads((tmp_path / "choice.json").read_text())
-    assert record["rungs"][0]["trials"]["3"] == {"diverged": True}
-    on = "6 of 60 training examples, which the trial leaves out"
-    assert record["why"] == f"lora (rank 2): the best of 4 in the trial on {on}"
+    assert record["candidates"][3]["failure"] == "nan"
+    on = f"{150 - left} training examples, which the trials leave out"
+    assert record["why"] == f"lora (rank 2): the best of 4, scored on {on}"
+    assert "| diverged" not in choice_section(tmp_path, "accuracy")
+
     made.clear()
-    del record["rungs"][1]["trials"]["1"]  # as a kill in the last trial leaves it
-    (tmp_path / "choice.json").write_text(json.dumps(record))
-    assert (
-        choose(base, make_config(*AUTO, "optim.epochs=8"), data, among, tmp_path).delta
-        == config.delta
-    )
-    assert made == [(2, 4, 54)]
+    assert choose(setting, scored, among, tmp_path).delta == config.delta and not made
+    (tmp_path / "choice.json").unlink()  # as a kill in the last trial leaves it
+    state = tmp_path / "work" / "auto" / "1"
+    known = Trial.found(state)
+    assert known
+    dataclasses.replace(known, state="begun", curve=known.curve[:3]).write(state)
+    (state / "checkpoint.pt").write_text("3")
+    assert choose(setting, scored, among, tmp_path).delta == config.delta
+    assert made == [(2, 4, 4, left)]
+
+
+@pytest.mark.parametrize(
+    ("curves", "said"),
+    [
+        ([(0.5, 0.9), (0.5, 0.7)], "lora (rank 2): the best of 2, level with lora (rank 1) and chosen by its lower loss"),
+        ([(0.5, 0.7), (0.5, 0.7)], "lora (rank 1): the best of 2, level with lora (rank 2) and chosen by the order of the rule"),
+        ([(0.5, 0.7), (0.53, 0.9)], "lora (rank 2): the best of 2, within the standard error of lora (rank 1)"),
+        ([(0.5, 0.7), (0.9, 0.9)], "lora (rank 2): the best of 2, scored"),
+    ],
+)  # fmt: skip
+def test_ties_are_told(
+    base: Base,
+    data: TaskData,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    curves: list[tuple[float, float]],
+    said: str,
+) -> None:
+    by_rank = {rank: [curve] * 2 for rank, curve in enumerate(curves, start=1)}
+    monkeypatch.setattr(delta_trial, "tune", fake([], by_rank))
+    setting = Setting(make_config(*AUTO), base, data)
+    choose(setting, held_out(setting), [candidate(1), candidate(2)], tmp_path)
+    record = json.loads((tmp_path / "choice.json").read_text())
+    assert record["why"].startswith(said)
+    assert said in choice_section(tmp_path, "accuracy").replace("\\", "")
 
 
 def test_all_diverge(
@@ -221,9 +284,10 @@ def test_all_diverge(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(delta_choice, "tune", fake([], {}))
+    monkeypatch.setattr(delta_trial, "tune", fake([], {}))
+    setting = Setting(make_config(*AUTO), base, data)
     with pytest.raises(UserError, match="every candidate diverges"):
-        choose(base, make_config(*AUTO), data, [candidate(1), candidate(2)], tmp_path)
+        choose(setting, held_out(setting), [candidate(1), candidate(2)], tmp_path)
 
 
 def test_one_candidate_needs_no_trial(
@@ -233,21 +297,63 @@ def test_one_candidate_needs_no_trial(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(delta_choice, "tune", None)
-    config = choose(base, make_config(*AUTO), data, [candidate(4)], tmp_path)
+    monkeypatch.setattr(delta_trial, "tune", None)
+    setting = Setting(make_config(*AUTO), base, data)
+    config = choose(setting, setting, [candidate(4)], tmp_path)
     assert label(config.delta.listed) == "lora (rank 4)"
+    assert "the only one" in json.loads((tmp_path / "choice.json").read_text())["why"]
 
 
-def test_the_trial_does_not_see_the_test_file(data: TaskData, make_config: MakeConfig) -> None:
-    config = make_config(*AUTO)
-    tried, _ = delta_choice._trial_data(data, config)
-    drawn = {example.inputs for example in draw(data, 60, 3)}
-    held_out, trained = ({example.inputs for example in part} for part in (tried.dev, tried.train))
-    assert tried.test == tried.dev
-    assert len(held_out) == 6 and held_out | trained == drawn and not held_out & trained
-    dev = dataclasses.replace(data, dev=data.test[:30])
-    tried, how = delta_choice._trial_data(dev, config)
-    assert (tried.test, len(tried.train), how) == (dev.dev, 60, "the dev file's 30 examples")
+@pytest.mark.processes
+@pytest.mark.usefixtures("warm_workers")
+def test_candidates_are_tried_in_processes(make_config: MakeConfig, tmp_path: Path) -> None:
+    """They come to the same as one after the other, on what is held out."""
+    choices = []
+    for processes in (1, 2):
+        config = make_config(*AUTO, "delta.budget=2000", f"delta.processes={processes}")
+        setting = Setting.load(config)
+        among = candidates(situation(setting))
+        folder = tmp_path / str(processes)
+        choose(setting, held_out(setting), among, folder)
+        record = json.loads((folder / "choice.json").read_text())
+        for each in record["candidates"]:
+            del each["seconds"]
+
+        choices.append(record)
+
+    assert choices[0] == choices[1]
+
+
+def test_what_the_trials_are_scored_on(
+    place: Path, dev: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """At least 64 examples that they do not train on, or a refusal."""
+    setting = Setting.load(make_config(*AUTO))
+    scored = held_out(setting)
+    train, held = (
+        {example.inputs for example in part} for part in (scored.data.train, scored.data.dev)
+    )
+    assert len(held) >= 64 and len(train) > 50 and not held & train
+    assert held | train == {example.inputs for example in setting.data.train}
+    assert scored.data.test == setting.data.test
+
+    with_dev = Setting.load(make_config(*AUTO, dev))
+    assert held_out(with_dev) is with_dev
+    lines = (place / "train.jsonl").read_text().splitlines()
+    for name, many in (("small", 120), ("tiny", 63)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines[-many:]) + "\n")
+
+    few = make_config(*AUTO, f"delta.task.train={tmp_path / 'small.jsonl'}")
+    with pytest.raises(
+        UserError, match=r"64 examples or more.* found 0 in dev, and 120 to train on"
+    ):
+        make_delta(few)
+
+    few = make_config(*AUTO, f"delta.task.dev={tmp_path / 'tiny.jsonl'}")
+    with pytest.raises(UserError, match=r"64 examples or more.* found 63 in dev, and 87 to train"):
+        make_delta(few)
+
+    assert not (tmp_path / "deltas").exists()
 
 
 def test_a_budget_is_for_auto_and_nobody_else_chooses(make_config: MakeConfig) -> None:

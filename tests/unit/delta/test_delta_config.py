@@ -25,8 +25,8 @@ from robustly.delta.methods import label, parse
         ("delta.methods=[{name: prefix, num_virtual_tokens: 3}]", "did you mean delta.methods.0.tokens?"),
         ("delta.methods=[{name: lora, lora_alpha: 3}]", "did you mean delta.methods.0.alpha?"),
         ("delta.methods=[{name: lora, target_modules: [query]}]", "did you mean delta.methods.0.targets?"),
-        ("search.methods=[[{name: lora, r: 3}]]", "search.methods.0.0.r: unknown key (value 3); did you mean "
-         "search.methods.0.0.rank?"),
+        ("compare.entries=[{methods: [{name: lora, r: 3}]}]", "compare.entries.0.methods.0.r: unknown key (value 3); "
+         "did you mean compare.entries.0.methods.0.rank?"),
         ("delta.methods=[{name: lora}, {name: lorra}]", "delta.methods.1.name = 'lorra': expected 'lora', 'dora', "),
         ("delta.methods=lorra", "; did you mean lora?"),
         ("delta.methods=[3]", "delta.methods.0 = 3: expected a mapping of keys"),
@@ -51,10 +51,11 @@ def test_a_fault_names_the_key_as_the_page_has_it(place: Path, change: str, mess
     ],
 )
 def test_methods_by_their_names(place: Path, given: str, meant: list[str]) -> None:
-    changes = [f"delta.methods={given}", f"search.methods=[{given}]"]
+    changes = [f"delta.methods={given}", f"compare.entries=[{{methods: {given}}}]"]
     config = load_delta(place / "letters.yaml", changes)
     assert [label([method]) for method in config.delta.listed] == meant
-    assert config.search.methods == [config.delta.listed]
+    assert config.compare.entries
+    assert config.compare.entries[0].methods == config.delta.listed
     assert load_delta(place / "letters.yaml", ["delta.methods=auto"]).delta.methods == "auto"
 
 

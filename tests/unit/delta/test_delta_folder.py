@@ -203,7 +203,7 @@ def test_a_stop_amid_the_second_seed_is_made_good(
             raise KeyboardInterrupt
         return tune(base, config, data, seed, *rest, **options)
 
-    monkeypatch.setattr("robustly.delta.stage.tune", stopped)
+    monkeypatch.setattr("robustly.delta.trial.tune", stopped)
     with pytest.raises(KeyboardInterrupt):
         make_delta(config)
 
