@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from robustly import UserError
+from robustly import UserError, log
 from robustly.config import InputPath
 from robustly.delta.inputs import Given, windows
 from robustly.delta.predictor import BATCH, Answer, Judgement, Predictor, unseen
@@ -159,7 +159,8 @@ def judged(predictor: Predictor, name: str) -> tuple[list[Example], Judgement]:
             for label in sorted(set(labels_of(task, example)) - set(predictor.labels))
         ]
     )
-    return found, predictor.judge(found)
+    with log.progress("scoring", len(found), "examples") as advance:
+        return found, predictor.judge(found, advance=advance)
 
 
 def predictions(

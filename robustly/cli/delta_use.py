@@ -29,19 +29,31 @@ BaseFolder = Annotated[
     ),
 ]
 
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Of the base's weights: fp32; or bf16 or fp16, which halve its memory. The delta's own"
+        " stay in fp32."
+    ),
+]
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""By torch's names."""
 
-def finished_delta(folder: Path, base: Path | None) -> "tuple[Base, Predictor]":
+
+def finished_delta(
+    folder: Path, base: Path | None, precision: str = "fp32"
+) -> "tuple[Base, Predictor]":
     """A delta on its base, on the GPU if there is one. Raises UserError if one of them is not what
     it should be."""
     from robustly.delta.saving import load
 
-    found = base_of(folder, base)
+    found = base_of(folder, base, precision)
     predictor = load(found, folder)
     predictor.model.to(device())
     return found, predictor
 
 
-def finished_deltas(folders: Sequence[Path], base: Path | None) -> "Together":
+def finished_deltas(folders: Sequence[Path], base: Path | None, precision: str) -> "Together":
     """Deltas on one base, by the names of their folders, on the GPU if there is one. Raises
     UserError if two have one name, or as `finished_delta` does."""
     from robustly.delta.together import Together
@@ -50,20 +62,26 @@ def finished_deltas(folders: Sequence[Path], base: Path | None) -> "Together":
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"--deltas: {twice[0]} twice; expected folders of different names")
 
-    found = base_of(folders[0], base)
+    found = base_of(folders[0], base, precision)
     return Together.load(found, dict(zip(names, folders, strict=True))).to(device())
 
 
-def base_of(folder: Path, base: Path | None) -> "Base":
+def base_of(folder: Path, base: Path | None, precision: str) -> "Base":
+    """Raises UserError if the folder is no finished delta, or if its base is not there."""
+    import torch
+
     from robustly import manifest
     from robustly.delta.base_model import Base
     from robustly.delta.saving import read_record
+
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
 
     manifest.require_whole(folder, "delta")
     name = base or Path(read_record(folder).base.get("name", ""))
     if not name.is_dir():
         raise UserError(f"{folder}: its base, {name}, is not there; give its folder by --base")
-    return Base.load(name)
+    return Base.load(name, getattr(torch, PRECISIONS[precision]))
 
 
 def device() -> str:
@@ -125,6 +143,7 @@ def delta_predict_command(
             help="Rows without an input that may be; each has an error in the place of its answer.",
         ),
     ] = 0,
+    precision: Precision = "fp32",
 ) -> None:
     """Answer each input by one line of JSON on stdout, in the inputs' order: the label, and how
     probable each label is; for tags the spans as well. Inputs are answered while they are read,
@@ -144,9 +163,9 @@ def delta_predict_command(
         files = given or []
         predictor: Predictor | Together
         if deltas:
-            predictor = finished_deltas([Path(each) for each in deltas.split(",")], base)
+            predictor = finished_deltas(list(map(Path, deltas.split(","))), base, precision)
         elif files:
-            predictor, files = finished_delta(Path(files[0]), base)[1], files[1:]
+            predictor, files = finished_delta(Path(files[0]), base, precision)[1], files[1:]
         else:
             raise UserError("expected the folder of a delta, or --deltas FOLDER,FOLDER,...")
 
@@ -196,6 +215,7 @@ def delta_score_command(
         ),
     ],
     base: BaseFolder = None,
+    precision: Precision = "fp32",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the scores as one JSON object on stdout.")
     ] = False,
@@ -205,7 +225,7 @@ def delta_score_command(
     with user_errors():
         from robustly.delta.answering import judged
 
-        _, predictor = finished_delta(folder, base)
+        _, predictor = finished_delta(folder, base, precision)
         examples, judgement = judged(predictor, file)
         labels = judgement.by_label
         log.table(f"{folder} on {file}", {"examples": len(examples), **judgement.scores})

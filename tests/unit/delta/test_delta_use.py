@@ -111,6 +111,20 @@ def test_every_form_of_input_has_the_same_answers(
     assert [answer["input"] for answer in objects(kept.stdout)] == [{"id": n} for n in range(21)]
 
 
+def test_a_base_in_half_precision(place: Path, finished: Path, predictor: Predictor) -> None:
+    half = delta.load(Base.load(place / "base", torch.bfloat16), finished)
+    texts = texts_of(place)
+    found = objects(
+        robustly("predict", finished, place / "test.jsonl", "--precision", "bf16").stdout
+    )
+    assert [answer["label"] for answer in found] == half.predict(texts)
+    first = [answer["scores"]["early"] for answer in found]
+    exact = [scores["early"] for scores in predictor.probabilities(texts)]
+    assert first == pytest.approx(exact, abs=0.05) and first != pytest.approx(exact, abs=1e-5)
+    done = robustly("score", finished, place / "test.jsonl", "--precision", "half", code=2)
+    assert "--precision half: expected one of fp32, bf16, fp16" in done.stderr
+
+
 def test_none_of_these(finished: Path, tmp_path: Path) -> None:
     file = tmp_path / "in.txt"
     file.write_text("abcabcabcab\nwxyzwxyzwxyz\najwm\n")
