@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from attached import batch, new_model, scores
+from peft import PeftModel
 from transformers import (
     BertConfig,
     BertModel,
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from robustly import UserError, delta
+from robustly.delta import peft_files
 from robustly.delta.attachment import attach, count, trained
 from robustly.delta.base_model import Base
 
@@ -77,8 +79,9 @@ def test_xlm_roberta_and_camembert_are_as_roberta(
         assert torch.equal(scores(again, batch(head)), scores(model, batch(head)))
 
 
-@pytest.mark.parametrize("kind", [RobertaModel, XLMRobertaModel, CamembertModel])
-@pytest.mark.parametrize("pooler", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "pooler"), [(RobertaModel, True), (XLMRobertaModel, False), (CamembertModel, True)]
+)
 def test_an_encoder_without_a_head(
     kind: type[PreTrainedModel], pooler: bool, tmp_path: Path
 ) -> None:
@@ -135,6 +138,12 @@ def test_a_base_with_a_byte_level_tokenizer(kind: str, place: Path, tmp_path: Pa
         assert attach(model, "lora", base_fingerprint=base.fingerprint)
 
     assert base.untrained(seed=1).model.config.model_type == kind
+    tuned = attach(base.with_head("sequence", 2, seed=1), "lora", 1, base.fingerprint)
+    train(tuned, {"input_ids": torch.tensor([[0, 9, 2]])})
+    assert peft_files.write(tuned, tmp_path, str(copy))
+    plain = PeftModel.from_pretrained(base.with_head("sequence", 2, seed=2), tmp_path)
+    ids = torch.tensor([[0, 10, 11, 2]])
+    assert torch.equal(plain.eval()(ids).logits, tuned(ids).logits)
 
 
 @pytest.mark.parametrize("model", [BertModel, torch.nn.Linear])
