@@ -19,6 +19,7 @@ from robustly.delta.config import TuningConfig
 from robustly.delta.predictor import Predictor
 from robustly.delta.tasks.data import TaskData, draw
 from robustly.delta.tasks.heads import EncodedExample
+from robustly.delta.tasks.metrics import gain
 from robustly.pretrain.schedule import fraction_of_peak
 from robustly.rng import Purpose, permute, seed64
 
@@ -49,7 +50,7 @@ class Course:
     lines: list[dict[str, float]] = field(default_factory=list)
     """Of each update."""
     score: float = -math.inf
-    """The best epoch's, on the dev file."""
+    """The best epoch's, on the dev file, as `gain` has it."""
     epoch: float = 0.0
     waited: int = 0
     """Epochs since then."""
@@ -169,9 +170,9 @@ class DeltaTrainer:
 
     def take(self, update: int, score: float) -> None:
         """Note a score after an epoch, and keep what the delta stores if it is the best one."""
-        course = self.course
-        if score > course.score:
-            course.score, course.epoch, course.waited = score, update / self.per_epoch, 0
+        course, worth = self.course, gain(self.data.metric, score)
+        if worth > course.score:
+            course.score, course.epoch, course.waited = worth, update / self.per_epoch, 0
             course.best = {
                 name: tensor.detach().clone() for name, tensor in stored(self.model).items()
             }

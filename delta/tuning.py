@@ -18,6 +18,7 @@ from robustly.delta.checkpoint import Tensors, TrainingState
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.predictor import Judgement, Predictor
 from robustly.delta.tasks.data import TaskData, draw
+from robustly.delta.tasks.metrics import gain
 from robustly.delta.trainer import DeltaTrainer
 
 
@@ -149,7 +150,7 @@ def tune(
         scores=test.scores,
         by_label=test.by_label,
         epoch=round(course.epoch if course.best else course.updates / trainer.per_epoch, 3),
-        dev=course.score if course.best else None,
+        dev=gain(data.metric, course.score) if course.best else None,
         seconds=round(course.seconds, 3),
     )
     return Tuned(predictor, score, test, trained, len(trainer.rows), course.lines)

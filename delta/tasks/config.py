@@ -173,8 +173,8 @@ class RegressionTask(_TextTask):
     kind: Literal["regression"]
     label: str = "label"
     """Key of the number."""
-    metric: Literal["pearson", "spearman"] = "pearson"
-    """The main score."""
+    metric: Literal["pearson", "spearman", "mse"] = "pearson"
+    """The main score; of mse the lowest is the best."""
 
 
 class TokensTask(WeightedTask):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from robustly import UserError
+from robustly.delta.tasks.metrics import gain
 from robustly.description import Description, Listing
 from robustly.inspection.folders import disk_bytes, provenance, typed
 from robustly.manifest import Manifest
@@ -72,11 +73,14 @@ def describe_comparison(folder: Path, finished: Manifest) -> Description:
     """Describe a comparison's folder: its rows, the best first. Raises UserError as `describe`
     does."""
     shown = ("label", "score", "deviation", "trained", "stored", "bytes", "seconds", "failure")
-    rows = [
-        {key: row[key] for key in shown}
-        for row in sorted(_read(folder / "rows.json", list), key=_score, reverse=True)
-    ]
-    summary = f"A comparison of {len(rows)} entries by {finished.counts['metric']} on test."
+    metric = finished.counts["metric"]
+
+    def worth(row: dict[str, Any]) -> float:
+        return -math.inf if row["score"] is None else gain(metric, row["score"])
+
+    best_first = sorted(_read(folder / "rows.json", list), key=worth, reverse=True)
+    rows = [{key: row[key] for key in shown} for row in best_first]
+    summary = f"A comparison of {len(rows)} entries by {metric}."
     note = f"table: {folder / 'table.md'}\nplot:  {folder / 'plot.png'}"
     return _described(folder, finished, summary, Listing("entries", rows), note)
 
@@ -113,11 +117,6 @@ def _described(
         **provenance(finished),
     }
     return Description(folder, finished.stage, summary, figures, [listing], [note])
-
-
-def _score(row: dict[str, Any]) -> float:
-    """For sorting: what has none comes last."""
-    return -math.inf if row["score"] is None else float(row["score"])
 
 
 def _read(path: Path, kind: type[Kind]) -> Kind:

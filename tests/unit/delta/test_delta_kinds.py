@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from robustly import delta
-from robustly.delta.config import DeltaExperiment, load_delta
+from robustly.delta.config import DeltaExperiment, SearchConfig, load_delta
+from robustly.delta.search import search
 from robustly.delta.stage import make_delta
 
 MakeDelta = Callable[[dict[str, Any], Iterator[dict[str, Any]]], tuple[Path, DeltaExperiment]]
@@ -123,3 +124,24 @@ def test_truth_values_and_a_metric(place: Path, made: MakeDelta) -> None:
     assert scores["seeds"][0]["dev"] == scores["binary_f1"]  # dev is what is scored
     assert "dev file" in (folder / "README.md").read_text()
     assert delta.load(place / "base", folder).predict(["wxyz", "abcd"]) == ["true", "false"]
+
+
+def test_of_an_error_the_lowest_is_the_best(place: Path, made: MakeDelta) -> None:
+    """It chooses the epoch, and a search's trial."""
+    draw = random.Random(5)
+    rows = ({"text": word(draw, EARLY + LATE), "label": draw.random()} for _ in range(80))
+    keys = {"kind": "regression", "metric": "mse", "dev": 0.3, "test": None}
+    folder, config = made(keys, rows)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    errors = [line["dev_mse"] for line in lines if "dev_mse" in line]
+    (score,) = json.loads((folder / "scores.json").read_text())["seeds"]
+    assert len(errors) == 8 and len(set(errors)) > 1
+    assert score["dev"] == score["scores"]["mse"] == min(errors)
+    assert score["epoch"] == pytest.approx(errors.index(min(errors)) + 1, abs=0.5)
+
+    space = {"optim.peak_lr": [1e-6, 0.1, "log"]}
+    tried = config.model_copy(update={"search": SearchConfig(trials=3, space=space)})
+    found = search(tried.model_copy(update={"optim": tried.optim.model_copy(update={"epochs": 2})}))
+    trials = json.loads((tried.folder("search") / "trials.json").read_text())
+    complete = [trial["score"] for trial in trials if trial["state"] == "complete"]
+    assert complete == sorted(complete) and found.counts["best_dev_mse"] == complete[0]
