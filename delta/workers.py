@@ -137,7 +137,7 @@ def _serve(
     pipe: Connection,
     beats: Connection,
 ) -> None:
-    """Make calls until the parent ends this process."""
+    """Make calls until the parent has no more."""
     follow_parent(beats)
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
@@ -147,7 +147,12 @@ def _serve(
         log.plain()
 
     while True:
-        pipe.send(_ended(work, *pipe.recv()))
+        try:
+            place, call = pipe.recv()
+        except EOFError:
+            return
+
+        pipe.send(_ended(work, place, call))
 
 
 def _ended(work: Callable[..., Any], place: int, call: tuple[Any, ...]) -> Ended:
