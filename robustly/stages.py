@@ -107,6 +107,7 @@ KINDS: dict[str, FolderKind] = {
         FolderKind("search", "delta search", f"{_HERE}.delta:describe_search"),
         FolderKind("comparison", "delta compare", f"{_HERE}.delta:describe_comparison"),
         FolderKind("subspace", "delta subspace --into FOLDER", f"{_HERE}.delta:describe_subspace"),
+        FolderKind("route", "delta route --into FOLDER", f"{_HERE}.delta:describe_route"),
     )
 }
 """Every kind by its name."""

@@ -31,19 +31,24 @@ _CACHE = (
 def attach(model: PreTrainedModel, config: PrefixTuningConfig, network: bool) -> "KeysAndValues":
     """Give every layer of the model a prefix, in place: made by a network, or learned directly;
     returns it. Raises UserError if the model has one."""
-    encoder = model.base_model
+    prefix = KeysAndValues(replace(config, prefix_projection=network)).to(model.device)
+    place(model.base_model, prefix)
+    return prefix
+
+
+def place(encoder: PreTrainedModel, prefix: nn.Module) -> None:
+    """Have the layers of an encoder attend to what `prefix()` makes: layers x (keys, values) x
+    heads x tokens x (hidden / heads), or inputs before heads where each has its own. Raises
+    UserError if it has a prefix."""
     if hasattr(encoder, "prefix"):
         raise UserError(
             "methods: prefix, p_tuning_v2: the one is the other without its network: give one of"
             " them"
         )
 
-    prefix = KeysAndValues(replace(config, prefix_projection=network)).to(model.device)
     encoder.prefix = prefix
     encoder.register_forward_pre_hook(_pass_down, with_kwargs=True)
     listen(encoder)
-
-    return prefix
 
 
 def listen(encoder: PreTrainedModel) -> None:
@@ -92,7 +97,7 @@ class _Before:
     keeps none."""
 
     def __init__(self, keys: Tensor, values: Tensor):
-        """Of one layer: heads x tokens x (hidden / heads)."""
+        """Of one layer: heads x tokens x (hidden / heads), or of each input such."""
         self.keys, self.values = keys, values
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -132,7 +137,10 @@ def _receive(
 ) -> tuple[Any, dict[str, Any]]:
     """Inputs of one layer's attention, with its part of the prefix. It comes as an argument and not
     by a memory of the encoder's, so that a layer that is computed again for its gradients has the
-    same one."""
+    same one; there is none where the encoder's hooks were passed by (`routing.first_pass`)."""
+    if PASSED not in kwargs:
+        return args, kwargs
+
     keys, values = kwargs.pop(PASSED)[attention.layer_idx]
     return args, {**kwargs, _CACHE: _Before(keys, values)}
 

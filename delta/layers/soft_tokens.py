@@ -50,7 +50,8 @@ class PromptedEmbedding(nn.Embedding):
         return range(self.num_embeddings, self.num_embeddings + self.tokens)
 
     def rows(self) -> Tensor:
-        """The prompt's embeddings, tokens x hidden. The same to the bit with and without gradients,
+        """The prompt's embeddings, tokens x hidden, or inputs x tokens x hidden where each has its
+        own. The same to the bit with and without gradients,
         for which libraries have kernels of their own, and under autocast: scores during training
         are those of what is stored."""
         if torch.compiler.is_exporting():  # a program has neither
@@ -64,9 +65,13 @@ class PromptedEmbedding(nn.Embedding):
         ours = input >= self.num_embeddings
         words = super().forward(input.masked_fill(ours, 0))
         places = (input - self.num_embeddings).clamp(min=0)
-        return torch.where(
-            ours[..., None], nn.functional.embedding(places, self.rows().to(words.dtype)), words
-        )
+        rows = self.rows().to(words.dtype)
+        if rows.dim() == 2:
+            prompt = nn.functional.embedding(places, rows)
+        else:
+            prompt = rows.gather(1, places[..., None].expand(-1, -1, rows.shape[2]))
+
+        return torch.where(ours[..., None], prompt, words)
 
     def table(self) -> "PromptTable":
         """A table of what the prompt's network makes."""

@@ -4,6 +4,7 @@ learning rate, merging, and its form in peft.
 `METHODS` is the registry. A method's start is drawn by its place in it: a new one goes to the end,
 unless it must be attached before another one."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache, reduce
 from operator import or_
@@ -28,10 +29,11 @@ from robustly.delta.methods.bitfit import BitFit
 from robustly.delta.methods.ia3 import Ia3
 from robustly.delta.methods.intrinsic_prompt import IntrinsicPrompt
 from robustly.delta.methods.lora import Dora, Lora
-from robustly.delta.methods.method import Method
+from robustly.delta.methods.method import Method, listed
 from robustly.delta.methods.p_tuning import PTuning
 from robustly.delta.methods.prefix import Prefix, PTuningV2
 from robustly.delta.methods.prompt import Prompt
+from robustly.delta.methods.routed import Routed
 
 METHODS: tuple[type[Method], ...] = (
     Lora,  # peft's come first: they replace linear maps by name, and must not find those of others
@@ -47,15 +49,9 @@ METHODS: tuple[type[Method], ...] = (
     BitFit,
     HeadOnly,
     Full,
+    Routed,  # finds linear maps, by the names that they have under other methods, too
 )
 """In the order in which they are attached."""
-
-
-def _listed(value: Any) -> Any:
-    """Methods in a short form as a list of sections: a name stands for a method with its defaults,
-    one method for a list of it."""
-    several = value if isinstance(value, list | tuple) else [value]
-    return [{"name": each} if isinstance(each, str) else each for each in several]
 
 
 def _each_once(value: list[Method]) -> list[Method]:
@@ -69,7 +65,7 @@ def _list_of(methods: Iterable[type[Method]]) -> Any:
     """The type of a list of these methods, told apart by their names."""
     one: Any = Annotated[reduce(or_, methods), Field(discriminator="name")]
     several: Any = conlist(one, min_length=1)
-    return Annotated[several, BeforeValidator(_listed), AfterValidator(_each_once)]
+    return Annotated[several, BeforeValidator(listed), AfterValidator(_each_once)]
 
 
 if TYPE_CHECKING:
@@ -99,14 +95,18 @@ def name_of(method: type[Method]) -> str:
 
 def label(methods: Sequence[Method]) -> str:
     """Methods for people: their names, with what is not the default, such as `lora (rank 4) +
-    bitfit`."""
-    return " + ".join(_label(method) for method in methods)
+    bitfit`; equal ones are counted."""
+    counts = Counter(_label(method) for method in methods)
+    return " + ".join(one if count == 1 else f"{count} x {one}" for one, count in counts.items())
 
 
 def _label(method: Method) -> str:
     own = method.model_dump(mode="json", exclude_defaults=True, exclude={"name"})
-    stated = [
-        f"{key} {' '.join(value) if isinstance(value, list) else value}"
-        for key, value in own.items()
-    ]
+    stated = [f"{key} {_stated(getattr(method, key))}" for key in own]
     return f"{method.name} ({', '.join(stated)})" if stated else method.name
+
+
+def _stated(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    return label(value) if isinstance(value[0], Method) else " ".join(map(str, value))

@@ -37,17 +37,22 @@ class LowRank(PeftLayers):
     def inject(self, model: "PreTrainedModel") -> "BaseTuner":
         """Updates of the maps that `targets` names. Raises UserError if one names no linear map of
         the encoder, or beside another low-rank method."""
-        from torch import nn
-
         # What peft takes in silence: a second low-rank method on the same maps, which puts the
         # first one to sleep; and a target that matches nothing, as long as another matches.
         given = [other.name for other in model.delta.methods if isinstance(other, LowRank)]
         if len(given) > 1:
             raise UserError(f"methods: {', '.join(given)}: give one of lora, dora, adalora")
 
+        self.targeted(model.base_model)
+        return super().inject(model)
+
+    def targeted(self, encoder: "PreTrainedModel") -> list[str]:
+        """Names of the linear maps that `targets` names. Raises UserError if one names none."""
+        from torch import nn
+
         linear = {
-            name.removesuffix(".base_layer")
-            for name, module in model.base_model.encoder.named_modules(prefix="encoder")
+            name.removesuffix(".base_layer"): None
+            for name, module in encoder.encoder.named_modules(prefix="encoder")
             if isinstance(module, nn.Linear)
         }
         for target in self.targets:
@@ -59,7 +64,7 @@ class LowRank(PeftLayers):
                     f" {', '.join(endings)}"
                 )
 
-        return super().inject(model)
+        return [name for name in linear if any(_names(target, name) for target in self.targets)]
 
 
 def _names(target: str, linear_map: str) -> bool:

@@ -111,3 +111,10 @@ def scaled_to_width(rate: float, width: int) -> float:
     """A learning rate for RoBERTa-base, on a base of so many hidden units: a narrow base wants a
     higher one, by about as much as it is narrower (docs/log.md: 3e-3 for LoRA at 128)."""
     return min(HIGHEST_RATE, float(f"{rate * WIDTH / width:.2g}"))
+
+
+def listed(value: Any) -> Any:
+    """Methods in a short form as a list of sections: a name stands for a method with its defaults,
+    one method for a list of it."""
+    several = value if isinstance(value, list | tuple) else [value]
+    return [{"name": each} if isinstance(each, str) else each for each in several]

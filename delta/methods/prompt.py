@@ -50,9 +50,9 @@ class Prompt(Method):
         should."""
         from robustly.delta.layers import soft_tokens
 
-        soft_tokens.attach(model, soft_tokens.PromptTable(self._start(model)), self.tokens)
+        soft_tokens.attach(model, soft_tokens.PromptTable(self.start_of(model)), self.tokens)
 
-    def _start(self, model: "PreTrainedModel") -> "Tensor":
+    def start_of(self, model: "PreTrainedModel") -> "Tensor":
         """tokens x hidden."""
         import torch
 

@@ -1,4 +1,4 @@
-"""`robustly delta`: tune, search, compare, subspace; how a delta is made."""
+"""`robustly delta`: tune, search, compare, subspace, route; how a delta is made."""
 
 import difflib
 import json
@@ -166,8 +166,36 @@ def delta_subspace_command(
     `intrinsic_prompt`: by the prompts themselves and by the tasks' losses. Prompts that are not
     trained yet are trained first, by their configs."""
     with user_errors():
-        keys = [each for each in configs if "=" in each and not Path(each).exists()]
-        settled = [delta_config(each, keys, None) for each in configs if each not in keys]
+        settled = _settled(configs)
         from robustly.delta.subspace import make_subspace
 
         show_result(into, make_subspace(settled, into, dimension, width, updates), as_json)
+
+
+@delta_app.command(name="route", short_help="A router over the deltas of several tasks.")
+def delta_route_command(
+    configs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG... KEY=VALUE...",
+            help="A config for each delta; keys to set in all.",
+            autocompletion=configs,
+        ),
+    ],
+    into: Annotated[Path, typer.Option(metavar="FOLDER", help="Where router and deltas go.")],
+    as_json: Json = False,
+) -> None:
+    """Train a router that sends each text to the delta of its task, on the texts of the tasks'
+    training files, test it on their test files, and save it with copies of the deltas. Deltas that
+    are not trained yet are trained first, by their configs."""
+    with user_errors():
+        settled = _settled(configs)
+        from robustly.delta.route import make_route
+
+        show_result(into, make_route(settled, into), as_json)
+
+
+def _settled(given: list[str]) -> list["DeltaExperiment"]:
+    """The configs among what was given, each with the keys that were given beside them."""
+    keys = [each for each in given if "=" in each and not Path(each).exists()]
+    return [delta_config(each, keys, None) for each in given if each not in keys]

@@ -1,5 +1,5 @@
-"""Describe a delta (method, sizes, base, scores), a search (its trials), a comparison (its rows) or
-a subspace of prompts."""
+"""Describe a delta (method, sizes, base, scores), a search (its trials), a comparison (its rows),
+a subspace of prompts or a router of texts."""
 
 import math
 from pathlib import Path
@@ -105,6 +105,34 @@ def describe_subspace(folder: Path, finished: Manifest) -> Description:
     return _described(
         folder, finished, summary, found_on, note, base_fingerprint=record["base"][:16]
     )
+
+
+def describe_route(folder: Path, finished: Manifest) -> Description:
+    """Describe a router's folder. Raises UserError as `describe` does."""
+    record = _read(folder / "route.json", dict)
+    tasks = record["tasks"]
+    summary = f"A router that sends texts to {len(tasks)} deltas of one base."
+    rows = [
+        {
+            "task": task["name"],
+            "trained on": task["trained"],
+            "tested": task["tested"],
+            "sent there": task["right"] / task["tested"],
+            "most often sent elsewhere": _elsewhere(number, record["confusion"][number], tasks),
+        }
+        for number, task in enumerate(tasks)
+    ]
+    note = f"next: robustly delta predict {typed(folder)} FILE"
+
+    base = record["base"][:16]
+    return _described(
+        folder, finished, summary, Listing("tasks", rows), note, base_fingerprint=base
+    )
+
+
+def _elsewhere(own: int, sent: list[int], tasks: list[dict[str, Any]]) -> str:
+    count, to = max((count, to) for to, count in enumerate(sent) if to != own)
+    return f"{tasks[to]['name']} ({count})" if count else "-"
 
 
 def _described(

@@ -16,6 +16,7 @@ from robustly.delta.methods import (
     Prompt,
     PTuning,
     PTuningV2,
+    Routed,
 )
 from robustly.delta.methods.lora import LowRank
 from robustly.delta.methods.method import Method
@@ -54,6 +55,9 @@ def parameter_count(method: Method, config: PreTrainedConfig) -> int:
         case Prefix():  # rows of an embedding, two linear maps
             n, out = method.hidden, 2 * layers * h
             return method.tokens * h + (h * n + n) + (n * out + out)
+
+        case Routed():  # a key for each expert
+            return sum(h + parameter_count(expert, config) for expert in method.of)
 
     raise NotImplementedError(method.name)
 

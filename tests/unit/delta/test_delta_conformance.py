@@ -38,7 +38,7 @@ TOGETHER = (
 )
 AT_BASE_SIZE = {
     "lora": 294_912, "dora": 313_344, "ia3": 55_296, "adapter": 2_417_664, "prefix": 9_864_704, "p_tuning_v2": 368_640,
-    "prompt": 15_360, "p_tuning": 8_286_720, "bitfit": 102_144, "head": 0, "full": 124_055_040,
+    "prompt": 15_360, "p_tuning": 8_286_720, "bitfit": 102_144, "head": 0, "routed": 15_360, "full": 124_055_040,
 }  # fmt: skip
 """Most of them were counted with other code than ours: peft, and the papers."""
 

@@ -15,6 +15,9 @@ METHODS: list[list[Any]] = [
     ["dora", {"name": "prompt", "tokens": 4}],
     ["adalora", "ia3", {"name": "prefix", "tokens": 3, "hidden": 16}],
     ["bitfit", {"name": "p_tuning", "tokens": 4}],
+    [{"name": "routed", "of": [{"name": "prompt", "tokens": 2}] * 2}],
+    [{"name": "routed", "of": [{"name": "lora", "rank": 2}] * 2, "top": 1}],
+    [{"name": "routed", "of": [{"name": "p_tuning_v2", "tokens": 2}] * 2}],
 ]
 ANY = torch.export.Dim.DYNAMIC
 
