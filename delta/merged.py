@@ -55,7 +55,7 @@ def write_merged(predictor: Predictor, base: Base, into: Path) -> dict[str, Any]
         folder = Path(place) / into.name
         folder.mkdir()
         _save(plain, folder)
-        _save_tokenizer(Path(base.name), predictor.head.longest, folder)
+        save_tokenizer(Path(base.name), predictor.head.longest, folder)
         difference = _prove(predictor, plain, folder)
         card = _card(predictor, plain, into.name, difference)
         write_atomic(folder / "README.md", card)
@@ -78,7 +78,7 @@ def _save(plain: RobertaPreTrainedModel, folder: Path) -> None:
     (folder / "model.safetensors").chmod(mode)
 
 
-def _save_tokenizer(base: Path, longest: int, folder: Path) -> None:
+def save_tokenizer(base: Path, longest: int, folder: Path) -> None:
     """The base's own files, which cut a text, where they are asked to, as the delta's were."""
     for name in (*FOLDER_FILES, "special_tokens_map.json"):
         if (base / name).exists():

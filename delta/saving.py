@@ -229,6 +229,16 @@ def load(base: Base | Path | str, folder: Path | str) -> Predictor:
     return reload(base if isinstance(base, Base) else Base.load(base), Path(folder))
 
 
+def base_of(folder: Path, given: Path | None = None, dtype: torch.dtype = torch.float32) -> Base:
+    """The base of the delta in a folder, where it lay as it was trained, or as `given`. Raises
+    UserError if the delta is missing or damaged, or if its base is not there."""
+    manifest.require_whole(folder, "delta")
+    place = given or Path(read_record(folder).base.get("name", ""))
+    if not place.is_dir():
+        raise UserError(f"{folder}: its base, {place}, is not there; give its folder by --base")
+    return Base.load(place, dtype)
+
+
 def reload(base: Base, folder: Path, head_seed: int = 0) -> Predictor:
     """The predictor in a folder, finished or not. The head comes out of the folder, whatever
     `head_seed` says.

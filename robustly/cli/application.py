@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 from robustly import __version__
 
 ORDER = (
-    *("run", "clean", "tokenizer", "prepare", "pretrain", "distill", "publish", "report"),
+    *("run", "clean", "tokenizer", "prepare", "pretrain", "distill", "publish", "report", "export"),
     *("evaluate", "inspect", "trace", "replay", "plan", "doctor", "launch", "delta"),
 )
 """Of the commands in the help: as a user meets them."""

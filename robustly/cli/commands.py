@@ -4,6 +4,7 @@ from robustly.cli import (  # noqa: F401
     delta,
     delta_use,
     evaluate,
+    export,
     inspect,
     launch,
     preflight,

@@ -47,7 +47,7 @@ def finished_delta(
     it should be."""
     from robustly.delta.saving import load
 
-    found = base_of(folder, base, precision)
+    found = in_precision(folder, base, precision)
     predictor = load(found, folder)
     predictor.model.to(device())
     return found, predictor
@@ -62,26 +62,19 @@ def finished_deltas(folders: Sequence[Path], base: Path | None, precision: str) 
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"--deltas: {twice[0]} twice; expected folders of different names")
 
-    found = base_of(folders[0], base, precision)
+    found = in_precision(folders[0], base, precision)
     return Together.load(found, dict(zip(names, folders, strict=True))).to(device())
 
 
-def base_of(folder: Path, base: Path | None, precision: str) -> "Base":
-    """Raises UserError if the folder is no finished delta, or if its base is not there."""
+def in_precision(folder: Path, base: Path | None, precision: str) -> "Base":
+    """The base of a delta. Raises UserError as `robustly.delta.saving.base_of` does."""
     import torch
 
-    from robustly import manifest
-    from robustly.delta.base_model import Base
-    from robustly.delta.saving import read_record
+    from robustly.delta.saving import base_of
 
     if precision not in PRECISIONS:
         raise UserError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
-
-    manifest.require_whole(folder, "delta")
-    name = base or Path(read_record(folder).base.get("name", ""))
-    if not name.is_dir():
-        raise UserError(f"{folder}: its base, {name}, is not there; give its folder by --base")
-    return Base.load(name, getattr(torch, PRECISIONS[precision]))
+    return base_of(folder, base, getattr(torch, PRECISIONS[precision]))
 
 
 def device() -> str:

@@ -1,5 +1,6 @@
 """What is said about the project in several files agrees."""
 
+import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -31,7 +32,8 @@ def test_every_dependency_is_pinned_to_a_version_that_it_allows() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    for line in [*project["dependencies"], *extras["clean"], *extras["segment"], *extras["dev"]]:
+    taken = (extras[name] for name in ("clean", "segment", "onnx", "dev"))
+    for line in itertools.chain(project["dependencies"], *taken):
         wanted = Requirement(line)
         if wanted.name != "robustly":
             assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), line

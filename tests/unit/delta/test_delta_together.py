@@ -1,9 +1,10 @@
 """Several deltas on one base at once: what each alone answers, by one run of the encoder a batch."""
 
+import copy
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,16 @@ def test_all_methods_and_all_kinds_of_task_at_once(
     assert together.predict(rows) == [
         pytest.approx(each) if isinstance(each, float) else each for each in answers
     ]
+
+
+def test_on_a_base_in_half_precision(base: Base) -> None:
+    """As near as bf16, of 8 bits, is to itself in another order of sums."""
+    half = replace(base, model=copy.deepcopy(base.model).to(torch.bfloat16))
+    predictors = {name: made(half, pair[1], 1) for name, pair in PAIRS.items() if name != "intrinsic_prompt"}  # fmt: skip
+    rows = [(task, text) for task in predictors for text in TEXTS[:2]]
+    found = Together(half, predictors).logits(rows)
+    for one, other in zip(found, alone(predictors, rows), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=8 * 2**-8)
 
 
 def test_answers_several_threads(base: Base) -> None:
