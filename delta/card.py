@@ -15,6 +15,7 @@ from robustly.delta.methods import parse
 from robustly.delta.predictor import sample_input
 from robustly.delta.saving import DeltaRecord, task_of
 from robustly.delta.tasks.data import TaskData
+from robustly.delta.tasks.heads.long_texts import CutCounts
 from robustly.delta.tuning import SeedScore, mean_and_deviation
 from robustly.log import show
 
@@ -42,9 +43,10 @@ def delta_card(
     by_label: Sequence[Mapping[str, Any]],
     data: TaskData,
     recipe: Mapping[str, Any],
+    counts: Mapping[str, Any],
 ) -> str:
-    """README.md of a delta's folder: what it is, how well it does, how to load it, and onto
-    what."""
+    """README.md of a delta's folder: what it is, how well it does, how to load it, and onto what.
+    `counts`: the manifest's, of which the examples and how much of them is cut are told."""
     methods = [method["name"] for method in record.methods]
     peft = (folder / peft_files.CONFIG).exists()
     header = ModelCardData(
@@ -55,6 +57,7 @@ def delta_card(
     examples = {
         f"{data.scored_on} examples": len(data.test),
         "training examples": record.facts["training_examples"],
+        **{f"cut: {part}": str(each) for part, each in CutCounts.of(counts).items() if each.cut},
     }
     sections = [
         f"---\n{header.to_yaml()}\n---\n",

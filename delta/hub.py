@@ -111,9 +111,8 @@ def pack(config: DeltaExperiment, data: TaskData, repository: str, into: Path) -
     scores = json.loads((folder / SCORES).read_bytes())
     seeds = [SeedScore(**each, by_label=[]) for each in scores["seeds"]]
     source = Source(base_model, repository, base_model, hub=True)
-    card = delta_card(
-        config.name, into, source, record, seeds, scores["by_label"], data, finished.recipe
-    )
+    told = (record, seeds, scores["by_label"], data, finished.recipe, finished.counts)
+    card = delta_card(config.name, into, source, *told)
     write_atomic(into / "README.md", card)
     outputs = {path.name: _facts(path) for path in into.iterdir()}
     moved = dataclasses.replace(finished, outputs=outputs, changed_ns={})

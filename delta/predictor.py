@@ -1,6 +1,6 @@
 """Answer with a delta: a model and the head of its task, from texts to labels, numbers or tags."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from robustly.delta.tasks import metrics
 from robustly.delta.tasks.config import LabelledTask, MultiLabelTask, Task
 from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads import EncodedExample, TaskHead, task_head
+from robustly.delta.tasks.heads.long_texts import CutCounts, cut_counts
 from robustly.delta.wording import by_tokenizer
 
 BATCH = 32  # inputs that are scored at a time
@@ -26,7 +27,14 @@ def unseen(count: int) -> None:
 
 def head_on(base: Base, task: Task, labels: tuple[str, ...], positions: int = 0) -> TaskHead:
     """The head of a task on a base, whose text leaves some positions to a prompt. Raises UserError
-    as `task_head` does."""
+    if the base has no positions for `max_length` tokens, and as `task_head` does."""
+    if (task.max_length or 0) > base.longest_input:
+        raise UserError(
+            f"delta.task.max_length = {task.max_length}: {base.name} has positions for"
+            f" {base.longest_input} tokens; expected at most that, or no max_length;"
+            " delta.task.long says what becomes of longer texts"
+        )
+
     longest = base.longest_input - positions
     return task_head(task, labels, base.tokenizer, longest, base.model.config.vocab_size)
 
@@ -141,6 +149,10 @@ class Predictor:
         scores = {**self.head.scores(best, examples), "loss": loss / self.head.targets(rows)}
         return Judgement(scores, self._by_label(best, examples), answers, batches)
 
+    def cut(self, examples: Sequence[Example]) -> CutCounts:
+        """How much of some examples it does not see, because they are too long."""
+        return cut_counts(self.head.encode(examples))
+
     def _by_label(
         self, answers: Sequence[Any], examples: Sequence[Example]
     ) -> list[dict[str, Any]]:
@@ -161,14 +173,12 @@ class Predictor:
     ) -> list[tuple[list[int], Tensor]]:
         """The logits of each batch, fp32, on the CPU, without dropout, and the places of its rows;
         rows of like length go into one batch."""
-        by_length = sorted(range(len(rows)), key=lambda place: self.head.length(rows[place]))
         found = []
         training = self.model.training
         self.model.eval()
 
         with torch.no_grad():
-            for start in range(0, len(rows), BATCH):
-                places = by_length[start : start + BATCH]
+            for places in self._batches(rows):
                 batch = [rows[place] for place in places]
                 inputs = self.head.batch(batch, self.model.device)
                 found.append((places, self.head.logits(self.model, inputs, batch).float().cpu()))
@@ -176,6 +186,21 @@ class Predictor:
 
         self.model.train(training)
         return found
+
+    def _batches(self, rows: Sequence[EncodedExample]) -> Iterator[list[int]]:
+        """The places of rows of like length, of `BATCH` inputs together, or of one row of more."""
+        batch: list[int] = []
+        inputs = 0
+        for place in sorted(range(len(rows)), key=lambda i: self.head.length(rows[i])):
+            if batch and inputs + len(rows[place].ids) > BATCH:
+                yield batch
+                batch, inputs = [], 0
+
+            batch.append(place)
+            inputs += len(rows[place].ids)
+
+        if batch:
+            yield batch
 
 
 def in_order(batches: Sequence[tuple[list[int], Tensor]]) -> list[Tensor]:

@@ -254,9 +254,14 @@ def reload(base: Base, folder: Path, head_seed: int = 0) -> Predictor:
         )
 
     try:
+        task = task_of(record)
+        if task.max_length:  # the default was 512 once, on bases with fewer positions, too
+            most = min(task.max_length, base.longest_input)
+            task = task.model_copy(update={"max_length": most})
+
         predictor = Predictor.attached(
             base,
-            task_of(record),
+            task,
             tuple(record.labels),
             stated_in(folder, record.methods),
             head_seed,

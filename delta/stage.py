@@ -1,7 +1,7 @@
 """Train a delta, score it, save it, and reload it as a proof: `robustly delta CONFIG`."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from robustly.delta.base_model import Base
 from robustly.delta.card import Source, delta_card
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import candidates
-from robustly.delta.tasks.data import TaskData
+from robustly.delta.tasks.data import TaskData, draw
+from robustly.delta.tasks.heads.long_texts import CutCounts
 from robustly.delta.trial import LINES, Setting, Trial, seed_folder, trial
 from robustly.delta.tuning import Tuned, attached, mean_and_deviation
 from robustly.delta.workers import how_many, run
@@ -54,19 +55,24 @@ def make_delta(config: DeltaExperiment) -> Manifest:
 
         setting = replace(setting, config=config)
 
-    sizes = parameters(attached(base, config, data, config.seed).model)
-    examples = config.delta.task.examples or len(data.train)
-    _announce(config, base, data, sizes, examples)
+    untrained = attached(base, config, data, config.seed)
+    drawn = draw(data, config.delta.task.examples, config.seed)
+    cut = {
+        part: untrained.cut(examples)
+        for part, examples in (("training", drawn), ("dev", data.dev), ("test", data.test))
+        if examples
+    }
+    _announce(config, base, data, parameters(untrained.model), cut)
 
     with stage.begin():
-        files, counts = _collect(setting, stage, examples, _train(setting, stage.folder))
+        files, counts = _collect(setting, stage, cut, _train(setting, stage.folder))
         result = stage.finish(files, counts)
         shutil.rmtree(stage.folder / "work")
         return result
 
 
 def _collect(
-    setting: Setting, stage: Stage, examples: int, trials: Sequence[Trial]
+    setting: Setting, stage: Stage, cut: Mapping[str, CutCounts], trials: Sequence[Trial]
 ) -> tuple[list[Path], dict[str, Any]]:
     """Write the scores of all seeds and the card. Returns the files of the folder, and what the
     manifest counts."""
@@ -92,7 +98,9 @@ def _collect(
     write_json(folder / "scores.json", {**summary, **details})
     record = saving.read_record(folder)
     source = Source(record.base["name"], str(folder), config.delta.base_model)
-    card = delta_card(config.name, folder, source, record, scores, by_label, data, stage.recipe)
+    examples = {key: value for part, each in cut.items() for key, value in each.told(part).items()}
+    facts = (record, scores, by_label, data, stage.recipe, examples)
+    card = delta_card(config.name, folder, source, *facts)
     write_atomic(folder / "README.md", card)
 
     names = {saving.TENSORS, saving.RECORD, PREDICTIONS, LINES, "scores.json", "README.md"}
@@ -105,8 +113,7 @@ def _collect(
         **counts,
         "bytes": sum(path.stat().st_size for path in files),
         "labels": len(data.labels),
-        "training_examples": examples,
-        "test_examples": len(data.test),
+        **examples,
         "seeds": config.delta.seeds,
         "metric": data.metric,
         **summary,
@@ -183,7 +190,11 @@ def inputs(base: Base) -> dict[str, str]:
 
 
 def _announce(
-    config: DeltaExperiment, base: Base, data: TaskData, sizes: dict[str, int], examples: int
+    config: DeltaExperiment,
+    base: Base,
+    data: TaskData,
+    sizes: dict[str, int],
+    cut: Mapping[str, CutCounts],
 ) -> None:
     """Print what is about to be trained."""
     rows = {"base": f"{base.name}, {base.parameters:,} parameters"}
@@ -195,6 +206,7 @@ def _announce(
     rows["trained"] = f"{sizes['delta']:,} parameters, {share}"
     rows["head"] = f"{sizes['head']:,} parameters"
     rows["task"] = f"{data.kind}, scored by {data.metric}"
+    examples = cut["training"].examples
     updates, batch = config.optim.schedule(examples).updates, config.optim.batch_size
     rows["training"] = (
         f"{examples:,} of {len(data.train):,} examples, {updates:,} updates of {batch:,}"
@@ -208,6 +220,11 @@ def _announce(
     rows["test"] = f"{len(data.test):,} examples; the same answer to all: {baseline}"
     if data.scored_on == "dev":
         rows["test"] = f"none: dev is scored; the same answer to all: {baseline}"
+
+    if any(each.cut for each in cut.values()):
+        lost = "; ".join(f"{part} {each}" for part, each in cut.items())
+        rows["texts cut"] = f"{lost}. delta.task.long and max_length say how much is read"
+
     if data.labels:
         more = ", ..." if len(data.labels) > LABELS_SHOWN else ""
         labels = ", ".join(data.labels[:LABELS_SHOWN])

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from robustly.config import InputPath, Section
-from robustly.delta.tasks import template
+from robustly.delta.tasks import glue, template
 from robustly.pretrain.config import Positive
 
 SHORTEST = 8
@@ -69,9 +69,9 @@ class _TaskFiles(Section):
     was chosen."""
     examples: Positive | None = None
     """Training examples in all, drawn anew by each seed; null: all of them."""
-    max_length: Annotated[int, Field(ge=SHORTEST)] = 512
-    """Tokens of an input, special ones included; what is longer is cut at its end, of a pair the
-    longer text first, and so is what the base has no position for."""
+    max_length: Annotated[int, Field(ge=SHORTEST)] | None = None
+    """Tokens of an input, special ones included. Default: as many as the base has positions for;
+    more are refused. Prompts take theirs from it."""
 
     @field_validator("train", "dev", "test")
     @classmethod
@@ -106,11 +106,29 @@ class _TaskFiles(Section):
         return {part: value for part, value in values.items() if isinstance(value, InputPath)}
 
 
-class _TextTask(_TaskFiles):
+Long = Literal["cut", "head_tail", "windows"]
+Pool = Literal["mean", "max"]
+
+
+class _WindowedTask(_TaskFiles):
+    max_windows: Positive = 16
+    """With `long: windows`, the most inputs of an example, or of one of its choices; a text of more
+    is shown in so many pieces at equal distances."""
+
+
+class _TextTask(_WindowedTask):
     text: str = "text"
     """Key, or column, of the text."""
     text_pair: str | None = None
     """Key of the second text of a pair."""
+    long: Long = "cut"
+    """What becomes of texts of more than `max_length` tokens: `cut` drops their end, of a pair that
+    of the longer text first; `head_tail` keeps the first quarter of the room and the rest from the
+    end (Sun et al. 2019, section 5.3.1); `windows` reads everything, the longer text in several
+    inputs, whose logits are pooled: in training, scoring and answering."""
+    pool: Pool = "mean"
+    """With `long: windows`, how the logits of an example's windows become one: their mean, or the
+    largest of each."""
 
 
 class WeightedTask(_TaskFiles):
@@ -149,6 +167,9 @@ class ClassificationTask(LabelledTask):
     """One of several labels for a text or a pair of texts."""
 
     kind: Literal["classification"]
+    glue: str | None = None
+    """The task of GLUE that its files are of, in any of their forms; `delta.task: glue/NAME` sets
+    it."""
 
 
 class MultiLabelTask(_TextTask, WeightedTask):
@@ -175,9 +196,12 @@ class RegressionTask(_TextTask):
     """Key of the number."""
     metric: Literal["pearson", "spearman", "mse"] = "pearson"
     """The main score; of mse the lowest is the best."""
+    glue: str | None = None
+    """The task of GLUE that its files are of, in any of their forms; `delta.task: glue/NAME` sets
+    it."""
 
 
-class TokensTask(WeightedTask):
+class TokensTask(_WindowedTask, WeightedTask):
     """A tag for each word: of entities, in BIO (B- at an entity's first word, I- within, O
     outside), IO, BIOES or BILOU, as `train` has them; or any other tags."""
 
@@ -190,6 +214,10 @@ class TokensTask(WeightedTask):
     """What the tags 0, 1, ... are called, where files have them as integers."""
     metric: Literal["entity_f1", "accuracy", "macro_f1"] | None = None
     """The main score. Default: entity_f1 where there are entities, else accuracy."""
+    long: Literal["cut", "windows"] = "cut"
+    """What becomes of texts of more than `max_length` tokens: `cut` drops their end, whose words
+    count as missed; `windows` reads everything in several inputs, each word in the one that shows
+    most around it."""
 
 
 class MultipleChoiceTask(_TextTask):
@@ -269,12 +297,15 @@ class SpanTask(_TaskFiles):
 
 
 Task = Annotated[
-    ClassificationTask
-    | MultiLabelTask
-    | RegressionTask
-    | TokensTask
-    | MultipleChoiceTask
-    | SpanTask
-    | ClozeTask,
-    Field(discriminator="kind"),
+    Annotated[
+        ClassificationTask
+        | MultiLabelTask
+        | RegressionTask
+        | TokensTask
+        | MultipleChoiceTask
+        | SpanTask
+        | ClozeTask,
+        Field(discriminator="kind"),
+    ],
+    BeforeValidator(glue.expanded),
 ]

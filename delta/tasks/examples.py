@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustly import UserError
+from robustly.delta.tasks import glue
 from robustly.delta.tasks.config import (
     ClassificationTask,
     ClozeTask,
@@ -53,9 +54,15 @@ def examples(task: Task, table: Table) -> list[Example]:
 
 def checked(task: Task, table: Table, faults: list[str]) -> list[Example]:
     """The examples of a table; what is wrong with its other rows is added to `faults`."""
-    faults += table.faults
-    made = []
-    for number, row in table.rows:
+    made: list[Example] = []
+    try:
+        rows, bad = _rows(task, table)
+    except ValueError as fault:
+        faults.append(f"{table.name}: {fault}")
+        return made
+
+    faults += bad
+    for number, row in rows:
         for name, each in _questions(task, row) if isinstance(task, SpanTask) else [("", row)]:
             try:
                 made.append(_EXAMPLE[task.kind](task, each, number))
@@ -63,6 +70,14 @@ def checked(task: Task, table: Table, faults: list[str]) -> list[Example]:
                 faults.append(f"{table.place(number)}: {name}{fault}")
 
     return made
+
+
+def _rows(task: Task, table: Table) -> tuple[Sequence[tuple[int, Row]], Sequence[str]]:
+    """The rows of a table, and what is wrong with those that could not be read. QQP's own files
+    have some that are broken, which everybody passes over."""
+    if (name := getattr(task, "glue", None)) is None:
+        return table.rows, table.faults
+    return glue.in_one_form(name, table.rows), [] if name == "qqp" else table.faults
 
 
 def refuse(faults: Sequence[str]) -> None:

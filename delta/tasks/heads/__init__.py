@@ -37,5 +37,5 @@ def task_head(
     `labels`: `TaskData.labels`. `longest`: tokens of the longest input that the base can take.
     `first_pseudo_id`: the model's vocabulary size, from which on pseudo-tokens are numbered. Raises
     UserError if a base is too short, or if a cloze does not fit the tokenizer."""
-    longest = min(task.max_length, longest)
+    longest = min(task.max_length or longest, longest)
     return HEADS[task.kind](task, labels, tokenizer, longest, first_pseudo_id)

@@ -13,7 +13,6 @@ from robustly.delta.tasks import template
 from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads.classification import ClassificationHead
 from robustly.delta.tasks.heads.head import EncodedExample
-from robustly.delta.tasks.heads.texts import cut
 
 
 class ClozeHead(ClassificationHead):
@@ -47,7 +46,7 @@ class ClozeHead(ClassificationHead):
         ]
 
         return [
-            EncodedExample((self._filled(cut(texts, self._room)),), self._target(example))
+            self._row([texts], self._target(example))
             for texts, example in zip(zip(*columns, strict=True), examples, strict=True)
         ]
 
@@ -60,9 +59,9 @@ class ClozeHead(ClassificationHead):
         places = batch["input_ids"].eq(self.tokenizer.mask_id).int().argmax(1)
         inputs = torch.arange(len(hidden), device=hidden.device)
         scores: Tensor = model.lm_head(hidden[inputs, places])
-        return scores[:, self._word_ids]
+        return self._pooled(scores[:, self._word_ids], rows)
 
-    def _filled(self, texts: Sequence[list[int]]) -> list[int]:
+    def _joined(self, texts: Sequence[list[int]]) -> list[int]:
         """<s>, the template with these texts, </s>."""
         ids = [self.tokenizer.bos_id]
         for piece, fixed in zip(self._pieces, self._fixed, strict=True):

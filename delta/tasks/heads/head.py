@@ -38,15 +38,21 @@ class EncodedExample:
     """An example as a model sees it."""
 
     ids: tuple[list[int], ...]
-    """Its inputs: one, or one for each choice or window of a context."""
+    """Its inputs: one, or one for each choice or window of a context; each of them in one window or
+    in several."""
     target: Any = None
     """Number of the right label, tag (one for each word) or choice, or the number itself; 1 or 0
     for each label, where there may be several; where the answer begins and ends in each window,
     both 0 where it is not. None if it is not known."""
-    words: int = 0
-    """For tokens: how many words there are."""
-    firsts: tuple[int, ...] = ()
-    """For tokens: where each word's first piece stands, of the words that are not cut off."""
+    windows: tuple[int, ...] = (1,)
+    """How many inputs it has, or each of its choices."""
+    firsts: tuple[tuple[int, int] | None, ...] = ()
+    """For tokens: each word's input, and where in it its first piece stands; None of a word that is
+    cut off."""
+    tokens: int = 0
+    """Of its texts, special ones not counted; with choices, of what stands before each."""
+    lost: int = 0
+    """Those of them that no input holds."""
     context: str = ""
     """For span_qa: what the answer is cut out of."""
     passages: tuple["Passage", ...] = ()
@@ -151,8 +157,8 @@ class TaskHead(ABC):
     def logits(
         self, model: Any, batch: dict[str, Tensor], rows: Sequence[EncodedExample]
     ) -> Tensor:
-        """The model's logits of the rows that a batch was made of: (N, outputs); tokens: (N,
-        longest, outputs); multiple choice: (N, most choices)."""
+        """The model's logits of the rows that a batch was made of: (N, outputs), of several windows
+        pooled; tokens: (N, most words, outputs); multiple choice: (N, most choices)."""
         scores: Tensor = model(**batch).logits
         return scores
 

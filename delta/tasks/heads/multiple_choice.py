@@ -39,9 +39,7 @@ class MultipleChoiceHead(TextHead):
         seconds = iter(self._encoded(ends))
 
         return [
-            EncodedExample(
-                tuple(self._joined([first, next(seconds)]) for _ in example.choices), example.label
-            )
+            self._row([[first, next(seconds)] for _ in example.choices], example.label)
             for first, example in zip(firsts, examples, strict=True)
         ]
 
@@ -50,12 +48,16 @@ class MultipleChoiceHead(TextHead):
     ) -> Tensor:
         """(N, most choices); what a row with fewer lacks is passed over by its loss and answer."""
         one_each = {name: tensor[:, None] for name, tensor in batch.items()}
-        scores = model(**one_each).logits.squeeze(-1).split([len(row.ids) for row in rows])
-        return pad_sequence(scores, batch_first=True)
+        scores = self._pooled(model(**one_each).logits.squeeze(-1), rows)
+        return pad_sequence(scores.split([len(row.windows) for row in rows]), batch_first=True)
+
+    @property
+    def _room(self) -> int:
+        return self.longest - 4
 
     def losses(self, logits: Tensor, rows: Sequence[EncodedExample]) -> Tensor:
         targets = torch.tensor([row.target for row in rows], device=logits.device)
-        choices = torch.tensor([len(row.ids) for row in rows], device=logits.device)
+        choices = torch.tensor([len(row.windows) for row in rows], device=logits.device)
         missing = torch.arange(logits.shape[1], device=logits.device) >= choices[:, None]
         return functional.cross_entropy(
             logits.float().masked_fill(missing, -torch.inf), targets, reduction="none"
@@ -63,14 +65,15 @@ class MultipleChoiceHead(TextHead):
 
     def answers(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[int]:
         return [
-            int(scores[: len(row.ids)].argmax()) for scores, row in zip(logits, rows, strict=True)
+            int(scores[: len(row.windows)].argmax())
+            for scores, row in zip(logits, rows, strict=True)
         ]
 
     def probabilities(
         self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]
     ) -> list[list[float]]:
         return [
-            scores[: len(row.ids)].float().softmax(-1).tolist()
+            scores[: len(row.windows)].float().softmax(-1).tolist()
             for scores, row in zip(logits, rows, strict=True)
         ]
 

@@ -97,7 +97,7 @@ class SpanHead(TaskHead):
         self, example: Example, question: list[int], context: str, ids: list[int]
     ) -> EncodedExample:
         bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
-        question = question[: (self.longest - 4) // 2]
+        asked, question = len(question), question[: (self.longest - 4) // 2]
         room = self.longest - 4 - len(question)
         step = room - min(self.task.stride, room // 2)
         starts = [0]
@@ -110,6 +110,8 @@ class SpanHead(TaskHead):
         return EncodedExample(
             tuple([bos, *question, eos, eos, *ids[start : start + room], eos] for start in starts),
             self._targets(example, context, passages),
+            tokens=asked + len(ids),
+            lost=asked - len(question),
             context=context,
             passages=passages,
         )

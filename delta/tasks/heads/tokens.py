@@ -7,12 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from robustly import UserError
 from robustly.delta.base_model import HeadKind
 from robustly.delta.tasks import metrics
 from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads.head import DIGITS, IGNORED, EncodedExample, TaskHead, Wanted
+from robustly.delta.tasks.heads.long_texts import most_central, window_starts
 from robustly.delta.tasks.tags import OUTSIDE, outside
 from robustly.tokenizer.tokenizer import Tokenizer
 
@@ -28,39 +30,76 @@ class TokensHead(TaskHead):
         every = (ids.tolist() for ids in self._spaced.encode_documents(words))
         rows = []
         for example in examples:
-            ids, firsts = [self.tokenizer.bos_id], []
+            pieces: list[int] = []
+            places = []
             for _ in example.texts:
-                firsts.append(len(ids))
-                ids += next(every)
+                places.append(len(pieces))
+                pieces += next(every)
 
-            ids = [*ids[: self.longest - 1], self.tokenizer.eos_id]
             target = None if example.label is None else [self.number[tag] for tag in example.label]
-            kept = tuple(place for place in firsts if place < self.longest - 1)
-            rows.append(EncodedExample((ids,), target, len(firsts), kept))
+            rows.append(self._row(pieces, places, target))
 
         return rows
+
+    def _row(self, pieces: list[int], places: Sequence[int], target: Any) -> EncodedExample:
+        """An example of the pieces of its words, which begin at these places."""
+        bos, eos, room = self.tokenizer.bos_id, self.tokenizer.eos_id, self.longest - 2
+        most = self.task.max_windows if self.task.long == "windows" else 1
+        starts = window_starts(len(pieces), room, most)
+        firsts = (most_central(place, starts, room) for place in places)
+        return EncodedExample(
+            tuple([bos, *pieces[start : start + room], eos] for start in starts),
+            target,
+            windows=(len(starts),),
+            firsts=tuple(first and (first[0], first[1] + 1) for first in firsts),  # after <s>
+            tokens=len(pieces),
+            lost=max(0, len(pieces) - len(starts) * room),
+        )
+
+    def logits(
+        self, model: Any, batch: dict[str, Tensor], rows: Sequence[EncodedExample]
+    ) -> Tensor:
+        """(N, most words, outputs); 0 of a word that is cut off or not there."""
+        every = super().logits(model, batch, rows).split([len(row.ids) for row in rows])
+        return pad_sequence(
+            [self._of_words(scores, row) for scores, row in zip(every, rows, strict=True)],
+            batch_first=True,
+        )
+
+    def _of_words(self, scores: Tensor, row: EncodedExample) -> Tensor:
+        """(words, outputs), of (inputs, longest, outputs)."""
+        words = scores.new_zeros(len(row.firsts), scores.shape[-1])
+        kept = {number: first for number, first in enumerate(row.firsts) if first}
+        inputs, places = zip(*kept.values(), strict=True)
+        words[list(kept)] = scores[list(inputs), list(places)]
+        return words
 
     def losses(self, logits: Tensor, rows: Sequence[EncodedExample]) -> Tensor:
         targets = torch.full(logits.shape[:2], IGNORED)
         for line, row in zip(targets, rows, strict=True):
-            line[list(row.firsts)] = torch.tensor(row.target[: len(row.firsts)])
+            for number, first in enumerate(row.firsts):
+                if first:
+                    line[number] = row.target[number]
 
         each = self._cross_entropy(logits.flatten(0, 1), targets.flatten())
         return each.view(logits.shape[:2]).sum(1)
 
     def numbers(self, row: EncodedExample) -> Sequence[int]:
-        return row.target[: len(row.firsts)]
+        return [row.target[number] for number, first in enumerate(row.firsts) if first]
 
     def answers(
         self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]
     ) -> list[tuple[str, ...]]:
         """A word that is cut off counts as one of no entity; where tags are plain it has none, an
         empty one."""
-        found = []
-        for scores, row in zip(logits, rows, strict=True):
-            tags = [self.labels[number] for number in scores[list(row.firsts)].argmax(-1).tolist()]
-            found.append((*tags, *[outside(self.labels)] * (row.words - len(tags))))
-        return found
+        missed = outside(self.labels)
+        return [
+            tuple(
+                self.labels[int(word.argmax())] if first else missed
+                for word, first in zip(scores[: len(row.firsts)], row.firsts, strict=True)
+            )
+            for scores, row in zip(logits, rows, strict=True)
+        ]
 
     def probabilities(
         self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]
@@ -68,8 +107,8 @@ class TokensHead(TaskHead):
         """None of a word that is cut off."""
         return [
             [
-                *(self._by_label(scores[place]) for place in row.firsts),
-                *[{}] * (row.words - len(row.firsts)),
+                self._by_label(word) if first else {}
+                for word, first in zip(scores[: len(row.firsts)], row.firsts, strict=True)
             ]
             for scores, row in zip(logits, rows, strict=True)
         ]

@@ -26,8 +26,8 @@ def task(**keys: Any) -> Any:
 def test_what_a_page_need_not_say() -> None:
     assert task(kind="multiple_choice", **FILES).model_dump() == {
         "kind": "multiple_choice", "train": "train.jsonl", "dev": None, "test": "test.jsonl", "examples": None,
-        "max_length": 512, "text": "text", "text_pair": None, "choices": "choices", "answer": "answer",
-        "metric": "accuracy",
+        "max_length": None, "text": "text", "text_pair": None, "long": "cut", "pool": "mean", "max_windows": 16,
+        "choices": "choices", "answer": "answer", "metric": "accuracy",
     }  # fmt: skip
     assert task(kind="tokens", **FILES).model_dump(include={"words", "tags"}) == {
         "words": "words",

@@ -29,7 +29,7 @@ from robustly import UserError
 from robustly.delta.tasks.config import Task
 from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads import EncodedExample, TaskHead, task_head
-from robustly.delta.tasks.heads.texts import cut
+from robustly.delta.tasks.heads.long_texts import fitted
 from robustly.tokenizer.merges import train_merges
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
@@ -134,7 +134,7 @@ def test_the_longer_text_is_cut_first(first: int, second: int, room: int) -> Non
     while sum(sizes) > room:
         sizes[0 if sizes[0] >= sizes[1] else 1] -= 1
 
-    kept = cut([list(range(first)), list(range(second))], room)
+    (kept,), _ = fitted([list(range(first)), list(range(second))], room, "cut", 1)
     assert kept == [list(range(len(part))) for part in kept]  # at their ends
     assert sum(map(len, kept)) == sum(sizes)
     assert abs(len(kept[0]) - sizes[0]) <= 1  # the odd token
@@ -180,10 +180,11 @@ def test_words_are_encoded_as_transformers_does(place: SimpleNamespace, longest:
     for number, row in enumerate(rows):
         seen = expected.word_ids(number)
         firsts = [i for i, word in enumerate(seen) if word is not None and word not in seen[:i]]
-        assert list(row.firsts) == firsts and row.words == len(texts[number])
+        assert [first and first[1] for first in row.firsts if first] == firsts
+        assert len(row.firsts) == len(texts[number]) and None not in row.firsts[: len(firsts)]
         assert row.target == [TAGS.index(tag) for tag in tags[number]]
 
-    assert any(row.words > len(row.firsts) for row in rows)
+    assert any(None in row.firsts for row in rows)
 
 
 def test_tags_are_learnt_at_first_pieces_alone(place: SimpleNamespace) -> None:
@@ -191,11 +192,11 @@ def test_tags_are_learnt_at_first_pieces_alone(place: SimpleNamespace) -> None:
     rows = head.encode(
         [Example(("zebra", "in", "Paris"), ("O", "O", "B-LOC")), Example(("zebra",), ("B-LOC",))]
     )
-    batch = head.batch(rows, CPU)
     torch.manual_seed(1)
-    logits = torch.randn(*batch["input_ids"].shape, 3, requires_grad=True)
-    loss = head.loss(logits, rows)
-    places = [(0, place) for place in rows[0].firsts] + [(1, rows[1].firsts[0])]
+    logits = torch.randn(*head.batch(rows, CPU)["input_ids"].shape, 3, requires_grad=True)
+    encoder = SimpleNamespace(logits=logits)
+    loss = head.loss(head.logits(lambda **batch: encoder, {}, rows), rows)
+    places = [(n, first[1]) for n, row in enumerate(rows) for first in row.firsts if first]
     by_hand = [
         -logits[at].log_softmax(-1)[tag] for at, tag in zip(places, (2, 2, 0, 0), strict=True)
     ]
@@ -209,8 +210,8 @@ def test_words_that_are_cut_off_count_as_missed(place: SimpleNamespace) -> None:
     head = make(place, "tokens", TAGS, longest=8)
     example = Example(("in",) * 9, ("B-LOC",) * 9)
     (row,) = head.encode([example])
-    assert len(row.firsts) == 6
-    logits = torch.zeros(1, 8, 3)
+    assert row.firsts == (*((0, place) for place in range(1, 7)), *[None] * 3)
+    logits = torch.zeros(1, 9, 3)
     logits[..., 0] = 1
     answers = head.answers(logits, [row])
     assert answers == [("B-LOC",) * 6 + ("O",) * 3]
@@ -330,7 +331,7 @@ def test_the_template_is_never_cut(place: SimpleNamespace) -> None:
             place.reference(each, add_special_tokens=False)["input_ids"]
             for each in (first, f" {second}")
         ]
-        kept = cut(whole, LONGEST - 2 - len(fixed))
+        (kept,), _ = fitted(whole, LONGEST - 2 - len(fixed), "cut", 1)
         assert row.ids[0] == [0, *kept[0], *fixed, *kept[1], 2]
         assert len(row.ids[0]) == min(LONGEST, sum(map(len, whole)) + len(fixed) + 2)
 
@@ -537,11 +538,9 @@ def test_tags_have_weights(place: SimpleNamespace) -> None:
     )
     trained = head.training(rows)
     assert trained.weights == pytest.approx((2.0, 1.0, 2 / 3))
-    logits = torch.randn(2, head.length(rows[0]), 3, generator=torch.Generator().manual_seed(2))
-    chosen = torch.stack([logits[0, place] for place in rows[0].firsts])
-    chosen = torch.cat([chosen, torch.stack([logits[1, place] for place in rows[1].firsts])])
+    logits = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(2))
     reference = torch.nn.CrossEntropyLoss(torch.tensor(trained.weights), label_smoothing=0.2)
-    expected = reference(chosen, torch.tensor([2, 0, 2, 2])).item()
+    expected = reference(logits.flatten(0, 1), torch.tensor([2, 0, 2, 2])).item()
     assert trained.loss(logits, rows).item() == pytest.approx(expected)
 
 
@@ -602,7 +601,7 @@ def test_probabilities_of_each_kind(place: SimpleNamespace) -> None:
 def test_a_word_that_is_cut_off_has_no_probabilities(place: SimpleNamespace) -> None:
     head = make(place, "tokens", TAGS, longest=8)
     rows = head.encode([Example(("in",) * 7)])
-    (found,) = head.probabilities(torch.zeros(1, 8, 3), rows) or ()
+    (found,) = head.probabilities(torch.zeros(1, 7, 3), rows) or ()
     assert found == [dict.fromkeys(TAGS, pytest.approx(1 / 3))] * 6 + [{}]
 
 

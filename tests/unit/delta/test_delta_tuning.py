@@ -130,7 +130,7 @@ def test_texts_are_cut_to_what_the_base_and_the_prompt_leave(
     base: Base, data: TaskData, make_config: MakeConfig
 ) -> None:
     for methods, longest in (("[{name: lora}]", 40), ("[{name: prompt, tokens: 7}]", 33)):
-        config = make_config("delta.task.max_length=1000", f"delta.methods={methods}")
+        config = make_config("delta.task.max_length=null", f"delta.methods={methods}")
         predictor = attached(base, config, data, seed=1)
         (row,) = predictor.head.encode([Example(("x" * 100,))])
         assert predictor.head.length(row) == longest
@@ -283,7 +283,7 @@ def test_bf16_trains_with_weights_in_fp32(
     seen = []
     logits = type(attached(base, make_config(), data, 1).head).logits
     monkeypatch.setattr(
-        "robustly.delta.tasks.heads.head.TaskHead.logits",
+        "robustly.delta.tasks.heads.texts.TextHead.logits",
         lambda *given: seen.append((given[1].training, (out := logits(*given)).dtype)) or out,
     )
     plain = tune(base, make_config(*SHORT), dev, seed=3)
