@@ -2,7 +2,7 @@
 from others."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -76,6 +76,12 @@ class Base:
             model = type(self.model)(self.model.config).eval().requires_grad_(False)
         return Base(f"{self.name}, untrained", model, self.has_lm_head, self.tokenizer)
 
+    def shape(self) -> "Base":
+        """The same without weights (on torch's meta device): methods are attached to it to be
+        checked and counted."""
+        with torch.device("meta"):
+            return replace(self, model=type(self.model)(self.model.config))
+
     def with_head(
         self, head: HeadKind, outputs: int, seed: int, labels: Sequence[str] = ()
     ) -> PreTrainedModel:
@@ -133,8 +139,8 @@ class Base:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the encoder's weights (`robustly.delta.fingerprint`)."""
-        return fingerprint(self.model.base_model)
+        """Of the encoder's weights (`robustly.delta.fingerprint`); of a shape none."""
+        return "" if self.model.device.type == "meta" else fingerprint(self.model.base_model)
 
     @cached_property
     def rounded(self) -> dict[str, str]:

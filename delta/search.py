@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from robustly import UserError, log, markdown
 from robustly.config import InputPath
 from robustly.delta import stage as delta_stage
-from robustly.delta.attachment import count
+from robustly.delta.attachment import parameters
 from robustly.delta.config import RATES, DeltaExperiment, is_range
 from robustly.delta.defaults import FACTORS, SEARCHED
 from robustly.delta.methods import label
@@ -93,8 +93,7 @@ def _check_fit(setting: Setting, space: Space) -> None:
     for key, values in space.items():
         for value in values[:2] if is_range(values) else values:
             try:
-                tried = setting.changed({**first, key: value})
-                count(tried.base.model.config, tried.config.delta.listed)
+                setting.changed({**first, key: value}).shape()
             except UserError as fault:
                 raise UserError(f"search.space: {key}: {value}: {fault}") from None
 
@@ -217,15 +216,12 @@ def _write(
 def _row(setting: Setting, number: int, made: Trial) -> dict[str, Any]:
     """A trial, for people and in `trials.json`. `parameters`: of the delta, while it is trained;
     `score`: of the best epoch, on the dev file; `epochs`: that were scored."""
-    parameters = None
-    if made.state != "failed":
-        tried = setting.changed(made.entry)
-        parameters = count(tried.base.model.config, tried.config.delta.listed)
-
+    fits = made.state != "failed"
+    sizes = parameters(setting.changed(made.entry).shape().model) if fits else {}
     return {
         "trial": number,
         **_shown(setting, made),
-        "parameters": parameters,
+        "parameters": sizes.get("delta"),
         "score": made.best,
         "epochs": len(made.curve),
         "seconds": made.seconds,

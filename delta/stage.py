@@ -22,7 +22,7 @@ from robustly.delta.defaults import candidates
 from robustly.delta.tasks.data import TaskData, draw
 from robustly.delta.tasks.heads.long_texts import CutCounts
 from robustly.delta.trial import LINES, Setting, Trial, seed_folder, trial
-from robustly.delta.tuning import Tuned, attached, mean_and_deviation
+from robustly.delta.tuning import Tuned, mean_and_deviation
 from robustly.delta.workers import how_many, run
 from robustly.files import write_atomic, write_json, write_json_lines
 from robustly.log import show
@@ -55,7 +55,7 @@ def make_delta(config: DeltaExperiment) -> Manifest:
 
         setting = replace(setting, config=config)
 
-    untrained = attached(base, config, data, config.seed)
+    untrained = setting.shape()
     drawn = draw(data, config.delta.task.examples, config.seed)
     cut = {
         part: untrained.cut(examples)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from safetensors.torch import save
 
 from robustly import UserError
@@ -18,10 +19,11 @@ from robustly.delta.attachment import parameters, stored
 from robustly.delta.base_model import Base
 from robustly.delta.config import RATES, DeltaExperiment, Pruner
 from robustly.delta.defaults import rated
+from robustly.delta.predictor import Predictor
 from robustly.delta.tasks import metrics
 from robustly.delta.tasks.data import TaskData, read
 from robustly.delta.trainer import Diverged
-from robustly.delta.tuning import SeedScore, Stopped, Tuned, tune, unseen_test
+from robustly.delta.tuning import SeedScore, Stopped, Tuned, attached, tune, unseen_test
 from robustly.files import write_json, write_json_lines
 from robustly.resources import peak_memory
 from robustly.strict_json import read_json, record
@@ -71,6 +73,12 @@ class Setting:
             config = config.varied({METHODS: methods, "optim.peak_lr": peak})
 
         return Setting(config, base, data)
+
+    def shape(self) -> Predictor:
+        """What will be trained, without weights (on torch's meta device), to be counted. Raises
+        UserError if a method does not fit the base, or the task."""
+        with torch.device("meta"):
+            return attached(self.base.shape(), self.config, self.data, self.config.seed)
 
 
 @record

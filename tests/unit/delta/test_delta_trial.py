@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from robustly import UserError
 from robustly.delta import trial as delta_trial
+from robustly.delta.attachment import parameters
 from robustly.delta.config import DeltaExperiment
+from robustly.delta.conformance import EVERY_METHOD
 from robustly.delta.trainer import DeltaTrainer, Diverged
 from robustly.delta.trial import CHECKPOINT, LINES, RECORD, Setting, Trial, lags, trial
+from robustly.delta.tuning import attached
 
 MakeConfig = Callable[..., DeltaExperiment]
 QUICK = ("optim.epochs=4", "optim.batch_size=16", "delta.seeds=1")
@@ -230,6 +233,19 @@ def test_an_entry_changes_any_key(setting: Setting, place: Path) -> None:
 def test_what_is_no_key_and_no_value(setting: Setting, entry: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         setting.changed(entry)
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD, ids=lambda method: str(method["name"]))
+def test_sizes_are_those_of_what_is_trained(setting: Setting, method: dict[str, Any]) -> None:
+    tried = setting.changed({"delta.methods": [method]})
+    made = attached(tried.base, tried.config, tried.data, 3)
+    assert parameters(tried.shape().model) == parameters(made.model)
+    assert tried.base.fingerprint == setting.base.fingerprint != ""
+
+
+def test_what_does_not_fit_has_no_shape(setting: Setting) -> None:
+    with pytest.raises(UserError, match="tokens = 60"):
+        setting.changed({"delta.methods": [{"name": "prompt", "tokens": 60}]}).shape()
 
 
 def test_another_process_loads_a_setting_itself(setting: Setting) -> None:
