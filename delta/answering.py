@@ -17,6 +17,8 @@ from robustly.delta.together import Together
 
 WINDOW = 8 * BATCH
 """Rows that are held at a time, and sorted by length for the encoder."""
+CUT = "tokens_cut"
+"""Key of how many tokens of an input were not read."""
 DELTA = "delta"
 """Key of the name of a delta."""
 
@@ -122,13 +124,20 @@ def _answered(
 
 
 def _shown(head: TaskHead, asked: _Asked, answer: Answer, wanted: Wanted) -> dict[str, Any]:
-    found = head.shown(asked.example, *answer, wanted)
+    found = _told(head, asked.example, answer, wanted)
     if asked.line is not None and "spans" in found:
         words = list(re.finditer(r"\S+", asked.line))
         for span in found["spans"]:
             span["characters"] = [words[span["start"]].start(), words[span["end"] - 1].end()]
 
     return found
+
+
+def _told(head: TaskHead, example: Example, answer: Answer, wanted: Wanted) -> dict[str, Any]:
+    """An answer as the task's head shows it; and, where the input is longer than the delta reads,
+    how many of its tokens were not."""
+    found = head.shown(example, answer.best, answer.probabilities, wanted)
+    return {**found, CUT: answer.lost} if answer.lost else found
 
 
 def _row(shown: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -169,5 +178,5 @@ def predictions(
     """The answers to labelled examples: for each its line in the file, the right answer as
     `expected`, and what `answers` would give, with the best three labels."""
     for example, answer in zip(examples, answers, strict=True):
-        shown = predictor.head.shown(example, *answer, Wanted(top=3))
+        shown = _told(predictor.head, example, answer, Wanted(top=3))
         yield {"line": example.line, "expected": example.label, **shown}

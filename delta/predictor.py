@@ -46,6 +46,8 @@ class Answer(NamedTuple):
     """As `Example.label` has it."""
     probabilities: Any
     """Of each possible answer, as `TaskHead.probabilities` has it; None of a number."""
+    lost: int = 0
+    """Tokens of the example that were not read."""
 
 
 class Judgement(NamedTuple):
@@ -217,7 +219,8 @@ def answers_of(
 ) -> list[Answer]:
     """What a head answers to the logits of its rows."""
     probabilities = head.probabilities(logits, rows) or [None] * len(rows)
-    return list(map(Answer, head.answers(logits, rows), probabilities))
+    lost = [row.lost for row in rows]
+    return list(map(Answer, head.answers(logits, rows), probabilities, lost))
 
 
 def sample_input(task: Task, text: str) -> Any:

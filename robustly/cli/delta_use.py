@@ -148,7 +148,7 @@ def delta_predict_command(
     line and exit code 2, after the answers to all rows before it.
     """
     with user_errors():
-        from robustly.delta.answering import Options, answers
+        from robustly.delta.answering import CUT, Options, answers
         from robustly.delta.inputs import read
         from robustly.delta.predictor import unseen
         from robustly.delta.tasks.heads import Wanted
@@ -167,18 +167,25 @@ def delta_predict_command(
         # on one terminal a bar would stand between the answers
         progress = log.progress("answering", None, "rows")
         with nullcontext(unseen) if sys.stdout.isatty() else progress as advance:
-            count, none = print_answers(
+            count, none, cut = print_answers(
                 answers(predictor, read(names, format), options, advance), options.slow
             )
 
         log.say(f"{count:,} answers" + (f", {none:,} of them none of the labels" if none else ""))
+        if cut:
+            log.warn(
+                f"{cut:,} of {count:,} inputs are longer than the delta reads; their answers say by"
+                f" how many tokens ({CUT}), and delta.task.long of its config what is read"
+            )
 
 
-def print_answers(found: Iterable[Mapping[str, Any]], at_once: bool) -> tuple[int, int]:
+def print_answers(found: Iterable[Mapping[str, Any]], at_once: bool) -> tuple[int, int, int]:
     """Print each answer as a line of JSON, until there are no more or who reads them has gone
-    (`| head`). `at_once`: they are waited for. Returns how many there were, and how many of them
-    are none of the labels."""
-    count = none = 0
+    (`| head`). `at_once`: they are waited for. Returns how many there were, how many of them are
+    none of the labels, and how many are of inputs that were cut."""
+    from robustly.delta.answering import CUT
+
+    count = none = cut = 0
     try:
         for answer in found:
             sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
@@ -187,6 +194,7 @@ def print_answers(found: Iterable[Mapping[str, Any]], at_once: bool) -> tuple[in
 
             count += 1
             none += answer.get("label", "") in (None, [])
+            cut += any(CUT in each for each in (answer, *answer.get("answers", {}).values()))
 
     except BrokenPipeError:
         # what is left in it has no reader, either, when Python flushes it in the end
@@ -195,7 +203,7 @@ def print_answers(found: Iterable[Mapping[str, Any]], at_once: bool) -> tuple[in
         with suppress(BrokenPipeError):
             sys.stdout.flush()  # the answers come before a fault
 
-    return count, none
+    return count, none, cut
 
 
 @delta_app.command(name="score", short_help="Score a delta on a labelled file.")

@@ -111,6 +111,14 @@ def test_every_form_of_input_has_the_same_answers(
     assert [answer["input"] for answer in objects(kept.stdout)] == [{"id": n} for n in range(21)]
 
 
+def test_an_input_that_is_longer_than_the_delta_reads(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("abcd\n" + "abcd" * 20 + "\n")
+    done = robustly("predict", finished, tmp_path / "in.txt")
+    short, long = objects(done.stdout)
+    assert "tokens_cut" not in short and long["tokens_cut"] == 80 - (40 - 2)  # a byte is a token
+    assert "warning: 1 of 2 inputs are longer than the delta reads" in done.stderr
+
+
 def test_a_base_in_half_precision(place: Path, finished: Path, predictor: Predictor) -> None:
     half = delta.load(Base.load(place / "base", torch.bfloat16), finished)
     texts = texts_of(place)
