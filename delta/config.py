@@ -165,6 +165,16 @@ class CompareConfig(Section):
     the same seed. Default: none."""
 
 
+class GlueConfig(Section):
+    """`robustly glue`: the grid of settings that each of GLUE's tasks is tried with (Liu et al.
+    2019, Table 10)."""
+
+    batch_size: Annotated[tuple[Positive, ...], Field(min_length=1)] = (16, 32)
+    """Of `optim.batch_size`."""
+    peak_lr: Annotated[tuple[Rate, ...], Field(min_length=1)] = (1e-5, 2e-5, 3e-5)
+    """Of `optim.peak_lr`."""
+
+
 class DeltaExperiment(Config):
     """The whole config of a delta."""
 
@@ -176,6 +186,7 @@ class DeltaExperiment(Config):
     optim: TuningConfig = TuningConfig()
     search: SearchConfig = SearchConfig()
     compare: CompareConfig = CompareConfig()
+    glue: GlueConfig = GlueConfig()
 
     @model_validator(mode="after")
     def _patience_needs_dev(self) -> Self:

@@ -106,6 +106,7 @@ KINDS: dict[str, FolderKind] = {
         FolderKind("delta", "delta", f"{_HERE}.delta:describe"),
         FolderKind("search", "delta search", f"{_HERE}.delta:describe_search"),
         FolderKind("comparison", "delta compare", f"{_HERE}.delta:describe_comparison"),
+        FolderKind("glue", "glue FOLDER --config", f"{_HERE}.delta:describe_glue"),
         FolderKind("subspace", "delta subspace --into FOLDER", f"{_HERE}.delta:describe_subspace"),
         FolderKind("route", "delta route --into FOLDER", f"{_HERE}.delta:describe_route"),
     )

@@ -10,7 +10,7 @@ from robustly import __version__
 
 ORDER = (
     *("run", "clean", "tokenizer", "prepare", "pretrain", "distill", "publish", "report", "export"),
-    *("evaluate", "inspect", "trace", "replay", "plan", "doctor", "launch", "delta"),
+    *("evaluate", "inspect", "trace", "replay", "plan", "doctor", "launch", "delta", "glue"),
 )
 """Of the commands in the help: as a user meets them."""
 

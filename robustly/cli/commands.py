@@ -5,6 +5,7 @@ from robustly.cli import (  # noqa: F401
     delta_use,
     evaluate,
     export,
+    glue,
     inspect,
     launch,
     preflight,

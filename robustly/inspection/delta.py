@@ -1,5 +1,5 @@
 """Describe a delta (method, sizes, base, scores), a search (its trials), a comparison (its rows),
-a subspace of prompts or a router of texts."""
+a task of GLUE, a subspace of prompts or a router of texts."""
 
 import math
 from pathlib import Path
@@ -83,6 +83,15 @@ def describe_comparison(folder: Path, finished: Manifest) -> Description:
     summary = f"A comparison of {len(rows)} entries by {metric}."
     note = f"table: {folder / 'table.md'}\nplot:  {folder / 'plot.png'}"
     return _described(folder, finished, summary, Listing("entries", rows), note)
+
+
+def describe_glue(folder: Path, finished: Manifest) -> Description:
+    """Describe a folder of one of GLUE's tasks. Raises UserError as `describe` does."""
+    result = _read(folder / "result.json", dict)
+    summary = f"{result['task']} of GLUE: the median of {len(result['seeds'])} seeds on dev."
+    listing = Listing("settings, with the first seed", result["grid"])
+    note = f"table of all tasks: {folder.parent / 'table.md'}"
+    return _described(folder, finished, summary, listing, note)
 
 
 _SHOWN = ("name", "metric", "own", "decoded")

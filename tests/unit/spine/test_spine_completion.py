@@ -62,4 +62,4 @@ def test_shipped_configs_by_name_and_yaml_files(completed: dict[str, list[str]])
 
 @pytest.mark.parametrize("line", ["delta d", "delta tune d"])
 def test_deltas_are_offered_configs_of_deltas(completed: dict[str, list[str]], line: str) -> None:
-    assert completed[line] == ["delta/lora"]
+    assert completed[line] == ["delta/glue", "delta/lora"]
