@@ -95,9 +95,15 @@ def test_one_that_was_killed_goes_on_as_if_it_had_not_been(
     assert again.read_text() == before.read_text()
 
 
-def test_one_that_paused_goes_on_as_if_it_had_not(setting: Setting, tmp_path: Path) -> None:
+def test_one_that_paused_goes_on_as_if_it_had_not(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = trial(setting, {}, 3, tmp_path / "whole")
-    for epochs in (1, 1, 3):
+    made = trial(setting, {}, 3, tmp_path / "paused", pause=1)
+    assert (made.state, made.curve) == ("paused", whole.curve[:1])
+
+    stopped_in(monkeypatch, 1)  # which is not made again
+    for epochs in (1, 3):
         made = trial(setting, {}, 3, tmp_path / "paused", pause=epochs)
         assert (made.state, made.curve) == ("paused", whole.curve[:epochs])
 
