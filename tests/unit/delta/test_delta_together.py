@@ -169,6 +169,7 @@ def test_all_methods_and_all_kinds_of_task_at_once(
         "plain cloze": made(base, PAIRS["prompt"][0], 7, ("bad", "great"), kind="cloze", template="{text} It was<mask>.", words=words),
         "labels": made(base, PAIRS["lora"][1], 8, kind="multi_label"),
         "span": made(base, [{"name": "bitfit"}, {"name": "prompt", "tokens": 2}], 9, (), kind="span_qa", stride=4),
+        "windows": made(base, PAIRS["prompt"][0], 11, long="windows", max_length=16),
         "full": made(base, APART, 10),
     }  # fmt: skip
     given: dict[str, list[Any]] = {
