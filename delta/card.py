@@ -16,6 +16,7 @@ from robustly.delta.predictor import sample_input
 from robustly.delta.saving import DeltaRecord, task_of
 from robustly.delta.tasks.data import TaskData
 from robustly.delta.tasks.heads.long_texts import CutCounts
+from robustly.delta.trial import DECISIONS
 from robustly.delta.tuning import SeedScore, mean_and_deviation
 from robustly.log import show
 
@@ -72,6 +73,7 @@ def delta_card(
         f" {show(scores[0].scores[data.metric])}; it was not chosen by its score. Each seed draws"
         " its own training examples.\n",
         choice_section(folder, data.metric),
+        _decisions_section(folder),
         "## Use\n",
         _use(source, record),
     ]
@@ -79,6 +81,20 @@ def delta_card(
         sections.append(_peft_use(source, record))
 
     return "\n".join([*sections, "## Facts\n", markdown.facts(_facts(record, recipe))])
+
+
+def _decisions_section(folder: Path) -> str:
+    """What the tuner decided by watching itself; empty where it did not."""
+    if not (path := folder / DECISIONS).exists():
+        return ""
+
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [[row[key] for key in ("seed", "epoch", "part", "text")] for row in rows]
+    table = markdown.table(["seed", "epoch", "part", "what, and why"], lines)
+    shown = table if lines else "It found nothing to change.\n"
+    return (
+        f"## Decisions\n\nThe tuner watched its scores on the dev file (`optim.watch`).\n\n{shown}"
+    )
 
 
 def _use(source: Source, record: DeltaRecord) -> str:

@@ -89,6 +89,11 @@ class TuningConfig(Section):
     patience: Positive | None = None
     """Epochs without a better score on `task.dev` after which a seed ends; default: all are made.
     With a `dev` file the best epoch's delta is kept and tested, with or without patience."""
+    watch: bool = False
+    """Whether the tuner acts on the scores on `task.dev` and on the gradients
+    (`robustly.delta.watching`): back to the best epoch with half the rates where the score falls;
+    half the rate of the part that went too far where it stands still; a method of a mixture that
+    counts for nothing switched off, its parameters given to the one that counts most."""
 
     def recipe(self) -> dict[str, Any]:
         """Without the micro-batch: an interrupted training may go on with another one."""
@@ -189,12 +194,19 @@ class DeltaExperiment(Config):
     glue: GlueConfig = GlueConfig()
 
     @model_validator(mode="after")
-    def _patience_needs_dev(self) -> Self:
-        if self.optim.patience and self.delta.task.dev is None:
-            raise ValueError(
-                f"optim.patience = {self.optim.patience}: counts epochs without a better score on"
-                " delta.task.dev, which is missing; name a dev file, or leave patience out"
-            )
+    def _dev_is_there(self) -> Self:
+        if self.delta.task.dev is None:
+            if self.optim.patience:
+                raise ValueError(
+                    f"optim.patience = {self.optim.patience}: counts epochs without a better score"
+                    " on delta.task.dev, which is missing; name a dev file, or leave patience out"
+                )
+            if self.optim.watch:
+                raise ValueError(
+                    "optim.watch: looks at the scores on delta.task.dev, which is missing; name a"
+                    " dev file, or leave watch out"
+                )
+
         return self
 
     def folder(self, stage: str) -> Path:

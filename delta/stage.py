@@ -21,7 +21,7 @@ from robustly.delta.config import DeltaExperiment
 from robustly.delta.defaults import candidates
 from robustly.delta.tasks.data import TaskData, draw
 from robustly.delta.tasks.heads.long_texts import CutCounts
-from robustly.delta.trial import LINES, Setting, Trial, seed_folder, trial
+from robustly.delta.trial import DECISIONS, LINES, Setting, Trial, seed_folder, trial
 from robustly.delta.tuning import Tuned, mean_and_deviation
 from robustly.delta.workers import how_many, run
 from robustly.files import write_atomic, write_json, write_json_lines
@@ -81,6 +81,10 @@ def _collect(
     lines = [(seed_folder(folder, made.seed) / LINES).read_text() for made in trials]
     write_atomic(folder / LINES, "".join(lines))
 
+    if config.optim.watch:
+        places = [seed_folder(folder, made.seed) / DECISIONS for made in trials]
+        write_atomic(folder / DECISIONS, "".join(place.read_text() for place in places))
+
     mean, deviation = mean_and_deviation([score.scores[data.metric] for score in scores])
     summary = {
         data.metric: mean,
@@ -104,7 +108,9 @@ def _collect(
     write_atomic(folder / "README.md", card)
 
     names = {saving.TENSORS, saving.RECORD, PREDICTIONS, LINES, "scores.json", "README.md"}
-    names |= {path.name for pattern in ("adapter_*", CHOICE) for path in folder.glob(pattern)}
+    names |= {
+        path.name for pattern in ("adapter_*", CHOICE, DECISIONS) for path in folder.glob(pattern)
+    }
     files = [folder / name for name in sorted(names)]
     counts = {
         f"{part}_parameters": count for part, count in record.parameters.items() if part != "base"

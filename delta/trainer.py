@@ -1,25 +1,34 @@
 """The updates of a delta's training: batches, optimizer, the best epoch (`tuning` runs them)."""
 
+import copy
+import dataclasses
+import functools
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from transformers import RobertaPreTrainedModel
 
 from robustly import UserError
+from robustly.delta import watching
 from robustly.delta.attachment import stored, trained
-from robustly.delta.checkpoint import Stateful, Tensors
-from robustly.delta.config import TuningConfig
+from robustly.delta.base_model import Base
+from robustly.delta.config import DeltaExperiment, TuningConfig
+from robustly.delta.methods import parse
+from robustly.delta.methods.method import Method
 from robustly.delta.predictor import Predictor
+from robustly.delta.reshaping import carry, carry_moments
 from robustly.delta.tasks.data import TaskData, draw
 from robustly.delta.tasks.heads import EncodedExample
 from robustly.delta.tasks.metrics import gain
+from robustly.delta.watching import Look
 from robustly.pretrain.schedule import fraction_of_peak
 from robustly.rng import Purpose, permute, seed64
 
@@ -54,51 +63,121 @@ class Course:
     epoch: float = 0.0
     waited: int = 0
     """Epochs since then."""
-    best: dict[str, Tensor] = field(default_factory=dict)
-    """What the delta stores, after that epoch; empty without a dev file."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """What the delta stored after that epoch, and with `optim.watch` what updates need besides;
+    empty without a dev file."""
     seconds: float = 0.0
+    looks: list[Look] = field(default_factory=list)
+    """With `optim.watch`: what was seen, before training and after each epoch."""
+    norms: dict[str, float] = field(default_factory=dict)
+    """Of each part's gradients, the sum over the epoch's updates so far."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """Of its own rate, to which a part was lowered."""
+    moved: int = 0
+    """Looks there were at the last move."""
+    falls: int = 0
+    """From the best epoch, so far."""
+    decisions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def updates(self) -> int:
         return len(self.lines)
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {**vars(self), "looks": [asdict(look) for look in self.looks]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update(state_dict)
+        vars(self).update(state_dict, looks=[Look(**look) for look in state_dict["looks"]])
 
 
 class DeltaTrainer:
-    """Trains the delta and the head of a predictor on a seed's examples.
+    """Trains a delta and its head on a seed's examples.
 
-    The draw of the examples, their order and dropout are functions of the seed."""
+    The draw of the examples, the head, the delta's start, the order and dropout are functions of
+    the seed."""
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        data: TaskData,
-        count: int | None,
-        optim: TuningConfig,
-        seed: int,
-    ):
-        """`count`: as `draw` has it."""
-        self.predictor, self.model, self.head = predictor, predictor.model, predictor.head
-        self.data, self.optim, self.seed = data, optim, seed
-        self.rows = self.head.encode(draw(data, count, seed))
-        self.objective = self.head.training(self.rows)
-        self.dev = self.head.encode(data.dev)
-        self.schedule = optim.schedule(len(self.rows))
-        self.per_epoch = len(self.rows) / optim.batch_size
-        self.bf16 = trains_in_bf16(optim, self.model.device, self.model.config.hidden_size)
-        self.optimizer = adamw(self.model, optim)
+    def __init__(self, base: Base, config: DeltaExperiment, data: TaskData, seed: int):
+        self.base, self.data, self.seed = base, data, seed
+        self.task, self.optim = config.delta.task, config.optim
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.examples = draw(data, self.task.examples, seed)
+        self._train(self._attached(config.delta.listed))
+        self.lengths = [self.head.length(row) for row in self.rows]
+        self.schedule = self.optim.schedule(len(self.rows))
+        self.per_epoch = len(self.rows) / self.optim.batch_size
+        self.bf16 = trains_in_bf16(self.optim, self.device, base.model.config.hidden_size)
         self.course = Course()
 
-    def parts(self) -> dict[str, Stateful]:
-        """What an update changes, by name, for a checkpoint."""
-        methods = {f"method {n}": part for n, part in enumerate(self.model.delta.stateful)}
-        tensors = Tensors(stored(self.model))
-        return {"tensors": tensors, "optimizer": self.optimizer, "course": self.course, **methods}
+    def _attached(self, methods: Sequence[Method]) -> Predictor:
+        predictor = Predictor.attached(
+            self.base,
+            self.task,
+            self.data.labels,
+            methods,
+            self.seed,
+            examples=lambda: self.examples,
+        )
+        predictor.model.to(self.device)
+        return predictor
+
+    def _train(self, predictor: Predictor) -> None:
+        """Make it the one that updates change."""
+        self.predictor, self.model, self.head = predictor, predictor.model, predictor.head
+        self.optimizer = adamw(self.model, self.optim)
+        self.rows = self.head.encode(self.examples)
+        self.objective = self.head.training(self.rows)
+        self.dev = self.head.encode(self.data.dev)
+
+    @property
+    def methods(self) -> list[Method]:
+        """Those that are trained now."""
+        return list(self.model.delta.methods)
+
+    @property
+    def parts(self) -> list[str]:
+        """What has a rate of its own: the head and each method that trains something."""
+        return sorted({group["part"] for group in self.optimizer.param_groups})
+
+    @functools.cached_property
+    def baseline(self) -> float:
+        """The score of the same answer to all on the dev file."""
+        metric = self.data.metric
+        return gain(metric, dataclasses.replace(self.data, test=self.data.dev).baselines[metric])
+
+    def size(self, part: str) -> int:
+        """Parameters that a part trains."""
+        method_of = self.model.delta.method_of
+        return sum(
+            parameter.numel()
+            for name, parameter in trained(self.model).items()
+            if method_of.get(name, HEAD) == part
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What updates change, for a checkpoint."""
+        methods = [method.model_dump(mode="json") for method in self.methods]
+        return {"methods": methods, "course": self.course.state_dict(), **self._state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        methods = parse(state_dict["methods"])
+        if methods != self.methods:
+            self._train(self._attached(methods))
+        self.course.load_state_dict(state_dict["course"])
+        self._restore(state_dict)
+
+    def _state(self) -> dict[str, Any]:
+        """What an update changes of the delta, the optimizer and the methods."""
+        return {
+            "tensors": stored(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "allocations": [part.state_dict() for part in self.model.delta.stateful],
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        put(state["tensors"], self.model)
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        for part, own in zip(self.model.delta.stateful, state["allocations"], strict=True):
+            part.load_state_dict(copy.deepcopy(own))
 
     def ends_epoch(self, update: int) -> bool:
         """Whether an update is the last one of its epoch, or of all."""
@@ -107,8 +186,7 @@ class DeltaTrainer:
 
     def batches(self) -> Iterator[tuple[int, list[EncodedExample]]]:
         """The updates that are left, by their numbers from 1 on, and their batches."""
-        lengths = [self.head.length(row) for row in self.rows]
-        every = batches(lengths, self.optim.batch_size, self.schedule.updates, self.seed)
+        every = batches(self.lengths, self.optim.batch_size, self.schedule.updates, self.seed)
         left = itertools.islice(every, self.course.updates, None)
         for update, places in enumerate(left, start=self.course.updates + 1):
             yield update, [self.rows[place] for place in places]
@@ -125,10 +203,14 @@ class DeltaTrainer:
             )
 
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * fraction_of_peak(update, self.schedule)
+            share = self.course.shares.get(group["part"], 1.0)
+            group["lr"] = share * group["peak"] * fraction_of_peak(update, self.schedule)
+
+        if self.optim.watch:
+            self._note_norms()
 
         if self.optim.clip_norm:
-            torch.nn.utils.clip_grad_norm_(trained(self.model).values(), self.optim.clip_norm)
+            clip_grad_norm_(trained(self.model).values(), self.optim.clip_norm)
 
         self.optimizer.step()
         for act in self.model.delta.after_update:
@@ -140,7 +222,7 @@ class DeltaTrainer:
         """Compute the gradients of the batch's mean loss and of the methods' penalties, a
         micro-batch at a time. Returns that mean loss."""
         targets = self.objective.targets(batch)
-        whole = torch.zeros((), device=self.model.device)
+        whole = torch.zeros((), device=self.device)
         size = self.optim.micro_batch or len(batch)
         for start in range(0, len(batch), size):
             some = batch[start : start + size]
@@ -156,28 +238,103 @@ class DeltaTrainer:
 
     def _logits(self, rows: Sequence[EncodedExample]) -> Tensor:
         with self.precision():
-            return self.head.logits(self.model, self.head.batch(rows, self.model.device), rows)
+            return self.head.logits(self.model, self.head.batch(rows, self.device), rows)
 
     def precision(self) -> torch.autocast:
         """The context in which the model computes: weights stay in fp32, and so does what is added
         to them."""
-        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def scores(self) -> dict[str, float]:
-        """On the dev file: the scores of the delta as it is."""
+    def _note_norms(self) -> None:
+        norms = self.course.norms
+        squares = dict.fromkeys(self.parts, 0.0)
+        for group in self.optimizer.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            squares[group["part"]] += get_total_norm(gradients).item() ** 2
+
+        for part, square in squares.items():
+            norms[part] = norms.get(part, 0.0) + math.sqrt(square)
+
+    def look(self) -> Look:
+        """Score the delta as it is on the dev file."""
+        updates = self.course.updates
+        before = self.course.looks[-1].epoch if self.course.looks else 0.0
+        epoch = updates / self.per_epoch
+        each = {
+            part: norm / ((epoch - before) * self.per_epoch)
+            for part, norm in self.course.norms.items()
+        }
+        self.course.norms.clear()
+        return self._seen(self.predictor, epoch, each)
+
+    def _seen(self, predictor: Predictor, epoch: float, norms: dict[str, float]) -> Look:
+        rows = self.dev if predictor.head == self.head else None
         with self.precision():
-            return self.predictor.judge(self.data.dev, self.dev).scores
+            scores = predictor.judge(self.data.dev, rows).scores
+        metric = self.data.metric
+        return Look(epoch, gain(metric, scores[metric]), scores["loss"], norms)
 
-    def take(self, update: int, score: float) -> None:
+    def take(self, look: Look) -> None:
         """Note a score after an epoch, and keep what the delta stores if it is the best one."""
-        course, worth = self.course, gain(self.data.metric, score)
-        if worth > course.score:
-            course.score, course.epoch, course.waited = worth, update / self.per_epoch, 0
-            course.best = {
-                name: tensor.detach().clone() for name, tensor in stored(self.model).items()
-            }
+        course = self.course
+        better = look.score > course.score
+        if course.looks:
+            better = watching.better(course.looks[0], watching.best_of(course.looks), look)
+
+        if better:
+            course.score, course.epoch = look.score, look.epoch
+            course.waited = course.falls = 0
+            self.keep()
         else:
             course.waited += 1
+
+    def keep(self) -> None:
+        """Make the present state the best one."""
+        state = self._state() if self.optim.watch else {"tensors": stored(self.model)}
+        self.course.best = copy.deepcopy(
+            {**state, "tensors": {name: t.detach() for name, t in state["tensors"].items()}}
+        )
+
+    def go_back(self) -> None:
+        """Restore the state after the best epoch."""
+        self._restore(self.course.best)
+        self.optimizer.zero_grad()
+
+    def without(self, name: str) -> Look:
+        """How the delta would score without one of its methods."""
+        rest = self._attached([method for method in self.methods if method.name != name])
+        carry(self.model, rest.model)
+        return self._seen(rest, self.course.looks[-1].epoch, {})
+
+    def returned(self, part: str) -> Look:
+        """How it would score with one part as it was after the best epoch."""
+        now = {name: tensor.detach().clone() for name, tensor in stored(self.model).items()}
+        method_of = self.model.delta.method_of
+        ours = {name for name in trained(self.model) if method_of.get(name, HEAD) == part}
+        put({**now, **{name: self.course.best["tensors"][name] for name in ours}}, self.model)
+        look = self._seen(self.predictor, self.course.looks[-1].epoch, {})
+        put(now, self.model)
+        return look
+
+    def go_on_with(self, methods: Sequence[Method]) -> None:
+        """Train these methods from here on: those that are trained now, without some, or larger."""
+        model, optimizer = self.model, self.optimizer
+        self._train(self._attached(methods))
+        carry(model, self.model)
+        carry_moments(model, optimizer, self.model, self.optimizer)
+        for part, own in zip(self.model.delta.stateful, model.delta.stateful, strict=False):
+            part.load_state_dict(own.state_dict())
+
+        self.model.train()
+
+
+def put(tensors: Mapping[str, Tensor], model: RobertaPreTrainedModel) -> None:
+    """Give what a delta stores these values."""
+    own = stored(model)
+    assert own.keys() == tensors.keys()
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
 
 
 def trains_in_bf16(optim: TuningConfig, device: torch.device, width: int) -> bool:

@@ -31,6 +31,8 @@ from robustly.strict_json import read_json, record
 RECORD = "trial.json"
 CHECKPOINT = "checkpoint.pt"
 LINES = "metrics.jsonl"
+DECISIONS = "decisions.jsonl"
+"""What the tuner decided (`optim.watch`)."""
 METHODS = "delta.methods"
 RUNGS = [4**number for number in range(10)]
 """Epochs after which successive halving looks at a trial."""
@@ -199,6 +201,10 @@ def trial(
         known(state="failed", failure=str(fault))
     else:
         write_json_lines(folder / LINES, ({"seed": seed, **line} for line in tuned.lines))
+        if tried.config.optim.watch:
+            decisions = ({"seed": seed, **decision} for decision in tuned.decisions)
+            write_json_lines(folder / DECISIONS, decisions)
+
         if kept:
             kept(tuned)
         known(state="complete", failure=None, score=tuned.score, sizes=_sizes(tuned))

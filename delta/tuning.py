@@ -12,14 +12,15 @@ from typing import Any
 import torch
 
 from robustly import log
-from robustly.delta.attachment import finish, parameters, stored
+from robustly.delta import adjusting
+from robustly.delta.attachment import finish, parameters
 from robustly.delta.base_model import Base
-from robustly.delta.checkpoint import Tensors, TrainingState
+from robustly.delta.checkpoint import TrainingState
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.predictor import Judgement, Predictor
 from robustly.delta.tasks.data import TaskData, draw
 from robustly.delta.tasks.metrics import gain
-from robustly.delta.trainer import DeltaTrainer
+from robustly.delta.trainer import DeltaTrainer, Diverged, put
 
 
 class Stopped(Exception):
@@ -57,6 +58,8 @@ class Tuned:
     """That it was trained on."""
     lines: list[dict[str, float]]
     """Loss of each update, and the main score on the dev file of each epoch."""
+    decisions: list[dict[str, Any]]
+    """With `optim.watch`: what was done, when, and why."""
 
 
 def score(base: Base, config: DeltaExperiment, data: TaskData) -> list[SeedScore]:
@@ -115,16 +118,13 @@ def tune(
 
     Raises UserError if a method does not fit the base, and Diverged if the loss is no longer
     finite."""
-    predictor = attached(base, config, data, seed)
-    trained = parameters(predictor.model)["delta"]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictor.model.to(device)
-    trainer = DeltaTrainer(predictor, data, config.delta.task.examples, config.optim, seed)
-    state = TrainingState(checkpoint, trainer.parts()) if checkpoint else None
+    trainer = DeltaTrainer(base, config, data, seed)
+    state = TrainingState(checkpoint, trainer) if checkpoint else None
     if state and state.load():
         updates = f"{trainer.course.updates:,} of {trainer.schedule.updates:,}"
         log.say(f"seed {seed}  goes on after update {updates}")
 
+    device = trainer.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             _train(trainer, after_epoch, state)
@@ -133,10 +133,11 @@ def tune(
                 state.save()
             raise
 
-    course = trainer.course
+    course, predictor = trainer.course, trainer.predictor
     if course.best:
-        Tensors(stored(predictor.model)).load_state_dict(course.best)
+        put(course.best["tensors"], predictor.model)
 
+    trained = parameters(predictor.model)["delta"]
     finish(predictor.model)
     predictor.model.eval()
     if board:
@@ -153,7 +154,7 @@ def tune(
         dev=gain(data.metric, course.score) if course.best else None,
         seconds=round(course.seconds, 3),
     )
-    return Tuned(predictor, score, test, trained, len(trainer.rows), course.lines)
+    return Tuned(predictor, score, test, trained, len(trainer.rows), course.lines, course.decisions)
 
 
 def _train(
@@ -162,28 +163,41 @@ def _train(
     state: TrainingState | None,
 ) -> None:
     """Make the updates that are left, and score each epoch on the dev file."""
-    course = trainer.course
+    course, metric = trainer.course, trainer.data.metric
     started = time.monotonic() - course.seconds
     with log.progress(f"seed {trainer.seed}", trainer.schedule.updates, "updates") as advance:
         advance(course.updates)
         trainer.model.train()
+        if trainer.optim.watch and not course.looks:
+            adjusting.begin(trainer)
 
         for update, batch in trainer.batches():
             if trainer.optim.patience and course.waited >= trainer.optim.patience:
                 break
 
-            trainer.step(update, batch)
+            try:
+                trainer.step(update, batch)
+            except Diverged:
+                if not trainer.optim.watch:
+                    raise
+                course.lines[-1].pop("loss")
+                if not adjusting.go_back(trainer, trainer.parts, "the loss is not finite"):
+                    raise
+
             advance(1)
             course.seconds = time.monotonic() - started
 
             if trainer.dev and trainer.ends_epoch(update):
-                scores = trainer.scores()
+                look = trainer.look()
                 course.seconds = time.monotonic() - started
-                score = scores[trainer.data.metric]
-                course.lines[-1][f"dev_{trainer.data.metric}"] = score
-                trainer.take(update, score)
+                score = gain(metric, look.score)
+                course.lines[-1][f"dev_{metric}"] = score
+                trainer.take(look)
+                if trainer.optim.watch:
+                    adjusting.watch(trainer, look)
+
                 if after_epoch:
-                    after_epoch(math.ceil(update / trainer.per_epoch), score, scores["loss"])
+                    after_epoch(math.ceil(update / trainer.per_epoch), score, look.loss)
 
             if state:
                 state.save_if_due()

@@ -49,6 +49,11 @@ class Adapter(Method):
                 if isinstance(module, nn.LayerNorm):
                     module.requires_grad_(True)
 
+    def grown(self, share: float) -> Method | None:
+        """Wider bottlenecks."""
+        size = self.size + int(self.size * share)
+        return self.model_copy(update={"size": size}) if size > self.size else None
+
     def scaled_lr(self, width: int) -> float:
         """What is multiplied by `scale` moves as much faster: at the same rate such adapters gave
         the same answer to all (docs/deltas.md)."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from robustly import UserError
-from robustly.delta.methods.method import PeftLayers
+from robustly.delta.methods.method import Method, PeftLayers
 from robustly.pretrain.config import Positive
 
 if TYPE_CHECKING:
@@ -73,6 +73,12 @@ def _names(target: str, linear_map: str) -> bool:
 
 class _Lora(LowRank):
     default_lr: ClassVar[float] = 5e-4  # Hu et al. 2021, Table 9: 4e-4 to 5e-4
+
+    def grown(self, share: float) -> "Method | None":
+        """More ranks, at the same alpha / rank."""
+        rank = self.rank + int(self.rank * share)
+        larger = {"rank": rank, "alpha": self.alpha * rank / self.rank}
+        return self.model_copy(update=larger) if rank > self.rank else None
 
     def peft_config(self, config: "RobertaConfig") -> "LoraConfig":
         from peft import LoraConfig

@@ -58,6 +58,11 @@ class Method(Section):
         """`default_lr` for a base of so many hidden units."""
         return scaled_to_width(self.default_lr, width)
 
+    def grown(self, share: float) -> "Method | None":
+        """The method with up to so many times more of its own parameters, which at first change
+        nothing when the present ones are carried over; None where it has no such size."""
+        return None
+
     def peft_config(self, config: "RobertaConfig") -> "PeftConfig | None":
         """What peft loads its stored form by; None where peft has no such form."""
         return None

@@ -131,7 +131,7 @@ def test_states_are_written_now_and_then(tmp_path: Path, monkeypatch: pytest.Mon
             assert state_dict == {"value": 7}
             written.clear()
 
-    file = delta_checkpoint.TrainingState(tmp_path / "state.pt", {"slow": Slow()})
+    file = delta_checkpoint.TrainingState(tmp_path / "state.pt", Slow())
     assert not file.load()
     for _ in range(500):
         now += 1
