@@ -9,10 +9,12 @@ from robustly import UserError, log
 from robustly.config import InputPath
 from robustly.delta.inputs import Given, windows
 from robustly.delta.predictor import BATCH, Answer, Judgement, Predictor, unseen
+from robustly.delta.route import Route
 from robustly.delta.tasks import files
 from robustly.delta.tasks.data import labels_of
 from robustly.delta.tasks.examples import Example, examples, input_of, refuse
 from robustly.delta.tasks.heads import TaskHead, Wanted
+from robustly.delta.tasks.heads.head import DIGITS
 from robustly.delta.together import Together
 
 WINDOW = 8 * BATCH
@@ -44,10 +46,12 @@ class _Asked(NamedTuple):
     kept: dict[str, Any]
     line: str | None
     """The line of text, where it is one."""
+    share: float | None = None
+    """What a router gave the delta, of 1."""
 
 
 def answers(
-    predictor: Predictor | Together,
+    predictor: Predictor | Together | Route,
     given: Iterable[Given],
     options: Options,
     advance: Callable[[int], None] = unseen,
@@ -55,20 +59,26 @@ def answers(
     """The answer to each row, in the rows' order, as it is printed. `advance`: told how many more
     are ready.
 
-    Of several deltas a row is for the one that it names under `delta`, and else for all of them.
+    Of several deltas a row is for the one that it names under `delta`, and else for all of them, or
+    for the one that a router chooses.
 
     Raises UserError if the answers have not what is wanted of them; and, after the answers to all
     rows before it, with the place of a row that has no input, if it is one more than
     `options.max_bad_lines`."""
-    heads = predictor.heads if isinstance(predictor, Together) else {"": predictor.head}
+    deltas = predictor.deltas if isinstance(predictor, Route) else predictor
+    heads = deltas.heads if isinstance(deltas, Together) else {"": deltas.head}
     for head in heads.values():
         head.check(options.wanted)
 
     bad = 0
     for window in windows(given, WINDOW, options.slow):
-        read = [_read(heads, each, options.keep) for each in window]
+        router = predictor if isinstance(predictor, Route) else None
+        read = [_read(heads, each, options.keep, router) for each in window]
+        if router:
+            _choose(router, window, read)
+
         asked = [one for each in read if isinstance(each, list) for one in each]
-        answered = iter(_answered(predictor, asked, advance))
+        answered = iter(_answered(deltas, asked, advance))
 
         for row, each in zip(window, read, strict=True):
             if isinstance(each, list):
@@ -76,7 +86,7 @@ def answers(
                     one.delta: _shown(heads[one.delta], one, next(answered), options.wanted)
                     for one in each
                 }
-                yield each[0].kept | _row(shown)
+                yield each[0].kept | _row(shown, each[0].share)
                 continue
 
             bad += 1
@@ -87,9 +97,10 @@ def answers(
 
 
 def _read(
-    heads: Mapping[str, TaskHead], given: Given, keep: tuple[str, ...]
+    heads: Mapping[str, TaskHead], given: Given, keep: tuple[str, ...], router: Route | None
 ) -> list[_Asked] | ValueError:
-    """What is asked by a row, of one delta or of each, or why nothing is."""
+    """What is asked by a row, of one delta or of each, or why nothing is; with a router, of each
+    that can take it."""
     row = given.row
     if isinstance(row, ValueError):
         return row
@@ -102,7 +113,10 @@ def _read(
             return ValueError(f"{DELTA}: {names[0]!r}; expected one of {', '.join(heads)}")
 
     try:
-        examples = {name: input_of(heads[name].task, row) for name in names}
+        if router and not _names_its_delta(given):
+            examples = router.inputs(row)
+        else:
+            examples = {name: input_of(heads[name].task, row) for name in names}
     except ValueError as fault:
         return fault
 
@@ -113,6 +127,23 @@ def _read(
     kept = {"input": {key: keys[key] for key in keep}} if keep else {}
     line = row if isinstance(row, str) else None
     return [_Asked(name, example, kept, line) for name, example in examples.items()]
+
+
+def _choose(router: Route, window: Sequence[Given], read: list[list[_Asked] | ValueError]) -> None:
+    """Leave of what is asked by each row what is asked of the delta that it is for, but for rows
+    that name theirs."""
+    rows = {
+        place: {one.delta: one for one in each}
+        for place, (given, each) in enumerate(zip(window, read, strict=True))
+        if isinstance(each, list) and not _names_its_delta(given)
+    }
+    inputs = [{name: one.example for name, one in row.items()} for row in rows.values()]
+    for (place, row), choice in zip(rows.items(), router.choose(inputs), strict=True):
+        read[place] = [row[choice.delta]._replace(share=choice.share)]
+
+
+def _names_its_delta(given: Given) -> bool:
+    return isinstance(given.row, dict) and DELTA in given.row
 
 
 def _answered(
@@ -140,11 +171,14 @@ def _told(head: TaskHead, example: Example, answer: Answer, wanted: Wanted) -> d
     return {**found, CUT: answer.lost} if answer.lost else found
 
 
-def _row(shown: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The answer of one delta, with its name if it has one; or those of several, by name."""
+def _row(shown: dict[str, dict[str, Any]], share: float | None) -> dict[str, Any]:
+    """The answer of one delta, with its name if it has one, and its share if it was chosen; or
+    those of several, by name."""
     if len(shown) > 1:
         return {"answers": shown}
     ((name, answer),) = shown.items()
+    if share is not None:
+        return {DELTA: name, "share": round(share, DIGITS), **answer}
     return {DELTA: name, **answer} if name else answer
 
 

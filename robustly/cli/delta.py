@@ -190,7 +190,7 @@ def delta_route_command(
     are not trained yet are trained first, by their configs."""
     with user_errors():
         settled = _settled(configs)
-        from robustly.delta.route import make_route
+        from robustly.delta.route_training import make_route
 
         show_result(into, make_route(settled, into), as_json)
 

@@ -17,6 +17,7 @@ from robustly.cli.delta import delta_app
 if TYPE_CHECKING:
     from robustly.delta.base_model import Base
     from robustly.delta.predictor import Predictor
+    from robustly.delta.route import Route
     from robustly.delta.together import Together
 
 DeltaFolder = Annotated[
@@ -64,6 +65,17 @@ def finished_deltas(folders: Sequence[Path], base: Path | None, precision: str) 
 
     found = in_precision(folders[0], base, precision)
     return Together.load(found, dict(zip(names, folders, strict=True))).to(device())
+
+
+def finished_route(folder: Path, base: Path | None, precision: str) -> "Route":
+    """What `robustly delta route` has made, on the GPU if there is one. Raises UserError as
+    `finished_delta` does."""
+    from robustly.delta.route import DELTAS, load, read_record
+
+    name = read_record(folder).tasks[0].name
+    route = load(in_precision(folder / DELTAS / name, base, precision), folder)
+    route.deltas.to(device())
+    return route
 
 
 def in_precision(folder: Path, base: Path | None, precision: str) -> "Base":
@@ -142,7 +154,8 @@ def delta_predict_command(
     probable each label is; for tags the spans as well. Inputs are answered while they are read,
     however many there are, and from a pipe as they come. A row has the keys that the delta's
     training file had, without the answer; a line of text is the text. Several deltas
-    (`--deltas`) answer by one run of the encoder, where their methods allow it.
+    (`--deltas`) answer by one run of the encoder, where their methods allow it. In the place of a
+    delta, what `robustly delta route` has made sends each row to the delta that it is for.
 
     A row that holds no input (a blank text, a missing key, broken JSON) ends the command with its
     line and exit code 2, after the answers to all rows before it.
@@ -151,12 +164,15 @@ def delta_predict_command(
         from robustly.delta.answering import CUT, Options, answers
         from robustly.delta.inputs import read
         from robustly.delta.predictor import unseen
+        from robustly.delta.route import RECORD
         from robustly.delta.tasks.heads import Wanted
 
         files = given or []
-        predictor: Predictor | Together
+        predictor: Predictor | Together | Route
         if deltas:
             predictor = finished_deltas(list(map(Path, deltas.split(","))), base, precision)
+        elif files and (Path(files[0]) / RECORD).exists():
+            predictor, files = finished_route(Path(files[0]), base, precision), files[1:]
         elif files:
             predictor, files = finished_delta(Path(files[0]), base, precision)[1], files[1:]
         else:

@@ -126,7 +126,7 @@ def describe_route(folder: Path, finished: Manifest) -> Description:
             "task": task["name"],
             "trained on": task["trained"],
             "tested": task["tested"],
-            "sent there": task["right"] / task["tested"],
+            "sent there": task["right"] / task["tested"] if task["tested"] else None,
             "most often sent elsewhere": _elsewhere(number, record["confusion"][number], tasks),
         }
         for number, task in enumerate(tasks)

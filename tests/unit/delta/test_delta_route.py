@@ -18,7 +18,8 @@ from robustly.delta import route
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.layers.routing import first_pass
-from robustly.delta.route import features, fit, make_route
+from robustly.delta.route import features
+from robustly.delta.route_training import fit, make_route
 from robustly.delta.saving import load
 from robustly.inspection.describe import describe_folder
 
@@ -108,10 +109,10 @@ def test_texts_go_to_the_delta_of_their_task(
     shutil.rmtree(tmp_path / "deltas")
     moved = route.load(place / "base", tmp_path / "moved")
     found = moved.predict(texts)
-    assert [each.delta for each in found] == ["letters", "digits", "letters"]
-    assert [each.answer for each in found] == [plain[0][0], plain[1][1], plain[0][2]]
-    shares = moved.shares(texts).max(1).values
-    assert [each.share for each in found] == pytest.approx(shares.tolist())
+    assert [choice.delta for choice, _ in found] == ["letters", "digits", "letters"]
+    assert [answer for _, answer in found] == [plain[0][0], plain[1][1], plain[0][2]]
+    shares = moved.router(features(moved.base, texts)).max(1).values
+    assert [choice.share for choice, _ in found] == pytest.approx(shares.tolist())
     assert moved.predict([]) == []
 
     described = describe_folder(tmp_path / "moved", "route")
@@ -150,6 +151,38 @@ def test_the_command(
     found = CliRunner().invoke(app, command)
     assert found.exit_code == 0, found.output
     assert json.loads(found.stdout)["counts"]["accuracy"] == 1.0
+    inputs = [{"text": "[0101230410]", "id": 7}, {"text": "t 1 abcdabcd"}, {"text": " "}]
+    inputs.append({"text": "t 1 abcdabcd", "delta": "digits"})
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(each) + "\n" for each in inputs))
+    command = ["delta", "predict", "route", "in.jsonl", "--top", "1", "--max-bad-lines", "1"]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 0, found.output
+    digits, letters, bad, named = map(json.loads, found.stdout.splitlines())
+    assert (digits["delta"], letters["delta"], named["delta"]) == ("digits", "letters", "digits")
+    assert digits["share"] > 0.5 and letters["share"] > 0.5 and "share" not in named
+    assert digits["label"] in ("low", "high") and letters["label"] in ("early", "middle", "late")
+    assert named["label"] in ("low", "high") and "line 3" in bad["error"]
+
+
+def test_a_row_goes_only_where_it_can(
+    two: list[DeltaExperiment], place: Path, tmp_path: Path
+) -> None:
+    """A task of pairs beside one of single texts."""
+    for part in ("train", "test"):
+        file = tmp_path / f"digits_{part}.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        pairs = [{**row, "other": row["text"]} for row in rows]
+        file.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+
+    task = two[1].delta.task.model_copy(update={"text_pair": "other"})
+    delta = two[1].delta.model_copy(update={"task": task})
+    make_route([two[0], two[1].model_copy(update={"delta": delta})], tmp_path / "route")
+    router = route.load(place / "base", tmp_path / "route")
+    single, pair = {"text": "[0101230410]"}, {"text": "abcd", "other": "[0123]"}
+    (one, _), (other, _) = router.predict([single, pair])
+    assert (one.delta, one.share) == ("letters", 1.0) and other.share < 1
+    with pytest.raises(ValueError, match="text"):
+        router.inputs({"sentence": "abcd"})
 
 
 def test_what_cannot_be_routed_is_refused(two: list[DeltaExperiment], tmp_path: Path) -> None:
@@ -158,10 +191,6 @@ def test_what_cannot_be_routed_is_refused(two: list[DeltaExperiment], tmp_path: 
         make_route([letters], tmp_path / "route")
     with pytest.raises(UserError, match="two configs are named 'letters'"):
         make_route([letters, letters], tmp_path / "route")
-    pairs = digits.delta.task.model_copy(update={"text_pair": "label"})
-    of_pairs = digits.model_copy(update={"delta": digits.delta.model_copy(update={"task": pairs})})
-    with pytest.raises(UserError, match="one of them takes pairs"):
-        make_route([letters, of_pairs], tmp_path / "route")
     other = digits.delta.model_copy(update={"base": letters.delta.task.train})
     with pytest.raises(UserError, match="digits: of the base"):
         make_route([letters, digits.model_copy(update={"delta": other})], tmp_path / "route")
