@@ -6,10 +6,10 @@ the base, `load_into` attaches it to a fresh model, and `merge` folds it into th
 
 `methods` holds a file for each method, `layers` their torch modules; `attachment` puts them on a
 model; `base_model` is the encoder, which is never changed; `tasks` reads examples and turns them
-into tensors and scores; `tuning` trains; `predictor` answers, `together` for several deltas at
-once; `saving` writes and reads a delta's folder, `card` its README; `stage` is the command. A
-finished delta answers rows from a shell (`inputs`, `answering`), becomes a plain folder (`merged`),
-and is pushed (`hub`)."""
+into tensors and scores; `tuning` trains, by a teacher too (`teaching`); `predictor` answers,
+`together` for several deltas at once, of which a `route` chooses; `saving` writes and reads a
+delta's folder, `card` its README; `stage` is the command. A finished delta answers rows from a
+shell (`inputs`, `answering`), becomes a plain folder (`merged`), and is pushed (`hub`)."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

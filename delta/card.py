@@ -138,6 +138,8 @@ def _facts(record: DeltaRecord, recipe: Mapping[str, Any]) -> dict[str, Any]:
         name = stated.pop("name")
         facts |= {f"{name}: {key}": str(value) for key, value in stated.items()}
 
+    teacher = recipe.get("teacher", {})
+    facts |= {f"teacher: {key}": str(value) for key, value in teacher.items()}
     facts |= {f"optim: {key}": str(value) for key, value in recipe["optim"].items()}
     return {**facts, "robustly": __version__}
 

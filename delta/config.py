@@ -5,18 +5,41 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, Tag, field_validator, model_validator
 
 from robustly import UserError
 from robustly.config import Config, InputPath, Section, check, laid, load, stated_in
 from robustly.delta.methods import Methods
 from robustly.delta.methods.method import Method, Rate
 from robustly.delta.tasks.config import Task
-from robustly.pretrain.config import Positive, ScheduleConfig
+from robustly.pretrain.config import Positive, ScheduleConfig, Weight
 
 SCHEMA_VERSION = 1
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Pruner = Literal["median", "halving"]
+
+
+class TeacherConfig(Section):
+    """A finished delta of the same task, from which the one that is trained learns. The defaults
+    are those of the DistilBERT authors' script for SQuAD (`run_squad_w_distillation.py`)."""
+
+    delta: InputPath
+    """Folder that `robustly delta` made, on any base."""
+    base: InputPath | None = None
+    """Its base; default: where it lay when the teacher was trained."""
+    temperature: PositiveFloat = 2.0
+    """What the logits of both are divided by before `soft` compares their probabilities."""
+    soft: Weight = 0.5
+    """Weight of the divergence of the teacher's probabilities from the student's, times the
+    temperature's square; for numbers, of the squared difference."""
+    hard: Weight = 0.5
+    """Weight of the loss by the labels."""
+
+    @model_validator(mode="after")
+    def _teaches(self) -> Self:
+        if not self.soft:
+            raise ValueError("soft is 0: expected a weight above 0, or no teacher")
+        return self
 
 
 class DeltaConfig(Section):
@@ -38,6 +61,8 @@ class DeltaConfig(Section):
     """With `methods: auto`, the most parameters that are stored, besides the head. Default: 1% of
     the base's, at least 300,000."""
     task: Task
+    teacher: TeacherConfig | None = None
+    """Whose answers to the training examples are learnt beside the labels."""
     seeds: Positive = 1
     """How many seeds are trained, from `seed` upwards. Scores are over all of them; the first
     one's delta is saved."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from robustly import UserError, log
-from robustly.delta import saving
+from robustly.delta import saving, teaching
 from robustly.delta.answering import predictions
 from robustly.delta.attachment import parameters
 from robustly.delta.auto import CHOICE, choose, held_out, situation
@@ -186,6 +186,7 @@ def recipe(config: DeltaExperiment, data: TaskData) -> dict[str, Any]:
         "seed": config.seed,
         "seeds": config.delta.seeds,
         "task": {**task, **data.hashes},  # the files' content in the place of their paths
+        **teaching.recipe(config, data),
         **methods,
         "optim": config.optim.recipe(),
     }
@@ -212,6 +213,10 @@ def _announce(
     rows["trained"] = f"{sizes['delta']:,} parameters, {share}"
     rows["head"] = f"{sizes['head']:,} parameters"
     rows["task"] = f"{data.kind}, scored by {data.metric}"
+    if teacher := config.delta.teacher:
+        shares = f"weight {teacher.soft:g} beside {teacher.hard:g} of the labels"
+        rows["teacher"] = f"{teacher.delta}, temperature {teacher.temperature:g}, {shares}"
+
     examples = cut["training"].examples
     updates, batch = config.optim.schedule(examples).updates, config.optim.batch_size
     rows["training"] = (

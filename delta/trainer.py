@@ -28,6 +28,7 @@ from robustly.delta.reshaping import carry, carry_moments
 from robustly.delta.tasks.data import TaskData, draw
 from robustly.delta.tasks.heads import EncodedExample
 from robustly.delta.tasks.metrics import gain
+from robustly.delta.teaching import Lesson, taught, told
 from robustly.delta.watching import Look
 from robustly.pretrain.schedule import fraction_of_peak
 from robustly.rng import Purpose, permute, seed64
@@ -98,9 +99,10 @@ class DeltaTrainer:
 
     def __init__(self, base: Base, config: DeltaExperiment, data: TaskData, seed: int):
         self.base, self.data, self.seed = base, data, seed
-        self.task, self.optim = config.delta.task, config.optim
+        self.task, self.optim, self.teacher = config.delta.task, config.optim, config.delta.teacher
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.examples = draw(data, self.task.examples, seed)
+        self.words = taught(config, self.examples, self.device) if self.teacher else []
         self._train(self._attached(config.delta.listed))
         self.lengths = [self.head.length(row) for row in self.rows]
         self.schedule = self.optim.schedule(len(self.rows))
@@ -124,8 +126,10 @@ class DeltaTrainer:
         """Make it the one that updates change."""
         self.predictor, self.model, self.head = predictor, predictor.model, predictor.head
         self.optimizer = adamw(self.model, self.optim)
-        self.rows = self.head.encode(self.examples)
-        self.objective = self.head.training(self.rows)
+        rows = self.head.encode(self.examples)
+        self.rows = told(rows, self.words) if self.teacher else rows
+        objective = self.head.training(self.rows)
+        self.objective = Lesson(objective, self.teacher) if self.teacher else objective
         self.dev = self.head.encode(self.data.dev)
 
     @property

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -20,6 +20,8 @@ from robustly.delta.tasks.examples import Example
 from robustly.tokenizer.tokenizer import Tokenizer
 
 IGNORED = -100  # what cross-entropy passes over
+PASSED_OVER = -1e4
+"""A logit that leaves nothing to an option."""
 DIGITS = 6
 """Of a probability that is shown, behind the point."""
 
@@ -57,6 +59,8 @@ class EncodedExample:
     """For span_qa: what the answer is cut out of."""
     passages: tuple["Passage", ...] = ()
     """For span_qa: of each input."""
+    taught: Tensor | None = field(default=None, compare=False)
+    """For a student: the teacher's `TaskHead.decisions`."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,37 @@ class TaskHead(ABC):
     def losses(self, logits: Tensor, rows: Sequence[EncodedExample]) -> Tensor:
         """The loss of each row, summed over its targets, (N,), fp32: cross-entropy in nats; for
         numbers the squared error."""
+
+    def decisions(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[Tensor]:
+        """What is decided about each row: (decisions, options), the logits of what it is decided
+        among, `PASSED_OVER` where there is nothing; numbers as they are."""
+        return [scores[None] for scores, _ in zip(logits, rows, strict=True)]
+
+    def soft_losses(
+        self, logits: Tensor, rows: Sequence[EncodedExample], temperature: float
+    ) -> Tensor:
+        """The divergence of each row's decisions from the teacher's, KL(teacher || student) in nats
+        of the probabilities at a temperature, times its square (Hinton et al. 2015, section 2),
+        summed as `losses` is, (N,), fp32.
+
+        Raises UserError if the teacher read another part of a long text."""
+        every = []
+        for ours, row in zip(self.decisions(logits, rows), rows, strict=True):
+            assert row.taught is not None
+            if ours.shape != row.taught.shape:
+                raise UserError(
+                    f"the teacher decides {tuple(row.taught.shape)} about an example, its student"
+                    f" {tuple(ours.shape)}: expected the teacher's delta.task.max_length and long,"
+                    " so that both read the same of it"
+                )
+            every.append(self._divergence(ours.float(), row.taught.to(ours.device), temperature))
+
+        return torch.stack(every)
+
+    def _divergence(self, ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
+        logs, wanted = (torch.log_softmax(each / temperature, -1) for each in (ours, theirs))
+        divergence = functional.kl_div(logs, wanted, reduction="sum", log_target=True)
+        return divergence * temperature**2
 
     def targets(self, rows: Sequence[EncodedExample]) -> float:
         """How many targets the mean of the loss is over; their weights, where they have some."""

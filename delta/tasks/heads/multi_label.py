@@ -35,6 +35,13 @@ class MultiLabelHead(TextHead):
         having = torch.tensor([row.target for row in rows]).sum(0).tolist()
         return tuple((len(rows) - n) / n if 0 < n < len(rows) else 1.0 for n in having)
 
+    def decisions(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[Tensor]:
+        """Yes or no to each label."""
+        return [
+            torch.stack([scores, torch.zeros_like(scores)], 1)
+            for scores, _ in zip(logits, rows, strict=True)
+        ]
+
     def answers(
         self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]
     ) -> list[tuple[str, ...]]:

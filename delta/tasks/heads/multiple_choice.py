@@ -63,6 +63,10 @@ class MultipleChoiceHead(TextHead):
             logits.float().masked_fill(missing, -torch.inf), targets, reduction="none"
         )
 
+    def decisions(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[Tensor]:
+        every = zip(logits, rows, strict=True)
+        return [scores[None, : len(row.windows)] for scores, row in every]
+
     def answers(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[int]:
         return [
             int(scores[: len(row.windows)].argmax())

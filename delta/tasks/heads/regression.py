@@ -22,6 +22,10 @@ class RegressionHead(TextHead):
         targets = torch.tensor([row.target for row in rows], device=logits.device)
         return functional.mse_loss(logits.float().squeeze(-1), targets, reduction="none")
 
+    def _divergence(self, ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
+        """The squared difference: a number has no temperature."""
+        return functional.mse_loss(ours, theirs, reduction="sum")
+
     def answers(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[float]:
         return [scores.item() for scores, _ in zip(logits, rows, strict=True)]
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from robustly import UserError
 from robustly.delta.base_model import HeadKind
 from robustly.delta.tasks.examples import Example
-from robustly.delta.tasks.heads.head import EncodedExample, Passage, TaskHead, Wanted
+from robustly.delta.tasks.heads.head import PASSED_OVER, EncodedExample, Passage, TaskHead, Wanted
 
 BEST = 20
 """Spans of an example that have a probability."""
@@ -70,6 +70,21 @@ class SpanHead(TaskHead):
 
     def targets(self, rows: Sequence[EncodedExample]) -> float:
         return sum(len(row.ids) for row in rows)
+
+    def decisions(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[Tensor]:
+        """Where the answer begins and where it ends in each window."""
+        found = []
+        for scores, row in zip(logits, rows, strict=True):
+            ends = scores[: len(row.ids), : self.length(row)].transpose(1, 2)
+            sizes = torch.tensor([len(ids) for ids in row.ids], device=ends.device)
+            padding = torch.arange(ends.shape[2], device=ends.device) >= sizes[:, None, None]
+            found.append(ends.masked_fill(padding, PASSED_OVER).flatten(0, 1))
+
+        return found
+
+    def _divergence(self, ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
+        """Of both ends in the mean, as in `losses`."""
+        return super()._divergence(ours, theirs, temperature) / 2
 
     def answers(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[str]:
         return [next(iter(best), "") for best in self._every_best(logits, rows)]

@@ -87,6 +87,13 @@ class TokensHead(TaskHead):
     def numbers(self, row: EncodedExample) -> Sequence[int]:
         return [row.target[number] for number, first in enumerate(row.firsts) if first]
 
+    def decisions(self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]) -> list[Tensor]:
+        """A tag of each word that is not cut off."""
+        return [
+            scores[[number for number, first in enumerate(row.firsts) if first]]
+            for scores, row in zip(logits, rows, strict=True)
+        ]
+
     def answers(
         self, logits: Iterable[Tensor], rows: Sequence[EncodedExample]
     ) -> list[tuple[str, ...]]:
