@@ -10,6 +10,7 @@ import torch
 
 from robustly.delta.compare import EntryResult
 from robustly.delta.methods.intrinsic_prompt import SourceTask, Subspace
+from robustly.delta.route import RoutedTask
 from robustly.description import Description, show
 from robustly.files import write_json
 from robustly.inspection.describe import describe_folder
@@ -141,6 +142,7 @@ READERS = [
         (JSON, ("subspace.json", "json")),
         hashed=True,
     ),
+    Reader("inspect: route", write_kind("route", {"deltas": 2}, route={"base": "b" * 64, "tasks": [vars(RoutedTask(name, "h", 3, 2, 1)) for name in ("one", "other")], "confusion": [[1, 1], [1, 1]]}), inspected, (JSON, ("route.json", "json")), hashed=True),
     Reader("inspect: delta", write_delta, inspected, (JSON, ("delta.json", "json")), hashed=True),
     Reader("inspect: run", write_run, inspected, (("data/manifest.json", "json"), ("tokenizer/manifest.json", "json"), ("train/recipe.json", "json"))),
 ]  # fmt: skip

@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 
 from robustly import delta, metrics
 from robustly.config import InputPath
-from robustly.delta import saving
+from robustly.delta import route, saving
 from robustly.delta.base_model import Base
-from robustly.delta.checkpoint import Tensors, TrainingState
+from robustly.delta.checkpoint import TrainingState
 from robustly.delta.methods import intrinsic_prompt
 from robustly.delta.methods.intrinsic_prompt import DECODER, RECORD, SourceTask, Subspace
 from robustly.delta.predictor import Predictor
+from robustly.delta.route import RoutedTask, RouteRecord
 from robustly.delta.tasks import data as tasks
 from robustly.delta.tasks.config import ClassificationTask
 from robustly.evaluation.minimal_pairs import read_pairs
@@ -233,20 +234,47 @@ def read_subspace(folder: Path) -> Any:
     return record, written(decoder), digest
 
 
-def training_state(folder: Path) -> TrainingState:
-    parts = {"weights": Tensors({"a": torch.arange(4.0), "b": torch.ones(2)}), "more": Tensors({})}
-    return TrainingState(folder / "0.pt", parts)
+def write_route(folder: Path) -> None:
+    tasks = [RoutedTask(name, "h", 3, 2, 1) for name in ("one", "other")]
+    copies = [folder / route.DELTAS / task.name for task in tasks]
+    with Stage(folder, "route", {"name": "x"}, {}).begin() as stage:
+        for place in copies:
+            write_delta(place)
+
+        width = base().model.config.hidden_size
+        save_file(
+            {"keys": torch.eye(2, width), "center": torch.zeros(width)}, folder / route.TENSORS
+        )
+        record = RouteRecord(base().fingerprint, tasks, [[1, 1], [1, 1]])
+        write_json(folder / route.RECORD, asdict(record))
+        files = [file for place in copies for file in place.iterdir() if file.suffix != ".lock"]
+        stage.finish([folder / route.TENSORS, folder / route.RECORD, *files], {})
+
+
+def read_route(folder: Path) -> Any:
+    return route.load(base(), folder).predict(["the thin cat"])
+
+
+class Training:
+    """What a training remembers."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {"weights": {"a": torch.arange(4.0)}, "course": {"waited": 2}}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.state = state_dict
 
 
 def write_state(folder: Path) -> None:
-    state = training_state(folder)
-    state.due = 0
-    state.save_if_due()
+    TrainingState(folder / "0.pt", Training()).save()
 
 
 def read_state(folder: Path) -> Any:
-    state = training_state(folder)
-    return state.load(torch.device("cpu")), written(state.parts["weights"].state_dict())
+    training = Training()
+    return TrainingState(folder / "0.pt", training).load(), written(training.state["weights"])
 
 
 # ---------------------------------------------------------------------------------- tasks and pairs
@@ -321,6 +349,7 @@ READERS = [
     Reader("SentencePiece's tokens", write_sentencepiece, read_source_tokens, (("tokenizer.json", "json"),), cost=2),
     Reader("pickled shards", write_pickled_shards, opened, (("*-of-*.bin", "bytes"),), cost=4),
     Reader("subspace of prompts", write_subspace, read_subspace, (("manifest.json", "json"), ("subspace.json", "json"), ("decoder.safetensors", "bytes")), hashed=True),
+    Reader("router of deltas", write_route, read_route, (("manifest.json", "json"), ("route.json", "json"), ("router.safetensors", "bytes"), ("deltas/one/delta.json", "json"), ("deltas/other/delta.safetensors", "bytes")), hashed=True, cost=4),
     Reader("state of a delta's training", write_state, read_state, (("0.pt", "bytes"),)),
     Reader(
         "delta",
