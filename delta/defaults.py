@@ -47,6 +47,7 @@ COMPARED: tuple[list[dict[str, Any]], ...] = (
     [{"name": "p_tuning_v2"}],
     [{"name": "prompt"}],
     [{"name": "p_tuning"}],
+    [{"name": "routed"}],
     [{"name": "bitfit"}],
     [{"name": "head"}],
     [{"name": "full"}],
