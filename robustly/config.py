@@ -449,6 +449,9 @@ def _nearest(key: str, schema: type[BaseModel], kind: str = "") -> str:
     section, _, leaf = key.rpartition(".")
     plain = re.sub(r"\.\d+\b", "", section)  # without places in lists
     known = [name for name in keys(schema) if plain not in (name, name.rpartition(".")[0])]
+    if len(leaf) < 3:  # nearly any word is like it
+        known = [name for name in known if name.rpartition(".")[2] == leaf]
+
     there = [each for path, each in _sections_of(schema) if path == plain]
     there = [each for each in there if _is_kind(each, kind)] or there
     siblings = [name for each in there for name in _names(each)]
