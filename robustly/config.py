@@ -458,13 +458,11 @@ def _nearest(key: str, schema: type[BaseModel], kind: str = "") -> str:
     if meant := closest(leaf, siblings):
         return f"; did you mean {section}.{meant}?" if section else f"; did you mean {meant}?"
 
-    close: list[str] = []
-    if len(leaf) > 2:  # right word, wrong section; a letter or two are like anything
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    if not close:  # right word, wrong section
         leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
         alike = difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.7)
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [
-            leaves[name] for name in alike
-        ]
+        close = [leaves[name] for name in alike]
 
     if close:
         return f"; did you mean {close[0]}?"
