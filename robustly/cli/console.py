@@ -1,6 +1,7 @@
 """What people read, where nobody may be left to read it."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +34,13 @@ class _Lasting:
 def may_go() -> Iterator[None]:
     """In here, stderr that takes nothing (`2>&1 | head`, a terminal that was closed, a full disk
     behind `2> FILE`) ends no work: what is said meanwhile is lost."""
-    stderr: Any = _Lasting(sys.stderr)
-    with contextlib.redirect_stderr(stderr):
-        yield
+    stream = sys.stderr
+    stderr: Any = _Lasting(stream)
+    try:
+        with contextlib.redirect_stderr(stderr):
+            yield
+    finally:
+        try:
+            stream.flush()
+        except OSError:  # what is left in it would fail again at Python's end, with exit code 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -179,7 +179,8 @@ def test_what_needs_a_gpu_or_a_cluster_names_real_pages_keys_and_options(
     words: list[str], tmp_path: Path
 ) -> None:
     _, command, *arguments = words
-    page = ROOT / next(word for word in arguments if word.endswith(".yaml"))
+    named = ["configs/delta/glue.yaml"] if command == "glue" else arguments
+    page = ROOT / next(word for word in named if word.endswith(".yaml"))
     if not page.exists():  # the reader's own, such as configs/mine.yaml
         arguments = ["tiny" if word.endswith(".yaml") else word for word in arguments]
 
@@ -196,7 +197,7 @@ def test_what_needs_a_gpu_or_a_cluster_names_real_pages_keys_and_options(
         return
 
     overrides = [word for word in arguments if re.match(r"[a-z_]+(\.[a-z_]+)*=", word)]
-    if command == "delta":
+    if command in ("delta", "glue"):
         load_delta(page, overrides)
     else:
         load_experiment(page if page.exists() else "tiny", overrides)

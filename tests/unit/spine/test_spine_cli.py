@@ -61,7 +61,8 @@ def test_people_who_have_gone_end_no_work(disk_full: bool) -> None:
     os.close(reader)
     stderr = os.open("/dev/full", os.O_WRONLY) if disk_full else writer
     command = [warm.commands() / "robustly", "plan", "tiny", "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr)
+    buffered = {name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, env=buffered)
     os.close(writer)
     if disk_full:
         os.close(stderr)
