@@ -214,6 +214,7 @@ class Agent:
             self._pass_on(rank, process.output())
             if code is not None:
                 del self._running[rank]
+                self.report(State([process.seen()]))  # how far it got, however short ago that was
                 left = process.fault()
                 ago = left and left._replace(when=time.monotonic() - left.when)
                 self.report(Over(rank, code, ago))

@@ -274,6 +274,9 @@ def test_a_training_goes_through_signals_and_a_cut_node(slurm: Slurm, small: Sma
     slurm.hosts.wait(lambda: slurm.requeued(job) == 3, "another node", 60)
     assert slurm.wait(job, 400) == "COMPLETED", (small.folder / f"slurm-{job}.out").read_text()
     assert slurm.facts(job)["NodeList"] == "nodeb,nodec"
-    here = ["robustly", "pretrain", str(undisturbed.config), *settings, "run.ranks=2"]
-    subprocess.run(here, cwd=undisturbed.folder, check=True, capture_output=True, timeout=200)
+    here = [sys.executable, "-m", "robustly.cli", "pretrain", str(undisturbed.config), *settings]
+    subprocess.run(
+        [*here, "run.ranks=2"],
+        cwd=undisturbed.folder, check=True, capture_output=True, timeout=200,
+    )  # fmt: skip
     assert small.outcome() == undisturbed.outcome()

@@ -292,6 +292,21 @@ def test_a_failure_on_one_host_stops_the_others(tmp_path, rank, ssh, capfd):
     assert "10.0.0.2 ended with exit code 7" in capfd.readouterr().err
 
 
+def test_how_far_a_rank_got_is_told_however_soon_it_ends(tmp_path, ssh, capfd):
+    """Agents tell once a second what their ranks are at, and once more as each of them ends."""
+    program = tmp_path / "rank.py"
+    program.write_text(
+        "from robustly import heartbeat\n"
+        "from robustly.heartbeat import Phase\n"
+        "heartbeat.begin('rank 0')\n"
+        "heartbeat.mark(Phase.FORWARD, update=7)\n"
+        "raise SystemExit(1)\n"
+    )
+    one = options(tmp_path, "10.0.0.1 slots=1\n")
+    assert hostfile.start(job(tmp_path, [sys.executable, str(program)]), one) == 1
+    assert "last update  7" in capfd.readouterr().err
+
+
 def test_a_host_that_cannot_be_reached_stops_the_run(tmp_path, rank, ssh):
     assert (
         hostfile.start(
