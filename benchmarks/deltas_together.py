@@ -4,7 +4,7 @@
 
 Eight deltas of one method answer rows of mixed tasks, as a server gets them: in lots of 8 or 32,
 each row for a task by chance. "Switching" answers a lot task by task, with the predictor of each;
-"together" by one run of the encoder (`robustly.delta.together`). Longer lots are better for
+"together" by one run of the encoder (`robustly.delta.answering.together`). Longer lots are better for
 switching, whose batches grow; so there is a lot of 256 rows, too, which would wait for each other.
 Seconds are those of this process on one core, so that others on the machine do not count. The base
 is random, of half the layers and width of RoBERTa base. The table is printed and written to
@@ -28,10 +28,10 @@ import torch
 from pydantic import TypeAdapter
 from transformers import RobertaConfig, RobertaForMaskedLM
 
+from robustly.delta.answering.together import Together
 from robustly.delta.base_model import Base
 from robustly.delta.predictor import Predictor
 from robustly.delta.tasks.config import Task
-from robustly.delta.together import Together
 from robustly.tokenizer.tokenizer import Tokenizer
 from robustly.tokenizer.vocabulary import lay_out
 

@@ -4,12 +4,13 @@
 `attach` adds methods to a RoBERTa model of transformers, `save` writes what is trained, without
 the base, `load_into` attaches it to a fresh model, and `merge` folds it into the weights.
 
-`methods` holds a file for each method, `layers` their torch modules; `attachment` puts them on a
-model; `base_model` is the encoder, which is never changed; `tasks` reads examples and turns them
-into tensors and scores; `tuning` trains, by a teacher too (`teaching`); `predictor` answers,
-`together` for several deltas at once, of which a `route` chooses; `saving` writes and reads a
-delta's folder, `card` its README; `stage` is the command. A finished delta answers rows from a
-shell (`inputs`, `answering`), becomes a plain folder (`merged`), and is pushed (`hub`)."""
+`base_model` is the encoder, which is never changed; `methods` holds a file for each method,
+`layers` their torch modules, and `attachment` puts them on a model. `tasks` reads examples and
+turns them into tensors and scores; `predictor` is a base with a delta and a head, ready to answer.
+Around them are `tuning`, which trains; `storage`, which writes and reads a delta's folder;
+`trials`, which try configs side by side; `answering`, for rows from a shell and several deltas at
+once; and `publishing`. `stage` is the command, `subspace` finds the space of intrinsic prompts, and
+`route_training` trains what chooses among finished deltas."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ def load(base: "Base | Path | str", folder: Path | str) -> "Predictor":
     Given a `robustly.delta.base_model.Base`, every delta on it shares its weights in memory:
     switching is using another predictor. Raises UserError if either folder is missing or damaged,
     or if the delta was made for another base."""
-    from robustly.delta.saving import load
+    from robustly.delta.storage.saving import load
 
     return load(base, folder)
 
@@ -55,7 +56,7 @@ def attach(
 def save(model: "PreTrainedModel", folder: Path | str) -> None:
     """Write the delta and the head of a model that is trained after `attach`, without its base. The
     model stays as it is: its training can go on."""
-    from robustly.delta.saving import save_model
+    from robustly.delta.storage.saving import save_model
 
     save_model(model, Path(folder))
 
@@ -63,14 +64,14 @@ def save(model: "PreTrainedModel", folder: Path | str) -> None:
 def load_into(model: "PreTrainedModel", folder: Path | str) -> "PreTrainedModel":
     """Attach what `save` or `robustly delta` wrote to a freshly loaded model of the same base and
     kind of head."""
-    from robustly.delta.saving import load_model
+    from robustly.delta.storage.saving import load_model
 
     return load_model(model, Path(folder))
 
 
 def merge(model: "PreTrainedModel") -> "PreTrainedModel":
     """The model without delta modules and with the same logits, where the methods allow it
-    (`robustly.delta.merging.merge`)."""
-    from robustly.delta.merging import merge
+    (`robustly.delta.storage.merging.merge`)."""
+    from robustly.delta.storage.merging import merge
 
     return merge(model)

@@ -16,9 +16,9 @@ from transformers import (
 
 from robustly import UserError
 from robustly.delta import methods as registry
-from robustly.delta.checkpoint import Stateful
 from robustly.delta.fingerprint import fingerprint, rounded
 from robustly.delta.methods.method import Method, Network
+from robustly.delta.tuning.checkpoint import Stateful
 from robustly.delta.wording import Wording
 from robustly.rng import Purpose, seed64
 

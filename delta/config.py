@@ -56,7 +56,7 @@ class DeltaConfig(Section):
         Discriminator(lambda value: "Auto" if value == "auto" else "Methods"),
     ]
     """One method or several at once, each with its keys (`{name: lora, rank: 4}`) or by its name
-    alone (`lora`); or `auto`: a rule and a short trial choose (`robustly.delta.auto`)."""
+    alone (`lora`); or `auto`: a rule and a short trial choose (`robustly.delta.trials.auto`)."""
     budget: Positive | None = None
     """With `methods: auto`, the most parameters that are stored, besides the head. Default: 1% of
     the base's, at least 300,000."""
@@ -116,9 +116,9 @@ class TuningConfig(Section):
     With a `dev` file the best epoch's delta is kept and tested, with or without patience."""
     watch: bool = False
     """Whether the tuner acts on the scores on `task.dev` and on the gradients
-    (`robustly.delta.watching`): back to the best epoch with half the rates where the score falls;
-    half the rate of the part that went too far where it stands still; a method of a mixture that
-    counts for nothing switched off, its parameters given to the one that counts most."""
+    (`robustly.delta.tuning.watching`): back to the best epoch with half the rates where the score
+    falls; half the rate of the part that went too far where it stands still; a method of a mixture
+    that counts for nothing switched off, its parameters given to the one that counts most."""
 
     def recipe(self) -> dict[str, Any]:
         """Without the micro-batch: an interrupted training may go on with another one."""
@@ -147,7 +147,7 @@ class SearchConfig(Section):
     choices, or lowest value, highest value and `linear` or `log`: drawn evenly in itself or in its
     logarithm, as integers where both are. `rates` is no key: a factor of the usual rates of all
     methods that state no `lr`, and of `optim.peak_lr`. Default: methods, sizes, places and rates
-    in `robustly.delta.defaults`."""
+    in `robustly.delta.trials.defaults`."""
     pruner: Pruner = "median"
     """Which trials end early: those below the median of the others after the same epoch, or by
     successive halving."""
@@ -189,7 +189,7 @@ class CompareConfig(Section):
     """`robustly delta compare`: methods side by side, each trained with all seeds."""
 
     entries: Annotated[list[CompareEntry], Field(min_length=1)] | None = None
-    """Default: every method alone and three combinations (`robustly.delta.defaults`)."""
+    """Default: every method alone and three combinations (`robustly.delta.trials.defaults`)."""
     pruner: Pruner | None = None
     """Which entries end early by their scores on `task.dev`, as in a search, each beside those with
     the same seed. Default: none."""

@@ -13,7 +13,7 @@ from robustly.delta.attachment import attach, count, parameters, trained
 from robustly.delta.base_model import Base
 from robustly.delta.fingerprint import fingerprint
 from robustly.delta.methods import METHODS, name_of, parse
-from robustly.delta.saving import load_model, save_model
+from robustly.delta.storage.saving import load_model, save_model
 from robustly.tokenizer.special_tokens import SPECIAL_TOKENS
 
 EVERY_METHOD: tuple[dict[str, Any], ...] = tuple(

@@ -14,10 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustly import UserError, log, manifest
-from robustly.delta.base_model import Base
-from robustly.delta.config import DeltaExperiment
-from robustly.delta.layers.routing import Router
-from robustly.delta.route import (
+from robustly.delta.answering.route import (
     DELTAS,
     RECORD,
     TENSORS,
@@ -26,6 +23,9 @@ from robustly.delta.route import (
     features,
     text_of,
 )
+from robustly.delta.base_model import Base
+from robustly.delta.config import DeltaExperiment
+from robustly.delta.layers.routing import Router
 from robustly.delta.stage import make_delta
 from robustly.delta.tasks.data import TaskData, read
 from robustly.delta.tasks.examples import Example

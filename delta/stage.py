@@ -11,19 +11,20 @@ import numpy as np
 import torch
 
 from robustly import UserError, log
-from robustly.delta import saving, teaching
-from robustly.delta.answering import predictions
+from robustly.delta.answering.rows import predictions
 from robustly.delta.attachment import parameters
-from robustly.delta.auto import CHOICE, choose, held_out, situation
 from robustly.delta.base_model import Base
-from robustly.delta.card import Source, delta_card
 from robustly.delta.config import DeltaExperiment
-from robustly.delta.defaults import candidates
+from robustly.delta.publishing.card import Source, delta_card
+from robustly.delta.storage import saving
 from robustly.delta.tasks.data import TaskData, draw
 from robustly.delta.tasks.heads.long_texts import CutCounts
-from robustly.delta.trial import DECISIONS, LINES, Setting, Trial, seed_folder, trial
-from robustly.delta.tuning import Tuned, mean_and_deviation
-from robustly.delta.workers import how_many, run
+from robustly.delta.trials.auto import CHOICE, choose, held_out, situation
+from robustly.delta.trials.defaults import candidates
+from robustly.delta.trials.trial import DECISIONS, LINES, Setting, Trial, seed_folder, trial
+from robustly.delta.trials.workers import how_many, run
+from robustly.delta.tuning import teaching
+from robustly.delta.tuning.seeds import Tuned, mean_and_deviation
 from robustly.files import write_atomic, write_json, write_json_lines
 from robustly.log import show
 from robustly.manifest import Manifest, Stage

@@ -13,15 +13,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from robustly import UserError, log
-from robustly.delta import saving
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.layers.soft_tokens import decode
 from robustly.delta.methods import Prompt, PTuning
 from robustly.delta.methods.intrinsic_prompt import DECODER, RECORD, SourceTask, Subspace
 from robustly.delta.stage import make_delta
+from robustly.delta.storage import saving
 from robustly.delta.tasks.data import draw, read
-from robustly.delta.trainer import batches
+from robustly.delta.tuning.trainer import batches
 from robustly.files import write_atomic, write_json
 from robustly.manifest import Manifest, Stage
 from robustly.rng import Purpose, seed64

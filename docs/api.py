@@ -36,7 +36,7 @@ PUBLIC = (
     "robustly.delta.tasks.config",
     "robustly.delta.base_model",
     "robustly.delta.predictor",
-    "robustly.delta.tuning",
+    "robustly.delta.tuning.seeds",
     "robustly.delta.conformance",
 )
 

@@ -20,8 +20,8 @@ from transformers import AutoConfig, PreTrainedModel
 from robustly import Unproven, UserError
 from robustly.delta.attachment import ENCODERS
 from robustly.delta.layers.soft_tokens import longest_input
-from robustly.delta.merged import save_tokenizer
-from robustly.delta.saving import RECORD, base_of, load
+from robustly.delta.publishing.merged import save_tokenizer
+from robustly.delta.storage.saving import RECORD, base_of, load
 from robustly.files import write_atomic
 from robustly.log import quiet_transformers
 from robustly.pretrain.start.model_files import find_folder

@@ -17,7 +17,7 @@ from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.stage import recipe
 from robustly.delta.tasks.data import read
-from robustly.delta.tuning import tune
+from robustly.delta.tuning.seeds import tune
 from robustly.description import Listing
 from robustly.files import write_atomic
 from robustly.manifest import Manifest, Stage

@@ -51,8 +51,8 @@ OURS = (
     "robustly.evaluation",
     "robustly.publish.publish",
     "robustly.delta.stage",
-    "robustly.delta.compare",
-    "robustly.delta.search",
+    "robustly.delta.trials.compare",
+    "robustly.delta.trials.search",
     "robustly.cli.commands",
     "robustly.cli.rank",
     # what these import when they need it

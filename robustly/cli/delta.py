@@ -94,7 +94,7 @@ def delta_command(
     save it."""
     with user_errors():
         settled = delta_config(config, overrides, new_run)
-        from robustly.delta import hub
+        from robustly.delta.publishing import hub
         from robustly.delta.stage import make_delta
 
         if push:
@@ -118,7 +118,7 @@ def delta_search_command(
     write a config for the best. The same command goes on where the last one stopped."""
     with user_errors():
         settled = delta_config(config, overrides, new_run)
-        from robustly.delta.search import BEST, search
+        from robustly.delta.trials.search import BEST, search
 
         folder = settled.folder("search")
         show_result(folder, search(settled), as_json, command_line("delta", str(folder / BEST)))
@@ -136,7 +136,7 @@ def delta_compare_command(
     last one stopped."""
     with user_errors():
         settled = delta_config(config, overrides, new_run)
-        from robustly.delta.compare import compare
+        from robustly.delta.trials.compare import compare
 
         folder = settled.folder("comparison")
         manifest = compare(settled)

@@ -15,10 +15,10 @@ from robustly.cli.common import user_errors
 from robustly.cli.delta import delta_app
 
 if TYPE_CHECKING:
+    from robustly.delta.answering.route import Route
+    from robustly.delta.answering.together import Together
     from robustly.delta.base_model import Base
     from robustly.delta.predictor import Predictor
-    from robustly.delta.route import Route
-    from robustly.delta.together import Together
 
 DeltaFolder = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="What `robustly delta` has made.")
@@ -46,7 +46,7 @@ def finished_delta(
 ) -> "tuple[Base, Predictor]":
     """A delta on its base, on the GPU if there is one. Raises UserError if one of them is not what
     it should be."""
-    from robustly.delta.saving import load
+    from robustly.delta.storage.saving import load
 
     found = in_precision(folder, base, precision)
     predictor = load(found, folder)
@@ -57,7 +57,7 @@ def finished_delta(
 def finished_deltas(folders: Sequence[Path], base: Path | None, precision: str) -> "Together":
     """Deltas on one base, by the names of their folders, on the GPU if there is one. Raises
     UserError if two have one name, or as `finished_delta` does."""
-    from robustly.delta.together import Together
+    from robustly.delta.answering.together import Together
 
     names = [folder.name for folder in folders]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -70,7 +70,7 @@ def finished_deltas(folders: Sequence[Path], base: Path | None, precision: str) 
 def finished_route(folder: Path, base: Path | None, precision: str) -> "Route":
     """What `robustly delta route` has made, on the GPU if there is one. Raises UserError as
     `finished_delta` does."""
-    from robustly.delta.route import DELTAS, load, read_record
+    from robustly.delta.answering.route import DELTAS, load, read_record
 
     name = read_record(folder).tasks[0].name
     route = load(in_precision(folder / DELTAS / name, base, precision), folder)
@@ -79,10 +79,10 @@ def finished_route(folder: Path, base: Path | None, precision: str) -> "Route":
 
 
 def in_precision(folder: Path, base: Path | None, precision: str) -> "Base":
-    """The base of a delta. Raises UserError as `robustly.delta.saving.base_of` does."""
+    """The base of a delta. Raises UserError as `robustly.delta.storage.saving.base_of` does."""
     import torch
 
-    from robustly.delta.saving import base_of
+    from robustly.delta.storage.saving import base_of
 
     if precision not in PRECISIONS:
         raise UserError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
@@ -161,10 +161,10 @@ def delta_predict_command(
     line and exit code 2, after the answers to all rows before it.
     """
     with user_errors():
-        from robustly.delta.answering import CUT, Options, answers
-        from robustly.delta.inputs import read
+        from robustly.delta.answering.inputs import read
+        from robustly.delta.answering.route import RECORD
+        from robustly.delta.answering.rows import CUT, Options, answers
         from robustly.delta.predictor import unseen
-        from robustly.delta.route import RECORD
         from robustly.delta.tasks.heads import Wanted
 
         files = given or []
@@ -199,7 +199,7 @@ def print_answers(found: Iterable[Mapping[str, Any]], at_once: bool) -> tuple[in
     """Print each answer as a line of JSON, until there are no more or who reads them has gone
     (`| head`). `at_once`: they are waited for. Returns how many there were, how many of them are
     none of the labels, and how many are of inputs that were cut."""
-    from robustly.delta.answering import CUT
+    from robustly.delta.answering.rows import CUT
 
     count = none = cut = 0
     try:
@@ -240,7 +240,7 @@ def delta_score_command(
     """Score a delta on a labelled file: the task's metrics, the loss, and for each label how many
     are found and how many answers are right."""
     with user_errors():
-        from robustly.delta.answering import judged
+        from robustly.delta.answering.rows import judged
 
         _, predictor = finished_delta(folder, base, precision)
         examples, judgement = judged(predictor, file)
@@ -269,7 +269,7 @@ def delta_merge_command(
     labels, where the methods allow it: lora, dora, ia3, adalora, bitfit, full and head. The folder
     is reloaded by transformers and gives the same logits, or nothing is written."""
     with user_errors():
-        from robustly.delta.merged import write_merged
+        from robustly.delta.publishing.merged import write_merged
 
         found, predictor = finished_delta(folder, base)
         facts = write_merged(predictor, found, into)

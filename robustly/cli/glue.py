@@ -64,7 +64,7 @@ def glue_command(
                 raise UserError(f"--tasks {name}: expected some of {','.join(TASKS)}{meant}")
 
         from robustly.delta.config import load_delta
-        from robustly.delta.glue import TABLE, glue
+        from robustly.delta.trials.glue import TABLE, glue
 
         base = f"delta.base={json.dumps(str(folder.absolute()))}"
         settled = load_delta(config, [base, *(overrides or [])])

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from robustly.delta.compare import EntryResult
+from robustly.delta.answering.route import RoutedTask
 from robustly.delta.methods.intrinsic_prompt import SourceTask, Subspace
-from robustly.delta.route import RoutedTask
+from robustly.delta.trials.compare import EntryResult
 from robustly.description import Description, show
 from robustly.files import write_json
 from robustly.inspection.describe import describe_folder

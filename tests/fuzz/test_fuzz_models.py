@@ -16,15 +16,16 @@ from safetensors.torch import save_file
 
 from robustly import delta, metrics
 from robustly.config import InputPath
-from robustly.delta import route, saving
+from robustly.delta.answering import route
+from robustly.delta.answering.route import RoutedTask, RouteRecord
 from robustly.delta.base_model import Base
-from robustly.delta.checkpoint import TrainingState
 from robustly.delta.methods import intrinsic_prompt
 from robustly.delta.methods.intrinsic_prompt import DECODER, RECORD, SourceTask, Subspace
 from robustly.delta.predictor import Predictor
-from robustly.delta.route import RoutedTask, RouteRecord
+from robustly.delta.storage import saving
 from robustly.delta.tasks import data as tasks
 from robustly.delta.tasks.config import ClassificationTask
+from robustly.delta.tuning.checkpoint import TrainingState
 from robustly.evaluation.minimal_pairs import read_pairs
 from robustly.files import write_json
 from robustly.manifest import Stage

@@ -122,6 +122,28 @@ def test_no_two_files_need_each_other():
     assert circle(needs) == []
 
 
+def test_no_two_folders_within_a_room_need_each_other():
+    """Folders such as `delta/tuning`; what stands beside them in the room may need any, and be
+    needed by any."""
+    folders = {
+        name for name, path in MODULES.items() if path.name == "__init__.py" and name.count(".") > 1
+    }
+    needs: dict[str, set[str]] = {folder: set() for folder in folders}
+    for name, path in MODULES.items():
+        for folder in folders:
+            if name.startswith(f"{folder}."):
+                others = (o for o in folders if room(o) == room(folder) and o != folder)
+                needs[folder] |= {
+                    other
+                    for other in others
+                    if not f"{other}.".startswith(f"{folder}.")
+                    and not f"{folder}.".startswith(f"{other}.")
+                    and any(f"{m}.".startswith(f"{other}.") for m in imported(path))
+                }
+
+    assert circle(needs) == []
+
+
 def circle(needs: dict[str, set[str]]) -> list[str]:
     """Names that need each other in a circle; none where there is none."""
     try:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from robustly.delta import checkpoint as delta_checkpoint
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.stage import make_delta
 from robustly.delta.tasks.data import TaskData
-from robustly.delta.trainer import DeltaTrainer
-from robustly.delta.tuning import Tuned, tune
+from robustly.delta.tuning import checkpoint as delta_checkpoint
+from robustly.delta.tuning.seeds import Tuned, tune
+from robustly.delta.tuning.trainer import DeltaTrainer
 
 MakeConfig = Callable[..., DeltaExperiment]
 UPDATES = 30  # of the config with 4 epochs of 60 examples, 8 at a time

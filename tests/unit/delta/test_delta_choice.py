@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from transformers import RobertaConfig
 
 from robustly import UserError
-from robustly.delta import trial as delta_trial
 from robustly.delta.attachment import attach, parameters
-from robustly.delta.auto import choice_section, choose, held_out, situation
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
-from robustly.delta.defaults import Candidate, Situation, candidates, rated
 from robustly.delta.methods import label, parse
 from robustly.delta.stage import make_delta
 from robustly.delta.tasks.data import TaskData, draw
-from robustly.delta.trainer import Diverged
-from robustly.delta.trial import Setting, Trial
-from robustly.delta.tuning import Stopped
+from robustly.delta.trials import trial as delta_trial
+from robustly.delta.trials.auto import choice_section, choose, held_out, situation
+from robustly.delta.trials.defaults import Candidate, Situation, candidates, rated
+from robustly.delta.trials.trial import Setting, Trial
+from robustly.delta.tuning.seeds import Stopped
+from robustly.delta.tuning.trainer import Diverged
 
 MakeConfig = Callable[..., DeltaExperiment]
 AUTO = ("delta.methods=auto", "delta.seeds=1", "optim.epochs=2")

@@ -16,17 +16,17 @@ import pytest
 
 from robustly import StartAgain, UserError
 from robustly.config import override
-from robustly.delta import compare as delta_compare
-from robustly.delta import trial as delta_trial
-from robustly.delta import workers
 from robustly.delta.base_model import Base
-from robustly.delta.compare import compare
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.conformance import EVERY_METHOD
-from robustly.delta.defaults import COMPARED
 from robustly.delta.tasks.data import TaskData
-from robustly.delta.trial import Setting
-from robustly.delta.workers import Ended, Killed, run
+from robustly.delta.trials import compare as delta_compare
+from robustly.delta.trials import trial as delta_trial
+from robustly.delta.trials import workers
+from robustly.delta.trials.compare import compare
+from robustly.delta.trials.defaults import COMPARED
+from robustly.delta.trials.trial import Setting
+from robustly.delta.trials.workers import Ended, Killed, run
 from robustly.inspection import describe
 from robustly.inspection.folders import folder_kind
 

@@ -8,8 +8,8 @@ import pytest
 
 from robustly import UserError
 from robustly.delta.config import DeltaExperiment
-from robustly.delta.saving import read_record
 from robustly.delta.stage import make_delta
+from robustly.delta.storage.saving import read_record
 from robustly.inspection.describe import describe_folder
 from robustly.manifest import Stage
 

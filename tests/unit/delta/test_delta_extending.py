@@ -11,8 +11,8 @@ from robustly.delta import methods
 from robustly.delta.attachment import attach, count
 from robustly.delta.base_model import Base
 from robustly.delta.conformance import check_conformance
-from robustly.delta.merging import merge
 from robustly.delta.methods.method import Method
+from robustly.delta.storage.merging import merge
 
 CONTRIBUTING = Path(__file__).parents[3] / "CONTRIBUTING.md"
 

@@ -19,10 +19,10 @@ from transformers import AutoModelForSequenceClassification
 from robustly import UserError, delta
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment, load_delta
-from robustly.delta.saving import RECORD, TENSORS, reload, save_tensors
 from robustly.delta.stage import make_delta
+from robustly.delta.storage.saving import RECORD, TENSORS, reload, save_tensors
 from robustly.delta.tasks.data import TaskData
-from robustly.delta.tuning import tune
+from robustly.delta.tuning.seeds import tune
 from robustly.files import sha256
 from robustly.strict_json import sealed
 
@@ -203,7 +203,7 @@ def test_a_stop_amid_the_second_seed_is_made_good(
             raise KeyboardInterrupt
         return tune(base, config, data, seed, *rest, **options)
 
-    monkeypatch.setattr("robustly.delta.trial.tune", stopped)
+    monkeypatch.setattr("robustly.delta.trials.trial.tune", stopped)
     with pytest.raises(KeyboardInterrupt):
         make_delta(config)
 
@@ -225,9 +225,9 @@ def test_a_folder_that_does_not_reload_equal_is_not_finished(
         next(iter(tensors.values())).view(-1)[0] += 0.1
         write_again(tmp_path / "delta", tensors)
 
-    from robustly.delta.saving import save
+    from robustly.delta.storage.saving import save
 
-    monkeypatch.setattr("robustly.delta.saving.save", damaged)
+    monkeypatch.setattr("robustly.delta.storage.saving.save", damaged)
     arguments = [f"paths.published={place / 'base'}", f"paths.delta={tmp_path / 'delta'}", *SHORT]
     with pytest.raises(AssertionError, match="other logits on reload"):
         make_delta(load_delta(place / "letters.yaml", arguments))

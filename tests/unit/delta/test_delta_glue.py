@@ -13,10 +13,10 @@ import pytest
 
 from robustly import UserError
 from robustly.cli import main
-from robustly.delta import glue as delta_glue
 from robustly.delta.config import DeltaExperiment, load_delta
-from robustly.delta.glue import RESULT, glue, medians, table
 from robustly.delta.tasks.glue import TASKS, in_the_paper
+from robustly.delta.trials import glue as delta_glue
+from robustly.delta.trials.glue import RESULT, glue, medians, table
 from robustly.inspection import describe
 from robustly.inspection.folders import folder_kind
 from robustly.strict_yaml import parse_yaml

@@ -16,7 +16,7 @@ from robustly.delta.base_model import Base
 from robustly.delta.conformance import EVERY_METHOD
 from robustly.delta.fingerprint import HALVES, fingerprint, rounded
 from robustly.delta.predictor import Predictor
-from robustly.delta.saving import RECORD, reload, save
+from robustly.delta.storage.saving import RECORD, reload, save
 from robustly.delta.tasks.config import ClassificationTask
 from robustly.delta.tasks.data import TaskData
 from robustly.strict_json import sealed

@@ -21,10 +21,11 @@ from typer.testing import CliRunner
 
 from robustly import UserError, delta
 from robustly.cli.commands import app
-from robustly.delta import hub, peft_files
 from robustly.delta.config import DeltaExperiment, load_delta
 from robustly.delta.predictor import Predictor
+from robustly.delta.publishing import hub
 from robustly.delta.stage import make_delta
+from robustly.delta.storage import peft_files
 from robustly.delta.tasks.data import read
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
@@ -199,7 +200,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Server]]:
         endpoint = f"http://127.0.0.1:{running.server_port}"
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr(
-            "robustly.delta.hub.HfApi", partial(HfApi, endpoint=endpoint, token="x")
+            "robustly.delta.publishing.hub.HfApi", partial(HfApi, endpoint=endpoint, token="x")
         )
         yield Server
         running.shutdown()

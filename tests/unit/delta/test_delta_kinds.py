@@ -11,8 +11,8 @@ import yaml
 
 from robustly import delta
 from robustly.delta.config import DeltaExperiment, SearchConfig, load_delta
-from robustly.delta.search import search
 from robustly.delta.stage import make_delta
+from robustly.delta.trials.search import search
 
 MakeDelta = Callable[[dict[str, Any], Iterator[dict[str, Any]]], tuple[Path, DeltaExperiment]]
 EARLY, LATE = "abcd", "wxyz"

@@ -16,11 +16,11 @@ from pydantic import TypeAdapter
 from transformers import RobertaConfig
 
 from robustly import UserError
-from robustly.delta import saving
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.predictor import Predictor
 from robustly.delta.stage import make_delta
+from robustly.delta.storage import saving
 from robustly.delta.tasks.config import Task
 from robustly.delta.tasks.data import read
 from robustly.delta.tasks.examples import Example
@@ -32,7 +32,7 @@ from robustly.delta.tasks.heads.long_texts import (
     pooled,
     window_starts,
 )
-from robustly.delta.tuning import score
+from robustly.delta.tuning.seeds import score
 from robustly.pretrain.objective import new_model
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 

@@ -11,7 +11,7 @@ from transformers import RobertaForSequenceClassification
 
 from robustly import UserError
 from robustly.delta.attachment import attach
-from robustly.delta.merging import merge
+from robustly.delta.storage.merging import merge
 
 MERGEABLE: list[list[dict[str, Any]]] = [
     [{"name": "lora"}],

@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from robustly import UserError, delta
-from robustly.delta import peft_files
 from robustly.delta.attachment import attach, count, trained
 from robustly.delta.base_model import Base
+from robustly.delta.storage import peft_files
 
 METHODS: list[list[dict[str, Any] | str]] = [
     ["adalora", {"name": "adapter", "size": 4}, {"name": "prefix", "tokens": 3, "hidden": 16}],

@@ -18,8 +18,8 @@ from robustly import Unproven, delta
 from robustly.cli.commands import app
 from robustly.delta.base_model import Base
 from robustly.delta.config import load_delta
-from robustly.delta.merged import write_merged
 from robustly.delta.methods import METHODS, name_of
+from robustly.delta.publishing.merged import write_merged
 from robustly.delta.stage import make_delta
 from robustly.publish import onnx
 

@@ -11,8 +11,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
-from robustly.delta import peft_files
 from robustly.delta.attachment import attach, finish
+from robustly.delta.storage import peft_files
 from robustly.files import sha256
 
 TOKENS = 3

@@ -20,8 +20,8 @@ from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment, load_delta
 from robustly.delta.layers.soft_tokens import decode
 from robustly.delta.methods.intrinsic_prompt import DECODER, RECORD
-from robustly.delta.saving import load
 from robustly.delta.stage import make_delta
+from robustly.delta.storage.saving import load
 from robustly.delta.subspace import _PromptedTask, fit, make_subspace
 from robustly.delta.tasks.data import TaskData
 from robustly.inspection import describe

@@ -12,11 +12,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from robustly import UserError, delta
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
-from robustly.delta.saving import read_record, reload
 from robustly.delta.stage import make_delta
+from robustly.delta.storage.saving import read_record, reload
 from robustly.delta.tasks.data import TaskData, draw
 from robustly.delta.tasks.examples import Example
-from robustly.delta.tuning import attached
+from robustly.delta.tuning.seeds import attached
 from robustly.delta.wording import verbalized
 
 TEXT = "classify the request:"

@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from robustly import UserError
 from robustly.cli.commands import app
-from robustly.delta import route
+from robustly.delta.answering import route
+from robustly.delta.answering.route import features
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.layers.routing import first_pass
-from robustly.delta.route import features
 from robustly.delta.route_training import fit, make_route
-from robustly.delta.saving import load
+from robustly.delta.storage.saving import load
 from robustly.inspection.describe import describe_folder
 
 MakeConfig = Callable[..., DeltaExperiment]

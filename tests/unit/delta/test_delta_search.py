@@ -12,14 +12,14 @@ from typer.testing import CliRunner
 
 from robustly import UserError
 from robustly.cli.commands import app
-from robustly.delta import search as delta_search
-from robustly.delta import trial as delta_trial
 from robustly.delta.config import DeltaExperiment, load_delta
-from robustly.delta.defaults import SEARCHED
 from robustly.delta.methods import label, parse
-from robustly.delta.search import config_text, draw, search
 from robustly.delta.stage import make_delta
-from robustly.delta.trial import Trial
+from robustly.delta.trials import search as delta_search
+from robustly.delta.trials import trial as delta_trial
+from robustly.delta.trials.defaults import SEARCHED
+from robustly.delta.trials.search import config_text, draw, search
+from robustly.delta.trials.trial import Trial
 from robustly.inspection import describe
 from robustly.inspection.folders import describe_run, folder_kind
 

@@ -20,13 +20,13 @@ from torch.nn import functional
 from robustly import UserError
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
-from robustly.delta.saving import load
 from robustly.delta.stage import make_delta, recipe
+from robustly.delta.storage.saving import load
 from robustly.delta.tasks.config import Task
 from robustly.delta.tasks.data import TaskData, read
 from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads import EncodedExample, TaskHead, task_head
-from robustly.delta.trainer import DeltaTrainer
+from robustly.delta.tuning.trainer import DeltaTrainer
 
 MakeConfig = Callable[..., DeltaExperiment]
 LABELS = ("early", "late", "middle")

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from robustly import UserError
 from robustly.cli.commands import app
+from robustly.delta.answering.together import Together
 from robustly.delta.attachment import trained
 from robustly.delta.base_model import Base
 from robustly.delta.config import load_delta
@@ -27,7 +28,6 @@ from robustly.delta.methods.intrinsic_prompt import DECODER, RECORD, Subspace
 from robustly.delta.predictor import Predictor
 from robustly.delta.stage import make_delta
 from robustly.delta.tasks.config import Task
-from robustly.delta.together import Together
 from robustly.files import write_json
 from robustly.manifest import Stage
 from robustly.pretrain.objective import new_model

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustly import UserError
-from robustly.delta import trial as delta_trial
 from robustly.delta.attachment import parameters
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.conformance import EVERY_METHOD
-from robustly.delta.trainer import DeltaTrainer, Diverged
-from robustly.delta.trial import CHECKPOINT, LINES, RECORD, Setting, Trial, lags, trial
-from robustly.delta.tuning import attached
+from robustly.delta.trials import trial as delta_trial
+from robustly.delta.trials.trial import CHECKPOINT, LINES, RECORD, Setting, Trial, lags, trial
+from robustly.delta.tuning.seeds import attached
+from robustly.delta.tuning.trainer import DeltaTrainer, Diverged
 
 MakeConfig = Callable[..., DeltaExperiment]
 QUICK = ("optim.epochs=4", "optim.batch_size=16", "delta.seeds=1")
@@ -44,8 +44,8 @@ def facts(made: Trial) -> dict[str, Any]:
 
 def stopped_in(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
     """Ctrl-C in an update; a state is written after every one."""
-    monkeypatch.setattr("robustly.delta.checkpoint.EVERY", 0.0)
-    monkeypatch.setattr("robustly.delta.checkpoint.SHARE", float("inf"))
+    monkeypatch.setattr("robustly.delta.tuning.checkpoint.EVERY", 0.0)
+    monkeypatch.setattr("robustly.delta.tuning.checkpoint.SHARE", float("inf"))
     step = DeltaTrainer.step
 
     def stopped(trainer: DeltaTrainer, number: int, batch: Any) -> None:

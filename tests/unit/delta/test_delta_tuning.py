@@ -15,7 +15,6 @@ from sklearn.metrics import precision_recall_fscore_support
 from transformers import Trainer
 
 from robustly import UserError
-from robustly.delta import trainer as delta_trainer
 from robustly.delta.attachment import trained
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment, load_delta
@@ -23,8 +22,9 @@ from robustly.delta.predictor import Judgement, Predictor
 from robustly.delta.stage import make_delta
 from robustly.delta.tasks.data import Example, TaskData, read
 from robustly.delta.tasks.heads.texts import TextHead
-from robustly.delta.trainer import adamw, batches, trains_in_bf16
-from robustly.delta.tuning import attached, mean_and_deviation, score, tune
+from robustly.delta.tuning import trainer as delta_trainer
+from robustly.delta.tuning.seeds import attached, mean_and_deviation, score, tune
+from robustly.delta.tuning.trainer import adamw, batches, trains_in_bf16
 
 MakeConfig = Callable[..., DeltaExperiment]
 SHORT = ("optim.epochs=0.67", "optim.warmup=0.2")  # 5 updates

@@ -17,14 +17,14 @@ from typer.testing import CliRunner, Result
 
 from robustly import UserError, delta
 from robustly.cli.commands import app
-from robustly.delta import answering
-from robustly.delta.answering import Options, answers
+from robustly.delta.answering import rows as answering
+from robustly.delta.answering.inputs import Given, read, windows
+from robustly.delta.answering.rows import Options, answers
 from robustly.delta.base_model import Base
 from robustly.delta.config import load_delta
-from robustly.delta.inputs import Given, read, windows
-from robustly.delta.merging import merge
 from robustly.delta.predictor import Predictor
 from robustly.delta.stage import make_delta
+from robustly.delta.storage.merging import merge
 from robustly.delta.tasks.config import Task
 from robustly.delta.tasks.heads import Wanted
 
@@ -487,7 +487,7 @@ def test_a_merge_that_fails_its_proof_leaves_nothing(
         plain.classifier.out_proj.bias.data += 0.01
         return plain
 
-    monkeypatch.setattr("robustly.delta.merged.merge", damaged)
+    monkeypatch.setattr("robustly.delta.publishing.merged.merge", damaged)
     done = robustly("merge", finished, "--into", tmp_path / "merged", code=1)
     assert "gives other logits, by up to 0.01" in done.stderr.replace("\n", "")
     assert list(tmp_path.iterdir()) == []

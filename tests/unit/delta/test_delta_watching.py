@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustly import UserError
-from robustly.delta import adjusting, watching
-from robustly.delta import checkpoint as delta_checkpoint
 from robustly.delta.attachment import stored
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.stage import make_delta
 from robustly.delta.tasks.data import TaskData
-from robustly.delta.trainer import DeltaTrainer, Diverged
-from robustly.delta.tuning import tune
-from robustly.delta.watching import Look
+from robustly.delta.tuning import adjusting, watching
+from robustly.delta.tuning import checkpoint as delta_checkpoint
+from robustly.delta.tuning.seeds import tune
+from robustly.delta.tuning.trainer import DeltaTrainer, Diverged
+from robustly.delta.tuning.watching import Look
 
 MakeConfig = Callable[..., DeltaExperiment]
 WATCH = ("optim.watch=true", "delta.task.dev=dev.jsonl")  # the data that tests give have one

@@ -9,15 +9,15 @@ import transformers
 from huggingface_hub import ModelCardData
 
 from robustly import __version__, markdown
-from robustly.delta import peft_files
-from robustly.delta.auto import choice_section
 from robustly.delta.methods import parse
 from robustly.delta.predictor import sample_input
-from robustly.delta.saving import DeltaRecord, task_of
+from robustly.delta.storage import peft_files
+from robustly.delta.storage.saving import DeltaRecord, task_of
 from robustly.delta.tasks.data import TaskData
 from robustly.delta.tasks.heads.long_texts import CutCounts
-from robustly.delta.trial import DECISIONS
-from robustly.delta.tuning import SeedScore, mean_and_deviation
+from robustly.delta.trials.auto import choice_section
+from robustly.delta.trials.trial import DECISIONS
+from robustly.delta.tuning.seeds import SeedScore, mean_and_deviation
 from robustly.log import show
 
 SAMPLE = "Some text."

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robustly import manifest
+from robustly.delta.answering.together import Together
 from robustly.delta.base_model import Base
 from robustly.delta.layers.routing import Router, first_pass
 from robustly.delta.predictor import BATCH
 from robustly.delta.tasks.examples import Example, input_of
 from robustly.delta.tasks.files import Row
-from robustly.delta.together import Together
 from robustly.strict_json import read_json
 
 RECORD = "route.json"

@@ -20,8 +20,8 @@ from robustly.delta.tasks import files
 from robustly.delta.tasks.config import ClassificationTask, RegressionTask
 from robustly.delta.tasks.data import TaskData, read
 from robustly.delta.tasks.glue import PREFIX, TASKS, expanded, found
-from robustly.delta.trial import Entry, Setting, Trial, trial
-from robustly.delta.workers import how_many, run
+from robustly.delta.trials.trial import Entry, Setting, Trial, trial
+from robustly.delta.trials.workers import how_many, run
 from robustly.files import write_atomic, write_json
 from robustly.log import show
 from robustly.manifest import MANIFEST, Manifest, Stage

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 from robustly import UserError, log
 from robustly.config import InputPath
-from robustly.delta.inputs import Given, windows
+from robustly.delta.answering.inputs import Given, windows
+from robustly.delta.answering.route import Route
+from robustly.delta.answering.together import Together
 from robustly.delta.predictor import BATCH, Answer, Judgement, Predictor, unseen
-from robustly.delta.route import Route
 from robustly.delta.tasks import files
 from robustly.delta.tasks.data import labels_of
 from robustly.delta.tasks.examples import Example, examples, input_of, refuse
 from robustly.delta.tasks.heads import TaskHead, Wanted
 from robustly.delta.tasks.heads.head import DIGITS
-from robustly.delta.together import Together
 
 WINDOW = 8 * BATCH
 """Rows that are held at a time, and sorted by length for the encoder."""

@@ -18,12 +18,12 @@ from robustly import UserError
 from robustly.delta.attachment import parameters, stored
 from robustly.delta.base_model import Base
 from robustly.delta.config import RATES, DeltaExperiment, Pruner
-from robustly.delta.defaults import rated
 from robustly.delta.predictor import Predictor
 from robustly.delta.tasks import metrics
 from robustly.delta.tasks.data import TaskData, read
-from robustly.delta.trainer import Diverged
-from robustly.delta.tuning import SeedScore, Stopped, Tuned, attached, tune, unseen_test
+from robustly.delta.trials.defaults import rated
+from robustly.delta.tuning.seeds import SeedScore, Stopped, Tuned, attached, tune, unseen_test
+from robustly.delta.tuning.trainer import Diverged
 from robustly.files import write_json, write_json_lines
 from robustly.resources import peak_memory
 from robustly.strict_json import read_json, record

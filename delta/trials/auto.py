@@ -10,12 +10,12 @@ from typing import Any
 
 from robustly import UserError, log, markdown
 from robustly.delta.config import DeltaExperiment
-from robustly.delta.defaults import LEAST_BUDGET, Candidate, Situation
 from robustly.delta.methods import label
 from robustly.delta.predictor import head_on
 from robustly.delta.tasks.data import draw
-from robustly.delta.trial import METHODS, Setting, Trial, seed_folder, trial
-from robustly.delta.workers import Ended, how_many, run
+from robustly.delta.trials.defaults import LEAST_BUDGET, Candidate, Situation
+from robustly.delta.trials.trial import METHODS, Setting, Trial, seed_folder, trial
+from robustly.delta.trials.workers import Ended, how_many, run
 from robustly.files import write_json
 from robustly.log import show
 from robustly.strict_json import read_json

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from robustly import UserError, log, manifest
 from robustly.config import locate
-from robustly.delta import saving
 from robustly.delta.config import DeltaExperiment, TeacherConfig
+from robustly.delta.storage import saving
 from robustly.delta.tasks.data import TaskData
 from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads import EncodedExample, TaskHead

@@ -12,13 +12,13 @@ from typing import Any
 from robustly import UserError, log, markdown
 from robustly.delta import stage as delta_stage
 from robustly.delta.config import CompareEntry, DeltaExperiment
-from robustly.delta.defaults import COMPARED, rated
 from robustly.delta.methods import label, parse
-from robustly.delta.score_plot import Point, plot_scores
 from robustly.delta.tasks.data import TaskData, draw
-from robustly.delta.trial import Setting, Trial, trial
-from robustly.delta.tuning import mean_and_deviation
-from robustly.delta.workers import Ended, Killed, how_many, run
+from robustly.delta.trials.defaults import COMPARED, rated
+from robustly.delta.trials.score_plot import Point, plot_scores
+from robustly.delta.trials.trial import Setting, Trial, trial
+from robustly.delta.trials.workers import Ended, Killed, how_many, run
+from robustly.delta.tuning.seeds import mean_and_deviation
 from robustly.files import write_atomic, write_json
 from robustly.log import show
 from robustly.manifest import Manifest, Stage

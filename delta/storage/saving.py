@@ -16,11 +16,11 @@ from typing_extensions import TypedDict
 
 from robustly import UserError, manifest
 from robustly.config import InputPath, stated_in
-from robustly.delta import peft_files
 from robustly.delta.attachment import attach, finished, finished_parameters, stored
 from robustly.delta.base_model import Base
 from robustly.delta.fingerprint import HALVES, fingerprint, is_same
 from robustly.delta.predictor import Predictor
+from robustly.delta.storage import peft_files
 from robustly.delta.tasks.config import Task
 from robustly.files import write_json
 from robustly.manifest import FileFacts

@@ -4,11 +4,11 @@ off and let another one grow."""
 import dataclasses
 
 from robustly import log
-from robustly.delta import watching
 from robustly.delta.methods.method import Method
 from robustly.delta.tasks.metrics import gain
-from robustly.delta.trainer import DeltaTrainer
-from robustly.delta.watching import Look
+from robustly.delta.tuning import watching
+from robustly.delta.tuning.trainer import DeltaTrainer
+from robustly.delta.tuning.watching import Look
 from robustly.log import show
 
 

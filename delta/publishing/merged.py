@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, RobertaPreTrain
 
 from robustly import Unproven, UserError
 from robustly.delta.base_model import Base
-from robustly.delta.merging import merge
 from robustly.delta.predictor import Predictor, sample_input
+from robustly.delta.storage.merging import merge
 from robustly.files import write_atomic, write_json
 from robustly.log import quiet_transformers
 from robustly.tokenizer.importing import FOLDER_FILES

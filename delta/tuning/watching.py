@@ -1,7 +1,7 @@
 """Decide by what is seen of a training: its dev curve, and its gradients (`optim.watch`).
 
-These are pure functions; `tuning` looks and acts. What they follow: a rate is halved where the dev
-score stands still (as in many recipes since Krizhevsky et al. 2012, section 5), or where it has
+These are pure functions; `adjusting` looks and acts. What they follow: a rate is halved where the
+dev score stands still (as in many recipes since Krizhevsky et al. 2012, section 5), or where it has
 fallen, from the best epoch on; a part of a mixture that counts for nothing gives its parameters to
 the one that counts most, as AdaLoRA does with the ranks of maps (Zhang et al. 2023)."""
 

@@ -1,4 +1,4 @@
-"""The updates of a delta's training: batches, optimizer, the best epoch (`tuning` runs them)."""
+"""The updates of a delta's training: batches, optimizer, the best epoch (`seeds` runs them)."""
 
 import copy
 import dataclasses
@@ -17,19 +17,19 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from transformers import RobertaPreTrainedModel
 
 from robustly import UserError
-from robustly.delta import watching
 from robustly.delta.attachment import stored, trained
 from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment, TuningConfig
 from robustly.delta.methods import parse
 from robustly.delta.methods.method import Method
 from robustly.delta.predictor import Predictor
-from robustly.delta.reshaping import carry, carry_moments
 from robustly.delta.tasks.data import TaskData, draw
 from robustly.delta.tasks.heads import EncodedExample
 from robustly.delta.tasks.metrics import gain
-from robustly.delta.teaching import Lesson, taught, told
-from robustly.delta.watching import Look
+from robustly.delta.tuning import watching
+from robustly.delta.tuning.reshaping import carry, carry_moments
+from robustly.delta.tuning.teaching import Lesson, taught, told
+from robustly.delta.tuning.watching import Look
 from robustly.pretrain.schedule import fraction_of_peak
 from robustly.rng import Purpose, permute, seed64
 

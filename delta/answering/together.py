@@ -27,7 +27,7 @@ from robustly.delta.predictor import (
     in_order,
     unseen,
 )
-from robustly.delta.saving import load
+from robustly.delta.storage.saving import load
 from robustly.delta.tasks.examples import Example
 from robustly.delta.tasks.heads import EncodedExample, TaskHead
 
@@ -67,7 +67,7 @@ class Together:
     @classmethod
     def load(cls, base: Base | Path | str, folders: Mapping[str, Path | str]) -> "Together":
         """Deltas out of folders that `robustly delta` wrote, by the names of their tasks. Raises
-        UserError as `robustly.delta.saving.load` does."""
+        UserError as `robustly.delta.storage.saving.load` does."""
         known = base if isinstance(base, Base) else Base.load(base)
         return cls(known, {task: load(known, folder) for task, folder in folders.items()})
 

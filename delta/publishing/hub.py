@@ -17,13 +17,13 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 from safetensors.torch import load_file
 
 from robustly import UserError, manifest
-from robustly.delta import peft_files, saving
 from robustly.delta.attachment import stored
-from robustly.delta.auto import CHOICE
-from robustly.delta.card import Source, delta_card
 from robustly.delta.config import DeltaExperiment
+from robustly.delta.publishing.card import Source, delta_card
+from robustly.delta.storage import peft_files, saving
 from robustly.delta.tasks.data import TaskData, read
-from robustly.delta.tuning import SeedScore
+from robustly.delta.trials.auto import CHOICE
+from robustly.delta.tuning.seeds import SeedScore
 from robustly.files import sha256, write_atomic, write_json
 from robustly.manifest import FileFacts
 from robustly.strict_json import sealed

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from robustly import log
-from robustly.delta import adjusting
 from robustly.delta.attachment import finish, parameters
 from robustly.delta.base_model import Base
-from robustly.delta.checkpoint import TrainingState
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.predictor import Judgement, Predictor
 from robustly.delta.tasks.data import TaskData, draw
 from robustly.delta.tasks.metrics import gain
-from robustly.delta.trainer import DeltaTrainer, Diverged, put
+from robustly.delta.tuning import adjusting
+from robustly.delta.tuning.checkpoint import TrainingState
+from robustly.delta.tuning.trainer import DeltaTrainer, Diverged, put
 
 
 class Stopped(Exception):

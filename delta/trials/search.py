@@ -21,12 +21,12 @@ from robustly.config import InputPath
 from robustly.delta import stage as delta_stage
 from robustly.delta.attachment import parameters
 from robustly.delta.config import RATES, DeltaExperiment, is_range
-from robustly.delta.defaults import FACTORS, SEARCHED
 from robustly.delta.methods import label
-from robustly.delta.score_plot import Point, plot_scores
 from robustly.delta.tasks.config import HUB
-from robustly.delta.trial import METHODS, Entry, Setting, Trial, trial
-from robustly.delta.workers import Ended, how_many, run
+from robustly.delta.trials.defaults import FACTORS, SEARCHED
+from robustly.delta.trials.score_plot import Point, plot_scores
+from robustly.delta.trials.trial import METHODS, Entry, Setting, Trial, trial
+from robustly.delta.trials.workers import Ended, how_many, run
 from robustly.files import write_atomic, write_json
 from robustly.log import show
 from robustly.manifest import MANIFEST, Manifest, Stage

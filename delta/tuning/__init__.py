@@ -1,0 +1,1 @@
+"""Train a delta: one seed or several, watched, taught by another delta, resumed."""
