@@ -17,8 +17,8 @@ from robustly.delta.base_model import Base
 from robustly.delta.config import DeltaExperiment
 from robustly.delta.publishing.card import Source, delta_card
 from robustly.delta.storage import saving
-from robustly.delta.tasks.data import TaskData, draw
-from robustly.delta.tasks.heads.long_texts import CutCounts
+from robustly.delta.tasks.data import TaskData
+from robustly.delta.tasks.heads.long_texts import CutCounts, cut_line
 from robustly.delta.trials.auto import CHOICE, choose, held_out, situation
 from robustly.delta.trials.defaults import candidates
 from robustly.delta.trials.trial import DECISIONS, LINES, Setting, Trial, seed_folder, trial
@@ -57,12 +57,7 @@ def make_delta(config: DeltaExperiment) -> Manifest:
         setting = replace(setting, config=config)
 
     untrained = setting.shape()
-    drawn = draw(data, config.delta.task.examples, config.seed)
-    cut = {
-        part: untrained.cut(examples)
-        for part, examples in (("training", drawn), ("dev", data.dev), ("test", data.test))
-        if examples
-    }
+    cut = {part: untrained.cut(examples) for part, examples in setting.parts().items()}
     _announce(config, base, data, parameters(untrained.model), cut)
 
     with stage.begin():
@@ -233,9 +228,8 @@ def _announce(
     if data.scored_on == "dev":
         rows["test"] = f"none: dev is scored; the same answer to all: {baseline}"
 
-    if any(each.cut for each in cut.values()):
-        lost = "; ".join(f"{part} {each}" for part, each in cut.items())
-        rows["texts cut"] = f"{lost}. delta.task.long and max_length say how much is read"
+    if line := cut_line(cut):
+        rows["texts cut"] = line
 
     if data.labels:
         more = ", ..." if len(data.labels) > LABELS_SHOWN else ""

@@ -83,6 +83,7 @@ def compare(config: DeltaExperiment) -> Manifest:
             f"comparison: {stage.folder}: {len(entries)} entries, seeds {config.seed} to"
             f" {config.all_seeds[-1]}"
         )
+        setting.tell_cut()
         rows = _trained(setting, entries, work)
         write_json(stage.folder / "rows.json", [dataclasses.asdict(row) for row in rows])
         write_atomic(stage.folder / "table.md", _table(rows, setting))

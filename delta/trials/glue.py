@@ -73,6 +73,7 @@ def _one_task(setting: Setting, folder: Path) -> Manifest:
     first, *others = config.all_seeds
     examples = f"{len(data.train):,} training, {len(data.dev):,} dev examples"
     log.say(f"{folder.name}: {examples}; {len(grid)} settings, {config.delta.seeds} seeds")
+    setting.tell_cut()
     with stage.begin():
         tried = _trained(setting, [(entry, first) for entry in grid], folder / "work")
         best = max(tried, key=_dev)  # the first of equal ones

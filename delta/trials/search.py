@@ -68,6 +68,7 @@ def search(config: DeltaExperiment) -> Manifest:
         log.say(
             f"search: {stage.folder}: {len(folders)} trials; scored by {setting.data.metric} on dev"
         )
+        setting.tell_cut()
         run(
             partial(trial, setting, pruner=config.search.pruner, unseen=True),
             _left(setting, space, folders),

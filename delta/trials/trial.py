@@ -14,13 +14,15 @@ from typing import Any, Literal, Self
 import torch
 from safetensors.torch import save
 
-from robustly import UserError
+from robustly import UserError, log
 from robustly.delta.attachment import parameters, stored
 from robustly.delta.base_model import Base
 from robustly.delta.config import RATES, DeltaExperiment, Pruner
-from robustly.delta.predictor import Predictor
+from robustly.delta.predictor import Predictor, head_on
 from robustly.delta.tasks import metrics
-from robustly.delta.tasks.data import TaskData, read
+from robustly.delta.tasks.data import TaskData, draw, read
+from robustly.delta.tasks.examples import Example
+from robustly.delta.tasks.heads.long_texts import cut_counts, cut_line
 from robustly.delta.trials.defaults import rated
 from robustly.delta.tuning.seeds import SeedScore, Stopped, Tuned, attached, tune, unseen_test
 from robustly.delta.tuning.trainer import Diverged
@@ -75,6 +77,20 @@ class Setting:
             config = config.varied({METHODS: methods, "optim.peak_lr": peak})
 
         return Setting(config, base, data)
+
+    def parts(self) -> dict[str, Sequence[Example]]:
+        """The examples of each part that has any; of those to train on, what the first seed
+        draws."""
+        drawn = draw(self.data, self.config.delta.task.examples, self.config.seed)
+        parts = {"training": drawn, "dev": self.data.dev, "test": self.data.test}
+        return {part: examples for part, examples in parts.items() if examples}
+
+    def tell_cut(self) -> None:
+        """Say how much of the texts is not read, even where no prompt takes positions."""
+        head = head_on(self.base, self.config.delta.task, self.data.labels)
+        cut = {part: cut_counts(head.encode(each)) for part, each in self.parts().items()}
+        if line := cut_line(cut):
+            log.say(f"texts cut: {line}")
 
     def shape(self) -> Predictor:
         """What will be trained, without weights (on torch's meta device), to be counted. Raises

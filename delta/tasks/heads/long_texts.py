@@ -130,6 +130,14 @@ class CutCounts(NamedTuple):
         return f"{self.cut:,} of {self.examples:,} texts, {self.share:.1%} of all tokens"
 
 
+def cut_line(cut: Mapping[str, CutCounts]) -> str | None:
+    """What is said of the parts of a task before training; None where nothing is cut."""
+    if not any(each.cut for each in cut.values()):
+        return None
+    lost = "; ".join(f"{part} {each}" for part, each in cut.items())
+    return f"{lost}. delta.task.long and max_length say how much is read"
+
+
 def cut_counts(rows: Iterable[EncodedExample]) -> CutCounts:
     sizes = [(row.tokens, row.lost) for row in rows]
     lost = sum(each for _, each in sizes)

@@ -4,6 +4,7 @@ is said to be cut."""
 import itertools
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,10 @@ from robustly.delta.tasks.heads.long_texts import (
     pooled,
     window_starts,
 )
+from robustly.delta.trials.compare import compare
+from robustly.delta.trials.search import search
 from robustly.delta.tuning.seeds import score
+from robustly.manifest import Manifest
 from robustly.pretrain.objective import new_model
 from robustly.tokenizer.vocabulary import lay_out, save_vocabulary
 
@@ -333,6 +337,24 @@ def test_header_manifest_result_and_card_say_what_is_cut(
     assert counts["test_tokens_cut"] == pytest.approx(share, abs=1e-4)
     card = (tmp_path / "deltas" / "letters" / "README.md").read_text()
     assert "60 of 60 texts" in card and f"{share:.1%}" in card
+
+
+@pytest.mark.parametrize("work", [compare, search])
+def test_a_comparison_and_a_search_say_it_too(
+    work: Callable[[DeltaExperiment], Manifest],
+    make_long: MakeConfig,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    work(
+        make_long(
+            "optim.epochs=0.1",
+            "delta.task.dev=0.2",
+            "compare.entries=[{methods: [head]}]",
+            "search.trials=1",
+        )
+    )
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"texts cut: training (\d+) of \1 texts.*; dev (\d+) of \2 texts", said)
 
 
 def test_nothing_is_said_to_be_cut_where_nothing_is(
