@@ -265,5 +265,5 @@ def test_the_command(
 
 
 def test_the_shipped_config_says_where_its_numbers_are_from() -> None:
-    shipped = Path(delta_glue.__file__).resolve().parents[1] / "configs" / "delta" / "glue.yaml"
+    shipped = Path(delta_glue.__file__).resolve().parents[2] / "configs" / "delta" / "glue.yaml"
     assert "Table 10" in shipped.read_text() and parse_yaml(shipped.read_text())["seed"] == 1

@@ -277,8 +277,8 @@ def test_the_candidates_are_different_and_valid() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "called"),
-    [((), "stage.make_delta"), (("tune",), "stage.make_delta"), (("search",), "search.search"),
-     (("compare",), "compare.compare")],
+    [((), "stage.make_delta"), (("tune",), "stage.make_delta"), (("search",), "trials.search.search"),
+     (("compare",), "trials.compare.compare")],
 )  # fmt: skip
 def test_the_command_line(
     place: Path,
