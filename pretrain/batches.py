@@ -24,9 +24,9 @@ from torch import Tensor
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.config import Format
 from robustly.data_prep.sampler import EpochSampler, Samples
-from robustly.pretrain.config import MaskingConfig, OptimConfig
+from robustly.pretrain.config import MaskingConfig, OptimConfig, ScheduleConfig
 from robustly.pretrain.masking import SpecialTokens, mask_blocks
-from robustly.pretrain.schedule import UpdateSizes
+from robustly.pretrain.schedule import UpdateSizes, masking_of
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.rng import Purpose, seed64
 
@@ -133,10 +133,13 @@ class Batches:
         rank: int,
         ranks: int,
         micro_batch: int,
+        schedule: ScheduleConfig | None = None,
     ):
+        """`schedule`: what the masking rate follows, if it changes."""
         self.sampler = sampler
         self.sizes = sizes
         self.masking = masking
+        self.schedule = schedule
         self.special = special
         self.rank = rank
         self.ranks = ranks
@@ -153,13 +156,19 @@ class Batches:
             config.optim, train.block_length, sampler.mean_length, train.format
         )
         sizes = UpdateSizes.of(full, config.optim, config.schedule)
-        micro_batch = config.run.micro_batch
-        return cls(sampler, sizes, config.masking, special, rank, ranks, micro_batch)
+        layout = rank, ranks, config.run.micro_batch
+        return cls(sampler, sizes, config.masking, special, *layout, config.schedule)
 
     def of_rank(self, rank: int) -> Self:
         """Another rank's."""
-        layout = self.ranks, self.micro_batch
-        return type(self)(self.sampler, self.sizes, self.masking, self.special, rank, *layout)
+        layout = rank, self.ranks, self.micro_batch
+        return type(self)(
+            self.sampler, self.sizes, self.masking, self.special, *layout, self.schedule
+        )
+
+    def masking_of(self, update: int) -> MaskingConfig:
+        """How the blocks of an update are masked."""
+        return masking_of(update, self.masking, self.schedule) if self.schedule else self.masking
 
     def share(self, update: int) -> "Share":
         """This rank's blocks of an update, counted from 1: neighbours in the stream, as many as
@@ -167,7 +176,7 @@ class Batches:
         blocks, offset = self.sizes.blocks(update), self.sizes.before(update)
         begin, end = (rank * blocks // self.ranks for rank in (self.rank, self.rank + 1))
         samples = self.sampler.stream(offset + begin, offset + end)
-        masked = MaskedBlocks(self.sampler, samples, self.masking, self.special)
+        masked = MaskedBlocks(self.sampler, samples, self.masking_of(update), self.special)
 
         # longest first: too little memory shows at once
         by_length = np.argsort(-masked.lengths, kind="stable")

@@ -21,6 +21,7 @@ from robustly.tokenizer.segmenters import SegmenterName
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -122,9 +123,9 @@ class DistillationConfig(Section):
 class MaskingConfig(Section):
     """Which tokens the model must restore."""
 
-    probability: Annotated[float, Field(gt=0, lt=1)]
+    probability: Probability
     """Fraction of a block's positions that are targets; rounded up or down at random so that the
-    mean is exact."""
+    mean is exact. Of held-out blocks as well, all through a run."""
     mask: Fraction
     """Fraction of the targets shown as <mask>."""
     random: Fraction
@@ -148,6 +149,20 @@ class MaskingConfig(Section):
     fixed_masks: Positive | None = None
     """Static masking (the paper's section 4.1 has 10): so many masks of each block, taken in turn
     over the epochs; default: another one in every epoch."""
+    initial_probability: Probability | None = None
+    """That fraction in the first update, from where it goes along a line to `probability` in the
+    last (Ankner et al. 2023, https://arxiv.org/abs/2305.15096: from 0.3 to 0.15). Default: the same
+    in all."""
+
+    @property
+    def highest_probability(self) -> float:
+        """Of all updates."""
+        return max(self.probability, self.initial_probability or 0.0)
+
+    @property
+    def mean_probability(self) -> float:
+        """Over all updates."""
+        return (self.probability + (self.initial_probability or self.probability)) / 2
 
     @property
     def segmenter(self) -> SegmenterName | None:
@@ -233,11 +248,20 @@ class BatchWarmupConfig(Section):
     `optim.batch_size`."""
 
 
+class ExtendConfig(Section):
+    """A checkpoint of another run."""
+
+    run: InputPath
+    """The run's folder, or its train folder."""
+    update: Positive
+    """The update of the checkpoint, which must be kept there."""
+
+
 class ScheduleConfig(Section):
     """The learning rate and the batch size over the updates. An update is an optimizer step."""
 
     updates: Positive
-    """How many there are."""
+    """How many there are, those of a run that is gone on from included."""
     warmup: Annotated[int, Field(ge=0)]
     """Updates over which the rate rises linearly to its peak."""
     decay: Literal["linear", "cosine", "constant", "wsd"]
@@ -247,22 +271,52 @@ class ScheduleConfig(Section):
     """Updates of the decay at the end, for wsd; 10 to 20% of all are usual."""
     batch_warmup: BatchWarmupConfig | None = None
     """Smaller global batches at the beginning; default: all have `optim.batch_size`."""
+    extend_from: ExtendConfig | None = None
+    """A checkpoint of another run that this one goes on from, with its weights, its moments and the
+    number of its update: to more updates, at another rate, or as a branch that decays from a stable
+    rate (Hägele et al. 2024, https://arxiv.org/abs/2405.18392, section 3). Warmup and decay are
+    over the updates after it. Default: none."""
+
+    @property
+    def begin(self) -> int:
+        """The update that is done when the run begins: 0, or that of `extend_from`."""
+        return self.extend_from.update if self.extend_from else 0
+
+    def recipe(self) -> dict[str, Any]:
+        """As every section's, but for the path of another run: what lies there is an input of the
+        stage."""
+        recipe = super().recipe()
+        if self.extend_from:
+            recipe["extend_from"] = {"update": self.extend_from.update}
+
+        return recipe
+
+    @model_validator(mode="after")
+    def _extends(self) -> Self:
+        if self.begin >= self.updates:
+            raise ValueError(
+                f"schedule.extend_from.update ({self.begin}): no update is left of schedule.updates"
+                f" ({self.updates}), which counts those before it, too"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
-        if self.warmup > self.updates:
+        after = f" less the {self.begin} of extend_from" if self.begin else ""
+        if self.begin + self.warmup > self.updates:
             raise ValueError(
-                f"schedule.warmup ({self.warmup}) is longer than schedule.updates ({self.updates})"
+                f"schedule.warmup ({self.warmup}) is longer than schedule.updates"
+                f" ({self.updates}){after}"
             )
         if (self.decay == "wsd") != (self.decay_updates > 0):
             raise ValueError(
                 f"decay = {self.decay} with decay_updates = {self.decay_updates}: expected"
                 " decay_updates of 1 or more for wsd, and for no other"
             )
-        if self.warmup + self.decay_updates > self.updates:
+        if self.begin + self.warmup + self.decay_updates > self.updates:
             raise ValueError(
                 f"warmup ({self.warmup}) and decay_updates ({self.decay_updates}) are longer than"
-                f" updates ({self.updates})"
+                f" updates ({self.updates}){after}"
             )
         if self.batch_warmup and self.batch_warmup.updates > self.updates:
             raise ValueError(

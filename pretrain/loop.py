@@ -210,8 +210,8 @@ class Trainer:
             self._evaluate(self.progress.update)
 
         # it was stopped there, and the checkpoint gets its loss; or there must be one to go back to
-        update = self.progress.update
-        if (due and update) or (config.optim.rolls_back and not update):
+        update, begin = self.progress.update, config.schedule.begin
+        if (due and update) or (config.optim.rolls_back and update == begin):
             self._save(IntervalSums(**self.progress.interval))
             self._saved()
 
@@ -447,14 +447,15 @@ class Trainer:
     # --------------------------------------------------------------------------- around the updates
 
     def _resume(self) -> None:
-        """Go on from the newest complete checkpoint: rank 0 chooses and reads it, and sends it to
-        the others."""
+        """Go on from the newest complete checkpoint, the run's own or else the one that it extends:
+        rank 0 chooses and reads it, and sends it to the others."""
         found = None
         with together(self.device):
             if self.rank == 0:
-                found = checkpoint.newest(self.checkpoints, self.stage.hash)
-                if found:
+                if found := checkpoint.newest(self.checkpoints, self.stage.hash):
                     self._check_packed_index(found)
+                elif extended := self.config.extended():
+                    found = extended.take_over(self.stage, self.folder)
 
         progress = gather_over_ranks(found.progress if found else None)[0]
         skipped: list[int] = []
@@ -519,7 +520,8 @@ class Trainer:
     def _evaluation_is_due(self) -> bool:
         """Whether a start begins with one: the first of all, or one that a signal cut short."""
         update, last = self.progress.update, self.config.schedule.updates
-        at = update % self.config.run.evaluate_every == 0 or update == last
+        at = update % self.config.run.evaluate_every == 0
+        at = at or update in (self.config.schedule.begin, last)
         return at and self.validation_blocks is not None and self.progress.validation_loss is None
 
     def _evaluate(self, update: int, asked: Sequence[int] = ()) -> bool:

@@ -13,6 +13,7 @@ from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import Metrics, WandbRun
 from robustly.pretrain.batches import Batches
 from robustly.pretrain.checkpoints.checkpoint import Progress
+from robustly.pretrain.config import MaskingConfig
 from robustly.pretrain.flops import flops_per_token
 from robustly.pretrain.mfu import model_flops_utilization, peak_tflops
 from robustly.pretrain.schedule import learning_rate
@@ -101,14 +102,6 @@ class TrainingLog:
             config.run.accept_lost_metrics,
         )
         self.peak = peak_tflops(config.run, _gpu(device))
-        # Of one token that is no padding. Attention is counted over blocks of the mean length, so
-        # that the figure is never too high for formats whose blocks are short.
-        self.flops_per_token = flops_per_token(
-            config.model,
-            batches.special.size,
-            round(batches.sampler.mean_length),
-            config.masking.probability,
-        )
 
     def header(self, parameters: int, hosts: Sequence[str]) -> None:
         """Say what is trained, on what, and in which batches. `hosts`: of each rank."""
@@ -117,7 +110,8 @@ class TrainingLog:
         commit = manifest.commit()[:12] or "not from a checkout"
         libraries = [f"{name} {version}" for name, version in versions().items()]
         device = _gpu(self.device) or f"CPU ({torch.get_num_threads()} threads)"
-        epochs = sizes.before(schedule.updates + 1) / sampler.size
+        begin, last = schedule.begin, schedule.updates
+        epochs = (sizes.before(last + 1) - sizes.before(begin + 1)) / sampler.size
         repeats, batch = config.corpus.repeats, f"{sizes.full:,} blocks"
         if warmup := schedule.batch_warmup:
             batch += f", from {sizes.blocks(1):,} over {warmup.updates:,} updates"
@@ -141,8 +135,9 @@ class TrainingLog:
                 f"{self.batches.accumulation} micro-batches of {run.micro_batch} blocks on each of"
                 f" {self.ranks} ranks"
             ),
-            "updates": f"{schedule.updates:,}, {epochs:,.2f} epochs",
+            "updates": f"{f'{begin + 1:,} to ' if begin else ''}{last:,}, {epochs:,.2f} epochs",
             "rate": f"{config.optim.peak_lr:g} after {schedule.warmup:,} updates",
+            "masking": masking_rates(config.masking),
             "folder": config.folder("train"),
         }
         log.table(f"pretraining {config.name}", _stated(rows))
@@ -162,10 +157,13 @@ class TrainingLog:
         masked, pairs = max(1.0, sums.masked_tokens), sums.pairs
         tokens = max(1.0, sums.tokens)
         distills, fp16 = self.config.distillation, self.config.run.precision == "fp16"
+        masking = self.batches.masking_of(update)
+        masks_change = masking is not self.config.masking
         soft_over = tokens if distills and distills.soft_over == "tokens" else masked
         mfu = None
         if self.peak:
-            mfu = model_flops_utilization(rate, self.flops_per_token, self.ranks, self.peak)
+            operations = self._flops_per_token(masking.probability)
+            mfu = model_flops_utilization(rate, operations, self.ranks, self.peak)
 
         line = _stated(
             {
@@ -176,6 +174,7 @@ class TrainingLog:
                 "soft_loss": sums.soft_loss_sum / soft_over if distills else None,
                 "cosine_loss": sums.cosine_loss_sum / tokens if distills else None,
                 "lr": learning_rate(update, self.config.optim, schedule),
+                "masking_probability": masking.probability if masks_change else None,
                 "grad_norm": norm,
                 "loss_scale": loss_scale if fp16 else None,
                 "spikes": int(sums.spikes) or None,
@@ -215,6 +214,17 @@ class TrainingLog:
                 " token to learn from (masking.*, data.block_length, optim.batch_size)"
             )
 
+    def _flops_per_token(self, masked: float) -> float:
+        """Of one token that is no padding, where so many are masked. Attention is counted over
+        blocks of the mean length, so that the figure is never too high for formats whose blocks are
+        short."""
+        return flops_per_token(
+            self.config.model,
+            self.batches.special.size,
+            round(self.batches.sampler.mean_length),
+            masked,
+        )
+
     def evaluation(self, update: int, result: ValidationResult) -> None:
         """Report an evaluation on the held-out blocks."""
         line = result.line()
@@ -244,6 +254,13 @@ class TrainingLog:
 def _stated(figures: dict[str, Any]) -> dict[str, Any]:
     """Those of the figures that this training has."""
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def masking_rates(masking: MaskingConfig) -> str | None:
+    """The masking rate of the first update and of the last, where they differ."""
+    if masking.initial_probability is None:
+        return None
+    return f"from {masking.initial_probability:.4g} to {masking.probability:.4g} along a line"
 
 
 def mixture(sampler: EpochSampler, repeats: Sequence[float]) -> str:

@@ -1,12 +1,12 @@
-"""Learning rate and batch size of each update, as pure functions of its number (the paper's section
-3.1; fairseq's polynomial_decay)."""
+"""Learning rate, masking rate and batch size of each update, as pure functions of its number (the
+paper's section 3.1; fairseq's polynomial_decay)."""
 
 import math
 from typing import Self
 
 import numpy as np
 
-from robustly.pretrain.config import OptimConfig, ScheduleConfig
+from robustly.pretrain.config import MaskingConfig, OptimConfig, ScheduleConfig
 
 
 def learning_rate(update: int, optim: OptimConfig, schedule: ScheduleConfig) -> float:
@@ -21,11 +21,12 @@ def fraction_of_peak(update: int, schedule: ScheduleConfig) -> float:
     Linear from 0 to the peak over `warmup` updates, peak at update `warmup` itself; then to 0 at
     update `updates` along a line (power 1, as in fairseq) or half a cosine, or not at all. `wsd`,
     "warmup, stable, decay": at the peak up to the last `decay_updates`, then along 1 - sqrt (Hägele
-    et al. 2024, section 3)."""
+    et al. 2024, section 3). All of it over the updates after that which the run goes on from."""
+    update, updates = update - schedule.begin, schedule.updates - schedule.begin
     if update <= schedule.warmup and schedule.warmup:
         return update / schedule.warmup
 
-    done = (update - schedule.warmup) / max(1, schedule.updates - schedule.warmup)
+    done = (update - schedule.warmup) / max(1, updates - schedule.warmup)
     match schedule.decay:
         case "linear":
             return max(0.0, 1.0 - done)
@@ -34,8 +35,21 @@ def fraction_of_peak(update: int, schedule: ScheduleConfig) -> float:
         case "constant":
             return 1.0
         case "wsd":
-            since = max(0, update - (schedule.updates - schedule.decay_updates))
+            since = max(0, update - (updates - schedule.decay_updates))
             return 1.0 - math.sqrt(min(1.0, since / schedule.decay_updates))
+
+
+def masking_of(update: int, masking: MaskingConfig, schedule: ScheduleConfig) -> MaskingConfig:
+    """How the blocks of update number `update`, counted from 1, are masked: at
+    `initial_probability` in the first, at `probability` in the last, and along a line between
+    (Ankner et al. 2023). The first is the one after that which the run goes on from."""
+    if masking.initial_probability is None:
+        return masking
+
+    first = schedule.begin + 1
+    done = min(1.0, (update - first) / max(1, schedule.updates - first))
+    rate = (1.0 - done) * masking.initial_probability + done * masking.probability
+    return masking.model_copy(update={"probability": rate, "initial_probability": None})
 
 
 class UpdateSizes:

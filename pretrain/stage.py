@@ -1,7 +1,7 @@
 """The train stage of a config: every section up to the trained model, and what it depends on.
 Imports no torch."""
 
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,9 @@ from robustly.pretrain.start.model_files import ModelFiles, find_model
 from robustly.resources import cores
 from robustly.tokenizer.config import TokenizerConfig
 from robustly.tokenizer.segmenters import word_list
+
+if TYPE_CHECKING:
+    from robustly.pretrain.start.extended_run import ExtendedRun
 
 SCHEMA_VERSION = 1
 
@@ -69,6 +72,16 @@ class PretrainingConfig(Config):
             return None
         return find_model(self.distillation.teacher, "distillation.teacher")
 
+    def extended(self) -> "ExtendedRun | None":
+        """The run whose checkpoint this one goes on from, if the config names one. Raises UserError
+        if it is not there."""
+        if self.schedule.extend_from is None:
+            return None
+
+        from robustly.pretrain.start.extended_run import ExtendedRun  # torch
+
+        return ExtendedRun(self.schedule.extend_from)
+
     def stage(self) -> Stage:
         """The train stage of this recipe on these inputs. Raises UserError where an input is not
         finished."""
@@ -99,7 +112,11 @@ class PretrainingConfig(Config):
         if self.distillation:
             recipe["distillation"] = self.distillation.recipe()
 
-        given = {"init_from": self.initial(), "teacher": self.teacher()}
+        extended = self.extended()
+        if extended:
+            extended.check(self.model, tokenizer.hash)
+
+        given = {"init_from": self.initial(), "teacher": self.teacher(), "extend_from": extended}
         inputs = {"data": data.hash, "tokenizer": tokenizer.hash}
         inputs |= {name: checkpoint.digest() for name, checkpoint in given.items() if checkpoint}
         if listed := word_list(self.masking.segmenter, WORDS_KEY, WORDS_BY_IDS):
@@ -137,6 +154,15 @@ class PretrainingConfig(Config):
                     " expected one of the teacher's for each of the student's"
                 )
 
+        return self
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.schedule.extend_from and self.model.init_from is not None:
+            raise ValueError(
+                "model.init_from with schedule.extend_from: the checkpoint that the run goes on"
+                " from has all weights; take one of them away"
+            )
         return self
 
     @model_validator(mode="after")

@@ -125,17 +125,17 @@ def _pieces(origins: Origins, block: int, second: int) -> list[TracedPiece]:
 
 
 def trace_document(
-    batches: Batches, number: int, updates: int, skipped: Collection[int] = ()
+    batches: Batches, number: int, updates: int, skipped: Collection[int] = (), begin: int = 0
 ) -> tuple[Document, list[Occurrence]]:
-    """A document of the train split, and where the first `updates` updates, less those that are
-    `skipped`, see it, in their order.
+    """A document of the train split, and where the updates after `begin` up to `updates`, less
+    those that are `skipped`, see it, in their order.
 
     Raises UserError if there is no such document."""
     origins = Origins(batches.sampler.blocks)
     document = origins.document(number)
     firsts, seconds = origins.blocks_with(number)
     seen = _seen(batches, firsts, seconds, updates)
-    return document, [line for line in seen if line.update not in skipped]
+    return document, [line for line in seen if line.update > begin and line.update not in skipped]
 
 
 def _seen(batches: Batches, firsts: Any, seconds: Any, updates: int) -> Iterator[Occurrence]:
@@ -152,7 +152,6 @@ def _seen(batches: Batches, firsts: Any, seconds: Any, updates: int) -> Iterator
 
 def check_update(update: int, config: PretrainingConfig) -> None:
     """Raises UserError unless the config has such an update."""
-    if not 1 <= update <= config.schedule.updates:
-        raise UserError(
-            f"update {update}: expected one of 1 to {config.schedule.updates} (schedule.updates)"
-        )
+    first, last = config.schedule.begin + 1, config.schedule.updates
+    if not first <= update <= last:
+        raise UserError(f"update {update}: expected one of {first} to {last} (schedule.updates)")

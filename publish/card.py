@@ -97,6 +97,12 @@ def _header(publish: PublishConfig) -> str:
 def _description(train: Manifest) -> str:
     if "teacher" in train.inputs:
         return "A RoBERTa encoder distilled from another, its teacher (Sanh et al. 2019)."
+    if "extend_from" in train.inputs:
+        update = train.recipe["schedule"]["extend_from"]["update"]
+        return (
+            "A RoBERTa encoder pretrained by masked language modeling, from update"
+            f" {update:,} of another run on with its optimizer's moments."
+        )
     start = "further, from another checkpoint," if "init_from" in train.inputs else "from scratch"
     return f"A RoBERTa encoder pretrained {start} by masked language modeling."
 
@@ -141,6 +147,7 @@ def _training(
         "tokens seen": train.counts["tokens"],
         "peak learning rate": train.recipe["optim"]["peak_lr"],
         "warmup updates": train.recipe["schedule"]["warmup"],
+        "masking rate": _masking_rates(train.recipe["masking"]),
         "training tokens in the corpus": data.counts["train_tokens"],
         "documents in the corpus": (
             data.counts["train_documents"] + data.counts["validation_documents"]
@@ -154,6 +161,16 @@ def _training(
         "precision": _one_after_another(session.precision for session in sessions),
     }
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _masking_rates(masking: Mapping[str, Any]) -> str | None:
+    """Where it is not the same in all updates."""
+    first = masking.get("initial_probability")
+    return (
+        f"{first:.4g} in the first update to {masking['probability']:.4g} in the last"
+        if first
+        else None
+    )
 
 
 def _one_after_another(values: Iterable[Any]) -> str:

@@ -191,7 +191,7 @@ def _losses(
     )
     limit = train.notes["config"]["run"]["evaluate_blocks"]
     masking = MaskingConfig(**recorded_masking(train.notes["config"]["masking"]))
-    started = train.inputs.keys() & {"init_from", "teacher"}
+    started = train.inputs.keys() & {"init_from", "teacher", "extend_from"}
     first = "starting_loss" if started else "untrained_loss"
     losses = {first: evaluations[0]["validation_loss"]}
     try:

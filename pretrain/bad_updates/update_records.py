@@ -56,12 +56,20 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
+def inherit(path: Path, other: Path, update: int) -> None:
+    """Put another run's lines of updates up to this one before those of a record, if there are
+    any."""
+    if before := [line for line in read(other) if line["update"] <= update]:
+        may_write(path)
+        _write(path, [*before, *(line for line in read(path) if line["update"] > update)])
+
+
 def cut(path: Path, update: int, skipped: Collection[int]) -> None:
     """Keep the lines of updates up to this one, and of those that are skipped: others are made
     again."""
     lines = read(path)
     kept = [line for line in lines if line["update"] <= update or line["update"] in skipped]
-    _write(path, kept)
+    _rewrite(path, kept)
 
 
 def skipped(path: Path, update: int, without: Collection[int]) -> set[int]:
@@ -76,13 +84,17 @@ def skipped(path: Path, update: int, without: Collection[int]) -> set[int]:
             f" was trained {f'without {gone}' if gone else 'with every one'}; restore the file"
         )
 
-    _write(path, lines)  # without a line that a kill cut off
+    _rewrite(path, lines)  # without a line that a kill cut off
     return found
 
 
-def _write(path: Path, lines: list[dict[str, Any]]) -> None:
+def _rewrite(path: Path, lines: list[dict[str, Any]]) -> None:
     if path.exists():
-        write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
+        _write(path, lines)
+
+
+def _write(path: Path, lines: list[dict[str, Any]]) -> None:
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _numbers(updates: Collection[int]) -> str:

@@ -242,7 +242,7 @@ def mark_best(folder: Path) -> BestCheckpoint | None:
     evaluated = []
     for path in _folders(folder):
         with contextlib.suppress(UserError):
-            loss = _read_state(path).progress.validation_loss
+            loss = read_state(path).progress.validation_loss
             if loss is not None:
                 evaluated.append(BestCheckpoint(update_of(path), loss))
 
@@ -292,7 +292,7 @@ def read(path: Path) -> Checkpoint:
 
     Raises DamagedCheckpoint if they differ, UserError if they cannot be read.
     """
-    found = _read_state(path)
+    found = read_state(path)
     try:
         for name, facts in found.files.items():
             if not _whole(path / name, facts):
@@ -303,7 +303,7 @@ def read(path: Path) -> Checkpoint:
     return found
 
 
-def _read_state(path: Path) -> Checkpoint:
+def read_state(path: Path) -> Checkpoint:
     """What `state.json` says of the checkpoint in a folder.
 
     Raises DamagedCheckpoint if it is not what was written, UserError if it cannot be read."""

@@ -19,10 +19,12 @@ def checkpoint_bytes(parameters: int) -> int:
 def most_checkpoints(run: RunConfig, schedule: ScheduleConfig) -> int:
     """How many a run has on disk at a time, at most: the newest, the best, which may be an older
     one, one that is being written before an old one goes, and those that `keep_every` keeps."""
-    made = -(-schedule.updates // run.checkpoint_every)
+    begin, last = schedule.begin, schedule.updates
+    made = -(-last // run.checkpoint_every) - begin // run.checkpoint_every
     kept = 0
     if run.keep_every:
-        kept = schedule.updates // math.lcm(run.keep_every, run.checkpoint_every)
+        step = math.lcm(run.keep_every, run.checkpoint_every)
+        kept = last // step - begin // step
 
     return min(made, run.keep_checkpoints + 2 + kept)
 

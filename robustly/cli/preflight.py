@@ -76,7 +76,7 @@ def _speed(
             experiment.model,
             experiment.tokenizer.vocab_size,
             experiment.data.block_length,
-            experiment.masking.probability,
+            experiment.masking.mean_probability,
         )
         return speed_at(tflops, ranks, per_token, f"--tflops {tflops:g}, {ranks} ranks")
 

@@ -68,8 +68,9 @@ def trace_command(
 
         skipped = {line["update"] for line in read(experiment.folder("train") / SKIPPED)}
         if document is not None:
-            batches, updates = trace.batches_of(experiment), experiment.schedule.updates
-            found, seen = trace.trace_document(batches, document, updates, skipped)
+            batches, schedule = trace.batches_of(experiment), experiment.schedule
+            span = schedule.updates, skipped, schedule.begin
+            found, seen = trace.trace_document(batches, document, *span)
             _show_document(found, seen, shard_files(experiment), as_json)
             return
 

@@ -81,12 +81,26 @@ def _recipe_figures(recipe: Mapping[str, Any], finished: Manifest | None) -> dic
         **{key: facts[key] for key in ("spikes", "skipped_updates") if facts.get(key)},
         "block_length": data["block_length"],
         "format": data["format"],
-        "masking": f"{masking['probability']:.0%}, {masking['style']} style{_words(masking)}",
+        "masking": f"{_rates(masking)}, {masking['style']} style{_words(masking)}",
         "batch_size": recipe["optim"]["batch_size"],
         "peak_lr": recipe["optim"]["peak_lr"],
         "warmup": recipe["schedule"]["warmup"],
         "updates": recipe["schedule"]["updates"],
+        **_extended(recipe["schedule"]),
     }
+
+
+def _extended(schedule: Mapping[str, Any]) -> dict[str, Any]:
+    """The update of the other run's checkpoint that it goes on from, if there is one."""
+    return (
+        {"extends_update": schedule["extend_from"]["update"]} if "extend_from" in schedule else {}
+    )
+
+
+def _rates(masking: Mapping[str, Any]) -> str:
+    """Of the first update, if it is another one, and of the last."""
+    first = masking.get("initial_probability")
+    return f"{f'{first:.0%} to ' if first else ''}{masking['probability']:.0%}"
 
 
 def _words(masking: Mapping[str, Any]) -> str:

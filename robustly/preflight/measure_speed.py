@@ -87,7 +87,7 @@ def speed_of(
 def _one(engine: Engine, config: PretrainingConfig, blocks: int) -> tuple[float, float]:
     """Seconds of a forward and backward pass of `blocks` full blocks, and of an update."""
     length = config.data.block_length
-    masked = max(1, round(blocks * length * config.masking.probability))
+    masked = max(1, round(blocks * length * config.masking.mean_probability))
     inputs = torch.randint(4, config.tokenizer.vocab_size, (blocks, length)).to(engine.device)
     positions = torch.randperm(blocks * length)[:masked].sort().values.to(engine.device)
     labels = inputs.flatten()[positions]

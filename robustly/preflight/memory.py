@@ -140,7 +140,7 @@ def rank_memory(
     `micro_batch`: blocks; default: the config's. What `run.deepspeed` changes is not followed, but
     for the bucket's size. Blocks are taken to be padded."""
     model, run, vocab_size = config.model, config.run, config.tokenizer.vocab_size
-    block_length, masked = config.data.block_length, config.masking.probability
+    block_length, masked = config.data.block_length, config.masking.highest_probability
     blocks = micro_batch or run.micro_batch
     count = parameters(model, vocab_size)
     size, share = DTYPE_BYTES[run.precision], math.ceil(count / ranks)

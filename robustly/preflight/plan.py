@@ -43,7 +43,7 @@ def plan(config: PretrainingConfig, ranks: int, machine: Machine, speed: Speed |
     Without a `speed`, that of the train folder's run is taken if it is of this model, else those of
     GPU types."""
     model, vocab_size = config.model, config.tokenizer.vocab_size
-    block_length, masked = config.data.block_length, config.masking.probability
+    block_length, masked = config.data.block_length, config.masking.mean_probability
     size = corpus_size(config)
     per_position = flops_per_token(model, vocab_size, block_length, masked)
     per_token = per_position / (1 - size.padding)
@@ -51,7 +51,8 @@ def plan(config: PretrainingConfig, ranks: int, machine: Machine, speed: Speed |
     # the share of an update's positions that are no padding: in other formats than full_sentences
     # an update has more blocks instead
     filled = 1 - size.padding if config.data.format == "full_sentences" else 1.0
-    total = sizes.before(config.schedule.updates + 1) * block_length * filled
+    begin, last = config.schedule.begin, config.schedule.updates
+    total = (sizes.before(last + 1) - sizes.before(begin + 1)) * block_length * filled
     speeds = [
         found.without_padding(size.padding)
         for found in ([speed] if speed else speeds_of(config, ranks, per_position))
@@ -68,7 +69,7 @@ def plan(config: PretrainingConfig, ranks: int, machine: Machine, speed: Speed |
         },
         work={
             "tokens_per_update": round(config.optim.batch_size * block_length * filled),
-            "updates": config.schedule.updates,
+            "updates": last - begin,
             "tokens": round(total),
             "flops": per_token * total,
             "corpus_tokens": None if size.tokens is None else round(size.tokens),

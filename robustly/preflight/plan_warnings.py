@@ -100,8 +100,9 @@ def _on_batch(config: PretrainingConfig, ranks: int) -> Iterator[str]:
 
 
 def _on_warmup(config: PretrainingConfig) -> Iterator[str]:
-    warmup, updates = config.schedule.warmup, config.schedule.updates
-    if warmup == 0:
+    warmup, begin = config.schedule.warmup, config.schedule.begin
+    updates = config.schedule.updates - begin
+    if warmup == 0 and not begin:
         yield (
             "schedule.warmup = 0: the first updates are made at the peak rate; Transformers diverge"
             " so"

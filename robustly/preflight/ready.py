@@ -167,7 +167,7 @@ def _speed(config: PretrainingConfig, ranks: int, gpu: str) -> Speed:
         config.model,
         config.tokenizer.vocab_size,
         config.data.block_length,
-        config.masking.probability,
+        config.masking.mean_probability,
     )
     return speed_at(PEAK_TFLOPS[gpu][config.run.precision] * UTILISATION, ranks, per_position, gpu)
 

@@ -21,6 +21,7 @@ SAME = (
     ("data", "block_length"),
     ("data", "format"),
     ("masking", "probability"),
+    ("masking", "initial_probability"),
     ("optim", "batch_size"),
     ("tokenizer", "vocab_size"),
     ("run", "precision"),

@@ -17,7 +17,7 @@ from robustly.pretrain.batches import (
     make_micro_batch,
 )
 from robustly.pretrain.schedule import UpdateSizes
-from synthetic import VOCABULARY, RandomBlocks, masking, optim, order
+from synthetic import VOCABULARY, RandomBlocks, masking, optim, order, schedule
 
 
 def batches(
@@ -197,3 +197,20 @@ def test_blocks_are_not_padded_beyond_the_block_length() -> None:
         .micro_batches
     )
     assert micro_batch.inputs.shape == (8, 21) and micro_batch.attention is None
+
+
+def test_the_masking_rate_follows_the_update_on_any_rank() -> None:
+    """Of 32 full blocks of 32 tokens, 1,024 in all, to the rounding of each block."""
+    falling = masking(probability=0.15, initial_probability=0.3)
+    full, page = order(RandomBlocks(shortest=32)), schedule(updates=11)
+    alone, one, other = (
+        Batches(full, UpdateSizes(32), falling, VOCABULARY, rank, ranks, 8, page)
+        for rank, ranks in ((0, 1), (0, 2), (1, 2))
+    )
+    for update, rate in ((1, 0.3), (6, 0.225), (11, 0.15)):
+        assert alone.batch(update).masked_tokens == pytest.approx(1024 * rate, abs=32)
+        assert rows([one, other], update) == rows([alone], update)
+
+    assert rows([one.of_rank(1)], 6) == rows([other], 6)
+    constant = Batches(full, UpdateSizes(32), masking(), VOCABULARY, 0, 1, 8, page)
+    assert rows([constant], 11) == rows([alone], 11)  # the same targets where the rate is the same

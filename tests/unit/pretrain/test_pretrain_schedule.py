@@ -13,8 +13,8 @@ from transformers import (
     get_wsd_schedule,
 )
 
-from robustly.pretrain.schedule import UpdateSizes, learning_rate
-from synthetic import optim, schedule
+from robustly.pretrain.schedule import UpdateSizes, learning_rate, masking_of
+from synthetic import masking, optim, schedule
 
 
 def test_the_papers_table() -> None:
@@ -91,6 +91,77 @@ def test_constant_and_no_warmup() -> None:
     assert learning_rate(10, optim(), schedule(decay="constant")) == 1e-3
     assert learning_rate(1, optim(), schedule(warmup=0)) == pytest.approx(0.9e-3)
     assert learning_rate(10, optim(), schedule(updates=10, warmup=10)) == 1e-3
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine", "constant", "wsd"])
+def test_a_run_that_goes_on_has_the_schedule_of_its_own_updates(decay: str) -> None:
+    extend_from = {"run": "runs/stable", "update": 1000}
+    shape = {"warmup": 3, "decay": decay, "decay_updates": 4 if decay == "wsd" else 0}
+    ours = schedule(updates=1010, extend_from=extend_from, **shape)
+    alone = schedule(updates=10, **shape)
+    assert (ours.begin, alone.begin) == (1000, 0)
+    for update in range(1, 11):
+        assert learning_rate(1000 + update, optim(), ours) == learning_rate(update, optim(), alone)
+
+    falling = masking(initial_probability=0.3)
+    for update in (1, 5, 10):
+        assert masking_of(1000 + update, falling, ours) == masking_of(update, falling, alone)
+
+
+def test_a_branch_that_decays_joins_the_stable_rate_without_a_step() -> None:
+    stable = schedule(updates=100, decay="constant")
+    extend_from = {"run": "runs/stable", "update": 60}
+    branch = schedule(updates=80, warmup=0, decay="wsd", decay_updates=20, extend_from=extend_from)
+    rates = [learning_rate(n, optim(), branch) for n in (60, 61, 80)]
+    assert rates[0] == learning_rate(60, optim(), stable) == 1e-3
+    assert rates[1] == pytest.approx(1e-3 * (1 - (1 / 20) ** 0.5)) and rates[2] == 0
+    # where the other run lies is no part of the recipe; what lies there is an input
+    assert branch.recipe()["extend_from"] == {"update": 60}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"updates": 60}, r"extend_from.update \(60\): no update is left"),
+        ({"updates": 70, "warmup": 11}, "is longer than schedule.updates .* less the 60"),
+        (
+            {"updates": 70, "decay": "wsd", "decay_updates": 8},
+            "are longer than updates .* less the",
+        ),
+    ],
+)
+def test_a_schedule_that_has_no_room_after_the_checkpoint_is_refused(
+    changes: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(ValidationError, match=fault):
+        schedule(extend_from={"run": "runs/stable", "update": 60}, **changes)
+
+
+# -------------------------------------------------------------------------------------- masking rate
+
+
+def test_the_masking_rate_falls_along_a_line() -> None:
+    """Ankner et al. 2023: p(t) = p_i + t / T (p_f - p_i), here with t = 0 in the first
+    update and T in the last."""
+    page, falling = schedule(updates=101), masking(probability=0.15, initial_probability=0.3)
+    rates = {n: masking_of(n, falling, page).probability for n in (1, 2, 51, 100, 101, 150)}
+    assert rates[1] == 0.3 and rates[101] == rates[150] == 0.15
+    assert rates[2] == pytest.approx(0.3 - 0.15 / 100)
+    assert rates[51] == pytest.approx(0.225)
+    assert rates[100] == pytest.approx(0.1515)
+    assert masking_of(1, falling, schedule(updates=1, warmup=0)).probability == 0.3
+    assert (falling.highest_probability, falling.mean_probability) == (0.3, pytest.approx(0.225))
+    assert masking_of(101, falling, page) == masking(probability=0.15)  # all else is as it was
+
+
+def test_a_masking_rate_that_does_not_change_is_as_before() -> None:
+    constant = masking()
+    assert masking_of(5, constant, schedule()) is constant
+    assert constant.mean_probability == constant.highest_probability == 0.15
+    assert "initial_probability" not in constant.recipe()
+    assert masking(initial_probability=0.3).recipe()["initial_probability"] == 0.3
+    with pytest.raises(ValidationError, match="initial_probability"):
+        masking(initial_probability=1.0)
 
 
 # ------------------------------------------------------------------------------ blocks of an update

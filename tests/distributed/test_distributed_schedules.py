@@ -1,0 +1,177 @@
+"""Schedules beside the learning rate's, through whole runs: resumed, traced and replayed they are the
+same to the last bit."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_config import die_after, last_checkpoint
+
+from ranks import run_distributed
+from robustly import UserError
+from robustly.cli import main
+from robustly.experiment import Experiment, load_experiment
+from robustly.metrics import read_metrics
+from robustly.pretrain import loop, replay
+from robustly.pretrain.bad_updates.update_records import SKIPPED
+from robustly.pretrain.replay import Replayed
+
+pytestmark = pytest.mark.distributed
+MakePretraining = Callable[..., Experiment]
+OF_THE_MOMENT = set(replay.OF_THE_MOMENT)
+
+
+def go(rank: int, ranks: int, config: Experiment, end: int | None = None) -> None:
+    """Train up to an update; without one, to the end."""
+    torch.set_num_threads(1)
+    try:
+        loop.pretrain(config, rank, rank, ranks, stop_after=end)
+    except loop.Stopped:
+        assert end is not None
+
+
+def lines(config: Experiment, name: str = "metrics") -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in line.items() if key not in OF_THE_MOMENT}
+        for line in read_metrics(config.folder("train") / f"{name}.jsonl")
+    ]
+
+
+def assert_same_run(one: Experiment, other: Experiment) -> None:
+    """To the bit: every figure, weight and moment."""
+    assert lines(one) == lines(other)
+    assert lines(one, "evaluations") == lines(other, "evaluations")
+    first, second = (last_checkpoint(config.folder("train")) for config in (one, other))
+    assert first.files == second.files
+
+
+def assert_resumed_and_replayed_it_is_the_same(
+    make: MakePretraining, into: Path, *changes: str, end: int = 6
+) -> Experiment:
+    """On two ranks, with dropout: a run that nothing disturbed, one that died after an update and
+    went on, and the updates after it again. Returns the first."""
+    changes = (*changes, "run.keep_checkpoints=9")
+    straight, killed = (make(name, *changes) for name in ("straight", "killed"))
+    run_distributed(2, go, straight)
+    run_distributed(2, die_after, killed, end)
+    run_distributed(2, go, killed)
+    assert_same_run(straight, killed)
+
+    path, *overrides = straight._arguments
+    chosen, again = Replayed(end, straight.schedule.updates), into / "again"
+    replaying = load_experiment(path, [*overrides, *replay.changes(again)])
+    replay.lay_out(straight.folder("train"), replaying.folder("train"), chosen)
+    run_distributed(2, go, replaying, chosen.end)
+    found = replay.compare(straight.folder("train"), replaying, chosen)
+    assert found.same and not found.tolerance and found.tensors and found.lines
+    return straight
+
+
+def test_a_masking_rate_that_falls(
+    pretraining: MakePretraining, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = assert_resumed_and_replayed_it_is_the_same(
+        pretraining,
+        tmp_path,
+        "masking.initial_probability=0.4",
+        "masking.probability=0.1",
+    )
+    first, *_, last = found = lines(config)
+    assert (first["masking_probability"], last["masking_probability"]) == (0.4, 0.1)
+    assert (
+        sum(len(block["masked"]) for block in traced(config, 7, capfd)) == found[6]["masked_tokens"]
+    )
+
+
+CONSTANT = ("schedule.decay=constant", "run.keep_checkpoints=9", "model.dropout=0.1")
+
+
+def extending(config: Experiment, update: int, *more: str) -> list[str]:
+    run = config.folder("train")
+    return [f"schedule.extend_from={{run: {run}, update: {update}}}", "schedule.warmup=0", *more]
+
+
+@pytest.fixture(scope="module")
+def stable(make_pretraining: MakePretraining) -> Experiment:
+    """Twelve updates at a constant rate, of which one was skipped."""
+    config = make_pretraining("stable", *CONSTANT)
+    config.folder("train").mkdir(parents=True)
+    (config.folder("train") / SKIPPED).write_text('{"update": 5}\n{"update": 9}\n')
+    run_distributed(2, go, config)
+    return config
+
+
+def test_a_run_that_is_extended_at_its_rate_is_the_longer_run(
+    pretraining: MakePretraining, stable: Experiment
+) -> None:
+    """From an earlier checkpoint, with its moments and Adam's count of steps: also where it died
+    before its first checkpoint, and after one; update 9, which the first run skipped later, is
+    made, unless its record says so."""
+    extended = pretraining("extended", *CONSTANT, *extending(stable, 6))
+    run_distributed(2, die_after, extended, 6)
+    with (extended.folder("train") / SKIPPED).open("a") as record:
+        record.write('{"update": 9}\n')
+
+    run_distributed(2, die_after, extended, 8)
+    run_distributed(2, go, extended)
+    assert lines(extended) == lines(stable)[6:]
+    first, second = (last_checkpoint(config.folder("train")) for config in (stable, extended))
+    assert first.files == second.files
+    assert first.progress.skipped == second.progress.skipped == [5, 9]
+    assert first.progress.tokens == second.progress.tokens
+
+    before, *later = lines(extended, "evaluations")
+    assert (before["update"], later) == (6, lines(stable, "evaluations")[2:])
+    assert before["validation_loss"] == lines(stable, "evaluations")[1]["validation_loss"]
+    made = extended.stage().finished()
+    assert made and made.inputs.keys() == {"data", "tokenizer", "extend_from"}
+    assert [session.to_update for session in second.progress.sessions] == [6, 6, 8, 12]
+
+
+def test_a_branch_that_decays(
+    pretraining: MakePretraining, stable: Experiment, tmp_path: Path
+) -> None:
+    """On other ranks and another ZeRO stage than the stable run, which it leaves as it was."""
+    train = stable.folder("train")
+    files = {path: path.read_bytes() for path in train.rglob("*") if path.is_file()}
+    decay = ("schedule.decay=wsd", "schedule.decay_updates=4", "schedule.updates=16")
+    branch = assert_resumed_and_replayed_it_is_the_same(
+        pretraining, tmp_path, *extending(stable, 12, *decay, "run.zero_stage=2"), end=14
+    )
+    rates = [line["lr"] for line in lines(branch)]
+    assert rates[0] < 2e-3 and rates == sorted(rates, reverse=True) and rates[-1] == 0
+    assert lines(branch, "evaluations")[0]["update"] == 12
+    assert files == {path: path.read_bytes() for path in train.rglob("*") if path.is_file()}
+
+
+def test_what_cannot_be_extended_is_refused(
+    pretraining: MakePretraining, stable: Experiment, tmp_path: Path
+) -> None:
+    for changes, said in (
+        (extending(stable, 7, "schedule.updates=20"), "update: 7: no such checkpoint"),
+        (extending(stable, 12, "schedule.updates=20", "model.hidden=64"), "model.hidden: 32 there"),
+        ([f"schedule.extend_from={{run: {tmp_path}, update: 2}}"], "no checkpoints here"),
+        (["schedule.extend_from={run: nowhere, update: 2}"], "nowhere: not there"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)):
+            pretraining("refused", *changes).stage()
+
+    with pytest.raises(UserError, match=r"model.init_from with schedule.extend_from"):
+        pretraining("refused", *extending(stable, 12, "schedule.updates=20", "model.init_from=x"))
+
+
+def traced(
+    config: Experiment, update: int, capfd: pytest.CaptureFixture[str]
+) -> list[dict[str, Any]]:
+    """The blocks of an update, as `robustly trace` tells them of a finished run's folder."""
+    data = [f"paths.{name}={config.folder(name)}" for name in ("data", "tokenizer")]
+    capfd.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        main(["trace", str(config.folder("train")), *data, "--update", str(update), "--json"])
+
+    found: list[dict[str, Any]] = json.loads(capfd.readouterr().out)["blocks"]
+    return found
