@@ -18,10 +18,12 @@ class FailedOnAnotherRank(Exception):
 
 
 def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
-    """Add each value over all ranks, in float64 (counts up to 2**53 are exact)."""
+    """Add each value over all ranks, in float64 (counts up to 2**53 are exact). A process that is
+    no rank is alone."""
     # NCCL adds float64 too; the vector is tiny
     total = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
+    if dist.is_initialized():
+        dist.all_reduce(total)
     return total.tolist()
 
 

@@ -42,13 +42,15 @@ def model_card(
     examples: Sequence[Mapping[str, Any]],
     fit: Mapping[str, Sequence[Mapping[str, Any]]],
     proof: Proof,
+    averaged: Sequence[int] = (),
 ) -> str:
     """README.md: what the model is, how to load it, what it was trained on and how, and how well it
     does.
 
     `sessions` are those of the training that led to the weights. `losses` are those of guessing by
     frequency and before training, in nats; empty where nothing was held out. `fit` is what
-    `held_out_fit` says of the tokenizer.
+    `held_out_fit` says of the tokenizer. `averaged`: the updates whose weights were averaged; one
+    alone was not.
     """
     train = made.train
     sections = (
@@ -56,6 +58,7 @@ def model_card(
         f"# {publish.title or name}\n",
         _faults(proof),
         f"{publish.description or _description(train)}\n",
+        _average(averaged),
         USAGE.format(name=name),
         f"Texts may have up to {model.positions - 2} tokens, `<s>` and `</s>` included.\n",
         "## Held-out loss\n",
@@ -105,6 +108,13 @@ def _description(train: Manifest) -> str:
         )
     start = "further, from another checkpoint," if "init_from" in train.inputs else "from scratch"
     return f"A RoBERTa encoder pretrained {start} by masked language modeling."
+
+
+def _average(updates: Sequence[int]) -> str:
+    if len(updates) < 2:
+        return ""
+    listed = ", ".join(f"{update:,}" for update in updates)
+    return f"Its weights are the mean of those after {len(updates)} updates: {listed}.\n"
 
 
 def _faults(proof: Proof) -> str:
@@ -223,6 +233,8 @@ def before_training(losses: Mapping[str, Any]) -> dict[str, float]:
 
 def _losses(counts: Mapping[str, Any], losses: Mapping[str, float]) -> str:
     rows = {"this model": counts["validation_loss"]}
+    if "checkpoint_loss" in losses:
+        rows["the last of the averaged checkpoints"] = losses["checkpoint_loss"]
     if "unigram_loss" in losses:
         rows["by frequency"] = losses["unigram_loss"]
 

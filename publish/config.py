@@ -1,6 +1,6 @@
 """Sections `publish` (what the model card says beyond the run's own records) and `report`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -13,6 +13,11 @@ class PublishConfig(Section):
 
     checkpoint: Literal["last", "best"] = "last"
     """best: the one of the lowest held-out loss among those that were evaluated."""
+
+    average: Annotated[int, Field(ge=2)] | None = None
+    """Publish the mean of the weights of so many checkpoints, of which `checkpoint` is the last
+    (Kaddour 2022, https://arxiv.org/abs/2209.14981). They must be kept
+    (`run.keep_checkpoints`). Default: the weights of one."""
 
     accept_unproven: bool = False
     """Publish a model that fails its proof, too: its card and manifest name what is not as it

@@ -9,29 +9,37 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import RobertaForMaskedLM
 
 from robustly import Unproven, UserError, log, manifest
+from robustly.config import fingerprint
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.store import SPLITS, Store
 from robustly.files import write_atomic, write_json
 from robustly.log import quiet_transformers
 from robustly.manifest import Manifest, Stage
 from robustly.metrics import read_metrics
+from robustly.pretrain.checkpoints.averages import last_updates, mean_weights
 from robustly.pretrain.checkpoints.checkpoint import (
     WEIGHTS,
     Progress,
     best_update,
     folder_of,
     of_finished,
+    read_state,
 )
 from robustly.pretrain.config import MaskingConfig, ModelConfig, recorded_masking
 from robustly.pretrain.masking import SpecialTokens
-from robustly.pretrain.objective import NEXT_SENTENCE, new_model, roberta_config
-from robustly.pretrain.validation import unigram_loss
+from robustly.pretrain.objective import (
+    NEXT_SENTENCE,
+    MaskedLanguageModel,
+    new_model,
+    roberta_config,
+)
+from robustly.pretrain.validation import evaluate, unigram_loss
 from robustly.publish.card import StageManifests, model_card
 from robustly.publish.config import PublishConfig
 from robustly.publish.curve import draw_curve
@@ -73,13 +81,13 @@ def publish(
     train = made.train
     best = config.checkpoint == "best"
     update = best_update(train_folder, train) if best else train.counts["updates"]
-    weights = folder_of(Path("checkpoints"), update) / WEIGHTS
-    inputs = {"train": train.hash, "weights": train.outputs[weights.as_posix()]["sha256"]}
+    averaged = last_updates(train_folder, update, config.average) if config.average else [update]
+    inputs = {"train": train.hash, "weights": _weights_hash(train_folder, train, averaged)}
     stage = Stage(folder, "published", {"name": name, "publish": config.recipe()}, inputs)
     if finished := stage.finished():
         return finished
 
-    checkpoint = of_finished(train_folder, update)
+    *others, checkpoint = [of_finished(train_folder, each) for each in averaged]
     evaluations = read_metrics(train_folder / "evaluations.jsonl")
     train = _as_of(train, checkpoint.progress, evaluations)
 
@@ -89,10 +97,15 @@ def publish(
         special = SpecialTokens.of(tokenizer)
         longest_input = section.positions - 2
         _check_examples(config, tokenizer, longest_input)
-        model = _model(section, special, checkpoint.weights())
+        weights = mean_weights([*others, checkpoint]) if others else checkpoint.weights()
+        model = _model(section, special, weights)
         _save(model, longest_input, tokenizer_folder, train_folder, folder)
         write_atomic(folder / "config.yaml", dump_yaml(train.notes["config"]))
-        losses = _losses(train, data_folder, tokenizer, evaluations)
+        held_out = _held_out(train, data_folder, tokenizer)
+        losses = _losses(train, held_out, evaluations)
+        if others:
+            train, losses = _as_averaged(train, losses, model, held_out)
+
         draw_curve(train_folder, losses.get("unigram_loss"), folder / "curve.png")
         blanks = [Blank(text, None) for text in config.examples] or held_out_blanks(
             Store(data_folder, "validation"), tokenizer, longest_input
@@ -107,7 +120,9 @@ def publish(
         fit = held_out_fit(data_folder, tokenizer)
         made = made._replace(train=train)
         sessions = checkpoint.progress.sessions
-        card = model_card(config, name, section, made, sessions, losses, examples, fit, proof)
+        card = model_card(
+            config, name, section, made, sessions, losses, examples, fit, proof, averaged
+        )
         write_atomic(folder / "README.md", card)
         if proof.faults and not config.accept_unproven:
             raise Unproven(_keep_apart(folder, proof))
@@ -123,6 +138,7 @@ def publish(
             "bytes": sum(path.stat().st_size for path in outputs),
             **{key: value for key, value in train.counts.items() if key.startswith("validation_")},
             **losses,
+            **({"averaged_updates": averaged} if others else {}),
             **proof.counts,
             "not_proven": not_proven,
             "examples": examples,
@@ -146,6 +162,16 @@ def _finished_stages(
         )
 
     return StageManifests(tokenizer, data, train)
+
+
+def _weights_hash(train_folder: Path, train: Manifest, updates: Sequence[int]) -> str:
+    """Of the weights of one checkpoint, or of those that are averaged."""
+    if len(updates) == 1:
+        weights = folder_of(Path("checkpoints"), updates[0]) / WEIGHTS
+        return train.outputs[weights.as_posix()]["sha256"]
+
+    places = [folder_of(train_folder / "checkpoints", update) for update in updates]
+    return fingerprint([read_state(place).files[WEIGHTS]["sha256"] for place in places])
 
 
 def _save(
@@ -174,16 +200,30 @@ def _save(
     write_json(path, {**settings, "model_max_length": longest_input})
 
 
-def _losses(
-    train: Manifest,
-    data_folder: Path,
-    tokenizer: Tokenizer,
-    evaluations: Sequence[Mapping[str, Any]],
-) -> dict[str, float]:
-    """What the held-out loss compares with, on the same masked tokens: guessing by frequency, and
-    the model before its first update. Empty where nothing was held out."""
+class _HeldOut(NamedTuple):
+    """What the run was evaluated on, and how."""
+
+    training: Blocks
+    validation: Blocks
+    limit: int | None
+    masking: MaskingConfig
+    special: SpecialTokens
+
+    def score(self, model: RobertaForMaskedLM, micro_batch: int) -> dict[str, Any]:
+        """The figures of a model, as the run's own evaluations have them."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        objective = MaskedLanguageModel(model.to(device)).eval()
+        how = self.limit, self.masking, self.special, micro_batch, 0, 1, device
+        found = evaluate(objective, self.validation, *how)
+        model.to("cpu")
+        assert found
+        return found.line()
+
+
+def _held_out(train: Manifest, data_folder: Path, tokenizer: Tokenizer) -> _HeldOut | None:
+    """None where nothing was held out, or where its words cannot be found any more."""
     if "validation_loss" not in train.counts:
-        return {}
+        return None
 
     packing = train.recipe["data"]
     training, validation = (
@@ -191,19 +231,46 @@ def _losses(
     )
     limit = train.notes["config"]["run"]["evaluate_blocks"]
     masking = MaskingConfig(**recorded_masking(train.notes["config"]["masking"]))
-    started = train.inputs.keys() & {"init_from", "teacher", "extend_from"}
-    first = "starting_loss" if started else "untrained_loss"
-    losses = {first: evaluations[0]["validation_loss"]}
     try:
         if words := masking.segmenter:
             validation.mark_words(words, tokenizer, list_sha256=train.inputs.get("words"))
     except UserError as fault:
         log.warn(f"{fault}. The loss of guessing by frequency is left out")
-        return losses
+        return None
 
-    special = SpecialTokens.of(tokenizer)
-    guessed = unigram_loss(training, validation, limit, masking, special)
-    return {"unigram_loss": guessed, **losses}
+    return _HeldOut(training, validation, limit, masking, SpecialTokens.of(tokenizer))
+
+
+def _losses(
+    train: Manifest, held_out: _HeldOut | None, evaluations: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """What the held-out loss compares with, on the same masked tokens: guessing by frequency, and
+    the model before its first update. Empty where nothing was held out."""
+    if "validation_loss" not in train.counts:
+        return {}
+
+    started = train.inputs.keys() & {"init_from", "teacher", "extend_from"}
+    first = "starting_loss" if started else "untrained_loss"
+    losses = {first: evaluations[0]["validation_loss"]}
+    return {"unigram_loss": unigram_loss(*held_out), **losses} if held_out else losses
+
+
+def _as_averaged(
+    train: Manifest,
+    losses: dict[str, float],
+    model: RobertaForMaskedLM,
+    held_out: _HeldOut | None,
+) -> tuple[Manifest, dict[str, float]]:
+    """The run's manifest with the held-out figures of an average in the place of its last
+    checkpoint's, whose loss is then one of those that it compares with. Without any, where they
+    cannot be found."""
+    counts = {key: x for key, x in train.counts.items() if not key.startswith("validation_")}
+    if not held_out:
+        return replace(train, counts=counts), {}
+
+    scored = held_out.score(model, train.notes["config"]["run"]["micro_batch"])
+    alone = {"checkpoint_loss": train.counts["validation_loss"]}
+    return replace(train, counts={**counts, **scored}), {**losses, **alone}
 
 
 def _apart(folder: Path) -> Path:
