@@ -26,6 +26,7 @@ PUBLIC = (
     "robustly.pretrain.masking",
     "robustly.pretrain.schedule",
     "robustly.publish.config",
+    "robustly.preflight.config",
     "robustly.evaluation.cutting",
     "robustly.evaluation.model",
     "robustly.evaluation.scoring",

@@ -12,6 +12,7 @@ from robustly import StartAgain, UserError, config
 from robustly.config import fingerprint
 from robustly.files import write_atomic
 from robustly.manifest import MANIFEST, Manifest, Work
+from robustly.preflight.config import SearchConfig
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.publish.config import PublishConfig, ReportConfig
 from robustly.stages import RUN_STAGES, RunStage, resolve
@@ -34,6 +35,7 @@ class Experiment(PretrainingConfig):
 
     publish: PublishConfig = PublishConfig()
     report: ReportConfig = ReportConfig()
+    search: SearchConfig = SearchConfig()
 
     _arguments: tuple[str, ...] = PrivateAttr(default=())
     """The config and the overrides that it was loaded from, for the processes of its ranks."""

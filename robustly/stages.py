@@ -105,6 +105,7 @@ KINDS: dict[str, FolderKind] = {
         *RUN_STAGES,
         FolderKind("delta", "delta", f"{_HERE}.delta:describe"),
         FolderKind("search", "delta search", f"{_HERE}.delta:describe_search"),
+        FolderKind("rates", "search", f"{_HERE}.rates:describe"),
         FolderKind("comparison", "delta compare", f"{_HERE}.delta:describe_comparison"),
         FolderKind("glue", "glue FOLDER --config", f"{_HERE}.delta:describe_glue"),
         FolderKind("subspace", "delta subspace --into FOLDER", f"{_HERE}.delta:describe_subspace"),

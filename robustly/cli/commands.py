@@ -9,6 +9,7 @@ from robustly.cli import (  # noqa: F401
     inspect,
     launch,
     preflight,
+    search,
     stages,
     trace,
     train,
