@@ -41,8 +41,8 @@ class Mixture:
     """An epoch's virtual list: the blocks of source s `repeats[s]` times (default: each once).
 
     After the whole repetitions of a source comes a fraction of its blocks, a fixed pseudo-random
-    subset. At least one block of a source is always left. Raises UserError for another number of
-    sources."""
+    subset. At least one block of a source is always left, but of one that comes 0 times. Raises
+    UserError for another number of sources."""
 
     def __init__(self, source_starts: NDArray[np.int64], repeats: Sequence[float] = ()):
         sizes = np.diff(source_starts)
@@ -54,7 +54,7 @@ class Mixture:
             )
 
         self._starts, self._blocks = source_starts[:-1], sizes
-        self.sizes = np.maximum(np.rint(times * sizes).astype(np.int64), sizes > 0)
+        self.sizes = np.maximum(np.rint(times * sizes).astype(np.int64), (sizes > 0) & (times > 0))
         """Places of each source in the list."""
         self._ends = np.cumsum(self.sizes)
 
@@ -103,6 +103,12 @@ class EpochSampler:
         self.mixture = Mixture(blocks.source_starts, repeats)
         self.size = len(self.mixture)
         """Blocks in an epoch."""
+
+    def same_blocks(self, other: "EpochSampler") -> bool:
+        """Whether another one's epochs are these very ones, of the same blocks in the same
+        order."""
+        alike = self.blocks.block_length == other.blocks.block_length and self.seed == other.seed
+        return alike and np.array_equal(self.mixture.sizes, other.mixture.sizes)
 
     @property
     def mean_length(self) -> float:

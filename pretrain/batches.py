@@ -21,13 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.config import Format
 from robustly.data_prep.sampler import EpochSampler, Samples
 from robustly.pretrain.config import MaskingConfig, OptimConfig, ScheduleConfig
 from robustly.pretrain.masking import SpecialTokens, mask_blocks
 from robustly.pretrain.schedule import UpdateSizes, masking_of
-from robustly.pretrain.stage import PretrainingConfig
 from robustly.rng import Purpose, seed64
 
 MULTIPLE = 8
@@ -145,19 +143,6 @@ class Batches:
         self.ranks = ranks
         self.micro_batch = micro_batch
         self.accumulation = accumulation_steps(sizes.full, ranks, micro_batch)
-
-    @classmethod
-    def of(
-        cls, config: PretrainingConfig, train: Blocks, special: SpecialTokens, rank: int, ranks: int
-    ) -> Self:
-        """Those of a config, from its blocks. Raises UserError as `EpochSampler` does."""
-        sampler = EpochSampler(train, config.seed, config.corpus.repeats)
-        full = blocks_per_update(
-            config.optim, train.block_length, sampler.mean_length, train.format
-        )
-        sizes = UpdateSizes.of(full, config.optim, config.schedule)
-        layout = rank, ranks, config.run.micro_batch
-        return cls(sampler, sizes, config.masking, special, *layout, config.schedule)
 
     def of_rank(self, rank: int) -> Self:
         """Another rank's."""

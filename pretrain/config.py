@@ -327,6 +327,23 @@ class ScheduleConfig(Section):
         return self
 
 
+class PhaseConfig(Section):
+    """A stretch of updates before those that are as the sections say; a key that is not stated is
+    as there."""
+
+    until: Positive
+    """Its last update; the next phase, or what the sections say, begins after it."""
+    block_length: Annotated[int, Field(ge=8)] | None = None
+    """In the place of `data.block_length`. An update has as many tokens, in fewer or more blocks,
+    and so has a micro-batch."""
+    masking_probability: Probability | None = None
+    """In the place of `masking.probability`, as in mmBERT (Marone et al. 2025,
+    https://arxiv.org/abs/2509.06888: 0.3, then 0.15, then 0.05)."""
+    repeat: dict[str, Annotated[float, Field(ge=0, le=1000)]] = Field(default_factory=dict)
+    """By the name of a source: how many times its blocks come in an epoch, in the place of its own
+    `repeat`; 0: not at all."""
+
+
 # DeepSpeed's keys that would change the result behind the recipe's back, and the config's keys that
 # state them.
 STATED_BY_THE_CONFIG = {

@@ -7,11 +7,11 @@ import torch
 from robustly import manifest
 from robustly.config import fingerprint
 from robustly.data_prep.blocks import Blocks
-from robustly.data_prep.store import SPLITS, Split, check_tokenizer
+from robustly.data_prep.store import check_tokenizer
 from robustly.pretrain.integrity import verify
 from robustly.pretrain.ranks import together
 from robustly.pretrain.stage import PretrainingConfig
-from robustly.pretrain.targets import open_blocks
+from robustly.pretrain.targets import open_blocks, open_training_blocks
 from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.tokenizer import Tokenizer
 
@@ -20,18 +20,23 @@ class Inputs(NamedTuple):
     """What a training reads."""
 
     tokenizer: Tokenizer
-    blocks: dict[Split, Blocks]
+    train: dict[int, Blocks]
+    """The blocks that are trained on, by their length."""
+    validation: Blocks
     files: dict[str, str]
     """Stage -> hash of what its manifest says of all its files."""
 
     @property
     def packed_index(self) -> dict[str, str]:
-        """Split -> sha256 of the index of its blocks; and of where words begin, if masks ask."""
+        """Split -> sha256 of the index of its blocks; and of where words begin, if masks ask. Of
+        phases with blocks of another length, theirs, too."""
         found: dict[str, str] = {}
-        for split, blocks in self.blocks.items():
-            found[split] = blocks.index_hash
+        *others, last = self.train.items()
+        named = {"train": last[1], "validation": self.validation}
+        for name, blocks in {**named, **{f"train {n}": each for n, each in others}}.items():
+            found[name] = blocks.index_hash
             if blocks.word_starts:
-                found[f"{split} words"] = blocks.word_starts.sha256
+                found[f"{name} words"] = blocks.word_starts.sha256
 
         return found
 
@@ -53,12 +58,13 @@ def open_inputs(config: PretrainingConfig, rank: int, device: torch.device) -> I
             for stage, folder in folders.items()
         }
 
-    blocks: dict[Split, Blocks] = {}
+    train: dict[int, Blocks] = {}
     # an index that is not there is made by rank 0, and then found by the others
     for turn in (0, 1):
         with together(device):
             if turn == min(rank, 1):
                 workers = config.processing.workers
-                blocks = {split: open_blocks(config, split, tokenizer, workers) for split in SPLITS}
+                train = open_training_blocks(config, tokenizer, workers)
+                validation = open_blocks(config, "validation", tokenizer, workers)
 
-    return Inputs(tokenizer, blocks, files)
+    return Inputs(tokenizer, train, validation, files)

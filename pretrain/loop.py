@@ -33,7 +33,7 @@ from robustly.pretrain.bad_updates.bad_numbers import (
 )
 from robustly.pretrain.bad_updates.policies import MOST_IN_A_ROW, Policy, UpdatePolicies
 from robustly.pretrain.bad_updates.update_records import SKIPPED
-from robustly.pretrain.batches import Batches, RankBatch, dropout_seed
+from robustly.pretrain.batches import RankBatch, dropout_seed
 from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.checkpoints.background_saves import BackgroundSaves
 from robustly.pretrain.checkpoints.checkpoint import Checkpoint, Progress
@@ -43,6 +43,7 @@ from robustly.pretrain.inputs import Inputs, open_inputs
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import weighted
+from robustly.pretrain.phases import Phases
 from robustly.pretrain.profiling import Profile
 from robustly.pretrain.ranks import (
     FailedOnAnotherRank,
@@ -144,9 +145,11 @@ def _agree_and_train(
     with together(device):
         if rank == 0:
             special = SpecialTokens.of(inputs.tokenizer)
-            train = inputs.blocks["train"]
-            found = share_with_targets(train, config.masking, special, config.seed)
-            check_targets(found, config.masking)
+            for phase in config.stretches():
+                train = inputs.train[phase.block_length]
+                found = share_with_targets(train, phase.masking, special, config.seed)
+                check_targets(found, phase.masking)
+
             exits.enter_context(stage.begin(lease.hold))
             write_atomic(config.folder("train") / "config.yaml", dump_yaml(config.located()))
             if keep_code:
@@ -172,11 +175,11 @@ class Trainer:
         self.folder = config.folder("train")
         self.packed_index = inputs.packed_index
         self.special = SpecialTokens.of(inputs.tokenizer)
-        train, validation = inputs.blocks["train"], inputs.blocks["validation"]
-        self.validation_blocks = validation if len(validation) else None
-        self.batches = Batches.of(config, train, self.special, rank, ranks)
+        self.validation_blocks = inputs.validation if len(inputs.validation) else None
+        self.batches = Phases.of(config, inputs.train, self.special, rank, ranks)
 
-        self.model = initial_model(config, inputs.tokenizer, train.pairs, rank, device)
+        pairs = inputs.validation.pairs
+        self.model = initial_model(config, inputs.tokenizer, pairs, rank, device)
         self.loss_terms = self.model.loss_terms()
         self.parameters = sum(p.numel() for p in self.model.parameters())
         set_up_model(self.model, config.run, device)
@@ -389,7 +392,7 @@ class Trainer:
         with NumberHooks(self.model) as watch:
             again = self._attempt(batch, divisors, lambda loss, norm: False)
 
-        own = report(self.batches, batch, first, again, watch.found)
+        own = report(self.batches.at(batch.update), batch, first, again, watch.found)
         found = Examination.of(batch.update, first, again, weights, gather_over_ranks(own))
         reason = str(found)
         with together(self.device):
@@ -577,7 +580,7 @@ class Trainer:
             "updates": self.progress.update,
             "tokens": self.progress.tokens,
             "parameters": self.parameters,
-            "blocks_per_update": self.batches.sizes.full,
+            "blocks_per_update": self.batches.last.sizes.full,
             "training_seconds": round(self.progress.seconds, 1),
             **self.policies.counts(),
         }
@@ -598,7 +601,7 @@ class Trainer:
             "packed_index": self.packed_index,
         }
         if repeats := self.config.corpus.repeats:
-            notes["mixture"] = mixture(self.batches.sampler, repeats)
+            notes["mixture"] = mixture(self.batches.last.sampler, repeats)
 
         return self.stage.finish(outputs, counts, notes)
 

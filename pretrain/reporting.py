@@ -11,13 +11,13 @@ import torch
 from robustly import log, manifest
 from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import Metrics, WandbRun
-from robustly.pretrain.batches import Batches
 from robustly.pretrain.checkpoints.checkpoint import Progress
 from robustly.pretrain.config import MaskingConfig
 from robustly.pretrain.flops import flops_per_token
 from robustly.pretrain.mfu import model_flops_utilization, peak_tflops
+from robustly.pretrain.phases import Phases
 from robustly.pretrain.schedule import learning_rate
-from robustly.pretrain.stage import PretrainingConfig
+from robustly.pretrain.stage import PretrainingConfig, Stretch
 from robustly.pretrain.validation import ValidationResult
 from robustly.provenance import versions
 from robustly.resources import peak_memory
@@ -81,7 +81,7 @@ class TrainingLog:
         self,
         config: PretrainingConfig,
         recipe: str,
-        batches: Batches,
+        batches: Phases,
         ranks: int,
         device: torch.device,
         progress: Progress,
@@ -106,15 +106,17 @@ class TrainingLog:
     def header(self, parameters: int, hosts: Sequence[str]) -> None:
         """Say what is trained, on what, and in which batches. `hosts`: of each rank."""
         config, run, schedule = self.config, self.config.run, self.config.schedule
-        sampler, sizes = self.batches.sampler, self.batches.sizes
+        batches, begin, last = self.batches.last, schedule.begin, schedule.updates
+        sampler, sizes = batches.sampler, batches.sizes
         commit = manifest.commit()[:12] or "not from a checkout"
         libraries = [f"{name} {version}" for name, version in versions().items()]
         device = _gpu(self.device) or f"CPU ({torch.get_num_threads()} threads)"
-        begin, last = schedule.begin, schedule.updates
-        epochs = (sizes.before(last + 1) - sizes.before(begin + 1)) / sampler.size
+        epochs = self.batches.epochs(begin, last)
         repeats, batch = config.corpus.repeats, f"{sizes.full:,} blocks"
         if warmup := schedule.batch_warmup:
-            batch += f", from {sizes.blocks(1):,} over {warmup.updates:,} updates"
+            batch += (
+                f", from {self.batches.at(1).sizes.blocks(1):,} over {warmup.updates:,} updates"
+            )
 
         rows = {
             "recipe": f"{self.recipe[:12]}  (code {commit})",
@@ -138,6 +140,7 @@ class TrainingLog:
             "updates": f"{f'{begin + 1:,} to ' if begin else ''}{last:,}, {epochs:,.2f} epochs",
             "rate": f"{config.optim.peak_lr:g} after {schedule.warmup:,} updates",
             "masking": masking_rates(config.masking),
+            "phases": phases(config.stretches()) if config.phases else None,
             "folder": config.folder("train"),
         }
         log.table(f"pretraining {config.name}", _stated(rows))
@@ -151,24 +154,22 @@ class TrainingLog:
         self, sums: IntervalSums, progress: Progress, norm: float | None, loss_scale: float
     ) -> None:
         """Report a logging interval. `norm`: of its last update; `loss_scale`: 1 but in fp16."""
-        update, schedule, sizes = progress.update, self.config.schedule, self.batches.sizes
+        update, schedule = progress.update, self.config.schedule
         rate = sums.tokens / sums.seconds
-        done = sizes.before(update + 1)
         masked, pairs = max(1.0, sums.masked_tokens), sums.pairs
         tokens = max(1.0, sums.tokens)
         distills, fp16 = self.config.distillation, self.config.run.precision == "fp16"
-        masking = self.batches.masking_of(update)
-        masks_change = masking is not self.config.masking
+        masking, masks_change = self.batches.masking_of(update), self.config.masks_change
         soft_over = tokens if distills and distills.soft_over == "tokens" else masked
         mfu = None
         if self.peak:
-            operations = self._flops_per_token(masking.probability)
+            operations = self._flops_per_token(update)
             mfu = model_flops_utilization(rate, operations, self.ranks, self.peak)
 
         line = _stated(
             {
                 "update": update,
-                "epoch": done / self.batches.sampler.size,
+                "epoch": self.batches.epoch(update),
                 "loss": sums.loss_sum / masked if sums.masked_tokens else None,
                 "next_sentence_loss": sums.pair_loss_sum / pairs if pairs else None,
                 "soft_loss": sums.soft_loss_sum / soft_over if distills else None,
@@ -191,8 +192,8 @@ class TrainingLog:
         )
         self.metrics.write("metrics", line)
 
-        before = sizes.before(update + 1 - int(sums.updates))
-        left = (sizes.before(schedule.updates + 1) - done) * sums.seconds / (done - before)
+        done = self.batches.positions(update - int(sums.updates), update)
+        left = self.batches.positions(update, schedule.updates) * sums.seconds / done
         empty = "no targets" if sums.without_targets else "skipped"
         log.say_fields(
             [
@@ -214,15 +215,15 @@ class TrainingLog:
                 " token to learn from (masking.*, data.block_length, optim.batch_size)"
             )
 
-    def _flops_per_token(self, masked: float) -> float:
-        """Of one token that is no padding, where so many are masked. Attention is counted over
-        blocks of the mean length, so that the figure is never too high for formats whose blocks are
-        short."""
+    def _flops_per_token(self, update: int) -> float:
+        """Of one token of an update that is no padding. Attention is counted over blocks of the
+        mean length, so that the figure is never too high for formats whose blocks are short."""
+        batches = self.batches.at(update)
         return flops_per_token(
             self.config.model,
-            self.batches.special.size,
-            round(self.batches.sampler.mean_length),
-            masked,
+            batches.special.size,
+            round(batches.sampler.mean_length),
+            batches.masking_of(update).probability,
         )
 
     def evaluation(self, update: int, result: ValidationResult) -> None:
@@ -261,6 +262,15 @@ def masking_rates(masking: MaskingConfig) -> str | None:
     if masking.initial_probability is None:
         return None
     return f"from {masking.initial_probability:.4g} to {masking.probability:.4g} along a line"
+
+
+def phases(stretches: Sequence[Stretch]) -> str:
+    """Where each phase ends, and what may be otherwise in it."""
+    return ", then ".join(
+        f"blocks of {each.block_length}, {each.masking.probability:.4g} masked, to update"
+        f" {each.last:,}"
+        for each in stretches
+    )
 
 
 def mixture(sampler: EpochSampler, repeats: Sequence[float]) -> str:

@@ -65,6 +65,7 @@ class UpdateSizes:
         start = full if start is None else start
         rising = start + (full - start) * np.arange(updates) // max(1, updates)
         self._ends = np.concatenate([[0], np.cumsum(rising, dtype=np.int64)])
+        self._first, self._position = 1, 0
 
     @classmethod
     def of(cls, full: int, optim: OptimConfig, schedule: ScheduleConfig) -> Self:
@@ -74,17 +75,26 @@ class UpdateSizes:
             return cls(full)
         return cls(full, max(1, round(warmup.start * full / optim.batch_size)), warmup.updates)
 
+    def following(self, first: int, position: int) -> "UpdateSizes":
+        """As many blocks in every update from number `first` on, which begins at `position` of its
+        stream."""
+        sizes = UpdateSizes(self.full)
+        sizes._first, sizes._position = first, position
+        return sizes
+
     def blocks(self, update: int) -> int:
         """Blocks of update number `update`, counted from 1."""
         return self.before(update + 1) - self.before(update)
 
     def before(self, update: int) -> int:
         """Blocks of all updates before it: the position of its first one in the stream."""
-        risen = min(update, len(self._ends)) - 1
-        return int(self._ends[risen]) + (update - 1 - risen) * self.full
+        done = update - self._first
+        risen = min(done, len(self._ends) - 1)
+        return self._position + int(self._ends[risen]) + (done - risen) * self.full
 
     def update_of(self, position: int) -> int:
         """The number of the update that holds a position of the stream."""
-        if position < self._ends[-1]:
-            return int(np.searchsorted(self._ends, position, side="right"))
-        return len(self._ends) + (position - int(self._ends[-1])) // self.full
+        offset, before = position - self._position, self._first - 1
+        if offset < self._ends[-1]:
+            return before + int(np.searchsorted(self._ends, offset, side="right"))
+        return before + len(self._ends) + (offset - int(self._ends[-1])) // self.full

@@ -1,7 +1,8 @@
 """The train stage of a config: every section up to the trained model, and what it depends on.
 Imports no torch."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Self
+import itertools
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +18,7 @@ from robustly.pretrain.config import (
     MaskingConfig,
     ModelConfig,
     OptimConfig,
+    PhaseConfig,
     RunConfig,
     ScheduleConfig,
 )
@@ -29,6 +31,19 @@ if TYPE_CHECKING:
     from robustly.pretrain.start.extended_run import ExtendedRun
 
 SCHEMA_VERSION = 1
+
+
+class Stretch(NamedTuple):
+    """Updates in a row, up to `last`, and what they are made with."""
+
+    last: int
+    block_length: int
+    repeats: tuple[float, ...]
+    """How many times each source comes in an epoch; empty: each once."""
+    masking: MaskingConfig
+    optim: OptimConfig
+    """With the blocks of an update."""
+    micro_batch: int
 
 
 class PretrainingConfig(Config):
@@ -48,6 +63,9 @@ class PretrainingConfig(Config):
     masking: MaskingConfig
     optim: OptimConfig
     schedule: ScheduleConfig
+    phases: list[PhaseConfig] = Field(default_factory=list)
+    """What is otherwise in the updates before the last phase, in their order; the sections say what
+    the training ends with, and how held-out text is cut and masked. Default: no such phases."""
     run: RunConfig = RunConfig()
 
     @property
@@ -71,6 +89,51 @@ class PretrainingConfig(Config):
         if self.distillation is None:
             return None
         return find_model(self.distillation.teacher, "distillation.teacher")
+
+    def _phase_recipe(self, phase: PhaseConfig) -> dict[str, Any]:
+        """A phase, with sources by their places: what they are called is no part of a recipe."""
+        stated = phase.recipe()
+        if stated.pop("repeat", None):
+            stated["repeats"] = self._stretch(phase).repeats
+
+        return stated
+
+    def stretches(self) -> list[Stretch]:
+        """The phases of the training in their order, the last as the sections say."""
+        own = PhaseConfig(until=self.schedule.updates)
+        return [self._stretch(phase) for phase in (*self.phases, own)]
+
+    def _stretch(self, phase: PhaseConfig) -> Stretch:
+        full, masking, repeats = self.data.block_length, self.masking, self.corpus.repeats
+        length = phase.block_length or full
+        if phase.masking_probability:
+            masking = masking.model_copy(update={"probability": phase.masking_probability})
+        if phase.repeat:
+            sources = zip(self.corpus.names, self.corpus.sources, strict=True)
+            repeats = tuple(phase.repeat.get(name, source.repeat) for name, source in sources)
+
+        def as_many_tokens(blocks: int) -> int:
+            return max(1, round(blocks * full / length))
+
+        optim = self.optim.model_copy(update={"batch_size": as_many_tokens(self.optim.batch_size)})
+        micro_batch = as_many_tokens(self.run.micro_batch)
+        return Stretch(phase.until, length, repeats, masking, optim, micro_batch)
+
+    def in_phase(self, phase: Stretch) -> Self:
+        """The config as if it were that phase's all through."""
+        sections = {
+            "data": self.data.model_copy(update={"block_length": phase.block_length}),
+            "masking": phase.masking,
+            "optim": phase.optim,
+            "run": self.run.model_copy(update={"micro_batch": phase.micro_batch}),
+        }
+        return self.model_copy(update=sections)
+
+    @property
+    def masks_change(self) -> bool:
+        """Whether updates are masked at different rates."""
+        rates = {stretch.masking.probability for stretch in self.stretches()}
+        return self.masking.initial_probability is not None or len(rates) > 1
 
     def extended(self) -> "ExtendedRun | None":
         """The run whose checkpoint this one goes on from, if the config names one. Raises UserError
@@ -111,6 +174,8 @@ class PretrainingConfig(Config):
         }
         if self.distillation:
             recipe["distillation"] = self.distillation.recipe()
+        if self.phases:
+            recipe["phases"] = [self._phase_recipe(phase) for phase in self.phases]
 
         extended = self.extended()
         if extended:
@@ -155,6 +220,46 @@ class PretrainingConfig(Config):
                 )
 
         return self
+
+    @model_validator(mode="after")
+    def _phases_follow_each_other(self) -> Self:
+        ends = [self.schedule.begin, *(phase.until for phase in self.phases)]
+        ends.append(self.schedule.updates)
+        if any(one >= other for one, other in itertools.pairwise(ends)):
+            raise ValueError(
+                f"phases: until {', '.join(str(phase.until) for phase in self.phases)}: expected"
+                f" numbers that rise, above {ends[0]} and below schedule.updates"
+                f" ({self.schedule.updates}), up to which the sections say what is trained"
+            )
+
+        for phase in self.phases:
+            self._check_phase(phase)
+
+        return self
+
+    def _check_phase(self, phase: PhaseConfig) -> None:
+        longest = self.model.positions - 2
+        if phase.block_length and phase.block_length > longest:
+            raise ValueError(
+                f"phases: block_length = {phase.block_length} does not fit model.positions ="
+                f" {self.model.positions}: expected at most {longest}"
+            )
+        if unknown := sorted(phase.repeat.keys() - set(self.corpus.names)):
+            raise ValueError(
+                f"phases: repeat: {', '.join(unknown)}: no such source; corpus.sources has"
+                f" {', '.join(self.corpus.names)}"
+            )
+        if phase.masking_probability and self.masking.initial_probability:
+            raise ValueError(
+                "phases: masking_probability with masking.initial_probability, by which the rate"
+                " changes in every update; take one of them away"
+            )
+        if (warmup := self.schedule.batch_warmup) and warmup.updates > phase.until:
+            raise ValueError(
+                f"phases: until {phase.until} with schedule.batch_warmup.updates ="
+                f" {warmup.updates}: the batch grows within the first phase; expected at most its"
+                " length"
+            )
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:

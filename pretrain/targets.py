@@ -8,7 +8,7 @@ import numpy as np
 from robustly import UserError, log, manifest
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.config import WORDS_BY_IDS, WORDS_KEY
-from robustly.data_prep.store import SPLITS, Split
+from robustly.data_prep.store import Split
 from robustly.pretrain.config import MaskingConfig
 from robustly.pretrain.masking import SpecialTokens, mask_blocks
 from robustly.pretrain.stage import PretrainingConfig
@@ -25,17 +25,30 @@ refused."""
 
 
 def open_blocks(
-    config: PretrainingConfig, split: Split, tokenizer: Tokenizer, workers: int = 1
+    config: PretrainingConfig,
+    split: Split,
+    tokenizer: Tokenizer,
+    workers: int = 1,
+    block_length: int | None = None,
 ) -> Blocks:
-    """The blocks of a split that a config trains or is evaluated on, with where words begin, if its
-    masks ask: so many workers find out, where it is not known. Raises UserError as `Blocks` does,
-    and `open_word_starts`."""
-    data = config.data
-    blocks = Blocks(config.folder("data"), split, data.block_length, data.format)
+    """The blocks of a split that a config trains or is evaluated on, or those of another length,
+    with where words begin, if its masks ask: so many workers find out, where it is not known.
+    Raises UserError as `Blocks` does, and `open_word_starts`."""
+    length, format = block_length or config.data.block_length, config.data.format
+    blocks = Blocks(config.folder("data"), split, length, format)
     if words := config.masking.segmenter:
         blocks.mark_words(words, tokenizer, workers=workers)
 
     return blocks
+
+
+def open_training_blocks(
+    config: PretrainingConfig, tokenizer: Tokenizer, workers: int = 1
+) -> dict[int, Blocks]:
+    """The blocks that a config trains on, by their length: of its phases, and of its sections,
+    which come last. Raises UserError as `open_blocks` does."""
+    lengths = dict.fromkeys(stretch.block_length for stretch in config.stretches())
+    return {length: open_blocks(config, "train", tokenizer, workers, length) for length in lengths}
 
 
 def check_words(config: PretrainingConfig) -> None:
@@ -53,7 +66,8 @@ def prepare_masks(config: PretrainingConfig) -> "TargetShare":
     Raises UserError as `open_blocks` and `check_targets` do."""
     tokenizer = load_tokenizer(config.folder("tokenizer"))
     workers = config.processing.workers
-    train, _ = (open_blocks(config, split, tokenizer, workers) for split in SPLITS)
+    train = open_training_blocks(config, tokenizer, workers)[config.data.block_length]
+    open_blocks(config, "validation", tokenizer, workers)
     found = share_with_targets(train, config.masking, SpecialTokens.of(tokenizer), config.seed)
     check_targets(found, config.masking)
     log.say(f"masking: {found.share:.1%} of {found.tried:,} training blocks have a target")

@@ -16,8 +16,9 @@ from robustly.data_prep.origins import Document, Origins
 from robustly.data_prep.store import check_tokenizer
 from robustly.pretrain.batches import Batches
 from robustly.pretrain.masking import SpecialTokens
+from robustly.pretrain.phases import Phases
 from robustly.pretrain.stage import PretrainingConfig
-from robustly.pretrain.targets import open_blocks
+from robustly.pretrain.targets import open_training_blocks
 from robustly.tokenizer import load_tokenizer
 
 
@@ -72,14 +73,14 @@ class Occurrence(NamedTuple):
     block: int
 
 
-def batches_of(config: PretrainingConfig, rank: int = 0, ranks: int = 1) -> Batches:
+def batches_of(config: PretrainingConfig, rank: int = 0, ranks: int = 1) -> Phases:
     """The batches of a config, from its finished tokenizer and data folders. Raises UserError where
     they are not finished, do not belong together, or are not those that were trained on."""
     config.stage().refuse_other_work()
     tokenizer, folder = load_tokenizer(config.folder("tokenizer")), config.folder("data")
     check_tokenizer(folder, tokenizer)
-    train = open_blocks(config, "train", tokenizer)
-    return Batches.of(config, train, SpecialTokens.of(tokenizer), rank, ranks)
+    train = open_training_blocks(config, tokenizer)
+    return Phases.of(config, train, SpecialTokens.of(tokenizer), rank, ranks)
 
 
 def trace_update(batches: Batches, update: int) -> list[TracedBlock]:
@@ -128,26 +129,41 @@ def trace_document(
     batches: Batches, number: int, updates: int, skipped: Collection[int] = (), begin: int = 0
 ) -> tuple[Document, list[Occurrence]]:
     """A document of the train split, and where the updates after `begin` up to `updates`, less
-    those that are `skipped`, see it, in their order.
+    those that are `skipped`, see it, in their order; all are of one phase.
 
     Raises UserError if there is no such document."""
     origins = Origins(batches.sampler.blocks)
     document = origins.document(number)
     firsts, seconds = origins.blocks_with(number)
-    seen = _seen(batches, firsts, seconds, updates)
-    return document, [line for line in seen if line.update > begin and line.update not in skipped]
+    seen = _seen(batches, firsts, seconds, begin, updates)
+    return document, [line for line in seen if line.update not in skipped]
 
 
-def _seen(batches: Batches, firsts: Any, seconds: Any, updates: int) -> Iterator[Occurrence]:
-    sampler, end = batches.sampler, batches.sizes.before(updates + 1)
-    for epoch in range(-(-end // sampler.size)):
+def _seen(
+    batches: Batches, firsts: Any, seconds: Any, begin: int, updates: int
+) -> Iterator[Occurrence]:
+    sampler, sizes = batches.sampler, batches.sizes
+    start, end = sizes.before(begin + 1), sizes.before(updates + 1)
+    for epoch in range(start // sampler.size, -(-end // sampler.size)):
         for place in sampler.positions(epoch, firsts, seconds).tolist():
             position = epoch * sampler.size + place
-            if position < end:
+            if start <= position < end:
                 sample = sampler.stream(position, position + 1)
-                yield Occurrence(
-                    batches.sizes.update_of(position), epoch, position, int(sample.block[0])
-                )
+                yield Occurrence(sizes.update_of(position), epoch, position, int(sample.block[0]))
+
+
+def trace_through(
+    phases: Phases, number: int, begin: int, skipped: Collection[int] = ()
+) -> tuple[Document, list[Occurrence]]:
+    """As `trace_document`, of all updates after `begin`, phase by phase."""
+    seen: list[Occurrence] = []
+    for after, last, batches in phases:
+        if last > begin:
+            span = last, skipped, max(after, begin)
+            document, lines = trace_document(batches, number, *span)
+            seen += lines
+
+    return document, seen
 
 
 def check_update(update: int, config: PretrainingConfig) -> None:

@@ -9,9 +9,9 @@ from robustly import log
 from robustly.pretrain.bad_updates.bad_numbers import Examination
 from robustly.pretrain.bad_updates.spikes import Spike, Usual
 from robustly.pretrain.bad_updates.update_records import SKIPPED, SPIKES, append, cut, read, skipped
-from robustly.pretrain.batches import Batches
 from robustly.pretrain.checkpoints.checkpoint import Progress
 from robustly.pretrain.config import OptimConfig
+from robustly.pretrain.phases import Phases
 
 MOST_IN_A_ROW = 10
 """More updates than these are not skipped one after the other: the fault is not in the batches."""
@@ -23,7 +23,7 @@ class UpdatePolicies:
     """Which updates are not made, and what is usual; the same on every rank. Rank 0 alone writes
     records."""
 
-    def __init__(self, optim: OptimConfig, folder: Path, batches: Batches):
+    def __init__(self, optim: OptimConfig, folder: Path, batches: Phases):
         self.optim, self.folder, self.batches = optim, folder, batches
         self.skipped: set[int] = set()
         """Updates that are not made."""
@@ -31,7 +31,7 @@ class UpdatePolicies:
 
     @property
     def _writes(self) -> bool:
-        return self.batches.rank == 0
+        return self.batches.last.rank == 0
 
     def read_records(self, progress: Progress) -> list[int]:
         """The updates that are not to be made after `progress`; rank 0 reads them for all. Raises
@@ -85,10 +85,10 @@ class UpdatePolicies:
         return not self.skipped.issuperset(row)
 
     def _blocks(self, update: int) -> list[int]:
-        """An update's blocks on all ranks, by their numbers in the packed index."""
-        sizes = self.batches.sizes
-        places = sizes.before(update), sizes.before(update + 1)
-        return self.batches.sampler.stream(*places).block.tolist()
+        """An update's blocks on all ranks, by their numbers in the packed index of its phase."""
+        batches = self.batches.at(update)
+        places = batches.sizes.before(update), batches.sizes.before(update + 1)
+        return batches.sampler.stream(*places).block.tolist()
 
     def counts(self) -> dict[str, int]:
         """For the manifest."""

@@ -68,9 +68,8 @@ def trace_command(
 
         skipped = {line["update"] for line in read(experiment.folder("train") / SKIPPED)}
         if document is not None:
-            batches, schedule = trace.batches_of(experiment), experiment.schedule
-            span = schedule.updates, skipped, schedule.begin
-            found, seen = trace.trace_document(batches, document, *span)
+            phases, begin = trace.batches_of(experiment), experiment.schedule.begin
+            found, seen = trace.trace_through(phases, document, begin, skipped)
             _show_document(found, seen, shard_files(experiment), as_json)
             return
 
@@ -78,7 +77,7 @@ def trace_command(
         trace.check_update(update, experiment)
         chosen = range(total) if rank is None else [rank]
         whole = trace.batches_of(experiment, 0, total)
-        shares = [trace.trace_update(whole.of_rank(one), update) for one in chosen]
+        shares = [trace.trace_update(whole.of_rank(one).at(update), update) for one in chosen]
         blocks = [block for share in shares for block in share]
         _show_update(update, update in skipped, blocks, shard_files(experiment), as_json)
 

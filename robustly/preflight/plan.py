@@ -43,9 +43,8 @@ def plan(config: PretrainingConfig, ranks: int, machine: Machine, speed: Speed |
     Without a `speed`, that of the train folder's run is taken if it is of this model, else those of
     GPU types."""
     model, vocab_size = config.model, config.tokenizer.vocab_size
-    block_length, masked = config.data.block_length, config.masking.mean_probability
-    size = corpus_size(config)
-    per_position = flops_per_token(model, vocab_size, block_length, masked)
+    block_length, size = config.data.block_length, corpus_size(config)
+    per_position = _flops_per_position(config)
     per_token = per_position / (1 - size.padding)
     sizes = UpdateSizes.of(config.optim.batch_size, config.optim, config.schedule)
     # the share of an update's positions that are no padding: in other formats than full_sentences
@@ -93,8 +92,26 @@ def plan(config: PretrainingConfig, ranks: int, machine: Machine, speed: Speed |
     )
 
 
+def _flops_per_position(config: PretrainingConfig) -> float:
+    """The mean over the updates, which hold as many tokens in every phase."""
+    total, after = 0.0, config.schedule.begin
+    for phase in config.stretches():
+        masked = phase.masking.mean_probability
+        each = flops_per_token(
+            config.model, config.tokenizer.vocab_size, phase.block_length, masked
+        )
+        total += (phase.last - after) * each
+        after = phase.last
+
+    return total / (after - config.schedule.begin)
+
+
 def _memory(config: PretrainingConfig, ranks: int, machine: Machine) -> dict[str, Any]:
-    held = rank_memory(config, ranks, machine.device)
+    phases = [config.in_phase(phase) for phase in config.stretches()]
+    held = max(
+        (rank_memory(phase, ranks, machine.device) for phase in phases),
+        key=lambda found: found.peak,
+    )
     copies = checkpoint_bytes(parameters(config.model, config.tokenizer.vocab_size))
     largest = None
     if machine.memory is not None:

@@ -219,7 +219,7 @@ def test_a_packed_index_with_a_flipped_bit_is_never_trained_on(
     copy = shutil.copytree(prepared / "data", tmp_path / "data")
     straight, healed = pretraining("straight"), pretraining("healed", f"paths.data={copy}")
     run_distributed(1, end, [straight])
-    first_block = int(batches_of(healed).share(1).samples.block[0])
+    first_block = int(batches_of(healed).last.share(1).samples.block[0])
     flip_a_bit(next((copy / "views").glob("train-*-64-*.npy")), first_block)
     run_distributed(1, end, [healed])
     one, other = (last_checkpoint(config.folder("train")) for config in (straight, healed))

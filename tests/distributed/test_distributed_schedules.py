@@ -87,6 +87,47 @@ def test_a_masking_rate_that_falls(
     )
 
 
+def test_phases_of_other_blocks_and_mixtures(
+    pretraining: MakePretraining, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It dies after update 6, in the second phase; the replay goes through the third."""
+    second = "{until: 9, block_length: 64, masking_probability: 0.2, repeat: {corpus.txt: 0.5}}"
+    config = assert_resumed_and_replayed_it_is_the_same(
+        pretraining,
+        tmp_path,
+        f"phases=[{{until: 4, block_length: 16, masking_probability: 0.4}}, {second}]",
+        "data.block_length=32",
+    )
+    found = lines(config)
+    rates = [line["masking_probability"] for line in found]
+    assert rates == [0.4] * 4 + [0.2] * 5 + [0.3] * 3
+    epochs = [line["epoch"] for line in found]
+    assert epochs == sorted(epochs)
+    for update, length, batch in ((4, 16, 48), (5, 64, 12), (12, 32, 24)):
+        blocks = traced(config, update, capfd)
+        assert len(blocks) == batch and max(block["tokens"] for block in blocks) <= length
+        masked = sum(len(block["masked"]) for block in blocks)
+        assert masked == found[update - 1]["masked_tokens"]
+
+    blocks = traced(config, 4, capfd)
+    document = blocks[0]["pieces"][0]["document"]
+    seen = occurrences(config, document, capfd)
+    assert blocks[0]["position"] in [line["position"] for line in seen if line["update"] == 4]
+    for line in seen:
+        inside = traced(config, line["update"], capfd)
+        shown = {
+            block["position"]
+            for block in inside
+            for piece in block["pieces"]
+            if piece["document"] == document
+        }
+        assert line["position"] in shown
+
+    manifest = config.stage().finished()
+    assert manifest and manifest.recipe["phases"][1]["repeats"] == [0.5]
+    assert manifest.notes["packed_index"].keys() == {"train", "train 16", "train 64", "validation"}
+
+
 CONSTANT = ("schedule.decay=constant", "run.keep_checkpoints=9", "model.dropout=0.1")
 
 
@@ -167,11 +208,25 @@ def test_what_cannot_be_extended_is_refused(
 def traced(
     config: Experiment, update: int, capfd: pytest.CaptureFixture[str]
 ) -> list[dict[str, Any]]:
-    """The blocks of an update, as `robustly trace` tells them of a finished run's folder."""
+    """The blocks of an update."""
+    return told(config, capfd, "blocks", "--update", str(update))
+
+
+def occurrences(
+    config: Experiment, document: int, capfd: pytest.CaptureFixture[str]
+) -> list[dict[str, Any]]:
+    """The updates that see a document."""
+    return told(config, capfd, "seen", "--document", str(document))
+
+
+def told(
+    config: Experiment, capfd: pytest.CaptureFixture[str], key: str, *asked: str
+) -> list[dict[str, Any]]:
+    """What `robustly trace` tells of a finished run's folder."""
     data = [f"paths.{name}={config.folder(name)}" for name in ("data", "tokenizer")]
     capfd.readouterr()
     with pytest.raises(SystemExit, match="0"):
-        main(["trace", str(config.folder("train")), *data, "--update", str(update), "--json"])
+        main(["trace", str(config.folder("train")), *data, *asked, "--json"])
 
-    found: list[dict[str, Any]] = json.loads(capfd.readouterr().out)["blocks"]
+    found: list[dict[str, Any]] = json.loads(capfd.readouterr().out)[key]
     return found
