@@ -222,6 +222,9 @@ class OptimConfig(Section):
     """Which parameters decay: all (fairseq, RoBERTa) or all but biases and LayerNorms (BERT)."""
     clip_norm: Annotated[float, Field(ge=0)]
     """Largest gradient norm; 0 turns clipping off. The norm is logged either way."""
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep an exponential average of the weights beside them, and in checkpoints, which forgets so
+    slowly: at 0.999, half of it is of the last 700 updates. Default: none is kept."""
     on_bad_numbers: Literal["stop", "skip", "rollback"] = "stop"
     """What becomes of an update whose loss or gradient is not finite, which is never made. skip:
     training goes on without it. rollback: training goes back to the last checkpoint and makes the

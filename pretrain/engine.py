@@ -40,7 +40,7 @@ from robustly.heartbeat import START_TIMEOUT, Phase
 from robustly.pretrain import peers
 from robustly.pretrain.allocator import keep_freed_memory
 from robustly.pretrain.config import OptimConfig, RunConfig
-from robustly.pretrain.optimizer import adamw
+from robustly.pretrain.optimizer import AVERAGE, adamw
 from robustly.pretrain.rank_gpu import own_gpu, refuse_shared
 from robustly.pretrain.ranks import bound_groups, collective_timeout
 
@@ -175,6 +175,8 @@ class Engine:
             )
 
         model.to(device)
+        self.kept = (*MOMENTS, AVERAGE) if optim.average else MOMENTS
+        """What is kept of each weight beside it."""
         self._names = [name for name, p in model.named_parameters() if p.requires_grad]
         weights = {name: p.detach().float().clone() for name, p in model.named_parameters()}
         adam = adamw(model, optim)
@@ -202,6 +204,8 @@ class Engine:
         # bf16: DeepSpeed made its fp32 weights from the rounded ones
         for name, parameter in self._parameters():
             self._set_weight(parameter, weights[name])
+            if optim.average:
+                self._set_kept(parameter, AVERAGE, weights[name])
 
     # ------------------------------------------------------------------------------------ an update
 
@@ -220,9 +224,15 @@ class Engine:
             return 1.0
         return float(self._deepspeed.optimizer.loss_scale)
 
-    def step(self, lr: float, accepts: Callable[[float], bool] = lambda norm: True) -> float | None:
+    def step(
+        self,
+        lr: float,
+        accepts: Callable[[float], bool] = lambda norm: True,
+        average_decay: float | None = None,
+    ) -> float | None:
         """The optimizer step, at rate `lr`; returns the norm of the whole gradient before clipping,
-        the same number on every rank.
+        the same number on every rank. `average_decay`: how much is left of the average of the
+        weights, where one is kept.
 
         Before anything changes, `accepts` is asked with the norm. Where it says no, and where the
         norm is not finite, no rank makes the step: weights and moments stay as they were, and the
@@ -246,7 +256,7 @@ class Engine:
 
             return asked[0][1]
 
-        self._adam.allowed = allowed
+        self._adam.allowed, self._adam.average_decay = allowed, average_decay
         self._deepspeed.step()
         if self._deepspeed.fp16_enabled() and self._deepspeed.optimizer.overflow:  # all ranks know
             return None if self.loss_scale > 1.0 else math.inf
@@ -306,12 +316,12 @@ class Engine:
         )
 
     def _prepare_moments(self) -> None:
-        """Make Adam's moments, zeros, now: DeepSpeed would make and link them in the first step
-        only."""
+        """Make Adam's moments, zeros, and the average, now: DeepSpeed would make and link them in
+        the first step only."""
         for flat in self._adams_tensors():
             self._adam.state[flat] = {
                 "step": torch.zeros((), dtype=torch.float32, device=flat.device),
-                **{moment: torch.zeros_like(flat, dtype=torch.float32) for moment in MOMENTS},
+                **{name: torch.zeros_like(flat, dtype=torch.float32) for name in self.kept},
             }
 
         if self._sharded and not self._partitioned:
@@ -339,13 +349,13 @@ class Engine:
         if self._sharded:
             safe_set_full_fp32_param(parameter, value)
 
-    def _set_moment(self, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
+    def _set_kept(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
         if self._partitioned:
-            safe_set_local_optimizer_state(parameter, self._part(parameter, value), moment)
+            safe_set_local_optimizer_state(parameter, self._part(parameter, value), name)
         elif self._sharded:
-            safe_set_full_optimizer_state(parameter, value, moment)
+            safe_set_full_optimizer_state(parameter, value, name)
         else:
-            self._adam.state[parameter][moment].copy_(value)
+            self._adam.state[parameter][name].copy_(value)
 
     def _part(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
         """This rank's part of a tensor under ZeRO 3; the last ranks' ends with padding."""
@@ -353,21 +363,20 @@ class Engine:
         own = value.flatten()[self.rank * size : (self.rank + 1) * size]
         return nn.functional.pad(own, (0, size - own.numel()))
 
-    def full_tensors(self) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-        """(name, fp32 weight, first moment, second moment) of each parameter, whole, one at a time.
+    def full_tensors(self) -> Iterator[tuple[Any, ...]]:
+        """(name, fp32 weight, first moment, second moment) of each parameter, whole, one at a time;
+        then the average of the weight, where one is kept.
 
         Collective: every rank must go through all of them.
         """
         for name, parameter in self._parameters():
             heartbeat.mark(Phase.SAVE)
             if self._sharded:
-                first, second = (
-                    safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS
-                )
-                yield name, safe_get_full_fp32_param(parameter), first, second
+                kept = [safe_get_full_optimizer_state(parameter, each) for each in self.kept]
+                yield name, safe_get_full_fp32_param(parameter), *kept
             else:
                 state = self._adam.state[parameter]
-                yield name, parameter.detach(), state[MOMENTS[0]], state[MOMENTS[1]]
+                yield name, parameter.detach(), *(state[each] for each in self.kept)
 
     def checksums(self) -> dict[str, int]:
         """Of the bits of each tensor that every rank holds whole, by name: the parameters in the
@@ -385,7 +394,7 @@ class Engine:
             return {}
         return dict(zip(replicated, torch.stack(sums).tolist(), strict=True))  # one wait for a GPU
 
-    def restore(self, tensors: Iterator[tuple[Tensor, Tensor, Tensor]] | None, steps: int) -> None:
+    def restore(self, tensors: Iterator[tuple[Tensor, ...]] | None, steps: int) -> None:
         """Put back what `full_tensors` gave after `steps` optimizer steps, on any number of ranks
         and ZeRO stage.
 
@@ -396,7 +405,10 @@ class Engine:
             heartbeat.go_on()
             # under ZeRO 3 the tensor itself is empty
             shape = torch.Size(getattr(parameter, "ds_shape", parameter.shape))
-            given = next(tensors) if tensors is not None else [torch.empty(shape) for _ in range(3)]
+            given = [torch.empty(shape) for _ in (parameter, *self.kept)]
+            if tensors is not None:
+                given = list(next(tensors))
+
             for found in given:
                 if found.shape != shape:
                     raise UserError(
@@ -405,15 +417,13 @@ class Engine:
                         " Nothing was changed"
                     )
 
-            weight, first, second = (
-                value.to(self.device, torch.float32).contiguous() for value in given
-            )
-            for value in (weight, first, second):
+            weight, *kept = (value.to(self.device, torch.float32).contiguous() for value in given)
+            for value in (weight, *kept):
                 dist.broadcast(value, src=0)
 
             self._set_weight(parameter, weight)
-            self._set_moment(parameter, MOMENTS[0], first)
-            self._set_moment(parameter, MOMENTS[1], second)
+            for each, value in zip(self.kept, kept, strict=True):
+                self._set_kept(parameter, each, value)
 
         for state in self._adam.state.values():
             state["step"].fill_(float(steps))

@@ -37,7 +37,11 @@ from robustly.pretrain.batches import RankBatch, dropout_seed
 from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.checkpoints.background_saves import BackgroundSaves
 from robustly.pretrain.checkpoints.checkpoint import Checkpoint, Progress
-from robustly.pretrain.checkpoints.disk_space import look_before_checkpoint, look_before_run
+from robustly.pretrain.checkpoints.disk_space import (
+    checkpoint_bytes,
+    look_before_checkpoint,
+    look_before_run,
+)
 from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
 from robustly.pretrain.inputs import Inputs, open_inputs
 from robustly.pretrain.masking import SpecialTokens
@@ -59,7 +63,7 @@ from robustly.pretrain.reporting import (
     device_name,
     mixture,
 )
-from robustly.pretrain.schedule import learning_rate
+from robustly.pretrain.schedule import average_decay, learning_rate
 from robustly.pretrain.sessions import SESSIONS, Session, begin_session, write_sessions
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.start.check_hosts import check_hosts
@@ -204,7 +208,8 @@ class Trainer:
         with together(self.device):
             if self.rank == 0 and self.progress.update < last:
                 self.checkpoints.mkdir(exist_ok=True)
-                look_before_run(self.checkpoints, self.parameters, config.run, config.schedule)
+                size = checkpoint_bytes(self.parameters, config.optim.average)
+                look_before_run(self.checkpoints, size, config.run, config.schedule)
 
         self._open_log()
 
@@ -347,14 +352,16 @@ class Trainer:
     ) -> Attempt:
         """Compute an update, and make it if its loss and norm are finite and `accepts` agrees to
         them. `divisors`, one for each loss term: what their means are over."""
-        rate = learning_rate(batch.update, self.config.optim, self.config.schedule)
+        optim = self.config.optim
+        rate = learning_rate(batch.update, optim, self.config.schedule)
+        decay = average_decay(batch.update, optim.average) if optim.average else None
         norm = None
         while norm is None:  # again while the gradient overflows, in fp16
             losses, totals = self._add_gradients(batch, divisors)
             loss = weighted(totals, self.loss_terms, divisors)
             finite = math.isfinite(loss)
             heartbeat.mark(Phase.STEP)
-            norm = self.engine.step(rate, lambda norm: finite and accepts(loss, norm))  # noqa: B023
+            norm = self.engine.step(rate, lambda norm: finite and accepts(loss, norm), decay)  # noqa: B023
             if not finite:
                 break
 
@@ -475,7 +482,8 @@ class Trainer:
 
         names = [_as_in_transformers(name) for name, _ in self.model.named_parameters()]
         steps = progress.update - len(progress.skipped)
-        self.engine.restore(found.tensors(names) if found else None, steps)
+        averages = self.config.optim.average is not None
+        self.engine.restore(found.tensors(names, averages) if found else None, steps)
         self.progress = progress
 
     def _check_packed_index(self, found: Checkpoint) -> None:
@@ -501,7 +509,8 @@ class Trainer:
         with together(self.device):
             if self.log:
                 update = self.progress.update
-                look_before_checkpoint(self.checkpoints, self.parameters, update)
+                size = checkpoint_bytes(self.parameters, self.config.optim.average)
+                look_before_checkpoint(self.checkpoints, size, update)
                 *earlier, current = self.sessions
                 self.sessions = (*earlier, replace(current, to_update=update))
                 self.progress = replace(
@@ -509,7 +518,7 @@ class Trainer:
                 )
 
         full = self.engine.full_tensors()
-        tensors = ((_as_in_transformers(name), w, m, v) for name, w, m, v in full)
+        tensors = ((_as_in_transformers(name), *each) for name, *each in full)
         if copies := checkpoint.copy_tensors(tensors, self.rank == 0, self.engine.gathers):
             self.saves.begin(self.progress, copies)
 
@@ -594,7 +603,8 @@ class Trainer:
             kept.add(checkpoint.folder_of(self.checkpoints, best.update))
 
         records = ("config.yaml", "deepspeed.json", SESSIONS, "metrics.jsonl", "evaluations.jsonl")
-        outputs = [path / name for path in sorted(kept) for name in checkpoint.FILES]
+        files = [path / name for path in sorted(kept) for name in checkpoint.FILES]
+        outputs = [path for path in files if path.exists()]
         outputs += [self.folder / name for name in (*records, *self.policies.records())]
         notes: dict[str, Any] = {
             "config": self.config.resolved(),

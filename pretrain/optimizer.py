@@ -9,6 +9,9 @@ from torch import nn
 
 from robustly.pretrain.config import OptimConfig
 
+AVERAGE = "average"
+"""The name of the average of a weight among Adam's moments."""
+
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """Adam's parameter groups: one with decay; another without where `optim.decay` exempts biases
@@ -31,9 +34,27 @@ class GuardedAdamW(torch.optim.AdamW):
     steps stay as they were, and DeepSpeed goes on as after any step."""
 
     allowed: Callable[[], bool] = staticmethod(lambda: True)
+    average_decay: float | None = None
+    """How much is left of the averages after the step; None: none are kept."""
 
     def step(self, closure: Any = None) -> Any:
-        return super().step(closure) if self.allowed() else None
+        if not self.allowed():
+            return None
+
+        result = super().step(closure)
+        if self.average_decay is not None:
+            self._average(1.0 - self.average_decay)
+
+        return result
+
+    @torch.no_grad()
+    def _average(self, share: float) -> None:
+        """Move the averages, which lie beside the moments, towards the weights by a share of the
+        way."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self.state[parameter][AVERAGE].lerp_(parameter, share)
 
 
 def adamw(model: nn.Module, optim: OptimConfig) -> GuardedAdamW:

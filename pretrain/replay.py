@@ -17,7 +17,7 @@ from robustly import StartAgain, UserError
 from robustly.metrics import read_metrics
 from robustly.pretrain.bad_updates.update_records import SKIPPED, SPIKES
 from robustly.pretrain.checkpoints import checkpoint
-from robustly.pretrain.checkpoints.checkpoint import MOMENTS, WEIGHTS
+from robustly.pretrain.checkpoints.checkpoint import AVERAGE, MOMENTS, WEIGHTS
 from robustly.pretrain.stage import PretrainingConfig
 
 RECORDS = ("metrics.jsonl", "evaluations.jsonl", SKIPPED, SPIKES)
@@ -182,13 +182,14 @@ def _compare_tensors(place: Path, made: Path) -> tuple[int, list[str], float]:
     weights, relative to the length of all of them."""
     count, squares, length = 0, 0.0, 0.0
     different = []
-    for file in (WEIGHTS, MOMENTS):
+    files = [file for file in (WEIGHTS, MOMENTS, AVERAGE) if (place / file).exists()]
+    for file in files:
         with safe_open(place / file, "pt") as there, safe_open(made / file, "pt") as now:
             for name in there.keys():  # noqa: SIM118 - not a mapping
                 old, new = there.get_tensor(name), now.get_tensor(name)
                 count += 1
                 if not torch.equal(old, new):
-                    different.append(name)
+                    different.append(f"average of {name}" if file == AVERAGE else name)
 
                 if file == WEIGHTS:
                     squares += float((old.double() - new.double()).square().sum())

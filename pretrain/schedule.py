@@ -39,6 +39,13 @@ def fraction_of_peak(update: int, schedule: ScheduleConfig) -> float:
             return 1.0 - math.sqrt(min(1.0, since / schedule.decay_updates))
 
 
+def average_decay(update: int, decay: float) -> float:
+    """How much of the average of the weights is left after update number `update`, whose weights
+    make up the rest: `decay`, and less in the first updates, so that random weights are soon
+    forgotten (as in TensorFlow's ExponentialMovingAverage)."""
+    return min(decay, (1 + update) / (10 + update))
+
+
 def masking_of(update: int, masking: MaskingConfig, schedule: ScheduleConfig) -> MaskingConfig:
     """How the blocks of update number `update`, counted from 1, are masked: at
     `initial_probability` in the first, at `probability` in the last, and along a line between

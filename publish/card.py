@@ -42,15 +42,15 @@ def model_card(
     examples: Sequence[Mapping[str, Any]],
     fit: Mapping[str, Sequence[Mapping[str, Any]]],
     proof: Proof,
-    averaged: Sequence[int] = (),
+    average: str | None = None,
 ) -> str:
     """README.md: what the model is, how to load it, what it was trained on and how, and how well it
     does.
 
     `sessions` are those of the training that led to the weights. `losses` are those of guessing by
     frequency and before training, in nats; empty where nothing was held out. `fit` is what
-    `held_out_fit` says of the tokenizer. `averaged`: the updates whose weights were averaged; one
-    alone was not.
+    `held_out_fit` says of the tokenizer. `average`: what the weights are, if not those of a
+    checkpoint.
     """
     train = made.train
     sections = (
@@ -58,7 +58,7 @@ def model_card(
         f"# {publish.title or name}\n",
         _faults(proof),
         f"{publish.description or _description(train)}\n",
-        _average(averaged),
+        f"Its weights are {average}.\n" if average else "",
         USAGE.format(name=name),
         f"Texts may have up to {model.positions - 2} tokens, `<s>` and `</s>` included.\n",
         "## Held-out loss\n",
@@ -110,13 +110,6 @@ def _description(train: Manifest) -> str:
     return f"A RoBERTa encoder pretrained {start} by masked language modeling."
 
 
-def _average(updates: Sequence[int]) -> str:
-    if len(updates) < 2:
-        return ""
-    listed = ", ".join(f"{update:,}" for update in updates)
-    return f"Its weights are the mean of those after {len(updates)} updates: {listed}.\n"
-
-
 def _faults(proof: Proof) -> str:
     """A warning at the top of the card of a model that fails its proof."""
     if not proof.faults:
@@ -157,7 +150,7 @@ def _training(
         "tokens seen": train.counts["tokens"],
         "peak learning rate": train.recipe["optim"]["peak_lr"],
         "warmup updates": train.recipe["schedule"]["warmup"],
-        "masking rate": _masking_rates(train.recipe["masking"]),
+        "masking rate": _masking_rates(train.recipe.get("masking", {})),
         "training tokens in the corpus": data.counts["train_tokens"],
         "documents in the corpus": (
             data.counts["train_documents"] + data.counts["validation_documents"]
@@ -234,7 +227,7 @@ def before_training(losses: Mapping[str, Any]) -> dict[str, float]:
 def _losses(counts: Mapping[str, Any], losses: Mapping[str, float]) -> str:
     rows = {"this model": counts["validation_loss"]}
     if "checkpoint_loss" in losses:
-        rows["the last of the averaged checkpoints"] = losses["checkpoint_loss"]
+        rows["the last checkpoint alone"] = losses["checkpoint_loss"]
     if "unigram_loss" in losses:
         rows["by frequency"] = losses["unigram_loss"]
 

@@ -14,10 +14,11 @@ class PublishConfig(Section):
     checkpoint: Literal["last", "best"] = "last"
     """best: the one of the lowest held-out loss among those that were evaluated."""
 
-    average: Annotated[int, Field(ge=2)] | None = None
+    average: Annotated[int, Field(ge=2)] | Literal["exponential"] | None = None
     """Publish the mean of the weights of so many checkpoints, of which `checkpoint` is the last
-    (Kaddour 2022, https://arxiv.org/abs/2209.14981). They must be kept
-    (`run.keep_checkpoints`). Default: the weights of one."""
+    (Kaddour 2022, https://arxiv.org/abs/2209.14981) and which must be kept
+    (`run.keep_checkpoints`); or the exponential average that the run kept (`optim.average`).
+    Default: the weights of one checkpoint."""
 
     accept_unproven: bool = False
     """Publish a model that fails its proof, too: its card and manifest name what is not as it

@@ -15,21 +15,19 @@ import torch
 from transformers import RobertaForMaskedLM
 
 from robustly import Unproven, UserError, log, manifest
-from robustly.config import fingerprint
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.store import SPLITS, Store
 from robustly.files import write_atomic, write_json
 from robustly.log import quiet_transformers
 from robustly.manifest import Manifest, Stage
 from robustly.metrics import read_metrics
-from robustly.pretrain.checkpoints.averages import last_updates, mean_weights
+from robustly.pretrain.checkpoints.averages import Average
 from robustly.pretrain.checkpoints.checkpoint import (
     WEIGHTS,
     Progress,
     best_update,
     folder_of,
     of_finished,
-    read_state,
 )
 from robustly.pretrain.config import MaskingConfig, ModelConfig, recorded_masking
 from robustly.pretrain.masking import SpecialTokens
@@ -81,13 +79,17 @@ def publish(
     train = made.train
     best = config.checkpoint == "best"
     update = best_update(train_folder, train) if best else train.counts["updates"]
-    averaged = last_updates(train_folder, update, config.average) if config.average else [update]
-    inputs = {"train": train.hash, "weights": _weights_hash(train_folder, train, averaged)}
+    average = Average.of(train_folder, update, config.average) if config.average else None
+    weights = folder_of(Path("checkpoints"), update) / WEIGHTS
+    read = average.digest(train_folder) if average else train.outputs[weights.as_posix()]["sha256"]
+    inputs = {"train": train.hash, "weights": read}
     stage = Stage(folder, "published", {"name": name, "publish": config.recipe()}, inputs)
     if finished := stage.finished():
         return finished
 
-    *others, checkpoint = [of_finished(train_folder, each) for each in averaged]
+    updates = average.updates if average else [update]
+    checkpoints = [of_finished(train_folder, each) for each in updates]
+    checkpoint = checkpoints[-1]
     evaluations = read_metrics(train_folder / "evaluations.jsonl")
     train = _as_of(train, checkpoint.progress, evaluations)
 
@@ -97,13 +99,13 @@ def publish(
         special = SpecialTokens.of(tokenizer)
         longest_input = section.positions - 2
         _check_examples(config, tokenizer, longest_input)
-        weights = mean_weights([*others, checkpoint]) if others else checkpoint.weights()
-        model = _model(section, special, weights)
+        tensors = average.weights(checkpoints) if average else checkpoint.weights()
+        model = _model(section, special, tensors)
         _save(model, longest_input, tokenizer_folder, train_folder, folder)
         write_atomic(folder / "config.yaml", dump_yaml(train.notes["config"]))
         held_out = _held_out(train, data_folder, tokenizer)
         losses = _losses(train, held_out, evaluations)
-        if others:
+        if average:
             train, losses = _as_averaged(train, losses, model, held_out)
 
         draw_curve(train_folder, losses.get("unigram_loss"), folder / "curve.png")
@@ -120,9 +122,8 @@ def publish(
         fit = held_out_fit(data_folder, tokenizer)
         made = made._replace(train=train)
         sessions = checkpoint.progress.sessions
-        card = model_card(
-            config, name, section, made, sessions, losses, examples, fit, proof, averaged
-        )
+        how = config, name, section, made, sessions, losses, examples, fit, proof
+        card = model_card(*how, str(average) if average else None)
         write_atomic(folder / "README.md", card)
         if proof.faults and not config.accept_unproven:
             raise Unproven(_keep_apart(folder, proof))
@@ -138,7 +139,7 @@ def publish(
             "bytes": sum(path.stat().st_size for path in outputs),
             **{key: value for key, value in train.counts.items() if key.startswith("validation_")},
             **losses,
-            **({"averaged_updates": averaged} if others else {}),
+            **({"average": str(average)} if average else {}),
             **proof.counts,
             "not_proven": not_proven,
             "examples": examples,
@@ -162,16 +163,6 @@ def _finished_stages(
         )
 
     return StageManifests(tokenizer, data, train)
-
-
-def _weights_hash(train_folder: Path, train: Manifest, updates: Sequence[int]) -> str:
-    """Of the weights of one checkpoint, or of those that are averaged."""
-    if len(updates) == 1:
-        weights = folder_of(Path("checkpoints"), updates[0]) / WEIGHTS
-        return train.outputs[weights.as_posix()]["sha256"]
-
-    places = [folder_of(train_folder / "checkpoints", update) for update in updates]
-    return fingerprint([read_state(place).files[WEIGHTS]["sha256"] for place in places])
 
 
 def _save(

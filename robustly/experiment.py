@@ -98,7 +98,9 @@ class Experiment(PretrainingConfig):
             name=self.name,
             ranks=self.run.ranks,
             restarts=self.run.restarts,
-            checkpoint_bytes=checkpoint_bytes(parameters(self.model, self.tokenizer.vocab_size)),
+            checkpoint_bytes=checkpoint_bytes(
+                parameters(self.model, self.tokenizer.vocab_size), self.optim.average
+            ),
             environment=exported(),
         )
 

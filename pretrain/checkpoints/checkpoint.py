@@ -5,7 +5,8 @@ A checkpoint is a folder `checkpoints/update-00001000/`:
 
     weights.safetensors   fp32, by parameter name
     moments.safetensors   fp32, `exp_avg.NAME` and `exp_avg_sq.NAME`
-    state.json            counters, recipe hash, size and sha256 of both files, and a hash of all
+    average.safetensors   fp32, by parameter name: the average of the weights, where one is kept
+    state.json            counters, recipe hash, size and sha256 of these files, and a hash of all
                           that; written last
 
 It is written into a hidden folder beside, flushed to disk and renamed, so that a kill or a full
@@ -16,11 +17,12 @@ disk at any moment leaves the older ones as they were. At most 4.3 GB for RoBERT
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -37,8 +39,9 @@ from robustly.strict_json import parse_json, record, sealed
 
 WEIGHTS = "weights.safetensors"
 MOMENTS = "moments.safetensors"
+AVERAGE = "average.safetensors"
 STATE = "state.json"
-FILES = (WEIGHTS, MOMENTS, STATE)
+FILES = (WEIGHTS, MOMENTS, AVERAGE, STATE)
 BEST = "best.json"
 NAME = re.compile(r"update-\d{8}")
 
@@ -78,7 +81,7 @@ class _StateFile(Progress):
     """state.json."""
 
     files: dict[str, FileFacts]
-    """What the two files of tensors must be."""
+    """What the files of tensors must be."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,16 @@ class Checkpoint:
     progress: Progress
     files: dict[str, FileFacts]
 
-    def tensors(self, names: list[str]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def tensors(self, names: list[str], average: bool = False) -> Iterator[tuple[Tensor, ...]]:
         """(weight, first moment, second moment) of each parameter, in the order of `names`, read
-        one by one."""
+        one by one; with `average` the average of the weights, too, which is the weight itself where
+        none was kept."""
         with (
             safe_open(self.folder / WEIGHTS, "pt") as weights,
             safe_open(self.folder / MOMENTS, "pt") as moments,
+            safe_open(
+                self.folder / (AVERAGE if AVERAGE in self.files else WEIGHTS), "pt"
+            ) as averages,
         ):
             if unfit := set(names) ^ set(weights.keys()):
                 raise UserError(
@@ -107,10 +114,12 @@ class Checkpoint:
                     weights.get_tensor(name),
                     moments.get_tensor(f"exp_avg.{name}"),
                     moments.get_tensor(f"exp_avg_sq.{name}"),
+                    *([averages.get_tensor(name)] if average else []),
                 )
 
-    def weights(self) -> dict[str, Tensor]:
-        with safe_open(self.folder / WEIGHTS, "pt") as weights:
+    def weights(self, file: str = WEIGHTS) -> dict[str, Tensor]:
+        """The weights, or the average of them (`AVERAGE`), by name."""
+        with safe_open(self.folder / file, "pt") as weights:
             return {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 - not a mapping
 
 
@@ -133,25 +142,30 @@ class FullTensors(NamedTuple):
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
+    average: Mapping[str, Tensor] = MappingProxyType({})
+    """Of the weights; empty where none is kept."""
 
 
 def copy_tensors(
-    tensors: Iterator[tuple[str, Tensor, Tensor, Tensor]], keep: bool, gathered: bool = False
+    tensors: Iterator[tuple[Any, ...]], keep: bool, gathered: bool = False
 ) -> FullTensors | None:
-    """Copies of (name, weight, first moment, second moment), which the next update leaves alone; 12
-    bytes of a parameter.
+    """Copies of (name, weight, first moment, second moment) and, where one is kept, the average,
+    which the next update leaves alone; 12 bytes of a parameter, or 16.
 
     Collective: every rank passes its iterator of full tensors and goes through all of them; without
     `keep` a rank copies nothing and gets None. `gathered`: nobody else holds the tensors, and those
     that are in this machine's memory are copies already. From a GPU into pinned memory, at its full
     speed, which torch keeps for the next copies."""
     copy = partial(_copy, gathered=gathered)
-    copies = FullTensors({}, {})
-    for name, weight, first, second in tensors:
+    averages: dict[str, Tensor] = {}
+    copies = FullTensors({}, {}, averages)
+    for name, weight, first, second, *average in tensors:
         if keep:
             copies.weights[name] = copy(weight)
             copies.moments[f"exp_avg.{name}"] = copy(first)
             copies.moments[f"exp_avg_sq.{name}"] = copy(second)
+            if average:
+                averages[name] = copy(*average)
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -206,13 +220,12 @@ def save(
 def _write(final: Path, beside: Path, progress: Progress, tensors: FullTensors) -> None:
     """Write a whole checkpoint into a hidden folder `beside`, then rename that."""
     beside.mkdir(parents=True)
-    state = {
-        **asdict(progress),
-        "files": {
-            WEIGHTS: write_tensors(beside / WEIGHTS, tensors.weights)._asdict(),
-            MOMENTS: write_tensors(beside / MOMENTS, tensors.moments)._asdict(),
-        },
-    }
+    files = {WEIGHTS: tensors.weights, MOMENTS: tensors.moments}
+    if tensors.average:
+        files[AVERAGE] = dict(tensors.average)
+
+    written = {name: write_tensors(beside / name, each)._asdict() for name, each in files.items()}
+    state = {**asdict(progress), "files": written}
     write_json(beside / STATE, sealed(state))
     before = unfinished(final)
     may_write(final)
@@ -309,7 +322,7 @@ def read_state(path: Path) -> Checkpoint:
     Raises DamagedCheckpoint if it is not what was written, UserError if it cannot be read."""
     try:
         state = parse_json((path / STATE).read_bytes(), _StateFile, seal=True)
-        if state.files.keys() != {WEIGHTS, MOMENTS}:
+        if state.files.keys() - {AVERAGE} != {WEIGHTS, MOMENTS}:
             raise ValueError(f"files: expected {WEIGHTS} and {MOMENTS}, and no others")
         if folder_of(path.parent, state.update) != path:
             raise ValueError(f"of update {state.update}, which is not its folder's")

@@ -11,9 +11,10 @@ from robustly import UserError, log
 from robustly.pretrain.config import RunConfig, ScheduleConfig
 
 
-def checkpoint_bytes(parameters: int) -> int:
-    """fp32 weights and both moments (checkpoint.py)."""
-    return 12 * parameters
+def checkpoint_bytes(parameters: int, average: float | None = None) -> int:
+    """fp32 weights and both moments (checkpoint.py), and the average that `optim.average` asks
+    for."""
+    return (16 if average else 12) * parameters
 
 
 def most_checkpoints(run: RunConfig, schedule: ScheduleConfig) -> int:
@@ -29,12 +30,10 @@ def most_checkpoints(run: RunConfig, schedule: ScheduleConfig) -> int:
     return min(made, run.keep_checkpoints + 2 + kept)
 
 
-def look_before_run(
-    folder: Path, parameters: int, run: RunConfig, schedule: ScheduleConfig
-) -> None:
-    """Warn if the checkpoints of a run will not all fit beside what lies in their folder already.
-    Raises UserError if not even one fits."""
-    size, most = checkpoint_bytes(parameters), most_checkpoints(run, schedule)
+def look_before_run(folder: Path, size: int, run: RunConfig, schedule: ScheduleConfig) -> None:
+    """Warn if the checkpoints of a run, of so many bytes each, will not all fit beside what lies in
+    their folder already. Raises UserError if not even one fits."""
+    most = most_checkpoints(run, schedule)
     have = sum(path.stat().st_size for path in folder.glob("update-*/*"))
     free = shutil.disk_usage(folder).free
     facts = (
@@ -49,9 +48,10 @@ def look_before_run(
         )
 
 
-def look_before_checkpoint(folder: Path, parameters: int, update: int) -> None:
-    """Raises UserError if the checkpoint of an update does not fit beside the others."""
-    size, free = checkpoint_bytes(parameters), shutil.disk_usage(folder).free
+def look_before_checkpoint(folder: Path, size: int, update: int) -> None:
+    """Raises UserError if the checkpoint of an update, of so many bytes, does not fit beside the
+    others."""
+    free = shutil.disk_usage(folder).free
     if free < size:
         raise disk_is_full(
             folder, update, f"{log.gigabytes(free)} are free, {log.gigabytes(size)} are needed"

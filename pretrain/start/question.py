@@ -10,7 +10,8 @@ from robustly.pretrain.stage import PretrainingConfig
 def question_of(config: PretrainingConfig) -> Question:
     """Paths, and the disk that checkpoints take beside those that lie there."""
     folder = config.folder("train")
-    size = checkpoint_bytes(parameters(config.model, config.tokenizer.vocab_size))
+    count = parameters(config.model, config.tokenizer.vocab_size)
+    size = checkpoint_bytes(count, config.optim.average)
     have = sum(path.stat().st_size for path in folder.glob("checkpoints/update-*/*"))
     finished = (folder / "manifest.json").exists()
     return Question(

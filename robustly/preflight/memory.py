@@ -144,6 +144,7 @@ def rank_memory(
     blocks = micro_batch or run.micro_batch
     count = parameters(model, vocab_size)
     size, share = DTYPE_BYTES[run.precision], math.ceil(count / ranks)
+    average = 4 if config.optim.average else 0
     stage, plain, on_gpu = run.zero_stage_for(ranks), run.precision == "fp32", device == "cuda"
 
     # the tied matrix gets a gradient as output and another as input, and they are added
@@ -166,7 +167,7 @@ def rank_memory(
     )
     return RankMemory(
         weights=size * count,
-        optimizer=12 * share if stage else 8 * count,
+        optimizer=(12 + average) * share if stage else (8 + average) * count,
         gradients=_gradients(count, share, stage, plain),
         bucket=bucket,
         activations=round(activations * (FRAGMENTATION if on_gpu else 1)),
@@ -174,7 +175,7 @@ def rank_memory(
             model, vocab_size, blocks * block_length * masked, run.precision, device
         ),
         update=max(tied, flat_copy),
-        copies=0 if on_gpu else checkpoint_bytes(count),
+        copies=0 if on_gpu else checkpoint_bytes(count, config.optim.average),
         overhead=OVERHEAD[device],
     )
 

@@ -112,7 +112,8 @@ def _memory(config: PretrainingConfig, ranks: int, machine: Machine) -> dict[str
         (rank_memory(phase, ranks, machine.device) for phase in phases),
         key=lambda found: found.peak,
     )
-    copies = checkpoint_bytes(parameters(config.model, config.tokenizer.vocab_size))
+    count = parameters(config.model, config.tokenizer.vocab_size)
+    copies = checkpoint_bytes(count, config.optim.average)
     largest = None
     if machine.memory is not None:
         largest = largest_micro_batch(config, ranks, machine.device, machine.memory)
@@ -134,7 +135,7 @@ def _memory(config: PretrainingConfig, ranks: int, machine: Machine) -> dict[str
 def _disk(config: PretrainingConfig, size: CorpusSize) -> dict[str, Any]:
     vocab_size = config.tokenizer.vocab_size
     count = parameters(config.model, vocab_size)
-    checkpoint = checkpoint_bytes(count)
+    checkpoint = checkpoint_bytes(count, config.optim.average)
     return {
         "checkpoint": checkpoint,
         "checkpoints": checkpoint * most_checkpoints(config.run, config.schedule),

@@ -252,11 +252,10 @@ def _ended(
 ) -> Trial:
     """Train a trial to its end, or until it lags behind those before it."""
     rates = min(each.rate for each in (trial, *before)), max(each.rate for each in (trial, *before))
-    for update in rungs(schedule):
-        if trial.state != "begun":
-            return trial
-        if str(update) in trial.losses:
-            continue
+    if trial.state != "begun":
+        return trial
+
+    for update in (each for each in rungs(schedule) if str(each) not in trial.losses):
 
         found = _loss_at(folder, update)
         # nobody looks at the first trials before they end: they are spared the starts between
@@ -275,6 +274,8 @@ def _ended(
                 trial = dataclasses.replace(trial, state="pruned")
 
         trial.write(folder)
+        if trial.state != "begun":
+            break
 
     log.say(f"rate {trial.rate:.3g}: loss {trial.loss:.4f} nats, {trial.state}")
     return trial

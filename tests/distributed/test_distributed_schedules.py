@@ -10,15 +10,24 @@ from typing import Any
 import pytest
 import torch
 from small_config import die_after, last_checkpoint
+from torch.optim.swa_utils import get_ema_avg_fn
+from transformers import RobertaForMaskedLM
 
 from ranks import run_distributed
-from robustly import UserError
+from robustly import UserError, manifest
 from robustly.cli import main
 from robustly.experiment import Experiment, load_experiment
 from robustly.metrics import read_metrics
 from robustly.pretrain import loop, replay
 from robustly.pretrain.bad_updates.update_records import SKIPPED
+from robustly.pretrain.checkpoints import checkpoint
+from robustly.pretrain.checkpoints.checkpoint import AVERAGE
+from robustly.pretrain.objective import roberta_config
 from robustly.pretrain.replay import Replayed
+from robustly.pretrain.schedule import average_decay
+from robustly.publish.config import PublishConfig
+from robustly.publish.publish import _held_out, publish
+from robustly.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.distributed
 MakePretraining = Callable[..., Experiment]
@@ -128,6 +137,47 @@ def test_phases_of_other_blocks_and_mixtures(
     assert manifest.notes["packed_index"].keys() == {"train", "train 16", "train 64", "validation"}
 
 
+@pytest.mark.parametrize(
+    ("ranks", "stage", "precision"),
+    [(1, 0, "fp32"), (2, 1, "fp32"), (2, 2, "bf16"), (2, 3, "fp32")],
+)
+def test_the_average_that_is_kept_is_that_of_the_weights(
+    pretraining: MakePretraining, ranks: int, stage: int, precision: str
+) -> None:
+    """By torch's own function, over the weights of all updates; one of them is skipped, and between
+    two others the run is moved to other ranks."""
+    layout = [f"run.zero_stage={stage}", f"run.precision={precision}"]
+    all_kept = ("run.checkpoint_every=1", "run.keep_checkpoints=9", "schedule.updates=5")
+    config = pretraining("kept", "optim.average=0.7", *all_kept, *layout)
+    config.folder("train").mkdir(parents=True)
+    (config.folder("train") / SKIPPED).write_text('{"update": 3}\n')
+    run_distributed(ranks, go, config, 4)
+    run_distributed(3 - ranks, go, config)
+
+    average = None
+    for update in range(1, 6):
+        place = checkpoint.folder_of(config.folder("train") / "checkpoints", update)
+        found = checkpoint.read(place)
+        weights = found.weights()
+        if average is not None and update != 3:
+            step = get_ema_avg_fn(average_decay(update, 0.7))
+            average = {name: step(average[name], each, 0) for name, each in weights.items()}
+            for name, each in found.weights(AVERAGE).items():
+                assert torch.allclose(each, average[name], rtol=1e-5, atol=1e-7), name
+
+        average = found.weights(AVERAGE)
+        assert any(not torch.equal(each, weights[name]) for name, each in average.items())
+
+
+def test_an_average_that_is_kept(pretraining: MakePretraining, tmp_path: Path) -> None:
+    config = assert_resumed_and_replayed_it_is_the_same(pretraining, tmp_path, "optim.average=0.9")
+    without = pretraining("without", "run.keep_checkpoints=9")
+    run_distributed(2, go, without)
+    assert lines(config) == lines(without)  # training knows nothing of it
+    finished = config.stage().finished()
+    assert finished and any(name.endswith(AVERAGE) for name in finished.outputs)
+
+
 CONSTANT = ("schedule.decay=constant", "run.keep_checkpoints=9", "model.dropout=0.1")
 
 
@@ -230,3 +280,36 @@ def told(
 
     found: list[dict[str, Any]] = json.loads(capfd.readouterr().out)[key]
     return found
+
+
+def test_the_mean_of_the_last_checkpoints_is_published(stable: Experiment, tmp_path: Path) -> None:
+    """By plain transformers it has the mean of their weights, and its card the mean's loss; that of
+    one checkpoint, found in the same way, is the run's own."""
+    train = stable.folder("train")
+    places = train, stable.folder("data"), stable.folder("tokenizer"), tmp_path / "published"
+    made = publish(PublishConfig(average=3), "mean", *places)
+    kept = [checkpoint.folder_of(train / "checkpoints", update) for update in (8, 10, 12)]
+    weights = [checkpoint.read(place).weights() for place in kept]
+    model = RobertaForMaskedLM.from_pretrained(places[-1])
+    for name, parameter in model.named_parameters():
+        mean = torch.stack([each[name].double() for each in weights]).mean(0)
+        assert torch.allclose(parameter.double(), mean, rtol=1e-6, atol=1e-9), name
+
+    last = lines(stable, "evaluations")[-1]["validation_loss"]
+    assert made.counts["checkpoint_loss"] == last != made.counts["validation_loss"]
+    assert made.counts["validation_loss"] == pytest.approx(last, abs=0.2)
+    card = (places[-1] / "README.md").read_text()
+    assert "Its weights are the mean of those after 3 updates: 8, 10, 12." in card
+    assert "the last checkpoint alone" in card
+
+    alone = checkpoint.read(kept[-1])
+    held_out = _held_out(manifest.require(train, "train"), places[1], load_tokenizer(places[2]))
+    assert held_out
+    special = held_out.special
+    one = RobertaForMaskedLM(roberta_config(stable.model, special))
+    with torch.no_grad():
+        for name, parameter in one.named_parameters():
+            parameter.copy_(alone.weights()[name])
+
+    assert held_out.score(one, 4)["validation_loss"] == pytest.approx(last, rel=1e-6)
+    assert not one.training

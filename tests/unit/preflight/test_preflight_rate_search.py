@@ -109,7 +109,7 @@ def test_a_search_that_was_stopped_goes_on_within_a_trial(config: Experiment) ->
     again = config.model_copy(
         update={"paths": config.paths.model_copy(update={"root": config.root.with_name("again")})}
     )
-    for end in (2, 5, 9):
+    for end in (2, 3, 4):
         formula = Formula()
 
         def train(path: Path, update: int, end: int = end, formula: Formula = formula) -> bool:
@@ -192,4 +192,4 @@ def test_a_finished_search_can_be_described(config: Experiment) -> None:
     finished = search(config, config.search, Formula())
     assert manifest.require(folder, "rates") == finished
     found = describe(folder, finished)
-    assert "8 peak rates" in found.summary and len(found.listings[0].rows) == 8
+    assert "8 peak rates" in found.summary and len(found.examples[0].rows) == 8
