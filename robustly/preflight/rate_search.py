@@ -256,7 +256,6 @@ def _ended(
         return trial
 
     for update in (each for each in rungs(schedule) if str(each) not in trial.losses):
-
         found = _loss_at(folder, update)
         # nobody looks at the first trials before they end: they are spared the starts between
         until = update if len(before) >= STARTUP else schedule.updates
