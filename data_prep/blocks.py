@@ -8,46 +8,27 @@ Shapes: n blocks that are asked for, L = `block_length`."""
 
 import bisect
 import functools
-import itertools
-from collections.abc import Callable
+import threading
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from robustly import UserError, npy
 from robustly.data_prep.config import PAIRS, Format
 from robustly.data_prep.packed_index import open_index
-from robustly.data_prep.packing import longest_line
+from robustly.data_prep.packing import follows
+from robustly.data_prep.slices import Slices, copy
 from robustly.data_prep.store import Split, Store
 from robustly.data_prep.word_starts import WordStarts, open_word_starts
+from robustly.resources import available_memory
 from robustly.tokenizer.segmenters import SegmenterName
 from robustly.tokenizer.tokenizer import Tokenizer
 
-# Shards that are kept open: each costs a file descriptor, of which a process has 1,024 unless told
-# otherwise.
-OPEN_SHARDS = 256
-CHUNK = 2**22  # records that are read at a time
-
-
-def long_units(store: Store, block_length: int, format: Format) -> int:
-    """How many units do not fit into a block (pair formats: into half of one) with their </s>, and
-    are cut."""
-    longest = longest_line(block_length, format)
-    return sum(
-        int(np.count_nonzero(sizes > longest))
-        for shard in store.shards
-        for sizes in store.lines(shard)
-    )
-
-
-class _Slices(NamedTuple):
-    """Slices of the stream in n blocks: where each begins in the stream, and where it begins and
-    ends in its block; each (n,)."""
-
-    starts: NDArray[np.int64]
-    begins: NDArray[np.int32]
-    ends: NDArray[np.int32]
+CACHED = 0.5
+"""Of the memory that can be had: tokens that fit are read in large pieces, and soon are all in
+memory; of more than that, no more is read than the blocks that are asked for."""
 
 
 class Blocks:
@@ -61,12 +42,24 @@ class Blocks:
         self.block_length, self.format = block_length, format
         self.pairs = format in PAIRS
         """Whether a block has two segments."""
-        self._index, self.index_hash = open_index(self.store, block_length, format)
+        packed = open_index(self.store, block_length, format)
+        self._index, self.index_hash = packed.rows, packed.sha256
+        self.long_units, self.swap_share = packed.long_units, packed.swap_share
+        """See `PackedIndex`."""
+        self._source_tokens = np.array(packed.source_tokens)
         self.word_starts: WordStarts | None = None
         """Where words begin, for masks that ask the text; None until `mark_words`."""
-        self._tokens = functools.lru_cache(OPEN_SHARDS)(
-            lambda shard: self.store.tokens(self.store.shards[shard])
-        )
+        # Blocks come in random order, so every shard stays mapped, each with a file descriptor.
+        self.store.allow_maps()
+        shards = self.store.shards
+        self._tokens = functools.cache(lambda shard: self.store.tokens(shards[shard]))
+        self._sizes = np.array([shard.tokens for shard in shards], np.int64)
+        self._addresses = np.zeros(len(shards), np.uintp)  # 0: not mapped yet
+        self._mapping = threading.Lock()
+        size = self.store.stream_tokens * self.store.dtype.itemsize
+        self._ask_ahead = size > CACHED * available_memory()
+        self._ask = functools.cache(lambda shard: npy.read_here_and_there(self._tokens(shard)))
+        self._ask_index = npy.read_here_and_there(self._index) if self._ask_ahead else None
 
     def __len__(self) -> int:
         return self._index.size
@@ -80,17 +73,10 @@ class Blocks:
         """Tokens of each block as packed, <s> and </s> included: (blocks,), mapped from disk."""
         return self._index["length"]
 
-    @functools.cached_property
+    @property
     def source_lengths(self) -> NDArray[np.float64]:
         """Tokens per block of each source, <s> and </s> included; 0 without blocks: (sources,)."""
-        sums = [
-            sum(
-                int(self.lengths[at : min(at + CHUNK, end)].sum())
-                for at in range(begin, end, CHUNK)
-            )
-            for begin, end in itertools.pairwise(self.source_starts.tolist())
-        ]
-        return np.array(sums) / np.maximum(1, np.diff(self.source_starts))
+        return self._source_tokens / np.maximum(1, np.diff(self.source_starts))
 
     @property
     def mean_length(self) -> float:
@@ -122,7 +108,7 @@ class Blocks:
         ids = np.full((len(lengths), self.block_length), self.store.pad_id, np.int32)
         ids[:, 0] = self.store.bos_id
         for each in slices:
-            self._copy(ids, lambda shard, begin, end: self._tokens(shard)[begin:end], each)
+            self._copy_tokens(ids, each)
 
         if self.pairs:
             first, second = slices
@@ -140,46 +126,88 @@ class Blocks:
         lengths, slices = self._layout(blocks, seconds)
         starts = np.zeros((len(lengths), self.block_length), np.bool_)
         for each in slices:
-            self._copy(starts, self.word_starts.read, each)
+            self._copy_bits(starts, each)
 
         return starts
 
     def _layout(
         self, blocks: NDArray[np.int64], seconds: NDArray[np.int64] | None
-    ) -> "tuple[NDArray[np.int32], list[_Slices]]":
+    ) -> tuple[NDArray[np.int32], list[Slices]]:
         """The lengths of blocks, and the slices of the stream in them: one of each, or in the pair
         formats two, of which the second may be empty."""
+        if self._ask_index:
+            for block in blocks.clip(0, len(self) - 1).tolist():
+                self._ask_index(block, block + 1)
+
         rows = self._index[blocks]
         if not self.pairs:
             lengths = np.ascontiguousarray(rows["length"])
-            return lengths, [_Slices(rows["start"], np.ones_like(lengths), lengths)]
+            return lengths, [Slices(rows["start"], np.ones_like(lengths), lengths)]
 
         others = rows if seconds is None else self._index[seconds]
         middle = 1 + rows["first"]
         alone = others["second"] < 0
         lengths = np.where(alone, middle, middle + others["length"] - others["first"] - 1)
         return lengths.astype(np.int32), [
-            _Slices(rows["start"], np.ones_like(middle), middle),
-            _Slices(others["second"], np.where(alone, lengths, middle + 1), lengths),
+            Slices(rows["start"], np.ones_like(middle), middle),
+            Slices(others["second"], np.where(alone, lengths, middle + 1), lengths),
         ]
 
-    def _copy(
-        self,
-        into: NDArray[Any],
-        read: Callable[[int, int, int], NDArray[Any]],
-        slices: "_Slices",
+    def _copy_tokens(self, into: NDArray[np.int32], slices: Slices) -> None:
+        """Fill a part of each row of `into` with a slice of the stream. Raises UserError for one
+        that is not there, by an index of another store."""
+        lengths = slices.lengths
+        last = slices.starts + lengths - 1
+        if ((lengths > 0) & ((slices.starts < 0) | (last >= self.store.stream_tokens))).any() or (
+            (slices.begins < 0) | (slices.ends > into.shape[1])
+        ).any():
+            raise UserError(
+                f"{self.store.folder}: blocks that are not of this token store; delete its folder"
+                " `views`, which is made anew"
+            )
+
+        shards, offsets = self._places(slices.starts)
+        if not self._addresses.all():
+            self._map(shards, self._places(last)[0])
+        if self._ask_ahead:
+            self._ask_for(shards, offsets, lengths)
+        if len(shards):
+            table = self._addresses, self._sizes, self._tokens(int(shards[0]))
+            copy(into, slices, shards, offsets, *table)
+
+    def _places(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shard in which each place of the stream is, and where in it; both (n,)."""
+        shards = np.searchsorted(self.store.starts, places, side="right") - 1
+        shards = shards.clip(0, len(self._sizes) - 1)
+        return shards, places - self.store.starts[shards]
+
+    def _map(self, firsts: NDArray[np.int64], lasts: NDArray[np.int64]) -> None:
+        """Map the shards in which slices begin and end, and those between; the threads that ask
+        for blocks at once map one after the other."""
+        with self._mapping:
+            for begin, end in zip(firsts.tolist(), lasts.tolist(), strict=True):
+                for shard in range(begin, end + 1):
+                    self._addresses[shard] = self._tokens(shard).ctypes.data
+
+    def _ask_for(
+        self, shards: NDArray[np.int64], offsets: NDArray[np.int64], lengths: NDArray[np.int32]
     ) -> None:
-        """Fill a part of each row of `into` with what `read` finds for a slice of the stream, given
-        by a shard and by where in it the slice begins and ends; it may give less, at the end of the
-        shard."""
-        shards = np.searchsorted(self.store.starts, slices.starts, side="right") - 1
-        offsets = slices.starts - self.store.starts[shards]
-        columns = shards, offsets, slices.begins, slices.ends
+        """Have the system read slices, all at once, before they are copied."""
+        ends = np.minimum(offsets + lengths, self._sizes[shards])
+        rows = zip(shards.tolist(), offsets.tolist(), ends.tolist(), strict=True)
+        for shard, begin, end in rows:
+            if begin < end:
+                self._ask(shard)(begin, end)
+
+    def _copy_bits(self, into: NDArray[np.bool_], slices: Slices) -> None:
+        """Fill a part of each row of `into` with where words begin in a slice of the stream."""
+        assert self.word_starts
+        columns = *self._places(slices.starts), slices.begins, slices.ends
         places = zip(into, *(column.tolist() for column in columns), strict=True)
 
         for row, shard, offset, at, end in places:
             while at < end:
-                piece = read(shard, offset, offset + end - at)
+                piece = self.word_starts.read(shard, offset, offset + end - at)
                 row[at : at + piece.size] = piece
                 at += piece.size
                 shard, offset = shard + 1, 0  # a block may go on in the next shard
@@ -227,10 +255,7 @@ class Blocks:
         """Whether the second segment (of the blocks in `seconds`; default: its own) follows the
         first in its document: 1, 0, or -1 where there is none; (n,). Pair formats alone."""
         assert self.pairs
-        rows = self._index[blocks]
-        own = np.where(
-            rows["second"] < 0, -1, rows["second"] == rows["start"] + rows["first"]
-        ).astype(np.int8)
+        own = follows(self._index[blocks])
         return own if seconds is None else np.where(seconds == blocks, own, 0).astype(np.int8)
 
     def may_swap(self, blocks: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -238,23 +263,3 @@ class Blocks:
         follows the first, in different documents; (n,)."""
         follow = (self.follows(blocks) == 1) & (self.follows(others) == 1)
         return follow & (self._index[blocks]["document"] != self._index[others]["document"])
-
-    @functools.cached_property
-    def swap_share(self) -> float:
-        """The probability of a swap, where blocks may, that half of all second segments do not
-        follow their first.
-
-        Partners are drawn at random from all blocks. 1 where even that is too little, as in a
-        corpus of two documents."""
-        following = alone = of_one_document = 0
-        for at in range(0, len(self), CHUNK):
-            found = self.follows(np.arange(at, min(at + CHUNK, len(self))))
-            _, counts = np.unique(
-                self._index["document"][at : at + CHUNK][found == 1], return_counts=True
-            )
-            following, alone = following + int((found == 1).sum()), alone + int((found < 0).sum())
-            of_one_document += int((counts.astype(np.int64) ** 2).sum())
-
-        missing = (len(self) - alone) / 2 - (len(self) - alone - following)  # so many never follow
-        partners = (following**2 - of_one_document) / max(1, len(self))
-        return min(1.0, max(0.0, missing / partners)) if partners else 1.0

@@ -3,6 +3,7 @@
 A document is known by its number in the split: its place among the documents of the token store, in
 the order in which `robustly inspect --decode-documents` writes them, counted from 0."""
 
+import bisect
 import functools
 from typing import NamedTuple
 
@@ -10,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustly import UserError
-from robustly.data_prep.blocks import CHUNK, OPEN_SHARDS, Blocks
-from robustly.data_prep.store import Shard
+from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.packed_index import CHUNK
+from robustly.data_prep.store import Store
 
 
 class Document(NamedTuple):
@@ -20,8 +22,10 @@ class Document(NamedTuple):
     number: int
     """In the split."""
     source: str
+    partition: int
+    """Of the corpus, from which it was read."""
     shard: str
-    """`train-00003` holds documents of partition 3 of the corpus."""
+    """That it lies in."""
     place: int
     """Among the documents of its shard."""
     start: int
@@ -42,25 +46,39 @@ class Piece(NamedTuple):
 
 
 class Origins:
-    """The documents behind a split's blocks, shard by shard: only the ends of a shard's documents
-    are held in memory."""
+    """The documents behind a split's blocks. Nothing of the store is held in memory: the ends of a
+    shard's documents are searched where they lie on disk."""
 
     def __init__(self, blocks: Blocks):
         self.blocks, self._store = blocks, blocks.store
-        self._firsts = np.cumsum([0, *(shard.documents for shard in self._store.shards)])
+        shards = self._store.shards
+        self._firsts = np.cumsum([0, *(shard.documents for shard in shards)])
         """Number of the first document of each shard, and of all documents: (shards + 1,)."""
-        self._ends = functools.lru_cache(OPEN_SHARDS)(
-            lambda shard: self._ends_of(self._store.shards[shard])
+        self._of_partitions = np.cumsum(_partition_documents(self._store))
+        """Number of documents up to the end of each partition: (partitions,)."""
+        self._store.allow_maps(3)
+        self._units = functools.cache(lambda shard: self._store.unit_ends(shards[shard], False))
+        self._documents = functools.cache(
+            lambda shard: self._store.document_ends(shards[shard], False)
         )
 
     def __len__(self) -> int:
         """Documents of the split."""
         return int(self._firsts[-1])
 
-    def _ends_of(self, shard: Shard) -> NDArray[np.int64]:
-        """Where in the shard each document ends, after its lone </s>: (documents,)."""
-        last_units = self._store.document_ends(shard).astype(np.int64) - 1
-        return self._store.unit_ends(shard)[last_units].astype(np.int64) + 1
+    def _end(self, shard: int, place: int) -> int:
+        """Where in a shard its document number `place` ends, after its lone </s>."""
+        last_unit = int(self._documents(shard)[place]) - 1
+        try:
+            return int(self._units(shard)[last_unit]) + 1
+        except IndexError:
+            raise self._damaged(shard) from None
+
+    def _damaged(self, shard: int) -> UserError:
+        return UserError(
+            f"{self._store.folder / self._store.shards[shard].name}: its documents' ends are none:"
+            " changed since they were written; restore its files, or make the folder anew"
+        )
 
     def document(self, number: int) -> Document:
         """Raises UserError if there is none of this number."""
@@ -72,11 +90,14 @@ class Origins:
 
         at = int(np.searchsorted(self._firsts, number, side="right")) - 1
         shard, place = self._store.shards[at], number - int(self._firsts[at])
-        ends = self._ends(at)
-        begin, end = (int(ends[place - 1]) if place else 0), int(ends[place])
+        begin, end = (self._end(at, place - 1) if place else 0), self._end(at, place)
+        if begin >= end:
+            raise self._damaged(at)
+
         start = int(self._store.starts[at]) + begin
+        partition = int(np.searchsorted(self._of_partitions, number, side="right"))
         source = self._store.sources[shard.source]
-        return Document(number, source, shard.name, place, start, end - begin)
+        return Document(number, source, partition, shard.name, place, start, end - begin)
 
     def pieces(self, block: int, second: int) -> list[Piece]:
         """The documents of a block as it is shown, in its order; `second`: the block whose second
@@ -103,7 +124,11 @@ class Origins:
         """The document that holds a place of the stream."""
         shard = int(np.searchsorted(self._store.starts, place, side="right")) - 1
         within = place - int(self._store.starts[shard])
-        return int(self._firsts[shard] + np.searchsorted(self._ends(shard), within, side="right"))
+        documents = range(self._store.shards[shard].documents)
+        found = bisect.bisect_right(documents, within, key=lambda each: self._end(shard, each))
+        if found == len(documents):
+            raise self._damaged(shard)
+        return int(self._firsts[shard]) + found
 
     def blocks_with(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The blocks that show tokens of a document: those that have some as packed (in the pair
@@ -119,3 +144,14 @@ class Origins:
             seconds.append(second)
 
         return np.concatenate(firsts), np.concatenate(seconds)
+
+
+def _partition_documents(store: Store) -> NDArray[np.int64]:
+    """How many documents of a split each partition of the corpus has."""
+    if (counted := store.partition_documents()) is not None:
+        return counted
+
+    numbers = [int(shard.name.rpartition("-")[2]) for shard in store.shards]
+    counts = np.zeros(max(numbers, default=-1) + 1, np.int64)
+    counts[numbers] = [shard.documents for shard in store.shards]
+    return counts

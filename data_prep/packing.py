@@ -50,6 +50,13 @@ def longest_line(block_length: int, format: Format) -> int:
     return (block_length - 2) // 2 if format in PAIRS else block_length - 1
 
 
+def follows(rows: NDArray[Any]) -> NDArray[np.int8]:
+    """Whether the second segment of blocks of PAIR follows the first in its document: 1, 0, or -1
+    where there is none; (n,)."""
+    follow = rows["second"] == rows["start"] + rows["first"]
+    return np.where(rows["second"] < 0, -1, follow).astype(np.int8)
+
+
 def pack(
     lines: Iterable[NDArray[np.int64]], block_length: int, format: Format, start: int = 0
 ) -> Iterator[NDArray[Any]]:

@@ -1,7 +1,7 @@
 """Encode the corpus into the token store: the data stage.
 
-Documents -> splits -> units -> token ids -> shards, and the packed index that the config asks
-for."""
+Documents -> splits -> units -> token ids -> shards of partitions -> large shards, and the packed
+index that the config asks for."""
 
 import functools
 from collections.abc import Sequence
@@ -39,8 +39,18 @@ from robustly.corpus.files import (
 from robustly.corpus.partitions import RULE, Partition, partitions, work_key
 from robustly.corpus.reading import suffixes
 from robustly.data_prep.config import DataConfig, Unit, store_recipe
+from robustly.data_prep.merging import SHARD_BYTES, Merge, Part, merge, merges
 from robustly.data_prep.sentences import gaps, units
-from robustly.data_prep.store import SPLITS, Shard, ShardWriter, Split, Store, split_of, write_store
+from robustly.data_prep.store import (
+    SPLITS,
+    Shard,
+    ShardWriter,
+    Split,
+    Store,
+    split_of,
+    write_partitions,
+    write_store,
+)
 from robustly.files import write_json
 from robustly.manifest import Manifest, Outcome, Stage
 from robustly.strict_json import read_json
@@ -52,6 +62,8 @@ if TYPE_CHECKING:
 
 
 TOKENS_AT_ONCE = 2**22  # that are counted: 32 MB
+PARTS, SHARDS = "parts", "shards"
+"""Folders of the work: what each partition has become, and the shards that they are merged into."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,11 @@ class DataStage:
     def _trained(self) -> Manifest:
         return manifest.require_whole(self.tokenizer_folder, "tokenizer")
 
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        """Of tokens."""
+        return _tokenizer(self.tokenizer_folder, self._trained.hash).dtype
+
     @cached_property
     def _contents(self) -> Hashes:
         earlier = remembered_files(self.tokenizer_folder), remembered_files(self.folder)
@@ -109,25 +126,50 @@ class DataStage:
             cut = decisions.attach(cut, self.clean_folder)
 
         trained = self.tokenizer_folder, self._trained.hash
-        make = functools.partial(_make_shards, self.corpus, self.data, work, *trained)
+        parts = work / PARTS
+        parts.mkdir(exist_ok=True)
+        make = functools.partial(_make_parts, self.corpus, self.data, parts, *trained)
         with ThreadPoolExecutor(1) as beside_the_workers:
             if self.processing.workers > 1:
                 beside_the_workers.submit(_load_ahead, *trained)
-            process(make, cut, work / "tasks", self.processing, "preparing")
+            process(make, cut, parts / "tasks", self.processing, "preparing")
 
-        done = [_read_facts(work, number) for number in range(len(cut))]
+        done = [_read_facts(parts, number) for number in range(len(cut))]
         bad_lines = list_bad_lines(
             [line for facts in done for line in facts.bad_lines], self.corpus, work
         )
         _check(done, bad_lines, self.corpus, self.data)
+        self._merge(work, done)
         return done
+
+    def _merge(self, work: Path, done: "list[_PartitionFacts]") -> None:
+        """Make the store's shards of the partitions' parts."""
+        planned = _merges(done, self._dtype)
+        shards = work / SHARDS
+        shards.mkdir(exist_ok=True)
+        small = sum(each.shard.tokens for each in planned) * self._dtype.itemsize < SHARD_BYTES
+        here = replace(self.processing, executor="local", workers=1)  # a second's work or two
+        make = functools.partial(merge, shards, work / PARTS, self._dtype)
+        process(make, planned, shards / "tasks", here if small else self.processing, "merging")
 
     def _collect(self, work: Path, done: "list[_PartitionFacts]") -> Outcome:
         tokenizer = _tokenizer(self.tokenizer_folder, self._trained.hash)
         sources = [source.title for source in self.corpus.sources]
+        shards: dict[Split, list[Shard]] = {split: [] for split in SPLITS}
+        for each in _merges(done, tokenizer.dtype):
+            shards[each.split].append(each.shard)
+
         outputs = write_store(
-            self.folder, work, self.stage().hash, tokenizer, sources, _shards(done)
+            self.folder, work / SHARDS, self.stage().hash, tokenizer, sources, shards
         )
+        for split in SPLITS:
+            of_parts = [
+                part.shard.documents if (part := facts.parts[split]) else 0 for facts in done
+            ]
+            outputs.append(write_partitions(self.folder, split, of_parts))
+        for path in set(self.folder.glob("*.npy")) - set(outputs):
+            path.unlink()  # of a store that is made anew, and was cut into other shards
+
         outputs += move_list(work, self.folder)
         counts = {**_count(self.folder, done), **_pack(self.folder, self.data)}
         if added := tokenizer.vocabulary.added:
@@ -157,8 +199,12 @@ def _look_at_raw(corpus: CorpusConfig, data: DataConfig) -> None:
             return
 
 
-def _shards(done: "Sequence[_PartitionFacts]") -> dict[Split, list[Shard]]:
-    return {split: [shard for facts in done if (shard := facts.shards[split])] for split in SPLITS}
+def _parts(done: "Sequence[_PartitionFacts]", split: Split) -> list[Part]:
+    return [part for facts in done if (part := facts.parts[split])]
+
+
+def _merges(done: "Sequence[_PartitionFacts]", dtype: np.dtype[Any]) -> list[Merge]:
+    return [each for split in SPLITS for each in merges(split, _parts(done, split), dtype.itemsize)]
 
 
 def _load_ahead(tokenizer_folder: Path, trained: str) -> None:
@@ -183,7 +229,8 @@ def _check(
     data: DataConfig,
 ) -> None:
     """Raises UserError unless there is text for every split, and enough to train on for a block."""
-    shards, skipped = _shards(done), told(bad_lines)
+    shards = {split: [part.shard for part in _parts(done, split)] for split in SPLITS}
+    skipped = told(bad_lines)
     empty = sum(facts.empty_documents for facts in done)
     found = sum(shard.documents for split in SPLITS for shard in shards[split])
     if not found:
@@ -249,7 +296,7 @@ def _count(folder: Path, done: Sequence["_PartitionFacts"]) -> dict[str, Any]:
 def _pack(folder: Path, data: DataConfig) -> dict[str, Any]:
     """Make the packed index that the config asks for; returns its figures."""
     # here: a worker that makes shards need not import numba
-    from robustly.data_prep.blocks import Blocks, long_units
+    from robustly.data_prep.blocks import Blocks
 
     train, validation = (Blocks(folder, split, data.block_length, data.format) for split in SPLITS)
 
@@ -259,10 +306,7 @@ def _pack(folder: Path, data: DataConfig) -> dict[str, Any]:
         "train_blocks": len(train),
         "validation_blocks": len(validation),
         "padding": round(1 - train.mean_length / data.block_length, 4),
-        "long_units": sum(
-            long_units(blocks.store, data.block_length, data.format)
-            for blocks in (train, validation)
-        ),
+        "long_units": train.long_units + validation.long_units,
     }
 
 
@@ -287,9 +331,9 @@ def _with_packed_index(finished: Manifest, folder: Path, data: DataConfig) -> Ma
 
 @dataclass(frozen=True)
 class _PartitionFacts:
-    """What is known of a partition once its shards are made."""
+    """What is known of a partition once its text is encoded."""
 
-    shards: dict[Split, Shard | None]
+    parts: dict[Split, Part | None]
     text_bytes: int
     empty_documents: int
     bad_lines: list[BadLine]
@@ -297,12 +341,14 @@ class _PartitionFacts:
     """How often each of the tokenizer's added tokens stands in the text."""
 
 
-def _facts_file(work: Path, number: int) -> Path:
-    return work / f"part-{number:05d}.json"
+def _facts_file(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}.json"
 
 
-def _read_facts(work: Path, number: int) -> _PartitionFacts:
-    return read_json(_facts_file(work, number), _PartitionFacts, f"delete {work} to begin anew")
+def _read_facts(folder: Path, number: int) -> _PartitionFacts:
+    return read_json(
+        _facts_file(folder, number), _PartitionFacts, f"delete {folder.parent} to begin anew"
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -312,16 +358,16 @@ def _tokenizer(folder: Path, trained: str) -> "Tokenizer":
     return load_tokenizer(folder)
 
 
-def _make_shards(
+def _make_parts(
     corpus: CorpusConfig,
     data: DataConfig,
-    work: Path,
+    folder: Path,
     tokenizer_folder: Path,
     trained: str,
     number: int,
     partition: Partition,
 ) -> None:
-    """Make the shards of a partition, in any process."""
+    """Encode a partition, in any process: its part of each split."""
     tokenizer = _tokenizer(tokenizer_folder, trained)
     held_out = corpus.sources[partition.source].held_out
     bad_lines: list[BadLine] = []
@@ -331,7 +377,7 @@ def _make_shards(
     with ExitStack() as open_shards:
         for split in SPLITS:
             name = f"{split}-{number:05d}"
-            writer = ShardWriter(work, name, partition.source, tokenizer.eos_id, tokenizer.dtype)
+            writer = ShardWriter(folder, name, partition.source, tokenizer.eos_id, tokenizer.dtype)
             writers[split] = open_shards.enter_context(writer)
 
         for text in documents(partition, corpus, bad_lines):
@@ -352,20 +398,23 @@ def _make_shards(
                 between,
             )
 
-    shards = {split: writer.shard for split, writer in writers.items()}
-    added = _count_added(work, [shard for shard in shards.values() if shard], tokenizer)
-    facts = _PartitionFacts(shards, text_bytes, empty, bad_lines, added)
-    write_json(_facts_file(work, number), asdict(facts))
+    parts = {
+        split: Part(shard, writer.gap_bytes) if (shard := writer.shard) else None
+        for split, writer in writers.items()
+    }
+    added = _count_added(folder, [part.shard for part in parts.values() if part], tokenizer)
+    facts = _PartitionFacts(parts, text_bytes, empty, bad_lines, added)
+    write_json(_facts_file(folder, number), asdict(facts))
 
 
-def _count_added(work: Path, shards: Sequence[Shard], tokenizer: "Tokenizer") -> dict[str, int]:
+def _count_added(folder: Path, shards: Sequence[Shard], tokenizer: "Tokenizer") -> dict[str, int]:
     """How often each added token of the tokenizer stands in shards."""
     if not tokenizer.vocabulary.added:
         return {}
 
     times = np.zeros(tokenizer.vocab_size, np.int64)
     for shard in shards:
-        tokens = npy.read(work / f"{shard.name}.tokens.npy", tokenizer.dtype, shard.tokens)
+        tokens = npy.read(folder / f"{shard.name}.tokens.npy", tokenizer.dtype, shard.tokens)
         for start in range(0, tokens.size, TOKENS_AT_ONCE):
             some = tokens[start : start + TOKENS_AT_ONCE]
             times += np.bincount(some, minlength=times.size)

@@ -1,10 +1,10 @@
 """Read and write the token store: each document's token ids, the ends of its units, and the white
 space between them.
 
-A store is a folder of shards, one for each partition of the corpus and split, in `store.json`;
-docs/data_format.md describes it. The tokens of a split, its shards one after the other, are its
-*stream*: the tokens of each unit, then </s>, and one more </s> after the last unit of a document.
-Every input format is a choice of slices of the stream."""
+A store is a folder of shards, listed in `store.json`; docs/data_format.md describes it. The tokens
+of a split, its shards one after the other, are its *stream*: the tokens of each unit, then </s>,
+and one more </s> after the last unit of a document. Every input format is a choice of slices of the
+stream."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,10 @@ from numpy.typing import DTypeLike, NDArray
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from robustly import UserError, npy
+from robustly import UserError, heartbeat, npy
 from robustly.corpus.config import unique_names
 from robustly.files import flush, write_json
+from robustly.resources import allow_open_files
 from robustly.strict_json import read_json, record
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ ARRAYS = ("tokens", "units", "documents", "gaps", "gap_ends")
 END = np.uint32
 """Type of the ends of units, documents and gaps within a shard."""
 LIMIT = 2**32 - 1  # of an end
+COUNTED_AT_ONCE = 2**22  # tokens: 32 MB
 LINES_AT_ONCE = 2**22  # units: 32 MB for each array of their sizes
+MAPS = 2**15
+"""Files that are mapped at most: half of what Linux allows a process (vm.max_map_count, 65,530)."""
 WAITING = 2**20  # tokens that a writer collects before it writes them: some MB
 
 
@@ -58,7 +62,8 @@ Count = Annotated[int, Field(ge=0, le=LIMIT)]
 @record
 @dataclass(frozen=True)
 class Shard:
-    """The documents of one partition of the corpus in one split: the files `<name>.*.npy`."""
+    """Documents of one source in one split: the files `<name>.*.npy`. In a store, those of many
+    partitions of the corpus; before that, and in stores of older versions, those of one."""
 
     name: str
     source: Count
@@ -132,6 +137,11 @@ class ShardWriter:
             return None
         return Shard(self.name, self.source, self._documents, self._units, self._tokens)
 
+    @property
+    def gap_bytes(self) -> int:
+        """Of the white space that was written."""
+        return self._gap_bytes
+
     def __enter__(self) -> Self:
         return self
 
@@ -188,6 +198,18 @@ def write_store(
     )
     write_json(folder / STORE, asdict(facts))
     return [folder / STORE, *paths]
+
+
+def write_partitions(folder: Path, split: Split, documents: Sequence[int]) -> Path:
+    """Write how many documents of a split each partition of the corpus has, in their order; returns
+    the file."""
+    path = _partitions_file(folder, split)
+    npy.write(path, np.array(documents, END))
+    return path
+
+
+def _partitions_file(folder: Path, split: Split) -> Path:
+    return folder / f"{split}-partitions.npy"
 
 
 class _Splits(TypedDict):
@@ -279,6 +301,26 @@ class Store:
         """The shards of a source, by its place."""
         return [shard for shard in self.shards if shard.source == source]
 
+    def partition_documents(self) -> NDArray[np.int64] | None:
+        """How many of the documents are of each partition of the corpus: (partitions,); None in a
+        store that says so by the names of its shards, as older versions wrote them."""
+        path = _partitions_file(self.folder, self.split)
+        return npy.read(path, END).astype(np.int64) if path.exists() else None
+
+    def allow_maps(self, kinds: int = 1) -> None:
+        """Make sure that so many files of each shard can be mapped at once. Raises UserError if
+        this machine does not let a process have them."""
+        files = kinds * len(self.shards)
+        try:
+            if files > MAPS:
+                raise UserError(f"its shards are {files:,} files, and a process may map {MAPS:,}")
+            allow_open_files(self, files)
+        except UserError as fault:
+            raise UserError(
+                f"{self.folder}: {fault}; or delete the folder and prepare the data anew, which"
+                " merges shards"
+            ) from None
+
     def _read(self, shard: Shard, kind: str, dtype: Any, length: int | None) -> NDArray[Any]:
         return npy.read(self.folder / f"{shard.name}.{kind}.npy", dtype, length)
 
@@ -286,19 +328,35 @@ class Store:
         """A shard's tokens, a slice of the stream: (tokens,) of `dtype`."""
         return self._read(shard, "tokens", self.dtype, shard.tokens)
 
-    def unit_ends(self, shard: Shard) -> NDArray[np.uint32]:
-        """Where in the shard each unit ends, after its </s>: (units,)."""
-        return self._ends(shard, "units", shard.units, shard.tokens)
+    def token_counts(self, size: int) -> NDArray[np.int64]:
+        """How often each id stands in the stream, of a vocabulary of `size` entries: (size,)."""
+        counts = np.zeros(size, np.int64)
+        for shard in self.shards:
+            tokens = self.tokens(shard)
+            for at in range(0, tokens.size, COUNTED_AT_ONCE):
+                counts += np.bincount(tokens[at : at + COUNTED_AT_ONCE], minlength=size)
+                heartbeat.go_on()
 
-    def document_ends(self, shard: Shard) -> NDArray[np.uint32]:
+        return counts
+
+    def unit_ends(self, shard: Shard, check: bool = True) -> NDArray[np.uint32]:
+        """Where in the shard each unit ends, after its </s>: (units,). `check`: all of them are
+        read, and are such; else none is read before it is asked for."""
+        return self._ends(shard, "units", shard.units, shard.tokens, check)
+
+    def document_ends(self, shard: Shard, check: bool = True) -> NDArray[np.uint32]:
         """How many units of the shard there are up to the end of each document: (documents,)."""
-        return self._ends(shard, "documents", shard.documents, shard.units)
+        return self._ends(shard, "documents", shard.documents, shard.units, check)
 
-    def _ends(self, shard: Shard, kind: str, length: int, limit: int) -> NDArray[np.uint32]:
+    def _ends(
+        self, shard: Shard, kind: str, length: int, limit: int, check: bool
+    ) -> NDArray[np.uint32]:
         """Ends of pieces that all hold something. Raises UserError if they are none up to
         `limit`."""
         ends: NDArray[np.uint32] = self._read(shard, kind, END, length)
-        if not (ends.size and ends[0] and ends[-1] <= limit and (ends[1:] > ends[:-1]).all()):
+        if check and not (
+            ends.size and ends[0] and ends[-1] <= limit and (ends[1:] > ends[:-1]).all()
+        ):
             raise UserError(
                 f"{self.folder / f'{shard.name}.{kind}.npy'}: not the ends of {length:,} {kind}:"
                 " changed since it was written; restore it, or make its folder anew"

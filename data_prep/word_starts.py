@@ -7,14 +7,17 @@ piece begins with its first byte; a token that lies in two pieces makes one word
 neither is hidden while the other is shown."""
 
 import multiprocessing
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from robustly import UserError, heartbeat, npy
+from robustly.config import fingerprint
 from robustly.data_prep.config import WORDS_BY_IDS, WORDS_KEY
 from robustly.data_prep.derived import VIEWS, derive
 from robustly.data_prep.store import Split, Store
@@ -28,6 +31,10 @@ WORD_STARTS = 1
 """Version of the bits that come out: another one makes every file anew."""
 WORTH_WORKERS = 2**22
 """Tokens of a split from which on it is worth it to start processes."""
+PIECE = 2**22
+"""Tokens that a process works on at a time, if no document has more."""
+WAITING = 4
+"""Pieces for each process that are asked for before they are written."""
 UNITS = 2**12
 """Between two signs of life."""
 
@@ -75,9 +82,10 @@ def open_word_starts(
         "store": store.hash,
         "split": store.split,
         "words": known,
+        "shards": fingerprint(_byte_starts(store).tolist()),
     }
 
-    def make() -> None:
+    def make() -> dict[str, Any]:
         if list_sha256 and _list_hash(words) != list_sha256:
             raise UserError(
                 f"{WORDS_KEY}: {words}: it is not the list of words that the run was given"
@@ -88,7 +96,9 @@ def open_word_starts(
                 file.append(bits)
                 heartbeat.go_on()
 
-    digest = derive("where words begin", path, made_of, make)
+        return {}
+
+    digest, _ = derive("where words begin", path, made_of, make)
     return WordStarts(store, npy.read(path, np.uint8, int(_byte_starts(store)[-1])), digest)
 
 
@@ -97,26 +107,73 @@ def _list_hash(words: SegmenterName) -> str | None:
     return sha256(listed) if listed else None
 
 
+class _Piece(NamedTuple):
+    """Whole documents of a shard."""
+
+    shard: int
+    first: int
+    last: int
+    """One behind."""
+
+
+def _pieces(store: Store) -> Iterator[_Piece]:
+    for number, shard in enumerate(store.shards):
+        last_units = store.document_ends(shard).astype(np.int64) - 1
+        ends = store.unit_ends(shard)[last_units].astype(np.int64) + 1
+        first = begin = 0
+        while first < shard.documents:
+            last = max(first + 1, int(np.searchsorted(ends, begin + PIECE, side="right")))
+            yield _Piece(number, first, last)
+            first, begin = last, int(ends[last - 1])
+
+
 def _make(
     store: Store, words: SegmenterName, tokenizer: Tokenizer, workers: int
 ) -> Iterator[NDArray[np.uint8]]:
-    """The bits of each shard, in their order."""
-    shards = range(len(store.shards))
-    if workers == 1 or len(shards) < 2 or store.stream_tokens < WORTH_WORKERS:
+    """The bits of all shards, in their order, some bytes at a time."""
+    open_bits, of_shard = np.empty(0, np.bool_), 0  # of a byte that is not full yet
+    for piece, marks in _marked(store, words, tokenizer, workers):
+        if piece.shard != of_shard:
+            yield np.packbits(open_bits)
+            open_bits, of_shard = np.empty(0, np.bool_), piece.shard
+
+        bits = np.concatenate([open_bits, marks])
+        whole = bits.size // 8 * 8
+        yield np.packbits(bits[:whole])
+        open_bits = bits[whole:]
+
+    yield np.packbits(open_bits)
+
+
+def _marked(
+    store: Store, words: SegmenterName, tokenizer: Tokenizer, workers: int
+) -> Iterator[tuple[_Piece, NDArray[np.bool_]]]:
+    """Each piece of the stream in its order, and whether a word begins at each of its tokens."""
+    if workers == 1 or store.stream_tokens < WORTH_WORKERS:
         marker = WordMarker(words, tokenizer)
-        yield from (_bits(store, shard, marker) for shard in shards)
+        yield from ((piece, _marks(store, piece, marker)) for piece in _pieces(store))
         return
 
     segmenter(words, WORDS_KEY)  # a fault of it is said here, not in a worker
     context = multiprocessing.get_context("spawn")
     given = store.folder, store.split, words, tokenizer.vocabulary
     with ProcessPoolExecutor(workers, context, _begin_worker, given) as pool:
-        for asked in [pool.submit(_bits_of, shard) for shard in shards]:
-            while not asked.done():
-                wait([asked], timeout=1.0)
-                heartbeat.go_on()
+        waiting: deque[tuple[_Piece, Future[NDArray[np.bool_]]]] = deque()
+        for piece in _pieces(store):
+            waiting.append((piece, pool.submit(_marks_of, piece)))
+            if len(waiting) > WAITING * workers:
+                yield _result(*waiting.popleft())
 
-            yield asked.result()
+        while waiting:
+            yield _result(*waiting.popleft())
+
+
+def _result(piece: _Piece, asked: "Future[NDArray[np.bool_]]") -> tuple[_Piece, NDArray[np.bool_]]:
+    while not asked.done():
+        wait([asked], timeout=1.0)
+        heartbeat.go_on()
+
+    return piece, asked.result()
 
 
 _of_worker: tuple[Store, "WordMarker"] | None = None
@@ -128,24 +185,29 @@ def _begin_worker(folder: Path, split: Split, words: SegmenterName, vocabulary: 
     _of_worker = Store(folder, split), WordMarker(words, Tokenizer(vocabulary))
 
 
-def _bits_of(shard: int) -> NDArray[np.uint8]:
+def _marks_of(piece: _Piece) -> NDArray[np.bool_]:
     assert _of_worker
     store, marker = _of_worker
-    return _bits(store, shard, marker)
+    return _marks(store, piece, marker)
 
 
-def _bits(store: Store, number: int, marker: "WordMarker") -> NDArray[np.uint8]:
-    """The bits of a shard."""
-    shard = store.shards[number]
-    tokens, ends = store.tokens(shard), store.unit_ends(shard).astype(np.int64)
-    after_document = store.document_ends(shard).astype(np.int64)  # first units, but of the first
-    begins = np.concatenate([[0], ends[:-1]])
-    begins[after_document[:-1]] += 1  # after the lone </s>
-    starts = np.ones(shard.tokens, np.bool_)
+def _marks(store: Store, piece: _Piece, marker: "WordMarker") -> NDArray[np.bool_]:
+    """Whether a word begins at each token of a piece."""
+    shard = store.shards[piece.shard]
+    tokens, unit_ends = store.tokens(shard), store.unit_ends(shard, check=False)
+    after_document = store.document_ends(shard, check=False)[
+        max(0, piece.first - 1) : piece.last
+    ].astype(np.int64)  # first units, but of the shard's first document
+    first, last = (int(after_document[0]) if piece.first else 0), int(after_document[-1])
+    ends = unit_ends[first:last].astype(np.int64)
+    start = int(unit_ends[first - 1]) + 1 if first else 0  # after the lone </s>
+    begins = np.concatenate([[start], ends[:-1]])
+    begins[after_document[bool(piece.first) : -1] - first] += 1
+    starts = np.ones(int(ends[-1]) + 1 - start, np.bool_)
 
     for number, (begin, end) in enumerate(zip(begins.tolist(), (ends - 1).tolist(), strict=True)):
         try:
-            starts[begin:end] = marker.starts(tokens[begin:end])
+            starts[begin - start : end - start] = marker.starts(tokens[begin:end])
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{store.folder / shard.name}: its tokens are no text ({error}): changed since they"
@@ -155,7 +217,7 @@ def _bits(store: Store, number: int, marker: "WordMarker") -> NDArray[np.uint8]:
         if number % UNITS == 0:
             heartbeat.go_on()
 
-    return np.packbits(starts)
+    return starts
 
 
 class WordMarker:

@@ -8,7 +8,7 @@ from robustly import manifest
 from robustly.config import fingerprint
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.store import check_tokenizer
-from robustly.pretrain.integrity import verify
+from robustly.pretrain.integrity import group_of, verify
 from robustly.pretrain.ranks import together
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.targets import open_blocks, open_training_blocks
@@ -54,15 +54,16 @@ def open_inputs(config: PretrainingConfig, rank: int, device: torch.device) -> I
         tokenizer = load_tokenizer(folders["tokenizer"])
         check_tokenizer(folders["data"], tokenizer)
         files = {
-            stage: fingerprint(manifest.require(folder, stage).outputs)
+            stage: fingerprint(manifest.require_manifest(folder, stage).outputs)
             for stage, folder in folders.items()
         }
 
     train: dict[int, Blocks] = {}
-    # an index that is not there is made by rank 0, and then found by the others
-    for turn in (0, 1):
+    first = group_of(folders["data"], rank)[0]
+    # an index that is not there is made by one rank for each copy, and found by the others
+    for turn in (True, False):
         with together(device):
-            if turn == min(rank, 1):
+            if turn == (rank == first):
                 workers = config.processing.workers
                 train = open_training_blocks(config, tokenizer, workers)
                 validation = open_blocks(config, "validation", tokenizer, workers)

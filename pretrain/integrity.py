@@ -12,24 +12,34 @@ from pathlib import Path
 from typing import Any
 
 from robustly import UserError, log, manifest
+from robustly.files import hashed
 from robustly.pretrain.ranks import gather_over_ranks, progress
+
+THREADS = 4
+"""That hash for a rank; others beside it do the same."""
 
 
 def verify(folders: Sequence[Path], rank: int) -> None:
     """Hash the files of finished stages that have changed since they were last hashed. Every rank
     calls it.
 
-    Each copy of a folder is checked once, by the ranks that see it. Raises UserError on the ranks
-    that found a file damaged; on the others it returns."""
+    Each file of each copy of a folder is looked at once, by one of the ranks that see it. Raises
+    UserError on the ranks that found a file damaged; on the others it returns."""
     faults = [fault for folder in folders for fault in _verify(folder, rank)]
     if faults:
         raise UserError("\n".join(faults))
 
 
+def group_of(folder: Path, rank: int) -> list[int]:
+    """The ranks that see the same copy of a folder as this one, which is among them. Every rank
+    calls it."""
+    copies = gather_over_ranks(_copy(folder))
+    return [other for other, copy in enumerate(copies) if copy == copies[rank]]
+
+
 def _verify(folder: Path, rank: int) -> list[str]:
     """Check one folder; returns the faults that this rank found."""
-    copies = gather_over_ranks(_copy(folder))
-    group = [other for other, copy in enumerate(copies) if copy == copies[rank]]
+    group = group_of(folder, rank)
     finished = manifest.read(folder)
     assert finished
     sizes = {name: facts["bytes"] for name, facts in finished.outputs.items()}
@@ -37,13 +47,22 @@ def _verify(folder: Path, rank: int) -> list[str]:
     names = manifest.unverified(folder, finished, mine)
     found: dict[str, dict[str, Any]] = {}
     faults = []
-    size = sum(sizes[name] for name in names)
-    with progress(rank, f"checking {folder}", size, "bytes") as advance:
-        for name in names:
-            try:
-                found[name] = manifest.verify(folder, finished, name)
-            except UserError as fault:
-                faults.append(str(fault))
+
+    def look(path: Path) -> dict[str, Any] | str:
+        try:
+            return manifest.verify(folder, finished, path.relative_to(folder).as_posix())
+        except UserError as fault:
+            return str(fault)
+
+    with progress(
+        rank, f"checking {folder}", sum(sizes[name] for name in names), "bytes"
+    ) as advance:
+        looked = hashed([folder / name for name in names], look, THREADS)
+        for name, (_, facts) in zip(names, looked, strict=True):
+            if isinstance(facts, str):
+                faults.append(facts)
+            else:
+                found[name] = facts
             advance(sizes[name])
 
     of_ranks = gather_over_ranks(found)

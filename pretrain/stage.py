@@ -146,10 +146,10 @@ class PretrainingConfig(Config):
         return ExtendedRun(self.schedule.extend_from)
 
     def stage(self) -> Stage:
-        """The train stage of this recipe on these inputs. Raises UserError where an input is not
-        finished."""
-        data = manifest.require(self.folder("data"), "data")
-        tokenizer = manifest.require(self.folder("tokenizer"), "tokenizer")
+        """The train stage of this recipe on these inputs, whose files are not looked at: each rank
+        asks. Raises UserError where an input is not finished."""
+        data = manifest.require_manifest(self.folder("data"), "data")
+        tokenizer = manifest.require_manifest(self.folder("tokenizer"), "tokenizer")
         if data.inputs["tokenizer"] != tokenizer.hash:
             raise UserError(
                 f"{self.folder('data')}: its tokens were made with another tokenizer than"

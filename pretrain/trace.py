@@ -28,6 +28,8 @@ class TracedPiece(NamedTuple):
     document: int
     """Its number in the train split, counted from 0."""
     source: str
+    partition: int
+    """Of the corpus, from which the document was read."""
     shard: str
     place: int
     """Of the document among those of its shard."""
@@ -116,11 +118,8 @@ def _pieces(origins: Origins, block: int, second: int) -> list[TracedPiece]:
     found = []
     for piece in origins.pieces(block, second):
         of = origins.document(piece.document)
-        found.append(
-            TracedPiece(
-                of.number, of.source, of.shard, of.place, piece.at, piece.offset, piece.tokens
-            )
-        )
+        of_document = of.number, of.source, of.partition, of.shard, of.place
+        found.append(TracedPiece(*of_document, piece.at, piece.offset, piece.tokens))
 
     return found
 

@@ -169,10 +169,7 @@ def unigram_loss(
 
     Each entry is counted once more than it occurs. A model that stays at this loss has learnt
     nothing from context."""
-    counts = np.ones(special.size)
-    for shard in train.store.shards:
-        counts += np.bincount(train.store.tokens(shard), minlength=special.size)
-
+    counts = 1.0 + train.store.token_counts(special.size)
     counts[special.bos] += len(train)
     if masking.style == "bert":
         counts[[special.bos, special.eos]] = 1  # they are never targets

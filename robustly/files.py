@@ -10,12 +10,16 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from glob import iglob
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from robustly import UserError, heartbeat
+from robustly.resources import cores
+
+Kind = TypeVar("Kind")
 
 LOCK = ".lock"
 """Name of the lock on a folder."""
@@ -160,6 +164,19 @@ def sha256(path: Path) -> str:
     heartbeat.go_on()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashed(
+    paths: Sequence[Path], hash: Callable[[Path], Kind], threads: int | None = None
+) -> Iterator[tuple[Path, Kind]]:
+    """What `hash` gives for each file, in their order, by so many threads (default: a core each):
+    hashing lets go of Python's lock. Raises the first thing that one raises; files that nobody has
+    begun with are left then."""
+    pool = ThreadPoolExecutor(max(1, min(threads or cores(), len(paths))), "hashing")
+    try:
+        yield from zip(paths, pool.map(hash, paths), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def is_locked(folder: Path) -> bool:

@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 
 from robustly import UserError, __version__
 from robustly.config import differences, fingerprint
-from robustly.files import WORK_LOCK, lock, remove_left_overs, sha256, write_json
+from robustly.files import WORK_LOCK, hashed, lock, remove_left_overs, sha256, write_json
 from robustly.log import progress
 from robustly.resources import check_memory
 from robustly.stages import KINDS
@@ -157,6 +157,13 @@ def require(folder: Path, stage: str) -> Manifest:
 
     Raises UserError that names what is missing and the command that makes it.
     """
+    manifest = require_manifest(folder, stage)
+    check_sizes(folder, manifest)
+    return manifest
+
+
+def require_manifest(folder: Path, stage: str) -> Manifest:
+    """As `require`, for a process that leaves it to another to look at the files."""
     if (manifest := read(folder)) is None:
         raise UserError(
             f"{folder}: no finished {stage} stage here (no {MANIFEST}); run"
@@ -167,7 +174,6 @@ def require(folder: Path, stage: str) -> Manifest:
             f"{folder}: holds the output of the {manifest.stage} stage, expected {stage}"
         )
 
-    check_sizes(folder, manifest)
     return manifest
 
 
@@ -192,9 +198,13 @@ def check_whole(folder: Path, manifest: Manifest, names: Iterable[str] | None = 
 
     found = {}
     with progress(f"checking {folder}", sum(sizes.values()), "bytes") as advance:
-        for name, size in sizes.items():
-            found[name] = verify(folder, manifest, name)
-            advance(size)
+        verified = hashed(
+            [folder / name for name in sizes],
+            lambda path: verify(folder, manifest, path.relative_to(folder).as_posix()),
+        )
+        for name, (_, facts) in zip(sizes, verified, strict=True):
+            found[name] = facts
+            advance(sizes[name])
 
     with contextlib.suppress(OSError):  # a folder that is only read: they are hashed each time
         remember(folder, found)
@@ -243,6 +253,12 @@ def _verified(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
+def _hash_output(path: Path) -> dict[str, Any]:
+    """What there is to know of an output. Its state is that before it is read, so that a change
+    meanwhile is seen next time."""
+    return {**_state(path), "sha256": sha256(path)}
+
+
 def _state(path: Path) -> dict[str, int]:
     """What differs after any change of a file. Its time of change, unlike that of modification, is
     kept by no copy."""
@@ -252,7 +268,8 @@ def _state(path: Path) -> dict[str, int]:
 
 def verify(folder: Path, manifest: Manifest, name: str) -> dict[str, Any]:
     """Hash an output; returns what to `remember` of it. Raises UserError if it is not what the
-    manifest says."""
+    manifest says, which its size may tell."""
+    check_sizes(folder, manifest, [name])
     path, expected = folder / name, manifest.outputs[name]["sha256"]
     try:
         state = _state(path)  # before it is read, so that a change meanwhile is seen next time
@@ -406,9 +423,9 @@ class Stage:
         self, outputs: list[Path], counts: Mapping[str, Any], notes: Mapping[str, Any] | None = None
     ) -> Manifest:
         """Write the manifest, last of all. `outputs` are files below the folder."""
-        hashed: dict[str, dict[str, Any]] = {
-            path.relative_to(self.folder).as_posix(): {**_state(path), "sha256": sha256(path)}
-            for path in sorted(outputs)
+        found: dict[str, dict[str, Any]] = {
+            path.relative_to(self.folder).as_posix(): facts
+            for path, facts in hashed(sorted(outputs), _hash_output)
         }
         manifest = Manifest(
             stage=self.name,
@@ -417,14 +434,14 @@ class Stage:
             inputs=self.inputs,
             outputs={
                 name: {"bytes": facts["bytes"], "sha256": facts["sha256"]}
-                for name, facts in hashed.items()
+                for name, facts in found.items()
             },
             counts=dict(counts),
             seconds=round(time.monotonic() - self._started, 3),
             commit=commit(),
             finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             notes=dict(notes or {}),
-            changed_ns={name: facts["changed_ns"] for name, facts in hashed.items()},
+            changed_ns={name: facts["changed_ns"] for name, facts in found.items()},
         )
         write_json(self.folder / MANIFEST, sealed(asdict(manifest)))
         return manifest

@@ -1,8 +1,9 @@
 """Arrays on disk: one-dimensional .npy files, written as they grow and read by memory map."""
 
 import io
+import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -116,6 +117,24 @@ def read(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArray[Any
         )
 
     return array
+
+
+def read_here_and_there(values: NDArray[Any]) -> Callable[[int, int], None]:
+    """Tell the system that an array, which `read` has mapped, is read in slices here and there, so
+    that it reads no more than them. Returns a function (begin, end) that asks for a slice before it
+    is read: the disk works on all that are asked for at once, and nobody waits for one after the
+    other."""
+    mapped = values.base
+    assert isinstance(mapped, np.memmap)
+    memory: mmap.mmap = mapped._mmap  # type: ignore[attr-defined]
+    memory.madvise(mmap.MADV_RANDOM)
+    start, size = len(memory) - values.nbytes, values.itemsize
+
+    def ask(begin: int, end: int) -> None:
+        first = (start + begin * size) // mmap.PAGESIZE * mmap.PAGESIZE
+        memory.madvise(mmap.MADV_WILLNEED, first, start + end * size - first)
+
+    return ask
 
 
 _REMEDY = "restore it, or make its folder anew"

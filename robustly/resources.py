@@ -4,10 +4,13 @@ import errno
 import os
 import resource
 import sys
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+
+from robustly import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +66,35 @@ def available_memory() -> int:
         return system
 
     return system if limit == "max" else min(system, max(0, int(limit) - int(used)))
+
+
+def allow_open_files(owner: object, count: int) -> None:
+    """Let this process have so many files open for an object, as long as it is there, beside those
+    for others: the soft limit is raised where it is too low. Raises UserError if the hard one
+    is."""
+    global _allowed
+    needed = _allowed + count + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        if hard != resource.RLIM_INFINITY and needed > hard:
+            raise UserError(
+                f"{needed:,} files must be open at once, and this machine allows a process {hard:,}"
+                " (ulimit -Hn); have the limit raised"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+    _allowed += count
+    weakref.finalize(owner, _disallow, count)
+
+
+def _disallow(count: int) -> None:
+    global _allowed
+    _allowed -= count
+
+
+OTHER_FILES = 512
+"""Open at most beside those that are counted: sockets, libraries, logs."""
+_allowed = 0
 
 
 def peak_memory(device: "torch.device") -> int:

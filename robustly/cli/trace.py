@@ -70,7 +70,7 @@ def trace_command(
         if document is not None:
             phases, begin = trace.batches_of(experiment), experiment.schedule.begin
             found, seen = trace.trace_through(phases, document, begin, skipped)
-            _show_document(found, seen, shard_files(experiment), as_json)
+            _show_document(found, seen, partition_files(experiment), as_json)
             return
 
         assert update is not None
@@ -79,7 +79,7 @@ def trace_command(
         whole = trace.batches_of(experiment, 0, total)
         shares = [trace.trace_update(whole.of_rank(one).at(update), update) for one in chosen]
         blocks = [block for share in shares for block in share]
-        _show_update(update, update in skipped, blocks, shard_files(experiment), as_json)
+        _show_update(update, update in skipped, blocks, partition_files(experiment), as_json)
 
 
 @app.command(name="replay", short_help="Train updates of a run again, and compare.")
@@ -187,36 +187,41 @@ def experiment_at(run: str, overrides: list[str] | None) -> Experiment:
     return load_experiment(str(train / "config.yaml"), [*places, *(overrides or [])])
 
 
-def shard_files(experiment: Experiment) -> dict[str, str]:
-    """What each shard of the train split was read from: a file and a range of its bytes (or rows,
-    or a dataset's shards), or many files; nothing where the corpus is not here, or was cut
-    otherwise."""
+def partition_files(experiment: Experiment) -> list[str]:
+    """What each partition of the corpus is: a file and a range of its bytes (or rows, or a
+    dataset's shards), or many files; nothing where the corpus is not here, or was cut otherwise."""
     from robustly.corpus.partitions import RULE, partitions
 
     made = manifest.read(experiment.folder("data"))
     if made and made.notes.get("cut") != RULE:
         log.say("without the files of the corpus: another version of robustly has cut it")
-        return {}
+        return []
 
     try:
         cut = partitions(experiment.corpus)
     except UserError as fault:
         log.say(f"without the files of the corpus: {fault}")
-        return {}
+        return []
 
-    return {f"train-{number:05d}": str(part) for number, part in enumerate(cut)}
+    return [str(part) for part in cut]
+
+
+def _read_from(files: list[str], partition: int) -> str | None:
+    return files[partition] if partition < len(files) else None
 
 
 def _show_update(
     update: int,
     skipped: bool,
     blocks: "list[TracedBlock]",
-    files: dict[str, str],
+    files: list[str],
     as_json: bool,
 ) -> None:
     if as_json:
         listed = [block.json() for block in blocks]
-        figures = {"update": update, "skipped": skipped, "blocks": listed, "shards": files}
+        partitions = sorted({piece.partition for block in blocks for piece in block.pieces})
+        read_from = {number: _read_from(files, number) for number in partitions}
+        figures = {"update": update, "skipped": skipped, "blocks": listed, "partitions": read_from}
         log.print_json(figures)
         return
 
@@ -252,7 +257,7 @@ def _show_update(
                     "source": piece.source,
                     "shard": piece.shard,
                     "place_in_shard": piece.place,
-                    "read_from": files.get(piece.shard),
+                    "read_from": _read_from(files, piece.partition),
                 }
                 for number, piece in sorted(documents.items())
             ],
@@ -261,9 +266,9 @@ def _show_update(
 
 
 def _show_document(
-    document: "Document", seen: "list[Occurrence]", files: dict[str, str], as_json: bool
+    document: "Document", seen: "list[Occurrence]", files: list[str], as_json: bool
 ) -> None:
-    figures = {**document._asdict(), "read_from": files.get(document.shard)}
+    figures = {**document._asdict(), "read_from": _read_from(files, document.partition)}
     if as_json:
         log.print_json({**figures, "seen": [line._asdict() for line in seen]})
         return

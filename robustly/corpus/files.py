@@ -14,7 +14,7 @@ from robustly.corpus import foreign, hub, saved_datasets
 from robustly.corpus.config import CorpusConfig, SourceConfig
 from robustly.corpus.formats import COUNTS, DOCUMENTS, Format, formats_of, listed
 from robustly.corpus.reading import readable, suffixes
-from robustly.files import matching, sha256, write_atomic
+from robustly.files import hashed, matching, sha256, write_atomic
 from robustly.log import progress
 
 FILES = "files.json"
@@ -252,15 +252,19 @@ def file_facts(
         before = remembered.get(str(path), {})
         facts[str(path)] = dict(before) if now.items() <= before.items() else now
 
-    new = [path for path, fact in facts.items() if "sha256" not in fact]
+    new = [Path(path) for path, fact in facts.items() if "sha256" not in fact]
 
-    with progress(what, sum(facts[path]["bytes"] for path in new), "bytes") as advance:
-        for name in new:
-            with readable(name):
-                facts[name]["sha256"] = sha256(Path(name))
-            advance(facts[name]["bytes"])
+    with progress(what, sum(facts[str(path)]["bytes"] for path in new), "bytes") as advance:
+        for path, digest in hashed(new, _sha256):
+            facts[str(path)]["sha256"] = digest
+            advance(facts[str(path)]["bytes"])
 
     return facts
+
+
+def _sha256(path: Path) -> str:
+    with readable(str(path)):
+        return sha256(path)
 
 
 def _key(source: SourceConfig) -> str:

@@ -2,7 +2,9 @@
 them."""
 
 import itertools
+import resource
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,11 +13,12 @@ from hypothesis import strategies as st
 from numbered_store import BOS, EOS, PAD, NumberedStore
 from small_stores import packed
 
+from robustly import UserError, resources
 from robustly.data_prep import blocks as module
 from robustly.data_prep import packed_index
-from robustly.data_prep.blocks import Blocks, long_units
+from robustly.data_prep import store as store_module
+from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.packing import BLOCK, pack
-from robustly.data_prep.store import Store
 
 FORMATS = ["full_sentences", "doc_sentences"]
 SIZES = st.integers(1, 4) | st.integers(
@@ -165,7 +168,7 @@ def test_long_units_are_those_that_are_cut(tmp_path_factory, shards, block_lengt
         for doc in store.documents
         for unit in doc
     )
-    assert long_units(Store(store.folder, "train"), block_length, "full_sentences") == cut
+    assert Blocks(store.folder, "train", block_length, "full_sentences").long_units == cut
 
 
 def test_offsets_beyond_2_to_the_32():
@@ -198,15 +201,77 @@ def test_gather_takes_any_blocks_in_any_order(tmp_path):
         blocks.gather(np.array([len(blocks)]))
 
 
-def test_gather_opens_shards_again_when_there_are_many(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "OPEN_SHARDS", 2)
-    store = NumberedStore(tmp_path, [[[size]] for size in (3, 9, 20, 1, 5, 8)])
-    assert every_block(tmp_path, 8, "full_sentences") == packed(
-        store.documents, 8, "full_sentences"
-    )
+def test_every_shard_stays_mapped_and_the_limit_of_open_files_is_raised(tmp_path, monkeypatch):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr(resources, "OTHER_FILES", 200)
+    monkeypatch.setattr(resources, "_allowed", 0)
+    store = NumberedStore(tmp_path, [[[1 + n % 9]] for n in range(300)])
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (250, before[1]))
+        blocks = Blocks(tmp_path, "train", 8, "full_sentences")
+        blocks.gather(np.arange(len(blocks)))
+        assert blocks._tokens.cache_info().currsize == 300
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (500, before[1])
+        # further ones beside it
+        assert every_block(tmp_path, 8, "full_sentences") == packed(
+            store.documents, 8, "full_sentences"
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("limit", ["maps", "files"])
+def test_more_shards_than_a_process_may_map_are_refused(tmp_path, monkeypatch, limit):
+    NumberedStore(tmp_path, [[[1]] for _ in range(9)])
+    if limit == "maps":
+        monkeypatch.setattr(store_module, "MAPS", 8)
+    else:
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 515))
+
+    with pytest.raises(UserError, match="prepare the data anew, which merges shards"):
+        Blocks(tmp_path, "train", 8, "full_sentences")
+
+
+@settings(max_examples=30)
+@given(shards=SHARDS, block_length=st.integers(8, 24), seed=st.integers(0, 9))
+@pytest.mark.parametrize("ahead", [False, True])
+def test_blocks_of_a_store_beyond_memory_are_asked_for_ahead(
+    tmp_path_factory, ahead, shards, block_length, seed
+):
+    """The same blocks either way, in both widths of tokens, whichever are asked for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "available_memory", lambda: 0 if ahead else 2**40)
+        store = NumberedStore(tmp_path_factory.mktemp("store"), shards)
+        for format in FORMATS:
+            expected = packed(store.documents, block_length, format) if store.documents else []
+            blocks = Blocks(store.folder, "train", block_length, format)
+            assert blocks._ask_ahead == (ahead and blocks.store.stream_tokens > 0)
+            chosen = np.random.default_rng(seed).permutation(len(blocks))[:7]
+            ids, lengths = blocks.gather(chosen)
+            found = [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)]
+            assert found == [expected[n] for n in chosen]
+            with pytest.raises(IndexError):
+                blocks.gather(np.array([len(blocks)]))
+
+
+def test_a_block_that_is_not_in_the_stream_is_refused(tmp_path):
+    """Rather than read from anywhere in memory."""
+    NumberedStore(tmp_path, [[[4, 7], [3, 3]]])
+    blocks = Blocks(tmp_path, "train", 9, "full_sentences")
+    for start, length in ((-1, 5), (20, 9), (2**40, 3), (0, 200)):
+        rows = np.array([(start, length)], BLOCK)
+        blocks._index = rows
+        with pytest.raises(UserError, match="blocks that are not of this token store"):
+            blocks.gather(np.array([0]))
+
+
+def test_threads_gather_at_once(tmp_path):
+    store = NumberedStore(tmp_path, [[[n % 7 + 1]] for n in range(200)])
     blocks = Blocks(tmp_path, "train", 8, "full_sentences")
-    blocks.gather(np.arange(len(blocks)))
-    assert blocks._tokens.cache_info().currsize == 2
+    expected = packed(store.documents, 8, "full_sentences")
+    with ThreadPoolExecutor(4) as pool:
+        for ids, lengths in pool.map(lambda seed: blocks.gather(np.arange(len(blocks))), range(8)):
+            assert [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)] == expected
 
 
 def test_a_split_without_documents_has_no_blocks(tmp_path):

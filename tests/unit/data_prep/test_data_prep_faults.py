@@ -108,7 +108,7 @@ def test_a_bad_file_is_named_and_the_mended_one_is_taken(tmp_path, trained, name
 # --------------------------------------------------------------------------------- killed, and full
 
 
-MAKE = module._make_shards
+MAKE = module._make_parts
 
 
 def make_until_killed(*arguments: Any) -> None:
@@ -116,6 +116,15 @@ def make_until_killed(*arguments: Any) -> None:
     *_, number, _ = arguments
     if number == 2:
         ShardWriter.__exit__ = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    MAKE(*arguments)
+
+
+def make_and_list(*arguments: Any) -> None:
+    """The work on a part, of which a file with its number tells."""
+    folder, number = arguments[2], arguments[-2]
+    made = folder.parents[3] / "made"
+    made.mkdir(exist_ok=True)
+    (made / f"{number:05d}").touch()
     MAKE(*arguments)
 
 
@@ -128,28 +137,21 @@ def test_after_a_worker_is_killed_only_the_rest_is_made(tmp_path, trained, monke
         monkeypatch.context() as patch,
         pytest.raises(UserError, match=r"a worker process was killed.*is kept"),
     ):
-        patch.setattr(module, "_make_shards", make_until_killed)
+        patch.setattr(module, "_make_parts", make_until_killed)
         DataStage(stated(tmp_path, config), VIEW, folder, trained, Processing(2)).make()
 
     assert manifest.read(folder) is None and not list(folder.glob("*.npy"))
-    done = [path.name for path in folder.glob("work/*/tasks/completions/*")]
+    done = {path.name for path in folder.glob("work/*/parts/tasks/completions/*")}
     assert done and "00002" not in done
-    before = {
-        path.name: path.stat()
-        for number in done
-        for path in folder.glob(f"work/*/*-{number}.*.npy")
-    }  # a name with a dot in front is of a file that was not finished
-    assert len(before) >= 5 * len(done)
+    kept = list(folder.glob("work/*/parts/[tv]*.npy"))
+    # a name with a dot in front is of a file that was not finished
+    assert len(kept) >= 5 * len(done)
 
+    monkeypatch.setattr(module, "_make_parts", make_and_list)
     made = DataStage(stated(tmp_path, config), VIEW, folder, trained, Processing(2)).make()
     assert files_of(folder) == files_of(tmp_path / "whole") and made.counts == whole.counts
-
-    for name, status in before.items():
-        assert ((folder / name).stat().st_ino, (folder / name).stat().st_mtime_ns) == (
-            status.st_ino,
-            status.st_mtime_ns,
-        )
-
+    again = {path.name for path in (tmp_path / "made").iterdir()}
+    assert again == {f"{number:05d}" for number in range(4)} - done
     assert not list(folder.rglob("*.tmp")) and not (folder / "work").exists()
 
 
@@ -177,7 +179,7 @@ def test_a_full_disk_at_any_moment_leaves_nothing_half_written(tmp_path, trained
         assert disk_full(full.value)
         assert not list(folder.rglob("*.tmp"))
         # whatever has its name is whole
-        for path in [*folder.glob("*.npy"), *folder.glob("work/*/*.npy")]:
+        for path in [*folder.glob("*.npy"), *folder.glob("work/*/shards/*.npy")]:
             assert path.read_bytes() == whole[path.name], path.name
 
         finished = manifest.read(folder)

@@ -13,6 +13,7 @@ from robustly import UserError
 from robustly.data_prep import derived, packed_index
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.config import Format
+from robustly.strict_json import sealed
 
 SHARDS = [[[4, 7], [3, 3], [1, 1, 12, 30]], [[2] * 20, [9, 9]]]
 
@@ -60,7 +61,8 @@ def make_by_other_code(path: Path) -> None:
     manifest = json.loads(path.with_suffix(".json").read_text())
     manifest["made_of"]["packing"] = packed_index.PACKING - 1
     manifest |= {"sha256": derived.sha256(path), "changed_ns": path.stat().st_ctime_ns}
-    path.with_suffix(".json").write_text(json.dumps(manifest))
+    del manifest["seal"]
+    path.with_suffix(".json").write_text(json.dumps(sealed(manifest)))
 
 
 @pytest.mark.parametrize(

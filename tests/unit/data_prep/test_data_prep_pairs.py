@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered_store import BOS, EOS, PAD, NumberedStore
 
-from robustly.data_prep.blocks import Blocks, long_units
+from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.sampler import EpochSampler
 
 FORMATS = ["segment_pair", "sentence_pair"]
@@ -152,11 +152,8 @@ def test_segments_fill_half_a_block_and_a_last_one_is_halved(tmp_path):
         [BOS, 24, 25, 26, 27, 28, 29, 30, EOS, 31, 32, EOS],  # a long unit is cut, not dropped
     ]
     assert seen.follows == [1, 1, 1]
-    blocks = Blocks(tmp_path, "train", 16, "segment_pair")
-    assert (
-        long_units(blocks.store, 16, "segment_pair") == 1
-        and long_units(blocks.store, 16, "full_sentences") == 0
-    )
+    assert Blocks(tmp_path, "train", 16, "segment_pair").long_units == 1
+    assert Blocks(tmp_path, "train", 16, "full_sentences").long_units == 0
 
 
 def test_the_last_segment_of_all_may_be_alone(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numbered_store import EOS, NumberedStore, numbered_tokenizer
 
-from robustly import UserError
+from robustly import UserError, npy
 from robustly.data_prep import store
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.packed_index import PackedIndex
@@ -155,7 +155,8 @@ def test_offsets_beyond_2_to_the_32(tmp_path, monkeypatch):
     write_store(tmp_path, tmp_path, "f" * 64, tokenizer, ["a"], {"train": shards, "validation": []})
     blocks = [(0, 3), (size - 2, 4), (2 * size - 2, 3)]
     assert 2 * size - 2 > 2**32
-    index = PackedIndex(np.array(blocks, BLOCK), "")
+    npy.write(tmp_path / "index.npy", np.array(blocks, BLOCK))
+    index = PackedIndex(npy.read(tmp_path / "index.npy", BLOCK), "", [10], 0, 0.0)
     monkeypatch.setattr("robustly.data_prep.blocks.open_index", lambda *asked: index)
     ids, lengths = Blocks(tmp_path, "train", 8, "full_sentences").gather(np.array([2, 0, 1]))
     assert lengths.tolist() == [3, 3, 4]

@@ -409,7 +409,7 @@ def test_a_damaged_output_is_named_with_both_hashes(tmp_path):
         verify(tmp_path, found, "ends.npy")
 
     (tmp_path / "ends.npy").unlink()
-    with pytest.raises(UserError, match=r"ends.npy: cannot be read: No such file .*; restore it"):
+    with pytest.raises(UserError, match=r"ends.npy: missing, though .* lists it; restore it"):
         verify(tmp_path, found, "ends.npy")
 
 
