@@ -1,6 +1,7 @@
 """Blocks: fairseq's, but that nothing is dropped; equal to the slow and obvious way of making
 them."""
 
+import gc
 import itertools
 import resource
 import threading
@@ -202,6 +203,7 @@ def test_gather_takes_any_blocks_in_any_order(tmp_path):
 
 
 def test_every_shard_stays_mapped_and_the_limit_of_open_files_is_raised(tmp_path, monkeypatch):
+    gc.collect()  # which closes the files of earlier tests
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     monkeypatch.setattr(resources, "OTHER_FILES", 200)
     monkeypatch.setattr(resources, "_allowed", 0)
