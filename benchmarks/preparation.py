@@ -155,7 +155,7 @@ def planning(folder: str) -> dict[str, float]:
     )
     found: dict[str, float] = {}
 
-    for format in ("full_sentences", "doc_sentences", "segment_pair", "sentence_pair"):
+    for format in ("full_sentences", "doc_sentences", "segment_pair", "sentence_pair", "none"):
         start = time.perf_counter()
         Blocks(Path(folder), "train", BLOCK_LENGTH, format)  # type: ignore[arg-type]
         found[format] = (time.perf_counter() - start) * 1e9 / sum(shard.tokens for shard in shards)

@@ -9,8 +9,10 @@ from robustly.corpus.config import CorpusConfig
 from robustly.data_prep.languages import is_code, nearest_code
 
 Unit = Literal["sentence", "line", "raw"]
-Format = Literal["full_sentences", "doc_sentences", "segment_pair", "sentence_pair"]
+Format = Literal["full_sentences", "doc_sentences", "segment_pair", "sentence_pair", "none"]
 PAIRS: tuple[Format, Format] = ("segment_pair", "sentence_pair")
+FILLED: tuple[Format, Format] = ("full_sentences", "none")
+"""The formats whose blocks are full, or nearly so: an update has `optim.batch_size` of them."""
 WORDS_KEY, WORDS_BY_IDS = "masking.words", "whitespace, characters, "
 """The key that says what a word is, and what stands there besides segmenters, for messages."""
 
@@ -31,7 +33,9 @@ class DataConfig(Section):
     serves every length."""
     format: Format
     """Input format (Liu et al. 2019, section 4.2): units packed across documents, or never across;
-    two segments of units, or two units, of which half follow each other."""
+    two segments of units, or two units, of which half follow each other. none (fairseq's
+    `--sample-break-mode none`): blocks filled to the last token, wherever units end, so that there
+    is no padding."""
 
     @field_validator("language")
     @classmethod
@@ -49,8 +53,8 @@ class DataConfig(Section):
         if self.unit == "raw" and self.format in PAIRS:
             raise ValueError(
                 f"data.unit = raw with data.format = {self.format}: a document that is one unit has"
-                " no second one that follows it; expected full_sentences or doc_sentences, or unit"
-                " sentence or line"
+                " no second one that follows it; expected full_sentences, doc_sentences or"
+                " none, or unit sentence or line"
             )
         return self
 

@@ -1,4 +1,5 @@
-"""Pack a stream of tokens into blocks, in the four input formats of Liu et al. 2019, section 4.2.
+"""Pack a stream of tokens into blocks, in the four input formats of Liu et al. 2019, section 4.2,
+and one that leaves no padding.
 
 A *stream* is read as lines: a unit's tokens and its </s>, or the lone </s> that ends every
 document. A line longer than a block has room for is cut into pieces that fill one each, never
@@ -8,6 +9,7 @@ dropped; what the last piece leaves free is filled with the lines that follow.
   documents; the lone </s> between two documents is a line too.
 * `doc_sentences` (`complete_doc`): the same, but a block ends with its document, and the lone </s>
   is left out.
+* `none` (`none`): blocks are filled to the last token, wherever a line or a document ends.
 * `segment_pair`: two segments, each of whole lines of one document while they fit into half a
   block.
 * `sentence_pair`: two segments, each a line.
@@ -65,7 +67,11 @@ def pack(
 
     `lines` are the sizes of the stream's lines, (lines,) of whole documents in each array: 2 or
     more for a unit, 1 for the lone </s>. Every token is in one block but the lone </s> of each
-    document; in `full_sentences` that of the last document alone (it separates no two)."""
+    document; in `full_sentences` and `none` that of the last document alone (it separates no
+    two)."""
+    if format == "none":
+        return _whole(lines, block_length - 1, start)
+
     if format in PAIRS:
         return _paired(lines, longest_line(block_length, format), format == "segment_pair", start)
 
@@ -85,6 +91,18 @@ def _filled(
 
     if filled:
         yield _blocks(np.array([start]), np.array([filled]))
+
+
+def _whole(lines: Iterable[NDArray[np.int64]], room: int, start: int) -> Iterator[NDArray[Any]]:
+    left = 0  # tokens of the stream, from `start` on, that no block has yet
+    for sizes in lines:
+        left += int(sizes.sum())
+        count = max(0, left - 1) // room  # the last token may be the </s> that separates no two
+        yield _blocks(start + room * np.arange(count), np.full(count, room))
+        start, left = start + room * count, left - room * count
+
+    if left > 1:
+        yield _blocks(np.array([start]), np.array([left - 1]))
 
 
 def _blocks(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[Any]:

@@ -10,7 +10,7 @@ from robustly import UserError, manifest
 from robustly.config import Config
 from robustly.corpus.config import CorpusConfig, Processing
 from robustly.data_prep.cleaning.config import CleaningConfig
-from robustly.data_prep.config import WORDS_BY_IDS, WORDS_KEY, DataConfig
+from robustly.data_prep.config import PAIRS, WORDS_BY_IDS, WORDS_KEY, DataConfig
 from robustly.files import sha256
 from robustly.manifest import Stage
 from robustly.pretrain.config import (
@@ -206,10 +206,10 @@ class PretrainingConfig(Config):
                 "model.init_from with distillation.teacher: a student starts from its teacher; take"
                 " one of them away"
             )
-        if self.distillation and self.data.format not in ("full_sentences", "doc_sentences"):
+        if self.distillation and self.data.format in PAIRS:
             raise ValueError(
                 f"data.format = {self.data.format} with distillation: a teacher teaches no next"
-                " sentences; expected full_sentences or doc_sentences"
+                " sentences; expected full_sentences, doc_sentences or none"
             )
         if self.distillation and self.distillation.layers:
             named = len(self.distillation.layers)

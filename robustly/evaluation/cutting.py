@@ -174,5 +174,6 @@ def _check_fits(
     if data.format in PAIRS and (getattr(lm.model.config, "type_vocab_size", None) or 0) > 1:
         raise UserError(
             f"--format {data.format}: {type(lm.model).__name__} tells the segments of a pair apart"
-            " by token types, which it is not given here; expected full_sentences or doc_sentences"
+            " by token types, which it is not given here; expected full_sentences,"
+            " doc_sentences or none"
         )

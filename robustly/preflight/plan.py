@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from robustly import log
+from robustly.data_prep.config import FILLED
 from robustly.log import gigabytes
 from robustly.preflight.corpus_size import CorpusSize, corpus_size
 from robustly.preflight.machine import Machine
@@ -47,9 +48,9 @@ def plan(config: PretrainingConfig, ranks: int, machine: Machine, speed: Speed |
     per_position = _flops_per_position(config)
     per_token = per_position / (1 - size.padding)
     sizes = UpdateSizes.of(config.optim.batch_size, config.optim, config.schedule)
-    # the share of an update's positions that are no padding: in other formats than full_sentences
-    # an update has more blocks instead
-    filled = 1 - size.padding if config.data.format == "full_sentences" else 1.0
+    # the share of an update's positions that are no padding: in formats with short blocks an update
+    # has more of them instead
+    filled = 1 - size.padding if config.data.format in FILLED else 1.0
     begin, last = config.schedule.begin, config.schedule.updates
     total = (sizes.before(last + 1) - sizes.before(begin + 1)) * block_length * filled
     speeds = [

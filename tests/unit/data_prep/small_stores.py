@@ -54,6 +54,12 @@ def packed(
 ) -> list[list[int]]:
     """Blocks the slow and obvious way: lists of tokens, filled line by line as docs/data_format.md
     says."""
+    if format == "none":
+        lines = [[*unit, EOS] for units in documents for unit in [*units, []]]
+        stream = [token for line in lines for token in line][:-1]
+        starts = range(0, len(stream), block_length - 1)
+        return [[BOS, *stream[at : at + block_length - 1]] for at in starts]
+
     blocks: list[list[int]] = [[BOS]]
 
     def place(line: list[int]) -> None:

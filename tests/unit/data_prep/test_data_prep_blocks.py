@@ -22,6 +22,7 @@ from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.packing import BLOCK, pack
 
 FORMATS = ["full_sentences", "doc_sentences"]
+ONE_SLICE = [*FORMATS, "none"]
 SIZES = st.integers(1, 4) | st.integers(
     1, 40
 )  # of units, around and far beyond the block lengths below
@@ -46,7 +47,7 @@ def every_block(folder, block_length, format, split="train"):
 # --------------------------------------------------------------------------------------- properties
 
 
-@given(shards=SHARDS, block_length=st.integers(8, 24), format=st.sampled_from(FORMATS))
+@given(shards=SHARDS, block_length=st.integers(8, 24), format=st.sampled_from(ONE_SLICE))
 def test_blocks_are_those_of_the_slow_way(tmp_path_factory, shards, block_length, format):
     store = NumberedStore(tmp_path_factory.mktemp("store"), shards)
     expected = packed(store.documents, block_length, format) if store.documents else []
@@ -54,7 +55,7 @@ def test_blocks_are_those_of_the_slow_way(tmp_path_factory, shards, block_length
 
 
 @settings(max_examples=40)
-@given(shards=SHARDS, block_length=st.integers(8, 24), format=st.sampled_from(FORMATS))
+@given(shards=SHARDS, block_length=st.integers(8, 24), format=st.sampled_from(ONE_SLICE))
 def test_blocks_hold_every_body_once_and_in_order(tmp_path_factory, shards, block_length, format):
     store = NumberedStore(tmp_path_factory.mktemp("store"), shards)
     blocks = every_block(store.folder, block_length, format)
@@ -71,12 +72,12 @@ def test_blocks_hold_every_body_once_and_in_order(tmp_path_factory, shards, bloc
     ) in blocks:  # an </s> after the last token of a unit, and nowhere else but between documents
         for token, following in zip(block, [*block[1:], None], strict=True):
             if token in ends:
-                assert following == EOS
+                assert following == EOS or (following is None and format == "none")
             elif token not in added:
                 assert following != EOS
 
     separators = sum(block.count(EOS) for block in blocks) - len(ends)
-    assert separators == (max(0, len(store.documents) - 1) if format == "full_sentences" else 0)
+    assert separators == (0 if format == "doc_sentences" else max(0, len(store.documents) - 1))
 
 
 @settings(max_examples=40)
@@ -106,6 +107,14 @@ def test_full_sentences_leave_no_room_that_the_next_line_could_take(
             assert len(block) + line > block_length or block[-1] != EOS
 
 
+@settings(max_examples=40)
+@given(shards=SHARDS, block_length=st.integers(8, 24))
+def test_blocks_of_none_are_full_but_for_the_last_one(tmp_path_factory, shards, block_length):
+    store = NumberedStore(tmp_path_factory.mktemp("store"), shards)
+    *full, _ = every_block(store.folder, block_length, "none") or [[]]
+    assert all(len(block) == block_length for block in full)
+
+
 # -------------------------------------------------------------------------------- fairseq's layouts
 
 
@@ -123,6 +132,10 @@ def test_two_eos_separate_documents(tmp_path):
     ]
     assert every_block(tmp_path, 16, "doc_sentences") == [
         [BOS, 10, 11, EOS, 12, 13, 14, EOS],
+        [BOS, 15, EOS],
+    ]
+    assert every_block(tmp_path, 9, "none") == [
+        [BOS, 10, 11, EOS, 12, 13, 14, EOS, EOS],
         [BOS, 15, EOS],
     ]
 

@@ -137,6 +137,25 @@ def test_a_blank_line_at_the_end_of_its_file_is_no_token_of_ours():
     assert [(int(block["start"]), int(block["length"]) - 1) for block in blocks] == [(0, 8)]
 
 
+@given(documents=DOCUMENTS, block_size=st.integers(1, 40), cuts=st.sets(st.integers(1, 7)))
+def test_blocks_of_none_are_fairseqs(documents, block_size, cuts):
+    """Its builder of mode none: so many tokens each, the last one what is left."""
+    lines = [size for document in documents for size in [*document, 1]]
+    total = sum(lines[:-1])
+    expected = [
+        (at, min(block_size, total - at))
+        for at in range(0, -(-total // block_size) * block_size, block_size)
+    ]
+    bounds = [0, *sorted(cut for cut in cuts if cut < len(documents)), len(documents)]
+    shards = [
+        np.array([size for document in documents[first:last] for size in [*document, 1]])
+        for first, last in itertools.pairwise(bounds)
+    ]
+    blocks = np.concatenate([*pack(shards, block_size + 1, "none")])
+    found = list(zip(blocks["start"].tolist(), (blocks["length"] - 1).tolist(), strict=True))
+    assert found == expected
+
+
 def test_neither_keeps_a_separator_in_complete_doc():
     lines = [4, 1, 3, 1]
     assert fairseq_blocks(lines, 10, "complete_doc") == [(0, 4), (5, 3)]

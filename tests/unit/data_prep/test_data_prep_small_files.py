@@ -71,7 +71,7 @@ def test_gathered_files_give_the_same_blocks(
     assert gathered.hash == alone.hash and gathered.counts == alone.counts
     assert len(gathered.outputs) == len(alone.outputs) == 13
 
-    for format in ("full_sentences", "doc_sentences", "segment_pair", "sentence_pair"):
+    for format in ("full_sentences", "doc_sentences", "segment_pair", "sentence_pair", "none"):
         assert blocks_of(tmp_path / "gathered", format) == blocks_of(tmp_path / "alone", format)
 
 

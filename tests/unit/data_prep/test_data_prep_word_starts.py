@@ -102,7 +102,7 @@ def test_bytes_of_a_character_are_never_parted(made):
 
 
 @pytest.mark.parametrize(
-    "format", ["full_sentences", "doc_sentences", "segment_pair", "sentence_pair"]
+    "format", ["full_sentences", "doc_sentences", "segment_pair", "sentence_pair", "none"]
 )
 def test_blocks_hold_the_starts_of_their_tokens(made, format):
     """Beside the ids, position by position; across shards, and for exchanged second segments."""

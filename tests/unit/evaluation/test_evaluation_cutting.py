@@ -36,7 +36,7 @@ from robustly.tokenizer.vocabulary import save_vocabulary
 
 CPU = torch.device("cpu")
 LENGTH = 40
-FORMATS = ("full_sentences", "doc_sentences", "segment_pair", "sentence_pair")
+FORMATS = ("full_sentences", "doc_sentences", "segment_pair", "sentence_pair", "none")
 CUTS = [
     *(("sentence", format) for format in FORMATS),
     ("line", "full_sentences"),
