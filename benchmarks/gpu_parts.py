@@ -495,8 +495,10 @@ def _pass(bench: Bench, precision: str, attention: str, compiles: bool) -> "tupl
     from random_text import RandomBlocks, vocabulary_of
 
     from robustly.data_prep.sampler import EpochSampler
+    from robustly.pretrain.attention import attention_for
     from robustly.pretrain.batches import Batches
     from robustly.pretrain.config import RunConfig
+    from robustly.pretrain.layout import InRows, SideBySide
     from robustly.pretrain.model_setup import set_up_model
     from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
     from robustly.pretrain.schedule import UpdateSizes
@@ -515,11 +517,17 @@ def _pass(bench: Bench, precision: str, attention: str, compiles: bool) -> "tupl
     )
     model = new_model(roberta_config(page.model, vocabulary), page.seed)
     objective = MaskedLanguageModel(model).train().to(device, kind)
-    set_up_model(objective, run, device)
+    chosen = attention_for(run, page.model, device)
+    set_up_model(objective, run, chosen)
     texts: Any = RandomBlocks(vocabulary, page.data.block_length, 64, padded=True)
-    batches = Batches(
-        EpochSampler(texts, page.seed), UpdateSizes(blocks), page.masking, vocabulary, 0, 1, blocks
-    )
+    order = EpochSampler(texts, page.seed)
+    layout: Any = SideBySide(blocks, compiles)
+    if chosen.in_rows:  # one row, as there is one micro-batch of blocks side by side
+        length = page.data.block_length
+        layout = InRows(blocks * length, length, blocks, 1, on_gpu())
+
+    sizes = UpdateSizes(blocks)
+    batches = Batches(order, sizes, page.masking, vocabulary, 0, 1, layout)
     share = batches.batch(1)
     one = share.micro_batches[0].to(device)
     loss = objective(one.inputs, one.attention, one.positions, one.labels).sum()

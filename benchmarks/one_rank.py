@@ -15,7 +15,8 @@ from random_text import RandomBlocks, save_tokenizer, vocabulary_of
 
 from robustly.data_prep.sampler import EpochSampler
 from robustly.experiment import Experiment
-from robustly.pretrain.batches import Batches
+from robustly.pretrain.attention import attention_for
+from robustly.pretrain.batches import Batches, layout_for
 from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.schedule import UpdateSizes
@@ -116,18 +117,15 @@ class Ours:
         vocabulary = vocabulary_of(page.tokenizer.vocab_size)
         model = new_model(roberta_config(page.model, vocabulary), page.seed)
         objective = MaskedLanguageModel(model).train()
-        set_up_model(objective, page.run, device)
+        attention = attention_for(page.run, page.model, device)
+        set_up_model(objective, page.run, attention)
         blocks: Any = RandomBlocks(vocabulary, page.data.block_length, padded=padded)
-        sizes = UpdateSizes(page.optim.batch_size)
-        self.batches = Batches(
-            EpochSampler(blocks, page.seed),
-            sizes,
-            page.masking,
-            vocabulary,
-            0,
-            1,
-            page.run.micro_batch,
-        )
+        order, batch = EpochSampler(blocks, page.seed), page.optim.batch_size
+        on_gpu, in_rows = device.type == "cuda", attention.in_rows
+        fixed = page.run.compile or (on_gpu and in_rows)
+        layout = layout_for(order, batch, 1, page.run.micro_batch, in_rows, fixed)
+        masks = page.masking, vocabulary
+        self.batches = Batches(order, UpdateSizes(batch), *masks, 0, 1, layout, pinned=on_gpu)
         self.engine = Engine(objective, page.optim, page.run, self.batches.accumulation, device)
         self.rate, self.device = page.optim.peak_lr / 100, device
 
@@ -135,6 +133,7 @@ class Ours:
         with contextlib.closing(self.batches.ahead(1, MOST_UPDATES)) as ahead:
             for share in ahead:
                 found = []
+                self.engine.begin(len(share.micro_batches))
                 for batch in share.micro_batches:
                     one = batch.to(self.device)
                     sums = self.engine(one.inputs, one.attention, one.positions, one.labels)

@@ -28,11 +28,16 @@ class RandomBlocks:
         self.ids[:, 0] = vocabulary.bos
         self.ids[np.arange(count), self.lengths - 1] = vocabulary.eos
         self.ids[np.arange(length) >= self.lengths[:, None]] = vocabulary.pad
-        self.pairs = False
+        self.pairs, self.block_length = False, length
         self.source_starts = np.array([0, count])
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def lengths_of(
+        self, blocks: NDArray[np.int64], seconds: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        return self.lengths[blocks]
 
     def gather(
         self, blocks: NDArray[np.int64], seconds: NDArray[np.int64]

@@ -28,8 +28,10 @@ from numpy.typing import NDArray
 from random_text import vocabulary_of
 
 from robustly.data_prep.sampler import EpochSampler
-from robustly.pretrain.batches import Batches, MicroBatch
+from robustly.pretrain.attention import attention_for
+from robustly.pretrain.batches import Batches, layout_for
 from robustly.pretrain.config import MaskingConfig, ModelConfig, RunConfig
+from robustly.pretrain.micro_batch import MicroBatch
 from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.schedule import UpdateSizes
@@ -52,7 +54,7 @@ class Documents:
     """DOC-SENTENCES blocks of random documents: what `Batches` asks of
     `robustly.data_prep.blocks.Blocks`."""
 
-    pairs = False
+    pairs, block_length = False, LENGTH
 
     def __init__(self, mean: float, deviation: float, count: int = 20_000):
         documents = np.random.default_rng(0).lognormal(mean, deviation, count).astype(np.int64) + 2
@@ -64,6 +66,11 @@ class Documents:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def lengths_of(
+        self, blocks: NDArray[np.int64], seconds: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        return self.lengths[blocks]
 
     def gather(
         self, blocks: NDArray[np.int64], seconds: NDArray[np.int64]
@@ -97,9 +104,8 @@ def objective(attention: str) -> MaskedLanguageModel:
         .to(DEVICE, torch.bfloat16 if on_gpu else torch.float32)
         .train()
     )
-    set_up_model(
-        made, RunConfig(attention=attention, precision="bf16" if on_gpu else "fp32"), DEVICE
-    )
+    run = RunConfig(attention=attention, precision="bf16" if on_gpu else "fp32")
+    set_up_model(made, run, attention_for(run, model, DEVICE))
     return made
 
 
@@ -130,18 +136,28 @@ def measure(corpus: tuple[float, float], micro_batch: int) -> Found:
     blocks: Any = Documents(*corpus)
     masking = MaskingConfig(probability=0.15, mask=0.8, random=0.1, style="fairseq")
     ids = vocabulary_of(VOCABULARY)
-    batches = Batches(EpochSampler(blocks, 1), UpdateSizes(BLOCKS), masking, ids, 0, 1, micro_batch)
-    share = batches.batch(1)
-    micro_batches, tokens = share.micro_batches, share.tokens
+    order = EpochSampler(blocks, 1)
+    on_gpu = DEVICE.type == "cuda"
+    layouts = {
+        "sdpa": layout_for(order, BLOCKS, 1, micro_batch),
+        "varlen": layout_for(order, BLOCKS, 1, micro_batch, in_rows=True, fixed=on_gpu),
+    }
+    shares = {
+        name: Batches(order, UpdateSizes(BLOCKS), masking, ids, 0, 1, layout).batch(1)
+        for name, layout in layouts.items()
+    }
+    micro_batches, tokens = shares["sdpa"].micro_batches, shares["sdpa"].tokens
     real = [int(length) for one in micro_batches for length in (one.inputs != ids.pad).sum(1)]
     padded_work = sum(work(*one.inputs.shape) for one in micro_batches)
     models = {attention: objective(attention) for attention in ("sdpa", "varlen")}
     best = {
-        attention: seconds(made, micro_batches) for attention, made in models.items()
+        attention: seconds(made, shares[attention].micro_batches)
+        for attention, made in models.items()
     }  # warms up
     for _ in range(ROUNDS):
         for attention, made in models.items():
-            best[attention] = min(best[attention], seconds(made, micro_batches))
+            taken = seconds(made, shares[attention].micro_batches)
+            best[attention] = min(best[attention], taken)
 
     return Found(
         sum(one.inputs.numel() for one in micro_batches) / tokens,

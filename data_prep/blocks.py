@@ -97,6 +97,12 @@ class Blocks:
         """The number of each block's source: (n,)."""
         return np.searchsorted(self.source_starts, blocks, side="right") - 1
 
+    def lengths_of(
+        self, blocks: NDArray[np.int64], seconds: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int32]:
+        """The lengths that `gather` gives, without the ids: (n,)."""
+        return self._layout(blocks, seconds)[0]
+
     def gather(
         self, blocks: NDArray[np.int64], seconds: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

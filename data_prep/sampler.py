@@ -118,8 +118,16 @@ class EpochSampler:
     def stream(self, start: int, stop: int) -> Samples:
         """The samples at the stream's positions from `start` up to `stop`, which run through epoch
         after epoch: n = stop - start."""
-        epoch, position = np.divmod(np.arange(start, stop, dtype=np.int64), self.size)
+        return self.at(np.arange(start, stop, dtype=np.int64))
+
+    def at(self, positions: NDArray[np.int64]) -> Samples:
+        """The samples at n positions of the stream; (n,)."""
+        epoch, position = np.divmod(positions, self.size)
         return self.samples(epoch, position)
+
+    def lengths(self, samples: Samples) -> NDArray[np.int32]:
+        """Tokens of each sample, <s> and </s> included, (n,): from the packed index alone."""
+        return self.blocks.lengths_of(samples.block, samples.second)
 
     def samples(self, epoch: NDArray[np.int64], position: NDArray[np.int64]) -> Samples:
         """The samples at n positions of epochs; both (n,)."""

@@ -7,70 +7,27 @@ the same for any number of ranks, micro-batch and thread, and a resume needs one
 may straddle epochs.
 
 Each rank takes its part of the global batch in micro-batches, as many as gradient accumulation
-needs. It sorts the part by length first, and pads each micro-batch to its own longest block: short
-blocks cost little padding. The update's loss is a sum over all its tokens, whatever their order."""
+needs: which blocks are its part, and how a micro-batch holds them, is the `layout`'s business. The
+update's loss is a sum over all its tokens, whatever their order."""
 
-import math
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from robustly.data_prep.config import Format
+from robustly.data_prep.config import FILLED, Format
 from robustly.data_prep.sampler import EpochSampler, Samples
 from robustly.pretrain.config import MaskingConfig, OptimConfig, ScheduleConfig
+from robustly.pretrain.layout import Dealt, InRows, Layout, MaskedBlocks, SideBySide, laid_out
 from robustly.pretrain.masking import SpecialTokens, mask_blocks
+from robustly.pretrain.micro_batch import MicroBatch
 from robustly.pretrain.schedule import UpdateSizes, masking_of
-from robustly.rng import Purpose, seed64
 
-MULTIPLE = 8
-"""What the length of a micro-batch is rounded up to: fused attention wants the rows of its mask
-aligned so, and tensor cores are faster."""
-
-
-class MicroBatch(NamedTuple):
-    """What a rank passes through the model at a time.
-
-    Shapes: N blocks of L positions, M masked tokens. L is the length of the longest block, rounded
-    up to a multiple of 8, but not above `data.block_length`."""
-
-    inputs: Tensor
-    """(N, L) int64: ids, targets replaced."""
-    attention: Tensor | None
-    """(N, L) int64, 1 on tokens and 0 on padding; None where no block is padded."""
-    positions: Tensor
-    """(M,) int64: where the targets are in the flattened (N x L)."""
-    labels: Tensor
-    """(M,) int64: their ids."""
-    follows: Tensor | None
-    """(N,) int64, in the pair formats: 1 if the second segment follows the first, 0 if not, -1 if
-    there is none."""
-    first: int
-    """How many blocks of the update come before these, in lower ranks and earlier micro-batches:
-    dropout is seeded by it."""
-
-    def to(self, device: torch.device) -> "MicroBatch":
-        moved: dict[str, Any] = {
-            name: tensor.to(device, non_blocking=True)
-            for name, tensor in self._asdict().items()
-            if isinstance(tensor, Tensor)
-        }
-        return self._replace(**moved)
-
-    @property
-    def pairs(self) -> int:
-        """Blocks of two segments."""
-        return 0 if self.follows is None else int((self.follows >= 0).sum())
-
-
-def dropout_seed(seed: int, update: int, micro_batch: MicroBatch) -> int:
-    """Ranks draw different noise, and the same layout draws the same again."""
-    return seed64(seed, Purpose.DROPOUT, update, micro_batch.first)
+SAMPLED = 4096
+"""Blocks of the sample by whose lengths rows are sized."""
 
 
 class RankBatch(NamedTuple):
@@ -88,31 +45,20 @@ class RankBatch(NamedTuple):
 def blocks_per_update(
     optim: OptimConfig, block_length: int, mean_length: float, format: Format
 ) -> int:
-    """The global batch: blocks of an update, over all ranks. All formats but FULL-SENTENCES leave
-    blocks short and get more of them, so that an update holds as many tokens, in the mean, as one
-    of full blocks (the paper's section 4.2)."""
-    if format != "full_sentences":
-        return max(1, round(optim.batch_size * block_length / mean_length))
-    return optim.batch_size
-
-
-def accumulation_steps(batch: int, ranks: int, micro_batch: int) -> int:
-    """Gradient accumulation: how many micro-batches the rank with the most blocks of a global batch
-    passes through the model. The other ranks make as many, the last of them perhaps empty."""
-    return math.ceil(math.ceil(batch / ranks) / micro_batch)
+    """The global batch: blocks of an update, over all ranks. Formats that leave blocks short, all
+    but FULL-SENTENCES and `none`, get more of them, so that an update holds as many tokens, in the
+    mean, as one of full blocks (the paper's section 4.2)."""
+    if format in FILLED:
+        return optim.batch_size
+    return max(1, round(optim.batch_size * block_length / mean_length))
 
 
 class Share(NamedTuple):
     """A rank's blocks of an update, and their order."""
 
-    begin: int
-    """How many blocks of the update are those of lower ranks."""
+    dealt: Dealt
     samples: Samples
-    masked: "MaskedBlocks"
-    rows: list[NDArray[np.int64]]
-    """Of each micro-batch: which of the blocks it holds, in its order."""
-    firsts: list[int]
-    """Of each micro-batch: `MicroBatch.first`."""
+    masked: MaskedBlocks
 
 
 PREFETCHED = 2
@@ -130,10 +76,12 @@ class Batches:
         special: SpecialTokens,
         rank: int,
         ranks: int,
-        micro_batch: int,
+        layout: Layout | int,
         schedule: ScheduleConfig | None = None,
+        pinned: bool = False,
     ):
-        """`schedule`: what the masking rate follows, if it changes."""
+        """`layout`: or a number of blocks, side by side. `schedule`: what the masking rate follows,
+        if it changes. `pinned`: micro-batches lie in memory that a GPU reads by itself."""
         self.sampler = sampler
         self.sizes = sizes
         self.masking = masking
@@ -141,12 +89,14 @@ class Batches:
         self.special = special
         self.rank = rank
         self.ranks = ranks
-        self.micro_batch = micro_batch
-        self.accumulation = accumulation_steps(sizes.full, ranks, micro_batch)
+        self.layout = laid_out(layout)
+        self.pinned = pinned
+        self.accumulation = self.layout.accumulation(sizes.full, ranks)
+        """Micro-batches of a full update on each rank; an update in rows may need one more."""
 
     def of_rank(self, rank: int) -> Self:
         """Another rank's."""
-        layout = rank, self.ranks, self.micro_batch
+        layout = rank, self.ranks, self.layout
         return type(self)(
             self.sampler, self.sizes, self.masking, self.special, *layout, self.schedule
         )
@@ -155,34 +105,34 @@ class Batches:
         """How the blocks of an update are masked."""
         return masking_of(update, self.masking, self.schedule) if self.schedule else self.masking
 
-    def share(self, update: int) -> "Share":
-        """This rank's blocks of an update, counted from 1: neighbours in the stream, as many as
-        other ranks' +-1."""
-        blocks, offset = self.sizes.blocks(update), self.sizes.before(update)
-        begin, end = (rank * blocks // self.ranks for rank in (self.rank, self.rank + 1))
-        samples = self.sampler.stream(offset + begin, offset + end)
-        masked = MaskedBlocks(self.sampler, samples, self.masking_of(update), self.special)
+    def share(self, update: int) -> Share:
+        """This rank's blocks of an update, counted from 1."""
+        before = self.sizes.before(update)
 
-        # longest first: too little memory shows at once
-        by_length = np.argsort(-masked.lengths, kind="stable")
-        starts = range(0, self.accumulation * self.micro_batch, self.micro_batch)
-        rows = [by_length[done : done + self.micro_batch] for done in starts]
-        firsts = [min(begin + done, end) for done in starts]
-        return Share(begin, samples, masked, rows, firsts)
+        def lengths(begin: int, end: int) -> NDArray[np.int32]:
+            return self.sampler.lengths(self.sampler.stream(before + begin, before + end))
+
+        dealt = self.layout.deal(lengths, self.sizes.blocks(update), self.rank, self.ranks)
+        samples = self.sampler.at(before + dealt.places)
+        masked = fetch(self.sampler, samples, self.masking_of(update), self.special)
+        return Share(dealt, samples, masked)
 
     def batch(self, update: int) -> RankBatch:
         """This rank's part of an update, as it goes through the model."""
-        share = self.share(update)
+        dealt, _, masked = self.share(update)
         micro_batches = [
-            share.masked.micro_batch(rows, first)
-            for rows, first in zip(share.rows, share.firsts, strict=True)
+            self.layout.make(masked, rows, first)
+            for rows, first in zip(dealt.rows, dealt.firsts, strict=True)
         ]
+        if self.pinned:
+            micro_batches = [one.together(pinned=True) for one in micro_batches]
+
         return RankBatch(
             update,
             micro_batches,
             sum(len(each.labels) for each in micro_batches),
             sum(each.pairs for each in micro_batches),
-            int(share.masked.lengths.sum()),
+            int(masked.lengths.sum()),
         )
 
     def ahead(self, first: int, last: int) -> "BatchesAhead":
@@ -225,56 +175,18 @@ class BatchesAhead:
         self._maker.shutdown(cancel_futures=True)
 
 
-class MaskedBlocks:
-    """Blocks that a sampler chose, fetched and masked."""
-
-    def __init__(
-        self,
-        sampler: EpochSampler,
-        samples: Samples,
-        masking: MaskingConfig,
-        special: SpecialTokens,
-    ):
-        blocks, seed = sampler.blocks, sampler.seed
-        self.special = special
-        self.ids, self.lengths = blocks.gather(samples.block, samples.second)
-        word_starts = None
-        if masking.segmenter is not None:
-            word_starts = blocks.gather_word_starts(samples.block, samples.second)
-
-        at = samples.epoch, samples.entry
-        self.masked = mask_blocks(self.ids, self.lengths, *at, masking, special, seed, word_starts)
-        self.follows = None
-        if blocks.pairs:
-            self.follows = blocks.follows(samples.block, samples.second).astype(np.int64)
-
-    def micro_batch(self, rows: NDArray[np.integer], first: int) -> MicroBatch:
-        """Some of them, in the order of `rows`, without the padding that none of them needs.
-
-        Without rows it is a lone `<s>` without targets: a rank that has nothing to do must still
-        take part in the collectives of a backward pass. (fairseq feeds a dummy batch of weight 0
-        likewise.)"""
-        if not len(rows):
-            lone, empty = torch.tensor([[self.special.bos]]), torch.empty(0, dtype=torch.int64)
-            follows = None if self.follows is None else torch.tensor([-1])
-            return MicroBatch(lone, None, empty, empty, follows, first)
-
-        lengths = self.lengths[rows]
-        width = min(self.ids.shape[1], math.ceil(int(lengths.max()) / MULTIPLE) * MULTIPLE)
-        positions = np.flatnonzero(self.masked.targets[rows, :width])
-        labels = self.ids[rows, :width].reshape(-1)[positions].astype(np.int64)
-        attention = None
-        if (lengths < width).any():
-            attention = torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64))
-
-        return MicroBatch(
-            torch.from_numpy(self.masked.inputs[rows, :width]),
-            attention,
-            torch.from_numpy(positions),
-            torch.from_numpy(labels),
-            None if self.follows is None else torch.from_numpy(self.follows[rows]),
-            first,
-        )
+def fetch(
+    sampler: EpochSampler, samples: Samples, masking: MaskingConfig, special: SpecialTokens
+) -> MaskedBlocks:
+    """Fetch and mask the blocks that a sampler chose."""
+    blocks = sampler.blocks
+    chosen = samples.block, samples.second
+    ids, lengths = blocks.gather(*chosen)
+    starts = None if masking.segmenter is None else blocks.gather_word_starts(*chosen)
+    at = samples.epoch, samples.entry
+    masked = mask_blocks(ids, lengths, *at, masking, special, sampler.seed, starts)
+    follows = blocks.follows(*chosen) if blocks.pairs else None
+    return MaskedBlocks(special, ids, lengths, masked, follows)
 
 
 def make_micro_batch(
@@ -284,6 +196,30 @@ def make_micro_batch(
     special: SpecialTokens,
     first: int,
 ) -> MicroBatch:
-    """Fetch, mask and convert the blocks that a sampler chose, in their order."""
+    """Fetch, mask and convert the blocks that a sampler chose, in their order, side by side."""
     rows = np.arange(len(samples.block))
-    return MaskedBlocks(sampler, samples, masking, special).micro_batch(rows, first)
+    found = fetch(sampler, samples, masking, special)
+    return SideBySide(max(1, len(rows))).make(found, rows, first)
+
+
+def layout_for(
+    sampler: EpochSampler,
+    batch: int,
+    ranks: int,
+    micro_batch: int,
+    in_rows: bool = False,
+    fixed: bool = False,
+) -> Layout:
+    """The layout of updates of `batch` blocks. `in_rows`: blocks stand in rows, not side by side;
+    `fixed`: all micro-batches have one shape."""
+    if not in_rows:
+        return SideBySide(micro_batch, fixed)
+
+    sample, length = sampled_lengths(sampler), sampler.blocks.block_length
+    return InRows.of(sample, length, batch, ranks, micro_batch, fixed)
+
+
+def sampled_lengths(sampler: EpochSampler) -> NDArray[np.int32]:
+    """The lengths of a sample of the blocks of an epoch, evenly spread."""
+    positions = np.linspace(0, sampler.size - 1, min(sampler.size, SAMPLED)).astype(np.int64)
+    return sampler.lengths(sampler.at(positions))

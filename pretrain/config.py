@@ -385,8 +385,9 @@ class RunConfig(Section):
     """Processes that train together on this machine, one per GPU; launchers set it for several
     machines."""
     micro_batch: Positive = 8
-    """Blocks that a rank passes through the model at a time; gradient accumulation makes up the
-    rest of the global batch, `optim.batch_size`."""
+    """Blocks that a rank passes through the model at a time, or as many tokens as these may have
+    where blocks stand in rows (`attention`); gradient accumulation makes up the rest of the global
+    batch, `optim.batch_size`."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 and fp16 keep weights, gradients' sums and moments in fp32 beside them; they need
     zero_stage 1 or more. fp16 is for GPUs without bf16; an update whose gradient overflows is
@@ -395,17 +396,20 @@ class RunConfig(Section):
     """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 gradients too, 3
     weights too. One rank alone has nothing to share and trains as in stage 0, unless the precision
     needs it or `deepspeed` says more of ZeRO."""
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "varlen"] = "sdpa"
-    """Who computes attention, by transformers' names: torch's fused kernels, plain matrix products,
-    or the package flash-attn, which needs a GPU and bf16 and does no work on padding. varlen:
-    torch's kernels without padding, and no work on padding elsewhere in the encoder either; needs
-    model.attention_dropout 0, and bf16 or fp16 on a GPU."""
+    attention: Literal[
+        "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "varlen"
+    ] = "auto"
+    """Who computes attention. sdpa, eager: torch's fused kernels, or plain matrix products, by
+    transformers. flash_attention_2, flash_attention_3: the packages of these names, by
+    transformers, on a GPU in bf16 or fp16. varlen: blocks stand in rows of one number of tokens,
+    without padding, and attention stays within each; on a GPU by FlashAttention, that of torch or
+    of a package, in bf16 or fp16. auto: on a GPU varlen where it can run, else sdpa."""
     activation_checkpointing: bool = False
     """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, a
     third more work."""
     compile: bool = False
-    """torch.compile of the encoder: minutes at the start, faster afterwards. Needs a C++
-    compiler."""
+    """torch.compile of the encoder: minutes at the start, faster afterwards. All micro-batches then
+    have one shape. Needs a C++ compiler."""
     workers: Positive | None = None
     """Processes for the tokenizer and data stages; default: the machine's cores."""
     memory_gb: PositiveFloat | None = None

@@ -15,6 +15,7 @@ from transformers import RobertaForMaskedLM
 from robustly import UserError
 from robustly.pretrain.config import DistillationConfig, ModelConfig
 from robustly.pretrain.cross_entropy import summed_cross_entropy, summed_divergence
+from robustly.pretrain.micro_batch import Row
 from robustly.pretrain.objective import LossTerm, MaskedLanguageModel
 from robustly.pretrain.start.init_from import check_dimensions, keep_rows, open_roberta
 from robustly.pretrain.start.model_files import ModelFiles
@@ -126,7 +127,7 @@ class Distillation(MaskedLanguageModel):
     def forward(
         self,
         inputs: Tensor,
-        attention: Tensor | None,
+        attention: Tensor | Row | None,
         positions: Tensor,
         labels: Tensor,
         follows: Tensor | None = None,
@@ -134,22 +135,17 @@ class Distillation(MaskedLanguageModel):
         """Sums, (3,) fp32: cross-entropy in nats over M masked tokens, divergence from the teacher
         over these or all tokens, as `soft_over` says, and `cosine_loss` over all tokens.
 
-        The arguments are a `batches.MicroBatch`'s. A lone <s>, with which a rank without blocks
-        takes part, counts for nothing."""
+        The arguments are a `MicroBatch`'s."""
         assert follows is None
         hidden = self.encode(inputs, attention)  # (N, L, H)
         (teacher,) = self._teacher
         with torch.no_grad():
             their_hidden = teacher.encode(inputs, attention)
 
-        counted = torch.ones_like(inputs) if attention is None else attention
-        if inputs.numel() == 1:
-            counted = torch.zeros_like(inputs)
-
         masked = self.scores(hidden, positions)
         ours, places = masked, positions
         if self.settings.soft_over == "tokens":
-            places = counted.flatten().nonzero().squeeze(1)
+            places = places_of_tokens(inputs, attention)
             ours = self.scores(hidden, places)
 
         with torch.no_grad():
@@ -157,11 +153,28 @@ class Distillation(MaskedLanguageModel):
 
         return torch.stack(
             [
-                summed_cross_entropy(*masked, labels),
+                summed_cross_entropy(*masked, labels.long()),
                 summed_divergence(ours, theirs, self.settings.temperature),
-                cosine_loss(hidden, their_hidden, counted),
+                cosine_loss(hidden, their_hidden, where_tokens(inputs, attention)),
             ]
         )
+
+
+def where_tokens(inputs: Tensor, attention: Tensor | Row | None) -> Tensor:
+    """1 on the tokens of blocks, 0 on padding and on an <s> without a block: like `inputs`."""
+    if isinstance(attention, Row):
+        return (torch.arange(inputs.numel(), device=inputs.device) < attention.tokens).long()[None]
+    return torch.ones_like(inputs) if attention is None else (attention == 1).long()
+
+
+def places_of_tokens(inputs: Tensor, attention: Tensor | Row | None) -> Tensor:
+    """Where the tokens of blocks are in the flattened inputs. Waits for the GPU where blocks are
+    padded."""
+    if isinstance(attention, Row):
+        return torch.arange(attention.tokens, device=inputs.device)
+    if attention is None:
+        return torch.arange(inputs.numel(), device=inputs.device)
+    return (attention == 1).flatten().nonzero().squeeze(1)
 
 
 def cosine_loss(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:

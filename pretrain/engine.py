@@ -151,8 +151,8 @@ def deepspeed_config(
 class Engine:
     """A model on this rank's device, trained together with the other ranks.
 
-    An update is `accumulation` calls of `backward` on every rank (gradient accumulation), then one
-    of `step`.
+    An update is a forward pass and `backward` for each of its micro-batches on every rank (gradient
+    accumulation), then one `step`.
     """
 
     def __init__(
@@ -195,6 +195,7 @@ class Engine:
                 ) from error
 
         bound_groups(run.start_timeout)
+        self._left = accumulation
         self._model = model
         self._adam = adam
         if self.ranks == 1 and not self._sharded:
@@ -209,11 +210,16 @@ class Engine:
 
     # ------------------------------------------------------------------------------------ an update
 
+    def begin(self, micro_batches: int) -> None:
+        """An update of so many micro-batches begins; without this it has `accumulation`."""
+        self._left = micro_batches
+
     def backward(self, loss: Tensor) -> None:
         """Add one micro-batch's gradient. `loss`: its part of the update's loss, fp32; the parts of
         all micro-batches and ranks add up to it."""
         self._deepspeed.backward(loss * (self.accumulation * self.ranks))
-        if not self._deepspeed.is_gradient_accumulation_boundary():
+        self._left -= 1
+        if self._left:
             self._deepspeed.step()  # counts the micro-batch; updates nothing
 
     @property
@@ -239,7 +245,8 @@ class Engine:
         gradient is gone. None, in fp16: the gradient overflowed, and only the loss scale has
         changed; compute the same update again. Raises UserError, before the step, if the ranks
         found different norms."""
-        assert self._deepspeed.is_gradient_accumulation_boundary()
+        assert not self._left
+        self._left = self.accumulation
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
 
@@ -285,7 +292,9 @@ class Engine:
 
         return found[0]
 
-    def __call__(self, *inputs: Tensor | None) -> Tensor:
+    def __call__(self, *inputs: Any) -> Tensor:
+        """The forward pass of a micro-batch."""
+        self._deepspeed.set_gradient_accumulation_boundary(self._left == 1)
         return self._deepspeed(*inputs)
 
     def _norm(self) -> float:

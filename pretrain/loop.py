@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from robustly import StartAgain, UserError, heartbeat, lease, log, stopping
 from robustly.exit_codes import START_AGAIN
@@ -21,6 +22,7 @@ from robustly.launch.checks import NO_CHECK
 from robustly.manifest import Manifest, Stage
 from robustly.metrics import read_metrics
 from robustly.pretrain.agreement import agree, agree_on_weights
+from robustly.pretrain.attention import attention_for
 from robustly.pretrain.bad_updates.bad_numbers import (
     DUMPS,
     Attempt,
@@ -33,7 +35,7 @@ from robustly.pretrain.bad_updates.bad_numbers import (
 )
 from robustly.pretrain.bad_updates.policies import MOST_IN_A_ROW, Policy, UpdatePolicies
 from robustly.pretrain.bad_updates.update_records import SKIPPED
-from robustly.pretrain.batches import RankBatch, dropout_seed
+from robustly.pretrain.batches import RankBatch
 from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.checkpoints.background_saves import BackgroundSaves
 from robustly.pretrain.checkpoints.checkpoint import Checkpoint, Progress
@@ -45,6 +47,7 @@ from robustly.pretrain.checkpoints.disk_space import (
 from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
 from robustly.pretrain.inputs import Inputs, open_inputs
 from robustly.pretrain.masking import SpecialTokens
+from robustly.pretrain.micro_batch import dropout_seed
 from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import weighted
 from robustly.pretrain.phases import Phases
@@ -180,13 +183,18 @@ class Trainer:
         self.packed_index = inputs.packed_index
         self.special = SpecialTokens.of(inputs.tokenizer)
         self.validation_blocks = inputs.validation if len(inputs.validation) else None
-        self.batches = Phases.of(config, inputs.train, self.special, rank, ranks)
+        self.attention = attention_for(config.run, config.model, device)
+        in_rows, on_gpu = self.attention.in_rows, device.type == "cuda"
+        fixed = config.run.compile or (on_gpu and in_rows)
+        self.batches = Phases.of(
+            config, inputs.train, self.special, rank, ranks, in_rows, fixed, pinned=on_gpu
+        )
 
         pairs = inputs.validation.pairs
         self.model = initial_model(config, inputs.tokenizer, pairs, rank, device)
         self.loss_terms = self.model.loss_terms()
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        set_up_model(self.model, config.run, device)
+        set_up_model(self.model, config.run, self.attention)
         self.engine = Engine(
             self.model, config.optim, config.run, self.batches.accumulation, device
         )
@@ -300,10 +308,12 @@ class Trainer:
                     self.device,
                     self.progress,
                 )
-                self.log.header(self.parameters, [host for host, _ in places])
+                self.log.header(self.parameters, [host for host, _ in places], self.attention)
                 if not self.sessions:  # else training has gone back within a session
                     update, lost = self.progress.update, self.log.metrics.lost
-                    began = begin_session(self.config.run, places, update, lost)
+                    began = begin_session(
+                        self.config.run, self.attention.name, places, update, lost
+                    )
                     self.sessions = (*self.progress.sessions, began)
 
                 write_sessions(self.folder, self.sessions)
@@ -373,9 +383,10 @@ class Trainer:
     ) -> tuple[list[float], list[float]]:
         """Gradient accumulation: forward and backward through every micro-batch. Returns the loss
         of each of this rank's micro-batches, and the sums of the loss terms over all ranks."""
-        weights = torch.tensor([term.weight for term in self.loss_terms], device=self.device)
-        over = torch.tensor(divisors, device=self.device)
+        weights = self._on_device([term.weight for term in self.loss_terms])
+        over = self._on_device(divisors)
         found = []  # kept on the device: reading them waits for the GPU
+        self.engine.begin(len(batch.micro_batches))
         for number, on_cpu in enumerate(batch.micro_batches, 1):
             one = on_cpu.to(self.device)
             torch.manual_seed(dropout_seed(self.config.seed, batch.update, one))
@@ -389,6 +400,14 @@ class Trainer:
         table = torch.stack(found).double().tolist()
         totals = sum_over_ranks([sum(column) for column in zip(*table, strict=True)], self.device)
         return [weighted(row, self.loss_terms, divisors) for row in table], totals
+
+    def _on_device(self, numbers: Sequence[float]) -> Tensor:
+        """Numbers as fp32 on the device, without waiting for it."""
+        found = torch.tensor(numbers)
+        if self.device.type == "cuda":
+            found = found.pin_memory()
+
+        return found.to(self.device, non_blocking=True)
 
     def _look_into(
         self, batch: RankBatch, divisors: Sequence[float], first: Attempt
@@ -549,7 +568,7 @@ class Trainer:
             config.run.evaluate_blocks,
             config.masking,
             self.special,
-            config.run.micro_batch,
+            self.batches.last.layout,
             self.rank,
             self.ranks,
             self.device,

@@ -12,7 +12,8 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 from robustly.pretrain.config import ModelConfig
 from robustly.pretrain.cross_entropy import Scores, summed_cross_entropy
 from robustly.pretrain.masking import SpecialTokens
-from robustly.pretrain.unpadded import encode_unpadded
+from robustly.pretrain.micro_batch import Row
+from robustly.pretrain.unpadded import encode_row
 
 
 def roberta_config(model: ModelConfig, special: SpecialTokens) -> RobertaConfig:
@@ -72,10 +73,10 @@ class NextSentenceHead(nn.Module):
             nn.init.normal_(layer.weight, std=config.initializer_range, generator=generator)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(N, 2) scores of "does not follow" and "follows", fp32; `hidden`: (N, L, H) of the
-        encoder."""
-        return self.output(torch.tanh(self.dense(hidden[:, 0]))).float()
+    def forward(self, first: Tensor) -> Tensor:
+        """(N, 2) scores of "does not follow" and "follows", fp32; `first`: (N, H), the encoder's
+        hidden state of each <s>."""
+        return self.output(torch.tanh(self.dense(first))).float()
 
 
 class Logits(NamedTuple):
@@ -115,9 +116,6 @@ class MaskedLanguageModel(nn.Module):
         super().__init__()
         self.model = model
         self.next_sentence = next_sentence
-        self.unpadded = False
-        """Whether padding is left out before the encoder: `robustly.pretrain.model_setup` sets it,
-        with the attention that this needs."""
 
     def loss_terms(self) -> list[LossTerm]:
         """What `forward` gives, in its order."""
@@ -127,7 +125,7 @@ class MaskedLanguageModel(nn.Module):
     def forward(
         self,
         inputs: Tensor,
-        attention: Tensor | None,
+        attention: Tensor | Row | None,
         positions: Tensor,
         labels: Tensor,
         follows: Tensor | None = None,
@@ -135,21 +133,25 @@ class MaskedLanguageModel(nn.Module):
         """Sums of the cross-entropy in nats, fp32: over M masked tokens, and over the blocks of two
         segments; (1,), or (2,) with a next-sentence head.
 
-        The arguments are a `batches.MicroBatch`'s. M may be 0: the sum is then 0, and so is every
+        The arguments are a `MicroBatch`'s. M may be 0: the sum is then 0, and so is every
         gradient."""
         hidden = self.encode(inputs, attention)  # (N, L, H)
-        sums = [summed_cross_entropy(*self.scores(hidden, positions), labels)]
+        sums = [summed_cross_entropy(*self.scores(hidden, positions), labels.long())]
         if self.next_sentence is not None:
             assert follows is not None
-            scores = self.next_sentence(hidden)
-            sums.append(functional.cross_entropy(scores, follows, ignore_index=-1, reduction="sum"))
+            scores = self.next_sentence(first_of_blocks(hidden, attention))
+            right = follows.long()
+            sums.append(functional.cross_entropy(scores, right, ignore_index=-1, reduction="sum"))
 
         return torch.stack(sums)
 
-    def logits(self, inputs: Tensor, attention: Tensor | None, positions: Tensor) -> Logits:
+    def logits(self, inputs: Tensor, attention: Tensor | Row | None, positions: Tensor) -> Logits:
         """Scores at the masked positions, all at once: for evaluations, which count right ones."""
         hidden = self.encode(inputs, attention)
-        follows = None if self.next_sentence is None else self.next_sentence(hidden)
+        follows = None
+        if self.next_sentence is not None:
+            follows = self.next_sentence(first_of_blocks(hidden, attention))
+
         return Logits(self.token_logits(hidden, positions), follows)
 
     def scores(self, hidden: Tensor, positions: Tensor) -> Scores:
@@ -164,8 +166,35 @@ class MaskedLanguageModel(nn.Module):
         """(M, vocabulary) scores, fp32, at `positions`, (M,), of the hidden states, (N, L, H)."""
         return self.model.lm_head(hidden.flatten(0, 1)[positions]).float()
 
-    def encode(self, inputs: Tensor, attention: Tensor | None) -> Tensor:
-        """The last hidden states, (N, L, H)."""
-        if self.unpadded and attention is not None:
-            return encode_unpadded(self.model.roberta, inputs, attention)
-        return self.model.roberta(inputs, attention_mask=attention).last_hidden_state
+    def encode(self, inputs: Tensor, attention: Tensor | Row | None) -> Tensor:
+        """The last hidden states, (N, L, H), or (1, T, H) of a row."""
+        roberta = self.model.roberta
+        if isinstance(attention, Row):
+            return encode_row(roberta, inputs, attention)
+
+        name = roberta.config._attn_implementation
+        if attention is not None and name in ("sdpa", "eager"):
+            attention = attention_mask(attention, name, self.model.dtype)
+
+        found: Tensor = roberta(inputs, attention_mask=attention).last_hidden_state
+        return found
+
+
+def attention_mask(attention: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+    """The mask of padded blocks, (N, 1, 1, L), for transformers' attention of this name: for sdpa
+    where there are tokens, for eager what is added to the scores.
+
+    transformers would make one of (N, 1, L, L), and first wait for the GPU to learn whether all of
+    `attention`, (N, L), is 1."""
+    tokens = attention.bool()[:, None, None, :]
+    if name == "sdpa":
+        return tokens
+    return torch.zeros_like(tokens, dtype=dtype).masked_fill(~tokens, torch.finfo(dtype).min)
+
+
+def first_of_blocks(hidden: Tensor, attention: Tensor | Row | None) -> Tensor:
+    """The hidden state of each block's <s>, (N, H); `hidden`: (N, L, H), or (1, T, H) of a row,
+    where N is E - 1, and those that are no blocks have any state."""
+    if isinstance(attention, Row):
+        return hidden[0, attention.ends[:-1].clamp(max=hidden.shape[1] - 1)]
+    return hidden[:, 0]

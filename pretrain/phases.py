@@ -13,7 +13,13 @@ from typing import NamedTuple
 
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.sampler import EpochSampler
-from robustly.pretrain.batches import Batches, BatchesAhead, RankBatch, blocks_per_update
+from robustly.pretrain.batches import (
+    Batches,
+    BatchesAhead,
+    RankBatch,
+    blocks_per_update,
+    layout_for,
+)
 from robustly.pretrain.config import MaskingConfig
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.schedule import UpdateSizes
@@ -36,10 +42,7 @@ class Phases:
         self._phases = list(phases)
         self._ends = [phase.last for phase in phases]
         self.accumulation = max(phase.batches.accumulation for phase in phases)
-        """Micro-batches of a rank in every update; where a phase needs fewer, the last are
-        empty."""
-        for phase in phases:
-            phase.batches.accumulation = self.accumulation
+        """Micro-batches of a rank in a full update of the phase that needs the most."""
 
     @classmethod
     def of(
@@ -49,9 +52,13 @@ class Phases:
         special: SpecialTokens,
         rank: int,
         ranks: int,
+        in_rows: bool = False,
+        fixed: bool = False,
+        pinned: bool = False,
     ) -> "Phases":
-        """Those of a config, from its blocks of each length. Raises UserError as `EpochSampler`
-        does."""
+        """Those of a config, from its blocks of each length. `in_rows`: blocks stand in rows, not
+        side by side; `fixed`: all micro-batches of a phase have one shape; `pinned`: they lie in
+        memory that a GPU reads by itself. Raises UserError as `EpochSampler` does."""
         found: list[Phase] = []
         after = 0
         for section in config.stretches():
@@ -64,8 +71,11 @@ class Phases:
             if found:
                 sizes = sizes.following(after + 1, _position(found[-1], sampler, after + 1))
 
-            layout = rank, ranks, section.micro_batch
-            made = Batches(sampler, sizes, masking, special, *layout, config.schedule)
+            micro_batch = section.micro_batch
+            layout = layout_for(sampler, full, ranks, micro_batch, in_rows, fixed)
+            made = Batches(
+                sampler, sizes, masking, special, rank, ranks, layout, config.schedule, pinned
+            )
             found.append(Phase(after, section.last, made))
             after = section.last
 

@@ -23,7 +23,7 @@ from robustly.pretrain.stage import PretrainingConfig
 RECORDS = ("metrics.jsonl", "evaluations.jsonl", SKIPPED, SPIKES)
 OF_THE_MOMENT = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds")
 """Figures of metrics.jsonl that no two runs share."""
-LAYOUT = ("ranks", "micro_batch", "precision", "zero_stage", "devices", "versions")
+LAYOUT = ("ranks", "micro_batch", "precision", "zero_stage", "attention", "devices", "versions")
 """Fields of a `sessions.Session` that change results by rounding."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2, "fp16": 3e-2}
 """Relative, of losses and of the length of all weights, where the layout is another one."""
@@ -215,5 +215,6 @@ def _layout(folder: Path, made: Path, chosen: Replayed) -> list[str]:
         f"{key}: {old} there, {new} now"
         for session in there
         for key in LAYOUT
-        if (old := getattr(session, key)) != (new := getattr(now, key))
+        # an empty one is of a session that ended before it was noted
+        if (old := getattr(session, key)) != "" and old != (new := getattr(now, key))
     ]

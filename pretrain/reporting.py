@@ -11,6 +11,7 @@ import torch
 from robustly import log, manifest
 from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import Metrics, WandbRun
+from robustly.pretrain.attention import Attention
 from robustly.pretrain.checkpoints.checkpoint import Progress
 from robustly.pretrain.config import MaskingConfig
 from robustly.pretrain.flops import flops_per_token
@@ -103,7 +104,7 @@ class TrainingLog:
         )
         self.peak = peak_tflops(config.run, _gpu(device))
 
-    def header(self, parameters: int, hosts: Sequence[str]) -> None:
+    def header(self, parameters: int, hosts: Sequence[str], attention: Attention) -> None:
         """Say what is trained, on what, and in which batches. `hosts`: of each rank."""
         config, run, schedule = self.config, self.config.run, self.config.schedule
         batches, begin, last = self.batches.last, schedule.begin, schedule.updates
@@ -126,6 +127,7 @@ class TrainingLog:
                 f"{self.ranks} x {device}, {run.precision}, ZeRO stage"
                 f" {run.zero_stage_for(self.ranks)}"
             ),
+            "attention": attention,
             "parameters": parameters,
             "blocks": (
                 f"{len(sampler.blocks):,} of {config.data.block_length} ({config.data.format})"
@@ -134,7 +136,7 @@ class TrainingLog:
             "peak": f"{self.peak:g} TFLOP/s of each" if self.peak else None,
             "global batch": f"{batch}; {sizes.full * sampler.mean_length:,.0f} tokens",
             "gradient accumulation": (
-                f"{self.batches.accumulation} micro-batches of {run.micro_batch} blocks on each of"
+                f"{self.batches.accumulation} micro-batches {batches.layout} on each of"
                 f" {self.ranks} ranks"
             ),
             "updates": f"{f'{begin + 1:,} to ' if begin else ''}{last:,}, {epochs:,.2f} epochs",

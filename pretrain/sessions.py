@@ -42,12 +42,19 @@ class Session:
     lost_metrics: tuple[str, ...] = ()
     """Files whose lines up to `from_update` were not what they had been; see
     `run.accept_lost_metrics`."""
+    attention: str = ""
+    """As transformers calls it; nothing in sessions that ended before it was noted."""
 
 
 def begin_session(
-    run: RunConfig, places: Sequence[tuple[str, str]], update: int, lost_metrics: Sequence[str]
+    run: RunConfig,
+    attention: str,
+    places: Sequence[tuple[str, str]],
+    update: int,
+    lost_metrics: Sequence[str],
 ) -> Session:
-    """A session that begins now, after `update`. `places`: host and device of each rank."""
+    """A session that begins now, after `update`, with this attention (`attention.Attention.name`).
+    `places`: host and device of each rank."""
     hosts, devices = zip(*places, strict=True)
     return Session(
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -62,6 +69,7 @@ def begin_session(
         from_update=update,
         to_update=update,
         lost_metrics=tuple(lost_metrics),
+        attention=attention,
     )
 
 

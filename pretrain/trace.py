@@ -5,18 +5,22 @@ Both ask what training asks: the sampler for the blocks of an update, the masks 
 packed index for the places of their tokens. So what they list is what is trained on, on any number
 of ranks, before, while and after it is."""
 
+import json
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from robustly import UserError
 from robustly.data_prep.origins import Document, Origins
 from robustly.data_prep.store import check_tokenizer
+from robustly.pretrain.attention import attention_for, in_rows
 from robustly.pretrain.batches import Batches
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.phases import Phases
+from robustly.pretrain.sessions import SESSIONS
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.targets import open_training_blocks
 from robustly.tokenizer import load_tokenizer
@@ -75,14 +79,35 @@ class Occurrence(NamedTuple):
     block: int
 
 
-def batches_of(config: PretrainingConfig, rank: int = 0, ranks: int = 1) -> Phases:
-    """The batches of a config, from its finished tokenizer and data folders. Raises UserError where
-    they are not finished, do not belong together, or are not those that were trained on."""
+def batches_of(
+    config: PretrainingConfig, rank: int = 0, ranks: int = 1, update: int | None = None
+) -> Phases:
+    """The batches of a config, from its finished tokenizer and data folders, laid out as the
+    session laid them out that made `update`. Raises UserError where the folders are not finished,
+    do not belong together, or are not those that were trained on."""
     config.stage().refuse_other_work()
     tokenizer, folder = load_tokenizer(config.folder("tokenizer")), config.folder("data")
     check_tokenizer(folder, tokenizer)
     train = open_training_blocks(config, tokenizer)
-    return Phases.of(config, train, SpecialTokens.of(tokenizer), rank, ranks)
+    special, name = SpecialTokens.of(tokenizer), _attention_of(config, update)
+    return Phases.of(config, train, special, rank, ranks, in_rows(name))
+
+
+def _attention_of(config: PretrainingConfig, update: int | None) -> str:
+    """The attention that an update was made with, where the run's sessions say so; else that of
+    the config, which with `auto` is what this machine would take."""
+    sessions = config.folder("train") / SESSIONS
+    for line in sessions.read_text().splitlines() if sessions.exists() else ():
+        session = json.loads(line)
+        made = update is not None and session["from_update"] < update <= session["to_update"]
+        if made and session.get("attention"):
+            return str(session["attention"])
+
+    if config.run.attention != "auto":
+        return config.run.attention
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return attention_for(config.run, config.model, device).name
 
 
 def trace_update(batches: Batches, update: int) -> list[TracedBlock]:
@@ -90,14 +115,14 @@ def trace_update(batches: Batches, update: int) -> list[TracedBlock]:
     model."""
     origins = Origins(batches.sampler.blocks)
     share = batches.share(update)
-    position = batches.sizes.before(update) + share.begin
+    positions = (batches.sizes.before(update) + share.dealt.places).tolist()
     found = []
-    for micro_batch, rows in enumerate(share.rows):
+    for micro_batch, rows in enumerate(share.dealt.rows):
         for place, row in enumerate(rows.tolist()):
             epoch, entry, block, second = (int(column[row]) for column in share.samples)
             found.append(
                 TracedBlock(
-                    position=position + row,
+                    position=positions[row],
                     rank=batches.rank,
                     micro_batch=micro_batch,
                     row=place,

@@ -13,11 +13,13 @@ from torch.nn import functional
 
 from robustly import heartbeat
 from robustly.data_prep.blocks import Blocks
-from robustly.data_prep.sampler import EpochSampler
+from robustly.data_prep.sampler import EpochSampler, Samples
 from robustly.heartbeat import Phase
-from robustly.pretrain.batches import MicroBatch, make_micro_batch
+from robustly.pretrain.batches import fetch
 from robustly.pretrain.config import MaskingConfig
+from robustly.pretrain.layout import Layout, laid_out
 from robustly.pretrain.masking import EVALUATION_EPOCH, EVALUATION_SEED, SpecialTokens
+from robustly.pretrain.micro_batch import MicroBatch
 from robustly.pretrain.objective import MaskedLanguageModel
 from robustly.pretrain.ranks import progress, sum_over_ranks
 
@@ -71,23 +73,30 @@ def masked_batches(
     limit: int | None,
     masking: MaskingConfig,
     special: SpecialTokens,
-    micro_batch: int,
+    layout: Layout | int,
     rank: int = 0,
     ranks: int = 1,
-) -> Iterator[tuple[MicroBatch, NDArray[np.int64]]]:
+) -> Iterator[tuple[MicroBatch, Tensor]]:
     """This rank's part of a fixed pseudo-random subset of `limit` validation blocks (None: all of
-    them), under fixed masks; with the index of each block's source, (N,)."""
+    them), under fixed masks, with the index of each masked token's source, (M,); as many on each
+    rank, the last perhaps empty: they meet at each."""
     sampler = EpochSampler(blocks, EVALUATION_SEED)
     count = min(len(blocks), limit or len(blocks))
-    begin, end = rank * count // ranks, (rank + 1) * count // ranks
 
-    # as many on each rank, the last perhaps empty: they meet at each
-    most = begin + -(-count // ranks)
-    for first in range(begin, most, micro_batch):
-        positions = np.arange(min(first, end), min(first + micro_batch, end))
-        samples = sampler.samples(np.full_like(positions, EVALUATION_EPOCH), positions)
-        batch = make_micro_batch(sampler, samples, masking, special, first)
-        yield batch, blocks.sources_of(samples.block)
+    def samples(positions: NDArray[np.int64]) -> Samples:
+        return sampler.samples(np.full_like(positions, EVALUATION_EPOCH), positions)
+
+    def lengths(begin: int, end: int) -> NDArray[np.int32]:
+        return sampler.lengths(samples(np.arange(begin, end)))
+
+    layout = laid_out(layout)
+    dealt = layout.deal(lengths, count, rank, ranks, by_length=False)
+    for rows, first in zip(dealt.rows, dealt.firsts, strict=True):
+        chosen = samples(dealt.places[rows])
+        found = fetch(sampler, chosen, masking, special)
+        batch = layout.make(found, np.arange(len(rows)), first)
+        sources = torch.from_numpy(blocks.sources_of(chosen.block))
+        yield batch, sources[batch.blocks_of(batch.positions)]
 
 
 @torch.no_grad()
@@ -97,7 +106,7 @@ def evaluate(
     limit: int | None,
     masking: MaskingConfig,
     special: SpecialTokens,
-    micro_batch: int,
+    layout: Layout | int,
     rank: int,
     ranks: int,
     device: torch.device,
@@ -113,7 +122,7 @@ def evaluate(
     names = blocks.store.sources
     # loss, right, and how many: of the masked tokens of each source, then of the next sentences
     sums = torch.zeros(3, len(names) + 1, dtype=torch.float64, device=device)
-    batches = masked_batches(blocks, limit, masking, special, micro_batch, rank, ranks)
+    batches = masked_batches(blocks, limit, masking, special, layout, rank, ranks)
     share = min(len(blocks), limit or len(blocks)) // ranks
     with progress(rank, "validation", share, "blocks") as done:
         for on_cpu, sources in batches:
@@ -125,13 +134,13 @@ def evaluate(
 
             batch = on_cpu.to(device)
             logits = model.logits(batch.inputs, batch.attention, batch.positions)
-            source = torch.from_numpy(sources).to(device)[batch.positions // batch.inputs.shape[1]]
-            sums.index_add_(1, source, _scores(logits.tokens, batch.labels))
+            sums.index_add_(1, sources.to(device), _scores(logits.tokens, batch.labels.long()))
             if logits.follows is not None and batch.follows is not None:
                 known = batch.follows >= 0
-                sums[:, -1] += _scores(logits.follows[known], batch.follows[known]).sum(1)
+                right = batch.follows[known].long()
+                sums[:, -1] += _scores(logits.follows[known], right).sum(1)
 
-            done(len(batch.inputs))
+            done(batch.blocks)
 
     model.train(was_training)
     table = np.array(sum_over_ranks(sums.flatten().tolist(), device)).reshape(3, -1)
@@ -175,6 +184,6 @@ def unigram_loss(
         counts[[special.bos, special.eos]] = 1  # they are never targets
 
     nats = -np.log(counts / counts.sum())
-    batches = masked_batches(validation, limit, masking, special, micro_batch=64)
+    batches = masked_batches(validation, limit, masking, special, 64)
     labels = np.concatenate([batch.labels.numpy() for batch, _ in batches])
     return float(nats[labels].mean())

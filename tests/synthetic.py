@@ -37,6 +37,11 @@ class RandomBlocks:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def lengths_of(
+        self, blocks: NDArray[np.int64], seconds: NDArray[np.int64] | None = None
+    ) -> NDArray[np.integer]:
+        return self.lengths[blocks]
+
     def gather(
         self, blocks: NDArray[np.int64], seconds: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.integer], NDArray[np.integer]]:

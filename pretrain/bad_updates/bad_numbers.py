@@ -20,7 +20,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from robustly.files import write_atomic, write_json
-from robustly.pretrain.batches import Batches, MicroBatch, RankBatch, dropout_seed
+from robustly.pretrain.batches import Batches, RankBatch
+from robustly.pretrain.micro_batch import dropout_seed
 from robustly.pretrain.trace import trace_update
 
 DUMPS = "dumps"
@@ -245,19 +246,12 @@ def report(
             watched[number].activation,
             watched[number].gradients,
             [block.json() for block in traced if block.micro_batch == number],
-            _inputs(batch.micro_batches[number]),
+            # safetensors writes no two tensors of one buffer
+            {name: t.clone() for name, t in batch.micro_batches[number].tensors().items()},
         )
         for number in bad[:MOST_MICRO_BATCHES]
     ]
     return RankReport(batches.rank, socket.gethostname(), first.losses, again.losses, faulty)
-
-
-def _inputs(micro_batch: MicroBatch) -> dict[str, Tensor]:
-    return {
-        name: tensor.contiguous()
-        for name, tensor in micro_batch._asdict().items()
-        if isinstance(tensor, Tensor)
-    }
 
 
 def write_dump(folder: Path, examination: Examination, facts: dict[str, Any]) -> Path:

@@ -5,6 +5,7 @@ import torch
 from transformers import RobertaForMaskedLM
 
 from robustly import log
+from robustly.pretrain.attention import attention_for
 from robustly.pretrain.config import DistillationConfig
 from robustly.pretrain.distillation import Distillation, open_teacher, start_from_teacher
 from robustly.pretrain.masking import SpecialTokens
@@ -69,5 +70,5 @@ def _student(
 
     run = config.run
     objective = MaskedLanguageModel(teacher.to(device, DTYPES[run.precision])).eval()
-    set_up_model(objective, run, device)
+    set_up_model(objective, run, attention_for(run, config.model, device))
     return Distillation(roberta, objective, settings)

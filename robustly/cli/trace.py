@@ -76,7 +76,7 @@ def trace_command(
         assert update is not None
         trace.check_update(update, experiment)
         chosen = range(total) if rank is None else [rank]
-        whole = trace.batches_of(experiment, 0, total)
+        whole = trace.batches_of(experiment, 0, total, update)
         shares = [trace.trace_update(whole.of_rank(one).at(update), update) for one in chosen]
         blocks = [block for share in shares for block in share]
         _show_update(update, update in skipped, blocks, partition_files(experiment), as_json)
@@ -108,7 +108,8 @@ def replay_command(
 ) -> None:
     """Train N updates of a run again, in a temporary folder, from a checkpoint that it kept, and
     compare losses, and weights where another checkpoint lies at their end: they are the same to the
-    last bit on the same layout (ranks, micro-batch, precision, ZeRO stage, devices, versions), and
+    last bit on the same layout (ranks, micro-batch, precision, ZeRO stage, attention,
+    devices, versions), and
     within a tolerance on another. Exit code 1 where they are not."""
     with user_errors():
         from robustly.launch import local

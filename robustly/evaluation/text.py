@@ -31,7 +31,7 @@ from robustly.evaluation.cutting import Cutting
 from robustly.evaluation.model import MaskedLM
 from robustly.evaluation.scoring import by_length, score_targets, standard_error
 from robustly.evaluation.text_store import SPLIT, Texts, places, write_texts
-from robustly.pretrain.batches import MaskedBlocks
+from robustly.pretrain.batches import fetch
 from robustly.pretrain.masking import EVALUATION_EPOCH, EVALUATION_SEED
 
 SUMS = ("loss", "right", "masked", "text_loss", "text_bytes")
@@ -110,7 +110,7 @@ def _score(
     with log.progress("evaluating", len(samples.block), "blocks") as advance:
         for some in by_length(sampler.blocks.lengths[samples.block], batch_size):
             chosen = Samples(*(column[some] for column in samples))
-            found = MaskedBlocks(sampler, chosen, cut.masking, lm.special)
+            found = fetch(sampler, chosen, cut.masking, lm.special)
             width = int(found.lengths.max())
             ids, targets = found.ids[:, :width], found.masked.targets[:, :width]
             masked = found.masked._replace(inputs=found.masked.inputs[:, :width], targets=targets)

@@ -7,8 +7,10 @@ import torch
 
 from robustly import log
 from robustly.preflight.speed import Speed
+from robustly.pretrain.attention import attention_for
 from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
 from robustly.pretrain.masking import SpecialTokens
+from robustly.pretrain.micro_batch import Row
 from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.stage import PretrainingConfig
@@ -42,20 +44,23 @@ def _measure(config: PretrainingConfig, ranks: int, device: torch.device) -> Spe
     special = SpecialTokens(vocab_size, 0, 1, 2, vocab_size - 1)
     model = new_model(roberta_config(config.model, special), config.seed)
     objective = MaskedLanguageModel(model).train()
-    set_up_model(objective, config.run, device)
+    attention = attention_for(config.run, config.model, device)
+    set_up_model(objective, config.run, attention)
     engine = Engine(objective, config.optim, config.run, 1, device)
     blocks = 1
-    times = [_one(engine, config, blocks)]  # warms up
+    times = [_one(engine, config, blocks, attention.in_rows)]  # warms up
     if sum(times[0]) < SECONDS / 3:  # else it is too slow here for anything but this one
-        alone, _ = _one(engine, config, blocks)
+        alone, _ = _one(engine, config, blocks, attention.in_rows)
         blocks = max(1, min(config.run.micro_batch, int(STEP_SECONDS / alone)))
-        times = _repeat(engine, config, blocks)
+        times = _repeat(engine, config, blocks, attention.in_rows)
 
     passed, updated = (sum(column) / len(times) for column in zip(*times, strict=True))
     return speed_of(config, ranks, blocks, passed, updated, device.type)
 
 
-def _repeat(engine: Engine, config: PretrainingConfig, blocks: int) -> list[tuple[float, float]]:
+def _repeat(
+    engine: Engine, config: PretrainingConfig, blocks: int, in_a_row: bool
+) -> list[tuple[float, float]]:
     """The times of micro-batches, as many as begin within `SECONDS`."""
     times: list[tuple[float, float]] = []
     shown, begin = 0, time.monotonic()
@@ -64,7 +69,7 @@ def _repeat(engine: Engine, config: PretrainingConfig, blocks: int) -> list[tupl
         while (spent := time.monotonic() - begin) < SECONDS:
             advance(int(spent) - shown)
             shown = int(spent)
-            times.append(_one(engine, config, blocks))
+            times.append(_one(engine, config, blocks, in_a_row))
 
         advance(SECONDS - shown)
 
@@ -84,15 +89,23 @@ def speed_of(
     return Speed(tokens / seconds, source, of_full_blocks=True)
 
 
-def _one(engine: Engine, config: PretrainingConfig, blocks: int) -> tuple[float, float]:
+def _one(
+    engine: Engine, config: PretrainingConfig, blocks: int, in_a_row: bool
+) -> tuple[float, float]:
     """Seconds of a forward and backward pass of `blocks` full blocks, and of an update."""
     length = config.data.block_length
     masked = max(1, round(blocks * length * config.masking.mean_probability))
     inputs = torch.randint(4, config.tokenizer.vocab_size, (blocks, length)).to(engine.device)
     positions = torch.randperm(blocks * length)[:masked].sort().values.to(engine.device)
-    labels = inputs.flatten()[positions]
+    labels, row = inputs.flatten()[positions], None
+    if in_a_row:
+        ends = torch.arange(0, blocks * length + 1, length, dtype=torch.int32)
+        places = torch.arange(2, length + 2).repeat(blocks)[None]
+        row = Row(places.to(engine.device), ends.to(engine.device), length, blocks * length)
+        inputs = inputs.view(1, -1)
+
     begin = _now(engine.device)
-    engine.backward(engine(inputs, None, positions, labels).sum() / masked)
+    engine.backward(engine(inputs, row, positions, labels).sum() / masked)
     middle = _now(engine.device)
     engine.step(1e-6)
     return middle - begin, _now(engine.device) - middle

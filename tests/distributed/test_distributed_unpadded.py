@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from ranks import run_distributed
-from robustly import UserError
 from robustly.metrics import read_metrics
-from robustly.pretrain.loop import pretrain
+from robustly.pretrain.loop import Stopped, pretrain
 from robustly.pretrain.stage import PretrainingConfig
 
 pytestmark = pytest.mark.distributed
@@ -48,15 +47,25 @@ def read(config: PretrainingConfig, name: str) -> list[dict[str, Any]]:
     return read_metrics(config.folder("train") / f"{name}.jsonl")
 
 
-def test_attention_dropout_is_refused_before_the_first_update(
+def test_a_run_with_dropout_goes_on_in_rows_as_if_it_had_not_stopped(
     pretraining: Callable[..., PretrainingConfig],
 ) -> None:
-    config = pretraining("refused", "run.attention=varlen")
+    """Of blocks of two segments, too, and to the last bit."""
+    settings = ("data.format=segment_pair", "run.attention=varlen", "run.evaluate_every=100")
+    lines = []
+    for name in ("whole", "stopped"):
+        config = pretraining(name, *settings, "model.dropout=0.1", "model.attention_dropout=0.1")
+        if name == "stopped":
+            run_distributed(2, stop_after_5, config)
 
-    def refused(rank: int, ranks: int) -> str:
-        with pytest.raises(UserError) as found:
-            go(rank, ranks, config)
-        return str(found.value)
+        run_distributed(2, go, config)
+        found = [{key: line[key] for key in ("update", "loss")} for line in read(config, "metrics")]
+        lines.append(found)
 
-    (message,) = run_distributed(1, refused)
-    assert "run.attention = varlen has no dropout" in message
+    assert lines[0] == lines[1] and len(lines[0]) == 12
+
+
+def stop_after_5(rank: int, ranks: int, config: PretrainingConfig) -> None:
+    torch.set_num_threads(1)
+    with pytest.raises(Stopped):
+        pretrain(config, rank, rank, ranks, stop_after=5)

@@ -11,11 +11,11 @@ import torch
 from robustly.data_prep.sampler import EpochSampler
 from robustly.pretrain.batches import (
     Batches,
-    MicroBatch,
-    accumulation_steps,
     blocks_per_update,
     make_micro_batch,
 )
+from robustly.pretrain.layout import accumulation_steps
+from robustly.pretrain.micro_batch import MicroBatch
 from robustly.pretrain.schedule import UpdateSizes
 from synthetic import VOCABULARY, RandomBlocks, masking, optim, order, schedule
 
@@ -84,7 +84,7 @@ def test_growing_updates_meet_the_stream_once_and_in_order(ranks: int) -> None:
             [make_micro_batch(made[0].sampler, places, masking(), VOCABULARY, 0)]
         )
 
-    assert {len(one.batch(1).micro_batches) for one in made} == {accumulation_steps(32, ranks, 4)}
+    assert {len(one.batch(1).micro_batches) for one in made} == {accumulation_steps(2, ranks, 4)}
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 40])
@@ -121,6 +121,7 @@ def test_ahead_raises_what_the_maker_raised() -> None:
 def test_doc_sentences_gets_more_blocks_for_as_many_tokens() -> None:
     assert blocks_per_update(optim(batch_size=8192), 512, 512.0, "full_sentences") == 8192
     assert blocks_per_update(optim(batch_size=8192), 512, 400.0, "full_sentences") == 8192
+    assert blocks_per_update(optim(batch_size=8192), 512, 510.0, "none") == 8192
     more = blocks_per_update(optim(batch_size=8192), 512, 320.0, "doc_sentences")
     assert more * 320 == pytest.approx(8192 * 512, rel=1e-3)
 

@@ -17,7 +17,8 @@ from robustly import UserError
 from robustly.config import InputPath
 from robustly.data_prep.sampler import Samples
 from robustly.experiment import load_experiment
-from robustly.pretrain.batches import MicroBatch, make_micro_batch
+from robustly.pretrain.attention import Attention
+from robustly.pretrain.batches import fetch, make_micro_batch
 from robustly.pretrain.config import DistillationConfig, ModelConfig
 from robustly.pretrain.cross_entropy import Scores, summed_divergence
 from robustly.pretrain.distillation import (
@@ -27,7 +28,9 @@ from robustly.pretrain.distillation import (
     open_teacher,
     start_from_teacher,
 )
+from robustly.pretrain.layout import InRows
 from robustly.pretrain.masking import SpecialTokens
+from robustly.pretrain.micro_batch import MicroBatch
 from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.start.model_files import find_model
@@ -40,10 +43,19 @@ WORDS = lay_out([("t", "h"), ("th", "e")])
 SETTINGS = DistillationConfig(teacher="there", temperature=3.0)
 
 
-def batch(blocks: list[int]) -> MicroBatch:
+def samples(blocks: list[int]) -> Samples:
     numbers = np.array(blocks, np.int64)
-    places = Samples(np.zeros_like(numbers), numbers, numbers, numbers)
-    return make_micro_batch(order(seed=3), places, masking(), VOCABULARY, 0)
+    return Samples(np.zeros_like(numbers), numbers, numbers, numbers)
+
+
+def batch(blocks: list[int]) -> MicroBatch:
+    return make_micro_batch(order(seed=3), samples(blocks), masking(), VOCABULARY, 0)
+
+
+def row(blocks: list[int]) -> MicroBatch:
+    """The same blocks in a row that has room for more."""
+    found = fetch(order(seed=3), samples(blocks), masking(), VOCABULARY)
+    return InRows(200, 32, 6, 1).make(found, np.arange(len(blocks)), 0)
 
 
 def distillation(
@@ -56,7 +68,7 @@ def distillation(
     pupil = new_model(roberta_config(model(layers=student, init_std=0.2), VOCABULARY), 2)
     made = Distillation(pupil, guide, SETTINGS.model_copy(update=changes))
     for objective in (made, guide):
-        set_up_model(objective, run(attention=attention), torch.device("cpu"))
+        set_up_model(objective, run(), Attention(attention, "as it is tested"))
 
     return made
 
@@ -248,13 +260,12 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it() -> None:
 
 
 def test_padding_can_be_left_out() -> None:
-    made = batch([0, 1, 2, 3])
+    made = [0, 1, 2, 3]
+    in_rows = distillation(attention="varlen")
     torch.testing.assert_close(
-        sums(distillation(attention="varlen"), made),
-        sums(distillation(), made),
-        rtol=1e-4,
-        atol=1e-4,
+        sums(in_rows, row(made)), sums(distillation(), batch(made)), rtol=1e-4, atol=1e-4
     )
+    assert sums(in_rows, row([])).tolist() == [0, 0, 0]
 
 
 def test_the_teacher_is_no_part_of_the_student() -> None:

@@ -7,8 +7,9 @@ from transformers import BertConfig, BertForNextSentencePrediction
 
 from robustly.data_prep.sampler import Samples
 from robustly.experiment import load_experiment
-from robustly.pretrain.batches import MicroBatch, make_micro_batch
+from robustly.pretrain.batches import make_micro_batch
 from robustly.pretrain.config import ModelConfig
+from robustly.pretrain.micro_batch import MicroBatch
 from robustly.pretrain.objective import (
     NEXT_SENTENCE,
     MaskedLanguageModel,

@@ -8,6 +8,7 @@ import pytest
 
 from robustly import UserError
 from robustly.experiment import Experiment, load_experiment
+from robustly.pretrain.layout import SideBySide
 from robustly.pretrain.phases import Phases
 from synthetic import VOCABULARY, RandomBlocks
 
@@ -57,7 +58,7 @@ def test_without_phases_all_updates_are_alike() -> None:
 def test_short_blocks_come_first_and_updates_hold_as_many_tokens() -> None:
     found = phases("phases=[{until: 12, block_length: 16}]")
     short, long = (phase.batches for phase in found)
-    assert (short.micro_batch, long.micro_batch) == (16, 8)
+    assert (short.layout, long.layout) == (SideBySide(16), SideBySide(8))
     assert (short.accumulation, long.accumulation, found.accumulation) == (2, 2, 2)
     for update in range(1, 21):
         batch = found.batch(update)

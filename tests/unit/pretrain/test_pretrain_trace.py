@@ -3,7 +3,7 @@ looked through."""
 
 import random
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from numbered_store import EOS, NumberedStore
 
 from robustly import UserError
 from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.config import Format
 from robustly.data_prep.origins import Origins
 from robustly.data_prep.sampler import EpochSampler
 from robustly.pretrain.batches import Batches
@@ -19,7 +20,7 @@ from robustly.pretrain.trace import trace_document, trace_update
 from robustly.rng import permute, unpermute
 from synthetic import VOCABULARY, masking
 
-FORMATS = ("full_sentences", "doc_sentences", "segment_pair", "sentence_pair")
+FORMATS = get_args(Format)
 DRAWS = 10_000
 
 
@@ -45,7 +46,7 @@ def case(folder: Path, seed: int) -> Case:
     ]
     shards[0].append([5, 6])
     store = NumberedStore(folder, shards, sources=sources)
-    blocks = Blocks(folder, "train", draw.randint(8, 24), FORMATS[seed % 4])
+    blocks = Blocks(folder, "train", draw.randint(8, 24), FORMATS[seed % len(FORMATS)])
     repeats = [draw.choice((1, 2.6, 0.4)) for _ in range(max(sources) + 1)]
     sampler = EpochSampler(blocks, seed, repeats if draw.random() < 0.5 else ())
     full = draw.randint(1, 9)

@@ -1,0 +1,213 @@
+"""Nothing in forward, loss and backward waits for a GPU but what docs/hardware.md lists."""
+
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+import pytest
+import torch
+from fake_gpu import GPU, SYNCS, backward, fake_gpu, onto_gpu
+from numbered_store import NumberedStore
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from robustly.data_prep.blocks import Blocks
+from robustly.data_prep.config import Format
+from robustly.pretrain.attention import in_rows
+from robustly.pretrain.batches import Batches, sampled_lengths
+from robustly.pretrain.config import DistillationConfig
+from robustly.pretrain.distillation import Distillation
+from robustly.pretrain.layout import InRows, Layout, SideBySide
+from robustly.pretrain.micro_batch import MicroBatch
+from robustly.pretrain.objective import (
+    MaskedLanguageModel,
+    NextSentenceHead,
+    new_model,
+    roberta_config,
+)
+from robustly.pretrain.schedule import UpdateSizes
+from synthetic import VOCABULARY, masking, model, order
+
+FORMATS: tuple[Format, ...] = get_args(Format)
+HARDWARE = Path(__file__).parents[3] / "docs" / "hardware.md"
+DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1}
+
+
+def listed() -> dict[str, str]:
+    """The table of docs/hardware.md: how often each attention waits."""
+    lines = re.findall(r"^\| (`[^|]+) \| ([^|]+?) \|$", HARDWARE.read_text(), re.MULTILINE)
+    waits = [line for line in lines if re.fullmatch(r"0|1 \+ 2 x layers", line[1])]
+    return {name: often for names, often in waits for name in re.findall(r"`(\w+)`", names)}
+
+
+def objective(attention: str, pairs: bool = False, **changes: Any) -> MaskedLanguageModel:
+    config = roberta_config(model(**{**DROPOUT, **changes}), VOCABULARY)
+    head = NextSentenceHead(config, 8) if pairs else None
+    made = MaskedLanguageModel(new_model(config, 7), head).train()
+    made.model.config._attn_implementation = attention
+    return made
+
+
+def batches(folder: Path, format: Format, attention: str, fixed: bool) -> Batches:
+    documents = [[3, 5, 1, 7, 2], [9], [4, 4], [30, 2, 3]] * 3
+    NumberedStore(folder, [documents])
+    sampler = order(Blocks(folder, "train", 16, format))
+    layout: Layout = SideBySide(4, fixed)
+    if in_rows(attention):
+        layout = InRows.of(sampled_lengths(sampler), 16, 12, 1, 4, fixed)
+
+    return Batches(sampler, UpdateSizes(12), masking(), VOCABULARY, 0, 1, layout)
+
+
+def onto_fake(one: MicroBatch, mode: FakeTensorMode) -> MicroBatch:
+    """A micro-batch in one buffer, on the fake GPU."""
+    assert one.buffer is not None
+    there = one._over(mode.from_tensor(one.buffer)).to(GPU)
+    assert {each.dtype for each in there.tensors().values()} == {torch.int32}
+    return there
+
+
+def flash_attn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Packages of FlashAttention, with kernels of the right shape; returns how they were called."""
+    calls: list[dict[str, Any]] = []
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Tensor:
+        calls.append(named)
+        return query + key + value
+
+    for name in ("flash_attn", "flash_attn_interface", "flash_attn.bert_padding"):
+        module: Any = ModuleType(name)
+        module.flash_attn_func = module.flash_attn_varlen_func = kernel
+        module.flash_attn_with_kvcache = kernel
+        monkeypatch.setitem(sys.modules, name, module)
+
+    return calls
+
+
+LAYOUTS = [("sdpa", False), ("sdpa", True), ("eager", False), ("varlen", True)]
+"""Attentions, and whether all micro-batches have one shape."""
+PACKAGES = [("varlen_2", "segment_pair", True), ("varlen_3", "none", True)]
+
+
+@pytest.mark.parametrize(
+    ("attention", "format", "fixed"),
+    [*((name, format, fixed) for format in FORMATS for name, fixed in LAYOUTS), *PACKAGES],
+)
+def test_forward_loss_and_backward_never_wait_for_the_gpu(
+    tmp_path: Path,
+    attention: str,
+    format: Format,
+    fixed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = flash_attn(monkeypatch)
+    assert listed()[attention.split("_")[0]] == "0"
+    made = batches(tmp_path, format, attention, fixed)
+    micro_batches = [one.together() for one in made.batch(2).micro_batches]
+    assert len(micro_batches) > 1
+
+    with fake_gpu() as mode:
+        pairs = made.sampler.blocks.pairs
+        trained = objective(attention, pairs)
+        onto_gpu(trained, mode, torch.bfloat16)
+        for one in micro_batches:
+            there = onto_fake(one, mode)
+            assert {each.device for each in there.tensors().values()} == {GPU}
+            inputs = there.attention, there.positions, there.labels, there.follows
+            backward(trained(there.inputs, *inputs).sum())
+
+        assert all(weight.grad is not None for weight in trained.parameters())
+
+    assert {call.get("dropout_p") for call in calls} == {
+        "varlen_2": {0.1},
+        "varlen_3": {None},
+    }.get(attention, set())
+
+
+def test_what_would_wait_is_found() -> None:
+    with fake_gpu() as mode:
+        there = mode.from_tensor(torch.ones(3)).to(GPU)
+        for waits in (
+            there.sum().item,
+            there.nonzero,
+            lambda: there[there > 0],
+            there.all().__bool__,
+        ):
+            with pytest.raises(SYNCS):
+                waits()
+
+
+def batches_of_random_blocks() -> Batches:
+    return Batches(order(), UpdateSizes(8), masking(), VOCABULARY, 0, 1, 8)
+
+
+@pytest.mark.parametrize("soft_over", ["tokens", "masked_tokens"])
+def test_a_student_in_rows_never_waits_for_the_gpu(tmp_path: Path, soft_over: str) -> None:
+    settings = DistillationConfig(teacher="there", soft_over=soft_over)
+    teacher = objective("varlen", **dict.fromkeys(DROPOUT, 0.0)).eval()
+    student = Distillation(objective("varlen").model, teacher, settings).train()
+    (*_, one) = batches(tmp_path, "full_sentences", "varlen", True).batch(1).micro_batches
+    whole = one.together()
+    with fake_gpu() as mode:
+        for part in (teacher, student):
+            onto_gpu(part, mode, torch.bfloat16)
+
+        there = onto_fake(whole, mode)
+        backward(student(there.inputs, there.attention, there.positions, there.labels).sum())
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU would be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+            self.found[func.overloadpacket.__name__] += 1
+
+        return func(*args, **(kwargs or {}))
+
+
+def waits_of(attention: str, layers: int = 2, padded: bool = True) -> int:
+    """Of forward, loss and backward of blocks side by side."""
+    one = batches_of_random_blocks().batch(1).micro_batches[0]
+    trained, waits = objective(attention, layers=layers), Waits()
+    with waits:
+        mask = one.attention if padded else None
+        trained(one.inputs, mask, one.positions, one.labels).sum().backward()
+
+    return waits.found.total()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padding_is_not_looked_for_as_transformers_does(attention: str) -> None:
+    """On a CPU: with fake tensors transformers does not look."""
+    assert waits_of(attention) == 0
+    one = batches_of_random_blocks().batch(1).micro_batches[0]
+    with Waits() as waits:
+        objective(attention).model(one.inputs, attention_mask=one.attention)
+
+    assert waits.found.total() == 1
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3"])
+def test_flash_attention_by_transformers_waits_as_often_as_the_docs_say(
+    attention: str, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flash_attn(monkeypatch)
+    utilities: Any = sys.modules["transformers.modeling_flash_attention_utils"]
+    monkeypatch.setattr(utilities, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(utilities, "_loaded_implementation", None)
+    bert_padding: Any = sys.modules["flash_attn.bert_padding"]
+    bert_padding.pad_input = utilities._pad_input
+    bert_padding.unpad_input = utilities._unpad_input
+    assert listed()[attention] == "1 + 2 x layers"
+    assert waits_of(attention, layers) == 1 + 2 * layers
+    assert waits_of(attention, layers, padded=False) == 0
