@@ -89,7 +89,7 @@ class Prediction:
 
 
 PREDICTIONS = (
-    Prediction("base-512", "defaults", 400_000, 0.24),
+    Prediction("base-512", "padded", 400_000, 0.24),
     Prediction("base-512", "fast", 667_000, 0.40),
     Prediction("base-512", "fast, no attention dropout", 757_000, 0.46),
 )
