@@ -4,7 +4,7 @@ Documents -> splits -> units -> token ids -> shards of partitions -> large shard
 index that the config asks for."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robustly import UserError, log, manifest, npy
 from robustly.corpus import decisions
@@ -38,9 +37,10 @@ from robustly.corpus.files import (
 )
 from robustly.corpus.partitions import RULE, Partition, partitions, work_key
 from robustly.corpus.reading import suffixes
-from robustly.data_prep.config import DataConfig, Unit, store_recipe
+from robustly.data_prep.config import DataConfig, store_recipe
+from robustly.data_prep.encoding import encode
 from robustly.data_prep.merging import SHARD_BYTES, Merge, Part, merge, merges
-from robustly.data_prep.sentences import gaps, units
+from robustly.data_prep.sentences import units
 from robustly.data_prep.store import (
     SPLITS,
     Shard,
@@ -380,23 +380,21 @@ def _make_parts(
             writer = ShardWriter(folder, name, partition.source, tokenizer.eos_id, tokenizer.dtype)
             writers[split] = open_shards.enter_context(writer)
 
-        for text in documents(partition, corpus, bad_lines):
-            text_bytes += len(text.encode())
-            spans = units(text, data.unit, data.language)
-            if not spans:
-                empty += 1
-                continue
+        def cut() -> Iterator[tuple[Split, str, list[tuple[int, int]]]]:
+            nonlocal text_bytes, empty
+            for text in documents(partition, corpus, bad_lines):
+                text_bytes += len(text.encode())
+                if spans := units(text, data.unit, data.language):
+                    yield (
+                        "validation" if held_out else split_of(text, corpus.validation),
+                        text,
+                        spans,
+                    )
+                else:
+                    empty += 1
 
-            between = gaps(text, spans)
-            if tokenizer.vocabulary.prefix_space and text.startswith(" ", spans[0][0]):
-                between[0] += " "  # that is not put before it; only a raw unit has one
-
-            split = "validation" if held_out else split_of(text, corpus.validation)
-            # nothing is named that would keep a large document's ids while the next one is read
-            writers[split].append(
-                *_encode(tokenizer, text, spans, data.unit),
-                between,
-            )
+        for document in encode(tokenizer, cut(), data.unit):
+            writers[document.label].append(document.ids, document.ends, document.between)
 
     parts = {
         split: Part(shard, writer.gap_bytes) if (shard := writer.shard) else None
@@ -421,14 +419,3 @@ def _count_added(folder: Path, shards: Sequence[Shard], tokenizer: "Tokenizer") 
 
     names = [token.content for token in tokenizer.vocabulary.added]
     return {name: int(times[tokenizer.vocabulary.ids[name]]) for name in names}
-
-
-def _encode(
-    tokenizer: "Tokenizer", text: str, spans: Sequence[tuple[int, int]], unit: Unit
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The ids of a document's units, and where each ends, as `ShardWriter.append` takes them."""
-    if unit != "raw":
-        return tokenizer.encode_lines([text[start:end] for start, end in spans])
-
-    (ids,) = tokenizer.encode_documents([text])
-    return np.append(ids, tokenizer.dtype.type(tokenizer.eos_id)), np.array([ids.size + 1])

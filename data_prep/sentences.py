@@ -42,15 +42,23 @@ def units(text: str, unit: Unit, language: str) -> list[tuple[int, int]]:
     start = 0
 
     for line in text.split("\n"):
-        for sentence in sentences(line, language):
-            if body := sentence.strip():
-                begin = start + len(sentence) - len(sentence.lstrip())
-                found.append((begin, begin + len(body)))
-            start += len(sentence)
+        # nearly all lines are short, and this is most of what preparing sentences takes
+        whole = sentencex.segment(language, _narrow(line)) if len(line) <= WINDOW else ()
+        for sentence in whole or sentences(line, language):
+            end = start + len(sentence)
+            if body := sentence.lstrip():
+                begin = end - len(body)
+                found.append((begin, begin + len(body.rstrip())))
+            start = end
 
         start += 1  # the line feed
 
     return found
+
+
+def _narrow(text: str) -> str:
+    """A text of the same length that sentencex bears."""
+    return text if text.isascii() else _WIDE_SPACE.sub(" ", text)
 
 
 def gaps(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
@@ -68,7 +76,7 @@ def sentences(line: str, language: str) -> Iterator[str]:
     until there is one."""
     begin = at = 0  # of the sentence under way; of the window
     while at < len(line):
-        window = _WIDE_SPACE.sub(" ", line[at : at + WINDOW])
+        window = _narrow(line[at : at + WINDOW])
         *whole, last = map(len, sentencex.segment(language, window))
         reaches_end = at + len(window) == len(line)
 

@@ -1,9 +1,10 @@
 """Byte-level BPE tokenizer: train it, save and load it, import one, encode text fast.
 
-`words` splits text into words, `segmenters` where no spaces do; `counts` and `counting` count them,
+`words` says what words are, `segmenters` where no spaces do; `cutting`, with `characters`, cuts
+them and `keys` finds them again, compiled; `word_counts`, `counts` and `counting` count them,
 `merges` trains; `vocabulary` is the layout and its files, `importing` reads those of others;
-`tokenizer` turns text into ids, `word_table` and `characters` make that fast; `build` is the stage;
-`quality` and `fit` measure how well a tokenizer fits a text."""
+`tokenizer` turns text into ids, `word_table` makes that fast; `build` is the stage; `quality` and
+`fit` measure how well a tokenizer fits a text."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

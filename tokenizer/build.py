@@ -26,7 +26,7 @@ from robustly.manifest import Manifest, Outcome, Stage
 from robustly.resources import available_memory
 from robustly.tokenizer import load_tokenizer
 from robustly.tokenizer.config import SEGMENTER_KEY, FairseqFiles, TokenizerConfig
-from robustly.tokenizer.counting import COUNTS_FILE, RARE, CountSummary, count
+from robustly.tokenizer.counting import COUNTS_FILE, FILES, RARE, CountSummary, count
 from robustly.tokenizer.counts import read_counts, watched
 from robustly.tokenizer.importing import files_of, read_imported
 from robustly.tokenizer.segmenters import word_list
@@ -102,7 +102,8 @@ class TokenizerStage:
             return self._take_over(self.tokenizer.imported)
 
         stage = self.stage()
-        counted: dict[str, Any] = {"text": stage.inputs}  # counts depend on the text alone
+        # counts depend on the text alone
+        counted: dict[str, Any] = {"text": stage.inputs, "files": FILES}
         if not self.corpus.counts:
             counted["reading"] = self.corpus.reading()
             counted["by"] = self.tokenizer.count_by

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from robustly import UserError
 from robustly.corpus.bad_lines import BadLine, count_bad_lines, list_bad_lines, told
 from robustly.corpus.config import CorpusConfig, CountFiles, Processing
@@ -24,20 +26,24 @@ from robustly.strict_json import read_json
 from robustly.tokenizer.added_tokens import AddedTokens, count_added
 from robustly.tokenizer.config import MAX_MIN_WORD_COUNT, SEGMENTER_KEY, TokenizerConfig
 from robustly.tokenizer.counts import (
+    MAX_COUNT,
+    TOO_MANY,
     Count,
     PartialSum,
     WordCounter,
     few_files,
+    merged,
     parse_count,
-    sum_sorted,
     write_counts,
     write_sum,
 )
 from robustly.tokenizer.segmenters import segmenter, split_finer
-from robustly.tokenizer.words import split_words
+from robustly.tokenizer.word_counts import Words
+from robustly.tokenizer.words import text_chunks
 
 RARE = MAX_MIN_WORD_COUNT - 1  # how often a word occurs, at most, that may be left out
 COUNTS_FILE = "counts.tsv.zst"
+FILES = 2  # version of what lies in the work folder
 
 
 @dataclass(frozen=True)
@@ -112,20 +118,23 @@ def _count_partition(
     partition: Partition,
 ) -> None:
     """Count one partition into two files: its words, and what else is known of it."""
-    counter = WordCounter(_words_file(work, number), memory, _splitter(tokenizer))
+    by_line = tokenizer.count_by == "line"
+    counter = WordCounter(_words_file(work, number), memory, tokenizer.pattern, by_line)
+    split = _splitter(tokenizer)
     added_tokens = AddedTokens(tokenizer.added, tokenizer.normalization == "nfc")
     named: Counter[str] = Counter()
     bad_lines: list[BadLine] = []
     seen = size = 0
 
     for text in documents(partition, corpus, bad_lines):
-        by_line = tokenizer.count_by == "line"
-        for piece in io.StringIO(text, newline="\n") if by_line else (text,):
-            for cut in added_tokens.cut(piece):
-                if isinstance(cut, str):
-                    counter.add_text(cut)
-                else:
-                    named[cut.content] += 1
+        for piece in added_tokens.cut(text):
+            if not isinstance(piece, str):
+                named[piece.content] += 1
+            elif split is None:
+                counter.add_text(piece)
+            else:
+                for some in split(piece):
+                    counter.add_words(some)
 
         seen += 1
         size += len(added_tokens.exact(text).encode())
@@ -136,19 +145,28 @@ def _count_partition(
     )
 
 
-def _splitter(tokenizer: TokenizerConfig) -> Callable[[str], list[str]]:
-    """What cuts text into the words that are counted."""
+def _splitter(tokenizer: TokenizerConfig) -> Callable[[str], Iterator[list[str]]] | None:
+    """What cuts text into the words that are counted, some at a time, where the pattern alone does
+    not."""
     if tokenizer.segmenter is None:
-        return partial(split_words, pattern=tokenizer.pattern)
+        return None
+
     segment = segmenter(tokenizer.segmenter, SEGMENTER_KEY)
-    return partial(split_finer, pattern=tokenizer.pattern, segment=segment)
+    by_line = tokenizer.count_by == "line"
+
+    def split(text: str) -> Iterator[list[str]]:
+        for piece in io.StringIO(text, newline="\n") if by_line else (text,):
+            for chunk in text_chunks(piece):
+                yield split_finer(chunk, tokenizer.pattern, segment)
+
+    return split
 
 
 def _add_partition(
     tokenizer: TokenizerConfig, work: Path, memory: int, number: int, partition: Partition
 ) -> None:
     """As `_count_partition`, of counts that were made elsewhere."""
-    counter = WordCounter(_words_file(work, number), memory)
+    counter = WordCounter(_words_file(work, number), memory, tokenizer.pattern)
     nfc = tokenizer.normalization == "nfc"
     size = 0
 
@@ -177,7 +195,7 @@ def _add_partition(
 
 
 def _words_file(work: Path, number: int) -> Path:
-    return work / f"words-{number:05d}.tsv"
+    return work / f"words-{number:05d}.words"
 
 
 def _tally_file(work: Path, number: int) -> Path:
@@ -198,6 +216,9 @@ def _add_up(
     listed = list_bad_lines(bad_lines, corpus, work)
     names = ("bytes", "words") if corpus.counts else ("documents", "bytes", "words")
     total = {name: sum(getattr(tally, name) for tally in tallies) for name in names}
+    if total["words"] > MAX_COUNT:
+        raise UserError(TOO_MANY)
+
     if corpus.counts:
         if not total["words"]:
             raise UserError(f"corpus.counts: no words in {', '.join(corpus.counts)}")
@@ -229,24 +250,24 @@ def _sum_up(work: Path, size: int, processing: Processing) -> CountSummary:
 
     paths = few_files([_words_file(work, number) for number in range(size)], write)
     words = symbols = cut_at_marks = 0
-    rare = [[0, 0] for _ in range(RARE + 1)]
+    rare = np.zeros((RARE + 1, 2), np.int64)
 
-    def measured(counts: Iterable[Count]) -> Iterator[Count]:
-        nonlocal words, symbols, cut_at_marks
-        for word, number in counts:
-            length = len(word.encode())
-            words += 1
-            symbols += length
-            if number <= RARE:
-                rare[number][0] += 1
-                rare[number][1] += length
+    def measured(blocks: Iterable[Words]) -> Iterator[Count]:
+        nonlocal words, symbols, cut_at_marks, rare
+        for block in blocks:
+            sizes = np.diff(block.ends, prepend=0)
+            words += len(block)
+            symbols += int(block.ends[-1])
+            few = block.counts <= RARE
+            np.add.at(rare[:, 0], block.counts[few], 1)
+            np.add.at(rare[:, 1], block.counts[few], sizes[few])
 
-            if unicodedata.category(word[0]).startswith("M"):
-                cut_at_marks += number
+            for word, number in block.spelled():
+                if word[0] > "~" and unicodedata.category(word[0]).startswith("M"):
+                    cut_at_marks += number
+                yield word, number
 
-            yield word, number
-
-    write_counts(work / COUNTS_FILE, measured(sum_sorted(paths, "summing counts")))
-    sums = CountSummary(words, symbols, rare, cut_at_marks)
+    write_counts(work / COUNTS_FILE, measured(merged(paths, "summing counts")))
+    sums = CountSummary(words, symbols, rare.tolist(), cut_at_marks)
     write_json(known, asdict(sums))
     return sums

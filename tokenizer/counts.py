@@ -1,35 +1,38 @@
-"""Word counts: count in bounded memory, read and write count files, sum them.
+"""Word counts: count in bounded memory, sum what was counted, read and write count files.
 
 A **count file** has a line for each word: its count, a tab, the word as a JSON string. Files that
 are written here are UTF-8, sorted by the words' code points, and name a word once. Files from
 elsewhere may name words in any order and more than once, may escape what they like in JSON's way,
-and may be .gz, .xz or .zst. Counts have 64 bits."""
+and may be .gz, .xz or .zst. Counts have 64 bits.
 
-import heapq
+What is counted on the way there lies in blocks of words as they are in memory."""
+
+import bisect
 import io
 import itertools
 import json
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow
+from numpy.typing import NDArray
 
+from robustly import UserError
 from robustly.files import atomic
 from robustly.log import progress
-from robustly.tokenizer.words import PatternName, split_words, text_chunks
+from robustly.tokenizer.cutting import PADDING, cut
+from robustly.tokenizer.word_counts import CountTable, Words, words_of
+from robustly.tokenizer.words import PatternName
 
 FAN_IN = 64  # files that are open at once while counts are summed
-BATCH = 2**16  # words that are added or written at once
-# Bytes for each distinct word beside the string and the table: the number, if it is not small, and
-# its place in the sorted list when counts are written.
-ENTRY_BYTES = 48
-# A table that grows exists twice for a moment: a third of its new size, and all of it.
-TABLE_GROWTH = 1.5
+BATCH = 2**16  # words that are written at once
+BLOCK = 2**14  # words of a block
+WAITING = 2**20  # bytes of texts that are counted at once: most are short
 MAX_COUNT = 2**63 - 1
+TOO_MANY = f"the counts of the words stand for more than {MAX_COUNT:,} bytes of text"
+LINE_FEED = ord("\n")
 
 Count = tuple[str, int]
 
@@ -38,72 +41,174 @@ class WordCounter:
     """Counts words in at most about `memory` bytes; beyond that, sorted counts are written beside
     `target` until `finish`."""
 
-    def __init__(self, target: Path, memory: int, split: Callable[[str], list[str]] = split_words):
+    def __init__(
+        self, target: Path, memory: int, pattern: PatternName = "gpt2", by_line: bool = False
+    ):
+        """`by_line`: each line of a text, with its line feed, is one of its own."""
+        self._target, self._pattern, self._by_line = target, pattern, by_line
+        self._table = CountTable(memory)
+        self._runs: list[Path] = []
+        self._waiting: list[bytes] = []
+        self._size = 0  # of what is waiting
         self.words = 0
         """Words that were counted, every occurrence."""
-        self._target, self._memory, self._split = target, memory, split
-        self._runs: list[Path] = []
-        self._begin()
 
     def add_text(self, text: str) -> None:
-        """Count the words of a document or a line."""
-        for chunk in text_chunks(text):
-            self._pending += self._split(chunk)
-            if len(self._pending) >= BATCH:
-                self._add_pending()
+        """Count the words of a text."""
+        self._waiting.append(text.encode())
+        self._size += len(self._waiting[-1])
+        if self._size >= WAITING:
+            self._count()
+
+    def add_words(self, words: Sequence[str]) -> None:
+        """Count words that were cut already."""
+        self._add([word.encode() for word in words], [1] * len(words))
 
     def add_counts(self, counts: Iterable[Count]) -> None:
-        """Add counts that were made elsewhere."""
+        """Add counts that were made elsewhere. Raises UserError if they are more than 63 bits
+        count."""
         rows = iter(counts)
         while batch := list(itertools.islice(rows, BATCH)):
-            for word, number in batch:
-                self._counts[word] += number
-                self.words += number
-
-            self._weigh()
+            self._add([word.encode() for word, _ in batch], [number for _, number in batch])
 
     def finish(self) -> None:
         """Write all counts to `target`, a file that is whole or not there."""
-        self._add_pending()
+        self._count()
         if not self._runs:
-            write_counts(self._target, self._sorted())
+            write_words(self._target, [self._table.take()])
             return
 
         self._spill()
         few = few_files(self._runs, _write_here)
-        write_counts(self._target, sum_sorted(few))
+        write_words(self._target, merged(few))
         for run in self._runs:
             run.unlink()
 
-    def _begin(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._pending: list[str] = []
-        self._known = 0  # distinct words that `_strings` covers
-        self._strings = 0  # bytes of these
+    def _count(self) -> None:
+        """Count what is waiting."""
+        texts = b"".join(self._waiting)
+        ends = np.cumsum([len(text) for text in self._waiting], dtype=np.int64)
+        self._waiting, self._size = [], 0
+        if self._by_line:
+            feeds = np.flatnonzero(np.frombuffer(texts, np.uint8) == LINE_FEED)
+            ends = np.union1d(ends, feeds + 1)
 
-    def _add_pending(self) -> None:
-        self.words += len(self._pending)
-        self._counts.update(self._pending)
-        self._pending.clear()
-        self._weigh()
+        before = self._table.occurrences
+        for _ in self._table.add_texts(texts, ends, self._pattern):
+            self.words += self._table.occurrences - before
+            before = 0
+            self._spill()
 
-    def _weigh(self) -> None:
-        # a dict keeps the order
-        new = itertools.islice(reversed(self._counts), len(self._counts) - self._known)
-        self._strings += sum(map(sys.getsizeof, new))
-        self._known = len(self._counts)
-        table = int(sys.getsizeof(self._counts) * TABLE_GROWTH)
-        if self._known and self._strings + table + ENTRY_BYTES * self._known > self._memory:
+        self.words += self._table.occurrences - before
+
+    def _add(self, spelled: list[bytes], counts: list[int]) -> None:
+        self.words += sum(counts)
+        if self.words > MAX_COUNT:
+            raise UserError(TOO_MANY)
+
+        for _ in self._table.add_words(words_of(spelled, np.array(counts, np.int64))):
             self._spill()
 
     def _spill(self) -> None:
-        run = self._target.with_name(f"{self._target.stem}.run-{len(self._runs):04d}.tsv")
-        write_counts(run, self._sorted())
+        run = self._target.with_name(f"{self._target.stem}.run-{len(self._runs):04d}.words")
+        write_words(run, [self._table.take()])
         self._runs.append(run)
-        self._begin()
 
-    def _sorted(self) -> Iterator[Count]:
-        return ((word, self._counts[word]) for word in sorted(self._counts))
+
+# ------------------------------------------------------------------------------------------- blocks
+
+
+def write_words(path: Path, words: Iterable[Words]) -> None:
+    """Write words, given in their order, in blocks: how many and of how many bytes, then the arrays
+    of `Words`."""
+    with atomic(path) as out:
+        for some in words:
+            for first in range(0, len(some), BLOCK):
+                block = some.part(first, min(first + BLOCK, len(some)))
+                size = int(block.ends[-1])
+                out.write(np.array([len(block), size], np.int64).tobytes())
+                out.write(block.ends.tobytes() + block.counts.tobytes() + bytes(block.raw[:size]))
+
+
+def read_words(path: Path) -> Iterator[Words]:
+    """The blocks that `write_words` wrote."""
+    with path.open("rb") as file:
+        while len(head := _array(file, 2)):
+            words, size = head.tolist()
+            ends, counts = _array(file, words), _array(file, words)
+            raw = np.zeros(size + PADDING, np.uint8)
+            file.readinto(raw[:size].data)
+            yield Words(raw, ends, counts)
+
+
+def _array(file: io.BufferedReader, length: int) -> NDArray[np.int64]:
+    """That can be written, as all others can: each type is compiled anew."""
+    numbers = np.empty(length, np.int64)
+    return numbers[: file.readinto(numbers.data) // 8]
+
+
+def _words_in(path: Path) -> int:
+    """Words of a file of blocks."""
+    words = 0
+    with path.open("rb") as file:
+        while len(head := _array(file, 2)):
+            words += int(head[0])
+            file.seek(16 * int(head[0]) + int(head[1]), io.SEEK_CUR)
+
+    return words
+
+
+def merged(paths: Sequence[Path], show: str | None = None) -> Iterator[Words]:
+    """The sums of at most `FAN_IN` files of blocks, in the order of the words, streamed; `show` is
+    the title of a progress bar."""
+    assert len(paths) <= FAN_IN
+    if show:
+        with progress(show, sum(map(_words_in, paths)), "words") as advance:
+            yield from _merged(paths, advance)
+    else:
+        yield from _merged(paths, lambda _: None)
+
+
+def _merged(paths: Sequence[Path], advance: Callable[[int], None]) -> Iterator[Words]:
+    sources = [source for path in paths if (source := _Source(path)).last]
+    table = CountTable(MAX_COUNT)
+
+    while sources:
+        # whatever comes up to here, no file has more of it behind its block
+        limit = min(source.last for source in sources)
+        for source in sources:
+            words = source.take(limit)
+            for _ in table.add_words(words):
+                raise AssertionError("without a bound")
+
+            advance(len(words))
+
+        yield table.take()
+        sources = [source for source in sources if source.last]
+
+
+class _Source:
+    """A file of blocks that is read from its start."""
+
+    def __init__(self, path: Path):
+        self._blocks = read_words(path)
+        self._next()
+
+    def _next(self) -> None:
+        self._block, self._at = next(self._blocks, None), 0
+        self.last = self._block.word(len(self._block) - 1) if self._block else b""
+        """Word of the block under way; empty once there is none."""
+
+    def take(self, limit: bytes) -> Words:
+        """What comes next, of the block under way, up to a word."""
+        assert self._block
+        end = bisect.bisect_right(range(len(self._block)), limit, self._at, key=self._block.word)
+        words = self._block.part(self._at, end)
+        self._at = end
+        if end == len(self._block):
+            self._next()
+
+        return words
 
 
 # -------------------------------------------------------------------------------------------- files
@@ -160,7 +265,7 @@ def parse_count(line: str, pattern: PatternName) -> Count:
     except UnicodeEncodeError:
         raise ValueError(f"the word {quoted[:40]!r} holds half of a surrogate pair") from None
 
-    if len(pieces := split_words(word, pattern)) != 1:
+    if len(pieces := cut(word, pattern)) != 1:
         raise ValueError(
             f"{word[:40]!r} is {len(pieces)} words for tokenizer.pattern {pattern}:"
             f" {'|'.join(pieces)[:60]!r}; count words as it splits them (a space belongs to the"
@@ -176,12 +281,12 @@ class PartialSum:
 
     target: Path
     files: Sequence[Path]
-    """Sorted count files, at most `FAN_IN`."""
+    """Files of blocks, at most `FAN_IN`."""
 
 
 def write_sum(number: int, partial_sum: PartialSum) -> None:
     """Write one of several sums, in any process."""
-    write_counts(partial_sum.target, sum_sorted(partial_sum.files))
+    write_words(partial_sum.target, merged(partial_sum.files))
 
 
 def _write_here(sums: Sequence[PartialSum], level: int) -> None:
@@ -198,7 +303,7 @@ def few_files(
     while len(paths) > FAN_IN:
         groups = [paths[first : first + FAN_IN] for first in range(0, len(paths), FAN_IN)]
         sums = [
-            PartialSum(folder / f"{name}.sum-{level}-{number:05d}.tsv", group)
+            PartialSum(folder / f"{name}.sum-{level}-{number:05d}.words", group)
             for number, group in enumerate(groups)
         ]
         write(sums, level)
@@ -206,12 +311,6 @@ def few_files(
         level += 1
 
     return paths
-
-
-def _rows_in(path: Path) -> int:
-    """Lines of an uncompressed count file."""
-    with path.open("rb") as file:
-        return sum(block.count(b"\n") for block in iter(partial(file.read, 2**20), b""))
 
 
 def watched(what: str, counts: Iterable[Count], rows: int) -> Iterator[Count]:
@@ -223,22 +322,3 @@ def watched(what: str, counts: Iterable[Count], rows: int) -> Iterator[Count]:
                 advance(BATCH)
 
         advance(rows % BATCH)
-
-
-def sum_sorted(paths: Sequence[Path], show: str | None = None) -> Iterator[Count]:
-    """The sums of at most `FAN_IN` sorted count files, sorted by word, streamed; `show` is the
-    title of a progress bar."""
-    assert len(paths) <= FAN_IN
-    rows = heapq.merge(*map(read_counts, paths))
-    last, total = None, 0
-
-    for word, number in watched(show, rows, sum(map(_rows_in, paths))) if show else rows:
-        if word == last:
-            total += number
-        else:
-            if last is not None:
-                yield last, total
-            last, total = word, number
-
-    if last is not None:
-        yield last, total

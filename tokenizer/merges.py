@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from robustly import UserError
 from robustly.log import progress
-from robustly.tokenizer.counts import MAX_COUNT
+from robustly.tokenizer.counts import MAX_COUNT, TOO_MANY
 from robustly.tokenizer.special_tokens import byte_symbols
 
 I32 = NDArray[np.int32]
@@ -113,9 +113,7 @@ def _lay_out(words: Iterable[tuple[str, int]]) -> tuple[I32, I32, I64]:
                 " takes no more; raise tokenizer.min_word_count to leave out the rarest"
             )
         if total > MAX_COUNT:
-            raise UserError(
-                f"the counts of the words stand for more than {MAX_COUNT:,} bytes of text"
-            )
+            raise UserError(TOO_MANY)
 
         counts.append(number)
 

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from robustly import UserError
 from robustly.config import InputPath, locate
-from robustly.tokenizer.words import PatternName, split_words
+from robustly.tokenizer.words import PatternName
 
 Segmenter = Callable[[str], list[str]]
 """Cuts a text into pieces that are not empty and that, joined, are the text."""
@@ -53,7 +53,9 @@ def word_list(name: SegmenterName | None, key: str, others: str = "") -> Path | 
 
 def split_finer(text: str, pattern: PatternName, segment: Segmenter) -> list[str]:
     """The words of a pattern, cut further wherever the segmenter cuts between two letters."""
-    words = accumulate(map(len, split_words(text, pattern)))
+    from robustly.tokenizer.cutting import cut  # numba
+
+    words = accumulate(map(len, cut(text, pattern)))
     pieces = accumulate(map(len, segment(text)))
     ends = {*words, *(end for end in pieces if _BETWEEN_LETTERS.match(text, end))}
     return [text[start:end] for start, end in pairwise(sorted({0, *ends}))]

@@ -157,7 +157,7 @@ class Tokenizer:
         """The lines in order, together where no added token stands in them."""
         found_in = self.added_tokens.found_in
         for group in _groups(lines):
-            if not found_in("\n".join(group)):
+            if not self.vocabulary.added or not found_in("\n".join(group)):
                 yield group
                 continue
 
@@ -283,6 +283,10 @@ def _whole_characters(text: str) -> Iterator[None]:
 
 def _groups(lines: Sequence[str]) -> Iterator[Sequence[str]]:
     """The lines in order, some TOGETHER characters at a time."""
+    if sum(map(len, lines)) <= TOGETHER:
+        yield lines
+        return
+
     start = size = 0
     for place, line in enumerate(lines, start=1):
         size += len(line)

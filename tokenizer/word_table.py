@@ -1,11 +1,8 @@
 """Words to ids faster than the engine: a compiled scan that looks each word up.
 
-Nearly all words of a text have stood there before. A table holds the bytes and the ids of the words
-seen; a word that is not in it is merged as the engine does it, and put there. The table is bounded:
-once it is full, it begins anew. Ids do not depend on what it holds.
-
-The scan cuts what the patterns of `words` cut, over the bytes of the text, with the engine's
-classes of characters."""
+Nearly all words of a text have stood there before. A table holds the words seen and their ids; a
+word that is not in it is merged as the engine does it, and put there. The table is bounded: once it
+is full, it begins anew. Ids do not depend on what it holds."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,71 +11,88 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from robustly.tokenizer.characters import (
-    CAPITAL,
-    DIGIT,
-    LETTER,
-    MARK,
-    OTHER,
-    SMALL,
-    SPACE,
-    classes,
+from robustly.tokenizer.characters import classes
+from robustly.tokenizer.cutting import U8, Int, compiled, fetch, padded, word_end
+from robustly.tokenizer.keys import (
+    HIGH,
+    LOW,
+    SHORT,
+    Slots,
+    empty_slots,
+    find,
+    home,
+    key,
 )
 from robustly.tokenizer.words import PatternName
 
-U8 = NDArray[np.uint8]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
-Rows = NDArray[Any]  # of SLOT, ENTRY or PAIR
+U64 = NDArray[np.uint64]
 Ids = NDArray[Any]  # of a tokenizer's dtype
-Int = int | np.integer[Any]  # numba makes no difference
 
-WORDS = 2**18  # that the table holds
-WORD_BYTES = 16  # a word's share of the room for their bytes
+WORDS = 2**19  # that the table holds
+WORD_BYTES = 16  # a word's share of the room for what its slot does not hold
 LONGEST = (
     128  # bytes of a word that is merged and kept here; the time to merge grows with their square
 )
-SHORT = 7  # bytes of a word that its head holds whole
 # words that are looked up at once: the processor then waits for several places of memory in one go
 TOGETHER = 64
 
-SLOT = np.dtype([("head", "<u8"), ("entry", "<i4"), ("alone", "<i4")])
-"""Of a hash table, open addressing and at most half full: a word's head (see `_head`), or EMPTY;
-its entry; its id if it is one token, or MANY."""
-ENTRY = np.dtype([("key", "<i4"), ("id", "<i4")])
-"""Where the bytes of an entry, and its ids, begin in theirs; they end where the next entry's
-begin."""
-PAIR = np.dtype([("pair", "<u8"), ("rank", "<i8")])
-"""Of a hash table: two tokens by rank (see `_pair`), or EMPTY, and the rank of the token that they
-make."""
-EMPTY = 0
-MANY = -1
+IDS, MORE = 2, 3
+"""Columns of a word's slot, beside those of its key. Of a short word of at most three tokens: two
+ids; the third, and in the upper half their number. Of any other: its entry; 0."""
+HALF, LOWER = np.uint64(32), np.uint64(0xFFFFFFFF)
+RANK = 2
+"""Column of a token's slot: its rank."""
 NO_RANK = 2**31 - 1
+NOTHING = NO_RANK << 8
+PAIR_BITS = 20
 MIX = np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing
 
-SPACE_BYTE, APOSTROPHE = ord(" "), ord("'")
-D, E, L, M, R, S, T, V = b"delmrstv"
-IN_WORDS = (LETTER, SMALL, CAPITAL, MARK)
 
+class _Words(NamedTuple):
+    """The words seen."""
 
-class _Table(NamedTuple):
-    """Words or tokens, found by their bytes."""
-
-    slots: Rows
-    entries: Rows  # in use, and one for the end of the last
+    slots: Slots
+    key_ends: I64
+    """Of entries, where their bytes end in `keys`; the first ends at 0, and is none."""
+    id_ends: I64
     keys: U8
     ids: I32
+    used: I64
+    """Words; entries."""
 
 
 class _Merges(NamedTuple):
     """The tokens, and what makes them."""
 
-    tokens: _Table  # entries are ranks
-    pairs: Rows
-    single: I32  # rank of each byte
-    double: (
-        I32  # rank of what each pair of bytes makes, or NO_RANK; the first byte is the upper one
-    )
+    slots: Slots
+    key_ends: I64
+    """Of ranks, where their bytes end in `keys`, after a 0."""
+    keys: U8
+    ids: I32
+    pairs: U64
+    """A hash table, (slots, 2): two tokens by rank (see `_pair`), or 0, and the rank of the token
+    that they make."""
+    possible: U64
+    """A bit for each of PAIR_BITS hashes of a pair, whether a pair with it is in the table: few
+    are, and this lies nearer than the table does."""
+    single: I32
+    """Rank of each byte."""
+    double: I32
+    """Rank of what each pair of bytes makes, or NO_RANK; the first byte is the upper one."""
+
+
+class _Scratch(NamedTuple):
+    """What a scan needs room for."""
+
+    ends: I64
+    keys: U64
+    homes: I64
+    parts: I32
+    makes: I64
+    before: I64
+    after: I64
 
 
 class WordTable:
@@ -94,205 +108,185 @@ class WordTable:
         """`tokens` and their `ids` by rank; `merge` gives the ranks of a word of more than LONGEST
         bytes."""
         assert WORDS * WORD_BYTES >= LONGEST, "no room for a word"
-        table = _empty(len(tokens), sum(map(len, tokens)))
-        table.entries["key"][1:] = np.cumsum([len(token) for token in tokens])
-        table.entries["id"] = np.arange(len(tokens) + 1)
-        table.keys[:] = np.frombuffer(b"".join(tokens), np.uint8)
-        table.ids[: len(tokens)] = ids
-        _enter_tokens(table)
-        self._merges = _Merges(table, *_pairs(table))
-        self._words = _empty(WORDS, WORDS * WORD_BYTES)
-        self._used = np.zeros(1, np.int64)  # entries of words
+        keys = padded(b"".join(tokens))
+        key_ends = np.cumsum([0, *map(len, tokens)])
+        slots = empty_slots(len(tokens))
+        _enter_tokens(slots, key_ends, keys)
+        self._merges = _Merges(
+            slots, key_ends, keys, ids.astype(np.int32), *_pairs(slots, key_ends, keys)
+        )
+        self._words = _Words(
+            slots=empty_slots(WORDS),
+            key_ends=np.zeros(WORDS + 1, np.int64),
+            id_ends=np.zeros(WORDS + 1, np.int64),
+            keys=np.empty(WORDS * WORD_BYTES, np.uint8),
+            ids=np.empty(WORDS * WORD_BYTES, np.int32),  # no word has more ids than bytes
+            used=np.zeros(2, np.int64),
+        )
+        self._scratch = _Scratch(
+            ends=np.empty(TOGETHER, np.int64),
+            keys=np.empty((TOGETHER, 2), np.uint64),
+            homes=np.empty(TOGETHER, np.int64),
+            parts=np.empty(LONGEST, np.int32),
+            makes=np.empty(LONGEST, np.int64),
+            before=np.empty(LONGEST, np.int64),
+            after=np.empty(LONGEST, np.int64),
+        )
         self._ids, self._merge = ids, merge
         self._classes, self._unicode = classes(pattern), pattern == "unicode"
 
     def encode(self, text: bytes) -> Ids:
         """The ids of a text in UTF-8."""
-        raw = np.frombuffer(
-            bytearray(text), np.uint8
-        )  # can be written, as the keys can: each type is compiled anew
-        found = np.empty(raw.size, np.int32)  # no token is empty
+        raw = padded(text)
+        # no token is empty; three ids are written at once
+        found = np.empty(len(text) + 2, self._ids.dtype)
         at = size = 0
 
         while True:
             at, size, end = _scan(
                 raw,
                 at,
+                len(text),
                 self._classes,
                 self._unicode,
                 self._merges,
                 self._words,
-                self._used,
+                self._scratch,
                 found,
                 size,
             )
-            if at == raw.size:
-                return found[:size].astype(self._ids.dtype)
+            if at == len(text):
+                return found[:size].copy()
 
             ids = self._ids[self._merge(text[at:end])]
             found[size : size + ids.size] = ids
             at, size = end, size + ids.size
 
 
-def _empty(entries: int, room: int) -> _Table:
-    """A table for so many entries of so many bytes in all."""
-    slots = 1 << (2 * entries - 1).bit_length()
-    return _Table(
-        slots=np.zeros(slots, SLOT),
-        entries=np.zeros(entries + 1, ENTRY),
-        keys=np.empty(room, np.uint8),
-        ids=np.empty(room, np.int32),  # no entry has more ids than bytes
-    )
-
-
 # --------------------------------------------------------------------------------------- the tables
 
 
-@njit(cache=True)
-def _head(text: U8, start: Int, end: Int) -> Int:
-    """The length of a word of at most 255 bytes in the top byte; below it all of its bytes, or a
-    hash of more."""
-    size = end - start
-    head = np.uint64(size) << np.uint64(56)
-    if size <= SHORT:
-        for place in range(size):
-            head |= np.uint64(text[start + place]) << np.uint64(8 * place)
-
-        return head
-
-    value = np.uint64(0)
-    for place in range(start, end):
-        value = (value ^ np.uint64(text[place])) * MIX
-
-    return head | value >> np.uint64(8)
-
-
-@njit(cache=True)
-def _key(table: _Table, entry: Int) -> Int:
-    """Where the bytes of an entry begin; of the same type as places in a text, as every type is
-    compiled on its own."""
-    return np.int64(table.entries[entry].key)
-
-
-@njit(cache=True)
-def _home(slots: Rows, head: Int) -> Int:
-    """The slot at which the search for a word begins."""
-    value = (
-        head ^ head >> np.uint64(29)
-    ) * MIX  # the upper half of the product is the well-mixed one
-    return np.int64(value >> np.uint64(32)) & (len(slots) - 1)
-
-
-@njit(cache=True)
-def _slot(slots: Rows, entries: Rows, keys: U8, head: Int, text: U8, start: Int, end: Int) -> Int:
-    """Where a word is in a table, or would be."""
-    slot = _home(slots, head)
-    while slots[slot].head != EMPTY:
-        if slots[slot].head == head:
-            same = True
-            if end - start > SHORT:
-                first = entries[slots[slot].entry].key
-                for place in range(end - start):  # heads hold the lengths
-                    same = same and keys[first + place] == text[start + place]
-
-            if same:
-                break
-
-        slot = (slot + 1) & (len(slots) - 1)
-
-    return slot
-
-
-@njit(cache=True)
-def _enter_tokens(tokens: _Table) -> None:
+@compiled
+def _enter_tokens(slots: Slots, key_ends: I64, keys: U8) -> None:
     """Fill the slots of the vocabulary's tokens, but those that no word of up to LONGEST bytes
     holds."""
-    for rank in range(len(tokens.entries) - 1):
-        start, end = _key(tokens, rank), _key(tokens, rank + 1)
-        if end - start <= LONGEST:
-            head = _head(tokens.keys, start, end)
-            slot = _slot(tokens.slots, tokens.entries, tokens.keys, head, tokens.keys, start, end)
-            tokens.slots[slot].head, tokens.slots[slot].entry = head, rank
+    for rank in range(len(key_ends) - 1):
+        start, size = key_ends[rank], key_ends[rank + 1] - key_ends[rank]
+        if size <= LONGEST:
+            low, high = key(keys, start, size)
+            slot = find(slots, key_ends, keys, low, high, keys, start, size)
+            slots[slot, LOW], slots[slot, HIGH], slots[slot, RANK] = low, high, rank
 
 
-@njit(cache=True)
+@compiled
 def _enter(
-    words: _Table,
-    used: I64,
-    head: Int,
+    words: _Words,
+    low: Int,
+    high: Int,
     text: U8,
     start: Int,
-    end: Int,
-    ids: I32,
-    ranks: I32,
+    size: Int,
+    merges: _Merges,
+    parts: I32,
     count: Int,
 ) -> Int:
-    """Put a word that is not there into the table, with `count` tokens; `ids` by rank. Returns its
-    slot."""
-    entry = used[0]
-    if entry + 1 == len(words.entries) or words.entries[entry].key + end - start > len(words.keys):
-        words.slots.view(np.uint8)[:] = 0
-        entry = 0
+    """Put a word that is not there into the table, with `count` tokens, whose ranks are in `parts`.
+    Returns its slot."""
+    slots, used, ids = words.slots, words.used, merges.ids
+    entry = used[1]
+    first, first_id = words.key_ends[entry], words.id_ends[entry]
+    if (
+        used[0] + 1 == len(words.key_ends)
+        or first + size > len(words.keys)
+        or first_id + count > len(words.ids)
+    ):
+        slots[:] = 0
+        used[0] = used[1] = entry = first = first_id = 0
 
-    key, first = words.entries[entry].key, words.entries[entry].id
-    words.keys[key : key + end - start] = text[start:end]
+    slot = find(slots, words.key_ends, words.keys, low, high, text, start, size)
+    slots[slot, LOW], slots[slot, HIGH] = low, high
+    used[0] += 1
+
+    if size <= SHORT and count <= 3:
+        slots[slot, IDS] = np.uint64(ids[parts[0]])
+        if count > 1:
+            slots[slot, IDS] |= np.uint64(ids[parts[1]]) << HALF
+        slots[slot, MORE] = np.uint64(count) << HALF
+        if count > 2:
+            slots[slot, MORE] |= np.uint64(ids[parts[2]])
+        return slot
+
+    for place in range(size):
+        words.keys[first + place] = text[start + place]
+
     for place in range(count):
-        words.ids[first + place] = ids[ranks[place]]
+        words.ids[first_id + place] = ids[parts[place]]
 
-    words.entries[entry + 1].key = key + end - start
-    words.entries[entry + 1].id = first + count
-    slot = _slot(words.slots, words.entries, words.keys, head, text, start, end)
-    words.slots[slot].head = head
-    words.slots[slot].entry = entry
-    words.slots[slot].alone = words.ids[first] if count == 1 else MANY
-    used[0] = entry + 1
+    words.key_ends[entry + 1] = first + size
+    words.id_ends[entry + 1] = first_id + count
+    used[1] = entry + 1
+    slots[slot, IDS] = entry
+    slots[slot, MORE] = 0
     return slot
 
 
 # ------------------------------------------------------------------------------------------ merging
 
 
-@njit(cache=True)
-def _rank(tokens: _Table, text: U8, start: Int, end: Int) -> Int:
+@compiled
+def _rank(slots: Slots, key_ends: I64, keys: U8, text: U8, start: Int, size: Int) -> Int:
     """The rank of the token of these bytes, NO_RANK if there is none."""
-    slots = tokens.slots
-    slot = _slot(slots, tokens.entries, tokens.keys, _head(text, start, end), text, start, end)
-    return slots[slot].entry if slots[slot].head != EMPTY else NO_RANK
+    low, high = key(text, start, size)
+    slot = find(slots, key_ends, keys, low, high, text, start, size)
+    return np.int64(slots[slot, RANK]) if slots[slot, HIGH] != 0 else NO_RANK
 
 
-@njit(cache=True)
+@compiled
 def _pair(left: Int, right: Int) -> Int:
-    """Two tokens as one number, which is not EMPTY."""
-    return np.uint64(left + 1) << np.uint64(32) | np.uint64(right)
+    """Two tokens as one number, which is not 0."""
+    return np.uint64(left + 1) << HALF | np.uint64(right)
 
 
-@njit(cache=True)
-def _pair_slot(pairs: Rows, pair: Int) -> Int:
+@compiled
+def _pair_slot(pairs: U64, pair: Int) -> Int:
     """Where a pair is in the table, or would be."""
-    slot = np.int64(pair * MIX >> np.uint64(32)) & (len(pairs) - 1)
-    while pairs[slot].pair != EMPTY and pairs[slot].pair != pair:
+    slot = np.int64(pair * MIX >> HALF) & (len(pairs) - 1)
+    while pairs[slot, 0] != 0 and pairs[slot, 0] != pair:
         slot = (slot + 1) & (len(pairs) - 1)
     return slot
 
 
-@njit(cache=True)
-def _made(pairs: Rows, left: Int, right: Int) -> Int:
+@compiled
+def _made(merges: _Merges, left: Int, right: Int) -> Int:
     """The rank of the token that two tokens make, NO_RANK if they make none."""
-    slot = _pair_slot(pairs, _pair(left, right))
-    return pairs[slot].rank if pairs[slot].pair != EMPTY else NO_RANK
+    pair = _pair(left, right)
+    place, bit = _bit(pair)
+    if merges.possible[place] & bit == 0:
+        return NO_RANK
+
+    pairs = merges.pairs
+    slot = _pair_slot(pairs, pair)
+    return np.int64(pairs[slot, 1]) if pairs[slot, 0] != 0 else NO_RANK
+
+
+@compiled
+def _bit(pair: Int) -> tuple[Int, Int]:
+    """Where in `possible` a pair has its bit, and the bit."""
+    mixed = pair * MIX >> np.uint64(64 - PAIR_BITS)
+    return np.int64(mixed >> np.uint64(6)), np.uint64(1) << (mixed & np.uint64(63))
 
 
 @njit(cache=True)
-def _pairs(tokens: _Table) -> tuple[Rows, I32, I32]:
-    """All but the tokens of `_Merges`. Whatever two tokens make a token merge, listed as a merge or
-    not, as the engine has it."""
+def _pairs(slots: Slots, key_ends: I64, keys: U8) -> tuple[U64, U64, I32, I32]:
+    """What is behind `ids` in `_Merges`. Whatever two tokens make a token merge, listed as a merge
+    or not, as the engine has it."""
     found = []
-    for rank in range(len(tokens.entries) - 1):
-        start, end = _key(tokens, rank), _key(tokens, rank + 1)
+    for rank in range(len(key_ends) - 1):
+        start, end = key_ends[rank], key_ends[rank + 1]
         if end - start <= LONGEST:
             for middle in range(start + 1, end):
-                left = _rank(tokens, tokens.keys, start, middle)
-                right = _rank(tokens, tokens.keys, middle, end)
+                left = _rank(slots, key_ends, keys, keys, start, middle - start)
+                right = _rank(slots, key_ends, keys, keys, middle, end - middle)
                 if left != NO_RANK and right != NO_RANK:
                     found.append((left, right, rank))
 
@@ -300,290 +294,140 @@ def _pairs(tokens: _Table) -> tuple[Rows, I32, I32]:
     while size < 2 * len(found):
         size *= 2
 
-    pairs = np.zeros(size, PAIR)
+    pairs, possible = np.zeros((size, 2), np.uint64), np.zeros(1 << PAIR_BITS - 6, np.uint64)
 
     for left, right, rank in found:
         pair = _pair(left, right)
         slot = _pair_slot(pairs, pair)
-        pairs[slot].pair, pairs[slot].rank = pair, rank
+        pairs[slot, 0], pairs[slot, 1] = pair, rank
+        place, bit = _bit(pair)
+        possible[place] |= bit
 
     single, double = np.empty(256, np.int32), np.empty(65536, np.int32)
-    two = np.empty(2, np.uint8)
+    two = np.zeros(32, np.uint8)
 
     for first in range(256):
         two[0] = first
-        single[first] = _rank(tokens, two, 0, 1)
+        single[first] = _rank(slots, key_ends, keys, two, 0, 1)
         for second in range(256):
             two[1] = second
-            double[first << 8 | second] = _rank(tokens, two, 0, 2)
+            double[first << 8 | second] = _rank(slots, key_ends, keys, two, 0, 2)
 
-    return pairs, single, double
+    return pairs, possible, single, double
 
 
-@njit(cache=True)
-def _merge(merges: _Merges, text: U8, start: Int, end: Int, parts: I32, ranks: I32) -> Int:
+@compiled
+def _merge(merges: _Merges, text: U8, start: Int, size: Int, scratch: _Scratch) -> Int:
     """Find the tokens of a word: itself, or the bytes merged, the neighbours that make the token of
     the lowest rank, of equals the first, and again.
 
-    Leaves the ranks of the tokens in `parts` and returns how many they are. `ranks` is scratch.
-    """
-    parts[0] = _rank(merges.tokens, text, start, end)
+    Leaves the ranks of the tokens in `scratch.parts` and returns how many they are."""
+    parts, makes = scratch.parts, scratch.makes
+    before, after = scratch.before, scratch.after
+    parts[0] = _rank(merges.slots, merges.key_ends, merges.keys, text, start, size)
     if parts[0] != NO_RANK:
         return 1
 
-    count = end - start
-    for part in range(count):
-        parts[part] = merges.single[text[start + part]]
+    # what each part and the next would make: the rank, and in the lower byte the place of the part
+    byte = np.int64(text[start])
+    for part in range(size - 1):
+        following = np.int64(text[start + part + 1])
+        parts[part] = merges.single[byte]
+        makes[part] = np.int64(merges.double[byte << 8 | following]) << 8 | part
+        before[part], after[part] = part - 1, part + 1
+        byte = following
 
-    for part in range(count - 1):  # ranks of what each part and the next would make
-        ranks[part] = merges.double[
-            np.int64(text[start + part]) << 8 | np.int64(text[start + part + 1])
-        ]
+    last = size - 1
+    parts[last], before[last], after[last] = merges.single[byte], last - 1, size
 
-    while count > 1:
-        best = 0
-        for part in range(1, count - 1):
-            if ranks[part] < ranks[best]:
-                best = part
+    while True:
+        best = np.int64(NOTHING)
+        for part in range(last):
+            best = min(best, makes[part])
 
-        if ranks[best] == NO_RANK:
+        if best >= NOTHING:
             break
 
-        parts[best] = ranks[best]
-        count -= 1
-        for part in range(best + 1, count):
-            parts[part] = parts[part + 1]
-            ranks[part - 1] = ranks[part]
+        merged = best & 0xFF
+        gone = after[merged]
+        beyond, previous = after[gone], before[merged]
+        parts[merged], after[merged] = best >> 8, beyond
+        makes[merged] = makes[gone] = NOTHING
+        if beyond < size:
+            before[beyond] = merged
+            makes[merged] = np.int64(_made(merges, parts[merged], parts[beyond])) << 8 | merged
 
-        if best < count - 1:
-            ranks[best] = _made(merges.pairs, parts[best], parts[best + 1])
+        if previous >= 0:
+            made = np.int64(_made(merges, parts[previous], parts[merged]))
+            makes[previous] = made << 8 | previous
 
-        if best > 0:
-            ranks[best - 1] = _made(merges.pairs, parts[best - 1], parts[best])
+    count = part = 0
+    while part < size:
+        parts[count] = parts[part]
+        count, part = count + 1, after[part]
 
     return count
 
 
-# ------------------------------------------------------------------------------------------ cutting
+# --------------------------------------------------------------------------------------- the scan
 
 
-@njit(cache=True)
-def _character(text: U8, at: Int, classes: U8) -> tuple[Int, Int]:
-    """The class of a character, and where the next one begins."""
-    first = np.int64(text[at])
-    if first < 0x80:
-        return classes[first], at + 1
-    if first < 0xE0:
-        return classes[(first & 0x1F) << 6 | text[at + 1] & 0x3F], at + 2
-    point = (first & 0x0F) << 12 | np.int64(text[at + 1] & 0x3F) << 6 | text[at + 2] & 0x3F
-    if first < 0xF0:
-        return classes[point], at + 3
-    return classes[(first & 0x07) << 18 | (point & 0xFFF) << 6 | text[at + 3] & 0x3F], at + 4
-
-
-@njit(cache=True)
-def _gpt2_word_end(text: U8, start: Int, classes: U8) -> Int:
-    """Where the word that begins at `start` ends: the alternatives of the pattern `gpt2` in their
-    order."""
-    size = len(text)
-    if text[start] == APOSTROPHE and start + 1 < size:
-        after = text[start + 1]
-        if after in (S, T, M, D):
-            return start + 2
-
-        if start + 2 < size:
-            last = text[start + 2]
-            if (last == E and after in (R, V)) or (last == L and after == L):
-                return start + 3
-
-    kind, end = _character(text, start, classes)
-    if text[start] == SPACE_BYTE and end < size:
-        following, beyond = _character(text, end, classes)
-        if following != SPACE:
-            kind, end = following, beyond
-
-    return _run_end(text, start, end, kind, classes)
-
-
-@njit(cache=True)
-def _run_end(text: U8, start: Int, end: Int, kind: Int, classes: U8) -> Int:
-    """Where the run of characters of this kind ends, which is known to go from `start` to `end`."""
-    size = len(text)
-    last = start  # where the run's last character begins
-
-    while end < size:
-        following, beyond = _character(text, end, classes)
-        if following != kind and not (following == MARK and kind == OTHER):
-            break
-
-        last, end = end, beyond
-
-    # white space leaves its last character to the word after it, unless that is all there is
-    return last if kind == SPACE and end < size and last > start else end
-
-
-@njit(cache=True)
-def _unicode_word_end(text: U8, start: Int, classes: U8) -> Int:
-    """As `_gpt2_word_end`, of the pattern `unicode`."""
-    size = len(text)
-    kind, end = _character(text, start, classes)
-    if end < size and (text[start] == SPACE_BYTE or _is_three(text, start, 0xE2, 0x80, 0x8B)):
-        following, beyond = _character(text, end, classes)
-        if following == DIGIT or following in IN_WORDS or (kind == SPACE and following == OTHER):
-            kind, end = following, beyond
-
-    if kind == DIGIT:
-        return _digits_end(text, end, classes)
-    if kind in IN_WORDS:
-        return _ending_end(text, _letters_end(text, end, kind, classes), classes)
-    return _run_end(text, start, end, kind, classes)
-
-
-@njit(cache=True)
-def _is_three(text: U8, at: Int, first: Int, second: Int, third: Int) -> bool:
-    """Whether a character of these three bytes stands there."""
-    return (
-        text[at] == first
-        and at + 2 < len(text)
-        and text[at + 1] == second
-        and text[at + 2] == third
-    )
-
-
-@njit(cache=True)
-def _letters_end(text: U8, end: Int, kind: Int, classes: U8) -> Int:
-    """Where letters end whose first, of this kind, ends at `end`."""
-    small = kind == SMALL  # whether one was there: then a capital begins another word
-    while end < len(text):
-        following, beyond = _character(text, end, classes)
-        if following not in IN_WORDS or (small and following == CAPITAL):
-            break
-
-        small = small or following == SMALL
-        end = beyond
-
-    return end
-
-
-@njit(cache=True)
-def _digits_end(text: U8, end: Int, classes: U8) -> Int:
-    """Where digits end, three at most, the first of which ends at `end`."""
-    count = 1
-    while end < len(text):
-        following, beyond = _character(text, end, classes)
-        if following != MARK:
-            if following != DIGIT or count == 3:
-                break
-            count += 1
-
-        end = beyond
-
-    return end
-
-
-@njit(cache=True)
-def _ending_end(text: U8, end: Int, classes: U8) -> Int:
-    """Where that ends which letters that end at `end` take along: a contraction, or what ends a
-    Tibetan syllable (U+0F0B, U+0F0C) or an Ethiopic word (U+1361)."""
-    size = len(text)
-    if end == size:
-        return end
-    if (
-        _is_three(text, end, 0xE0, 0xBC, 0x8B)
-        or _is_three(text, end, 0xE0, 0xBC, 0x8C)
-        or _is_three(text, end, 0xE1, 0x8D, 0xA1)
-    ):
-        return end + 3
-
-    if text[end] == APOSTROPHE:
-        at = end + 1
-    elif _is_three(text, end, 0xE2, 0x80, 0x99):  # U+2019
-        at = end + 3
-    else:
-        return end
-
-    if at == size:
-        return end
-
-    after = text[at] | 0x20  # small, if it is a letter
-    if after in (S, T, M, D):
-        at += 1
-    else:
-        last = text[at + 1] | 0x20 if at + 1 < size else 0
-        if (last == E and after in (R, V)) or (last == L and after == L):
-            at += 2
-        else:
-            return end
-
-    return end if at < size and _character(text, at, classes)[0] in IN_WORDS else at
-
-
-@njit(cache=True)
+@compiled
 def _scan(
     text: U8,
     at: Int,
+    stop: Int,
     classes: U8,
     unicode: bool,
     merges: _Merges,
-    words: _Table,
-    used: I64,
-    found: I32,
+    words: _Words,
+    scratch: _Scratch,
+    found: Ids,
     size: Int,
 ) -> tuple[Int, Int, Int]:
-    """Encode a text from the word that begins at `at` on; ids go to `found`, from `size` on. Words
-    are those of the pattern `unicode`, or of `gpt2`.
+    """Encode a text, up to `stop`, from the word that begins at `at` on; ids go to `found`, from
+    `size` on.
 
     Returns where it stopped, the new `size`, and where the word that it stopped at ends, which has
     more than LONGEST bytes. It stops at the end of the text too."""
-    slots = words.slots
-    ends, heads, ids = (
-        np.empty(TOGETHER, np.int64),
-        np.empty(TOGETHER, np.uint64),
-        np.empty(TOGETHER, np.int64),
-    )
-    parts, ranks = np.empty(LONGEST, np.int32), np.empty(LONGEST, np.int32)
+    slots, ends, keys, homes = words.slots, scratch.ends, scratch.keys, scratch.homes
     end = at
 
-    while at < len(text) and end - at <= LONGEST:
+    while at < stop and end - at <= LONGEST:
         count, start = 0, at
-        while count < TOGETHER and start < len(text):
-            if unicode:
-                end = _unicode_word_end(text, start, classes)
-            else:
-                end = _gpt2_word_end(text, start, classes)
-
+        while count < TOGETHER and start < stop:
+            end = word_end(text, start, stop, classes, unicode)
             if end - start > LONGEST:
                 break
-            ends[count], heads[count] = end, _head(text, start, end)
+
+            low, high = key(text, start, end - start)
+            ends[count], keys[count, LOW], keys[count, HIGH] = end, low, high
+            homes[count] = home(slots, low, high)
+            fetch(slots, 4 * homes[count])
             count, start = count + 1, end
 
         for word in range(count):
-            slot = _home(slots, heads[word])
-            short = heads[word] >> np.uint64(56) <= SHORT
-            ids[word] = slots[slot].alone if slots[slot].head == heads[word] and short else MANY
-
-        for word in range(count):
-            if ids[word] != MANY:
-                found[size] = ids[word]
-                size += 1
-            else:
-                slot = _slot(slots, words.entries, words.keys, heads[word], text, at, ends[word])
-                if slots[slot].head == EMPTY:
-                    tokens = _merge(merges, text, at, ends[word], parts, ranks)
+            slot, low, high = homes[word], keys[word, LOW], keys[word, HIGH]
+            known = (slots[slot, LOW] == low) & (slots[slot, HIGH] == high)
+            tokens = np.int64(slots[slot, MORE] >> HALF) * known
+            if tokens == 0:
+                slot = find(slots, words.key_ends, words.keys, low, high, text, at, ends[word] - at)
+                if slots[slot, HIGH] == 0:
+                    parts = _merge(merges, text, at, ends[word] - at, scratch)
                     slot = _enter(
-                        words,
-                        used,
-                        heads[word],
-                        text,
-                        at,
-                        ends[word],
-                        merges.tokens.ids,
-                        parts,
-                        tokens,
+                        words, low, high, text, at, ends[word] - at, merges, scratch.parts, parts
                     )
 
-                entry = slots[slot].entry
-                for place in range(words.entries[entry].id, words.entries[entry + 1].id):
+                tokens = np.int64(slots[slot, MORE] >> HALF)
+
+            if tokens > 0:
+                found[size] = slots[slot, IDS] & LOWER
+                found[size + 1] = slots[slot, IDS] >> HALF
+                found[size + 2] = slots[slot, MORE] & LOWER
+                size += tokens
+            else:
+                entry = np.int64(slots[slot, IDS])
+                for place in range(words.id_ends[entry], words.id_ends[entry + 1]):
                     found[size] = words.ids[place]
                     size += 1
 

@@ -182,7 +182,7 @@ class CountFiles(FilesBeside):
     key = "corpus.counts"
 
 
-PROCESS_BYTES = 160 * 2**20  # Python and the libraries of a worker
+PROCESS_BYTES = 208 * 2**20  # Python and the libraries of a worker
 COUNTING_BYTES = 512 * 2**20  # counts of a worker, where run.memory_gb says nothing
 MIN_COUNTING_BYTES = 16 * 2**20
 

@@ -71,7 +71,7 @@ def contents(folder):
 
 
 def words_files(folder):
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("work/*/words-*.tsv")}
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("work/*/words-*.words")}
 
 
 def test_a_finished_stage(trained, prose, prose_file):
@@ -169,7 +169,7 @@ def test_after_a_kill_only_the_rest_is_counted(corpus_of, prose_file, program, t
     after = words_files(folder)
     assert 3 <= len(done) < len(after)
     assert all(
-        after[f"words-{number:05d}.tsv"] == before[f"words-{number:05d}.tsv"] for number in done
+        after[f"words-{number:05d}.words"] == before[f"words-{number:05d}.words"] for number in done
     )
     TokenizerStage(
         corpus_of(prose_file),
@@ -696,7 +696,7 @@ def test_memory_is_shared_among_the_workers():
     assert 2 * half.counting_bytes < whole.counting_bytes
 
     with pytest.raises(
-        UserError, match=r"run\.memory_gb = 1: too little for run\.workers = 64, which take 11\.16"
+        UserError, match=r"run\.memory_gb = 1: too little for run\.workers = 64, which take 14\.2"
     ):
         assert Processing(workers=64, memory_gb=1).counting_bytes
 

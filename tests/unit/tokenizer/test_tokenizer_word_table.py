@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_tokenizer_words import MARKED
 
 from robustly import UserError
-from robustly.tokenizer import load_tokenizer, word_table
+from robustly.tokenizer import cutting, keys, load_tokenizer, word_table
 from robustly.tokenizer import tokenizer as module
 from robustly.tokenizer.merges import train_merges
 from robustly.tokenizer.tokenizer import Tokenizer
@@ -109,7 +109,7 @@ def test_every_character_is_read_from_its_bytes():
     for point in points:
         raw = chr(point).encode()
         text = np.frombuffer(bytearray(b"x" + raw), np.uint8)
-        assert word_table._character.py_func(text.astype(np.int64), 1, numbers) == (
+        assert cutting._character.py_func(text.astype(np.int64), 1, numbers) == (
             point,
             1 + len(raw),
         )
@@ -134,7 +134,7 @@ def test_a_full_table_begins_anew(plain):
 
     for number in range(30):
         assert ids_of(small, f" number{number}") == ids_of(plain, f" number{number}")
-        assert 0 < small._table._used[0] <= 12
+        assert 0 < small._table._words.used[0] <= 12
 
     with mock.patch.object(
         word_table, "WORDS", 8
@@ -144,20 +144,19 @@ def test_a_full_table_begins_anew(plain):
     for number in range(30):
         text = f" {chr(97 + number % 26) * 100}"
         assert ids_of(small, text) == ids_of(plain, text)
-        assert small._table._used[0] == 1
+        assert small._table._words.used[0] == 1
 
 
 def test_words_of_the_same_hash_are_told_apart(plain):
+    """Of more than 15 bytes; shorter ones are their own hash."""
     table = by_table(plain)._table
-    text = b" government" + b" parliament"
-    first = table.encode(b" government").tolist()
-    slots = table._words.slots
-    (there,) = np.flatnonzero(slots["head"])
-    slots["head"][there] = word_table._head(
-        np.frombuffer(text, np.uint8), 11, 22
-    )  # as if both had it
-    slots[word_table._home(slots, slots["head"][there])] = slots[there]
-    assert table.encode(b" parliament").tolist() == ids_of(plain, " parliament") != first
+    text = b" extraordinarily" + b" uncharacteristic"
+    first = table.encode(text[:16]).tolist()
+    slots, key = table._words.slots, slice(keys.LOW, keys.HIGH + 1)
+    (there,) = np.flatnonzero(slots[:, keys.HIGH])
+    slots[there, key] = keys.key(cutting.padded(text), 16, 17)  # as if both had it
+    slots[keys.home(slots, *slots[there, key])] = slots[there]
+    assert table.encode(text[16:]).tolist() == ids_of(plain, " uncharacteristic") != first
 
 
 @pytest.mark.parametrize("letter", [*"aAé中😀.7क \n\u3000\u0301\u200b", "7\u0301", "a's"])
