@@ -30,7 +30,7 @@ def measured(
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=3000,
     )
     assert done.returncode == code, done.stderr
     (path,) = folder.glob("gpu-tiny-*.jsonl")
