@@ -274,6 +274,11 @@ class ScheduleConfig(Section):
     """Updates of the decay at the end, for wsd; 10 to 20% of all are usual."""
     batch_warmup: BatchWarmupConfig | None = None
     """Smaller global batches at the beginning; default: all have `optim.batch_size`."""
+    hours: PositiveFloat | None = None
+    """Go through the whole schedule in so many hours of training, however many updates these are:
+    the rate follows the time, as in 24hBERT (Izsak et al. 2021, https://arxiv.org/abs/2104.07705)
+    and cramming, and `updates` says in which proportions. Evaluations and checkpoints count. The
+    times are recorded. Default: updates count, not hours."""
     extend_from: ExtendConfig | None = None
     """A checkpoint of another run that this one goes on from, with its weights, its moments and the
     number of its update: to more updates, at another rate, or as a branch that decays from a stable

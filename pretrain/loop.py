@@ -44,6 +44,7 @@ from robustly.pretrain.checkpoints.disk_space import (
     look_before_checkpoint,
     look_before_run,
 )
+from robustly.pretrain.clock import CLOCK, Clock
 from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
 from robustly.pretrain.inputs import Inputs, open_inputs
 from robustly.pretrain.masking import SpecialTokens
@@ -202,6 +203,7 @@ class Trainer:
         self.saves = BackgroundSaves(self.checkpoints, config.run)
         self.policies = UpdatePolicies(config.optim, self.folder, self.batches)
         self.progress = Progress(0, stage.hash)
+        self.clock = Clock(config.schedule, self.folder, rank, device)
         self.log: TrainingLog | None = None
         """Of rank 0, which speaks for all."""
         self.sessions: tuple[Session, ...] = ()
@@ -211,10 +213,11 @@ class Trainer:
 
     def run(self, profile: bool = False, stop_after: int | None = None) -> Manifest | None:
         """Train from the newest checkpoint to the last update. Raises what `pretrain` does."""
-        config, last = self.config, self.config.schedule.updates
+        config, clock = self.config, self.clock
         self._resume()
+        clock.begin(self.progress.seconds)
         with together(self.device):
-            if self.rank == 0 and self.progress.update < last:
+            if self.rank == 0 and not clock.is_last(self.progress.update):
                 self.checkpoints.mkdir(exist_ok=True)
                 size = checkpoint_bytes(self.parameters, config.optim.average)
                 look_before_run(self.checkpoints, size, config.run, config.schedule)
@@ -238,18 +241,19 @@ class Trainer:
             Profile(self.folder / "profile", self.rank, self.progress.update) if profile else None
         )
         first = self.progress.update + 1
-        ahead = self.batches.ahead(first, last)
+        ahead = self.batches.ahead(first, clock.last)
         with (
             stopping.noted() as asked,
             contextlib.closing(ahead) as batches,
             contextlib.closing(self.saves),
         ):
-            while self.progress.update < last:
+            while not clock.is_last(self.progress.update):
                 before = time.monotonic()
                 heartbeat.mark(Phase.BATCH, self.progress.update + 1)
                 batch = next(batches)
                 waited = time.monotonic() - before
 
+                clock.tick(batch.update, time.monotonic() - session_start)
                 done = self._update(batch, asked)
                 if done is None:
                     interval = self._roll_back()
@@ -257,6 +261,7 @@ class Trainer:
                     continue
 
                 update, cut_short = batch.update, False
+                ends = clock.is_last(update)
                 stop = done.stop or update == stop_after
                 interval.add(done, waited, time.monotonic() - before)
                 self.progress = Progress(
@@ -271,26 +276,30 @@ class Trainer:
 
                 if tracing:
                     with together(self.device):
-                        tracing.after(update, stop or update == last)
+                        tracing.after(update, stop or ends)
 
-                if update % config.run.log_every == 0 or update == last:
+                if update % config.run.log_every == 0 or ends:
                     if self.log:
                         self.log.interval(
-                            interval, self.progress, done.norm, self.engine.loss_scale
+                            interval,
+                            self.progress,
+                            done.norm,
+                            self.engine.loss_scale,
+                            clock,
                         )
                     interval = IntervalSums()
 
-                if update % config.run.evaluate_every == 0 or update == last:
+                if update % config.run.evaluate_every == 0 or ends:
                     cut_short = self._evaluate(update, asked)
                     stop |= cut_short
 
-                if update % config.run.checkpoint_every == 0 or update == last or stop:
+                if update % config.run.checkpoint_every == 0 or ends or stop:
                     self._save(interval)
 
-                if update == last or stop:
+                if ends or stop:
                     self._saved()
 
-                if stop and (update < last or cut_short):
+                if stop and (not ends or cut_short):
                     raise Stopped(update, asked)
 
         return self._finish() if self.rank == 0 else None
@@ -363,7 +372,7 @@ class Trainer:
         """Compute an update, and make it if its loss and norm are finite and `accepts` agrees to
         them. `divisors`, one for each loss term: what their means are over."""
         optim = self.config.optim
-        rate = learning_rate(batch.update, optim, self.config.schedule)
+        rate = learning_rate(self.clock.place(batch.update), optim, self.config.schedule)
         decay = average_decay(batch.update, optim.average) if optim.average else None
         norm = None
         while norm is None:  # again while the gradient overflows, in fp16
@@ -550,9 +559,9 @@ class Trainer:
 
     def _evaluation_is_due(self) -> bool:
         """Whether a start begins with one: the first of all, or one that a signal cut short."""
-        update, last = self.progress.update, self.config.schedule.updates
-        at = update % self.config.run.evaluate_every == 0
-        at = at or update in (self.config.schedule.begin, last)
+        update = self.progress.update
+        at = update % self.config.run.evaluate_every == 0 or update == self.config.schedule.begin
+        at = at or self.clock.is_last(update)
         return at and self.validation_blocks is not None and self.progress.validation_loss is None
 
     def _evaluate(self, update: int, asked: Sequence[int] = ()) -> bool:
@@ -603,7 +612,7 @@ class Trainer:
         assert self.log
         self.log.metrics.close()
         last = checkpoint.newest(self.checkpoints, self.stage.hash)
-        assert last and last.progress.update == self.config.schedule.updates
+        assert last and self.clock.is_last(last.progress.update)
         counts = {
             "updates": self.progress.update,
             "tokens": self.progress.tokens,
@@ -625,6 +634,9 @@ class Trainer:
         files = [path / name for path in sorted(kept) for name in checkpoint.FILES]
         outputs = [path for path in files if path.exists()]
         outputs += [self.folder / name for name in (*records, *self.policies.records())]
+        if self.config.schedule.hours:
+            outputs.append(self.folder / CLOCK)
+
         notes: dict[str, Any] = {
             "config": self.config.resolved(),
             "packed_index": self.packed_index,

@@ -136,9 +136,11 @@ class Phases:
         )
 
     def _within(self, after: int, update: int) -> Iterator[tuple[int, int, Batches]]:
-        """The first and the last update of each phase, of those after one up to another."""
+        """The first and the last update of each phase, of those after one up to another. The last
+        phase has no end: hours may have more updates than the schedule states."""
         for phase in self._phases:
-            first, last = max(phase.after, after) + 1, min(phase.last, update)
+            first = max(phase.after, after) + 1
+            last = update if phase is self._phases[-1] else min(phase.last, update)
             if first <= last:
                 yield first, last, phase.batches
 

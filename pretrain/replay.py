@@ -18,9 +18,10 @@ from robustly.metrics import read_metrics
 from robustly.pretrain.bad_updates.update_records import SKIPPED, SPIKES
 from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.checkpoints.checkpoint import AVERAGE, MOMENTS, WEIGHTS
+from robustly.pretrain.clock import CLOCK
 from robustly.pretrain.stage import PretrainingConfig
 
-RECORDS = ("metrics.jsonl", "evaluations.jsonl", SKIPPED, SPIKES)
+RECORDS = ("metrics.jsonl", "evaluations.jsonl", SKIPPED, SPIKES, CLOCK)
 OF_THE_MOMENT = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds")
 """Figures of metrics.jsonl that no two runs share."""
 LAYOUT = ("ranks", "micro_batch", "precision", "zero_stage", "attention", "devices", "versions")

@@ -13,6 +13,7 @@ from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import Metrics, WandbRun
 from robustly.pretrain.attention import Attention
 from robustly.pretrain.checkpoints.checkpoint import Progress
+from robustly.pretrain.clock import Clock
 from robustly.pretrain.config import MaskingConfig
 from robustly.pretrain.flops import flops_per_token
 from robustly.pretrain.mfu import model_flops_utilization, peak_tflops
@@ -140,6 +141,7 @@ class TrainingLog:
                 f" {self.ranks} ranks"
             ),
             "updates": f"{f'{begin + 1:,} to ' if begin else ''}{last:,}, {epochs:,.2f} epochs",
+            "hours": schedule.hours,
             "rate": f"{config.optim.peak_lr:g} after {schedule.warmup:,} updates",
             "masking": masking_rates(config.masking),
             "phases": phases(config.stretches()) if config.phases else None,
@@ -153,7 +155,12 @@ class TrainingLog:
             )
 
     def interval(
-        self, sums: IntervalSums, progress: Progress, norm: float | None, loss_scale: float
+        self,
+        sums: IntervalSums,
+        progress: Progress,
+        norm: float | None,
+        loss_scale: float,
+        clock: Clock,
     ) -> None:
         """Report a logging interval. `norm`: of its last update; `loss_scale`: 1 but in fp16."""
         update, schedule = progress.update, self.config.schedule
@@ -176,7 +183,7 @@ class TrainingLog:
                 "next_sentence_loss": sums.pair_loss_sum / pairs if pairs else None,
                 "soft_loss": sums.soft_loss_sum / soft_over if distills else None,
                 "cosine_loss": sums.cosine_loss_sum / tokens if distills else None,
-                "lr": learning_rate(update, self.config.optim, schedule),
+                "lr": learning_rate(clock.place(update), self.config.optim, schedule),
                 "masking_probability": masking.probability if masks_change else None,
                 "grad_norm": norm,
                 "loss_scale": loss_scale if fp16 else None,
@@ -196,10 +203,13 @@ class TrainingLog:
 
         done = self.batches.positions(update - int(sums.updates), update)
         left = self.batches.positions(update, schedule.updates) * sums.seconds / done
+        if schedule.hours:
+            left = clock.left(update)
+
         empty = "no targets" if sums.without_targets else "skipped"
         log.say_fields(
             [
-                f"update     {update:>7}/{schedule.updates}",
+                f"update     {update:>7}{self._of_all}",
                 f"loss {line['loss']:7.4f}" if sums.masked_tokens else empty,
                 f"left {log.duration(left):>7}",
                 f"{rate:>9,.0f} tokens/s",
@@ -228,13 +238,18 @@ class TrainingLog:
             batches.masking_of(update).probability,
         )
 
+    @property
+    def _of_all(self) -> str:
+        """How many updates there are, where that is known."""
+        return "" if self.config.schedule.hours else f"/{self.config.schedule.updates}"
+
     def evaluation(self, update: int, result: ValidationResult) -> None:
         """Report an evaluation on the held-out blocks."""
         line = result.line()
         self.metrics.write("evaluations", {"update": update, **line})
         log.say_fields(
             [
-                f"validation {update:>7}/{self.config.schedule.updates}",
+                f"validation {update:>7}{self._of_all}",
                 f"loss {result.total.loss:7.4f} nats",
                 f"{line['validation_bits']:.4f} bits",
                 f"perplexity {line['validation_perplexity']:.2f}",

@@ -9,13 +9,13 @@ import numpy as np
 from robustly.pretrain.config import MaskingConfig, OptimConfig, ScheduleConfig
 
 
-def learning_rate(update: int, optim: OptimConfig, schedule: ScheduleConfig) -> float:
+def learning_rate(update: float, optim: OptimConfig, schedule: ScheduleConfig) -> float:
     """The rate of update number `update`, counted from 1; 0 is the state before training, rate
-    0."""
+    0. Between two of them, where the schedule follows the time (`Clock.place`)."""
     return optim.peak_lr * fraction_of_peak(update, schedule)
 
 
-def fraction_of_peak(update: int, schedule: ScheduleConfig) -> float:
+def fraction_of_peak(update: float, schedule: ScheduleConfig) -> float:
     """The rate of update number `update` as a fraction of the peak, 0 to 1.
 
     Linear from 0 to the peak over `warmup` updates, peak at update `warmup` itself; then to 0 at

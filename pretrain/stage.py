@@ -262,6 +262,16 @@ class PretrainingConfig(Config):
             )
 
     @model_validator(mode="after")
+    def _masks_know_no_time(self) -> Self:
+        if self.schedule.hours and (self.phases or self.masking.initial_probability):
+            stated = "phases" if self.phases else "masking.initial_probability"
+            raise ValueError(
+                f"schedule.hours with {stated}: masks are made before it is known at which time;"
+                " take one of them away"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_start(self) -> Self:
         if self.schedule.extend_from and self.model.init_from is not None:
             raise ValueError(

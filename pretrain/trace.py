@@ -18,6 +18,7 @@ from robustly.data_prep.origins import Document, Origins
 from robustly.data_prep.store import check_tokenizer
 from robustly.pretrain.attention import attention_for, in_rows
 from robustly.pretrain.batches import Batches
+from robustly.pretrain.clock import CLOCK, updates_made
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.phases import Phases
 from robustly.pretrain.sessions import SESSIONS
@@ -177,13 +178,13 @@ def _seen(
 
 
 def trace_through(
-    phases: Phases, number: int, begin: int, skipped: Collection[int] = ()
+    phases: Phases, number: int, begin: int, end: int, skipped: Collection[int] = ()
 ) -> tuple[Document, list[Occurrence]]:
-    """As `trace_document`, of all updates after `begin`, phase by phase."""
+    """As `trace_document`, of all updates after `begin` up to `end`, phase by phase."""
     seen: list[Occurrence] = []
     for after, last, batches in phases:
         if last > begin:
-            span = last, skipped, max(after, begin)
+            span = end if batches is phases.last else last, skipped, max(after, begin)
             document, lines = trace_document(batches, number, *span)
             seen += lines
 
@@ -192,6 +193,8 @@ def trace_through(
 
 def check_update(update: int, config: PretrainingConfig) -> None:
     """Raises UserError unless the config has such an update."""
-    first, last = config.schedule.begin + 1, config.schedule.updates
+    schedule = config.schedule
+    first, last = schedule.begin + 1, updates_made(config.folder("train"), schedule)
     if not first <= update <= last:
-        raise UserError(f"update {update}: expected one of {first} to {last} (schedule.updates)")
+        key = CLOCK if schedule.hours else "schedule.updates"
+        raise UserError(f"update {update}: expected one of {first} to {last} ({key})")

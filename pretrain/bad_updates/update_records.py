@@ -64,6 +64,11 @@ def inherit(path: Path, other: Path, update: int) -> None:
         _write(path, [*before, *(line for line in read(path) if line["update"] > update)])
 
 
+def rewrite(path: Path) -> None:
+    """Leave out a last line that a kill cut off, so that others can be added."""
+    _rewrite(path, read(path))
+
+
 def cut(path: Path, update: int, skipped: Collection[int]) -> None:
     """Keep the lines of updates up to this one, and of those that are skipped: others are made
     again."""

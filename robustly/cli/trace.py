@@ -60,6 +60,7 @@ def trace_command(
 
         from robustly.pretrain import trace
         from robustly.pretrain.bad_updates.update_records import SKIPPED, read
+        from robustly.pretrain.clock import updates_made
 
         experiment = experiment_at(run, overrides)
         total = ranks or experiment.run.ranks
@@ -68,8 +69,9 @@ def trace_command(
 
         skipped = {line["update"] for line in read(experiment.folder("train") / SKIPPED)}
         if document is not None:
-            phases, begin = trace.batches_of(experiment), experiment.schedule.begin
-            found, seen = trace.trace_through(phases, document, begin, skipped)
+            phases, schedule = trace.batches_of(experiment), experiment.schedule
+            end = updates_made(experiment.folder("train"), schedule)
+            found, seen = trace.trace_through(phases, document, schedule.begin, end, skipped)
             _show_document(found, seen, partition_files(experiment), as_json)
             return
 

@@ -83,7 +83,7 @@ def plan(config: PretrainingConfig, ranks: int, machine: Machine, speed: Speed |
         time=[
             {
                 "tokens_per_second": found.tokens_per_second,
-                "seconds": total / found.tokens_per_second,
+                "seconds": 3600 * (config.schedule.hours or 0) or total / found.tokens_per_second,
                 "source": found.source,
             }
             for found in speeds

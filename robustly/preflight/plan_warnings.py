@@ -43,6 +43,7 @@ def warnings(
         *_on_memory(config, machine, memory),
         *_on_batch(config, ranks),
         *_on_warmup(config),
+        *_on_hours(config),
         *_on_vocabulary(config, machine),
         *_on_words(config, size),
         *_on_idle_ranks(config, ranks),
@@ -111,6 +112,14 @@ def _on_warmup(config: PretrainingConfig) -> Iterator[str]:
         yield (
             f"schedule.warmup = {warmup:,}: more than half of {updates:,} updates;"
             " 5 to 10% is usual"
+        )
+
+
+def _on_hours(config: PretrainingConfig) -> Iterator[str]:
+    if hours := config.schedule.hours:
+        yield (
+            f"schedule.hours = {hours:g}: the run ends by its clock; tokens, epochs and operations"
+            f" are those of schedule.updates = {config.schedule.updates:,}"
         )
 
 

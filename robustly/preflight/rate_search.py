@@ -116,6 +116,7 @@ def shortened(schedule: ScheduleConfig, updates: int) -> ScheduleConfig:
     return schedule.model_copy(
         update={
             "updates": schedule.begin + updates,
+            "hours": None,
             "warmup": part(schedule.warmup),
             "decay_updates": min(part(schedule.decay_updates), updates - part(schedule.warmup)),
             "batch_warmup": warm and warm.model_copy(update={"updates": part(warm.updates)}),

@@ -2,9 +2,11 @@
 same to the last bit."""
 
 import json
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +24,10 @@ from robustly.pretrain import loop, replay
 from robustly.pretrain.bad_updates.update_records import SKIPPED
 from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.checkpoints.checkpoint import AVERAGE
+from robustly.pretrain.clock import CLOCK, recorded
 from robustly.pretrain.objective import roberta_config
 from robustly.pretrain.replay import Replayed
-from robustly.pretrain.schedule import average_decay
+from robustly.pretrain.schedule import average_decay, learning_rate
 from robustly.publish.config import PublishConfig
 from robustly.publish.publish import _held_out, publish
 from robustly.tokenizer import load_tokenizer
@@ -59,27 +62,28 @@ def assert_same_run(one: Experiment, other: Experiment) -> None:
 
 
 def assert_resumed_and_replayed_it_is_the_same(
-    make: MakePretraining, into: Path, *changes: str, end: int = 6
+    make: MakePretraining, into: Path, *changes: str, end: int = 6, ranks: int = 2
 ) -> Experiment:
-    """On two ranks, with dropout: a run that nothing disturbed, one that died after an update and
+    """With dropout: a run that nothing disturbed, one that died after an update and
     went on, and the updates after it again. Returns the first."""
     changes = (*changes, "run.keep_checkpoints=9")
     straight, killed = (make(name, *changes) for name in ("straight", "killed"))
-    run_distributed(2, go, straight)
-    run_distributed(2, die_after, killed, end)
-    run_distributed(2, go, killed)
+    run_distributed(ranks, go, straight)
+    run_distributed(ranks, die_after, killed, end)
+    run_distributed(ranks, go, killed)
     assert_same_run(straight, killed)
 
     path, *overrides = straight._arguments
     chosen, again = Replayed(end, straight.schedule.updates), into / "again"
     replaying = load_experiment(path, [*overrides, *replay.changes(again)])
     replay.lay_out(straight.folder("train"), replaying.folder("train"), chosen)
-    run_distributed(2, go, replaying, chosen.end)
+    run_distributed(ranks, go, replaying, chosen.end)
     found = replay.compare(straight.folder("train"), replaying, chosen)
     assert found.same and not found.tolerance and found.tensors and found.lines
     return straight
 
 
+@pytest.mark.full
 def test_a_masking_rate_that_falls(
     pretraining: MakePretraining, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,13 +103,16 @@ def test_a_masking_rate_that_falls(
 def test_phases_of_other_blocks_and_mixtures(
     pretraining: MakePretraining, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It dies after update 6, in the second phase; the replay goes through the third."""
+    """It dies after update 6, in the second phase; the replay goes through the third. An average of
+    the weights is kept, and goes on as well."""
     second = "{until: 9, block_length: 64, masking_probability: 0.2, repeat: {corpus.txt: 0.5}}"
     config = assert_resumed_and_replayed_it_is_the_same(
         pretraining,
         tmp_path,
         f"phases=[{{until: 4, block_length: 16, masking_probability: 0.4}}, {second}]",
         "data.block_length=32",
+        "optim.average=0.9",
+        ranks=1,
     )
     found = lines(config)
     rates = [line["masking_probability"] for line in found]
@@ -135,8 +142,10 @@ def test_phases_of_other_blocks_and_mixtures(
     manifest = config.stage().finished()
     assert manifest and manifest.recipe["phases"][1]["repeats"] == [0.5]
     assert manifest.notes["packed_index"].keys() == {"train", "train 16", "train 64", "validation"}
+    assert any(name.endswith(AVERAGE) for name in manifest.outputs)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("ranks", "stage", "precision"),
     [(1, 0, "fp32"), (2, 1, "fp32"), (2, 2, "bf16"), (2, 3, "fp32")],
@@ -169,13 +178,76 @@ def test_the_average_that_is_kept_is_that_of_the_weights(
         assert any(not torch.equal(each, weights[name]) for name, each in average.items())
 
 
-def test_an_average_that_is_kept(pretraining: MakePretraining, tmp_path: Path) -> None:
-    config = assert_resumed_and_replayed_it_is_the_same(pretraining, tmp_path, "optim.average=0.9")
-    without = pretraining("without", "run.keep_checkpoints=9")
-    run_distributed(2, go, without)
-    assert lines(config) == lines(without)  # training knows nothing of it
+@pytest.mark.full
+def test_training_knows_nothing_of_an_average(pretraining: MakePretraining) -> None:
+    kept, without = pretraining("kept", "optim.average=0.9"), pretraining("without")
+    for config in (kept, without):
+        run_distributed(1, go, config)
+
+    assert lines(kept) == lines(without)
+    first, second = (last_checkpoint(config.folder("train")) for config in (kept, without))
+    assert {name: first.files[name] for name in second.files} == second.files
+
+
+def on_a_clock(
+    rank: int,
+    ranks: int,
+    config: Experiment,
+    seed: int,
+    dies: int | None = None,
+    end: int | None = None,
+) -> None:
+    """Train, or die after an update, where time passes by no machine's speed; ranks' clocks differ."""
+    draw, now = random.Random(seed * 10 + rank), [1000.0 * rank]
+
+    def monotonic() -> float:
+        now[0] += draw.uniform(0.02, 0.2)
+        return now[0]
+
+    loop.time = SimpleNamespace(monotonic=monotonic)  # type: ignore[assignment]
+    if dies is None:
+        go(rank, ranks, config, end)
+    else:
+        die_after(rank, ranks, config, dies)
+
+
+def test_a_schedule_in_hours(pretraining: MakePretraining, tmp_path: Path) -> None:
+    """A run that dies and goes on is, to the last bit, the one that is made anew by its recorded
+    times, whatever the speed, and a replay of it. It has more updates than are stated."""
+    stated = ("schedule.hours=0.0015", "schedule.updates=5", "schedule.warmup=2")
+    hours = (*stated, "run.keep_checkpoints=9")
+    config, again = pretraining("hours", *hours), pretraining("again", *hours)
+    run_distributed(2, on_a_clock, config, 1, 4)
+    begun = (config.folder("train") / CLOCK).read_text()
+    run_distributed(2, on_a_clock, config, 2)
+    record = (config.folder("train") / CLOCK).read_text()
+    assert record.startswith(begun) and begun.count("\n") > 4
+
+    times = recorded(config.folder("train") / CLOCK)
+    made = max(times)
+    assert list(times) == list(range(made + 1)) and made > 5
+    assert list(times.values()) == sorted(times.values())
+    assert times[made - 1] < 5.4 <= times[made]
+    for line in lines(config):
+        place = 5 * min(1.0, times[line["update"]] / 5.4)
+        assert line["lr"] == learning_rate(place, config.optim, config.schedule)
+
+    assert [line["update"] for line in lines(config)] == list(range(1, made + 1))
+    assert lines(config)[-1]["lr"] == 0 and lines(config, "evaluations")[-1]["update"] == made
     finished = config.stage().finished()
-    assert finished and any(name.endswith(AVERAGE) for name in finished.outputs)
+    assert finished and finished.counts["updates"] == made and CLOCK in finished.outputs
+
+    again.folder("train").mkdir()
+    (again.folder("train") / CLOCK).write_text(record)
+    run_distributed(2, on_a_clock, again, 3)
+    assert_same_run(config, again)
+
+    path, *overrides = config._arguments
+    replaying = load_experiment(path, [*overrides, *replay.changes(tmp_path / "replay")])
+    replay.lay_out(config.folder("train"), replaying.folder("train"), Replayed(4, made))
+    run_distributed(2, on_a_clock, replaying, 4, None, made)
+    found = replay.compare(config.folder("train"), replaying, Replayed(4, made))
+    assert found.same and not found.tolerance and found.tensors
 
 
 CONSTANT = ("schedule.decay=constant", "run.keep_checkpoints=9", "model.dropout=0.1")
@@ -192,23 +264,21 @@ def stable(make_pretraining: MakePretraining) -> Experiment:
     config = make_pretraining("stable", *CONSTANT)
     config.folder("train").mkdir(parents=True)
     (config.folder("train") / SKIPPED).write_text('{"update": 5}\n{"update": 9}\n')
-    run_distributed(2, go, config)
+    run_distributed(1, go, config)
     return config
 
 
 def test_a_run_that_is_extended_at_its_rate_is_the_longer_run(
     pretraining: MakePretraining, stable: Experiment
 ) -> None:
-    """From an earlier checkpoint, with its moments and Adam's count of steps: also where it died
-    before its first checkpoint, and after one; update 9, which the first run skipped later, is
-    made, unless its record says so."""
+    """From an earlier checkpoint, with its moments and Adam's count of steps, also where it died.
+    Update 9, which the first run skipped later, is made unless its own record says so."""
     extended = pretraining("extended", *CONSTANT, *extending(stable, 6))
-    run_distributed(2, die_after, extended, 6)
+    run_distributed(1, die_after, extended, 8)
     with (extended.folder("train") / SKIPPED).open("a") as record:
         record.write('{"update": 9}\n')
 
-    run_distributed(2, die_after, extended, 8)
-    run_distributed(2, go, extended)
+    run_distributed(1, go, extended)
     assert lines(extended) == lines(stable)[6:]
     first, second = (last_checkpoint(config.folder("train")) for config in (stable, extended))
     assert first.files == second.files
@@ -220,9 +290,10 @@ def test_a_run_that_is_extended_at_its_rate_is_the_longer_run(
     assert before["validation_loss"] == lines(stable, "evaluations")[1]["validation_loss"]
     made = extended.stage().finished()
     assert made and made.inputs.keys() == {"data", "tokenizer", "extend_from"}
-    assert [session.to_update for session in second.progress.sessions] == [6, 6, 8, 12]
+    assert [session.to_update for session in second.progress.sessions] == [6, 8, 12]
 
 
+@pytest.mark.full
 def test_a_branch_that_decays(
     pretraining: MakePretraining, stable: Experiment, tmp_path: Path
 ) -> None:
@@ -282,6 +353,7 @@ def told(
     return found
 
 
+@pytest.mark.full
 def test_the_mean_of_the_last_checkpoints_is_published(stable: Experiment, tmp_path: Path) -> None:
     """By plain transformers it has the mean of their weights, and its card the mean's loss; that of
     one checkpoint, found in the same way, is the run's own."""

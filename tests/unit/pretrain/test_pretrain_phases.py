@@ -53,6 +53,9 @@ def test_without_phases_all_updates_are_alike() -> None:
     assert found.at(1) is found.at(20) is found.last
     assert found.last.sizes.before(21) == 20 * 16
     assert found.epoch(20) == found.epochs(0, 20) == 20 * 16 / 100
+    # a schedule in hours may go on beyond the updates that it states
+    assert found.at(30) is found.last and found.positions(28, 30) == 2 * 16 * 32
+    assert found.epoch(30) == found.epochs(0, 30) == 30 * 16 / 100
 
 
 def test_short_blocks_come_first_and_updates_hold_as_many_tokens() -> None:
