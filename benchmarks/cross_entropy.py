@@ -27,7 +27,8 @@ from torch.nn import functional
 from transformers import RobertaConfig
 from transformers.models.roberta.modeling_roberta import RobertaLMHead
 
-from robustly.pretrain.cross_entropy import ELEMENTS, summed_cross_entropy
+from robustly.pretrain.cross_entropy import Scores, summed_cross_entropy
+from robustly.pretrain.score_chunks import ELEMENTS
 
 RESULTS = Path(__file__).parent / "results"
 TOKENS, MASKED, SIZE, HIDDEN, ROUNDS = 8 * 512, 614, 50_265, 768, 2
@@ -51,10 +52,8 @@ def in_chunks(
     elements: int, head: RobertaLMHead, hidden: Tensor, positions: Tensor, labels: Tensor
 ) -> Tensor:
     states = head.layer_norm(functional.gelu(head.dense(hidden[positions])))
-    return (
-        summed_cross_entropy(states, head.decoder.weight, head.decoder.bias, labels, elements)
-        / MASKED
-    )
+    scores = Scores(states, head.decoder.weight, head.decoder.bias)
+    return summed_cross_entropy(scores, labels, elements) / MASKED
 
 
 def seconds(once: Callable[[], None]) -> float:

@@ -10,6 +10,7 @@ Each rank takes its part of the global batch in micro-batches, as many as gradie
 needs: which blocks are its part, and how a micro-batch holds them, is the `layout`'s business. The
 update's loss is a sum over all its tokens, whatever their order."""
 
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -147,6 +148,8 @@ class BatchesAhead:
         self._make, self._next, self._last = make, first, last
         self._maker = ThreadPoolExecutor(1, "batches")
         self._waiting: deque[Future[RankBatch]] = deque()
+        self.waited = 0.0
+        """Seconds, all together, that somebody waited for a batch."""
 
     def __iter__(self) -> Self:
         return self
@@ -161,7 +164,20 @@ class BatchesAhead:
             self.close()
             raise StopIteration
 
-        return self._waiting.popleft().result()
+        batch = self._first()
+        self._waiting.popleft()
+        return batch
+
+    def peek(self) -> RankBatch | None:
+        """The batch that comes next, if there is one. Raises what making it does."""
+        return self._first() if self._waiting else None
+
+    def _first(self) -> RankBatch:
+        before = time.monotonic()
+        try:
+            return self._waiting[0].result()
+        finally:
+            self.waited += time.monotonic() - before
 
     def go_to(self, update: int) -> None:
         """Go on with the batch of this update."""

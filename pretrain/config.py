@@ -365,7 +365,7 @@ STATED_BY_THE_CONFIG = {
     "fp16": "run.precision",
     "torch_autocast": "run.precision",
     "data_types": "run.precision",
-    "communication_data_type": "run.precision",
+    "communication_data_type": "run.reduce_dtype",
     "prescale_gradients": "optim",
     "gradient_predivide_factor": "optim",
     "zero_allow_untested_optimizer": "optim",
@@ -393,10 +393,18 @@ class RunConfig(Section):
     """Blocks that a rank passes through the model at a time, or as many tokens as these may have
     where blocks stand in rows (`attention`); gradient accumulation makes up the rest of the global
     batch, `optim.batch_size`."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """bf16 and fp16 keep weights, gradients' sums and moments in fp32 beside them; they need
     zero_stage 1 or more. fp16 is for GPUs without bf16; an update whose gradient overflows is
-    computed again at half the loss scale."""
+    computed again at half the loss scale. auto: bf16 on a GPU that computes in it and on a
+    processor with AMX, whose matrix unit does, with zero_stage 1 at least; else fp32."""
+    tf32: bool = False
+    """Whether a GPU rounds the operands of fp32 matrix products to TF32, 10 bits after the point,
+    for up to 8 times the speed; needs precision fp32."""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """What gradients are added up in over the ranks. bf16, with precision bf16, is half as much to
+    send, and rounds to 8 bits at each addition (Megatron-LM's --grad-reduce-in-bf16, FSDP's
+    reduce_dtype); a rank's own gradients are added up in fp32 in either."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 gradients too, 3
     weights too. One rank alone has nothing to share and trains as in stage 0, unless the precision
@@ -408,7 +416,13 @@ class RunConfig(Section):
     transformers. flash_attention_2, flash_attention_3: the packages of these names, by
     transformers, on a GPU in bf16 or fp16. varlen: blocks stand in rows of one number of tokens,
     without padding, and attention stays within each; on a GPU by FlashAttention, that of torch or
-    of a package, in bf16 or fp16. auto: on a GPU varlen where it can run, else sdpa."""
+    of a package, in bf16 or fp16. auto: on a GPU varlen where it can run; on a CPU in bf16 eager;
+    else sdpa."""
+    pad_vocabulary: Literal["auto"] | Positive = "auto"
+    """What the rows of the embedding table and the output matrix are rounded up to inside the
+    engine, for matrix products on tensor cores (NVIDIA, Matrix Multiplication Background User's
+    Guide: multiples of 64 numbers). The rows that are added have no probability and no gradient,
+    and no checkpoint has them. auto: 128 on a GPU; 1, which is none, on a CPU."""
     activation_checkpointing: bool = False
     """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, a
     third more work."""
@@ -468,12 +482,47 @@ class RunConfig(Section):
         )
         return 0 if alone else self.zero_stage
 
+    def settled(self, device: str, computes_in_bf16: bool) -> Self:
+        """This section with `precision: auto` decided for a type of device. `computes_in_bf16`:
+        whether it has units for that, and gains by it."""
+        if self.precision != "auto":
+            return self
+        if not computes_in_bf16:
+            return self.model_copy(update={"precision": "fp32", "reduce_dtype": "fp32"})
+
+        changes: dict[str, Any] = {"precision": "bf16", "zero_stage": max(1, self.zero_stage)}
+        return self.model_copy(update=changes)
+
+    def vocabulary_multiple(self, device: str) -> int:
+        """What the vocabulary's rows are rounded up to on a device of this type."""
+        if self.pad_vocabulary != "auto":
+            return self.pad_vocabulary
+        return 128 if device == "cuda" else 1
+
     @model_validator(mode="after")
     def _fp32_is_kept(self) -> Self:
-        if self.precision != "fp32" and self.zero_stage == 0:
+        if self.precision in ("bf16", "fp16") and self.zero_stage == 0:
             raise ValueError(
                 f"run.precision {self.precision} needs run.zero_stage 1 or more: stage 0 would"
                 f" train in {self.precision} alone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reduces_what_there_is(self) -> Self:
+        if self.reduce_dtype == "bf16" and self.precision not in ("bf16", "auto"):
+            raise ValueError(
+                f"run.reduce_dtype = bf16 with run.precision = {self.precision}: gradients that are"
+                " no bf16 would be rounded; expected reduce_dtype = fp32, or precision = bf16"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_what_is_fp32(self) -> Self:
+        if self.tf32 and self.precision != "fp32":
+            raise ValueError(
+                f"run.tf32 = true with run.precision = {self.precision}: expected precision = fp32,"
+                " whose matrix products it is for"
             )
         return self
 

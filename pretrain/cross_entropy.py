@@ -18,9 +18,11 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-ELEMENTS = 2**24
-"""Scores of a chunk, unless told: 333 rows of RoBERTa's vocabulary, 67 MB in fp32
-(benchmarks/cross_entropy.py)."""
+from robustly.pretrain.score_chunks import ELEMENTS
+
+LEAST = -6e4
+"""The score of a row that only pads the output matrix, which fp16 has, too: its probability is 0 in
+every precision, and so is its gradient."""
 SCALE, SHRINK = 2.0**11, 2.0**-8
 """In 16 bits, what the gradients of scores and the hidden states are multiplied by before their
 products. Gradients are differences of probabilities, and fp16 has no normal numbers below 6e-5:
@@ -34,7 +36,7 @@ their losses, and what makes, in the place of the logarithms, the gradients of t
 
 
 class Scores(NamedTuple):
-    """The scores of M tokens, not computed yet: states @ weight.T + bias."""
+    """The scores of M tokens, not computed yet: states @ weight.T + bias, all of one dtype."""
 
     states: Tensor
     """(M, H)."""
@@ -42,18 +44,40 @@ class Scores(NamedTuple):
     """(V, H)."""
     bias: Tensor
     """(V,)."""
+    entries: int | None = None
+    """How many of the V rows, the first, are entries of the vocabulary; default: all. The rest is
+    there so that V is a round number, and gets no probability."""
+
+    def of_rows(self, some: slice) -> "Scores":
+        return self._replace(states=self.states[some])
+
+    def computed(self) -> Tensor:
+        """(M, V), all at once."""
+        return self._without_padding(functional.linear(self.states, self.weight, self.bias))
+
+    def logarithms(self, temperature: float, dtype: torch.dtype) -> Tensor:
+        """Of the probabilities at a temperature, (M, V). The scores have no name, or they would
+        stay in memory beside them."""
+        if temperature == 1:
+            return torch.log_softmax(self.computed(), 1, dtype=dtype)
+        return torch.log_softmax(
+            self._without_padding(self.computed().to(dtype).div_(temperature)), 1
+        )
+
+    def _without_padding(self, scores: Tensor) -> Tensor:
+        if self.entries is not None and self.entries < len(self.weight):
+            scores[:, self.entries :] = LEAST
+
+        return scores
 
 
-def summed_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, elements: int = ELEMENTS
-) -> Tensor:
-    """The sum of the cross-entropy in nats of softmax(hidden @ weight.T + bias) at the labels: a
-    scalar, fp32.
+def summed_cross_entropy(scores: Scores, labels: Tensor, elements: int = ELEMENTS) -> Tensor:
+    """The sum of the cross-entropy in nats of the scores' softmax at the labels: a scalar, fp32.
 
-    `hidden`: (M, H); `weight`: (V, H); `bias`: (V,), all of one dtype. `labels`: (M,) ids. M may be
-    0: the sum is then 0, and so is every gradient. Matrix products are computed in the dtype of the
-    inputs, all else and the sums over chunks in fp32 (fp64 if that is theirs). A chunk has as many
-    rows as `elements` scores allow, but at least one. There are no second derivatives."""
+    `labels`: (M,) ids. M may be 0: the sum is then 0, and so is every gradient. Matrix products are
+    computed in the dtype of the scores' parts, all else and the sums over chunks in fp32 (fp64 if
+    that is theirs). A chunk has as many rows as `elements` scores allow, but at least one. There
+    are no second derivatives."""
 
     def of_labels(some: slice, logs: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
         targets = labels[some, None]  # (m, 1)
@@ -64,7 +88,7 @@ def summed_cross_entropy(
             logs_of_labels.expm1(),  # probability - 1
         )
 
-    return _summed(Scores(hidden, weight, bias), of_labels, 1.0, elements)
+    return _summed(scores, of_labels, 1.0, elements)
 
 
 def summed_divergence(
@@ -78,8 +102,7 @@ def summed_divergence(
 
     def of_theirs(some: slice, logs: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
         with torch.no_grad():
-            states = theirs.states[some]
-            their_logs = _logs(theirs._replace(states=states), temperature, logs.dtype)
+            their_logs = theirs.of_rows(some).logarithms(temperature, logs.dtype)
             wanted = their_logs.exp()
             # less the 1 / temperature of the gradient, which is outside
             loss = their_logs.sub_(logs).mul_(wanted).sum() * temperature
@@ -90,19 +113,37 @@ def summed_divergence(
 
 
 def _summed(scores: Scores, of_logs: _OfLogs, temperature: float, elements: int) -> Tensor:
+    *parts, entries = scores
     if not torch.is_grad_enabled():  # a Function's forward is not told
-        scores = Scores(*(each.detach() for each in scores))
+        parts = [each.detach() for each in parts]
 
-    found: Tensor = _SummedLoss.apply(*scores, of_logs, temperature, elements)
+    found: Tensor = _SummedLoss.apply(*parts, entries, of_logs, temperature, elements)
     return found
 
 
-def _logs(scores: Scores, temperature: float, dtype: torch.dtype) -> Tensor:
-    """The logarithms of the probabilities at a temperature, (m, V). The scores have no name, or
-    they would stay in memory beside them."""
-    if temperature == 1:
-        return torch.log_softmax(functional.linear(*scores), 1, dtype=dtype)
-    return torch.log_softmax(functional.linear(*scores).to(dtype).div_(temperature), 1)
+class Guesses(NamedTuple):
+    """How well M tokens are guessed."""
+
+    losses: Tensor
+    """(M,) fp32: nats."""
+    right: Tensor
+    """(M,) bool: whether the best guess is the label."""
+
+
+@torch.no_grad()
+def guesses(scores: Scores, labels: Tensor, elements: int = ELEMENTS) -> Guesses:
+    """How well the scores guess the labels, (M,), in chunks of as many rows as `elements` scores
+    allow."""
+    rows = max(1, elements // len(scores.weight))
+    losses = torch.empty(len(labels), dtype=torch.float32, device=labels.device)
+    right = torch.empty(len(labels), dtype=torch.bool, device=labels.device)
+    for first in range(0, len(labels), rows):
+        some = slice(first, first + rows)
+        computed = scores.of_rows(some).computed().float()
+        losses[some] = functional.cross_entropy(computed, labels[some], reduction="none")
+        right[some] = computed.argmax(-1) == labels[some]
+
+    return Guesses(losses, right)
 
 
 class _SummedLoss(Function):
@@ -112,6 +153,7 @@ class _SummedLoss(Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor,
+        entries: int | None,
         of_logs: _OfLogs,
         temperature: float,
         elements: int,
@@ -126,7 +168,7 @@ class _SummedLoss(Function):
         rows = max(1, elements // len(weight))
         for first in range(0, len(hidden), rows):
             some = slice(first, first + rows)
-            chunk = Scores(hidden[some], weight, bias)
+            chunk = Scores(hidden[some], weight, bias, entries)
             _add_chunk(some, loss, gradients, chunk, of_logs, temperature)
 
         ctx.dtype = hidden.dtype
@@ -141,7 +183,7 @@ class _SummedLoss(Function):
             torch.mul(each, gradient, out=torch.empty_like(each, dtype=ctx.dtype))
             for each in ctx.saved_tensors
         )
-        return *products, None, None, None
+        return *products, None, None, None, None
 
 
 def _add_chunk(
@@ -154,8 +196,8 @@ def _add_chunk(
 ) -> None:
     """Add what some rows, m of them, give to the loss and, where wanted, to the gradients of hidden
     states, weight and bias."""
-    states, weight, _ = chunk
-    of_chunk, gradient = of_logs(some, _logs(chunk, temperature, loss.dtype))
+    states, weight, *_ = chunk
+    of_chunk, gradient = of_logs(some, chunk.logarithms(temperature, loss.dtype))
     loss += of_chunk
     if gradients is None:
         return

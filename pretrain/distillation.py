@@ -116,6 +116,12 @@ class Distillation(MaskedLanguageModel):
         self._teacher = (teacher,)
         self.settings = settings
 
+    def pad_vocabulary(self, multiple: int) -> None:
+        """The teacher's, too: their scores are compared."""
+        super().pad_vocabulary(multiple)
+        (teacher,) = self._teacher
+        teacher.pad_vocabulary(multiple)
+
     def loss_terms(self) -> list[LossTerm]:
         settings = self.settings
         return [
@@ -153,8 +159,8 @@ class Distillation(MaskedLanguageModel):
 
         return torch.stack(
             [
-                summed_cross_entropy(*masked, labels.long()),
-                summed_divergence(ours, theirs, self.settings.temperature),
+                summed_cross_entropy(masked, labels.long(), self.chunk),
+                summed_divergence(ours, theirs, self.settings.temperature, self.chunk),
                 cosine_loss(hidden, their_hidden, where_tokens(inputs, attention)),
             ]
         )

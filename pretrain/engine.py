@@ -18,6 +18,9 @@ What DeepSpeed 0.19.8 does by itself and what this module undoes or settles:
 * Stage 0 copies the whole gradient into a flat buffer and back even where one rank adds up its own:
   switched off.
 * ZeRO 3 sets whole tensors only where the ranks divide their sizes; we set each rank's part.
+* Stage 1 in bf16 would reduce the whole gradient in fp32 when the backward pass is over:
+  `robustly.pretrain.reduction` does it bucket by bucket, each rank's part alone.
+* Its throughput timer waits for the GPU twice a micro-batch: switched off.
 """
 
 import contextlib
@@ -28,7 +31,7 @@ import os
 import socket
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -40,9 +43,12 @@ from robustly.heartbeat import START_TIMEOUT, Phase
 from robustly.pretrain import peers
 from robustly.pretrain.allocator import keep_freed_memory
 from robustly.pretrain.config import OptimConfig, RunConfig
+from robustly.pretrain.objective import MaskedLanguageModel
 from robustly.pretrain.optimizer import AVERAGE, adamw
 from robustly.pretrain.rank_gpu import own_gpu, refuse_shared
-from robustly.pretrain.ranks import bound_groups, collective_timeout
+from robustly.pretrain.ranks import bound_groups, collective_timeout, numbers_of_ranks
+from robustly.pretrain.reduction import Bucket, OverlappedReduction
+from robustly.pretrain.score_chunks import chunk_scores
 
 # without it DeepSpeed warns on CPU
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -50,6 +56,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import deepspeed
     from deepspeed.accelerator import get_accelerator
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
     from deepspeed.utils import (
         safe_get_full_fp32_param,
         safe_get_full_optimizer_state,
@@ -59,6 +66,7 @@ with warnings.catch_warnings():
         safe_set_local_optimizer_state,
     )
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's first and second moment
 LOSS_SCALE_POWER = 16
 """fp16 begins with a loss scale of 2 to this power, as apex does (fairseq: 7), and finds the right
@@ -127,7 +135,8 @@ def deepspeed_config(
         "zero_optimization": {"stage": run.zero_stage_for(ranks)},
         "zero_allow_untested_optimizer": True,  # torch's own AdamW
         "zero_force_ds_cpu_optimizer": False,  # likewise, if it is offloaded
-        "bf16": {"enabled": run.precision == "bf16"},
+        # immediate: in stage 1, gradients in bf16 live only until they are added up in fp32
+        "bf16": {"enabled": run.precision == "bf16", "immediate_grad_update": True},
         "fp16": {
             "enabled": run.precision == "fp16",
             "initial_scale_power": LOSS_SCALE_POWER,
@@ -136,8 +145,9 @@ def deepspeed_config(
             "hysteresis": 1,
         },
         "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
+        "communication_data_type": run.reduce_dtype,
         "steps_per_print": 10**12,
+        "timers": {"throughput": {"enabled": False}},
     }
     for key, value in run.deepspeed.items():
         old = config.get(key)
@@ -146,6 +156,16 @@ def deepspeed_config(
         )
 
     return config
+
+
+class Step(NamedTuple):
+    """What became of an update, the same on every rank."""
+
+    norm: float | None
+    """Of the whole gradient, before clipping. None, in fp16: the gradient overflowed, and only the
+    loss scale has changed; compute the same update again."""
+    sums: list[float]
+    """Over the ranks, of what each told."""
 
 
 class Engine:
@@ -157,7 +177,7 @@ class Engine:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: MaskedLanguageModel,
         optim: OptimConfig,
         run: RunConfig,
         accumulation: int,
@@ -177,9 +197,14 @@ class Engine:
         model.to(device)
         self.kept = (*MOMENTS, AVERAGE) if optim.average else MOMENTS
         """What is kept of each weight beside it."""
-        self._names = [name for name, p in model.named_parameters() if p.requires_grad]
+        self._shapes = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
         weights = {name: p.detach().float().clone() for name, p in model.named_parameters()}
-        adam = adamw(model, optim)
+        model.pad_vocabulary(run.vocabulary_multiple(device.type))
+        if device.type == "cuda":
+            model.chunk = chunk_scores(torch.cuda.get_device_properties(device).total_memory)
+
+        stage = run.zero_stage_for(self.ranks)
+        adam = adamw(model, optim, bucketed=run.precision == "bf16" and stage == 1)
 
         # DeepSpeed prints its memory use and has no switch for that
         with contextlib.redirect_stdout(io.StringIO()):
@@ -198,15 +223,21 @@ class Engine:
         self._left = accumulation
         self._model = model
         self._adam = adam
-        if self.ranks == 1 and not self._sharded:
+        self._clip_norm = optim.clip_norm
+        self._norm_of_step = math.nan
+        self._reduction: OverlappedReduction | None = None
+        if isinstance(self._deepspeed.optimizer, BF16_Optimizer):
+            self._reduction = self._own_reduction(DTYPES[run.reduce_dtype])
+        if self._reduction or (self.ranks == 1 and not self._sharded):
             self._deepspeed.enable_backward_allreduce = False
 
         self._prepare_moments()
         # bf16: DeepSpeed made its fp32 weights from the rounded ones
         for name, parameter in self._parameters():
-            self._set_weight(parameter, weights[name])
+            weight = _padded(weights[name], _shape(parameter))
+            self._set_weight(parameter, weight)
             if optim.average:
-                self._set_kept(parameter, AVERAGE, weights[name])
+                self._set_kept(parameter, AVERAGE, weight)
 
     # ------------------------------------------------------------------------------------ an update
 
@@ -217,7 +248,11 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Add one micro-batch's gradient. `loss`: its part of the update's loss, fp32; the parts of
         all micro-batches and ranks add up to it."""
-        self._deepspeed.backward(loss * (self.accumulation * self.ranks))
+        if self._reduction and self._left == 1:
+            self._reduction.begin()
+
+        times = 1 if self._reduction else self.ranks  # DeepSpeed's reduction divides by them
+        self._deepspeed.backward(loss * (self.accumulation * times))
         self._left -= 1
         if self._left:
             self._deepspeed.step()  # counts the micro-batch; updates nothing
@@ -233,74 +268,128 @@ class Engine:
     def step(
         self,
         lr: float,
-        accepts: Callable[[float], bool] = lambda norm: True,
+        accepts: Callable[[float, list[float]], bool] = lambda norm, sums: True,
+        tells: Tensor | None = None,
         average_decay: float | None = None,
-    ) -> float | None:
-        """The optimizer step, at rate `lr`; returns the norm of the whole gradient before clipping,
-        the same number on every rank. `average_decay`: how much is left of the average of the
+    ) -> Step:
+        """The optimizer step, at rate `lr`. `average_decay`: how much is left of the average of the
         weights, where one is kept.
 
-        Before anything changes, `accepts` is asked with the norm. Where it says no, and where the
-        norm is not finite, no rank makes the step: weights and moments stay as they were, and the
-        gradient is gone. None, in fp16: the gradient overflowed, and only the loss scale has
-        changed; compute the same update again. Raises UserError, before the step, if the ranks
-        found different norms."""
+        `tells`: numbers, (n,) float64 on the device, that are added up over the ranks. They travel
+        with the gradient's norm, in the one small collective of an update, and are read with it:
+        the one wait for a GPU.
+
+        Before anything changes, `accepts` is asked with norm and sums. Where it says no, and where
+        the norm is not finite, no rank makes the step: weights and moments stay as they were, and
+        the gradient is gone. Raises UserError, before the step, if the ranks found different
+        norms."""
         assert not self._left
         self._left = self.accumulation
+        if tells is None:
+            tells = torch.empty(0, dtype=torch.float64, device=self.device)
+
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
 
         unsharded_norm = None if self._sharded else self._norm()
-        asked: list[tuple[float, bool]] = []
+        found: list[tuple[Step, bool]] = []
 
         def allowed() -> bool:
-            if not asked:
-                if (found := unsharded_norm) is None:
-                    found = self._deepspeed.optimizer._global_grad_norm
+            if not found:
+                if self._reduction:
+                    step = self._of_own_parts(self._reduction.finish(), tells)
+                elif unsharded_norm is not None:
+                    step = self._agreed(unsharded_norm, tells)
+                else:
+                    step = self._agreed(self._deepspeed.optimizer._global_grad_norm, tells)
 
-                norm = self._agreed(float(found))
-                asked.append((norm, math.isfinite(norm) and accepts(norm)))
+                assert step.norm is not None
+                self._norm_of_step = step.norm
+                yes = math.isfinite(step.norm) and accepts(step.norm, step.sums)
+                found.append((step, yes))
 
-            return asked[0][1]
+            return found[0][1]
 
         self._adam.allowed, self._adam.average_decay = allowed, average_decay
         self._deepspeed.step()
         if self._deepspeed.fp16_enabled() and self._deepspeed.optimizer.overflow:  # all ranks know
-            return None if self.loss_scale > 1.0 else math.inf
+            sums = self._agreed(math.inf, tells).sums
+            return Step(None if self.loss_scale > 1.0 else math.inf, sums)
 
         allowed()  # DeepSpeed itself leaves before Adam where the norm is not finite
-        return asked[0][0]
+        return found[0][0]
 
-    def _agreed(self, norm: float) -> float:
-        """The norm that all ranks found; rank 0's, where they differ by rounding. They hold the
-        same weights only as long as they see the same gradient."""
-        norms = [torch.empty(1, dtype=torch.float64, device=self.device) for _ in range(self.ranks)]
-        dist.all_gather(norms, torch.tensor([norm], dtype=torch.float64, device=self.device))
-        found: list[float] = torch.cat(norms).tolist()
-        for each in found:
+    def _agreed(self, norm: float | Tensor, tells: Tensor) -> Step:
+        """The norm that all ranks found (rank 0's, where they differ by rounding) and the sums of
+        what they tell. They hold the same weights only as long as they see the same gradient."""
+        norms, sums = self._exchanged(norm, tells)
+        for each in norms:
             if not math.isfinite(each):
-                return each
+                return Step(each, sums)
 
-        if not math.isclose(min(found), max(found), rel_tol=NORM_TOLERANCE):
-            low, high = (found.index(value) for value in (min(found), max(found)))
+        if not math.isclose(min(norms), max(norms), rel_tol=NORM_TOLERANCE):
+            low, high = (norms.index(value) for value in (min(norms), max(norms)))
             raise UserError(
-                f"the ranks found different gradient norms: {found[low]} on rank {low},"
-                f" {found[high]} on rank {high}; expected the same one. Their weights are no longer"
+                f"the ranks found different gradient norms: {norms[low]} on rank {low},"
+                f" {norms[high]} on rank {high}; expected the same one. Their weights are no longer"
                 " the same, or a device is faulty: go on from the last checkpoint with the same"
                 " command, without the machine of the odd rank if it happens again"
             )
 
-        return found[0]
+        return Step(norms[0], sums)
+
+    def _of_own_parts(self, square: Tensor, tells: Tensor) -> Step:
+        """The norm of a gradient of which each rank knows the square of its own part."""
+        squares, sums = self._exchanged(square, tells)
+        return Step(math.sqrt(total) if (total := sum(squares)) >= 0 else math.nan, sums)
+
+    def _exchanged(self, number: float | Tensor, tells: Tensor) -> tuple[list[float], list[float]]:
+        """Each rank's number, and the sums of what they tell."""
+        own = torch.as_tensor(number, dtype=torch.float64, device=self.device).reshape(1)
+        of_ranks = numbers_of_ranks(torch.cat([own, tells]))
+        numbers, *told = (list(column) for column in zip(*of_ranks, strict=True))
+        return numbers, [sum(column) for column in told]
 
     def __call__(self, *inputs: Any) -> Tensor:
         """The forward pass of a micro-batch."""
         self._deepspeed.set_gradient_accumulation_boundary(self._left == 1)
         return self._deepspeed(*inputs)
 
+    def _own_reduction(self, dtype: torch.dtype) -> OverlappedReduction:
+        """Of stage 1 in bf16, in place of BF16_Optimizer's reduction and step. The step makes this
+        rank's part alone, and computes no norm: `step` knows it."""
+        zero = self._deepspeed.optimizer
+        buckets = zip(
+            zero.bf16_groups,
+            zero.fp32_groups_gradients_flat,
+            zero.fp32_groups_gradient_flat_partition,
+            strict=True,
+        )
+        reduction = OverlappedReduction([Bucket(*each) for each in buckets], dtype)
+
+        def step() -> None:
+            if not self._adam.allowed():
+                return
+
+            parts = [bucket.own for bucket in reduction.buckets]
+            shrink = self._clip_norm / (self._norm_of_step + 1e-6)
+            if self._clip_norm and shrink < 1.0:
+                torch._foreach_mul_(parts, shrink)
+
+            for weights, gradient in zip(zero.fp32_groups_flat_partition, parts, strict=True):
+                weights.grad = gradient
+
+            self._adam.step()
+            zero.update_lp_params()
+
+        zero.step = step
+        return reduction
+
     def _norm(self) -> float:
         """ZeRO stage 0 in fp32 computes no norm; every rank holds the whole, averaged gradient."""
         grads = (p.grad for _, p in self._parameters() if p.grad is not None)
-        return math.sqrt(sum(float(grad.square().sum(dtype=torch.float64)) for grad in grads))
+        squares = torch.stack([grad.square().sum(dtype=torch.float64) for grad in grads])
+        return math.sqrt(sum(squares.tolist()))
 
     # --------------------------------------------------------------------------------- full tensors
 
@@ -321,7 +410,7 @@ class Engine:
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from zip(
-            self._names, (p for p in self._model.parameters() if p.requires_grad), strict=True
+            self._shapes, (p for p in self._model.parameters() if p.requires_grad), strict=True
         )
 
     def _prepare_moments(self) -> None:
@@ -374,18 +463,21 @@ class Engine:
 
     def full_tensors(self) -> Iterator[tuple[Any, ...]]:
         """(name, fp32 weight, first moment, second moment) of each parameter, whole, one at a time;
-        then the average of the weight, where one is kept.
+        then the average of the weight, where one is kept. Without the rows that pad the vocabulary.
 
         Collective: every rank must go through all of them.
         """
         for name, parameter in self._parameters():
             heartbeat.mark(Phase.SAVE)
             if self._sharded:
+                weight = safe_get_full_fp32_param(parameter)
                 kept = [safe_get_full_optimizer_state(parameter, each) for each in self.kept]
-                yield name, safe_get_full_fp32_param(parameter), *kept
             else:
-                state = self._adam.state[parameter]
-                yield name, parameter.detach(), *(state[each] for each in self.kept)
+                weight = parameter.detach()
+                kept = [self._adam.state[parameter][each] for each in self.kept]
+
+            rows = self._shapes[name][0]
+            yield name, *(each[:rows] for each in (weight, *kept))
 
     def checksums(self) -> dict[str, int]:
         """Of the bits of each tensor that every rank holds whole, by name: the parameters in the
@@ -412,8 +504,7 @@ class Engine:
         UserError for a tensor of another shape."""
         for name, parameter in self._parameters():
             heartbeat.go_on()
-            # under ZeRO 3 the tensor itself is empty
-            shape = torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+            shape = self._shapes[name]
             given = [torch.empty(shape) for _ in (parameter, *self.kept)]
             if tensors is not None:
                 given = list(next(tensors))
@@ -430,12 +521,25 @@ class Engine:
             for value in (weight, *kept):
                 dist.broadcast(value, src=0)
 
-            self._set_weight(parameter, weight)
+            whole = _shape(parameter)
+            self._set_weight(parameter, _padded(weight, whole))
             for each, value in zip(self.kept, kept, strict=True):
-                self._set_kept(parameter, each, value)
+                self._set_kept(parameter, each, _padded(value, whole))
 
         for state in self._adam.state.values():
             state["step"].fill_(float(steps))
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Of the whole parameter: under ZeRO 3 the tensor itself is empty."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _padded(value: Tensor, shape: torch.Size) -> Tensor:
+    """With rows of 0 up to this shape."""
+    if value.shape == shape:
+        return value
+    return nn.functional.pad(value, (*(0, 0) * (value.ndim - 1), 0, shape[0] - len(value)))
 
 
 def _sum_of_bits(tensor: Tensor) -> Tensor:

@@ -31,8 +31,39 @@ def flops_per_token(model: ModelConfig, vocab_size: int, block_length: int, mask
     objective runs it. Not counted: elementwise work, and the scores that a fused attention kernel
     computes anew in its backward pass; so it is what the model needs, the numerator of "model FLOPs
     utilization" (Chowdhery et al. 2022, appendix B)."""
+    head = _dense(model) + _output(model, vocab_size)
+    return 3 * (model.layers * _layer(model, block_length) + masked * head)
+
+
+def teaching_flops_per_token(
+    model: ModelConfig,
+    teacher_layers: int,
+    vocab_size: int,
+    block_length: int,
+    masked: float,
+    soft_over_all: bool,
+) -> float:
+    """What learning from a teacher of the same width adds to these: the teacher's forward pass, and
+    the head of both at the tokens whose probabilities are compared (`distillation.soft_over`), the
+    student's forward and backward. At the masked ones alone, the student computes its scores
+    twice."""
+    dense, output = _dense(model), _output(model, vocab_size)
+    encoder = teacher_layers * _layer(model, block_length)
+    if soft_over_all:
+        return encoder + 4 * (dense + output)
+    return encoder + masked * (dense + 4 * output)
+
+
+def _layer(model: ModelConfig, block_length: int) -> float:
+    """Operations of one position of a full block in a layer, forward."""
     h, f = model.hidden, model.feed_forward
     matrices = 2 * (4 * h * h + 2 * h * f)
-    attention = 2 * 2 * block_length * h  # scores, and their sum over values
-    head = 2 * (h * h + h * vocab_size)
-    return 3 * (model.layers * (matrices + attention) + masked * head)
+    return matrices + 2 * 2 * block_length * h  # attention's scores, and their sum over values
+
+
+def _dense(model: ModelConfig) -> float:
+    return 2 * model.hidden * model.hidden
+
+
+def _output(model: ModelConfig, vocab_size: int) -> float:
+    return 2 * model.hidden * vocab_size

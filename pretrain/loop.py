@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ from robustly.pretrain.bad_updates.bad_numbers import (
 )
 from robustly.pretrain.bad_updates.policies import MOST_IN_A_ROW, Policy, UpdatePolicies
 from robustly.pretrain.bad_updates.update_records import SKIPPED
-from robustly.pretrain.batches import RankBatch
+from robustly.pretrain.batches import BatchesAhead, RankBatch
 from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.checkpoints.background_saves import BackgroundSaves
 from robustly.pretrain.checkpoints.checkpoint import Checkpoint, Progress
@@ -52,6 +52,7 @@ from robustly.pretrain.micro_batch import dropout_seed
 from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import weighted
 from robustly.pretrain.phases import Phases
+from robustly.pretrain.precision import set_matmul_precision, settled
 from robustly.pretrain.profiling import Profile
 from robustly.pretrain.ranks import (
     FailedOnAnotherRank,
@@ -110,6 +111,7 @@ def pretrain(
     to say of it), Stopped after a signal that asks to stop (`robustly.stopping`)."""
     with contextlib.ExitStack() as exits:
         device = start_ranks(local_rank, config.run.start_timeout)
+        config = config.model_copy(update={"run": settled(config.run, device)})
         try:
             manifest = _agree_and_train(
                 config, rank, ranks, device, exits, profile, stop_after, keep_code
@@ -166,6 +168,20 @@ def _agree_and_train(
     return Trainer(config, stage, inputs, rank, ranks, device).run(profile, stop_after)
 
 
+class Counts(NamedTuple):
+    """What the global batch of an update holds, over all ranks: each must divide by the same."""
+
+    update: int
+    masked_tokens: float
+    pairs: float
+    tokens: float
+
+    @classmethod
+    def of_rank(cls, batch: RankBatch | None) -> tuple[float, float, float]:
+        """One rank's; none where there is no batch."""
+        return (batch.masked_tokens, batch.pairs, batch.tokens) if batch else (0, 0, 0)
+
+
 class Trainer:
     """The state of one rank while it trains."""
 
@@ -195,6 +211,7 @@ class Trainer:
         self.model = initial_model(config, inputs.tokenizer, pairs, rank, device)
         self.loss_terms = self.model.loss_terms()
         self.parameters = sum(p.numel() for p in self.model.parameters())
+        set_matmul_precision(config.run, device)
         set_up_model(self.model, config.run, self.attention)
         self.engine = Engine(
             self.model, config.optim, config.run, self.batches.accumulation, device
@@ -204,6 +221,12 @@ class Trainer:
         self.policies = UpdatePolicies(config.optim, self.folder, self.batches)
         self.progress = Progress(0, stage.hash)
         self.clock = Clock(config.schedule, self.folder, rank, device)
+        self.ahead: BatchesAhead | None = None
+        """The batches of the updates to come."""
+        self.counts: Counts | None = None
+        """Those that are known: of the next update, once the one before is computed."""
+        self.to_stop = False
+        """Whether a rank was asked to stop, as all ranks know since they last counted."""
         self.log: TrainingLog | None = None
         """Of rank 0, which speaks for all."""
         self.sessions: tuple[Session, ...] = ()
@@ -241,18 +264,16 @@ class Trainer:
             Profile(self.folder / "profile", self.rank, self.progress.update) if profile else None
         )
         first = self.progress.update + 1
-        ahead = self.batches.ahead(first, clock.last)
+        self.ahead = self.batches.ahead(first, clock.last)
         with (
             stopping.noted() as asked,
-            contextlib.closing(ahead) as batches,
+            contextlib.closing(self.ahead) as batches,
             contextlib.closing(self.saves),
         ):
             while not clock.is_last(self.progress.update):
-                before = time.monotonic()
+                before, waited = time.monotonic(), batches.waited
                 heartbeat.mark(Phase.BATCH, self.progress.update + 1)
                 batch = next(batches)
-                waited = time.monotonic() - before
-
                 clock.tick(batch.update, time.monotonic() - session_start)
                 done = self._update(batch, asked)
                 if done is None:
@@ -263,7 +284,7 @@ class Trainer:
                 update, cut_short = batch.update, False
                 ends = clock.is_last(update)
                 stop = done.stop or update == stop_after
-                interval.add(done, waited, time.monotonic() - before)
+                interval.add(done, batches.waited - waited, time.monotonic() - before)
                 self.progress = Progress(
                     update,
                     self.stage.hash,
@@ -330,18 +351,26 @@ class Trainer:
     def _update(self, batch: RankBatch, asked: list[int]) -> UpdateResult | None:
         """One optimizer step, on this rank's part of the global batch; None if training is to go
         back to the last checkpoint. `asked`: signals to stop."""
-        # every rank must divide by the same counts, and stop after the same update; where it then
-        # saves, rank 0 says why a checkpoint could not be written
-        heartbeat.mark(Phase.AGREEMENT, batch.update)
-        to_stop = bool(asked) or self.saves.failed
-        counts = [batch.masked_tokens, batch.pairs, batch.tokens, to_stop]
-        masked, pairs, tokens, stop = sum_over_ranks(counts, self.device)
-        if batch.update in self.policies.skipped:
-            return UpdateResult.not_made(stop > 0)
+        if self.counts is None or self.counts.update != batch.update:
+            heartbeat.mark(Phase.AGREEMENT, batch.update)
+            own = [*Counts.of_rank(batch), self._is_to_stop(asked)]
+            self._know(batch.update, sum_over_ranks(own, self.device))
 
-        of_batch = {"masked_tokens": masked, "pairs": pairs, "tokens": tokens}
-        divisors = [max(1.0, of_batch[term.over]) for term in self.loss_terms]
-        first = self._attempt(batch, divisors, self.policies.accepts)
+        counts = self.counts
+        assert counts
+        if batch.update in self.policies.skipped:
+            return UpdateResult.not_made(self.to_stop)
+
+        divisors = [max(1.0, getattr(counts, term.over)) for term in self.loss_terms]
+
+        # every rank must stop after the same update; where it then saves, rank 0 says why a
+        # checkpoint could not be written
+        def next_counts() -> list[float]:
+            assert self.ahead
+            heartbeat.mark(Phase.BATCH, batch.update + 1)
+            return [*Counts.of_rank(self.ahead.peek()), self._is_to_stop(asked)]
+
+        first = self._attempt(batch, divisors, self.policies.accepts, next_counts)
         policy: Policy = "log"
         spike = None
         if first.fault:
@@ -353,7 +382,10 @@ class Trainer:
 
         if policy == "log":
             self.policies.usual.add(first.loss, first.norm)
-            made = UpdateResult(int(masked), int(pairs), int(tokens), first.norm, stop > 0)
+            masked = int(counts.masked_tokens)
+            made = UpdateResult(
+                masked, int(counts.pairs), int(counts.tokens), first.norm, self.to_stop
+            )
             made = made._replace(spikes=int(spike is not None), without_targets=int(not masked))
             return made._replace(**first.sums)
 
@@ -364,37 +396,74 @@ class Trainer:
             reason += f"; {MOST_IN_A_ROW} updates before it were skipped, too"
             raise self._diverged(f"update {batch.update}: {reason}")
 
-        return None if policy == "rollback" else UpdateResult.not_made(stop > 0)
+        return None if policy == "rollback" else UpdateResult.not_made(self.to_stop)
+
+    def _is_to_stop(self, asked: list[int]) -> bool:
+        """Whether this rank wants to stop."""
+        return bool(asked) or self.saves.failed
+
+    def _know(self, update: int, sums: Sequence[float]) -> None:
+        """What all ranks together found to be the counts of an update, and whether one of them is
+        to stop."""
+        *counts, stop = sums
+        self.counts, self.to_stop = Counts(update, *counts), stop > 0
 
     def _attempt(
-        self, batch: RankBatch, divisors: Sequence[float], accepts: Callable[[float, float], bool]
+        self,
+        batch: RankBatch,
+        divisors: Sequence[float],
+        accepts: Callable[[float, float], bool],
+        next_counts: Callable[[], Sequence[float]] | None = None,
     ) -> Attempt:
         """Compute an update, and make it if its loss and norm are finite and `accepts` agrees to
-        them. `divisors`, one for each loss term: what their means are over."""
+        them. `divisors`, one for each loss term: what their means are over. `next_counts`: what the
+        ranks tell each other of the next update, with the losses of this one: one collective does
+        for both; default: nothing, and the losses of each micro-batch are read from the device."""
         optim = self.config.optim
         rate = learning_rate(self.clock.place(batch.update), optim, self.config.schedule)
         decay = average_decay(batch.update, optim.average) if optim.average else None
+        terms = len(self.loss_terms)
         norm = None
         while norm is None:  # again while the gradient overflows, in fp16
-            losses, totals = self._add_gradients(batch, divisors)
-            loss = weighted(totals, self.loss_terms, divisors)
-            finite = math.isfinite(loss)
-            heartbeat.mark(Phase.STEP)
-            norm = self.engine.step(rate, lambda norm: finite and accepts(loss, norm), decay)  # noqa: B023
-            if not finite:
+            found = self._add_gradients(batch, divisors)
+            own = torch.zeros(terms, dtype=torch.float64, device=self.device)
+            for each in found:
+                own += each
+
+            of_next = next_counts() if next_counts else []
+            tells = torch.cat([own, torch.tensor(of_next, dtype=torch.float64, device=self.device)])
+            heartbeat.mark(Phase.AGREEMENT, batch.update, len(found))
+
+            def made(norm: float, sums: list[float]) -> bool:
+                loss = weighted(sums[:terms], self.loss_terms, divisors)
+                heartbeat.mark(Phase.STEP)
+                return math.isfinite(loss) and accepts(loss, norm)
+
+            norm, sums = self.engine.step(rate, made, tells, decay)
+            loss = weighted(sums[:terms], self.loss_terms, divisors)
+            if not math.isfinite(loss):
                 break
 
-        sums = {term.name: total for term, total in zip(self.loss_terms, totals, strict=True)}
-        return Attempt(losses, sums, loss, math.nan if norm is None else norm)
+        if next_counts:
+            self._know(batch.update + 1, sums[terms:])
 
-    def _add_gradients(
-        self, batch: RankBatch, divisors: Sequence[float]
-    ) -> tuple[list[float], list[float]]:
-        """Gradient accumulation: forward and backward through every micro-batch. Returns the loss
-        of each of this rank's micro-batches, and the sums of the loss terms over all ranks."""
+        named = {term.name: total for term, total in zip(self.loss_terms, sums, strict=False)}
+        attempt = Attempt([], named, loss, math.nan if norm is None else norm)
+        if attempt.fault or not next_counts:
+            losses = [
+                weighted(row, self.loss_terms, divisors) for row in torch.stack(found).tolist()
+            ]
+            return attempt._replace(losses=losses)
+
+        return attempt
+
+    def _add_gradients(self, batch: RankBatch, divisors: Sequence[float]) -> list[Tensor]:
+        """Gradient accumulation: forward and backward through every micro-batch. Returns the sums
+        of the loss terms of each of this rank's micro-batches, (terms,) float64. They stay on the
+        device: reading them waits for it."""
         weights = self._on_device([term.weight for term in self.loss_terms])
         over = self._on_device(divisors)
-        found = []  # kept on the device: reading them waits for the GPU
+        found = []
         self.engine.begin(len(batch.micro_batches))
         for number, on_cpu in enumerate(batch.micro_batches, 1):
             one = on_cpu.to(self.device)
@@ -403,12 +472,9 @@ class Trainer:
             terms = self.engine(one.inputs, one.attention, one.positions, one.labels, one.follows)
             heartbeat.mark(Phase.BACKWARD, batch.update, number)
             self.engine.backward((weights * terms / over).sum())
-            found.append(terms.detach())
+            found.append(terms.detach().double())
 
-        heartbeat.mark(Phase.AGREEMENT, batch.update, number)
-        table = torch.stack(found).double().tolist()
-        totals = sum_over_ranks([sum(column) for column in zip(*table, strict=True)], self.device)
-        return [weighted(row, self.loss_terms, divisors) for row in table], totals
+        return found
 
     def _on_device(self, numbers: Sequence[float]) -> Tensor:
         """Numbers as fp32 on the device, without waiting for it."""

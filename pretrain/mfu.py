@@ -4,9 +4,9 @@ al. 2022, appendix B)."""
 from robustly.pretrain.config import RunConfig
 
 PEAK_TFLOPS = {
-    "RTX 4090 (24 GB)": {"bf16": 165.2, "fp16": 165.2, "fp32": 82.6},
-    "A100 (80 GB)": {"bf16": 312.0, "fp16": 312.0, "fp32": 19.5},
-    "H100 SXM (80 GB)": {"bf16": 989.4, "fp16": 989.4, "fp32": 66.9},
+    "RTX 4090 (24 GB)": {"bf16": 165.2, "fp16": 165.2, "tf32": 82.6, "fp32": 82.6},
+    "A100 (80 GB)": {"bf16": 312.0, "fp16": 312.0, "tf32": 156.0, "fp32": 19.5},
+    "H100 SXM (80 GB)": {"bf16": 989.4, "fp16": 989.4, "tf32": 494.7, "fp32": 66.9},
 }
 """10^12 operations per second: dense, with sums in fp32, from NVIDIA's A100 data sheet and its
 H100 and Ada architecture papers."""
@@ -29,7 +29,12 @@ def peak_tflops(run: RunConfig, device: str | None) -> float | None:
     known of a GPU of this name. None where it is not known: a CPU (no name), another GPU."""
     if run.peak_tflops is not None:
         return run.peak_tflops
-    return PEAK_TFLOPS[PEAKS_OF_GPUS[device]][run.precision] if device in PEAKS_OF_GPUS else None
+    return PEAK_TFLOPS[PEAKS_OF_GPUS[device]][computed_in(run)] if device in PEAKS_OF_GPUS else None
+
+
+def computed_in(run: RunConfig) -> str:
+    """What a run's matrix products are computed in, as `PEAK_TFLOPS` has it."""
+    return "tf32" if run.tf32 else run.precision
 
 
 def model_flops_utilization(

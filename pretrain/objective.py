@@ -10,9 +10,10 @@ from torch.nn import functional
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from robustly.pretrain.config import ModelConfig
-from robustly.pretrain.cross_entropy import Scores, summed_cross_entropy
+from robustly.pretrain.cross_entropy import Guesses, Scores, guesses, summed_cross_entropy
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.micro_batch import Row
+from robustly.pretrain.score_chunks import ELEMENTS
 from robustly.pretrain.unpadded import encode_row
 
 
@@ -79,13 +80,13 @@ class NextSentenceHead(nn.Module):
         return self.output(torch.tanh(self.dense(first))).float()
 
 
-class Logits(NamedTuple):
-    """Scores, fp32, of M masked tokens in N blocks."""
+class Evaluation(NamedTuple):
+    """How well M masked tokens in N blocks are guessed."""
 
-    tokens: Tensor
-    """(M, vocabulary)."""
+    tokens: Guesses
+    """Of the masked tokens."""
     follows: Tensor | None
-    """(N, 2); None without a next-sentence head."""
+    """(N, 2) scores, fp32; None without a next-sentence head."""
 
 
 class LossTerm(NamedTuple):
@@ -116,6 +117,11 @@ class MaskedLanguageModel(nn.Module):
         super().__init__()
         self.model = model
         self.next_sentence = next_sentence
+        self.chunk = ELEMENTS
+        """Scores of the vocabulary that are computed at a time: the engine sets it by the device's
+        memory."""
+        self.entries = model.lm_head.decoder.out_features
+        """Of the vocabulary; `pad_vocabulary` adds rows to the tables, not entries."""
 
     def loss_terms(self) -> list[LossTerm]:
         """What `forward` gives, in its order."""
@@ -136,7 +142,8 @@ class MaskedLanguageModel(nn.Module):
         The arguments are a `MicroBatch`'s. M may be 0: the sum is then 0, and so is every
         gradient."""
         hidden = self.encode(inputs, attention)  # (N, L, H)
-        sums = [summed_cross_entropy(*self.scores(hidden, positions), labels.long())]
+        scores = self.scores(hidden, positions)
+        sums = [summed_cross_entropy(scores, labels.long(), self.chunk)]
         if self.next_sentence is not None:
             assert follows is not None
             scores = self.next_sentence(first_of_blocks(hidden, attention))
@@ -145,14 +152,17 @@ class MaskedLanguageModel(nn.Module):
 
         return torch.stack(sums)
 
-    def logits(self, inputs: Tensor, attention: Tensor | Row | None, positions: Tensor) -> Logits:
-        """Scores at the masked positions, all at once: for evaluations, which count right ones."""
+    def evaluate(
+        self, inputs: Tensor, attention: Tensor | Row | None, positions: Tensor, labels: Tensor
+    ) -> Evaluation:
+        """How well the masked tokens are guessed, and the scores of the next sentences."""
         hidden = self.encode(inputs, attention)
         follows = None
         if self.next_sentence is not None:
             follows = self.next_sentence(first_of_blocks(hidden, attention))
 
-        return Logits(self.token_logits(hidden, positions), follows)
+        found = guesses(self.scores(hidden, positions), labels.long(), self.chunk)
+        return Evaluation(found, follows)
 
     def scores(self, hidden: Tensor, positions: Tensor) -> Scores:
         """What the vocabulary's scores at `positions`, (M,), of the hidden states, (N, L, H), are
@@ -160,11 +170,19 @@ class MaskedLanguageModel(nn.Module):
         head = self.model.lm_head
         chosen = hidden.flatten(0, 1)[positions]  # (M, H)
         states = head.layer_norm(functional.gelu(head.dense(chosen)))
-        return Scores(states, head.decoder.weight, head.decoder.bias)
+        return Scores(states, head.decoder.weight, head.decoder.bias, self.entries)
 
-    def token_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        """(M, vocabulary) scores, fp32, at `positions`, (M,), of the hidden states, (N, L, H)."""
-        return self.model.lm_head(hidden.flatten(0, 1)[positions]).float()
+    def pad_vocabulary(self, multiple: int) -> None:
+        """Round the rows of the vocabulary's tables up to a multiple, for matrix products on tensor
+        cores. The rows that are added are 0 and stay so: no input has their ids, and they get no
+        probability (`Scores.entries`)."""
+        extra = -self.entries % multiple
+        decoder = self.model.lm_head.decoder
+        embeddings = self.model.roberta.embeddings.word_embeddings
+        # tied, two of these are one
+        for table in {embeddings.weight, decoder.weight, decoder.bias}:
+            sides = (0, 0) * (table.ndim - 1)
+            table.data = functional.pad(table.data, (*sides, 0, extra))
 
     def encode(self, inputs: Tensor, attention: Tensor | Row | None) -> Tensor:
         """The last hidden states, (N, L, H), or (1, T, H) of a row."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from robustly.pretrain.config import OptimConfig
+from robustly.pretrain.reduction import in_buckets
 
 AVERAGE = "average"
 """The name of the average of a weight among Adam's moments."""
@@ -57,12 +58,18 @@ class GuardedAdamW(torch.optim.AdamW):
                     self.state[parameter][AVERAGE].lerp_(parameter, share)
 
 
-def adamw(model: nn.Module, optim: OptimConfig) -> GuardedAdamW:
+def adamw(model: nn.Module, optim: OptimConfig, bucketed: bool = False) -> GuardedAdamW:
     """AdamW over what is trainable, in one kernel for all parameters ("fused"). The learning rate
-    is set before every step.
+    is set before every step. `bucketed`: in groups that are reduced one after the other
+    (`robustly.pretrain.reduction`).
 
     Decay is decoupled, eps is added after the bias correction (Loshchilov and Hutter 2019; apex's
     FusedAdam likewise)."""
+    groups = parameter_groups(model, optim)
     return GuardedAdamW(
-        parameter_groups(model, optim), lr=0.0, betas=optim.betas, eps=optim.eps, fused=True
+        in_buckets(groups) if bucketed else groups,
+        lr=0.0,
+        betas=optim.betas,
+        eps=optim.eps,
+        fused=True,
     )

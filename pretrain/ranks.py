@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from robustly import UserError, log
 from robustly.pretrain import peers
@@ -25,6 +26,15 @@ def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]
     if dist.is_initialized():
         dist.all_reduce(total)
     return total.tolist()
+
+
+def numbers_of_ranks(numbers: Tensor) -> list[list[float]]:
+    """What each rank passes, (n,) on its device, in the order of the ranks: one collective, and one
+    wait for a GPU. Whoever adds them up in that order finds the same sum on every rank."""
+    ranks = dist.get_world_size()
+    gathered = numbers.new_empty(ranks * len(numbers))
+    dist.all_gather_into_tensor(gathered, numbers)
+    return gathered.view(ranks, -1).tolist()
 
 
 def collective_timeout(bound: float) -> timedelta:

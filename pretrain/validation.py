@@ -133,12 +133,13 @@ def evaluate(
                 return None
 
             batch = on_cpu.to(device)
-            logits = model.logits(batch.inputs, batch.attention, batch.positions)
-            sums.index_add_(1, sources.to(device), _scores(logits.tokens, batch.labels.long()))
-            if logits.follows is not None and batch.follows is not None:
+            found = model.evaluate(batch.inputs, batch.attention, batch.positions, batch.labels)
+            sums.index_add_(1, sources.to(device), _columns(*found.tokens))
+            if found.follows is not None and batch.follows is not None:
                 known = batch.follows >= 0
-                right = batch.follows[known].long()
-                sums[:, -1] += _scores(logits.follows[known], right).sum(1)
+                scores, labels = found.follows[known], batch.follows[known].long()
+                losses = functional.cross_entropy(scores, labels, reduction="none")
+                sums[:, -1] += _columns(losses, scores.argmax(-1) == labels).sum(1)
 
             done(batch.blocks)
 
@@ -157,13 +158,9 @@ def evaluate(
     )
 
 
-def _scores(logits: Tensor, labels: Tensor) -> Tensor:
+def _columns(losses: Tensor, right: Tensor) -> Tensor:
     """Loss in nats, whether the best guess is right, and 1, of each label: (3, labels), float64."""
-    losses = functional.cross_entropy(logits, labels, reduction="none")
-    right = logits.argmax(-1) == labels
-    return torch.stack(
-        [losses.double(), right.double(), torch.ones_like(losses, dtype=torch.float64)]
-    )
+    return torch.stack([losses.double(), right.double(), torch.ones_like(losses).double()])
 
 
 def unigram_loss(

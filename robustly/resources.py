@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 CGROUP, STATUS = Path("/sys/fs/cgroup"), Path("/proc/self/status")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -41,6 +42,17 @@ _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory", "memo
 def cores() -> int:
     """Cores that this process may use; fewer than the machine's in a container or a Slurm job."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets of the first core, as Linux names them; empty where they cannot be read."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+
+    of_cores = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return set(next(of_cores, "").split())
 
 
 def cpu_quota() -> float | None:

@@ -13,7 +13,7 @@ from robustly.files import sha256
 from robustly.pretrain.config import FairseqCheckpoint
 from robustly.pretrain.start.weight_files import weight_files, what_lies_there
 from robustly.tokenizer.importing import FOLDER_FILES, read_fairseq
-from robustly.tokenizer.reading import read_vocabulary
+from robustly.tokenizer.reading import read_json_object, read_vocabulary
 from robustly.tokenizer.special_tokens import SPECIAL_TOKENS
 from robustly.tokenizer.vocabulary import Vocabulary
 
@@ -56,6 +56,17 @@ class ModelFiles:
             return sha256(path)
         found = manifest.verify(self.folder, finished, path.relative_to(self.folder).as_posix())
         return str(found["sha256"])
+
+    def layers(self) -> int | None:
+        """How many the model has; None where the weights alone tell. Raises UserError if the file
+        of its dimensions is damaged."""
+        if self.settings is None:
+            return None
+
+        stated = read_json_object(self.settings)
+        named = stated.get("recipe", {}).get("model", {}) if self.kind == "run" else stated
+        found = named.get("layers" if self.kind == "run" else "num_hidden_layers")
+        return found if isinstance(found, int) else None
 
     def verify(self) -> None:
         """Raises UserError if a file that a stage of ours wrote has been damaged since. Files that

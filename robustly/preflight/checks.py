@@ -18,7 +18,7 @@ from robustly.files import lock
 from robustly.findings import Finding, Status, gigabytes
 from robustly.gpus import Gpu
 from robustly.launch import LAUNCHERS
-from robustly.resources import available_memory, cores, cpu_quota
+from robustly.resources import available_memory, cores, cpu_flags, cpu_quota
 
 # ----------------------------------------------------------------------------------------- software
 
@@ -221,14 +221,13 @@ it."""
 LITTLE_DISK, TOO_LITTLE_DISK = 20e9, 0.3e9
 """Bytes. A run of configs/tiny.yaml leaves less than 0.2 GB; RoBERTa-base's checkpoints take 4.5
 GB."""
-CPUINFO = Path("/proc/cpuinfo")
 
 
 def processor() -> Finding:
     """Cores that this process may use, and the instructions that make bf16 and matrix products
     fast."""
     number = cores()
-    flags = _cpu_flags()
+    flags = cpu_flags()
     names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 bf16", "amx_tile": "AMX"}
     fast = [name for flag, name in names.items() if flag in flags]
     found = ", ".join([f"{number} {'core' if number == 1 else 'cores'}", *fast])
@@ -247,17 +246,6 @@ def processor() -> Finding:
         )
 
     return Finding("cpu", "ok", found)
-
-
-def _cpu_flags() -> set[str]:
-    """Instruction sets of the first core, as Linux names them; empty where they cannot be read."""
-    try:
-        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-
-    of_cores = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
-    return set(next(of_cores, "").split())
 
 
 def memory() -> Finding:

@@ -13,6 +13,7 @@ from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.micro_batch import Row
 from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.pretrain.precision import set_matmul_precision, settled
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.resources import cores
 
@@ -30,6 +31,7 @@ def measure(config: PretrainingConfig, ranks: int) -> Speed:
     once. On CPU it uses the cores that a rank would have. Time for communication, evaluations and
     checkpoints is not in it."""
     device = start_ranks(0)
+    config = config.model_copy(update={"run": settled(config.run, device)})
     try:
         if device.type == "cpu":
             torch.set_num_threads(max(1, cores() // ranks))
@@ -45,6 +47,7 @@ def _measure(config: PretrainingConfig, ranks: int, device: torch.device) -> Spe
     model = new_model(roberta_config(config.model, special), config.seed)
     objective = MaskedLanguageModel(model).train()
     attention = attention_for(config.run, config.model, device)
+    set_matmul_precision(config.run, device)
     set_up_model(objective, config.run, attention)
     engine = Engine(objective, config.optim, config.run, 1, device)
     blocks = 1

@@ -8,9 +8,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from robustly.preflight.teacher import teacher_of
 from robustly.pretrain.checkpoints.disk_space import checkpoint_bytes
 from robustly.pretrain.config import ModelConfig, RunConfig
 from robustly.pretrain.flops import parameters
+from robustly.pretrain.score_chunks import ELEMENTS, chunk_scores
 from robustly.pretrain.stage import PretrainingConfig
 
 Device = Literal["cuda", "cpu"]
@@ -23,11 +25,11 @@ OVERHEAD: dict[Device, int] = {"cuda": 1_500_000_000, "cpu": 600_000_000}
 """Bytes of a rank that is not yet training. GPU: CUDA's context, NCCL's and cuBLAS's buffers: an
 assumption, 0.5 to 1.5 GB are usual. CPU: the interpreter with torch and DeepSpeed, measured 0.5
 GB."""
+LARGE = 80_000_000_000
+"""Bytes of a GPU's memory, where nobody says how many it has."""
 FRAGMENTATION = 1.1
 """Bytes that torch's caching allocator holds on a GPU for one that is used by activations: an
 assumption."""
-CHUNK_SCORES = 2**24
-"""Scores that are there at a time (ELEMENTS of pretrain/cross_entropy.py)."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class RankMemory:
     pass on."""
     activations: int
     """What autograd keeps of a micro-batch from the forward pass to the backward pass."""
+    teacher: int
+    """Of a distillation: its weights, and what it and its losses hold of a micro-batch."""
     logits: int
     """Of the output matrix and the cross-entropy: their gradients in fp32, and the scores of a
     chunk of rows."""
@@ -56,11 +60,15 @@ class RankMemory:
     """Of rank 0: weights and moments of a checkpoint while it is written. None on a GPU: they lie
     in the machine's memory."""
     overhead: int
+    offloaded: int = 0
+    """Of the machine's memory, not the device's, where `run.deepspeed` offloads the optimizer: its
+    states, and the gradients that it makes the step with."""
 
     @property
     def peak(self) -> int:
         held = self.weights + self.optimizer + self.gradients + self.bucket + self.copies
-        return self.overhead + held + max(self.activations + self.logits, self.update)
+        held += self.overhead + self.teacher
+        return held + max(self.activations + self.logits, self.update)
 
 
 def activation_bytes(
@@ -100,9 +108,15 @@ def activation_bytes(
 
 
 def logits_bytes(
-    model: ModelConfig, vocab_size: int, masked_tokens: float, precision: str, device: Device
+    model: ModelConfig,
+    vocab_size: int,
+    masked_tokens: float,
+    precision: str,
+    device: Device,
+    elements: int = ELEMENTS,
 ) -> int:
-    """Bytes of the output matrix and the cross-entropy (pretrain/cross_entropy.py) at their peak.
+    """Bytes of the output matrix and the cross-entropy (pretrain/cross_entropy.py) at their peak;
+    `elements`: scores of a chunk.
 
     Kept from the forward to the backward pass: the gradients of the matrix, its bias and the hidden
     states, in fp32. Beside them in fp32: a chunk's scores and log-probabilities; or in the backward
@@ -111,7 +125,7 @@ def logits_bytes(
     gradient, which a CPU first copies into fp32."""
     matrix = vocab_size * model.hidden
     kept = 4 * (matrix + vocab_size + masked_tokens * model.hidden)
-    chunk = min(masked_tokens, max(1, CHUNK_SCORES // vocab_size)) * vocab_size
+    chunk = min(masked_tokens, max(1, elements // vocab_size)) * vocab_size
     if precision == "fp32":
         beside = max(8 * chunk, kept)
     else:
@@ -121,7 +135,11 @@ def logits_bytes(
 
 
 def rank_memory(
-    config: PretrainingConfig, ranks: int, device: Device, micro_batch: int | None = None
+    config: PretrainingConfig,
+    ranks: int,
+    device: Device,
+    micro_batch: int | None = None,
+    there_is: int | None = None,
 ) -> RankMemory:
     """Bytes of a rank at its peak, as the engine has DeepSpeed 0.19.8 hold them. The largest rank
     is rank 0, which writes the checkpoints.
@@ -132,14 +150,21 @@ def rank_memory(
                        flat copy of them 4 (one rank: none)
         stage 1 fp32   weights 4, fp32 copy and moments 12/R, gradients 4,        bucket
         stage 2 fp32   weights 4, fp32 copy and moments 12/R, gradients 4 + 4/R,  bucket
-        stage 1 bf16   weights 2, fp32 copy and moments 12/R, gradients 4 + 2,    no bucket
+        stage 1 bf16   weights 2, fp32 copy and moments 12/R, gradients 4,        no bucket; in
+                       bf16 on their way, with run.reduce_dtype bf16: 2
         stage 2 bf16   weights 2, fp32 copy and moments 12/R, gradients 2 + 4/R,  bucket,
                        at the end its fp32 copy
 
-    Not measured: fp16, taken for bf16 with a bucket; stage 3, taken for stage 2, which needs more.
-    `micro_batch`: blocks; default: the config's. What `run.deepspeed` changes is not followed, but
-    for the bucket's size. Blocks are taken to be padded."""
-    model, run, vocab_size = config.model, config.run, config.tokenizer.vocab_size
+        stage 3        as stage 2, and the parts of the weights beside them: 4/R or 2/R
+
+    Stage 3 gives no weights back between the passes where they are fewer than 10^9 (its
+    `stage3_max_reuse_distance`). Not measured: fp16, taken for bf16 with a bucket; an offloaded
+    optimizer, whose states lie in the machine's memory (`offloaded`), as do gradients on their way.
+    `micro_batch`: blocks; default: the config's. `there_is`: bytes of the device's memory; default:
+    a GPU's is taken to be large. What `run.deepspeed` changes is not followed, but for the bucket's
+    size. Blocks are taken to be padded."""
+    model, vocab_size = config.model, config.tokenizer.vocab_size
+    run = config.run.settled(device, computes_in_bf16=device == "cuda")
     block_length, masked = config.data.block_length, config.masking.highest_probability
     blocks = micro_batch or run.micro_batch
     count = parameters(model, vocab_size)
@@ -150,8 +175,11 @@ def rank_memory(
     # the tied matrix gets a gradient as output and another as input, and they are added
     tied = 3 * size * vocab_size * model.hidden
     bucket, reduced = _bucket(run, stage, count, on_gpu)
+    offloaded = offloads_optimizer(run)
     if stage == 0:
         flat_copy = 4 * count if ranks > 1 else 0
+    elif (stage, run.precision) == (1, "bf16") and not offloaded:
+        flat_copy = 2 * count if ranks > 1 and run.reduce_dtype == "bf16" else 0
     else:
         flat_copy = 4 * share if plain else max(size * count, reduced)
 
@@ -165,19 +193,57 @@ def rank_memory(
         padded=True,
         checkpointing=run.activation_checkpointing,
     )
+    states = (12 + average) * share if stage else (8 + average) * count
+    elements = chunk_scores(there_is or LARGE if on_gpu else None)
     return RankMemory(
-        weights=size * count,
-        optimizer=(12 + average) * share if stage else (8 + average) * count,
+        weights=size * (count + share if stage == 3 else count),
+        optimizer=0 if offloaded else states,
         gradients=_gradients(count, share, stage, plain),
         bucket=bucket,
         activations=round(activations * (FRAGMENTATION if on_gpu else 1)),
+        teacher=_teacher(config, run, blocks * block_length, elements),
         logits=logits_bytes(
-            model, vocab_size, blocks * block_length * masked, run.precision, device
+            model,
+            vocab_size,
+            blocks * block_length * masked,
+            run.precision,
+            device,
+            elements,
         ),
         update=max(tied, flat_copy),
         copies=0 if on_gpu else checkpoint_bytes(count, config.optim.average),
         overhead=OVERHEAD[device],
+        offloaded=states + 4 * share if offloaded else 0,
     )
+
+
+def _teacher(config: PretrainingConfig, run: RunConfig, tokens: int, elements: int) -> int:
+    """Bytes that a teacher adds: its weights; its hidden states, in fp32 too for their cosine, and
+    what a layer of it holds at a time; and of the soft loss the gradients of matrix and hidden
+    states, once more, and of all tokens, if it is over those, with three tensors of a chunk of
+    `elements` scores."""
+    teacher = teacher_of(config)
+    if teacher is None:
+        return 0
+
+    assert config.distillation
+    model, vocab_size, size = config.model, config.tokenizer.vocab_size, DTYPE_BYTES[run.precision]
+    h, f = model.hidden, model.feed_forward
+    over_all = config.distillation.soft_over == "tokens"
+    compared = tokens * (1.0 if over_all else config.masking.highest_probability)
+    weights = size * parameters(teacher.model(model), vocab_size)
+    # a layer's: input, queries, keys, values or the feed-forward on both sides of GELU
+    states = tokens * (size * (h + max(4 * h, h + 2 * f)) + 8 * h)
+    soft = 4 * (vocab_size * (h + 1) + compared * h) + (compared * 3 * h * size if over_all else 0)
+    chunk = min(compared, max(1, elements // vocab_size)) * vocab_size
+    return round(weights + states + soft + 3 * 4 * chunk)
+
+
+def offloads_optimizer(run: RunConfig) -> bool:
+    """Whether `run.deepspeed` has the optimizer's states and work elsewhere than on the device."""
+    zero: Any = run.deepspeed.get("zero_optimization")
+    offload = zero.get("offload_optimizer") if isinstance(zero, dict) else None
+    return isinstance(offload, dict) and offload.get("device", "cpu") != "none"
 
 
 def _gradients(count: int, share: int, stage: int, plain: bool) -> int:
@@ -186,7 +252,7 @@ def _gradients(count: int, share: int, stage: int, plain: bool) -> int:
         return 4 * count
     if plain:
         return 4 * count + (4 * share if stage >= 2 else 0)
-    return 2 * count + 4 * (share if stage >= 2 else count)
+    return 2 * count + 4 * share if stage >= 2 else 4 * count
 
 
 def _bucket(run: RunConfig, stage: int, count: int, on_gpu: bool) -> tuple[int, int]:
@@ -212,7 +278,7 @@ def largest_micro_batch(config: PretrainingConfig, ranks: int, device: Device, l
     fits."""
 
     def fits(blocks: int) -> bool:
-        return rank_memory(config, ranks, device, blocks).peak <= limit
+        return rank_memory(config, ranks, device, blocks, limit).peak <= limit
 
     if not fits(1):
         return 0

@@ -15,8 +15,15 @@ from robustly.preflight.machine import Machine
 from robustly.preflight.memory import RankMemory, largest_micro_batch, rank_memory
 from robustly.preflight.plan_warnings import warnings
 from robustly.preflight.speed import Speed, speeds_of
+from robustly.preflight.teacher import Teacher, teacher_of
+from robustly.preflight.traffic import traffic
 from robustly.pretrain.checkpoints.disk_space import checkpoint_bytes, most_checkpoints
-from robustly.pretrain.flops import embedding_parameters, flops_per_token, parameters
+from robustly.pretrain.flops import (
+    embedding_parameters,
+    flops_per_token,
+    parameters,
+    teaching_flops_per_token,
+)
 from robustly.pretrain.schedule import UpdateSizes
 from robustly.pretrain.stage import PretrainingConfig
 
@@ -34,6 +41,7 @@ class Plan:
     work: dict[str, Any]
     memory: dict[str, Any]
     time: list[dict[str, Any]]
+    network: dict[str, Any]
     disk: dict[str, Any]
     warnings: list[str]
 
@@ -43,9 +51,13 @@ def plan(config: PretrainingConfig, ranks: int, machine: Machine, speed: Speed |
 
     Without a `speed`, that of the train folder's run is taken if it is of this model, else those of
     GPU types."""
+    on_gpu = config.run.settled("cuda", computes_in_bf16=True)
+    run = config.run.settled(machine.device, machine.computes_in_bf16)
+    config = config.model_copy(update={"run": run})
     model, vocab_size = config.model, config.tokenizer.vocab_size
     block_length, size = config.data.block_length, corpus_size(config)
-    per_position = _flops_per_position(config)
+    teacher = teacher_of(config)
+    per_position = _flops_per_position(config, teacher)
     per_token = per_position / (1 - size.padding)
     sizes = UpdateSizes.of(config.optim.batch_size, config.optim, config.schedule)
     # the share of an update's positions that are no padding: in formats with short blocks an update
@@ -55,9 +67,11 @@ def plan(config: PretrainingConfig, ranks: int, machine: Machine, speed: Speed |
     total = (sizes.before(last + 1) - sizes.before(begin + 1)) * block_length * filled
     speeds = [
         found.without_padding(size.padding)
-        for found in ([speed] if speed else speeds_of(config, ranks, per_position))
+        for found in ([speed] if speed else speeds_of(config, ranks, per_position, on_gpu))
     ]
     memory = _memory(config, ranks, machine)
+    share = math.ceil(config.optim.batch_size / ranks)
+    micro_batches = math.ceil(share / config.run.micro_batch)
 
     return Plan(
         name=config.name,
@@ -66,6 +80,8 @@ def plan(config: PretrainingConfig, ranks: int, machine: Machine, speed: Speed |
             "parameters": parameters(model, vocab_size),
             "embedding_parameters": embedding_parameters(model, vocab_size),
             "flops_per_token": round(per_token),
+            "teacher_layers": teacher.layers if teacher else None,
+            "teacher_source": teacher.source if teacher else None,
         },
         work={
             "tokens_per_update": round(config.optim.batch_size * block_length * filled),
@@ -75,32 +91,40 @@ def plan(config: PretrainingConfig, ranks: int, machine: Machine, speed: Speed |
             "corpus_tokens": None if size.tokens is None else round(size.tokens),
             "corpus_source": size.source,
             "epochs": None if not size.tokens else total / size.tokens,
-            "micro_batches": math.ceil(
-                math.ceil(config.optim.batch_size / ranks) / config.run.micro_batch
-            ),
+            "micro_batches": micro_batches,
         },
         memory=memory,
         time=[
             {
                 "tokens_per_second": found.tokens_per_second,
                 "seconds": 3600 * (config.schedule.hours or 0) or total / found.tokens_per_second,
+                "seconds_between": [
+                    total / found.tokens_per_second / each
+                    for each in reversed(() if config.schedule.hours else found.between or ())
+                ],
                 "source": found.source,
             }
             for found in speeds
         ],
+        network=_network(config, ranks, micro_batches),
         disk=_disk(config, size),
         warnings=warnings(config, ranks, machine, size, total, memory),
     )
 
 
-def _flops_per_position(config: PretrainingConfig) -> float:
+def _flops_per_position(config: PretrainingConfig, teacher: Teacher | None) -> float:
     """The mean over the updates, which hold as many tokens in every phase."""
+    model, vocab_size = config.model, config.tokenizer.vocab_size
     total, after = 0.0, config.schedule.begin
     for phase in config.stretches():
-        masked = phase.masking.mean_probability
-        each = flops_per_token(
-            config.model, config.tokenizer.vocab_size, phase.block_length, masked
-        )
+        length, masked = phase.block_length, phase.masking.mean_probability
+        each = flops_per_token(model, vocab_size, length, masked)
+        if teacher and config.distillation:
+            over_all = config.distillation.soft_over == "tokens"
+            each += teaching_flops_per_token(
+                model, teacher.layers, vocab_size, length, masked, over_all
+            )
+
         total += (phase.last - after) * each
         after = phase.last
 
@@ -110,7 +134,7 @@ def _flops_per_position(config: PretrainingConfig) -> float:
 def _memory(config: PretrainingConfig, ranks: int, machine: Machine) -> dict[str, Any]:
     phases = [config.in_phase(phase) for phase in config.stretches()]
     held = max(
-        (rank_memory(phase, ranks, machine.device) for phase in phases),
+        (rank_memory(phase, ranks, machine.device, there_is=machine.memory) for phase in phases),
         key=lambda found: found.peak,
     )
     count = parameters(config.model, config.tokenizer.vocab_size)
@@ -131,6 +155,12 @@ def _memory(config: PretrainingConfig, ranks: int, machine: Machine) -> dict[str
         "limit_source": machine.source,
         "largest_micro_batch": largest,
     }
+
+
+def _network(config: PretrainingConfig, ranks: int, micro_batches: int) -> dict[str, Any]:
+    count = parameters(config.model, config.tokenizer.vocab_size)
+    sent = traffic(config.run, ranks, count, micro_batches)
+    return {**asdict(sent), "total": sent.total, "seconds": sent.seconds()}
 
 
 def _disk(config: PretrainingConfig, size: CorpusSize) -> dict[str, Any]:
@@ -156,13 +186,11 @@ def show(found: Plan) -> None:
     estimated = len(found.time) > 1  # on GPU types
     log.table(
         "time (none measured; `--measure` measures this machine)" if estimated else "time",
-        {
-            f"{entry['tokens_per_second']:,.0f} tokens/s": (
-                f"{log.duration(entry['seconds'])}  ({entry['source']})"
-            )
-            for entry in found.time
-        },
+        {f"{entry['tokens_per_second']:,.0f} tokens/s": _duration(entry) for entry in found.time},
     )
+    if found.network["total"]:
+        log.table("network, an update", _network_rows(found.network))
+
     disk = {name: "unknown" if b is None else gigabytes(b) for name, b in found.disk.items()}
     log.table(
         "disk",
@@ -178,6 +206,10 @@ def show(found: Plan) -> None:
 
 def _work_rows(found: Plan) -> dict[str, Any]:
     model, work = found.model, found.work
+    teacher = {}
+    if layers := model["teacher_layers"]:
+        teacher["teacher"] = f"{layers} layers ({model['teacher_source']})"
+
     corpus = work["corpus_source"]
     if work["corpus_tokens"] is not None:
         corpus = f"{work['corpus_tokens']:,} tokens to train on ({corpus})"
@@ -186,6 +218,7 @@ def _work_rows(found: Plan) -> dict[str, Any]:
         "parameters": (
             f"{model['parameters']:,}, of which {model['embedding_parameters']:,} embeddings"
         ),
+        **teacher,
         "operations": (
             f"{model['flops_per_token'] / 1e9:,.3g} GFLOP per token,"
             f" {work['flops']:.3g} FLOP in all"
@@ -202,6 +235,23 @@ def _work_rows(found: Plan) -> dict[str, Any]:
     }
 
 
+def _duration(entry: dict[str, Any]) -> str:
+    between = " to ".join(map(log.duration, entry["seconds_between"]))
+    return f"{log.duration(entry['seconds'])}{between and f', {between}'}  ({entry['source']})"
+
+
+def _network_rows(network: dict[str, Any]) -> dict[str, Any]:
+    """Of what each rank sends."""
+    hidden = ", while the last backward pass goes on" if network["hidden"] else ""
+    rows = {
+        "gradients": f"{gigabytes(network['gradients'])} of each rank{hidden}",
+        "weights": f"{gigabytes(network['weights'])} of each rank",
+    }
+    return rows | {
+        name: f"{seconds * 1000:,.3g} ms, rated" for name, seconds in network["seconds"].items()
+    }
+
+
 def _memory_table(memory: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     on_gpu = memory["device"] == "cuda"
     kind, certainty = ("GPU", "not measured on one") if on_gpu else ("CPU", "measured within 15%")
@@ -214,6 +264,12 @@ def _memory_table(memory: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         limit = f"{gigabytes(memory['limit'])} ({limit})"
 
     rows = {part.name: gigabytes(memory[part.name]) for part in fields(RankMemory)}
+    for unused in ("teacher", "offloaded"):
+        if not memory[unused]:
+            del rows[unused]
+
+    if memory["offloaded"]:
+        rows["offloaded"] += " of the machine's memory, for each rank"
     if on_gpu:
         rows["copies"] = f"{gigabytes(memory['copies_in_ram'])} of the machine's memory, on rank 0"
 

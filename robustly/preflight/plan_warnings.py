@@ -44,7 +44,6 @@ def warnings(
         *_on_batch(config, ranks),
         *_on_warmup(config),
         *_on_hours(config),
-        *_on_vocabulary(config, machine),
         *_on_words(config, size),
         *_on_idle_ranks(config, ranks),
     ]
@@ -120,17 +119,6 @@ def _on_hours(config: PretrainingConfig) -> Iterator[str]:
         yield (
             f"schedule.hours = {hours:g}: the run ends by its clock; tokens, epochs and operations"
             f" are those of schedule.updates = {config.schedule.updates:,}"
-        )
-
-
-def _on_vocabulary(config: PretrainingConfig, machine: Machine) -> Iterator[str]:
-    """NVIDIA, Matrix Multiplication Background User's Guide: bf16 is fastest on multiples of 64
-    elements (A100)."""
-    size = config.tokenizer.vocab_size
-    if machine.device == "cuda" and config.run.precision == "bf16" and size % 64:
-        yield (
-            f"tokenizer.vocab_size = {size:,}: not a multiple of 64, for which tensor cores are"
-            f" fastest; {math.ceil(size / 64) * 64:,} is"
         )
 
 

@@ -2,20 +2,23 @@
 for GPU types."""
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from robustly.metrics import read_metrics
-from robustly.pretrain.mfu import PEAK_TFLOPS
+from robustly.pretrain.config import RunConfig
+from robustly.pretrain.mfu import PEAK_TFLOPS, computed_in
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.strict_yaml import parse_yaml
 
-UTILISATION = 0.4
-"""Share of a GPU's peak that training reaches: an assumption; `--measure` or a run's own metrics
-replace it."""
+UTILISATION, LEAST, MOST = 0.4, 0.2, 0.5
+"""Share of a GPU's peak that training reaches: a guess, and its range; `--measure` or a run's own
+metrics replace it. Others report 37% (124 M parameters, modded-nanogpt), 40 to 43% (760 M to 1 B at
+512 tokens, llm-foundry) and 46% (nanochat) on H100s, all with what `run.compile` and FlashAttention
+give; without them a quarter is more likely (docs/scale.md)."""
 SAME = (
     ("model",),
     ("data", "block_length"),
@@ -40,24 +43,32 @@ class Speed:
     of_full_blocks: bool = False
     """Whether it counts positions, as of blocks without padding: padding takes its share of
     them."""
+    between: tuple[float, float] | None = None
+    """The least and the most that it may be times this, where it is a guess."""
 
     def without_padding(self, padding: float) -> "Speed":
         """As tokens per second that are no padding, which takes so much of full blocks."""
         if not self.of_full_blocks:
             return self
-        return Speed(self.tokens_per_second * (1 - padding), self.source)
+        return replace(
+            self, tokens_per_second=self.tokens_per_second * (1 - padding), of_full_blocks=False
+        )
 
 
-def speeds_of(config: PretrainingConfig, ranks: int, flops_per_position: float) -> list[Speed]:
-    """The speed of the train folder's run if it is of this model, else those of GPU types."""
+def speeds_of(
+    config: PretrainingConfig, ranks: int, flops_per_position: float, on_gpu: RunConfig
+) -> list[Speed]:
+    """The speed of the train folder's run if it is of this model, else those of GPU types;
+    `on_gpu`: the section `run` there."""
     if measured := speed_in(config.folder("train"), config, ranks):
         return [measured]
 
     speeds = []
     for name, peaks in PEAK_TFLOPS.items():
-        peak = peaks[config.run.precision]
-        source = f"{ranks} x {name}: {UTILISATION:.0%} of {peak:g} TFLOP/s assumed"
-        speeds.append(speed_at(peak * UTILISATION, ranks, flops_per_position, source))
+        peak = peaks[computed_in(on_gpu)]
+        source = f"{ranks} x {name}: a guess, {UTILISATION:.0%} of {peak:g} TFLOP/s"
+        guess = speed_at(peak * UTILISATION, ranks, flops_per_position, source)
+        speeds.append(replace(guess, between=(LEAST / UTILISATION, MOST / UTILISATION)))
 
     return speeds
 

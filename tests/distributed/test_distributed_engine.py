@@ -31,14 +31,18 @@ def make_engine(
     stage: int,
     precision: str,
     deepspeed: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Engine:
+    """`settings`: of the section `run`; `changes`: of `optim`."""
     if precision == "fp16":  # CPUs can, slowly, which DeepSpeed does not know
         get_accelerator().is_fp16_supported = lambda: True
 
     objective = MaskedLanguageModel(new_model(roberta_config(model(), VOCABULARY), 7))
-    settings = run(zero_stage=stage, precision=precision, deepspeed=deepspeed or {})
-    return Engine(objective, optim(**changes), settings, accumulation, torch.device("cpu"))
+    section = run(
+        zero_stage=stage, precision=precision, deepspeed=deepspeed or {}, **(settings or {})
+    )
+    return Engine(objective, optim(**changes), section, accumulation, torch.device("cpu"))
 
 
 def make_batches(rank: int, ranks: int, micro_batch: int, seed: int = 1) -> Batches:
@@ -54,9 +58,10 @@ def sums(tensor: torch.Tensor) -> list[float]:
 
 def train(
     rank: int, ranks: int, micro_batch: int, stage: int = 1, precision: str = "fp32", restart: int = 0, fault: str = "",
-    changes: dict[str, Any] | None = None, scale_power: int = 16,
+    changes: dict[str, Any] | None = None, scale_power: int = 16, then: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Six updates as the loop makes them; `fault` is a mutation that a test must notice."""
+    """Six updates as the loop makes them; `fault` is a mutation that a test must notice. `then`:
+    what `changes` are after the restart."""
     robustly.pretrain.engine.LOSS_SCALE_POWER = scale_power
     torch.set_num_threads(1)
     start_ranks(rank)
@@ -84,20 +89,22 @@ def train(
                 loss_sum += loss.item()
 
             (loss_sum,) = sum_over_ranks([loss_sum], engine.device)
-            norm = engine.step(learning_rate(update, optim(), schedule()))
+            norm = engine.step(learning_rate(update, optim(), schedule())).norm
             overflows += norm is None
 
         curve.append((loss_sum / masked, norm))
         if update == restart:
             saved = [tuple(t.clone() for t in rest) for _, *rest in engine.full_tensors()]
-            engine = make_engine(batches.accumulation, stage, precision, **changes)
+            engine = make_engine(batches.accumulation, stage, precision, **(then or changes))
             engine.restore(iter(saved) if rank == 0 else None, update)  # type: ignore[arg-type]
 
-    weights = {name: sums(t) for name, t, *_ in engine.full_tensors()}
+    tensors = [(name, sums(t), list(t.shape)) for name, t, *_ in engine.full_tensors()]
+    weights = {name: two for name, two, _ in tensors}
     stop_ranks()
 
     return {
         "curve": curve,
+        "shapes": [shape for *_, shape in tensors],
         "weights": weights,
         "overflows": overflows,
         "shm": [path.name for path in Path("/dev/shm").glob("*")],
@@ -129,9 +136,10 @@ def reference() -> dict[str, Any]:
         curve = []
         for update in range(1, UPDATES + 1):
             (batch,) = make_batches(0, 1, 32).batch(update).micro_batches
-            logits = objective.logits(batch.inputs, batch.attention, batch.positions)
+            hidden = objective.encode(batch.inputs, batch.attention)
+            scores = objective.scores(hidden, batch.positions).computed()
             # the mean over all masked tokens
-            loss = functional.cross_entropy(logits.tokens, batch.labels)
+            loss = functional.cross_entropy(scores, batch.labels)
             adam.zero_grad()
             loss.backward()
             norm = torch.nn.utils.get_total_norm([p.grad for p in objective.parameters()])  # type: ignore[misc]
@@ -228,7 +236,7 @@ def test_a_gradient_that_overflows_at_any_scale_is_infinite() -> None:
             loss = engine(batch.inputs, batch.attention, batch.positions, batch.labels).sum()
             loss.register_hook(lambda gradient: gradient * float("inf"))
             engine.backward(loss)
-            norms.append(engine.step(1e-3))
+            norms.append(engine.step(1e-3).norm)
 
         stop_ranks()
         return norms
@@ -346,7 +354,7 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm(
         loss = engine(batch.inputs, batch.attention, batch.positions, batch.labels).sum()
         loss.register_hook(lambda gradient: gradient * value)
         engine.backward(loss / 100.0)
-        norm = engine.step(1e-3)
+        norm = engine.step(1e-3).norm
         stop_ranks()
         return math.isfinite(norm)
 
@@ -373,7 +381,7 @@ def test_ranks_that_see_different_gradients_say_so(factor: float, says: str) -> 
                 parameter.grad.mul_(factor)
 
         try:
-            norm = engine.step(1e-3)
+            norm = engine.step(1e-3).norm
         except UserError as error:
             return str(error)
         finally:
@@ -460,6 +468,59 @@ def test_one_rank_shards_only_where_that_gains_something() -> None:
         assert deepspeed_config(optim(), settings, 1, ranks)["zero_optimization"]["stage"] == stage
 
 
+# ----------------------------------------------------------------------------- a padded vocabulary
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "precision"),
+    [(1, 0, "fp32"), (2, 1, "bf16"), (2, 2, "fp32"), (2, 3, "fp32")],
+)
+def test_a_padded_vocabulary_changes_neither_losses_nor_weights(
+    ranks: int, stage: int, precision: str
+) -> None:
+    """300 entries in tables of 320 rows, then of 384, then none: as without."""
+
+    def go(rank: int, count: int, restart: int, *multiples: int) -> dict[str, Any]:
+        first, second = ({"settings": {"pad_vocabulary": each}} for each in multiples)
+        return train(rank, count, 8, stage, precision, restart=restart, changes=first, then=second)
+
+    plain = run_distributed(ranks, go, 0, 1, 1)[0]
+    for multiples in ((64, 128), (128, 1)):
+        padded = run_distributed(ranks, go, 3, *multiples)[0]
+        assert padded["shapes"] == plain["shapes"]
+        close = 1e-6 if precision == "fp32" else 1e-3
+        for one, other in zip(padded["curve"], plain["curve"], strict=True):
+            assert one == pytest.approx(other, rel=close)
+        for name, (total, squares) in plain["weights"].items():
+            assert padded["weights"][name] == pytest.approx(
+                [total, squares], rel=close, abs=1e-4
+            ), name
+
+
+def test_rows_that_pad_the_vocabulary_stay_zero() -> None:
+    def go(rank: int, ranks: int) -> list[Any]:
+        torch.set_num_threads(1)
+        start_ranks(rank)
+        engine = make_engine(1, 1, "fp32", settings={"pad_vocabulary": 64}, weight_decay=0.1)
+        (batch,) = make_batches(rank, ranks, 32).batch(1).micro_batches
+        for _ in range(3):
+            inputs = (batch.inputs, batch.attention, batch.positions, batch.labels)
+            engine.backward(engine(*inputs).sum() / 100)
+            engine.step(1e-2)
+
+        tables = [p for _, p in engine._parameters() if len(p) == 320]
+        stop_ranks()
+        return [[list(t.shape), bool(t[300:].any())] for t in tables]
+
+    assert run_distributed(1, go) == [[[[320, 64], False], [[320], False]]]
+
+
+def test_the_vocabulary_is_padded_on_a_gpu_alone_unless_told() -> None:
+    assert run().vocabulary_multiple("cpu") == 1
+    assert run().vocabulary_multiple("cuda") == 128
+    assert run(pad_vocabulary=8).vocabulary_multiple("cpu") == 8
+
+
 # ------------------------------------------------------------------------------- steps that are not
 
 
@@ -490,11 +551,13 @@ def meet_faults(rank: int, ranks: int, stage: int, precision: str) -> dict[str, 
 
             asked: list[float] = []
 
-            def accepts(norm: float, fault: str = fault, asked: Any = asked) -> bool:
+            def accepts(
+                norm: float, sums: list[float], fault: str = fault, asked: Any = asked
+            ) -> bool:
                 asked.append(norm)
                 return fault != "refused"
 
-            norm = engine.step(1e-2, accepts)
+            norm = engine.step(1e-2, accepts).norm
             if fault:
                 outcome[fault] = [before == state(engine), repr(norm), asked]
 

@@ -163,10 +163,11 @@ def test_the_first_gradient_is_that_of_the_mean_over_the_whole_update(
             else None
         )
         model = MaskedLanguageModel(roberta, head)
-        logits = model.logits(batch.inputs, batch.attention, batch.positions)
-        loss = masked_loss = functional.cross_entropy(logits.tokens, batch.labels)
-        if logits.follows is not None:
-            loss = loss + functional.cross_entropy(logits.follows, batch.follows, ignore_index=-1)
+        hidden = model.encode(batch.inputs, batch.attention)
+        scores = model.scores(hidden, batch.positions).computed()
+        loss = masked_loss = functional.cross_entropy(scores, batch.labels)
+        if head is not None:
+            loss = loss + functional.cross_entropy(head(hidden), batch.follows, ignore_index=-1)
 
         loss.backward()
 

@@ -24,7 +24,7 @@ V100 = Gpu("Tesla V100", 32768 * 2**20, (7, 0), "535.104.05")
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in the place of /proc and /sys/fs/cgroup, /proc/meminfo apart, which psutil reads."""
-    monkeypatch.setattr(checks, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(resources, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(resources, "CGROUP", tmp_path)
     return tmp_path
 

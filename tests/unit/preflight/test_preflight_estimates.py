@@ -17,10 +17,16 @@ from robustly.preflight.memory import largest_micro_batch, rank_memory
 from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.checkpoints.checkpoint import Progress
 from robustly.pretrain.checkpoints.disk_space import checkpoint_bytes
-from robustly.pretrain.config import ModelConfig, RunConfig
-from robustly.pretrain.cross_entropy import ELEMENTS, summed_cross_entropy
+from robustly.pretrain.config import DistillationConfig, ModelConfig, RunConfig
+from robustly.pretrain.cross_entropy import Scores, summed_cross_entropy
+from robustly.pretrain.distillation import Distillation
 from robustly.pretrain.engine import Engine, start_ranks
-from robustly.pretrain.flops import embedding_parameters, flops_per_token, parameters
+from robustly.pretrain.flops import (
+    embedding_parameters,
+    flops_per_token,
+    parameters,
+    teaching_flops_per_token,
+)
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.stage import PretrainingConfig
@@ -97,6 +103,21 @@ def test_operations_are_those_that_torch_counts(changes: dict[str, Any]) -> None
     assert per_token * BLOCKS * LENGTH == counter.get_total_flops()
 
 
+@pytest.mark.parametrize("soft_over", ["tokens", "masked_tokens"])
+def test_operations_with_a_teacher_are_those_that_torch_counts(soft_over: str) -> None:
+    student, teacher = objective("eager"), objective("eager", layers=7)
+    settings = DistillationConfig.model_validate({"teacher": "a", "soft_over": soft_over})
+    network = Distillation(student.model, teacher.eval(), settings)
+    batch = micro_batch(padded=False)
+    with FlopCounterMode(display=False) as counter:
+        network(*batch).sum().backward()
+
+    sizes, over_all = model(**SHAPE), soft_over == "tokens"
+    per_token = flops_per_token(sizes, ENTRIES, LENGTH, MASKED)
+    per_token += teaching_flops_per_token(sizes, 7, ENTRIES, LENGTH, MASKED, over_all)
+    assert per_token * BLOCKS * LENGTH == counter.get_total_flops()
+
+
 # ------------------------------------------------------------------------------------------- memory
 
 
@@ -140,7 +161,7 @@ def test_activations_are_what_autograd_keeps(
     ("masked_tokens", "rows"), [(64, 1000), (400, 1000), (400, 100), (400, 20)]
 )
 def test_the_cross_entropy_holds_what_is_planned(
-    masked_tokens: int, rows: int, precision: str, monkeypatch: pytest.MonkeyPatch
+    masked_tokens: int, rows: int, precision: str
 ) -> None:
     """Where the scores are most of it, and where the matrix is."""
     width, dtype = SHAPE["hidden"], torch.bfloat16 if precision == "bf16" else torch.float32
@@ -149,15 +170,18 @@ def test_the_cross_entropy_holds_what_is_planned(
     labels = torch.zeros(masked_tokens, dtype=torch.int64)
 
     def forward_and_backward() -> None:
-        torch.autograd.grad(summed_cross_entropy(*tensors, labels, rows * ENTRIES), tensors)
+        loss = summed_cross_entropy(Scores(*tensors), labels, rows * ENTRIES)
+        torch.autograd.grad(loss, tensors)
 
-    assert memory.CHUNK_SCORES == ELEMENTS
-    monkeypatch.setattr(memory, "CHUNK_SCORES", rows * ENTRIES)
-    expected = memory.logits_bytes(model(**SHAPE), ENTRIES, masked_tokens, precision, "cpu")
+    sizes, elements = model(**SHAPE), rows * ENTRIES
+    expected = memory.logits_bytes(sizes, ENTRIES, masked_tokens, precision, "cpu", elements)
     assert expected == pytest.approx(peak_of(forward_and_backward), rel=0.01)
 
 
-LAYOUTS = {2: [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16")], 1: [(1, "fp32"), (1, "bf16")]}
+LAYOUTS = {
+    2: [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")],
+    1: [(1, "fp32"), (1, "bf16")],
+}
 """Ranks: stages and precisions."""
 
 
@@ -171,9 +195,15 @@ def peaks_of_training(rank: int, ranks: int) -> list[int]:
     ]
 
 
-def peak_of_training(ranks: int, stage: int, precision: str, device: torch.device) -> int:
+def peak_of_training(
+    ranks: int,
+    stage: int,
+    precision: str,
+    device: torch.device,
+    make: Callable[[], MaskedLanguageModel] = objective,
+) -> int:
     others = living()  # of earlier tests and layouts; held, so that no address is given out twice
-    engine = Engine(objective(), optim(), run(stage, precision, ranks), 2, device)
+    engine = Engine(make(), optim(), run(stage, precision, ranks), 2, device)
     batch = micro_batch(padded=True)
 
     def update() -> None:
@@ -248,10 +278,56 @@ def test_memory_is_what_torch_holds(
     assert 0.97 * measured <= expected.peak - expected.overhead <= 1.2 * measured
 
 
+def peak_of_distillation(rank: int, ranks: int, precision: str, soft_over: str) -> int:
+    torch.set_num_threads(1)
+    device = start_ranks(rank)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    settings = DistillationConfig.model_validate({"teacher": "none", "soft_over": soft_over})
+
+    def make() -> Distillation:
+        student, teacher = objective(), objective(layers=TEACHER)
+        teacher.model.requires_grad_(False).to(dtype)
+        return Distillation(student.model, teacher.eval(), settings).train()
+
+    return peak_of_training(ranks, 1, precision, device, make)
+
+
+TEACHER = 8
+"""Layers: twice the student's."""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("precision", "soft_over"), [("fp32", "tokens"), ("bf16", "masked_tokens")]
+)
+def test_the_memory_of_a_distillation_is_what_torch_holds(precision: str, soft_over: str) -> None:
+    (measured,) = run_distributed(1, peak_of_distillation, precision, soft_over)
+    student = config(model(**SHAPE), run(1, precision, 1))
+    settings = DistillationConfig.model_validate({"teacher": "none", "soft_over": soft_over})
+    expected = rank_memory(student.model_copy(update={"distillation": settings}), 1, "cpu")
+    assert 0.97 * measured <= expected.peak - expected.overhead <= 1.2 * measured
+    assert expected.teacher > parameters(model(**{**SHAPE, "layers": TEACHER}), ENTRIES)
+
+
+def test_an_offloaded_optimizer_is_in_the_machines_memory() -> None:
+    offload = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    plain, offloaded = (
+        rank_memory(
+            config(model(**SHAPE), RunConfig(zero_stage=2, precision="bf16", deepspeed=each)),
+            4,
+            "cuda",
+        )
+        for each in ({}, offload)
+    )
+    assert (offloaded.optimizer, plain.offloaded) == (0, 0)
+    assert offloaded.offloaded == plain.optimizer * 16 // 12
+    assert offloaded.peak == plain.peak - plain.optimizer
+
+
 def test_what_a_gpu_holds_more_than_a_cpu() -> None:
     """The whole bucket, and reserve; and less: dropout's masks as booleans, no L x L scores."""
     sizes = model(**SHAPE, dropout=0.1, attention_dropout=0.1)
-    settings = config(sizes, RunConfig(zero_stage=1))
+    settings = config(sizes, RunConfig(zero_stage=1, precision="fp32"))
     cpu, gpu = rank_memory(settings, 2, "cpu"), rank_memory(settings, 2, "cuda")
     assert gpu.bucket == 4 * 500_000_000
     assert cpu.bucket == 4 * parameters(sizes, ENTRIES)
@@ -277,7 +353,9 @@ def test_a_layer_of_four_times_its_width_keeps_34_h_bytes_as_korthikanti_et_al_c
 def test_the_largest_micro_batch_fits_and_one_more_does_not(limit: float) -> None:
     settings = config(model(**SHAPE), RunConfig(zero_stage=1, precision="bf16"))
     largest = largest_micro_batch(settings, 4, "cuda", round(limit))
-    fits, above = (rank_memory(settings, 4, "cuda", n).peak for n in (largest, largest + 1))
+    fits, above = (
+        rank_memory(settings, 4, "cuda", n, round(limit)).peak for n in (largest, largest + 1)
+    )
     assert fits <= limit < above
 
 

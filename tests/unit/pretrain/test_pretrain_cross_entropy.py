@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from robustly.pretrain.cross_entropy import summed_cross_entropy
+from robustly.pretrain.cross_entropy import Scores, guesses, summed_cross_entropy
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -34,6 +34,10 @@ def parts(
     labels = torch.randint(0, entries, (rows,), generator=draw)
     labels[:1], labels[1:2] = 0, entries - 1
     return tensors, labels
+
+
+def ours(hidden: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+    return summed_cross_entropy(Scores(hidden, weight, bias), *rest)
 
 
 def plain(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -80,7 +84,7 @@ def test_loss_and_gradients_are_torchs(
     rows: int, entries: int, width: int, elements: int, upstream: float, seed: int
 ) -> None:
     tensors, labels = parts(rows, entries, width, seed=seed, spread=0.5)
-    found = loss_and_gradients(summed_cross_entropy, tensors, labels, elements, upstream=upstream)
+    found = loss_and_gradients(ours, tensors, labels, elements, upstream=upstream)
     scales = [1, *[abs(upstream)] * 3]
 
     for one, other, scale in zip(found, truth(tensors, labels, upstream), scales, strict=True):
@@ -94,24 +98,72 @@ def test_loss_and_gradients_are_torchs(
 def test_in_fp64_to_the_last_digits(elements: int) -> None:
     """1, 1, 4, 9 and all of 12 rows at a time."""
     tensors, labels = parts(12, 7, 5, torch.float64)
-    found = loss_and_gradients(summed_cross_entropy, tensors, labels, elements)
+    found = loss_and_gradients(ours, tensors, labels, elements)
     for one, other in zip(found, truth(tensors, labels), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
 
     assert torch.autograd.gradcheck(
-        lambda *each: summed_cross_entropy(*each, labels, elements), tensors
+        lambda *each: summed_cross_entropy(Scores(*each), labels, elements), tensors
     )
 
 
 def test_without_rows_the_sum_and_all_gradients_are_zero() -> None:
     for dtype in (torch.float32, *HALVES):
         tensors, labels = parts(0, 9, 4, dtype)
-        summed_cross_entropy(*tensors, labels).backward()
+        summed_cross_entropy(Scores(*tensors), labels).backward()
         for each in tensors:
             assert (
                 each.grad is not None and each.grad.dtype == dtype and each.grad.shape == each.shape
             )
             assert not each.grad.any()
+
+
+# -------------------------------------------------------------------------- a matrix of round numbers
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("elements", [2**24, 70])
+def test_rows_that_pad_the_matrix_change_nothing(dtype: torch.dtype, elements: int) -> None:
+    """Whatever they hold: no part of the loss, and no gradient at all."""
+    tensors, labels = parts(12, 7, 5, dtype)
+    hidden, weight, bias = (each.detach() for each in tensors)
+    padded = [
+        each.requires_grad_()
+        for each in (
+            hidden.clone(),
+            torch.cat([weight, torch.full((3, 5), 9.0, dtype=dtype)]),
+            torch.cat([bias, torch.full((3,), 9.0, dtype=dtype)]),
+        )
+    ]
+    expected = loss_and_gradients(ours, tensors, labels, elements)
+    loss = summed_cross_entropy(Scores(*padded, entries=7), labels, elements)
+    found = [loss.detach(), *torch.autograd.grad(loss, padded)]
+    assert not found[2][7:].any() and not found[3][7:].any()
+    for one, other in zip(found, expected, strict=True):
+        tolerance = 1e-13 if dtype == torch.float64 else 1e-6 if dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(
+            one[:7] if one.ndim else one,
+            other[:7] if one.ndim else other,
+            rtol=tolerance,
+            atol=tolerance,
+        )
+
+
+@pytest.mark.parametrize("elements", [2**24, 64, 1])
+def test_guesses_are_those_of_all_scores_at_once(elements: int) -> None:
+    (hidden, weight, bias), labels = parts(40, 30, 8, spread=2.0)
+    scores = functional.linear(hidden, weight, bias)
+    labels[::2] = scores[::2].argmax(1)
+    padded = torch.cat([weight, torch.zeros(2, 8)]), torch.cat([bias, torch.full((2,), 99.0)])
+    with Largest() as made:
+        found = guesses(Scores(hidden, *padded, entries=30), labels, elements)
+
+    torch.testing.assert_close(
+        found.losses, functional.cross_entropy(scores, labels, reduction="none")
+    )
+    assert torch.equal(found.right, scores.argmax(1) == labels) and 20 <= found.right.sum() < 40
+    assert made.elements == max(40, 32 * max(1, min(40, elements // 32)))
+    assert [len(each) for each in guesses(Scores(hidden[:0], *padded), labels[:0])] == [0, 0]
 
 
 # ------------------------------------------------------------------------------------------ 16 bits
@@ -125,21 +177,21 @@ def test_in_16_bits_as_near_to_the_truth_as_torch(
     """In the mean over draws; all 80 rows at a time, 16, or 1. Both round scores, and all gradients
     at the end. Of chunks, what each adds to the matrix's gradient is rounded too: this must not
     grow with their number."""
-    ours, theirs = torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    here, theirs = torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
     for seed in range(8):
         tensors, labels = parts(80, 700, 48, dtype, seed, spread=0.3)
         expected = truth(tensors, labels, 8.0)
         for errors, found in (
             (
-                ours,
-                loss_and_gradients(summed_cross_entropy, tensors, labels, elements, upstream=8.0),
+                here,
+                loss_and_gradients(ours, tensors, labels, elements, upstream=8.0),
             ),
             (theirs, loss_and_gradients(plain, tensors, labels, upstream=8.0)),
         ):
             errors += torch.tensor([distance(*pair) for pair in zip(found, expected, strict=True)])
             assert [each.dtype for each in found] == [torch.float32, *[dtype] * 3]
 
-    assert (ours <= torch.tensor([1.02, 1.02, more, 1.02]) * theirs).all(), (ours / theirs).tolist()
+    assert (here <= torch.tensor([1.02, 1.02, more, 1.02]) * theirs).all(), (here / theirs).tolist()
 
 
 def test_in_fp16_small_probabilities_are_not_lost() -> None:
@@ -151,7 +203,7 @@ def test_in_fp16_small_probabilities_are_not_lost() -> None:
 
     upstream = 2.0**14
     _, _, found, _ = loss_and_gradients(
-        summed_cross_entropy, [hidden, weight, bias], labels.clamp(max=0), upstream=upstream
+        ours, [hidden, weight, bias], labels.clamp(max=0), upstream=upstream
     )
     _, _, expected, _ = truth([hidden, weight, bias], labels.clamp(max=0), upstream)
     assert distance(found[1:-1], expected[1:-1]) < 3e-3
@@ -172,7 +224,7 @@ def test_in_fp16_what_fits_after_scaling_does_not_overflow_before(rows: int) -> 
     ]
     labels, upstream = torch.ones(rows, dtype=torch.int64), 2.0**-4 if rows > 1 else 2.0**17
     found, expected = (
-        loss_and_gradients(summed_cross_entropy, tensors, labels, upstream=upstream),
+        loss_and_gradients(ours, tensors, labels, upstream=upstream),
         truth(tensors, labels, upstream),
     )
     for one, other in zip(found[1:3], expected[1:3], strict=True):
@@ -208,10 +260,10 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_holds_all_rows_times_the_vocabulary(dtype: torch.dtype) -> None:
     rows, entries, width = 60, 500, 6
     tensors, labels = parts(rows, entries, width, dtype)
-    with Largest() as ours:
-        summed_cross_entropy(*tensors, labels, 8 * entries + 3).backward()
+    with Largest() as here:
+        summed_cross_entropy(Scores(*tensors), labels, 8 * entries + 3).backward()
 
-    assert ours.elements == 8 * entries
+    assert here.elements == 8 * entries
     with Largest() as theirs:
         plain(*tensors, labels).backward()
 
@@ -222,8 +274,8 @@ def test_without_gradients_none_are_made() -> None:
     tensors, labels = parts(10, 50, 200)
     expected = plain(*tensors, labels).item()
     for loss in (
-        lambda: summed_cross_entropy(*(each.detach() for each in tensors), labels, 100),
-        torch.no_grad()(lambda: summed_cross_entropy(*tensors, labels, 100)),
+        lambda: summed_cross_entropy(Scores(*(each.detach() for each in tensors)), labels, 100),
+        torch.no_grad()(lambda: summed_cross_entropy(Scores(*tensors), labels, 100)),
     ):
         with Largest() as made:
             found = loss()
@@ -242,7 +294,7 @@ def test_the_backward_pass_needs_neither_matrix_nor_hidden_states() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        summed_cross_entropy(*tensors, labels)
+        summed_cross_entropy(Scores(*tensors), labels)
 
     assert len(kept) == 3 and not {each.untyped_storage().data_ptr() for each in tensors} & set(
         kept
@@ -252,7 +304,7 @@ def test_the_backward_pass_needs_neither_matrix_nor_hidden_states() -> None:
 def test_a_second_derivative_is_refused() -> None:
     tensors, labels = parts(10, 50, 4)
     (first,) = torch.autograd.grad(
-        summed_cross_entropy(*tensors, labels).square(), tensors[:1], create_graph=True
+        summed_cross_entropy(Scores(*tensors), labels).square(), tensors[:1], create_graph=True
     )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()

@@ -102,11 +102,13 @@ def test_a_student_starts_from_its_teachers_parts() -> None:
     whole = new_model(roberta_config(model(layers=5), VOCABULARY), 3)
     start_from_teacher(whole, teacher)
     made = batch([0, 1])
-    scores = [
-        MaskedLanguageModel(m.eval()).logits(made.inputs, made.attention, made.positions)
-        for m in (whole, teacher)
-    ]
-    assert torch.equal(scores[0].tokens, scores[1].tokens)
+    objectives = [MaskedLanguageModel(m.eval()) for m in (whole, teacher)]
+    hidden = [each.encode(made.inputs, made.attention) for each in objectives]
+    one, other = (
+        each.scores(states, made.positions).computed()
+        for each, states in zip(objectives, hidden, strict=True)
+    )
+    assert torch.equal(one, other)
 
 
 def test_layers_can_be_chosen_as_in_the_authors_script() -> None:
@@ -140,7 +142,7 @@ def test_the_soft_loss_is_the_divergence_of_softened_probabilities(
     shapes = [(5, 4), (9, 4), (9,)] * 2
     every = [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes]
     ours, theirs = Scores(*(one.requires_grad_() for one in every[:3])), Scores(*every[3:])
-    student, teacher = (functional.linear(*scores) for scores in (ours, theirs))
+    student, teacher = (scores.computed() for scores in (ours, theirs))
 
     found = summed_divergence(ours, theirs, temperature, elements)
     softened = [softmax(each.detach().numpy() / temperature, 1) for each in (student, teacher)]
@@ -153,15 +155,41 @@ def test_the_soft_loss_is_the_divergence_of_softened_probabilities(
         reduction="sum",
     )
     for one, other in zip(
-        torch.autograd.grad(3 * found, ours), torch.autograd.grad(3 * of_torch, ours), strict=True
+        torch.autograd.grad(3 * found, ours[:3]),
+        torch.autograd.grad(3 * of_torch, ours[:3]),
+        strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
     assert summed_divergence(ours, Scores(*every[:3]), temperature, elements).item() == 0
-    empty = Scores(ours.states[:0], *ours[1:]), Scores(theirs.states[:0], *theirs[1:])
+    empty = ours.of_rows(slice(0)), theirs.of_rows(slice(0))
     assert summed_divergence(*empty, temperature, elements).item() == 0
     with torch.no_grad():
         assert summed_divergence(ours, theirs, temperature, elements).item() == found.item()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_rows_that_pad_the_vocabulary_have_no_part_in_the_soft_loss(
+    dtype: torch.dtype, temperature: float
+) -> None:
+    draw = torch.Generator().manual_seed(1)
+    shapes = [(5, 4), (9, 4), (9,)] * 2
+    every = [torch.randn(shape, generator=draw).to(dtype) for shape in shapes]
+    ours, theirs = Scores(*(one.requires_grad_() for one in every[:3])), Scores(*every[3:])
+    expected = summed_divergence(ours, theirs, temperature)
+
+    def padded(scores: Scores) -> Scores:
+        states, weight, bias, _ = scores
+        more = torch.full((3, 4), 5.0, dtype=dtype), torch.full((3,), 9.0, dtype=dtype)
+        tables = [torch.cat(pair) for pair in zip((weight, bias), more, strict=True)]
+        return Scores(states, *(each.detach().requires_grad_() for each in tables), entries=9)
+
+    wide = padded(ours)
+    found = summed_divergence(wide, padded(theirs), temperature)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    _, of_weight, of_bias = torch.autograd.grad(found, wide[:3])
+    assert of_weight[:9].any() and not of_weight[9:].any() and not of_bias[9:].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -173,11 +201,11 @@ def test_the_soft_loss_in_16_bits_is_as_near_to_the_truth_as_torch(dtype: torch.
     def gradients(loss: Any, wide: torch.dtype) -> list[Tensor]:
         ours = Scores(*(one.to(wide).requires_grad_() for one in every[:3]))
         theirs = Scores(*(one.to(wide) for one in every[3:]))
-        return list(torch.autograd.grad(8 * loss(ours, theirs, 2.0), ours))
+        return list(torch.autograd.grad(8 * loss(ours, theirs, 2.0), ours[:3]))
 
     def by_torch(ours: Scores, theirs: Scores, temperature: float) -> Tensor:
         logs = [
-            torch.log_softmax(functional.linear(*scores) / temperature, 1).double()
+            torch.log_softmax(scores.computed() / temperature, 1).double()
             for scores in (ours, theirs)
         ]
         divergence = functional.kl_div(*logs, reduction="sum", log_target=True)

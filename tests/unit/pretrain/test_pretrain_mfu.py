@@ -20,7 +20,9 @@ def test_the_page_has_the_last_word_on_the_peak() -> None:
 
 def test_known_gpus_by_their_whole_name_and_precision() -> None:
     assert peak_tflops(RunConfig(precision="bf16"), "NVIDIA H100 80GB HBM3") == 989.4
-    assert peak_tflops(RunConfig(), "NVIDIA A100-SXM4-40GB") == 19.5
+    assert peak_tflops(RunConfig(precision="fp32"), "NVIDIA A100-SXM4-40GB") == 19.5
+    tf32 = RunConfig(precision="fp32", tf32=True)
+    assert peak_tflops(tf32, "NVIDIA A100-SXM4-40GB") == 156
     for other in (
         None,
         "NVIDIA H100 PCIe",
@@ -32,4 +34,4 @@ def test_known_gpus_by_their_whole_name_and_precision() -> None:
 
 @pytest.mark.parametrize("name", PEAKS_OF_GPUS)
 def test_every_name_has_a_peak(name: str) -> None:
-    assert set(PEAK_TFLOPS[PEAKS_OF_GPUS[name]]) == {"bf16", "fp16", "fp32"}
+    assert set(PEAK_TFLOPS[PEAKS_OF_GPUS[name]]) == {"bf16", "fp16", "tf32", "fp32"}

@@ -118,10 +118,10 @@ def start_from_path(
 
 def logits(model: RobertaForMaskedLM) -> torch.Tensor:
     ids = torch.tensor([[0, 8, 100, 260, 263, 264, 265, 30, 2, 1]])
+    objective = MaskedLanguageModel(model.eval())
     with torch.no_grad():
-        return (
-            MaskedLanguageModel(model.eval()).logits(ids, (ids != 1).long(), torch.arange(9)).tokens
-        )
+        hidden = objective.encode(ids, (ids != 1).long())
+        return objective.scores(hidden, torch.arange(9)).computed()
 
 
 # ------------------------------------------------------------------------------------- Hugging Face
