@@ -9,6 +9,7 @@ output matrix, which ZeRO stage 3 may have given back by then.
 
 Shapes: M tokens, hidden size H, vocabulary of V."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,9 +31,12 @@ scaled, from 3e-8 on. What a product adds up then stays below fp16's largest, 65
 weights up to 16 and for as many as 8,000 rows of one label with hidden states of 1. Powers of 2:
 nothing is rounded, so bf16, which needs neither, is as it was."""
 
-_OfLogs = Callable[[slice, Tensor], tuple[Tensor, Callable[[], Tensor]]]
-"""A loss of a chunk: from its rows and the logarithms of their probabilities, (m, V), the sum of
-their losses, and what makes, in the place of the logarithms, the gradients of their scores."""
+_Gradients = tuple[Tensor, Tensor]
+"""Of a chunk's scores: in the dtype of the matrix, (m, V), times SCALE if that has 16 bits; and
+their sum over the rows, (V,), in fp32 or wider."""
+_OfChunk = Callable[[slice, "Scores", torch.dtype], tuple[Tensor, Callable[[], _Gradients]]]
+"""A loss of a chunk: from its rows, their scores and what to compute in, the sum of their losses,
+and what makes the gradients."""
 
 
 class Scores(NamedTuple):
@@ -71,24 +75,66 @@ class Scores(NamedTuple):
         return scores
 
 
-def summed_cross_entropy(scores: Scores, labels: Tensor, elements: int = ELEMENTS) -> Tensor:
+def summed_cross_entropy(
+    scores: Scores, labels: Tensor, elements: int = ELEMENTS, compiled: bool = False
+) -> Tensor:
     """The sum of the cross-entropy in nats of the scores' softmax at the labels: a scalar, fp32.
 
     `labels`: (M,) ids. M may be 0: the sum is then 0, and so is every gradient. Matrix products are
     computed in the dtype of the scores' parts, all else and the sums over chunks in fp32 (fp64 if
     that is theirs). A chunk has as many rows as `elements` scores allow, but at least one. There
-    are no second derivatives."""
+    are no second derivatives. `compiled`: what lies between the matrix products is one or two
+    kernels of torch.compile's, which read the scores and write their gradients alone."""
 
-    def of_labels(some: slice, logs: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+    def of_labels(
+        some: slice, chunk: Scores, wide: torch.dtype
+    ) -> tuple[Tensor, Callable[[], _Gradients]]:
+        logs = chunk.logarithms(1.0, wide)
         targets = labels[some, None]  # (m, 1)
         logs_of_labels = logs.gather(1, targets)
-        return -logs_of_labels.sum(), lambda: logs.exp_().scatter_(
-            1,
-            targets,
-            logs_of_labels.expm1(),  # probability - 1
-        )
 
-    return _summed(scores, of_labels, 1.0, elements)
+        def gradients() -> _Gradients:
+            # at the label: probability - 1
+            of_scores = logs.exp_().scatter_(1, targets, logs_of_labels.expm1())
+            return _handed_on(of_scores, chunk.weight.dtype)
+
+        return -logs_of_labels.sum(), gradients
+
+    def by_compiler(
+        some: slice, chunk: Scores, wide: torch.dtype
+    ) -> tuple[Tensor, Callable[[], _Gradients]]:
+        computed, targets = chunk.computed(), labels[some]
+        for each in (computed, targets):
+            torch._dynamo.maybe_mark_dynamic(each, 0)  # the last chunk has fewer rows
+
+        loss, *gradients = _compiled()(computed, targets, wide)
+        return loss, lambda: (gradients[0], gradients[1])
+
+    return _summed(scores, by_compiler if compiled else of_labels, elements)
+
+
+def _loss_and_gradients(
+    scores: Tensor, labels: Tensor, wide: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a chunk's scores, (m, V), at the labels, (m,): the sum of the losses, and `_Gradients`."""
+    logs = torch.log_softmax(scores, 1, dtype=wide)
+    at_label = torch.arange(scores.shape[1], device=scores.device) == labels[:, None]
+    of_scores = torch.where(at_label, logs.expm1(), logs.exp())
+    return -logs.gather(1, labels[:, None]).sum(), *_handed_on(of_scores, scores.dtype)
+
+
+@functools.cache
+def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    return torch.compile(_loss_and_gradients)
+
+
+def _handed_on(of_scores: Tensor, narrow: torch.dtype) -> _Gradients:
+    """The gradients of scores, (m, V), as matrix products take them."""
+    if of_scores.dtype == narrow:
+        return of_scores, of_scores.sum(0)
+
+    scaled = torch.mul(of_scores, SCALE, out=torch.empty_like(of_scores, dtype=narrow))
+    return scaled, of_scores.sum(0)
 
 
 def summed_divergence(
@@ -100,24 +146,27 @@ def summed_divergence(
     Of one number of rows, which may be 0, and one vocabulary; `theirs` has no gradients. Computed
     as `summed_cross_entropy` is."""
 
-    def of_theirs(some: slice, logs: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+    def of_theirs(
+        some: slice, chunk: Scores, wide: torch.dtype
+    ) -> tuple[Tensor, Callable[[], _Gradients]]:
+        logs = chunk.logarithms(temperature, wide)
         with torch.no_grad():
-            their_logs = theirs.of_rows(some).logarithms(temperature, logs.dtype)
+            their_logs = theirs.of_rows(some).logarithms(temperature, wide)
             wanted = their_logs.exp()
             # less the 1 / temperature of the gradient, which is outside
             loss = their_logs.sub_(logs).mul_(wanted).sum() * temperature
 
-        return loss, lambda: logs.exp_().sub_(wanted)
+        return loss, lambda: _handed_on(logs.exp_().sub_(wanted), chunk.weight.dtype)
 
-    return _summed(ours, of_theirs, temperature, elements) * temperature
+    return _summed(ours, of_theirs, elements) * temperature
 
 
-def _summed(scores: Scores, of_logs: _OfLogs, temperature: float, elements: int) -> Tensor:
+def _summed(scores: Scores, of_chunk: _OfChunk, elements: int) -> Tensor:
     *parts, entries = scores
     if not torch.is_grad_enabled():  # a Function's forward is not told
         parts = [each.detach() for each in parts]
 
-    found: Tensor = _SummedLoss.apply(*parts, entries, of_logs, temperature, elements)
+    found: Tensor = _SummedLoss.apply(*parts, entries, of_chunk, elements)
     return found
 
 
@@ -154,8 +203,7 @@ class _SummedLoss(Function):
         weight: Tensor,
         bias: Tensor,
         entries: int | None,
-        of_logs: _OfLogs,
-        temperature: float,
+        of_chunk: _OfChunk,
         elements: int,
     ) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -169,7 +217,7 @@ class _SummedLoss(Function):
         for first in range(0, len(hidden), rows):
             some = slice(first, first + rows)
             chunk = Scores(hidden[some], weight, bias, entries)
-            _add_chunk(some, loss, gradients, chunk, of_logs, temperature)
+            _add_chunk(some, loss, gradients, chunk, of_chunk)
 
         ctx.dtype = hidden.dtype
         return loss
@@ -183,7 +231,7 @@ class _SummedLoss(Function):
             torch.mul(each, gradient, out=torch.empty_like(each, dtype=ctx.dtype))
             for each in ctx.saved_tensors
         )
-        return *products, None, None, None, None
+        return *products, None, None, None
 
 
 def _add_chunk(
@@ -191,24 +239,22 @@ def _add_chunk(
     loss: Tensor,
     gradients: tuple[Tensor, ...] | None,
     chunk: Scores,
-    of_logs: _OfLogs,
-    temperature: float,
+    of_chunk: _OfChunk,
 ) -> None:
     """Add what some rows, m of them, give to the loss and, where wanted, to the gradients of hidden
     states, weight and bias."""
     states, weight, *_ = chunk
-    of_chunk, gradient = of_logs(some, chunk.logarithms(temperature, loss.dtype))
-    loss += of_chunk
+    found, gradients_of_scores = of_chunk(some, chunk, loss.dtype)
+    loss += found
     if gradients is None:
         return
 
     of_hidden, of_weight, of_bias = gradients
-    of_scores = gradient()  # (m, V)
-    of_bias += of_scores.sum(0)
-    if of_scores.dtype == weight.dtype:
+    of_scores, sums = gradients_of_scores()  # (m, V), (V,)
+    of_bias += sums
+    if loss.dtype == weight.dtype:
         torch.mm(of_scores, weight, out=of_hidden[some])
         torch.addmm(of_weight, of_scores.T, states, out=of_weight)
     else:
-        narrow = torch.mul(of_scores, SCALE, out=torch.empty_like(of_scores, dtype=weight.dtype))
-        of_hidden[some].add_(narrow @ weight, alpha=1 / SCALE)
-        of_weight.add_(narrow.T @ (states * SHRINK), alpha=1 / (SCALE * SHRINK))
+        of_hidden[some].add_(of_scores @ weight, alpha=1 / SCALE)
+        of_weight.add_(of_scores.T @ (states * SHRINK), alpha=1 / (SCALE * SHRINK))

@@ -159,7 +159,7 @@ class Distillation(MaskedLanguageModel):
 
         return torch.stack(
             [
-                summed_cross_entropy(masked, labels.long(), self.chunk),
+                summed_cross_entropy(masked, labels.long(), self.chunk, self.compiled),
                 summed_divergence(ours, theirs, self.settings.temperature, self.chunk),
                 cosine_loss(hidden, their_hidden, where_tokens(inputs, attention)),
             ]

@@ -30,6 +30,7 @@ def set_up_model(objective: MaskedLanguageModel, run: RunConfig, attention: Atte
         # beyond the limit of graphs torch would go on uncompiled, with a warning alone
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         objective.model.roberta.compile(dynamic=False)
+        objective.compile_head()
 
 
 def _check_compiler() -> None:

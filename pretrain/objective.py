@@ -120,6 +120,8 @@ class MaskedLanguageModel(nn.Module):
         self.chunk = ELEMENTS
         """Scores of the vocabulary that are computed at a time: the engine sets it by the device's
         memory."""
+        self.compiled = False
+        """Whether head and loss are compiled."""
         self.entries = model.lm_head.decoder.out_features
         """Of the vocabulary; `pad_vocabulary` adds rows to the tables, not entries."""
 
@@ -143,7 +145,7 @@ class MaskedLanguageModel(nn.Module):
         gradient."""
         hidden = self.encode(inputs, attention)  # (N, L, H)
         scores = self.scores(hidden, positions)
-        sums = [summed_cross_entropy(scores, labels.long(), self.chunk)]
+        sums = [summed_cross_entropy(scores, labels.long(), self.chunk, self.compiled)]
         if self.next_sentence is not None:
             assert follows is not None
             scores = self.next_sentence(first_of_blocks(hidden, attention))
@@ -167,10 +169,25 @@ class MaskedLanguageModel(nn.Module):
     def scores(self, hidden: Tensor, positions: Tensor) -> Scores:
         """What the vocabulary's scores at `positions`, (M,), of the hidden states, (N, L, H), are
         computed from: transformers' RobertaLMHead up to its output matrix, and that."""
+        decoder = self.model.lm_head.decoder
+        if self.compiled:
+            torch._dynamo.maybe_mark_dynamic(positions, 0)
+
+        states = self.states(hidden, positions)
+        return Scores(states, decoder.weight, decoder.bias, self.entries)
+
+    def states(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """What the output matrix is given at `positions`, (M, H)."""
         head = self.model.lm_head
-        chosen = hidden.flatten(0, 1)[positions]  # (M, H)
-        states = head.layer_norm(functional.gelu(head.dense(chosen)))
-        return Scores(states, head.decoder.weight, head.decoder.bias, self.entries)
+        chosen = hidden.flatten(0, 1)[positions]
+        found: Tensor = head.layer_norm(functional.gelu(head.dense(chosen)))
+        return found
+
+    def compile_head(self) -> None:
+        """Compile what the head and the loss do between matrix products, once for all numbers of
+        masked tokens."""
+        self.compiled = True
+        self.states = torch.compile(self.states)  # type: ignore[method-assign]
 
     def pad_vocabulary(self, multiple: int) -> None:
         """Round the rows of the vocabulary's tables up to a multiple, for matrix products on tensor

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from robustly.pretrain import cross_entropy
 from robustly.pretrain.cross_entropy import Scores, guesses, summed_cross_entropy
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -164,6 +165,32 @@ def test_guesses_are_those_of_all_scores_at_once(elements: int) -> None:
     assert torch.equal(found.right, scores.argmax(1) == labels) and 20 <= found.right.sum() < 40
     assert made.elements == max(40, 32 * max(1, min(40, elements // 32)))
     assert [len(each) for each in guesses(Scores(hidden[:0], *padded), labels[:0])] == [0, 0]
+
+
+# ----------------------------------------------------------------------------------------- compiled
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+def test_compiled_it_is_the_same_in_one_graph(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of torch.compile but the code that it writes; of chunks of 9 rows and of what is left."""
+    graphs: list[Any] = []
+
+    def note(graph: Any, examples: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(cross_entropy._loss_and_gradients, backend=note)
+    monkeypatch.setattr(cross_entropy, "_compiled", lambda: compiled)
+    for rows in (40, 23, 31, 9):
+        tensors, labels = parts(rows, 7, 5, dtype, seed=rows)
+        expected = loss_and_gradients(ours, tensors, labels, 9 * 7)
+        found = loss_and_gradients(ours, tensors, labels, 9 * 7, True)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+
+    assert len(graphs) == 1
 
 
 # ------------------------------------------------------------------------------------------ 16 bits
