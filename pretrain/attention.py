@@ -66,6 +66,8 @@ def attention_for(run: RunConfig, model: ModelConfig, device: torch.device) -> A
 
 
 def _fastest(run: RunConfig, model: ModelConfig, device: torch.device) -> Attention:
+    if device.type == "cpu" and run.precision == "bf16":
+        return Attention("eager", "on a CPU in bf16, where torch's fused attention is slow")
     if device.type == "cpu":
         return Attention("sdpa", "on a CPU")
     if missing := _varlen_lacks(run, model, device):

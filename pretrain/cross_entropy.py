@@ -9,7 +9,6 @@ output matrix, which ZeRO stage 3 may have given back by then.
 
 Shapes: M tokens, hidden size H, vocabulary of V."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ nothing is rounded, so bf16, which needs neither, is as it was."""
 _Gradients = tuple[Tensor, Tensor]
 """Of a chunk's scores: in the dtype of the matrix, (m, V), times SCALE if that has 16 bits; and
 their sum over the rows, (V,), in fp32 or wider."""
+Compiled = Callable[[Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor, Tensor]]
 _OfChunk = Callable[[slice, "Scores", torch.dtype], tuple[Tensor, Callable[[], _Gradients]]]
 """A loss of a chunk: from its rows, their scores and what to compute in, the sum of their losses,
 and what makes the gradients."""
@@ -76,15 +76,15 @@ class Scores(NamedTuple):
 
 
 def summed_cross_entropy(
-    scores: Scores, labels: Tensor, elements: int = ELEMENTS, compiled: bool = False
+    scores: Scores, labels: Tensor, elements: int = ELEMENTS, compiled: Compiled | None = None
 ) -> Tensor:
     """The sum of the cross-entropy in nats of the scores' softmax at the labels: a scalar, fp32.
 
     `labels`: (M,) ids. M may be 0: the sum is then 0, and so is every gradient. Matrix products are
     computed in the dtype of the scores' parts, all else and the sums over chunks in fp32 (fp64 if
     that is theirs). A chunk has as many rows as `elements` scores allow, but at least one. There
-    are no second derivatives. `compiled`: what lies between the matrix products is one or two
-    kernels of torch.compile's, which read the scores and write their gradients alone."""
+    are no second derivatives. `compiled`: what torch.compile has made of `loss_and_gradients`, a
+    kernel or two that read the scores and write their gradients alone."""
 
     def of_labels(
         some: slice, chunk: Scores, wide: torch.dtype
@@ -103,17 +103,18 @@ def summed_cross_entropy(
     def by_compiler(
         some: slice, chunk: Scores, wide: torch.dtype
     ) -> tuple[Tensor, Callable[[], _Gradients]]:
+        assert compiled
         computed, targets = chunk.computed(), labels[some]
         for each in (computed, targets):
             torch._dynamo.maybe_mark_dynamic(each, 0)  # the last chunk has fewer rows
 
-        loss, *gradients = _compiled()(computed, targets, wide)
+        loss, *gradients = compiled(computed, targets, wide)
         return loss, lambda: (gradients[0], gradients[1])
 
     return _summed(scores, by_compiler if compiled else of_labels, elements)
 
 
-def _loss_and_gradients(
+def loss_and_gradients(
     scores: Tensor, labels: Tensor, wide: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of a chunk's scores, (m, V), at the labels, (m,): the sum of the losses, and `_Gradients`."""
@@ -121,11 +122,6 @@ def _loss_and_gradients(
     at_label = torch.arange(scores.shape[1], device=scores.device) == labels[:, None]
     of_scores = torch.where(at_label, logs.expm1(), logs.exp())
     return -logs.gather(1, labels[:, None]).sum(), *_handed_on(of_scores, scores.dtype)
-
-
-@functools.cache
-def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    return torch.compile(_loss_and_gradients)
 
 
 def _handed_on(of_scores: Tensor, narrow: torch.dtype) -> _Gradients:

@@ -10,7 +10,14 @@ from torch.nn import functional
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from robustly.pretrain.config import ModelConfig
-from robustly.pretrain.cross_entropy import Guesses, Scores, guesses, summed_cross_entropy
+from robustly.pretrain.cross_entropy import (
+    Compiled,
+    Guesses,
+    Scores,
+    guesses,
+    loss_and_gradients,
+    summed_cross_entropy,
+)
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.micro_batch import Row
 from robustly.pretrain.score_chunks import ELEMENTS
@@ -120,8 +127,8 @@ class MaskedLanguageModel(nn.Module):
         self.chunk = ELEMENTS
         """Scores of the vocabulary that are computed at a time: the engine sets it by the device's
         memory."""
-        self.compiled = False
-        """Whether head and loss are compiled."""
+        self.compiled: Compiled | None = None
+        """The loss of a chunk of scores, where head and loss are compiled."""
         self.entries = model.lm_head.decoder.out_features
         """Of the vocabulary; `pad_vocabulary` adds rows to the tables, not entries."""
 
@@ -186,7 +193,7 @@ class MaskedLanguageModel(nn.Module):
     def compile_head(self) -> None:
         """Compile what the head and the loss do between matrix products, once for all numbers of
         masked tokens."""
-        self.compiled = True
+        self.compiled = torch.compile(loss_and_gradients)
         self.states = torch.compile(self.states)  # type: ignore[method-assign]
 
     def pad_vocabulary(self, multiple: int) -> None:

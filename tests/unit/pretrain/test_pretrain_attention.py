@@ -22,9 +22,16 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], *packag
 
 def test_on_a_cpu_it_is_what_it_always_was() -> None:
     assert run().attention == "auto"
-    for changes in ({}, {"compile": True}, {"precision": "bf16"}):
+    for changes in ({}, {"compile": True}, {"precision": "fp32"}):
         found = attention_for(run(**changes), model(), CPU)
         assert (found.name, found.in_rows, str(found)) == ("sdpa", False, "sdpa: on a CPU")
+
+
+def test_on_a_cpu_in_bf16_it_is_written_out() -> None:
+    found = attention_for(run(precision="bf16"), model(), CPU)
+    assert (found.name, found.in_rows) == ("eager", False)
+    stated = attention_for(run(precision="bf16", attention="sdpa"), model(), CPU)
+    assert stated.name == "sdpa"
 
 
 @pytest.mark.parametrize(

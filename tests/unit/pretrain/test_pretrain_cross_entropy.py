@@ -172,7 +172,7 @@ def test_guesses_are_those_of_all_scores_at_once(elements: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 def test_compiled_it_is_the_same_in_one_graph(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype,
 ) -> None:
     """All of torch.compile but the code that it writes; of chunks of 9 rows and of what is left."""
     graphs: list[Any] = []
@@ -181,12 +181,11 @@ def test_compiled_it_is_the_same_in_one_graph(
         graphs.append(graph)
         return graph
 
-    compiled = torch.compile(cross_entropy._loss_and_gradients, backend=note)
-    monkeypatch.setattr(cross_entropy, "_compiled", lambda: compiled)
+    compiled = torch.compile(cross_entropy.loss_and_gradients, backend=note)
     for rows in (40, 23, 31, 9):
         tensors, labels = parts(rows, 7, 5, dtype, seed=rows)
         expected = loss_and_gradients(ours, tensors, labels, 9 * 7)
-        found = loss_and_gradients(ours, tensors, labels, 9 * 7, True)
+        found = loss_and_gradients(ours, tensors, labels, 9 * 7, compiled)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other)
 
