@@ -129,10 +129,10 @@ def test_compiled_it_is_the_same_and_the_encoder_one_graph_for_training_and_one_
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_beyond_the_limit_of_graphs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     torch._dynamo.reset()
     made = objective(layers=1, compile=True)
-    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+    few = torch._dynamo.config.patch(recompile_limit=2)
+    with few, pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
         for width in (3, 5, 8, 9):
             made.encode(torch.ones(2, width, dtype=torch.int32), None)
 
