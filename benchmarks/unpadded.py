@@ -7,10 +7,14 @@ and backward as they do in a training: sorted, cut into micro-batches, masked. O
 has the size of RoBERTa base, in bf16; on CPU it is small, in fp32. The table is printed and written
 to benchmarks/results/unpadded-<device>-<date>.md.
 
+How much padding is left in a training's updates, side by side and in rows, follows from the lengths
+of blocks alone: a second table, of updates of RoBERTa's size on several numbers of ranks.
+
 Predicted, before anything is measured, is what the work says if nothing else counts: a token of a
 row of L positions costs 24 H^2 operations in matrices and 4 H L in attention, in each layer, and a
 padded position costs as much."""
 
+import math
 import platform
 import sys
 import time
@@ -25,12 +29,13 @@ sys.path.append(
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from random_text import vocabulary_of
+from random_text import lengths_of_blocks, vocabulary_of
 
 from robustly.data_prep.sampler import EpochSampler
 from robustly.pretrain.attention import attention_for
 from robustly.pretrain.batches import Batches, layout_for
 from robustly.pretrain.config import MaskingConfig, ModelConfig, RunConfig
+from robustly.pretrain.layout import MULTIPLE, InRows, Lengths, SideBySide
 from robustly.pretrain.micro_batch import MicroBatch
 from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
@@ -45,9 +50,21 @@ BLOCKS, MICRO_BATCHES, LENGTH, VOCABULARY, SIZES = (
     else (16, (4, 16), 256, 2_000, {"layers": 2, "hidden": 128, "heads": 2, "feed_forward": 512})
 )
 """Blocks of the update, of a micro-batch; tokens of a block; entries."""
+UPDATE, FILLED, SAMPLED, TRIED = 8192, 490, 2**14, 10
+"""Of the table of padding: blocks of an update, the mean length from which on it has no more of
+them, blocks of the sample, updates."""
 CORPORA = {"like Wikipedia": (7.8, 1.0), "abstracts": (5.3, 0.6)}
 """Mean and standard deviation of the logarithm of a document's tokens; Wikipedia's as measured on
 English articles."""
+
+
+def lengths_of_documents(
+    mean: float, deviation: float, longest: int, count: int = 20_000
+) -> NDArray[np.int64]:
+    """Tokens of the DOC-SENTENCES blocks of so many documents."""
+    documents = np.random.default_rng(0).lognormal(mean, deviation, count).astype(np.int64) + 2
+    whole, rest = np.divmod(documents, longest - 1)  # <s> begins each block
+    return np.array([longest] * int(whole.sum()) + [int(one) + 1 for one in rest if one])
 
 
 class Documents:
@@ -56,10 +73,8 @@ class Documents:
 
     pairs, block_length = False, LENGTH
 
-    def __init__(self, mean: float, deviation: float, count: int = 20_000):
-        documents = np.random.default_rng(0).lognormal(mean, deviation, count).astype(np.int64) + 2
-        whole, rest = np.divmod(documents, LENGTH - 1)  # <s> begins each block
-        lengths = [LENGTH] * int(whole.sum()) + [int(one) + 1 for one in rest if one]
+    def __init__(self, mean: float, deviation: float):
+        lengths = lengths_of_documents(mean, deviation, LENGTH)
         self.lengths = np.random.default_rng(1).permutation(lengths)
         self.source_starts = np.array([0, len(self.lengths)])
         self.source_lengths = np.array([self.lengths.mean()])
@@ -167,6 +182,64 @@ def measure(corpus: tuple[float, float], micro_batch: int) -> Found:
     )
 
 
+class Left(NamedTuple):
+    """Padding of an update's positions, as a share."""
+
+    full: float
+    """All blocks as long as a block may be: one shape for all micro-batches."""
+    side_by_side: float
+    """Sorted, each micro-batch as wide as its longest block."""
+    in_rows: float
+    tokens: int
+    """Of a row."""
+
+
+def padding_left(lengths: NDArray[np.int64], ranks: int) -> Left:
+    """Of updates of 8,192 full blocks' worth of tokens of at most 512, micro-batches of 64."""
+    longest, micro_batch = 512, 64
+    draw = np.random.default_rng(0)
+    batch = round(UPDATE * longest / lengths.mean()) if lengths.mean() < FILLED else UPDATE
+    layout = InRows.of(draw.choice(lengths, SAMPLED), longest, batch, ranks, micro_batch, True)
+    tokens = sides = rows = 0
+    for _ in range(TRIED):
+        drawn = draw.choice(lengths, batch)
+        dealt = layout.deal(_parts_of(drawn), batch, 0, ranks)
+        rows += len(dealt.rows) * ranks * layout.tokens
+        tokens += int(drawn.sum())
+        side = SideBySide(micro_batch)
+        for rank in range(ranks):
+            own = side.deal(_parts_of(drawn), batch, rank, ranks)
+            for places in own.rows:
+                wide = drawn[own.places[places]]
+                sides += len(wide) * math.ceil(int(wide.max(initial=0)) / MULTIPLE) * MULTIPLE
+
+    return Left(1 - lengths.mean() / longest, 1 - tokens / sides, 1 - tokens / rows, layout.tokens)
+
+
+def _parts_of(lengths: NDArray[np.int64]) -> Lengths:
+    return lambda begin, end: lengths[begin:end]
+
+
+def padding_table() -> str:
+    draw = np.random.default_rng(0)
+    kinds = {
+        "full_sentences": lengths_of_blocks(draw, 512, 40_000),
+        "doc_sentences, like Wikipedia": lengths_of_documents(*CORPORA["like Wikipedia"], 512),
+        "doc_sentences, abstracts": lengths_of_documents(*CORPORA["abstracts"], 512),
+        "none": np.full(40_000, 512),
+    }
+    lines = []
+    for name, lengths in kinds.items():
+        for ranks in (1, 8, 64):
+            found = padding_left(lengths, ranks)
+            lines.append(
+                f"| {name} | {ranks} | {found.full:.1%} | {found.side_by_side:.1%} |"
+                f" {found.in_rows:.1%} | {found.tokens:,} |"
+            )
+
+    return "\n".join(lines)
+
+
 def report() -> str:
     rows = []
     for name, corpus in CORPORA.items():
@@ -195,6 +268,13 @@ sdpa | varlen |
 {table}
 
 Micro-batches: of an update. Predicted is the work of padded rows by that of their tokens, in matrices and attention.
+
+Padding that is left, as a share of positions, by arithmetic on drawn lengths: updates of {UPDATE:,} blocks of at most 512 (where
+they are short, of as many tokens), `run.micro_batch` 64.
+
+| blocks | ranks | all of one shape side by side | sorted side by side | in rows | tokens of a row |
+| --- | --- | --- | --- | --- | --- |
+{padding_table()}
 """
 
 

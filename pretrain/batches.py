@@ -27,7 +27,7 @@ from robustly.pretrain.masking import SpecialTokens, mask_blocks
 from robustly.pretrain.micro_batch import MicroBatch
 from robustly.pretrain.schedule import UpdateSizes, masking_of
 
-SAMPLED = 4096
+SAMPLED = 2**14
 """Blocks of the sample by whose lengths rows are sized."""
 
 

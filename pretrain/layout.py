@@ -170,7 +170,10 @@ class InRows(NamedTuple):
                 fullest.append(np.bincount(row_of, drawn).max())
                 held.append(np.bincount(row_of).max())
 
-            tokens = math.ceil(np.mean(fullest) + DEVIATIONS * np.std(fullest))
+            # the mean of the sample is not that of all blocks
+            unsure = batch / (steps * ranks) * np.std(lengths) / math.sqrt(len(lengths))
+            off = math.hypot(float(np.std(fullest)), float(unsure))
+            tokens = math.ceil(np.mean(fullest) + DEVIATIONS * off)
             if tokens <= MORE * most_tokens or steps >= batch:
                 break
             steps += 1

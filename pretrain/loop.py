@@ -200,12 +200,16 @@ class Trainer:
         self.packed_index = inputs.packed_index
         self.special = SpecialTokens.of(inputs.tokenizer)
         self.validation_blocks = inputs.validation if len(inputs.validation) else None
-        self.attention = attention_for(config.run, config.model, device)
-        in_rows, on_gpu = self.attention.in_rows, device.type == "cuda"
-        fixed = config.run.compile or (on_gpu and in_rows)
-        self.batches = Phases.of(
-            config, inputs.train, self.special, rank, ranks, in_rows, fixed, pinned=on_gpu
-        )
+        with together(device):
+            self.attention = attention_for(config.run, config.model, device)
+            in_rows, on_gpu = self.attention.in_rows, device.type == "cuda"
+            fixed = config.run.compile or (on_gpu and in_rows)
+            self.batches = Phases.of(
+                config, inputs.train, self.special, rank, ranks, in_rows, fixed, pinned=on_gpu
+            )
+
+        layouts = [list(phase.batches.layout) for phase in self.batches]
+        agree({"attention": self.attention.name, "layouts": layouts}, rank)
 
         pairs = inputs.validation.pairs
         self.model = initial_model(config, inputs.tokenizer, pairs, rank, device)

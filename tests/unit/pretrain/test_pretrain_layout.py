@@ -66,7 +66,7 @@ def test_rows_are_full_and_fit_into_the_memory_of_a_micro_batch(
     mean: int, deviation: int, ranks: int
 ) -> None:
     draw = np.random.default_rng(0)
-    lengths = draw.normal(mean, deviation, 4096).clip(2, 512).astype(np.int64)
+    lengths = draw.normal(mean, deviation, 2**14).clip(2, 512).astype(np.int64)
     batch = 2048 * 512 // int(lengths.mean())
     layout = InRows.of(lengths, 512, batch, ranks, 16, True)
     assert layout.tokens <= 1.03 * 16 * 512 + 64
@@ -74,7 +74,7 @@ def test_rows_are_full_and_fit_into_the_memory_of_a_micro_batch(
         drawn = draw.choice(lengths, batch)
         dealt = layout.deal(lambda begin, end, d=drawn: d[begin:end], batch, 0, ranks)
         assert len(dealt.rows) <= layout.usual
-        assert drawn.sum() >= 0.95 * len(dealt.rows) * ranks * layout.tokens
+        assert drawn.sum() >= 0.94 * len(dealt.rows) * ranks * layout.tokens
 
 
 def test_an_update_that_needs_more_rows_than_usual_gets_them_on_every_rank() -> None:
