@@ -63,10 +63,11 @@ def go_back(trainer: DeltaTrainer, parts: list[str], why: str) -> bool:
 
 
 def _to_blame(trainer: DeltaTrainer) -> list[str]:
-    """The method whose return to the best epoch helps most; the head, too, where there is but
-    one."""
+    """The method whose return to the best epoch helps most. All parts, the head too, where there is
+    but one method, or nothing is learnt yet by which they could be told apart."""
     names = [method.name for method in trainer.methods if method.name in trainer.parts]
-    if len(names) < 2:
+    looks = trainer.course.looks
+    if len(names) < 2 or not watching.learnt(looks[0], watching.best_of(looks)):
         return trainer.parts
     return [watching.to_blame({name: trainer.returned(name).loss for name in names})]
 

@@ -191,7 +191,13 @@ def test_the_part_that_went_too_far_is_found(
     assert watching.to_blame(losses) == "bitfit"
     assert losses["bitfit"] == pytest.approx(trainer.course.looks[0].loss, rel=1e-5)
     assert losses["lora"] == pytest.approx(spoilt.loss, rel=1e-5)
-    # And it alone is lowered, more with each fall in a row.
+    # And it alone is lowered, more with each fall in a row: of what has learnt something. Before
+    # that nothing tells the parts apart.
+    assert adjusting._to_blame(trainer) == ["bitfit", "head", "lora"] == trainer.parts
+    start = trainer.course.looks[0]
+    trainer.course.looks.append(
+        dataclasses.replace(start, epoch=1.0, score=1.0, loss=start.loss / 2)
+    )
     assert adjusting.go_back(trainer, adjusting._to_blame(trainer), "it fell")
     assert trainer.course.shares == {"bitfit": 0.5}
     assert adjusting.go_back(trainer, ["bitfit"], "it fell")
