@@ -176,17 +176,16 @@ class Guesses(NamedTuple):
 
 
 @torch.no_grad()
-def guesses(scores: Scores, labels: Tensor, elements: int = ELEMENTS) -> Guesses:
-    """How well the scores guess the labels, (M,), in chunks of as many rows as `elements` scores
-    allow."""
-    rows = max(1, elements // len(scores.weight))
+def guesses(computed: Callable[[slice], Tensor], labels: Tensor, rows: int) -> Guesses:
+    """How well scores guess the labels, (M,): so many rows at a time, of which `computed` gives the
+    scores, (m, V) fp32."""
     losses = torch.empty(len(labels), dtype=torch.float32, device=labels.device)
     right = torch.empty(len(labels), dtype=torch.bool, device=labels.device)
     for first in range(0, len(labels), rows):
         some = slice(first, first + rows)
-        computed = scores.of_rows(some).computed().float()
-        losses[some] = functional.cross_entropy(computed, labels[some], reduction="none")
-        right[some] = computed.argmax(-1) == labels[some]
+        scores = computed(some)
+        losses[some] = functional.cross_entropy(scores, labels[some], reduction="none")
+        right[some] = scores.argmax(-1) == labels[some]
 
     return Guesses(losses, right)
 

@@ -170,8 +170,15 @@ class MaskedLanguageModel(nn.Module):
         if self.next_sentence is not None:
             follows = self.next_sentence(first_of_blocks(hidden, attention))
 
-        found = guesses(self.scores(hidden, positions), labels.long(), self.chunk)
-        return Evaluation(found, follows)
+        chosen = hidden.flatten(0, 1)[positions]  # (M, H)
+
+        def computed(some: slice) -> Tensor:
+            # by the head itself, for which ZeRO 3 fetches the matrix
+            scores: Tensor = self.model.lm_head(chosen[some])
+            return scores[:, : self.entries].float()
+
+        rows = max(1, self.chunk // self.entries)
+        return Evaluation(guesses(computed, labels.long(), rows), follows)
 
     def scores(self, hidden: Tensor, positions: Tensor) -> Scores:
         """What the vocabulary's scores at `positions`, (M,), of the hidden states, (N, L, H), are

@@ -67,7 +67,7 @@ def test_on_a_gpu_it_is_the_fastest_that_can_run_and_says_why(
 @pytest.mark.parametrize(
     ("settings", "sizes", "lacks"),
     [
-        ({}, {}, "cannot compute in fp32 on a GPU"),
+        ({"precision": "fp32"}, {}, "cannot compute in fp32 on a GPU"),
         ({"precision": "bf16"}, {"hidden": 40}, "at most 256 numbers, found 20"),
         ({"precision": "bf16"}, {"hidden": 528}, "at most 256 numbers, found 264"),
     ],
