@@ -167,7 +167,9 @@ def test_the_first_gradient_is_that_of_the_mean_over_the_whole_update(
         scores = model.scores(hidden, batch.positions).computed()
         loss = masked_loss = functional.cross_entropy(scores, batch.labels)
         if head is not None:
-            loss = loss + functional.cross_entropy(head(hidden), batch.follows, ignore_index=-1)
+            loss = loss + functional.cross_entropy(
+                head(hidden[:, 0]), batch.follows.long(), ignore_index=-1
+            )
 
         loss.backward()
 
