@@ -20,7 +20,7 @@ from robustly.corpus.bad_lines import listed_in, move_list, told
 from robustly.corpus.config import CorpusConfig, CountFiles, Processing
 from robustly.corpus.documents import documents
 from robustly.corpus.files import Hashes, hash_corpus, remember_files, remembered_files
-from robustly.corpus.partitions import Partition, partitions, work_key
+from robustly.corpus.partitions import Partition, at_hand, partitions, work_key
 from robustly.files import sha256
 from robustly.manifest import Manifest, Outcome, Stage
 from robustly.resources import available_memory
@@ -273,6 +273,7 @@ def _check_memory(sums: CountSummary, least: int) -> None:
 
 def _sample(cut: Sequence[Partition], corpus: CorpusConfig) -> Iterator[str]:
     """The beginnings of the first documents of some partitions, evenly spaced."""
+    cut = at_hand(cut)
     for partition in cut[:: -(-len(cut) // SAMPLE_PARTITIONS) or 1]:
         for text in islice(documents(partition, corpus, []), SAMPLE_DOCUMENTS):
             yield text[:SAMPLE_CHARACTERS]

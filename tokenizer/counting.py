@@ -173,7 +173,7 @@ def _add_partition(
     def counts() -> Iterator[Count]:
         nonlocal size
         for piece in partition.pieces:
-            for place, line in lines(piece.path, piece.start, piece.end):
+            for place, line in lines(piece.file, piece.start, piece.end):
                 try:
                     if isinstance(line, ValueError):
                         raise line

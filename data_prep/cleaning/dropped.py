@@ -7,6 +7,7 @@ from robustly import log
 from robustly.corpus import decisions
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.documents import documents
+from robustly.corpus.feed import in_order
 from robustly.corpus.partitions import partitions
 from robustly.data_prep.json_lines import check_place, new_file
 
@@ -29,10 +30,10 @@ def write_dropped(corpus: CorpusConfig, folder: Path, path: Path) -> int:
         new_file(path) as write,
         log.progress("writing dropped documents", len(cut), "partitions") as advance,
     ):
-        for number, partition in enumerate(cut):
+        whole = [replace(partition, decisions=None) for partition in cut]
+        for number, partition in enumerate(in_order(whole)):
             codes = decisions.read(decisions.decisions_file(folder, number)).tolist()
-            whole = replace(partition, decisions=None)
-            for text, code in zip(documents(whole, corpus, []), codes, strict=True):
+            for text, code in zip(documents(partition, corpus, []), codes, strict=True):
                 if code != decisions.KEPT:
                     source = sources[partition.source]
                     write({"text": text, "source": source, "reason": reasons[code]})

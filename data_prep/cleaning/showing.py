@@ -14,10 +14,10 @@ import regex
 from numpy.typing import NDArray
 
 from robustly import UserError, manifest
-from robustly.corpus import decisions
+from robustly.corpus import decisions, feed
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.documents import documents
-from robustly.corpus.partitions import partitions
+from robustly.corpus.partitions import at_hand, partitions
 from robustly.corpus.replacements import read as read_spans
 from robustly.corpus.replacements import replacements_file, with_placeholders
 from robustly.data_prep.cleaning.clean import CleanStage
@@ -148,7 +148,7 @@ def _sampled(
 
 def _sample(corpus: CorpusConfig) -> Iterator[tuple[str, str]]:
     """The first documents of some partitions, evenly spaced, with the names of their sources."""
-    cut = partitions(corpus)
+    cut = at_hand(partitions(corpus))
     chosen = cut[:: -(-len(cut) // SAMPLE_PARTITIONS) or 1]
     for partition in chosen:
         characters = 0
@@ -173,11 +173,12 @@ def _chosen(stage: CleanStage, number: int) -> Iterator[Judged]:
     decisions.attach(cut, stage.folder)  # they are of these partitions
     wanted = _wanted(stage.folder, len(cut), summary, number)
 
-    for place in sorted(wanted):
+    places = sorted(wanted)
+    for place, partition in zip(places, feed.in_order([cut[each] for each in places]), strict=True):
         codes = decisions.read(decisions.decisions_file(stage.folder, place)).tolist()
         spans_of = _spans_by_document(stage.folder, place) if summary.placeholders else {}
-        texts = documents(cut[place], stage.corpus, [])
-        source = stage.corpus.names[cut[place].source]
+        texts = documents(partition, stage.corpus, [])
+        source = stage.corpus.names[partition.source]
         for document, text in enumerate(itertools.islice(texts, max(wanted[place]) + 1)):
             if document in wanted[place]:
                 code = codes[document]

@@ -63,7 +63,7 @@ def _texts(partition: Partition, corpus: CorpusConfig, bad_lines: list[BadLine])
             path = f"{path}, shard {start}"
             rows = hub.texts(piece.dataset, start, end, corpus.text_keys)
         else:
-            rows = format_of(path).texts(path, start, end, corpus)
+            rows = format_of(path).texts(piece.file, start, end, corpus)
 
         for place, text in rows:
             try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustly.corpus import hub
+from robustly.corpus.compressed import BEGINNING, Entry, entries, entry_for, text_file
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.files import corpus_files
 from robustly.corpus.formats import formats_of
@@ -18,14 +19,20 @@ from robustly.corpus.replacements import Replacements
 PARTITION_BYTES = 16 * 2**20
 EXPANSION = {".gz": 3.0, ".bz2": 4.0, ".xz": 4.0, ".zst": 3.5, ".parquet": 2.0}
 """Bytes of text for a byte of a compressed file: assumptions."""
-RULE = 2
-"""Version of how a corpus is cut and read; the first cut each file alone."""
+DEEP = 16
+"""Partitions of a compressed stream that are decompressed for a sample: 256 MB of text."""
+RULE = 3
+"""Version of how a corpus is cut and read; the first cut each file alone, the second no compressed
+one."""
+AT_MOST = 2.0
+"""Times EXPANSION, up to which a text whose size nobody knows is cut; the last partition takes
+what there is beyond."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of one file: a range of bytes, or of whatever its format counts (row groups of a
-    parquet file); a compressed file whole.
+    """A piece of one file: a range of bytes of its text, or of whatever its format counts (row
+    groups of a parquet file).
 
     Or a piece of a dataset: shard `start` of `end`, and `path` is what messages call the dataset.
     """
@@ -34,6 +41,20 @@ class Piece:
     start: int
     end: int
     dataset: hub.Dataset | None = None
+    entry: Entry = BEGINNING
+    """Where decompressing begins for this piece."""
+    segments: str = ""
+    """What the names of the file's segments begin with, where one process decompresses it for all
+    (`robustly.corpus.feed`)."""
+    segment_bytes: int = 0
+    """Of a segment; 0 where the piece is read from the file itself."""
+
+    @property
+    def file(self) -> str:
+        """The path, for those who read the file's text by ranges."""
+        if self.entry is BEGINNING and not self.segments:
+            return self.path
+        return text_file(self.path, self.entry, self.segments, self.segment_bytes)
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,15 @@ class Partition:
         if first is last:
             return f"{first.path}[{first.start}:{first.end}]"
         return f"{len(self.pieces):,} files from {first.path} to {last.path}"
+
+
+def at_hand(cut: Sequence[Partition]) -> list[Partition]:
+    """Those partitions that can be read at once: not those far within a compressed stream, before
+    which all of it would be decompressed."""
+    far = DEEP * PARTITION_BYTES
+    return [
+        part for part in cut if not (part.pieces[0].segment_bytes and part.pieces[0].start > far)
+    ]
 
 
 def work_key(text: str) -> str:
@@ -98,7 +128,7 @@ def _gathered(paths: Iterable[Path], corpus: CorpusConfig) -> Iterator[tuple[Pie
     for path in paths:
         suffix, compression = suffixes(path)
         text_bytes = path.stat().st_size * EXPANSION.get(compression or suffix, 1.0)
-        pieces = [Piece(str(path), *ends) for ends in _ranges(path, corpus)] if text_bytes else []
+        pieces = list(_pieces(path, corpus)) if text_bytes else []
         if waiting and (len(pieces) > 1 or waiting_bytes + text_bytes > PARTITION_BYTES):
             yield tuple(waiting)
             waiting, waiting_bytes = [], 0.0
@@ -113,8 +143,22 @@ def _gathered(paths: Iterable[Path], corpus: CorpusConfig) -> Iterator[tuple[Pie
         yield tuple(waiting)
 
 
-def _ranges(path: Path, corpus: CorpusConfig) -> Iterable[tuple[int, int]]:
+def _pieces(path: Path, corpus: CorpusConfig) -> Iterator[Piece]:
     suffix, compression = suffixes(path)
-    if compression:
-        return [(0, WHOLE)]
-    return formats_of(corpus)[suffix].ranges(path, corpus, PARTITION_BYTES)
+    size, ranges = path.stat().st_size, formats_of(corpus)[suffix].ranges
+    if not compression:
+        yield from (Piece(str(path), *ends) for ends in ranges(path, corpus, size, PARTITION_BYTES))
+        return
+
+    text_bytes = int(size * EXPANSION[compression])
+    found = entries(path, compression) if text_bytes > PARTITION_BYTES else []
+    if text_bytes <= PARTITION_BYTES or (found and found[-1].text <= PARTITION_BYTES):
+        yield Piece(str(path), 0, WHOLE)
+    elif found:
+        for start, end in ranges(path, corpus, found[-1].text, PARTITION_BYTES):
+            yield Piece(str(path), start, end, entry=entry_for(found, start))
+    else:  # it is a stream, of a length that nobody knows
+        cut = list(ranges(path, corpus, int(AT_MOST * text_bytes), PARTITION_BYTES))
+        cut[-1] = cut[-1][0], WHOLE
+        segment_bytes = PARTITION_BYTES if len(cut) > 1 else 0
+        yield from (Piece(str(path), *ends, segment_bytes=segment_bytes) for ends in cut)

@@ -4,94 +4,33 @@ and not another kind of file.
 What is wrong with a file is a UserError that names the place in it.
 """
 
-import bz2
-import gzip
 import io
 import itertools
-import lzma
 import os
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from backports import zstd
-
 from robustly import UserError
-from robustly.corpus import foreign
+from robustly.corpus import compressed, foreign
 from robustly.resources import check_memory
 
 WHOLE = 2**63 - 1  # the end of any file, whatever its length once decompressed
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-ZSTD_WINDOW_LOG = 31  # the largest window that the format has
 
 # ------------------------------------------------------------------------------------------ opening
 
 
-def _zstd(path: str) -> Any:
-    """Frames of any window (`zstd --long=31` makes them of 2 GiB, which are held in memory), one
-    after the other; a frame that is cut off is an EOFError."""
-    return zstd.open(path, options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG})
-
-
-class _Streams(io.RawIOBase):
-    """What the compressed streams of a file hold, one after the other. `bz2.open` and `lzma.open`
-    end without a word at the first that is damaged, or behind padding (zeros)."""
-
-    def __init__(self, new: Callable[[], Any], path: str):
-        self._file = Path(path).open("rb")  # noqa: SIM115 (closed with this)
-        self._new = new
-        """Makes a decompressor."""
-        self._stream = new()
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def readinto(self, buffer: Any) -> int:
-        data = b""
-        while not data:
-            raw = b""
-            if self._stream.eof:
-                raw = self._stream.unused_data.lstrip(b"\0")
-                while not raw:
-                    if not (read := self._file.read(_CHUNK)):
-                        return 0
-                    raw = read.lstrip(b"\0")
-                self._stream = self._new()
-            elif self._stream.needs_input and not (raw := self._file.read(_CHUNK)):
-                raise EOFError("it ends within a compressed stream")
-
-            data = self._stream.decompress(raw, len(buffer))
-
-        buffer[: len(data)] = data
-        return len(data)
-
-
-_CHUNK = 2**16  # bytes
-_OPENERS: dict[str, Callable[[str], Any]] = {
-    "": io.FileIO,
-    ".gz": gzip.open,
-    ".xz": partial(_Streams, lzma.LZMADecompressor),
-    ".zst": _zstd,
-    ".bz2": partial(_Streams, bz2.BZ2Decompressor),
-}
 COMPRESSIONS = ".gz, .xz, .zst or .bz2"
 """For messages."""
-# What these raise on a file that is cut off or damaged.
-_FAULTS = (OSError, EOFError, lzma.LZMAError, zlib.error, zstd.ZstdError)
 
 
 def suffixes(path: Path | str) -> tuple[str, str]:
     """A file's suffix and that of its compression ("": plain), in small letters, such as (".txt",
     ".gz")."""
     name, last = os.path.splitext(path)  # noqa: PTH122 (asked of 100,000 files many times)
-    if last.lower() not in _OPENERS:
+    if last.lower() not in compressed.SUFFIXES:
         return last.lower(), ""
     return os.path.splitext(name)[1].lower(), last.lower()  # noqa: PTH122
 
@@ -101,9 +40,13 @@ def opened(path: str) -> Iterator[io.BufferedReader]:
     """The bytes of a text file, decompressed if its name says so. Raises UserError if it cannot be
     read to its end, or begins as another kind of file, or as text in UTF-16 or UTF-32."""
     _, compression = suffixes(path)
-    with readable(path), io.BufferedReader(_OPENERS[compression](path), foreign.HEAD) as stream:
+    with readable(path), io.BufferedReader(_raw(path, compression), foreign.HEAD) as stream:
         foreign.check_text_file(path, stream.peek())
         yield stream
+
+
+def _raw(path: str, compression: str) -> Any:
+    return compressed.Text(path, compression) if compression else io.FileIO(path)
 
 
 @contextmanager
@@ -115,7 +58,7 @@ def _lines_of(path: str) -> Iterator[io.BufferedReader]:
 
 
 @contextmanager
-def readable(path: str, faults: tuple[type[Exception], ...] = _FAULTS) -> Iterator[None]:
+def readable(path: str, faults: tuple[type[Exception], ...] = compressed.FAULTS) -> Iterator[None]:
     """Turn what readers raise on a missing, forbidden, cut-off or damaged file into UserError."""
     try:
         yield
@@ -144,9 +87,8 @@ def _remedy(path: str) -> str:
 # -------------------------------------------------------------------------------------------- lines
 
 
-def byte_ranges(path: Path, size: int) -> Iterator[tuple[int, int]]:
-    """A file in equal ranges of at most `size` bytes."""
-    total = path.stat().st_size
+def byte_ranges(total: int, size: int) -> Iterator[tuple[int, int]]:
+    """A text of `total` bytes in equal ranges of at most `size`."""
     count = -(-total // size)
     return itertools.pairwise(total * number // count for number in range(count + 1))
 
@@ -213,7 +155,9 @@ def _blank_before(path: str, start: int) -> bool:
     """Whether the line that holds the last byte before `start` is blank."""
     with opened(path) as stream:
         stream.seek(start - 1)
-        if stream.readline().strip():
+        if not (line := stream.readline()):  # behind the text's end
+            return True
+        if line.strip():
             return False
 
         position = start - 1

@@ -12,6 +12,7 @@ from robustly import UserError, log
 from robustly.corpus.bad_lines import BadLine, listed, refuse_many, told, warn
 from robustly.corpus.config import CorpusConfig, SourceConfig
 from robustly.corpus.documents import documents
+from robustly.corpus.feed import in_order
 from robustly.corpus.files import corpus_files
 from robustly.corpus.formats import DOCUMENTS, format_of
 from robustly.corpus.partitions import Partition, partitions
@@ -84,7 +85,7 @@ def read_texts(
     with _as_options(options):
         cut = _partitions(corpus)
         with log.progress(what, len(cut), "partitions") as advance:
-            for number, of_source in itertools.groupby(cut, key=lambda part: part.source):
+            for number, of_source in itertools.groupby(in_order(cut), key=lambda part: part.source):
                 seen, broken = False, len(bad_lines)
                 for partition in of_source:
                     for text in documents(partition, corpus, bad_lines):
@@ -139,7 +140,9 @@ def _rows(corpus: CorpusConfig, key: str) -> Iterator[tuple[str, str]]:
 
     with _as_options({**OPTIONS, "corpus.text_key": "--by"}):
         labels = (
-            label for partition in _partitions(values) for label in documents(partition, values, [])
+            label
+            for partition in in_order(_partitions(values))
+            for label in documents(partition, values, [])
         )
         for one, name in zip(texts, labels, strict=True):
             names.add(name)

@@ -2,7 +2,7 @@
 
 An executor is one file with a function `run` (see `Executor`) and one line of `EXECUTORS`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +11,15 @@ from pydantic import AfterValidator
 from robustly.corpus.config import Processing
 from robustly.corpus.executors import local, ray, slurm
 from robustly.corpus.executors.step import Step
+from robustly.corpus.feed import Feed
 from robustly.log import progress
 
-Executor = Callable[[Step, Sequence[int], Processing, Callable[[int], None]], None]
-"""`run(step, waiting, processing, advance)` works on the parts of `step` with the numbers in
-`waiting`, marks each that is done, calls `advance(n)` when n more are, and returns when all are.
-Raises what the work raises (from another machine: a UserError, with its message and the log), and
-UserError if a worker is lost or the executor is not there."""
+Executor = Callable[[Step, Iterator[int], Processing, Callable[[int], None]], None]
+"""`run(step, waiting, processing, advance)` works on the parts of `step` with the numbers that
+`waiting` gives, each when it can be begun (it makes ready what that reads), marks each that is
+done, calls `advance(n)` when n more are, and returns when all are. Raises what the work raises
+(from another machine: a UserError, with its message and the log), and UserError if a worker is lost
+or the executor is not there."""
 
 EXECUTORS: dict[str, Executor] = {"local": local.run, "slurm": slurm.run, "ray": ray.run}
 """By their names in the config (`run.executor`)."""
@@ -50,11 +52,14 @@ def process(
 
     Raises what an `Executor` raises, and UserError if a Slurm job of an earlier run may be at work
     in `folder` and cannot be cancelled."""
-    step = Step(work, parts, folder.absolute(), what)
+    feed = Feed(parts, folder.absolute() / "texts")
+    step = Step(work, feed.parts, folder.absolute(), what)
     slurm.end_earlier_job(step.folder)
     waiting = step.undone()
 
     with progress(what, len(parts), "parts") as advance:
         advance(len(parts) - len(waiting))
         if waiting:
-            EXECUTORS[processing.executor](step, waiting, processing, advance)
+            with feed:
+                ready = feed.ready(waiting, step.done)
+                EXECUTORS[processing.executor](step, ready, processing, advance)

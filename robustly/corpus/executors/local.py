@@ -2,9 +2,10 @@
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing.connection import Connection
 
 from robustly import StartAgain
@@ -13,9 +14,12 @@ from robustly.corpus.executors.step import Step
 from robustly.heartbeat import BEAT
 from robustly.workers import Beats, follow_parent
 
+IN_FLIGHT = 4
+"""Parts that are given to a worker ahead."""
+
 
 def run(
-    step: Step, waiting: Sequence[int], processing: Processing, advance: Callable[[int], None]
+    step: Step, waiting: Iterator[int], processing: Processing, advance: Callable[[int], None]
 ) -> None:
     """See `Executor`. When a part raises, those under way are done, and none is begun."""
     workers = min(processing.workers, len(step.parts))
@@ -30,16 +34,14 @@ def run(
     context = multiprocessing.get_context("spawn")
     beats, others = Beats(processing.timeout), multiprocessing.active_children()
     with ProcessPoolExecutor(workers, context, _begin_worker, (step, beats.writer)) as pool:
-        # Ctrl-C is the parent's; workers that are still starting would answer it with a traceback
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        undone: set[Future[None]] = set()
         try:
-            futures = [pool.submit(_do, number) for number in waiting]
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            while True:
+                ahead = IN_FLIGHT * workers - len(undone)
+                undone |= {_submit(pool, number) for number in islice(waiting, ahead)}
 
-        try:
-            undone = set(futures)
-            while undone:
+                if not undone:
+                    break
                 done, undone = wait(undone, BEAT, FIRST_COMPLETED)
                 for future in done:
                     future.result()
@@ -53,6 +55,15 @@ def run(
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, number: int) -> Future[None]:
+    # Ctrl-C is the parent's; workers that are still starting would answer it with a traceback
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(_do, number)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _step: Step  # in a worker process; sent once, because it holds the list of all parts

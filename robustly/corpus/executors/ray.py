@@ -5,7 +5,7 @@ import pickle
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ PATIENCE = 30.0  # seconds for tasks to end that are killed
 
 
 def run(
-    step: Step, waiting: Sequence[int], processing: Processing, advance: Callable[[int], None]
+    step: Step, waiting: Iterator[int], processing: Processing, advance: Callable[[int], None]
 ) -> None:
     """See `Executor`. In the cluster that RAY_ADDRESS names, or in one of `processing.workers`
     cores that is started on this machine for the step."""
@@ -33,7 +33,7 @@ def run(
             ray.shutdown()
 
 
-def _run_tasks(step: Step, waiting: Sequence[int], advance: Callable[[int], None]) -> None:
+def _run_tasks(step: Step, waiting: Iterator[int], advance: Callable[[int], None]) -> None:
     import ray
 
     # Pickled here, and once: Ray would have each task look for the work's module before it knows
@@ -42,12 +42,11 @@ def _run_tasks(step: Step, waiting: Sequence[int], advance: Callable[[int], None
     # No second try: a fault would come again, and what killed a worker, most likely a lack of
     # memory, as well.
     task = ray.remote(num_cpus=1, max_retries=0)(_do)
-    left = iter(waiting)
     running: dict[Any, int] = {}
 
     try:
         while True:
-            while len(running) < IN_FLIGHT and (number := next(left, None)) is not None:
+            while len(running) < IN_FLIGHT and (number := next(waiting, None)) is not None:
                 running[task.remote(shared, number)] = number
 
             if not running:

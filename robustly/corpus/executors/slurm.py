@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from robustly import UserError, log
@@ -40,10 +40,11 @@ OVER = GONE_WRONG | {"COMPLETED", "NODE_FAIL", "PREEMPTED", "REVOKED"}
 
 
 def run(
-    step: Step, waiting: Sequence[int], processing: Processing, advance: Callable[[int], None]
+    step: Step, waiting: Iterator[int], processing: Processing, advance: Callable[[int], None]
 ) -> None:
-    """See `Executor`. Raises UserError without Slurm, too, or if it refuses the job."""
-    job = SlurmJob(step, waiting, processing.slurm)
+    """See `Executor`. A job is handed in when all of its parts can be begun. Raises UserError
+    without Slurm, too, or if it refuses the job."""
+    job = SlurmJob(step, list(waiting), processing.slurm)
     number = job.submit()
 
     try:

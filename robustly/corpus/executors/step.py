@@ -31,6 +31,10 @@ class Step:
         numbers = range(len(self.parts)) if among is None else among
         return [number for number in numbers if f"{number:05d}" not in done]
 
+    def done(self, number: int) -> bool:
+        """Whether a part is marked as done."""
+        return (self.folder / "completions" / f"{number:05d}").exists()
+
     def do(self, number: int) -> None:
         """Work on a part and mark it as done."""
         self.work(number, self.parts[number])

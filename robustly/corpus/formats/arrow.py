@@ -23,7 +23,7 @@ ROWS = 2**32
 of the file, batches that are compressed would have to be decompressed."""
 
 
-def ranges(path: Path, corpus: CorpusConfig, size: int) -> Iterable[tuple[int, int]]:
+def ranges(path: Path, corpus: CorpusConfig, total: int, size: int) -> Iterable[tuple[int, int]]:
     """Ranges of record batches. Raises UserError if there is no column of strings for
     `corpus.text_key`."""
     with _opened(str(path)) as (schema, batches):

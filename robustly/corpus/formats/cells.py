@@ -67,13 +67,15 @@ def _holds_quoted_cells(head: bytes) -> bool:
     )
 
 
-def ranges(tabs: bool, path: Path, corpus: CorpusConfig, size: int) -> Iterable[tuple[int, int]]:
+def ranges(
+    tabs: bool, path: Path, corpus: CorpusConfig, total: int, size: int
+) -> Iterable[tuple[int, int]]:
     """Ranges of bytes that begin with a row, found by reading the file. Raises UserError if it has
     no such columns."""
     with _opened(str(path), tabs) as table:
         _check_columns(path, table.columns, corpus)
         places = (place for place, _ in table.cells(0))
-        return between(places, path.stat().st_size, size)
+        return between(places, total, size)
 
 
 def texts(tabs: bool, path: str, start: int, end: int, corpus: CorpusConfig) -> Iterator[Text]:

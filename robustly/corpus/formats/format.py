@@ -35,12 +35,12 @@ def between(places: Iterable[int], total: int, size: int) -> Iterable[tuple[int,
 class Format:
     """Files of one kind."""
 
-    ranges: Callable[[Path, CorpusConfig, int], Iterable[tuple[int, int]]]
-    """(path, corpus, size) -> ranges of a plain file that is not empty, together all of it, of
-    about `size` bytes of text each: (start, end), in whatever unit `texts` takes."""
+    ranges: Callable[[Path, CorpusConfig, int, int], Iterable[tuple[int, int]]]
+    """(path, corpus, total, size) -> ranges of a file that is not empty, together all of it, of
+    about `size` bytes of text each: (start, end), in whatever unit `texts` takes. `total`: bytes of
+    its text."""
     texts: Callable[[str, int, int, CorpusConfig], Iterator[Text]]
-    """(path, start, end, corpus) -> the documents that begin in a range, in order; the range of a
-    compressed file is (0, WHOLE)."""
+    """(path, start, end, corpus) -> the documents that begin in a range, in order."""
     rows: Callable[[str], Iterator[Row]]
     """path -> every row of a file, for evaluation texts (`cleaning.contamination`)."""
     places: Callable[[str, Sequence[int]], list[str]]

@@ -15,8 +15,8 @@ from robustly.corpus.reading import byte_ranges, lines, lines_at, opened
 _OTHER_JSON = "; name the file .json, if it is an array, or has objects over several lines"
 
 
-def ranges(path: Path, corpus: CorpusConfig, size: int) -> Iterable[tuple[int, int]]:
-    return byte_ranges(path, size)
+def ranges(path: Path, corpus: CorpusConfig, total: int, size: int) -> Iterable[tuple[int, int]]:
+    return byte_ranges(total, size)
 
 
 def texts(path: str, start: int, end: int, corpus: CorpusConfig) -> Iterator[Text]:

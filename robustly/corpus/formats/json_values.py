@@ -32,13 +32,13 @@ _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{}"]', re.DOTALL)
 _DEPTH = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
-def ranges(path: Path, corpus: CorpusConfig, size: int) -> Iterable[tuple[int, int]]:
+def ranges(path: Path, corpus: CorpusConfig, total: int, size: int) -> Iterable[tuple[int, int]]:
     """Ranges of lines; or ranges that begin with a value, found by reading the file."""
     if _by_line(str(path)):
-        return json_lines.ranges(path, corpus, size)
+        return json_lines.ranges(path, corpus, total, size)
     with opened(str(path)) as stream:
         places = (place for place, _ in _Values(str(path), stream, 0))
-        return between(places, path.stat().st_size, size)
+        return between(places, total, size)
 
 
 def texts(path: str, start: int, end: int, corpus: CorpusConfig) -> Iterator[Text]:

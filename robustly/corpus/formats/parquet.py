@@ -14,7 +14,7 @@ from robustly.corpus.reading import readable, rows_at
 BATCH = 256  # rows that are read at a time
 
 
-def ranges(path: Path, corpus: CorpusConfig, size: int) -> Iterable[tuple[int, int]]:
+def ranges(path: Path, corpus: CorpusConfig, total: int, size: int) -> Iterable[tuple[int, int]]:
     """Ranges of row groups. Raises UserError if there is no column of strings for
     `corpus.text_key`."""
     with _opened(str(path)) as table:

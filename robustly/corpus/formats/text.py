@@ -8,8 +8,8 @@ from robustly.corpus.formats.format import Format, Text
 from robustly.corpus.reading import WHOLE, byte_ranges, file_text, lines, lines_at, runs
 
 
-def ranges(path: Path, corpus: CorpusConfig, size: int) -> Iterable[tuple[int, int]]:
-    return [(0, WHOLE)] if corpus.documents == "file" else byte_ranges(path, size)
+def ranges(path: Path, corpus: CorpusConfig, total: int, size: int) -> Iterable[tuple[int, int]]:
+    return [(0, WHOLE)] if corpus.documents == "file" else byte_ranges(total, size)
 
 
 def texts(path: str, start: int, end: int, corpus: CorpusConfig) -> Iterator[Text]:
