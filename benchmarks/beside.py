@@ -108,9 +108,10 @@ def main(
     cases: Mapping[str, Callable[..., Any]],
     measure: Callable[[list[str], Path], str],
     name: str,
+    takes_files: bool = True,
 ) -> None:
-    """Measure on the files of the command line, print the table and write it to
-    `results/<name>-<date>.md`."""
+    """Measure, on the files of the command line where it takes some, print the table and write it
+    to `results/<name>-<date>.md`."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -122,7 +123,9 @@ def main(
         print(json.dumps(cases[options.case](*json.loads(options.arguments))))
         return
 
-    if not options.files or not all(Path(file).exists() for file in options.files):
+    if (takes_files and not options.files) or not all(
+        Path(file).exists() for file in options.files
+    ):
         raise SystemExit(f"expected text files, found {options.files or 'none'}; see --help")
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -19,7 +19,7 @@ from robustly import UserError, npy
 from robustly.data_prep.config import PAIRS, Format
 from robustly.data_prep.packed_index import open_index
 from robustly.data_prep.packing import follows
-from robustly.data_prep.slices import Slices, copy
+from robustly.data_prep.slices import DONE, OUTSIDE, Slices, copy
 from robustly.data_prep.store import Split, Store
 from robustly.data_prep.word_starts import WordStarts, open_word_starts
 from robustly.resources import available_memory
@@ -51,14 +51,16 @@ class Blocks:
         """Where words begin, for masks that ask the text; None until `mark_words`."""
         # Blocks come in random order, so every shard stays mapped, each with a file descriptor.
         self.store.allow_maps()
-        shards = self.store.shards
-        self._tokens = functools.cache(lambda shard: self.store.tokens(shards[shard]))
+        # without `self` in them: maps and their files go with these blocks, not some time later
+        store, shards = self.store, self.store.shards
+        tokens = functools.cache(lambda shard: store.tokens(shards[shard]))
+        self._tokens = tokens
         self._sizes = np.array([shard.tokens for shard in shards], np.int64)
         self._addresses = np.zeros(len(shards), np.uintp)  # 0: not mapped yet
         self._mapping = threading.Lock()
         size = self.store.stream_tokens * self.store.dtype.itemsize
         self._ask_ahead = size > CACHED * available_memory()
-        self._ask = functools.cache(lambda shard: npy.read_here_and_there(self._tokens(shard)))
+        self._ask = functools.cache(lambda shard: npy.read_here_and_there(tokens(shard)))
         self._ask_index = npy.read_here_and_there(self._index) if self._ask_ahead else None
 
     def __len__(self) -> int:
@@ -162,24 +164,18 @@ class Blocks:
     def _copy_tokens(self, into: NDArray[np.int32], slices: Slices) -> None:
         """Fill a part of each row of `into` with a slice of the stream. Raises UserError for one
         that is not there, by an index of another store."""
-        lengths = slices.lengths
-        last = slices.starts + lengths - 1
-        if ((lengths > 0) & ((slices.starts < 0) | (last >= self.store.stream_tokens))).any() or (
-            (slices.begins < 0) | (slices.ends > into.shape[1])
-        ).any():
-            raise UserError(
-                f"{self.store.folder}: blocks that are not of this token store; delete its folder"
-                " `views`, which is made anew"
-            )
-
-        shards, offsets = self._places(slices.starts)
-        if not self._addresses.all():
-            self._map(shards, self._places(last)[0])
         if self._ask_ahead:
-            self._ask_for(shards, offsets, lengths)
-        if len(shards):
-            table = self._addresses, self._sizes, self._tokens(int(shards[0]))
-            copy(into, slices, shards, offsets, *table)
+            self._ask_for(slices)
+
+        starts, kind = self.store.starts, np.empty(0, self.store.dtype)
+        while (found := copy(into, slices, starts, self._addresses, kind)) != DONE:
+            if found == OUTSIDE:
+                raise UserError(
+                    f"{self.store.folder}: blocks that are not of this token store; delete its"
+                    " folder `views`, which is made anew"
+                )
+            with self._mapping:  # by threads that ask for blocks at once, one after the other
+                self._addresses[found] = self._tokens(found).ctypes.data
 
     def _places(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The shard in which each place of the stream is, and where in it; both (n,)."""
@@ -187,22 +183,13 @@ class Blocks:
         shards = shards.clip(0, len(self._sizes) - 1)
         return shards, places - self.store.starts[shards]
 
-    def _map(self, firsts: NDArray[np.int64], lasts: NDArray[np.int64]) -> None:
-        """Map the shards in which slices begin and end, and those between; the threads that ask
-        for blocks at once map one after the other."""
-        with self._mapping:
-            for begin, end in zip(firsts.tolist(), lasts.tolist(), strict=True):
-                for shard in range(begin, end + 1):
-                    self._addresses[shard] = self._tokens(shard).ctypes.data
-
-    def _ask_for(
-        self, shards: NDArray[np.int64], offsets: NDArray[np.int64], lengths: NDArray[np.int32]
-    ) -> None:
+    def _ask_for(self, slices: Slices) -> None:
         """Have the system read slices, all at once, before they are copied."""
-        ends = np.minimum(offsets + lengths, self._sizes[shards])
+        shards, offsets = self._places(slices.starts)
+        ends = np.minimum(offsets + slices.lengths, self._sizes[shards])
         rows = zip(shards.tolist(), offsets.tolist(), ends.tolist(), strict=True)
         for shard, begin, end in rows:
-            if begin < end:
+            if 0 <= begin < end:
                 self._ask(shard)(begin, end)
 
     def _copy_bits(self, into: NDArray[np.bool_], slices: Slices) -> None:

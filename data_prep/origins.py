@@ -51,16 +51,14 @@ class Origins:
 
     def __init__(self, blocks: Blocks):
         self.blocks, self._store = blocks, blocks.store
-        shards = self._store.shards
+        store, shards = self._store, self._store.shards
         self._firsts = np.cumsum([0, *(shard.documents for shard in shards)])
         """Number of the first document of each shard, and of all documents: (shards + 1,)."""
         self._of_partitions = np.cumsum(_partition_documents(self._store))
         """Number of documents up to the end of each partition: (partitions,)."""
         self._store.allow_maps(3)
-        self._units = functools.cache(lambda shard: self._store.unit_ends(shards[shard], False))
-        self._documents = functools.cache(
-            lambda shard: self._store.document_ends(shards[shard], False)
-        )
+        self._units = functools.cache(lambda shard: store.unit_ends(shards[shard], False))
+        self._documents = functools.cache(lambda shard: store.document_ends(shards[shard], False))
 
     def __len__(self) -> int:
         """Documents of the split."""

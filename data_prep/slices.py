@@ -9,6 +9,9 @@ from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+DONE, OUTSIDE = -1, -2
+"""What `copy` may return."""
+
 
 class Slices(NamedTuple):
     """Slices of the stream in n blocks: where each begins in the stream, and where it begins and
@@ -26,18 +29,18 @@ class Slices(NamedTuple):
 def copy(
     into: NDArray[np.int32],
     slices: Slices,
-    shards: NDArray[np.int64],
-    offsets: NDArray[np.int64],
+    shard_starts: NDArray[np.int64],
     addresses: NDArray[np.uintp],
-    sizes: NDArray[np.int64],
     kind: NDArray[Any],
-) -> None:
-    """Fill a part of each row of `into`, (n, L), with a slice, which begins in a shard at an offset
-    and may go on in the next ones; `shards` and `offsets` are (n,).
+) -> int:
+    """Fill a part of each row of `into`, (n, L), with a slice. `shard_starts` says where in the
+    stream each shard begins, and its end: (shards + 1,); `addresses` where in memory its tokens
+    are, of the type of `kind`, or 0: (shards,).
 
-    `addresses` are those in memory of all shards' tokens, of the type of `kind`, and `sizes` how
-    many they are: (shards,). The caller has seen to it that slices lie within both."""
-    _copy(into, slices.begins, slices.ends, shards, offsets, addresses, sizes, kind)
+    Returns DONE; or the shard that a slice needs and that has no address, some rows being filled;
+    or OUTSIDE for a slice that is not in the stream, or not in its row."""
+    found: int = _copy(into, *slices, shard_starts, addresses, kind)
+    return found
 
 
 @intrinsic
@@ -53,22 +56,33 @@ def _pointer(typing: Any, address: Any, kind: Any) -> Any:  # pragma: no cover (
 @numba.njit(cache=True, nogil=True)
 def _copy(
     into: NDArray[np.int32],
+    starts: NDArray[np.int64],
     begins: NDArray[np.int32],
     ends: NDArray[np.int32],
-    shards: NDArray[np.int64],
-    offsets: NDArray[np.int64],
+    shard_starts: NDArray[np.int64],
     addresses: NDArray[np.uintp],
-    sizes: NDArray[np.int64],
     kind: NDArray[Any],
-) -> None:  # pragma: no cover (compiled)
+) -> int:  # pragma: no cover (compiled)
     for row in range(len(into)):
-        shard, offset, at, end = shards[row], offsets[row], begins[row], ends[row]
-        while at < end:
-            tokens = numba.carray(_pointer(addresses[shard], kind), sizes[shard])
-            count = min(end - at, sizes[shard] - offset)
-            source, target = tokens[offset : offset + count], into[row, at : at + count]
-            for place in range(count):
-                target[place] = source[place]
+        at, end, place = np.int64(begins[row]), np.int64(ends[row]), starts[row]
+        if at >= end:
+            continue
+        if at < 0 or end > into.shape[1] or place < 0 or place + end - at > shard_starts[-1]:
+            return OUTSIDE
 
-            at += count
-            shard, offset = shard + 1, 0  # a block may go on in the next shard
+        shard = np.searchsorted(shard_starts, place, side="right") - 1
+        while at < end:
+            if not addresses[shard]:
+                return shard
+
+            size = shard_starts[shard + 1] - shard_starts[shard]
+            offset = place - shard_starts[shard]
+            count = min(end - at, size - offset)
+            tokens = numba.carray(_pointer(addresses[shard], kind), size)
+            source, target = tokens[offset : offset + count], into[row, at : at + count]
+            for number in range(count):
+                target[number] = source[number]
+
+            at, place, shard = at + count, place + count, shard + 1  # it may go on in the next one
+
+    return DONE

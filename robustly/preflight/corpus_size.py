@@ -1,6 +1,7 @@
 """How many tokens the corpus has: counted where a stage has read it, else estimated from the bytes
 that the clean stage keeps, else from the files' bytes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from robustly.corpus.files import corpus_files, corpus_sizes, remembered_files
 from robustly.corpus.partitions import EXPANSION
 from robustly.data_prep.cleaning.config import CleaningConfig, EvaluationFiles, clean_recipe
 from robustly.data_prep.cleaning.language import model_file
-from robustly.data_prep.config import store_recipe
-from robustly.data_prep.store import Store
+from robustly.data_prep.config import PAIRS, store_recipe
+from robustly.data_prep.merging import SHARD_BYTES
+from robustly.data_prep.store import SPLITS, Store
 from robustly.manifest import Manifest
 from robustly.pretrain.stage import PretrainingConfig
 
@@ -36,6 +38,10 @@ class CorpusSize:
     padding: float = 0.0
     store: float | None = None
     """Bytes of the token store."""
+    shards: int | None = None
+    """Of the token store."""
+    index: float | None = None
+    """Bytes of its packed index."""
     packed: bool = False
     """Whether the store is there, packed as the config asks."""
 
@@ -152,7 +158,8 @@ def _prepared(config: PretrainingConfig, prepared: Manifest) -> CorpusSize:
     """By the token store."""
     counts, data, folder = prepared.counts, config.data, config.folder("data")
     same_packing = (counts["format"], counts["block_length"]) == (data.format, data.block_length)
-    tokens = np.diff(Store(folder, "train").source_starts)  # of each source, with their </s>
+    stores = [Store(folder, split) for split in SPLITS]
+    tokens = np.diff(stores[0].source_starts)  # of each source, with their </s>
     repeats = config.corpus.repeats or np.ones(len(tokens))
 
     return CorpusSize(
@@ -160,6 +167,8 @@ def _prepared(config: PretrainingConfig, prepared: Manifest) -> CorpusSize:
         f"counted in {folder}",
         padding=counts["padding"] if same_packing else 0.0,
         store=sum(facts["bytes"] for facts in prepared.outputs.values()),
+        shards=sum(len(store.shards) for store in stores),
+        index=index_bytes(config, sum(store.stream_tokens for store in stores)),
         packed=same_packing,
     )
 
@@ -168,7 +177,7 @@ def _counted(
     config: PretrainingConfig, trained: Manifest, cleaned: Manifest | None, there: bool
 ) -> CorpusSize:
     """By the tokenizer's counts. `there`: whether the corpus's files are."""
-    corpus, vocab_size = config.corpus, config.tokenizer.vocab_size
+    corpus = config.corpus
     tokens, documents = trained.counts["tokens"], trained.counts["documents"]
     raw = config.data.unit == "raw"
     units = documents if raw else tokens / TOKENS_PER_UNIT
@@ -183,7 +192,7 @@ def _counted(
         (tokens + units + documents) * (1 - corpus.validation) * times,
         f"{tokens:,} tokens counted in {config.folder('tokenizer')}{repeated}, a </s> for every"
         f" {each}",
-        store=store_bytes(tokens + units + documents, units, documents, vocab_size),
+        **_laid_out(config, tokens + units + documents, units, documents),
     )
 
 
@@ -203,14 +212,37 @@ def estimated(
     return CorpusSize(
         epoch / BYTES_PER_TOKEN * (1 - config.corpus.validation),
         f"estimated from {what}: {BYTES_PER_TOKEN} bytes for a token{ratios} assumed{not_yet}",
-        store=store_bytes(tokens, units, documents, config.tokenizer.vocab_size),
+        **_laid_out(config, tokens, units, documents),
     )
+
+
+def _laid_out(
+    config: PretrainingConfig, tokens: float, units: float, documents: float
+) -> dict[str, Any]:
+    """What a token store of so many tokens takes, </s> included, as the data stage writes it."""
+    vocab_size = config.tokenizer.vocab_size
+    token_bytes = token_size(vocab_size) * tokens
+    return {
+        "store": store_bytes(tokens, units, documents, vocab_size),
+        "shards": math.ceil(token_bytes / SHARD_BYTES) + (config.corpus.validation > 0),
+        "index": index_bytes(config, tokens),
+    }
+
+
+def index_bytes(config: PretrainingConfig, tokens: float) -> float:
+    """The packed index of full blocks: 12 bytes each, 32 in the pair formats."""
+    return (32 if config.data.format in PAIRS else 12) * tokens / (config.data.block_length - 1)
+
+
+def token_size(vocab_size: int) -> int:
+    """Bytes of a token: 4 above 65,536 entries."""
+    return 2 if vocab_size <= 2**16 else 4
 
 
 def store_bytes(tokens: float, units: float, documents: float, vocab_size: int) -> float:
     """The token store: ids in 2 bytes, 4 above 65,536 entries; 4 for the end of a unit, 4 and about
     1 for the white space before it, 12 for a document."""
-    return (2 if vocab_size <= 2**16 else 4) * tokens + 9 * units + 12 * documents
+    return token_size(vocab_size) * tokens + 9 * units + 12 * documents
 
 
 def _file_bytes(corpus: CorpusConfig) -> tuple[float, float]:

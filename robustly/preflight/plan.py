@@ -171,6 +171,8 @@ def _disk(config: PretrainingConfig, size: CorpusSize) -> dict[str, Any]:
         "checkpoint": checkpoint,
         "checkpoints": checkpoint * most_checkpoints(config.run, config.schedule),
         "token_store": None if size.store is None else round(size.store),
+        "shards": size.shards,
+        "packed_index": None if size.index is None else round(size.index),
         # fp32 weights and the tokenizer's files
         "published": 4 * count + TOKENIZER_BYTES * vocab_size,
     }
@@ -192,11 +194,13 @@ def show(found: Plan) -> None:
         log.table("network, an update", _network_rows(found.network))
 
     disk = {name: "unknown" if b is None else gigabytes(b) for name, b in found.disk.items()}
+    shards = found.disk["shards"]
     log.table(
         "disk",
         {
             "checkpoints": f"{disk['checkpoints']}, {disk['checkpoint']} each",
-            "token store": disk["token_store"],
+            "token store": disk["token_store"] + (f", {_many(shards, 'shard')}" if shards else ""),
+            "packed index": disk["packed_index"],
             "published": disk["published"],
         },
     )

@@ -75,6 +75,24 @@ def test_smaller_updates_at_the_beginning_are_counted() -> None:
 # --------------------------------------------------------------------------------------- the corpus
 
 
+@pytest.mark.parametrize(
+    ("files", "shards", "store", "index"), [(160, 39, 9e10, 0.9e9), (2000, 477, 1.12e12, 11e9)]
+)
+def test_terabytes_are_planned_by_the_names_of_their_files(
+    tmp_path: Path, files: int, shards: int, store: float, index: float
+) -> None:
+    """Files of a gigabyte, all holes."""
+    for number in range(files):
+        with (tmp_path / f"{number:04d}.txt").open("wb") as file:
+            file.truncate(10**9)
+
+    found = planned(load_experiment("roberta_base", [f"corpus.sources={tmp_path}/*.txt"]))
+    assert found.work["corpus_tokens"] == pytest.approx(files * 1e9 / 4.4, rel=0.01)
+    assert found.disk["shards"] == pytest.approx(shards, rel=0.2)
+    assert found.disk["token_store"] == pytest.approx(store, rel=0.2)
+    assert found.disk["packed_index"] == pytest.approx(index, rel=0.2)
+
+
 def test_a_corpus_that_is_not_there_is_unknown_and_no_error() -> None:
     found = planned(load_experiment("roberta_base"))
     assert (found.work["epochs"], found.work["corpus_tokens"], found.disk["token_store"]) == (
@@ -109,6 +127,12 @@ def test_tokens_are_counted_where_that_was_done_and_estimated_elsewhere(place: P
     assert counted.work["tokens_per_update"] < 24 * 64  # some of a block is padding
     assert counted.work["epochs"] == pytest.approx(counted.work["tokens"] / truth)
     assert counted.disk["token_store"] == pytest.approx(from_words.disk["token_store"], rel=0.15)
+
+    index = list((place / "data/views").glob("*.npy"))
+    assert counted.disk["shards"] == from_words.disk["shards"] == 2
+    assert counted.disk["packed_index"] == pytest.approx(
+        sum(path.stat().st_size for path in index), rel=0.1
+    )
 
     # A page that the folders do not fit: their counts are another corpus's, or another tokenizer's.
     assert (
