@@ -162,13 +162,18 @@ def _prepared(config: PretrainingConfig, prepared: Manifest) -> CorpusSize:
     tokens = np.diff(stores[0].source_starts)  # of each source, with their </s>
     repeats = config.corpus.repeats or np.ones(len(tokens))
 
+    index = index_bytes(config, sum(store.stream_tokens for store in stores))
+    if same_packing:
+        blocks = counts["train_blocks"] + counts["validation_blocks"]
+        index = index_bytes(config, blocks * (data.block_length - 1))
+
     return CorpusSize(
         float(tokens @ repeats),
         f"counted in {folder}",
         padding=counts["padding"] if same_packing else 0.0,
         store=sum(facts["bytes"] for facts in prepared.outputs.values()),
         shards=sum(len(store.shards) for store in stores),
-        index=index_bytes(config, sum(store.stream_tokens for store in stores)),
+        index=index,
         packed=same_packing,
     )
 
