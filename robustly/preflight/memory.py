@@ -89,7 +89,7 @@ def activation_bytes(
     after GELU. With F = 4 H and dropout on a GPU this is the 34 H bytes of Korthikanti et al. 2022,
     section 4.1, less the L x L scores, which torch's fused attention does not keep. On CPU it has
     no kernel with dropout: there attention dropout costs three (A x L x L) tensors of a layer.
-    `padded`: a mask of (L x L) is kept for each layer and block. `checkpointing`: layers keep their
+    `padded`: a mask of L is kept for each layer and block. `checkpointing`: layers keep their
     inputs, and all of the rest is there for one layer at a time."""
     size = DTYPE_BYTES[precision]
     h, f, heads, tokens = model.hidden, model.feed_forward, model.heads, blocks * block_length
@@ -99,7 +99,7 @@ def activation_bytes(
     if device == "cpu" and model.attention_dropout:
         layer += 3 * heads * block_length * 4
     else:
-        layer += 4 * heads + (size * block_length if padded else 0)
+        layer += 4 * heads + (size if padded else 0)
 
     embeddings = h * size + dropout + 8 + 3 * 8  # one LayerNorm; ids of tokens, positions and types
     head = 3 * h * size + 8  # dense, GELU and LayerNorm keep their inputs; mean and deviation
