@@ -216,7 +216,7 @@ class Trainer:
         self.loss_terms = self.model.loss_terms()
         self.parameters = sum(p.numel() for p in self.model.parameters())
         set_matmul_precision(config.run, device)
-        set_up_model(self.model, config.run, self.attention)
+        set_up_model(self.model, config.run, self.attention, ranks)
         self.engine = Engine(
             self.model, config.optim, config.run, self.batches.accumulation, device
         )

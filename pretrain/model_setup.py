@@ -6,6 +6,8 @@ import shutil
 import warnings
 
 import torch
+from torch import nn
+from transformers import RobertaModel
 
 from robustly import UserError
 from robustly.pretrain.attention import Attention
@@ -13,9 +15,11 @@ from robustly.pretrain.config import RunConfig
 from robustly.pretrain.objective import MaskedLanguageModel
 
 
-def set_up_model(objective: MaskedLanguageModel, run: RunConfig, attention: Attention) -> None:
-    """Set the objective's encoder up, in place. Raises UserError if this machine lacks what it
-    takes."""
+def set_up_model(
+    objective: MaskedLanguageModel, run: RunConfig, attention: Attention, ranks: int = 1
+) -> None:
+    """Set the objective's encoder up, in place. `ranks`: how many train together. Raises UserError
+    if this machine lacks what it takes."""
     objective.model.set_attn_implementation(attention.name)
     if run.activation_checkpointing:
         objective.model.config.use_cache = False  # an encoder has none; transformers would warn
@@ -29,8 +33,19 @@ def set_up_model(objective: MaskedLanguageModel, run: RunConfig, attention: Atte
         _check_compiler()
         # beyond the limit of graphs torch would go on uncompiled, with a warning alone
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        objective.model.roberta.compile(dynamic=False)
+        for part in _compiled_parts(objective.model.roberta, ranks):
+            part.compile(dynamic=False)
+
         objective.compile_head()
+
+
+def _compiled_parts(roberta: RobertaModel, ranks: int) -> list[nn.Module]:
+    """What is compiled for itself: the whole encoder on one rank alone; of several, each layer, all
+    of them by one graph. A compiled part gives all its gradients at the end of its backward pass,
+    and those of a layer are on their way to the other ranks while the pass goes on below it."""
+    if ranks == 1:
+        return [roberta]
+    return [roberta.embeddings, *roberta.encoder.layer]
 
 
 def _check_compiler() -> None:

@@ -2,12 +2,15 @@
 lack."""
 
 import functools
+import itertools
 import shutil
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from robustly import UserError
 from robustly.pretrain.attention import attention_for
@@ -124,6 +127,42 @@ def test_compiled_it_is_the_same_and_the_encoder_one_graph_for_training_and_one_
                 made.encode(one.inputs, one.attention)
 
     assert len(graphs) == 4
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_on_several_ranks_a_layers_gradients_are_there_before_the_backward_pass_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graphs: list[Any] = []
+    came: list[str] = []
+
+    def forward_pass(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return make_boxed_func(graph)
+
+    def backward_pass(graph: Any, inputs: Any) -> Any:
+        def run_it(*values: Any) -> Any:
+            came.append("a part's pass")
+            return graph(*values)
+
+        return make_boxed_func(run_it)
+
+    backend = aot_autograd(fw_compiler=forward_pass, bw_compiler=backward_pass)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    sizes, compiled = model(layers=3), run(compile=True)
+    made = MaskedLanguageModel(new_model(roberta_config(sizes, VOCABULARY), 7)).train()
+    set_up_model(made, compiled, attention_for(compiled, sizes, CPU), ranks=2)
+    for number, layer in enumerate(made.model.roberta.encoder.layer):
+        layer.output.dense.weight.register_post_accumulate_grad_hook(
+            lambda _, number=number: came.append(f"gradient of layer {number}")
+        )
+
+    assert_same(passed(made, SideBySide(16, fixed=True)), passed(objective(layers=3), 16))
+    of_layers = [["a part's pass", f"gradient of layer {number}"] for number in (2, 1, 0)]
+    # first the head's, last the embeddings'
+    assert came == ["a part's pass", *itertools.chain(*of_layers), "a part's pass"]
+    assert len(graphs) == 4  # of the loss, of the head, of every layer, of the embeddings
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
