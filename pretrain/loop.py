@@ -435,7 +435,7 @@ class Trainer:
                 own += each
 
             of_next = next_counts() if next_counts else []
-            tells = torch.cat([own, torch.tensor(of_next, dtype=torch.float64, device=self.device)])
+            tells = torch.cat([own, self._on_device(of_next, torch.float64)])
             heartbeat.mark(Phase.AGREEMENT, batch.update, len(found))
 
             def made(norm: float, sums: list[float]) -> bool:
@@ -480,9 +480,9 @@ class Trainer:
 
         return found
 
-    def _on_device(self, numbers: Sequence[float]) -> Tensor:
-        """Numbers as fp32 on the device, without waiting for it."""
-        found = torch.tensor(numbers)
+    def _on_device(self, numbers: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Numbers on the device, without waiting for it."""
+        found = torch.tensor(numbers, dtype=dtype)
         if self.device.type == "cuda":
             found = found.pin_memory()
 
