@@ -35,7 +35,7 @@ base: roberta_base.yaml
 name: benchmark
 corpus: {{sources: {sources}, documents: blank_line, validation: 0.0}}
 tokenizer: {{vocab_size: {vocab_size}, min_frequency: 2, accept_fewer: true, pattern: {pattern}}}
-data: {{unit: {unit}, block_length: 16}}
+data: {{unit: {unit}, block_length: {length}}}
 run: {{workers: 1}}
 paths: {{root: {root}, tokenizer: {tokenizer}}}
 """
@@ -59,7 +59,7 @@ def ours(files: list[str], few: str, scratch: str) -> dict[str, Any]:
             page.write_text(
                 PAGE.format(
                     sources=sources, vocab_size=entries, pattern=pattern, unit=unit, root=folder,
-                    tokenizer=known,
+                    tokenizer=known, length=16 if sources == [few] else 512,
                 )
             )  # fmt: skip
             start = time.process_time()
