@@ -19,9 +19,8 @@ from small_config import SMALL, die_after, last_checkpoint
 
 from ranks import run_distributed
 from robustly import UserError, exit_codes, manifest, provenance
-from robustly.data_prep import derived
 from robustly.experiment import data_work, load_experiment, tokenizer_work
-from robustly.files import write_json
+from robustly.files import sha256, write_json
 from robustly.metrics import read_metrics
 from robustly.pretrain import loop
 from robustly.pretrain.checkpoints import checkpoint
@@ -30,7 +29,7 @@ from robustly.pretrain.ranks import FailedOnAnotherRank
 from robustly.pretrain.sessions import Session
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.trace import batches_of
-from robustly.strict_json import sealed
+from robustly.strict_json import SEAL, sealed
 from tests import warm
 
 pytestmark = pytest.mark.distributed
@@ -198,8 +197,8 @@ def test_another_packed_index_on_a_rank_is_named(
     index = next((copy / "views").glob("train-*-64-*.npy"))
     flip_a_bit(index)
     made = json.loads(index.with_suffix(".json").read_text())
-    made["sha256"] = derived.sha256(index)
-    index.with_suffix(".json").write_text(json.dumps(made))
+    del made[SEAL]
+    write_json(index.with_suffix(".json"), sealed({**made, "sha256": sha256(index)}))
     config = pretraining()
     said = refusal(config, pretraining("train", f"paths.data={copy}"))
     assert "packed_index.train = " in said and nothing_was_written(config)

@@ -402,19 +402,8 @@ def test_two_runs_at_once_do_not_mix(
         run_distributed(1, go, config)
 
 
-def test_inputs_that_do_not_belong_together_are_refused(
+def test_inputs_that_are_not_there_are_refused(
     pretraining: MakePretraining, tmp_path: Path
 ) -> None:
-    config = pretraining()
     with pytest.raises(UserError, match="robustly prepare"):
         pretraining("train", f"paths.data={tmp_path / 'nowhere'}").stage()
-
-    shard = next(iter(config.folder("data").glob("*.tokens.npy")))
-    content = shard.read_bytes()
-
-    try:
-        shard.write_bytes(content[:-10])
-        with pytest.raises(UserError, match="cut off"):
-            config.stage()
-    finally:
-        shard.write_bytes(content)
