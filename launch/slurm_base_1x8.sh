@@ -2,7 +2,7 @@
 # configs/roberta_base.yaml on 1 x 8 GPUs; estimates, as of `robustly plan`:
 # update: 8,192 blocks of 512 tokens = 8 ranks x 32 (accumulation) x 32 (micro-batch)
 # time: 14.6 d on A100 (80 GB) or 4.6 d on H100 SXM (80 GB), at 40% of the peak
-# memory: 8.96 GB of a GPU; run.micro_batch up to 414 fits 80 GB
+# memory: 8.98 GB of a GPU; run.micro_batch up to 429 fits 80 GB
 # disk: 86.36 GB for 160 GB of text, 5.99 GB for checkpoints, 0.50 GB for the model
 # change: partition, account, cores of a rank, and the time limit, after which it goes on by itself
 # before: robustly tokenizer configs/roberta_base.yaml && robustly prepare configs/roberta_base.yaml

@@ -82,7 +82,7 @@ def in_evaluation(rank: int) -> None:
         def scores(*arguments: Any) -> None:
             raise UserError("shard 3 is cut off")
 
-        validation._scores = scores  # type: ignore[assignment]
+        validation._columns = scores  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("watched", [True, False])

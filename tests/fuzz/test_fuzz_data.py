@@ -115,6 +115,7 @@ def read_fairseq(folder: Path) -> Any:
 def write_words(folder: Path) -> None:
     write_counts(folder / "counts.tsv", [("a", 3), (' "', 2), (" quoted", 2), ("naïve", 1)])
     write_counts(folder / "counts.tsv.zst", [("a", 3), ("b", 2)])
+    read_words(folder)  # compiled code is loaded by pickle, once, which is not the reader's doing
 
 
 def read_words(folder: Path) -> Any:

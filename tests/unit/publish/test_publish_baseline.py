@@ -37,7 +37,7 @@ def test_what_is_never_a_target_is_never_guessed() -> None:
     """Under BERT's rule <s> and </s> are no targets, so their frequency must not count."""
     blocks = RandomBlocks()
     stream = np.repeat([2, 7], [10**6, 10])  # a training text of nearly nothing but </s>
-    store = SimpleNamespace(shards=[0], tokens=lambda shard: stream)
+    store = SimpleNamespace(token_counts=lambda size: np.bincount(stream, minlength=size))
     train = type("Train", (), {"store": store, "__len__": lambda self: 10**6})()
     nearly_uniform = np.log(VOCABULARY.size)
     bert = unigram_loss(train, blocks, None, masking(style="bert"), VOCABULARY)  # type: ignore[arg-type]
