@@ -174,9 +174,8 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
     """End a part and the processes that it has started: politely, then at once."""
     os.killpg(process.pid, signal.SIGTERM)
     try:
-        process.wait(LAST_WORDS)
-    except subprocess.TimeoutExpired:
-        pass
+        with contextlib.suppress(subprocess.TimeoutExpired):  # then it is killed
+            process.wait(LAST_WORDS)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
