@@ -53,7 +53,7 @@ def in_chunks(
 ) -> Tensor:
     states = head.layer_norm(functional.gelu(head.dense(hidden[positions])))
     scores = Scores(states, head.decoder.weight, head.decoder.bias)
-    return summed_cross_entropy(scores, labels, elements) / MASKED
+    return summed_cross_entropy(scores, labels, elements // SIZE) / MASKED
 
 
 def seconds(once: Callable[[], None]) -> float:

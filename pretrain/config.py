@@ -427,8 +427,8 @@ class RunConfig(Section):
     """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, a
     third more work."""
     compile: bool = False
-    """torch.compile of the encoder: minutes at the start, faster afterwards. All micro-batches then
-    have one shape. Needs a C++ compiler."""
+    """torch.compile of encoder, head and losses: minutes at the start, faster afterwards. All
+    micro-batches then have one shape. Needs a C++ compiler."""
     workers: Positive | None = None
     """Processes for the tokenizer and data stages; default: the machine's cores."""
     memory_gb: PositiveFloat | None = None

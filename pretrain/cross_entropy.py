@@ -10,15 +10,13 @@ output matrix, which ZeRO stage 3 may have given back by then.
 Shapes: M tokens, hidden size H, vocabulary of V."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-
-from robustly.pretrain.score_chunks import ELEMENTS
 
 LEAST = -6e4
 """The score of a row that only pads the output matrix, which fp16 has, too: its probability is 0 in
@@ -33,10 +31,25 @@ nothing is rounded, so bf16, which needs neither, is as it was."""
 _Gradients = tuple[Tensor, Tensor]
 """Of a chunk's scores: in the dtype of the matrix, (m, V), times SCALE if that has 16 bits; and
 their sum over the rows, (V,), in fp32 or wider."""
-Compiled = Callable[[Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor, Tensor]]
 _OfChunk = Callable[[slice, "Scores", torch.dtype], tuple[Tensor, Callable[[], _Gradients]]]
 """A loss of a chunk: from its rows, their scores and what to compute in, the sum of their losses,
 and what makes the gradients."""
+
+
+class Compiled(NamedTuple):
+    """What torch.compile has made of the losses: a kernel or two that read a chunk's scores and
+    write their gradients alone. All chunks have one number of rows: the last is filled with rows
+    that do not count, so that each loss is one graph of fixed shapes."""
+
+    cross_entropy: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    """Of `cross_entropy_and_gradients`."""
+    divergence: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    """Of `divergence_and_gradients`."""
+
+    @classmethod
+    def once(cls) -> Self:
+        losses = cross_entropy_and_gradients, divergence_and_gradients
+        return cls(*(torch.compile(each, dynamic=False, fullgraph=True) for each in losses))
 
 
 class Scores(NamedTuple):
@@ -54,6 +67,10 @@ class Scores(NamedTuple):
 
     def of_rows(self, some: slice) -> "Scores":
         return self._replace(states=self.states[some])
+
+    def filled(self, rows: int) -> "Scores":
+        """With rows of 0 up to so many."""
+        return self._replace(states=filled(self.states, rows))
 
     def computed(self) -> Tensor:
         """(M, V), all at once."""
@@ -76,15 +93,13 @@ class Scores(NamedTuple):
 
 
 def summed_cross_entropy(
-    scores: Scores, labels: Tensor, elements: int = ELEMENTS, compiled: Compiled | None = None
+    scores: Scores, labels: Tensor, rows: int | None = None, compiled: Compiled | None = None
 ) -> Tensor:
     """The sum of the cross-entropy in nats of the scores' softmax at the labels: a scalar, fp32.
 
     `labels`: (M,) ids. M may be 0: the sum is then 0, and so is every gradient. Matrix products are
     computed in the dtype of the scores' parts, all else and the sums over chunks in fp32 (fp64 if
-    that is theirs). A chunk has as many rows as `elements` scores allow, but at least one. There
-    are no second derivatives. `compiled`: what torch.compile has made of `loss_and_gradients`, a
-    kernel or two that read the scores and write their gradients alone."""
+    that is theirs). A chunk has so many `rows`, or all. There are no second derivatives."""
 
     def of_labels(
         some: slice, chunk: Scores, wide: torch.dtype
@@ -103,25 +118,26 @@ def summed_cross_entropy(
     def by_compiler(
         some: slice, chunk: Scores, wide: torch.dtype
     ) -> tuple[Tensor, Callable[[], _Gradients]]:
-        assert compiled
-        computed, targets = chunk.computed(), labels[some]
-        for each in (computed, targets):
-            torch._dynamo.maybe_mark_dynamic(each, 0)  # the last chunk has fewer rows
+        assert compiled and rows
+        whole, counted = _whole(chunk, rows)
+        targets = filled(labels[some], rows)
+        return _of_rows(
+            len(chunk.states), *compiled.cross_entropy(whole.computed(), targets, counted, wide)
+        )
 
-        loss, *gradients = compiled(computed, targets, wide)
-        return loss, lambda: (gradients[0], gradients[1])
-
-    return _summed(scores, by_compiler if compiled else of_labels, elements)
+    return _summed(scores, by_compiler if compiled else of_labels, rows)
 
 
-def loss_and_gradients(
-    scores: Tensor, labels: Tensor, wide: torch.dtype
+def cross_entropy_and_gradients(
+    scores: Tensor, labels: Tensor, counted: Tensor, wide: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a chunk's scores, (m, V), at the labels, (m,): the sum of the losses, and `_Gradients`."""
+    """Of a chunk's scores, (m, V), at the labels, (m,), in the rows that count, (m,): the sum of
+    the losses, and `_Gradients`."""
     logs = torch.log_softmax(scores, 1, dtype=wide)
     at_label = torch.arange(scores.shape[1], device=scores.device) == labels[:, None]
-    of_scores = torch.where(at_label, logs.expm1(), logs.exp())
-    return -logs.gather(1, labels[:, None]).sum(), *_handed_on(of_scores, scores.dtype)
+    of_scores = torch.where(at_label, logs.expm1(), logs.exp()) * counted[:, None]
+    losses = -logs.gather(1, labels[:, None]).squeeze(1)
+    return (losses * counted).sum(), *_handed_on(of_scores, scores.dtype)
 
 
 def _handed_on(of_scores: Tensor, narrow: torch.dtype) -> _Gradients:
@@ -133,8 +149,32 @@ def _handed_on(of_scores: Tensor, narrow: torch.dtype) -> _Gradients:
     return scaled, of_scores.sum(0)
 
 
+def _whole(chunk: Scores, rows: int) -> tuple[Scores, Tensor]:
+    """A chunk that is filled up to so many rows; and which of them count, (rows,)."""
+    device = chunk.states.device
+    return chunk.filled(rows), torch.arange(rows, device=device) < len(chunk.states)
+
+
+def _of_rows(
+    count: int, loss: Tensor, of_scores: Tensor, sums: Tensor
+) -> tuple[Tensor, Callable[[], _Gradients]]:
+    """What a compiled loss found, of the rows that count alone."""
+    return loss, lambda: (of_scores[:count], sums)
+
+
+def filled(tensor: Tensor, rows: int) -> Tensor:
+    """A tensor with rows of 0 up to so many."""
+    if len(tensor) == rows:
+        return tensor
+    return functional.pad(tensor, (*(0, 0) * (tensor.ndim - 1), 0, rows - len(tensor)))
+
+
 def summed_divergence(
-    ours: Scores, theirs: Scores, temperature: float, elements: int = ELEMENTS
+    ours: Scores,
+    theirs: Scores,
+    temperature: float,
+    rows: int | None = None,
+    compiled: Compiled | None = None,
 ) -> Tensor:
     """The sum of KL(theirs || ours) in nats, of the probabilities at a temperature, times its
     square, which keeps the size of the gradient (Hinton et al. 2015, section 2): a scalar, fp32.
@@ -154,15 +194,41 @@ def summed_divergence(
 
         return loss, lambda: _handed_on(logs.exp_().sub_(wanted), chunk.weight.dtype)
 
-    return _summed(ours, of_theirs, elements) * temperature
+    def by_compiler(
+        some: slice, chunk: Scores, wide: torch.dtype
+    ) -> tuple[Tensor, Callable[[], _Gradients]]:
+        assert compiled and rows
+        whole, counted = _whole(chunk, rows)
+        with torch.no_grad():
+            taught = theirs.of_rows(some).filled(rows).computed()
+
+        return _of_rows(
+            len(chunk.states),
+            *compiled.divergence(whole.computed(), taught, counted, temperature, wide),
+        )
+
+    return _summed(ours, by_compiler if compiled else of_theirs, rows) * temperature
 
 
-def _summed(scores: Scores, of_chunk: _OfChunk, elements: int) -> Tensor:
+def divergence_and_gradients(
+    ours: Tensor, theirs: Tensor, counted: Tensor, temperature: float, wide: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a chunk's scores and the teacher's, both (m, V), in the rows that count, (m,): the sum of
+    the divergences at a temperature, times it, and `_Gradients` of that."""
+    logs = torch.log_softmax(ours.to(wide) / temperature, 1)
+    their_logs = torch.log_softmax(theirs.to(wide) / temperature, 1)
+    wanted = their_logs.exp()
+    losses = (wanted * (their_logs - logs)).sum(1)
+    of_scores = (logs.exp() - wanted) * counted[:, None]
+    return (losses * counted).sum() * temperature, *_handed_on(of_scores, ours.dtype)
+
+
+def _summed(scores: Scores, of_chunk: _OfChunk, rows: int | None) -> Tensor:
     *parts, entries = scores
     if not torch.is_grad_enabled():  # a Function's forward is not told
         parts = [each.detach() for each in parts]
 
-    found: Tensor = _SummedLoss.apply(*parts, entries, of_chunk, elements)
+    found: Tensor = _SummedLoss.apply(*parts, entries, of_chunk, rows)
     return found
 
 
@@ -199,7 +265,7 @@ class _SummedLoss(Function):
         bias: Tensor,
         entries: int | None,
         of_chunk: _OfChunk,
-        elements: int,
+        rows: int | None,
     ) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         loss = torch.zeros((), dtype=wide, device=hidden.device)
@@ -208,9 +274,9 @@ class _SummedLoss(Function):
             gradients = tuple(torch.zeros_like(each, dtype=wide) for each in (hidden, weight, bias))
             ctx.save_for_backward(*gradients)
 
-        rows = max(1, elements // len(weight))
-        for first in range(0, len(hidden), rows):
-            some = slice(first, first + rows)
+        of_one = rows or max(1, len(hidden))
+        for first in range(0, len(hidden), of_one):
+            some = slice(first, first + of_one)
             chunk = Scores(hidden[some], weight, bias, entries)
             _add_chunk(some, loss, gradients, chunk, of_chunk)
 

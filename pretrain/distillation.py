@@ -137,30 +137,34 @@ class Distillation(MaskedLanguageModel):
         positions: Tensor,
         labels: Tensor,
         follows: Tensor | None = None,
+        tokens: int | None = None,
     ) -> Tensor:
         """Sums, (3,) fp32: cross-entropy in nats over M masked tokens, divergence from the teacher
         over these or all tokens, as `soft_over` says, and `cosine_loss` over all tokens.
 
         The arguments are a `MicroBatch`'s."""
         assert follows is None
+        rows = self.rows
         hidden = self.encode(inputs, attention)  # (N, L, H)
         (teacher,) = self._teacher
         with torch.no_grad():
             their_hidden = teacher.encode(inputs, attention)
 
-        masked = self.scores(hidden, positions)
+        masked = self.scores(hidden, positions, rows)
         ours, places = masked, positions
         if self.settings.soft_over == "tokens":
-            places = places_of_tokens(inputs, attention)
-            ours = self.scores(hidden, places)
+            places = places_of_tokens(inputs, attention, tokens)
+            ours = self.scores(hidden, places, rows)
 
         with torch.no_grad():
-            theirs = teacher.scores(their_hidden, places)
+            theirs = teacher.scores(their_hidden, places, rows)
+
+        temperature = self.settings.temperature
 
         return torch.stack(
             [
-                summed_cross_entropy(masked, labels.long(), self.chunk, self.compiled),
-                summed_divergence(ours, theirs, self.settings.temperature, self.chunk),
+                summed_cross_entropy(masked, labels.long(), rows, self.compiled),
+                summed_divergence(ours, theirs, temperature, rows, self.compiled),
                 cosine_loss(hidden, their_hidden, where_tokens(inputs, attention)),
             ]
         )
@@ -173,14 +177,19 @@ def where_tokens(inputs: Tensor, attention: Tensor | Row | None) -> Tensor:
     return torch.ones_like(inputs) if attention is None else (attention == 1).long()
 
 
-def places_of_tokens(inputs: Tensor, attention: Tensor | Row | None) -> Tensor:
-    """Where the tokens of blocks are in the flattened inputs. Waits for the GPU where blocks are
-    padded."""
+def places_of_tokens(
+    inputs: Tensor, attention: Tensor | Row | None, tokens: int | None = None
+) -> Tensor:
+    """Where the tokens of blocks are in the flattened inputs, (tokens,). How many there are must be
+    said where blocks are padded: a GPU would be waited for to learn it."""
     if isinstance(attention, Row):
         return torch.arange(attention.tokens, device=inputs.device)
     if attention is None:
         return torch.arange(inputs.numel(), device=inputs.device)
-    return (attention == 1).flatten().nonzero().squeeze(1)
+
+    assert tokens is not None
+    so_far = (attention == 1).flatten().cumsum(0)
+    return torch.searchsorted(so_far, torch.arange(1, tokens + 1, device=inputs.device))
 
 
 def cosine_loss(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:

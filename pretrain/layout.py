@@ -79,6 +79,10 @@ class SideBySide(NamedTuple):
         """Micro-batches of each rank in an update of so many blocks."""
         return accumulation_steps(blocks, ranks, self.micro_batch)
 
+    def positions(self, block_length: int) -> int:
+        """Of a micro-batch of full blocks."""
+        return self.micro_batch * block_length
+
     def deal(
         self, lengths: Lengths, blocks: int, rank: int, ranks: int, by_length: bool = True
     ) -> Dealt:
@@ -128,6 +132,7 @@ class SideBySide(NamedTuple):
             None if follows is None else _tensor(follows),
             first,
             len(rows),
+            int(lengths.sum()),
         )
 
 
@@ -191,6 +196,10 @@ class InRows(NamedTuple):
         """Micro-batches of each rank in a full update; there may be fewer, or seldom one more."""
         return self.usual
 
+    def positions(self, block_length: int) -> int:
+        """Of a micro-batch."""
+        return self.tokens
+
     def deal(
         self, lengths: Lengths, blocks: int, rank: int, ranks: int, by_length: bool = True
     ) -> Dealt:
@@ -249,6 +258,7 @@ class InRows(NamedTuple):
             None if follows is None else _tensor(follows),
             first,
             len(rows),
+            total,
         )
 
 

@@ -217,6 +217,8 @@ class Trainer:
         self.parameters = sum(p.numel() for p in self.model.parameters())
         set_matmul_precision(config.run, device)
         set_up_model(self.model, config.run, self.attention, ranks)
+        positions = self.batches.last.layout.positions(config.data.block_length)
+        self.model.usual = positions, config.masking.probability
         self.engine = Engine(
             self.model, config.optim, config.run, self.batches.accumulation, device
         )
@@ -473,7 +475,7 @@ class Trainer:
             one = on_cpu.to(self.device)
             torch.manual_seed(dropout_seed(self.config.seed, batch.update, one))
             heartbeat.mark(Phase.FORWARD, batch.update, number)
-            terms = self.engine(one.inputs, one.attention, one.positions, one.labels, one.follows)
+            terms = self.engine(*one.arguments)
             heartbeat.mark(Phase.BACKWARD, batch.update, number)
             self.engine.backward((weights * terms / over).sum())
             found.append(terms.detach().double())

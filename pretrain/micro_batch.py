@@ -52,8 +52,16 @@ class MicroBatch(NamedTuple):
     dropout is seeded by it."""
     blocks: int
     """How many there are."""
+    tokens: int
+    """Of the blocks: the other positions are padding."""
     buffer: Tensor | None = None
     """All of these numbers, one tensor after the other, if they lie so."""
+
+    @property
+    def arguments(self) -> tuple[Tensor | Row | int | None, ...]:
+        """What the objective is given."""
+        given = self.inputs, self.attention, self.positions, self.labels, self.follows
+        return *given, self.tokens
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, in the order of the buffer."""

@@ -1,6 +1,7 @@
 """The model and its loss: masked language modeling, and next-sentence prediction beside it for the
 paper's ablation."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -14,13 +15,13 @@ from robustly.pretrain.cross_entropy import (
     Compiled,
     Guesses,
     Scores,
+    filled,
     guesses,
-    loss_and_gradients,
     summed_cross_entropy,
 )
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.micro_batch import Row
-from robustly.pretrain.score_chunks import ELEMENTS
+from robustly.pretrain.score_chunks import ELEMENTS, rows_of_chunks
 from robustly.pretrain.unpadded import encode_row
 
 
@@ -128,7 +129,10 @@ class MaskedLanguageModel(nn.Module):
         """Scores of the vocabulary that are computed at a time: the engine sets it by the device's
         memory."""
         self.compiled: Compiled | None = None
-        """The loss of a chunk of scores, where head and loss are compiled."""
+        """The losses of a chunk of scores, where head and losses are compiled."""
+        self.usual = (0, 0.0)
+        """Positions of a micro-batch, and which share of them are targets: by these the chunks are
+        sized, where head and losses are compiled; the trainer sets it."""
         self.entries = model.lm_head.decoder.out_features
         """Of the vocabulary; `pad_vocabulary` adds rows to the tables, not entries."""
 
@@ -144,6 +148,7 @@ class MaskedLanguageModel(nn.Module):
         positions: Tensor,
         labels: Tensor,
         follows: Tensor | None = None,
+        tokens: int | None = None,
     ) -> Tensor:
         """Sums of the cross-entropy in nats, fp32: over M masked tokens, and over the blocks of two
         segments; (1,), or (2,) with a next-sentence head.
@@ -151,8 +156,8 @@ class MaskedLanguageModel(nn.Module):
         The arguments are a `MicroBatch`'s. M may be 0: the sum is then 0, and so is every
         gradient."""
         hidden = self.encode(inputs, attention)  # (N, L, H)
-        scores = self.scores(hidden, positions)
-        sums = [summed_cross_entropy(scores, labels.long(), self.chunk, self.compiled)]
+        scores = self.scores(hidden, positions, self.rows)
+        sums = [summed_cross_entropy(scores, labels.long(), self.rows, self.compiled)]
         if self.next_sentence is not None:
             assert follows is not None
             scores = self.next_sentence(first_of_blocks(hidden, attention))
@@ -177,31 +182,46 @@ class MaskedLanguageModel(nn.Module):
             scores: Tensor = self.model.lm_head(chosen[some])
             return scores[:, : self.entries].float()
 
-        rows = max(1, self.chunk // self.entries)
-        return Evaluation(guesses(computed, labels.long(), rows), follows)
+        return Evaluation(guesses(computed, labels.long(), self._most_rows), follows)
 
-    def scores(self, hidden: Tensor, positions: Tensor) -> Scores:
+    @property
+    def rows(self) -> int:
+        """Of a chunk of scores."""
+        if self.compiled is None or not all(self.usual):
+            return self._most_rows
+        return rows_of_chunks(self._most_rows, *self.usual)
+
+    @property
+    def _most_rows(self) -> int:
+        return max(1, self.chunk // self.entries)
+
+    def scores(self, hidden: Tensor, positions: Tensor, rows: int | None = None) -> Scores:
         """What the vocabulary's scores at `positions`, (M,), of the hidden states, (N, L, H), are
-        computed from: transformers' RobertaLMHead up to its output matrix, and that."""
+        computed from: transformers' RobertaLMHead up to its output matrix, and that. `rows`: of a
+        chunk; needed where the head is compiled."""
         decoder = self.model.lm_head.decoder
-        if self.compiled:
-            torch._dynamo.maybe_mark_dynamic(positions, 0)
+        chosen = hidden.flatten(0, 1)[positions]
+        if self.compiled is None:
+            states = self.transform(chosen)
+        else:
+            assert rows
+            chunks = max(1, math.ceil(len(chosen) / rows))
+            parts = filled(chosen, chunks * rows).split(rows)
+            states = torch.cat([self.transform(part) for part in parts])[: len(chosen)]
 
-        states = self.states(hidden, positions)
         return Scores(states, decoder.weight, decoder.bias, self.entries)
 
-    def states(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        """What the output matrix is given at `positions`, (M, H)."""
+    def transform(self, chosen: Tensor) -> Tensor:
+        """What the output matrix is given for hidden states, both (m, H)."""
         head = self.model.lm_head
-        chosen = hidden.flatten(0, 1)[positions]
         found: Tensor = head.layer_norm(functional.gelu(head.dense(chosen)))
         return found
 
     def compile_head(self) -> None:
-        """Compile what the head and the loss do between matrix products, once for all numbers of
-        masked tokens."""
-        self.compiled = torch.compile(loss_and_gradients)
-        self.states = torch.compile(self.states)  # type: ignore[method-assign]
+        """Compile what the head and the losses do between matrix products: for chunks of one number
+        of rows, so that each is one graph, however many tokens are masked."""
+        self.compiled = Compiled.once()
+        self.transform = torch.compile(self.transform, dynamic=False)  # type: ignore[method-assign]
 
     def pad_vocabulary(self, multiple: int) -> None:
         """Round the rows of the vocabulary's tables up to a multiple, for matrix products on tensor

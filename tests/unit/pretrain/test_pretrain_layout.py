@@ -91,11 +91,12 @@ def blocks_in(made: MicroBatch) -> list[tuple[list[int], list[tuple[int, int]]]]
     """The ids of each block, and its targets: place and id."""
     if isinstance(made.attention, Row):
         ends = made.attention.ends.tolist()
-        assert made.attention.tokens == ends[made.blocks]
+        assert made.attention.tokens == made.tokens == ends[made.blocks]
         parts = [slice(*ends[number : number + 2]) for number in range(made.blocks)]
     else:
         width = made.inputs.shape[1]
         real = (made.inputs != VOCABULARY.pad).sum(1).tolist()
+        assert made.tokens == sum(real[: made.blocks])
         parts = [slice(row * width, row * width + real[row]) for row in range(made.blocks)]
 
     flat, places = made.inputs.flatten().tolist(), made.positions.tolist()

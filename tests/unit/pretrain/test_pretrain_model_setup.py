@@ -15,6 +15,8 @@ from torch._dynamo.backends.common import aot_autograd
 from robustly import UserError
 from robustly.pretrain.attention import attention_for
 from robustly.pretrain.batches import Batches, fetch, sampled_lengths
+from robustly.pretrain.config import DistillationConfig
+from robustly.pretrain.distillation import Distillation
 from robustly.pretrain.layout import InRows, Layout, SideBySide
 from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
@@ -41,7 +43,7 @@ def passed(made: MaskedLanguageModel, layout: Layout | int = 4) -> tuple[float, 
         .micro_batches
     ):
         torch.manual_seed(batch.first)
-        loss = made(batch.inputs, batch.attention, batch.positions, batch.labels).sum()
+        loss = made(*batch.arguments).sum()
         loss.backward()
         loss_sum += loss.item()
 
@@ -99,34 +101,77 @@ def test_checkpointed_activations_give_the_same_with_dropout_too(dropout: float)
     assert len(calls) == 8  # of 4 micro-batches: forward, and again for the backward pass
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_it_is_the_same_and_the_encoder_one_graph_for_training_and_one_for_evaluation(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """All of torch.compile but the C++ that it writes, which takes a compiler minutes."""
+@pytest.fixture
+def compiled_graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """All of torch.compile but the C++ that it writes, which takes a compiler minutes; and the
+    graphs that it makes, of fixed shapes."""
     graphs: list[Any] = []
 
     def counted(graph: Any, inputs: Any) -> Any:
+        shapes = [each.shape for each in inputs if isinstance(each, torch.Tensor)]
+        assert all(isinstance(size, int) for shape in shapes for size in shape)
         graphs.append(graph)
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counted))
     torch._dynamo.reset()
+    return graphs
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_it_is_the_same_and_one_graph_each_for_training_and_one_for_evaluation(
+    compiled_graphs: list[Any],
+) -> None:
+    """Of encoder, head and loss; whether the masked tokens of a micro-batch are one chunk, several,
+    or none."""
+    layout = SideBySide(6, fixed=True)
     made = objective(layers=1, compile=True)
     assert made.model.roberta._compiled_call_impl is not None
-    assert_same(passed(made, SideBySide(6, fixed=True)), passed(objective(layers=1), 8))
-    assert len(graphs) == 3  # encoder; head and loss, for any number of masked tokens
+    uncompiled = passed(objective(layers=1), 8)
+    assert_same(passed(made, layout), uncompiled)
+    assert len(compiled_graphs) == 3
+
+    made.zero_grad()
+    made.usual = 6 * 32, 0.15
+    assert made.rows == 64
+    assert_same(passed(made, layout), uncompiled)
+    assert len(compiled_graphs) == 5  # of 64 rows, where there were as many as fit on a CPU
+
+    few = made.scores(torch.randn(1, 20, 64), torch.arange(20), rows=64).states
+    many = made.scores(torch.randn(1, 200, 64), torch.arange(200), rows=64).states
+    none = made.scores(torch.randn(1, 200, 64), torch.arange(0), rows=64).states
+    assert [len(states) for states in (few, many, none)] == [20, 200, 0]
+    assert len(compiled_graphs) == 6  # of hidden states that no encoder was trained by
 
     blocks: Any = RandomBlocks()
     with torch.no_grad():
         made.eval()
         for limit in (1, 5, 13):
-            for one, _ in masked_batches(
-                blocks, limit, masking(), VOCABULARY, SideBySide(6, fixed=True)
-            ):
-                made.encode(one.inputs, one.attention)
+            for one, _ in masked_batches(blocks, limit, masking(), VOCABULARY, layout):
+                made.evaluate(one.inputs, one.attention, one.positions, one.labels)
 
-    assert len(graphs) == 4
+    assert len(compiled_graphs) == 7
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("soft_over", ["tokens", "masked_tokens"])
+def test_a_compiled_student_is_the_same_and_one_graph_of_each_part(
+    soft_over: Any, compiled_graphs: list[Any]
+) -> None:
+    settings = DistillationConfig(teacher="there", soft_over=soft_over)
+    found = []
+    for compiled in (True, False):
+        teacher = objective(layers=2, compile=compiled).eval()
+        student = Distillation(objective(layers=1, compile=compiled).model, teacher, settings)
+        if compiled:
+            student.compile_head()
+            student.usual = 6 * 32, 0.15
+
+        found.append(passed(student, SideBySide(6, fixed=True)))
+
+    assert_same(*found)
+    # encoder, head: of the student and of its teacher; cross-entropy, divergence
+    assert len(compiled_graphs) == 6
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

@@ -117,8 +117,7 @@ def test_forward_loss_and_backward_never_wait_for_the_gpu(
         for one in micro_batches:
             there = onto_fake(one, mode)
             assert {each.device for each in there.tensors().values()} == {GPU}
-            inputs = there.attention, there.positions, there.labels, there.follows
-            backward(trained(there.inputs, *inputs).sum())
+            backward(trained(*there.arguments).sum())
 
         assert all(weight.grad is not None for weight in trained.parameters())
 
@@ -145,19 +144,51 @@ def batches_of_random_blocks() -> Batches:
     return Batches(order(), UpdateSizes(8), masking(), VOCABULARY, 0, 1, 8)
 
 
+def compiled_but_for_the_compiler(made: MaskedLanguageModel) -> None:
+    """Fixed chunks, some rows of the last of which do not count."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda part, **settings: part)
+        made.compile_head()
+
+    made.usual = 4 * 16, 0.15
+
+
+@pytest.mark.parametrize("format", ["full_sentences", "segment_pair"])
+def test_head_and_loss_of_fixed_shapes_never_wait_for_the_gpu(
+    tmp_path: Path, format: Format
+) -> None:
+    made = batches(tmp_path, format, "sdpa", True)
+    wholes = [one.together() for one in made.batch(2).micro_batches]
+    with fake_gpu() as mode:
+        trained = objective("sdpa", made.sampler.blocks.pairs)
+        onto_gpu(trained, mode, torch.bfloat16)
+        compiled_but_for_the_compiler(trained)
+        for whole in wholes:
+            assert len(whole.labels) % trained.rows
+            backward(trained(*onto_fake(whole, mode).arguments).sum())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("soft_over", ["tokens", "masked_tokens"])
-def test_a_student_in_rows_never_waits_for_the_gpu(tmp_path: Path, soft_over: str) -> None:
+@pytest.mark.parametrize(("attention", "fixed"), LAYOUTS)
+def test_a_student_never_waits_for_the_gpu(
+    tmp_path: Path, attention: str, fixed: bool, soft_over: str, compiled: bool
+) -> None:
     settings = DistillationConfig(teacher="there", soft_over=soft_over)
-    teacher = objective("varlen", **dict.fromkeys(DROPOUT, 0.0)).eval()
-    student = Distillation(objective("varlen").model, teacher, settings).train()
-    (*_, one) = batches(tmp_path, "full_sentences", "varlen", True).batch(1).micro_batches
-    whole = one.together()
+    teacher = objective(attention, **dict.fromkeys(DROPOUT, 0.0)).eval()
+    student = Distillation(objective(attention).model, teacher, settings).train()
+    assert listed()[attention] == "0"
+    made = batches(tmp_path, "full_sentences", attention, fixed)
+    wholes = [one.together() for one in made.batch(1).micro_batches]
+    assert any(one.tokens < one.inputs.numel() for one in wholes)  # padded
     with fake_gpu() as mode:
         for part in (teacher, student):
             onto_gpu(part, mode, torch.bfloat16)
+            if compiled:
+                compiled_but_for_the_compiler(part)
 
-        there = onto_fake(whole, mode)
-        backward(student(there.inputs, there.attention, there.positions, there.labels).sum())
+        for whole in wholes:
+            backward(student(*onto_fake(whole, mode).arguments).sum())
 
 
 class Waits(TorchDispatchMode):
