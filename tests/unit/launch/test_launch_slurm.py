@@ -269,7 +269,9 @@ def test_progress_is_what_there_is_of_files(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_a_task_says_first_where_it_is_and_becomes_the_command() -> None:
-    command = slurm_output.task(["python", "-c", "import sys; print(sys.argv[1:])", "it's $HOME"])
+    command = slurm_output.task(
+        [sys.executable, "-c", "import sys; print(sys.argv[1:])", "it's $HOME"]
+    )
     environment = {**os.environ, "SLURMD_NODENAME": "gpu04"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.stderr, done.stdout) == ("on: gpu04\n", """["it's $HOME"]\n""")
