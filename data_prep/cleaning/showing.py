@@ -4,7 +4,6 @@ corpus once it is. Nothing is made or changed."""
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,50 +14,29 @@ from numpy.typing import NDArray
 
 from robustly import UserError, manifest
 from robustly.corpus import decisions, feed
-from robustly.corpus.config import CorpusConfig
 from robustly.corpus.documents import documents
-from robustly.corpus.partitions import at_hand, partitions
+from robustly.corpus.partitions import partitions
 from robustly.corpus.replacements import read as read_spans
 from robustly.corpus.replacements import replacements_file, with_placeholders
 from robustly.data_prep.cleaning.clean import CleanStage
-from robustly.data_prep.cleaning.config import CleaningConfig
-from robustly.data_prep.cleaning.language import check_languages, language_probabilities, model_file
-from robustly.data_prep.cleaning.personal_data import finder
+from robustly.data_prep.cleaning.language import language_probabilities
 from robustly.data_prep.cleaning.rules import (
     CONTAMINATION,
     EXACT,
     LANGUAGE,
     NEAR,
     PERSONAL_DATA,
-    check_words,
     in_order,
-    reason_to_drop,
-    rules_of,
 )
+from robustly.data_prep.cleaning.sample import Judge, Judged, Span
 from robustly.description import Description, Listing
-from robustly.files import sha256
 from robustly.manifest import Manifest
 
 OPTION = "--show"
-SAMPLE_PARTITIONS, SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS = 50, 1_000, 2_000_000
-"""Of a sample, at most: all sets of quality rules look at so much in half a minute."""
+CHARACTERS = 2_000_000
+"""Of a sample: all sets of quality rules look at so much in half a minute."""
 AROUND = 70
 """Characters of an excerpt on either side of what a rule is about."""
-Span = tuple[int, int, int]
-"""Of a text: start, end, place among the placeholders."""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A document that the rules have looked at."""
-
-    source: str
-    text: str
-    """As the corpus has it."""
-    spans: list[Span]
-    """What is replaced in it."""
-    reason: str | None
-    """Why it is dropped; None: it is kept."""
 
 
 def show_rules(stage: CleanStage, number: int) -> Description:
@@ -69,7 +47,8 @@ def show_rules(stage: CleanStage, number: int) -> Description:
     stage.check_on()
     made = manifest.read(stage.folder)
     finished = made if made and made.hash == stage.stage().hash else None
-    explain = _Explanations(stage.cleaning)
+    judge = Judge(stage.cleaning, stage.language)
+    explain = _Explanations(judge)
     replaced = {kind: f"replaced {kind}" for kind in stage.cleaning.replacements}
 
     if finished:
@@ -77,7 +56,7 @@ def show_rules(stage: CleanStage, number: int) -> Description:
         summary = f"Decisions on {finished.counts['documents']:,} documents."
         rows, notes = _counted(finished), []
     else:
-        judged, rows = _sampled(stage, explain)
+        judged, rows = _sampled(stage, judge)
         summary = (
             f"A sample of {len(judged):,} documents; the corpus is not cleaned by these rules yet."
         )
@@ -115,22 +94,9 @@ def _rows(counts: Mapping[str, int]) -> list[dict[str, Any]]:
 # -------------------------------------------------------------------------------- before it is made
 
 
-def _sampled(
-    stage: CleanStage, explain: "_Explanations"
-) -> tuple[list[Judged], list[dict[str, Any]]]:
+def _sampled(stage: CleanStage, judge: Judge) -> tuple[list[Judged], list[dict[str, Any]]]:
     """A sample of the corpus as the rules see it, and what they do to it."""
-    cleaning = stage.cleaning
-    if cleaning.quality:
-        check_words(stage.language)
-
-    rules = rules_of(cleaning, stage.language, explain.model, explain.evaluation)
-    placeholders = list(cleaning.replacements.values())
-    judged = []
-    for source, text in _sample(stage.corpus):
-        spans = explain.spans(text) if placeholders else []
-        reason = reason_to_drop(with_placeholders(text, spans, placeholders), rules)
-        judged.append(Judged(source, text, spans, reason))
-
+    judged = list(judge.sample(stage.corpus, CHARACTERS))
     if not judged:
         sources = ", ".join(source.label for source in stage.corpus.sources)
         raise UserError(f"corpus.sources: no document in {sources}; expected text")
@@ -139,27 +105,11 @@ def _sampled(
     dropped = Counter(each.reason for each in judged if each.reason)
     counts = {"kept": len(kept)}
     counts |= {f"dropped by {reason}": dropped[reason] for reason in in_order(dropped)}
-    for place, kind in enumerate(cleaning.replacements):
+    for place, kind in enumerate(stage.cleaning.replacements):
         found = (span for each in kept for span in each.spans)
         counts[f"replaced {kind}"] = sum(own == place for *_, own in found)
 
     return judged, _rows(counts)
-
-
-def _sample(corpus: CorpusConfig) -> Iterator[tuple[str, str]]:
-    """The first documents of some partitions, evenly spaced, with the names of their sources."""
-    cut = at_hand(partitions(corpus))
-    chosen = cut[:: -(-len(cut) // SAMPLE_PARTITIONS) or 1]
-    for partition in chosen:
-        characters = 0
-        first = itertools.islice(
-            documents(partition, corpus, []), -(-SAMPLE_DOCUMENTS // len(chosen))
-        )
-        for text in first:
-            yield corpus.names[partition.source], text
-            characters += len(text)
-            if characters >= SAMPLE_CHARACTERS / len(chosen):
-                break
 
 
 # ---------------------------------------------------------------------------------- once it is made
@@ -231,27 +181,8 @@ def _spans_by_document(folder: Path, place: int) -> dict[int, list[Span]]:
 class _Explanations:
     """Why the rules of a config did what they did, in a row of a table."""
 
-    def __init__(self, cleaning: CleaningConfig):
-        """Raises UserError if what a rule needs is not there."""
-        self.cleaning = cleaning
-        self.model: tuple[Path, str] | None = None
-        self.evaluation: NDArray[np.uint64] | None = None
-        self.kinds = list(cleaning.replacements)
-        self.find = finder(cleaning.personal_data) if cleaning.personal_data else None
-
-        if cleaning.language:
-            path = model_file(cleaning.language)
-            self.model = path, sha256(path)
-            check_languages(cleaning.language, self.model)
-        if cleaning.contamination:
-            from robustly.data_prep.cleaning.contamination import build_index
-
-            self.evaluation = build_index(cleaning.contamination).hashes
-
-    def spans(self, text: str) -> list[Span]:
-        """What is replaced in a text."""
-        assert self.find
-        return [(start, end, self.kinds.index(kind)) for start, end, kind in self.find(text)]
+    def __init__(self, judge: Judge):
+        self.judge, self.cleaning = judge, judge.cleaning
 
     def replaced(self, judged: Judged) -> dict[str, dict[str, Any]]:
         """Kind -> its first replacement in a document."""
@@ -266,7 +197,7 @@ class _Explanations:
             ]
             after = with_placeholders(judged.text[low:high], inside, placeholders)
             rows.setdefault(
-                self.kinds[kind],
+                self.judge.kinds[kind],
                 {
                     "source": judged.source,
                     "before": excerpt(judged.text, start, end),
@@ -278,9 +209,7 @@ class _Explanations:
 
     def dropped(self, judged: Judged) -> dict[str, Any]:
         assert judged.reason
-        text = with_placeholders(
-            judged.text, judged.spans, list(self.cleaning.replacements.values())
-        )
+        text = self.judge.replaced(judged.text, judged.spans)
         why, (start, end) = self._why(text, judged.reason)
         return {"source": judged.source, "why": why, "text": excerpt(text, start, end)}
 
@@ -293,12 +222,12 @@ class _Explanations:
             case ["min_words" | "max_words"]:
                 return f"{len(text.split()):,} words", beginning
             case [rule] if rule == LANGUAGE:
-                assert self.model
-                likely = itertools.islice(language_probabilities(self.model, text).items(), 3)
+                assert self.judge.model
+                likely = itertools.islice(language_probabilities(self.judge.model, text).items(), 3)
                 return ", ".join(f"{name} {value:.2f}" for name, value in likely), beginning
             case [rule, kind] if rule == PERSONAL_DATA:
-                assert self.find
-                start, end, _ = next(iter(self.find(text)), (0, 0, kind))
+                assert self.judge.find
+                start, end, _ = next(iter(self.judge.find(text)), (0, 0, kind))
                 return f"{kind}: {text[start:end]}", (start, end)
             case [rule] if rule == CONTAMINATION:
                 return self._shared(text)
@@ -311,8 +240,8 @@ class _Explanations:
     def _shared(self, text: str) -> tuple[str, tuple[int, int]]:
         from robustly.data_prep.cleaning.contamination import shared_run
 
-        assert self.evaluation is not None and self.cleaning.contamination
-        words = shared_run(text, self.evaluation, self.cleaning.contamination.n_grams)
+        assert self.judge.evaluation is not None and self.cleaning.contamination
+        words = shared_run(text, self.judge.evaluation, self.cleaning.contamination.n_grams)
         pattern = r"\W+".join(r"\d[\d.,]*" if word == "0" else regex.escape(word) for word in words)
         found = regex.search(pattern, text, regex.I)
         return " ".join(words), found.span() if found else (0, 0)

@@ -1,9 +1,9 @@
 """How many tokens the corpus has: counted where a stage has read it, else estimated from the bytes
-that the clean stage keeps, else from the files' bytes."""
+that the clean stage keeps, else from the files' bytes and what the rules keep of a sample."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from robustly.data_prep.config import PAIRS, store_recipe
 from robustly.data_prep.merging import SHARD_BYTES
 from robustly.data_prep.store import SPLITS, Store
 from robustly.manifest import Manifest
+from robustly.preflight.kept_share import KeptShare, kept_share
 from robustly.pretrain.stage import PretrainingConfig
 
 BYTES_PER_TOKEN = 4.4
@@ -42,15 +43,17 @@ class CorpusSize:
     """Of the token store."""
     index: float | None = None
     """Bytes of its packed index."""
+    cleaning: float | None = None
+    """Bytes that cleaning needs until it is done; None where there is none to come."""
     packed: bool = False
     """Whether the store is there, packed as the config asks."""
 
 
 def corpus_size(config: PretrainingConfig) -> CorpusSize:
     """The tokens to train on: counted where the data stage has finished, else from the tokenizer's
-    counts, else from the bytes that cleaning keeps, else from the files' bytes, else not known.
-    Folders of another recipe or other files do not count, nor do those of text that is not cleaned
-    where the config cleans it."""
+    counts, else from the bytes that cleaning keeps, else from the files' bytes and a sample of what
+    cleaning keeps of them, else not known. Folders of another recipe or other files do not count,
+    nor do those of text that is not cleaned where the config cleans it."""
     corpus, tokenizer = config.corpus, config.tokenizer
     try:
         found, trained_on = corpus_sizes(corpus), corpus_sizes(corpus.training)
@@ -88,7 +91,6 @@ def corpus_size(config: PretrainingConfig) -> CorpusSize:
         what = f"{kept:,} bytes that cleaning keeps of {of:,} ({config.folder('clean')})"
         return estimated(config, _kept_bytes(corpus, cleaned), what)
 
-    not_yet = "; cleaning is not counted yet" if config.cleaning.on else ""
     if not found:
         labels = ", ".join(source.label for source in corpus.sources)
         return CorpusSize(None, f"unknown: corpus not found ({labels})")
@@ -105,7 +107,15 @@ def corpus_size(config: PretrainingConfig) -> CorpusSize:
         f", {EXPANSION[suffix]:g} bytes of text for one of {suffix}" for suffix in packed
     )
     what = f"{sum(sizes.values()):,} bytes in {len(sizes):,} files"
-    return estimated(config, _file_bytes(corpus), what, ratios, not_yet)
+    share = kept_share(config) if config.cleaning.on else KeptShare({}, "")
+    not_yet = share.source and f"; {share.source}"
+    size = estimated(config, _file_bytes(corpus, share.of_source), what, ratios, not_yet)
+    if not config.cleaning.on:
+        return size
+
+    text, _ = _file_bytes(corpus)
+    documents = text / BYTES_PER_TOKEN / TOKENS_PER_DOCUMENT
+    return replace(size, cleaning=documents * cleaning_bytes(config.cleaning))
 
 
 def _cleaned(config: PretrainingConfig, found: Mapping[str, int | None]) -> Manifest | None:
@@ -250,14 +260,26 @@ def store_bytes(tokens: float, units: float, documents: float, vocab_size: int) 
     return token_size(vocab_size) * tokens + 9 * units + 12 * documents
 
 
-def _file_bytes(corpus: CorpusConfig) -> tuple[float, float]:
+def cleaning_bytes(cleaning: CleaningConfig) -> int:
+    """Of a document, in the clean stage's work folder: the rules' decision and the text's size; for
+    exact duplicates its hash and place; for near ones its signature, and where that is from, in
+    each bucket."""
+    near = cleaning.near_duplicates
+    signature = near.num_buckets * (8 * near.hashes_per_bucket + 4) if near else 0
+    return 9 + (20 if cleaning.exact_duplicates else 0) + signature
+
+
+def _file_bytes(
+    corpus: CorpusConfig, kept: Mapping[str, float] | None = None
+) -> tuple[float, float]:
     """Bytes of text in the files, those of datasets not counted; and those of an epoch, with each
-    source as often as it is repeated."""
+    source as often as it is repeated. `kept`: the share of each source that is kept."""
     sizes = [0.0] * len(corpus.sources)
     for number, path in corpus_files(corpus):
         sizes[number] += path.stat().st_size * EXPANSION.get(path.suffix.lower(), 1.0)
 
-    return _with_epoch(corpus, sizes)
+    shares = [(kept or {}).get(name, 1.0) for name in corpus.names]
+    return _with_epoch(corpus, [size * share for size, share in zip(sizes, shares, strict=True)])
 
 
 def _kept_bytes(corpus: CorpusConfig, cleaned: Manifest) -> tuple[float, float]:

@@ -80,6 +80,7 @@ def activation_bytes(
     device: Device,
     padded: bool,
     checkpointing: bool = False,
+    eager: bool = False,
 ) -> int:
     """Bytes that autograd keeps of N blocks between the forward and the backward pass, without the
     logits.
@@ -88,23 +89,31 @@ def activation_bytes(
     gives, the sums before both LayerNorms, what the first gives, and the feed-forward before and
     after GELU. With F = 4 H and dropout on a GPU this is the 34 H bytes of Korthikanti et al. 2022,
     section 4.1, less the L x L scores, which torch's fused attention does not keep. On CPU it has
-    no kernel with dropout: there attention dropout costs three (A x L x L) tensors of a layer.
-    `padded`: a mask of L is kept for each layer and block. `checkpointing`: layers keep their
-    inputs, and all of the rest is there for one layer at a time."""
+    no kernel with dropout: there attention dropout costs three (A x L x L) tensors of a layer in
+    fp32, and in bf16 fp32 copies of queries, keys and values. `eager`: attention is written out,
+    and keeps its probabilities, with dropout also its mask and what it leaves of them; without, a
+    layer at a time holds one more while it is computed. `padded`: a mask of L is kept for each
+    layer and block. `checkpointing`: layers keep their inputs, and all of the rest is there for one
+    layer at a time."""
     size = DTYPE_BYTES[precision]
     h, f, heads, tokens = model.hidden, model.feed_forward, model.heads, blocks * block_length
     # masks of dropout: torch keeps booleans on a GPU, factors on CPU
     dropout = (1 if device == "cuda" else size) * h if model.dropout else 0
     layer = (8 * h + 2 * f) * size + 2 * dropout + 16  # 16: mean and deviation of two LayerNorms
-    if device == "cpu" and model.attention_dropout:
-        layer += 3 * heads * block_length * 4
+    scores, passing = heads * block_length, 0
+    if eager and model.attention_dropout:
+        layer += scores * (2 * size + (1 if device == "cuda" else size))
+    elif eager:
+        layer, passing = layer + scores * size, scores * size
+    elif device == "cpu" and model.attention_dropout:
+        layer += 3 * scores * 4 + 3 * h * (4 - size)
     else:
         layer += 4 * heads + (size if padded else 0)
 
     embeddings = h * size + dropout + 8 + 3 * 8  # one LayerNorm; ids of tokens, positions and types
     head = 3 * h * size + 8  # dense, GELU and LayerNorm keep their inputs; mean and deviation
     layers = model.layers * h * size + layer if checkpointing else model.layers * layer
-    return round(tokens * (layers + embeddings + masked * head))
+    return round(tokens * (layers + passing + embeddings + masked * head))
 
 
 def logits_bytes(
@@ -192,6 +201,7 @@ def rank_memory(
         device,
         padded=True,
         checkpointing=run.activation_checkpointing,
+        eager=is_eager(run, device),
     )
     states = (12 + average) * share if stage else (8 + average) * count
     elements = chunk_scores(there_is or LARGE if on_gpu else None)
@@ -201,7 +211,7 @@ def rank_memory(
         gradients=_gradients(count, share, stage, plain),
         bucket=bucket,
         activations=round(activations * (FRAGMENTATION if on_gpu else 1)),
-        teacher=_teacher(config, run, blocks * block_length, elements),
+        teacher=_teacher(config, run, blocks * block_length, elements, is_eager(run, device)),
         logits=logits_bytes(
             model,
             vocab_size,
@@ -217,7 +227,9 @@ def rank_memory(
     )
 
 
-def _teacher(config: PretrainingConfig, run: RunConfig, tokens: int, elements: int) -> int:
+def _teacher(
+    config: PretrainingConfig, run: RunConfig, tokens: int, elements: int, eager: bool
+) -> int:
     """Bytes that a teacher adds: its weights; its hidden states, in fp32 too for their cosine, and
     what a layer of it holds at a time; and of the soft loss the gradients of matrix and hidden
     states, once more, and of all tokens, if it is over those, with three tensors of a chunk of
@@ -232,11 +244,21 @@ def _teacher(config: PretrainingConfig, run: RunConfig, tokens: int, elements: i
     over_all = config.distillation.soft_over == "tokens"
     compared = tokens * (1.0 if over_all else config.masking.highest_probability)
     weights = size * parameters(teacher.model(model), vocab_size)
-    # a layer's: input, queries, keys, values or the feed-forward on both sides of GELU
-    states = tokens * (size * (h + max(4 * h, h + 2 * f)) + 8 * h)
+    # a layer's: input, queries, keys, values, with scores before and after the softmax where
+    # attention is written out; or the feed-forward on both sides of GELU
+    scores = 2 * model.heads * config.data.block_length if eager else 0
+    states = tokens * (size * (h + max(4 * h + scores, h + 2 * f)) + 8 * h)
     soft = 4 * (vocab_size * (h + 1) + compared * h) + (compared * 3 * h * size if over_all else 0)
     chunk = min(compared, max(1, elements // vocab_size)) * vocab_size
     return round(weights + states + soft + 3 * 4 * chunk)
+
+
+def is_eager(run: RunConfig, device: Device) -> bool:
+    """Whether attention is written out: where the config says so, and by `auto` on a CPU in bf16
+    (robustly.pretrain.attention, which needs torch)."""
+    if run.attention == "auto":
+        return device == "cpu" and run.precision == "bf16"
+    return run.attention == "eager"
 
 
 def offloads_optimizer(run: RunConfig) -> bool:

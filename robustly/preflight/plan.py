@@ -159,7 +159,8 @@ def _memory(config: PretrainingConfig, ranks: int, machine: Machine) -> dict[str
 
 def _network(config: PretrainingConfig, ranks: int, micro_batches: int) -> dict[str, Any]:
     count = parameters(config.model, config.tokenizer.vocab_size)
-    sent = traffic(config.run, ranks, count, micro_batches)
+    tables = embedding_parameters(config.model, config.tokenizer.vocab_size)
+    sent = traffic(config.run, ranks, count, micro_batches, tables)
     return {**asdict(sent), "total": sent.total, "seconds": sent.seconds()}
 
 
@@ -170,6 +171,7 @@ def _disk(config: PretrainingConfig, size: CorpusSize) -> dict[str, Any]:
     return {
         "checkpoint": checkpoint,
         "checkpoints": checkpoint * most_checkpoints(config.run, config.schedule),
+        "cleaning": None if size.cleaning is None else round(size.cleaning),
         "token_store": None if size.store is None else round(size.store),
         "shards": size.shards,
         "packed_index": None if size.index is None else round(size.index),
@@ -195,10 +197,15 @@ def show(found: Plan) -> None:
 
     disk = {name: "unknown" if b is None else gigabytes(b) for name, b in found.disk.items()}
     shards = found.disk["shards"]
+    cleaning = {}
+    if found.disk["cleaning"] is not None:
+        cleaning = {"cleaning": f"{disk['cleaning']} until it is done"}
+
     log.table(
         "disk",
         {
             "checkpoints": f"{disk['checkpoints']}, {disk['checkpoint']} each",
+            **cleaning,
             "token store": disk["token_store"] + (f", {_many(shards, 'shard')}" if shards else ""),
             "packed index": disk["packed_index"],
             "published": disk["published"],
@@ -246,13 +253,15 @@ def _duration(entry: dict[str, Any]) -> str:
 
 def _network_rows(network: dict[str, Any]) -> dict[str, Any]:
     """Of what each rank sends."""
-    hidden = ", while the last backward pass goes on" if network["hidden"] else ""
+    hidden = network["hidden"]
+    meanwhile = f", {gigabytes(hidden)} during the last backward pass" if hidden else ""
     rows = {
-        "gradients": f"{gigabytes(network['gradients'])} of each rank{hidden}",
+        "gradients": f"{gigabytes(network['gradients'])} of each rank{meanwhile}",
         "weights": f"{gigabytes(network['weights'])} of each rank",
     }
     return rows | {
-        name: f"{seconds * 1000:,.3g} ms, rated" for name, seconds in network["seconds"].items()
+        name: f"{seconds * 1000:,.3g} ms, rated, if nothing hides it"
+        for name, seconds in network["seconds"].items()
     }
 
 

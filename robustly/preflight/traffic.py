@@ -25,8 +25,9 @@ class Traffic:
 
     gradients: int
     weights: int
-    hidden: bool
-    """Whether a backward pass goes on while gradients are on their way."""
+    hidden: int
+    """Of the gradients, those that are on their way while the last backward pass goes on: it hides
+    as much of their time as it has left itself."""
 
     @property
     def total(self) -> int:
@@ -37,8 +38,11 @@ class Traffic:
         return {name: self.total / speed for name, speed in NETWORKS.items()}
 
 
-def traffic(run: RunConfig, ranks: int, parameters: int, micro_batches: int) -> Traffic:
-    """Of an update of so many micro-batches on each rank.
+def traffic(
+    run: RunConfig, ranks: int, parameters: int, micro_batches: int, embeddings: int = 0
+) -> Traffic:
+    """Of an update of so many micro-batches on each rank. `embeddings`: those of the parameters
+    whose gradients come last, when nothing is left to hide them.
 
     Bytes of a parameter, but for (R - 1) / R; a: micro-batches; s: bytes of a number in the run's
     precision; r: of `run.reduce_dtype`:
@@ -50,18 +54,20 @@ def traffic(run: RunConfig, ranks: int, parameters: int, micro_batches: int) -> 
         stage 3          gradients r a            weights 2 s a
 
     DeepSpeed's stages 1 and 2 give every rank the whole sum; ours, stage 1 in bf16, gives each its
-    part. Stage 3 gathers the weights for each pass, forward and backward."""
+    part, bucket by bucket, whether layers are compiled or not (robustly.pretrain.reduction). Stage
+    3 gathers the weights for each pass, forward and backward."""
     stage, size = run.zero_stage_for(ranks), DTYPE_BYTES[run.precision]
     reduced = DTYPE_BYTES[run.reduce_dtype]
-    hidden = stage == 1 and run.precision == "bf16" and not offloads_optimizer(run)
+    by_parts = stage == 1 and run.precision == "bf16" and not offloads_optimizer(run)
     if stage == 0:
         gradients, weights = 8, 0
     elif stage == 1:
-        gradients, weights = reduced if hidden else 2 * reduced, size
+        gradients, weights = reduced if by_parts else 2 * reduced, size
     elif stage == 2:
         gradients, weights = 2 * reduced * micro_batches, size
     else:
         gradients, weights = reduced * micro_batches, 2 * size * micro_batches
 
     sent = parameters * (ranks - 1) / ranks
-    return Traffic(round(sent * gradients), round(sent * weights), hidden)
+    hidden = gradients * (1 - embeddings / parameters) if by_parts else 0
+    return Traffic(round(sent * gradients), round(sent * weights), round(sent * hidden))

@@ -24,7 +24,7 @@ from robustly.corpus.config import CorpusConfig, Processing
 from robustly.corpus.documents import documents
 from robustly.corpus.files import remembered_files
 from robustly.corpus.partitions import partitions
-from robustly.data_prep.cleaning import showing, steps
+from robustly.data_prep.cleaning import sample, showing, steps
 from robustly.data_prep.cleaning.clean import CleanStage
 from robustly.data_prep.cleaning.config import CleaningConfig
 from robustly.data_prep.cleaning.dropped import write_dropped
@@ -769,8 +769,8 @@ def test_examples_of_what_is_replaced(personal, tmp_path):
 
 
 def test_a_sample_is_spread_and_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(showing, "SAMPLE_PARTITIONS", 3)
-    monkeypatch.setattr(showing, "SAMPLE_DOCUMENTS", 7)
+    monkeypatch.setattr(sample, "PLACES", 3)
+    monkeypatch.setattr(sample, "DOCUMENTS", 7)
     monkeypatch.setattr("robustly.corpus.partitions.PARTITION_BYTES", 2500)  # a file each
     for number in range(7):
         write_rows(tmp_path / f"{number}.jsonl", [f"{number} {story(number)}"] * 5)
@@ -778,12 +778,38 @@ def test_a_sample_is_spread_and_bounded(tmp_path, monkeypatch):
     found = show_rules(
         clean_stage(tmp_path, corpus("*.jsonl"), tmp_path / "clean", min_words=900), 9
     )
-    assert [row["text"][0] for row in found.examples[1].rows] == [*"000", *"333", *"666"]
-    monkeypatch.setattr(showing, "SAMPLE_CHARACTERS", 3 * 300)
+    assert [row["text"][0] for row in found.examples[1].rows] == [*"000", *"666", *"333"]
+    monkeypatch.setattr(showing, "CHARACTERS", 3 * 300)
     found = show_rules(
         clean_stage(tmp_path, corpus("*.jsonl"), tmp_path / "clean", min_words=900), 9
     )
-    assert [row["text"][0] for row in found.examples[1].rows] == ["0", "3", "6"]
+    assert [row["text"][0] for row in found.examples[1].rows] == ["0", "6", "3"]
+
+
+def test_a_sample_of_many_large_files_cuts_few_of_them(tmp_path, monkeypatch):
+    """But one of each source; behind small ones, the next."""
+    monkeypatch.setattr(sample, "PLACES", 4)
+    monkeypatch.setattr(sample, "PARTITION_BYTES", 30_000)
+    monkeypatch.setattr("robustly.corpus.partitions.PARTITION_BYTES", 30_000)
+    cut = []
+    monkeypatch.setattr(
+        "robustly.corpus.partitions.entries", lambda path, _: cut.append(path.name) or []
+    )
+    for name, files, rows in (("large", 40, 60), ("small", 39, 1), ("other", 1, 60)):
+        (tmp_path / name).mkdir()
+        for number in range(files):
+            text = "\n\n".join(
+                f"{name} {number} {row} {story(number + row)}" for row in range(rows)
+            )
+            with gzip.open(tmp_path / name / f"{number:02d}.txt.gz", "wt", 1) as file:
+                file.write(text)
+
+    config = stated(tmp_path, corpus("large", "small", "other"))
+    judge = sample.Judge(CleaningConfig(min_words=5), "en")
+    judged = list(judge.sample(config, 10**6))
+    assert {each.source for each in judged} == set(config.names)
+    assert len({each.text.split()[1] for each in judged if each.source == "small"}) > 10
+    assert len(cut) <= 4
 
 
 def test_examples_are_spread_over_the_corpus(tmp_path, monkeypatch):

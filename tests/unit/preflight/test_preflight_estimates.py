@@ -3,6 +3,7 @@ holds."""
 
 import gc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ranks import run_distributed
 from robustly.experiment import load_experiment
 from robustly.preflight import memory
 from robustly.preflight.memory import largest_micro_batch, rank_memory
+from robustly.pretrain.attention import attention_for
 from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.checkpoints.checkpoint import Progress
 from robustly.pretrain.checkpoints.disk_space import checkpoint_bytes
@@ -121,19 +123,27 @@ def test_operations_with_a_teacher_are_those_that_torch_counts(soft_over: str) -
 # ------------------------------------------------------------------------------------------- memory
 
 
-# Without bf16 under attention dropout: torch's unfused attention keeps fp32 copies of it on a CPU.
+DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    ("precision", "padded", "changes"),
+    ("attention", "padded", "changes"),
     [
-        *((precision, padded, {}) for precision in ("fp32", "bf16") for padded in (False, True)),
-        *((precision, True, {"dropout": 0.1}) for precision in ("fp32", "bf16")),
-        ("fp32", True, {"dropout": 0.1, "attention_dropout": 0.1}),
+        ("sdpa", False, {}),
+        ("sdpa", True, {}),
+        ("sdpa", True, {"dropout": 0.1}),
+        ("sdpa", True, DROPOUT),
+        ("eager", True, {}),
+        ("eager", True, DROPOUT),
     ],
 )
 def test_activations_are_what_autograd_keeps(
-    padded: bool, changes: dict[str, Any], precision: str
+    attention: str, padded: bool, changes: dict[str, Any], precision: str
 ) -> None:
-    network = objective(**changes).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    network = objective(attention, **changes).to(
+        torch.bfloat16 if precision == "bf16" else torch.float32
+    )
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -151,9 +161,46 @@ def test_activations_are_what_autograd_keeps(
         ENTRIES * SHAPE["hidden"] + ENTRIES + MASKED * BLOCKS * LENGTH * SHAPE["hidden"]
     )
     sizes = model(**{**SHAPE, **changes})
-    expected = memory.activation_bytes(sizes, BLOCKS, LENGTH, MASKED, precision, "cpu", padded)
+    eager = attention == "eager"
+    expected = memory.activation_bytes(
+        sizes, BLOCKS, LENGTH, MASKED, precision, "cpu", padded, eager=eager
+    )
+    if eager and not changes:  # held while a layer is computed
+        expected -= BLOCKS * 4 * LENGTH**2 * memory.DTYPE_BYTES[precision]
     assert loss.requires_grad
     assert measured == pytest.approx(expected + gradients_of_matrix, rel=0.01)
+
+
+@pytest.mark.parametrize("changes", [{}, DROPOUT], ids=str)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_attention_that_is_written_out_holds_its_scores(
+    precision: str, changes: dict[str, Any]
+) -> None:
+    """On long blocks these are most of what a micro-batch holds at its peak."""
+    blocks, length = 2, 512
+    sizes = model(**{**SHAPE, "positions": length + 2, **changes})
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    network = objective("eager", positions=length + 2, **changes).to(dtype)
+    inputs = torch.randint(4, ENTRIES - 1, (blocks, length))
+    mask, positions = torch.ones_like(inputs), torch.arange(0, inputs.numel(), 8)
+    mask[:, -3:] = 0
+    network(inputs, mask, positions, inputs.flatten()[positions]).sum().backward()  # gradients
+    held = peak_of(
+        lambda: network(inputs, mask, positions, inputs.flatten()[positions]).sum().backward()
+    )
+
+    kept = memory.activation_bytes(
+        sizes, blocks, length, MASKED, precision, "cpu", True, eager=True
+    )
+    expected = kept + memory.logits_bytes(sizes, ENTRIES, len(positions), precision, "cpu")
+    assert 0.97 * held <= expected <= 1.2 * held
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_plan_counts_the_attention_that_a_run_takes(precision: str) -> None:
+    run = RunConfig(precision=precision, zero_stage=1)  # type: ignore[arg-type]
+    taken = attention_for(run, model(**SHAPE), torch.device("cpu"))
+    assert memory.is_eager(run, "cpu") == (taken.name == "eager")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -170,7 +217,7 @@ def test_the_cross_entropy_holds_what_is_planned(
     labels = torch.zeros(masked_tokens, dtype=torch.int64)
 
     def forward_and_backward() -> None:
-        loss = summed_cross_entropy(Scores(*tensors), labels, rows * ENTRIES)
+        loss = summed_cross_entropy(Scores(*tensors), labels, rows)
         torch.autograd.grad(loss, tensors)
 
     sizes, elements = model(**SHAPE), rows * ENTRIES
@@ -185,13 +232,19 @@ LAYOUTS = {
 """Ranks: stages and precisions."""
 
 
+def usual(precision: str) -> str:
+    """The attention that `auto` takes on a CPU."""
+    return "eager" if precision == "bf16" else "sdpa"
+
+
 def peaks_of_training(rank: int, ranks: int) -> list[int]:
     """For each layout, the bytes that torch holds at the peak of an update of two micro-batches, as
     its profiler sees every allocation."""
     torch.set_num_threads(1)
     device = start_ranks(rank)
     return [
-        peak_of_training(ranks, stage, precision, device) for stage, precision in LAYOUTS[ranks]
+        peak_of_training(ranks, stage, precision, device, partial(objective, usual(precision)))
+        for stage, precision in LAYOUTS[ranks]
     ]
 
 
@@ -200,15 +253,17 @@ def peak_of_training(
     stage: int,
     precision: str,
     device: torch.device,
-    make: Callable[[], MaskedLanguageModel] = objective,
+    make: Callable[[], MaskedLanguageModel],
 ) -> int:
     others = living()  # of earlier tests and layouts; held, so that no address is given out twice
     engine = Engine(make(), optim(), run(stage, precision, ranks), 2, device)
     batch = micro_batch(padded=True)
+    assert batch[1] is not None
+    tokens = int(batch[1].sum())
 
     def update() -> None:
         for _ in range(2):
-            engine.backward(engine(*batch).sum() / (2.0 * ranks * len(batch[2])))
+            engine.backward(engine(*batch, None, tokens).sum() / (2.0 * ranks * len(batch[2])))
         engine.step(1e-4)
 
     update()
@@ -275,7 +330,8 @@ def test_memory_is_what_torch_holds(
     measured = measured_peaks[ranks, stage, precision]
     settings = config(model(**SHAPE), run(stage, precision, ranks))
     expected = rank_memory(settings, ranks, "cpu")
-    assert 0.97 * measured <= expected.peak - expected.overhead <= 1.2 * measured
+    least = 0.9 if stage == 3 else 0.97  # how far ahead it gathers weights is a matter of time
+    assert least * measured <= expected.peak - expected.overhead <= 1.2 * measured
 
 
 def peak_of_distillation(rank: int, ranks: int, precision: str, soft_over: str) -> int:
@@ -285,7 +341,8 @@ def peak_of_distillation(rank: int, ranks: int, precision: str, soft_over: str) 
     settings = DistillationConfig.model_validate({"teacher": "none", "soft_over": soft_over})
 
     def make() -> Distillation:
-        student, teacher = objective(), objective(layers=TEACHER)
+        attention = usual(precision)
+        student, teacher = objective(attention), objective(attention, layers=TEACHER)
         teacher.model.requires_grad_(False).to(dtype)
         return Distillation(student.model, teacher.eval(), settings).train()
 

@@ -1,6 +1,7 @@
 """What `robustly plan` says before anything runs, and where it has it from."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,13 @@ import yaml
 
 from ranks import run_distributed
 from robustly import cli, manifest
+from robustly.data_prep.cleaning.clean import CleanStage
 from robustly.data_prep.store import Store
 from robustly.experiment import Experiment, clean_work, data_work, load_experiment, tokenizer_work
 from robustly.gpus import Gpu
 from robustly.manifest import Stage
+from robustly.preflight import corpus_size, kept_share, measure_speed
 from robustly.preflight import machine as machines
-from robustly.preflight import measure_speed
 from robustly.preflight.corpus_size import BYTES_PER_TOKEN
 from robustly.preflight.machine import Machine, machine_for
 from robustly.preflight.plan import Plan, plan
@@ -243,8 +245,10 @@ def test_cleaned_text_is_what_counts(tmp_path: Path) -> None:
         return load_experiment("tiny", [*SMALL, *places, *changes])
 
     plain = planned(page())
-    assert plain.work["corpus_source"] + "; cleaning is not counted yet" == source(cleaning)
-    assert planned(page(cleaning)).work["corpus_tokens"] == plain.work["corpus_tokens"]
+    only_duplicates = "cleaning.exact_duplicates=true"
+    not_yet = "; duplicates are not counted yet"
+    assert source(only_duplicates) == plain.work["corpus_source"] + not_yet
+    assert planned(page(only_duplicates)).work["corpus_tokens"] == plain.work["corpus_tokens"]
 
     made = clean_work(page(cleaning)).make()
     kept, alone = made.counts["kept_bytes"], len("Words of this source alone.")
@@ -258,7 +262,7 @@ def test_cleaned_text_is_what_counts(tmp_path: Path) -> None:
     )
     renamed = f"corpus.sources={json.dumps([str(tmp_path / 'corpus.txt'), {'path': str(more), 'name': 'other'}])}"
     for other in ("cleaning.min_words=6", "cleaning.language.threshold=0.2", renamed):
-        assert source(cleaning, other).endswith("cleaning is not counted yet")
+        assert source(cleaning, other).endswith(not_yet)
 
     tokenizer_work(page(cleaning)).make()
     from_words = planned(page(cleaning)).work
@@ -277,9 +281,86 @@ def test_cleaned_text_is_what_counts(tmp_path: Path) -> None:
     assert source().startswith("estimated from")
     assert source(cleaning, "cleaning.min_words=6").startswith("estimated from")
     more.write_text("Another text than that.", encoding="utf-8")
-    assert source(cleaning).endswith("cleaning is not counted yet")
+    assert source(cleaning).endswith(not_yet)
     more.unlink()  # the corpus is not here: the folders are what is known
     assert planned(page(cleaning)).work["corpus_tokens"] == counted["corpus_tokens"]
+
+
+def test_what_cleaning_will_keep_is_estimated_by_a_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two sources, with different shares of documents that a rule drops; each document of the
+    second has a mail address, which becomes shorter."""
+    monkeypatch.setattr("robustly.corpus.partitions.PARTITION_BYTES", 40_000)
+    story = "One more day went by, and nobody came to the house at the river. " * 20
+    for name, every in (("a", 4), ("b", 2)):
+        documents = (
+            "Too short. " * 50
+            if number % every == 0
+            else f"{number} a.very.long.name@host.org {story}"
+            for number in range(400)
+        )
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(documents), encoding="utf-8")
+
+    sources = json.dumps([str(tmp_path / "a.txt"), {"path": str(tmp_path / "b.txt"), "repeat": 3}])
+    cleaning = "cleaning={min_words: 120, personal_data: replace}"
+
+    def page(*changes: str) -> Experiment:
+        places = [f"corpus.sources={sources}", "corpus.validation=0", f"paths.root={tmp_path}"]
+        return load_experiment("tiny", [*SMALL, *places, *changes])
+
+    monkeypatch.setattr(kept_share, "CHARACTERS", 200_000)  # of 720,000
+    plain, before = planned(page()), planned(page(cleaning))
+    made = clean_work(page(cleaning)).make()
+    after = planned(page(cleaning))
+    share = made.counts["kept_bytes"] / made.counts["bytes"]
+    assert 0.7 < share < 0.9
+    for name in ("corpus_tokens", "epochs"):
+        assert before.work[name] == pytest.approx(after.work[name], rel=0.04)
+        assert before.work[name] != pytest.approx(plain.work[name], rel=0.1)
+    for name in ("token_store", "packed_index"):
+        assert before.disk[name] == pytest.approx(after.disk[name], rel=0.04)
+
+    found = re.search(
+        r"assumed; cleaning keeps (\d+)% ± (\d+)% of a sample of (\d+) documents$",
+        before.work["corpus_source"],
+    )
+    assert found and int(found[1]) == pytest.approx(100 * share, abs=4)
+    assert 1 <= int(found[2]) <= 4 and 100 < int(found[3]) < 400
+
+
+def test_cleaning_needs_the_disk_that_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = (f"{n} came to the house at the river {n * n}" for n in range(1500))
+    (tmp_path / "a.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    changes = [
+        "cleaning={exact_duplicates: true, near_duplicates: true}",
+        f"corpus.sources={tmp_path}/a.txt",
+        f"paths.root={tmp_path}",
+    ]
+    page = load_experiment("tiny", [*SMALL, *changes])
+    held: list[int] = []
+    collect = CleanStage._collect
+
+    def look(self: CleanStage, work: Path, decided: Any) -> Any:
+        held.append(sum(path.stat().st_size for path in work.rglob("*") if path.is_file()))
+        return collect(self, work, decided)
+
+    monkeypatch.setattr(CleanStage, "_collect", look)
+    monkeypatch.setattr(corpus_size, "TOKENS_PER_DOCUMENT", 35 / BYTES_PER_TOKEN)
+    planned_bytes = planned(page).disk["cleaning"]
+    clean_work(page).make()
+    assert held[0] == pytest.approx(planned_bytes, rel=0.15)
+    assert planned(page).disk["cleaning"] is None
+
+
+def test_rules_that_cannot_be_applied_here_count_for_nothing(place: Path, tmp_path: Path) -> None:
+    shutil.copy(place / "corpus.txt", tmp_path)
+    plain = planned(small(tmp_path))
+    cleaned = planned(small(tmp_path, f"cleaning.contamination={tmp_path / 'none.jsonl'}"))
+    assert cleaned.work["corpus_tokens"] == plain.work["corpus_tokens"]
+    assert "cleaning is not counted yet: cleaning.contamination" in cleaned.work["corpus_source"]
 
 
 # --------------------------------------------------------------------------------------------- time

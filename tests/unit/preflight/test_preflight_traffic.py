@@ -86,7 +86,7 @@ def test_half_of_it_is_saved_by_bf16_and_a_part_for_each() -> None:
     for dtype, expected in (("fp32", 6), ("bf16", 4)):
         found = traffic(run(precision="bf16", reduce_dtype=dtype), many, count, 8)
         assert found.total == pytest.approx(expected * count, rel=0.01)
-        assert found.hidden
+        assert found.hidden == found.gradients
 
     offloaded = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
     found = traffic(run(precision="bf16", deepspeed=offloaded), many, count, 8)
@@ -99,10 +99,16 @@ def test_a_plan_says_what_goes_over_the_network(capsys: pytest.CaptureFixture[st
     found = plan(page, 64, Machine("cuda", None, ""), None)
     network = found.network
     assert network["total"] == pytest.approx(4 * 124_697_433 * 63 / 64, abs=4)
+    # all but the tables, whose gradients come last
+    tables = 50_265 * 768 + 514 * 768 + 768
+    assert network["hidden"] == pytest.approx(2 * (124_697_433 - tables) * 63 / 64, abs=4)
+    compiled = load_experiment("roberta_base", ["run.reduce_dtype=bf16", "run.compile=true"])
+    assert plan(compiled, 64, Machine("cuda", None, ""), None).network == network
     assert network["seconds"]["100 Gb/s a machine"] == pytest.approx(0.0393, rel=0.01)
     show(found)
     said = capsys.readouterr()
-    assert "network, an update" in said.out + said.err
+    words = " ".join((said.out + said.err).split())
+    assert "network, an update" in words and "0.17 GB during the last backward pass" in words
     show(plan(page, 1, Machine("cuda", None, ""), None))
     said = capsys.readouterr()
     assert "network, an update" not in said.out + said.err
