@@ -39,9 +39,10 @@ from robustly.launch import local
 from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.checkpoints.background_saves import BackgroundSaves
 from robustly.pretrain.checkpoints.checkpoint import Progress
-from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
+from robustly.pretrain.engine import Engine
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.pretrain.process_group import start_ranks, stop_ranks
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS, BLOCKS, LENGTH = 3, 2, 64
@@ -91,7 +92,7 @@ class Bench:
         start = self._now()
         folder = self.folder / f".update-{self.update:08d}.tmp"
         weights, moments = {}, {}
-        for name, weight, first, second in self.engine.full_tensors():
+        for name, weight, first, second in self.engine.tensors.full():
             if self.rank == 0:
                 weights[name] = weight.cpu().contiguous()
                 moments[f"exp_avg.{name}"] = first.cpu()
@@ -118,7 +119,7 @@ class Bench:
         """Seconds until training may go on."""
         start = self._now()
         self.saves.wait()
-        tensors, gathers = self.engine.full_tensors(), self.engine.gathers
+        tensors, gathers = self.engine.tensors.full(), self.engine.tensors.sharded
         if copies := checkpoint.copy_tensors(tensors, self.rank == 0, gathers):
             self.saves.begin(Progress(self.update, "benchmark"), copies)
         return self._now() - start

@@ -80,7 +80,7 @@ class Clock:
 @contextlib.contextmanager
 def alone() -> Iterator[torch.device]:
     """The process group of one rank: NCCL on a GPU. Needs DeepSpeed."""
-    from robustly.pretrain.engine import start_ranks, stop_ranks
+    from robustly.pretrain.process_group import start_ranks, stop_ranks
 
     os.environ.update(variables())
     device = start_ranks(0)

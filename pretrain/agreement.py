@@ -52,7 +52,7 @@ def disagreements(hosts: Sequence[str], values: Sequence[Mapping[str, Any]]) -> 
 
 def agree_on_weights(sums: Mapping[str, int], rank: int, update: int) -> None:
     """Go on only if all ranks hold the same weights, of which they pass a checksum each, by name
-    (`Engine.checksums`). Every rank calls it.
+    (`ShardedTensors.checksums`). Every rank calls it.
 
     Raises StartAgain on the first rank that holds others than most do, and FailedOnAnotherRank on
     all others."""

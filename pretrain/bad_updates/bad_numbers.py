@@ -122,7 +122,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 def not_finite(full: Iterable[tuple[str, Tensor, Tensor, Tensor]]) -> list[str]:
-    """Names of the parameters whose weights are not finite, of what `Engine.full_tensors` gives.
+    """Names of the parameters whose weights are not finite, of what `ShardedTensors.full` gives.
     Collective."""
     return [name for name, weight, *_ in full if not is_finite(weight)]
 

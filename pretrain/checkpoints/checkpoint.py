@@ -1,5 +1,5 @@
 """Save, find and load training checkpoints, to resume from: complete or absent, for any number of
-ranks and ZeRO stage. `loop.Trainer` resumes from the newest one; `background_saves` writes them.
+ranks and ZeRO stage. `train_state` resumes from the newest one; `background_saves` writes them.
 
 A checkpoint is a folder `checkpoints/update-00001000/`:
 

@@ -23,7 +23,7 @@ from robustly.launch.checks.facts import Facts, Question, facts
 from robustly.launch.checks.report import AllReduce, Report
 from robustly.launch.environment import Rank, export, rank_from_environment
 from robustly.launch.local import free_port
-from robustly.pretrain.engine import start_ranks, stop_ranks
+from robustly.pretrain.process_group import start_ranks, stop_ranks
 from robustly.pretrain.ranks import gather_over_ranks, together
 
 BYTES = 2**24

@@ -8,12 +8,13 @@ import torch
 from robustly import log
 from robustly.preflight.speed import Speed
 from robustly.pretrain.attention import attention_for
-from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
+from robustly.pretrain.engine import Engine
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.micro_batch import Row
 from robustly.pretrain.model_setup import set_up_model
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
 from robustly.pretrain.precision import set_matmul_precision, settled
+from robustly.pretrain.process_group import start_ranks, stop_ranks
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.resources import cores
 

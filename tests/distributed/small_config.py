@@ -12,6 +12,7 @@ from robustly.pretrain import loop
 from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.checkpoints.checkpoint import BEST
 from robustly.pretrain.stage import PretrainingConfig
+from robustly.pretrain.train_state import TrainState
 
 CORPUS = Path(__file__).resolve().parents[2] / "data_prep" / "corpora" / "prose_cc0.txt"
 
@@ -45,17 +46,17 @@ def die_after(
     """Train up to the checkpoint of an update and leave without another word; not `marked`: before
     the best of the checkpoints has its mark."""
     torch.set_num_threads(1)
-    original = loop.Trainer._save
+    original = TrainState.save
 
-    def save_and_die(self: loop.Trainer, window: Any) -> None:
+    def save_and_die(self: TrainState, window: Any) -> None:
         original(self, window)
         if self.progress.update == update:
-            self._saved()
+            self.wait()
             if not marked:
                 (self.checkpoints / BEST).unlink(missing_ok=True)
             raise KeyboardInterrupt
 
-    loop.Trainer._save = save_and_die  # type: ignore[method-assign]
+    TrainState.save = save_and_die  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         loop.pretrain(config, rank, rank, ranks)
 

@@ -29,6 +29,7 @@ from robustly.pretrain.ranks import FailedOnAnotherRank
 from robustly.pretrain.sessions import Session
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.trace import batches_of
+from robustly.pretrain.updates import Updates
 from robustly.strict_json import SEAL, sealed
 from tests import warm
 
@@ -300,7 +301,7 @@ def test_a_start_that_left_no_checkpoint_has_no_line(pretraining: MakePretrainin
     (config.folder("train") / "sessions.jsonl").write_text("spoilt")  # it is written anew
 
     def die_at_once(rank: int, ranks: int) -> None:
-        loop.Trainer._update = None  # type: ignore
+        Updates.make = None  # type: ignore
         with pytest.raises(TypeError):
             pretrain(config, rank, rank, ranks)
 

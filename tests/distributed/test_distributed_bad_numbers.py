@@ -18,7 +18,6 @@ from robustly import StartAgain, UserError, manifest
 from robustly.cli import main
 from robustly.experiment import Experiment
 from robustly.metrics import read_metrics
-from robustly.pretrain import loop
 from robustly.pretrain.bad_updates.bad_numbers import DUMPS
 from robustly.pretrain.bad_updates.update_records import SKIPPED, SPIKES
 from robustly.pretrain.batches import RankBatch
@@ -28,6 +27,7 @@ from robustly.pretrain.objective import MaskedLanguageModel
 from robustly.pretrain.ranks import FailedOnAnotherRank
 from robustly.pretrain.start import initial_model
 from robustly.pretrain.trace import batches_of, trace_update
+from robustly.pretrain.updates import Updates
 
 pytestmark = pytest.mark.distributed
 MakePretraining = Callable[..., Experiment]
@@ -59,17 +59,17 @@ def go(
     micro-batch 1 of rank 1 in some updates; `once`: not when it is repeated. `die_at`: leave without another word in this update."""
     torch.set_num_threads(1)
     now = {"update": 0, "forward": 0}
-    update, forward = loop.Trainer._update, MaskedLanguageModel.forward
+    update, forward = Updates.make, MaskedLanguageModel.forward
 
-    def faulty_update(self: loop.Trainer, batch: RankBatch, *rest: Any) -> Any:
+    def faulty_update(self: Updates, batch: RankBatch, *rest: Any) -> Any:
         if batch.update == die_at:
             raise KeyboardInterrupt
         if fault == "weight" and batch.update in updates and not (once and now["update"] > 90):
             now["update"] = 99 if once else 0
-            weight = self.model.model.lm_head.dense.bias
-            weights = {name: value for name, value in self.model.named_parameters()}
+            weight = self.engine.model.model.lm_head.dense.bias
+            weights = {name: value for name, value in self.engine.model.named_parameters()}
             assert weights["model.lm_head.dense.bias"] is weight
-            self.engine._set_weight(weight, torch.full_like(weight, float("nan")))
+            self.engine.tensors.set_weight(weight, torch.full_like(weight, float("nan")))
 
         if fault != "weight":
             now.update(update=batch.update, forward=0)
@@ -97,7 +97,7 @@ def go(
 
         initial_model.new_model = spoilt
 
-    loop.Trainer._update = faulty_update  # type: ignore[method-assign]
+    Updates.make = faulty_update  # type: ignore[method-assign]
     MaskedLanguageModel.forward = faulty_forward  # type: ignore[method-assign]
     try:
         pretrain(config, rank, rank, ranks)

@@ -10,13 +10,15 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch.nn import functional
 
-import robustly.pretrain.engine
+import robustly.pretrain.deepspeed_config
 from ranks import run_distributed
 from robustly import UserError
 from robustly.pretrain.batches import Batches
 from robustly.pretrain.checkpoints.checkpoint import copy_tensors
-from robustly.pretrain.engine import Engine, deepspeed_config, start_ranks, stop_ranks
+from robustly.pretrain.deepspeed_config import deepspeed_config
+from robustly.pretrain.engine import Engine
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.pretrain.process_group import start_ranks, stop_ranks
 from robustly.pretrain.ranks import sum_over_ranks
 from robustly.pretrain.schedule import UpdateSizes, learning_rate
 from synthetic import VOCABULARY, masking, model, optim, order, run, schedule
@@ -62,7 +64,7 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Six updates as the loop makes them; `fault` is a mutation that a test must notice. `then`:
     what `changes` are after the restart."""
-    robustly.pretrain.engine.LOSS_SCALE_POWER = scale_power
+    robustly.pretrain.deepspeed_config.LOSS_SCALE_POWER = scale_power
     torch.set_num_threads(1)
     start_ranks(rank)
     changes = changes or {}
@@ -94,11 +96,11 @@ def train(
 
         curve.append((loss_sum / masked, norm))
         if update == restart:
-            saved = [tuple(t.clone() for t in rest) for _, *rest in engine.full_tensors()]
+            saved = [tuple(t.clone() for t in rest) for _, *rest in engine.tensors.full()]
             engine = make_engine(batches.accumulation, stage, precision, **(then or changes))
-            engine.restore(iter(saved) if rank == 0 else None, update)  # type: ignore[arg-type]
+            engine.tensors.restore(iter(saved) if rank == 0 else None, update)  # type: ignore[arg-type]
 
-    tensors = [(name, sums(t), list(t.shape)) for name, t, *_ in engine.full_tensors()]
+    tensors = [(name, sums(t), list(t.shape)) for name, t, *_ in engine.tensors.full()]
     weights = {name: two for name, two, _ in tensors}
     stop_ranks()
 
@@ -293,10 +295,10 @@ def test_copies_for_a_checkpoint_are_those_of_before_the_next_step(
             engine.step(1e-3)
 
         update(1)
-        copies = copy_tensors(engine.full_tensors(), rank == 0, engine.gathers)
-        before = {name: sums(t) for name, t, *_ in engine.full_tensors()}
+        copies = copy_tensors(engine.tensors.full(), rank == 0, engine.tensors.sharded)
+        before = {name: sums(t) for name, t, *_ in engine.tensors.full()}
         update(2)
-        after = {name: sums(t) for name, t, *_ in engine.full_tensors()}
+        after = {name: sums(t) for name, t, *_ in engine.tensors.full()}
         stop_ranks()
         if copies is None:
             return [rank > 0]
@@ -377,7 +379,7 @@ def test_ranks_that_see_different_gradients_say_so(factor: float, says: str) -> 
             engine(batch.inputs, batch.attention, batch.positions, batch.labels).sum() / 100
         )
         if rank == 1:
-            for _, parameter in engine._parameters():
+            for _, parameter in engine.tensors.parameters():
                 parameter.grad.mul_(factor)
 
         try:
@@ -509,7 +511,7 @@ def test_rows_that_pad_the_vocabulary_stay_zero() -> None:
             engine.backward(engine(*inputs).sum() / 100)
             engine.step(1e-2)
 
-        tables = [p for _, p in engine._parameters() if len(p) == 320]
+        tables = [p for _, p in engine.tensors.parameters() if len(p) == 320]
         stop_ranks()
         return [[list(t.shape), bool(t[300:].any())] for t in tables]
 
@@ -527,7 +529,7 @@ def test_the_vocabulary_is_padded_on_a_gpu_alone_unless_told() -> None:
 
 def state(engine: Engine) -> list[Any]:
     """Two numbers of every weight and moment, and Adam's counts of steps."""
-    tensors = [sums(t) for _, *three in engine.full_tensors() for t in three]
+    tensors = [sums(t) for _, *three in engine.tensors.full() for t in three]
     return [*tensors, [float(found["step"]) for found in engine._adam.state.values()]]
 
 

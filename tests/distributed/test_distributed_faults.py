@@ -22,9 +22,13 @@ from robustly.heartbeat import Phase, watch
 from robustly.launch import ends, local
 from robustly.metrics import read_metrics
 from robustly.pretrain import batches, loop, reporting, validation
-from robustly.pretrain.engine import Engine, start_ranks
+from robustly.pretrain.engine import Engine
+from robustly.pretrain.process_group import start_ranks
 from robustly.pretrain.ranks import collective_timeout, together
+from robustly.pretrain.sharded_tensors import ShardedTensors
 from robustly.pretrain.stage import PretrainingConfig
+from robustly.pretrain.train_state import TrainState
+from robustly.pretrain.updates import Updates
 
 pytestmark = pytest.mark.distributed
 MakePretraining = Callable[..., PretrainingConfig]
@@ -146,10 +150,10 @@ def test_a_fault_of_the_software_is_shown_once(
     body: Callable[..., Body], capfd: pytest.CaptureFixture[str]
 ) -> None:
     def meet(rank: int) -> None:
-        def update(self: loop.Trainer, batch: Any, asked: Any) -> Any:
+        def update(self: Updates, batch: Any, *rest: Any) -> Any:
             raise RuntimeError(f"ours, on rank {rank}") if rank else time.sleep(60)
 
-        loop.Trainer._update = update  # type: ignore[method-assign]
+        Updates.make = update  # type: ignore[method-assign]
 
     assert launch(2, body(meet)) == 1
     said = lines(capfd)
@@ -161,11 +165,11 @@ def test_out_of_memory_is_said_and_mended_by_a_new_start(
     body: Callable[..., Body], capfd: pytest.CaptureFixture[str]
 ) -> None:
     def meet(rank: int) -> None:
-        def update(self: loop.Trainer, batch: Any, asked: Any) -> Any:
+        def update(self: Updates, batch: Any, *rest: Any) -> Any:
             torch.empty(2**60, dtype=torch.uint8)
 
         if rank:
-            loop.Trainer._update = update  # type: ignore[method-assign]
+            Updates.make = update  # type: ignore[method-assign]
 
     assert launch(2, body(meet)) == 75
     assert lines(capfd)[-1].startswith("error: not enough memory")
@@ -176,14 +180,14 @@ def test_a_rank_that_is_killed_is_named(
     body: Callable[..., Body], capfd: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     def meet(rank: int) -> None:
-        original = loop.Trainer._update
+        original = Updates.make
 
-        def update(self: loop.Trainer, batch: Any, asked: Any) -> Any:
+        def update(self: Updates, batch: Any, *rest: Any) -> Any:
             if batch.update == 3 and rank:
                 os.kill(os.getpid(), number)
-            return original(self, batch, asked)
+            return original(self, batch, *rest)
 
-        loop.Trainer._update = update  # type: ignore[method-assign]
+        Updates.make = update  # type: ignore[method-assign]
 
     assert launch(2, body(meet)) == 75
     said = lines(capfd)
@@ -236,17 +240,17 @@ def test_every_group_is_bounded(pretraining: MakePretraining) -> None:
 
     def look(rank: int, ranks: int) -> list[list[float]]:
         found = []
-        original, engine = loop.Trainer._save, Engine.__init__
+        original, engine = TrainState.save, Engine.__init__
 
         def make(self: Engine, *arguments: Any) -> None:
             engine(self, *arguments)
             found.append([each.total_seconds() for each in timeouts()])
 
-        def save(self: loop.Trainer, interval: Any) -> None:
+        def save(self: TrainState, interval: Any) -> None:
             original(self, interval)
             found.append([each.total_seconds() for each in timeouts()])
 
-        Engine.__init__, loop.Trainer._save = make, save  # type: ignore[method-assign]
+        Engine.__init__, TrainState.save = make, save  # type: ignore[method-assign]
         config = pretraining(
             "train", "run.timeout=40", "run.start_timeout=60", "schedule.updates=3"
         )
@@ -343,13 +347,13 @@ def test_a_tensor_of_another_shape_is_refused(
     run_distributed(2, die_after, pretraining("train"), 4)
 
     def meet(rank: int) -> None:
-        original = Engine.restore
+        original = ShardedTensors.restore
 
-        def restore(self: Engine, tensors: Any, update: int) -> None:
+        def restore(self: ShardedTensors, tensors: Any, update: int) -> None:
             cut = tensors and ((a[:-1], b, c) for a, b, c in tensors)
             original(self, cut, update)
 
-        Engine.restore = restore  # type: ignore[method-assign]
+        ShardedTensors.restore = restore  # type: ignore[method-assign]
 
     assert launch(2, body(meet)) == 2
     said = lines(capfd)[-1]

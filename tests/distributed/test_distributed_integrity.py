@@ -15,9 +15,9 @@ from ranks import run_distributed
 from robustly import UserError, manifest
 from robustly.experiment import data_work, load_experiment
 from robustly.files import sha256
-from robustly.pretrain.engine import start_ranks, stop_ranks
 from robustly.pretrain.integrity import verify
 from robustly.pretrain.loop import pretrain
+from robustly.pretrain.process_group import start_ranks, stop_ranks
 from robustly.pretrain.ranks import FailedOnAnotherRank
 from robustly.pretrain.stage import PretrainingConfig
 

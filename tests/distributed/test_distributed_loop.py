@@ -20,7 +20,7 @@ from robustly import UserError, lease
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.sampler import EpochSampler
 from robustly.metrics import read_metrics
-from robustly.pretrain import engine, loop
+from robustly.pretrain import deepspeed_config, engine
 from robustly.pretrain.batches import Batches, blocks_per_update
 from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.loop import Stopped, pretrain
@@ -33,6 +33,7 @@ from robustly.pretrain.objective import (
 )
 from robustly.pretrain.schedule import UpdateSizes
 from robustly.pretrain.stage import PretrainingConfig
+from robustly.pretrain.updates import Updates
 from robustly.rng import Purpose, seed64
 from robustly.tokenizer import load_tokenizer
 
@@ -232,14 +233,14 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on(
 
     def stop_after_5(rank: int, ranks: int) -> str:
         torch.set_num_threads(1)
-        original = loop.Trainer._update
+        original = Updates.make
 
-        def update(self: loop.Trainer, share: Any, asked: list[int]) -> Any:
+        def update(self: Updates, share: Any, *rest: Any) -> Any:
             if share.update == 5 and rank == 1:  # one rank alone is told; all must stop together
                 os.kill(os.getpid(), number)
-            return original(self, share, asked)
+            return original(self, share, *rest)
 
-        loop.Trainer._update = update  # type: ignore[method-assign]
+        Updates.make = update  # type: ignore[method-assign]
 
         try:
             pretrain(stopped, rank, rank, ranks)
@@ -292,7 +293,7 @@ def test_fp16_that_overflows_makes_every_update_of_fp32(
     def in_half(rank: int, ranks: int) -> None:
         # CPUs can, slowly, which DeepSpeed does not know
         engine.get_accelerator().is_fp16_supported = lambda: True
-        engine.LOSS_SCALE_POWER = 30
+        deepspeed_config.LOSS_SCALE_POWER = 30
         go(rank, ranks, half)
 
     run_distributed(2, in_half)

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from ranks import run_distributed
 from robustly.pretrain import optimizer
 from robustly.pretrain.batches import Batches
-from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
+from robustly.pretrain.engine import Engine
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.pretrain.process_group import start_ranks, stop_ranks
 from robustly.pretrain.reduction import OverlappedReduction, in_buckets
 from robustly.pretrain.schedule import UpdateSizes
 from synthetic import VOCABULARY, masking, model, optim, order, run
@@ -88,7 +89,7 @@ def test_buckets_are_sent_while_the_last_backward_pass_goes_on() -> None:
             return scatter(found, given, **rest)
 
         dist.reduce_scatter_tensor = note
-        words = engine._model.model.roberta.embeddings.word_embeddings.weight
+        words = engine.model.model.roberta.embeddings.word_embeddings.weight
         words.register_post_accumulate_grad_hook(lambda p: events.append("words"))
         backward(engine, batches)
         engine.step(1e-3)

@@ -17,7 +17,7 @@ from robustly.cli import main
 from robustly.data_prep.sampler import EpochSampler, Samples
 from robustly.experiment import Experiment, load_experiment
 from robustly.launch import local
-from robustly.pretrain import batches, loop, replay
+from robustly.pretrain import batches, loop, replay, updates
 from robustly.pretrain.batches import RankBatch
 from robustly.pretrain.masking import MaskedInputs
 from robustly.pretrain.replay import Comparison, Replayed
@@ -192,45 +192,45 @@ def other_block(draw: random.Random) -> None:
     EpochSampler.stream = stream  # type: ignore[method-assign]
 
 
-def in_update(change: Callable[[loop.Trainer, RankBatch, random.Random], None]) -> Fault:
+def in_update(change: Callable[[updates.Updates, RankBatch, random.Random], None]) -> Fault:
     """A change of what an update of the window is computed from."""
 
     def plant(draw: random.Random) -> None:
-        original, update = loop.Trainer._update, draw.choice((11, 12))
+        original, update = updates.Updates.make, draw.choice((11, 12))
 
-        def faulty(self: loop.Trainer, batch: RankBatch, *rest: Any) -> Any:
+        def faulty(self: updates.Updates, batch: RankBatch, *rest: Any) -> Any:
             if batch.update == update:
                 change(self, batch, draw)
             return original(self, batch, *rest)
 
-        loop.Trainer._update = faulty  # type: ignore[method-assign]
+        updates.Updates.make = faulty  # type: ignore[method-assign]
 
     return plant
 
 
 @in_update
-def other_token(trainer: loop.Trainer, batch: RankBatch, draw: random.Random) -> None:
+def other_token(maker: updates.Updates, batch: RankBatch, draw: random.Random) -> None:
     inputs = draw.choice(batch.micro_batches).inputs
     inputs[draw.randrange(len(inputs)), 0] += 5
 
 
 @in_update
-def weight_bit(trainer: loop.Trainer, batch: RankBatch, draw: random.Random) -> None:
+def weight_bit(maker: updates.Updates, batch: RankBatch, draw: random.Random) -> None:
     """The lowest but eight bits of a weight."""
-    parameter = draw.choice([p for p in trainer.model.parameters() if p.ndim == 1])
+    parameter = draw.choice([p for p in maker.engine.model.parameters() if p.ndim == 1])
     with torch.no_grad():
         parameter.view(torch.int32)[draw.randrange(parameter.numel())] ^= 1 << 8
 
 
 @in_update
-def other_label(trainer: loop.Trainer, batch: RankBatch, draw: random.Random) -> None:
+def other_label(maker: updates.Updates, batch: RankBatch, draw: random.Random) -> None:
     labels = draw.choice(batch.micro_batches).labels
     labels[draw.randrange(len(labels))] ^= 1
 
 
 def other_dropout(draw: random.Random) -> None:
-    original, wrong = loop.dropout_seed, draw.choice((11, 12))
-    loop.dropout_seed = lambda seed, update, one: original(seed, update, one) + (update == wrong)
+    original, wrong = updates.dropout_seed, draw.choice((11, 12))
+    updates.dropout_seed = lambda seed, update, one: original(seed, update, one) + (update == wrong)
 
 
 IN_THE_RUN = (flipped_mask, other_block, other_token, weight_bit, other_label, other_dropout)

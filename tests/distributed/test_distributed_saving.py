@@ -13,12 +13,13 @@ from small_config import last_checkpoint
 from ranks import run_distributed
 from robustly import UserError
 from robustly.metrics import read_metrics
-from robustly.pretrain import loop
+from robustly.pretrain import train_state
 from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.checkpoints.tensor_file import Written, write_tensors
 from robustly.pretrain.loop import pretrain
 from robustly.pretrain.ranks import FailedOnAnotherRank
 from robustly.pretrain.stage import PretrainingConfig
+from robustly.pretrain.updates import Updates
 
 pytestmark = pytest.mark.distributed
 Write = Callable[[Path, Any], Written]
@@ -28,7 +29,6 @@ def train(rank: int, ranks: int, config: PretrainingConfig, write: Write | None 
     torch.set_num_threads(1)
     if write:
         checkpoint.write_tensors = write  # type: ignore[assignment]
-        loop.PATIENCE = 0.1
 
     try:
         pretrain(config, rank, rank, ranks)
@@ -101,15 +101,15 @@ def test_a_fault_elsewhere_lets_the_checkpoint_that_was_begun_be_written(
         return write_tensors(path, tensors)
 
     def fail_in_update_5(rank: int, ranks: int) -> bool:
-        original = loop.Trainer._update
+        original = Updates.make
 
-        def update(self: loop.Trainer, batch: Any, asked: list[int]) -> Any:
+        def update(self: Updates, batch: Any, *rest: Any) -> Any:
             if batch.update == 5:
-                assert self.saves.writing
+                assert self.state.saves.writing
                 raise ZeroDivisionError
-            return original(self, batch, asked)
+            return original(self, batch, *rest)
 
-        loop.Trainer._update = update  # type: ignore[method-assign]
+        Updates.make = update  # type: ignore[method-assign]
         with pytest.raises(ZeroDivisionError):
             train(rank, ranks, config, slowly)
 
@@ -129,7 +129,7 @@ def test_a_run_and_a_checkpoint_without_room_are_refused_on_all_ranks(
         def refuse(folder: Path, *_: object) -> None:
             raise UserError(f"{folder.name}: no room")
 
-        setattr(loop, "look_before_run" if at_start else "look_before_checkpoint", refuse)
+        setattr(train_state, "look_before_run" if at_start else "look_before_checkpoint", refuse)
         return train(rank, ranks, config)
 
     for at_start in (True, False):

@@ -9,10 +9,10 @@ import torch
 
 from ranks import run_distributed
 from robustly.cli import main
-from robustly.pretrain import loop
 from robustly.pretrain.batches import RankBatch
 from robustly.pretrain.loop import pretrain
 from robustly.pretrain.stage import PretrainingConfig
+from robustly.pretrain.updates import Updates
 
 pytestmark = pytest.mark.distributed
 Fed = list[list[list[Any]]]
@@ -21,13 +21,13 @@ Fed = list[list[list[Any]]]
 def go(rank: int, ranks: int, config: PretrainingConfig) -> Fed:
     """Train; returns of each update and micro-batch the tokens of each block and its targets."""
     torch.set_num_threads(1)
-    original, fed = loop.Trainer._update, []
+    original, fed = Updates.make, []
 
-    def update_and_note(self: loop.Trainer, batch: RankBatch, *rest: Any) -> Any:
+    def update_and_note(self: Updates, batch: RankBatch, *rest: Any) -> Any:
         fed.append([shown(one) for one in batch.micro_batches])
         return original(self, batch, *rest)
 
-    loop.Trainer._update = update_and_note  # type: ignore[method-assign]
+    Updates.make = update_and_note  # type: ignore[method-assign]
     pretrain(config, rank, rank, ranks)
     return fed
 

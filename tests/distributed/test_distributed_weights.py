@@ -11,9 +11,10 @@ from ranks import run_distributed
 from robustly import StartAgain
 from robustly.pretrain import loop
 from robustly.pretrain.checkpoints import checkpoint
-from robustly.pretrain.engine import _sum_of_bits
 from robustly.pretrain.ranks import FailedOnAnotherRank
+from robustly.pretrain.sharded_tensors import sum_of_bits
 from robustly.pretrain.stage import PretrainingConfig
+from robustly.pretrain.train_state import TrainState
 
 pytestmark = pytest.mark.distributed
 MakePretraining = Callable[..., PretrainingConfig]
@@ -23,16 +24,16 @@ def flip_and_train(rank: int, ranks: int, config: PretrainingConfig, odd: int) -
     """Train, with the lowest bit of one number flipped on one rank before the checkpoint of update
     4; returns how it ends, and the newest checkpoint then."""
     torch.set_num_threads(1)
-    original = loop.Trainer._save
+    original = TrainState.save
 
-    def save(self: loop.Trainer, window: Any) -> None:
+    def save(self: TrainState, window: Any) -> None:
         if rank == odd and self.progress.update == 4:
-            bias = dict(self.engine._model.named_parameters())["model.lm_head.layer_norm.bias"]
+            bias = dict(self.engine.model.named_parameters())["model.lm_head.layer_norm.bias"]
             bits = bias.data.view({4: torch.int32, 2: torch.int16}[bias.element_size()])
             bits[3] ^= 1
         original(self, window)
 
-    loop.Trainer._save = save  # type: ignore[method-assign]
+    TrainState.save = save  # type: ignore[method-assign]
     try:
         loop.pretrain(config, rank, rank, ranks)
         said = ["trained", ""]
@@ -83,13 +84,11 @@ def test_the_same_run_goes_on_from_the_checkpoint_before(pretraining: MakePretra
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("size", [0, 1, 7, 64, 1001])
-def test_a_sum_of_bits_does_not_depend_on_where_a_tensor_lies(
-    dtype: torch.dtype, size: int
-) -> None:
+def test_asum_of_bits_does_not_depend_on_where_a_tensor_lies(dtype: torch.dtype, size: int) -> None:
     tensor = torch.randn(size).to(dtype)
     moved = torch.cat([torch.ones(3, dtype=dtype), tensor])[3:]
-    assert _sum_of_bits(tensor) == _sum_of_bits(moved)
+    assert sum_of_bits(tensor) == sum_of_bits(moved)
     if size:
         as_whole_numbers = {8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize]
         moved[-1:].view(as_whole_numbers)[0] ^= 1
-        assert _sum_of_bits(tensor) != _sum_of_bits(moved)
+        assert sum_of_bits(tensor) != sum_of_bits(moved)

@@ -22,7 +22,7 @@ from robustly.pretrain.checkpoints.disk_space import checkpoint_bytes
 from robustly.pretrain.config import DistillationConfig, ModelConfig, RunConfig
 from robustly.pretrain.cross_entropy import Scores, summed_cross_entropy
 from robustly.pretrain.distillation import Distillation
-from robustly.pretrain.engine import Engine, start_ranks
+from robustly.pretrain.engine import Engine
 from robustly.pretrain.flops import (
     embedding_parameters,
     flops_per_token,
@@ -31,6 +31,7 @@ from robustly.pretrain.flops import (
 )
 from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.pretrain.process_group import start_ranks
 from robustly.pretrain.stage import PretrainingConfig
 from synthetic import model, optim
 
@@ -268,7 +269,7 @@ def peak_of_training(
 
     update()
     # a checkpoint that is written meanwhile
-    copies = checkpoint.copy_tensors(engine.full_tensors(), keep=True)
+    copies = checkpoint.copy_tensors(engine.tensors.full(), keep=True)
     assert copies
     before = sum(storage.nbytes() for address, storage in living().items() if address not in others)
     return before + peak_of(update)

@@ -11,8 +11,9 @@ from robustly.experiment import load_experiment
 from robustly.preflight.machine import Machine
 from robustly.preflight.plan import plan, show
 from robustly.preflight.traffic import traffic
-from robustly.pretrain.engine import Engine, start_ranks, stop_ranks
+from robustly.pretrain.engine import Engine
 from robustly.pretrain.objective import MaskedLanguageModel, new_model, roberta_config
+from robustly.pretrain.process_group import start_ranks, stop_ranks
 from synthetic import VOCABULARY, model, optim, run
 
 LAYOUTS: list[tuple[int, str, str]] = [
