@@ -118,12 +118,13 @@ class Ours:
         model = new_model(roberta_config(page.model, vocabulary), page.seed)
         objective = MaskedLanguageModel(model).train()
         attention = attention_for(page.run, page.model, device)
-        set_up_model(objective, page.run, attention)
         blocks: Any = RandomBlocks(vocabulary, page.data.block_length, padded=padded)
         order, batch = EpochSampler(blocks, page.seed), page.optim.batch_size
         on_gpu, in_rows = device.type == "cuda", attention.in_rows
         fixed = page.run.compile or (on_gpu and in_rows)
         layout = layout_for(order, batch, 1, page.run.micro_batch, in_rows, fixed)
+        usual = layout.positions(page.data.block_length), page.masking.probability
+        set_up_model(objective, page.run, attention, usual=usual)
         masks = page.masking, vocabulary
         self.batches = Batches(order, UpdateSizes(batch), *masks, 0, 1, layout, pinned=on_gpu)
         self.engine = Engine(objective, page.optim, page.run, self.batches.accumulation, device)

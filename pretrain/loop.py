@@ -168,9 +168,9 @@ class Trainer:
         pairs = inputs.validation.pairs
         self.model = initial_model(config, inputs.tokenizer, pairs, rank, device)
         set_matmul_precision(config.run, device)
-        set_up_model(self.model, config.run, self.attention, ranks)
         positions = self.batches.last.layout.positions(config.data.block_length)
-        self.model.usual = positions, config.masking.probability
+        usual = positions, config.masking.probability
+        set_up_model(self.model, config.run, self.attention, ranks, usual)
         self.engine = Engine(
             self.model, config.optim, config.run, self.batches.accumulation, device
         )

@@ -16,10 +16,14 @@ from robustly.pretrain.objective import MaskedLanguageModel
 
 
 def set_up_model(
-    objective: MaskedLanguageModel, run: RunConfig, attention: Attention, ranks: int = 1
+    objective: MaskedLanguageModel,
+    run: RunConfig,
+    attention: Attention,
+    ranks: int = 1,
+    usual: tuple[int, float] | None = None,
 ) -> None:
-    """Set the objective's encoder up, in place. `ranks`: how many train together. Raises UserError
-    if this machine lacks what it takes."""
+    """Set the objective's encoder up, in place. `ranks`: how many train together. `usual`: as the
+    objective's. Raises UserError if this machine lacks what it takes."""
     objective.model.set_attn_implementation(attention.name)
     if run.activation_checkpointing:
         objective.model.config.use_cache = False  # an encoder has none; transformers would warn
@@ -36,7 +40,7 @@ def set_up_model(
         for part in _compiled_parts(objective.model.roberta, ranks):
             part.compile(dynamic=False)
 
-        objective.compile_head()
+        objective.compile_head(usual)
 
 
 def _compiled_parts(roberta: RobertaModel, ranks: int) -> list[nn.Module]:

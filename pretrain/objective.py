@@ -130,9 +130,9 @@ class MaskedLanguageModel(nn.Module):
         memory."""
         self.compiled: Compiled | None = None
         """The losses of a chunk of scores, where head and losses are compiled."""
-        self.usual = (0, 0.0)
-        """Positions of a micro-batch, and which share of them are targets: by these the chunks are
-        sized, where head and losses are compiled; the trainer sets it."""
+        self.usual: tuple[int, float] | None = None
+        """Positions of a micro-batch, and which share of them are targets: the chunks are sized by
+        these where head and losses are compiled."""
         self.entries = model.lm_head.decoder.out_features
         """Of the vocabulary; `pad_vocabulary` adds rows to the tables, not entries."""
 
@@ -187,7 +187,7 @@ class MaskedLanguageModel(nn.Module):
     @property
     def rows(self) -> int:
         """Of a chunk of scores."""
-        if self.compiled is None or not all(self.usual):
+        if self.usual is None:
             return self._most_rows
         return rows_of_chunks(self._most_rows, *self.usual)
 
@@ -217,9 +217,10 @@ class MaskedLanguageModel(nn.Module):
         found: Tensor = head.layer_norm(functional.gelu(head.dense(chosen)))
         return found
 
-    def compile_head(self) -> None:
+    def compile_head(self, usual: tuple[int, float] | None = None) -> None:
         """Compile what the head and the losses do between matrix products: for chunks of one number
         of rows, so that each is one graph, however many tokens are masked."""
+        self.usual = usual
         self.compiled = Compiled.once()
         self.transform = torch.compile(self.transform, dynamic=False)  # type: ignore[method-assign]
 

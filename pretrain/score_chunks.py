@@ -14,9 +14,9 @@ BYTES = 10
 """Of a score, at the most: in 16 bits, with a copy and its logarithm in fp32."""
 SHARE = 60
 """A chunk takes at most one part in so many of a GPU's memory."""
-TILE = 64
+TILE = 16
 """What the rows of compiled chunks are rounded up to, as GPUs multiply matrices."""
-DEVIATIONS = 2.0
+DEVIATIONS = 1.0
 """How far above the mean the targets of a micro-batch have room in its chunks: where there are
 more, they take one chunk more."""
 

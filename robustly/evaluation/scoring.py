@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from robustly.pretrain.cross_entropy import guesses
 from robustly.pretrain.masking import MaskedInputs, SpecialTokens
+from robustly.pretrain.score_chunks import chunk_scores
 
 Ids = NDArray[np.integer]
 Advance = Callable[[int], None]
@@ -105,30 +106,55 @@ def score_targets(
         torch.from_numpy(array).to(device)
         for array in (masked.inputs, attention, masked.targets, ids[masked.targets])
     )
-    logits = target_logits(model, inputs, mask, targets)
-    losses = functional.cross_entropy(logits, labels.long(), reduction="none")
-    return TargetScores(losses.double().cpu().numpy(), (logits.argmax(-1) == labels).cpu().numpy())
+    computed = scores_at(model, inputs, mask, targets)
+    found = guesses(computed, labels.long(), rows_of_chunk(model))
+    return TargetScores(found.losses.double().cpu().numpy(), found.right.cpu().numpy())
 
 
-def target_logits(
+def scores_at(
     model: PreTrainedModel, inputs: Tensor, attention: Tensor, targets: Tensor
-) -> Tensor:
-    """The scores of the vocabulary, fp32, at the targets: (targets, vocabulary). All arguments are
-    (n, L).
+) -> Callable[[slice], Tensor]:
+    """What computes the scores of the vocabulary, fp32, at some of the targets: (some, vocabulary).
+    The arguments are (n, L).
 
-    The head runs at the targets alone: the scores of all positions would take gigabytes with a
-    large vocabulary. Whatever head a model has, it is given their hidden states, as one row, in
-    place of all."""
+    The encoder runs once, for the first of them, and the head at those that are asked for alone:
+    the scores of all would take gigabytes with a large vocabulary. Whatever head a model has, it is
+    given their hidden states, as one row, in place of all."""
+    encoder: Any = model.base_model
+    encode, replaced = encoder.forward, "forward" in vars(encoder)
+    kept: list[Any] = []
 
-    def leave_targets(encoder: nn.Module, given: tuple[Any, ...], output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state[targets][None]  # (1, targets, H)
-        return output
+    def computed(some: slice) -> Tensor:
+        def states_of_some(*given: Any, **named: Any) -> Any:
+            if not kept:
+                output = encode(*given, **named)
+                kept.extend([output, output.last_hidden_state[targets]])  # (targets, H)
 
-    hook = model.base_model.register_forward_hook(leave_targets)
-    try:
-        return model(input_ids=inputs, attention_mask=attention).logits[0].float()
-    finally:
-        hook.remove()
+            output, states = kept
+            output.last_hidden_state = states[some][None]
+            return output
+
+        encoder.forward = states_of_some
+        try:
+            return model(input_ids=inputs, attention_mask=attention).logits[0].float()
+        finally:
+            if replaced:
+                encoder.forward = encode
+            else:
+                del encoder.forward
+
+    return computed
+
+
+def rows_of_chunk(model: PreTrainedModel) -> int:
+    """Of how many targets the scores are computed at a time, by the memory of the model's
+    device."""
+    memory = None
+    if model.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(model.device).total_memory
+
+    words: Any = model.get_input_embeddings()
+    return max(1, chunk_scores(memory) // words.num_embeddings)
 
 
 def standard_error(sums: NDArray[np.float64], weights: NDArray[np.float64]) -> float | None:

@@ -1,13 +1,17 @@
 """Scores of blocks and sentences, compared with transformers' own loss and a plain loop over the
 tokens."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import RobertaForMaskedLM
 
+from robustly.evaluation import scoring
 from robustly.evaluation.scoring import (
     enclose,
     mask_one_each,
@@ -59,9 +63,17 @@ def test_each_copy_is_masked_at_one_position() -> None:
     )
 
 
+@pytest.mark.parametrize("rows", [None, 7, 1])
 def test_the_loss_is_that_of_transformers_on_the_same_masks(
-    roberta: RobertaForMaskedLM, blocks: list[Any]
+    roberta: RobertaForMaskedLM,
+    blocks: list[Any],
+    rows: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Whether the scores of all targets are computed at a time, of 7, or of one."""
+    if rows:
+        monkeypatch.setattr(scoring, "chunk_scores", lambda memory: rows * VOCABULARY.size)
+
     ids, lengths, masked = masked_blocks(blocks)
     found = score_targets(roberta, ids, lengths, masked)
     attention = torch.from_numpy((np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64))
@@ -70,13 +82,49 @@ def test_the_loss_is_that_of_transformers_on_the_same_masks(
         theirs = roberta(torch.from_numpy(masked.inputs), attention_mask=attention, labels=labels)
 
     assert len(found.loss) == masked.targets.sum() > 20
-    assert found.loss.mean() == pytest.approx(float(theirs.loss), rel=1e-5)
+    assert found.loss.mean() == pytest.approx(float(theirs.loss), rel=1e-6)
+    each = functional.cross_entropy(theirs.logits.mT, labels, reduction="none").numpy()
+    np.testing.assert_allclose(found.loss, each[masked.targets], rtol=1e-5, atol=1e-6)
     hits = theirs.logits.argmax(-1).numpy() == ids
     assert found.right.tolist() == hits[masked.targets].tolist()
     assert (
         not masked.targets[ids == VOCABULARY.bos].any()
         and not masked.targets[ids == VOCABULARY.eos].any()
     )
+
+
+class Sizes(TorchDispatchMode):
+    """Counts the tensors of each number of elements that operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.found[made.numel()] += 1
+
+        return made
+
+
+def test_the_encoder_runs_once_and_no_tensor_holds_the_scores_of_all_targets(
+    roberta: RobertaForMaskedLM, blocks: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was done to the model for that is undone."""
+    monkeypatch.setattr(scoring, "chunk_scores", lambda memory: 3 * VOCABULARY.size)
+    ids, lengths, masked = masked_blocks(blocks)
+    calls: list[int] = []
+    layer = roberta.roberta.encoder.layer[0]
+    hook = layer.register_forward_hook(lambda *_: calls.append(1))
+    with Sizes() as made:
+        score_targets(roberta, ids, lengths, masked)
+
+    hook.remove()
+    assert len(calls) == 1 and "forward" not in vars(roberta.roberta)
+    count = int(masked.targets.sum())
+    chunks = made.found[3 * VOCABULARY.size]
+    assert chunks >= count // 3 > 5 and not made.found[count * VOCABULARY.size]
 
 
 def test_scores_of_a_block_do_not_depend_on_its_company(
@@ -97,10 +145,18 @@ def test_blocks_without_a_target(roberta: RobertaForMaskedLM, blocks: list[Any])
     assert score_targets(roberta, ids, lengths, nothing_asked).loss.shape == (0,)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize(("batch_size", "rows"), [(1, None), (7, None), (64, None), (64, 5)])
 def test_pseudo_log_likelihood_is_that_of_a_loop_over_tokens(
-    roberta: RobertaForMaskedLM, blocks: list[Any], batch_size: int
+    roberta: RobertaForMaskedLM,
+    blocks: list[Any],
+    batch_size: int,
+    rows: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Whether the scores of a batch are computed at a time, or of 5 copies."""
+    if rows:
+        monkeypatch.setattr(scoring, "chunk_scores", lambda memory: rows * VOCABULARY.size)
+
     sentences = blocks[1:4]
     expected = []
     for sentence in sentences:

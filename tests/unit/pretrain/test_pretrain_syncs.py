@@ -148,9 +148,7 @@ def compiled_but_for_the_compiler(made: MaskedLanguageModel) -> None:
     """Fixed chunks, some rows of the last of which do not count."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", lambda part, **settings: part)
-        made.compile_head()
-
-    made.usual = 4 * 16, 0.15
+        made.compile_head((4 * 16, 0.15))
 
 
 @pytest.mark.parametrize("format", ["full_sentences", "segment_pair"])
