@@ -26,9 +26,10 @@ test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow and not full and not processes" tests/unit
 
 # Kills at random moments; several hosts, Slurm, Ray and an older transformers, where they are installed (.ci/setup).
-# With FULL="full and not long" a part of the table of faults, as `.ci/run` has it.
+# With FULL="full and not long" a part of the table of faults, as `.ci/run` has it. More workers than cores: they wait
+# for time-outs more than they work.
 test-full: $(INSTALLED)
-	$(PYTEST) -m "$(FULL)"
+	$(PYTEST) -n 4 -m "$(FULL)"
 
 # A training is killed N times at random moments and compared with an undisturbed one: minutes.
 stress: $(INSTALLED)

@@ -44,20 +44,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
     return InOrder(config, log)
 
 
+ALONE = (
+    "test_the_commands_of_a_page_run",
+    "test_what_a_launcher_meets_in_a_way_of_its_own",
+    "test_the_others",  # of a launcher's faults
+)
+"""Tests that take long and share nothing with the others of their file."""
+
+
 class InOrder(LoadFileScheduling):
-    """The tests of a file stay in one worker, which makes their fixtures, but for those that take
-    long and share nothing. Files are begun in alphabetical order: what takes longest comes first."""
+    """The tests of a file stay in one worker, which makes their fixtures, but for those of `ALONE`.
+    Files are begun in alphabetical order: what takes longest comes first."""
 
     def __init__(self, config: pytest.Config, log: Any) -> None:
         super().__init__(config, log)
         config.option.loadscopereorder = False
 
     def _split_scope(self, nodeid: str) -> str:
-        return (
-            nodeid
-            if "::test_the_commands_of_a_page_run" in nodeid
-            else super()._split_scope(nodeid)
-        )
+        alone = any(f"::{name}" in nodeid for name in ALONE)
+        return nodeid if alone else super()._split_scope(nodeid)
 
 
 @pytest.fixture(scope="session")
