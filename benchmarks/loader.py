@@ -8,6 +8,8 @@
 * Blocks from a file that is not in memory: mapped and no more, and asked for ahead, as `Blocks`
   does where tokens are more than half of the memory. It writes 3 GB of tokens.
 * The packed index of one and of eight billion tokens: seconds, and the memory that it takes.
+* How often each token stands in a store, for the loss of guessing by frequency: compiled, beside
+  numpy.
 * A start of training on simulated stores: the files have their real sizes and manifests, and hold
   nothing but what the first updates ask for. And `robustly plan` on simulated files of text.
 
@@ -46,6 +48,10 @@ SHARD_TOKENS = 2**30
 FIRST = 8192
 PLANNED = (2**30, 8 * 2**30)
 SIZES = (160 * 10**9, 2 * 10**12)
+COUNTED, ENTRIES = 2**27, 50_265
+STARTED, STARTED_MEMORY, PLANNED_MEMORY = 5.0, 100e6, 1e9
+"""What was predicted of a start at 2 TB (seconds and bytes of a rank before its first update), and
+of planning."""
 
 
 # ------------------------------------------------------------------------------------------- stores
@@ -245,6 +251,29 @@ def planning(scratch: str, tokens: int) -> dict[str, float]:
     }
 
 
+def counting(_: str) -> dict[str, float]:
+    """Tokens a second of processor time that are counted, by turns."""
+    from robustly.data_prep.token_counts import count_tokens
+
+    draw = np.random.default_rng(0)
+    tokens = (draw.zipf(1.3, COUNTED) % ENTRIES).astype(np.uint16)
+
+    def numpy() -> None:
+        for begin in range(0, COUNTED, 2**22):
+            np.bincount(tokens[begin : begin + 2**22], minlength=ENTRIES)
+
+    ways = {"numpy": numpy, "ours": lambda: count_tokens([lambda: tokens], [COUNTED], ENTRIES)}
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(ROUNDS + 1):  # the first one warms
+        for name, count in ways.items():
+            start = time.process_time()
+            count()
+            if turn:
+                speeds[name].append(COUNTED / (time.process_time() - start))
+
+    return {name: statistics.median(each) for name, each in speeds.items()}
+
+
 def starting(folder: str, blocks_per_epoch: int) -> dict[str, float]:
     """What a rank does before its first update of 8,192 blocks, on a simulated store."""
     from robustly import manifest
@@ -303,7 +332,8 @@ def _status(name: str) -> int:
 
 
 CASES: dict[str, Callable[..., Any]] = {
-    "reading": reading, "cold": cold, "planning": planning, "starting": starting,
+    "reading": reading, "cold": cold, "planning": planning, "counting": counting,
+    "starting": starting,
 }  # fmt: skip
 
 
@@ -338,6 +368,7 @@ def measure(_: list[str], scratch: Path) -> str:
     read, from_disk = run("reading", str(scratch)), run("cold", str(scratch))
     shutil.rmtree(scratch / "cold")
     plans = [run("planning", str(scratch), tokens) for tokens in PLANNED]
+    counted = run("counting", str(scratch))
     starts, texts = [], []
     for size in SIZES:
         folder = scratch / f"simulated-{size}"
@@ -353,7 +384,35 @@ def measure(_: list[str], scratch: Path) -> str:
         (f"{PARTITIONS:,} partitions, merged", "merged"),
         (f"{PARTITIONS:,} partitions, a shard each", "single"),
     ]
-    slowest = plans[-1]
+    slowest, largest = plans[-1], starts[-1]
+    began = largest["looked"] + largest["opened"] + largest["first"]
+    predictions = [
+        (
+            f"blocks in random order, {PARTITIONS:,} partitions to {FEW}",
+            "0.8 at least",
+            f"{speeds['merged'] / speeds['few']:.2f}",
+        ),
+        (
+            f"the same to `datasets`: {FEW} partitions, {PARTITIONS:,} merged",
+            "10 at least",
+            f"{speeds['few'] / peer:.1f}, {speeds['merged'] / peer:.1f}",
+        ),
+        (
+            "a start at 2 TB: seconds, and MB of a rank",
+            f"{STARTED:.0f}, {STARTED_MEMORY / 1e6:.0f} at most",
+            f"{began:.1f}, {largest['memory'] / 1e6:.0f}",
+        ),
+        (
+            "planning: MB, however many tokens",
+            f"{PLANNED_MEMORY / 1e6:,.0f} at most",
+            f"{max(each['memory'] for each in plans) / 1e6:.0f}",
+        ),
+        (
+            "counting tokens, to numpy's speed, one core",
+            "2 at least",
+            f"{counted['ours'] / counted['numpy']:.1f}",
+        ),
+    ]
     ahead = ("mapped", "mapped and no more"), ("ahead", "asked for ahead, MADV_RANDOM")
     sizes = [f"{size / 1e9:,.0f} GB" for size in SIZES]
     return f"""# The loader at 160 GB and 2 TB
@@ -361,6 +420,9 @@ def measure(_: list[str], scratch: Path) -> str:
 {time.strftime("%Y-%m-%d")}, {os.cpu_count()} CPU cores (load at the start: {load:.1f}), {platform.machine()}, Linux {platform.release()}, Python
 {platform.python_version()}, numpy {version("numpy")}, numba {version("numba")}, datasets {version("datasets")}.
 
+| | predicted | came out |
+| --- | --- | --- |
+{"".join(f"| {' | '.join(row)} |{chr(10)}" for row in predictions)}
 ## Blocks in random order
 
 Blocks of {BLOCK_LENGTH}, {BATCH} at a time, {PARTITIONS * DOCUMENTS * DOCUMENT / 1e6:.0f} million tokens in memory; blocks a second of processor time, the median of {ROUNDS} turns.
@@ -369,7 +431,7 @@ Blocks of {BLOCK_LENGTH}, {BATCH} at a time, {PARTITIONS * DOCUMENTS * DOCUMENT 
 | --- | --- | --- | --- | --- | --- |
 {"".join(f"| {label} | {read[f'{name} shards']:,} | {speeds[name]:,.0f} | {speeds[name] / speeds['few']:.2f} | {speeds[name] / peer:.1f} | {read[f'{name} opened']:.3f} |{chr(10)}" for label, name in reading_rows)}| `datasets`, numpy format | | {peer:,.0f} | | 1.0 | |
 
-Goals: with 10,000 partitions at least 0.8 of the speed with 12, and 10 times `datasets`. Before shards were merged, with 256 of them
+Before shards were merged, with 256 of them
 kept open: 294,000 blocks a second at 12 shards, 4,100 at 10,000.
 
 ## From a file that is not in memory
@@ -387,6 +449,9 @@ Blocks of {BLOCK_LENGTH} of full sentences; units of {UNIT} tokens. Memory is th
 | --- | --- | --- | --- | --- |
 {"".join(f"| {each['tokens']:,} | {each['seconds']:.1f} | {each['busy']:.1f} | {each['memory'] / 1e6:.0f} | {each['index'] / 1e6:,.0f} |{chr(10)}" for each in plans)}
 At this speed, 500 billion tokens take {500e9 / slowest["tokens"] * slowest["busy"] / 60:.0f} minutes of one core, once.
+
+Counting how often each token stands, for the loss of guessing by frequency: {counted["ours"] / 1e6:,.0f} million a second of processor time, numpy
+{counted["numpy"] / 1e6:,.0f} million; 40 billion take {40e9 / counted["ours"]:.0f} s of one core, and as many threads as cores share them.
 
 ## Starting on simulated stores
 

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -18,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from robustly import UserError, heartbeat, npy
+from robustly import UserError, npy
 from robustly.corpus.config import unique_names
 from robustly.files import flush, write_json
 from robustly.resources import allow_open_files
@@ -38,7 +39,6 @@ ARRAYS = ("tokens", "units", "documents", "gaps", "gap_ends")
 END = np.uint32
 """Type of the ends of units, documents and gaps within a shard."""
 LIMIT = 2**32 - 1  # of an end
-COUNTED_AT_ONCE = 2**22  # tokens: 32 MB
 LINES_AT_ONCE = 2**22  # units: 32 MB for each array of their sizes
 MAPS = 2**15
 """Files that are mapped at most: half of what Linux allows a process (vm.max_map_count, 65,530)."""
@@ -329,15 +329,12 @@ class Store:
         return self._read(shard, "tokens", self.dtype, shard.tokens)
 
     def token_counts(self, size: int) -> NDArray[np.int64]:
-        """How often each id stands in the stream, of a vocabulary of `size` entries: (size,)."""
-        counts = np.zeros(size, np.int64)
-        for shard in self.shards:
-            tokens = self.tokens(shard)
-            for at in range(0, tokens.size, COUNTED_AT_ONCE):
-                counts += np.bincount(tokens[at : at + COUNTED_AT_ONCE], minlength=size)
-                heartbeat.go_on()
+        """How often each id stands in the stream, of a vocabulary of `size` entries: (size,).
+        Raises UserError for an id that it has not."""
+        from robustly.data_prep.token_counts import count_tokens  # numba
 
-        return counts
+        shards = [partial(self.tokens, shard) for shard in self.shards]
+        return count_tokens(shards, [shard.tokens for shard in self.shards], size)
 
     def unit_ends(self, shard: Shard, check: bool = True) -> NDArray[np.uint32]:
         """Where in the shard each unit ends, after its </s>: (units,). `check`: all of them are

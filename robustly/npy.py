@@ -3,9 +3,10 @@
 import io
 import mmap
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -72,6 +73,37 @@ def write(path: Path, values: NDArray[Any]) -> None:
     """Write a whole array as `GrowingArray` does."""
     with GrowingArray(path, values.dtype) as out:
         out.append(values)
+
+
+def join(path: Path, dtype: DTypeLike, files: Iterable[Path]) -> list[int]:
+    """Write the arrays of some files one after the other; returns the length of each. Raises
+    UserError as `read` does."""
+    lengths = []
+    with GrowingArray(path, dtype) as out:
+        for file in files:
+            values = read(file, dtype)
+            out.append(values)
+            lengths.append(values.size)
+
+    return lengths
+
+
+class Rows(NamedTuple):
+    """A piece of an array on disk, or all of it."""
+
+    file: str
+    begin: int = 0
+    end: int | None = None
+
+    def read(self, dtype: DTypeLike) -> NDArray[Any]:
+        """As the function `read` does."""
+        return read(Path(self.file), dtype)[self.begin : self.end]
+
+
+def rows_of(path: Path, lengths: Sequence[int]) -> list[Rows]:
+    """The pieces of these lengths that follow each other in an array."""
+    edges = accumulate(lengths, initial=0)
+    return [Rows(str(path), begin, end) for begin, end in pairwise(edges)]
 
 
 def move(work: Path, folder: Path, names: Iterable[str]) -> list[Path]:

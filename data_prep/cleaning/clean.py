@@ -1,7 +1,7 @@
 """Filter and deduplicate the corpus: the clean stage, which decides what documents are kept.
 
-No text is copied: every partition of the corpus gets a file of filter decisions, a number for each
-document (robustly/corpus/decisions.py reads them). They are made in steps, each spread over
+No text is copied: what stays is a file of filter decisions, a number for each document
+(robustly/corpus/decisions.py reads them). They are made in steps, each spread over
 partitions or buckets: rules that look at a document by itself; then, among what is still kept,
 exact duplicates; then near ones. So a document has one reason to be dropped. Where personal data
 are replaced, it is found first of all, and all steps work on the text as it will be trained on
@@ -15,8 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from robustly import UserError, log, npy
-from robustly.corpus import decisions
+from robustly.corpus import decisions, replacements
 from robustly.corpus.bad_lines import (
     ListedLine,
     count_bad_lines,
@@ -25,11 +27,11 @@ from robustly.corpus.bad_lines import (
     told,
 )
 from robustly.corpus.config import CorpusConfig, Processing
-from robustly.corpus.decisions import KEPT, decisions_file
+from robustly.corpus.decisions import KEPT
 from robustly.corpus.executors import process
 from robustly.corpus.files import file_facts, hash_corpus, remember_files, remembered_files
 from robustly.corpus.partitions import Partition, partitions, work_key
-from robustly.corpus.replacements import replacements_file
+from robustly.corpus.replacements import SPAN
 from robustly.data_prep.cleaning.config import CleaningConfig, EvaluationFiles, clean_recipe
 from robustly.data_prep.cleaning.duplicates import buckets_for, find_duplicates
 from robustly.data_prep.cleaning.language import MODEL_PACKAGE, check_languages, model_file
@@ -40,9 +42,11 @@ from robustly.data_prep.cleaning.steps import (
     Group,
     PartitionCleaner,
     RuleDecisions,
+    decisions_file,
     grouped,
     read_counts,
     read_rule_decisions,
+    replacements_file,
 )
 from robustly.files import write_json
 from robustly.manifest import Manifest, Outcome, Stage
@@ -129,7 +133,8 @@ class CleanStage:
             finder(self.cleaning.personal_data)  # what it lacks is said here, once
             find, what = cleaner.find_personal_data, "finding personal data"
             process(find, cut, work / "tasks-personal-data", self.processing, what)
-            cut = decisions.attach_replacements(cut, work, self.cleaning.replacements)
+            spans = [npy.Rows(str(replacements_file(work, number))) for number in range(len(cut))]
+            cut = decisions.attach_replacements(cut, spans, self.cleaning.replacements)
 
         process(cleaner.apply_rules, cut, work / "tasks-rules", self.processing, "applying rules")
         by_rules = [read_rule_decisions(work, number) for number in range(len(cut))]
@@ -176,10 +181,13 @@ class CleanStage:
 
     def _collect(self, work: Path, decided: tuple[dict[str, Any], dict[str, Any]]) -> Outcome:
         summary, counts = decided
-        numbers = range(len(summary["documents"]))
-        files = [decisions_file(work, number).name for number in numbers]
+        numbers, files = range(len(summary["documents"])), [decisions.FILE]
+        each = (decisions_file(work, number) for number in numbers)
+        npy.join(work / decisions.FILE, np.uint8, each)
         if self.cleaning.replacements:
-            files += [replacements_file(work, number).name for number in numbers]
+            files.append(replacements.FILE)
+            each = (replacements_file(work, number) for number in numbers)
+            summary["spans"] = npy.join(work / replacements.FILE, SPAN, each)
 
         outputs = [*npy.move(work, self.folder, files), *move_list(work, self.folder)]
         write_json(self.folder / decisions.SUMMARY, summary)

@@ -22,7 +22,8 @@ def write_dropped(corpus: CorpusConfig, folder: Path, path: Path) -> int:
     of it is; compressed if it ends in .gz. Raises UserError as `check_place` does, or if the corpus
     cannot be read."""
     check_place(path, OPTION)
-    reasons = decisions.read_summary(folder).verdicts
+    summary = decisions.read_summary(folder)
+    reasons, of_each = summary.verdicts, decisions.decisions_in(folder, summary)
     sources, cut = corpus.names, decisions.attach(partitions(corpus), folder)
     written = 0
 
@@ -32,7 +33,7 @@ def write_dropped(corpus: CorpusConfig, folder: Path, path: Path) -> int:
     ):
         whole = [replace(partition, decisions=None) for partition in cut]
         for number, partition in enumerate(in_order(whole)):
-            codes = decisions.read(decisions.decisions_file(folder, number)).tolist()
+            codes = decisions.read(of_each[number]).tolist()
             for text, code in zip(documents(partition, corpus, []), codes, strict=True):
                 if code != decisions.KEPT:
                     source = sources[partition.source]

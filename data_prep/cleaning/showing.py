@@ -3,21 +3,20 @@ corpus once it is. Nothing is made or changed."""
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import regex
 from numpy.typing import NDArray
 
-from robustly import UserError, manifest
+from robustly import UserError, manifest, npy
 from robustly.corpus import decisions, feed
 from robustly.corpus.documents import documents
 from robustly.corpus.partitions import partitions
 from robustly.corpus.replacements import read as read_spans
-from robustly.corpus.replacements import replacements_file, with_placeholders
+from robustly.corpus.replacements import with_placeholders
 from robustly.data_prep.cleaning.clean import CleanStage
 from robustly.data_prep.cleaning.language import language_probabilities
 from robustly.data_prep.cleaning.rules import (
@@ -121,12 +120,14 @@ def _chosen(stage: CleanStage, number: int) -> Iterator[Judged]:
     summary = decisions.read_summary(stage.folder)
     cut = partitions(stage.corpus)
     decisions.attach(cut, stage.folder)  # they are of these partitions
-    wanted = _wanted(stage.folder, len(cut), summary, number)
+    of_each = decisions.decisions_in(stage.folder, summary)
+    spans = decisions.replacements_in(stage.folder, summary)
+    wanted = _wanted(of_each, spans, summary, number)
 
     places = sorted(wanted)
     for place, partition in zip(places, feed.in_order([cut[each] for each in places]), strict=True):
-        codes = decisions.read(decisions.decisions_file(stage.folder, place)).tolist()
-        spans_of = _spans_by_document(stage.folder, place) if summary.placeholders else {}
+        codes = decisions.read(of_each[place]).tolist()
+        spans_of = _spans_by_document(spans[place]) if spans else {}
         texts = documents(partition, stage.corpus, [])
         source = stage.corpus.names[partition.source]
         for document, text in enumerate(itertools.islice(texts, max(wanted[place]) + 1)):
@@ -136,19 +137,21 @@ def _chosen(stage: CleanStage, number: int) -> Iterator[Judged]:
                 yield Judged(source, text, spans_of.get(document, []), reason)
 
 
-def _wanted(folder: Path, cut: int, summary: decisions.Summary, number: int) -> dict[int, set[int]]:
+def _wanted(
+    of_each: Sequence[npy.Rows],
+    spans: Sequence[npy.Rows],
+    summary: decisions.Summary,
+    number: int,
+) -> dict[int, set[int]]:
     """Partition -> its documents that are looked at."""
 
-    def decided(place: int) -> NDArray[np.uint8]:
-        return decisions.read(decisions.decisions_file(folder, place))
-
     def dropped(place: int, code: int) -> NDArray[np.integer]:
-        return np.flatnonzero(decided(place) == code)
+        return np.flatnonzero(decisions.read(of_each[place]) == code)
 
     def replaced(place: int, kind: int) -> NDArray[np.integer]:
-        spans = read_spans(replacements_file(folder, place))
-        found = np.unique(spans["document"][spans["kind"] == kind])
-        return found[decided(place)[found] == decisions.KEPT]
+        own = read_spans(spans[place])
+        found = np.unique(own["document"][own["kind"] == kind])
+        return found[decisions.read(of_each[place])[found] == decisions.KEPT]
 
     wanted: dict[int, set[int]] = defaultdict(set)
     found: list[Callable[[int], NDArray[np.integer]]] = [
@@ -157,8 +160,8 @@ def _wanted(folder: Path, cut: int, summary: decisions.Summary, number: int) -> 
     ]
 
     for documents_in in found:
-        ends = np.cumsum([len(documents_in(place)) for place in range(cut)])
-        total = int(ends[-1]) if cut else 0
+        ends = np.cumsum([len(documents_in(place)) for place in range(len(of_each))])
+        total = int(ends[-1]) if len(ends) else 0
         for rank in np.linspace(0, total - 1, min(number, total)).astype(int).tolist():
             place = int(np.searchsorted(ends, rank, "right"))
             own = documents_in(place)
@@ -167,9 +170,9 @@ def _wanted(folder: Path, cut: int, summary: decisions.Summary, number: int) -> 
     return wanted
 
 
-def _spans_by_document(folder: Path, place: int) -> dict[int, list[Span]]:
+def _spans_by_document(spans: npy.Rows) -> dict[int, list[Span]]:
     found: dict[int, list[Span]] = defaultdict(list)
-    for document, *span in read_spans(replacements_file(folder, place)).tolist():
+    for document, *span in read_spans(spans).tolist():
         found[document].append(tuple(span))
 
     return found

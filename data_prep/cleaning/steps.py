@@ -3,7 +3,8 @@
 The work folder holds, for partition N: `rules-N.npy`, the codes that the rules gave its documents
 (0 is kept, n stands for the nth reason in `rules-N.json`); `sizes-N.npy`, the bytes of each
 document; `replacements-N.npy`, where personal data are replaced; `verdicts-N.npy`, the decisions,
-whose codes are those of the whole corpus; and `tally-N.json`, their counts."""
+whose codes are those of the whole corpus; and `tally-N.json`, their counts. What stays is a file of
+all partitions' decisions and one of their replacements."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,10 @@ from numpy.typing import NDArray
 
 from robustly import npy
 from robustly.corpus.config import CorpusConfig
-from robustly.corpus.decisions import KEPT, decisions_file
+from robustly.corpus.decisions import KEPT
 from robustly.corpus.documents import BadLine, documents
 from robustly.corpus.partitions import Partition
-from robustly.corpus.replacements import SPAN, replacements_file
-from robustly.corpus.replacements import read as read_spans
+from robustly.corpus.replacements import SPAN
 from robustly.data_prep.cleaning.config import CleaningConfig
 from robustly.data_prep.cleaning.duplicates import duplicates_in, text_hash, write_hashes
 from robustly.data_prep.cleaning.personal_data import finder
@@ -178,7 +178,7 @@ class PartitionCleaner:
         """How much is replaced in those documents of a partition that are kept, by kind."""
         if not (kinds := self.cleaning.replacements):
             return []
-        spans = read_spans(replacements_file(self.work, number))
+        spans = npy.read(replacements_file(self.work, number), SPAN)
         in_kept = decided[spans["document"]] == KEPT
         return np.bincount(spans["kind"][in_kept], minlength=len(kinds)).tolist()
 
@@ -189,6 +189,16 @@ class PartitionCleaner:
         from robustly.data_prep.cleaning.near_duplicates import dropped_in
 
         return dropped_in(self.work, group).astype(np.int64)
+
+
+def decisions_file(work: Path, number: int) -> Path:
+    """The decisions on the documents of a partition: (documents,) of uint8."""
+    return _file(work, "verdicts", number)
+
+
+def replacements_file(work: Path, number: int) -> Path:
+    """The spans in the documents of a partition: (spans,) of SPAN."""
+    return _file(work, "replacements", number)
 
 
 def _file(work: Path, kind: str, number: int, ending: str = "npy") -> Path:

@@ -1,9 +1,9 @@
 """Filter decisions: read which documents of a corpus the clean stage keeps.
 
-The stage (data_prep/cleaning/clean.py) leaves a file for each partition of the corpus, with a
-number for each of its documents in their order: 0 is `kept`, the others stand for the reasons to
-drop a document, which `verdicts.json` lists. Where it replaces personal data, there is a second
-file for each (robustly/corpus/replacements.py)."""
+The stage (data_prep/cleaning/clean.py) leaves a file with a number for each document of the corpus,
+in their order: 0 is `kept`, the others stand for the reasons to drop a document, which
+`verdicts.json` lists, with the number of documents of each partition. Where it replaces personal
+data, there is a second file (robustly/corpus/replacements.py)."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,20 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustly import UserError, manifest, npy
+from robustly.corpus import replacements
 from robustly.corpus.partitions import Partition
-from robustly.corpus.replacements import CHANGED, Replacements, replacements_file
+from robustly.corpus.replacements import CHANGED, Replacements
 from robustly.manifest import Manifest
 from robustly.strict_json import read_json, record
 
-SUMMARY = "verdicts.json"
-FORMAT = 1  # version of the files; a reader refuses another
+SUMMARY, FILE = "verdicts.json", "verdicts.npy"
+FORMAT = 2  # version of the files; a reader refuses another
 KEPT = 0
 COMMAND = "robustly clean CONFIG"
-
-
-def decisions_file(folder: Path, number: int) -> Path:
-    """The decisions on the documents of a partition, by its number: (documents,) of uint8."""
-    return folder / f"verdicts-{number:05d}.npy"
 
 
 def require(folder: Path, corpus: str) -> Manifest:
@@ -50,36 +46,29 @@ def attach(partitions: Sequence[Partition], folder: Path) -> list[Partition]:
     Raises UserError if it decided on other partitions, or is of another version of this program.
     """
     summary = read_summary(folder)
-    decided = len(summary.documents)
-    if decided != len(partitions):
+    own, spans = decisions_in(folder, summary), replacements_in(folder, summary)
+    if len(own) != len(partitions) or (summary.placeholders and len(spans) != len(own)):
         raise UserError(
-            f"{folder / SUMMARY}: on {decided:,} partitions of a corpus that has"
+            f"{folder / SUMMARY}: on {len(own):,} partitions of a corpus that has"
             f" {len(partitions):,} now; {CHANGED}"
         )
 
+    if summary.placeholders:
+        partitions = attach_replacements(partitions, spans, summary.placeholders)
+
     return [
-        replace(partition, decisions=str(decisions_file(folder, number)))
-        for number, partition in enumerate(
-            attach_replacements(partitions, folder, summary.placeholders)
-        )
+        replace(partition, decisions=rows) for partition, rows in zip(partitions, own, strict=True)
     ]
 
 
 def attach_replacements(
-    partitions: Sequence[Partition], folder: Path, placeholders: Mapping[str, str]
+    partitions: Sequence[Partition], spans: Sequence[npy.Rows], placeholders: Mapping[str, str]
 ) -> list[Partition]:
     """The partitions of a whole corpus, which `documents` reads from now on with placeholders for
-    the spans that lie in `folder`; as they are if there are no placeholders."""
-    if not placeholders:
-        return list(partitions)
+    the `spans` of each."""
     return [
-        replace(
-            partition,
-            replacements=Replacements(
-                str(replacements_file(folder, number)), tuple(placeholders.values())
-            ),
-        )
-        for number, partition in enumerate(partitions)
+        replace(partition, replacements=Replacements(rows, tuple(placeholders.values())))
+        for partition, rows in zip(partitions, spans, strict=True)
     ]
 
 
@@ -95,6 +84,8 @@ class Summary:
     """How many each partition has."""
     placeholders: dict[str, str] = field(default_factory=dict)
     """Kind of personal data -> what stands for it; empty where the stage replaces none."""
+    spans: list[int] = field(default_factory=list)
+    """How many each partition has, where it replaces some."""
 
 
 def read_summary(folder: Path) -> Summary:
@@ -106,21 +97,31 @@ def read_summary(folder: Path) -> Summary:
         raise UserError(f"{path}: not there; {CHANGED}") from None
 
 
-def read(path: Path) -> NDArray[np.uint8]:
+def decisions_in(folder: Path, summary: Summary) -> list[npy.Rows]:
+    """Of each partition, its part of the file of a finished stage."""
+    return npy.rows_of(folder / FILE, summary.documents)
+
+
+def replacements_in(folder: Path, summary: Summary) -> list[npy.Rows]:
+    """The same of its spans, where the stage replaces something."""
+    return npy.rows_of(folder / replacements.FILE, summary.spans)
+
+
+def read(rows: npy.Rows) -> NDArray[np.uint8]:
     """The decisions on a partition: (documents,). Raises UserError if the file is missing, cut off
     or holds something else."""
-    return npy.read(path, np.uint8)
+    return rows.read(np.uint8)
 
 
-def kept(texts: Iterator[str], path: Path) -> Iterator[str]:
+def kept(texts: Iterator[str], rows: npy.Rows) -> Iterator[str]:
     """The documents of a partition that are kept. Raises UserError if there are more or fewer of
     them than decisions."""
-    found = read(path)
+    found = read(rows)
     for number, (text, decision) in enumerate(itertools.zip_longest(texts, found.tolist())):
         if text is None or decision is None:
             more = "more" if decision is None else f"only {number:,}"
             raise UserError(
-                f"{path}: decisions on {found.size:,} documents, and the partition has {more};"
+                f"{rows.file}: decisions on {found.size:,} documents, and the partition has {more};"
                 f" {CHANGED}"
             )
 

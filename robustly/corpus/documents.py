@@ -27,7 +27,6 @@ at the start of a file is a mark of its encoding, not text. A document is there 
 one that holds a byte that is not UTF-8, a NUL or half of a surrogate pair is a bad row."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from robustly.corpus import decisions, hub, replacements
 from robustly.corpus.bad_lines import BadLine, refuse_many
@@ -51,7 +50,7 @@ def documents(
     if partition.replacements:
         texts = replacements.replaced(texts, partition.replacements)
     if partition.decisions:
-        texts = decisions.kept(texts, Path(partition.decisions))
+        texts = decisions.kept(texts, partition.decisions)
 
     return texts
 

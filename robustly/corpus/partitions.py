@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from robustly import npy
 from robustly.corpus import hub
 from robustly.corpus.compressed import BEGINNING, Entry, entries, entry_for, text_file
 from robustly.corpus.config import CorpusConfig
@@ -64,8 +65,8 @@ class Partition:
 
     source: int
     pieces: tuple[Piece, ...]
-    decisions: str | None = None
-    """File of the decisions on its documents; None: all are kept."""
+    decisions: npy.Rows | None = None
+    """The decisions on its documents; None: all are kept."""
     replacements: Replacements | None = None
     """What stands for personal data in its documents; None: they are read as they are."""
 

@@ -7,7 +7,6 @@ and held-out text are all of the same text, and nothing is written twice."""
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,32 +23,31 @@ characters (Unicode code points), `kind` is a place among the placeholders. In o
 overlap."""
 
 
+FILE = "replacements.npy"
+"""The spans of all partitions, one after the other: (spans,) of SPAN."""
+
+
 @dataclass(frozen=True)
 class Replacements:
     """What is replaced in a partition."""
 
-    file: str
-    """Of spans."""
+    spans: npy.Rows
+    """Its own."""
     placeholders: tuple[str, ...]
     """What stands for each kind."""
 
 
-def replacements_file(folder: Path, number: int) -> Path:
-    """The spans in the documents of a partition, by its number: (spans,) of SPAN."""
-    return folder / f"replacements-{number:05d}.npy"
-
-
-def read(path: Path) -> NDArray[np.void]:
+def read(rows: npy.Rows) -> NDArray[np.void]:
     """The spans of a partition: (spans,) of SPAN. Raises UserError if the file is missing, cut off
     or holds something else."""
-    return npy.read(path, SPAN)
+    return rows.read(SPAN)
 
 
 def replaced(texts: Iterator[str], replacements: Replacements) -> Iterator[str]:
     """The documents of a partition with placeholders where its spans are. Raises UserError if these
     are of other documents."""
-    path = Path(replacements.file)
-    rows = itertools.groupby(read(path).tolist(), key=lambda row: row[0])
+    path = replacements.spans.file
+    rows = itertools.groupby(read(replacements.spans).tolist(), key=lambda row: row[0])
     document, spans = next(rows, (None, ()))
 
     for number, text in enumerate(texts):

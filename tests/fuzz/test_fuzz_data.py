@@ -205,17 +205,17 @@ def write_decisions(folder: Path) -> None:
     write_corpus(folder)
     cleaned = folder / "clean"
     with Stage(cleaned, "clean", {}, {"corpus": "c"}).begin() as stage:
-        npy.write(decisions.decisions_file(cleaned, 0), np.array([0, 1, 0, 2] * 3, np.uint8))
+        npy.write(cleaned / decisions.FILE, np.array([0, 1, 0, 2] * 3, np.uint8))
         spans = np.array([(0, 0, 2, 0), (0, 3, 4, 1), (6, 1, 2, 0)], replacements.SPAN)
-        npy.write(replacements.replacements_file(cleaned, 0), spans)
+        npy.write(cleaned / replacements.FILE, spans)
         summary = {
-            "format": 1, "verdicts": ["kept", "min_words", "x"], "documents": [12],
-            "placeholders": {"mail": "<mail>", "ip": "<ip>"},
+            "format": 2, "verdicts": ["kept", "min_words", "x"], "documents": [12],
+            "placeholders": {"mail": "<mail>", "ip": "<ip>"}, "spans": [3],
         }  # fmt: skip
         (cleaned / decisions.SUMMARY).write_text(json.dumps(summary))
         files = [
-            decisions.decisions_file(cleaned, 0),
-            replacements.replacements_file(cleaned, 0),
+            cleaned / decisions.FILE,
+            cleaned / replacements.FILE,
             cleaned / decisions.SUMMARY,
         ]
         stage.finish(files, {"documents": 12})
@@ -292,8 +292,8 @@ def described(kind: str, inside: str = ".") -> Any:
 
 CLEAN: tuple[tuple[str, Form], ...] = (
     ("clean/verdicts.json", "json"),
-    ("clean/verdicts-00000.npy", "npy"),
-    ("clean/replacements-00000.npy", "npy"),
+    ("clean/verdicts.npy", "npy"),
+    ("clean/replacements.npy", "npy"),
 )
 READERS = [
     Reader("tokenizer", write_tokenizer, read_tokenizer, (*FILES, ("merges.txt", "bytes")), hashed=True),

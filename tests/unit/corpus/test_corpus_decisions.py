@@ -21,11 +21,9 @@ CorpusOf = Callable[..., CorpusConfig]
 
 def judged(folder: Path, *codes: list[int]) -> Path:
     folder.mkdir()
-    for number, part in enumerate(codes):
-        np.save(decisions.decisions_file(folder, number), np.array(part, np.uint8))
-
+    np.save(folder / decisions.FILE, np.concatenate([np.array(part, np.uint8) for part in codes]))
     listed = {
-        "format": 1,
+        "format": 2,
         "verdicts": ["kept", "min_words"],
         "documents": [len(part) for part in codes],
     }
@@ -81,20 +79,18 @@ def test_as_many_partitions(tmp_path: Path, corpus: CorpusConfig) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path, corpus: CorpusConfig) -> None:
     folder = judged(tmp_path / "clean", [0, 0, 0], [0])
-    path = decisions.decisions_file(folder, 0)
+    path = folder / decisions.FILE
     np.save(path, np.zeros(3, np.int64))
 
-    with pytest.raises(
-        UserError, match=r"verdicts-00000\.npy: 152 bytes, which are no array of uint8"
-    ):
+    with pytest.raises(UserError, match=r"verdicts\.npy: 152 bytes, which are no array of uint8"):
         texts(corpus, tmp_path, folder)
 
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"verdicts-00000\.npy: 151 bytes, which are"):
+    with pytest.raises(UserError, match=r"verdicts\.npy: 151 bytes, which are"):
         texts(corpus, tmp_path, folder)
 
-    (folder / decisions.SUMMARY).write_text('{"format": 2}')
-    with pytest.raises(UserError, match="format 2, expected 1"):
+    (folder / decisions.SUMMARY).write_text('{"format": 1}')
+    with pytest.raises(UserError, match="format 1, expected 2"):
         texts(corpus, tmp_path, folder)
 
     (folder / decisions.SUMMARY).unlink()

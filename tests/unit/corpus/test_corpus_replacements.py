@@ -14,7 +14,7 @@ from robustly.corpus import decisions
 from robustly.corpus.config import CorpusConfig
 from robustly.corpus.documents import documents
 from robustly.corpus.partitions import partitions
-from robustly.corpus.replacements import SPAN, replacements_file, with_placeholders
+from robustly.corpus.replacements import FILE, SPAN, with_placeholders
 from stated import stated
 
 Spans = list[tuple[int, int, int, int]]
@@ -23,15 +23,14 @@ Spans = list[tuple[int, int, int, int]]
 def cleaned(folder: Path, spans: list[Spans], codes: list[list[int]]) -> Path:
     """A clean folder by hand: of two partitions' documents, the spans and the decisions."""
     folder.mkdir()
-    for number, (own, decided) in enumerate(zip(spans, codes, strict=True)):
-        npy.write(replacements_file(folder, number), np.array(own, SPAN))
-        npy.write(decisions.decisions_file(folder, number), np.array(decided, np.uint8))
-
+    npy.write(folder / FILE, np.concatenate([np.array(own, SPAN) for own in spans]))
+    npy.write(folder / decisions.FILE, np.concatenate([np.array(own, np.uint8) for own in codes]))
     listed = {
-        "format": 1,
+        "format": 2,
         "verdicts": ["kept", "min_words"],
         "documents": [len(part) for part in codes],
         "placeholders": {"mail": "<mail>", "ip": "0"},
+        "spans": [len(part) for part in spans],
     }
     (folder / decisions.SUMMARY).write_text(json.dumps(listed))
     return folder
@@ -57,7 +56,6 @@ def test_documents_are_read_with_placeholders(tmp_path: Path, corpus: CorpusConf
     ]  # fmt: skip
     undecided = [replace(part, decisions=None) for part in attached]
     assert len([text for part in undecided for text in documents(part, corpus, [])]) == 4
-    assert decisions.attach_replacements(attached, folder, {}) == attached
 
 
 @pytest.mark.parametrize(
@@ -77,13 +75,13 @@ def test_spans_of_other_documents(
 ) -> None:
     folder = cleaned(tmp_path / "clean", [spans, []], [[0, 0, 0], [0]])
     attached = decisions.attach(partitions(corpus), folder)
-    with pytest.raises(UserError, match=f"replacements-00000.npy: {message}; something changed"):
+    with pytest.raises(UserError, match=f"replacements.npy: {message}; something changed"):
         list(documents(attached[0], corpus, []))
 
 
 def test_files_that_are_not_what_was_written(tmp_path: Path, corpus: CorpusConfig) -> None:
     folder = cleaned(tmp_path / "clean", [[(0, 0, 5, 0)], []], [[0, 0, 0], [0]])
-    path = replacements_file(folder, 0)
+    path = folder / FILE
     attached = decisions.attach(partitions(corpus), folder)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"no array of .*: cut off or changed"):

@@ -205,10 +205,10 @@ def test_what_is_planted_is_found_and_innocents_stay(cleaned):
         ("b.jsonl", "gopher_repetition: dup_line_frac"), ("b.jsonl", "contamination"), ("b.jsonl", "exact_duplicates"),
         ("c.jsonl", "near_duplicates"),
     ]  # fmt: skip
-    summary = decisions.Summary(format=1, verdicts=["kept", *PLANTED], documents=[14, 11, 6])
+    summary = decisions.Summary(format=2, verdicts=["kept", *PLANTED], documents=[14, 11, 6])
     assert decisions.read_summary(folder / "clean") == summary
     assert not (folder / "clean" / "work").exists()
-    assert set(made.outputs) == {"verdicts.json", *(f"verdicts-0000{n}.npy" for n in range(3))}
+    assert set(made.outputs) == {"verdicts.json", "verdicts.npy"}
 
 
 @pytest.mark.parametrize(
@@ -252,9 +252,9 @@ def test_a_dropped_document_has_no_duplicates(tmp_path):
         tmp_path / "clean",
         ONE,
     ).make()
-    found = [
-        decisions.read(decisions.decisions_file(tmp_path / "clean", n)).tolist() for n in (0, 1)
-    ]
+    summary = decisions.read_summary(tmp_path / "clean")
+    each = decisions.decisions_in(tmp_path / "clean", summary)
+    found = [decisions.read(rows).tolist() for rows in each]
     assert found == [[1, 1, 0, 0], [2, 1, 2, 3, 0]]
     assert made.counts["dropped by near_duplicates"] == 1
 
