@@ -567,10 +567,7 @@ def resume(bench: Bench) -> None:
 
 
 def _curve(bench: Bench, keys: str, run: str | None = None, stop_after: int | None = None) -> None:
-    changed = [*_shared(bench, run or keys), *bench.size.run, *CURVES[keys]]
-    if not on_gpu():
-        changed = [key for key in changed if key != "run.compile=true"]
-
+    changed = [*_shared(bench, run or keys), *bench.size.run, *_possible(bench, CURVES[keys])]
     every = max(1, int(_value(changed, "schedule.updates")) // 12)
     intervals = [
         f"run.log_every={every}",
@@ -578,6 +575,12 @@ def _curve(bench: Bench, keys: str, run: str | None = None, stop_after: int | No
         "run.checkpoint_every=100000",
     ]
     _robustly(bench, "pretrain", "tiny", [*changed, *intervals], stop_after)
+
+
+def _possible(bench: Bench, keys: list[str]) -> list[str]:
+    """Without compiling at the tiny size, as `without_compiling`. Torch is not asked: these parts
+    have it in the process that trains, and importing it takes seconds."""
+    return [key for key in keys if bench.name == "full" or key != "run.compile=true"]
 
 
 def agreement(bench: Bench) -> None:
@@ -616,7 +619,7 @@ def agreement(bench: Bench) -> None:
 def loop(bench: Bench) -> None:
     """RoBERTa-base at 512 by `robustly pretrain` itself, on the small corpus: with what its loop
     does between updates."""
-    keys = [key for key in KEYS["fast"] if on_gpu() or key != "run.compile=true"]
+    keys = _possible(bench, KEYS["fast"])
     length = ["data.block_length=512"] if bench.name == "full" else ["data.block_length=32"]
     changed = [
         *_shared(bench, "loop"), *length, *keys, *bench.size.loop, "schedule.warmup=2", "run.log_every=1",
