@@ -19,7 +19,7 @@ from robustly import UserError, npy
 from robustly.data_prep.config import PAIRS, Format
 from robustly.data_prep.packed_index import open_index
 from robustly.data_prep.packing import follows
-from robustly.data_prep.slices import DONE, OUTSIDE, Slices, copy
+from robustly.data_prep.slices import DONE, OUTSIDE, Slices, copy, frame
 from robustly.data_prep.store import Split, Store
 from robustly.data_prep.word_starts import WordStarts, open_word_starts
 from robustly.resources import available_memory
@@ -113,8 +113,8 @@ class Blocks:
         Pair formats: <s>, the first segment of each block, </s>, and the second segment of the
         block in `seconds` (default: its own). Raises IndexError for a block that there is not."""
         lengths, slices = self._layout(blocks, seconds)
-        ids = np.full((len(lengths), self.block_length), self.store.pad_id, np.int32)
-        ids[:, 0] = self.store.bos_id
+        ids = np.empty((len(lengths), self.block_length), np.int32)
+        frame(ids, lengths, self.store.bos_id, self.store.pad_id)
         for each in slices:
             self._copy_tokens(ids, each)
 

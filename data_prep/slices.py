@@ -54,6 +54,17 @@ def _pointer(typing: Any, address: Any, kind: Any) -> Any:  # pragma: no cover (
 
 
 @numba.njit(cache=True, nogil=True)
+def frame(
+    into: NDArray[np.int32], lengths: NDArray[np.int32], first: int, pad: int
+) -> None:  # pragma: no cover (compiled)
+    """Set what stands before and behind the slices in blocks, (n, L), of these lengths, (n,): the
+    `first` token of each, and `pad` from its length on."""
+    for row in range(len(into)):
+        into[row, 0] = first
+        into[row, max(1, lengths[row]) :] = pad
+
+
+@numba.njit(cache=True, nogil=True)
 def _copy(
     into: NDArray[np.int32],
     starts: NDArray[np.int64],
