@@ -10,6 +10,7 @@ compressed file has a gigabyte: it stays below 8 GB of disk in all. Units are se
 and as many as the machine has cores. The table is printed and written to
 benchmarks/results/compressed-<date>.md."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -18,12 +19,14 @@ import random
 import resource
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
+import psutil
 from backports import zstd
 from beside import Watched, case, main, plain
 
@@ -90,6 +93,32 @@ def decompressing(path: str) -> dict[str, float]:
 CASES: dict[str, Callable[..., Any]] = {"decompressing": decompressing}
 
 
+class Scheduled:
+    """Seconds that the processes below this one had a core, and waited for one that others had
+    (Linux's schedstat): looked at twice a second, so that what a process does last is lost."""
+
+    def __enter__(self) -> Self:
+        self._of: dict[Path, tuple[float, float]] = {}
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+        return self
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._over.wait(0.5):
+            for child in me.children(recursive=True):
+                for task in Path("/proc", str(child.pid), "task").glob("*/schedstat"):
+                    with contextlib.suppress(OSError):
+                        ran, waited, _ = task.read_text().split()
+                        self._of[task] = int(ran) / 1e9, int(waited) / 1e9
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._watcher.join()
+        self.ran, self.waited = (sum(column) for column in zip(*self._of.values(), strict=True))
+
+
 class Preparing(NamedTuple):
     """A `robustly prepare`."""
 
@@ -98,6 +127,9 @@ class Preparing(NamedTuple):
     seconds: float
     busy: float
     """Seconds of processors."""
+    wanted: float
+    """Cores that it had, or waited for because others had them: what it would use of a machine of
+    its own."""
     largest: int
     """Bytes of its largest process, and of all together."""
     together: int
@@ -135,21 +167,32 @@ def measure(given: list[str], scratch: Path) -> str:
     found = []
     for shape, workers in itertools.product(shapes, (cores, 1)):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        watched = robustly("prepare", page("ours", [str(shapes[shape])], workers))
+        with Scheduled() as scheduled:
+            watched = robustly("prepare", page("ours", [str(shapes[shape])], workers))
+
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         found.append(
-            Preparing(shape, workers, watched.seconds, busy, watched.largest, watched.peak)
+            Preparing(
+                shape,
+                workers,
+                watched.seconds,
+                busy,
+                (scheduled.ran + scheduled.waited) / watched.seconds,
+                watched.largest,
+                watched.peak,
+            )
         )
         print(found[-1], f"load {os.getloadavg()[0]:.1f}", file=sys.stderr)
         shutil.rmtree(scratch / "ours")
 
-    return table(
-        size, {shape: path.stat().st_size for shape, path in shapes.items()}, alone, found, load
-    )
+    names = [Path(file).name for file in given]
+    sizes = {shape: path.stat().st_size for shape, path in shapes.items()}
+    return table(names, size, sizes, alone, found, load)
 
 
 def table(
+    names: list[str],
     size: int,
     packed: dict[str, int],
     alone: dict[str, dict[str, float]],
@@ -159,7 +202,7 @@ def table(
     stream = size / alone["one frame"]["busy"]
     rows = [
         f"| {each.shape} | {each.workers} | {each.seconds:.0f} | {size / each.seconds / 1e6:.1f} |"
-        f" {each.busy / each.seconds:.2f} | {size / each.busy / 1e6:.1f} |"
+        f" {each.busy / each.seconds:.2f} | {each.wanted:.2f} | {size / each.busy / 1e6:.1f} |"
         f" {each.largest / 1e9:.2f} | {each.together / 1e9:.2f} |"
         for each in found
     ]
@@ -171,28 +214,40 @@ def table(
         a_core = size / single.busy  # bytes of text
         many = min(a_core * MANY_CORES, stream) if shape == "one frame" else a_core * MANY_CORES
         computed.append(
-            f"| {shape} | {text * single.seconds / size / 60:.0f} |"
-            f" {text * here.seconds / size / 60:.0f} | {text / many / 60:.1f} |"
+            f"| {shape} | {text / a_core / 60:.0f} |"
+            f" {text * here.busy / size / here.wanted / 60:.0f} | {text / many / 60:.1f} |"
         )
 
-    busy = stream / (size / found[1].busy)
+    fed = stream / (size / found[1].busy)
+    wanted = ", ".join(f"{each.wanted:.2f} ({each.shape})" for each in found if each.workers > 1)
     new = "\n"
     return f"""# One large .zst
 
-{time.strftime("%Y-%m-%d")}, {os.cpu_count()} CPU cores (load at the start: {load:.1f}), {platform.machine()}, Python {platform.python_version()}, backports.zstd {version("backports.zstd")}.
+{time.strftime("%Y-%m-%d")}, {os.cpu_count()} CPU cores (load at the start: {load:.1f}), {platform.machine()}, Python {platform.python_version()}, backports.zstd {version("backports.zstd")};
+`python benchmarks/compressed.py` on {", ".join(names)}.
 {size / 1e9:.2f} GB of text, the same in both files: one frame of {packed["one frame"] / 1e9:.2f} GB, and {alone["many frames"]["frames"]:,.0f} of {FRAME / 2**20:.0f} MB of text in {packed["many frames"] / 1e9:.2f} GB.
 `robustly prepare` from the file to the token store, `unit: sentence`, {VOCAB_SIZE:,} entries; memory of processes and of all together at its
 most, in GB.
 
-| | workers | seconds | MB of text a second | cores busy | MB a processor second | largest process | together |
-| --- | --- | --- | --- | --- | --- | --- | --- |
+| | predicted | came out |
+| --- | --- | --- |
+| cores that {found[0].workers} workers keep busy, where they have them | {0.9 * found[0].workers:.1f} at least | {wanted} |
+| cores that one stream can feed, one frame | 16 at least | {fed:.0f} |
+
+| | workers | seconds | MB of text a second | cores had | had or waited for | MB a processor second | largest process | together |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {new.join(rows)}
 
 Decompressing alone takes {alone["one frame"]["busy"]:.1f} and {alone["many frames"]["busy"]:.1f} processor seconds: {stream / 1e6:,.0f} MB of text a second of one process. Finding the
 frames takes {alone["many frames"]["looked"]:.2f} s.
 
-Computed: a .zst of {LARGE / 1e9:.0f} GB, in minutes. Many cores have the speed of one worker here times their number; of one frame, one
-process decompresses for all, which is enough for {busy:.0f} of them.
+Other work was on this machine: its cores were shared, so that seconds say little; "had or waited for" is what the processes would
+have used of a machine of their own (Linux's schedstat).
+
+Computed, not measured: a .zst of {LARGE / 1e9:.0f} GB, in minutes, by the processor seconds above and the cores had or waited for. Many cores have
+the speed of one worker here times their number; of one frame, one process decompresses for all, which is enough for {fed:.0f} of them
+where the disk of the run's folder takes the text as fast.
+Before, such a file was one partition, 100 minutes of one core whatever there were.
 
 | | one worker | {found[0].workers} workers | {MANY_CORES} cores |
 | --- | --- | --- | --- |

@@ -418,7 +418,7 @@ def measure(_: list[str], scratch: Path) -> str:
     return f"""# The loader at 160 GB and 2 TB
 
 {time.strftime("%Y-%m-%d")}, {os.cpu_count()} CPU cores (load at the start: {load:.1f}), {platform.machine()}, Linux {platform.release()}, Python
-{platform.python_version()}, numpy {version("numpy")}, numba {version("numba")}, datasets {version("datasets")}.
+{platform.python_version()}, numpy {version("numpy")}, numba {version("numba")}, datasets {version("datasets")}; `python benchmarks/loader.py`.
 
 | | predicted | came out |
 | --- | --- | --- |
