@@ -8,7 +8,7 @@ Trains configs/tiny.yaml whole, with each seed in each precision, on the tokeniz
 run that has them. bf16 is as `precision: auto` has it on such a processor: plain attention, ZeRO
 stage 1. A run that is finished is not made again, so the command goes on where it was stopped.
 Prints a table and writes it to benchmarks/results/quickstart-precision-<date>.md. A processor
-without AMX rounds alike and is only slower."""
+without AMX rounds alike."""
 
 import argparse
 import json

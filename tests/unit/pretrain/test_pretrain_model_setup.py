@@ -55,7 +55,7 @@ def passed(made: MaskedLanguageModel, layout: Layout | int = 4) -> tuple[float, 
 def assert_same(
     one: tuple[float, list[torch.Tensor]], other: tuple[float, list[torch.Tensor]]
 ) -> None:
-    assert one[0] == pytest.approx(other[0], rel=1e-5)
+    assert one[0] == pytest.approx(other[0], rel=1e-6)
     for first, second in zip(one[1], other[1], strict=True):
         torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
 
