@@ -13,7 +13,7 @@ from robustly.pretrain.masking import SpecialTokens
 from robustly.pretrain.ranks import together
 from robustly.pretrain.reporting import TrainingLog
 from robustly.pretrain.train_state import TrainState
-from robustly.pretrain.validation import evaluate
+from robustly.pretrain.validation import ValidationResult, evaluate
 
 
 class Evaluations:
@@ -47,19 +47,14 @@ class Evaluations:
         if not len(self.blocks):
             return False
 
-        state, config = self.state, self.state.config
-        result = evaluate(
-            state.engine.model,
-            self.blocks,
-            config.run.evaluate_blocks,
-            config.masking,
-            self.special,
-            self.layout,
-            state.rank,
-            self.ranks,
-            state.device,
-            asked,
-        )
+        state = self.state
+        result = self._evaluate(asked)
+        if result and state.config.optim.average:
+            with state.engine.tensors.averaged():
+                averaged = self._evaluate(asked)
+
+            result = averaged and result._replace(average=averaged.total)
+
         if result is None:
             return True
 
@@ -84,3 +79,19 @@ class Evaluations:
             log.evaluation(update, result)
 
         return False
+
+    def _evaluate(self, asked: Sequence[int]) -> ValidationResult | None:
+        """By what the model computes with now; None if a rank was asked to stop."""
+        state, config = self.state, self.state.config
+        return evaluate(
+            state.engine.model,
+            self.blocks,
+            config.run.evaluate_blocks,
+            config.masking,
+            self.special,
+            self.layout,
+            state.rank,
+            self.ranks,
+            state.device,
+            asked,
+        )

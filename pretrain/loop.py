@@ -75,8 +75,9 @@ def pretrain(
     manifest.
 
     `profile`: a few updates are traced, into the folder `profile` (`robustly.pretrain.profiling`).
-    `stop_after`: stop after this update, as a signal would. `keep_code`: keep this code in the
-    run's folder, if none is kept there, for later starts (`robustly.launch.snapshot`).
+    `stop_after`: stop after this update, as a signal would, or at once where it is past.
+    `keep_code`: keep this code in the run's folder, if none is kept there, for later starts
+    (`robustly.launch.snapshot`).
 
     Raises UserError for what the user can mend (FailedOnAnotherRank on the ranks that have nothing
     to say of it), Stopped after a signal that asks to stop (`robustly.stopping`)."""
@@ -199,10 +200,14 @@ class Trainer:
         if due:
             self.evaluations.make(self.log)
 
-        # it was stopped there, and the checkpoint gets its loss; or there must be one to go back to
-        if (due and update) or (self.config.optim.rolls_back and update == begin):
+        # it was stopped there, and the checkpoint gets its loss; or the run must have one: to go
+        # back to, or to go on from without the run that it extends
+        if (due and update) or (update == begin and (self.config.optim.rolls_back or begin)):
             state.save(IntervalSums(**state.progress.interval))
             state.wait()
+
+        if stop_after is not None and not clock.is_last(update) and update >= stop_after:
+            raise Stopped(update, [])
 
         self.model.train()
         tracing = Profile(state.folder / "profile", self.rank, update) if profile else None
@@ -241,7 +246,7 @@ class Trainer:
 
             update, cut_short = batch.update, False
             ends = clock.is_last(update)
-            stop = done.stop or update == stop_after
+            stop = done.stop or (stop_after is not None and update >= stop_after)
             interval.add(done, batches.waited - waited, time.monotonic() - before)
             tokens = state.progress.tokens + done.tokens
             seconds = time.monotonic() - session_start

@@ -255,6 +255,7 @@ class TrainingLog:
                 f"perplexity {line['validation_perplexity']:.2f}",
                 f"accuracy {result.total.accuracy:.2%}",
                 f"{result.total.masked_tokens:,} masked tokens",
+                *([f"average {result.average.loss:7.4f} nats"] if result.average else []),
             ]
         )
 

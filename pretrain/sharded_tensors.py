@@ -1,6 +1,7 @@
 """A model's weights in fp32 and what Adam keeps of each, whole, wherever DeepSpeed holds them: on
 every rank, or under ZeRO in parts spread over the ranks."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -141,6 +142,30 @@ class ShardedTensors:
             return {}
         return dict(zip(replicated, torch.stack(sums).tolist(), strict=True))  # one wait for a GPU
 
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Meanwhile the model computes with the average of its weights, which is kept; afterwards
+        with the same bits as before. It takes the memory of one tensor. Collective."""
+        self._show(AVERAGE)
+        try:
+            yield
+        finally:
+            self._show()
+
+    def _show(self, kept: str | None = None) -> None:
+        """Compute with what is kept of the weights; default: with themselves."""
+        for _, parameter in self.parameters():
+            heartbeat.go_on()
+            if not self.sharded:  # what is computed with is all that there is: they change places
+                average = self._adam.state[parameter][AVERAGE]
+                weight = parameter.detach().clone()
+                parameter.data.copy_(average)
+                average.copy_(weight)
+            elif kept:
+                self._set_computed(parameter, safe_get_full_optimizer_state(parameter, kept))
+            else:
+                self._set_computed(parameter, safe_get_full_fp32_param(parameter))
+
     # ------------------------------------------------------------------------------------- in parts
 
     def _prepare_moments(self) -> None:
@@ -166,17 +191,21 @@ class ShardedTensors:
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Set a whole parameter to a value in fp32, with the rows that pad it. Collective."""
+        self._set_computed(parameter, value)
         if self._partitioned:
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                if dist.get_rank() == 0:
-                    parameter.data.copy_(value)
-
             safe_set_local_fp32_param(parameter, self._part(parameter, value))
+        elif self.sharded:
+            safe_set_full_fp32_param(parameter, value)
+
+    def _set_computed(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Set what forward and backward compute with, in their precision."""
+        if not self._partitioned:
+            parameter.data.copy_(value)
             return
 
-        parameter.data.copy_(value)
-        if self.sharded:
-            safe_set_full_fp32_param(parameter, value)
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if dist.get_rank() == 0:
+                parameter.data.copy_(value)
 
     def _set_kept(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
         if self._partitioned:

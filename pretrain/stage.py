@@ -177,17 +177,33 @@ class PretrainingConfig(Config):
         if self.phases:
             recipe["phases"] = [self._phase_recipe(phase) for phase in self.phases]
 
-        extended = self.extended()
-        if extended:
-            extended.check(self.model, tokenizer.hash)
-
-        given = {"init_from": self.initial(), "teacher": self.teacher(), "extend_from": extended}
+        given = {"init_from": self.initial(), "teacher": self.teacher()}
         inputs = {"data": data.hash, "tokenizer": tokenizer.hash}
         inputs |= {name: checkpoint.digest() for name, checkpoint in given.items() if checkpoint}
+        if self.schedule.extend_from:
+            inputs["extend_from"] = self._extended_checkpoint(tokenizer.hash)
         if listed := word_list(self.masking.segmenter, WORDS_KEY, WORDS_BY_IDS):
             inputs["words"] = sha256(listed)
 
         return Stage(self.folder("train"), "train", recipe, inputs)
+
+    def _extended_checkpoint(self, tokenizer: str) -> str:
+        """Hash of the checkpoint that the run goes on from. Once it has one of its own, the other
+        run may be gone: then it is the one that it began with."""
+        try:
+            extended = self.extended()
+            assert extended
+            digest = extended.digest()
+        except UserError:
+            train = self.folder("train")
+            begun = manifest.begun(train)
+            known = begun.inputs.get("extend_from") if begun else None
+            if known and any((train / "checkpoints").glob("update-*")):
+                return known
+            raise
+
+        extended.check(self.model, tokenizer)
+        return digest
 
     @model_validator(mode="after")
     def _block_fits_positions(self) -> Self:
@@ -266,8 +282,10 @@ class PretrainingConfig(Config):
         if self.schedule.hours and (self.phases or self.masking.initial_probability):
             stated = "phases" if self.phases else "masking.initial_probability"
             raise ValueError(
-                f"schedule.hours with {stated}: masks are made before it is known at which time;"
-                " take one of them away"
+                f"schedule.hours with {stated}: text and masks are functions of an update's number,"
+                " and how many updates hours have is known afterwards alone; take one of them away."
+                " `robustly plan CONFIG --measure` says how many updates the hours are here, for"
+                " schedule.updates"
             )
         return self
 

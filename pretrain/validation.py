@@ -47,6 +47,8 @@ class ValidationResult(NamedTuple):
     """Of each source that has masked tokens there."""
     next_sentence: ValidationScore | None = None
     """Of whether second segments follow; None without a next-sentence head."""
+    average: ValidationScore | None = None
+    """Of the average of the weights; None where none is kept."""
 
     def line(self) -> dict[str, Any]:
         """The figures under the names that evaluations.jsonl and the model card use;
@@ -64,6 +66,9 @@ class ValidationResult(NamedTuple):
         if self.next_sentence:
             line["validation_next_sentence_loss"] = self.next_sentence.loss
             line["validation_next_sentence_accuracy"] = self.next_sentence.accuracy
+        if self.average:
+            line["validation_average_loss"] = self.average.loss
+            line["validation_average_accuracy"] = self.average.accuracy
 
         return line
 

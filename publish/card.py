@@ -228,6 +228,8 @@ def _losses(counts: Mapping[str, Any], losses: Mapping[str, float]) -> str:
     rows = {"this model": counts["validation_loss"]}
     if "checkpoint_loss" in losses:
         rows["the last checkpoint alone"] = losses["checkpoint_loss"]
+    if "validation_average_loss" in counts:
+        rows["the exponential average of its weights"] = counts["validation_average_loss"]
     if "unigram_loss" in losses:
         rows["by frequency"] = losses["unigram_loss"]
 

@@ -77,8 +77,8 @@ class Experiment(PretrainingConfig):
         self, profile: bool = False, live_code: bool = False, stop_after: int | None = None
     ) -> list[str]:
         """What every rank runs, of the code and the config that are typed."""
-        command = [sys.executable, "-m", "robustly.cli", *self._pretrain(profile, live_code)]
-        return command if stop_after is None else [*command, "--stop-after", str(stop_after)]
+        typed = self._pretrain(profile, live_code, stop_after)
+        return [sys.executable, "-m", "robustly.cli", *typed]
 
     def stage_command(self, stage: RunStage, *more: str) -> list[str]:
         """What makes a stage, of the code that is typed."""
@@ -104,7 +104,9 @@ class Experiment(PretrainingConfig):
             environment=exported(),
         )
 
-    def settle(self, profile: bool = False, live_code: bool = False) -> list[str]:
+    def settle(
+        self, profile: bool = False, live_code: bool = False, stop_after: int | None = None
+    ) -> list[str]:
         """What every rank of a start runs: the run's own code (with `live_code`: that which is
         typed) and this config, both kept in the run's folder, so that a start that waits in a
         queue, or is made again, is of the same. Says so if the code is another than that which is
@@ -125,14 +127,15 @@ class Experiment(PretrainingConfig):
         kept = None if live_code else snapshot.keep(train)
         if kept is None:
             snapshot.say_live(train)
-            return settled.rank_command(profile, live_code=True)
+            return settled.rank_command(profile, live_code=True, stop_after=stop_after)
 
         snapshot.say_whose(kept)
-        return kept.program(settled._pretrain(profile, live_code=False))
+        return kept.program(settled._pretrain(profile, False, stop_after))
 
-    def _pretrain(self, profile: bool, live_code: bool) -> list[str]:
+    def _pretrain(self, profile: bool, live_code: bool, stop_after: int | None) -> list[str]:
         flags = {"--profile": profile, "--live-code": live_code}
-        return ["pretrain", *self._arguments, *(flag for flag, given in flags.items() if given)]
+        words = ["pretrain", *self._arguments, *(flag for flag, given in flags.items() if given)]
+        return words if stop_after is None else [*words, "--stop-after", str(stop_after)]
 
     def look(
         self,
@@ -261,7 +264,11 @@ def data_work(experiment: Experiment) -> Work:
 
 
 def train_work(
-    experiment: Experiment, profile: bool = False, live_code: bool = False, check: bool = True
+    experiment: Experiment,
+    profile: bool = False,
+    live_code: bool = False,
+    check: bool = True,
+    stop_after: int | None = None,
 ) -> Work:
     def make() -> Manifest:
         from robustly.launch import LAUNCHERS, LocalOptions
@@ -273,7 +280,7 @@ def train_work(
         local, options = LAUNCHERS["local"], LocalOptions()
         typed = experiment.job(experiment.rank_command(profile, live_code))
         looked = experiment.look(local, typed, options, live_code, check)
-        job = experiment.job(experiment.settle(profile, live_code))
+        job = experiment.job(experiment.settle(profile, live_code, stop_after))
         if code := local.start(job.with_variables(looked), options):
             raise RanksEnded(code)
         if (manifest := stage.finished()) is None:

@@ -36,6 +36,15 @@ LiveCode = Annotated[
         " keeps.",
     ),
 ]
+StopAfter = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Stop after update N, with a checkpoint, as a signal would; the same command without"
+        " it goes on.",
+    ),
+]
 NoCheck = Annotated[bool, typer.Option("--no-check", help="Start without a look at the machines.")]
 
 
@@ -51,7 +60,7 @@ def pretrain_command(
     profile: ProfileOption = False,
     live_code: LiveCode = False,
     no_check: NoCheck = False,
-    stop_after: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
+    stop_after: StopAfter = None,
     as_json: Json = False,
 ) -> None:
     from robustly.launch.environment import rank_from_environment
@@ -69,7 +78,8 @@ def pretrain_command(
         return
 
     with user_errors():
-        _train_and_report(config, overrides, new_run, profile, live_code, not no_check, as_json)
+        how = (profile, live_code, not no_check, stop_after)
+        _train_and_report(config, overrides, new_run, as_json, *how)
 
 
 @app.command(name="distill", short_help="Train a smaller model by a teacher.")
@@ -92,19 +102,20 @@ def distill_command(
                 " model"
             )
 
-        _train_and_report(config, overrides, new_run, profile, live_code, not no_check, as_json)
+        _train_and_report(config, overrides, new_run, as_json, profile, live_code, not no_check)
 
 
 def _train_and_report(
     config: str,
     overrides: list[str] | None,
     new_run: str | None,
+    as_json: bool,
     profile: bool,
     live_code: bool,
     check: bool,
-    as_json: bool,
+    stop_after: int | None = None,
 ) -> None:
     experiment = experiment_of(config, overrides, new_run)
-    manifest = train_work(experiment, profile, live_code, check).make()
+    manifest = train_work(experiment, profile, live_code, check, stop_after).make()
     following = next_command(experiment, "train", config, overrides, new_run)
     show_result(experiment.folder("train"), manifest, as_json, following)

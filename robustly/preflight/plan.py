@@ -94,22 +94,31 @@ def plan(config: PretrainingConfig, ranks: int, machine: Machine, speed: Speed |
             "micro_batches": micro_batches,
         },
         memory=memory,
-        time=[
-            {
-                "tokens_per_second": found.tokens_per_second,
-                "seconds": 3600 * (config.schedule.hours or 0) or total / found.tokens_per_second,
-                "seconds_between": [
-                    total / found.tokens_per_second / each
-                    for each in reversed(() if config.schedule.hours else found.between or ())
-                ],
-                "source": found.source,
-            }
-            for found in speeds
-        ],
+        time=[_time(found, total, last - begin, config.schedule.hours) for found in speeds],
         network=_network(config, ranks, micro_batches),
         disk=_disk(config, size),
         warnings=warnings(config, ranks, machine, size, total, memory),
     )
+
+
+def _time(speed: Speed, tokens: float, updates: int, hours: float | None) -> dict[str, Any]:
+    """What so many updates, of so many tokens in all, take; or, where hours are given, how many
+    updates they have room for."""
+    seconds = tokens / speed.tokens_per_second
+    slower_and_faster = [seconds / each for each in reversed(speed.between or ())]
+    made = (
+        [round(3600 * hours / each * updates) for each in (seconds, *slower_and_faster)]
+        if hours
+        else []
+    )
+    return {
+        "tokens_per_second": speed.tokens_per_second,
+        "seconds": 3600 * hours if hours else seconds,
+        "seconds_between": [] if hours else slower_and_faster,
+        "updates": made[0] if hours else None,
+        "updates_between": sorted(made[1:]),
+        "source": speed.source,
+    }
 
 
 def _flops_per_position(config: PretrainingConfig, teacher: Teacher | None) -> float:
@@ -248,6 +257,10 @@ def _work_rows(found: Plan) -> dict[str, Any]:
 
 def _duration(entry: dict[str, Any]) -> str:
     between = " to ".join(map(log.duration, entry["seconds_between"]))
+    if entry["updates"] is not None:
+        made = " to ".join(f"{each:,}" for each in entry["updates_between"])
+        between = f"about {entry['updates']:,} updates{made and f', {made}'}, at this speed"
+
     return f"{log.duration(entry['seconds'])}{between and f', {between}'}  ({entry['source']})"
 
 

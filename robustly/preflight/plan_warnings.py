@@ -117,8 +117,9 @@ def _on_warmup(config: PretrainingConfig) -> Iterator[str]:
 def _on_hours(config: PretrainingConfig) -> Iterator[str]:
     if hours := config.schedule.hours:
         yield (
-            f"schedule.hours = {hours:g}: the run ends by its clock; tokens, epochs and operations"
-            f" are those of schedule.updates = {config.schedule.updates:,}"
+            f"schedule.hours = {hours:g}: the run ends by its clock, after as many updates as stand"
+            " beside each speed, less what evaluations and checkpoints take; tokens, epochs and"
+            f" operations above are those of schedule.updates = {config.schedule.updates:,}"
         )
 
 

@@ -260,6 +260,20 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on(
     assert_same_run(straight, stopped)
 
 
+def test_told_where_to_stop_it_goes_no_further(pretraining: MakePretraining) -> None:
+    """However often it starts."""
+    config = pretraining()
+
+    def stop_after(rank: int, ranks: int, update: int) -> str:
+        with pytest.raises(Stopped) as stopped:
+            pretrain(config, rank, rank, ranks, stop_after=update)
+        return str(stopped.value)
+
+    for update, at in ((3, 3), (2, 3)):
+        assert f"stopped after update {at}," in run_distributed(1, stop_after, update)[0]
+        assert len(metrics(config)) == at
+
+
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (3, 2), (2, 3)])
 def test_resumed_on_other_ranks_and_stage_it_sees_the_same_batches(
     pretraining: MakePretraining,

@@ -143,6 +143,7 @@ def test_phases_of_other_blocks_and_mixtures(
     assert manifest and manifest.recipe["phases"][1]["repeats"] == [0.5]
     assert manifest.notes["packed_index"].keys() == {"train", "train 16", "train 64", "validation"}
     assert any(name.endswith(AVERAGE) for name in manifest.outputs)
+    assert all("validation_average_loss" in line for line in lines(config, "evaluations"))
 
 
 @pytest.mark.full
@@ -177,6 +178,20 @@ def test_the_average_that_is_kept_is_that_of_the_weights(
         average = found.weights(AVERAGE)
         assert any(not torch.equal(each, weights[name]) for name, each in average.items())
 
+    assert_its_loss_is_that_of_the_published(config, 1e-6 if precision == "fp32" else 2e-3)
+
+
+def assert_its_loss_is_that_of_the_published(config: Experiment, close: float) -> None:
+    """The average's loss while training, and that of plain transformers with these weights."""
+    places = [config.folder(name) for name in ("train", "data", "tokenizer")]
+    folder = config.folder("train").parent / "averaged"
+    made = publish(PublishConfig(average="exponential"), "averaged", *places, folder)
+    last = lines(config, "evaluations")[-1]
+    assert last["validation_average_loss"] != last["validation_loss"]
+    assert last["validation_average_loss"] == pytest.approx(made.counts["validation_loss"], close)
+    right = made.counts["validation_accuracy"]
+    assert last["validation_average_accuracy"] == pytest.approx(right, abs=0.01)
+
 
 @pytest.mark.full
 def test_training_knows_nothing_of_an_average(pretraining: MakePretraining) -> None:
@@ -185,6 +200,11 @@ def test_training_knows_nothing_of_an_average(pretraining: MakePretraining) -> N
         run_distributed(1, go, config)
 
     assert lines(kept) == lines(without)
+    for one, other in zip(lines(kept, "evaluations"), lines(without, "evaluations"), strict=True):
+        more = {"validation_average_loss", "validation_average_accuracy"}
+        assert one.keys() - other.keys() == more
+        assert {name: one[name] for name in other} == other
+
     first, second = (last_checkpoint(config.folder("train")) for config in (kept, without))
     assert {name: first.files[name] for name in second.files} == second.files
 
@@ -212,11 +232,11 @@ def on_a_clock(
 
 
 def test_a_schedule_in_hours(pretraining: MakePretraining, tmp_path: Path) -> None:
-    """A run that dies and goes on is, to the last bit, the one that is made anew by its recorded
-    times, whatever the speed, and a replay of it. It has more updates than are stated."""
+    """A run that dies and goes on is, to the last bit, the one that a replay makes by its recorded
+    times, whatever the speed. It has more updates than are stated."""
     stated = ("schedule.hours=0.0015", "schedule.updates=5", "schedule.warmup=2")
     hours = (*stated, "run.keep_checkpoints=9")
-    config, again = pretraining("hours", *hours), pretraining("again", *hours)
+    config = pretraining("hours", *hours)
     run_distributed(2, on_a_clock, config, 1, 4)
     begun = (config.folder("train") / CLOCK).read_text()
     run_distributed(2, on_a_clock, config, 2)
@@ -237,15 +257,10 @@ def test_a_schedule_in_hours(pretraining: MakePretraining, tmp_path: Path) -> No
     finished = config.stage().finished()
     assert finished and finished.counts["updates"] == made and CLOCK in finished.outputs
 
-    again.folder("train").mkdir()
-    (again.folder("train") / CLOCK).write_text(record)
-    run_distributed(2, on_a_clock, again, 3)
-    assert_same_run(config, again)
-
     path, *overrides = config._arguments
     replaying = load_experiment(path, [*overrides, *replay.changes(tmp_path / "replay")])
     replay.lay_out(config.folder("train"), replaying.folder("train"), Replayed(4, made))
-    run_distributed(2, on_a_clock, replaying, 4, None, made)
+    run_distributed(2, on_a_clock, replaying, 3, None, made)
     found = replay.compare(config.folder("train"), replaying, Replayed(4, made))
     assert found.same and not found.tolerance and found.tensors
 
@@ -271,14 +286,22 @@ def stable(make_pretraining: MakePretraining) -> Experiment:
 def test_a_run_that_is_extended_at_its_rate_is_the_longer_run(
     pretraining: MakePretraining, stable: Experiment
 ) -> None:
-    """From an earlier checkpoint, with its moments and Adam's count of steps, also where it died.
-    Update 9, which the first run skipped later, is made unless its own record says so."""
+    """From an earlier checkpoint, with its moments and Adam's count of steps, also where it died, and
+    the other run is gone by then. Update 9, which that skipped later, is made unless its own record
+    says so."""
     extended = pretraining("extended", *CONSTANT, *extending(stable, 6))
     run_distributed(1, die_after, extended, 8)
     with (extended.folder("train") / SKIPPED).open("a") as record:
         record.write('{"update": 9}\n')
 
-    run_distributed(1, go, extended)
+    train = stable.folder("train")
+    train.rename(train.with_name("gone"))
+    try:
+        run_distributed(1, go, extended)
+        assert extended.stage().finished()
+    finally:
+        train.with_name("gone").rename(train)
+
     assert lines(extended) == lines(stable)[6:]
     first, second = (last_checkpoint(config.folder("train")) for config in (stable, extended))
     assert first.files == second.files

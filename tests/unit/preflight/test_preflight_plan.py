@@ -22,7 +22,7 @@ from robustly.preflight import corpus_size, kept_share, measure_speed
 from robustly.preflight import machine as machines
 from robustly.preflight.corpus_size import BYTES_PER_TOKEN
 from robustly.preflight.machine import Machine, machine_for
-from robustly.preflight.plan import Plan, plan
+from robustly.preflight.plan import Plan, plan, show
 from robustly.preflight.speed import UTILISATION, Speed, speed_at
 from robustly.pretrain.flops import flops_per_token
 
@@ -404,6 +404,21 @@ def test_gpu_types_are_estimates_that_say_so() -> None:
         fast, slow = entry["seconds_between"]
         assert fast == pytest.approx(entry["seconds"] * 0.4 / 0.5)
         assert slow == pytest.approx(entry["seconds"] * 0.4 / 0.2)
+
+
+def test_hours_are_so_many_updates(capsys: pytest.CaptureFixture[str]) -> None:
+    """As many as the time has room for at each speed; a guess of it gives a range."""
+    page = load_experiment("roberta_base", ["schedule.hours=48"])
+    for entry in planned(page, ranks=8).time:
+        exact = 48 * 3600 * entry["tokens_per_second"] / (8192 * 512)
+        assert entry["updates"] == pytest.approx(exact, abs=1) and entry["seconds"] == 48 * 3600
+        assert entry["updates_between"] == pytest.approx([exact / 2, exact * 1.25], abs=1)
+
+    given = plan(page, 8, Machine("cuda", None, ""), Speed(8192 * 512 / 2, "given"))
+    assert given.time[0]["updates"] == 24 * 3600 and given.time[0]["updates_between"] == []
+    show(given)
+    assert "about 86,400 updates, at this speed  (given)" in capsys.readouterr().err
+    assert planned(load_experiment("roberta_base"), ranks=8).time[0]["updates"] is None
 
 
 def test_the_speed_of_a_run_counts_if_it_is_of_this_model(tmp_path: Path) -> None:

@@ -62,5 +62,5 @@ def test_a_record_that_a_kill_cut_off_is_read_up_to_there(tmp_path: Path) -> Non
 
 def test_masks_that_would_have_to_know_the_time_are_refused() -> None:
     for page in ("masking.initial_probability=0.4", "phases=[{until: 5}]"):
-        with pytest.raises(UserError, match="masks are made before it is known at which time"):
+        with pytest.raises(UserError, match="text and masks are functions of an update's number"):
             load_experiment("tiny", ["schedule.hours=1", page])

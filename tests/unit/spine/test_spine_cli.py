@@ -3,13 +3,15 @@
 import json
 import os
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from robustly import UserError
-from robustly.cli import common
+from robustly.cli import common, train
 from robustly.cli.commands import app
 from robustly.exit_codes import INTERRUPTED
 from robustly.experiment import load_experiment
@@ -42,6 +44,17 @@ def test_profile_reaches_every_rank_and_is_no_part_of_the_page() -> None:
     assert "--profile" not in page.rank_command()
     launched = CliRunner().invoke(app, ["launch", "local", "tiny", "--profile", "--dry-run"])
     assert launched.exit_code == 0 and "pretrain tiny --profile" in launched.stdout
+
+
+def test_where_to_stop_reaches_every_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = load_experiment("tiny", [f"paths.root={tmp_path}"])
+    for live_code in (False, True):
+        assert page.settle(live_code=live_code, stop_after=5)[-2:] == ["--stop-after", "5"]
+
+    given: list[Any] = []
+    monkeypatch.setattr(train, "train_work", lambda *how: given.extend(how) or 1 / 0)
+    CliRunner().invoke(app, ["pretrain", "tiny", "--stop-after", "5"])
+    assert given[-1] == 5
 
 
 def test_updates_cannot_begin_larger_than_they_become() -> None:
