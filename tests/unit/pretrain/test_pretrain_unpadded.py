@@ -1,5 +1,6 @@
 """Without padding the encoder computes what it does with it, and attention stays within blocks."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -187,16 +188,23 @@ def test_attention_dropout_is_the_models_own_in_training_and_none_in_evaluation(
     assert torch.equal(passed_in_a_row(made.eval(), one)[0], plain)
 
 
-def test_a_compiled_encoder_is_one_graph_for_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a kernel that, as that of GPUs, does the same for any lengths."""
+def test_compiled_encoder_head_and_loss_are_one_graph_each_for_all_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a kernel that, as that of GPUs, does the same for any lengths; and the loss is the same
+    sum as of padded blocks, however many tokens are masked."""
     monkeypatch.setattr(unpadded, "attend_by_length", attend_by_mask)
     torch._dynamo.reset()
     made, graphs = objective(VARLEN, layers=1), []
-    made.model.roberta.compile(
-        fullgraph=True,
-        dynamic=False,
-        backend=lambda graph, _: graphs.append(graph) or graph.forward,
-    )
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    made.model.roberta.compile(fullgraph=True, dynamic=False, backend=backend)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    made.compile_head((64, 0.15))
+    assert made.rows == 16
     plain = objective("sdpa", layers=1)
     for lengths in ([20, 9, 4], [17, 17, 11, 8, 2], [24, 3], [12, 12, 12, 12, 5, 4]):
         batch = blocks(lengths)
@@ -206,12 +214,12 @@ def test_a_compiled_encoder_is_one_graph_for_all_rows(monkeypatch: pytest.Monkey
         )  # type: ignore[union-attr]
         row = one.attention._replace(ends=ends)  # type: ignore[union-attr]
         follows = torch.nn.functional.pad(one.follows, (0, 11 - len(one.follows)), value=-1)
-        assert_same(
-            passed_in_a_row(made, one._replace(attention=row, follows=follows)),
-            passed(plain, *batch),
-        )
+        found = passed_in_a_row(made, one._replace(attention=row, follows=follows))
+        expected = passed(plain, *batch)
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=0)
+        assert_same(found, expected)
 
-    assert len(graphs) == 1
+    assert len(graphs) == 3
 
 
 def attend_by_mask(
