@@ -80,6 +80,7 @@ class Clock:
 @contextlib.contextmanager
 def alone() -> Iterator[torch.device]:
     """The process group of one rank: NCCL on a GPU. Needs DeepSpeed."""
+    import robustly.pretrain.engine  # noqa: F401 (where DeepSpeed is missing, nothing is begun)
     from robustly.pretrain.process_group import start_ranks, stop_ranks
 
     os.environ.update(variables())

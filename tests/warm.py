@@ -75,7 +75,7 @@ import json, os, signal, socket, struct, sys
 name, words = os.path.basename(sys.argv[0]), [word for word in sys.argv[1:] if word not in ("-B", "-P")]
 if name == "robustly" or words == ["-"] or words[:2] == ["-m", "robustly.cli"] or (
     words[:1] == ["-c"] and words[1].startswith("from multiprocessing.spawn import spawn_main")
-):
+) or words[:1] and os.path.basename(words[0]) == "gpu_parts.py":
     place = "ours"
 elif words[:3] == ["-W", "ignore", "-c"]:
     place = "libraries"
@@ -354,6 +354,9 @@ def _run(words: list[str]) -> None:
     elif words[0] == "-c":
         sys.argv = ["-c", *words[2:]]
         exec(words[1], vars(main))
+    elif words[0].endswith(".py"):
+        sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
+        runpy.run_path(words[0], run_name="__main__")
     else:
         sys.argv = words
         exec(compile(sys.stdin.read(), "<stdin>", "exec"), vars(main))

@@ -43,7 +43,7 @@ def measured(
 
 
 def test_every_part_on_a_cpu(tmp_path: Path) -> None:
-    """Its trainings without the seconds of importing torch and DeepSpeed."""
+    """Its parts and their trainings without the seconds of importing torch and DeepSpeed."""
     python = str(warm.commands() / "python")
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.executable = {python!r}\n")
     rows, table = measured(tmp_path / "results", 0, PYTHONPATH=str(tmp_path))
