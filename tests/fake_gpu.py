@@ -11,7 +11,7 @@ import ctypes
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.autograd.function import BackwardCFunction
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SYNCS = (DataDependentOutputException, DynamicOutputShapeException)
 """What is raised where a GPU would be waited for."""
@@ -50,6 +51,35 @@ def _guard() -> Iterator[None]:
         yield
     finally:
         guards[CUDA_TYPE] = None
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU would be waited for, in what runs on a CPU. Lists of numbers are counted too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+            self.found[func.overloadpacket.__name__] += 1
+
+        return func(*args, **(kwargs or {}))
+
+    def __enter__(self) -> Self:
+        self._tolist: Any = Tensor.tolist
+
+        def tolist(tensor: Tensor) -> Any:
+            self.found["tolist"] += 1
+            return self._tolist(tensor)
+
+        Tensor.tolist = tolist  # type: ignore[method-assign,assignment]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *given: Any) -> None:
+        Tensor.tolist = self._tolist  # type: ignore[method-assign]
+        super().__exit__(*given)
 
 
 def onto_gpu(module: nn.Module, mode: FakeTensorMode, dtype: torch.dtype) -> None:

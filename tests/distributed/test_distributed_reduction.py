@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from fake_gpu import Waits
 
 from ranks import run_distributed
 from robustly.pretrain import optimizer
@@ -156,3 +157,30 @@ def test_an_update_has_one_small_collective(settings: dict[str, Any], large: lis
         assert told == [2.0, 1.0]
         assert sorted({name for name, size in collectives if size >= SMALL}) == large
         assert len([name for name, size in collectives if size < SMALL]) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "waits"),
+    [
+        ({"precision": "bf16"}, {"tolist": 1}),
+        ({"precision": "fp32", "zero_stage": 0}, {"tolist": 2}),
+        ({"precision": "bf16", "zero_stage": 2}, {"tolist": 1, "_local_scalar_dense": 2}),
+    ],
+    ids=["stage 1, bf16", "stage 0, fp32", "stage 2, bf16"],
+)
+def test_a_whole_update_waits_for_a_gpu_as_often_as_the_docs_say(
+    settings: dict[str, Any], waits: dict[str, int]
+) -> None:
+    """DeepSpeed's part and the optimizer's step, too: on a CPU, by what would be waited for."""
+
+    def go(rank: int, ranks: int) -> dict[str, int]:
+        engine, batches = engine_and_batches(rank, ranks, **settings)
+        for update in (1, 2):  # the first prepares
+            with Waits() as found:
+                backward(engine, batches, update)
+                engine.step(1e-3, tells=torch.ones(2, dtype=torch.float64))
+
+        stop_ranks()
+        return dict(found.found)
+
+    assert run_distributed(2, go) == [waits, waits]

@@ -2,18 +2,16 @@
 
 import re
 import sys
-from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
 import pytest
 import torch
-from fake_gpu import GPU, SYNCS, backward, fake_gpu, onto_gpu
+from fake_gpu import GPU, SYNCS, Waits, backward, fake_gpu, onto_gpu
 from numbered_store import NumberedStore
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.config import Format
@@ -187,20 +185,6 @@ def test_a_student_never_waits_for_the_gpu(
 
         for whole in wholes:
             backward(student(*onto_fake(whole, mode).arguments).sum())
-
-
-class Waits(TorchDispatchMode):
-    """Counts what a GPU would be waited for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
-            self.found[func.overloadpacket.__name__] += 1
-
-        return func(*args, **(kwargs or {}))
 
 
 def waits_of(attention: str, layers: int = 2, padded: bool = True) -> int:
