@@ -64,6 +64,9 @@ HOME = pwd.getpwuid(0).pw_dir
 PATH = f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PROGRAMS = ("ip", "nsenter", "unshare", "setpriv", "sshd", "ssh", "ssh-keygen", "pivot_root")
 PATIENCE = 30.0
+"""Seconds for what takes a moment."""
+LONG = 600.0
+"""Seconds for what starts programs or trains: a bound for what hangs, however busy a machine."""
 
 SSHD = """\
 Port 22
@@ -275,7 +278,7 @@ class Hosts:
         name: str,
         command: str | Sequence[str],
         environment: Mapping[str, str] | None = None,
-        timeout: float = 60,
+        timeout: float = LONG,
         check: bool = True,
         **more: Any,
     ) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.lab.hosts import Hosts, Process
+from tests.lab.hosts import LONG, Hosts, Process
 
 FAIL, COUNTED = "FailJobSet", "RestartJobSet"
 UNCOUNTED = "RestartJobSetAndIgnoreMaxRestarts"
@@ -150,7 +150,7 @@ class JobSet:
 
         for name in self.pods:
             self.terminate(name)
-        said = {name: pod.communicate(timeout=180)[1] for name, pod in self.pods.items()}
+        said = {name: pod.communicate(timeout=LONG)[1] for name, pod in self.pods.items()}
         self.pods, self.disrupted, self.killed = {}, set(), set()
         what = action(self.spec["failurePolicy"], *failure) if failure else COMPLETED
         return what, ended, said

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from robustly.exit_codes import FINISHED, MISTAKE, START_AGAIN
-from tests.lab.hosts import Hosts, Process
+from tests.lab.hosts import LONG, Hosts, Process
 from tests.lab.slurm import Slurm
 from tests.lab.small import Small
 
@@ -108,7 +108,7 @@ class Launch(ABC):
         """Give the same command and wait for its end."""
         self.commands.clear()
         self.start()
-        self.hosts.wait(self.ended, "the end of the same command", 180)
+        self.hosts.wait(self.ended, "the end of the same command", LONG)
         return self.code()
 
 
@@ -188,8 +188,8 @@ class SlurmLaunch(Launch):
                 self.slurm.run(f"scontrol release {self.job}")
             return facts["JobState"] not in AT_WORK
 
-        self.hosts.wait(over, f"the end of job {self.job}", 180)
-        return FINISHED if self.slurm.wait(self.job, 240) == "COMPLETED" else START_AGAIN
+        self.hosts.wait(over, f"the end of job {self.job}", LONG)
+        return FINISHED if self.slurm.wait(self.job) == "COMPLETED" else START_AGAIN
 
 
 LAUNCHERS: dict[str, type[Launch]] = {each.name: each for each in (Hostfile, SlurmLaunch, Torchrun)}

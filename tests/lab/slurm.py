@@ -20,7 +20,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any, Self
 
-from tests.lab.hosts import PATH, Hosts, require
+from tests.lab.hosts import LONG, PATH, Hosts, require
 
 REQUEUE_WAIT = 5  # the least that Slurm takes
 NODE_TIMEOUT = 10
@@ -137,7 +137,7 @@ class Slurm:
     def requeued(self, job: int) -> int:
         return int(self.facts(job)["Restarts"])
 
-    def wait(self, job: int, seconds: float = 120) -> str:
+    def wait(self, job: int, seconds: float = LONG) -> str:
         """Wait until a job has ended for good; returns its state."""
         over = {
             "COMPLETED",

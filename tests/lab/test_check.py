@@ -9,7 +9,7 @@ import pytest
 
 from robustly import experiment, manifest
 from tests.lab.fixtures import Once
-from tests.lab.hosts import ROOT, Hosts
+from tests.lab.hosts import LONG, ROOT, Hosts
 from tests.lab.slurm import Slurm
 from tests.lab.small import CORPUS, Small
 
@@ -20,7 +20,7 @@ LEFT = {"ends"}
 
 
 def robustly(hosts: Hosts, words: str, host: str = "nodea", **more):
-    return hosts.run(host, f"python -m robustly.cli {words}", check=False, timeout=120, **more)
+    return hosts.run(host, f"python -m robustly.cli {words}", check=False, **more)
 
 
 def launch(hosts: Hosts, small: Small, words: str = "", command: str = "launch hostfile", **more):
@@ -173,7 +173,7 @@ def test_each_machine_of_torchrun_has_its_own_command(hosts: Hosts, small: Small
         for name, more in (("nodea", ""), ("nodeb", "optim.peak_lr=3e-3"))
     )  # fmt: skip
     for each in (first, second):
-        out, err = each.communicate(timeout=120)
+        out, err = each.communicate(timeout=LONG)
         assert each.returncode == 2, err
         assert "nodeb: config.optim.peak_lr = 0.003, nodea has 0.002" in err
         assert json.loads(out)["all_reduce"]["hosts"] == 2
@@ -217,7 +217,7 @@ def torchruns(hosts: Hosts, small: Small, words: dict[str, str]) -> dict[str, st
         name: hosts.popen(name, f"{command} {more} 2>&1", stdout=-1, environment={"GLOO_SOCKET_IFNAME": "eth1"})
         for name, more in words.items()
     }  # fmt: skip
-    said = {name: process.communicate(timeout=120)[0] for name, process in running.items()}
+    said = {name: process.communicate(timeout=LONG)[0] for name, process in running.items()}
     assert all(process.returncode for process in running.values()), said
     return said
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.lab.host import is_machines
-from tests.lab.hosts import Hosts
+from tests.lab.hosts import LONG, Hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -139,7 +139,7 @@ def test_two_hosts_train(hosts, small):
     done = hosts.run(
         "nodea",
         f"robustly launch hostfile {small.config} --hostfile {hosts.hostfile()}",
-        timeout=200,
+        timeout=LONG,
     )
     assert small.finished(), done.stderr
     assert small.updates() == 20

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.lab.hosts import Hosts
+from tests.lab.hosts import LONG, Hosts
 from tests.lab.small import Small
 
 pytestmark = pytest.mark.full
@@ -46,7 +46,7 @@ def launched(hosts: Hosts, small: Small) -> Any:
     command = f"robustly launch hostfile {words} --hostfile hosts --restarts 0"
     console = (hosts.shared / "console").open("w")
     process = hosts.popen("nodea", command, stdout=console, stderr=subprocess.STDOUT)
-    hosts.wait(lambda: small.updates() > 3 or process.poll() is not None, "updates", 120)
+    hosts.wait(lambda: small.updates() > 3 or process.poll() is not None, "updates", LONG)
     assert process.poll() is None, console_of(hosts)
     return process
 
@@ -116,7 +116,7 @@ def test_ranks_end_while_their_launcher_is_stopped(hosts: Hosts, small: Small) -
 def test_what_ranks_print_is_kept_and_shown(hosts: Hosts, small: Small) -> None:
     hosts.hostfile(slots=2)
     words = f"{small.config} schedule.updates=5"
-    done = hosts.run("nodea", f"robustly launch hostfile {words} --hostfile hosts", timeout=120)
+    done = hosts.run("nodea", f"robustly launch hostfile {words} --hostfile hosts")
     lines = done.stderr.splitlines()
     assert "4 ranks on nodea (0-1), nodeb (2-3)" in lines
     report = [line for line in lines if "update" in line and "tokens/s" in line]

@@ -13,7 +13,7 @@ import yaml
 from robustly.exit_codes import MISTAKE
 from robustly.launch.kubernetes import FURTHER
 from tests.lab.fixtures import Once
-from tests.lab.hosts import Hosts
+from tests.lab.hosts import LONG, Hosts
 from tests.lab.jobset import COMPLETED, COUNTED, FAIL, UNCOUNTED, JobSet
 from tests.lab.small import Small, prepare
 
@@ -43,7 +43,7 @@ def test_pods_wait_train_are_evicted_are_killed_and_go_on(
     first, second = hosts.names
     jobset.start(1)  # the first pod waits for a machine
     jobset.start(0)
-    hosts.wait(lambda: small.updates() >= 2, "training", 180)
+    hosts.wait(lambda: small.updates() >= 2, "training", LONG)
     jobset.evict(1)
     what, codes, _ = jobset.end()
     assert what == UNCOUNTED
@@ -52,7 +52,7 @@ def test_pods_wait_train_are_evicted_are_killed_and_go_on(
     begun = small.updates()
     assert begun < UPDATES
     jobset.start()
-    hosts.wait(lambda: small.updates() > begun, "training", 180)
+    hosts.wait(lambda: small.updates() > begun, "training", LONG)
     jobset.kill(0)  # which holds the run's folder
     what, codes, said = jobset.end()
     assert what == COUNTED, said
@@ -75,7 +75,7 @@ def test_a_mistake_in_one_pod_ends_all(hosts: Hosts, small: Small, jobset: JobSe
     hosts.run(hosts.names[1], ["mount", "--bind", "/dev/null", file])
     jobset.start()
     for pod in jobset.pods.values():  # by themselves: the cluster may see either end first
-        pod.wait(300)
+        pod.wait(LONG)
     what, codes, said = jobset.end()
     assert what == FAIL
     assert [*codes.values()] == [MISTAKE, MISTAKE]

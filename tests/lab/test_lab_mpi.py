@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from robustly.exit_codes import START_AGAIN
+from tests.lab.hosts import LONG
 
 pytestmark = pytest.mark.full
 
@@ -19,11 +20,11 @@ def test_a_signal_stops_the_ranks_of_all_hosts_with_a_checkpoint(hosts, small, m
         " schedule.updates=100000 run.checkpoint_every=100000"
     )
     launch = hosts.popen("nodea", command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    hosts.wait(lambda: small.updates() > 5, "training", 120)
+    hosts.wait(lambda: small.updates() > 5, "training", LONG)
     assert (list(hosts.ranks("nodea")), list(hosts.ranks("nodeb"))) == ([0], [1])
     launch.send_signal(signal.SIGTERM)
 
-    _, told = launch.communicate(timeout=120)
+    _, told = launch.communicate(timeout=LONG)
     assert launch.returncode == START_AGAIN, told
     (update,) = small.checkpoints()
     assert f"stopped after update {update}, with a checkpoint" in told

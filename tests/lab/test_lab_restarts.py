@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from tests import warm
+from tests.lab.hosts import LONG
 from tests.lab.small import Small
 
 NO_DROPOUT = "model.dropout=0.0 model.attention_dropout=0.0"  # its noise is drawn by the layout
@@ -43,7 +44,7 @@ def test_hosts_that_are_lost_are_replaced_and_then_done_without(hosts, small, tm
     launch = hosts.popen(
         "nodec", command, variables, stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    hosts.wait(lambda: ("RANK", "1") in environments(hosts, "nodeb"), "a rank of nodeb", 120)
+    hosts.wait(lambda: ("RANK", "1") in environments(hosts, "nodeb"), "a rank of nodeb", LONG)
     assert variables.items() <= environments(hosts, "nodeb")
     for name in hosts.names:
         for process in hosts.processes(name):
@@ -51,10 +52,10 @@ def test_hosts_that_are_lost_are_replaced_and_then_done_without(hosts, small, tm
                 assert "none of yours" not in " ".join(process.cmdline())
 
     for name, update in (("nodea", 7), ("nodeb", 17)):
-        hosts.wait(lambda update=update: small.updates() >= update, f"update {update}", 120)
+        hosts.wait(lambda update=update: small.updates() >= update, f"update {update}", LONG)
         hosts.crash(name)
 
-    _, told = launch.communicate(timeout=150)
+    _, told = launch.communicate(timeout=LONG)
     assert launch.returncode == 0, told
     changes = [line for line in told.splitlines() if "is left out" in line]
     assert "nodea failed twice in a row and is left out, nodec takes its place" in changes[0], told

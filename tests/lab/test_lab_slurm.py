@@ -20,7 +20,7 @@ from robustly.launch.job import Job
 from robustly.launch.slurm import SlurmOptions
 from robustly.pretrain.rank_gpu import own_gpu
 from tests.lab import small
-from tests.lab.hosts import ROOT, Hosts
+from tests.lab.hosts import LONG, ROOT, Hosts
 from tests.lab.slurm import Slurm
 from tests.lab.small import Small
 
@@ -129,7 +129,7 @@ def test_a_signal_at_any_moment_stops_and_the_job_comes_back(cluster: Slurm) -> 
     """While Slurm starts the step, Python starts, modules are imported, and later."""
     runs = [launch(cluster, nodes=1, ranks=2, restarts=1) for _ in range(6)]
     for tenths, run in enumerate(runs):
-        cluster.hosts.wait(lambda n=run.number: cluster.state(n) == "RUNNING", "start", 60)
+        cluster.hosts.wait(lambda n=run.number: cluster.state(n) == "RUNNING", "start", LONG)
         time.sleep(0.15 * tenths)
         cluster.run(["scancel", "--signal=USR1", str(run.number)], check=False)
 
@@ -203,7 +203,7 @@ def test_nodes_may_have_unlike_numbers_of_ranks(cluster: Slurm) -> None:
 
 def submitted(cluster: Slurm, command: str) -> dict[str, int]:
     """The jobs that a command submits, by their stages."""
-    said = cluster.run(command, timeout=120).stderr
+    said = cluster.run(command).stderr
     return {
         stage: int(number) for stage, number in re.findall(r"(?m)^(\w+): Slurm job (\d+)$", said)
     }
@@ -225,7 +225,7 @@ def test_all_stages_as_jobs_that_wait_for_each_other(cluster: Slurm) -> None:
     assert [each["NumNodes"][0] for each in facts] == ["1", "1", "2"]
     assert [each["TimeLimit"] for each in facts[1:]] == ["00:10:00", "00:20:00"]
 
-    states = [cluster.wait(job, 240) for job in jobs.values()]
+    states = [cluster.wait(job) for job in jobs.values()]
     outputs = [(shared / f"slurm-{job}.out").read_text() for job in jobs.values()]
     assert states == ["COMPLETED"] * 3, "\n".join(outputs)
     # whose parts are jobs of an array
@@ -245,7 +245,7 @@ def test_what_waits_for_a_stage_that_fails_is_cancelled(cluster: Slurm) -> None:
     (shared / "small.yaml").write_text(small.CONFIG, encoding="utf-8")
     command = "robustly launch slurm small.yaml paths.root=runs/fails"
     jobs = submitted(cluster, f"{command} --stages tokenizer,prepare,pretrain")
-    states = [cluster.wait(job, 120) for job in jobs.values()]
+    states = [cluster.wait(job) for job in jobs.values()]
     assert "FAILED" in states and states[-1] == "CANCELLED"
 
 
@@ -257,26 +257,28 @@ def test_a_training_goes_through_signals_and_a_cut_node(slurm: Slurm, small: Sma
     undisturbed = Small(shutil.copytree(small.folder, small.folder.with_name("undisturbed")))
     settings = ["schedule.updates=60", "run.checkpoint_every=10"]
     command = f"robustly launch slurm {small.config} {' '.join(settings)} --nodes 2 --restarts 1"
-    said = slurm.run(f"{command} --ranks-per-node 1", timeout=120)
+    said = slurm.run(f"{command} --ranks-per-node 1")
     job = int((said.stdout + said.stderr).split()[-1])
 
-    slurm.hosts.wait(lambda: slurm.hosts.ranks("nodeb"), "rank 1", 60)  # the job itself is no rank
+    slurm.hosts.wait(
+        lambda: slurm.hosts.ranks("nodeb"), "rank 1", LONG
+    )  # the job itself is no rank
     time.sleep(1)
     slurm.run(f"scancel --signal=USR1 {job}")
-    slurm.hosts.wait(lambda: slurm.requeued(job) == 1, "the first return", 60)
-    slurm.hosts.wait(lambda: small.updates() > 5, "training", 120)
+    slurm.hosts.wait(lambda: slurm.requeued(job) == 1, "the first return", LONG)
+    slurm.hosts.wait(lambda: small.updates() > 5, "training", LONG)
     slurm.run(f"scancel --signal=USR1 {job}")
-    slurm.hosts.wait(lambda: slurm.requeued(job) == 2, "the second return", 60)
+    slurm.hosts.wait(lambda: slurm.requeued(job) == 2, "the second return", LONG)
 
     at = small.updates()
-    slurm.hosts.wait(lambda: small.updates() > at + 10, "training", 120)
+    slurm.hosts.wait(lambda: small.updates() > at + 10, "training", LONG)
     slurm.hosts.cut("nodea")
-    slurm.hosts.wait(lambda: slurm.requeued(job) == 3, "another node", 60)
-    assert slurm.wait(job, 400) == "COMPLETED", (small.folder / f"slurm-{job}.out").read_text()
+    slurm.hosts.wait(lambda: slurm.requeued(job) == 3, "another node", LONG)
+    assert slurm.wait(job) == "COMPLETED", (small.folder / f"slurm-{job}.out").read_text()
     assert slurm.facts(job)["NodeList"] == "nodeb,nodec"
     here = [sys.executable, "-m", "robustly.cli", "pretrain", str(undisturbed.config), *settings]
     subprocess.run(
         [*here, "run.ranks=2"],
-        cwd=undisturbed.folder, check=True, capture_output=True, timeout=200,
+        cwd=undisturbed.folder, check=True, capture_output=True, timeout=LONG,
     )  # fmt: skip
     assert small.outcome() == undisturbed.outcome()

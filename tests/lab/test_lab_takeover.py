@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from tests.lab.hosts import Hosts
+from tests.lab.hosts import LONG, Hosts
 
 if TYPE_CHECKING:
     from tests.lab.small import Small
@@ -49,7 +49,7 @@ def frozen(rank: psutil.Process, command: psutil.Process) -> Iterator[None]:
 
 
 def status(hosts: Hosts) -> dict[str, Any]:
-    told = hosts.run("nodeb", "robustly launch status runs/small --json", timeout=120)
+    told = hosts.run("nodeb", "robustly launch status runs/small --json")
     found: dict[str, Any] = json.loads(told.stdout)
     return found
 
@@ -58,7 +58,7 @@ def test_a_cut_hosts_old_rank_writes_nothing(hosts: Hosts, small: "Small") -> No
     long = f"{ALONE} schedule.updates=100000 run.checkpoint_every=2"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     old = hosts.popen("nodea", long, **pipes)
-    hosts.wait(lambda: list(small.train.glob("checkpoints/update-*")), "a checkpoint", 120)
+    hosts.wait(lambda: list(small.train.glob("checkpoints/update-*")), "a checkpoint", LONG)
     told = status(hosts)
     assert (told["train"]["state"], told["train"]["holder"]["host"]) == ("running", "nodea")
 
@@ -70,7 +70,7 @@ def test_a_cut_hosts_old_rank_writes_nothing(hosts: Hosts, small: "Small") -> No
         assert told["next"].startswith("look at nodea: its rank 0 does not renew its lease")
 
         last = f"--stop-after {small.checkpoints()[-1] + 20}"
-        new = hosts.run("nodeb", f"{long} {last}", timeout=240, check=False)
+        new = hosts.run("nodeb", f"{long} {last}", check=False)
         assert new.returncode == 75, new.stderr
         said = " ".join(new.stderr.split())
         assert "taken over from pid" in said and "on nodea" in said
@@ -79,7 +79,7 @@ def test_a_cut_hosts_old_rank_writes_nothing(hosts: Hosts, small: "Small") -> No
         before = written(small.train)
         hosts.heal("nodea")
 
-    said, _ = old.communicate(timeout=120)
+    said, _ = old.communicate(timeout=LONG)
     assert old.returncode == 2, said
     said = " ".join(said.split())
     assert (

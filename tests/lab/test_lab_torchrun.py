@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from robustly.exit_codes import MISTAKE, START_AGAIN
-from tests.lab.hosts import Hosts, Process
+from tests.lab.hosts import LONG, Hosts, Process
 from tests.lab.small import Small
 
 pytestmark = pytest.mark.full
@@ -23,7 +23,7 @@ def codes(*started: Process) -> list[tuple[int, str]]:
     """How each ended: its exit code and last line."""
     ends = []
     for process in started:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=LONG)
         print(errors)
         ends.append((process.returncode, errors.strip().splitlines()[-1]))
     return ends
@@ -33,7 +33,7 @@ def test_a_signal_on_one_host_stops_all_with_one_checkpoint(hosts, small):
     """torchrun of the other host said 0 once, at update 128 of 400."""
     words = "--nodes 2 run.checkpoint_every=100000 schedule.updates=100000"
     both = [start(hosts, small, name, words) for name in hosts.names]
-    hosts.wait(lambda: small.updates() > 5, "training", 120)
+    hosts.wait(lambda: small.updates() > 5, "training", LONG)
     both[1].send_signal(signal.SIGTERM)
 
     (update,) = hosts.wait(small.checkpoints, "a checkpoint", 60)
@@ -46,12 +46,12 @@ def test_a_rank_that_is_killed_is_started_again_and_the_run_is_the_same(hosts, s
     straight = Small.of(small.folder, hosts.shared / "straight")
     words = "--nodes 2 schedule.updates=40"
     both = [start(hosts, small, name, words) for name in hosts.names]
-    hosts.wait(lambda: small.updates() >= 12, "update 12", 120)
+    hosts.wait(lambda: small.updates() >= 12, "update 12", LONG)
     hosts.ranks("nodeb")[1].kill()
     assert [code for code, _ in codes(*both)] == [0, 0]
 
     command = f"robustly launch local {straight.config} --ranks-per-node 2 schedule.updates=40"
-    hosts.run("nodea", command, timeout=120, cwd=straight.folder)
+    hosts.run("nodea", command, cwd=straight.folder)
     assert small.outcome() == straight.outcome()
 
 
@@ -70,17 +70,17 @@ def test_hosts_come_and_go(hosts, small):
 
     def trains_on(what: str) -> None:
         begun = small.updates()
-        hosts.wait(lambda: small.updates() > begun + 5, what, 120)
+        hosts.wait(lambda: small.updates() > begun + 5, what, LONG)
 
-    words = "--nodes 1:2 --rdzv-conf join_timeout=120,last_call_timeout=1 schedule.updates=100000"
+    words = "--nodes 1:2 --rdzv-conf join_timeout=LONG,last_call_timeout=1 schedule.updates=100000"
     first = start(hosts, small, "nodea", words)
     trains_on("training on one host")
     start(hosts, small, "nodeb", words)
-    hosts.wait(lambda: hosts.ranks("nodeb"), "the second host", 120)
-    hosts.wait(lambda: ranks(small) == [1, 2], "a start on both", 120)
+    hosts.wait(lambda: hosts.ranks("nodeb"), "the second host", LONG)
+    hosts.wait(lambda: ranks(small) == [1, 2], "a start on both", LONG)
     trains_on("training on both")
     hosts.crash("nodeb")
-    hosts.wait(lambda: ranks(small) == [1, 2, 1], "a start on one", 120)
+    hosts.wait(lambda: ranks(small) == [1, 2, 1], "a start on one", LONG)
     trains_on("training on one again")
 
     first.send_signal(signal.SIGTERM)
@@ -101,7 +101,7 @@ def test_a_users_own_torchrun_claims_no_success(hosts, small):
         f" --no-python robustly pretrain {small.config} schedule.updates=100000"
     )
     both = [hosts.popen(name, command, stderr=subprocess.PIPE) for name in hosts.names]
-    hosts.wait(lambda: small.updates() > 5, "training", 120)
+    hosts.wait(lambda: small.updates() > 5, "training", LONG)
     both[0].send_signal(signal.SIGTERM)
     assert [code for code, _ in codes(*both)] == [1, 1]
     assert len(small.checkpoints()) > 0

@@ -32,7 +32,7 @@ import psutil
 from robustly.exit_codes import FINISHED, MISTAKE
 from tests import warm
 from tests.lab.faults import FAULTS, Fault, Trial, faults_of
-from tests.lab.hosts import ROOT, Hosts, Process
+from tests.lab.hosts import LONG, ROOT, Hosts, Process
 from tests.lab.launches import (
     BEGUN,
     BOUND,
@@ -136,7 +136,7 @@ def attempt(launcher: str, fault: Fault, made: "Made", folder: Path) -> Result:
         else:
             launch.start()
             launch.hosts.wait(
-                lambda: launch.ended() or BEGUN + 3 <= seen.updates() < EVERY, "updates", 120
+                lambda: launch.ended() or BEGUN + 3 <= seen.updates() < EVERY, "updates", LONG
             )
             assert not launch.ended(), launch.console()
             victims = launch.victims(servers)
@@ -227,7 +227,9 @@ class Made:
                 return hosts.popen("nodea", line, cwd=small.folder)
 
             first = train(begun, BEGUN)
-            hosts.wait(lambda: begun.checkpoints() or first.poll() is not None, "a checkpoint", 120)
+            hosts.wait(
+                lambda: begun.checkpoints() or first.poll() is not None, "a checkpoint", LONG
+            )
             first.kill()
             hosts.wait(lambda: not at_work(hosts), "the end of its ranks")
             _cut_back(begun)
