@@ -156,6 +156,7 @@ def measure(given: list[str], scratch: Path) -> str:
     robustly("tokenizer", page("words", files[:1], cores))
     (scratch / "warm.txt").write_bytes(Path(files[0]).read_bytes()[: FRAME // 16])
     robustly("prepare", page("warm", [str(scratch / "warm.txt")], 1))  # compiles
+    plain_bytes = sum(Path(file).stat().st_size for file in files)
     size = write(files, *shapes.values())
     for file in files:
         Path(file).unlink()
@@ -188,11 +189,12 @@ def measure(given: list[str], scratch: Path) -> str:
 
     names = [Path(file).name for file in given]
     sizes = {shape: path.stat().st_size for shape, path in shapes.items()}
-    return table(names, size, sizes, alone, found, load)
+    return table(names, plain_bytes, size, sizes, alone, found, load)
 
 
 def table(
     names: list[str],
+    given: int,
     size: int,
     packed: dict[str, int],
     alone: dict[str, dict[str, float]],
@@ -226,6 +228,7 @@ def table(
 {time.strftime("%Y-%m-%d")}, {os.cpu_count()} CPU cores (load at the start: {load:.1f}), {platform.machine()}, Python {platform.python_version()}, backports.zstd {version("backports.zstd")};
 `python benchmarks/compressed.py` on {", ".join(names)}.
 {size / 1e9:.2f} GB of text, the same in both files: one frame of {packed["one frame"] / 1e9:.2f} GB, and {alone["many frames"]["frames"]:,.0f} of {FRAME / 2**20:.0f} MB of text in {packed["many frames"] / 1e9:.2f} GB.
+Its words are those of {given / 1e6:,.0f} MB of text again and again: most are known to the encoder.
 `robustly prepare` from the file to the token store, `unit: sentence`, {VOCAB_SIZE:,} entries; memory of processes and of all together at its
 most, in GB.
 

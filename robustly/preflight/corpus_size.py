@@ -45,6 +45,8 @@ class CorpusSize:
     """Bytes of its packed index."""
     cleaning: float | None = None
     """Bytes that cleaning needs until it is done; None where there is none to come."""
+    cleaning_seconds: float | None = None
+    """Processor seconds that the rules will take, if they take as long as on a sample."""
     packed: bool = False
     """Whether the store is there, packed as the config asks."""
 
@@ -115,7 +117,11 @@ def corpus_size(config: PretrainingConfig) -> CorpusSize:
 
     text, _ = _file_bytes(corpus)
     documents = text / BYTES_PER_TOKEN / TOKENS_PER_DOCUMENT
-    return replace(size, cleaning=documents * cleaning_bytes(config.cleaning))
+    return replace(
+        size,
+        cleaning=documents * cleaning_bytes(config.cleaning),
+        cleaning_seconds=None if share.seconds is None else share.seconds * text,
+    )
 
 
 def _cleaned(config: PretrainingConfig, found: Mapping[str, int | None]) -> Manifest | None:

@@ -2,6 +2,7 @@
 yet."""
 
 import math
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ class KeptShare(NamedTuple):
     """By the names of the sources."""
     source: str
     """Where that is known from, or what it leaves out."""
+    seconds: float | None = None
+    """Processor seconds that the rules took here for a byte of text; None where nothing tells."""
 
 
 def kept_share(config: PretrainingConfig) -> KeptShare:
@@ -34,11 +37,14 @@ def kept_share(config: PretrainingConfig) -> KeptShare:
         return KeptShare(everything, left_out)
 
     found: list[tuple[str, int, int]] = []  # source, bytes, those that are kept
+    begun = ended = 0.0
     try:
         judge = Judge(cleaning, config.data.language)
         for each in judge.sample(config.corpus, SLOWLY if cleaning.quality else CHARACTERS):
             kept = "" if each.reason else judge.replaced(each.text, each.spans)
             found.append((each.source, len(each.text.encode()), len(kept.encode())))
+            ended = time.process_time()
+            begun = begun or ended  # libraries and models are loaded for the first
     except UserError as error:
         return KeptShare(everything, f"cleaning is not counted yet: {error}")
 
@@ -49,7 +55,9 @@ def kept_share(config: PretrainingConfig) -> KeptShare:
     own = {name: [row for row in found if row[0] == name] for name in names}
     of_source = {name: _ratio(rows)[0] if rows else share for name, rows in own.items()}
     counted = f"cleaning keeps {share:.0%} ± {off:.0%} of a sample of {len(found):,} documents"
-    return KeptShare(of_source, "; ".join(filter(None, (counted, left_out))))
+    timed = sum(size for _, size, _ in found[1:])
+    seconds = (ended - begun) / timed if timed else None
+    return KeptShare(of_source, "; ".join(filter(None, (counted, left_out))), seconds)
 
 
 def _ratio(rows: Sequence[tuple[str, int, int]]) -> tuple[float, float]:

@@ -90,6 +90,7 @@ def plan(config: PretrainingConfig, ranks: int, machine: Machine, speed: Speed |
             "flops": per_token * total,
             "corpus_tokens": None if size.tokens is None else round(size.tokens),
             "corpus_source": size.source,
+            "cleaning_seconds": size.cleaning_seconds,
             "epochs": None if not size.tokens else total / size.tokens,
             "micro_batches": micro_batches,
         },
@@ -230,6 +231,11 @@ def _work_rows(found: Plan) -> dict[str, Any]:
     if layers := model["teacher_layers"]:
         teacher["teacher"] = f"{layers} layers ({model['teacher_source']})"
 
+    cleaning = {}
+    if work["cleaning_seconds"] is not None:
+        spent = log.duration(work["cleaning_seconds"])
+        cleaning = {"cleaning": f"{spent} of one core for the rules, as on the sample here"}
+
     corpus = work["corpus_source"]
     if work["corpus_tokens"] is not None:
         corpus = f"{work['corpus_tokens']:,} tokens to train on ({corpus})"
@@ -251,6 +257,7 @@ def _work_rows(found: Plan) -> dict[str, Any]:
         "updates": work["updates"],
         "tokens in all": work["tokens"],
         "corpus": corpus,
+        **cleaning,
         "epochs": "unknown" if work["epochs"] is None else work["epochs"],
     }
 

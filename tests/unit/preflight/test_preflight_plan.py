@@ -287,7 +287,7 @@ def test_cleaned_text_is_what_counts(tmp_path: Path) -> None:
 
 
 def test_what_cleaning_will_keep_is_estimated_by_a_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of two sources, with different shares of documents that a rule drops; each document of the
     second has a mail address, which becomes shorter."""
@@ -320,6 +320,13 @@ def test_what_cleaning_will_keep_is_estimated_by_a_sample(
         assert before.work[name] != pytest.approx(plain.work[name], rel=0.1)
     for name in ("token_store", "packed_index"):
         assert before.disk[name] == pytest.approx(after.disk[name], rel=0.04)
+
+    # of all of the text, by what a part of it took
+    assert 0 < before.work["cleaning_seconds"] < 60
+    assert after.work["cleaning_seconds"] is plain.work["cleaning_seconds"] is None
+    show(before)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "of one core for the rules, as on the sample here" in told
 
     found = re.search(
         r"assumed; cleaning keeps (\d+)% ± (\d+)% of a sample of (\d+) documents$",
