@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from robustly import UserError
-from robustly.pretrain import engine
+from robustly.pretrain.process_group import start_ranks
 from robustly.pretrain.rank_gpu import own_gpu, refuse_shared
 
 
@@ -86,9 +87,10 @@ def test_deepspeed_is_told_the_same_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     def meet(backend: str, **options: Any) -> None:
         raise UserError(f"{backend} {os.environ['LOCAL_RANK']}")
 
-    monkeypatch.setattr(engine.deepspeed, "init_distributed", meet)
+    monkeypatch.setattr(dist, "init_process_group", meet)
     monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match="nccl 0"):
-        engine.start_ranks(3)
+        start_ranks(3)
 
     assert chosen == [torch.device("cuda", 0)]
