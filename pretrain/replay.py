@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 
 from robustly import StartAgain, UserError
+from robustly.manifest import RECIPE
 from robustly.metrics import read_metrics
 from robustly.pretrain.bad_updates.update_records import SKIPPED, SPIKES
 from robustly.pretrain.checkpoints import checkpoint
@@ -23,7 +24,7 @@ from robustly.pretrain.clock import CLOCK
 from robustly.pretrain.sessions import Session
 from robustly.pretrain.stage import PretrainingConfig
 
-RECORDS = ("metrics.jsonl", "evaluations.jsonl", SKIPPED, SPIKES, CLOCK)
+RECORDS = (RECIPE, "metrics.jsonl", "evaluations.jsonl", SKIPPED, SPIKES, CLOCK)
 OF_THE_MOMENT = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds")
 """Figures of metrics.jsonl that no two runs share."""
 LAYOUT = ("ranks", "micro_batch", "precision", "zero_stage", "attention", "devices", "versions")

@@ -147,10 +147,8 @@ class ShardedTensors:
         """Meanwhile the model computes with the average of its weights, which is kept; afterwards
         with the same bits as before. It takes the memory of one tensor. Collective."""
         self._show(AVERAGE)
-        try:
-            yield
-        finally:
-            self._show()
+        yield
+        self._show()  # not after a fault, which ends the run: ranks could wait for one that is lost
 
     def _show(self, kept: str | None = None) -> None:
         """Compute with what is kept of the weights; default: with themselves."""

@@ -194,10 +194,18 @@ def assert_its_loss_is_that_of_the_published(config: Experiment, close: float) -
 
 
 @pytest.mark.full
-def test_training_knows_nothing_of_an_average(pretraining: MakePretraining) -> None:
-    kept, without = pretraining("kept", "optim.average=0.9"), pretraining("without")
+@pytest.mark.parametrize(
+    ("ranks", "stage", "precision"),
+    [(1, 0, "fp32"), (2, 1, "bf16"), (2, 2, "fp32"), (2, 3, "bf16")],
+)
+def test_training_knows_nothing_of_an_average(
+    pretraining: MakePretraining, ranks: int, stage: int, precision: str
+) -> None:
+    """Nor of the evaluations by it, whether its ranks hold whole weights or parts."""
+    layout = (f"run.zero_stage={stage}", f"run.precision={precision}", "run.evaluate_every=3")
+    kept, without = pretraining("kept", "optim.average=0.9", *layout), pretraining("no", *layout)
     for config in (kept, without):
-        run_distributed(1, go, config)
+        run_distributed(ranks, go, config)
 
     assert lines(kept) == lines(without)
     for one, other in zip(lines(kept, "evaluations"), lines(without, "evaluations"), strict=True):
@@ -284,7 +292,7 @@ def stable(make_pretraining: MakePretraining) -> Experiment:
 
 
 def test_a_run_that_is_extended_at_its_rate_is_the_longer_run(
-    pretraining: MakePretraining, stable: Experiment
+    pretraining: MakePretraining, stable: Experiment, tmp_path: Path
 ) -> None:
     """From an earlier checkpoint, with its moments and Adam's count of steps, also where it died, and
     the other run is gone by then. Update 9, which that skipped later, is made unless its own record
@@ -299,6 +307,10 @@ def test_a_run_that_is_extended_at_its_rate_is_the_longer_run(
     try:
         run_distributed(1, go, extended)
         assert extended.stage().finished()
+        path, *overrides = extended._arguments
+        again = load_experiment(path, [*overrides, *replay.changes(tmp_path / "again")])
+        replay.lay_out(extended.folder("train"), again.folder("train"), Replayed(8, 12))
+        assert again.stage().hash == extended.stage().hash
     finally:
         train.with_name("gone").rename(train)
 
