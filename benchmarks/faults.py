@@ -48,10 +48,11 @@ def config(folder: Path) -> list[str]:
 def rank(fault: str, folder: Path, words: list[str]) -> None:
     """Be a rank, whose number 1 meets a fault."""
     from robustly.cli import main
-    from robustly.pretrain import batches, loop, peers
+    from robustly.pretrain import batches, peers
+    from robustly.pretrain.updates import Updates
 
     (folder / f"pid.{os.environ['RANK']}").write_text(str(os.getpid()))
-    updates, make = loop.Trainer._update, batches.Batches.batch
+    updates, make = Updates.make, batches.Batches.batch
 
     def meet(update: int, what: str) -> None:
         if fault != what or update != UPDATE or os.environ["RANK"] != "1":
@@ -61,7 +62,7 @@ def rank(fault: str, folder: Path, words: list[str]) -> None:
             raise MemoryError("Unable to allocate 1.00 TiB")
         raise RuntimeError("made up for the benchmark")
 
-    def update(self: loop.Trainer, batch: batches.RankBatch, *others: object) -> object:
+    def update(self: Updates, batch: batches.RankBatch, *others: object) -> object:
         meet(batch.update, "exception")
         meet(batch.update, "memory")
         if batch.update == UPDATE and fault == "cost":
@@ -83,7 +84,7 @@ def rank(fault: str, folder: Path, words: list[str]) -> None:
         meet(number, "data thread")
         return make(self, number)
 
-    loop.Trainer._update = update  # type: ignore[method-assign,assignment]
+    Updates.make = update  # type: ignore[method-assign,assignment]
     batches.Batches.batch = batch  # type: ignore[method-assign]
     main(["pretrain", *words])
 
@@ -238,7 +239,7 @@ def overhead(prepared: Path) -> str:
 
     number = 1_000_000
     mark = timeit.timeit(lambda: heartbeat.mark(Phase.FORWARD, 1000, 3), number=number) / number
-    marks = 6  # of an update of one micro-batch: loop.py
+    marks = 6  # of an update of one micro-batch: loop.py, updates.py
     share = (marks * mark + update * told / heartbeat.BEAT) / update
     return (
         f"An update of the tiny config takes {1e3 * update:.1f} ms (median of 79, two ranks); its"
