@@ -40,7 +40,6 @@ from robustly.corpus.reading import suffixes
 from robustly.data_prep.config import DataConfig, store_recipe
 from robustly.data_prep.encoding import encode
 from robustly.data_prep.merging import SHARD_BYTES, Merge, Part, merge, merges
-from robustly.data_prep.sentences import units
 from robustly.data_prep.store import (
     SPLITS,
     Shard,
@@ -54,7 +53,7 @@ from robustly.data_prep.store import (
 from robustly.files import write_json
 from robustly.manifest import Manifest, Outcome, Stage
 from robustly.strict_json import read_json
-from robustly.tokenizer import load_tokenizer
+from robustly.tokenizer import trained_tokenizer
 from robustly.tokenizer.added_tokens import count_added
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ class DataStage:
     @property
     def _dtype(self) -> np.dtype[Any]:
         """Of tokens."""
-        return _tokenizer(self.tokenizer_folder, self._trained.hash).dtype
+        return trained_tokenizer(self.tokenizer_folder, self._trained.hash).dtype
 
     @cached_property
     def _contents(self) -> Hashes:
@@ -153,7 +152,7 @@ class DataStage:
         process(make, planned, shards / "tasks", here if small else self.processing, "merging")
 
     def _collect(self, work: Path, done: "list[_PartitionFacts]") -> Outcome:
-        tokenizer = _tokenizer(self.tokenizer_folder, self._trained.hash)
+        tokenizer = trained_tokenizer(self.tokenizer_folder, self._trained.hash)
         sources = [source.title for source in self.corpus.sources]
         shards: dict[Split, list[Shard]] = {split: [] for split in SPLITS}
         for each in _merges(done, tokenizer.dtype):
@@ -212,7 +211,7 @@ def _load_ahead(tokenizer_folder: Path, trained: str) -> None:
     workers are at work."""
     import robustly.data_prep.blocks  # noqa: F401 (numba)
 
-    _tokenizer(tokenizer_folder, trained)
+    trained_tokenizer(tokenizer_folder, trained)
 
 
 def _cleaned(folder: Path | None, what: str) -> dict[str, int]:
@@ -351,13 +350,6 @@ def _read_facts(folder: Path, number: int) -> _PartitionFacts:
     )
 
 
-@functools.lru_cache(maxsize=1)
-def _tokenizer(folder: Path, trained: str) -> "Tokenizer":
-    """The tokenizer, loaded once a process; `trained`, the hash of its stage, tells it from an
-    earlier one there."""
-    return load_tokenizer(folder)
-
-
 def _make_parts(
     corpus: CorpusConfig,
     data: DataConfig,
@@ -368,10 +360,10 @@ def _make_parts(
     partition: Partition,
 ) -> None:
     """Encode a partition, in any process: its part of each split."""
-    tokenizer = _tokenizer(tokenizer_folder, trained)
+    tokenizer = trained_tokenizer(tokenizer_folder, trained)
     held_out = corpus.sources[partition.source].held_out
     bad_lines: list[BadLine] = []
-    text_bytes = empty = 0
+    text_bytes = found = 0
     writers: dict[Split, ShardWriter] = {}
 
     with ExitStack() as open_shards:
@@ -380,27 +372,23 @@ def _make_parts(
             writer = ShardWriter(folder, name, partition.source, tokenizer.eos_id, tokenizer.dtype)
             writers[split] = open_shards.enter_context(writer)
 
-        def cut() -> Iterator[tuple[Split, str, list[tuple[int, int]]]]:
-            nonlocal text_bytes, empty
+        def read() -> Iterator[tuple[Split, str]]:
+            nonlocal text_bytes, found
             for text in documents(partition, corpus, bad_lines):
-                text_bytes += len(text.encode())
-                if spans := units(text, data.unit, data.language):
-                    yield (
-                        "validation" if held_out else split_of(text, corpus.validation),
-                        text,
-                        spans,
-                    )
-                else:
-                    empty += 1
+                text_bytes += len(text) if text.isascii() else len(text.encode())
+                found += 1
+                yield "validation" if held_out else split_of(text, corpus.validation), text
 
-        for document in encode(tokenizer, cut(), data.unit):
-            writers[document.label].append(document.ids, document.ends, document.between)
+        for split, some in encode(tokenizer, read(), data.unit, data.language):
+            writers[split].extend(some)
 
     parts = {
         split: Part(shard, writer.gap_bytes) if (shard := writer.shard) else None
         for split, writer in writers.items()
     }
-    added = _count_added(folder, [part.shard for part in parts.values() if part], tokenizer)
+    shards = [part.shard for part in parts.values() if part]
+    added = _count_added(folder, shards, tokenizer)
+    empty = found - sum(shard.documents for shard in shards)
     facts = _PartitionFacts(parts, text_bytes, empty, bad_lines, added)
     write_json(_facts_file(folder, number), asdict(facts))
 

@@ -9,10 +9,10 @@ stream."""
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -52,6 +52,9 @@ def split_of(text: str, validation: float) -> Split:
     The first 8 bytes, as a fraction of 2**64, are compared with `validation`, the share that is
     held out; so a larger share holds out what a smaller one does, and copies of a document fall
     into one split."""
+    if not validation:
+        return "train"
+
     head = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     return "validation" if head < validation * 2**64 else "train"
 
@@ -74,6 +77,48 @@ class Shard:
     """All of the stream: the text's, a </s> for each unit, one more for each document."""
 
 
+class Documents(NamedTuple):
+    """D documents of U units and T tokens, as a writer takes them."""
+
+    tokens: NDArray[Any]
+    """(T,): the ids of each unit, followed by </s>, and one more </s> after each document."""
+    unit_ends: NDArray[np.int64]
+    """(U,): where each unit ends among them, after its </s>."""
+    document_ends: NDArray[np.int64]
+    """(D,): how many units there are up to the end of each document."""
+    gaps: bytes
+    """The white space before each unit and after the last of each document."""
+    gap_ends: NDArray[np.int64]
+    """(U + D,): where each of these ends."""
+
+    @classmethod
+    def of(
+        cls,
+        ids: NDArray[Any],
+        unit_ends: NDArray[np.int64],
+        document_ends: NDArray[np.int64],
+        gaps: bytes,
+        gap_ends: NDArray[np.int64],
+        eos_id: int,
+    ) -> "Documents":
+        """`ids` of the units of all, each followed by </s>, and where each unit ends among them,
+        after its </s>: without the one after each document."""
+        sizes = np.diff(document_ends, prepend=0)
+        return cls(
+            np.insert(ids, unit_ends[document_ends - 1], eos_id),
+            unit_ends + np.repeat(np.arange(sizes.size), sizes),
+            document_ends,
+            gaps,
+            gap_ends,
+        )
+
+    @classmethod
+    def none(cls, dtype: np.dtype[Any]) -> "Documents":
+        """No document; `dtype` is that of tokens."""
+        nothing = np.empty(0, np.int64)
+        return cls(np.empty(0, dtype), nothing, nothing, b"", nothing)
+
+
 class ShardWriter:
     """Writes one shard. Its files appear when it is closed, and none if it got no document or an
     exception passes."""
@@ -81,14 +126,15 @@ class ShardWriter:
     def __init__(self, folder: Path, name: str, source: int, eos_id: int, dtype: np.dtype[Any]):
         self.name, self.source = name, source
         self._folder = folder
-        self._eos = np.full(1, eos_id, dtype)
+        self._eos_id, self._dtype = eos_id, dtype
         dtypes: dict[str, DTypeLike] = {"tokens": dtype, "gaps": np.uint8}
         self._files = {
             kind: npy.GrowingArray(folder / f"{name}.{kind}.npy", dtypes.get(kind, END))
             for kind in ARRAYS
         }
         self._documents = self._units = self._tokens = self._gap_bytes = 0  # so far
-        self._buffer = _Buffer()
+        self._waiting: list[Documents] = []
+        self._waiting_tokens = 0
 
     def append(
         self, tokens: NDArray[Any], unit_ends: NDArray[np.int64], gaps: Sequence[str]
@@ -96,39 +142,55 @@ class ShardWriter:
         """Write a document: the ids of its units, each followed by </s>; where each unit ends among
         them, after its </s>; and the white space before each unit and after the last.
 
-        Raises UserError if the shard would not fit its 32-bit ends.
-        """
+        Raises UserError as `extend` does."""
         assert len(unit_ends) and len(gaps) == len(unit_ends) + 1 and unit_ends[-1] == tokens.size
         white_space = [gap.encode() for gap in gaps]
-        buffer = self._buffer
-        buffer.tokens += (tokens, self._eos)
-        buffer.unit_ends.append(self._tokens + unit_ends)
-        buffer.document_ends.append(self._units + len(unit_ends))
-        buffer.gaps += white_space
-        buffer.gap_ends.append(self._gap_bytes + np.cumsum([len(gap) for gap in white_space]))
-        buffer.size += tokens.size
-        self._tokens += tokens.size + 1
-        self._units += len(unit_ends)
-        self._gap_bytes = int(buffer.gap_ends[-1][-1])
-        self._documents += 1
+        gap_ends = np.cumsum([len(gap) for gap in white_space])
+        units = np.array([len(unit_ends)])
+        self.extend(
+            Documents.of(tokens, unit_ends, units, b"".join(white_space), gap_ends, self._eos_id)
+        )
+
+    def extend(self, documents: Documents) -> None:
+        """Write documents. Raises UserError if the shard would not fit its 32-bit ends."""
+        if not documents.document_ends.size:
+            return
+
+        assert documents.tokens.dtype == self._dtype
+        self._waiting.append(
+            Documents(
+                documents.tokens,
+                self._tokens + documents.unit_ends,
+                self._units + documents.document_ends,
+                documents.gaps,
+                self._gap_bytes + documents.gap_ends,
+            )
+        )
+        self._documents += documents.document_ends.size
+        self._units += documents.unit_ends.size
+        self._tokens += documents.tokens.size
+        self._gap_bytes += len(documents.gaps)
         if max(self._tokens, self._gap_bytes) > LIMIT:
             raise UserError(
                 f"{self.name}: more than {LIMIT:,} tokens in one partition of the corpus: one"
                 " compressed file, or one document; cut the file into smaller ones"
             )
 
-        if buffer.size > WAITING:
+        self._waiting_tokens += documents.tokens.size
+        if self._waiting_tokens > WAITING:
             self._write()
 
     def _write(self) -> None:
         """Write what is waiting, many documents at a time: most are short."""
-        buffer, self._buffer = self._buffer, _Buffer()
-        if buffer.tokens:
-            self._files["tokens"].append(np.concatenate(buffer.tokens))
-            self._files["units"].append(np.concatenate(buffer.unit_ends).astype(END))
-            self._files["documents"].append(np.array(buffer.document_ends, END))
-            self._files["gaps"].append(np.frombuffer(b"".join(buffer.gaps), np.uint8))
-            self._files["gap_ends"].append(np.concatenate(buffer.gap_ends).astype(END))
+        if self._waiting:
+            tokens, unit_ends, document_ends, gaps, gap_ends = zip(*self._waiting, strict=True)
+            self._files["tokens"].append(np.concatenate(tokens))
+            self._files["units"].append(np.concatenate(unit_ends).astype(END))
+            self._files["documents"].append(np.concatenate(document_ends).astype(END))
+            self._files["gaps"].append(np.frombuffer(b"".join(gaps), np.uint8))
+            self._files["gap_ends"].append(np.concatenate(gap_ends).astype(END))
+
+        self._waiting, self._waiting_tokens = [], 0
 
     @property
     def shard(self) -> Shard | None:
@@ -155,19 +217,6 @@ class ShardWriter:
                 for file in self._files.values():
                     file.finish()
                 flush(self._folder)
-
-
-@dataclass
-class _Buffer:
-    """Documents that a writer has not written yet; the arrays are those of `ARRAYS`, in pieces."""
-
-    tokens: list[NDArray[Any]] = field(default_factory=list)
-    unit_ends: list[NDArray[np.int64]] = field(default_factory=list)
-    document_ends: list[int] = field(default_factory=list)
-    gaps: list[bytes] = field(default_factory=list)
-    gap_ends: list[NDArray[np.int64]] = field(default_factory=list)
-    size: int = 0
-    """Tokens of them all."""
 
 
 def write_store(

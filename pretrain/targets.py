@@ -13,7 +13,7 @@ from robustly.pretrain.config import MaskingConfig
 from robustly.pretrain.masking import SpecialTokens, mask_blocks
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.rng import permute
-from robustly.tokenizer import load_tokenizer
+from robustly.tokenizer import trained_tokenizer
 from robustly.tokenizer.segmenters import segmenter, word_list
 from robustly.tokenizer.tokenizer import Tokenizer
 
@@ -64,7 +64,7 @@ def prepare_masks(config: PretrainingConfig) -> "TargetShare":
     have a target.
 
     Raises UserError as `open_blocks` and `check_targets` do."""
-    tokenizer = load_tokenizer(config.folder("tokenizer"))
+    tokenizer = _tokenizer(config)
     workers = config.processing.workers
     train = open_training_blocks(config, tokenizer, workers)[config.data.block_length]
     open_blocks(config, "validation", tokenizer, workers)
@@ -78,9 +78,14 @@ def prepared_share(config: PretrainingConfig) -> "TargetShare":
     """What the masks of a config find in its finished data stage; they ask the ids alone. Raises
     UserError as `open_blocks` does."""
     assert config.masking.segmenter is None
-    tokenizer = load_tokenizer(config.folder("tokenizer"))
+    tokenizer = _tokenizer(config)
     train = open_blocks(config, "train", tokenizer)
     return share_with_targets(train, config.masking, SpecialTokens.of(tokenizer), config.seed)
+
+
+def _tokenizer(config: PretrainingConfig) -> Tokenizer:
+    folder = config.folder("tokenizer")
+    return trained_tokenizer(folder, manifest.require_manifest(folder, "tokenizer").hash)
 
 
 class TargetShare(NamedTuple):

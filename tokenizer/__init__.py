@@ -6,6 +6,7 @@ them and `keys` finds them again, compiled; `word_counts`, `counts` and `countin
 `tokenizer` turns text into ids, `word_table` makes that fast; `build` is the stage; `quality` and
 `fit` measure how well a tokenizer fits a text."""
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,3 +24,10 @@ def load_tokenizer(folder: Path | str) -> "Tokenizer":
     from robustly.tokenizer.tokenizer import Tokenizer
 
     return Tokenizer(read_vocabulary(Path(folder)))
+
+
+@functools.lru_cache(maxsize=1)
+def trained_tokenizer(folder: Path, trained: str) -> "Tokenizer":
+    """As `load_tokenizer`, once a process: a large one takes half a second. `trained`, the hash of
+    its stage, tells it from an earlier one in the folder."""
+    return load_tokenizer(folder)

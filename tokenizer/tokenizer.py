@@ -6,7 +6,7 @@ comes after them."""
 import contextlib
 import functools
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
@@ -137,15 +137,38 @@ class Tokenizer:
         word of its own, so that none of them changes what its neighbours become. Those in which an
         added token stands are encoded one by one. Raises UserError as `encode_documents` does."""
         assert lines
+        joined = (
+            (
+                self._encode(some[0])
+                if len(some) == 1
+                else self._encode_plain(self._between_lines.join(some)),
+                len(some),
+            )
+            for some in self._in_one_go(lines)
+        )
+        return self._with_ends(joined)
+
+    def encode_joined(self, lines: bytes) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """As `encode_lines`, of lines in UTF-8 with a line feed between each and the next."""
+        vocabulary = self.vocabulary
+        if vocabulary.added or vocabulary.nfc or vocabulary.prefix_space:
+            return self.encode_lines(lines.decode().split("\n"))
+
+        joined = ((self._encode_bytes(some), some.count(b"\n") + 1) for some in _line_groups(lines))
+        return self._with_ends(joined)
+
+    def _with_ends(
+        self, joined: Iterable[tuple[NDArray[Any], int]]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The ids of lines with a line feed between each and the next, and how many lines they are:
+        </s> stands for the line feeds, and behind the last line; and where each line ends."""
         ids: list[NDArray[Any]] = []
         ends: list[NDArray[np.int64]] = []
         size = 0
 
-        for joined in self._in_one_go(lines):
-            text = self._between_lines.join(joined)
-            found = self._encode(text) if len(joined) == 1 else self._encode_plain(text)
+        for found, lines in joined:
             at = np.flatnonzero(found == self._line_feed)
-            assert at.size == len(joined) - 1, "a line feed, or no text, in a line"
+            assert at.size == lines - 1, "a line feed, or no text, in a line"
             found[at] = self._eos
             ids.append(np.append(found, self._eos))
             ends.append(np.append(at, found.size) + size + 1)
@@ -235,6 +258,11 @@ class Tokenizer:
         with _whole_characters(text):
             return self._encode_words(self.added_tokens.encoded(text))
 
+    def _encode_bytes(self, text: bytes) -> NDArray[Any]:
+        if self._encoded >= BEFORE_TABLE:
+            return self._table.encode(text)
+        return self._encode_words(text.decode())
+
     def _encode_words(self, text: str) -> NDArray[Any]:
         if self._encoded >= BEFORE_TABLE:
             return self._table.encode(text.encode())
@@ -293,6 +321,22 @@ def _groups(lines: Sequence[str]) -> Iterator[Sequence[str]]:
         if size > TOGETHER or place == len(lines):
             yield lines[start:place]
             start, size = place, 0
+
+
+def _line_groups(lines: bytes) -> Iterator[bytes]:
+    """Lines in order, some TOGETHER bytes at a time, or one."""
+    if len(lines) <= TOGETHER:
+        yield lines
+        return
+
+    at = 0
+    while at < len(lines):
+        end = len(lines) if at + TOGETHER >= len(lines) else lines.rfind(b"\n", at, at + TOGETHER)
+        if end < 0:
+            end = lines.find(b"\n", at)
+            end = len(lines) if end < 0 else end
+        yield lines[at:end]
+        at = end + 1
 
 
 _worker: Tokenizer | None = None  # of a process that `encode_documents` started

@@ -7,10 +7,11 @@ What is wrong with a file is a UserError that names the place in it.
 import io
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from robustly import UserError
 from robustly.corpus import compressed, foreign
@@ -18,6 +19,7 @@ from robustly.resources import check_memory
 
 WHOLE = 2**63 - 1  # the end of any file, whatever its length once decompressed
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+AT_ONCE = 2**18  # bytes that are looked through for the ends of documents
 
 # ------------------------------------------------------------------------------------------ opening
 
@@ -105,40 +107,65 @@ def runs(path: str, start: int, end: int) -> Iterator[tuple[int, str | ValueErro
     """The runs of lines between blank lines that begin in a range of bytes, each read to its end,
     without the line feed of its last line, as `read_text` gives them."""
     with _lines_of(path) as stream:
-        rest = _raw_lines(stream, start, WHOLE)
-        if start and not _blank_before(path, start):  # the run under way began before
-            rest = itertools.dropwhile(_holds_text, rest)
-
-        for holds_text, run in itertools.groupby(rest, _holds_text):
-            if not holds_text:
-                continue
-            place, first = next(run)
+        first = _next_line(stream, start)
+        under_way = start > 0 and not _blank_before(path, start)  # a run that began before
+        for place, run in _runs(stream, first):
             if place >= end:
                 return
-            yield read_text(_joined(first, run), place)  # noqa: B031 (the rest of the run)
+            if not (under_way and place == first):
+                yield run
 
 
-def _joined(first: bytes, rest: Iterable[tuple[int, bytes]]) -> bytearray:
-    """Lines as one text, without the last line feed; held in memory once, since a document may be
-    as large as a file."""
-    raw = bytearray(first)
-    for _, line in rest:
-        raw += line
+def _runs(
+    stream: io.BufferedReader, place: int
+) -> Iterator[tuple[int, tuple[int, str | ValueError]]]:
+    """The runs of lines from a line on, which begins at `place`: where each begins, and as
+    `read_text` gives it. Many lines are looked through at once."""
+    text = bytearray(stream.read(len(BYTE_ORDER_MARK)) if place == 0 else b"")  # from `place` on
+    if text == BYTE_ORDER_MARK:
+        text, place = bytearray(), len(BYTE_ORDER_MARK)
 
-    if raw.endswith(b"\n"):
-        del raw[-1]
+    looked = 0  # no run ends before
+    piece = stream.read1(AT_ONCE)
+    while piece or text:
+        text += piece or b"\n\n"  # the last run ends with the file
+        while end := _RUN_END.search(text, looked):
+            blank = _BLANK_LINES.match(text, 0, end.start() + 1)
+            begin, stop = blank.end() if blank else 0, end.start()
+            first, place = place + begin, place + end.end()
+            with memoryview(text) as whole, whole[begin:stop] as run:
+                row = read_text(run, first)
 
-    return raw
+            del text[: end.end()]
+            looked = 0
+            if begin < stop:
+                yield first, row
+
+        if not piece:
+            return
+
+        # an end that is not whole yet begins with the last line feed
+        looked = last if (last := text.rfind(b"\n", looked)) >= 0 else len(text)
+        piece = stream.read1(max(AT_ONCE, len(text) // 8))  # a document may be a large file
 
 
-def _raw_lines(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+_RUN_END = re.compile(rb"\n[ \t\r\v\f]*+\n")
+_BLANK_LINES = re.compile(rb"(?:[ \t\r\v\f]*+\n)*+")
+
+
+def _next_line(stream: io.BufferedReader, start: int) -> int:
+    """Go to the first line that begins at `start` or later; returns where it begins."""
+    if not start:
+        return 0
+
+    stream.seek(start - 1)  # to the end of the line that holds this byte
+    return start - 1 + len(stream.readline())
+
+
+def _raw_lines(stream: io.BufferedReader, start: int, end: int) -> Iterator[tuple[int, bytes]]:
     """The lines that begin at `start` or later and before `end`, each with the byte at which it
     begins."""
-    place = start
-    if start:  # to the end of the line that holds the byte before it
-        stream.seek(start - 1)
-        place += len(stream.readline()) - 1
-
+    place = _next_line(stream, start)
     for line in stream:
         if place >= end:
             return
@@ -181,16 +208,16 @@ def file_text(path: str) -> tuple[int, str | ValueError]:
         return read_text(stream.read().removeprefix(BYTE_ORDER_MARK), 0)
 
 
-def read_text(raw: bytes | bytearray, place: int) -> tuple[int, str | ValueError]:
+def read_text(raw: bytes | memoryview, place: int) -> tuple[int, str | ValueError]:
     """The byte of the file at which UTF-8 text begins, which is `place`, and the text; or the first
     byte of it that makes it no text, and why."""
     try:
-        text = raw.decode()
+        text = str(raw, "utf-8")
     except UnicodeDecodeError as error:
         return place + error.start, ValueError(f"not UTF-8 (byte 0x{raw[error.start]:02x})")
 
     if "\0" in text:
-        return place + raw.index(0), ValueError(_NUL)
+        return place + bytes(raw).index(0), ValueError(_NUL)
 
     return place, text
 

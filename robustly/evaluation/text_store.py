@@ -2,6 +2,7 @@
 tokens besides."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from robustly.corpus.texts import BAD_LINES, OPTIONS, read_texts
 from robustly.data_prep.blocks import Blocks
 from robustly.data_prep.config import DataConfig
 from robustly.data_prep.sampler import Samples
-from robustly.data_prep.sentences import gaps, units
+from robustly.data_prep.sentences import units
 from robustly.data_prep.store import FORMAT, STORE, Shard, ShardWriter, Split, StoreFacts
 from robustly.evaluation.model import MaskedLM
 from robustly.files import write_json
@@ -124,8 +125,15 @@ def _encode(lm: MaskedLM, text: str, data: DataConfig) -> _Document | None:
         np.concatenate([part for _, one in kept for part in (one.ids, eos)]),
         np.concatenate([part for _, one in kept for part in (one.bytes, nothing)], dtype=np.int32),
         np.cumsum([one.ids.size + 1 for _, one in kept]),
-        gaps(text, [span for span, _ in kept]),
+        _gaps(text, [span for span, _ in kept]),
     )
+
+
+def _gaps(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
+    """What stands before each of a document's units and after the last: (units + 1)."""
+    starts = [0, *(end for _, end in spans)]
+    ends = [*(start for start, _ in spans), len(text)]
+    return [text[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def _describe(

@@ -47,5 +47,7 @@ class Format:
     """(path, places of rows) -> these in messages."""
     has_keys: bool
     """Whether a row is an object, of which `corpus.text_key` is the text."""
+    checked: bool = False
+    """Whether its texts are known to be such as UTF-8 can hold, without a NUL."""
     compressible: bool = True
     """Whether a file may also be compressed, as its second suffix says."""

@@ -21,4 +21,4 @@ def texts(path: str, start: int, end: int, corpus: CorpusConfig) -> Iterator[Tex
         yield file_text(path)
 
 
-TEXT = Format(ranges, texts, rows=lines, places=lines_at, has_keys=False)
+TEXT = Format(ranges, texts, rows=lines, places=lines_at, has_keys=False, checked=True)

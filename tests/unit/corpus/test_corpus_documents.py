@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from robustly import StartAgain, UserError
 from robustly.corpus import files as corpus_files
 from robustly.corpus import partitions as partitioning
+from robustly.corpus import reading
 from robustly.corpus.config import Processing
 from robustly.corpus.documents import documents, refuse_many
 from robustly.corpus.executors import process
@@ -31,7 +32,9 @@ from robustly.manifest import Stage
 from stated import stated
 
 LINES = st.lists(
-    st.sampled_from(["", " ", "\t \r", "\r", "a", " b ", "cé\r", "\u3000", "d" * 40, "\u2028e"]),
+    st.sampled_from(
+        ["", " ", "\t \r", "\v\f", "\r", "a", " b ", "cé\r", "\u3000", "d" * 40, "\u2028e"]
+    ),
     max_size=40,
 )
 
@@ -95,19 +98,27 @@ def test_a_document_knows_its_source(corpus_of, tmp_path):
 # -------------------------------------------------------------------------------- however it is cut
 
 
-@given(lines=LINES, last=st.sampled_from(["", "\n"]), size=st.integers(1, 60))
-def test_parts_hold_each_document_once(corpus_of, tmp_path_factory, lines, last, size):
+@given(
+    lines=LINES,
+    last=st.sampled_from(["", "\n"]),
+    size=st.integers(1, 60),
+    at_once=st.integers(1, 30),
+)
+def test_parts_hold_each_document_once(corpus_of, tmp_path_factory, lines, last, size, at_once):
     text = "\n".join(lines) + last
     file = tmp_path_factory.mktemp("cut") / "a.txt"
     file.write_bytes(text.encode())
-    blank = re.compile(r"[ \t\r]*", re.ASCII)
+    blank = re.compile(r"[ \t\r\v\f]*", re.ASCII)
     runs = "\n".join("\0" if blank.fullmatch(line) else line for line in lines).split("\0")
     expected = {
         "blank_line": [run.strip("\n") for run in runs if run.strip("\n")],
         "line": [line for line in lines if not blank.fullmatch(line)],
     }
 
-    with mock.patch.object(partitioning, "PARTITION_BYTES", size):
+    with (
+        mock.patch.object(partitioning, "PARTITION_BYTES", size),
+        mock.patch.object(reading, "AT_ONCE", at_once),
+    ):
         for mode, texts in expected.items():
             corpus = corpus_of(file, documents=mode)
             assert len(partitions(corpus)) == -(-len(text.encode()) // size)

@@ -163,12 +163,13 @@ from small_stores import VIEW, corpus
 from robustly.corpus import partitions
 from robustly.corpus.config import Processing
 
-def units(text, unit, language, units=module.units):
-    if text.startswith("This is story 120."):  # amid the third of four parts
-        os.kill(os.getpid(), signal.SIGKILL)
-    return units(text, unit, language)
+def documents(*arguments, documents=module.documents):
+    for text in documents(*arguments):
+        if text.startswith("This is story 120."):  # amid the third of four parts
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield text
 
-module.units = units
+module.documents = documents
 partitions.PARTITION_BYTES = 6_000
 root, trained = map(Path, sys.argv[1:])
 module.DataStage(corpus(str(root / "corpus"), validation=0.1), VIEW, root / "data", trained, Processing(1)).make()
@@ -196,9 +197,11 @@ def test_after_a_kill_only_the_rest_is_made(tmp_path, trained, small_partitions,
     assert {name[:11] for name in finished} == {"train-00000", "train-00001"}
 
     read = []
-    original = module.units
+    original = module.documents
     monkeypatch.setattr(
-        module, "units", lambda text, *how: read.append(text) or original(text, *how)
+        module,
+        "documents",
+        lambda *arguments: (read.append(text) or text for text in original(*arguments)),
     )
     made = DataStage(stated(tmp_path, config), VIEW, folder, trained, Processing(1)).make()
     assert read == PROSE[100:]

@@ -1,12 +1,17 @@
 """Units: nothing is lost, nothing is empty, and no line is too long."""
 
+import json
+import lzma
+import re
+from pathlib import Path
+
 import pytest
 import sentencex
 from hypothesis import given
 from hypothesis import strategies as st
 
 from robustly.data_prep import sentences as module
-from robustly.data_prep.sentences import WINDOW, sentences, units
+from robustly.data_prep.sentences import WINDOW, marked, sentences, units
 
 MARKS = st.sampled_from(
     [
@@ -49,6 +54,83 @@ def test_sentences_are_the_line_whatever_the_window(line, window):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "WINDOW", window)
         assert "".join(sentences(line, "en")) == line
+
+
+def line_by_line(text, language):
+    """The sentences of a text if the library sees each of its lines alone."""
+    found = []
+    for line in text.split("\n"):
+        seen = re.sub(f"[{module._WIDE_SPACES}]", " ", line)
+        at = 0
+        for sentence in sentencex.segment(language, seen):
+            found.append(line[at : at + len(sentence)].strip())
+            at += len(sentence)
+
+    return [each for each in found if each]
+
+
+def cut(text, language):
+    """The sentences of a text as the data stage has them."""
+    found = marked(text, "sentence", language)
+    assert found.replace("\0", "") == text
+    return [body for each in re.split("[\0\n]", found) if (body := each.strip())]
+
+
+SENTENCES = {  # beside the marks: what its rules for a language look at
+    "en": ["The ", "He ", "I ", "Mr. ", "p.m. ", "Yahoo! ", "a) ", "ii. ", "[1] ", "x@y.com"],
+    "de": ["z.B. ", "Dr. ", "3. Mai ", "Der ", "usw. "],
+    "fr": ["M. ", "etc. ", "« ", " »", "Il "],
+    "hi": ["डॉ. ", "राम ", "। "],
+    "ja": ["「", "」", "これ", "。"],
+    "hy": ["։ ", "Նա "],
+    "my": ["။ ", "၊"],
+    "am": ["። ", "፧"],
+    "xx": ["The "],
+}
+
+
+@given(st.data(), st.sampled_from([*SENTENCES]), st.sampled_from([5, 40, module.TOGETHER]))
+def test_lines_together_are_cut_as_each_alone(data, language, together):
+    marks = MARKS | st.sampled_from(
+        [*SENTENCES[language], "\n", "\n", "\n\n", "\n- ", "\n1. ", "• "]
+    )
+    text = data.draw(st.lists(marks, max_size=80).map("".join))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TOGETHER", together)
+        assert cut(text, language) == line_by_line(text, language)
+
+
+LANGUAGES = {"eng": "en", "deu_1901": "de", "fra": "fr", "rus": "ru", "hin": "hi", "jpn": "ja"}
+LANGUAGES |= {"ell_monotonic": "el", "hye": "hy", "mya": "my", "amh": "am", "arb": "ar", "zh": "zh"}
+
+
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "corpora"
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the development corpora are not here")
+def test_lines_of_many_languages_together_are_cut_as_each_alone():
+    seen = set()
+    with lzma.open(SHARED / "multilingual.jsonl.xz", "rt", encoding="utf-8") as rows:
+        for row in map(json.loads, rows):
+            language = LANGUAGES.get(row["lang"], "en")
+            seen.add(language)
+            text = row["text"]
+            assert cut(text, language) == line_by_line(text, language)
+
+    assert seen == {*LANGUAGES.values()}
+
+
+@pytest.mark.parametrize("character", ["a", "é", "\u3000", "字", "😀", "\n"])
+def test_what_is_cut_in_one_go_is_below_what_the_library_takes_apart(monkeypatch, character):
+    """It leaves out what stands between paragraphs of more than 10 KiB."""
+    seen = []
+    segment = sentencex.segment
+    monkeypatch.setattr(
+        sentencex, "segment", lambda language, text: seen.append(text) or segment(language, text)
+    )
+    text = (character * 99 + "\n") * 100
+    assert "".join(cut(text, "en")) == "".join(text.split())
+    assert 0 < max(len(each.encode()) for each in seen) <= 10 * 1024 or not text.strip()
 
 
 def test_lines_are_split_at_line_feeds_alone():

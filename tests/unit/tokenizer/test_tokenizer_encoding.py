@@ -163,6 +163,8 @@ def test_lines_are_encoded_as_if_one_by_one(tokenizer, spaced, lines):
         alone = [[*ids_of(each, line), each.eos_id] for line in lines]
         assert ids.tolist() == list(chain.from_iterable(alone))
         assert ends.tolist() == list(accumulate(map(len, alone)))
+        joined = each.encode_joined("\n".join(lines).encode())
+        assert joined[0].tolist() == ids.tolist() and joined[1].tolist() == ends.tolist()
 
 
 def test_many_lines_are_encoded_in_groups(tokenizer, monkeypatch):
@@ -178,6 +180,14 @@ def test_many_lines_are_encoded_in_groups(tokenizer, monkeypatch):
     again = tokenizer.encode_lines(lines)
     assert again[0].tolist() == ids.tolist() and again[1].tolist() == ends.tolist()
     assert len(calls) > 5 and "\n".join(calls) == "\n".join(lines)
+
+    for size in (1, 15, 150):
+        calls.clear()
+        monkeypatch.setattr("robustly.tokenizer.tokenizer.TOGETHER", size)
+        again = tokenizer.encode_joined("\n".join(lines).encode())
+        assert again[0].tolist() == ids.tolist() and again[1].tolist() == ends.tolist()
+        assert len(calls) > 5 and "\n".join(calls) == "\n".join(lines)
+        assert all(len(call) <= size or "\n" not in call for call in calls)
 
 
 def test_lines_around_a_long_run_of_white_space(spaced):

@@ -177,6 +177,9 @@ def test_lines(plain, quick, prose):
     lines = [line for text in prose for line in text.split("\n") if line]
     for found, expected in zip(quick.encode_lines(lines), plain.encode_lines(lines), strict=True):
         assert found.tolist() == expected.tolist() and found.dtype == expected.dtype
+    joined = "\n".join(lines).encode()
+    for found, expected in zip(quick.encode_joined(joined), plain.encode_lines(lines), strict=True):
+        assert found.tolist() == expected.tolist() and found.dtype == expected.dtype
     with pytest.raises(AssertionError):
         quick.encode_lines(["a\nb"])
 
