@@ -72,7 +72,7 @@ def test_hosts_come_and_go(hosts, small):
         begun = small.updates()
         hosts.wait(lambda: small.updates() > begun + 5, what, LONG)
 
-    words = "--nodes 1:2 --rdzv-conf join_timeout=LONG,last_call_timeout=1 schedule.updates=100000"
+    words = "--nodes 1:2 --rdzv-conf join_timeout=120,last_call_timeout=1 schedule.updates=100000"
     first = start(hosts, small, "nodea", words)
     trains_on("training on one host")
     start(hosts, small, "nodeb", words)
