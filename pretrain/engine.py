@@ -1,7 +1,7 @@
-"""DeepSpeed's engine, imported here and in `sharded_tensors` alone: ZeRO, gradient accumulation,
-optimizer step.
+"""DeepSpeed's engine: ZeRO, gradient accumulation, optimizer step.
 
-What DeepSpeed 0.19.8 does by itself and what is undone or settled, here or in `deepspeed_config`:
+What DeepSpeed 0.19.8 does by itself and what is undone or settled, here, in `deepspeed_runtime` or
+in `deepspeed_config`:
 
 * `backward` divides the loss by the gradient accumulation steps, and gradients are averaged over
   the ranks. We want the plain sum of the parts of an update's loss, so each is multiplied by steps
@@ -24,10 +24,7 @@ What DeepSpeed 0.19.8 does by itself and what is undone or settled, here or in `
 
 import contextlib
 import io
-import logging
 import math
-import os
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,26 +35,13 @@ from torch import Tensor
 from robustly import UserError
 from robustly.pretrain.config import OptimConfig, RunConfig
 from robustly.pretrain.deepspeed_config import deepspeed_config
+from robustly.pretrain.deepspeed_runtime import BF16_Optimizer, get_accelerator, initialize
 from robustly.pretrain.objective import MaskedLanguageModel
 from robustly.pretrain.optimizer import adamw
 from robustly.pretrain.ranks import bound_groups, numbers_of_ranks
 from robustly.pretrain.reduction import Bucket, OverlappedReduction
 from robustly.pretrain.score_chunks import chunk_scores
-
-# without it DeepSpeed warns on CPU
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import deepspeed
-    from deepspeed.accelerator import get_accelerator
-    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-
-    from robustly.pretrain.sharded_tensors import ShardedTensors
-
-logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-# it calls what torch will drop
-warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+from robustly.pretrain.sharded_tensors import ShardedTensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NORM_TOLERANCE = 1e-6
@@ -111,9 +95,7 @@ class Engine:
         # DeepSpeed prints its memory use and has no switch for that
         with contextlib.redirect_stdout(io.StringIO()):
             try:
-                self._deepspeed, *_ = deepspeed.initialize(
-                    model=model, optimizer=adam, config=self.config
-                )
+                self._deepspeed, *_ = initialize(model=model, optimizer=adam, config=self.config)
             except Exception as error:
                 if not run.deepspeed:
                     raise

@@ -5,10 +5,15 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import (
+from torch import Tensor, nn
+
+from robustly import UserError, heartbeat
+from robustly.heartbeat import Phase
+from robustly.pretrain.deepspeed_runtime import (
+    DeepSpeedEngine,
+    GatheredParameters,
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
@@ -16,10 +21,6 @@ from deepspeed.utils import (
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
-from torch import Tensor, nn
-
-from robustly import UserError, heartbeat
-from robustly.heartbeat import Phase
 from robustly.pretrain.optimizer import AVERAGE, GuardedAdamW
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's first and second moment
@@ -32,7 +33,7 @@ class ShardedTensors:
         self,
         model: nn.Module,
         adam: GuardedAdamW,
-        engine: deepspeed.DeepSpeedEngine,
+        engine: DeepSpeedEngine,
         weights: Mapping[str, Tensor],
         average: bool,
         device: torch.device,
@@ -201,7 +202,7 @@ class ShardedTensors:
             parameter.data.copy_(value)
             return
 
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        with GatheredParameters([parameter], modifier_rank=0):
             if dist.get_rank() == 0:
                 parameter.data.copy_(value)
 

@@ -174,13 +174,13 @@ def names_taken(path: Path, package: str) -> bool:
     return False
 
 
-def test_deepspeed_is_imported_in_two_files():
+def test_deepspeed_is_imported_in_one_file():
     importers = {
         module_name(path)
         for path in FILES
         if any(m.split(".")[0] == "deepspeed" for m in imported(path))
     }
-    assert importers == {f"robustly.pretrain.{name}" for name in ("engine", "sharded_tensors")}
+    assert importers == {"robustly.pretrain.deepspeed_runtime"}
 
 
 def test_no_module_is_called_utils():
