@@ -12,18 +12,8 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import deepspeed
-    from deepspeed import DeepSpeedEngine, initialize
     from deepspeed.accelerator import get_accelerator
     from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-    from deepspeed.runtime.zero import GatheredParameters
-    from deepspeed.utils import (
-        safe_get_full_fp32_param,
-        safe_get_full_optimizer_state,
-        safe_set_full_fp32_param,
-        safe_set_full_optimizer_state,
-        safe_set_local_fp32_param,
-        safe_set_local_optimizer_state,
-    )
 
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 # it calls what torch will drop
@@ -31,16 +21,4 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distribu
 # on CPU: training never uses it, and it leaves 66 MB for each rank behind in /dev/shm
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-__all__ = [
-    "BF16_Optimizer",
-    "DeepSpeedEngine",
-    "GatheredParameters",
-    "get_accelerator",
-    "initialize",
-    "safe_get_full_fp32_param",
-    "safe_get_full_optimizer_state",
-    "safe_set_full_fp32_param",
-    "safe_set_full_optimizer_state",
-    "safe_set_local_fp32_param",
-    "safe_set_local_optimizer_state",
-]
+__all__ = ["BF16_Optimizer", "deepspeed", "get_accelerator"]

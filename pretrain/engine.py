@@ -35,7 +35,7 @@ from torch import Tensor
 from robustly import UserError
 from robustly.pretrain.config import OptimConfig, RunConfig
 from robustly.pretrain.deepspeed_config import deepspeed_config
-from robustly.pretrain.deepspeed_runtime import BF16_Optimizer, get_accelerator, initialize
+from robustly.pretrain.deepspeed_runtime import BF16_Optimizer, deepspeed, get_accelerator
 from robustly.pretrain.objective import MaskedLanguageModel
 from robustly.pretrain.optimizer import adamw
 from robustly.pretrain.ranks import bound_groups, numbers_of_ranks
@@ -95,7 +95,9 @@ class Engine:
         # DeepSpeed prints its memory use and has no switch for that
         with contextlib.redirect_stdout(io.StringIO()):
             try:
-                self._deepspeed, *_ = initialize(model=model, optimizer=adam, config=self.config)
+                self._deepspeed, *_ = deepspeed.initialize(
+                    model=model, optimizer=adam, config=self.config
+                )
             except Exception as error:
                 if not run.deepspeed:
                     raise

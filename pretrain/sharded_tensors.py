@@ -11,16 +11,7 @@ from torch import Tensor, nn
 
 from robustly import UserError, heartbeat
 from robustly.heartbeat import Phase
-from robustly.pretrain.deepspeed_runtime import (
-    DeepSpeedEngine,
-    GatheredParameters,
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
+from robustly.pretrain.deepspeed_runtime import deepspeed
 from robustly.pretrain.optimizer import AVERAGE, GuardedAdamW
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's first and second moment
@@ -33,7 +24,7 @@ class ShardedTensors:
         self,
         model: nn.Module,
         adam: GuardedAdamW,
-        engine: DeepSpeedEngine,
+        engine: deepspeed.DeepSpeedEngine,
         weights: Mapping[str, Tensor],
         average: bool,
         device: torch.device,
@@ -84,8 +75,11 @@ class ShardedTensors:
         for name, parameter in self.parameters():
             heartbeat.mark(Phase.SAVE)
             if self.sharded:
-                weight = safe_get_full_fp32_param(parameter)
-                kept = [safe_get_full_optimizer_state(parameter, each) for each in self.kept]
+                weight = deepspeed.utils.safe_get_full_fp32_param(parameter)
+                kept = [
+                    deepspeed.utils.safe_get_full_optimizer_state(parameter, each)
+                    for each in self.kept
+                ]
             else:
                 weight = parameter.detach()
                 kept = [self._adam.state[parameter][each] for each in self.kept]
@@ -161,9 +155,11 @@ class ShardedTensors:
                 parameter.data.copy_(average)
                 average.copy_(weight)
             elif kept:
-                self._set_computed(parameter, safe_get_full_optimizer_state(parameter, kept))
+                self._set_computed(
+                    parameter, deepspeed.utils.safe_get_full_optimizer_state(parameter, kept)
+                )
             else:
-                self._set_computed(parameter, safe_get_full_fp32_param(parameter))
+                self._set_computed(parameter, deepspeed.utils.safe_get_full_fp32_param(parameter))
 
     # ------------------------------------------------------------------------------------- in parts
 
@@ -192,9 +188,9 @@ class ShardedTensors:
         """Set a whole parameter to a value in fp32, with the rows that pad it. Collective."""
         self._set_computed(parameter, value)
         if self._partitioned:
-            safe_set_local_fp32_param(parameter, self._part(parameter, value))
+            deepspeed.utils.safe_set_local_fp32_param(parameter, self._part(parameter, value))
         elif self.sharded:
-            safe_set_full_fp32_param(parameter, value)
+            deepspeed.utils.safe_set_full_fp32_param(parameter, value)
 
     def _set_computed(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Set what forward and backward compute with, in their precision."""
@@ -202,15 +198,17 @@ class ShardedTensors:
             parameter.data.copy_(value)
             return
 
-        with GatheredParameters([parameter], modifier_rank=0):
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             if dist.get_rank() == 0:
                 parameter.data.copy_(value)
 
     def _set_kept(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
         if self._partitioned:
-            safe_set_local_optimizer_state(parameter, self._part(parameter, value), name)
+            deepspeed.utils.safe_set_local_optimizer_state(
+                parameter, self._part(parameter, value), name
+            )
         elif self.sharded:
-            safe_set_full_optimizer_state(parameter, value, name)
+            deepspeed.utils.safe_set_full_optimizer_state(parameter, value, name)
         else:
             self._adam.state[parameter][name].copy_(value)
 
