@@ -147,9 +147,11 @@ def to_blame(seen: Iterable[Seen]) -> Seen | None:
 
     First one whose host is not heard of, then one whose process does not beat, then one that does
     not reach rank 0, then one that does not wait for others, then the one that is furthest behind.
-    Those count that are overdue, have stood still for half their bound, or are not heard of."""
+    Those count that are overdue, have stood still for half of the bound that is over (one that
+    starts may have a longer one), or are not heard of."""
     seen = list(seen)
-    if not any(one.overdue for one in seen):
+    bounds = [one.record.bound for one in seen if one.overdue]
+    if not bounds:
         return None
 
     if odd := _cut_off_from_all(seen):
@@ -161,9 +163,8 @@ def to_blame(seen: Iterable[Seen]) -> Seen | None:
         position = (record.update, record.micro_batch, record.phase)
         return *lost, record.phase.waits, *position, -one.idle
 
-    suspects = (
-        one for one in seen if one.overdue or one.away > SILENT or one.idle > one.record.bound / 2
-    )
+    half = min(bounds) / 2
+    suspects = (one for one in seen if one.overdue or one.away > SILENT or one.idle > half)
     return min(suspects, key=telling)
 
 

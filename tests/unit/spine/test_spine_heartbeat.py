@@ -37,6 +37,11 @@ def test_nobody_is_to_blame_while_all_get_on() -> None:
         [seen(0, 121, Phase.FORWARD, update=813), seen(3, 121, Phase.STEP)],
         [seen(0, 121, Phase.FORWARD, micro_batch=2), seen(3, 121, Phase.BACKWARD)],
         [seen(0, 121, Phase.BACKWARD), seen(3, 120.5, Phase.FORWARD)],
+        # the one that was stopped before it said how long it may take to start
+        [
+            seen(0, 61, Phase.START, update=0, bound=60),
+            seen(3, 61, Phase.START, update=0, silent=61, bound=300),
+        ],
         # the only one that hangs
         [seen(0, 10, Phase.BATCH), seen(3, 151, Phase.AGREEMENT)],
     ],
