@@ -6,9 +6,11 @@ import socket
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.rendezvous import rendezvous
 
 from robustly import StartAgain
 from robustly.heartbeat import START_TIMEOUT
+from robustly.lease import ATTEMPT
 from robustly.pretrain import peers
 from robustly.pretrain.allocator import keep_freed_memory
 from robustly.pretrain.rank_gpu import own_gpu, refuse_shared
@@ -18,6 +20,9 @@ from robustly.pretrain.ranks import collective_timeout
 def start_ranks(local_rank: int, bound: float = START_TIMEOUT) -> torch.device:
     """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR,
     MASTER_PORT). `bound`: seconds that a rank may take to come.
+
+    Only those of one attempt meet: where two launchers chose the same port at the same moment, a
+    rank may come to the other's.
 
     Returns the device of this rank. Raises UserError if this machine has GPUs, but not one for each
     of its ranks, and StartAgain if another program listens where the ranks were to meet.
@@ -33,9 +38,17 @@ def start_ranks(local_rank: int, bound: float = START_TIMEOUT) -> torch.device:
     on_gpu = device.type == "cuda"
     # a group that knows its GPU is split for further ones; a rank alone has nobody to split it with
     own = device if on_gpu and os.environ["WORLD_SIZE"] != "1" else None
+    timeout = collective_timeout(bound)
     try:
+        store, rank, ranks = next(rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
         dist.init_process_group(
-            "nccl" if on_gpu else "gloo", timeout=collective_timeout(bound), device_id=own
+            "nccl" if on_gpu else "gloo",
+            store=dist.PrefixStore(f"robustly/{os.environ.get(ATTEMPT, '')}", store),
+            rank=rank,
+            world_size=ranks,
+            timeout=timeout,
+            device_id=own,
         )
     except dist.DistNetworkError as fault:
         if "EADDRINUSE" not in str(fault):

@@ -23,8 +23,8 @@ from robustly.launch import ends, local
 from robustly.metrics import read_metrics
 from robustly.pretrain import batches, loop, reporting, validation
 from robustly.pretrain.engine import Engine
-from robustly.pretrain.process_group import start_ranks
-from robustly.pretrain.ranks import collective_timeout, together
+from robustly.pretrain.process_group import start_ranks, stop_ranks
+from robustly.pretrain.ranks import collective_timeout, gather_over_ranks, together
 from robustly.pretrain.sharded_tensors import ShardedTensors
 from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.train_state import TrainState
@@ -386,3 +386,28 @@ def test_a_stopped_rank_need_not_be_overdue(
     assert time.monotonic() - begun < 90
     (said,) = (line for line in lines(capfd) if line.startswith("error: "))
     assert said.startswith("error: rank 1 on ") and "its process is stopped or stuck" in said
+
+
+def test_ranks_of_two_launches_at_one_port_do_not_meet(tmp_path: Path) -> None:
+    """Of two launchers that took the same port at the same moment: the other one's rank 1 comes to
+    this one's rank 0 first."""
+    come = tmp_path / "come"
+
+    def body(number: int, ranks: int) -> None:
+        attempt, rank = [("this", 0), ("other", 1), ("this", 1)][number]
+        os.environ.update(RANK=str(rank), WORLD_SIZE="2", ROBUSTLY_ATTEMPT=attempt)
+        if number == 2:
+            while not come.exists():
+                time.sleep(0.05)
+            time.sleep(1.0)
+        elif number == 1:
+            come.touch()
+        try:
+            start_ranks(rank, 20.0)
+        except RuntimeError:  # nobody meets it
+            assert attempt == "other"
+            return
+        assert gather_over_ranks(attempt) == ["this", "this"]
+        stop_ranks()
+
+    assert launch(3, body) == 0

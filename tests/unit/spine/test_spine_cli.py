@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,11 @@ def test_people_who_have_gone_end_no_work(disk_full: bool) -> None:
     if disk_full:
         os.close(stderr)
     assert done.returncode == 0 and json.loads(done.stdout)
+
+
+@pytest.mark.processes
+def test_a_process_without_standard_streams_gets_some() -> None:
+    """As a daemon's children are started: `<&- >&- 2>&-`."""
+    said = "import sys; from robustly.cli.console import open_missing as o; o(); print('a', file=sys.stderr); print('a'); sys.stdin.read()"
+    done = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, said])
+    assert done.returncode == 0
