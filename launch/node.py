@@ -110,9 +110,14 @@ class Agent:
         """Start the ranks, and look after them until all have ended."""
         with received_signals() as received:
             try:
-                for start in ranks:
-                    process = start()
-                    self._running[process.rank] = process
+                try:
+                    for start in ranks:
+                        process = start()
+                        self._running[process.rank] = process
+                except OSError as error:  # too many processes, too little memory, a disk that went
+                    self.report(Gone(START_AGAIN, f"a rank could not be started there: {error}"))
+                    self.flush(LAST_WORDS)
+                    return START_AGAIN
 
                 for line in self._early:
                     self._obey(order_of(line))
@@ -230,8 +235,7 @@ class Agent:
             self._spoke = now
             for process in self._running.values():
                 process.heartbeat.watched(PATIENCE)
-            if len(self._unsent) < LIMIT:
-                self.report(State(seen))
+            self.report(State(seen))
 
     def _pass_on(self, rank: int, printed: bytes) -> None:
         if not printed:

@@ -4,6 +4,7 @@ import enum
 import mmap
 import os
 import struct
+import sys
 import tempfile
 import time
 from typing import BinaryIO, NamedTuple
@@ -168,8 +169,12 @@ class Heartbeat:
 
 def file(bound: float) -> tuple[BinaryIO, Heartbeat]:
     """A heartbeat for a process that is about to be started, and the file to pass to it: without a
-    name, so that none is left over whatever is killed."""
-    out = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    name, so that none is left over whatever is killed, and on Linux on no disk, which may be
+    full."""
+    if sys.platform == "linux":
+        out: BinaryIO = os.fdopen(os.memfd_create("heartbeat"), "w+b")
+    else:
+        out = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     out.write(bytes(SIZE))  # a map of blocks that a full disk cannot give would kill its writer
     out.flush()
     heartbeat = Heartbeat(mmap.mmap(out.fileno(), SIZE))

@@ -253,3 +253,12 @@ def test_an_agent_that_is_told_to_stop_passes_it_on(tmp_path, rank, agent):
     assert launcher.wait() == 75
     assert signals(tmp_path) == ["SIGTERM\n"] * 2
     assert "was told to stop" in launcher.of(Gone)[0].text
+
+
+def test_a_rank_that_cannot_be_started_is_worth_a_new_start(
+    agent: Callable[..., Launcher],
+) -> None:
+    launcher = agent(["/no/such/program"], ranks=2)
+    assert launcher.wait() == 75
+    (gone,) = launcher.of(Gone)
+    assert isinstance(gone, Gone) and gone.code == 75 and "/no/such/program" in gone.text
