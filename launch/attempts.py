@@ -101,7 +101,7 @@ def run(
         number += 1
         before, started = entries(checkpoints), time.monotonic()
         ended = start_once(pool.used, Attempt(number, f"{series}-{number}"))
-        if not may_start_again(ended):
+        if not may_start_again(ended, first=number == 1):
             break
 
         seconds, there = time.monotonic() - started, entries(checkpoints)
@@ -133,11 +133,16 @@ def entries(checkpoints: Path) -> set[str]:
     return {name for name in names if re.fullmatch(r"update-\d+", name)}
 
 
-def may_start_again(ended: Ended) -> bool:
+def may_start_again(ended: Ended, first: bool) -> bool:
     """Whether a new start could do better: it would meet a fault of the software and a user's
-    mistake again, and nobody wants one after a signal that asked to stop."""
-    asked = ended.asked or ended.kind == Kind.STOPPED
-    return not asked and ended.code not in (FINISHED, FAULT, MISTAKE, INTERRUPTED)
+    mistake again, and nobody wants one after a signal that asked to stop. What a start that is not
+    the `first` finds amiss before it trains is no mistake: a host that was switched on again may
+    lack its file systems, or names, for a while."""
+    if ended.asked or ended.kind == Kind.STOPPED:
+        return False
+    if ended.code == MISTAKE:
+        return not first and not ended.update
+    return ended.code not in (FINISHED, FAULT, INTERRUPTED)
 
 
 def counts_as_failure(before: set[str], there: set[str]) -> bool:

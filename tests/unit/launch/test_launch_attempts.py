@@ -36,7 +36,16 @@ A, B, C, D = (Host(name, 2) for name in "abcd")
     ],
 )
 def test_what_a_new_start_may_mend(ended, expected):
-    assert attempts.may_start_again(ended) == expected
+    assert attempts.may_start_again(ended, first=True) == expected
+
+
+def test_what_the_first_start_did_not_find_amiss_is_no_mistake():
+    """As where a host was switched on again, and its file systems are not there yet."""
+    unmounted = Ended(2, Kind.ERROR, "b", text="b: cd: /shared: No such file or directory")
+    assert not attempts.may_start_again(unmounted, first=True)
+    assert attempts.may_start_again(unmounted, first=False)
+    diverged = Ended(2, Kind.ERROR, "a", 0, update=812)
+    assert not attempts.may_start_again(diverged, first=False)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +188,9 @@ def test_none_are_wanted(tmp_path, pauses, capfd, end):
     assert not pauses and capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("last", [Ended(0), Ended(2, Kind.ERROR, "a", 0), Ended(75, asked=True)])
+@pytest.mark.parametrize(
+    "last", [Ended(0), Ended(2, Kind.ERROR, "a", 0, update=9), Ended(75, asked=True)]
+)
 def test_an_attempt_that_finishes_or_would_fail_again_is_the_last(tmp_path, pauses, last):
     starts = Scripted(tmp_path, [KILLED, last])
     assert attempts.run(starts, tmp_path, restarts=5) == last.code
