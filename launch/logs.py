@@ -48,10 +48,10 @@ class _Writer:
     """Writes in a thread of its own, so that a console that is held (Ctrl-S, a pager) or a disk
     that does not answer holds up nobody."""
 
-    def __init__(self, write: Callable[[str, str], None]):
-        self._write = write
+    def __init__(self, write: Callable[[str, str], None], close: Callable[[], None]):
+        self._write, self._close = write, close
         self._waiting: deque[tuple[str, str]] = deque()
-        self._size, self._dropped = 0, 0
+        self._size, self._dropped, self._over = 0, 0, False
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -74,14 +74,20 @@ class _Writer:
             self._change.notify_all()
 
     def drain(self) -> None:
-        """Wait until all is written, or no longer than DRAIN seconds."""
         with self._change:
             self._change.wait_for(lambda: not self._size, DRAIN)
+
+    def close(self) -> None:
+        with self._change:
+            self._over = True
+            self._change.notify_all()
 
     def _run(self) -> None:
         while True:
             with self._change:
-                self._change.wait_for(lambda: bool(self._waiting))
+                self._change.wait_for(lambda: self._waiting or self._over)
+                if not self._waiting:
+                    break
                 name, text = self._waiting.popleft()
 
             with contextlib.suppress(OSError, ValueError):  # a console that has gone
@@ -90,6 +96,8 @@ class _Writer:
             with self._change:
                 self._size -= len(text)
                 self._change.notify_all()
+
+        self._close()
 
 
 class Output:
@@ -108,8 +116,10 @@ class Output:
         self._ranks, self._attempt, self._all_here = ranks, attempt, all_here
         self._lines: dict[str, TextLines] = {}
         self._solo = codecs.getincrementaldecoder("utf-8")("replace")
-        self._console = _Writer(_show)
-        self._kept = _Writer(_LogFiles(logs).write) if logs else None
+        files = _LogFiles(logs) if logs else None
+        self._console = _Writer(_show, close=lambda: None)
+        self._kept = _Writer(files.write, files.close) if files else None
+        self._writers = [self._console, *([self._kept] if self._kept else [])]
 
     def add(self, host: str, rank: int | None, data: bytes) -> None:
         """Something was printed."""
@@ -130,10 +140,16 @@ class Output:
         """Show a text of the launcher's own."""
         self._console.put("", text)
 
+    def drain(self) -> None:
+        """Wait until all is written, or no longer than DRAIN seconds for each."""
+        for writer in self._writers:
+            writer.drain()
+
     def close(self) -> None:
-        self._console.drain()
-        if self._kept:
-            self._kept.drain()
+        """The same, after which nothing more comes."""
+        self.drain()
+        for writer in self._writers:
+            writer.close()
 
     def _add(self, host: str, rank: int | None, data: bytes, last: bool = False) -> None:
         where = host if rank is None else f"{host}:{rank}"
@@ -190,6 +206,11 @@ class _LogFiles:
             if not self._failed:
                 _show("", f"warning: logs are not written: {error}\n")
             self._failed = True
+
+    def close(self) -> None:
+        for file in self._files.values():
+            with contextlib.suppress(OSError):  # a disk that is full
+                file.close()
 
     def _file(self, name: str) -> TextIO:
         if name not in self._files:

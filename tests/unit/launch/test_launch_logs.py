@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -103,7 +104,7 @@ def test_a_start_that_is_refused_writes_nothing(tmp_path):
     """The run's folder appears when the ranks have agreed."""
     output = Output(2, tmp_path / "train" / "logs")
     output.add("a", 0, b"one\n")
-    output.close()
+    output.drain()
     assert not (tmp_path / "train").exists()
     (tmp_path / "train").mkdir()
     output.add("a", 0, b"two\n")
@@ -121,12 +122,12 @@ def test_a_console_that_is_held_holds_up_nobody(monkeypatch, capsys):
     begun = time.monotonic()
     for _ in range(100):
         output.add("a", 0, b"x" * 90 + b"\n")
-    output.close()
+    output.drain()
     assert time.monotonic() - begun < 10
 
     held.set()
     monkeypatch.setattr(logs, "DRAIN", 10.0)
-    output.close()
+    output.drain()
     output.add("a", 0, b"last\n")
     output.close()
     lines = capsys.readouterr().err.splitlines()
@@ -159,10 +160,24 @@ def test_a_console_that_has_gone_is_no_fault(monkeypatch):
     output = Output(2)
     for line in (b"x\n", b"y\n"):
         output.add("a", 0, line)
-        output.close()
+        output.drain()
     assert tried == ["[a:0] x\n", "[a:0] y\n"]  # whoever writes has lived on
 
 
 def test_the_name_of_a_log_is_a_file_name():
     assert log_name("gpu01", 3) == "gpu01-3.log"
     assert log_name("fe80::1%eth0/x", 3) == "fe80__1_eth0_x-3.log"
+
+
+def test_attempts_leave_no_files_open(tmp_path):
+    """As of hundreds of ranks in a launcher that starts them again and again."""
+    folder = tmp_path / "train" / "logs"
+    folder.parent.mkdir()
+    output = Output(1, folder)
+    output.add("gpu01", 0, b"update 1\n")
+    writers = [one for one in threading.enumerate() if one.name == "output"]
+    output.close()
+    for thread in writers:
+        thread.join(20)
+    opened = {link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+    assert (folder / "gpu01-0.log").is_file() and folder / "gpu01-0.log" not in opened
