@@ -4,20 +4,20 @@ ended: the word that ranks leave in the run's folder does (`robustly.launch.ends
 import contextlib
 import ctypes
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from robustly.exit_codes import FINISHED, MISTAKE, START_AGAIN
 from robustly.heartbeat import Fault, Kind
 from robustly.launch import ends
 from robustly.launch.ends import End
 from robustly.launch.local import ends_with_us
-from robustly.launch.supervise import GOES_ON, Ended
+from robustly.launch.supervise import GOES_ON, GRACE, Ended, supervise
 
 if TYPE_CHECKING:
     from psutil import Process
@@ -34,8 +34,8 @@ class Ranks(NamedTuple):
     """The ranks of one attempt."""
 
     attempt: str
-    number: int
-    """Among all hosts."""
+    hosts: list[str]
+    """Of each rank; "" where it is not known."""
 
 
 class Below(NamedTuple):
@@ -67,8 +67,8 @@ class Foreign:
         self.ranks, self._finished = ranks, finished
         self._train = finished.parent
         self._spare = Path(environment[ends.SPARE]) if ends.SPARE in environment else None
-        self.local: set[int] = set()
-        """The ranks of this machine, where they show."""
+        self.update = 0
+        """The furthest that a rank has told of, once it has ended."""
         self._looked = self._looked_at_ends = time.monotonic()
         self._over: float | None = None
         _adopt_orphans()
@@ -138,13 +138,14 @@ class Foreign:
             text = f"{self.name} ended with exit code {code}, and no rank had begun: see above"
             return Fault(Kind.ERROR, MISTAKE if code == MISTAKE else START_AGAIN, now, text)
 
-        while len(self._words()) < self.ranks.number and time.monotonic() < now + LAST_WORD:
+        while len(words := self._words()) < len(self.ranks.hosts):
+            if time.monotonic() > now + LAST_WORD:
+                break
             time.sleep(0.2)
 
-        ended = verdict(self._words(), self.ranks.number)
+        ended = verdict(words, self.ranks.hosts)
         assert ended.kind is not None
-        here = socket.gethostname() if ended.rank in self.local else ""
-        self.host, self.rank = ended.host or here, ended.rank
+        self.host, self.rank, self.update = ended.host, ended.rank, ended.update
         return Fault(ended.kind, ended.code, now, ended.text)
 
     def look(self) -> list[Below]:
@@ -171,13 +172,29 @@ class Foreign:
         assert self.ranks
         if now - self._looked_at_ends > LOOK_AT_ENDS:
             self._looked_at_ends = now
-            if not is_over(self._words(), self.ranks.number):
+            if not is_over(self._words(), len(self.ranks.hosts)):
                 self._over = None
             elif self._over is None:
                 self._over = now
 
         if self._over is not None and now - self._over > (OVER if below else LOOK_AT_ENDS):
             self.kill()
+
+
+T = TypeVar("T", bound=Foreign)
+
+
+def run(begin: Callable[[], T]) -> tuple[Ended, T]:
+    """Start a launcher and wait for its end (`robustly.launch.supervise`): how its ranks ended, and
+    what was started."""
+    started: list[T] = []
+
+    def start() -> T:
+        started.append(begin())
+        return started[0]
+
+    ended = supervise([start], GRACE)
+    return replace(ended, update=started[0].update), started[0]
 
 
 def is_over(words: Sequence[End], ranks: int) -> bool:
@@ -187,24 +204,31 @@ def is_over(words: Sequence[End], ranks: int) -> bool:
     return bool(words) and len(stopped) < ranks
 
 
-def verdict(words: Sequence[End], ranks: int) -> Ended:
-    """How an attempt of so many ranks ended that did not finish, by the word that they left.
+def verdict(words: Sequence[End], hosts: Sequence[str]) -> Ended:
+    """How an attempt ended that did not finish, by the word that its ranks left, and the host of
+    each, "" where it is not known.
 
     One that was killed leaves none. Then those that were asked to stop were asked because of it:
     launchers do that."""
     first = ends.first(words)
-    silent = sorted(set(range(ranks)) - {end.rank for end in words})
+    silent = sorted({*range(len(hosts))} - {end.rank for end in words})
+    update = max((end.update for end in words), default=0)
     if first and (first.kind == Kind.ERROR or not silent):
-        return Ended(first.code, first.kind, first.host, first.rank, first.text)
+        return Ended(first.code, first.kind, first.host, first.rank, first.text, update=update)
     if not silent:
-        return Ended(START_AGAIN, Kind.ERROR, text=f"the ranks lost each other; {GOES_ON}")
+        return Ended(
+            START_AGAIN, Kind.ERROR, text=f"the ranks lost each other; {GOES_ON}", update=update
+        )
 
     names = ", ".join(map(str, silent[:8])) + (", ..." if len(silent) > 8 else "")
+    where = {hosts[rank] for rank in silent}
+    host = where.pop() if len(where) == 1 else ""
     text = (
-        f"rank{'s' if len(silent) > 1 else ''} {names} left no word: killed, perhaps because memory"
-        f" ran out, or on a host that was lost; {GOES_ON}"
+        f"rank{'s' if len(silent) > 1 else ''} {names}{f' on {host}' if host else ''} left no word:"
+        f" killed, perhaps because memory ran out, or on a host that was lost; {GOES_ON}"
     )
-    return Ended(START_AGAIN, Kind.ERROR, rank=silent[0] if len(silent) == 1 else None, text=text)
+    rank = silent[0] if len(silent) == 1 else None
+    return Ended(START_AGAIN, Kind.ERROR, host, rank, text, update=update)
 
 
 def _adopt_orphans() -> None:

@@ -9,17 +9,16 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 
 from robustly import UserError
 from robustly.launch import attempts, ends
 from robustly.launch.attempts import Attempt
-from robustly.launch.foreign import Foreign, Ranks
+from robustly.launch.foreign import Foreign, Ranks, run
 from robustly.launch.hosts import Host, read
 from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, option, port_option
 from robustly.launch.local import free_port
-from robustly.launch.supervise import GRACE, Ended, supervise
+from robustly.launch.supervise import Ended
 from robustly.resources import cores
 
 
@@ -32,6 +31,9 @@ class Dialect(StrEnum):
 
 PINNING = {"I_MPI_PIN": "0"}
 """Intel MPI would bind ranks to cores, as Open MPI does."""
+KEEPALIVE = {"time": 10, "intvl": 5, "probes": 4}
+"""Seconds, and how often: by itself Open MPI takes a host that is cut off for lost after eight
+minutes."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,28 @@ def command(
     job: Job, options: MpiOptions, hosts: Sequence[Host], dialect: Dialect, variables: Sequence[str]
 ) -> list[str]:
     """The mpirun command. `variables`: names of those that the ranks get of its environment."""
-    counts = [options.ranks_per_node or host.ranks for host in hosts]
-    total = str(sum(counts))
-    listed = ",".join(f"{host.name}:{n}" for host, n in zip(hosts, counts, strict=True))
+    total = str(len(hosts_of_ranks(hosts, options)))
     further = [word for words in options.mpirun_option for word in _words(words)]
     if dialect == Dialect.HYDRA:
+        listed = ",".join(f"{host.name}:{options.ranks_per_node or host.ranks}" for host in hosts)
         return [options.mpirun, "-genvall", "-n", total, "-hosts", listed, *further, *job.command]
 
-    # It would bind each rank, with all its threads and worker processes, to one core.
-    place = ["--host", listed, "--map-by", "slot", "--bind-to", "none"]
+    # By itself it would put rank 0 on this machine, whichever of the hosts that is, and bind each
+    # rank, with all its threads and worker processes, to one core.
+    listed = ",".join(hosts_of_ranks(hosts, options))
+    place = ["--host", listed, "--map-by", "seq", "--bind-to", "none"]
+    alive = [
+        word
+        for name, number in KEEPALIVE.items()
+        for word in ("--mca", f"oob_tcp_keepalive_{name}", str(number))
+    ]
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
     exported = [word for name in variables for word in ("-x", name)]
-    return [options.mpirun, "-n", total, *place, *root, *exported, *further, *job.command]
+    return [options.mpirun, "-n", total, *place, *alive, *root, *exported, *further, *job.command]
+
+
+def hosts_of_ranks(hosts: Sequence[Host], options: MpiOptions) -> list[str]:
+    return [host.name for host in hosts for _ in range(options.ranks_per_node or host.ranks)]
 
 
 def _words(text: str) -> list[str]:
@@ -161,16 +173,18 @@ def render(job: Job, options: MpiOptions) -> str:
 def start(job: Job, options: MpiOptions) -> int:
     """Run mpirun, again after failures that a new start may mend."""
     hosts, dialect = hosts_of(job, options), dialect_of(options)
-    ranks = sum(options.ranks_per_node or host.ranks for host in hosts)
 
     def start_once(_: Sequence[Host], attempt: Attempt) -> Ended:
         port = options.master_port or (free_port() if len(hosts) == 1 else MASTER_PORT)
         given = variables(job, options, hosts, port, attempt.name)
-        child = partial(
-            Mpirun, "mpirun", command(job, options, hosts, dialect, list(given)),
-            {**os.environ, **given, **spare}, job.folder, job.finished, Ranks(attempt.name, ranks),
-        )  # fmt: skip
-        return supervise([child], GRACE)
+        words = command(job, options, hosts, dialect, list(given))
+        environment = {**os.environ, **given, **spare}
+        ranks = Ranks(attempt.name, hosts_of_ranks(hosts, options))
+
+        def begin() -> Mpirun:
+            return Mpirun("mpirun", words, environment, job.folder, job.finished, ranks)
+
+        return run(begin)[0]
 
     with ends.spare_folder() as spare:
         return attempts.run(start_once, job.checkpoints, options.restarts)

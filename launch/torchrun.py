@@ -21,10 +21,10 @@ from robustly import StartAgain, UserError, log
 from robustly.exit_codes import FINISHED, MISTAKE
 from robustly.launch import attempts, ends
 from robustly.launch.attempts import Attempt
-from robustly.launch.foreign import Below, Foreign, Ranks
+from robustly.launch.foreign import Below, Foreign, Ranks, run
 from robustly.launch.hosts import Host
 from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, option, port_option
-from robustly.launch.supervise import GRACE, Ended, supervise
+from robustly.launch.supervise import Ended
 from robustly.resources import cores
 
 # Without it, ranks that are started again, as they are when a machine joins, share the rendezvous
@@ -189,11 +189,8 @@ def start(job: Job, options: TorchrunOptions) -> int:
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **job.environment, **RESTART_FIX}
     environment.pop(ends.ATTEMPT, None)  # torchrun's own variables tell
 
-    started: list[Torchrun] = []
-
     def begin() -> Torchrun:
-        started.append(Torchrun("torchrun", arguments, environment, job.folder, job.finished))
-        return started[-1]
+        return Torchrun("torchrun", arguments, environment, job.folder, job.finished)
 
     def start_once(hosts: Sequence[Host], attempt: Attempt) -> Ended:
         deadline = time.monotonic() + _meet(options)
@@ -204,8 +201,8 @@ def start(job: Job, options: TorchrunOptions) -> int:
                 refuse_taken_port(options.master or "", options.master_port or MASTER_PORT)
 
         while True:
-            ended = supervise([begin], GRACE)
-            if ended.asked or ended.code in (FINISHED, MISTAKE) or started[-1].ranks:
+            ended, torchrun = run(begin)
+            if ended.asked or ended.code in (FINISHED, MISTAKE) or torchrun.ranks:
                 return ended
 
             # Another machine's torchrun of the attempt before may not have ended yet.
@@ -312,10 +309,11 @@ class Torchrun(Foreign):
         below = super().look()
         if ranks := self._ranks(below):
             one = ranks[0].variables
-            found = Ranks(ends.attempt_name(one), int(one["WORLD_SIZE"]))
-            if found != self.ranks:
-                self.ranks, self.local, self._over = found, set(), None
-            self.local |= {int(rank.variables["RANK"]) for rank in ranks}
+            attempt, number = ends.attempt_name(one), int(one["WORLD_SIZE"])
+            if not self.ranks or attempt != self.ranks.attempt:
+                self.ranks, self._over = Ranks(attempt, [""] * number), None
+            for rank in ranks:
+                self.ranks.hosts[int(rank.variables["RANK"])] = socket.gethostname()
         return below
 
     def _ranks(self, below: Sequence[Below]) -> list[Below]:

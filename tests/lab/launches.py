@@ -52,6 +52,8 @@ class Launch(ABC):
     """A launcher, and the command that is given to it again and again."""
 
     name: str
+    command: str
+    """The launcher as it is typed."""
     hosts: Hosts
     master_port = 29500
 
@@ -74,7 +76,7 @@ class Launch(ABC):
         for name in names:
             self.said.append(self.folder / f"console-{len(self.said)}-{name}")
             with self.said[-1].open("w") as console:
-                line = f"robustly launch {self.name} {self.small.config} {KEYS} run.checkpoint_every={EVERY} {options}"
+                line = f"robustly launch {self.command} {self.small.config} {KEYS} run.checkpoint_every={EVERY} {options}"
                 self.commands.append(self.hosts.popen(name, line, stdout=console, stderr=console))
 
     def ended(self) -> bool:
@@ -113,7 +115,7 @@ class Launch(ABC):
 
 
 class Hostfile(Launch):
-    name = "hostfile"
+    name = command = "hostfile"
 
     def start(self) -> None:
         listed = self.hosts.hostfile(names=(NEAR, FAR))
@@ -121,7 +123,7 @@ class Hostfile(Launch):
 
 
 class Torchrun(Launch):
-    name = "torchrun"
+    name = command = "torchrun"
 
     def start(self) -> None:
         self.start_on(
@@ -133,12 +135,25 @@ class Torchrun(Launch):
         )
 
 
+class OpenMpi(Launch):
+    name, command = "openmpi", "mpi"
+    mpirun = "mpirun.openmpi"
+
+    def start(self) -> None:
+        listed = self.hosts.hostfile(names=(NEAR, FAR))
+        self.start_on(LAUNCHER, options=f"--mpirun {self.mpirun} --hostfile {listed} --restarts 0")
+
+
+class Mpich(OpenMpi):
+    name, mpirun = "mpich", "mpirun.mpich"
+
+
 AT_WORK = {"PENDING", "RUNNING", "COMPLETING"}
 """States of a job that has not ended."""
 
 
 class SlurmLaunch(Launch):
-    name = "slurm"
+    name = command = "slurm"
     master_port = 20001  # of the first job
 
     @contextlib.contextmanager
@@ -192,4 +207,6 @@ class SlurmLaunch(Launch):
         return FINISHED if self.slurm.wait(self.job) == "COMPLETED" else START_AGAIN
 
 
-LAUNCHERS: dict[str, type[Launch]] = {each.name: each for each in (Hostfile, SlurmLaunch, Torchrun)}
+LAUNCHERS: dict[str, type[Launch]] = {
+    each.name: each for each in (Hostfile, SlurmLaunch, Torchrun, OpenMpi, Mpich)
+}

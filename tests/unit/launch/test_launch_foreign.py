@@ -1,6 +1,7 @@
 """Launchers of other projects: how their ranks ended is told by the ranks, not by an exit code."""
 
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -71,7 +72,10 @@ sys.exit(ended.code)
 
 
 def end(rank: int, kind: Kind, code: int = START_AGAIN, when: float = 0.0, text: str = "") -> End:
-    return End("1", f"node{rank}", rank, kind, code, text, 0, when)
+    return End("1", f"node{rank}", rank, kind, code, text, 7, when)
+
+
+HOSTS = ["nodea", "nodeb", "nodec"]
 
 
 def test_the_first_that_failed_is_to_blame():
@@ -80,43 +84,54 @@ def test_the_first_that_failed_is_to_blame():
         end(1, Kind.ERROR, FAULT, 2.0, "later"),
         end(2, Kind.ERROR, MISTAKE, 1.0, "first"),
     ]
-    found = verdict(words, 3)
+    found = verdict(words, HOSTS)
     assert (found.code, found.kind, found.host, found.rank, found.text) == (
         MISTAKE, Kind.ERROR, "node2", 2, "first",
     )  # fmt: skip
 
 
 def test_all_that_were_asked_to_stop_stopped():
-    found = verdict([end(0, Kind.STOPPED, text="stopped"), end(1, Kind.STOPPED, when=1.0)], 2)
+    found = verdict(
+        [end(0, Kind.STOPPED, text="stopped"), end(1, Kind.STOPPED, when=1.0)], HOSTS[:2]
+    )
     assert (found.code, found.kind, found.text) == (START_AGAIN, Kind.STOPPED, "stopped")
 
 
 @pytest.mark.parametrize("kind", [Kind.STOPPED, Kind.FOLLOWED])
 def test_a_rank_that_left_no_word_was_lost(kind):
     """Whoever was told to stop was told by the launcher, because of it."""
-    found = verdict([end(0, kind), end(2, kind)], 3)
-    assert (found.code, found.kind, found.rank) == (START_AGAIN, Kind.ERROR, 1)
-    assert found.text.startswith("rank 1 left no word: killed, perhaps because memory ran out")
+    found = verdict([end(0, kind), end(2, kind)], HOSTS)
+    assert (found.code, found.kind, found.host, found.rank) == (
+        START_AGAIN, Kind.ERROR, "nodeb", 1,
+    )  # fmt: skip
+    assert found.text.startswith("rank 1 on nodeb left no word: killed, perhaps because memory")
+    assert found.update == 7
 
-    found = verdict([], 12)
-    assert found.rank is None
-    assert found.text.startswith("ranks 0, 1, 2, 3, 4, 5, 6, 7, ... left no word")
+    found = verdict([], ["nodea"] * 12)
+    assert (found.host, found.rank) == ("nodea", None)
+    assert found.text.startswith("ranks 0, 1, 2, 3, 4, 5, 6, 7, ... on nodea left no word")
+
+    found = verdict([end(0, kind)], HOSTS)
+    assert (found.host, found.rank) == ("", None)
+    assert found.text.startswith("ranks 1, 2 left no word")
 
 
 def test_ranks_that_all_followed_lost_each_other():
-    found = verdict([end(0, Kind.FOLLOWED), end(1, Kind.FOLLOWED)], 2)
+    found = verdict([end(0, Kind.FOLLOWED), end(1, Kind.FOLLOWED)], HOSTS[:2])
     assert (found.code, found.kind) == (START_AGAIN, Kind.ERROR)
     assert "lost each other" in found.text
 
 
 def test_whoever_found_it_the_odd_one_is_to_blame():
-    found = verdict([replace(end(0, Kind.ERROR, text="rank 1 hangs"), odd_rank=1, odd_host="b")], 2)
+    found = verdict(
+        [replace(end(0, Kind.ERROR, text="rank 1 hangs"), odd_rank=1, odd_host="b")], HOSTS[:2]
+    )
     assert (found.code, found.host, found.rank, found.text) == (START_AGAIN, "b", 1, "rank 1 hangs")
 
 
 def test_of_a_rank_without_a_disk_the_others_tell():
     told = replace(end(1, Kind.FOLLOWED, MISTAKE, text="no disk"), odd_rank=0, odd_host="node0")
-    found = verdict([told], 2)
+    found = verdict([told], HOSTS[:2])
     assert (found.code, found.kind, found.host, found.rank, found.text) == (
         MISTAKE, Kind.ERROR, "node0", 0, "no disk",
     )  # fmt: skip
@@ -189,8 +204,9 @@ def test_a_rank_that_is_killed_is_worth_a_new_start(launched):
     psutil.Process(launched.ranks[1]).kill()
     launched.tell(0, "FOLLOWED 75")
     code, line = launched.ended()
-    assert (code, line.split()[0]) == (START_AGAIN, "ERROR")
-    assert "rank 1 left no word" in line
+    here = socket.gethostname()
+    assert (code, line.split()[:2]) == (START_AGAIN, ["ERROR", here])
+    assert f"rank 1 on {here} left no word" in line
 
 
 def test_a_rank_that_is_stopped_ends_after_those_elsewhere_have_left(launched):

@@ -48,7 +48,10 @@ def test_open_mpi_over_hosts(hostfile, somebody):
         "cd", "/home/me/my runs", "&&", "OMP_NUM_THREADS=3", "NCCL_DEBUG=INFO",
         "MASTER_ADDR=gpu01", "MASTER_PORT=29500", "I_MPI_PIN=0",
         "ROBUSTLY_TRAIN_FOLDER=/data/runs/mine/train",
-        "mpirun", "-n", "20", "--host", "gpu01:8,gpu02:8,gpu03:4", "--map-by", "slot", "--bind-to", "none",
+        "mpirun", "-n", "20", "--host", ",".join(8 * ["gpu01"] + 8 * ["gpu02"] + 4 * ["gpu03"]),
+        "--map-by", "seq", "--bind-to", "none",
+        "--mca", "oob_tcp_keepalive_time", "10", "--mca", "oob_tcp_keepalive_intvl", "5",
+        "--mca", "oob_tcp_keepalive_probes", "4",
         "-x", "OMP_NUM_THREADS", "-x", "NCCL_DEBUG", "-x", "MASTER_ADDR", "-x", "MASTER_PORT",
         "-x", "I_MPI_PIN", "-x", "ROBUSTLY_TRAIN_FOLDER", *JOB.command,
     ]  # fmt: skip
@@ -71,7 +74,13 @@ def test_mpich_over_hosts(hostfile):
 def test_one_machine_needs_no_hostfile(somebody):
     found = line(dialect=Dialect.OPEN_MPI)
     assert "MASTER_ADDR=127.0.0.1" in found
-    assert found[found.index("mpirun") :][:5] == ["mpirun", "-n", "2", "--host", "localhost:2"]
+    assert found[found.index("mpirun") :][:5] == [
+        "mpirun",
+        "-n",
+        "2",
+        "--host",
+        "localhost,localhost",
+    ]
 
 
 def test_root_has_to_say_so_to_open_mpi(monkeypatch):

@@ -113,10 +113,7 @@ def test_machines_that_did_not_meet_are_told_of_each_other(monkeypatch):
     """torchrun itself says no more than RendezvousTimeoutError."""
     monkeypatch.setattr("socket.getaddrinfo", lambda *_: [])
     nothing_began = SimpleNamespace(ranks=None)
-    monkeypatch.setattr(torchrun, "Torchrun", lambda *_: nothing_began)
-    monkeypatch.setattr(
-        torchrun, "supervise", lambda begin, _: begin[0]() and Ended(START_AGAIN, Kind.ERROR)
-    )
+    monkeypatch.setattr(torchrun, "run", lambda _: (Ended(START_AGAIN, Kind.ERROR), nothing_began))
     options = TorchrunOptions(nodes="2:4", master="gpu1", rdzv_conf="join_timeout=9")
     with pytest.raises(StartAgain, match="2 machines did not meet at gpu1:29500 within 9 s"):
         torchrun.start(JOB, options)
