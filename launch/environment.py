@@ -5,7 +5,7 @@ import re
 import subprocess
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from robustly import UserError
@@ -65,16 +65,15 @@ def export(rank: Rank) -> None:
     os.environ.update(variables(rank))
 
 
+RANK_VARIABLES = (
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
+"""Names of those by which torchrun, and we, announce a rank; in the order of its fields."""
+
+
 def variables(rank: Rank) -> dict[str, str]:
     """A rank as torchrun would announce it."""
-    return {
-        "RANK": str(rank.rank),
-        "LOCAL_RANK": str(rank.local_rank),
-        "WORLD_SIZE": str(rank.world_size),
-        "LOCAL_WORLD_SIZE": str(rank.local_size),
-        "MASTER_ADDR": rank.master_addr,
-        "MASTER_PORT": str(rank.master_port),
-    }
+    return dict(zip(RANK_VARIABLES, map(str, astuple(rank)), strict=True))
 
 
 def _rank(

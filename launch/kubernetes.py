@@ -14,8 +14,24 @@ from robustly import UserError, log
 from robustly.exit_codes import FAULT, MISTAKE
 from robustly.launch import kubectl
 from robustly.launch.checks import NO_CHECK
-from robustly.launch.ends import ATTEMPT
+from robustly.launch.ends import ATTEMPT, FOLDER
+from robustly.launch.environment import RANK_VARIABLES
 from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, option, port_option
+from robustly.launch.kubernetes_values import (
+    AMOUNT,
+    ANY,
+    COUNT,
+    IMAGE,
+    KEY,
+    LABEL,
+    OBJECT,
+    RESOURCE,
+    VARIABLE,
+    checked,
+    pairs,
+    toleration,
+    volumes,
+)
 
 FURTHER = 76
 """Exit code of a pod: as START_AGAIN, with a newer checkpoint than at its start. Not counted."""
@@ -23,6 +39,9 @@ GPU = "nvidia.com/gpu"
 NODE = "node"  # the JobSet's one job and the pods' one container; Kubeflow Trainer wants this name
 NOT_STARTED = (126, 127)
 """Exit codes of a container whose program is not there or cannot be run."""
+INDEX = "JOB_COMPLETION_INDEX"
+"""Variable that an Indexed Job gives each pod, unless it has one of that name."""
+SHM = "/dev/shm"
 LONGEST_NAME = 63  # of a pod: it becomes a host name
 
 Yaml = dict[str, Any]
@@ -221,21 +240,22 @@ def _failures(restarts: int) -> tuple[Yaml, Yaml]:
 
 
 def _pod(job: Job, options: KubernetesOptions, name: str) -> Yaml:
-    shared = [{"claimName": claim} for claim, _ in _volumes(options)]
+    shm = checked("--shm", options.shm, AMOUNT)
+    shared = [{"claimName": claim} for claim, _ in volumes(options.volume, [SHM])]
     return _without_empty(
         {
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": options.grace or job.last_checkpoint,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,  # a service named `master` would set MASTER_PORT
-            "nodeSelector": _pairs("--node-selector", options.node_selector),
-            "tolerations": [_toleration(text) for text in options.toleration],
-            "imagePullSecrets": [{"name": secret} for secret in options.pull_secret],
+            "nodeSelector": pairs("--node-selector", options.node_selector, KEY, LABEL),
+            "tolerations": [toleration(text) for text in options.toleration],
+            "imagePullSecrets": _named("--pull-secret", options.pull_secret),
             "containers": [_container(job, options, name)],
             "volumes": [
                 {
                     "name": "shm",
-                    "emptyDir": {"medium": "Memory", "sizeLimit": _amount("--shm", options.shm)},
+                    "emptyDir": {"medium": "Memory", "sizeLimit": shm},
                 },
                 *(
                     {"name": f"shared-{number}", "persistentVolumeClaim": claim}
@@ -251,21 +271,21 @@ def _container(job: Job, options: KubernetesOptions, name: str) -> Yaml:
         raise UserError("--image is missing: name the image that was made from the Containerfile")
 
     ranks = options.ranks_per_node or job.ranks
-    paths = [path for _, path in _volumes(options)]
+    paths = [path for _, path in volumes(options.volume, [SHM])]
     security = {"capabilities": {"add": [*options.capability]}} if options.capability else {}
     return _without_empty(
         {
             "name": NODE,
-            "image": options.image,
+            "image": checked("--image", options.image, IMAGE),
             "command": _command(job, options.nodes, ranks),
             "workingDir": _working_directory(options, paths[0]),
             "env": _environment(job, options, name),
-            "envFrom": [{"secretRef": {"name": secret}} for secret in options.secret],
+            "envFrom": [{"secretRef": each} for each in _named("--secret", options.secret)],
             "ports": [{"containerPort": options.master_port or MASTER_PORT}],
             "resources": _without_empty({"limits": _resources(options, ranks)}),
             "securityContext": security,
             "volumeMounts": [
-                {"name": "shm", "mountPath": "/dev/shm"},
+                {"name": "shm", "mountPath": SHM},
                 *(
                     {"name": f"shared-{number}", "mountPath": path}
                     for number, path in enumerate(paths)
@@ -291,8 +311,8 @@ def _command(job: Job, nodes: int, ranks: int) -> list[str]:
 
 
 def _environment(job: Job, options: KubernetesOptions, name: str) -> list[Yaml]:
-    """JOB_COMPLETION_INDEX, the number of the pod, comes from the Job itself. Of this machine's
-    environment nothing goes along."""
+    """The Job itself adds INDEX, the number of the pod. Of this machine's environment nothing goes
+    along."""
     label = "metadata.labels['{}']".format
     of_pod = {
         "JOBSET_UID": label("jobset.sigs.k8s.io/jobset-uid"),
@@ -305,8 +325,9 @@ def _environment(job: Job, options: KubernetesOptions, name: str) -> list[Yaml]:
     }
     if NO_CHECK in job.environment:
         fixed[NO_CHECK] = job.environment[NO_CHECK]
-    given = {each: _literal(value) for each, value in _pairs("--env", options.env).items()}
-    if taken := sorted({*given} & {*fixed, *of_pod}):
+    given = pairs("--env", options.env, VARIABLE, ANY)
+    ours = {*fixed, *of_pod, *RANK_VARIABLES, INDEX, FOLDER}
+    if taken := sorted({*given} & ours):
         raise UserError(f"--env {taken[0]}: the launcher sets it")
 
     return [
@@ -314,29 +335,23 @@ def _environment(job: Job, options: KubernetesOptions, name: str) -> list[Yaml]:
             {"name": each, "valueFrom": {"fieldRef": {"fieldPath": of_pod[each]}}}
             for each in of_pod
         ),
-        *({"name": each, "value": value} for each, value in {**fixed, **given}.items()),
+        *({"name": each, "value": value} for each, value in fixed.items()),
+        *({"name": each, "value": _literal(value)} for each, value in given.items()),
     ]
 
 
 def _resources(options: KubernetesOptions, ranks: int) -> dict[str, str]:
     """Limits, which are requests as well. Cores too: a rank counts those that it may use."""
     gpus = ranks if options.gpus is None else options.gpus
-    named = {GPU: str(gpus) if gpus else "", "cpu": options.cpu, "memory": options.memory}
     asked = {
-        **{name: amount for name, amount in named.items() if amount},
-        **_pairs("--resource", options.resource),
+        **({GPU: str(gpus)} if gpus else {}),
+        **({"cpu": checked("--cpu", options.cpu, AMOUNT)} if options.cpu else {}),
+        **({"memory": checked("--memory", options.memory, AMOUNT)} if options.memory else {}),
     }
-    return {name: _amount(name, amount) for name, amount in asked.items()}
-
-
-def _amount(name: str, given: str) -> str:
-    """Raises UserError where Kubernetes would not take it for a quantity."""
-    if not re.fullmatch(r"(\d+\.?\d*|\.\d+)([numkMGTPE]|[KMGTPE]i|[eE][-+]?\d+)?", given):
-        raise UserError(
-            f"{name} {given}: no amount as Kubernetes writes it; expected such as 96, 500m or 900Gi"
-        )
-
-    return given
+    more = pairs("--resource", options.resource, RESOURCE, COUNT)
+    if GPU in more:
+        raise UserError(f"--resource {GPU}: give it as --gpus")
+    return {**asked, **more}
 
 
 def _working_directory(options: KubernetesOptions, default: str) -> str:
@@ -370,47 +385,7 @@ def _metadata(options: KubernetesOptions, name: str) -> Yaml:
 
 
 def _labels(options: KubernetesOptions) -> dict[str, str]:
-    return _pairs("--label", options.label)
-
-
-def _volumes(options: KubernetesOptions) -> list[tuple[str, str]]:
-    """Claims and where they are mounted."""
-    if not options.volume:
-        raise UserError(
-            "--volume is missing: name the claim of the volume that holds config, data and runs,"
-            " and where the pods find it, such as --volume work:/work"
-        )
-
-    pairs = [each.partition(":")[::2] for each in options.volume]
-    for claim, path in pairs:
-        if not claim or not path.startswith("/"):
-            raise UserError(f"--volume {claim}:{path}: expected CLAIM:/PATH, such as work:/work")
-        if [other for _, other in pairs].count(path) > 1:
-            raise UserError(f"--volume {claim}:{path}: two volumes cannot be at one path")
-
-    return pairs
-
-
-def _pairs(name: str, given: Iterable[str]) -> dict[str, str]:
-    pairs = [each.partition("=") for each in given]
-    for key, equals, value in pairs:
-        if not key or not equals:
-            raise UserError(f"{name} {key}{equals}{value}: expected NAME=VALUE")
-
-    return {key: value for key, _, value in pairs}
-
-
-def _toleration(text: str) -> Yaml:
-    """As `kubectl taint` writes taints. Without a value, any will do; without an effect, all."""
-    form = re.fullmatch(r"(?P<key>[^=:]+)(=(?P<value>[^:]*))?(:(?P<effect>\w+))?", text)
-    if not form or form["effect"] not in (None, "NoSchedule", "PreferNoSchedule", "NoExecute"):
-        raise UserError(
-            f"--toleration {text}: expected KEY[=VALUE][:EFFECT], with the effect NoSchedule,"
-            " PreferNoSchedule or NoExecute, such as nvidia.com/gpu:NoSchedule"
-        )
-
-    value = {"operator": "Exists"} if form["value"] is None else {"value": form["value"]}
-    return {"key": form["key"], **value, **({"effect": form["effect"]} if form["effect"] else {})}
+    return pairs("--label", options.label, KEY, LABEL)
 
 
 def _without_empty(fields: Mapping[str, Any]) -> Yaml:
@@ -431,6 +406,10 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+def _named(option: str, given: Iterable[str]) -> list[Yaml]:
+    return [{"name": checked(option, each, OBJECT)} for each in given]
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

@@ -16,7 +16,7 @@ from robustly.launch import ends
 from robustly.launch.attempts import counts_as_failure, entries
 from robustly.launch.ends import End
 from robustly.launch.job import NodeRanks
-from robustly.launch.kubernetes import FURTHER
+from robustly.launch.kubernetes import FURTHER, INDEX
 from robustly.launch.local import run_node
 from robustly.launch.logs import Output
 from robustly.launch.supervise import Ended
@@ -59,11 +59,11 @@ def main() -> int:
 def node_of_pod(nodes: int, ranks: int, environment: Mapping[str, str]) -> NodeRanks:
     """Raises UserError where this is no pod of an Indexed Job that our launcher wrote."""
     try:
-        index = int(environment["JOB_COMPLETION_INDEX"])
+        index = int(environment[INDEX])
         address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     except (KeyError, ValueError) as fault:
         raise UserError(
-            f"{fault}: expected JOB_COMPLETION_INDEX, as an Indexed Job sets it, MASTER_ADDR and"
+            f"{fault}: expected {INDEX}, as an Indexed Job sets it, MASTER_ADDR and"
             " MASTER_PORT; `robustly launch kubernetes` writes such a job"
         ) from None
 
