@@ -6,6 +6,7 @@ import ctypes
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -143,6 +144,9 @@ class Foreign:
                 break
             time.sleep(0.2)
 
+        if len(words) < len(self.ranks.hosts) and (why := why_no_word(self._train)):
+            return Fault(Kind.ERROR, MISTAKE, now, why)
+
         ended = verdict(words, self.ranks.hosts)
         assert ended.kind is not None
         self.host, self.rank, self.update = ended.host, ended.rank, ended.update
@@ -229,6 +233,17 @@ def verdict(words: Sequence[End], hosts: Sequence[str]) -> Ended:
     )
     rank = silent[0] if len(silent) == 1 else None
     return Ended(START_AGAIN, Kind.ERROR, host, rank, text, update=update)
+
+
+def why_no_word(train: Path) -> str:
+    """Why ranks can leave no word in a run's folder; "" where they can."""
+    try:
+        with tempfile.TemporaryFile(dir=train) as file:
+            file.write(bytes(4096))
+            file.flush()
+    except OSError as fault:
+        return f"{train}: {fault.strerror}. Mend that; the same command goes on"
+    return ""
 
 
 def _adopt_orphans() -> None:

@@ -1,11 +1,13 @@
 """Launch ranks under `torchrun`, torch's own launcher: one torchrun on each machine, all with the
 same rendezvous.
 
-torchrun ends with 1 whatever happened; and it would start the ranks again after every failure, a
-user's mistake as well, and wait ten minutes for a machine that was asked to stop. So it starts them
-once, and `start` reads how they ended and starts it again (`robustly.launch.attempts`)."""
+A torchrun that fails ends with 1 whatever the reason; and it would start the ranks again after
+every failure, a user's mistake as well, and wait ten minutes for a machine that was asked to stop.
+So it starts them once, and `start` reads how they ended and starts it again
+(`robustly.launch.attempts`)."""
 
 import contextlib
+import importlib.util
 import os
 import re
 import shlex
@@ -16,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from robustly import StartAgain, UserError, log
 from robustly.exit_codes import FINISHED, MISTAKE
@@ -68,7 +71,9 @@ class TorchrunOptions(LaunchOptions):
     )
     restarts: int = option("New starts after failures in a row that got no further.", 3, min=0)
     rdzv_id: str | None = option("Name under which the machines meet; default: the run's.")
-    rdzv_backend: str | None = option("Where they do: c10d (the default), etcd or etcd-v2.")
+    rdzv_backend: Literal["c10d", "etcd-v2", "etcd"] | None = option(
+        "Where they do; default: c10d, which needs no server."
+    )
     rdzv_conf: str | None = option(
         "Settings of that, such as join_timeout=900.", metavar="NAME=VALUE,..."
     )
@@ -134,13 +139,11 @@ def _rendezvous(job: Job, options: TorchrunOptions) -> list[str]:
             " they know it by"
         )
 
-    if not re.fullmatch(r"([^=,]+=[^=,]+(,|$))*", options.rdzv_conf or ""):
-        raise UserError(f"--rdzv-conf {options.rdzv_conf}: expected NAME=VALUE,...")
-
-    if options.rdzv_backend == "static":
+    conf = options.rdzv_conf or ""
+    no_seconds = re.search(r"timeout\s*=(?!\s*\d+\s*(,|$))", conf)
+    if no_seconds or not re.fullmatch(r"([^=,]+=[^=,]+(,|$))*", conf):
         raise UserError(
-            "--rdzv-backend static: its machines cannot meet again after a failure; give c10d,"
-            " which needs no more than that does"
+            f"--rdzv-conf {conf}: expected NAME=VALUE,... with whole seconds for each timeout"
         )
 
     return [
@@ -174,8 +177,8 @@ def render(job: Job, options: TorchrunOptions) -> str:
     )
     return (
         f"cd {shlex.quote(str(job.folder))} && {assignments} {shlex.join(command(job, options))}\n"
-        "# torchrun ends with 1 whatever happened; `robustly launch torchrun` finds how the ranks"
-        " ended, and starts it again\n"
+        "# a torchrun that fails ends with 1, whatever the reason; `robustly launch torchrun` finds"
+        " the reason, and starts it again\n"
     )
 
 
@@ -185,6 +188,12 @@ def start(job: Job, options: TorchrunOptions) -> int:
     arguments = command(job, options)
     if options.master:
         _look_up(options.master)
+    if (options.rdzv_backend or "").startswith("etcd") and not importlib.util.find_spec("etcd"):
+        raise UserError(
+            f"--rdzv-backend {options.rdzv_backend}: torchrun needs python-etcd for it, which is"
+            " not installed; c10d, the default, needs nothing"
+        )
+
     threads = max(1, cores() // (options.ranks_per_node or job.ranks))
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **job.environment, **RESTART_FIX}
     environment.pop(ends.ATTEMPT, None)  # torchrun's own variables tell
@@ -193,7 +202,7 @@ def start(job: Job, options: TorchrunOptions) -> int:
         return Torchrun("torchrun", arguments, environment, job.folder, job.finished)
 
     def start_once(hosts: Sequence[Host], attempt: Attempt) -> Ended:
-        deadline = time.monotonic() + _meet(options)
+        began = time.monotonic()
         if options.meets:
             place = _meeting_place(options)
             log.say(f"meets the other machines at {place}, for up to {_meet(options)} s")
@@ -206,8 +215,9 @@ def start(job: Job, options: TorchrunOptions) -> int:
                 return ended
 
             # Another machine's torchrun of the attempt before may not have ended yet.
-            if attempt.number == 1 or time.monotonic() > deadline:
-                raise StartAgain(_not_begun(options))
+            waited = time.monotonic() - began
+            if attempt.number == 1 or waited > _meet(options):
+                raise StartAgain(_not_begun(options, waited))
             time.sleep(PAUSE)
 
     with ends.spare_folder() as spare:
@@ -274,12 +284,12 @@ def _look_up(master: str) -> None:
         ) from None
 
 
-def _not_begun(options: TorchrunOptions) -> str:
+def _not_begun(options: TorchrunOptions, waited: float) -> str:
     if options.nodes == "1":
         return "the ranks did not begin; the same command starts them"
     return (
         f"the ranks did not begin: {options.nodes.partition(':')[0]} machines did not meet at"
-        f" {_meeting_place(options)} within {_meet(options)} s (--rdzv-conf join_timeout=SECONDS);"
+        f" {_meeting_place(options)} in {waited:.0f} s (--rdzv-conf join_timeout=SECONDS);"
         " give the same command on each, and let them reach that port"
     )
 

@@ -7,4 +7,4 @@
 # before: robustly tokenizer configs/roberta_base.yaml && robustly prepare configs/roberta_base.yaml
 # start: bash torchrun_2x8.sh, on both machines, in the folder that holds configs/ and runs/; again to go on
 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes 2 --rdzv-backend c10d --rdzv-id roberta_base --rdzv-endpoint gpu01:29500 --rdzv-conf join_timeout=600 --nproc-per-node 8 --max-restarts 0 --no-python robustly pretrain configs/roberta_base.yaml
-# torchrun ends with 1 whatever happened; `robustly launch torchrun` finds how the ranks ended, and starts it again
+# a torchrun that fails ends with 1, whatever the reason; `robustly launch torchrun` finds the reason, and starts it again

@@ -15,7 +15,7 @@ from rank_program import alive, wait_for
 from robustly.exit_codes import FAULT, MISTAKE, START_AGAIN
 from robustly.heartbeat import Kind
 from robustly.launch.ends import End
-from robustly.launch.foreign import is_over, verdict
+from robustly.launch.foreign import is_over, verdict, why_no_word
 
 # A rank that notes its pid and, told by a file what to do, leaves word and an exit code.
 RANK = """
@@ -114,6 +114,12 @@ def test_a_rank_that_left_no_word_was_lost(kind):
     found = verdict([end(0, kind)], HOSTS)
     assert (found.host, found.rank) == ("", None)
     assert found.text.startswith("ranks 1, 2 left no word")
+
+
+def test_a_folder_that_takes_no_word_is_what_ranks_ended_for(tmp_path):
+    """A full disk, as a rule; on the hosts of mpirun they have no other place for it."""
+    assert why_no_word(tmp_path) == "" and not list(tmp_path.iterdir())
+    assert why_no_word(Path("/dev/full")).startswith("/dev/full: Not a directory. Mend that")
 
 
 def test_ranks_that_all_followed_lost_each_other():

@@ -34,7 +34,7 @@ TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
 def words(**options) -> list[str]:
     """The rendered torchrun command, up to the ranks' own."""
     line, comment = torchrun.render(JOB, TorchrunOptions(**options)).splitlines()
-    assert comment.startswith("# torchrun ends with 1 whatever happened")
+    assert comment.startswith("# a torchrun that fails ends with 1")
     found = shlex.split(line)
     return found[found.index(TORCHRUN) : found.index("--no-python")]
 
@@ -77,10 +77,13 @@ def test_options_pass_through():
         ({"nodes": "0", "master": "nodea"}, "--nodes 0: expected"),
         ({"nodes": "two", "master": "nodea"}, "--nodes two: expected"),
         ({"nodes": "2", "master": "localhost"}, "--master localhost: the other machines cannot"),
-        ({"nodes": "2", "master": "nodea", "rdzv_backend": "static"}, "cannot meet again"),
         ({"master": "nodea"}, "--master: of no use to one machine"),
         ({"rdzv_id": "mine"}, "--rdzv-id: of no use to one machine"),
         ({"rdzv_conf": "join_timeout=1"}, "--rdzv-conf: of no use to one machine"),
+        (
+            {"nodes": "2", "master": "nodea", "rdzv_conf": "read_timeout=9,join_timeout=1h"},
+            "--rdzv-conf read_timeout=9,join_timeout=1h: expected NAME=VALUE,... with whole seconds",
+        ),
         (
             {"nodes": "2", "master": "nodea", "rdzv_conf": "timeout"},
             "--rdzv-conf timeout: expected",
@@ -109,13 +112,20 @@ def test_a_master_that_is_not_known_is_said_at_once(monkeypatch):
         torchrun.start(JOB, TorchrunOptions(nodes="2", master="gpu1"))
 
 
+def test_a_backend_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: [])
+    with pytest.raises(UserError, match="--rdzv-backend etcd-v2: torchrun needs python-etcd"):
+        torchrun.start(JOB, TorchrunOptions(nodes="2", master="gpu1", rdzv_backend="etcd-v2"))
+
+
 def test_machines_that_did_not_meet_are_told_of_each_other(monkeypatch):
     """torchrun itself says no more than RendezvousTimeoutError."""
     monkeypatch.setattr("socket.getaddrinfo", lambda *_: [])
     nothing_began = SimpleNamespace(ranks=None)
     monkeypatch.setattr(torchrun, "run", lambda _: (Ended(START_AGAIN, Kind.ERROR), nothing_began))
     options = TorchrunOptions(nodes="2:4", master="gpu1", rdzv_conf="join_timeout=9")
-    with pytest.raises(StartAgain, match="2 machines did not meet at gpu1:29500 within 9 s"):
+    with pytest.raises(StartAgain, match="2 machines did not meet at gpu1:29500 in 0 s"):
         torchrun.start(JOB, options)
 
 
