@@ -17,7 +17,7 @@ from robustly.launch.checks import NO_CHECK
 from robustly.launch.ends import ATTEMPT, FOLDER
 from robustly.launch.environment import RANK_VARIABLES
 from robustly.launch.job import MASTER_PORT, Job, LaunchOptions, option, port_option
-from robustly.launch.kubernetes_values import (
+from robustly.launch.kubernetes_form import (
     AMOUNT,
     ANY,
     COUNT,

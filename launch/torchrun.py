@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -185,17 +185,20 @@ def render(job: Job, options: TorchrunOptions) -> str:
 def start(job: Job, options: TorchrunOptions) -> int:
     """Run torchrun on this machine, again after failures that a new start may mend; the other
     machines need the same command. Each finds by itself how the ranks of all ended."""
-    arguments = command(job, options)
+    command(job, options)  # refuses what cannot work
     if options.master:
         _look_up(options.master)
+        options = meeting_here(options.master, options)
     if (options.rdzv_backend or "").startswith("etcd") and not importlib.util.find_spec("etcd"):
         raise UserError(
             f"--rdzv-backend {options.rdzv_backend}: torchrun needs python-etcd for it, which is"
             " not installed; c10d, the default, needs nothing"
         )
 
+    arguments = command(job, options)
     threads = max(1, cores() // (options.ranks_per_node or job.ranks))
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **job.environment, **RESTART_FIX}
+    defaults = {"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    environment = {**defaults, **os.environ, **job.environment, **RESTART_FIX}
     environment.pop(ends.ATTEMPT, None)  # torchrun's own variables tell
 
     def begin() -> Torchrun:
@@ -244,18 +247,25 @@ def _taken(host: str, port: int) -> bool:
     if _answers(host, port):
         return True
 
-    with socket.socket() as there, socket.socket() as here:
-        try:
-            there.bind((host, 0))
-        except OSError:
-            return False  # another machine, where nothing listens yet
+    if not _is_here(host):
+        return False  # nothing listens there yet
 
+    with socket.socket() as here:
         here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch does
         try:
             here.bind(("", port))
         except OSError:
             return True
         return False
+
+
+def _is_here(host: str) -> bool:
+    """Whether a name or an address is this machine's."""
+    for family, kind, _, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind) as one, contextlib.suppress(OSError):
+            one.bind(address)
+            return True
+    return False
 
 
 def _answers(host: str, port: int) -> bool:
@@ -271,6 +281,23 @@ def _keeps_store(host: str, port: int) -> bool:
     a process of its own, because a store's client does not give up on what is none."""
     asked = [sys.executable, "-c", ASK_STORE, host, str(port), str(CONNECT)]
     return not subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True).returncode
+
+
+def meeting_here(master: str, options: TorchrunOptions) -> TorchrunOptions:
+    """The options for this machine. torchrun keeps the place where all meet if `master` is its
+    host's own name, or has an address of that: of another network's, nobody would keep it."""
+    conf = options.rdzv_conf or f"join_timeout={MEET}"
+    asked = options.rdzv_backend in (None, "c10d") and "is_host" not in conf
+    if not asked or not _is_here(master) or _addresses(master) & _addresses(socket.gethostname()):
+        return options
+    return replace(options, rdzv_conf=f"{conf.rstrip(',')},is_host=1")
+
+
+def _addresses(name: str) -> set[str]:
+    try:
+        return {str(found[4][0]) for found in socket.getaddrinfo(name, None)}
+    except OSError:
+        return set()
 
 
 def _look_up(master: str) -> None:

@@ -103,9 +103,11 @@ class _Peers:
 
         own, told = heartbeat.own().record(), self.told(self.for_telling)
         hosts = {f"rank {rank}": now["host"] for rank, now in told.items()}
-        # their bounds may have changed since they told them
+        found = {f"rank {rank}": _record(now) for rank, now in told.items()}
+        # Theirs may have become longer since they told it; and what they told may be of before the
+        # bound became shorter, of a long first update.
         records = {
-            f"rank {rank}": _record(now)._replace(bound=own.bound) for rank, now in told.items()
+            name: one._replace(bound=max(one.bound, own.bound)) for name, one in found.items()
         }
         self.all.look({**records, "rank 0": own})
         seen = [one._replace(host=hosts.get(one.name, "")) for one in self.all.seen()]

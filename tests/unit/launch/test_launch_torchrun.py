@@ -114,14 +114,14 @@ def test_a_master_that_is_not_known_is_said_at_once(monkeypatch):
 
 def test_a_backend_that_is_not_installed_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    monkeypatch.setattr("socket.getaddrinfo", lambda *_: [])
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [])
     with pytest.raises(UserError, match="--rdzv-backend etcd-v2: torchrun needs python-etcd"):
         torchrun.start(JOB, TorchrunOptions(nodes="2", master="gpu1", rdzv_backend="etcd-v2"))
 
 
 def test_machines_that_did_not_meet_are_told_of_each_other(monkeypatch):
     """torchrun itself says no more than RendezvousTimeoutError."""
-    monkeypatch.setattr("socket.getaddrinfo", lambda *_: [])
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [])
     nothing_began = SimpleNamespace(ranks=None)
     monkeypatch.setattr(torchrun, "run", lambda _: (Ended(START_AGAIN, Kind.ERROR), nothing_began))
     options = TorchrunOptions(nodes="2:4", master="gpu1", rdzv_conf="join_timeout=9")
@@ -155,6 +155,29 @@ sys.exit(torchrun.start(Job(command, folder, folder / "manifest.json", ranks=2),
     assert [(each["RANK"], each["LOCAL_WORLD_SIZE"]) for each in ranks] == [("0", "2"), ("1", "2")]
     assert {each["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] for each in ranks} == {"1"}
     assert ranks[0]["arguments"] == ["it's $HOME"]
+
+
+def test_the_first_machine_keeps_the_meeting_place_by_any_name_of_it(monkeypatch):
+    """torchrun knows its machine by the host's name and the addresses of that alone."""
+    addresses = {"gpu1": {"10.0.0.1"}, "gpu1-ib": {"10.1.0.1"}, "gpu1.cluster": {"10.0.0.1"}}
+    monkeypatch.setattr("socket.gethostname", lambda: "gpu1")
+    monkeypatch.setattr(torchrun, "_addresses", lambda name: addresses.get(name, {name}))
+    monkeypatch.setattr(torchrun, "_is_here", lambda host: host != "gpu2")
+
+    def conf(master: str, **more) -> str | None:
+        options = TorchrunOptions(nodes="2", master=master, **more)
+        return torchrun.meeting_here(master, options).rdzv_conf
+
+    assert conf("gpu1") is conf("gpu1.cluster") is conf("gpu2") is None
+    assert conf("gpu1-ib") == "join_timeout=600,is_host=1"
+    assert conf("fd00::1", rdzv_conf="read_timeout=9,") == "read_timeout=9,is_host=1"
+    assert conf("gpu1-ib", rdzv_conf="is_host=0") == "is_host=0"
+    assert conf("gpu1-ib", rdzv_backend="etcd-v2") is None
+
+
+def test_a_machine_knows_its_own_addresses():
+    assert torchrun._is_here("localhost") and torchrun._is_here("127.0.0.2")
+    assert not torchrun._is_here("192.0.2.1")  # of no machine
 
 
 def test_a_port_that_another_program_listens_on_is_refused():

@@ -1,7 +1,7 @@
-"""Values of options as Kubernetes takes them: names, labels, amounts, volumes, taints.
+"""The form that Kubernetes wants of names, labels, amounts, volumes and taints.
 
-Of a JobSet the cluster's server looks at the form alone: with other values in its pods it would be
-accepted, and wait for ever for pods that nobody can make. So they are refused here."""
+A cluster accepts a JobSet whose pods have others, and then can make no pods of it. So they are
+refused here."""
 
 import re
 from collections.abc import Iterable, Mapping
