@@ -144,10 +144,10 @@ class Foreign:
                 break
             time.sleep(0.2)
 
-        if len(words) < len(self.ranks.hosts) and (why := why_no_word(self._train)):
-            return Fault(Kind.ERROR, MISTAKE, now, why)
-
         ended = verdict(words, self.ranks.hosts)
+        told = len(words) == len(self.ranks.hosts) or any(end.kind == Kind.ERROR for end in words)
+        if not told and (why := why_no_word(self._train)):
+            ended = Ended(MISTAKE, Kind.ERROR, text=why, update=ended.update)
         assert ended.kind is not None
         self.host, self.rank, self.update = ended.host, ended.rank, ended.update
         return Fault(ended.kind, ended.code, now, ended.text)

@@ -10,7 +10,11 @@ from tests.lab.faults import OWN_WAY, Fault, faults_of
 from tests.lab.launches import LAUNCHERS
 from tests.lab.trials import Made, attempts
 
-pytestmark = [pytest.mark.full, pytest.mark.parametrize("launcher", LAUNCHERS)]
+MPI = {name: pytest.param(name, marks=pytest.mark.long) for name in ("openmpi", "mpich")}
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.parametrize("launcher", [MPI.get(name, name) for name in LAUNCHERS]),
+]
 
 
 def check(launcher: str, faults: Iterable[Fault], made: Made, folder: Path) -> None:

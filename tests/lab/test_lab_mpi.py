@@ -19,7 +19,8 @@ def test_a_signal_stops_the_ranks_of_all_hosts_with_a_checkpoint(hosts, small, m
         f"robustly launch mpi {small.config} --mpirun {mpirun} --hostfile {hosts.hostfile()}"
         " schedule.updates=100000 run.checkpoint_every=100000"
     )
-    launch = hosts.popen("nodea", command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    # Open MPI by itself would put rank 0 where the command is typed
+    launch = hosts.popen("nodeb", command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     hosts.wait(lambda: small.updates() > 5, "training", LONG)
     assert (list(hosts.ranks("nodea")), list(hosts.ranks("nodeb"))) == ([0], [1])
     launch.send_signal(signal.SIGTERM)

@@ -56,9 +56,11 @@ def test_a_rank_that_is_killed_is_started_again_and_the_run_is_the_same(hosts, s
 
 
 def test_a_mistake_ends_all_at_once(hosts, small):
+    """They meet at an address that is not that of the first host's name."""
+    words = f"--nodes 2 --master {hosts.address('nodea', 'management')}"
     both = [
-        start(hosts, small, "nodea", "--nodes 2"),
-        start(hosts, small, "nodeb", "--nodes 2 optim.peak_lr=1e-3"),
+        start(hosts, small, "nodea", words),
+        start(hosts, small, "nodeb", f"{words} optim.peak_lr=1e-3"),
     ]
     ended = codes(*both)
     assert [code for code, _ in ended] == [MISTAKE, MISTAKE]
