@@ -1,5 +1,4 @@
-"""Launch ranks by `mpirun`: Open MPI's, or Hydra, which MPICH and Intel MPI share. MPI itself is
-not used."""
+"""Launch ranks by `mpirun` of Open MPI, MPICH or Intel MPI. MPI itself is not used."""
 
 import os
 import re
@@ -9,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 
 from robustly import UserError
@@ -26,7 +26,8 @@ class Dialect(StrEnum):
     """Whose options an mpirun knows."""
 
     OPEN_MPI = "openmpi"
-    HYDRA = "mpich"
+    MPICH = "mpich"
+    INTEL = "intel"
 
 
 PINNING = {"I_MPI_PIN": "0"}
@@ -61,11 +62,16 @@ def command(
     job: Job, options: MpiOptions, hosts: Sequence[Host], dialect: Dialect, variables: Sequence[str]
 ) -> list[str]:
     """The mpirun command. `variables`: names of those that the ranks get of its environment."""
-    total = str(len(hosts_of_ranks(hosts, options)))
+    counts = [(host.name, options.ranks_per_node or host.ranks) for host in hosts]
+    total = str(sum(count for _, count in counts))
     further = [word for words in options.mpirun_option for word in _words(words)]
-    if dialect == Dialect.HYDRA:
-        listed = ",".join(f"{host.name}:{options.ranks_per_node or host.ranks}" for host in hosts)
+    if dialect == Dialect.MPICH:
+        listed = ",".join(f"{name}:{count}" for name, count in counts)
         return [options.mpirun, "-genvall", "-n", total, "-hosts", listed, *further, *job.command]
+
+    if dialect == Dialect.INTEL:  # it does not heed numbers in a list of hosts
+        parts = [["-n", str(n), "-host", name, *job.command, ":"] for name, n in counts]
+        return [options.mpirun, "-genvall", *further, *chain(*parts)][:-1]
 
     # By itself it would put rank 0 on this machine, whichever of the hosts that is, and bind each
     # rank, with all its threads and worker processes, to one core.
@@ -150,12 +156,14 @@ def dialect_of(options: MpiOptions) -> Dialect:
     told = asked.stdout + asked.stderr
     if re.search(r"Open ?MPI|OpenRTE|PRTE", told):
         return Dialect.OPEN_MPI
-    if re.search(r"HYDRA|Intel\(R\) MPI", told):
-        return Dialect.HYDRA
+    if "Intel(R) MPI" in told:
+        return Dialect.INTEL
+    if "HYDRA" in told:
+        return Dialect.MPICH
 
     first = told.strip().partition("\n")[0]
     raise UserError(
-        f"{options.mpirun}: neither Open MPI's nor MPICH's, but {first!r}; give --dialect"
+        f"{options.mpirun}: not of Open MPI, MPICH or Intel MPI, but {first!r}; give --dialect"
     )
 
 

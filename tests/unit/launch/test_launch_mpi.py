@@ -59,7 +59,7 @@ def test_open_mpi_over_hosts(hostfile, somebody):
 
 def test_mpich_over_hosts(hostfile):
     found = line(
-        hostfile=hostfile, dialect=Dialect.HYDRA, nodes=2, ranks_per_node=4, master_port=1234,
+        hostfile=hostfile, dialect=Dialect.MPICH, nodes=2, ranks_per_node=4, master_port=1234,
         mpirun="/opt/mpich/bin/mpirun", mpirun_option=("-iface eth1",),
     )  # fmt: skip
     assert found[3:9] == [
@@ -68,6 +68,15 @@ def test_mpich_over_hosts(hostfile):
     ]  # fmt: skip
     assert found[9:] == [
         "/opt/mpich/bin/mpirun", "-genvall", "-n", "8", "-hosts", "gpu01:4,gpu02:4", "-iface", "eth1", *JOB.command,
+    ]  # fmt: skip
+
+
+def test_intel_mpi_is_given_each_host_by_itself(hostfile):
+    """It would put all ranks on the first of `-hosts gpu01:8,gpu02:8` that has the cores."""
+    found = line(hostfile=hostfile, dialect=Dialect.INTEL, nodes=2, mpirun_option=("-iface eth1",))
+    assert found[found.index("mpirun") :] == [
+        "mpirun", "-genvall", "-iface", "eth1",
+        "-n", "8", "-host", "gpu01", *JOB.command, ":", "-n", "8", "-host", "gpu02", *JOB.command,
     ]  # fmt: skip
 
 
@@ -86,7 +95,7 @@ def test_one_machine_needs_no_hostfile(somebody):
 def test_root_has_to_say_so_to_open_mpi(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert "--allow-run-as-root" in line(dialect=Dialect.OPEN_MPI)
-    assert "--allow-run-as-root" not in line(dialect=Dialect.HYDRA)
+    assert "--allow-run-as-root" not in line(dialect=Dialect.MPICH)
 
 
 @pytest.mark.processes
@@ -96,8 +105,8 @@ def test_root_has_to_say_so_to_open_mpi(monkeypatch):
         ("mpirun (Open MPI) 4.1.4", Dialect.OPEN_MPI),
         ("mpirun.openmpi (OpenRTE) 4.1.4", Dialect.OPEN_MPI),
         ("mpirun (Open MPI) 5.0.6", Dialect.OPEN_MPI),
-        ("HYDRA build details:\n    Version: 4.0.2", Dialect.HYDRA),
-        ("Intel(R) MPI Library for Linux* OS, Version 2021.13", Dialect.HYDRA),
+        ("HYDRA build details:\n    Version: 4.0.2", Dialect.MPICH),
+        ("Intel(R) MPI Library for Linux* OS, Version 2021.13", Dialect.INTEL),
     ],
 )
 def test_an_mpirun_is_asked_whose_it_is(tmp_path, version, dialect):
@@ -114,7 +123,9 @@ def test_what_cannot_work_is_refused(tmp_path, hostfile):
             mpi.render(JOB, MpiOptions(**options))
 
     refused("no-mpirun: not found; name yours with --mpirun", mpirun="no-mpirun")
-    refused("neither Open MPI's nor MPICH's, but 'another'", mpirun=_program(tmp_path, "another"))
+    refused(
+        "not of Open MPI, MPICH or Intel MPI, but 'another'", mpirun=_program(tmp_path, "another")
+    )
     dialect = Dialect.OPEN_MPI
     refused("--nodes 2: give --hostfile", nodes=2, dialect=dialect)
     refused("--mpirun-option 'a: No closing", mpirun_option=("'a",), dialect=dialect)
