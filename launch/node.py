@@ -256,7 +256,7 @@ def check_names(master_addr: str) -> None:
     """Look up the host names that ranks connect by (`robustly.launch.checks.names`). Raises
     UserError where this machine does not know the first one's, and warns of its own."""
     for fault in first_host(master_addr):
-        raise UserError(f"{socket.gethostname()}: {fault.found}; {fault.do}")
+        raise UserError(f"{fault.found}; {fault.do}")
     for fault in own_name():
         log.warn(f"{fault.found}; {fault.do}")
 
