@@ -8,7 +8,6 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from robustly import UserError
 from robustly.launch.job import Job, LaunchOptions, StageJob, option
@@ -45,35 +44,48 @@ def render(job: Job, options: SlurmOptions) -> str:
     """The batch script.
 
     The ranks read SLURM_* themselves (`robustly.launch.environment`), so that srun runs the command
-    as it is. All starts of the job append to one output file. Raises UserError if the time limit
-    leaves nothing for work, or if --sbatch names no stage of a run."""
-    notice = options.last_checkpoint or job.last_checkpoint
+    as it is. Raises UserError as `directives` does."""
     restarts, folder = options.restarts, ["--logs"]
     if isinstance(job, StageJob):
-        tasks, queue = _one_task(job), dict(job.asked)
         folder = ["--progress", "work/**/completions/*", "--kept", "work/slurm.json"]
         restarts = restarts if job.goes_on else 0
+
+    command = [
+        *(*job.python, "-m", "robustly.launch.slurm_job"),
+        *("--folder", str(job.finished.parent), *folder),
+        *("--restarts", str(restarts), "--last-checkpoint", str(_notice(job, options))),
+        *("--", *job.command),
+    ]
+    return script(directives(job, options), job.environment, command)
+
+
+def directives(job: Job, options: SlurmOptions) -> dict[str, str]:
+    """The options of sbatch for a job: name -> value, "" for an option without. All starts of the
+    job append to one output file.
+
+    Raises UserError if the time limit leaves nothing for work, or if --sbatch names no stage of a
+    run."""
+    if isinstance(job, StageJob):
+        tasks, queue = _one_task(job), dict(job.asked)
     else:
         tasks, queue = _ranks(job, options), _queue(options)
 
-    directives = {
+    found = {
         "job-name": job.name,
         "chdir": str(job.folder),
         **tasks,
         "requeue": "",
         "open-mode": "append",
-        "signal": f"USR1@{notice}",  # to the tasks; `B:` would mean this script
+        "signal": f"USR1@{_notice(job, options)}",  # to the tasks; `B:` would mean the script
         **queue,
         **asked_for(options.sbatch, job.stage, alone=options.stages is None),
     }
-    _refuse_short(directives.get("time", ""), notice)
-    command = [
-        *(*job.python, "-m", "robustly.launch.slurm_job"),
-        *("--folder", str(job.finished.parent), *folder),
-        *("--restarts", str(restarts), "--last-checkpoint", str(notice)),
-        *("--", *job.command),
-    ]
-    return script(directives, job.environment, command)
+    _refuse_short(found.get("time", ""), _notice(job, options))
+    return found
+
+
+def _notice(job: Job, options: SlurmOptions) -> int:
+    return options.last_checkpoint or job.last_checkpoint
 
 
 def _ranks(job: Job, options: SlurmOptions) -> dict[str, str]:
@@ -129,10 +141,8 @@ def script(
     directives: Mapping[str, str], environment: Mapping[str, str], command: list[str]
 ) -> str:
     """A batch script that becomes a command."""
-    lines = [
-        f"#SBATCH --{name}={shlex.quote(value)}" if value else f"#SBATCH --{name}"
-        for name, value in directives.items()
-    ]
+    quoted = {name: shlex.quote(value) if value else "" for name, value in directives.items()}
+    lines = [f"#SBATCH {word}" for word in words(quoted)]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     lines.append("trap '' TERM USR1  # ignored until what follows heeds them")
     return "\n".join(["#!/bin/bash", *lines, f"exec {shlex.join(command)}", ""])
@@ -140,7 +150,7 @@ def script(
 
 def _refuse_short(time: str, notice: int) -> None:
     limit = seconds(time)
-    if limit is not None and limit <= notice:
+    if limit and limit <= notice:  # 0 is no limit
         raise UserError(
             f"a time limit of {time} leaves nothing for work: {notice} s before its end the ranks"
             " begin with their last checkpoint; give more --time, or fewer seconds"
@@ -148,21 +158,67 @@ def _refuse_short(time: str, notice: int) -> None:
         )
 
 
+def words(options: Mapping[str, str]) -> list[str]:
+    """Options as a command line has them."""
+    return [f"--{name}={value}" if value else f"--{name}" for name, value in options.items()]
+
+
 def start(job: Job, options: SlurmOptions) -> int:
-    """Hand the script to sbatch, which prints the job's number. Raises UserError where there is no
-    sbatch."""
-    return submit(render(job, options)).returncode
+    """Hand the job to sbatch, which prints its number. Raises UserError as `submit` does."""
+    submit(job, options)
+    return 0
 
 
-def submit(script: str, *options: str, **more: Any) -> "subprocess.CompletedProcess[str]":
-    """Give a script to sbatch. `more`: as subprocess.run takes it."""
+def submit(job: Job, options: SlurmOptions, after: str = "", stdout: int | None = None) -> str:
+    """Hand a job to sbatch; returns what it printed, where `stdout` is a pipe. `after`: the number
+    of the job whose success it waits for; then sbatch prints the number alone.
+
+    Raises UserError where there is no sbatch, and where it refuses the job."""
+    given = {**directives(job, options), **waiting(after, job, options)}
+    if stdout is not None:
+        given["parsable"] = ""
     try:
-        return subprocess.run(["sbatch", *options], input=script, text=True, **more)
+        # The options as words, too: those of a script give way to SBATCH_* in the environment.
+        done = subprocess.run(
+            ["sbatch", *words(given)],
+            input=render(job, options), text=True, stdout=stdout, env=_outside(os.environ),
+        )  # fmt: skip
     except FileNotFoundError:
         raise UserError(
             "sbatch: not found; run this where jobs are submitted, or print the script with"
             " --dry-run"
         ) from None
+    if done.returncode:
+        raise UserError(
+            f"sbatch refused the job of {job.stage}: see above; what it was given is shown by"
+            " --dry-run"
+        )
+
+    return done.stdout or ""
+
+
+def waiting(after: str, job: Job, options: SlurmOptions) -> dict[str, str]:
+    """The options of sbatch for a job that waits for another one's success, and for what the user
+    says; none where `after` is ""."""
+    if not after:
+        return {}
+    asked = directives(job, options).get("dependency")
+    return {
+        "dependency": ",".join(filter(None, (f"afterok:{after}", asked))),
+        "kill-on-invalid-dep": "yes",
+    }
+
+
+def _outside(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what Slurm has set for the job that this process is part of, if it is:
+    srun would take it for the new job's."""
+    if "SLURM_JOB_ID" not in environment:
+        return dict(environment)
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith("SLURM_") or name == "SLURM_CONF"
+    }
 
 
 def run(job: Job, options: SlurmOptions) -> int:
@@ -175,10 +231,9 @@ def run(job: Job, options: SlurmOptions) -> int:
         **asked_for(options.sbatch, job.stage, alone=options.stages is None),
         "time": SHORT,
     }
-    words = [f"--{name}={value}" if value else f"--{name}" for name, value in given.items()]
     try:
         return subprocess.run(
-            ["srun", "--kill-on-bad-exit=1", *words, *job.command],
+            ["srun", "--kill-on-bad-exit=1", *words(given), *job.command],
             cwd=job.folder,
             env={**os.environ, **job.environment},
         ).returncode

@@ -32,9 +32,10 @@ from robustly.strict_json import parse_json, record
 
 RECORD = "slurm.json"
 """Keeps the number of failures, in the folder of the training."""
-ANSWERS = 6
-"""Times that a controller is asked which does not answer, ten seconds apart."""
-KILLED = "left no word: killed, perhaps because memory ran out"
+ANSWERS = 60
+"""Times that a controller is asked which does not answer: for half an hour. Until it does, Slurm
+ends no job anyway."""
+KILLED = 128 + signal.SIGKILL
 END = 120.0
 """Seconds in which Slurm ends a job that was put back into the queue."""
 
@@ -56,13 +57,26 @@ class HowItEnded(NamedTuple):
     preempted: bool
     """Another job takes the nodes."""
     running: bool
-    """The job is not being cancelled."""
+    """The job is not being cancelled; its time may be over."""
+    requeued: bool
+    """Slurm has put the job back itself: preempted without notice, or by its administrator."""
 
     @property
     def silent(self) -> list[int]:
         """The ranks that left no word: those that were killed, where the work is not complete."""
         told = {end.rank for end in self.ends}
         return [rank for rank in range(self.ranks) if rank not in told]
+
+    @property
+    def failed_to_start(self) -> bool:
+        """No rank began: a node or the controller did not answer srun."""
+        return bool(self.code and not self.hosts and not self.ends)
+
+    @property
+    def silence(self) -> str:
+        """What is said of the silent ranks."""
+        why = "killed, perhaps because memory ran out"
+        return f"left no word: {why if self.code == KILLED else f'exit code {self.code}'}"
 
     @property
     def first(self) -> End | None:
@@ -82,6 +96,8 @@ class HowItEnded(NamedTuple):
             return f"{where} ended first{at}: {last}"
         if not self.code:
             return ""
+        if self.failed_to_start:
+            return f"srun ended before a rank began (exit code {self.code})"
         if 0 < len(self.silent) < self.ranks:
             some = [
                 f"{rank} on {self.hosts[rank]}" if rank in self.hosts else str(rank)
@@ -89,7 +105,7 @@ class HowItEnded(NamedTuple):
             ]
             few = ", ".join(some) + ", ..." * (len(self.silent) > len(some))
             who = "rank" if len(self.silent) == 1 else "ranks"
-            return f"{who} {few} {KILLED}"
+            return f"{who} {few} {self.silence}"
         why = ", before a rank left word of why" if self.ranks > 1 else ""  # else it has said it
         return f"ended with exit code {self.code}{why}"
 
@@ -98,7 +114,7 @@ class HowItEnded(NamedTuple):
         if end := self.first:
             return Ended(code, end.kind, end.host, end.rank, end.text, update=end.update)
         if 0 < len(self.silent) < self.ranks and (killed := self.silent[0]) in self.hosts:
-            return Ended(code, Kind.ERROR, self.hosts[killed], killed, f"it {KILLED}")
+            return Ended(code, Kind.ERROR, self.hosts[killed], killed, f"it {self.silence}")
         return None
 
 
@@ -120,12 +136,14 @@ def decide(how: HowItEnded, failures: int, restarts: int) -> Decision:
     A fault of the software and a user's mistake would happen again. What else ended it, a new start
     may mend: as often as it takes while each gets further than the one before."""
     code = how.first.code if how.first else how.code
+    if code not in (FAULT, MISTAKE, INTERRUPTED) or how.failed_to_start:
+        code = START_AGAIN  # as srun says of a rank that was killed: 137
     if code in (FAULT, MISTAKE):
         return Decision(False, code, failures, "the job ends: a new start would meet the same")
     if how.finished:
         return Decision(False, FINISHED, 0, "")
-
-    code = code or START_AGAIN
+    if how.requeued:
+        return Decision(False, code, failures, "Slurm has put the job back into the queue")
     if not how.running:
         return Decision(False, code, failures, "the job was cancelled")
     if code == INTERRUPTED:
@@ -177,9 +195,10 @@ def progress_of(glob: Path) -> str:
     return f"{len(names)} {max(names, default='')}".strip()
 
 
-def facts_of(job: str) -> dict[str, str]:
-    """What Slurm knows of a job, by Slurm's names; nothing if its controller does not answer."""
-    for _ in range(ANSWERS):
+def facts_of(job: str, answers: int = ANSWERS) -> dict[str, str]:
+    """What Slurm knows of a job, by Slurm's names; nothing if its controller does not answer, asked
+    so many times, ten seconds apart and more."""
+    for _ in range(answers):
         done = subprocess.run(
             ["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True
         )
@@ -235,8 +254,10 @@ def run(
     job goes back into the queue."""
     job, attempt = os.environ["SLURM_JOB_ID"], attempt_of(os.environ)
     ranks = sum(tasks_per_node(os.environ["SLURM_TASKS_PER_NODE"]))
-    _refuse_short_time(facts_of(job), notice)
+    _refuse_short_time(facts_of(job, answers=1), notice)
     before = progress_of(progress)
+    if logs and ranks == 1:  # then the command starts ranks itself, as many as it is told
+        command = [*command, "run.ranks=1"]
     with ends.spare_folder() as spare:
         variables = {**step_environment(os.environ, folder), **spare}
         code, hosts = _srun(command, variables, Output(ranks, logs, attempt))
@@ -251,7 +272,8 @@ def run(
         hosts=hosts,
         advanced=now != before,
         preempted=facts.get("PreemptTime", "None") not in ("None", "Unknown"),
-        running=facts.get("JobState", "RUNNING") == "RUNNING",
+        running=facts.get("JobState", "RUNNING") == "RUNNING" or facts.get("Reason") == "TimeLimit",
+        requeued=int(facts.get("Restarts", 0)) > _restarts(os.environ),
     )
     decision = decide(how, failures_so_far(kept, job, now), restarts)
     _tell(how, decision, folder if logs else None)
@@ -266,7 +288,8 @@ def run(
 
 def _tell(how: HowItEnded, decision: Decision, train: Path | None) -> None:
     """Say how a start ended; of a training that failed for good, also where to look."""
-    failed = how.blamed(decision.code) if train and not decision.again else None
+    over = not decision.again and how.running and not how.requeued
+    failed = how.blamed(decision.code) if train and over else None
     if train and failed and failed.kind == Kind.ERROR:
         newest = max(train.glob("checkpoints/update-*"), default=None)
         lines = summary(failed, train, newest, "launch it again")
@@ -315,23 +338,33 @@ def _srun(
 
 def _leave_signals_to(started: list["subprocess.Popen[bytes]"]) -> None:
     """From now on, leave SIGTERM, with which Slurm announces the end to all processes of a job, to
-    the tasks, and pass SIGUSR1 on, which somebody sent to this process alone."""
+    the tasks, and pass on what somebody sent to this process alone (`scancel --batch`)."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for srun in started:
             srun.send_signal(number)
 
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # not to srun, which ends the tasks at once by the second one
+        subprocess.Popen(["scancel", "--signal=INT", os.environ["SLURM_JOB_ID"]])
+
     signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGUSR1, pass_on)
 
 
 def _requeue(job: str) -> int:
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-    if done.returncode:
-        log.error(f"scontrol requeue {job}: {done.stderr.strip()}; submit it again to go on")
-    else:
-        time.sleep(END)  # Slurm ends this process meanwhile
+    """Put the job back into the queue, for which Slurm ends this process and whatever it has
+    started, scontrol too, by SIGTERM. Returns an exit code only where it does not."""
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(START_AGAIN))
+    for _ in range(2):
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+        if not done.returncode:
+            time.sleep(END)
+            return START_AGAIN
+        facts_of(job)  # a controller that does not answer now is waited for
 
+    log.error(f"scontrol requeue {job}: {done.stderr.strip()}; submit it again to go on")
     return START_AGAIN
 
 

@@ -5,7 +5,17 @@ from collections.abc import Sequence
 
 from robustly import UserError, log
 from robustly.launch.job import Job
-from robustly.launch.slurm import EVERY, TRAINING, SlurmOptions, of_sbatch, render, submit
+from robustly.launch.slurm import (
+    EVERY,
+    TRAINING,
+    SlurmOptions,
+    directives,
+    of_sbatch,
+    render,
+    submit,
+    waiting,
+    words,
+)
 from robustly.stages import RunStage
 
 END = "END_OF_SCRIPT"
@@ -66,8 +76,8 @@ def render_all(jobs: Sequence[Job], options: SlurmOptions) -> str:
     """What `start_all` does, as shell text."""
     lines, before = [], ""
     for job in jobs:
-        options_of_sbatch = " ".join(["--parsable", *_after(before)])
-        lines.append(f"{job.stage}=$(sbatch {options_of_sbatch} <<'{END}'")
+        given = " ".join(words({"parsable": "", **waiting(before, job, options)}))
+        lines.append(f"{job.stage}=$(sbatch {given} <<'{END}'")
         lines.append(f"{render(job, options)}{END}\n)\n")
         before = f"${job.stage}"
 
@@ -76,25 +86,22 @@ def render_all(jobs: Sequence[Job], options: SlurmOptions) -> str:
 
 def start_all(jobs: Sequence[Job], options: SlurmOptions) -> int:
     """Submit the jobs: each begins when the one before has done its work, and is cancelled when
-    that fails. Returns the exit code of sbatch where it refuses one; then none of them is left in
-    the queue."""
-    scripts = [render(job, options) for job in jobs]  # a mistake is met before any is submitted
+    that fails. Raises UserError where sbatch refuses one; then none of them is left in the
+    queue."""
+    for job in jobs:  # a mistake is met before any is submitted
+        directives(job, options)
+
     numbers: list[str] = []
-    for job, script in zip(jobs, scripts, strict=True):
-        after = _after(numbers[-1] if numbers else "")
-        done = submit(script, "--parsable", *after, stdout=subprocess.PIPE)
-        if done.returncode:
+    for job in jobs:
+        try:
+            said = submit(job, options, numbers[-1] if numbers else "", subprocess.PIPE)
+        except UserError:
             if numbers:
                 subprocess.run(["scancel", *numbers])
-                log.error(f"{job.stage} was refused, and the jobs before it were cancelled")
-            return done.returncode
+                log.say(f"the jobs before {job.stage} are cancelled")
+            raise
 
-        numbers.append(done.stdout.strip().partition(";")[0])  # what follows names a cluster
+        numbers.append(said.strip().partition(";")[0])  # what follows names a cluster
         log.say(f"{job.stage}: Slurm job {numbers[-1]}")
 
     return 0
-
-
-def _after(number: str) -> list[str]:
-    """The options of sbatch for a job that waits for another one's success; "": for none."""
-    return [f"--dependency=afterok:{number}", "--kill-on-invalid-dep=yes"] if number else []

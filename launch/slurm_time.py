@@ -8,7 +8,7 @@ _SHORT = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+)")
 
 def seconds(text: str) -> int | None:
     """Seconds of `90` and `90:30` (minutes), `1:30:00` (hours), `2-12`, `2-12:30` and `2-12:30:00`
-    (days); None where there is no limit, and for another form."""
+    (days); None for another form."""
     if found := _DAYS.fullmatch(text):
         days, hours, minutes, rest = (int(part or 0) for part in found.groups())
         return ((days * 24 + hours) * 60 + minutes) * 60 + rest

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -11,6 +12,7 @@ from pydantic import PrivateAttr
 from robustly import StartAgain, UserError, config
 from robustly.config import fingerprint
 from robustly.files import write_atomic
+from robustly.lease import ATTEMPT
 from robustly.manifest import MANIFEST, Manifest, Work
 from robustly.preflight.config import SearchConfig
 from robustly.pretrain.stage import PretrainingConfig
@@ -113,24 +115,37 @@ class Experiment(PretrainingConfig):
         typed.
 
         Raises UserError as `snapshot.keep` does."""
-        from robustly.launch import snapshot
         from robustly.launch.summary import typed
 
-        train = self.folder("train").absolute()
+        # a launcher that started this process has done it before
+        settled = self if ATTEMPT in os.environ else self.written_down(typed())
+        return settled.kept_command(profile, live_code, stop_after)
+
+    def written_down(self, typed: str) -> Self:
+        """This experiment as a config in the run's folder, for what begins later. `typed`: the
+        command that starts the training by it, which `launch status` tells; "": another one."""
         content = dump_yaml(self.settled())
-        file = train / CONFIGS / f"{fingerprint(content)[:16]}.yaml"
+        file = self.folder("train").absolute() / CONFIGS / f"{fingerprint(content)[:16]}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, f"# {typed()}\n{content}")  # told by `launch status`
+        write_atomic(file, f"# {typed}\n{content}" if typed else content)
         settled = self.model_copy()
         settled._arguments = (str(file),)
+        return settled
 
+    def kept_command(
+        self, profile: bool, live_code: bool, stop_after: int | None = None
+    ) -> list[str]:
+        """What every rank runs, of the run's own code. Raises UserError as `snapshot.keep` does."""
+        from robustly.launch import snapshot
+
+        train = self.folder("train").absolute()
         kept = None if live_code else snapshot.keep(train)
         if kept is None:
             snapshot.say_live(train)
-            return settled.rank_command(profile, live_code=True, stop_after=stop_after)
+            return self.rank_command(profile, live_code=True, stop_after=stop_after)
 
         snapshot.say_whose(kept)
-        return kept.program(settled._pretrain(profile, False, stop_after))
+        return kept.program(self._pretrain(profile, False, stop_after))
 
     def _pretrain(self, profile: bool, live_code: bool, stop_after: int | None) -> list[str]:
         flags = {"--profile": profile, "--live-code": live_code}

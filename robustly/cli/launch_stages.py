@@ -10,6 +10,7 @@ from robustly.experiment import Experiment
 from robustly.launch import LAUNCHERS, slurm_stages
 from robustly.launch.job import Job, StageJob, exported
 from robustly.launch.slurm import SlurmOptions, asked_for
+from robustly.launch.summary import typed
 from robustly.manifest import MANIFEST
 from robustly.stages import STAGES, RunStage
 
@@ -35,11 +36,15 @@ def launch_stages(
         log.say(f"{experiment.root}: finished already")
         return 0
 
-    if not dry_run and STAGES["train"] in chosen:
-        training = experiment.job(experiment.settle(profile, live_code))
-    else:
-        training = experiment.job(experiment.rank_command(profile, live_code))
+    trains = STAGES["train"] in chosen
+    if not dry_run:  # the jobs read what was submitted, whatever becomes of the config meanwhile
+        experiment = experiment.written_down(typed() if trains else "")
 
+    starts = trains and not dry_run
+    how = (profile, live_code)
+    training = experiment.job(
+        experiment.kept_command(*how) if starts else experiment.rank_command(*how)
+    )
     looked = experiment.look(LAUNCHERS["slurm"], training, options, live_code, check)
     training = training.with_variables(looked)
     jobs = [

@@ -112,6 +112,8 @@ def of_training(train: Path, state: State, found: Found | None) -> TrainStatus:
         state = "done"
 
     holder = found.holder if found and not found.free else None
+    # while one holds it, a second start that was refused may have left word: none of its own
+    own = holder.attempt or None if holder and state == "silent" else None
     sessions = _sessions(train)
     return TrainStatus(
         state=state,
@@ -127,8 +129,7 @@ def of_training(train: Path, state: State, found: Found | None) -> TrainStatus:
         hosts=sessions[-1].get("hosts", []) if sessions else [],
         starts=found.number if found else 0,
         progress=_progress(train),
-        # while it runs, a second start that was refused may have left word: none of its own
-        last_end=None if state in ("done", "running") else last_end(ends.read(train)),
+        last_end=None if state in ("done", "running") else last_end(ends.read(train, own)),
         typed=_typed(train / "configs"),
     )
 

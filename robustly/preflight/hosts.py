@@ -115,6 +115,9 @@ def _once(options: LaunchOptions) -> LaunchOptions:
 
 
 def _no_ranks(found: Report, code: int) -> Fault:
-    said = f"the ranks could not add up numbers together (exit code {code})"
-    do = "see what they said above: ports must be open between all hosts (NCCL_DEBUG=INFO)"
+    said = f"no ranks added up numbers together (exit code {code})"
+    do = (
+        "see what is said above; where they waited for each other, ports must be open between all"
+        " hosts (NCCL_DEBUG=INFO)"
+    )
     return Fault(tuple(found.answers) or ("all",), Finding("all-reduce", "problem", said, do))

@@ -1,5 +1,5 @@
 """The batch script, and what a job of Slurm decides when srun has ended, with stand-ins for Slurm's
-commands; tests/unit/launch/test_launch_slurm_cluster.py has a real one."""
+commands; tests/lab/test_lab_slurm.py has a real one."""
 
 import contextlib
 import os
@@ -143,6 +143,10 @@ def test_the_last_checkpoint_gets_the_time_that_is_asked_for() -> None:
     assert "--signal=USR1@600" in text and "--last-checkpoint 600" in text
 
 
+def test_no_time_limit_is_enough() -> None:
+    assert "--time=0\n" in slurm.render(JOB, SlurmOptions(time="0"))
+
+
 @pytest.mark.parametrize("given", [{"time": "2"}, {"sbatch": ("time=0:02:00",)}])
 def test_a_time_limit_that_leaves_nothing_for_work_is_refused(given: dict[str, object]) -> None:
     with pytest.raises(UserError, match="150 s before its end"):
@@ -173,7 +177,7 @@ STOPPED = [end(Kind.STOPPED, rank=rank) for rank in range(2)]
 
 def how(**changes: object) -> HowItEnded:
     usual = {"finished": False, "code": 75, "ends": [], "ranks": 2, "hosts": {1: "gpu04"}}
-    usual |= {"advanced": False, "preempted": False, "running": True}
+    usual |= {"advanced": False, "preempted": False, "running": True, "requeued": False}
     return HowItEnded(**{**usual, **changes})  # type: ignore[arg-type]
 
 
@@ -191,11 +195,11 @@ def how(**changes: object) -> HowItEnded:
         (how(ends=STOPPED), 0, (True, 75, 1)),
         (how(ends=STOPPED), 2, (False, 75, 3)),
         # by SIGUSR1 before Python could take it
-        (how(code=128 + signal.SIGUSR1), 0, (True, 138, 1)),
+        (how(code=128 + signal.SIGUSR1), 0, (True, 75, 1)),
         # hung, or killed, with and without progress
-        (how(code=137), 1, (True, 137, 2)),
-        (how(code=137), 2, (False, 137, 3)),
-        (how(code=137, advanced=True), 2, (True, 137, 0)),
+        (how(code=137), 1, (True, 75, 2)),
+        (how(code=137), 2, (False, 75, 3)),
+        (how(code=137, advanced=True), 2, (True, 75, 0)),
         # all left with 0, but the work is not complete
         (how(code=0), 0, (True, 75, 1)),
         # srun says 143 for whatever the first rank said
@@ -204,9 +208,12 @@ def how(**changes: object) -> HowItEnded:
         (how(code=143, ends=[end(code=75)]), 0, (True, 75, 1)),
         (how(code=1), 0, (False, 1, 0)),
         (how(code=2), 0, (False, 2, 0)),
+        # of srun itself: a node or the controller did not answer
+        (how(code=1, hosts={}), 0, (True, 75, 1)),
         # the cluster's own doing
         (how(ends=STOPPED, preempted=True), 2, (True, 75, 2)),
         (how(ends=STOPPED, running=False, advanced=True), 0, (False, 75, 0)),
+        (how(code=143, running=False, requeued=True), 2, (False, 75, 2)),
         # asked to stop for good: scancel --signal=INT
         (
             how(code=143, ends=[end(Kind.STOPPED, 130, rank=r) for r in (0, 1)], advanced=True),
@@ -231,9 +238,11 @@ def test_decide(ended: HowItEnded, failures: int, expected: tuple[bool, int, int
         # srun told the others to stop
         (how(code=137, ends=STOPPED[:1]),
          "rank 1 on gpu04 left no word: killed, perhaps because memory ran out"),
+        (how(code=143, ends=STOPPED[:1]), "rank 1 on gpu04 left no word: exit code 143"),
         (how(code=137, ends=STOPPED[:1], ranks=20),
          "ranks 1 on gpu04, 2, 3, 4, 5, 6, 7, 8, ... left no word: killed, perhaps because memory ran out"),
         (how(code=143), "ended with exit code 143, before a rank left word of why"),
+        (how(code=1, hosts={}), "srun ended before a rank began (exit code 1)"),
     ],
 )  # fmt: skip
 def test_what_ended_a_start_is_said(ended: HowItEnded, words: str) -> None:
@@ -297,8 +306,9 @@ def test_what_ranks_print_is_shown_and_kept_by_rank_and_host(
 
 STAND_INS = {
     "scontrol": (
-        'if [ "$1" = --oneliner ]; then echo "JobId=12345 JobState=$STATE TimeLimit=$LIMIT'
-        ' RunTime=00:00:03 PreemptTime=None"; else echo "$*" >> scontrol.log; exit 0; fi'
+        'if [ "$1" = --oneliner ]; then echo "JobId=12345 JobState=$STATE Reason=$REASON'
+        " Restarts=$RESTARTS TimeLimit=$LIMIT RunTime=00:00:03 PreemptTime=None"
+        '"; else eval "$REQUEUE"; echo "$*" >> scontrol.log; exit 0; fi'
     ),
     "srun": (
         'env > srun.env; printf "%s\\n" "$@" > srun.log; mkdir -p checkpoints;'
@@ -325,7 +335,7 @@ def start(folder: Path, **variables: str) -> "subprocess.Popen[str]":
         "PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(sys.path),
         "SLURM_JOB_ID": "12345", "SLURM_JOB_NODELIST": "gpu[03-04]",
         "SLURM_TASKS_PER_NODE": "4(x2)", "STATE": "RUNNING",
-        "LIMIT": "UNLIMITED", "SRUN_CODE": "0", "REACHED": "01", **variables,
+        "REASON": "None", "RESTARTS": "0", "LIMIT": "UNLIMITED", "SRUN_CODE": "0", "REACHED": "01", **variables,
     }  # fmt: skip
     return subprocess.Popen(
         command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -369,9 +379,9 @@ def test_a_job_comes_back_until_it_gets_no_further(tmp_path: Path) -> None:
     assert run(tmp_path, SRUN_CODE="75", REACHED="02", SLURM_RESTART_COUNT="9")[:2] == (75, True)
     assert run(tmp_path, SRUN_CODE="137")[:2] == (75, True)
     code, asked, said = run(tmp_path, SRUN_CODE="137")
-    assert (code, asked) == (137, False) and "starts in a row without progress: 2" in said
+    assert (code, asked) == (75, False) and "starts in a row without progress: 2" in said
     # submitted again
-    assert run(tmp_path, SRUN_CODE="137", SLURM_JOB_ID="12345")[:2] == (137, False)
+    assert run(tmp_path, SRUN_CODE="137", SLURM_JOB_ID="12345")[:2] == (75, False)
     kept = slurm_job.parse_json((tmp_path / "slurm.json").read_bytes(), Failures)
     assert kept == Failures("12345", "2 update-02", 1)
 
@@ -398,9 +408,45 @@ def test_the_rank_to_blame_tells_why_whatever_srun_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-def test_a_cancelled_job_does_not_come_back(tmp_path: Path) -> None:
-    code, asked, said = run(tmp_path, STATE="CANCELLED", SRUN_CODE="143", REACHED="02")
-    assert (code, asked) == (143, False) and "cancelled" in said
+def test_a_job_that_slurm_ends_does_not_ask_to_come_back(tmp_path: Path) -> None:
+    left = f"mkdir -p {tmp_path}/ends; echo '0: on: gpu03'; echo '1: on: gpu04'"
+    killed = {"STATE": "COMPLETING", "SRUN_CODE": "143", "PLAY": left}
+    ended = replace(STOPPED[0], attempt="12345.0")
+    ends.write(tmp_path, ended)  # of the other rank nothing
+    variables = {"SLURM_TASKS_PER_NODE": "1(x2)"}
+    for restarts, words in (("0", "the job was cancelled"), ("1", "has put the job back")):
+        code, asked, said = run(tmp_path, RESTARTS=restarts, **killed, **variables)
+        assert (code, asked) == (75, False) and words in said
+        assert "next         launch it again" not in said
+
+
+@pytest.mark.processes
+def test_a_job_whose_time_was_over_before_its_last_checkpoint_comes_back(tmp_path: Path) -> None:
+    over = {"STATE": "COMPLETING", "REASON": "TimeLimit"}
+    assert run(tmp_path, REACHED="02", SRUN_CODE="75", **over)[:2] == (75, True)
+
+
+@pytest.mark.processes
+def test_slurm_ends_the_process_whose_job_is_back_in_the_queue(tmp_path: Path) -> None:
+    """At once, by SIGTERM, which reaches scontrol, too."""
+    code, asked, said = run(tmp_path, SRUN_CODE="75", REQUEUE="kill $PPID; kill $$; sleep 9")
+    assert (code, asked) == (75, False) and "submit it again" not in said
+
+
+@pytest.mark.processes
+def test_a_requeue_that_fails_is_tried_once_more(tmp_path: Path) -> None:
+    once = "[ -e asked ] || { touch asked; echo busy >&2; exit 1; }"
+    assert run(tmp_path, SRUN_CODE="75", REQUEUE=once)[:2] == (75, True)
+    refused = "echo disabled >&2; exit 1"
+    code, asked, said = run(tmp_path, SRUN_CODE="75", REACHED="02", REQUEUE=refused)
+    assert (code, asked) == (75, False)
+    assert "scontrol requeue 12345: disabled; submit it again to go on" in said
+
+
+@pytest.mark.processes
+def test_one_task_starts_one_rank_whatever_the_config_says(tmp_path: Path) -> None:
+    assert run(tmp_path, SLURM_TASKS_PER_NODE="1")[:2] == (75, True)
+    assert (tmp_path / "srun.log").read_text().splitlines()[-1] == "run.ranks=1"
 
 
 @pytest.mark.processes
@@ -430,14 +476,33 @@ def test_signals_to_the_job_alone_do_not_end_it_before_its_tasks(tmp_path: Path)
 @pytest.mark.processes
 def test_start_hands_the_script_to_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "500")
     with pytest.raises(UserError, match="sbatch: not found"):
         slurm.start(JOB, SlurmOptions())
 
     sbatch = tmp_path / "sbatch"
-    sbatch.write_text(f"#!/bin/bash\n/bin/cat > {tmp_path}/script; exit 3\n")
+    sbatch.write_text(
+        f'#!/bin/bash\n/bin/cat > {tmp_path}/script; printf "%s\\n" "$@" > {tmp_path}/words\n'
+        f'echo "$SLURM_CONF $SLURM_MEM_PER_NODE" > {tmp_path}/given; exit $CODE\n'
+    )
     sbatch.chmod(0o755)
-    assert slurm.start(JOB, SlurmOptions()) == 3
-    assert (tmp_path / "script").read_text() == slurm.render(JOB, SlurmOptions())
+    monkeypatch.setenv("CODE", "0")
+    assert slurm.start(JOB, SlurmOptions(sbatch=("comment=a \\ b",))) == 0
+    assert (tmp_path / "script").read_text().startswith("#!/bin/bash\n#SBATCH --job-name=tiny\n")
+    assert (tmp_path / "given").read_text() == "/etc/slurm.conf 500\n"
+    # what is asked for wins over SBATCH_* in the environment only as words
+    said = (tmp_path / "words").read_text().splitlines()
+    assert said[0] == "--job-name=tiny" and "--requeue" in said and said[-1] == "--comment=a \\ b"
+
+    # from inside of another job
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    slurm.start(JOB, SlurmOptions())
+    assert (tmp_path / "given").read_text() == "/etc/slurm.conf \n"
+
+    monkeypatch.setenv("CODE", "3")
+    with pytest.raises(UserError, match="sbatch refused the job of pretrain: see above"):
+        slurm.start(JOB, SlurmOptions())
 
 
 # --------------------------------------------------------------------------- stages as jobs in a row
@@ -518,14 +583,16 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-CALLS = "--parsable\n--parsable --dependency=afterok:101 --kill-on-invalid-dep=yes\n"
+WAITS = "--dependency=afterok:101 --kill-on-invalid-dep=yes"
 
 
 @pytest.mark.processes
 def test_each_stage_waits_for_the_one_before(sbatch: Path) -> None:
     options = SlurmOptions(stages="all")
     assert slurm_stages.start_all(CHAIN, options) == 0
-    assert (sbatch / "calls").read_text() == CALLS
+    first, second = (sbatch / "calls").read_text().splitlines()
+    assert first.endswith(" --parsable") and "--dependency" not in first
+    assert second.endswith(f" {WAITS} --parsable")
     for number, job in enumerate(CHAIN, 1):
         assert (sbatch / f"script{number}").read_text() == slurm.render(job, options)
 
@@ -537,7 +604,7 @@ def test_a_dry_run_prints_what_would_submit_the_stages(sbatch: Path) -> None:
     # the stand-in says what follows the number, which a shell would have to take off
     (sbatch / "sbatch").write_text((sbatch / "sbatch").read_text().replace(";cluster", ""))
     subprocess.run(["bash"], input=text, text=True, check=True)
-    assert (sbatch / "calls").read_text() == CALLS
+    assert (sbatch / "calls").read_text() == f"--parsable\n--parsable {WAITS}\n"
     for number, job in enumerate(CHAIN, 1):
         assert (sbatch / f"script{number}").read_text() == slurm.render(job, options)
 
@@ -547,5 +614,12 @@ def test_no_part_of_a_chain_is_left_when_a_job_is_refused(
     sbatch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAILS", "2")
-    assert slurm_stages.start_all(CHAIN, SlurmOptions(stages="all")) == 5
+    with pytest.raises(UserError, match="sbatch refused the job of pretrain"):
+        slurm_stages.start_all(CHAIN, SlurmOptions(stages="all"))
     assert (sbatch / "cancelled").read_text() == "101\n"
+
+
+def test_a_stage_waits_for_the_one_before_and_for_what_is_asked() -> None:
+    asked = SlurmOptions(stages="all", sbatch=("all:dependency=singleton",))
+    assert slurm.waiting("", JOB, asked) == {}
+    assert slurm.waiting("7", JOB, asked)["dependency"] == "afterok:7,singleton"
