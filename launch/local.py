@@ -228,8 +228,10 @@ def render(job: Job, options: LocalOptions) -> str:
 def start(job: Job, options: LocalOptions) -> int:
     def start_once(hosts: Sequence[Host], attempt: Attempt) -> Ended:
         node = _ranks_here(job, options, options.master_port or free_port())
-        environment = {**job.environment, ATTEMPT: attempt.name}
-        output = Output(node.world_size, job.logs, attempt.name, all_here=True)
+        # of a launcher that started this one as a task of its own, and may do so elsewhere again
+        name = os.environ.get(ATTEMPT) or attempt.name
+        environment = {**job.environment, ATTEMPT: name}
+        output = Output(node.world_size, job.logs, name, all_here=True)
         return run_node(job.command, node, environment, output, bind_cores=options.bind_cores)
 
     os.chdir(job.folder)

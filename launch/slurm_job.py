@@ -59,7 +59,8 @@ class HowItEnded(NamedTuple):
     running: bool
     """The job is not being cancelled; its time may be over."""
     requeued: bool
-    """Slurm has put the job back itself: preempted without notice, or by its administrator."""
+    """Slurm has put the job back itself, and may have started it anew: it was preempted without
+    notice, this node was cut off, or somebody wanted it."""
 
     @property
     def silent(self) -> list[int]:
@@ -138,12 +139,12 @@ def decide(how: HowItEnded, failures: int, restarts: int) -> Decision:
     code = how.first.code if how.first else how.code
     if code not in (FAULT, MISTAKE, INTERRUPTED) or how.failed_to_start:
         code = START_AGAIN  # as srun says of a rank that was killed: 137
+    if how.requeued:
+        return Decision(False, code, failures, "Slurm has put the job back into the queue")
     if code in (FAULT, MISTAKE):
         return Decision(False, code, failures, "the job ends: a new start would meet the same")
     if how.finished:
         return Decision(False, FINISHED, 0, "")
-    if how.requeued:
-        return Decision(False, code, failures, "Slurm has put the job back into the queue")
     if not how.running:
         return Decision(False, code, failures, "the job was cancelled")
     if code == INTERRUPTED:
@@ -233,6 +234,11 @@ def attempt_of(environment: Mapping[str, str]) -> str:
     return f"{environment['SLURM_JOB_ID']}.{_restarts(environment)}"
 
 
+def _requeued(facts: Mapping[str, str]) -> bool:
+    """Whether Slurm has requeued the job since this start of it began."""
+    return int(facts.get("Restarts", 0)) > _restarts(os.environ)
+
+
 def _restarts(environment: Mapping[str, str]) -> int:
     """How often Slurm has requeued the job, for whatever reason."""
     return int(environment.get("SLURM_RESTART_COUNT", 0))
@@ -256,8 +262,8 @@ def run(
     ranks = sum(tasks_per_node(os.environ["SLURM_TASKS_PER_NODE"]))
     _refuse_short_time(facts_of(job, answers=1), notice)
     before = progress_of(progress)
-    if logs and ranks == 1:  # then the command starts ranks itself, as many as it is told
-        command = [*command, "run.ranks=1"]
+    if logs and ranks == 1:  # then the command starts its rank itself, keeps its log, and tells
+        command, logs = [*command, "run.ranks=1"], None
     with ends.spare_folder() as spare:
         variables = {**step_environment(os.environ, folder), **spare}
         code, hosts = _srun(command, variables, Output(ranks, logs, attempt))
@@ -273,11 +279,14 @@ def run(
         advanced=now != before,
         preempted=facts.get("PreemptTime", "None") not in ("None", "Unknown"),
         running=facts.get("JobState", "RUNNING") == "RUNNING" or facts.get("Reason") == "TimeLimit",
-        requeued=int(facts.get("Restarts", 0)) > _restarts(os.environ),
+        requeued=_requeued(facts),
     )
     decision = decide(how, failures_so_far(kept, job, now), restarts)
     _tell(how, decision, folder if logs else None)
     if not decision.again:
+        return decision.code
+    if not facts:  # the next start may be at work already
+        log.error("Slurm's controller does not answer; see what became of the job")
         return decision.code
 
     if decision.failures:
@@ -362,7 +371,8 @@ def _requeue(job: str) -> int:
         if not done.returncode:
             time.sleep(END)
             return START_AGAIN
-        facts_of(job)  # a controller that does not answer now is waited for
+        if _requeued(facts_of(job)):  # who waits for a controller that does not answer now
+            return START_AGAIN
 
     log.error(f"scontrol requeue {job}: {done.stderr.strip()}; submit it again to go on")
     return START_AGAIN

@@ -10,6 +10,7 @@ from pathlib import Path
 from robustly import log
 from robustly.exit_codes import FAULT, MISTAKE
 from robustly.heartbeat import Kind
+from robustly.launch.ends import ATTEMPT
 from robustly.launch.logs import log_name
 from robustly.launch.supervise import Ended
 
@@ -32,8 +33,9 @@ def tell(ended: Ended, train: Path) -> None:
 
 
 def typed() -> str:
-    """The command that this process was started by, as in a shell."""
-    return shlex.join(["robustly", *sys.argv[1:]])
+    """The command that this process was started by, as in a shell. Of a task of a launcher nobody
+    typed it."""
+    return "launch it again" if ATTEMPT in os.environ else shlex.join(["robustly", *sys.argv[1:]])
 
 
 def summary(ended: Ended, train: Path, newest: Path | None, command: str) -> list[str]:

@@ -1,6 +1,5 @@
 """What goes wrong with hosts and networks in the trials (tests/lab/trials.py), and how it is mended."""
 
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -146,8 +145,7 @@ def same_data(trial: Trial) -> None:
 REFUSED = (MISTAKE,)
 """Of disagreements: refused, or, where all read what the launcher wrote down, trained as told."""
 FAULTS = (
-    # 137 is what srun says of it
-    Fault("rank killed", lambda trial: trial.rank(1).kill(), codes=(START_AGAIN, 128 + signal.SIGKILL)),
+    Fault("rank killed", lambda trial: trial.rank(1).kill()),
     Fault("rank stopped", lambda trial: trial.rank(1).suspend()),
     Fault("far host cut", lambda trial: trial.hosts.cut(FAR), heal),
     Fault("near host cut, of rank 0", lambda trial: trial.hosts.cut(NEAR), heal, odd=NEAR, unclear=("torchrun", "openmpi", "mpich")),

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from robustly.cli.commands import app
 from robustly.heartbeat import Kind
 from robustly.launch import Job, LocalOptions, local
+from robustly.launch.ends import ATTEMPT
 from robustly.launch.environment import FIRST_PORT, PORTS
 from robustly.launch.job import NodeRanks
 from robustly.launch.logs import Output
@@ -280,6 +281,7 @@ def test_free_port_passes_over_one_in_use(rank):
 
 def test_start_runs_the_plan_in_its_folder(tmp_path, rank, monkeypatch):
     monkeypatch.chdir("/")
+    monkeypatch.setenv(ATTEMPT, "81.0")  # of a launcher that started this one
     job = Job(
         tuple(rank("end")),
         tmp_path,
@@ -288,6 +290,7 @@ def test_start_runs_the_plan_in_its_folder(tmp_path, rank, monkeypatch):
         environment={"NCCL_DEBUG": "INFO"},
     )
     assert local.start(job, LocalOptions(ranks_per_node=2)) == 0
+    assert {note[ATTEMPT] for note in notes(tmp_path)} == {"81.0"}
     assert [(r["RANK"], r["NCCL_DEBUG"], r["folder"]) for r in notes(tmp_path)] == [
         ("0", "INFO", str(tmp_path)),
         ("1", "INFO", str(tmp_path)),

@@ -214,6 +214,8 @@ def how(**changes: object) -> HowItEnded:
         (how(ends=STOPPED, preempted=True), 2, (True, 75, 2)),
         (how(ends=STOPPED, running=False, advanced=True), 0, (False, 75, 0)),
         (how(code=143, running=False, requeued=True), 2, (False, 75, 2)),
+        # of a node that was cut off: the next start goes on elsewhere
+        (how(code=2, requeued=True), 0, (False, 2, 0)),
         # asked to stop for good: scancel --signal=INT
         (
             how(code=143, ends=[end(Kind.STOPPED, 130, rank=r) for r in (0, 1)], advanced=True),
@@ -442,11 +444,33 @@ def test_a_requeue_that_fails_is_tried_once_more(tmp_path: Path) -> None:
     assert (code, asked) == (75, False)
     assert "scontrol requeue 12345: disabled; submit it again to go on" in said
 
+    # it did not answer, but has put the job back
+    lost = "sed -i 's/=$RESTARTS/=1/' scontrol; exit 1"
+    code, asked, said = run(tmp_path, SRUN_CODE="75", REACHED="03", REQUEUE=lost)
+    assert (code, asked) == (75, False) and "submit it again" not in said
+
+
+def test_without_an_answer_no_job_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its next start may be at work already."""
+    for name, value in {"JOB_ID": "7", "JOB_NODELIST": "a", "TASKS_PER_NODE": "2"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr(slurm_job, "facts_of", lambda *_, **__: {})
+    monkeypatch.setattr(slurm_job, "_srun", lambda *_: (137, {}))
+    monkeypatch.delattr(slurm_job, "_requeue")
+    kept = tmp_path / "kept"
+    assert slurm_job.run([], tmp_path, tmp_path / "x*", kept, None, restarts=3, notice=9) == 75
+    assert "Slurm's controller does not answer" in capsys.readouterr().err and not kept.exists()
+
 
 @pytest.mark.processes
 def test_one_task_starts_one_rank_whatever_the_config_says(tmp_path: Path) -> None:
-    assert run(tmp_path, SLURM_TASKS_PER_NODE="1")[:2] == (75, True)
+    play = "echo '0: on: gpu03'; echo '0: said'"
+    code, asked, said = run(tmp_path, SLURM_TASKS_PER_NODE="1", PLAY=play)
+    assert (code, asked) == (75, True) and "[gpu03:0] said" in said
     assert (tmp_path / "srun.log").read_text().splitlines()[-1] == "run.ranks=1"
+    assert not (tmp_path / "logs").exists()  # which it keeps itself
 
 
 @pytest.mark.processes

@@ -222,6 +222,27 @@ def test_a_run_that_trains(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["next"].startswith("nothing; to look again: ")
 
 
+def test_a_second_start_that_was_refused_did_not_end_a_silent_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = run / "runs/mine/train"
+    taken(train, replace(ELSEWHERE, attempt="82.0"))
+    monkeypatch.setattr(status, "observe", lambda train: ("silent", lease.find(train)))
+    assert asked("a.yaml")["train"]["last_end"] is None
+    ends.write(train, replace(end(1, Kind.ERROR, 75, "lost", 5.0), attempt="82.0"))
+    assert asked("a.yaml")["train"]["last_end"]["reason"] == "lost"
+
+
+def test_a_task_of_a_launcher_leaves_what_was_typed(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["robustly", "pretrain", "a.yaml"])
+    with monkeypatch.context() as task:
+        task.setenv(lease.ATTEMPT, "82.0")
+        load_experiment("a.yaml", ["run.ranks=1"]).settle()
+    assert asked("a.yaml")["train"]["typed"].startswith("robustly launch hostfile")
+
+
 def test_what_people_read(run: Path) -> None:
     done = CliRunner().invoke(app, ["launch", "status", "a.yaml"])
     said = " ".join(done.stderr.split())
