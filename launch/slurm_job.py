@@ -52,6 +52,8 @@ class HowItEnded(NamedTuple):
     ranks: int
     hosts: Mapping[int, str]
     """By the ranks that began."""
+    later: bool
+    """The job was started before."""
     advanced: bool
     """There is a newer checkpoint than at the start."""
     preempted: bool
@@ -72,6 +74,13 @@ class HowItEnded(NamedTuple):
     def failed_to_start(self) -> bool:
         """No rank began: a node or the controller did not answer srun."""
         return bool(self.code and not self.hosts and not self.ends)
+
+    @property
+    def found_amiss(self) -> bool:
+        """A rank of a later start met a mistake before it trained, which the first start did not: a
+        node may lack its file systems for a while."""
+        end = self.first
+        return bool(self.later and end and end.code == MISTAKE and not end.update)
 
     @property
     def silence(self) -> str:
@@ -137,7 +146,7 @@ def decide(how: HowItEnded, failures: int, restarts: int) -> Decision:
     A fault of the software and a user's mistake would happen again. What else ended it, a new start
     may mend: as often as it takes while each gets further than the one before."""
     code = how.first.code if how.first else how.code
-    if code not in (FAULT, MISTAKE, INTERRUPTED) or how.failed_to_start:
+    if code not in (FAULT, MISTAKE, INTERRUPTED) or how.failed_to_start or how.found_amiss:
         code = START_AGAIN  # as srun says of a rank that was killed: 137
     if how.requeued:
         return Decision(False, code, failures, "Slurm has put the job back into the queue")
@@ -276,6 +285,7 @@ def run(
         ends=left,
         ranks=ranks,
         hosts=hosts,
+        later=_restarts(os.environ) > 0,
         advanced=now != before,
         preempted=facts.get("PreemptTime", "None") not in ("None", "Unknown"),
         running=facts.get("JobState", "RUNNING") == "RUNNING" or facts.get("Reason") == "TimeLimit",

@@ -177,7 +177,13 @@ STOPPED = [end(Kind.STOPPED, rank=rank) for rank in range(2)]
 
 def how(**changes: object) -> HowItEnded:
     usual = {"finished": False, "code": 75, "ends": [], "ranks": 2, "hosts": {1: "gpu04"}}
-    usual |= {"advanced": False, "preempted": False, "running": True, "requeued": False}
+    usual |= {
+        "later": False,
+        "advanced": False,
+        "preempted": False,
+        "running": True,
+        "requeued": False,
+    }
     return HowItEnded(**{**usual, **changes})  # type: ignore[arg-type]
 
 
@@ -205,6 +211,11 @@ def how(**changes: object) -> HowItEnded:
         # srun says 143 for whatever the first rank said
         (how(code=143, ends=[end(code=2)], advanced=True), 0, (False, 2, 0)),
         (how(code=143, ends=[end(code=1)]), 0, (False, 1, 0)),
+        # what a later start meets before it trains, the first one did not
+        (how(ends=[end(code=2)], later=True), 0, (False, 2, 0)),
+        (how(ends=[replace(end(code=2), update=0)]), 0, (False, 2, 0)),
+        (how(ends=[replace(end(code=2), update=0)], later=True), 0, (True, 75, 1)),
+        (how(code=2, later=True), 0, (False, 2, 0)),
         (how(code=143, ends=[end(code=75)]), 0, (True, 75, 1)),
         (how(code=1), 0, (False, 1, 0)),
         (how(code=2), 0, (False, 2, 0)),
