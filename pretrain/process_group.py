@@ -8,8 +8,9 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
-from robustly import StartAgain
+from robustly import StartAgain, UserError
 from robustly.heartbeat import START_TIMEOUT
+from robustly.launch.checks.names import first_host
 from robustly.lease import ATTEMPT
 from robustly.pretrain import peers
 from robustly.pretrain.allocator import keep_freed_memory
@@ -24,9 +25,13 @@ def start_ranks(local_rank: int, bound: float = START_TIMEOUT) -> torch.device:
     Only those of one attempt meet: where two launchers chose the same port at the same moment, a
     rank may come to the other's.
 
-    Returns the device of this rank. Raises UserError if this machine has GPUs, but not one for each
-    of its ranks, and StartAgain if another program listens where the ranks were to meet.
+    Returns the device of this rank. Raises UserError if this machine does not know the one where
+    ranks meet, or has GPUs, but not one for each of its ranks, and StartAgain if another program
+    listens where the ranks were to meet.
     """
+    for fault in first_host(os.environ["MASTER_ADDR"]):  # for which torch would wait
+        raise UserError(f"{socket.gethostname()}: {fault.found}; {fault.do}")
+
     if torch.cuda.is_available():
         device = torch.device("cuda", own_gpu(local_rank, torch.cuda.device_count()))
         torch.cuda.set_device(device)

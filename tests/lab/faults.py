@@ -57,7 +57,8 @@ class Fault:
     codes: tuple[int, ...] = (START_AGAIN,)
     disk_mb: int | None = None
     without: tuple[str, ...] = ()
-    """Launchers that do not know it: nothing of them stays where the command was typed."""
+    """Launchers that it is not tried with: nothing of them stays where the command was typed, or
+    (mpirun) they notice it only after the training of a trial is over, if at all."""
 
 
 def heal(trial: Trial) -> None:
@@ -150,7 +151,7 @@ FAULTS = (
     Fault("far host cut", lambda trial: trial.hosts.cut(FAR), heal),
     Fault("near host cut, of rank 0", lambda trial: trial.hosts.cut(NEAR), heal, odd=NEAR, unclear=("torchrun", "openmpi", "mpich")),
     Fault("data network dropped", lambda trial: trial.hosts.drop_data(FAR), heal),
-    Fault("launcher's host cut", lambda trial: trial.hosts.cut(LAUNCHER), heal, odd="", without=("torchrun", "slurm", "mpich")),
+    Fault("launcher's host cut", lambda trial: trial.hosts.cut(LAUNCHER), heal, odd="", without=("torchrun", "slurm", "openmpi", "mpich")),
     Fault("far host crashed", crash, reboot),
     Fault("other learning rate", other_key("optim.peak_lr", 1e-3), same_key, before=True, codes=REFUSED),
     Fault("other seed", other_key("seed", 9), same_key, before=True, codes=REFUSED),

@@ -35,6 +35,15 @@ def test_too_few_gpus_are_refused() -> None:
         own_gpu(2, 2)
 
 
+def test_a_machine_that_does_not_know_the_first_one_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch would wait for as long as a start may take."""
+    monkeypatch.setenv("MASTER_ADDR", "nowhere.invalid")
+    with pytest.raises(UserError, match=r"does not know the first host, nowhere\.invalid"):
+        start_ranks(0)
+
+
 class Store(dict[str, bytes]):
     """Stands for torch's, which waits for a key."""
 
@@ -89,6 +98,7 @@ def test_deepspeed_is_told_the_same_gpu(monkeypatch: pytest.MonkeyPatch) -> None
         raise UserError(os.environ["LOCAL_RANK"])
 
     monkeypatch.setattr(process_group, "rendezvous", meet)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match=r"^0$"):
