@@ -30,7 +30,7 @@ def start_ranks(local_rank: int, bound: float = START_TIMEOUT) -> torch.device:
     listens where the ranks were to meet.
     """
     for fault in first_host(os.environ["MASTER_ADDR"]):  # for which torch would wait
-        raise UserError(f"{socket.gethostname()}: {fault.found}; {fault.do}")
+        raise UserError(f"this machine {fault.found}; {fault.do}")
 
     if torch.cuda.is_available():
         device = torch.device("cuda", own_gpu(local_rank, torch.cuda.device_count()))
