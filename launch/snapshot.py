@@ -20,14 +20,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.abc import Traversable
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import robustly
 from robustly import UserError, log, manifest
 from robustly.files import disk_full, unfinished, write_json
-from robustly.provenance import versions
+from robustly.provenance import PACKAGE, modules, packages, versions
 from robustly.stopping import STOP_SIGNALS
 from robustly.strict_json import read_json, record, sealed
 
@@ -36,13 +35,11 @@ CODE = "code"
 DIFF = "changes.diff"
 FORMAT = 1
 
-SOURCES = (".py", ".yaml")
-"""Ends of the names of what is code; the bundled corpus and task are none."""
+CONFIGS = ("configs", "configs/delta")
+"""Folders of configs that others may name (`base`). Users lay theirs, and runs, beside those that
+are shipped."""
 COMPILED = (".nbi", ".nbc")
 """What numba has compiled; it goes along, because that takes seconds each time."""
-
-_HERE: Traversable = files(robustly)
-"""The package that this process runs: a folder, or within a zip."""
 
 
 @record
@@ -80,11 +77,12 @@ class Snapshot(NamedTuple):
 
     def is_own(self) -> bool:
         """Whether this process runs it."""
-        return isinstance(_HERE, Path) and _HERE.samefile(self.folder / robustly.__name__)
+        return isinstance(PACKAGE, Path) and PACKAGE.samefile(self.folder / robustly.__name__)
 
     def differs(self) -> bool:
-        """Whether it is another code than this process's."""
-        return self.files != _hashes()
+        """Whether its modules are others than this process's."""
+        kept = {name: each for name, each in self.files.items() if name.endswith(".py")}
+        return kept != _hashes()
 
     def warn_of_versions(self) -> None:
         """Warn if this process computes with other versions than the first start did."""
@@ -158,7 +156,7 @@ def read(train: Path) -> Snapshot | None:
             ) from None
         return None
 
-    found = {name: _hash(each) for name, each in _files(folder / robustly.__name__)}
+    found = {name: _hash(each) for name, each in _sources(folder / robustly.__name__)}
     changed = sorted(name for name, _ in found.items() ^ note.files.items())
     if changed:
         names = list(dict.fromkeys(changed))
@@ -182,8 +180,8 @@ def _write(folder: Path) -> None:
     """Copy the code of this process into a new folder. Not flushed: what a power cut spoils, the
     hashes show."""
     folder.mkdir(parents=True)
-    sources = {name: _copy(each, folder / name) for name, each in _files(_HERE)}
-    for name, each in _files(_HERE, COMPILED):
+    sources = {name: _copy(each, folder / name) for name, each in _sources(PACKAGE)}
+    for name, each in _compiled(PACKAGE):
         _copy(each, folder / name)
 
     if changes := _diff():
@@ -198,16 +196,23 @@ def _write(folder: Path) -> None:
     write_json(folder / manifest.SNAPSHOT, sealed(note))
 
 
-def _files(
-    folder: Traversable, ends: tuple[str, ...] = SOURCES, name: str = robustly.__name__
-) -> Iterator[tuple[str, Traversable]]:
-    """The files of a package whose names end so, by their path from the folder above."""
-    for each in folder.iterdir():
-        path = f"{name}/{each.name}"
-        if each.name.endswith(ends):
-            yield path, each
-        elif "." not in each.name and each.is_dir():
-            yield from _files(each, ends, path)
+def _sources(package: Traversable) -> Iterator[tuple[str, Traversable]]:
+    """What is kept, by its path from the folder above the package: its modules and configs; the
+    bundled corpus and task are none."""
+    yield from modules(package)
+    for name in CONFIGS:
+        folder = package.joinpath(*name.split("/"))
+        for each in folder.iterdir() if folder.is_dir() else ():
+            if each.name.endswith(".yaml") and each.is_file():
+                yield f"{robustly.__name__}/{name}/{each.name}", each
+
+
+def _compiled(package: Traversable) -> Iterator[tuple[str, Traversable]]:
+    for path, folder in packages(package):
+        cache = folder / "__pycache__"
+        for each in cache.iterdir() if cache.is_dir() else ():
+            if each.name.endswith(COMPILED):
+                yield f"{path}/__pycache__/{each.name}", each
 
 
 def _copy(each: Traversable, to: Path) -> str:
@@ -228,26 +233,23 @@ def _hash(file: Traversable) -> str:
 
 @functools.cache
 def _hashes() -> dict[str, str]:
-    """Path of each source of this process's code -> sha256."""
-    return {name: _hash(each) for name, each in _files(_HERE)}
+    """Path of each module of this process's code -> sha256."""
+    return {name: _hash(each) for name, each in modules(PACKAGE)}
 
 
 def _diff() -> bytes:
     """What the code has that its commit does not have; of a file that git does not know, nothing.
     The copy has all."""
-    if not isinstance(_HERE, Path) or not (_HERE.resolve().parent / ".git").exists():
+    checkout = PACKAGE.resolve().parent if isinstance(PACKAGE, Path) else None
+    if checkout is None or not (checkout / ".git").exists():
         return b""
 
-    root = _HERE.resolve().parent
-    folders = {_HERE.resolve(), *(each.resolve() for each in _HERE.iterdir() if each.is_symlink())}
+    folders = {str((checkout / name).resolve().parent) for name, _ in _sources(PACKAGE)}
+    command = ["git", "diff", "--no-color", "--no-ext-diff", "HEAD", "--", *sorted(folders)]
     try:
-        asked = subprocess.run(
-            ["git", "diff", "HEAD", "--", *map(str, sorted(folders))], cwd=root, capture_output=True
-        )
+        return subprocess.run(command, cwd=checkout, capture_output=True).stdout
     except FileNotFoundError:
         return b""
-
-    return asked.stdout
 
 
 # ------------------------------------------------------------------------------- running from it
@@ -270,9 +272,9 @@ def enter(train: Path, arguments: Sequence[str], speaks: bool) -> Snapshot | Non
 def _begin_anew(kept: Snapshot, arguments: Sequence[str], speaks: bool) -> NoReturn:
     if os.environ.get("PYTHONPATH", "").split(os.pathsep)[0] == str(kept.folder):
         raise UserError(
-            f"{kept.folder}: the run's code, is first in PYTHONPATH, and yet {_HERE} was imported:"
-            " something in this Python's site-packages comes before it. Start with --live-code, or"
-            " install robustly otherwise"
+            f"{kept.folder}: the run's code, is first in PYTHONPATH, and yet {PACKAGE} was"
+            " imported: something in this Python's site-packages comes before it. Start with"
+            " --live-code, or install robustly otherwise"
         )
     if speaks:
         say_whose(kept)
@@ -291,6 +293,13 @@ def say_whose(kept: Snapshot) -> None:
         log.say(
             f"code of the run's first start ({kept}); --live-code takes this checkout's ({own()})"
         )
+
+
+def say_other(train: Path) -> None:
+    """Say so if a run keeps another code than the one that is typed, by which it is looked at.
+    Raises UserError as `read` does."""
+    if (kept := read(train)) and kept.differs():
+        log.say(f"not the code of the run's first start ({kept}), but this checkout's ({own()})")
 
 
 def say_live(train: Path) -> None:

@@ -2,10 +2,11 @@
 
 import functools
 import hashlib
-import os
 import sys
+from collections.abc import Iterator
+from importlib.abc import Traversable
 from importlib.metadata import version
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
 import robustly
@@ -13,10 +14,17 @@ from robustly import manifest
 
 LIBRARIES = ("torch", "transformers", "deepspeed", "numpy")
 
+PACKAGE: Traversable = files(robustly)
+"""The package that this process runs: a folder, or within a zip."""
+
 
 def code() -> dict[str, Any]:
     """What all ranks of a run must have in common."""
-    return {"commit": manifest.commit(), "source": source_hash(), "versions": versions()}
+    return {
+        "commit": manifest.commit() or "unknown",
+        "source": source_hash(),
+        "versions": versions(),
+    }
 
 
 def versions() -> dict[str, str]:
@@ -30,12 +38,29 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def source_hash() -> str:
-    """sha256 of all Python files of the package: a commit says `-dirty` of any change alike."""
+    """sha256 of all modules of the package: a commit says `-dirty` of any change alike."""
     found = hashlib.sha256()
-    for folder, folders, files in os.walk(Path(robustly.__file__).parent, followlinks=True):
-        folders.sort()
-        for name in sorted(files):
-            if name.endswith(".py"):
-                found.update(name.encode() + b"\0" + Path(folder, name).read_bytes())
+    for name, module in sorted(modules(PACKAGE)):
+        found.update(name.encode() + b"\0" + module.read_bytes())
 
     return found.hexdigest()
+
+
+def modules(package: Traversable) -> Iterator[tuple[str, Traversable]]:
+    """The Python files of a package, by their path from the folder above it: those that can be
+    imported, and not what an editor (`.#module.py`) or a run leaves in its folders."""
+    for path, folder in packages(package):
+        for each in folder.iterdir():
+            stem, dot, end = each.name.partition(".")
+            if stem.isidentifier() and dot + end == ".py" and each.is_file():
+                yield f"{path}/{each.name}", each
+
+
+def packages(
+    package: Traversable, path: str = robustly.__name__
+) -> Iterator[tuple[str, Traversable]]:
+    """A package's folder and those of the packages within it, by their path."""
+    yield path, package
+    for each in package.iterdir():
+        if each.name.isidentifier() and (each / "__init__.py").is_file():
+            yield from packages(each, f"{path}/{each.name}")

@@ -295,9 +295,10 @@ def _take_place(words: list[str]) -> None:
         return
 
     snapshot = sys.modules["robustly.launch.snapshot"]
-    if json.loads((first / "robustly-code.json").read_bytes())["files"] != snapshot._hashes():
+    kept = json.loads((first / "robustly-code.json").read_bytes())["files"]
+    if {name: kept[name] for name in kept if name.endswith(".py")} != snapshot._hashes():
         os.execv(PYTHON, [PYTHON, *words])
-    snapshot._HERE = first / "robustly"  # type: ignore[attr-defined]
+    snapshot.PACKAGE = first / "robustly"  # type: ignore[attr-defined]
     for name in ("robustly", "robustly.manifest"):  # by which it says what code it is
         module = sys.modules[name]
         module.__file__ = str(first / Path(str(module.__file__)).relative_to(ROOT))

@@ -114,13 +114,14 @@ def replay_command(
     devices, versions), and
     within a tolerance on another. Exit code 1 where they are not."""
     with user_errors():
-        from robustly.launch import local
+        from robustly.launch import local, snapshot
         from robustly.pretrain import replay
 
         experiment = experiment_at(run, overrides)
         experiment.stage().refuse_other_work()
         folder = experiment.folder("train")
         chosen = replay.choose(folder, updates, start)
+        snapshot.say_other(folder)
         with tempfile.TemporaryDirectory(prefix="replay-") as temporary:
             again = experiment_at(run, [*(overrides or []), *replay.changes(Path(temporary))])
             replay.lay_out(folder, again.folder("train"), chosen)

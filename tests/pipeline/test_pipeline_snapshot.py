@@ -37,7 +37,7 @@ def begun(once: Callable[..., Path], tmp_path: Path) -> Path:
 
     made = once("begun", begin)
     subprocess.run(["cp", "-r", f"{made}/.", tmp_path], check=True)
-    for name, file in snapshot._files(Path(package.__file__).parent):
+    for name, file in snapshot._sources(Path(package.__file__).parent):
         path = tmp_path / "checkout" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")

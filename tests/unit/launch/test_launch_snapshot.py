@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import robustly
-from robustly import UserError, manifest
+from robustly import UserError, manifest, provenance
 from robustly.files import remove_left_overs
 from robustly.launch import snapshot
 from robustly.launch.snapshot import CODE, keep, read
@@ -89,22 +89,43 @@ def test_the_changes_of_a_checkout_are_kept(
     """Of its package alone, whose folders may be links."""
     checkout = write(
         tmp_path / "checkout",
-        {"robustly/a.py": "a = 1\n", "launch/b.py": "b = 1\n", "docs/c.md": "c\n"},
+        {
+            "robustly/__init__.py": "",
+            "robustly/a.py": "a = 1\n",
+            "launch/__init__.py": "",
+            "launch/b.py": "b = 1\n",
+            "launch/gone.py": "",
+            "configs/a.yaml": "name: a\n",
+            "docs/c.md": "c\n",
+        },
     )
-    (checkout / "robustly" / "launch").symlink_to("../launch")
+    for name in ("launch", "configs"):
+        (checkout / "robustly" / name).symlink_to(f"../{name}")
     git(checkout, "init", "-q")
     git(checkout, "add", ".")
     git(checkout, "commit", "-qm", "x")
-    monkeypatch.setattr(snapshot, "_HERE", checkout / "robustly")
+    monkeypatch.setattr(snapshot, "PACKAGE", checkout / "robustly")
     clean = kept_code(tmp_path / "clean")
     assert not (clean.folder / snapshot.DIFF).exists()
 
+    # what an editor leaves, a config and a run of the user's are no other code
+    (checkout / "launch" / ".#b.py").symlink_to("me@here.4711:1")
+    write(checkout, {"configs/mine.yaml": "", "launch/b copy.py": "", "launch/old/b.py": ""})
+    keep(checkout / "configs/runs/mine/train")
+    snapshot._hashes.cache_clear()
+    assert not clean.differs()
+    again = kept_code(checkout / "configs/runs/other/train")
+    assert again.files.keys() == {*clean.files, "robustly/configs/mine.yaml"}
+
+    git(checkout, "config", "color.ui", "always")
     write(checkout, {"launch/b.py": "b = 2\n", "docs/c.md": "d\n", "robustly/new.py": "n = 1\n"})
+    (checkout / "launch/gone.py").unlink()
     snapshot._hashes.cache_clear()
     assert clean.differs()
     dirty = kept_code(tmp_path / "dirty")
     changes = (dirty.folder / snapshot.DIFF).read_text()
-    assert "+b = 2" in changes and "docs" not in changes
+    assert "\n+b = 2\n" in changes and "docs" not in changes and "a/launch/gone.py" in changes
+    assert not (dirty.folder / "robustly/launch/gone.py").exists()
     assert (dirty.folder / "robustly/launch/b.py").read_text() == "b = 2\n"
     assert (dirty.folder / "robustly/new.py").read_text() == "n = 1\n"
 
@@ -241,12 +262,17 @@ def test_another_code_is_said(
 ) -> None:
     kept = kept_code(tmp_path)
     snapshot.say_whose(kept)
+    snapshot.say_other(tmp_path)
+    snapshot.say_other(tmp_path / "keeps-none")
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(snapshot, "_HERE", write(tmp_path / "edited", {"robustly/a.py": ""}))
+    monkeypatch.setattr(snapshot, "PACKAGE", write(tmp_path / "edited", {"robustly/a.py": ""}))
     snapshot._hashes.cache_clear()
     snapshot.say_whose(kept)
     said = capsys.readouterr().err.replace("\n", " ")
     assert f"code of the run's first start ({kept}); --live-code takes" in said
+    snapshot.say_other(tmp_path)
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert f"not the code of the run's first start ({kept}), but this checkout's" in said
 
 
 def test_other_versions_are_warned_of(tmp_path: Path, capsys: Any) -> None:
@@ -264,7 +290,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = tmp_path_factory.mktemp("two")
     original = Path(robustly.__file__).parent
     for name, version in (("first", "1.first"), ("second", "2.second")):
-        for path, file in snapshot._files(original):
+        for path, file in provenance.modules(original):
             write(here / name, {path: file.read_text(encoding="utf-8")})
         for data in ("configs/tiny.yaml",):
             write(here / name, {f"robustly/{data}": (original / data).read_text()})
