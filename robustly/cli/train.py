@@ -67,6 +67,12 @@ def pretrain_command(
 
     with user_errors():
         launched = rank_from_environment() is not None
+        if launched and new_run:
+            raise UserError(
+                "--new-run: each rank that another program starts would choose by itself what fits"
+                f" of the old run; let `robustly launch` choose, or give all: name={new_run} and"
+                " paths of tokenizer and data"
+            )
 
     if launched:
         from robustly.cli.rank import be_rank

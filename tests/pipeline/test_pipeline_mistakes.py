@@ -124,6 +124,20 @@ def test_a_new_run_that_is_no_name(tmp_path: Path, name: str) -> None:
     assert "--new-run" in mistake(tmp_path, "tokenizer", *tiny(tmp_path), "--new-run", name)
 
 
+def test_a_rank_of_anothers_launcher_chooses_no_new_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would train the old one."""
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    message = mistake(tmp_path, "pretrain", *tiny(tmp_path), "--new-run", "other")
+    assert "--new-run: each rank that another program starts" in message
+
+
 def test_a_name_that_is_a_path(tmp_path: Path) -> None:
     assert "name = 'x/../../y'" in mistake(
         tmp_path, "tokenizer", *tiny(tmp_path, GOOD, "name=x/../../y")
