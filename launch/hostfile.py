@@ -107,10 +107,10 @@ def reached(job: Job, options: HostfileOptions) -> Machines:
             options.ranks_per_node or host.ranks,
             host.address,
             partial(_over_ssh, job, options, host),
-            None if i else options.master_port or MASTER_PORT,
+            options.master_port or MASTER_PORT,
             other_ports=options.master_port is None,
         )
-        for i, host in enumerate(pool.hosts)
+        for host in pool.hosts
     ]
     return Machines(hosts, len(hosts) - pool.least)
 

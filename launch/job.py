@@ -59,6 +59,8 @@ class Job:
 
     stage: str = "pretrain"
     """The command that it is of, as people type it."""
+    keeps_logs: bool = True
+    """Whether what the ranks print is kept in files, too."""
 
     @property
     def last_checkpoint(self) -> int:
@@ -72,9 +74,9 @@ class Job:
         return self.finished.parent / "checkpoints"
 
     @property
-    def logs(self) -> Path:
+    def logs(self) -> Path | None:
         """Folder of what the ranks print."""
-        return self.finished.parent / "logs"
+        return self.finished.parent / "logs" if self.keeps_logs else None
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class Reached(NamedTuple):
     words: Callable[[Sequence[str]], list[str]] | None = None
     """The command that runs a command there as a rank would be; None: this machine."""
     port: int | None = None
-    """The port where ranks are to meet, if that is there, and chosen by now."""
+    """The port where ranks are to meet, if it is chosen by now."""
     other_ports: bool = False
     """Whether a new start would take another."""
 

@@ -14,10 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from robustly import UserError, log
+from robustly import StartAgain, UserError, log
 from robustly.exit_codes import FINISHED, MISTAKE, START_AGAIN
 from robustly.heartbeat import BEAT, Phase, Record, Watch
-from robustly.launch.checks.names import first_host, own_name
+from robustly.launch.checks.names import first_host, network, own_name
 from robustly.launch.job import NodeRanks
 from robustly.launch.local import Process, starters
 from robustly.launch.messages import (
@@ -63,13 +63,14 @@ def main() -> int:
     )
     try:
         if node.world_size > node.ranks:
-            check_names(node.master_addr)
+            check_way(node)
 
         ranks = starters(given.command, node, agent.environment(), given.bind_cores)
     except UserError as fault:
-        agent.report(Gone(MISTAKE, str(fault)))
+        code = START_AGAIN if isinstance(fault, StartAgain) else MISTAKE
+        agent.report(Gone(code, str(fault)))
         agent.flush(LAST_WORDS)
-        return MISTAKE
+        return code
 
     return agent.run(ranks)
 
@@ -252,11 +253,14 @@ class Agent:
         self.report(Printed(rank, printed))
 
 
-def check_names(master_addr: str) -> None:
-    """Look up the host names that ranks connect by (`robustly.launch.checks.names`). Raises
-    UserError where this machine does not know the first one's, and warns of its own."""
-    for fault in first_host(master_addr):
+def check_way(node: NodeRanks) -> None:
+    """Look up the host names that ranks connect by, and whether the first host is reached
+    (`robustly.launch.checks.names`). Raises UserError where this machine does not know its name,
+    StartAgain where it does not reach it, and warns of its own name."""
+    for fault in first_host(node.master_addr):
         raise UserError(f"{fault.found}; {fault.do}")
+    for fault in network(node.master_addr, node.master_port) if node.first_rank else ():
+        raise StartAgain(f"{fault.found}; {fault.do}")
     for fault in own_name():
         log.warn(f"{fault.found}; {fault.do}")
 

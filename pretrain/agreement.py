@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from robustly import StartAgain, UserError
-from robustly.config import differing, shortened
+from robustly.config import differing, shortened, usual
 from robustly.pretrain.ranks import FailedOnAnotherRank, gather_over_ranks
 
 
@@ -34,12 +34,14 @@ def agree(stated: Mapping[str, Any], rank: int) -> None:
 
 
 def disagreements(hosts: Sequence[str], values: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each key and host where ranks have another value than rank 0; both by rank."""
+    """A line for each key and host where ranks have another value than most do (of two, than rank
+    0)."""
     lines: dict[tuple[str, str], list[int]] = {}
-    for rank, (host, own) in enumerate(zip(hosts, values, strict=True)):
-        for key, expected, found in differing(values[0], own):
-            line = f"{key} = {shortened(found)}, rank 0 has {shortened(expected)}"
-            lines.setdefault((host, line), []).append(rank)
+    for name, like in usual(values).items():
+        for rank, (host, own) in enumerate(zip(hosts, values, strict=True)):
+            for key, expected, found in differing(values[like].get(name), own.get(name), name):
+                line = f"{key} = {shortened(found)}, rank {like} has {shortened(expected)}"
+                lines.setdefault((host, line), []).append(rank)
 
     return [
         f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} on {host}: {line}"
@@ -64,11 +66,12 @@ def agree_on_weights(sums: Mapping[str, int], rank: int, update: int) -> None:
 
     if rank != odd[0]:
         raise FailedOnAnotherRank
+    where = "there" if 2 * len(odd) < len(values) else "on either side (which, so few cannot tell)"
     raise StartAgain(
         f"update {update}: the ranks hold different weights; no checkpoint was written\n"
         + "\n".join(f"  {line}" for line in other_weights(hosts, values))
-        + "\nA bit may have flipped there, in memory or on the way. The same command goes on from"
-        " the newest checkpoint; leave that machine out if it happens again. (With"
+        + f"\nA bit may have flipped {where}, in memory or on the way. The same command goes on"
+        " from the newest checkpoint; leave that machine out if it happens again. (With"
         " run.zero_stage=0, GPUs of different kinds may round differently: take 1)"
     )
 

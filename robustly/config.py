@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin
@@ -539,6 +540,18 @@ def differing(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any
             yield from differing(*pair, f"{key}.{place}")
     elif old != new:
         yield key, old, new
+
+
+def usual(values: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Of each key, which of several values of plain data is the first to have what most have there;
+    where nothing is more common, the first of all."""
+    found = {}
+    for key in {key: None for own in values for key in own}:
+        texts = [json.dumps(own.get(key), sort_keys=True, default=str) for own in values]
+        ((most, _),) = Counter(texts).most_common(1)
+        found[key] = texts.index(most)
+
+    return found
 
 
 def _rows(value: Any) -> bool:

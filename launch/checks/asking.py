@@ -34,6 +34,7 @@ def ask(machines: Machines, question: Question, own_code: bool = True) -> Report
                 ranks=host.ranks,
                 master=hosts[0].address,
                 port=host.port,
+                first=host is hosts[0],
                 other_ports=host.other_ports,
             )
             for host in hosts

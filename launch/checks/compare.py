@@ -1,11 +1,13 @@
 """What is wrong with the hosts of a run, by what they say of themselves."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from robustly.config import differing, shortened
+from robustly.config import differing, shortened, usual
 from robustly.findings import Finding, Status
 from robustly.launch.checks.facts import Facts
+from robustly.launch.checks.names import NETWORK
 
 CLOCK = 1.0
 """Seconds by which clocks may differ without a word."""
@@ -59,15 +61,17 @@ def compare(answers: Mapping[str, Answer], spare: int = 0, own_code: bool = True
     by host, in the order of their ranks; so many may be missing as are `spare`. `own_code`: each
     host's ranks run the code that is there, and not that which the run keeps."""
     found: dict[Finding, list[str]] = {}
-    silent = [host for host, each in answers.items() if each.facts is None and not each.reached]
+    usual_hosts = _usual({host: each.facts for host, each in answers.items() if each.facts})
+    cut_off = [host for host, answer in answers.items() if _is_cut_off(answer)]
+    away: Status = "note" if len(cut_off) <= spare else "problem"
     for host, answer in answers.items():
         if answer.facts is None and answer.reached:
             findings = [Finding("start", "problem", answer.fault, START)]
         elif answer.facts is None:
-            status: Status = "note" if len(silent) <= spare else "problem"
-            findings = [Finding("reach", status, answer.fault, REACH)]
+            findings = [Finding("reach", away, answer.fault, REACH)]
         else:
-            findings = _of_host(answer, answer.facts, answers, own_code)
+            findings = _of_host(answer, answer.facts, usual_hosts, own_code)
+            findings = [replace(f, status=away) if f.what == NETWORK else f for f in findings]
 
         for finding in findings:
             found.setdefault(finding, []).append(host)
@@ -76,29 +80,48 @@ def compare(answers: Mapping[str, Answer], spare: int = 0, own_code: bool = True
     return sorted(faults, key=lambda fault: fault.finding.status != "problem")
 
 
+def _is_cut_off(answer: Answer) -> bool:
+    """Whether ssh does not get to a host, or the host not to the first one: a machine that is down,
+    or a network. That may pass, and others can take its place."""
+    if answer.facts is None:
+        return not answer.reached
+    return any(each["what"] == NETWORK for each in answer.facts["findings"])
+
+
+def _compared(facts: Facts) -> dict[str, Any]:
+    """What hosts have in common, and the kinds of their GPUs."""
+    return {**facts["same"], "gpus": sorted({*facts["gpus"]})}
+
+
+def _usual(facts: Mapping[str, Facts]) -> dict[str, tuple[str, Facts]]:
+    """Of each thing that is compared, a host that has what most have, by name."""
+    places = usual([_compared(each) for each in facts.values()])
+    return {what: [*facts.items()][place] for what, place in places.items()}
+
+
 def _of_host(
-    answer: Answer, own: Facts, answers: Mapping[str, Answer], own_code: bool
+    answer: Answer, own: Facts, usual_hosts: Mapping[str, tuple[str, Facts]], own_code: bool
 ) -> list[Finding]:
     findings = [Finding(**each) for each in own["findings"]]
-    first, its = next((name, each.facts) for name, each in answers.items() if each.facts)
-    for key, expected, here in differing(its["same"], own["same"]):
-        # what is missing altogether has a finding of its own
-        if key in ADVICE and key != "variables":
-            continue
-        said = f"{key} = {shortened(here)}, {first} has {shortened(expected)}"
-        what = key.partition(".")[0]
-        if what == "code" and not own_code:
-            do = "ranks run the code that the run keeps; --live-code would be refused"
-            findings.append(Finding(what, "note", said, do))
-        else:
-            findings.append(Finding(what, "problem", said, ADVICE[what]))
+    for what, (name, its) in usual_hosts.items():
+        theirs, ours = its["same"].get(what), own["same"].get(what)
+        for key, expected, here in differing(theirs, ours, what):
+            # what is missing altogether has a finding of its own
+            if key in ADVICE and key != "variables":
+                continue
+            said = f"{key} = {shortened(here)}, {name} has {shortened(expected)}"
+            if what == "code" and not own_code:
+                do = "ranks run the code that the run keeps; --live-code would be refused"
+                findings.append(Finding(what, "note", said, do))
+            else:
+                findings.append(Finding(what, "problem", said, ADVICE[what]))
 
+    name, its = usual_hosts["gpus"]
+    said = f"{_kinds(own)}, {name} has {_kinds(its)}"
     if bool(its["gpus"]) != bool(own["gpus"]):
-        said = f"{_kinds(own)}, {first} has {_kinds(its)}"
         do = "all hosts need GPUs, or none: look at the driver (nvidia-smi), or leave the host out"
         findings.append(Finding("gpus", "problem", said, do))
-    elif set(its["gpus"]) != set(own["gpus"]):
-        said = f"{_kinds(own)}, {first} has {_kinds(its)}"
+    elif {*its["gpus"]} != {*own["gpus"]}:
         findings.append(Finding("gpus", "note", said, "the slowest sets the pace of all"))
 
     if abs(ahead := answer.clock()) > CLOCK:

@@ -1,13 +1,14 @@
 """What one host says of itself before a run: `python -m robustly.launch.checks.facts QUESTION`
 prints it as JSON. Imports no torch, and takes about a second."""
 
+import contextlib
 import json
 import os
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +18,7 @@ from robustly import UserError, log, manifest, provenance
 from robustly.config import fingerprint
 from robustly.findings import Finding, gigabytes, gpu_health, open_files, shared_memory
 from robustly.gpus import Gpu, gpu_processes, gpus
-from robustly.launch.checks.names import first_host, own_name
+from robustly.launch.checks.names import first_host, network, own_name
 from robustly.resources import available_memory
 
 BEGUN = time.time()
@@ -35,7 +36,7 @@ class Question:
     data: str
     train: str
     config: dict[str, Any] = field(default_factory=dict)
-    """As whoever asks has it; empty: the ranks have compared theirs."""
+    """As whoever asks has it; empty: all ranks are given the same, or have compared theirs."""
     checkpoint: int = 0
     """Bytes of one."""
     checkpoints: int = 0
@@ -49,7 +50,9 @@ class Question:
     master: str = ""
     """Where ranks are to meet; empty: they have met."""
     port: int | None = None
-    """The port that they meet on, if that is on this host and must be free."""
+    """The port that they meet on, if it is chosen by now."""
+    first: bool = False
+    """Whether they meet on this host, where it must be free."""
     other_ports: bool = False
     """Whether a new start would take another."""
     word: str = ""
@@ -95,9 +98,9 @@ def facts(
         *gpu_health(here, computing),
         *enough_gpus(here, question),
         *interfaces(variables, {name for _, name in socket.if_nameindex()}),
-        *(first_host(question.master) if to_meet else []),
+        *(way_to_first(question) if to_meet else []),
         *(own_name(variables) if to_meet and not here else []),
-        *port(question.port, question.other_ports),
+        *(port(question.port, question.other_ports) if question.first and question.port else []),
         *run_folder(question),
         *disk(question),
         open_files(),
@@ -141,8 +144,8 @@ def _same(question: Question, variables: Mapping[str, str]) -> tuple[dict[str, A
     }
     lacks: list[Finding] = []
     try:
-        found["versions"] = provenance.versions()
-        found["code"] = {"commit": manifest.commit(), "source": provenance.source_hash()}
+        code = provenance.code()
+        found |= {"versions": code.pop("versions"), "code": code}
     except metadata.PackageNotFoundError as error:
         do = f"install it there, into {sys.prefix}"
         lacks.append(Finding("libraries", "problem", f"{error.name} is not installed", do))
@@ -218,11 +221,16 @@ def interfaces(variables: Mapping[str, str], there: set[str]) -> list[Finding]:
     return found
 
 
-def port(number: int | None, others: bool) -> list[Finding]:
-    """Whether the port where ranks are to meet is free."""
-    if number is None:
-        return []
+def way_to_first(question: Question) -> list[Finding]:
+    """Whether this host knows and reaches the one where ranks are to meet."""
+    unknown = first_host(question.master)
+    if unknown or question.first or not question.port:
+        return unknown
+    return network(question.master, question.port)
 
+
+def port(number: int, others: bool) -> list[Finding]:
+    """Whether the port where ranks are to meet is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch's store listens
         try:
@@ -253,11 +261,18 @@ def word_file(question: Question) -> Path:
 def write_word(question: Question) -> None:
     """Write the file that the other hosts look for. Raises UserError if that cannot be."""
     file = word_file(question)
-    try:
+    with writing(file.parent):
         file.write_text(question.word)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Something is written into a folder meanwhile. Raises UserError if that cannot be."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
-            f"{file.parent}: cannot be written: {error.strerror}; set paths.root to another place"
+            f"{folder}: cannot be written: {error.strerror}; set paths.root to another place"
         ) from None
 
 

@@ -1,11 +1,15 @@
-"""The names by which the ranks of several hosts find each other: with a bad one they would wait
-without a word."""
+"""The names and the network by which the ranks of several hosts find each other: with bad
+ones they would wait without a word."""
 
 import os
 import socket
 from collections.abc import Mapping
 
 from robustly.findings import Finding
+
+NETWORK = "network"
+PATIENCE = 10.0
+"""Seconds for a connection; the kernel asks again after 1, 3 and 7."""
 
 
 def first_host(address: str) -> list[Finding]:
@@ -16,6 +20,20 @@ def first_host(address: str) -> list[Finding]:
     except OSError as error:
         found = f"does not know the first host, {address} ({error.strerror})"
         return [Finding("first host", "problem", found, "name it as all hosts know it")]
+
+
+def network(address: str, port: int) -> list[Finding]:
+    """Whether this host reaches the one where ranks are to meet, over the network that they will
+    take. Nobody needs to listen there yet: a host that refuses a connection is reached."""
+    try:
+        socket.create_connection((address, port), PATIENCE).close()
+        return []
+    except ConnectionRefusedError:
+        return []
+    except OSError as error:
+        found = f"does not reach {address}, port {port} ({error.strerror or error})"
+        do = "look at the network of the ranks between the two: cables, routes, firewall"
+        return [Finding(NETWORK, "problem", found, do)]
 
 
 def own_name(variables: Mapping[str, str] = os.environ) -> list[Finding]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from robustly import StartAgain, UserError, log
 from robustly.exit_codes import FINISHED, MISTAKE, START_AGAIN
 from robustly.launch.checks.compare import Answer, Fault, rows
+from robustly.launch.checks.names import NETWORK
 
 
 class AllReduce(NamedTuple):
@@ -40,11 +41,11 @@ class Report(NamedTuple):
 
     @property
     def code(self) -> int:
-        """The exit code: a new start may mend what is wrong where hosts only do not answer."""
+        """The exit code: a new start may mend what is wrong where hosts are only not reached."""
         if not self.problems:
             return FINISHED
-        silent = all(fault.finding.what == "reach" for fault in self.problems)
-        return START_AGAIN if silent else MISTAKE
+        cut_off = all(fault.finding.what in ("reach", NETWORK) for fault in self.problems)
+        return START_AGAIN if cut_off else MISTAKE
 
     def refuse(self) -> None:
         """Raises UserError (StartAgain, by `code`) where the run cannot be started like this."""
@@ -74,7 +75,7 @@ class Report(NamedTuple):
             log.say(f"{fault.finding.status:<8} {said}")
             log.say(f"{'':<8} -> {do}")
 
-        if self.all_reduce:
+        if self.all_reduce and self.all_reduce.ranks > 1:
             log.say(str(self.all_reduce))
         log.say("not ready" if self.problems else "ready")
 

@@ -27,6 +27,8 @@ from robustly.pretrain.process_group import start_ranks, stop_ranks
 from robustly.pretrain.ranks import gather_over_ranks, together
 
 BYTES = 2**24
+BOUND = 60.0
+"""Seconds for ranks of the explicit check to find each other, once they have imported torch."""
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -108,18 +110,21 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def be_rank(out: str, question: dict[str, Any] | None) -> None:
+def be_rank(out: str, question: dict[str, Any] | None = None, config: str | None = None) -> None:
     """A rank of the explicit check. The first on each machine, where somebody may have an `out` of
     his own, writes there what the hosts say, if they are asked a `question`, and the
-    all-reduce."""
+    all-reduce. `config`: file with the config that this machine's command was given, where each
+    has one."""
     me = rank_from_environment() or Rank(0, 0, 1, 1, "127.0.0.1", free_port())
     export(me)
     heartbeat.begin(f"rank {me.rank}")
-    device = start_ranks(me.local_rank)
+    heartbeat.allow(BOUND)
+    device = start_ranks(me.local_rank, BOUND)
     places = gather_over_ranks((_this_host(), os.getpid()))
     answers: dict[str, Answer] = {}
     if question:
-        answers = look(Question(**question), device, places).answers
+        own = json.loads(Path(config).read_bytes()) if config else {}
+        answers = look(replace(Question(**question), config=own), device, places).answers
 
     measured = all_reduce(device, len({host for host, _ in places}), times=5)
     if me.local_rank == 0:

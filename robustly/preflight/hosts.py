@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from robustly import UserError
+from robustly.files import write_json
 from robustly.findings import Finding
 from robustly.launch import Launcher
 from robustly.launch.checks import NO_CHECK
 from robustly.launch.checks.asking import ask
 from robustly.launch.checks.compare import Answer, Fault, compare
-from robustly.launch.checks.facts import Question, nearest
+from robustly.launch.checks.facts import Question, nearest, writing
 from robustly.launch.checks.report import AllReduce, Report
 from robustly.launch.job import Job, LaunchOptions, Machines
 from robustly.preflight.memory import rank_memory
@@ -25,6 +26,8 @@ from robustly.pretrain.stage import PretrainingConfig
 from robustly.pretrain.start.question import question_of
 
 RANKS = "robustly.pretrain.start.check_hosts"
+QUIET = ("TORCH_CPP_LOG_LEVEL=ERROR",)
+"""Torch reads it as it is imported; it would warn of hosts without a name."""
 
 
 def look(
@@ -74,16 +77,24 @@ def examine(
             " start, before anything is written"
         )
 
-    folder = Path(tempfile.mkdtemp(prefix=".robustly-check-", dir=nearest(job.finished.parent)))
+    place = nearest(job.finished.parent)
+    with writing(place):
+        folder = Path(tempfile.mkdtemp(prefix=".robustly-check-", dir=place))
     try:
         out = folder / "result.json"
-        asked = None if launcher.reached else asdict(_question(config))
-        order = json.dumps({"out": str(out), "question": asked})
+        order: dict[str, Any] = {"out": str(out)}
+        if not launcher.reached:
+            order["question"] = asdict(_question(config))
+        if options.meets:  # the other machines' commands have configs of their own
+            order["config"] = str(folder / "config.json")
+            write_json(Path(order["config"]), config.resolved())
+
         ranks = replace(
             job,
-            command=(sys.executable, "-m", RANKS, order),
+            command=("/usr/bin/env", *QUIET, sys.executable, "-m", RANKS, json.dumps(order)),
             finished=out,
             name=f"{job.name}-check",
+            keeps_logs=False,
         )
         code = run(ranks, _once(options))
         if not out.exists():
@@ -105,7 +116,7 @@ def _ask(machines: Machines, config: PretrainingConfig, live_code: bool) -> Repo
 
 def _question(config: PretrainingConfig) -> Question:
     memory = rank_memory(config, config.run.ranks, "cuda").peak
-    return replace(question_of(config), config=config.resolved(), gpu_memory=memory)
+    return replace(question_of(config), gpu_memory=memory)
 
 
 def _once(options: LaunchOptions) -> LaunchOptions:

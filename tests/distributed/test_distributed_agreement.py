@@ -23,6 +23,7 @@ from robustly.experiment import data_work, load_experiment, tokenizer_work
 from robustly.files import sha256, write_json
 from robustly.metrics import read_metrics
 from robustly.pretrain import loop
+from robustly.pretrain.agreement import disagreements
 from robustly.pretrain.checkpoints import checkpoint
 from robustly.pretrain.loop import pretrain
 from robustly.pretrain.ranks import FailedOnAnotherRank
@@ -85,6 +86,17 @@ def test_another_config_on_a_rank_is_named(
     assert nothing_was_written(config)
 
 
+def test_of_several_ranks_the_odd_one_is_named_first_or_not() -> None:
+    own, theirs = {"seed": 2, "code": {"commit": "c"}}, {"seed": 1, "code": {"commit": "c"}}
+    other_code = {"seed": 1, "code": {"commit": "d"}}
+    hosts = ["a", "a", "b", "b"]
+    assert disagreements(hosts, [own, theirs, theirs, other_code]) == [
+        "rank 0 on a: seed = 2, rank 1 has 1",
+        "rank 3 on b: code.commit = d, rank 0 has c",
+    ]
+    assert disagreements(hosts[1:3], [own, theirs]) == ["rank 1 on b: seed = 1, rank 0 has 2"]
+
+
 def test_all_processes_end_with_the_code_of_a_mistake(
     pretraining: MakePretraining, prepared: Path, tmp_path: Path
 ) -> None:
@@ -105,7 +117,7 @@ def test_all_processes_end_with_the_code_of_a_mistake(
         )
         for rank in ("0", "1")
     ]
-    said = [process.communicate(timeout=100)[1] for process in processes]
+    said = [process.communicate(timeout=600)[1] for process in processes]
     assert [process.returncode for process in processes] == [exit_codes.MISTAKE] * 2
     assert "run.zero_stage = 1, rank 0 has 0" in said[0]
     assert not any("Traceback" in text for text in said)

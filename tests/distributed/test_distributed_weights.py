@@ -65,6 +65,13 @@ def test_a_flipped_bit_on_a_rank_is_found(
     assert said[1].startswith("update 4: the ranks hold different weights; no checkpoint was")
     assert f"  rank 1 on {socket.gethostname()}: 1 of " in said[1]
     assert "such as model.lm_head.layer_norm.bias, differ from those of rank 0 on " in said[1]
+    assert "A bit may have flipped there, in memory" in said[1]
+
+
+def test_two_ranks_cannot_tell_which_is_right(make_pretraining: MakePretraining) -> None:
+    _, (kind, said, _) = run_distributed(2, flip_and_train, make_pretraining("two"), 0)
+    assert kind == "StartAgain" and "differ from those of rank 0 on " in said
+    assert "A bit may have flipped on either side (which, so few cannot tell), in" in said
 
 
 def test_the_same_run_goes_on_from_the_checkpoint_before(pretraining: MakePretraining) -> None:

@@ -111,6 +111,12 @@ def test_all_that_is_wrong_is_said_at_once(hosts: Hosts, small: Small, other_dat
 
 
 def test_a_host_that_is_down_is_a_line_of_the_table(hosts: Hosts, small: Small) -> None:
+    """And one that ssh reaches, over another network than the ranks would."""
+    hosts.drop_data("nodeb")
+    refused = launch(hosts, small)
+    assert refused.returncode == 75 and written(small) == set(), refused.stderr
+    assert "nodeb: network: does not reach nodea, port 29500" in refused.stderr
+
     hosts.cut("nodeb")
     done = check(hosts, small, "--json")
     assert done.returncode == 75

@@ -1,6 +1,8 @@
 """What hosts say of themselves before a run, and what is made of it."""
 
+import errno
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -82,10 +84,25 @@ def test_hosts_that_are_alike_and_well() -> None:
 def test_what_differs_is_named_once_with_its_hosts_and_both_values(
     same: dict[str, Any], expected: str
 ) -> None:
-    faults = compare({"a": answered(), "b": answered(same=same), "c": answered(same=same)})
-    ((hosts, finding),) = faults
+    odd = answered(same=same)
+    ((hosts, finding),) = compare({"a": answered(), "b": odd, "c": odd, "d": answered()})
     assert hosts == ("b", "c") and finding.status == "problem" and finding.found == expected
     assert finding.do
+
+
+def test_of_several_hosts_the_odd_ones_are_named_first_or_not() -> None:
+    """Each by what it alone has of its own."""
+    answers = {
+        "a": answered(same={"code": {"commit": "def"}}, gpus=["H100"]),
+        "b": answered(),
+        "c": answered(same={"data": {"recipe": "d2", "files": "f1"}}),
+        "d": answered(),
+    }
+    assert said(compare(answers)) == [
+        ("a", "problem", "code: code.commit = def, b has abc"),
+        ("a", "problem", "gpus: 1 x H100, b has no GPU"),
+        ("c", "problem", "data: data.recipe = d2, a has d1"),
+    ]
 
 
 def test_code_of_a_host_that_ranks_do_not_run_is_a_note() -> None:
@@ -159,6 +176,14 @@ def test_a_host_may_be_missing_where_others_can_stand_in(
     found.warn()
     assert "warning: c: reach: ssh: connect" in capsys.readouterr().err
     assert Report(answers, compare({**answers, "d": SILENT}, spare=1)).code == START_AGAIN
+
+    lost = Finding("network", "problem", "does not reach a", "look at it")
+    away = answered(findings=[asdict(lost)])
+    (one,) = compare({**answers, "c": away}, spare=1)
+    assert (one.hosts, one.finding.what, one.finding.status) == (("c",), "network", "note")
+    both = {**answers, "d": away}
+    assert {fault.finding.status for fault in compare(both, spare=1)} == {"problem"}
+    assert Report(both, compare(both, spare=1)).code == START_AGAIN
 
 
 @pytest.mark.parametrize(
@@ -281,16 +306,39 @@ def test_names_by_which_hosts_cannot_find_each_other(
     assert found == "does not know the first host, gpu01 (Name or service not known)"
 
 
+def test_a_first_host_that_is_not_reached(
+    question: Question, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(code: int) -> Callable[[tuple[str, int], float], None]:
+        def refuse(address: tuple[str, int], timeout: float) -> None:
+            assert address == ("localhost", 29500)
+            raise OSError(code, os.strerror(code))
+
+        return refuse
+
+    asked = replace(question, hosts=2, master="localhost", port=29500)
+    monkeypatch.setattr(socket, "create_connection", connect(errno.EHOSTUNREACH))
+    found = found_by(asked)["network"]
+    assert found.found == "does not reach localhost, port 29500 (No route to host)"
+    assert found.status == "problem" and "firewall" in found.do
+    assert "network" not in found_by(replace(asked, first=True))
+    assert "network" not in found_by(replace(asked, port=None))
+    # nobody listens there yet
+    monkeypatch.setattr(socket, "create_connection", connect(errno.ECONNREFUSED))
+    assert "network" not in found_by(asked)
+
+
 def test_a_port_that_is_taken(question: Question) -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         number = taken.getsockname()[1]
-        found = found_by(replace(question, port=number))["port"]
+        here = replace(question, port=number, first=True)
+        found = found_by(here)["port"]
         assert f"port {number}" in found.found and found.status == "problem"
-        others = replace(question, port=number, other_ports=True)
-        assert found_by(others)["port"].status == "note"
-    assert "port" not in found_by(replace(question, port=number))
+        assert found_by(replace(here, other_ports=True))["port"].status == "note"
+        assert "port" not in found_by(replace(here, first=False))
+    assert "port" not in found_by(here)
 
 
 @pytest.mark.parametrize(

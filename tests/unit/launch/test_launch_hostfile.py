@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from rank_program import alive, notes, signals, wait_for
 
-from robustly import UserError
+from robustly import StartAgain, UserError
+from robustly.findings import Finding
 from robustly.launch import HostfileOptions, Job, attempts, cores, hostfile, node
+from robustly.launch.job import NodeRanks
 
 pytestmark = pytest.mark.processes
 
@@ -384,8 +386,17 @@ def test_a_host_that_knows_itself_by_a_loopback_address_is_told(
     if interface:
         monkeypatch.setenv("GLOO_SOCKET_IFNAME", interface)
 
-    node.check_names("localhost")
+    node.check_way(NodeRanks(0, 1, 2, "localhost", 29500))
     assert ("export GLOO_SOCKET_IFNAME" in capsys.readouterr().err) == warned
+
+
+def test_a_host_that_does_not_reach_the_first_one_is_worth_a_new_start(monkeypatch):
+    """On another one of the spares, perhaps."""
+    lost = Finding("network", "problem", "does not reach localhost, port 29501", "look at it")
+    monkeypatch.setattr(node, "network", lambda address, port: [lost])
+    with pytest.raises(StartAgain, match="does not reach localhost, port 29501; look at it"):
+        node.check_way(NodeRanks(1, 1, 2, "localhost", 29501))
+    node.check_way(NodeRanks(0, 1, 2, "localhost", 29501))
 
 
 def test_a_first_host_that_the_others_do_not_know_stops_the_run(tmp_path, rank, ssh, capfd):
