@@ -52,14 +52,16 @@ scripts: $(INSTALLED)
 docs: $(INSTALLED)
 	$(VENV)/bin/python docs/api.py site
 
-# Made once, and again when pyproject.toml or the constraints change. pip takes torch from the indexes that it is configured with.
+# Made once, and again when pyproject.toml or the constraints change. pip takes torch from the indexes that it is configured with,
+# and would compile on one core: half of the time. Some libraries bring files that are templates and do not compile.
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
 	    echo "robustly needs Python 3.11 to 3.13; $(PYTHON) is: $$($(PYTHON) --version 2>&1)"; \
 	    echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@echo "Installing robustly and what it needs into $(VENV): about two minutes, longer on a slow network ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
+	@$(VENV)/bin/python -m pip install -qq --no-compile --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
+	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 # Runs stay: they are somebody's work.

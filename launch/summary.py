@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 from robustly import log
@@ -44,7 +45,7 @@ def summary(ended: Ended, train: Path, newest: Path | None, command: str) -> lis
     file = train / "logs" / log_name(ended.host, ended.rank) if ended.rank is not None else None
     then = {FAULT: "report this; to go on: ", MISTAKE: "mend it; then: "}.get(ended.code, "")
     rows = {
-        "where": " on ".join(filter(None, (rank, ended.host))),
+        "where": "" if _list(ended) else " on ".join(filter(None, (rank, ended.host))),
         "why": _reason(ended),
         "last update": str(ended.update) if ended.update else "",
         "checkpoint": os.path.relpath(newest) if newest else "none yet",
@@ -64,4 +65,12 @@ def _reason(ended: Ended) -> str:
     if ended.code == FAULT:  # a traceback
         return lines[-1]
 
-    return lines[0].removeprefix(f"rank {ended.rank} on {ended.host}: ").partition("; ")[0]
+    reason = lines[0].removeprefix(f"rank {ended.rank} on {ended.host}: ").partition("; ")[0]
+    return ": ".join([reason, *_list(ended)[:1]])
+
+
+def _list(ended: Ended) -> list[str]:
+    """The indented lines under the first: what ranks or hosts have that others have not, each with
+    its name. Nobody is to blame but those, and rank 0 speaks for all."""
+    below = ended.text.splitlines()[1:] if ended.code != FAULT else []
+    return [line.strip() for line in takewhile(lambda line: line.startswith("  "), below)]

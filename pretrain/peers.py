@@ -16,7 +16,17 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from robustly import heartbeat, log
 from robustly.exit_codes import START_AGAIN
-from robustly.heartbeat import BEAT, Kind, Odd, Phase, Record, Seen, Watch, to_blame
+from robustly.heartbeat import (
+    BEAT,
+    Kind,
+    Odd,
+    Phase,
+    Record,
+    Seen,
+    Watch,
+    heard_by_network,
+    to_blame,
+)
 
 LEAVE = 4 * BEAT
 """Seconds that a rank that failed gives the others to hear of it."""
@@ -110,8 +120,9 @@ class _Peers:
             name: one._replace(bound=max(one.bound, own.bound)) for name, one in found.items()
         }
         self.all.look({**records, "rank 0": own})
-        seen = [one._replace(host=hosts.get(one.name, "")) for one in self.all.seen()]
-        if hung := to_blame(seen):
+        here = socket.gethostname()
+        seen = [one._replace(host=hosts.get(one.name, here)) for one in self.all.seen()]
+        if hung := to_blame(heard_by_network(seen)):
             fault = _fault(self.rank, START_AGAIN, hung.message(), hung.odd)
             heartbeat.end_hung(hung, partial(self.fail_by, fault))
 
@@ -134,7 +145,7 @@ class _Peers:
             idle_there = max(now["idle"], silent)
             found.append(Seen(f"rank {rank}", record, silent, idle_there, now["host"]))
 
-        return found
+        return heard_by_network(found)
 
     def told(self, store: dist.Store) -> dict[int, Any]:
         """What the others told last, but for those that are through."""

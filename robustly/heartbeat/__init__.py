@@ -32,6 +32,7 @@ from robustly.heartbeat.memory import stack as stack
 from robustly.heartbeat.watch import BEAT as BEAT
 from robustly.heartbeat.watch import Seen as Seen
 from robustly.heartbeat.watch import Watch as Watch
+from robustly.heartbeat.watch import heard_by_network as heard_by_network
 from robustly.heartbeat.watch import to_blame as to_blame
 
 VARIABLE = "ROBUSTLY_HEARTBEAT"

@@ -3,7 +3,7 @@ only wait for."""
 
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -66,19 +66,26 @@ class Seen(NamedTuple):
         """What to tell the user, and what he can do."""
         where = f"{self.name} on {self.host or socket.gethostname()}"
         record = self.record
+        last = f"last in {record.phase.words}"
+        if record.update:
+            last += f" of update {record.update}"
+
         if self.away > SILENT:
-            return f"{where}: its host has not been heard of for {self.away:.0f} s; {_ADVICE}"
+            return (
+                f"{where}: nothing has been heard of {self.host} for {self.away:.0f} s: it is down,"
+                f" or cut off from {socket.gethostname()}, or what runs there is stopped; {last};"
+                f" {_ADVICE}"
+            )
         if not record.beats:
             return f"{where}: gave no sign of life for {self.idle:.0f} s after its start; {_ADVICE}"
-
-        stands = record.phase.words + (f" of update {record.update}" if record.update else "")
         if self.cut_off:
             return (
                 f"{where}: the network between it and other hosts is cut off: nothing has come"
-                f" through for {self.unanswered:.0f} s, last in {stands}; {_ADVICE}"
+                f" through for {self.unanswered:.0f} s, {last}; {_ADVICE}"
             )
+
         stopped = ", and its process is stopped or stuck" if self.stopped else ""
-        return f"{where}: no update for {self.idle:.0f} s{stopped}, last in {stands}; {_ADVICE}"
+        return f"{where}: no update for {self.idle:.0f} s{stopped}, {last}; {_ADVICE}"
 
 
 _ADVICE = (
@@ -140,6 +147,15 @@ class Watch:
     def hung(self) -> Seen | None:
         """Whom to end, if one is overdue."""
         return to_blame(self.seen())
+
+
+def heard_by_network(seen: Sequence[Seen]) -> list[Seen]:
+    """Of ranks that tell each other what they are at: other hosts are heard of by their ranks
+    alone. Where none of those beats, they may be stopped, or the host down, or cut off from this
+    one."""
+    here = socket.gethostname()
+    quiet = {one.host: min(two.silent for two in seen if two.host == one.host) for one in seen}
+    return [one if one.host == here else one._replace(away=quiet[one.host]) for one in seen]
 
 
 def to_blame(seen: Iterable[Seen]) -> Seen | None:

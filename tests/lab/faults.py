@@ -50,8 +50,6 @@ class Fault:
     mend: Strike = nothing
     odd: str = FAR
     """The host that is to be named; "": nobody is to blame."""
-    unclear: tuple[str, ...] = ()
-    """Launchers that see no more than that two hosts no longer reach each other."""
     before: bool = False
     """It is there before the start."""
     codes: tuple[int, ...] = (START_AGAIN,)
@@ -149,7 +147,7 @@ FAULTS = (
     Fault("rank killed", lambda trial: trial.rank(1).kill()),
     Fault("rank stopped", lambda trial: trial.rank(1).suspend()),
     Fault("far host cut", lambda trial: trial.hosts.cut(FAR), heal),
-    Fault("near host cut, of rank 0", lambda trial: trial.hosts.cut(NEAR), heal, odd=NEAR, unclear=("torchrun", "openmpi", "mpich")),
+    Fault("near host cut, of rank 0", lambda trial: trial.hosts.cut(NEAR), heal, odd=NEAR),
     Fault("data network dropped", lambda trial: trial.hosts.drop_data(FAR), heal),
     Fault("launcher's host cut", lambda trial: trial.hosts.cut(LAUNCHER), heal, odd="", without=("torchrun", "slurm", "openmpi", "mpich")),
     Fault("far host crashed", crash, reboot),

@@ -68,13 +68,14 @@ class Result:
     """What the same command led to: "" where to the model of the undisturbed run."""
 
     @property
-    def named(self) -> bool:
-        """Whether the odd host is named, where the console speaks of what was wrong."""
-        wrong = "\n".join(
-            re.findall(r"^(?:\w+: )?(?:where|why|.*error:|  ).*", self.said, re.MULTILINE)
+    def named(self) -> list[str]:
+        """The hosts that the console names where it says what was wrong, not as its speaker."""
+        lines = (
+            re.sub(rf"^(\[\w+:\d+\] |{NEAR}: |{FAR}: )", "", line)
+            for line in self.said.splitlines()
         )
-        possible = (NEAR, FAR) if self.launcher in self.fault.unclear else (self.fault.odd,)
-        return any(name in wrong for name in possible)
+        wrong = [line for line in lines if re.match(r"(where|why) |error: |  (?!File)", line)]
+        return [name for name in (NEAR, FAR) if any(name in line for line in wrong)]
 
     @property
     def trained(self) -> bool:
@@ -105,7 +106,7 @@ class Result:
             found.append(f"took {self.seconds:.0f} s")
         if self.code not in (*self.fault.codes, None) and not self.trained:
             found.append(f"exit code {self.code}")
-        if not self.named and not self.trained:
+        if self.fault.odd not in ("", *self.named) and not self.trained:
             found.append(f"{self.fault.odd} is not named")
         return found + ([self.again] if self.again else [])
 
@@ -264,14 +265,15 @@ def cell(result: Result) -> str:
 def table(results: list[Result]) -> str:
     names = [name for name in LAUNCHERS if any(result.launcher == name for result in results)]
     lines = [
-        f"| fault | who is named | {' | '.join(names)} |",
+        f"| fault | to blame, and named | {' | '.join(names)} |",
         f"| --- | --- |{' --- |' * len(names)}",
     ]
     for fault in FAULTS:
         cells = {r.launcher: cell(r) for r in results if r.fault == fault}
         if cells:
-            shown = " | ".join(cells.get(name, "") for name in names)
-            lines.append(f"| {fault.name} | {fault.odd} | {shown} |")
+            none = dict.fromkeys(fault.without, "no such host")
+            shown = " | ".join((none | cells).get(name, "") for name in names)
+            lines.append(f"| {fault.name} | {fault.odd or 'nobody'} | {shown} |")
     return "\n".join(lines) + "\n"
 
 

@@ -65,6 +65,13 @@ def test_other_ends(tmp_path, ended, why, following):
     assert found["where"] == ("a" if ended.rank is None else "rank 0 on a")
 
 
+def test_what_ranks_found_together_is_nobodys(tmp_path):
+    """Rank 0 speaks for all; the lines below the first say who has what."""
+    text = "rank 0 on a: the hosts are not ready; nothing was written\n  b: seed = 9, a has 1\n    -> mend\n`robustly"
+    lines = summary.summary(Ended(2, Kind.ERROR, "a", 0, text), tmp_path, None, "robustly x")
+    assert lines[0] == "why          the hosts are not ready: b: seed = 9, a has 1"
+
+
 @pytest.mark.parametrize(
     ("ended", "told"),
     [

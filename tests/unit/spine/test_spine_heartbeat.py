@@ -1,11 +1,14 @@
 """Who is hung, as those see it who watch."""
 
+import socket
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from robustly.heartbeat import Kind, Phase, Record, Seen, Watch, file, to_blame
+from robustly.heartbeat import Kind, Phase, Record, Seen, Watch, file, heard_by_network, to_blame
+
+HERE = socket.gethostname()
 
 
 def seen(
@@ -135,9 +138,26 @@ def test_what_the_user_is_told() -> None:
     cut = at(seen(3, 42, Phase.STEP), "gpu02", unanswered=41).message()
     assert "the network between it and other hosts is cut off" in cut and "for 41 s" in cut
     lost = at(seen(3, 42, Phase.STEP), "gpu02", away=11).message()
-    assert "its host has not been heard of for 11 s" in lost
+    assert f"nothing has been heard of gpu02 for 11 s: it is down, or cut off from {HERE}" in lost
     never = Seen("rank 3", Record(0, 0, 0, 0, Phase.START, 300.0), 301, 301, "gpu02")
     assert "gave no sign of life for 301 s" in never.message()
+
+
+def test_hosts_are_heard_of_by_their_ranks() -> None:
+    """One that is silent among others is stopped; where all of a host are, nobody knows why."""
+    ranks = heard_by_network(
+        [
+            at(seen(0, 20, Phase.BACKWARD, silent=20), HERE),
+            at(seen(1, 20, Phase.BACKWARD, silent=20), "b"),
+            at(seen(2, 20, Phase.OTHERS, silent=0.5), "b"),
+            at(seen(3, 20, Phase.BACKWARD, silent=19), "c"),
+            at(seen(4, 20, Phase.OTHERS, silent=18), "c"),
+        ]
+    )
+    assert [one.away for one in ranks] == [0, 0.5, 0.5, 18, 18]
+    assert "its process is stopped" in ranks[0].message()
+    assert "its process is stopped" in ranks[1].message()
+    assert "nothing has been heard of c for 18 s" in ranks[4].message()
 
 
 def record(beats: int, marks: int) -> Record:
