@@ -108,16 +108,16 @@ def test_a_rank_that_never_begins_is_named(monkeypatch, capfd):
 def test_sigterm_ends_a_launcher_whatever_its_ranks_do(tmp_path, beating, launcher):
     """These mark progress for ever, and leave the signal alone."""
     body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwork(60)"
-    command = beating(body)
+    command = beating(body, bound=4.0)  # a busy machine may keep them from a mark for a second
     process = launcher(
         f"import sys; from robustly.launch import local;"
         f" sys.exit(local.run({command!r}, 2, {{}}, grace=1.0))"
     )
     wait_for(lambda: len(pids(tmp_path)) == 2, seconds=30)
     process.terminate()
-    _, console = process.communicate(timeout=30)
+    _, console = process.communicate(timeout=50)
     assert process.returncode == 75
-    assert "did not leave within 2 s of SIGTERM" in console.splitlines()[-1]
+    assert "did not leave within 5 s of SIGTERM" in console.splitlines()[-1]
     assert not any(map(alive, pids(tmp_path)))
 
 
