@@ -18,6 +18,7 @@ from robustly.heartbeat import Fault, Kind
 from robustly.launch import ends
 from robustly.launch.ends import End
 from robustly.launch.local import ends_with_us
+from robustly.launch.logs import DRAIN
 from robustly.launch.supervise import GOES_ON, GRACE, Ended, supervise
 
 if TYPE_CHECKING:
@@ -134,6 +135,9 @@ class Foreign:
         code, now = self.poll(), time.monotonic()
         if not code:
             return None
+
+        while self.look() and time.monotonic() < now + DRAIN:
+            time.sleep(0.1)  # what ranks said last is shown before what there is to say of it
 
         if not self.ranks:
             text = f"{self.name} ended with exit code {code}, and no rank had begun: see above"

@@ -20,7 +20,7 @@ from robustly import UserError, log
 from robustly.exit_codes import FAULT, FINISHED, INTERRUPTED, MISTAKE, START_AGAIN
 from robustly.files import matching, write_json
 from robustly.heartbeat import Kind
-from robustly.launch import ends, slurm_output
+from robustly.launch import ends, rank_log, slurm_output
 from robustly.launch.ends import End
 from robustly.launch.environment import first_host, tasks_per_node
 from robustly.launch.local import free_port
@@ -227,6 +227,7 @@ def step_environment(environment: Mapping[str, str], train_folder: Path) -> dict
     found = {
         ends.ATTEMPT: attempt_of(environment),
         ends.FOLDER: str(train_folder.absolute()),
+        rank_log.READ: "1",
         "MASTER_ADDR": first_host(environment["SLURM_JOB_NODELIST"]),
         "MASTER_PORT": str(free_port(numbers)),
     }

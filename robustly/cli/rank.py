@@ -14,7 +14,7 @@ from robustly.config import file_of
 from robustly.exit_codes import FAULT, START_AGAIN
 from robustly.experiment import load_experiment
 from robustly.heartbeat import Kind
-from robustly.launch import ends, snapshot
+from robustly.launch import ends, rank_log, snapshot
 from robustly.launch.environment import Rank, export, rank_from_environment
 
 
@@ -47,6 +47,9 @@ def be_rank(
             flags += [] if stop_after is None else ["--stop-after", str(stop_after)]
             typed = ["pretrain", str(file_of(config).absolute()), *(overrides or []), *flags]
             _run_own_code(experiment.folder("train").absolute(), typed, me.rank)
+
+        if not heartbeat.watched() and rank_log.READ not in os.environ:
+            rank_log.keep(experiment.folder("train").absolute(), socket.gethostname(), me)
 
         heartbeat.allow(experiment.run.start_timeout)
         from robustly.pretrain import loop, peers, ranks
@@ -110,6 +113,7 @@ def _fail(
 
 def _leave(code: int) -> NoReturn:
     """End at once: what Python and the libraries do at an orderly end may wait for lost ranks."""
+    rank_log.end()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

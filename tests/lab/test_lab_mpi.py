@@ -30,3 +30,6 @@ def test_a_signal_stops_the_ranks_of_all_hosts_with_a_checkpoint(hosts, small, m
     (update,) = small.checkpoints()
     assert f"stopped after update {update}, with a checkpoint" in told
     assert not any(hosts.ranks(name) for name in hosts.names)
+    assert "[nodea:0] update " in told
+    assert "update " in (small.train / "logs/nodea-0.log").read_text()
+    assert "rank 1 of 2 on nodeb" in (small.train / "logs/nodeb-1.log").read_text()

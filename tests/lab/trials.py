@@ -71,7 +71,7 @@ class Result:
     def named(self) -> list[str]:
         """The hosts that the console names where it says what was wrong, not as its speaker."""
         lines = (
-            re.sub(rf"^(\[\w+:\d+\] |{NEAR}: |{FAR}: )", "", line)
+            re.sub(rf"^({NEAR}: |{FAR}: )?(\[\w+:\d+\] )?", "", line)
             for line in self.said.splitlines()
         )
         wrong = [line for line in lines if re.match(r"(where|why) |error: |  (?!File)", line)]
