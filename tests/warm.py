@@ -298,8 +298,10 @@ def _take_place(words: list[str]) -> None:
     kept = json.loads((first / "robustly-code.json").read_bytes())["files"]
     if {name: kept[name] for name in kept if name.endswith(".py")} != snapshot._hashes():
         os.execv(PYTHON, [PYTHON, *words])
-    snapshot.PACKAGE = first / "robustly"  # type: ignore[attr-defined]
-    for name in ("robustly", "robustly.manifest"):  # by which it says what code it is
+    # by which it says what code it is
+    for each in (snapshot, sys.modules["robustly.provenance"]):
+        each.PACKAGE = first / "robustly"  # type: ignore[attr-defined]
+    for name in ("robustly", "robustly.manifest"):
         module = sys.modules[name]
         module.__file__ = str(first / Path(str(module.__file__)).relative_to(ROOT))
 
