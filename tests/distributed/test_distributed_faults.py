@@ -2,6 +2,7 @@
 code, and nothing that hangs."""
 
 import os
+import re
 import signal
 import socket
 import time
@@ -52,7 +53,9 @@ def body(pretraining: MakePretraining) -> Callable[..., Body]:
 
 
 def lines(capfd: pytest.CaptureFixture[str]) -> list[str]:
-    return [line for line in capfd.readouterr().err.splitlines() if line.strip()]
+    """What was printed, without the names of those who printed it."""
+    said = (re.sub(r"^\[\S+:\d+\] ", "", line) for line in capfd.readouterr().err.splitlines())
+    return [line for line in said if line.strip()]
 
 
 def in_data_thread(rank: int) -> None:
