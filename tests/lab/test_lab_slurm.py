@@ -120,7 +120,7 @@ def test_how_jobs_end(cluster: Slurm) -> None:
     assert "starts in a row without progress: 2 (--restarts 1)" in stuck.said
 
     stopped.wait_begun(1)
-    assert "stopped after update 1\nback into the queue" in stopped.said
+    assert re.search(r"stopped after update \d+\nback into the queue", stopped.said)
     assert stopped.begun(1)[0]["MASTER_PORT"] != stopped.begun(0)[0]["MASTER_PORT"]
     stopped.cancel()
 
@@ -279,6 +279,9 @@ def test_a_training_goes_through_signals_and_a_cut_node(slurm: Slurm, small: Sma
     slurm.hosts.wait(lambda: slurm.requeued(job) == 3, "another node", LONG)
     assert slurm.wait(job) == "COMPLETED", (small.folder / f"slurm-{job}.out").read_text()
     assert slurm.facts(job)["NodeList"] == "nodeb,nodec"
+    printed = (small.folder / f"slurm-{job}.out").read_text()
+    assert "\n[nodeb:0] update " in printed  # each line is told apart once
+    assert "update " in (small.train / "logs/nodeb-0.log").read_text()
     here = [sys.executable, "-m", "robustly.cli", "pretrain", str(undisturbed.config), *settings]
     subprocess.run(
         [*here, "run.ranks=2"],
