@@ -22,8 +22,8 @@ def test_every_difference_is_named_once_for_the_ranks_of_a_host() -> None:
     other = of(seed=2, optim={"peak_lr": 0.1, "betas": [0.9, 0.99]})
     student = of(teacher={"path": "x"})
     assert disagreements(["a", "a", "b", "b", "c"], [of(), of(), other, other, student]) == [
-        "ranks 2, 3 on b: optim.betas = [0.9, 0.99], rank 0 has [0.9, 0.98]",
         "ranks 2, 3 on b: seed = 2, rank 0 has 1",
+        "ranks 2, 3 on b: optim.betas = [0.9, 0.99], rank 0 has [0.9, 0.98]",
         'rank 4 on c: teacher = {"path": "x"}, rank 0 has absent',
     ]
 
