@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from robustly import heartbeat
 from robustly.launch import ends
 from robustly.launch.environment import Rank
 from robustly.launch.logs import DRAIN, Output
@@ -27,7 +28,10 @@ class _Own:
 
 def keep(train: Path, host: str, me: Rank) -> None:
     """From now on, what this process prints goes to the console with `[host:rank]` before each
-    line, and into its log below a run's folder."""
+    line, and into its log below a run's folder; unless a launcher of ours sees to that."""
+    if heartbeat.watched() or READ in os.environ:
+        return
+
     all_here = "all here" if me.world_size == me.local_size else ""
     attempt = ends.attempt_name(os.environ)
     heard, over = os.pipe()

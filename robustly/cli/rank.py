@@ -48,8 +48,7 @@ def be_rank(
             typed = ["pretrain", str(file_of(config).absolute()), *(overrides or []), *flags]
             _run_own_code(experiment.folder("train").absolute(), typed, me.rank)
 
-        if not heartbeat.watched() and rank_log.READ not in os.environ:
-            rank_log.keep(experiment.folder("train").absolute(), socket.gethostname(), me)
+        rank_log.keep(experiment.folder("train").absolute(), socket.gethostname(), me)
 
         heartbeat.allow(experiment.run.start_timeout)
         from robustly.pretrain import loop, peers, ranks

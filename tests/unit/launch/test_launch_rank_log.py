@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from robustly.launch import rank_log
+
 pytestmark = pytest.mark.processes
 
 RANK = """
@@ -41,6 +43,12 @@ def test_lines_go_to_the_console_with_a_name_and_into_the_log(train):
     assert (code, console) == (0, ["[gpu02:9] said", "[gpu02:9] complained"])
     header, *lines = (train / "logs/gpu02-9.log").read_text().splitlines()
     assert header.endswith("rank 9 of 16 on gpu02") and lines == ["said", "complained"]
+
+
+def test_a_launcher_that_reads_it_is_left_to_it(train, monkeypatch):
+    monkeypatch.setenv(rank_log.READ, "1")
+    assert printed_by(train) == (0, ["complained"])
+    assert not (train / "logs").exists()
 
 
 def test_last_words_are_kept_whatever_ends_the_rank(train):

@@ -15,7 +15,16 @@ import pytest
 
 from robustly import UserError
 from robustly.heartbeat import Kind
-from robustly.launch import Job, SlurmOptions, ends, slurm, slurm_job, slurm_output, slurm_stages
+from robustly.launch import (
+    Job,
+    SlurmOptions,
+    ends,
+    rank_log,
+    slurm,
+    slurm_job,
+    slurm_output,
+    slurm_stages,
+)
 from robustly.launch.ends import End
 from robustly.launch.job import StageJob
 from robustly.launch.logs import Output
@@ -383,6 +392,7 @@ def test_srun_gets_the_command_unchanged_and_all_meet_on_the_first_host(tmp_path
     assert given["MASTER_ADDR"] == "gpu03"
     assert 20000 + 12345 % 12000 <= int(given["MASTER_PORT"]) < 32768
     assert given[ends.ATTEMPT] == "12345.4" and given[ends.FOLDER] == str(tmp_path)
+    assert rank_log.READ in given  # srun's output is told apart by the job
     assert given["SRUN_CPUS_PER_TASK"] == given["OMP_NUM_THREADS"] == "6"
 
 
