@@ -15,8 +15,8 @@ from tests.lab.small import CORPUS, Small
 
 pytestmark = pytest.mark.full
 QUICK = "--ssh-option ConnectTimeout=3"
-LEFT = {"ends"}
-"""What may be in the run's folder after a refusal: how ranks ended."""
+LEFT = {"ends", "logs"}
+"""What may be in the run's folder after a refusal: how ranks ended, and what they had to say."""
 
 
 def robustly(hosts: Hosts, words: str, host: str = "nodea", **more):
