@@ -12,10 +12,12 @@ from robustly.pretrain.config import ModelConfig
 from robustly.pretrain.micro_batch import MicroBatch
 from robustly.pretrain.objective import (
     NEXT_SENTENCE,
+    LossTerm,
     MaskedLanguageModel,
     NextSentenceHead,
     new_model,
     roberta_config,
+    weighted,
 )
 from synthetic import VOCABULARY, masking, model, order
 
@@ -100,6 +102,14 @@ def test_fresh_weights_follow_fairseq() -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(fresh.parameters(), same.parameters(), strict=True)
     )
+
+
+def test_the_loss_is_the_weighted_sum_of_means_and_that_of_its_parts() -> None:
+    """What decides whether an update is accepted, and what each micro-batch is blamed for."""
+    terms = [LossTerm("loss_sum", "masked_tokens"), LossTerm("pair_loss_sum", "pairs", weight=0.5)]
+    assert weighted([12.0, 10.0], terms, [4, 5]) == 12 / 4 + 0.5 * 10 / 5
+    micro_batches = [weighted([9.0, 2.0], terms, [4, 5]), weighted([3.0, 8.0], terms, [4, 5])]
+    assert sum(micro_batches) == pytest.approx(4.0)
 
 
 def test_the_recipe_is_roberta_bases_published_configuration() -> None:
