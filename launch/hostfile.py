@@ -7,6 +7,8 @@ when one fails nor passes arguments through unchanged: each machine gets one ssh
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,6 +102,7 @@ def commands(
 def reached(job: Job, options: HostfileOptions) -> Machines:
     """The hosts, spares included, and how a command gets there with the folder and environment of
     ranks."""
+    _check_ssh_options(options)
     pool = pool_of(options)
     hosts = [
         Reached(
@@ -120,6 +123,15 @@ def _ssh(options: HostfileOptions) -> list[str]:
     port = ["-p", str(options.ssh_port)] if options.ssh_port else []
     theirs = [word for given in options.ssh_option for word in ("-o", given)]
     return [program, *port, *theirs, *ours]  # of an option that stands twice ssh takes the first
+
+
+def _check_ssh_options(options: HostfileOptions) -> None:
+    """Raises UserError for an option that ssh does not take, which it would say once a host."""
+    if options.ssh_option and shutil.which("ssh"):
+        asked = subprocess.run([*_ssh(options), "-G", "localhost"], capture_output=True, text=True)
+        if asked.returncode:
+            said = asked.stderr.strip().rpartition("\n")[2]
+            raise UserError(f"--ssh-option {' '.join(options.ssh_option)}: ssh says: {said}")
 
 
 def pool_of(options: HostfileOptions) -> Pool:
@@ -198,6 +210,7 @@ def render(job: Job, options: HostfileOptions) -> str:
 
 
 def start(job: Job, options: HostfileOptions) -> int:
+    _check_ssh_options(options)
     by_name = exported_by_name(options.export)
 
     def start_once(hosts: Sequence[Host], attempt: Attempt) -> Ended:

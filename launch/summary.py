@@ -65,7 +65,8 @@ def _reason(ended: Ended) -> str:
     if ended.code == FAULT:  # a traceback
         return lines[-1]
 
-    reason = lines[0].removeprefix(f"rank {ended.rank} on {ended.host}: ").partition("; ")[0]
+    who = f"rank {ended.rank} on {ended.host}"
+    reason = lines[0].removeprefix(f"{who}: ").removeprefix(f"{who} ").partition("; ")[0]
     return ": ".join([reason, *_list(ended)[:1]])
 
 

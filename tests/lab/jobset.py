@@ -120,6 +120,7 @@ class JobSet:
         self.killed.add(name)
         for process in self.pods[name].inner.children():
             process.kill()
+        self.pods[name].wait(LONG)
 
     def evict(self, index: int) -> None:
         """As a drained node does."""

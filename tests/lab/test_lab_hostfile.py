@@ -16,6 +16,7 @@ pytestmark = pytest.mark.full
 
 TIMEOUT = 15
 """run.timeout of the small config, seconds."""
+WARM = pytest.mark.parametrize("hosts", [{"warm": True}], indirect=True)
 
 
 def agent(hosts: Hosts, name: str) -> psutil.Process:
@@ -55,6 +56,7 @@ def console_of(hosts: Hosts) -> str:
     return (hosts.shared / "console").read_text()
 
 
+@WARM
 def test_an_agent_that_is_killed_is_named(hosts: Hosts, small: Small) -> None:
     launcher = launched(hosts, small)
     agent(hosts, "nodeb").kill()
@@ -76,6 +78,7 @@ def test_a_stopped_agent_ends_with_its_ranks(hosts: Hosts, small: Small) -> None
     assert "where        nodeb\n" in console_of(hosts)
 
 
+@WARM
 def test_sigterm_stops_all_with_a_checkpoint(hosts: Hosts, small: Small) -> None:
     launcher = launched(hosts, small)
     launcher.send_signal(signal.SIGTERM)
@@ -85,6 +88,7 @@ def test_sigterm_stops_all_with_a_checkpoint(hosts: Hosts, small: Small) -> None
     assert "with a checkpoint; the same command goes on" in console_of(hosts).splitlines()[-1]
 
 
+@WARM
 def test_sigterm_is_bounded(hosts: Hosts, small: Small) -> None:
     """A rank that is stopped cannot leave."""
     launcher = launched(hosts, small)
@@ -95,6 +99,7 @@ def test_sigterm_is_bounded(hosts: Hosts, small: Small) -> None:
     assert "rank 1 on nodeb" in console_of(hosts)
 
 
+@WARM
 def test_ranks_end_without_a_launcher(hosts: Hosts, small: Small) -> None:
     launched(hosts, small).kill()
     hosts.wait(lambda: not at_work(hosts), "the end of all", 90)

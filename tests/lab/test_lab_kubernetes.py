@@ -17,11 +17,9 @@ from tests.lab.hosts import LONG, Hosts
 from tests.lab.jobset import COMPLETED, COUNTED, FAIL, UNCOUNTED, JobSet
 from tests.lab.small import Small, prepare
 
+pytestmark = pytest.mark.full
 UPDATES = 40
-pytestmark = [
-    pytest.mark.full,
-    pytest.mark.parametrize("hosts", [JobSet.hosts_of("small", 2)], indirect=True),
-]
+PODS = {"hosts": JobSet.hosts_of("small", 2)}
 
 
 @pytest.fixture
@@ -37,6 +35,7 @@ def jobset(hosts: Hosts, small: Small) -> Iterator[JobSet]:
     yield JobSet(yaml.safe_load(made.stdout), hosts)
 
 
+@pytest.mark.parametrize("hosts", [{**PODS, "warm": True}], indirect=True)
 def test_pods_wait_train_are_evicted_are_killed_and_go_on(
     hosts: Hosts, small: Small, jobset: JobSet, once: Once, tmp_path: Path
 ) -> None:
@@ -69,6 +68,7 @@ def test_pods_wait_train_are_evicted_are_killed_and_go_on(
     assert small.outcome() == alone.outcome()
 
 
+@pytest.mark.parametrize("hosts", [PODS], indirect=True)
 def test_a_mistake_in_one_pod_ends_all(hosts: Hosts, small: Small, jobset: JobSet) -> None:
     """The other pod's ranks only lose their peer: by the word that it left theirs ends alike."""
     (file,) = small.folder.glob("runs/small/data/train-*.tokens.npy")

@@ -54,6 +54,7 @@ def status(hosts: Hosts) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("hosts", [{"warm": True}], indirect=True)
 def test_a_cut_hosts_old_rank_writes_nothing(hosts: Hosts, small: "Small") -> None:
     long = f"{ALONE} schedule.updates=100000 run.checkpoint_every=2"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}

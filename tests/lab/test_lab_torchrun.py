@@ -12,6 +12,7 @@ from tests.lab.small import Small
 
 pytestmark = pytest.mark.full
 MEET = "--ranks-per-node 1 --master nodea"
+WARM = pytest.mark.parametrize("hosts", [{"warm": True}], indirect=True)
 
 
 def start(hosts: Hosts, small: Small, name: str, words: str) -> Process:
@@ -42,6 +43,7 @@ def test_a_signal_on_one_host_stops_all_with_one_checkpoint(hosts, small):
     assert small.checkpoints() == [update]
 
 
+@WARM
 def test_a_rank_that_is_killed_is_started_again_and_the_run_is_the_same(hosts, small):
     straight = Small.of(small.folder, hosts.shared / "straight")
     words = "--nodes 2 schedule.updates=40"
@@ -55,6 +57,7 @@ def test_a_rank_that_is_killed_is_started_again_and_the_run_is_the_same(hosts, s
     assert small.outcome() == straight.outcome()
 
 
+@WARM
 def test_a_mistake_ends_all_at_once(hosts, small):
     """They meet at an address that is not that of the first host's name."""
     words = f"--nodes 2 --master {hosts.address('nodea', 'management')}"
@@ -67,6 +70,7 @@ def test_a_mistake_ends_all_at_once(hosts, small):
     assert small.updates() == 0
 
 
+@WARM
 def test_hosts_come_and_go(hosts, small):
     """One host begins, a second one joins, and loses power; the first one goes on."""
 
@@ -97,6 +101,7 @@ def ranks(small: Small) -> list[int]:
     return [json.loads(session)["ranks"] for session in sessions]
 
 
+@WARM
 def test_a_users_own_torchrun_claims_no_success(hosts, small):
     command = (
         "torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint nodea:29500"

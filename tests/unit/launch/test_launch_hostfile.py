@@ -4,6 +4,7 @@ would."""
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,6 +147,14 @@ def test_the_users_options_of_ssh_come_first_because_ssh_takes_the_first(tmp_pat
     assert text.startswith(
         "ssh -p 2222 -o ConnectTimeout=5 -o User=me -T -o BatchMode=yes -o ConnectTimeout=20"
     )
+
+
+@pytest.mark.skipif(not shutil.which("ssh"), reason="ssh is not installed")
+def test_an_option_that_ssh_does_not_take_is_a_mistake_and_no_host_that_is_down(tmp_path):
+    given = options(tmp_path, "a slots=1\n", ssh_option=("ConnectTimeout=5", "Bandwith=9"))
+    for use in (hostfile.start, hostfile.reached):
+        with pytest.raises(UserError, match=r"Bandwith=9: ssh says: .*option: bandwith"):
+            use(job(tmp_path, ["true"]), given)
 
 
 @pytest.mark.parametrize(

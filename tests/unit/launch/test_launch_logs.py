@@ -173,11 +173,13 @@ def test_attempts_leave_no_files_open(tmp_path):
     """As of hundreds of ranks in a launcher that starts them again and again."""
     folder = tmp_path / "train" / "logs"
     folder.parent.mkdir()
+    before = set(threading.enumerate())
     output = Output(1, folder)
     output.add("gpu01", 0, b"update 1\n")
-    writers = [one for one in threading.enumerate() if one.name == "output"]
+    writers = set(threading.enumerate()) - before
     output.close()
     for thread in writers:
         thread.join(20)
+    assert writers and not any(thread.is_alive() for thread in writers)
     opened = {link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
     assert (folder / "gpu01-0.log").is_file() and folder / "gpu01-0.log" not in opened

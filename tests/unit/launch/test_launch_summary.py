@@ -45,6 +45,11 @@ def test_where_why_how_far_and_what_to_type(tmp_path, monkeypatch):
             "robustly x",
         ),
         (
+            Ended(75, Kind.ERROR, "a", 0, "rank 0 on a left no word: killed; the run ends"),
+            "left no word: killed",
+            "robustly x",
+        ),
+        (
             Ended(2, Kind.ERROR, "a", 0, "update 7: loss is nan; see dump", update=7),
             "update 7: loss is nan",
             "mend it; then: robustly x",
