@@ -14,8 +14,10 @@ from typing import Any
 
 import robustly.pretrain.engine  # noqa: F401 - imported once, before the ranks are forked
 
-# DeepSpeed would import it, and by it torch's compiler, when it makes the engine: a second a rank
+# DeepSpeed would import the first, and by it torch's compiler, when it makes the engine: a second a
+# rank; the log would import the second
 importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+importlib.import_module("torch.utils.tensorboard")
 
 
 def run_distributed(

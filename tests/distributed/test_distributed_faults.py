@@ -45,7 +45,8 @@ def body(pretraining: MakePretraining) -> Callable[..., Body]:
         def be(rank: int, ranks: int) -> None:
             meet(rank)
             path, *overrides = config._arguments  # type: ignore[attr-defined]
-            be_rank(path, overrides, False)
+            # kept code is another program's: each resume would start one, and its imports
+            be_rank(path, overrides, False, live_code=True)
 
         return be
 
