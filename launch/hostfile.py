@@ -203,7 +203,8 @@ def render(job: Job, options: HostfileOptions) -> str:
     """The ssh commands, one a line; each gets the variables that were exported by name as the first
     line of its standard input, and stops its ranks when that ends."""
     once = commands(job, options, pool_of(options).used, Attempt(1, "1"))
-    exported_by_name(options.export)  # as it would be refused at the start
+    _check_ssh_options(options)  # as they would be refused at the start
+    exported_by_name(options.export)
     note = f"# standard input begins with the values of {', '.join(options.export)}\n"
     lines = "".join(shlex.join(command) + "\n" for *_, command in once)
     return note + lines if options.export else lines

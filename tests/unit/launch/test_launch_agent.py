@@ -208,8 +208,9 @@ from robustly import heartbeat
 heartbeat.begin("rank")
 signal.alarm(60)
 folder = pathlib.Path({str(tmp_path)!r})
-(folder / "tmp").write_text(str(os.getpid()))
-(folder / "tmp").rename(folder / (os.environ["RANK"] + ".pid"))
+mine = folder / os.environ["RANK"]
+mine.write_text(str(os.getpid()))
+mine.rename(mine.with_suffix(".pid"))
 time.sleep(100)
 """
     launcher = agent([sys.executable, "-c", program], 2, silence=4.0)

@@ -152,7 +152,7 @@ def test_the_users_options_of_ssh_come_first_because_ssh_takes_the_first(tmp_pat
 @pytest.mark.skipif(not shutil.which("ssh"), reason="ssh is not installed")
 def test_an_option_that_ssh_does_not_take_is_a_mistake_and_no_host_that_is_down(tmp_path):
     given = options(tmp_path, "a slots=1\n", ssh_option=("ConnectTimeout=5", "Bandwith=9"))
-    for use in (hostfile.start, hostfile.reached):
+    for use in (hostfile.render, hostfile.reached, hostfile.start):
         with pytest.raises(UserError, match=r"Bandwith=9: ssh says: .*option: bandwith"):
             use(job(tmp_path, ["true"]), given)
 
