@@ -120,6 +120,7 @@ class JobSet:
         self.killed.add(name)
         for process in self.pods[name].inner.children():
             process.kill()
+        # the other pods' ranks end by themselves, and the cluster is to see this end, too
         self.pods[name].wait(LONG)
 
     def evict(self, index: int) -> None:

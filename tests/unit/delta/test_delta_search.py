@@ -167,8 +167,9 @@ def test_two_processes_share_a_search(
     config = make_config(*QUICK, SPACE, "search.trials=4", "delta.processes=2")
     assert search(config).counts["trials"] == 4
     assert known[:2] == [[], ["begun"]]
+    assert [len(states) for states in known] == [0, 1, 2, 3]
     # none where both had ended before the next was drawn, as on a busy machine
-    assert [states.count("begun") <= 1 for states in known[2:]] == [True, True]
+    assert all(states.count("begun") <= 1 for states in known)
     assert {trial["state"] for trial in trials_of(tmp_path / "searches" / "letters")} == {
         "complete"
     }
